@@ -1,0 +1,126 @@
+"""A shared embedding space over text, images, speech and video.
+
+    python experiments/contrastive.py
+    python experiments/contrastive.py --modalities text image audio video
+    python experiments/contrastive.py --data folder:PATH --modalities text image
+    python experiments/contrastive.py --data tfds:fashion_mnist --data-dir PATH --modalities text image
+
+The first ends within three minutes on two cores; docs/results.md says what each of them reaches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tyro
+
+from xmodal_jax.core import runtime
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare
+from xmodal_jax.data.text import Tokenize
+from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+from xmodal_jax.train import alignment_report as panels
+from xmodal_jax.train import evaluate, figures
+from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.report import Report
+from xmodal_jax.train.run import Run, summary_line
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """A shared embedding space by contrastive learning."""
+
+    steps: int = 700
+    """Optimizer steps."""
+    eval_every: int = 100
+    """Steps between evaluations on validation data; 0: only at the end."""
+    gallery: int = 500
+    """Test examples among which retrieval searches, each of another meaning."""
+    prompts: tuple[str, ...] = ()
+    """Templates for zero-shot classification, such as "a photo of a {}"; their embeddings are averaged."""
+    model: ContrastiveConfig = ContrastiveConfig()
+    """Towers and objective."""
+    optimizer: Optimizer = Optimizer()
+    """Optimizer and schedule."""
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    watch = runtime.Stopwatch()
+    if config.smoke:
+        config = shrink(config)
+    run = Run.create(config.run_dir, config, resume=config.resume)
+
+    # Data: training, held-out validation and test splits; the tokenizer is trained on the captions.
+    problems = Problems(config.input.on_bad_example)
+    with watch("data"):
+        splits = open_splits(config.data, config.input, problems)
+        captions = captions_of(splits.train)
+        tokenizer = make_tokenizer(config.tokenizer, captions)
+        tokenizer.save(run.path / "tokenizer")
+        tokenize = Tokenize(tokenizer, tokenizer.fit_length(captions), problems=problems)
+        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
+    modalities = tuple(splits.train.modalities)
+    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+
+    # The method, and what is measured while it trains.
+    method = make_contrastive(config.model, modalities, vocab_size=tokenizer.vocab_size)
+    embed = evaluate.Embedder(method, tokenize, batch_size=min(250, config.gallery))
+    validation = evaluate.Gallery(splits.validation, config.gallery)
+
+    def validate(params):
+        scores = evaluate.retrieval_scores(embed(params, validation), ids=validation.ids, prefix="validation/")
+        return {**scores, "validation/recall@1": np.mean([v for k, v in scores.items() if k.endswith("recall@1")])}
+
+    fitted = fit(
+        method,
+        loader,
+        config,
+        config.optimizer,
+        run,
+        watch,
+        evaluate=validate,
+        monitor="validation/recall@1",
+        meta={"modalities": modalities, "vocab_size": tokenizer.vocab_size, "max_length": tokenize.max_length},
+    )
+
+    # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.
+    with watch("evaluation"):
+        galleries = {name: evaluate.Gallery(split, config.gallery) for name, split in splits.tests.items()}
+        found = {name: embed(fitted.params, gallery) for name, gallery in galleries.items()}
+        metrics = {}
+        for name, gallery in galleries.items():
+            prefix = "" if name == "test" else f"{name}/"
+            metrics |= evaluate.retrieval_scores(found[name], ids=gallery.ids, prefix=prefix)
+        scores, confusion = evaluate.classification_scores(
+            embed, fitted.params, splits.train, splits.tests["test"], templates=config.prompts
+        )
+        metrics |= scores
+        metrics |= panels.gap_scores(found["test"])
+
+    with watch("report"):
+        report = Report("A shared embedding space", f"{', '.join(modalities)} · {config.data} · {fitted.steps} steps")
+        chance = 1 / len(galleries["test"])
+        headline = [k for k in metrics if k.endswith(("recall@1", "zero_shot_accuracy"))]
+        report.add_metrics(
+            metrics, headline=headline[:8], chance={k: chance for k in headline if "recall" in k}
+        )
+        panels.add_space(report, run.read_metrics(), galleries["test"], found["test"])
+        if confusion is not None:
+            report.add_figure("Zero-shot", figures.confusion_matrix(confusion, splits.train.class_names))
+        panels.add_problems(report, problems, run.path)
+        report.add_config(run.read_config())
+        report.add_timing(watch.report())
+        report.write(run.path / "report.html")
+    run.write_result(metrics, timing=watch.report(), seeds=[config.seed], steps=fitted.steps)
+    run.close()
+    print(problems.summary() or "no bad examples")
+    print(f"{run.path / 'report.html'}\n{summary_line(metrics, headline[:4])}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

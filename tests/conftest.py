@@ -1,0 +1,24 @@
+"""A strict harness: eight fake devices, checked shapes, no silent broadcasting; see also pyproject.toml."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+hook = install_import_hook("xmodal_jax", "beartype.beartype")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

@@ -1,0 +1,138 @@
+"""Decoding of real small files, against what was written into them."""
+
+import gc
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from xmodal_jax.data import media
+
+
+def gradient(height, width):
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y * 5 % 256, x * 7 % 256, (x + y) * 3 % 256], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
+def test_lossless_image_round_trip(tmp_path, suffix):
+    image = gradient(17, 17)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(image).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(media.decode_image(path, 17), image)
+    np.testing.assert_array_equal(media.decode_image(path.read_bytes(), 17), image)
+    assert media.image_side(path) == 17
+
+
+def test_centre_crop_takes_the_middle_columns(tmp_path):
+    image = gradient(11, 31)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(media.decode_image(tmp_path / "a.png", 11), image[:, 10:21])
+
+
+def test_downscaling_is_antialiased(tmp_path):
+    checker = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(checker).save(tmp_path / "a.png")
+    small = media.decode_image(tmp_path / "a.png", 8)
+    assert small.shape == (8, 8, 3)
+    assert np.abs(small.astype(int) - 127).max() < 12  # without antialiasing every value would be 0 or 255
+
+
+def test_modes_become_rgb_or_gray(tmp_path):
+    transparent = np.zeros((5, 5, 4), np.uint8)
+    transparent[2, 2] = (10, 20, 30, 255)
+    Image.fromarray(transparent).save(tmp_path / "rgba.png")
+    out = media.decode_image(tmp_path / "rgba.png", 5)
+    assert tuple(out[0, 0]) == (255, 255, 255) and tuple(out[2, 2]) == (10, 20, 30)
+    deep = (np.arange(25, dtype=np.uint16) * 2500).reshape(5, 5)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(media.decode_image(tmp_path / "deep.png", 5, 1)[..., 0], deep >> 8)
+
+
+def test_truncated_image_raises(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 31, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises((OSError, SyntaxError)):
+        media.decode_image(path, 31)
+
+
+def test_jpeg_draft_is_close_to_the_full_decoding(tmp_path):
+    y, x = np.mgrid[:512, :512]
+    smooth = np.stack([127 + 100 * np.sin(x / 90), 127 + 100 * np.cos(y / 70), (x + y) / 4], -1).astype(
+        np.uint8
+    )
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as image:
+        full = media.fit_image(image, 32)
+    assert np.abs(media.decode_image(tmp_path / "a.jpg", 32).astype(int) - full).max() <= 4
+
+
+def test_gif_frames_are_evenly_spaced(tmp_path):
+    frames = [Image.fromarray(np.full((7, 7, 3), 20 * i, np.uint8)) for i in range(11)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+    video = media.decode_video(tmp_path / "a.gif", 3, 7)
+    assert video.shape == (3, 7, 7, 3)
+    np.testing.assert_allclose(video[:, 3, 3, 0], [0, 100, 200], atol=2)
+    assert media.decode_video(tmp_path / "a.gif", 23, 7).shape[0] == 23
+
+
+# imageio-ffmpeg leaves the pipes of an ffmpeg that ended by itself to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning", "ignore:subprocess .* running:ResourceWarning"
+)
+def test_mp4_frames(tmp_path):
+    imageio = pytest.importorskip("imageio_ffmpeg")
+    writer = imageio.write_frames(str(tmp_path / "a.mp4"), (32, 32), fps=10, macro_block_size=16)
+    writer.send(None)
+    for i in range(10):
+        writer.send(np.full((32, 32, 3), 25 * i, np.uint8))
+    writer.close()
+    video = media.decode_video(tmp_path / "a.mp4", 4, 16)
+    np.testing.assert_allclose(video[:, 8, 8, 1], [0, 75, 150, 225], atol=6)
+    (tmp_path / "bad.mp4").write_bytes(b"not a film")
+    with pytest.raises((ValueError, OSError)):
+        media.decode_video(tmp_path / "bad.mp4", 4, 16)
+    gc.collect()  # while the warnings are still ignored
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_pcm_round_trip(tmp_path, suffix):
+    samples = np.random.default_rng(0).integers(-32768, 32768, 1013).astype(np.int16)
+    soundfile.write(tmp_path / f"a.{suffix}", samples, 16000, subtype="PCM_16")
+    decoded, cut = media.decode_audio(tmp_path / f"a.{suffix}", 16000)
+    np.testing.assert_array_equal(decoded, samples)
+    assert not cut
+
+
+def test_resampling_keeps_a_tone(tmp_path):
+    t = np.arange(8000) / 8000
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * t), 8000)
+    decoded, _ = media.decode_audio(tmp_path / "a.wav", 16000)
+    assert decoded.shape == (16000,)
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert np.abs(decoded / 32768 - expected)[500:-500].max() < 1e-3
+
+
+def test_stereo_ogg_is_averaged(tmp_path):
+    t = np.arange(16000) / 16000
+    tone = 0.4 * np.sin(2 * np.pi * 220 * t)
+    soundfile.write(tmp_path / "a.ogg", np.stack([tone, np.zeros_like(tone)], 1), 16000)
+    decoded, _ = media.decode_audio(tmp_path / "a.ogg", 16000)
+    assert np.abs(decoded / 32768 - tone / 2).max() < 0.05
+
+
+def test_cut_and_empty(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(16000, 0.25), 16000)
+    decoded, cut = media.decode_audio(tmp_path / "a.wav", 16000, 0.5)
+    assert decoded.shape == (8000,) and cut
+    assert not media.decode_audio(tmp_path / "a.wav", 16000, 1.0)[1]
+    resampled, cut = media.decode_audio(tmp_path / "a.wav", 8000, 0.5)
+    assert resampled.shape == (4000,) and cut
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    with pytest.raises(ValueError, match="no samples"):
+        media.decode_audio(tmp_path / "empty.wav", 16000)
+    (tmp_path / "bad.wav").write_bytes(b"RIFFxxxx")
+    with pytest.raises(ValueError, match="cannot be decoded as audio"):
+        media.decode_audio(tmp_path / "bad.wav", 16000)

@@ -1,0 +1,119 @@
+"""Tokenizers: round trips, limits and determinism."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.text import (
+    Tokenize,
+    clean_text,
+    load_hf_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+CAPTIONS = [f"a {size} {colour} {shape}." for size in ("big", "small") for colour in ("red", "green", "blue")
+            for shape in ("circle", "square", "triangle")]  # fmt: skip
+KINDS = [("bpe", 300), ("wordpiece", 80), ("word", 50)]
+
+
+@pytest.mark.parametrize("kind,size", KINDS)
+def test_round_trip_and_special_tokens(kind, size, tmp_path):
+    tokenizer = train_tokenizer(CAPTIONS, kind, size)
+    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id) == (0, 1, 2, 3)
+    length = tokenizer.fit_length(CAPTIONS)
+    ids, mask = tokenizer.encode_batch(CAPTIONS, length)
+    assert (
+        ids.dtype == np.int32
+        and ids.shape == mask.shape == (18, length)
+        and ids.max() < tokenizer.vocab_size <= size
+    )
+    assert tokenizer.decode_batch(ids) == CAPTIONS and tokenizer.truncated == 0
+    assert (ids[:, 0] == 1).all() and (ids[np.arange(18), mask.sum(1) - 1] == 2).all()
+    np.testing.assert_array_equal(mask, np.arange(length) < tokenizer.lengths(CAPTIONS)[:, None])
+    assert not ids[~mask].any()
+    tokenizer.save(tmp_path / "t")
+    np.testing.assert_array_equal(load_tokenizer(tmp_path / "t").encode_batch(CAPTIONS, length)[0], ids)
+
+
+@pytest.mark.parametrize("kind,size", KINDS)
+def test_training_does_not_depend_on_order_or_process(kind, size, tmp_path):
+    train_tokenizer(CAPTIONS[::-1], kind, size).save(tmp_path / "here")
+    program = (
+        "import sys, json; from xmodal_jax.data.text import train_tokenizer\n"
+        "train_tokenizer(json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])).save(sys.argv[4])"
+    )
+    arguments = [json.dumps(CAPTIONS), kind, str(size), str(tmp_path / "there")]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
+    here, there = ((tmp_path / d / "tokenizer.json").read_text() for d in ("here", "there"))
+    assert json.loads(here) == json.loads(there)
+
+
+def test_truncation_is_counted_and_keeps_the_end():
+    tokenizer, problems = train_tokenizer(CAPTIONS, "word", 50), Problems()
+    ids, mask = tokenizer.encode_batch(["a red circle.", "a big red circle."], 6, problems=problems)
+    assert tokenizer.truncated == 1 and list(problems.notes.values()) == [1]
+    assert ids[1, -1] == 2 and tokenizer.decode(ids[1]) == "a big red circle"
+    assert mask.all(1).tolist() == [True, True]
+
+
+def test_fit_length_covers_the_fraction():
+    tokenizer = train_tokenizer(CAPTIONS, "word", 50)
+    captions = ["a"] * 9 + ["a big red circle"]
+    assert tokenizer.fit_length(captions) == 6 and tokenizer.fit_length(captions, cover=0.9) == 3
+
+
+def test_missing_and_unknown_text():
+    tokenizer = train_tokenizer(CAPTIONS, "word", 50)
+    ids, mask = tokenizer.encode_batch(["", "zebra"], 4)
+    assert not mask[0].any() and not ids[0].any() and ids[1, 1] == tokenizer.unk_id
+
+
+BPE = train_tokenizer(CAPTIONS, "bpe", 300)
+
+
+@given(
+    st.text(min_size=1, max_size=30).filter(
+        lambda s: not any(t in s for t in ("[pad]", "[bos]", "[eos]", "[unk]"))
+    )
+)
+def test_byte_level_bpe_round_trips_any_text(text):
+    ids, _ = BPE.encode_batch([text], 200)
+    assert BPE.decode(ids[0]) == text
+
+
+def test_clean_text_and_transform():
+    assert clean_text("  A  Red, circle ", stop_words=("a",)) == "red, circle"
+    assert clean_text("The End", lower=False) == "The End"
+    tokenizer = train_tokenizer(CAPTIONS, "word", 50)
+    batch = Tokenize(tokenizer, 5, clean=clean_text)({"caption": np.array(["A RED circle"], object)})
+    assert tokenizer.decode(batch["text"][0]) == "a red circle" and batch["text_mask"].all()
+    assert Tokenize(tokenizer, 5)({"label": np.zeros(1)}).keys() == {"label"}
+
+
+def test_hugging_face_tokenizer_from_a_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    backend = train_tokenizer(CAPTIONS, "word", 50)._backend
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[pad]", bos_token="[bos]", eos_token="[eos]", unk_token="[unk]"
+    ).save_pretrained(tmp_path / "hf")
+    loaded = load_hf_tokenizer(tmp_path / "hf")
+    ids, _ = loaded.encode_batch(CAPTIONS, 8)
+    assert loaded.decode_batch(ids) == CAPTIONS and loaded.eos_id == 2
+    with pytest.raises(FileNotFoundError):
+        load_hf_tokenizer(tmp_path / "nothing")
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(ValueError, match=">= 260"):
+        train_tokenizer(CAPTIONS, "bpe", 100)
+    with pytest.raises(ValueError, match="at least one caption"):
+        train_tokenizer([])
+    with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,215 @@
+from functools import partial
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+
+from tests.losses.devices import COUNTS, MODES, assert_same, values_and_gradients
+from tests.oracles import contrastive as oracle
+from xmodal_jax.core.collectives import batch_mean
+from xmodal_jax.losses import info_nce, sigmoid_loss, triplet_loss
+
+DUPLICATES = ("ignore", "exclude", "positive")
+FORMS = ("global", "tiled", "ring")
+
+
+def make(size, dim=5, seed=0):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, size, dim)).astype(np.float32)
+    b = 0.5 * a + b  # pairs are alike, though not so much that a loss saturates
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    present = rng.random(size) < 0.8
+    present[0] = True
+    match = rng.integers(-1, 5, size).astype(np.int32)
+    return {
+        k: jnp.asarray(v) for k, v in {"a": unit(a), "b": unit(b), "present": present, "match": match}.items()
+    }
+
+
+SHARED = {"temperature": jnp.float32(0.3), "bias": jnp.float32(-1.7)}
+
+
+def mean_of(fn, duplicates, **options):
+    def loss(split, shared, axis_name):
+        if fn is info_nce:
+            shared = {"temperature": shared["temperature"]}
+        elif fn is triplet_loss:
+            shared = {"margin": shared["temperature"]}
+        terms = fn(
+            split["a"],
+            split["b"],
+            present=split["present"],
+            match=split["match"],
+            duplicates=duplicates,
+            axis_name=axis_name,
+            **shared,
+            **options,
+        )
+        return batch_mean(terms, split["present"].astype(jnp.float32), axis_name=axis_name)
+
+    return loss
+
+
+@pytest.mark.parametrize("duplicates", DUPLICATES)
+def test_values_are_the_definitions(duplicates):
+    x = make(13)
+    arrays = [np.asarray(x[k]) for k in ("a", "b")]
+    where = {"present": np.asarray(x["present"]), "ids": np.asarray(x["match"]), "duplicates": duplicates}
+    present = {"present": x["present"], "match": x["match"]}
+    got = jax.jit(partial(info_nce, duplicates=duplicates))(x["a"], x["b"], temperature=0.3, **present)
+    np.testing.assert_allclose(got, oracle.info_nce(*arrays, 0.3, **where), rtol=1e-5, atol=1e-6)
+    got = sigmoid_loss(x["a"], x["b"], temperature=0.3, bias=-1.7, duplicates=duplicates, **present)
+    np.testing.assert_allclose(got, oracle.sigmoid_loss(*arrays, 0.3, -1.7, **where), rtol=1e-5, atol=1e-6)
+    if duplicates != "positive":
+        for hardest in (True, False):
+            got = triplet_loss(x["a"], x["b"], hardest=hardest, duplicates=duplicates, **present)
+            want = oracle.triplet_loss(*arrays, 0.2, hardest, **where)
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_duplicates_without_match_are_unknown():
+    x = make(7)
+    plain = info_nce(x["a"], x["b"], temperature=0.3)
+    unknown = jnp.full(7, -1)
+    for duplicates in ("exclude", "positive"):
+        for match in (None, unknown):
+            got = info_nce(x["a"], x["b"], temperature=0.3, match=match, duplicates=duplicates)
+            np.testing.assert_allclose(got, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("duplicates", DUPLICATES)
+def test_forms_agree_in_value_and_every_gradient(duplicates):
+    """13 columns in tiles of 5: the last tile is padded."""
+    forms = {
+        f"{fn.__name__} {form}": mean_of(fn, duplicates, form=form, tile=5)
+        for fn in (info_nce, sigmoid_loss)
+        for form in FORMS
+    }
+    out = values_and_gradients(forms, make(13), SHARED)
+    for name, got in out.items():
+        want = out[name.split()[0] + " global"]
+        assert float(jnp.abs(want[1][1]["temperature"])) > 1e-3
+        assert_same({name: got}, {name: want})
+
+
+LOSSES = {
+    "info_nce global": mean_of(info_nce, "positive", form="global"),
+    "info_nce tiled": mean_of(info_nce, "exclude", form="tiled", tile=2),
+    "info_nce ring": mean_of(info_nce, "positive", form="ring", tile=2),
+    "sigmoid global": mean_of(sigmoid_loss, "exclude", form="global"),
+    "sigmoid tiled": mean_of(sigmoid_loss, "positive", form="tiled", tile=2),
+    "sigmoid ring": mean_of(sigmoid_loss, "positive", form="ring", tile=2),
+    "triplet": mean_of(triplet_loss, "exclude"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return values_and_gradients(LOSSES, make(24), SHARED)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("devices", COUNTS)
+def test_devices_do_not_change_the_result(devices, mode, one_device):
+    assert_same(values_and_gradients(LOSSES, make(24), SHARED, devices, mode), one_device)
+
+
+def test_ring_gathers_no_embeddings():
+    """The compiled ring holds no array of the global batch of embeddings, and the global form does."""
+    x = make(24, dim=11)
+    parts = [x[k].reshape(4, 6, 11) for k in ("a", "b")]
+
+    def program(form):
+        def loss(a, b):
+            return batch_mean(
+                info_nce(a, b, temperature=0.3, axis_name="data", form=form, tile=3), axis_name="data"
+            )
+
+        return jax.pmap(jax.grad(loss), "data", devices=jax.devices()[:4]).lower(*parts).compile().as_text()
+
+    assert "all-gather" in program("global")
+    ring = program("ring")
+    assert "collective-permute" in ring and "all-gather" not in ring and "24,11" not in ring
+
+
+def test_tiled_serves_a_batch_that_the_compiler_splits():
+    """Under jit over a mesh, with no axis name."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    x = make(24)
+    loss = {"loss": mean_of(info_nce, "positive", form="tiled", tile=8)}
+    split = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    assert_same(values_and_gradients(loss, split, SHARED), values_and_gradients(loss, x, SHARED))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_absent_examples_have_no_part(form):
+    """Masked equals sliced, and an absent example's gradient is exactly zero, were it infinite."""
+    x = make(11)
+    keep = np.flatnonzero(x["present"])
+    absent = np.flatnonzero(~np.asarray(x["present"]))
+    a = x["a"].at[absent[0]].set(jnp.inf)
+
+    @jax.jit
+    def losses(a, b, present):
+        kwargs = {"temperature": 0.3, "present": present, "form": form, "tile": 4, "normalize": True}
+        return info_nce(a, b, **kwargs), sigmoid_loss(a, b, bias=-1.0, **kwargs)
+
+    masked, sliced = losses(a, x["b"], x["present"]), losses(a[keep], x["b"][keep], jnp.ones(len(keep), bool))
+    for m, s in zip(masked, sliced, strict=True):
+        np.testing.assert_allclose(m[keep], s, rtol=1e-5)
+        np.testing.assert_array_equal(m[absent], 0.0)
+    total = lambda a, b: sum(t.sum() for t in losses(a, b, x["present"]))
+    grads = jax.jit(jax.grad(total, (0, 1)))(a, x["b"])
+    for g in grads:
+        np.testing.assert_array_equal(g[absent], 0.0)
+        assert np.isfinite(g).all() and np.abs(g[keep]).min() > 0
+
+
+def test_a_batch_without_examples_is_zero():
+    x = make(5)
+    for form in FORMS:
+        loss = partial(info_nce, temperature=0.3, present=jnp.zeros(5, bool), form=form)
+        value, grad = jax.jit(jax.value_and_grad(lambda a, loss=loss: loss(a, x["b"]).sum()))(x["a"])
+        assert value == 0 and not grad.any()
+    assert not triplet_loss(x["a"], x["b"], present=jnp.zeros(5, bool)).any()
+
+
+@given(st.integers(1, 9), st.floats(0.05, 2.0))
+def test_constant_logits_give_the_logarithm_of_the_batch_size(size, temperature):
+    same = jnp.ones((9, 3)) / jnp.sqrt(3.0)
+    got = info_nce(same, same, temperature=temperature, present=jnp.arange(9) < size, form="global")
+    np.testing.assert_allclose(got[:size], np.log(size), rtol=1e-5, atol=1e-6)
+
+
+@given(st.permutations(range(7)), st.integers(0, 2**16))
+def test_order_of_the_batch_does_not_matter(order, seed):
+    x = make(7, seed=seed)
+    order = jnp.array(order)
+    term = lambda x: info_nce(
+        x["a"], x["b"], temperature=0.2, match=x["match"], duplicates="positive", form="global"
+    )
+    np.testing.assert_allclose(term({k: v[order] for k, v in x.items()}), term(x)[order], rtol=1e-5)
+
+
+def test_low_precision_embeddings_keep_their_type():
+    x = make(13)
+    a, b = x["a"].astype(jnp.bfloat16), x["b"].astype(jnp.bfloat16)
+    term = lambda form: lambda a: info_nce(a, b, temperature=0.3, form=form, tile=4).mean()
+    out = jax.jit(lambda a: {form: jax.value_and_grad(term(form))(a) for form in ("tiled", "global")})(a)
+    for value, grad in out.values():
+        assert value.dtype == jnp.float32 and grad.dtype == jnp.bfloat16
+        want = oracle.info_nce(np.float32(a), np.float32(b), 0.3).mean()
+        np.testing.assert_allclose(value, want, rtol=2e-2)
+    np.testing.assert_allclose(np.float32(out["tiled"][1]), np.float32(out["global"][1]), atol=2e-3)
+
+
+def test_the_example_in_the_docstring_runs():
+    import doctest
+
+    from xmodal_jax.losses import contrastive
+
+    test = doctest.DocTestFinder().find(contrastive.info_nce, globs={})[0]
+    assert test.examples and doctest.DocTestRunner().run(test).failed == 0

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.oracles import retrieval as oracle
+from xmodal_jax.metrics.retrieval import ranks, retrieval
+
+
+def make(queries=13, gallery=17, dim=3, seed=0):
+    rng = np.random.default_rng(seed)
+    q, g = rng.normal(size=(queries, dim)), rng.normal(size=(gallery, dim))
+    return np.float32(q), np.float32(g), rng
+
+
+@pytest.mark.parametrize("chunk", [None, 5, 100])
+def test_ranks_are_those_of_sorting(chunk):
+    q, g, rng = make()
+    targets = rng.integers(0, 17, 13)
+    want = oracle.ranks(q, g, np.eye(17, dtype=bool)[targets])
+    assert len(set(want)) > 5
+    np.testing.assert_array_equal(ranks(q, g, targets=targets, chunk=chunk), want)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_several_correct_items_by_matrix_and_by_ids(chunk):
+    q, g, rng = make()
+    query_ids, gallery_ids = rng.integers(0, 4, 13), np.arange(17) % 4
+    correct = query_ids[:, None] == gallery_ids[None, :]
+    want = oracle.ranks(q, g, correct)
+    np.testing.assert_array_equal(ranks(q, g, targets=correct, chunk=chunk), want)
+    np.testing.assert_array_equal(
+        ranks(q, g, query_ids=query_ids, gallery_ids=gallery_ids, chunk=chunk), want
+    )
+
+
+def test_summary():
+    """Ranks 1, 2, 6, 12 by construction: query i's target is beaten by known numbers of items."""
+    gallery = np.stack([np.cos(a := np.linspace(0, 1.5, 12)), np.sin(a)], 1)
+    queries = np.repeat(gallery[:1], 4, 0)
+    got = retrieval(queries, gallery, targets=np.array([0, 1, 5, 11]))
+    want = {"recall@1": 0.25, "recall@5": 0.5, "recall@10": 0.75, "median_rank": 4.0, "mean_rank": 21 / 4}
+    assert got == pytest.approx(want | {"mrr": (1 + 1 / 2 + 1 / 6 + 1 / 12) / 4})
+
+
+def test_collapsed_or_broken_embeddings_score_worst():
+    q, _, _ = make()
+    for bad in (np.ones_like(q), np.zeros_like(q), q * np.nan):
+        np.testing.assert_array_equal(ranks(bad, bad), 13)
+    np.testing.assert_array_equal(ranks(q, q), 1)
+
+
+def test_correct_items_do_not_compete():
+    q, _, _ = make()
+    np.testing.assert_array_equal(ranks(q[:1], np.concatenate([q[:1]] * 5), targets=np.ones((1, 5), bool)), 1)
+
+
+def test_length_matters_only_without_normalisation():
+    q, g, _ = make(13, 13)
+    longer = g * np.arange(1, 14, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(ranks(q, longer), ranks(q, g))
+    assert (ranks(q, longer, normalize=False) != ranks(q, g)).any()
+
+
+@given(st.permutations(range(11)), st.integers(0, 2**16))
+def test_order_of_the_gallery_does_not_matter(order, seed):
+    q, g, _ = make(11, 11, seed=seed)
+    order = np.array(order)
+    np.testing.assert_array_equal(ranks(q, g[order], targets=np.argsort(order)), ranks(q, g))
+
+
+def test_what_does_not_fit_is_told():
+    q, g, _ = make()
+    with pytest.raises(ValueError, match="13 queries and 17 items do not pair up"):
+        ranks(q, g)
+    with pytest.raises(ValueError, match="index the 17 items"):
+        ranks(q, g, targets=np.full(13, 17))
+    with pytest.raises(ValueError, match=r"int \[13\] or bool \[13, 17\]"):
+        ranks(q, g, targets=np.zeros(13))
+    with pytest.raises(ValueError, match="go together"):
+        ranks(q, g, query_ids=np.zeros(13))
+    with pytest.raises(ValueError, match="query 7 has no correct item"):
+        ranks(q, g, query_ids=np.arange(13) // 7, gallery_ids=np.zeros(17), chunk=5)
+    with pytest.raises(ValueError, match="nothing to rank"):
+        ranks(q[:0], g)

@@ -1,0 +1,76 @@
+"""Checks that every method must pass, whatever it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xmodal_jax.core import trees
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.parallel import make_engine
+from xmodal_jax.train.step import make_init, make_step
+
+LAYOUTS = [("pmap", n, 1) for n in (1, 2, 4, 8)] + [
+    ("sharded", 1, 1),
+    ("sharded", 2, 1),
+    ("sharded", 4, 2),
+    ("sharded", 8, 4),
+]
+
+
+def keep_gradient():
+    """An optimizer that moves nothing and keeps the gradient as its state."""
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+    return optax.GradientTransformation(zeros, lambda grads, state, params=None: (zeros(grads), grads))
+
+
+def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=None):
+    """The training step's own loss, scalars and gradient for one global batch, in one of the three modes."""
+    config = config or Optimizer()
+    tx = keep_gradient()
+    engine = make_engine(
+        mode,
+        make_init(method, tx, config),
+        lambda axis: make_step(method, tx, config, axis_name=axis),
+        fsdp=fsdp,
+        devices=jax.devices()[:devices],
+    )
+    state = engine.init(jax.random.key(7), batch)
+    xs = engine.put(jax.tree.map(lambda x: np.asarray(x)[None], batch))
+    state, metrics = engine.run(state, None, xs)
+    metrics = {k: np.asarray(v)[0] for k, v in metrics.items() if k != "finite"}
+    return metrics, jax.tree.map(np.asarray, engine.fetch(state).opt_state)
+
+
+def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, config=None):
+    """The same global batch and key give the same loss and gradient on any number of devices, in all three modes.
+
+    A gradient leaf is compared relative to its largest element; one that is zero up to rounding (a bias that a
+    normalisation cancels) relative to the whole gradient.
+    """
+    metrics, grads = loss_and_gradient(method, batch, config=config)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(grads))
+    assert largest > 0
+    for mode, devices, fsdp in layouts:
+        where = f"{mode} on {devices} devices, fsdp {fsdp}"
+        other, other_grads = loss_and_gradient(
+            method, batch, mode=mode, devices=devices, fsdp=fsdp, config=config
+        )
+        for name, value in metrics.items():
+            np.testing.assert_allclose(other[name], value, rtol=rtol, atol=1e-6, err_msg=f"{name}: {where}")
+        for name, a, b in zip(
+            trees.leaf_names(grads), jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True
+        ):
+            scale = max(np.abs(a).max(), 1e-2 * largest)
+            np.testing.assert_allclose(b, a, rtol=0, atol=rtol * scale, err_msg=f"{name}: {where}")
+
+
+def assert_trees_identical(a, b):
+    """Bit for bit, random keys included."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+
+    def data(x):
+        return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    for name, x, y in zip(trees.leaf_names(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(data(x)), np.asarray(data(y)), err_msg=name)

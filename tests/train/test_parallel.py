@@ -1,0 +1,124 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests.support import assert_device_invariant, assert_trees_identical, loss_and_gradient
+from tests.train.toy import make_toy, toy_arrays, toy_batch
+from xmodal_jax.train.optim import Optimizer, make_optimizer
+from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, leaf_spec, make_engine
+from xmodal_jax.train.step import make_init, make_step, non_finite
+
+
+def test_loss_and_gradient_do_not_depend_on_devices():
+    assert_device_invariant(make_toy(), toy_batch())
+
+
+def test_accumulation_equals_the_whole_batch_and_is_device_invariant():
+    config = Optimizer(accumulate=2)
+    _, whole = loss_and_gradient(make_toy(), toy_batch())
+    _, parts = loss_and_gradient(make_toy(), toy_batch(), config=config)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), whole, parts)
+    assert_device_invariant(make_toy(), toy_batch(), config=config)
+
+
+def engine_for(mode, config=None, fsdp=1):
+    config = config or Optimizer(ema=0.9)
+    method, tx = make_toy(), make_optimizer(config, 20)
+    return make_engine(
+        mode, make_init(method, tx, config), lambda axis: make_step(method, tx, config, axis_name=axis), fsdp=fsdp
+    )
+
+
+def stacked(steps, n=16):
+    arrays = toy_arrays(steps * n)
+    xs = {k: v.reshape(steps, n, *v.shape[1:]) for k, v in arrays.items()}
+    return {**xs, "index": np.arange(steps * n, dtype=np.int32).reshape(steps, n)}
+
+
+@pytest.mark.parametrize("mode,fsdp", [("jit", 1), ("pmap", 1), ("sharded", 4)])
+def test_many_steps_in_one_program_equal_one_at_a_time(mode, fsdp):
+    engine, xs = engine_for(mode, fsdp=fsdp), stacked(4)
+    key = jax.random.key(0)
+    together, metrics = engine.run(engine.init(key, toy_batch()), None, engine.put(xs))
+    state = engine.init(key, toy_batch())
+    for k in range(4):
+        state, one = engine.run(state, None, engine.put(jax.tree.map(lambda x, k=k: x[k : k + 1], xs)))
+        np.testing.assert_allclose(one["loss"][0], metrics["loss"][k], rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(engine.fetch(together).params), jax.tree.leaves(engine.fetch(state).params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
+def test_rows_of_resident_data_equal_the_same_batches_from_the_host(mode):
+    engine, xs, key = engine_for(mode), stacked(2), jax.random.key(0)
+    arrays = toy_arrays(32)
+    rows = {"row": np.arange(32, dtype=np.int32).reshape(2, 16), "index": xs["index"]}
+    a, _ = engine.run(engine.init(key, toy_batch()), engine.put_resident(arrays), engine.put(rows))
+    b, _ = engine.run(engine.init(key, toy_batch()), None, engine.put(xs))
+    assert_trees_identical(engine.fetch(a), engine.fetch(b))
+
+
+@pytest.mark.parametrize("mode,fsdp", [("jit", 1), ("pmap", 1), ("sharded", 2)])
+def test_place_is_the_inverse_of_fetch(mode, fsdp):
+    engine = engine_for(mode, fsdp=fsdp)
+    state = engine.fetch(engine.init(jax.random.key(0), toy_batch()))
+    assert_trees_identical(engine.fetch(engine.place(state)), state)
+
+
+def test_sharded_state_is_split_by_size():
+    engine = engine_for("sharded", fsdp=4)
+    state = engine.init(jax.random.key(0), toy_batch())
+    kernel = state.params["layer"]["kernel"]
+    assert kernel.size >= MIN_SHARDED_SIZE
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    assert state.params["layer"]["bias"].addressable_shards[0].data.shape == (64,)
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
+    assert moments and all(x.addressable_shards[0].data.size == x.size // 4 for x in moments)
+
+
+def test_leaf_spec_splits_the_largest_axis_that_divides():
+    assert leaf_spec((3, 1024, 4096), 4) == jax.sharding.PartitionSpec(None, None, "fsdp")
+    assert leaf_spec((4099, 64), 4) == jax.sharding.PartitionSpec(None, "fsdp")
+    assert leaf_spec((4099, 61), 4) == jax.sharding.PartitionSpec()
+    assert leaf_spec((8, 8), 4) == jax.sharding.PartitionSpec()
+
+
+def test_the_step_compiles_once():
+    engine = engine_for("jit")
+    state = engine.init(jax.random.key(0), toy_batch())
+    for _ in range(3):
+        state, _ = engine.run(state, None, engine.put(stacked(1)))
+    assert engine.run._cache_size() == 1
+
+
+def test_what_does_not_fit_the_devices_is_said():
+    engine = engine_for("pmap")
+    with pytest.raises(ValueError, match="batch of 12 does not divide by the 8 devices"):
+        engine.put(stacked(1, 12))
+    with pytest.raises(ValueError, match="fsdp=3 does not divide the 8 devices"):
+        engine_for("sharded", fsdp=3)
+    with pytest.raises(ValueError, match="needs parallel='sharded'"):
+        engine_for("jit", fsdp=2)
+
+
+def test_non_finite_names_what_broke():
+    names = ["a/kernel", "b/kernel"]
+    assert non_finite(np.array([True, True, True]), names) is None
+    assert non_finite(np.array([False, True, True]), names) == "the loss"
+    assert non_finite(np.array([False, True, False]), names) == "the loss and the gradients of b/kernel"
+
+
+def test_ema_follows_its_recursion():
+    config = Optimizer(ema=0.5)
+    method, tx = make_toy(), optax.sgd(0.1)
+    step = jax.jit(make_step(method, tx, config))
+    state = make_init(method, tx, config)(jax.random.key(0), toy_batch())
+    expected = np.asarray(state.params["out"]["kernel"])
+    for t in range(5):
+        state, _ = step(state, toy_batch())
+        decay = min(0.5, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["out"]["kernel"])
+    np.testing.assert_allclose(state.ema["out"]["kernel"], expected, rtol=1e-5)

@@ -1,0 +1,212 @@
+"""The run directory: nothing overwritten, nothing half written, and the same file after a resume."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmodal_jax.train.run import Run, format_value, summary_line, to_json, write_atomic
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: str = "shapes"
+    out: Path = Path("a/b")
+    steps: int = 11
+    clip: float = math.inf
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    layers: tuple[Optimizer, ...] = (Optimizer(1.0),)
+    note: str | None = None
+
+
+def create(path, **kwargs):
+    return Run.create(path, Config(), **{"tensorboard": False, **kwargs})
+
+
+def test_config_round_trip(tmp_path):
+    run = create(tmp_path / "run")
+    expected = json.loads(json.dumps(dataclasses.asdict(Config()) | {"out": "a/b", "clip": "inf"}))
+    assert run.read_config() == expected
+    json.loads((run.path / "config.json").read_text(), parse_constant=pytest.fail)  # strict JSON, no Infinity
+    with pytest.raises(TypeError, match="config.json"):
+        to_json(object())
+
+
+def test_default_directory_is_named_by_experiment_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert create(None, experiment="retrieval").path.match("runs/retrieval-20[0-9]*-[0-9]*")
+    with pytest.raises(ValueError, match="--run-dir"):
+        create(None, resume=True)
+
+
+def test_refuses_to_overwrite(tmp_path, capsys):
+    path = tmp_path / "run"
+    create(path)
+    before = {file: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(FileExistsError, match=r"--resume.*--run-dir"):
+        create(path)
+    assert {file: file.read_bytes() for file in path.iterdir()} == before
+    run = Run.create(path, Config(steps=13), resume=True, tensorboard=False)
+    assert "steps = 13, was 11" in capsys.readouterr().out
+    assert run.read_config()["steps"] == 13
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        create(tmp_path / "file")
+    with pytest.raises(TypeError, match="dataclass"):
+        Run.create(tmp_path / "other", {"steps": 1})
+
+
+def test_an_empty_directory_is_free(tmp_path):
+    create(tmp_path)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_only_the_writer_writes(tmp_path):
+    run = create(tmp_path / "run", writer=False)
+    run.log(1, {"train/loss": 1.0})
+    run.truncate_metrics(0)
+    run.write_result({"test/accuracy": 0.5})
+    assert not run.path.exists()
+
+
+def test_metrics_round_trip(tmp_path):
+    run = create(tmp_path)
+    run.log(1, {"train/loss": np.float32(0.5), "train/seeds": [0.25, 0.75], "train/half": jnp.bfloat16(1.5)})
+    run.log(2, {"train/loss": np.nan, "train/seeds": np.array([1.0, np.inf]), "train/half": 2})
+    first, second = run.read_metrics()
+    assert first == {"step": 1, "train/loss": 0.5, "train/seeds": [0.25, 0.75], "train/half": 1.5}
+    assert second["train/loss"] is None and second["train/seeds"] == [1.0, None]
+    assert "train/loss is nan" in second["note"] and "inf" in second["note"]
+    with pytest.raises(ValueError, match="one number per seed"):
+        run.log(3, {"train/loss": np.zeros((2, 3))})
+    with pytest.raises(ValueError, match="step"):
+        run.log(3, {"step": 1.0})
+
+
+def value(step):
+    return {"train/loss": 1.0 / (3 + step), "test/recall@1": [step / 7, math.nan if step == 4 else step / 11]}
+
+
+def test_resume_leaves_the_file_of_an_uninterrupted_run(tmp_path):
+    whole, broken = create(tmp_path / "whole"), create(tmp_path / "broken")
+    for step in range(1, 12):
+        whole.log(step, value(step))
+    for step in range(1, 9):
+        broken.log(step, value(step))
+    with broken.metrics_path.open("a") as file:
+        file.write('{"step": 9, "train/lo')  # killed while it wrote
+    resumed = create(tmp_path / "broken", resume=True)
+    assert [row["step"] for row in resumed.read_metrics()] == list(range(1, 9))
+    resumed.truncate_metrics(5)
+    for step in range(6, 12):
+        resumed.log(step, value(step))
+    assert resumed.metrics_path.read_bytes() == whole.metrics_path.read_bytes()
+
+
+def test_truncation_is_atomic(tmp_path, monkeypatch):
+    run = create(tmp_path)
+    for step in range(5):
+        run.log(step, value(step))
+    before = run.metrics_path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run.truncate_metrics(2)
+    assert run.metrics_path.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+def test_a_bad_line_is_named(tmp_path):
+    run = create(tmp_path)
+    run.metrics_path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2"):
+        run.read_metrics()
+
+
+def test_result_schema(tmp_path):
+    run = create(tmp_path)
+    metrics = {"image_to_text/recall@1": [0.5, 0.7], "test/loss": np.float32(2.5), "test/fid": math.nan}
+    returned = run.write_result(metrics, timing={"train": 1.25, "total": 2.0}, seeds=(3, 5), examples=jnp.int32(7).item())
+    result = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
+    assert result == returned
+    recall = pytest.approx(0.6)
+    assert result["metrics"] == {"image_to_text/recall@1": recall, "test/loss": 2.5, "test/fid": None}
+    assert result["spread"] == {"image_to_text/recall@1": pytest.approx(0.1)}
+    assert result["per_seed"] == {"image_to_text/recall@1": [0.5, 0.7]}
+    assert set(result["timing"]) == {"compile", "train", "evaluation", "data_wait", "total"}
+    assert result["timing"]["train"] == 1.25 and result["timing"]["compile"] is None
+    assert result["seeds"] == [3, 5] and result["examples"] == 7
+    assert result["device"]["platform"] == "cpu" and result["device"]["count"] == 8
+    assert set(result["versions"]) == {"python", "jax", "jaxlib", "flax", "optax", "xmodal_jax"}
+    assert all(result["versions"].values())
+    with pytest.raises(ValueError, match="test/accuracy"):
+        run.write_result({"accuracy": 1.0})
+
+
+def test_tensorboard_events(tmp_path):
+    with create(tmp_path, tensorboard=True) as run:
+        run.log(1, {"train/loss": 0.5, "train/nan": math.nan})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes() and b"train/nan" not in events.read_bytes()
+
+
+def test_missing_tensorboard_is_one_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    run = create(tmp_path, tensorboard=True)
+    run.log(1, {"train/loss": 0.5})
+    run.log(2, {"train/loss": 0.5})
+    assert capsys.readouterr().out.count("tensorboardX") == 1
+    assert len(run.read_metrics()) == 2
+
+
+def test_atomic_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    write_atomic(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.87345, "0.873"),
+        (12.3456, "12.35"),
+        (3, "3"),
+        (12345, "12,345"),
+        (1.0, "1.000"),
+        (0.0, "0.000"),
+        (1.234e-5, "1.234e-05"),
+        (12345.67, "12,346"),
+        (1234567.0, "1.235e+06"),
+        (-1.5, "-1.500"),
+        (math.nan, "n/a"),
+        (None, "n/a"),
+        ([0.5, 0.7], "0.600 ± 0.100"),
+        ([0.5, None], "0.500"),
+    ],
+)
+def test_format_value(value, text):
+    assert format_value(value) == text
+
+
+def test_summary_line():
+    metrics = {"image_to_text/recall@1": 0.5, "test/loss": [1.0, 3.0]}
+    assert summary_line(metrics) == "image_to_text/recall@1 0.500 · test/loss 2.000 ± 1.000"
+    assert summary_line(metrics, ["test/loss"]) == "test/loss 2.000 ± 1.000"

@@ -1,0 +1,31 @@
+"""Random keys by name and by example, so that the number of devices never changes what is drawn."""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+from jaxtyping import Key as KeyArray
+
+from xmodal_jax.types import ExampleKeys, Key
+
+
+def fold_in_name(key: KeyArray[Array, "*batch"], name: str) -> KeyArray[Array, "*batch"]:
+    """A key for a named use, from the name and not the order of use; also maps over an array of keys."""
+    data = jnp.uint32(zlib.crc32(name.encode()))
+    fold = jax.random.fold_in
+    for _ in range(key.ndim):
+        fold = jax.vmap(fold, in_axes=(0, None))
+    return fold(key, data)
+
+
+def named_keys(key: Key, *names: str) -> tuple[Key, ...]:
+    """One key for each name."""
+    return tuple(fold_in_name(key, name) for name in names)
+
+
+def example_keys(key: Key, index: Int[Array, "batch"]) -> ExampleKeys:
+    """One key for each example, from its index in the global batch: the same on any number of devices."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

@@ -1,0 +1,75 @@
+"""What must be set before JAX starts, and what JAX tells about compilation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import time
+
+import jax
+
+
+def cache_root() -> pathlib.Path:
+    """Where everything that can be made again is kept: ``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``."""
+    return pathlib.Path(os.environ.get("XMODAL_CACHE", pathlib.Path.home() / ".cache" / "xmodal_jax"))
+
+
+def configure(*, compilation_cache: bool = True) -> None:
+    """Settings for an experiment; call it before anything else uses JAX.
+
+    ``compilation_cache``: keep compiled programs on disk, so that a second start compiles nothing
+    (``JAX_COMPILATION_CACHE_DIR`` overrides where; empty turns it off).
+    """
+    if compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+class CompileClock:
+    """Seconds spent compiling since it was made (or reset), over the whole process, by JAX's own events."""
+
+    EVENTS = (
+        "/jax/core/compile/jaxpr_to_mlir_module_duration",
+        "/jax/core/compile/backend_compile_duration",
+    )
+
+    def __init__(self):
+        self.seconds = 0.0
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, duration: float, **_) -> None:
+        if event in self.EVENTS:
+            self.seconds += duration
+            self.count += event == self.EVENTS[1]
+
+    def close(self) -> None:
+        """Stops listening."""
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
+
+
+class Stopwatch:
+    """Wall seconds by name; the compilation inside each is taken out and kept under ``compile``."""
+
+    def __init__(self):
+        self.clock = CompileClock()
+        self.start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self._inside = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self, name: str):
+        """Adds the time of the ``with`` block to ``name``; a block inside a block counts once, under its own name."""
+        outside, self._inside = self._inside, 0.0
+        start, compiled = time.perf_counter(), self.clock.seconds
+        try:
+            yield
+        finally:
+            whole = time.perf_counter() - start - (self.clock.seconds - compiled)
+            self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._inside
+            self._inside = outside + whole
+
+    def report(self) -> dict[str, float]:
+        """Seconds by name, with ``compile`` and ``total`` (since it was made)."""
+        return {**self.seconds, "compile": self.clock.seconds, "total": time.perf_counter() - self.start}

@@ -1,0 +1,58 @@
+"""Pytrees of parameters: paths, norms, averages and finite checks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+
+def path_name(path) -> str:
+    """``encoder/layer_0/kernel`` for a key path of ``jax.tree_util``."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """The path of every leaf, in the order of ``jax.tree.leaves``."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_with_name(fn: Callable[[str, Array], Array], tree: PyTree) -> PyTree:
+    """``fn(name, leaf)`` over all leaves."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(path_name(path), leaf), tree)
+
+
+def match_names(pattern: str, tree: PyTree, *, what: str = "pattern") -> PyTree:
+    """A tree of bool: whether the regular expression is found in the leaf's path.
+
+    Raises ValueError if it matches no leaf: a typo in a pattern must not silently train everything.
+    """
+    names = leaf_names(tree)
+    if not any(re.search(pattern, name) for name in names):
+        shown = "\n  ".join(names[:40])
+        raise ValueError(f"{what} {pattern!r} matches no parameter. Parameters are:\n  {shown}")
+    return map_with_name(lambda name, _: bool(re.search(pattern, name)), tree)
+
+
+def count(tree: PyTree) -> int:
+    """Number of array elements."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """Square root of the sum of squares of all elements, in float32."""
+    leaves = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(leaves, jnp.float32(0.0)))
+
+
+def finite_leaves(tree: PyTree) -> Bool[Array, "leaves"]:
+    """For each leaf, whether all its elements are finite."""
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
+
+
+def ema(average: PyTree, new: PyTree, decay: float | Float[Array, ""]) -> PyTree:
+    """``decay * average + (1 - decay) * new``, leaf by leaf."""
+    return jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), average, new)

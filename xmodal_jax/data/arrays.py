@@ -1,0 +1,233 @@
+"""Data sets held as NumPy arrays: ``--data npz:PATH``, and any other source read into memory once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from xmodal_jax.data.metadata import in_test_split
+from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.types import MODALITIES
+
+# field -> (kinds of dtype, allowed ranks, what is expected)
+_FIELDS = {
+    "image": ("u", (3, 4), "uint8 [N,H,W] or [N,H,W,C]"),
+    "video": ("u", (4, 5), "uint8 [N,F,H,W] or [N,F,H,W,C]"),
+    "text": ("iu", (2,), "int32 token ids [N,L], 0 for padding"),
+    "text_mask": ("b", (2,), "bool [N,L]"),
+    "caption": ("UO", (1,), "strings [N] (a fixed-width unicode array, or captions.json)"),
+    "audio": ("if", (2,), "int16 or float32 in [-1, 1], [N,T]"),
+    "audio_mask": ("b", (2,), "bool [N,T]"),
+    "label": ("iu", (1,), "int32 [N]"),
+    **{f"{m}_present": ("b", (1,), "bool [N]") for m in MODALITIES},
+}
+
+
+def _map(fn, tree):
+    return {k: _map(fn, v) for k, v in tree.items()} if isinstance(tree, dict) else fn(tree)
+
+
+def _leaves(tree) -> list[np.ndarray]:
+    return [leaf for v in tree.values() for leaf in _leaves(v)] if isinstance(tree, dict) else [tree]
+
+
+def nbytes(arrays: dict[str, Any]) -> int:
+    """Bytes of all arrays in a nested dict; strings count their UTF-8 length."""
+    return sum(
+        sum(len(str(s).encode()) for s in a) if a.dtype == object else a.nbytes
+        for a in map(np.asarray, _leaves(arrays))
+    )
+
+
+def estimate_nbytes(source: Source, sample: int = 16) -> int:
+    """Bytes of a whole source, from a few of its examples."""
+    indices = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
+    return nbytes(source.batch(indices)) * len(source) // len(indices)
+
+
+class ArraySource:
+    """A source of in-memory (or memory-mapped) arrays whose first axis is the example; dicts may nest.
+
+    ``arrays`` is kept as an attribute, for data that is placed on the device as a whole.
+    """
+
+    def __init__(self, arrays: dict[str, Any], class_names: tuple[str, ...] | None = None):
+        lengths = {len(a) for a in _leaves(arrays)}
+        if len(lengths) != 1:
+            shown = {k: _map(lambda a: a.shape, v) for k, v in arrays.items()}
+            raise ValueError(f"all arrays need the same first axis: {shown}")
+        self.arrays, self.class_names = arrays, class_names
+        self._length = lengths.pop()
+        held = {"text": "text" in arrays or "caption" in arrays, **{m: m in arrays for m in MODALITIES[1:]}}
+        self.modalities = tuple(m for m in MODALITIES if held[m])
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return nbytes(self.arrays)
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        """The examples at ``indices`` (copies)."""
+        return _map(lambda a: np.asarray(a[indices]), self.arrays)
+
+
+def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress: bool = True) -> ArraySource:
+    """Read every example of ``source`` once, in chunks by ``workers`` threads, into an `ArraySource`."""
+    if isinstance(source, ArraySource):
+        return source
+    n = len(source)
+    starts = range(0, n, chunk)
+    first = source.batch(np.arange(min(chunk, n)))
+    out = _map(lambda a: np.empty((n, *a.shape[1:]), a.dtype), first)
+
+    def store(target, values, start):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                store(target[key], value, start)
+            else:
+                target[key][start : start + len(value)] = value
+
+    def read(start):
+        values = first if start == 0 else source.batch(np.arange(start, min(start + chunk, n)))
+        store(out, values, start)
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        jobs = pool.map(read, starts)
+        for _ in tqdm(
+            jobs, total=len(starts), desc="reading the data set", unit="chunk", disable=not progress
+        ):
+            pass
+    return ArraySource(out, source.class_names)
+
+
+def _read_fields(place: Path) -> dict[str, np.ndarray]:
+    try:
+        if place.is_file():
+            with np.load(place, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        fields = {f.stem: np.load(f, allow_pickle=False, mmap_mode="r") for f in sorted(place.glob("*.npy"))}
+    except ValueError as error:
+        raise ValueError(
+            f"{place}: {error}. Arrays of Python objects are not read (that would need pickle): store "
+            "captions as "
+            "np.array(captions, dtype='U'), or as captions.json beside the .npy files."
+        ) from error
+    captions = place / "captions.json"
+    if captions.is_file():
+        listed = json.loads(captions.read_text(encoding="utf-8"))
+        if not isinstance(listed, list) or not all(isinstance(c, str) for c in listed):
+            raise ValueError(f"{captions}: expected a JSON list of strings, one per example.")
+        fields["caption"] = np.array(listed, object)
+    return fields
+
+
+def _check(name: str, array: np.ndarray, place: Path) -> np.ndarray:
+    if name not in _FIELDS:
+        near = difflib.get_close_matches(name, [*_FIELDS, "class_names"], n=1, cutoff=0.8)
+        if near:
+            raise ValueError(f"{place}: the field {name!r} is not known; did you mean {near[0]!r}?")
+        if array.ndim == 0:
+            raise ValueError(f"{place}: the field {name!r} is a single value; expected one row per example.")
+        return array
+    kinds, ranks, expected = _FIELDS[name]
+    if array.dtype.kind not in kinds or array.ndim not in ranks or (kinds == "u" and array.dtype != np.uint8):
+        advice = ""
+        if name in ("image", "video") and array.dtype.kind == "f":
+            advice = " Convert it first: np.round(255 * x).astype(np.uint8) for values in [0, 1]."
+        raise ValueError(
+            f"{place}: {name!r} is {array.dtype} {list(array.shape)}; expected {expected}.{advice}"
+        )
+    if name in ("image", "video") and array.ndim == ranks[0]:
+        return array[..., None]
+    if name == "audio":
+        if array.dtype.kind == "f":
+            if array.size and np.abs(array[:256]).max() > 1.0:
+                raise ValueError(
+                    f"{place}: 'audio' is {array.dtype} with values beyond [-1, 1]; divide by its scale."
+                )
+            return array.astype(np.float32)
+        if array.dtype != np.int16:
+            raise ValueError(f"{place}: 'audio' is {array.dtype}; expected {expected}.")
+        return array
+    if name == "caption":
+        return array.astype(object)
+    return array.astype(np.int32) if kinds == "iu" else array
+
+
+def load_npz(
+    path: str | Path, split: str = "train", modalities: tuple[str, ...] | None = None
+) -> ArraySource:
+    """Arrays from ``PATH.npz`` or a folder of ``.npy`` files, one per field.
+
+    Fields as in a batch (`xmodal_jax.types.Batch`): ``image``, ``video``, ``text`` (token ids) or ``caption``
+    (or ``captions.json``), ``audio``, ``label``, ``<m>_mask``, ``<m>_present``; ``class_names`` (strings);
+    others are passed on. ``PATH/train.npz`` or ``PATH/train/`` hold a split each; without them a tenth of the
+    examples, chosen by the SHA-1 of the row number, is the split ``test``, the rest ``train``, and ``all`` is
+    everything.
+
+    Raises ValueError naming file and field for a wrong dtype, rank or length; float images are refused,
+    because their range is not known.
+    """
+    root = Path(path).expanduser()
+    split_places = [root / f"{split}.npz", root / split]
+    place = next((p for p in split_places if p.exists()), root)
+    if place == root and root.is_dir() and not any(root.glob("*.npy")):
+        found = sorted(p.stem for p in root.iterdir() if p.suffix == ".npz" or p.is_dir())
+        raise FileNotFoundError(
+            f"{root} has no {split}.npz, no folder {split}/ and no .npy files (found: "
+            f"{', '.join(found) or 'nothing'})."
+        )
+    if not place.exists():
+        raise FileNotFoundError(f"npz:{root}: there is no such file or folder.")
+    fields = _read_fields(place)
+    names = fields.pop("class_names", None)
+    arrays: dict[str, Any] = {k: _check(k, v, place) for k, v in fields.items()}
+    if not any(m in arrays for m in (*MODALITIES, "caption")):
+        raise ValueError(
+            f"{place}: no field image, video, text, caption or audio (found: {', '.join(arrays)})."
+        )
+    lengths = {k: len(v) for k, v in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"{place}: the fields differ in length: {lengths}.")
+    present = {m: arrays.pop(f"{m}_present") for m in MODALITIES if f"{m}_present" in arrays}
+    if "text" in arrays:
+        arrays.setdefault("text_mask", arrays["text"] != 0)
+    if "audio" in arrays and "audio_mask" not in arrays:
+        arrays["audio_mask"] = np.ones(arrays["audio"].shape, bool)
+    for name in ("text", "audio"):
+        if name in arrays and arrays[name].shape != arrays[f"{name}_mask"].shape:
+            raise ValueError(
+                f"{place}: '{name}_mask' is {arrays[f'{name}_mask'].shape}, '{name}' is {arrays[name].shape}."
+            )
+    if modalities is not None:
+        arrays = _only(arrays, modalities, place)
+        present = {m: v for m, v in present.items() if m in modalities}
+    source = ArraySource(arrays | ({} if not present else {"present": present}), None)
+    if present:
+        complete = np.ones(len(source), bool)
+        arrays["present"] = {m: np.asarray(present.get(m, complete)) for m in source.modalities}
+    if place == root and split != "all":
+        if split not in ("train", "test"):
+            raise ValueError(f"{root} has no split {split!r}; without split files it is train, test or all.")
+        chosen = [i for i in range(len(source)) if in_test_split(str(i)) == (split == "test")]
+        if not chosen:
+            raise ValueError(f"{root}: its {len(source)} examples are too few to set a test split apart.")
+        arrays = _map(lambda a: a[np.array(chosen)], arrays)
+    return ArraySource(arrays, None if names is None else tuple(str(n) for n in names))
+
+
+def _only(arrays: dict[str, Any], modalities: tuple[str, ...], place: Path) -> dict[str, Any]:
+    held = {"caption": "text", "text_mask": "text", "audio_mask": "audio", **{m: m for m in MODALITIES}}
+    absent = [m for m in modalities if m not in [held.get(k) for k in arrays]]
+    if absent:
+        raise ValueError(f"{place} has no {absent[0]}; it has: {', '.join(arrays)}.")
+    return {k: v for k, v in arrays.items() if held.get(k) is None or held[k] in modalities}

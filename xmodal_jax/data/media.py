@@ -1,0 +1,164 @@
+"""Decode image, audio and video files into the arrays of a batch.
+
+Every function raises ``ValueError`` or ``OSError`` with the reason if the file cannot be decoded completely;
+the caller adds where the file was named.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, ImageSequence
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+VIDEO_SUFFIXES = (".gif", ".mp4")
+
+
+def modality_of(name: str) -> str | None:
+    """``image``, ``audio`` or ``video`` by the file's suffix, None if it is none of those known."""
+    suffix = Path(name).suffix.lower()
+    for modality, known in (("image", IMAGE_SUFFIXES), ("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
+        if suffix in known:
+            return modality
+    return None
+
+
+def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+    mode = {1: "L", 3: "RGB"}[channels]
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow would clip 16-bit values at 255 rather than scale them.
+        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def fit_image(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:
+    """Uint8 ``[size, size, channels]``: the shorter side resized to ``size`` (antialiased bicubic), centre
+    cropped.
+
+    Transparent pixels become white; 16-bit values keep their upper 8 bits.
+    """
+    image = _to_mode(image, channels)
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+    array = np.asarray(image, np.uint8)
+    return array[..., None] if channels == 1 else array
+
+
+def _open(file: str | Path | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+
+
+def image_side(file: str | Path | bytes) -> int:
+    """The shorter side in pixels, from the file's header alone."""
+    with _open(file) as image:
+        return min(image.size)
+
+
+def decode_image(file: str | Path | bytes, size: int, channels: int = 3) -> np.ndarray:
+    """Uint8 ``[size, size, channels]`` from a path or the file's content; see `fit_image`.
+
+    The camera's orientation (EXIF) is applied. A large JPEG is decoded at the smallest of its own scales that
+    is still twice the size asked for, which is several times faster.
+    """
+    with _open(file) as image:
+        image.draft(None, (2 * size, 2 * size))
+        image.load()
+        return fit_image(ImageOps.exif_transpose(image), size, channels)
+
+
+def _evenly_spaced(total: int, count: int) -> np.ndarray:
+    return np.round(np.linspace(0, total - 1, count)).astype(int)
+
+
+def decode_video(path: str | Path, frames: int, size: int, channels: int = 3) -> np.ndarray:
+    """Uint8 ``[frames, size, size, channels]``: frames evenly spaced from the first to the last.
+
+    A clip with fewer frames repeats some. ``.gif`` (and animated WebP) by Pillow; ``.mp4`` needs the packages
+    imageio and imageio-ffmpeg.
+    """
+    if Path(path).suffix.lower() == ".mp4":
+        return _decode_mp4(path, frames, size, channels)
+    with Image.open(path) as image:
+        wanted = _evenly_spaced(getattr(image, "n_frames", 1), frames)
+        decoded = {}
+        for i, frame in enumerate(ImageSequence.Iterator(image)):
+            if i in wanted:
+                decoded[i] = fit_image(frame, size, channels)
+    if not decoded or wanted[-1] not in decoded:
+        raise ValueError("the animation ends before its last frame")
+    return np.stack([decoded[i] for i in wanted])
+
+
+def _decode_mp4(path: str | Path, frames: int, size: int, channels: int) -> np.ndarray:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ValueError("reading .mp4 needs: pip install imageio imageio-ffmpeg") from error
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        reader = imageio_ffmpeg.read_frames(str(path))
+        width, height = next(reader)["size"]
+        images = [
+            fit_image(Image.frombuffer("RGB", (width, height), data, "raw", "RGB", 0, 1), size, channels)
+            for data in reader
+        ]
+    except (RuntimeError, StopIteration, KeyError) as error:
+        raise ValueError(f"ffmpeg cannot read the file: {str(error)[-200:]}") from error
+    if not images:
+        raise ValueError("the video has no frames")
+    return np.stack([images[i] for i in _evenly_spaced(len(images), frames)])
+
+
+def to_pcm(waveform: np.ndarray) -> np.ndarray:
+    """Float ``[T]`` in [-1, 1] to int16, the inverse of division by 32768; values beyond are clipped."""
+    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def fit_audio(
+    waveform: np.ndarray, source_rate: int, sample_rate: int, max_seconds: float | None
+) -> tuple[np.ndarray, bool]:
+    """Int16 ``[t]`` at ``sample_rate`` Hz from float32 ``[t]`` or ``[t, channels]``, and whether it was cut.
+
+    Channels are averaged; resampling is band-limited (soxr, high quality).
+    """
+    if waveform.ndim == 2:
+        waveform = waveform.mean(axis=1)
+    if not waveform.size:
+        raise ValueError("the recording has no samples")
+    if not np.isfinite(waveform).all():
+        raise ValueError("the recording holds values that are not finite")
+    limit = None if max_seconds is None else int(round(max_seconds * sample_rate))
+    cut = limit is not None and waveform.shape[0] * sample_rate > limit * source_rate
+    if source_rate != sample_rate:
+        import soxr
+
+        if limit is not None:  # a little more than is kept, so that the filter sees past the cut
+            waveform = waveform[: int((limit / sample_rate + 0.1) * source_rate) + 1]
+        waveform = soxr.resample(waveform.astype(np.float32), source_rate, sample_rate)
+    samples = to_pcm(waveform[:limit])
+    if not samples.size:
+        raise ValueError("the recording has no samples")
+    return samples, bool(cut)
+
+
+def decode_audio(
+    file: str | Path | bytes, sample_rate: int, max_seconds: float | None = None
+) -> tuple[np.ndarray, bool]:
+    """Int16 ``[t]`` at ``sample_rate`` Hz and whether it was cut at ``max_seconds``; see `fit_audio`."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as sound:
+            # One frame more than is kept tells that the recording was longer.
+            frames = -1 if max_seconds is None else int((max_seconds + 0.2) * sound.samplerate) + 2
+            waveform = sound.read(frames, dtype="float32")
+            return fit_audio(waveform, sound.samplerate, sample_rate, max_seconds)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"cannot be decoded as audio: {error}") from error

@@ -1,0 +1,144 @@
+"""Read ``metadata.jsonl`` or ``metadata.csv``: one line per example, naming its files, captions and label."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xmodal_jax.data.media import modality_of
+from xmodal_jax.data.problems import Problems
+
+FILE_MODALITIES = ("image", "audio", "video")
+TEXT_FIELDS = ("text", "texts", "caption", "captions", "transcription")
+
+
+class Row(NamedTuple):
+    """One line: its number (from 1), the file of each modality, the captions (None: none) and the label as
+    written."""
+
+    line: int
+    files: dict[str, str]
+    captions: list[str] | None
+    label: str | int | None
+
+
+def in_test_split(name: str) -> bool:
+    """Whether an example belongs to the test tenth of a set without split folders: SHA-1 of its name modulo
+    10."""
+    return int(hashlib.sha1(name.encode()).hexdigest(), 16) % 10 == 0
+
+
+def metadata_file(folder: Path) -> Path | None:
+    """The metadata file in a folder; None if there is none. Raises ValueError if there are two."""
+    found = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()]
+    if len(found) == 2:
+        raise ValueError(f"{folder} has both metadata.jsonl and metadata.csv: keep one of them.")
+    return found[0] if found else None
+
+
+def _jsonl_lines(path: Path, problems: Problems):
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError as error:
+                problems.add(path, number, f"the line is not JSON ({error.msg} at column {error.colno})")
+                continue
+            if not isinstance(fields, dict):
+                problems.add(
+                    path, number, 'the line is not a JSON object such as {"file_name": ..., "text": ...}'
+                )
+                continue
+            yield number, fields
+
+
+def _csv_lines(path: Path, problems: Problems):
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        for fields in reader:
+            if None in fields:
+                problems.add(path, reader.line_num, f"more cells than the header has ({reader.fieldnames})")
+                continue
+            missing = [name for name, value in fields.items() if value is None]
+            if missing:
+                problems.add(path, reader.line_num, f"fewer cells than the header has: no {missing[0]!r}")
+                continue
+            # CSV cannot say null: an empty cell is a missing file or label, but an empty caption stays a
+            # mistake.
+            yield reader.line_num, {k: v if v or k in TEXT_FIELDS else None for k, v in fields.items()}
+
+
+def _file_column(column: str) -> str | None:
+    """The modality whose file a column names; ``any`` for ``file_name``; None if it names no file."""
+    if column == "file_name":
+        return "any"
+    stem = column.removesuffix("_file_name")
+    return stem if stem in FILE_MODALITIES else None
+
+
+def _captions(value: Any) -> list[str]:
+    captions = value if isinstance(value, list) else [value]
+    if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
+        raise ValueError('the caption is empty or not text (a line without a caption says "text": null)')
+    return [" ".join(c.split()) for c in captions]
+
+
+def _row(number: int, fields: dict[str, Any], columns: set[str]) -> Row:
+    absent = sorted(columns - set(fields))
+    if absent:
+        raise ValueError(
+            f"the field {absent[0]!r} is missing, which other lines have (write null if there is none)"
+        )
+    files, captions, label = {}, None, None
+    for column, value in fields.items():
+        modality = _file_column(column)
+        if value is None:
+            continue
+        if modality:
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{column!r} is not a file name: {value!r}")
+            modality = modality_of(value) if modality == "any" else modality
+            if modality is None:
+                raise ValueError(f"the file type of {value!r} is not known")
+            files[modality] = value
+        elif column in TEXT_FIELDS:
+            captions = (captions or []) + _captions(value)
+        elif column == "label":
+            if isinstance(value, bool) or not isinstance(value, (int, str)):
+                raise ValueError(f"the label must be a whole number or a name, not {value!r}")
+            label = value
+    if not files and captions is None:
+        raise ValueError("the line names no file and no caption")
+    return Row(number, files, captions, label)
+
+
+def read_metadata(path: Path, problems: Problems) -> list[Row]:
+    """The rows of a metadata file; a bad line goes to ``problems``.
+
+    Columns: ``file_name`` (its modality by the suffix) or ``image``, ``audio``, ``video`` or
+    ``image_file_name`` and so on; ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a
+    string or a list of strings; ``label``, a whole number or a name. Others are ignored. A JSON null (in CSV,
+    an empty file or label cell) declares that an example has none; a field that other lines have must not be
+    left out.
+    """
+    lines = list((_csv_lines if path.suffix == ".csv" else _jsonl_lines)(path, problems))
+    used = {c for _, fields in lines for c in fields if _file_column(c) or c in TEXT_FIELDS or c == "label"}
+    if lines and not any(_file_column(c) or c in TEXT_FIELDS for c in used):
+        found = ", ".join(sorted(lines[0][1]))
+        raise ValueError(
+            f"{path}: no field names a file or a caption; expected file_name and text, found {found}."
+        )
+    rows = []
+    for number, fields in lines:
+        try:
+            rows.append(_row(number, fields, used))
+        except ValueError as error:
+            problems.add(path, number, str(error))
+    if path.suffix == ".csv" and all(r.label is None or str(r.label).lstrip("-").isdigit() for r in rows):
+        rows = [r._replace(label=None if r.label is None else int(r.label)) for r in rows]
+    return rows

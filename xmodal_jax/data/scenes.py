@@ -1,0 +1,203 @@
+"""The factors of Spoken Shapes scenes, by a counter-based hash: example ``i`` is the same in any batch."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
+COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "cyan", "white")
+SIZES = ("small", "big")
+TEXTURES = ("plain", "striped", "dotted")
+RELATIONS = ("left", "right", "above", "below")
+PLACES = (
+    "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+MOTIONS = ("still", "left", "right", "up", "down", "growing", "shrinking", "turning")
+SPLITS = ("train", "test", "compositions", "voices")
+MAX_OBJECTS = 3
+
+RADII = np.array([0.13, 0.20], np.float32)
+"""Radius of the small and the big objects, where the canvas is the unit square."""
+EXTENT = 1.1
+"""No shape reaches further from its centre than this many radii."""
+GROWTH, SHRINKAGE = 1.4, 0.5
+"""Radius at the end of a video over radius at its start."""
+
+HELD_OUT = np.array([(s, (3 * s + 2) % 8) for s in range(8)])
+"""(shape, colour) pairs ``[8, 2]`` that only ``compositions`` shows: each shape and each colour once."""
+_HELD_OUT_CODES = HELD_OUT[:, 0] * 8 + HELD_OUT[:, 1]
+_SEEN_CODES = np.setdiff1d(np.arange(64), _HELD_OUT_CODES)
+
+Factors = dict[str, np.ndarray]
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection of uint64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash_bits(seed: int, split: str, index: np.ndarray, field: str) -> np.ndarray:
+    """64 random bits ``[N]`` for each index, a pure function of (seed, split, index, field)."""
+    words = np.array([[seed & (2**64 - 1)], [zlib.crc32(f"{split}/{field}".encode())]], np.uint64)
+    key = _mix(_mix(words[0]) ^ words[1])
+    return _mix(_mix(np.asarray(index).astype(np.uint64) ^ key) + key)
+
+
+def uniform(seed: int, split: str, index: np.ndarray, field: str) -> np.ndarray:
+    """Uniform float64 ``[N]`` in [0, 1)."""
+    return (hash_bits(seed, split, index, field) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class _Draw:
+    """The random numbers of some examples, by field name."""
+
+    def __init__(self, seed: int, split: str, index: np.ndarray):
+        self.args = (seed, split, index)
+
+    def uniform(self, field: str) -> np.ndarray:
+        return uniform(*self.args, field)
+
+    def integer(self, field: str, high) -> np.ndarray:
+        return np.floor(self.uniform(field) * high).astype(np.int64)
+
+    def columns(self, field: str, n: int) -> np.ndarray:
+        return np.stack([self.uniform(f"{field}/{k}") for k in range(n)], axis=1)
+
+
+def _pairs(draw: _Draw, held_out: bool, n: np.ndarray) -> np.ndarray:
+    """Distinct shape-colour codes ``[N, 3]`` (shape * 8 + colour) among the pairs the split may show."""
+    m = len(_SEEN_CODES)
+    first = draw.integer("pair/0", m)
+    second = (first + 1 + draw.integer("pair/1", m - 1)) % m
+    # The third is drawn among m - 2 values and stepped over the two that are taken.
+    third = draw.integer("pair/2", m - 2)
+    for taken in (np.minimum(first, second), np.maximum(first, second)):
+        third = third + (third >= taken)
+    codes = _SEEN_CODES[np.stack([first, second, third], axis=1)]
+    if held_out:
+        slot = draw.integer("held-out/slot", n)
+        codes[np.arange(len(n)), slot] = _HELD_OUT_CODES[draw.integer("held-out/pair", len(_HELD_OUT_CODES))]
+    return codes
+
+
+def _between(low, high, u):
+    return low + (high - low) * u
+
+
+def _along(draw: _Draw, name: str, swap: np.ndarray, first: np.ndarray, second: np.ndarray):
+    """Coordinates of two objects of the given radii side by side; the first comes first unless ``swap``."""
+    reach = EXTENT * (first + second)
+    gap = _between(np.maximum(0.36, 1.05 * (first + second)), 1 - reach, draw.uniform(f"{name}/gap"))
+    low = np.where(swap, second, first) * EXTENT
+    start = _between(low, 1 - (reach - low) - gap, draw.uniform(f"{name}/start"))
+    return np.where(swap, start + gap, start), np.where(swap, start, start + gap), gap
+
+
+def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
+    """Centres ``[N, 3, 2]`` and what is said of them: place ``[N]``, relations ``[N]`` of objects 0-1 and
+    1-2.
+
+    Two objects lie side by side; of three, the second is the elbow of an L, so that both relations are plain.
+    """
+    margin = EXTENT * radius
+    rows = np.arange(len(n))
+
+    # One object: one of nine places, with a gap between neighbouring places.
+    cell = np.stack([draw.integer("place/x", 3), draw.integer("place/y", 3)], axis=1)
+    low = np.where(cell == 0, margin[:, :1], np.where(cell == 1, 0.45, 0.65))
+    high = np.where(cell == 0, 0.35, np.where(cell == 1, 0.55, 1 - margin[:, :1]))
+    single = _between(low, high, draw.columns("place/jitter", 2))
+
+    relation = draw.integer("relation/0", 4)
+    vertical, swap = relation // 2, relation % 2
+    swap_second = draw.integer("relation/1", 2)
+    along0, along1, gap0 = _along(draw, "along", swap == 1, radius[:, 0], radius[:, 1])
+    across1, across2, gap1 = _along(draw, "across", swap_second == 1, radius[:, 1], radius[:, 2])
+    free = _between(margin[:, 1], 1 - margin[:, 1], draw.uniform("across/free"))
+    across1 = np.where(n == 3, across1, free)
+    # A small offset on the other axis: the stated relation stays by far the larger component.
+    slack = np.where(n == 3, 0.15, 0.35)
+    offset0, offset2 = (2 * draw.columns("offset", 2) - 1).T * slack * np.stack([gap0, gap1])
+    across0 = np.clip(across1 + offset0, margin[:, 0], 1 - margin[:, 0])
+    along2 = np.clip(along1 + offset2, margin[:, 2], 1 - margin[:, 2])
+    position = np.stack(
+        [np.stack([along0, along1, along2], 1), np.stack([across0, across1, across2], 1)], axis=2
+    )  # [N, object, (along, across)]
+    position = np.where(vertical[:, None, None] == 1, position[:, :, ::-1], position)
+    position[n == 1, 0] = single[n == 1]
+    position[np.arange(MAX_OBJECTS) >= n[:, None]] = 0.0
+
+    place = np.where(n == 1, cell[rows, 1] * 3 + cell[rows, 0], -1)
+    second = 2 * (1 - vertical) + swap_second
+    return position, place, np.where(n >= 2, relation, -1), np.where(n == 3, second, -1)
+
+
+def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarray):
+    """Motion ``[N, 3]`` and way to go ``[N, 3]``. At most one object moves, where there is room for it."""
+    rows = np.arange(len(n))
+    mover = draw.integer("mover", n)
+    centre, r = position[rows, mover], radius[rows, mover]
+    present = (np.arange(MAX_OBJECTS) < n[:, None]) & (np.arange(MAX_OBJECTS) != mover[:, None])
+    room = np.empty((len(n), 4))
+    for direction, (axis, sign) in enumerate(((0, -1), (0, 1), (1, -1), (1, 1))):
+        wall = np.where(sign > 0, 1 - centre[:, axis], centre[:, axis]) - EXTENT * r
+        ahead = sign * (position[:, :, axis] - centre[:, None, axis])
+        touch = r[:, None] + radius
+        beside = np.abs(position[:, :, 1 - axis] - centre[:, None, 1 - axis]) < touch
+        blocked = np.where(present & beside & (ahead > 0), ahead - touch, np.inf).min(axis=1)
+        room[:, direction] = np.minimum(wall, blocked)
+    possible = room >= 0.15
+    # A direction among the possible ones, uniformly: the k-th of them.
+    pick = draw.integer("motion/direction", np.maximum(possible.sum(axis=1), 1))
+    direction = np.argmax(np.cumsum(possible, axis=1) > pick[:, None], axis=1)
+    kind = draw.integer("motion/kind", 8)  # 0 still, 1..4 move, 5 grow, 6 shrink, 7 turn
+    moving = (kind >= 1) & (kind <= 4)
+    code = np.where(moving, np.where(possible.any(axis=1), 1 + direction, 7), kind)
+    motion = np.where(np.arange(MAX_OBJECTS) < n[:, None], 0, -1)
+    motion[rows, mover] = code
+    way = np.zeros_like(radius, dtype=np.float32)
+    way[rows, mover] = np.where(moving, np.clip(room[rows, direction], 0, 0.3), 0)
+    return motion, way
+
+
+def sample_factors(seed: int, split: str, index: np.ndarray) -> Factors:
+    """The factors of the scenes ``index`` ``[N]``; -1 where there is no object (or no relation).
+
+    ``num_objects``, ``place``, ``relation`` (of object 0 to object 1) and ``second_relation`` (1 to 2) int32
+    ``[N]``; ``shape``, ``colour``, ``size``, ``texture``, ``motion`` int32 ``[N, 3]``; ``position`` (x, y
+    from the top left, canvas 1 x 1, at the first frame) float32 ``[N, 3, 2]``; ``angle`` (radians),
+    ``travel`` (distance moved), ``brightness`` float32 ``[N, 3]``; ``background`` (RGB, 0..255) float32 ``[N,
+    3]``.
+    """
+    draw = _Draw(seed, split, np.asarray(index))
+    n = 1 + draw.integer("num_objects", MAX_OBJECTS)
+    present = np.arange(MAX_OBJECTS) < n[:, None]
+    codes = _pairs(draw, split == "compositions", n)
+    size = np.floor(draw.columns("size", 3) * len(SIZES)).astype(np.int64)
+    texture = np.floor(draw.columns("texture", 3) * len(TEXTURES)).astype(np.int64)
+    radius = RADII[size].astype(np.float64)
+    position, place, relation, second = _positions(draw, n, radius)
+    motion, travel = _motions(draw, n, position, radius)
+    # A plain disc that turns looks like one that stands still.
+    round_shape = np.isin(codes // 8, (SHAPES.index("circle"), SHAPES.index("ring")))
+    texture = np.where(round_shape & (motion == 7), 1, texture)
+    shade = 18 + 38 * draw.uniform("background/shade")
+    tint = 12 * draw.columns("background/tint", 3) - 6
+
+    factors = {"num_objects": n, "place": place, "relation": relation, "second_relation": second}
+    factors |= {"motion": motion}
+    for name, value in (("shape", codes // 8), ("colour", codes % 8), ("size", size), ("texture", texture)):
+        factors[name] = np.where(present, value, -1)
+    factors = {name: value.astype(np.int32) for name, value in factors.items()}
+    return factors | {
+        "position": position.astype(np.float32),
+        "angle": ((draw.columns("angle", 3) - 0.5) * 0.4).astype(np.float32),
+        "travel": travel,
+        "brightness": (0.88 + 0.12 * draw.columns("brightness", 3)).astype(np.float32),
+        "background": (shade[:, None] + tint).astype(np.float32),
+    }

@@ -1,0 +1,284 @@
+"""Speech from text by eSpeak NG: voices, single utterances, and a disk cache of many."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+SAMPLE_RATE = 16_000
+_VERSION = 1  # of the synthesis: a new one makes the caches of old ones unused
+_WORKER = Path(__file__).with_name("espeak.py")
+
+
+@dataclass(frozen=True)
+class Voice:
+    """``name``: an eSpeak NG language and variant (``en-us+f2``); ``rate`` in words per minute, 80..450;
+    ``pitch`` and ``pitch_range`` 0..100."""
+
+    name: str
+    rate: int = 220
+    pitch: int = 50
+    pitch_range: int = 50
+
+    def __post_init__(self):
+        for field, low, high in (("rate", 80, 450), ("pitch", 0, 100), ("pitch_range", 0, 100)):
+            if not low <= getattr(self, field) <= high:
+                raise ValueError(f"Voice.{field} must lie in {low}..{high}, got {getattr(self, field)}")
+
+
+def _voices(
+    names: str, rates: Sequence[int], pitches: Sequence[int], ranges: Sequence[int]
+) -> tuple[Voice, ...]:
+    return tuple(
+        Voice(name, rates[i % len(rates)], pitches[i % len(pitches)], ranges[i % len(ranges)])
+        for i, name in enumerate(names.split())
+    )
+
+
+TRAIN_VOICES = _voices(
+    "en-us en-us+m1 en-us+m2 en-us+m3 en-us+m5 en-us+f1 en-us+f2 en-us+f4 "
+    "en-gb-x-rp en-gb-x-rp+m1 en-gb-x-rp+m3 en-gb-x-rp+m7 en-gb-x-rp+f1 en-gb-x-rp+f2 en-gb-x-rp+f4 "
+    "en-gb-scotland en-gb-scotland+m2 en-gb-scotland+m5 en-gb-scotland+f1 en-gb-scotland+f4 "
+    "en-029+m1 en-029+m7 en-029+f2 en-029+f4",
+    (215, 235, 225, 245, 220), (50, 40, 60), (50, 65, 40, 55),
+)  # fmt: skip
+UNSEEN_VOICES = _voices(
+    "en-us+m4 en-us+f3 en-us+f5 en-gb-x-rp+m6 en-gb-x-rp+f5 en-gb-scotland+m4 en-gb-scotland+f3 "
+    "en-gb-x-gbcwmd+m6",
+    (225, 240, 215), (45, 58), (45, 60, 52),
+)  # fmt: skip
+"""Speakers (variants) that are in no training voice."""
+
+
+def default_cache_dir() -> Path:
+    """``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``."""
+    return Path(os.environ.get("XMODAL_CACHE") or Path.home() / ".cache" / "xmodal_jax")
+
+
+def _request(text: str, voice: Voice, max_seconds: float | None) -> dict:
+    limit = None if max_seconds is None else int(max_seconds * SAMPLE_RATE)
+    return {
+        "text": text, "voice": voice.name, "rate": voice.rate, "pitch": voice.pitch,
+        "pitch_range": voice.pitch_range, "max_samples": limit,
+    }  # fmt: skip
+
+
+class _Speaker:
+    """One speaking process."""
+
+    def __init__(self, stdin=subprocess.PIPE):
+        # -P: the script's folder must not shadow modules; the process inherits nothing of JAX.
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER)], stdin=stdin, stdout=subprocess.PIPE, stderr=self.errors
+        )
+
+    def _read(self, count: int) -> bytes:
+        data = self.process.stdout.read(count)
+        if len(data) < count:
+            self.process.wait()
+            self.errors.seek(0)
+            tail = self.errors.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"the eSpeak NG process ended (status {self.process.returncode}):\n{tail}")
+        return data
+
+    def receive(self) -> bytes:
+        count = int.from_bytes(self._read(4), "little", signed=True)
+        if count < 0:
+            raise ValueError(self._read(-count).decode())
+        return self._read(2 * count)
+
+    def ask(self, request: dict) -> bytes:
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+        return self.receive()
+
+    def close(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout, self.errors):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait()
+
+
+_speaker: _Speaker | None = None
+_speaker_pid = 0
+_speaker_lock = threading.Lock()
+
+
+def synthesize(text: str, voice: Voice, *, max_seconds: float | None = None) -> np.ndarray:
+    """The text spoken: int16 ``[T]`` at 16 kHz, silence trimmed, peak-normalised; the same whatever was
+    spoken before.
+
+    Where it is longer than ``max_seconds`` it is spoken faster. Raises ValueError for a voice that eSpeak NG
+    does not have, and for a text that does not fit at the fastest rate.
+    """
+    global _speaker, _speaker_pid
+    with _speaker_lock:
+        if _speaker is not None and _speaker_pid == os.getpid() and _speaker.process.poll() is not None:
+            _speaker.close()
+            _speaker = None
+        if _speaker is None or _speaker_pid != os.getpid():
+            _speaker, _speaker_pid = _Speaker(), os.getpid()
+            atexit.register(_speaker.close)
+        return np.frombuffer(_speaker.ask(_request(text, voice, max_seconds)), np.int16)
+
+
+class Utterances:
+    """Many utterances, read from disk when asked for; ``utterances[i]`` is int16 ``[T_i]`` at 16 kHz."""
+
+    def __init__(self, folder: Path):
+        """Raises ValueError if the files are damaged, FileNotFoundError if they are missing."""
+        header = json.loads((folder / "header.json").read_text())
+        self.folder = folder
+        self.offsets = np.load(folder / "offsets.npy")
+        self._samples = np.load(folder / "samples.npy", mmap_mode="r")
+        for name in ("offsets", "samples"):
+            if _checksum(folder / f"{name}.npy") != header[name]:
+                raise ValueError(f"{folder / name}.npy is damaged")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self._samples[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Samples in each utterance, int64 ``[N]``."""
+        return np.diff(self.offsets)
+
+
+def _checksum(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 22):
+            crc = zlib.crc32(data, crc)
+    return crc
+
+
+def _open_or_none(folder: Path) -> Utterances | None:
+    try:
+        return Utterances(folder)
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def speak_all(
+    texts: Sequence[str],
+    voices: Sequence[Voice],
+    cache_dir: Path | None = None,
+    *,
+    workers: int | None = None,
+    max_seconds: float | None = None,
+) -> Utterances:
+    """Speaks ``texts[i]`` in ``voices[i]``, on ``workers`` processes (default: the CPU cores), or reads it
+    from disk.
+
+    The cache is a folder under ``cache_dir`` (default `default_cache_dir`) named by a hash of texts, voices
+    and ``max_seconds``. It is written whole or not at all, its checksum is verified when opened, and a
+    damaged one is made again; of several processes that want the same one, one speaks and the others wait.
+    The samples do not depend on ``workers``. Raises as `synthesize`, and ValueError for texts and voices of
+    different lengths.
+    """
+    if len(texts) != len(voices):
+        raise ValueError(f"texts and voices must have the same length, got {len(texts)} and {len(voices)}")
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    requests = [json.dumps(_request(t, v, max_seconds)) for t, v in zip(texts, voices, strict=True)]
+    digest = hashlib.sha256(
+        f"{_VERSION} {SAMPLE_RATE}\n".encode() + "\n".join(requests).encode()
+    ).hexdigest()[:24]
+    root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / f"speech-{digest}"
+    found = _open_or_none(folder)
+    if found is not None:
+        return found
+    with (root / f"speech-{digest}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = _open_or_none(folder)  # made while this process waited
+        if found is None:
+            with tempfile.TemporaryDirectory(dir=root, prefix="speaking-") as work:
+                _write(requests, Path(work), min(workers, max(1, len(requests) // 16)))
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(Path(work) / "cache", folder)
+            found = Utterances(folder)
+    return found
+
+
+def _write(requests: list[str], work: Path, workers: int) -> None:
+    """Fills ``work/cache``: each worker speaks a contiguous share, and the shares are joined in order."""
+    bounds = np.linspace(0, len(requests), workers + 1).astype(int)
+    lengths = np.zeros(len(requests), np.int64)
+    errors: list[BaseException] = []
+    with tqdm(total=len(requests), desc="speaking", unit="utterance", disable=len(requests) <= 500) as bar:
+        threads = [
+            threading.Thread(
+                target=_speak_share, args=(requests, lo, hi, work / f"{lo}.raw", lengths, errors, bar.update)
+            )
+            for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:
+            errors.append(error)  # tells the other shares to stop
+            raise
+    if errors:
+        raise errors[0]
+    cache = work / "cache"
+    cache.mkdir()
+    np.save(cache / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
+    with (cache / "samples.npy").open("wb") as out:
+        header = {"descr": "<i2", "fortran_order": False, "shape": (int(lengths.sum()),)}
+        np.lib.format.write_array_header_1_0(out, header)
+        for lo in bounds[:-1].tolist():
+            with (work / f"{lo}.raw").open("rb") as share:
+                shutil.copyfileobj(share, out, 1 << 22)
+    checks = {name: _checksum(cache / f"{name}.npy") for name in ("offsets", "samples")}
+    (cache / "header.json").write_text(
+        json.dumps({"version": _VERSION, "sample_rate": SAMPLE_RATE, **checks})
+    )
+
+
+def _speak_share(
+    requests: list[str], lo: int, hi: int, path: Path, lengths: np.ndarray, errors: list, progress: Callable
+) -> None:
+    with tempfile.TemporaryFile() as questions, path.open("wb") as out:
+        questions.write("".join(r + "\n" for r in requests[lo:hi]).encode())
+        questions.seek(0)
+        speaker = _Speaker(stdin=questions)
+        try:
+            for i in range(lo, hi):
+                if errors:  # another share has failed
+                    return
+                data = speaker.receive()
+                out.write(data)
+                lengths[i] = len(data) // 2
+                progress(1)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            speaker.close()

@@ -1,0 +1,59 @@
+"""Training, validation and test data by name, tokenized and, where it fits, in memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from xmodal_jax.data.open import DataOptions, open_source
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.source import Source
+from xmodal_jax.data.text import Tokenize, Tokenizer, load_hf_tokenizer, train_tokenizer
+from xmodal_jax.data.views import hold_out, in_memory
+
+TRAINED = ("word", "wordpiece", "bpe")
+VOCABULARY = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
+CAPTION_SAMPLE = 50_000
+"""Captions that a tokenizer is trained on and that the text length is fitted to, at most."""
+
+
+class Splits(NamedTuple):
+    """The data of an experiment."""
+
+    train: Source
+    validation: Source
+    tests: dict[str, Source]
+    """By name: ``test``, and for the embedded data set ``compositions`` and ``voices`` as well."""
+
+
+def open_splits(spec: str, options: DataOptions, problems: Problems, *, validation: int = 300) -> Splits:
+    """Opens the training and test splits of ``spec`` and holds ``validation`` training examples out."""
+    names = ["test"]
+    if spec == "shapes":
+        names += ["compositions"] + ["voices"] * ("audio" in (options.modalities or ("audio",)))
+    train = open_source(spec, "train", options, problems=problems)
+    tests = {name: open_source(spec, name, options, problems=problems) for name in names}
+    count = max(1, min(validation, len(train) // 10))
+    return Splits(*hold_out(train, count), tests)
+
+
+def captions_of(source: Source, limit: int = CAPTION_SAMPLE) -> list[str]:
+    """Captions of at most ``limit`` examples, evenly spread; asks the source for nothing else where it can."""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
+    return [str(c) for c in source.batch(rows)["caption"]]
+
+
+def make_tokenizer(kind: str, captions: list[str]) -> Tokenizer:
+    """A tokenizer trained on ``captions`` (``word``, ``wordpiece``, ``bpe``), or that of a Hugging Face folder."""
+    if kind in TRAINED:
+        return train_tokenizer(captions, kind=kind, vocab_size=VOCABULARY[kind])
+    return load_hf_tokenizer(kind)
+
+
+def prepare(source: Source, tokenize: Tokenize | None, *, limit: int) -> tuple[Source, Tokenize | None]:
+    """``(source, transform)`` for a loader: read, tokenized and kept in memory if it fits ``limit`` bytes."""
+    kept = in_memory(source, tokenize, limit=limit, drop=("factors",))
+    return (source, tokenize) if kept is None else (kept, None)
+
+

@@ -1,0 +1,237 @@
+"""Captions to token ids and back: tokenizers trained on the captions, or a Hugging Face tokenizer from a
+folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.source import RawBatch
+
+PAD, BOS, EOS, UNK = SPECIAL_TOKENS = ("[pad]", "[bos]", "[eos]", "[unk]")
+"""The special tokens of a trained tokenizer, with ids 0, 1, 2 and 3."""
+
+
+def clean_text(text: str, *, lower: bool = True, stop_words: Iterable[str] = ()) -> str:
+    """The text with single spaces, optionally in lower case and without the given words (compared in lower
+    case)."""
+    text = " ".join(text.split())
+    if lower:
+        text = text.lower()
+    stop = {w.lower() for w in stop_words}
+    if stop:
+        text = " ".join(w for w in text.split() if re.sub(r"\W", "", w).lower() not in stop)
+    return text
+
+
+class Tokenizer:
+    """A tokenizer with ids for padding, begin, end and unknown (-1 where it has none).
+
+    ``encode_batch`` always pads with 0, whatever the tokenizer's own padding is: the mask tells what is
+    content. ``truncated`` counts the captions cut so far.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str | None]):
+        self._backend, self._special = backend, dict(special)
+        backend.no_padding()
+        backend.no_truncation()
+        ids = {k: -1 if t is None else backend.token_to_id(t) for k, t in special.items()}
+        self.pad_id, self.bos_id, self.eos_id, self.unk_id = (
+            -1 if ids[k] is None else ids[k] for k in ("pad", "bos", "eos", "unk")
+        )
+        self.truncated = 0
+        self._lock = threading.Lock()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, special tokens included: the size of an embedding table."""
+        return max(self._backend.get_vocab().values()) + 1
+
+    def lengths(self, captions: Sequence[str]) -> np.ndarray:
+        """Int ``[N]``: tokens per caption, special tokens included."""
+        return np.array([len(e.ids) for e in self._backend.encode_batch_fast(list(captions))], np.int64)
+
+    def fit_length(self, captions: Sequence[str], *, cover: float = 1.0) -> int:
+        """The shortest length that cuts at most a fraction ``1 - cover`` of the captions."""
+        lengths = np.sort(self.lengths(captions))
+        if not lengths.size:
+            raise ValueError("fit_length needs at least one caption.")
+        return int(lengths[max(0, int(np.ceil(cover * lengths.size)) - 1)])
+
+    def encode_batch(
+        self, captions: Sequence[str], max_length: int, *, problems: Problems | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32 ``[B, max_length]``, padded with 0, and the mask of content, bool of the same
+        shape.
+
+        A caption that is too long loses its tail but keeps its end token; it is counted in ``truncated`` and
+        noted in ``problems``. An empty caption gives no content at all (a missing text).
+        """
+        ids = np.zeros((len(captions), max_length), np.int32)
+        mask = np.zeros((len(captions), max_length), bool)
+        cut = 0
+        for i, encoding in enumerate(self._backend.encode_batch_fast(list(captions))):
+            tokens = encoding.ids if captions[i] else []
+            if len(tokens) > max_length:
+                cut += 1
+                last = tokens[-1:] if tokens[-1] == self.eos_id else tokens[max_length - 1 : max_length]
+                tokens = tokens[: max_length - 1] + last
+            ids[i, : len(tokens)] = tokens
+            mask[i, : len(tokens)] = True
+        if cut:
+            with self._lock:
+                self.truncated += cut
+                if problems is not None:
+                    problems.note(
+                        f"captions cut to {max_length} tokens (raise the text length to keep them)", cut
+                    )
+        return ids, mask
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of one sequence of ids up to its first end token, without special tokens."""
+        kept = []
+        for i in np.asarray(ids).tolist():
+            if i == self.eos_id and kept:
+                break
+            if i not in (self.pad_id, self.bos_id, self.eos_id):
+                kept.append(i)
+        return self._backend.decode(kept, skip_special_tokens=True)
+
+    def decode_batch(self, ids: np.ndarray) -> list[str]:
+        """`decode` for each row of ``[B, L]``."""
+        return [self.decode(row) for row in ids]
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json`` and ``special_tokens.json``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(folder / "tokenizer.json"))
+        (folder / "special_tokens.json").write_text(json.dumps(self._special), encoding="utf-8")
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote."""
+    folder = Path(folder)
+    for name in ("tokenizer.json", "special_tokens.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {name}: it is not the folder of a saved tokenizer. "
+                "For a Hugging Face tokenizer use load_hf_tokenizer."
+            )
+    special = json.loads((folder / "special_tokens.json").read_text(encoding="utf-8"))
+    return Tokenizer(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), special)
+
+
+def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
+    """A Hugging Face tokenizer from a local folder (nothing is downloaded)."""
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder with a Hugging Face tokenizer (tokenizer.json, ...)."
+        )
+    loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{folder}: the tokenizer has no fast version (tokenizer.json).")
+    special = {
+        "pad": loaded.pad_token,
+        "bos": loaded.bos_token or loaded.cls_token,
+        "eos": loaded.eos_token or loaded.sep_token,
+        "unk": loaded.unk_token,
+    }
+    return Tokenizer(backend, special)
+
+
+def _words(model) -> tokenizers.Tokenizer:
+    """A tokenizer of words and punctuation marks; decoding joins them with spaces, none before
+    punctuation."""
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def train_tokenizer(
+    captions: Iterable[str], kind: Literal["bpe", "wordpiece", "word"] = "bpe", vocab_size: int = 1000
+) -> Tokenizer:
+    """A tokenizer trained on captions; the same captions in any order give the same one.
+
+    ``bpe``: byte-level, so that no text is unknown (needs at least 260 ids). ``wordpiece``: pieces of words.
+    ``word``: the most frequent words and punctuation marks, the rest unknown. Ids 0..3 are `SPECIAL_TOKENS`;
+    each caption becomes ``[bos] ... [eos]``.
+    """
+    # In one order and one Unicode form: ties between equally frequent pairs must not depend on the order of
+    # the data.
+    texts = sorted(unicodedata.normalize("NFC", c) for c in captions)
+    if not texts:
+        raise ValueError("train_tokenizer needs at least one caption.")
+    common = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
+    if kind == "bpe":
+        if vocab_size < 256 + len(SPECIAL_TOKENS):
+            raise ValueError(
+                f"a byte-level BPE needs vocab_size >= 260 (256 bytes + 4 special), got {vocab_size}."
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), **common)
+    elif kind == "wordpiece":
+        backend = _words(models.WordPiece(unk_token=UNK))
+        # The trainer numbers the continuations "##x" in the order of a randomly seeded hash table, and breaks
+        # ties by these numbers. Naming them beforehand fixes both; the model is then rebuilt, as they are not
+        # special tokens.
+        pieces = {
+            "##" + c for t in texts for w, _ in backend.pre_tokenizer.pre_tokenize_str(t) for c in w[1:]
+        }
+        common["special_tokens"] = [*SPECIAL_TOKENS, *sorted(pieces)]
+        backend.train_from_iterator(texts, trainers.WordPieceTrainer(**common))
+        backend = _words(models.WordPiece(vocab=backend.get_vocab(), unk_token=UNK))
+        backend.add_special_tokens(list(SPECIAL_TOKENS))
+        trainer = None
+    elif kind == "word":
+        backend = _words(models.WordLevel(unk_token=UNK))
+        trainer = trainers.WordLevelTrainer(**common)
+    else:
+        raise ValueError(f"kind must be bpe, wordpiece or word, not {kind!r}.")
+    if trainer is not None:
+        backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}", special_tokens=[(t, backend.token_to_id(t)) for t in (BOS, EOS)]
+    )
+    return Tokenizer(backend, dict(zip(("pad", "bos", "eos", "unk"), SPECIAL_TOKENS, strict=True)))
+
+
+class Tokenize:
+    """A transform of batches: ``caption`` to ``text`` int32 ``[B, L]`` and ``text_mask`` bool ``[B, L]``.
+
+    ``clean`` is applied to each caption first (see `clean_text`). The captions stay in the batch.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_length: int,
+        *,
+        clean: Callable[[str], str] | None = None,
+        problems: Problems | None = None,
+    ):
+        self.tokenizer, self.max_length, self.clean, self.problems = tokenizer, max_length, clean, problems
+
+    def __call__(self, batch: RawBatch) -> RawBatch:
+        if "caption" not in batch:
+            return batch
+        captions = batch["caption"] if self.clean is None else [self.clean(c) for c in batch["caption"]]
+        ids, mask = self.tokenizer.encode_batch(list(captions), self.max_length, problems=self.problems)
+        return {**batch, "text": ids, "text_mask": mask}

@@ -1,0 +1,333 @@
+"""``--data tfds:NAME``: data sets prepared by TensorFlow Datasets (ArrayRecord files), read without
+TensorFlow.
+
+The files are read with the package's own record reader and example parser. Its builders are avoided for two
+reasons: constructing one imports TensorFlow for many data sets (every one with audio), and a prepared folder
+describes itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.data import media
+from xmodal_jax.data.source import RawBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Where a data set keeps what a batch needs.
+
+    ``fields``: modality (or ``label``) to feature, with ``/`` into nested features. ``captions``: captions
+    per image; each gives one example (a shorter list is repeated). ``prompt``: caption of a class name, for
+    sets without text. ``splits``: our split to theirs, with an optional slice in percent, ``train[:95%]``.
+    ``sample_rate``: Hz, where the feature does not say.
+    """
+
+    fields: Mapping[str, str]
+    prompt: str | None = None
+    captions: int = 1
+    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sample_rate: int | None = None
+
+
+_IMAGE_LABEL = {"image": "image", "label": "label"}
+ADAPTERS: dict[str, Adapter] = {
+    "mnist": Adapter(_IMAGE_LABEL, "a photo of the number {}"),
+    "fashion_mnist": Adapter(_IMAGE_LABEL, "a photo of a {}"),
+    "cifar10": Adapter(_IMAGE_LABEL, "a photo of a {}"),
+    "cifar100": Adapter(_IMAGE_LABEL, "a photo of a {}"),
+    "oxford_flowers102": Adapter(_IMAGE_LABEL, "a photo of a {}, a type of flower"),
+    "coco_captions": Adapter({"image": "image", "text": "captions/text"}, captions=5, splits={"test": "val"}),
+    "speech_commands": Adapter({"audio": "audio", "label": "label"}, "{}", sample_rate=16000),
+    "librispeech": Adapter(
+        {"audio": "speech", "text": "text"},
+        splits={"train": "train_clean100", "validation": "dev_clean", "test": "test_clean"},
+        sample_rate=16000,
+    ),
+    "ljspeech": Adapter(
+        {"audio": "speech", "text": "text_normalized"},
+        splits={"train": "train[:95%]", "test": "train[95%:]"},
+        sample_rate=22050,
+    ),
+}
+
+
+def clean_class_name(name: str) -> str:
+    """A class name as one would say it: ``Ankle boot`` -> ``ankle boot``, ``T-shirt/top`` -> ``t-shirt``."""
+    return " ".join(name.split("/")[0].replace("_", " ").lower().split())
+
+
+def _prepare_command(name: str, data_dir: Path) -> str:
+    return (
+        f"pip install tensorflow-cpu && tfds build {name} --data_dir={data_dir} --file_format=array_record "
+        "(TensorFlow is needed for this once, not for training)"
+    )
+
+
+def find_prepared(name: str, data_dir: str | Path | None = None) -> Path:
+    """The folder of a prepared data set, its highest version; ``name`` may be ``NAME``, ``NAME/CONFIG``,
+    ``..:VERSION``.
+
+    ``data_dir`` None: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets. Raises
+    FileNotFoundError with the command that prepares the data set.
+    """
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    path, _, version = name.partition(":")
+    found = [f.parent for pattern in ("*", "*/*") for f in (root / path).glob(f"{pattern}/features.json")]
+    found = [f for f in found if "incomplete" not in f.name and version in ("", f.name)]
+    if not found:
+        raise FileNotFoundError(
+            f"tfds:{name} is not prepared in {root}. Prepare it with: {_prepare_command(name, root)}. "
+            "If it lies elsewhere, set data_dir (--data-dir)."
+        )
+    if len({f.parent for f in found}) > 1:
+        configs = sorted(str(f.parent.relative_to(root)) for f in found)
+        raise ValueError(
+            f"tfds:{name} is prepared in several configurations: choose one of "
+            f"tfds:{', tfds:'.join(configs)}."
+        )
+    return max(found, key=lambda f: tuple(int(p) if p.isdigit() else -1 for p in f.name.split(".")))
+
+
+def _without_audio(node: Any) -> Any:
+    """The feature description with each Audio as the plain tensor it is stored as: Audio itself needs
+    TensorFlow."""
+    if not isinstance(node, dict):
+        return node
+    if str(node.get("pythonClassName", "")).endswith("audio_feature.Audio"):
+        audio = node["audio"]
+        prefix = "tensorflow_datasets.core.features."
+        if audio.get("lazyDecode"):  # stored as the content of an audio file
+            return {"pythonClassName": prefix + "text_feature.Text", "text": {}}
+        tensor = {
+            "shape": audio["shape"],
+            "dtype": audio["dtype"],
+            "encoding": audio.get("encoding", "none").lower(),
+        }
+        return {"pythonClassName": prefix + "tensor_feature.Tensor", "tensor": tensor}
+    return {key: _without_audio(value) for key, value in node.items()}
+
+
+def _prune(description: dict, paths: set[str]) -> dict:
+    """The description with only those top-level features that lead to the given paths."""
+    features = description["featuresDict"]["features"]
+    kept = {name: node for name, node in features.items() if any(p.split("/")[0] == name for p in paths)}
+    return {**description, "featuresDict": {"features": kept}}
+
+
+def _kinds(description: dict, prefix: str = "") -> dict[str, dict]:
+    """Feature path -> its node in features.json, over nested dictionaries and sequences."""
+    if "featuresDict" in description:
+        found = {}
+        for name, node in description["featuresDict"].get("features", {}).items():
+            found |= _kinds(node, f"{prefix}/{name}" if prefix else name)
+        return found
+    if "sequence" in description and "featuresDict" in description["sequence"].get("feature", {}):
+        return _kinds(description["sequence"]["feature"], prefix)
+    return {prefix: description}
+
+
+def generic_adapter(kinds: dict[str, dict]) -> Adapter:
+    """An adapter for an unknown data set: its first feature of each type (image, audio, text, class
+    label)."""
+    fields: dict[str, str] = {}
+    wanted = {"Image": "image", "Audio": "audio", "Text": "text", "ClassLabel": "label"}
+    for path, node in kinds.items():
+        field = wanted.get(node.get("pythonClassName", "").rsplit(".", 1)[-1])
+        identifier = path.rsplit("/", 1)[-1] in (
+            "id",
+            "file_name",
+            "filename",
+            "file",
+            "url",
+            "image_id",
+            "key",
+        )
+        if field and field not in fields and not (field == "text" and identifier):
+            fields[field] = path
+    if not {"image", "audio"} & set(fields):
+        raise ValueError(
+            f"no image or audio among the features {', '.join(kinds)}: this data set cannot be used."
+        )
+    return Adapter(fields, prompt="a photo of a {}" if "image" in fields else "{}")
+
+
+class TfdsSource:
+    """One split of a prepared data set as a `Source`.
+
+    Images are resized and cropped to ``image_size`` (None: the feature's own size where it is fixed and
+    square, else 64) with ``channels`` colours; audio is resampled to ``sample_rate`` Hz, cut and padded to
+    ``max_seconds``. ``prompt`` overrides the adapter's caption of a class name. Where an image has several
+    captions, each gives one example; ``row`` int32 ``[B]`` is equal for those.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        *,
+        data_dir: str | Path | None = None,
+        image_size: int | None = None,
+        channels: int = 3,
+        sample_rate: int = 16000,
+        max_seconds: float = 4.0,
+        modalities: tuple[str, ...] | None = None,
+        prompt: str | None = None,
+        adapter: Adapter | None = None,
+    ):
+        import tensorflow_datasets as tfds
+
+        folder = find_prepared(name, data_dir)
+        description = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        kinds = _kinds(description)
+        adapter = adapter or ADAPTERS.get(name.split("/")[0].split(":")[0]) or generic_adapter(kinds)
+        absent = [f"{field} -> {path}" for field, path in adapter.fields.items() if path not in kinds]
+        if absent:
+            raise ValueError(
+                f"tfds:{name}: no feature for {absent[0]}; its features are: {', '.join(kinds)}."
+            )
+        self._fields = dict(adapter.fields)
+        self.class_names = self._read_class_names(folder, kinds)
+        self._prompt = prompt or adapter.prompt
+        self._prompted = (
+            "text" not in self._fields and self.class_names is not None and self._prompt is not None
+        )
+        held = [
+            m for m in ("text", "image", "audio") if m in self._fields or (m == "text" and self._prompted)
+        ]
+        missing = [m for m in modalities or () if m not in held]
+        if missing:
+            raise ValueError(f"tfds:{name} has no {missing[0]}; it has: {', '.join(held)}.")
+        self.modalities = tuple(m for m in held if modalities is None or m in modalities)
+        self._captions = adapter.captions if "text" in self._fields and "text" in self.modalities else 1
+        self._records, self._start, self._rows = self._open_split(name, folder, split, adapter)
+        self._audio_rate = None
+        if "audio" in self._fields:
+            own = int(kinds[self._fields["audio"]]["audio"].get("sampleRate", 0))
+            self._audio_rate = own or adapter.sample_rate or sample_rate
+        if image_size is None and "image" in self._fields:
+            sides = kinds[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
+            image_size = max(int(sides[0]), -1)
+        self.image_size = image_size if image_size and image_size > 0 else 64
+        self.channels, self.sample_rate, self.max_seconds = channels, sample_rate, max_seconds
+        wanted = {self._fields[m] for m in (*self.modalities, "label") if m in self._fields}
+        # What is not used is not parsed; images come as their file's content, decoded here at the size
+        # needed.
+        self._features = tfds.features.FeatureConnector.from_json(_prune(_without_audio(description), wanted))
+        skip = {self._fields["image"]: tfds.decode.SkipDecoding()} if "image" in self.modalities else {}
+        self._decoders = _nested(skip)
+
+    def _read_class_names(self, folder: Path, kinds: dict[str, dict]) -> tuple[str, ...] | None:
+        path = self._fields.get("label")
+        if path is None:
+            return None
+        listed = folder / f"{path.replace('/', '-')}.labels.txt"
+        if listed.is_file():
+            names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return tuple(clean_class_name(n) for n in names)
+        count = int(kinds[path].get("classLabel", {}).get("numClasses", 0))
+        return tuple(str(i) for i in range(count)) or None
+
+    def _open_split(self, name: str, folder: Path, split: str, adapter: Adapter):
+        from array_record.python import array_record_data_source
+
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        known = {s["name"] for s in info.get("splits", [])}
+        spec = adapter.splits.get(split, split)
+        if spec not in known and split == "test" and split not in adapter.splits and "validation" in known:
+            spec = "validation"
+        base, _, part = spec.partition("[")
+        if base not in known:
+            raise ValueError(f"tfds:{name} has no split {spec!r}; it has: {', '.join(sorted(known))}.")
+        files = sorted(str(f) for f in folder.glob(f"*-{base}.array_record*"))
+        if not files:
+            raise FileNotFoundError(
+                f"{folder} has no ArrayRecord files for the split {base!r} (it was prepared in "
+                "another file format). "
+                f"Prepare it with: {_prepare_command(name, folder.parents[1])}."
+            )
+        records = array_record_data_source.ArrayRecordDataSource(files)
+        low, _, high = part.rstrip("]").partition(":")
+        start, stop = (len(records) * int(p.rstrip("%") or d) // 100 for p, d in ((low, 0), (high, 100)))
+        return records, start, stop - start
+
+    def __len__(self) -> int:
+        return self._rows * self._captions
+
+    def _examples(self, rows: np.ndarray) -> list[dict]:
+        records = self._records.__getitems__([int(r) + self._start for r in rows])
+        return [self._features.deserialize_example_np(r, decoders=self._decoders) for r in records]
+
+    def _audio(self, value: Any) -> np.ndarray:
+        if isinstance(value, bytes):
+            return media.decode_audio(value, self.sample_rate, self.max_seconds)[0]
+        waveform = np.asarray(value)
+        if waveform.dtype.kind in "iu":
+            waveform = waveform.astype(np.float32) / 32768.0
+        if not waveform.size:
+            return np.zeros(0, np.int16)
+        return media.fit_audio(waveform, self._audio_rate, self.sample_rate, self.max_seconds)[0]
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        """The examples at ``indices``."""
+        rows, which = np.divmod(np.asarray(indices), self._captions)
+        examples = self._examples(rows)
+        column = {field: [_get(e, path) for e in examples] for field, path in self._fields.items()
+                  if field in self.modalities or field == "label"}  # fmt: skip
+        batch: RawBatch = {"row": rows.astype(np.int32)}
+        if "label" in column:
+            batch["label"] = np.array(column["label"], np.int32)
+        if "image" in column:
+            images = [media.decode_image(bytes(b), self.image_size, self.channels) for b in column["image"]]
+            batch["image"] = np.stack(images)
+        if "audio" in column:
+            length = int(round(self.max_seconds * self.sample_rate))
+            batch["audio"] = np.zeros((len(examples), length), np.int16)
+            batch["audio_mask"] = np.zeros((len(examples), length), bool)
+            for i, value in enumerate(column["audio"]):
+                samples = self._audio(value)
+                batch["audio"][i, : len(samples)] = samples
+                batch["audio_mask"][i, : len(samples)] = True
+        if "text" in self.modalities:
+            batch["caption"] = np.empty(len(examples), object)
+            if self._prompted:
+                names = ["" if n < 0 else self.class_names[n] for n in batch["label"]]
+                batch["caption"][:] = [self._prompt.format(n) if n else "" for n in names]
+            else:
+                batch["caption"][:] = [
+                    _caption(v, w) for v, w in zip(column["text"], which.tolist(), strict=True)
+                ]
+        return batch
+
+
+def _nested(paths: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in paths.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+def _get(example: dict, path: str) -> Any:
+    for key in path.split("/"):
+        example = example[key]
+    return example
+
+
+def _caption(value: Any, which: int) -> str:
+    value = value if isinstance(value, (bytes, str)) else list(np.atleast_1d(value))
+    if isinstance(value, list):
+        value = value[which % len(value)] if value else b""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return " ".join(text.split())

@@ -1,0 +1,60 @@
+"""Other views of a data set: some of its examples, or all of them transformed once and kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from xmodal_jax.data.arrays import ArraySource, estimate_nbytes, materialise
+from xmodal_jax.data.source import RawBatch, Source
+
+
+class Subset:
+    """The examples ``indices`` of a source, in that order."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices = source, np.asarray(indices, np.int64)
+        if not self.indices.size:
+            raise ValueError("a subset needs at least one example")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.source.modalities
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.source.class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        return self.source.batch(self.indices[np.asarray(indices, np.int64)])
+
+
+def hold_out(source: Source, count: int, *, seed: int = 0) -> tuple[Subset, Subset]:
+    """``(the rest, count examples)``, drawn at random from the seed, each part in the source's order."""
+    if not 0 < count < len(source):
+        raise ValueError(f"cannot hold out {count} of {len(source)} examples")
+    order = np.random.default_rng(seed).permutation(len(source))
+    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
+
+
+def in_memory(
+    source: Source,
+    transform: Callable[[RawBatch], RawBatch] | None = None,
+    *,
+    limit: int,
+    drop: tuple[str, ...] = (),
+    progress: bool = True,
+) -> ArraySource | None:
+    """The whole source read and transformed once, or None where it would take more than ``limit`` bytes.
+
+    ``drop``: fields to leave out, such as those that training does not need.
+    """
+    if estimate_nbytes(source) > limit:
+        return None
+    read = materialise(source, progress=progress)
+    arrays = read.arrays if transform is None else transform(read.arrays)
+    return ArraySource({k: v for k, v in arrays.items() if k not in drop}, source.class_names)

@@ -1,0 +1,95 @@
+"""Classification with embeddings: zero-shot by prompts, and the linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.core.similarity import l2_normalize
+from xmodal_jax.metrics.retrieval import ranks
+
+
+def class_embeddings(prompts, mask=None):
+    """One embedding per class from those of its prompts ("a photo of a {}", "a drawing of a {}", ...).
+
+    The normalised mean of the normalised prompt embeddings (Radford et al. 2021, section 3.1.4).
+
+    Args:
+      prompts: ``[classes, prompts, d]``.
+      mask: bool ``[classes, prompts]``, False where a class has fewer prompts.
+    Returns:
+      ``[classes, d]``, unit vectors.
+    """
+    prompts = l2_normalize(jnp.asarray(prompts))
+    weights = jnp.ones(prompts.shape[:2], prompts.dtype) if mask is None else jnp.asarray(mask, prompts.dtype)
+    return l2_normalize(jnp.einsum("cpd,cp->cd", prompts, weights))
+
+
+def zero_shot(embeddings, classes, labels, *, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
+    """Accuracy of the classes nearest by cosine; ``accuracy@k``: the label is among the first k.
+
+    Ties count against, as in :func:`xmodal_jax.metrics.retrieval.ranks`.
+
+    Args:
+      embeddings: ``[N, d]``.
+      classes: ``[C, d]``, for example from :func:`class_embeddings`. A k above C is left out.
+      labels: int ``[N]``, in 0..C-1.
+    Raises:
+      ValueError: if the labels do not fit.
+    """
+    rank = ranks(embeddings, classes, targets=np.asarray(labels))
+    return {f"accuracy@{k}": float(np.mean(rank <= k)) for k in ks if k <= len(classes)}
+
+
+def predict_classes(embeddings, classes) -> np.ndarray:
+    """The nearest class by cosine, int ``[N]``."""
+    similarity = jnp.matmul(
+        l2_normalize(jnp.asarray(embeddings)), l2_normalize(jnp.asarray(classes)).T, precision="highest"
+    )
+    return np.asarray(similarity.argmax(axis=1))
+
+
+def confusion_matrix(labels, predictions, classes: int) -> np.ndarray:
+    """Counts ``[classes, classes]``: row the label, column the prediction.
+
+    Raises:
+      ValueError: if a label or prediction is not in 0..classes-1.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    for name, x in (("labels", labels), ("predictions", predictions)):
+        if x.size and (x.min() < 0 or x.max() >= classes):
+            raise ValueError(f"{name} must lie in 0..{classes - 1}, found {x.min()}..{x.max()}")
+    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+
+
+def linear_probe(
+    train_embeddings,
+    train_labels,
+    test_embeddings,
+    test_labels,
+    *,
+    inverse_l2: float = 1.0,
+    max_iter: int = 1000,
+) -> float:
+    """Test accuracy of a logistic regression on frozen embeddings (Radford et al. 2021, appendix A.3).
+
+    Fitted by scikit-learn's L-BFGS; its ConvergenceWarning says that ``max_iter`` is too small.
+
+    Args:
+      train_embeddings, test_embeddings: ``[N, d]``; features of very different scales should be standardised
+        first.
+      train_labels, test_labels: int ``[N]``.
+      inverse_l2: scikit-learn's C, the inverse weight of the squared norm; choose it on a validation split.
+      max_iter: L-BFGS steps.
+    Raises:
+      ImportError: without scikit-learn.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ImportError("linear_probe needs scikit-learn: pip install scikit-learn") from error
+    probe = LogisticRegression(C=inverse_l2, max_iter=max_iter)
+    probe.fit(np.asarray(train_embeddings), np.asarray(train_labels))
+    return float(probe.score(np.asarray(test_embeddings), np.asarray(test_labels)))

@@ -1,0 +1,149 @@
+"""Retrieval across modalities: recall at k, ranks and the mean reciprocal rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.core.similarity import l2_normalize
+
+CHUNK_ELEMENTS = 2**25
+"""Similarities held at a time when no ``chunk`` is given (128 MiB)."""
+
+
+def retrieval(
+    queries,
+    gallery,
+    *,
+    targets=None,
+    query_ids=None,
+    gallery_ids=None,
+    ks: Sequence[int] = (1, 5, 10),
+    normalize: bool = True,
+    chunk: int | None = None,
+) -> dict[str, float]:
+    """How well each query ``[Q, d]`` finds its correct items in the gallery ``[G, d]`` by inner product.
+
+    Args and errors are those of :func:`ranks`, and ``ks``, the cut-offs.
+
+    Returns:
+      ``recall@k`` (the share of queries with a correct item among the first k), ``median_rank``,
+      ``mean_rank`` (from 1) and ``mrr`` (mean of 1 / rank).
+
+    Image and text with five captions each (as in COCO)::
+
+        retrieval(images, captions, query_ids=image_id, gallery_ids=caption_image_id)   # image to text
+        retrieval(captions, images, query_ids=caption_image_id, gallery_ids=image_id)   # text to image
+    """
+    rank = ranks(
+        queries,
+        gallery,
+        targets=targets,
+        query_ids=query_ids,
+        gallery_ids=gallery_ids,
+        normalize=normalize,
+        chunk=chunk,
+    )
+    return {f"recall@{k}": float(np.mean(rank <= k)) for k in ks} | {
+        "median_rank": float(np.median(rank)),
+        "mean_rank": float(np.mean(rank)),
+        "mrr": float(np.mean(1.0 / rank)),
+    }
+
+
+def ranks(
+    queries,
+    gallery,
+    *,
+    targets=None,
+    query_ids=None,
+    gallery_ids=None,
+    normalize: bool = True,
+    chunk: int | None = None,
+) -> np.ndarray:
+    """The rank (from 1) of each query's best correct item: 1 + the number of wrong items at least as similar.
+
+    A tie therefore counts against the query, so that embeddings that are all alike score worst and not best;
+    so does a similarity that is not a number. Correct items do not compete with each other.
+
+    Args:
+      queries: ``[Q, d]``.
+      gallery: ``[G, d]``.
+      targets: the correct items: an index into the gallery for each query, ``int [Q]``, or ``bool [Q, G]``,
+        True where the item is correct. By default, item i for query i.
+      query_ids, gallery_ids: instead, ``int [Q]`` and ``int [G]``: items with the query's id are correct.
+      normalize: cosine similarity.
+      chunk: queries at a time; by default as many as give 2^25 similarities.
+    Returns:
+      ``int [Q]``.
+    Raises:
+      ValueError: if shapes or targets do not fit, or a query has no correct item.
+    """
+    queries, gallery = jnp.asarray(queries), jnp.asarray(gallery)
+    count, size = queries.shape[0], gallery.shape[0]
+    if count == 0 or size == 0:
+        raise ValueError(f"nothing to rank: {count} queries, {size} items in the gallery")
+    given, item_ids, kind = _correct_items(count, size, targets, query_ids, gallery_ids)
+    chunk = min(count, chunk or max(1, CHUNK_ELEMENTS // size))
+    if normalize:
+        gallery = l2_normalize(gallery)
+    out = []
+    for start in range(0, count, chunk):
+        q, t = queries[start : start + chunk], given[start : start + chunk]
+        rows = q.shape[0]
+        # The last chunk is filled up, so that one program serves all.
+        q, t = (np.pad(x, [(0, chunk - rows)] + [(0, 0)] * (x.ndim - 1), mode="edge") for x in (q, t))
+        rank, found = _chunk_ranks(q, gallery, t, item_ids, matrix=kind == "matrix", normalize=normalize)
+        found = np.asarray(found)[:rows]
+        if not found.all():
+            raise ValueError(f"query {start + int(np.argmin(found))} has no correct item in the gallery")
+        out.append(np.asarray(rank)[:rows])
+    return np.concatenate(out)
+
+
+def _correct_items(count, size, targets, query_ids, gallery_ids):
+    """What says which items are correct for each query, the items' ids, and which kind of targets it is."""
+    if (query_ids is None) != (gallery_ids is None):
+        raise ValueError("query_ids and gallery_ids go together")
+    if targets is not None and query_ids is not None:
+        raise ValueError("give targets or ids, not both")
+    if query_ids is not None:
+        query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
+        if query_ids.shape != (count,) or gallery_ids.shape != (size,):
+            raise ValueError(
+                f"ids {query_ids.shape} and {gallery_ids.shape} for {count} queries and {size} items"
+            )
+        return query_ids, gallery_ids, "ids"
+    if targets is None:
+        if count != size:
+            raise ValueError(
+                f"{count} queries and {size} items do not pair up one to one: give targets or ids"
+            )
+        targets = np.arange(count)
+    targets, items = np.asarray(targets), np.arange(size)
+    if targets.dtype == bool and targets.shape == (count, size):
+        return targets, items, "matrix"
+    if np.issubdtype(targets.dtype, np.integer) and targets.shape == (count,):
+        if targets.min() < 0 or targets.max() >= size:
+            raise ValueError(f"targets must index the {size} items of the gallery")
+        return targets, items, "index"
+    raise ValueError(
+        f"targets must be int [{count}] or bool [{count}, {size}], got {targets.dtype} {list(targets.shape)}"
+    )
+
+
+@partial(jax.jit, static_argnames=("matrix", "normalize"))
+def _chunk_ranks(queries, gallery, given, item_ids, *, matrix, normalize):
+    if normalize:
+        queries = l2_normalize(queries)
+    # In full float32: at a device's default precision neighbours tie, and a tie costs a rank.
+    similarity = jnp.matmul(queries, gallery.T, precision="highest", preferred_element_type=jnp.float32)
+    correct = given if matrix else given[:, None] == item_ids[None, :]
+    best = jnp.where(correct, similarity, -jnp.inf).max(axis=1, keepdims=True)
+    # Not "similarity >= best", which a NaN would win.
+    better = ~correct & ~(similarity < best)
+    return 1 + better.sum(axis=1), correct.any(axis=1)

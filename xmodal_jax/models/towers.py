@@ -1,0 +1,118 @@
+"""One tower per modality: preprocess on the device, encode, pool, project."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.nets.encoders import EncoderConfig, build_encoder, build_pool
+from xmodal_jax.preprocess import audio as audio_features
+from xmodal_jax.preprocess.image import AugmentConfig, to_float
+from xmodal_jax.preprocess.image import augment as augment_image
+from xmodal_jax.types import Batch, ExampleKeys, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of the inputs, in training only."""
+
+    image: AugmentConfig = AugmentConfig(translate=2)
+    """Images and video. Mirroring is off: captions speak of left and right."""
+    time_masks: int = 0
+    """Audio: SpecAugment's number of masked stretches of time."""
+    frequency_masks: int = 0
+    """Audio: SpecAugment's number of masked bands."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFeatures:
+    """Log-mel spectrogram of a waveform."""
+
+    sample_rate: int = 16_000
+    """Hz."""
+    mels: int = 40
+    """Mel bands."""
+    window: int = 400
+    """Samples per frame (25 ms at 16 kHz)."""
+    hop: int = 160
+    """Samples between frames (10 ms at 16 kHz)."""
+
+
+class Tower(nn.Module):
+    """Features of one modality to one embedding per example (not normalised)."""
+
+    encoder: nn.Module
+    pool: nn.Module
+    head: Literal["linear", "mlp"]
+    embed_dim: int
+
+    def setup(self):
+        self.norm = nn.LayerNorm()
+        if self.head == "mlp":
+            self.hidden = nn.Dense(2 * self.embed_dim)
+        self.project = nn.Dense(self.embed_dim, use_bias=self.head == "mlp")
+
+    def encode(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens:
+        """The encoder's tokens."""
+        return self.encoder(inputs, mask, keys=keys)
+
+    def __call__(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Float[Array, "batch dim"]:
+        """``[B, embed_dim]`` in float32."""
+        x = self.norm(self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32))
+        if self.head == "mlp":
+            x = nn.gelu(self.hidden(x))
+        return self.project(x)
+
+
+def make_tower(modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, head, embed_dim: int) -> Tower:
+    """A tower sized for the inputs of ``batch`` (arrays or shapes)."""
+    sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if modality == "text" else {}
+    return Tower(build_encoder(modality, config, **sizes), build_pool(config), head, embed_dim)
+
+
+def prepare(
+    modality: str,
+    batch: Batch,
+    features: AudioFeatures,
+    augment: Augment | None = None,
+    keys: ExampleKeys | None = None,
+):
+    """``(inputs, mask)`` of one modality: what its encoder takes. Augmented where ``augment`` and ``keys`` are given."""
+    x, mask = batch[modality], batch.get(f"{modality}_mask")
+    keys = None if augment is None or keys is None else fold_in_name(keys, f"augment/{modality}")
+    if modality == "text":
+        return x, mask
+    if modality in ("image", "video"):
+        x = to_float(x)
+        if keys is not None:
+            change = lambda pictures: augment_image(pictures, keys, augment.image)
+            # One draw per example, so that all frames of a video change alike.
+            x = change(x) if modality == "image" else jax.vmap(change, in_axes=1, out_axes=1)(x)
+        return x, mask
+    if modality == "audio":
+        x, mask = audio_features.log_mel(
+            x,
+            mask,
+            sample_rate=features.sample_rate,
+            n_fft=features.window,
+            hop=features.hop,
+            n_mels=features.mels,
+        )
+        x = audio_features.normalize(x, mask)
+        if keys is not None:
+            x = audio_features.spec_augment(
+                x, keys, mask, time_masks=augment.time_masks, freq_masks=augment.frequency_masks
+            )
+        return x, mask
+    raise ValueError(f"unknown modality {modality!r}; one of text, image, audio, video")
+
+
+def init_inputs(batch: Batch):
+    """One row of a batch: enough to initialise from, without computing on all of it."""
+    return jax.tree.map(lambda x: x[:1], batch)

@@ -1,0 +1,78 @@
+"""Audio encoder: log-mel frames to tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.nets.conv import Conv
+from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.pooling import prepend_class_token
+from xmodal_jax.nets.transformer import Positions, Transformer
+from xmodal_jax.types import ExampleKeys, Tokens
+
+
+class AudioTransformer(nn.Module):
+    """Log-mel frames ``[B, F, n_mels]`` to ``[B, (1 +) ceil(F / downsample), width]``.
+
+    ``log2(downsample)`` convolutions over time (size 3, stride 2, GELU), then a transformer. Token i is centred on
+    frame ``i * downsample`` and holds content where that frame does. Frames behind the mask are set to zero before
+    every convolution: an utterance and its padded copy give the same tokens. Positions are sine-cosine, for any length.
+
+    Raises:
+      ValueError: ``downsample`` is not a power of 2.
+    """
+
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    downsample: int = 8
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    class_token: bool = False
+    dtype: Any = None
+    remat: bool = False
+    scan_layers: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch frames n_mels"],
+        mask: Bool[Array, "batch frames"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        if self.downsample < 1 or self.downsample & (self.downsample - 1):
+            raise ValueError(f"downsample must be a power of 2, got {self.downsample}")
+        x = _zero_padding(inputs, mask)
+        for i in range(self.downsample.bit_length() - 1):
+            x = nn.gelu(Conv(self.width, (3,), 2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x))
+            mask = None if mask is None else mask[:, ::2]
+            x = _zero_padding(x, mask)
+        x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
+        x = Positions((x.shape[1],), "sincos", name="positions")(x)
+        if self.class_token:
+            x, mask = prepend_class_token(self, x, mask)
+        x = Dropout(self.dropout, name="dropout")(x, keys)
+        x = Transformer(
+            self.depth,
+            self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            dtype=self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            implementation=self.implementation,
+            name="transformer",
+        )(x, mask, keys=keys)
+        return Tokens(x, mask)
+
+
+def _zero_padding(x, mask):
+    return x if mask is None else jnp.where(mask[:, :, None], x, jnp.zeros_like(x))

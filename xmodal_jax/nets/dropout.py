@@ -1,0 +1,70 @@
+"""Dropout and stochastic depth with randomness per example, so that no split of the batch changes what is drawn."""
+
+from __future__ import annotations
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.types import ExampleKeys
+
+
+def fold_in_layer(keys: ExampleKeys | None, layer) -> ExampleKeys | None:
+    """Keys of one layer of a stack. The stack calls it, as scanned layers share one module path."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, layer)
+
+
+def stream_name(path: tuple[str, ...]) -> str:
+    """The name of a module's stream: its path, without layer numbers (``layers_3`` and ``layers`` are one name)."""
+    return "/".join(re.sub(r"^layers_\d+$", "layers", part) for part in path)
+
+
+def _keep(keys: ExampleKeys, rate: float, shape: tuple[int, ...]):
+    """Per-example mask of what is kept and the exact probability of keeping; 16 random bits an element."""
+    threshold = round(rate * 65536)
+    bits = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint16))(keys)
+    return bits >= threshold, 1.0 - threshold / 65536
+
+
+def _check_rate(rate: float) -> None:
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
+
+
+class Dropout(nn.Module):
+    """Zeroes elements with probability ``rate`` (to 16 bits) and divides the rest by the probability of keeping.
+
+    ``keys=None`` is evaluation: the identity. Srivastava et al. 2014, JMLR 15.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None) -> Float[Array, "batch *shape"]:
+        _check_rate(self.rate)
+        if keys is None or self.rate == 0.0:
+            return x
+        keep, probability = _keep(fold_in_name(keys, stream_name(self.path)), self.rate, x.shape[1:])
+        return jnp.where(keep, x / probability, jnp.zeros_like(x))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the whole residual branch of an example with probability ``rate``.
+
+    ``keys=None`` is evaluation: the identity. Huang et al. 2016, arXiv:1603.09382.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None) -> Float[Array, "batch *shape"]:
+        _check_rate(self.rate)
+        if keys is None or self.rate == 0.0:
+            return x
+        shape = (1,) * (x.ndim - 1)
+        keep, probability = _keep(fold_in_name(keys, stream_name(self.path)), self.rate, shape)
+        return jnp.where(keep, x / probability, jnp.zeros_like(x))

@@ -1,0 +1,204 @@
+"""The table of encoders: a new one touches this file and its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from xmodal_jax.nets.audio import AudioTransformer
+from xmodal_jax.nets.image import ConvNet, ResNet, ViT
+from xmodal_jax.nets.pooling import POOLS, Pool
+from xmodal_jax.nets.text import TextTransformer
+from xmodal_jax.nets.video import FrameTransformer, TubeletViT
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The size and kind of one encoder. A field without a meaning for the encoder must keep its default.
+
+    ``DEFAULTS[modality]`` is sized for two CPU cores.
+    """
+
+    name: str
+    """Which encoder: a key of ``ENCODERS[modality]``."""
+    width: int = 128
+    """Size of a token (for ResNets: output channels, 512 for 18 and 34, 2048 for 50 in the paper)."""
+    depth: int = 2
+    """Transformer blocks; for "convnet" the residual convolutions of the last stage."""
+    heads: int = 4
+    """Attention heads; must divide the width. Also of the pool "attention"."""
+    mlp_ratio: float = 4.0
+    """Hidden size of the MLP over the width."""
+    patch: int = 8
+    """Side of a square patch of an image or video, pixels."""
+    tubelet: int = 2
+    """Frames in a tubelet ("tubelet" only)."""
+    downsample: int = 8
+    """How many log-mel frames become one token, a power of 2 (audio only)."""
+    positions: str = "learned"
+    """Position embedding, "learned" or "sincos" (audio is always "sincos")."""
+    norm: str = "group"
+    """Normalization of "convnet": "group" or "none"."""
+    stem: str = "small"
+    """Stem of ResNets: "small" (images up to 64 pixels) or "imagenet"."""
+    causal: bool = False
+    """Tokens see only earlier ones (text only)."""
+    dropout: float = 0.0
+    """Probability of zeroing an element of the embedded input and of each residual branch."""
+    drop_path: float = 0.0
+    """Probability of dropping a whole residual branch of an example (stochastic depth)."""
+    pool: str = "mean"
+    """How tokens become one vector: "mean", "cls" or "attention"; "cls" also prepends the class token."""
+    dtype: str = "float32"
+    """Dtype of activations and matmuls: "float32", "bfloat16" or "float16". Parameters are always float32."""
+    remat: bool = False
+    """Recompute each block in the backward pass, for memory."""
+    scan_layers: bool = False
+    """One compiled block looped over stacked parameters (transformers only), for a short compilation."""
+    attention: str | None = None
+    """None, "xla" or "cudnn": see ``nets.attention.attention``; "cudnn" needs an NVIDIA GPU and 16-bit dtype."""
+
+    def __post_init__(self):
+        for field in ("width", "depth", "heads", "patch", "tubelet", "downsample"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"EncoderConfig.{field} must be at least 1, got {getattr(self, field)}")
+        for field in ("dropout", "drop_path"):
+            if not 0.0 <= getattr(self, field) < 1.0:
+                raise ValueError(f"EncoderConfig.{field} must lie in [0, 1), got {getattr(self, field)}")
+        for field, allowed in (
+            ("pool", POOLS),
+            ("dtype", tuple(DTYPES)),
+            ("positions", ("learned", "sincos")),
+            ("norm", ("group", "none")),
+            ("stem", ("small", "imagenet")),
+            ("attention", (None, "xla", "cudnn")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"EncoderConfig.{field} must be one of {allowed}, got {getattr(self, field)!r}")
+        if self.downsample & (self.downsample - 1):
+            raise ValueError(f"EncoderConfig.downsample must be a power of 2, got {self.downsample}")
+
+
+def _compute_dtype(config: EncoderConfig):
+    # None leaves float32 parameters and inputs as they are, which also serves float64 in a user's own research code.
+    return None if config.dtype == "float32" else DTYPES[config.dtype]
+
+
+def _transformer_options(config: EncoderConfig) -> dict:
+    if config.width % config.heads:
+        raise ValueError(f"heads={config.heads} must divide width={config.width}")
+    return dict(
+        width=config.width,
+        depth=config.depth,
+        heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        class_token=config.pool == "cls",
+        dtype=_compute_dtype(config),
+        remat=config.remat,
+        scan_layers=config.scan_layers,
+        implementation=config.attention,
+    )
+
+
+def _conv_options(config: EncoderConfig) -> dict:
+    if config.pool == "cls":
+        raise ValueError(f"{config.name!r} has no class token: choose pool='mean' or 'attention'")
+    if config.scan_layers:
+        raise ValueError(f"the layers of {config.name!r} differ in shape: scan_layers must be False")
+    return dict(
+        width=config.width,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        dtype=_compute_dtype(config),
+        remat=config.remat,
+    )
+
+
+def _text(config: EncoderConfig, *, vocab_size: int, max_length: int) -> nn.Module:
+    if config.causal and config.pool == "cls":
+        raise ValueError("a causal transformer's first token sees nothing: choose pool='mean' or 'attention'")
+    return TextTransformer(
+        vocab_size, max_length, causal=config.causal, positions=config.positions, **_transformer_options(config)
+    )
+
+
+def _convnet(config: EncoderConfig) -> nn.Module:
+    return ConvNet(depth=config.depth, norm=config.norm, **_conv_options(config))
+
+
+def _resnet(layers: int) -> Callable[..., nn.Module]:
+    return lambda config: ResNet(layers, stem=config.stem, **_conv_options(config))
+
+
+def _vit(config: EncoderConfig) -> nn.Module:
+    return ViT(patch=config.patch, positions=config.positions, **_transformer_options(config))
+
+
+def _audio(config: EncoderConfig) -> nn.Module:
+    return AudioTransformer(downsample=config.downsample, **_transformer_options(config))
+
+
+def _tubelet(config: EncoderConfig) -> nn.Module:
+    return TubeletViT(
+        tubelet=(config.tubelet, config.patch), positions=config.positions, **_transformer_options(config)
+    )
+
+
+def _frames(config: EncoderConfig) -> nn.Module:
+    image = ConvNet(width=config.width, dtype=_compute_dtype(config), remat=config.remat, norm=config.norm)
+    return FrameTransformer(image, positions=config.positions, **_transformer_options(config))
+
+
+ENCODERS: Mapping[str, Mapping[str, Callable[..., nn.Module]]] = {
+    "text": {"transformer": _text},
+    "image": {
+        "convnet": _convnet,
+        "resnet18": _resnet(18),
+        "resnet34": _resnet(34),
+        "resnet50": _resnet(50),
+        "vit": _vit,
+    },
+    "audio": {"transformer": _audio},
+    "video": {"tubelet": _tubelet, "frames": _frames},
+}
+"""``ENCODERS[modality][name](config, **shape_info) -> module``."""
+
+DEFAULTS: Mapping[str, EncoderConfig] = {
+    "text": EncoderConfig("transformer"),
+    "image": EncoderConfig("convnet"),
+    "audio": EncoderConfig("transformer"),
+    "video": EncoderConfig("tubelet"),
+}
+
+SHAPE_INFO: Mapping[str, tuple[str, ...]] = {"text": ("vocab_size", "max_length"), "image": (), "audio": (), "video": ()}
+"""What :func:`build_encoder` must be told of the data; all other shapes are read from the inputs at init."""
+
+
+def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_info: int) -> nn.Module:
+    """The encoder ``module(inputs, mask=None, *, keys=None) -> Tokens`` of a modality; None is the default config.
+
+    Raises:
+      ValueError: unknown modality or name, missing or unknown ``shape_info``, or fields that do not fit each other.
+    """
+    if modality not in ENCODERS:
+        raise ValueError(f"modality must be one of {sorted(ENCODERS)}, got {modality!r}")
+    config = DEFAULTS[modality] if config is None else config
+    if config.name not in ENCODERS[modality]:
+        raise ValueError(f"{modality} encoders are {sorted(ENCODERS[modality])}, got {config.name!r}")
+    if set(shape_info) != set(SHAPE_INFO[modality]):
+        raise ValueError(
+            f"build_encoder({modality!r}) needs shape information {SHAPE_INFO[modality]}, got {sorted(shape_info)}"
+        )
+    return ENCODERS[modality][config.name](config, **shape_info)
+
+
+def build_pool(config: EncoderConfig) -> Pool:
+    """The pool of a config: ``Tokens -> [B, width]``."""
+    return Pool(config.pool, heads=config.heads, dtype=_compute_dtype(config))

@@ -1,0 +1,233 @@
+"""Image encoders: pixels in [-1, 1], ``[B, H, W, C]``, to tokens, row by row of the grid they end in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.nets.conv import Conv
+from xmodal_jax.nets.dropout import Dropout, DropPath
+from xmodal_jax.nets.pooling import prepend_class_token
+from xmodal_jax.nets.transformer import Positions, Transformer
+from xmodal_jax.types import ExampleKeys, Tokens
+
+RESNETS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+def _no_mask(mask) -> None:
+    if mask is not None:
+        raise ValueError("an image has no padding mask; say which images are missing by batch['present']")
+
+
+def _group_norm(channels: int, groups: int, dtype, name: str) -> nn.Module:
+    # Unlike batch norm it needs no other example, so that the batch and the devices do not matter.
+    return nn.GroupNorm(math.gcd(groups, channels), dtype=dtype, name=name)
+
+
+class ConvNet(nn.Module):
+    """A small residual network that reduces each side by 8: ``[B, H, W, C] -> [B, ceil(H/8) * ceil(W/8), width]``.
+
+    A 4x4 stem of stride 2, then three stages of ``width / 4``, ``width / 2`` and ``width`` channels with one, one and
+    ``depth`` residual convolutions, pre-activation (norm, GELU, 3x3). 25 MFLOP forward at 32 x 32, width 128, depth 2.
+    ``norm`` is "group" (8 groups) or "none".
+
+    Raises:
+      ValueError: 4 does not divide ``width``, ``norm`` is unknown, or a mask is given.
+    """
+
+    width: int = 128
+    depth: int = 2
+    norm: str = "group"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    dtype: Any = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch length"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        _no_mask(mask)
+        if self.width % 4:
+            raise ValueError(f"4 must divide the width, got {self.width}")
+        if self.norm not in ("group", "none"):
+            raise ValueError(f"norm must be 'group' or 'none', got {self.norm!r}")
+
+        PreActConv = nn.remat(_PreActConv) if self.remat else _PreActConv
+        options = dict(norm=self.norm, dtype=self.dtype)
+        x = Conv(self.width // 4, (4, 4), 2, dtype=self.dtype, name="stem")(inputs)
+        for stage, depth in enumerate((1, 1, self.depth)):
+            features = self.width // 4 * 2**stage
+            if stage:
+                x = PreActConv(features, stride=2, **options, name=f"down_{stage}")(x)
+            for block in range(depth):
+                branch = PreActConv(features, **options, name=f"conv_{stage}_{block}")(x)
+                x = x + DropPath(self.drop_path, name=f"drop_path_{stage}_{block}")(branch, keys)
+        if self.norm == "group":
+            x = _group_norm(self.width, 8, self.dtype, "norm")(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        return Tokens(Dropout(self.dropout, name="dropout")(x, keys), None)
+
+
+class _PreActConv(nn.Module):
+    features: int
+    stride: int = 1
+    norm: str = "group"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        if self.norm == "group":
+            x = _group_norm(x.shape[-1], 8, self.dtype, "norm")(x)
+        return Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x))
+
+
+class ResNet(nn.Module):
+    """ResNet-18, -34 or -50 with group norm: ``[B, H, W, C] -> [B, h * w, width]``.
+
+    ``width`` is the number of output channels (512 for 18 and 34, 2048 for 50 in the paper). ``stem`` "small" is a
+    3x3 convolution of stride 1 (for images up to 64 pixels; sides are reduced by 8), "imagenet" is 7x7 of stride 2 and
+    a max pool (by 32). He et al. 2016, arXiv:1512.03385; group norm: arXiv:1803.08494 (32 groups).
+
+    Raises:
+      ValueError: the number of layers or the stem is unknown, the width cannot be divided, or a mask is given.
+    """
+
+    layers: int = 18
+    width: int = 512
+    stem: str = "small"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    dtype: Any = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch length"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        _no_mask(mask)
+        if self.layers not in RESNETS:
+            raise ValueError(f"layers must be one of {sorted(RESNETS)}, got {self.layers}")
+        expansion = 4 if self.layers == 50 else 1
+        if self.width % (8 * expansion):
+            raise ValueError(f"{8 * expansion} must divide the width of ResNet-{self.layers}, got {self.width}")
+        base = self.width // (8 * expansion)
+        if self.stem == "small":
+            x = Conv(base, (3, 3), use_bias=False, dtype=self.dtype, name="stem")(inputs)
+        elif self.stem == "imagenet":
+            x = Conv(base, (7, 7), 2, padding=3, use_bias=False, dtype=self.dtype, name="stem")(inputs)
+        else:
+            raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}")
+        x = nn.relu(_group_norm(base, 32, self.dtype, "stem_norm")(x))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        Block = nn.remat(_ResidualBlock) if self.remat else _ResidualBlock
+        for stage, depth in enumerate(RESNETS[self.layers]):
+            for block in range(depth):
+                x = Block(
+                    features=base * 2**stage,
+                    stride=2 if stage and not block else 1,
+                    bottleneck=self.layers == 50,
+                    drop_path=self.drop_path,
+                    dtype=self.dtype,
+                    name=f"block_{stage}_{block}",
+                )(x, keys)
+        x = x.reshape(x.shape[0], -1, self.width)
+        return Tokens(Dropout(self.dropout, name="dropout")(x, keys), None)
+
+
+class _ResidualBlock(nn.Module):
+    features: int
+    stride: int
+    bottleneck: bool
+    drop_path: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, keys):
+        def conv_norm(x, features, size, stride, name):
+            x = Conv(features, (size, size), stride, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(x)
+            return _group_norm(features, 32, self.dtype, f"{name}_norm")(x)
+
+        out = self.features * (4 if self.bottleneck else 1)
+        if self.bottleneck:
+            sizes = [(self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1)]
+        else:
+            sizes = [(self.features, 3, self.stride), (out, 3, 1)]
+        y = x
+        for i, (features, size, stride) in enumerate(sizes):
+            y = conv_norm(y if i == 0 else nn.relu(y), features, size, stride, f"layer_{i}")
+        if x.shape != y.shape:
+            x = conv_norm(x, out, 1, self.stride, "shortcut")
+        return nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys))
+
+
+class ViT(nn.Module):
+    """Vision transformer: ``[B, H, W, C] -> [B, (1 +) H/patch * W/patch, width]``; the image size is fixed at init.
+
+    ``positions`` is "learned" or "sincos"; with ``class_token`` a learned token is prepended (after the positions).
+    Dosovitskiy et al. 2021, arXiv:2010.11929.
+
+    Raises:
+      ValueError: ``patch`` does not divide the image's sides, or a mask is given.
+    """
+
+    patch: int = 8
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    positions: str = "learned"
+    class_token: bool = False
+    dtype: Any = None
+    remat: bool = False
+    scan_layers: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch length"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        _no_mask(mask)
+        batch, height, width, channels = inputs.shape
+        p = self.patch
+        if height % p or width % p:
+            raise ValueError(f"patch={p} must divide the image's sides, got {height} x {width}")
+        # A matmul of patches: the same as a convolution of stride p, and faster.
+        x = inputs.reshape(batch, height // p, p, width // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(batch, -1, p * p * channels)
+        x = nn.Dense(self.width, dtype=self.dtype, name="patches")(x)
+        x = Positions((height // p, width // p), self.positions, name="positions")(x)
+        if self.class_token:
+            x, _ = prepend_class_token(self, x, None)
+        x = Dropout(self.dropout, name="dropout")(x, keys)
+        x = Transformer(
+            self.depth,
+            self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            dtype=self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            implementation=self.implementation,
+            name="transformer",
+        )(x, keys=keys)
+        return Tokens(x, None)

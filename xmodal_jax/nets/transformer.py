@@ -1,0 +1,183 @@
+"""Pre-norm transformer blocks and stacks of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.nets.attention import MultiHeadAttention
+from xmodal_jax.nets.dropout import Dropout, DropPath, fold_in_layer
+from xmodal_jax.types import ExampleKeys
+
+
+def sincos_positions(length: int, dim: int) -> np.ndarray:
+    """``[length, dim]`` float32: sines then cosines of geometrically spaced wavelengths (arXiv:1706.03762, sec. 3.5)."""
+    if dim % 2:
+        raise ValueError(f"sine-cosine positions need an even width, got {dim}")
+    rates = 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    angles = np.arange(length)[:, None] * rates[None, :]
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def sincos_grid(sizes: tuple[int, ...], dim: int) -> np.ndarray:
+    """``[prod(sizes), dim]``: the axes of a grid share the width equally, in row-major order of the grid."""
+    part = dim // len(sizes) // 2 * 2
+    columns = []
+    for axis, size in enumerate(sizes):
+        shape = [1] * len(sizes) + [part]
+        shape[axis] = size
+        table = np.broadcast_to(sincos_positions(size, part).reshape(shape), (*sizes, part))
+        columns.append(table.reshape(-1, part))
+    table = np.concatenate(columns, axis=1)
+    return np.pad(table, [(0, 0), (0, dim - table.shape[1])])
+
+
+class Positions(nn.Module):
+    """Adds a position embedding to ``[B, N, D]``: ``kind`` "learned" (std 0.02) or "sincos" over the ``grid``.
+
+    Raises:
+      ValueError: the kind is unknown, or there are more positions in ``x`` than in the grid.
+    """
+
+    grid: tuple[int, ...]
+    kind: str = "learned"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length dim"]) -> Float[Array, "batch length dim"]:
+        length = int(np.prod(self.grid))
+        if x.shape[1] > length:
+            raise ValueError(f"{x.shape[1]} positions given, the embedding is made for at most {length}")
+        if self.kind == "learned":
+            table = self.param("embedding", nn.initializers.normal(0.02), (length, x.shape[-1]), jnp.float32)
+        elif self.kind == "sincos":
+            table = jnp.asarray(sincos_grid(self.grid, x.shape[-1]))
+        else:
+            raise ValueError(f"positions must be 'learned' or 'sincos', got {self.kind!r}")
+        return x + table[None, : x.shape[1]].astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """``D -> mlp_ratio D -> D`` with a GELU between."""
+
+    mlp_ratio: float = 4.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length dim"]) -> Float[Array, "batch length dim"]:
+        hidden = nn.Dense(int(self.mlp_ratio * x.shape[-1]), dtype=self.dtype, name="up")(x)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(nn.gelu(hidden))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: ``x += attn(LN(x))``; with ``cross`` also ``x += attn(LN(x), kv)``; ``x += MLP(LN(x))``.
+
+    ``x [B, N, D]``; ``mask [B, N]`` and ``kv_mask [B, M]`` tell what holds content. Layer norm statistics and the
+    softmax are float32 whatever ``dtype``. Xiong et al. 2020, arXiv:2002.04745.
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    causal: bool = False
+    cross: bool = False
+    dtype: Any = None
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length dim"],
+        mask: Bool[Array, "batch length"] | None = None,
+        kv: Float[Array, "batch kv_length kv_dim"] | None = None,
+        kv_mask: Bool[Array, "batch kv_length"] | None = None,
+        keys: ExampleKeys | None = None,
+    ) -> Float[Array, "batch length dim"]:
+        if self.cross != (kv is not None):
+            raise ValueError("a block with cross=True needs kv, one without takes none")
+
+        def attend(name, causal):
+            return MultiHeadAttention(self.heads, causal, self.dtype, self.implementation, name=name)
+
+        def residual(x, branch, name):
+            branch = Dropout(self.dropout, name=f"{name}_dropout")(branch, keys)
+            return x + DropPath(self.drop_path, name=f"{name}_drop_path")(branch, keys)
+
+        y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+        x = residual(x, attend("attention", self.causal)(y, mask=mask), "attention")
+        if self.cross:
+            y = nn.LayerNorm(dtype=self.dtype, name="cross_norm")(x)
+            x = residual(x, attend("cross_attention", False)(y, kv, kv_mask), "cross")
+        y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
+        return residual(x, MLP(self.mlp_ratio, self.dtype, name="mlp")(y), "mlp")
+
+
+class Transformer(nn.Module):
+    """``depth`` blocks and a final layer norm: ``[B, N, D] -> [B, N, D]`` in ``dtype``.
+
+    ``scan_layers`` compiles one block and loops over parameters stacked along a first axis (``layers/*`` instead of
+    ``layers_0/*``, ``layers_1/*``, …): the same function, a shorter compilation. ``remat`` recomputes each block in
+    the backward pass: memory for one block instead of ``depth``.
+    """
+
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    causal: bool = False
+    cross: bool = False
+    dtype: Any = None
+    remat: bool = False
+    scan_layers: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length dim"],
+        mask: Bool[Array, "batch length"] | None = None,
+        kv: Float[Array, "batch kv_length kv_dim"] | None = None,
+        kv_mask: Bool[Array, "batch kv_length"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Float[Array, "batch length dim"]:
+        dtype = self.dtype or jnp.float32
+        x = x.astype(dtype)
+        kv = None if kv is None else kv.astype(dtype)
+        Block = nn.remat(TransformerBlock, prevent_cse=not self.scan_layers) if self.remat else TransformerBlock
+        options = dict(
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            causal=self.causal,
+            cross=self.cross,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+        if self.scan_layers:
+
+            def body(block, x, layer):
+                return block(x, mask, kv, kv_mask, fold_in_layer(keys, layer)), None
+
+            scan = nn.scan(
+                body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, in_axes=0
+            )
+            x, _ = scan(Block(**options, name="layers"), x, jnp.arange(self.depth))
+        else:
+            for layer in range(self.depth):
+                x = Block(**options, name=f"layers_{layer}")(x, mask, kv, kv_mask, fold_in_layer(keys, layer))
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+def stack_layers(params: dict, depth: int) -> dict:
+    """Parameters of an unscanned :class:`Transformer` in the layout of ``scan_layers=True``."""
+    layers = [params[f"layers_{layer}"] for layer in range(depth)]
+    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}

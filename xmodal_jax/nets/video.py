@@ -1,0 +1,137 @@
+"""Video encoders: frames in [-1, 1], ``[B, F, H, W, C]``, to tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.pooling import Pool, prepend_class_token
+from xmodal_jax.nets.transformer import Positions, Transformer
+from xmodal_jax.types import ExampleKeys, Tokens
+
+
+class TubeletViT(nn.Module):
+    """A transformer over tubelets ``(t, p, p)``: ``[B, F, H, W, C] -> [B, (1 +) F/t * H/p * W/p, width]``.
+
+    ``mask [B, F]`` is True on frames that hold content; other frames are set to zero, and a tubelet holds content if
+    one of its frames does. The video's size is fixed at init. Arnab et al. 2021, arXiv:2103.15691 (model 1).
+
+    Raises:
+      ValueError: the tubelet does not divide the video.
+    """
+
+    tubelet: tuple[int, int] = (2, 8)
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    positions: str = "learned"
+    class_token: bool = False
+    dtype: Any = None
+    remat: bool = False
+    scan_layers: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch frames height width channels"],
+        mask: Bool[Array, "batch frames"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        batch, frames, height, width, channels = inputs.shape
+        t, p = self.tubelet
+        if frames % t or height % p or width % p:
+            raise ValueError(f"tubelet {t} x {p} x {p} must divide the video's {frames} x {height} x {width}")
+        grid = (frames // t, height // p, width // p)
+        x = _zero_frames(inputs, mask)
+        x = x.reshape(batch, grid[0], t, grid[1], p, grid[2], p, channels).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+        x = x.reshape(batch, grid[0] * grid[1] * grid[2], t * p * p * channels)
+        if mask is not None:
+            mask = jnp.repeat(mask.reshape(batch, grid[0], t).any(axis=2), grid[1] * grid[2], axis=1)
+        x = nn.Dense(self.width, dtype=self.dtype, name="tubelets")(x)
+        x = Positions(grid, self.positions, name="positions")(x)
+        if self.class_token:
+            x, mask = prepend_class_token(self, x, mask)
+        x = Dropout(self.dropout, name="dropout")(x, keys)
+        x = Transformer(
+            self.depth,
+            self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            dtype=self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            implementation=self.implementation,
+            name="transformer",
+        )(x, mask, keys=keys)
+        return Tokens(x, mask)
+
+
+class FrameTransformer(nn.Module):
+    """An image encoder shared by the frames, mean-pooled, then a transformer over time.
+
+    ``[B, F, H, W, C] -> [B, (1 +) F, width]``; ``image_encoder`` is any image encoder of this package. ``mask [B, F]``
+    is True on frames that hold content.
+    """
+
+    image_encoder: nn.Module
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    positions: str = "learned"
+    class_token: bool = False
+    dtype: Any = None
+    remat: bool = False
+    scan_layers: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch frames height width channels"],
+        mask: Bool[Array, "batch frames"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        batch, frames = inputs.shape[:2]
+        x = _zero_frames(inputs, mask).reshape(batch * frames, *inputs.shape[2:])
+        frame_keys = None
+        if keys is not None:
+            fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+            frame_keys = jax.vmap(fold, in_axes=(0, None))(keys, jnp.arange(frames)).reshape(-1)
+        x = Pool("mean", name="pool")(self.image_encoder(x, keys=frame_keys))
+        x = nn.Dense(self.width, dtype=self.dtype, name="project")(x.reshape(batch, frames, -1))
+        x = Positions((frames,), self.positions, name="positions")(x)
+        if self.class_token:
+            x, mask = prepend_class_token(self, x, mask)
+        x = Dropout(self.dropout, name="dropout")(x, keys)
+        x = Transformer(
+            self.depth,
+            self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            dtype=self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            implementation=self.implementation,
+            name="transformer",
+        )(x, mask, keys=keys)
+        return Tokens(x, mask)
+
+
+def _zero_frames(x, mask):
+    return x if mask is None else jnp.where(mask[:, :, None, None, None], x, jnp.zeros_like(x))

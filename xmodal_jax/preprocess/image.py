@@ -1,0 +1,169 @@
+"""Pixels to floats, resizing, and augmentation with one key per example, inside the jitted step.
+
+Every augmentation takes and returns floats in [-1, 1], ``[B, H, W, C]``, keeps the shape, and with ``keys=None`` is
+the identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.types import ExampleKeys
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def to_float(pixels: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """uint8 0..255 to float32 in [-1, 1]: ``pixels / 127.5 - 1``.
+
+    Raises:
+      TypeError: not uint8 (floats would be scaled twice).
+    """
+    if pixels.dtype != jnp.uint8:
+        raise TypeError(f"pixels are uint8 0..255, got {pixels.dtype}")
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+def resize(
+    images: Float[Array, "*batch height width channels"], height: int, width: int, *, method: str = "linear"
+) -> Float[Array, "*batch height2 width2 channels"]:
+    """``jax.image.resize`` of the spatial axes, antialiased when shrinking."""
+    shape = (*images.shape[:-3], height, width, images.shape[-1])
+    return jax.image.resize(images, shape, method=method, antialias=True)
+
+
+def random_translate(
+    images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, pixels: int
+) -> Float[Array, "batch height width channels"]:
+    """Pads by ``pixels`` (repeating the edge) and crops at a random place: a shift of up to ``pixels`` each way."""
+    if keys is None or pixels == 0:
+        return images
+
+    def example(key, image):
+        padded = jnp.pad(image, [(pixels, pixels), (pixels, pixels), (0, 0)], mode="edge")
+        start = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
+        return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
+
+    return jax.vmap(example)(fold_in_name(keys, "translate"), images)
+
+
+def random_resized_crop(
+    images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, min_scale: float
+) -> Float[Array, "batch height width channels"]:
+    """A random box of the image's aspect with ``min_scale`` to 1 of its area, resized (linearly) to the full size."""
+    if keys is None or min_scale == 1.0:
+        return images
+
+    def example(key, image):
+        draws = jax.random.uniform(key, (3,))
+        side = jnp.sqrt(min_scale + draws[0] * (1.0 - min_scale))
+        size = jnp.array(image.shape[:2], jnp.float32)
+        corner = draws[1:] * (1.0 - side) * size
+        scale = jnp.broadcast_to(1.0 / side, (2,))
+        return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -corner * scale, method="linear")
+
+    return jax.vmap(example)(fold_in_name(keys, "resized_crop"), images)
+
+
+def random_flip(
+    images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, probability: float = 0.5
+) -> Float[Array, "batch height width channels"]:
+    """Mirrors left and right with the given probability (not for captions that say "left" or "right")."""
+    if keys is None or probability == 0.0:
+        return images
+    flip = jax.vmap(lambda key: jax.random.uniform(key) < probability)(fold_in_name(keys, "flip"))
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def color_jitter(
+    images: Float[Array, "batch height width channels"],
+    keys: ExampleKeys | None,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+) -> Float[Array, "batch height width channels"]:
+    """Adds up to ``brightness`` and scales contrast and saturation by up to ``1 +- strength``; clipped to [-1, 1].
+
+    Contrast is the distance from the image's mean, saturation from its own grey (which needs three channels).
+    """
+    if keys is None or brightness == contrast == saturation == 0.0:
+        return images
+
+    def example(key, image):
+        draws = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
+        mean = image.mean(axis=(0, 1), keepdims=True)
+        image = mean + (image - mean) * (1.0 + contrast * draws[1]) + brightness * draws[0]
+        if saturation:
+            grey = _grey(image)
+            image = grey + (image - grey) * (1.0 + saturation * draws[2])
+        return jnp.clip(image, -1.0, 1.0)
+
+    return jax.vmap(example)(fold_in_name(keys, "color_jitter"), images)
+
+
+def random_grayscale(
+    images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, probability: float
+) -> Float[Array, "batch height width channels"]:
+    """All channels to the luma (BT.601) with the given probability."""
+    if keys is None or probability == 0.0:
+        return images
+    grey = jax.vmap(lambda key: jax.random.uniform(key) < probability)(fold_in_name(keys, "grayscale"))
+    return jnp.where(grey[:, None, None, None], _grey(images), images)
+
+
+def _grey(images):
+    if images.shape[-1] != 3:
+        raise ValueError(f"grey is made of three colour channels, got {images.shape[-1]}")
+    weights = jnp.array(LUMA, images.dtype).reshape((1,) * (images.ndim - 1) + (3,))
+    return jnp.broadcast_to((images * weights).sum(axis=-1, keepdims=True), images.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What :func:`augment` does, in this order; the defaults shift the image a little and nothing else."""
+
+    translate: int = 2
+    """Largest shift, pixels."""
+    min_crop_scale: float = 1.0
+    """Smallest area of a random resized crop; 1 turns it off."""
+    flip: float = 0.0
+    """Probability of mirroring; off, as captions may say left and right."""
+    brightness: float = 0.0
+    """Largest change of brightness, in units of the range [-1, 1]."""
+    contrast: float = 0.0
+    """Largest relative change of contrast."""
+    saturation: float = 0.0
+    """Largest relative change of saturation."""
+    grayscale: float = 0.0
+    """Probability of losing the colour."""
+
+    def __post_init__(self):
+        if self.translate < 0:
+            raise ValueError(f"translate must be 0 or more pixels, got {self.translate}")
+        if not 0.0 < self.min_crop_scale <= 1.0:
+            raise ValueError(f"min_crop_scale must lie in (0, 1], got {self.min_crop_scale}")
+        for name in ("flip", "grayscale"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+        for name in ("brightness", "contrast", "saturation"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+def augment(
+    images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, config: AugmentConfig
+) -> Float[Array, "batch height width channels"]:
+    """The augmentations of ``config`` one after the other."""
+    images = random_translate(images, keys, pixels=config.translate)
+    images = random_resized_crop(images, keys, min_scale=config.min_crop_scale)
+    images = random_flip(images, keys, probability=config.flip)
+    images = color_jitter(
+        images, keys, brightness=config.brightness, contrast=config.contrast, saturation=config.saturation
+    )
+    return random_grayscale(images, keys, probability=config.grayscale)

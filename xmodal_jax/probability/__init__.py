@@ -1,0 +1,1 @@
+"""Distributions and kernels, as functions of arrays."""

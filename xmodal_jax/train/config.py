@@ -1,0 +1,73 @@
+"""The flags that every experiment shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+
+from xmodal_jax.data.open import DataOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What all experiments share; an experiment's own dataclass adds its fields."""
+
+    data: str = "shapes"
+    """Data set: ``shapes`` (embedded), ``tfds:NAME``, ``folder:PATH`` or ``npz:PATH``."""
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
+    """How the data set is read."""
+    tokenizer: str = "word"
+    """``word``, ``wordpiece`` or ``bpe``, trained on the captions; or the folder of a Hugging Face tokenizer."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Examples per step, over all devices together."""
+    seed: int = 0
+    """Decides initialisation, order of the data and all randomness in training."""
+    parallel: Literal["jit", "pmap", "sharded"] = "jit"
+    """One device, data parallelism with a named axis, or a mesh with sharded parameters."""
+    fsdp: int = 1
+    """Sharded mode: over how many devices each large array of the state is split."""
+    dispatch: int = 1
+    """Steps per program: one call runs this many in a ``lax.scan``."""
+    resident: bool = True
+    """Keep a data set that fits on the device there, and draw batches inside the program."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: only at the end."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: only at the end (and when the run is asked to stop)."""
+    patience: int = 0
+    """Evaluations without improvement before training stops early; 0: never."""
+    smoke: bool = False
+    """Only check that everything works: a tiny data set and a few steps, in under a minute."""
+    run_dir: pathlib.Path | None = None
+    """Where the run's files go; ``runs/<experiment>-<time>`` if not given."""
+    resume: bool = False
+    """Go on from the newest checkpoint in run_dir."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "dispatch", "fsdp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("eval_every", "checkpoint_every", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+        if self.patience and not self.eval_every:
+            raise ValueError("--patience counts evaluations: give --eval-every as well")
+        if self.resume and self.run_dir is None:
+            raise ValueError("--resume needs --run-dir, the directory of the run to go on with")
+
+
+def shrink(config):
+    """The configuration of a ``--smoke`` run: the same work at the smallest size that still exercises it."""
+    return dataclasses.replace(
+        config,
+        steps=min(config.steps, 4),
+        batch_size=min(config.batch_size, 16),
+        eval_every=2,
+        checkpoint_every=2,
+        input=dataclasses.replace(config.input, train_size=min(config.input.train_size or 64, 64)),
+    )

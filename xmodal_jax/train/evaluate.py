@@ -1,0 +1,199 @@
+"""Running a trained method over whole data sets, and what a shared embedding space is measured by."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from xmodal_jax.data.arrays import ArraySource
+from xmodal_jax.data.pipeline import as_device_batch, epoch
+from xmodal_jax.data.source import Source
+from xmodal_jax.data.views import Subset
+from xmodal_jax.metrics.classification import (
+    class_embeddings,
+    confusion_matrix,
+    linear_probe,
+    predict_classes,
+    zero_shot,
+)
+from xmodal_jax.metrics.retrieval import retrieval
+from xmodal_jax.types import MODALITIES, Method
+
+
+def predict_all(
+    predict: Callable[[Any, Any], Any],
+    params: Any,
+    source: Source,
+    *,
+    batch_size: int = 256,
+    transform: Callable | None = None,
+) -> Any:
+    """``predict(params, batch)`` over every example of ``source`` in order, as NumPy arrays.
+
+    ``predict`` should be jitted once by the caller, so that evaluations share one program; the last batch is padded to
+    the size of the others.
+    """
+    size, pieces = len(source), []
+    for batch in epoch(source, min(batch_size, size), transform=transform):
+        pieces.append(predict(params, as_device_batch(batch)))
+    return jax.tree.map(lambda *x: np.concatenate([np.asarray(p) for p in x])[:size], *pieces)
+
+
+def directions(modalities: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """All ordered pairs of different modalities, image before the others so that it leads the tables."""
+    order = [m for m in ("image", "text", "audio", "video") if m in modalities]
+    for a, b in itertools.combinations(order, 2):
+        yield a, b
+        yield b, a
+
+
+def retrieval_scores(
+    embeddings: dict[str, np.ndarray],
+    present: dict[str, np.ndarray] | None = None,
+    *,
+    ids: np.ndarray | None = None,
+    prefix: str = "",
+) -> dict[str, float]:
+    """Recall@1/5/10 and ranks between every pair of modalities, named ``<prefix>image_to_text/recall@1``.
+
+    ids: examples with the same id answer each other's queries (such as equal captions); by default each its own.
+    Examples where either modality is missing (``present``) are left out of that pair.
+    """
+    scores = {}
+    for query, target in directions(tuple(embeddings)):
+        keep = np.ones(len(embeddings[query]), bool)
+        for name in (query, target):
+            if present and name in present:
+                keep &= present[name]
+        kept_ids = None if ids is None else ids[keep]
+        found = retrieval(
+            embeddings[query][keep], embeddings[target][keep], query_ids=kept_ids, gallery_ids=kept_ids
+        )
+        scores.update({f"{prefix}{query}_to_{target}/{k}": float(v) for k, v in found.items()})
+    return scores
+
+
+def distinct(keys: Sequence[Any], limit: int) -> np.ndarray:
+    """Indices of the first ``limit`` examples whose key has not come before."""
+    seen, rows = set(), []
+    for row, key in enumerate(keys):
+        if key not in seen and len(rows) < limit:
+            seen.add(key)
+            rows.append(row)
+    return np.asarray(rows)
+
+
+class Gallery:
+    """Test examples among which retrieval searches, read once.
+
+    The first ``limit`` examples of different meaning (`Source.meanings` where a data set has them, else its captions).
+    A data set with too few different captions for that, such as class names, gives its first ``limit`` examples, and
+    equal captions answer each other's queries. It is a `Source` itself.
+    """
+
+    def __init__(self, source: Source, limit: int):
+        keys = self._keys(source)
+        rows = distinct(keys, limit)
+        if len(rows) < min(limit, len(keys)) // 2:
+            rows = np.arange(min(limit, len(keys)))
+        self.batch_all = source.batch(rows)
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        self.ids = np.array([numbers[keys[row]] for row in rows])
+        self.modalities, self.class_names = source.modalities, source.class_names
+
+    @staticmethod
+    def _keys(source: Source) -> list[Any]:
+        every = np.arange(len(source))
+        if hasattr(source, "meanings"):
+            return source.meanings(every)
+        if "text" not in source.modalities:
+            return every.tolist()
+        return [str(c) for c in source.batch(every)["caption"]]
+
+    @property
+    def distinct(self) -> bool:
+        """Whether every example has its own caption."""
+        return len(set(self.ids.tolist())) == len(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, indices: np.ndarray) -> dict[str, Any]:
+        """Rows of what was read."""
+        return jax.tree.map(lambda x: x[indices], self.batch_all)
+
+
+class Embedder:
+    """Normalised embeddings of whole data sets by a contrastive method's ``predict``, compiled once."""
+
+    def __init__(self, method: Method, tokenize: Callable, *, batch_size: int):
+        self._predict = jax.jit(method.predict)
+        self._tokenize, self._batch_size = tokenize, batch_size
+
+    def __call__(self, params: Any, source: Source) -> dict[str, np.ndarray]:
+        """``{modality: [N, dim]}``."""
+
+        def inputs(batch):
+            batch = self._tokenize(batch)
+            return {k: v for k, v in batch.items() if k.removesuffix("_mask") in MODALITIES}
+
+        return predict_all(self._predict, params, source, batch_size=self._batch_size, transform=inputs)
+
+    def texts(self, params: Any, captions: Sequence[str]) -> np.ndarray:
+        """``[N, dim]``."""
+        return self(params, ArraySource({"caption": np.asarray(captions, object)}))["text"]
+
+
+def class_prompts(source: Source, templates: Sequence[str]) -> list[list[str]]:
+    """The prompts of each class: the data set's own where it has some, else each template filled with the name."""
+    own = getattr(source, "class_prompts", None)
+    if own is not None and not templates:
+        return own
+    return [[t.format(name) for t in templates or ("a photo of a {}",)] for name in source.class_names]
+
+
+def classification_scores(
+    embed: Embedder, params: Any, train: Source, test: Source, *, templates: Sequence[str] = (), limit: int = 3000
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """Zero-shot accuracy by the prompts' embeddings, and a linear probe on each modality but text.
+
+    ``(scores, confusion)``; nothing where the data set has no classes. Examples without a label are left out. The probe
+    is fitted on at most ``limit`` training examples.
+    """
+    if test.class_names is None or "text" not in test.modalities:
+        return {}, None
+    prompts = class_prompts(test, templates)
+    vectors = embed.texts(params, [p for group in prompts for p in group])
+    cuts = np.cumsum([len(group) for group in prompts])[:-1]
+    longest = max(len(group) for group in prompts)
+    pad = lambda group: np.pad(group, ((0, longest - len(group)), (0, 0)), constant_values=1.0)
+    mask = np.array([[k < len(group) for k in range(longest)] for group in prompts])
+    classes = class_embeddings(np.stack([pad(group) for group in np.split(vectors, cuts)]), mask)
+    rows = np.unique(np.linspace(0, len(train) - 1, min(limit, len(train))).astype(np.int64))
+    fitted_on, tested_on = _labelled(Subset(train, rows)), _labelled(test)
+    if fitted_on is None or tested_on is None:
+        return {}, None
+    seen, unseen = embed(params, fitted_on[0]), embed(params, tested_on[0])
+    scores, confusion = {}, None
+    for name in (m for m in ("image", "audio", "video") if m in unseen):
+        accuracy = zero_shot(unseen[name], classes, tested_on[1], ks=(1,))["accuracy@1"]
+        scores[f"test/{name}_zero_shot_accuracy"] = accuracy
+        scores[f"test/{name}_linear_probe_accuracy"] = linear_probe(
+            seen[name], fitted_on[1], unseen[name], tested_on[1], inverse_l2=10.0
+        )
+        if confusion is None:
+            guesses = predict_classes(unseen[name], classes)
+            confusion = confusion_matrix(tested_on[1], guesses, len(prompts))
+    return scores, confusion
+
+
+def _labelled(source: Source) -> tuple[Source, np.ndarray] | None:
+    labels = np.concatenate(
+        [source.batch(rows)["label"] for rows in np.array_split(np.arange(len(source)), -(-len(source) // 1000))]
+    )
+    rows = np.flatnonzero(labels >= 0)
+    return (Subset(source, rows), labels[rows]) if rows.size else None

@@ -1,0 +1,459 @@
+"""Figures of a run, from plain NumPy to matplotlib ``Figure`` objects.
+
+No pyplot: nothing is global, so any thread may draw. ``to_png`` renders a figure for a light or a dark page.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Integer, Num, Shaped, UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7a68c4", "#8c8c6a")
+"""Okabe and Ito's colour-blind safe colours, without the black and the yellow that a page would swallow."""
+
+MARKERS = ("o", "^", "s", "D", "P", "X")
+INK, MUTED, GRID, PAPER = "#1f2937", "#6b7280", "#e5e7eb", "#ffffff"
+_DARK = {INK: "#e6e9ef", MUTED: "#9aa4b2", GRID: "#2c3440", PAPER: "#171b22"}
+_DARK |= {"#000000": _DARK[INK]}  # a figure made elsewhere, in matplotlib's defaults
+_DARK |= {PALETTE[0]: "#4aa3df"}  # the one colour of the palette that a dark page swallows
+WIDTH = 9.4
+"""Inches: the width of the report's column at 96 pixels per inch."""
+
+
+def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
+    """The figure as PNG; line art keeps 256 colours, a third of the size without visible loss."""
+    undo = _recolour(fig, _DARK) if dark else []
+    buffer = io.BytesIO()
+    try:
+        FigureCanvasAgg(fig)
+        fig.savefig(buffer, format="png", dpi=dpi)
+    finally:
+        for restore, colour in undo:
+            restore(colour)
+    image = Image.open(buffer).convert("RGB")
+    if not any(ax.images for ax in fig.axes):
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str | Sequence[str]] | None = None,
+    *,
+    logy: bool | Collection[str] = False,
+    smoothing: float = 0.0,
+    columns: int | None = None,
+) -> Figure:
+    """Small multiples over ``step``, from the rows of ``metrics.jsonl``.
+
+    A panel per entry of ``names``; several names in one entry share a panel. By default all names that end
+    alike share one (``train/loss`` and ``validation/loss``). A value of one number per seed draws the mean
+    and a band of one standard deviation. ``logy``: for all panels, or for the names given. ``smoothing``
+    in [0, 1): the weight of the past in an exponential average of ``train/...``, over the raw line in pale;
+    evaluations stay as they are, because their last point is the result and an average would lag behind it.
+    """
+    panels = _panels(rows) if names is None else [[n] if isinstance(n, str) else list(n) for n in names]
+    panels = [found for panel in panels if (found := [n for n in panel if any(n in row for row in rows)])]
+    columns = columns or (2 if len(panels) in (2, 4) else 3)
+    fig, axes = _grid(max(1, len(panels)), columns, height=2.35)
+    if not panels:
+        return _empty(fig, axes[0], "no metrics were logged")
+    for ax, panel in zip(axes, panels, strict=False):
+        for name, colour in zip(panel, _cycle(len(panel)), strict=True):
+            steps, mean, spread = _series(rows, name)
+            noisy = smoothing > 0 and name.startswith("train/")
+            shown = _smooth(mean, smoothing) if noisy else mean
+            if noisy:
+                ax.plot(steps, mean, color=colour, alpha=0.25, linewidth=1)
+            if np.any(spread > 0):
+                band = (shown - spread, shown + spread)
+                ax.fill_between(steps, *band, color=colour, alpha=0.18, linewidth=0)
+            marker = "o" if len(steps) < 13 else None
+            label = _split(name)[0] or name
+            ax.plot(steps, shown, color=colour, linewidth=1.8, label=label, marker=marker, ms=4)
+        leaves = list(dict.fromkeys(_split(name)[1] for name in panel))
+        _style(ax, title=", ".join(leaves) if len(panel) > 1 else panel[0])
+        ax.grid(axis="y", color=GRID, linewidth=0.8)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        if logy is True or (not isinstance(logy, bool) and any(name in logy for name in panel)):
+            ax.set_yscale("log")
+        if len(panel) > 1:
+            _legend(ax)
+    for ax in axes[max(0, len(panels) - columns) : len(panels)]:
+        ax.set_xlabel("step", color=MUTED, fontsize=9)
+    return fig
+
+
+def similarity_matrix(
+    matrix: Num[np.ndarray, "rows columns"],
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    *,
+    row_name: str = "query",
+    column_name: str = "candidate",
+    title: str = "",
+) -> Figure:
+    """A heat map; where the k-th row belongs to the k-th column, a good model shows a bright diagonal."""
+    n_rows, n_columns = matrix.shape
+    width = 2.0 + 5.2 * max(0.4, min(1.0, n_columns / n_rows))
+    height = max(2.2, 5.6 * max(0.3, min(1.0, n_rows / n_columns)))
+    fig = _figure(width, height)
+    ax = fig.add_subplot()
+    image = ax.imshow(matrix, cmap="viridis", aspect="equal", interpolation="nearest")
+    _style(ax, title=title, frame=False)
+    _labels(ax, row_labels, column_labels)
+    ax.set_xlabel(column_name, color=MUTED, fontsize=9)
+    ax.set_ylabel(row_name, color=MUTED, fontsize=9)
+    _colourbar(fig, image, ax, "similarity")
+    return fig
+
+
+def project_2d(
+    embeddings: Num[np.ndarray, "points dim"], *, method: str = "tsne", seed: int = 0
+) -> Num[np.ndarray, "points 2"]:
+    """Two dimensions to look at: ``tsne`` (on the unit sphere; needs scikit-learn) or ``pca``.
+
+    More than 2,000 points, or fewer than 5, are projected by PCA whatever is asked for: t-SNE would take
+    minutes, or has no neighbours to keep.
+    """
+    if method not in ("tsne", "pca"):
+        raise ValueError(f"method must be 'tsne' or 'pca', got {method!r}")
+    points = np.asarray(embeddings, np.float64)
+    if method == "tsne" and 5 <= len(points) <= 2000:
+        from sklearn.manifold import TSNE  # here: it takes a second to import
+        from threadpoolctl import threadpool_limits
+
+        points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        # "random" where PCA has no two directions to start from
+        init = "pca" if min(points.shape) > 1 and np.ptp(points, axis=0).max() > 1e-9 else "random"
+        tsne = TSNE(perplexity=perplexity, init=init, max_iter=500, random_state=seed)
+        with threadpool_limits(
+            1
+        ):  # on a busy machine its threads wait for each other, ten times longer than one
+            return tsne.fit_transform(points)
+    points = points - points.mean(axis=0, keepdims=True)
+    _, _, directions = np.linalg.svd(points, full_matrices=False)
+    projected = points @ directions[:2].T
+    return np.pad(projected, ((0, 0), (0, 2 - projected.shape[1])))
+
+
+def embedding_map(
+    points: Num[np.ndarray, "points 2"],
+    groups: Sequence[Any],
+    modalities: Sequence[str] | None = None,
+    *,
+    palette: Mapping[str, str] | None = None,
+    pairs: Integer[np.ndarray, "pairs 2"] | None = None,
+    title: str = "",
+) -> Figure:
+    """Points coloured by ``groups`` (a factor such as the shape), with a marker per modality.
+
+    ``palette`` gives a group its own colour. ``pairs`` holds indices of points to join by a thin line, such
+    as an image and its caption.
+    """
+    if len(groups) != len(points) or (modalities is not None and len(modalities) != len(points)):
+        raise ValueError(f"{len(points)} points need as many groups and modalities")
+    fig = _figure(WIDTH, 5.2)
+    ax = fig.add_subplot()
+    if pairs is not None:
+        for a, b in pairs:
+            ax.plot(*points[[a, b]].T, color=MUTED, alpha=0.25, linewidth=0.6, zorder=1)
+    group = np.asarray([str(g) for g in groups])
+    kind = np.asarray([str(m) for m in modalities] if modalities is not None else [""] * len(points))
+    names, kinds = list(dict.fromkeys(group)), list(dict.fromkeys(kind))
+    names = sorted(names) if len(names) > 1 else names
+    colours = {name: (palette or {}).get(name, c) for name, c in zip(names, _cycle(len(names)), strict=True)}
+    size = float(np.clip(16000 / max(1, len(points)), 14, 70))
+    for k, marker in zip(kinds, _repeat(MARKERS, len(kinds)), strict=True):
+        own = kind == k
+        ax.scatter(
+            *points[own].T, s=size, c=[colours[g] for g in group[own]], marker=marker,
+            linewidths=0.4, edgecolors=PAPER, alpha=0.9, zorder=2,
+        )  # fmt: skip
+    _style(ax, title=title, frame=False)
+    ax.set(xticks=[], yticks=[])
+    dots = {"linestyle": "", "markersize": 7}
+    handles = [Line2D([], [], marker="o", color=colours[n], label=n, **dots) for n in names[:24]]
+    if len(kinds) > 1:
+        forms = zip(kinds, _repeat(MARKERS, len(kinds)), strict=True)
+        handles.append(Line2D([], [], linestyle="", label=" "))
+        handles += [Line2D([], [], marker=m, color=MUTED, label=k, **dots) for k, m in forms]
+    _legend(ax, handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return fig
+
+
+def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
+    """The share of queries whose first right answer has rank 1, 2 to 5, ...; a panel per direction.
+
+    ``ranks`` (integers) count from 1. The dots mark what a random order of ``candidates`` gives where each
+    query has one right answer.
+    """
+    edges = [1, 2, 6, 11, 51, 101, 501, 1001, 10001]
+    edges = [edge for edge in edges if edge * 1.5 <= candidates or edge == 1] + [candidates + 1]
+    names = [str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges, edges[1:], strict=False)]
+    fig, axes = _grid(len(ranks), min(2, len(ranks)), height=2.6)
+    for ax, (direction, values), colour in zip(axes, ranks.items(), _cycle(len(ranks)), strict=False):
+        if values.size and (values.min() < 1 or values.max() > candidates):
+            bad = f"{values.min()}..{values.max()}"
+            raise ValueError(f"{direction}: ranks must lie in 1..{candidates}, got {bad}")
+        share = np.histogram(values, bins=edges)[0] / max(1, values.size)
+        chance = np.diff(edges) / candidates
+        ax.bar(names, share, color=colour, width=0.72)
+        left = np.arange(len(names)) - 0.42
+        ax.hlines(chance, left, left + 0.84, color=MUTED, linestyle=":", linewidth=1.4)
+        for x, y in enumerate(share):
+            if y >= 0.005:
+                ax.text(x, y + 0.015, f"{y:.0%}", ha="center", va="bottom", fontsize=8.5, color=INK)
+        _style(ax, title=direction)
+        ax.set_ylim(0, min(1.2, max(share.max(), chance.max()) * 1.15 + 0.05))
+        ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        ax.set_xlabel("rank of the first right answer", color=MUTED, fontsize=9)
+        _legend(ax, handles=[Line2D([], [], color=MUTED, linestyle=":", label="chance")], loc="upper center")
+    return fig
+
+
+def confusion_matrix(
+    matrix: Num[np.ndarray, "true predicted"], names: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Counts, a row per true class; the colour is the share of the row."""
+    if matrix.shape != (len(names), len(names)):
+        raise ValueError(f"{len(names)} names need a square matrix of that size, got shape {matrix.shape}")
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(0.55 * len(names) + 1.4, 3.2, 7.0))
+    fig = _figure(side + 1.2, side)
+    ax = fig.add_subplot()
+    image = ax.imshow(share, cmap="viridis", vmin=0, vmax=1)
+    if len(names) <= 12:
+        for (i, j), count in np.ndenumerate(matrix):
+            if count:
+                colour = "#101010" if share[i, j] > 0.6 else "#fdfdfd"
+                ax.text(j, i, f"{count:g}", ha="center", va="center", fontsize=8.5, color=colour)
+    _style(ax, title=title, frame=False)
+    _labels(ax, names, names)
+    ax.set_xlabel("predicted", color=MUTED, fontsize=9)
+    ax.set_ylabel("true", color=MUTED, fontsize=9)
+    _colourbar(fig, image, ax, "share of the row")
+    return fig
+
+
+def spectrogram(
+    log_mel: Num[np.ndarray, "frames mels"] | Mapping[str, np.ndarray],
+    *,
+    frames_per_second: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Log-mel spectrograms, low frequencies at the bottom; several (by title) share one colour scale."""
+    several = log_mel if isinstance(log_mel, Mapping) else {title: log_mel}
+    fig, axes = _grid(len(several), 1, height=2.1)
+    low, high = min(m.min() for m in several.values()), max(m.max() for m in several.values())
+    for ax, (name, mel) in zip(axes, several.items(), strict=True):
+        end = len(mel) / (frames_per_second or 1.0)
+        extent = (0.0, end, 0.0, float(mel.shape[1]))
+        image = ax.imshow(
+            mel.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=extent,
+            interpolation="nearest",
+        )  # fmt: skip
+        _style(ax, title=name, frame=False)
+        ax.set_ylabel("mel band", color=MUTED, fontsize=9)
+    axes[-1].set_xlabel("seconds" if frames_per_second else "frame", color=MUTED, fontsize=9)
+    _colourbar(fig, image, list(axes), "log energy")
+    return fig
+
+
+def image_grid(
+    images: UInt8[np.ndarray, "images height width channels"],
+    *,
+    columns: int = 8,
+    captions: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Pictures in rows, small pixels enlarged to sharp squares."""
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, math.ceil(len(images) / columns))
+    cell = min(1.6, WIDTH / columns)
+    aspect = images.shape[1] / images.shape[2]
+    fig = _figure(
+        cell * columns, (cell * aspect + (0.4 if captions else 0.05)) * rows + (0.35 if title else 0.0)
+    )
+    for k, image in enumerate(images):
+        ax = fig.add_subplot(rows, columns, k + 1)
+        ax.imshow(_rgb(image), interpolation="nearest")
+        ax.set_axis_off()
+        if k < len(captions):
+            lines = textwrap.wrap(captions[k], max(8, int(cell * 14)), max_lines=2, placeholder=" …")
+            text = "\n".join(lines)
+            ax.set_title(text, fontsize=7.5, color=INK, pad=3, parse_math=False)
+    if title:
+        fig.suptitle(title, color=INK, fontsize=11, parse_math=False)
+    return fig
+
+
+def video_strip(
+    videos: UInt8[np.ndarray, "videos frames height width channels"],
+    *,
+    captions: Sequence[str] = (),
+    max_frames: int = 10,
+) -> Figure:
+    """A row per video, its frames from left to right, evenly spaced if there are over ``max_frames``."""
+    n, frames, height, width, channels = videos.shape
+    chosen = np.unique(np.linspace(0, frames - 1, min(frames, max_frames)).round().astype(int))
+    gap = max(1, width // 16)
+    strips = np.full((n, height, (width + gap) * len(chosen) - gap, 4), 0, np.uint8)
+    for place, frame in enumerate(chosen):
+        rgb = (
+            np.stack([_rgb(video[frame]) for video in videos])
+            if n
+            else np.zeros((0, height, width, 3), np.uint8)
+        )
+        left = place * (width + gap)
+        strips[:, :, left : left + width, :3] = rgb
+        strips[:, :, left : left + width, 3] = 255
+    row_height = WIDTH * height / strips.shape[2] + (0.3 if captions else 0.06)
+    fig = _figure(WIDTH, max(0.5, row_height * max(1, n)))
+    for k, strip in enumerate(strips):
+        ax = fig.add_subplot(n, 1, k + 1)
+        ax.imshow(strip, interpolation="nearest")
+        ax.set_axis_off()
+        if k < len(captions):
+            ax.set_title(captions[k], fontsize=9, color=INK, loc="left", pad=3, parse_math=False)
+    return fig
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+
+
+def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    columns = max(1, min(columns, count))
+    rows = math.ceil(count / columns)
+    fig = _figure(WIDTH, height * rows + 0.2)
+    return fig, [fig.add_subplot(rows, columns, k + 1) for k in range(count)]
+
+
+def _style(ax: Axes, *, title: str = "", frame: bool = True) -> None:
+    ax.set_facecolor("none")
+    ax.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set(visible=frame and side == "bottom", color=GRID)
+    ax.tick_params(which="both", colors=MUTED, labelsize=8.5, length=0)
+    if title:
+        ax.set_title(title, loc="left", color=INK, fontsize=10.5, fontweight="bold", pad=8, parse_math=False)
+    ax.set_axisbelow(True)
+
+
+def _legend(ax: Axes, **kwargs: Any) -> None:
+    ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, handlelength=1.4, **kwargs)
+
+
+def _labels(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None) -> None:
+    for axis, names in ((ax.yaxis, rows), (ax.xaxis, columns)):
+        if names is not None and len(names) <= 40:
+            axis.set_ticks(range(len(names)), [n if len(n) <= 32 else n[:31] + "…" for n in names])
+            for label in axis.get_ticklabels():
+                label.set_parse_math(False)
+        else:
+            axis.set_major_locator(MaxNLocator(6, integer=True))
+    if columns is not None and len(columns) <= 40 and max(map(len, columns), default=0) > 3:
+        ax.tick_params(axis="x", rotation=40)
+        for label in ax.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
+def _colourbar(fig: Figure, image: Any, axes: Any, name: str) -> None:
+    bar = fig.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=28)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(which="both", colors=MUTED, labelsize=8.5, length=0)
+    bar.set_label(name, color=MUTED, fontsize=9)
+
+
+def _empty(fig: Figure, ax: Axes, message: str) -> Figure:
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, message, ha="center", va="center", color=MUTED, transform=ax.transAxes)
+    return fig
+
+
+def _repeat(items: Sequence[str], count: int) -> list[str]:
+    return [items[k % len(items)] for k in range(count)]
+
+
+def _cycle(count: int) -> list[str]:
+    """The palette, or for more groups than it has, as many hues (no longer safe for every eye)."""
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    return [to_hex(c) for c in matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))]
+
+
+def _split(name: str) -> tuple[str, str]:
+    group, _, leaf = name.rpartition("/")
+    return group, leaf
+
+
+def _panels(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    panels: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", "note")):
+        panels.setdefault(_split(name)[1], []).append(name)
+    return list(panels.values())
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    own = [row for row in rows if name in row]
+    steps = np.asarray([row["step"] for row in own])
+    values = [np.atleast_1d(np.asarray(row[name], np.float64)) for row in own]  # null reads as NaN: a gap
+    return steps, np.asarray([v.mean() for v in values]), np.asarray([v.std() for v in values])
+
+
+def _smooth(values: np.ndarray, weight: float) -> np.ndarray:
+    """Exponential average, corrected for its start; a gap stays a gap and does not spread."""
+    smoothed, total, norm = np.full_like(values, np.nan), 0.0, 0.0
+    for k, value in enumerate(values):
+        if np.isfinite(value):
+            total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+            smoothed[k] = total / norm
+    return smoothed
+
+
+def _rgb(image: Shaped[np.ndarray, "height width channels"]) -> np.ndarray:
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+
+
+def _recolour(fig: Figure, colours: Mapping[str, str]) -> list[tuple[Any, Any]]:
+    """Swaps the theme's colours throughout; returns the setters and arguments that put them back."""
+    undo = []
+
+    def swap(setter: Any, old: Any) -> None:
+        new = colours.get(to_hex(old)) if not (isinstance(old, str) and old == "none") else None
+        if new is not None:
+            undo.append((setter, old))
+            setter(new)
+
+    for artist in [fig.patch, *fig.findobj(lambda _: True)]:
+        if isinstance(artist, Text | Line2D):
+            swap(artist.set_color, artist.get_color())
+        elif isinstance(artist, Patch):
+            if artist.get_facecolor()[3] > 0:
+                swap(artist.set_facecolor, artist.get_facecolor())
+            if artist.get_edgecolor()[3] > 0:
+                swap(artist.set_edgecolor, artist.get_edgecolor())
+        elif isinstance(artist, PathCollection) and len(artist.get_edgecolor()):
+            swap(artist.set_edgecolor, artist.get_edgecolor()[0])
+    return undo

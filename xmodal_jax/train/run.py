@@ -1,0 +1,321 @@
+"""The run directory: configuration, metrics, TensorBoard events and the result, all safe against a kill.
+
+::
+
+    runs/retrieval-20250131-101500/
+        config.json      the experiment's configuration
+        metrics.jsonl    one line per logged step: {"step": 100, "train/loss": 1.23, ...}
+        result.json      final metrics, timing in seconds, seeds, device, versions
+        tensorboard/     events
+        report.html      see train/report.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TIMING = ("compile", "train", "evaluation", "data_wait", "total")
+"""The durations that every ``result.json`` names, in seconds; null where nothing was measured."""
+
+
+def write_atomic(path: Path | str, text: str) -> None:
+    """Writes a text file by a temporary file and a rename: readers see the old or the new, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp gives 0600, which a web server or a colleague could not read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any) -> Any:
+    """A configuration value as JSON: dataclasses and mappings to objects, tuples to lists, paths to strings.
+
+    A float that JSON cannot hold becomes the string ``"nan"``, ``"inf"`` or ``"-inf"``; a function or a class
+    becomes its qualified name. Raises ``TypeError`` for anything else.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        return [to_json(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, np.generic):
+        return to_json(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise TypeError(
+        f"cannot write a {type(value).__name__} to config.json: {value!r}; use a plain value or a dataclass"
+    )
+
+
+def format_value(value: Any) -> str:
+    """A metric for people: four significant digits; several seeds as mean ± standard deviation."""
+    values = _finite_values(value)
+    if values is None:
+        return "n/a"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    mean = float(np.mean(values))
+    if mean != 0 and not 1e-3 <= abs(mean) < 1e6:
+        spec = ".3e"
+    else:
+        spec = f",.{max(0, 3 - max(0, math.floor(math.log10(abs(mean) or 1.0))))}f"
+    spread = f" ± {np.std(values):{spec}}" if len(values) > 1 else ""
+    return f"{mean:{spec}}{spread}"
+
+
+def summary_line(metrics: Mapping[str, Any], names: Sequence[str] | None = None) -> str:
+    """The last line on screen: ``image_to_text/recall@1 0.873 · text_to_image/recall@1 0.851``."""
+    return " · ".join(f"{name} {format_value(metrics[name])}" for name in names or list(metrics))
+
+
+class Run:
+    """One run's directory. Make it with ``Run.create``; close it with ``close`` or a ``with`` block."""
+
+    def __init__(self, path: Path, config: Any, *, writer: bool, tensorboard: bool) -> None:
+        self.path = path
+        self.config = config
+        self._writes = writer
+        self._wants_events = tensorboard
+        self._events: Any = None
+        self._purge_step: int | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str | None,
+        config: Any,
+        *,
+        resume: bool = False,
+        experiment: str | None = None,
+        tensorboard: bool = True,
+        writer: bool = True,
+    ) -> Run:
+        """Makes the directory, or with ``resume`` reopens it (a directory without a run in it starts afresh).
+
+        ``path=None`` names it ``runs/<experiment>-<timestamp>``; ``experiment`` defaults to the running
+        script's name. On a cluster only process 0 passes ``writer=True``; the others write nothing, and all
+        need the same ``path``. Raises ``FileExistsError`` rather than overwrite an earlier run.
+        """
+        if not dataclasses.is_dataclass(config) or isinstance(config, type):
+            raise TypeError(f"config must be an instance of a dataclass, got {config!r}")
+        if path is None:
+            if resume:
+                raise ValueError("--resume needs to know which run: name its directory with --run-dir")
+            name = experiment or Path(sys.argv[0]).stem or "run"
+            path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = cls(Path(path), config, writer=writer, tensorboard=tensorboard)
+        if writer:
+            run._open(resume)
+        return run
+
+    def _open(self, resume: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} is a file; name a directory with --run-dir")
+        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+            raise FileExistsError(
+                f"{self.path} is not empty; continue its run with --resume, or choose another with --run-dir"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        config, file = to_json(self.config), self.path / "config.json"
+        if file.exists():
+            before = json.loads(file.read_text(encoding="utf-8"))
+            for name in sorted(before.keys() | config.keys()):
+                if before.get(name) != config.get(name):
+                    print(f"note: resuming with {name} = {config.get(name)!r}, was {before.get(name)!r}")
+        write_atomic(file, json.dumps(config, indent=2) + "\n")
+        if self.metrics_path.exists():
+            self._rewrite_metrics(self.read_metrics())  # without the half line that a kill may leave
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def read_config(self) -> dict[str, Any]:
+        """``config.json`` as plain values."""
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends a line to ``metrics.jsonl`` and to TensorBoard; a value is a number, or one per seed.
+
+        A value that is not finite is written as null (JSON has no NaN), and ``note`` says what it was.
+        """
+        if not self._writes:
+            return
+        row, notes = _row(metrics)
+        if notes:
+            row["note"] = "; ".join(notes)
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": int(step), **row}) + "\n")
+        self._log_events(int(step), metrics)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``; a half-written last line is left out."""
+        if not self.metrics_path.exists():
+            return []
+        *lines, torn = self.metrics_path.read_text(encoding="utf-8").split("\n")  # a whole file ends in "\n"
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{self.metrics_path}, line {number}: not JSON ({error.msg}); delete that line to go on"
+                ) from error
+        return rows
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops what was logged after ``step``, the step restored from a checkpoint."""
+        if not self._writes:
+            return
+        self._purge_step = step + 1  # TensorBoard hides the events of later steps in older files
+        if self.metrics_path.exists():
+            self._rewrite_metrics([row for row in self.read_metrics() if row["step"] <= step])
+
+    def _rewrite_metrics(self, rows: list[dict[str, Any]]) -> None:
+        write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_result(
+        self,
+        metrics: Mapping[str, Any],
+        *,
+        timing: Mapping[str, float | None] | None = None,
+        seeds: Sequence[int] = (0,),
+        **extra: Any,
+    ) -> dict[str, Any]:
+        """Writes and returns ``result.json``.
+
+        ``metrics``: names ``direction-or-split/metric``, each a number or one per seed; the file then holds
+        the mean, with the standard deviation under ``spread`` and the values under ``per_seed``. ``timing``:
+        seconds by name (see `core.runtime.Stopwatch`). ``extra``: further entries, plain values.
+        """
+        for name in metrics:
+            if "/" not in name:
+                raise ValueError(f"metric {name!r}: name it direction-or-split/metric, such as test/{name}")
+        row, notes = _row(metrics)
+        per_seed = {name: value for name, value in row.items() if isinstance(value, list)}
+        seconds = {**dict.fromkeys(TIMING), **(timing or {})}
+        result: dict[str, Any] = {"metrics": {name: _mean(value) for name, value in row.items()}}
+        if per_seed:
+            result["spread"] = {name: _spread(value) for name, value in per_seed.items()}
+            result["per_seed"] = per_seed
+        result["timing"] = {name: None if s is None else round(float(s), 3) for name, s in seconds.items()}
+        result |= {"seeds": [int(seed) for seed in seeds], "device": device(), "versions": versions()}
+        if notes:
+            result["notes"] = notes
+        result |= to_json(extra)
+        if self._writes:
+            write_atomic(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        return result
+
+    def _log_events(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if self._wants_events and self._events is None:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:
+                print(
+                    "note: no TensorBoard events, tensorboardX is missing; metrics.jsonl has the same numbers"
+                )
+                self._wants_events = False
+            else:
+                self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
+        if self._events is not None:
+            for name, value in metrics.items():
+                values = _finite_values(value)
+                if values is not None:
+                    self._events.add_scalar(name, float(np.mean(values)), step)
+
+    def close(self) -> None:
+        """Flushes and closes the TensorBoard events."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def device() -> dict[str, Any]:
+    """What the run used: platform (``cpu``, ``gpu``, ``tpu``), the device's kind, devices and processes."""
+    import jax  # here, so that reading a run needs no accelerator
+
+    devices = jax.devices()
+    kind, count = devices[0].device_kind, len(devices)
+    return {"platform": devices[0].platform, "kind": kind, "count": count, "processes": jax.process_count()}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the libraries that decide a result; null for one that is not installed."""
+    import xmodal_jax
+
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "optax"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found | {"xmodal_jax": xmodal_jax.__version__}
+
+
+def _row(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    row, notes = {}, []
+    for name, value in metrics.items():
+        if name in ("step", "note"):
+            raise ValueError(f"a metric cannot be named {name!r}: the row keeps that name for itself")
+        array = np.asarray(value).astype(np.float64)  # reads bfloat16 and device arrays alike
+        if array.ndim > 1:
+            raise ValueError(
+                f"metric {name!r}: expected a number or one number per seed, got shape {array.shape}"
+            )
+        values = [float(v) if math.isfinite(v) else None for v in array.reshape(-1)]
+        if None in values:
+            notes.append(f"{name} is {array.tolist()}")
+        row[name] = values[0] if array.ndim == 0 else values
+    return row, notes
+
+
+def _finite_values(value: Any) -> list[float] | None:
+    values = [v for v in np.atleast_1d(np.asarray(value, dtype=object)) if v is not None]
+    values = [float(v) for v in values if math.isfinite(float(v))]
+    return values or None
+
+
+def _mean(value: Any) -> float | None:
+    return value if not isinstance(value, list) else None if None in value else float(np.mean(value))
+
+
+def _spread(values: list[float | None]) -> float | None:
+    return None if None in values else float(np.std(np.asarray(values, np.float64)))

@@ -1,0 +1,61 @@
+"""The names that every layer shares: arrays, batches, keys and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Key as KeyArray
+
+Key = KeyArray[Array, ""]
+"""One random key (a typed key array of shape ())."""
+
+ExampleKeys = KeyArray[Array, "batch"]
+"""One random key per example, shape ``[B]``; ``None`` in its place means evaluation (nothing random)."""
+
+Params = PyTree
+Batch = Mapping[str, Any]
+"""One batch, a mapping of arrays whose first axis is the example.
+
+================  =========  ==================  =====================================================
+field             dtype      shape               meaning
+================  =========  ==================  =====================================================
+``image``         uint8      ``[B, H, W, C]``    pixels 0..255
+``video``         uint8      ``[B, F, H, W, C]`` frames
+``text``          int32      ``[B, L]``          token ids, 0 is padding
+``audio``         int16 or   ``[B, T]``          waveform; int16 is PCM and is divided by 32768 on the
+                  float32                        device, float32 lies in [-1, 1]
+``<m>_mask``      bool       as its field        True where the field holds content (text, audio)
+``label``         int32      ``[B]``             class, -1 where unknown
+``index``         int32      ``[B]``             the example's place in the global batch stream: what
+                                                 per-example randomness is drawn from
+``present``       dict of    ``[B]`` each        ``present[m]`` is False where modality ``m`` is missing.
+                  bool                           A padded row of a last batch is missing everywhere.
+================  =========  ==================  =====================================================
+"""
+
+MODALITIES = ("text", "image", "audio", "video")
+
+
+class Tokens(NamedTuple):
+    """A sequence of feature vectors with its padding mask (None: every position holds content)."""
+
+    values: Float[Array, "batch length dim"]
+    mask: Bool[Array, "batch length"] | None
+
+
+class Method(NamedTuple):
+    """A learning method as pure functions.
+
+    ``init(key, batch) -> params``
+    ``loss(params, batch, key, *, axis_name=None) -> (scalar, aux)``: the mean over the *global* batch. Under a named
+    axis it is this device's share of it, so that the sum over devices of the shares (and of their gradients) is the
+    value on one device; ``aux`` holds scalars by the same convention.
+    ``predict(params, batch) -> pytree``: what the trained model answers, without randomness.
+    """
+
+    init: Callable[..., Params]
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    predict: Callable[..., Any]

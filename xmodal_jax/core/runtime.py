@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pathlib
+import platform
 import time
 
 import jax
@@ -15,15 +17,31 @@ def cache_root() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XMODAL_CACHE", pathlib.Path.home() / ".cache" / "xmodal_jax"))
 
 
-def configure(*, compilation_cache: bool = True) -> None:
+def configure(*, compilation_cache: bool = True, keep_memory: bool = True) -> None:
     """Settings for an experiment; call it before anything else uses JAX.
 
     ``compilation_cache``: keep compiled programs on disk, so that a second start compiles nothing
     (``JAX_COMPILATION_CACHE_DIR`` overrides where; empty turns it off).
+    ``keep_memory``: let the C library keep freed memory instead of handing it back to the system after every step,
+    whose page faults cost a training step on the CPU a sixth of its time (glibc only; elsewhere it does nothing).
     """
+    if keep_memory:
+        _keep_freed_memory()
     if compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _keep_freed_memory() -> None:
+    """glibc's mallopt: no mmap for large blocks, no trimming, growth by 64 MiB, one arena."""
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8  # malloc.h
+    for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**26), (m_arena_max, 1)):
+        mallopt(option, value)
 
 
 class CompileClock:

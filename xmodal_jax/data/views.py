@@ -26,6 +26,10 @@ class Subset:
     def class_names(self) -> tuple[str, ...] | None:
         return self.source.class_names
 
+    @property
+    def class_prompts(self) -> list[list[str]] | None:
+        return getattr(self.source, "class_prompts", None)
+
     def __len__(self) -> int:
         return len(self.indices)
 

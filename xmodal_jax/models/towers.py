@@ -40,8 +40,8 @@ class AudioFeatures:
     """Mel bands."""
     window: int = 400
     """Samples per frame (25 ms at 16 kHz)."""
-    hop: int = 160
-    """Samples between frames (10 ms at 16 kHz)."""
+    hop: int = 200
+    """Samples between frames (12.5 ms at 16 kHz)."""
 
 
 class Tower(nn.Module):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-
 def attention_weights(
     q: Float[Array, "batch queries heads dim"],
     k: Float[Array, "batch keys heads dim"],
@@ -18,11 +17,14 @@ def attention_weights(
     *,
     causal: bool = False,
 ) -> Float[Array, "batch heads queries keys"]:
-    """The attention map ``softmax(q k^T / sqrt(dim))``, float32; rows sum to 1, or to 0 where no key is allowed.
+    """The attention map ``softmax(q k^T / sqrt(dim))``, float32.
 
-    ``mask`` tells which keys hold content; ``causal`` also forbids keys later than the query.
+    Rows sum to 1, or to 0 where no key is allowed. ``mask`` tells which keys hold content;
+    ``causal`` also forbids keys later than the query.
     """
-    logits_BHQK = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    logits_BHQK = (
+        jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    )
     allowed = None if mask is None else mask[:, None, None, :]
     if causal:
         earlier = jnp.tril(jnp.ones((1, 1, q.shape[1], k.shape[1]), bool))
@@ -43,12 +45,12 @@ def attention(
     causal: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
-    """``softmax(q k^T / sqrt(dim)) v`` over the keys that ``mask`` allows and, if ``causal``, that are not later.
+    """``softmax(q k^T / sqrt(dim)) v`` over the keys that ``mask`` and ``causal`` (not later) allow.
 
-    The softmax is float32. A query without any allowed key gives zeros, with a zero gradient. ``implementation``:
-    None is two einsums (on the CPU faster than ``jax.nn.dot_product_attention``, by a quarter at 64 tokens); "xla" and
-    "cudnn" are those of ``jax.nn.dot_product_attention``, the latter the flash kernels of NVIDIA GPUs (bfloat16 or
-    float16 only). Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    The softmax is float32. A query without any allowed key gives zeros, with a zero gradient.
+    ``implementation``: None is two einsums (on the CPU faster than ``jax.nn.dot_product_attention``, by a
+    quarter at 64 tokens); "xla" and "cudnn" are those of ``jax.nn.dot_product_attention``, the latter the
+    flash kernels of NVIDIA GPUs (bfloat16 or float16 only). Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
     """
     if implementation is None:
         weights = attention_weights(q, k, mask, causal=causal)
@@ -64,7 +66,8 @@ def attention(
 class MultiHeadAttention(nn.Module):
     """Self-attention, or cross-attention when ``kv`` is given: ``[B, N, D] (, [B, M, E]) -> [B, N, D]``.
 
-    ``mask`` tells which *keys* hold content. With ``return_weights`` the result is ``(output, map [B, H, N, M])``.
+    ``mask`` tells which *keys* hold content. With ``return_weights`` the result is a pair of the
+    output and the map ``[B, H, N, M]``.
 
     Raises:
       ValueError: ``heads`` does not divide the width.

@@ -18,9 +18,10 @@ from xmodal_jax.types import ExampleKeys, Tokens
 class AudioTransformer(nn.Module):
     """Log-mel frames ``[B, F, n_mels]`` to ``[B, (1 +) ceil(F / downsample), width]``.
 
-    ``log2(downsample)`` convolutions over time (size 3, stride 2, GELU), then a transformer. Token i is centred on
-    frame ``i * downsample`` and holds content where that frame does. Frames behind the mask are set to zero before
-    every convolution: an utterance and its padded copy give the same tokens. Positions are sine-cosine, for any length.
+    ``log2(downsample)`` convolutions over time (size 3, stride 2, GELU), then a transformer. Token i is
+    centred on frame ``i * downsample`` and holds content where that frame does. Frames behind the mask are
+    set to zero before every convolution: an utterance and its padded copy give the same tokens. Positions are
+    sine-cosine, for any length.
 
     Raises:
       ValueError: ``downsample`` is not a power of 2.

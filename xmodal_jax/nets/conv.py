@@ -1,17 +1,17 @@
 """Convolutions with the parameters and results of ``nn.Conv`` and a gradient that is fast on every platform.
 
-On the CPU, XLA is fast for a convolution in its standard layout (channels last, kernel ``HWIO``) only. The gradients
-that ``lax`` writes are convolutions with permuted axes and a reversed kernel; inside ``lax.scan``, where XLA does not
-rearrange them, the gradient of the kernel takes 50 to 150 times as long, that of the input up to 40. Here the axes are
-permuted and the kernel is flipped *before* a standard convolution: the same speed in and out of a scan. On GPUs and
-TPUs the gradients are those of ``lax``, which their compilers recognize.
+On the CPU, XLA is fast for a convolution in its standard layout (channels last, kernel ``HWIO``) only. The
+gradients that ``lax`` writes are convolutions with permuted axes and a reversed kernel; inside ``lax.scan``,
+where XLA does not rearrange them, the gradient of the kernel takes 50 to 150 times as long, that of the input
+up to 40. Here the axes are permuted *before* a standard convolution: the same speed in and out of a scan.
+GPUs and TPUs get the convolutions that ``lax`` writes, which their compilers recognize.
 
 A convolution ``y = x * k`` is linear in ``x`` and in ``k``; the three bilinear maps
 
     ``correlate(x, k) -> y``,   ``input_gradient(y, k) -> x``,   ``kernel_gradient(x, y) -> k``
 
-are each other's derivatives, so that gradients of any order stay within the three (a gradient penalty runs as fast as
-the rest). Reverse mode only: ``jax.jvp`` and ``jax.jacfwd`` do not pass through ``jax.custom_vjp``.
+are each other's derivatives, so that gradients of any order stay within the three (a gradient penalty runs as
+fast as the rest). Reverse mode only: ``jax.jvp`` and ``jax.jacfwd`` do not pass through ``jax.custom_vjp``.
 """
 
 from __future__ import annotations
@@ -61,18 +61,11 @@ def _lax_conv(x, kernel, geometry: Geometry, groups: int = 1):
     )
 
 
-def _conv(x, kernel, *, geometry: Geometry):
-    return _lax_conv(x, kernel, geometry)
-
-
-def _input_gradient_lax(dy, kernel, *, geometry: Geometry):
-    x = jax.ShapeDtypeStruct((dy.shape[0], *geometry.input_size, kernel.shape[-2]), dy.dtype)
-    return jax.linear_transpose(lambda x: _lax_conv(x, kernel, geometry), x)(dy)[0]
-
-
-def _input_gradient_cpu(dy, kernel, *, geometry: Geometry):
+def _input_gradient(dy, kernel, *, geometry: Geometry, permute: bool):
+    """``dy``, dilated by the strides, with the flipped kernel; ``permute`` its axes or only rename them."""
     spatial = len(geometry.strides)
-    flipped = jnp.swapaxes(jnp.flip(kernel, range(spatial)), -1, -2)
+    kernel = jnp.flip(kernel, range(spatial))
+    image, hwio, _ = _dimension_numbers(spatial)
     padding = [
         (k - 1 - lo, n + lo - (m - 1) * s - 1)
         for n, m, k, s, (lo, _) in zip(
@@ -86,22 +79,19 @@ def _input_gradient_cpu(dy, kernel, *, geometry: Geometry):
     ]
     return lax.conv_general_dilated(
         dy,
-        flipped,
+        jnp.swapaxes(kernel, -1, -2) if permute else kernel,
         (1,) * spatial,
         padding,
         lhs_dilation=geometry.strides,
-        dimension_numbers=_dimension_numbers(spatial),
+        dimension_numbers=(image, hwio if permute else hwio[:-2] + "OI", image),
     )
 
 
-def _kernel_gradient_lax(x, dy, *, geometry: Geometry):
-    kernel = jax.ShapeDtypeStruct((*geometry.kernel_size, x.shape[-1], dy.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda k: _lax_conv(x, k, geometry), kernel)(dy)[0]
-
-
-def _kernel_gradient_cpu(x, dy, *, geometry: Geometry):
-    # The batch is summed over, so it plays the channels; the input's channels play the batch.
+def _kernel_gradient(x, dy, *, geometry: Geometry, permute: bool):
+    """``x`` convolved with ``dy`` dilated by the strides: the batch, summed over, plays the channels."""
     spatial = len(geometry.strides)
+    image, hwio, _ = _dimension_numbers(spatial)
+    axes = hwio[:-2]
     padding = [
         (lo, k + (m - 1) * s - n - lo)
         for n, m, k, s, (lo, _) in zip(
@@ -113,30 +103,28 @@ def _kernel_gradient_cpu(x, dy, *, geometry: Geometry):
             strict=True,
         )
     ]
-    dk = lax.conv_general_dilated(
-        jnp.swapaxes(x, 0, -1),
-        jnp.moveaxis(dy, 0, -2),
-        (1,) * spatial,
-        padding,
+    convolve = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1,) * spatial,
+        padding=padding,
         rhs_dilation=geometry.strides,
-        dimension_numbers=_dimension_numbers(spatial),
     )
+    if not permute:
+        return convolve(x, dy, dimension_numbers=(f"C{axes}N", f"I{axes}O", f"{axes}NC"))
+    dk = convolve(jnp.swapaxes(x, 0, -1), jnp.moveaxis(dy, 0, -2), dimension_numbers=(image, hwio, image))
     return jnp.moveaxis(dk, 0, -2)
 
 
-def _by_platform(a, b, geometry: Geometry, *, cpu: Callable, default: Callable):
-    # Decided when the program is lowered, so that compiling for a TPU on a machine without one gets the TPU's form.
-    cpu = functools.partial(cpu, geometry=geometry)
-    default = functools.partial(default, geometry=geometry)
-
+def _by_platform(a, b, cpu: Callable, default: Callable):
+    # Decided when the program is lowered: compiling for a TPU on a machine without one gets the TPU's form.
     @jax.custom_batching.custom_vmap
     def bilinear(a, b):
         return lax.platform_dependent(a, b, cpu=cpu, default=default)
 
     @bilinear.def_vmap
     def batched(axis_size, in_batched, a, b):
-        # With a kernel per member (several seeds at once) vmap makes a grouped convolution: on the CPU three times
-        # slower than one member after the other.
+        # With a kernel per member (several seeds at once) vmap makes a grouped convolution: on the CPU three
+        # times slower than one member after the other.
         def one_by_one(a, b):
             return lax.map(lambda ab: bilinear(*ab), (a, b))
 
@@ -152,21 +140,29 @@ def _by_platform(a, b, geometry: Geometry, *, cpu: Callable, default: Callable):
 def correlate(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """The convolution of machine learning, ``y[n, i, o] = sum_{t, c} x[n, s i + t - p, c] k[t, c, o]``.
 
-    ``x [N, *input_size, C]``, ``kernel [*kernel_size, C, O]``, both of one dtype, to ``[N, *output_size, O]``.
+    ``x [N, *input_size, C]``, ``kernel [*kernel_size, C, O]``, both of one dtype, to
+    ``[N, *output_size, O]``.
     """
-    return _by_platform(x, kernel, geometry, cpu=_conv, default=_conv)
+    convolve = functools.partial(_lax_conv, geometry=geometry)
+    return _by_platform(x, kernel, convolve, convolve)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``x``, which is also what is called a transposed convolution."""
-    return _by_platform(dy, kernel, geometry, cpu=_input_gradient_cpu, default=_input_gradient_lax)
+    gradient = functools.partial(_input_gradient, geometry=geometry)
+    return _by_platform(
+        dy, kernel, functools.partial(gradient, permute=True), functools.partial(gradient, permute=False)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``kernel``."""
-    return _by_platform(x, dy, geometry, cpu=_kernel_gradient_cpu, default=_kernel_gradient_lax)
+    gradient = functools.partial(_kernel_gradient, geometry=geometry)
+    return _by_platform(
+        x, dy, functools.partial(gradient, permute=True), functools.partial(gradient, permute=False)
+    )
 
 
 def _saved(function: Callable) -> Callable:
@@ -187,8 +183,22 @@ kernel_gradient.defvjp(
 )
 
 
+def _vary_alike(*arrays):
+    """Under ``shard_map``, marks all as varying over the mesh axes of any; their gradients are summed."""
+    axes = [getattr(getattr(jax.typeof(a), "manual_axis_type", None), "varying", frozenset()) for a in arrays]
+    union = frozenset().union(*axes)
+    return tuple(
+        lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
+        for a, own in zip(arrays, axes, strict=True)
+    )
+
+
 def _per_axis(value: int | Sequence[int] | None, spatial: int) -> tuple[int, ...]:
-    values = (1 if value is None else value,) * spatial if value is None or isinstance(value, int) else tuple(value)
+    values = (
+        (1 if value is None else value,) * spatial
+        if value is None or isinstance(value, int)
+        else tuple(value)
+    )
     if len(values) != spatial:
         raise ValueError(f"expected {spatial} values, one per spatial axis, got {values}")
     return values
@@ -204,12 +214,14 @@ def _explicit_padding(padding: Padding, spatial: int) -> tuple[tuple[int, int], 
 def conv_geometry(
     input_size: Sequence[int], kernel_size: Sequence[int], strides: Sequence[int], padding: Padding
 ) -> Geometry:
-    """The geometry of ``lax.conv_general_dilated``; ``padding`` is "SAME", "VALID", an int, or one entry per axis."""
+    """The geometry of ``lax.conv_general_dilated``; ``padding``: "SAME", "VALID", an int, or one per axis."""
     input_size, kernel_size, strides = tuple(input_size), tuple(kernel_size), tuple(strides)
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise ValueError(f"padding must be 'SAME', 'VALID' or explicit numbers, got {padding!r}")
-        pairs = tuple((int(a), int(b)) for a, b in lax.padtype_to_pads(input_size, kernel_size, strides, padding))
+        pairs = tuple(
+            (int(a), int(b)) for a, b in lax.padtype_to_pads(input_size, kernel_size, strides, padding)
+        )
     else:
         pairs = _explicit_padding(padding, len(kernel_size))
     return Geometry(input_size, kernel_size, strides, pairs)
@@ -220,8 +232,8 @@ def conv_transpose_geometry(
 ) -> Geometry:
     """The geometry of the convolution whose input gradient is ``lax.conv_transpose`` with these arguments.
 
-    ``lax.conv_transpose`` pads the dilated input by ``(a, b)``; the convolution it transposes then has the padding
-    ``(k - 1 - a, k - 1 - b)``, which may be negative.
+    ``lax.conv_transpose`` pads the dilated input by ``(a, b)``; the convolution it transposes then has the
+    padding ``(k - 1 - a, k - 1 - b)``, which may be negative.
     """
     pads = []
     for k, s in zip(kernel_size, strides, strict=True):
@@ -249,8 +261,8 @@ def conv_transpose_geometry(
 class Conv(nn.Module):
     """``nn.Conv`` with a fast gradient; ``[B, *spatial, C] -> [B, *spatial', features]``, channels last.
 
-    The same parameters (``kernel [*kernel_size, C // feature_group_count, features]``, ``bias [features]``), defaults
-    and results. With ``feature_group_count > 1`` the gradients are XLA's own.
+    The same parameters (``kernel [*kernel_size, C // feature_group_count, features]``, ``bias [features]``),
+    defaults and results. With ``feature_group_count > 1`` the gradients are XLA's own.
 
     Raises:
       ValueError: the input does not have ``len(kernel_size) + 2`` axes, or the padding is unknown.
@@ -267,7 +279,9 @@ class Conv(nn.Module):
     bias_init: Callable = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch *spatial2 features"]:
+    def __call__(
+        self, x: Float[Array, "batch *spatial channels"]
+    ) -> Float[Array, "batch *spatial2 features"]:
         size = tuple(self.kernel_size)
         _check_rank(x, size)
         shape = (*size, x.shape[-1] // self.feature_group_count, self.features)
@@ -276,14 +290,14 @@ class Conv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         geometry = conv_geometry(x.shape[1:-1], size, _per_axis(self.strides, len(size)), self.padding)
         if self.feature_group_count == 1:
-            y = correlate(x, kernel, geometry)
+            y = correlate(*_vary_alike(x, kernel), geometry)
         else:
             y = _lax_conv(x, kernel, geometry, self.feature_group_count)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class ConvTranspose(nn.Module):
-    """``nn.ConvTranspose`` with a fast gradient; ``[B, *spatial, C] -> [B, *spatial', features]``, channels last.
+    """``nn.ConvTranspose`` with a fast gradient; ``[B, *spatial, C] -> [B, *spatial', features]``.
 
     The same parameters (``kernel [*kernel_size, C, features]``, ``bias [features]``), defaults and results;
     ``padding="SAME"`` multiplies the size by the stride.
@@ -302,16 +316,20 @@ class ConvTranspose(nn.Module):
     bias_init: Callable = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch *spatial2 features"]:
+    def __call__(
+        self, x: Float[Array, "batch *spatial channels"]
+    ) -> Float[Array, "batch *spatial2 features"]:
         size = tuple(self.kernel_size)
         _check_rank(x, size)
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        geometry = conv_transpose_geometry(x.shape[1:-1], size, _per_axis(self.strides, len(size)), self.padding)
+        geometry = conv_transpose_geometry(
+            x.shape[1:-1], size, _per_axis(self.strides, len(size)), self.padding
+        )
         # lax.conv_transpose does not flip the kernel, the input gradient does: undo it.
         flipped = jnp.swapaxes(jnp.flip(kernel, range(len(size))), -1, -2)
-        y = input_gradient(x, flipped, geometry)
+        y = input_gradient(*_vary_alike(x, flipped), geometry)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 

@@ -1,4 +1,4 @@
-"""Dropout and stochastic depth with randomness per example, so that no split of the batch changes what is drawn."""
+"""Dropout and stochastic depth with randomness per example: no split of the batch changes what is drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fold_in_layer(keys: ExampleKeys | None, layer) -> ExampleKeys | None:
 
 
 def stream_name(path: tuple[str, ...]) -> str:
-    """The name of a module's stream: its path, without layer numbers (``layers_3`` and ``layers`` are one name)."""
+    """The name of a module's stream: its path, without layer numbers (``layers_3`` is ``layers``)."""
     return "/".join(re.sub(r"^layers_\d+$", "layers", part) for part in path)
 
 
@@ -36,7 +36,7 @@ def _check_rate(rate: float) -> None:
 
 
 class Dropout(nn.Module):
-    """Zeroes elements with probability ``rate`` (to 16 bits) and divides the rest by the probability of keeping.
+    """Zeroes elements with probability ``rate`` (to 16 bits) and scales the rest, so that the mean stays.
 
     ``keys=None`` is evaluation: the identity. Srivastava et al. 2014, JMLR 15.
     """
@@ -44,7 +44,9 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None) -> Float[Array, "batch *shape"]:
+    def __call__(
+        self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None
+    ) -> Float[Array, "batch *shape"]:
         _check_rate(self.rate)
         if keys is None or self.rate == 0.0:
             return x
@@ -61,7 +63,9 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None) -> Float[Array, "batch *shape"]:
+    def __call__(
+        self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None
+    ) -> Float[Array, "batch *shape"]:
         _check_rate(self.rate)
         if keys is None or self.rate == 0.0:
             return x

@@ -19,7 +19,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The size and kind of one encoder. A field without a meaning for the encoder must keep its default.
+    """The size and kind of one encoder; an encoder ignores the fields that are said to belong to others.
 
     ``DEFAULTS[modality]`` is sized for two CPU cores.
     """
@@ -61,7 +61,7 @@ class EncoderConfig:
     scan_layers: bool = False
     """One compiled block looped over stacked parameters (transformers only), for a short compilation."""
     attention: str | None = None
-    """None, "xla" or "cudnn": see ``nets.attention.attention``; "cudnn" needs an NVIDIA GPU and 16-bit dtype."""
+    """None, "xla" or "cudnn" (NVIDIA GPU and 16-bit dtype): see ``nets.attention.attention``."""
 
     def __post_init__(self):
         for field in ("width", "depth", "heads", "patch", "tubelet", "downsample"):
@@ -79,13 +79,15 @@ class EncoderConfig:
             ("attention", (None, "xla", "cudnn")),
         ):
             if getattr(self, field) not in allowed:
-                raise ValueError(f"EncoderConfig.{field} must be one of {allowed}, got {getattr(self, field)!r}")
+                raise ValueError(
+                    f"EncoderConfig.{field} must be one of {allowed}, got {getattr(self, field)!r}"
+                )
         if self.downsample & (self.downsample - 1):
             raise ValueError(f"EncoderConfig.downsample must be a power of 2, got {self.downsample}")
 
 
 def _compute_dtype(config: EncoderConfig):
-    # None leaves float32 parameters and inputs as they are, which also serves float64 in a user's own research code.
+    # None leaves float32 parameters and inputs as they are, also float64 in a user's own code.
     return None if config.dtype == "float32" else DTYPES[config.dtype]
 
 
@@ -125,7 +127,11 @@ def _text(config: EncoderConfig, *, vocab_size: int, max_length: int) -> nn.Modu
     if config.causal and config.pool == "cls":
         raise ValueError("a causal transformer's first token sees nothing: choose pool='mean' or 'attention'")
     return TextTransformer(
-        vocab_size, max_length, causal=config.causal, positions=config.positions, **_transformer_options(config)
+        vocab_size,
+        max_length,
+        causal=config.causal,
+        positions=config.positions,
+        **_transformer_options(config),
     )
 
 
@@ -172,20 +178,25 @@ ENCODERS: Mapping[str, Mapping[str, Callable[..., nn.Module]]] = {
 
 DEFAULTS: Mapping[str, EncoderConfig] = {
     "text": EncoderConfig("transformer"),
-    "image": EncoderConfig("convnet"),
-    "audio": EncoderConfig("transformer"),
+    "image": EncoderConfig("convnet", norm="none"),
+    "audio": EncoderConfig("transformer", downsample=16),
     "video": EncoderConfig("tubelet"),
 }
 
-SHAPE_INFO: Mapping[str, tuple[str, ...]] = {"text": ("vocab_size", "max_length"), "image": (), "audio": (), "video": ()}
+SHAPE_INFO: Mapping[str, tuple[str, ...]] = {
+    "text": ("vocab_size", "max_length"),
+    "image": (),
+    "audio": (),
+    "video": (),
+}
 """What :func:`build_encoder` must be told of the data; all other shapes are read from the inputs at init."""
 
 
 def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_info: int) -> nn.Module:
-    """The encoder ``module(inputs, mask=None, *, keys=None) -> Tokens`` of a modality; None is the default config.
+    """The encoder ``module(inputs, mask=None, *, keys=None) -> Tokens``; None is the default config.
 
     Raises:
-      ValueError: unknown modality or name, missing or unknown ``shape_info``, or fields that do not fit each other.
+      ValueError: unknown modality or name, missing or unknown ``shape_info``, or fields that do not fit.
     """
     if modality not in ENCODERS:
         raise ValueError(f"modality must be one of {sorted(ENCODERS)}, got {modality!r}")
@@ -194,7 +205,8 @@ def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_in
         raise ValueError(f"{modality} encoders are {sorted(ENCODERS[modality])}, got {config.name!r}")
     if set(shape_info) != set(SHAPE_INFO[modality]):
         raise ValueError(
-            f"build_encoder({modality!r}) needs shape information {SHAPE_INFO[modality]}, got {sorted(shape_info)}"
+            f"build_encoder({modality!r}) needs shape information {SHAPE_INFO[modality]}, "
+            f"got {sorted(shape_info)}"
         )
     return ENCODERS[modality][config.name](config, **shape_info)
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.nets.conv import Conv
@@ -28,11 +29,13 @@ def _group_norm(channels: int, groups: int, dtype, name: str) -> nn.Module:
 
 
 class ConvNet(nn.Module):
-    """A small residual network that reduces each side by 8: ``[B, H, W, C] -> [B, ceil(H/8) * ceil(W/8), width]``.
+    """A small residual network, ``[B, H, W, C] -> [B, ceil(H/8) * ceil(W/8), width]``.
 
-    A 4x4 stem of stride 2, then three stages of ``width / 4``, ``width / 2`` and ``width`` channels with one, one and
-    ``depth`` residual convolutions, pre-activation (norm, GELU, 3x3). 25 MFLOP forward at 32 x 32, width 128, depth 2.
-    ``norm`` is "group" (8 groups) or "none".
+    A 4x4 stem of stride 2, then three stages of ``width / 4``, ``width / 2`` and ``width`` channels with one,
+    one and ``depth`` residual convolutions, pre-activation (norm, GELU, 3x3). 25 MFLOP forward at 32 x 32,
+    width 128, depth 2. ``norm`` is "group" (8 groups) or "none". ``coordinates`` adds each pixel's place as
+    two input channels (CoordConv, Liu et al. 2018, arXiv:1807.03247): without them, mean pooling could hardly
+    tell left from right.
 
     Raises:
       ValueError: 4 does not divide ``width``, ``norm`` is unknown, or a mask is given.
@@ -41,6 +44,7 @@ class ConvNet(nn.Module):
     width: int = 128
     depth: int = 2
     norm: str = "group"
+    coordinates: bool = True
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: Any = None
@@ -62,6 +66,8 @@ class ConvNet(nn.Module):
 
         PreActConv = nn.remat(_PreActConv) if self.remat else _PreActConv
         options = dict(norm=self.norm, dtype=self.dtype)
+        if self.coordinates:
+            inputs = jnp.concatenate([inputs, _coordinates(inputs)], axis=-1)
         x = Conv(self.width // 4, (4, 4), 2, dtype=self.dtype, name="stem")(inputs)
         for stage, depth in enumerate((1, 1, self.depth)):
             features = self.width // 4 * 2**stage
@@ -74,6 +80,14 @@ class ConvNet(nn.Module):
             x = _group_norm(self.width, 8, self.dtype, "norm")(x)
         x = x.reshape(x.shape[0], -1, self.width)
         return Tokens(Dropout(self.dropout, name="dropout")(x, keys), None)
+
+
+def _coordinates(images):
+    """Rows and columns as two channels in [-1, 1]."""
+    height, width = images.shape[1:3]
+    grid = jnp.meshgrid(jnp.linspace(-1.0, 1.0, height), jnp.linspace(-1.0, 1.0, width), indexing="ij")
+    places = jnp.stack(grid, axis=-1).astype(images.dtype)
+    return jnp.broadcast_to(places[None], (*images.shape[:3], 2))
 
 
 class _PreActConv(nn.Module):
@@ -92,12 +106,13 @@ class _PreActConv(nn.Module):
 class ResNet(nn.Module):
     """ResNet-18, -34 or -50 with group norm: ``[B, H, W, C] -> [B, h * w, width]``.
 
-    ``width`` is the number of output channels (512 for 18 and 34, 2048 for 50 in the paper). ``stem`` "small" is a
-    3x3 convolution of stride 1 (for images up to 64 pixels; sides are reduced by 8), "imagenet" is 7x7 of stride 2 and
-    a max pool (by 32). He et al. 2016, arXiv:1512.03385; group norm: arXiv:1803.08494 (32 groups).
+    ``width`` is the number of output channels (512 for 18 and 34, 2048 for 50 in the paper). ``stem`` "small"
+    is a 3x3 convolution of stride 1 (for images up to 64 pixels; sides are reduced by 8), "imagenet" is 7x7
+    of stride 2 and a max pool (by 32). He et al. 2016, arXiv:1512.03385; group norm: arXiv:1803.08494 (32
+    groups).
 
     Raises:
-      ValueError: the number of layers or the stem is unknown, the width cannot be divided, or a mask is given.
+      ValueError: unknown number of layers or stem, a width that cannot be divided, or a mask.
     """
 
     layers: int = 18
@@ -121,7 +136,9 @@ class ResNet(nn.Module):
             raise ValueError(f"layers must be one of {sorted(RESNETS)}, got {self.layers}")
         expansion = 4 if self.layers == 50 else 1
         if self.width % (8 * expansion):
-            raise ValueError(f"{8 * expansion} must divide the width of ResNet-{self.layers}, got {self.width}")
+            raise ValueError(
+                f"{8 * expansion} must divide the width of ResNet-{self.layers}, got {self.width}"
+            )
         base = self.width // (8 * expansion)
         if self.stem == "small":
             x = Conv(base, (3, 3), use_bias=False, dtype=self.dtype, name="stem")(inputs)
@@ -174,10 +191,10 @@ class _ResidualBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer: ``[B, H, W, C] -> [B, (1 +) H/patch * W/patch, width]``; the image size is fixed at init.
+    """Vision transformer: ``[B, H, W, C] -> [B, (1 +) H/patch * W/patch, width]``.
 
-    ``positions`` is "learned" or "sincos"; with ``class_token`` a learned token is prepended (after the positions).
-    Dosovitskiy et al. 2021, arXiv:2010.11929.
+    The image size is fixed at init. ``positions`` is "learned" or "sincos"; with ``class_token`` a learned
+    token is prepended (after the positions). Dosovitskiy et al. 2021, arXiv:2010.11929.
 
     Raises:
       ValueError: ``patch`` does not divide the image's sides, or a mask is given.

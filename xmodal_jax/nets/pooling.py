@@ -15,11 +15,11 @@ POOLS = ("mean", "cls", "attention")
 
 
 class Pool(nn.Module):
-    """``Tokens [B, N, D] -> [B, D]`` in float32: "mean" of the content, "cls" (the first token), or "attention".
+    """``Tokens [B, N, D] -> [B, D]`` in float32: "mean" of the content, "cls" (first token), or "attention".
 
-    "attention" is multi-head attention of one learned query over the tokens (arXiv:2106.04560, sec. 2.2, without the
-    MLP). Masked positions have no influence; an example without content gives zeros (for "attention" the bias of its
-    output projection), with a zero gradient to the tokens.
+    "attention" is multi-head attention of one learned query over the tokens (arXiv:2106.04560, sec. 2.2,
+    without the MLP). Masked positions have no influence; an example without content gives zeros (for
+    "attention" the bias of its output projection), with a zero gradient to the tokens.
 
     Raises:
       ValueError: ``kind`` is unknown.
@@ -52,7 +52,7 @@ class Pool(nn.Module):
 
 
 def prepend_class_token(module: nn.Module, x, mask):
-    """``[B, N, D] -> [B, 1 + N, D]`` with a learned first token, and its mask; call it from a compact method."""
+    """``[B, N, D] -> [B, 1 + N, D]`` with a learned first token, and its mask; for compact methods."""
     token = module.param("class_token", nn.initializers.normal(0.02), (x.shape[-1],), jnp.float32)
     token = jnp.broadcast_to(token.astype(x.dtype)[None, None, :], (x.shape[0], 1, x.shape[-1]))
     if mask is not None:

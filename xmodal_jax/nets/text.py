@@ -15,13 +15,14 @@ from xmodal_jax.types import ExampleKeys, Tokens
 
 
 class TextTransformer(nn.Module):
-    """Ids ``[B, L]`` to ``[B, L (+ 1), width]``: embedding, positions, transformer (bidirectional unless ``causal``).
+    """Ids ``[B, L]`` to ``[B, (1 +) L, width]``: embedding, positions, transformer.
 
-    ``mask [B, L]`` is True on content; None means ``ids != 0`` (0 is padding). An id outside ``[0, vocab_size)``
-    takes the nearest valid one's embedding (JAX clips indices). With ``class_token`` a learned token is prepended.
+    Bidirectional unless ``causal``. ``mask [B, L]`` is True on content; None means ``ids != 0`` (0 is
+    padding). An id outside ``[0, vocab_size)`` takes the nearest valid one's embedding (JAX clips indices).
+    With ``class_token`` a learned token is prepended.
 
     Raises:
-      ValueError: ``L > max_length``.
+      ValueError: ``L > max_length``, or ``causal`` with ``class_token`` (a first token that sees nothing).
     """
 
     vocab_size: int
@@ -48,9 +49,15 @@ class TextTransformer(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        if self.causal and self.class_token:
+            raise ValueError("a causal transformer's first token sees nothing: class_token must be False")
         mask = inputs != 0 if mask is None else mask
         x = nn.Embed(
-            self.vocab_size, self.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
+            self.vocab_size,
+            self.width,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(0.02),
+            name="embed",
         )(jnp.clip(inputs, 0, self.vocab_size - 1))
         x = Positions((self.max_length,), self.positions, name="positions")(x)
         if self.class_token:

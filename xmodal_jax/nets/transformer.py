@@ -16,7 +16,7 @@ from xmodal_jax.types import ExampleKeys
 
 
 def sincos_positions(length: int, dim: int) -> np.ndarray:
-    """``[length, dim]`` float32: sines then cosines of geometrically spaced wavelengths (arXiv:1706.03762, sec. 3.5)."""
+    """``[length, dim]``: sines, then cosines, of geometric wavelengths (arXiv:1706.03762, sec. 3.5)."""
     if dim % 2:
         raise ValueError(f"sine-cosine positions need an even width, got {dim}")
     rates = 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
@@ -38,7 +38,7 @@ def sincos_grid(sizes: tuple[int, ...], dim: int) -> np.ndarray:
 
 
 class Positions(nn.Module):
-    """Adds a position embedding to ``[B, N, D]``: ``kind`` "learned" (std 0.02) or "sincos" over the ``grid``.
+    """Adds a position embedding to ``[B, N, D]``: "learned" (std 0.02) or "sincos" over the ``grid``.
 
     Raises:
       ValueError: the kind is unknown, or there are more positions in ``x`` than in the grid.
@@ -74,10 +74,10 @@ class MLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block: ``x += attn(LN(x))``; with ``cross`` also ``x += attn(LN(x), kv)``; ``x += MLP(LN(x))``.
+    """Pre-norm block: ``x += attn(LN(x))``; if ``cross``, ``x += attn(LN(x), kv)``; ``x += MLP(LN(x))``.
 
-    ``x [B, N, D]``; ``mask [B, N]`` and ``kv_mask [B, M]`` tell what holds content. Layer norm statistics and the
-    softmax are float32 whatever ``dtype``. Xiong et al. 2020, arXiv:2002.04745.
+    ``x [B, N, D]``; ``mask [B, N]`` and ``kv_mask [B, M]`` tell what holds content. Layer norm statistics and
+    the softmax are float32 whatever ``dtype``. Xiong et al. 2020, arXiv:2002.04745.
     """
 
     heads: int
@@ -120,9 +120,9 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """``depth`` blocks and a final layer norm: ``[B, N, D] -> [B, N, D]`` in ``dtype``.
 
-    ``scan_layers`` compiles one block and loops over parameters stacked along a first axis (``layers/*`` instead of
-    ``layers_0/*``, ``layers_1/*``, …): the same function, a shorter compilation. ``remat`` recomputes each block in
-    the backward pass: memory for one block instead of ``depth``.
+    ``scan_layers`` compiles one block and loops over parameters stacked along a first axis (``layers/*``
+    instead of ``layers_0/*``, ``layers_1/*``, …): the same function, a shorter compilation. ``remat``
+    recomputes each block in the backward pass: memory for one block instead of ``depth``.
     """
 
     depth: int
@@ -150,7 +150,9 @@ class Transformer(nn.Module):
         dtype = self.dtype or jnp.float32
         x = x.astype(dtype)
         kv = None if kv is None else kv.astype(dtype)
-        Block = nn.remat(TransformerBlock, prevent_cse=not self.scan_layers) if self.remat else TransformerBlock
+        Block = (
+            nn.remat(TransformerBlock, prevent_cse=not self.scan_layers) if self.remat else TransformerBlock
+        )
         options = dict(
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,

@@ -18,8 +18,9 @@ from xmodal_jax.types import ExampleKeys, Tokens
 class TubeletViT(nn.Module):
     """A transformer over tubelets ``(t, p, p)``: ``[B, F, H, W, C] -> [B, (1 +) F/t * H/p * W/p, width]``.
 
-    ``mask [B, F]`` is True on frames that hold content; other frames are set to zero, and a tubelet holds content if
-    one of its frames does. The video's size is fixed at init. Arnab et al. 2021, arXiv:2103.15691 (model 1).
+    ``mask [B, F]`` is True on frames that hold content; other frames are set to zero, and a tubelet holds
+    content if one of its frames does. The video's size is fixed at init. Arnab et al. 2021, arXiv:2103.15691
+    (model 1).
 
     Raises:
       ValueError: the tubelet does not divide the video.
@@ -80,8 +81,8 @@ class TubeletViT(nn.Module):
 class FrameTransformer(nn.Module):
     """An image encoder shared by the frames, mean-pooled, then a transformer over time.
 
-    ``[B, F, H, W, C] -> [B, (1 +) F, width]``; ``image_encoder`` is any image encoder of this package. ``mask [B, F]``
-    is True on frames that hold content.
+    ``[B, F, H, W, C] -> [B, (1 +) F, width]``; ``image_encoder`` is any image encoder of this package. ``mask
+    [B, F]`` is True on frames that hold content.
     """
 
     image_encoder: nn.Module

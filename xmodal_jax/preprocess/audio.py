@@ -26,7 +26,7 @@ def to_float_waveform(waveform: Shaped[Array, "batch time"]) -> Float[Array, "ba
     raise TypeError(f"a waveform is int16 PCM or floating in [-1, 1], got {waveform.dtype}")
 
 
-def hz_to_mel(frequency: np.ndarray) -> np.ndarray:
+def hz_to_mel(frequency: np.ndarray | float) -> np.ndarray:
     """Slaney's mel scale: linear below 1 kHz (15 mels), logarithmic above (27 mels to a factor of 6.4)."""
     frequency = np.asarray(frequency, np.float64)
     return np.where(
@@ -36,10 +36,12 @@ def hz_to_mel(frequency: np.ndarray) -> np.ndarray:
     )
 
 
-def mel_to_hz(mel: np.ndarray) -> np.ndarray:
+def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
     """The inverse of :func:`hz_to_mel`."""
     mel = np.asarray(mel, np.float64)
-    return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp(np.log(6.4) * (np.maximum(mel, 15.0) - 15.0) / 27.0))
+    return np.where(
+        mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp(np.log(6.4) * (np.maximum(mel, 15.0) - 15.0) / 27.0)
+    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -52,12 +54,14 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f
     edges = mel_to_hz(np.linspace(hz_to_mel(f_min), hz_to_mel(f_max), n_mels + 2))
     frequency = np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)[:, None]
     low, centre, high = edges[None, :-2], edges[None, 1:-1], edges[None, 2:]
-    triangles = np.maximum(0.0, np.minimum((frequency - low) / (centre - low), (high - frequency) / (high - centre)))
+    triangles = np.maximum(
+        0.0, np.minimum((frequency - low) / (centre - low), (high - frequency) / (high - centre))
+    )
     return (triangles * 2.0 / (high - low)).astype(np.float32)
 
 
 def _frames(waveform, n_fft: int, hop: int):
-    """``[B, 1 + T // hop, n_fft]``, frame t centred on sample ``t * hop``, zeros outside; hop-sized slices, no gather."""
+    """``[B, 1 + T // hop, n_fft]``: frame t is centred on sample ``t * hop``; slices, no gather."""
     count = 1 + waveform.shape[1] // hop
     blocks = -(-n_fft // hop)
     left = n_fft // 2
@@ -82,11 +86,12 @@ def log_mel(
 ) -> tuple[Float[Array, "batch frames n_mels"], Bool[Array, "batch frames"]]:
     """Natural logarithm of the mel power spectrum and the mask of its frames; ``frames = 1 + time // hop``.
 
-    ``log(max(|STFT|^2 @ mel, floor))`` with a periodic Hann window of ``n_fft`` samples, frame t centred on sample
-    ``t * hop`` and zeros beyond the ends: ``librosa.feature.melspectrogram(..., center=True, pad_mode="constant")``.
-    ``waveform`` is int16 PCM or floating in [-1, 1]; ``mask`` is True on content, which must be a prefix. What lies
-    behind it has no influence: a padded waveform of ``n`` samples has the ``1 + n // hop`` frames of the cut one (none
-    if ``n = 0``). An FFT, not a matmul: four times faster on the CPU.
+    ``log(max(|STFT|^2 @ mel, floor))`` with a periodic Hann window of ``n_fft`` samples, frame t centred on
+    sample ``t * hop`` and zeros beyond the ends: ``librosa.feature.melspectrogram(..., center=True,
+    pad_mode="constant")``. ``waveform`` is int16 PCM or floating in [-1, 1]; ``mask`` is True on content,
+    which must be a prefix. What lies behind it has no influence: a padded waveform of ``n`` samples has the
+    ``1 + n // hop`` frames of the cut one (none if ``n = 0``). An FFT, not a matmul: four times faster on the
+    CPU.
 
     Raises:
       ValueError: ``n_fft`` or ``hop`` is not positive, or ``f_max`` is above half the sample rate.
@@ -118,7 +123,7 @@ def normalize(
     per_bin: bool = False,
     eps: float = 1e-5,
 ) -> Float[Array, "batch frames n_mels"]:
-    """Each utterance to mean 0 and variance 1 over its content, over all bins together or ``per_bin``; padding is 0."""
+    """Each utterance's content to mean 0 and variance 1, all bins together or ``per_bin``; padding to 0."""
     if mask is None:
         mask = jnp.ones(frames.shape[:2], bool)
     axes = (1,) if per_bin else (1, 2)
@@ -143,8 +148,9 @@ def spec_augment(
 ) -> Float[Array, "batch frames n_mels"]:
     """SpecAugment: sets random bands of time and of frequency to ``fill``; ``keys=None`` is the identity.
 
-    Each time mask covers a uniform fraction up to ``max_time_fraction`` of the example's own content, each frequency
-    mask a uniform number of bins up to ``max_freq_bins``. Park et al. 2019, arXiv:1904.08779, without time warping.
+    Each time mask covers a uniform fraction up to ``max_time_fraction`` of the example's own content, each
+    frequency mask a uniform number of bins up to ``max_freq_bins``. Park et al. 2019, arXiv:1904.08779,
+    without time warping.
     """
     if keys is None:
         return frames
@@ -152,7 +158,7 @@ def spec_augment(
     valid = jnp.full(frames.shape[:1], length) if mask is None else mask.sum(axis=1)
 
     def bands(key, number, largest, extent, size):
-        """True inside any of ``number`` bands of width at most ``largest`` that lie within ``extent``; ``[size]``."""
+        """``[size]``: True inside any of ``number`` bands within ``extent``, at most ``largest`` wide."""
         draws = jax.random.uniform(key, (2, number, 1))
         width = jnp.floor(draws[0] * (largest + 1.0))
         start = jnp.floor(draws[1] * (jnp.maximum(extent - width, 0.0) + 1.0))
@@ -161,8 +167,12 @@ def spec_augment(
 
     def example(key, x, valid):
         valid = valid.astype(jnp.float32)
-        time = bands(fold_in_name(key, "time"), time_masks, jnp.floor(max_time_fraction * valid), valid, length)
-        freq = bands(fold_in_name(key, "frequency"), freq_masks, float(min(max_freq_bins, bins)), float(bins), bins)
+        time = bands(
+            fold_in_name(key, "time"), time_masks, jnp.floor(max_time_fraction * valid), valid, length
+        )
+        freq = bands(
+            fold_in_name(key, "frequency"), freq_masks, float(min(max_freq_bins, bins)), float(bins), bins
+        )
         return jnp.where(time[:, None] | freq[None, :], fill, x)
 
     return jax.vmap(example)(fold_in_name(keys, "spec_augment"), frames, valid)

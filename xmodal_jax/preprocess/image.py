@@ -1,7 +1,7 @@
 """Pixels to floats, resizing, and augmentation with one key per example, inside the jitted step.
 
-Every augmentation takes and returns floats in [-1, 1], ``[B, H, W, C]``, keeps the shape, and with ``keys=None`` is
-the identity.
+Every augmentation takes and returns floats in [-1, 1], ``[B, H, W, C]``, keeps the shape, and with
+``keys=None`` is the identity.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def resize(
 def random_translate(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, pixels: int
 ) -> Float[Array, "batch height width channels"]:
-    """Pads by ``pixels`` (repeating the edge) and crops at a random place: a shift of up to ``pixels`` each way."""
+    """A shift of up to ``pixels`` each way; what comes in repeats the edge."""
     if keys is None or pixels == 0:
         return images
 
@@ -55,7 +55,7 @@ def random_translate(
 def random_resized_crop(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, min_scale: float
 ) -> Float[Array, "batch height width channels"]:
-    """A random box of the image's aspect with ``min_scale`` to 1 of its area, resized (linearly) to the full size."""
+    """A random box of the image's aspect and ``min_scale`` to 1 of its area, resized to the full size."""
     if keys is None or min_scale == 1.0:
         return images
 
@@ -65,7 +65,9 @@ def random_resized_crop(
         size = jnp.array(image.shape[:2], jnp.float32)
         corner = draws[1:] * (1.0 - side) * size
         scale = jnp.broadcast_to(1.0 / side, (2,))
-        return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -corner * scale, method="linear")
+        return jax.image.scale_and_translate(
+            image, image.shape, (0, 1), scale, -corner * scale, method="linear"
+        )
 
     return jax.vmap(example)(fold_in_name(keys, "resized_crop"), images)
 
@@ -88,7 +90,7 @@ def color_jitter(
     contrast: float = 0.0,
     saturation: float = 0.0,
 ) -> Float[Array, "batch height width channels"]:
-    """Adds up to ``brightness`` and scales contrast and saturation by up to ``1 +- strength``; clipped to [-1, 1].
+    """Adds up to ``brightness``, scales contrast and saturation by up to ``1 +- strength``; clips.
 
     Contrast is the distance from the image's mean, saturation from its own grey (which needs three channels).
     """

@@ -11,11 +11,13 @@ import numpy as np
 from xmodal_jax.data.drawing import PALETTE
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.scenes import COLOURS
+from xmodal_jax.data.source import Source
 from xmodal_jax.metrics.latent import modality_gap
 from xmodal_jax.metrics.retrieval import ranks
 from xmodal_jax.train import figures
 from xmodal_jax.train.evaluate import Gallery, directions
 from xmodal_jax.train.report import Audio, Hit, Item, Report
+from xmodal_jax.train.run import format_value
 
 GALLERY_ROWS = 8
 MAP_EXAMPLES = 200
@@ -49,8 +51,8 @@ def add_galleries(
     count = len(next(iter(embeddings.values())))
     ids = np.arange(count) if ids is None else ids
     for query, target in directions(tuple(embeddings)):
-        if target == "audio" and "image" in embeddings and query != "image":
-            continue  # a page of players says little that the numbers do not
+        if target == "audio" and len(embeddings) > 2:
+            continue  # rows of players say little that the numbers do not
         similarity = embeddings[query] @ embeddings[target].T
         rank = ranks(embeddings[query], embeddings[target], query_ids=ids, gallery_ids=ids)
         picked = np.random.default_rng(0).permutation(count)[: rows // 2].tolist()
@@ -165,3 +167,20 @@ def add_problems(report: Report, problems: Problems, directory: pathlib.Path) ->
         report.add_table("Bad examples", ("file", "line", "reason"), rows, note=problems.summary())
     elif problems.summary():
         report.add_text("Notes on the data", problems.summary())
+
+
+def headline(metrics: dict[str, float], gallery: Gallery, count: int = 6) -> list[str]:
+    """The metrics to show first: recall@1, or where the captions are class names, zero-shot accuracy."""
+    recalls = [k for k in metrics if k.endswith("recall@1")]
+    accuracies = [k for k in metrics if k.endswith("zero_shot_accuracy")]
+    return (recalls + accuracies if gallery.distinct else accuracies + recalls)[:count]
+
+
+def other_scores(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """The rows of the table beside the retrieval scores."""
+    return [(k, format_value(v)) for k, v in metrics.items() if k.startswith("test/")]
+
+
+def class_labels(source: Source, confusion: np.ndarray) -> list[str]:
+    """The names of a confusion matrix's classes; numbers where the data set has none."""
+    return list(source.class_names or [str(k) for k in range(len(confusion))])

@@ -148,25 +148,42 @@ class Embedder:
         return self(params, ArraySource({"caption": np.asarray(captions, object)}))["text"]
 
 
-def class_prompts(source: Source, templates: Sequence[str]) -> list[list[str]]:
-    """The prompts of each class: the data set's own where it has some, else each template filled with the name."""
-    own = getattr(source, "class_prompts", None)
-    if own is not None and not templates:
+def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000) -> list[list[str]] | None:
+    """The prompts of each class; None where the data set has no labels.
+
+    The ``templates`` filled with the class names; without templates the data set's own prompts, or those captions of
+    the class that occur in ``limit`` training examples (at most 16 of them).
+    """
+    own = getattr(train, "class_prompts", None)
+    if templates:
+        if train.class_names is None:
+            raise ValueError("--prompts need class names, and the data set has none: leave them out to use its captions")
+        return [[t.format(name) for t in templates] for name in train.class_names]
+    if own is not None:
         return own
-    return [[t.format(name) for t in templates or ("a photo of a {}",)] for name in source.class_names]
+    rows = np.unique(np.linspace(0, len(train) - 1, min(limit, len(train))).astype(np.int64))
+    batch = train.batch(rows)
+    if "label" not in batch or "caption" not in batch or batch["label"].max() < 0:
+        return None
+    found: list[dict[str, None]] = [{} for _ in range(int(batch["label"].max()) + 1)]
+    for label, caption in zip(batch["label"].tolist(), batch["caption"], strict=True):
+        if label >= 0:
+            found[label][str(caption)] = None
+    names = train.class_names or [str(k) for k in range(len(found))]
+    return [list(captions)[:16] or [f"a photo of a {name}"] for captions, name in zip(found, names, strict=False)]
 
 
 def classification_scores(
-    embed: Embedder, params: Any, train: Source, test: Source, *, templates: Sequence[str] = (), limit: int = 3000
+    embed: Embedder, params: Any, train: Source, test: Source, *, templates: Sequence[str] = (), limit: int = 1500
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Zero-shot accuracy by the prompts' embeddings, and a linear probe on each modality but text.
 
     ``(scores, confusion)``; nothing where the data set has no classes. Examples without a label are left out. The probe
     is fitted on at most ``limit`` training examples.
     """
-    if test.class_names is None or "text" not in test.modalities:
+    prompts = class_prompts(train, templates) if "text" in train.modalities else None
+    if prompts is None:
         return {}, None
-    prompts = class_prompts(test, templates)
     vectors = embed.texts(params, [p for group in prompts for p in group])
     cuts = np.cumsum([len(group) for group in prompts])[:-1]
     longest = max(len(group) for group in prompts)

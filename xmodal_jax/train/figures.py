@@ -78,6 +78,7 @@ def curves(
     if not panels:
         return _empty(fig, axes[0], "no metrics were logged")
     for ax, panel in zip(axes, panels, strict=False):
+        title, labels = _panel_labels(panel)
         for name, colour in zip(panel, _cycle(len(panel)), strict=True):
             steps, mean, spread = _series(rows, name)
             noisy = smoothing > 0 and name.startswith("train/")
@@ -88,10 +89,9 @@ def curves(
                 band = (shown - spread, shown + spread)
                 ax.fill_between(steps, *band, color=colour, alpha=0.18, linewidth=0)
             marker = "o" if len(steps) < 13 else None
-            label = _split(name)[0] or name
+            label = labels[name]
             ax.plot(steps, shown, color=colour, linewidth=1.8, label=label, marker=marker, ms=4)
-        leaves = list(dict.fromkeys(_split(name)[1] for name in panel))
-        _style(ax, title=", ".join(leaves) if len(panel) > 1 else panel[0])
+        _style(ax, title=title)
         ax.grid(axis="y", color=GRID, linewidth=0.8)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         if logy is True or (not isinstance(logy, bool) and any(name in logy for name in panel)):
@@ -406,6 +406,19 @@ def _cycle(count: int) -> list[str]:
 def _split(name: str) -> tuple[str, str]:
     group, _, leaf = name.rpartition("/")
     return group, leaf
+
+
+def _panel_labels(panel: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """A panel's title, what its names share, and the label of each, what tells it from the others."""
+    groups = list(dict.fromkeys(_split(name)[0] for name in panel))
+    leaves = list(dict.fromkeys(_split(name)[1] for name in panel))
+    if len(panel) == 1:
+        return panel[0], {panel[0]: groups[0] or panel[0]}
+    if len(groups) == 1:
+        return groups[0], {name: _split(name)[1] for name in panel}
+    top = {group.partition("/")[0] for group in groups}
+    common = f"{top.pop()}/" if len(top) == 1 and all("/" in group for group in groups) else ""
+    return common + ", ".join(leaves), {name: _split(name)[0].removeprefix(common) for name in panel}
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.oracles import nets as oracle
+from xmodal_jax.nets.attention import MultiHeadAttention, attention, attention_weights
+
+B, N, M, H, D = 3, 5, 7, 2, 11
+MASK = jnp.arange(M)[None, :] < jnp.array([7, 3, 0])[:, None]  # the last example has no key at all
+
+
+def qkv(queries=N, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [
+        jax.random.normal(k, (B, n, H, D)).astype(dtype) for k, n in zip(keys, (queries, M, M), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_equals_the_oracle(implementation, causal):
+    q, k, v = qkv(M if causal else N)
+    out = attention(q, k, v, MASK, causal=causal, implementation=implementation)
+    for b in range(B):
+        allowed = np.broadcast_to(np.array(MASK[b]), (q.shape[1], M))
+        allowed = np.tril(allowed) if causal else allowed
+        expected = oracle.attention(*(np.array(a[b], np.float64) for a in (q, k, v)), allowed)
+        np.testing.assert_allclose(out[b], expected, atol=2e-6)
+
+
+def test_implementations_have_equal_gradients():
+    args = qkv()
+    gradients = [
+        jax.grad(
+            lambda q, k, v, i=i: jnp.sum(jnp.sin(attention(q, k, v, MASK, implementation=i))), (0, 1, 2)
+        )(*args)
+        for i in (None, "xla")
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    for g in gradients[0]:
+        assert bool(jnp.all(g[2] == 0.0))  # no key: a zero gradient, not NaN
+    for g in gradients[0][1:]:
+        assert bool(jnp.all(g[1, 3:] == 0.0)) and bool(jnp.all(g[1, :3] != 0.0))
+
+
+def test_weights_sum_to_one_or_to_zero():
+    q, k, _ = qkv()
+    weights = attention_weights(q, k, MASK)
+    np.testing.assert_allclose(weights.sum(-1)[:2], 1.0, rtol=1e-6)
+    assert bool(jnp.all(weights[2] == 0.0)) and bool(jnp.all(weights[1, :, :, 3:] == 0.0))
+
+
+def test_softmax_is_float32_in_bfloat16():
+    q, k, v = qkv(dtype=jnp.bfloat16)
+    assert attention_weights(q, k).dtype == jnp.float32
+    assert attention(q, k, v).dtype == jnp.bfloat16
+
+
+def test_module_returns_the_same_with_and_without_weights(key):
+    x = jax.random.normal(key, (B, N, 6))
+    kv = jax.random.normal(key, (B, M, 13))
+    for args in ((x, kv, MASK), (x, None, MASK[:, :N])):
+        module = MultiHeadAttention(heads=2)
+        out, params = module.init_with_output(key, *args)
+        again, weights = module.apply(params, *args, return_weights=True)
+        np.testing.assert_array_equal(out, again)
+        assert out.shape == (B, N, 6) and weights.shape == (B, 2, N, M if args[1] is not None else N)
+
+
+def test_heads_must_divide_the_width(key):
+    with pytest.raises(ValueError, match="must divide"):
+        MultiHeadAttention(heads=4).init(key, jnp.ones((2, 3, 6)))

@@ -1,0 +1,178 @@
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.export import export
+from jax.sharding import Mesh, PartitionSpec
+
+from xmodal_jax.nets import conv
+from xmodal_jax.nets.conv import Conv, ConvTranspose
+
+CASES = [  # spatial size, kernel, strides, padding
+    ((11, 7), (3, 3), (1, 1), "SAME"),
+    ((12, 7), (4, 4), (2, 2), "SAME"),
+    ((11, 7), (5, 2), (3, 1), "VALID"),
+    ((11, 7), (3, 4), (2, 3), ((2, 1), (0, 3))),
+    ((7, 5), (1, 1), (2, 2), "VALID"),
+    ((13,), (3,), (2,), ((1, 1),)),
+]
+TRANSPOSED = [
+    ((5, 7), (4, 4), (2, 2), "SAME"),
+    ((5, 7), (3, 3), (2, 2), "SAME"),
+    ((5, 7), (3, 5), (2, 3), "VALID"),
+    ((5, 7), (2, 2), (3, 3), "VALID"),
+    ((5, 7), (4, 4), (2, 2), ((2, 1), (3, 2))),
+    ((11,), (4,), (2,), "SAME"),
+]
+
+
+def layers(transposed, size, kernel, strides, padding, **options):
+    ours, theirs = (ConvTranspose, nn.ConvTranspose) if transposed else (Conv, nn.Conv)
+    make = lambda cls: cls(5, kernel, strides, padding, **options)
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    ours, theirs = make(ours), make(theirs)
+    params = theirs.init(jax.random.key(1), x)
+    assert jax.tree.structure(params) == jax.tree.structure(ours.init(jax.random.key(1), x))
+    jax.tree.map(np.testing.assert_array_equal, params, ours.init(jax.random.key(1), x))
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    return ours, theirs, params, x
+
+
+def close(a, b, tolerance=2e-5):
+    def check(a, b):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(jnp.abs(b).max())))
+
+    jax.tree.map(check, a, b)
+
+
+def loss(layer):
+    return lambda params, x: jnp.sum(jnp.tanh(layer.apply(params, x)))
+
+
+@pytest.mark.parametrize("transposed, case", [(False, c) for c in CASES] + [(True, c) for c in TRANSPOSED])
+def test_equals_flax_in_value_gradient_and_gradient_of_gradient(transposed, case):
+    ours, theirs, params, x = layers(transposed, *case)
+
+    def everything(layer):
+        first = jax.grad(loss(layer), argnums=(0, 1))
+
+        def penalty(params, x):  # of both gradients, as a gradient penalty would
+            return sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(first(params, x)))
+
+        return jax.jit(lambda p, x: (layer.apply(p, x), first(p, x), jax.grad(penalty, argnums=(0, 1))(p, x)))
+
+    close(everything(ours)(params, x), everything(theirs)(params, x))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_form_of_other_platforms_is_the_same(case):
+    size, kernel, strides, padding = case
+    geometry = conv.conv_geometry(size, kernel, strides, padding)
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    k = jax.random.normal(jax.random.key(1), (*kernel, 3, 5))
+    dy = jax.random.normal(jax.random.key(2), (2, *geometry.output_size, 5))
+    for form, args in ((conv._input_gradient, (dy, k)), (conv._kernel_gradient, (x, dy))):
+        ours, theirs = (jax.jit(partial(form, geometry=geometry, permute=p))(*args) for p in (False, True))
+        close(ours, theirs)
+
+
+def test_programs_for_other_platforms_hold_their_form():
+    """Lowered for a TPU or GPU on this machine, the kernel gradient has no transpose of the whole input."""
+    ours, _, params, x = layers(False, (5, 7), (3, 3), (1, 1), "SAME")
+    step = jax.jit(jax.grad(loss(ours)))
+    programs = {p: export(step, platforms=[p])(params, x).mlir_module() for p in ("cpu", "tpu", "cuda")}
+    assert (
+        programs["tpu"].count("stablehlo.convolution") == programs["cpu"].count("stablehlo.convolution") == 2
+    )
+    assert [programs[p].count("stablehlo.transpose") for p in ("tpu", "cuda")] == [0, 0]
+    assert programs["cpu"].count("stablehlo.transpose") == 3
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_inside_scan(transposed):
+    ours, theirs, params, x = layers(transposed, (5, 7), (3, 3), (2, 2), "SAME")
+
+    def train(layer):
+        step = lambda p, x: (jax.tree.map(lambda a, g: a - 0.01 * g, p, jax.grad(loss(layer))(p, x)), None)
+        return jax.jit(lambda p: jax.lax.scan(step, p, jnp.stack([x, 2 * x, -x]))[0])(params)
+
+    close(train(ours), train(theirs))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("batched", [(0, 0), (0, None), (None, 0)])
+def test_under_vmap(transposed, batched):
+    ours, _, params, x = layers(transposed, (5, 7), (3, 3), (2, 2), "SAME")
+    several = lambda arg: jax.tree.map(lambda a: jnp.stack([a, 2 * a, a - 1]), arg)
+    args = [several(arg) if axis == 0 else arg for arg, axis in zip((params, x), batched, strict=True)]
+    member = lambda i: [
+        jax.tree.map(lambda a: a[i], a) if s == 0 else a for a, s in zip(args, batched, strict=True)
+    ]
+
+    def penalty(params, x):
+        return jnp.sum(jnp.square(jax.grad(loss(ours), argnums=1)(params, x)))
+
+    gradient = jax.grad(penalty, argnums=(0, 1))
+    together = jax.jit(jax.vmap(gradient, in_axes=batched))(*args)
+    single = jax.jit(gradient)
+    for i in range(3):
+        close(jax.tree.map(lambda a, i=i: a[i], together), single(*member(i)))
+    # and the derivative of the mapped function
+    total = jax.jit(jax.grad(lambda *a: jax.vmap(loss(ours), in_axes=batched)(*a).sum(), argnums=(0, 1)))(
+        *args
+    )
+    first = jax.jit(jax.grad(loss(ours), argnums=(0, 1)))
+    alone = [first(*member(i)) for i in range(3)]
+    for j, axis in enumerate(batched):
+        combine = (lambda *g: jnp.stack(g)) if axis == 0 else (lambda *g: sum(g))
+        close(total[j], jax.tree.map(combine, *(g[j] for g in alone)))
+
+
+def test_under_pmap_and_shard_map():
+    ours, _, params, x = layers(False, (5, 7), (3, 3), (1, 1), "SAME")
+    whole = jax.jit(jax.grad(loss(ours)))(params, x)
+    shards = x.reshape(2, 1, *x.shape[1:])
+    pmapped = jax.pmap(
+        lambda p, x: jax.lax.psum(jax.grad(loss(ours))(p, x), "data"), "data", in_axes=(None, 0),
+        devices=jax.devices()[:2],
+    )(params, shards)  # fmt: skip
+    close(jax.tree.map(lambda g: g[0], pmapped), whole)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    spec = PartitionSpec("data")
+    for check in (False, True):
+        mapped = jax.shard_map(
+            lambda p, x: jax.lax.psum(loss(ours)(p, x), "data"),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), spec),
+            out_specs=PartitionSpec(),
+            check_vma=check,
+        )
+        close(jax.jit(jax.grad(mapped))(params, x), whole)
+
+
+def test_groups_bias_and_dtype():
+    x = jax.random.normal(jax.random.key(0), (2, 7, 5, 6))
+    for options in (dict(feature_group_count=3), dict(use_bias=False), dict(dtype=jnp.bfloat16)):
+        ours, theirs = (cls(9, (3, 3), 2, padding=1, **options) for cls in (Conv, nn.Conv))
+        params = theirs.init(jax.random.key(1), x)
+        close(jax.jit(ours.apply)(params, x), jax.jit(theirs.apply)(params, x))
+        if "dtype" in options:
+            assert ours.apply(params, x).dtype == jnp.bfloat16
+        else:
+            close(jax.jit(jax.grad(loss(ours)))(params, x), jax.jit(jax.grad(loss(theirs)))(params, x))
+
+
+def test_errors_say_what_is_wrong():
+    x = jnp.ones((2, 5, 3))
+    with pytest.raises(ValueError, match="4 axes"):
+        Conv(2, (3, 3)).init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="padding"):
+        Conv(2, (3,), padding="CIRCULAR").init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="padding"):
+        ConvTranspose(2, (3,), padding="REFLECT").init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="one per spatial axis"):
+        Conv(2, (3,), strides=(1, 2)).init(jax.random.key(0), x)

@@ -1,0 +1,56 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmodal_jax.core.random import example_keys
+from xmodal_jax.nets.dropout import Dropout, DropPath, stream_name
+
+
+def keys(n=7):
+    return example_keys(jax.random.key(5), jnp.arange(n))
+
+
+@pytest.mark.parametrize("Module", [Dropout, DropPath])
+def test_draws_belong_to_the_example(Module):
+    x = jnp.ones((7, 13, 5))
+    drop = lambda x, keys: Module(0.3).apply({}, x, keys)
+    whole = drop(x, keys())
+    order = jnp.array([3, 1, 6, 0, 2, 5, 4])
+    np.testing.assert_array_equal(drop(x, keys()[order]), whole[order])
+    np.testing.assert_array_equal(jnp.concatenate([drop(x[:2], keys()[:2]), drop(x[2:], keys()[2:])]), whole)
+    np.testing.assert_array_equal(drop(x, None), x)
+    np.testing.assert_array_equal(Module(0.0).apply({}, x, keys()), x)
+
+
+def test_rate_and_mean():
+    kept = Dropout(0.3).apply({}, jnp.ones((7, 5000)), keys())
+    share = float((kept == 0).mean())
+    assert abs(share - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 35000)  # five standard errors
+    np.testing.assert_allclose(kept.max(), 1 / 0.7, rtol=1e-4)
+
+
+def test_drop_path_drops_whole_examples():
+    kept = DropPath(0.5).apply({}, jnp.ones((101, 3, 2)), keys(101))
+    flat = kept.reshape(101, -1)
+    assert bool(jnp.all(flat == flat[:, :1])) and 0.2 < float((flat[:, 0] == 0).mean()) < 0.8
+
+
+class Two(nn.Module):
+    @nn.compact
+    def __call__(self, x, keys):
+        return Dropout(0.5, name="a")(x, keys), Dropout(0.5, name="b")(x, keys)
+
+
+def test_other_names_draw_otherwise():
+    a, b = Two().apply({}, jnp.ones((2, 1000)), keys(2))
+    assert abs(float((a == b).mean()) - 0.5) < 5 * 0.5 / np.sqrt(
+        2000
+    )  # independent masks agree half the time
+    assert stream_name(("a", "layers_3", "b")) == stream_name(("a", "layers", "b")) != stream_name(("a", "b"))
+
+
+def test_rate_must_be_a_probability():
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        Dropout(1.0).apply({}, jnp.ones((2, 3)), None)

@@ -1,0 +1,259 @@
+"""What every encoder must satisfy, then what each one adds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmodal_jax.core.random import example_keys
+from xmodal_jax.nets.audio import AudioTransformer
+from xmodal_jax.nets.encoders import DEFAULTS, ENCODERS, EncoderConfig, build_encoder, build_pool
+from xmodal_jax.nets.image import ConvNet, ResNet, ViT, _coordinates
+from xmodal_jax.nets.text import TextTransformer
+from xmodal_jax.nets.video import FrameTransformer, TubeletViT
+
+B = 3
+SHAPE_INFO = {"text": dict(vocab_size=23, max_length=11)}
+ALL = [(m, name) for m, table in ENCODERS.items() for name in table]
+FAST = [p for p in ALL if not p[1].startswith("resnet")] + [
+    pytest.param("image", name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50")
+]
+KEY = jax.random.key(0)
+
+
+def inputs(modality):
+    if modality == "text":
+        return jax.random.randint(KEY, (B, 7), 1, 23)
+    shape = {"image": (16, 24, 3), "audio": (29, 5), "video": (4, 8, 16, 3)}[modality]
+    return jax.random.normal(KEY, (B, *shape))
+
+
+def config(name, **changes):
+    return EncoderConfig(name, **{"width": 32, "depth": 1, "heads": 2, **changes})
+
+
+def encoder(modality, name, **changes):
+    module = build_encoder(modality, config(name, **changes), **SHAPE_INFO.get(modality, {}))
+    if name == "frames" and not changes.get("dtype"):  # an image encoder that compiles faster
+        drop = changes.get("dropout", 0.0)
+        module = module.clone(image_encoder=ViT(patch=8, width=8, depth=0, heads=2, dropout=drop))
+    return module
+
+
+def init(module, x):
+    """Parameters, none of them zero (a bias of zero would hide what leaks from the padding)."""
+    params = jax.jit(module.init)(KEY, x)
+    return jax.tree.map(
+        lambda p: p + 0.05 * np.random.default_rng(0).standard_normal(p.shape, np.float32), params
+    )
+
+
+@pytest.mark.parametrize("modality, name", FAST)
+def test_shape_randomness_and_one_compilation(modality, name):
+    pool = build_pool(config(name))
+    module = encoder(modality, name, dropout=0.3, drop_path=0.3)
+    x = inputs(modality)
+    params = init(module, x)
+    traces = []
+
+    @jax.jit
+    def run(params, x, keys):
+        traces.append(1)
+        tokens = module.apply(params, x, keys=keys)
+        return tokens, pool.apply({}, tokens)
+
+    keys = example_keys(KEY, jnp.arange(B))
+    tokens, vectors = run(params, x, keys)
+    assert tokens.values.shape[0] == B and tokens.values.shape[2] == 32 and vectors.shape == (B, 32)
+    order = jnp.array([2, 0, 1])
+    permuted, _ = run(params, x[order], keys[order])
+    np.testing.assert_allclose(permuted.values, tokens.values[order], atol=2e-5)
+    other, _ = run(params, x, example_keys(jax.random.key(1), jnp.arange(B)))
+    assert not np.allclose(other.values, tokens.values, atol=1e-3)
+    assert len(traces) == 1
+
+
+def matmul_dtypes(jaxpr):
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.append(tuple(str(v.aval.dtype) for v in eqn.invars))
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(inner, "eqns"):
+                    found += matmul_dtypes(inner)
+                elif hasattr(inner, "jaxpr") and hasattr(inner.jaxpr, "eqns"):
+                    found += matmul_dtypes(inner.jaxpr)
+    return found
+
+
+@pytest.mark.parametrize("modality, name", [p for p in ALL if p[1] != "resnet34"])
+def test_every_matmul_runs_in_bfloat16(modality, name):
+    scan = modality != "image" or name == "vit"
+    module = encoder(modality, name, dtype="bfloat16", scan_layers=scan, remat=True)
+    x = inputs(modality)
+    shapes = jax.eval_shape(module.init, KEY, x)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    # float32 params, a float32 loss, and every product of forward and backward in 16 bits
+    loss = lambda p: module.apply(p, x).values.astype(jnp.float32).sum()
+    dtypes = matmul_dtypes(jax.make_jaxpr(jax.grad(loss))(shapes_to_zeros(shapes)).jaxpr)
+    assert len(dtypes) >= 5
+    softmax_backward = ("float32", "bfloat16")  # the gradient of the float32 attention logits
+    assert {d for d in dtypes if set(d) != {"bfloat16"}} <= {softmax_backward, softmax_backward[::-1]}
+
+
+def shapes_to_zeros(shapes):
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+PADDED = [  # modality, encoder, length of the content, its tokens, pool
+    ("text", "transformer", 5, 5, "cls"),
+    ("audio", "transformer", 13, 2, "mean"),
+    ("video", "tubelet", 2, 2, "cls"),
+    ("video", "frames", 3, 3, "mean"),
+]
+
+
+@pytest.mark.parametrize("modality, name, length, tokens, pool", PADDED)
+def test_padding_has_exactly_no_influence(modality, name, length, tokens, pool):
+    module = encoder(modality, name, pool=pool)
+    pooling = build_pool(config(name, pool=pool))
+    x = inputs(modality)
+    mask = jnp.broadcast_to((jnp.arange(x.shape[1]) < length)[None, :], x.shape[:2]).at[2].set(False)
+    params = init(module, x)
+    embed = jax.jit(lambda x, mask: pooling.apply({}, module.apply(params, x, mask)))
+    whole = embed(x, mask)
+    assert bool(jnp.all(jnp.isfinite(whole)))
+    content = mask.reshape(*mask.shape, *(1,) * (x.ndim - 2))
+    changed = jnp.where(content, x, jnp.asarray(7, x.dtype))
+    np.testing.assert_array_equal(embed(changed, mask), whole)
+    if (
+        name != "tubelet"
+    ):  # a masked sequence equals the cut one (a tubelet's table of positions has a fixed size)
+        result = jax.jit(module.apply)(params, x, mask)
+        assert int(result.mask[0].sum()) == tokens + (pool == "cls")
+        if modality != "video":
+            cut = embed(x[:2, :length], mask[:2, :length])
+            np.testing.assert_allclose(whole[:2], cut, atol=2e-5)
+    if modality != "text":
+        gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(embed(x, mask)))))(x)
+        depends = np.array(jnp.abs(gradient).reshape(*mask.shape, -1).max(-1) > 0)
+        np.testing.assert_array_equal(depends, np.array(mask))
+
+
+def test_text_padding_is_zero_and_gradient_spares_it():
+    module = TextTransformer(23, 11, width=8, heads=2)
+    x = jnp.array([[3, 4, 5, 0, 0], [6, 7, 0, 0, 0]])
+    params = init(module, x)
+    mask = jax.jit(module.apply)(params, x).mask
+    np.testing.assert_array_equal(mask, x != 0)
+    loss = lambda p: jnp.sum(jnp.where(mask[:, :, None], module.apply(p, x).values, 0.0) ** 2)
+    gradient = jax.jit(jax.grad(loss))(params)
+    used = np.abs(gradient["params"]["embed"]["embedding"]).max(-1) > 0
+    assert set(np.flatnonzero(used)) == {3, 4, 5, 6, 7}
+    with pytest.raises(ValueError, match="at most 11"):
+        module.apply(params, jnp.ones((2, 13), jnp.int32))
+
+
+def test_causal_text_by_gradient():
+    module = TextTransformer(23, 11, width=8, heads=2, causal=True)
+    x = jax.random.randint(KEY, (1, 5), 1, 23)
+    params = init(module, x)
+    run = jax.jit(lambda x: module.apply(params, x).values[0])
+    for place in range(5):
+        moved = run(x.at[0, place].set(x[0, place] % 22 + 1))
+        same = np.array(jnp.all(moved == run(x), axis=-1))
+        np.testing.assert_array_equal(same, np.arange(5) < place)
+    with pytest.raises(ValueError, match="causal"):
+        TextTransformer(23, 11, causal=True, class_token=True).init(KEY, x)
+
+
+def test_grids():
+    tokens = lambda module, shape: (
+        jax.eval_shape(module.init_with_output, KEY, jnp.ones(shape))[0].values.shape
+    )
+    assert tokens(ConvNet(), (2, 32, 32, 3)) == (2, 16, 128)
+    assert tokens(ConvNet(norm="none"), (2, 37, 11, 1)) == (2, 5 * 2, 128)
+    assert tokens(ResNet(18, 64), (2, 32, 32, 3)) == (2, 16, 64)
+    assert tokens(ResNet(50, 64, "imagenet"), (2, 64, 96, 3)) == (2, 2 * 3, 64)
+    assert tokens(ViT(patch=4, class_token=True), (2, 20, 12, 3)) == (2, 16, 128)
+    assert tokens(AudioTransformer(), (2, 301, 80)) == (2, 38, 128)
+    assert tokens(TubeletViT((2, 8)), (2, 4, 16, 24, 3)) == (2, 2 * 2 * 3, 128)
+    assert tokens(FrameTransformer(ConvNet(), class_token=True), (2, 5, 16, 16, 3)) == (2, 6, 128)
+
+
+def test_vit_patches_are_row_by_row():
+    """Only the token of the changed patch changes before the tokens are mixed (depth 0)."""
+    module = ViT(patch=4, width=8, depth=0, heads=2)
+    x = jax.random.normal(KEY, (1, 8, 12, 3))
+    params = init(module, x)
+    moved = module.apply(params, x.at[0, 5, 9].add(1.0)).values != module.apply(params, x).values
+    np.testing.assert_array_equal(np.array(moved.any(-1))[0], np.arange(6) == 3 + 2)
+
+
+def test_tubelets_are_ordered_by_time_row_column():
+    module = TubeletViT((2, 4), width=8, depth=0, heads=2)
+    x = jax.random.normal(KEY, (1, 4, 8, 12, 3))
+    params = init(module, x)
+    moved = module.apply(params, x.at[0, 3, 5, 1].add(1.0)).values != module.apply(params, x).values
+    np.testing.assert_array_equal(np.array(moved.any(-1))[0], np.arange(12) == 6 + 3)
+
+
+def test_convnet_sees_the_coordinates():
+    image = jnp.zeros((1, 16, 24, 3))
+    assert (
+        jax.eval_shape(ConvNet(coordinates=False).init, KEY, image)["params"]["stem"]["kernel"].shape[2] == 3
+    )
+    assert jax.eval_shape(ConvNet().init, KEY, image)["params"]["stem"]["kernel"].shape[2] == 5
+    rows, columns = np.moveaxis(np.array(_coordinates(image))[0], -1, 0)
+    np.testing.assert_allclose(rows, np.broadcast_to(np.linspace(-1, 1, 16)[:, None], (16, 24)), atol=1e-6)
+    np.testing.assert_allclose(columns, np.broadcast_to(np.linspace(-1, 1, 24)[None], (16, 24)), atol=1e-6)
+
+
+def test_default_image_encoder_has_the_stated_cost():
+    module = build_encoder("image")
+    x = jnp.ones((1, 32, 32, 3))
+    params = jax.eval_shape(module.init, KEY, x)
+    flops = jax.jit(module.apply).lower(params, x).cost_analysis()["flops"]
+    assert 15e6 < flops < 30e6
+
+
+@pytest.mark.parametrize("modality", sorted(DEFAULTS))
+def test_defaults_build(modality):
+    module = build_encoder(modality, **SHAPE_INFO.get(modality, {}))
+    shape = {"image": (2, 32, 32, 3), "audio": (2, 301, 80), "video": (2, 8, 32, 32, 3), "text": (2, 7)}[
+        modality
+    ]
+    x = jnp.zeros(shape, jnp.int32 if modality == "text" else jnp.float32)
+    tokens, _ = jax.eval_shape(module.init_with_output, KEY, x)
+    assert tokens.values.shape[2] == DEFAULTS[modality].width
+
+
+def test_errors_list_what_is_allowed():
+    with pytest.raises(ValueError, match="'audio', 'image', 'text', 'video'"):
+        build_encoder("smell")
+    with pytest.raises(ValueError, match="'resnet50', 'vit'"):
+        build_encoder("image", EncoderConfig("transformer"))
+    with pytest.raises(ValueError, match="vocab_size"):
+        build_encoder("text")
+    with pytest.raises(ValueError, match="vocab_size"):
+        build_encoder("image", vocab_size=3)
+    with pytest.raises(ValueError, match="class token"):
+        build_encoder("image", EncoderConfig("convnet", pool="cls"))
+    with pytest.raises(ValueError, match="scan_layers"):
+        build_encoder("image", EncoderConfig("resnet18", scan_layers=True))
+    with pytest.raises(ValueError, match="must divide"):
+        build_encoder("audio", EncoderConfig("transformer", heads=3))
+    for field, value in dict(
+        width=0, dropout=1.0, pool="max", dtype="int8", downsample=3, stem="big"
+    ).items():
+        with pytest.raises(ValueError, match=f"EncoderConfig.{field}"):
+            dataclasses.replace(DEFAULTS["image"], **{field: value})
+    with pytest.raises(ValueError, match="patch=8"):
+        encoder("image", "vit").init(KEY, jnp.ones((1, 12, 16, 3)))
+    with pytest.raises(ValueError, match="tubelet"):
+        encoder("video", "tubelet").init(KEY, jnp.ones((1, 3, 16, 16, 3)))
+    with pytest.raises(ValueError, match="no padding mask"):
+        encoder("image", "vit").init(KEY, jnp.ones((1, 16, 16, 3)), jnp.ones((1, 4), bool))

@@ -1,0 +1,144 @@
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support import assert_trees_identical
+from tests.train.toy import make_toy, toy_arrays
+from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.data.arrays import ArraySource
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.loop import NonFiniteError, Preempted, fit
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.run import Run
+from xmodal_jax.types import Method
+
+OPTIMIZER = Optimizer(learning_rate=1e-2, ema=0.9)
+
+
+def train(path, *, method=None, evaluate=None, monitor=None, optimizer=OPTIMIZER, arrays=None, **changes):
+    settings = dict(steps=6, batch_size=16, run_dir=path, checkpoint_every=2)
+    config = RunConfig(**{**settings, **changes})
+    run = Run.create(config.run_dir, config, resume=config.resume, tensorboard=False)
+    loader = Loader(ArraySource(arrays or toy_arrays()), batch_size=config.batch_size, seed=config.seed)
+    watch = Stopwatch()
+    try:
+        fitted = fit(
+            method or make_toy(), loader, config, optimizer, run, watch, evaluate=evaluate, monitor=monitor
+        )
+    finally:
+        run.close()
+        loader.close()
+        watch.clock.close()
+    return fitted, run
+
+
+def stop_at(step):
+    """An evaluation that asks the process to stop, as a cluster does, the first time it is called at that count."""
+    calls = []
+
+    def evaluate(params):
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"test/score": 0.0}
+
+    return evaluate
+
+
+@pytest.mark.parametrize(
+    "mode,fsdp,resident,dispatch", [("jit", 1, True, 2), ("jit", 1, False, 1), ("pmap", 1, True, 1), ("sharded", 2, False, 2)]
+)
+def test_a_stopped_run_ends_bit_identical(tmp_path, mode, fsdp, resident, dispatch):
+    options = dict(
+        parallel=mode, fsdp=fsdp, resident=resident, dispatch=dispatch, eval_every=2, monitor="test/score"
+    )
+    whole, run = train(tmp_path / "a", evaluate=lambda p: {"test/score": 0.0}, **options)
+    with pytest.raises(Preempted, match="go on with:\n.*--resume"):
+        train(tmp_path / "b", evaluate=stop_at(2), **options)
+    rest, rest_run = train(tmp_path / "b", evaluate=lambda p: {"test/score": 0.0}, resume=True, **options)
+    assert rest.steps == whole.steps == 6
+    assert_trees_identical(whole.state, rest.state)
+    assert run.read_metrics() == rest_run.read_metrics()
+
+
+def test_a_checkpoint_moves_between_modes(tmp_path):
+    with pytest.raises(Preempted):
+        train(tmp_path, evaluate=stop_at(1), eval_every=2)
+    fitted, _ = train(tmp_path, evaluate=lambda p: {"test/score": 0.0}, eval_every=2, resume=True, parallel="sharded", fsdp=4)
+    whole, _ = train(tmp_path / "whole", evaluate=lambda p: {"test/score": 0.0}, eval_every=2)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(fitted.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_data_on_the_device_or_from_the_host_trains_the_same(tmp_path):
+    a, _ = train(tmp_path / "a", resident=True)
+    b, _ = train(tmp_path / "b", resident=False)
+    assert_trees_identical(a.state, b.state)
+
+
+def test_it_learns(tmp_path):
+    _, run = train(tmp_path, steps=200, dispatch=20, checkpoint_every=0)
+    losses = [row["train/loss"] for row in run.read_metrics()]
+    # y = sin(x_0) of a standard normal has variance 0.43: predicting the mean gives that, a broken model no less.
+    assert losses[0] > 0.35 and losses[-1] < 0.15
+
+
+def test_the_first_non_finite_step_and_parameter_are_named(tmp_path):
+    toy = make_toy(noise=0.0)
+
+    def loss(params, batch, key, *, axis_name=None):
+        value, aux = toy.loss(params, batch, key, axis_name=axis_name)
+        late = batch["index"].max() >= 3 * 16  # the fourth batch
+        bad = jax.numpy.where(late, jax.numpy.nan, 1.0)
+        return value + 0.0 * (bad * params["out"]["kernel"]).sum(), aux
+
+    with pytest.raises(NonFiniteError, match="step 4: the loss and the gradients of out/kernel are no longer"):
+        train(tmp_path, method=Method(toy.init, loss, toy.predict), checkpoint_every=0)
+    kept = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert kept["step"] == 3
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    scores = iter([0.1, 0.9, 0.5, 0.4, 0.3])
+    fitted, run = train(
+        tmp_path, steps=10, eval_every=2, patience=2, checkpoint_every=0, monitor="test/score",
+        evaluate=lambda p: {"test/score": next(scores)},
+    )  # fmt: skip
+    assert fitted.steps == 8
+    assert (tmp_path / "checkpoints" / "best" / "4").is_dir()
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tmp_path, capsys):
+    whole, _ = train(tmp_path / "whole", steps=6)
+    train(tmp_path / "run", steps=6)
+    newest = tmp_path / "run" / "checkpoints" / "newest" / "6" / "state"
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    again, _ = train(tmp_path / "run", steps=6, resume=True)
+    said = capsys.readouterr()
+    assert "cannot be read" in said.err and "set aside" in said.err
+    assert "resuming after step 4" in said.out
+    assert (tmp_path / "run" / "checkpoints" / "damaged" / "newest-6").is_dir()
+    assert_trees_identical(whole.state, again.state)
+
+
+def test_flags_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="--resume needs --run-dir"):
+        RunConfig(resume=True)
+    with pytest.raises(ValueError, match="--patience counts evaluations"):
+        RunConfig(patience=2)
+    with pytest.raises(ValueError, match="--batch-size must be at least 1"):
+        RunConfig(batch_size=0)
+
+
+def test_smoke_keeps_what_is_not_about_size():
+    config = shrink(RunConfig(seed=3, steps=1000, parallel="pmap"))
+    assert config.seed == 3 and config.parallel == "pmap" and config.steps == 4
+    assert dataclasses.replace(config, steps=1000).batch_size == 16

@@ -20,7 +20,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare
+from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare, text_length
 from xmodal_jax.data.text import Tokenize
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.train import alignment_report as panels
@@ -66,9 +66,9 @@ def main(config: Config) -> None:
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
         captions = captions_of(splits.train)
-        tokenizer = make_tokenizer(config.tokenizer, captions)
+        tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
         tokenizer.save(run.path / "tokenizer")
-        tokenize = Tokenize(tokenizer, tokenizer.fit_length(captions), problems=problems)
+        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), problems=problems)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
     modalities = tuple(splits.train.modalities)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
@@ -79,8 +79,13 @@ def main(config: Config) -> None:
     validation = evaluate.Gallery(splits.validation, config.gallery)
 
     def validate(params):
-        scores = evaluate.retrieval_scores(embed(params, validation), ids=validation.ids, prefix="validation/")
-        return {**scores, "validation/recall@1": np.mean([v for k, v in scores.items() if k.endswith("recall@1")])}
+        scores = evaluate.retrieval_scores(
+            embed(params, validation), ids=validation.ids, prefix="validation/"
+        )
+        return {
+            **scores,
+            "validation/recall@1": np.mean([v for k, v in scores.items() if k.endswith("recall@1")]),
+        }
 
     fitted = fit(
         method,
@@ -91,7 +96,11 @@ def main(config: Config) -> None:
         watch,
         evaluate=validate,
         monitor="validation/recall@1",
-        meta={"modalities": modalities, "vocab_size": tokenizer.vocab_size, "max_length": tokenize.max_length},
+        meta={
+            "modalities": modalities,
+            "vocab_size": tokenizer.vocab_size,
+            "max_length": tokenize.max_length,
+        },
     )
 
     # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.
@@ -109,7 +118,9 @@ def main(config: Config) -> None:
         metrics |= panels.gap_scores(found["test"])
 
     with watch("report"):
-        report = Report("A shared embedding space", f"{', '.join(modalities)} · {config.data} · {fitted.steps} steps")
+        report = Report(
+            "A shared embedding space", f"{', '.join(modalities)} · {config.data} · {fitted.steps} steps"
+        )
         chance = 1 / len(set(galleries["test"].ids.tolist()))
         headline = panels.headline(metrics, galleries["test"])
         report.add_metrics(
@@ -121,7 +132,9 @@ def main(config: Config) -> None:
         report.add_table("Classification and modality gap", ("metric", "value"), panels.other_scores(metrics))
         panels.add_space(report, run.read_metrics(), galleries["test"], found["test"])
         if confusion is not None:
-            report.add_figure("Zero-shot", figures.confusion_matrix(confusion, panels.class_labels(splits.train, confusion)))
+            report.add_figure(
+                "Zero-shot", figures.confusion_matrix(confusion, panels.class_labels(splits.train, confusion))
+            )
         panels.add_problems(report, problems, run.path)
         report.add_config(run.read_config())
         report.add_timing(watch.report())

@@ -25,9 +25,15 @@ def run(config, steps=7):
 
 def test_adamw_is_optax_adamw():
     config = Optimizer(learning_rate=0.01, warmup=0.0, schedule="constant", clip_norm=None, weight_decay=0.3)
-    tx, p = optax.adamw(0.01, b2=0.98, weight_decay=0.3, mask=lambda t: {
-        "a": {"kernel": True, "bias": False}, "b": {"kernel": True}
-    }), params()
+    tx, p = (
+        optax.adamw(
+            0.01,
+            b2=0.98,
+            weight_decay=0.3,
+            mask=lambda t: {"a": {"kernel": True, "bias": False}, "b": {"kernel": True}},
+        ),
+        params(),
+    )
     state = tx.init(p)
     for i in range(7):
         grads = jax.tree.map(lambda x, i=i: jnp.cos(x + i), p)
@@ -54,7 +60,9 @@ def test_rates_scale_the_update():
     full, half = run(Optimizer(**config), 1), run(Optimizer(**config, rates=(("^a/", 0.5), (".*", 1.0))), 1)
     start = params()
     np.testing.assert_allclose(
-        half["a"]["kernel"] - start["a"]["kernel"], 0.5 * (full["a"]["kernel"] - start["a"]["kernel"]), rtol=1e-4
+        half["a"]["kernel"] - start["a"]["kernel"],
+        0.5 * (full["a"]["kernel"] - start["a"]["kernel"]),
+        rtol=1e-4,
     )
     np.testing.assert_array_equal(half["b"]["kernel"], full["b"]["kernel"])
 

@@ -26,7 +26,10 @@ def engine_for(mode, config=None, fsdp=1):
     config = config or Optimizer(ema=0.9)
     method, tx = make_toy(), make_optimizer(config, 20)
     return make_engine(
-        mode, make_init(method, tx, config), lambda axis: make_step(method, tx, config, axis_name=axis), fsdp=fsdp
+        mode,
+        make_init(method, tx, config),
+        lambda axis: make_step(method, tx, config, axis_name=axis),
+        fsdp=fsdp,
     )
 
 
@@ -46,7 +49,9 @@ def test_many_steps_in_one_program_equal_one_at_a_time(mode, fsdp):
         state, one = engine.run(state, None, engine.put(jax.tree.map(lambda x, k=k: x[k : k + 1], xs)))
         np.testing.assert_allclose(one["loss"][0], metrics["loss"][k], rtol=1e-5)
     for a, b in zip(
-        jax.tree.leaves(engine.fetch(together).params), jax.tree.leaves(engine.fetch(state).params), strict=True
+        jax.tree.leaves(engine.fetch(together).params),
+        jax.tree.leaves(engine.fetch(state).params),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -141,7 +140,9 @@ def test_a_bad_line_is_named(tmp_path):
 def test_result_schema(tmp_path):
     run = create(tmp_path)
     metrics = {"image_to_text/recall@1": [0.5, 0.7], "test/loss": np.float32(2.5), "test/fid": math.nan}
-    returned = run.write_result(metrics, timing={"train": 1.25, "total": 2.0}, seeds=(3, 5), examples=jnp.int32(7).item())
+    returned = run.write_result(
+        metrics, timing={"train": 1.25, "total": 2.0}, seeds=(3, 5), examples=jnp.int32(7).item()
+    )
     result = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
     assert result == returned
     recall = pytest.approx(0.6)

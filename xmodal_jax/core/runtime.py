@@ -40,7 +40,12 @@ def _keep_freed_memory() -> None:
     if mallopt is None:
         return
     m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8  # malloc.h
-    for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**26), (m_arena_max, 1)):
+    for option, value in (
+        (m_mmap_max, 0),
+        (m_trim_threshold, 2**31 - 1),
+        (m_top_pad, 2**26),
+        (m_arena_max, 1),
+    ):
         mallopt(option, value)
 
 

@@ -71,6 +71,6 @@ class Problems:
         return "\n".join(lines)
 
     def write(self, path: str | Path) -> None:
-        """Write the bad examples as JSON lines (``file``, ``line``, ``reason``)."""
-        rows = [json.dumps(problem._asdict(), ensure_ascii=False) + "\n" for problem in self.items]
+        """Write the bad examples as JSON lines (``file``, ``line``, ``reason``), in the order of the files."""
+        rows = [json.dumps(problem._asdict(), ensure_ascii=False) + "\n" for problem in sorted(self.items)]
         Path(path).write_text("".join(rows), encoding="utf-8")

@@ -44,16 +44,19 @@ def captions_of(source: Source, limit: int = CAPTION_SAMPLE) -> list[str]:
     return [str(c) for c in source.batch(rows)["caption"]]
 
 
-def make_tokenizer(kind: str, captions: list[str]) -> Tokenizer:
+def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None) -> Tokenizer:
     """A tokenizer trained on ``captions`` (``word``, ``wordpiece``, ``bpe``), or that of a Hugging Face folder."""
     if kind in TRAINED:
-        return train_tokenizer(captions, kind=kind, vocab_size=VOCABULARY[kind])
+        return train_tokenizer(captions, kind=kind, vocab_size=vocab_size or VOCABULARY[kind])
     return load_hf_tokenizer(kind)
+
+
+def text_length(tokenizer: Tokenizer, captions: list[str]) -> int:
+    """Tokens that a caption may have: the longest of ``captions`` and two more, for longer ones to come."""
+    return tokenizer.fit_length(captions) + 2
 
 
 def prepare(source: Source, tokenize: Tokenize | None, *, limit: int) -> tuple[Source, Tokenize | None]:
     """``(source, transform)`` for a loader: read, tokenized and kept in memory if it fits ``limit`` bytes."""
     kept = in_memory(source, tokenize, limit=limit, drop=("factors",))
     return (source, tokenize) if kept is None else (kept, None)
-
-

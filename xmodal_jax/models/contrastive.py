@@ -70,7 +70,9 @@ class ContrastiveConfig:
         """The pairs of modalities that are aligned."""
         pairs = [p for p in itertools.combinations(modalities, 2) if self.anchor is None or self.anchor in p]
         if not pairs:
-            raise ValueError(f"nothing to align: modalities {modalities}, anchor {self.anchor}; at least two are needed")
+            raise ValueError(
+                f"nothing to align: modalities {modalities}, anchor {self.anchor}; at least two are needed"
+            )
         return pairs
 
 
@@ -85,7 +87,12 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
     def towers(batch):
         return {
             m: make_tower(
-                m, getattr(config, m), batch, vocab_size=vocab_size, head=config.head, embed_dim=config.embed_dim
+                m,
+                getattr(config, m),
+                batch,
+                vocab_size=vocab_size,
+                head=config.head,
+                embed_dim=config.embed_dim,
             )
             for m in modalities
             if m in batch
@@ -121,7 +128,9 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
             x, y = embeddings[a], embeddings[b]
             value = _objective(config, config.objective, x, y, both, match, scale, params["loss"], axis_name)
             if config.alignment != "none":
-                extra = _objective(config, config.alignment, x, y, both, match, scale, params["loss"], axis_name)
+                extra = _objective(
+                    config, config.alignment, x, y, both, match, scale, params["loss"], axis_name
+                )
                 value = value + config.alignment_weight * extra
             terms[f"{a}_{b}"] = value
         total = sum(terms.values()) / len(terms)

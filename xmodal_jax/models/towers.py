@@ -70,7 +70,9 @@ class Tower(nn.Module):
         return self.project(x)
 
 
-def make_tower(modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, head, embed_dim: int) -> Tower:
+def make_tower(
+    modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, head, embed_dim: int
+) -> Tower:
     """A tower sized for the inputs of ``batch`` (arrays or shapes)."""
     sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if modality == "text" else {}
     return Tower(build_encoder(modality, config, **sizes), build_pool(config), head, embed_dim)

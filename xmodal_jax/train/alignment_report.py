@@ -24,7 +24,9 @@ MAP_EXAMPLES = 200
 MATRIX_EXAMPLES = 40
 
 
-def content(batch: dict[str, Any], modality: str, row: int, sample_rate: int = 16_000) -> str | np.ndarray | Audio:
+def content(
+    batch: dict[str, Any], modality: str, row: int, sample_rate: int = 16_000
+) -> str | np.ndarray | Audio:
     """One example of a raw batch as the report shows it."""
     if modality == "text":
         return str(batch["caption"][row])
@@ -56,7 +58,9 @@ def add_galleries(
         similarity = embeddings[query] @ embeddings[target].T
         rank = ranks(embeddings[query], embeddings[target], query_ids=ids, gallery_ids=ids)
         picked = np.random.default_rng(0).permutation(count)[: rows // 2].tolist()
-        picked += [r for r in np.argsort(-rank, kind="stable").tolist() if r not in picked][: rows - len(picked)]
+        picked += [r for r in np.argsort(-rank, kind="stable").tolist() if r not in picked][
+            : rows - len(picked)
+        ]
         queries, results = [], []
         for row in picked:
             caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][row])
@@ -64,7 +68,11 @@ def add_galleries(
             best = np.argsort(-similarity[row], kind="stable")[:5]
             results.append(
                 [
-                    Hit(content(batch, target, k, sample_rate), bool(ids[k] == ids[row]), float(similarity[row, k]))
+                    Hit(
+                        content(batch, target, k, sample_rate),
+                        bool(ids[k] == ids[row]),
+                        float(similarity[row, k]),
+                    )
                     for k in best
                 ]
             )
@@ -83,7 +91,9 @@ def add_similarities(report: Report, embeddings: dict[str, np.ndarray]) -> None:
         if a < b:
             matrix = embeddings[a][:MATRIX_EXAMPLES] @ embeddings[b][:MATRIX_EXAMPLES].T
             fig = figures.similarity_matrix(matrix, row_name=a, column_name=b, title=f"{a} and {b}")
-            report.add_figure("Similarity", fig, "" if a != "image" else "Cosine; the diagonal holds the true pairs.")
+            report.add_figure(
+                "Similarity", fig, "" if a != "image" else "Cosine; the diagonal holds the true pairs."
+            )
 
 
 def add_ranks(report: Report, embeddings: dict[str, np.ndarray], ids: np.ndarray | None = None) -> None:
@@ -134,11 +144,21 @@ def gap_scores(embeddings: dict[str, np.ndarray], prefix: str = "test/") -> dict
 
 def add_space(report: Report, rows: list[dict], gallery: Gallery, embeddings: dict[str, np.ndarray]) -> None:
     """All panels of a space: training curves, galleries, similarities, ranks and the map."""
-    recalls = sorted({k for row in rows for k in row if k.startswith("validation/") and k.endswith("recall@1")})
+    recalls = sorted(
+        {k for row in rows for k in row if k.startswith("validation/") and k.endswith("recall@1")}
+    )
     pairs = [r for r in recalls if r != "validation/recall@1"]
-    losses = sorted({k for row in rows for k in row if k.startswith("train/") and "_" in k and "grad" not in k})
+    losses = sorted(
+        {k for row in rows for k in row if k.startswith("train/") and "_" in k and "grad" not in k}
+    )
     losses = [k for k in losses if "learning_rate" not in k]
-    panels = ["train/loss", tuple(losses), *([tuple(pairs)] if pairs else []), "train/grad_norm", "train/scale"]
+    panels = [
+        "train/loss",
+        tuple(losses),
+        *([tuple(pairs)] if pairs else []),
+        "train/grad_norm",
+        "train/scale",
+    ]
     report.add_figure("Training", figures.curves(rows, panels, smoothing=0.8))
     add_galleries(report, gallery.batch_all, embeddings, ids=gallery.ids)
     add_similarities(report, embeddings)
@@ -163,7 +183,7 @@ def add_problems(report: Report, problems: Problems, directory: pathlib.Path) ->
     """The examples that were left out, in the report and as ``bad_examples.jsonl``."""
     if len(problems):
         problems.write(directory / "bad_examples.jsonl")
-        rows = [(p.file, p.line, p.reason) for p in problems.items[:100]]
+        rows = [(p.file, p.line, p.reason) for p in sorted(problems.items)[:100]]
         report.add_table("Bad examples", ("file", "line", "reason"), rows, note=problems.summary())
     elif problems.summary():
         report.add_text("Notes on the data", problems.summary())

@@ -133,6 +133,8 @@ def restore_params(directory: pathlib.Path | str) -> Any:
     with ocp.CheckpointManager(root) as manager:
         step = manager.latest_step()
         if step is None:
-            raise FileNotFoundError(f"{root} holds no checkpoint; give the directory of a run that has finished")
+            raise FileNotFoundError(
+                f"{root} holds no checkpoint; give the directory of a run that has finished"
+            )
         state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
     return state["ema"] if state.get("ema") is not None else state["params"]

@@ -21,6 +21,8 @@ class RunConfig:
     """How the data set is read."""
     tokenizer: str = "word"
     """``word``, ``wordpiece`` or ``bpe``, trained on the captions; or the folder of a Hugging Face tokenizer."""
+    vocab_size: int | None = None
+    """Size of a trained tokenizer's vocabulary; None: by its kind. ``bpe`` with 260 reads bytes."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 128
@@ -54,7 +56,9 @@ class RunConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("eval_every", "checkpoint_every", "patience"):
             if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
+                )
         if self.patience and not self.eval_every:
             raise ValueError("--patience counts evaluations: give --eval-every as well")
         if self.resume and self.run_dir is None:

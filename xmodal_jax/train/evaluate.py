@@ -157,7 +157,9 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
     own = getattr(train, "class_prompts", None)
     if templates:
         if train.class_names is None:
-            raise ValueError("--prompts need class names, and the data set has none: leave them out to use its captions")
+            raise ValueError(
+                "--prompts need class names, and the data set has none: leave them out to use its captions"
+            )
         return [[t.format(name) for t in templates] for name in train.class_names]
     if own is not None:
         return own
@@ -170,11 +172,19 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
         if label >= 0:
             found[label][str(caption)] = None
     names = train.class_names or [str(k) for k in range(len(found))]
-    return [list(captions)[:16] or [f"a photo of a {name}"] for captions, name in zip(found, names, strict=False)]
+    return [
+        list(captions)[:16] or [f"a photo of a {name}"] for captions, name in zip(found, names, strict=False)
+    ]
 
 
 def classification_scores(
-    embed: Embedder, params: Any, train: Source, test: Source, *, templates: Sequence[str] = (), limit: int = 1500
+    embed: Embedder,
+    params: Any,
+    train: Source,
+    test: Source,
+    *,
+    templates: Sequence[str] = (),
+    limit: int = 1500,
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Zero-shot accuracy by the prompts' embeddings, and a linear probe on each modality but text.
 
@@ -210,7 +220,10 @@ def classification_scores(
 
 def _labelled(source: Source) -> tuple[Source, np.ndarray] | None:
     labels = np.concatenate(
-        [source.batch(rows)["label"] for rows in np.array_split(np.arange(len(source)), -(-len(source) // 1000))]
+        [
+            source.batch(rows)["label"]
+            for rows in np.array_split(np.arange(len(source)), -(-len(source) // 1000))
+        ]
     )
     rows = np.flatnonzero(labels >= 0)
     return (Subset(source, rows), labels[rows]) if rows.size else None

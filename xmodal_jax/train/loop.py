@@ -124,9 +124,12 @@ def fit(
         return row["train/loss"]
 
     step, pending = start, None
-    with _termination() as asked, tqdm(
-        total=config.steps, initial=start, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr
-    ) as bar:
+    with (
+        _termination() as asked,
+        tqdm(
+            total=config.steps, initial=start, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr
+        ) as bar,
+    ):
         while step < config.steps:
             with watch("data_wait"):
                 xs = feed.next(step)
@@ -141,7 +144,9 @@ def fit(
                 wait = watch.seconds.get("data_wait", 0.0)
                 busy = wait + watch.seconds["train"]
                 rate = config.batch_size * (bar.format_dict["rate"] or 0)
-                bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s, {wait / busy:.0%} waiting for data")
+                bar.set_postfix_str(
+                    f"loss {loss:.4f}, {rate:,.0f} examples/s, {wait / busy:.0%} waiting for data"
+                )
             due = lambda every: every and step % every == 0  # noqa: B023
             last = step >= config.steps
             if evaluate is not None and (due(config.eval_every) or last):
@@ -157,7 +162,9 @@ def fit(
                     if improved:
                         checkpoints.save_best(step, engine.fetch(state), facts(step), best)
                 if config.patience and waited >= config.patience:
-                    tqdm.write(f"stopped early at step {step}: {monitor} has not improved on {best:.4f}", sys.stderr)
+                    tqdm.write(
+                        f"stopped early at step {step}: {monitor} has not improved on {best:.4f}", sys.stderr
+                    )
                     last = True
             if last or due(config.checkpoint_every) or asked():
                 if pending:  # never keep a state that is not known to be finite

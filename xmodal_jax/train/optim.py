@@ -60,7 +60,11 @@ class Optimizer:
             raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if self.name in ("adam", "adafactor") and self.weight_decay and self.weight_decay != Optimizer.weight_decay:
+        if (
+            self.name in ("adam", "adafactor")
+            and self.weight_decay
+            and self.weight_decay != Optimizer.weight_decay
+        ):
             raise ValueError(f"{self.name} takes no weight_decay; choose adamw or set l2")
         for pattern in (*self.freeze, *(p for p, _ in self.rates), self.decay_mask):
             try:
@@ -97,7 +101,9 @@ def rate_factors(config: Optimizer, params: Params) -> Params:
     for pattern in (*config.freeze, *(p for p, _ in config.rates)):
         if not any(re.search(pattern, n) for n in names):
             shown = "\n  ".join(names[:40])
-            raise ValueError(f"{pattern!r} (freeze or rates) matches no parameter. Parameters are:\n  {shown}")
+            raise ValueError(
+                f"{pattern!r} (freeze or rates) matches no parameter. Parameters are:\n  {shown}"
+            )
 
     def factor(name, _):
         if any(re.search(p, name) for p in config.freeze):

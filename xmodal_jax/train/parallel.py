@@ -67,7 +67,12 @@ def _steps(step: Callable) -> Callable:
 
 
 def make_engine(
-    mode: Mode, init: Callable, make_step: Callable, *, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+    mode: Mode,
+    init: Callable,
+    make_step: Callable,
+    *,
+    fsdp: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Engine:
     """An engine for ``init(key, batch) -> state`` and ``make_step(axis_name) -> step``.
 
@@ -109,7 +114,9 @@ def _pmap(init, step, chosen) -> Engine:
     def put(xs):
         def split(x):
             if x.shape[1] % devices:
-                raise ValueError(f"the batch of {x.shape[1]} does not divide by the {devices} devices of pmap")
+                raise ValueError(
+                    f"the batch of {x.shape[1]} does not divide by the {devices} devices of pmap"
+                )
             return x.reshape(x.shape[0], devices, x.shape[1] // devices, *x.shape[2:])
 
         return jax.tree.map(split, xs)
@@ -175,7 +182,9 @@ def _sharded(init, step, mesh: Mesh) -> Engine:
     def put(xs):
         def split(x):
             if (x.shape[1] * jax.process_count()) % mesh.size:
-                raise ValueError(f"the batch of {x.shape[1]} does not divide by the {mesh.size} devices of the mesh")
+                raise ValueError(
+                    f"the batch of {x.shape[1]} does not divide by the {mesh.size} devices of the mesh"
+                )
             return jax.make_array_from_process_local_data(rows, np.asarray(x))
 
         return jax.tree.map(split, xs)

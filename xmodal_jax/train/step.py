@@ -40,9 +40,15 @@ def make_init(
     given = params
 
     def init(key: Key, batch: Batch) -> TrainState:
-        params = method.init(fold_in_name(key, "init"), batch) if given is None else jax.tree.map(jnp.asarray, given)
+        params = (
+            method.init(fold_in_name(key, "init"), batch)
+            if given is None
+            else jax.tree.map(jnp.asarray, given)
+        )
         average = None if config.ema is None else jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average, fold_in_name(key, "train"))
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, tx.init(params), average, fold_in_name(key, "train")
+        )
 
     return init
 

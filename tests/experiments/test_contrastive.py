@@ -1,0 +1,61 @@
+"""The script as a user runs it: a folder with every kind of bad example, through to the report."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[2]
+BAD_LINES = [13, 14, 15, 16]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(12):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(json.dumps({"file_name": f"{k}.png", "text": f"picture number {k}"}))
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    rows.append(json.dumps({"file_name": "cut.png", "text": "half a picture"}))
+    rows.append(json.dumps({"file_name": "none.png", "text": "no picture"}))
+    rows.append(json.dumps({"file_name": "1.png", "text": ""}))
+    rows.append("{not JSON")
+    for split in ("train", "test"):
+        place = tmp_path / "data" / split
+        place.mkdir(parents=True)
+        for file in tmp_path.glob("*.png"):
+            (place / file.name).write_bytes(file.read_bytes())
+        (place / "metadata.jsonl").write_text("\n".join(rows if split == "train" else rows[:12]) + "\n")
+    return tmp_path / "data"
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "experiments" / "contrastive.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_a_folder_with_bad_examples_runs_and_names_them(folder, tmp_path):
+    done = run(
+        "--data", f"folder:{folder}", "--smoke", "--on-bad-example", "skip", "--run-dir", tmp_path / "run"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "4 bad examples left out" in done.stdout
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad_examples.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in listed] == BAD_LINES
+    assert all(row["file"].endswith("train/metadata.jsonl") for row in listed)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert 0 <= result["metrics"]["image_to_text/recall@1"] <= 1 and result["timing"]["total"] > 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Bad examples" in page and "metadata.jsonl" in page
+
+
+def test_it_stops_at_the_first_bad_example_if_asked(folder, tmp_path):
+    done = run("--data", f"folder:{folder}", "--smoke", "--run-dir", tmp_path / "run")
+    assert done.returncode != 0
+    assert "metadata.jsonl" in done.stderr and "13" in done.stderr and "--on-bad-example skip" in done.stderr

@@ -20,7 +20,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare, text_length
+from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare, text_cleaner, text_length
 from xmodal_jax.data.text import Tokenize
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.train import alignment_report as panels
@@ -65,10 +65,13 @@ def main(config: Config) -> None:
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
-        captions = captions_of(splits.train)
+        clean = text_cleaner(config.text_cleanup)
+        captions = captions_of(splits.train, clean)
         tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
         tokenizer.save(run.path / "tokenizer")
-        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), problems=problems)
+        tokenize = Tokenize(
+            tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems
+        )
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
     modalities = tuple(splits.train.modalities)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)

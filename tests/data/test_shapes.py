@@ -118,9 +118,14 @@ def test_at_most_one_object_moves_and_stays_inside():
 
 
 def test_labels_and_modalities():
-    batch = SpokenShapes(size=7, modalities=("image",)).batch([3])
-    assert set(batch) == {"image", "label", "factors"}
-    assert batch["label"] == batch["factors"]["shape"][:, 0] and batch["label"].dtype == np.int32
+    source = SpokenShapes(size=50, modalities=("image",))
+    batch = source.batch(np.arange(50))
+    assert set(batch) == {"image", "label", "factors"} and batch["label"].dtype == np.int32
+    alone = batch["factors"]["num_objects"] == 1
+    assert 5 < alone.sum() < 45
+    np.testing.assert_array_equal(batch["label"][alone], batch["factors"]["shape"][alone, 0])
+    assert (batch["label"][~alone] == -1).all()
+    assert source.class_prompts[0][0].endswith(source.class_names[0])
 
 
 def test_meanings_of_test_scenes_are_nearly_all_distinct():

@@ -112,10 +112,11 @@ def one_device():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("devices", COUNTS)
 def test_shares_sum_to_the_value_of_one_device(devices, mode, one_device):
-    """Correlations lose digits to the inverse roots: 1e-4 for the gradient of deep CCA."""
+    """Correlations lose digits to the inverse roots: 5e-5 for deep CCA. MMD is a difference of means of kernels, each
+    up to 6 (six bandwidths) and 20 times the result: 5e-5 of the result is 3e-6 of what is subtracted."""
     got = values_and_gradients(LOSSES, *batch(), devices, mode)
-    cca = "deep_cca"
-    assert_same({cca: got.pop(cca)}, {cca: one_device[cca]}, rtol=5e-5)
+    loose = {k: got.pop(k) for k in list(got) if k == "deep_cca" or "mmd" in k}
+    assert_same(loose, {k: one_device[k] for k in loose}, rtol=5e-5)
     assert_same(got, {k: one_device[k] for k in got})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.text import Tokenize, Tokenizer, load_hf_tokenizer, train_tokenizer
+from xmodal_jax.data.text import Tokenize, Tokenizer, clean_text, load_hf_tokenizer, train_tokenizer
 from xmodal_jax.data.views import hold_out, in_memory
 
 TRAINED = ("word", "wordpiece", "bpe")
@@ -38,10 +40,15 @@ def open_splits(spec: str, options: DataOptions, problems: Problems, *, validati
     return Splits(*hold_out(train, count), tests)
 
 
-def captions_of(source: Source, limit: int = CAPTION_SAMPLE) -> list[str]:
-    """Captions of at most ``limit`` examples, evenly spread; asks the source for nothing else where it can."""
+def captions_of(
+    source: Source, clean: Callable[[str], str] | None = None, *, limit: int = CAPTION_SAMPLE
+) -> list[str]:
+    """The captions (cleaned) of at most ``limit`` examples, evenly spread."""
     rows = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
-    return [str(c) for c in source.batch(rows)["caption"]]
+    captions = []
+    for part in np.array_split(rows, -(-len(rows) // 1000)):  # pictures and sounds come along: not all at once
+        captions += [str(c) if clean is None else clean(str(c)) for c in source.batch(part)["caption"]]
+    return captions
 
 
 def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None) -> Tokenizer:
@@ -49,6 +56,17 @@ def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None
     if kind in TRAINED:
         return train_tokenizer(captions, kind=kind, vocab_size=vocab_size or VOCABULARY[kind])
     return load_hf_tokenizer(kind)
+
+
+def text_cleaner(kind: str) -> Callable[[str], str] | None:
+    """``none``; ``lower``: lower-case; ``stop``: lower-case and without English stop words."""
+    if kind == "none":
+        return None
+    if kind == "lower":
+        return clean_text
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # here: it takes a second to import
+
+    return functools.partial(clean_text, stop_words=ENGLISH_STOP_WORDS)
 
 
 def text_length(tokenizer: Tokenizer, captions: list[str]) -> int:

@@ -77,9 +77,10 @@ class ContrastiveConfig:
 
 
 def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, vocab_size: int) -> Method:
-    """The method over ``modalities``: ``predict(params, batch)`` gives the normalised embedding ``[B, embed_dim]`` of each modality in it.
+    """The method over ``modalities``.
 
-    The loss is the mean over pairs of modalities of the pair's objective, each over the global batch's examples that
+    ``predict(params, batch)`` gives the normalised embedding ``[B, embed_dim]`` of each modality in the batch. The loss
+    is the mean over pairs of modalities of the pair's objective, each over the global batch's examples that
     hold both. aux: ``scale`` (inverse temperature) and ``<a>_<b>``, the objective of each pair.
     """
     pairs = config.pairs(modalities)

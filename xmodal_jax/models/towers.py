@@ -85,7 +85,7 @@ def prepare(
     augment: Augment | None = None,
     keys: ExampleKeys | None = None,
 ):
-    """``(inputs, mask)`` of one modality: what its encoder takes. Augmented where ``augment`` and ``keys`` are given."""
+    """``(inputs, mask)`` of one modality, what its encoder takes; augmented if ``augment`` and ``keys`` are given."""
     x, mask = batch[modality], batch.get(f"{modality}_mask")
     keys = None if augment is None or keys is None else fold_in_name(keys, f"augment/{modality}")
     if modality == "text":

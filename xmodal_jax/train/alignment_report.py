@@ -172,7 +172,7 @@ def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
     batch = gallery.batch_all
     if "factors" in batch:
         names = [COLOURS[c] for c in batch["factors"]["colour"][:, 0]]
-        css = {name: "#%02x%02x%02x" % tuple(int(v) for v in PALETTE[k]) for k, name in enumerate(COLOURS)}
+        css = {name: "#" + bytes(int(v) for v in PALETTE[k]).hex() for k, name in enumerate(COLOURS)}
         return names, "the first object's colour", css
     if gallery.class_names is not None and "label" in batch:
         return [gallery.class_names[k] if k >= 0 else "unknown" for k in batch["label"]], "class", None

@@ -41,7 +41,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.directory / name, options=options)
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Writes ``state`` (in the engine's fetched layout) and the JSON-able ``meta``; returns before it is on disk."""
+        """Writes ``state`` (in the engine's fetched layout) and the JSON-able ``meta``, in the background."""
         if self._newest.latest_step() == step:
             return
         self._newest.save(step, args=_args(state, meta))

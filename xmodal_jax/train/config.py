@@ -23,6 +23,8 @@ class RunConfig:
     """``word``, ``wordpiece`` or ``bpe``, trained on the captions; or the folder of a Hugging Face tokenizer."""
     vocab_size: int | None = None
     """Size of a trained tokenizer's vocabulary; None: by its kind. ``bpe`` with 260 reads bytes."""
+    text_cleanup: Literal["none", "lower", "stop"] = "none"
+    """Captions as they are, in lower case, or in lower case without English stop words."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 128

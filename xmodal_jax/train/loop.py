@@ -125,6 +125,8 @@ def fit(
 
     step, pending = start, None
     with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(loader),
         _termination() as asked,
         tqdm(
             total=config.steps, initial=start, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr
@@ -174,14 +176,12 @@ def fit(
                 with watch("checkpoint"):
                     checkpoints.save(step, engine.fetch(state), facts(step))
             if asked() and not last:
-                checkpoints.close()
                 run.close()
-                bar.close()
                 raise Preempted(f"stopped at step {step} as asked; go on with:\n  {resume_command(run)}")
             if last:
                 break
-    with watch("checkpoint"):
-        checkpoints.close()
+        with watch("checkpoint"):
+            checkpoints.wait()
     return Fitted(engine.fetch(state), engine, step)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -40,11 +41,13 @@ def make_init(
     given = params
 
     def init(key: Key, batch: Batch) -> TrainState:
-        params = (
-            method.init(fold_in_name(key, "init"), batch)
-            if given is None
-            else jax.tree.map(jnp.asarray, given)
-        )
+        own = fold_in_name(key, "init")
+        if given is None:
+            params = method.init(own, batch)
+        else:
+            # Parameters of another model must not be trained on unnoticed: the difference is named leaf by leaf.
+            chex.assert_trees_all_equal_shapes_and_dtypes(given, jax.eval_shape(method.init, own, batch))
+            params = jax.tree.map(jnp.asarray, given)
         average = None if config.ema is None else jax.tree.map(jnp.copy, params)
         return TrainState(
             jnp.zeros((), jnp.int32), params, tx.init(params), average, fold_in_name(key, "train")

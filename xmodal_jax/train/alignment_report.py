@@ -174,9 +174,10 @@ def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
         names = [COLOURS[c] for c in batch["factors"]["colour"][:, 0]]
         css = {name: "#" + bytes(int(v) for v in PALETTE[k]).hex() for k, name in enumerate(COLOURS)}
         return names, "the first object's colour", css
-    if gallery.class_names is not None and "label" in batch:
-        return [gallery.class_names[k] if k >= 0 else "unknown" for k in batch["label"]], "class", None
-    return ["example"] * len(gallery), "nothing", None
+    if "label" in batch:
+        names = gallery.class_names
+        return [("unknown" if k < 0 else names[k] if names else f"class {k}") for k in batch["label"]], "class", None
+    return ["example"] * len(gallery), "modality alone", None
 
 
 def add_problems(report: Report, problems: Problems, directory: pathlib.Path) -> None:

@@ -20,7 +20,14 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare, text_cleaner, text_length
+from xmodal_jax.data.splits import (
+    captions_of,
+    make_tokenizer,
+    open_splits,
+    prepare,
+    text_cleaner,
+    text_length,
+)
 from xmodal_jax.data.text import Tokenize
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.train import alignment_report as panels
@@ -69,9 +76,7 @@ def main(config: Config) -> None:
         captions = captions_of(splits.train, clean)
         tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
         tokenizer.save(run.path / "tokenizer")
-        tokenize = Tokenize(
-            tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems
-        )
+        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
     modalities = tuple(splits.train.modalities)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
@@ -90,21 +95,11 @@ def main(config: Config) -> None:
             "validation/recall@1": np.mean([v for k, v in scores.items() if k.endswith("recall@1")]),
         }
 
+    facts = {"modalities": modalities, "vocab_size": tokenizer.vocab_size, "max_length": tokenize.max_length}
     fitted = fit(
-        method,
-        loader,
-        config,
-        config.optimizer,
-        run,
-        watch,
-        evaluate=validate,
-        monitor="validation/recall@1",
-        meta={
-            "modalities": modalities,
-            "vocab_size": tokenizer.vocab_size,
-            "max_length": tokenize.max_length,
-        },
-    )
+        method, loader, config, config.optimizer, run, watch,
+        evaluate=validate, monitor="validation/recall@1", meta=facts,
+    )  # fmt: skip
 
     # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.
     with watch("evaluation"):

@@ -4,7 +4,7 @@ import numpy as np
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import open_splits
+from xmodal_jax.data.splits import open_splits, text_cleaner
 from xmodal_jax.train import evaluate
 from xmodal_jax.types import Method
 
@@ -74,3 +74,9 @@ def test_a_gallery_of_scenes_holds_distinct_meanings():
     gallery = evaluate.Gallery(open_splits("shapes", options, Problems()).tests["test"], 20)
     assert len(gallery) == 20 and gallery.distinct
     assert list(evaluate.directions(("text", "audio", "image")))[:2] == [("image", "text"), ("text", "image")]
+
+
+def test_text_cleaning_by_name():
+    assert text_cleaner("none") is None
+    assert text_cleaner("lower")("A  Red Star") == "a red star"
+    assert text_cleaner("stop")("There is A red Star") == "red star"

@@ -104,10 +104,23 @@ def _decode_mp4(path: str | Path, frames: int, size: int, channels: int) -> np.n
     if not Path(path).exists():
         raise FileNotFoundError(f"no such file: {path}")
     # Its program by itself: the package's own reader leaves pipes open when a file is bad.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "image2pipe", "-c:v", "ppm", "-"]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-f",
+        "image2pipe",
+        "-c:v",
+        "ppm",
+        "-",
+    ]
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise ValueError(f"ffmpeg cannot read the file: {done.stderr.decode(errors='replace').strip()[-200:]}")
+        raise ValueError(
+            f"ffmpeg cannot read the file: {done.stderr.decode(errors='replace').strip()[-200:]}"
+        )
     stream, images = io.BytesIO(done.stdout), []
     while stream.tell() < len(done.stdout):
         with Image.open(io.BytesIO(stream.getbuffer()[stream.tell() :])) as frame:

@@ -46,7 +46,9 @@ def captions_of(
     """The captions (cleaned) of at most ``limit`` examples, evenly spread."""
     rows = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
     captions = []
-    for part in np.array_split(rows, -(-len(rows) // 1000)):  # pictures and sounds come along: not all at once
+    for part in np.array_split(
+        rows, -(-len(rows) // 1000)
+    ):  # pictures and sounds come along: not all at once
         captions += [str(c) if clean is None else clean(str(c)) for c in source.batch(part)["caption"]]
     return captions
 

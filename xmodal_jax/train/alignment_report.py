@@ -173,10 +173,15 @@ def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
     if "factors" in batch:
         names = [COLOURS[c] for c in batch["factors"]["colour"][:, 0]]
         css = {name: "#" + bytes(int(v) for v in PALETTE[k]).hex() for k, name in enumerate(COLOURS)}
+        css["white"] = "#b4b4b4"  # on a white page
         return names, "the first object's colour", css
     if "label" in batch:
         names = gallery.class_names
-        return [("unknown" if k < 0 else names[k] if names else f"class {k}") for k in batch["label"]], "class", None
+        return (
+            [("unknown" if k < 0 else names[k] if names else f"class {k}") for k in batch["label"]],
+            "class",
+            None,
+        )
     return ["example"] * len(gallery), "modality alone", None
 
 

@@ -127,3 +127,13 @@ def test_ema_follows_its_recursion():
         decay = min(0.5, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * np.asarray(state.params["out"]["kernel"])
     np.testing.assert_allclose(state.ema["out"]["kernel"], expected, rtol=1e-5)
+
+
+def test_given_parameters_are_the_start_and_must_fit():
+    config, method, tx = Optimizer(), make_toy(), optax.sgd(0.1)
+    given = jax.tree.map(lambda x: x + 1.0, method.init(jax.random.key(5), toy_batch()))
+    state = make_init(method, tx, config, params=given)(jax.random.key(0), toy_batch())
+    assert_trees_identical(state.params, given)
+    other = {**given, "out": {"kernel": np.ones((3, 1), np.float32)}}
+    with pytest.raises(AssertionError, match="shape"):
+        make_init(method, tx, config, params=other)(jax.random.key(0), toy_batch())

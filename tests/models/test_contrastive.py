@@ -62,8 +62,9 @@ def test_other_objectives_do_not_depend_on_the_devices(objective):
     config = dataclasses.replace(CONFIG, objective=objective, alignment="coral")
     method = make_contrastive(config, ("text", "image"), vocab_size=19)
     layouts = [("pmap", 4, 1)]
-    # Moments of nearly constant embeddings cancel: a looser, still small, tolerance.
-    assert_device_invariant(method, make_batch(modalities=("text", "image")), layouts=layouts, rtol=1e-4)
+    # MMD in float32 is a small difference of large means; tests/losses holds it to 1e-10 in float64.
+    rtol = 1e-4 if objective == "mmd" else 1e-5
+    assert_device_invariant(method, make_batch(modalities=("text", "image")), layouts=layouts, rtol=rtol)
 
 
 def test_a_missing_modality_has_no_influence():

@@ -75,7 +75,8 @@ def main(config: Config) -> None:
         clean = text_cleaner(config.text_cleanup)
         captions = captions_of(splits.train, clean)
         tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
-        tokenizer.save(run.path / "tokenizer")
+        if run.writes:
+            tokenizer.save(run.path / "tokenizer")
         tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
     modalities = tuple(splits.train.modalities)
@@ -95,40 +96,39 @@ def main(config: Config) -> None:
             "validation/recall@1": np.mean([v for k, v in scores.items() if k.endswith("recall@1")]),
         }
 
-    facts = {"modalities": modalities, "vocab_size": tokenizer.vocab_size, "max_length": tokenize.max_length}
+    facts = {"modalities": modalities, "max_length": tokenize.max_length, "tokenizer": tokenizer.files()}
     fitted = fit(
         method, loader, config, config.optimizer, run, watch,
         evaluate=validate, monitor="validation/recall@1", meta=facts,
     )  # fmt: skip
 
     # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.
-    with watch("evaluation"):
-        galleries = {name: evaluate.Gallery(split, config.gallery) for name, split in splits.tests.items()}
-        found = {name: embed(fitted.params, gallery) for name, gallery in galleries.items()}
-        metrics = {}
+    def test(params):
+        found = {name: embed(params, gallery) for name, gallery in galleries.items()}
+        metrics, confusion = evaluate.classification_scores(
+            embed, params, splits.train, splits.tests["test"], templates=config.prompts
+        )
         for name, gallery in galleries.items():
             prefix = "" if name == "test" else f"{name}/"
             metrics |= evaluate.retrieval_scores(found[name], ids=gallery.ids, prefix=prefix)
-        scores, confusion = evaluate.classification_scores(
-            embed, fitted.params, splits.train, splits.tests["test"], templates=config.prompts
-        )
-        metrics |= scores
-        metrics |= panels.gap_scores(found["test"])
+        return metrics | panels.gap_scores(found["test"]), found["test"], confusion
+
+    with watch("evaluation"):
+        galleries = {name: evaluate.Gallery(split, config.gallery) for name, split in splits.tests.items()}
+        tested = [test(params) for params in fitted.params]
+        metrics = evaluate.stack_scores([scores for scores, *_ in tested])
+    if not run.writes:
+        return
 
     with watch("report"):
+        _, embeddings, confusion = tested[0]
+        seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
         report = Report(
-            "A shared embedding space", f"{', '.join(modalities)} · {config.data} · {fitted.steps} steps"
+            "A shared embedding space",
+            f"{', '.join(modalities)} · {config.data} · {fitted.steps} steps{seeds}",
         )
-        chance = 1 / len(set(galleries["test"].ids.tolist()))
-        headline = panels.headline(metrics, galleries["test"])
-        report.add_metrics(
-            {k: v for k, v in metrics.items() if "recall" in k or "rank" in k or k in headline},
-            headline=headline,
-            chance={k: chance for k in headline if "recall" in k},
-            title="Retrieval scores",
-        )
-        report.add_table("Classification and modality gap", ("metric", "value"), panels.other_scores(metrics))
-        panels.add_space(report, run.read_metrics(), galleries["test"], found["test"])
+        headline = panels.add_scores(report, metrics, galleries["test"])
+        panels.add_space(report, run.read_metrics(), galleries["test"], embeddings)
         if confusion is not None:
             report.add_figure(
                 "Zero-shot", figures.confusion_matrix(confusion, panels.class_labels(splits.train, confusion))
@@ -137,7 +137,7 @@ def main(config: Config) -> None:
         report.add_config(run.read_config())
         report.add_timing(watch.report())
         report.write(run.path / "report.html")
-    run.write_result(metrics, timing=watch.report(), seeds=[config.seed], steps=fitted.steps)
+    run.write_result(metrics, timing=watch.report(), seeds=config.all_seeds, steps=fitted.steps)
     run.close()
     print(problems.summary() or "no bad examples")
     print(f"{run.path / 'report.html'}\n{summary_line(metrics, headline[:4])}")

@@ -11,6 +11,8 @@ import time
 
 import jax
 
+from xmodal_jax.core import cluster
+
 
 def cache_root() -> pathlib.Path:
     """Where everything that can be made again is kept: ``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``."""
@@ -20,11 +22,15 @@ def cache_root() -> pathlib.Path:
 def configure(*, compilation_cache: bool = True, keep_memory: bool = True) -> None:
     """Settings for an experiment; call it before anything else uses JAX.
 
+    Started as one of several processes (Slurm, Kubernetes, TPU pod, Open MPI or plain variables, see
+    `core.cluster.detect`), it first joins the others.
+
     ``compilation_cache``: keep compiled programs on disk, so that a second start compiles nothing
     (``JAX_COMPILATION_CACHE_DIR`` overrides where; empty turns it off).
     ``keep_memory``: let the C library keep freed memory instead of handing it back to the system after every step,
     whose page faults cost a training step on the CPU a sixth of its time (glibc only; elsewhere it does nothing).
     """
+    cluster.start()
     if keep_memory:
         _keep_freed_memory()
     if compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -47,6 +53,29 @@ def _keep_freed_memory() -> None:
         (m_arena_max, 1),
     ):
         mallopt(option, value)
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can still get on each of its devices; None where neither device nor system says.
+
+    On the CPU, where the devices share it: the system's (or the container's) free memory, divided among them.
+    """
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return None
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kib = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
+    free = [kib["MemAvailable"] * 1024]
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, if it has one ("max" is none)
+        limit = int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text())
+        free.append(limit - int(pathlib.Path("/sys/fs/cgroup/memory.current").read_text()))
+    return min(free) // jax.local_device_count()
 
 
 class CompileClock:

@@ -82,6 +82,10 @@ class Loader(Iterator[RawBatch]):
         workers: int = 2,
         prefetch: int = 2,
     ):
+        self._options = dict(
+            source=source, batch_size=batch_size, seed=seed, shuffle=shuffle, num_epochs=num_epochs,
+            drop_remainder=drop_remainder, transform=transform, shard=shard, workers=workers, prefetch=prefetch,
+        )  # fmt: skip
         host, hosts = shard
         if not 0 <= host < hosts:
             raise ValueError(f"shard must be (index, count) with 0 <= index < count, got {shard}.")
@@ -109,6 +113,14 @@ class Loader(Iterator[RawBatch]):
         steps = grain.MapDataset.range(_ENDLESS if self.num_steps is None else self.num_steps).map(self.fetch)
         options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=prefetch if workers else 0)
         self._iterator = iter(steps.to_iter_dataset(options))
+
+    def copy(self, *, seed: int, shard: tuple[int, int]) -> Loader:
+        """The same stream from its start, in another seed's order or as another host reads it."""
+        return Loader(**{**self._options, "seed": seed, "shard": shard})
+
+    def example(self) -> RawBatch:
+        """A batch of one: the stream's first example, the same on every host. For shapes and initialisation."""
+        return Loader(**{**self._options, "batch_size": 1, "shard": (0, 1)}).fetch(0)
 
     def _places(self, steps: np.ndarray) -> np.ndarray:
         return np.asarray(steps, np.int64)[..., None] * self.batch_size + self._rows

@@ -111,12 +111,19 @@ class Tokenizer:
         """`decode` for each row of ``[B, L]``."""
         return [self.decode(row) for row in ids]
 
+    def files(self) -> dict[str, str]:
+        """``tokenizer.json`` and ``special_tokens.json``, each with its content: all that the tokenizer is."""
+        return {
+            "tokenizer.json": self._backend.to_str(pretty=True),
+            "special_tokens.json": json.dumps(self._special),
+        }
+
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``special_tokens.json``."""
+        """Write the `files` into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(folder / "tokenizer.json"))
-        (folder / "special_tokens.json").write_text(json.dumps(self._special), encoding="utf-8")
+        for name, content in self.files().items():
+            (folder / name).write_text(content, encoding="utf-8")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -128,8 +135,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
                 f"{folder} has no {name}: it is not the folder of a saved tokenizer. "
                 "For a Hugging Face tokenizer use load_hf_tokenizer."
             )
-    special = json.loads((folder / "special_tokens.json").read_text(encoding="utf-8"))
-    return Tokenizer(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), special)
+    return tokenizer_from({p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.json")})
+
+
+def tokenizer_from(files: dict[str, str]) -> Tokenizer:
+    """The tokenizer whose `Tokenizer.files` these are, as a checkpoint holds them."""
+    backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
+    return Tokenizer(backend, json.loads(files["special_tokens.json"]))
 
 
 def load_hf_tokenizer(folder: str | Path) -> Tokenizer:

@@ -195,14 +195,28 @@ def add_problems(report: Report, problems: Problems, directory: pathlib.Path) ->
         report.add_text("Notes on the data", problems.summary())
 
 
-def headline(metrics: dict[str, float], gallery: Gallery, count: int = 6) -> list[str]:
+def headline(metrics: dict[str, float | list[float]], gallery: Gallery, count: int = 6) -> list[str]:
     """The metrics to show first: recall@1, or where the captions are class names, zero-shot accuracy."""
     recalls = [k for k in metrics if k.endswith("recall@1")]
     accuracies = [k for k in metrics if k.endswith("zero_shot_accuracy")]
     return (recalls + accuracies if gallery.distinct else accuracies + recalls)[:count]
 
 
-def other_scores(metrics: dict[str, float]) -> list[tuple[str, str]]:
+def add_scores(report: Report, metrics: dict[str, float | list[float]], gallery: Gallery) -> list[str]:
+    """Cards and tables of all scores; gives back the names of those on the cards."""
+    shown = headline(metrics, gallery)
+    chance = 1 / len(set(gallery.ids.tolist()))
+    report.add_metrics(
+        {k: v for k, v in metrics.items() if "recall" in k or "rank" in k or k in shown},
+        headline=shown,
+        chance={k: chance for k in shown if "recall" in k},
+        title="Retrieval scores",
+    )
+    report.add_table("Classification and modality gap", ("metric", "value"), other_scores(metrics))
+    return shown
+
+
+def other_scores(metrics: dict[str, float | list[float]]) -> list[tuple[str, str]]:
     """The rows of the table beside the retrieval scores."""
     return [(k, format_value(v)) for k, v in metrics.items() if k.startswith("test/")]
 

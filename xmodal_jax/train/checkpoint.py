@@ -1,29 +1,46 @@
-"""Checkpoints with Orbax: the state, the position in the data and what else a run needs to go on exactly."""
+"""Checkpoints with Orbax: the state, the position in the data and what else a run needs to go on exactly.
+
+Every checkpoint also holds, in its ``meta`` entry, name, shape, type and a digest of each array of the state. So a
+checkpoint of another model is told from a damaged one, and one whose bits have changed on the disk is not trusted.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import pathlib
 import shutil
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from xmodal_jax.core import trees
 
 
-def _keys_to_data(tree):
-    """Typed random keys as plain integers, which every Orbax version stores."""
-    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+class CheckpointMismatch(ValueError):
+    """A readable checkpoint that belongs to another model, optimizer or number of seeds."""
 
 
-def _data_to_keys(tree, like):
-    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda x, t: jax.random.wrap_key_data(x) if is_key(t) else x, tree, like)
+class Kept(NamedTuple):
+    """What a finished (or stopped) run hands to others."""
+
+    params: Any
+    """The parameters to use: their average where the run kept one."""
+    meta: dict
+    """The facts stored beside them: ``config``, ``tokenizer`` (file name to content), ``step``, …"""
+    step: int
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest ``keep`` and the best by ``best_metric``, written in the background."""
+    """The checkpoints of one run: the newest ``keep`` and the best by ``best_metric``, written in the background.
+
+    With several processes all of them call every method, and the directory is one that all of them see.
+    """
 
     def __init__(self, directory: pathlib.Path | str, *, keep: int = 2, best_metric: str | None = None):
         self.directory = pathlib.Path(directory).absolute()
@@ -31,19 +48,27 @@ class Checkpoints:
         self._newest = self._manager("newest", keep)
         self._best = self._manager("best", 1) if best_metric else None
         self._best_value = None
-        if self._best is not None and self._best.latest_step() is not None:
-            step = self._best.latest_step()
-            kept = self._best.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-            self._best_value = kept["meta"]["best_value"]
+        while self._best is not None and (step := self._best.latest_step()) is not None:
+            try:
+                self._best_value = _read_meta(self._best, step)["best_value"]
+                break
+            except Exception as error:  # see restore
+                self._set_aside(self._best, step, error)
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=True,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
+        )
         return ocp.CheckpointManager(self.directory / name, options=options)
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Writes ``state`` (in the engine's fetched layout) and the JSON-able ``meta``, in the background."""
         if self._newest.latest_step() == step:
             return
+        self.wait()  # one at a time: else several processes may meet at the barriers of different checkpoints
         self._newest.save(step, args=_args(state, meta))
 
     def save_best(self, step: int, state: Any, meta: dict, value: float) -> bool:
@@ -52,40 +77,61 @@ class Checkpoints:
             return False
         self._best_value = value
         if self._best.latest_step() != step:
+            self.wait()
             self._best.save(step, args=_args(state, {**meta, "best_value": value}))
         return True
 
     def restore(self, abstract: Any, *, best: bool = False) -> tuple[Any, dict] | None:
         """The newest (or best) readable checkpoint as ``(state, meta)``, laid out as ``abstract``; None if none.
 
-        One that cannot be read is reported, set aside under ``damaged/``, and the one before is used.
+        One that cannot be read, or whose arrays are not those that were written, is reported, set aside under
+        ``damaged/``, and the one before is used. Raises CheckpointMismatch, and moves nothing, where a checkpoint is
+        sound but its arrays are not those of ``abstract``.
         """
         manager = self._best if best else self._newest
         if manager is None:
             return None
         for step in sorted(manager.all_steps(), reverse=True):
-            target = jax.tree.map(_as_struct, _abstract_data(abstract))
+            found, error = None, None
             try:
-                kept = manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-                    ),
-                )
-                return _data_to_keys(kept["state"], abstract), kept["meta"]
-            except Exception as error:  # Orbax raises many kinds for a damaged file; each means: not usable.
-                self._set_aside(manager, step, error)
+                found = self._read(manager, step, abstract)
+            except CheckpointMismatch:
+                raise
+            except Exception as e:  # Orbax raises many kinds for a damaged file; each means: not usable.
+                error = e
+            if _all_processes(error is None):
+                return found
+            self._set_aside(manager, step, error)
         return None
 
-    def _set_aside(self, manager, step: int, error: Exception) -> None:
+    def _read(self, manager, step: int, abstract: Any) -> tuple[Any, dict]:
+        meta = _read_meta(manager, step)
+        stored = _abstract_data(abstract)
+        _check_arrays(meta["arrays"], stored, pathlib.Path(manager.directory) / str(step))
+        target = jax.tree.map(_as_struct, stored)
+        kept = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        now = describe(kept)
+        changed = [name for name, entry in meta["arrays"].items() if now[name] != entry]
+        if changed:
+            raise ValueError(
+                f"{changed[0]} holds other bits than were written ({len(changed)} arrays in all)"
+            )
+        return _data_to_keys(kept, abstract), meta
+
+    def _set_aside(self, manager, step: int, error: Exception | None) -> None:
         source = pathlib.Path(manager.directory) / str(step)
         target = self.directory / "damaged" / f"{source.parent.name}-{step}"
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        print(f"checkpoint {source} cannot be read ({reason}); set aside as {target}", file=sys.stderr)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
-        source.rename(target)
+        if error is None:
+            reason = "another process could not read it"
+        else:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if jax.process_index() == 0:
+            print(f"checkpoint {source} cannot be read ({reason}); set aside as {target}", file=sys.stderr)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            source.rename(target)
+        _all_processes(True)
         manager.reload()
 
     def wait(self) -> None:
@@ -101,7 +147,131 @@ class Checkpoints:
                 manager.close()
 
 
+def restore_run(directory: pathlib.Path | str, *, best: bool = False, seed: int | None = None) -> Kept:
+    """The trained parameters of a run's newest (or best) checkpoint, on one device, whatever it was trained on.
+
+    Needs no knowledge of the method that wrote it, and reads the parameters only. ``directory``: the run's, or its
+    ``checkpoints``. ``seed``: of a run with several (``--seeds``), which one's parameters.
+
+    Raises FileNotFoundError where there is no checkpoint, ValueError for a seed that the run did not train or that is
+    needed and not given.
+    """
+    folder = newest_checkpoint(directory, best=best)
+    meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    name = "ema" if any(k.startswith("ema/") for k in meta["arrays"]) else "params"
+    params = read_state(folder, name)[name]
+    seeds = meta.get("seeds", [])
+    if len(seeds) > 1:
+        if seed not in seeds:
+            raise ValueError(f"{folder} holds the seeds {seeds}: name one of them as seed, got {seed}")
+        params = jax.tree.map(lambda x: x[seeds.index(seed)], params)
+    elif seed is not None and seed not in seeds:
+        raise ValueError(f"{folder} holds the seed {seeds}, not {seed}")
+    return Kept(params, meta, int(folder.name))
+
+
+def newest_checkpoint(directory: pathlib.Path | str, *, best: bool = False) -> pathlib.Path:
+    """The folder of a run's newest (or best) checkpoint. Raises FileNotFoundError where there is none."""
+    root = pathlib.Path(directory).absolute()
+    root = root / "checkpoints" if (root / "checkpoints").is_dir() else root
+    root = root / ("best" if best else "newest")
+    steps = sorted(int(p.name) for p in root.glob("*") if p.name.isdigit())
+    if not steps:
+        raise FileNotFoundError(f"{root} holds no checkpoint; name the directory of a run that has saved one")
+    return root / str(steps[-1])
+
+
+def read_state(folder: pathlib.Path, *parts: str) -> dict[str, Any]:
+    """The named parts of a checkpoint's state (all of them by default) as they are stored, on one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    reader = ocp.PyTreeCheckpointHandler()
+    shapes = reader.metadata(folder / "state").tree
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        {name: shapes[name] for name in parts or shapes},
+    )
+    read = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    return reader.restore(folder / "state", args=read)
+
+
+def describe(state: Any) -> dict[str, str]:
+    """Name to ``float32[3,4] 01234567``: type, shape and a digest of every array's bits."""
+    state = _keys_to_data(state)
+    sums = jax.device_get(_digests(jax.tree.leaves(state)))
+    return {
+        name: f"{_kind(leaf)} {int(total):08x}"
+        for name, leaf, total in zip(trees.leaf_names(state), jax.tree.leaves(state), sums, strict=True)
+    }
+
+
+@functools.partial(jax.jit)
+def _digests(leaves):
+    return [_digest(x) for x in leaves]
+
+
+def _digest(x):
+    """The sum modulo 2^32 of a hash of each word and its place: the same however the array is laid out on devices."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    width = jnp.dtype(x.dtype).itemsize
+    words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32))
+    words = words.astype(jnp.uint32)
+    place, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        place = place + jnp.uint32(stride % 2**32) * jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        stride *= words.shape[axis]
+    # Multiplications and shifts as in MurmurHash3's finaliser.
+    mixed = words ^ (place * jnp.uint32(0x9E3779B1) + jnp.uint32(0x85EBCA6B))
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+def _kind(leaf) -> str:
+    return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _check_arrays(kept: dict[str, str], abstract: Any, where: pathlib.Path) -> None:
+    wanted = dict(zip(trees.leaf_names(abstract), map(_kind, jax.tree.leaves(abstract)), strict=True))
+    held = {name: entry.split(" ")[0] for name, entry in kept.items()}
+    lines = [
+        f"  {name}: the checkpoint holds {held.get(name, 'nothing')}, this run has {wanted.get(name, 'nothing')}"
+        for name in dict.fromkeys([*wanted, *held])
+        if wanted.get(name) != held.get(name)
+    ]
+    if lines:
+        more = [f"  and {len(lines) - 5} more"] if len(lines) > 5 else []
+        raise CheckpointMismatch(
+            f"{where} is of another model, optimizer or number of seeds. Resume with the flags of its config.json, "
+            "or start anew with another --run-dir.\n" + "\n".join(lines[:5] + more)
+        )
+
+
+def _read_meta(manager, step: int) -> dict:
+    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def _all_processes(value: bool) -> bool:
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
+def _keys_to_data(tree):
+    """Typed random keys as plain integers, which every Orbax version stores."""
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+
+
+def _data_to_keys(tree, like):
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x, t: jax.random.wrap_key_data(x) if is_key(t) else x, tree, like)
+
+
 def _args(state, meta):
+    meta = {**meta, "arrays": describe(state)}
     return ocp.args.Composite(state=ocp.args.StandardSave(_keys_to_data(state)), meta=ocp.args.JsonSave(meta))
 
 
@@ -122,19 +292,3 @@ def _as_struct(x):
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def restore_params(directory: pathlib.Path | str) -> Any:
-    """The parameters of a finished run's newest checkpoint as a plain tree on one device.
-
-    For starting another run from this one: needs no knowledge of the method that wrote it.
-    """
-    root = pathlib.Path(directory).absolute() / "newest"
-    with ocp.CheckpointManager(root) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(
-                f"{root} holds no checkpoint; give the directory of a run that has finished"
-            )
-        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-    return state["ema"] if state.get("ema") is not None else state["params"]

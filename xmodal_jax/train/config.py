@@ -31,6 +31,8 @@ class RunConfig:
     """Examples per step, over all devices together."""
     seed: int = 0
     """Decides initialisation, order of the data and all randomness in training."""
+    seeds: int = 1
+    """Train this many runs at once, with the seeds ``seed``, ``seed + 1``, …; metrics are their mean and spread."""
     parallel: Literal["jit", "pmap", "sharded"] = "jit"
     """One device, data parallelism with a named axis, or a mesh with sharded parameters."""
     fsdp: int = 1
@@ -52,8 +54,13 @@ class RunConfig:
     resume: bool = False
     """Go on from the newest checkpoint in run_dir."""
 
+    @property
+    def all_seeds(self) -> list[int]:
+        """``seed``, ``seed + 1``, …, of the runs that train at once."""
+        return [self.seed + k for k in range(self.seeds)]
+
     def __post_init__(self):
-        for name in ("steps", "batch_size", "dispatch", "fsdp"):
+        for name in ("steps", "batch_size", "dispatch", "fsdp", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("eval_every", "checkpoint_every", "patience"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import as_device_batch, epoch
@@ -34,13 +36,43 @@ def predict_all(
 ) -> Any:
     """``predict(params, batch)`` over every example of ``source`` in order, as NumPy arrays.
 
-    ``predict`` should be jitted once by the caller, so that evaluations share one program; the last batch is padded to
-    the size of the others.
+    It runs where ``params`` lie: on one device, or with each batch split over all devices of their mesh. Of several
+    processes each reads its own rows and all get every answer. The last batch is padded to the size of the others.
+    ``predict`` must be the same function in every call (not a fresh lambda), so that evaluations share one program.
     """
     size, pieces = len(source), []
-    for batch in epoch(source, min(batch_size, size), transform=transform):
-        pieces.append(predict(params, as_device_batch(batch)))
+    mesh = _mesh_of(params)
+    run, multiple = _compiled(predict, mesh), 1 if mesh is None else mesh.size
+    batch_size = -(-min(batch_size, size) // multiple) * multiple
+    shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
+    for batch in epoch(source, batch_size, transform=transform, shard=shard):
+        batch = as_device_batch(batch)
+        if mesh is not None:
+            rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            put = functools.partial(jax.make_array_from_process_local_data, rows)
+            batch = jax.tree.map(lambda x: put(np.asarray(x)), batch)  # noqa: B023
+        pieces.append(run(params, batch))
     return jax.tree.map(lambda *x: np.concatenate([np.asarray(p) for p in x])[:size], *pieces)
+
+
+def _mesh_of(params: Any) -> Mesh | None:
+    """The mesh that the parameters lie on; None for one device."""
+    leaf = jax.tree.leaves(params)[0]
+    sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(predict: Callable, mesh: Mesh | None) -> Callable:
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(predict, out_shardings=whole)
+
+
+def stack_scores(of_each_seed: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Metrics of one seed as they are; of several, a list of values by name."""
+    if len(of_each_seed) == 1:
+        return dict(of_each_seed[0])
+    return {name: [scores[name] for scores in of_each_seed] for name in of_each_seed[0]}
 
 
 def directions(modalities: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -131,7 +163,7 @@ class Embedder:
     """Normalised embeddings of whole data sets by a contrastive method's ``predict``, compiled once."""
 
     def __init__(self, method: Method, tokenize: Callable, *, batch_size: int):
-        self._predict = jax.jit(method.predict)
+        self._predict = method.predict
         self._tokenize, self._batch_size = tokenize, batch_size
 
     def __call__(self, params: Any, source: Source) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,15 +13,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Stopwatch, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader, as_device_batch
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.evaluate import stack_scores
 from xmodal_jax.train.optim import Optimizer, learning_rate, make_optimizer
 from xmodal_jax.train.parallel import Engine, make_engine
-from xmodal_jax.train.run import Run
+from xmodal_jax.train.preemption import termination
+from xmodal_jax.train.run import Run, to_json
 from xmodal_jax.train.step import TrainState, eval_params, make_init, make_step, non_finite
 from xmodal_jax.types import Method
 
@@ -47,9 +48,9 @@ class Fitted(NamedTuple):
     """Steps taken, fewer than asked for after early stopping."""
 
     @property
-    def params(self):
-        """The parameters to evaluate: the average where one is kept."""
-        return eval_params(self.state)
+    def params(self) -> list[Any]:
+        """The parameters of each seed to evaluate: the average where one is kept."""
+        return _of_each_seed(self.state, self.engine)
 
 
 def fit(
@@ -67,85 +68,105 @@ def fit(
 ) -> Fitted:
     """Trains ``method`` on ``loader``'s batches for ``config.steps`` steps.
 
-    evaluate: parameters to metrics, called every ``config.eval_every`` steps and at the end.
-    monitor: which of those metrics (higher is better) decides the best checkpoint and early stopping.
-    params: parameters to start from, in place of the method's own initialisation.
-    meta: JSON-able facts kept in every checkpoint (what is needed to use the parameters elsewhere).
+    With ``config.seeds`` above 1 that many runs train at once, with the seeds ``config.seed``, ``config.seed + 1``, …;
+    each is the run that its seed alone would be, in its own order of the data. Metrics then hold a value per seed.
 
-    Raises NonFiniteError, naming step and parameters, when the loss or a gradient is no longer finite, and Preempted
-    (an exit) after saving when the process gets SIGTERM.
+    evaluate: parameters (of one seed) to metrics, called every ``config.eval_every`` steps and at the end.
+    monitor: which of those metrics (higher is better; of several seeds the mean) decides the best checkpoint and early
+    stopping.
+    params: parameters to start from, in place of the method's own initialisation.
+    meta: JSON-able facts kept in every checkpoint (what is needed to use the parameters elsewhere); the configuration
+    and the seeds are kept always.
+
+    Raises NonFiniteError, naming step and parameters, when the loss or a gradient is no longer finite, Preempted
+    (an exit) after saving when the process gets SIGTERM, and MemoryError before the first step where the device has
+    less memory than the program needs.
     """
     tx = make_optimizer(optimizer, config.steps)
+    seeds = config.all_seeds
     engine = make_engine(
         config.parallel,
         make_init(method, tx, optimizer, params=params),
         lambda axis: make_step(method, tx, optimizer, axis_name=axis),
         fsdp=config.fsdp,
+        seeds=len(seeds) if len(seeds) > 1 else None,
     )
-    example = as_device_batch(loader.fetch(0))
-    seed_key = jax.random.key(config.seed)
+    example = as_device_batch(loader.example())
+    keys = jax.vmap(jax.random.key)(np.array(seeds)) if engine.seeds else jax.random.key(config.seed)
     checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
+    feed = _Feed(loader, engine, config)
     state, start, best, waited = None, 0, -math.inf, 0
     if config.resume:
         with watch("restore"):
-            kept = checkpoints.restore(engine.abstract(seed_key, example))
+            kept = checkpoints.restore(engine.abstract(keys, example))
         if kept is not None:
             start, best, waited = kept[1]["step"], kept[1]["best"], kept[1]["waited"]
             state = engine.place(kept[0])
-            loader.restore(kept[1]["position"])
-            print(f"resuming after step {start}")
+            feed.restore(kept[1]["position"])
+            run.say(f"resuming after step {start}")
         else:
-            print("no checkpoint to resume from: starting at step 0")
+            run.say("no checkpoint to resume from: starting at step 0")
     run.truncate_metrics(start)
     if state is None:
         with watch("train"):
-            state = engine.init(seed_key, example)
-    feed = _Feed(loader, engine, config, start)
+            state = engine.init(keys, example)
+    dispatch = _fitting_dispatch(config, start)
     schedule = learning_rate(optimizer, config.steps)
     names = leaf_names(engine.fetch(state).params)
+    facts_of_run = {**(meta or {}), "config": to_json(run.config), "seeds": seeds}
 
     def facts(step):
-        position = {**loader.position(), "step": step}
-        return {**(meta or {}), "step": step, "position": position, "best": best, "waited": waited}
+        position = {**feed.position(), "step": step}
+        return {**facts_of_run, "step": step, "position": position, "best": best, "waited": waited}
 
     def check(step, metrics):
         """Reads a dispatch's metrics (waiting for the device) and logs its last step."""
         metrics = jax.tree.map(np.asarray, metrics)
-        for k, finite in enumerate(metrics["finite"]):
-            what = non_finite(finite, names)
-            if what is not None:
-                raise NonFiniteError(
-                    f"step {step - len(metrics['finite']) + k + 1}: {what} are no longer finite. Lower the learning "
-                    f"rate (now {float(schedule(step)):.2g}), clip the gradient or look at that batch; the newest "
-                    f"checkpoint in {checkpoints.directory} is from before."
-                )
-        row = {f"train/{k}": float(v.mean()) for k, v in metrics.items() if k != "finite"}
+        for k, flags in enumerate(metrics["finite"]):
+            for seed, finite in zip(seeds, np.atleast_2d(flags), strict=True):
+                what = non_finite(finite, names)
+                if what is not None:
+                    whose = f" of seed {seed}" if engine.seeds else ""
+                    raise NonFiniteError(
+                        f"step {step - len(metrics['finite']) + k + 1}{whose}: {what} are no longer finite. Lower the "
+                        f"learning rate (now {float(schedule(step)):.2g}), clip the gradient or look at that batch; "
+                        f"the newest checkpoint in {checkpoints.directory} is from before."
+                    )
+        row = {f"train/{k}": v.mean(axis=0) for k, v in metrics.items() if k != "finite"}
         run.log(step, {**row, "train/learning_rate": float(schedule(step - 1))})
-        return row["train/loss"]
+        return float(row["train/loss"].mean())
 
     step, pending = start, None
     with (
         contextlib.closing(checkpoints),
-        contextlib.closing(loader),
-        _termination() as asked,
+        contextlib.closing(feed),
+        termination() as asked,
         tqdm(
-            total=config.steps, initial=start, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr
+            total=config.steps,
+            initial=start,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=not run.writes,
         ) as bar,
     ):
         while step < config.steps:
             with watch("data_wait"):
-                xs = feed.next(step)
+                xs = feed.next(step, dispatch)
             with watch("train"):
+                if step == start and engine.seeds:
+                    _check_memory(engine, state, feed.data, xs)
                 state, metrics = engine.run(state, feed.data, xs)
                 # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
                 loss = check(*pending) if pending else None
-            step += feed.dispatch
+            step += dispatch
             pending = (step, metrics)
-            bar.update(feed.dispatch)
-            if loss is not None:
+            bar.update(dispatch)
+            if loss is not None and run.writes:
                 wait = watch.seconds.get("data_wait", 0.0)
                 busy = wait + watch.seconds["train"]
-                rate = config.batch_size * (bar.format_dict["rate"] or 0)
+                rate = config.batch_size * len(seeds) * (bar.format_dict["rate"] or 0)
                 bar.set_postfix_str(
                     f"loss {loss:.4f}, {rate:,.0f} examples/s, {wait / busy:.0%} waiting for data"
                 )
@@ -156,33 +177,55 @@ def fit(
                     check(*pending)
                 pending = None
                 with watch("evaluation"):
-                    scores = evaluate(eval_params(engine.fetch(state)))
+                    found = [evaluate(p) for p in _of_each_seed(state, engine)]
+                    scores = stack_scores(found)
                 run.log(step, scores)
                 if monitor is not None:
-                    improved = scores[monitor] > best
-                    best, waited = (scores[monitor], 0) if improved else (best, waited + 1)
+                    score = float(np.mean(scores[monitor]))
+                    improved = score > best
+                    best, waited = (score, 0) if improved else (best, waited + 1)
                     if improved:
                         checkpoints.save_best(step, engine.fetch(state), facts(step), best)
                 if config.patience and waited >= config.patience:
-                    tqdm.write(
-                        f"stopped early at step {step}: {monitor} has not improved on {best:.4f}", sys.stderr
-                    )
+                    run.say(f"stopped early at step {step}: {monitor} has not improved on {best:.4f}")
                     last = True
-            if last or due(config.checkpoint_every) or asked():
+            stop = asked(step)
+            if last or due(config.checkpoint_every) or stop:
                 if pending:  # never keep a state that is not known to be finite
                     with watch("train"):
                         check(*pending)
                     pending = None
                 with watch("checkpoint"):
                     checkpoints.save(step, engine.fetch(state), facts(step))
-            if asked() and not last:
+            if stop and not last:
                 run.close()
                 raise Preempted(f"stopped at step {step} as asked; go on with:\n  {resume_command(run)}")
             if last:
                 break
         with watch("checkpoint"):
             checkpoints.wait()
-    return Fitted(engine.fetch(state), engine, step)
+    return Fitted(state, engine, step)
+
+
+def _of_each_seed(state: TrainState, engine: Engine) -> list[Any]:
+    params = eval_params(engine.fetch(state))
+    if engine.seeds is None:
+        return [params]
+    return [jax.tree.map(lambda x: x[k], params) for k in range(engine.seeds)]  # noqa: B023
+
+
+def _check_memory(engine: Engine, state: Any, resident: Any, xs: Any) -> None:
+    """Raises MemoryError, with what would help, where the program does not fit: before it runs, not after an hour."""
+    needed, free = engine.memory(state, resident, xs), free_memory()
+    shards = (s for x in jax.tree.leaves((state, resident)) for s in x.addressable_shards)
+    held = sum(shard.data.nbytes for shard in shards) // engine.local_devices
+    if free is not None and needed - held > free:
+        raise MemoryError(
+            f"{engine.seeds} seeds at once need {needed / 2**30:.1f} GiB on each device, of which "
+            f"{(needed - held) / 2**30:.1f} GiB are still to be had and {free / 2**30:.1f} GiB are free. Lower --seeds "
+            f"(one seed needs about {needed / engine.seeds / 2**30:.1f} GiB) or --batch-size, or split the state over "
+            "more devices with --parallel sharded --fsdp N."
+        )
 
 
 def resume_command(run: Run) -> str:
@@ -194,11 +237,15 @@ def resume_command(run: Run) -> str:
 
 
 class _Feed:
-    """What each dispatch reads: rows of a data set on the device, or batches from the host."""
+    """What each dispatch reads: rows of a data set on the device, or batches from the host.
 
-    def __init__(self, loader: Loader, engine: Engine, config: RunConfig, start: int):
-        self.loader, self.engine = loader, engine
-        self.dispatch = _fitting_dispatch(config, start)
+    Each seed has its own order of the data, and each process reads its own rows of every global batch.
+    """
+
+    def __init__(self, loader: Loader, engine: Engine, config: RunConfig):
+        shard = (jax.process_index(), jax.process_count())
+        self.loaders = [loader.copy(seed=loader.order.seed + k, shard=shard) for k in range(config.seeds)]
+        self.engine, self.stacked = engine, engine.seeds is not None
         source = loader.source
         self.resident = (
             config.resident
@@ -208,12 +255,32 @@ class _Feed:
         )
         self.data = engine.put_resident(as_device_batch(source.arrays)) if self.resident else None
 
-    def next(self, step: int):
+    def next(self, step: int, dispatch: int):
         if self.resident:
-            rows = self.loader.index_batches(step, self.dispatch)
-            return self.engine.put({"row": rows, "index": self.loader.stream_index(step, self.dispatch)})
-        batches = [as_device_batch(next(self.loader)) for _ in range(self.dispatch)]
-        return self.engine.put(jax.tree.map(lambda *x: np.stack(x), *batches))
+            of_each = [
+                {"row": each.index_batches(step, dispatch), "index": each.stream_index(step, dispatch)}
+                for each in self.loaders
+            ]
+        else:
+            of_each = []
+            for each in self.loaders:
+                batches = [as_device_batch(next(each)) for _ in range(dispatch)]
+                of_each.append(jax.tree.map(lambda *x: np.stack(x), *batches))
+        if not self.stacked:
+            return self.engine.put(of_each[0])
+        return self.engine.put(jax.tree.map(lambda *x: np.stack(x, axis=1), *of_each))
+
+    def position(self) -> dict:
+        """Of the first seed; the others differ from it in the seed alone."""
+        return self.loaders[0].position()
+
+    def restore(self, position: dict) -> None:
+        for k, each in enumerate(self.loaders):
+            each.restore({**position, "seed": position["seed"] + k})
+
+    def close(self) -> None:
+        for each in self.loaders:
+            each.close()
 
 
 def _fitting_dispatch(config: RunConfig, start: int) -> int:
@@ -221,18 +288,3 @@ def _fitting_dispatch(config: RunConfig, start: int) -> int:
     stops = [n for n in (config.steps, config.eval_every, config.checkpoint_every, start) if n]
     common = math.gcd(*stops)
     return max(k for k in range(1, min(config.dispatch, common) + 1) if common % k == 0)
-
-
-@contextlib.contextmanager
-def _termination():
-    """Whether SIGTERM has come, as a function; the old handler is put back at the end."""
-    came = []
-    try:
-        old = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    except ValueError:  # not in the main thread: nothing to catch
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, old)

@@ -1,7 +1,9 @@
 """Three ways to run the same step: ``jit`` on one device, ``pmap`` over devices, ``sharded`` over a mesh.
 
-All three compute the same loss and gradients for the same global batch and key. An `Engine` hides how state and
-batches lie on the devices: the loop hands it host arrays and gets host arrays back.
+All three compute the same loss and gradients for the same global batch and key, in one process or in several. An
+`Engine` hides how state and batches lie on the devices: the loop hands it host arrays and gets host arrays back.
+
+Several seeds train at once as a leading axis of the state, in all three modes (see `over_seeds`).
 """
 
 from __future__ import annotations
@@ -22,21 +24,31 @@ AXIS = "data"
 MIN_SHARDED_SIZE = 2**12
 """Arrays with fewer elements stay whole on every device: gathering them costs more than it saves."""
 
+SEEDS_IN_TURN = 2**18
+"""On the CPU, states with more elements than this per seed train one after the other inside the step."""
+
 
 class Engine(NamedTuple):
     """Where a program's state and batches live, and how its steps run."""
 
     mode: Mode
     devices: int
+    """Devices that the batch is split over, of all processes together."""
+    local_devices: int
+    """Those of them that belong to this process."""
+    seeds: int | None
+    """Length of the state's leading axis; None: one seed, and no such axis."""
     init: Callable[[Any, Any], Any]
-    """``init(seed_key, batch) -> state``, laid out on the devices."""
+    """``init(seed_key, batch) -> state``, laid out on the devices; with seeds a key array ``[N]``."""
     run: Callable[[Any, Any, Any], tuple[Any, Any]]
     """``run(state, resident, xs) -> (state, metrics)``: as many steps as ``xs`` has entries along its first axis, in
-    one program; the state is donated. ``metrics`` leaves have shape ``[K, ...]``."""
+    one program; the state is donated. ``metrics`` leaves have shape ``[K, ...]``, with seeds ``[K, N, ...]``."""
+    memory: Callable[[Any, Any, Any], int]
+    """Bytes that each device needs for ``run`` of these arguments, from the compiled program."""
     put: Callable[[Any], Any]
-    """Host arrays ``[K, B, ...]`` (this process's rows) to devices."""
+    """Host arrays ``[K, B, ...]`` (with seeds ``[K, N, B, ...]``; this process's rows) to devices."""
     put_resident: Callable[[Any], Any]
-    """A whole data set to every device."""
+    """A whole data set, the same in every process, to every device."""
     fetch: Callable[[Any], Any]
     """The state with one (possibly sharded) copy of each array: for evaluation and checkpoints."""
     place: Callable[[Any], Any]
@@ -53,11 +65,31 @@ def draw_batch(resident, x):
     return {**batch, "index": x["index"]}
 
 
+def over_seeds(step: Callable, form: Literal["auto", "vmap", "map"] = "auto") -> Callable:
+    """``step(state, resident, x)`` for states and batches with a leading axis of seeds.
+
+    ``vmap`` runs all seeds' operations together, ``map`` one seed after the other in the same program; the results are
+    the same. ``auto`` takes ``vmap``, but on the CPU ``map`` for large states: there one seed's operations fill the
+    machine, and several at once only fall out of the cache (see benchmarks/seeds.py).
+    """
+
+    def run(state, resident, x):
+        size = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(state))
+        in_turn = form == "map" or (
+            form == "auto" and jax.default_backend() == "cpu" and size > SEEDS_IN_TURN
+        )
+        if in_turn:
+            return jax.lax.map(lambda sx: step(sx[0], resident, sx[1]), (state, x))
+        return jax.vmap(step, in_axes=(0, None, 0))(state, resident, x)
+
+    return run
+
+
 def _steps(step: Callable) -> Callable:
     """K steps in one program. A single step runs without `lax.scan`, whose loop can cost on some platforms."""
 
     def run(state, resident, xs):
-        body = lambda state, x: step(state, draw_batch(resident, x))
+        body = lambda state, x: step(state, resident, x)
         if jax.tree.leaves(xs)[0].shape[0] == 1:
             state, metrics = body(state, jax.tree.map(lambda x: x[0], xs))
             return state, jax.tree.map(lambda m: jnp.asarray(m)[None], metrics)
@@ -72,33 +104,66 @@ def make_engine(
     make_step: Callable,
     *,
     fsdp: int = 1,
+    seeds: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Engine:
     """An engine for ``init(key, batch) -> state`` and ``make_step(axis_name) -> step``.
 
     ``fsdp``: over how many devices each large array of the state is split in the sharded mode (it must divide the
-    number of devices; the rest is data parallelism). ``devices``: those to use, all of them by default.
+    number of devices; the rest is data parallelism). ``seeds``: train this many at once. ``devices``: those to use, all
+    of them by default.
     """
     if fsdp != 1 and mode != "sharded":
         raise ValueError(f"fsdp={fsdp} needs parallel='sharded', got {mode!r}")
+
+    def make_run(axis):
+        step = make_step(axis)
+        drawn = lambda state, resident, x: step(state, draw_batch(resident, x))
+        return _steps(drawn if seeds is None else over_seeds(drawn))
+
+    if seeds is not None:
+        init = jax.vmap(init, in_axes=(0, None))
     if mode == "jit":
-        return _jit(init, make_step(None))
+        return _jit(init, make_run(None), seeds)
     if mode == "pmap":
-        return _pmap(init, make_step(AXIS), devices)
+        return _pmap(init, make_run(AXIS), seeds, devices)
     if mode == "sharded":
-        return _sharded(init, make_step(None), make_mesh(fsdp, devices))
+        return _sharded(init, make_run(None), seeds, make_mesh(fsdp, devices))
     raise ValueError(f"parallel must be jit, pmap or sharded, got {mode!r}")
 
 
-def _jit(init, step) -> Engine:
+def _batch_axis(seeds: int | None) -> int:
+    return 1 if seeds is None else 2
+
+
+def _needs(run: Callable) -> Callable[..., int]:
+    """Bytes per device of a jitted or pmapped function; compiling it here compiles it for the later call too."""
+
+    def needs(*args):
+        found = run.lower(*args).compile().memory_analysis()
+        # Donated arguments and the outputs that take their place count once.
+        sizes = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
+        return sum(sizes) - found.alias_size_in_bytes
+
+    return needs
+
+
+def _jit(init, run, seeds) -> Engine:
     if jax.process_count() > 1:
-        raise ValueError("parallel='jit' runs on one device; with several processes choose pmap or sharded")
+        raise ValueError(
+            f"--parallel jit runs on one device, and there are {jax.process_count()} processes: choose "
+            "--parallel pmap or sharded"
+        )
     same = lambda tree: tree
+    run = jax.jit(run, donate_argnums=0)
     return Engine(
         mode="jit",
         devices=1,
+        local_devices=1,
+        seeds=seeds,
         init=jax.jit(init),
-        run=jax.jit(_steps(step), donate_argnums=0),
+        run=run,
+        memory=_needs(run),
         put=jax.device_put,
         put_resident=jax.device_put,
         fetch=same,
@@ -107,40 +172,57 @@ def _jit(init, step) -> Engine:
     )
 
 
-def _pmap(init, step, chosen) -> Engine:
-    devices = jax.local_device_count() if chosen is None else len(chosen)
-    run = jax.pmap(_steps(step), axis_name=AXIS, in_axes=(0, None, 1), donate_argnums=0, devices=chosen)
+def _pmap(init, run, seeds, chosen) -> Engine:
+    axis = _batch_axis(seeds)
+    local = jax.local_devices() if chosen is None else list(chosen)
+    everywhere = NamedSharding(
+        Mesh(np.array(jax.devices() if chosen is None else local), AXIS), PartitionSpec()
+    )
+    run = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, axis), donate_argnums=0, devices=chosen)
 
     def put(xs):
         def split(x):
-            if x.shape[1] % devices:
+            if x.shape[axis] % len(local):
                 raise ValueError(
-                    f"the batch of {x.shape[1]} does not divide by the {devices} devices of pmap"
+                    f"the batch of {x.shape[axis]} does not divide by the {len(local)} devices of pmap"
                 )
-            return x.reshape(x.shape[0], devices, x.shape[1] // devices, *x.shape[2:])
+            return x.reshape(*x.shape[:axis], len(local), x.shape[axis] // len(local), *x.shape[axis + 1 :])
 
         return jax.tree.map(split, xs)
 
-    def first(tree):
-        return jax.tree.map(lambda x: x.addressable_shards[0].data.reshape(x.shape[1:]), tree)
+    def first(x):
+        return x.addressable_shards[0].data.reshape(x.shape[1:])
+
+    def one(x):
+        """The devices' equal copies as one array that knows they are equal, in all processes together."""
+        copies = [shard.data.reshape(x.shape[1:]) for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape[1:], everywhere, copies)
 
     def run_first(state, resident, xs):
         state, metrics = run(state, resident, xs)
-        return state, first(metrics)
+        return state, jax.tree.map(first, metrics)
 
-    replicate = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=chosen)
-    place = lambda tree: replicate(tree, np.zeros(devices, np.int8))
+    copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=chosen)
+    replicate = lambda tree: copy(tree, np.zeros(len(local), np.int8))
     compute_init = jax.jit(init)
+
+    def abstract(key, batch):
+        as_struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+        return jax.tree.map(as_struct, jax.eval_shape(init, key, batch))
+
     return Engine(
         mode="pmap",
-        devices=devices * jax.process_count(),
-        init=lambda key, batch: place(compute_init(key, batch)),
+        devices=everywhere.mesh.size,
+        local_devices=len(local),
+        seeds=seeds,
+        init=lambda key, batch: replicate(compute_init(key, batch)),
         run=run_first,
+        memory=_needs(run),
         put=put,
-        put_resident=jax.device_put,
-        fetch=first,
-        place=place,
-        abstract=lambda key, batch: jax.eval_shape(init, key, batch),
+        put_resident=replicate,
+        fetch=lambda tree: jax.tree.map(one, tree),
+        place=lambda tree: replicate(jax.tree.map(lambda x: x.addressable_shards[0].data, tree)),
+        abstract=abstract,
     )
 
 
@@ -164,11 +246,23 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     return PartitionSpec(*(("fsdp" if a == axis else None) for a in range(len(shape))))
 
 
-def _sharded(init, step, mesh: Mesh) -> Engine:
+def state_layout(tree: Any, mesh: Mesh, seeds: int | None = None) -> Any:
+    """The sharding of every array of a state; a leading axis of seeds stays whole."""
     fsdp = mesh.shape["fsdp"]
+
+    def one(x):
+        if seeds is None:
+            return NamedSharding(mesh, leaf_spec(x.shape, fsdp))
+        return NamedSharding(mesh, PartitionSpec(None, *leaf_spec(x.shape[1:], fsdp)))
+
+    return jax.tree.map(one, tree)
+
+
+def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
+    axis = _batch_axis(seeds)
     whole = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec(None, (AXIS, "fsdp")))
-    layout = lambda tree: jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, fsdp)), tree)
+    rows = NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
+    layout = lambda tree: state_layout(tree, mesh, seeds)
 
     def init_sharded(key, batch):
         # Laid out by the compiler from the start: no device ever holds the whole state.
@@ -176,18 +270,25 @@ def _sharded(init, step, mesh: Mesh) -> Engine:
 
     def constrained(state, resident, xs):
         shardings = layout(state)
-        state, metrics = _steps(step)(state, resident, xs)
-        return jax.lax.with_sharding_constraint(state, shardings), metrics
+        state, metrics = run(state, resident, xs)
+        constrain = jax.lax.with_sharding_constraint
+        return constrain(state, shardings), constrain(metrics, whole)
+
+    run_jitted = jax.jit(constrained, donate_argnums=0)
 
     def put(xs):
         def split(x):
-            if (x.shape[1] * jax.process_count()) % mesh.size:
+            if (x.shape[axis] * jax.process_count()) % mesh.size:
                 raise ValueError(
-                    f"the batch of {x.shape[1]} does not divide by the {mesh.size} devices of the mesh"
+                    f"the batch of {x.shape[axis] * jax.process_count()} does not divide by the {mesh.size} "
+                    "devices of the mesh"
                 )
             return jax.make_array_from_process_local_data(rows, np.asarray(x))
 
         return jax.tree.map(split, xs)
+
+    def put_whole(x):
+        return jax.make_array_from_callback(x.shape, whole, lambda index: x[index])
 
     def abstract(key, batch):
         shapes = jax.eval_shape(init, key, batch)
@@ -197,10 +298,13 @@ def _sharded(init, step, mesh: Mesh) -> Engine:
     return Engine(
         mode="sharded",
         devices=mesh.size,
+        local_devices=len(mesh.local_devices),
+        seeds=seeds,
         init=init_sharded,
-        run=jax.jit(constrained, donate_argnums=0),
+        run=run_jitted,
+        memory=_needs(run_jitted),
         put=put,
-        put_resident=lambda tree: jax.device_put(tree, whole),
+        put_resident=lambda tree: jax.tree.map(put_whole, tree),
         fetch=lambda tree: tree,
         place=lambda tree: jax.device_put(tree, layout(tree)),
         abstract=abstract,

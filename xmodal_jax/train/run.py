@@ -27,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
+
+from xmodal_jax.core import cluster
 
 TIMING = ("compile", "train", "evaluation", "data_wait", "total")
 """The durations that every ``result.json`` names, in seconds; null where nothing was measured."""
@@ -105,7 +108,8 @@ class Run:
     def __init__(self, path: Path, config: Any, *, writer: bool, tensorboard: bool) -> None:
         self.path = path
         self.config = config
-        self._writes = writer
+        self.writes = writer
+        """Whether this process is the one that writes files and prints."""
         self._wants_events = tensorboard
         self._events: Any = None
         self._purge_step: int | None = None
@@ -119,13 +123,13 @@ class Run:
         resume: bool = False,
         experiment: str | None = None,
         tensorboard: bool = True,
-        writer: bool = True,
+        writer: bool | None = None,
     ) -> Run:
         """Makes the directory, or with ``resume`` reopens it (a directory without a run in it starts afresh).
 
-        ``path=None`` names it ``runs/<experiment>-<timestamp>``; ``experiment`` defaults to the running
-        script's name. On a cluster only process 0 passes ``writer=True``; the others write nothing, and all
-        need the same ``path``. Raises ``FileExistsError`` rather than overwrite an earlier run.
+        ``path=None`` names it ``runs/<experiment>-<timestamp>``, the same in every process; ``experiment``
+        defaults to the running script's name. ``writer``: whether this process writes; by default process 0
+        does, and the others write nothing. Raises ``FileExistsError`` rather than overwrite an earlier run.
         """
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise TypeError(f"config must be an instance of a dataclass, got {config!r}")
@@ -133,7 +137,8 @@ class Run:
             if resume:
                 raise ValueError("--resume needs to know which run: name its directory with --run-dir")
             name = experiment or Path(sys.argv[0]).stem or "run"
-            path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            path = Path("runs") / cluster.agree(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        writer = cluster.is_writer() if writer is None else writer
         run = cls(Path(path), config, writer=writer, tensorboard=tensorboard)
         if writer:
             run._open(resume)
@@ -157,6 +162,11 @@ class Run:
         if self.metrics_path.exists():
             self._rewrite_metrics(self.read_metrics())  # without the half line that a kill may leave
 
+    def say(self, text: str) -> None:
+        """Prints a line, above a progress bar and once for all processes."""
+        if self.writes:
+            tqdm.write(text, sys.stdout)
+
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
@@ -170,7 +180,7 @@ class Run:
 
         A value that is not finite is written as null (JSON has no NaN), and ``note`` says what it was.
         """
-        if not self._writes:
+        if not self.writes:
             return
         row, notes = _row(metrics)
         if notes:
@@ -196,7 +206,7 @@ class Run:
 
     def truncate_metrics(self, step: int) -> None:
         """Drops what was logged after ``step``, the step restored from a checkpoint."""
-        if not self._writes:
+        if not self.writes:
             return
         self._purge_step = step + 1  # TensorBoard hides the events of later steps in older files
         if self.metrics_path.exists():
@@ -234,7 +244,7 @@ class Run:
         if notes:
             result["notes"] = notes
         result |= to_json(extra)
-        if self._writes:
+        if self.writes:
             write_atomic(self.path / "result.json", json.dumps(result, indent=2) + "\n")
         return result
 

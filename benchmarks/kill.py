@@ -1,0 +1,198 @@
+"""Runs killed with ``kill -9`` at random moments and started again, against a run that nobody disturbed.
+
+    python -m benchmarks.kill
+    python -m benchmarks.kill --modes pmap --kills 5
+
+Every process is ``experiments/contrastive.py`` at small size, with dropout, augmentation, an average of the parameters,
+data from the host and a checkpoint every other step, on four fake devices. Half of the kills come at a uniformly drawn
+moment of the process's life, half at a drawn moment after a checkpoint write has begun; a run is killed again after it
+was started again, until it ends by itself. Then its parameters, optimizer state, average, keys, metrics and results
+must be those of the undisturbed run, bit for bit. About 30 minutes on two cores; any difference is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from xmodal_jax.core.trees import leaf_names
+from xmodal_jax.train.checkpoint import newest_checkpoint, read_state
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MODES = {
+    "jit": ["--parallel", "jit"],
+    "pmap": ["--parallel", "pmap"],
+    "sharded": ["--parallel", "sharded", "--fsdp", "2"],
+}
+RUN = """--data shapes --modalities text image --train-size 200 --gallery 20 --steps 16 --batch-size 16 --no-resident
+    --checkpoint-every 2 --eval-every 4 --optimizer.ema 0.9 --model.text.width 16 --model.text.depth 1
+    --model.text.heads 2 --model.text.dropout 0.1 --model.image.width 8 --model.image.depth 1
+    --model.image.dropout 0.1""".split()
+WRITING = "*.orbax-checkpoint-tmp*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How many kills, of which modes."""
+
+    modes: tuple[str, ...] = tuple(MODES)
+    """Ways to run: jit, pmap, sharded."""
+    kills: int = 20
+    """Kills in each mode."""
+    seed: int = 0
+    """Decides the moments."""
+
+
+class Kill(NamedTuple):
+    """One kill, as it was found afterwards."""
+
+    mode: str
+    run: int
+    seconds: float
+    """After the start of the process."""
+    step: int
+    """The last step in metrics.jsonl."""
+    writing: bool
+    """Whether a checkpoint was half written."""
+
+
+def start(directory: pathlib.Path, mode: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "experiments/contrastive.py",
+        *RUN,
+        *MODES[mode],
+        "--run-dir",
+        directory,
+        "--resume",
+    ]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    with open(f"{directory}.log", "a") as log:
+        return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, stdout=log, stderr=log)
+
+
+def half_written(directory: pathlib.Path) -> set[pathlib.Path]:
+    return set((directory / "checkpoints").glob(f"*/{WRITING}"))
+
+
+def wait_until_killed(
+    process: subprocess.Popen, directory: pathlib.Path, draw: random.Random, *, life: float
+) -> bool:
+    """Kills at a drawn moment; False if the process ended by itself before."""
+    begun = time.perf_counter()
+    if draw.random() < 0.5:
+        moment, write = draw.uniform(0, life), None
+    else:
+        moment, write = draw.uniform(0, 0.15), draw.randrange(1, 8)
+    old, seen, since = half_written(directory), set(), begun if write is None else None
+    while process.poll() is None:
+        if write is not None and since is None:
+            seen |= half_written(directory) - old
+            since = time.perf_counter() if len(seen) >= write else None
+        if since is not None and time.perf_counter() - since >= moment:
+            process.kill()
+            process.wait()
+            return process.returncode != 0
+        time.sleep(0.001)
+    if process.returncode != 0:
+        raise SystemExit(f"a run failed by itself; see {directory}.log")
+    return False
+
+
+def last_step(directory: pathlib.Path) -> int:
+    file = directory / "metrics.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
+    """What is not the same, bit for bit, in two finished runs."""
+    found = []
+    for best in (False, True):
+        folders = [newest_checkpoint(run, best=best) for run in (a, b)]
+        if folders[0].name != folders[1].name:
+            found.append(f"step of the {'best' if best else 'newest'} checkpoint")
+            continue
+        one, other = (jax.tree.map(np.asarray, read_state(folder)) for folder in folders)
+        for name, x, y in zip(leaf_names(one), jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            if x.dtype != y.dtype or x.tobytes() != y.tobytes():
+                found.append(name)
+    if (a / "metrics.jsonl").read_bytes() != (b / "metrics.jsonl").read_bytes():
+        found.append("metrics.jsonl")
+    results = [json.loads((run / "result.json").read_text())["metrics"] for run in (a, b)]
+    return found + ([] if results[0] == results[1] else ["result.json"])
+
+
+def main(config: Config) -> None:
+    draw, kills, ended, wrong = (
+        random.Random(config.seed),
+        [],
+        dict.fromkeys(config.modes, 0),
+        dict.fromkeys(config.modes, 0),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for mode in config.modes:
+            whole = pathlib.Path(folder) / f"{mode}-undisturbed"
+            start(
+                whole, mode
+            ).wait()  # once for the compilation cache, so that the next tells how long a process lives
+            again = pathlib.Path(folder) / f"{mode}-again"
+            begun = time.perf_counter()
+            start(again, mode).wait()
+            life = time.perf_counter() - begun
+            if unlike := differences(whole, again):
+                raise SystemExit(f"{mode}: two undisturbed runs differ in {', '.join(unlike)}")
+            of_mode = []
+            for number in itertools.count():
+                if len(of_mode) >= config.kills:
+                    break
+                directory = pathlib.Path(folder) / f"{mode}-{number}"
+                while True:
+                    begun, process = time.perf_counter(), start(directory, mode)
+                    if len(of_mode) >= config.kills:
+                        process.wait()
+                        break
+                    if not wait_until_killed(process, directory, draw, life=life):
+                        break
+                    seconds = time.perf_counter() - begun
+                    kill = Kill(mode, number, seconds, last_step(directory), bool(half_written(directory)))
+                    of_mode.append(kill)
+                    where = "while writing a checkpoint" if kill.writing else ""
+                    print(f"{mode:8} run {number}: killed after {seconds:5.1f} s, step {kill.step:2} {where}")
+                unlike = differences(whole, directory)
+                wrong[mode] += bool(unlike)
+                ended[mode] += 1
+                print(
+                    f"{mode:8} run {number}: ended {'as ' + str(unlike) if unlike else 'bit-identical'}",
+                    flush=True,
+                )
+            kills += of_mode
+    print(
+        "\n| mode | kills | of them while writing a checkpoint | before the first step | runs ended | bit-identical |"
+    )
+    print("|---|---|---|---|---|---|")
+    for mode in config.modes:
+        of_mode = [k for k in kills if k.mode == mode]
+        writing, early = sum(k.writing for k in of_mode), sum(k.step == 0 for k in of_mode)
+        print(
+            f"| {mode} | {len(of_mode)} | {writing} | {early} | {ended[mode]} | {ended[mode] - wrong[mode]} |"
+        )
+    if any(wrong.values()):
+        raise SystemExit(f"{sum(wrong.values())} runs ended otherwise than the undisturbed one")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,112 @@
+"""Several seeds in one program: each is the run that its seed alone would be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import assert_trees_identical
+from tests.train.test_loop import stop_at, train
+from tests.train.toy import make_toy
+from xmodal_jax.core import runtime
+from xmodal_jax.train import loop
+from xmodal_jax.train.checkpoint import restore_run
+from xmodal_jax.train.evaluate import stack_scores
+from xmodal_jax.train.loop import NonFiniteError, Preempted
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.parallel import over_seeds
+from xmodal_jax.types import Method
+
+# Adam divides by a gradient's size, and so makes rounding in the smallest gradients visible; this one does not.
+LINEAR = Optimizer(name="sgd", learning_rate=1e-2, ema=0.9)
+EVALUATE = lambda params: {"test/bias": float(params["layer"]["bias"].sum())}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(parallel="jit", dispatch=2),
+        dict(parallel="jit", resident=False),
+        dict(parallel="pmap"),
+        dict(parallel="sharded", fsdp=4, resident=False, dispatch=3),
+    ],
+    ids=["jit", "jit from the host", "pmap", "sharded"],
+)
+def test_each_seed_is_the_run_that_it_would_be_alone(tmp_path, options):
+    options = dict(seed=5, evaluate=EVALUATE, checkpoint_every=0, optimizer=LINEAR, **options)
+    together, run = train(tmp_path / "together", seeds=3, **options)
+    rows = run.read_metrics()
+    for k in range(3):
+        alone, its_run = train(tmp_path / str(k), **{**options, "seed": 5 + k, "parallel": "jit", "fsdp": 1})
+        for a, b in zip(jax.tree.leaves(alone.params[0]), jax.tree.leaves(together.params[k]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+        for row, its_row in zip(rows, its_run.read_metrics(), strict=True):
+            for name, value in its_row.items():
+                found = row[name] if isinstance(row[name], int | float) else row[name][k]
+                np.testing.assert_allclose(found, value, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("mode,fsdp", [("jit", 1), ("pmap", 1), ("sharded", 2)])
+def test_a_stopped_run_of_several_seeds_ends_bit_identical(tmp_path, mode, fsdp):
+    options = dict(parallel=mode, fsdp=fsdp, seeds=2, eval_every=2, monitor="test/score")
+    whole, run = train(tmp_path / "a", evaluate=lambda p: {"test/score": 0.0}, **options)
+    with pytest.raises(Preempted):
+        train(tmp_path / "b", evaluate=stop_at(3), **options)  # in the second evaluation, of two seeds
+    rest, rest_run = train(tmp_path / "b", evaluate=lambda p: {"test/score": 0.0}, resume=True, **options)
+    assert_trees_identical(whole.state, rest.state)
+    assert run.read_metrics() == rest_run.read_metrics()
+    kept = [restore_run(tmp_path / "b", seed=seed).params for seed in (0, 1)]
+    for own, params in zip(rest.params, kept, strict=True):
+        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]"):
+        restore_run(tmp_path / "b")
+
+
+def test_one_after_the_other_or_all_at_once_is_the_same():
+    def step(state, data, x):
+        return {"w": state["w"] + data @ state["w"] * x}, {"loss": (state["w"] * x).sum()}
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    state, data = {"w": jax.random.normal(keys[0], (3, 5))}, jax.random.normal(keys[1], (5, 5))
+    x = jnp.array([1.0, -2.0, 0.5])
+    for a, b in zip(
+        jax.tree.leaves(jax.jit(over_seeds(step, "vmap"))(state, data, x)),
+        jax.tree.leaves(jax.jit(over_seeds(step, "map"))(state, data, x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_too_little_memory_is_said_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "free_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match="2 seeds at once need .* GiB are free. Lower --seeds"):
+        train(tmp_path, seeds=2)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_free_memory_is_less_than_the_machine_has():
+    free = runtime.free_memory()
+    assert free is None or 2**20 < free * jax.local_device_count() < 2**50
+
+
+def test_the_seed_that_diverges_is_named(tmp_path):
+    toy = make_toy(noise=0.0)
+
+    def loss(params, batch, key, *, axis_name=None):
+        value, aux = toy.loss(params, batch, key, axis_name=axis_name)
+        second = jax.random.key_data(key)[-1] == jax.random.key_data(second_key)[-1]
+        return jnp.where(second, jnp.nan, value), aux
+
+    # The key of step 2 of seed 1, as the step itself draws it.
+    own = loop.make_init(toy, loop.make_optimizer(loop.Optimizer(), 6), loop.Optimizer())
+    second_key = jax.random.fold_in(
+        jax.jit(own)(jax.random.key(1), {"x": np.zeros((1, 64), np.float32)}).key, 2
+    )
+    with pytest.raises(NonFiniteError, match="step 3 of seed 1: the loss"):
+        train(tmp_path, seeds=2, method=Method(toy.init, loss, toy.predict), checkpoint_every=0)
+
+
+def test_scores_of_several_seeds_become_lists():
+    assert stack_scores([{"a/b": 1.0}]) == {"a/b": 1.0}
+    assert stack_scores([{"a/b": 1.0}, {"a/b": 3.0}]) == {"a/b": [1.0, 3.0]}

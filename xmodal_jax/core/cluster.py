@@ -1,0 +1,261 @@
+"""Several processes as one program: who takes part, how they find each other, what all must agree on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+WAIT_NOTE = 20.0
+"""Seconds of waiting for the other processes before a line on screen says so."""
+
+
+class Cluster(NamedTuple):
+    """This process's place among several."""
+
+    kind: Literal["variables", "kubernetes", "openmpi", "slurm", "tpu"]
+    coordinator: str | None
+    """``host:port`` of process 0's service; None: JAX works it out from the launcher."""
+    processes: int | None
+    """Number of processes; None: JAX asks the TPU's metadata server."""
+    process: int | None
+    """This process's number, from 0; None: as for ``processes``."""
+    method: str = "deactivate"
+    """JAX's ``cluster_detection_method``; "deactivate": all that it would look for is given here."""
+    local_devices: tuple[int, ...] | None = None
+    """Which of the GPUs that this process sees are its own; None: JAX's rule for ``method``."""
+
+
+def detect(env: Mapping[str, str], *, tpu_vm: bool = False) -> Cluster | None:
+    """This process's place among several by its environment variables alone; None where it is the only one.
+
+    The first that applies decides: ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` (in a
+    Kubernetes Indexed Job or JobSet ``JOB_COMPLETION_INDEX`` stands for the last); ``mpirun`` of Open MPI; ``srun`` of
+    Slurm; the variables that GKE gives to the workers of a TPU slice; ``tpu_vm``, a Cloud TPU machine, where JAX asks
+    the metadata server. An address alone replaces the one that a launcher's variables lead to, and
+    ``JAX_NUM_PROCESSES=1`` makes each process of any launcher run by itself.
+
+    Raises ValueError for variables that contradict each other or are incomplete.
+    """
+    address = env.get("JAX_COORDINATOR_ADDRESS") or None
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(
+                f"JAX_COORDINATOR_ADDRESS must be HOST:PORT with a port from 1 to 65535, got {address!r}"
+            )
+    if env.get("JAX_NUM_PROCESSES") or env.get("JAX_PROCESS_ID"):
+        return _by_variables(env, address)
+    if (
+        "OMPI_COMM_WORLD_SIZE" in env
+    ):  # before Slurm: its variables also reach what mpirun starts inside a job
+        return _by_launcher(env, "openmpi", address)
+    if "SLURM_STEP_NODELIST" in env:  # only srun sets it, not sbatch, nor salloc's own shell
+        return _by_launcher(env, "slurm", address)
+    platforms = env.get("JAX_PLATFORMS")
+    if not platforms or "tpu" in platforms:
+        hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+        if hosts:
+            return _by_tpu_variables(env, hosts.count(",") + 1, address)
+        if tpu_vm:
+            return Cluster("tpu", address, None, None, "gcetpu")
+    if address is not None:
+        raise ValueError(
+            "JAX_COORDINATOR_ADDRESS is set, but nothing says how many processes there are: set JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID as well, start with srun or mpirun, or unset it to run as one process"
+        )
+    return None
+
+
+def _by_variables(env: Mapping[str, str], address: str | None) -> Cluster | None:
+    if not env.get("JAX_NUM_PROCESSES"):
+        raise ValueError(
+            "JAX_PROCESS_ID is set without JAX_NUM_PROCESSES: set the number of processes as well"
+        )
+    count = _integer(env, "JAX_NUM_PROCESSES", 1)
+    indexed = not env.get("JAX_PROCESS_ID") and "JOB_COMPLETION_INDEX" in env
+    process = 0
+    if count > 1 or env.get("JAX_PROCESS_ID"):
+        process = _integer(env, "JOB_COMPLETION_INDEX" if indexed else "JAX_PROCESS_ID", 0, count)
+    if count == 1:
+        return None
+    if address is None:
+        raise ValueError(
+            f"JAX_NUM_PROCESSES is {count}, but JAX_COORDINATOR_ADDRESS is not set: give HOST:PORT of process 0, "
+            "the same for all processes, with a free port"
+        )
+    return Cluster("kubernetes" if indexed else "variables", address, count, process)
+
+
+def _by_launcher(
+    env: Mapping[str, str], kind: Literal["openmpi", "slurm"], address: str | None
+) -> Cluster | None:
+    if kind == "openmpi":
+        names = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"
+        alone = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    else:  # inside a step SLURM_NTASKS may still be the allocation's number
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+        names = tasks, "SLURM_PROCID", "SLURM_LOCALID"
+        alone = env.get("SLURM_STEP_NUM_NODES") == env.get(tasks)
+    count = _integer(env, names[0], 1)
+    if count == 1:
+        return None
+    process, local = (_integer(env, name, 0, count) for name in names[1:])
+    if address is None and kind == "openmpi" and "OMPI_MCA_orte_hnp_uri" not in env:
+        raise ValueError(
+            "Open MPI 5 does not tell where process 0 is: name its host and a free port by "
+            "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
+        )
+    if address is None and kind == "slurm":
+        _integer(env, "SLURM_JOB_ID", 0)  # JAX makes the port of it
+    method = "deactivate" if address else {"openmpi": "ompi", "slurm": "slurm"}[kind]
+    return Cluster(kind, address, count, process, method, _local_devices(env, local, alone=alone))
+
+
+def _by_tpu_variables(env: Mapping[str, str], hosts: int, address: str | None) -> Cluster | None:
+    slices = _integer(env, "MEGASCALE_NUM_SLICES", 1) if env.get("MEGASCALE_NUM_SLICES") else 1
+    if hosts * slices == 1:
+        return None
+    process = _integer(env, "TPU_WORKER_ID", 0, hosts)
+    if slices > 1:
+        process += hosts * _integer(env, "MEGASCALE_SLICE_ID", 0, slices)
+    return Cluster("tpu", address, hosts * slices, process, "gketpu")
+
+
+def _local_devices(env: Mapping[str, str], local: int, *, alone: bool) -> tuple[int, ...] | None:
+    """The GPUs of the ``local``-th process of a host. JAX's rule, GPU number ``local``, misses two cases."""
+    if env.get("JAX_LOCAL_DEVICE_IDS"):
+        return None  # JAX reads it
+    named = env.get("CUDA_VISIBLE_DEVICES") or env.get("ROCR_VISIBLE_DEVICES") or ""
+    visible = 0 if named in ("", "-1", "NoDevFiles") else len(named.split(","))
+    if visible == 1:  # bound to one GPU by the launcher, which is number 0 to this process
+        return (0,)
+    if alone:  # one process on the host: all are its own
+        return tuple(range(visible)) or None
+    return (local,)
+
+
+def _integer(env: Mapping[str, str], name: str, low: int, below: int | None = None) -> int:
+    wanted = f"an integer of at least {low}" if below is None else f"an integer from {low} to {below - 1}"
+    if not env.get(name):
+        raise ValueError(f"{name} is not set, but other variables call for it: set it to {wanted}")
+    try:
+        value = int(env[name])
+    except ValueError:
+        value = low - 1
+    if value < low or (below is not None and value >= below):
+        raise ValueError(
+            f"{name} must be {wanted}, got {env[name]!r}: correct it, or unset what was left over"
+        )
+    return value
+
+
+def _is_tpu_vm(env: Mapping[str, str]) -> bool:
+    """A Cloud TPU machine; JAX sets TPU_SKIP_MDS_QUERY where it finds no chip."""
+    devices = any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev/vfio").glob("[0-9]*"))
+    return devices and "TPU_SKIP_MDS_QUERY" not in env and importlib.util.find_spec("libtpu") is not None
+
+
+def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Cluster | None:
+    """Joins this process to the others that `detect` finds; does nothing when it is alone or has joined already.
+
+    To be called before JAX looks for devices. What JAX itself works out (``Cluster.method``) it reads from
+    ``os.environ``. ``timeout``: seconds to wait for all to come.
+
+    Raises ValueError as `detect` does, and RuntimeError when the processes do not find each other.
+    """
+    cluster = detect(env, tpu_vm=_is_tpu_vm(env))
+    if cluster is None or jax.distributed.is_initialized():
+        return cluster
+    if cluster.process == 0 and cluster.coordinator and "JAX_COORDINATOR_BIND_ADDRESS" not in env:
+        try:  # here, because JAX can crash when it finds the port taken
+            _listen(int(cluster.coordinator.rpartition(":")[2])).close()
+        except OSError as error:
+            raise RuntimeError(_advice(cluster, env, f"its port cannot be opened ({error})")) from error
+    errors: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            jax.distributed.initialize(
+                cluster.coordinator,
+                cluster.processes,
+                cluster.process,
+                local_device_ids=cluster.local_devices,
+                cluster_detection_method=cluster.method,
+                initialization_timeout=int(timeout) + 60,
+            )
+        except BaseException as error:
+            errors.append(error)
+
+    # In a thread, because at its own timeout JAX aborts the process, where Python can no longer say why.
+    joining = threading.Thread(target=join, name="jax.distributed.initialize", daemon=True)
+    joining.start()
+    joining.join(min(WAIT_NOTE, timeout))
+    if joining.is_alive() and timeout > WAIT_NOTE:
+        print(f"waiting for all processes: {_place(cluster)}", file=sys.stderr, flush=True)
+        joining.join(timeout - WAIT_NOTE)
+    if joining.is_alive() or errors:
+        reason = f"JAX says: {errors[0]}" if errors else f"not all were there after {timeout:g} seconds"
+        raise RuntimeError(_advice(cluster, env, reason)) from (errors[0] if errors else None)
+    return cluster
+
+
+def _listen(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+def _place(cluster: Cluster) -> str:
+    process, count = ("?" if n is None else n for n in (cluster.process, cluster.processes))
+    where = cluster.coordinator or "found by JAX"
+    return f"this is process {process} of {count} ({cluster.kind}), coordinator {where}"
+
+
+def _advice(cluster: Cluster, env: Mapping[str, str], reason: str) -> str:
+    proxies = sorted(name for name in env if name.lower().endswith("_proxy") and name.lower() != "no_proxy")
+    return "\n  ".join(
+        [
+            f"the processes did not find each other: {_place(cluster)}; {reason}. Check that",
+            "- as many processes run as were announced, each with its own number, and none ended with an error",
+            "- the coordinator's host is the one of process 0, and its name resolves on every host",
+            "- its port is free there and no firewall closes it between the hosts; another port may be given in "
+            "JAX_COORDINATOR_ADDRESS=HOST:PORT",
+            "- nothing used a JAX device before",
+            *([f"- no proxy is in the way: unset {', '.join(proxies)}"] if proxies else []),
+            *(["- jax[tpu] is installed; TPU_SKIP_MDS_QUERY=1 runs alone"] if cluster.kind == "tpu" else []),
+        ]
+    )
+
+
+def is_writer() -> bool:
+    """Whether this process writes the run's files: process 0, and a process that is alone."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def agree(text: str, *, limit: int = 1024) -> str:
+    """Process 0's ``text`` on every process; all must call it, with the same ``limit``. Alone: ``text`` itself.
+
+    Raises ValueError, on all of them, where process 0's text is longer than ``limit`` bytes of UTF-8.
+    """
+    if not jax.distributed.is_initialized():
+        return text
+    content = text.encode()
+    # The shape must be the same everywhere: the length in four bytes, then the text and zeros.
+    block = np.zeros(4 + limit, np.uint8)
+    block[:4] = np.frombuffer(len(content).to_bytes(4, "little"), np.uint8)
+    block[4 : 4 + len(content)] = np.frombuffer(content[:limit], np.uint8)
+    block = np.asarray(multihost_utils.broadcast_one_to_all(block), np.uint8)
+    length = int.from_bytes(block[:4].tobytes(), "little")
+    if length > limit:
+        raise ValueError(f"process 0's text has {length} bytes, more than limit={limit}")
+    return block[4 : 4 + length].tobytes().decode()

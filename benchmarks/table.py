@@ -18,7 +18,7 @@ class Arguments:
     """Runs to summarise."""
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-    """Run directories: the same command with different seeds."""
+    """Run directories: the same command with different seeds, one or several (``--seeds``) in each."""
     metrics: tuple[str, ...] = ()
     """Which metrics; all of them by default."""
 
@@ -29,7 +29,9 @@ def table(results: list[dict], metrics: tuple[str, ...] = ()) -> str:
     seeds = [seed for result in results for seed in result["seeds"]]
     rows = [f"| metric | mean ± standard deviation over seeds {', '.join(map(str, seeds))} |", "|---|---|"]
     for name in names:
-        values = np.array([result["metrics"][name] for result in results])
+        values = np.concatenate(
+            [result.get("per_seed", {}).get(name, [result["metrics"][name]]) for result in results]
+        )
         spread = values.std(ddof=1) if len(values) > 1 else 0.0
         rows.append(f"| {name} | {values.mean():.3f} ± {spread:.3f} |")
     for name in ("total", "train", "compile"):

@@ -100,7 +100,7 @@ def test_everything_is_shown(page):
         "recall@5",
         "fid",
         "12.35",
-        "0.500 ± 0.250",
+        "0.500 ± 0.354",
         "image_to_text",
         "1 min 15 s",
         "1 h 02 min",

@@ -147,7 +147,9 @@ def test_result_schema(tmp_path):
     assert result == returned
     recall = pytest.approx(0.6)
     assert result["metrics"] == {"image_to_text/recall@1": recall, "test/loss": 2.5, "test/fid": None}
-    assert result["spread"] == {"image_to_text/recall@1": pytest.approx(0.1)}
+    assert result["spread"] == {
+        "image_to_text/recall@1": pytest.approx(0.02**0.5)
+    }  # sqrt(2 * 0.1^2 / (2 - 1))
     assert result["per_seed"] == {"image_to_text/recall@1": [0.5, 0.7]}
     assert set(result["timing"]) == {"compile", "train", "evaluation", "data_wait", "total"}
     assert result["timing"]["train"] == 1.25 and result["timing"]["compile"] is None
@@ -199,7 +201,7 @@ def test_atomic_write_keeps_the_old_file(tmp_path, monkeypatch):
         (-1.5, "-1.500"),
         (math.nan, "n/a"),
         (None, "n/a"),
-        ([0.5, 0.7], "0.600 ± 0.100"),
+        ([0.5, 0.7], "0.600 ± 0.141"),
         ([0.5, None], "0.500"),
     ],
 )
@@ -209,5 +211,5 @@ def test_format_value(value, text):
 
 def test_summary_line():
     metrics = {"image_to_text/recall@1": 0.5, "test/loss": [1.0, 3.0]}
-    assert summary_line(metrics) == "image_to_text/recall@1 0.500 · test/loss 2.000 ± 1.000"
-    assert summary_line(metrics, ["test/loss"]) == "test/loss 2.000 ± 1.000"
+    assert summary_line(metrics) == "image_to_text/recall@1 0.500 · test/loss 2.000 ± 1.414"
+    assert summary_line(metrics, ["test/loss"]) == "test/loss 2.000 ± 1.414"

@@ -51,6 +51,26 @@ def batch_mean(
     return (weights * values).sum() / jnp.where(total > 0, total, 1.0)
 
 
+def mesh_size() -> int:
+    """Over how many devices the compiler splits the batch of the program being traced; 1 outside of a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or mesh.manual_axes else mesh.size
+
+
+def keep_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+    """``x``, pinned to be split by examples where the compiler lays out the program (the mode ``sharded``).
+
+    Without it the compiler follows the parameters where these are split (fsdp): it then splits a layer's arithmetic by
+    features and sends the activations of the whole batch around, in place of the layer's weights. To be called on what
+    goes in and out of every layer. Changes no value, and nothing at all in the other modes.
+    """
+    size = mesh_size()
+    if size == 1 or x.shape[0] % size:
+        return x
+    names = jax.sharding.get_abstract_mesh().axis_names
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(names))
+
+
 def share(value: Float[Array, ""], *, axis_name: AxisName = None) -> Float[Array, ""]:
     """This device's share, ``value / devices``, of a scalar that every device has computed alike.
 

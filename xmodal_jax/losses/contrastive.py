@@ -22,7 +22,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from xmodal_jax.core.collectives import AxisName, all_gather, axis_index, axis_size, global_index, psum
+from xmodal_jax.core.collectives import (
+    AxisName,
+    all_gather,
+    axis_index,
+    axis_size,
+    global_index,
+    mesh_size,
+    psum,
+)
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses.tiled import (
     NEVER,
@@ -201,7 +209,8 @@ def _sides(a, b, present, match, duplicates, normalize, axis_name) -> tuple[Side
 def _form(form: Form, size: int, axis_name: AxisName) -> Form:
     if form != "auto":
         return form
-    return "global" if size * size * axis_size(axis_name) <= AUTO_GLOBAL_LOGITS else "tiled"
+    on_each = size * size * axis_size(axis_name) // mesh_size()
+    return "global" if on_each <= AUTO_GLOBAL_LOGITS else "tiled"
 
 
 def _gather(side: Side, axis_name: AxisName) -> Side:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout, DropPath
 from xmodal_jax.nets.pooling import prepend_class_token
@@ -100,7 +101,7 @@ class _PreActConv(nn.Module):
     def __call__(self, x):
         if self.norm == "group":
             x = _group_norm(x.shape[-1], 8, self.dtype, "norm")(x)
-        return Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x))
+        return keep_rows(Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x)))
 
 
 class ResNet(nn.Module):
@@ -187,7 +188,7 @@ class _ResidualBlock(nn.Module):
             y = conv_norm(y if i == 0 else nn.relu(y), features, size, stride, f"layer_{i}")
         if x.shape != y.shape:
             x = conv_norm(x, out, 1, self.stride, "shortcut")
-        return nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys))
+        return keep_rows(nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys)))
 
 
 class ViT(nn.Module):

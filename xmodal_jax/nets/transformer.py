@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.dropout import Dropout, DropPath, fold_in_layer
 from xmodal_jax.types import ExampleKeys
@@ -108,13 +109,14 @@ class TransformerBlock(nn.Module):
             branch = Dropout(self.dropout, name=f"{name}_dropout")(branch, keys)
             return x + DropPath(self.drop_path, name=f"{name}_drop_path")(branch, keys)
 
+        x = keep_rows(x)
         y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
         x = residual(x, attend("attention", self.causal)(y, mask=mask), "attention")
         if self.cross:
             y = nn.LayerNorm(dtype=self.dtype, name="cross_norm")(x)
             x = residual(x, attend("cross_attention", False)(y, kv, kv_mask), "cross")
         y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
-        return residual(x, MLP(self.mlp_ratio, self.dtype, name="mlp")(y), "mlp")
+        return keep_rows(residual(x, MLP(self.mlp_ratio, self.dtype, name="mlp")(y), "mlp"))
 
 
 class Transformer(nn.Module):

@@ -432,7 +432,11 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
     own = [row for row in rows if name in row]
     steps = np.asarray([row["step"] for row in own])
     values = [np.atleast_1d(np.asarray(row[name], np.float64)) for row in own]  # null reads as NaN: a gap
-    return steps, np.asarray([v.mean() for v in values]), np.asarray([v.std() for v in values])
+    return (
+        steps,
+        np.asarray([v.mean() for v in values]),
+        np.asarray([v.std(ddof=1) if v.size > 1 else 0.0 for v in values]),
+    )
 
 
 def _smooth(values: np.ndarray, weight: float) -> np.ndarray:

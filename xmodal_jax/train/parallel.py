@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Mode = Literal["jit", "pmap", "sharded"]
+SeedsForm = Literal["auto", "vmap", "map"]
 
 AXIS = "data"
 """Name of the axis that the batch is split over."""
@@ -65,7 +66,7 @@ def draw_batch(resident, x):
     return {**batch, "index": x["index"]}
 
 
-def over_seeds(step: Callable, form: Literal["auto", "vmap", "map"] = "auto") -> Callable:
+def over_seeds(step: Callable, form: SeedsForm = "auto") -> Callable:
     """``step(state, resident, x)`` for states and batches with a leading axis of seeds.
 
     ``vmap`` runs all seeds' operations together, ``map`` one seed after the other in the same program; the results are
@@ -105,13 +106,14 @@ def make_engine(
     *,
     fsdp: int = 1,
     seeds: int | None = None,
+    seeds_form: SeedsForm = "auto",
     devices: Sequence[jax.Device] | None = None,
 ) -> Engine:
     """An engine for ``init(key, batch) -> state`` and ``make_step(axis_name) -> step``.
 
     ``fsdp``: over how many devices each large array of the state is split in the sharded mode (it must divide the
-    number of devices; the rest is data parallelism). ``seeds``: train this many at once. ``devices``: those to use, all
-    of them by default.
+    number of devices; the rest is data parallelism). ``seeds``: train this many at once, in the form that
+    `over_seeds` explains. ``devices``: those to use, all of them by default.
     """
     if fsdp != 1 and mode != "sharded":
         raise ValueError(f"fsdp={fsdp} needs parallel='sharded', got {mode!r}")
@@ -119,7 +121,7 @@ def make_engine(
     def make_run(axis):
         step = make_step(axis)
         drawn = lambda state, resident, x: step(state, draw_batch(resident, x))
-        return _steps(drawn if seeds is None else over_seeds(drawn))
+        return _steps(drawn if seeds is None else over_seeds(drawn, seeds_form))
 
     if seeds is not None:
         init = jax.vmap(init, in_axes=(0, None))
@@ -270,7 +272,8 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
 
     def constrained(state, resident, xs):
         shardings = layout(state)
-        state, metrics = run(state, resident, xs)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for core.collectives.keep_rows
+            state, metrics = run(state, resident, xs)
         constrain = jax.lax.with_sharding_constraint
         return constrain(state, shardings), constrain(metrics, whole)
 

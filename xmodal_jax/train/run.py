@@ -82,7 +82,7 @@ def to_json(value: Any) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """A metric for people: four significant digits; several seeds as mean ± standard deviation."""
+    """A metric for people: four significant digits; several seeds as mean ± standard deviation (over n - 1)."""
     values = _finite_values(value)
     if values is None:
         return "n/a"
@@ -93,7 +93,7 @@ def format_value(value: Any) -> str:
         spec = ".3e"
     else:
         spec = f",.{max(0, 3 - max(0, math.floor(math.log10(abs(mean) or 1.0))))}f"
-    spread = f" ± {np.std(values):{spec}}" if len(values) > 1 else ""
+    spread = f" ± {np.std(values, ddof=1):{spec}}" if len(values) > 1 else ""
     return f"{mean:{spec}}{spread}"
 
 
@@ -226,8 +226,9 @@ class Run:
         """Writes and returns ``result.json``.
 
         ``metrics``: names ``direction-or-split/metric``, each a number or one per seed; the file then holds
-        the mean, with the standard deviation under ``spread`` and the values under ``per_seed``. ``timing``:
-        seconds by name (see `core.runtime.Stopwatch`). ``extra``: further entries, plain values.
+        the mean, with the standard deviation (of a sample: over n - 1) under ``spread`` and the values under
+        ``per_seed``. ``timing``: seconds by name (see `core.runtime.Stopwatch`). ``extra``: further entries,
+        plain values.
         """
         for name in metrics:
             if "/" not in name:
@@ -328,4 +329,6 @@ def _mean(value: Any) -> float | None:
 
 
 def _spread(values: list[float | None]) -> float | None:
-    return None if None in values else float(np.std(np.asarray(values, np.float64)))
+    if None in values or len(values) < 2:
+        return None
+    return float(np.std(np.asarray(values, np.float64), ddof=1))

@@ -1,0 +1,81 @@
+"""What it brings to keep the data on the device and to run many steps in one program.
+
+    python -m benchmarks.dispatch
+
+Trains through `fit`, as every experiment does, with its logging, and reports wall time per step without compilation:
+batches from the host one step at a time (the plain loop), data on the device, K steps in one program, and the whole run
+in one program. Interleaved, medians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+import tyro
+
+from benchmarks.methods import BATCH, METHODS
+from xmodal_jax.core import runtime
+from xmodal_jax.data.arrays import ArraySource
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.loop import fit
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.run import Run
+
+STEPS = {"mlp": 2000, "default": 20}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How often."""
+
+    rounds: int = 5
+    """Runs of each way; the median counts."""
+
+
+def forms(steps: int) -> dict[str, dict]:
+    return {
+        "from the host, 1 step per program": dict(resident=False),
+        "on the device, 1 step per program": {},
+        f"on the device, {steps // 10} steps per program": dict(dispatch=steps // 10),
+        f"on the device, all {steps} steps in one program": dict(dispatch=steps),
+    }
+
+
+def seconds_per_step(name: str, options: dict) -> float:
+    make, arrays = METHODS[name]
+    data, method = arrays(), make()
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(run_dir=pathlib.Path(folder), steps=STEPS[name], batch_size=BATCH, **options)
+        run = Run.create(config.run_dir, config, tensorboard=False)
+        loader = Loader(ArraySource(data), batch_size=BATCH, seed=0)
+        watch = runtime.Stopwatch()
+        fit(method, loader, config, Optimizer(), run, watch)
+        run.close()
+        watch.clock.close()
+        # Without the checkpoint at the end and the compilation, which the stopwatch keeps apart.
+        return (watch.seconds["train"] + watch.seconds["data_wait"]) / config.steps
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    for name, steps in STEPS.items():
+        times = {form: [] for form in forms(steps)}
+        for _ in range(config.rounds):
+            for form, options in forms(steps).items():
+                times[form].append(seconds_per_step(name, options))
+        plain = float(np.median(next(iter(times.values()))))
+        print(f"\n| {name} | ms per step | against the plain loop |\n|---|---|---|")
+        for form, values in times.items():
+            median = float(np.median(values))
+            print(f"| {form} | {1e3 * median:.3g} | {plain / median:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    begun = time.perf_counter()
+    main(tyro.cli(Config, description=__doc__))
+    print(f"\n{time.perf_counter() - begun:.0f} s in all")

@@ -1,0 +1,120 @@
+"""Four seeds in one program against four programs in turn.
+
+    python -m benchmarks.seeds
+    python -m benchmarks.seeds --commands --steps 160
+
+The first times training steps, warmed up, forms interleaved, medians: the time that four seeds take for one step each.
+The second times whole commands, from start to report, with everything that four runs do four times over (start-up,
+reading data, loading compiled programs) and one run of four seeds once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.methods import BATCH, METHODS
+from xmodal_jax.core import runtime
+from xmodal_jax.train.optim import Optimizer, make_optimizer
+from xmodal_jax.train.parallel import make_engine
+from xmodal_jax.train.step import make_init, make_step
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STEPS = {"mlp": 200, "default": 1}
+"""Steps in each program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    seeds: int = 4
+    """Seeds at once."""
+    rounds: int = 9
+    """Timings of each form; the median counts."""
+    commands: bool = False
+    """Time whole commands of experiments/contrastive.py instead."""
+    steps: int = 640
+    """Steps of those commands."""
+
+
+def prepare(name: str, seeds: int | None, form: str):
+    """A function that trains and waits, with its state inside."""
+    make, arrays = METHODS[name]
+    optimizer = Optimizer()
+    tx, method, k = make_optimizer(optimizer, 10**6), make(), STEPS[name]
+    engine = make_engine(
+        "jit",
+        make_init(method, tx, optimizer),
+        lambda axis: make_step(method, tx, optimizer, axis_name=axis),
+        seeds=seeds,
+        seeds_form=form,
+    )
+    data = arrays()
+    keys = jax.random.key(0) if seeds is None else jax.random.split(jax.random.key(0), seeds)
+    state = engine.init(keys, jax.tree.map(lambda x: x[:1], data))
+    data, rng = engine.put_resident(data), np.random.default_rng(0)
+
+    def run():
+        nonlocal state
+        shape = (k, *(() if seeds is None else (seeds,)), BATCH)
+        rows = rng.integers(0, len(next(iter(data.values()))), shape).astype(np.int32)
+        xs = engine.put({"row": rows, "index": rows})
+        begun = time.perf_counter()
+        state, metrics = engine.run(state, data, xs)
+        jax.block_until_ready((state, metrics))
+        return (time.perf_counter() - begun) / k
+
+    run()
+    return run
+
+
+def steps(config: Config) -> None:
+    n = config.seeds
+    print(f"| model | {n} x one seed | {n} seeds, vmap | {n} seeds, map | best form against {n} in turn |")
+    print("|---|---|---|---|---|")
+    for name in METHODS:
+        forms = {"one": prepare(name, None, "auto")}
+        forms |= {form: prepare(name, n, form) for form in ("vmap", "map")}
+        times = {form: [] for form in forms}
+        for _ in range(config.rounds):
+            for form, run in forms.items():
+                times[form].append(run())
+        one, vmap, mapped = (1e3 * float(np.median(times[form])) for form in ("one", "vmap", "map"))
+        best = n * one / min(vmap, mapped)
+        print(
+            f"| {name} | {n * one:.3g} ms | {vmap:.3g} ms | {mapped:.3g} ms | {best:.2f} times as fast |",
+            flush=True,
+        )
+
+
+def commands(config: Config) -> None:
+    def timed(*flags: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "experiments/contrastive.py", "--steps", str(config.steps), *flags]
+            begun = time.perf_counter()
+            subprocess.run(
+                [*command, "--run-dir", f"{folder}/run"], cwd=ROOT, check=True, capture_output=True
+            )
+            return time.perf_counter() - begun
+
+    for flags in ([], ["--seeds", str(config.seeds)]):  # fills the compilation cache
+        timed("--steps", "2", "--eval-every", "2", *flags)
+    in_turn = sum(timed("--seed", str(seed)) for seed in range(config.seeds))
+    at_once = timed("--seeds", str(config.seeds))
+    print(f"{config.seeds} runs of {config.steps} steps in turn: {in_turn:.0f} s; at once: {at_once:.0f} s")
+    print(f"at once is {in_turn / at_once:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Config, description=__doc__)
+    runtime.configure()
+    commands(chosen) if chosen.commands else steps(chosen)

@@ -161,14 +161,17 @@ def main(config: Config) -> None:
                     break
                 directory = pathlib.Path(folder) / f"{mode}-{number}"
                 while True:
-                    begun, process = time.perf_counter(), start(directory, mode)
+                    begun, left_over = time.perf_counter(), half_written(directory)
+                    process = start(directory, mode)
                     if len(of_mode) >= config.kills:
                         process.wait()
                         break
                     if not wait_until_killed(process, directory, draw, life=life):
                         break
                     seconds = time.perf_counter() - begun
-                    kill = Kill(mode, number, seconds, last_step(directory), bool(half_written(directory)))
+                    kill = Kill(
+                        mode, number, seconds, last_step(directory), bool(half_written(directory) - left_over)
+                    )
                     of_mode.append(kill)
                     where = "while writing a checkpoint" if kill.writing else ""
                     print(f"{mode:8} run {number}: killed after {seconds:5.1f} s, step {kill.step:2} {where}")

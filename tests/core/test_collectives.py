@@ -92,3 +92,32 @@ def test_share_of_a_common_value_and_its_gradient(mode):
 def test_global_index(mode):
     got = over_devices(mode, lambda x: collectives.global_index(x.shape[0], axis_name="data"), X)
     np.testing.assert_array_equal(got.reshape(-1), np.arange(12))
+
+
+def test_rows_are_pinned_inside_a_mesh_only():
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    x = jnp.ones((16, 3))
+
+    def pinned(fn, x):
+        return "sharding_constraint" in str(jax.make_jaxpr(fn)(x))
+
+    assert not pinned(collectives.keep_rows, x) and collectives.mesh_size() == 1
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert collectives.mesh_size() == 8
+        assert pinned(collectives.keep_rows, x)
+        assert pinned(jax.vmap(collectives.keep_rows), jnp.ones((2, 16, 3)))  # several seeds
+        assert not pinned(collectives.keep_rows, jnp.ones((12, 3)))  # does not divide
+        manual = jax.shard_map(
+            collectives.keep_rows, in_specs=jax.P(("data", "fsdp")), out_specs=jax.P(("data", "fsdp"))
+        )
+        assert not pinned(manual, x)  # each device already has its own rows
+
+
+def test_the_form_of_the_loss_counts_the_logits_of_a_device():
+    from xmodal_jax.losses.contrastive import AUTO_GLOBAL_LOGITS, _form
+
+    size = int(AUTO_GLOBAL_LOGITS**0.5)
+    assert _form("auto", size, None) == "global" and _form("auto", 2 * size, None) == "tiled"
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert _form("auto", 2 * size, None) == "global" and _form("auto", 4 * size, None) == "tiled"

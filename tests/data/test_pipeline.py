@@ -72,6 +72,19 @@ def test_restore_continues_exactly(stop, workers):
         np.testing.assert_array_equal(got, want[stop:])
 
 
+def test_a_copy_is_the_stream_of_its_seed_and_shard_and_an_example_is_the_same_on_every_host():
+    loader = Loader(numbers(23), batch_size=6, seed=3)
+    other = Loader(numbers(23), batch_size=6, seed=4, shard=(1, 3))
+    copy = loader.copy(seed=4, shard=(1, 3))
+    for a, b in zip(take(copy, 5), take(other, 5), strict=True):
+        np.testing.assert_array_equal(a, b)
+    first = Loader(numbers(23), batch_size=6, seed=4).fetch(0)
+    for each in (other, Loader(numbers(23), batch_size=6, seed=4)):
+        example = each.example()
+        assert len(example["index"]) == 1
+        np.testing.assert_array_equal(example["image"], first["image"][:1])
+
+
 def test_restoring_another_stream_is_refused():
     position = Loader(numbers(17), batch_size=4, seed=5).position()
     with pytest.raises(ValueError, match="batch_size was 4, is 5"):

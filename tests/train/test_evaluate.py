@@ -1,11 +1,14 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.splits import open_splits, text_cleaner
 from xmodal_jax.train import evaluate
+from xmodal_jax.train.parallel import make_mesh, state_layout
 from xmodal_jax.types import Method
 
 WORDS = ["red", "green", "blue"]
@@ -80,3 +83,17 @@ def test_text_cleaning_by_name():
     assert text_cleaner("none") is None
     assert text_cleaner("lower")("A  Red Star") == "a red star"
     assert text_cleaner("stop")("There is A red Star") == "red star"
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_answers_do_not_depend_on_where_the_parameters_lie(fsdp):
+    params = {"w": jax.random.normal(jax.random.key(0), (64, 96)), "b": jnp.arange(96.0)}
+    rng = np.random.default_rng(0)
+    source = ArraySource({"x": rng.normal(size=(37, 64)).astype(np.float32)})
+    predict = lambda p, batch: {"y": batch["x"] @ p["w"] + p["b"][None, :], "row": batch["index"]}
+    alone = evaluate.predict_all(predict, params, source, batch_size=11)
+    np.testing.assert_array_equal(alone["row"], np.arange(37))
+    spread = jax.device_put(params, state_layout(params, make_mesh(fsdp)))
+    found = evaluate.predict_all(predict, spread, source, batch_size=11)  # 16 at a time, two on each device
+    np.testing.assert_array_equal(found["row"], np.arange(37))
+    np.testing.assert_allclose(found["y"], alone["y"], rtol=1e-5, atol=1e-5)

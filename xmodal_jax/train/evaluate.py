@@ -57,7 +57,7 @@ def predict_all(
 
 def _mesh_of(params: Any) -> Mesh | None:
     """The mesh that the parameters lie on; None for one device."""
-    leaf = jax.tree.leaves(params)[0]
+    leaf = next(iter(jax.tree.leaves(params)), None)
     sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
     return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
 

@@ -68,18 +68,21 @@ def test_a_stopped_run_ends_bit_identical(tmp_path, mode, fsdp, resident, dispat
     assert run.read_metrics() == rest_run.read_metrics()
 
 
-def test_a_checkpoint_moves_between_modes(tmp_path):
+@pytest.mark.parametrize(
+    "first,then",
+    [
+        (dict(parallel="jit"), dict(parallel="sharded", fsdp=4)),
+        (dict(parallel="sharded", fsdp=4), dict(parallel="pmap")),
+        (dict(parallel="pmap"), dict(parallel="jit")),
+    ],
+    ids=["jit to sharded", "sharded to pmap", "pmap to jit"],
+)
+def test_a_checkpoint_moves_between_modes(tmp_path, first, then):
     with pytest.raises(Preempted):
-        train(tmp_path, evaluate=stop_at(1), eval_every=2)
-    fitted, _ = train(
-        tmp_path,
-        evaluate=lambda p: {"test/score": 0.0},
-        eval_every=2,
-        resume=True,
-        parallel="sharded",
-        fsdp=4,
-    )
-    whole, _ = train(tmp_path / "whole", evaluate=lambda p: {"test/score": 0.0}, eval_every=2)
+        train(tmp_path, evaluate=stop_at(1), eval_every=2, **first)
+    score = lambda p: {"test/score": 0.0}
+    fitted, _ = train(tmp_path, evaluate=score, eval_every=2, resume=True, **then)
+    whole, _ = train(tmp_path / "whole", evaluate=score, eval_every=2)
     for a, b in zip(jax.tree.leaves(whole.params[0]), jax.tree.leaves(fitted.params[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

@@ -35,7 +35,7 @@ def configure(*, compilation_cache: bool = True, keep_memory: bool = True) -> No
         _keep_freed_memory()
     if compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _keep_freed_memory() -> None:

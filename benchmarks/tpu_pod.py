@@ -46,6 +46,8 @@ class Config:
     """Examples per chip, ViT-B/16."""
     large_batch: int = 32
     """Examples per chip, ViT-bigG/14."""
+    keep_rows: bool = True
+    """Off: compile as if no layer called `core.collectives.keep_rows`, to see what it is for."""
     markdown: bool = False
     """Print Markdown tables."""
     out: pathlib.Path | None = None
@@ -244,6 +246,10 @@ def main(config: Config) -> None:
     """Compiles all cases and prints the tables."""
     # Read when libtpu starts: this machine's own backend is the CPU, and there is no pod to ask for its topology.
     os.environ["JAX_PLATFORMS"], os.environ["TPU_SKIP_MDS_QUERY"] = "cpu", "1"
+    from xmodal_jax.core import collectives
+
+    if not config.keep_rows:
+        collectives.mesh_size = lambda: 1
     results = []
     for case in cases(config):
         results.append(measure(case))

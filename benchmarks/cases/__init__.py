@@ -1,0 +1,7 @@
+"""The cases of ``benchmarks.cpu``: one module each, with a JAX side and a PyTorch side that do the same work.
+
+A module has ``ROWS`` (what the table says), ``jax_side()`` and ``torch_side()``. PyTorch and its libraries are imported
+inside ``torch_side`` only, so that the JAX side runs without them.
+"""
+
+CASES = ("dcgan", "resnet18", "clip", "vae", "mopoe", "mlp", "attention", "data", "startup")

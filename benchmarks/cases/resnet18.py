@@ -1,0 +1,79 @@
+"""Classification with ResNet-18 and group norm, against torchvision's class ``ResNet`` with the same norm and stem."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from benchmarks.cases.peers import import_torchvision
+from benchmarks.cases.sides import (
+    Row,
+    Side,
+    jax_flops,
+    jax_training,
+    size,
+    torch_training,
+)
+from xmodal_jax.nets.image import ResNet
+
+BATCH, IMAGE, CLASSES, STEPS = 64, 64, 100, 2
+
+WHAT = (
+    f"ResNet-18 of full width, {IMAGE} px, batch {BATCH}, {CLASSES} classes, cross-entropy, Adam; 3x3 stem of stride 1 "
+    "and group norm (32 groups) on both sides. PyTorch: torchvision's ResNet with that norm and stem"
+)
+FORMS = ("eager", "eager, channels last", "compile", "compile, channels last")
+ROWS = (Row("resnet18", WHAT, "loop", FORMS, ("scan",), goal=1.0),)
+
+
+class Classifier(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES)(ResNet(18)(x).values.mean(axis=1))
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return (
+        rng.uniform(-1, 1, (STEPS, BATCH, 3, IMAGE, IMAGE)).astype(np.float32),
+        rng.integers(0, CLASSES, (STEPS, BATCH)).astype(np.int32),
+    )
+
+
+def jax_side() -> Side:
+    model, tx = Classifier(), optax.adam(1e-4)
+
+    def loss(params, x, y):
+        return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, x), y).mean()
+
+    def step(state, batch):
+        params, opt_state = state
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    x, y = data()
+    x = x.transpose(0, 1, 3, 4, 2)
+    params = jax.jit(model.init)(jax.random.key(0), x[0, :1])
+    state = params, tx.init(params)
+    return Side(jax_training(step, state, (x, y)), size(params), jax_flops(step, state, (x[0], y[0])))
+
+
+def torch_side() -> Side:
+    import torch
+    from torch import nn
+
+    import_torchvision()
+    from torchvision.models import resnet18
+
+    def make():
+        model = resnet18(num_classes=CLASSES, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+        return model, lambda x, y: nn.functional.cross_entropy(model(x), y)
+
+    x, y = data()
+    batches = [(torch.from_numpy(a), torch.from_numpy(b).long()) for a, b in zip(x, y, strict=True)]
+    return torch_training(make, batches, images=True)

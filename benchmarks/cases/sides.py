@@ -1,0 +1,237 @@
+"""What a case gives to the driver, and how its steps are run on either side."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One way to do the work: ``run()`` does ``steps`` steps and waits for the last."""
+
+    run: Callable[[], Any]
+    steps: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """All forms of one side, by name; those of PyTorch whose name starts with "compile" are ``torch.compile``."""
+
+    forms: Mapping[str, Form]
+    parameters: int | None = None
+    """Trained numbers."""
+    flops: int | None = None
+    """Floating-point operations of one step's matrix products and convolutions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: which form of JAX is set against the faster of which forms of PyTorch."""
+
+    name: str
+    what: str
+    """The work, in a sentence."""
+    jax: str
+    """The form of JAX that counts."""
+    torch: tuple[str, ...] = ("eager", "compile")
+    """The forms of PyTorch, of which the faster counts."""
+    others: tuple[str, ...] = ()
+    """Further forms of JAX, told without a ratio."""
+    goal: float | None = None
+    """Largest ratio of JAX's time to PyTorch's."""
+    limit: float | None = None
+    """Largest time of JAX in seconds."""
+
+
+def load(case: str, side: str) -> Side:
+    return getattr(importlib.import_module(f"benchmarks.cases.{case}"), f"{side}_side")()
+
+
+def rows(case: str) -> tuple[Row, ...]:
+    return importlib.import_module(f"benchmarks.cases.{case}").ROWS
+
+
+# ---------------------------------------------------------------------------------------------------------- JAX
+
+
+def jax_training(step: Callable, state: Any, batches: Any) -> dict[str, Form]:
+    """``step(state, batch) -> (state, loss)`` over ``batches [K, ...]``: K steps in one program, and K programs."""
+    k = len(jax.tree.leaves(batches)[0])
+    on_device = jax.device_put(batches)
+    parts = [jax.tree.map(lambda x, i=i: x[i], on_device) for i in range(k)]
+    many = jax.jit(lambda state, xs: jax.lax.scan(step, state, xs), donate_argnums=0)
+    one = jax.jit(step, donate_argnums=0)
+    held = {name: jax.tree.map(lambda x: jax.numpy.array(x, copy=True), state) for name in ("scan", "loop")}
+
+    def scan():
+        held["scan"], losses = many(held["scan"], on_device)
+        check(losses)
+
+    def loop():
+        for part in parts:
+            held["loop"], value = one(held["loop"], part)
+        check((held["loop"], value)[1])
+        jax.block_until_ready(held["loop"])
+
+    return {"loop": Form(loop, k), "scan": Form(scan, k)}
+
+
+def check(losses) -> None:
+    """Waits for the losses; a side that diverged may be timing something else."""
+    if not np.isfinite(np.asarray(losses)).all():
+        raise FloatingPointError("the loss is not finite")
+
+
+def size(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def jax_flops(step: Callable, *args) -> int:
+    """Operations of the matrix products and convolutions that ``step`` needs for its results."""
+    from jax.interpreters import partial_eval
+
+    closed = jax.make_jaxpr(step)(*args)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return _count(jaxpr)
+
+
+def _count(jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            inner = np.prod([eqn.invars[0].aval.shape[axis] for axis in contract], dtype=np.int64)
+            total += 2 * int(inner) * eqn.outvars[0].aval.size
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel, numbers = eqn.invars[1].aval, eqn.params["dimension_numbers"]
+            per_output = kernel.size // kernel.shape[numbers.rhs_spec[0]]
+            # The zeros between the rows of a transposed convolution's input are no work.
+            zeros = int(np.prod(eqn.params["lhs_dilation"]))
+            total += 2 * per_output * eqn.outvars[0].aval.size // zeros
+        elif eqn.primitive.name == "cond":  # the platforms' forms of one operation
+            total += max(_count(branch.jaxpr) for branch in eqn.params["branches"])
+        else:
+            times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+            total += times * sum(_count(inner) for inner in jaxprs_in_params(eqn.params))
+    return total
+
+
+# ------------------------------------------------------------------------------------------------------ PyTorch
+
+
+def torch_training(make: Callable[[], tuple[Any, Callable]], batches: list, *, images: bool = False) -> Side:
+    """Training with Adam over ``batches``, a list of tuples of tensors; ``make() -> (model, loss(*batch))``.
+
+    Eager and with the loss compiled, in both layouts of images where there are ``images``; always the fused Adam,
+    the fastest of PyTorch's.
+    """
+    import torch
+
+    layouts = {"": torch.contiguous_format} | ({", channels last": torch.channels_last} if images else {})
+
+    def form(compiled, layout):
+        torch.manual_seed(0)
+        model, loss = make()
+        model.to(memory_format=layout)
+        fit = lambda x: x.contiguous(memory_format=layout) if x.ndim == 4 else x
+        inputs = [tuple(fit(x) for x in batch) for batch in batches]
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        loss = torch.compile(loss) if compiled else loss
+
+        def run():
+            for batch in inputs:
+                optimizer.zero_grad()
+                value = loss(*batch)
+                value.backward()
+                optimizer.step()
+            check(value.item())
+
+        return Form(run, len(inputs))
+
+    forms = {
+        f"{name}{suffix}": form(name == "compile", layout)
+        for suffix, layout in layouts.items()
+        for name in ("eager", "compile")
+    }
+    torch.manual_seed(0)
+    model, loss = make()
+    return Side(forms, torch_size(model), torch_flops(lambda: loss(*batches[0]).backward()))
+
+
+def torch_size(*models) -> int:
+    return sum(p.numel() for model in models for p in model.parameters())
+
+
+def torch_flops(run: Callable[[], Any]) -> int:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # PyTorch counts nothing for the CPU's fused attention: count the plain form.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        run()
+    return counter.get_total_flops()
+
+
+# ------------------------------------------------------------------------------------------------------- worker
+
+
+def serve(connection, case: str, side: str, threads: int) -> None:
+    """A process that builds one side and runs its forms when told to; it sleeps while the other side runs.
+
+    Requests are ``("warm", form)`` and ``("time", form, least_seconds)``; each answer is ``(ok, value)``.
+    """
+    prepare_process(side, threads)
+    try:
+        built = load(case, side)
+    except Exception as error:
+        connection.send((False, reason(error)))
+        return
+    connection.send(
+        (True, {"forms": list(built.forms), "parameters": built.parameters, "flops": built.flops})
+    )
+    while (request := connection.recv()) is not None:
+        kind, name, *rest = request
+        form = built.forms[name]
+        try:
+            if kind == "warm":
+                form.run()
+                answer = None
+            else:
+                calls, begun = 0, time.perf_counter()
+                while not calls or time.perf_counter() - begun < rest[0]:
+                    form.run()
+                    calls += 1
+                answer = (time.perf_counter() - begun) / (calls * form.steps)
+            connection.send((True, answer))
+        except Exception as error:
+            connection.send((False, reason(error)))
+
+
+def reason(error: Exception) -> str:
+    """One line that says what went wrong."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def prepare_process(side: str, threads: int) -> None:
+    """The same cores for both sides; the settings of an experiment for JAX, PyTorch's own for PyTorch."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    if side == "jax":
+        from xmodal_jax.core import runtime
+
+        runtime.configure()
+        return
+    import torch
+
+    torch.set_num_threads(threads)

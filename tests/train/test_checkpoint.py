@@ -10,7 +10,13 @@ import pytest
 from tests.support import assert_trees_identical
 from tests.train.test_loop import OPTIMIZER, train
 from xmodal_jax.data.text import tokenizer_from, train_tokenizer
-from xmodal_jax.train.checkpoint import CheckpointMismatch, Checkpoints, describe, restore_run
+from xmodal_jax.train.checkpoint import (
+    CheckpointMismatch,
+    Checkpoints,
+    describe,
+    newest_checkpoint,
+    restore_run,
+)
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import make_engine
 
@@ -137,6 +143,10 @@ def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path):
 def test_the_parameters_of_a_run_can_be_used_elsewhere(tmp_path, mode, fsdp):
     fitted, _ = train(tmp_path, parallel=mode, fsdp=fsdp)
     kept = restore_run(tmp_path)
+    strict = json.loads(
+        (newest_checkpoint(tmp_path) / "meta" / "metadata").read_text(), parse_constant=pytest.fail
+    )
+    assert strict["best"] is None  # and no -Infinity: plain JSON
     assert kept.step == 6 and kept.meta["config"]["parallel"] == mode and kept.meta["seeds"] == [0]
     assert OPTIMIZER.ema is not None  # so that these are the averages
     for a, b in zip(jax.tree.leaves(fitted.params[0]), jax.tree.leaves(kept.params), strict=True):

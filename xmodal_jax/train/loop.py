@@ -100,7 +100,8 @@ def fit(
         with watch("restore"):
             kept = checkpoints.restore(engine.abstract(keys, example))
         if kept is not None:
-            start, best, waited = kept[1]["step"], kept[1]["best"], kept[1]["waited"]
+            start, waited = kept[1]["step"], kept[1]["waited"]
+            best = -math.inf if kept[1]["best"] is None else kept[1]["best"]
             state = engine.place(kept[0])
             feed.restore(kept[1]["position"])
             run.say(f"resuming after step {start}")
@@ -118,7 +119,8 @@ def fit(
 
     def facts(step):
         position = {**feed.position(), "step": step}
-        return {**facts_of_run, "step": step, "position": position, "best": best, "waited": waited}
+        seen = None if best == -math.inf else best  # JSON has no infinity
+        return {**facts_of_run, "step": step, "position": position, "best": seen, "waited": waited}
 
     def check(step, metrics):
         """Reads a dispatch's metrics (waiting for the device) and logs its last step."""

@@ -133,7 +133,7 @@ def torch_side() -> Side:
 
     def make():
         model, dataset = make_multivae()
-        return model, lambda *parts: model(dataset(parts)).loss
+        return model, lambda *parts: model(dataset(parts))["loss"]
 
     batches = [
         tuple(torch.from_numpy(x[:, m].copy()).reshape(-1, *SHAPE) for m in range(MODALITIES))

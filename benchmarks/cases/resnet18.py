@@ -1,4 +1,4 @@
-"""Classification with ResNet-18 and group norm, against torchvision's class ``ResNet`` with the same norm and stem."""
+"""Classification with ResNet-18 and group norm, against torchvision's class ``ResNet`` with the same norm."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from xmodal_jax.nets.image import ResNet
 BATCH, IMAGE, CLASSES, STEPS = 64, 64, 100, 2
 
 WHAT = (
-    f"ResNet-18 of full width, {IMAGE} px, batch {BATCH}, {CLASSES} classes, cross-entropy, Adam; 3x3 stem of stride 1 "
-    "and group norm (32 groups) on both sides. PyTorch: torchvision's ResNet with that norm and stem"
+    f"ResNet-18 of full width, {IMAGE} px, batch {BATCH}, {CLASSES} classes, cross-entropy, Adam; group norm "
+    "(32 groups) on both sides. PyTorch: torchvision's resnet18 with that norm"
 )
 FORMS = ("eager", "eager, channels last", "compile", "compile, channels last")
 ROWS = (Row("resnet18", WHAT, "loop", FORMS, ("scan",), goal=1.0),)
@@ -31,7 +31,7 @@ ROWS = (Row("resnet18", WHAT, "loop", FORMS, ("scan",), goal=1.0),)
 class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(CLASSES)(ResNet(18)(x).values.mean(axis=1))
+        return nn.Dense(CLASSES)(ResNet(18, stem="imagenet")(x).values.mean(axis=1))
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +70,6 @@ def torch_side() -> Side:
 
     def make():
         model = resnet18(num_classes=CLASSES, norm_layer=lambda channels: nn.GroupNorm(32, channels))
-        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
         return model, lambda x, y: nn.functional.cross_entropy(model(x), y)
 
     x, y = data()

@@ -8,7 +8,7 @@ import pytest
 from jax.export import export
 from jax.sharding import Mesh, PartitionSpec
 
-from xmodal_jax.nets import conv
+from xmodal_jax.nets import conv, conv_forms
 from xmodal_jax.nets.conv import Conv, ConvTranspose
 
 CASES = [  # spatial size, kernel, strides, padding
@@ -75,7 +75,7 @@ def test_the_form_of_other_platforms_is_the_same(case):
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))
     k = jax.random.normal(jax.random.key(1), (*kernel, 3, 5))
     dy = jax.random.normal(jax.random.key(2), (2, *geometry.output_size, 5))
-    for form, args in ((conv._input_gradient, (dy, k)), (conv._kernel_gradient, (x, dy))):
+    for form, args in ((conv_forms.input_gradient, (dy, k)), (conv_forms.kernel_gradient, (x, dy))):
         ours, theirs = (jax.jit(partial(form, geometry=geometry, permute=p))(*args) for p in (False, True))
         close(ours, theirs)
 

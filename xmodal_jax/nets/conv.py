@@ -1,10 +1,8 @@
 """Convolutions with the parameters and results of ``nn.Conv`` and a gradient that is fast on every platform.
 
-On the CPU, XLA is fast for a convolution in its standard layout (channels last, kernel ``HWIO``) only. The
-gradients that ``lax`` writes are convolutions with permuted axes and a reversed kernel; inside ``lax.scan``,
-where XLA does not rearrange them, the gradient of the kernel takes 50 to 150 times as long, that of the input
-up to 40. Here the axes are permuted *before* a standard convolution: the same speed in and out of a scan.
-GPUs and TPUs get the convolutions that ``lax`` writes, which their compilers recognize.
+The gradients that ``lax`` writes are convolutions with permuted axes and a reversed kernel, which on the CPU take up
+to 150 times as long as they need; `nets.conv_cpu` has the CPU's forms. GPUs and TPUs get the convolutions that
+``lax`` writes, which their compilers recognize.
 
 A convolution ``y = x * k`` is linear in ``x`` and in ``k``; the three bilinear maps
 
@@ -18,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,93 +24,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from xmodal_jax.nets import conv_cpu, conv_forms
+from xmodal_jax.nets.conv_forms import Geometry
+
 Padding = str | int | Sequence[int | tuple[int, int]]
-
-
-class Geometry(NamedTuple):
-    """The static part of a convolution: all but the two arrays. One entry per spatial axis."""
-
-    input_size: tuple[int, ...]
-    kernel_size: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-
-    @property
-    def output_size(self) -> tuple[int, ...]:
-        return tuple(
-            (n + sum(p) - k) // s + 1
-            for n, k, s, p in zip(self.input_size, self.kernel_size, self.strides, self.padding, strict=True)
-        )
-
-
-def _dimension_numbers(spatial: int) -> tuple[str, str, str]:
-    axes = "HWD"[:spatial]
-    return (f"N{axes}C", f"{axes}IO", f"N{axes}C")
-
-
-def _lax_conv(x, kernel, geometry: Geometry, groups: int = 1):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        geometry.strides,
-        geometry.padding,
-        dimension_numbers=_dimension_numbers(len(geometry.strides)),
-        feature_group_count=groups,
-    )
-
-
-def _input_gradient(dy, kernel, *, geometry: Geometry, permute: bool):
-    """``dy``, dilated by the strides, with the flipped kernel; ``permute`` its axes or only rename them."""
-    spatial = len(geometry.strides)
-    kernel = jnp.flip(kernel, range(spatial))
-    image, hwio, _ = _dimension_numbers(spatial)
-    padding = [
-        (k - 1 - lo, n + lo - (m - 1) * s - 1)
-        for n, m, k, s, (lo, _) in zip(
-            geometry.input_size,
-            geometry.output_size,
-            geometry.kernel_size,
-            geometry.strides,
-            geometry.padding,
-            strict=True,
-        )
-    ]
-    return lax.conv_general_dilated(
-        dy,
-        jnp.swapaxes(kernel, -1, -2) if permute else kernel,
-        (1,) * spatial,
-        padding,
-        lhs_dilation=geometry.strides,
-        dimension_numbers=(image, hwio if permute else hwio[:-2] + "OI", image),
-    )
-
-
-def _kernel_gradient(x, dy, *, geometry: Geometry, permute: bool):
-    """``x`` convolved with ``dy`` dilated by the strides: the batch, summed over, plays the channels."""
-    spatial = len(geometry.strides)
-    image, hwio, _ = _dimension_numbers(spatial)
-    axes = hwio[:-2]
-    padding = [
-        (lo, k + (m - 1) * s - n - lo)
-        for n, m, k, s, (lo, _) in zip(
-            geometry.input_size,
-            geometry.output_size,
-            geometry.kernel_size,
-            geometry.strides,
-            geometry.padding,
-            strict=True,
-        )
-    ]
-    convolve = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=(1,) * spatial,
-        padding=padding,
-        rhs_dilation=geometry.strides,
-    )
-    if not permute:
-        return convolve(x, dy, dimension_numbers=(f"C{axes}N", f"I{axes}O", f"{axes}NC"))
-    dk = convolve(jnp.swapaxes(x, 0, -1), jnp.moveaxis(dy, 0, -2), dimension_numbers=(image, hwio, image))
-    return jnp.moveaxis(dk, 0, -2)
 
 
 def _by_platform(a, b, cpu: Callable, default: Callable):
@@ -143,25 +58,25 @@ def correlate(x: Array, kernel: Array, geometry: Geometry) -> Array:
     ``x [N, *input_size, C]``, ``kernel [*kernel_size, C, O]``, both of one dtype, to
     ``[N, *output_size, O]``.
     """
-    convolve = functools.partial(_lax_conv, geometry=geometry)
-    return _by_platform(x, kernel, convolve, convolve)
+    cpu = functools.partial(conv_cpu.correlate, geometry=geometry)
+    return _by_platform(x, kernel, cpu, functools.partial(conv_forms.correlate, geometry=geometry))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``x``, which is also what is called a transposed convolution."""
-    gradient = functools.partial(_input_gradient, geometry=geometry)
+    cpu = functools.partial(conv_cpu.input_gradient, geometry=geometry)
     return _by_platform(
-        dy, kernel, functools.partial(gradient, permute=True), functools.partial(gradient, permute=False)
+        dy, kernel, cpu, functools.partial(conv_forms.input_gradient, geometry=geometry, permute=False)
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``kernel``."""
-    gradient = functools.partial(_kernel_gradient, geometry=geometry)
+    cpu = functools.partial(conv_cpu.kernel_gradient, geometry=geometry)
     return _by_platform(
-        x, dy, functools.partial(gradient, permute=True), functools.partial(gradient, permute=False)
+        x, dy, cpu, functools.partial(conv_forms.kernel_gradient, geometry=geometry, permute=False)
     )
 
 
@@ -292,7 +207,7 @@ class Conv(nn.Module):
         if self.feature_group_count == 1:
             y = correlate(*_vary_alike(x, kernel), geometry)
         else:
-            y = _lax_conv(x, kernel, geometry, self.feature_group_count)
+            y = conv_forms.correlate(x, kernel, geometry=geometry, groups=self.feature_group_count)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 

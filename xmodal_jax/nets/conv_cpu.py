@@ -62,7 +62,8 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
         kernel = jnp.swapaxes(jnp.flip(kernel, range(len(taps))), -1, -2)
         geometry = geometry._replace(input_size=geometry.output_size, padding=padding)
         return correlate(dy, kernel, geometry=geometry)
-    if not _fills_blocks(geometry):
+    small = any(m < k for m, k in zip(geometry.output_size, geometry.kernel_size, strict=True))
+    if not (small or _fills_blocks(geometry)):
         return conv_forms.input_gradient(dy, kernel, geometry=geometry, permute=True)
     # One matrix product gives the part of each tap; their shifted sum is x.
     blocks = _kernel_to_blocks(kernel, geometry)

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout, DropPath
-from xmodal_jax.nets.pooling import prepend_class_token
+from xmodal_jax.nets.norm import GroupNorm
+from xmodal_jax.nets.pooling import max_pool, prepend_class_token
 from xmodal_jax.nets.transformer import Positions, Transformer
 from xmodal_jax.types import ExampleKeys, Tokens
 
@@ -25,8 +26,7 @@ def _no_mask(mask) -> None:
 
 
 def _group_norm(channels: int, groups: int, dtype, name: str) -> nn.Module:
-    # Unlike batch norm it needs no other example, so that the batch and the devices do not matter.
-    return nn.GroupNorm(math.gcd(groups, channels), dtype=dtype, name=name)
+    return GroupNorm(math.gcd(groups, channels), dtype=dtype, name=name)
 
 
 class ConvNet(nn.Module):
@@ -149,7 +149,7 @@ class ResNet(nn.Module):
             raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}")
         x = nn.relu(_group_norm(base, 32, self.dtype, "stem_norm")(x))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = max_pool(x, window=3, stride=2, padding=1)
         Block = nn.remat(_ResidualBlock) if self.remat else _ResidualBlock
         for stage, depth in enumerate(RESNETS[self.layers]):
             for block in range(depth):

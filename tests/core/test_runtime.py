@@ -1,9 +1,14 @@
+import os
+import subprocess
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import pytest
 
+from xmodal_jax.core import runtime
 from xmodal_jax.core.runtime import CompileClock, Stopwatch, cache_root
 
 
@@ -51,3 +56,86 @@ def test_two_clocks_do_not_disturb_each_other():
 def test_the_cache_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("XMODAL_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
+
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+@pytest.fixture
+def clean(monkeypatch, tmp_path):
+    """Settings of this process stay as they are; the plugins of this machine do not matter."""
+    for name in ("XLA_FLAGS", "XMODAL_CONFIGURE", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.setenv(name, "")  # restored afterwards, also where configure sets it
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path))
+    return monkeypatch
+
+
+def test_flags_are_added_for_the_tested_version_only(clean):
+    clean.setattr(jaxlib, "__version__", "0.10.2")
+    assert any(line.startswith(FLAG) for line in runtime.configure())
+    assert os.environ["XLA_FLAGS"].startswith(FLAG)
+    clean.delenv("XLA_FLAGS")
+    clean.setattr(jaxlib, "__version__", "0.99.0")
+    assert not any(FLAG in line for line in runtime.configure())
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_flags_of_the_user_stay(clean):
+    clean.setattr(jaxlib, "__version__", "0.10.2")
+    clean.setenv("XLA_FLAGS", f"--xla_dump_to=x {FLAG}=mine")
+    runtime.configure()
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=x {FLAG}=mine"
+    clean.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    runtime.configure()
+    assert os.environ["XLA_FLAGS"].split()[0] == "--xla_dump_to=x" and FLAG in os.environ["XLA_FLAGS"]
+
+
+def test_no_flags_beside_a_plugin_unless_the_cpu_is_asked_for(clean):
+    clean.setattr(jaxlib, "__version__", "0.10.2")
+    clean.setattr(runtime.importlib.util, "find_spec", lambda name: "there" if name == "libtpu" else None)
+    clean.delenv("JAX_PLATFORMS", raising=False)
+    runtime.configure()
+    assert "XLA_FLAGS" not in os.environ
+    clean.setenv("JAX_PLATFORMS", "cpu")
+    runtime.configure()
+    assert FLAG in os.environ["XLA_FLAGS"]
+
+
+def test_all_settings_can_be_turned_off(clean):
+    off = dict(compilation_cache=False, keep_memory=False, xla_flags=False)
+    assert runtime.configure(**off) == ()
+    clean.setenv("XMODAL_CONFIGURE", "0")
+    assert runtime.configure(gpu_memory_fraction=0.5) == ()
+    assert not {"XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & set(os.environ)
+
+
+def test_the_share_of_the_gpus_memory(clean):
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.5" in runtime.configure(gpu_memory_fraction=0.5)
+    runtime.configure(gpu_memory_fraction=0.9)  # what the environment says stays
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+    with pytest.raises(ValueError, match="gpu_memory_fraction must be in"):
+        runtime.configure(gpu_memory_fraction=1.5)
+
+
+def test_the_installed_xla_knows_the_flags(tmp_path):
+    """XLA ends the process at a flag it does not know; a second start finds its program on disk."""
+    program = """
+from xmodal_jax.core import runtime
+print(runtime.configure())
+import jax
+found = []
+jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
+print(jax.jit(lambda x: x @ x)(jax.numpy.ones((5, 5))).sum())
+print("cached:", "/jax/compilation_cache/cache_hits" in found)
+"""
+    hidden = {"XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "XMODAL_CONFIGURE"}
+    env = {k: v for k, v in os.environ.items() if k not in hidden}
+    env |= {"JAX_PLATFORMS": "cpu", "XMODAL_CACHE": str(tmp_path)}
+    for cached in (False, True):
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (FLAG in done.stdout) == (jaxlib.__version__ in runtime.XLA_FLAGS)
+        assert "125.0" in done.stdout and f"cached: {cached}" in done.stdout

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import pathlib
 import platform
 import time
 
 import jax
+import jaxlib
 
 from xmodal_jax.core import cluster
 
@@ -19,32 +21,85 @@ def cache_root() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XMODAL_CACHE", pathlib.Path.home() / ".cache" / "xmodal_jax"))
 
 
-def configure(*, compilation_cache: bool = True, keep_memory: bool = True) -> None:
-    """Settings for an experiment; call it before anything else uses JAX.
+XLA_FLAGS = {
+    # The library of the CPU's matrix products and sums, but XLA's own convolutions: faster here
+    # (docs/performance.md).
+    "0.10.2": {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    },
+}
+"""Flags by the version of jaxlib that they were measured with; XLA ends a process that has a flag it does not know."""
+
+
+def configure(
+    *,
+    compilation_cache: bool = True,
+    keep_memory: bool = True,
+    xla_flags: bool = True,
+    gpu_memory_fraction: float | None = None,
+) -> tuple[str, ...]:
+    """Settings for an experiment; call it before anything else uses JAX. Returns what was set, a line each.
 
     Started as one of several processes (Slurm, Kubernetes, TPU pod, Open MPI or plain variables, see
-    `core.cluster.detect`), it first joins the others.
+    `core.cluster.detect`), it first joins the others. With ``XMODAL_CONFIGURE=0`` in the environment it does
+    nothing else.
 
     ``compilation_cache``: keep compiled programs on disk, so that a second start compiles nothing
     (``JAX_COMPILATION_CACHE_DIR`` overrides where; empty turns it off).
     ``keep_memory``: let the C library keep freed memory instead of handing it back to the system after every step,
     whose page faults cost a training step on the CPU a sixth of its time (glibc only; elsewhere it does nothing).
+    ``xla_flags``: add the flags that were measured with the installed jaxlib to ``XLA_FLAGS`` (`XLA_FLAGS`). What
+    stands there already stays; other versions, and machines with a plugin of JAX for an accelerator, get none.
+    ``gpu_memory_fraction``: the share of a GPU's memory that JAX takes at its start, instead of its own default
+    (``XLA_PYTHON_CLIENT_MEM_FRACTION`` overrides it).
+
+    Raises:
+      ValueError: ``gpu_memory_fraction`` is not in (0, 1].
     """
+    if gpu_memory_fraction is not None and not 0 < gpu_memory_fraction <= 1:
+        raise ValueError(f"gpu_memory_fraction must be in (0, 1], got {gpu_memory_fraction}")
     cluster.start()
-    if keep_memory:
-        _keep_freed_memory()
+    if os.environ.get("XMODAL_CONFIGURE") == "0":
+        return ()
+    done = []
+    if keep_memory and _keep_freed_memory():
+        done.append("malloc keeps freed memory")
     if compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+        directory = str(cache_root() / "compiled")
+        jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        done.append(f"compiled programs in {directory}")
+    if xla_flags:
+        done += _add_xla_flags()
+    if gpu_memory_fraction is not None and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{gpu_memory_fraction:g}"
+        done.append(f"XLA_PYTHON_CLIENT_MEM_FRACTION={gpu_memory_fraction:g}")
+    return tuple(done)
 
 
-def _keep_freed_memory() -> None:
-    """glibc's mallopt: no mmap for large blocks, no trimming, growth by 64 MiB, one arena."""
+def _add_xla_flags() -> list[str]:
+    # A plugin (libtpu, jax_plugins for GPUs) reads XLA_FLAGS too and may know other flags than jaxlib.
+    plugins = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
+    if plugins and os.environ.get("JAX_PLATFORMS") != "cpu":
+        return []
+    present = os.environ.get("XLA_FLAGS", "")
+    flags = [
+        f"--{name}={value}"
+        for name, value in XLA_FLAGS.get(jaxlib.__version__, {}).items()
+        if f"--{name}" not in present
+    ]
+    if flags:
+        os.environ["XLA_FLAGS"] = " ".join(filter(None, [present, *flags]))
+    return flags
+
+
+def _keep_freed_memory() -> bool:
+    """glibc's mallopt: no mmap for large blocks, no trimming, growth by 64 MiB, one arena. Whether it is there."""
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
-        return
+        return False
     m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8  # malloc.h
     for option, value in (
         (m_mmap_max, 0),
@@ -53,6 +108,7 @@ def _keep_freed_memory() -> None:
         (m_arena_max, 1),
     ):
         mallopt(option, value)
+    return True
 
 
 def free_memory() -> int | None:

@@ -82,8 +82,14 @@ def products(means, log_variances):
 
 
 def _sums(member, values):
-    # Sums, not a matrix product with zeros and ones: XLA fuses them with what follows.
-    return jnp.stack([sum(values[m] for m in np.flatnonzero(row)) for row in member])
+    """``member [S, M] @ values [M, B, D]``, whose gradient is the product with the transpose, in that order.
+
+    The other order, which JAX would write, transposes the gradient of all subsets first.
+    """
+    multiply = lambda matrix, x: jnp.tensordot(matrix, x, 1)
+    return jax.custom_derivatives.linear_call(
+        multiply, lambda matrix, x: multiply(matrix.T, x), jnp.asarray(member), values
+    )
 
 
 def loss(params, x, noise):

@@ -34,11 +34,14 @@ WINOGRAD_KERNEL = {
 }
 WINOGRAD_OUTPUT = {2: np.array([[1, 1, 0], [0, 1, 1]]), 3: np.array([[1, 1, 1, 0], [0, 1, -1, -1]])}
 
+# Below these the transforms and the many small products cost more than they save (measured on two cores).
+WINOGRAD_CHANNELS = 64
+WINOGRAD_WORK = 5e8  # floating-point operations of the plain convolution
+
 
 def correlate(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
     """``x [N, *input_size, C]`` with ``kernel [*kernel_size, C, O]``: ``[N, *output_size, O]``."""
-    taps = _blocks(geometry)
-    if _winograd_pays(taps, x.shape[-1], kernel.shape[-1], len(x), geometry):
+    if _winograd_pays(x, *kernel.shape[-2:], geometry):
         kernel = _kernel_to_blocks(kernel, geometry)
         return _winograd(_to_blocks(x, geometry), kernel, geometry.output_size)
     if any(n < k for n, k in zip(geometry.input_size, geometry.kernel_size, strict=True)):
@@ -57,7 +60,7 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
             (k - 1 - lo, k - 1 - hi)
             for k, (lo, hi) in zip(geometry.kernel_size, geometry.padding, strict=True)
         )
-        if _winograd_pays(taps, *kernel.shape[-2:], len(dy), geometry):
+        if _winograd_pays(dy, *kernel.shape[-2:], geometry):
             return _winograd(_pad(dy, padding), kernel, geometry.input_size, turned=True)
         kernel = jnp.swapaxes(jnp.flip(kernel, range(len(taps))), -1, -2)
         geometry = geometry._replace(input_size=geometry.output_size, padding=padding)
@@ -78,9 +81,8 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
 
 def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``kernel``: ``[*kernel_size, C, O]``."""
-    taps = _blocks(geometry)
-    if _winograd_pays(taps, x.shape[-1], dy.shape[-1], len(x), geometry):
-        blocks = _winograd_kernel_gradient(_to_blocks(x, geometry), dy, taps)
+    if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry):
+        blocks = _winograd_kernel_gradient(_to_blocks(x, geometry), dy, _blocks(geometry))
         return _kernel_from_blocks(blocks, geometry)
     return conv_forms.kernel_gradient(x, dy, geometry=geometry, permute=True)
 
@@ -181,14 +183,15 @@ Parts = dict[tuple[int, ...], Array]
 """The arrays of one tile's places: one array per place, which holds that place of every tile."""
 
 
-def _winograd_pays(
-    taps: tuple[int, ...], channels: int, features: int, batch: int, geometry: Geometry
-) -> bool:
+def _winograd_pays(a: Array, channels: int, features: int, geometry: Geometry) -> bool:
+    taps, batch = _blocks(geometry), len(a)
     if len(taps) != 2 or any(j not in WINOGRAD_INPUT for j in taps) or not _fills_blocks(geometry):
+        return False
+    if a.dtype.itemsize < 4:  # its sums and differences would lose half of bfloat16's digits
         return False
     channels *= math.prod(geometry.strides)
     work = 2 * math.prod(taps) * channels * features * batch * math.prod(geometry.output_size)
-    return min(channels, features) >= 64 and work >= 5e8
+    return min(channels, features) >= WINOGRAD_CHANNELS and work >= WINOGRAD_WORK
 
 
 def _winograd(x: Array, kernel: Array, size: Sequence[int], *, turned: bool = False) -> Array:

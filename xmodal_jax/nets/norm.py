@@ -42,7 +42,7 @@ class GroupNorm(nn.Module):
         of_group = lambda sums: sums.reshape(len(x), self.num_groups, -1).mean(axis=2, keepdims=True)
         mean = of_group(precise.mean(pixels))
         variance = jnp.maximum(of_group(jnp.square(precise).mean(pixels)) - jnp.square(mean), 0.0)
-        factor = lax.rsqrt(variance + self.epsilon) * scale.reshape(self.num_groups, -1)
-        shift = bias.reshape(self.num_groups, -1) - mean * factor
+        factor = lax.rsqrt(variance + self.epsilon) * scale.reshape(1, self.num_groups, -1)
+        shift = bias.reshape(1, self.num_groups, -1) - mean * factor
         per_channel = lambda a: a.reshape(len(x), *(1 for _ in pixels), channels)
         return (precise * per_channel(factor) + per_channel(shift)).astype(x.dtype)

@@ -16,6 +16,7 @@ from benchmarks.cases.sides import (
     jax_flops,
     jax_training,
     size,
+    torch_device,
     torch_flops,
     torch_size,
 )
@@ -138,19 +139,19 @@ def torch_side() -> Side:
     def step(generator, discriminator, d_loss, g_loss, d_optimizer, g_optimizer, real):
         # Each player's loss computes the gradients of that player's parameters only.
         d_optimizer.zero_grad()
-        d_value = d_loss(real, torch.randn(BATCH, NOISE))
+        d_value = d_loss(real, torch.randn(BATCH, NOISE, device=real.device))
         d_value.backward()
         d_optimizer.step()
         discriminator.requires_grad_(False)
         g_optimizer.zero_grad()
-        g_value = g_loss(torch.randn(BATCH, NOISE))
+        g_value = g_loss(torch.randn(BATCH, NOISE, device=real.device))
         g_value.backward()
         g_optimizer.step()
         discriminator.requires_grad_(True)
         return d_value, g_value
 
     def form(compiled, layout):
-        generator, discriminator = (model.to(memory_format=layout) for model in make())
+        generator, discriminator = (model.to(torch_device(), memory_format=layout) for model in make())
         losses = players(generator, discriminator)
         if compiled:
             losses = [torch.compile(loss) for loss in losses]
@@ -158,7 +159,7 @@ def torch_side() -> Side:
             model.parameters(), lr=2e-4, betas=(ADAM["b1"], ADAM["b2"]), fused=True
         )
         optimizers = adam(discriminator), adam(generator)
-        real = [torch.from_numpy(x).contiguous(memory_format=layout) for x in images()]
+        real = [torch.from_numpy(x).to(torch_device(), memory_format=layout) for x in images()]
 
         def run():
             for x in real:

@@ -117,8 +117,8 @@ def _count(jaxpr) -> int:
             # The zeros between the rows of a transposed convolution's input are no work.
             zeros = int(np.prod(eqn.params["lhs_dilation"]))
             total += 2 * per_output * eqn.outvars[0].aval.size // zeros
-        elif eqn.primitive.name == "cond":  # the platforms' forms of one operation
-            total += max(_count(branch.jaxpr) for branch in eqn.params["branches"])
+        elif eqn.primitive.name == "cond":  # the platforms' forms of one operation, the plain one last
+            total += _count(eqn.params["branches"][-1].jaxpr)
         else:
             times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
             total += times * sum(_count(inner) for inner in jaxprs_in_params(eqn.params))
@@ -126,6 +126,11 @@ def _count(jaxpr) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------ PyTorch
+
+
+def torch_device() -> str:
+    """Where PyTorch's side runs: the environment's ``BENCHMARK_TORCH_DEVICE``, else the CPU."""
+    return os.environ.get("BENCHMARK_TORCH_DEVICE", "cpu")
 
 
 def torch_training(make: Callable[[], tuple[Any, Callable]], batches: list, *, images: bool = False) -> Side:
@@ -141,8 +146,8 @@ def torch_training(make: Callable[[], tuple[Any, Callable]], batches: list, *, i
     def form(compiled, layout):
         torch.manual_seed(0)
         model, loss = make()
-        model.to(memory_format=layout)
-        fit = lambda x: x.contiguous(memory_format=layout) if x.ndim == 4 else x
+        model.to(torch_device(), memory_format=layout)
+        fit = lambda x: x.to(torch_device(), memory_format=layout if x.ndim == 4 else torch.preserve_format)
         inputs = [tuple(fit(x) for x in batch) for batch in batches]
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
         loss = torch.compile(loss) if compiled else loss

@@ -1,4 +1,4 @@
-"""The cases of ``benchmarks.cpu``: one module each, with a JAX side and a PyTorch side that do the same work.
+"""The cases of ``benchmarks.cpu`` and ``benchmarks.gpu``: one module each, both sides of which do the same work.
 
 A module has ``ROWS`` (what the table says), ``jax_side()`` and ``torch_side()``. PyTorch and its libraries are imported
 inside ``torch_side`` only, so that the JAX side runs without them.

@@ -1,9 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.nets.pooling import POOLS, Pool
+from xmodal_jax.nets.pooling import POOLS, Pool, max_pool
 from xmodal_jax.types import Tokens
 
 B, N, D = 3, 5, 6
@@ -40,3 +41,38 @@ def test_bfloat16_tokens_are_averaged_in_float32(key):
 def test_unknown_kind(key):
     with pytest.raises(ValueError, match="mean"):
         Pool("max").init(key, Tokens(jnp.ones((B, N, D)), None))
+
+
+WINDOWS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 0), (5, 2, 2)]
+
+
+@pytest.mark.parametrize("window, stride, padding", WINDOWS)
+def test_max_pool_is_flaxs_in_value_gradient_and_gradient_of_gradient(key, window, stride, padding):
+    """With many ties, where the gradient goes to the first largest pixel."""
+    x = jnp.round(2 * jax.random.normal(key, (2, 11, 7, 3)))
+    plain = lambda x: nn.max_pool(x, (window,) * 2, (stride,) * 2, ((padding,) * 2,) * 2)
+    ours = lambda x: max_pool(x, window, stride, padding)
+    np.testing.assert_array_equal(ours(x), plain(x))
+    weight = jax.random.normal(jax.random.key(1), plain(x).shape)
+    gradient = lambda pool: jax.grad(lambda x: (jnp.tanh(pool(x)) * weight).sum())
+    np.testing.assert_allclose(jax.jit(gradient(ours))(x), gradient(plain)(x), atol=1e-6)
+    penalty = lambda pool: jax.grad(lambda x: jnp.square(gradient(pool)(x)).sum())
+    np.testing.assert_allclose(jax.jit(penalty(ours))(x), penalty(plain)(x), atol=1e-5)
+
+
+def test_max_pool_gives_each_window_one_pixel(key):
+    """A constant image: every window's gradient goes to its first pixel, also beside the padding."""
+    gradient = jax.grad(lambda x: max_pool(x, 3, 2, 1).sum())(jnp.zeros((1, 6, 6, 1)))
+    expected = np.zeros((6, 6))
+    for i in range(3):
+        for j in range(3):
+            expected[max(2 * i - 1, 0), max(2 * j - 1, 0)] += 1
+    np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
+
+
+def test_max_pool_passes_no_gradient_beside_the_largest(key):
+    x = jax.random.permutation(key, jnp.arange(36.0)).reshape(1, 6, 6, 1)
+    gradient = jax.grad(lambda x: max_pool(x, 2, 2, 0).sum())(x)
+    np.testing.assert_array_equal(
+        gradient != 0, x == jnp.repeat(jnp.repeat(max_pool(x, 2, 2, 0), 2, 1), 2, 2)
+    )

@@ -1,0 +1,113 @@
+"""CLIP ViT-B/16 of the paper's size in bfloat16, against open_clip's under autocast: for `benchmarks.gpu`."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.cases.peers import import_torchvision
+from benchmarks.cases.sides import (
+    Form,
+    Row,
+    Side,
+    check,
+    jax_flops,
+    jax_training,
+    size,
+    torch_device,
+    torch_size,
+)
+from xmodal_jax.core.similarity import l2_normalize
+from xmodal_jax.losses import info_nce
+from xmodal_jax.nets.image import ViT
+from xmodal_jax.nets.text import TextTransformer
+
+BATCH, STEPS = 256, 2
+IMAGE, PATCH, WIDTH, DEPTH, HEADS, EMBED = 224, 16, 768, 12, 12, 512
+LENGTH, VOCABULARY, TEXT_WIDTH, TEXT_HEADS = 77, 49408, 512, 8
+
+WHAT = (
+    f"CLIP ViT-B/16 ({IMAGE} px; text of {LENGTH} tokens, width {TEXT_WIDTH}, depth {DEPTH}), batch {BATCH}, bfloat16 "
+    "with float32 parameters, InfoNCE, Adam. PyTorch: open_clip's CLIP and ClipLoss under autocast"
+)
+ROWS = (Row("vit_b16", WHAT, "loop", ("eager", "compile"), ("scan",)),)
+
+
+class CLIP(nn.Module):
+    @nn.compact
+    def __call__(self, images, text):
+        half = dict(dtype=jnp.bfloat16)
+        image = ViT(PATCH, WIDTH, DEPTH, HEADS, class_token=True, **half)(images).values[:, 0]
+        words = TextTransformer(VOCABULARY, LENGTH, TEXT_WIDTH, DEPTH, TEXT_HEADS, causal=True, **half)(
+            text
+        ).values
+        words = words[jnp.arange(len(text)), text.argmax(axis=1)]
+        project = lambda x: l2_normalize(nn.Dense(EMBED, use_bias=False, **half)(x).astype(jnp.float32))
+        log_scale = self.param("log_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
+        return project(image), project(words), log_scale
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    text = rng.integers(1, VOCABULARY - 1, (STEPS, BATCH, LENGTH)).astype(np.int32)
+    text[..., -1] = VOCABULARY - 1  # the end of the text, where open_clip reads the text's features
+    return rng.uniform(-1, 1, (STEPS, BATCH, 3, IMAGE, IMAGE)).astype(np.float32), text
+
+
+def jax_side() -> Side:
+    model, tx = CLIP(), optax.adam(1e-4)
+
+    def loss(params, images, text):
+        image, words, log_scale = model.apply(params, images, text)
+        return info_nce(image, words, temperature=jnp.exp(-log_scale)).mean()
+
+    def step(state, batch):
+        params, opt_state = state
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    images, text = data()
+    images = images.transpose(0, 1, 3, 4, 2)
+    params = jax.jit(model.init)(jax.random.key(0), images[0, :1], text[0, :1])
+    state = params, tx.init(params)
+    forms = jax_training(step, state, (images, text))
+    return Side(forms, size(params), jax_flops(step, state, (images[0], text[0])))
+
+
+def torch_side() -> Side:
+    import torch
+
+    import_torchvision()
+    import open_clip
+
+    device = torch_device()
+
+    def form(compiled):
+        torch.manual_seed(0)
+        model = open_clip.create_model("ViT-B-16", pretrained=None).to(device)
+        entropy = open_clip.ClipLoss()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        apply = torch.compile(model) if compiled else model
+        images, text = data()
+        batches = [
+            (torch.from_numpy(a).to(device), torch.from_numpy(b).long().to(device))
+            for a, b in zip(images, text, strict=True)
+        ]
+
+        def run():
+            for images, text in batches:
+                optimizer.zero_grad()
+                with torch.autocast(device.split(":")[0], torch.bfloat16):
+                    value = entropy(*apply(images, text)[:3])
+                value.backward()
+                optimizer.step()
+            check(value.item())
+
+        return Form(run, STEPS), model
+
+    (eager, model), (compiled, _) = form(False), form(True)
+    return Side({"eager": eager, "compile": compiled}, torch_size(model))

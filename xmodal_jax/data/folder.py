@@ -125,8 +125,9 @@ class FolderSource:
     or the lines of ``classes.txt``.
 
     Every file is decoded once when the data set is opened, so that bad examples are known before training and
-    indices never shift; in ``workers`` threads, unless the first files take less than a millisecond. Up to ``memory_limit`` bytes (estimated from the first
-    rows) the decoded arrays are kept; beyond it each batch decodes its files again.
+    indices never shift; in ``workers`` threads, unless the first files take less than a millisecond. Up to
+    ``memory_limit`` bytes (estimated from the first rows) the decoded arrays are kept; beyond it each batch
+    decodes its files again.
 
     ``image_size`` None takes the shorter side of the first image. ``modalities`` restricts what is read.
     ``problems`` collects bad examples; its ``on_bad_example`` decides whether they stop the run.

@@ -67,7 +67,8 @@ class MultiHeadAttention(nn.Module):
     """Self-attention, or cross-attention when ``kv`` is given: ``[B, N, D] (, [B, M, E]) -> [B, N, D]``.
 
     ``mask`` tells which *keys* hold content. With ``return_weights`` the result is a pair of the
-    output and the map ``[B, H, N, M]``.
+    output and the map ``[B, H, N, M]``; under ``apply(..., mutable=["intermediates"])`` the map is recorded there as
+    ``weights``.
 
     Raises:
       ValueError: ``heads`` does not divide the width.
@@ -98,8 +99,9 @@ class MultiHeadAttention(nn.Module):
             q = nn.DenseGeneral(shape, dtype=self.dtype, name="query")(x)
             keys_values = nn.DenseGeneral((2, *shape), dtype=self.dtype, name="key_value")(kv)
             k, v = keys_values[:, :, 0], keys_values[:, :, 1]
-        if return_weights:
+        if return_weights or self.is_mutable_collection("intermediates"):
             weights = attention_weights(q, k, mask, causal=self.causal)
+            self.sow("intermediates", "weights", weights)
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
         else:
             out = attention(q, k, v, mask, causal=self.causal, implementation=self.implementation)

@@ -81,7 +81,8 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
 
 def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``kernel``: ``[*kernel_size, C, O]``."""
-    if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry):
+    # Its sums run over all tiles at once, for which small products are slower: twice the channels are needed.
+    if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry, wider=2):
         blocks = _winograd_kernel_gradient(_to_blocks(x, geometry), dy, _blocks(geometry))
         return _kernel_from_blocks(blocks, geometry)
     return conv_forms.kernel_gradient(x, dy, geometry=geometry, permute=True)
@@ -183,7 +184,7 @@ Parts = dict[tuple[int, ...], Array]
 """The arrays of one tile's places: one array per place, which holds that place of every tile."""
 
 
-def _winograd_pays(a: Array, channels: int, features: int, geometry: Geometry) -> bool:
+def _winograd_pays(a: Array, channels: int, features: int, geometry: Geometry, wider: int = 1) -> bool:
     taps, batch = _blocks(geometry), len(a)
     if len(taps) != 2 or any(j not in WINOGRAD_INPUT for j in taps) or not _fills_blocks(geometry):
         return False
@@ -191,7 +192,7 @@ def _winograd_pays(a: Array, channels: int, features: int, geometry: Geometry) -
         return False
     channels *= math.prod(geometry.strides)
     work = 2 * math.prod(taps) * channels * features * batch * math.prod(geometry.output_size)
-    return min(channels, features) >= WINOGRAD_CHANNELS and work >= WINOGRAD_WORK
+    return min(channels, features) >= wider * WINOGRAD_CHANNELS and work >= WINOGRAD_WORK
 
 
 def _winograd(x: Array, kernel: Array, size: Sequence[int], *, turned: bool = False) -> Array:

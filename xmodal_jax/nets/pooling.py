@@ -93,16 +93,16 @@ def _max_pool_backward(window, stride, padding, saved, dy):
         height, width = y.shape[1:3]
         reach = -(-window // stride)
         rows, columns = height + reach - 1, width + reach - 1
-        low, high = (-jnp.inf, 0.0)
         fill = [
             (0, 0, 0),
             (padding, rows * stride - padding - x.shape[1], 0),
             (padding, columns * stride - padding - x.shape[2], 0),
             (0, 0, 0),
         ]
-        padded = lax.pad(x, jnp.asarray(low, x.dtype), fill)
+        padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), fill)
         taken = jnp.zeros(y.shape, bool)
-        dx = {place: jnp.asarray(high, x.dtype) for place in itertools.product(range(stride), repeat=2)}
+        nothing = jnp.zeros((len(x), rows, columns, x.shape[-1]), dy.dtype)
+        dx = dict.fromkeys(itertools.product(range(stride), repeat=2), nothing)
         for a, b in itertools.product(range(window), repeat=2):
             here = padded[
                 :, a : a + (height - 1) * stride + 1 : stride, b : b + (width - 1) * stride + 1 : stride

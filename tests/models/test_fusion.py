@@ -1,0 +1,171 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.models.test_contrastive import CONFIG as TOWERS
+from tests.models.test_contrastive import make_batch as raw_batch
+from tests.models.test_contrastive import on_device
+from tests.support import LAYOUTS, assert_device_invariant
+from xmodal_jax.models.fusion import FusionConfig, drop_modalities, make_fusion, presence
+from xmodal_jax.preprocess.image import AugmentConfig
+
+MODALITIES = ("text", "image", "audio")
+CLASSES = {"label": 5, "action": 3}
+CONFIG = FusionConfig(
+    width=16,
+    depth=1,
+    heads=2,
+    dropout=0.2,
+    modality_dropout=0.3,
+    label_smoothing=0.1,
+    **{f: getattr(TOWERS, f) for f in ("text", "image", "audio", "video", "features", "augment")},
+)
+
+
+def make_batch(n=16, seed=0, modalities=MODALITIES):
+    rng = np.random.default_rng(seed + 1)
+    labels = {target: rng.integers(-1, count, n).astype(np.int32) for target, count in CLASSES.items()}
+    return {**raw_batch(n, seed, modalities), **labels}
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [[("pmap", 8, 1), ("sharded", 8, 4)], pytest.param(LAYOUTS, marks=pytest.mark.slow)],
+    ids=["some layouts", "all layouts"],
+)
+def test_the_devices_do_not_change_the_result(layouts):
+    """With dropout, modality dropout, augmentation, missing modalities and unknown labels."""
+    method = make_fusion(CONFIG, MODALITIES, CLASSES, vocab_size=19)
+    assert_device_invariant(method, make_batch(), layouts=layouts)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_what_is_known():
+    config = dataclasses.replace(CONFIG, dropout=0.0, modality_dropout=0.0)
+    quiet = {m: dataclasses.replace(getattr(config, m), dropout=0.0) for m in MODALITIES}
+    still = dataclasses.replace(
+        config.augment, image=AugmentConfig(translate=0), time_masks=0, frequency_masks=0
+    )
+    method = make_fusion(
+        dataclasses.replace(config, **quiet, augment=still), MODALITIES, CLASSES, vocab_size=19
+    )
+    batch = make_batch()
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    value, aux = jax.jit(method.loss)(params, on_device(batch), jax.random.key(1))
+    answer = jax.jit(method.predict)(params, on_device(batch))
+    expected = 0.0
+    for target, count in CLASSES.items():
+        logits = np.asarray(answer.logits[target], np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        known = batch[target] >= 0
+        goal = 0.9 * np.eye(count)[batch[target][known]] + 0.1 / count
+        mean = -(goal * log_p[known]).sum(axis=1).mean()
+        np.testing.assert_allclose(aux[f"{target}_loss"], mean, rtol=1e-5)
+        right = (logits[known].argmax(axis=1) == batch[target][known]).mean()
+        np.testing.assert_allclose(aux[f"{target}_accuracy"], right, rtol=1e-6)
+        expected += mean
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_a_missing_modality_has_no_influence_and_no_gradient():
+    method = make_fusion(CONFIG, MODALITIES, CLASSES, vocab_size=19)
+    batch = make_batch()
+    batch["present"] = {**batch["present"], "audio": np.zeros(16, bool)}
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    gradient = jax.jit(jax.grad(lambda p, b: method.loss(p, b, jax.random.key(2))[0]))
+    grads = gradient(params, on_device(batch))
+    assert not any(np.any(g) for g in jax.tree.leaves(grads["audio"]))
+    assert any(np.any(g) for g in jax.tree.leaves(grads["image"]))
+    changed = {**batch, "audio": -batch["audio"] // 3}
+    jax.tree.map(np.testing.assert_array_equal, grads, gradient(params, on_device(changed)))
+
+
+def test_modality_dropout_has_its_rate_and_leaves_one():
+    n, rate = 20_000, 0.4
+    rng = np.random.default_rng(0)
+    present = {m: jnp.asarray(rng.random(n) < 0.8) for m in MODALITIES}
+    keys = jax.random.split(jax.random.key(0), n)
+    kept = jax.jit(lambda p, k: drop_modalities(p, k, rate))(present, keys)
+    there, left = (np.stack([np.asarray(x[m]) for m in MODALITIES], axis=1) for x in (present, kept))
+    assert not (left & ~there).any()
+    assert (left.any(axis=1) == there.any(axis=1)).all()
+    for count in (1, 2, 3):  # kept: 1 - rate of each, and where all fell one of them again
+        rows = there.sum(axis=1) == count
+        expected = (1 - rate) + rate**count / count
+        spread = np.sqrt(expected * (1 - expected) / (rows.sum() * count))
+        assert abs(left[rows].sum() / (rows.sum() * count) - expected) <= 4 * spread + 1e-9
+    alone = drop_modalities({"text": jnp.ones(8, bool)}, keys[:8], 0.9)
+    assert alone["text"].all()
+
+
+def test_prediction_takes_any_subset():
+    method = make_fusion(CONFIG, MODALITIES, CLASSES, vocab_size=19)
+    batch = on_device(make_batch())
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    whole = {
+        **batch,
+        "present": {"text": jnp.ones(16, bool), "image": jnp.zeros(16, bool), "audio": jnp.zeros(16, bool)},
+    }
+    alone = {k: v for k, v in batch.items() if k in ("text", "text_mask", "index")}
+    a = jax.jit(method.predict)(params, whole)
+    assert {t: x.shape for t, x in a.logits.items()} == {"label": (16, 5), "action": (16, 3)}
+    b = jax.jit(method.predict)(params, alone)
+    np.testing.assert_allclose(a.pooled, b.pooled, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["merged", "co_attention", "bottleneck", "gated", "perceiver", "bilinear", "film"]
+)
+def test_learns_what_no_modality_says_alone(kind):
+    """The exclusive or of a word and a picture: either alone, or their sum, stays at one half."""
+    depth = 2 if kind == "bottleneck" else 1  # what one modality wrote, another reads a layer later
+    off = dict(dropout=0.0, modality_dropout=0.0, label_smoothing=0.0)
+    config = dataclasses.replace(CONFIG, fusion=kind, depth=depth, **off)
+    quiet = {m: dataclasses.replace(getattr(config, m), dropout=0.0) for m in ("text", "image")}
+    still = dataclasses.replace(config.augment, image=AugmentConfig(translate=0))
+    config = dataclasses.replace(config, **quiet, augment=still)
+    method = make_fusion(config, ("text", "image"), {"label": 2}, vocab_size=19)
+    rng = np.random.default_rng(0)
+    word, picture = rng.integers(0, 2, (2, 256))
+    text = np.repeat(3 + word[:, None], 4, axis=1).astype(np.int32)
+    image = rng.integers(0, 100, (256, 10, 10, 3)) + 120 * picture[:, None, None, None]
+    data = {"text": text, "image": image.astype(np.uint8), "label": (word ^ picture).astype(np.int32)}
+    data = {k: jnp.asarray(v) for k, v in data.items()} | {"index": jnp.arange(256, dtype=jnp.int32)}
+    part = lambda rows: jax.tree.map(lambda x: x[rows], data)
+    tx = optax.adam(3e-3)
+    params = jax.jit(method.init)(jax.random.key(0), part(jnp.arange(2)))
+
+    @jax.jit
+    def run(params):
+        def step(carry, rows):
+            params, state = carry
+            (value, _), grads = jax.value_and_grad(
+                lambda p: method.loss(p, part(rows), jax.random.key(0)), has_aux=True
+            )(params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        rows = jax.random.randint(jax.random.key(1), (150, 32), 0, 128)
+        return jax.lax.scan(step, (params, tx.init(params)), rows)
+
+    (params, _), losses = run(params)
+    answer = jax.jit(method.predict)(params, part(jnp.arange(128, 256)))
+    accuracy = (answer.logits["label"].argmax(axis=1) == data["label"][128:]).mean()
+    assert accuracy > 0.95, (kind, float(accuracy), float(losses[-1]))
+
+
+def test_errors_say_what_is_wrong():
+    with pytest.raises(ValueError, match="modality_dropout must lie in"):
+        FusionConfig(modality_dropout=1.0)
+    with pytest.raises(ValueError, match="at least one modality and one target"):
+        make_fusion(CONFIG, ("text",), {}, vocab_size=3)
+
+
+def test_presence_defaults_to_all():
+    found = presence(
+        {"index": np.arange(3), "present": {"text": jnp.array([True, False, True])}}, ("text", "image")
+    )
+    assert found["text"].tolist() == [True, False, True] and found["image"].all()

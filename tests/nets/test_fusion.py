@@ -1,0 +1,154 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.oracles import fusion as oracle
+from xmodal_jax.nets.fusion import FUSIONS, attention_maps, build_fusion
+from xmodal_jax.types import Tokens
+
+B, WIDTH, DEPTH = 5, 12, 2
+LENGTHS, WIDTHS = {"text": 7, "image": 5, "audio": 3}, {"text": 6, "image": 11, "audio": 12}
+PRESENT = {  # the last example has nothing at all
+    "text": np.array([True, True, False, True, False]),
+    "image": np.array([True, False, True, True, False]),
+    "audio": np.array([True, True, True, False, False]),
+}
+
+
+def inputs(names=("text", "image", "audio")):
+    rng = np.random.default_rng(0)
+    tokens = {m: rng.normal(size=(B, LENGTHS[m], WIDTHS[m])).astype(np.float32) for m in names}
+    masks = {m: np.arange(LENGTHS[m])[None, :] < rng.integers(1, LENGTHS[m] + 1, B)[:, None] for m in names}
+    tokens = {
+        m: Tokens(jnp.asarray(tokens[m]), None if m == "image" else jnp.asarray(masks[m])) for m in names
+    }
+    return tokens, {m: jnp.asarray(PRESENT[m]) for m in names}
+
+
+def hidden(tokens, present):
+    """Which positions nobody may look at."""
+    return {
+        m: ~((jnp.ones(t.values.shape[:2], bool) if t.mask is None else t.mask) & present[m][:, None])
+        for m, t in tokens.items()
+    }
+
+
+def build(kind, key=0, **options):
+    """The module, with every parameter moved off its start, so that closed gates and zero weights are open."""
+    module = build_fusion(kind, width=WIDTH, depth=DEPTH, heads=3, modalities=tuple(LENGTHS), **options)
+    tokens, present = inputs()
+    params = jax.jit(module.init)(jax.random.key(key), tokens, present)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
+    moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return module, jax.tree.unflatten(tree, moved), tokens, present
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_is_the_papers_arithmetic(kind):
+    module, params, tokens, present = build(kind)
+    fused = jax.jit(module.apply)(params, tokens, present)
+    values, pooled = oracle.fuse(
+        kind,
+        jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"]),
+        {m: tuple(None if x is None else np.asarray(x) for x in t) for m, t in tokens.items()},
+        {m: np.asarray(p) for m, p in present.items()},
+        DEPTH,
+    )
+    np.testing.assert_allclose(fused.pooled, pooled, atol=2e-5, rtol=2e-5)
+    content = np.ones(values.shape[:2], bool) if fused.tokens.mask is None else np.asarray(fused.tokens.mask)
+    np.testing.assert_allclose(
+        np.asarray(fused.tokens.values)[content], values[content], atol=2e-5, rtol=2e-5
+    )
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_what_is_hidden_has_no_influence_and_no_gradient(kind):
+    module, params, tokens, present = build(kind)
+    behind = hidden(tokens, present)
+
+    def pooled(values):
+        given = {m: Tokens(values[m], t.mask) for m, t in tokens.items()}
+        return module.apply(params, given, present).pooled
+
+    values = {m: t.values for m, t in tokens.items()}
+    loss = jax.jit(lambda v: jnp.sin(pooled(v)).sum())
+    gradient = jax.jit(jax.grad(loss))(values)
+    for m in values:
+        size = jnp.abs(gradient[m]).max(axis=-1)
+        assert (size[behind[m]] == 0).all() and (size[~behind[m]] > 0).all()
+    for poison in (1e3, jnp.inf, jnp.nan):
+        changed = {m: jnp.where(behind[m][:, :, None], poison, v) for m, v in values.items()}
+        np.testing.assert_array_equal(jax.jit(pooled)(changed), jax.jit(pooled)(values))
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_every_present_modality_has_influence_alone_and_together(kind):
+    """A modality that is there changes the result, whichever of the others are missing."""
+    module, params, tokens, _ = build(kind)
+    for others in (True, False):
+        for m in tokens:
+            there = {n: jnp.full(B, n == m or others) for n in tokens}
+            moved = {n: Tokens(t.values + (n == m), t.mask) for n, t in tokens.items()}
+            a, b = (module.apply(params, t, there).pooled for t in (tokens, moved))
+            assert (jnp.abs(a - b).max(axis=1) > 1e-4).all(), (kind, m, others)
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_parameters_of_a_modality_that_nobody_has_get_no_gradient(kind):
+    module, params, tokens, present = build(kind)
+    present = {**present, "audio": jnp.zeros(B, bool)}
+    gradient = jax.grad(lambda p: jnp.sin(module.apply(p, tokens, present).pooled).sum())(params)["params"]
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(gradient["project_audio"]))
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(gradient["project_text"]))
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+@pytest.mark.parametrize("names", [("image",), ("audio", "text")])
+def test_any_number_of_modalities(kind, names):
+    tokens, _ = inputs(names)
+    module = build_fusion(kind, width=WIDTH, depth=1, heads=2)
+    fused, _ = module.init_with_output(jax.random.key(0), tokens)
+    assert fused.pooled.shape == (B, WIDTH) and fused.pooled.dtype == jnp.float32
+    assert fused.tokens.values.shape[::2] == (B, WIDTH) and jnp.isfinite(fused.pooled).all()
+
+
+@pytest.mark.parametrize(
+    "kind", ["co_attention", "merged", "bottleneck", "gated", "perceiver", "additive", "film"]
+)
+def test_attention_maps_sum_to_one_and_leave_out_what_is_hidden(kind):
+    module, params, tokens, present = build(kind)
+    plain = module.apply(params, tokens, present)
+    fused, state = module.apply(params, tokens, present, mutable=["intermediates"])
+    np.testing.assert_allclose(fused.pooled, plain.pooled, atol=1e-6)
+    maps = attention_maps(state["intermediates"])
+    assert maps
+    for name, weights in maps.items():
+        assert weights.ndim == 4 and weights.shape[0] == B
+        rows = weights.sum(axis=-1)
+        assert (jnp.isclose(rows, 1, atol=1e-5) | (rows == 0)).all(), name
+    if kind in ("merged", "additive"):
+        keys = jnp.concatenate(list(hidden(tokens, present).values()), axis=1)
+        for weights in maps.values():
+            assert (jnp.where(keys[:, None, None, :], weights, 0.0) == 0).all()
+
+
+def test_gates_start_closed():
+    """A new gated fusion is its first modality's transformer: the others change nothing until the gates open."""
+    tokens, present = inputs()
+    module = build_fusion("gated", width=WIDTH, depth=DEPTH, heads=3, modalities=("text", "image", "audio"))
+    params = module.init(jax.random.key(0), tokens, present)
+    other = {m: Tokens(t.values + (m != "text"), t.mask) for m, t in tokens.items()}
+    a, b = (module.apply(params, t, present).pooled for t in (tokens, other))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_errors_say_what_to_do():
+    tokens, present = inputs(("text", "image"))
+    with pytest.raises(ValueError, match="unknown fusion 'sum': choose from co_attention, merged"):
+        build_fusion("sum")
+    with pytest.raises(ValueError, match="present speaks of 'video'; there are tokens of text, image"):
+        build_fusion("concat").init(jax.random.key(0), tokens, {**present, "video": present["text"]})
+    with pytest.raises(ValueError, match="at least one modality"):
+        build_fusion("concat").init(jax.random.key(0), {})

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,25 +36,27 @@ def hidden(tokens, present):
     }
 
 
-def build(kind, key=0, **options):
-    """The module, with every parameter moved off its start, so that closed gates and zero weights are open."""
-    module = build_fusion(kind, width=WIDTH, depth=DEPTH, heads=3, modalities=tuple(LENGTHS), **options)
+@functools.cache
+def build(kind):
+    """The module with every parameter moved off its start, so that closed gates and zero weights are open; and its
+    result, compiled once for all tests: ``apply(params, tokens, present)``."""
+    module = build_fusion(kind, width=WIDTH, depth=DEPTH, heads=3, modalities=tuple(LENGTHS))
     tokens, present = inputs()
-    params = jax.jit(module.init)(jax.random.key(key), tokens, present)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
+    leaves, tree = jax.tree.flatten(jax.jit(module.init)(jax.random.key(0), tokens, present))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return module, jax.tree.unflatten(tree, moved), tokens, present
+    return module, jax.tree.unflatten(tree, moved), jax.jit(module.apply)
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_is_the_papers_arithmetic(kind):
-    module, params, tokens, present = build(kind)
-    fused = jax.jit(module.apply)(params, tokens, present)
+def test_is_the_papers_arithmetic_and_every_modality_counts(kind):
+    module, params, apply = build(kind)
+    tokens, present = inputs()
+    fused = apply(params, tokens, present)
     values, pooled = oracle.fuse(
         kind,
         jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"]),
-        {m: tuple(None if x is None else np.asarray(x) for x in t) for m, t in tokens.items()},
+        {m: tuple(None if x is None else np.asarray(x) for x in tokens[m]) for m in LENGTHS},
         {m: np.asarray(p) for m, p in present.items()},
         DEPTH,
     )
@@ -62,46 +66,39 @@ def test_is_the_papers_arithmetic(kind):
         np.asarray(fused.tokens.values)[content], values[content], atol=2e-5, rtol=2e-5
     )
 
-
-@pytest.mark.parametrize("kind", FUSIONS)
-def test_what_is_hidden_has_no_influence_and_no_gradient(kind):
-    module, params, tokens, present = build(kind)
-    behind = hidden(tokens, present)
-
-    def pooled(values):
-        given = {m: Tokens(values[m], t.mask) for m, t in tokens.items()}
-        return module.apply(params, given, present).pooled
-
-    values = {m: t.values for m, t in tokens.items()}
-    loss = jax.jit(lambda v: jnp.sin(pooled(v)).sum())
-    gradient = jax.jit(jax.grad(loss))(values)
-    for m in values:
-        size = jnp.abs(gradient[m]).max(axis=-1)
-        assert (size[behind[m]] == 0).all() and (size[~behind[m]] > 0).all()
-    for poison in (1e3, jnp.inf, jnp.nan):
-        changed = {m: jnp.where(behind[m][:, :, None], poison, v) for m, v in values.items()}
-        np.testing.assert_array_equal(jax.jit(pooled)(changed), jax.jit(pooled)(values))
-
-
-@pytest.mark.parametrize("kind", FUSIONS)
-def test_every_present_modality_has_influence_alone_and_together(kind):
-    """A modality that is there changes the result, whichever of the others are missing."""
-    module, params, tokens, _ = build(kind)
+    # One that is there changes the result, whichever of the others are missing.
     for others in (True, False):
         for m in tokens:
             there = {n: jnp.full(B, n == m or others) for n in tokens}
             moved = {n: Tokens(t.values + (n == m), t.mask) for n, t in tokens.items()}
-            a, b = (module.apply(params, t, there).pooled for t in (tokens, moved))
-            assert (jnp.abs(a - b).max(axis=1) > 1e-4).all(), (kind, m, others)
+            one, other = (apply(params, t, there).pooled for t in (tokens, moved))
+            assert (jnp.abs(one - other).max(axis=1) > 1e-4).all(), (kind, m, others)
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_parameters_of_a_modality_that_nobody_has_get_no_gradient(kind):
-    module, params, tokens, present = build(kind)
-    present = {**present, "audio": jnp.zeros(B, bool)}
-    gradient = jax.grad(lambda p: jnp.sin(module.apply(p, tokens, present).pooled).sum())(params)["params"]
-    assert not any(np.asarray(x).any() for x in jax.tree.leaves(gradient["project_audio"]))
-    assert any(np.asarray(x).any() for x in jax.tree.leaves(gradient["project_text"]))
+def test_what_is_hidden_has_no_influence_and_no_gradient(kind):
+    module, params, apply = build(kind)
+    tokens, present = inputs()
+    behind = hidden(tokens, present)
+    given = lambda values: {m: Tokens(values[m], t.mask) for m, t in tokens.items()}
+    values = {m: t.values for m, t in tokens.items()}
+    gradient = jax.jit(
+        jax.grad(lambda p, v, there: jnp.sin(module.apply(p, given(v), there).pooled).sum(), (0, 1))
+    )
+
+    _, found = gradient(params, values, present)
+    for m in values:
+        size = jnp.abs(found[m]).max(axis=-1)
+        assert (size[behind[m]] == 0).all() and (size[~behind[m]] > 0).all()
+    usual = apply(params, tokens, present).pooled
+    for poison in (1e3, jnp.inf, jnp.nan):
+        changed = {m: jnp.where(behind[m][:, :, None], poison, v) for m, v in values.items()}
+        np.testing.assert_array_equal(apply(params, given(changed), present).pooled, usual)
+
+    # A modality that nobody has gives its parameters no gradient.
+    found, _ = gradient(params, values, {**present, "audio": jnp.zeros(B, bool)})
+    project = {m: np.asarray(found["params"][f"project_{m}"]["kernel"]) for m in LENGTHS}
+    assert not project["audio"].any() and project["text"].any()
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
@@ -109,7 +106,7 @@ def test_parameters_of_a_modality_that_nobody_has_get_no_gradient(kind):
 def test_any_number_of_modalities(kind, names):
     tokens, _ = inputs(names)
     module = build_fusion(kind, width=WIDTH, depth=1, heads=2)
-    fused, _ = module.init_with_output(jax.random.key(0), tokens)
+    fused, _ = jax.jit(module.init_with_output)(jax.random.key(0), tokens)
     assert fused.pooled.shape == (B, WIDTH) and fused.pooled.dtype == jnp.float32
     assert fused.tokens.values.shape[::2] == (B, WIDTH) and jnp.isfinite(fused.pooled).all()
 
@@ -118,9 +115,11 @@ def test_any_number_of_modalities(kind, names):
     "kind", ["co_attention", "merged", "bottleneck", "gated", "perceiver", "additive", "film"]
 )
 def test_attention_maps_sum_to_one_and_leave_out_what_is_hidden(kind):
-    module, params, tokens, present = build(kind)
-    plain = module.apply(params, tokens, present)
-    fused, state = module.apply(params, tokens, present, mutable=["intermediates"])
+    module, params, apply = build(kind)
+    tokens, present = inputs()
+    plain = apply(params, tokens, present)
+    record = jax.jit(lambda p, t, there: module.apply(p, t, there, mutable=["intermediates"]))
+    fused, state = record(params, tokens, present)
     np.testing.assert_allclose(fused.pooled, plain.pooled, atol=1e-6)
     maps = attention_maps(state["intermediates"])
     assert maps
@@ -129,7 +128,7 @@ def test_attention_maps_sum_to_one_and_leave_out_what_is_hidden(kind):
         rows = weights.sum(axis=-1)
         assert (jnp.isclose(rows, 1, atol=1e-5) | (rows == 0)).all(), name
     if kind in ("merged", "additive"):
-        keys = jnp.concatenate(list(hidden(tokens, present).values()), axis=1)
+        keys = jnp.concatenate([hidden(tokens, present)[m] for m in LENGTHS], axis=1)
         for weights in maps.values():
             assert (jnp.where(keys[:, None, None, :], weights, 0.0) == 0).all()
 
@@ -138,9 +137,9 @@ def test_gates_start_closed():
     """A new gated fusion is its first modality's transformer: the others change nothing until the gates open."""
     tokens, present = inputs()
     module = build_fusion("gated", width=WIDTH, depth=DEPTH, heads=3, modalities=("text", "image", "audio"))
-    params = module.init(jax.random.key(0), tokens, present)
+    params, apply = jax.jit(module.init)(jax.random.key(0), tokens, present), jax.jit(module.apply)
     other = {m: Tokens(t.values + (m != "text"), t.mask) for m, t in tokens.items()}
-    a, b = (module.apply(params, t, present).pooled for t in (tokens, other))
+    a, b = (apply(params, t, present).pooled for t in (tokens, other))
     np.testing.assert_array_equal(a, b)
 
 

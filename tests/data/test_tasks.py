@@ -1,0 +1,65 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
+from xmodal_jax.data.shapes import SpokenShapes
+from xmodal_jax.data.source import Source
+from xmodal_jax.data.tasks import TARGETS, Commands, Questions
+
+
+def test_questions_are_those_of_their_scenes():
+    scenes = SpokenShapes("test", size=40, modalities=("image", "audio"))
+    source = Questions(scenes)
+    assert isinstance(source, Source) and source.modalities == ("text", "image")
+    order = np.random.default_rng(0).permutation(len(source))
+    batch = source.batch(order)
+    pictures = SpokenShapes("test", size=40, modalities=("image",))
+    for row in range(0, len(order), 7):
+        scene = int(batch["scene"][row])
+        kind, answer = QUESTION_KINDS[batch["kind"][row]], ANSWERS[batch["label"][row]]
+        assert (kind, batch["caption"][row], answer) in scenes.questions(scene)
+        np.testing.assert_array_equal(batch["image"][row], pictures.batch([scene])["image"][0])
+    assert len(source) == sum(len(scenes.questions(i)) for i in range(40))
+    np.testing.assert_array_equal(source.batch(order[:3])["label"], batch["label"][:3])
+
+
+def test_questions_of_motion_need_a_video():
+    kinds = lambda m: set(
+        Questions(SpokenShapes(size=60, modalities=m)).batch(np.arange(120))["kind"].tolist()
+    )
+    motion = QUESTION_KINDS.index("motion")
+    assert motion not in kinds(("image",)) and motion in kinds(("video",))
+    with pytest.raises(ValueError, match="questions are about pictures or videos; the scenes have text"):
+        Questions(SpokenShapes(size=4, modalities=("text",)))
+
+
+def test_commands_are_spoken_and_name_what_is_there(tmp_path):
+    scenes = SpokenShapes("test", size=12, audio_cache=tmp_path, max_seconds=3.0)
+    source = Commands(scenes)
+    assert isinstance(source, Source)
+    batch = source.batch(np.arange(len(source)))
+    factors = scenes.factors(np.arange(12))
+    assert len(source) == factors["num_objects"].sum()
+    assert batch["audio"].shape == (len(source), 48000) and batch["audio_mask"].any(axis=1).all()
+    assert not batch["audio"][~batch["audio_mask"]].any()
+    for row, scene in enumerate(batch["scene"].tolist()):
+        words, action, number = scenes.commands(scene)[row - np.searchsorted(batch["scene"], scene)]
+        assert batch["caption"][row] == words and ACTIONS[batch["action"][row]] == action
+        colour, shape = TARGETS[batch["target"][row]].split()
+        said = [word for word in words.split() if word in {w for t in TARGETS for w in t.split()}]
+        assert set(said) <= {colour, shape}
+        assert factors["shape"][scene, number] >= 0
+    again = pickle.loads(pickle.dumps(source)).batch(np.array([2, 5]))
+    np.testing.assert_array_equal(again["audio"], batch["audio"][[2, 5]])
+
+
+def test_the_words_alone_often_leave_the_target_open(tmp_path):
+    """Less than all commands name both colour and shape; the scene's objects are what is left to choose from."""
+    source = Commands(SpokenShapes(size=300, audio_cache=tmp_path))
+    both = [
+        sum(word in TARGETS[target].split() for word in words.split())
+        for words, target in zip(source._words, source._target, strict=True)
+    ]
+    assert np.mean(np.array(both) < 2) > 0.5

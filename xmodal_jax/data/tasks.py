@@ -1,0 +1,119 @@
+"""Tasks about Spoken Shapes' scenes: questions with answers, and spoken commands with an action and a target."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
+from xmodal_jax.data.scenes import COLOURS, SHAPES
+from xmodal_jax.data.shapes import SpokenShapes
+from xmodal_jax.data.source import RawBatch
+from xmodal_jax.data.speech import SAMPLE_RATE, Utterances, speak_all
+
+TARGETS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+"""What a command can be about, by what is seen of it."""
+
+
+class Questions:
+    """One example per scene and question about it, a `Source`.
+
+    The batch holds the scene's ``image`` or ``video`` (whichever ``scenes`` has), ``caption`` the question, ``label``
+    int32 ``[B]`` the answer (an index into `ANSWERS`), ``kind`` int32 ``[B]`` (into `QUESTION_KINDS`) and ``scene``
+    int32 ``[B]``, the scene's number. Questions of one scene stand side by side.
+
+    Raises:
+      ValueError: the scenes are neither pictures nor videos.
+    """
+
+    class_names = ANSWERS
+
+    def __init__(self, scenes: SpokenShapes):
+        seen = tuple(m for m in scenes.modalities if m in ("image", "video"))
+        if not seen:
+            raise ValueError(
+                f"questions are about pictures or videos; the scenes have {', '.join(scenes.modalities)}"
+            )
+        self.scenes = dataclasses.replace(scenes, modalities=seen)
+        self.modalities = ("text", *seen)
+        asked = self.scenes.questions_for(np.arange(len(scenes)))
+        rows = [(i, *question) for i, questions in enumerate(asked) for question in questions]
+        self._scene = np.array([row[0] for row in rows], np.int32)
+        self._kind = np.array([QUESTION_KINDS.index(row[1]) for row in rows], np.int32)
+        self._question = np.array([row[2] for row in rows], object)
+        self._label = np.array([ANSWERS.index(row[3]) for row in rows], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._scene)
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        indices = np.asarray(indices, np.int64)
+        seen = self.scenes.batch(self._scene[indices])
+        return {m: seen[m] for m in self.scenes.modalities} | {
+            "caption": self._question[indices],
+            "label": self._label[indices],
+            "kind": self._kind[indices],
+            "scene": self._scene[indices],
+        }
+
+
+class Commands:
+    """One example per scene and object of it that is to be acted on, a `Source`.
+
+    The batch holds the scene's ``image``, the command as ``audio`` int16 with ``audio_mask`` in the scene's voice,
+    ``caption`` its words, ``action`` int32 ``[B]`` (an index into `ACTIONS`), ``target`` int32 ``[B]`` (into
+    `TARGETS`) and ``scene``. The command names its target by as little as tells it from the scene's other objects,
+    so that the words alone seldom say what it is, and the picture alone never which is meant.
+    """
+
+    modalities = ("image", "audio", "text")
+    class_names = TARGETS
+
+    def __init__(self, scenes: SpokenShapes):
+        self.scenes = dataclasses.replace(scenes, modalities=("image",))
+        every = np.arange(len(scenes))
+        factors, given = self.scenes.factors(every), self.scenes.commands_for(every)
+        rows = [(i, *command) for i, commands in enumerate(given) for command in commands]
+        self._scene = np.array([row[0] for row in rows], np.int32)
+        self._words = np.array([row[1] for row in rows], object)
+        self._action = np.array([ACTIONS.index(row[2]) for row in rows], np.int32)
+        place = (self._scene, np.array([row[3] for row in rows]))
+        self._target = (factors["shape"][place] * len(COLOURS) + factors["colour"][place]).astype(np.int32)
+        self._spoken: Utterances | None = None
+
+    def __len__(self) -> int:
+        return len(self._scene)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_spoken": None}  # another process opens the speech anew
+
+    def prepare(self) -> Utterances:
+        """Speaks all commands into the cache, or opens them there; done by itself at the first batch."""
+        if self._spoken is None:
+            voices = self.scenes.voices(np.arange(len(self.scenes)))
+            self._spoken = speak_all(
+                self._words.tolist(),
+                [voices[i] for i in self._scene.tolist()],
+                self.scenes.audio_cache,
+                workers=self.scenes.workers,
+                max_seconds=self.scenes.max_seconds,
+            )
+        return self._spoken
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        indices, speech = np.asarray(indices, np.int64), self.prepare()
+        audio = np.zeros((len(indices), int(self.scenes.max_seconds * SAMPLE_RATE)), np.int16)
+        mask = np.zeros(audio.shape, bool)
+        for row, i in enumerate(indices.tolist()):
+            wave = speech[i]
+            audio[row, : len(wave)], mask[row, : len(wave)] = wave, True
+        return {
+            "image": self.scenes.batch(self._scene[indices])["image"],
+            "audio": audio,
+            "audio_mask": mask,
+            "caption": self._words[indices],
+            "action": self._action[indices],
+            "target": self._target[indices],
+            "scene": self._scene[indices],
+        }

@@ -10,7 +10,8 @@ from tests.models.test_contrastive import CONFIG as TOWERS
 from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
 from tests.support import LAYOUTS, assert_device_invariant
-from xmodal_jax.models.fusion import FusionConfig, drop_modalities, make_fusion, presence
+from xmodal_jax.models.fusion import FusionConfig, drop_modalities, make_fusion
+from xmodal_jax.models.towers import presence
 from xmodal_jax.preprocess.image import AugmentConfig
 
 MODALITIES = ("text", "image", "audio")

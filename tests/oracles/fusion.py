@@ -114,7 +114,7 @@ def bottleneck(p, s, depth):
 def gated(p, s, depth):
     (values, mask), *others = s.values()
     others, other_mask = join(others)
-    values, mask = join([repeat(p["summary"], len(values)), (values, mask)])
+    values, mask = join([repeat(p["class_token"][None], len(values)), (values, mask)])
     for layer in range(depth):
         y, _ = attention(
             p[f"cross_attention_{layer}"], layer_norm(p[f"cross_norm_{layer}"], values), others, other_mask
@@ -175,7 +175,7 @@ def bilinear(p, s, depth):
 def film(p, s, depth):
     (values, mask), *others = s.values()
     condition = np.concatenate([mean_token(*part) for part in others], axis=-1)
-    values, mask = join([repeat(p["summary"], len(values)), (values, mask)])
+    values, mask = join([repeat(p["class_token"][None], len(values)), (values, mask)])
     for layer in range(depth):
         gamma, beta = np.split(dense(p[f"film_{layer}"], condition)[:, None], 2, axis=-1)
         values = block(p[f"layers_{layer}"], values * (1 + gamma) + beta, mask)

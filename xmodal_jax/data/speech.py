@@ -161,6 +161,15 @@ class Utterances:
     def __getitem__(self, i: int) -> np.ndarray:
         return self._samples[self.offsets[i] : self.offsets[i + 1]]
 
+    def padded(self, indices: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+        """Those utterances, int16 ``[B, seconds * 16000]`` with zeros at the end, and the mask of what is spoken."""
+        audio = np.zeros((len(indices), int(seconds * SAMPLE_RATE)), np.int16)
+        mask = np.zeros(audio.shape, bool)
+        for row, i in enumerate(indices.tolist()):
+            wave = self[i]
+            audio[row, : len(wave)], mask[row, : len(wave)] = wave, True
+        return audio, mask
+
     @property
     def lengths(self) -> np.ndarray:
         """Samples in each utterance, int64 ``[N]``."""

@@ -10,7 +10,7 @@ from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
 from xmodal_jax.data.scenes import COLOURS, SHAPES
 from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.source import RawBatch
-from xmodal_jax.data.speech import SAMPLE_RATE, Utterances, speak_all
+from xmodal_jax.data.speech import Utterances, speak_all
 
 TARGETS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 """What a command can be about, by what is seen of it."""
@@ -102,12 +102,8 @@ class Commands:
         return self._spoken
 
     def batch(self, indices: np.ndarray) -> RawBatch:
-        indices, speech = np.asarray(indices, np.int64), self.prepare()
-        audio = np.zeros((len(indices), int(self.scenes.max_seconds * SAMPLE_RATE)), np.int16)
-        mask = np.zeros(audio.shape, bool)
-        for row, i in enumerate(indices.tolist()):
-            wave = speech[i]
-            audio[row, : len(wave)], mask[row, : len(wave)] = wave, True
+        indices = np.asarray(indices, np.int64)
+        audio, mask = self.prepare().padded(indices, self.scenes.max_seconds)
         return {
             "image": self.scenes.batch(self._scene[indices])["image"],
             "audio": audio,

@@ -15,7 +15,7 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import alignment, contrastive
-from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_tower, prepare
+from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_tower, prepare, presence
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
 from xmodal_jax.types import MODALITIES, Batch, Key, Method, Params
 
@@ -123,7 +123,7 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
         (key,) = named_keys(key, "contrastive")
         embeddings = embed(params, batch, example_keys(key, batch["index"]))
-        present = {m: _present(batch, m) for m in modalities}
+        present = presence(batch, modalities)
         match = text_ids(batch["text"]) if "text" in batch and config.duplicates != "ignore" else None
         scale = jnp.minimum(jnp.exp(params["loss"]["log_scale"]), MAX_SCALE)
         terms = {}
@@ -183,12 +183,6 @@ def _objective(config, name, x, y, both, match, scale, loss_params, axis_name):
             axis_name=axis_name,
         )
     return collectives.batch_mean(per_example, both.astype(jnp.float32), axis_name=axis_name)
-
-
-def _present(batch: Batch, modality: str):
-    size = batch["index"].shape[0]
-    present = batch.get("present", {}).get(modality)
-    return jnp.ones(size, bool) if present is None else present
 
 
 def text_ids(tokens: Int[Array, "batch length"]) -> Int[Array, "batch"]:

@@ -1,7 +1,6 @@
 """Understanding what several modalities say together: encode each, fuse, classify.
 
-`make_fusion` is the method that experiments train; `cross_modal_transform` is embedding, fusion and attention as one
-function over any encoded inputs.
+`make_fusion` is the method; the ways to fuse are in `nets.fusion`.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
-from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, prepare
+from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_encoder, prepare, presence
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig, build_encoder
+from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
 from xmodal_jax.nets.fusion import build_fusion
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
 
@@ -104,9 +103,8 @@ def make_fusion(
         raise ValueError(f"needs at least one modality and one target, got {modalities} and {dict(classes)}")
 
     def encoders(batch):
-        sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if "text" in batch else {}
         return {
-            m: build_encoder(m, getattr(config, m), **(sizes if m == "text" else {}))
+            m: make_encoder(m, getattr(config, m), batch, vocab_size=vocab_size)
             for m in modalities
             if m in batch
         }
@@ -167,12 +165,6 @@ def make_fusion(
         return apply(params, batch, presence(batch, modalities))[0]
 
     return Method(init, loss, predict)
-
-
-def presence(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
-    """Which examples have which modality; where the batch does not say, all."""
-    everyone = jnp.ones(batch["index"].shape[0], bool)
-    return {m: batch.get("present", {}).get(m, everyone) for m in modalities}
 
 
 def drop_modalities(

@@ -8,7 +8,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.encoders import EncoderConfig, build_encoder, build_pool
@@ -74,8 +74,20 @@ def make_tower(
     modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, head, embed_dim: int
 ) -> Tower:
     """A tower sized for the inputs of ``batch`` (arrays or shapes)."""
+    encoder = make_encoder(modality, config, batch, vocab_size=vocab_size)
+    return Tower(encoder, build_pool(config), head, embed_dim)
+
+
+def make_encoder(modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int) -> nn.Module:
+    """An encoder sized for the inputs of ``batch`` (arrays or shapes)."""
     sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if modality == "text" else {}
-    return Tower(build_encoder(modality, config, **sizes), build_pool(config), head, embed_dim)
+    return build_encoder(modality, config, **sizes)
+
+
+def presence(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
+    """Which examples have which modality; where the batch does not say, all."""
+    everyone = jnp.ones(batch["index"].shape[0], bool)
+    return {m: batch.get("present", {}).get(m, everyone) for m in modalities}
 
 
 def prepare(

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.dropout import Dropout, DropPath, fold_in_layer
-from xmodal_jax.nets.pooling import Pool
+from xmodal_jax.nets.pooling import Pool, prepend_class_token
 from xmodal_jax.nets.transformer import MLP, TransformerBlock
 from xmodal_jax.types import ExampleKeys, Tokens
 
@@ -201,9 +201,7 @@ class GatedCrossAttention(Fusion):
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         first = next(iter(streams))
-        values, mask = streams[first]
-        values = jnp.concatenate([learned_tokens(self, "summary", 1, len(values)), values], axis=1)
-        mask = jnp.concatenate([jnp.ones((len(mask), 1), bool), mask], axis=1)
+        values, mask = prepend_class_token(self, *streams[first])
         for layer in range(self.depth):
             if len(streams) > 1:
                 others = concatenate(streams, without=first)
@@ -340,9 +338,7 @@ class FiLM(Fusion):
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         first = next(iter(streams))
-        values, mask = streams[first]
-        values = jnp.concatenate([learned_tokens(self, "summary", 1, len(values)), values], axis=1)
-        mask = jnp.concatenate([jnp.ones((len(mask), 1), bool), mask], axis=1)
+        values, mask = prepend_class_token(self, *streams[first])
         others = [z for name, z in pooled_streams(streams).items() if name != first]
         for layer in range(self.depth):
             if others:

@@ -6,17 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.cases.peers import import_torchvision
-from benchmarks.cases.sides import (
-    Row,
-    Side,
-    jax_flops,
-    jax_training,
-    size,
-    torch_training,
-)
+from benchmarks.cases.sides import Row, Side, jax_adam, torch_training
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import info_nce
 from xmodal_jax.nets.image import ViT
@@ -52,25 +44,16 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def jax_side() -> Side:
-    model, tx = CLIP(), optax.adam(1e-4)
+    model = CLIP()
 
     def loss(params, images, text):
         image, words, log_scale = model.apply(params, images, text)
         return info_nce(image, words, temperature=jnp.exp(-log_scale)).mean()
 
-    def step(state, batch):
-        params, opt_state = state
-        value, grads = jax.value_and_grad(loss)(params, *batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
-
     images, text = data()
     images = images.transpose(0, 1, 3, 4, 2)
     params = jax.jit(model.init)(jax.random.key(0), images[0, :1], text[0, :1])
-    state = params, tx.init(params)
-    return Side(
-        jax_training(step, state, (images, text)), size(params), jax_flops(step, state, (images[0], text[0]))
-    )
+    return jax_adam(loss, params, (images, text))
 
 
 def torch_side() -> Side:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.cases.sides import Form, Row, Side, check, jax_flops, jax_training, size, torch_training
+from benchmarks.cases.sides import Form, Row, Side, check, jax_adam, torch_training
 
 BATCH, WIDTH, CLASSES, STEPS = 64, 64, 10, 256
 
@@ -40,21 +40,14 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def jax_side() -> Side:
-    model, tx = MLP(), optax.adam(1e-4)
+    model = MLP()
 
     def loss(params, x, y):
         return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, x), y).mean()
 
-    def step(state, batch):
-        params, opt_state = state
-        value, grads = jax.value_and_grad(loss)(params, *batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
-
     x, y = data()
     params = jax.jit(model.init)(jax.random.key(0), x[0])
-    state = params, tx.init(params)
-    return Side(jax_training(step, state, (x, y)), size(params), jax_flops(step, state, (x[0], y[0])))
+    return jax_adam(loss, params, (x, y))
 
 
 def torch_side() -> Side:

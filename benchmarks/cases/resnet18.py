@@ -8,14 +8,7 @@ import numpy as np
 import optax
 
 from benchmarks.cases.peers import import_torchvision
-from benchmarks.cases.sides import (
-    Row,
-    Side,
-    jax_flops,
-    jax_training,
-    size,
-    torch_training,
-)
+from benchmarks.cases.sides import Row, Side, jax_adam, torch_training
 from xmodal_jax.nets.image import ResNet
 
 BATCH, IMAGE, CLASSES, STEPS = 64, 64, 100, 2
@@ -43,22 +36,15 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def jax_side() -> Side:
-    model, tx = Classifier(), optax.adam(1e-4)
+    model = Classifier()
 
     def loss(params, x, y):
         return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, x), y).mean()
 
-    def step(state, batch):
-        params, opt_state = state
-        value, grads = jax.value_and_grad(loss)(params, *batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
-
     x, y = data()
     x = x.transpose(0, 1, 3, 4, 2)
     params = jax.jit(model.init)(jax.random.key(0), x[0, :1])
-    state = params, tx.init(params)
-    return Side(jax_training(step, state, (x, y)), size(params), jax_flops(step, state, (x[0], y[0])))
+    return jax_adam(loss, params, (x, y))
 
 
 def torch_side() -> Side:

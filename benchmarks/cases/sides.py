@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.extend.core import jaxprs_in_params
 
 
@@ -83,6 +84,21 @@ def jax_training(step: Callable, state: Any, batches: Any) -> dict[str, Form]:
         jax.block_until_ready(held["loop"])
 
     return {"loop": Form(loop, k), "scan": Form(scan, k)}
+
+
+def jax_adam(loss: Callable, params: Any, batches: tuple) -> Side:
+    """Training with Adam over ``batches``, a tuple of arrays ``[K, ...]``; ``loss(params, *batch)``."""
+    tx = optax.adam(1e-4)
+
+    def step(state, batch):
+        params, opt_state = state
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    state = params, tx.init(params)
+    first = tuple(x[0] for x in batches)
+    return Side(jax_training(step, state, batches), size(params), jax_flops(step, state, first))
 
 
 def check(losses) -> None:

@@ -35,7 +35,7 @@ from xmodal_jax.train import evaluate, figures
 from xmodal_jax.train.config import RunConfig, shrink
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.report import Report
+from xmodal_jax.train.report import Report, add_problems
 from xmodal_jax.train.run import Run, summary_line
 
 
@@ -133,7 +133,7 @@ def main(config: Config) -> None:
             report.add_figure(
                 "Zero-shot", figures.confusion_matrix(confusion, panels.class_labels(splits.train, confusion))
             )
-        panels.add_problems(report, problems, run.path)
+        add_problems(report, problems, run.path)
         report.add_config(run.read_config())
         report.add_timing(watch.report())
         report.write(run.path / "report.html")

@@ -13,7 +13,7 @@ from xmodal_jax.data.grammar import Meaning, captions_of, meanings_of
 from xmodal_jax.data.questions import scene_commands, scene_questions
 from xmodal_jax.data.scenes import COLOURS, SHAPES, SPLITS, Factors, hash_bits, sample_factors, uniform
 from xmodal_jax.data.source import RawBatch
-from xmodal_jax.data.speech import TRAIN_VOICES, UNSEEN_VOICES, Utterances, Voice, speak_all
+from xmodal_jax.data.speech import TRAIN_VOICES, UNSEEN_VOICES, Utterances, Voice, add_noise, speak_all
 
 _MODALITIES = ("text", "image", "audio", "video")  # not imported from types, for that would load JAX
 
@@ -175,14 +175,8 @@ class SpokenShapes:
     def _audio(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         audio, mask = self.prepare().padded(indices, self.max_seconds)
         if self.noise:
-            seeds = hash_bits(self.seed, self.split, self._index(indices), "noise").tolist()
-            for row, noise_seed in enumerate(seeds):
-                wave = audio[row, mask[row]]
-                level = self.noise * np.sqrt(np.mean(np.square(wave, dtype=np.float32)))
-                white = np.random.Generator(np.random.Philox(noise_seed)).standard_normal(
-                    len(wave), np.float32
-                )
-                audio[row, mask[row]] = np.clip(np.rint(wave + level * white), -32768, 32767)
+            seeds = hash_bits(self.seed, self.split, self._index(indices), "noise")
+            add_noise(audio, mask, self.noise, seeds)
         return audio, mask
 
     def batch(self, indices) -> RawBatch:

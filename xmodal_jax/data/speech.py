@@ -176,6 +176,18 @@ class Utterances:
         return np.diff(self.offsets)
 
 
+def add_noise(audio: np.ndarray, mask: np.ndarray, level: float, seeds: np.ndarray) -> None:
+    """Adds white noise of ``level`` times the speech's RMS to int16 ``audio [N, T]`` where ``mask`` is True, in place.
+
+    ``seeds`` uint64 ``[N]``, one per example.
+    """
+    for row, seed in enumerate(seeds.tolist()):
+        wave = audio[row, mask[row]]
+        rms = level * np.sqrt(np.mean(np.square(wave, dtype=np.float32)))
+        white = np.random.Generator(np.random.Philox(seed)).standard_normal(len(wave), np.float32)
+        audio[row, mask[row]] = np.clip(np.rint(wave + rms * white), -32768, 32767)
+
+
 def _checksum(path: Path) -> int:
     crc = 0
     with path.open("rb") as file:

@@ -6,11 +6,14 @@ import dataclasses
 
 import numpy as np
 
+from xmodal_jax.data.open import DataOptions, open_source
+from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
-from xmodal_jax.data.scenes import COLOURS, SHAPES
+from xmodal_jax.data.scenes import COLOURS, MAX_OBJECTS, SHAPES, hash_bits
 from xmodal_jax.data.shapes import SpokenShapes
-from xmodal_jax.data.source import RawBatch
-from xmodal_jax.data.speech import Utterances, speak_all
+from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.speech import Utterances, add_noise, speak_all
+from xmodal_jax.data.splits import Splits, open_splits
 
 TARGETS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 """What a command can be about, by what is seen of it."""
@@ -28,6 +31,7 @@ class Questions:
     """
 
     class_names = ANSWERS
+    targets = {"label": ANSWERS}
 
     def __init__(self, scenes: SpokenShapes):
         seen = tuple(m for m in scenes.modalities if m in ("image", "video"))
@@ -62,13 +66,15 @@ class Commands:
     """One example per scene and object of it that is to be acted on, a `Source`.
 
     The batch holds the scene's ``image``, the command as ``audio`` int16 with ``audio_mask`` in the scene's voice,
-    ``caption`` its words, ``action`` int32 ``[B]`` (an index into `ACTIONS`), ``target`` int32 ``[B]`` (into
-    `TARGETS`) and ``scene``. The command names its target by as little as tells it from the scene's other objects,
+    ``caption`` its words (for a reader: the task is to hear them), ``action`` int32 ``[B]`` (an index into `ACTIONS`),
+    ``target`` int32 ``[B]`` (into `TARGETS`) and ``scene``. The command names its target by as little as tells it from
+    the scene's other objects,
     so that the words alone seldom say what it is, and the picture alone never which is meant.
     """
 
-    modalities = ("image", "audio", "text")
+    modalities = ("image", "audio")
     class_names = TARGETS
+    targets = {"action": ACTIONS, "target": TARGETS}
 
     def __init__(self, scenes: SpokenShapes):
         self.scenes = dataclasses.replace(scenes, modalities=("image",))
@@ -104,6 +110,10 @@ class Commands:
     def batch(self, indices: np.ndarray) -> RawBatch:
         indices = np.asarray(indices, np.int64)
         audio, mask = self.prepare().padded(indices, self.scenes.max_seconds)
+        if self.scenes.noise:
+            row = indices + MAX_OBJECTS * self.scenes.offset
+            seeds = hash_bits(self.scenes.seed, self.scenes.split, row, "command/noise")
+            add_noise(audio, mask, self.scenes.noise, seeds)
         return {
             "image": self.scenes.batch(self._scene[indices])["image"],
             "audio": audio,
@@ -113,3 +123,44 @@ class Commands:
             "target": self._target[indices],
             "scene": self._scene[indices],
         }
+
+
+def open_task(spec: str, options: DataOptions, problems: Problems, task: type | None = None) -> Splits:
+    """The splits of ``spec``; of the embedded data set those of a ``task`` (`Questions`, `Commands`) about its scenes.
+
+    Validation has scenes of its own, so that no picture of it is trained on.
+
+    Raises:
+      ValueError: ``task`` is `Commands` and ``spec`` another data set.
+    """
+    if spec != "shapes" or task is None:
+        if task is Commands:
+            raise ValueError(f"spoken commands are about the embedded data set: --data shapes, not {spec!r}")
+        return open_splits(spec, options, problems)
+    names = ["test", "compositions"] + ["voices"] * (task is Commands)
+    train = open_source(spec, "train", options, problems=problems)
+    validation = dataclasses.replace(train, offset=len(train), size=max(1, min(150, len(train) // 10)))
+    tests = {name: task(open_source(spec, name, options, problems=problems)) for name in names}
+    return Splits(task(train), task(validation), tests)
+
+
+def targets_of(source: Source) -> dict[str, tuple[str, ...]]:
+    """The names of the classes of each target that ``source``'s batches hold; ``label`` alone unless it says more.
+
+    Raises:
+      ValueError: there is nothing to predict.
+    """
+    if hasattr(source, "targets"):
+        return dict(source.targets)
+    if source.class_names is not None:
+        return {"label": tuple(source.class_names)}
+    known = labels_of(source, ("label",)).get("label", np.array([-1]))
+    if known.max() < 0:
+        raise ValueError("the data set has no labels: classification needs a field label")
+    return {"label": tuple(str(k) for k in range(int(known.max()) + 1))}
+
+
+def labels_of(source: Source, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The fields ``names`` of all examples, ``[N]`` each; those that the batches do not hold are left out."""
+    parts = [source.batch(r) for r in np.array_split(np.arange(len(source)), -(-len(source) // 500))]
+    return {k: np.concatenate([part[k] for part in parts]) for k in names if k in parts[0]}

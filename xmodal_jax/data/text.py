@@ -57,6 +57,14 @@ class Tokenizer:
         """Number of token ids, special tokens included: the size of an embedding table."""
         return max(self._backend.get_vocab().values()) + 1
 
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token."""
+        return self._backend.get_vocab()
+
+    def tokens(self, caption: str) -> list[str]:
+        """The tokens of a caption as text, special tokens included: what stands at each place of its ids."""
+        return self._backend.encode(caption).tokens if caption else []
+
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
         """Int ``[N]``: tokens per caption, special tokens included."""
         return np.array([len(e.ids) for e in self._backend.encode_batch_fast(list(captions))], np.int64)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -20,8 +20,8 @@ from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_encoder, prepare, presence
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
-from xmodal_jax.nets.fusion import build_fusion
-from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
+from xmodal_jax.nets.fusion import Fusion, build_fusion, token_attention
+from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 
 Kind = Literal[
     "co_attention", "merged", "bottleneck", "gated", "perceiver", "concat", "additive", "bilinear", "film"
@@ -86,6 +86,68 @@ class Answer(NamedTuple):
     pooled: Float[Array, "batch width"]
 
 
+class Attended(NamedTuple):
+    """What `make_attend` gives."""
+
+    logits: dict[str, Float[Array, "batch classes"]]
+    attention: dict[str, Float[Array, "batch tokens"]]
+    """How much the rest attends to each of a modality's tokens, summing to 1 (see `nets.fusion.token_attention`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """Encoders, fusion and head of one configuration."""
+
+    config: FusionConfig
+    modalities: tuple[str, ...]
+    classes: Mapping[str, int]
+    vocab_size: int
+
+    def __post_init__(self):
+        if not self.modalities or not self.classes:
+            raise ValueError(
+                f"needs at least one modality and one target, got {self.modalities} and {dict(self.classes)}"
+            )
+
+    @property
+    def fusion(self) -> Fusion:
+        c = self.config
+        shared = dict(width=c.width, depth=c.depth, heads=c.heads, dropout=c.dropout)
+        return build_fusion(c.fusion, modalities=tuple(self.modalities), **shared)
+
+    @property
+    def head(self) -> Head:
+        return Head(dict(self.classes), self.config.dropout)
+
+    def encoders(self, batch: Batch) -> dict[str, nn.Module]:
+        make = lambda m: make_encoder(m, getattr(self.config, m), batch, vocab_size=self.vocab_size)
+        return {m: make(m) for m in self.modalities if m in batch}
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        row, params, tokens = init_inputs(batch), {}, {}
+        for name, encoder in self.encoders(batch).items():
+            inputs, mask = prepare(name, row, self.config.features)
+            tokens[name], variables = encoder.init_with_output(fold_in_name(key, name), inputs, mask)
+            params[name] = variables["params"]
+        fused, variables = self.fusion.init_with_output(fold_in_name(key, "fusion"), tokens)
+        params["fusion"] = variables["params"]
+        params["head"] = self.head.init(fold_in_name(key, "head"), fused.pooled, None)["params"]
+        return params
+
+    def encode(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> dict[str, Tokens]:
+        tokens = {}
+        for name, encoder in self.encoders(batch).items():
+            inputs, mask = prepare(name, batch, self.config.features, self.config.augment, keys)
+            tokens[name] = encoder.apply({"params": params[name]}, inputs, mask, keys=keys)
+        return tokens
+
+    def answer(self, params: Params, batch: Batch, present, keys: ExampleKeys | None = None) -> Answer:
+        tokens = self.encode(params, batch, keys)
+        there = {m: present[m] for m in tokens}
+        fused = self.fusion.apply({"params": params["fusion"]}, tokens, there, keys=keys)
+        return Answer(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
+
+
 def make_fusion(
     config: FusionConfig, modalities: tuple[str, ...], classes: Mapping[str, int], *, vocab_size: int
 ) -> Method:
@@ -99,48 +161,7 @@ def make_fusion(
     Raises:
       ValueError: no modality, or no target.
     """
-    if not modalities or not classes:
-        raise ValueError(f"needs at least one modality and one target, got {modalities} and {dict(classes)}")
-
-    def encoders(batch):
-        return {
-            m: make_encoder(m, getattr(config, m), batch, vocab_size=vocab_size)
-            for m in modalities
-            if m in batch
-        }
-
-    fusion = build_fusion(
-        config.fusion,
-        width=config.width,
-        depth=config.depth,
-        heads=config.heads,
-        dropout=config.dropout,
-        modalities=tuple(modalities),
-    )
-    head = Head(dict(classes), config.dropout)
-
-    def init(key: Key, batch: Batch) -> Params:
-        row, params, tokens = init_inputs(batch), {}, {}
-        for name, encoder in encoders(batch).items():
-            inputs, mask = prepare(name, row, config.features)
-            tokens[name], variables = encoder.init_with_output(fold_in_name(key, name), inputs, mask)
-            params[name] = variables["params"]
-        fused, variables = fusion.init_with_output(fold_in_name(key, "fusion"), tokens)
-        params["fusion"] = variables["params"]
-        params["head"] = head.init(fold_in_name(key, "head"), fused.pooled, None)["params"]
-        return params
-
-    def apply(params, batch, present, keys=None, *, maps: bool = False):
-        tokens = {}
-        for name, encoder in encoders(batch).items():
-            inputs, mask = prepare(name, batch, config.features, config.augment, keys)
-            tokens[name] = encoder.apply({"params": params[name]}, inputs, mask, keys=keys)
-        there = {m: present[m] for m in tokens}
-        collections = {"mutable": ["intermediates"]} if maps else {}
-        out = fusion.apply({"params": params["fusion"]}, tokens, there, keys=keys, **collections)
-        fused, state = out if maps else (out, {})
-        logits = head.apply({"params": params["head"]}, fused.pooled, keys)
-        return Answer(logits, fused.pooled), state
+    net = _Network(config, modalities, classes, vocab_size)
 
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
         (key,) = named_keys(key, "fusion")
@@ -148,9 +169,8 @@ def make_fusion(
         present = presence(batch, modalities)
         if config.modality_dropout:
             present = drop_modalities(present, fold_in_name(keys, "modalities"), config.modality_dropout)
-        answer, _ = apply(params, batch, present, keys)
         total, aux = jnp.float32(0), {}
-        for target, logits in answer.logits.items():
+        for target, logits in net.answer(params, batch, present, keys).logits.items():
             label = batch[target]
             known = (label >= 0).astype(jnp.float32)
             goal = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[1]), config.label_smoothing)
@@ -162,9 +182,27 @@ def make_fusion(
         return total, jax.lax.stop_gradient(aux)
 
     def predict(params: Params, batch: Batch) -> Answer:
-        return apply(params, batch, presence(batch, modalities))[0]
+        return net.answer(params, batch, presence(batch, modalities))
 
-    return Method(init, loss, predict)
+    return Method(net.init, loss, predict)
+
+
+def make_attend(
+    config: FusionConfig, modalities: tuple[str, ...], classes: Mapping[str, int], *, vocab_size: int
+) -> Callable[[Params, Batch], Attended]:
+    """``attend(params, batch)``: what `make_fusion`'s method answers and what it looks at, for the same arguments."""
+    net = _Network(config, modalities, classes, vocab_size)
+
+    def attend(params: Params, batch: Batch) -> Attended:
+        tokens, present = net.encode(params, batch), presence(batch, modalities)
+        there = {m: present[m] for m in tokens}
+        fused, state = net.fusion.apply(
+            {"params": params["fusion"]}, tokens, there, mutable=["intermediates"]
+        )
+        logits = net.head.apply({"params": params["head"]}, fused.pooled, None)
+        return Attended(logits, token_attention(net.fusion, state.get("intermediates", {}), tokens, there))
+
+    return attend
 
 
 def drop_modalities(

@@ -16,12 +16,14 @@ beside the result; `attention_maps` gives them plain names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.collectives import keep_rows
@@ -102,6 +104,12 @@ class Fusion(nn.Module):
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         raise NotImplementedError
 
+    @nn.nowrap
+    def layout(self, path: str, order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the queries and the keys of the map recorded at ``path`` are: modalities in order; "" is learned
+        tokens. ``order``: the modalities of the fusion."""
+        return order, order
+
     def block(self, layer: int, name: str, **options) -> TransformerBlock:
         shared = dict(
             mlp_ratio=self.mlp_ratio, dropout=self.dropout, drop_path=self.drop_path, dtype=self.dtype
@@ -137,6 +145,11 @@ class CoAttention(Fusion):
     With one modality alone the other streams are empty, and the attention to them adds its output's bias.
     """
 
+    @nn.nowrap
+    def layout(self, path, order):
+        own = re.search(r"layers_(\w+)_\d+", path)[1]
+        return (own,), tuple(m for m in order if m != own) if "cross" in path else (own,)
+
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         for layer in range(self.depth):
             new = {}
@@ -166,6 +179,11 @@ class BottleneckAttention(Fusion):
     """
 
     bottlenecks: int = 4
+
+    @nn.nowrap
+    def layout(self, path, order):
+        own = (re.search(r"layers_(\w+)_\d+", path)[1], "")
+        return own, own
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         batch = len(next(iter(streams.values())).values)
@@ -198,6 +216,11 @@ class GatedCrossAttention(Fusion):
 
     The learned token is always there, so that the others are heard where the first modality is missing.
     """
+
+    @nn.nowrap
+    def layout(self, path, order):
+        own = ("", order[0])
+        return own, order[1:] if path.startswith("cross") else own
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         first = next(iter(streams))
@@ -237,6 +260,10 @@ class PerceiverResampler(Fusion):
     """
 
     queries: int = 16
+
+    @nn.nowrap
+    def layout(self, path, order):
+        return ("",), (*order, "")
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         values, mask = concatenate(streams)
@@ -289,6 +316,10 @@ class AdditiveAttention(Fusion):
     Bahdanau et al. 2015, arXiv:1409.0473, app. A.1.2, with a learned query.
     """
 
+    @nn.nowrap
+    def layout(self, path, order):
+        return ("",), order
+
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         values, mask = concatenate(streams)
         hidden = jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(values))
@@ -335,6 +366,10 @@ class FiLM(Fusion):
     ``gamma`` and ``beta`` are linear in the others' mean tokens, one pair per layer, and start at 0. A learned token
     carries what the others say where the first modality is missing. Perez et al. 2018, arXiv:1709.07871, eq. 2.
     """
+
+    @nn.nowrap
+    def layout(self, path, order):
+        return ("", order[0]), ("", order[0])
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         first = next(iter(streams))
@@ -384,3 +419,54 @@ def attention_maps(intermediates: Mapping[str, Any]) -> dict[str, Float[Array, "
         if names and names[-1] == "weights":
             maps["/".join(names[:-1]) or "weights"] = leaf
     return maps
+
+
+def token_attention(
+    fusion: Fusion,
+    intermediates: Mapping[str, Any],
+    tokens: Mapping[str, Tokens],
+    present: Mapping[str, Bool[Array, "batch"]] | None = None,
+) -> dict[str, Float[Array, "batch length"]]:
+    """How much each token is looked at, ``[B, N_m]`` for each modality, summing to 1 over its content.
+
+    The mean over the recorded maps, their heads and the content of the queries that are not of the token's own
+    modality (learned queries count; where there are no others, its own). What is never attended to, such as everything
+    in a fusion without attention, is left out.
+
+    Args:
+      fusion: the module whose call recorded ``intermediates``.
+      tokens, present: what it was called with.
+    """
+    order, masks = fusion.modalities or tuple(sorted(tokens)), {}
+    batch = len(next(iter(tokens.values())).values)
+    for name in order:
+        values, mask = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), None))
+        masks[name] = jnp.ones(values.shape[:2], bool) if mask is None else mask
+        if present is not None and name in present:
+            masks[name] &= present[name][:, None]
+
+    def parts(names, length):
+        """``(name, its slice)`` along an axis; the learned tokens' length is what the others leave."""
+        sizes = {m: masks[m].shape[1] for m in order}
+        sizes[""] = length - sum(sizes[m] for m in names if m)
+        ends = np.cumsum([sizes[m] for m in names])
+        return [(m, slice(int(e) - sizes[m], int(e))) for m, e in zip(names, ends, strict=True)]
+
+    found: dict[bool, dict[str, Array]] = {True: {}, False: {}}
+    for path, weights in attention_maps(intermediates).items():
+        weights = weights.mean(axis=1)
+        queries, keys = fusion.layout(path, order)
+        for key, columns in parts(keys, weights.shape[2]):
+            for query, rows in parts(queries, weights.shape[1]):
+                if key not in tokens:
+                    continue
+                part = weights[:, rows, columns]
+                there = masks[query] if query else jnp.ones(part.shape[:2], bool)
+                looked = jnp.where(there[:, :, None], part, 0.0).sum(axis=1)
+                kind = found[query != key]
+                kind[key] = kind.get(key, 0.0) + looked
+    attention = {**found[False], **found[True]}
+    return {
+        m: a / jnp.maximum(a.sum(axis=1, keepdims=True), jnp.finfo(a.dtype).tiny)
+        for m, a in attention.items()
+    }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xmodal_jax.data.drawing import PALETTE
-from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.scenes import COLOURS
 from xmodal_jax.data.source import Source
 from xmodal_jax.metrics.latent import modality_gap
@@ -183,16 +181,6 @@ def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
             None,
         )
     return ["example"] * len(gallery), "modality alone", None
-
-
-def add_problems(report: Report, problems: Problems, directory: pathlib.Path) -> None:
-    """The examples that were left out, in the report and as ``bad_examples.jsonl``."""
-    if len(problems):
-        problems.write(directory / "bad_examples.jsonl")
-        rows = [(p.file, p.line, p.reason) for p in sorted(problems.items)[:100]]
-        report.add_table("Bad examples", ("file", "line", "reason"), rows, note=problems.summary())
-    elif problems.summary():
-        report.add_text("Notes on the data", problems.summary())
 
 
 def headline(metrics: dict[str, float | list[float]], gallery: Gallery, count: int = 6) -> list[str]:

@@ -1,0 +1,160 @@
+"""Understanding what several modalities say together: a question about a picture, or any labelled data set.
+
+    python experiments/fusion.py
+    python experiments/fusion.py --modalities text video
+    python experiments/fusion.py --model.fusion bottleneck --model.modality-dropout 0.2
+    python experiments/fusion.py --init-from runs/contrastive-20250131-101500 --init-rate 0.1
+    python experiments/fusion.py --data folder:PATH --modalities image text
+
+The first answers questions about the embedded data set's scenes, within five minutes on two cores; docs/results.md
+says what each of them reaches. On another data set the classes are its labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import tyro
+
+from xmodal_jax.core import runtime
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.questions import QUESTION_KINDS
+from xmodal_jax.data.splits import captions_of, make_tokenizer, prepare, text_cleaner, text_length
+from xmodal_jax.data.tasks import Questions, open_task, targets_of
+from xmodal_jax.data.text import Tokenize
+from xmodal_jax.models.fusion import FusionConfig, make_attend, make_fusion
+from xmodal_jax.train import answer_report as panels
+from xmodal_jax.train import figures
+from xmodal_jax.train.answers import Classifier, Exam, examine, fit_alone
+from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.report import Report, add_problems
+from xmodal_jax.train.run import Run, summary_line
+from xmodal_jax.train.transfer import load_encoders
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Classification by several modalities together."""
+
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=6000)
+    """How the data set is read."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Examples per step, over all devices together."""
+    eval_every: int = 250
+    """Steps between evaluations on validation data; 0: only at the end."""
+    alone: bool = True
+    """Also train a model of each modality alone, to see what they say together."""
+    init_from: pathlib.Path | None = None
+    """A contrastive (or fusion) run whose encoders to start from."""
+    init_rate: float = 1.0
+    """Learning rate of the encoders of --init-from, as a factor of that of the rest; 0 freezes them."""
+    model: FusionConfig = FusionConfig()
+    """Encoders and fusion."""
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+    """Optimizer and schedule."""
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    watch = runtime.Stopwatch()
+    if config.smoke:
+        config = shrink(config)
+    run = Run.create(config.run_dir, config, resume=config.resume)
+
+    # Data: questions about scenes, or the labels of another data set.
+    problems = Problems(config.input.on_bad_example)
+    with watch("data"):
+        splits = open_task(config.data, config.input, problems, Questions)
+        modalities, names = tuple(splits.train.modalities), targets_of(splits.train)
+        tokenizer = tokenize = None
+        if "text" in modalities:
+            clean = text_cleaner(config.text_cleanup)
+            captions = captions_of(splits.train, clean)
+            tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
+            tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
+        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
+        groups = ("kind", QUESTION_KINDS)
+        exams = {name: Exam(split, names, groups) for name, split in splits.tests.items()}
+        validation = Exam(splits.validation, names, groups)
+    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+
+    # The method: encoders (perhaps those of another run), fusion, classes.
+    model = config.model
+    encoders = load_encoders(config.init_from) if config.init_from else None
+    if encoders:
+        model = encoders.configure(model)
+    vocab_size = tokenizer.vocab_size if tokenizer else 0
+    classes = {target: len(of) for target, of in names.items()}
+
+    def make(chosen):
+        method = make_fusion(model, chosen, classes, vocab_size=vocab_size)
+        if encoders is None:
+            return method, config.optimizer
+        return encoders.start(method, tokenizer), encoders.optimize(
+            config.optimizer, chosen, config.init_rate
+        )
+
+    method, optimizer = make(modalities)
+    classify = Classifier(method, modalities, tokenize)
+
+    def validate(params):
+        return validation.scores(classify(params, validation.source), "validation/")
+
+    facts = {
+        "modalities": modalities,
+        "classes": names,
+        "tokenizer": tokenizer.files() if tokenizer else None,
+    }
+    fitted = fit(
+        method, loader, config, optimizer, run, watch,
+        evaluate=validate, monitor="validation/accuracy", meta=facts,
+    )  # fmt: skip
+    lonely = modalities[: 1 if config.smoke else None] if config.alone else ()
+    alone = fit_alone(make, lonely, loader, config, run, watch)
+
+    # Test: every split, with each choice of modalities missing, and the models of one modality.
+    with watch("evaluation"):
+        metrics, answers = examine(classify, fitted.params, exams, alone)
+    if not run.writes:
+        return
+
+    with watch("report"):
+        params = fitted.params[0]
+        seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
+        report = Report(
+            "What several modalities say together",
+            f"{', '.join(modalities)} · {config.data} · {model.fusion} · {fitted.steps} steps{seeds}",
+        )
+        headline = panels.add_scores(report, metrics, chance=exams["test"].guessing)
+        report.add_figure("Curves", figures.curves(run.read_metrics()))
+        attend = make_attend(model, modalities, classes, vocab_size=vocab_size)
+        panels.add_attention(
+            report, attend, params, classify, exams["test"], answers, names, model, tokenizer
+        )
+        panels.add_confusions(report, exams["test"], answers, names)
+        add_problems(report, problems, run.path)
+        report.add_config(run.read_config())
+        report.add_timing(watch.report())
+        report.write(run.path / "report.html")
+    run.write_result(
+        metrics,
+        timing=watch.report(),
+        seeds=config.all_seeds,
+        steps=fitted.steps,
+        parameters=panels.parameters(params),
+    )
+    run.close()
+    print(problems.summary() or "no bad examples")
+    print(f"{run.path / 'report.html'}\n{summary_line(metrics, headline[:4])}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

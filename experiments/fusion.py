@@ -6,8 +6,7 @@
     python experiments/fusion.py --init-from runs/contrastive-20250131-101500 --init-rate 0.1
     python experiments/fusion.py --data folder:PATH --modalities image text
 
-The first answers questions about the embedded data set's scenes, within five minutes on two cores; docs/results.md
-says what each of them reaches. On another data set the classes are its labels.
+The first answers questions about the embedded data set's scenes. On another data set the classes are its labels.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ from xmodal_jax.train.transfer import load_encoders
 class Config(RunConfig):
     """Classification by several modalities together."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=6000)
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=12_000)
     """How the data set is read."""
-    steps: int = 1000
+    steps: int = 800
     """Optimizer steps."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Examples per step, over all devices together."""
-    eval_every: int = 250
+    eval_every: int = 200
     """Steps between evaluations on validation data; 0: only at the end."""
     alone: bool = True
     """Also train a model of each modality alone, to see what they say together."""

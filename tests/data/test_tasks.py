@@ -1,12 +1,16 @@
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
+from xmodal_jax.data.scenes import COLOURS, SHAPES
 from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.tasks import TARGETS, Commands, Questions
+from xmodal_jax.data.tasks import Commands, Questions, open_task
 
 
 def test_questions_are_those_of_their_scenes():
@@ -47,10 +51,10 @@ def test_commands_are_spoken_and_name_what_is_there(tmp_path):
     for row, scene in enumerate(batch["scene"].tolist()):
         words, action, number = scenes.commands(scene)[row - np.searchsorted(batch["scene"], scene)]
         assert batch["caption"][row] == words and ACTIONS[batch["action"][row]] == action
-        colour, shape = TARGETS[batch["target"][row]].split()
-        said = [word for word in words.split() if word in {w for t in TARGETS for w in t.split()}]
+        colour, shape = COLOURS[batch["colour"][row]], SHAPES[batch["shape"][row]]
+        said = [word for word in words.split() if word in COLOURS + SHAPES]
         assert set(said) <= {colour, shape}
-        assert factors["shape"][scene, number] >= 0
+        assert SHAPES[factors["shape"][scene, number]] == shape
     again = pickle.loads(pickle.dumps(source)).batch(np.array([2, 5]))
     np.testing.assert_array_equal(again["audio"], batch["audio"][[2, 5]])
 
@@ -59,7 +63,33 @@ def test_the_words_alone_often_leave_the_target_open(tmp_path):
     """Less than all commands name both colour and shape; the scene's objects are what is left to choose from."""
     source = Commands(SpokenShapes(size=300, audio_cache=tmp_path))
     both = [
-        sum(word in TARGETS[target].split() for word in words.split())
-        for words, target in zip(source._words, source._target, strict=True)
+        sum(word in (COLOURS[colour], SHAPES[shape]) for word in words.split())
+        for words, colour, shape in zip(source._words, source._colour, source._shape, strict=True)
     ]
     assert np.mean(np.array(both) < 2) > 0.5
+
+
+def test_noise_is_added_to_the_speech_alone(tmp_path):
+    scenes = SpokenShapes("test", size=4, audio_cache=tmp_path, max_seconds=3.0)
+    rows = np.arange(4)
+    clean, noisy = (Commands(s).batch(rows) for s in (scenes, dataclasses.replace(scenes, noise=0.3)))
+    np.testing.assert_array_equal(clean["audio_mask"], noisy["audio_mask"])
+    assert not noisy["audio"][~noisy["audio_mask"]].any()
+    for wave, other, mask in zip(clean["audio"], noisy["audio"], clean["audio_mask"], strict=True):
+        wave, other = wave[mask].astype(np.float64), other[mask].astype(np.float64)
+        level = np.std(other - wave) / np.sqrt(np.mean(wave**2))
+        assert abs(level - 0.3) < 0.02
+    again = Commands(dataclasses.replace(scenes, noise=0.3)).batch(rows[2:])
+    np.testing.assert_array_equal(again["audio"], noisy["audio"][2:])
+
+
+def test_validation_shares_no_scene_with_training(tmp_path):
+    options = DataOptions(train_size=60)
+    splits = open_task("shapes", options, Problems("stop"), Questions)
+    assert len(splits.validation.scenes) == 6 and set(splits.tests) == {"test", "compositions"}
+    pictures = [s.scenes.batch(np.arange(len(s.scenes)))["image"] for s in (splits.train, splits.validation)]
+    same = (pictures[0][:, None] == pictures[1][None]).all(axis=(2, 3, 4))
+    assert not same.any()
+    assert splits.train.targets == {"label": ANSWERS}
+    with pytest.raises(ValueError, match="spoken commands are about the embedded data set"):
+        open_task("npz:x.npz", options, Problems("stop"), Commands)

@@ -44,7 +44,9 @@ def test_the_encoders_are_those_of_the_run_and_the_rest_is_new(run):
     # Whatever sizes the new model asks for, those of the encoders are the run's.
     model = encoders.configure(FusionConfig(width=16, depth=1, heads=2))
     assert model.text == TOWERS.text and model.image == TOWERS.image
-    assert model.audio == FusionConfig().audio and model.features == FusionConfig().features  # it heard nothing
+    assert (
+        model.audio == FusionConfig().audio and model.features == FusionConfig().features
+    )  # it heard nothing
     plain = make_fusion(model, MODALITIES, CLASSES, vocab_size=NEW.vocab_size)
     method = encoders.start(plain, NEW)
     batch = make_batch(2, modalities=MODALITIES)

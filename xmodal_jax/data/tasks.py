@@ -15,9 +15,6 @@ from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.speech import Utterances, add_noise, speak_all
 from xmodal_jax.data.splits import Splits, open_splits
 
-TARGETS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-"""What a command can be about, by what is seen of it."""
-
 
 class Questions:
     """One example per scene and question about it, a `Source`.
@@ -66,15 +63,15 @@ class Commands:
     """One example per scene and object of it that is to be acted on, a `Source`.
 
     The batch holds the scene's ``image``, the command as ``audio`` int16 with ``audio_mask`` in the scene's voice,
-    ``caption`` its words (for a reader: the task is to hear them), ``action`` int32 ``[B]`` (an index into `ACTIONS`),
-    ``target`` int32 ``[B]`` (into `TARGETS`) and ``scene``. The command names its target by as little as tells it from
-    the scene's other objects,
-    so that the words alone seldom say what it is, and the picture alone never which is meant.
+    ``caption`` its words (for a reader: the task is to hear them), and int32 ``[B]`` each ``action`` (an index into
+    `ACTIONS`), ``colour`` and ``shape`` of the target (both together only it has in its scene) and ``scene``. The
+    command names its target by as little as tells it from the scene's other objects, so that the words alone seldom
+    say what it is, and the picture alone never which is meant.
     """
 
     modalities = ("image", "audio")
-    class_names = TARGETS
-    targets = {"action": ACTIONS, "target": TARGETS}
+    class_names = None
+    targets = {"action": ACTIONS, "colour": COLOURS, "shape": SHAPES}
 
     def __init__(self, scenes: SpokenShapes):
         self.scenes = dataclasses.replace(scenes, modalities=("image",))
@@ -85,7 +82,7 @@ class Commands:
         self._words = np.array([row[1] for row in rows], object)
         self._action = np.array([ACTIONS.index(row[2]) for row in rows], np.int32)
         place = (self._scene, np.array([row[3] for row in rows]))
-        self._target = (factors["shape"][place] * len(COLOURS) + factors["colour"][place]).astype(np.int32)
+        self._colour, self._shape = (factors[f][place].astype(np.int32) for f in ("colour", "shape"))
         self._spoken: Utterances | None = None
 
     def __len__(self) -> int:
@@ -120,7 +117,8 @@ class Commands:
             "audio_mask": mask,
             "caption": self._words[indices],
             "action": self._action[indices],
-            "target": self._target[indices],
+            "colour": self._colour[indices],
+            "shape": self._shape[indices],
             "scene": self._scene[indices],
         }
 

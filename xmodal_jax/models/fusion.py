@@ -42,7 +42,7 @@ class FusionConfig:
     """Its layers."""
     heads: int = 4
     """Its attention heads."""
-    dropout: float = 0.1
+    dropout: float = 0.0
     """In the fusion and before the head."""
     modality_dropout: float = 0.0
     """Probability with which training hides each modality of an example; one at least stays."""
@@ -50,7 +50,7 @@ class FusionConfig:
     """Share of the target spread over all classes."""
     text: EncoderConfig = DEFAULTS["text"]
     """Text encoder."""
-    image: EncoderConfig = DEFAULTS["image"]
+    image: EncoderConfig = dataclasses.replace(DEFAULTS["image"], norm="group")
     """Image encoder."""
     audio: EncoderConfig = DEFAULTS["audio"]
     """Audio encoder."""

@@ -68,7 +68,7 @@ class MultiHeadAttention(nn.Module):
 
     ``mask`` tells which *keys* hold content. With ``return_weights`` the result is a pair of the
     output and the map ``[B, H, N, M]``; under ``apply(..., mutable=["intermediates"])`` the map is recorded there as
-    ``weights``.
+    ``weights``. The output's weights start ``out_scale`` times as large as usual.
 
     Raises:
       ValueError: ``heads`` does not divide the width.
@@ -78,6 +78,7 @@ class MultiHeadAttention(nn.Module):
     causal: bool = False
     dtype: Any = None
     implementation: str | None = None
+    out_scale: float = 1.0
 
     @nn.compact
     def __call__(
@@ -105,5 +106,6 @@ class MultiHeadAttention(nn.Module):
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
         else:
             out = attention(q, k, v, mask, causal=self.causal, implementation=self.implementation)
-        out = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(out)
+        start = nn.initializers.variance_scaling(self.out_scale**2, "fan_in", "truncated_normal")
+        out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=start, dtype=self.dtype, name="out")(out)
         return (out, weights) if return_weights else out

@@ -63,22 +63,27 @@ class Positions(nn.Module):
 
 
 class MLP(nn.Module):
-    """``D -> mlp_ratio D -> D`` with a GELU between."""
+    """``D -> mlp_ratio D -> D`` with a GELU between; ``out_scale`` is the size of its output's weights at the start,
+    against the usual."""
 
     mlp_ratio: float = 4.0
     dtype: Any = None
+    out_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length dim"]) -> Float[Array, "batch length dim"]:
         hidden = nn.Dense(int(self.mlp_ratio * x.shape[-1]), dtype=self.dtype, name="up")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(nn.gelu(hidden))
+        start = nn.initializers.variance_scaling(self.out_scale**2, "fan_in", "truncated_normal")
+        return nn.Dense(x.shape[-1], kernel_init=start, dtype=self.dtype, name="down")(nn.gelu(hidden))
 
 
 class TransformerBlock(nn.Module):
     """Pre-norm block: ``x += attn(LN(x))``; if ``cross``, ``x += attn(LN(x), kv)``; ``x += MLP(LN(x))``.
 
     ``x [B, N, D]``; ``mask [B, N]`` and ``kv_mask [B, M]`` tell what holds content. Layer norm statistics and
-    the softmax are float32 whatever ``dtype``. Xiong et al. 2020, arXiv:2002.04745.
+    the softmax are float32 whatever ``dtype``. Xiong et al. 2020, arXiv:2002.04745. Every
+    branch starts ``out_scale`` times as large as usual: below 1 the block starts near the identity (after ReZero,
+    Bachlechner et al. 2020, arXiv:2003.04887).
     """
 
     heads: int
@@ -89,6 +94,7 @@ class TransformerBlock(nn.Module):
     cross: bool = False
     dtype: Any = None
     implementation: str | None = None
+    out_scale: float = 1.0
 
     @nn.compact
     def __call__(
@@ -103,7 +109,9 @@ class TransformerBlock(nn.Module):
             raise ValueError("a block with cross=True needs kv, one without takes none")
 
         def attend(name, causal):
-            return MultiHeadAttention(self.heads, causal, self.dtype, self.implementation, name=name)
+            return MultiHeadAttention(
+                self.heads, causal, self.dtype, self.implementation, self.out_scale, name=name
+            )
 
         def residual(x, branch, name):
             branch = Dropout(self.dropout, name=f"{name}_dropout")(branch, keys)
@@ -116,7 +124,7 @@ class TransformerBlock(nn.Module):
             y = nn.LayerNorm(dtype=self.dtype, name="cross_norm")(x)
             x = residual(x, attend("cross_attention", False)(y, kv, kv_mask), "cross")
         y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
-        return keep_rows(residual(x, MLP(self.mlp_ratio, self.dtype, name="mlp")(y), "mlp"))
+        return keep_rows(residual(x, MLP(self.mlp_ratio, self.dtype, self.out_scale, name="mlp")(y), "mlp"))
 
 
 class Transformer(nn.Module):

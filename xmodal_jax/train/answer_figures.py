@@ -44,22 +44,15 @@ def accuracy_bars(
         ax.text(max(v.max(), 0.0) + 0.01, y, f"{mean:.1%}", va="center", fontsize=8.5, color=INK)
     if chance is not None:
         ax.axvline(chance, color=MUTED, linestyle=":", linewidth=1.4)
-        ax.text(
-            chance,
-            len(bars) - 0.45,
-            "most frequent answer",
-            fontsize=8,
-            color=MUTED,
-            ha="center",
-            va="bottom",
-        )
+        ax.text(chance + 0.005, -0.62, "most frequent answer", fontsize=8, color=MUTED, va="center")
+        ax.set_ylim(-0.85, len(bars) - 0.5)
     ax.set_yticks(places, list(bars), fontsize=9, color=INK)
     ax.set_xlim(0, 1.08)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"], color=MUTED, fontsize=8.5)
     ax.tick_params(length=0)
     ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
     if title:
-        ax.set_title(title, color=INK, fontsize=10, loc="left", pad=14)
+        ax.set_title(title, color=INK, fontsize=10, loc="left")
     return fig
 
 
@@ -76,9 +69,13 @@ def attention(examples: Sequence[Looked]) -> Figure:
         for ax, kind in zip(row, kinds, strict=True):
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
+            ax.patch.set_visible(False)  # a long title of the first panel runs on over the others
             if kind in example.panels:
                 draw[kind](ax, *example.panels[kind])
-        row[0].set_title(example.title, fontsize=8.5, color=INK, loc="left", parse_math=False)
+        for ax in row:  # keeps the room above every panel, while a long title widens none
+            ax.set_title(" ", fontsize=8.5, loc="right")
+        title = row[0].set_title(example.title, fontsize=8.5, color=INK, loc="left", parse_math=False)
+        title.set_in_layout(False)
     return fig
 
 

@@ -53,7 +53,7 @@ class Config(RunConfig):
     """Learning rate of the encoders of --init-from, as a factor of that of the rest; 0 freezes them."""
     model: FusionConfig = FusionConfig()
     """Encoders and fusion."""
-    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+    optimizer: Optimizer = Optimizer(learning_rate=5e-4)
     """Optimizer and schedule."""
 
 

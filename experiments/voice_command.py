@@ -10,51 +10,33 @@ The report has every test split, also one of voices never heard in training, and
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Annotated
 
 import tyro
 
-from xmodal_jax.core import runtime
+from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.splits import prepare
 from xmodal_jax.data.tasks import Commands, open_task
-from xmodal_jax.models.fusion import FusionConfig, make_attend, make_fusion
+from xmodal_jax.models.fusion import make_attend, make_fusion
 from xmodal_jax.train import answer_report as panels
 from xmodal_jax.train import figures
-from xmodal_jax.train.answers import Classifier, Exam, examine, fit_alone
-from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.answers import AnswerConfig, Classifier, Exam, examine, fit_alone
+from xmodal_jax.train.config import shrink
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
-from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report, add_problems
 from xmodal_jax.train.run import Run, summary_line
 from xmodal_jax.train.transfer import load_encoders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(AnswerConfig):
     """Action and target of spoken commands."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=3000, max_seconds=2.6)
     """How the data set is read."""
-    steps: int = 800
-    """Optimizer steps."""
-    batch_size: int = 64
-    """Examples per step, over all devices together."""
-    eval_every: int = 200
-    """Steps between evaluations on validation data; 0: only at the end."""
-    alone: bool = True
-    """Also train a model of each modality alone, to see what they say together."""
-    init_from: pathlib.Path | None = None
-    """A contrastive (or fusion) run whose encoders to start from."""
-    init_rate: float = 1.0
-    """Learning rate of the encoders of --init-from, as a factor of that of the rest; 0 freezes them."""
-    model: FusionConfig = FusionConfig()
-    """Encoders and fusion."""
-    optimizer: Optimizer = Optimizer(learning_rate=5e-4)
-    """Optimizer and schedule."""
 
 
 def main(config: Config) -> None:
@@ -128,7 +110,7 @@ def main(config: Config) -> None:
         timing=watch.report(),
         seeds=config.all_seeds,
         steps=fitted.steps,
-        parameters=panels.parameters(params),
+        parameters=trees.count(params),
     )
     run.close()
     print(problems.summary() or "no bad examples")

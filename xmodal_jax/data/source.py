@@ -29,3 +29,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> RawBatch: ...
+
+
+def labels_of(source: Source, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The fields ``names`` of all examples, ``[N]`` each; those that the batches do not hold are left out."""
+    parts = [source.batch(r) for r in np.array_split(np.arange(len(source)), -(-len(source) // 500))]
+    return {k: np.concatenate([part[k] for part in parts]) for k in names if k in parts[0]}

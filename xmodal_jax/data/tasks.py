@@ -11,7 +11,7 @@ from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
 from xmodal_jax.data.scenes import COLOURS, MAX_OBJECTS, SHAPES, hash_bits
 from xmodal_jax.data.shapes import SpokenShapes
-from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.source import RawBatch, Source, labels_of
 from xmodal_jax.data.speech import Utterances, add_noise, speak_all
 from xmodal_jax.data.splits import Splits, open_splits
 
@@ -156,9 +156,3 @@ def targets_of(source: Source) -> dict[str, tuple[str, ...]]:
     if known.max() < 0:
         raise ValueError("the data set has no labels: classification needs a field label")
     return {"label": tuple(str(k) for k in range(int(known.max()) + 1))}
-
-
-def labels_of(source: Source, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The fields ``names`` of all examples, ``[N]`` each; those that the batches do not hold are left out."""
-    parts = [source.batch(r) for r in np.array_split(np.arange(len(source)), -(-len(source) // 500))]
-    return {k: np.concatenate([part[k] for part in parts]) for k in names if k in parts[0]}

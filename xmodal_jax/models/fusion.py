@@ -86,14 +86,6 @@ class Answer(NamedTuple):
     pooled: Float[Array, "batch width"]
 
 
-class Attended(NamedTuple):
-    """What `make_attend` gives."""
-
-    logits: dict[str, Float[Array, "batch classes"]]
-    attention: dict[str, Float[Array, "batch tokens"]]
-    """How much the rest attends to each of a modality's tokens, summing to 1 (see `nets.fusion.token_attention`)."""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Network:
     """Encoders, fusion and head of one configuration."""
@@ -189,18 +181,18 @@ def make_fusion(
 
 def make_attend(
     config: FusionConfig, modalities: tuple[str, ...], classes: Mapping[str, int], *, vocab_size: int
-) -> Callable[[Params, Batch], Attended]:
-    """``attend(params, batch)``: what `make_fusion`'s method answers and what it looks at, for the same arguments."""
+) -> Callable[[Params, Batch], dict[str, Float[Array, "batch tokens"]]]:
+    """``attend(params, batch)``: what `make_fusion`'s method, of the same arguments, looks at.
+
+    How much the rest attends to each token of a modality, summing to 1 (see `nets.fusion.token_attention`).
+    """
     net = _Network(config, modalities, classes, vocab_size)
 
-    def attend(params: Params, batch: Batch) -> Attended:
+    def attend(params: Params, batch: Batch):
         tokens, present = net.encode(params, batch), presence(batch, modalities)
         there = {m: present[m] for m in tokens}
-        fused, state = net.fusion.apply(
-            {"params": params["fusion"]}, tokens, there, mutable=["intermediates"]
-        )
-        logits = net.head.apply({"params": params["head"]}, fused.pooled, None)
-        return Attended(logits, token_attention(net.fusion, state.get("intermediates", {}), tokens, there))
+        _, state = net.fusion.apply({"params": params["fusion"]}, tokens, there, mutable=["intermediates"])
+        return token_attention(net.fusion, state.get("intermediates", {}), tokens, there)
 
     return attend
 

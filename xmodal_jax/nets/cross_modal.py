@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.nets.fusion import Fusion, attention_maps, build_fusion, token_attention
+from xmodal_jax.nets.fusion import Fusion, attention_maps, build_fusion, content_mask, token_attention
 from xmodal_jax.types import ExampleKeys, Key, Params, Tokens
 
 Encoded = Float[Array, "..."]
@@ -89,10 +88,8 @@ def cross_modal_transform(
     fusion, tokens = _fusion(kind, options), _tokens(a, b, mask_a, mask_b)
     fused, state = fusion.apply({"params": params}, tokens, keys=keys, mutable=["intermediates"])
     recorded = state.get("intermediates", {})
-    mask = fused.tokens.mask
-    whole = jnp.ones(fused.tokens.values.shape[:2], bool) if mask is None else mask
     return CrossModal(
-        Tokens(fused.tokens.values, whole),
+        Tokens(fused.tokens.values, content_mask(fused.tokens)),
         fused.pooled,
         token_attention(fusion, recorded, tokens),
         attention_maps(recorded),

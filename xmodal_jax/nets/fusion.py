@@ -48,6 +48,13 @@ Streams = dict[str, Tokens]
 """Tokens by modality, all of one width and with a mask."""
 
 
+def content_mask(tokens: Tokens, there: Bool[Array, "batch"] | None = None) -> Bool[Array, "batch length"]:
+    """Which tokens hold content, of the examples that are ``there`` (None: all are)."""
+    values, mask = tokens
+    mask = jnp.ones(values.shape[:2], bool) if mask is None else mask
+    return mask if there is None else mask & there[:, None]
+
+
 class Fusion(nn.Module):
     """What the fusions share: each modality's tokens projected to ``width``, with an embedding of the modality.
 
@@ -92,10 +99,7 @@ class Fusion(nn.Module):
                 nothing = jnp.zeros((len(some), 0, self.width), self.dtype or jnp.float32)
                 streams[name] = Tokens(nothing, jnp.zeros((len(some), 0), bool))
                 continue
-            values, mask = tokens[name]
-            mask = jnp.ones(values.shape[:2], bool) if mask is None else mask
-            if present is not None and name in present:
-                mask = mask & present[name][:, None]
+            values, mask = tokens[name].values, content_mask(tokens[name], (present or {}).get(name))
             # Zeroed before anything else, so that not even an infinity behind a mask matters.
             values = jnp.where(mask[:, :, None], values, jnp.zeros_like(values))
             values = nn.Dense(self.width, dtype=self.dtype, name=f"project_{name}")(values)
@@ -449,10 +453,8 @@ def token_attention(
     order, masks = fusion.modalities or tuple(sorted(tokens)), {}
     batch = len(next(iter(tokens.values())).values)
     for name in order:
-        values, mask = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), None))
-        masks[name] = jnp.ones(values.shape[:2], bool) if mask is None else mask
-        if present is not None and name in present:
-            masks[name] &= present[name][:, None]
+        stream = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), None))
+        masks[name] = content_mask(stream, (present or {}).get(name))
 
     def parts(names, length):
         """``(name, its slice)`` along an axis; the learned tokens' length is what the others leave."""

@@ -78,8 +78,8 @@ def add_attention(
 
     ``attend``: from `models.fusion.make_attend`.
     """
-    right = np.logical_and.reduce([predicted[t] == exam.labels[t] for t in exam.labels])
-    known = np.logical_and.reduce([exam.labels[t] >= 0 for t in exam.labels])
+    right, known = exam.right(predicted), exam.known
+    attend = jax.jit(attend)
     rng = np.random.default_rng(0)
     for title, rows in (("right answers", right & known), ("wrong answers", ~right & known)):
         rows = rng.permutation(np.flatnonzero(rows))[:SHOWN]
@@ -87,7 +87,7 @@ def add_attention(
             continue
         raw = exam.source.batch(rows)
         batch = as_device_batch(classify.inputs(raw))
-        weights = jax.tree.map(np.asarray, jax.jit(attend)(params, batch).attention)
+        weights = jax.tree.map(np.asarray, attend(params, batch))
         if not weights:
             report.add_text("Attention", f"A fusion of kind {model.fusion!r} has no attention to draw.")
             return
@@ -140,8 +140,3 @@ def headline(metrics: Mapping[str, Any]) -> list[str]:
     whole = [k for k in metrics if k.endswith("/accuracy") and not k.startswith(("given_", "trained_on_"))]
     alone = [k for k in metrics if k.endswith("/accuracy") and k.startswith("trained_on_")]
     return ["test/accuracy", *(k for k in whole if k != "test/accuracy"), *alone][:6]
-
-
-def parameters(params: Any) -> int:
-    """Trained numbers."""
-    return sum(x.size for x in jax.tree.leaves(params))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 
 from xmodal_jax.core.runtime import Stopwatch
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.source import Source
-from xmodal_jax.data.tasks import labels_of
+from xmodal_jax.data.source import Source, labels_of
+from xmodal_jax.models.fusion import FusionConfig
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.evaluate import predict_all, stack_scores
 from xmodal_jax.train.loop import fit
@@ -21,6 +22,28 @@ from xmodal_jax.train.run import Run
 from xmodal_jax.types import Method
 
 Labels = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerConfig(RunConfig):
+    """What the experiments of classification by several modalities share."""
+
+    steps: int = 800
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Examples per step, over all devices together."""
+    eval_every: int = 200
+    """Steps between evaluations on validation data; 0: only at the end."""
+    alone: bool = True
+    """Also train a model of each modality alone, to see what they say together."""
+    init_from: pathlib.Path | None = None
+    """A contrastive (or fusion) run whose encoders to start from."""
+    init_rate: float = 1.0
+    """Learning rate of the encoders of --init-from, as a factor of that of the rest; 0 freezes them."""
+    model: FusionConfig = FusionConfig()
+    """Encoders and fusion."""
+    optimizer: Optimizer = Optimizer(learning_rate=5e-4)
+    """Optimizer and schedule."""
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -111,9 +134,18 @@ class Exam:
             self.groups = {name: rows for name, rows in kinds.items() if rows.any()}
 
     @property
+    def known(self) -> np.ndarray:
+        """Of which examples every class is known, bool ``[N]``."""
+        return np.logical_and.reduce([v >= 0 for v in self.labels.values()])
+
+    def right(self, predicted: Labels) -> np.ndarray:
+        """Of which examples every class is right, bool ``[N]``."""
+        return np.logical_and.reduce([predicted[t] == v for t, v in self.labels.items()])
+
+    @property
     def guessing(self) -> float:
         """The accuracy of always giving the classes that are most frequent (together)."""
-        known = np.logical_and.reduce([v >= 0 for v in self.labels.values()])
+        known = self.known
         if not known.any():
             return float("nan")
         joint = np.stack([v[known] for v in self.labels.values()], axis=1)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import as_device_batch, epoch
-from xmodal_jax.data.source import Source
+from xmodal_jax.data.source import Source, labels_of
 from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.classification import (
     class_embeddings,
@@ -251,11 +251,6 @@ def classification_scores(
 
 
 def _labelled(source: Source) -> tuple[Source, np.ndarray] | None:
-    labels = np.concatenate(
-        [
-            source.batch(rows)["label"]
-            for rows in np.array_split(np.arange(len(source)), -(-len(source) // 1000))
-        ]
-    )
+    labels = labels_of(source, ("label",))["label"]
     rows = np.flatnonzero(labels >= 0)
     return (Subset(source, rows), labels[rows]) if rows.size else None

@@ -98,7 +98,7 @@ def main(config: Config) -> None:
         method, loader, config, optimizer, run, watch,
         evaluate=validate, monitor="validation/accuracy", meta=facts,
     )  # fmt: skip
-    lonely = modalities[: 1 if config.smoke else None] if config.alone else ()
+    lonely = modalities[: 1 if config.smoke else None]
     alone = fit_alone(make, lonely, loader, config, run, watch)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.

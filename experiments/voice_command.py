@@ -35,7 +35,7 @@ from xmodal_jax.train.transfer import load_encoders
 class Config(AnswerConfig):
     """Action and target of spoken commands."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=3000, max_seconds=2.6)
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=8000, max_seconds=2.6)
     """How the data set is read."""
 
 
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
         method, loader, config, optimizer, run, watch,
         evaluate=validate, monitor="validation/accuracy", meta=facts,
     )  # fmt: skip
-    lonely = modalities[: 1 if config.smoke else None] if config.alone else ()
+    lonely = modalities[: 1 if config.smoke else None]
     alone = fit_alone(make, lonely, loader, config, run, watch)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.

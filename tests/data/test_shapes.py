@@ -159,6 +159,8 @@ def test_answers_follow_from_the_factors():
                     expected = ("one", "two", "three")[len(objects) - 1]
                 elif kind == "colour":
                     (expected,) = (COLOURS[c] for s, c in objects if SHAPES[s] == question.split()[-1])
+                elif kind == "shape":
+                    (expected,) = (SHAPES[s] for s, c in objects if COLOURS[c] == question.split()[-2])
                 elif kind == "motion":
                     expected = MOTIONS[row["motion"][place_of(named(question[len("how does the ") :]), row)]]
                 else:

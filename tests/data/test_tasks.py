@@ -10,7 +10,7 @@ from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
 from xmodal_jax.data.scenes import COLOURS, SHAPES
 from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.tasks import Commands, Questions, open_task
+from xmodal_jax.data.tasks import ByScene, Commands, Questions, open_task
 
 
 def test_questions_are_those_of_their_scenes():
@@ -83,11 +83,36 @@ def test_noise_is_added_to_the_speech_alone(tmp_path):
     np.testing.assert_array_equal(again["audio"], noisy["audio"][2:])
 
 
+@pytest.mark.parametrize("task", [Questions, Commands])
+def test_by_scene_holds_every_example_once(task, tmp_path):
+    source = task(SpokenShapes("test", size=11, audio_cache=tmp_path, max_seconds=3.0))
+    scenes = ByScene(source)
+    assert isinstance(scenes, Source) and len(scenes) == 11
+    order = np.array([7, 0, 10, 3, 1, 2, 4, 5, 6, 8, 9])
+    grouped, flat = scenes.batch(order), source.batch(np.arange(len(source)))
+    most = grouped["caption"].shape[1]
+    seen = 0
+    for row, scene in enumerate(order):
+        examples = np.flatnonzero(flat["scene"] == scene)
+        seen += len(examples)
+        np.testing.assert_array_equal(grouped["image"][row], flat["image"][examples[0]])
+        assert grouped["scene"][row] == scene
+        for name in set(grouped) - {"image", "scene"}:
+            np.testing.assert_array_equal(grouped[name][row, : len(examples)], flat[name][examples])
+        for name in (*source.targets, "kind") if task is Questions else source.targets:
+            assert (grouped[name][row, len(examples) :] == -1).all()
+        assert (grouped["caption"][row, len(examples) :] == "").all()
+        if task is Commands:
+            assert not grouped["audio_mask"][row, len(examples) :].any()
+    assert seen == len(source) and 1 < most < len(source)
+
+
 def test_validation_shares_no_scene_with_training(tmp_path):
     options = DataOptions(train_size=60)
     splits = open_task("shapes", options, Problems("stop"), Questions)
     assert len(splits.validation.scenes) == 6 and set(splits.tests) == {"test", "compositions"}
-    pictures = [s.scenes.batch(np.arange(len(s.scenes)))["image"] for s in (splits.train, splits.validation)]
+    both = (splits.train.task.scenes, splits.validation.scenes)
+    pictures = [scenes.batch(np.arange(len(scenes)))["image"] for scenes in both]
     same = (pictures[0][:, None] == pictures[1][None]).all(axis=(2, 3, 4))
     assert not same.any()
     assert splits.train.targets == {"label": ANSWERS}

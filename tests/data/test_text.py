@@ -95,6 +95,11 @@ def test_clean_text_and_transform():
     batch = Tokenize(tokenizer, 5, clean=clean_text)({"caption": np.array(["A RED circle"], object)})
     assert tokenizer.decode(batch["text"][0]) == "a red circle" and batch["text_mask"].all()
     assert Tokenize(tokenizer, 5)({"label": np.zeros(1)}).keys() == {"label"}
+    several = np.array([["a red circle", "a red"], ["", "circle"]], object)
+    batch = Tokenize(tokenizer, 5)({"caption": several})
+    assert batch["text"].shape == batch["text_mask"].shape == (2, 2, 5)
+    np.testing.assert_array_equal(batch["text"][0, 1], tokenizer.encode_batch(["a red"], 5)[0][0])
+    assert not batch["text_mask"][1, 0].any()
 
 
 def test_hugging_face_tokenizer_from_a_folder(tmp_path):

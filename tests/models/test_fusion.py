@@ -45,14 +45,7 @@ def test_the_devices_do_not_change_the_result(layouts):
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_what_is_known():
-    config = dataclasses.replace(CONFIG, dropout=0.0, modality_dropout=0.0)
-    quiet = {m: dataclasses.replace(getattr(config, m), dropout=0.0) for m in MODALITIES}
-    still = dataclasses.replace(
-        config.augment, image=AugmentConfig(translate=0), time_masks=0, frequency_masks=0
-    )
-    method = make_fusion(
-        dataclasses.replace(config, **quiet, augment=still), MODALITIES, CLASSES, vocab_size=19
-    )
+    method = make_fusion(still(CONFIG), MODALITIES, CLASSES, vocab_size=19)
     batch = make_batch()
     params = jax.jit(method.init)(jax.random.key(0), batch)
     value, aux = jax.jit(method.loss)(params, on_device(batch), jax.random.key(1))
@@ -69,6 +62,64 @@ def test_the_loss_is_the_mean_cross_entropy_of_what_is_known():
         np.testing.assert_allclose(aux[f"{target}_accuracy"], right, rtol=1e-6)
         expected += mean
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def still(config):
+    """Without anything random."""
+    quiet = {m: dataclasses.replace(getattr(config, m), dropout=0.0) for m in MODALITIES}
+    augment = dataclasses.replace(
+        config.augment, image=AugmentConfig(translate=0), time_masks=0, frequency_masks=0
+    )
+    return dataclasses.replace(config, dropout=0.0, modality_dropout=0.0, augment=augment, **quiet)
+
+
+def grouped_batch(rows=8, each=3, shared=("image",)):
+    """``(rows that share inputs, the same examples one by one)``."""
+    flat = make_batch(rows * each, modalities=("text", "image", "audio"))
+    flat.pop("present")
+    shapes = lambda x: x.reshape(rows, each, *x.shape[1:])
+    grouped = {k: v[::each] if k in shared else shapes(v) for k, v in flat.items() if k != "index"}
+    for m in shared:
+        flat[m] = np.repeat(flat[m][::each], each, axis=0)
+    return {**grouped, "index": np.arange(rows, dtype=np.int32)}, flat
+
+
+def test_examples_may_share_inputs():
+    """Three texts, sounds and labels to each image: the loss, gradient and answers are those of the single examples."""
+    method = make_fusion(still(CONFIG), MODALITIES, CLASSES, vocab_size=19)
+    grouped, flat = grouped_batch()
+    params = jax.jit(method.init)(jax.random.key(0), flat)
+    same = jax.jit(method.init)(jax.random.key(0), grouped)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, same)
+    run = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    (value, aux), grads = run(params, on_device(grouped), jax.random.key(1))
+    (other, other_aux), other_grads = run(params, on_device(flat), jax.random.key(1))
+    np.testing.assert_allclose(value, other, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), aux, other_aux)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), grads, other_grads)
+    answers = [jax.jit(method.predict)(params, on_device(b)).logits["label"] for b in (grouped, flat)]
+    np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_the_shared_input_alone_sees_every_label():
+    method = make_fusion(still(CONFIG), ("image",), CLASSES, vocab_size=19)
+    grouped, flat = grouped_batch()
+    params = jax.jit(method.init)(jax.random.key(0), flat)
+    losses = [jax.jit(method.loss)(params, on_device(b), jax.random.key(1))[0] for b in (grouped, flat)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_what_shares_inputs_must_be_as_many():
+    method = make_fusion(CONFIG, ("text", "image"), CLASSES, vocab_size=19)
+    grouped, _ = grouped_batch()
+    with pytest.raises(ValueError, match="must be the same in all: {'text': 3, 'label': 2, 'action': 3}"):
+        method.loss(None, {**grouped, "label": grouped["label"][:, :2]}, jax.random.key(0))
+
+
+def test_the_devices_do_not_change_the_result_of_shared_inputs():
+    method = make_fusion(CONFIG, ("text", "image"), CLASSES, vocab_size=19)
+    batch = {k: v for k, v in grouped_batch()[0].items() if not k.startswith("audio")}
+    assert_device_invariant(method, batch, layouts=[("pmap", 4, 1), ("sharded", 4, 2)])
 
 
 def test_a_missing_modality_has_no_influence_and_no_gradient():
@@ -128,11 +179,7 @@ def test_prediction_takes_any_subset():
 def test_learns_what_no_modality_says_alone(kind):
     """The exclusive or of a word and a picture: either alone, or their sum, stays at one half."""
     depth = 2 if kind == "bottleneck" else 1  # what one modality wrote, another reads a layer later
-    off = dict(dropout=0.0, modality_dropout=0.0, label_smoothing=0.0)
-    config = dataclasses.replace(CONFIG, fusion=kind, depth=depth, **off)
-    quiet = {m: dataclasses.replace(getattr(config, m), dropout=0.0) for m in ("text", "image")}
-    still = dataclasses.replace(config.augment, image=AugmentConfig(translate=0))
-    config = dataclasses.replace(config, **quiet, augment=still)
+    config = dataclasses.replace(still(CONFIG), fusion=kind, depth=depth, label_smoothing=0.0)
     method = make_fusion(config, ("text", "image"), {"label": 2}, vocab_size=19)
     rng = np.random.default_rng(0)
     word, picture = rng.integers(0, 2, (2, 256))

@@ -42,11 +42,61 @@ def test_adamw_is_optax_adamw():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), run(config), p)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "lion", "sgd", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "lion", "sgd", "adafactor", "muon"])
 def test_frozen_parameters_stay_and_others_move(name):
     before, after = params(), run(Optimizer(name=name, freeze=("^a/",)))
     np.testing.assert_array_equal(before["a"]["kernel"], after["a"]["kernel"])
     assert np.abs(before["b"]["kernel"] - after["b"]["kernel"]).min() > 0
+
+
+def orthogonalised(matrix):
+    """Five steps of the quintic Newton-Schulz iteration, and the root mean square 0.2 (NumPy)."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return 0.2 * np.sqrt(max(matrix.shape)) * x
+
+
+def test_muon_orthogonalises_each_matrix_and_moves_the_rest_like_adam():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv": {"kernel": (3, 3, 5, 7), "bias": (7,)},
+        "attention": {"qkv": {"kernel": (7, 3, 2, 5)}, "out": {"kernel": (2, 5, 7)}},
+        "layers": {"query": {"kernel": (2, 7, 2, 5)}},
+        "embed": {"embedding": (11, 7)},
+    }
+    grads = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    config = Optimizer(
+        name="muon", learning_rate=0.01, warmup=0.0, schedule="constant", clip_norm=None, weight_decay=0.0
+    )
+    tx = make_optimizer(config, 5)
+    params = jax.tree.map(jnp.ones_like, grads)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    updates = jax.tree.map(lambda u: -np.asarray(u, np.float64) / 0.01, updates)
+    g = jax.tree.map(lambda x: np.asarray(x, np.float64), grads)
+
+    def check(update, gradient):
+        np.testing.assert_allclose(update, orthogonalised(gradient), rtol=2e-3, atol=2e-4)
+
+    check(updates["conv"]["kernel"].reshape(45, 7), g["conv"]["kernel"].reshape(45, 7))
+    check(
+        updates["attention"]["out"]["kernel"].reshape(10, 7), g["attention"]["out"]["kernel"].reshape(10, 7)
+    )
+    qkv = lambda tree: tree["attention"]["qkv"]["kernel"].transpose(1, 0, 2, 3).reshape(3, 7, 10)
+    query = lambda tree: tree["layers"]["query"]["kernel"].reshape(2, 7, 10)
+    for pick in (qkv, query):
+        for update, gradient in zip(pick(updates), pick(g), strict=True):
+            check(update, gradient)
+    # Adam's first step with Nesterov momentum, elements that are not tiny: ((1 - b1) / (1 - b1) + b1 (1 - b1) /
+    # (1 - b1^2)) / 1 of the sign, which is 0.9 / 1.9 + 1 (Dozat 2016).
+    for update, gradient in (
+        (updates["conv"]["bias"], g["conv"]["bias"]),
+        (updates["embed"]["embedding"], g["embed"]["embedding"]),
+    ):
+        np.testing.assert_allclose(update, np.sign(gradient) * (0.9 * 0.1 / (1 - 0.81) + 1.0), rtol=1e-3)
 
 
 def test_frozen_parameters_keep_no_state():

@@ -8,12 +8,13 @@ import numpy as np
 
 from xmodal_jax.data.scenes import COLOURS, MOTIONS, RELATIONS, SHAPES, SIZES, TEXTURES, Factors, hash_bits
 
-QUESTION_KINDS = ("existence", "colour", "count", "relation", "motion")
+QUESTION_KINDS = ("existence", "colour", "shape", "count", "relation", "motion")
 NUMBERS = ("one", "two", "three")
 ANSWERS = (
     "yes",
     "no",
     *COLOURS,
+    *SHAPES,
     *NUMBERS,
     *RELATIONS,
     "still",
@@ -77,10 +78,13 @@ def scene_questions(
         pair = pairs[k] if exists else absent[(b // 2) % len(absent)]
         asked.append(("existence", f"is there {_a(_name(pair))}", "yes" if exists else "no"))
 
-        unique = [p for p in pairs if sum(q[0] == p[0] for q in pairs) == 1]
-        if unique:
-            shape, colour = unique[bits["colour"][i] % len(unique)]
+        only = [[p for p in pairs if sum(q[part] == p[part] for q in pairs) == 1] for part in (0, 1)]
+        if only[0]:
+            shape, colour = only[0][bits["colour"][i] % len(only[0])]
             asked.append(("colour", f"what colour is the {SHAPES[shape]}", COLOURS[colour]))
+        if only[1]:
+            shape, colour = only[1][bits["shape"][i] % len(only[1])]
+            asked.append(("shape", f"what shape is the {COLOURS[colour]} one", SHAPES[shape]))
 
         phrasings = ("how many objects are there", "how many things do you see", "count the objects")
         asked.append(("count", phrasings[bits["count"][i] % len(phrasings)], NUMBERS[n - 1]))

@@ -49,7 +49,8 @@ def captions_of(
     for part in np.array_split(
         rows, -(-len(rows) // 1000)
     ):  # pictures and sounds come along: not all at once
-        captions += [str(c) if clean is None else clean(str(c)) for c in source.batch(part)["caption"]]
+        found = np.ravel(source.batch(part)["caption"]).tolist()
+        captions += [str(c) if clean is None else clean(str(c)) for c in found]
     return captions
 
 

@@ -16,7 +16,60 @@ from xmodal_jax.data.speech import Utterances, add_noise, speak_all
 from xmodal_jax.data.splits import Splits, open_splits
 
 
-class Questions:
+class _SceneTask:
+    """Examples about scenes, several to each and side by side: what all tasks share.
+
+    ``scene``: int32 ``[N]``, the scene of each example. A task says what the examples of a scene share (`of_scenes`)
+    and what is each one's own (`of_examples`).
+    """
+
+    scene: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    def of_scenes(self, scenes: np.ndarray) -> RawBatch:
+        raise NotImplementedError
+
+    def of_examples(self, indices: np.ndarray) -> RawBatch:
+        raise NotImplementedError
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        indices = np.asarray(indices, np.int64)
+        return self.of_scenes(self.scene[indices]) | self.of_examples(indices)
+
+
+class ByScene:
+    """A task's scenes, each with all its examples, a `Source`: a picture is read (and encoded) once for all of them.
+
+    Fields that the examples share are as in the task, ``[B, ...]``; each one's own get a second axis, ``[B, Q, ...]``,
+    Q being the most that a scene has. Where a scene has fewer, the rest is empty: -1 for targets and ``kind``, no
+    caption, nothing under the masks.
+    """
+
+    def __init__(self, task: _SceneTask):
+        self.task, self.modalities, self.class_names = task, task.modalities, task.class_names
+        self.targets = task.targets
+        numbers, first, counts = np.unique(task.scene, return_index=True, return_counts=True)
+        place = np.arange(counts.max())[None, :]
+        self._rows = np.where(place < counts[:, None], first[:, None] + place, -1)
+        self._scene = numbers
+
+    def __len__(self) -> int:
+        return len(self._scene)
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        indices = np.asarray(indices, np.int64)
+        rows = self._rows[indices]
+        own = self.task.of_examples(np.maximum(rows, 0).ravel())
+        for name, value in own.items():
+            own[name] = value = value.reshape(*rows.shape, *value.shape[1:])
+            empty = "" if value.dtype == object else -1 if name in (*self.targets, "kind") else 0
+            value[rows < 0] = empty
+        return self.task.of_scenes(self._scene[indices]) | own
+
+
+class Questions(_SceneTask):
     """One example per scene and question about it, a `Source`.
 
     The batch holds the scene's ``image`` or ``video`` (whichever ``scenes`` has), ``caption`` the question, ``label``
@@ -40,26 +93,24 @@ class Questions:
         self.modalities = ("text", *seen)
         asked = self.scenes.questions_for(np.arange(len(scenes)))
         rows = [(i, *question) for i, questions in enumerate(asked) for question in questions]
-        self._scene = np.array([row[0] for row in rows], np.int32)
+        self.scene = np.array([row[0] for row in rows], np.int32)
         self._kind = np.array([QUESTION_KINDS.index(row[1]) for row in rows], np.int32)
         self._question = np.array([row[2] for row in rows], object)
         self._label = np.array([ANSWERS.index(row[3]) for row in rows], np.int32)
 
-    def __len__(self) -> int:
-        return len(self._scene)
+    def of_scenes(self, scenes: np.ndarray) -> RawBatch:
+        seen = self.scenes.batch(scenes)
+        return {m: seen[m] for m in self.scenes.modalities} | {"scene": scenes}
 
-    def batch(self, indices: np.ndarray) -> RawBatch:
-        indices = np.asarray(indices, np.int64)
-        seen = self.scenes.batch(self._scene[indices])
-        return {m: seen[m] for m in self.scenes.modalities} | {
+    def of_examples(self, indices: np.ndarray) -> RawBatch:
+        return {
             "caption": self._question[indices],
             "label": self._label[indices],
             "kind": self._kind[indices],
-            "scene": self._scene[indices],
         }
 
 
-class Commands:
+class Commands(_SceneTask):
     """One example per scene and object of it that is to be acted on, a `Source`.
 
     The batch holds the scene's ``image``, the command as ``audio`` int16 with ``audio_mask`` in the scene's voice,
@@ -78,15 +129,12 @@ class Commands:
         every = np.arange(len(scenes))
         factors, given = self.scenes.factors(every), self.scenes.commands_for(every)
         rows = [(i, *command) for i, commands in enumerate(given) for command in commands]
-        self._scene = np.array([row[0] for row in rows], np.int32)
+        self.scene = np.array([row[0] for row in rows], np.int32)
         self._words = np.array([row[1] for row in rows], object)
         self._action = np.array([ACTIONS.index(row[2]) for row in rows], np.int32)
-        place = (self._scene, np.array([row[3] for row in rows]))
+        place = (self.scene, np.array([row[3] for row in rows]))
         self._colour, self._shape = (factors[f][place].astype(np.int32) for f in ("colour", "shape"))
         self._spoken: Utterances | None = None
-
-    def __len__(self) -> int:
-        return len(self._scene)
 
     def __getstate__(self):
         return {**self.__dict__, "_spoken": None}  # another process opens the speech anew
@@ -97,36 +145,37 @@ class Commands:
             voices = self.scenes.voices(np.arange(len(self.scenes)))
             self._spoken = speak_all(
                 self._words.tolist(),
-                [voices[i] for i in self._scene.tolist()],
+                [voices[i] for i in self.scene.tolist()],
                 self.scenes.audio_cache,
                 workers=self.scenes.workers,
                 max_seconds=self.scenes.max_seconds,
             )
         return self._spoken
 
-    def batch(self, indices: np.ndarray) -> RawBatch:
-        indices = np.asarray(indices, np.int64)
+    def of_scenes(self, scenes: np.ndarray) -> RawBatch:
+        return {"image": self.scenes.batch(scenes)["image"], "scene": scenes}
+
+    def of_examples(self, indices: np.ndarray) -> RawBatch:
         audio, mask = self.prepare().padded(indices, self.scenes.max_seconds)
         if self.scenes.noise:
             row = indices + MAX_OBJECTS * self.scenes.offset
             seeds = hash_bits(self.scenes.seed, self.scenes.split, row, "command/noise")
             add_noise(audio, mask, self.scenes.noise, seeds)
         return {
-            "image": self.scenes.batch(self._scene[indices])["image"],
             "audio": audio,
             "audio_mask": mask,
             "caption": self._words[indices],
             "action": self._action[indices],
             "colour": self._colour[indices],
             "shape": self._shape[indices],
-            "scene": self._scene[indices],
         }
 
 
 def open_task(spec: str, options: DataOptions, problems: Problems, task: type | None = None) -> Splits:
     """The splits of ``spec``; of the embedded data set those of a ``task`` (`Questions`, `Commands`) about its scenes.
 
-    Validation has scenes of its own, so that no picture of it is trained on.
+    Of a task, training goes by scene (see `ByScene`), and validation has scenes of its own, so that no picture of it is
+    trained on.
 
     Raises:
       ValueError: ``task`` is `Commands` and ``spec`` another data set.
@@ -139,7 +188,7 @@ def open_task(spec: str, options: DataOptions, problems: Problems, task: type | 
     train = open_source(spec, "train", options, problems=problems)
     validation = dataclasses.replace(train, offset=len(train), size=max(1, min(150, len(train) // 10)))
     tests = {name: task(open_source(spec, name, options, problems=problems)) for name in names}
-    return Splits(task(train), task(validation), tests)
+    return Splits(ByScene(task(train)), task(validation), tests)
 
 
 def targets_of(source: Source) -> dict[str, tuple[str, ...]]:

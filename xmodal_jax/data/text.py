@@ -236,6 +236,7 @@ def train_tokenizer(
 class Tokenize:
     """A transform of batches: ``caption`` to ``text`` int32 ``[B, L]`` and ``text_mask`` bool ``[B, L]``.
 
+    Captions ``[B, Q]``, several to each example, give ``[B, Q, L]``.
     ``clean`` is applied to each caption first (see `clean_text`). The captions stay in the batch.
     """
 
@@ -252,6 +253,10 @@ class Tokenize:
     def __call__(self, batch: RawBatch) -> RawBatch:
         if "caption" not in batch:
             return batch
-        captions = batch["caption"] if self.clean is None else [self.clean(c) for c in batch["caption"]]
-        ids, mask = self.tokenizer.encode_batch(list(captions), self.max_length, problems=self.problems)
+        shape = np.shape(batch["caption"])
+        captions = np.ravel(batch["caption"]).tolist()
+        if self.clean is not None:
+            captions = [self.clean(c) for c in captions]
+        ids, mask = self.tokenizer.encode_batch(captions, self.max_length, problems=self.problems)
+        ids, mask = (x.reshape(*shape, self.max_length) for x in (ids, mask))
         return {**batch, "text": ids, "text_mask": mask}

@@ -14,13 +14,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
+from jaxtyping import Key as KeyArray
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
-from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_encoder, prepare, presence
+from xmodal_jax.models.towers import (
+    RANKS,
+    AudioFeatures,
+    Augment,
+    init_inputs,
+    make_encoder,
+    prepare,
+    presence,
+)
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
 from xmodal_jax.nets.fusion import Fusion, build_fusion, token_attention
+from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 
 Kind = Literal[
@@ -36,30 +46,32 @@ class FusionConfig:
     """How the modalities meet: two streams that attend to each other (co_attention), one stream (merged), bottleneck
     tokens, gated cross-attention, a Perceiver resampler, concatenation and MLP (concat), additive attention, low-rank
     bilinear products, FiLM."""
-    width: int = 128
+    width: int = 64
     """Width of the fusion."""
     depth: int = 2
     """Its layers."""
     heads: int = 4
     """Its attention heads."""
+    mlp_ratio: float = 2.0
+    """Hidden size of its MLPs over the width."""
     dropout: float = 0.0
     """In the fusion and before the head."""
     modality_dropout: float = 0.0
     """Probability with which training hides each modality of an example; one at least stays."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
-    text: EncoderConfig = DEFAULTS["text"]
+    text: EncoderConfig = dataclasses.replace(DEFAULTS["text"], width=64, depth=1)
     """Text encoder."""
     image: EncoderConfig = dataclasses.replace(DEFAULTS["image"], norm="group")
     """Image encoder."""
-    audio: EncoderConfig = DEFAULTS["audio"]
+    audio: EncoderConfig = dataclasses.replace(DEFAULTS["audio"], width=64)
     """Audio encoder."""
     video: EncoderConfig = DEFAULTS["video"]
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
     """Spectrogram that the audio encoder sees."""
-    augment: Augment = Augment()
-    """Random changes in training."""
+    augment: Augment = Augment(image=AugmentConfig(translate=0))
+    """Random changes in training; none by default, since questions ask for places and commands name them."""
 
     def __post_init__(self):
         for name in ("dropout", "modality_dropout", "label_smoothing"):
@@ -86,6 +98,42 @@ class Answer(NamedTuple):
     pooled: Float[Array, "batch width"]
 
 
+class _Examples(NamedTuple):
+    """A batch in which several examples may share inputs, flattened (see `make_fusion`)."""
+
+    batch: Batch
+    """Own inputs and targets ``[B * Q, ...]``, shared inputs and the rest ``[B, ...]``."""
+    each: int
+    """Q, how many examples stand side by side."""
+    own: tuple[str, ...]
+    """The modalities that each example has of its own (all, where Q is 1)."""
+
+    def repeat(self, x: Array) -> Array:
+        """``[B, ...]`` to ``[B * Q, ...]``."""
+        return x if self.each == 1 else jnp.repeat(x, self.each, axis=0)
+
+    def keys(self, keys: KeyArray[Array, "rows"]) -> ExampleKeys:
+        """A key for each example from one for each row; the first of a row's has the row's own."""
+        if self.each == 1:
+            return keys
+        split = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
+        own = split(keys, jnp.arange(1, self.each))
+        return jnp.concatenate([keys[:, None], own], axis=1).reshape(-1)
+
+
+def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, int]) -> _Examples:
+    deeper = {m: batch[m].ndim > RANKS[m] for m in modalities if m in batch}
+    deeper |= {t: batch[t].ndim > 1 for t in targets if t in batch}
+    sizes = {name: batch[name].shape[1] for name, deep in deeper.items() if deep}
+    if not sizes:
+        return _Examples(batch, 1, modalities)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the second axis, of examples that share inputs, must be the same in all: {sizes}")
+    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items() if k.removesuffix("_mask") in sizes}
+    own = tuple(m for m in modalities if m in sizes)
+    return _Examples({**batch, **flat}, next(iter(sizes.values())), own)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Network:
     """Encoders, fusion and head of one configuration."""
@@ -104,7 +152,7 @@ class _Network:
     @property
     def fusion(self) -> Fusion:
         c = self.config
-        shared = dict(width=c.width, depth=c.depth, heads=c.heads, dropout=c.dropout)
+        shared = dict(width=c.width, depth=c.depth, heads=c.heads, mlp_ratio=c.mlp_ratio, dropout=c.dropout)
         return build_fusion(c.fusion, modalities=tuple(self.modalities), **shared)
 
     @property
@@ -116,9 +164,9 @@ class _Network:
         return {m: make(m) for m in self.modalities if m in batch}
 
     def init(self, key: Key, batch: Batch) -> Params:
-        row, params, tokens = init_inputs(batch), {}, {}
-        for name, encoder in self.encoders(batch).items():
-            inputs, mask = prepare(name, row, self.config.features)
+        row, params, tokens = _flatten(init_inputs(batch), self.modalities, self.classes).batch, {}, {}
+        for name, encoder in self.encoders(row).items():
+            inputs, mask = prepare(name, init_inputs(row), self.config.features)
             tokens[name], variables = encoder.init_with_output(fold_in_name(key, name), inputs, mask)
             params[name] = variables["params"]
         fused, variables = self.fusion.init_with_output(fold_in_name(key, "fusion"), tokens)
@@ -126,15 +174,20 @@ class _Network:
         params["head"] = self.head.init(fold_in_name(key, "head"), fused.pooled, None)["params"]
         return params
 
-    def encode(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> dict[str, Tokens]:
+    def encode(
+        self, params: Params, examples: _Examples, keys: ExampleKeys | None = None
+    ) -> dict[str, Tokens]:
+        """The tokens of each example; an input that several share is encoded once."""
         tokens = {}
-        for name, encoder in self.encoders(batch).items():
-            inputs, mask = prepare(name, batch, self.config.features, self.config.augment, keys)
-            tokens[name] = encoder.apply({"params": params[name]}, inputs, mask, keys=keys)
+        for name, encoder in self.encoders(examples.batch).items():
+            own = keys if keys is None or name in examples.own else keys[:: examples.each]
+            inputs, mask = prepare(name, examples.batch, self.config.features, self.config.augment, own)
+            found = encoder.apply({"params": params[name]}, inputs, mask, keys=own)
+            tokens[name] = found if name in examples.own else jax.tree.map(examples.repeat, found)
         return tokens
 
-    def answer(self, params: Params, batch: Batch, present, keys: ExampleKeys | None = None) -> Answer:
-        tokens = self.encode(params, batch, keys)
+    def answer(self, params: Params, examples: _Examples, present, keys: ExampleKeys | None = None) -> Answer:
+        tokens = self.encode(params, examples, keys)
         there = {m: present[m] for m in tokens}
         fused = self.fusion.apply({"params": params["fusion"]}, tokens, there, keys=keys)
         return Answer(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
@@ -146,9 +199,11 @@ def make_fusion(
     """Classification of what ``modalities`` say together.
 
     ``classes``: number of classes of each target; the batch holds its class as ``batch[target]`` int32 ``[B]``, -1
-    where unknown. The loss is the sum over targets of the mean cross-entropy over the global batch's examples whose
+    where unknown. Several examples may share inputs: own inputs and targets then have a second axis (text
+    ``[B, Q, L]``, targets ``[B, Q]``, an image ``[B, H, W, C]``), and the image is encoded once for its Q texts.
+    The loss is the sum over targets of the mean cross-entropy over the global batch's examples whose
     class is known. aux: each target's ``<target>_loss`` and ``<target>_accuracy``. ``predict(params, batch)`` gives an
-    `Answer`. The first of ``modalities`` is the one that gated and film fusion build on.
+    `Answer`, of ``B * Q`` rows. The first of ``modalities`` is the one that gated and film fusion build on.
 
     Raises:
       ValueError: no modality, or no target.
@@ -157,13 +212,14 @@ def make_fusion(
 
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
         (key,) = named_keys(key, "fusion")
-        keys = example_keys(key, batch["index"])
-        present = presence(batch, modalities)
+        examples = _flatten(batch, modalities, classes)
+        keys = examples.keys(example_keys(key, batch["index"]))
+        present = jax.tree.map(examples.repeat, presence(batch, modalities))
         if config.modality_dropout:
             present = drop_modalities(present, fold_in_name(keys, "modalities"), config.modality_dropout)
         total, aux = jnp.float32(0), {}
-        for target, logits in net.answer(params, batch, present, keys).logits.items():
-            label = batch[target]
+        for target, logits in net.answer(params, examples, present, keys).logits.items():
+            label = examples.batch[target]
             known = (label >= 0).astype(jnp.float32)
             goal = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[1]), config.label_smoothing)
             terms = optax.softmax_cross_entropy(logits, goal)
@@ -174,7 +230,8 @@ def make_fusion(
         return total, jax.lax.stop_gradient(aux)
 
     def predict(params: Params, batch: Batch) -> Answer:
-        return net.answer(params, batch, presence(batch, modalities))
+        examples = _flatten(batch, modalities, {})
+        return net.answer(params, examples, jax.tree.map(examples.repeat, presence(batch, modalities)))
 
     return Method(net.init, loss, predict)
 
@@ -189,8 +246,9 @@ def make_attend(
     net = _Network(config, modalities, classes, vocab_size)
 
     def attend(params: Params, batch: Batch):
-        tokens, present = net.encode(params, batch), presence(batch, modalities)
-        there = {m: present[m] for m in tokens}
+        examples = _flatten(batch, modalities, {})
+        tokens = net.encode(params, examples)
+        there = {m: examples.repeat(x) for m, x in presence(batch, modalities).items() if m in tokens}
         _, state = net.fusion.apply({"params": params["fusion"]}, tokens, there, mutable=["intermediates"])
         return token_attention(net.fusion, state.get("intermediates", {}), tokens, there)
 

@@ -17,6 +17,9 @@ from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
 from xmodal_jax.types import Batch, ExampleKeys, Tokens
 
+RANKS = {"text": 2, "image": 4, "audio": 2, "video": 5}
+"""Axes of a batch of each modality."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Augment:

@@ -28,21 +28,22 @@ Labels = Mapping[str, np.ndarray]
 class AnswerConfig(RunConfig):
     """What the experiments of classification by several modalities share."""
 
-    steps: int = 800
+    steps: int = 1200
     """Optimizer steps."""
-    batch_size: int = 64
-    """Examples per step, over all devices together."""
+    batch_size: int = 32
+    """Examples per step, over all devices together; of the embedded data set scenes, each with all that is asked (or
+    said) about it."""
     eval_every: int = 200
     """Steps between evaluations on validation data; 0: only at the end."""
-    alone: bool = True
-    """Also train a model of each modality alone, to see what they say together."""
+    alone_steps: int = 500
+    """Steps of a model of each modality alone, to see what they say together; 0: none."""
     init_from: pathlib.Path | None = None
     """A contrastive (or fusion) run whose encoders to start from."""
     init_rate: float = 1.0
     """Learning rate of the encoders of --init-from, as a factor of that of the rest; 0 freezes them."""
     model: FusionConfig = FusionConfig()
     """Encoders and fusion."""
-    optimizer: Optimizer = Optimizer(learning_rate=5e-4)
+    optimizer: Optimizer = Optimizer(name="muon", learning_rate=1e-2)
     """Optimizer and schedule."""
 
 
@@ -166,16 +167,20 @@ def fit_alone(
     make: Callable[[tuple[str, ...]], tuple[Method, Optimizer]],
     modalities: Sequence[str],
     loader: Loader,
-    config: RunConfig,
+    config: AnswerConfig,
     run: Run,
     watch: Stopwatch,
 ) -> dict[str, tuple[Method, list[Any]]]:
-    """Trains a model of each modality alone, as the whole one is trained: what the others add is the gap to it. By
+    """Trains a model of each modality alone, ``config.alone_steps`` long: what the others add is the gap to it. By
     modality the method and the parameters of each seed.
 
     ``make``: method and optimizer of some modalities. Each run is kept in ``alone/<modality>`` of the run's directory.
     """
-    config = dataclasses.replace(config, eval_every=0, checkpoint_every=0, patience=0)
+    if not config.alone_steps:
+        return {}
+    config = dataclasses.replace(
+        config, steps=config.alone_steps, eval_every=0, checkpoint_every=0, patience=0
+    )
     found = {}
     for name in modalities:
         method, optimizer = make((name,))

@@ -150,6 +150,7 @@ def fit(
             desc="train",
             unit="step",
             dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file needs no line per step
             file=sys.stderr,
             disable=not run.writes,
         ) as bar,
@@ -171,7 +172,8 @@ def fit(
                 busy = wait + watch.seconds["train"]
                 rate = config.batch_size * len(seeds) * (bar.format_dict["rate"] or 0)
                 bar.set_postfix_str(
-                    f"loss {loss:.4f}, {rate:,.0f} examples/s, {wait / busy:.0%} waiting for data"
+                    f"loss {loss:.4f}, {rate:,.0f} examples/s, {wait / busy:.0%} waiting for data",
+                    refresh=False,
                 )
             due = lambda every: every and step % every == 0  # noqa: B023
             last = step >= config.steps

@@ -39,7 +39,7 @@ from xmodal_jax.train.transfer import load_encoders
 class Config(AnswerConfig):
     """Classification by several modalities together."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=12_000)
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
     """How the data set is read."""
 
 

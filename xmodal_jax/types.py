@@ -34,6 +34,9 @@ field             dtype      shape               meaning
 ``present``       dict of    ``[B]`` each        ``present[m]`` is False where modality ``m`` is missing.
                   bool                           A padded row of a last batch is missing everywhere.
 ================  =========  ==================  =====================================================
+
+Where a method says so, several examples may share inputs: what each has of its own then has a second axis, ``[B, Q,
+...]`` (Q questions about one picture), and is empty (label -1, nothing under the mask) where a row has fewer.
 """
 
 MODALITIES = ("text", "image", "audio", "video")

@@ -28,15 +28,15 @@ Labels = Mapping[str, np.ndarray]
 class AnswerConfig(RunConfig):
     """What the experiments of classification by several modalities share."""
 
-    steps: int = 1200
+    steps: int = 1300
     """Optimizer steps."""
     batch_size: int = 32
     """Examples per step, over all devices together; of the embedded data set scenes, each with all that is asked (or
     said) about it."""
     eval_every: int = 200
     """Steps between evaluations on validation data; 0: only at the end."""
-    alone_steps: int = 500
-    """Steps of a model of each modality alone, to see what they say together; 0: none."""
+    alone_steps: int = 300
+    """Steps of a model of each modality alone, to see what they say together (at most ``steps``); 0: none."""
     init_from: pathlib.Path | None = None
     """A contrastive (or fusion) run whose encoders to start from."""
     init_rate: float = 1.0
@@ -171,7 +171,8 @@ def fit_alone(
     run: Run,
     watch: Stopwatch,
 ) -> dict[str, tuple[Method, list[Any]]]:
-    """Trains a model of each modality alone, ``config.alone_steps`` long: what the others add is the gap to it. By
+    """Trains a model of each modality alone, ``config.alone_steps`` long (one modality says little
+    and is soon learnt): what the others add is the gap to it. By
     modality the method and the parameters of each seed.
 
     ``make``: method and optimizer of some modalities. Each run is kept in ``alone/<modality>`` of the run's directory.
@@ -179,7 +180,7 @@ def fit_alone(
     if not config.alone_steps:
         return {}
     config = dataclasses.replace(
-        config, steps=config.alone_steps, eval_every=0, checkpoint_every=0, patience=0
+        config, steps=min(config.alone_steps, config.steps), eval_every=0, checkpoint_every=0, patience=0
     )
     found = {}
     for name in modalities:

@@ -171,9 +171,8 @@ def fit_alone(
     run: Run,
     watch: Stopwatch,
 ) -> dict[str, tuple[Method, list[Any]]]:
-    """Trains a model of each modality alone, ``config.alone_steps`` long (one modality says little
-    and is soon learnt): what the others add is the gap to it. By
-    modality the method and the parameters of each seed.
+    """Trains a model of each modality alone, ``config.alone_steps`` long (what it says is little and soon learnt): what
+    the others add is the gap to it. By modality the method and the parameters of each seed.
 
     ``make``: method and optimizer of some modalities. Each run is kept in ``alone/<modality>`` of the run's directory.
     """

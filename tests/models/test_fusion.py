@@ -119,7 +119,7 @@ def test_what_shares_inputs_must_be_as_many():
 def test_the_devices_do_not_change_the_result_of_shared_inputs():
     method = make_fusion(CONFIG, ("text", "image"), CLASSES, vocab_size=19)
     batch = {k: v for k, v in grouped_batch()[0].items() if not k.startswith("audio")}
-    assert_device_invariant(method, batch, layouts=[("pmap", 4, 1), ("sharded", 4, 2)])
+    assert_device_invariant(method, batch, layouts=[("sharded", 4, 2)])
 
 
 def test_a_missing_modality_has_no_influence_and_no_gradient():

@@ -43,7 +43,7 @@ class ByScene:
     """A task's scenes, each with all its examples, a `Source`: a picture is read (and encoded) once for all of them.
 
     Fields that the examples share are as in the task, ``[B, ...]``; each one's own get a second axis, ``[B, Q, ...]``,
-    Q being the most that a scene has. Where a scene has fewer, the rest is empty: -1 for targets and ``kind``, no
+    Q being the most that a scene has. Where a scene has fewer, the rest is empty: -1 for classes and kinds, no
     caption, nothing under the masks.
     """
 
@@ -64,8 +64,8 @@ class ByScene:
         own = self.task.of_examples(np.maximum(rows, 0).ravel())
         for name, value in own.items():
             own[name] = value = value.reshape(*rows.shape, *value.shape[1:])
-            empty = "" if value.dtype == object else -1 if name in (*self.targets, "kind") else 0
-            value[rows < 0] = empty
+            number = value.ndim == 2  # a class or kind of each example, as against a sequence
+            value[rows < 0] = "" if value.dtype == object else -1 if number else 0
         return self.task.of_scenes(self._scene[indices]) | own
 
 

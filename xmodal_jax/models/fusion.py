@@ -112,6 +112,10 @@ class _Examples(NamedTuple):
         """``[B, ...]`` to ``[B * Q, ...]``."""
         return x if self.each == 1 else jnp.repeat(x, self.each, axis=0)
 
+    def present(self, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
+        """Which of the ``B * Q`` examples have which modality."""
+        return {m: self.repeat(there) for m, there in presence(self.batch, modalities).items()}
+
     def keys(self, keys: KeyArray[Array, "rows"]) -> ExampleKeys:
         """A key for each example from one for each row; the first of a row's has the row's own."""
         if self.each == 1:
@@ -214,7 +218,7 @@ def make_fusion(
         (key,) = named_keys(key, "fusion")
         examples = _flatten(batch, modalities, classes)
         keys = examples.keys(example_keys(key, batch["index"]))
-        present = jax.tree.map(examples.repeat, presence(batch, modalities))
+        present = examples.present(modalities)
         if config.modality_dropout:
             present = drop_modalities(present, fold_in_name(keys, "modalities"), config.modality_dropout)
         total, aux = jnp.float32(0), {}
@@ -231,7 +235,7 @@ def make_fusion(
 
     def predict(params: Params, batch: Batch) -> Answer:
         examples = _flatten(batch, modalities, {})
-        return net.answer(params, examples, jax.tree.map(examples.repeat, presence(batch, modalities)))
+        return net.answer(params, examples, examples.present(modalities))
 
     return Method(net.init, loss, predict)
 
@@ -248,7 +252,8 @@ def make_attend(
     def attend(params: Params, batch: Batch):
         examples = _flatten(batch, modalities, {})
         tokens = net.encode(params, examples)
-        there = {m: examples.repeat(x) for m, x in presence(batch, modalities).items() if m in tokens}
+        present = examples.present(modalities)
+        there = {m: present[m] for m in tokens}
         _, state = net.fusion.apply({"params": params["fusion"]}, tokens, there, mutable=["intermediates"])
         return token_attention(net.fusion, state.get("intermediates", {}), tokens, there)
 

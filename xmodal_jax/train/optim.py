@@ -15,6 +15,8 @@ from xmodal_jax.core import trees
 from xmodal_jax.train.muon import scale_by_muon
 from xmodal_jax.types import Params
 
+_WITHOUT_DECAY = ("adam", "adafactor")
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -62,11 +64,7 @@ class Optimizer:
             raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if (
-            self.name in ("adam", "adafactor")
-            and self.weight_decay
-            and self.weight_decay != Optimizer.weight_decay
-        ):
+        if self.name in _WITHOUT_DECAY and self.weight_decay and self.weight_decay != Optimizer.weight_decay:
             raise ValueError(f"{self.name} takes no weight_decay; choose adamw or set l2")
         for pattern in (*self.freeze, *(p for p, _ in self.rates), self.decay_mask):
             try:
@@ -154,7 +152,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
     else:
         chain.append(optax.scale_by_factored_rms())
         chain.append(optax.clip_by_block_rms(1.0))
-    if config.weight_decay and config.name in ("adamw", "lion", "sgd", "muon"):
+    if config.weight_decay and config.name not in _WITHOUT_DECAY:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
     chain.append(_scale_by_factors(config))
     chain.append(optax.scale_by_learning_rate(learning_rate(config, steps)))

@@ -25,6 +25,7 @@ from xmodal_jax.data.splits import captions_of, make_tokenizer, prepare, text_cl
 from xmodal_jax.data.tasks import Questions, open_task, targets_of
 from xmodal_jax.data.text import Tokenize
 from xmodal_jax.models.fusion import make_attend, make_fusion
+from xmodal_jax.models.towers import spectrograms
 from xmodal_jax.train import answer_report as panels
 from xmodal_jax.train import figures
 from xmodal_jax.train.answers import AnswerConfig, Classifier, Exam, examine, fit_alone
@@ -49,6 +50,8 @@ def main(config: Config) -> None:
     if config.smoke:
         config = shrink(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
+    encoders = load_encoders(config.init_from) if config.init_from else None
+    model = encoders.configure(config.model) if encoders else config.model
 
     # Data: questions about scenes, or the labels of another data set.
     problems = Problems(config.input.on_bad_example)
@@ -61,17 +64,14 @@ def main(config: Config) -> None:
             captions = captions_of(splits.train, clean)
             tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
             tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
-        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
+        hear = spectrograms(model.features) if "audio" in modalities else None
+        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=hear)
         groups = ("kind", QUESTION_KINDS)
         exams = {name: Exam(split, names, groups) for name, split in splits.tests.items()}
         validation = Exam(splits.validation, names, groups)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
-    # The method: encoders (perhaps those of another run), fusion, classes.
-    model = config.model
-    encoders = load_encoders(config.init_from) if config.init_from else None
-    if encoders:
-        model = encoders.configure(model)
+    # The method: encoders, fusion, classes.
     vocab_size = tokenizer.vocab_size if tokenizer else 0
     classes = {target: len(of) for target, of in names.items()}
 

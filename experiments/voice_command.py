@@ -20,7 +20,9 @@ from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.splits import prepare
 from xmodal_jax.data.tasks import Commands, open_task
-from xmodal_jax.models.fusion import make_attend, make_fusion
+from xmodal_jax.models.fusion import FusionConfig, make_attend, make_fusion
+from xmodal_jax.models.towers import Augment, spectrograms
+from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.train import answer_report as panels
 from xmodal_jax.train import figures
 from xmodal_jax.train.answers import AnswerConfig, Classifier, Exam, examine, fit_alone
@@ -37,6 +39,10 @@ class Config(AnswerConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=8000, max_seconds=2.6)
     """How the data set is read."""
+    steps: int = 1000
+    """Optimizer steps."""
+    model: FusionConfig = FusionConfig(augment=Augment(image=AugmentConfig(translate=0, flip=0.5)))
+    """Encoders and fusion. No command says where its target is, so that scenes may be mirrored."""
 
 
 def main(config: Config) -> None:
@@ -45,22 +51,22 @@ def main(config: Config) -> None:
     if config.smoke:
         config = shrink(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
+    encoders = load_encoders(config.init_from) if config.init_from else None
+    model = encoders.configure(config.model) if encoders else config.model
 
     # Data: every object of every scene, and a command about it in one of many voices.
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
         splits = open_task(config.data, config.input, problems, Commands)
         modalities, names = tuple(splits.train.modalities), splits.train.targets
-        source, transform = prepare(splits.train, None, limit=RESIDENT_LIMIT)
+        source, transform = prepare(
+            splits.train, None, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
+        )
         exams = {name: Exam(split, names) for name, split in splits.tests.items()}
         validation = Exam(splits.validation, names)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
-    # The method: encoders (perhaps those of another run), fusion, classes.
-    model = config.model
-    encoders = load_encoders(config.init_from) if config.init_from else None
-    if encoders:
-        model = encoders.configure(model)
+    # The method: encoders, fusion, classes.
     classes = {target: len(of) for target, of in names.items()}
 
     def make(chosen):

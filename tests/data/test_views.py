@@ -46,6 +46,15 @@ def test_in_memory_transforms_once_or_refuses_by_size():
     assert in_memory(source(), transform, limit=100, progress=False) is None
 
 
+def test_what_a_model_would_do_every_time_is_done_once_where_the_result_fits():
+    once = lambda batch: {**batch, "label": 2 * batch["label"]}
+    kept, transform = prepare(source(), None, limit=10_000, once=once)
+    assert transform is None and kept.modalities == ("text",) and kept.class_names == ("a", "b", "c")
+    np.testing.assert_array_equal(kept.batch(np.array([3, 4]))["label"], [6, 8])
+    plain = source()
+    assert prepare(plain, None, limit=10, once=once) == (plain, None)
+
+
 def test_splits_of_the_embedded_data_set():
     options = DataOptions(train_size=40, modalities=("text", "image"), progress=False)
     splits = open_splits("shapes", options, Problems(), validation=300)

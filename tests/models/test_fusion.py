@@ -11,7 +11,7 @@ from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
 from tests.support import LAYOUTS, assert_device_invariant
 from xmodal_jax.models.fusion import FusionConfig, drop_modalities, make_fusion
-from xmodal_jax.models.towers import presence
+from xmodal_jax.models.towers import presence, spectrograms
 from xmodal_jax.preprocess.image import AugmentConfig
 
 MODALITIES = ("text", "image", "audio")
@@ -99,6 +99,25 @@ def test_examples_may_share_inputs():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), grads, other_grads)
     answers = [jax.jit(method.predict)(params, on_device(b)).logits["label"] for b in (grouped, flat)]
     np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_computed_once_are_the_waveforms_own():
+    """Also with SpecAugment, of which the keys are the same, and where examples share inputs."""
+    config = dataclasses.replace(
+        still(CONFIG), augment=dataclasses.replace(still(CONFIG).augment, time_masks=1, frequency_masks=1)
+    )
+    method = make_fusion(config, ("image", "audio"), CLASSES, vocab_size=19)
+    sounds, _ = grouped_batch()
+    frames = spectrograms(config.features)(sounds)
+    assert (
+        frames["audio"].shape[:2] == (8, 3) and frames["audio"].shape[2:3] == frames["audio_mask"].shape[2:]
+    )
+    params = jax.jit(method.init)(jax.random.key(0), frames)
+    losses = [jax.jit(method.loss)(params, on_device(b), jax.random.key(1))[0] for b in (sounds, frames)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    other = dataclasses.replace(config, features=dataclasses.replace(config.features, mels=7))
+    with pytest.raises(ValueError, match="11 bands, features.mels is 7"):
+        make_fusion(other, ("image", "audio"), CLASSES, vocab_size=19).predict(params, on_device(frames))
 
 
 def test_a_model_of_the_shared_input_alone_sees_every_label():

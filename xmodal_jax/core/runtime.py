@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import pathlib
 import platform
 import time
+from collections.abc import Callable
 
 import jax
 import jaxlib
@@ -132,6 +134,18 @@ def free_memory() -> int | None:
         limit = int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text())
         free.append(limit - int(pathlib.Path("/sys/fs/cgroup/memory.current").read_text()))
     return min(free) // jax.local_device_count()
+
+
+def jit_once(function: Callable, **how) -> Callable:
+    """``jax.jit`` of a program that runs once or seldom and computes little, such as the drawing of parameters: on the
+    CPU, LLVM's first level of optimisation halves its compilation, to the same numbers."""
+
+    @functools.cache
+    def compiled():  # at the first call: what runs where is not known when a module is imported
+        options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        return jax.jit(function, compiler_options=options, **how)
+
+    return lambda *args: compiled()(*args)
 
 
 class CompileClock:

@@ -10,9 +10,9 @@ import numpy as np
 
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.source import Source
+from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.text import Tokenize, Tokenizer, clean_text, load_hf_tokenizer, train_tokenizer
-from xmodal_jax.data.views import hold_out, in_memory
+from xmodal_jax.data.views import Changed, hold_out, in_memory
 
 TRAINED = ("word", "wordpiece", "bpe")
 VOCABULARY = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
@@ -77,7 +77,18 @@ def text_length(tokenizer: Tokenizer, captions: list[str]) -> int:
     return tokenizer.fit_length(captions) + 2
 
 
-def prepare(source: Source, tokenize: Tokenize | None, *, limit: int) -> tuple[Source, Tokenize | None]:
-    """``(source, transform)`` for a loader: read, tokenized and kept in memory if it fits ``limit`` bytes."""
-    kept = in_memory(source, tokenize, limit=limit, drop=("factors",))
+def prepare(
+    source: Source,
+    tokenize: Tokenize | None,
+    *,
+    limit: int,
+    once: Callable[[RawBatch], RawBatch] | None = None,
+) -> tuple[Source, Tokenize | None]:
+    """``(source, transform)`` for a loader: read, tokenized and kept in memory if it fits ``limit`` bytes.
+
+    ``once``: what a model would else do with every batch (such as `models.towers.spectrograms`); done while a source
+    that fits is read, and left to the model where it does not.
+    """
+    whole = source if once is None else Changed(source, once)
+    kept = in_memory(whole, tokenize, limit=limit, drop=("factors",))
     return (source, tokenize) if kept is None else (kept, None)

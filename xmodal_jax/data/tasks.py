@@ -9,7 +9,7 @@ import numpy as np
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
-from xmodal_jax.data.scenes import COLOURS, MAX_OBJECTS, SHAPES, hash_bits
+from xmodal_jax.data.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES, hash_bits
 from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.source import RawBatch, Source, labels_of
 from xmodal_jax.data.speech import Utterances, add_noise, speak_all
@@ -115,14 +115,14 @@ class Commands(_SceneTask):
 
     The batch holds the scene's ``image``, the command as ``audio`` int16 with ``audio_mask`` in the scene's voice,
     ``caption`` its words (for a reader: the task is to hear them), and int32 ``[B]`` each ``action`` (an index into
-    `ACTIONS`), ``colour`` and ``shape`` of the target (both together only it has in its scene) and ``scene``. The
-    command names its target by as little as tells it from the scene's other objects, so that the words alone seldom
-    say what it is, and the picture alone never which is meant.
+    `ACTIONS`), ``scene``, and how the target looks: ``colour``, ``shape``, ``size``, ``texture``. The command names its
+    target by one to three of these, enough to tell it from the scene's other objects, so that the words alone never say
+    all that it is, and the picture alone never which is meant.
     """
 
     modalities = ("image", "audio")
     class_names = None
-    targets = {"action": ACTIONS, "colour": COLOURS, "shape": SHAPES}
+    targets = {"action": ACTIONS, "colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
 
     def __init__(self, scenes: SpokenShapes):
         self.scenes = dataclasses.replace(scenes, modalities=("image",))
@@ -133,7 +133,7 @@ class Commands(_SceneTask):
         self._words = np.array([row[1] for row in rows], object)
         self._action = np.array([ACTIONS.index(row[2]) for row in rows], np.int32)
         place = (self.scene, np.array([row[3] for row in rows]))
-        self._colour, self._shape = (factors[f][place].astype(np.int32) for f in ("colour", "shape"))
+        self._looks = {f: factors[f][place].astype(np.int32) for f in self.targets if f != "action"}
         self._spoken: Utterances | None = None
 
     def __getstate__(self):
@@ -166,8 +166,7 @@ class Commands(_SceneTask):
             "audio_mask": mask,
             "caption": self._words[indices],
             "action": self._action[indices],
-            "colour": self._colour[indices],
-            "shape": self._shape[indices],
+            **{name: value[indices] for name, value in self._looks.items()},
         }
 
 

@@ -37,6 +37,27 @@ class Subset:
         return self.source.batch(self.indices[np.asarray(indices, np.int64)])
 
 
+class Changed:
+    """A source whose batches go through ``change`` as they are read."""
+
+    def __init__(self, source: Source, change: Callable[[RawBatch], RawBatch]):
+        self.source, self.change = source, change
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.source.modalities
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.source.class_names
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        return self.change(self.source.batch(indices))
+
+
 def hold_out(source: Source, count: int, *, seed: int = 0) -> tuple[Subset, Subset]:
     """``(the rest, count examples)``, drawn at random from the seed, each part in the source's order."""
     if not 0 < count < len(source):

@@ -19,13 +19,13 @@ from jaxtyping import Key as KeyArray
 from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.models.towers import (
-    RANKS,
     AudioFeatures,
     Augment,
     init_inputs,
     make_encoder,
     prepare,
     presence,
+    rank,
 )
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
@@ -126,7 +126,7 @@ class _Examples(NamedTuple):
 
 
 def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, int]) -> _Examples:
-    deeper = {m: batch[m].ndim > RANKS[m] for m in modalities if m in batch}
+    deeper = {m: batch[m].ndim > rank(m, batch) for m in modalities if m in batch}
     deeper |= {t: batch[t].ndim > 1 for t in targets if t in batch}
     sizes = {name: batch[name].shape[1] for name, deep in deeper.items() if deep}
     if not sizes:

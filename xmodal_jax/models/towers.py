@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import fold_in_name
@@ -17,8 +19,7 @@ from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
 from xmodal_jax.types import Batch, ExampleKeys, Tokens
 
-RANKS = {"text": 2, "image": 4, "audio": 2, "video": 5}
-"""Axes of a batch of each modality."""
+_RANKS = {"text": 2, "image": 4, "audio": 2, "video": 5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,42 @@ class AudioFeatures:
     """Samples per frame (25 ms at 16 kHz)."""
     hop: int = 200
     """Samples between frames (12.5 ms at 16 kHz)."""
+
+
+def rank(modality: str, batch: Batch) -> int:
+    """Axes of a batch of a modality: of audio one more where it holds frames (see `spectrograms`) and no waveforms."""
+    return _RANKS[modality] + (modality == "audio" and _holds_frames(batch))
+
+
+def _holds_frames(batch: Batch) -> bool:
+    return "audio_mask" in batch and batch["audio"].ndim > batch["audio_mask"].ndim
+
+
+def spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A change of raw batches: waveforms ``[..., T]`` to the frames ``[..., F, mels]`` that `prepare` would make of
+    them, with their mask ``[..., F]``, computed once and not again at every step that reads them."""
+    compute = jax.jit(lambda x, mask: _log_mel(x, mask, features))
+
+    def change(batch):
+        x = batch["audio"]
+        mask = batch.get("audio_mask", np.ones(x.shape, bool))
+        frames, mask = compute(x.reshape(-1, x.shape[-1]), mask.reshape(-1, x.shape[-1]))
+        of_each = lambda y: np.asarray(y).reshape(*x.shape[:-1], *y.shape[1:])
+        return {**batch, "audio": of_each(frames), "audio_mask": of_each(mask)}
+
+    return change
+
+
+def _log_mel(waveform, mask, features: AudioFeatures):
+    frames, mask = audio_features.log_mel(
+        waveform,
+        mask,
+        sample_rate=features.sample_rate,
+        n_fft=features.window,
+        hop=features.hop,
+        n_mels=features.mels,
+    )
+    return audio_features.normalize(frames, mask), mask
 
 
 class Tower(nn.Module):
@@ -100,7 +137,10 @@ def prepare(
     augment: Augment | None = None,
     keys: ExampleKeys | None = None,
 ):
-    """``(inputs, mask)`` of one modality, what its encoder takes; augmented if ``augment`` and ``keys`` are given."""
+    """``(inputs, mask)`` of one modality, what its encoder takes; augmented if ``augment`` and ``keys`` are given.
+
+    Audio is a waveform, or what `spectrograms` made of it.
+    """
     x, mask = batch[modality], batch.get(f"{modality}_mask")
     keys = None if augment is None or keys is None else fold_in_name(keys, f"augment/{modality}")
     if modality == "text":
@@ -113,15 +153,10 @@ def prepare(
             x = change(x) if modality == "image" else jax.vmap(change, in_axes=1, out_axes=1)(x)
         return x, mask
     if modality == "audio":
-        x, mask = audio_features.log_mel(
-            x,
-            mask,
-            sample_rate=features.sample_rate,
-            n_fft=features.window,
-            hop=features.hop,
-            n_mels=features.mels,
-        )
-        x = audio_features.normalize(x, mask)
+        if not _holds_frames(batch):
+            x, mask = _log_mel(x, mask, features)
+        elif x.shape[-1] != features.mels:
+            raise ValueError(f"the audio's frames have {x.shape[-1]} bands, features.mels is {features.mels}")
         if keys is not None:
             x = audio_features.spec_augment(
                 x, keys, mask, time_masks=augment.time_masks, freq_masks=augment.frequency_masks

@@ -6,7 +6,6 @@ checkpoint of another model is told from a damaged one, and one whose bits have 
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 import shutil
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.runtime import jit_once
 
 
 class CheckpointMismatch(ValueError):
@@ -206,11 +206,6 @@ def describe(state: Any) -> dict[str, str]:
     }
 
 
-@functools.partial(jax.jit)
-def _digests(leaves):
-    return [_digest(x) for x in leaves]
-
-
 def _digest(x):
     """The sum modulo 2^32 of a hash of each word and its place: the same however the array is laid out on devices."""
     if x.dtype == jnp.bool_:
@@ -227,6 +222,9 @@ def _digest(x):
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
     return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+_digests = jit_once(lambda leaves: [_digest(x) for x in leaves])
 
 
 def _kind(leaf) -> str:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from xmodal_jax.core.runtime import jit_once
+
 Mode = Literal["jit", "pmap", "sharded"]
 SeedsForm = Literal["auto", "vmap", "map"]
 
@@ -163,7 +165,7 @@ def _jit(init, run, seeds) -> Engine:
         devices=1,
         local_devices=1,
         seeds=seeds,
-        init=jax.jit(init),
+        init=jit_once(init),
         run=run,
         memory=_needs(run),
         put=jax.device_put,
@@ -206,7 +208,7 @@ def _pmap(init, run, seeds, chosen) -> Engine:
 
     copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=chosen)
     replicate = lambda tree: copy(tree, np.zeros(len(local), np.int8))
-    compute_init = jax.jit(init)
+    compute_init = jit_once(init)
 
     def abstract(key, batch):
         as_struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
@@ -268,7 +270,7 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
 
     def init_sharded(key, batch):
         # Laid out by the compiler from the start: no device ever holds the whole state.
-        return jax.jit(init, out_shardings=layout(jax.eval_shape(init, key, batch)))(key, batch)
+        return jit_once(init, out_shardings=layout(jax.eval_shape(init, key, batch)))(key, batch)
 
     def constrained(state, resident, xs):
         shardings = layout(state)

@@ -39,8 +39,6 @@ class Config(AnswerConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=8000, max_seconds=2.6)
     """How the data set is read."""
-    steps: int = 1000
-    """Optimizer steps."""
     model: FusionConfig = FusionConfig(augment=Augment(image=AugmentConfig(translate=0, flip=0.5)))
     """Encoders and fusion. No command says where its target is, so that scenes may be mirrored."""
 

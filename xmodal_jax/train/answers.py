@@ -28,14 +28,14 @@ Labels = Mapping[str, np.ndarray]
 class AnswerConfig(RunConfig):
     """What the experiments of classification by several modalities share."""
 
-    steps: int = 1300
+    steps: int = 1200
     """Optimizer steps."""
     batch_size: int = 32
     """Examples per step, over all devices together; of the embedded data set scenes, each with all that is asked (or
     said) about it."""
     eval_every: int = 200
     """Steps between evaluations on validation data; 0: only at the end."""
-    alone_steps: int = 300
+    alone_steps: int = 200
     """Steps of a model of each modality alone, to see what they say together (at most ``steps``); 0: none."""
     init_from: pathlib.Path | None = None
     """A contrastive (or fusion) run whose encoders to start from."""

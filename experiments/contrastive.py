@@ -33,10 +33,11 @@ from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.train import alignment_report as panels
 from xmodal_jax.train import evaluate, figures
 from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.report import Report, add_problems
-from xmodal_jax.train.run import Run, summary_line
+from xmodal_jax.train.report import Report
+from xmodal_jax.train.run import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,14 +134,10 @@ def main(config: Config) -> None:
             report.add_figure(
                 "Zero-shot", figures.confusion_matrix(confusion, panels.class_labels(splits.train, confusion))
             )
-        add_problems(report, problems, run.path)
-        report.add_config(run.read_config())
-        report.add_timing(watch.report())
-        report.write(run.path / "report.html")
-    run.write_result(metrics, timing=watch.report(), seeds=config.all_seeds, steps=fitted.steps)
-    run.close()
-    print(problems.summary() or "no bad examples")
-    print(f"{run.path / 'report.html'}\n{summary_line(metrics, headline[:4])}")
+    finish(
+        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        seeds=config.all_seeds, steps=fitted.steps,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ from xmodal_jax.train import answer_report as panels
 from xmodal_jax.train import figures
 from xmodal_jax.train.answers import AnswerConfig, Classifier, Exam, examine, fit_alone
 from xmodal_jax.train.config import shrink
+from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
-from xmodal_jax.train.report import Report, add_problems
-from xmodal_jax.train.run import Run, summary_line
+from xmodal_jax.train.report import Report
+from xmodal_jax.train.run import Run
 from xmodal_jax.train.transfer import load_encoders
 
 
@@ -121,20 +122,10 @@ def main(config: Config) -> None:
             report, attend, params, classify, exams["test"], answers, names, model, tokenizer
         )
         panels.add_confusions(report, exams["test"], answers, names)
-        add_problems(report, problems, run.path)
-        report.add_config(run.read_config())
-        report.add_timing(watch.report())
-        report.write(run.path / "report.html")
-    run.write_result(
-        metrics,
-        timing=watch.report(),
-        seeds=config.all_seeds,
-        steps=fitted.steps,
-        parameters=trees.count(params),
-    )
-    run.close()
-    print(problems.summary() or "no bad examples")
-    print(f"{run.path / 'report.html'}\n{summary_line(metrics, headline[:4])}")
+    finish(
+        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(params),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

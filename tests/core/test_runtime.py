@@ -6,6 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 import jaxlib
+import numpy as np
 import pytest
 
 from xmodal_jax.core import runtime
@@ -139,3 +140,11 @@ print("cached:", "/jax/compilation_cache/cache_hits" in found)
         assert done.returncode == 0, done.stderr
         assert (FLAG in done.stdout) == (jaxlib.__version__ in runtime.XLA_FLAGS)
         assert "125.0" in done.stdout and f"cached: {cached}" in done.stdout
+
+
+def test_a_program_that_runs_once_gives_the_same_numbers():
+    draw = lambda key, scale: {"a": jax.random.truncated_normal(key, -2, 2, (7, 11)) * scale, "b": jnp.zeros(3)}
+    key, scale = jax.random.key(0), np.float32(0.3)
+    once, usual = runtime.jit_once(draw)(key, scale), jax.jit(draw)(key, scale)
+    assert np.std(once["a"]) > 0.1
+    jax.tree.map(np.testing.assert_array_equal, once, usual)

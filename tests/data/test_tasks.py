@@ -51,7 +51,9 @@ def test_commands_are_spoken_and_name_what_is_there(tmp_path):
         words, action, number = scenes.commands(scene)[row - np.searchsorted(batch["scene"], scene)]
         assert batch["caption"][row] == words and ACTIONS[batch["action"][row]] == action
         looks = {name: batch[name][row] for name in source.targets if name != "action"}
-        assert looks == {name: factors[name][scene, number] for name in ("colour", "shape", "size", "texture")}
+        assert looks == {
+            name: factors[name][scene, number] for name in ("colour", "shape", "size", "texture")
+        }
         every = {word for name in looks for word in source.targets[name]}
         assert {w for w in words.split() if w in every} <= {source.targets[n][k] for n, k in looks.items()}
     again = pickle.loads(pickle.dumps(source)).batch(np.array([2, 5]))

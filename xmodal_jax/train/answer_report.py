@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.data.pipeline import as_device_batch
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.metrics.classification import confusion_matrix
@@ -79,32 +80,37 @@ def add_attention(
     ``attend``: from `models.fusion.make_attend`.
     """
     right, known = exam.right(predicted), exam.known
-    attend = jax.jit(attend)
     rng = np.random.default_rng(0)
-    for title, rows in (("right answers", right & known), ("wrong answers", ~right & known)):
-        rows = rng.permutation(np.flatnonzero(rows))[:SHOWN]
-        if not rows.size:
-            continue
-        raw = exam.source.batch(rows)
-        batch = as_device_batch(classify.inputs(raw))
-        weights = jax.tree.map(np.asarray, attend(params, batch))
-        if not weights:
-            report.add_text("Attention", f"A fusion of kind {model.fusion!r} has no attention to draw.")
-            return
-        spectra = _spectra(batch, model) if "audio" in weights else None
-        examples = []
-        for k, row in enumerate(rows.tolist()):
-            said = " · ".join(names[t][predicted[t][row]] for t in exam.labels)
-            true = " · ".join(names[t][exam.labels[t][row]] for t in exam.labels)
-            verdict = f"{said}" if right[row] else f"{said} (right: {true})"
-            asked = f"{raw['caption'][k]}: " if "caption" in raw else ""
-            panels = {
-                m: _panel(m, {n: v[k] for n, v in raw.items() if not isinstance(v, dict)}, w[k], model, tokenizer,
-                          None if spectra is None else spectra[k])
-                for m, w in weights.items()
-            }  # fmt: skip
-            examples.append(answer_figures.Looked(asked + verdict, panels))
-        report.add_figure("Attention", answer_figures.attention(examples), f"{title}, drawn at random")
+    drawn = {
+        title: rng.permutation(np.flatnonzero(rows))[:SHOWN]
+        for title, rows in (("right answers", right & known), ("wrong answers", ~right & known))
+    }
+    rows = np.concatenate(list(drawn.values()))
+    if not rows.size:
+        return
+    raw = exam.source.batch(rows)
+    batch = as_device_batch(classify.inputs(raw))
+    weights = jax.tree.map(np.asarray, jit_once(attend)(params, batch))
+    if not weights:
+        report.add_text("Attention", f"A fusion of kind {model.fusion!r} has no attention to draw.")
+        return
+    spectra = _spectra(batch, model) if "audio" in weights else None
+    examples = []
+    for k, row in enumerate(rows.tolist()):
+        said = " · ".join(names[t][predicted[t][row]] for t in exam.labels)
+        true = " · ".join(names[t][exam.labels[t][row]] for t in exam.labels)
+        verdict = f"{said}" if right[row] else f"{said} (right: {true})"
+        asked = f"{raw['caption'][k]}: " if "caption" in raw else ""
+        panels = {
+            m: _panel(m, {n: v[k] for n, v in raw.items() if not isinstance(v, dict)}, w[k], model, tokenizer,
+                      None if spectra is None else spectra[k])
+            for m, w in weights.items()
+        }  # fmt: skip
+        examples.append(answer_figures.Looked(asked + verdict, panels))
+    for title, shown in drawn.items():
+        if shown.size:
+            own, examples = examples[: len(shown)], examples[len(shown) :]
+            report.add_figure("Attention", answer_figures.attention(own), f"{title}, drawn at random")
 
 
 def _spectra(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:

@@ -25,7 +25,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from xmodal_jax.data.problems import Problems
 from xmodal_jax.train import figures
 from xmodal_jax.train.run import format_value, write_atomic
 
@@ -245,16 +244,6 @@ class Report:
 
     def _add(self, title: str, content: str) -> None:
         self._sections.setdefault(title, []).append(content)
-
-
-def add_problems(report: Report, problems: Problems, directory: Path) -> None:
-    """The examples that were left out, in the report and as ``bad_examples.jsonl``."""
-    if len(problems):
-        problems.write(directory / "bad_examples.jsonl")
-        rows = [(p.file, p.line, p.reason) for p in sorted(problems.items)[:100]]
-        report.add_table("Bad examples", ("file", "line", "reason"), rows, note=problems.summary())
-    elif problems.summary():
-        report.add_text("Notes on the data", problems.summary())
 
 
 def _escape(value: Any) -> str:

@@ -1,0 +1,109 @@
+"""The fusions side by side: what runs of `experiments/fusion.py` that differ in --model.fusion reached, and step times.
+
+    python -m benchmarks.fusions runs/merged runs/gated ...
+
+Step times are taken here, one seed, warmed up, fusions interleaved, medians, on a batch of the shape that the questions
+about pictures have; what the batch holds does not change them. Reading data is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.questions import ANSWERS
+from xmodal_jax.models.fusion import FusionConfig, make_fusion
+from xmodal_jax.train.optim import Optimizer, make_optimizer
+from xmodal_jax.train.parallel import make_engine
+from xmodal_jax.train.step import make_init, make_step
+
+SCENES, EACH, LENGTH, WORDS = 32, 5, 14, 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Runs to compare."""
+
+    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """Run directories of experiments/fusion.py."""
+    metrics: tuple[str, ...] = ("test/accuracy", "compositions/accuracy", "given_text/accuracy")
+    """Columns."""
+    rounds: int = 15
+    """Timings of each fusion; the median counts."""
+
+
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = (SCENES, EACH)
+    return {
+        "image": rng.integers(0, 256, (SCENES, 32, 32, 3)).astype(np.uint8),
+        "text": rng.integers(1, WORDS, (*rows, LENGTH)).astype(np.int32),
+        "text_mask": np.arange(LENGTH) < rng.integers(5, LENGTH, (*rows, 1)),
+        "label": rng.integers(0, len(ANSWERS), rows).astype(np.int32),
+        "index": np.arange(SCENES, dtype=np.int32),
+    }
+
+
+def prepare(fusion: str):
+    """``(a function that trains one step and returns its seconds, number of parameters)``."""
+    optimizer = Optimizer(name="muon", learning_rate=1e-2)
+    method = make_fusion(
+        FusionConfig(fusion=fusion), ("text", "image"), {"label": len(ANSWERS)}, vocab_size=WORDS
+    )
+    tx = make_optimizer(optimizer, 10**6)
+    engine = make_engine(
+        "jit",
+        make_init(method, tx, optimizer),
+        lambda axis: make_step(method, tx, optimizer, axis_name=axis),
+    )
+    state = engine.init(jax.random.key(0), batch())
+    xs = engine.put(jax.tree.map(lambda x: x[None], batch()))
+
+    def step() -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        state, metrics = engine.run(state, None, xs)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - begun
+
+    step()
+    return step, trees.count(state.params)
+
+
+def main(arguments: Arguments) -> None:
+    results = []
+    for run in arguments.runs:
+        config = json.loads((run / "config.json").read_text())
+        results.append((config["model"], json.loads((run / "result.json").read_text())))
+    fusions = dict.fromkeys(model["fusion"] for model, _ in results)
+    steps = {name: prepare(name) for name in tqdm(fusions, desc="compiling", file=sys.stderr)}
+    times = {name: [] for name in fusions}
+    for _ in tqdm(range(arguments.rounds), desc="timing", file=sys.stderr):
+        for name, (step, _) in steps.items():
+            times[name].append(step())
+    print(f"| fusion | modality dropout | {' | '.join(arguments.metrics)} | parameters | step |")
+    print("|---" * (len(arguments.metrics) + 4) + "|")
+    for model, result in results:
+        name = model["fusion"]
+        cells = []
+        for metric in arguments.metrics:
+            values = np.array(result.get("per_seed", {}).get(metric, [result["metrics"][metric]]))
+            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.3f}{spread}")
+        step = f"{1e3 * float(np.median(times[name])):.0f} ms"
+        print(f"| {name} | {model['modality_dropout']} | {' | '.join(cells)} | {steps[name][1]:,} | {step} |")
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Arguments, description=__doc__)
+    runtime.configure()
+    main(chosen)

@@ -138,7 +138,7 @@ def free_memory() -> int | None:
 
 def jit_once(function: Callable, **how) -> Callable:
     """``jax.jit`` of a program that runs once or seldom and computes little, such as the drawing of parameters: on the
-    CPU, LLVM's first level of optimisation halves its compilation, to the same numbers."""
+    CPU, LLVM's first level of optimisation halves its compilation; floats may differ in their last bit."""
 
     @functools.cache
     def compiled():  # at the first call: what runs where is not known when a module is imported

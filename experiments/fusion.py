@@ -2,7 +2,7 @@
 
     python experiments/fusion.py
     python experiments/fusion.py --modalities text video
-    python experiments/fusion.py --model.fusion bottleneck --model.modality-dropout 0.2
+    python experiments/fusion.py --model.fusion merged --model.modality-dropout 0.3
     python experiments/fusion.py --init-from runs/contrastive-20250131-101500 --init-rate 0.1
     python experiments/fusion.py --data folder:PATH --modalities image text
 
@@ -24,7 +24,7 @@ from xmodal_jax.data.questions import QUESTION_KINDS
 from xmodal_jax.data.splits import captions_of, make_tokenizer, prepare, text_cleaner, text_length
 from xmodal_jax.data.tasks import Questions, open_task, targets_of
 from xmodal_jax.data.text import Tokenize
-from xmodal_jax.models.fusion import make_attend, make_fusion
+from xmodal_jax.models.fusion import FusionConfig, make_attend, make_fusion
 from xmodal_jax.models.towers import spectrograms
 from xmodal_jax.train import answer_report as panels
 from xmodal_jax.train import figures
@@ -43,6 +43,10 @@ class Config(AnswerConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
     """How the data set is read."""
+    steps: int = 1300
+    """Optimizer steps."""
+    model: FusionConfig = FusionConfig(fusion="gated")
+    """Encoders and fusion: the words of a question look at the picture."""
 
 
 def main(config: Config) -> None:

@@ -1,13 +1,25 @@
 """Checks that every method must pass, whatever it learns."""
 
+import contextlib
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.data.arrays import ArraySource
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.loop import Preempted, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import make_engine
+from xmodal_jax.train.run import Run
 from xmodal_jax.train.step import make_init, make_step
 
 LAYOUTS = [("pmap", n, 1) for n in (1, 2, 4, 8)] + [
@@ -74,3 +86,51 @@ def assert_trees_identical(a, b):
 
     for name, x, y in zip(trees.leaf_names(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(data(x)), np.asarray(data(y)), err_msg=name)
+
+
+def assert_resumes(method, arrays, directory, *, optimizer, steps=4, batch_size=8):
+    """A run that is stopped half-way, as a cluster does, and resumed ends as one that was not: state and metrics."""
+
+    def train(name, evaluate, resume=False):
+        config = RunConfig(
+            steps=steps, batch_size=batch_size, eval_every=steps // 2, run_dir=directory / name, resume=resume
+        )
+        loader, watch = Loader(ArraySource(arrays), batch_size=batch_size, seed=config.seed), Stopwatch()
+        with Run.create(config.run_dir, config, resume=resume, tensorboard=False) as run:
+            try:
+                fitted = fit(method, loader, config, optimizer, run, watch, evaluate=evaluate)
+            finally:
+                loader.close()
+                watch.clock.close()
+            return fitted.state, run.read_metrics()
+
+    def stop(params):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with compiled_once(directory):
+        state, metrics = train("whole", lambda params: {})
+        with pytest.raises(Preempted):
+            train("stopped", stop)
+        resumed, rest = train("stopped", lambda params: {}, resume=True)
+    assert_trees_identical(state, resumed)
+    assert len(metrics) >= steps and metrics == rest
+
+
+@contextlib.contextmanager
+def compiled_once(directory):
+    """What is compiled inside is kept in ``directory`` and read from there the next time."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()

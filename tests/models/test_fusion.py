@@ -9,10 +9,11 @@ import pytest
 from tests.models.test_contrastive import CONFIG as TOWERS
 from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
-from tests.support import LAYOUTS, assert_device_invariant
+from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.models.fusion import FusionConfig, drop_modalities, make_fusion
 from xmodal_jax.models.towers import presence, spectrograms
 from xmodal_jax.preprocess.image import AugmentConfig
+from xmodal_jax.train.optim import Optimizer
 
 MODALITIES = ("text", "image", "audio")
 CLASSES = {"label": 5, "action": 3}
@@ -139,6 +140,14 @@ def test_the_devices_do_not_change_the_result_of_shared_inputs():
     method = make_fusion(CONFIG, ("text", "image"), CLASSES, vocab_size=19)
     batch = {k: v for k, v in grouped_batch()[0].items() if not k.startswith("audio")}
     assert_device_invariant(method, batch, layouts=[("sharded", 4, 2)])
+
+
+def test_a_stopped_run_ends_bit_identical(tmp_path):
+    """With dropout, several examples in each row, an average of the parameters and Muon's state."""
+    arrays, _ = grouped_batch(rows=24)
+    arrays = {k: v for k, v in arrays.items() if k in ("text", "text_mask", *CLASSES)}
+    method = make_fusion(CONFIG, ("text",), CLASSES, vocab_size=19)
+    assert_resumes(method, arrays, tmp_path, optimizer=Optimizer(name="muon", learning_rate=1e-2, ema=0.9))
 
 
 def test_a_missing_modality_has_no_influence_and_no_gradient():

@@ -138,12 +138,14 @@ def free_memory() -> int | None:
 
 def jit_once(function: Callable, **how) -> Callable:
     """``jax.jit`` of a program that runs once or seldom and computes little, such as the drawing of parameters: on the
-    CPU, LLVM's first level of optimisation halves its compilation; floats may differ in their last bit."""
+    CPU, LLVM's first level of optimisation halves its compilation; floats may differ in their last bit. A level in
+    ``XLA_FLAGS`` stays."""
 
     @functools.cache
     def compiled():  # at the first call: what runs where is not known when a module is imported
-        options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        return jax.jit(function, compiler_options=options, **how)
+        level = "xla_backend_optimization_level"
+        own = jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", "")
+        return jax.jit(function, compiler_options={level: 1} if own else None, **how)
 
     return lambda *args: compiled()(*args)
 

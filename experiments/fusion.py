@@ -43,7 +43,7 @@ class Config(AnswerConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
     """How the data set is read."""
-    steps: int = 1300
+    steps: int = 1500
     """Optimizer steps."""
     model: FusionConfig = FusionConfig(fusion="gated")
     """Encoders and fusion: the words of a question look at the picture."""

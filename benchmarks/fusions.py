@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from xmodal_jax.core import runtime, trees
+from xmodal_jax.core import runtime
 from xmodal_jax.data.questions import ANSWERS
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.train.optim import Optimizer, make_optimizer
@@ -54,7 +54,7 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def prepare(fusion: str):
-    """``(a function that trains one step and returns its seconds, number of parameters)``."""
+    """A function that trains one step and returns its seconds."""
     optimizer = Optimizer(name="muon", learning_rate=1e-2)
     method = make_fusion(
         FusionConfig(fusion=fusion), ("text", "image"), {"label": len(ANSWERS)}, vocab_size=WORDS
@@ -76,7 +76,7 @@ def prepare(fusion: str):
         return time.perf_counter() - begun
 
     step()
-    return step, trees.count(state.params)
+    return step
 
 
 def main(arguments: Arguments) -> None:
@@ -88,7 +88,7 @@ def main(arguments: Arguments) -> None:
     steps = {name: prepare(name) for name in tqdm(fusions, desc="compiling", file=sys.stderr)}
     times = {name: [] for name in fusions}
     for _ in tqdm(range(arguments.rounds), desc="timing", file=sys.stderr):
-        for name, (step, _) in steps.items():
+        for name, step in steps.items():
             times[name].append(step())
     print(f"| fusion | modality dropout | {' | '.join(arguments.metrics)} | parameters | step |")
     print("|---" * (len(arguments.metrics) + 4) + "|")
@@ -100,7 +100,9 @@ def main(arguments: Arguments) -> None:
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.3f}{spread}")
         step = f"{1e3 * float(np.median(times[name])):.0f} ms"
-        print(f"| {name} | {model['modality_dropout']} | {' | '.join(cells)} | {steps[name][1]:,} | {step} |")
+        print(
+            f"| {name} | {model['modality_dropout']} | {' | '.join(cells)} | {result['parameters']:,} | {step} |"
+        )
 
 
 if __name__ == "__main__":

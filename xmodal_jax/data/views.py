@@ -10,13 +10,10 @@ from xmodal_jax.data.arrays import ArraySource, estimate_nbytes, materialise
 from xmodal_jax.data.source import RawBatch, Source
 
 
-class Subset:
-    """The examples ``indices`` of a source, in that order."""
+class _View:
+    """What a view tells of its source as it is."""
 
-    def __init__(self, source: Source, indices: np.ndarray):
-        self.source, self.indices = source, np.asarray(indices, np.int64)
-        if not self.indices.size:
-            raise ValueError("a subset needs at least one example")
+    source: Source
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -30,6 +27,15 @@ class Subset:
     def class_prompts(self) -> list[list[str]] | None:
         return getattr(self.source, "class_prompts", None)
 
+
+class Subset(_View):
+    """The examples ``indices`` of a source, in that order."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices = source, np.asarray(indices, np.int64)
+        if not self.indices.size:
+            raise ValueError("a subset needs at least one example")
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -37,19 +43,11 @@ class Subset:
         return self.source.batch(self.indices[np.asarray(indices, np.int64)])
 
 
-class Changed:
+class Changed(_View):
     """A source whose batches go through ``change`` as they are read."""
 
     def __init__(self, source: Source, change: Callable[[RawBatch], RawBatch]):
         self.source, self.change = source, change
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.source.modalities
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self.source.class_names
 
     def __len__(self) -> int:
         return len(self.source)

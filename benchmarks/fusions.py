@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from benchmarks.table import values_of
 from xmodal_jax.core import runtime
 from xmodal_jax.data.questions import ANSWERS
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
@@ -96,7 +97,7 @@ def main(arguments: Arguments) -> None:
         name = model["fusion"]
         cells = []
         for metric in arguments.metrics:
-            values = np.array(result.get("per_seed", {}).get(metric, [result["metrics"][metric]]))
+            values = values_of([result], metric)
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.3f}{spread}")
         step = f"{1e3 * float(np.median(times[name])):.0f} ms"

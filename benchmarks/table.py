@@ -23,15 +23,18 @@ class Arguments:
     """Which metrics; all of them by default."""
 
 
+def values_of(results: list[dict], metric: str) -> np.ndarray:
+    """A metric's value for each seed of several ``result.json``."""
+    return np.concatenate([r.get("per_seed", {}).get(metric, [r["metrics"][metric]]) for r in results])
+
+
 def table(results: list[dict], metrics: tuple[str, ...] = ()) -> str:
     """A Markdown table over the ``result.json`` of several runs."""
     names = metrics or tuple(results[0]["metrics"])
     seeds = [seed for result in results for seed in result["seeds"]]
     rows = [f"| metric | mean ± standard deviation over seeds {', '.join(map(str, seeds))} |", "|---|---|"]
     for name in names:
-        values = np.concatenate(
-            [result.get("per_seed", {}).get(name, [result["metrics"][name]]) for result in results]
-        )
+        values = values_of(results, name)
         spread = values.std(ddof=1) if len(values) > 1 else 0.0
         rows.append(f"| {name} | {values.mean():.3f} ± {spread:.3f} |")
     for name in ("total", "train", "compile"):

@@ -35,6 +35,9 @@ field             dtype      shape               meaning
                   bool                           A padded row of a last batch is missing everywhere.
 ================  =========  ==================  =====================================================
 
+In place of waveforms ``audio`` may hold the frames ``[B, F, mels]`` that `models.towers.spectrograms` makes of them,
+with ``audio_mask`` ``[B, F]``.
+
 Where a method says so, several examples may share inputs: what each has of its own then has a second axis, ``[B, Q,
 ...]`` (Q questions about one picture), and is empty (label -1, nothing under the mask) where a row has fewer.
 """

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.oracles import fusion as oracle
-from xmodal_jax.nets.fusion import FUSIONS, attention_maps, build_fusion
+from xmodal_jax.nets.attention_maps import attention_maps, token_attention
+from xmodal_jax.nets.fusion import FUSIONS, build_fusion
 from xmodal_jax.types import Tokens
 
 B, WIDTH, DEPTH = 5, 12, 2
@@ -131,6 +132,47 @@ def test_attention_maps_sum_to_one_and_leave_out_what_is_hidden(kind):
         keys = jnp.concatenate([hidden(tokens, present)[m] for m in LENGTHS], axis=1)
         for weights in maps.values():
             assert (jnp.where(keys[:, None, None, :], weights, 0.0) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "kind", ["merged", "gated"]
+)  # the two ways there are: repeated, and queries side by side
+def test_tokens_that_examples_share_are_as_good_as_repeated(kind):
+    """Three examples to a picture and to a sound, of which some lack the one or the other."""
+    module, params, _ = build(kind)
+    rng = np.random.default_rng(3)
+    of = lambda m, rows: jnp.asarray(rng.normal(size=(rows, LENGTHS[m], WIDTHS[m])).astype(np.float32))
+    tokens = {
+        "text": Tokens(of("text", 6), jnp.asarray(rng.random((6, LENGTHS["text"])) < 0.7)),
+        "image": Tokens(of("image", 2), None),
+        "audio": Tokens(of("audio", 2), jnp.asarray([[True, True, False], [True, False, False]])),
+    }
+    present = {
+        "text": jnp.array([1, 1, 0, 1, 1, 1], bool),
+        "image": jnp.array([1, 0, 1, 0, 0, 0], bool),
+        "audio": jnp.array([1, 0, 1, 1, 1, 1], bool),
+    }
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def run(params, tokens, present, names):
+        tokens, present = ({m: x[m] for m in names} for x in (tokens, present))
+        fused, state = module.apply(params, tokens, present, mutable=["intermediates"])
+        return fused.pooled, token_attention(module, state.get("intermediates", {}), tokens, present)
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def gradient(params, tokens, present, names):
+        return jax.grad(lambda p: jnp.sin(run(p, tokens, present, names)[0]).sum())(params)
+
+    repeated = {m: jax.tree.map(lambda x: jnp.repeat(x, 6 // len(x), axis=0), t) for m, t in tokens.items()}
+    for names in (("text", "image"), ("text", "image", "audio")):
+        (one, looks), (other, same_looks) = (run(params, t, present, names) for t in (tokens, repeated))
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+        assert looks.keys() == same_looks.keys()
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), looks, same_looks)
+        ours, theirs = (gradient(params, t, present, names) for t in (tokens, repeated))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+    with pytest.raises(ValueError, match="2 rows of image cannot be shared by 5 examples"):
+        module.apply(params, {"image": tokens["image"]}, {"image": jnp.ones(5, bool)})
 
 
 def test_gates_start_closed():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.nets.test_fusion import DEPTH, LENGTHS, build, inputs
+from xmodal_jax.nets.attention_maps import attention_maps, token_attention
 from xmodal_jax.nets.cross_modal import cross_modal_transform, init_cross_modal
-from xmodal_jax.nets.fusion import FUSIONS, attention_maps, token_attention
+from xmodal_jax.nets.fusion import FUSIONS
 
 LEARNED = {"bottleneck": 4, "perceiver": 16, "gated": 1, "film": 1}
 LOOKED_AT = {

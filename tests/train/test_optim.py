@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from xmodal_jax.train.muon import newton_schulz
 from xmodal_jax.train.optim import Optimizer, learning_rate, make_optimizer, rate_factors
 
 
@@ -97,6 +98,21 @@ def test_muon_orthogonalises_each_matrix_and_moves_the_rest_like_adam():
         (updates["embed"]["embedding"], g["embed"]["embedding"]),
     ):
         np.testing.assert_allclose(update, np.sign(gradient) * (0.9 * 0.1 / (1 - 0.81) + 1.0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 11), (3, 7, 14), (1, 5, 61)], ids=["near square", "twice", "wide"])
+def test_newton_schulz_of_singular_values_far_apart(shape):
+    """Against float64 in the plain form, with singular values over four orders of magnitude."""
+    rng = np.random.default_rng(0)
+    u, _, v = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+    x = (u * np.logspace(0, -4, shape[1])) @ v
+    found = jax.jit(newton_schulz)(jnp.asarray(x, jnp.float32))
+    x /= np.linalg.norm(x, axis=(1, 2), keepdims=True)
+    for _ in range(5):
+        gram = x @ x.transpose(0, 2, 1)
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    np.testing.assert_allclose(found, x, atol=1e-3)
+    assert np.abs(x).max() > 0.1
 
 
 def test_frozen_parameters_keep_no_state():

@@ -27,9 +27,10 @@ from xmodal_jax.models.towers import (
     presence,
     rank,
 )
+from xmodal_jax.nets.attention_maps import token_attention
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
-from xmodal_jax.nets.fusion import Fusion, build_fusion, token_attention
+from xmodal_jax.nets.fusion import Fusion, build_fusion, each
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 
@@ -103,25 +104,23 @@ class _Examples(NamedTuple):
 
     batch: Batch
     """Own inputs and targets ``[B * Q, ...]``, shared inputs and the rest ``[B, ...]``."""
-    each: int
-    """Q, how many examples stand side by side."""
     own: tuple[str, ...]
-    """The modalities that each example has of its own (all, where Q is 1)."""
-
-    def repeat(self, x: Array) -> Array:
-        """``[B, ...]`` to ``[B * Q, ...]``."""
-        return x if self.each == 1 else jnp.repeat(x, self.each, axis=0)
+    """The modalities that each example has of its own (all, where nothing is shared)."""
+    inputs: int = 1
+    """How many examples of different inputs stand side by side: Q, or 1 where all share all."""
+    targets: int = 1
+    """How many targets of the same inputs stand side by side: Q where all share all."""
 
     def present(self, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
-        """Which of the ``B * Q`` examples have which modality."""
-        return {m: self.repeat(there) for m, there in presence(self.batch, modalities).items()}
+        """Which examples have which modality."""
+        return {m: each(there, self.inputs) for m, there in presence(self.batch, modalities).items()}
 
     def keys(self, keys: KeyArray[Array, "rows"]) -> ExampleKeys:
         """A key for each example from one for each row; the first of a row's has the row's own."""
-        if self.each == 1:
+        if self.inputs == 1:
             return keys
         split = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
-        own = split(keys, jnp.arange(1, self.each))
+        own = split(keys, jnp.arange(1, self.inputs))
         return jnp.concatenate([keys[:, None], own], axis=1).reshape(-1)
 
 
@@ -130,12 +129,13 @@ def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, in
     deeper |= {t: batch[t].ndim > 1 for t in targets if t in batch}
     sizes = {name: batch[name].shape[1] for name, deep in deeper.items() if deep}
     if not sizes:
-        return _Examples(batch, 1, modalities)
+        return _Examples(batch, modalities)
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the second axis, of examples that share inputs, must be the same in all: {sizes}")
     flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items() if k.removesuffix("_mask") in sizes}
-    own = tuple(m for m in modalities if m in sizes)
-    return _Examples({**batch, **flat}, next(iter(sizes.values())), own)
+    own, count = tuple(m for m in modalities if m in sizes), next(iter(sizes.values()))
+    flat = {**batch, **flat}
+    return _Examples(flat, own, inputs=count) if own else _Examples(flat, modalities, targets=count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,13 +181,12 @@ class _Network:
     def encode(
         self, params: Params, examples: _Examples, keys: ExampleKeys | None = None
     ) -> dict[str, Tokens]:
-        """The tokens of each example; an input that several share is encoded once."""
+        """The tokens of each modality; of an input that several examples share once for them all."""
         tokens = {}
         for name, encoder in self.encoders(examples.batch).items():
-            own = keys if keys is None or name in examples.own else keys[:: examples.each]
+            own = keys if keys is None or name in examples.own else keys[:: examples.inputs]
             inputs, mask = prepare(name, examples.batch, self.config.features, self.config.augment, own)
-            found = encoder.apply({"params": params[name]}, inputs, mask, keys=own)
-            tokens[name] = found if name in examples.own else jax.tree.map(examples.repeat, found)
+            tokens[name] = encoder.apply({"params": params[name]}, inputs, mask, keys=own)
         return tokens
 
     def answer(self, params: Params, examples: _Examples, present, keys: ExampleKeys | None = None) -> Answer:
@@ -207,7 +206,8 @@ def make_fusion(
     ``[B, Q, L]``, targets ``[B, Q]``, an image ``[B, H, W, C]``), and the image is encoded once for its Q texts.
     The loss is the sum over targets of the mean cross-entropy over the global batch's examples whose
     class is known. aux: each target's ``<target>_loss`` and ``<target>_accuracy``. ``predict(params, batch)`` gives an
-    `Answer`, of ``B * Q`` rows. The first of ``modalities`` is the one that gated and film fusion build on.
+    `Answer`, of ``B * Q`` rows (of ``B`` where all inputs are shared). The first of ``modalities`` is the one that
+    gated and film fusion build on.
 
     Raises:
       ValueError: no modality, or no target.
@@ -223,7 +223,7 @@ def make_fusion(
             present = drop_modalities(present, fold_in_name(keys, "modalities"), config.modality_dropout)
         total, aux = jnp.float32(0), {}
         for target, logits in net.answer(params, examples, present, keys).logits.items():
-            label = examples.batch[target]
+            label, logits = examples.batch[target], each(logits, examples.targets)
             known = (label >= 0).astype(jnp.float32)
             goal = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[1]), config.label_smoothing)
             terms = optax.softmax_cross_entropy(logits, goal)
@@ -245,7 +245,7 @@ def make_attend(
 ) -> Callable[[Params, Batch], dict[str, Float[Array, "batch tokens"]]]:
     """``attend(params, batch)``: what `make_fusion`'s method, of the same arguments, looks at.
 
-    How much the rest attends to each token of a modality, summing to 1 (see `nets.fusion.token_attention`).
+    How much the rest attends to each token of a modality, summing to 1 (see `nets.attention_maps.token_attention`).
     """
     net = _Network(config, modalities, classes, vocab_size)
 

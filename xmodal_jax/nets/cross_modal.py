@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.nets.fusion import Fusion, attention_maps, build_fusion, content_mask, token_attention
+from xmodal_jax.nets.attention_maps import attention_maps, token_attention
+from xmodal_jax.nets.fusion import Fusion, build_fusion, content_mask
 from xmodal_jax.types import ExampleKeys, Key, Params, Tokens
 
 Encoded = Float[Array, "..."]

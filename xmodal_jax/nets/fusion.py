@@ -6,12 +6,15 @@
 ``{modality: [B] bool}``, where False says that the example lacks it (a modality left out of ``present`` is there).
 What a mask or ``present`` hides has no influence on the result and gets a gradient of exactly zero.
 
+Several examples may share the tokens of a modality, such as questions about one picture: of ``[B / n, N_m, D_m]``, row
+``i`` is that of the ``n`` examples from ``n i`` on. The result is that of the tokens repeated, at less cost.
+
 ``modalities`` is the order of the fused tokens (by default that of the names, since a mapping comes out of ``jit``
 sorted); its first is the one that "gated" and "film" build on. A modality of which there are no tokens at all counts as
 missing in every example.
 
 Attention maps are recorded where they are asked for: ``module.apply(..., mutable=["intermediates"])`` returns them
-beside the result; `attention_maps` gives them plain names.
+beside the result; `nets.attention_maps` reads them.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.collectives import keep_rows
@@ -48,6 +50,33 @@ Streams = dict[str, Tokens]
 """Tokens by modality, all of one width and with a mask."""
 
 
+class Shared(NamedTuple):
+    """Tokens of a modality that ``count`` examples side by side share."""
+
+    tokens: Tokens
+    there: Bool[Array, "batch"]
+    """Which examples have the modality."""
+
+    @property
+    def count(self) -> int:
+        return len(self.there) // len(self.tokens.values)
+
+    @property
+    def heard(self) -> Bool[Array, "batch"]:
+        """Which examples have content."""
+        return self.there & each(self.tokens.mask.any(axis=1), self.count)
+
+    def of_each(self) -> Tokens:
+        """The tokens of each example."""
+        values, mask = (each(x, self.count) for x in self.tokens)
+        return Tokens(values, mask & self.there[:, None])
+
+
+def each(x: Array, count: int) -> Array:
+    """``[B / count, ...]`` to ``[B, ...]``."""
+    return x if count == 1 else jnp.repeat(x, count, axis=0)
+
+
 def content_mask(tokens: Tokens, there: Bool[Array, "batch"] | None = None) -> Bool[Array, "batch length"]:
     """Which tokens hold content, of the examples that are ``there`` (None: all are)."""
     values, mask = tokens
@@ -59,7 +88,8 @@ class Fusion(nn.Module):
     """What the fusions share: each modality's tokens projected to ``width``, with an embedding of the modality.
 
     Raises:
-      ValueError: no tokens at all, or tokens or ``present`` of a modality that is not expected.
+      ValueError: no tokens at all, tokens or ``present`` of a modality that is not expected, or numbers of rows of
+        which one does not divide the other.
     """
 
     width: int = 128
@@ -92,21 +122,28 @@ class Fusion(nn.Module):
             raise ValueError(
                 f"there are tokens of {sorted(unknown)[0]!r}; this fusion is of {', '.join(order)}"
             )
-        some = next(iter(tokens.values())).values
+        batch = batch_of(tokens, present)
         streams = {}
         for name in order:
+            there = (present or {}).get(name, jnp.full(batch, name in tokens))
             if name not in tokens:
-                nothing = jnp.zeros((len(some), 0, self.width), self.dtype or jnp.float32)
-                streams[name] = Tokens(nothing, jnp.zeros((len(some), 0), bool))
+                nothing = jnp.zeros((batch, 0, self.width), self.dtype or jnp.float32)
+                streams[name] = Shared(Tokens(nothing, jnp.zeros((batch, 0), bool)), there)
                 continue
-            values, mask = tokens[name].values, content_mask(tokens[name], (present or {}).get(name))
+            values = tokens[name].values
+            mask = content_mask(tokens[name], there.reshape(len(values), -1).any(axis=1))
             # Zeroed before anything else, so that not even an infinity behind a mask matters.
             values = jnp.where(mask[:, :, None], values, jnp.zeros_like(values))
             values = nn.Dense(self.width, dtype=self.dtype, name=f"project_{name}")(values)
             values = nn.LayerNorm(dtype=self.dtype, name=f"norm_{name}")(values)
             kind = self.param(f"modality_{name}", nn.initializers.normal(0.02), (self.width,), jnp.float32)
-            streams[name] = Tokens(keep_rows(values + kind.astype(values.dtype)[None, None, :]), mask)
-        return self.fuse(streams, keys)
+            values = keep_rows(values + kind.astype(values.dtype)[None, None, :])
+            streams[name] = Shared(Tokens(values, mask), there)
+        return self.meet(streams, keys)
+
+    def meet(self, streams: dict[str, Shared], keys: ExampleKeys | None) -> Fused:
+        """`fuse`, of streams that examples share: repeated, unless a fusion can do with less."""
+        return self.fuse({name: stream.of_each() for name, stream in streams.items()}, keys)
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
         raise NotImplementedError
@@ -143,6 +180,18 @@ def concatenate(streams: Streams, without: str | None = None) -> Tokens:
         jnp.concatenate([part.values for part in parts], axis=1),
         jnp.concatenate([part.mask for part in parts], axis=1),
     )
+
+
+def batch_of(tokens: Mapping[str, Tokens], present: Mapping[str, Array] | None = None) -> int:
+    """The number of examples: the most rows that there are; each modality's number divides it."""
+    rows = {name: len(t.values) for name, t in tokens.items()}
+    batch = max([*rows.values(), *(len(there) for there in (present or {}).values())])
+    for name, count in rows.items():
+        if batch % count:
+            raise ValueError(
+                f"{count} rows of {name} cannot be shared by {batch} examples: no whole number for each"
+            )
+    return batch
 
 
 def learned_tokens(module: nn.Module, name: str, count: int, batch: int) -> Array:
@@ -235,28 +284,33 @@ class GatedCrossAttention(Fusion):
         own = ("", order[0])
         return own, order[1:] if path.startswith("cross") else own
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
-        first = next(iter(streams))
-        values, mask = prepend_class_token(self, *streams[first])
+    def meet(self, streams: dict[str, Shared], keys: ExampleKeys | None) -> Fused:
+        (_, first), *rest = streams.items()
+        values, mask = prepend_class_token(self, *first.of_each())
+        if len(rest) > 1:
+            others = concatenate({name: stream.of_each() for name, stream in rest})
+            rest = [("others", Shared(others, others.mask.any(axis=1)))]
         for layer in range(self.depth):
-            if len(streams) > 1:
-                others = concatenate(streams, without=first)
-                values = self.gated(values, others, layer, fold_in_layer(keys, layer))
-            values = self.block(layer, "layers")(values, mask, keys=fold_in_layer(keys, layer))
+            now = fold_in_layer(keys, layer)
+            for _, others in rest:
+                values = self.gated(values, others, layer, now)
+            values = self.block(layer, "layers")(values, mask, keys=now)
         return self.finish(Tokens(values, mask))
 
-    def gated(self, x, others: Tokens, layer: int, keys):
+    def gated(self, x, others: Shared, layer: int, keys):
         def gate(name):
             return jnp.tanh(
                 self.param(f"{name}_gate_{layer}", nn.initializers.zeros, (), jnp.float32)
             ).astype(x.dtype)
 
         y = nn.LayerNorm(dtype=self.dtype, name=f"cross_norm_{layer}")(x)
+        # The queries of examples that share tokens side by side, so that keys and values are computed once.
+        y = y.reshape(len(others.tokens.values), -1, x.shape[2])
         attend = MultiHeadAttention(self.heads, dtype=self.dtype, name=f"cross_attention_{layer}")
-        y = Dropout(self.dropout, name=f"cross_dropout_{layer}")(attend(y, others.values, others.mask), keys)
+        y = attend(y, *others.tokens).reshape(x.shape)
+        y = Dropout(self.dropout, name=f"cross_dropout_{layer}")(y, keys)
         # Where nobody else is there the attention is its output's bias alone: let it say nothing.
-        heard = others.mask.any(axis=1)[:, None, None]
-        x = x + gate("attention") * jnp.where(heard, y, jnp.zeros_like(y))
+        x = x + gate("attention") * jnp.where(others.heard[:, None, None], y, jnp.zeros_like(y))
         y = nn.LayerNorm(dtype=self.dtype, name=f"cross_mlp_norm_{layer}")(x)
         y = Dropout(self.dropout, name=f"mlp_dropout_{layer}")(
             MLP(self.mlp_ratio, self.dtype, name=f"cross_mlp_{layer}")(y), keys
@@ -421,63 +475,3 @@ def build_fusion(kind: str, **options) -> Fusion:
     if kind not in FUSIONS:
         raise ValueError(f"unknown fusion {kind!r}: choose from {', '.join(FUSIONS)}")
     return FUSIONS[kind](**options)
-
-
-def attention_maps(intermediates: Mapping[str, Any]) -> dict[str, Float[Array, "batch heads queries keys"]]:
-    """The maps recorded in a call, by the path of their module (``layers_0/attention``), rows summing to 1."""
-    maps = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(intermediates):
-        names = [str(getattr(part, "key", "")) for part in path]
-        names = [name for name in names if name]
-        if names and names[-1] == "weights":
-            maps["/".join(names[:-1]) or "weights"] = leaf
-    return maps
-
-
-def token_attention(
-    fusion: Fusion,
-    intermediates: Mapping[str, Any],
-    tokens: Mapping[str, Tokens],
-    present: Mapping[str, Bool[Array, "batch"]] | None = None,
-) -> dict[str, Float[Array, "batch length"]]:
-    """How much each token is looked at, ``[B, N_m]`` for each modality, summing to 1 over its content.
-
-    The mean over the recorded maps, their heads and the content of the queries that are not of the token's own
-    modality (learned queries count; where there are no others, its own). What is never attended to, such as everything
-    in a fusion without attention, is left out.
-
-    Args:
-      fusion: the module whose call recorded ``intermediates``.
-      tokens, present: what it was called with.
-    """
-    order, masks = fusion.modalities or tuple(sorted(tokens)), {}
-    batch = len(next(iter(tokens.values())).values)
-    for name in order:
-        stream = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), None))
-        masks[name] = content_mask(stream, (present or {}).get(name))
-
-    def parts(names, length):
-        """``(name, its slice)`` along an axis; the learned tokens' length is what the others leave."""
-        sizes = {m: masks[m].shape[1] for m in order}
-        sizes[""] = length - sum(sizes[m] for m in names if m)
-        ends = np.cumsum([sizes[m] for m in names])
-        return [(m, slice(int(e) - sizes[m], int(e))) for m, e in zip(names, ends, strict=True)]
-
-    found: dict[bool, dict[str, Array]] = {True: {}, False: {}}
-    for path, weights in attention_maps(intermediates).items():
-        weights = weights.mean(axis=1)
-        queries, keys = fusion.layout(path, order)
-        for key, columns in parts(keys, weights.shape[2]):
-            for query, rows in parts(queries, weights.shape[1]):
-                if key not in tokens:
-                    continue
-                part = weights[:, rows, columns]
-                there = masks[query] if query else jnp.ones(part.shape[:2], bool)
-                looked = jnp.where(there[:, :, None], part, 0.0).sum(axis=1)
-                kind = found[query != key]
-                kind[key] = kind.get(key, 0.0) + looked
-    attention = {**found[False], **found[True]}
-    return {
-        m: a / jnp.maximum(a.sum(axis=1, keepdims=True), jnp.finfo(a.dtype).tiny)
-        for m, a in attention.items()
-    }

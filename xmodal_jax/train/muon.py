@@ -44,14 +44,25 @@ def matrix_axes(name: str, rank: int) -> Axes | None:
 
 
 def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count rows columns"]:
-    """Near ``U V^T`` of each matrix ``U S V^T``: five times ``x <- a x + (b A + c A^2) x`` with ``A = x x^T``, from
-    ``x / |x|``; singular values end between about 0.7 and 1.2 (Jordan et al. 2024). Cheapest with few rows."""
+    """Near ``U V^T`` of each matrix ``U S V^T``: five times ``x <- P x``, ``P = a + b A + c A^2``, ``A = x x^T``, from
+    ``x / |x|``; singular values end between about 0.7 and 1.2 (Jordan et al. 2024). Cheapest with few rows.
+
+    Wide matrices are read twice only: of the products of the steps' ``P``, all ``[rows, rows]``, the next step's ``A``
+    is ``P A P``.
+    """
     a, b, c = _QUINTIC
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
-    for _ in range(_STEPS):
-        gram = x @ x.transpose(0, 2, 1)
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x
+    rows, columns = x.shape[1:]
+    gram, total, wide = x @ x.transpose(0, 2, 1), None, columns >= 2 * rows
+    for step in range(_STEPS):
+        poly = b * gram + c * (gram @ gram) + a * jnp.eye(rows, dtype=x.dtype)[None]
+        if wide:
+            total = poly if total is None else poly @ total
+        else:
+            x = poly @ x
+        if step < _STEPS - 1:
+            gram = poly @ gram @ poly if wide else x @ x.transpose(0, 2, 1)
+    return total @ x if wide else x
 
 
 def scale_by_muon(*, b1: float, b2: float) -> optax.GradientTransformation:

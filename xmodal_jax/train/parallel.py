@@ -194,17 +194,22 @@ def _pmap(init, run, seeds, chosen) -> Engine:
 
         return jax.tree.map(split, xs)
 
-    def first(x):
-        return x.addressable_shards[0].data.reshape(x.shape[1:])
+    # All leaves in one program: one for each leaf and device is seconds of compilation.
+    without_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(x.shape[1:]), tree))
 
-    def one(x):
-        """The devices' equal copies as one array that knows they are equal, in all processes together."""
-        copies = [shard.data.reshape(x.shape[1:]) for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(x.shape[1:], everywhere, copies)
+    def of_device(tree, k):
+        return without_axis(jax.tree.map(lambda x: x.addressable_shards[k].data, tree))
+
+    def fetch(tree):
+        """The devices' equal copies as arrays that know they are equal, in all processes together."""
+        join = lambda *copies: jax.make_array_from_single_device_arrays(
+            copies[0].shape, everywhere, list(copies)
+        )
+        return jax.tree.map(join, *(of_device(tree, k) for k in range(len(local))))
 
     def run_first(state, resident, xs):
         state, metrics = run(state, resident, xs)
-        return state, jax.tree.map(first, metrics)
+        return state, of_device(metrics, 0)
 
     copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=chosen)
     replicate = lambda tree: copy(tree, np.zeros(len(local), np.int8))
@@ -224,7 +229,7 @@ def _pmap(init, run, seeds, chosen) -> Engine:
         memory=_needs(run),
         put=put,
         put_resident=replicate,
-        fetch=lambda tree: jax.tree.map(one, tree),
+        fetch=fetch,
         place=lambda tree: replicate(jax.tree.map(lambda x: x.addressable_shards[0].data, tree)),
         abstract=abstract,
     )

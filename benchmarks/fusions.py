@@ -20,14 +20,15 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.table import values_of
+from experiments.fusion import Config
 from xmodal_jax.core import runtime
 from xmodal_jax.data.questions import ANSWERS
-from xmodal_jax.models.fusion import FusionConfig, make_fusion
-from xmodal_jax.train.optim import Optimizer, make_optimizer
+from xmodal_jax.models.fusion import make_fusion
+from xmodal_jax.train.optim import make_optimizer
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.step import make_init, make_step
 
-SCENES, EACH, LENGTH, WORDS = 32, 5, 14, 60
+SCENES, EACH, LENGTH, WORDS = 32, 6, 14, 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +57,9 @@ def batch() -> dict[str, np.ndarray]:
 
 def prepare(fusion: str):
     """A function that trains one step and returns its seconds."""
-    optimizer = Optimizer(name="muon", learning_rate=1e-2)
-    method = make_fusion(
-        FusionConfig(fusion=fusion), ("text", "image"), {"label": len(ANSWERS)}, vocab_size=WORDS
-    )
+    config = Config()
+    optimizer, model = config.optimizer, dataclasses.replace(config.model, fusion=fusion)
+    method = make_fusion(model, ("text", "image"), {"label": len(ANSWERS)}, vocab_size=WORDS)
     tx = make_optimizer(optimizer, 10**6)
     engine = make_engine(
         "jit",

@@ -32,6 +32,7 @@ from xmodal_jax.train.answers import AnswerConfig, Classifier, Exam, examine, fi
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
 from xmodal_jax.train.transfer import load_encoders
@@ -43,10 +44,14 @@ class Config(AnswerConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
     """How the data set is read."""
-    steps: int = 1500
+    steps: int = 1600
     """Optimizer steps."""
-    model: FusionConfig = FusionConfig(fusion="gated")
-    """Encoders and fusion: the words of a question look at the picture."""
+    model: FusionConfig = FusionConfig(
+        fusion="gated", image=dataclasses.replace(FusionConfig.image, token_positions=True)
+    )
+    """Encoders and fusion: the words of a question look at the picture, and must know where they look."""
+    optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
+    """Optimizer and schedule."""
 
 
 def main(config: Config) -> None:

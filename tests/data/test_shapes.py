@@ -179,6 +179,28 @@ def test_answers_follow_from_the_factors():
             assert most < 1.6 / len(set(given)), (kind, most)
 
 
+def test_asked_both_ways_the_objects_are_exchanged():
+    source, rows = SOURCES["train"], np.arange(200)
+    for once, twice in zip(
+        source.questions_for(rows), source.questions_for(rows, both_ways=True), strict=True
+    ):
+        more = [question for question in twice if question not in once]
+        (*_, asked), (*_, exchanged) = (
+            [q for q in some if q[0] == "relation"] or [None] for some in (once, more)
+        )
+        assert len(more) == (asked is not None) and [q for q in twice if q not in more] == once
+        if asked is None:
+            continue
+        objects = [question.split(" the ")[1:] for _, question, _ in (asked, exchanged)]
+        names = [[" ".join(part.split()[:2]) for part in parts] for parts in objects]
+        assert names[0] == names[1][::-1]
+        pair = {asked[2], exchanged[2]}
+        if asked[1].startswith("where"):
+            assert pair in ({"left", "right"}, {"above", "below"})
+        else:
+            assert pair != {"yes"}  # a relation never holds both ways
+
+
 def test_commands_name_their_target_alone():
     seen = set()
     words = {"size": scenes.SIZES, "colour": COLOURS, "texture": scenes.TEXTURES, "shape": SHAPES}

@@ -12,6 +12,7 @@ from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.encoders import DEFAULTS, ENCODERS, EncoderConfig, build_encoder, build_pool
 from xmodal_jax.nets.image import ConvNet, ResNet, ViT, _coordinates
 from xmodal_jax.nets.text import TextTransformer
+from xmodal_jax.nets.transformer import sincos_grid
 from xmodal_jax.nets.video import FrameTransformer, TubeletViT
 
 B = 3
@@ -210,6 +211,16 @@ def test_convnet_sees_the_coordinates():
     rows, columns = np.moveaxis(np.array(_coordinates(image))[0], -1, 0)
     np.testing.assert_allclose(rows, np.broadcast_to(np.linspace(-1, 1, 16)[:, None], (16, 24)), atol=1e-6)
     np.testing.assert_allclose(columns, np.broadcast_to(np.linspace(-1, 1, 24)[None], (16, 24)), atol=1e-6)
+
+
+def test_token_positions_tell_equal_cells_apart():
+    """Of a picture that looks the same everywhere (no coordinates, no borders: depth 0) by row and column."""
+    module = ConvNet(width=8, depth=0, norm="none", coordinates=False, token_positions=True)
+    plain = dataclasses.replace(module, token_positions=False)
+    image = jax.random.normal(KEY, (1, 16, 24, 3))
+    params = init(plain, image)
+    added = module.apply(params, image).values - plain.apply(params, image).values
+    np.testing.assert_allclose(added[0], sincos_grid((2, 3), 8), atol=1e-6)
 
 
 def test_default_image_encoder_has_the_stated_cost():

@@ -57,12 +57,20 @@ def _row(factors: Factors, i: int) -> dict:
 
 
 def scene_questions(
-    factors: Factors, foils: Factors, seed: int, split: str, index: np.ndarray, *, motion: bool
+    factors: Factors,
+    foils: Factors,
+    seed: int,
+    split: str,
+    index: np.ndarray,
+    *,
+    motion: bool,
+    both_ways: bool = False,
 ) -> list[list[tuple[str, str, str]]]:
     """For each scene its questions ``(kind, question, answer)``; kinds that do not apply are left out.
 
     ``foils``: other scenes ``[N, ...]`` of the same split. An absent object is asked for by the name of a
-    foil's object, so that the objects of "no" have the distribution of those of "yes".
+    foil's object, so that the objects of "no" have the distribution of those of "yes". ``both_ways``: how two objects
+    lie is asked once more with the two exchanged, which makes another answer of the same picture and the same words.
     """
     bits = {kind: hash_bits(seed, split, index, f"question/{kind}").tolist() for kind in QUESTION_KINDS}
     out = []
@@ -94,13 +102,18 @@ def scene_questions(
             b, swap = divmod(b, 2)
             relation = (scene["relation"], scene["second_relation"])[k] ^ swap
             first, second = (_name(pairs[k + swap]), _name(pairs[k + 1 - swap]))
-            if b % 2:
-                asked.append(("relation", f"where is the {first} from the {second}", RELATIONS[relation]))
-            else:
-                true = (b // 2) % 2 == 0
-                said = relation if true else (relation + 1 + (b // 4) % 3) % 4
-                words = RELATIONS[said] + (" of" if said < 2 else "")
-                asked.append(("relation", f"is the {first} {words} the {second}", "yes" if true else "no"))
+            said = relation if (b // 2) % 2 == 0 else (relation + 1 + (b // 4) % 3) % 4
+            words = RELATIONS[said] + (" of" if said < 2 else "")
+            ways = [
+                (first, second, relation),
+                (second, first, relation ^ 1),
+            ]  # opposites differ in the last bit
+            for one, other, holds in ways[: 1 + both_ways]:
+                if b % 2:
+                    asked.append(("relation", f"where is the {one} from the {other}", RELATIONS[holds]))
+                else:
+                    answer = "yes" if said == holds else "no"
+                    asked.append(("relation", f"is the {one} {words} the {other}", answer))
 
         if motion:
             # Mostly the one that moves: to stand still must not be the best guess.

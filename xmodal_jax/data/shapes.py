@@ -121,7 +121,7 @@ class SpokenShapes:
         """The meaning of one caption."""
         return self.meanings([i])[0]
 
-    def questions_for(self, indices) -> list[list[tuple[str, str, str]]]:
+    def questions_for(self, indices, *, both_ways: bool = False) -> list[list[tuple[str, str, str]]]:
         """Per example ``(kind, question, answer)`` by `questions.scene_questions`; of motion only with video.
 
         The answers are words of `questions.ANSWERS`.
@@ -130,7 +130,8 @@ class SpokenShapes:
         # The foil is a scene from the same split's stream, far from the indices that examples have.
         far = hash_bits(self.seed, self.split, index, "foil") >> np.uint64(2)
         foils = sample_factors(self.seed, self.split, far)
-        return scene_questions(self.factors(indices), foils, self.seed, self.split, index, motion=self._moves)
+        how = dict(motion=self._moves, both_ways=both_ways)
+        return scene_questions(self.factors(indices), foils, self.seed, self.split, index, **how)
 
     def questions(self, i: int) -> list[tuple[str, str, str]]:
         """The questions about one example."""

@@ -74,7 +74,8 @@ class Questions(_SceneTask):
 
     The batch holds the scene's ``image`` or ``video`` (whichever ``scenes`` has), ``caption`` the question, ``label``
     int32 ``[B]`` the answer (an index into `ANSWERS`), ``kind`` int32 ``[B]`` (into `QUESTION_KINDS`) and ``scene``
-    int32 ``[B]``, the scene's number. Questions of one scene stand side by side.
+    int32 ``[B]``, the scene's number. Questions of one scene stand side by side. ``both_ways``: relations are asked
+    both ways, as training does (see `questions.scene_questions`).
 
     Raises:
       ValueError: the scenes are neither pictures nor videos.
@@ -83,7 +84,7 @@ class Questions(_SceneTask):
     class_names = ANSWERS
     targets = {"label": ANSWERS}
 
-    def __init__(self, scenes: SpokenShapes):
+    def __init__(self, scenes: SpokenShapes, *, both_ways: bool = False):
         seen = tuple(m for m in scenes.modalities if m in ("image", "video"))
         if not seen:
             raise ValueError(
@@ -91,7 +92,7 @@ class Questions(_SceneTask):
             )
         self.scenes = dataclasses.replace(scenes, modalities=seen)
         self.modalities = ("text", *seen)
-        asked = self.scenes.questions_for(np.arange(len(scenes)))
+        asked = self.scenes.questions_for(np.arange(len(scenes)), both_ways=both_ways)
         rows = [(i, *question) for i, questions in enumerate(asked) for question in questions]
         self.scene = np.array([row[0] for row in rows], np.int32)
         self._kind = np.array([QUESTION_KINDS.index(row[1]) for row in rows], np.int32)
@@ -187,7 +188,8 @@ def open_task(spec: str, options: DataOptions, problems: Problems, task: type | 
     train = open_source(spec, "train", options, problems=problems)
     validation = dataclasses.replace(train, offset=len(train), size=max(1, min(150, len(train) // 10)))
     tests = {name: task(open_source(spec, name, options, problems=problems)) for name in names}
-    return Splits(ByScene(task(train)), task(validation), tests)
+    lessons = task(train, both_ways=True) if task is Questions else task(train)
+    return Splits(ByScene(lessons), task(validation), tests)
 
 
 def targets_of(source: Source) -> dict[str, tuple[str, ...]]:

@@ -44,6 +44,8 @@ class EncoderConfig:
     """Position embedding, "learned" or "sincos" (audio is always "sincos")."""
     norm: str = "group"
     """Normalization of "convnet": "group" or "none"."""
+    token_positions: bool = False
+    """Adds sine-cosine positions to the tokens of "convnet", for what attends to them."""
     stem: str = "small"
     """Stem of ResNets: "small" (images up to 64 pixels) or "imagenet"."""
     causal: bool = False
@@ -136,7 +138,8 @@ def _text(config: EncoderConfig, *, vocab_size: int, max_length: int) -> nn.Modu
 
 
 def _convnet(config: EncoderConfig) -> nn.Module:
-    return ConvNet(depth=config.depth, norm=config.norm, **_conv_options(config))
+    own = dict(depth=config.depth, norm=config.norm, token_positions=config.token_positions)
+    return ConvNet(**own, **_conv_options(config))
 
 
 def _resnet(layers: int) -> Callable[..., nn.Module]:

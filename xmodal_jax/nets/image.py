@@ -36,7 +36,8 @@ class ConvNet(nn.Module):
     one and ``depth`` residual convolutions, pre-activation (norm, GELU, 3x3). 25 MFLOP forward at 32 x 32,
     width 128, depth 2. ``norm`` is "group" (8 groups) or "none". ``coordinates`` adds each pixel's place as
     two input channels (CoordConv, Liu et al. 2018, arXiv:1807.03247): without them, mean pooling could hardly
-    tell left from right.
+    tell left from right. ``token_positions`` adds sine-cosine positions of the grid to the tokens, so that what
+    attends to them can tell where it looks (DETR, Carion et al. 2020, arXiv:2005.12872, sec. 3.2).
 
     Raises:
       ValueError: 4 does not divide ``width``, ``norm`` is unknown, or a mask is given.
@@ -46,6 +47,7 @@ class ConvNet(nn.Module):
     depth: int = 2
     norm: str = "group"
     coordinates: bool = True
+    token_positions: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: Any = None
@@ -79,7 +81,10 @@ class ConvNet(nn.Module):
                 x = x + DropPath(self.drop_path, name=f"drop_path_{stage}_{block}")(branch, keys)
         if self.norm == "group":
             x = _group_norm(self.width, 8, self.dtype, "norm")(x)
+        grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
+        if self.token_positions:
+            x = Positions(grid, "sincos", name="positions")(x)
         return Tokens(Dropout(self.dropout, name="dropout")(x, keys), None)
 
 

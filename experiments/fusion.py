@@ -44,7 +44,7 @@ class Config(AnswerConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
     """How the data set is read."""
-    steps: int = 1600
+    steps: int = 1400
     """Optimizer steps."""
     model: FusionConfig = FusionConfig(
         fusion="gated", image=dataclasses.replace(FusionConfig.image, token_positions=True)

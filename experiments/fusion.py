@@ -46,10 +46,6 @@ class Config(AnswerConfig):
     """How the data set is read."""
     steps: int = 1400
     """Optimizer steps."""
-    model: FusionConfig = FusionConfig(
-        fusion="gated", image=dataclasses.replace(FusionConfig.image, token_positions=True)
-    )
-    """Encoders and fusion: the words of a question look at the picture, and must know where they look."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Optimizer and schedule."""
 

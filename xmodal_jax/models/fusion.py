@@ -43,7 +43,7 @@ Kind = Literal[
 class FusionConfig:
     """Encoders, fusion and head."""
 
-    fusion: Kind = "merged"
+    fusion: Kind = "gated"
     """How the modalities meet: two streams that attend to each other (co_attention), one stream (merged), bottleneck
     tokens, gated cross-attention, a Perceiver resampler, concatenation and MLP (concat), additive attention, low-rank
     bilinear products, FiLM."""
@@ -63,8 +63,8 @@ class FusionConfig:
     """Share of the target spread over all classes."""
     text: EncoderConfig = dataclasses.replace(DEFAULTS["text"], width=64, depth=1)
     """Text encoder."""
-    image: EncoderConfig = dataclasses.replace(DEFAULTS["image"], norm="group")
-    """Image encoder."""
+    image: EncoderConfig = dataclasses.replace(DEFAULTS["image"], norm="group", token_positions=True)
+    """Image encoder; what attends to its tokens must know where it looks."""
     audio: EncoderConfig = dataclasses.replace(DEFAULTS["audio"], width=64)
     """Audio encoder."""
     video: EncoderConfig = DEFAULTS["video"]

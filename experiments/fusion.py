@@ -24,7 +24,7 @@ from xmodal_jax.data.questions import QUESTION_KINDS
 from xmodal_jax.data.splits import captions_of, make_tokenizer, prepare, text_cleaner, text_length
 from xmodal_jax.data.tasks import Questions, open_task, targets_of
 from xmodal_jax.data.text import Tokenize
-from xmodal_jax.models.fusion import FusionConfig, make_attend, make_fusion
+from xmodal_jax.models.fusion import make_attend, make_fusion
 from xmodal_jax.models.towers import spectrograms
 from xmodal_jax.train import answer_report as panels
 from xmodal_jax.train import figures

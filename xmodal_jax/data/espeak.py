@@ -4,7 +4,8 @@ script).
 It is started by path and imports nothing of the package, so that it starts fast and never loads JAX. eSpeak
 NG keeps state from one utterance to the next (phases, flutter, random numbers), also over its own terminate
 and initialise; so each utterance is spoken in a fork of the process as it was after initialising, and depends
-on nothing said before.
+on nothing said before. The process that forks is kept small, without NumPy, since a fork takes as long as the
+process is large; its parent finishes what it says.
 
 Answer: int32 n, then n int16 samples; or int32 -k, then a message of k bytes.
 """
@@ -18,8 +19,6 @@ import os
 import sys
 
 import espeakng_loader
-import numpy as np
-import soxr
 
 SAMPLE_RATE = 16_000
 PEAK = 26_000  # of 32767: headroom for added noise
@@ -60,8 +59,8 @@ class _Engine:
             raise RuntimeError(f"eSpeak NG could not speak {text!r}")
         return b"".join(self.chunks)
 
-    def speak(self, *args) -> np.ndarray:
-        """Samples at the engine's own rate."""
+    def speak(self, *args) -> bytes:
+        """Int16 samples at the engine's own rate."""
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
@@ -82,12 +81,69 @@ class _Engine:
         _, status = os.waitpid(child, 0)
         if status != 0 or answer[:1] != b"+":
             raise RuntimeError(answer[1:].decode() or f"speaking ended with status {status}")
-        return np.frombuffer(answer, np.int16, offset=1)
+        return answer[1:]
 
 
-def _finish(samples: np.ndarray, rate: int) -> np.ndarray:
+class _Speaking:
+    """An engine in a process of its own, which is to be started before anything large is imported."""
+
+    def __init__(self):
+        requests, ask = os.pipe()
+        answers, answer = os.pipe()
+        if os.fork() == 0:
+            try:
+                os.close(ask)
+                os.close(answers)
+                with os.fdopen(requests, "rb") as lines, os.fdopen(answer, "wb") as out:
+                    self._serve(lines, out)
+            finally:
+                os._exit(0)
+        os.close(requests)
+        os.close(answer)
+        self.ask, self.answers = os.fdopen(ask, "wb"), os.fdopen(answers, "rb")
+        self.rate = self._receive(int)
+
+    @staticmethod
+    def _serve(lines, out) -> None:
+        def send(good: bool, content: bytes) -> None:
+            out.write((len(content) if good else -len(content)).to_bytes(4, "little", signed=True) + content)
+            out.flush()
+
+        try:
+            engine = _Engine()
+            send(True, str(engine.rate).encode())
+            for line in lines:
+                try:
+                    send(True, engine.speak(*json.loads(line)))
+                except Exception as error:
+                    send(False, str(error).encode())
+        except Exception as error:
+            send(False, str(error).encode())
+
+    def _receive(self, kind: type):
+        header = self.answers.read(4)
+        count = int.from_bytes(header, "little", signed=True)
+        content = self.answers.read(abs(count))
+        if len(header) < 4 or len(content) < abs(count):
+            raise RuntimeError("the eSpeak NG process ended")
+        if count < 0:
+            raise RuntimeError(content.decode())
+        return kind(content)
+
+    def speak(self, *args) -> bytes:
+        """Int16 samples at the engine's own rate."""
+        self.ask.write(json.dumps(args).encode() + b"\n")
+        self.ask.flush()
+        return self._receive(bytes)
+
+
+def _finish(samples: bytes, rate: int):
     """16 kHz int16, trimmed to 10 ms around what is louder than 1% of the peak, peak-normalised."""
-    wave = soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE, quality="HQ")
+    import numpy as np  # here: see the module's docstring
+    import soxr
+
+    wave = np.frombuffer(samples, np.int16).astype(np.float32)
+    wave = soxr.resample(wave, rate, SAMPLE_RATE, quality="HQ")
     peak = np.abs(wave).max(initial=0.0)
     loud = np.flatnonzero(np.abs(wave) > 0.01 * peak)
     if len(loud) == 0:
@@ -97,8 +153,8 @@ def _finish(samples: np.ndarray, rate: int) -> np.ndarray:
     return np.rint(wave * (PEAK / peak)).astype(np.int16)
 
 
-def utter(engine: _Engine, request: dict) -> np.ndarray:
-    """Speaks faster, not less, where the utterance is longer than ``max_samples``."""
+def utter(engine: _Speaking, request: dict):
+    """Int16 samples at 16 kHz. Speaks faster, not less, where the utterance is longer than ``max_samples``."""
     rate, limit = request["rate"], request["max_samples"]
     while True:
         args = request["text"], request["voice"], rate, request["pitch"], request["pitch_range"]
@@ -114,7 +170,7 @@ def utter(engine: _Engine, request: dict) -> np.ndarray:
 
 
 def main() -> None:
-    engine, out = _Engine(), sys.stdout.buffer
+    engine, out = _Speaking(), sys.stdout.buffer
     for line in sys.stdin:
         try:
             wave = utter(engine, json.loads(line))

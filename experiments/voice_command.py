@@ -38,13 +38,13 @@ from xmodal_jax.train.transfer import load_encoders
 class Config(AnswerConfig):
     """Action and target of spoken commands."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=7500, max_seconds=2.6)
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=8000, max_seconds=2.6)
     """How the data set is read."""
-    steps: int = 1000
-    """Optimizer steps."""
-    alone_steps: int = 150
-    """Steps of a model of each modality alone; 0: none."""
-    model: FusionConfig = FusionConfig(augment=Augment(image=AugmentConfig(translate=0, flip=0.5)))
+    model: FusionConfig = FusionConfig(
+        fusion="merged",
+        image=dataclasses.replace(FusionConfig.image, token_positions=False),
+        augment=Augment(image=AugmentConfig(translate=0, flip=0.5)),
+    )
     """Encoders and fusion. No command says where its target is, so that scenes may be mirrored."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def attention_weights(
@@ -70,8 +70,15 @@ class MultiHeadAttention(nn.Module):
     output and the map ``[B, H, N, M]``; under ``apply(..., mutable=["intermediates"])`` the map is recorded there as
     ``weights``. The output's weights start ``out_scale`` times as large as usual.
 
+    Several rows of ``x`` may share one of ``kv`` (``[B / n, M, E]``: rows ``n i`` and on share row ``i``); its keys and
+    values are then computed once.
+
+    One token at a time, ``position`` is its place and ``x`` ``[B, 1, D]``. Self-attention keeps keys and values of the
+    tokens so far in the collection ``cache``, made at the first call for as many as ``mask`` is long, which says which
+    of them may be seen. Cross-attention computes those of ``kv`` at the first call and keeps them in ``memory``.
+
     Raises:
-      ValueError: ``heads`` does not divide the width.
+      ValueError: ``heads`` does not divide the width, or the rows of ``kv`` those of ``x``.
     """
 
     heads: int
@@ -84,9 +91,10 @@ class MultiHeadAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch queries dim"],
-        kv: Float[Array, "batch keys kv_dim"] | None = None,
-        mask: Bool[Array, "batch keys"] | None = None,
+        kv: Float[Array, "kv_batch keys kv_dim"] | None = None,
+        mask: Bool[Array, "..."] | None = None,
         *,
+        position: Int[Array, ""] | int | None = None,
         return_weights: bool = False,
     ) -> Float[Array, "batch queries dim"] | tuple[Array, Array]:
         width = x.shape[-1]
@@ -96,16 +104,57 @@ class MultiHeadAttention(nn.Module):
         if kv is None:
             qkv = nn.DenseGeneral((3, *shape), dtype=self.dtype, name="qkv")(x)
             q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+            if position is not None:
+                k, v = self._with_cached(k, v, mask, position)
         else:
             q = nn.DenseGeneral(shape, dtype=self.dtype, name="query")(x)
-            keys_values = nn.DenseGeneral((2, *shape), dtype=self.dtype, name="key_value")(kv)
-            k, v = keys_values[:, :, 0], keys_values[:, :, 1]
+            if len(q) % len(kv):
+                raise ValueError(
+                    f"{len(q)} rows cannot share {len(kv)} rows of keys and values: not as many for each"
+                )
+            q = q.reshape(len(kv), -1, *shape)  # the queries that share keys side by side
+            k, v = self._keys_and_values(kv, shape, keep=position is not None)
+        causal = self.causal and position is None  # a token's keys are those so far
         if return_weights or self.is_mutable_collection("intermediates"):
-            weights = attention_weights(q, k, mask, causal=self.causal)
-            self.sow("intermediates", "weights", weights)
+            weights = attention_weights(q, k, mask, causal=causal)
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+            weights = _apart(weights, len(x))
+            self.sow("intermediates", "weights", weights)
         else:
-            out = attention(q, k, v, mask, causal=self.causal, implementation=self.implementation)
+            out = attention(q, k, v, mask, causal=causal, implementation=self.implementation)
+        out = out.reshape(*x.shape[:2], *shape)
         start = nn.initializers.variance_scaling(self.out_scale**2, "fan_in", "truncated_normal")
         out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=start, dtype=self.dtype, name="out")(out)
         return (out, weights) if return_weights else out
+
+    def _with_cached(self, k: Array, v: Array, mask: Array | None, position) -> tuple[Array, Array]:
+        if k.shape[1] != 1 or mask is None:
+            raise ValueError(
+                f"with a position one token at a time, and a mask over the cache; got {k.shape[1]} tokens"
+            )
+        found = []
+        for name, new in (("key", k), ("value", v)):
+            kept = self.variable("cache", name, jnp.zeros, (len(k), mask.shape[1], *k.shape[2:]), k.dtype)
+            kept.value = jax.lax.dynamic_update_slice(kept.value, new, (0, position, 0, 0))
+            found.append(kept.value)
+        return found[0], found[1]
+
+    def _keys_and_values(self, kv: Array, shape: tuple[int, int], *, keep: bool) -> tuple[Array, Array]:
+        if keep and self.has_variable("memory", "key"):
+            return self.get_variable("memory", "key"), self.get_variable("memory", "value")
+        both = nn.DenseGeneral((2, *shape), dtype=self.dtype, name="key_value")(kv)
+        k, v = both[:, :, 0], both[:, :, 1]
+        if keep:
+            self.put_variable("memory", "key", k)
+            self.put_variable("memory", "value", v)
+        return k, v
+
+
+def _apart(weights: Float[Array, "kv_batch heads queries keys"], batch: int) -> Array:
+    """The map of each row, of rows whose queries stood side by side."""
+    rows, heads, queries, keys = weights.shape
+    if rows == batch:
+        return weights
+    each = batch // rows
+    weights = weights.reshape(rows, heads, each, queries // each, keys)
+    return weights.swapaxes(1, 2).reshape(batch, heads, queries // each, keys)

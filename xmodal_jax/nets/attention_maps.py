@@ -58,8 +58,6 @@ def token_attention(
     found: dict[bool, dict[str, Array]] = {True: {}, False: {}}
     for path, weights in attention_maps(intermediates).items():
         weights = weights.mean(axis=1)
-        rows, length, width = weights.shape  # the queries of examples that share keys stand side by side
-        weights = weights.reshape(batch, rows * length // batch, width)
         queries, keys = fusion.layout(path, order)
         for key, columns in parts(keys, weights.shape[2]):
             for query, rows in parts(queries, weights.shape[1]):

@@ -304,11 +304,8 @@ class GatedCrossAttention(Fusion):
             ).astype(x.dtype)
 
         y = nn.LayerNorm(dtype=self.dtype, name=f"cross_norm_{layer}")(x)
-        # The queries of examples that share tokens side by side, so that keys and values are computed once.
-        y = y.reshape(len(others.tokens.values), -1, x.shape[2])
         attend = MultiHeadAttention(self.heads, dtype=self.dtype, name=f"cross_attention_{layer}")
-        y = attend(y, *others.tokens).reshape(x.shape)
-        y = Dropout(self.dropout, name=f"cross_dropout_{layer}")(y, keys)
+        y = Dropout(self.dropout, name=f"cross_dropout_{layer}")(attend(y, *others.tokens), keys)
         # Where nobody else is there the attention is its output's bias alone: let it say nothing.
         x = x + gate("attention") * jnp.where(others.heard[:, None, None], y, jnp.zeros_like(y))
         y = nn.LayerNorm(dtype=self.dtype, name=f"cross_mlp_norm_{layer}")(x)

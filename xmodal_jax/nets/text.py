@@ -1,4 +1,4 @@
-"""Text encoder: token ids to tokens."""
+"""Text: token ids to tokens, and tokens of anything to the next token id."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import prepend_class_token
@@ -77,3 +77,69 @@ class TextTransformer(nn.Module):
             name="transformer",
         )(x, mask, keys=keys)
         return Tokens(x, mask)
+
+
+class TextDecoder(nn.Module):
+    """Logits of the next token: ids ``[B, L]`` and what the text is about, tokens ``[B, M, D]``, to ``[B, L, vocab]``.
+
+    A causal transformer with cross-attention to ``memory``, whose output is compared with the tokens' embeddings (tied:
+    Press and Wolf 2017, arXiv:1608.05859). Float32 logits; position ``t`` sees the ids up to ``t``. Without ``cross``
+    there is no memory: a language model.
+
+    One token at a time, ``position`` is its place and the collection ``cache`` holds what the earlier tokens left,
+    ``memory`` the keys and values of the memory (see `nets.attention.MultiHeadAttention`), of which several rows of
+    ``inputs`` may share one. The result equals that of all tokens at once.
+
+    Raises:
+      ValueError: ``L > max_length``, or a memory without ``cross`` or the reverse.
+    """
+
+    vocab_size: int
+    max_length: int
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    positions: str = "learned"
+    cross: bool = True
+    dtype: Any = None
+    remat: bool = False
+    scan_layers: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Int[Array, "batch length"],
+        memory: Tokens | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+        position: Int[Array, ""] | int | None = None,
+    ) -> Float[Array, "batch length vocab"]:
+        embed = nn.Embed(
+            self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="embed"
+        )
+        x = embed(jnp.clip(inputs, 0, self.vocab_size - 1))
+        offset, seen = 0, None
+        if position is not None:
+            offset = position
+            seen = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (len(x), self.max_length))
+        x = Positions((self.max_length,), self.positions, name="positions")(x, offset)
+        x = Dropout(self.dropout, name="dropout")(x, keys)
+        x = Transformer(
+            self.depth,
+            self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            causal=True,
+            cross=self.cross,
+            dtype=self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            implementation=self.implementation,
+            name="transformer",
+        )(x, seen, *(memory or (None, None)), keys=keys, position=position)
+        return embed.attend(x.astype(jnp.float32))

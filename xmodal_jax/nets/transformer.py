@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.attention import MultiHeadAttention
@@ -49,7 +49,10 @@ class Positions(nn.Module):
     kind: str = "learned"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length dim"]) -> Float[Array, "batch length dim"]:
+    def __call__(
+        self, x: Float[Array, "batch length dim"], offset: Int[Array, ""] | int = 0
+    ) -> Float[Array, "batch length dim"]:
+        """``offset``: the place of the first of ``x``."""
         length = int(np.prod(self.grid))
         if x.shape[1] > length:
             raise ValueError(f"{x.shape[1]} positions given, the embedding is made for at most {length}")
@@ -59,7 +62,8 @@ class Positions(nn.Module):
             table = jnp.asarray(sincos_grid(self.grid, x.shape[-1]))
         else:
             raise ValueError(f"positions must be 'learned' or 'sincos', got {self.kind!r}")
-        return x + table[None, : x.shape[1]].astype(x.dtype)
+        table = jax.lax.dynamic_slice_in_dim(table, offset, x.shape[1])
+        return x + table[None].astype(x.dtype)
 
 
 class MLP(nn.Module):
@@ -83,7 +87,8 @@ class TransformerBlock(nn.Module):
     ``x [B, N, D]``; ``mask [B, N]`` and ``kv_mask [B, M]`` tell what holds content. Layer norm statistics and
     the softmax are float32 whatever ``dtype``. Xiong et al. 2020, arXiv:2002.04745. Every
     branch starts ``out_scale`` times as large as usual: below 1 the block starts near the identity (after ReZero,
-    Bachlechner et al. 2020, arXiv:2003.04887).
+    Bachlechner et al. 2020, arXiv:2003.04887). ``kv`` may have fewer rows, and ``position`` is for one token at a
+    time: see `nets.attention.MultiHeadAttention`.
     """
 
     heads: int
@@ -100,10 +105,11 @@ class TransformerBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length dim"],
-        mask: Bool[Array, "batch length"] | None = None,
-        kv: Float[Array, "batch kv_length kv_dim"] | None = None,
-        kv_mask: Bool[Array, "batch kv_length"] | None = None,
+        mask: Bool[Array, "batch keys"] | None = None,
+        kv: Float[Array, "kv_batch kv_length kv_dim"] | None = None,
+        kv_mask: Bool[Array, "kv_batch kv_length"] | None = None,
         keys: ExampleKeys | None = None,
+        position: Int[Array, ""] | int | None = None,
     ) -> Float[Array, "batch length dim"]:
         if self.cross != (kv is not None):
             raise ValueError("a block with cross=True needs kv, one without takes none")
@@ -119,10 +125,10 @@ class TransformerBlock(nn.Module):
 
         x = keep_rows(x)
         y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        x = residual(x, attend("attention", self.causal)(y, mask=mask), "attention")
+        x = residual(x, attend("attention", self.causal)(y, mask=mask, position=position), "attention")
         if self.cross:
             y = nn.LayerNorm(dtype=self.dtype, name="cross_norm")(x)
-            x = residual(x, attend("cross_attention", False)(y, kv, kv_mask), "cross")
+            x = residual(x, attend("cross_attention", False)(y, kv, kv_mask, position=position), "cross")
         y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
         return keep_rows(residual(x, MLP(self.mlp_ratio, self.dtype, self.out_scale, name="mlp")(y), "mlp"))
 
@@ -151,11 +157,12 @@ class Transformer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length dim"],
-        mask: Bool[Array, "batch length"] | None = None,
-        kv: Float[Array, "batch kv_length kv_dim"] | None = None,
-        kv_mask: Bool[Array, "batch kv_length"] | None = None,
+        mask: Bool[Array, "batch keys"] | None = None,
+        kv: Float[Array, "kv_batch kv_length kv_dim"] | None = None,
+        kv_mask: Bool[Array, "kv_batch kv_length"] | None = None,
         *,
         keys: ExampleKeys | None = None,
+        position: Int[Array, ""] | int | None = None,
     ) -> Float[Array, "batch length dim"]:
         dtype = self.dtype or jnp.float32
         x = x.astype(dtype)
@@ -176,15 +183,18 @@ class Transformer(nn.Module):
         if self.scan_layers:
 
             def body(block, x, layer):
-                return block(x, mask, kv, kv_mask, fold_in_layer(keys, layer)), None
+                return block(x, mask, kv, kv_mask, fold_in_layer(keys, layer), position), None
 
+            stacked = {"params": 0, "cache": 0, "memory": 0}
             scan = nn.scan(
-                body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, in_axes=0
+                body, variable_axes=stacked, split_rngs={"params": True}, length=self.depth, in_axes=0
             )
             x, _ = scan(Block(**options, name="layers"), x, jnp.arange(self.depth))
         else:
             for layer in range(self.depth):
-                x = Block(**options, name=f"layers_{layer}")(x, mask, kv, kv_mask, fold_in_layer(keys, layer))
+                x = Block(**options, name=f"layers_{layer}")(
+                    x, mask, kv, kv_mask, fold_in_layer(keys, layer), position
+                )
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
 

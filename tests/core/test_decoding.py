@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.core.decoding import beam_search, filter_logits, sample
+from xmodal_jax.core.decoding import beam_search, ctc_greedy, filter_logits, sample
 
 VOCAB, END, LENGTH, ROWS = 5, 2, 4, 3
 RNG = np.random.default_rng(0)
@@ -133,6 +133,20 @@ def test_filters():
     assert kept(top_p=0.35).tolist() == [[True, False, False, False], [False, False, False, True]]
     # The nucleus is of what top_k leaves: 0.5 / 0.8 reaches 0.6.
     assert kept(top_k=2, top_p=0.6).tolist() == [[True, False, False, False], [False, False, True, True]]
+
+
+def test_ctc_greedy_merges_repetitions_and_drops_blanks():
+    paths = [[0, 1, 1, 0, 1, 2], [3, 3, 3, 3, 3, 3], [0, 0, 0, 0, 0, 0], [2, 0, 2, 2, 1, 0]]
+    frames = [6, 4, 6, 3]
+    logits = 5.0 * np.eye(4)[np.array(paths)] + 0.1 * RNG.normal(size=(4, 6, 4))
+    mask = np.arange(6)[None] < np.array(frames)[:, None]
+    found = jax.jit(ctc_greedy)(jnp.asarray(logits, jnp.float32), jnp.asarray(mask))
+    for b, (path, n) in enumerate(zip(paths, frames, strict=True)):
+        expected = [token for token, _ in itertools.groupby(path[:n]) if token]
+        assert np.asarray(found.tokens[b])[np.asarray(found.mask[b])].tolist() == expected
+        assert not np.asarray(found.tokens[b])[len(expected) :].any()
+        total = sum(logs(logits[b, t])[path[t]] for t in range(n))
+        np.testing.assert_allclose(found.log_probability[b], total, rtol=1e-4)
 
 
 def test_a_model_that_never_ends_is_cut_at_the_length():

@@ -50,7 +50,8 @@ def expected_axes(kind, path):
 def test_is_the_mean_over_what_looks_from_outside(kind):
     module, params, _ = build(kind)
     tokens, present = inputs()
-    _, state = module.apply(params, tokens, present, mutable=["intermediates"])
+    record = jax.jit(lambda p, t, there: module.apply(p, t, there, mutable=["intermediates"]))
+    _, state = record(params, tokens, present)
     recorded = state.get("intermediates", {})
     found = token_attention(module, recorded, tokens, present)
     assert set(found) == LOOKED_AT[kind]
@@ -88,10 +89,11 @@ def test_the_transform_is_the_fusion_of_both_inputs(kind):
     a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 7, 5), (3, 11)))
     mask = jnp.asarray(np.arange(7)[None, :] < np.array([[7], [2], [4]]))
     options = dict(kind=kind, width=8, depth=1, heads=2)
-    params = init_cross_modal(jax.random.key(0), a, b, **options)
+    params = jax.jit(lambda key: init_cross_modal(key, a, b, **options))(jax.random.key(0))
     # Gates start closed: open them, so that the second input counts.
     params = jax.tree.map(lambda x: x + 0.1, params)
-    out = cross_modal_transform(params, a, b, mask_a=mask, **options)
+    transform = jax.jit(lambda a, b: cross_modal_transform(params, a, b, mask_a=mask, **options))
+    out = transform(a, b)
     assert out.pooled.shape == (3, 8) and out.tokens.mask.shape == out.tokens.values.shape[:2]
     if kind == "concat":
         assert not out.attention and not out.maps
@@ -99,9 +101,7 @@ def test_the_transform_is_the_fusion_of_both_inputs(kind):
         assert out.attention["b"].shape == (3, 1) and out.attention["a"].shape == (3, 7)
         np.testing.assert_allclose(out.attention["a"].sum(axis=1), 1.0, atol=1e-5)
 
-    gradient = jax.grad(
-        lambda a, b: cross_modal_transform(params, a, b, mask_a=mask, **options).pooled.sum(), (0, 1)
-    )
+    gradient = jax.jit(jax.grad(lambda a, b: transform(a, b).pooled.sum(), (0, 1)))
     behind, beside = gradient(a.at[1, 2:].set(jnp.inf), b)
     assert not np.asarray(behind)[~np.asarray(mask)].any() and np.isfinite(beside).all() and np.any(beside)
 

@@ -208,3 +208,20 @@ def beam_search(
     best = jax.tree.map(choose, alive, ended)
     mask = jnp.arange(length)[None, None, :] < best.counts[:, :, None]
     return Generated(jnp.where(mask, best.tokens, 0), mask, best.total)
+
+
+def ctc_greedy(
+    logits: Float[Array, "batch frames vocab"], mask: Bool[Array, "batch frames"], *, blank: int = 0
+) -> Generated:
+    """The most probable token of each frame, repetitions merged and blanks left out: ``[B, frames]``, packed to the
+    left. Its log-probability is that of this one alignment. Graves et al. 2006, sec. 3.2 (best path decoding)."""
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    best = jnp.where(mask, logs.argmax(axis=-1), blank).astype(jnp.int32)
+    before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=blank)
+    kept = (best != blank) & (best != before)
+    frames = best.shape[1]
+    place = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, frames)  # what is left out falls off the end
+    pack = lambda tokens, place: jnp.zeros(frames, jnp.int32).at[place].set(tokens, mode="drop")
+    tokens = jax.vmap(pack)(best, place)
+    total = jnp.where(mask, logs.max(axis=-1), 0.0).sum(axis=1)
+    return Generated(tokens, jnp.arange(frames)[None, :] < kept.sum(axis=1)[:, None], total)

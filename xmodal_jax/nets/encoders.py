@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.image import ConvNet, ResNet, ViT
 from xmodal_jax.nets.pooling import POOLS, Pool
-from xmodal_jax.nets.text import TextTransformer
+from xmodal_jax.nets.text import TextDecoder, TextTransformer
 from xmodal_jax.nets.video import FrameTransformer, TubeletViT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -212,6 +212,23 @@ def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_in
             f"got {sorted(shape_info)}"
         )
     return ENCODERS[modality][config.name](config, **shape_info)
+
+
+def build_decoder(
+    config: EncoderConfig, *, vocab_size: int, max_length: int, cross: bool = True
+) -> TextDecoder:
+    """The text decoder of a config (of "transformer"; always causal).
+
+    Raises:
+      ValueError: another name, or a pool that only an encoder has.
+    """
+    if config.name != "transformer" or config.pool == "cls":
+        raise ValueError(
+            f"a decoder is a 'transformer' without a class token, got name={config.name!r}, pool={config.pool!r}"
+        )
+    options = _transformer_options(config)
+    del options["class_token"]
+    return TextDecoder(vocab_size, max_length, positions=config.positions, cross=cross, **options)
 
 
 def build_pool(config: EncoderConfig) -> Pool:

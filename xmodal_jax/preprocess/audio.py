@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Complex, Float, Shaped
 
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import ExampleKeys
@@ -72,6 +72,19 @@ def _frames(waveform, n_fft: int, hop: int):
     return jnp.concatenate(parts, axis=-1)
 
 
+def hann(n_fft: int) -> np.ndarray:
+    """The periodic Hann window, float32."""
+    return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
+
+
+def stft(
+    waveform: Float[Array, "batch time"], *, n_fft: int, hop: int
+) -> Complex[Array, "batch frames bins"]:
+    """``[B, 1 + time // hop, n_fft // 2 + 1]``: Hann windows, frame t centred on sample ``t * hop``, zeros beyond the
+    ends. ``librosa.stft(..., center=True, pad_mode="constant")``, time before frequency."""
+    return jnp.fft.rfft(_frames(waveform, n_fft, hop) * hann(n_fft)[None, None, :])
+
+
 def log_mel(
     waveform: Shaped[Array, "batch time"],
     mask: Bool[Array, "batch time"] | None = None,
@@ -109,8 +122,7 @@ def log_mel(
         samples = jnp.where(mask, samples, 0.0)
         length = mask.sum(axis=1)[:, None]
         frame_mask = (jnp.arange(count)[None, :] <= length // hop) & (length > 0)
-    window = (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
-    spectrum = jnp.fft.rfft(_frames(samples, n_fft, hop) * window[None, None, :])
+    spectrum = stft(samples, n_fft=n_fft, hop=hop)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = power @ mel_filters(sample_rate, n_fft, n_mels, f_min, f_max)
     return jnp.where(frame_mask[:, :, None], jnp.log(jnp.maximum(mel, floor)), 0.0), frame_mask

@@ -1,0 +1,170 @@
+"""Text from pictures and sounds: losses, gradients, generation and learning."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.test_contrastive import CONFIG as TOWERS
+from tests.models.test_contrastive import make_batch as raw_batch
+from tests.models.test_contrastive import on_device
+from tests.support import assert_device_invariant, assert_resumes
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq, make_writer
+from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.train.optim import Optimizer
+
+BEGIN, END, VOCAB, LENGTH = 1, 2, 19, 7
+CONFIG = Seq2SeqConfig(
+    objective="joint",
+    decoder=EncoderConfig("transformer", width=16, depth=1, heads=2, dropout=0.2),
+    **{f: getattr(TOWERS, f) for f in ("image", "audio", "video", "features", "augment")},
+)
+CONFIG = dataclasses.replace(CONFIG, audio=dataclasses.replace(CONFIG.audio, downsample=2))
+SIZES = dict(vocab_size=VOCAB, length=LENGTH)
+TOKENS = dict(begin=BEGIN, end=END)
+
+
+def make_batch(source="audio", n=16):
+    batch = raw_batch(n, modalities=("text", source))
+    rng, ids = np.random.default_rng(3), np.zeros((n, LENGTH), np.int32)
+    for row in ids:
+        count = rng.integers(1, 5)
+        row[: count + 2] = [BEGIN, *rng.integers(4, VOCAB, count), END]
+    return {**batch, "text": ids, "text_mask": ids != 0}
+
+
+@pytest.mark.parametrize("source", ["audio", "image"])
+def test_the_devices_do_not_change_the_result(source):
+    """With dropout, augmentation, and missing texts and sources."""
+    config = CONFIG if source == "audio" else dataclasses.replace(CONFIG, objective="attention")
+    method = make_seq2seq(config, source, **SIZES)
+    assert_device_invariant(method, make_batch(source), layouts=[("pmap", 8, 1), ("sharded", 4, 2)])
+
+
+def test_a_stopped_run_ends_bit_identical(tmp_path):
+    arrays = {k: v for k, v in make_batch(n=24).items() if k not in ("index", "present")}
+    assert_resumes(
+        make_seq2seq(CONFIG, "audio", **SIZES), arrays, tmp_path, optimizer=Optimizer(name="adamw")
+    )
+
+
+def test_what_is_missing_or_padded_has_no_influence_and_no_gradient():
+    method = make_seq2seq(CONFIG, "audio", **SIZES)
+    batch = make_batch()
+    batch["present"] = {"audio": np.arange(16) != 3, "text": np.arange(16) != 5}
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    loss = jax.jit(lambda p, b: method.loss(p, b, jax.random.key(1))[0])
+    usual = loss(params, on_device(batch))
+    for field, row in (("audio", 3), ("text", 3), ("audio", 5), ("text", 5)):
+        changed = {**batch, field: batch[field].copy()}
+        changed[field][row] = changed[field][row][::-1] // 2
+        assert loss(params, on_device(changed)) == usual, (field, row)
+    padded = {**batch, "text": np.where(batch["text_mask"], batch["text"], 7)}
+    assert loss(params, on_device(padded)) == usual
+    nobody = {**batch, "present": {"audio": np.zeros(16, bool)}}
+    value, grads = jax.jit(
+        jax.value_and_grad(lambda p: method.loss(p, on_device(nobody), jax.random.key(1))[0])
+    )(params)
+    assert value == 0 and not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model moved off its start, so that its texts differ; the end token is one that some texts hold."""
+    config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, depth=2))
+    method = make_seq2seq(config, "audio", **SIZES)
+    batch = on_device({k: v for k, v in make_batch().items() if k != "present"})
+    leaves, tree = jax.tree.flatten(jax.jit(method.init)(jax.random.key(0), batch))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    # Not the biases: that of the last norm would make one token the best everywhere.
+    noise = [jax.random.normal(k, x.shape) * (x.ndim > 1) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(tree, [x + 0.7 * n for x, n in zip(leaves, noise, strict=True)])
+    endless = make_writer(config, "audio", **SIZES, begin=BEGIN, end=VOCAB, writing=Writing("greedy"))
+    texts = np.asarray(jax.jit(endless)(params, batch).tokens)
+    holds = {v: (texts == v).any(axis=1).mean() for v in range(2, VOCAB)}
+    end = min(holds, key=lambda v: abs(holds[v] - 0.5))
+    assert 0.1 < holds[end] < 0.9
+    return config, method, params, batch, end
+
+
+def rated(method, params, batch, end, found):
+    """The log-probability of generated texts by teacher forcing, and which have ended."""
+    counts = np.asarray(found.mask).sum(axis=1)
+    ids = np.zeros((len(counts), LENGTH), np.int32)
+    for row, tokens, n in zip(ids, np.asarray(found.tokens), counts, strict=True):
+        row[: n + 2] = [BEGIN, *tokens[:n], end][:LENGTH]
+    lengths = np.minimum(counts + 2, LENGTH)
+    texts = {"text": jnp.asarray(ids), "text_mask": jnp.asarray(np.arange(LENGTH)[None] < lengths[:, None])}
+    answer = jax.jit(method.predict)(params, {**batch, **texts})
+    return -np.asarray(answer.cross_entropy) * (lengths - 1)
+
+
+@pytest.mark.parametrize("how", ["greedy", "beam", "sample"])
+def test_what_is_written_has_the_probability_that_teacher_forcing_gives_it(trained, how):
+    """So the cache, the beams' states and the counting are all right."""
+    config, method, params, batch, end = trained
+    write = jax.jit(
+        make_writer(config, "audio", **SIZES, begin=BEGIN, end=end, writing=Writing(how, beams=3))
+    )
+    found = write(params, batch, jax.random.key(0))
+    assert (
+        found.tokens.shape == (16, LENGTH - 1) and len(set(np.asarray(found.mask).sum(axis=1).tolist())) > 1
+    )
+    np.testing.assert_allclose(
+        found.log_probability, rated(method, params, batch, end, found), rtol=1e-4, atol=1e-4
+    )
+    if how == "sample":
+        again = write(params, {k: v[::-1] for k, v in batch.items()}, jax.random.key(0))
+        np.testing.assert_array_equal(
+            again.tokens[::-1], found.tokens
+        )  # by the example's index, not its place
+        other = write(params, batch, jax.random.key(1))
+        assert (np.asarray(other.tokens) != np.asarray(found.tokens)).any()
+
+
+def test_greedy_writing_equals_the_uncached_computation(trained):
+    config, method, params, batch, end = trained
+    found = jax.jit(make_writer(config, "audio", **SIZES, begin=BEGIN, end=end, writing=Writing("greedy")))(
+        params, batch
+    )
+
+    @jax.jit
+    def logits_after(ids, t):
+        """Each continuation's score by teacher forcing: nothing cached, nothing of the writer's own code."""
+
+        def one(v):
+            texts = ids.at[:, t].set(v)
+            score = lambda n: (
+                method.predict(
+                    params,
+                    {
+                        **batch,
+                        "text": texts,
+                        "text_mask": jnp.broadcast_to(jnp.arange(LENGTH) < n, texts.shape),
+                    },
+                ).cross_entropy
+                * (n - 1)
+            )
+            return -(score(t + 1))
+
+        return jax.lax.map(one, jnp.arange(VOCAB))
+
+    ids, ended = jnp.zeros((16, LENGTH), jnp.int32).at[:, 0].set(BEGIN), np.zeros(16, bool)
+    for t in range(1, LENGTH):
+        best = np.asarray(logits_after(ids, t)).argmax(axis=0)
+        ended |= best == end
+        np.testing.assert_array_equal(np.asarray(found.tokens[:, t - 1])[~ended], best[~ended])
+        assert not np.asarray(found.mask[:, t - 1])[ended].any()
+        ids = ids.at[:, t].set(jnp.asarray(best, jnp.int32))
+
+
+def test_errors_say_what_to_change():
+    with pytest.raises(ValueError, match="source must be image, audio or video, got 'text'"):
+        make_seq2seq(CONFIG, "text", **SIZES)
+    only = dataclasses.replace(CONFIG, objective="ctc")
+    with pytest.raises(ValueError, match="writing by 'beam' needs what the objective 'ctc' does not train"):
+        make_writer(only, "audio", **SIZES, **TOKENS)
+    with pytest.raises(ValueError, match="ctc_weight must lie in"):
+        Seq2SeqConfig(ctc_weight=1.0)

@@ -28,8 +28,9 @@ ROWS = (Row("clip", WHAT, "loop", ("eager", "compile"), ("scan",), goal=0.9),)
 class CLIP(nn.Module):
     @nn.compact
     def __call__(self, images, text):
-        image = ViT(PATCH, WIDTH, DEPTH, HEADS, class_token=True)(images).values[:, 0]
-        words = TextTransformer(VOCABULARY, LENGTH, WIDTH, DEPTH, HEADS, causal=True)(text).values
+        sizes = dict(width=WIDTH, depth=DEPTH, heads=HEADS)
+        image = ViT(PATCH, class_token=True, **sizes)(images).values[:, 0]
+        words = TextTransformer(VOCABULARY, LENGTH, causal=True, **sizes)(text).values
         words = words[jnp.arange(len(text)), text.argmax(axis=1)]
         project = lambda x: l2_normalize(nn.Dense(EMBED, use_bias=False)(x))
         log_scale = self.param("log_scale", nn.initializers.constant(np.log(1 / 0.07)), ())

@@ -29,14 +29,13 @@ class CLIP(nn.Module):
     @nn.compact
     def __call__(self, images, text):
         half = dict(dtype=jnp.bfloat16)
-        image = ViT(PATCH, WIDTH, DEPTH, HEADS, class_token=True, **half)(images).values[:, 0]
-        words = TextTransformer(VOCABULARY, LENGTH, TEXT_WIDTH, DEPTH, TEXT_HEADS, causal=True, **half)(
-            text
-        ).values
+        image = ViT(PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, class_token=True, **half)(images)
+        sizes = dict(width=TEXT_WIDTH, depth=DEPTH, heads=TEXT_HEADS)
+        words = TextTransformer(VOCABULARY, LENGTH, causal=True, **sizes, **half)(text).values
         words = words[jnp.arange(len(text)), text.argmax(axis=1)]
         project = lambda x: l2_normalize(nn.Dense(EMBED, use_bias=False, **half)(x).astype(jnp.float32))
         log_scale = self.param("log_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
-        return project(image), project(words), log_scale
+        return project(image.values[:, 0]), project(words), log_scale
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:

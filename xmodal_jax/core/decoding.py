@@ -185,12 +185,11 @@ def beam_search(
         going = _Beams(tokens, counts + 1, total, jnp.where(ends, -jnp.inf, total))
 
         best = jax.lax.top_k(going.score, beams)[1]
-        alive, parent = _pick((going, parent), best)
+        alive, parent, last = _pick((going, parent, token), best)
         alive = alive._replace(total=alive.score)  # one that ended never goes on
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, stopped)
         ended = _pick(both, jax.lax.top_k(both.score, beams)[1])
-        last = jnp.take_along_axis(alive.tokens, jnp.broadcast_to(t, (batch, beams, 1)), axis=2)
-        logits, state = step(together(last[:, :, 0]), t + 1, together(_pick(apart(state), parent)))
+        logits, state = step(together(last), t + 1, together(_pick(apart(state), parent)))
         return t + 1, logits, state, alive, ended
 
     def goes_on(carry):
@@ -207,7 +206,7 @@ def beam_search(
     choose = lambda a, b: jnp.where(none.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
     best = jax.tree.map(choose, alive, ended)
     mask = jnp.arange(length)[None, None, :] < best.counts[:, :, None]
-    return Generated(jnp.where(mask, best.tokens, 0), mask, best.total)
+    return Generated(best.tokens, mask, best.total)
 
 
 def ctc_greedy(

@@ -7,7 +7,7 @@ and initialise; so each utterance is spoken in a fork of the process as it was a
 on nothing said before. The process that forks is kept small, without NumPy, since a fork takes as long as the
 process is large; its parent finishes what it says.
 
-Answer: int32 n, then n int16 samples; or int32 -k, then a message of k bytes.
+Answer: int32 n, then n bytes, int16 samples; or int32 -k, then a message of k bytes.
 """
 
 from __future__ import annotations
@@ -84,6 +84,19 @@ class _Engine:
         return answer[1:]
 
 
+def _answer(out, make) -> bool:
+    """Writes the bytes that ``make()`` gives, or what went wrong, as the module's docstring says; whether all went
+    well."""
+    try:
+        good, content = True, make()
+    except Exception as error:
+        good, content = False, (str(error) or repr(error)).encode()
+    size = len(content) if good else -len(content)
+    out.write(size.to_bytes(4, "little", signed=True) + content)
+    out.flush()
+    return good
+
+
 class _Speaking:
     """An engine in a process of its own, which is to be started before anything large is imported."""
 
@@ -105,20 +118,16 @@ class _Speaking:
 
     @staticmethod
     def _serve(lines, out) -> None:
-        def send(good: bool, content: bytes) -> None:
-            out.write((len(content) if good else -len(content)).to_bytes(4, "little", signed=True) + content)
-            out.flush()
+        engine = None
 
-        try:
+        def start():
+            nonlocal engine
             engine = _Engine()
-            send(True, str(engine.rate).encode())
+            return str(engine.rate).encode()
+
+        if _answer(out, start):
             for line in lines:
-                try:
-                    send(True, engine.speak(*json.loads(line)))
-                except Exception as error:
-                    send(False, str(error).encode())
-        except Exception as error:
-            send(False, str(error).encode())
+                _answer(out, lambda line=line: engine.speak(*json.loads(line)))
 
     def _receive(self, kind: type):
         header = self.answers.read(4)
@@ -172,14 +181,7 @@ def utter(engine: _Speaking, request: dict):
 def main() -> None:
     engine, out = _Speaking(), sys.stdout.buffer
     for line in sys.stdin:
-        try:
-            wave = utter(engine, json.loads(line))
-            answer = len(wave), wave.tobytes()
-        except Exception as error:
-            message = str(error).encode()
-            answer = -len(message), message
-        out.write(int(answer[0]).to_bytes(4, "little", signed=True) + answer[1])
-        out.flush()
+        _answer(out, lambda line=line: utter(engine, json.loads(line)).tobytes())
 
 
 if __name__ == "__main__":

@@ -104,10 +104,8 @@ def scene_questions(
             first, second = (_name(pairs[k + swap]), _name(pairs[k + 1 - swap]))
             said = relation if (b // 2) % 2 == 0 else (relation + 1 + (b // 4) % 3) % 4
             words = RELATIONS[said] + (" of" if said < 2 else "")
-            ways = [
-                (first, second, relation),
-                (second, first, relation ^ 1),
-            ]  # opposites differ in the last bit
+            # Opposites differ in the last bit.
+            ways = [(first, second, relation), (second, first, relation ^ 1)]
             for one, other, holds in ways[: 1 + both_ways]:
                 if b % 2:
                     asked.append(("relation", f"where is the {one} from the {other}", RELATIONS[holds]))

@@ -102,7 +102,7 @@ class _Speaker:
         count = int.from_bytes(self._read(4), "little", signed=True)
         if count < 0:
             raise ValueError(self._read(-count).decode())
-        return self._read(2 * count)
+        return self._read(count)
 
     def ask(self, request: dict) -> bytes:
         self.process.stdin.write(json.dumps(request).encode() + b"\n")

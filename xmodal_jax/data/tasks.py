@@ -25,6 +25,11 @@ class _SceneTask:
 
     scene: np.ndarray
 
+    @classmethod
+    def to_train(cls, scenes: SpokenShapes) -> _SceneTask:
+        """The task as training has it."""
+        return cls(scenes)
+
     def __len__(self) -> int:
         return len(self.scene)
 
@@ -99,6 +104,10 @@ class Questions(_SceneTask):
         self._question = np.array([row[2] for row in rows], object)
         self._label = np.array([ANSWERS.index(row[3]) for row in rows], np.int32)
 
+    @classmethod
+    def to_train(cls, scenes: SpokenShapes) -> Questions:
+        return cls(scenes, both_ways=True)
+
     def of_scenes(self, scenes: np.ndarray) -> RawBatch:
         seen = self.scenes.batch(scenes)
         return {m: seen[m] for m in self.scenes.modalities} | {"scene": scenes}
@@ -171,7 +180,9 @@ class Commands(_SceneTask):
         }
 
 
-def open_task(spec: str, options: DataOptions, problems: Problems, task: type | None = None) -> Splits:
+def open_task(
+    spec: str, options: DataOptions, problems: Problems, task: type[_SceneTask] | None = None
+) -> Splits:
     """The splits of ``spec``; of the embedded data set those of a ``task`` (`Questions`, `Commands`) about its scenes.
 
     Of a task, training goes by scene (see `ByScene`), and validation has scenes of its own, so that no picture of it is
@@ -188,8 +199,7 @@ def open_task(spec: str, options: DataOptions, problems: Problems, task: type | 
     train = open_source(spec, "train", options, problems=problems)
     validation = dataclasses.replace(train, offset=len(train), size=max(1, min(150, len(train) // 10)))
     tests = {name: task(open_source(spec, name, options, problems=problems)) for name in names}
-    lessons = task(train, both_ways=True) if task is Questions else task(train)
-    return Splits(ByScene(lessons), task(validation), tests)
+    return Splits(ByScene(task.to_train(train)), task(validation), tests)
 
 
 def targets_of(source: Source) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
@@ -19,9 +20,7 @@ def token_cross_entropy(
     ``q = (1 - smoothing) onehot(target) + smoothing / V`` (label smoothing, Szegedy et al. 2016, arXiv:1512.00567,
     sec. 7). ``mask``: which targets there are; the rest has no influence.
     """
-    log_p = logits.astype(jnp.float32)
-    log_p = log_p - jnp.max(log_p, axis=-1, keepdims=True)
-    log_p = log_p - jnp.log(jnp.exp(log_p).sum(axis=-1, keepdims=True))
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     of_target = jnp.take_along_axis(log_p, targets[:, :, None], axis=-1)[:, :, 0]
     terms = -(1 - smoothing) * of_target - smoothing * log_p.mean(axis=-1)
     terms = jnp.where(mask, terms, 0.0)

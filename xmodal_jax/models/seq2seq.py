@@ -20,6 +20,8 @@ from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.losses import sequence
 from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_encoder, prepare, presence
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig, build_decoder
+from xmodal_jax.nets.fusion import content_mask
+from xmodal_jax.nets.text import TextDecoder
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 
@@ -62,6 +64,11 @@ class Seq2SeqConfig:
         """Whether there is a CTC head."""
         return self.objective != "attention"
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How text can be generated (see `Writing`), without chance."""
+        return ("beam", "greedy") * self.decodes + ("ctc",) * self.aligns
+
 
 class CTCHead(nn.Module):
     """Tokens to logits over the vocabulary, of which 0 (padding) is the blank."""
@@ -86,8 +93,11 @@ class _Network:
         if self.source not in ("image", "audio", "video"):
             raise ValueError(f"the source must be image, audio or video, got {self.source!r}")
 
+    def encoder(self, batch: Batch) -> nn.Module:
+        return make_encoder(self.source, getattr(self.config, self.source), batch, vocab_size=self.vocab_size)
+
     @property
-    def decoder(self):
+    def decoder(self) -> TextDecoder:
         return build_decoder(self.config.decoder, vocab_size=self.vocab_size, max_length=self.length)
 
     @property
@@ -96,21 +106,14 @@ class _Network:
 
     def encode(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> Tokens:
         """The source's tokens; none are content where the source is missing."""
-        c = self.config
-        inputs, mask = prepare(self.source, batch, c.features, c.augment, keys)
-        encoder = make_encoder(self.source, getattr(c, self.source), batch, vocab_size=self.vocab_size)
-        tokens = encoder.apply({"params": params[self.source]}, inputs, mask, keys=keys)
-        there = presence(batch, (self.source,))[self.source]
-        mask = jnp.ones(tokens.values.shape[:2], bool) if tokens.mask is None else tokens.mask
-        return Tokens(tokens.values, mask & there[:, None])
+        inputs, mask = prepare(self.source, batch, self.config.features, self.config.augment, keys)
+        tokens = self.encoder(batch).apply({"params": params[self.source]}, inputs, mask, keys=keys)
+        return Tokens(tokens.values, content_mask(tokens, presence(batch, (self.source,))[self.source]))
 
     def init(self, key: Key, batch: Batch) -> Params:
         row, params = init_inputs(batch), {}
         inputs, mask = prepare(self.source, row, self.config.features)
-        encoder = make_encoder(
-            self.source, getattr(self.config, self.source), row, vocab_size=self.vocab_size
-        )
-        tokens, variables = encoder.init_with_output(fold_in_name(key, self.source), inputs, mask)
+        tokens, variables = self.encoder(row).init_with_output(fold_in_name(key, self.source), inputs, mask)
         params[self.source] = variables["params"]
         if self.config.decodes:
             ids = jnp.ones((1, self.length), jnp.int32)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.nets.conv import Conv
-from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.pooling import prepend_class_token
-from xmodal_jax.nets.transformer import Positions, Transformer
+from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
 
-class AudioTransformer(nn.Module):
+class AudioTransformer(TransformerEncoder):
     """Log-mel frames ``[B, F, n_mels]`` to ``[B, (1 +) ceil(F / downsample), width]``.
 
     ``log2(downsample)`` convolutions over time (size 3, stride 2, GELU), then a transformer. Token i is
@@ -27,18 +23,8 @@ class AudioTransformer(nn.Module):
       ValueError: ``downsample`` is not a power of 2.
     """
 
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
+    positions: str = "sincos"
     downsample: int = 8
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    class_token: bool = False
-    dtype: Any = None
-    remat: bool = False
-    scan_layers: bool = False
-    implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -56,23 +42,7 @@ class AudioTransformer(nn.Module):
             mask = None if mask is None else mask[:, ::2]
             x = _zero_padding(x, mask)
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
-        x = Positions((x.shape[1],), "sincos", name="positions")(x)
-        if self.class_token:
-            x, mask = prepend_class_token(self, x, mask)
-        x = Dropout(self.dropout, name="dropout")(x, keys)
-        x = Transformer(
-            self.depth,
-            self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            drop_path=self.drop_path,
-            dtype=self.dtype,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-            implementation=self.implementation,
-            name="transformer",
-        )(x, mask, keys=keys)
-        return Tokens(x, mask)
+        return self.encode(x, mask, (x.shape[1],), keys)
 
 
 def _zero_padding(x, mask):

@@ -13,8 +13,8 @@ from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout, DropPath
 from xmodal_jax.nets.norm import GroupNorm
-from xmodal_jax.nets.pooling import max_pool, prepend_class_token
-from xmodal_jax.nets.transformer import Positions, Transformer
+from xmodal_jax.nets.pooling import max_pool
+from xmodal_jax.nets.transformer import Positions, TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
 RESNETS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -196,7 +196,7 @@ class _ResidualBlock(nn.Module):
         return keep_rows(nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys)))
 
 
-class ViT(nn.Module):
+class ViT(TransformerEncoder):
     """Vision transformer: ``[B, H, W, C] -> [B, (1 +) H/patch * W/patch, width]``.
 
     The image size is fixed at init. ``positions`` is "learned" or "sincos"; with ``class_token`` a learned
@@ -207,18 +207,6 @@ class ViT(nn.Module):
     """
 
     patch: int = 8
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    positions: str = "learned"
-    class_token: bool = False
-    dtype: Any = None
-    remat: bool = False
-    scan_layers: bool = False
-    implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -237,20 +225,4 @@ class ViT(nn.Module):
         x = inputs.reshape(batch, height // p, p, width // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(batch, -1, p * p * channels)
         x = nn.Dense(self.width, dtype=self.dtype, name="patches")(x)
-        x = Positions((height // p, width // p), self.positions, name="positions")(x)
-        if self.class_token:
-            x, _ = prepend_class_token(self, x, None)
-        x = Dropout(self.dropout, name="dropout")(x, keys)
-        x = Transformer(
-            self.depth,
-            self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            drop_path=self.drop_path,
-            dtype=self.dtype,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-            implementation=self.implementation,
-            name="transformer",
-        )(x, keys=keys)
-        return Tokens(x, None)
+        return self.encode(x, None, (height // p, width // p), keys)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.pooling import prepend_class_token
-from xmodal_jax.nets.transformer import Positions, Transformer
+from xmodal_jax.nets.transformer import Positions, SizedTransformer, TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(TransformerEncoder):
     """Ids ``[B, L]`` to ``[B, (1 +) L, width]``: embedding, positions, transformer.
 
     Bidirectional unless ``causal``. ``mask [B, L]`` is True on content; None means ``ids != 0`` (0 is
@@ -27,19 +24,7 @@ class TextTransformer(nn.Module):
 
     vocab_size: int
     max_length: int
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    positions: str = "learned"
     causal: bool = False
-    class_token: bool = False
-    dtype: Any = None
-    remat: bool = False
-    scan_layers: bool = False
-    implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -59,27 +44,10 @@ class TextTransformer(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
             name="embed",
         )(jnp.clip(inputs, 0, self.vocab_size - 1))
-        x = Positions((self.max_length,), self.positions, name="positions")(x)
-        if self.class_token:
-            x, mask = prepend_class_token(self, x, mask)
-        x = Dropout(self.dropout, name="dropout")(x, keys)
-        x = Transformer(
-            self.depth,
-            self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            drop_path=self.drop_path,
-            causal=self.causal,
-            dtype=self.dtype,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-            implementation=self.implementation,
-            name="transformer",
-        )(x, mask, keys=keys)
-        return Tokens(x, mask)
+        return self.encode(x, mask, (self.max_length,), keys, causal=self.causal)
 
 
-class TextDecoder(nn.Module):
+class TextDecoder(SizedTransformer):
     """Logits of the next token: ids ``[B, L]`` and what the text is about, tokens ``[B, M, D]``, to ``[B, L, vocab]``.
 
     A causal transformer with cross-attention to ``memory``, whose output is compared with the tokens' embeddings (tied:
@@ -96,18 +64,7 @@ class TextDecoder(nn.Module):
 
     vocab_size: int
     max_length: int
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    positions: str = "learned"
     cross: bool = True
-    dtype: Any = None
-    remat: bool = False
-    scan_layers: bool = False
-    implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -128,18 +85,6 @@ class TextDecoder(nn.Module):
             seen = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (len(x), self.max_length))
         x = Positions((self.max_length,), self.positions, name="positions")(x, offset)
         x = Dropout(self.dropout, name="dropout")(x, keys)
-        x = Transformer(
-            self.depth,
-            self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            drop_path=self.drop_path,
-            causal=True,
-            cross=self.cross,
-            dtype=self.dtype,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-            implementation=self.implementation,
-            name="transformer",
-        )(x, seen, *(memory or (None, None)), keys=keys, position=position)
+        attend = self.transformer(causal=True, cross=self.cross)
+        x = attend(x, seen, *(memory or (None, None)), keys=keys, position=position)
         return embed.attend(x.astype(jnp.float32))

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.dropout import Dropout, DropPath, fold_in_layer
-from xmodal_jax.types import ExampleKeys
+from xmodal_jax.nets.pooling import prepend_class_token
+from xmodal_jax.types import ExampleKeys, Tokens
 
 
 def sincos_positions(length: int, dim: int) -> np.ndarray:
@@ -196,6 +197,54 @@ class Transformer(nn.Module):
                     x, mask, kv, kv_mask, fold_in_layer(keys, layer), position
                 )
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class SizedTransformer(nn.Module, kw_only=True):
+    """The sizes of a transformer and of what precedes it: what the encoders and the decoder built on one share.
+
+    ``positions`` is "learned" or "sincos" (see `Positions`), ``dropout`` that of the embedded input too; all other
+    fields are those of `Transformer`.
+    """
+
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    positions: str = "learned"
+    dtype: Any = None
+    remat: bool = False
+    scan_layers: bool = False
+    implementation: str | None = None
+
+    @nn.nowrap
+    def transformer(self, *, causal: bool = False, cross: bool = False) -> Transformer:
+        """For compact methods: the submodule "transformer"."""
+        names = ("depth", "heads", "mlp_ratio", "dropout", "drop_path", "dtype", "remat", "scan_layers")
+        sizes = {name: getattr(self, name) for name in names}
+        return Transformer(
+            **sizes, causal=causal, cross=cross, implementation=self.implementation, name="transformer"
+        )
+
+
+class TransformerEncoder(SizedTransformer, kw_only=True):
+    """What the encoders of all modalities that are transformers share; with ``class_token`` a learned token is
+    prepended."""
+
+    class_token: bool = False
+
+    @nn.nowrap
+    def encode(
+        self, x, mask, grid: tuple[int, ...], keys: ExampleKeys | None, *, causal: bool = False
+    ) -> Tokens:
+        """For compact methods: ``x [B, N, width]``, tokens of a ``grid`` without their positions, to the encoder's
+        tokens."""
+        x = Positions(grid, self.positions, name="positions")(x)
+        if self.class_token:
+            x, mask = prepend_class_token(self, x, mask)
+        x = Dropout(self.dropout, name="dropout")(x, keys)
+        return Tokens(self.transformer(causal=causal)(x, mask, keys=keys), mask)
 
 
 def stack_layers(params: dict, depth: int) -> dict:

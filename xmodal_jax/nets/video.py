@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.pooling import Pool, prepend_class_token
-from xmodal_jax.nets.transformer import Positions, Transformer
+from xmodal_jax.nets.pooling import Pool
+from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
 
-class TubeletViT(nn.Module):
+class TubeletViT(TransformerEncoder):
     """A transformer over tubelets ``(t, p, p)``: ``[B, F, H, W, C] -> [B, (1 +) F/t * H/p * W/p, width]``.
 
     ``mask [B, F]`` is True on frames that hold content; other frames are set to zero, and a tubelet holds
@@ -27,18 +24,6 @@ class TubeletViT(nn.Module):
     """
 
     tubelet: tuple[int, int] = (2, 8)
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    positions: str = "learned"
-    class_token: bool = False
-    dtype: Any = None
-    remat: bool = False
-    scan_layers: bool = False
-    implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -59,26 +44,10 @@ class TubeletViT(nn.Module):
         if mask is not None:
             mask = jnp.repeat(mask.reshape(batch, grid[0], t).any(axis=2), grid[1] * grid[2], axis=1)
         x = nn.Dense(self.width, dtype=self.dtype, name="tubelets")(x)
-        x = Positions(grid, self.positions, name="positions")(x)
-        if self.class_token:
-            x, mask = prepend_class_token(self, x, mask)
-        x = Dropout(self.dropout, name="dropout")(x, keys)
-        x = Transformer(
-            self.depth,
-            self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            drop_path=self.drop_path,
-            dtype=self.dtype,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-            implementation=self.implementation,
-            name="transformer",
-        )(x, mask, keys=keys)
-        return Tokens(x, mask)
+        return self.encode(x, mask, grid, keys)
 
 
-class FrameTransformer(nn.Module):
+class FrameTransformer(TransformerEncoder):
     """An image encoder shared by the frames, mean-pooled, then a transformer over time.
 
     ``[B, F, H, W, C] -> [B, (1 +) F, width]``; ``image_encoder`` is any image encoder of this package. ``mask
@@ -86,18 +55,6 @@ class FrameTransformer(nn.Module):
     """
 
     image_encoder: nn.Module
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    positions: str = "learned"
-    class_token: bool = False
-    dtype: Any = None
-    remat: bool = False
-    scan_layers: bool = False
-    implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -115,23 +72,7 @@ class FrameTransformer(nn.Module):
             frame_keys = jax.vmap(fold, in_axes=(0, None))(keys, jnp.arange(frames)).reshape(-1)
         x = Pool("mean", name="pool")(self.image_encoder(x, keys=frame_keys))
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x.reshape(batch, frames, -1))
-        x = Positions((frames,), self.positions, name="positions")(x)
-        if self.class_token:
-            x, mask = prepend_class_token(self, x, mask)
-        x = Dropout(self.dropout, name="dropout")(x, keys)
-        x = Transformer(
-            self.depth,
-            self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            drop_path=self.drop_path,
-            dtype=self.dtype,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-            implementation=self.implementation,
-            name="transformer",
-        )(x, mask, keys=keys)
-        return Tokens(x, mask)
+        return self.encode(x, mask, (frames,), keys)
 
 
 def _zero_frames(x, mask):

@@ -206,7 +206,7 @@ def describe(state: Any) -> dict[str, str]:
     sums = [host_digest(np.asarray(x)) for x in leaves] if small else jax.device_get(_digests(leaves))
     return {
         name: f"{_kind(leaf)} {int(total):08x}"
-        for name, leaf, total in zip(trees.leaf_names(state), jax.tree.leaves(state), sums, strict=True)
+        for name, leaf, total in zip(trees.leaf_names(state), leaves, sums, strict=True)
     }
 
 
@@ -221,11 +221,15 @@ def _digest(x):
     for axis in reversed(range(words.ndim)):
         place = place + jnp.uint32(stride % 2**32) * jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
         stride *= words.shape[axis]
-    # Multiplications and shifts as in MurmurHash3's finaliser.
-    mixed = words ^ (place * jnp.uint32(0x9E3779B1) + jnp.uint32(0x85EBCA6B))
-    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+    return jnp.sum(_mix(words, place), dtype=jnp.uint32)
+
+
+def _mix(words, place):
+    """Multiplications and shifts as in MurmurHash3's finaliser, of uint32 arrays of JAX or NumPy."""
+    mixed = words ^ (place * np.uint32(0x9E3779B1) + np.uint32(0x85EBCA6B))
+    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
+    return mixed ^ (mixed >> 16)
 
 
 _digests = jit_once(lambda leaves: [_digest(x) for x in leaves])
@@ -237,12 +241,8 @@ HOST_DIGESTS = 2**27
 def host_digest(x: np.ndarray) -> int:
     """`_digest`, without a device."""
     x = np.ascontiguousarray(x)
-    mixed = x.reshape(-1).view({1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)).astype(np.uint32)
-    place = np.arange(mixed.size, dtype=np.uint32)
-    mixed ^= place * np.uint32(0x9E3779B1) + np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
-    return int(np.sum(mixed ^ (mixed >> 16), dtype=np.uint32))
+    words = x.reshape(-1).view({1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)).astype(np.uint32)
+    return int(np.sum(_mix(words, np.arange(words.size, dtype=np.uint32)), dtype=np.uint32))
 
 
 def _kind(leaf) -> str:

@@ -45,9 +45,8 @@ def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
         canvas = FigureCanvasAgg(fig)
         fig.dpi = dpi
         size = canvas.get_width_height()
-        fig.savefig(
-            buffer, format="rgba", dpi=dpi
-        )  # plain pixels: PNG twice would take as long as the drawing
+        # Plain pixels: PNG twice would take as long as the drawing.
+        fig.savefig(buffer, format="rgba", dpi=dpi)
     finally:
         fig.dpi = before
         for restore, colour in undo:

@@ -53,16 +53,19 @@ def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count 
     a, b, c = _QUINTIC
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
     rows, columns = x.shape[1:]
-    gram, total, wide = x @ x.transpose(0, 2, 1), None, columns >= 2 * rows
-    for step in range(_STEPS):
-        poly = b * gram + c * (gram @ gram) + a * jnp.eye(rows, dtype=x.dtype)[None]
-        if wide:
-            total = poly if total is None else poly @ total
-        else:
-            x = poly @ x
-        if step < _STEPS - 1:
-            gram = poly @ gram @ poly if wide else x @ x.transpose(0, 2, 1)
-    return total @ x if wide else x
+    of_x = lambda x: x @ x.transpose(0, 2, 1)
+    polynomial = lambda gram: b * gram + c * (gram @ gram) + a * jnp.eye(rows, dtype=x.dtype)[None]
+    if columns < 2 * rows:
+        for _ in range(_STEPS):
+            x = polynomial(of_x(x)) @ x
+        return x
+    gram = of_x(x)
+    total = step = polynomial(gram)
+    for _ in range(_STEPS - 1):
+        gram = step @ gram @ step
+        step = polynomial(gram)
+        total = step @ total
+    return total @ x
 
 
 def scale_by_muon(*, b1: float, b2: float) -> optax.GradientTransformation:

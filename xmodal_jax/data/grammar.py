@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -240,3 +242,100 @@ def captions_of(meanings: Sequence[Meaning], bits: np.ndarray) -> np.ndarray:
     out = np.empty(len(meanings), object)
     out[:] = [realise(m, b) for m, b in zip(meanings, bits.tolist(), strict=True)]
     return out
+
+
+FACTORS = ("number", "size", "colour", "texture", "shape", "motion", "place", "relation")
+"""What `factors_right` tells apart."""
+
+
+def factors_right(said: Meaning | None, meant: Meaning) -> dict[str, tuple[int, int]]:
+    """How much of what is ``meant`` a caption says: by the names of `FACTORS` ``(right, all)``, both counts.
+
+    What ``meant`` leaves unsaid does not count, and a motion where neither has one. Each thing is compared with the one
+    of ``said`` that suits it best (of all ways to pair them); a relation is right only between the right things.
+    Nothing is right in what is no sentence (None), nor of a thing that is not mentioned.
+    """
+    best: dict[str, tuple[int, int]] = {}
+    things = said.things if said is not None else ()
+    # Things in another order, or fewer: None stands for one that is not mentioned.
+    padded = (*things, *[None] * (len(meant.things) - len(things)))
+    for order in dict.fromkeys(itertools.permutations(padded, len(meant.things))):
+        found = {"number": (int(len(things) == len(meant.things)), 1)}
+        for name in ("size", "colour", "texture", "shape", "motion"):
+            pairs = [
+                (getattr(a, name, None), getattr(b, name)) for a, b in zip(order, meant.things, strict=True)
+            ]
+            if name == "motion":
+                pairs = [(a, b) for a, b in pairs if (a or 0) > 0 or b > 0]
+            else:
+                pairs = [(a, b) for a, b in pairs if b != UNSAID]
+            found[name] = (sum(a == b for a, b in pairs), len(pairs))
+        if meant.place != UNSAID:
+            found["place"] = (int(said is not None and said.place == meant.place), 1)
+        if meant.relations:
+            same = said is not None and order == things and len(said.relations) == len(meant.relations)
+            right = sum(a == b for a, b in zip(said.relations, meant.relations, strict=True)) if same else 0
+            found["relation"] = (right, len(meant.relations))
+        if not best or sum(r for r, _ in found.values()) > sum(r for r, _ in best.values()):
+            best = found
+    return best
+
+
+def factor_accuracies(captions: Sequence[str], meanings: Sequence[Meaning]) -> dict[str, float]:
+    """``factor_accuracy``, the share of all factors that the captions say right, ``exact_accuracy``, that of captions
+    with all of them right, ``sentence_share``, of what is a sentence at all, and ``<factor>_accuracy`` of each of
+    `FACTORS` that occurs."""
+    right, total, exact, read = Counter(), Counter(), 0, 0
+    for caption, meant in zip(captions, meanings, strict=True):
+        said = parse(caption)
+        read += said is not None
+        found = factors_right(said, meant)
+        exact += all(a == b for a, b in found.values()) and said == meant
+        for name, (a, b) in found.items():
+            right[name] += a
+            total[name] += b
+    return {
+        "factor_accuracy": right.total() / total.total(),
+        "exact_accuracy": exact / len(captions),
+        "sentence_share": read / len(captions),
+        **{f"{name}_accuracy": right[name] / total[name] for name in FACTORS if total[name]},
+    }
+
+
+def wrong_words(caption: str, meant: Meaning) -> list[tuple[str, bool]]:
+    """The caption in pieces ``(words, whether they are wrong)``: what names a size, colour, … that no thing of
+    ``meant`` has (or none is left that has it), relations if they are not those that are meant, and what is not of the
+    grammar."""
+    said = parse(caption)
+    left = {
+        letter: Counter(getattr(t, name) for t in meant.things)
+        for letter, name in (
+            ("S", "size"),
+            ("C", "colour"),
+            ("T", "texture"),
+            ("N", "shape"),
+            ("M", "motion"),
+        )
+    }
+    left["W"], left["P"] = left["T"], Counter([meant.place])
+    pieces, text, position = [], " ".join(caption.lower().split()), 0
+    while position < len(text):
+        token = _TOKEN.match(text, position)
+        if token is None:
+            end = text.find(" ", position)
+            end = len(text) if end < 0 else end + 1
+            pieces.append((text[position:end].strip(), True))
+            position = end
+            continue
+        letter, value = _LEXICON[token.group(1)]
+        if letter == "R":
+            wrong = said is None or said.relations != meant.relations
+        else:
+            # Of three, sizes and textures are left unsaid, so that no one knows.
+            known = letter in left and UNSAID not in left[letter]
+            wrong = known and left[letter][value] == 0
+            if known and not wrong:
+                left[letter][value] -= 1
+        pieces.append((token.group(1), wrong))
+        position = token.end()
+    return pieces

@@ -78,6 +78,11 @@ class SpokenShapes:
         return SHAPES
 
     @property
+    def speaker_names(self) -> tuple[str, ...]:
+        """The voices that training hears; ``speaker`` is an index into them (and beyond, in ``voices``)."""
+        return tuple(voice.name for voice in TRAIN_VOICES)
+
+    @property
     def class_prompts(self) -> list[list[str]]:
         """Prompts of each shape, one per colour, for zero-shot classification."""
         article = lambda word: "an" if word[0] in "aeiou" else "a"
@@ -184,7 +189,8 @@ class SpokenShapes:
         """The examples ``indices`` ``[B]``, in that order.
 
         ``caption`` object ``[B]``; ``image`` uint8 ``[B, S, S, 3]``; ``video`` uint8 ``[B, F, S, S, 3]``;
-        ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask``; of these the ones in ``modalities``.
+        ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask`` and ``speaker`` int32 ``[B]`` (into `VOICES`);
+        of these the ones in ``modalities``.
         ``label`` int32 ``[B]``, the only object's shape, else -1; ``factors``, a dict of arrays. Raises IndexError
         outside 0..len-1.
         """
@@ -200,4 +206,5 @@ class SpokenShapes:
             out["image"] = out["video"][:, 0] if "video" in out else scene_images(factors, self.image_size)
         if "audio" in self.modalities:
             out["audio"], out["audio_mask"] = self._audio(indices)
+            out["speaker"] = factors["voice"]
         return out

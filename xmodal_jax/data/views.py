@@ -27,6 +27,14 @@ class _View:
     def class_prompts(self) -> list[list[str]] | None:
         return getattr(self.source, "class_prompts", None)
 
+    @property
+    def speaker_names(self) -> tuple[str, ...] | None:
+        return getattr(self.source, "speaker_names", None)
+
+
+_BY_EXAMPLE = ("meanings", "captions")
+"""What some data sets can tell of examples besides their batches, by their indices."""
+
 
 class Subset(_View):
     """The examples ``indices`` of a source, in that order."""
@@ -41,6 +49,12 @@ class Subset(_View):
 
     def batch(self, indices: np.ndarray) -> RawBatch:
         return self.source.batch(self.indices[np.asarray(indices, np.int64)])
+
+    def __getattr__(self, name: str):
+        if name not in _BY_EXAMPLE:
+            raise AttributeError(name)
+        tell = getattr(self.source, name)
+        return lambda indices, *args: tell(self.indices[np.asarray(indices, np.int64)], *args)
 
 
 class Changed(_View):

@@ -103,3 +103,22 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
         wrong = out.substitutions + out.deletions + out.insertions + sum(len(pieces(h)) for h in extra)
         found[name] = wrong / (out.hits + out.substitutions + out.deletions)
     return found
+
+
+def compare_words(hypothesis: str, reference: str) -> list[tuple[str, str]]:
+    """The words of both in order, each "right", "wrong" (in the hypothesis only) or "missing" (in the reference only),
+    by jiwer's alignment with the fewest errors."""
+    import jiwer
+
+    said, meant = hypothesis.split(), reference.split()
+    if not meant:
+        return [(word, "wrong") for word in said]
+    pieces = []
+    for chunk in jiwer.process_words(" ".join(meant), " ".join(said)).alignments[0]:
+        own = said[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        if chunk.type == "equal":
+            pieces += [(word, "right") for word in own]
+        else:
+            pieces += [(word, "wrong") for word in own]
+            pieces += [(word, "missing") for word in meant[chunk.ref_start_idx : chunk.ref_end_idx]]
+    return pieces

@@ -51,10 +51,17 @@ class Audio(NamedTuple):
     sample_rate: int
 
 
-class Item(NamedTuple):
-    """What a gallery or a table shows: text, a picture ``[H, W, C]``, a video ``[F, H, W, C]`` or a sound."""
+class Marked(NamedTuple):
+    """A text in pieces ``(words, mark)``, the mark being "right", "wrong" or "missing" (shown struck through)."""
 
-    content: str | np.ndarray | Audio
+    pieces: Sequence[tuple[str, str]]
+
+
+class Item(NamedTuple):
+    """What a gallery or a table shows: text (plain or marked), a picture ``[H, W, C]``, a video ``[F, H, W, C]`` or a
+    sound."""
+
+    content: str | np.ndarray | Audio | Marked
     caption: str = ""
 
 
@@ -312,7 +319,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _td(value: Any) -> str:
     if isinstance(value, Item):
         return f"<td>{_cell(*value)}</td>"
-    if isinstance(value, Audio) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
+    if isinstance(value, Audio | Marked) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
         return f"<td>{_cell(value)}</td>"
     if isinstance(value, float | np.floating):
         value = format_value(value)
@@ -331,9 +338,15 @@ def _hit(rank: int, hit: Hit) -> str:
     )
 
 
-def _cell(content: str | np.ndarray | Audio, caption: str = "", fps: float = 8.0) -> str:
+_TAGS = {"right": "span", "wrong": "mark", "missing": "del"}
+
+
+def _cell(content: str | np.ndarray | Audio | Marked, caption: str = "", fps: float = 8.0) -> str:
     """Text, a picture, a video or a sound, with its caption."""
     below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
+    if isinstance(content, Marked):
+        words = " ".join(f"<{_TAGS[mark]}>{_escape(text)}</{_TAGS[mark]}>" for text, mark in content.pieces)
+        return f'<div class="text">{words}</div>{below}'
     if isinstance(content, str):
         return f'<div class="text">{_escape(content)}</div>{below}'
     if isinstance(content, Audio):
@@ -430,6 +443,9 @@ th,td{padding:.42rem 1rem .42rem 0;border-bottom:1px solid var(--line);vertical-
 tbody tr:last-child td{border-bottom:0}
 td.number{font-variant-numeric:tabular-nums;white-space:nowrap}
 td .tile{max-width:96px}
+td .audio{width:260px}
+mark{background:none;color:var(--wrong);font-weight:650;text-decoration:underline wavy 1px}
+del{color:var(--muted)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:.9rem}
 .tile img{width:100%;display:block;border-radius:6px}
 .pixels{image-rendering:pixelated}

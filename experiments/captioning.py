@@ -1,0 +1,129 @@
+"""Captions of pictures and videos.
+
+    python experiments/captioning.py
+    python experiments/captioning.py --modalities text video
+    python experiments/captioning.py --data folder:PATH --modalities text image
+    python experiments/captioning.py --init-from runs/contrastive-20250131-101500
+
+On the embedded data set captions are also read back: which factors of the scene do they say right?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.splits import (
+    captions_of,
+    make_tokenizer,
+    open_splits,
+    prepare,
+    text_cleaner,
+    text_length,
+)
+from xmodal_jax.data.text import Tokenize
+from xmodal_jax.models.seq2seq import Writing, make_seq2seq
+from xmodal_jax.train import evaluate, figures
+from xmodal_jax.train import writing_report as panels
+from xmodal_jax.train.config import shrink
+from xmodal_jax.train.finish import finish
+from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.report import Report
+from xmodal_jax.train.run import Run
+from xmodal_jax.train.writing import Script, Writer, WritingConfig, subject
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(WritingConfig):
+    """Text about a picture or a video."""
+
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
+        train_size=20_000, modalities=("text", "image")
+    )
+    """How the data set is read."""
+    steps: int = 1400
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Examples per step, over all devices together."""
+    eval_every: int = 350
+    """Steps between evaluations on validation data; 0: only at the end."""
+    optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
+    """Optimizer and schedule."""
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    watch = runtime.Stopwatch()
+    if config.smoke:
+        config = shrink(config)
+    run = Run.create(config.run_dir, config, resume=config.resume)
+    model = config.model
+
+    # Data: captions, and what they are about.
+    problems = Problems(config.input.on_bad_example)
+    with watch("data"):
+        splits = open_splits(config.data, config.input, problems)
+        seen = subject(splits.train, ("image", "video"))
+        clean = text_cleaner(config.text_cleanup)
+        captions = captions_of(splits.train, clean)
+        tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
+        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
+        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
+        validation = Script(splits.validation, clean)
+        scripts = {name: Script(split, clean) for name, split in splits.tests.items()}
+    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+
+    # The method: an encoder and a decoder.
+    sizes = dict(length=tokenize.max_length)
+    method = make_seq2seq(model, seen, vocab_size=tokenizer.vocab_size, **sizes)
+    ways = {"greedy": Writing("greedy"), "test": config.writing}
+    write = Writer(model, seen, tokenizer, ways=ways, seed=config.seed, **sizes)
+
+    def validate(params):
+        return validation.caption_scores(write(params, validation.source, "greedy"), "validation/")
+
+    facts = {"source": seen, "target": "text", "tokenizer": tokenizer.files(), **sizes}
+    fitted = fit(
+        method, loader, config, config.optimizer, run, watch,
+        evaluate=validate, monitor="validation/cider", meta=facts,
+    )  # fmt: skip
+
+    # Test: what is written about every split, and greedily about the first.
+    def test(params):
+        written = {name: write(params, script.source, "test") for name, script in scripts.items()}
+        greedy = write(params, scripts["test"].source, "greedy")
+        metrics = {}
+        for name, script in scripts.items():
+            metrics |= script.caption_scores(written[name], f"{name}/")
+        return metrics | scripts["test"].caption_scores(greedy, "greedy/"), written["test"]
+
+    with watch("evaluation"):
+        tested = [test(params) for params in fitted.params]
+        metrics = evaluate.stack_scores([scores for scores, _ in tested])
+    if not run.writes:
+        return
+
+    with watch("report"):
+        seeds = f" · {config.seeds} seeds, captions of the first" if config.seeds > 1 else ""
+        report = Report(f"Captions of {seen}s", f"{config.data} · {fitted.steps} steps{seeds}")
+        headline = [k for k in metrics if k.endswith(("/factor_accuracy", "/cider", "/bleu"))][:6]
+        panels.add_scores(report, metrics, headline)
+        script = scripts["test"]
+        quality, marks = panels.captions_right(script, tested[0][1])
+        panels.add_written(report, script, seen, quality, marks, measure="factors right")
+        report.add_figure("Curves", figures.curves(run.read_metrics()))
+    finish(
+        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

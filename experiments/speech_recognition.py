@@ -1,0 +1,143 @@
+"""Speech to text, by attention, by CTC or by both.
+
+    python experiments/speech_recognition.py
+    python experiments/speech_recognition.py --model.objective ctc --writing.how ctc
+    python experiments/speech_recognition.py --data folder:PATH --tokenizer bpe --vocab-size 260
+    python experiments/speech_recognition.py --data folder:PATH --init-from runs/speech_recognition-20250131-101500
+
+Only sentences that training never heard are scored; the report also has every other way to write that the trained
+model knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.splits import (
+    captions_of,
+    make_tokenizer,
+    open_splits,
+    prepare,
+    text_cleaner,
+    text_length,
+)
+from xmodal_jax.data.text import Tokenize
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq
+from xmodal_jax.models.towers import Augment, spectrograms
+from xmodal_jax.train import evaluate, figures
+from xmodal_jax.train import writing_report as panels
+from xmodal_jax.train.config import shrink
+from xmodal_jax.train.finish import finish
+from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.report import Report
+from xmodal_jax.train.run import Run
+from xmodal_jax.train.writing import Script, Writer, WritingConfig, subject
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(WritingConfig):
+    """Text from speech."""
+
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
+        train_size=8000, modalities=("text", "audio")
+    )
+    """How the data set is read."""
+    steps: int = 1600
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Examples per step, over all devices together."""
+    eval_every: int = 400
+    """Steps between evaluations on validation data; 0: only at the end."""
+    model: Seq2SeqConfig = Seq2SeqConfig(objective="joint", augment=Augment(time_masks=2, frequency_masks=2))
+    """Encoder, decoder and objective."""
+    optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
+    """Optimizer and schedule."""
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    watch = runtime.Stopwatch()
+    if config.smoke:
+        config = shrink(config)
+    run = Run.create(config.run_dir, config, resume=config.resume)
+    model = config.model
+
+    # Data: sentences and their speech, of which the spectrogram is computed once.
+    problems = Problems(config.input.on_bad_example)
+    with watch("data"):
+        splits = open_splits(config.data, config.input, problems)
+        heard = subject(splits.train, ("audio",))
+        clean = text_cleaner(config.text_cleanup)
+        captions = captions_of(splits.train, clean)
+        tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
+        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
+        source, transform = prepare(
+            splits.train, tokenize, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
+        )
+        validation = Script(splits.validation, clean)
+        scripts = {name: Script(s, clean, unlike=set(captions)) for name, s in splits.tests.items()}
+    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+
+    # The method: an encoder with a decoder, a CTC head or both.
+    sizes = dict(length=tokenize.max_length)
+    method = make_seq2seq(model, heard, vocab_size=tokenizer.vocab_size, **sizes)
+    ways = {"test": config.writing}
+    ways |= {how: Writing(how) for how in model.ways if how != config.writing.how}
+    write = Writer(model, heard, tokenizer, ways=ways, seed=config.seed, **sizes)
+    quick = next(way for way in ("ctc", "greedy", "test") if way in ways)
+
+    def validate(params):
+        scores = validation.error_rates(write(params, validation.source, quick), "validation/")
+        return scores | {"validation/word_accuracy": 1 - scores["validation/wer"]}
+
+    facts = {"source": heard, "target": "text", "tokenizer": tokenizer.files(), **sizes}
+    fitted = fit(
+        method, loader, config, config.optimizer, run, watch,
+        evaluate=validate, monitor="validation/word_accuracy", meta=facts,
+    )  # fmt: skip
+
+    # Test: every split, and on the hardest all other ways to write.
+    hardest = list(scripts)[-1]
+
+    def test(params):
+        metrics, written = {}, {}
+        for name, script in scripts.items():
+            written[name] = write(params, script.source, "test")
+            metrics |= script.error_rates(written[name], f"{name}/")
+        for way in ways:
+            if way != "test":
+                said = write(params, scripts[hardest].source, way)
+                metrics |= scripts[hardest].error_rates(said, f"{hardest}_{way}/")
+        return metrics, written[hardest]
+
+    with watch("evaluation"):
+        tested = [test(params) for params in fitted.params]
+        metrics = evaluate.stack_scores([scores for scores, _ in tested])
+    if not run.writes:
+        return
+
+    with watch("report"):
+        seeds = f" · {config.seeds} seeds, transcripts of the first" if config.seeds > 1 else ""
+        report = Report("Speech to text", f"{config.data} · {model.objective} · {fitted.steps} steps{seeds}")
+        headline = [k for k in metrics if k.endswith("/wer")][:6]
+        panels.add_scores(report, metrics, headline)
+        script = scripts[hardest]
+        quality, marks = panels.transcripts_right(script, tested[0][1])
+        panels.add_written(report, script, heard, quality, marks, measure="words right")
+        report.add_figure("Curves", figures.curves(run.read_metrics()))
+    finish(
+        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,161 @@
+"""Speech from text, in several voices.
+
+    python experiments/speech_synthesis.py
+    python experiments/speech_synthesis.py --recogniser runs/speech_recognition-20250131-101500
+    python experiments/speech_synthesis.py --data folder:PATH
+
+With a run of speech_recognition.py the report says how well it understands the synthesised speech, and beside it the
+recordings and what the vocoder makes of their own spectrograms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.splits import (
+    captions_of,
+    make_tokenizer,
+    open_splits,
+    prepare,
+    text_cleaner,
+    text_length,
+)
+from xmodal_jax.data.text import Tokenize
+from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speech
+from xmodal_jax.train import evaluate, figures, speaking
+from xmodal_jax.train import speaking_report as panels
+from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.finish import finish
+from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.report import Report
+from xmodal_jax.train.restore import load_writer
+from xmodal_jax.train.run import Run
+from xmodal_jax.train.writing import subject
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Speech from text."""
+
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
+        train_size=5000, modalities=("text", "audio"), max_seconds=3.2
+    )
+    """How the data set is read."""
+    tokenizer: str = "bpe"
+    """As elsewhere; letters suit speech, which a vocabulary of 260 bytes gives."""
+    vocab_size: int | None = 260
+    """Size of a trained tokenizer's vocabulary."""
+    steps: int = 2000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Examples per step, over all devices together."""
+    eval_every: int = 500
+    """Steps between evaluations on validation data; 0: only at the end."""
+    examples: int = 200
+    """Sentences of the test split that are synthesised."""
+    recogniser: pathlib.Path | None = None
+    """A run of speech_recognition.py that listens to the synthesised speech."""
+    model: SpeechConfig = SpeechConfig()
+    """Text encoder, decoder, spectrogram and vocoder."""
+    optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
+    """Optimizer and schedule."""
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    watch = runtime.Stopwatch()
+    if config.smoke:
+        config = dataclasses.replace(shrink(config), examples=8)
+    run = Run.create(config.run_dir, config, resume=config.resume)
+    model = config.model
+    listener = load_writer(config.recogniser) if config.recogniser else None
+
+    # Data: sentences and their speech, of which the spectrogram is computed once.
+    problems = Problems(config.input.on_bad_example)
+    with watch("data"):
+        splits = open_splits(config.data, config.input, problems)
+        subject(splits.train, ("audio",))
+        clean = text_cleaner(config.text_cleanup)
+        captions = captions_of(splits.train, clean)
+        tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
+        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
+        framed = frames_of(model.features, model.floor)
+        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=framed)
+        names = splits.train.speaker_names or ("the only voice",)
+        frames = framed(splits.train.batch(np.arange(1)))["audio"].shape[1]
+        examples = speaking.first_examples(splits.tests["test"], config.examples)
+        few = speaking.first_examples(splits.validation, 24)
+        true, few_true = (speaking.recorded(some, model) for some in (examples, few))
+    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+
+    # The method: durations are learned beside the frames.
+    sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(names))
+    method = make_speech(model, **sizes)
+    speak = speaking.Speaker(model, tokenize, frames=frames, speakers=len(names))
+
+    def validate(params):
+        made = speak(params, few)
+        distance = float(speaking.distances(made, few_true).mean())
+        return {"validation/mel_distance": distance, "validation/closeness": -distance}
+
+    facts = {
+        "source": "text", "target": "audio", "tokenizer": tokenizer.files(), "length": tokenize.max_length,
+        "frames": frames, "speakers": names,
+    }  # fmt: skip
+    fitted = fit(
+        method, loader, config, config.optimizer, run, watch,
+        evaluate=validate, monitor="validation/closeness", meta=facts,
+    )  # fmt: skip
+
+    # Test: sentences that training never heard; how near to the recording, and what another run understands.
+    texts = [str(text) if clean is None else clean(str(text)) for text in examples.arrays["caption"]]
+    vocoded = speaking.Vocoder(model, frames=frames)(true)
+
+    def test(params):
+        made, heard = speak(params, examples), None
+        apart = speaking.distances(made, true)
+        metrics = {
+            "test/mel_distance": float(apart.mean()),
+            "test/length_error": speaking.length_error(made, true),
+        }
+        if listener is not None:
+            for name, sounds in (("recordings", true), ("vocoded", vocoded), ("test", made)):
+                rates, heard = speaking.listen(listener, sounds, texts)
+                metrics |= {f"{name}/{k}": v for k, v in rates.items()}
+        return metrics, made, apart, heard
+
+    with watch("evaluation"):
+        tested = [test(params) for params in fitted.params]
+        metrics = evaluate.stack_scores([scores for scores, *_ in tested])
+    if not run.writes:
+        return
+
+    with watch("report"):
+        _, made, apart, heard = tested[0]
+        seeds = f" · {config.seeds} seeds, sounds of the first" if config.seeds > 1 else ""
+        report = Report(
+            "Text to speech", f"{len(names)} voices · {config.data} · {fitted.steps} steps{seeds}"
+        )
+        headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
+        report.add_metrics(metrics, headline=headline)
+        tokens = [tokenizer.tokens(text) for text in texts]
+        panels.add_speech(report, texts, tokens, made, vocoded, true, apart, heard, model)
+        report.add_figure("Curves", figures.curves(run.read_metrics()))
+    finish(
+        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,157 @@
+"""Text to the frames of speech, all at once: tokens, spread over as many frames as each lasts, to log-mel frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from xmodal_jax.core.alignment import spread
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.nets.conv import Conv
+from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.transformer import sincos_positions
+from xmodal_jax.types import ExampleKeys, Tokens
+
+
+def _zero(x, mask):
+    return jnp.where(mask[:, :, None], x, jnp.zeros_like(x))
+
+
+class ConvStack(nn.Module):
+    """``depth`` residual blocks (layer norm, convolution over time, GELU, dense layer) and a final norm: ``[B, T, D]``
+    to the same. What lies behind the mask is zero before each convolution, as beyond the end."""
+
+    depth: int
+    kernel: int = 5
+    dropout: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length dim"],
+        mask: Bool[Array, "batch length"],
+        keys: ExampleKeys | None = None,
+    ) -> Float[Array, "batch length dim"]:
+        width = x.shape[-1]
+        for i in range(self.depth):
+            y = _zero(nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x), mask)
+            y = nn.gelu(Conv(width, (self.kernel,), dtype=self.dtype, name=f"conv_{i}")(y))
+            y = nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(y)
+            x = x + Dropout(self.dropout, name=f"dropout_{i}")(y, keys)
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class Aligner(nn.Module):
+    """How well each token suits each frame, log-probabilities over the tokens ``[B, T, N]``.
+
+    ``-|q_t - k_n|^2 / A`` of ``A`` features of a frame's and of a token's neighbourhood each, and a prior that
+    prefers the diagonal, ``-(n / N - t / T)^2 / 2 sigma^2``; softmax over the example's own tokens. Badlani et al.
+    2022, arXiv:2108.10447, sec. 2.1, with the penalty of Tachibana et al. 2018, arXiv:1710.08969, sec. 4.1, as prior.
+    """
+
+    vocab_size: int
+    features: int = 64
+    sigma: float = 0.2
+
+    @nn.compact
+    def __call__(
+        self,
+        text: Int[Array, "batch length"],
+        text_mask: Bool[Array, "batch length"],
+        mel: Float[Array, "batch frames mels"],
+        mel_mask: Bool[Array, "batch frames"],
+    ) -> Float[Array, "batch frames length"]:
+        k = nn.Embed(self.vocab_size, self.features, name="embed")(jnp.clip(text, 0, self.vocab_size - 1))
+        k = nn.gelu(Conv(2 * self.features, (3,), name="text_conv")(_zero(k, text_mask)))
+        k = nn.Dense(self.features, name="text_dense")(k)
+        q = nn.gelu(Conv(2 * self.features, (3,), name="mel_conv")(_zero(mel, mel_mask)))
+        q = nn.gelu(nn.Dense(self.features, name="mel_dense_0")(q))
+        q = nn.Dense(self.features, name="mel_dense_1")(q)
+        apart = (
+            jnp.square(q).sum(-1)[:, :, None] - 2 * q @ k.transpose(0, 2, 1) + jnp.square(k).sum(-1)[:, None]
+        )
+        place = lambda mask: (
+            jnp.arange(mask.shape[1])[None, :] / jnp.maximum(mask.sum(axis=1)[:, None] - 1, 1)
+        )
+        off = place(mel_mask)[:, :, None] - place(text_mask)[:, None, :]
+        logits = -apart / self.features - jnp.square(off) / (2 * self.sigma**2)
+        logits = jnp.where(text_mask[:, None, :], logits, jnp.finfo(logits.dtype).min / 2)
+        return jax.nn.log_softmax(logits, axis=-1)
+
+
+class SpeechNet(nn.Module):
+    """A text encoder, a voice, durations, and a decoder from frames of tokens to log-mel frames.
+
+    ``durations`` gives the logarithm of one plus the frames that each token lasts; `decode` spreads the tokens over
+    given durations. After FastSpeech 2 (Ren et al. 2021, arXiv:2006.04558), without its pitch and energy.
+    """
+
+    encoder: nn.Module
+    """Text to tokens."""
+    vocab_size: int
+    speakers: int
+    mels: int
+    width: int
+    depth: int = 4
+    kernel: int = 5
+    dropout: float = 0.0
+
+    def setup(self):
+        self.speaker = nn.Embed(self.speakers, self.width)
+        self.aligner = Aligner(self.vocab_size)
+        self.duration = ConvStack(2, 3, self.dropout)
+        self.duration_out = nn.Dense(1)
+        self.enter = nn.Dense(self.width)
+        self.decoder = ConvStack(self.depth, self.kernel, self.dropout)
+        self.leave = nn.Dense(self.mels)
+
+    def encode(
+        self,
+        text: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"],
+        speaker: Int[Array, "batch"],
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        """The text's tokens, as ``speaker`` would say them."""
+        tokens = self.encoder(text, mask, keys=keys)
+        voice = self.speaker(jnp.clip(speaker, 0, self.speakers - 1))
+        return Tokens(tokens.values + voice[:, None, :], mask)
+
+    def durations(self, tokens: Tokens, keys: ExampleKeys | None = None) -> Float[Array, "batch length"]:
+        """``log(1 + frames)`` of each token; no gradient flows to the tokens."""
+        keys = None if keys is None else fold_in_name(keys, "durations")
+        x = self.duration(jax.lax.stop_gradient(tokens.values), tokens.mask, keys)
+        return self.duration_out(x)[:, :, 0]
+
+    def decode(
+        self,
+        tokens: Tokens,
+        durations: Int[Array, "batch length"],
+        frames: int,
+        keys: ExampleKeys | None = None,
+    ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
+        """Log-mel frames (standardised) and which of them there are."""
+        token, part, mask = spread(durations, frames)
+        x = jnp.take_along_axis(tokens.values, token[:, :, None], axis=1)
+        # How far into its token a frame lies, and how long that token lasts.
+        own = jnp.take_along_axis(durations, token, axis=1)
+        places = jnp.stack([part, 1 - part, jnp.log1p(own.astype(jnp.float32))], axis=-1)
+        x = self.enter(jnp.concatenate([x, places], axis=-1))
+        x = x + sincos_positions(frames, self.width)[None]
+        keys = None if keys is None else fold_in_name(keys, "decoder")
+        return _zero(self.leave(self.decoder(_zero(x, mask), mask, keys)), mask), mask
+
+    def align(self, text, text_mask, mel, mel_mask) -> Float[Array, "batch frames length"]:
+        """See `Aligner`."""
+        return self.aligner(text, text_mask, mel, mel_mask)
+
+    def __call__(self, text, mask, speaker, mel, mel_mask):
+        """All parts, for initialisation."""
+        tokens = self.encode(text, mask, speaker)
+        self.align(text, mask, mel, mel_mask)
+        return self.durations(tokens), self.decode(tokens, jnp.ones(text.shape, jnp.int32), mel.shape[1])

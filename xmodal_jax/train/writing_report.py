@@ -1,0 +1,82 @@
+"""The report's panels on texts that a model has written: beside what they are about, with wrong words marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.data.grammar import factors_right, parse, wrong_words
+from xmodal_jax.metrics.text import cider, compare_words, error_rates
+from xmodal_jax.train import answer_figures
+from xmodal_jax.train.alignment_report import content
+from xmodal_jax.train.report import Marked, Report
+from xmodal_jax.train.writing import Script
+
+SHOWN = 10
+"""Rows of each table of examples."""
+
+
+def captions_right(script: Script, written: Sequence[str]) -> tuple[np.ndarray, list[Marked]]:
+    """How good each caption is (the share of its factors that are right, or else its CIDEr-D), and its wrong words."""
+    if script.meanings is None:
+        nearest = [
+            min(known, key=lambda r: _errors(t, r))
+            for t, known in zip(written, script.references, strict=True)
+        ]
+        marks = [compare_words(text, ref) for text, ref in zip(written, nearest, strict=True)]
+        return cider(written, script.references), [Marked(m) for m in marks]
+    quality, marks = [], []
+    for text, meant in zip(written, script.meanings, strict=True):
+        found = factors_right(parse(text), meant).values()
+        quality.append(sum(r for r, _ in found) / sum(n for _, n in found))
+        marks.append(Marked([(t, "wrong" if wrong else "right") for t, wrong in wrong_words(text, meant)]))
+    return np.array(quality), marks
+
+
+def transcripts_right(script: Script, written: Sequence[str]) -> tuple[np.ndarray, list[Marked]]:
+    """One minus each transcript's word error rate, and its wrong and missing words."""
+    pairs = list(zip(written, script.texts, strict=True))
+    return 1 - np.array([_errors(*pair) for pair in pairs]), [Marked(compare_words(*pair)) for pair in pairs]
+
+
+def _errors(text: str, reference: str) -> float:
+    return error_rates([text], [reference])["wer"] if reference.split() else float(bool(text.split()))
+
+
+def add_written(
+    report: Report,
+    script: Script,
+    source: str,
+    quality: np.ndarray,
+    marks: Sequence[Marked],
+    *,
+    measure: str,
+    sample_rate: int = 16_000,
+    title: str = "Examples",
+) -> None:
+    """Tables of examples drawn at random and of the worst: the ``source``, what was written, what is right."""
+    drawn = np.random.default_rng(0).permutation(len(quality))[:SHOWN]
+    worst = np.argsort(quality, kind="stable")[:SHOWN]
+    for rows, note in ((drawn, "drawn at random"), (worst, "the worst")):
+        batch = script.source.batch(rows)
+        cells = [
+            (content(batch, source, k, sample_rate), marks[row], script.texts[row], f"{quality[row]:.2f}")
+            for k, row in enumerate(rows.tolist())
+        ]
+        report.add_table(title, (source, "written", "one right text", measure), cells, note)
+
+
+def add_scores(
+    report: Report, metrics: Mapping[str, Any], headline: Sequence[str], *, bars: str = "test/"
+) -> None:
+    """Cards, a table of all, and the accuracies under ``bars`` side by side."""
+    report.add_metrics(metrics, headline=headline, title="All scores")
+    kinds = {
+        name.removeprefix(bars).removesuffix("_accuracy"): value
+        for name, value in metrics.items()
+        if name.startswith(bars) and name.endswith("_accuracy")
+    }
+    if len(kinds) > 1:
+        report.add_figure("By factor", answer_figures.accuracy_bars(kinds, title=f"{bars}accuracy"))

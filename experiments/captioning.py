@@ -48,11 +48,11 @@ class Config(WritingConfig):
         train_size=20_000, modalities=("text", "image")
     )
     """How the data set is read."""
-    steps: int = 1400
+    steps: int = 900
     """Optimizer steps."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
-    eval_every: int = 350
+    eval_every: int = 300
     """Steps between evaluations on validation data; 0: only at the end."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Optimizer and schedule."""
@@ -76,6 +76,7 @@ def main(config: Config) -> None:
         tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
         tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
+        shape = splits.train.batch([0])[seen].shape[1:]
         validation = Script(splits.validation, clean)
         scripts = {name: Script(split, clean) for name, split in splits.tests.items()}
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
@@ -89,7 +90,7 @@ def main(config: Config) -> None:
     def validate(params):
         return validation.caption_scores(write(params, validation.source, "greedy"), "validation/")
 
-    facts = {"source": seen, "target": "text", "tokenizer": tokenizer.files(), **sizes}
+    facts = {"source": seen, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
     fitted = fit(
         method, loader, config, config.optimizer, run, watch,
         evaluate=validate, monitor="validation/cider", meta=facts,

@@ -98,7 +98,7 @@ def main(config: Config) -> None:
         scores = validation.error_rates(write(params, validation.source, quick), "validation/")
         return scores | {"validation/word_accuracy": 1 - scores["validation/wer"]}
 
-    facts = {"source": heard, "target": "text", "tokenizer": tokenizer.files(), **sizes}
+    facts = {"source": heard, "target": "text", "shape": (), "tokenizer": tokenizer.files(), **sizes}
     fitted = fit(
         method, loader, config, config.optimizer, run, watch,
         evaluate=validate, monitor="validation/word_accuracy", meta=facts,

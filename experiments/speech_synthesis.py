@@ -38,7 +38,7 @@ from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
-from xmodal_jax.train.restore import load_writer
+from xmodal_jax.train.restore import load_translator
 from xmodal_jax.train.run import Run
 from xmodal_jax.train.writing import subject
 
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
         config = dataclasses.replace(shrink(config), examples=8)
     run = Run.create(config.run_dir, config, resume=config.resume)
     model = config.model
-    listener = load_writer(config.recogniser) if config.recogniser else None
+    listener = load_translator(config.recogniser) if config.recogniser else None
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
     problems = Problems(config.input.on_bad_example)

@@ -1,4 +1,4 @@
-"""Trained runs put to use: what a run's checkpoint holds, as functions from one modality to another."""
+"""Trained runs put to use: what a run's checkpoint holds, as a function from one modality to another."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import jax
 import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource
-from xmodal_jax.data.text import Tokenizer, tokenizer_from
+from xmodal_jax.data.text import tokenizer_from
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing
 from xmodal_jax.models.speech import SpeechConfig, make_speaker
-from xmodal_jax.train.checkpoint import restore_run
+from xmodal_jax.train.checkpoint import Kept, restore_run
 from xmodal_jax.train.writing import Writer
 
 Kind = TypeVar("Kind")
+
+BATCH = 32
+"""Examples that are translated at once."""
 
 
 def from_json(kind: type[Kind], value: Any) -> Kind:
@@ -32,9 +35,7 @@ def from_json(kind: type[Kind], value: Any) -> Kind:
     if origin is typing.Annotated:
         return from_json(args[0], value)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return value
-        return from_json(next(a for a in args if a is not type(None)), value)
+        return None if value is None else from_json(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
         each = [args[0]] * len(value) if args[1:] == (...,) else args
         return tuple(from_json(a, v) for a, v in zip(each, value, strict=True))
@@ -47,92 +48,91 @@ def from_json(kind: type[Kind], value: Any) -> Kind:
     return value
 
 
-class Heard(NamedTuple):
-    """What a run that writes needs of its maker."""
+class Translator(NamedTuple):
+    """A trained run as a function."""
 
     source: str
-    """What it writes about: image, audio or video."""
-    tokenizer: Tokenizer
-    write: Callable[[Sequence[np.ndarray]], list[str]]
-    """Texts about pictures uint8 ``[H, W, C]``, videos uint8 ``[F, H, W, C]`` or sounds int16 ``[T]`` at ``rate``."""
-    options: dict[str, Any]
-    """How its data were read (``image_size``, ``sample_rate``, …)."""
-
-
-class Voice(NamedTuple):
-    """A run that speaks."""
-
-    tokenizer: Tokenizer
-    speakers: tuple[str, ...]
+    """The modality that it takes."""
+    target: str
+    """The modality that it makes: text or audio."""
+    apply: Callable[..., list]
+    """Examples to examples: texts; pictures or videos, uint8, of ``shape``; sounds ``[T]``, int16 or floats in [-1, 1].
+    One that speaks takes the numbers of the ``speakers`` as second argument (by default the first of them)."""
     sample_rate: int
-    speak: Callable[..., list[np.ndarray]]
-    """``speak(texts, speakers) -> waveforms``, float32 in [-1, 1]."""
+    """Of the sounds that it takes or makes, Hz."""
+    shape: tuple[int, ...] = ()
+    """Of the pictures ``[H, W, C]`` or videos ``[F, H, W, C]`` that it was trained on."""
+    speakers: tuple[str, ...] = ()
+    """Whose voices it has."""
 
 
-def _facts(run: pathlib.Path, seed: int | None, target: str):
-    kept = restore_run(run, seed=seed)
-    if kept.meta.get("target") != target:
-        raise ValueError(
-            f"{run} is no run that makes {target}: its checkpoint says {kept.meta.get('target')!r}"
-        )
-    return kept.params, kept.meta, kept.meta["config"]
-
-
-def load_writer(run: pathlib.Path, writing: Writing | None = None, *, seed: int | None = None) -> Heard:
-    """A captioning or recognition run's newest checkpoint, ready to write (``writing``: as it was told, if None).
+def load_translator(
+    run: pathlib.Path, *, writing: Writing | None = None, rate: float = 1.0, seed: int | None = None
+) -> Translator:
+    """A run's newest checkpoint: of captioning, recognition (``writing``: how text is generated, None for as the run
+    was told) or synthesis (``rate``: above 1 speaks faster).
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run makes something else, or has several seeds and ``seed`` is none of them.
     """
-    params, meta, config = _facts(run, seed, "text")
-    model = from_json(Seq2SeqConfig, config["model"])
-    writing = from_json(Writing, config["writing"]) if writing is None else writing
-    tokenizer, source = tokenizer_from(meta["tokenizer"]), meta["source"]
-    writer = Writer(model, source, tokenizer, length=meta["length"], ways={"it": writing}, batch_size=32)
+    kept = restore_run(run, seed=seed)
+    match kept.meta.get("target"):
+        case "text":
+            return _writer(kept, writing)
+        case "audio":
+            return _speaker(kept, rate, run)
+    raise ValueError(
+        f"{run} translates nothing: give a run of captioning.py, speech_recognition.py or speech_synthesis.py"
+    )
 
-    def write(examples):
+
+def _writer(kept: Kept, writing: Writing | None) -> Translator:
+    config, meta = kept.meta["config"], kept.meta
+    model, source = from_json(Seq2SeqConfig, config["model"]), meta["source"]
+    ways = {"it": from_json(Writing, config["writing"]) if writing is None else writing}
+    writer = Writer(
+        model, source, tokenizer_from(meta["tokenizer"]), length=meta["length"], ways=ways, batch_size=BATCH
+    )
+    rate = model.features.sample_rate
+
+    def apply(examples: Sequence[np.ndarray]) -> list[str]:
         # Of whole seconds, so that sets of sounds share a program.
-        seconds = -(-max(map(len, examples)) // 16_000) * 16_000
-        fields = {source: np.stack(examples)} if source != "audio" else pad_sounds(examples, seconds)
-        return writer(params, ArraySource(fields), "it")
+        fields = _padded(examples, rate) if source == "audio" else {source: np.stack(examples)}
+        return writer(kept.params, ArraySource(fields), "it")
 
-    return Heard(source, tokenizer, write, config["input"])
+    return Translator(source, "text", apply, rate, shape=tuple(meta["shape"]))
 
 
-def pad_sounds(sounds: Sequence[np.ndarray], length: int | None = None) -> dict[str, np.ndarray]:
-    """``audio`` ``[B, T]`` and ``audio_mask`` of sounds of different lengths."""
-    longest = max(map(len, sounds)) if length is None else length
+def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray]:
+    longest = -(-max(map(len, sounds)) // multiple) * multiple
     audio = np.zeros((len(sounds), longest), sounds[0].dtype)
-    mask = np.zeros((len(sounds), longest), bool)
+    mask = np.zeros(audio.shape, bool)
     for k, sound in enumerate(sounds):
-        audio[k, : len(sound)], mask[k, : len(sound)] = sound[:longest], True
+        audio[k, : len(sound)], mask[k, : len(sound)] = sound, True
     return {"audio": audio, "audio_mask": mask}
 
 
-def load_voice(run: pathlib.Path, *, seed: int | None = None, rate: float = 1.0) -> Voice:
-    """A synthesis run's newest checkpoint, ready to speak.
+def _speaker(kept: Kept, rate: float, run: pathlib.Path) -> Translator:
+    meta, model = kept.meta, from_json(SpeechConfig, kept.meta["config"]["model"])
+    tokenizer, names, length = tokenizer_from(meta["tokenizer"]), tuple(meta["speakers"]), meta["length"]
+    sizes = dict(vocab_size=tokenizer.vocab_size, length=length, frames=meta["frames"], speakers=len(names))
+    speak = jax.jit(make_speaker(model, rate=rate, **sizes))
 
-    Raises:
-      FileNotFoundError: there is no checkpoint.
-      ValueError: the run makes something else, or has several seeds and ``seed`` is none of them.
-    """
-    params, meta, config = _facts(run, seed, "audio")
-    model = from_json(SpeechConfig, config["model"])
-    tokenizer, names = tokenizer_from(meta["tokenizer"]), tuple(meta["speakers"])
-    sizes = dict(vocab_size=tokenizer.vocab_size, length=meta["length"], frames=meta["frames"])
-    speak = make_speaker(model, speakers=len(names), rate=rate, **sizes)
+    def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
+        for text, tokens in zip(texts, tokenizer.lengths(texts), strict=True):
+            if tokens > length:
+                raise ValueError(
+                    f"{run} says texts of up to {length} tokens; {tokens} are too many: {text!r}"
+                )
+        said = []
+        for first in range(0, len(texts), BATCH):
+            ids, mask = tokenizer.encode_batch(list(texts[first : first + BATCH]), length)
+            who = np.zeros(len(texts), np.int32) if speakers is None else np.asarray(speakers, np.int32)
+            batch = {"text": ids, "text_mask": mask, "speaker": who[first : first + BATCH]}
+            spoken = speak(kept.params, {**batch, "index": np.arange(len(ids), dtype=np.int32)})
+            waves, there = jax.device_get((spoken.waveform, spoken.mask))
+            said += [wave[heard] for wave, heard in zip(waves, there, strict=True)]
+        return said
 
-    speak = jax.jit(speak)
-
-    def say(texts: Sequence[str], speakers: Sequence[int]) -> list[np.ndarray]:
-        long = [text for text, n in zip(texts, tokenizer.lengths(texts), strict=True) if n > meta["length"]]
-        if long:
-            raise ValueError(f"{run} says texts of up to {meta['length']} tokens: {long[0]!r} is longer")
-        ids, mask = tokenizer.encode_batch(list(texts), meta["length"])
-        batch = {"text": ids, "text_mask": mask, "speaker": np.asarray(speakers, np.int32)}
-        spoken = speak(params, {**batch, "index": np.arange(len(ids), dtype=np.int32)})
-        waves, there = jax.device_get((spoken.waveform, spoken.mask))
-        return [wave[heard] for wave, heard in zip(waves, there, strict=True)]
-
-    return Voice(tokenizer, names, model.features.sample_rate, say)
+    return Translator("text", "audio", apply, model.features.sample_rate, speakers=names)

@@ -14,7 +14,7 @@ from xmodal_jax.metrics.speech import mel_distance
 from xmodal_jax.metrics.text import error_rates
 from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speaker, vocode
 from xmodal_jax.train.evaluate import predict_all
-from xmodal_jax.train.restore import Heard
+from xmodal_jax.train.restore import Translator
 
 
 class Sounds(NamedTuple):
@@ -104,7 +104,7 @@ def length_error(made: Sounds, true: Sounds) -> float:
     return float(np.abs(lengths[:, 0] / lengths[:, 1] - 1).mean())
 
 
-def listen(recognise: Heard, sounds: Sounds, texts: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+def listen(recognise: Translator, sounds: Sounds, texts: Sequence[str]) -> tuple[dict[str, float], list[str]]:
     """``wer`` and ``cer`` of what another run hears, and what it heard."""
-    heard = recognise.write(sounds.waves)
+    heard = recognise.apply(sounds.waves)
     return error_rates(heard, texts), heard

@@ -1,0 +1,91 @@
+"""Files or words from one modality into another, by trained runs; several runs make a chain.
+
+    python experiments/translate.py --from photo.png --to text --runs runs/captioning
+    python experiments/translate.py --from clip.wav --to text --runs runs/speech_recognition
+    python experiments/translate.py --from "a red circle" --to speech --runs runs/speech_synthesis
+    python experiments/translate.py --from photos/ --to speech --runs runs/captioning runs/speech_synthesis
+
+What is made lies in the run's directory, `out/`, and in its report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from xmodal_jax.core import runtime
+from xmodal_jax.data.problems import OnBadExample, Problems
+from xmodal_jax.models.seq2seq import Writing
+from xmodal_jax.train.finish import finish
+from xmodal_jax.train.report import Audio, Report
+from xmodal_jax.train.restore import load_translator
+from xmodal_jax.train.run import Run
+from xmodal_jax.train.translating import chain, find_inputs, read_inputs, translate, write_outputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """From one modality into another."""
+
+    source: Annotated[str, tyro.conf.arg(name="from")]
+    """A file (picture, sound, video, or a .txt with a text per line), a folder of such files, or the words themselves."""
+    to: Literal["text", "speech"]
+    """What to make."""
+    runs: tuple[pathlib.Path, ...]
+    """Trained runs of captioning.py, speech_recognition.py and speech_synthesis.py."""
+    speaker: str | None = None
+    """Whose voice speaks, by its name in the run that speaks; None: the first."""
+    rate: float = 1.0
+    """Above 1 speaks faster."""
+    writing: Writing | None = None
+    """How text is generated; None: as the run was told to."""
+    on_bad_example: OnBadExample = "stop"
+    """What to do with a file that cannot be read: stop, or skip, count and list it."""
+    run_dir: pathlib.Path | None = None
+    """Where the run's files go; ``runs/translate-<time>`` if not given."""
+    smoke: bool = False
+    """As for the other experiments; there is nothing to shorten."""
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    watch = runtime.Stopwatch()
+    problems = Problems(config.on_bad_example)
+    target = {"text": "text", "speech": "audio"}[config.to]
+
+    with watch("restore"):
+        found = find_inputs(config.source)
+        known = [load_translator(run, writing=config.writing, rate=config.rate) for run in config.runs]
+        steps = chain(known, found.modality, target)
+    run = Run.create(config.run_dir, config)
+
+    with watch("data"):
+        names, inputs = read_inputs(found, steps[0], problems)
+    with watch("translate"):
+        stages = translate(steps, inputs, speaker=config.speaker)
+    write_outputs(run.path / "out", names, stages[-1], sample_rate=steps[-1].sample_rate)
+
+    with watch("report"):
+        titles = [found.modality, *(step.target for step in steps)]
+        report = Report(" to ".join(titles), f"{len(names)} from {config.source}")
+        rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
+        show = lambda x, rate: Audio(x, rate) if isinstance(x, np.ndarray) and x.ndim == 1 else x
+        rows = [
+            (name, *(show(stage[k], rate) for stage, rate in zip(stages, rates, strict=True)))
+            for k, name in enumerate(names)
+        ]
+        report.add_table("Translations", ("input", *titles), rows)
+        for k in range(min(len(names), 20)):
+            if isinstance(stages[-1][k], str):
+                print(f"{names[k]}: {stages[-1][k]}")
+    metrics = {"inputs": len(names), "seconds_per_input": watch.seconds["translate"] / len(names)}
+    run.log(1, metrics)
+    finish(run, report, metrics, headline=list(metrics), problems=problems, watch=watch)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

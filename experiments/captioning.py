@@ -3,7 +3,7 @@
     python experiments/captioning.py
     python experiments/captioning.py --modalities text video
     python experiments/captioning.py --data folder:PATH --modalities text image
-    python experiments/captioning.py --init-from runs/contrastive-20250131-101500
+    python experiments/captioning.py --model.contrastive-weight 0.5
 
 On the embedded data set captions are also read back: which factors of the scene do they say right?
 """
@@ -54,6 +54,8 @@ class Config(WritingConfig):
     """Examples per step, over all devices together."""
     eval_every: int = 300
     """Steps between evaluations on validation data; 0: only at the end."""
+    gallery: int = 500
+    """With --model.contrastive-weight: test examples among which retrieval searches, each of another meaning."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Optimizer and schedule."""
 
@@ -96,6 +98,11 @@ def main(config: Config) -> None:
         evaluate=validate, monitor="validation/cider", meta=facts,
     )  # fmt: skip
 
+    def retrieve(params):
+        gallery = evaluate.Gallery(splits.tests["test"], config.gallery)
+        answer = evaluate.predict_all(method.predict, params, gallery, transform=tokenize)
+        return evaluate.retrieval_scores(answer.embeddings, ids=gallery.ids)
+
     # Test: what is written about every split, and greedily about the first.
     def test(params):
         written = {name: write(params, script.source, "test") for name, script in scripts.items()}
@@ -103,6 +110,8 @@ def main(config: Config) -> None:
         metrics = {}
         for name, script in scripts.items():
             metrics |= script.caption_scores(written[name], f"{name}/")
+        if model.contrasts:
+            metrics |= retrieve(params)
         return metrics | scripts["test"].caption_scores(greedy, "greedy/"), written["test"]
 
     with watch("evaluation"):

@@ -50,11 +50,11 @@ class Config(WritingConfig):
         train_size=8000, modalities=("text", "audio")
     )
     """How the data set is read."""
-    steps: int = 1600
+    steps: int = 900
     """Optimizer steps."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
-    eval_every: int = 400
+    eval_every: int = 300
     """Steps between evaluations on validation data; 0: only at the end."""
     model: Seq2SeqConfig = Seq2SeqConfig(objective="joint", augment=Augment(time_masks=2, frequency_masks=2))
     """Encoder, decoder and objective."""

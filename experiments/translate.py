@@ -32,7 +32,7 @@ class Config:
     """From one modality into another."""
 
     source: Annotated[str, tyro.conf.arg(name="from")]
-    """A file (picture, sound, video, or a .txt with a text per line), a folder of such files, or the words themselves."""
+    """A file (picture, sound, video, or .txt with a text per line), a folder of such files, or the words themselves."""
     to: Literal["text", "speech"]
     """What to make."""
     runs: tuple[pathlib.Path, ...]
@@ -82,7 +82,7 @@ def main(config: Config) -> None:
         for k in range(min(len(names), 20)):
             if isinstance(stages[-1][k], str):
                 print(f"{names[k]}: {stages[-1][k]}")
-    metrics = {"inputs": len(names), "seconds_per_input": watch.seconds["translate"] / len(names)}
+    metrics = {"translate/inputs": len(names), "translate/seconds": watch.seconds["translate"]}
     run.log(1, metrics)
     finish(run, report, metrics, headline=list(metrics), problems=problems, watch=watch)
 

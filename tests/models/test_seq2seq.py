@@ -12,7 +12,9 @@ from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
 from tests.support import assert_device_invariant, assert_resumes
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq, make_writer
+from xmodal_jax.models.towers import Augment
 from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.train.optim import Optimizer
 
 BEGIN, END, VOCAB, LENGTH = 1, 2, 19, 7
@@ -24,6 +26,7 @@ CONFIG = Seq2SeqConfig(
 CONFIG = dataclasses.replace(CONFIG, audio=dataclasses.replace(CONFIG.audio, downsample=2))
 SIZES = dict(vocab_size=VOCAB, length=LENGTH)
 TOKENS = dict(begin=BEGIN, end=END)
+PLAIN = AugmentConfig(translate=0, flip=0.0)
 
 
 def make_batch(source="audio", n=16):
@@ -168,3 +171,86 @@ def test_errors_say_what_to_change():
         make_writer(only, "audio", **SIZES, **TOKENS)
     with pytest.raises(ValueError, match="ctc_weight must lie in"):
         Seq2SeqConfig(ctc_weight=1.0)
+
+
+COCA = dataclasses.replace(
+    CONFIG,
+    objective="attention",
+    contrastive_weight=0.5,
+    decoder=dataclasses.replace(CONFIG.decoder, depth=2),
+)
+
+
+def test_with_the_contrastive_loss_the_devices_do_not_change_the_result():
+    batch = make_batch("image")
+    batch["text"][4:6] = batch["text"][0]
+    batch["text_mask"] = batch["text"] != 0
+    assert_device_invariant(
+        make_seq2seq(COCA, "image", **SIZES), batch, layouts=[("pmap", 4, 1), ("sharded", 4, 2)]
+    )
+
+
+def test_the_contrastive_loss_is_info_nce_of_what_predict_gives():
+    """Without dropout and augmentation; equal texts are positives of each other."""
+    config = dataclasses.replace(
+        COCA, decoder=dataclasses.replace(COCA.decoder, dropout=0.0), augment=Augment(PLAIN)
+    )
+    config = dataclasses.replace(config, image=dataclasses.replace(config.image, dropout=0.0, drop_path=0.0))
+    method, batch = make_seq2seq(config, "image", **SIZES), make_batch("image")
+    batch["present"] = {"image": np.arange(16) != 3}
+    batch["text"][5] = batch["text"][6]
+    batch["text_mask"] = batch["text"] != 0
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    loss = jax.jit(lambda p, b: method.loss(p, b, jax.random.key(1)))
+    value, aux = loss(params, on_device(batch))
+    found = jax.jit(method.predict)(params, on_device(batch)).embeddings
+    kept = np.arange(16) != 3
+    a, b = (np.asarray(found[m], np.float64)[kept] for m in ("image", "text"))
+    texts = [tuple(row) for row in batch["text"][kept]]
+    logits = a @ b.T / config.temperature
+    same = np.array([[x == y for x in texts] for y in texts])
+    assert same.sum() > 15
+    terms = [
+        np.mean(
+            np.log(np.exp(m).sum(axis=1))
+            - np.array([row[ok].mean() for row, ok in zip(m, same, strict=True)])
+        )
+        for m in (logits, logits.T)
+    ]
+    np.testing.assert_allclose(aux["contrastive"], np.mean(terms), rtol=1e-4)
+    without, plain = jax.jit(
+        lambda p, b: make_seq2seq(dataclasses.replace(config, contrastive_weight=1.0), "image", **SIZES).loss(
+            p, b, jax.random.key(1)
+        )
+    )(params, on_device(batch))
+    np.testing.assert_allclose(without - value, 0.5 * plain["contrastive"], rtol=1e-4)
+
+
+def test_what_reads_the_text_alone_does_not_see_the_source():
+    method, batch = make_seq2seq(COCA, "image", **SIZES), make_batch("image")
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    predict = jax.jit(method.predict)
+    before = predict(params, on_device(batch)).embeddings
+    after = predict(params, on_device({**batch, "image": 255 - batch["image"]})).embeddings
+    np.testing.assert_array_equal(before["text"], after["text"])
+    assert (np.asarray(before["image"]) != np.asarray(after["image"])).any()
+
+
+def test_with_layers_for_the_text_alone_the_cache_changes_nothing():
+    config = dataclasses.replace(COCA, decoder=dataclasses.replace(COCA.decoder, depth=3))
+    method, batch = make_seq2seq(config, "image", **SIZES), on_device(make_batch("image"))
+    batch = {k: v for k, v in batch.items() if k != "present"}
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    params = jax.tree.map(lambda x: 2 * x, params)
+    write = jax.jit(
+        make_writer(config, "image", **SIZES, begin=BEGIN, end=VOCAB - 1, writing=Writing("beam", beams=2))
+    )
+    found = write(params, batch)
+    wanted = rated(method, params, batch, VOCAB - 1, found)
+    np.testing.assert_allclose(found.log_probability, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_contrastive_loss_needs_layers_for_the_text():
+    for wrong in (dict(objective="ctc"), dict(decoder=CONFIG.decoder)):
+        with pytest.raises(ValueError, match="at least two layers"):
+            dataclasses.replace(COCA, **wrong)

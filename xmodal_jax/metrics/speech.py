@@ -6,19 +6,36 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
+def warp(cost: Float[np.ndarray, "frames_a frames_b"]) -> tuple[float, Int[np.ndarray, "pairs 2"]]:
+    """``(total, path)``: dynamic time warping, the path from the first pair to the last, by steps of one in either or
+    both, whose costs add up to least. Sakoe and Chiba 1978 (symmetric, without weights)."""
+    rows, columns = cost.shape
+    total = np.full((rows + 1, columns + 1), np.inf)
+    total[0, 0] = 0.0
+    for diagonal in range(rows + columns - 1):  # of one diagonal none depends on another
+        i = np.arange(max(0, diagonal - columns + 1), min(rows, diagonal + 1))
+        j = diagonal - i
+        before = np.minimum(np.minimum(total[i, j], total[i, j + 1]), total[i + 1, j])
+        total[i + 1, j + 1] = cost[i, j] + before
+    i, j, path = rows, columns, []
+    while i > 0:
+        path.append((i - 1, j - 1))
+        i, j = min(((i - 1, j - 1), (i - 1, j), (i, j - 1)), key=lambda place: total[place])
+    return float(total[-1, -1]), np.array(path[::-1])
+
+
 def mel_distance(
     a: Float[np.ndarray, "frames_a mels"], b: Float[np.ndarray, "frames_b mels"]
 ) -> tuple[float, Int[np.ndarray, "pairs 2"]]:
     """``(distance, path)``: the mean over the warping path of the mean absolute difference of two log-mel spectrograms,
-    and the pairs of frames that dynamic time warping (Sakoe and Chiba 1978, by librosa, Euclidean) lays together.
+    and the pairs of frames that dynamic time warping (`warp`, of Euclidean distances) lays together.
 
     Raises:
       ValueError: an empty spectrogram, or different numbers of bands.
     """
-    import librosa  # here: it takes seconds to import
-
     if not len(a) or not len(b) or a.shape[1] != b.shape[1]:
         raise ValueError(f"two spectrograms of equally many bands are needed, got {a.shape} and {b.shape}")
-    _, path = librosa.sequence.dtw(np.asarray(a, np.float64).T, np.asarray(b, np.float64).T)
-    path = path[::-1]
-    return float(np.abs(a[path[:, 0]] - b[path[:, 1]]).mean()), path
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    square = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)[None, :] - 2 * x @ y.T
+    _, path = warp(np.sqrt(np.maximum(square, 0.0)))
+    return float(np.abs(x[path[:, 0]] - y[path[:, 1]]).mean()), path

@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.decoding import Generated, beam_search, ctc_greedy, sample
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
-from xmodal_jax.losses import sequence
+from xmodal_jax.core.similarity import l2_normalize
+from xmodal_jax.losses import info_nce, sequence
+from xmodal_jax.models.contrastive import MAX_SCALE, text_ids
 from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_encoder, prepare, presence
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig, build_decoder
 from xmodal_jax.nets.fusion import content_mask
+from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.text import TextDecoder
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
@@ -36,6 +40,13 @@ class Seq2SeqConfig:
     """Weight of CTC in "joint", of 1 together."""
     label_smoothing: float = 0.1
     """Share of the target spread over the vocabulary, in the decoder's cross-entropy."""
+    contrastive_weight: float = 0.0
+    """Above 0: the weight of a contrastive loss between the source and its text, as in CoCa. The first half of the
+    decoder's layers then reads the text alone; the source's tokens are pooled by attention."""
+    embed_dim: int = 128
+    """Dimensions of the space in which they are compared."""
+    temperature: float = 0.07
+    """Initial temperature of the contrastive loss; learned."""
     decoder: EncoderConfig = EncoderConfig("transformer")
     """Text decoder."""
     image: EncoderConfig = dataclasses.replace(DEFAULTS["image"], norm="group", token_positions=True)
@@ -53,6 +64,18 @@ class Seq2SeqConfig:
         for name in ("ctc_weight", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.contrastive_weight < 0 or self.temperature <= 1 / MAX_SCALE:
+            raise ValueError(f"contrastive_weight must not be negative, temperature above {1 / MAX_SCALE}")
+        if self.contrasts and (not self.decodes or self.decoder.depth < 2):
+            raise ValueError(
+                "contrastive_weight needs the objective attention or joint and a decoder of at least two layers, of "
+                f"which the first half reads the text alone; got {self.objective!r} and {self.decoder.depth}"
+            )
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether source and text are compared."""
+        return self.contrastive_weight > 0
 
     @property
     def decodes(self) -> bool:
@@ -80,6 +103,26 @@ class CTCHead(nn.Module):
         return nn.Dense(self.vocab_size, name="logits")(nn.LayerNorm(name="norm")(tokens).astype(jnp.float32))
 
 
+class ContrastHead(nn.Module):
+    """The source's tokens and the states of its text to unit vectors ``[B, embed_dim]`` each, and the inverse
+    temperature. Of the text the state of its last token counts, which has seen all."""
+
+    embed_dim: int
+    temperature: float
+
+    @nn.compact
+    def __call__(
+        self, tokens: Tokens, states: Float[Array, "batch length dim"], mask: Bool[Array, "batch length"]
+    ):
+        last = jnp.maximum(mask.sum(axis=1) - 1, 0)
+        text = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+        seen = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
+        start = nn.initializers.constant(-math.log(self.temperature))
+        scale = jnp.minimum(jnp.exp(self.param("log_scale", start, ())), MAX_SCALE)
+        project = lambda name: nn.Dense(self.embed_dim, use_bias=False, name=name)
+        return l2_normalize(project("source")(seen)), l2_normalize(project("text")(text)), scale
+
+
 @dataclasses.dataclass(frozen=True)
 class _Network:
     """Encoder, decoder and CTC head of one configuration."""
@@ -98,7 +141,13 @@ class _Network:
 
     @property
     def decoder(self) -> TextDecoder:
-        return build_decoder(self.config.decoder, vocab_size=self.vocab_size, max_length=self.length)
+        half = self.config.decoder.depth // 2 if self.config.contrasts else 0
+        sizes = dict(vocab_size=self.vocab_size, max_length=self.length, text_depth=half)
+        return build_decoder(self.config.decoder, **sizes)
+
+    @property
+    def contrast(self) -> ContrastHead:
+        return ContrastHead(self.config.embed_dim, self.config.temperature)
 
     @property
     def head(self) -> CTCHead:
@@ -118,13 +167,19 @@ class _Network:
         if self.config.decodes:
             ids = jnp.ones((1, self.length), jnp.int32)
             params["decoder"] = self.decoder.init(fold_in_name(key, "decoder"), ids, tokens)["params"]
+        if self.config.contrasts:
+            width = self.config.decoder.width
+            states, mask = jnp.zeros((1, self.length, width)), jnp.ones((1, self.length), bool)
+            made = self.contrast.init(fold_in_name(key, "contrast"), tokens, states, mask)
+            params["contrast"] = made["params"]
         if self.config.aligns:
             params["ctc"] = self.head.init(fold_in_name(key, "ctc"), tokens.values)["params"]
         return params
 
-    def decode(self, params: Params, ids: Array, memory: Tokens, keys: ExampleKeys | None = None) -> Array:
+    def decode(self, params: Params, ids: Array, memory: Tokens, keys: ExampleKeys | None = None):
+        """Logits after every token, and the states of the text alone."""
         keys = None if keys is None else fold_in_name(keys, "decoder")  # not the encoder's own draws again
-        return self.decoder.apply({"params": params["decoder"]}, ids, memory, keys=keys)
+        return self.decoder.apply({"params": params["decoder"]}, ids, memory, keys=keys, states=True)
 
     def align(self, params: Params, memory: Tokens) -> Array:
         return self.head.apply({"params": params["ctc"]}, memory.values)
@@ -137,6 +192,8 @@ class Written(NamedTuple):
     """Nats per token of the decoder, given the true tokens before; zeros without a decoder."""
     ctc: Float[Array, "batch"]
     """Nats per text; zeros without a CTC head."""
+    embeddings: dict[str, Float[Array, "batch dim"]]
+    """Unit vectors of the source and of its text, by modality; empty without the contrastive loss."""
 
 
 def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Method:
@@ -147,8 +204,11 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
     the smoothed cross-entropy of token ``t + 1``; CTC's is the mean over its texts of ``-log p(text) / tokens``, of the
     tokens between begin and end. An example without the source or without text has no influence.
 
-    aux: ``cross_entropy`` and ``accuracy`` (of tokens, teacher forced), ``ctc`` and ``ctc_unaligned``, the share of
-    texts that are longer than the source's tokens can spell.
+    ``contrastive_weight`` times the InfoNCE of source and text over the global batch is added, where it is above 0
+    (CoCa, Yu et al. 2022, arXiv:2205.01917, eq. 3); texts that are equal are all positives.
+
+    aux: ``cross_entropy`` and ``accuracy`` (of tokens, teacher forced), ``contrastive``, ``ctc`` and ``ctc_unaligned``,
+    the share of texts that are longer than the source's tokens can spell.
 
     Raises:
       ValueError: an unknown source.
@@ -156,14 +216,17 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
     net = _Network(config, source, vocab_size, length)
 
     def terms(params: Params, batch: Batch, keys: ExampleKeys | None):
-        """Per example, each loss with its weight."""
+        """Per example each loss with its weight, and what the contrastive loss compares."""
         memory = net.encode(params, batch, keys)
         ids = batch["text"]
         mask = batch.get("text_mask", ids != 0) & presence(batch, ("text",))["text"][:, None]
         mask &= presence(batch, (source,))[source][:, None]
-        targets, wanted, found = ids[:, 1:], mask[:, 1:], {}
+        targets, wanted, found, compared = ids[:, 1:], mask[:, 1:], {}, None
         if config.decodes:
-            logits = net.decode(params, ids[:, :-1], memory, keys)
+            logits, states = net.decode(params, ids if config.contrasts else ids[:, :-1], memory, keys)
+            logits = logits[:, : targets.shape[1]]
+            if config.contrasts:
+                compared = net.contrast.apply({"params": params["contrast"]}, memory, states, mask)
             count = wanted.sum(axis=1).astype(jnp.float32)
             smoothed = sequence.token_cross_entropy(logits, targets, wanted, smoothing=config.label_smoothing)
             plain = sequence.token_cross_entropy(logits, targets, wanted)
@@ -178,20 +241,29 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
                 tokens, 1
             )
             found |= {"ctc": (loss, there * fits), "ctc_unaligned": (1.0 - fits, there)}
-        return found
+        return found, compared, mask.any(axis=1)
 
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
         (key,) = named_keys(key, "seq2seq")
-        found = terms(params, batch, example_keys(key, batch["index"]))
+        found, compared, there = terms(params, batch, example_keys(key, batch["index"]))
+        if compared is not None:
+            a, b, scale = compared
+            one = info_nce(
+                a, b, temperature=1.0 / scale, present=there, match=text_ids(batch["text"]),
+                duplicates="positive", axis_name=axis_name,
+            )  # fmt: skip
+            found["contrastive"] = (one, there.astype(jnp.float32))
         aux = {n: collectives.batch_mean(*pair, axis_name=axis_name) for n, pair in found.items()}
         weight = {"attention": 0.0, "ctc": 1.0, "joint": config.ctc_weight}[config.objective]
         total = (1 - weight) * aux.pop("loss", 0.0) + weight * aux.get("ctc", 0.0)
+        total += config.contrastive_weight * aux.get("contrastive", 0.0)
         return total, jax.lax.stop_gradient(aux)
 
     def predict(params: Params, batch: Batch) -> Written:
-        found, nothing = terms(params, batch, None), jnp.zeros(len(batch["index"]))
+        (found, compared, _), nothing = terms(params, batch, None), jnp.zeros(len(batch["index"]))
         value = lambda name: found[name][0] if name in found else nothing
-        return Written(value("cross_entropy"), value("ctc"))
+        embeddings = {} if compared is None else {source: compared[0], "text": compared[1]}
+        return Written(value("cross_entropy"), value("ctc"), embeddings)
 
     return Method(net.init, loss, predict)
 

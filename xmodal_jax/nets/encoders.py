@@ -215,9 +215,9 @@ def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_in
 
 
 def build_decoder(
-    config: EncoderConfig, *, vocab_size: int, max_length: int, cross: bool = True
+    config: EncoderConfig, *, vocab_size: int, max_length: int, cross: bool = True, text_depth: int = 0
 ) -> TextDecoder:
-    """The text decoder of a config (of "transformer"; always causal).
+    """The text decoder of a config (of "transformer"; always causal); ``text_depth``: see `TextDecoder`.
 
     Raises:
       ValueError: another name, or a pool that only an encoder has.
@@ -228,7 +228,8 @@ def build_decoder(
         )
     options = _transformer_options(config)
     del options["class_token"]
-    return TextDecoder(vocab_size, max_length, positions=config.positions, cross=cross, **options)
+    own = dict(positions=config.positions, cross=cross, text_depth=text_depth)
+    return TextDecoder(vocab_size, max_length, **own, **options)
 
 
 def build_pool(config: EncoderConfig) -> Pool:

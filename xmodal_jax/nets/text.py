@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.transformer import Positions, SizedTransformer, TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -52,7 +53,9 @@ class TextDecoder(SizedTransformer):
 
     A causal transformer with cross-attention to ``memory``, whose output is compared with the tokens' embeddings (tied:
     Press and Wolf 2017, arXiv:1608.05859). Float32 logits; position ``t`` sees the ids up to ``t``. Without ``cross``
-    there is no memory: a language model.
+    there is no memory: a language model. The first ``text_depth`` of the ``depth`` layers see the text alone and end in
+    a norm of their own, so that what they make of it can be compared with other modalities (CoCa, Yu et al. 2022,
+    arXiv:2205.01917, sec. 3.2); ``states`` gives that back as well, ``[B, L, width]``.
 
     One token at a time, ``position`` is its place and the collection ``cache`` holds what the earlier tokens left,
     ``memory`` the keys and values of the memory (see `nets.attention.MultiHeadAttention`), of which several rows of
@@ -65,6 +68,7 @@ class TextDecoder(SizedTransformer):
     vocab_size: int
     max_length: int
     cross: bool = True
+    text_depth: int = 0
 
     @nn.compact
     def __call__(
@@ -74,7 +78,8 @@ class TextDecoder(SizedTransformer):
         *,
         keys: ExampleKeys | None = None,
         position: Int[Array, ""] | int | None = None,
-    ) -> Float[Array, "batch length vocab"]:
+        states: bool = False,
+    ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Array]:
         embed = nn.Embed(
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="embed"
         )
@@ -85,6 +90,13 @@ class TextDecoder(SizedTransformer):
             seen = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (len(x), self.max_length))
         x = Positions((self.max_length,), self.positions, name="positions")(x, offset)
         x = Dropout(self.dropout, name="dropout")(x, keys)
-        attend = self.transformer(causal=True, cross=self.cross)
+        if self.text_depth:
+            read = self.transformer(causal=True, depth=self.text_depth, name="text_transformer")
+            # Other draws than those of the layers that follow, which are counted from 0 again.
+            own = None if keys is None else fold_in_name(keys, "text")
+            x = read(x, seen, keys=own, position=position)
+        text = x
+        attend = self.transformer(causal=True, cross=self.cross, depth=self.depth - self.text_depth)
         x = attend(x, seen, *(memory or (None, None)), keys=keys, position=position)
-        return embed.attend(x.astype(jnp.float32))
+        logits = embed.attend(x.astype(jnp.float32))
+        return (logits, text) if states else logits

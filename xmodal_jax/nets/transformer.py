@@ -219,13 +219,28 @@ class SizedTransformer(nn.Module, kw_only=True):
     implementation: str | None = None
 
     @nn.nowrap
-    def transformer(self, *, causal: bool = False, cross: bool = False) -> Transformer:
-        """For compact methods: the submodule "transformer"."""
-        names = ("depth", "heads", "mlp_ratio", "dropout", "drop_path", "dtype", "remat", "scan_layers")
-        sizes = {name: getattr(self, name) for name in names}
-        return Transformer(
-            **sizes, causal=causal, cross=cross, implementation=self.implementation, name="transformer"
+    def transformer(
+        self,
+        *,
+        causal: bool = False,
+        cross: bool = False,
+        depth: int | None = None,
+        name: str = "transformer",
+    ) -> Transformer:
+        """For compact methods: a submodule, of all layers or ``depth`` of them."""
+        same = (
+            "heads",
+            "mlp_ratio",
+            "dropout",
+            "drop_path",
+            "dtype",
+            "remat",
+            "scan_layers",
+            "implementation",
         )
+        sizes = {field: getattr(self, field) for field in same}
+        depth = self.depth if depth is None else depth
+        return Transformer(depth, causal=causal, cross=cross, name=name, **sizes)
 
 
 class TransformerEncoder(SizedTransformer, kw_only=True):

@@ -19,15 +19,7 @@ from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import (
-    captions_of,
-    make_tokenizer,
-    open_splits,
-    prepare,
-    text_cleaner,
-    text_length,
-)
-from xmodal_jax.data.text import Tokenize
+from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.seq2seq import Writing, make_seq2seq
 from xmodal_jax.train import evaluate, figures
 from xmodal_jax.train import writing_report as panels
@@ -37,7 +29,16 @@ from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.writing import Script, Writer, WritingConfig, subject
+from xmodal_jax.train.transfer import load_encoders
+from xmodal_jax.train.writing import Script, Writer, WritingConfig, retrieval, subject
+
+CURVES = (
+    "train/loss",
+    "train/cross_entropy",
+    "train/grad_norm",
+    "validation/factor_accuracy",
+    "validation/cider",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,26 +67,31 @@ def main(config: Config) -> None:
     if config.smoke:
         config = shrink(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
-    model = config.model
+    parts = load_encoders(config.init_from) if config.init_from else None
+    model = parts.configure(config.model) if parts else config.model
 
     # Data: captions, and what they are about.
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
         seen = subject(splits.train, ("image", "video"))
-        clean = text_cleaner(config.text_cleanup)
-        captions = captions_of(splits.train, clean)
-        tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
-        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
+        tokenize, _ = learn_text(
+            splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
+            cleanup=config.text_cleanup,
+        )  # fmt: skip
+        tokenizer = tokenize.tokenizer
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])[seen].shape[1:]
-        validation = Script(splits.validation, clean)
-        scripts = {name: Script(split, clean) for name, split in splits.tests.items()}
+        validation = Script(splits.validation, tokenize.clean)
+        scripts = {name: Script(split, tokenize.clean) for name, split in splits.tests.items()}
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
     # The method: an encoder and a decoder.
     sizes = dict(length=tokenize.max_length)
-    method = make_seq2seq(model, seen, vocab_size=tokenizer.vocab_size, **sizes)
+    method, optimizer = make_seq2seq(model, seen, vocab_size=tokenizer.vocab_size, **sizes), config.optimizer
+    if parts:
+        method = parts.start(method, tokenizer)
+        optimizer = parts.optimize(optimizer, (seen,), config.init_rate)
     ways = {"greedy": Writing("greedy"), "test": config.writing}
     write = Writer(model, seen, tokenizer, ways=ways, seed=config.seed, **sizes)
 
@@ -94,14 +100,9 @@ def main(config: Config) -> None:
 
     facts = {"source": seen, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
     fitted = fit(
-        method, loader, config, config.optimizer, run, watch,
+        method, loader, config, optimizer, run, watch,
         evaluate=validate, monitor="validation/cider", meta=facts,
     )  # fmt: skip
-
-    def retrieve(params):
-        gallery = evaluate.Gallery(splits.tests["test"], config.gallery)
-        answer = evaluate.predict_all(method.predict, params, gallery, transform=tokenize)
-        return evaluate.retrieval_scores(answer.embeddings, ids=gallery.ids)
 
     # Test: what is written about every split, and greedily about the first.
     def test(params):
@@ -111,7 +112,9 @@ def main(config: Config) -> None:
         for name, script in scripts.items():
             metrics |= script.caption_scores(written[name], f"{name}/")
         if model.contrasts:
-            metrics |= retrieve(params)
+            metrics |= retrieval(
+                method, params, evaluate.Gallery(splits.tests["test"], config.gallery), tokenize
+            )
         return metrics | scripts["test"].caption_scores(greedy, "greedy/"), written["test"]
 
     with watch("evaluation"):
@@ -128,7 +131,7 @@ def main(config: Config) -> None:
         script = scripts["test"]
         quality, marks = panels.captions_right(script, tested[0][1])
         panels.add_written(report, script, seen, quality, marks, measure="factors right")
-        report.add_figure("Curves", figures.curves(run.read_metrics()))
+        report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
         seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(fitted.params[0]),

@@ -20,15 +20,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import (
-    captions_of,
-    make_tokenizer,
-    open_splits,
-    prepare,
-    text_cleaner,
-    text_length,
-)
-from xmodal_jax.data.text import Tokenize
+from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.train import alignment_report as panels
 from xmodal_jax.train import evaluate, figures
@@ -73,12 +65,13 @@ def main(config: Config) -> None:
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
-        clean = text_cleaner(config.text_cleanup)
-        captions = captions_of(splits.train, clean)
-        tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
+        tokenize, _ = learn_text(
+            splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
+            cleanup=config.text_cleanup,
+        )  # fmt: skip
+        tokenizer = tokenize.tokenizer
         if run.writes:
             tokenizer.save(run.path / "tokenizer")
-        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
     modalities = tuple(splits.train.modalities)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)

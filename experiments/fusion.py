@@ -21,9 +21,8 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.questions import QUESTION_KINDS
-from xmodal_jax.data.splits import captions_of, make_tokenizer, prepare, text_cleaner, text_length
+from xmodal_jax.data.splits import learn_text, prepare
 from xmodal_jax.data.tasks import Questions, open_task, targets_of
-from xmodal_jax.data.text import Tokenize
 from xmodal_jax.models.fusion import make_attend, make_fusion
 from xmodal_jax.models.towers import spectrograms
 from xmodal_jax.train import answer_report as panels
@@ -66,10 +65,11 @@ def main(config: Config) -> None:
         modalities, names = tuple(splits.train.modalities), targets_of(splits.train)
         tokenizer = tokenize = None
         if "text" in modalities:
-            clean = text_cleaner(config.text_cleanup)
-            captions = captions_of(splits.train, clean)
-            tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
-            tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
+            tokenize, _ = learn_text(
+                splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
+                cleanup=config.text_cleanup,
+            )  # fmt: skip
+            tokenizer = tokenize.tokenizer
         hear = spectrograms(model.features) if "audio" in modalities else None
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=hear)
         groups = ("kind", QUESTION_KINDS)

@@ -20,15 +20,7 @@ from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import (
-    captions_of,
-    make_tokenizer,
-    open_splits,
-    prepare,
-    text_cleaner,
-    text_length,
-)
-from xmodal_jax.data.text import Tokenize
+from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq
 from xmodal_jax.models.towers import Augment, spectrograms
 from xmodal_jax.train import evaluate, figures
@@ -39,6 +31,7 @@ from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
+from xmodal_jax.train.transfer import load_encoders
 from xmodal_jax.train.writing import Script, Writer, WritingConfig, subject
 
 
@@ -68,27 +61,32 @@ def main(config: Config) -> None:
     if config.smoke:
         config = shrink(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
-    model = config.model
+    parts = load_encoders(config.init_from) if config.init_from else None
+    model = parts.configure(config.model) if parts else config.model
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
         heard = subject(splits.train, ("audio",))
-        clean = text_cleaner(config.text_cleanup)
-        captions = captions_of(splits.train, clean)
-        tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
-        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
+        tokenize, captions = learn_text(
+            splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
+            cleanup=config.text_cleanup,
+        )  # fmt: skip
+        tokenizer = tokenize.tokenizer
         source, transform = prepare(
             splits.train, tokenize, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
         )
-        validation = Script(splits.validation, clean)
-        scripts = {name: Script(s, clean, unlike=set(captions)) for name, s in splits.tests.items()}
+        validation = Script(splits.validation, tokenize.clean)
+        scripts = {name: Script(s, tokenize.clean, unlike=set(captions)) for name, s in splits.tests.items()}
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
     # The method: an encoder with a decoder, a CTC head or both.
     sizes = dict(length=tokenize.max_length)
-    method = make_seq2seq(model, heard, vocab_size=tokenizer.vocab_size, **sizes)
+    method, optimizer = make_seq2seq(model, heard, vocab_size=tokenizer.vocab_size, **sizes), config.optimizer
+    if parts:
+        method = parts.start(method, tokenizer)
+        optimizer = parts.optimize(optimizer, (heard,), config.init_rate)
     ways = {"test": config.writing}
     ways |= {how: Writing(how) for how in model.ways if how != config.writing.how}
     write = Writer(model, heard, tokenizer, ways=ways, seed=config.seed, **sizes)
@@ -100,7 +98,7 @@ def main(config: Config) -> None:
 
     facts = {"source": heard, "target": "text", "shape": (), "tokenizer": tokenizer.files(), **sizes}
     fitted = fit(
-        method, loader, config, config.optimizer, run, watch,
+        method, loader, config, optimizer, run, watch,
         evaluate=validate, monitor="validation/word_accuracy", meta=facts,
     )  # fmt: skip
 

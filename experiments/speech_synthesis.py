@@ -21,15 +21,7 @@ from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import (
-    captions_of,
-    make_tokenizer,
-    open_splits,
-    prepare,
-    text_cleaner,
-    text_length,
-)
-from xmodal_jax.data.text import Tokenize
+from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speech
 from xmodal_jax.train import evaluate, figures, speaking
 from xmodal_jax.train import speaking_report as panels
@@ -40,7 +32,7 @@ from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.restore import load_translator
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.writing import subject
+from xmodal_jax.train.writing import Script, subject
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,15 +77,17 @@ def main(config: Config) -> None:
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
         subject(splits.train, ("audio",))
-        clean = text_cleaner(config.text_cleanup)
-        captions = captions_of(splits.train, clean)
-        tokenizer = make_tokenizer(config.tokenizer, captions, config.vocab_size)
-        tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean, problems=problems)
+        tokenize, captions = learn_text(
+            splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
+            cleanup=config.text_cleanup,
+        )  # fmt: skip
+        tokenizer = tokenize.tokenizer
         framed = frames_of(model.features, model.floor)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=framed)
         names = splits.train.speaker_names or ("the only voice",)
         frames = framed(splits.train.batch(np.arange(1)))["audio"].shape[1]
-        examples = speaking.first_examples(splits.tests["test"], config.examples)
+        script = Script(splits.tests["test"], tokenize.clean, limit=config.examples, unlike=set(captions))
+        examples = speaking.first_examples(script.source, config.examples)
         few = speaking.first_examples(splits.validation, 24)
         true, few_true = (speaking.recorded(some, model) for some in (examples, few))
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
@@ -118,21 +112,14 @@ def main(config: Config) -> None:
     )  # fmt: skip
 
     # Test: sentences that training never heard; how near to the recording, and what another run understands.
-    texts = [str(text) if clean is None else clean(str(text)) for text in examples.arrays["caption"]]
     vocoded = speaking.Vocoder(model, frames=frames)(true)
 
     def test(params):
-        made, heard = speak(params, examples), None
+        made = speak(params, examples)
         apart = speaking.distances(made, true)
-        metrics = {
-            "test/mel_distance": float(apart.mean()),
-            "test/length_error": speaking.length_error(made, true),
-        }
-        if listener is not None:
-            for name, sounds in (("recordings", true), ("vocoded", vocoded), ("test", made)):
-                rates, heard = speaking.listen(listener, sounds, texts)
-                metrics |= {f"{name}/{k}": v for k, v in rates.items()}
-        return metrics, made, apart, heard
+        metrics = speaking.nearness(made, true, apart)
+        heard = speaking.listen(listener, script.texts, recordings=true, vocoded=vocoded, test=made)
+        return metrics | heard.rates, made, apart, heard.texts
 
     with watch("evaluation"):
         tested = [test(params) for params in fitted.params]
@@ -148,8 +135,8 @@ def main(config: Config) -> None:
         )
         headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
         report.add_metrics(metrics, headline=headline)
-        tokens = [tokenizer.tokens(text) for text in texts]
-        panels.add_speech(report, texts, tokens, made, vocoded, true, apart, heard, model)
+        tokens = [tokenizer.tokens(text) for text in script.texts]
+        panels.add_speech(report, script.texts, tokens, made, vocoded, true, apart, heard, model)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,

@@ -77,6 +77,17 @@ def text_length(tokenizer: Tokenizer, captions: list[str]) -> int:
     return tokenizer.fit_length(captions) + 2
 
 
+def learn_text(
+    train: Source, problems: Problems, *, tokenizer: str, vocab_size: int | None, cleanup: str
+) -> tuple[Tokenize, list[str]]:
+    """How texts are read, and the captions that this was learned from: cleaned as `text_cleaner` says, a tokenizer of
+    `make_tokenizer`, as long as `text_length` says."""
+    clean = text_cleaner(cleanup)
+    captions = captions_of(train, clean)
+    learned = make_tokenizer(tokenizer, captions, vocab_size)
+    return Tokenize(learned, text_length(learned, captions), clean=clean, problems=problems), captions
+
+
 def prepare(
     source: Source,
     tokenize: Tokenize | None,

@@ -442,7 +442,7 @@ th{font-size:.8rem;font-weight:600;color:var(--muted);text-align:left}
 th,td{padding:.42rem 1rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:middle}
 tbody tr:last-child td{border-bottom:0}
 td.number{font-variant-numeric:tabular-nums;white-space:nowrap}
-td .tile{max-width:96px}
+td .tile{width:84px}
 td .audio{width:260px}
 mark{background:none;color:var(--wrong);font-weight:650;text-decoration:underline wavy 1px}
 del{color:var(--muted)}

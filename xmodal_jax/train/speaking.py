@@ -98,13 +98,26 @@ def distances(made: Sounds, true: Sounds) -> np.ndarray:
     return np.array([mel_distance(a, b)[0] for a, b in zip(made.frames, true.frames, strict=True)])
 
 
-def length_error(made: Sounds, true: Sounds) -> float:
-    """The mean of ``|length - true length| / true length``."""
+def nearness(made: Sounds, true: Sounds, apart: np.ndarray) -> dict[str, float]:
+    """``test/mel_distance``, the mean of `distances`, and ``test/length_error``, that of ``|length / true - 1|``."""
     lengths = np.array([(len(a), len(b)) for a, b in zip(made.frames, true.frames, strict=True)], np.float64)
-    return float(np.abs(lengths[:, 0] / lengths[:, 1] - 1).mean())
+    off = np.abs(lengths[:, 0] / lengths[:, 1] - 1)
+    return {"test/mel_distance": float(apart.mean()), "test/length_error": float(off.mean())}
 
 
-def listen(recognise: Translator, sounds: Sounds, texts: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """``wer`` and ``cer`` of what another run hears, and what it heard."""
-    heard = recognise.apply(sounds.waves)
-    return error_rates(heard, texts), heard
+class Listened(NamedTuple):
+    """What another run hears."""
+
+    rates: dict[str, float]
+    """``<name>/wer``, ``<name>/cer``."""
+    texts: list[str] | None
+    """Of the last sounds; None without a run that listens."""
+
+
+def listen(listener: Translator | None, texts: Sequence[str], **sounds: Sounds) -> Listened:
+    """How well a run of recognition understands each of the ``sounds``, by their names."""
+    rates, heard = {}, None
+    for name, each in sounds.items() if listener is not None else ():
+        heard = listener.apply(each.waves)
+        rates |= {f"{name}/{k}": v for k, v in error_rates(heard, texts).items()}
+    return Listened(rates, heard)

@@ -1,4 +1,4 @@
-"""Starting from another run's encoders: ``--init-from RUN``."""
+"""Starting from another run's encoders (and decoder, where both have one): ``--init-from RUN``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ from xmodal_jax.types import MODALITIES, Method, Params
 
 Model = TypeVar("Model")
 
+PARTS = (*MODALITIES, "decoder", "ctc")
+"""What is carried over, by its name in the parameters."""
+
+_WORDS = {"embed/embedding": 0, "logits/kernel": 1, "logits/bias": 0}
+"""Parameters with an entry for each token of the vocabulary, and along which axis."""
+
 
 class Encoders(NamedTuple):
-    """The trained encoders of a run."""
+    """The trained encoders of a run, and what else it has of `PARTS`."""
 
     params: Mapping[str, Params]
-    """By modality."""
+    """By the names of `PARTS`."""
     configs: Mapping[str, EncoderConfig]
+    """Of those that have one."""
     features: AudioFeatures
     tokenizer: Tokenizer | None
     source: str
@@ -34,7 +41,8 @@ class Encoders(NamedTuple):
     def configure(self, model: Model) -> Model:
         """A model's configuration with these encoders in place of its own (and their spectrogram, if they hear)."""
         features = {"features": self.features} if "audio" in self.configs else {}
-        return dataclasses.replace(model, **self.configs, **features)
+        own = {field.name for field in dataclasses.fields(model)}
+        return dataclasses.replace(model, **{k: c for k, c in self.configs.items() if k in own}, **features)
 
     def optimize(self, optimizer: Optimizer, modalities: tuple[str, ...], rate: float) -> Optimizer:
         """An optimizer whose learning rate is ``rate`` times as high for these encoders; 0 freezes them."""
@@ -49,7 +57,7 @@ class Encoders(NamedTuple):
     def start(self, method: Method, tokenizer: Tokenizer | None) -> Method:
         """``method``, initialised with these encoders under ``params[modality]``.
 
-        The embedding of a word is carried over by the word: one that the other run did not know keeps its random
+        What belongs to a word is carried over by the word: one that the other run did not know keeps its random
         start. Learned positions are carried over as far as both reach.
         """
 
@@ -69,14 +77,16 @@ class Encoders(NamedTuple):
         missing = set(trees.leaf_names(new)) ^ set(old)
         if missing:
             raise ValueError(
-                f"{self.source}: its {modality} encoder and this one differ in {sorted(missing)[0]!r}: they need the "
+                f"{self.source}: its {modality} part and this one's differ in {sorted(missing)[0]!r}: they need the "
                 "same configuration"
             )
 
         def one(name, x):
             value = jnp.asarray(old[name], x.dtype)
-            if modality == "text" and name == "embed/embedding":
-                return self._words(value, x, tokenizer)
+            if modality in ("text", "decoder", "ctc") and name in _WORDS:
+                axis = _WORDS[name]
+                words = self._words(jnp.moveaxis(value, axis, 0), jnp.moveaxis(x, axis, 0), tokenizer)
+                return jnp.moveaxis(words, 0, axis)
             if name.startswith("positions") and value.shape[1:] == x.shape[1:]:
                 both = min(len(value), len(x))
                 return x.at[:both].set(value[:both])
@@ -91,7 +101,7 @@ class Encoders(NamedTuple):
 
     def _words(self, old: jax.Array, new: jax.Array, tokenizer: Tokenizer | None) -> jax.Array:
         if self.tokenizer is None or tokenizer is None:
-            raise ValueError(f"{self.source}: no tokenizer is kept beside its text encoder")
+            raise ValueError(f"{self.source}: no tokenizer is kept beside what reads or writes text in it")
         theirs, ours = self.tokenizer.vocabulary(), tokenizer.vocabulary()
         shared = [word for word in ours if word in theirs]
         if not shared:
@@ -110,14 +120,12 @@ def load_encoders(run: pathlib.Path, *, seed: int | None = None) -> Encoders:
     kept = restore_run(run, seed=seed)
     model = kept.meta["config"].get("model", {})
     params: dict[str, Any] = {}
-    for name in MODALITIES:
-        if name in kept.params and name in model:
+    for name in PARTS:
+        if name in kept.params and (name in model or name == "ctc"):
             params[name] = kept.params[name].get("encoder", kept.params[name])
     if not params:
-        raise ValueError(
-            f"{run} has no encoder of {', '.join(MODALITIES)}: give a contrastive or a fusion run"
-        )
-    configs = {name: EncoderConfig(**model[name]) for name in params}
+        raise ValueError(f"{run} has no encoder of {', '.join(MODALITIES)}: give a run of another experiment")
+    configs = {name: EncoderConfig(**model[name]) for name in params if name in model}
     features = AudioFeatures(**model["features"]) if "features" in model else AudioFeatures()
     files = kept.meta.get("tokenizer")
     return Encoders(params, configs, features, tokenizer_from(files) if files else None, str(run))

@@ -19,7 +19,8 @@ from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.text import caption_scores, error_rates
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_writer
 from xmodal_jax.train.config import RunConfig
-from xmodal_jax.train.evaluate import predict_all
+from xmodal_jax.train.evaluate import Gallery, predict_all, retrieval_scores
+from xmodal_jax.types import Method
 
 PHRASINGS = 5
 """References of a caption where a data set knows other words for the same."""
@@ -142,3 +143,9 @@ class Script:
         right = np.mean([a == b for a, b in zip(written, self.texts, strict=True)])
         scores = error_rates(written, self.texts) | {"exact_accuracy": float(right)}
         return {f"{prefix}{name}": value for name, value in scores.items()}
+
+
+def retrieval(method: Method, params: Any, gallery: Gallery, transform: Callable) -> dict[str, float]:
+    """`train.evaluate.retrieval_scores` between source and text, of a method with the contrastive loss."""
+    answer = predict_all(method.predict, params, gallery, transform=transform)
+    return retrieval_scores(answer.embeddings, ids=gallery.ids)

@@ -15,6 +15,8 @@ from xmodal_jax.core import trees
 from xmodal_jax.data.text import train_tokenizer
 from xmodal_jax.models.contrastive import make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
+from xmodal_jax.models.seq2seq import make_seq2seq
+from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.optim import Optimizer, rate_factors
 from xmodal_jax.train.run import to_json
@@ -102,7 +104,40 @@ def test_what_does_not_fit_is_named(run):
         jax.eval_shape(method.init, key, batch)
     deeper = dataclasses.replace(FUSION, image=dataclasses.replace(FUSION.image, depth=3))
     method = encoders.start(make_fusion(deeper, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
-    with pytest.raises(ValueError, match="its image encoder and this one differ in"):
+    with pytest.raises(ValueError, match="its image part and this one's differ in"):
         jax.eval_shape(method.init, key, batch)
     with pytest.raises(FileNotFoundError):
         load_encoders(run[0] / "nowhere")
+
+
+def test_a_decoder_and_a_ctc_head_come_along_word_by_word(tmp_path):
+    from tests.models.test_seq2seq import CONFIG
+    from tests.models.test_seq2seq import make_batch as texts_and_sounds
+
+    length = 7
+    method = make_seq2seq(CONFIG, "audio", vocab_size=OLD.vocab_size, length=length)
+    batch = texts_and_sounds("audio", 2)
+    old = jax.jit(method.init)(jax.random.key(5), batch)
+    meta = {"config": {"model": to_json(CONFIG)}, "tokenizer": OLD.files(), "seeds": [0]}
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(3, {"step": jnp.int32(3), "params": old}, meta)
+    checkpoints.close()
+    parts = load_encoders(tmp_path)
+    assert set(parts.params) == {"audio", "decoder", "ctc"}
+    model = parts.configure(dataclasses.replace(CONFIG, decoder=EncoderConfig("transformer")))
+    assert model == CONFIG
+    plain = make_seq2seq(model, "audio", vocab_size=NEW.vocab_size, length=length)
+    started = jax.jit(parts.start(plain, NEW).init)(jax.random.key(0), batch)
+    fresh = jax.jit(plain.init)(jax.random.key(0), batch)
+    jax.tree.map(np.testing.assert_array_equal, started["audio"], old["audio"])
+    jax.tree.map(
+        np.testing.assert_array_equal, started["decoder"]["transformer"], old["decoder"]["transformer"]
+    )
+    ours, theirs = NEW.vocabulary(), OLD.vocabulary()
+    assert {"blue", "a"} <= ours.keys() & theirs.keys() and "colour" not in theirs
+    for word, row in ours.items():
+        source, at = (old, theirs[word]) if word in theirs else (fresh, row)
+        table = lambda p: p["decoder"]["embed"]["embedding"]
+        np.testing.assert_array_equal(table(started)[row], table(source)[at])
+        logits = lambda p: p["ctc"]["logits"]["kernel"]
+        np.testing.assert_array_equal(logits(started)[:, row], logits(source)[:, at])

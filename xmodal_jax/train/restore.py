@@ -7,7 +7,7 @@ import pathlib
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,14 +19,13 @@ from xmodal_jax.models.speech import SpeechConfig, make_speaker
 from xmodal_jax.train.checkpoint import Kept, restore_run
 from xmodal_jax.train.writing import Writer
 
-Kind = TypeVar("Kind")
-
 BATCH = 32
 """Examples that are translated at once."""
 
 
-def from_json(kind: type[Kind], value: Any) -> Kind:
-    """The inverse of `train.run.to_json` for nested dataclasses of plain values, tuples and None.
+def from_json(kind: Any, value: Any) -> Any:
+    """The inverse of `train.run.to_json` for a ``kind`` of value: nested dataclasses of plain values, tuples, paths and
+    None.
 
     Raises:
       ValueError: a field that ``kind`` does not have.
@@ -45,7 +44,7 @@ def from_json(kind: type[Kind], value: Any) -> Kind:
         if unknown:
             raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}: the run is of another version")
         return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
-    return value
+    return pathlib.Path(value) if kind is pathlib.Path else value
 
 
 class Translator(NamedTuple):

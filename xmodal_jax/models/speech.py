@@ -12,17 +12,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.alignment import monotonic_alignment
+from xmodal_jax.core.alignment import monotonic_alignment, spread
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.losses.sequence import ctc
-from xmodal_jax.models.towers import AudioFeatures, init_inputs, presence
+from xmodal_jax.models.towers import AudioFeatures, init_inputs, log_mel_of, once_per_batch, presence
 from xmodal_jax.nets.encoders import EncoderConfig, build_encoder
 from xmodal_jax.nets.speech import SpeechNet
-from xmodal_jax.preprocess.audio import log_mel
 from xmodal_jax.preprocess.vocoder import log_mel_to_waveform
 from xmodal_jax.types import Batch, Key, Method, Params
 
@@ -58,28 +56,14 @@ class SpeechConfig:
 def frames_of(features: AudioFeatures, floor: float) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A change of raw batches: waveforms to log-mel frames ``[B, F, mels]``, as they are synthesised, with their mask;
     computed once and not again at every step that reads them."""
-    compute = jax.jit(lambda x, mask: _frames(x, mask, features, floor))
-
-    def change(batch):
-        mask = batch.get("audio_mask", np.ones(batch["audio"].shape, bool))
-        frames, mask = (np.asarray(x) for x in compute(batch["audio"], mask))
-        return {**batch, "audio": frames, "audio_mask": mask}
-
-    return change
-
-
-def _frames(waveform, mask, features: AudioFeatures, floor: float):
-    return log_mel(
-        waveform, mask, sample_rate=features.sample_rate, n_fft=features.window, hop=features.hop,
-        n_mels=features.mels, floor=floor,
-    )  # fmt: skip
+    return once_per_batch(lambda x, mask: log_mel_of(x, mask, features, floor=floor))
 
 
 def _mel(batch: Batch, config: SpeechConfig):
     """Standardised frames and their mask, of waveforms or of what `frames_of` made of them."""
     frames, mask = batch["audio"], batch.get("audio_mask")
     if frames.ndim == 2:
-        frames, mask = _frames(frames, mask, config.features, config.floor)
+        frames, mask = log_mel_of(frames, mask, config.features, floor=config.floor)
     elif frames.shape[-1] != config.features.mels:
         raise ValueError(f"the frames have {frames.shape[-1]} bands, features.mels is {config.features.mels}")
     return jnp.where(mask[:, :, None], (frames - config.mean) / config.scale, 0.0), mask
@@ -105,6 +89,20 @@ class Aligned(NamedTuple):
     """Frames that the model would itself give each token."""
     error: Float[Array, "batch"]
     """Mean absolute difference of the log-mel frames, synthesised with ``durations``, from the true ones, in nats."""
+
+
+class _Computed(NamedTuple):
+    mask: Array
+    """Which tokens there are, ``[B, L]``."""
+    log_p: Array
+    """Of each frame over the tokens, ``[B, F, L]``."""
+    durations: Array
+    said: Array
+    """``log(1 + frames)`` of each token as the model would have it."""
+    errors: Array
+    """Of the standardised frames, ``[B]``."""
+    there: Array
+    """Which frames there are, of examples that could be aligned."""
 
 
 def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers: int = 1) -> Method:
@@ -136,34 +134,32 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
     def init(key: Key, batch: Batch) -> Params:
         return net.init(fold_in_name(key, "speech"), *inputs(init_inputs(batch)))["params"]
 
-    def parts(params: Params, batch: Batch, keys):
+    def compute(params: Params, batch: Batch, keys) -> _Computed:
         text, mask, speaker, mel, mel_mask = inputs(batch)
         bound = net.bind({"params": params})
         log_p = bound.align(text, mask, mel, mel_mask)
         durations = monotonic_alignment(jax.lax.stop_gradient(log_p), mel_mask, mask)
         tokens = bound.encode(text, mask, speaker, keys)
-        made, made_mask = bound.decode(tokens, durations, mel.shape[1], keys)
-        return text, mask, mel, mel_mask, log_p, durations, bound.durations(tokens, keys), made, made_mask
+        made, there = bound.decode(tokens, durations, mel.shape[1], keys)
+        errors = jnp.where(there[:, :, None], jnp.abs(made - mel), 0.0).mean(axis=2).sum(axis=1)
+        errors = errors / jnp.maximum(there.sum(axis=1), 1)
+        return _Computed(mask, log_p, durations, bound.durations(tokens, keys), errors, there)
 
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
         (key,) = named_keys(key, "speech")
-        keys = example_keys(key, batch["index"])
-        text, mask, mel, _, log_p, durations, said, made, there = parts(params, batch, keys)
-        frames, tokens = (
-            there.sum(axis=1).astype(jnp.float32),
-            jnp.where(durations > 0, 1.0, 0.0).sum(axis=1),
+        mask, log_p, durations, said, errors, there = compute(
+            params, batch, example_keys(key, batch["index"])
         )
+        frames, tokens = (x.sum(axis=1).astype(jnp.float32) for x in (there, durations > 0))
         each = jnp.maximum(frames, 1.0)
-        errors = jnp.where(there[:, :, None], jnp.abs(made - mel), 0.0).mean(axis=2).sum(axis=1) / each
         late = jnp.square(said - jnp.log1p(durations.astype(jnp.float32)))
         late = jnp.where(durations > 0, late, 0.0).sum(axis=1) / jnp.maximum(tokens, 1.0)
         # CTC with a label of its own for each token, and a blank that is e times less likely than a certain token.
-        labels = jnp.broadcast_to(jnp.arange(1, text.shape[1] + 1), text.shape)
+        labels = jnp.broadcast_to(jnp.arange(1, mask.shape[1] + 1), mask.shape)
         blank = jnp.full((*log_p.shape[:2], 1), -1.0)
         total = ctc(jnp.concatenate([blank, log_p], axis=2), there, labels, mask & (durations > 0)) / each
-        ends = jnp.cumsum(durations, axis=1)
-        token = (ends[:, None, :] <= jnp.arange(mel.shape[1])[None, :, None]).sum(axis=2)
-        best = jnp.take_along_axis(log_p, jnp.minimum(token, text.shape[1] - 1)[:, :, None], axis=2)[:, :, 0]
+        token, _, _ = spread(durations, there.shape[1])
+        best = jnp.take_along_axis(log_p, token[:, :, None], axis=2)[:, :, 0]
         binary = -jnp.where(there, best, 0.0).sum(axis=1) / each
         wanted = mask.any(axis=1).astype(jnp.float32)
         aux = {
@@ -179,10 +175,8 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
         return value, jax.lax.stop_gradient(aux)
 
     def predict(params: Params, batch: Batch) -> Aligned:
-        *_, mel, _, _, durations, said, made, there = parts(params, batch, None)
-        error = jnp.where(there[:, :, None], jnp.abs(made - mel), 0.0).mean(axis=2).sum(axis=1)
-        error = error / jnp.maximum(there.sum(axis=1), 1) * config.scale
-        return Aligned(durations, jnp.expm1(said), error)
+        found = compute(params, batch, None)
+        return Aligned(found.durations, jnp.expm1(found.said), found.errors * config.scale)
 
     return Method(init, loss, predict)
 

@@ -60,7 +60,12 @@ def _holds_frames(batch: Batch) -> bool:
 def spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A change of raw batches: waveforms ``[..., T]`` to the frames ``[..., F, mels]`` that `prepare` would make of
     them, with their mask ``[..., F]``, computed once and not again at every step that reads them."""
-    compute = jax.jit(lambda x, mask: _log_mel(x, mask, features))
+    return once_per_batch(lambda x, mask: _log_mel(x, mask, features))
+
+
+def once_per_batch(compute: Callable) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A change of raw batches: ``audio`` ``[..., T]`` and its mask by ``compute(waveform [B, T], mask)``."""
+    compute = jax.jit(compute)
 
     def change(batch):
         x = batch["audio"]
@@ -72,15 +77,21 @@ def spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, Any]], dict[
     return change
 
 
-def _log_mel(waveform, mask, features: AudioFeatures):
-    frames, mask = audio_features.log_mel(
+def log_mel_of(waveform, mask, features: AudioFeatures, **options):
+    """`preprocess.audio.log_mel` of these features."""
+    return audio_features.log_mel(
         waveform,
         mask,
         sample_rate=features.sample_rate,
         n_fft=features.window,
         hop=features.hop,
         n_mels=features.mels,
+        **options,
     )
+
+
+def _log_mel(waveform, mask, features: AudioFeatures):
+    frames, mask = log_mel_of(waveform, mask, features)
     return audio_features.normalize(frames, mask), mask
 
 

@@ -53,9 +53,8 @@ def on_device(batch):
 )
 def test_the_devices_do_not_change_the_result(layouts):
     """With dropout, augmentation and missing modalities, in all three modes on 1, 2, 4 and 8 devices."""
-    modalities = ("text", "image", "audio") if layouts is LAYOUTS else ("text", "audio")
-    method = make_contrastive(CONFIG, modalities, vocab_size=19)
-    assert_device_invariant(method, make_batch(modalities=modalities), layouts=layouts)
+    method = make_contrastive(CONFIG, ("text", "image", "audio"), vocab_size=19)
+    assert_device_invariant(method, make_batch(modalities=("text", "image", "audio")), layouts=layouts)
 
 
 @pytest.mark.parametrize("objective", ["sigmoid", "triplet", "mmd"])

@@ -195,10 +195,10 @@ def test_prediction_takes_any_subset():
 
 @pytest.mark.parametrize(
     "kind",
-    ["merged", "bilinear"]
+    ["merged", "bottleneck", "bilinear"]
     + [
         pytest.param(k, marks=pytest.mark.slow)
-        for k in ("bottleneck", "co_attention", "gated", "perceiver", "film", "concat")
+        for k in ("co_attention", "gated", "perceiver", "film", "concat")
     ],
 )
 def test_learns_what_no_modality_says_alone(kind):

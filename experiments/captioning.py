@@ -20,7 +20,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.splits import learn_text, open_splits, prepare
-from xmodal_jax.models.seq2seq import Writing, make_seq2seq
+from xmodal_jax.models.seq2seq import Writing, make_attend, make_seq2seq
 from xmodal_jax.train import evaluate, figures
 from xmodal_jax.train import writing_report as panels
 from xmodal_jax.train.config import shrink
@@ -131,6 +131,12 @@ def main(config: Config) -> None:
         script = scripts["test"]
         quality, marks = panels.captions_right(script, tested[0][1])
         panels.add_written(report, script, seen, quality, marks, measure="factors right")
+        if model.decodes:
+            attend = make_attend(model, seen, vocab_size=tokenizer.vocab_size, **sizes)
+            look = attend, fitted.params[0], write, script, tested[0][1]
+            panels.add_attention(
+                report, *look, range(4), getattr(model, seen), model.features, tokenize.max_length
+            )
         report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,

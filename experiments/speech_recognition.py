@@ -1,12 +1,12 @@
 """Speech to text, by attention, by CTC or by both.
 
     python experiments/speech_recognition.py
-    python experiments/speech_recognition.py --model.objective ctc --writing.how ctc
+    python experiments/speech_recognition.py --model.objective ctc
     python experiments/speech_recognition.py --data folder:PATH --tokenizer bpe --vocab-size 260
     python experiments/speech_recognition.py --data folder:PATH --init-from runs/speech_recognition-20250131-101500
 
-Only sentences that training never heard are scored; the report also has every other way to write that the trained
-model knows.
+Only sentences that training never heard are scored (--no-unseen: all); the report also has every other way to write
+that the trained model knows.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Config(WritingConfig):
     """Examples per step, over all devices together."""
     eval_every: int = 300
     """Steps between evaluations on validation data; 0: only at the end."""
+    unseen: bool = True
+    """Score only sentences that training never heard."""
     model: Seq2SeqConfig = Seq2SeqConfig(objective="joint", augment=Augment(time_masks=2, frequency_masks=2))
     """Encoder, decoder and objective."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
@@ -78,7 +80,8 @@ def main(config: Config) -> None:
             splits.train, tokenize, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
         )
         validation = Script(splits.validation, tokenize.clean)
-        scripts = {name: Script(s, tokenize.clean, unlike=set(captions)) for name, s in splits.tests.items()}
+        known = set(captions) if config.unseen else set()
+        scripts = {name: Script(split, tokenize.clean, unlike=known) for name, split in splits.tests.items()}
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
     # The method: an encoder with a decoder, a CTC head or both.
@@ -88,7 +91,7 @@ def main(config: Config) -> None:
         method = parts.start(method, tokenizer)
         optimizer = parts.optimize(optimizer, (heard,), config.init_rate)
     ways = {"test": config.writing}
-    ways |= {how: Writing(how) for how in model.ways if how != config.writing.how}
+    ways |= {how: Writing(how) for how in model.ways if how != (config.writing.how or model.ways[0])}
     write = Writer(model, heard, tokenizer, ways=ways, seed=config.seed, **sizes)
     quick = next(way for way in ("ctc", "greedy", "test") if way in ways)
 
@@ -130,6 +133,12 @@ def main(config: Config) -> None:
         script = scripts[hardest]
         quality, marks = panels.transcripts_right(script, tested[0][1])
         panels.add_written(report, script, heard, quality, marks, measure="words right")
+        if model.decodes:
+            attend = make_attend(model, heard, vocab_size=tokenizer.vocab_size, **sizes)
+            look = attend, fitted.params[0], write, script, tested[0][1]
+            panels.add_attention(
+                report, *look, range(4), getattr(model, heard), model.features, tokenize.max_length
+            )
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,

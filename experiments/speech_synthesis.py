@@ -55,6 +55,8 @@ class Config(RunConfig):
     """Steps between evaluations on validation data; 0: only at the end."""
     examples: int = 200
     """Sentences of the test split that are synthesised."""
+    unseen: bool = True
+    """Only sentences that training never heard."""
     recogniser: pathlib.Path | None = None
     """A run of speech_recognition.py that listens to the synthesised speech."""
     model: SpeechConfig = SpeechConfig()
@@ -86,7 +88,8 @@ def main(config: Config) -> None:
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=framed)
         names = splits.train.speaker_names or ("the only voice",)
         frames = framed(splits.train.batch(np.arange(1)))["audio"].shape[1]
-        script = Script(splits.tests["test"], tokenize.clean, limit=config.examples, unlike=set(captions))
+        known = set(captions) if config.unseen else set()
+        script = Script(splits.tests["test"], tokenize.clean, limit=config.examples, unlike=known)
         examples = speaking.first_examples(script.source, config.examples)
         few = speaking.first_examples(splits.validation, 24)
         true, few_true = (speaking.recorded(some, model) for some in (examples, few))
@@ -102,10 +105,8 @@ def main(config: Config) -> None:
         distance = float(speaking.distances(made, few_true).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
-    facts = {
-        "source": "text", "target": "audio", "tokenizer": tokenizer.files(), "length": tokenize.max_length,
-        "frames": frames, "speakers": names,
-    }  # fmt: skip
+    facts = {"source": "text", "target": "audio", "frames": frames, "speakers": names}
+    facts |= {"tokenizer": tokenizer.files(), "length": tokenize.max_length}
     fitted = fit(
         method, loader, config, config.optimizer, run, watch,
         evaluate=validate, monitor="validation/closeness", meta=facts,

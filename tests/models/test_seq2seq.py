@@ -11,7 +11,7 @@ from tests.models.test_contrastive import CONFIG as TOWERS
 from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
 from tests.support import assert_device_invariant, assert_resumes
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq, make_writer
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_attend, make_seq2seq, make_writer
 from xmodal_jax.models.towers import Augment
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.preprocess.image import AugmentConfig
@@ -167,8 +167,9 @@ def test_errors_say_what_to_change():
     with pytest.raises(ValueError, match="source must be image, audio or video, got 'text'"):
         make_seq2seq(CONFIG, "text", **SIZES)
     only = dataclasses.replace(CONFIG, objective="ctc")
-    with pytest.raises(ValueError, match="writing by 'beam' needs what the objective 'ctc' does not train"):
-        make_writer(only, "audio", **SIZES, **TOKENS)
+    with pytest.raises(ValueError, match="'ctc' trains nothing that writes by 'beam'"):
+        make_writer(only, "audio", **SIZES, **TOKENS, writing=Writing("beam"))
+    make_writer(only, "audio", **SIZES, **TOKENS)
     with pytest.raises(ValueError, match="ctc_weight must lie in"):
         Seq2SeqConfig(ctc_weight=1.0)
 
@@ -254,3 +255,22 @@ def test_a_contrastive_loss_needs_layers_for_the_text():
     for wrong in (dict(objective="ctc"), dict(decoder=CONFIG.decoder)):
         with pytest.raises(ValueError, match="at least two layers"):
             dataclasses.replace(COCA, **wrong)
+
+
+def test_where_it_looks_is_a_share_of_the_sources_content():
+    batch = make_batch("audio")
+    batch["audio_mask"] = batch["audio_mask"].copy()
+    batch["audio_mask"][:4, batch["audio"].shape[1] // 3 :] = False
+    batch = on_device(batch)
+    method = make_seq2seq(CONFIG, "audio", **SIZES)
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    weights = np.asarray(jax.jit(make_attend(CONFIG, "audio", **SIZES))(params, batch))
+    there = np.asarray(batch["present"]["audio"]) if "present" in batch else np.ones(16, bool)
+    np.testing.assert_allclose(weights[there].sum(axis=2), 1.0, rtol=1e-5)
+    short = np.asarray(batch["audio_mask"]).sum(axis=1) < batch["audio_mask"].shape[1] // 2
+    assert (short & there).any() and (weights[short & there][:, :, -1] == 0).all()
+    scanned = dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, scan_layers=True))
+    method = make_seq2seq(scanned, "audio", **SIZES)
+    params = jax.eval_shape(method.init, jax.random.key(0), batch)
+    with pytest.raises(ValueError, match="scan_layers"):
+        jax.eval_shape(make_attend(scanned, "audio", **SIZES), params, batch)

@@ -15,10 +15,11 @@ from xmodal_jax.data.problems import BadExample, Problems
 from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.text import Tokenize, train_tokenizer
 from xmodal_jax.data.views import Subset
-from xmodal_jax.models.seq2seq import Writing, make_seq2seq
+from xmodal_jax.models.seq2seq import Writing, make_attend, make_seq2seq
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.train import writing_figures
 from xmodal_jax.train import writing_report as panels
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -74,16 +75,18 @@ def test_sentences_of_the_training_data_are_left_out():
         Script(source, unlike=set(source.arrays["caption"].tolist()))
 
 
+def writer_config():
+    image = EncoderConfig("convnet", width=16, norm="none")
+    decoder = dataclasses.replace(CONFIG.decoder, dropout=0.0)
+    return dataclasses.replace(CONFIG, objective="attention", image=image, decoder=decoder)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained captioning run, and what it writes about pictures that it did not see."""
     folder, source = tmp_path_factory.mktemp("run"), pictures(200)
     tokenizer = train_tokenizer(source.arrays["caption"].tolist(), "word")
-    tokenize = Tokenize(tokenizer, 5)
-    image = EncoderConfig("convnet", width=16, norm="none")
-    model = dataclasses.replace(
-        CONFIG, objective="attention", image=image, decoder=dataclasses.replace(CONFIG.decoder, dropout=0.0)
-    )
+    tokenize, model = Tokenize(tokenizer, 5), writer_config()
     config = WritingConfig(
         steps=150, batch_size=16, model=model, writing=Writing("beam", beams=2), run_dir=folder
     )
@@ -221,3 +224,29 @@ def test_panels_mark_what_is_wrong(tmp_path):
     assert quality[k] == 0 and marks[k] == Marked(
         [("red", "wrong"), ("green", "missing"), ("green", "missing")]
     )
+
+
+def test_where_it_looks_is_drawn_for_every_word(run):
+    _, writer, params = run
+    config = writer_config()
+    script, report = Script(pictures(6, seed=3)), Report("Captions")
+    written = writer(params, script.source, "test")
+    attend = make_attend(config, "image", vocab_size=writer.tokenizer.vocab_size, length=5)
+    panels.add_attention(
+        report, attend, params, writer, script, written, range(2), config.image, config.features, 5
+    )
+    assert report.html().count("<figure><picture>") == 2
+
+
+@pytest.mark.parametrize("shape,tokens", [((8, 8, 3), 16), ((8, 8, 8, 3), 4 * 16), ((4, 8, 8, 3), 4)])
+def test_each_word_has_its_picture(shape, tokens):
+    weights = np.random.default_rng(0).uniform(size=(12, tokens)).astype(np.float32)
+    fig = writing_figures.over_pictures(np.full(shape, 200, np.uint8), [f"w{k}" for k in range(12)], weights)
+    assert [ax.get_title() for ax in fig.axes[:12]] == [f"w{k}" for k in range(12)]
+    assert sum(bool(ax.images) for ax in fig.axes) == 12
+
+
+def test_a_line_for_each_word_below_the_spectrogram():
+    fig = writing_figures.along_sound(np.zeros((40, 8)), ["a", "red"], np.ones((2, 10)) / 10, 0.01)
+    assert [label.get_text() for label in fig.axes[1].get_yticklabels()] == ["a", "red"]
+    assert fig.axes[1].images[0].get_extent()[1] == pytest.approx(0.4)

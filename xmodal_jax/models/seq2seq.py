@@ -22,6 +22,7 @@ from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import info_nce, sequence
 from xmodal_jax.models.contrastive import MAX_SCALE, text_ids
 from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_encoder, prepare, presence
+from xmodal_jax.nets.attention_maps import attention_maps
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig, build_decoder
 from xmodal_jax.nets.fusion import content_mask
 from xmodal_jax.nets.pooling import Pool
@@ -89,7 +90,7 @@ class Seq2SeqConfig:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """How text can be generated (see `Writing`), without chance."""
+        """How text can be generated (see `Writing`), without chance, the best first."""
         return ("beam", "greedy") * self.decodes + ("ctc",) * self.aligns
 
 
@@ -272,8 +273,9 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
 class Writing:
     """How text is generated."""
 
-    how: Literal["greedy", "beam", "sample", "ctc"] = "beam"
-    """The most probable token each time (greedy), beam search, sampling, or CTC's most probable alignment."""
+    how: Literal["greedy", "beam", "sample", "ctc"] | None = None
+    """The most probable token each time (greedy), beam search, sampling, or CTC's most probable alignment; None: beam
+    search, or CTC where there is no decoder."""
     beams: int = 4
     """Beam search: sequences kept."""
     length_penalty: float = 0.6
@@ -304,11 +306,9 @@ def make_writer(
     Raises:
       ValueError: an unknown source, or a way of writing that ``config``'s objective does not train.
     """
-    net = _Network(config, source, vocab_size, length)
-    if not (config.aligns if writing.how == "ctc" else config.decodes):
-        raise ValueError(
-            f"writing by {writing.how!r} needs what the objective {config.objective!r} does not train"
-        )
+    net, how = _Network(config, source, vocab_size, length), writing.how or config.ways[0]
+    if not (config.aligns if how == "ctc" else config.decodes):
+        raise ValueError(f"the objective {config.objective!r} trains nothing that writes by {how!r}")
 
     def start(params: Params, memory: Tokens, each: int):
         """What follows the begin token: ``(step, logits, state)``, of ``each`` rows per example."""
@@ -336,9 +336,9 @@ def make_writer(
     def write(params: Params, batch: Batch, key: Key | None = None) -> Generated:
         memory = net.encode(params, batch)
         room = dict(length=length - 1, end=end)
-        if writing.how == "ctc":
+        if how == "ctc":
             return ctc_greedy(net.align(params, memory), memory.mask)
-        if writing.how == "beam":
+        if how == "beam":
             found = beam_search(
                 *start(params, memory, writing.beams),
                 beams=writing.beams,
@@ -346,7 +346,7 @@ def make_writer(
                 **room,
             )
             return jax.tree.map(lambda x: x[:, 0], found)
-        if writing.how == "greedy":
+        if how == "greedy":
             return sample(*start(params, memory, 1), **room)
         if key is None:
             raise ValueError("sampling needs a key")
@@ -354,3 +354,24 @@ def make_writer(
         return sample(*start(params, memory, 1), keys=example_keys(key, batch["index"]), **chosen, **room)
 
     return write
+
+
+def make_attend(
+    config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int
+) -> Callable[[Params, Batch], Float[Array, "batch length tokens"]]:
+    """``attend(params, batch)``: where in the source the decoder looks while it reads each token of ``text`` to write
+    the next, the mean over layers and heads; rows sum to 1."""
+    net = _Network(config, source, vocab_size, length)
+
+    def attend(params: Params, batch: Batch):
+        memory = net.encode(params, batch)
+        _, state = net.decoder.apply(
+            {"params": params["decoder"]}, batch["text"], memory, mutable=["intermediates"]
+        )
+        maps = attention_maps(state.get("intermediates", {}))
+        looked = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
+        if not looked:
+            raise ValueError("a decoder with scan_layers records no attention: leave it out")
+        return sum(looked) / len(looked)
+
+    return attend

@@ -443,7 +443,8 @@ th,td{padding:.42rem 1rem .42rem 0;border-bottom:1px solid var(--line);vertical-
 tbody tr:last-child td{border-bottom:0}
 td.number{font-variant-numeric:tabular-nums;white-space:nowrap}
 td .tile{width:84px}
-td .audio{width:260px}
+td .audio{width:176px}
+td.words{min-width:11rem}
 mark{background:none;color:var(--wrong);font-weight:650;text-decoration:underline wavy 1px}
 del{color:var(--muted)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:.9rem}

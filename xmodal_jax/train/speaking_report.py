@@ -78,6 +78,6 @@ def spectrograms(
             pair[0].text(end - length / 2, height * 0.9, shown, color="white", fontsize=6.5, ha="center",
                          parse_math=False)  # fmt: skip
         pair[0].set_title(texts[k], fontsize=8.5, color=INK, loc="left", parse_math=False)
-        pair[0].set_xticklabels([])
+        pair[0].tick_params(bottom=False, labelbottom=False)
     axes[-1].set_xlabel("seconds", fontsize=8, color=INK)
     return fig

@@ -116,7 +116,9 @@ class Script:
         texts = [c if clean is None else clean(c) for c in said]
         kept = np.array([i for i, text in enumerate(texts) if text not in unlike], np.int64)
         if not kept.size:
-            raise ValueError("nothing is left of a split: training has all of its texts")
+            raise ValueError(
+                "nothing is left of a split: training has all of its texts (--no-unseen keeps them)"
+            )
         self.left_out = len(rows) - len(kept)
         self.source = Subset(source, kept)
         self.texts = [texts[i] for i in kept]

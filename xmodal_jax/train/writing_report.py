@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.data.grammar import factors_right, parse, wrong_words
+from xmodal_jax.data.pipeline import as_device_batch
 from xmodal_jax.metrics.text import cider, compare_words, error_rates
-from xmodal_jax.train import answer_figures
+from xmodal_jax.models.towers import AudioFeatures, log_mel_of
+from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.train import answer_figures, writing_figures
 from xmodal_jax.train.alignment_report import content
 from xmodal_jax.train.report import Marked, Report
-from xmodal_jax.train.writing import Script
+from xmodal_jax.train.writing import Script, Writer
 
 SHOWN = 10
 """Rows of each table of examples."""
@@ -66,6 +71,41 @@ def add_written(
             for k, row in enumerate(rows.tolist())
         ]
         report.add_table(title, (source, "written", "one right text", measure), cells, note)
+
+
+def add_attention(
+    report: Report,
+    attend: Callable,
+    params: Any,
+    writer: Writer,
+    script: Script,
+    written: Sequence[str],
+    rows: Sequence[int],
+    encoder: EncoderConfig,
+    features: AudioFeatures,
+    length: int,
+) -> None:
+    """Where the model looks while it writes each word of some examples: over the picture, or along the spectrogram.
+
+    ``attend``: from `models.seq2seq.make_attend`.
+    """
+    raw = script.source.batch(np.asarray(rows))
+    ids, mask = writer.tokenizer.encode_batch([written[k] for k in rows], length)
+    batch = as_device_batch({**writer.inputs(raw), "text": ids, "text_mask": mask})
+    weights = np.asarray(jit_once(attend)(params, batch))[:, :, int(encoder.pool == "cls") :]
+    for k, row in enumerate(rows):
+        words = writer.tokenizer.tokens(written[row])[1:-1]
+        looked = weights[k, : len(words)]  # at each place the next token is written
+        if writer.source == "audio":
+            spectrum, there = log_mel_of(
+                jnp.asarray(raw["audio"][k : k + 1]), jnp.asarray(raw["audio_mask"][k : k + 1]), features
+            )
+            frames = np.asarray(spectrum[0])[np.asarray(there[0])]
+            looked = looked[:, : -(-len(frames) // encoder.downsample)]
+            fig = writing_figures.along_sound(frames, words, looked, features.hop / features.sample_rate)
+        else:
+            fig = writing_figures.over_pictures(raw[writer.source][k], words, looked)
+        report.add_figure("Where it looks", fig, written[row])
 
 
 def add_scores(

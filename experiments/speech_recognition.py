@@ -21,7 +21,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.splits import learn_text, open_splits, prepare
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_attend, make_seq2seq
 from xmodal_jax.models.towers import Augment, spectrograms
 from xmodal_jax.train import evaluate, figures
 from xmodal_jax.train import writing_report as panels

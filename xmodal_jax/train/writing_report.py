@@ -64,7 +64,8 @@ def add_written(
     """Tables of examples drawn at random and of the worst: the ``source``, what was written, what is right."""
     drawn = np.random.default_rng(0).permutation(len(quality))[:SHOWN]
     worst = np.argsort(quality, kind="stable")[:SHOWN]
-    for rows, note in ((drawn, "drawn at random"), (worst, "the worst")):
+    left_out = f" ({script.left_out} are left out, being in the training data)" if script.left_out else ""
+    for rows, note in ((drawn, f"drawn at random{left_out}"), (worst, "the worst")):
         batch = script.source.batch(rows)
         cells = [
             (content(batch, source, k, sample_rate), marks[row], script.texts[row], f"{quality[row]:.2f}")

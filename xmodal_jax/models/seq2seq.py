@@ -54,7 +54,7 @@ class Seq2SeqConfig:
     """Image encoder."""
     audio: EncoderConfig = dataclasses.replace(DEFAULTS["audio"], downsample=4)
     """Audio encoder."""
-    video: EncoderConfig = DEFAULTS["video"]
+    video: EncoderConfig = EncoderConfig("stacked", token_positions=True)
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
     """Spectrogram that the audio encoder sees."""

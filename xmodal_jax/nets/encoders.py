@@ -12,7 +12,7 @@ from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.image import ConvNet, ResNet, ViT
 from xmodal_jax.nets.pooling import POOLS, Pool
 from xmodal_jax.nets.text import TextDecoder, TextTransformer
-from xmodal_jax.nets.video import FrameTransformer, TubeletViT
+from xmodal_jax.nets.video import FrameTransformer, StackedFrames, TubeletViT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -43,9 +43,9 @@ class EncoderConfig:
     positions: str = "learned"
     """Position embedding, "learned" or "sincos" (audio is always "sincos")."""
     norm: str = "group"
-    """Normalization of "convnet": "group" or "none"."""
+    """Normalization of "convnet" (also within "stacked" and "frames"): "group" or "none"."""
     token_positions: bool = False
-    """Adds sine-cosine positions to the tokens of "convnet", for what attends to them."""
+    """Adds sine-cosine positions to the tokens of "convnet" (and "stacked"), for what attends to them."""
     stem: str = "small"
     """Stem of ResNets: "small" (images up to 64 pixels) or "imagenet"."""
     causal: bool = False
@@ -160,6 +160,10 @@ def _tubelet(config: EncoderConfig) -> nn.Module:
     )
 
 
+def _stacked(config: EncoderConfig) -> nn.Module:
+    return StackedFrames(_convnet(config))
+
+
 def _frames(config: EncoderConfig) -> nn.Module:
     image = ConvNet(width=config.width, dtype=_compute_dtype(config), remat=config.remat, norm=config.norm)
     return FrameTransformer(image, positions=config.positions, **_transformer_options(config))
@@ -175,7 +179,7 @@ ENCODERS: Mapping[str, Mapping[str, Callable[..., nn.Module]]] = {
         "vit": _vit,
     },
     "audio": {"transformer": _audio},
-    "video": {"tubelet": _tubelet, "frames": _frames},
+    "video": {"tubelet": _tubelet, "frames": _frames, "stacked": _stacked},
 }
 """``ENCODERS[modality][name](config, **shape_info) -> module``."""
 

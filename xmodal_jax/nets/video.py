@@ -47,6 +47,31 @@ class TubeletViT(TransformerEncoder):
         return self.encode(x, mask, grid, keys)
 
 
+class StackedFrames(nn.Module):
+    """An image encoder that sees all frames at once, as channels: ``[B, F, H, W, C]`` to tokens of ``[B, H, W, F C]``.
+
+    For short clips of little motion: as cheap as a picture, and layout stays. The number of frames is fixed at init.
+    ``mask [B, F]`` is True on frames that hold content; others are set to zero, and a video without any has no content
+    itself. Early fusion of Karpathy et al. 2014 (Large-scale video classification with convolutional neural networks),
+    sec. 3.1.
+    """
+
+    image_encoder: nn.Module
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch frames height width channels"],
+        mask: Bool[Array, "batch frames"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        x = _zero_frames(inputs, mask).transpose(0, 2, 3, 1, 4)
+        values = self.image_encoder(x.reshape(*x.shape[:3], -1), keys=keys).values
+        there = None if mask is None else jnp.broadcast_to(mask.any(axis=1)[:, None], values.shape[:2])
+        return Tokens(values, there)
+
+
 class FrameTransformer(TransformerEncoder):
     """An image encoder shared by the frames, mean-pooled, then a transformer over time.
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from xmodal_jax.core import runtime
 from xmodal_jax.core.decoding import beam_search, sample
+from xmodal_jax.models.seq2seq import start_decoding
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.types import Tokens
 
@@ -60,20 +61,7 @@ def writers(width: int, depth: int, batch: int, length: int, beams: int):
         return beam_search(step, logits, state, beams=beams, length=length, end=NEVER).tokens
 
     def cached(params, memory):
-        def apply(variables, token, position, kept):
-            logits, left = decoder.apply(
-                {"params": params, **variables}, token[:, None], memory, position=position, mutable=kept
-            )
-            return logits[:, 0], left
-
-        logits, made = apply({}, begin, 0, ["cache", "memory"])
-        shared = {"memory": made["memory"]}
-
-        def step(tokens, position, state):
-            logits, left = apply({**shared, "cache": state}, tokens, position, ["cache"])
-            return logits, left["cache"]
-
-        return generate(step, logits, made["cache"])
+        return generate(*start_decoding(decoder, params, memory, begin))
 
     def uncached(params, memory):
         each = Tokens(jnp.repeat(memory.values, beams, axis=0), None)

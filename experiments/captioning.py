@@ -20,7 +20,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.splits import learn_text, open_splits, prepare
-from xmodal_jax.models.seq2seq import Writing, make_attend, make_seq2seq
+from xmodal_jax.models.seq2seq import Writing, make_seq2seq
 from xmodal_jax.train import evaluate, figures
 from xmodal_jax.train import writing_report as panels
 from xmodal_jax.train.config import shrink
@@ -75,10 +75,7 @@ def main(config: Config) -> None:
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
         seen = subject(splits.train, ("image", "video"))
-        tokenize, _ = learn_text(
-            splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
-            cleanup=config.text_cleanup,
-        )  # fmt: skip
+        tokenize, _ = learn_text(splits.train, problems, **config.reading)
         tokenizer = tokenize.tokenizer
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])[seen].shape[1:]
@@ -131,12 +128,7 @@ def main(config: Config) -> None:
         script = scripts["test"]
         quality, marks = panels.captions_right(script, tested[0][1])
         panels.add_written(report, script, seen, quality, marks, measure="factors right")
-        if model.decodes:
-            attend = make_attend(model, seen, vocab_size=tokenizer.vocab_size, **sizes)
-            look = attend, fitted.params[0], write, script, tested[0][1]
-            panels.add_attention(
-                report, *look, range(4), getattr(model, seen), model.features, tokenize.max_length
-            )
+        panels.add_attention(report, write, fitted.params[0], script, tested[0][1])
         report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,

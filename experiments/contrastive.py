@@ -65,10 +65,7 @@ def main(config: Config) -> None:
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
-        tokenize, _ = learn_text(
-            splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
-            cleanup=config.text_cleanup,
-        )  # fmt: skip
+        tokenize, _ = learn_text(splits.train, problems, **config.reading)
         tokenizer = tokenize.tokenizer
         if run.writes:
             tokenizer.save(run.path / "tokenizer")

@@ -65,10 +65,7 @@ def main(config: Config) -> None:
         modalities, names = tuple(splits.train.modalities), targets_of(splits.train)
         tokenizer = tokenize = None
         if "text" in modalities:
-            tokenize, _ = learn_text(
-                splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
-                cleanup=config.text_cleanup,
-            )  # fmt: skip
+            tokenize, _ = learn_text(splits.train, problems, **config.reading)
             tokenizer = tokenize.tokenizer
         hear = spectrograms(model.features) if "audio" in modalities else None
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=hear)

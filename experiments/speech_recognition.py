@@ -21,7 +21,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.splits import learn_text, open_splits, prepare
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_attend, make_seq2seq
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq
 from xmodal_jax.models.towers import Augment, spectrograms
 from xmodal_jax.train import evaluate, figures
 from xmodal_jax.train import writing_report as panels
@@ -71,10 +71,7 @@ def main(config: Config) -> None:
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
         heard = subject(splits.train, ("audio",))
-        tokenize, captions = learn_text(
-            splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
-            cleanup=config.text_cleanup,
-        )  # fmt: skip
+        tokenize, captions = learn_text(splits.train, problems, **config.reading)
         tokenizer = tokenize.tokenizer
         source, transform = prepare(
             splits.train, tokenize, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
@@ -133,12 +130,7 @@ def main(config: Config) -> None:
         script = scripts[hardest]
         quality, marks = panels.transcripts_right(script, tested[0][1])
         panels.add_written(report, script, heard, quality, marks, measure="words right")
-        if model.decodes:
-            attend = make_attend(model, heard, vocab_size=tokenizer.vocab_size, **sizes)
-            look = attend, fitted.params[0], write, script, tested[0][1]
-            panels.add_attention(
-                report, *look, range(4), getattr(model, heard), model.features, tokenize.max_length
-            )
+        panels.add_attention(report, write, fitted.params[0], script, tested[0][1])
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,

@@ -72,17 +72,14 @@ def main(config: Config) -> None:
         config = dataclasses.replace(shrink(config), examples=8)
     run = Run.create(config.run_dir, config, resume=config.resume)
     model = config.model
-    listener = load_translator(config.recogniser) if config.recogniser else None
+    recognise = load_translator(config.recogniser).apply if config.recogniser else None
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
         subject(splits.train, ("audio",))
-        tokenize, captions = learn_text(
-            splits.train, problems, tokenizer=config.tokenizer, vocab_size=config.vocab_size,
-            cleanup=config.text_cleanup,
-        )  # fmt: skip
+        tokenize, captions = learn_text(splits.train, problems, **config.reading)
         tokenizer = tokenize.tokenizer
         framed = frames_of(model.features, model.floor)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=framed)
@@ -119,7 +116,7 @@ def main(config: Config) -> None:
         made = speak(params, examples)
         apart = speaking.distances(made, true)
         metrics = speaking.nearness(made, true, apart)
-        heard = speaking.listen(listener, script.texts, recordings=true, vocoded=vocoded, test=made)
+        heard = speaking.listen(recognise, script.texts, recordings=true, vocoded=vocoded, test=made)
         return metrics | heard.rates, made, apart, heard.texts
 
     with watch("evaluation"):

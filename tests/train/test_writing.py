@@ -15,7 +15,7 @@ from xmodal_jax.data.problems import BadExample, Problems
 from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.text import Tokenize, train_tokenizer
 from xmodal_jax.data.views import Subset
-from xmodal_jax.models.seq2seq import Writing, make_attend, make_seq2seq
+from xmodal_jax.models.seq2seq import Writing, make_seq2seq
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import EncoderConfig
@@ -228,13 +228,9 @@ def test_panels_mark_what_is_wrong(tmp_path):
 
 def test_where_it_looks_is_drawn_for_every_word(run):
     _, writer, params = run
-    config = writer_config()
     script, report = Script(pictures(6, seed=3)), Report("Captions")
     written = writer(params, script.source, "test")
-    attend = make_attend(config, "image", vocab_size=writer.tokenizer.vocab_size, length=5)
-    panels.add_attention(
-        report, attend, params, writer, script, written, range(2), config.image, config.features, 5
-    )
+    panels.add_attention(report, writer, params, script, written, examples=2)
     assert report.html().count("<figure><picture>") == 2
 
 

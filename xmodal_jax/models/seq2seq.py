@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.decoding import Generated, beam_search, ctc_greedy, sample
@@ -288,6 +288,26 @@ class Writing:
     """Sampling: among the most probable tokens that together have this probability."""
 
 
+def start_decoding(decoder: TextDecoder, params: Params, memory: Tokens, begin: Int[Array, "rows"]):
+    """What `core.decoding` goes on from, with a key-value cache: ``(step, logits, state)`` after the ``begin`` tokens,
+    of which several rows may share one of ``memory``."""
+
+    def apply(variables, token, position, kept):
+        logits, left = decoder.apply(
+            {"params": params, **variables}, token[:, None], memory, position=position, mutable=kept
+        )
+        return logits[:, 0], left
+
+    logits, made = apply({}, begin, 0, ["cache", "memory"])
+    shared = {"memory": made["memory"]}
+
+    def step(tokens, position, state):
+        logits, left = apply({**shared, "cache": state}, tokens, position, ["cache"])
+        return logits, left["cache"]
+
+    return step, logits, made["cache"]
+
+
 def make_writer(
     config: Seq2SeqConfig,
     source: str,
@@ -311,27 +331,9 @@ def make_writer(
         raise ValueError(f"the objective {config.objective!r} trains nothing that writes by {how!r}")
 
     def start(params: Params, memory: Tokens, each: int):
-        """What follows the begin token: ``(step, logits, state)``, of ``each`` rows per example."""
-        rows = each * len(memory.values)
-
-        def apply(variables, token, position, kept):
-            logits, left = net.decoder.apply(
-                {"params": params["decoder"], **variables},
-                token[:, None],
-                memory,
-                position=position,
-                mutable=kept,
-            )
-            return logits[:, 0], left
-
-        logits, made = apply({}, jnp.full(rows, begin, jnp.int32), 0, ["cache", "memory"])
-        shared = {"memory": made["memory"]}
-
-        def step(tokens, position, state):
-            logits, left = apply({**shared, "cache": state}, tokens, position, ["cache"])
-            return logits, left["cache"]
-
-        return step, logits, made["cache"]
+        """Of ``each`` rows per example."""
+        tokens = jnp.full(each * len(memory.values), begin, jnp.int32)
+        return start_decoding(net.decoder, params["decoder"], memory, tokens)
 
     def write(params: Params, batch: Batch, key: Key | None = None) -> Generated:
         memory = net.encode(params, batch)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.nets.conv import Conv
+from xmodal_jax.nets.conv import Conv, zero_behind
 from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
@@ -36,14 +35,10 @@ class AudioTransformer(TransformerEncoder):
     ) -> Tokens:
         if self.downsample < 1 or self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of 2, got {self.downsample}")
-        x = _zero_padding(inputs, mask)
+        x = zero_behind(inputs, mask)
         for i in range(self.downsample.bit_length() - 1):
             x = nn.gelu(Conv(self.width, (3,), 2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x))
             mask = None if mask is None else mask[:, ::2]
-            x = _zero_padding(x, mask)
+            x = zero_behind(x, mask)
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
         return self.encode(x, mask, (x.shape[1],), keys)
-
-
-def _zero_padding(x, mask):
-    return x if mask is None else jnp.where(mask[:, :, None], x, jnp.zeros_like(x))

@@ -30,6 +30,13 @@ from xmodal_jax.nets.conv_forms import Geometry
 Padding = str | int | Sequence[int | tuple[int, int]]
 
 
+def zero_behind(x: Array, mask: Array | None) -> Array:
+    """``x [B, L, ...]`` with zeros where the mask ``[B, L]`` is False, as beyond the ends; None leaves it as it is."""
+    if mask is None:
+        return x
+    return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
+
+
 def _by_platform(a, b, cpu: Callable, default: Callable):
     # Decided when the program is lowered: compiling for a TPU on a machine without one gets the TPU's form.
     @jax.custom_batching.custom_vmap

@@ -11,14 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core.alignment import spread
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.nets.conv import Conv
+from xmodal_jax.nets.conv import Conv, zero_behind
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.transformer import sincos_positions
 from xmodal_jax.types import ExampleKeys, Tokens
-
-
-def _zero(x, mask):
-    return jnp.where(mask[:, :, None], x, jnp.zeros_like(x))
 
 
 class ConvStack(nn.Module):
@@ -39,7 +35,7 @@ class ConvStack(nn.Module):
     ) -> Float[Array, "batch length dim"]:
         width = x.shape[-1]
         for i in range(self.depth):
-            y = _zero(nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x), mask)
+            y = zero_behind(nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x), mask)
             y = nn.gelu(Conv(width, (self.kernel,), dtype=self.dtype, name=f"conv_{i}")(y))
             y = nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(y)
             x = x + Dropout(self.dropout, name=f"dropout_{i}")(y, keys)
@@ -67,9 +63,9 @@ class Aligner(nn.Module):
         mel_mask: Bool[Array, "batch frames"],
     ) -> Float[Array, "batch frames length"]:
         k = nn.Embed(self.vocab_size, self.features, name="embed")(jnp.clip(text, 0, self.vocab_size - 1))
-        k = nn.gelu(Conv(2 * self.features, (3,), name="text_conv")(_zero(k, text_mask)))
+        k = nn.gelu(Conv(2 * self.features, (3,), name="text_conv")(zero_behind(k, text_mask)))
         k = nn.Dense(self.features, name="text_dense")(k)
-        q = nn.gelu(Conv(2 * self.features, (3,), name="mel_conv")(_zero(mel, mel_mask)))
+        q = nn.gelu(Conv(2 * self.features, (3,), name="mel_conv")(zero_behind(mel, mel_mask)))
         q = nn.gelu(nn.Dense(self.features, name="mel_dense_0")(q))
         q = nn.Dense(self.features, name="mel_dense_1")(q)
         apart = (
@@ -144,7 +140,7 @@ class SpeechNet(nn.Module):
         x = self.enter(jnp.concatenate([x, places], axis=-1))
         x = x + sincos_positions(frames, self.width)[None]
         keys = None if keys is None else fold_in_name(keys, "decoder")
-        return _zero(self.leave(self.decoder(_zero(x, mask), mask, keys)), mask), mask
+        return zero_behind(self.leave(self.decoder(zero_behind(x, mask), mask, keys)), mask), mask
 
     def align(self, text, text_mask, mel, mel_mask) -> Float[Array, "batch frames length"]:
         """See `Aligner`."""

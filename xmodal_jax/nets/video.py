@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.nets.conv import zero_behind
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -38,7 +39,7 @@ class TubeletViT(TransformerEncoder):
         if frames % t or height % p or width % p:
             raise ValueError(f"tubelet {t} x {p} x {p} must divide the video's {frames} x {height} x {width}")
         grid = (frames // t, height // p, width // p)
-        x = _zero_frames(inputs, mask)
+        x = zero_behind(inputs, mask)
         x = x.reshape(batch, grid[0], t, grid[1], p, grid[2], p, channels).transpose(0, 1, 3, 5, 2, 4, 6, 7)
         x = x.reshape(batch, grid[0] * grid[1] * grid[2], t * p * p * channels)
         if mask is not None:
@@ -66,7 +67,7 @@ class StackedFrames(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        x = _zero_frames(inputs, mask).transpose(0, 2, 3, 1, 4)
+        x = zero_behind(inputs, mask).transpose(0, 2, 3, 1, 4)
         values = self.image_encoder(x.reshape(*x.shape[:3], -1), keys=keys).values
         there = None if mask is None else jnp.broadcast_to(mask.any(axis=1)[:, None], values.shape[:2])
         return Tokens(values, there)
@@ -90,7 +91,7 @@ class FrameTransformer(TransformerEncoder):
         keys: ExampleKeys | None = None,
     ) -> Tokens:
         batch, frames = inputs.shape[:2]
-        x = _zero_frames(inputs, mask).reshape(batch * frames, *inputs.shape[2:])
+        x = zero_behind(inputs, mask).reshape(batch * frames, *inputs.shape[2:])
         frame_keys = None
         if keys is not None:
             fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
@@ -98,7 +99,3 @@ class FrameTransformer(TransformerEncoder):
         x = Pool("mean", name="pool")(self.image_encoder(x, keys=frame_keys))
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x.reshape(batch, frames, -1))
         return self.encode(x, mask, (frames,), keys)
-
-
-def _zero_frames(x, mask):
-    return x if mask is None else jnp.where(mask[:, :, None, None, None], x, jnp.zeros_like(x))

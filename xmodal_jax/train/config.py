@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -58,6 +58,11 @@ class RunConfig:
     def all_seeds(self) -> list[int]:
         """``seed``, ``seed + 1``, …, of the runs that train at once."""
         return [self.seed + k for k in range(self.seeds)]
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What `data.splits.learn_text` is to be told."""
+        return dict(tokenizer=self.tokenizer, vocab_size=self.vocab_size, cleanup=self.text_cleanup)
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "dispatch", "fsdp", "seeds"):

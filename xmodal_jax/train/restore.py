@@ -9,14 +9,14 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource
-from xmodal_jax.data.text import tokenizer_from
+from xmodal_jax.data.text import Tokenize, tokenizer_from
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing
-from xmodal_jax.models.speech import SpeechConfig, make_speaker
+from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.train.checkpoint import Kept, restore_run
+from xmodal_jax.train.speaking import Speaker
 from xmodal_jax.train.writing import Writer
 
 BATCH = 32
@@ -115,8 +115,8 @@ def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray
 def _speaker(kept: Kept, rate: float, run: pathlib.Path) -> Translator:
     meta, model = kept.meta, from_json(SpeechConfig, kept.meta["config"]["model"])
     tokenizer, names, length = tokenizer_from(meta["tokenizer"]), tuple(meta["speakers"]), meta["length"]
-    sizes = dict(vocab_size=tokenizer.vocab_size, length=length, frames=meta["frames"], speakers=len(names))
-    speak = jax.jit(make_speaker(model, rate=rate, **sizes))
+    sizes = dict(frames=meta["frames"], speakers=len(names), rate=rate, batch_size=BATCH)
+    speak = Speaker(model, Tokenize(tokenizer, length), **sizes)
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
         for text, tokens in zip(texts, tokenizer.lengths(texts), strict=True):
@@ -124,14 +124,8 @@ def _speaker(kept: Kept, rate: float, run: pathlib.Path) -> Translator:
                 raise ValueError(
                     f"{run} says texts of up to {length} tokens; {tokens} are too many: {text!r}"
                 )
-        said = []
-        for first in range(0, len(texts), BATCH):
-            ids, mask = tokenizer.encode_batch(list(texts[first : first + BATCH]), length)
-            who = np.zeros(len(texts), np.int32) if speakers is None else np.asarray(speakers, np.int32)
-            batch = {"text": ids, "text_mask": mask, "speaker": who[first : first + BATCH]}
-            spoken = speak(kept.params, {**batch, "index": np.arange(len(ids), dtype=np.int32)})
-            waves, there = jax.device_get((spoken.waveform, spoken.mask))
-            said += [wave[heard] for wave, heard in zip(waves, there, strict=True)]
-        return said
+        who = np.asarray([0] * len(texts) if speakers is None else speakers, np.int32)
+        asked = ArraySource({"caption": np.asarray(texts, object), "speaker": who})
+        return speak(kept.params, asked).waves
 
     return Translator("text", "audio", apply, model.features.sample_rate, speakers=names)

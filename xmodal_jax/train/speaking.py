@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from xmodal_jax.metrics.speech import mel_distance
 from xmodal_jax.metrics.text import error_rates
 from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speaker, vocode
 from xmodal_jax.train.evaluate import predict_all
-from xmodal_jax.train.restore import Translator
 
 
 class Sounds(NamedTuple):
@@ -70,11 +69,12 @@ class Speaker:
         *,
         frames: int,
         speakers: int,
+        rate: float = 1.0,
         batch_size: int = 50,
     ):
         self._speak = make_speaker(
             config, vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames,
-            speakers=speakers,
+            speakers=speakers, rate=rate,
         )  # fmt: skip
         self.tokenize, self.batch_size = tokenize, batch_size
 
@@ -114,10 +114,13 @@ class Listened(NamedTuple):
     """Of the last sounds; None without a run that listens."""
 
 
-def listen(listener: Translator | None, texts: Sequence[str], **sounds: Sounds) -> Listened:
-    """How well a run of recognition understands each of the ``sounds``, by their names."""
+def listen(
+    recognise: Callable[[list[np.ndarray]], list[str]] | None, texts: Sequence[str], **sounds: Sounds
+) -> Listened:
+    """How well a run of recognition (`train.restore.Translator.apply`) understands each of the ``sounds``, by their
+    names."""
     rates, heard = {}, None
-    for name, each in sounds.items() if listener is not None else ():
-        heard = listener.apply(each.waves)
+    for name, each in sounds.items() if recognise is not None else ():
+        heard = recognise(each.waves)
         rates |= {f"{name}/{k}": v for k, v in error_rates(heard, texts).items()}
     return Listened(rates, heard)

@@ -13,7 +13,7 @@ import numpy as np
 
 from xmodal_jax.core.decoding import Generated
 from xmodal_jax.data.grammar import factor_accuracies
-from xmodal_jax.data.source import Source
+from xmodal_jax.data.source import Source, labels_of
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.text import caption_scores, error_rates
@@ -75,7 +75,8 @@ class Writer:
                 "the tokenizer has no begin or end token, without which no text can be generated"
             )
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length, begin=begin, end=end)
-        self.tokenizer, self.source, self.batch_size = tokenizer, source, batch_size
+        self.config, self.source, self.tokenizer, self.length = config, source, tokenizer, length
+        self.batch_size = batch_size
         self._write: dict[str, Callable[..., Generated]] = {}
         for name, writing in ways.items():
             write = make_writer(config, source, writing=writing, **sizes)
@@ -110,16 +111,15 @@ class Script:
         limit: int | None = None,
         unlike: set[str] = frozenset(),
     ):
-        rows = np.arange(len(source) if limit is None else min(limit, len(source)))
-        parts = [source.batch(part) for part in np.array_split(rows, -(-len(rows) // 500))]
-        said = [str(c) for part in parts for c in part["caption"]]
-        texts = [c if clean is None else clean(c) for c in said]
+        source = Subset(source, np.arange(len(source))[:limit])
+        said = labels_of(source, ("caption",))["caption"]
+        texts = [str(c) if clean is None else clean(str(c)) for c in said]
         kept = np.array([i for i, text in enumerate(texts) if text not in unlike], np.int64)
         if not kept.size:
             raise ValueError(
                 "nothing is left of a split: training has all of its texts (--no-unseen keeps them)"
             )
-        self.left_out = len(rows) - len(kept)
+        self.left_out = len(texts) - len(kept)
         self.source = Subset(source, kept)
         self.texts = [texts[i] for i in kept]
         known = hasattr(source, "meanings")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.data.grammar import factors_right, parse, wrong_words
 from xmodal_jax.data.pipeline import as_device_batch
 from xmodal_jax.metrics.text import cider, compare_words, error_rates
-from xmodal_jax.models.towers import AudioFeatures, log_mel_of
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.models.seq2seq import make_attend
+from xmodal_jax.models.towers import log_mel_of
 from xmodal_jax.train import answer_figures, writing_figures
 from xmodal_jax.train.alignment_report import content
 from xmodal_jax.train.report import Marked, Report
@@ -75,35 +75,34 @@ def add_written(
 
 
 def add_attention(
-    report: Report,
-    attend: Callable,
-    params: Any,
-    writer: Writer,
-    script: Script,
-    written: Sequence[str],
-    rows: Sequence[int],
-    encoder: EncoderConfig,
-    features: AudioFeatures,
-    length: int,
+    report: Report, writer: Writer, params: Any, script: Script, written: Sequence[str], *, examples: int = 4
 ) -> None:
-    """Where the model looks while it writes each word of some examples: over the picture, or along the spectrogram.
-
-    ``attend``: from `models.seq2seq.make_attend`.
-    """
+    """Where the model looks while it writes each word of the first ``examples``: over the picture, or along the
+    spectrogram. Nothing where it has no decoder."""
+    model, rows = writer.config, range(min(examples, len(written)))
+    if not model.decodes:
+        return
+    encoder = getattr(model, writer.source)
+    sizes = dict(vocab_size=writer.tokenizer.vocab_size, length=writer.length)
     raw = script.source.batch(np.asarray(rows))
-    ids, mask = writer.tokenizer.encode_batch([written[k] for k in rows], length)
+    ids, mask = writer.tokenizer.encode_batch([written[k] for k in rows], writer.length)
     batch = as_device_batch({**writer.inputs(raw), "text": ids, "text_mask": mask})
-    weights = np.asarray(jit_once(attend)(params, batch))[:, :, int(encoder.pool == "cls") :]
+    weights = np.asarray(jit_once(make_attend(model, writer.source, **sizes))(params, batch))
+    weights = weights[:, :, int(encoder.pool == "cls") :]
     for k, row in enumerate(rows):
         words = writer.tokenizer.tokens(written[row])[1:-1]
         looked = weights[k, : len(words)]  # at each place the next token is written
         if writer.source == "audio":
             spectrum, there = log_mel_of(
-                jnp.asarray(raw["audio"][k : k + 1]), jnp.asarray(raw["audio_mask"][k : k + 1]), features
+                jnp.asarray(raw["audio"][k : k + 1]),
+                jnp.asarray(raw["audio_mask"][k : k + 1]),
+                model.features,
             )
             frames = np.asarray(spectrum[0])[np.asarray(there[0])]
             looked = looked[:, : -(-len(frames) // encoder.downsample)]
-            fig = writing_figures.along_sound(frames, words, looked, features.hop / features.sample_rate)
+            fig = writing_figures.along_sound(
+                frames, words, looked, model.features.hop / model.features.sample_rate
+            )
         else:
             fig = writing_figures.over_pictures(raw[writer.source][k], words, looked)
         report.add_figure("Where it looks", fig, written[row])

@@ -11,7 +11,7 @@ from xmodal_jax.types import MODALITIES
 TEST_SIZE = 600
 """Examples in each test split of the embedded data set."""
 
-FORMS = "shapes, tfds:NAME, folder:PATH or npz:PATH"
+FORMS = "shapes, tfds:NAME, folder:PATH, npz:PATH or spoken:FILE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,9 @@ class DataOptions:
     prompt: str | None = None
     """The caption of a class name, such as "a photo of a {}", for data sets with labels but no captions."""
     train_size: int | None = None
-    """Number of training examples of a generated data set (shapes); its test splits have 600, or fewer if it has."""
+    """Number of training examples of a generated data set (shapes, spoken); its test splits have up to 600."""
     data_seed: int = 0
-    """Seed of a generated data set (shapes)."""
+    """Seed of a generated data set (shapes, spoken)."""
     workers: int = 8
     """Threads that decode files (folder:PATH)."""
     memory_limit_gib: float = 4.0
@@ -73,7 +73,7 @@ class DataOptions:
 def open_source(
     spec: str, split: str = "train", options: DataOptions = DataOptions(), *, problems: Problems | None = None
 ) -> Source:
-    """The data set that ``spec`` names: ``shapes``, ``tfds:NAME``, ``folder:PATH`` or ``npz:PATH``.
+    """The data set that ``spec`` names: ``shapes``, ``tfds:NAME``, ``folder:PATH``, ``npz:PATH`` or ``spoken:FILE``.
 
     Arrays (npz) are taken as they are, so that of the options only ``modalities`` and the check of
     ``image_size`` apply to them.
@@ -84,6 +84,7 @@ def open_source(
     kind, _, rest = spec.partition(":")
     o = options
     problems = Problems(o.on_bad_example) if problems is None else problems
+    size = o.train_size if split == "train" else min(TEST_SIZE, o.train_size or TEST_SIZE)
     if spec == "shapes":
         from xmodal_jax.data.shapes import SpokenShapes
 
@@ -91,14 +92,22 @@ def open_source(
             raise ValueError(
                 "--data shapes is drawn in 3 colour channels and spoken at 16000 Hz: leave these options."
             )
-        size = o.train_size if split == "train" else min(TEST_SIZE, o.train_size or TEST_SIZE)
         given = {"size": size, "image_size": o.image_size, "modalities": o.modalities}
         return SpokenShapes(
             split=split, frames=o.frames, seed=o.data_seed, max_seconds=o.max_seconds,
             **{k: v for k, v in given.items() if v is not None},
         )  # fmt: skip
-    if kind not in ("tfds", "folder", "npz") or not rest:
+    if kind not in ("tfds", "folder", "npz", "spoken") or not rest:
         raise ValueError(f"--data {spec!r} is not understood: use {FORMS}.")
+    if kind == "spoken":
+        from xmodal_jax.data.spoken import SpokenLines
+
+        if o.sample_rate != 16000:
+            raise ValueError("--data spoken:FILE is spoken at 16000 Hz: leave sample_rate (--sample-rate).")
+        return SpokenLines(
+            rest, split, size=size, modalities=o.modalities,
+            max_seconds=o.max_seconds, seed=o.data_seed,
+        )  # fmt: skip
     if kind == "npz":
         from xmodal_jax.data.arrays import load_npz
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from xmodal_jax.data.grammar import Meaning, captions_of, meanings_of
 from xmodal_jax.data.questions import scene_commands, scene_questions
 from xmodal_jax.data.scenes import COLOURS, SHAPES, SPLITS, Factors, hash_bits, sample_factors, uniform
 from xmodal_jax.data.source import RawBatch
-from xmodal_jax.data.speech import TRAIN_VOICES, UNSEEN_VOICES, Utterances, Voice, add_noise, speak_all
+from xmodal_jax.data.speech import TRAIN_VOICES, UNSEEN_VOICES, Utterances, Voice, add_noise, speak_all, vary
 
 _MODALITIES = ("text", "image", "audio", "video")  # not imported from types, for that would load JAX
 
@@ -156,12 +155,7 @@ class SpokenShapes:
         pitch, rate = (uniform(self.seed, self.split, index, f"voice/{k}") for k in ("pitch", "rate"))
         speakers = self.factors(indices)["voice"].tolist()
         return [
-            dataclasses.replace(
-                VOICES[v],
-                pitch=VOICES[v].pitch + round(16 * p - 8),
-                rate=round(VOICES[v].rate * (0.92 + 0.16 * r)),
-            )
-            for v, p, r in zip(speakers, pitch.tolist(), rate.tolist(), strict=True)
+            vary(VOICES[v], p, r) for v, p, r in zip(speakers, pitch.tolist(), rate.tolist(), strict=True)
         ]
 
     def prepare(self) -> Utterances:

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,13 @@ UNSEEN_VOICES = _voices(
     (225, 240, 215), (45, 58), (45, 60, 52),
 )  # fmt: skip
 """Speakers (variants) that are in no training voice."""
+
+
+def vary(voice: Voice, pitch: float, rate: float) -> Voice:
+    """A voice a little lower or higher, slower or faster, as ``pitch`` and ``rate`` in [0, 1) say."""
+    return replace(
+        voice, pitch=voice.pitch + round(16 * pitch - 8), rate=round(voice.rate * (0.92 + 0.16 * rate))
+    )
 
 
 def default_cache_dir() -> Path:

@@ -31,9 +31,9 @@ class Splits(NamedTuple):
 
 def open_splits(spec: str, options: DataOptions, problems: Problems, *, validation: int = 300) -> Splits:
     """Opens the training and test splits of ``spec`` and holds ``validation`` training examples out."""
-    names = ["test"]
-    if spec == "shapes":
-        names += ["compositions"] + ["voices"] * ("audio" in (options.modalities or ("audio",)))
+    names = ["test"] + ["compositions"] * (spec == "shapes")
+    if spec == "shapes" or spec.startswith("spoken:"):
+        names += ["voices"] * ("audio" in (options.modalities or ("audio",)))
     train = open_source(spec, "train", options, problems=problems)
     tests = {name: open_source(spec, name, options, problems=problems) for name in names}
     count = max(1, min(validation, len(train) // 10))

@@ -6,6 +6,8 @@ import librosa
 import numpy as np
 import pytest
 
+from xmodal_jax.models.speech import SpeechConfig, vocode
+from xmodal_jax.models.towers import AudioFeatures, log_mel_of
 from xmodal_jax.preprocess.audio import log_mel, mel_filters, stft
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
 
@@ -64,14 +66,17 @@ def test_momentum_and_iterations_bring_the_magnitude_nearer():
     assert fast < 0.8 * plain and longer < fast
 
 
-def test_mel_to_power_is_at_least_as_near_as_librosas():
+@pytest.mark.parametrize("f_max", [None, RATE / 4])
+def test_mel_to_power_is_at_least_as_near_as_librosas(f_max):
     power = np.abs(spectrum(chirp())) ** 2
-    filters = mel_filters(RATE, N_FFT, 40)
+    filters = mel_filters(RATE, N_FFT, 40, f_max=f_max)
     mel = (power @ filters).astype(np.float32)
     ours = np.asarray(
-        jax.jit(lambda x: mel_to_power(x, sample_rate=RATE, n_fft=N_FFT))(jnp.asarray(mel)[None])[0]
+        jax.jit(lambda x: mel_to_power(x, sample_rate=RATE, n_fft=N_FFT, f_max=f_max))(
+            jnp.asarray(mel)[None]
+        )[0]
     )
-    theirs = librosa.feature.inverse.mel_to_stft(mel.T, sr=RATE, n_fft=N_FFT, power=1.0).T
+    theirs = librosa.feature.inverse.mel_to_stft(mel.T, sr=RATE, n_fft=N_FFT, power=1.0, fmax=f_max).T
     residual = lambda x: np.linalg.norm(x @ filters - mel) / np.linalg.norm(mel)
     assert (ours >= 0).all() and residual(ours) < 1.05 * residual(theirs) + 1e-4
     assert residual(ours) < 0.01
@@ -85,3 +90,14 @@ def test_speech_comes_back_with_its_spectrogram():
     loud = np.asarray(frames[0, : again.shape[1]]) > frames.max() - 9  # 40 dB below the peak
     apart = np.abs(np.asarray(again[0]) - np.asarray(frames[0, : again.shape[1]]))[loud]
     assert apart.mean() < 0.35  # nats of power: 1.5 dB
+
+
+def test_the_upper_end_of_the_bands_reaches_features_and_vocoder():
+    narrow = AudioFeatures(mels=32, max_hz=2000.0)
+    high = jnp.sin(2 * jnp.pi * 3000.0 * jnp.arange(6400) / RATE)[None]
+    heard, deaf = (log_mel_of(high, None, f)[0][0, 16].max() for f in (AudioFeatures(mels=32), narrow))
+    assert deaf < heard - 10  # nats: what lies above is not heard
+    frames, _ = log_mel_of(jnp.asarray(chirp())[None], None, narrow)
+    back = vocode(frames, SpeechConfig(features=narrow, vocoder_iterations=8))
+    energy = np.abs(np.fft.rfft(np.asarray(back[0]))) ** 2
+    assert energy[np.fft.rfftfreq(back.shape[1], 1 / RATE) > 2100].sum() < 0.01 * energy.sum()

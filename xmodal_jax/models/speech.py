@@ -229,6 +229,11 @@ def vocode(frames: Float[Array, "batch frames mels"], config: SpeechConfig) -> F
     """Log-mel frames to a waveform in [-1, 1]; one that would be louder is made quieter."""
     f = config.features
     waveform = log_mel_to_waveform(
-        frames, sample_rate=f.sample_rate, n_fft=f.window, hop=f.hop, iterations=config.vocoder_iterations
+        frames,
+        sample_rate=f.sample_rate,
+        n_fft=f.window,
+        hop=f.hop,
+        f_max=f.max_hz,
+        iterations=config.vocoder_iterations,
     )
     return waveform / jnp.maximum(jnp.abs(waveform).max(axis=1, keepdims=True), 1.0)

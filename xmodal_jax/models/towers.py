@@ -46,6 +46,8 @@ class AudioFeatures:
     """Samples per frame (25 ms at 16 kHz)."""
     hop: int = 200
     """Samples between frames (12.5 ms at 16 kHz)."""
+    max_hz: float | None = None
+    """Upper end of the highest band; None: half the sample rate. Telephone speech has nothing above 4000."""
 
 
 def rank(modality: str, batch: Batch) -> int:
@@ -86,6 +88,7 @@ def log_mel_of(waveform, mask, features: AudioFeatures, **options):
         n_fft=features.window,
         hop=features.hop,
         n_mels=features.mels,
+        f_max=features.max_hz,
         **options,
     )
 

@@ -48,12 +48,13 @@ def mel_to_power(
     *,
     sample_rate: int = 16000,
     n_fft: int = 400,
+    f_max: float | None = None,
     iterations: int = 100,
 ) -> Float[Array, "batch frames bins"]:
     """The power spectrum ``x >= 0`` for which ``|x @ filters - mel|^2`` is least, by accelerated projected gradient
     (FISTA: Beck and Teboulle 2009, eq. 4.1-4.3) from the clipped pseudo-inverse. ``mel`` is power, not its logarithm.
     """
-    filters = np.asarray(mel_filters(sample_rate, n_fft, mel.shape[-1]), np.float64)
+    filters = np.asarray(mel_filters(sample_rate, n_fft, mel.shape[-1], f_max=f_max), np.float64)
     scale = np.linalg.norm(filters, 2)  # of the largest singular value 1: a step of 1 never overshoots
     a = jnp.asarray(filters / scale, jnp.float32)
     goal = mel / jnp.float32(scale)
@@ -107,9 +108,10 @@ def log_mel_to_waveform(
     sample_rate: int = 16000,
     n_fft: int = 400,
     hop: int = 160,
+    f_max: float | None = None,
     iterations: int = 60,
     keys: ExampleKeys | None = None,
 ) -> Float[Array, "batch time"]:
     """The inverse of `preprocess.audio.log_mel`, as far as there is one."""
-    power = mel_to_power(jnp.exp(log_mel), sample_rate=sample_rate, n_fft=n_fft)
+    power = mel_to_power(jnp.exp(log_mel), sample_rate=sample_rate, n_fft=n_fft, f_max=f_max)
     return griffin_lim(jnp.sqrt(power), n_fft=n_fft, hop=hop, iterations=iterations, keys=keys)

@@ -14,7 +14,7 @@ from xmodal_jax.data.pipeline import as_device_batch
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.metrics.classification import confusion_matrix
 from xmodal_jax.models.fusion import FusionConfig
-from xmodal_jax.preprocess.audio import log_mel
+from xmodal_jax.models.towers import log_mel_of
 from xmodal_jax.train import answer_figures, figures
 from xmodal_jax.train.answers import Classifier, Exam
 from xmodal_jax.train.report import Report
@@ -114,11 +114,7 @@ def add_attention(
 
 
 def _spectra(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:
-    f = model.features
-    spectrum, mask = log_mel(
-        jnp.asarray(batch["audio"]), batch.get("audio_mask"), sample_rate=f.sample_rate, n_fft=f.window,
-        hop=f.hop, n_mels=f.mels,
-    )  # fmt: skip
+    spectrum, mask = log_mel_of(jnp.asarray(batch["audio"]), batch.get("audio_mask"), model.features)
     spectrum = np.asarray(spectrum)
     return list(spectrum) if mask is None else [s[m] for s, m in zip(spectrum, np.asarray(mask), strict=True)]
 

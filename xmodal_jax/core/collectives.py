@@ -87,3 +87,11 @@ def share(value: Float[Array, ""], *, axis_name: AxisName = None) -> Float[Array
 def global_index(size: int, *, axis_name: AxisName = None) -> Int[Array, "{size}"]:
     """The place in the global batch of each of this device's ``size`` examples."""
     return axis_index(axis_name) * size + jnp.arange(size, dtype=jnp.int32)
+
+
+def rolled(x: Shaped[Array, "batch ..."], *, axis_name: AxisName = None) -> Shaped[Array, "batch ..."]:
+    """Every example's predecessor in the global batch; the first one's is the last."""
+    if axis_name is None:
+        return jnp.roll(x, 1, axis=0)
+    before = global_index(x.shape[0], axis_name=axis_name) - 1
+    return jnp.take(all_gather(x, axis_name), before, axis=0, mode="wrap")

@@ -1,0 +1,326 @@
+r"""Adversarial objectives: what the discriminator and the generator minimise, one term per example.
+
+``real`` and ``fake`` are the discriminator's logits of real and of generated examples, r and f in the equations, before
+any sigmoid; :math:`\sigma` is the sigmoid and sp the softplus, so that :math:`-\log \sigma(v) = sp(-v)`. Every
+objective is a pair of functions of the same signature, under its name in :data:`OBJECTIVES`:
+
+* ``*_discriminator(real, fake, *, present=None, axis_name=None)``
+* ``*_generator(fake, real, *, present=None, axis_name=None)``
+
+The terms are averaged by :func:`xmodal_jax.core.collectives.batch_mean`. An example that is not ``present`` has no
+influence, and its term and its gradient are 0. ``axis_name`` matters where an objective looks across the batch, which
+of those in the table ``relativistic_average`` alone does. Which player's parameters a loss is differentiated by is the
+caller's business. MMD-GAN compares features in place of logits, and has its own pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import relu, softplus
+from jaxtyping import Array, Bool, Float, PyTree
+
+from xmodal_jax.core.collectives import AxisName, all_gather, batch_mean, psum
+from xmodal_jax.losses.alignment import mmd
+from xmodal_jax.probability.kernels import (
+    Kernel,
+    distance,
+    rational_quadratic,
+    rational_quadratic_star,
+    rbf,
+)
+
+Logits = Float[Array, "batch"]
+Present = Bool[Array, "batch"] | None
+
+
+class Adversarial(NamedTuple):
+    """An objective as two pure functions.
+
+    ``discriminator(real, fake, *, present=None, axis_name=None) -> [B]``
+    ``generator(fake, real, *, present=None, axis_name=None) -> [B]``
+    """
+
+    discriminator: Callable[..., jax.Array]
+    generator: Callable[..., jax.Array]
+
+
+def minimax_discriminator(
+    real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r""":math:`-\log \sigma(r) - \log(1 - \sigma(f))`, nats (Goodfellow et al. 2014, arXiv:1406.2661, eq. 1)."""
+    return _terms(lambda r, f: softplus(-r) + softplus(f), present, real, fake)
+
+
+def minimax_generator(
+    fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r""":math:`\log(1 - \sigma(f))`, nats: the saturating loss (Goodfellow et al. 2014, eq. 1)."""
+    return _terms(lambda f: -softplus(f), present, fake)
+
+
+def non_saturating_generator(
+    fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r""":math:`-\log \sigma(f)`, nats: a gradient also where D is sure (Goodfellow et al. 2014, section 3)."""
+    return _terms(lambda f: softplus(-f), present, fake)
+
+
+def least_squares_discriminator(
+    real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r""":math:`\tfrac12 (r - 1)^2 + \tfrac12 f^2` (Mao et al. 2017, LSGAN, arXiv:1611.04076, eq. 9)."""
+    return _terms(lambda r, f: 0.5 * (r - 1.0) ** 2 + 0.5 * f**2, present, real, fake)
+
+
+def least_squares_generator(
+    fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r""":math:`\tfrac12 (f - 1)^2` (Mao et al. 2017, LSGAN, eq. 9)."""
+    return _terms(lambda f: 0.5 * (f - 1.0) ** 2, present, fake)
+
+
+def wasserstein_discriminator(
+    real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    """``f - r`` (Arjovsky et al. 2017, arXiv:1701.07875, algorithm 1), for a critic that is kept Lipschitz.
+
+    By :func:`clip_weights`, or by a penalty of :mod:`xmodal_jax.losses.penalties`.
+    """
+    return _terms(lambda r, f: f - r, present, real, fake)
+
+
+def wasserstein_generator(
+    fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    """``-f`` (Arjovsky et al. 2017, algorithm 1); also the generator's loss beside the hinge."""
+    return _terms(lambda f: -f, present, fake)
+
+
+def hinge_discriminator(
+    real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    """``relu(1 - r) + relu(1 + f)`` (Miyato et al. 2018, SN-GAN, arXiv:1802.05957, eq. 16)."""
+    return _terms(lambda r, f: relu(1.0 - r) + relu(1.0 + f), present, real, fake)
+
+
+def jsd_bound(
+    positive: Logits, negative: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r"""Terms whose mean is the f-GAN bound of the Jensen-Shannon divergence (Nowozin et al. 2016).
+
+    .. math:: 2 \log 2 - sp(-v_p) - sp(v_q) \quad\text{(nats)}
+
+    (arXiv:1606.00709, eq. 6, table 2), with :math:`v_p` the logits at samples of P and :math:`v_q` at those of Q. At
+    best, with v the log of the density ratio, the mean is :math:`KL(P\|M) + KL(Q\|M)` with M the mixture of both: twice
+    the Jensen-Shannon divergence, at most 2 log 2. That is no more than :math:`KL(P\|Q)`, so with P the true pairs, and
+    Q pairs of which one side is rolled along the batch, the mean is a lower bound of the sides' mutual information.
+    """
+    return _terms(lambda p, q: 2.0 * math.log(2.0) - softplus(-p) - softplus(q), present, positive, negative)
+
+
+def jsd_discriminator(
+    real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    """Minus :func:`jsd_bound` of the real against the generated, nats: the discriminator tightens the bound."""
+    return -jsd_bound(real, fake, present=present)
+
+
+def jsd_generator(
+    fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    """:func:`jsd_bound` of the real against the generated, nats: the generator lowers the divergence."""
+    return jsd_bound(real, fake, present=present)
+
+
+def relativistic_discriminator(
+    real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r""":math:`-\log \sigma(r - f)`, nats: the real is the more real of a pair (RSGAN, Jolicoeur-Martineau 2018).
+
+    arXiv:1807.00734, section 4. The logits are compared example by example.
+    """
+    return _terms(lambda r, f: softplus(f - r), present, real, fake)
+
+
+def relativistic_generator(
+    fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r""":math:`-\log \sigma(f - r)`, nats: :func:`relativistic_discriminator` with the sides exchanged."""
+    return relativistic_discriminator(fake, real, present=present)
+
+
+def relativistic_average_discriminator(
+    real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    r"""The real is more real than the generated on average (RaSGAN, Jolicoeur-Martineau 2018, section 4).
+
+    .. math:: -\log \sigma(r - \bar f) - \log(1 - \sigma(f - \bar r)) \quad\text{(nats)}
+
+    with the means over the present examples of the global batch.
+    """
+
+    def terms(r, f):
+        # The shares of a mean over the global batch sum to the mean.
+        weights = None if present is None else present.astype(r.dtype)
+        mean = lambda x: psum(batch_mean(x, weights, axis_name=axis_name), axis_name)
+        return softplus(mean(f) - r) + softplus(f - mean(r))
+
+    return _terms(terms, present, real, fake)
+
+
+def relativistic_average_generator(
+    fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
+) -> Logits:
+    """:func:`relativistic_average_discriminator` with the sides exchanged."""
+    return relativistic_average_discriminator(fake, real, present=present, axis_name=axis_name)
+
+
+OBJECTIVES: Mapping[str, Adversarial] = MappingProxyType(
+    {
+        "minimax": Adversarial(minimax_discriminator, minimax_generator),
+        "non_saturating": Adversarial(minimax_discriminator, non_saturating_generator),
+        "lsgan": Adversarial(least_squares_discriminator, least_squares_generator),
+        "wgan": Adversarial(wasserstein_discriminator, wasserstein_generator),
+        "hinge": Adversarial(hinge_discriminator, wasserstein_generator),
+        "jsd": Adversarial(jsd_discriminator, jsd_generator),
+        "relativistic": Adversarial(relativistic_discriminator, relativistic_generator),
+        "relativistic_average": Adversarial(
+            relativistic_average_discriminator, relativistic_average_generator
+        ),
+    }
+)
+"""The objectives by name."""
+
+
+def matching_aware(objective: Adversarial) -> Callable[..., jax.Array]:
+    r"""The discriminator of GAN-CLS, which also sees real examples with conditions that are not theirs.
+
+    .. math:: \tfrac12 D(\text{real}, \text{fake}) + \tfrac12 D(\text{real}, \text{mismatched})
+
+    Where D is a sum of a term of the real and one of the generated, that is real -> 1, generated -> 0 at half weight
+    and mismatched -> 0 at half weight (Reed et al. 2016, arXiv:1605.05396, algorithm 1). The generator's loss is the
+    objective's own.
+
+    Returns:
+      ``discriminator(real, fake, mismatched, *, present=None, mismatched_present=None, axis_name=None) -> [B]``, with
+      ``mismatched`` the logits of real examples with another's condition. Where ``mismatched_present`` is False (the
+      condition came from an absent example) the term is D(real, fake).
+    """
+
+    def discriminator(
+        real: Logits,
+        fake: Logits,
+        mismatched: Logits,
+        *,
+        present: Present = None,
+        mismatched_present: Present = None,
+        axis_name: AxisName = None,
+    ) -> Logits:
+        generated = objective.discriminator(real, fake, present=present, axis_name=axis_name)
+        pairs = present if mismatched_present is None else mismatched_present
+        if present is not None:
+            pairs = pairs & present
+        wrong = objective.discriminator(real, mismatched, present=pairs, axis_name=axis_name)
+        both = 0.5 * (generated + wrong)
+        return both if pairs is None else jnp.where(pairs, both, generated)
+
+    return discriminator
+
+
+def clip_weights(params: PyTree[Float[Array, "..."]], limit: float) -> PyTree[Float[Array, "..."]]:
+    """Every weight cut to [-limit, limit], after each step of a WGAN's critic (Arjovsky et al. 2017: 0.01).
+
+    Raises:
+      ValueError: if the limit is not positive.
+    """
+    if limit <= 0.0:
+        raise ValueError(
+            f"weights are clipped to [-limit, limit], so the limit must be positive, got {limit}"
+        )
+    return jax.tree.map(lambda w: jnp.clip(w, -limit, limit), params)
+
+
+# -- MMD-GAN: features in place of logits --------------------------------------------------------------------
+
+KERNELS: Mapping[str, Kernel] = MappingProxyType(
+    {"rbf": rbf, "rq": rational_quadratic, "rq_star": rational_quadratic_star, "distance": distance}
+)
+"""The kernels of MMD-GANs by name; ``functools.partial`` sets widths."""
+
+
+def mmd_discriminator(
+    real: Float[Array, "batch dim"],
+    fake: Float[Array, "batch dim"],
+    *,
+    kernel: Kernel = rational_quadratic_star,
+    present: Present = None,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    r""":math:`-MMD^2`, unbiased, between the features of the real and the generated (Bińkowski et al. 2018).
+
+    arXiv:1801.01401, section 2.1; Li et al. 2017, arXiv:1705.08584. One number of the global batch, of which this is
+    the device's share; see :func:`xmodal_jax.losses.mmd`. The features are few (16 in the paper), and the critic needs
+    a bound: :func:`xmodal_jax.losses.gradient_penalty` of :func:`witness`, or :func:`clip_weights`.
+    """
+    return -mmd_generator(fake, real, kernel=kernel, present=present, axis_name=axis_name)
+
+
+def mmd_generator(
+    fake: Float[Array, "batch dim"],
+    real: Float[Array, "batch dim"],
+    *,
+    kernel: Kernel = rational_quadratic_star,
+    present: Present = None,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """:math:`MMD^2`, unbiased; this device's share. See :func:`mmd_discriminator`."""
+    return mmd(_wide(real), _wide(fake), kernel=kernel, present=present, axis_name=axis_name)
+
+
+def witness(
+    x: Float[Array, "points dim"],
+    real: Float[Array, "batch dim"],
+    fake: Float[Array, "batch dim"],
+    *,
+    kernel: Kernel = rational_quadratic_star,
+    present: Present = None,
+    axis_name: AxisName = None,
+) -> Float[Array, "points"]:
+    r"""The critic that an MMD is, at any points: where the real is denser than the generated it is positive.
+
+    .. math:: \langle k(x, \text{real}_j) \rangle_j - \langle k(x, \text{fake}_j) \rangle_j
+
+    with means over the present examples of the global batch (Bińkowski et al. 2018, section 2.1, up to a factor).
+    The penalty of an MMD-GAN is that of its gradient at interpolated inputs, through the features::
+
+        gradient_penalty(lambda x: witness(features(x), real_features, fake_features), real, fake, keys)
+    """
+    present = jnp.ones_like(real[:, 0], dtype=bool) if present is None else present
+    counts = all_gather(present, axis_name)
+
+    def mean(y):
+        # Zeroed first, so that an infinite feature of an absent example has no gradient.
+        y = all_gather(jnp.where(present[:, None], _wide(y), 0.0), axis_name)
+        values = jnp.where(counts[None, :], kernel(_wide(x), y), 0.0)
+        return values.sum(axis=1) / jnp.maximum(counts.sum(), 1).astype(values.dtype)
+
+    return mean(real) - mean(fake)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _terms(of: Callable[..., jax.Array], present: Present, *logits: Logits) -> Logits:
+    """``of(*logits)`` in float32 at least, where present."""
+    logits = [_wide(x) for x in logits]
+    if present is None:
+        return of(*logits)
+    # Zeroed first: not even an infinite logit of an absent example reaches a value or a gradient.
+    return jnp.where(present, of(*(jnp.where(present, x, 0.0) for x in logits)), 0.0)

@@ -1,0 +1,173 @@
+"""Penalties that keep a discriminator smooth: on its gradient with respect to its input, or on its logits.
+
+Each returns one term per example, averaged by :func:`xmodal_jax.core.collectives.batch_mean` and added to the
+discriminator's loss with a weight. ``critic`` maps a batch to logits ``[B]``, each of which depends on its own example
+alone (no batch normalisation), so that one backward pass gives every example's gradient. Inputs are arrays
+``[B, ...]``, or pytrees of them, all of floating type; an example's gradient is one vector of all its elements. A
+penalty is differentiable with respect to whatever ``critic`` closes over: its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from xmodal_jax.core.collectives import AxisName, batch_mean, psum
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.core.trees import map_with_name
+from xmodal_jax.types import ExampleKeys
+
+Examples = PyTree[Float[Array, "batch ..."]]
+Critic = Callable[[PyTree], jax.Array]
+
+
+def gradient_penalty(
+    critic: Critic, real: Examples, fake: Examples, keys: ExampleKeys, *, target: float = 1.0
+) -> Float[Array, "batch"]:
+    r"""WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028, eq. 3, without its factor 10).
+
+    .. math:: (\|\nabla D(\hat x)\|_2 - t)^2, \qquad \hat x = u x + (1 - u) \tilde x, \quad u \sim U[0, 1)
+
+    Args:
+      critic: see the module.
+      real, fake: x and :math:`\tilde x`, of the same structure.
+      keys: one per example; an example has one u for all its elements.
+      target: t; 0 for a penalty centred at zero.
+    """
+    u = jax.vmap(jax.random.uniform)(fold_in_name(keys, "gradient_penalty"))
+
+    def between(x, y):
+        weight = _per_example(u, x)
+        return weight * x + (1.0 - weight) * y
+
+    gradient = _gradient(critic, jax.tree.map(between, real, fake))
+    return (_norm(gradient) - target) ** 2
+
+
+def dragan(
+    critic: Critic,
+    real: Examples,
+    keys: ExampleKeys,
+    *,
+    scale: float = 0.5,
+    target: float = 1.0,
+    present: Bool[Array, "batch"] | None = None,
+    axis_name: AxisName = None,
+) -> Float[Array, "batch"]:
+    r"""DRAGAN (Kodali et al. 2017, arXiv:1705.07215): the gradient's norm around the real examples.
+
+    .. math:: (\|\nabla D(x + c\,s\,\epsilon)\|_2 - t)^2, \qquad \epsilon \sim U[0, 1) \text{ for every element}
+
+    with s the standard deviation of all elements of the global batch (of each array, where there are several). The
+    uniform noise is that of the authors' code; the paper's is normal with a fixed variance.
+
+    Args:
+      critic, real: see the module.
+      keys: one per example.
+      scale: c, in standard deviations.
+      target: t.
+      present: which examples count; the others have no part in s, and term and gradient 0.
+      axis_name: the named axis over which the batch is split, if any.
+    """
+    if present is not None:
+        real = jax.tree.map(lambda x: jnp.where(_per_example(present, x), x, 0), real)
+    weights = None if present is None else present.astype(jnp.float32)
+
+    def mean(x):
+        x = x.reshape(x.shape[0], -1).mean(axis=1)
+        return psum(batch_mean(x, weights, axis_name=axis_name), axis_name)
+
+    def around(name, x):
+        leaf_keys = fold_in_name(keys, f"dragan/{name}")
+        noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(leaf_keys)
+        fixed = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        deviation = jnp.sqrt(mean((fixed - mean(fixed)) ** 2))
+        return x + (scale * deviation).astype(x.dtype) * noise
+
+    terms = (_norm(_gradient(critic, map_with_name(around, real))) - target) ** 2
+    return terms if present is None else jnp.where(present, terms, 0.0)
+
+
+def squared_gradient(critic: Critic, x: Examples) -> Float[Array, "batch"]:
+    r""":math:`\tfrac12 \|\nabla D(x)\|_2^2`: R1 at real examples, R2 at generated ones.
+
+    Mescheder et al. 2018, arXiv:1801.04406, eq. 9 and 10, without the factor :math:`\gamma`. Where it is computed at
+    every k-th step alone (lazily), its weight is k times as large.
+    """
+    return 0.5 * _squared_norm(_gradient(critic, x))
+
+
+def matching_aware_penalty(
+    critic: Callable[[PyTree, PyTree], jax.Array],
+    image: Examples,
+    sentence: Examples,
+    *,
+    factor: float = 2.0,
+    power: float = 6.0,
+    joint: bool = False,
+) -> Float[Array, "batch"]:
+    r"""MA-GP of DF-GAN, at real images with their own sentences (Tao et al. 2022, arXiv:2008.05865, section 3.3).
+
+    .. math:: k\,(\|\nabla_x D(x, s)\|_2 + \|\nabla_s D(x, s)\|_2)^p
+
+    Args:
+      critic: ``critic(image, sentence) -> [B]``.
+      image, sentence: x and s, arrays or pytrees.
+      factor, power: k and p.
+      joint: in place of the sum of the norms, the norm of both gradients as one vector. It is smaller, by up to a
+        factor of sqrt(2), and is what the authors' code computes.
+    """
+    by_image, by_sentence = _gradient(lambda pair: critic(*pair), (image, sentence))
+    norm = _norm((by_image, by_sentence)) if joint else _norm(by_image) + _norm(by_sentence)
+    return factor * norm**power
+
+
+def lecam(
+    real: Float[Array, "batch"],
+    fake: Float[Array, "batch"],
+    real_average: float | Float[Array, ""],
+    fake_average: float | Float[Array, ""],
+) -> Float[Array, "batch"]:
+    r"""LeCam regularisation of the logits, for little data (Tseng et al. 2021, arXiv:2104.03310).
+
+    .. math:: [r - \bar f]_+^2 + [\bar r - f]_+^2
+
+    with :math:`\bar r` and :math:`\bar f` moving averages of the mean logits (:func:`xmodal_jax.core.trees.ema`),
+    which get no gradient. It holds the real logits down near the average of the generated ones, and the generated up
+    near that of the real. The positive parts are those of the authors' code; the paper has the plain squares.
+    """
+    real_average, fake_average = jax.lax.stop_gradient((real_average, fake_average))
+    return jax.nn.relu(real - fake_average) ** 2 + jax.nn.relu(real_average - fake) ** 2
+
+
+# -- parts ---------------------------------------------------------------------------------------------------
+
+
+def _per_example(values, like):
+    """``values`` [B] with the rank of ``like`` [B, ...], and its type unless they are flags."""
+    values = values if values.dtype == bool else values.astype(like.dtype)
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def _gradient(critic: Critic, x: Examples) -> Examples:
+    """Every example's gradient of its own logit."""
+    return jax.grad(lambda x: critic(x).sum())(x)
+
+
+def _squared_norm(gradient: Examples) -> Float[Array, "batch"]:
+    """Per example, over all elements of all arrays; in float32 at least."""
+
+    def of(g):
+        g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+        return jnp.sum(g * g, axis=range(1, g.ndim))
+
+    return sum(of(g) for g in jax.tree.leaves(gradient))
+
+
+def _norm(gradient: Examples) -> Float[Array, "batch"]:
+    """The root, whose own gradient is taken to be 0 at 0."""
+    square = _squared_norm(gradient)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

@@ -1,0 +1,151 @@
+"""Word-region matching: how well a caption's words are found in an image's regions, against all other pairs.
+
+Two forms of the same idea. DAMSM of AttnGAN (Xu et al. 2018, arXiv:1711.10485, eq. 7-13) and the word loss of XMC-GAN
+(Zhang et al. 2021, arXiv:2101.04702, section 4.1) differ in the attention of words to regions alone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from xmodal_jax.core.collectives import AxisName, all_gather
+from xmodal_jax.core.similarity import l2_normalize
+from xmodal_jax.losses.contrastive import Duplicates, Scalar, _gather, _sides
+from xmodal_jax.losses.tiled import NEVER, chunked, pair_masks
+
+Attention = Literal["cosine", "damsm"]
+
+
+def word_region_scores(
+    words: Float[Array, "captions length dim"],
+    word_mask: Bool[Array, "captions length"],
+    regions: Float[Array, "images regions dim"],
+    *,
+    gamma1: Scalar = 5.0,
+    gamma2: Scalar = 5.0,
+    attention: Attention = "cosine",
+    chunks: int = 1,
+    axis_name: AxisName = None,
+) -> Float[Array, "images all_captions"]:
+    r"""The match of this device's images, in rows, with the captions of all devices, in columns.
+
+    Every word :math:`w_l` attends to the regions :math:`v_r` of an image; what it finds is compared with it:
+
+    .. math::
+
+        c_l = \sum_r \alpha_{lr} v_r, \qquad
+        S = \frac{1}{\gamma_2} \log \sum_l e^{\gamma_2 \cos(w_l, c_l)}, \qquad
+        \alpha_{lr} = \operatorname{softmax}_r(\gamma_1 a_{lr})
+
+    (AttnGAN eq. 9, 10), a soft maximum over the words that grows with their number: with n words that all match
+    exactly it is :math:`1 + \log(n) / \gamma_2`. A caption without words scores about -1e30.
+
+    Args:
+      words: :math:`w`; any length.
+      word_mask: which words there are; the others have no influence and zero gradient.
+      regions: :math:`v`, such as a feature map's positions; any number.
+      gamma1: how sharply a word attends.
+      gamma2: how much the best words count before the others.
+      attention: ``"cosine"``: :math:`a = \cos(w_l, v_r)`, and regions of unit length (XMC-GAN, section 4.1).
+        ``"damsm"``: :math:`a` is the softmax over the caption's words of :math:`w_l \cdot v_r`, with regions as they
+        are (AttnGAN, eq. 7, 8).
+      chunks: compute the images in so many chunks, forward and again for the gradient; it must divide their number.
+        The attention of a chunk of b images has b x all captions x length x regions elements, and there are a few
+        arrays of that size.
+      axis_name: the named axis over which captions and images are split, if any. The words are gathered, which
+        usually are fewer than the regions.
+    Raises:
+      ValueError: for an unknown attention, or if ``chunks`` does not divide the images.
+    """
+    if attention not in ("cosine", "damsm"):
+        raise ValueError(f"attention is 'cosine' or 'damsm', got {attention!r}")
+    # Zeroed first: not even an infinite word under the mask reaches a value or a gradient.
+    words = jnp.where(word_mask[:, :, None], words, 0)
+    captions = (all_gather(words, axis_name), all_gather(word_mask, axis_name), gamma1, gamma2)
+    scores = partial(_scores, attention=attention)
+    return (scores if chunks == 1 else chunked(scores, chunks))(captions, regions)
+
+
+def word_region_loss(
+    words: Float[Array, "batch length dim"],
+    word_mask: Bool[Array, "batch length"],
+    regions: Float[Array, "batch regions dim"],
+    *,
+    gamma1: Scalar = 5.0,
+    gamma2: Scalar = 5.0,
+    gamma3: Scalar = 50.0,
+    attention: Attention = "cosine",
+    present: Bool[Array, "batch"] | None = None,
+    match: Int[Array, "batch"] | None = None,
+    duplicates: Duplicates = "ignore",
+    chunks: int = 1,
+    axis_name: AxisName = None,
+) -> Float[Array, "batch"]:
+    r"""Symmetric cross-entropy of :func:`word_region_scores` over the global batch, one term per example, in nats.
+
+    .. math:: \tfrac12 \Big[\log \sum_j e^{\gamma_3 S_{ij}} + \log \sum_j e^{\gamma_3 S_{ji}}\Big] - \gamma_3 S_{ii}
+
+    (AttnGAN, eq. 11-13), which is :func:`xmodal_jax.losses.info_nce` with :math:`\gamma_3` for the inverse of the
+    temperature. Both papers add the two directions; this is their mean, so that a batch of N equal pairs gives log N.
+
+    Args:
+      words, word_mask, regions: the captions and images, pair by pair; see :func:`word_region_scores`.
+      gamma1, gamma2, attention, chunks: see :func:`word_region_scores`.
+      gamma3: the inverse temperature; 50 is XMC-GAN's, AttnGAN has 10 with ``attention="damsm"``.
+      present, match, duplicates: as in :mod:`xmodal_jax.losses.contrastive`; AttnGAN's masked classes are
+        ``duplicates="exclude"``. An example whose caption has no word counts as absent.
+      axis_name: the named axis over which the batch is split, if any.
+    Raises:
+      ValueError: see :func:`word_region_scores`.
+    """
+    has_words = word_mask.any(axis=1)
+    present = has_words if present is None else present & has_words
+    flat = lambda x: x.reshape(x.shape[0], -1)
+    images, captions = _sides(flat(regions), flat(words), present, match, duplicates, False, axis_name)
+    by_image = gamma3 * word_region_scores(
+        captions.x.reshape(words.shape),
+        word_mask & present[:, None],
+        images.x.reshape(regions.shape),
+        gamma1=gamma1,
+        gamma2=gamma2,
+        attention=attention,
+        chunks=chunks,
+        axis_name=axis_name,
+    )
+    # Ids and presence are an example's, whichever side: one pair of masks serves both directions.
+    counts, positive = pair_masks(images, _gather(captions._replace(x=None), axis_name))
+    terms = jnp.zeros_like(by_image[:, 0])
+    for scores in (by_image, _exchange(by_image, axis_name)):
+        mean_positive = jnp.where(positive, scores, 0.0).sum(axis=1) / jnp.maximum(positive.sum(axis=1), 1)
+        terms += jax.nn.logsumexp(jnp.where(counts, scores, NEVER), axis=1) - mean_positive
+    return jnp.where(present, 0.5 * terms, 0.0)
+
+
+def _scores(captions, regions, *, attention: Attention):
+    """[images, captions] from the words, their mask and the gammas; i image, n caption, l word, r region."""
+    words, mask, gamma1, gamma2 = captions
+    # Factors in the features' precision, sums in float32 at least.
+    einsum = partial(jnp.einsum, preferred_element_type=jnp.promote_types(words.dtype, jnp.float32))
+    unit_words = l2_normalize(words)
+    if attention == "cosine":
+        regions = l2_normalize(regions)
+        affinity = einsum("nld,ird->inlr", unit_words, regions)
+    else:
+        affinity = einsum("nld,ird->inlr", words, regions)
+        affinity = jax.nn.softmax(jnp.where(mask[None, :, :, None], affinity, NEVER), axis=2)
+    weights = jax.nn.softmax(gamma1 * affinity, axis=3).astype(regions.dtype)
+    found = l2_normalize(einsum("inlr,ird->inld", weights, regions))
+    cosine = jnp.where(mask[None, :, :], einsum("inld,nld->inl", found, unit_words), NEVER)
+    return jax.nn.logsumexp(gamma2 * cosine, axis=2) / gamma2
+
+
+def _exchange(scores, axis_name: AxisName):
+    """From [images here, captions of all] to [captions here, images of all]; a transpose over devices."""
+    if axis_name is not None:
+        scores = jax.lax.all_to_all(scores, axis_name, split_axis=1, concat_axis=0, tiled=True)
+    return scores.T

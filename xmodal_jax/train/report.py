@@ -131,7 +131,7 @@ class Report:
     def add_figure(self, title: str, fig: Figure, note: str = "") -> None:
         """A matplotlib figure, rendered once for light pages and once for dark ones."""
         width = round(fig.get_size_inches()[0] * 96)
-        light, dark = (_uri(figures.to_png(fig, dark=dark), "image/png") for dark in (False, True))
+        light, dark = (uri(figures.to_png(fig, dark=dark), "image/png") for dark in (False, True))
         self._add(
             title,
             f'<figure><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
@@ -265,7 +265,8 @@ def _note(note: str) -> str:
     return f'<p class="note">{_lines(note)}</p>' if note else ""
 
 
-def _uri(data: bytes, kind: str) -> str:
+def uri(data: bytes, kind: str) -> str:
+    """Data as a link to itself, of a media type ``kind``."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -350,7 +351,7 @@ def _cell(content: str | np.ndarray | Audio | Marked, caption: str = "", fps: fl
     if isinstance(content, str):
         return f'<div class="text">{_escape(content)}</div>{below}'
     if isinstance(content, Audio):
-        source = _uri(_wav(content), "audio/wav")
+        source = uri(_wav(content), "audio/wav")
         return f'<figure class="audio"><audio controls preload="none" src="{source}"></audio>{below}</figure>'
     if content.dtype != np.uint8 or content.ndim not in (3, 4) or content.shape[-1] not in (1, 3, 4):
         raise ValueError(
@@ -358,11 +359,12 @@ def _cell(content: str | np.ndarray | Audio | Marked, caption: str = "", fps: fl
             f"got {content.dtype} {content.shape}"
         )
     sharp = "" if max(content.shape[-3:-1]) > 160 else ' class="pixels"'
-    source = _uri(_png(content, fps), "image/png")
+    source = uri(png(content, fps), "image/png")
     return f'<figure class="tile"><img{sharp} src="{source}" alt="{_escape(caption)}">{below}</figure>'
 
 
-def _png(content: np.ndarray, fps: float) -> bytes:
+def png(content: np.ndarray, fps: float = 8.0) -> bytes:
+    """A picture ``[H, W, C]``, or a video ``[F, H, W, C]`` as a moving one, uint8, as a PNG file."""
     video = content if content.ndim == 4 else content[None]
     frames = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in video]
     buffer = io.BytesIO()

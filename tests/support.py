@@ -15,12 +15,13 @@ from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import Stopwatch
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.train import players, step
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.loop import Preempted, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.step import make_init, make_step
+from xmodal_jax.types import GAN
 
 LAYOUTS = [("pmap", n, 1) for n in (1, 2, 4, 8)] + [
     ("sharded", 1, 1),
@@ -39,11 +40,13 @@ def keep_gradient():
 def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=None):
     """The training step's own loss, scalars and gradient for one global batch, in one of the three modes."""
     config = config or Optimizer()
-    tx = keep_gradient()
+    train, tx = step, keep_gradient()
+    if isinstance(method, GAN):
+        train, tx = players, {"discriminator": tx, "generator": tx}
     engine = make_engine(
         mode,
-        make_init(method, tx, config),
-        lambda axis: make_step(method, tx, config, axis_name=axis),
+        train.make_init(method, tx, config),
+        lambda axis: train.make_step(method, tx, config, axis_name=axis),
         fsdp=fsdp,
         devices=jax.devices()[:devices],
     )

@@ -65,3 +65,32 @@ class Method(NamedTuple):
     init: Callable[..., Params]
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     predict: Callable[..., Any]
+
+
+class GAN(NamedTuple):
+    """A method of two players, generator and discriminator, as pure functions.
+
+    ``params`` holds ``generator`` and ``discriminator``; ``memory`` is a dict of what else changes in training, without
+    a gradient: running statistics, averages of logits, the probability of augmentation. Losses are shares, as those of
+    `Method`.
+
+    ``init(key, batch) -> (params, memory)``
+    ``generate(generator, memory, batch, key, *, axis_name=None) -> (made, memory)``: what the discriminator is shown, a
+    pytree.
+    ``d_loss(discriminator, memory, batch, made, key, step, *, axis_name=None) -> (share, (aux, memory))``: what the
+    discriminator minimises; ``step`` counts, for penalties that are not due every time.
+    ``g_loss(made, discriminator, memory, batch, key, *, axis_name=None) -> (share, aux)``: what the generator
+    minimises, through ``made`` alone, so that one generation serves both players.
+    ``constrain(discriminator) -> discriminator``: what it is replaced by after each of its steps.
+    ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``memory``; ``batch["noise"]`` is what to
+    begin with.
+    ``d_steps``: steps of the discriminator before each of the generator, each on its own part of the batch.
+    """
+
+    init: Callable[..., tuple[Params, dict[str, Any]]]
+    generate: Callable[..., tuple[Any, dict[str, Any]]]
+    d_loss: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]]
+    g_loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    constrain: Callable[[Params], Params]
+    predict: Callable[..., Any]
+    d_steps: int

@@ -269,6 +269,41 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
     return Method(net.init, loss, predict)
 
 
+def make_looker(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Callable[..., Array]:
+    """``look(params, batch) -> [B, width]``: features of the source, the mean of its encoder's tokens."""
+    net = _Network(config, source, vocab_size, length)
+
+    def look(params: Params, batch: Batch) -> Float[Array, "batch dim"]:
+        return Pool("mean").apply({}, net.encode(params, batch))
+
+    return look
+
+
+def make_describer(
+    config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int
+) -> Callable[..., Array]:
+    """``describe(params, pixels, ids, mask) -> [B]``: how well given texts fit pictures (or videos), in nats per token.
+
+    ``pixels`` are floats in [-1, 1], in which it can be differentiated: what a generator of pictures may be held to
+    (redescription, MirrorGAN, Qiao et al. 2019, arXiv:1903.05854, eq. 14). The decoder's cross-entropy of ``ids``
+    ``[B, length]``, from the begin to the end token, under ``mask``; of an empty text 0.
+
+    Raises:
+      ValueError: the configuration has no decoder, or hears.
+    """
+    net = _Network(config, source, vocab_size, length)
+    if source == "audio" or not config.decodes:
+        raise ValueError("pictures are described by a captioner with a decoder (the objective attention)")
+
+    def describe(params: Params, pixels, ids, mask) -> Float[Array, "batch"]:
+        encoder = net.encoder({source: pixels})
+        tokens = encoder.apply({"params": params[source]}, pixels, None, keys=None)
+        logits, _ = net.decode(params, ids[:, :-1], tokens)
+        return sequence.token_cross_entropy(logits, ids[:, 1:], mask[:, 1:])
+
+    return describe
+
+
 @dataclasses.dataclass(frozen=True)
 class Writing:
     """How text is generated."""

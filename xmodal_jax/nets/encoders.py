@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from xmodal_jax.nets.audio import AudioTransformer
-from xmodal_jax.nets.image import ConvNet, ResNet, ViT
+from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT
 from xmodal_jax.nets.pooling import POOLS, Pool
 from xmodal_jax.nets.text import TextDecoder, TextTransformer
 from xmodal_jax.nets.video import FrameTransformer, StackedFrames, TubeletViT
@@ -29,7 +29,7 @@ class EncoderConfig:
     width: int = 128
     """Size of a token (for ResNets: output channels, 512 for 18 and 34, 2048 for 50 in the paper)."""
     depth: int = 2
-    """Transformer blocks; for "convnet" the residual convolutions of the last stage."""
+    """Transformer blocks; for "convnet" the residual convolutions of the last stage, for "mlp" its layers."""
     heads: int = 4
     """Attention heads; must divide the width. Also of the pool "attention"."""
     mlp_ratio: float = 4.0
@@ -43,7 +43,7 @@ class EncoderConfig:
     positions: str = "learned"
     """Position embedding, "learned" or "sincos" (audio is always "sincos")."""
     norm: str = "group"
-    """Normalization of "convnet" (also within "stacked" and "frames"): "group" or "none"."""
+    """Normalization of "convnet" (also within "stacked" and "frames") and "dcgan": "group" or "none"."""
     token_positions: bool = False
     """Adds sine-cosine positions to the tokens of "convnet" (and "stacked"), for what attends to them."""
     stem: str = "small"
@@ -142,6 +142,21 @@ def _convnet(config: EncoderConfig) -> nn.Module:
     return ConvNet(**own, **_conv_options(config))
 
 
+def _plain(config: EncoderConfig) -> nn.Module:
+    return PlainConvNet(norm=config.norm, **_without_options(config))
+
+
+def _mlp(config: EncoderConfig) -> nn.Module:
+    return FlatMLP(depth=config.depth, **_without_options(config))
+
+
+def _without_options(config: EncoderConfig) -> dict:
+    options = _conv_options(config)
+    if options.pop("drop_path") or options.pop("remat"):
+        raise ValueError(f"{config.name!r} has no residual branches: drop_path must be 0 and remat False")
+    return options
+
+
 def _resnet(layers: int) -> Callable[..., nn.Module]:
     return lambda config: ResNet(layers, stem=config.stem, **_conv_options(config))
 
@@ -173,6 +188,8 @@ ENCODERS: Mapping[str, Mapping[str, Callable[..., nn.Module]]] = {
     "text": {"transformer": _text},
     "image": {
         "convnet": _convnet,
+        "dcgan": _plain,
+        "mlp": _mlp,
         "resnet18": _resnet(18),
         "resnet34": _resnet(34),
         "resnet50": _resnet(50),

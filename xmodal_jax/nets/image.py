@@ -70,7 +70,7 @@ class ConvNet(nn.Module):
         PreActConv = nn.remat(_PreActConv) if self.remat else _PreActConv
         options = dict(norm=self.norm, dtype=self.dtype)
         if self.coordinates:
-            inputs = jnp.concatenate([inputs, _coordinates(inputs)], axis=-1)
+            inputs = jnp.concatenate([inputs, coordinates(inputs)], axis=-1)
         x = Conv(self.width // 4, (4, 4), 2, dtype=self.dtype, name="stem")(inputs)
         for stage, depth in enumerate((1, 1, self.depth)):
             features = self.width // 4 * 2**stage
@@ -88,7 +88,71 @@ class ConvNet(nn.Module):
         return Tokens(Dropout(self.dropout, name="dropout")(x, keys), None)
 
 
-def _coordinates(images):
+class PlainConvNet(nn.Module):
+    """The discriminator of DCGAN (Radford et al. 2016, arXiv:1511.06434), ``[B, H, W, C] -> [B, h * w, width]``.
+
+    4x4 convolutions of stride 2 and leaky ReLU of slope 0.2 until a side is below 8, with ``width`` channels in the end
+    and half as many one layer before each. ``norm``: "group" (8 groups) after all but the first, or "none".
+
+    Raises:
+      ValueError: ``norm`` is unknown, or a mask is given.
+    """
+
+    width: int = 256
+    norm: str = "none"
+    dropout: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch length"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        _no_mask(mask)
+        if self.norm not in ("group", "none"):
+            raise ValueError(f"norm must be 'group' or 'none', got {self.norm!r}")
+        layers = max(1, int(math.log2(max(min(inputs.shape[1:3]), 2) / 4)))
+        x = inputs
+        for k in range(layers):
+            features = max(self.width // 2 ** (layers - 1 - k), 1)
+            x = keep_rows(Conv(features, (4, 4), 2, dtype=self.dtype, name=f"conv_{k}")(x))
+            if self.norm == "group" and k:
+                x = _group_norm(features, 8, self.dtype, f"norm_{k}")(x)
+            x = nn.leaky_relu(x, 0.2)
+        return Tokens(Dropout(self.dropout, name="dropout")(x.reshape(len(x), -1, self.width), keys), None)
+
+
+class FlatMLP(nn.Module):
+    """All pixels at once through ``depth`` layers with leaky ReLU of slope 0.2, ``[B, H, W, C] -> [B, 1, width]``.
+
+    Raises:
+      ValueError: a mask is given.
+    """
+
+    width: int = 512
+    depth: int = 2
+    dropout: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch length"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        _no_mask(mask)
+        x = inputs.reshape(len(inputs), -1)
+        for k in range(self.depth):
+            x = nn.leaky_relu(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2)
+        return Tokens(Dropout(self.dropout, name="dropout")(x, keys)[:, None], None)
+
+
+def coordinates(images: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width 2"]:
     """Rows and columns as two channels in [-1, 1]."""
     height, width = images.shape[1:3]
     grid = jnp.meshgrid(jnp.linspace(-1.0, 1.0, height), jnp.linspace(-1.0, 1.0, width), indexing="ij")

@@ -158,8 +158,15 @@ def restore_run(directory: pathlib.Path | str, *, best: bool = False, seed: int 
     """
     folder = newest_checkpoint(directory, best=best)
     meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-    name = "ema" if any(k.startswith("ema/") for k in meta["arrays"]) else "params"
+    held = {name.split("/")[0] for name in meta["arrays"]}
+    name = "ema" if "ema" in held else "params"
     params = read_state(folder, name)[name]
+    if any(
+        key.startswith("params/discriminator/") for key in meta["arrays"]
+    ):  # the average is of the generator alone
+        both = read_state(folder, "params")["params"]
+        memory = read_state(folder, "memory")["memory"] if "memory" in held else {}
+        params = {**both, "memory": memory} | ({"generator": params} if name == "ema" else {})
     seeds = meta.get("seeds", [])
     if len(seeds) > 1:
         if seed not in seeds:

@@ -17,15 +17,16 @@ from xmodal_jax.core.runtime import Stopwatch, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader, as_device_batch
+from xmodal_jax.train import players
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.evaluate import stack_scores
-from xmodal_jax.train.optim import Optimizer, learning_rate, make_optimizer
+from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import Engine, make_engine
 from xmodal_jax.train.preemption import termination
 from xmodal_jax.train.run import Run, to_json
-from xmodal_jax.train.step import TrainState, eval_params, make_init, make_step, non_finite
-from xmodal_jax.types import Method
+from xmodal_jax.train.step import Training, make_training, non_finite
+from xmodal_jax.types import GAN, Method
 
 RESIDENT_LIMIT = 2 * 2**30
 """Bytes up to which a data set is kept on the device."""
@@ -42,22 +43,23 @@ class Preempted(SystemExit):
 class Fitted(NamedTuple):
     """What training leaves."""
 
-    state: TrainState
+    state: Any
     engine: Engine
     steps: int
     """Steps taken, fewer than asked for after early stopping."""
+    training: Training
 
     @property
     def params(self) -> list[Any]:
         """The parameters of each seed to evaluate: the average where one is kept."""
-        return _of_each_seed(self.state, self.engine)
+        return _of_each_seed(self.state, self.engine, self.training)
 
 
 def fit(
-    method: Method,
+    method: Method | GAN,
     loader: Loader,
     config: RunConfig,
-    optimizer: Optimizer,
+    optimizer: Optimizer | players.Players,
     run: Run,
     watch: Stopwatch,
     *,
@@ -82,12 +84,13 @@ def fit(
     (an exit) after saving when the process gets SIGTERM, and MemoryError before the first step where the device has
     less memory than the program needs.
     """
-    tx = make_optimizer(optimizer, config.steps)
+    train_by = players.make_training if isinstance(method, GAN) else make_training
+    training = train_by(method, optimizer, config.steps, params=params)
     seeds = config.all_seeds
     engine = make_engine(
         config.parallel,
-        make_init(method, tx, optimizer, params=params),
-        lambda axis: make_step(method, tx, optimizer, axis_name=axis),
+        training.init,
+        training.make_step,
         fsdp=config.fsdp,
         seeds=len(seeds) if len(seeds) > 1 else None,
     )
@@ -113,7 +116,8 @@ def fit(
             state = engine.init(keys, example)
     dispatch = _fitting_dispatch(config, start)
     # All at once: evaluated step by step, a schedule would cost a short step more than all the rest of this loop.
-    rates = np.asarray(jax.jit(jax.vmap(learning_rate(optimizer, config.steps)))(np.arange(config.steps)))
+    of_all = jax.jit(lambda steps: {k: jax.vmap(rate)(steps) for k, rate in training.rates.items()})
+    rates = jax.tree.map(np.asarray, of_all(np.arange(config.steps)))
     names = leaf_names(engine.fetch(state).params)
     facts_of_run = {**(meta or {}), "config": to_json(run.config), "seeds": seeds}
 
@@ -130,13 +134,14 @@ def fit(
                 what = non_finite(finite, names)
                 if what is not None:
                     whose = f" of seed {seed}" if engine.seeds else ""
+                    now = ", ".join(f"{rate[step - 1]:.2g}" for rate in rates.values())
                     raise NonFiniteError(
                         f"step {step - len(metrics['finite']) + k + 1}{whose}: {what} are no longer finite. Lower the "
-                        f"learning rate (now {rates[step - 1]:.2g}), clip the gradient or look at that batch; "
+                        f"learning rate (now {now}), clip the gradient or look at that batch; "
                         f"the newest checkpoint in {checkpoints.directory} is from before."
                     )
         row = {f"train/{k}": v.mean(axis=0) for k, v in metrics.items() if k != "finite"}
-        run.log(step, {**row, "train/learning_rate": float(rates[step - 1])})
+        run.log(step, row | {f"train/{k}": float(rate[step - 1]) for k, rate in rates.items()})
         return float(row["train/loss"].mean())
 
     step, pending = start, None
@@ -170,7 +175,7 @@ def fit(
             if loss is not None and run.writes:
                 wait = watch.seconds.get("data_wait", 0.0)
                 busy = wait + watch.seconds["train"]
-                rate = config.batch_size * len(seeds) * (bar.format_dict["rate"] or 0)
+                rate = loader.batch_size * len(seeds) * (bar.format_dict["rate"] or 0)
                 bar.set_postfix_str(
                     f"loss {loss:.4f}, {rate:,.0f} examples/s, {wait / busy:.0%} waiting for data",
                     refresh=False,
@@ -182,7 +187,7 @@ def fit(
                     check(*pending)
                 pending = None
                 with watch("evaluation"):
-                    found = [evaluate(p) for p in _of_each_seed(state, engine)]
+                    found = [evaluate(p) for p in _of_each_seed(state, engine, training)]
                     scores = stack_scores(found)
                 run.log(step, scores)
                 if monitor is not None:
@@ -209,11 +214,11 @@ def fit(
                 break
         with watch("checkpoint"):
             checkpoints.wait()
-    return Fitted(state, engine, step)
+    return Fitted(state, engine, step, training)
 
 
-def _of_each_seed(state: TrainState, engine: Engine) -> list[Any]:
-    params = eval_params(engine.fetch(state))
+def _of_each_seed(state: Any, engine: Engine, training: Training) -> list[Any]:
+    params = training.evaluated(engine.fetch(state))
     if engine.seeds is None:
         return [params]
     return [jax.tree.map(lambda x: x[k], params) for k in range(engine.seeds)]  # noqa: B023

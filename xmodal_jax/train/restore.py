@@ -13,7 +13,8 @@ import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.text import Tokenize, tokenizer_from
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing
+from xmodal_jax.models.gan import Captioner
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_describer
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.train.checkpoint import Kept, restore_run
 from xmodal_jax.train.speaking import Speaker
@@ -101,6 +102,29 @@ def _writer(kept: Kept, writing: Writing | None) -> Translator:
         return writer(kept.params, ArraySource(fields), "it")
 
     return Translator(source, "text", apply, rate, shape=tuple(meta["shape"]))
+
+
+class Described(NamedTuple):
+    """A trained captioner, and how it reads texts."""
+
+    captioner: Captioner
+    tokenize: Tokenize
+
+
+def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> Described:
+    """The captioner of pictures in a run's newest checkpoint, for `models.gan.make_gan`.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run captions no pictures.
+    """
+    kept = restore_run(run, seed=seed)
+    meta = kept.meta
+    if (meta.get("source"), meta.get("target")) != ("image", "text"):
+        raise ValueError(f"{run} describes no pictures: give a run of captioning.py")
+    config, tokenizer = from_json(Seq2SeqConfig, meta["config"]["model"]), tokenizer_from(meta["tokenizer"])
+    describe = make_describer(config, "image", vocab_size=tokenizer.vocab_size, length=meta["length"])
+    return Described(Captioner(describe, kept.params), Tokenize(tokenizer, meta["length"]))
 
 
 def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray]:

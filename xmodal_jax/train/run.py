@@ -35,14 +35,14 @@ TIMING = ("compile", "train", "evaluation", "data_wait", "total")
 """The durations that every ``result.json`` names, in seconds; null where nothing was measured."""
 
 
-def write_atomic(path: Path | str, text: str) -> None:
-    """Writes a text file by a temporary file and a rename: readers see the old or the new, never half."""
+def write_atomic(path: Path | str, content: str | bytes) -> None:
+    """Writes a file (text as UTF-8) by a temporary file and a rename: readers see the old or the new, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp gives 0600, which a web server or a colleague could not read

@@ -34,6 +34,39 @@ def eval_params(state: TrainState) -> Params:
     return state.params if state.ema is None else state.ema
 
 
+class Training(NamedTuple):
+    """What `train.loop.fit` needs to know of a method."""
+
+    init: Callable[[Key, Batch], Any]
+    """``init(seed_key, batch) -> state``."""
+    make_step: Callable[[str | None], Callable]
+    """``make_step(axis_name) -> step(state, batch) -> (state, metrics)``."""
+    rates: dict[str, Callable]
+    """Learning rates by name: step to rate."""
+    evaluated: Callable[[Any], Params]
+    """Of a state, the parameters to evaluate."""
+
+
+def make_training(
+    method: Method, config: optim.Optimizer, steps: int, *, params: Params | None = None
+) -> Training:
+    """What `train.loop.fit` needs to train ``method`` for ``steps`` steps."""
+    tx = optim.make_optimizer(config, steps)
+    return Training(
+        make_init(method, tx, config, params=params),
+        lambda axis: make_step(method, tx, config, axis_name=axis),
+        {"learning_rate": optim.learning_rate(config, steps)},
+        eval_params,
+    )
+
+
+def check_given(given: Params, own: Params) -> Params:
+    """The given parameters as arrays. Those of another model must not be trained on unnoticed: raises AssertionError,
+    which names the difference leaf by leaf."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(given, own)
+    return jax.tree.map(jnp.asarray, given)
+
+
 def make_init(
     method: Method, tx: optax.GradientTransformation, config: optim.Optimizer, *, params: Params | None = None
 ) -> Callable:
@@ -45,9 +78,7 @@ def make_init(
         if given is None:
             params = method.init(own, batch)
         else:
-            # Parameters of another model must not be trained on unnoticed: the difference is named leaf by leaf.
-            chex.assert_trees_all_equal_shapes_and_dtypes(given, jax.eval_shape(method.init, own, batch))
-            params = jax.tree.map(jnp.asarray, given)
+            params = check_given(given, jax.eval_shape(method.init, own, batch))
         average = None if config.ema is None else jax.tree.map(jnp.copy, params)
         return TrainState(
             jnp.zeros((), jnp.int32), params, tx.init(params), average, fold_in_name(key, "train")

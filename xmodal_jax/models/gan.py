@@ -1,0 +1,404 @@
+"""The conditional GAN: images of a class, a sentence or its words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xmodal_jax.core import collectives, trees
+from xmodal_jax.core.random import example_keys, fold_in_name
+from xmodal_jax.losses import adversarial, penalties, sequence
+from xmodal_jax.losses.contrastive import info_nce
+from xmodal_jax.losses.word_region import word_region_loss
+from xmodal_jax.models.contrastive import text_ids
+from xmodal_jax.models.gan_network import Network
+from xmodal_jax.models.towers import presence
+from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.nets.spectral import spectral_normalize, spectral_vectors
+from xmodal_jax.preprocess.gan_augment import AdaConfig, ada_augment, ada_update, diff_augment
+from xmodal_jax.preprocess.image import to_float
+from xmodal_jax.types import GAN, Batch, Key, Params
+
+Objective = Literal[
+    "hinge", "non_saturating", "minimax", "lsgan", "wgan", "jsd", "relativistic", "relativistic_average",
+    "mmd_rbf", "mmd_rq", "mmd_rq_star", "mmd_distance",
+]  # fmt: skip
+Penalty = Literal["none", "gp", "r1", "r2", "dragan", "ma_gp"]
+MMD_OUTPUTS = 16
+"""What an MMD critic has in place of one logit (Bińkowski et al. 2018, sec. 5)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GANConfig:
+    """Players, objective and what keeps the game in balance."""
+
+    objective: Objective = "hinge"
+    """What the players minimise: `losses.adversarial`; ``mmd_*``: MMD-GAN with that kernel."""
+    condition: Literal["none", "class", "sentence", "words"] = "words"
+    """What an image is to show: nothing in particular, a class, a sentence as one vector, or that and its words."""
+    head: Literal["concat", "projection"] = "concat"
+    """How the discriminator compares image and condition; see `nets.gan.Critic`."""
+    generator: GeneratorConfig = GeneratorConfig()
+    """Of images."""
+    discriminator: EncoderConfig = EncoderConfig("convnet", norm="none")
+    """An image encoder, whose tokens the critic sees."""
+    text: EncoderConfig = EncoderConfig("transformer", width=64)
+    """Encoder of captions. Each player trains its own, unless there is one that stays as it is."""
+    classes: int = 64
+    """Dimensions of a class's embedding."""
+    d_steps: int = 1
+    """Steps of the discriminator for each of the generator."""
+    matching_aware: bool = True
+    """The discriminator also sees real images with the condition of another (GAN-CLS)."""
+    penalty: Penalty = "none"
+    """On the discriminator's gradient: WGAN-GP (for MMD on the witness), R1 at real images, R2 at generated ones,
+    DRAGAN, or the matching-aware penalty of DF-GAN."""
+    penalty_weight: float = 10.0
+    """Its weight: 10 for gp, 1 for the witness of rq*, 5 to 10 for r1, 1 for ma_gp."""
+    penalty_every: int = 1
+    """Computes the penalty only every so many steps, so many times as strong (lazy regularisation)."""
+    lecam: float = 0.0
+    """Weight of LeCam's regularisation of the logits; 0.3 in the paper."""
+    clip: float = 0.0
+    """Clips the discriminator's weights to this size (WGAN: 0.01); 0: never."""
+    spectral: bool = False
+    """Spectral normalisation of the discriminator."""
+    sentence_weight: float = 0.0
+    """Contrastive loss of images and sentences, for both players: real images, generated ones (XMC-GAN)."""
+    word_weight: float = 0.0
+    """The same of regions and words."""
+    image_weight: float = 0.0
+    """Contrastive loss of generated and real images of the same caption, for the generator."""
+    temperature: float = 0.1
+    """Of the contrastive losses of sentences and images."""
+    auxiliary_weight: float = 1.0
+    """The discriminator reads the condition off real images (its class, or its caption word by word), and the generator
+    is to make images of which it reads the right one (AC-GAN)."""
+    decoder: EncoderConfig = EncoderConfig("transformer", width=64)
+    """What reads captions."""
+    redescription_weight: float = 1.0
+    """Where there is a captioner: how much the generator is held to images that it describes as asked (MirrorGAN)."""
+    augment: Literal["none", "diff", "ada"] = "none"
+    """Of what the discriminator sees, real and generated: DiffAugment, or adaptive augmentation."""
+    color: bool = False
+    """DiffAugment and ADA: change brightness, saturation and contrast as well. Off, as captions speak of colours."""
+    translation: float = 0.125
+    """DiffAugment: largest shift, as a share of the side."""
+    cutout: float = 0.0
+    """DiffAugment: side of the square that is blanked, as a share of the image's."""
+    ada_target: float = 0.6
+    """ADA: mean sign of the logits of real images that is aimed at."""
+    ada_ramp: int = 500_000
+    """ADA: images after which the probability of augmentation can have gone from 0 to 1."""
+
+    def __post_init__(self):
+        weights = ("penalty_weight", "lecam", "clip", "sentence_weight", "word_weight", "image_weight")
+        for name in (*weights, "auxiliary_weight", "redescription_weight", "cutout", "translation"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("d_steps", "penalty_every", "classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.reads and self.condition == "class" and self.word_weight:
+            raise ValueError(
+                "word_weight compares regions with words: the condition must be words or sentence"
+            )
+        if self.penalty == "ma_gp" and self.condition == "none":
+            raise ValueError("the penalty ma_gp is on pairs of image and condition: choose r1 without one")
+        if self.mmd and (self.head != "concat" or self.lecam or self.augment == "ada"):
+            raise ValueError(
+                "an MMD critic has features in place of a logit: choose the head concat, and neither lecam nor ada"
+            )
+
+    @property
+    def mmd(self) -> str | None:
+        """The kernel, of MMD-GANs."""
+        return self.objective.removeprefix("mmd_") if self.objective.startswith("mmd_") else None
+
+    @property
+    def reads(self) -> bool:
+        """Whether captions are encoded."""
+        return self.condition in ("sentence", "words")
+
+    @property
+    def compares(self) -> bool:
+        """Whether there are contrastive losses with captions or classes."""
+        return self.condition != "none" and self.sentence_weight > 0
+
+
+class Captioner(NamedTuple):
+    """What describes images, trained before."""
+
+    describe: Callable[..., jax.Array]
+    """``describe(params, pixels, ids, mask) -> [B]``, from `models.seq2seq.make_describer`."""
+    params: Params
+
+
+def make_gan(
+    config: GANConfig,
+    *,
+    shape: tuple[int, int, int],
+    vocab_size: int = 0,
+    length: int = 0,
+    classes: int = 0,
+    text: Params | None = None,
+    captioner: Captioner | None = None,
+) -> GAN:
+    r"""Images of ``shape`` (height, width, channels) as the batch's captions or labels ask for.
+
+    The batch holds ``image`` uint8, and ``text`` ``[B, length]`` with its mask or ``label`` (-1 is unknown) as
+    ``config.condition`` has it. An example that lacks one of them has no influence. ``text``: parameters of a text
+    encoder that both players use as it is, in place of one of their own. ``captioner``: trained on real images; it is
+    shown the generated ones, and what it gives for their captions is added to the generator's loss.
+
+    The discriminator minimises, with means over the global batch of the real x, the generated y and their condition c:
+
+    .. math:: L_D(x, y \mid c) + w_p P + w_r \, CE(c \mid x) + w_s \, NCE(x, c) + w_w \, NCE_{words}(x, c)
+
+    and the generator ``L_G`` with the same of y in place of x, where CE is what its reader needs for the condition.
+
+    aux of the discriminator: ``d_loss`` (adversarial part), ``d_real`` and ``d_fake`` (mean logits), ``d_penalty``,
+    ``d_read`` (nats per token, or of the class), ``d_sentence``, ``d_word``, ``ada``; of the generator ``g_loss``,
+    ``g_read``, ``g_sentence``, ``g_word``, ``g_image``, ``g_kl``, ``g_redescription``.
+
+    Raises:
+      ValueError: captions without ``vocab_size`` and ``length``, classes without their number, or a configuration whose
+        parts do not go together.
+    """
+    if config.reads and not (vocab_size and length):
+        raise ValueError(f"the condition {config.condition!r} needs captions, and the data set has none")
+    if captioner is not None and not config.reads:
+        raise ValueError(
+            f"a captioner describes images of captions, not of the condition {config.condition!r}"
+        )
+    if config.condition == "class" and not classes:
+        raise ValueError("the condition 'class' needs labels, and the data set has none")
+    sizes = dict(vocab_size=vocab_size, length=length, classes=classes)
+    network = lambda axis_name=None: Network(config, shape, text is not None, axis_name=axis_name, **sizes)
+    modalities = ("image", "text") if config.reads else ("image",)
+
+    def init(key: Key, batch: Batch):
+        params, memory = network().init(key)
+        if text is not None:
+            memory["text"] = jax.tree.map(jnp.asarray, text)
+        if captioner is not None:
+            memory["captioner"] = jax.tree.map(jnp.asarray, captioner.params)
+        if config.spectral:
+            memory["spectral"] = spectral_vectors(
+                fold_in_name(key, "spectral"), _judging(params["discriminator"])
+            )
+        if config.lecam:
+            memory["logits"] = {"real": jnp.float32(0.0), "fake": jnp.float32(0.0)}
+        if config.augment == "ada":
+            memory["ada"] = jnp.float32(0.0)
+        return params, memory
+
+    def generate(generator: Params, memory, batch: Batch, key: Key, *, axis_name: str | None = None):
+        keys = fold_in_name(example_keys(key, batch["index"]), "generate")
+        noise = jax.vmap(lambda k: jax.random.normal(k, (config.generator.noise,)))(
+            fold_in_name(keys, "noise")
+        )
+        made, statistics = network(axis_name).draw(generator, memory, batch, noise, keys)
+        return made, {**memory, "generator": statistics}
+
+    def augmented(images, memory, keys):
+        if config.augment == "diff":
+            how = dict(color=config.color, translation=config.translation, cutout=config.cutout)
+            return diff_augment(images, fold_in_name(keys, "augment"), **how)
+        if config.augment == "ada":
+            own = (
+                AdaConfig()
+                if config.color
+                else AdaConfig(brightness=0.0, contrast=0.0, hue=0.0, saturation=0.0)
+            )
+            return ada_augment(images, fold_in_name(keys, "augment"), memory["ada"], config=own)
+        return images
+
+    def weights(batch):
+        there = presence(batch, modalities)
+        ok = there["image"] & there[modalities[-1]]
+        return ok & (batch["label"] >= 0) if config.condition == "class" else ok
+
+    def names(batch):
+        """Equal numbers for equal conditions."""
+        return batch["label"] if config.condition == "class" else text_ids(batch["text"])
+
+    def read(net, params, tokens, batch):
+        """Nats for the condition, given the image."""
+        logits = net.read(params, tokens, batch)
+        if config.condition == "class":
+            log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+            return -jnp.take_along_axis(log_p, jnp.maximum(batch["label"], 0)[:, None], axis=1)[:, 0]
+        targets, mask = batch["text"][:, 1:], batch.get("text_mask", batch["text"] != 0)[:, 1:]
+        return sequence.token_cross_entropy(logits, targets, mask)
+
+    def agreements(net, params, tokens, condition, batch, ok, axis_name):
+        """The losses of image and condition, by name: ``(share, weight)``."""
+        found = {}
+        mean = lambda terms: collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
+        if config.auxiliary_weight and config.condition != "none":
+            found["read"] = mean(read(net, params, tokens, batch)), config.auxiliary_weight
+        if config.compares or config.word_weight:
+            seen = net.compare(params, tokens, condition)
+            alike = dict(present=ok, match=names(batch), duplicates="positive", axis_name=axis_name)
+        if config.compares:
+            terms = info_nce(seen.image, seen.condition, temperature=config.temperature, **alike)
+            found["sentence"] = mean(terms), config.sentence_weight
+        if config.word_weight:
+            mask = condition.words.mask
+            terms = word_region_loss(seen.words, mask, seen.regions, **alike)
+            found["word"] = mean(terms), config.word_weight
+        return found
+
+    def d_loss(params: Params, memory, batch: Batch, made, key: Key, step, *, axis_name: str | None = None):
+        net, ok = network(axis_name), weights(batch)
+        keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
+        mean = lambda terms, w=ok: collectives.batch_mean(terms, w.astype(jnp.float32), axis_name=axis_name)
+        memory = dict(memory)
+        if config.spectral:
+            normal, memory["spectral"] = spectral_normalize(_judging(params), memory["spectral"])
+            params = {**params, **normal}
+        condition = net.condition(params, memory, batch, keys)
+        real = to_float(batch["image"])
+        of_real, of_made = fold_in_name(keys, "real"), fold_in_name(keys, "made")
+        tokens = net.look(params, augmented(real, memory, of_real), of_real)
+        of_real_logits = net.judge(params, tokens, condition.vector)
+        shown = augmented(made["image"], memory, of_made)
+        of_made_logits = net.judge(params, net.look(params, shown, of_made), condition.vector)
+        rolled = None
+        if config.matching_aware and condition.vector is not None:
+            other = collectives.rolled(condition.vector, axis_name=axis_name)
+            which = names(batch)
+            before = lambda x: collectives.rolled(x, axis_name=axis_name)
+            rolled = net.judge(params, tokens, other), ok & before(ok) & (which != before(which))
+        loss = _discriminator(config, of_real_logits, of_made_logits, rolled, ok, axis_name)
+        aux = {"d_loss": loss, "d_real": mean(of_real_logits[:, 0]), "d_fake": mean(of_made_logits[:, 0])}
+
+        def penalty():
+            def critic(x, own=None, vector=condition.vector, keys=of_real):
+                features = net.judge(params, net.look(params, augmented(x, memory, keys), keys), vector)
+                if config.mmd:
+                    kernel = adversarial.KERNELS[config.mmd]
+                    pair = dict(kernel=kernel, present=ok, axis_name=axis_name)
+                    return adversarial.witness(features, of_real_logits, of_made_logits, **pair)
+                return features[:, 0]
+
+            fake, apart = made["image"], fold_in_name(keys, "penalty")
+            if config.penalty == "gp":
+                return penalties.gradient_penalty(critic, real, fake, apart)
+            if config.penalty == "dragan":
+                return penalties.dragan(critic, real, apart, present=ok, axis_name=axis_name)
+            if config.penalty == "ma_gp":
+                pairs = lambda x, vector: critic(x, vector=vector)
+                return penalties.matching_aware_penalty(pairs, real, condition.vector)
+            if config.penalty == "r1":
+                return penalties.squared_gradient(critic, real)
+            return penalties.squared_gradient(lambda x: critic(x, keys=of_made), fake)
+
+        if config.penalty != "none":
+            every = config.penalty_every
+            if every == 1:
+                value = mean(penalty())
+            else:
+                nothing = lambda: 0.0 * mean(of_real_logits[:, 0])
+                value = every * jax.lax.cond(step % every == 0, lambda: mean(penalty()), nothing)
+            aux["d_penalty"] = value
+            loss = loss + config.penalty_weight * value
+        logits = {"real": of_real_logits[:, 0], "fake": of_made_logits[:, 0]}
+        if config.lecam:
+            held = penalties.lecam(
+                logits["real"], logits["fake"], memory["logits"]["real"], memory["logits"]["fake"]
+            )
+            loss = loss + config.lecam * mean(held)
+            now = {k: collectives.psum(mean(v), axis_name) for k, v in logits.items()}
+            memory["logits"] = trees.ema(memory["logits"], jax.lax.stop_gradient(now), 0.99)
+        if config.augment == "ada":
+            sign = jax.lax.stop_gradient(collectives.psum(mean(jnp.sign(logits["real"])), axis_name))
+            count = len(ok) * collectives.axis_size(axis_name)
+            aux["ada"] = memory["ada"] / collectives.axis_size(axis_name)
+            how = dict(examples=count, target=config.ada_target, ramp=config.ada_ramp)
+            memory["ada"] = ada_update(memory["ada"], sign, **how)
+        for name, (value, weight) in agreements(net, params, tokens, condition, batch, ok, axis_name).items():
+            aux[f"d_{name}"], loss = value, loss + weight * value
+        return loss, (jax.lax.stop_gradient(aux), memory)
+
+    def g_loss(made, params: Params, memory, batch: Batch, key: Key, *, axis_name: str | None = None):
+        net, ok = network(axis_name), weights(batch)
+        keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
+        mean = lambda terms: collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
+        if config.spectral:
+            params = {**params, **spectral_normalize(_judging(params), memory["spectral"], iterations=0)[0]}
+        condition = net.condition(params, memory, batch, None)
+        tokens = net.look(params, augmented(made["image"], memory, keys), keys)
+        fake = net.judge(params, tokens, condition.vector)
+        of_real = fold_in_name(keys, "real")
+        # Of use to few objectives; where it is not, the compiler leaves it out.
+        real_tokens = net.look(params, augmented(to_float(batch["image"]), memory, of_real), of_real)
+        real = net.judge(params, real_tokens, condition.vector)
+        loss = _generator(config, fake, real, ok, axis_name)
+        aux = {"g_loss": loss}
+        for name, (value, weight) in agreements(net, params, tokens, condition, batch, ok, axis_name).items():
+            aux[f"g_{name}"], loss = value, loss + weight * value
+        if captioner is not None:
+            mask = batch.get("text_mask", batch["text"] != 0)
+            terms = captioner.describe(memory["captioner"], made["image"], batch["text"], mask)
+            aux["g_redescription"] = mean(terms)
+            loss = loss + config.redescription_weight * aux["g_redescription"]
+        if config.image_weight:
+            a, b = (net.compare(params, x, condition).image for x in (tokens, real_tokens))
+            alike = dict(present=ok, duplicates="ignore", axis_name=axis_name)
+            aux["g_image"] = mean(info_nce(a, b, temperature=config.temperature, **alike))
+            loss = loss + config.image_weight * aux["g_image"]
+        if config.generator.conditioning and condition.vector is not None:
+            aux["g_kl"] = mean(made["kl"])
+            loss = loss + aux["g_kl"]
+        return loss, jax.lax.stop_gradient(aux)
+
+    def constrain(params: Params) -> Params:
+        if not config.clip:
+            return params
+        return {**params, **adversarial.clip_weights(_judging(params), config.clip)}
+
+    def predict(params, batch: Batch) -> Float[Array, "batch height width channels"]:
+        made, _ = network().draw(params["generator"], params["memory"], batch, batch["noise"], None)
+        return made["image"]
+
+    return GAN(init, generate, d_loss, g_loss, constrain, predict, config.d_steps)
+
+
+def _judging(params: Params) -> dict[str, Any]:
+    """What of the discriminator sees images and tells real from generated."""
+    return {name: params[name] for name in ("trunk", "critic")}
+
+
+def _discriminator(config: GANConfig, real, fake, rolled, ok, axis_name):
+    """The share of the adversarial loss. ``rolled``: logits with another's condition, and where that is another."""
+    if config.mmd:
+        kernel = adversarial.KERNELS[config.mmd]
+        apart = lambda other, present: adversarial.mmd_discriminator(
+            real, other, kernel=kernel, present=present, axis_name=axis_name
+        )
+        value = apart(fake, ok)
+        return value if rolled is None else 0.5 * (value + apart(*rolled))
+    objective, how = adversarial.OBJECTIVES[config.objective], dict(present=ok, axis_name=axis_name)
+    if rolled is None:
+        terms = objective.discriminator(real[:, 0], fake[:, 0], **how)
+    else:
+        other, differs = rolled
+        aware = adversarial.matching_aware(objective)
+        terms = aware(real[:, 0], fake[:, 0], other[:, 0], mismatched_present=differs, **how)
+    return collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
+
+
+def _generator(config: GANConfig, fake, real, ok, axis_name):
+    how = dict(present=ok, axis_name=axis_name)
+    if config.mmd:
+        return adversarial.mmd_generator(fake, real, kernel=adversarial.KERNELS[config.mmd], **how)
+    terms = adversarial.OBJECTIVES[config.objective].generator(fake[:, 0], real[:, 0], **how)
+    return collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)

@@ -1,0 +1,190 @@
+"""The networks of the conditional GAN, and how their parameters are named."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.nets.encoders import build_decoder, build_encoder, build_pool
+from xmodal_jax.nets.gan import (
+    Compared,
+    Condition,
+    ConditioningAugmentation,
+    Contrast,
+    Critic,
+    TextReader,
+    build_generator,
+)
+from xmodal_jax.types import Batch, ExampleKeys, Key, Params, Tokens
+
+if TYPE_CHECKING:
+    from xmodal_jax.models.gan import GANConfig
+
+MMD_OUTPUTS = 16
+"""What an MMD critic has in place of one logit (Bińkowski et al. 2018, sec. 5)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Both players' parts. The generator's parameters: ``net``, ``augmentation`` and what knows the condition; the
+    discriminator's: ``trunk``, ``critic``, ``reader``, ``contrast`` and what knows the condition, that is ``text`` or
+    ``classes``, or nothing where ``fixed_text`` says that the text encoder lies in the memory."""
+
+    config: GANConfig
+    shape: tuple[int, int, int]
+    fixed_text: bool
+    vocab_size: int
+    length: int
+    classes: int
+    axis_name: str | None = None
+
+    @functools.cached_property
+    def generator(self) -> nn.Module:
+        return build_generator(self.config.generator, self.shape, self.axis_name)
+
+    @property
+    def augmentation(self) -> ConditioningAugmentation:
+        return ConditioningAugmentation(self.config.generator.conditioning)
+
+    @functools.cached_property
+    def trunk(self) -> nn.Module:
+        return build_encoder("image", self.config.discriminator)
+
+    @property
+    def critic(self) -> Critic:
+        kind = "none" if self.config.condition == "none" else self.config.head
+        return Critic(kind, MMD_OUTPUTS if self.config.mmd else 1)
+
+    @functools.cached_property
+    def reader(self) -> nn.Module:
+        """Of the condition off an image's tokens."""
+        if self.config.condition == "class":
+            return nn.Dense(self.classes)
+        return build_decoder(self.config.decoder, vocab_size=self.vocab_size, max_length=self.length)
+
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast(whole=self.config.compares, parts=self.config.word_weight > 0)
+
+    @functools.cached_property
+    def text(self) -> TextReader:
+        sizes = dict(vocab_size=self.vocab_size, max_length=self.length)
+        return TextReader(build_encoder("text", self.config.text, **sizes), build_pool(self.config.text))
+
+    # -- parameters -----------------------------------------------------------------------------------
+
+    def init(self, key: Key) -> tuple[dict[str, Params], dict[str, Any]]:
+        """Parameters of both players, and the generator's statistics."""
+        own = lambda name: fold_in_name(key, name)
+        generator, discriminator = (
+            self._init_condition(own("generator")),
+            self._init_condition(own("discriminator")),
+        )
+        condition, width = self._blank()
+        if self.config.generator.conditioning and width:
+            drawn, made = self.augmentation.init_with_output(own("augmentation"), condition.vector, None)
+            generator["augmentation"], shown = made["params"], condition._replace(vector=drawn[0])
+        else:
+            shown = condition
+        noise = jnp.zeros((1, self.config.generator.noise))
+        made = self.generator.init(own("net"), noise, shown)
+        generator["net"] = made["params"]
+        image = jnp.zeros((1, *self.shape))
+        tokens, found = self.trunk.init_with_output(own("trunk"), image)
+        discriminator["trunk"] = found["params"]
+        critic = self.critic.init(own("critic"), tokens.values, condition.vector)
+        discriminator["critic"] = critic["params"]
+        if width and self.config.auxiliary_weight:
+            ids = jnp.ones((1, self.length), jnp.int32)
+            given = (tokens.values.mean(axis=1),) if self.config.condition == "class" else (ids, tokens)
+            discriminator["reader"] = self.reader.init(own("reader"), *given)["params"]
+        if self.config.compares or self.config.word_weight or self.config.image_weight:
+            discriminator["contrast"] = self.contrast.init(own("contrast"), tokens.values, condition)[
+                "params"
+            ]
+        statistics = {"generator": made.get("batch_stats", {})}
+        return {"generator": generator, "discriminator": discriminator}, statistics
+
+    def _blank(self) -> tuple[Condition, int]:
+        """A condition of zeros, and its width (0: none)."""
+        if self.config.condition == "none":
+            return Condition(), 0
+        width = self.config.classes if self.config.condition == "class" else self.config.text.width
+        words = Tokens(jnp.zeros((1, self.length, width)), jnp.ones((1, self.length), bool))
+        return Condition(jnp.zeros((1, width)), words if self.config.reads else None), width
+
+    def _init_condition(self, key: Key) -> dict[str, Params]:
+        if self.config.condition == "class":
+            # One more for what has no label.
+            drawn = jax.random.normal(fold_in_name(key, "classes"), (self.classes + 1, self.config.classes))
+            return {"classes": {"embedding": drawn}}
+        if self.config.reads and not self.fixed_text:
+            ids = jnp.ones((1, self.length), jnp.int32)
+            return {"text": self.text.init(fold_in_name(key, "text"), ids, ids > 0)["params"]}
+        return {}
+
+    # -- what the parts do ----------------------------------------------------------------------------
+
+    def condition(self, player: Params, memory, batch: Batch, keys: ExampleKeys | None) -> Condition:
+        """What the batch asks for, as a player understands it."""
+        if self.config.condition == "none":
+            return Condition()
+        if self.config.condition == "class":
+            return Condition(player["classes"]["embedding"][batch["label"]])  # -1 is the last
+        params = memory["text"] if self.fixed_text else player["text"]
+        mask = batch.get("text_mask", batch["text"] != 0)
+        return Condition(*self.text.apply({"params": params}, batch["text"], mask, keys=keys))
+
+    def draw(self, player: Params, memory, batch: Batch, noise, keys: ExampleKeys | None):
+        """``{"image", "kl"}`` and the new statistics."""
+        condition = self.condition(player, memory, batch, keys)
+        made = {}
+        if self.config.condition == "sentence":
+            condition = condition._replace(words=None)
+        if "augmentation" in player:
+            extra = None
+            if keys is not None:
+                size = (self.config.generator.conditioning,)
+                extra = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "conditioning"))
+            vector, made["kl"] = self.augmentation.apply(
+                {"params": player["augmentation"]}, condition.vector, extra
+            )
+            condition = condition._replace(vector=vector)
+        variables = {"params": player["net"], "batch_stats": memory["generator"]}
+        if keys is None or not memory["generator"]:
+            image, statistics = (
+                self.generator.apply(variables, noise, condition, keys=keys),
+                memory["generator"],
+            )
+        else:
+            image, changed = self.generator.apply(
+                variables, noise, condition, keys=keys, mutable=["batch_stats"]
+            )
+            statistics = changed["batch_stats"]
+        return {**made, "image": image}, statistics
+
+    def look(self, player: Params, image, keys: ExampleKeys | None) -> Float[Array, "batch length dim"]:
+        """An image's tokens."""
+        return self.trunk.apply({"params": player["trunk"]}, image, keys=keys).values
+
+    def judge(self, player: Params, tokens, vector) -> Float[Array, "batch outputs"]:
+        """How real an image is."""
+        return self.critic.apply({"params": player["critic"]}, tokens, vector)
+
+    def read(self, player: Params, tokens, batch: Batch) -> Array:
+        """Logits of the class, or of every next token of the caption."""
+        if self.config.condition == "class":
+            return self.reader.apply({"params": player["reader"]}, tokens.mean(axis=1))
+        ids = batch["text"][:, :-1]
+        return self.reader.apply({"params": player["reader"]}, ids, Tokens(tokens, None))
+
+    def compare(self, player: Params, tokens, condition: Condition) -> Compared:
+        """Image and condition in one space."""
+        return self.contrast.apply({"params": player["contrast"]}, tokens, condition)

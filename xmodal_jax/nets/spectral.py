@@ -1,0 +1,56 @@
+"""Spectral normalisation of any network's parameters, without a change to the network."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from xmodal_jax.core import trees
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.types import Key, Params
+
+WEIGHTS = r"(kernel|embedding)$"
+"""What is normalised, by its path in the parameters."""
+
+
+def _matrix(weight):
+    return weight.reshape(-1, weight.shape[-1])
+
+
+def spectral_vectors(key: Key, params: Params) -> dict[str, Array]:
+    """A random unit vector for every weight of `WEIGHTS`, by its path: where the power iteration starts."""
+    named = zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True)
+    draw = lambda name, leaf: jax.random.normal(fold_in_name(key, name), (leaf.shape[-1],))
+    drawn = {name: draw(name, leaf) for name, leaf in named if re.search(WEIGHTS, name) and leaf.ndim > 1}
+    return {name: u / jnp.linalg.norm(u) for name, u in drawn.items()}
+
+
+def spectral_normalize(
+    params: Params, vectors: dict[str, Array], *, iterations: int = 1
+) -> tuple[Params, dict[str, Array]]:
+    r"""The parameters with every weight W of ``vectors`` divided by its largest singular value, and the next vectors.
+
+    .. math:: v \leftarrow W u / \|W u\|, \quad u \leftarrow W^T v / \|W^T v\|, \quad W / (v^T W u)
+
+    with the weight as a matrix ``[inputs, outputs]`` (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). The estimate
+    of the singular value is differentiated in W, the vectors are not. One iteration a step is enough, as the weights
+    move slowly; 0 keeps the vectors (for evaluation).
+    """
+    moved = {}
+    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
+
+    def one(name, weight):
+        if name not in vectors:
+            return weight
+        matrix, u = _matrix(weight), vectors[name]
+        still = jax.lax.stop_gradient(matrix)
+        for _ in range(iterations):
+            u = unit(still.T @ (still @ u))
+        moved[name] = u
+        v = unit(still @ u)
+        return weight / jnp.vdot(v, matrix @ u)
+
+    return trees.map_with_name(one, params), moved

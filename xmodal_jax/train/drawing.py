@@ -1,0 +1,149 @@
+"""Pictures drawn for whole data sets, and what a judge makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.data.arrays import ArraySource
+from xmodal_jax.data.source import Source, labels_of
+from xmodal_jax.data.text import Tokenize, tokenizer_from
+from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, moments, r_precision
+from xmodal_jax.metrics.neighbours import density_coverage, nearest_neighbours, precision_recall
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_looker, make_seq2seq
+from xmodal_jax.train.checkpoint import restore_run
+from xmodal_jax.train.evaluate import predict_all
+from xmodal_jax.train.restore import from_json
+from xmodal_jax.train.writing import Script, Writer
+from xmodal_jax.types import GAN
+
+KID_SUBSETS = 100
+"""Random subsets of the pictures that KID is averaged over, of half of them each (at most 1000)."""
+
+
+class Artist:
+    """Pictures of what captions or labels ask for, by a GAN's ``predict``, compiled once."""
+
+    def __init__(self, gan: GAN, tokenize: Tokenize | None, *, noise: int, batch_size: int = 100):
+        self._predict, self.tokenize, self.noise, self.batch_size = gan.predict, tokenize, noise, batch_size
+        self._to_pixels = jax.jit(lambda x: jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8))
+        self._draw = lambda params, batch: self._to_pixels(self._predict(params, batch))
+
+    def draw_noise(self, count: int, seed: int) -> np.ndarray:
+        """``[count, noise]``, standard normal."""
+        return np.random.default_rng(seed).standard_normal((count, self.noise), np.float32)
+
+    def asked(self, source: Source) -> dict[str, np.ndarray]:
+        """Captions and labels of a data set, as the model takes them."""
+        fields = labels_of(source, ("caption", "label"))
+        if self.tokenize is not None:
+            fields = dict(self.tokenize(fields))
+        return {k: v for k, v in fields.items() if k in ("text", "text_mask", "label")}
+
+    def __call__(self, params: Any, asked: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """uint8 ``[N, H, W, C]``, one picture for each row of ``asked`` and ``noise``."""
+        source = ArraySource({**asked, "noise": noise})
+        index = lambda batch: {**batch, "index": np.arange(len(batch["noise"]), dtype=np.int32)}
+        return predict_all(self._draw, params, source, batch_size=self.batch_size, transform=index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A run of captioning that looks at pictures: one that no generator was trained with."""
+
+    run: pathlib.Path
+    seed: int | None = None
+    """Which of the run's seeds, if it has several."""
+
+    def __post_init__(self):
+        kept = restore_run(self.run, seed=self.seed)
+        if kept.meta.get("target") != "text" or kept.meta.get("source") != "image":
+            raise ValueError(f"{self.run} cannot judge pictures: give a run of captioning.py")
+        config, meta = from_json(Seq2SeqConfig, kept.meta["config"]["model"]), kept.meta
+        tokenizer, sizes = tokenizer_from(meta["tokenizer"]), dict(length=meta["length"])
+        set_ = lambda name, value: object.__setattr__(self, name, value)
+        set_("params", kept.params)
+        set_("shape", tuple(meta["shape"]))
+        set_("compares", config.contrasts)
+        writer = Writer(config, "image", tokenizer, ways={"greedy": Writing("greedy")}, **sizes)
+        set_("_writer", writer)
+        vocabulary = dict(vocab_size=tokenizer.vocab_size, **sizes)
+        set_("_look", make_looker(config, "image", **vocabulary))
+        set_("_compare", make_seq2seq(config, "image", **vocabulary).predict)
+        set_("_tokenize", Tokenize(tokenizer, meta["length"]))
+
+    def captions(self, images: np.ndarray) -> list[str]:
+        """What the judge reads off pictures uint8 ``[N, H, W, C]``."""
+        return self._writer(self.params, ArraySource({"image": images}), "greedy")
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """``[N, D]``: the mean of its encoder's tokens."""
+        return predict_all(
+            self._look, self.params, ArraySource({"image": images}), transform=self._writer.inputs
+        )
+
+    def embeddings(self, images: np.ndarray, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors ``[N, E]`` of pictures and captions; only if it ``compares``."""
+
+        def inputs(batch):
+            batch = self._tokenize(batch)
+            return {**batch, "index": np.arange(len(batch["image"]), dtype=np.int32)}
+
+        source = ArraySource({"image": images, "caption": np.asarray(captions, object)})
+        found = predict_all(self._compare, self.params, source, transform=inputs).embeddings
+        return found["image"], found["text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhibition:
+    """A split's own pictures beside which drawn ones are judged."""
+
+    script: Script
+    images: np.ndarray
+    features: np.ndarray
+    """Of the split's own pictures, by the judge."""
+
+
+def exhibit(script: Script, judge: Judge) -> Exhibition:
+    """A split as `scores` takes it."""
+    images = labels_of(script.source, ("image",))["image"]
+    return Exhibition(script, images, judge.features(images))
+
+
+def scores(
+    judge: Judge, drawn: np.ndarray, shown: Exhibition, train: np.ndarray, prefix: str, *, seed: int = 0
+) -> dict[str, float]:
+    """What the judge makes of pictures ``drawn`` for the captions of a split.
+
+    What captions it reads off them, by `Script.caption_scores` (of the embedded data set which factors are those that
+    were asked for); ``r_precision`` among 100 captions, if it compares; ``kid`` and ``fid`` of its features against the
+    split's own pictures, with ``kid_real`` of as many training pictures (features ``train``) for comparison; precision,
+    recall, density and coverage; ``nearest_train``, the mean distance of the features to the nearest training picture
+    over the same of the split's own pictures (well below 1: it draws from memory).
+    """
+    found = shown.script.caption_scores(judge.captions(drawn), "")
+    kept = ("factor_accuracy", "exact_accuracy", "sentence_share")
+    found = {k: v for k, v in found.items() if k in kept or k.endswith("_accuracy")}
+    if judge.compares:
+        pictures, texts = judge.embeddings(drawn, shown.script.texts)
+        numbers = {
+            text: k
+            for k, text in enumerate(dict.fromkeys(map(str, shown.script.meanings or shown.script.texts)))
+        }
+        ids = np.array([numbers[str(m)] for m in (shown.script.meanings or shown.script.texts)])
+        found["r_precision"] = r_precision(pictures, texts, seed=seed, groups=ids)
+    made, real = judge.features(drawn), shown.features
+    size = min(1000, len(made) // 2, len(real) // 2)
+    kid = lambda a, b: kernel_distance(a, b, seed=seed, subsets=KID_SUBSETS, subset_size=size).mean
+    found |= {"kid": kid(real, made), "kid_real": kid(real, train[: len(made)])}
+    found["fid"] = frechet_distance(moments(real), moments(made))
+    found |= precision_recall(real, made)._asdict() | density_coverage(real, made)._asdict()
+    near = lambda x: float(nearest_neighbours(x, train).distances.mean())
+    found["nearest_train"] = near(made) / near(real)
+    return {f"{prefix}{name}": float(value) for name, value in found.items()}

@@ -1,0 +1,110 @@
+"""What the reports of experiments that draw pictures show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.train.drawing import Artist
+from xmodal_jax.train.report import Report, png
+from xmodal_jax.train.run import write_atomic
+
+TRUNCATIONS = (0.3, 0.6, 1.0, 1.4)
+
+
+class Diary:
+    """Pictures of the same captions with the same noise, drawn as training goes on and kept as PNG files."""
+
+    def __init__(self, folder: Path, artist: Artist, asked: dict[str, np.ndarray], *, seed: int):
+        self.folder, self.artist, self.asked = folder, artist, asked
+        self.noise = artist.draw_noise(len(next(iter(asked.values()))), seed)
+        self.pages: list[np.ndarray] = []
+
+    def add(self, params: Any) -> None:
+        """One more page."""
+        self.pages.append(self.artist(params, self.asked, self.noise))
+        write_atomic(self.folder / f"{len(self.pages):03d}.png", png(sheet(self.pages[-1], columns=8)))
+
+
+def sheet(images: np.ndarray, *, columns: int) -> np.ndarray:
+    """Pictures ``[N, H, W, C]`` as one, in rows of ``columns``; the last row is filled up with black."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    filled = np.zeros((rows * columns, height, width, channels), images.dtype)
+    filled[:count] = images
+    return (
+        filled.reshape(rows, columns, height, width, channels)
+        .swapaxes(1, 2)
+        .reshape(rows * height, columns * width, channels)
+    )
+
+
+def add_pairs(
+    report: Report,
+    title: str,
+    captions: Sequence[str],
+    real: np.ndarray,
+    drawn: Sequence[np.ndarray],
+    said: Sequence[str] | None,
+    rows: Sequence[int],
+) -> None:
+    """A table of captions, the split's own picture, several drawn for it, and what the judge reads off the first."""
+    columns = ["asked for", "real", *["drawn"] * len(drawn)] + ["read off the first"] * (said is not None)
+    body = [
+        [captions[k], real[k], *(each[k] for each in drawn)] + ([said[k]] if said is not None else [])
+        for k in rows
+    ]
+    report.add_table(title, columns, body)
+
+
+def add_progress(report: Report, diary: Diary, captions: Sequence[str], count: int = 6) -> None:
+    """The pages of a diary, a row per caption."""
+    if not diary.pages:
+        return
+    chosen = np.unique(np.linspace(0, len(diary.pages) - 1, min(8, len(diary.pages))).astype(int))
+    body = [[captions[k], *(diary.pages[p][k] for p in chosen)] for k in range(min(count, len(captions)))]
+    report.add_table(
+        "Along training", ["asked for", *(f"evaluation {p + 1}" for p in chosen)], body,
+        note="The same noise each time.",
+    )  # fmt: skip
+
+
+def add_interpolations(
+    report: Report,
+    artist: Artist,
+    params: Any,
+    asked: dict[str, np.ndarray],
+    captions: Sequence[str],
+    *,
+    seed: int,
+) -> None:
+    """From one noise to another under one caption (along the sphere), and how the noise's size matters."""
+    steps = 8
+    pick = lambda k, n: {name: np.repeat(values[k : k + 1], n, axis=0) for name, values in asked.items()}
+    body = []
+    for k in range(min(4, len(captions))):
+        a, b = artist.draw_noise(2, seed + k)
+        body.append([captions[k], *artist(params, pick(k, steps), slerp(a, b, steps))])
+    report.add_table("From one noise to another", ["asked for", *[""] * steps], body)
+    body = []
+    for k in range(min(4, len(captions))):
+        noise = artist.draw_noise(2, seed + k)
+        scaled = np.concatenate([size * noise for size in TRUNCATIONS])
+        body.append([captions[k], *artist(params, pick(k, len(scaled)), scaled)])
+    names = [f"noise × {size}" for size in TRUNCATIONS for _ in range(2)]
+    report.add_table("Truncation", ["asked for", *names], body)
+
+
+def slerp(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
+    """``[steps, D]`` from a to b along the great circle, with the length in between (Shoemake 1985)."""
+    unit = lambda x: x / np.linalg.norm(x)
+    angle = np.arccos(np.clip(unit(a) @ unit(b), -1.0, 1.0))
+    t = np.linspace(0.0, 1.0, steps)[:, None]
+    if np.sin(angle) < 1e-6:
+        return ((1.0 - t) * a[None] + t * b[None]).astype(np.float32)
+    return ((np.sin((1.0 - t) * angle) * a[None] + np.sin(t * angle) * b[None]) / np.sin(angle)).astype(
+        np.float32
+    )

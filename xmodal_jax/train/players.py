@@ -1,0 +1,197 @@
+"""One training step of two players, generator and discriminator; the same for one device, a named axis and a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from xmodal_jax.core import collectives, trees
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.train.optim import Optimizer, learning_rate, make_optimizer
+from xmodal_jax.train.step import Training, check_given
+from xmodal_jax.types import GAN, Batch, Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Players:
+    """An optimizer for each player."""
+
+    discriminator: Optimizer = Optimizer(
+        name="adam", learning_rate=4e-4, b1=0.0, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0
+    )
+    """Of the discriminator."""
+    generator: Optimizer = Optimizer(
+        name="adam",
+        learning_rate=1e-4,
+        b1=0.0,
+        b2=0.9,
+        schedule="constant",
+        clip_norm=None,
+        warmup=0.0,
+        ema=0.999,
+    )
+    """Of the generator. ``ema``: images are drawn with the average of its parameters."""
+
+    def __post_init__(self):
+        for name, one in self.each.items():
+            if one.accumulate != 1:
+                raise ValueError(f"{name}.accumulate must be 1: two players take turns on whole batches")
+        if self.discriminator.ema is not None:
+            raise ValueError("discriminator.ema must be None: images are drawn by the generator")
+
+    @property
+    def each(self) -> dict[str, Optimizer]:
+        """By the names of `types.GAN`."""
+        return {"discriminator": self.discriminator, "generator": self.generator}
+
+
+class GANState(NamedTuple):
+    """All that changes while two players train."""
+
+    step: Int[Array, ""]
+    params: dict[str, Params]
+    """``discriminator`` and ``generator``."""
+    opt_state: dict[str, Any]
+    ema: Params | None
+    """Exponential average of the generator's parameters, or None."""
+    memory: dict[str, Any]
+    key: Key
+    """The seed's key; a step draws from ``fold_in(key, step)``. It never changes."""
+
+
+def make_init(
+    gan: GAN,
+    tx: Mapping[str, optax.GradientTransformation],
+    optimizer: Players,
+    *,
+    params: Params | None = None,
+) -> Callable:
+    """``init(seed_key, batch) -> GANState``; ``params`` of both players to start from, in place of the method's own."""
+    given = params
+
+    def init(key: Key, batch: Batch) -> GANState:
+        params, memory = gan.init(fold_in_name(key, "init"), batch)
+        if given is not None:
+            params = check_given(given, params)
+        average = None
+        if optimizer.generator.ema is not None:
+            average = jax.tree.map(jnp.copy, params["generator"])
+        opt_state = {name: tx[name].init(params[name]) for name in tx}
+        own = fold_in_name(key, "train")
+        return GANState(jnp.zeros((), jnp.int32), params, opt_state, average, memory, own)
+
+    return init
+
+
+def make_step(
+    gan: GAN,
+    tx: Mapping[str, optax.GradientTransformation],
+    optimizer: Players,
+    *,
+    axis_name: str | None = None,
+) -> Callable:
+    """``step(state, batch) -> (state, metrics)``: ``gan.d_steps`` steps of the discriminator, one of the generator.
+
+    The discriminator's n-th step sees the rows of the batch that are n modulo their number, a whole batch each; the
+    generator's the last ones. With one step each, both players see the same generated images, which are made once.
+
+    ``metrics`` holds the method's scalars over the global batch, those of the discriminator as means over its steps,
+    ``loss`` (the discriminator's), ``<player>_grad_norm`` before clipping, and ``finite``: a flag for the losses, then
+    one for each gradient leaf in the order of the state's parameters.
+    """
+
+    def update(name, grads, params, opt_state):
+        updates, opt_state[name] = tx[name].update(grads, opt_state[name], params[name])
+        params[name] = optax.apply_updates(params[name], updates)
+
+    def discriminate(carry, part, made, key):
+        params, opt_state, memory, step = dict(carry[0]), dict(carry[1]), carry[2], carry[3]
+        grad_fn = jax.value_and_grad(gan.d_loss, has_aux=True)
+        # What the discriminator is shown is data to it: no gradient reaches the generator from here.
+        shown = jax.lax.stop_gradient(made)
+        (loss, (aux, memory)), grads = grad_fn(
+            params["discriminator"], memory, part, shown, key, step, axis_name=axis_name
+        )
+        loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
+        update("discriminator", grads, params, opt_state)
+        params["discriminator"] = gan.constrain(params["discriminator"])
+        finite = jnp.concatenate([jnp.isfinite(loss)[None], trees.finite_leaves(grads)])
+        metrics = {"loss": loss, **aux, "discriminator_grad_norm": trees.global_norm(grads)}
+        return (params, opt_state, memory, step), (metrics, finite)
+
+    def step(state: GANState, batch: Batch) -> tuple[GANState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        carry = (state.params, state.opt_state, state.memory, state.step)
+
+        def generate(generator, memory, part, key):
+            return gan.generate(generator, memory, part, key, axis_name=axis_name)
+
+        if gan.d_steps == 1:
+            last, own = batch, key
+            made, pull, memory = jax.vjp(
+                lambda p: generate(p, state.memory, batch, key), state.params["generator"], has_aux=True
+            )
+            carry, (metrics, d_finite) = discriminate((*carry[:2], memory, state.step), batch, made, key)
+        else:
+            parts = jax.tree.map(lambda x: _parts(x, gan.d_steps), batch)
+            keys = jax.random.split(fold_in_name(key, "turns"), gan.d_steps)
+
+            def turn(carry, x):
+                part, key = x
+                made, memory = generate(carry[0]["generator"], carry[2], part, key)
+                return discriminate((*carry[:2], memory, carry[3]), part, made, key)
+
+            carry, (metrics, d_finite) = jax.lax.scan(turn, carry, (parts, keys))
+            metrics, d_finite = jax.tree.map(lambda x: x.mean(axis=0), metrics), d_finite.all(axis=0)
+            last, own = jax.tree.map(lambda x: x[-1], parts), fold_in_name(key, "generator")
+            made, pull, memory = jax.vjp(
+                lambda p: generate(p, carry[2], last, own), carry[0]["generator"], has_aux=True
+            )
+            carry = (*carry[:2], memory, carry[3])
+        params, opt_state, memory, _ = carry
+        (loss, aux), shown = jax.value_and_grad(gan.g_loss, has_aux=True)(
+            made, params["discriminator"], memory, last, fold_in_name(own, "persuade"), axis_name=axis_name
+        )
+        (grads,) = pull(shown)
+        loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
+        update("generator", grads, params, opt_state)
+        average = state.ema
+        if average is not None:
+            # The average without the weight of the start: as if divided by 1 - decay^steps.
+            decay = optimizer.generator.ema
+            rate = (1.0 - decay) / (1.0 - decay ** (1.0 + state.step))
+            average = trees.ema(average, params["generator"], 1.0 - rate)
+        g_finite = trees.finite_leaves(grads)
+        finite = jnp.concatenate([d_finite[:1] & jnp.isfinite(loss), d_finite[1:], g_finite])
+        metrics |= {**aux, "generator_grad_norm": trees.global_norm(grads), "finite": finite}
+        return GANState(state.step + 1, params, opt_state, average, memory, state.key), metrics
+
+    return step
+
+
+def _parts(x, count: int):
+    """``[count, rows / count, ...]``: part n is the rows that are n modulo their number, on any number of devices."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+
+
+def evaluated(state: GANState) -> Params:
+    """What `types.GAN.predict` takes: the generator's average where one is kept, and the memory."""
+    generator = state.params["generator"] if state.ema is None else state.ema
+    return {"discriminator": state.params["discriminator"], "generator": generator, "memory": state.memory}
+
+
+def make_training(gan: GAN, optimizer: Players, steps: int, *, params: Params | None = None) -> Training:
+    """What `train.loop.fit` needs to train ``gan`` for ``steps`` steps."""
+    tx = {name: make_optimizer(one, steps) for name, one in optimizer.each.items()}
+    return Training(
+        make_init(gan, tx, optimizer, params=params),
+        lambda axis: make_step(gan, tx, optimizer, axis_name=axis),
+        {f"{name}_learning_rate": learning_rate(one, steps) for name, one in optimizer.each.items()},
+        evaluated,
+    )

@@ -23,11 +23,13 @@ from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.source import labels_of
 from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.gan import GANConfig, make_gan
+from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.train import drawing, evaluate, figures
 from xmodal_jax.train import drawing_report as panels
 from xmodal_jax.train.config import RunConfig, shrink
 from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.players import Players
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.restore import load_captioner
@@ -38,11 +40,15 @@ from xmodal_jax.train.writing_report import add_scores
 CURVES = (
     "train/d_loss",
     "train/g_loss",
-    "train/d_read",
-    "train/g_read",
-    "validation/kid",
+    "train/g_reconstruction",
     "validation/factor_accuracy",
+    "validation/kid",
 )
+
+
+HEADLINE = ("/factor_accuracy", "/r_precision", "/kid", "/kid_real")
+KEPT = 200
+"""Test pictures that are kept as files, real and drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +70,16 @@ class Config(RunConfig):
     redescribe: pathlib.Path | None = None
     """Another run of captioning.py: the generator is trained to draw what it describes as asked. Its tokenizer is
     used."""
-    model: GANConfig = GANConfig()
+    model: GANConfig = GANConfig(
+        generator=GeneratorConfig(width=96, attention=3),
+        penalty="r1", penalty_weight=5.0, penalty_every=4,
+        reconstruction_weight=30.0, redescription_weight=5.0, auxiliary_weight=5.0,
+    )  # fmt: skip
     """Both players and their objective."""
-    optimizer: Players = Players()
+    optimizer: Players = Players(
+        discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
+        generator=Optimizer(name="muon", learning_rate=5e-3, b1=0.5, clip_norm=5.0, ema=0.99),
+    )
     """Optimizers and schedules."""
 
 
@@ -88,11 +101,10 @@ def main(config: Config) -> None:
             tokenize, _ = learn_text(splits.train, problems, **config.reading)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])["image"].shape[1:]
-        scripts = {name: Script(split) for name, split in splits.tests.items()}
-        judge = drawing.Judge(config.judge) if config.judge else None
-    loader = Loader(
-        source, batch_size=config.batch_size * model.d_steps, seed=config.seed, transform=transform
-    )
+        scripts = {k: Script(part) for k, part in (*splits.tests.items(), ("validation", splits.validation))}
+        panel = drawing.Panel(config.judge, splits.train, scripts)
+    size = config.batch_size * model.d_steps
+    loader = Loader(source, batch_size=size, seed=config.seed, transform=transform)
 
     # The method: two players.
     sizes = dict(shape=shape, classes=len(splits.train.class_names or ()))
@@ -100,64 +112,37 @@ def main(config: Config) -> None:
         sizes |= dict(vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length)
     gan = make_gan(model, captioner=described.captioner if described else None, **sizes)
     artist = drawing.Artist(gan, tokenize, noise=model.generator.noise)
-    script = scripts["test"]
-    asked = {name: artist.asked(each.source) for name, each in scripts.items()}
-    few = {k: v[:64] for k, v in asked["test"].items()}
-    diary = panels.Diary(run.path / "samples", artist, few, seed=config.seed)
-    shown = {}
-    if judge is not None:
-        with watch("evaluation"):
-            shown = {name: drawing.exhibit(each, judge) for name, each in scripts.items()}
-            trained = judge.features(labels_of(splits.train, ("image",))["image"][:5000])
-            held = drawing.exhibit(Script(splits.validation), judge)
-            wanted = artist.asked(splits.validation)
+    draw = drawing.Studio(artist, scripts, seed=config.seed)
+    diary = panels.Diary(run.path / "samples", artist, draw.asked["test"], seed=config.seed)
 
     def validate(params):
         diary.add(params)
-        if judge is None:
-            return {}
-        drawn = artist(params, wanted, artist.draw_noise(len(held.images), 1))
-        return drawing.scores(judge, drawn, held, trained, "validation/")
+        return panel.all_scores({"validation": draw(params, "validation")})
 
     facts = {"source": "text", "target": "image", "classes": splits.train.class_names, **sizes}
     facts |= {"tokenizer": tokenize.tokenizer.files()} if tokenize else {}
-    fitted = fit(method=gan, loader=loader, config=config, optimizer=config.optimizer, run=run, watch=watch,
-                 evaluate=validate, meta=facts)  # fmt: skip
+    fitted = fit(gan, loader, config, config.optimizer, run, watch, evaluate=validate, meta=facts)
 
     # Test: a picture for every caption of every split.
-    def test(params):
-        metrics, drawn = {}, {}
-        for name in scripts:
-            noise = artist.draw_noise(len(scripts[name].texts), config.seed)
-            drawn[name] = artist(params, asked[name], noise)
-            if judge is not None:
-                metrics |= drawing.scores(judge, drawn[name], shown[name], trained, f"{name}/")
-        return metrics, drawn
-
     with watch("evaluation"):
-        tested = [test(params) for params in fitted.params]
-        metrics = evaluate.stack_scores([scores for scores, _ in tested])
+        drawn = [{name: draw(params, name) for name in splits.tests} for params in fitted.params]
+        metrics = evaluate.stack_scores([panel.all_scores(images) for images in drawn])
     if not run.writes:
         return
 
     with watch("report"):
         report = Report("Pictures from captions", f"{config.data} · {fitted.steps} rounds")
-        headline = [
-            k for k in metrics if k.endswith(("/factor_accuracy", "/r_precision", "/kid", "/kid_real"))
-        ][:6]
+        headline = [k for k in metrics if k.endswith(HEADLINE)][:6]
         add_scores(report, metrics, headline)
-        more = [
-            artist(fitted.params[0], asked["test"], artist.draw_noise(len(script.texts), 10 + k))
-            for k in range(3)
-        ]
-        real = labels_of(script.source, ("image",))["image"]
-        said = judge.captions(tested[0][1]["test"]) if judge else None
-        panels.add_pairs(report, "Drawn", script.texts, real, [tested[0][1]["test"], *more], said, range(24))
-        panels.add_progress(report, diary, script.texts)
-        panels.add_interpolations(
-            report, artist, fitted.params[0], asked["test"], script.texts, seed=config.seed
-        )
+        params, texts, images = fitted.params[0], scripts["test"].texts, drawn[0]["test"]
+        real = labels_of(scripts["test"].source, ("image",))["image"]
+        several = [images, *(draw(params, "test", k) for k in range(1, 4))]
+        panels.add_pairs(report, "Drawn", texts, real, several, panel.captions(images))
+        panels.add_progress(report, diary, texts)
+        panels.add_interpolations(report, artist, params, draw.asked["test"], texts, seed=config.seed)
         report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
+        panels.write_pictures(run.path / "drawn", images[:KEPT], texts[:KEPT])
+        panels.write_pictures(run.path / "real", real[:KEPT], texts[:KEPT])
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
         seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(fitted.params[0]),

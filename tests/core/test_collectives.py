@@ -94,6 +94,23 @@ def test_global_index(mode):
     np.testing.assert_array_equal(got.reshape(-1), np.arange(12))
 
 
+@MODES
+def test_rolled_is_the_predecessor_in_the_global_batch(mode):
+    """Also of what has more axes or is not a number; the gradient goes back to the predecessor's device."""
+    pairs = jnp.stack([X, -W], axis=1)
+    np.testing.assert_array_equal(collectives.rolled(pairs), np.roll(pairs, 1, axis=0))
+
+    def fn(x, pairs, w):
+        shift = lambda x: collectives.rolled(x, axis_name="data")
+        grad = jax.grad(lambda x: jnp.sum(w * shift(x) ** 2))(x)
+        return shift(pairs), shift(w > 1), grad
+
+    moved, flags, grad = over_devices(mode, fn, X, pairs, W)
+    np.testing.assert_array_equal(moved.reshape(12, 2), np.roll(pairs, 1, axis=0))
+    np.testing.assert_array_equal(flags.reshape(-1), np.roll(W > 1, 1))
+    np.testing.assert_allclose(grad.reshape(-1), np.roll(W, -1) * 2 * X, rtol=1e-6)
+
+
 def test_rows_are_pinned_inside_a_mesh_only():
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     x = jnp.ones((16, 3))

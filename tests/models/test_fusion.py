@@ -105,6 +105,7 @@ def test_examples_may_share_inputs():
     np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # as in test_speech.py, which every run has
 def test_frames_computed_once_are_the_waveforms_own():
     """Also with SpecAugment, of which the keys are the same, and where examples share inputs."""
     config = dataclasses.replace(
@@ -195,10 +196,10 @@ def test_prediction_takes_any_subset():
 
 @pytest.mark.parametrize(
     "kind",
-    ["merged", "bottleneck", "bilinear"]
+    ["merged", "bilinear"]
     + [
         pytest.param(k, marks=pytest.mark.slow)
-        for k in ("co_attention", "gated", "perceiver", "film", "concat")
+        for k in ("co_attention", "gated", "perceiver", "film", "concat", "bottleneck")
     ],
 )
 def test_learns_what_no_modality_says_alone(kind):

@@ -11,10 +11,18 @@ from tests.models.test_contrastive import CONFIG as TOWERS
 from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
 from tests.support import assert_device_invariant, assert_resumes
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_attend, make_seq2seq, make_writer
+from xmodal_jax.models.seq2seq import (
+    Seq2SeqConfig,
+    Writing,
+    make_attend,
+    make_describer,
+    make_looker,
+    make_seq2seq,
+    make_writer,
+)
 from xmodal_jax.models.towers import Augment
-from xmodal_jax.nets.encoders import EncoderConfig
-from xmodal_jax.preprocess.image import AugmentConfig
+from xmodal_jax.nets.encoders import EncoderConfig, build_encoder
+from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.train.optim import Optimizer
 
 BEGIN, END, VOCAB, LENGTH = 1, 2, 19, 7
@@ -38,7 +46,8 @@ def make_batch(source="audio", n=16):
     return {**batch, "text": ids, "text_mask": ids != 0}
 
 
-@pytest.mark.parametrize("source", ["audio", "image"])
+# Pictures: below, with the contrastive loss.
+@pytest.mark.parametrize("source", ["audio", pytest.param("image", marks=pytest.mark.slow)])
 def test_the_devices_do_not_change_the_result(source):
     """With dropout, augmentation, and missing texts and sources."""
     config = CONFIG if source == "audio" else dataclasses.replace(CONFIG, objective="attention")
@@ -274,3 +283,52 @@ def test_where_it_looks_is_a_share_of_the_sources_content():
     params = jax.eval_shape(method.init, jax.random.key(0), batch)
     with pytest.raises(ValueError, match="scan_layers"):
         jax.eval_shape(make_attend(scanned, "audio", **SIZES), params, batch)
+
+
+PLAIN_IMAGE = EncoderConfig("dcgan", width=8, norm="none", dropout=0.5)
+
+
+def test_descriptions_are_rated_as_by_teacher_forcing_and_by_the_pixels():
+    """Dropout and augmentation are on in training only. The fourth text is empty; what pads a text is not read."""
+    config = dataclasses.replace(CONFIG, objective="attention", image=PLAIN_IMAGE)
+    method, batch = make_seq2seq(config, "image", **SIZES), make_batch("image", n=5)
+    del batch["present"]
+    batch["text_mask"][3] = False
+    batch = on_device(batch)
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    describe, ids, mask = make_describer(config, "image", **SIZES), batch["text"], batch["text_mask"]
+
+    @jax.jit
+    def run(pixels, ids):
+        total = lambda pixels: (jnp.sum(found := describe(params, pixels, ids, mask)), found)
+        return jax.value_and_grad(total, has_aux=True)(pixels)
+
+    (_, found), slope = run(to_float(batch["image"]), ids)
+    wanted = jax.jit(method.predict)(params, batch).cross_entropy
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    there = np.arange(5) != 3
+    np.testing.assert_array_equal(np.asarray(found) > 0, there)
+    assert np.isfinite(slope).all()
+    np.testing.assert_array_equal(np.abs(slope).max(axis=(1, 2, 3)) > 0, there)
+    (_, padded), _ = run(to_float(batch["image"]), jnp.where(mask, ids, 7))
+    np.testing.assert_array_equal(padded, found)
+
+
+def test_looks_are_the_mean_token_and_nothing_where_the_source_is_missing():
+    config = dataclasses.replace(CONFIG, objective="ctc", image=PLAIN_IMAGE)
+    method, batch = make_seq2seq(config, "image", **SIZES), make_batch("image", n=5)
+    batch["present"] = {"image": np.arange(5) != 2}
+    batch = on_device(batch)
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    found = jax.jit(make_looker(config, "image", **SIZES))(params, batch)
+    encoder = build_encoder("image", config.image)
+    tokens = jax.jit(encoder.apply)({"params": params["image"]}, to_float(batch["image"])).values
+    assert tokens.shape == (5, 25, 8)
+    wanted = np.asarray(tokens, np.float64).mean(axis=1) * (np.arange(5) != 2)[:, None]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_what_describes_no_pictures_is_refused():
+    for config, source in ((CONFIG, "audio"), (dataclasses.replace(CONFIG, objective="ctc"), "image")):
+        with pytest.raises(ValueError, match="a captioner with a decoder"):
+            make_describer(config, source, **SIZES)

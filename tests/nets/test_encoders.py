@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.oracles import gan as oracle
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.encoders import DEFAULTS, ENCODERS, EncoderConfig, build_encoder, build_pool
-from xmodal_jax.nets.image import ConvNet, ResNet, ViT, _coordinates
+from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT, coordinates
 from xmodal_jax.nets.text import TextTransformer
 from xmodal_jax.nets.transformer import sincos_grid
 from xmodal_jax.nets.video import FrameTransformer, TubeletViT
@@ -21,6 +22,7 @@ ALL = [(m, name) for m, table in ENCODERS.items() for name in table]
 FAST = [p for p in ALL if not p[1].startswith("resnet")] + [
     pytest.param("image", name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50")
 ]
+PLAIN = ("dcgan", "mlp")  # without residual branches: neither drop_path nor remat
 KEY = jax.random.key(0)
 
 
@@ -54,7 +56,7 @@ def init(module, x):
 @pytest.mark.parametrize("modality, name", FAST)
 def test_shape_randomness_and_one_compilation(modality, name):
     pool = build_pool(config(name))
-    module = encoder(modality, name, dropout=0.3, drop_path=0.3)
+    module = encoder(modality, name, dropout=0.3, drop_path=0.0 if name in PLAIN else 0.3)
     x = inputs(modality)
     params = init(module, x)
     traces = []
@@ -93,7 +95,8 @@ def matmul_dtypes(jaxpr):
 @pytest.mark.parametrize("modality, name", [p for p in ALL if p[1] != "resnet34"])
 def test_every_matmul_runs_in_bfloat16(modality, name):
     scan = name == "vit" or modality != "image" and name != "stacked"
-    module = encoder(modality, name, dtype="bfloat16", scan_layers=scan, remat=True)
+    depth = 3 if name == "mlp" else 1
+    module = encoder(modality, name, dtype="bfloat16", scan_layers=scan, remat=name not in PLAIN, depth=depth)
     x = inputs(modality)
     shapes = jax.eval_shape(module.init, KEY, x)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
@@ -178,6 +181,9 @@ def test_grids():
     )
     assert tokens(ConvNet(), (2, 32, 32, 3)) == (2, 16, 128)
     assert tokens(ConvNet(norm="none"), (2, 37, 11, 1)) == (2, 5 * 2, 128)
+    assert tokens(PlainConvNet(), (2, 28, 44, 1)) == (2, 7 * 11, 256)
+    assert tokens(PlainConvNet(norm="group"), (2, 31, 5, 3)) == (2, 16 * 3, 256)
+    assert tokens(FlatMLP(), (2, 7, 5, 3)) == (2, 1, 512)
     assert tokens(ResNet(18, 64), (2, 32, 32, 3)) == (2, 16, 64)
     assert tokens(ResNet(50, 64, "imagenet"), (2, 64, 96, 3)) == (2, 2 * 3, 64)
     assert tokens(ViT(patch=4, class_token=True), (2, 20, 12, 3)) == (2, 16, 128)
@@ -209,7 +215,7 @@ def test_convnet_sees_the_coordinates():
         jax.eval_shape(ConvNet(coordinates=False).init, KEY, image)["params"]["stem"]["kernel"].shape[2] == 3
     )
     assert jax.eval_shape(ConvNet().init, KEY, image)["params"]["stem"]["kernel"].shape[2] == 5
-    rows, columns = np.moveaxis(np.array(_coordinates(image))[0], -1, 0)
+    rows, columns = np.moveaxis(np.array(coordinates(image))[0], -1, 0)
     np.testing.assert_allclose(rows, np.broadcast_to(np.linspace(-1, 1, 16)[:, None], (16, 24)), atol=1e-6)
     np.testing.assert_allclose(columns, np.broadcast_to(np.linspace(-1, 1, 24)[None], (16, 24)), atol=1e-6)
 
@@ -222,6 +228,46 @@ def test_token_positions_tell_equal_cells_apart():
     params = init(plain, image)
     added = module.apply(params, image).values - plain.apply(params, image).values
     np.testing.assert_allclose(added[0], sincos_grid((2, 3), 8), atol=1e-6)
+
+
+def exact(tree):
+    """As the oracle takes it."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_plain_convnet_is_its_layers(norm):
+    module = PlainConvNet(width=12, norm=norm)
+    x = jax.random.normal(KEY, (2, 17, 21, 3))
+    params = init(module, x)["params"]
+    assert {k: v["kernel"].shape for k, v in params.items() if "conv" in k} == {
+        "conv_0": (4, 4, 3, 6),
+        "conv_1": (4, 4, 6, 12),
+    }
+    assert ("norm_1" in params) == (norm == "group") and "norm_0" not in params
+    found = jax.jit(module.apply)({"params": params}, x)
+    assert found.mask is None
+    np.testing.assert_allclose(found.values, oracle.plain_convnet(*exact((params, x))), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 4, 7, 8, 9, 15, 16, 17, 29, 31, 32, 33])
+def test_plain_convnet_ends_below_eight_and_no_sooner(side):
+    shapes = jax.eval_shape(PlainConvNet(width=16).init, KEY, jnp.zeros((1, side, 40, 1)))["params"]
+    sides = [side]
+    while len(sides) < 2 or sides[-1] >= 8:
+        sides.append(-(-sides[-1] // 2))
+    assert len(shapes) == len(sides) - 1
+
+
+def test_flat_mlp_is_its_layers():
+    module = FlatMLP(width=11, depth=2)
+    x = jax.random.normal(KEY, (3, 5, 2, 3))
+    params = init(module, x)["params"]
+    found = jax.jit(module.apply)({"params": params}, x).values
+    own, hidden = exact((params, x.reshape(3, 30)))
+    for k in range(2):
+        hidden = oracle.leaky(oracle.dense(own[f"layer_{k}"], hidden))
+    np.testing.assert_allclose(found[:, 0], hidden, rtol=1e-5, atol=1e-6)
 
 
 def test_default_image_encoder_has_the_stated_cost():
@@ -256,6 +302,14 @@ def test_errors_list_what_is_allowed():
         build_encoder("image", EncoderConfig("convnet", pool="cls"))
     with pytest.raises(ValueError, match="scan_layers"):
         build_encoder("image", EncoderConfig("resnet18", scan_layers=True))
+    for name in PLAIN:
+        for change in (dict(drop_path=0.1), dict(remat=True)):
+            with pytest.raises(ValueError, match=f"'{name}' has no residual branches"):
+                build_encoder("image", EncoderConfig(name, **change))
+        with pytest.raises(ValueError, match="no padding mask"):
+            encoder("image", name).init(KEY, jnp.ones((1, 8, 8, 3)), jnp.ones((1, 4), bool))
+    with pytest.raises(ValueError, match="norm must be"):
+        PlainConvNet(norm="batch").init(KEY, jnp.ones((1, 8, 8, 3)))
     with pytest.raises(ValueError, match="must divide"):
         build_encoder("audio", EncoderConfig("transformer", heads=3))
     for field, value in dict(

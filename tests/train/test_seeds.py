@@ -99,7 +99,7 @@ def test_the_seed_that_diverges_is_named(tmp_path):
         return jnp.where(second, jnp.nan, value), aux
 
     # The key of step 2 of seed 1, as the step itself draws it.
-    own = loop.make_init(toy, loop.make_optimizer(loop.Optimizer(), 6), loop.Optimizer())
+    own = loop.make_training(toy, loop.Optimizer(), 6).init
     second_key = jax.random.fold_in(
         jax.jit(own)(jax.random.key(1), {"x": np.zeros((1, 64), np.float32)}).key, 2
     )

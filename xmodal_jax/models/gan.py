@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -84,6 +85,16 @@ class GANConfig:
     """What reads captions."""
     redescription_weight: float = 1.0
     """Where there is a captioner: how much the generator is held to images that it describes as asked (MirrorGAN)."""
+    reconstruction_weight: float = 0.0
+    """Every second image is made of noise that an encoder finds in the real one, and held to be like it, in nats per
+    pixel and channel (VAE-GAN): what an image looks like is learned from the first step on."""
+    encoder: EncoderConfig = EncoderConfig("convnet", width=64, norm="none")
+    """The image encoder that finds the noise."""
+    pixel_scale: float = 0.15
+    """Standard deviation of a pixel around its reconstruction, of the range [-1, 1]."""
+    kl_weight: float = 4.0
+    """Weight of the KL of the noise found to the noise that images are drawn from; above 1 leaves to the caption what
+    the caption says."""
     augment: Literal["none", "diff", "ada"] = "none"
     """Of what the discriminator sees, real and generated: DiffAugment, or adaptive augmentation."""
     color: bool = False
@@ -91,7 +102,8 @@ class GANConfig:
     translation: float = 0.125
     """DiffAugment: largest shift, as a share of the side."""
     cutout: float = 0.0
-    """DiffAugment: side of the square that is blanked, as a share of the image's."""
+    """DiffAugment and ADA: side of what is blanked, as a share of the image's; the object that the caption names may be
+    there."""
     ada_target: float = 0.6
     """ADA: mean sign of the logits of real images that is aimed at."""
     ada_ramp: int = 500_000
@@ -102,10 +114,12 @@ class GANConfig:
         for name in (*weights, "auxiliary_weight", "redescription_weight", "cutout", "translation"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.reconstruction_weight < 0 or self.kl_weight < 0 or self.pixel_scale <= 0:
+            raise ValueError("reconstruction_weight and kl_weight must not be negative, pixel_scale positive")
         for name in ("d_steps", "penalty_every", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.reads and self.condition == "class" and self.word_weight:
+        if self.word_weight and not self.reads:
             raise ValueError(
                 "word_weight compares regions with words: the condition must be words or sentence"
             )
@@ -165,7 +179,8 @@ def make_gan(
 
     aux of the discriminator: ``d_loss`` (adversarial part), ``d_real`` and ``d_fake`` (mean logits), ``d_penalty``,
     ``d_read`` (nats per token, or of the class), ``d_sentence``, ``d_word``, ``ada``; of the generator ``g_loss``,
-    ``g_read``, ``g_sentence``, ``g_word``, ``g_image``, ``g_kl``, ``g_redescription``.
+    ``g_read``, ``g_sentence``, ``g_word``, ``g_image``, ``g_kl``, ``g_redescription``,
+    ``g_reconstruction`` and ``g_posterior_kl`` (nats per pixel and channel; per image).
 
     Raises:
       ValueError: captions without ``vocab_size`` and ``length``, classes without their number, or a configuration whose
@@ -204,19 +219,25 @@ def make_gan(
         noise = jax.vmap(lambda k: jax.random.normal(k, (config.generator.noise,)))(
             fold_in_name(keys, "noise")
         )
-        made, statistics = network(axis_name).draw(generator, memory, batch, noise, keys)
-        return made, {**memory, "generator": statistics}
+        net = network(axis_name)
+        found = {}
+        if config.reconstruction_weight:
+            drawn, kl = net.infer(generator, to_float(batch["image"]), noise, fold_in_name(keys, "posterior"))
+            noise, found = jnp.where(rebuilt(batch)[:, None], drawn, noise), {"posterior_kl": kl}
+        made, statistics = net.draw(generator, memory, batch, noise, keys)
+        return {**made, **found}, {**memory, "generator": statistics}
+
+    def rebuilt(batch):
+        """Every second example of each part that a step of the discriminator sees."""
+        return (batch["index"] // config.d_steps) % 2 == 0
 
     def augmented(images, memory, keys):
         if config.augment == "diff":
             how = dict(color=config.color, translation=config.translation, cutout=config.cutout)
             return diff_augment(images, fold_in_name(keys, "augment"), **how)
         if config.augment == "ada":
-            own = (
-                AdaConfig()
-                if config.color
-                else AdaConfig(brightness=0.0, contrast=0.0, hue=0.0, saturation=0.0)
-            )
+            still = {} if config.color else dict(brightness=0.0, contrast=0.0, hue=0.0, saturation=0.0)
+            own = AdaConfig(cutout=config.cutout, **still)
             return ada_augment(images, fold_in_name(keys, "augment"), memory["ada"], config=own)
         return images
 
@@ -281,7 +302,7 @@ def make_gan(
         aux = {"d_loss": loss, "d_real": mean(of_real_logits[:, 0]), "d_fake": mean(of_made_logits[:, 0])}
 
         def penalty():
-            def critic(x, own=None, vector=condition.vector, keys=of_real):
+            def critic(x, vector=condition.vector, keys=of_real):
                 features = net.judge(params, net.look(params, augmented(x, memory, keys), keys), vector)
                 if config.mmd:
                     kernel = adversarial.KERNELS[config.mmd]
@@ -350,6 +371,16 @@ def make_gan(
             terms = captioner.describe(memory["captioner"], made["image"], batch["text"], mask)
             aux["g_redescription"] = mean(terms)
             loss = loss + config.redescription_weight * aux["g_redescription"]
+        if config.reconstruction_weight:
+            again = (ok & rebuilt(batch)).astype(jnp.float32)
+            apart = jnp.square(made["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
+            nats = apart / (2.0 * config.pixel_scale**2) + config.kl_weight * made["posterior_kl"]
+            of = lambda terms: collectives.batch_mean(terms, again, axis_name=axis_name)
+            aux["g_posterior_kl"], aux["g_reconstruction"] = (
+                of(made["posterior_kl"]),
+                of(nats) / math.prod(shape),
+            )
+            loss = loss + config.reconstruction_weight * aux["g_reconstruction"]
         if config.image_weight:
             a, b = (net.compare(params, x, condition).image for x in (tokens, real_tokens))
             alike = dict(present=ok, duplicates="ignore", axis_name=axis_name)

@@ -19,6 +19,7 @@ from xmodal_jax.nets.gan import (
     ConditioningAugmentation,
     Contrast,
     Critic,
+    Posterior,
     TextReader,
     build_generator,
 )
@@ -33,7 +34,8 @@ MMD_OUTPUTS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Both players' parts. The generator's parameters: ``net``, ``augmentation`` and what knows the condition; the
+    """Both players' parts. The generator's parameters: ``net``, ``augmentation``, ``posterior`` and what knows the
+    condition; the
     discriminator's: ``trunk``, ``critic``, ``reader``, ``contrast`` and what knows the condition, that is ``text`` or
     ``classes``, or nothing where ``fixed_text`` says that the text encoder lies in the memory."""
 
@@ -52,6 +54,10 @@ class Network:
     @property
     def augmentation(self) -> ConditioningAugmentation:
         return ConditioningAugmentation(self.config.generator.conditioning)
+
+    @functools.cached_property
+    def posterior(self) -> Posterior:
+        return Posterior(build_encoder("image", self.config.encoder), self.config.generator.noise)
 
     @functools.cached_property
     def trunk(self) -> nn.Module:
@@ -97,6 +103,8 @@ class Network:
         made = self.generator.init(own("net"), noise, shown)
         generator["net"] = made["params"]
         image = jnp.zeros((1, *self.shape))
+        if self.config.reconstruction_weight:
+            generator["posterior"] = self.posterior.init(own("posterior"), image)["params"]
         tokens, found = self.trunk.init_with_output(own("trunk"), image)
         discriminator["trunk"] = found["params"]
         critic = self.critic.init(own("critic"), tokens.values, condition.vector)
@@ -169,6 +177,12 @@ class Network:
             )
             statistics = changed["batch_stats"]
         return {**made, "image": image}, statistics
+
+    def infer(self, player: Params, images, noise, keys: ExampleKeys):
+        """The noise that would make the images, drawn with ``noise``, and its KL to N(0, I) in nats ``[B]``."""
+        mean, log_variance = self.posterior.apply({"params": player["posterior"]}, images, keys=keys)
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum(axis=-1)
+        return mean + jnp.exp(0.5 * log_variance) * noise, kl
 
     def look(self, player: Params, image, keys: ExampleKeys | None) -> Float[Array, "batch length dim"]:
         """An image's tokens."""

@@ -46,6 +46,13 @@ def halvings(size: tuple[int, int], smallest: int = 4) -> int:
     return count
 
 
+def _stages(size: tuple[int, int]) -> int:
+    stages = halvings(size)
+    if not stages:
+        raise ValueError(f"an image of {size[0]} x {size[1]} pixels cannot be halved down to 4 or more")
+    return stages
+
+
 def batch_norm(keys, axis_name: AxisName, *, dtype=None, affine: bool = True, name: str) -> nn.BatchNorm:
     """Over the global batch: the same on any number of devices."""
     return nn.BatchNorm(
@@ -85,7 +92,11 @@ class MLPGenerator(nn.Module):
 class DCGANGenerator(nn.Module):
     """Transposed convolutions 4x4 of stride 2 with batch norm and ReLU (Radford et al. 2016, arXiv:1511.06434).
 
-    ``width`` channels before the last one, twice as many at each smaller size; the first is 4 to 7 pixels high.
+    ``width`` channels before the last one, twice as many at each smaller size; the first is the image's after
+    `halvings`: 4 to 7 pixels of the shorter side, more only where an odd number ends it.
+
+    Raises:
+      ValueError: the sides cannot be halved.
     """
 
     shape: tuple[int, int, int]
@@ -102,7 +113,7 @@ class DCGANGenerator(nn.Module):
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
         height, width, channels = self.shape
-        stages = halvings(self.shape[:2])
+        stages = _stages((height, width))
         features = self.width * 2 ** (stages - 1)
         x = nn.Dense(features * height * width // 4**stages, use_bias=False, dtype=self.dtype, name="start")(
             _start(noise, condition)
@@ -161,20 +172,21 @@ def enlarge(x: Float[Array, "batch height width channels"]) -> Float[Array, "bat
 class ResidualGenerator(nn.Module):
     """Residual blocks modulated by noise and condition, at twice the size each.
 
-    Dense to the smallest size (4 to 7 pixels), then at every size up to half the image's a block of two modulated 3x3
-    convolutions, then a transposed convolution 4x4 of stride 2 to pixels, the mirror of `nets.image.ConvNet`'s stem.
+    Dense to the smallest size (the image's after `halvings`), then at every size up to half the image's a block of two
+    modulated 3x3 convolutions, then a transposed convolution 4x4 of stride 2 to pixels, the mirror of
+    `nets.image.ConvNet`'s stem.
     ``width`` channels at the two smallest sizes, half as many at each further one. Noise and condition reach every
-    block (`Modulation`). At the heights in ``attention`` each place, which knows where it is, attends to the
+    block (`Modulation`). At the ``attention`` smallest sizes each place, which knows where it is, attends to the
     condition's words (AttnGAN, Xu et al. 2018, arXiv:1711.10485, sec. 3.1, with multi-head attention).
 
     Raises:
-      ValueError: the sides cannot be halved to 4..7 pixels or are halved never, or an unknown modulation.
+      ValueError: the sides cannot be halved, or an unknown modulation.
     """
 
     shape: tuple[int, int, int]
     width: int = 64
     modulation: str = "rms"
-    attention: tuple[int, ...] = ()
+    attention: int = 0
     heads: int = 4
     axis_name: AxisName = None
     dtype: Any = None
@@ -188,9 +200,7 @@ class ResidualGenerator(nn.Module):
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
         height, width, channels = self.shape
-        stages = halvings((height, width))
-        if not stages:
-            raise ValueError(f"an image of {height} x {width} pixels cannot be halved down to 4 to 7")
+        stages = _stages((height, width))
         vector = leaky(nn.Dense(2 * self.width, dtype=self.dtype, name="style")(_start(noise, condition)))
         height, width = height // 2**stages, width // 2**stages
         x = nn.Dense(height * width * self.width, dtype=self.dtype, name="start")(vector)
@@ -201,7 +211,7 @@ class ResidualGenerator(nn.Module):
             x = enlarge(x) if k else x
             if x.shape[-1] != features:
                 x = nn.Dense(features, use_bias=False, dtype=self.dtype, name=f"shortcut_{k}")(x)
-            if condition.words is not None and x.shape[1] in self.attention:
+            if condition.words is not None and k < self.attention:
                 x = x + self._attend(x, condition.words, f"attention_{k}")
             branch = x
             for layer in range(2):
@@ -237,6 +247,24 @@ class ConditioningAugmentation(nn.Module):
         kl = -0.5 * (1.0 + log_variance - jnp.square(mean) - jnp.exp(log_variance)).mean(axis=-1)
         drawn = mean if noise is None else mean + jnp.exp(0.5 * log_variance) * noise
         return drawn, kl
+
+
+class Posterior(nn.Module):
+    """Of an image the mean and log-variance ``[B, features]`` of the noise that would make it (VAE-GAN, Larsen et al.
+    2016, arXiv:1512.09300). ``encoder``: of `nets.encoders`."""
+
+    encoder: nn.Module
+    features: int
+    hidden: int = 128
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], *, keys: ExampleKeys | None = None
+    ) -> tuple[Float[Array, "batch features"], Float[Array, "batch features"]]:
+        tokens = self.encoder(images, keys=keys).values.astype(jnp.float32)
+        x = leaky(nn.Dense(self.hidden, name="hidden")(tokens.reshape(len(tokens), -1)))
+        mean, log_variance = jnp.split(nn.Dense(2 * self.features, name="moments")(x), 2, axis=-1)
+        return mean, log_variance
 
 
 HEADS = ("projection", "concat", "none")
@@ -334,8 +362,8 @@ class GeneratorConfig:
     """Hidden layers ("mlp")."""
     modulation: Literal["rms", "fusion", "batch_norm"] = "rms"
     """How noise and condition reach the blocks ("residual"); see `Modulation`."""
-    attention: tuple[int, ...] = (4, 8)
-    """Heights at which places attend to the caption's words ("residual", conditioned on words)."""
+    attention: int = 2
+    """At how many sizes, the smallest first, places attend to the caption's words ("residual", with words)."""
     heads: int = 4
     """Heads of that attention."""
     conditioning: int = 0
@@ -344,9 +372,18 @@ class GeneratorConfig:
     """Dtype of activations and matmuls. Parameters and pixels are always float32."""
 
     def __post_init__(self):
-        for name in ("noise", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"GeneratorConfig.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (
+            ("noise", 1),
+            ("width", 1),
+            ("depth", 1),
+            ("heads", 1),
+            ("attention", 0),
+            ("conditioning", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"GeneratorConfig.{name} must be at least {least}, got {getattr(self, name)}"
+                )
 
 
 def build_generator(config: GeneratorConfig, shape: tuple[int, int, int], axis_name: AxisName) -> nn.Module:

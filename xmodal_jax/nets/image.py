@@ -91,8 +91,9 @@ class ConvNet(nn.Module):
 class PlainConvNet(nn.Module):
     """The discriminator of DCGAN (Radford et al. 2016, arXiv:1511.06434), ``[B, H, W, C] -> [B, h * w, width]``.
 
-    4x4 convolutions of stride 2 and leaky ReLU of slope 0.2 until a side is below 8, with ``width`` channels in the end
-    and half as many one layer before each. ``norm``: "group" (8 groups) after all but the first, or "none".
+    4x4 convolutions of stride 2 (one at least) and leaky ReLU of slope 0.2 until a side is below 8, with ``width``
+    channels in the end and half as many one layer before each. ``norm``: "group" (8 groups) after all but the first, or
+    "none".
 
     Raises:
       ValueError: ``norm`` is unknown, or a mask is given.
@@ -114,7 +115,9 @@ class PlainConvNet(nn.Module):
         _no_mask(mask)
         if self.norm not in ("group", "none"):
             raise ValueError(f"norm must be 'group' or 'none', got {self.norm!r}")
-        layers = max(1, int(math.log2(max(min(inputs.shape[1:3]), 2) / 4)))
+        layers, side = 1, -(-min(inputs.shape[1:3]) // 2)
+        while side >= 8:
+            layers, side = layers + 1, -(-side // 2)
         x = inputs
         for k in range(layers):
             features = max(self.width // 2 ** (layers - 1 - k), 1)

@@ -33,11 +33,12 @@ def spectral_normalize(
 ) -> tuple[Params, dict[str, Array]]:
     r"""The parameters with every weight W of ``vectors`` divided by its largest singular value, and the next vectors.
 
-    .. math:: v \leftarrow W u / \|W u\|, \quad u \leftarrow W^T v / \|W^T v\|, \quad W / (v^T W u)
+    .. math:: u \leftarrow W^T W u / \|W^T W u\|, \quad v = W u / \|W u\|, \quad W / (v^T W u)
 
-    with the weight as a matrix ``[inputs, outputs]`` (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). The estimate
-    of the singular value is differentiated in W, the vectors are not. One iteration a step is enough, as the weights
-    move slowly; 0 keeps the vectors (for evaluation).
+    with the weight as a matrix ``[inputs, outputs]`` (Miyato et al. 2018, arXiv:1802.05957, algorithm 1, but v is taken
+    after u, so that u alone gives the same estimate again). The estimate of the singular value is differentiated in W,
+    the vectors are not. One iteration a step is enough, as the weights move slowly; 0 keeps the vectors (for
+    evaluation).
     """
     moved = {}
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
@@ -45,7 +46,7 @@ def spectral_normalize(
     def one(name, weight):
         if name not in vectors:
             return weight
-        matrix, u = _matrix(weight), vectors[name]
+        matrix, u = _matrix(weight), jax.lax.stop_gradient(vectors[name])
         still = jax.lax.stop_gradient(matrix)
         for _ in range(iterations):
             u = unit(still.T @ (still @ u))

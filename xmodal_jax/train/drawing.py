@@ -14,6 +14,7 @@ import numpy as np
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.source import Source, labels_of
 from xmodal_jax.data.text import Tokenize, tokenizer_from
+from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, moments, r_precision
 from xmodal_jax.metrics.neighbours import density_coverage, nearest_neighbours, precision_recall
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_looker, make_seq2seq
@@ -22,6 +23,9 @@ from xmodal_jax.train.evaluate import predict_all
 from xmodal_jax.train.restore import from_json
 from xmodal_jax.train.writing import Script, Writer
 from xmodal_jax.types import GAN
+
+TRAINING_PICTURES = 5000
+"""Training pictures that drawn ones are compared with, to see whether these are from memory."""
 
 KID_SUBSETS = 100
 """Random subsets of the pictures that KID is averaged over, of half of them each (at most 1000)."""
@@ -44,13 +48,28 @@ class Artist:
         fields = labels_of(source, ("caption", "label"))
         if self.tokenize is not None:
             fields = dict(self.tokenize(fields))
-        return {k: v for k, v in fields.items() if k in ("text", "text_mask", "label")}
+        kept = {k: v for k, v in fields.items() if k in ("text", "text_mask", "label")}
+        return {"index": np.arange(len(source), dtype=np.int32), **kept}
 
     def __call__(self, params: Any, asked: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         """uint8 ``[N, H, W, C]``, one picture for each row of ``asked`` and ``noise``."""
         source = ArraySource({**asked, "noise": noise})
         index = lambda batch: {**batch, "index": np.arange(len(batch["noise"]), dtype=np.int32)}
         return predict_all(self._draw, params, source, batch_size=self.batch_size, transform=index)
+
+
+class Studio:
+    """An artist with the captions of splits."""
+
+    def __init__(self, artist: Artist, scripts: Mapping[str, Script], *, seed: int):
+        self.artist, self.seed = artist, seed
+        self.asked = {name: artist.asked(script.source) for name, script in scripts.items()}
+
+    def __call__(self, params: Any, split: str, more: int = 0) -> np.ndarray:
+        """A picture for every caption of a split; ``more``: another one."""
+        asked = self.asked[split]
+        count = len(next(iter(asked.values())))
+        return self.artist(params, asked, self.artist.draw_noise(count, self.seed + more))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +151,11 @@ def scores(
     found = {k: v for k, v in found.items() if k in kept or k.endswith("_accuracy")}
     if judge.compares:
         pictures, texts = judge.embeddings(drawn, shown.script.texts)
-        numbers = {
-            text: k
-            for k, text in enumerate(dict.fromkeys(map(str, shown.script.meanings or shown.script.texts)))
-        }
-        ids = np.array([numbers[str(m)] for m in (shown.script.meanings or shown.script.texts)])
-        found["r_precision"] = r_precision(pictures, texts, seed=seed, groups=ids)
+        # Captions that say the same are no wrong answers to each other.
+        _, groups = np.unique(
+            [str(m) for m in shown.script.meanings or shown.script.texts], return_inverse=True
+        )
+        found["r_precision"] = r_precision(pictures, texts, seed=seed, groups=groups)
     made, real = judge.features(drawn), shown.features
     size = min(1000, len(made) // 2, len(real) // 2)
     kid = lambda a, b: kernel_distance(a, b, seed=seed, subsets=KID_SUBSETS, subset_size=size).mean
@@ -147,3 +165,25 @@ def scores(
     near = lambda x: float(nearest_neighbours(x, train).distances.mean())
     found["nearest_train"] = near(made) / near(real)
     return {f"{prefix}{name}": float(value) for name, value in found.items()}
+
+
+class Panel:
+    """A judge with what it compares: the pictures of splits and of the training data. Without a run it says nothing."""
+
+    def __init__(self, run: pathlib.Path | None, train: Source, scripts: Mapping[str, Script]):
+        self.judge = None if run is None else Judge(run)
+        if self.judge is not None:
+            rows = np.arange(min(len(train), TRAINING_PICTURES))
+            self._train = self.judge.features(labels_of(Subset(train, rows), ("image",))["image"])
+            self._shown = {name: exhibit(script, self.judge) for name, script in scripts.items()}
+
+    def all_scores(self, drawn: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`scores` by split of pictures, one for each of its captions."""
+        found = {}
+        for split, images in drawn.items() if self.judge is not None else ():
+            found |= scores(self.judge, images, self._shown[split], self._train, f"{split}/")
+        return found
+
+    def captions(self, drawn: np.ndarray) -> list[str] | None:
+        """What the judge reads off pictures."""
+        return None if self.judge is None else self.judge.captions(drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from xmodal_jax.train.drawing import Artist
 from xmodal_jax.train.report import Report, png
 from xmodal_jax.train.run import write_atomic
 
+DIARY = 64
+"""Captions that are drawn again and again."""
 TRUNCATIONS = (0.3, 0.6, 1.0, 1.4)
 
 
@@ -19,8 +22,9 @@ class Diary:
     """Pictures of the same captions with the same noise, drawn as training goes on and kept as PNG files."""
 
     def __init__(self, folder: Path, artist: Artist, asked: dict[str, np.ndarray], *, seed: int):
-        self.folder, self.artist, self.asked = folder, artist, asked
-        self.noise = artist.draw_noise(len(next(iter(asked.values()))), seed)
+        self.folder, self.artist = folder, artist
+        self.asked = {name: values[:DIARY] for name, values in asked.items()}
+        self.noise = artist.draw_noise(len(next(iter(self.asked.values()))), seed)
         self.pages: list[np.ndarray] = []
 
     def add(self, params: Any) -> None:
@@ -42,6 +46,15 @@ def sheet(images: np.ndarray, *, columns: int) -> np.ndarray:
     )
 
 
+def write_pictures(folder: Path, images: np.ndarray, captions: Sequence[str]) -> None:
+    """Pictures as PNG files with a ``metadata.jsonl``: a data set of its own, which `experiments/rate.py` takes."""
+    lines = []
+    for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        write_atomic(folder / f"{k:05d}.png", png(image))
+        lines.append(json.dumps({"file_name": f"{k:05d}.png", "text": str(caption)}) + "\n")
+    write_atomic(folder / "metadata.jsonl", "".join(lines))
+
+
 def add_pairs(
     report: Report,
     title: str,
@@ -49,13 +62,13 @@ def add_pairs(
     real: np.ndarray,
     drawn: Sequence[np.ndarray],
     said: Sequence[str] | None,
-    rows: Sequence[int],
+    count: int = 24,
 ) -> None:
     """A table of captions, the split's own picture, several drawn for it, and what the judge reads off the first."""
     columns = ["asked for", "real", *["drawn"] * len(drawn)] + ["read off the first"] * (said is not None)
     body = [
         [captions[k], real[k], *(each[k] for each in drawn)] + ([said[k]] if said is not None else [])
-        for k in rows
+        for k in range(min(count, len(real)))
     ]
     report.add_table(title, columns, body)
 

@@ -1,0 +1,1 @@
+"""A package, so that no other one of this name in the environment takes its place."""

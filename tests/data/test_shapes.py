@@ -8,9 +8,9 @@ import pytest
 from xmodal_jax.data import scenes
 from xmodal_jax.data.questions import ACTIONS, ANSWERS
 from xmodal_jax.data.scenes import COLOURS, EXTENT, HELD_OUT, MOTIONS, RADII, RELATIONS, SHAPES, SPLITS
-from xmodal_jax.data.shapes import VOICES, SpokenShapes
+from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.speech import TRAIN_VOICES, UNSEEN_VOICES
+from xmodal_jax.data.speech import TRAIN_VOICES, UNSEEN_VOICES, VOICES
 
 N = 2003
 SOURCES = {s: SpokenShapes(s, size=N, modalities=("text", "video", "image"), seed=3) for s in SPLITS}

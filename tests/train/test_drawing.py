@@ -201,6 +201,8 @@ def test_a_judge_is_a_captioning_run(tmp_path):
     features = judge.features(images)
     assert features.shape == (N, 8)
     np.testing.assert_allclose(judge.features(images[::-1])[::-1], features, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="(4, 4, 3).*a captioning run on the same data"):
+        judge.features(images[:, ::2, ::2])
     assert np.abs(features[0] - features[1]).max() > 1e-3
     seen, read = judge.embeddings(images, TEXTS)
     batch = Tokenize(tokenizer, 4)({"caption": np.array(TEXTS, object)})

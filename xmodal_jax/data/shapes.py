@@ -12,12 +12,17 @@ from xmodal_jax.data.grammar import Meaning, captions_of, meanings_of
 from xmodal_jax.data.questions import scene_commands, scene_questions
 from xmodal_jax.data.scenes import COLOURS, SHAPES, SPLITS, Factors, hash_bits, sample_factors, uniform
 from xmodal_jax.data.source import RawBatch
-from xmodal_jax.data.speech import TRAIN_VOICES, UNSEEN_VOICES, Utterances, Voice, add_noise, speak_all, vary
+from xmodal_jax.data.speech import (
+    TRAIN_VOICES,
+    Utterances,
+    Voice,
+    add_noise,
+    choose_speakers,
+    speak_all,
+    vary_voices,
+)
 
 _MODALITIES = ("text", "image", "audio", "video")  # not imported from types, for that would load JAX
-
-VOICES = (*TRAIN_VOICES, *UNSEEN_VOICES)
-"""What the factor ``voice`` counts in."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,11 @@ class SpokenShapes:
         return "video" in self.modalities
 
     def factors(self, indices) -> Factors:
-        """See `scenes.sample_factors`; and ``voice`` int32 ``[N]``, an index into `VOICES`."""
+        """See `scenes.sample_factors`; and ``voice`` int32 ``[N]``, an index into `speech.VOICES`."""
         index = self._index(indices)
-        pool, first = (UNSEEN_VOICES, len(TRAIN_VOICES)) if self.split == "voices" else (TRAIN_VOICES, 0)
-        voice = first + np.floor(uniform(self.seed, self.split, index, "voice") * len(pool)).astype(np.int32)
-        return sample_factors(self.seed, self.split, index) | {"voice": voice.astype(np.int32)}
+        drawn = uniform(self.seed, self.split, index, "voice")
+        voice = choose_speakers(drawn, unseen=self.split == "voices")
+        return sample_factors(self.seed, self.split, index) | {"voice": voice}
 
     def meanings(self, indices) -> list[Meaning]:
         """What the captions say, free of wording: hashable; ``str`` of one reads well."""
@@ -150,13 +155,10 @@ class SpokenShapes:
         return self.commands_for([i])[0]
 
     def voices(self, indices) -> list[Voice]:
-        """Who speaks each example: one of `VOICES`, a little higher or lower, faster or slower each time."""
+        """Who speaks each example: one of `speech.VOICES`, a little higher or lower, faster or slower each time."""
         index = self._index(indices)
         pitch, rate = (uniform(self.seed, self.split, index, f"voice/{k}") for k in ("pitch", "rate"))
-        speakers = self.factors(indices)["voice"].tolist()
-        return [
-            vary(VOICES[v], p, r) for v, p, r in zip(speakers, pitch.tolist(), rate.tolist(), strict=True)
-        ]
+        return vary_voices(self.factors(indices)["voice"], pitch, rate)
 
     def prepare(self) -> Utterances:
         """Speaks the whole data set into the cache, or opens it there; done by itself at the first batch with
@@ -183,8 +185,8 @@ class SpokenShapes:
         """The examples ``indices`` ``[B]``, in that order.
 
         ``caption`` object ``[B]``; ``image`` uint8 ``[B, S, S, 3]``; ``video`` uint8 ``[B, F, S, S, 3]``;
-        ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask`` and ``speaker`` int32 ``[B]`` (into `VOICES`);
-        of these the ones in ``modalities``.
+        ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask`` and ``speaker`` int32 ``[B]`` (into
+        `speech.VOICES`); of these the ones in ``modalities``.
         ``label`` int32 ``[B]``, the only object's shape, else -1; ``factors``, a dict of arrays. Raises IndexError
         outside 0..len-1.
         """

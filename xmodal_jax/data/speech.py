@@ -64,13 +64,26 @@ UNSEEN_VOICES = _voices(
     (225, 240, 215), (45, 58), (45, 60, 52),
 )  # fmt: skip
 """Speakers (variants) that are in no training voice."""
+VOICES = (*TRAIN_VOICES, *UNSEEN_VOICES)
+"""All voices, in the order in which speakers are counted."""
 
 
-def vary(voice: Voice, pitch: float, rate: float) -> Voice:
-    """A voice a little lower or higher, slower or faster, as ``pitch`` and ``rate`` in [0, 1) say."""
-    return replace(
-        voice, pitch=voice.pitch + round(16 * pitch - 8), rate=round(voice.rate * (0.92 + 0.16 * rate))
-    )
+def choose_speakers(drawn: np.ndarray, *, unseen: bool) -> np.ndarray:
+    """Speakers int32 ``[N]``, of training or of ``unseen`` voices, from numbers ``drawn`` in [0, 1)."""
+    pool, first = (UNSEEN_VOICES, len(TRAIN_VOICES)) if unseen else (TRAIN_VOICES, 0)
+    return (first + np.floor(drawn * len(pool))).astype(np.int32)
+
+
+def vary_voices(speakers: np.ndarray, pitch: np.ndarray, rate: np.ndarray) -> list[Voice]:
+    """The speakers' voices, each a little lower or higher, slower or faster as ``pitch`` and ``rate`` in [0, 1) say."""
+
+    def one(voice, p, r):
+        return replace(
+            voice, pitch=voice.pitch + round(16 * p - 8), rate=round(voice.rate * (0.92 + 0.16 * r))
+        )
+
+    drawn = zip(speakers.tolist(), pitch.tolist(), rate.tolist(), strict=True)
+    return [one(VOICES[speaker], p, r) for speaker, p, r in drawn]
 
 
 def default_cache_dir() -> Path:

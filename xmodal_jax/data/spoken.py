@@ -9,7 +9,7 @@ import numpy as np
 
 from xmodal_jax.data.scenes import uniform
 from xmodal_jax.data.source import RawBatch
-from xmodal_jax.data.speech import TRAIN_VOICES, UNSEEN_VOICES, Utterances, Voice, speak_all, vary
+from xmodal_jax.data.speech import TRAIN_VOICES, Utterances, Voice, choose_speakers, speak_all, vary_voices
 
 SPLITS = ("train", "test", "voices")
 _MODALITIES = ("text", "audio")
@@ -79,16 +79,13 @@ class SpokenLines:
         return [self.lines[i % len(self.lines)] for i in indices.tolist()]
 
     def _speakers(self, indices: np.ndarray) -> np.ndarray:
-        pool, first = (UNSEEN_VOICES, len(TRAIN_VOICES)) if self.split == "voices" else (TRAIN_VOICES, 0)
-        drawn = np.floor(uniform(self.seed, self.split, indices, "line/voice") * len(pool))
-        return first + drawn.astype(np.int32)
+        drawn = uniform(self.seed, self.split, indices, "line/voice")
+        return choose_speakers(drawn, unseen=self.split == "voices")
 
     def voices(self, indices: np.ndarray) -> list[Voice]:
         """Who speaks each example, a little higher or lower, faster or slower each time."""
-        every = (*TRAIN_VOICES, *UNSEEN_VOICES)
         pitch, rate = (uniform(self.seed, self.split, indices, f"line/{k}") for k in ("pitch", "rate"))
-        speakers = self._speakers(indices).tolist()
-        return [vary(every[v], p, r) for v, p, r in zip(speakers, pitch.tolist(), rate.tolist(), strict=True)]
+        return vary_voices(self._speakers(indices), pitch, rate)
 
     def prepare(self) -> Utterances:
         """Speaks all examples into the cache, or opens them there; done by itself at the first batch with audio."""

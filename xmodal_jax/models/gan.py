@@ -31,8 +31,6 @@ Objective = Literal[
     "mmd_rbf", "mmd_rq", "mmd_rq_star", "mmd_distance",
 ]  # fmt: skip
 Penalty = Literal["none", "gp", "r1", "r2", "dragan", "ma_gp"]
-MMD_OUTPUTS = 16
-"""What an MMD critic has in place of one logit (Bińkowski et al. 2018, sec. 5)."""
 
 
 @dataclasses.dataclass(frozen=True)

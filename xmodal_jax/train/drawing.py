@@ -13,14 +13,13 @@ import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.source import Source, labels_of
-from xmodal_jax.data.text import Tokenize, tokenizer_from
+from xmodal_jax.data.text import Tokenize
 from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, moments, r_precision
 from xmodal_jax.metrics.neighbours import density_coverage, nearest_neighbours, precision_recall
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_looker, make_seq2seq
-from xmodal_jax.train.checkpoint import restore_run
+from xmodal_jax.models.seq2seq import Writing, make_looker, make_seq2seq
 from xmodal_jax.train.evaluate import predict_all
-from xmodal_jax.train.restore import from_json
+from xmodal_jax.train.restore import load_picture_writer
 from xmodal_jax.train.writing import Script, Writer
 from xmodal_jax.types import GAN
 
@@ -72,40 +71,41 @@ class Studio:
         return self.artist(params, asked, self.artist.draw_noise(count, self.seed + more))
 
 
-@dataclasses.dataclass(frozen=True)
 class Judge:
-    """A run of captioning that looks at pictures: one that no generator was trained with."""
+    """A run of captioning that looks at pictures: one that no generator was trained with. ``seed``: which of the run's
+    seeds, if it has several.
 
-    run: pathlib.Path
-    seed: int | None = None
-    """Which of the run's seeds, if it has several."""
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run captions no pictures; here and later, it is shown some that are larger or smaller than those
+        it has learned from.
+    """
 
-    def __post_init__(self):
-        kept = restore_run(self.run, seed=self.seed)
-        if kept.meta.get("target") != "text" or kept.meta.get("source") != "image":
-            raise ValueError(f"{self.run} cannot judge pictures: give a run of captioning.py")
-        config, meta = from_json(Seq2SeqConfig, kept.meta["config"]["model"]), kept.meta
-        tokenizer, sizes = tokenizer_from(meta["tokenizer"]), dict(length=meta["length"])
-        set_ = lambda name, value: object.__setattr__(self, name, value)
-        set_("params", kept.params)
-        set_("shape", tuple(meta["shape"]))
-        set_("compares", config.contrasts)
-        writer = Writer(config, "image", tokenizer, ways={"greedy": Writing("greedy")}, **sizes)
-        set_("_writer", writer)
-        vocabulary = dict(vocab_size=tokenizer.vocab_size, **sizes)
-        set_("_look", make_looker(config, "image", **vocabulary))
-        set_("_compare", make_seq2seq(config, "image", **vocabulary).predict)
-        set_("_tokenize", Tokenize(tokenizer, meta["length"]))
+    def __init__(self, run: pathlib.Path, seed: int | None = None):
+        trained = load_picture_writer(run, seed=seed)
+        config, tokenizer, length = trained.config, trained.tokenizer, trained.length
+        self.params, self.shape, self.compares = trained.params, trained.shape, config.contrasts
+        self._writer = Writer(config, "image", tokenizer, ways={"greedy": Writing("greedy")}, length=length)
+        sizes = dict(vocab_size=tokenizer.vocab_size, length=length)
+        self._look = make_looker(config, "image", **sizes)
+        self._compare = make_seq2seq(config, "image", **sizes).predict
+        self._tokenize = Tokenize(tokenizer, length)
+
+    def _source(self, images: np.ndarray, **more) -> ArraySource:
+        if images.shape[1:] != self.shape:
+            raise ValueError(
+                f"the judge has learned from pictures of {self.shape} (height, width, channels), these are "
+                f"{images.shape[1:]}: give a captioning run on the same data"
+            )
+        return ArraySource({"image": images, **more})
 
     def captions(self, images: np.ndarray) -> list[str]:
         """What the judge reads off pictures uint8 ``[N, H, W, C]``."""
-        return self._writer(self.params, ArraySource({"image": images}), "greedy")
+        return self._writer(self.params, self._source(images), "greedy")
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """``[N, D]``: the mean of its encoder's tokens."""
-        return predict_all(
-            self._look, self.params, ArraySource({"image": images}), transform=self._writer.inputs
-        )
+        return predict_all(self._look, self.params, self._source(images), transform=self._writer.inputs)
 
     def embeddings(self, images: np.ndarray, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors ``[N, E]`` of pictures and captions; only if it ``compares``."""
@@ -114,7 +114,7 @@ class Judge:
             batch = self._tokenize(batch)
             return {**batch, "index": np.arange(len(batch["image"]), dtype=np.int32)}
 
-        source = ArraySource({"image": images, "caption": np.asarray(captions, object)})
+        source = self._source(images, caption=np.asarray(captions, object))
         found = predict_all(self._compare, self.params, source, transform=inputs).embeddings
         return found["image"], found["text"]
 

@@ -110,8 +110,8 @@ def make_step(
         updates, opt_state[name] = tx[name].update(grads, opt_state[name], params[name])
         params[name] = optax.apply_updates(params[name], updates)
 
-    def discriminate(carry, part, made, key):
-        params, opt_state, memory, step = dict(carry[0]), dict(carry[1]), carry[2], carry[3]
+    def discriminate(carry, part, made, key, step):
+        params, opt_state, memory = dict(carry[0]), dict(carry[1]), carry[2]
         grad_fn = jax.value_and_grad(gan.d_loss, has_aux=True)
         # What the discriminator is shown is data to it: no gradient reaches the generator from here.
         shown = jax.lax.stop_gradient(made)
@@ -123,11 +123,11 @@ def make_step(
         params["discriminator"] = gan.constrain(params["discriminator"])
         finite = jnp.concatenate([jnp.isfinite(loss)[None], trees.finite_leaves(grads)])
         metrics = {"loss": loss, **aux, "discriminator_grad_norm": trees.global_norm(grads)}
-        return (params, opt_state, memory, step), (metrics, finite)
+        return (params, opt_state, memory), (metrics, finite)
 
     def step(state: GANState, batch: Batch) -> tuple[GANState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        carry = (state.params, state.opt_state, state.memory, state.step)
+        carry = (state.params, state.opt_state, state.memory)
 
         def generate(generator, memory, part, key):
             return gan.generate(generator, memory, part, key, axis_name=axis_name)
@@ -137,7 +137,7 @@ def make_step(
             made, pull, memory = jax.vjp(
                 lambda p: generate(p, state.memory, batch, key), state.params["generator"], has_aux=True
             )
-            carry, (metrics, d_finite) = discriminate((*carry[:2], memory, state.step), batch, made, key)
+            carry, (metrics, d_finite) = discriminate((*carry[:2], memory), batch, made, key, state.step)
         else:
             parts = jax.tree.map(lambda x: _parts(x, gan.d_steps), batch)
             keys = jax.random.split(fold_in_name(key, "turns"), gan.d_steps)
@@ -145,7 +145,7 @@ def make_step(
             def turn(carry, x):
                 part, key = x
                 made, memory = generate(carry[0]["generator"], carry[2], part, key)
-                return discriminate((*carry[:2], memory, carry[3]), part, made, key)
+                return discriminate((*carry[:2], memory), part, made, key, state.step)
 
             carry, (metrics, d_finite) = jax.lax.scan(turn, carry, (parts, keys))
             metrics, d_finite = jax.tree.map(lambda x: x.mean(axis=0), metrics), d_finite.all(axis=0)
@@ -153,8 +153,8 @@ def make_step(
             made, pull, memory = jax.vjp(
                 lambda p: generate(p, carry[2], last, own), carry[0]["generator"], has_aux=True
             )
-            carry = (*carry[:2], memory, carry[3])
-        params, opt_state, memory, _ = carry
+            carry = (*carry[:2], memory)
+        params, opt_state, memory = carry
         (loss, aux), shown = jax.value_and_grad(gan.g_loss, has_aux=True)(
             made, params["discriminator"], memory, last, fold_in_name(own, "persuade"), axis_name=axis_name
         )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource
-from xmodal_jax.data.text import Tokenize, tokenizer_from
+from xmodal_jax.data.text import Tokenize, Tokenizer, tokenizer_from
 from xmodal_jax.models.gan import Captioner
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_describer
 from xmodal_jax.models.speech import SpeechConfig
@@ -104,6 +104,33 @@ def _writer(kept: Kept, writing: Writing | None) -> Translator:
     return Translator(source, "text", apply, rate, shape=tuple(meta["shape"]))
 
 
+class PictureWriter(NamedTuple):
+    """What a captioning run of pictures has learned."""
+
+    config: Seq2SeqConfig
+    params: Any
+    tokenizer: Tokenizer
+    length: int
+    shape: tuple[int, int, int]
+    """Of the pictures."""
+
+
+def load_picture_writer(run: pathlib.Path, *, seed: int | None = None) -> PictureWriter:
+    """The newest checkpoint of a captioning run.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run captions no pictures.
+    """
+    kept = restore_run(run, seed=seed)
+    meta = kept.meta
+    if (meta.get("source"), meta.get("target")) != ("image", "text"):
+        raise ValueError(f"{run} captions no pictures and cannot judge pictures: give a run of captioning.py")
+    config = from_json(Seq2SeqConfig, meta["config"]["model"])
+    tokenizer, shape = tokenizer_from(meta["tokenizer"]), tuple(meta["shape"])
+    return PictureWriter(config, kept.params, tokenizer, meta["length"], shape)
+
+
 class Described(NamedTuple):
     """A trained captioner, and how it reads texts."""
 
@@ -118,13 +145,10 @@ def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> Described:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run captions no pictures.
     """
-    kept = restore_run(run, seed=seed)
-    meta = kept.meta
-    if (meta.get("source"), meta.get("target")) != ("image", "text"):
-        raise ValueError(f"{run} describes no pictures: give a run of captioning.py")
-    config, tokenizer = from_json(Seq2SeqConfig, meta["config"]["model"]), tokenizer_from(meta["tokenizer"])
-    describe = make_describer(config, "image", vocab_size=tokenizer.vocab_size, length=meta["length"])
-    return Described(Captioner(describe, kept.params), Tokenize(tokenizer, meta["length"]))
+    trained = load_picture_writer(run, seed=seed)
+    sizes = dict(vocab_size=trained.tokenizer.vocab_size, length=trained.length)
+    describe = make_describer(trained.config, "image", **sizes)
+    return Described(Captioner(describe, trained.params), Tokenize(trained.tokenizer, trained.length))
 
 
 def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray]:

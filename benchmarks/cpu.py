@@ -57,7 +57,7 @@ class Config:
     """What to run, and how often."""
 
     cases: tuple[str, ...] = ()
-    """Which cases (dcgan, resnet18, clip, vae, mopoe, mlp, attention, elementwise, data, startup); by default all."""
+    """Which cases, of those in ``benchmarks/cases``; by default all."""
     repeats: int = 7
     """Timings of each form; the median counts."""
     seconds: float = 1.0

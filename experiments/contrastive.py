@@ -126,7 +126,7 @@ def main(config: Config) -> None:
             )
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
-        seeds=config.all_seeds, steps=fitted.steps,
+        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps,
     )  # fmt: skip
 
 

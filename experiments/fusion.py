@@ -126,7 +126,7 @@ def main(config: Config) -> None:
         panels.add_confusions(report, exams["test"], answers, names)
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
-        seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(params),
+        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(params),
     )  # fmt: skip
 
 

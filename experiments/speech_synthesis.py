@@ -138,7 +138,7 @@ def main(config: Config) -> None:
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
-        seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
     )  # fmt: skip
 
 

@@ -45,7 +45,6 @@ CURVES = (
     "validation/kid",
 )
 
-
 HEADLINE = ("/factor_accuracy", "/r_precision", "/kid", "/kid_real")
 KEPT = 200
 """Test pictures that are kept as files, real and drawn."""
@@ -145,7 +144,7 @@ def main(config: Config) -> None:
         panels.write_pictures(run.path / "real", real[:KEPT], texts[:KEPT])
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
-        seeds=config.all_seeds, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
     )  # fmt: skip
 
 

@@ -4,4 +4,16 @@ A module has ``ROWS`` (what the table says), ``jax_side()`` and ``torch_side()``
 inside ``torch_side`` only, so that the JAX side runs without them.
 """
 
-CASES = ("dcgan", "resnet18", "clip", "vae", "mopoe", "mlp", "attention", "elementwise", "data", "startup")
+CASES = (
+    "dcgan",
+    "wgan_gp",
+    "resnet18",
+    "clip",
+    "vae",
+    "mopoe",
+    "mlp",
+    "attention",
+    "elementwise",
+    "data",
+    "startup",
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from benchmarks.cases.sides import (
 from xmodal_jax.nets.conv import Conv, ConvTranspose
 
 BATCH, NOISE, WIDTH, STEPS = 64, 100, 64, 4
-ADAM = dict(b1=0.5, b2=0.999)
+RATE, ADAM = 2e-4, dict(b1=0.5, b2=0.999)
 
 WHAT = (
     f"DCGAN, 32 px, batch {BATCH}: noise {NOISE} to 4x4x{4 * WIDTH}, three transposed convolutions 4x4 of stride 2, "
@@ -67,18 +69,22 @@ class Discriminator(nn.Module):
 
 
 def jax_side() -> Side:
+    hinge = lambda judge, real, fake, key: (nn.relu(1 - judge(real)) + nn.relu(1 + judge(fake))).mean()
+    return play_jax(hinge, optax.adam(RATE, **ADAM))
+
+
+def play_jax(loss: Callable, tx: optax.GradientTransformation) -> Side:
+    """A round in one program. ``loss(judge, real, fake, key)``: the discriminator's."""
     generator, discriminator = Generator(), Discriminator()
-    tx = optax.adam(2e-4, **ADAM)
 
     def step(state, real):
         g, d, g_opt, d_opt, key = state
-        key, for_d, for_g = jax.random.split(key, 3)
+        key, for_d, for_g, for_loss = jax.random.split(key, 4)
         noise = lambda key: jax.random.normal(key, (BATCH, NOISE))
         fake = generator.apply(g, noise(for_d))
 
         def d_loss(d):
-            true, false = discriminator.apply(d, real), discriminator.apply(d, fake)
-            return nn.relu(1 - true).mean() + nn.relu(1 + false).mean()
+            return loss(lambda x: discriminator.apply(d, x), real, fake, for_loss)
 
         def g_loss(g):
             return -discriminator.apply(d, generator.apply(g, noise(for_g))).mean()
@@ -104,32 +110,44 @@ def images() -> np.ndarray:
 
 def torch_side() -> Side:
     import torch
+
+    hinge = lambda judge, real, fake: torch.relu(1 - judge(real)).mean() + torch.relu(1 + judge(fake)).mean()
+    return play_torch(hinge, ADAM, RATE)
+
+
+def _torch_models():
+    """Generator and discriminator."""
+    import torch
     from torch import nn
 
-    def make():
-        torch.manual_seed(0)
-        norm = lambda channels: nn.BatchNorm2d(channels, track_running_stats=False)
-        up = lambda a, b, **kw: nn.ConvTranspose2d(a, b, 4, 2, 1, **kw)
-        generator = nn.Sequential(
-            nn.Linear(NOISE, 16 * 4 * WIDTH, bias=False),
-            nn.Unflatten(1, (4 * WIDTH, 4, 4)),
-            norm(4 * WIDTH), nn.ReLU(True), up(4 * WIDTH, 2 * WIDTH, bias=False),
-            norm(2 * WIDTH), nn.ReLU(True), up(2 * WIDTH, WIDTH, bias=False),
-            norm(WIDTH), nn.ReLU(True), up(WIDTH, 3), nn.Tanh(),
-        )  # fmt: skip
-        sizes = (3, WIDTH, 2 * WIDTH, 4 * WIDTH)
-        layers = []
-        for a, b in zip(sizes, sizes[1:], strict=False):
-            layers += [nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2, True)]
-        discriminator = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 4 * WIDTH, 1))
-        return generator, discriminator
+    torch.manual_seed(0)
+    norm = lambda channels: nn.BatchNorm2d(channels, track_running_stats=False)
+    up = lambda a, b, **kw: nn.ConvTranspose2d(a, b, 4, 2, 1, **kw)
+    generator = nn.Sequential(
+        nn.Linear(NOISE, 16 * 4 * WIDTH, bias=False),
+        nn.Unflatten(1, (4 * WIDTH, 4, 4)),
+        norm(4 * WIDTH), nn.ReLU(True), up(4 * WIDTH, 2 * WIDTH, bias=False),
+        norm(2 * WIDTH), nn.ReLU(True), up(2 * WIDTH, WIDTH, bias=False),
+        norm(WIDTH), nn.ReLU(True), up(WIDTH, 3), nn.Tanh(),
+    )  # fmt: skip
+    sizes = (3, WIDTH, 2 * WIDTH, 4 * WIDTH)
+    layers = []
+    for a, b in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2, True)]
+    discriminator = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 4 * WIDTH, 1))
+    return generator, discriminator
+
+
+def play_torch(loss: Callable, adam: dict[str, float], rate: float, *, compiled: str = "compile") -> Side:
+    """A round, eager and compiled, in both layouts. ``loss(judge, real, fake)``: the discriminator's; with
+    ``compiled`` "compiled generator" only the other player's is compiled."""
+    import torch
 
     def players(generator, discriminator):
         def d_loss(real, z):
             with torch.no_grad():
                 fake = generator(z)
-            true, false = discriminator(real), discriminator(fake)
-            return torch.relu(1 - true).mean() + torch.relu(1 + false).mean()
+            return loss(discriminator, real, fake)
 
         def g_loss(z):
             return -discriminator(generator(z)).mean()
@@ -150,15 +168,17 @@ def torch_side() -> Side:
         discriminator.requires_grad_(True)
         return d_value, g_value
 
-    def form(compiled, layout):
-        generator, discriminator = (model.to(torch_device(), memory_format=layout) for model in make())
-        losses = players(generator, discriminator)
-        if compiled:
-            losses = [torch.compile(loss) for loss in losses]
-        adam = lambda model: torch.optim.Adam(
-            model.parameters(), lr=2e-4, betas=(ADAM["b1"], ADAM["b2"]), fused=True
+    def form(how, layout):
+        generator, discriminator = (
+            model.to(torch_device(), memory_format=layout) for model in _torch_models()
         )
-        optimizers = adam(discriminator), adam(generator)
+        losses = list(players(generator, discriminator))
+        for k in {"eager": (), "compile": (0, 1), "compiled generator": (1,)}[how]:
+            losses[k] = torch.compile(losses[k])
+        own = lambda model: torch.optim.Adam(
+            model.parameters(), lr=rate, betas=(adam["b1"], adam["b2"]), fused=True
+        )
+        optimizers = own(discriminator), own(generator)
         real = [torch.from_numpy(x).to(torch_device(), memory_format=layout) for x in images()]
 
         def run():
@@ -170,12 +190,12 @@ def torch_side() -> Side:
 
     layouts = {"": torch.contiguous_format, ", channels last": torch.channels_last}
     forms = {
-        f"{name}{suffix}": form(name == "compile", layout)
+        f"{name}{suffix}": form(name, layout)
         for suffix, layout in layouts.items()
-        for name in ("eager", "compile")
+        for name in ("eager", compiled)
     }
 
-    generator, discriminator = make()
+    generator, discriminator = _torch_models()
     none = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
     real = torch.from_numpy(images()[0])
     count = lambda: step(generator, discriminator, *players(generator, discriminator), none, none, real)

@@ -8,6 +8,7 @@ import pytest
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.core import trees
 from xmodal_jax.models.gan import Captioner, GANConfig, make_gan
+from xmodal_jax.models.gan_network import Network, View
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.train import players
@@ -239,11 +240,17 @@ def test_every_second_image_is_held_to_the_real_one():
     assert float(extra) == pytest.approx(2.0 * nats[::2].mean() / (8 * 8 * 3), rel=1e-4)
 
 
+CAPTIONER = Captioner(
+    lambda params, pixels: params["gain"] * pixels.reshape(len(pixels), 8, 24),
+    lambda params, tokens, ids, mask: jnp.square(tokens - params["wanted"]).mean(axis=(1, 2)),
+    {"gain": jnp.float32(1.0), "wanted": jnp.float32(0.3)},
+)
+"""Sees rows of pixels, and wants each to be 0.3."""
+
+
 def test_a_captioner_holds_the_generator_to_what_it_describes():
     """A captioner that wants every pixel to be 0.3 pulls the generated ones there, and those of no one else."""
-    describe = lambda params, pixels, ids, mask: jnp.square(pixels - params["wanted"]).mean(axis=(1, 2, 3))
-    captioner = Captioner(describe, {"wanted": jnp.float32(0.3)})
-    gan, plain = make_gan(CONFIG, captioner=captioner, **SIZES), make()
+    gan, plain = make_gan(CONFIG, captioner=CAPTIONER, **SIZES), make()
     _, state, batch = begin(gan)
     made = {"image": jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)}
     slope = lambda gan: jax.jit(
@@ -253,6 +260,65 @@ def test_a_captioner_holds_the_generator_to_what_it_describes():
     )(made)["image"]
     expected = 2 * (np.asarray(made["image"]) - 0.3) / made["image"].size
     np.testing.assert_allclose(slope(gan) - slope(plain), expected, atol=1e-6)
+
+
+def test_a_projected_discriminator_sees_with_the_captioner_as_well():
+    """Its loss and R1 against the parts put together here; R1 is on the gradient by pixels and by what is seen."""
+    config = dataclasses.replace(
+        CONFIG, projected=True, penalty="r1", matching_aware=False, auxiliary_weight=0.0
+    )
+    gan = make_gan(config, captioner=CAPTIONER, **SIZES)
+    _, state, batch = begin(gan)
+    own = state.params["discriminator"]
+    made = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)
+    sizes = {**SIZES, "fixed_text": False, "seen": (8, 24)}
+    net = Network(config, **sizes)
+
+    @jax.jit
+    def run(own, memory):
+        loss = lambda own: gan.d_loss(own, memory, batch, {"image": made}, jax.random.key(1), jnp.int32(0))
+        return jax.value_and_grad(loss, has_aux=True)(own)
+
+    (_, (aux, memory)), slope = run(own, state.memory)
+    vector = net.condition(own, {}, batch, None).vector
+
+    def logits(image, gain=1.0):
+        def judge(image, seen):
+            return net.judge(own, net.look(own, View(image, seen), None), vector)[:, 0]
+
+        seen = gain * image.reshape(16, 8, 24)
+        slopes = jax.grad(lambda *x: judge(*x).sum(), argnums=(0, 1))(image, seen)
+        return judge(image, seen), sum(jnp.square(x).sum(axis=tuple(range(1, x.ndim))) for x in slopes) / 2
+
+    real = jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1.0
+    of_real, squares = logits(real)
+    of_made, _ = logits(made)
+    np.testing.assert_allclose(aux["d_penalty"], squares.mean(), rtol=1e-4)
+    hinge = jnp.maximum(0.0, 1.0 - of_real).mean() + jnp.maximum(0.0, 1.0 + of_made).mean()
+    np.testing.assert_allclose(aux["d_loss"], hinge, rtol=1e-4)
+    assert float(jnp.abs(logits(real, gain=-1.0)[0] - of_real).max()) > 1e-3
+    assert float(jnp.abs(slope["sight"]["kernel"]).max()) > 0
+    trees_equal = jax.tree.map(np.array_equal, memory["captioner"], CAPTIONER.params)
+    assert all(jax.tree.leaves(trees_equal))
+
+
+def test_rebuilt_images_are_held_to_look_to_the_captioner_as_the_real_ones_do():
+    how = dict(reconstruction_weight=1.0, encoder=EncoderConfig("mlp", width=8, depth=1))
+    plain, config = (dataclasses.replace(CONFIG, **how, perceptual_weight=w) for w in (0.0, 2.0))
+    gan, without = (make_gan(c, captioner=CAPTIONER, **SIZES) for c in (config, plain))
+    _, state, batch = begin(gan)
+    made = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)
+    own = {"image": made, "posterior_kl": jnp.zeros(16)}
+    of = lambda gan: jax.jit(
+        lambda m: gan.g_loss(m, state.params["discriminator"], state.memory, batch, jax.random.key(4))
+    )(own)
+    loss, aux = of(gan)
+    a = np.asarray(made, np.float64).reshape(16, 8, 24)
+    b = (np.asarray(batch["image"], np.float64) / 127.5 - 1.0).reshape(16, 8, 24)
+    cosine = (a * b).sum(axis=2) / np.linalg.norm(a, axis=2) / np.linalg.norm(b, axis=2)
+    wanted = (1.0 - cosine.mean(axis=1))[::2].mean()
+    np.testing.assert_allclose(aux["g_perceptual"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(loss - of(without)[0], 2.0 * wanted, rtol=1e-4)
 
 
 def test_images_follow_noise_and_caption_and_no_other_example(trained):
@@ -305,6 +371,7 @@ def test_every_kind_trains_both_players(changes):
         (dict(condition="class", word_weight=1.0), "words"),
         (dict(lecam=-1.0), "lecam"),
         (dict(d_steps=0), "d_steps"),
+        (dict(perceptual_weight=1.0), "rebuilt"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(changes, words):
@@ -315,5 +382,7 @@ def test_parts_that_do_not_go_together_are_refused(changes, words):
 def test_what_the_data_lack_is_said():
     with pytest.raises(ValueError, match="captions"):
         make_gan(CONFIG, shape=(8, 8, 3), classes=3)
+    with pytest.raises(ValueError, match="need a captioner"):
+        make(projected=True)
     with pytest.raises(ValueError, match="labels"):
         make_gan(dataclasses.replace(CONFIG, condition="class"), shape=(8, 8, 3))

@@ -296,7 +296,8 @@ def test_descriptions_are_rated_as_by_teacher_forcing_and_by_the_pixels():
     batch["text_mask"][3] = False
     batch = on_device(batch)
     params = jax.jit(method.init)(jax.random.key(0), batch)
-    describe, ids, mask = make_describer(config, "image", **SIZES), batch["text"], batch["text_mask"]
+    how, ids, mask = make_describer(config, "image", **SIZES), batch["text"], batch["text_mask"]
+    describe = lambda params, pixels, ids, mask: how.describe(params, how.see(params, pixels), ids, mask)
 
     @jax.jit
     def run(pixels, ids):

@@ -90,21 +90,45 @@ def test_free_memory_is_less_than_the_machine_has():
     assert free is None or 2**20 < free * jax.local_device_count() < 2**50
 
 
-def test_the_seed_that_diverges_is_named(tmp_path):
+def diverging(*broken):
+    """The toy method whose loss is not a number in the given ``(seed, step)``s, counted from 0."""
     toy = make_toy(noise=0.0)
+    own = jax.jit(loop.make_training(toy, LINEAR, 6).init)
+    # The key of that step, as the step itself draws it.
+    key_of = lambda seed: own(jax.random.key(seed), {"x": np.zeros((1, 64), np.float32)}).key
+    keys = [jax.random.key_data(jax.random.fold_in(key_of(seed), step)) for seed, step in broken]
 
     def loss(params, batch, key, *, axis_name=None):
         value, aux = toy.loss(params, batch, key, axis_name=axis_name)
-        second = jax.random.key_data(key)[-1] == jax.random.key_data(second_key)[-1]
-        return jnp.where(second, jnp.nan, value), aux
+        bad = jnp.array([(jax.random.key_data(key) == k).all() for k in keys]).any()
+        return jnp.where(bad, jnp.nan, value), aux
 
-    # The key of step 2 of seed 1, as the step itself draws it.
-    own = loop.make_training(toy, loop.Optimizer(), 6).init
-    second_key = jax.random.fold_in(
-        jax.jit(own)(jax.random.key(1), {"x": np.zeros((1, 64), np.float32)}).key, 2
-    )
+    return Method(toy.init, loss, toy.predict)
+
+
+def test_the_seed_that_diverges_is_named(tmp_path):
     with pytest.raises(NonFiniteError, match="step 3 of seed 1: the loss"):
-        train(tmp_path, seeds=2, method=Method(toy.init, loss, toy.predict), checkpoint_every=0)
+        train(tmp_path, seeds=2, method=diverging((1, 2)), checkpoint_every=0)
+
+
+def test_a_seed_that_diverges_is_dropped_and_the_others_go_on(tmp_path, capsys):
+    options = dict(seeds=3, optimizer=LINEAR, evaluate=EVALUATE, checkpoint_every=0)
+    whole, _ = train(tmp_path / "whole", method=diverging((9, 0)), **options)
+    options |= dict(on_divergence="drop")
+    fitted, run = train(tmp_path / "rest", method=diverging((1, 2)), **options)
+    assert (fitted.seeds, fitted.diverged, len(fitted.params)) == ([0, 2], [1], 2)
+    for k, params in zip((0, 2), fitted.params, strict=True):
+        assert_trees_identical(whole.params[k], params)
+    assert (
+        "step 3 of seed 1: the loss are no longer finite. This seed is dropped; 2 go on."
+        in capsys.readouterr().out
+    )
+    rows = run.read_metrics()
+    sizes = [len(row["train/loss"]) for row in rows if "train/loss" in row]
+    assert sizes == [3, 3, 2, 2, 2, 2]
+    assert len(rows[-1]["test/bias"]) == 2
+    with pytest.raises(NonFiniteError, match="step 5 of seed 2: the loss"):
+        train(tmp_path / "none", method=diverging((0, 1), (1, 2), (2, 4)), **options)
 
 
 def test_scores_of_several_seeds_become_lists():

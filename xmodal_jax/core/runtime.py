@@ -96,18 +96,21 @@ def _add_xla_flags() -> list[str]:
 
 
 def _keep_freed_memory() -> bool:
-    """glibc's mallopt: no mmap for large blocks, no trimming, growth by 64 MiB, one arena. Whether it is there."""
+    """glibc's mallopt: no mmap for large blocks, no trimming, growth by 64 MiB. Whether it is there.
+
+    Not one arena for all threads as well: what the compiler leaves behind would then slow down every later allocation,
+    and a GAN's step with it to half its speed until the program comes from the cache.
+    """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8  # malloc.h
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     for option, value in (
         (m_mmap_max, 0),
         (m_trim_threshold, 2**31 - 1),
         (m_top_pad, 2**26),
-        (m_arena_max, 1),
     ):
         mallopt(option, value)
     return True

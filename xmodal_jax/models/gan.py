@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 
 from xmodal_jax.core import collectives, trees
 from xmodal_jax.core.random import example_keys, fold_in_name
+from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import adversarial, penalties, sequence
 from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
 from xmodal_jax.models.contrastive import text_ids
-from xmodal_jax.models.gan_network import Network
+from xmodal_jax.models.gan_network import Network, View
 from xmodal_jax.models.towers import presence
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
@@ -83,6 +84,12 @@ class GANConfig:
     """What reads captions."""
     redescription_weight: float = 1.0
     """Where there is a captioner: how much the generator is held to images that it describes as asked (MirrorGAN)."""
+    projected: bool = False
+    """The discriminator also sees what the captioner's encoder sees, which stays as it is (Projected GAN, Sauer et al.
+    2021, arXiv:2111.01007)."""
+    perceptual_weight: float = 0.0
+    """Where there is a captioner and images are rebuilt: how much these are held to look to its encoder as the real
+    ones do, in one minus the mean cosine of its tokens."""
     reconstruction_weight: float = 0.0
     """Every second image is made of noise that an encoder finds in the real one, and held to be like it, in nats per
     pixel and channel (VAE-GAN): what an image looks like is learned from the first step on."""
@@ -117,6 +124,10 @@ class GANConfig:
         for name in ("d_steps", "penalty_every", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.perceptual_weight < 0 or (self.perceptual_weight and not self.reconstruction_weight):
+            raise ValueError(
+                "perceptual_weight must not be negative, and needs images that are rebuilt (reconstruction_weight)"
+            )
         if self.word_weight and not self.reads:
             raise ValueError(
                 "word_weight compares regions with words: the condition must be words or sentence"
@@ -147,8 +158,10 @@ class GANConfig:
 class Captioner(NamedTuple):
     """What describes images, trained before."""
 
+    see: Callable[..., jax.Array]
+    """``see(params, pixels) -> [B, N, D]``, from `models.seq2seq.make_describer`."""
     describe: Callable[..., jax.Array]
-    """``describe(params, pixels, ids, mask) -> [B]``, from `models.seq2seq.make_describer`."""
+    """``describe(params, tokens, ids, mask) -> [B]``, from the same."""
     params: Params
 
 
@@ -178,7 +191,7 @@ def make_gan(
     aux of the discriminator: ``d_loss`` (adversarial part), ``d_real`` and ``d_fake`` (mean logits), ``d_penalty``,
     ``d_read`` (nats per token, or of the class), ``d_sentence``, ``d_word``, ``ada``; of the generator ``g_loss``,
     ``g_read``, ``g_sentence``, ``g_word``, ``g_image``, ``g_kl``, ``g_redescription``,
-    ``g_reconstruction`` and ``g_posterior_kl`` (nats per pixel and channel; per image).
+    ``g_reconstruction`` and ``g_posterior_kl`` (nats per pixel and channel; per image), ``g_perceptual``.
 
     Raises:
       ValueError: captions without ``vocab_size`` and ``length``, classes without their number, or a configuration whose
@@ -193,6 +206,11 @@ def make_gan(
     if config.condition == "class" and not classes:
         raise ValueError("the condition 'class' needs labels, and the data set has none")
     sizes = dict(vocab_size=vocab_size, length=length, classes=classes)
+    if captioner is None and (config.projected or config.perceptual_weight):
+        raise ValueError("projected and perceptual_weight need a captioner, through which images are seen")
+    if config.projected:
+        pixels = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        sizes["seen"] = jax.eval_shape(captioner.see, captioner.params, pixels).shape[1:]
     network = lambda axis_name=None: Network(config, shape, text is not None, axis_name=axis_name, **sizes)
     modalities = ("image", "text") if config.reads else ("image",)
 
@@ -257,6 +275,11 @@ def make_gan(
         targets, mask = batch["text"][:, 1:], batch.get("text_mask", batch["text"] != 0)[:, 1:]
         return sequence.token_cross_entropy(logits, targets, mask)
 
+    def shown(image, memory, keys):
+        """What a discriminator is shown of images."""
+        image = augmented(image, memory, keys)
+        return View(image, captioner.see(memory["captioner"], image) if config.projected else None)
+
     def agreements(net, params, tokens, condition, batch, ok, axis_name):
         """The losses of image and condition, by name: ``(share, weight)``."""
         found = {}
@@ -284,12 +307,11 @@ def make_gan(
             normal, memory["spectral"] = spectral_normalize(_judging(params), memory["spectral"])
             params = {**params, **normal}
         condition = net.condition(params, memory, batch, keys)
-        real = to_float(batch["image"])
         of_real, of_made = fold_in_name(keys, "real"), fold_in_name(keys, "made")
-        tokens = net.look(params, augmented(real, memory, of_real), of_real)
+        real, fake = shown(to_float(batch["image"]), memory, of_real), shown(made["image"], memory, of_made)
+        tokens = net.look(params, real, of_real)
         of_real_logits = net.judge(params, tokens, condition.vector)
-        shown = augmented(made["image"], memory, of_made)
-        of_made_logits = net.judge(params, net.look(params, shown, of_made), condition.vector)
+        of_made_logits = net.judge(params, net.look(params, fake, of_made), condition.vector)
         rolled = None
         if config.matching_aware and condition.vector is not None:
             other = collectives.rolled(condition.vector, axis_name=axis_name)
@@ -301,14 +323,14 @@ def make_gan(
 
         def penalty():
             def critic(x, vector=condition.vector, keys=of_real):
-                features = net.judge(params, net.look(params, augmented(x, memory, keys), keys), vector)
+                features = net.judge(params, net.look(params, x, keys), vector)
                 if config.mmd:
                     kernel = adversarial.KERNELS[config.mmd]
                     pair = dict(kernel=kernel, present=ok, axis_name=axis_name)
                     return adversarial.witness(features, of_real_logits, of_made_logits, **pair)
                 return features[:, 0]
 
-            fake, apart = made["image"], fold_in_name(keys, "penalty")
+            apart = fold_in_name(keys, "penalty")
             if config.penalty == "gp":
                 return penalties.gradient_penalty(critic, real, fake, apart)
             if config.penalty == "dragan":
@@ -354,11 +376,12 @@ def make_gan(
         if config.spectral:
             params = {**params, **spectral_normalize(_judging(params), memory["spectral"], iterations=0)[0]}
         condition = net.condition(params, memory, batch, None)
-        tokens = net.look(params, augmented(made["image"], memory, keys), keys)
+        view = shown(made["image"], memory, keys)
+        tokens = net.look(params, view, keys)
         fake = net.judge(params, tokens, condition.vector)
         of_real = fold_in_name(keys, "real")
         # Of use to few objectives; where it is not, the compiler leaves it out.
-        real_tokens = net.look(params, augmented(to_float(batch["image"]), memory, of_real), of_real)
+        real_tokens = net.look(params, shown(to_float(batch["image"]), memory, of_real), of_real)
         real = net.judge(params, real_tokens, condition.vector)
         loss = _generator(config, fake, real, ok, axis_name)
         aux = {"g_loss": loss}
@@ -366,19 +389,23 @@ def make_gan(
             aux[f"g_{name}"], loss = value, loss + weight * value
         if captioner is not None:
             mask = batch.get("text_mask", batch["text"] != 0)
-            terms = captioner.describe(memory["captioner"], made["image"], batch["text"], mask)
+            seen = captioner.see(memory["captioner"], made["image"])
+            terms = captioner.describe(memory["captioner"], seen, batch["text"], mask)
             aux["g_redescription"] = mean(terms)
             loss = loss + config.redescription_weight * aux["g_redescription"]
         if config.reconstruction_weight:
             again = (ok & rebuilt(batch)).astype(jnp.float32)
+            of = lambda terms: collectives.batch_mean(terms, again, axis_name=axis_name)
             apart = jnp.square(made["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
             nats = apart / (2.0 * config.pixel_scale**2) + config.kl_weight * made["posterior_kl"]
-            of = lambda terms: collectives.batch_mean(terms, again, axis_name=axis_name)
-            aux["g_posterior_kl"], aux["g_reconstruction"] = (
-                of(made["posterior_kl"]),
-                of(nats) / math.prod(shape),
-            )
+            aux["g_posterior_kl"] = of(made["posterior_kl"])
+            aux["g_reconstruction"] = of(nats) / math.prod(shape)
             loss = loss + config.reconstruction_weight * aux["g_reconstruction"]
+        if config.perceptual_weight:
+            wanted = captioner.see(memory["captioner"], to_float(batch["image"]))
+            apart = 1.0 - (l2_normalize(seen) * l2_normalize(wanted)).sum(axis=-1).mean(axis=-1)
+            aux["g_perceptual"] = of(apart)
+            loss = loss + config.perceptual_weight * aux["g_perceptual"]
         if config.image_weight:
             a, b = (net.compare(params, x, condition).image for x in (tokens, real_tokens))
             alike = dict(present=ok, duplicates="ignore", axis_name=axis_name)
@@ -403,7 +430,7 @@ def make_gan(
 
 def _judging(params: Params) -> dict[str, Any]:
     """What of the discriminator sees images and tells real from generated."""
-    return {name: params[name] for name in ("trunk", "critic")}
+    return {name: params[name] for name in ("trunk", "critic", "sight") if name in params}
 
 
 def _discriminator(config: GANConfig, real, fake, rolled, ok, axis_name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,14 @@ MMD_OUTPUTS = 16
 """What an MMD critic has in place of one logit (Bińkowski et al. 2018, sec. 5)."""
 
 
+class View(NamedTuple):
+    """What a discriminator is shown of an image."""
+
+    image: Float[Array, "batch height width channels"]
+    seen: Float[Array, "batch length dim"] | None = None
+    """What a captioner sees in it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """Both players' parts. The generator's parameters: ``net``, ``augmentation``, ``posterior`` and what knows the
@@ -45,6 +53,8 @@ class Network:
     vocab_size: int
     length: int
     classes: int
+    seen: tuple[int, ...] = ()
+    """Number and width of the captioner's tokens that the discriminator sees."""
     axis_name: str | None = None
 
     @functools.cached_property
@@ -62,6 +72,10 @@ class Network:
     @functools.cached_property
     def trunk(self) -> nn.Module:
         return build_encoder("image", self.config.discriminator)
+
+    @property
+    def sight(self) -> nn.Module:
+        return nn.Dense(self.config.discriminator.width)
 
     @property
     def critic(self) -> Critic:
@@ -107,6 +121,12 @@ class Network:
             generator["posterior"] = self.posterior.init(own("posterior"), image)["params"]
         tokens, found = self.trunk.init_with_output(own("trunk"), image)
         discriminator["trunk"] = found["params"]
+        if self.seen:
+            seen = jnp.zeros((1, *self.seen))
+            discriminator["sight"] = self.sight.init(own("sight"), seen)["params"]
+            tokens = tokens._replace(
+                values=jnp.zeros((1, tokens.values.shape[1] + self.seen[0], tokens.values.shape[2]))
+            )
         critic = self.critic.init(own("critic"), tokens.values, condition.vector)
         discriminator["critic"] = critic["params"]
         if width and self.config.auxiliary_weight:
@@ -184,9 +204,14 @@ class Network:
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum(axis=-1)
         return mean + jnp.exp(0.5 * log_variance) * noise, kl
 
-    def look(self, player: Params, image, keys: ExampleKeys | None) -> Float[Array, "batch length dim"]:
-        """An image's tokens."""
-        return self.trunk.apply({"params": player["trunk"]}, image, keys=keys).values
+    def look(self, player: Params, view: View, keys: ExampleKeys | None) -> Float[Array, "batch length dim"]:
+        """An image's tokens, and the captioner's after them."""
+        tokens = self.trunk.apply({"params": player["trunk"]}, view.image, keys=keys).values
+        if view.seen is None:
+            return tokens
+        size = jnp.sqrt(jnp.square(view.seen).mean(axis=-1, keepdims=True) + 1e-6)
+        seen = self.sight.apply({"params": player["sight"]}, view.seen / size)
+        return jnp.concatenate([tokens, seen], axis=1)
 
     def judge(self, player: Params, tokens, vector) -> Float[Array, "batch outputs"]:
         """How real an image is."""

@@ -279,12 +279,18 @@ def make_looker(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: 
     return look
 
 
-def make_describer(
-    config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int
-) -> Callable[..., Array]:
-    """``describe(params, pixels, ids, mask) -> [B]``: how well given texts fit pictures (or videos), in nats per token.
+class Describer(NamedTuple):
+    """How pictures (or videos) are seen, and how well texts fit them; see `make_describer`."""
 
-    ``pixels`` are floats in [-1, 1], in which it can be differentiated: what a generator of pictures may be held to
+    see: Callable[..., Array]
+    describe: Callable[..., Array]
+
+
+def make_describer(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Describer:
+    """``see(params, pixels) -> [B, N, width]``, the encoder's tokens, and ``describe(params, tokens, ids, mask) ->
+    [B]``, how well given texts fit them, in nats per token.
+
+    ``pixels`` are floats in [-1, 1], in which both can be differentiated: what a generator of pictures may be held to
     (redescription, MirrorGAN, Qiao et al. 2019, arXiv:1903.05854, eq. 14). The decoder's cross-entropy of ``ids``
     ``[B, length]``, from the begin to the end token, under ``mask``; of an empty text 0.
 
@@ -295,13 +301,14 @@ def make_describer(
     if source == "audio" or not config.decodes:
         raise ValueError("pictures are described by a captioner with a decoder (the objective attention)")
 
-    def describe(params: Params, pixels, ids, mask) -> Float[Array, "batch"]:
-        encoder = net.encoder({source: pixels})
-        tokens = encoder.apply({"params": params[source]}, pixels, None, keys=None)
-        logits, _ = net.decode(params, ids[:, :-1], tokens)
+    def see(params: Params, pixels) -> Float[Array, "batch length dim"]:
+        return net.encoder({source: pixels}).apply({"params": params[source]}, pixels, None, keys=None).values
+
+    def describe(params: Params, tokens, ids, mask) -> Float[Array, "batch"]:
+        logits, _ = net.decode(params, ids[:, :-1], Tokens(tokens, None))
         return sequence.token_cross_entropy(logits, ids[:, 1:], mask[:, 1:])
 
-    return describe
+    return Describer(see, describe)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,9 @@ class RunConfig:
     """Decides initialisation, order of the data and all randomness in training."""
     seeds: int = 1
     """Train this many runs at once, with the seeds ``seed``, ``seed + 1``, …; metrics are their mean and spread."""
+    on_divergence: Literal["stop", "drop"] = "stop"
+    """What happens when a loss or a gradient is no longer finite: the run stops, or, of several seeds, that one is
+    dropped and counted, and the others go on."""
     parallel: Literal["jit", "pmap", "sharded"] = "jit"
     """One device, data parallelism with a named axis, or a mesh with sharded parameters."""
     fsdp: int = 1

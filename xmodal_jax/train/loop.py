@@ -48,11 +48,17 @@ class Fitted(NamedTuple):
     steps: int
     """Steps taken, fewer than asked for after early stopping."""
     training: Training
+    seeds: list[int]
+    """Those that training finished with."""
+    diverged: list[int]
+    """Those that were dropped on the way (``config.on_divergence``)."""
 
     @property
     def params(self) -> list[Any]:
-        """The parameters of each seed to evaluate: the average where one is kept."""
-        return _of_each_seed(self.state, self.engine, self.training)
+        """The parameters of each seed that was not dropped, to evaluate: the average where one is kept."""
+        kept = _of_each_seed(self.state, self.engine, self.training)
+        everyone = sorted(self.seeds + self.diverged)
+        return [p for p, seed in zip(kept, everyone, strict=True) if seed in self.seeds]
 
 
 def fit(
@@ -80,7 +86,8 @@ def fit(
     meta: JSON-able facts kept in every checkpoint (what is needed to use the parameters elsewhere); the configuration
     and the seeds are kept always.
 
-    Raises NonFiniteError, naming step and parameters, when the loss or a gradient is no longer finite, Preempted
+    Raises NonFiniteError, naming step and parameters, when the loss or a gradient is no longer finite (with
+    ``config.on_divergence`` "drop" and several seeds: of the last one), Preempted
     (an exit) after saving when the process gets SIGTERM, and MemoryError before the first step where the device has
     less memory than the program needs.
     """
@@ -99,6 +106,7 @@ def fit(
     checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
     feed = _Feed(loader, engine, config)
     state, start, best, waited = None, 0, -math.inf, 0
+    lost: list[int] = []
     if config.resume:
         with watch("restore"):
             kept = checkpoints.restore(engine.abstract(keys, example))
@@ -129,17 +137,26 @@ def fit(
     def check(step, metrics):
         """Reads a dispatch's metrics (waiting for the device) and logs its last step."""
         metrics = jax.tree.map(np.asarray, metrics)
+        first = step - len(metrics["finite"]) + 1
         for k, flags in enumerate(metrics["finite"]):
             for seed, finite in zip(seeds, np.atleast_2d(flags), strict=True):
-                what = non_finite(finite, names)
-                if what is not None:
-                    whose = f" of seed {seed}" if engine.seeds else ""
-                    now = ", ".join(f"{rate[step - 1]:.2g}" for rate in rates.values())
-                    raise NonFiniteError(
-                        f"step {step - len(metrics['finite']) + k + 1}{whose}: {what} are no longer finite. Lower the "
-                        f"learning rate (now {now}), clip the gradient or look at that batch; "
-                        f"the newest checkpoint in {checkpoints.directory} is from before."
-                    )
+                what = None if seed in lost else non_finite(finite, names)
+                if what is None:
+                    continue
+                whose = f" of seed {seed}" if engine.seeds else ""
+                now = ", ".join(f"{rate[step - 1]:.2g}" for rate in rates.values())
+                said = f"step {first + k}{whose}: {what} are no longer finite."
+                if config.on_divergence == "drop" and len(lost) + 1 < len(seeds):
+                    run.say(f"{said} This seed is dropped; {len(seeds) - len(lost) - 1} go on.")
+                    lost.append(seed)
+                    continue
+                raise NonFiniteError(
+                    f"{said} Lower the learning rate (now {now}), clip the gradient or look at that batch; "
+                    f"the newest checkpoint in {checkpoints.directory} is from before."
+                )
+        if lost:
+            rows = np.array([seed not in lost for seed in seeds])
+            metrics = {name: v[:, rows] for name, v in metrics.items() if name != "finite"}
         row = {f"train/{k}": v.mean(axis=0) for k, v in metrics.items() if k != "finite"}
         run.log(step, row | {f"train/{k}": float(rate[step - 1]) for k, rate in rates.items()})
         return float(row["train/loss"].mean())
@@ -187,8 +204,8 @@ def fit(
                     check(*pending)
                 pending = None
                 with watch("evaluation"):
-                    found = [evaluate(p) for p in _of_each_seed(state, engine, training)]
-                    scores = stack_scores(found)
+                    trained = zip(seeds, _of_each_seed(state, engine, training), strict=True)
+                    scores = stack_scores([evaluate(p) for seed, p in trained if seed not in lost])
                 run.log(step, scores)
                 if monitor is not None:
                     score = float(np.mean(scores[monitor]))
@@ -214,7 +231,7 @@ def fit(
                 break
         with watch("checkpoint"):
             checkpoints.wait()
-    return Fitted(state, engine, step, training)
+    return Fitted(state, engine, step, training, [seed for seed in seeds if seed not in lost], lost)
 
 
 def _of_each_seed(state: Any, engine: Engine, training: Training) -> list[Any]:

@@ -147,8 +147,8 @@ def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> Described:
     """
     trained = load_picture_writer(run, seed=seed)
     sizes = dict(vocab_size=trained.tokenizer.vocab_size, length=trained.length)
-    describe = make_describer(trained.config, "image", **sizes)
-    return Described(Captioner(describe, trained.params), Tokenize(trained.tokenizer, trained.length))
+    describer = make_describer(trained.config, "image", **sizes)
+    return Described(Captioner(*describer, trained.params), Tokenize(trained.tokenizer, trained.length))
 
 
 def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,153 @@
+"""The objectives of the conditional GAN on one data set and one budget, in one table.
+
+    python experiments/gan_zoo.py --judge runs/captioning-...
+    python experiments/gan_zoo.py --data folder:PATH --judge RUN --objectives hinge wgan_gp mmd_rq
+
+Each is a run of text_to_image_gan.py, in a folder of its own, with networks and optimizers the same for all. Only the
+objective and what its authors add to it differ (`ENTRANTS`). The adversarial loss is alone: nothing is reconstructed,
+described again or read. A round is one step of each player.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from text_to_image_gan import Config as Drawing
+from text_to_image_gan import main as draw
+
+from xmodal_jax.core import runtime
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.models.gan import GANConfig
+from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.train.finish import finish
+from xmodal_jax.train.loop import NonFiniteError
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.players import Players
+from xmodal_jax.train.report import Report
+from xmodal_jax.train.run import Run
+
+ENTRANTS: dict[str, dict[str, Any]] = {
+    "minimax": dict(objective="minimax"),
+    "non_saturating": dict(objective="non_saturating"),
+    "non_saturating_r1": dict(objective="non_saturating", penalty="r1", penalty_weight=1.0),
+    "non_saturating_dragan": dict(objective="non_saturating", penalty="dragan"),
+    "lsgan": dict(objective="lsgan"),
+    "hinge": dict(objective="hinge"),
+    "hinge_spectral": dict(objective="hinge", spectral=True),
+    "hinge_lecam": dict(objective="hinge", lecam=0.3),
+    "wgan_clip": dict(objective="wgan", clip=0.01),
+    "wgan_gp": dict(objective="wgan", penalty="gp"),
+    "relativistic_average": dict(objective="relativistic_average"),
+    "jsd": dict(objective="jsd"),
+    "mmd_rbf": dict(objective="mmd_rbf", penalty="gp", penalty_weight=1.0),
+    "mmd_rq": dict(objective="mmd_rq", penalty="gp", penalty_weight=1.0),
+}
+"""What each changes of the configuration of the model."""
+
+COLUMNS = {
+    "kid": "KID",
+    "fid": "FID",
+    "factor_accuracy": "factors right",
+    "exact_accuracy": "captions right",
+    "precision": "precision",
+    "recall": "recall",
+    "coverage": "coverage",
+}
+ADAM = Optimizer(
+    name="adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0
+)
+SHOWN = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Drawing):
+    """Objectives against each other."""
+
+    objectives: tuple[str, ...] = tuple(ENTRANTS)
+    """Which: names of ``ENTRANTS``."""
+    steps: int = 1000
+    """Rounds of each."""
+    eval_every: int = 0
+    """Rounds between evaluations on validation data; 0: only at the end."""
+    seeds: int = 3
+    """Runs of each objective, at once."""
+    on_divergence: str = "drop"
+    """What happens when a loss or a gradient is no longer finite: everything stops, or that seed is dropped."""
+    model: GANConfig = GANConfig(
+        condition="sentence", generator=GeneratorConfig("dcgan", width=32),
+        discriminator=EncoderConfig("dcgan", width=128, norm="none"),
+        text=EncoderConfig("transformer", width=64, depth=1), auxiliary_weight=0.0,
+    )  # fmt: skip
+    """Both players; the objective is each entrant's own."""
+    optimizer: Players = Players(
+        discriminator=ADAM, generator=dataclasses.replace(ADAM, learning_rate=2e-4, ema=0.99)
+    )
+    """Optimizers and schedules."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = sorted(set(self.objectives) - set(ENTRANTS))
+        if unknown or not self.objectives:
+            raise ValueError(f"--objectives: {unknown or 'none'} given, choose of {', '.join(ENTRANTS)}")
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    watch, problems = runtime.Stopwatch(), Problems(config.input.on_bad_example)
+    run = Run.create(config.run_dir, config, resume=config.resume)
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Drawing)}
+    names = config.objectives[:2] if config.smoke else config.objectives
+    metrics, rows, pictures = {}, [], []
+    for name in names:
+        model = dataclasses.replace(config.model, **ENTRANTS[name])
+        own = Drawing(**shared | dict(model=model, run_dir=run.path / name))
+        with watch(name):
+            try:
+                draw(own)
+            except NonFiniteError as error:
+                run.say(f"{name}: {error}")
+                rows.append([name, *[""] * len(COLUMNS), f"{config.seeds} of {config.seeds}", ""])
+                continue
+        if not run.writes:
+            continue
+        result = json.loads((run.path / name / "result.json").read_text())
+        found = {k.removeprefix("test/"): v for k, v in result["metrics"].items() if k.startswith("test/")}
+        metrics |= {
+            f"{name}/{k}": result.get("per_seed", {}).get(f"test/{k}", found[k])
+            for k in COLUMNS
+            if k in found
+        }
+        milliseconds = 1e3 * result["timing"]["train"] / result["steps"]
+        metrics |= {f"{name}/diverged": float(len(result["diverged"])), f"{name}/step_ms": milliseconds}
+        scores = [_shown(result, f"test/{k}") for k in COLUMNS]
+        rows.append([name, *scores, f"{len(result['diverged'])} of {config.seeds}", f"{milliseconds:.0f}"])
+        folder = run.path / name / "drawn"
+        pictures += [np.asarray(Image.open(folder / f"{k:05d}.png")) for k in range(SHOWN)]
+    if not run.writes:
+        return
+
+    of = f"{config.data} · {config.steps} rounds · {config.seeds} seeds"
+    report = Report("Objectives of the conditional GAN", of)
+    head = ["objective", *COLUMNS.values(), "diverged", "ms per round, all seeds"]
+    note = "Mean and standard deviation over the seeds that did not diverge."
+    report.add_table("Scores on unseen captions", head, rows, note=note)
+    report.add_images("The first captions, an objective a row", np.stack(pictures), columns=SHOWN)
+    headline = [f"{name}/kid" for name in names if f"{name}/kid" in metrics][:4]
+    finish(run, report, metrics, headline=headline, problems=problems, watch=watch, seeds=config.all_seeds)
+
+
+def _shown(result: dict, name: str) -> str:
+    if name not in result["metrics"]:
+        return ""
+    spread = result.get("spread", {}).get(name)
+    return f"{result['metrics'][name]:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

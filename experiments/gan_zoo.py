@@ -25,6 +25,7 @@ from xmodal_jax.data.problems import Problems
 from xmodal_jax.models.gan import GANConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.train.config import shrink
 from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import NonFiniteError
 from xmodal_jax.train.optim import Optimizer
@@ -100,11 +101,13 @@ class Config(Drawing):
 def main(config: Config) -> None:
     runtime.configure()
     watch, problems = runtime.Stopwatch(), Problems(config.input.on_bad_example)
+    if config.smoke:
+        config = shrink(dataclasses.replace(config, objectives=config.objectives[:2]))
     run = Run.create(config.run_dir, config, resume=config.resume)
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Drawing)}
-    names = config.objectives[:2] if config.smoke else config.objectives
     metrics, rows, pictures = {}, [], []
-    for name in names:
+    run.truncate_metrics(0)
+    for number, name in enumerate(config.objectives, start=1):
         model = dataclasses.replace(config.model, **ENTRANTS[name])
         own = Drawing(**shared | dict(model=model, run_dir=run.path / name))
         with watch(name):
@@ -118,13 +121,11 @@ def main(config: Config) -> None:
             continue
         result = json.loads((run.path / name / "result.json").read_text())
         found = {k.removeprefix("test/"): v for k, v in result["metrics"].items() if k.startswith("test/")}
-        metrics |= {
-            f"{name}/{k}": result.get("per_seed", {}).get(f"test/{k}", found[k])
-            for k in COLUMNS
-            if k in found
-        }
+        values = {k: result.get("per_seed", {}).get(f"test/{k}", found[k]) for k in COLUMNS if k in found}
         milliseconds = 1e3 * result["timing"]["train"] / result["steps"]
-        metrics |= {f"{name}/diverged": float(len(result["diverged"])), f"{name}/step_ms": milliseconds}
+        values |= {"diverged": float(len(result["diverged"])), "step_ms": milliseconds}
+        run.log(number, {f"{name}/{k}": value for k, value in values.items()})
+        metrics |= {f"{name}/{k}": value for k, value in values.items()}
         scores = [_shown(result, f"test/{k}") for k in COLUMNS]
         rows.append([name, *scores, f"{len(result['diverged'])} of {config.seeds}", f"{milliseconds:.0f}"])
         folder = run.path / name / "drawn"
@@ -138,7 +139,7 @@ def main(config: Config) -> None:
     note = "Mean and standard deviation over the seeds that did not diverge."
     report.add_table("Scores on unseen captions", head, rows, note=note)
     report.add_images("The first captions, an objective a row", np.stack(pictures), columns=SHOWN)
-    headline = [f"{name}/kid" for name in names if f"{name}/kid" in metrics][:4]
+    headline = [f"{name}/kid" for name in config.objectives if f"{name}/kid" in metrics][:4]
     finish(run, report, metrics, headline=headline, problems=problems, watch=watch, seeds=config.all_seeds)
 
 

@@ -23,6 +23,7 @@ from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.source import labels_of
 from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.gan import GANConfig, make_gan
+from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.train import drawing, evaluate, figures
 from xmodal_jax.train import drawing_report as panels
@@ -70,9 +71,10 @@ class Config(RunConfig):
     """Another run of captioning.py: the generator is trained to draw what it describes as asked. Its tokenizer is
     used."""
     model: GANConfig = GANConfig(
-        generator=GeneratorConfig(width=96, attention=3),
-        penalty="r1", penalty_weight=5.0, penalty_every=4,
-        reconstruction_weight=30.0, redescription_weight=5.0, auxiliary_weight=5.0,
+        generator=GeneratorConfig(width=96, attention=3), projected=True,
+        discriminator=EncoderConfig("convnet", width=64, norm="none"),
+        penalty="r1", penalty_weight=5.0, penalty_every=4, auxiliary_weight=5.0,
+        reconstruction_weight=30.0, perceptual_weight=10.0, redescription_weight=5.0,
     )  # fmt: skip
     """Both players and their objective."""
     optimizer: Players = Players(

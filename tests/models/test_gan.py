@@ -382,7 +382,5 @@ def test_parts_that_do_not_go_together_are_refused(changes, words):
 def test_what_the_data_lack_is_said():
     with pytest.raises(ValueError, match="captions"):
         make_gan(CONFIG, shape=(8, 8, 3), classes=3)
-    with pytest.raises(ValueError, match="need a captioner"):
-        make(projected=True)
     with pytest.raises(ValueError, match="labels"):
         make_gan(dataclasses.replace(CONFIG, condition="class"), shape=(8, 8, 3))

@@ -85,8 +85,8 @@ class GANConfig:
     redescription_weight: float = 1.0
     """Where there is a captioner: how much the generator is held to images that it describes as asked (MirrorGAN)."""
     projected: bool = False
-    """The discriminator also sees what the captioner's encoder sees, which stays as it is (Projected GAN, Sauer et al.
-    2021, arXiv:2111.01007)."""
+    """Where there is a captioner: the discriminator also sees what its encoder sees, which stays as it is (Projected
+    GAN, Sauer et al. 2021, arXiv:2111.01007)."""
     perceptual_weight: float = 0.0
     """Where there is a captioner and images are rebuilt: how much these are held to look to its encoder as the real
     ones do, in one minus the mean cosine of its tokens."""
@@ -206,8 +206,8 @@ def make_gan(
     if config.condition == "class" and not classes:
         raise ValueError("the condition 'class' needs labels, and the data set has none")
     sizes = dict(vocab_size=vocab_size, length=length, classes=classes)
-    if captioner is None and (config.projected or config.perceptual_weight):
-        raise ValueError("projected and perceptual_weight need a captioner, through which images are seen")
+    if captioner is None:
+        config = dataclasses.replace(config, projected=False, perceptual_weight=0.0)
     if config.projected:
         pixels = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         sizes["seen"] = jax.eval_shape(captioner.see, captioner.params, pixels).shape[1:]

@@ -14,6 +14,7 @@ from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.folder import FolderSource
 from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.text import Tokenize, train_tokenizer
+from xmodal_jax.data.views import Subset
 from xmodal_jax.models.gan import make_gan
 from xmodal_jax.models.seq2seq import Writing, make_seq2seq
 from xmodal_jax.models.towers import Augment
@@ -133,6 +134,15 @@ def gallery():
     judge = Reader(script, images)
     train = shapes("train").batch(np.arange(N))["image"]
     return judge, drawing.exhibit(script, judge), judge.features(train), train
+
+
+def test_few_captions_are_chosen_among_and_their_number_said(gallery):
+    judge, _, train, _ = gallery
+    few = Script(Subset(shapes("test"), np.arange(7)))
+    images = few.source.batch(np.arange(7))["image"]
+    found = drawing.scores(judge, images, drawing.exhibit(few, judge), train, "")
+    twins = max(few.meanings.count(m) for m in few.meanings)
+    assert found[f"r_precision_of_{8 - twins}"] == 1.0 and "r_precision" not in found
 
 
 def test_a_perfect_artist_is_told_from_one_that_draws_the_same_each_time(gallery):

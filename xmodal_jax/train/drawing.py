@@ -26,6 +26,9 @@ from xmodal_jax.types import GAN
 TRAINING_PICTURES = 5000
 """Training pictures that drawn ones are compared with, to see whether these are from memory."""
 
+R_PRECISION_CAPTIONS = 100
+"""Captions that R-precision chooses among."""
+
 KID_SUBSETS = 100
 """Random subsets of the pictures that KID is averaged over, of half of them each (at most 1000)."""
 
@@ -141,10 +144,11 @@ def scores(
     """What the judge makes of pictures ``drawn`` for the captions of a split.
 
     What captions it reads off them, by `Script.caption_scores` (of the embedded data set which factors are those that
-    were asked for); ``r_precision`` among 100 captions, if it compares; ``kid`` and ``fid`` of its features against the
-    split's own pictures, with ``kid_real`` of as many training pictures (features ``train``) for comparison; precision,
-    recall, density and coverage; ``nearest_train``, the mean distance of the features to the nearest training picture
-    over the same of the split's own pictures (well below 1: it draws from memory).
+    were asked for); ``r_precision`` among 100 captions (of a small split ``r_precision_of_N`` among fewer), if it
+    compares; ``kid`` and ``fid`` of its features against the split's own pictures, with ``kid_real`` of as many
+    training pictures (features ``train``) for comparison; precision, recall, density and coverage; ``nearest_train``,
+    the mean distance of the features to the nearest training picture over the same of the split's own pictures (well
+    below 1: it draws from memory).
     """
     found = shown.script.caption_scores(judge.captions(drawn), "")
     kept = ("factor_accuracy", "exact_accuracy", "sentence_share")
@@ -155,7 +159,11 @@ def scores(
         _, groups = np.unique(
             [str(m) for m in shown.script.meanings or shown.script.texts], return_inverse=True
         )
-        found["r_precision"] = r_precision(pictures, texts, seed=seed, groups=groups)
+        least = len(groups) - int(np.bincount(groups).max())  # mismatched captions that every picture has
+        if least:
+            among = min(R_PRECISION_CAPTIONS, least + 1)
+            name = "r_precision" if among == R_PRECISION_CAPTIONS else f"r_precision_of_{among}"
+            found[name] = r_precision(pictures, texts, seed=seed, groups=groups, candidates=among)
     made, real = judge.features(drawn), shown.features
     size = min(1000, len(made) // 2, len(real) // 2)
     kid = lambda a, b: kernel_distance(a, b, seed=seed, subsets=KID_SUBSETS, subset_size=size).mean

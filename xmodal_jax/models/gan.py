@@ -57,8 +57,9 @@ class GANConfig:
     matching_aware: bool = True
     """The discriminator also sees real images with the condition of another (GAN-CLS)."""
     penalty: Penalty = "none"
-    """On the discriminator's gradient: WGAN-GP (for MMD on the witness), R1 at real images, R2 at generated ones,
-    DRAGAN, or the matching-aware penalty of DF-GAN."""
+    """On the discriminator's gradient by what it is shown (augmented images; where it is ``projected``, what the
+    captioner sees in them as well): WGAN-GP (for MMD on the witness), R1 at real images, R2 at generated ones, DRAGAN,
+    or the matching-aware penalty of DF-GAN."""
     penalty_weight: float = 10.0
     """Its weight: 10 for gp, 1 for the witness of rq*, 5 to 10 for r1, 1 for ma_gp."""
     penalty_every: int = 1

@@ -59,7 +59,7 @@ class Config(RunConfig):
         train_size=20_000, modalities=("text", "image")
     )
     """How the data set is read."""
-    steps: int = 2000
+    steps: int = 1000
     """Rounds: each player's step, the discriminator's ``model.d_steps`` times."""
     batch_size: int = 64
     """Examples of each player's step, over all devices together."""

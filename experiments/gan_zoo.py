@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -31,7 +31,7 @@ from xmodal_jax.train.loop import NonFiniteError
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.players import Players
 from xmodal_jax.train.report import Report
-from xmodal_jax.train.run import Run
+from xmodal_jax.train.run import Run, format_value
 
 ENTRANTS: dict[str, dict[str, Any]] = {
     "minimax": dict(objective="minimax"),
@@ -72,13 +72,11 @@ class Config(Drawing):
 
     objectives: tuple[str, ...] = tuple(ENTRANTS)
     """Which: names of ``ENTRANTS``."""
-    steps: int = 1000
-    """Rounds of each."""
     eval_every: int = 0
     """Rounds between evaluations on validation data; 0: only at the end."""
     seeds: int = 3
     """Runs of each objective, at once."""
-    on_divergence: str = "drop"
+    on_divergence: Literal["stop", "drop"] = "drop"
     """What happens when a loss or a gradient is no longer finite: everything stops, or that seed is dropped."""
     model: GANConfig = GANConfig(
         condition="sentence", generator=GeneratorConfig("dcgan", width=32),
@@ -114,7 +112,10 @@ def main(config: Config) -> None:
             try:
                 draw(own)
             except NonFiniteError as error:
+                if config.on_divergence == "stop":
+                    raise
                 run.say(f"{name}: {error}")
+                metrics[f"{name}/diverged"] = float(config.seeds)
                 rows.append([name, *[""] * len(COLUMNS), f"{config.seeds} of {config.seeds}", ""])
                 continue
         if not run.writes:
@@ -126,10 +127,10 @@ def main(config: Config) -> None:
         values |= {"diverged": float(len(result["diverged"])), "step_ms": milliseconds}
         run.log(number, {f"{name}/{k}": value for k, value in values.items()})
         metrics |= {f"{name}/{k}": value for k, value in values.items()}
-        scores = [_shown(result, f"test/{k}") for k in COLUMNS]
+        scores = [format_value(values[k]) if k in values else "" for k in COLUMNS]
         rows.append([name, *scores, f"{len(result['diverged'])} of {config.seeds}", f"{milliseconds:.0f}"])
-        folder = run.path / name / "drawn"
-        pictures += [np.asarray(Image.open(folder / f"{k:05d}.png")) for k in range(SHOWN)]
+        drawn = sorted((run.path / name / "drawn").glob("*.png"))[:SHOWN]
+        pictures += [np.asarray(Image.open(path)) for path in drawn]
     if not run.writes:
         return
 
@@ -138,16 +139,10 @@ def main(config: Config) -> None:
     head = ["objective", *COLUMNS.values(), "diverged", "ms per round, all seeds"]
     note = "Mean and standard deviation over the seeds that did not diverge."
     report.add_table("Scores on unseen captions", head, rows, note=note)
-    report.add_images("The first captions, an objective a row", np.stack(pictures), columns=SHOWN)
+    if pictures:
+        report.add_images("The first captions, an objective a row", np.stack(pictures), columns=len(drawn))
     headline = [f"{name}/kid" for name in config.objectives if f"{name}/kid" in metrics][:4]
     finish(run, report, metrics, headline=headline, problems=problems, watch=watch, seeds=config.all_seeds)
-
-
-def _shown(result: dict, name: str) -> str:
-    if name not in result["metrics"]:
-        return ""
-    spread = result.get("spread", {}).get(name)
-    return f"{result['metrics'][name]:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
 
 
 if __name__ == "__main__":

@@ -39,13 +39,8 @@ from xmodal_jax.train.writing import Script
 from xmodal_jax.train.writing_report import add_scores
 
 CURVES = (
-    "train/d_loss",
-    "train/g_loss",
-    "train/g_reconstruction",
-    "validation/factor_accuracy",
-    "validation/kid",
-)
-
+    "train/d_loss", "train/g_loss", "train/g_reconstruction", "validation/factor_accuracy", "validation/kid",
+)  # fmt: skip
 HEADLINE = ("/factor_accuracy", "/r_precision", "/kid", "/kid_real")
 KEPT = 200
 """Test pictures that are kept as files, real and drawn."""

@@ -127,6 +127,8 @@ def test_a_seed_that_diverges_is_dropped_and_the_others_go_on(tmp_path, capsys):
     sizes = [len(row["train/loss"]) for row in rows if "train/loss" in row]
     assert sizes == [3, 3, 2, 2, 2, 2]
     assert len(rows[-1]["test/bias"]) == 2
+    again, _ = train(tmp_path / "rest", method=diverging((1, 2)), resume=True, **options)
+    assert (again.seeds, again.diverged, len(again.params)) == ([0, 2], [1], 2)
     with pytest.raises(NonFiniteError, match="step 5 of seed 2: the loss"):
         train(tmp_path / "none", method=diverging((0, 1), (1, 2), (2, 4)), **options)
 

@@ -116,19 +116,27 @@ class GANConfig:
     """ADA: images after which the probability of augmentation can have gone from 0 to 1."""
 
     def __post_init__(self):
-        weights = ("penalty_weight", "lecam", "clip", "sentence_weight", "word_weight", "image_weight")
-        for name in (*weights, "auxiliary_weight", "redescription_weight", "cutout", "translation"):
+        names = (
+            "penalty",
+            "sentence",
+            "word",
+            "image",
+            "auxiliary",
+            "redescription",
+            "perceptual",
+            "reconstruction",
+            "kl",
+        )
+        for name in (*(f"{each}_weight" for each in names), "lecam", "clip", "cutout", "translation"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.reconstruction_weight < 0 or self.kl_weight < 0 or self.pixel_scale <= 0:
-            raise ValueError("reconstruction_weight and kl_weight must not be negative, pixel_scale positive")
+        if self.pixel_scale <= 0:
+            raise ValueError(f"pixel_scale must be positive, got {self.pixel_scale}")
         for name in ("d_steps", "penalty_every", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.perceptual_weight < 0 or (self.perceptual_weight and not self.reconstruction_weight):
-            raise ValueError(
-                "perceptual_weight must not be negative, and needs images that are rebuilt (reconstruction_weight)"
-            )
+        if self.perceptual_weight and not self.reconstruction_weight:
+            raise ValueError("perceptual_weight needs images that are rebuilt: set reconstruction_weight")
         if self.word_weight and not self.reads:
             raise ValueError(
                 "word_weight compares regions with words: the condition must be words or sentence"
@@ -390,7 +398,8 @@ def make_gan(
             aux[f"g_{name}"], loss = value, loss + weight * value
         if captioner is not None:
             mask = batch.get("text_mask", batch["text"] != 0)
-            seen = captioner.see(memory["captioner"], made["image"])
+            same = config.projected and config.augment == "none"  # then seen already, and differentiated once
+            seen = view.seen if same else captioner.see(memory["captioner"], made["image"])
             terms = captioner.describe(memory["captioner"], seen, batch["text"], mask)
             aux["g_redescription"] = mean(terms)
             loss = loss + config.redescription_weight * aux["g_redescription"]

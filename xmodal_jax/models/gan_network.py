@@ -43,9 +43,9 @@ class View(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Network:
     """Both players' parts. The generator's parameters: ``net``, ``augmentation``, ``posterior`` and what knows the
-    condition; the
-    discriminator's: ``trunk``, ``critic``, ``reader``, ``contrast`` and what knows the condition, that is ``text`` or
-    ``classes``, or nothing where ``fixed_text`` says that the text encoder lies in the memory."""
+    condition; the discriminator's: ``trunk``, ``sight``, ``critic``, ``reader``, ``contrast`` and what knows the
+    condition, that is ``text`` or ``classes``, or nothing where ``fixed_text`` says that the text encoder lies in the
+    memory."""
 
     config: GANConfig
     shape: tuple[int, int, int]

@@ -112,6 +112,7 @@ def fit(
             kept = checkpoints.restore(engine.abstract(keys, example))
         if kept is not None:
             start, waited = kept[1]["step"], kept[1]["waited"]
+            lost += kept[1].get("diverged", [])  # checkpoints of earlier versions have none
             best = -math.inf if kept[1]["best"] is None else kept[1]["best"]
             state = engine.place(kept[0])
             feed.restore(kept[1]["position"])
@@ -132,7 +133,14 @@ def fit(
     def facts(step):
         position = {**feed.position(), "step": step}
         seen = None if best == -math.inf else best  # JSON has no infinity
-        return {**facts_of_run, "step": step, "position": position, "best": seen, "waited": waited}
+        return {
+            **facts_of_run,
+            "step": step,
+            "position": position,
+            "best": seen,
+            "waited": waited,
+            "diverged": list(lost),
+        }
 
     def check(step, metrics):
         """Reads a dispatch's metrics (waiting for the device) and logs its last step."""

@@ -42,6 +42,15 @@ def test_round_trip_and_special_tokens(kind, size, tmp_path):
     np.testing.assert_array_equal(load_tokenizer(tmp_path / "t").encode_batch(CAPTIONS, length)[0], ids)
 
 
+@pytest.mark.parametrize("kind,size", KINDS[1:])
+def test_hyphens_apostrophes_and_numbers_round_trip(kind, size):
+    """A caption that is written as it was learned is the same text again."""
+    captions = ["a photo of a t-shirt", "isn\u2019t it the dog's bone, no?", "3.5 - 1,200"]
+    tokenizer = train_tokenizer(captions, kind, 2 * size)
+    ids, _ = tokenizer.encode_batch(captions, tokenizer.fit_length(captions))
+    assert tokenizer.decode_batch(ids) == captions
+
+
 @pytest.mark.parametrize("kind,size", KINDS)
 def test_training_does_not_depend_on_order_or_process(kind, size, tmp_path):
     train_tokenizer(CAPTIONS[::-1], kind, size).save(tmp_path / "here")

@@ -21,6 +21,9 @@ from xmodal_jax.data.source import RawBatch
 PAD, BOS, EOS, UNK = SPECIAL_TOKENS = ("[pad]", "[bos]", "[eos]", "[unk]")
 """The special tokens of a trained tokenizer, with ids 0, 1, 2 and 3."""
 
+WORD = r"\w+(?:[-'\u2019]\w+|(?<=\d)[.,]\d\w*)*|[^\w\s]"
+"""A word or a punctuation mark."""
+
 
 def clean_text(text: str, *, lower: bool = True, stop_words: Iterable[str] = ()) -> str:
     """The text with single spaces, optionally in lower case and without the given words (compared in lower
@@ -175,10 +178,11 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
 
 def _words(model) -> tokenizers.Tokenizer:
     """A tokenizer of words and punctuation marks; decoding joins them with spaces, none before
-    punctuation."""
+    punctuation. A hyphen or an apostrophe within a word is part of it: apart, no decoding could tell "t-shirt" from
+    "t - shirt"."""
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="removed", invert=True)
     backend.decoder = decoders.WordPiece()
     return backend
 

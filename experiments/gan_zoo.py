@@ -60,9 +60,7 @@ COLUMNS = {
     "recall": "recall",
     "coverage": "coverage",
 }
-ADAM = Optimizer(
-    name="adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0
-)
+ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0)
 SHOWN = 12
 
 
@@ -72,6 +70,10 @@ class Config(Drawing):
 
     objectives: tuple[str, ...] = tuple(ENTRANTS)
     """Which: names of ``ENTRANTS``."""
+    steps: int = 400
+    """Rounds."""
+    batch_size: int = 64
+    """Examples of each player's step, over all devices together."""
     eval_every: int = 0
     """Rounds between evaluations on validation data; 0: only at the end."""
     seeds: int = 3
@@ -134,8 +136,7 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    of = f"{config.data} · {config.steps} rounds · {config.seeds} seeds"
-    report = Report("Objectives of the conditional GAN", of)
+    report = Report("Objectives of the conditional GAN", f"{config.data} · {config.steps} rounds")
     head = ["objective", *COLUMNS.values(), "diverged", "ms per round, all seeds"]
     note = "Mean and standard deviation over the seeds that did not diverge."
     report.add_table("Scores on unseen captions", head, rows, note=note)

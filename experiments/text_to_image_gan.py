@@ -2,7 +2,7 @@
 
     python experiments/text_to_image_gan.py --judge runs/captioning-...
     python experiments/text_to_image_gan.py --judge RUN --redescribe OTHER_RUN
-    python experiments/text_to_image_gan.py --data folder:PATH --modalities text image --model.condition class
+    python experiments/text_to_image_gan.py --data folder:PATH --modalities text image --model.generator.name residual
 
 ``--judge``: a run of captioning.py on the same data that looks at the pictures and that no generator has met: what does
 it read off them? ``--redescribe``: another one that the generator is trained with.
@@ -54,11 +54,11 @@ class Config(RunConfig):
         train_size=20_000, modalities=("text", "image")
     )
     """How the data set is read."""
-    steps: int = 1000
-    """Rounds: each player's step, the discriminator's ``model.d_steps`` times."""
-    batch_size: int = 64
+    steps: int = 3600
+    """Rounds: each player's step, the discriminator's ``model.d_steps`` times; the first are rehearsals."""
+    batch_size: int = 32
     """Examples of each player's step, over all devices together."""
-    eval_every: int = 500
+    eval_every: int = 1200
     """Rounds between evaluations on validation data; 0: only at the end."""
     judge: pathlib.Path | None = None
     """A run of captioning.py that judges the pictures; None: they are only shown."""
@@ -66,16 +66,17 @@ class Config(RunConfig):
     """Another run of captioning.py: the generator is trained to draw what it describes as asked. Its tokenizer is
     used."""
     model: GANConfig = GANConfig(
-        generator=GeneratorConfig(width=96, attention=3), projected=True,
-        discriminator=EncoderConfig("convnet", width=64, norm="none"),
-        penalty="r1", penalty_weight=5.0, penalty_every=4, auxiliary_weight=5.0,
+        generator=GeneratorConfig("objects", noise=32), projected=True, auxiliary_weight=0.0, kl_weight=8.0,
+        discriminator=EncoderConfig("convnet", width=32, norm="none"),
+        encoder=EncoderConfig("convnet", width=64, norm="none", token_positions=True),
+        penalty="r1", penalty_weight=5.0, penalty_every=4,
         reconstruction_weight=30.0, perceptual_weight=10.0, redescription_weight=5.0,
     )  # fmt: skip
     """Both players and their objective."""
     optimizer: Players = Players(
-        discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
+        rehearsal=0.6, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
         generator=Optimizer(name="muon", learning_rate=5e-3, b1=0.5, clip_norm=5.0, ema=0.99),
-    )
+    )  # fmt: skip
     """Optimizers and schedules."""
 
 

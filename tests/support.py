@@ -37,8 +37,9 @@ def keep_gradient():
     return optax.GradientTransformation(zeros, lambda grads, state, params=None: (zeros(grads), grads))
 
 
-def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=None):
-    """The training step's own loss, scalars and gradient for one global batch, in one of the three modes."""
+def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=None, make="make_step"):
+    """The training step's own loss, scalars and gradient for one global batch, in one of the three modes. ``make``: the
+    function of `train.step` or `train.players` that makes the step."""
     config = config or Optimizer()
     train, tx = step, keep_gradient()
     if isinstance(method, GAN):
@@ -46,7 +47,7 @@ def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=No
     engine = make_engine(
         mode,
         train.make_init(method, tx, config),
-        lambda axis: train.make_step(method, tx, config, axis_name=axis),
+        lambda axis: getattr(train, make)(method, tx, config, axis_name=axis),
         fsdp=fsdp,
         devices=jax.devices()[:devices],
     )
@@ -57,20 +58,19 @@ def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=No
     return metrics, jax.tree.map(np.asarray, engine.fetch(state).opt_state)
 
 
-def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, config=None):
+def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, **how):
     """The same global batch and key give the same loss and gradient on any number of devices, in all three modes.
+    ``how``: of `loss_and_gradient`.
 
     A gradient leaf is compared relative to its largest element; one that is zero up to rounding (a bias that a
     normalisation cancels) relative to the whole gradient.
     """
-    metrics, grads = loss_and_gradient(method, batch, config=config)
+    metrics, grads = loss_and_gradient(method, batch, **how)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(grads))
     assert largest > 0
     for mode, devices, fsdp in layouts:
         where = f"{mode} on {devices} devices, fsdp {fsdp}"
-        other, other_grads = loss_and_gradient(
-            method, batch, mode=mode, devices=devices, fsdp=fsdp, config=config
-        )
+        other, other_grads = loss_and_gradient(method, batch, mode=mode, devices=devices, fsdp=fsdp, **how)
         for name, value in metrics.items():
             np.testing.assert_allclose(other[name], value, rtol=rtol, atol=1e-6, err_msg=f"{name}: {where}")
         for name, a, b in zip(

@@ -52,6 +52,15 @@ class Tokens(NamedTuple):
     mask: Bool[Array, "batch length"] | None
 
 
+class Condition(NamedTuple):
+    """What an image is to show."""
+
+    vector: Float[Array, "batch dim"] | None = None
+    """Of a class or a sentence."""
+    words: Tokens | None = None
+    """Of each word of a sentence."""
+
+
 class Method(NamedTuple):
     """A learning method as pure functions.
 
@@ -85,6 +94,8 @@ class GAN(NamedTuple):
     ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``memory``; ``batch["noise"]`` is what to
     begin with.
     ``d_steps``: steps of the discriminator before each of the generator, each on its own part of the batch.
+    ``rehearse(generator, memory, batch, key, *, axis_name=None) -> (share, (aux, memory))``: what the generator can
+    minimise without an opponent; None: nothing.
     """
 
     init: Callable[..., tuple[Params, dict[str, Any]]]
@@ -94,3 +105,4 @@ class GAN(NamedTuple):
     constrain: Callable[[Params], Params]
     predict: Callable[..., Any]
     d_steps: int
+    rehearse: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]] | None = None

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,9 @@ def begin(gan, optimizer=OPTIMIZER, batch=None):
     return training, jax.jit(training.init)(jax.random.key(0), batch), on_device(batch)
 
 
+REBUILT = dict(reconstruction_weight=1.0, encoder=EncoderConfig("mlp", width=8, depth=1))
+OBJECTS = GeneratorConfig("objects", noise=6, width=8, heads=2, objects=2)
+
 GLOBAL = dict(
     generator=dataclasses.replace(CONFIG.generator, modulation="batch_norm", conditioning=3),
     sentence_weight=1.0, word_weight=1.0, image_weight=1.0, augment="diff", lecam=0.3, spectral=True,
@@ -78,17 +82,66 @@ def test_the_devices_do_not_change_the_result(layouts):
 
 def test_the_devices_do_not_change_several_steps_of_the_discriminator():
     """Two a round, of classes, with a penalty between real and generated images, and images that are rebuilt."""
-    how = dict(reconstruction_weight=1.0, encoder=EncoderConfig("mlp", width=8, depth=1))
+    how = REBUILT | dict(generator=OBJECTS)
     gan = make(condition="class", objective="relativistic_average", penalty="gp", d_steps=2, **how)
     assert_device_invariant(gan, make_batch(), layouts=[("pmap", 4, 1), ("sharded", 4, 1)], config=OPTIMIZER)
 
 
+def test_a_rehearsal_is_the_same_on_several_devices():
+    gan = make(generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
+    present = {"image": np.arange(16) % 7 != 3, "text": np.arange(16) % 5 != 4}
+    how = dict(layouts=[("pmap", 4, 1)], config=OPTIMIZER, make="make_rehearsal")
+    assert_device_invariant(gan, {**make_batch(), "present": present}, **how)
+
+
 def test_a_stopped_run_ends_bit_identical(tmp_path):
-    """Both players, the average, batch statistics and the probability of augmentation."""
-    generator = GeneratorConfig("dcgan", noise=5, width=8)
-    gan = make(condition="class", generator=generator, augment="ada", ada_ramp=64, lecam=0.1, spectral=True)
+    """Both players, the average, batch statistics and the probability of augmentation, stopped after rehearsals."""
+    how = dict(augment="ada", ada_ramp=64, lecam=0.1, spectral=True, **REBUILT)
+    gan = make(condition="class", generator=GeneratorConfig("dcgan", noise=5, width=8), **how)
     arrays = {k: v for k, v in make_batch().items() if k in ("image", "label")}
-    assert_resumes(gan, arrays, tmp_path, optimizer=OPTIMIZER)
+    assert_resumes(gan, arrays, tmp_path, optimizer=dataclasses.replace(OPTIMIZER, rehearsal=0.5))
+
+
+def test_in_rehearsal_the_generator_learns_alone():
+    gan = make(**REBUILT)
+    optimizer = dataclasses.replace(OPTIMIZER, rehearsal=0.2)
+    optimizer = dataclasses.replace(optimizer, discriminator=dataclasses.replace(ADAM, schedule="cosine"))
+    training, state, batch = begin(gan, optimizer)
+    assert training.first == 2
+    states, all_metrics = [state], []
+    for kind in (training.make_first, training.make_first, training.make_step):
+        state, metrics = jax.jit(kind(None))(states[-1], batch)
+        states.append(state)
+        all_metrics.append(metrics)
+    for before, after in itertools.pairwise(states[:3]):
+        for part in ("params", "opt_state"):
+            before_d, after_d = (getattr(x, part)["discriminator"] for x in (before, after))
+            assert all(same(before_d, after_d))
+        assert not any(same(before.params["generator"]["net"], after.params["generator"]["net"]))
+    assert not any(
+        same(states[2].params["discriminator"]["trunk"], states[3].params["discriminator"]["trunk"])
+    )
+    assert ["d_real" in m for m in all_metrics] == [False, False, True]
+    assert all(m["finite"].all() and m["g_reconstruction"] > 0 for m in all_metrics)
+    # Every image is rebuilt then, and nothing else is learned.
+    (first, (aux, _)) = gan.rehearse(
+        states[0].params["generator"], states[0].memory, batch,
+        jax.random.fold_in(states[0].key, 0),
+    )  # fmt: skip
+    assert float(all_metrics[0]["loss"]) == pytest.approx(float(first), rel=1e-5)
+    assert float(first) == pytest.approx(float(aux["g_reconstruction"]), rel=1e-6)
+    other = gan.rehearse(
+        states[0].params["generator"], states[0].memory, {**batch, "image": 255 - batch["image"]},
+        jax.random.fold_in(states[0].key, 0),
+    )[0]  # fmt: skip
+    assert float(other) != float(first)
+    # The discriminator's schedule begins when it does.
+    rates = [float(training.rates["discriminator_learning_rate"](k)) for k in (0, 2, 3)]
+    assert rates[0] == rates[1] > rates[2]
+    with pytest.raises(ValueError, match="reconstruction_weight"):
+        players.make_training(make(), optimizer, 10)
+    with pytest.raises(ValueError, match="share"):
+        dataclasses.replace(OPTIMIZER, rehearsal=1.0)
 
 
 def leaves(tree):

@@ -247,10 +247,33 @@ def make_gan(
         net = network(axis_name)
         found = {}
         if config.reconstruction_weight:
-            drawn, kl = net.infer(generator, to_float(batch["image"]), noise, fold_in_name(keys, "posterior"))
+            drawn, kl = find(net, generator, memory, batch, noise, keys)
             noise, found = jnp.where(rebuilt(batch)[:, None], drawn, noise), {"posterior_kl": kl}
         made, statistics = net.draw(generator, memory, batch, noise, keys)
         return {**made, **found}, {**memory, "generator": statistics}
+
+    def find(net, generator, memory, batch, noise, keys):
+        """The noise of the batch's images, drawn with ``noise``, and its KL."""
+        image = to_float(batch["image"])
+        view = View(image, captioner.see(memory["captioner"], image) if config.projected else None)
+        return net.infer(generator, memory, batch, view, noise, fold_in_name(keys, "posterior"))
+
+    def rehearse(generator: Params, memory, batch: Batch, key: Key, *, axis_name: str | None = None):
+        net, keys = network(axis_name), fold_in_name(example_keys(key, batch["index"]), "rehearse")
+        size = (config.generator.noise,)
+        noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
+        noise, kl = find(net, generator, memory, batch, noise, keys)
+        made, statistics = net.draw(generator, memory, batch, noise, keys)
+        loss, aux = rebuilding({**made, "posterior_kl": kl}, batch, weights(batch), axis_name)
+        return loss, (aux, {**memory, "generator": statistics})
+
+    def rebuilding(made, batch, which, axis_name):
+        """The loss of the images of which every one in ``which`` is to be the batch's."""
+        of = lambda terms: collectives.batch_mean(terms, which.astype(jnp.float32), axis_name=axis_name)
+        apart = jnp.square(made["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
+        nats = apart / (2.0 * config.pixel_scale**2) + config.kl_weight * made["posterior_kl"]
+        aux = {"g_posterior_kl": of(made["posterior_kl"]), "g_reconstruction": of(nats) / math.prod(shape)}
+        return config.reconstruction_weight * aux["g_reconstruction"], jax.lax.stop_gradient(aux)
 
     def rebuilt(batch):
         """Every second example of each part that a step of the discriminator sees."""
@@ -404,17 +427,13 @@ def make_gan(
             aux["g_redescription"] = mean(terms)
             loss = loss + config.redescription_weight * aux["g_redescription"]
         if config.reconstruction_weight:
-            again = (ok & rebuilt(batch)).astype(jnp.float32)
-            of = lambda terms: collectives.batch_mean(terms, again, axis_name=axis_name)
-            apart = jnp.square(made["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
-            nats = apart / (2.0 * config.pixel_scale**2) + config.kl_weight * made["posterior_kl"]
-            aux["g_posterior_kl"] = of(made["posterior_kl"])
-            aux["g_reconstruction"] = of(nats) / math.prod(shape)
-            loss = loss + config.reconstruction_weight * aux["g_reconstruction"]
+            part, found = rebuilding(made, batch, ok & rebuilt(batch), axis_name)
+            aux, loss = aux | found, loss + part
         if config.perceptual_weight:
             wanted = captioner.see(memory["captioner"], to_float(batch["image"]))
             apart = 1.0 - (l2_normalize(seen) * l2_normalize(wanted)).sum(axis=-1).mean(axis=-1)
-            aux["g_perceptual"] = of(apart)
+            again = (ok & rebuilt(batch)).astype(jnp.float32)
+            aux["g_perceptual"] = collectives.batch_mean(apart, again, axis_name=axis_name)
             loss = loss + config.perceptual_weight * aux["g_perceptual"]
         if config.image_weight:
             a, b = (net.compare(params, x, condition).image for x in (tokens, real_tokens))
@@ -435,7 +454,8 @@ def make_gan(
         made, _ = network().draw(params["generator"], params["memory"], batch, batch["noise"], None)
         return made["image"]
 
-    return GAN(init, generate, d_loss, g_loss, constrain, predict, config.d_steps)
+    alone = rehearse if config.reconstruction_weight else None
+    return GAN(init, generate, d_loss, g_loss, constrain, predict, config.d_steps, alone)
 
 
 def _judging(params: Params) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.encoders import build_decoder, build_encoder, build_pool
 from xmodal_jax.nets.gan import (
     Compared,
-    Condition,
     ConditioningAugmentation,
     Contrast,
     Critic,
@@ -23,7 +22,8 @@ from xmodal_jax.nets.gan import (
     TextReader,
     build_generator,
 )
-from xmodal_jax.types import Batch, ExampleKeys, Key, Params, Tokens
+from xmodal_jax.nets.objects import ObjectPosterior
+from xmodal_jax.types import Batch, Condition, ExampleKeys, Key, Params, Tokens
 
 if TYPE_CHECKING:
     from xmodal_jax.models.gan import GANConfig
@@ -66,8 +66,9 @@ class Network:
         return ConditioningAugmentation(self.config.generator.conditioning)
 
     @functools.cached_property
-    def posterior(self) -> Posterior:
-        return Posterior(build_encoder("image", self.config.encoder), self.config.generator.noise)
+    def posterior(self) -> nn.Module:
+        kind = ObjectPosterior if self.config.generator.name == "objects" else Posterior
+        return kind(build_encoder("image", self.config.encoder), self.config.generator.noise)
 
     @functools.cached_property
     def trunk(self) -> nn.Module:
@@ -118,7 +119,9 @@ class Network:
         generator["net"] = made["params"]
         image = jnp.zeros((1, *self.shape))
         if self.config.reconstruction_weight:
-            generator["posterior"] = self.posterior.init(own("posterior"), image)["params"]
+            seen = jnp.zeros((1, *self.seen)) if self.seen else None
+            given = self._clues(made["params"], View(image, seen), shown)
+            generator["posterior"] = self.posterior.init(own("posterior"), *given)["params"]
         tokens, found = self.trunk.init_with_output(own("trunk"), image)
         discriminator["trunk"] = found["params"]
         if self.seen:
@@ -198,19 +201,27 @@ class Network:
             statistics = changed["batch_stats"]
         return {**made, "image": image}, statistics
 
-    def infer(self, player: Params, images, noise, keys: ExampleKeys):
+    def infer(self, player: Params, memory, batch: Batch, view: View, noise, keys: ExampleKeys):
         """The noise that would make the images, drawn with ``noise``, and its KL to N(0, I) in nats ``[B]``."""
-        mean, log_variance = self.posterior.apply({"params": player["posterior"]}, images, keys=keys)
+        condition = self.condition(player, memory, batch, keys)
+        given = self._clues(player["net"], view, condition)
+        mean, log_variance = self.posterior.apply({"params": player["posterior"]}, *given, keys=keys)
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum(axis=-1)
         return mean + jnp.exp(0.5 * log_variance) * noise, kl
+
+    def _clues(self, net: Params, view: View, condition: Condition) -> tuple[Any, ...]:
+        """What the posterior is given: the image, and where that is composed of objects what is looked for in it."""
+        if self.config.generator.name != "objects":
+            return (view.image,)
+        objects = self.generator.apply({"params": net}, condition, len(view.image), method="contents")
+        return view.image, objects, None if view.seen is None else _scaled(view.seen)
 
     def look(self, player: Params, view: View, keys: ExampleKeys | None) -> Float[Array, "batch length dim"]:
         """An image's tokens, and the captioner's after them."""
         tokens = self.trunk.apply({"params": player["trunk"]}, view.image, keys=keys).values
         if view.seen is None:
             return tokens
-        size = jnp.sqrt(jnp.square(view.seen).mean(axis=-1, keepdims=True) + 1e-6)
-        seen = self.sight.apply({"params": player["sight"]}, view.seen / size)
+        seen = self.sight.apply({"params": player["sight"]}, _scaled(view.seen))
         return jnp.concatenate([tokens, seen], axis=1)
 
     def judge(self, player: Params, tokens, vector) -> Float[Array, "batch outputs"]:
@@ -227,3 +238,8 @@ class Network:
     def compare(self, player: Params, tokens, condition: Condition) -> Compared:
         """Image and condition in one space."""
         return self.contrast.apply({"params": player["contrast"]}, tokens, condition)
+
+
+def _scaled(seen):
+    """Tokens of root mean square 1."""
+    return seen / jnp.sqrt(jnp.square(seen).mean(axis=-1, keepdims=True) + 1e-6)

@@ -20,18 +20,10 @@ from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.conv import Conv, ConvTranspose
 from xmodal_jax.nets.image import coordinates
-from xmodal_jax.types import ExampleKeys, Tokens
+from xmodal_jax.nets.objects import ObjectGenerator
+from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
 MODULATIONS = ("fusion", "rms", "batch_norm")
-
-
-class Condition(NamedTuple):
-    """What an image is to show."""
-
-    vector: Float[Array, "batch dim"] | None = None
-    """Of a class or a sentence."""
-    words: Tokens | None = None
-    """Of each word of a sentence."""
 
 
 def _start(noise, condition: Condition):
@@ -352,12 +344,14 @@ class Contrast(nn.Module):
 class GeneratorConfig:
     """The kind and size of a generator."""
 
-    name: Literal["residual", "dcgan", "mlp"] = "residual"
-    """Modulated residual blocks, transposed convolutions with batch norm, or fully connected."""
+    name: Literal["residual", "objects", "dcgan", "mlp"] = "residual"
+    """Modulated residual blocks, objects that are drawn one by one and put in their places, transposed convolutions
+    with batch norm, or fully connected."""
     noise: int = 64
     """Dimensions of the noise."""
     width: int = 64
-    """Channels: of "residual" at the smallest sizes, of "dcgan" before the last layer, of "mlp" in hidden layers."""
+    """Channels: of "residual" at the smallest sizes, of "objects" for each one, of "dcgan" before the last layer, of
+    "mlp" in hidden layers."""
     depth: int = 2
     """Hidden layers ("mlp")."""
     modulation: Literal["rms", "fusion", "batch_norm"] = "rms"
@@ -365,7 +359,11 @@ class GeneratorConfig:
     attention: int = 2
     """At how many sizes, the smallest first, places attend to the caption's words ("residual", with words)."""
     heads: int = 4
-    """Heads of that attention."""
+    """Heads of that attention, or of that among the objects."""
+    objects: int = 3
+    """How many objects an image is composed of at most ("objects")."""
+    look_noise: int = 0
+    """Dimensions of each object's noise that change its look, and not only its place ("objects")."""
     conditioning: int = 0
     """Dimensions of the sentence after conditioning augmentation; 0: the sentence as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -378,12 +376,23 @@ class GeneratorConfig:
             ("depth", 1),
             ("heads", 1),
             ("attention", 0),
+            ("objects", 1),
+            ("look_noise", 0),
             ("conditioning", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(
                     f"GeneratorConfig.{name} must be at least {least}, got {getattr(self, name)}"
                 )
+        if self.name == "objects" and (self.noise % (self.objects + 1) or self.width % self.heads):
+            raise ValueError(
+                f"GeneratorConfig of objects: noise ({self.noise}) must be a multiple of objects + 1"
+                f" ({self.objects + 1}), and width ({self.width}) one of heads ({self.heads})"
+            )
+        if self.name == "objects" and self.look_noise > self.noise // (self.objects + 1):
+            raise ValueError(
+                f"GeneratorConfig.look_noise is a part of each object's noise, got {self.look_noise}"
+            )
 
 
 def build_generator(config: GeneratorConfig, shape: tuple[int, int, int], axis_name: AxisName) -> nn.Module:
@@ -393,6 +402,10 @@ def build_generator(config: GeneratorConfig, shape: tuple[int, int, int], axis_n
         return MLPGenerator(shape, config.width, config.depth, dtype)
     if config.name == "dcgan":
         return DCGANGenerator(shape, config.width, axis_name, dtype)
+    if config.name == "objects":
+        return ObjectGenerator(
+            shape, config.width, config.objects, config.look_noise, config.heads, dtype=dtype
+        )
     return ResidualGenerator(
         shape, config.width, config.modulation, config.attention, config.heads, axis_name, dtype
     )

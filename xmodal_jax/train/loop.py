@@ -94,13 +94,10 @@ def fit(
     train_by = players.make_training if isinstance(method, GAN) else make_training
     training = train_by(method, optimizer, config.steps, params=params)
     seeds = config.all_seeds
-    engine = make_engine(
-        config.parallel,
-        training.init,
-        training.make_step,
-        fsdp=config.fsdp,
-        seeds=len(seeds) if len(seeds) > 1 else None,
-    )
+    how = dict(fsdp=config.fsdp, seeds=len(seeds) if len(seeds) > 1 else None)
+    engine = make_engine(config.parallel, training.init, training.make_step, **how)
+    if training.first:
+        run_first = make_engine(config.parallel, training.init, training.make_first, **how).run
     example = as_device_batch(loader.example())
     keys = jax.vmap(jax.random.key)(np.array(seeds)) if engine.seeds else jax.random.key(config.seed)
     checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
@@ -123,7 +120,7 @@ def fit(
     if state is None:
         with watch("train"):
             state = engine.init(keys, example)
-    dispatch = _fitting_dispatch(config, start)
+    dispatch = _fitting_dispatch(config, start, training.first)
     # All at once: evaluated step by step, a schedule would cost a short step more than all the rest of this loop.
     of_all = jax.jit(lambda steps: {k: jax.vmap(rate)(steps) for k, rate in training.rates.items()})
     rates = jax.tree.map(np.asarray, of_all(np.arange(config.steps)))
@@ -191,7 +188,8 @@ def fit(
             with watch("train"):
                 if step == start and engine.seeds:
                     _check_memory(engine, state, feed.data, xs)
-                state, metrics = engine.run(state, feed.data, xs)
+                go = run_first if step < training.first else engine.run
+                state, metrics = go(state, feed.data, xs)
                 # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
                 loss = check(*pending) if pending else None
             step += dispatch
@@ -318,8 +316,9 @@ class _Feed:
             each.close()
 
 
-def _fitting_dispatch(config: RunConfig, start: int) -> int:
-    """The largest number of steps up to ``config.dispatch`` that meets every evaluation, checkpoint and the end."""
-    stops = [n for n in (config.steps, config.eval_every, config.checkpoint_every, start) if n]
+def _fitting_dispatch(config: RunConfig, start: int, first: int) -> int:
+    """The largest number of steps up to ``config.dispatch`` that meets every evaluation, checkpoint and the end, and
+    the last of the ``first`` steps that are of another kind."""
+    stops = [n for n in (config.steps, config.eval_every, config.checkpoint_every, start, first) if n]
     common = math.gcd(*stops)
     return max(k for k in range(1, min(config.dispatch, common) + 1) if common % k == 0)

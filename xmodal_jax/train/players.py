@@ -37,8 +37,13 @@ class Players:
         ema=0.999,
     )
     """Of the generator. ``ema``: images are drawn with the average of its parameters."""
+    rehearsal: float = 0.0
+    """Share of all steps, the first ones, in which the generator learns alone what needs no opponent: to rebuild
+    images. The discriminator waits, and its schedule with it."""
 
     def __post_init__(self):
+        if not 0.0 <= self.rehearsal < 1.0:
+            raise ValueError(f"rehearsal is a share of the steps, 0 to below 1, got {self.rehearsal}")
         for name, one in self.each.items():
             if one.accumulate != 1:
                 raise ValueError(f"{name}.accumulate must be 1: two players take turns on whole batches")
@@ -106,10 +111,6 @@ def make_step(
     one for each gradient leaf in the order of the state's parameters.
     """
 
-    def update(name, grads, params, opt_state):
-        updates, opt_state[name] = tx[name].update(grads, opt_state[name], params[name])
-        params[name] = optax.apply_updates(params[name], updates)
-
     def discriminate(carry, part, made, key, step):
         params, opt_state, memory = dict(carry[0]), dict(carry[1]), carry[2]
         grad_fn = jax.value_and_grad(gan.d_loss, has_aux=True)
@@ -119,7 +120,7 @@ def make_step(
             params["discriminator"], memory, part, shown, key, step, axis_name=axis_name
         )
         loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
-        update("discriminator", grads, params, opt_state)
+        _update(tx, "discriminator", grads, params, opt_state)
         params["discriminator"] = gan.constrain(params["discriminator"])
         finite = jnp.concatenate([jnp.isfinite(loss)[None], trees.finite_leaves(grads)])
         metrics = {"loss": loss, **aux, "discriminator_grad_norm": trees.global_norm(grads)}
@@ -160,19 +161,54 @@ def make_step(
         )
         (grads,) = pull(shown)
         loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
-        update("generator", grads, params, opt_state)
-        average = state.ema
-        if average is not None:
-            # The average without the weight of the start: as if divided by 1 - decay^steps.
-            decay = optimizer.generator.ema
-            rate = (1.0 - decay) / (1.0 - decay ** (1.0 + state.step))
-            average = trees.ema(average, params["generator"], 1.0 - rate)
-        g_finite = trees.finite_leaves(grads)
-        finite = jnp.concatenate([d_finite[:1] & jnp.isfinite(loss), d_finite[1:], g_finite])
-        metrics |= {**aux, "generator_grad_norm": trees.global_norm(grads), "finite": finite}
-        return GANState(state.step + 1, params, opt_state, average, memory, state.key), metrics
+        metrics |= {**aux, "finite": d_finite.at[0].set(d_finite[0] & jnp.isfinite(loss))}
+        return _learn(tx, optimizer, state, grads, params, opt_state, memory, metrics)
 
     return step
+
+
+def make_rehearsal(
+    gan: GAN,
+    tx: Mapping[str, optax.GradientTransformation],
+    optimizer: Players,
+    *,
+    axis_name: str | None = None,
+) -> Callable:
+    """``step(state, batch) -> (state, metrics)`` as `make_step`'s, in which the generator learns alone
+    (`types.GAN.rehearse`), of the same rows; ``loss`` is its own."""
+
+    def step(state: GANState, batch: Batch) -> tuple[GANState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        part = batch if gan.d_steps == 1 else jax.tree.map(lambda x: _parts(x, gan.d_steps)[-1], batch)
+        (loss, (aux, memory)), grads = jax.value_and_grad(gan.rehearse, has_aux=True)(
+            state.params["generator"], state.memory, part, key, axis_name=axis_name
+        )
+        loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
+        waiting = trees.finite_leaves(state.params["discriminator"])
+        metrics = {**aux, "loss": loss, "finite": jnp.concatenate([jnp.isfinite(loss)[None], waiting])}
+        params, opt_state = dict(state.params), dict(state.opt_state)
+        return _learn(tx, optimizer, state, grads, params, opt_state, memory, metrics)
+
+    return step
+
+
+def _update(tx, name: str, grads, params, opt_state) -> None:
+    updates, opt_state[name] = tx[name].update(grads, opt_state[name], params[name])
+    params[name] = optax.apply_updates(params[name], updates)
+
+
+def _learn(tx, optimizer: Players, state: GANState, grads, params, opt_state, memory, metrics):
+    """The generator's step, the last of a round."""
+    _update(tx, "generator", grads, params, opt_state)
+    average = state.ema
+    if average is not None:
+        # The average without the weight of the start: as if divided by 1 - decay^steps.
+        decay = optimizer.generator.ema
+        rate = (1.0 - decay) / (1.0 - decay ** (1.0 + state.step))
+        average = trees.ema(average, params["generator"], 1.0 - rate)
+    finite = jnp.concatenate([metrics["finite"], trees.finite_leaves(grads)])
+    metrics = {**metrics, "generator_grad_norm": trees.global_norm(grads), "finite": finite}
+    return GANState(state.step + 1, params, opt_state, average, memory, state.key), metrics
 
 
 def _parts(x, count: int):
@@ -188,10 +224,21 @@ def evaluated(state: GANState) -> Params:
 
 def make_training(gan: GAN, optimizer: Players, steps: int, *, params: Params | None = None) -> Training:
     """What `train.loop.fit` needs to train ``gan`` for ``steps`` steps."""
-    tx = {name: make_optimizer(one, steps) for name, one in optimizer.each.items()}
+    rehearsals = int(optimizer.rehearsal * steps)
+    if rehearsals and gan.rehearse is None:
+        raise ValueError("optimizer.rehearsal needs images that are rebuilt: set model.reconstruction_weight")
+    waits = {"discriminator": rehearsals, "generator": 0}
+    tx = {name: make_optimizer(one, steps - waits[name]) for name, one in optimizer.each.items()}
+
+    def rate(name, one):
+        schedule = learning_rate(one, steps - waits[name])
+        return lambda step: schedule(jnp.maximum(step - waits[name], 0))
+
     return Training(
         make_init(gan, tx, optimizer, params=params),
         lambda axis: make_step(gan, tx, optimizer, axis_name=axis),
-        {f"{name}_learning_rate": learning_rate(one, steps) for name, one in optimizer.each.items()},
+        {f"{name}_learning_rate": rate(name, one) for name, one in optimizer.each.items()},
         evaluated,
+        rehearsals,
+        lambda axis: make_rehearsal(gan, tx, optimizer, axis_name=axis),
     )

@@ -45,6 +45,10 @@ class Training(NamedTuple):
     """Learning rates by name: step to rate."""
     evaluated: Callable[[Any], Params]
     """Of a state, the parameters to evaluate."""
+    first: int = 0
+    """So many steps at the start are of another kind."""
+    make_first: Callable[[str | None], Callable] | None = None
+    """What makes these, as ``make_step`` the others. A program of its own: a branch within one runs slower on a CPU."""
 
 
 def make_training(

@@ -90,7 +90,8 @@ def test_the_devices_do_not_change_several_steps_of_the_discriminator():
 def test_a_rehearsal_is_the_same_on_several_devices():
     gan = make(generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
     present = {"image": np.arange(16) % 7 != 3, "text": np.arange(16) % 5 != 4}
-    how = dict(layouts=[("pmap", 4, 1)], config=OPTIMIZER, make="make_rehearsal")
+    # Rounding grows on its way through the rounds of two competitions: every gradient differs by up to 1.1e-5.
+    how = dict(layouts=[("pmap", 4, 1)], config=OPTIMIZER, make="make_rehearsal", rtol=3e-5)
     assert_device_invariant(gan, {**make_batch(), "present": present}, **how)
 
 

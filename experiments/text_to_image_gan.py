@@ -25,7 +25,7 @@ from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.gan import GANConfig, make_gan
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
-from xmodal_jax.train import drawing, evaluate, figures
+from xmodal_jax.train import drawing, evaluate, figures, judging
 from xmodal_jax.train import drawing_report as panels
 from xmodal_jax.train.config import RunConfig, shrink
 from xmodal_jax.train.finish import finish
@@ -99,7 +99,7 @@ def main(config: Config) -> None:
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])["image"].shape[1:]
         scripts = {k: Script(part) for k, part in (*splits.tests.items(), ("validation", splits.validation))}
-        panel = drawing.Panel(config.judge, splits.train, scripts)
+        panel = judging.Panel(config.judge, splits.train, scripts)
     size = config.batch_size * model.d_steps
     loader = Loader(source, batch_size=size, seed=config.seed, transform=transform)
 

@@ -3,6 +3,7 @@
     python experiments/translate.py --from photo.png --to text --runs runs/captioning
     python experiments/translate.py --from clip.wav --to text --runs runs/speech_recognition
     python experiments/translate.py --from "a red circle" --to speech --runs runs/speech_synthesis
+    python experiments/translate.py --from "a red circle" --to image --copies 8 --runs runs/text_to_image_gan
     python experiments/translate.py --from photos/ --to speech --runs runs/captioning runs/speech_synthesis
 
 What is made lies in the run's directory, `out/`, and in its report.
@@ -33,10 +34,14 @@ class Config:
 
     source: Annotated[str, tyro.conf.arg(name="from")]
     """A file (picture, sound, video, or .txt with a text per line), a folder of such files, or the words themselves."""
-    to: Literal["text", "speech"]
+    to: Literal["text", "speech", "image"]
     """What to make."""
     runs: tuple[pathlib.Path, ...]
-    """Trained runs of captioning.py, speech_recognition.py and speech_synthesis.py."""
+    """Trained runs of captioning.py, speech_recognition.py, speech_synthesis.py and text_to_image_gan.py."""
+    copies: int = 1
+    """How often each input is translated; pictures of the same words differ."""
+    seed: int = 0
+    """Of what words leave open in pictures."""
     speaker: str | None = None
     """Whose voice speaks, by its name in the run that speaks; None: the first."""
     rate: float = 1.0
@@ -50,21 +55,29 @@ class Config:
     smoke: bool = False
     """As for the other experiments; there is nothing to shorten."""
 
+    def __post_init__(self):
+        if self.copies < 1:
+            raise ValueError(f"--copies must be at least 1, got {self.copies}")
+
 
 def main(config: Config) -> None:
     runtime.configure()
     watch = runtime.Stopwatch()
     problems = Problems(config.on_bad_example)
-    target = {"text": "text", "speech": "audio"}[config.to]
+    target = {"text": "text", "speech": "audio", "image": "image"}[config.to]
 
     with watch("restore"):
         found = find_inputs(config.source)
-        known = [load_translator(run, writing=config.writing, rate=config.rate) for run in config.runs]
+        how = dict(writing=config.writing, rate=config.rate, noise=config.seed)
+        known = [load_translator(run, **how) for run in config.runs]
         steps = chain(known, found.modality, target)
     run = Run.create(config.run_dir, config)
 
     with watch("data"):
         names, inputs = read_inputs(found, steps[0], problems)
+        if config.copies > 1:
+            names = [f"{name}-{k}" for name in names for k in range(1, config.copies + 1)]
+            inputs = [x for x in inputs for _ in range(config.copies)]
     with watch("translate"):
         stages = translate(steps, inputs, speaker=config.speaker)
     write_outputs(run.path / "out", names, stages[-1], sample_rate=steps[-1].sample_rate)

@@ -21,11 +21,13 @@ from xmodal_jax.models.towers import Augment
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.preprocess.image import to_float
-from xmodal_jax.train import drawing
+from xmodal_jax.train import drawing, judging
 from xmodal_jax.train import drawing_report as panels
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.report import Report
+from xmodal_jax.train.restore import load_translator
 from xmodal_jax.train.run import to_json
+from xmodal_jax.train.translating import write_outputs
 from xmodal_jax.train.writing import Script, Writer
 from xmodal_jax.types import GAN
 
@@ -42,6 +44,46 @@ def drawn_at_random(init, *args):
 def stub(predict):
     """A GAN that only draws."""
     return GAN(None, None, None, None, None, predict, 1)
+
+
+def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
+    """The average of the generator, by the run's own tokenizer; and a run that knows no words is refused."""
+    config = dataclasses.replace(
+        PLAYERS, auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8),
+        generator=GeneratorConfig("mlp", noise=5, width=8),
+    )  # fmt: skip
+    tokenizer = train_tokenizer(["a red star", "a blue ring"], "word")
+    sizes = dict(vocab_size=tokenizer.vocab_size, length=6, classes=0)
+    gan = make_gan(config, shape=(6, 7, 3), **sizes)
+    params, memory = drawn_at_random(gan.init, jax.random.key(0), {})
+    average = jax.tree.map(lambda x: 0.5 * x, params["generator"])
+    meta = {
+        "config": {"model": to_json(config)},
+        "source": "text",
+        "target": "image",
+        "shape": (6, 7, 3),
+        **sizes,
+    }
+    kept = Checkpoints(tmp_path / "run" / "checkpoints")
+    state = {"params": params, "ema": average, "memory": memory}
+    kept.save(1, state, meta | {"tokenizer": tokenizer.files(), "seeds": [0]})
+    kept.close()
+    loaded = load_translator(tmp_path / "run", noise=3)
+    assert (loaded.source, loaded.target, loaded.shape) == ("text", "image", (6, 7, 3))
+    words = ["a red star", "a red star", "a blue ring"]
+    artist = drawing.Artist(gan, Tokenize(tokenizer, 6), noise=5)
+    asked = artist.asked(ArraySource({"caption": np.array(words, object)}))
+    wanted = artist({"generator": average, "memory": memory}, asked, artist.draw_noise(3, 3))
+    found = loaded.apply(words)
+    np.testing.assert_array_equal(np.stack(found), wanted)
+    assert (found[0] != found[1]).any()
+    paths = write_outputs(tmp_path, ["one", "two"], found[:2], sample_rate=0)
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), found[1])
+    kept = Checkpoints(tmp_path / "other" / "checkpoints")
+    kept.save(1, state, meta | {"seeds": [0]})
+    kept.close()
+    with pytest.raises(ValueError, match="text_to_image_gan.py with captions"):
+        load_translator(tmp_path / "other")
 
 
 # -- the artist ---------------------------------------------------------------------------------------
@@ -102,7 +144,7 @@ def shapes(split):
     return SpokenShapes(split, size=N, modalities=("text", "image"), image_size=16)
 
 
-class Reader(drawing.Judge):
+class Reader(judging.Judge):
     """Knows the split's pictures and reads their captions off them; others say nothing to it."""
 
     def __init__(self, script, images, compares=True):
@@ -133,14 +175,14 @@ def gallery():
     images = script.source.batch(np.arange(N))["image"]
     judge = Reader(script, images)
     train = shapes("train").batch(np.arange(N))["image"]
-    return judge, drawing.exhibit(script, judge), judge.features(train), train
+    return judge, judging.exhibit(script, judge), judge.features(train), train
 
 
 def test_few_captions_are_chosen_among_and_their_number_said(gallery):
     judge, _, train, _ = gallery
     few = Script(Subset(shapes("test"), np.arange(7)))
     images = few.source.batch(np.arange(7))["image"]
-    found = drawing.scores(judge, images, drawing.exhibit(few, judge), train, "")
+    found = judging.scores(judge, images, judging.exhibit(few, judge), train, "")
     twins = max(few.meanings.count(m) for m in few.meanings)
     assert found[f"r_precision_of_{8 - twins}"] == 1.0 and "r_precision" not in found
 
@@ -148,8 +190,8 @@ def test_few_captions_are_chosen_among_and_their_number_said(gallery):
 def test_a_perfect_artist_is_told_from_one_that_draws_the_same_each_time(gallery):
     judge, shown, train, _ = gallery
     np.testing.assert_array_equal(shown.features, judge.features(shown.images))
-    best = drawing.scores(judge, shown.images, shown, train, "test/")
-    same = drawing.scores(judge, np.repeat(shown.images[:1], N, axis=0), shown, train, "test/")
+    best = judging.scores(judge, shown.images, shown, train, "test/")
+    same = judging.scores(judge, np.repeat(shown.images[:1], N, axis=0), shown, train, "test/")
     assert all(name.startswith("test/") and isinstance(value, float) for name, value in best.items())
     for name in ("factor_accuracy", "exact_accuracy", "sentence_share", "colour_accuracy", "number_accuracy"):
         assert best[f"test/{name}"] == 1.0
@@ -166,7 +208,7 @@ def test_a_perfect_artist_is_told_from_one_that_draws_the_same_each_time(gallery
 
 def test_an_artist_that_copies_is_found_out(gallery):
     judge, shown, train, pictures = gallery
-    copied = drawing.scores(judge, pictures, shown, train, "")
+    copied = judging.scores(judge, pictures, shown, train, "")
     assert copied["nearest_train"] == 0.0 and copied["factor_accuracy"] < 0.1
     assert copied["kid"] == copied["kid_real"]  # as many training pictures, in the same subsets
 
@@ -174,7 +216,7 @@ def test_an_artist_that_copies_is_found_out(gallery):
 def test_a_judge_that_does_not_compare_gives_no_precision(gallery):
     judge, shown, train, _ = gallery
     plain = Reader(shown.script, shown.images, compares=False)
-    found = drawing.scores(plain, shown.images, shown, train, "")
+    found = judging.scores(plain, shown.images, shown, train, "")
     assert "r_precision" not in found and found["factor_accuracy"] == 1.0
 
 
@@ -201,7 +243,7 @@ def test_a_judge_is_a_captioning_run(tmp_path):
     model, method, tokenizer, params = save_run(tmp_path)
     images, train, drawn = np.random.default_rng(0).integers(0, 256, (3, N, 8, 8, 3)).astype(np.uint8)
     script = Script(ArraySource({"image": images, "caption": np.array(TEXTS, object)}))
-    panel = drawing.Panel(tmp_path, ArraySource({"image": train}), {"test": script})
+    panel = judging.Panel(tmp_path, ArraySource({"image": train}), {"test": script})
     judge = panel.judge
     assert judge.compares and judge.shape == (8, 8, 3)
     ways = {"greedy": Writing("greedy")}
@@ -221,15 +263,15 @@ def test_a_judge_is_a_captioning_run(tmp_path):
     np.testing.assert_allclose(seen, wanted["image"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(read, wanted["text"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm([seen, read], axis=2), 1.0, rtol=1e-5)
-    shown = drawing.exhibit(script, judge)
-    one = drawing.scores(judge, drawn, shown, judge.features(train), "test/")
+    shown = judging.exhibit(script, judge)
+    one = judging.scores(judge, drawn, shown, judge.features(train), "test/")
     assert one == panel.all_scores({"test": drawn}) and "test/r_precision" in one
     assert panel.captions(drawn) == judge.captions(drawn)
 
 
 def test_without_a_judge_nothing_is_said():
     script = Script(ArraySource({"caption": np.array(["red"], object)}))
-    panel, drawn = drawing.Panel(None, script.source, {"test": script}), np.zeros((1, 2, 2, 3), np.uint8)
+    panel, drawn = judging.Panel(None, script.source, {"test": script}), np.zeros((1, 2, 2, 3), np.uint8)
     assert panel.all_scores({"test": drawn}) == {} and panel.captions(drawn) is None
 
 
@@ -241,7 +283,7 @@ def test_other_runs_do_not_judge(tmp_path, facts):
     kept.save(1, {"params": {"w": jnp.ones(2)}}, {"config": {}, "step": 1, **facts})
     kept.close()
     with pytest.raises(ValueError, match="cannot judge pictures: give a run of captioning.py"):
-        drawing.Judge(tmp_path)
+        judging.Judge(tmp_path)
 
 
 # -- pages --------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.text import Tokenize, Tokenizer, tokenizer_from
-from xmodal_jax.models.gan import Captioner
+from xmodal_jax.models.gan import Captioner, GANConfig, make_gan
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_describer
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.train.checkpoint import Kept, restore_run
+from xmodal_jax.train.drawing import Artist
 from xmodal_jax.train.speaking import Speaker
 from xmodal_jax.train.writing import Writer
 
@@ -54,10 +55,11 @@ class Translator(NamedTuple):
     source: str
     """The modality that it takes."""
     target: str
-    """The modality that it makes: text or audio."""
+    """The modality that it makes: text, audio or image."""
     apply: Callable[..., list]
     """Examples to examples: texts; pictures or videos, uint8, of ``shape``; sounds ``[T]``, int16 or floats in [-1, 1].
-    One that speaks takes the numbers of the ``speakers`` as second argument (by default the first of them)."""
+    One that speaks takes the numbers of the ``speakers`` as second argument (by default the first of them). One that
+    draws makes another picture each time the same text is among the examples."""
     sample_rate: int
     """Of the sounds that it takes or makes, Hz."""
     shape: tuple[int, ...] = ()
@@ -67,10 +69,15 @@ class Translator(NamedTuple):
 
 
 def load_translator(
-    run: pathlib.Path, *, writing: Writing | None = None, rate: float = 1.0, seed: int | None = None
+    run: pathlib.Path,
+    *,
+    writing: Writing | None = None,
+    rate: float = 1.0,
+    noise: int = 0,
+    seed: int | None = None,
 ) -> Translator:
     """A run's newest checkpoint: of captioning, recognition (``writing``: how text is generated, None for as the run
-    was told) or synthesis (``rate``: above 1 speaks faster).
+    was told), synthesis (``rate``: above 1 speaks faster) or drawing (``noise``: a seed for what the text leaves open).
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -82,8 +89,11 @@ def load_translator(
             return _writer(kept, writing)
         case "audio":
             return _speaker(kept, rate, run)
+        case "image" if kept.meta.get("tokenizer"):
+            return _artist(kept, noise)
     raise ValueError(
-        f"{run} translates nothing: give a run of captioning.py, speech_recognition.py or speech_synthesis.py"
+        f"{run} translates nothing: give a run of captioning.py, speech_recognition.py, speech_synthesis.py, or of "
+        "text_to_image_gan.py with captions"
     )
 
 
@@ -177,3 +187,20 @@ def _speaker(kept: Kept, rate: float, run: pathlib.Path) -> Translator:
         return speak(kept.params, asked).waves
 
     return Translator("text", "audio", apply, model.features.sample_rate, speakers=names)
+
+
+def _artist(kept: Kept, noise: int) -> Translator:
+    meta = kept.meta
+    model, shape, length = from_json(GANConfig, meta["config"]["model"]), tuple(meta["shape"]), meta["length"]
+    tokenizer = tokenizer_from(meta["tokenizer"])
+    sizes = dict(vocab_size=tokenizer.vocab_size, length=length, classes=meta["classes"])
+    dimensions = model.generator.noise
+    draw = Artist(
+        make_gan(model, shape=shape, **sizes), Tokenize(tokenizer, length), noise=dimensions, batch_size=BATCH
+    )
+
+    def apply(texts: Sequence[str]) -> list[np.ndarray]:
+        asked = draw.asked(ArraySource({"caption": np.asarray(texts, object)}))
+        return list(draw(kept.params, asked, draw.draw_noise(len(texts), noise)))
+
+    return Translator("text", "image", apply, 0, shape=shape)

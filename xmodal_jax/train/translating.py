@@ -131,16 +131,20 @@ def translate(
 
 
 def write_outputs(folder: Path, names: Sequence[str], made: Sequence[Any], *, sample_rate: int) -> list[Path]:
-    """One file for each: ``.txt`` or 16-bit ``.wav``, named after its input."""
+    """One file for each: ``.txt``, ``.png`` or 16-bit ``.wav``, named after its input."""
     import soundfile
+    from PIL import Image
 
     paths = []
     for name, content in zip(names, made, strict=True):
         path = folder / name.replace(":", "-")
-        path = path.with_name(path.name + (".txt" if isinstance(content, str) else ".wav"))
+        kind = ".txt" if isinstance(content, str) else ".png" if content.ndim == 3 else ".wav"
+        path = path.with_name(path.name + kind)
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
             write_atomic(path, content + "\n")
+        elif kind == ".png":
+            Image.fromarray(content if content.shape[2] > 1 else content[..., 0]).save(path)
         else:
             wave = content if content.dtype == np.int16 else to_pcm(content)
             soundfile.write(path, wave, sample_rate, subtype="PCM_16")

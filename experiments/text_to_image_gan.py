@@ -58,7 +58,7 @@ class Config(RunConfig):
     """Rounds: each player's step, the discriminator's ``model.d_steps`` times; the first are rehearsals."""
     batch_size: int = 32
     """Examples of each player's step, over all devices together."""
-    eval_every: int = 1200
+    eval_every: int = 1800
     """Rounds between evaluations on validation data; 0: only at the end."""
     judge: pathlib.Path | None = None
     """A run of captioning.py that judges the pictures; None: they are only shown."""
@@ -75,7 +75,7 @@ class Config(RunConfig):
     """Both players and their objective."""
     optimizer: Players = Players(
         rehearsal=0.6, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
-        generator=Optimizer(name="muon", learning_rate=5e-3, b1=0.5, clip_norm=5.0, ema=0.99),
+        generator=Optimizer(name="muon", learning_rate=5e-3, final_scale=0.15, b1=0.5, clip_norm=5.0, ema=0.99),
     )  # fmt: skip
     """Optimizers and schedules."""
 

@@ -451,7 +451,10 @@ def make_gan(
         return {**params, **adversarial.clip_weights(_judging(params), config.clip)}
 
     def predict(params, batch: Batch) -> Float[Array, "batch height width channels"]:
-        memory = {"generator": {}, **params["memory"]}  # statistics that there are none of are in no checkpoint
+        memory = {
+            "generator": {},
+            **params["memory"],
+        }  # statistics that there are none of are in no checkpoint
         made, _ = network().draw(params["generator"], memory, batch, batch["noise"], None)
         return made["image"]
 

@@ -18,21 +18,30 @@ from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.transformer import MLP, TransformerBlock
 from xmodal_jax.types import Condition, ExampleKeys
 
+BEYOND = 4
+"""Cells beyond either end of an object that count where it fades out: enough down to cells of a fifth of a pixel."""
+
 
 def placing(
     centre: Float[Array, "*batch"], half: Float[Array, "*batch"], *, pixels: int, cells: int
 ) -> Float[Array, "*batch {pixels} {cells}"]:
-    """Which share of each of a row of ``pixels`` each of a row of ``cells`` covers.
+    r"""How much each of a row of ``pixels`` is of each of a row of ``cells``.
 
-    The pixels share [0, 1], the cells ``[centre - half, centre + half]``. The sum over cells is 1 inside and 0 outside,
-    so that resampling by it neither brightens nor aliases, and it is piecewise linear in centre and half. What the
-    filter bank of DRAW (Gregor et al. 2015, arXiv:1502.04623, eq. 19-26) is with Gaussians, with areas.
+    The pixels share [0, 1], the cells ``[centre - half, centre + half]``. Linear interpolation between the middles of
+    cells, ``w_ij = t_ij / sum_k t_ik`` with ``t_ij = max(0, 1 - |x_i - c_j| / s)``: s is the distance of two cells, or
+    of two pixels where that is larger, so that shrinking does not alias. The sum over k has ``BEYOND`` more cells at
+    either end: well inside a row of weights adds up to 1, outside to 0, and between it falls off, smoothly in both
+    arguments, so that objects can learn their places. (The filter bank of DRAW, Gregor et al. 2015, arXiv:1502.04623,
+    eq. 19-26, with triangles in place of Gaussians.)
     """
-    start = lambda count, axis: jnp.expand_dims(
-        jnp.arange(count, dtype=jnp.float32), [*range(centre.ndim), axis]
+    middles = lambda low, high, axis: jnp.expand_dims(
+        jnp.arange(low, high) + 0.5, [*range(centre.ndim), axis]
     )
-    edges = (centre - half)[..., None, None] + start(cells + 1, -2) * (2.0 * half / cells)[..., None, None]
-    return jnp.diff(jnp.clip(pixels * edges - start(pixels, -1), 0.0, 1.0), axis=-1)
+    step = 2.0 * half[..., None, None] / cells
+    of = (centre - half)[..., None, None] + middles(-BEYOND, cells + BEYOND, -2) * step
+    spread = jnp.maximum(step, 1.0 / pixels)
+    near = jnp.maximum(1.0 - jnp.abs(middles(0, pixels, -1) / pixels - of) / spread, 0.0)
+    return near[..., BEYOND:-BEYOND] / (near.sum(axis=-1, keepdims=True) + 1e-6)
 
 
 class SlotAttention(nn.Module):

@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     runtime.configure()
     watch = runtime.Stopwatch()
     problems = Problems(config.on_bad_example)
-    target = {"text": "text", "speech": "audio", "image": "image"}[config.to]
+    target = "audio" if config.to == "speech" else config.to
 
     with watch("restore"):
         found = find_inputs(config.source)

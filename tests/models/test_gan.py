@@ -406,6 +406,10 @@ def test_images_follow_noise_and_caption_and_no_other_example(trained):
             ),
             marks=pytest.mark.slow,
         ),
+        dict(
+            condition="sentence", auxiliary_weight=0.0, generator=dataclasses.replace(OBJECTS, conditioning=3),
+            **REBUILT,
+        ),
     ],
 )  # fmt: skip
 def test_every_kind_trains_both_players(changes):

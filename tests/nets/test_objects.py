@@ -91,7 +91,7 @@ def test_an_image_is_its_objects_one_over_the_other(generator):
     image = jax.jit(apply)(NOISE, CONDITION)
     content = apply(CONDITION, B, method="contents")
     own = NOISE.reshape(B, K + 1, 3)[:, 1:]
-    rows, columns = exact(apply(content, content, own, method="_places"))
+    rows, columns = exact(apply(content, own, method="_places"))
     p, looks = exact(params), np.asarray(content, np.float64)
     leaky = lambda x: np.where(x > 0, x, 0.2 * x)
     dense = lambda name, x: x @ p[name]["kernel"] + p[name]["bias"]

@@ -241,31 +241,27 @@ def make_gan(
 
     def generate(generator: Params, memory, batch: Batch, key: Key, *, axis_name: str | None = None):
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
-        noise = jax.vmap(lambda k: jax.random.normal(k, (config.generator.noise,)))(
-            fold_in_name(keys, "noise")
-        )
-        net = network(axis_name)
-        found = {}
-        if config.reconstruction_weight:
-            drawn, kl = find(net, generator, memory, batch, noise, keys)
-            noise, found = jnp.where(rebuilt(batch)[:, None], drawn, noise), {"posterior_kl": kl}
-        made, statistics = net.draw(generator, memory, batch, noise, keys)
-        return {**made, **found}, {**memory, "generator": statistics}
-
-    def find(net, generator, memory, batch, noise, keys):
-        """The noise of the batch's images, drawn with ``noise``, and its KL."""
-        image = to_float(batch["image"])
-        view = View(image, captioner.see(memory["captioner"], image) if config.projected else None)
-        return net.infer(generator, memory, batch, view, noise, fold_in_name(keys, "posterior"))
+        return make(generator, memory, batch, keys, rebuilt(batch), axis_name)
 
     def rehearse(generator: Params, memory, batch: Batch, key: Key, *, axis_name: str | None = None):
-        net, keys = network(axis_name), fold_in_name(example_keys(key, batch["index"]), "rehearse")
-        size = (config.generator.noise,)
+        keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
+        everyone = jnp.ones(len(batch["index"]), bool)
+        made, memory = make(generator, memory, batch, keys, everyone, axis_name)
+        loss, aux = rebuilding(made, batch, weights(batch), axis_name)
+        return loss, (aux, memory)
+
+    def make(generator, memory, batch, keys, again, axis_name):
+        """Images of what the batch asks for: of noise, or ``again`` of that which its own images are found to have."""
+        net, size = network(axis_name), (config.generator.noise,)
         noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
-        noise, kl = find(net, generator, memory, batch, noise, keys)
-        made, statistics = net.draw(generator, memory, batch, noise, keys)
-        loss, aux = rebuilding({**made, "posterior_kl": kl}, batch, weights(batch), axis_name)
-        return loss, (aux, {**memory, "generator": statistics})
+        condition, made = net.asked(generator, memory, batch, keys)
+        if config.reconstruction_weight:
+            image = to_float(batch["image"])
+            view = View(image, captioner.see(memory["captioner"], image) if config.projected else None)
+            found, kl = net.infer(generator, condition, view, noise, fold_in_name(keys, "posterior"))
+            noise, made = jnp.where(again[:, None], found, noise), {**made, "posterior_kl": kl}
+        image, statistics = net.draw(generator, memory, condition, noise, keys)
+        return {**made, "image": image}, {**memory, "generator": statistics}
 
     def rebuilding(made, batch, which, axis_name):
         """The loss of the images of which every one in ``which`` is to be the batch's."""
@@ -455,8 +451,9 @@ def make_gan(
             "generator": {},
             **params["memory"],
         }  # statistics that there are none of are in no checkpoint
-        made, _ = network().draw(params["generator"], memory, batch, batch["noise"], None)
-        return made["image"]
+        net, player = network(), params["generator"]
+        condition, _ = net.asked(player, memory, batch, None)
+        return net.draw(player, memory, condition, batch["noise"], None)[0]
 
     alone = rehearse if config.reconstruction_weight else None
     return GAN(init, generate, d_loss, g_loss, constrain, predict, config.d_steps, alone)

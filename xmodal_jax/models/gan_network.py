@@ -173,21 +173,22 @@ class Network:
         mask = batch.get("text_mask", batch["text"] != 0)
         return Condition(*self.text.apply({"params": params}, batch["text"], mask, keys=keys))
 
-    def draw(self, player: Params, memory, batch: Batch, noise, keys: ExampleKeys | None):
-        """``{"image", "kl"}`` and the new statistics."""
+    def asked(self, player: Params, memory, batch: Batch, keys: ExampleKeys | None):
+        """The condition as the generator is given it, and what that costs: ``{"kl"}`` of conditioning augmentation."""
         condition = self.condition(player, memory, batch, keys)
-        made = {}
         if self.config.condition == "sentence":
             condition = condition._replace(words=None)
-        if "augmentation" in player:
-            extra = None
-            if keys is not None:
-                size = (self.config.generator.conditioning,)
-                extra = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "conditioning"))
-            vector, made["kl"] = self.augmentation.apply(
-                {"params": player["augmentation"]}, condition.vector, extra
-            )
-            condition = condition._replace(vector=vector)
+        if "augmentation" not in player:
+            return condition, {}
+        extra = None
+        if keys is not None:
+            size = (self.config.generator.conditioning,)
+            extra = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "conditioning"))
+        vector, kl = self.augmentation.apply({"params": player["augmentation"]}, condition.vector, extra)
+        return condition._replace(vector=vector), {"kl": kl}
+
+    def draw(self, player: Params, memory, condition: Condition, noise, keys: ExampleKeys | None):
+        """Images of what is `asked`, and the new statistics."""
         variables = {"params": player["net"], "batch_stats": memory["generator"]}
         if keys is None or not memory["generator"]:
             image, statistics = (
@@ -199,11 +200,11 @@ class Network:
                 variables, noise, condition, keys=keys, mutable=["batch_stats"]
             )
             statistics = changed["batch_stats"]
-        return {**made, "image": image}, statistics
+        return image, statistics
 
-    def infer(self, player: Params, memory, batch: Batch, view: View, noise, keys: ExampleKeys):
-        """The noise that would make the images, drawn with ``noise``, and its KL to N(0, I) in nats ``[B]``."""
-        condition = self.condition(player, memory, batch, keys)
+    def infer(self, player: Params, condition: Condition, view: View, noise, keys: ExampleKeys):
+        """The noise that would make the images, drawn with ``noise``, and its KL to N(0, I) in nats ``[B]``.
+        ``condition``: what was `asked`."""
         given = self._clues(player["net"], view, condition)
         mean, log_variance = self.posterior.apply({"params": player["posterior"]}, *given, keys=keys)
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum(axis=-1)

@@ -363,7 +363,7 @@ class GeneratorConfig:
     objects: int = 3
     """How many objects an image is composed of at most ("objects")."""
     look_noise: int = 0
-    """Dimensions of each object's noise that change its look, and not only its place ("objects")."""
+    """Dimensions of each object's noise that change its look, and not only its place and size ("objects")."""
     conditioning: int = 0
     """Dimensions of the sentence after conditioning augmentation; 0: the sentence as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -120,7 +120,7 @@ class ObjectGenerator(nn.Module):
 
     The noise is split into as many equal parts as there are objects, and one for the background. Object k is a square
     of ``cells`` by ``cells`` colours and opacities, each a mixture of ``planes``, both made of what it is (and of the
-    first ``look_noise`` dimensions of its noise), as is its size; its centre is made of all objects and their noise by
+    first ``look_noise`` dimensions of its noise); its centre and size are made of all objects and their noise by
     self-attention, so that they can keep the order that the condition asks for. Each is resampled into the image
     (`placing`) and covers those before it: ``image = (1 - opacity_k) image + opacity_k colour_k``, after AIR (Eslami
     et al. 2016, arXiv:1603.08575) and GIRAFFE (Niemeyer & Geiger 2021, arXiv:2011.12100).
@@ -170,7 +170,7 @@ class ObjectGenerator(nn.Module):
         looks = content
         if self.look_noise:
             looks = looks + self.variety(own[..., : self.look_noise])
-        rows, columns = self._places(content, looks, own)
+        rows, columns = self._places(content, own)
         drawn = jnp.einsum("bkip,bkpqc,bkjq->bkijc", rows, self._draw(looks), columns)
         color = nn.sigmoid(self.background[1](nn.gelu(self.background[0](behind))).astype(jnp.float32))
         image = color[:, None, None, :]
@@ -178,15 +178,16 @@ class ObjectGenerator(nn.Module):
             image = image * (1.0 - drawn[:, k, ..., -1:]) + drawn[:, k, ..., :-1]
         return keep_rows(2.0 * image - 1.0)
 
-    def _places(self, content, looks, own):
+    def _places(self, content, own):
         """How each object's rows and columns lie on the image's."""
         x = content + self.chance(own)
         for block in self.arrange:
             x = block(x)
+        x = self.norm(x)
         # Into (-1, 1), with a slope that falls slower than tanh's: what lies at the border can be moved.
         bound = lambda x: x.astype(jnp.float32) / jnp.sqrt(1.0 + jnp.square(x.astype(jnp.float32)))
-        centre = 0.5 + 0.5 * bound(self.centre(self.norm(x)))
-        half = 0.3 / math.sqrt(self.objects) * jnp.exp(0.5 * bound(self.size(self.norm(x)))[..., 0])
+        centre = 0.5 + 0.5 * bound(self.centre(x))
+        half = 0.3 / math.sqrt(self.objects) * jnp.exp(0.5 * bound(self.size(x))[..., 0])
         height, width, _ = self.shape
         rows = placing(centre[..., 1], half, pixels=height, cells=self.cells)
         return rows, placing(centre[..., 0], half, pixels=width, cells=self.cells)

@@ -184,7 +184,7 @@ def make_rehearsal(
             state.params["generator"], state.memory, part, key, axis_name=axis_name
         )
         loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
-        waiting = trees.finite_leaves(state.params["discriminator"])
+        waiting = jnp.ones(len(jax.tree.leaves(state.params["discriminator"])), bool)
         metrics = {**aux, "loss": loss, "finite": jnp.concatenate([jnp.isfinite(loss)[None], waiting])}
         params, opt_state = dict(state.params), dict(state.opt_state)
         return _learn(tx, optimizer, state, grads, params, opt_state, memory, metrics)

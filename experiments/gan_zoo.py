@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -52,14 +53,9 @@ ENTRANTS: dict[str, dict[str, Any]] = {
 """What each changes of the configuration of the model."""
 
 COLUMNS = {
-    "kid": "KID",
-    "fid": "FID",
-    "factor_accuracy": "factors right",
-    "exact_accuracy": "captions right",
-    "precision": "precision",
-    "recall": "recall",
-    "coverage": "coverage",
-}
+    "kid": "KID", "fid": "FID", "factor_accuracy": "factors right", "exact_accuracy": "captions right",
+    "precision": "precision", "recall": "recall", "coverage": "coverage",
+}  # fmt: skip
 ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0)
 SHOWN = 12
 
@@ -98,6 +94,11 @@ class Config(Drawing):
             raise ValueError(f"--objectives: {unknown or 'none'} given, choose of {', '.join(ENTRANTS)}")
 
 
+def _result(config: Drawing) -> dict[str, Any]:
+    file = config.run_dir / "result.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def main(config: Config) -> None:
     runtime.configure()
     watch, problems = runtime.Stopwatch(), Problems(config.input.on_bad_example)
@@ -112,7 +113,8 @@ def main(config: Config) -> None:
         own = Drawing(**shared | dict(model=model, run_dir=run.path / name))
         with watch(name):
             try:
-                draw(own)
+                if not (config.resume and _result(own).get("steps", 0) >= config.steps):
+                    draw(own)
             except NonFiniteError as error:
                 if config.on_divergence == "stop":
                     raise
@@ -122,20 +124,19 @@ def main(config: Config) -> None:
                 continue
         if not run.writes:
             continue
-        result = json.loads((run.path / name / "result.json").read_text())
-        found = {k.removeprefix("test/"): v for k, v in result["metrics"].items() if k.startswith("test/")}
-        values = {k: result.get("per_seed", {}).get(f"test/{k}", found[k]) for k in COLUMNS if k in found}
-        milliseconds = 1e3 * result["timing"]["train"] / result["steps"]
-        values |= {"diverged": float(len(result["diverged"])), "step_ms": milliseconds}
+        result = _result(own)
+        found = result["metrics"] | result.get("per_seed", {})
+        values = {k: found[f"test/{k}"] for k in COLUMNS if f"test/{k}" in found}
+        seconds = (result["timing"]["train"] or math.nan) / max(result["steps"] - result["resumed"], 1)
+        values |= {"diverged": float(len(result["diverged"])), "step_ms": 1e3 * seconds}
         run.log(number, {f"{name}/{k}": value for k, value in values.items()})
         metrics |= {f"{name}/{k}": value for k, value in values.items()}
         scores = [format_value(values[k]) if k in values else "" for k in COLUMNS]
-        rows.append([name, *scores, f"{len(result['diverged'])} of {config.seeds}", f"{milliseconds:.0f}"])
-        drawn = sorted((run.path / name / "drawn").glob("*.png"))[:SHOWN]
+        rows.append([name, *scores, f"{len(result['diverged'])} of {config.seeds}", f"{1e3 * seconds:.0f}"])
+        drawn = sorted((own.run_dir / "drawn").glob("*.png"))[:SHOWN]
         pictures += [np.asarray(Image.open(path)) for path in drawn]
     if not run.writes:
         return
-
     report = Report("Objectives of the conditional GAN", f"{config.data} · {config.steps} rounds")
     head = ["objective", *COLUMNS.values(), "diverged", "ms per round, all seeds"]
     note = "Mean and standard deviation over the seeds that did not diverge."

@@ -141,8 +141,8 @@ def main(config: Config) -> None:
         panels.write_pictures(run.path / "drawn", images[:KEPT], texts[:KEPT])
         panels.write_pictures(run.path / "real", real[:KEPT], texts[:KEPT])
     finish(
-        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
-        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+        run, report, metrics, headline=headline[:4], problems=problems, watch=watch, seeds=fitted.seeds,
+        diverged=fitted.diverged, steps=fitted.steps, resumed=fitted.resumed, parameters=trees.count(params),
     )  # fmt: skip
 
 

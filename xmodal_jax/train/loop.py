@@ -52,6 +52,8 @@ class Fitted(NamedTuple):
     """Those that training finished with."""
     diverged: list[int]
     """Those that were dropped on the way (``config.on_divergence``)."""
+    resumed: int = 0
+    """The step that training went on from."""
 
     @property
     def params(self) -> list[Any]:
@@ -237,7 +239,7 @@ def fit(
                 break
         with watch("checkpoint"):
             checkpoints.wait()
-    return Fitted(state, engine, step, training, [seed for seed in seeds if seed not in lost], lost)
+    return Fitted(state, engine, step, training, [seed for seed in seeds if seed not in lost], lost, start)
 
 
 def _of_each_seed(state: Any, engine: Engine, training: Training) -> list[Any]:

@@ -66,7 +66,7 @@ class Config(RunConfig):
     """Another run of captioning.py: the generator is trained to draw what it describes as asked. Its tokenizer is
     used."""
     model: GANConfig = GANConfig(
-        generator=GeneratorConfig("objects", noise=32), projected=True, auxiliary_weight=0.0, kl_weight=8.0,
+        generator=GeneratorConfig("objects", noise=12), projected=True, auxiliary_weight=0.0, kl_weight=8.0,
         discriminator=EncoderConfig("convnet", width=32, norm="none"),
         encoder=EncoderConfig("convnet", width=64, norm="none", token_positions=True),
         penalty="r1", penalty_weight=5.0, penalty_every=4,

@@ -58,7 +58,7 @@ def begin(gan, optimizer=OPTIMIZER, batch=None):
 
 
 REBUILT = dict(reconstruction_weight=1.0, encoder=EncoderConfig("mlp", width=8, depth=1))
-OBJECTS = GeneratorConfig("objects", noise=6, width=8, heads=2, objects=2)
+OBJECTS = GeneratorConfig("objects", noise=9, width=8, heads=2, objects=2)
 
 GLOBAL = dict(
     generator=dataclasses.replace(CONFIG.generator, modulation="batch_norm", conditioning=3),
@@ -297,6 +297,7 @@ def test_every_second_image_is_held_to_the_real_one():
 CAPTIONER = Captioner(
     lambda params, pixels: params["gain"] * pixels.reshape(len(pixels), 8, 24),
     lambda params, tokens, ids, mask: jnp.square(tokens - params["wanted"]).mean(axis=(1, 2)),
+    lambda params, tokens, ids: jax.nn.softmax(ids[:, :, None] * tokens.mean(axis=-1)[:, None, :], axis=-1),
     {"gain": jnp.float32(1.0), "wanted": jnp.float32(0.3)},
 )
 """Sees rows of pixels, and wants each to be 0.3."""
@@ -354,6 +355,18 @@ def test_a_projected_discriminator_sees_with_the_captioner_as_well():
     assert float(jnp.abs(slope["sight"]["kernel"]).max()) > 0
     trees_equal = jax.tree.map(np.array_equal, memory["captioner"], CAPTIONER.params)
     assert all(jax.tree.leaves(trees_equal))
+
+
+def test_objects_are_looked_for_where_the_captioner_sees_their_words():
+    config = dataclasses.replace(CONFIG, projected=True, generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
+    nowhere = lambda params, tokens, ids: jnp.full((*ids.shape, tokens.shape[1]), 1.0 / tokens.shape[1])
+    captioner = CAPTIONER._replace(see=lambda params, pixels: pixels.reshape(len(pixels), 4, 48))
+    gans = [make_gan(config, captioner=c, **SIZES) for c in (captioner, captioner._replace(attend=nowhere))]
+    _, state, batch = begin(gans[0])
+    player = state.params["generator"]
+    made = [jax.jit(gan.generate)(player, state.memory, batch, jax.random.key(1))[0] for gan in gans]
+    moved = np.abs(made[0]["image"] - made[1]["image"]).max(axis=(1, 2, 3)) > 1e-6
+    np.testing.assert_array_equal(moved, np.arange(16) % 2 == 0)  # those that are rebuilt
 
 
 def test_rebuilt_images_are_held_to_look_to_the_captioner_as_the_real_ones_do():

@@ -313,6 +313,12 @@ def test_descriptions_are_rated_as_by_teacher_forcing_and_by_the_pixels():
     np.testing.assert_array_equal(np.abs(slope).max(axis=(1, 2, 3)) > 0, there)
     (_, padded), _ = run(to_float(batch["image"]), jnp.where(mask, ids, 7))
     np.testing.assert_array_equal(padded, found)
+    # To write a token it looks where `make_attend` says that it does after the one before.
+    where = jax.jit(lambda pixels: how.attend(params, how.see(params, pixels), ids))(to_float(batch["image"]))
+    looked = jax.jit(make_attend(config, "image", **SIZES))(params, batch)
+    assert where.shape == (*ids.shape, 25)
+    np.testing.assert_allclose(where[:, 1:], looked[:, :-1], rtol=1e-5)
+    np.testing.assert_allclose(where[:, 0], 1 / 25, rtol=1e-6)
 
 
 def test_looks_are_the_mean_token_and_nothing_where_the_source_is_missing():

@@ -7,7 +7,17 @@ from scipy.special import expit, softmax
 
 from xmodal_jax.nets.encoders import EncoderConfig, build_encoder
 from xmodal_jax.nets.gan import GeneratorConfig, build_generator
-from xmodal_jax.nets.objects import ObjectGenerator, ObjectPosterior, SlotAttention, placing
+from xmodal_jax.nets.objects import (
+    Contents,
+    Layout,
+    ObjectGenerator,
+    ObjectPosterior,
+    SlotAttention,
+    bound,
+    grid,
+    grounding,
+    placing,
+)
 from xmodal_jax.types import Condition, Tokens
 
 KEY = jax.random.key(0)
@@ -15,7 +25,7 @@ B, L, K, D = 3, 7, 2, 8
 drawn = lambda k, *shape: jax.random.normal(jax.random.fold_in(KEY, k), shape)
 MASK = np.arange(L) < np.array([7, 4, 5])[:, None]
 CONDITION = Condition(drawn(1, B, 5), Tokens(drawn(2, B, L, 6), jnp.asarray(MASK)))
-NOISE = drawn(3, B, 3 * (K + 1))
+NOISE = drawn(3, B, 5 * (K + 1))
 
 
 @pytest.mark.parametrize(("pixels", "cells"), [(13, 5), (7, 17), (2, 2)])
@@ -74,14 +84,17 @@ def test_slots_compete_for_what_they_are_given():
         h = layer_norm(x, p["norm_mlp"])
         h = gelu(h @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"])
         x = x + h @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
-    np.testing.assert_allclose(run(slots, inputs), x, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(run(slots, jnp.where(MASK[..., None], inputs, 1e4)), run(slots, inputs))
+    found = run(slots, inputs)
+    np.testing.assert_allclose(found[0], x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[1], share, rtol=1e-4, atol=1e-5)
+    for one, other in zip(found, run(slots, jnp.where(MASK[..., None], inputs, 1e4)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.fixture(scope="module")
 def generator():
     module = ObjectGenerator((10, 14, 3), D, objects=K, heads=2, cells=5, planes=3, hidden=11)
-    params = module.init(KEY, NOISE, CONDITION)["params"]
+    params = jax.jit(module.init)(KEY, NOISE, CONDITION)["params"]
     return module, jax.tree.map(lambda p: p + 0.1 * drawn(8, *p.shape), params)
 
 
@@ -89,17 +102,19 @@ def test_an_image_is_its_objects_one_over_the_other(generator):
     module, params = generator
     apply = lambda *args, method=None: module.apply({"params": params}, *args, method=method)
     image = jax.jit(apply)(NOISE, CONDITION)
-    content = apply(CONDITION, B, method="contents")
-    own = NOISE.reshape(B, K + 1, 3)[:, 1:]
-    rows, columns = exact(apply(content, own, method="_places"))
-    p, looks = exact(params), np.asarray(content, np.float64)
+    contents = jax.jit(lambda: apply(CONDITION, B, method="contents"))()
+    np.testing.assert_allclose(jax.jit(apply)(NOISE, contents), image, atol=1e-6)
+    own = NOISE.reshape(B, K + 1, 5)[:, 1:]
+    rows, columns = exact(jax.jit(lambda: apply(contents, own, method="_places"))())
+    p, looks = exact(params), np.asarray(contents.looks, np.float64)
+    looks = looks + np.asarray(own[..., 3:], np.float64) @ p["variety"]["kernel"]
     leaky = lambda x: np.where(x > 0, x, 0.2 * x)
     dense = lambda name, x: x @ p[name]["kernel"] + p[name]["bias"]
     planes = dense("plane", leaky(dense("look_1", leaky(dense("look_0", looks))))).reshape(B, K, 25, 3)
     mix = dense("mix", looks).reshape(B, K, 4, 4)
     at = (np.arange(5) + 0.5) / 5 * 2 - 1
     disc = 3.0 * (0.7 - np.hypot(at[:, None], at[None, :])).reshape(25)
-    behind = np.asarray(NOISE[:, :3], np.float64)
+    behind = np.asarray(NOISE[:, :5], np.float64)
     color = expit(dense("background_1", gelu(dense("background_0", behind))))
     for b in range(B):
         wanted = np.broadcast_to(color[b], (10, 14, 3))
@@ -126,10 +141,11 @@ def test_noise_says_where_and_the_condition_what(generator):
     np.testing.assert_array_equal(blind, image)
 
 
-@pytest.mark.parametrize("width", [0, 2])
-def test_a_look_takes_part_in_the_noise_where_it_is_to(width):
-    module = ObjectGenerator((10, 14, 3), D, K, look_noise=width, heads=2)
-    params = module.init(KEY, NOISE, CONDITION)
+@pytest.mark.parametrize("left", [0, 2])
+def test_noise_that_places_leave_is_of_looks(left):
+    module = ObjectGenerator((10, 14, 3), D, K, heads=2)
+    noise = drawn(14, B, (3 + left) * (K + 1))
+    params = jax.jit(module.init)(KEY, noise, CONDITION)
 
     def look(noise):
         seen = {}
@@ -142,7 +158,67 @@ def test_a_look_takes_part_in_the_noise_where_it_is_to(width):
             module.apply(params, noise, CONDITION)
         return seen["_draw"]
 
-    assert bool((look(NOISE) != look(NOISE + 1.0)).any()) == (width > 0)
+    assert bool((look(noise) != look(noise + 1.0)).any()) == (left > 0)
+
+
+def test_objects_look_as_their_words_whichever_they_are(generator):
+    """What takes the same words looks the same, and stands otherwise to the others."""
+    module, params = generator
+    params = {
+        **params,
+        "content": {**params["content"], "read": jax.tree.map(jnp.zeros_like, params["content"]["read"])},
+    }
+    near = Condition(CONDITION.vector, Tokens(jnp.broadcast_to(drawn(15, B, 1, 6), (B, L, 6)), None))
+    contents_of = jax.jit(lambda p: module.apply({"params": p}, near, B, method="contents"))
+    contents = contents_of(params)
+    np.testing.assert_allclose(contents.share.sum(axis=-1), 1.0, atol=2e-3)
+    flat = jax.tree.map(lambda p: p, params)
+    flat["content"]["beside"] = jax.tree.map(jnp.zeros_like, flat["content"]["beside"])
+    contents = contents_of(flat)
+    np.testing.assert_allclose(contents.looks[:, 0], contents.looks[:, 1], atol=2e-2)
+    assert float(jnp.abs(contents.roles[:, 0] - contents.roles[:, 1]).max()) > 0.5
+
+
+def test_a_layout_is_normal_given_the_objects_before():
+    """Against the Jacobian: places of noise are what is expected of each, and depend on none after it."""
+    module, count = Layout(D, heads=2), 3
+    objects, noise = drawn(16, B, count, D), drawn(17, B, count, 3)
+    params = jax.jit(module.init)(KEY, objects, noise)
+    params = jax.tree.map(lambda p: p + 0.3 * drawn(18, *p.shape), params)
+    places = jax.jit(module.apply)(params, objects, noise)
+    expected = jax.jit(lambda x, y: module.apply(params, x, y, method="expected"))
+    mean, log_scale = expected(objects, places)
+    np.testing.assert_allclose((places - mean) * jnp.exp(-log_scale), noise, atol=1e-4)
+    assert float(jnp.abs(log_scale).max()) < 2
+    jacobian = jax.jit(jax.jacobian(lambda y: module.apply(params, objects[:1], y)))(noise[:1])[0, :, :, 0]
+    of = np.abs(jacobian).max(axis=(1, 3))
+    assert (of[np.triu_indices(count, 1)] == 0).all() and (of[np.tril_indices(count)] > 1e-3).all()
+    own = np.stack([jacobian[k, :, k] for k in range(count)])
+    np.testing.assert_allclose(own, np.exp(log_scale[0])[:, :, None] * np.eye(3), rtol=1e-4, atol=1e-6)
+    at = jnp.linspace(-3.0, 3.0, 7)
+    np.testing.assert_allclose(bound(at) / np.sqrt(1 - np.square(bound(at))), at, rtol=1e-4, atol=1e-6)
+
+
+def test_objects_are_where_their_words_are_seen():
+    rng = np.random.default_rng(5)
+    share, attended = rng.dirichlet(np.ones(L), (B, K)), rng.dirichlet(0.3 * np.ones(6), (B, L))
+    attended[:, 2] = 1 / 6  # a word that is anywhere
+    found = grounding(jnp.float32(share), jnp.float32(attended))
+    for b in range(B):
+        for k in range(K):
+            nats = [np.log(6) + (row * np.log(row + 1e-12)).sum() + 1e-3 for row in attended[b]]
+            weight = share[b, k] * nats
+            wanted = np.log(6 * (weight / weight.sum()) @ attended[b] + 0.1)
+            np.testing.assert_allclose(found[b, k], wanted, atol=1e-3)
+
+
+def test_tokens_lie_on_the_grid_of_their_image():
+    np.testing.assert_allclose(grid(1, 32, 32), [[0.0, 0.0]])
+    np.testing.assert_allclose(
+        grid(6, 20, 30), [[x, y] for y in (-0.5, 0.5) for x in (-2 / 3, 0, 2 / 3)], atol=1e-6
+    )
+    with pytest.raises(ValueError, match="17 tokens"):
+        grid(17, 32, 32)
 
 
 @pytest.mark.parametrize("words", [True, False])
@@ -151,21 +227,51 @@ def test_the_posterior_finds_noise_for_every_object(words):
     module = build_generator(config, (12, 8, 1), None)
     condition = CONDITION if words else Condition(CONDITION.vector)
     noise = drawn(9, B, 12)
-    image, variables = module.init_with_output(KEY, noise, condition)
+    image, variables = jax.jit(module.init_with_output)(KEY, noise, condition)
     assert image.shape == (B, 12, 8, 1) and image.dtype == jnp.float32 and float(jnp.abs(image).max()) <= 1
-    objects = module.apply(variables, condition, B, method="contents")
+    contents = jax.jit(lambda v: module.apply(v, condition, B, method="contents"))(variables)
     encoder = build_encoder("image", EncoderConfig("convnet", width=8, norm="none"))
     posterior = ObjectPosterior(encoder, 12)
-    seen = drawn(10, B, 4, 9)
-    (mean, log_variance), found = posterior.init_with_output(KEY, image, objects, seen)
+    seen, attended = drawn(10, B, 6, 9), jax.nn.softmax(4.0 * drawn(11, B, L, 6), axis=-1)
+    run = jax.jit(posterior.init_with_output)
+    (mean, log_variance), found = run(KEY, image, contents, seen, attended)
     assert mean.shape == log_variance.shape == (B, 12)
     apply = jax.jit(posterior.apply)
-    for given in ((image + 0.1, objects, seen), (image, objects + 0.1, seen), (image, objects, seen + 0.1)):
-        assert float(jnp.abs(apply(found, *given)[0] - mean).max()) > 1e-4
+    mean, _ = apply(found, image, contents, seen, attended)
+    changed = {
+        "images": (image + 0.1, contents, seen, attended),
+        "looks": (
+            image,
+            contents._replace(looks=contents.looks + drawn(12, *contents.looks.shape)),
+            seen,
+            attended,
+        ),
+        "seen": (image, contents, seen + 0.1, attended),
+        "attended": (image, contents, seen, attended[:, ::-1]),
+    }
+    for name, given in changed.items():
+        moved = float(jnp.abs(apply(found, *given)[0] - mean).max())
+        assert moved > 1e-4 if words or name != "attended" else moved == 0, name
+
+
+def test_what_is_found_starts_where_it_is_seen():
+    """Of four places, with words that are each seen in one and objects that have one word each."""
+    posterior = ObjectPosterior(build_encoder("image", EncoderConfig("mlp", width=8, depth=1)), 9)
+    seen, image = drawn(10, B, 4, 9), drawn(13, B, 13, 13, 3)
+    share = jnp.broadcast_to(jnp.eye(2, 3), (B, 2, 3))
+    attended = jnp.broadcast_to(jnp.eye(3, 4), (B, 3, 4))
+    contents = Contents(drawn(19, B, 2, D), drawn(20, B, 2, D), share)
+    params = jax.jit(posterior.init)(KEY, image, contents, seen, attended)["params"]
+    params["moments"] = jax.tree.map(jnp.zeros_like, params["moments"])
+    params["trust"] = jnp.float32(3.0)
+    mean, _ = jax.jit(lambda *x: posterior.apply({"params": params}, *x))(image, contents, seen, attended)
+    mean = np.asarray(mean).reshape(B, 3, 3)[:, 1:]
+    assert (mean[:, 0, 0] < -0.2).all() and (mean[:, 1, 0] > 0.2).all() and (mean[:, :, 1] < -0.2).all(), mean
+    np.testing.assert_array_equal(mean[..., 2], 0.0)
 
 
 def test_what_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match="multiple of objects"):
         GeneratorConfig("objects", noise=13, objects=3)
-    with pytest.raises(ValueError, match="look_noise"):
-        GeneratorConfig("objects", noise=8, objects=3, look_noise=3)
+    with pytest.raises(ValueError, match="at least 12"):
+        GeneratorConfig("objects", noise=8, objects=3)

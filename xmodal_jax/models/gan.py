@@ -171,6 +171,8 @@ class Captioner(NamedTuple):
     """``see(params, pixels) -> [B, N, D]``, from `models.seq2seq.make_describer`."""
     describe: Callable[..., jax.Array]
     """``describe(params, tokens, ids, mask) -> [B]``, from the same."""
+    attend: Callable[..., jax.Array]
+    """``attend(params, tokens, ids) -> [B, length, N]``, from the same."""
     params: Params
 
 
@@ -256,12 +258,21 @@ def make_gan(
         noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
         condition, made = net.asked(generator, memory, batch, keys)
         if config.reconstruction_weight:
-            image = to_float(batch["image"])
-            view = View(image, captioner.see(memory["captioner"], image) if config.projected else None)
+            view = pictured(batch, memory)
             found, kl = net.infer(generator, condition, view, noise, fold_in_name(keys, "posterior"))
             noise, made = jnp.where(again[:, None], found, noise), {**made, "posterior_kl": kl}
         image, statistics = net.draw(generator, memory, condition, noise, keys)
         return {**made, "image": image}, {**memory, "generator": statistics}
+
+    def pictured(batch, memory):
+        """What the posterior is shown."""
+        view = View(to_float(batch["image"]))
+        if not config.projected:
+            return view
+        view = view._replace(seen=captioner.see(memory["captioner"], view.image))
+        if config.generator.name == "objects" and config.condition == "words":
+            view = view._replace(attended=captioner.attend(memory["captioner"], view.seen, batch["text"]))
+        return view
 
     def rebuilding(made, batch, which, axis_name):
         """The loss of the images of which every one in ``which`` is to be the batch's."""

@@ -22,7 +22,7 @@ from xmodal_jax.nets.gan import (
     TextReader,
     build_generator,
 )
-from xmodal_jax.nets.objects import ObjectPosterior
+from xmodal_jax.nets.objects import Contents, ObjectPosterior
 from xmodal_jax.types import Batch, Condition, ExampleKeys, Key, Params, Tokens
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ MMD_OUTPUTS = 16
 
 
 class View(NamedTuple):
-    """What a discriminator is shown of an image."""
+    """What a player is shown of an image."""
 
     image: Float[Array, "batch height width channels"]
     seen: Float[Array, "batch length dim"] | None = None
     """What a captioner sees in it."""
+    attended: Float[Array, "batch words length"] | None = None
+    """Where among that it sees each word of the caption."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +121,11 @@ class Network:
         generator["net"] = made["params"]
         image = jnp.zeros((1, *self.shape))
         if self.config.reconstruction_weight:
-            seen = jnp.zeros((1, *self.seen)) if self.seen else None
-            given = self._clues(made["params"], View(image, seen), shown)
+            view = View(image)
+            if self.seen:
+                nowhere = jnp.full((1, self.length, self.seen[0]), 1.0 / self.seen[0])
+                view = View(image, jnp.zeros((1, *self.seen)), nowhere)
+            given = self._clues(view, self._composed(generator, shown, 1))
             generator["posterior"] = self.posterior.init(own("posterior"), *given)["params"]
         tokens, found = self.trunk.init_with_output(own("trunk"), image)
         discriminator["trunk"] = found["params"]
@@ -174,20 +179,27 @@ class Network:
         return Condition(*self.text.apply({"params": params}, batch["text"], mask, keys=keys))
 
     def asked(self, player: Params, memory, batch: Batch, keys: ExampleKeys | None):
-        """The condition as the generator is given it, and what that costs: ``{"kl"}`` of conditioning augmentation."""
+        """The condition as the generator is given it (where that composes objects, their `Contents`), and what that
+        costs: ``{"kl"}`` of conditioning augmentation."""
         condition = self.condition(player, memory, batch, keys)
         if self.config.condition == "sentence":
             condition = condition._replace(words=None)
+        count = len(next(iter(batch.values())))
         if "augmentation" not in player:
-            return condition, {}
+            return self._composed(player, condition, count), {}
         extra = None
         if keys is not None:
             size = (self.config.generator.conditioning,)
             extra = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "conditioning"))
         vector, kl = self.augmentation.apply({"params": player["augmentation"]}, condition.vector, extra)
-        return condition._replace(vector=vector), {"kl": kl}
+        return self._composed(player, condition._replace(vector=vector), count), {"kl": kl}
 
-    def draw(self, player: Params, memory, condition: Condition, noise, keys: ExampleKeys | None):
+    def _composed(self, player: Params, condition: Condition, count: int) -> Condition | Contents:
+        if self.config.generator.name != "objects":
+            return condition
+        return self.generator.apply({"params": player["net"]}, condition, count, method="contents")
+
+    def draw(self, player: Params, memory, condition: Condition | Contents, noise, keys: ExampleKeys | None):
         """Images of what is `asked`, and the new statistics."""
         variables = {"params": player["net"], "batch_stats": memory["generator"]}
         if keys is None or not memory["generator"]:
@@ -202,20 +214,25 @@ class Network:
             statistics = changed["batch_stats"]
         return image, statistics
 
-    def infer(self, player: Params, condition: Condition, view: View, noise, keys: ExampleKeys):
+    def infer(self, player: Params, condition: Condition | Contents, view: View, noise, keys: ExampleKeys):
         """The noise that would make the images, drawn with ``noise``, and its KL to N(0, I) in nats ``[B]``.
         ``condition``: what was `asked`."""
-        given = self._clues(player["net"], view, condition)
+        given = self._clues(view, condition)
         mean, log_variance = self.posterior.apply({"params": player["posterior"]}, *given, keys=keys)
+        if isinstance(condition, Contents):
+            found = mean + jnp.exp(0.5 * log_variance) * noise
+            expected = functools.partial(self.generator.apply, {"params": player["net"]}, method="expected")
+            center, log_scale = expected(condition, found)
+            mean, log_variance = (mean - center) * jnp.exp(-log_scale), log_variance - 2.0 * log_scale
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum(axis=-1)
         return mean + jnp.exp(0.5 * log_variance) * noise, kl
 
-    def _clues(self, net: Params, view: View, condition: Condition) -> tuple[Any, ...]:
+    def _clues(self, view: View, condition: Condition | Contents) -> tuple[Any, ...]:
         """What the posterior is given: the image, and where that is composed of objects what is looked for in it."""
-        if self.config.generator.name != "objects":
+        if not isinstance(condition, Contents):
             return (view.image,)
-        objects = self.generator.apply({"params": net}, condition, len(view.image), method="contents")
-        return view.image, objects, None if view.seen is None else _scaled(view.seen)
+        seen = None if view.seen is None else _scaled(view.seen)
+        return view.image, condition, seen, view.attended
 
     def look(self, player: Params, view: View, keys: ExampleKeys | None) -> Float[Array, "batch length dim"]:
         """An image's tokens, and the captioner's after them."""

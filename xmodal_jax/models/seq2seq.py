@@ -280,15 +280,17 @@ def make_looker(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: 
 
 
 class Describer(NamedTuple):
-    """How pictures (or videos) are seen, and how well texts fit them; see `make_describer`."""
+    """How pictures (or videos) are seen, how well texts fit them, and where their words are; see `make_describer`."""
 
     see: Callable[..., Array]
     describe: Callable[..., Array]
+    attend: Callable[..., Array]
 
 
 def make_describer(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Describer:
-    """``see(params, pixels) -> [B, N, width]``, the encoder's tokens, and ``describe(params, tokens, ids, mask) ->
-    [B]``, how well given texts fit them, in nats per token.
+    """``see(params, pixels) -> [B, N, width]``, the encoder's tokens; ``describe(params, tokens, ids, mask) -> [B]``,
+    how well given texts fit them, in nats per token; ``attend(params, tokens, ids) -> [B, length, N]``, where among
+    them the decoder looks to write each token of a text (`make_attend`; for the first, which is given, everywhere).
 
     ``pixels`` are floats in [-1, 1], in which both can be differentiated: what a generator of pictures may be held to
     (redescription, MirrorGAN, Qiao et al. 2019, arXiv:1903.05854, eq. 14). The decoder's cross-entropy of ``ids``
@@ -308,7 +310,11 @@ def make_describer(config: Seq2SeqConfig, source: str, *, vocab_size: int, lengt
         logits, _ = net.decode(params, ids[:, :-1], Tokens(tokens, None))
         return sequence.token_cross_entropy(logits, ids[:, 1:], mask[:, 1:])
 
-    return Describer(see, describe)
+    def attend(params: Params, tokens, ids) -> Float[Array, "batch length places"]:
+        looked = _looked(net, params, ids[:, :-1], Tokens(tokens, None))
+        return jnp.pad(looked, [(0, 0), (1, 0), (0, 0)], constant_values=1.0 / tokens.shape[1])
+
+    return Describer(see, describe, attend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,14 +414,16 @@ def make_attend(
     net = _Network(config, source, vocab_size, length)
 
     def attend(params: Params, batch: Batch):
-        memory = net.encode(params, batch)
-        _, state = net.decoder.apply(
-            {"params": params["decoder"]}, batch["text"], memory, mutable=["intermediates"]
-        )
-        maps = attention_maps(state.get("intermediates", {}))
-        looked = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
-        if not looked:
-            raise ValueError("a decoder with scan_layers records no attention: leave it out")
-        return sum(looked) / len(looked)
+        return _looked(net, params, batch["text"], net.encode(params, batch))
 
     return attend
+
+
+def _looked(net: _Network, params: Params, ids: Array, memory: Tokens) -> Float[Array, "batch length tokens"]:
+    """Where in ``memory`` the decoder looks after each of ``ids``."""
+    _, state = net.decoder.apply({"params": params["decoder"]}, ids, memory, mutable=["intermediates"])
+    maps = attention_maps(state.get("intermediates", {}))
+    looked = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
+    if not looked:
+        raise ValueError("a decoder with scan_layers records no attention: leave it out")
+    return sum(looked) / len(looked)

@@ -20,7 +20,7 @@ from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.conv import Conv, ConvTranspose
 from xmodal_jax.nets.image import coordinates
-from xmodal_jax.nets.objects import ObjectGenerator
+from xmodal_jax.nets.objects import PLACE, ObjectGenerator
 from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
 MODULATIONS = ("fusion", "rms", "batch_norm")
@@ -348,7 +348,8 @@ class GeneratorConfig:
     """Modulated residual blocks, objects that are drawn one by one and put in their places, transposed convolutions
     with batch norm, or fully connected."""
     noise: int = 64
-    """Dimensions of the noise."""
+    """Dimensions of the noise. Of "objects" each has as many as the background: three for its place and size, and those
+    left for its look."""
     width: int = 64
     """Channels: of "residual" at the smallest sizes, of "objects" for each one, of "dcgan" before the last layer, of
     "mlp" in hidden layers."""
@@ -362,8 +363,6 @@ class GeneratorConfig:
     """Heads of that attention, or of that among the objects."""
     objects: int = 3
     """How many objects an image is composed of at most ("objects")."""
-    look_noise: int = 0
-    """Dimensions of each object's noise that change its look, and not only its place and size ("objects")."""
     conditioning: int = 0
     """Dimensions of the sentence after conditioning augmentation; 0: the sentence as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -377,7 +376,6 @@ class GeneratorConfig:
             ("heads", 1),
             ("attention", 0),
             ("objects", 1),
-            ("look_noise", 0),
             ("conditioning", 0),
         ):
             if getattr(self, name) < least:
@@ -389,9 +387,10 @@ class GeneratorConfig:
                 f"GeneratorConfig of objects: noise ({self.noise}) must be a multiple of objects + 1"
                 f" ({self.objects + 1}), and width ({self.width}) one of heads ({self.heads})"
             )
-        if self.name == "objects" and self.look_noise > self.noise // (self.objects + 1):
+        if self.name == "objects" and self.noise < PLACE * (self.objects + 1):
             raise ValueError(
-                f"GeneratorConfig.look_noise is a part of each object's noise, got {self.look_noise}"
+                f"GeneratorConfig of {self.objects} objects: noise must be at least {PLACE * (self.objects + 1)},"
+                f" {PLACE} dimensions for each and the background, got {self.noise}"
             )
 
 
@@ -403,9 +402,7 @@ def build_generator(config: GeneratorConfig, shape: tuple[int, int, int], axis_n
     if config.name == "dcgan":
         return DCGANGenerator(shape, config.width, axis_name, dtype)
     if config.name == "objects":
-        return ObjectGenerator(
-            shape, config.width, config.objects, config.look_noise, config.heads, dtype=dtype
-        )
+        return ObjectGenerator(shape, config.width, config.objects, config.heads, dtype=dtype)
     return ResidualGenerator(
         shape, config.width, config.modulation, config.attention, config.heads, axis_name, dtype
     )

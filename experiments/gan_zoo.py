@@ -139,6 +139,8 @@ def main(config: Config) -> None:
         return
     report = Report("Objectives of the conditional GAN", f"{config.data} · {config.steps} rounds")
     head = ["objective", *COLUMNS.values(), "diverged", "ms per round, all seeds"]
+    table = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    head, *rows = zip(*table, strict=True)
     note = "Mean and standard deviation over the seeds that did not diverge."
     report.add_table("Scores on unseen captions", head, rows, note=note)
     if pictures:

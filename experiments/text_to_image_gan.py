@@ -54,11 +54,11 @@ class Config(RunConfig):
         train_size=20_000, modalities=("text", "image")
     )
     """How the data set is read."""
-    steps: int = 3600
+    steps: int = 2800
     """Rounds: each player's step, the discriminator's ``model.d_steps`` times; the first are rehearsals."""
     batch_size: int = 32
     """Examples of each player's step, over all devices together."""
-    eval_every: int = 1800
+    eval_every: int = 1400
     """Rounds between evaluations on validation data; 0: only at the end."""
     judge: pathlib.Path | None = None
     """A run of captioning.py that judges the pictures; None: they are only shown."""
@@ -74,7 +74,7 @@ class Config(RunConfig):
     )  # fmt: skip
     """Both players and their objective."""
     optimizer: Players = Players(
-        rehearsal=0.6, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
+        rehearsal=0.5, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
         generator=Optimizer(name="muon", learning_rate=5e-3, final_scale=0.15, b1=0.5, clip_norm=5.0, ema=0.99),
     )  # fmt: skip
     """Optimizers and schedules."""

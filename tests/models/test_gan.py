@@ -82,7 +82,7 @@ def test_the_devices_do_not_change_the_result(layouts):
 
 def test_the_devices_do_not_change_several_steps_of_the_discriminator():
     """Two a round, of classes, with a penalty between real and generated images, and images that are rebuilt."""
-    how = REBUILT | dict(generator=OBJECTS)
+    how = REBUILT | dict(generator=GeneratorConfig("mlp", noise=5, width=8))
     gan = make(condition="class", objective="relativistic_average", penalty="gp", d_steps=2, **how)
     assert_device_invariant(gan, make_batch(), layouts=[("pmap", 4, 1), ("sharded", 4, 1)], config=OPTIMIZER)
 

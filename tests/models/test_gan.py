@@ -8,8 +8,8 @@ import pytest
 
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.core import trees
-from xmodal_jax.models.gan import Captioner, GANConfig, make_gan
-from xmodal_jax.models.gan_network import Network, View
+from xmodal_jax.models.gan import GANConfig, make_gan
+from xmodal_jax.models.gan_network import Captioner, Network, View
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.train import players

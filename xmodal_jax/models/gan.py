@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from xmodal_jax.losses import adversarial, penalties, sequence
 from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
 from xmodal_jax.models.contrastive import text_ids
-from xmodal_jax.models.gan_network import Network, View
+from xmodal_jax.models.gan_network import Captioner, Network, View
 from xmodal_jax.models.towers import presence
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
@@ -162,18 +161,6 @@ class GANConfig:
     def compares(self) -> bool:
         """Whether there are contrastive losses with captions or classes."""
         return self.condition != "none" and self.sentence_weight > 0
-
-
-class Captioner(NamedTuple):
-    """What describes images, trained before."""
-
-    see: Callable[..., jax.Array]
-    """``see(params, pixels) -> [B, N, D]``, from `models.seq2seq.make_describer`."""
-    describe: Callable[..., jax.Array]
-    """``describe(params, tokens, ids, mask) -> [B]``, from the same."""
-    attend: Callable[..., jax.Array]
-    """``attend(params, tokens, ids) -> [B, length, N]``, from the same."""
-    params: Params
 
 
 def make_gan(

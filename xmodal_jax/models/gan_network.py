@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -30,6 +31,18 @@ if TYPE_CHECKING:
 
 MMD_OUTPUTS = 16
 """What an MMD critic has in place of one logit (Bińkowski et al. 2018, sec. 5)."""
+
+
+class Captioner(NamedTuple):
+    """What describes images, trained before."""
+
+    see: Callable[..., jax.Array]
+    """``see(params, pixels) -> [B, N, D]``, from `models.seq2seq.make_describer`."""
+    describe: Callable[..., jax.Array]
+    """``describe(params, tokens, ids, mask) -> [B]``, from the same."""
+    attend: Callable[..., jax.Array]
+    """``attend(params, tokens, ids) -> [B, length, N]``, from the same."""
+    params: Params
 
 
 class View(NamedTuple):

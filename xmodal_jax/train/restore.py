@@ -13,7 +13,8 @@ import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.text import Tokenize, Tokenizer, tokenizer_from
-from xmodal_jax.models.gan import Captioner, GANConfig, make_gan
+from xmodal_jax.models.gan import GANConfig, make_gan
+from xmodal_jax.models.gan_network import Captioner
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_describer
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.train.checkpoint import Kept, restore_run

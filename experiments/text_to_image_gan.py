@@ -4,8 +4,8 @@
     python experiments/text_to_image_gan.py --judge RUN --redescribe OTHER_RUN
     python experiments/text_to_image_gan.py --data folder:PATH --modalities text image --model.generator.name residual
 
-``--judge``: a run of captioning.py on the same data that looks at the pictures and that no generator has met: what does
-it read off them? ``--redescribe``: another one that the generator is trained with.
+``--judge``: a run of captioning.py on the same data that no generator has met: what does it read off the pictures?
+``--redescribe``: another one that the generator is trained with. ``--read-with``: a run of contrastive.py that reads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.players import Players
 from xmodal_jax.train.report import Report
-from xmodal_jax.train.restore import load_captioner
+from xmodal_jax.train.restore import load_captioner, load_reader, same_tokens
 from xmodal_jax.train.run import Run
 from xmodal_jax.train.writing import Script
 from xmodal_jax.train.writing_report import add_scores
@@ -65,6 +65,9 @@ class Config(RunConfig):
     redescribe: pathlib.Path | None = None
     """Another run of captioning.py: the generator is trained to draw what it describes as asked. Its tokenizer is
     used."""
+    read_with: pathlib.Path | None = None
+    """A run of contrastive.py whose text encoder reads the captions and stays as it is; None: both players train their
+    own."""
     model: GANConfig = GANConfig(
         generator=GeneratorConfig("objects", noise=12), projected=True, auxiliary_weight=0.0, kl_weight=8.0,
         discriminator=EncoderConfig("convnet", width=32, norm="none"),
@@ -85,29 +88,33 @@ def main(config: Config) -> None:
     watch = runtime.Stopwatch()
     if config.smoke:
         config = shrink(config)
-    run = Run.create(config.run_dir, config, resume=config.resume)
-    model = config.model
+    reader = load_reader(config.read_with) if config.read_with else None
+    if reader:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=reader.config))
+    run, model = Run.create(config.run_dir, config, resume=config.resume), config.model
 
     # Data: captions or labels, and their pictures.
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
         splits = open_splits(config.data, config.input, problems)
         described = load_captioner(config.redescribe) if config.redescribe else None
-        tokenize = described.tokenize if described else None
+        tokenize = same_tokens(described, reader)
         if tokenize is None and "text" in splits.train.modalities:
             tokenize, _ = learn_text(splits.train, problems, **config.reading)
         source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])["image"].shape[1:]
         scripts = {k: Script(part) for k, part in (*splits.tests.items(), ("validation", splits.validation))}
         panel = judging.Panel(config.judge, splits.train, scripts)
-    size = config.batch_size * model.d_steps
-    loader = Loader(source, batch_size=size, seed=config.seed, transform=transform)
+    loader = Loader(
+        source, batch_size=config.batch_size * model.d_steps, seed=config.seed, transform=transform
+    )
 
     # The method: two players.
     sizes = dict(shape=shape, classes=len(splits.train.class_names or ()))
     if tokenize is not None:
         sizes |= dict(vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length)
-    gan = make_gan(model, captioner=described.captioner if described else None, **sizes)
+    trained = dict(captioner=described and described.captioner, text=reader and reader.params)
+    gan = make_gan(model, **trained, **sizes)
     artist = drawing.Artist(gan, tokenize, noise=model.generator.noise)
     draw = drawing.Studio(artist, scripts, seed=config.seed)
     diary = panels.Diary(run.path / "samples", artist, draw.asked["test"], seed=config.seed)

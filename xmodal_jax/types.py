@@ -92,7 +92,8 @@ class GAN(NamedTuple):
     minimises, through ``made`` alone, so that one generation serves both players.
     ``constrain(discriminator) -> discriminator``: what it is replaced by after each of its steps.
     ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``memory``; ``batch["noise"]`` is what to
-    begin with.
+    begin with. With ``toward_text`` and ``toward_text_mask``, or ``toward_label``, and ``blend`` ``[B]``, of what is
+    that share of the way to another condition.
     ``d_steps``: steps of the discriminator before each of the generator, each on its own part of the batch.
     ``rehearse(generator, memory, batch, key, *, axis_name=None) -> (share, (aux, memory))``: what the generator can
     minimise without an opponent; None: nothing.

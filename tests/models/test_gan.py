@@ -303,6 +303,26 @@ CAPTIONER = Captioner(
 """Sees rows of pixels, and wants each to be 0.3."""
 
 
+@pytest.mark.parametrize("changes", [dict(condition="class"), dict(generator=OBJECTS, auxiliary_weight=0.0)])
+def test_between_two_conditions_images_go_from_one_to_the_other(changes):
+    gan = make(**changes)
+    _, state, batch = begin(gan)
+    params = {"generator": state.params["generator"], "memory": state.memory}
+    names = [k for k in ("text", "text_mask", "label") if k in batch]
+    noise = jnp.asarray(
+        np.random.default_rng(5).normal(size=(16, changes.get("generator", CONFIG.generator).noise)),
+        jnp.float32,
+    )
+    asked = {k: batch[k] for k in names} | {"noise": noise}
+    other = {f"toward_{k}": jnp.roll(batch[k], 1, axis=0) for k in names}
+    draw = jax.jit(gan.predict)
+    at = lambda share: draw(params, asked | other | {"blend": jnp.full(16, share, jnp.float32)})
+    there = draw(params, {k: jnp.roll(batch[k], 1, axis=0) for k in names} | {"noise": noise})
+    np.testing.assert_allclose(at(0.0), draw(params, asked), atol=1e-5)
+    np.testing.assert_allclose(at(1.0), there, atol=1e-5)
+    assert float(jnp.abs(at(0.5) - at(0.0)).max()) > 1e-3 and float(jnp.abs(at(0.5) - there).max()) > 1e-3
+
+
 def test_a_captioner_holds_the_generator_to_what_it_describes():
     """A captioner that wants every pixel to be 0.3 pulls the generated ones there, and those of no one else."""
     gan, plain = make_gan(CONFIG, captioner=CAPTIONER, **SIZES), make()

@@ -15,6 +15,7 @@ from xmodal_jax.data.folder import FolderSource
 from xmodal_jax.data.shapes import SpokenShapes
 from xmodal_jax.data.text import Tokenize, train_tokenizer
 from xmodal_jax.data.views import Subset
+from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.gan import make_gan
 from xmodal_jax.models.seq2seq import Writing, make_seq2seq
 from xmodal_jax.models.towers import Augment
@@ -25,7 +26,7 @@ from xmodal_jax.train import drawing, judging
 from xmodal_jax.train import drawing_report as panels
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.report import Report
-from xmodal_jax.train.restore import load_translator
+from xmodal_jax.train.restore import Described, load_reader, load_translator, same_tokens
 from xmodal_jax.train.run import to_json
 from xmodal_jax.train.translating import write_outputs
 from xmodal_jax.train.writing import Script, Writer
@@ -84,6 +85,53 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     kept.close()
     with pytest.raises(ValueError, match="text_to_image_gan.py with captions"):
         load_translator(tmp_path / "other")
+
+
+def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
+    model = ContrastiveConfig(
+        text=EncoderConfig("transformer", width=8, depth=1, heads=2, pool="attention"),
+        image=EncoderConfig("mlp", width=8, depth=1), embed_dim=4,
+    )  # fmt: skip
+    tokenizer = train_tokenizer(["a red star", "a blue ring"], "word")
+    batch = {"text": np.ones((2, 6), np.int32), "text_mask": np.ones((2, 6), bool)}
+    batch["image"] = np.zeros((2, 6, 7, 3), np.uint8)
+    aligned = make_contrastive(model, ("text", "image"), vocab_size=tokenizer.vocab_size)
+    params = drawn_at_random(aligned.init, jax.random.key(0), batch)
+    meta = {"config": {"model": to_json(model)}, "tokenizer": tokenizer.files(), "seeds": [0]}
+    kept = Checkpoints(tmp_path / "aligned" / "checkpoints")
+    kept.save(1, {"params": params}, meta | {"modalities": ["text", "image"], "max_length": 6})
+    kept.close()
+    reader = load_reader(tmp_path / "aligned")
+    assert reader.config == model.text and same_tokens(None, reader) is reader.tokenize
+    config = dataclasses.replace(
+        PLAYERS, auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8), text=reader.config,
+        generator=GeneratorConfig("mlp", noise=5, width=8),
+    )  # fmt: skip
+    sizes = dict(shape=(6, 7, 3), vocab_size=tokenizer.vocab_size, length=6)
+    gan = make_gan(config, text=reader.params, **sizes)
+    players, memory = drawn_at_random(gan.init, jax.random.key(0), {})
+    memory = {**memory, "text": reader.params}
+    assert "text" not in players["generator"]
+    known = {"generator": {**players["generator"], "text": params["text"]}, "memory": {"generator": {}}}
+    words = ["a red star", "a blue ring"]
+    asked = drawing.Artist(gan, reader.tokenize, noise=5).asked(
+        ArraySource({"caption": np.array(words, object)})
+    )
+    draw = lambda params: drawing.Artist(gan, None, noise=5)(params, asked, np.ones((2, 5), np.float32))
+    found = draw({"generator": players["generator"], "memory": memory})
+    assert (found[0] != found[1]).any()
+    np.testing.assert_array_equal(found, draw(known))
+    kept = Checkpoints(tmp_path / "gan" / "checkpoints")
+    facts = {"config": {"model": to_json(config)}, "source": "text", "target": "image", "classes": 0, **sizes}
+    kept.save(1, {"params": players, "memory": memory}, meta | facts)
+    kept.close()
+    assert (load_translator(tmp_path / "gan", noise=3).apply(words)[0] != 0).any()
+
+    other = Described(None, Tokenize(tokenizer, 7))
+    with pytest.raises(ValueError, match="--read-with"):
+        same_tokens(other, reader)
+    with pytest.raises(ValueError, match="contrastive.py with text"):
+        load_reader(tmp_path / "gan")
 
 
 # -- the artist ---------------------------------------------------------------------------------------
@@ -374,4 +422,4 @@ def test_the_report_shows_every_picture(tmp_path):
     panels.add_pairs(report, "All there are", captions, real, [real], None)
     assert count() == 15 + 4 * 3 + 5 * 2
     panels.add_interpolations(report, artist, params, asked, captions, seed=0)
-    assert count() == 37 + 4 * 8 + 4 * 2 * len(panels.TRUNCATIONS)
+    assert count() == 37 + 4 * 8 + 4 * 8 + 4 * 2 * len(panels.TRUNCATIONS)

@@ -17,7 +17,7 @@ from xmodal_jax.losses import adversarial, penalties, sequence
 from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
 from xmodal_jax.models.contrastive import text_ids
-from xmodal_jax.models.gan_network import Captioner, Network, View
+from xmodal_jax.models.gan_network import Captioner, Network, View, blended
 from xmodal_jax.models.towers import presence
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
@@ -451,6 +451,10 @@ def make_gan(
         }  # statistics that there are none of are in no checkpoint
         net, player = network(), params["generator"]
         condition, _ = net.asked(player, memory, batch, None)
+        toward = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
+        if toward:
+            other, _ = net.asked(player, memory, {**batch, **toward}, None)
+            condition = blended(condition, other, batch["blend"])
         return net.draw(player, memory, condition, batch["noise"], None)[0]
 
     alone = rehearse if config.reconstruction_weight else None

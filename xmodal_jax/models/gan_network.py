@@ -187,7 +187,7 @@ class Network:
             return Condition()
         if self.config.condition == "class":
             return Condition(player["classes"]["embedding"][batch["label"]])  # -1 is the last
-        params = memory["text"] if self.fixed_text else player["text"]
+        params = player["text"] if "text" in player else memory["text"]
         mask = batch.get("text_mask", batch["text"] != 0)
         return Condition(*self.text.apply({"params": params}, batch["text"], mask, keys=keys))
 
@@ -274,3 +274,9 @@ class Network:
 def _scaled(seen):
     """Tokens of root mean square 1."""
     return seen / jnp.sqrt(jnp.square(seen).mean(axis=-1, keepdims=True) + 1e-6)
+
+
+def blended(a: Condition | Contents, b: Condition | Contents, share: Float[Array, "batch"]) -> Any:
+    """Every number of a condition, ``share`` of the way from ``a``'s to ``b``'s; words are there that either has."""
+    mix = lambda x, y: x + share.reshape(-1, *[1] * (x.ndim - 1)) * (y - x)
+    return jax.tree.map(lambda x, y: x | y if x.dtype == bool else mix(x, y), a, b)

@@ -94,7 +94,8 @@ def add_interpolations(
     *,
     seed: int,
 ) -> None:
-    """From one noise to another under one caption (along the sphere), and how the noise's size matters."""
+    """From one noise to another under one caption (along the sphere), from one caption to the next under one noise, and
+    how the noise's size matters."""
     steps = 8
     pick = lambda k, n: {name: np.repeat(values[k : k + 1], n, axis=0) for name, values in asked.items()}
     body = []
@@ -102,6 +103,14 @@ def add_interpolations(
         a, b = artist.draw_noise(2, seed + k)
         body.append([captions[k], *artist(params, pick(k, steps), slerp(a, b, steps))])
     report.add_table("From one noise to another", ["asked for", *[""] * steps], body)
+    body = []
+    for k in range(min(4, len(captions) - 1)):
+        there = {f"toward_{name}": v for name, v in pick(k + 1, steps).items() if name != "index"}
+        blend = {"blend": np.linspace(0.0, 1.0, steps, dtype=np.float32)}
+        noise = np.repeat(artist.draw_noise(1, seed + k), steps, axis=0)
+        body.append([captions[k], *artist(params, pick(k, steps) | there | blend, noise), captions[k + 1]])
+    if body:
+        report.add_table("From one caption to another", ["from", *[""] * steps, "to"], body)
     body = []
     for k in range(min(4, len(captions))):
         noise = artist.draw_noise(2, seed + k)

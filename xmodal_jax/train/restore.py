@@ -13,10 +13,12 @@ import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.text import Tokenize, Tokenizer, tokenizer_from
+from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.gan import GANConfig, make_gan
 from xmodal_jax.models.gan_network import Captioner
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_describer
 from xmodal_jax.models.speech import SpeechConfig
+from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train.checkpoint import Kept, restore_run
 from xmodal_jax.train.drawing import Artist
 from xmodal_jax.train.speaking import Speaker
@@ -160,6 +162,43 @@ def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> Described:
     sizes = dict(vocab_size=trained.tokenizer.vocab_size, length=trained.length)
     describer = make_describer(trained.config, "image", **sizes)
     return Described(Captioner(*describer, trained.params), Tokenize(trained.tokenizer, trained.length))
+
+
+class Reader(NamedTuple):
+    """A trained text encoder, and how it reads texts."""
+
+    config: EncoderConfig
+    params: Any
+    tokenize: Tokenize
+
+
+def load_reader(run: pathlib.Path, *, seed: int | None = None) -> Reader:
+    """The text encoder of a contrastive run's newest checkpoint, for `models.gan.make_gan`.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run has aligned no texts.
+    """
+    kept = restore_run(run, seed=seed)
+    meta, parts = kept.meta, kept.params.get("text", {})
+    if "text" not in meta.get("modalities", ()) or "encoder" not in parts:
+        raise ValueError(f"{run} has no text encoder of its own: give a run of contrastive.py with text")
+    config = from_json(ContrastiveConfig, meta["config"]["model"]).text
+    params = {name: parts[name] for name in ("encoder", "pool") if name in parts}
+    return Reader(config, params, Tokenize(tokenizer_from(meta["tokenizer"]), meta["max_length"]))
+
+
+def same_tokens(described: Described | None, reader: Reader | None) -> Tokenize | None:
+    """How both read texts; None: there is neither. Raises ``ValueError``: each has a way of its own."""
+    ways = [trained.tokenize for trained in (described, reader) if trained is not None]
+    if len(ways) > 1 and (
+        ways[0].tokenizer.files() != ways[1].tokenizer.files() or ways[0].max_length != ways[1].max_length
+    ):
+        raise ValueError(
+            "the captioner (--redescribe) and the text encoder (--read-with) have other tokenizers or lengths of text:"
+            " train them on the same data, with the same --tokenizer"
+        )
+    return ways[0] if ways else None
 
 
 def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray]:

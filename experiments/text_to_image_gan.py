@@ -147,6 +147,7 @@ def main(config: Config) -> None:
         report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
         panels.write_pictures(run.path / "drawn", images[:KEPT], texts[:KEPT])
         panels.write_pictures(run.path / "real", real[:KEPT], texts[:KEPT])
+        panels.write_grid(run.path / "grid.png", real, images)
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch, seeds=fitted.seeds,
         diverged=fitted.diverged, steps=fitted.steps, resumed=fitted.resumed, parameters=trees.count(params),

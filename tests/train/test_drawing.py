@@ -383,6 +383,18 @@ def test_written_pictures_are_a_data_set(tmp_path):
     assert batch["caption"].tolist() == captions
 
 
+def test_a_grid_has_real_pictures_above_the_drawn_ones(tmp_path):
+    real = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8)
+    panels.write_grid(tmp_path / "grid.png", real, 100 + real, columns=3)
+    found = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert found.shape == (8, 9, 3)
+    np.testing.assert_array_equal(
+        found[::2, ::3, 0], [[0, 1, 2], [100, 101, 102], [3, 4, 5], [103, 104, 105]]
+    )
+    panels.write_grid(tmp_path / "short.png", real[:2], real[:2])
+    assert np.asarray(Image.open(tmp_path / "short.png")).shape == (4, 6, 3)
+
+
 def test_a_sheet_is_read_row_by_row():
     images = np.arange(1, 8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8)
     found = panels.sheet(images, columns=3)[..., 0]

@@ -55,6 +55,14 @@ def write_pictures(folder: Path, images: np.ndarray, captions: Sequence[str]) ->
     write_atomic(folder / "metadata.jsonl", "".join(lines))
 
 
+def write_grid(path: Path, real: np.ndarray, drawn: np.ndarray, *, columns: int = 12, bands: int = 2) -> None:
+    """Pictures of a split, each above what was drawn for its caption, as one PNG file."""
+    columns = min(columns, len(real))
+    starts = [k for k in range(0, bands * columns, columns) if k + columns <= len(real)]
+    rows = [part[k : k + columns] for k in starts for part in (real, drawn)]
+    write_atomic(path, png(sheet(np.concatenate(rows), columns=columns)))
+
+
 def add_pairs(
     report: Report,
     title: str,

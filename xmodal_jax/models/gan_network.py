@@ -197,7 +197,7 @@ class Network:
         condition = self.condition(player, memory, batch, keys)
         if self.config.condition == "sentence":
             condition = condition._replace(words=None)
-        count = len(next(iter(batch.values())))
+        count = len(jax.tree.leaves(batch)[0])
         if "augmentation" not in player:
             return self._composed(player, condition, count), {}
         extra = None

@@ -80,6 +80,7 @@ def test_the_devices_do_not_change_the_result(layouts):
     assert_device_invariant(make(**GLOBAL), {**batch, "present": present}, layouts=layouts, config=OPTIMIZER)
 
 
+@pytest.mark.slow
 def test_the_devices_do_not_change_several_steps_of_the_discriminator():
     """Two a round, of classes, with a penalty between real and generated images, and images that are rebuilt."""
     how = REBUILT | dict(generator=GeneratorConfig("mlp", noise=5, width=8))
@@ -104,7 +105,10 @@ def test_a_stopped_run_ends_bit_identical(tmp_path):
 
 
 def test_in_rehearsal_the_generator_learns_alone():
-    gan = make(**REBUILT)
+    small = dict(
+        generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=EncoderConfig("mlp", width=8)
+    )
+    gan = make(auxiliary_weight=0.0, **small, **REBUILT)
     optimizer = dataclasses.replace(OPTIMIZER, rehearsal=0.2)
     optimizer = dataclasses.replace(optimizer, discriminator=dataclasses.replace(ADAM, schedule="cosine"))
     training, state, batch = begin(gan, optimizer)
@@ -441,6 +445,7 @@ def test_images_follow_noise_and_caption_and_no_other_example(trained):
         ),
         dict(
             condition="sentence", auxiliary_weight=0.0, generator=dataclasses.replace(OBJECTS, conditioning=3),
+            discriminator=EncoderConfig("mlp", width=8),
             **REBUILT,
         ),
     ],

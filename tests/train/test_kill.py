@@ -23,7 +23,7 @@ def kill_when(ready, process, pause):
     process.communicate()
 
 
-@pytest.mark.parametrize("mode,fsdp", [("pmap", 1), ("sharded", 2)])
+@pytest.mark.parametrize("mode,fsdp", [("pmap", 1), pytest.param("sharded", 2, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_bit_identical(tmp_path, mode, fsdp):
     options = dict(parallel=mode, fsdp=fsdp, steps=24, batch_size=16, eval_every=3, checkpoint_every=3)
     options |= dict(resident=False, pause=0.05)

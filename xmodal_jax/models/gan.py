@@ -253,11 +253,8 @@ def make_gan(
 
     def pictured(batch, memory):
         """What the posterior is shown."""
-        view = View(to_float(batch["image"]))
-        if not config.projected:
-            return view
-        view = view._replace(seen=captioner.see(memory["captioner"], view.image))
-        if config.generator.name == "objects" and config.condition == "words":
+        view = viewed(to_float(batch["image"]), memory)
+        if config.projected and config.generator.name == "objects" and config.condition == "words":
             view = view._replace(attended=captioner.attend(memory["captioner"], view.seen, batch["text"]))
         return view
 
@@ -303,7 +300,9 @@ def make_gan(
 
     def shown(image, memory, keys):
         """What a discriminator is shown of images."""
-        image = augmented(image, memory, keys)
+        return viewed(augmented(image, memory, keys), memory)
+
+    def viewed(image, memory):
         return View(image, captioner.see(memory["captioner"], image) if config.projected else None)
 
     def agreements(net, params, tokens, condition, batch, ok, axis_name):

@@ -359,7 +359,6 @@ class ObjectPosterior(nn.Module):
         moments = nn.Dense(2 * self.features // x.shape[1], kernel_init=small, name="moments")(x)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         middle = jnp.einsum("bkl,lc->bkc", share, middles)
-        mean = mean.at[..., :2].add(
-            middle / jnp.sqrt(1.0 - 0.9 * jnp.square(middle))
-        )  # bound's inverse, or nearly
+        start_at = middle / jnp.sqrt(1.0 - 0.9 * jnp.square(middle))  # bound's inverse, or nearly
+        mean = mean.at[..., :2].add(start_at)
         return mean.reshape(len(x), -1), log_variance.reshape(len(x), -1) - 2.0  # of little doubt at first

@@ -11,6 +11,7 @@ import numpy as np
 
 from xmodal_jax.data.media import decode_audio, decode_image, decode_video, modality_of, to_pcm
 from xmodal_jax.data.problems import Problems
+from xmodal_jax.train.report import png
 from xmodal_jax.train.restore import Translator
 from xmodal_jax.train.run import write_atomic
 
@@ -133,7 +134,6 @@ def translate(
 def write_outputs(folder: Path, names: Sequence[str], made: Sequence[Any], *, sample_rate: int) -> list[Path]:
     """One file for each: ``.txt``, ``.png`` or 16-bit ``.wav``, named after its input."""
     import soundfile
-    from PIL import Image
 
     paths = []
     for name, content in zip(names, made, strict=True):
@@ -144,7 +144,7 @@ def write_outputs(folder: Path, names: Sequence[str], made: Sequence[Any], *, sa
         if isinstance(content, str):
             write_atomic(path, content + "\n")
         elif kind == ".png":
-            Image.fromarray(content if content.shape[2] > 1 else content[..., 0]).save(path)
+            write_atomic(path, png(content))
         else:
             wave = content if content.dtype == np.int16 else to_pcm(content)
             soundfile.write(path, wave, sample_rate, subtype="PCM_16")

@@ -27,10 +27,13 @@ field             dtype      shape               meaning
 ``text``          int32      ``[B, L]``          token ids, 0 is padding
 ``audio``         int16 or   ``[B, T]``          waveform; int16 is PCM and is divided by 32768 on the
                   float32                        device, float32 lies in [-1, 1]
-``<m>_mask``      bool       as its field        True where the field holds content (text, audio)
+``KIND_NAME``     as KIND    as KIND             one more modality of a kind: ``image_3``, ``image_sketch``; see
+                                                 `kind_of`
+``<m>_mask``      bool       as its field        True where the field holds content (text, audio); no modality
 ``label``         int32      ``[B]``             class, -1 where unknown
 ``index``         int32      ``[B]``             the example's place in the global batch stream: what
                                                  per-example randomness is drawn from
+``step``          int32      ``[B]``             the optimizer's step, the same for all (in training)
 ``present``       dict of    ``[B]`` each        ``present[m]`` is False where modality ``m`` is missing.
                   bool                           A padded row of a last batch is missing everywhere.
 ================  =========  ==================  =====================================================
@@ -43,6 +46,21 @@ Where a method says so, several examples may share inputs: what each has of its 
 """
 
 MODALITIES = ("text", "image", "audio", "video")
+"""The kinds of modalities. A modality is named after its kind alone, or ``KIND_NAME``."""
+
+
+def kind_of(modality: str) -> str:
+    """The kind of a modality, one of `MODALITIES` or ``label``: what stands before the first underscore of its name.
+
+    ``image``, ``image_3`` and ``image_sketch`` are images. Raises ValueError for a name of no kind.
+    """
+    kind = modality.partition("_")[0]
+    if kind not in (*MODALITIES, "label"):
+        raise ValueError(
+            f"{modality!r} is no modality: one is named KIND or KIND_NAME, where KIND is one of "
+            f"{', '.join(MODALITIES)} or label"
+        )
+    return kind
 
 
 class Tokens(NamedTuple):
@@ -61,6 +79,18 @@ class Condition(NamedTuple):
     """Of each word of a sentence."""
 
 
+class Stage(NamedTuple):
+    """The first part of a training in two: its own loss, and the parameters that learn in it and then no more."""
+
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    """As `Method.loss`."""
+    share: float
+    """Of all steps."""
+    learns: Callable[[str], bool]
+    """Of a parameter's path (as `core.trees.leaf_names` writes it) whether it learns in this stage. What does not
+    learns after it, and nothing else then."""
+
+
 class Method(NamedTuple):
     """A learning method as pure functions.
 
@@ -69,23 +99,25 @@ class Method(NamedTuple):
     axis it is this device's share of it, so that the sum over devices of the shares (and of their gradients) is the
     value on one device; ``aux`` holds scalars by the same convention.
     ``predict(params, batch) -> pytree``: what the trained model answers, without randomness.
+    ``first``: where training begins with another loss; None: one loss for all steps.
     """
 
     init: Callable[..., Params]
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     predict: Callable[..., Any]
+    first: Stage | None = None
 
 
 class GAN(NamedTuple):
     """A method of two players, generator and discriminator, as pure functions.
 
-    ``params`` holds ``generator`` and ``discriminator``; ``memory`` is a dict of what else changes in training, without
-    a gradient: running statistics, averages of logits, the probability of augmentation. Losses are shares, as those of
-    `Method`.
+    ``params`` holds ``generator`` and ``discriminator``; ``memory`` is a dict of what else changes in training,
+    without a gradient: running statistics, averages of logits, the probability of augmentation. Losses are shares,
+    as those of `Method`.
 
     ``init(key, batch) -> (params, memory)``
-    ``generate(generator, memory, batch, key, *, axis_name=None) -> (made, memory)``: what the discriminator is shown, a
-    pytree.
+    ``generate(generator, memory, batch, key, *, axis_name=None) -> (made, memory)``: what the discriminator is
+    shown, a pytree.
     ``d_loss(discriminator, memory, batch, made, key, step, *, axis_name=None) -> (share, (aux, memory))``: what the
     discriminator minimises; ``step`` counts, for penalties that are not due every time.
     ``g_loss(made, discriminator, memory, batch, key, *, axis_name=None) -> (share, aux)``: what the generator

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
-from xmodal_jax.data.drawing import PALETTE, RING_HOLE, draw, scene_images, scene_videos
+from xmodal_jax.data.drawing import INK, PALETTE, PAPER, PENCIL, RING_HOLE, draw, scene_images, scene_videos
 from xmodal_jax.data.scenes import COLOURS, RADII, SHAPES, sample_factors
 
 WHITE, BLACK = np.full((1, 1, 3), 255.0), np.zeros((1, 3))
@@ -123,3 +124,52 @@ def test_video_shows_the_motion():
 def test_image_size_out_of_range():
     with pytest.raises(ValueError, match=r"16\.\.128"):
         one("circle", size=8)
+
+
+def sketch(shape, *, colour=WHITE, size=64, radius=0.2, texture=0):
+    """Ink 0..1 at each pixel."""
+    drawn = draw(
+        np.array([[SHAPES.index(shape)]]), colour, np.array([[texture]]), np.array([[(0.43, 0.58)]]),
+        np.array([[radius]]), np.zeros((1, 1)), np.broadcast_to(PAPER, (1, 3)), image_size=size, sketched=True,
+    )[0]  # fmt: skip
+    assert (drawn == drawn[..., :1]).all()
+    return (PAPER - drawn[..., 0].astype(float)) / (PAPER - INK)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_sketch_is_the_outline_of_the_shape(shape):
+    size = 128
+    lines, filled = sketch(shape, size=size), one(shape, size=size)[..., 0]
+    assert not lines[filled == 0].any()
+    depth = distance_transform_edt(filled == 255)  # of pixels, 1 for those next to the edge
+    width = PENCIL * size
+    # White is not hatched. At notches of right angles the distance within a shape is to the edges' extensions.
+    assert not lines[depth > np.sqrt(2) * width + 0.5].any() and (depth > np.sqrt(2) * width + 0.5).any()
+    assert np.mean(lines[(depth >= 1) & (depth < width - 1)] > 0.99) > 0.97
+
+
+def test_a_sketch_tells_the_brightness_and_not_the_hue_or_the_texture():
+    ink = [sketch("circle", colour=np.full((1, 1, 3), v)).sum() for v in (255.0, 170.0, 85.0, 0.0)]
+    assert (np.diff(ink) > 0.1 * ink[0]).all()
+    hues = np.array([[[200.0, 0.0, 0.0]]]), np.array([[[0.0, 0.0, 200.0 * 0.299 / 0.114]]])
+    np.testing.assert_allclose(*(sketch("heart", colour=hue) for hue in hues), atol=0.01)
+    np.testing.assert_array_equal(sketch("star", texture=1), sketch("star"))
+
+
+def test_sketched_scenes_show_the_same_objects_in_the_same_places():
+    f = sample_factors(0, "train", np.arange(200))
+    sketches = scene_images(f, 64, sketched=True)
+    assert (np.median(sketches, axis=(1, 2, 3)) == PAPER).all()
+    assert sketches.shape == (200, 64, 64, 3)
+    at = np.arange(64) + 0.5
+    for i in range(200):
+        near = np.zeros((64, 64), bool)
+        for k in range(f["num_objects"][i]):
+            x, y = f["position"][i, k] * 64
+            reach = RADII[f["size"][i, k]] * 64
+            here = np.hypot(at[None] - x, at[:, None] - y) <= 1.19 * reach + 1
+            # Ink on all sides of the centre, as far as the shape is wide.
+            spread = np.argwhere((sketches[i, ..., 0] < 128) & here)
+            assert np.ptp(spread, axis=0).min() > reach and len(spread) > 10
+            near |= here
+        assert (sketches[i][~near] == PAPER).all()

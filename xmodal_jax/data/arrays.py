@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from xmodal_jax.data.metadata import in_test_split
 from xmodal_jax.data.source import RawBatch, Source
-from xmodal_jax.types import MODALITIES
+from xmodal_jax.types import MODALITIES, kind_of
 
 # field -> (kinds of dtype, allowed ranks, what is expected)
 _FIELDS = {
@@ -27,6 +29,37 @@ _FIELDS = {
     "label": ("iu", (1,), "int32 [N]"),
     **{f"{m}_present": ("b", (1,), "bool [N]") for m in MODALITIES},
 }
+
+
+def _parse(field: str) -> tuple[str, str] | None:
+    """The modality that a field is of, and the entry of `_FIELDS` that it is like; None for any other field.
+
+    ``image_1_present``: image_1, image_present; ``caption_en``: text_en, caption.
+    """
+    suffix = next((s for s in ("_mask", "_present") if field.endswith(s)), "")
+    base = field.removesuffix(suffix)
+    kind, underscore, name = base.partition("_")
+    like = kind + suffix
+    if like not in _FIELDS or kind == "label" or (underscore and not name):
+        return None
+    return ("text" if kind == "caption" else kind) + underscore + name, like
+
+
+def modalities_of(fields: Iterable[str]) -> tuple[str, ...]:
+    """The modalities among the fields of a batch: by kind, the plain one first, then by name (2 before 10)."""
+    parsed = (_parse(field) for field in fields)
+    held = {of for of, like in filter(None, parsed) if like in MODALITIES or like == "caption"}
+
+    def place(modality):
+        name = modality.partition("_")[2]
+        pieces = re.findall(r"\d+|\D+", name)
+        return (
+            MODALITIES.index(kind_of(modality)),
+            [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in pieces],
+            name,
+        )
+
+    return tuple(sorted(held, key=place))
 
 
 def _map(fn, tree):
@@ -64,8 +97,7 @@ class ArraySource:
             raise ValueError(f"all arrays need the same first axis: {shown}")
         self.arrays, self.class_names = arrays, class_names
         self._length = lengths.pop()
-        held = {"text": "text" in arrays or "caption" in arrays, **{m: m in arrays for m in MODALITIES[1:]}}
-        self.modalities = tuple(m for m in MODALITIES if held[m])
+        self.modalities = modalities_of(arrays)
 
     def __len__(self) -> int:
         return self._length
@@ -78,6 +110,11 @@ class ArraySource:
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The examples at ``indices`` (copies)."""
         return _map(lambda a: np.asarray(a[indices]), self.arrays)
+
+    def presence(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Which of these examples have which modality, bool ``[B]`` for each."""
+        held, complete = self.arrays.get("present", {}), np.ones(self._length, bool)
+        return {m: np.asarray(held.get(m, complete)[indices]) for m in self.modalities}
 
 
 def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress: bool = True) -> ArraySource:
@@ -131,34 +168,38 @@ def _read_fields(place: Path) -> dict[str, np.ndarray]:
 
 
 def _check(name: str, array: np.ndarray, place: Path) -> np.ndarray:
-    if name not in _FIELDS:
+    parsed = _parse(name)
+    like = name if parsed is None else parsed[1]
+    if like not in _FIELDS:
         near = difflib.get_close_matches(name, [*_FIELDS, "class_names"], n=1, cutoff=0.8)
         if near:
             raise ValueError(f"{place}: the field {name!r} is not known; did you mean {near[0]!r}?")
         if array.ndim == 0:
             raise ValueError(f"{place}: the field {name!r} is a single value; expected one row per example.")
         return array
-    kinds, ranks, expected = _FIELDS[name]
+    kinds, ranks, expected = _FIELDS[like]
     if array.dtype.kind not in kinds or array.ndim not in ranks or (kinds == "u" and array.dtype != np.uint8):
         advice = ""
-        if name in ("image", "video") and array.dtype.kind == "f":
+        if like in ("image", "video") and array.dtype.kind == "f":
             advice = " Convert it first: np.round(255 * x).astype(np.uint8) for values in [0, 1]."
+        if like != name:
+            advice += f" Rename it if it is not meant as {like.partition('_')[0]}."
         raise ValueError(
             f"{place}: {name!r} is {array.dtype} {list(array.shape)}; expected {expected}.{advice}"
         )
-    if name in ("image", "video") and array.ndim == ranks[0]:
+    if like in ("image", "video") and array.ndim == ranks[0]:
         return array[..., None]
-    if name == "audio":
+    if like == "audio":
         if array.dtype.kind == "f":
             if array.size and np.abs(array[:256]).max() > 1.0:
                 raise ValueError(
-                    f"{place}: 'audio' is {array.dtype} with values beyond [-1, 1]; divide by its scale."
+                    f"{place}: {name!r} is {array.dtype} with values beyond [-1, 1]; divide by its scale."
                 )
             return array.astype(np.float32)
         if array.dtype != np.int16:
-            raise ValueError(f"{place}: 'audio' is {array.dtype}; expected {expected}.")
+            raise ValueError(f"{place}: {name!r} is {array.dtype}; expected {expected}.")
         return array
-    if name == "caption":
+    if like == "caption":
         return array.astype(object)
     return array.astype(np.int32) if kinds == "iu" else array
 
@@ -170,7 +211,8 @@ def load_npz(
 
     Fields as in a batch (`xmodal_jax.types.Batch`): ``image``, ``video``, ``text`` (token ids) or ``caption``
     (or ``captions.json``), ``audio``, ``label``, ``<m>_mask``, ``<m>_present``; ``class_names`` (strings);
-    others are passed on. ``PATH/train.npz`` or ``PATH/train/`` hold a split each; without them a tenth of the
+    others are passed on. Several modalities of a kind: ``image_1``, ``image_2``, … (``KIND_NAME``, ``caption_NAME``),
+    each like its kind. ``PATH/train.npz`` or ``PATH/train/`` hold a split each; without them a tenth of the
     examples, chosen by the SHA-1 of the row number, is the split ``test``, the rest ``train``, and ``all`` is
     everything.
 
@@ -191,23 +233,27 @@ def load_npz(
     fields = _read_fields(place)
     names = fields.pop("class_names", None)
     arrays: dict[str, Any] = {k: _check(k, v, place) for k, v in fields.items()}
-    if not any(m in arrays for m in (*MODALITIES, "caption")):
+    held = modalities_of(arrays)
+    if not held:
         raise ValueError(
             f"{place}: no field image, video, text, caption or audio (found: {', '.join(arrays)})."
         )
     lengths = {k: len(v) for k, v in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"{place}: the fields differ in length: {lengths}.")
-    present = {m: arrays.pop(f"{m}_present") for m in MODALITIES if f"{m}_present" in arrays}
-    if "text" in arrays:
-        arrays.setdefault("text_mask", arrays["text"] != 0)
-    if "audio" in arrays and "audio_mask" not in arrays:
-        arrays["audio_mask"] = np.ones(arrays["audio"].shape, bool)
-    for name in ("text", "audio"):
-        if name in arrays and arrays[name].shape != arrays[f"{name}_mask"].shape:
-            raise ValueError(
-                f"{place}: '{name}_mask' is {arrays[f'{name}_mask'].shape}, '{name}' is {arrays[name].shape}."
-            )
+    stated = [m for m in (*held, *MODALITIES) if f"{m}_present" in arrays]
+    present = {m: arrays.pop(f"{m}_present") for m in dict.fromkeys(stated)}
+    astray = [k for k in arrays if (parsed := _parse(k)) and parsed[1].endswith("_present")]
+    if astray:
+        raise ValueError(
+            f"{place}: {astray[0]!r} is about a modality that is not there; found: {', '.join(arrays)}."
+        )
+    for name in (m for m in held if m in arrays and kind_of(m) in ("text", "audio")):
+        # Token 0 is padding; of audio, zeros are silence.
+        filled = arrays[name] != 0 if kind_of(name) == "text" else np.ones(arrays[name].shape, bool)
+        mask = arrays.setdefault(f"{name}_mask", filled)
+        if arrays[name].shape != mask.shape:
+            raise ValueError(f"{place}: '{name}_mask' is {mask.shape}, '{name}' is {arrays[name].shape}.")
     if modalities is not None:
         arrays = _only(arrays, modalities, place)
         present = {m: v for m, v in present.items() if m in modalities}
@@ -226,8 +272,8 @@ def load_npz(
 
 
 def _only(arrays: dict[str, Any], modalities: tuple[str, ...], place: Path) -> dict[str, Any]:
-    held = {"caption": "text", "text_mask": "text", "audio_mask": "audio", **{m: m for m in MODALITIES}}
-    absent = [m for m in modalities if m not in [held.get(k) for k in arrays]]
+    absent = [m for m in modalities if m not in modalities_of(arrays)]
     if absent:
         raise ValueError(f"{place} has no {absent[0]}; it has: {', '.join(arrays)}.")
-    return {k: v for k, v in arrays.items() if held.get(k) is None or held[k] in modalities}
+    of = {field: parsed[0] for field in arrays if (parsed := _parse(field))}
+    return {k: v for k, v in arrays.items() if k not in of or of[k] in modalities}

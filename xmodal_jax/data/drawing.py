@@ -21,6 +21,11 @@ RING_HOLE = 0.48
 """Inner radius of the ring over its radius."""
 _CHUNK = 1024
 
+PAPER, INK = np.float32(248), np.float32(24)
+"""Gray levels of sketches."""
+PENCIL = 0.032
+"""Width of a sketch's outlines in canvas widths, and at least 1.2 pixels."""
+
 
 def _half_planes(x, y, normals, offset):
     return np.maximum.reduce([nx * x + ny * y for nx, ny in normals]) - np.float32(offset)
@@ -70,13 +75,21 @@ def _diamond(x, y):
     return np.abs(x) * np.float32(scale / wide) + np.abs(y) * np.float32(scale / tall) - np.float32(scale)
 
 
-def _heart(x, y):
-    # Two discs and, below them, the wedge of their tangents to the tip.
-    r, cx, cy, tip = 0.54, 0.47, -0.36, 1.05
-    x = np.abs(x)
+_HEART = (0.54, 0.47, -0.36, 1.05)
+"""Of two discs and, below them, the wedge of their tangents to the tip: radius, centre (x either side), tip."""
+
+
+def _heart_normal():
+    r, cx, cy, tip = _HEART
     to_tip = np.array([-cx, tip - cy])
     angle = np.arctan2(to_tip[1], to_tip[0]) - np.arccos(r / np.linalg.norm(to_tip))
-    nx, ny = np.cos(angle), np.sin(angle)
+    return np.cos(angle), np.sin(angle)
+
+
+def _heart(x, y):
+    r, cx, cy, _ = _HEART
+    x = np.abs(x)
+    nx, ny = _heart_normal()
     disc = np.sqrt((x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2) - np.float32(r)
     wedge = np.float32(nx) * (x - np.float32(cx)) + np.float32(ny) * (y - np.float32(cy)) - np.float32(r)
     # The wedge counts only below the line from the notch, through both centres' height, to the tangent point.
@@ -84,7 +97,24 @@ def _heart(x, y):
     return np.minimum(disc, np.maximum(wedge, top))
 
 
+def _heart_inside(x, y):
+    """As `_heart`, but the distance to the outline within it, where `_heart` counts the seams of its parts as well."""
+    r, cx, cy, _ = (np.float32(value) for value in _HEART)
+    x, (nx, ny) = np.abs(x), np.float32(_heart_normal())
+    u, v = x - cx, y - cy
+    far = np.sqrt(u * u + v * v)
+    notch = np.sqrt(x * x + (y - cy + np.sqrt(r * r - cx * cx)) ** 2)
+    on_arc = cx * far + r * u >= 0  # seen from the disc's centre: beyond the notch its edge is no outline
+    below = ny * u - nx * v < 0  # on the tangent's side of the centre
+    within = np.minimum(
+        np.where(below, r - nx * u - ny * v, np.inf), np.where(on_arc & ~below, r - far, notch)
+    )
+    outside = _heart(x, y)
+    return np.where(outside < 0, -within, outside).astype(np.float32)
+
+
 _DISTANCES = (_circle, _square, _triangle, _star, _cross, _ring, _diamond, _heart)
+_SKETCHED = (*_DISTANCES[:-1], _heart_inside)
 _DOT_PHASES = (0.0, 0.0, 0.5, 0.5, 0.5, 0.0, 0.5, 0.0)
 """Thin shapes have a dot at the centre (0.5), for they would hold none of the four around it (0)."""
 
@@ -100,9 +130,8 @@ def _texture(texture, x, y, pixels, phase):
     return np.where(texture == 1, striped, np.where(texture == 2, dotted, np.float32(0)))
 
 
-def _draw_group(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
-    """Composites one object of one shape onto each canvas of ``rows``, within patches of ``patch`` pixels."""
-    side = canvas.shape[1]
+def _locate(side, rows, centre, radius, angle, patch):
+    """Each object's patch: its coordinates in radii, the radius in pixels, and the place on the canvases."""
     pixels = (radius * side)[:, None, None]
     corner = np.clip(np.rint(centre * side - patch / 2).astype(np.int64), 0, side - patch)  # [N, (x, y)]
     steps = np.arange(patch)
@@ -111,6 +140,12 @@ def _draw_group(canvas, rows, kind, colour, texture, centre, radius, angle, patc
     dy = (lines + np.float32(0.5) - centre[:, 1, None] * side).astype(np.float32)[:, :, None]
     cos, sin = (f(angle)[:, None, None] / pixels for f in (np.cos, np.sin))
     x, y = cos * dx + sin * dy, cos * dy - sin * dx
+    return x, y, pixels, (rows[:, None, None], lines[:, :, None], columns[:, None, :])
+
+
+def _paint(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
+    """Composites one object of one shape onto each canvas of ``rows``, within patches of ``patch`` pixels."""
+    x, y, pixels, place = _locate(canvas.shape[1], rows, centre, radius, angle, patch)
     cover = np.clip(np.float32(0.5) - _DISTANCES[kind](x, y) * pixels, 0, 1)[..., None]
     paint = np.broadcast_to(colour[:, None, None, :], (*cover.shape[:3], 3))
     textured = np.flatnonzero(texture > 0)
@@ -120,9 +155,27 @@ def _draw_group(canvas, rows, kind, colour, texture, centre, radius, angle, patc
         )
         paint = paint.copy()
         paint[textured] *= (1 - np.float32(1 - DARK) * dark)[..., None]
-    place = rows[:, None, None], lines[:, :, None], columns[:, None, :]
     under = canvas[place]
     canvas[place] = under + cover * (paint - under)
+
+
+def _sketch(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
+    """Draws one object of one shape onto each canvas as `_paint` does, but as an outline with hatching."""
+    x, y, pixels, place = _locate(canvas.shape[1], rows, centre, radius, angle, patch)
+    depth = -_SKETCHED[kind](x, y) * pixels  # in pixels, from the edge inwards
+    width = np.float32(max(1.2, PENCIL * canvas.shape[1]))
+    line = np.clip(np.float32(0.5) + width / 2 - np.abs(depth - width / 2), 0, 1)
+    # The canvas' own diagonals, so that they tell nothing of how an object is turned. The darker, the more ink.
+    _, lines, columns = place
+    pitch = np.float32(2.5) * width
+    stripe = np.abs(np.mod((lines + columns).astype(np.float32) / pitch, 1) - np.float32(0.5)) * pitch
+    bright = (colour @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255))[:, None, None]
+    thick = np.maximum(1 - bright, 0) * pitch
+    hatch = np.minimum(np.clip(thick / 2 - stripe + np.float32(0.5), 0, 1), thick) * np.float32(0.55)
+    cover = np.clip(depth + np.float32(0.5), 0, 1)[..., None]
+    ink = np.maximum(line, hatch)[..., None]
+    under = canvas[place]
+    canvas[place] = under + cover * (PAPER + ink * (INK - PAPER) - under)
 
 
 def draw(
@@ -135,14 +188,17 @@ def draw(
     background: np.ndarray,
     *,
     image_size: int,
+    sketched: bool = False,
 ) -> np.ndarray:
     """Images uint8 ``[N, image_size, image_size, 3]``, later objects over earlier ones.
 
     ``shape`` (-1: nothing there), ``texture`` int ``[N, K]``; ``colour`` RGB 0..255 ``[N, K, 3]``;
     ``position`` ``[N, K, 2]`` (x, y) and ``radius`` ``[N, K]`` in canvas widths; ``angle`` ``[N, K]`` in
-    radians; ``background`` RGB ``[N, 3]``. Each object is drawn within its own patch only. Raises ValueError
-    for an image_size outside 16..128.
+    radians; ``background`` RGB ``[N, 3]``. Each object is drawn within its own patch only. ``sketched``: as outlines
+    with hatching, the denser the darker the colour, where ``texture`` does not show. Raises ValueError for an
+    image_size outside 16..128.
     """
+    draw_group = _sketch if sketched else _paint
     if not 16 <= image_size <= 128:
         raise ValueError(f"image_size must lie in 16..128, got {image_size}")
     n, k = shape.shape
@@ -160,7 +216,7 @@ def draw(
             for code in np.unique(group[group >= 0]):
                 rows = np.flatnonzero(group == code)
                 at = begin + rows, slot
-                _draw_group(
+                draw_group(
                     canvas, rows, int(code // 1000), colour[at].astype(np.float32), texture[at],
                     position[at].astype(np.float32), radius[at].astype(np.float32),
                     angle[at].astype(np.float32), int(code % 1000),
@@ -169,8 +225,13 @@ def draw(
     return out
 
 
-def scene_images(factors: Factors, image_size: int, *, time: float = 0.0) -> np.ndarray:
-    """The scenes ``[N, image_size, image_size, 3]`` uint8 at ``time`` 0 (first frame) to 1 (last frame)."""
+def scene_images(
+    factors: Factors, image_size: int, *, time: float = 0.0, sketched: bool = False
+) -> np.ndarray:
+    """The scenes ``[N, image_size, image_size, 3]`` uint8 at ``time`` 0 (first frame) to 1 (last frame).
+
+    ``sketched``: drawn in dark lines on white paper.
+    """
     motion = factors["motion"]
     radius = RADII[np.maximum(factors["size"], 0)]
     factor = np.where(motion == 5, GROWTH, np.where(motion == 6, SHRINKAGE, 1.0))
@@ -182,9 +243,12 @@ def scene_images(factors: Factors, image_size: int, *, time: float = 0.0) -> np.
     position = np.where((motion == 5)[..., None], np.clip(position, reach, 1 - reach), position)
     angle = factors["angle"] + np.where(motion == 7, np.pi / 2 * time, 0.0)
     colour = PALETTE[np.maximum(factors["colour"], 0)] * factors["brightness"][..., None]
+    background = factors["background"]
+    if sketched:
+        background = np.broadcast_to(PAPER, background.shape)
     return draw(
-        factors["shape"], colour, factors["texture"], position, radius, angle, factors["background"],
-        image_size=image_size,
+        factors["shape"], colour, factors["texture"], position, radius, angle, background,
+        image_size=image_size, sketched=sketched,
     )  # fmt: skip
 
 

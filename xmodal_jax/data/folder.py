@@ -278,6 +278,14 @@ class FolderSource:
         with ThreadPoolExecutor(self._workers) as pool:
             return list(pool.map(decode, row_numbers))
 
+    def presence(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Which of these examples have which modality, bool ``[B]`` for each; no file is read."""
+        rows = [self._rows[i] for i in self._row_of[indices]]
+        return {
+            m: np.array([bool(r.captions) if m == "text" else m in r.files for r in rows], bool)
+            for m in self.modalities
+        }
+
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The examples at ``indices``; audio is padded to ``max_seconds``, a missing modality is zeros or
         ""."""
@@ -310,8 +318,5 @@ class FolderSource:
         if self._labelled:
             batch["label"] = np.array([-1 if r.label is None else r.label for r in rows], np.int32)
         if not all(self._complete.values()):
-            batch["present"] = {
-                m: np.array([bool(r.captions) if m == "text" else m in r.files for r in rows])
-                for m in self.modalities
-            }
+            batch["present"] = self.presence(indices)
         return batch

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
+
+import numpy as np
 
 from xmodal_jax.data.problems import OnBadExample, Problems
 from xmodal_jax.data.source import Source
-from xmodal_jax.types import MODALITIES
+from xmodal_jax.types import MODALITIES, kind_of
 
 TEST_SIZE = 600
 """Examples in each test split of the embedded data set."""
 
-FORMS = "shapes, tfds:NAME, folder:PATH, npz:PATH or spoken:FILE"
+FORMS = "shapes, tfds:NAME, folder:PATH, npz:PATH, spoken:FILE or poly:SPEC"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,8 @@ class DataOptions:
     frames: int = 8
     """Frames of each video clip, evenly spaced."""
     modalities: tuple[str, ...] | None = None
-    """Which of text, image, audio and video to read; None reads all that the data set has."""
+    """Which of text, image, audio and video (or others of a kind, named KIND_NAME) to read; None reads all that the
+    data set has, of shapes text, image and audio."""
     on_bad_example: OnBadExample = "stop"
     """What to do with an example that cannot be used: stop the run, or skip, count and list it."""
     data_dir: str | None = None
@@ -38,9 +42,17 @@ class DataOptions:
     prompt: str | None = None
     """The caption of a class name, such as "a photo of a {}", for data sets with labels but no captions."""
     train_size: int | None = None
-    """Number of training examples of a generated data set (shapes, spoken); its test splits have up to 600."""
+    """Number of training examples of a generated data set: of shapes and spoken, whose test splits have up to 600; of
+    poly at most, chosen at random from its data set, whose test split stays whole."""
     data_seed: int = 0
-    """Seed of a generated data set (shapes, spoken)."""
+    """Seed of a generated data set (shapes, spoken, poly) and of what is missing."""
+    views: int = 5
+    """Number of image modalities (poly:SPEC)."""
+    missing: float = 0.0
+    """Share of the training examples that lack a modality, for each modality, drawn at random; each example keeps at
+    least one. Validation and test examples stay complete."""
+    incomplete: Literal["keep", "discard"] = "keep"
+    """Whether training sees the examples that lack a modality, or none of them."""
     workers: int = 8
     """Threads that decode files (folder:PATH)."""
     memory_limit_gib: float = 4.0
@@ -57,23 +69,38 @@ class DataOptions:
             "max_seconds",
             "frames",
             "train_size",
+            "views",
             "workers",
             "memory_limit_gib",
         ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}.")
-        unknown = [m for m in self.modalities or () if m not in MODALITIES]
+        if not 0 <= self.missing <= 1:
+            raise ValueError(f"missing must lie in 0..1, a share of the examples; got {self.missing}.")
+        if self.incomplete not in ("keep", "discard"):
+            raise ValueError(f"incomplete must be keep or discard, not {self.incomplete!r}.")
+        unknown = [m for m in self.modalities or () if not _names_modality(m)]
         if unknown:
-            raise ValueError(f"modalities: {unknown[0]!r} is none of {', '.join(MODALITIES)}.")
+            raise ValueError(
+                f"modalities: {unknown[0]!r} is none of {', '.join(MODALITIES)}, nor one of these with a name of its "
+                "own, as image_1."
+            )
         if self.prompt is not None and "{}" not in self.prompt:
             raise ValueError(f"prompt must contain {{}} where the class name goes, got {self.prompt!r}.")
+
+
+def _names_modality(name: str) -> bool:
+    if name.endswith(("_mask", "_present", "_")):
+        return False
+    return name.partition("_")[0] in MODALITIES
 
 
 def open_source(
     spec: str, split: str = "train", options: DataOptions = DataOptions(), *, problems: Problems | None = None
 ) -> Source:
-    """The data set that ``spec`` names: ``shapes``, ``tfds:NAME``, ``folder:PATH``, ``npz:PATH`` or ``spoken:FILE``.
+    """The data set that ``spec`` names: ``shapes``, ``tfds:NAME``, ``folder:PATH``, ``npz:PATH``, ``spoken:FILE``, or
+    ``poly:SPEC``, image modalities made of another one (see `poly.PolySource`).
 
     Arrays (npz) are taken as they are, so that of the options only ``modalities`` and the check of
     ``image_size`` apply to them.
@@ -81,9 +108,69 @@ def open_source(
     ``problems`` collects the bad examples (default: a new collector with ``options.on_bad_example``; a given
     one decides itself). Raises ValueError for another form, FileNotFoundError where there is no such data.
     """
+    problems = Problems(options.on_bad_example) if problems is None else problems
+    source = _finish(_read(spec, split, options, problems), spec, split, options)
+    return as_training_sees(source, options) if split == "train" else source
+
+
+def open_training(
+    spec: str, options: DataOptions, *, problems: Problems, validation: int = 300
+) -> tuple[Source, Source]:
+    """``(training, validation)``: the split ``train`` without ``validation`` examples (a tenth, if that is fewer), and
+    those, complete. Of poly, neither shows an image of the other."""
+    from xmodal_jax.data.views import hold_out
+
+    source = _read(spec, "train", options, problems)
+    rest, held = hold_out(source, max(1, min(validation, len(source) // 10)))
+    train = as_training_sees(_finish(rest, spec, "train", options), options)
+    return train, _finish(held, spec, "validation", options)
+
+
+def as_training_sees(source: Source, options: DataOptions) -> Source:
+    """The source with a share of its modalities missing, or without the examples that lack any, as the options say."""
+    from xmodal_jax.data.views import Incomplete, complete_only
+
+    if options.missing:
+        source = Incomplete(source, share=options.missing, seed=options.data_seed)
+    return source if options.incomplete == "keep" else complete_only(source)
+
+
+def _finish(source: Source, spec: str, split: str, options: DataOptions) -> Source:
+    """What the data set makes of the files that it is read from."""
+    if not spec.startswith("poly:"):
+        return source
+    from xmodal_jax.data.poly import PolySource
+
+    return PolySource(
+        source, views=options.views, seed=options.data_seed, split=split, modalities=options.modalities,
+        progress=options.progress,
+    )  # fmt: skip
+
+
+def _read_inner(spec: str, split: str, o: DataOptions, problems: Problems) -> Source:
+    """The labelled images that poly:SPEC is made of."""
+    if spec.partition(":")[0] in ("poly", "spoken", ""):
+        raise ValueError(
+            f"--data poly:{spec} is not understood: poly: needs a data set of labelled images, such as "
+            "poly:tfds:mnist, poly:folder:PATH or poly:npz:PATH."
+        )
+    if o.channels != 3:
+        raise ValueError("--data poly:SPEC is drawn in 3 colour channels: leave channels (--channels).")
+    source = _read(spec, split, dataclasses.replace(o, modalities=("image",), train_size=None), problems)
+    if split != "train" or o.train_size is None:
+        return source
+    from xmodal_jax.data.views import Subset
+
+    chosen = np.random.default_rng(o.data_seed).permutation(len(source))[: o.train_size]
+    return Subset(source, np.sort(chosen))
+
+
+def _read(spec: str, split: str, options: DataOptions, problems: Problems) -> Source:
+    """What is stored: the data set, or what it is made of."""
     kind, _, rest = spec.partition(":")
     o = options
-    problems = Problems(o.on_bad_example) if problems is None else problems
+    if kind == "poly":
+        return _read_inner(rest, split, o, problems)
     size = o.train_size if split == "train" else min(TEST_SIZE, o.train_size or TEST_SIZE)
     if spec == "shapes":
         from xmodal_jax.data.shapes import SpokenShapes
@@ -112,10 +199,10 @@ def open_source(
         from xmodal_jax.data.arrays import load_npz
 
         source = load_npz(rest, split, o.modalities)
-        for field in ("image", "video"):
+        for field in source.modalities:
             if (
                 o.image_size
-                and field in source.arrays
+                and kind_of(field) in ("image", "video")
                 and source.arrays[field].shape[-3:-1] != (o.image_size,) * 2
             ):
                 height, width = source.arrays[field].shape[-3:-1]

@@ -22,7 +22,7 @@ from xmodal_jax.data.speech import (
     vary_voices,
 )
 
-_MODALITIES = ("text", "image", "audio", "video")  # not imported from types, for that would load JAX
+_MODALITIES = ("text", "image", "image_sketch", "audio", "video")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class SpokenShapes:
     split: str = "train"
     size: int = field(default=10_000, kw_only=True)
     modalities: tuple[str, ...] = field(default=("text", "image", "audio"), kw_only=True)
-    """With ``video`` among them the captions tell of motion, and ``image`` is the first frame."""
+    """Of text, image, image_sketch (the same scene in dark lines on white paper), audio and video. With ``video`` among
+    them the captions tell of motion, and ``image`` is the first frame."""
     image_size: int = field(default=32, kw_only=True)
     """Pixels, 16..128."""
     frames: int = field(default=8, kw_only=True)
@@ -184,7 +185,8 @@ class SpokenShapes:
     def batch(self, indices) -> RawBatch:
         """The examples ``indices`` ``[B]``, in that order.
 
-        ``caption`` object ``[B]``; ``image`` uint8 ``[B, S, S, 3]``; ``video`` uint8 ``[B, F, S, S, 3]``;
+        ``caption`` object ``[B]``; ``image`` and ``image_sketch`` uint8 ``[B, S, S, 3]``; ``video`` uint8
+        ``[B, F, S, S, 3]``;
         ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask`` and ``speaker`` int32 ``[B]`` (into
         `speech.VOICES`); of these the ones in ``modalities``.
         ``label`` int32 ``[B]``, the only object's shape, else -1; ``factors``, a dict of arrays. Raises IndexError
@@ -200,6 +202,8 @@ class SpokenShapes:
             out["video"] = scene_videos(factors, self.image_size, self.frames)
         if "image" in self.modalities:
             out["image"] = out["video"][:, 0] if "video" in out else scene_images(factors, self.image_size)
+        if "image_sketch" in self.modalities:
+            out["image_sketch"] = scene_images(factors, self.image_size, sketched=True)
         if "audio" in self.modalities:
             out["audio"], out["audio_mask"] = self._audio(indices)
             out["speaker"] = factors["voice"]

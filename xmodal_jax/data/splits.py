@@ -8,11 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.open import DataOptions, open_source
+from xmodal_jax.data.open import DataOptions, open_source, open_training
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.source import RawBatch, Source
-from xmodal_jax.data.text import Tokenize, Tokenizer, clean_text, load_hf_tokenizer, train_tokenizer
-from xmodal_jax.data.views import Changed, hold_out, in_memory
+from xmodal_jax.data.text import (
+    Tokenize,
+    Tokenizer,
+    caption_fields,
+    clean_text,
+    load_hf_tokenizer,
+    train_tokenizer,
+)
+from xmodal_jax.data.views import Changed, in_memory
 
 TRAINED = ("word", "wordpiece", "bpe")
 VOCABULARY = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
@@ -30,27 +37,32 @@ class Splits(NamedTuple):
 
 
 def open_splits(spec: str, options: DataOptions, problems: Problems, *, validation: int = 300) -> Splits:
-    """Opens the training and test splits of ``spec`` and holds ``validation`` training examples out."""
+    """Opens the training and test splits of ``spec`` and holds ``validation`` training examples out.
+
+    ``options.missing`` and ``options.incomplete`` concern what training sees: the examples held out are read as the
+    test splits are.
+    """
     names = ["test"] + ["compositions"] * (spec == "shapes")
     if spec == "shapes" or spec.startswith("spoken:"):
         names += ["voices"] * ("audio" in (options.modalities or ("audio",)))
-    train = open_source(spec, "train", options, problems=problems)
+    train, held = open_training(spec, options, problems=problems, validation=validation)
     tests = {name: open_source(spec, name, options, problems=problems) for name in names}
-    count = max(1, min(validation, len(train) // 10))
-    return Splits(*hold_out(train, count), tests)
+    return Splits(train, held, tests)
 
 
 def captions_of(
     source: Source, clean: Callable[[str], str] | None = None, *, limit: int = CAPTION_SAMPLE
 ) -> list[str]:
-    """The captions (cleaned) of at most ``limit`` examples, evenly spread."""
+    """The captions (cleaned) of at most ``limit`` examples, evenly spread; ``""`` where a text is missing."""
     rows = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
     captions = []
     for part in np.array_split(
         rows, -(-len(rows) // 1000)
     ):  # pictures and sounds come along: not all at once
-        found = np.ravel(source.batch(part)["caption"]).tolist()
-        captions += [str(c) if clean is None else clean(str(c)) for c in found]
+        batch = source.batch(part)
+        for field in caption_fields(batch) or ["caption"]:
+            found = np.ravel(batch[field]).tolist()
+            captions += [str(c) if clean is None else clean(str(c)) for c in found]
     return captions
 
 

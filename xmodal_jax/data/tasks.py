@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from xmodal_jax.data.open import DataOptions, open_source
+from xmodal_jax.data.open import DataOptions, as_training_sees, open_source
 from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
 from xmodal_jax.data.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES, hash_bits
@@ -196,10 +196,11 @@ def open_task(
             raise ValueError(f"spoken commands are about the embedded data set: --data shapes, not {spec!r}")
         return open_splits(spec, options, problems)
     names = ["test", "compositions"] + ["voices"] * (task is Commands)
-    train = open_source(spec, "train", options, problems=problems)
+    complete = dataclasses.replace(options, missing=0.0, incomplete="keep")
+    train = open_source(spec, "train", complete, problems=problems)
     validation = dataclasses.replace(train, offset=len(train), size=max(1, min(150, len(train) // 10)))
     tests = {name: task(open_source(spec, name, options, problems=problems)) for name in names}
-    return Splits(ByScene(task.to_train(train)), task(validation), tests)
+    return Splits(as_training_sees(ByScene(task.to_train(train)), options), task(validation), tests)
 
 
 def targets_of(source: Source) -> dict[str, tuple[str, ...]]:

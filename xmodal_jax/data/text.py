@@ -237,10 +237,16 @@ def train_tokenizer(
     return Tokenizer(backend, dict(zip(("pad", "bos", "eos", "unk"), SPECIAL_TOKENS, strict=True)))
 
 
-class Tokenize:
-    """A transform of batches: ``caption`` to ``text`` int32 ``[B, L]`` and ``text_mask`` bool ``[B, L]``.
+def caption_fields(batch: RawBatch) -> list[str]:
+    """The fields of a batch that hold captions: ``caption``, ``caption_NAME``."""
+    return [name for name in batch if name == "caption" or name.startswith("caption_")]
 
-    Captions ``[B, Q]``, several to each example, give ``[B, Q, L]``.
+
+class Tokenize:
+    """A transform of batches: ``caption`` to ``text`` int32 ``[B, L]`` and ``text_mask`` bool ``[B, L]``, and
+    ``caption_NAME`` to ``text_NAME`` and ``text_NAME_mask``.
+
+    Captions ``[B, Q]``, several to each example, give ``[B, Q, L]``. An empty caption is a missing text.
     ``clean`` is applied to each caption first (see `clean_text`). The captions stay in the batch.
     """
 
@@ -255,12 +261,13 @@ class Tokenize:
         self.tokenizer, self.max_length, self.clean, self.problems = tokenizer, max_length, clean, problems
 
     def __call__(self, batch: RawBatch) -> RawBatch:
-        if "caption" not in batch:
-            return batch
-        shape = np.shape(batch["caption"])
-        captions = np.ravel(batch["caption"]).tolist()
-        if self.clean is not None:
-            captions = [self.clean(c) for c in captions]
-        ids, mask = self.tokenizer.encode_batch(captions, self.max_length, problems=self.problems)
-        ids, mask = (x.reshape(*shape, self.max_length) for x in (ids, mask))
-        return {**batch, "text": ids, "text_mask": mask}
+        read = {}
+        for field in caption_fields(batch):
+            shape = np.shape(batch[field])
+            captions = np.ravel(batch[field]).tolist()
+            if self.clean is not None:
+                captions = [self.clean(c) for c in captions]
+            ids, mask = self.tokenizer.encode_batch(captions, self.max_length, problems=self.problems)
+            text = field.replace("caption", "text", 1)
+            read[text], read[f"{text}_mask"] = (x.reshape(*shape, self.max_length) for x in (ids, mask))
+        return {**batch, **read} if read else batch

@@ -56,11 +56,17 @@ def make_training(
 ) -> Training:
     """What `train.loop.fit` needs to train ``method`` for ``steps`` steps."""
     tx = optim.make_optimizer(config, steps)
-    return Training(
+    training = Training(
         make_init(method, tx, config, params=params),
         lambda axis: make_step(method, tx, config, axis_name=axis),
         {"learning_rate": optim.learning_rate(config, steps)},
         eval_params,
+    )
+    if method.first is None:
+        return training
+    return training._replace(
+        first=round(method.first.share * steps),
+        make_first=lambda axis: make_first(method, tx, config, axis_name=axis),
     )
 
 
@@ -91,13 +97,23 @@ def make_init(
     return init
 
 
+def make_first(
+    method: Method, tx: optax.GradientTransformation, config: optim.Optimizer, *, axis_name: str | None = None
+) -> Callable:
+    """The step of the method's first stage, as `make_step`."""
+    stage = method.first
+    early = method._replace(loss=stage.loss, first=stage._replace(learns=lambda path: not stage.learns(path)))
+    return make_step(early, tx, config, axis_name=axis_name)
+
+
 def make_step(
     method: Method, tx: optax.GradientTransformation, config: optim.Optimizer, *, axis_name: str | None = None
 ) -> Callable:
     """``step(state, batch) -> (state, metrics)``; under ``axis_name`` the batch is this device's rows.
 
     ``metrics`` holds the loss and the method's scalars over the global batch, ``grad_norm`` (before clipping) and
-    ``finite``: a flag for the loss followed by one for each gradient leaf.
+    ``finite``: a flag for the loss followed by one for each gradient leaf. What learned in the method's first stage
+    stays as it is.
     """
 
     def loss_fn(params, batch, key):
@@ -128,9 +144,14 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
+        if "index" in batch:
+            batch = {**batch, "step": jnp.full(batch["index"].shape[:1], state.step, jnp.int32)}
         (loss, aux), grads = gradients(state.params, batch, key)
         (loss, aux), grads = collectives.psum(((loss, aux), grads), axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        if method.first is not None:
+            still = method.first.learns
+            updates = trees.map_with_name(lambda name, u: jnp.zeros_like(u) if still(name) else u, updates)
         params = optax.apply_updates(state.params, updates)
         average = state.ema
         if average is not None:

@@ -1,0 +1,77 @@
+"""From codes of a multimodal VAE to data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xmodal_jax.losses.multimodal_elbo import for_all
+from xmodal_jax.models.multimodal_network import Group, Network
+from xmodal_jax.probability.distributions import Normal, standard_noise
+
+Apply = Callable[..., Array]
+"""``apply(method, *args)``: a method of the network with its parameters."""
+
+
+def decode_all(network: Network, apply: Apply, z, key) -> dict[str, Array]:
+    """Of every modality what its decoder says of ``z [M, R, B, D]``, ``[R, B, ...]``: images in [0, 1], ids, frames,
+    classes; ids and classes drawn from ``key``, the likeliest where it is None."""
+    found = {}
+    for group, codes in network.parts(z):
+        config = network.kinds[group.kind]
+        if group.kind == "text":
+            out = _write(network, apply, group, codes, key)
+        else:
+            out = apply("decode", group, codes)
+            if group.kind == "label":
+                out = out.argmax(axis=-1) if key is None else jax.random.categorical(key, out)
+            elif group.kind == "image":
+                out = jax.nn.sigmoid(out) if config.likelihood == "bernoulli" else jnp.clip(out, 0.0, 1.0)
+        found |= dict(zip(group.names, out, strict=True))
+    return {name: found[name] for name in network.names}
+
+
+def _write(network: Network, apply, group: Group, codes, key) -> Array:
+    """Ids ``[G, R, B, L]``: all at once, or one after another where each goes on from those before."""
+    length = group.size.shape[0]
+    choose = lambda logits, t: (
+        logits.argmax(axis=-1) if key is None else jax.random.categorical(jax.random.fold_in(key, t), logits)
+    )
+    if network.kinds["text"].decoder.name != "autoregressive":
+        return choose(apply("decode", group, codes), 0)
+
+    def go_on(t, ids):
+        logits = apply("decode", group, codes, ids)
+        return ids.at[..., t].set(choose(logits[..., t, :], t))
+
+    return jax.lax.fori_loop(0, length, go_on, jnp.zeros((*codes.shape[:3], length), jnp.int32))
+
+
+def unfold_shared(
+    apply: Apply, network: Network, shared: Float[Array, "n dim"], keys
+) -> Float[Array, "m 1 n latent"]:
+    c, count, batch = network.config, len(network.names), len(shared)
+
+    def draw(told, name):
+        return (
+            told.mean
+            if keys is None
+            else told.at(standard_noise(keys, name, (count, told.mean.shape[-1]), type(told)))
+        )
+
+    if c.top:
+        codes = apply("codes", shared)
+        return draw(Normal(codes, jnp.zeros_like(codes)), "codes")[:, None]
+    if c.levels > 1:
+        features, none = jnp.zeros((count, batch, c.hidden)), jnp.zeros((1, count, batch), bool)
+        return for_all(apply("descend", features, none, keys, shared[None]).first, count)
+    z = for_all(shared, count)
+    if c.private:
+        other = jax.tree.map(
+            lambda x: jnp.broadcast_to(x[:, None], (count, batch, c.private)), apply("prior").auxiliary
+        )
+        z = jnp.concatenate([z, draw(other, "private")], axis=-1)
+    return z[:, None]

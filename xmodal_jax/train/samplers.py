@@ -1,0 +1,272 @@
+"""Where latent codes are drawn from: a prior, or a density fitted after training to the codes of a data set.
+
+The codes of an autoencoder fill the prior badly, so that samples decoded from the prior look worse than the model can
+do; a density of the aggregate posterior mends this (Ghosh et al. 2020, arXiv:1903.12436, sec. 4). Fit to codes of
+training examples and judge by codes of others.
+
+Fitted samplers standardise the codes by dimension. Log-densities are in nats, of the codes as they were given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xmodal_jax.core.random import named_keys
+from xmodal_jax.metrics.neighbours import feature_rows
+from xmodal_jax.nets.flows import AutoregressiveFlow
+from xmodal_jax.train.loop import NonFiniteError
+
+FULL_UP_TO = 64
+"""Up to this dimension a component of the mixture has a full covariance, above it a diagonal one."""
+
+FEWEST = 20
+"""Codes that a flow needs: a tenth of them is held out."""
+
+
+class Sampler(NamedTuple):
+    """A density of latent codes."""
+
+    sample: Callable[[int, int], np.ndarray]
+    """``sample(count, seed)``: float32 ``[count, D]``. The first of a longer draw are the same, up to rounding."""
+    log_prob: Callable[[np.ndarray], np.ndarray]
+    """``log_prob(codes [N, D])``: float64 ``[N]``, in nats."""
+    name: str
+
+
+def _sampler(dim: int, draw, log_prob, name: str) -> Sampler:
+    """A sampler that checks what it is given; ``draw(count, rngs)`` has two generators of its own."""
+
+    def sample(count: int, seed: int) -> np.ndarray:
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        rngs = [np.random.Generator(np.random.Philox(s)) for s in np.random.SeedSequence(seed).spawn(2)]
+        return np.asarray(draw(count, *rngs), np.float32)
+
+    def checked(codes) -> np.ndarray:
+        codes = feature_rows("codes", codes, np.float64)
+        if codes.shape[1] != dim:
+            raise ValueError(f"this sampler is of {dim} dimensions, got codes of {codes.shape[1]}")
+        return np.asarray(log_prob(codes), np.float64)
+
+    return Sampler(sample, checked, name)
+
+
+def prior_sampler(dim: int, kind: str = "normal", scale=None) -> Sampler:
+    """The prior itself, with independent dimensions around 0.
+
+    Args:
+      dim: D.
+      kind: "normal", ``exp(-x^2 / 2 s^2) / (s sqrt(2 pi))``; or "laplace", ``exp(-|x| / s) / 2 s``, whose standard
+        deviation is ``sqrt(2) s``.
+      scale: s, one number or ``[D]``; None is 1.
+    Raises:
+      ValueError: an unknown kind, a dimension below 1, or a scale that is not positive and finite.
+    """
+    if kind not in ("normal", "laplace"):
+        raise ValueError(f"kind must be normal or laplace, got {kind!r}")
+    if dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}")
+    s = np.asarray(1.0 if scale is None else scale, np.float64)
+    if s.shape not in ((), (dim,)) or not (np.isfinite(s) & (s > 0)).all():
+        raise ValueError(f"scale must be one positive number or {dim} of them, got {scale!r}")
+    s = np.broadcast_to(s, (1, dim))
+
+    def draw(count, rng, _):
+        return s * (rng.standard_normal if kind == "normal" else partial(rng.laplace, 0.0, 1.0))((count, dim))
+
+    def log_prob(x):
+        if kind == "normal":
+            terms = -0.5 * (x / s) ** 2 - 0.5 * math.log(2 * math.pi)
+        else:
+            terms = -np.abs(x / s) - math.log(2)
+        return (terms - np.log(s)).sum(axis=1)
+
+    return _sampler(dim, draw, log_prob, kind)
+
+
+def _standardise(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every dimension, ``[1, D]``."""
+    mean, std = codes.mean(axis=0, keepdims=True), codes.std(axis=0, keepdims=True)
+    # Of equal numbers rounding may leave a deviation that is not 0.
+    flat = std[0] <= 1e-12 * np.abs(codes).max(axis=0)
+    if flat.any():
+        raise ValueError(
+            f"codes: {int(flat.sum())} of {len(flat)} dimensions are constant, the first is {int(np.argmax(flat))}; "
+            "they have no density, leave them out"
+        )
+    return mean, std
+
+
+def fit_gaussian_mixture(codes, *, components: int = 10, seed: int) -> Sampler:
+    """A mixture of Gaussians by expectation maximisation, scikit-learn's ``GaussianMixture``.
+
+    Covariances are full up to `FULL_UP_TO` dimensions and diagonal above. Scikit-learn adds 1e-6 to variances, here of
+    standardised codes, and warns (ConvergenceWarning) where 500 steps are too few.
+
+    Args:
+      codes: ``[N, D]``.
+      components: Gaussians.
+      seed: of the start, by k-means.
+    Returns:
+      The sampler "mixture".
+    Raises:
+      ValueError: if the codes are not ``[N, D]``, not finite or constant in a dimension, or too few: a component needs
+        D + 1 on average where its covariance is full, else 2.
+      ImportError: without scikit-learn.
+    """
+    codes = feature_rows("codes", codes, np.float64)
+    if components < 1:
+        raise ValueError(f"components must be at least 1, got {components}")
+    count, dim = codes.shape
+    full = dim <= FULL_UP_TO
+    if count < (need := components * (dim + 1 if full else 2)):
+        raise ValueError(
+            f"{count} codes of {dim} dimensions are too few for {components} components, which need {need}: "
+            "give more codes or fewer components"
+        )
+    try:
+        from sklearn.mixture import GaussianMixture  # here: it takes a second to import
+    except ImportError as error:
+        raise ImportError("fit_gaussian_mixture needs scikit-learn: pip install scikit-learn") from error
+    mean, std = _standardise(codes)
+    kind = "full" if full else "diag"
+    mixture = GaussianMixture(components, covariance_type=kind, max_iter=500, random_state=seed)
+    mixture.fit((codes - mean) / std)
+    covariances = mixture.covariances_
+    factors = np.linalg.cholesky(covariances) if full else np.sqrt(covariances)
+    edges = np.cumsum(mixture.weights_)
+
+    def draw(count, rng, choice):
+        # Rounding may end the last edge short of 1.
+        which = np.minimum(np.searchsorted(edges, choice.random(count), side="right"), components - 1)
+        noise = rng.standard_normal((count, dim))
+        out = np.empty_like(noise)
+        for k in range(components):
+            rows = which == k
+            out[rows] = noise[rows] @ factors[k].T if full else noise[rows] * factors[k]
+        return mean + std * (mixture.means_[which] + out)
+
+    def log_prob(x):
+        return mixture.score_samples((x - mean) / std) - np.log(std).sum()
+
+    return _sampler(dim, draw, log_prob, "mixture")
+
+
+def fit_flow(
+    codes,
+    *,
+    seed: int,
+    steps: int = 2000,
+    batch_size: int = 256,
+    hidden: int = 128,
+    layers: int = 4,
+    learning_rate: float = 1e-3,
+    evaluate_every: int = 50,
+) -> Sampler:
+    """A masked autoregressive flow (`nets.flows.AutoregressiveFlow`) by maximum likelihood.
+
+    Adam, whose rate falls to 0 as a cosine, on minibatches drawn with replacement. A tenth of the codes is held out;
+    the parameters are those of the highest likelihood on it among the start, which is a Gaussian with independent
+    dimensions, every ``evaluate_every`` steps and the last one.
+
+    Args:
+      codes: ``[N, D]``; computed in float32 after standardising.
+      seed: of what is held out, the start and the minibatches.
+      steps, batch_size, learning_rate: of Adam.
+      hidden: units of each of the two hidden layers of a flow's layer; at least D lets every dimension be seen by them.
+      layers: of the flow; two or more, since every second one has the dimensions in reverse.
+      evaluate_every: steps between evaluations on what is held out.
+    Returns:
+      The sampler "flow".
+    Raises:
+      ValueError: if the codes are not ``[N, D]``, not finite, constant in a dimension or fewer than `FEWEST`, or a
+        size or the rate is not positive.
+      NonFiniteError: if the likelihood is no longer finite in training.
+    """
+    codes = feature_rows("codes", codes, np.float64)
+    for name, size in (("steps", steps), ("batch_size", batch_size), ("evaluate_every", evaluate_every)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    count, dim = codes.shape
+    if count < FEWEST:
+        raise ValueError(f"{count} codes are too few to fit a flow: give at least {FEWEST}, better thousands")
+    order = np.random.Generator(np.random.Philox(seed)).permutation(count)
+    held_out, train = codes[order[: count // 10]], codes[order[count // 10 :]]
+    mean, std = _standardise(train)
+    to_device = lambda x: jnp.asarray((x - mean) / std, jnp.float32)
+    flow = AutoregressiveFlow(dim, layers=layers, hidden=hidden)
+    params, losses = _maximise(
+        flow,
+        to_device(train),
+        to_device(held_out),
+        jax.random.key(seed),
+        learning_rate,
+        steps=steps,
+        batch_size=batch_size,
+        evaluate_every=evaluate_every,
+    )
+    finite = np.isfinite(np.asarray(losses))
+    if not finite.all():
+        raise NonFiniteError(
+            f"step {int(np.argmin(finite)) + 1} of fitting the flow: the likelihood is no longer finite. Lower "
+            f"learning_rate={learning_rate}, or look for outliers among the codes."
+        )
+
+    def draw(count, rng, _):
+        noise = jnp.asarray(rng.standard_normal((count, dim)), jnp.float32)
+        return mean + std * np.asarray(_inverse(flow, params, noise), np.float64)
+
+    def log_prob(x):
+        return np.asarray(_log_prob(flow, params, to_device(x)), np.float64) - np.log(std).sum()
+
+    return _sampler(dim, draw, log_prob, "flow")
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_prob(flow, params, x):
+    return flow.apply(params, x, method="log_prob")
+
+
+@partial(jax.jit, static_argnums=0)
+def _inverse(flow, params, z):
+    return flow.apply(params, z, method="inverse")
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("steps", "batch_size", "evaluate_every"))
+def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, evaluate_every):
+    """The best parameters, and the loss of every step ``[steps]``."""
+    start, draws = named_keys(key, "params", "batches")
+    loss = lambda params, x: -flow.apply(params, x, method="log_prob").mean()
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def compare(params, best, lowest):
+        value = loss(params, held_out)
+        # A NaN is not lower than anything.
+        better = value < lowest
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
+        return best, jnp.where(better, value, lowest)
+
+    def step(carry, k):
+        params, state, best, lowest = carry
+        rows = jax.random.randint(jax.random.fold_in(draws, k), (batch_size,), 0, len(train))
+        value, grads = jax.value_and_grad(loss)(params, train[rows])
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        due = ((k + 1) % evaluate_every == 0) | (k + 1 == steps)
+        best, lowest = jax.lax.cond(due, compare, lambda _, *kept: kept, params, best, lowest)
+        return (params, state, best, lowest), value
+
+    params = flow.init(start, train[:1])
+    carry = (params, optimizer.init(params), params, loss(params, held_out))
+    carry, losses = jax.lax.scan(step, carry, jnp.arange(steps))
+    return carry[2], losses

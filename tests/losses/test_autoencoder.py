@@ -181,7 +181,7 @@ def posterior_gradient(estimator, log_scale, mean, p, samples):
 
 
 def test_dreg_has_the_same_mean_gradient():
-    count = 6000
+    count = 20000
     x, n, keys, _ = many(count, seed=1)
     mean, cov = oracle.linear_posterior(x, W, OFFSET, SCALE)
     q = as_float(0.5 * np.log(2 * np.diag(cov)), mean + 0.15)
@@ -190,7 +190,7 @@ def test_dreg_has_the_same_mean_gradient():
     errors = np.sqrt((plain.var(axis=0) + dreg.var(axis=0)) / count)
     gap = np.abs(plain.mean(axis=0) - dreg.mean(axis=0))
     assert np.all(gap < 4 * errors), (gap, errors)
-    assert np.abs(dreg.mean(axis=0)).max() > 20 * errors.max()  # there is something to agree on
+    assert (np.abs(dreg.mean(axis=0)) / errors).max() > 20  # there is something to agree on
     assert np.all(dreg.var(axis=0) < plain.var(axis=0))
 
 

@@ -113,6 +113,11 @@ class SpokenShapes:
         voice = choose_speakers(drawn, unseen=self.split == "voices")
         return sample_factors(self.seed, self.split, index) | {"voice": voice}
 
+    def class_labels(self, indices) -> np.ndarray:
+        """``label`` without drawing anything: int32 ``[N]``, the only object's shape, -1 where there are several."""
+        factors = self.factors(indices)
+        return np.where(factors["num_objects"] == 1, factors["shape"][:, 0], -1).astype(np.int32)
+
     def meanings(self, indices) -> list[Meaning]:
         """What the captions say, free of wording: hashable; ``str`` of one reads well."""
         return meanings_of(self.factors(indices), motion=self._moves)
@@ -194,8 +199,7 @@ class SpokenShapes:
         """
         indices = np.atleast_1d(np.asarray(indices, np.int64))
         factors = self.factors(indices)
-        label = np.where(factors["num_objects"] == 1, factors["shape"][:, 0], -1).astype(np.int32)
-        out: RawBatch = {"label": label, "factors": factors}
+        out: RawBatch = {"label": self.class_labels(indices), "factors": factors}
         if "text" in self.modalities:
             out["caption"] = self.captions(indices)
         if "video" in self.modalities:

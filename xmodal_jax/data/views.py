@@ -9,7 +9,7 @@ import numpy as np
 
 from xmodal_jax.data.arrays import ArraySource, estimate_nbytes, materialise
 from xmodal_jax.data.scenes import uniform
-from xmodal_jax.data.source import RawBatch, Source, presence_of
+from xmodal_jax.data.source import RawBatch, Source, labels_of, presence_of
 from xmodal_jax.types import kind_of
 
 
@@ -40,7 +40,7 @@ class _View:
         return self.source.targets
 
 
-_BY_EXAMPLE = ("meanings", "captions")
+_BY_EXAMPLE = ("meanings", "captions", "class_labels", "factors")
 """What some data sets can tell of examples besides their batches, by their indices."""
 
 
@@ -165,6 +165,20 @@ def complete_only(source: Source) -> Subset:
             "lower the share of missing modalities, or read fewer modalities"
         )
     return Subset(source, whole)
+
+
+def labelled(source: Source) -> Source:
+    """The examples whose class is known (``label`` 0 or more); the source itself where that is all of them.
+
+    Raises:
+      ValueError: the source has no labels, or knows none of them.
+    """
+    tell = getattr(source, "class_labels", None)
+    every = np.arange(len(source))
+    found = labels_of(source, ("label",)).get("label") if tell is None else tell(every)
+    if found is None or not (found >= 0).any():
+        raise ValueError("no example has a class: the data set needs the field 'label'")
+    return source if (found >= 0).all() else Subset(source, np.flatnonzero(found >= 0))
 
 
 def hold_out(source: Source, count: int, *, seed: int = 0) -> tuple[Subset, Subset]:

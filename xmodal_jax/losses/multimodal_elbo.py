@@ -137,18 +137,19 @@ def mvae(
     2018, arXiv:1802.05335, eq. 2 and 4).
 
     S is all modalities, each alone (``single``), and ``subsets`` different ones of 2 to M - 1, drawn anew for each
-    example. What a missing modality leaves of a subset counts once, and not at all where nothing is left.
+    example (as many as there are, where there are fewer).
     """
     count = len(p.present)
     there = [p.present[None]]
     if single:
         there.append(jnp.eye(count, dtype=bool)[:, :, None] & p.present[None])
-    middle = all_subsets(count, 2, count - 1)
-    if subsets and single and len(middle):
-        of_two = (jnp.asarray(middle)[:, :, None] & p.present[None]).any(axis=1)
-        rows = choose_several(p.keys, "subsets", of_two, min(subsets, len(middle)))
-        chosen = jnp.moveaxis(jnp.asarray(middle)[rows], -1, 1)
-        there.append(chosen & p.present[None])
+    middle = jnp.asarray(all_subsets(count, 2, count - 1))
+    if subsets and len(middle):
+        whole = (p.present[None] | ~middle[:, :, None]).all(axis=1)
+        allowed = whole & (middle.sum(axis=1)[:, None] < p.present.sum(axis=0)[None])
+        rows = choose_several(p.keys, "subsets", allowed, min(subsets, len(middle)))
+        kept = jnp.take_along_axis(allowed, rows, axis=0)
+        there.append(jnp.moveaxis(middle[rows], -1, 1) & kept[:, None])
     there = jnp.concatenate(there)
     lifted = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(there), *x.shape)), p.experts)
     one = jnp.zeros((len(there), *p.experts.mean.shape[1:]))
@@ -162,7 +163,7 @@ def mvae(
             [p.present[:, None], p.present[:, None], jnp.moveaxis(there[1 + count :], 0, 1)], axis=1
         )
     else:
-        codes, told = for_all(z, count), p.present[:, None]
+        codes, told = for_all(z, count), jnp.moveaxis(there, 0, 1)
     rec = -jnp.where(told, p.log_likelihood(codes), 0.0).sum(axis=(0, 1))
     some = there.any(axis=1)
     divergence = jnp.where(some, p.to_prior(q, some), 0.0).sum(axis=0)
@@ -180,7 +181,7 @@ def mopoe(
     MoPoE (Sutter et al. 2021, arXiv:2105.02470, eq. 5 and 7).
 
     P: the given subsets (all) whose members are all present. ``prior``: whether ``q_S`` has the prior as one more
-    expert: "never", "always", or "full", that of all modalities alone, as its authors do.
+    expert: "never", "always", or "full", that of all the modalities an example has alone, as its authors do.
 
     Raises:
       ValueError: another ``prior``.
@@ -188,11 +189,11 @@ def mopoe(
     subsets = all_subsets(len(p.present)) if subsets is None else subsets
     if prior not in ("never", "always", "full"):
         raise ValueError(f"prior must be 'never', 'always' or 'full', got {prior!r}")
-    has_prior = {"never": 0 * subsets[:, 0], "always": 0 * subsets[:, 0] + 1, "full": subsets.all(axis=1)}[
-        prior
-    ]
-    allowed = (p.present[None] | ~jnp.asarray(subsets)[:, :, None]).all(axis=1)
-    q = product_of_experts(p.experts, p.present, jnp.asarray(subsets), jnp.asarray(has_prior, jnp.float32))
+    members = jnp.asarray(subsets)[:, :, None]
+    allowed = (p.present[None] | ~members).all(axis=1)
+    whole = (members == p.present[None]).all(axis=1)
+    has_prior = {"never": 0.0, "always": 1.0, "full": whole.astype(jnp.float32)}[prior]
+    q = product_of_experts(p.experts, p.present, jnp.asarray(subsets), has_prior)
     z = sample(pick(q, choose(p.keys, "subset", allowed)), p.keys, "product")
     rec = _reconstruct(p, z[None])[0]
     divergences = jnp.where(allowed, p.to_prior(q, allowed), 0.0)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from xmodal_jax.losses.multimodal_elbo import for_all
 from xmodal_jax.models.multimodal_network import Group, Network
 from xmodal_jax.probability.distributions import Normal, standard_noise
+from xmodal_jax.types import kind_of
 
 Apply = Callable[..., Array]
 """``apply(method, *args)``: a method of the network with its parameters."""
@@ -75,3 +76,24 @@ def unfold_shared(
         )
         z = jnp.concatenate([z, draw(other, "private")], axis=-1)
     return z[:, None]
+
+
+def as_batch(
+    outputs: dict[str, Array], to_log_mel: Callable[[Array], Array], *, end: int = -1
+) -> dict[str, Array]:
+    """What `decode_all` gave, without rows (``[B, ...]``), as a batch of data: uint8 images, texts masked up to their
+    first ``end`` token, log-mel frames."""
+    batch: dict[str, Array] = {}
+    for name, x in outputs.items():
+        kind = kind_of(name)
+        if kind == "image":
+            batch[name] = jnp.round(x * 255.0).astype(jnp.uint8)
+        elif kind == "text":
+            ended = jnp.cumsum(x == end, axis=-1) - (x == end)
+            batch[name], batch[f"{name}_mask"] = x, (ended == 0) & (x != 0)
+        elif kind == "audio":
+            batch[name], batch[f"{name}_mask"] = to_log_mel(x), jnp.ones(x.shape[:2], bool)
+        else:
+            batch[name] = x.astype(jnp.int32)
+    batch["index"] = jnp.arange(len(x), dtype=jnp.int32)
+    return batch

@@ -91,16 +91,21 @@ def from_product_and_prior(p: Problem, given: Given, keys, rows: int) -> Codes:
 
 
 def from_full_product_and_prior(p: Problem, given: Given, keys, rows: int) -> Codes:
-    """`from_product_and_prior` where all modalities are given, else `from_product`."""
+    """`from_product_and_prior` where all that an example has is given, else `from_product`."""
     some = joint_product(p.experts, given)
     whole = joint_product(p.experts, given, prior=1.0)
-    complete = given.all(axis=0)[:, None]
+    complete = (given | ~p.present).all(axis=0)[:, None]
     q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), whole, some)
     return _from(p, q, given, keys, rows)
 
 
+def _complete(p: Problem, given: Given) -> Bool[Array, "batch"]:
+    """Where all that an example has is given, and it has something."""
+    return (given | ~p.present).all(axis=0) & given.any(axis=0)
+
+
 def _joint_or(p: Problem, other: Normal, given: Given) -> Normal:
-    complete = (given | ~p.present).all(axis=0)[:, None]
+    complete = _complete(p, given)[:, None]
     return jax.tree.map(lambda a, b: jnp.where(complete, a, b), p.joint, other)
 
 
@@ -133,10 +138,12 @@ def from_mixture(p: Problem, given: Given, keys, rows: int) -> Codes:
 
 def from_messages(p: Problem, given: Given, keys, rows: int) -> Codes:
     """Of Nexus: the given modalities' codes send messages, the code above speaks to all; what is given is told from
-    its own code."""
+    its own code. The code above is of the prior where none is given."""
     count = len(p.present)
     own = _draw(p.experts, keys, "experts", rows)  # [R, M, B, D]
     q = jax.vmap(lambda codes: p.nets.gather(mean_message(p.nets.message(codes), given)))(own)
+    some = given.any(axis=0)[None, :, None]
+    q = jax.tree.map(lambda told, prior: jnp.where(some, told, prior), q, standard(q))
     top = q.mean
     if keys is not None:
         top = q.at(standard_noise(keys, "top", (rows, q.mean.shape[-1])))
@@ -166,7 +173,7 @@ def from_flows(
 ) -> Codes:
     r"""Of JNF: the joint encoder where all that an example has is given; one given expert through its flow; of several
     the product :math:`p(z)^{1-n} \prod_m q_m(z)` by Hamiltonian Monte Carlo from a sample of one of them (Senellart
-    et al. 2025, arXiv:2502.03952, sec. 3.3), with no density to report."""
+    et al. 2025, arXiv:2502.03952, sec. 3.3), with no density to report. The prior where none is given."""
     base = _draw(p.experts, keys, "experts", rows)
     unflowed = jnp.stack([p.nets.unflow(x) for x in base])  # [R, M, B, D]
     start = jnp.take_along_axis(
@@ -180,10 +187,11 @@ def from_flows(
     if keys is not None:
         moved = hamiltonian(density, start, keys, steps=steps, leapfrog=leapfrog, step_size=step_size)
         z = jnp.where((count > 1)[None, :, None], moved, start)
+    z = jnp.where((count == 0)[None, :, None], from_prior(p.prior, keys, rows, len(count)), z)
     whole = _from(p, p.joint, given, keys, rows)
-    complete = (given | ~p.present).all(axis=0)
+    complete = _complete(p, given)
     alone = p.prior.log_prob(z) - density(z)
-    ratio = jnp.where((count == 1)[None], alone, jnp.nan)
+    ratio = jnp.where((count == 1)[None], alone, jnp.where((count == 0)[None], 0.0, jnp.nan))
     shared = jnp.where(complete[None, :, None], whole.shared, z)
     return Codes(for_all(shared, len(p.present)), jnp.where(complete[None], whole.log_ratio, ratio), shared)
 

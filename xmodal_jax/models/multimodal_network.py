@@ -57,6 +57,15 @@ class Group(NamedTuple):
         values = [self.size.values] if self.size.values else []
         return "_".join(map(str, [self.kind, *self.size.shape, *values]))
 
+    def features(self, encoder: EncoderConfig | None, hidden: int) -> Features:
+        """What its modalities are read by."""
+        sizes: dict[str, int] = {}
+        if self.kind == "text":
+            sizes = dict(vocab_size=self.size.values, max_length=self.size.shape[0])
+        elif self.kind == "label":
+            sizes = dict(classes=self.size.values)
+        return Features(self.kind, encoder, hidden, **sizes)
+
 
 def make_groups(sizes: Mapping[str, Size]) -> tuple[Group, ...]:
     """The modalities, together where kind and size agree; in the order in which they come first."""
@@ -87,7 +96,7 @@ class NetworkConfig:
     """Levels of latent variables."""
 
 
-def _stacked(module: type, *others: str) -> Any:
+def stacked(module: type, *others: str) -> Any:
     """The module with a leading axis on parameters, inputs and outputs, in its ``__call__`` and its ``others``."""
     return nn.vmap(
         module, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, out_axes=0,
@@ -105,6 +114,15 @@ class _Decoder(nn.Module):
     @nn.compact
     def __call__(self, z, told, keys):
         return build_latent_decoder(self.kind, self.config, self.size)(z, told, keys=keys)
+
+
+class _Trunk(nn.Module):
+    """Features that are stacked."""
+
+    features: Features
+
+    def __call__(self, inputs, mask, keys):
+        return self.features(inputs, mask, keys)
 
 
 class Seen(NamedTuple):
@@ -138,7 +156,8 @@ class Descent(NamedTuple):
     deepest: Float[Array, "rows batch latent"]
 
 
-def _member_keys(keys: ExampleKeys | None, names: tuple[str, ...]):
+def member_keys(keys: ExampleKeys | None, names: tuple[str, ...]):
+    """Keys ``[M, B]``, each modality's own; None where there are none."""
     return None if keys is None else jnp.stack([fold_in_name(keys, name) for name in names])
 
 
@@ -169,32 +188,28 @@ class Network(nn.Module):
         experts, trunks, decoders = {}, {}, {}
         for group in self.groups:
             kind = self.kinds[group.kind]
-            how = dict(kind=group.kind, encoder=kind.encoder, hidden=c.hidden)
-            if group.kind == "text":
-                how |= dict(vocab_size=group.size.values, max_length=group.size.shape[0])
-            elif group.kind == "label":
-                how |= dict(classes=group.size.values)
-            experts[group.name] = _stacked(Expert)(
-                Features(**how), c.latent if c.levels == 1 else 0, c.private
-            )
+            features = group.features(kind.encoder, c.hidden)
+            latent = c.latent if c.levels == 1 else 0
+            experts[group.name] = stacked(Expert)(features, latent, c.private)
             if c.joint:
-                trunks[group.name] = _stacked(Features)(**how)
-            decoders[group.name] = _stacked(_Decoder)(group.kind, kind.decoder, group.size)
+                # Anew: one module given to two owners would be one set of parameters.
+                trunks[group.name] = stacked(_Trunk)(group.features(kind.encoder, c.hidden))
+            decoders[group.name] = stacked(_Decoder)(group.kind, kind.decoder, group.size)
         self.experts, self.trunks, self.decoders = experts, trunks, decoders
         if c.joint:
             self.joint_moments = Moments(c.latent, c.hidden)
         if c.flows:
-            self.flow_of_each = _stacked(AutoregressiveFlow, "inverse")(c.latent, c.flows, c.hidden)
+            self.flow_of_each = stacked(AutoregressiveFlow, "inverse")(c.latent, c.flows, c.hidden)
         if c.top:
-            self.message_of_each = _stacked(MLP)(c.hidden, c.hidden)
+            self.message_of_each = stacked(MLP)(c.hidden, c.hidden)
             self.gathered = Moments(c.top, c.hidden)
-            self.code_of_each = _stacked(MLP)(c.latent, c.hidden)
+            self.code_of_each = stacked(MLP)(c.latent, c.hidden)
         if c.levels > 1:
-            self.rises = [_stacked(MLP)(c.hidden, c.hidden) for _ in range(c.levels - 1)]
-            self.deepest = _stacked(Moments)(c.latent)
+            self.rises = [stacked(MLP)(c.hidden, c.hidden) for _ in range(c.levels - 1)]
+            self.deepest = stacked(Moments)(c.latent)
             self.falls = [MLP(c.hidden, c.hidden) for _ in range(c.levels - 1)]
             self.priors = [Moments(c.latent) for _ in range(c.levels - 1)]
-            self.level_experts = [_stacked(Moments)(c.latent, c.hidden) for _ in range(c.levels - 1)]
+            self.level_experts = [stacked(Moments)(c.latent, c.hidden) for _ in range(c.levels - 1)]
         zeros = nn.initializers.zeros_init()
         if c.clusters > 1:
             spread = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
@@ -214,7 +229,7 @@ class Network(nn.Module):
         found = []
         for group in self.groups:
             inputs, mask = self._stack(group, seen.inputs)
-            found.append(modules[group.name](inputs, mask, _member_keys(keys, group.names)))
+            found.append(modules[group.name](inputs, mask, member_keys(keys, group.names)))
         return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
     def encode(self, seen: Seen, keys: ExampleKeys | None = None) -> Latents:
@@ -246,7 +261,7 @@ class Network(nn.Module):
         """What the decoders of a group say of codes. ``ids [G, rows, B, L]``: the texts that an autoregressive decoder
         goes on from."""
         count, rows, batch = z.shape[:3]
-        own = _member_keys(keys, group.names)
+        own = member_keys(keys, group.names)
         own = None if own is None else jax.vmap(_row_keys, (0, None))(own, rows)
         ids = None if ids is None else ids.reshape(count, rows * batch, -1)
         out = self.decoders[group.name](z.reshape(count, rows * batch, -1), ids, own)

@@ -36,6 +36,7 @@ from xmodal_jax.nets.vae import SCALES
 from xmodal_jax.preprocess.image import AugmentConfig, augment, to_float
 from xmodal_jax.probability.distributions import standard
 from xmodal_jax.probability.likelihoods import DENSITIES
+from xmodal_jax.probability.posteriors import only
 from xmodal_jax.types import Batch, Key, Method, Params, Stage, kind_of
 
 
@@ -227,7 +228,8 @@ class MultimodalVAE(NamedTuple):
     """In the order of all arrays over modalities."""
     infer: Callable[..., inference.Codes]
     """``infer(params, batch, given, key, samples=1)``: codes from the given modalities that are present, drawn from
-    ``key`` and the examples' indices; the mean with key None."""
+    ``key`` and the examples' indices; the mean with key None. Of several subsets, ``given [S, M]``, codes ``[S,
+    ...]``."""
     decode: Callable[..., dict[str, Array]]
     """``decode(params, z [M, R, B, D], key)``: of every modality what its decoder says, ``[R, B, ...]``: images in [0,
     1], ids, frames, classes; with a key None the likeliest."""
@@ -330,6 +332,9 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
         apply = bound(params)
         own = keys if training else None
         latents = apply("encode", seen, own)
+        # What a network says of something that is not there may be anything, also what overflows.
+        there = lambda q: None if q is None else only(q, seen.present)
+        latents = latents._replace(experts=there(latents.experts), private=there(latents.private))
         say = apply if decoders is None else bound(decoders)
         return Problem(
             latents.experts, seen.present,
@@ -372,7 +377,10 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
         seen = see(config, names, batch)
         keys = None if key is None else example_keys(key, batch["index"])
         p = problem(params, seen, keys, training=False)
-        return member_infer(p, jnp.asarray(given)[:, None] & seen.present, keys, samples)
+        of_one = lambda given: member_infer(p, given[:, None] & seen.present, keys, samples)
+        given = jnp.asarray(given)
+        # Of several subsets one after the other, so that memory does not grow with them.
+        return of_one(given) if given.ndim == 1 else jax.lax.map(of_one, given)
 
     member_infer = member.infer
     if member.infer is inference.from_flows:

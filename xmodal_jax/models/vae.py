@@ -272,9 +272,9 @@ def corrupt(kind: str, x: Array, keys: ExampleKeys, *, how: str = "gaussian", am
 def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) -> VAE:
     r"""The model of ``config`` over one modality (an image, text, audio or a label) of this size (see `size_of`).
 
-    One player minimises the mean over the global batch of its objective (`losses.autoencoder`); aux: ``reconstruction``
-    (nats, weighted), ``kl``, ``mmd``. Of two, the critic tells draws of the prior (real) from codes, and the
-    autoencoder minimises :math:`-\log p(x \mid z) + \beta L_G(z)`, where :math:`L_G` is the f-GAN bound
+    One player minimises the mean over the global batch of its objective (`losses.autoencoder`); aux:
+    ``reconstruction`` (nats, weighted), ``kl``, ``mmd``. Of two, the critic tells draws of the prior (real) from
+    codes, and the autoencoder minimises :math:`-\log p(x \mid z) + \beta L_G(z)`, where :math:`L_G` is the f-GAN bound
     (`losses.adversarial.jsd_bound`), twice the Jensen-Shannon divergence at best (jsd_vae), or :math:`-\log D(z)`
     (aae; Makhzani et al. 2016, arXiv:1511.05644, sec. 2, reconstruction and regularisation in one step). aux:
     ``d_loss``, ``d_prior`` and ``d_code`` (mean logits), ``reconstruction``, ``g_loss``. A rehearsal of it is

@@ -32,11 +32,17 @@ def all_subsets(count: int, smallest: int = 1, largest: int | None = None) -> Bo
     return np.array(rows, bool).reshape(-1, count)
 
 
+def only(q: Posterior, there: Bool[Array, "*rows batch"]) -> Posterior:
+    """``q`` ``[*rows, B, D]`` where it is there, else mean 0 and scale 1, constant: even the gradient of a value that
+    is not used must be finite, as 0 times infinity is not 0."""
+    return jax.tree.map(lambda x: jnp.where(there[..., None], x, 0.0), q)
+
+
 def product_of_experts(
     experts: Normal,
     present: Bool[Array, "m batch"],
     subsets: Float[Array, "subsets m"] | Bool[Array, "subsets m"],
-    prior: Float[Array, "subsets"] | float = 0.0,
+    prior: Float[Array, "subsets batch"] | float = 0.0,
 ) -> Normal:
     r"""Of every subset the normalised product of its experts, ``[S, B, D]``.
 
@@ -44,17 +50,18 @@ def product_of_experts(
 
     (Wu and Goodman 2018, arXiv:1802.05335, sec. 2.2), as one product of the matrix ``A`` (``subsets``) with the
     precisions of all experts that are present. Entries of ``A`` need not be 0 or 1: weights that sum to 1 make the
-    geometric mean. ``prior``: the weight ``w`` of N(0, 1) in each product. What has no expert and no prior is N(0, 1).
+    geometric mean. ``prior``: the weight ``w`` of N(0, 1) in each example's products. What has no expert and no prior is N(0, 1).
     """
     subsets = jnp.asarray(subsets, jnp.float32)
-    prior = jnp.broadcast_to(jnp.asarray(prior, jnp.float32), subsets.shape[:1])
+    prior = jnp.broadcast_to(jnp.asarray(prior, jnp.float32), (len(subsets), present.shape[1]))
+    experts = only(experts, present)
     log_precision = jnp.where(present[:, :, None], -2.0 * experts.log_scale, -jnp.inf)
     # Everything relative to the most precise factor (1, the prior's, at least): nothing overflows.
     top = jnp.maximum(lax.stop_gradient(log_precision.max(axis=0)), 0.0)
     relative = jnp.clip(-2.0 * experts.log_scale - top[None], -_FARTHEST, None)
     precision = jnp.where(present[:, :, None], jnp.exp(relative), 0.0)
-    located = jnp.where(present[:, :, None], precision * experts.mean, 0.0)
-    of_prior = prior[:, None, None] * jnp.exp(jnp.clip(-top, -_FARTHEST, None))[None]
+    located = precision * experts.mean
+    of_prior = prior[:, :, None] * jnp.exp(jnp.clip(-top, -_FARTHEST, None))[None]
     total = jnp.einsum("sm,mbd->sbd", subsets, precision) + of_prior
     total_located = jnp.einsum("sm,mbd->sbd", subsets, located)
     some = total > 0
@@ -109,7 +116,7 @@ def mixture_log_prob(
 ) -> Float[Array, "*rows batch"]:
     """``log 1/n sum_m q_m(z)`` over the experts that are present (mixture of experts, Shi et al. 2019,
     arXiv:1911.03393, sec. 3.1)."""
-    rows = z.ndim - 2
+    rows, experts = z.ndim - 2, only(experts, present)
 
     def of_one(expert, there):
         lift = lambda x: jnp.broadcast_to(x.reshape((1,) * rows + x.shape), z.shape)

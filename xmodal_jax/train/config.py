@@ -16,7 +16,8 @@ class RunConfig:
     """What all experiments share; an experiment's own dataclass adds its fields."""
 
     data: str = "shapes"
-    """Data set: ``shapes`` (embedded), ``tfds:NAME``, ``folder:PATH`` or ``npz:PATH``."""
+    """Data set: ``shapes`` (embedded), ``tfds:NAME``, ``folder:PATH``, ``npz:PATH``, ``spoken:FILE``, or ``poly:SPEC``:
+    image modalities made of another data set with images and labels."""
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
     """How the data set is read."""
     tokenizer: str = "word"

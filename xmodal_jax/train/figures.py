@@ -115,6 +115,7 @@ def similarity_matrix(
     row_name: str = "query",
     column_name: str = "candidate",
     title: str = "",
+    measure: str = "similarity",
 ) -> Figure:
     """A heat map; where the k-th row belongs to the k-th column, a good model shows a bright diagonal."""
     n_rows, n_columns = matrix.shape
@@ -127,7 +128,7 @@ def similarity_matrix(
     _labels(ax, row_labels, column_labels)
     ax.set_xlabel(column_name, color=MUTED, fontsize=9)
     ax.set_ylabel(row_name, color=MUTED, fontsize=9)
-    _colourbar(fig, image, ax, "similarity")
+    _colourbar(fig, image, ax, measure)
     return fig
 
 

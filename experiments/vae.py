@@ -1,0 +1,151 @@
+"""A latent space of one modality: what it holds, what can be rebuilt from it, what it dreams.
+
+    python experiments/vae.py
+    python experiments/vae.py --model.model iwae --model.samples 10
+    python experiments/vae.py --data npz:PATH --model.model aae --steps 5000
+
+The first is a variational autoencoder of pictures of the embedded data set's scenes with one object. A classifier,
+trained beside it on the data, lends the features that compare what is dreamt with the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.pipeline import Loader, as_device_batch
+from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.splits import learn_text, open_splits, prepare
+from xmodal_jax.data.views import labelled
+from xmodal_jax.models.judges import make_judges
+from xmodal_jax.models.speech import frames_of
+from xmodal_jax.models.vae import MODELS, VAEConfig, make_vae, size_of
+from xmodal_jax.train import figures, latent_report
+from xmodal_jax.train import latent_scores as scores
+from xmodal_jax.train.autoencoding import as_multimodal
+from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.evaluate import stack_scores
+from xmodal_jax.train.finish import finish
+from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.players import Players
+from xmodal_jax.train.report import Report
+from xmodal_jax.train.run import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """An autoencoder of one modality."""
+
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
+    """How the data set is read."""
+    modality: str = "image"
+    """Which of the data set's modalities."""
+    steps: int = 1500
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Examples per step, over all devices together."""
+    eval_every: int = 500
+    """Steps between evaluations on validation data; 0: only at the end."""
+    judge_steps: int = 300
+    """Steps of the training of the classifier that judges."""
+    model: VAEConfig = VAEConfig()
+    """The model."""
+    optimizer: Optimizer = Optimizer("adam", learning_rate=1e-3, schedule="cosine", clip_norm=None)
+    """Optimizer and schedule; of jsd_vae and aae the autoencoder's."""
+    critic: Optimizer = Optimizer("adam", learning_rate=1e-3, b1=0.5, schedule="constant", clip_norm=None)
+    """The critic's (jsd_vae, aae)."""
+    evaluation: scores.LatentEvaluation = scores.LatentEvaluation()
+    """How much is evaluated."""
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    watch = runtime.Stopwatch()
+    config = dataclasses.replace(
+        config, input=dataclasses.replace(config.input, modalities=(config.modality,))
+    )
+    if config.smoke:
+        config = scores.shrink_latent(shrink(config))
+    run = Run.create(config.run_dir, config, resume=config.resume)
+    model, modality = config.model, config.modality
+
+    # Data: examples whose class is known, for the judge.
+    problems = Problems(config.input.on_bad_example)
+    with watch("data"):
+        splits = open_splits(config.data, config.input, problems)
+        train, validation, test = (
+            labelled(part) for part in (splits.train, splits.validation, splits.tests["test"])
+        )
+        factors = scores.known_factors(test)
+        tokenize = learn_text(train, problems, **config.reading)[0] if "text" in train.modalities else None
+        once = frames_of(model.features, model.floor) if "audio" in train.modalities else None
+        source, transform = prepare(train, tokenize, limit=RESIDENT_LIMIT, once=once)
+        validation, test = (
+            prepare(part, tokenize, limit=RESIDENT_LIMIT, once=once)[0] for part in (validation, test)
+        )
+    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+
+    # The method, and who judges.
+    classes = scores.count_classes(train)
+    example = as_device_batch(loader.example())
+    vocabulary = tokenize.tokenizer.vocab_size if tokenize else 0
+    size = size_of(example, modality, model, vocab_size=vocabulary, classes=classes)
+    vae, judges = (
+        make_vae(model, modality, size, classes=classes),
+        make_judges(model, {modality: size}, classes),
+    )
+    end = tokenize.tokenizer.eos_id if tokenize else -1
+    whole = as_multimodal(vae, model, modality, classes)
+    explorer = scores.Explorer(whole, model, judges, seed=config.seed, end=end)
+    judged = scores.fit_judges(judges, loader, config, run, watch, config.judge_steps)
+    watched = scores.first(validation, config.evaluation.examples)
+
+    def validate(params):
+        found = scores.reconstruction_scores(explorer, params, watched)
+        return {f"validation/{name.split('/')[1]}": value for name, value in found.items()}
+
+    optimizer = config.optimizer
+    if MODELS[model.model].opponent:
+        optimizer = Players(discriminator=config.critic, generator=config.optimizer)
+    facts = {"modality": modality, "size": [*size.shape, size.values], "classes": classes}
+    facts |= {"tokenizer": tokenize.tokenizer.files() if tokenize else None}
+    fitted = fit(vae.method, loader, config, optimizer, run, watch, evaluate=validate, meta=facts)
+
+    # Test: what is rebuilt, dreamt and known.
+    with watch("evaluation"):
+        density = MODELS[model.model].density
+        tested = [
+            scores.examine(explorer, params, judged, source, test, factors, config.evaluation, seed, density)
+            for params, seed in zip(fitted.params, fitted.seeds, strict=True)
+        ]
+        metrics = stack_scores([each.scores for each in tested])
+    if not run.writes:
+        return
+
+    with watch("report"):
+        seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
+        report = Report("A latent space", f"{config.data} · {model.model} · {fitted.steps} steps{seeds}")
+        leading = ("reconstruction_", "likelihood/", "joint_prior/kid", "latent/probe")
+        headline = [k for k in metrics if k.startswith(leading)][:6]
+        latent_report.add_scores(report, metrics, headline)
+        decode = tokenize.tokenizer.decode if tokenize else None
+        show = latent_report.Showcase(model, decode, train.class_names)
+        params, found = fitted.params[0], tested[0]
+        latent_report.add_translations(report, explorer, params, test, show, run.path, count=8)
+        latent_report.add_draws(report, explorer, params, found.draws, show)
+        latent_report.add_traversals(report, explorer, params, found.codes["mean"], show, run.path)
+        latent_report.add_map(report, explorer, found.codes, found.labels, train.class_names)
+        report.add_figure("Curves", figures.curves(run.read_metrics()))
+    finish(
+        run, report, metrics, headline=headline[:4], problems=problems, watch=watch, seeds=fitted.seeds,
+        diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -300,16 +300,16 @@ def test_codes_belong_to_their_examples():
 COPIES, SAMPLES, FAR = 24, 800, 20.0
 PICTURES = ("image_0", "image_1", "image_wide")
 LINEAR = ModalityConfig(
-    EncoderConfig("dcgan", width=4), DecoderConfig("mlp", width=6, depth=1), "normal", scale=3.0, weight=0.3
+    EncoderConfig("dcgan", width=4), DecoderConfig("mlp", width=6, depth=1), "normal", scale=4.5, weight=0.3
 )
 """The weight is of the loss alone: a likelihood has none."""
 
 
-def linear_config(model, **changes):
+def linear_config(model):
     base = config_of(
         model, posterior="normal", scale="exp", image=LINEAR, hidden=6, latent=2, private=1, top=2
     )
-    return dataclasses.replace(base, **changes)
+    return base
 
 
 class World:
@@ -318,9 +318,11 @@ class World:
     A hidden layer with ReLU is linear as long as it stays positive: its bias is ``FAR``, and taken off again.
     """
 
-    def __init__(self, model, **changes):
+    def __init__(self, model, wide=None):
         rng = np.random.default_rng(3)
-        self.model, self.config = model, linear_config(model, **changes)
+        self.model, self.config = model, linear_config(model)
+        self.samples = {"nexus": 4000, "jnf": 200}.get(model, SAMPLES)
+        self.wide = wide or (1.6 if model == "nexus" else 2.0)  # Nexus draws a code of each modality's own
         private = self.config.private if MODELS[model].parts.get("private") else 0
         self.w = [0.35 * rng.normal(size=(d, 2)) for d in (64, 64, 128)]
         self.v = [0.3 * rng.normal(size=(d, private)) if private else None for d in (64, 64, 128)]
@@ -339,8 +341,8 @@ class World:
             lambda name, s: jnp.asarray(self.set(name, 0.3 * rng.normal(size=s.shape)), jnp.float32), shapes
         )
         estimate = jax.jit(self.vae.log_likelihood, static_argnums=5)
-        self.run = lambda samples, given, told: estimate(
-            self.params, self.batch, KEY, jnp.asarray(given), jnp.asarray(told), samples
+        self.run = lambda samples, given, told, key=KEY: estimate(
+            self.params, self.batch, key, jnp.asarray(given), jnp.asarray(told), samples
         )
 
     def modality(self, m, given):
@@ -365,10 +367,10 @@ class World:
         return oracle.evidence(xs, modalities)
 
     def proposal(self, m):
-        """Mean and twice the standard deviation of each modality's own posterior."""
+        """Mean and standard deviation, wider than each modality's own posterior."""
         x = np.float64(self.x[PICTURES[m]]).reshape(-1) / 255.0
         mean, cov = oracle.posterior([x], [oracle.Modality(self.w[m], self.b[m], LINEAR.scale)])
-        return mean, 2.0 * np.diag(cov) ** 0.5
+        return mean, self.wide * np.diag(cov) ** 0.5
 
     def set(self, name, drawn):
         """The value of a parameter, of the shape of ``drawn``."""
@@ -434,11 +436,11 @@ ALL, FIRST, TWO = (np.array(x, bool) for x in ([1, 1, 1], [1, 0, 0], [0, 1, 1]))
 
 def assert_converges(world, given, told):
     """The mean of the copies' estimates within four standard errors of what is exact; and these must be small."""
-    estimates, exact = np.float64(world.run(SAMPLES, given, told)), world.exact(given, told)
+    estimates, exact = np.float64(world.run(world.samples, given, told)), world.exact(given, told)
     # Unbiased before the logarithm.
     ratio = np.exp(estimates - exact)
     error = ratio.std(ddof=1) / COPIES**0.5
-    assert error < 0.05, f"proposal too far off for a test: {error}"
+    assert error < 0.06, f"proposal too far off for a test: {error}"
     assert abs(ratio.mean() - 1) < 4 * error + 1e-3, (estimates.mean(), exact, error)
     return estimates.mean(), exact, error
 
@@ -466,15 +468,16 @@ def test_likelihoods_converge_to_the_exact_ones(model):
 
 
 def test_a_product_by_monte_carlo_has_no_density_to_weigh_with():
-    assert np.isnan(world_of("jnf").run(SAMPLES, TWO, ALL)).all()
+    assert np.isnan(world_of("jnf").run(200, TWO, ALL)).all()
 
 
 @pytest.mark.parametrize("model", ["mvae", "mmvae", "mmvae_plus"])
 def test_few_samples_are_a_lower_bound(model):
     """The mean of one sample's estimates lies clearly below the exact value, of ten samples' nearer."""
-    world = world_of(model)
-    exact = world.exact(ALL, ALL)
-    one, ten, many = (np.float64(world.run(k, ALL, ALL)) for k in (1, 10, SAMPLES))
-    gaps = [exact - x.mean() for x in (one, ten, many)]
-    assert gaps[0] > 5 * one.std(ddof=1) / COPIES**0.5 and gaps[0] > 0.3
-    assert gaps[0] > 2 * gaps[1] > 4 * abs(gaps[2])
+    world = World(model, wide=10.0)
+    several = [jax.random.fold_in(KEY, k) for k in range(10)]
+    found = {k: np.concatenate([world.run(k, ALL, ALL, key) for key in several]) for k in (1, 10, SAMPLES)}
+    gaps = {k: world.exact(ALL, ALL) - np.float64(x).mean() for k, x in found.items()}
+    errors = {k: np.float64(x).std(ddof=1) / len(x) ** 0.5 for k, x in found.items()}
+    assert gaps[1] > gaps[10] + 4 * errors[1] and gaps[10] > gaps[SAMPLES]
+    assert abs(gaps[SAMPLES]) < 4 * errors[SAMPLES] + 0.02

@@ -175,7 +175,7 @@ def from_flows(
     the product :math:`p(z)^{1-n} \prod_m q_m(z)` by Hamiltonian Monte Carlo from a sample of one of them (Senellart
     et al. 2025, arXiv:2502.03952, sec. 3.3), with no density to report. The prior where none is given."""
     base = _draw(p.experts, keys, "experts", rows)
-    unflowed = jnp.stack([p.nets.unflow(x) for x in base])  # [R, M, B, D]
+    unflowed = jax.vmap(p.nets.unflow)(base)  # [R, M, B, D]
     start = jnp.take_along_axis(
         unflowed,
         jnp.broadcast_to(jnp.argmax(given, axis=0)[None, None, :, None], (rows, 1, *base.shape[2:])),

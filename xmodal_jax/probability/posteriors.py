@@ -50,7 +50,8 @@ def product_of_experts(
 
     (Wu and Goodman 2018, arXiv:1802.05335, sec. 2.2), as one product of the matrix ``A`` (``subsets``) with the
     precisions of all experts that are present. Entries of ``A`` need not be 0 or 1: weights that sum to 1 make the
-    geometric mean. ``prior``: the weight ``w`` of N(0, 1) in each example's products. What has no expert and no prior is N(0, 1).
+    geometric mean. ``prior``: the weight ``w`` of N(0, 1) in each example's products. What has no expert and no
+    prior is N(0, 1).
     """
     subsets = jnp.asarray(subsets, jnp.float32)
     prior = jnp.broadcast_to(jnp.asarray(prior, jnp.float32), (len(subsets), present.shape[1]))

@@ -13,7 +13,7 @@ import numpy as np
 from xmodal_jax.core.runtime import Stopwatch
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.source import Source, labels_of
+from xmodal_jax.data.source import Source, labels_of, presence_of
 from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.classification import linear_probe
 from xmodal_jax.metrics.clustering import clustering_accuracy
@@ -58,7 +58,7 @@ class LatentEvaluation:
     likelihood_samples: int = 100
     """Importance samples of each."""
     disentanglement: bool = True
-    """Whether codes are compared with the known factors, or the classes, of the examples."""
+    """Whether codes are compared with the known factors of the examples, where there are two or more."""
 
     def __post_init__(self):
         for field in (
@@ -173,9 +173,12 @@ class Explorer:
                 if min(real.shape[1:3]) >= 11:
                     found[f"{name}/ssim"] = ssim(made[name], real)
             elif kind_of(name) == "text":
-                same = (made[name] == batch[name]) | ~batch[f"{name}_mask"]
-                found[f"{name}/token_accuracy"] = same.sum(axis=1) / same.shape[1]
-        return found
+                mask = batch[f"{name}_mask"]
+                right = ((made[name] == batch[name]) & mask).sum(axis=1)
+                found[f"{name}/token_accuracy"] = right / jnp.maximum(mask.sum(axis=1), 1)
+        there = batch.get("present", {})
+        missing = lambda name, x: jnp.where(there[name], x, jnp.nan) if name in there else x
+        return {name: missing(name.split("/")[0], x) for name, x in found.items()}
 
     def _coded(self, both, batch):
         count = len(self.modalities)
@@ -214,7 +217,7 @@ class Explorer:
         return self._all(self._translate, params, judged, source)
 
     def rebuild(self, params, source: Source) -> dict[str, np.ndarray]:
-        """How far the data are from what is made of all their modalities, ``[N]`` by name."""
+        """How far the data are from what is made of all their modalities, ``[N]`` by name; NaN where missing."""
         return self._all(self._rebuild, params, {}, source)
 
     def likelihood(
@@ -264,9 +267,12 @@ def coherence_scores(
     for told in range(len(explorer.modalities)):
         for given in range(len(explorer.modalities)):
             if given != told and kind_of(explorer.modalities[told]) == "image":
-                made = found["alone"][:, given, told]
-                fid.append(frechet_distance(moments(real[:, told]), moments(made)))
-                kid.append(_kid(real[:, told], made))
+                shown, made = (
+                    _not_missing(real[:, told]),
+                    found["alone"][found["present"][:, given], given, told],
+                )
+                fid.append(frechet_distance(moments(shown), moments(made)))
+                kid.append(_kid(shown, made))
     if fid:
         scores |= {"fid": float(np.mean(fid)), "kid": float(np.mean(kid))}
     return {f"cross/{k}": float(v) for k, v in scores.items()}, {"classes": classes, "real": real}
@@ -278,8 +284,20 @@ def _kid(a, b) -> float:
 
 
 def real_features(explorer: Explorer, judged, source: Source) -> np.ndarray:
-    """The judges' features of the data themselves, ``[N, M, H]``."""
-    return explorer.verdict(judged, source).features
+    """The judges' features of the data themselves, ``[N, M, H]``; NaN where a modality is missing."""
+    features = explorer.verdict(judged, source).features
+    return np.where(present_in(explorer, source)[:, :, None], features, np.nan)
+
+
+def present_in(explorer: Explorer, source: Source) -> np.ndarray:
+    """Which examples have which of the explorer's modalities, bool ``[N, M]``."""
+    held, everyone = presence_of(source), np.ones(len(source), bool)
+    return np.stack([held.get(m, everyone) for m in explorer.modalities], axis=1)
+
+
+def _not_missing(features: np.ndarray) -> np.ndarray:
+    """The rows ``[N, H]`` of what is not missing."""
+    return features[np.isfinite(features).all(axis=1)]
 
 
 def class_labels(source: Source) -> np.ndarray:
@@ -291,9 +309,9 @@ def judge_accuracy(explorer: Explorer, judged, source: Source) -> dict[str, floa
     """``judge/<modality>`` on real data: what coherence can reach."""
     classes = explorer.verdict(judged, source).logits.argmax(axis=-1)
     labels = class_labels(source)
-    known = labels >= 0
+    counts = present_in(explorer, source) & (labels >= 0)[:, None]
     return {
-        f"judge/{m}": float((classes[known, k] == labels[known]).mean())
+        f"judge/{m}": float((classes[:, k] == labels)[counts[:, k]].mean())
         for k, m in enumerate(explorer.modalities)
     }
 
@@ -310,7 +328,7 @@ def joint_scores(
         if len(explorer.modalities) > 1:
             scores[f"joint_{name}/coherence"] = float(joint_coherence(found["classes"].T))
         if images:
-            pairs = [(real[:, k], found["features"][:, k]) for k in images]
+            pairs = [(_not_missing(real[:, k]), found["features"][:, k]) for k in images]
             scores[f"joint_{name}/fid"] = float(
                 np.mean([frechet_distance(moments(a), moments(b)) for a, b in pairs])
             )
@@ -319,10 +337,10 @@ def joint_scores(
 
 
 def reconstruction_scores(explorer: Explorer, params, source: Source) -> dict[str, float]:
-    """``reconstruction_<modality>/mse`` and ``/ssim`` of images, ``/token_accuracy`` of texts, all modalities
-    given."""
+    """``reconstruction_<modality>/mse`` and ``/ssim`` of images, ``/token_accuracy`` of texts (of the tokens that
+    count), all modalities given; means over the examples that have the modality."""
     found = explorer.rebuild(params, source)
-    return {f"reconstruction_{name}": float(values.mean()) for name, values in found.items()}
+    return {f"reconstruction_{name}": float(np.nanmean(values)) for name, values in found.items()}
 
 
 def likelihood_scores(explorer: Explorer, params, source: Source, how: LatentEvaluation) -> dict[str, float]:
@@ -354,12 +372,16 @@ def latent_scores(
     seed: int,
 ) -> dict[str, float]:
     """``latent/...``: a linear probe of the class on all modalities' mean code and on each one's, k-means against the
-    classes, and MIG, DCI and SAP against the ``factors [N, F]`` of the test examples."""
+    classes, and MIG, DCI and SAP against the ``factors [N, F]`` of the test examples, if there are several."""
     fit, known = train_labels >= 0, test_labels >= 0
 
     def probe(a, b):
-        scale = a[fit].std(axis=0, keepdims=True) + 1e-6
-        return linear_probe(a[fit] / scale, train_labels[fit], b[known] / scale, test_labels[known])
+        mean, scale = a[fit].mean(axis=0, keepdims=True), a[fit].std(axis=0, keepdims=True) + 1e-6
+        standard = lambda x: (x - mean) / scale
+        # Regularised more than by default: dimensions that say nothing are noise of the same size as the others.
+        return linear_probe(
+            standard(a[fit]), train_labels[fit], standard(b[known]), test_labels[known], inverse_l2=0.01
+        )
 
     scores = {"latent/probe": probe(train["mean"], test["mean"])}
     for k, name in enumerate(explorer.modalities if len(explorer.modalities) > 1 else ()):
@@ -369,7 +391,7 @@ def latent_scores(
         "latent/clustering": float(clusters.accuracy),
         "latent/adjusted_rand": float(clusters.adjusted_rand),
     }
-    if how.disentanglement:
+    if how.disentanglement and factors.shape[1] > 1:
         codes = test["mean"]
         parts = dci(codes, factors, seed=seed, rounds=20)
         scores |= {

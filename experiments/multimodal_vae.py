@@ -43,19 +43,19 @@ SHAPES = ("image", "image_sketch", "text", "audio")
 class Config(RunConfig):
     """A multimodal VAE."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=12_000, max_seconds=3.0)
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000, max_seconds=3.0)
     """How the data set is read."""
-    steps: int = 1500
+    steps: int = 3000
     """Optimizer steps."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
-    eval_every: int = 500
+    eval_every: int = 1000
     """Steps between evaluations on validation data; 0: only at the end."""
-    judge_steps: int = 300
+    judge_steps: int = 500
     """Steps of the judges' training."""
     model: MultimodalVAEConfig = MultimodalVAEConfig()
     """The model."""
-    optimizer: Optimizer = Optimizer("adam", learning_rate=1e-3, schedule="cosine", clip_norm=None)
+    optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
     """Optimizer and schedule."""
     evaluation: scores.LatentEvaluation = scores.LatentEvaluation()
     """How much is evaluated."""
@@ -150,4 +150,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, description=__doc__, config=(tyro.conf.AvoidSubcommands,)))

@@ -45,17 +45,17 @@ class Config(RunConfig):
     """How the data set is read."""
     modality: str = "image"
     """Which of the data set's modalities."""
-    steps: int = 1500
+    steps: int = 3000
     """Optimizer steps."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
-    eval_every: int = 500
+    eval_every: int = 1000
     """Steps between evaluations on validation data; 0: only at the end."""
-    judge_steps: int = 300
+    judge_steps: int = 500
     """Steps of the training of the classifier that judges."""
     model: VAEConfig = VAEConfig()
     """The model."""
-    optimizer: Optimizer = Optimizer("adam", learning_rate=1e-3, schedule="cosine", clip_norm=None)
+    optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
     """Optimizer and schedule; of jsd_vae and aae the autoencoder's."""
     critic: Optimizer = Optimizer("adam", learning_rate=1e-3, b1=0.5, schedule="constant", clip_norm=None)
     """The critic's (jsd_vae, aae)."""
@@ -148,4 +148,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, description=__doc__, config=(tyro.conf.AvoidSubcommands,)))

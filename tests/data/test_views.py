@@ -4,9 +4,11 @@ import pytest
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.shapes import SpokenShapes
+from xmodal_jax.data.source import labels_of
 from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare, text_length
 from xmodal_jax.data.text import Tokenize
-from xmodal_jax.data.views import Subset, hold_out, in_memory
+from xmodal_jax.data.views import Changed, Subset, hold_out, in_memory, labelled
 
 
 def source(n=23):
@@ -31,6 +33,83 @@ def test_held_out_examples_are_apart_and_complete():
     np.testing.assert_array_equal(every[1], again)
     with pytest.raises(ValueError, match="hold out 23 of 23"):
         hold_out(source(), 23)
+
+
+def with_labels(labels):
+    rows = np.arange(len(labels), dtype=np.int32)
+    return ArraySource({"row": rows, "label": np.asarray(labels, np.int32)}, ("a", "b"))
+
+
+def test_labelled_keeps_the_examples_whose_class_is_known_in_their_order():
+    part = labelled(with_labels([1, -1, 0, 0, -1, 1, -7]))
+    every = part.batch(np.arange(len(part)))
+    np.testing.assert_array_equal(every["row"], [0, 2, 3, 5])
+    np.testing.assert_array_equal(every["label"], [1, 0, 0, 1])
+    assert part.class_names == ("a", "b") and labelled(part) is part
+    whole = with_labels([1, 0, 1])
+    assert labelled(whole) is whole
+
+
+def test_labelled_needs_a_label():
+    with pytest.raises(ValueError, match="needs the field 'label'"):
+        labelled(with_labels([-1, -1]))
+    with pytest.raises(ValueError, match="needs the field 'label'"):
+        labelled(ArraySource({"row": np.arange(3)}))
+
+
+class Told:
+    """A source that knows its classes without reading anything, and does not want to be read."""
+
+    modalities, class_names = ("image",), None
+
+    def __len__(self):
+        return 6
+
+    def batch(self, indices):
+        raise AssertionError("no need to read an example to know its class")
+
+    def class_labels(self, indices):
+        return np.array([-1, 4, -1, 2, 3, -1])[np.asarray(indices)]
+
+
+def test_classes_are_not_read_where_the_source_can_tell_them():
+    part = labelled(Told())
+    np.testing.assert_array_equal(part.indices, [1, 3, 4])
+    # Also through views, at any depth.
+    deep = labelled(Subset(Subset(Told(), np.array([5, 4, 3, 2, 1])), np.array([4, 0, 1])))
+    np.testing.assert_array_equal(deep.class_labels(np.arange(len(deep))), [4, 3])
+
+
+def test_a_subset_tells_of_its_examples_what_its_source_does():
+    scenes = SpokenShapes("test", size=50, modalities=("text",), seed=2)
+    indices = np.array([31, 4, 18, 49, 0])
+    part, rows = Subset(scenes, indices), np.array([3, 1, 1])
+    asked = indices[rows]
+    assert part.meanings(rows) == scenes.meanings(asked)
+    np.testing.assert_array_equal(part.class_labels(rows), scenes.class_labels(asked))
+    np.testing.assert_array_equal(part.captions(rows, 2), scenes.captions(asked, 2))
+    found, expected = part.factors(rows), scenes.factors(asked)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    plain = Subset(source(), indices[:1] % 23)
+    for name in ("meanings", "captions", "class_labels", "factors", "anything"):
+        assert not hasattr(plain, name)
+
+
+def test_scenes_of_one_object_have_its_shape_as_class():
+    """Told without drawing, as batches hold it."""
+    for split, size in (("train", 97), ("test", 61)):
+        scenes = SpokenShapes(split, size=size, modalities=("image",), image_size=16, seed=5)
+        told = scenes.class_labels(np.arange(size))
+        assert told.dtype == np.int32 and (told < 0).any()
+        np.testing.assert_array_equal(told, labels_of(scenes, ("label",))["label"])
+        factors, part = scenes.factors(np.arange(size)), labelled(scenes)
+        alone = factors["num_objects"] == 1
+        np.testing.assert_array_equal(part.indices, np.flatnonzero(alone))
+        np.testing.assert_array_equal(told[alone], factors["shape"][alone, 0])
+        # A view that hides what the source can tell is read.
+        np.testing.assert_array_equal(labelled(Changed(scenes, dict)).indices, part.indices)
 
 
 def test_in_memory_transforms_once_or_refuses_by_size():

@@ -121,11 +121,15 @@ def test_neither_padded_rows_nor_devices_change_anything(model, stage):
         np.testing.assert_allclose(named(same_grads)[name], g, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
+BOTH = [("pmap", 4, 1), ("sharded", 4, 2)]
+
+
 @pytest.mark.parametrize(
-    "model", [m if m == "mvae" else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
+    "model,layouts",
+    [("mvae", BOTH[:1]), *(pytest.param(m, BOTH, marks=pytest.mark.slow) for m in MODELS)],
+    ids=["mvae on one layout", *MODELS],
 )
-def test_the_training_step_does_not_depend_on_the_devices(model):
-    layouts = [("pmap", 4, 1), ("sharded", 4, 2)]
+def test_the_training_step_does_not_depend_on_the_devices(model, layouts):
     assert_device_invariant(make(model).method, make_batch(), layouts=layouts)
 
 
@@ -138,7 +142,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(model, tmp_path):
     assert_resumes(make(model).method, arrays, tmp_path, optimizer=optimizer)
 
 
-@pytest.mark.parametrize("model", TWO_STAGES)
+@pytest.mark.parametrize("model", ["telbo", pytest.param("jnf", marks=pytest.mark.slow)])
 def test_each_stage_moves_its_own_parameters_alone(model):
     """Bit for bit, with decay and momentum: decoders and joint encoder in the first, all others in the second."""
     method, batch = make(model, first=0.4).method, on_device(make_batch())

@@ -88,10 +88,9 @@ def of_the_first(here, seen):
 
 
 def make_painter(names, policy=perfect, shade=lambda given, there: 0.0, side=SIDE):
-    """``policy(here [M, B], seen [M, B])``: the classes told ``[M, B]``; ``shade(given [M], there [M, B])``: what pictures
-    are off by, in classes. Codes: class, shade. Shared codes: what the first modality is told, the subset as a number,
-    whether drawn, the example's index. Dreams: column 0 is the class, column 1 added to the last modality, noise if
-    drawn."""
+    """``policy(here [M, B], seen [M, B])``: the classes told ``[M, B]``. ``shade(given [M], there [M, B])``: how far
+    pictures are off, in classes. Codes: class, shade. Shared codes: what the first is told, the subset as a number,
+    whether drawn, the index. Dreams: column 0 is the class, column 1 is added to the last modality; noise if drawn."""
     names = tuple(names)
     bits = 2.0 ** jnp.arange(len(names))
 

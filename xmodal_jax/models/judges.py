@@ -16,7 +16,6 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.models.multimodal_network import (
     Group,
-    ModalityConfig,
     Seen,
     make_groups,
     member_keys,
@@ -25,6 +24,7 @@ from xmodal_jax.models.multimodal_network import (
 from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, see
 from xmodal_jax.models.towers import init_inputs
 from xmodal_jax.nets.decoders import Size
+from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.vae import Features
 from xmodal_jax.types import Batch, Method
 
@@ -55,7 +55,7 @@ class _One(nn.Module):
 
 
 class _All(nn.Module):
-    kinds: Mapping[str, ModalityConfig]
+    encoders: Mapping[str, EncoderConfig | None]
     groups: tuple[Group, ...]
     hidden: int
     classes: int
@@ -64,7 +64,7 @@ class _All(nn.Module):
     def __call__(self, seen: Seen, keys) -> Verdict:
         found = []
         for group in self.groups:
-            features = group.features(self.kinds[group.kind].encoder, self.hidden)
+            features = group.features(self.encoders[group.kind], self.hidden)
             members = [seen.inputs[name] for name in group.names]
             inputs, mask = jax.tree.map(lambda *x: jnp.stack(x), *members)
             found.append(
@@ -76,15 +76,29 @@ class _All(nn.Module):
         return Verdict(logits, features)
 
 
+ENCODERS: Mapping[str, EncoderConfig | None] = {
+    "image": EncoderConfig("convnet", width=64, norm="none"),
+    "text": EncoderConfig("transformer", width=64),
+    "audio": EncoderConfig("transformer", width=64, downsample=16),
+    "label": None,
+}
+"""What judges see with; other networks than those they judge."""
+
+
 def make_judges(
-    config: MultimodalVAEConfig, sizes: Mapping[str, Size], classes: int, *, hidden: int = 128
+    config: MultimodalVAEConfig,
+    sizes: Mapping[str, Size],
+    classes: int,
+    *,
+    hidden: int = 128,
+    encoders: Mapping[str, EncoderConfig | None] = ENCODERS,
 ) -> Judges:
-    """Classifiers of ``classes`` with the encoders of ``config``, one for each modality in ``sizes``.
+    """Classifiers of ``classes``, one for each modality in ``sizes``; ``config`` says how data are read.
 
     The loss is the mean cross-entropy of the modalities that are present, of examples whose ``label`` is known.
     """
     groups = make_groups(sizes)
-    network = _All({g.kind: getattr(config, g.kind) for g in groups}, groups, hidden, classes)
+    network = _All({g.kind: encoders[g.kind] for g in groups}, groups, hidden, classes)
     names = tuple(name for group in groups for name in group.names)
 
     def init(key, batch: Batch):

@@ -40,6 +40,10 @@ from xmodal_jax.probability.posteriors import only
 from xmodal_jax.types import Batch, Key, Method, Params, Stage, kind_of
 
 
+STILL = AugmentConfig(translate=0)
+"""Changes nothing."""
+
+
 class Member(NamedTuple):
     """One model of the family."""
 
@@ -105,7 +109,7 @@ class MultimodalVAEConfig:
 
     model: str = "mopoe"
     """A key of ``MODELS``."""
-    latent: int = 64
+    latent: int = 32
     """Dimensions that the modalities share."""
     private: int = 32
     """Dimensions of each modality's own (dmvae, mmvae_plus, cmvae)."""
@@ -164,9 +168,10 @@ class MultimodalVAEConfig:
     rescale: bool = False
     """Likelihoods weighted by the largest modality's number of elements over their own, besides their own weights."""
     image: ModalityConfig = ModalityConfig(
-        EncoderConfig("dcgan", width=64), DecoderConfig("conv", width=64), "laplace", scale=0.75
+        EncoderConfig("dcgan", width=64, norm="none"), DecoderConfig("conv", width=64), "normal", scale=0.1
     )
-    """Images: values in [0, 1]."""
+    """Images: values in [0, 1]. A Laplace likelihood asks for the median, which of a small object on a plain ground is
+    the ground: it learns such pictures far later."""
     text: ModalityConfig = ModalityConfig(
         EncoderConfig("transformer", width=64), DecoderConfig("parallel", width=64), "categorical"
     )
@@ -188,7 +193,7 @@ class MultimodalVAEConfig:
     """Log-mel frames are shifted by this and divided by ``mel_scale``."""
     mel_scale: float = 4.0
     """See ``mel_mean``."""
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig = STILL
     """Random changes of images in training, before they are encoded and compared."""
 
     def __post_init__(self):
@@ -292,7 +297,7 @@ def see(config: MultimodalVAEConfig, names: tuple[str, ...], batch: Batch, keys=
         there = batch.get("present", {}).get(name, everyone)
         if kind == "image":
             x = to_float(x)
-            if config.augment is not None and keys is not None:
+            if config.augment != STILL and keys is not None:
                 x = augment(x, fold_in_name(keys, f"augment/{name}"), config.augment)
             inputs[name], targets[name] = (x, None), ((x + 1.0) / 2.0, None)
         elif kind == "audio":

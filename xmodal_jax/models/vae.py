@@ -138,7 +138,7 @@ class VAEConfig:
     """Log-mel frames are shifted by this and divided by ``mel_scale``."""
     mel_scale: float = MultimodalVAEConfig.mel_scale
     """See ``mel_mean``."""
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig = MultimodalVAEConfig.augment
     """Random changes of images in training, before they are encoded and compared."""
 
     def __post_init__(self):

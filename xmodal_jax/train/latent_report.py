@@ -141,10 +141,14 @@ def add_translations(
     images = [m for m in names if kind_of(m) == "image"]
     if images:
         pictures = [show.picture(m, each, k) for k in range(count) for each in (real, *made) for m in images]
-        side = max(p.shape[0] for p in pictures)
-        same = [p for p in pictures if p.shape[0] == side and p.shape[1] == side]
-        if len(same) == len(pictures):
-            write_atomic(folder / "any_to_any.png", png(sheet(np.stack(pictures), columns=len(images))))
+        write_atomic(folder / "any_to_any.png", png(sheet(_same_size(pictures), columns=len(images))))
+
+
+def _same_size(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures ``[N, H, W, 3]``, smaller ones filled up with black below and to the right."""
+    height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
+    fill = lambda p: np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0)))
+    return np.stack([fill(p) for p in pictures])
 
 
 def add_draws(
@@ -227,7 +231,7 @@ def add_map(
     report.add_figure(
         "Latent space",
         figures.embedding_map(
-            points, names[: len(alone)] * alone.shape[1], np.repeat(explorer.modalities, len(alone)),
+            points, names[: len(alone)] * alone.shape[1], np.repeat(explorer.modalities, len(alone)).tolist(),
             title="each modality alone",
         ),
         note="t-SNE of the codes' means.",

@@ -105,7 +105,7 @@ def fit_judges(
     where = dict(resume=config.resume, writer=run.writes, tensorboard=False)
     with Run.create(run.path / "judges", config, **where) as own:
         run.say("training the judges")
-        optimizer = Optimizer("adam", learning_rate=1e-3)
+        optimizer = Optimizer("muon", learning_rate=5e-3)
         return fit(judges.method, loader, config, optimizer, own, watch).params[0]
 
 

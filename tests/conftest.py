@@ -32,3 +32,10 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """What a file has compiled is of no use to the next, and all of it together takes gigabytes."""
+    yield
+    jax.clear_caches()

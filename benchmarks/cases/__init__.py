@@ -11,6 +11,7 @@ CASES = (
     "clip",
     "vae",
     "mopoe",
+    "polymnist",
     "mlp",
     "attention",
     "elementwise",

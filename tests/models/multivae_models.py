@@ -124,3 +124,30 @@ def draw_from(monkeypatch, noise):
     for family in (torch.distributions.Normal, torch.distributions.Laplace):
         monkeypatch.setattr(family, "rsample", rsample)
     return queue
+
+
+def dense(of, x, member=None):
+    """Flax's layer from its parameters as tensors; of stacked ones those of a member."""
+    w, b = (of[k] if member is None else of[k][member] for k in ("kernel", "bias"))
+    return x @ w + b
+
+
+def mlp(of, x, *member):
+    return dense(of["out"], torch.relu(dense(of["hidden"], x, *member)), *member)
+
+
+def moments(of, x, *member):
+    if "hidden" in of:
+        x = torch.relu(dense(of["hidden"], x, *member))
+    return dense(of["mean"], x, *member), dense(of["raw"], x, *member)
+
+
+class Block(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, say):
+        super().__init__()
+        self.say = say
+
+    def forward(self, x):
+        return self.say(x)

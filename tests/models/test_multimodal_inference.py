@@ -448,7 +448,13 @@ def world_of(model):
     return World(model)
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if m not in ("mmjsd", "crmvae", "telbo")])
+LIKE_OTHERS = ("telbo", "mmjsd", "mvtcae", "crmvae")
+"""They infer as another model does."""
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=pytest.mark.slow) if m in LIKE_OTHERS else m for m in MODELS]
+)
 def test_likelihoods_converge_to_the_exact_ones(model):
     """Of all modalities, each with its own influence; given one; and of others than those given."""
     world = world_of(model)

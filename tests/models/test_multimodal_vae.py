@@ -130,7 +130,10 @@ BOTH = [("pmap", 4, 1), ("sharded", 4, 2)]
     ids=["mvae on one layout", *MODELS],
 )
 def test_the_training_step_does_not_depend_on_the_devices(model, layouts):
-    assert_device_invariant(make(model).method, make_batch(), layouts=layouts)
+    # Weights of importance are exponentials of a hundred nats and more, which float32 knows to 1e-5; in float64 these
+    # models agree to 1e-14.
+    rtol = 1e-4 if config_of(model).samples > 1 else 1e-5
+    assert_device_invariant(make(model).method, make_batch(), layouts=layouts, rtol=rtol)
 
 
 @pytest.mark.slow  # tests/train/test_stages.py resumes between two stages
@@ -167,13 +170,14 @@ def test_each_stage_moves_its_own_parameters_alone(model):
 
 @pytest.mark.parametrize("model", ["mvae", "mopoe", "mmjsd", "mhvae"])
 def test_beta_and_its_warm_up_weigh_the_divergence(model):
-    """At the fifth of ten steps of warm-up, half of it; 1 where nothing says which step it is."""
-    vae, params = started(model)
-    batch = on_device(make_batch())
-    later = {k: v for k, v in batch.items() if k != "step"}
-    run = jax.jit(vae.method.loss)
-    for given, weight in ((batch, 0.5), (later, 1.0)):
-        value, aux = run(params, given, KEY)
+    """At the fifth of ten steps of warm-up, half of it; 1 after it, and where nothing says which step it is."""
+    batch, params = make_batch(), started(model)[1]
+    later = {**batch, "step": np.full(8, 30, np.int32)}
+    runs = [(graded(model, 0)(params, on_device(x), KEY)[0], w) for x, w in ((batch, 0.5), (later, 1.0))]
+    if model == "mvae":
+        del later["step"]
+        runs.append((jax.jit(make(model).method.loss)(params, on_device(later), KEY), 1.0))
+    for (value, aux), weight in runs:
         assert abs(aux["kl"]) > 0.1
         np.testing.assert_allclose(value, aux["reconstruction"] + weight * aux["kl"], rtol=1e-6)
 

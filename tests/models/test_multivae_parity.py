@@ -452,30 +452,10 @@ def test_mhvae(multivae, monkeypatch):
     value, grads = jax.jit(jax.value_and_grad(loss))(params, jax.random.key(0))
     p = jax.tree.map(lambda x: torch.nn.Parameter(torch.tensor(np.asarray(x))), params)
 
-    def dense(of, x, member=None):
-        w, b = (of[k] if member is None else of[k][member] for k in ("kernel", "bias"))
-        return x @ w + b
-
-    def mlp(of, x, *member):
-        return dense(of["out"], torch.relu(dense(of["hidden"], x, *member)), *member)
-
-    def moments(of, x, *member):
-        if "hidden" in of:
-            x = torch.relu(dense(of["hidden"], x, *member))
-        return dense(of["mean"], x, *member), dense(of["raw"], x, *member)
-
-    class Block(torch.nn.Module):
-        def __init__(self, say):
-            super().__init__()
-            self.say = say
-
-        def forward(self, x):
-            return self.say(x)
-
     (experts,) = (p[k] for k in p if k.startswith("experts"))
     (decoders,) = (p[k]["MLPDecoder_0"] for k in p if k.startswith("decoders"))
-    encode = lambda x, k: torch.relu(dense(experts["features"]["hidden"], x, k))
-    tell = lambda z, k: dense(decoders["out"], torch.relu(dense(decoders["hidden_0"], z, k)), k)
+    encode = lambda x, k: torch.relu(theirs.dense(experts["features"]["hidden"], x, k))
+    tell = lambda z, k: theirs.dense(decoders["out"], torch.relu(theirs.dense(decoders["hidden_0"], z, k)), k)
     make = functools.partial(theirs.encoder, multivae)
     model = multivae.models.MHVAE(
         multivae.models.MHVAEConfig(
@@ -484,22 +464,22 @@ def test_mhvae(multivae, monkeypatch):
             n_latent=3,
             beta=0.7,
             decoders_dist=dict.fromkeys(names, "categorical"),
-        ),
+        ),  # fmt: skip
         encoders={m: make(lambda x, k=k: (encode(x, k), None)) for k, m in enumerate(names)},
         decoders={m: theirs.decoder(multivae, lambda z, k=k: tell(z, k)) for k, m in enumerate(names)},
         bottom_up_blocks={
             m: [
-                Block(lambda x, k=k: mlp(p["rises_0"], x, k)),
-                make(lambda x, k=k: moments(p["deepest"], mlp(p["rises_1"], x, k), k)),
+                theirs.Block(lambda x, k=k: theirs.mlp(p["rises_0"], x, k)),
+                make(lambda x, k=k: theirs.moments(p["deepest"], theirs.mlp(p["rises_1"], x, k), k)),
             ]
             for k, m in enumerate(names)
         },
-        top_down_blocks=[Block(lambda z, n=n: mlp(p[f"falls_{n}"], z)) for n in range(2)],
+        top_down_blocks=[theirs.Block(lambda z, n=n: theirs.mlp(p[f"falls_{n}"], z)) for n in range(2)],
         posterior_blocks={
-            m: [make(lambda x, k=k, n=n: moments(p[f"level_experts_{n}"], x, k)) for n in range(2)]
+            m: [make(lambda x, k=k, n=n: theirs.moments(p[f"level_experts_{n}"], x, k)) for n in range(2)]
             for k, m in enumerate(names)
         },
-        prior_blocks=[make(lambda x, n=n: moments(p[f"priors_{n}"], x)) for n in range(2)],
+        prior_blocks=[make(lambda x, n=n: theirs.moments(p[f"priors_{n}"], x)) for n in range(2)],
     )
     drawn = [noise.drawn[f"level_{n}"][row] for row in range(7) for n in (3, 2, 1)]
     left = theirs.draw_from(monkeypatch, drawn)

@@ -1,6 +1,7 @@
 """Scores of models whose answers are known, since they are written by hand; and of a real one, once."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -422,7 +423,8 @@ def test_everything_of_a_real_model(tmp_path):
             watch.clock.close()
     assert loader.position() == position
     assert_trees_identical(*(jax.tree.map(np.asarray, p) for p in trained))
-    assert (config.run_dir / "judges" / "metrics.jsonl").is_file()
+    kept = json.loads((config.run_dir / "judges" / "config.json").read_text())
+    assert (kept["steps"], kept["seeds"], kept["eval_every"], kept["patience"]) == (3, 1, 0, 0)
     loader.close()
 
     test = Subset(train, np.arange(40))

@@ -39,7 +39,6 @@ from xmodal_jax.probability.likelihoods import DENSITIES
 from xmodal_jax.probability.posteriors import only
 from xmodal_jax.types import Batch, Key, Method, Params, Stage, kind_of
 
-
 STILL = AugmentConfig(translate=0)
 """Changes nothing."""
 
@@ -241,8 +240,8 @@ class MultimodalVAE(NamedTuple):
     unfold: Callable[..., Array]
     """``unfold(params, shared [N, D], key) -> z [M, 1, N, D']``: decoders' inputs from shared codes, of the prior, a
     sampler or a traversal; what is private comes from its prior (its mean with key None)."""
-    prior: Callable[..., Array]
-    """``prior(params, key, count) -> shared [count, D]``."""
+    prior: Callable[..., Array] | None
+    """``prior(params, key, count) -> shared [count, D]``; None where shared codes have no prior of their own."""
     log_likelihood: Callable[..., Array]
     """``log_likelihood(params, batch, key, given, told, samples)``: the importance-weighted estimate ``[B]`` of ``log
     p(x_told)`` by samples of ``q(z | x_given)``, in nats; for those told that are present."""
@@ -304,7 +303,7 @@ def see(config: MultimodalVAEConfig, names: tuple[str, ...], batch: Batch, keys=
             x = _frames(config, x, mask)
             inputs[name] = targets[name] = (x, None)
         elif kind == "text":
-            inputs[name] = targets[name] = (x, mask)
+            inputs[name] = targets[name] = (x, x != 0 if mask is None else mask)
         else:
             there = there & (x >= 0)
             inputs[name] = targets[name] = (x, None)
@@ -322,7 +321,7 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
         raise ValueError(f"a multimodal VAE needs two modalities at least, got {', '.join(sizes) or 'none'}")
     member = MODELS[config.model]
     groups = make_groups(sizes)
-    kinds = _kinds(config, sizes, {group.kind for group in groups})
+    kinds = kinds_of(config, sizes, {group.kind for group in groups})
     parts = {k: getattr(config, v) if isinstance(v, str) else v for k, v in member.parts.items()}
     network = Network(
         NetworkConfig(config.latent, hidden=config.hidden, family=config.posterior, scale=config.scale, **parts),
@@ -362,10 +361,11 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
             how = dict(options)
             if objective is not objectives.flow_match:
                 beta = member.beta if config.beta is None else config.beta
-                step = batch.get("step", jnp.full(batch["index"].shape, 2**30, jnp.int32))
-                how["beta"] = beta * kl_warmup(
-                    step, warmup=config.warmup, cycle=config.cycle, ramp=config.ramp
-                )
+                if "step" in batch:
+                    beta = beta * kl_warmup(
+                        batch["step"], warmup=config.warmup, cycle=config.cycle, ramp=config.ramp
+                    )
+                how["beta"] = beta
             terms = objective(p, **how)
             weight = seen.present.any(axis=0).astype(jnp.float32)
             mean = functools.partial(collectives.batch_mean, weights=weight, axis_name=axis_name)
@@ -458,7 +458,7 @@ class _Nets(NamedTuple):
         return self.apply("descend", self.features, there, *(keys or (self.keys,)))
 
 
-def _kinds(
+def kinds_of(
     config: MultimodalVAEConfig, sizes: Mapping[str, Size], used: set[str]
 ) -> dict[str, ModalityConfig]:
     """The kinds of data that there are, their weights as ``config.rescale`` says."""

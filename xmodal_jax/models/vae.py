@@ -24,7 +24,7 @@ from xmodal_jax.losses.autoencoder import ESTIMATORS, KERNELS, Problem, Terms
 from xmodal_jax.losses.elbo import importance_bound, kl_warmup
 from xmodal_jax.models.multimodal_generation import decode_all
 from xmodal_jax.models.multimodal_network import Group, ModalityConfig, Network, NetworkConfig, Seen
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, _kinds, see, sizes_of
+from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, kinds_of, see, sizes_of
 from xmodal_jax.models.towers import AudioFeatures, init_inputs
 from xmodal_jax.nets.decoders import DECODERS, MLPDecoder, Size
 from xmodal_jax.nets.vae import SCALES, Moments, log_scale_of
@@ -288,7 +288,7 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
     """
     member, kind = config.member, kind_of(modality)
     _check(config, kind, size, classes)
-    kinds = _kinds(config.reading, {modality: size}, {kind})
+    kinds = kinds_of(config.reading, {modality: size}, {kind})
     group = Group(kind, size, (modality,))
     network = Network(NetworkConfig(latent=0, hidden=config.hidden), kinds, (group,))
     heads = Heads(

@@ -15,7 +15,8 @@ def as_multimodal(vae: VAE, config: VAEConfig, modality: str, classes: int = 0) 
     """The autoencoder's functions under the names of a multimodal VAE's.
 
     Of a conditional one (cvae) the decoder's input is the code and, as its last element, the label: an example's own,
-    and in dreams one drawn from the key (class 0 without).
+    and in dreams one drawn from the key (class 0 without). With a prior of each label (``learn_prior``) there is no
+    ``prior`` of codes alone.
     """
     labelled = config.model == "cvae"
 
@@ -57,4 +58,5 @@ def as_multimodal(vae: VAE, config: VAEConfig, modality: str, classes: int = 0) 
         return vae.log_likelihood(params, batch, key, samples)
 
     method = Method(vae.method.init, lambda *args, **how: None, vae.method.predict)
-    return MultimodalVAE(method, (modality,), infer, decode, unfold, prior, log_likelihood)
+    own = None if labelled and config.learn_prior else prior
+    return MultimodalVAE(method, (modality,), infer, decode, unfold, own, log_likelihood)

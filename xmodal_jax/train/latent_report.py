@@ -60,6 +60,9 @@ class Showcase:
         class_names: Sequence[str] | None,
     ):
         self.config, self.decode, self.class_names = config, decode, class_names
+        f = config.features
+        how = dict(sample_rate=f.sample_rate, n_fft=f.window, hop=f.hop, f_max=f.max_hz, iterations=30)
+        self._speak = jax.jit(lambda frames: log_mel_to_waveform(frames, **how))
 
     def picture(self, name: str, batch: Mapping[str, Any], row: int) -> np.ndarray:
         """uint8 ``[H, W, 3]``: an image, or a spectrogram with low bands at the bottom."""
@@ -83,14 +86,8 @@ class Showcase:
 
     def sound(self, name: str, batch: Mapping[str, Any], rows: Sequence[int]) -> list[Audio]:
         """Log-mel frames as sounds, by Griffin-Lim."""
-        f = self.config.features
-        make = jax.jit(
-            lambda x: log_mel_to_waveform(
-                x, sample_rate=f.sample_rate, n_fft=f.window, hop=f.hop, f_max=f.max_hz, iterations=30
-            )
-        )
-        waves = np.asarray(make(np.asarray(batch[name])[list(rows)]))
-        return [Audio(np.clip(wave, -1.0, 1.0), f.sample_rate) for wave in waves]
+        waves = np.asarray(self._speak(np.asarray(batch[name])[list(rows)]))
+        return [Audio(np.clip(wave, -1.0, 1.0), self.config.features.sample_rate) for wave in waves]
 
 
 def _frames(explorer: Explorer, batch: Mapping[str, Any]) -> dict[str, Any]:

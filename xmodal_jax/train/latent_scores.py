@@ -32,6 +32,8 @@ from xmodal_jax.train.run import Run
 from xmodal_jax.train.samplers import Sampler, fit_flow, fit_gaussian_mixture
 from xmodal_jax.types import kind_of
 
+FEWEST = 16
+"""Examples without which a part of them may show no two values of some factor."""
 KID_SUBSETS = 20
 """Subsets of a kernel distance."""
 
@@ -58,7 +60,8 @@ class LatentEvaluation:
     likelihood_samples: int = 100
     """Importance samples of each."""
     disentanglement: bool = True
-    """Whether codes are compared with the known factors of the examples, where there are two or more."""
+    """Whether codes are compared with the known factors of the examples, where there are two or more (and 16 examples
+    at least)."""
 
     def __post_init__(self):
         for field in (
@@ -391,7 +394,7 @@ def latent_scores(
         "latent/clustering": float(clusters.accuracy),
         "latent/adjusted_rand": float(clusters.adjusted_rand),
     }
-    if how.disentanglement and factors.shape[1] > 1:
+    if how.disentanglement and factors.shape[1] > 1 and len(factors) >= FEWEST:
         codes = test["mean"]
         parts = dci(codes, factors, seed=seed, rounds=20)
         scores |= {
@@ -436,7 +439,9 @@ def examine(
     found |= judge_accuracy(explorer, judged, test)
     codes = explorer.codes(params, judged, test)
     train_codes = explorer.codes(params, judged, train)
-    draws = {"prior": explorer.prior(params, how.draws)}
+    draws = {}
+    if explorer.vae.prior is not None:
+        draws["prior"] = explorer.prior(params, how.draws)
     samplers = fit_samplers(train_codes["drawn"], how, seed)
     draws |= {name: sampler.sample(how.draws, seed) for name, sampler in samplers.items()}
     found |= joint_scores(explorer, params, judged, draws, seen["real"])

@@ -30,7 +30,7 @@ CHANGES = {
 
 
 def config_of(model, **changes):
-    free = dict(free_bits=0.05) if MODELS[model].prior else {}
+    free = dict(free_bits=0.3) if MODELS[model].prior else {}
     return dataclasses.replace(CONFIG, **{"model": model, **free, **CHANGES.get(model, {}), **changes})
 
 

@@ -175,19 +175,29 @@ def test_the_prior_of_clusters():
     np.testing.assert_array_equal(inference.from_prior(prior, None, 2, 3), np.broadcast_to(far[0], (2, 3, D)))
 
 
-def test_hamiltonian_monte_carlo_samples_a_correlated_normal():
-    """2000 chains that begin far away: mean and covariance within five standard errors."""
+@pytest.mark.parametrize(
+    "far,steps,leaps,size", [(True, 60, 8, 0.25), (False, 100, 3, 0.65)], ids=["far", "coarse"]
+)
+def test_hamiltonian_monte_carlo_samples_a_correlated_normal(far, steps, leaps, size):
+    """2000 chains, mean and covariance within five standard errors: they get there from far away; and they stay there
+    with steps so large that it matters what is refused."""
     rows, batch = 50, 40
-    mean, cov = np.array([1.5, -0.5, 2.0]), np.array([[1.0, 0.6, 0.0], [0.6, 0.8, -0.3], [0.0, -0.3, 0.5]])
+    mean = np.array([1.5, -0.5, 2.0])
+    cov = np.array([[1.0, 0.6, 0.0], [0.6, 0.8, -0.3], [0.0, -0.3, 0.5]])
     precision = jnp.asarray(np.linalg.inv(cov), jnp.float32)
 
     def density(z):
         gap = z - jnp.asarray(mean, jnp.float32)[None, None]
         return -0.5 * jnp.einsum("rbi,ij,rbj->rb", gap, precision, gap)
 
-    move = jax.jit(functools.partial(inference.hamiltonian, density, steps=60, leapfrog=8, step_size=0.25))
-    z = np.float64(move(jnp.full((rows, batch, 3), 4.0), keys_of(batch))).reshape(-1, 3)
+    there = np.random.default_rng(5).multivariate_normal(mean, cov, (rows, batch))
+    start = jnp.full((rows, batch, 3), 4.0) if far else jnp.asarray(there, jnp.float32)
+    move = jax.jit(
+        functools.partial(inference.hamiltonian, density, steps=steps, leapfrog=leaps, step_size=size)
+    )
+    z = np.float64(move(start, keys_of(batch))).reshape(-1, 3)
     n = len(z)
+    assert (np.abs(z - np.float64(start).reshape(-1, 3)).max(axis=1) > 0).mean() > 0.99
     np.testing.assert_array_less(np.abs(z.mean(0) - mean), 5 * (np.diag(cov) / n) ** 0.5)
     errors = ((np.outer(np.diag(cov), np.diag(cov)) + cov**2) / n) ** 0.5
     np.testing.assert_array_less(np.abs(np.cov(z.T) - cov), 5 * errors)

@@ -29,11 +29,13 @@ from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.pipeline import Loader, as_device_batch
 from xmodal_jax.data.source import presence_of
 from xmodal_jax.data.splits import prepare
+from xmodal_jax.data.views import class_labels
 from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence
 from xmodal_jax.metrics.generative import frechet_distance, moments
 from xmodal_jax.models.judges import make_judges
 from xmodal_jax.models.multimodal_network import ModalityConfig
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, make_multimodal_vae, sizes_of
+from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, make_multimodal_vae
+from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train import latent_scores as scores
@@ -130,7 +132,7 @@ class Bench:
         example = as_device_batch(Loader(self.test, batch_size=1, seed=0).example())
         self.example = example
         self.sizes = sizes_of(example, self.names, self.model("mopoe"))
-        self.labels = scores.class_labels(self.test)
+        self.labels = class_labels(self.test)
         self.judges = make_judges(self.model("mopoe"), self.sizes, int(self.labels.max()) + 1)
         optimizer = Optimizer("muon", learning_rate=5e-3)
         self.judged, _ = self.fit(self.judges.method, optimizer, "complete", 0, config.judge_steps)

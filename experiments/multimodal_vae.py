@@ -20,17 +20,16 @@ from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, as_device_batch
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import learn_text, open_splits, prepare
-from xmodal_jax.data.views import labelled
 from xmodal_jax.models.judges import make_judges
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, make_multimodal_vae, sizes_of
-from xmodal_jax.models.speech import frames_of
+from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, make_multimodal_vae
+from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.train import figures, latent_report
 from xmodal_jax.train import latent_scores as scores
 from xmodal_jax.train.config import RunConfig, shrink
 from xmodal_jax.train.evaluate import stack_scores
 from xmodal_jax.train.finish import finish
-from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.latent_data import open_latent
+from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
@@ -74,40 +73,28 @@ def main(config: Config) -> None:
     # Data: examples whose class is known, for the judges; speech as frames, computed once.
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
-        splits = open_splits(config.data, config.input, problems)
-        train, validation = labelled(splits.train), labelled(splits.validation)
-        test = labelled(splits.tests["test"])
-        factors = scores.known_factors(test)
-        modalities = tuple(train.modalities)
-        tokenize = None
-        if "text" in modalities:
-            tokenize, _ = learn_text(train, problems, **config.reading)
-        once = frames_of(model.features, model.floor) if "audio" in modalities else None
-        source, transform = prepare(train, tokenize, limit=RESIDENT_LIMIT, once=once)
-        validation, test = (
-            prepare(part, tokenize, limit=RESIDENT_LIMIT, once=once)[0] for part in (validation, test)
-        )
-    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+        data = open_latent(config, model, problems)
+    loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
 
     # The method: encoders and decoders of all modalities, an objective.
-    classes = scores.count_classes(train)
     example = as_device_batch(loader.example())
-    vocabulary = tokenize.tokenizer.vocab_size if tokenize else 0
-    sizes = sizes_of(example, modalities, model, vocab_size=vocabulary, classes=classes)
-    vae, judges = make_multimodal_vae(model, sizes), make_judges(model, sizes, classes)
-    end = tokenize.tokenizer.eos_id if tokenize else -1
-    explorer = scores.Explorer(vae, model, judges, seed=config.seed, end=end)
+    sizes = sizes_of(example, data.modalities, model, vocab_size=data.vocab_size, classes=data.classes)
+    vae, judges = make_multimodal_vae(model, sizes), make_judges(model, sizes, data.classes)
+    explorer = scores.Explorer(vae, model, judges, seed=config.seed, end=data.end)
 
     # Judges first, so that validation can ask them.
     judged = scores.fit_judges(judges, loader, config, run, watch, config.judge_steps)
-    watched = scores.first(validation, config.evaluation.examples)
+    watched = scores.first(data.validation, config.evaluation.examples)
 
     def validate(params):
         found, _ = scores.coherence_scores(explorer, params, judged, watched)
         return {f"validation/{name.split('/')[1]}": value for name, value in found.items()}
 
     facts = {"modalities": vae.modalities, "sizes": {m: [*s.shape, s.values] for m, s in sizes.items()}}
-    facts |= {"tokenizer": tokenize.tokenizer.files() if tokenize else None, "classes": classes}
+    facts |= {
+        "tokenizer": data.tokenize.tokenizer.files() if data.tokenize else None,
+        "classes": data.classes,
+    }
     fitted = fit(
         vae.method, loader, config, config.optimizer, run, watch,
         evaluate=validate, monitor="validation/coherence", meta=facts,
@@ -116,7 +103,9 @@ def main(config: Config) -> None:
     # Test: translation, dreams, likelihood, the latent space.
     with watch("evaluation"):
         tested = [
-            scores.examine(explorer, params, judged, source, test, factors, config.evaluation, seed)
+            scores.examine(
+                explorer, params, judged, data.source, data.test, data.factors, config.evaluation, seed
+            )
             for params, seed in zip(fitted.params, fitted.seeds, strict=True)
         ]
         metrics = stack_scores([each.scores for each in tested])
@@ -127,21 +116,11 @@ def main(config: Config) -> None:
         seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
         subtitle = f"{config.data} · {model.model} · {fitted.steps} steps{seeds}"
         report = Report("One latent space for several modalities", subtitle)
-        headline = [
-            k for k in metrics if k.startswith(("cross/coherence", "joint_prior/coherence", "likelihood/"))
-        ][:6]
-        report.add_metrics(
-            metrics, headline=headline, chance={k: 1 / classes for k in headline if "cross" in k}
-        )
-        show = latent_report.Showcase(
-            model, tokenize.tokenizer.decode if tokenize else None, train.class_names
-        )
-        params, found = fitted.params[0], tested[0]
-        latent_report.add_translations(report, explorer, params, test, show, run.path)
-        report.add_figure("Coherence", latent_report.coherence_figure(explorer, found.classes, found.labels))
-        latent_report.add_draws(report, explorer, params, found.draws, show)
-        latent_report.add_traversals(report, explorer, params, found.codes["mean"], show, run.path)
-        latent_report.add_map(report, explorer, found.codes, found.labels, train.class_names)
+        leading = ("cross/coherence", "joint_prior/coherence", "likelihood/")
+        headline = [k for k in metrics if k.startswith(leading)][:6]
+        chance = {k: 1 / data.classes for k in headline if "cross" in k}
+        latent_report.add_scores(report, metrics, headline, chance)
+        latent_report.add_latent(report, explorer, fitted.params[0], data, tested[0], run.path)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch, seeds=fitted.seeds,

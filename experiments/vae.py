@@ -19,10 +19,7 @@ from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, as_device_batch
 from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.splits import learn_text, open_splits, prepare
-from xmodal_jax.data.views import labelled
 from xmodal_jax.models.judges import make_judges
-from xmodal_jax.models.speech import frames_of
 from xmodal_jax.models.vae import MODELS, VAEConfig, make_vae, size_of
 from xmodal_jax.train import figures, latent_report
 from xmodal_jax.train import latent_scores as scores
@@ -30,7 +27,8 @@ from xmodal_jax.train.autoencoding import as_multimodal
 from xmodal_jax.train.config import RunConfig, shrink
 from xmodal_jax.train.evaluate import stack_scores
 from xmodal_jax.train.finish import finish
-from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.latent_data import open_latent
+from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.players import Players
 from xmodal_jax.train.report import Report
@@ -77,33 +75,20 @@ def main(config: Config) -> None:
     # Data: examples whose class is known, for the judge.
     problems = Problems(config.input.on_bad_example)
     with watch("data"):
-        splits = open_splits(config.data, config.input, problems)
-        train, validation, test = (
-            labelled(part) for part in (splits.train, splits.validation, splits.tests["test"])
-        )
-        factors = scores.known_factors(test)
-        tokenize = learn_text(train, problems, **config.reading)[0] if "text" in train.modalities else None
-        once = frames_of(model.features, model.floor) if "audio" in train.modalities else None
-        source, transform = prepare(train, tokenize, limit=RESIDENT_LIMIT, once=once)
-        validation, test = (
-            prepare(part, tokenize, limit=RESIDENT_LIMIT, once=once)[0] for part in (validation, test)
-        )
-    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+        data = open_latent(config, model, problems)
+    loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
 
     # The method, and who judges.
-    classes = scores.count_classes(train)
     example = as_device_batch(loader.example())
-    vocabulary = tokenize.tokenizer.vocab_size if tokenize else 0
-    size = size_of(example, modality, model, vocab_size=vocabulary, classes=classes)
+    size = size_of(example, modality, model, vocab_size=data.vocab_size, classes=data.classes)
     vae, judges = (
-        make_vae(model, modality, size, classes=classes),
-        make_judges(model, {modality: size}, classes),
+        make_vae(model, modality, size, classes=data.classes),
+        make_judges(model, {modality: size}, data.classes),
     )
-    end = tokenize.tokenizer.eos_id if tokenize else -1
-    whole = as_multimodal(vae, model, modality, classes)
-    explorer = scores.Explorer(whole, model, judges, seed=config.seed, end=end)
+    whole = as_multimodal(vae, model, modality, data.classes)
+    explorer = scores.Explorer(whole, model, judges, seed=config.seed, end=data.end)
     judged = scores.fit_judges(judges, loader, config, run, watch, config.judge_steps)
-    watched = scores.first(validation, config.evaluation.examples)
+    watched = scores.first(data.validation, config.evaluation.examples)
 
     def validate(params):
         found = scores.reconstruction_scores(explorer, params, watched)
@@ -112,15 +97,25 @@ def main(config: Config) -> None:
     optimizer = config.optimizer
     if MODELS[model.model].opponent:
         optimizer = Players(discriminator=config.critic, generator=config.optimizer)
-    facts = {"modality": modality, "size": [*size.shape, size.values], "classes": classes}
-    facts |= {"tokenizer": tokenize.tokenizer.files() if tokenize else None}
+    facts = {"modality": modality, "size": [*size.shape, size.values], "classes": data.classes}
+    facts |= {"tokenizer": data.tokenize.tokenizer.files() if data.tokenize else None}
     fitted = fit(vae.method, loader, config, optimizer, run, watch, evaluate=validate, meta=facts)
 
     # Test: what is rebuilt, dreamt and known.
     with watch("evaluation"):
         density = MODELS[model.model].density
         tested = [
-            scores.examine(explorer, params, judged, source, test, factors, config.evaluation, seed, density)
+            scores.examine(
+                explorer,
+                params,
+                judged,
+                data.source,
+                data.test,
+                data.factors,
+                config.evaluation,
+                seed,
+                density,
+            )
             for params, seed in zip(fitted.params, fitted.seeds, strict=True)
         ]
         metrics = stack_scores([each.scores for each in tested])
@@ -133,13 +128,7 @@ def main(config: Config) -> None:
         leading = ("reconstruction_", "likelihood/", "joint_prior/kid", "latent/probe")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         latent_report.add_scores(report, metrics, headline)
-        decode = tokenize.tokenizer.decode if tokenize else None
-        show = latent_report.Showcase(model, decode, train.class_names)
-        params, found = fitted.params[0], tested[0]
-        latent_report.add_translations(report, explorer, params, test, show, run.path, count=8)
-        latent_report.add_draws(report, explorer, params, found.draws, show)
-        latent_report.add_traversals(report, explorer, params, found.codes["mean"], show, run.path)
-        latent_report.add_map(report, explorer, found.codes, found.labels, train.class_names)
+        latent_report.add_latent(report, explorer, fitted.params[0], data, tested[0], run.path, count=8)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
         run, report, metrics, headline=headline[:4], problems=problems, watch=watch, seeds=fitted.seeds,

@@ -55,7 +55,8 @@ def config_of(model: str, kind: str):
 def jax_side() -> Side:
     import optax
 
-    from xmodal_jax.models.multimodal_vae import make_multimodal_vae, sizes_of
+    from xmodal_jax.models.multimodal_vae import make_multimodal_vae
+    from xmodal_jax.models.reading import sizes_of
 
     forms, parameters, flops = {}, None, None
     x = images()

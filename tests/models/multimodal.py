@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.models.multimodal_network import ModalityConfig
-from xmodal_jax.models.multimodal_vae import MODELS, MultimodalVAEConfig, make_multimodal_vae, sizes_of
+from xmodal_jax.models.multimodal_vae import MODELS, MultimodalVAEConfig, make_multimodal_vae
+from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from xmodal_jax.models.multimodal_generation import as_batch
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, see, to_log_mel
+from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig
+from xmodal_jax.models.reading import see, to_log_mel
 
 same = lambda x: x
 

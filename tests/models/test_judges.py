@@ -12,7 +12,8 @@ import pytest
 from tests.support import assert_device_invariant
 from xmodal_jax.core import trees
 from xmodal_jax.models.judges import make_judges
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, sizes_of
+from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig
+from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.nets.encoders import EncoderConfig
 
 NAMES = ("image_0", "text", "image_1", "label")

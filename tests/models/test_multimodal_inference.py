@@ -15,7 +15,8 @@ from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses.multimodal_elbo import Prior, Problem
 from xmodal_jax.models import multimodal_inference as inference
 from xmodal_jax.models.multimodal_network import ModalityConfig
-from xmodal_jax.models.multimodal_vae import MODELS, make_multimodal_vae, sizes_of
+from xmodal_jax.models.multimodal_vae import MODELS, make_multimodal_vae
+from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.probability.distributions import Laplace, Normal

@@ -23,7 +23,8 @@ from tests.models.multimodal import (
 from tests.support import assert_device_invariant, assert_resumes
 from xmodal_jax.core import trees
 from xmodal_jax.models.multimodal_network import ModalityConfig
-from xmodal_jax.models.multimodal_vae import MODELS, MultimodalVAEConfig, make_multimodal_vae, sizes_of
+from xmodal_jax.models.multimodal_vae import MODELS, MultimodalVAEConfig, make_multimodal_vae
+from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train import step

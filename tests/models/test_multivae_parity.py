@@ -19,7 +19,8 @@ from xmodal_jax.losses import multimodal_elbo as objectives
 from xmodal_jax.losses.multimodal_elbo import Prior, Problem
 from xmodal_jax.models import multimodal_network
 from xmodal_jax.models.multimodal_network import ModalityConfig
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, make_multimodal_vae, sizes_of
+from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, make_multimodal_vae
+from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.vae import log_scale_of
 from xmodal_jax.probability.distributions import Laplace, Normal, kl, standard

@@ -18,12 +18,13 @@ from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes import SpokenShapes
-from xmodal_jax.data.views import Subset, labelled
+from xmodal_jax.data.views import Subset, class_labels, labelled
 from xmodal_jax.metrics.disentanglement import mutual_information_gap
 from xmodal_jax.metrics.generative import kernel_distance
 from xmodal_jax.models.judges import make_judges
-from xmodal_jax.models.multimodal_vae import sizes_of
+from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.train import latent_data
 from xmodal_jax.train import latent_scores as scores
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.latent_scores import SMOKE, LatentEvaluation
@@ -343,7 +344,7 @@ def test_a_few_examples_are_evenly_spread_and_all_where_there_are_no_more():
         found = scores.spread(size, count)
         assert len(found) == count and 0 <= found.min() and found.max() < size
     data = source(IMAGES, np.arange(101))
-    np.testing.assert_array_equal(scores.class_labels(scores.first(data, 5)), [0, 25, 50, 75, 100])
+    np.testing.assert_array_equal(class_labels(scores.first(data, 5)), [0, 25, 50, 75, 100])
 
 
 def test_samplers_are_fitted_to_the_codes_and_the_seed():
@@ -360,20 +361,20 @@ def test_samplers_are_fitted_to_the_codes_and_the_seed():
 
 def test_classes_are_counted_by_name_or_by_label():
     labels = np.array([0, 2, -1, 1])
-    assert scores.count_classes(source(IMAGES, labels)) == 3
-    assert scores.count_classes(source(IMAGES, labels, tuple("abcde"))) == 5
+    assert latent_data.count_classes(source(IMAGES, labels)) == 3
+    assert latent_data.count_classes(source(IMAGES, labels, tuple("abcde"))) == 5
 
 
 def test_known_factors_of_scenes_are_of_the_examples_asked():
     scenes = SpokenShapes("test", size=40, modalities=("text",), seed=1)
     whole = scenes.factors(np.arange(40))
     single = np.flatnonzero(whole["num_objects"] == 1)
-    found = scores.known_factors(labelled(scenes))
+    found = latent_data.known_factors(labelled(scenes))
     expected = [whole[name][single, 0] for name in ("shape", "colour", "size")] + [whole["place"][single]]
     np.testing.assert_array_equal(found, np.stack(expected, axis=1))
     assert found.shape[0] < 40 and (found >= 0).all()
     labels = np.array([1, 0, 3])
-    np.testing.assert_array_equal(scores.known_factors(source(IMAGES, labels)), labels[:, None])
+    np.testing.assert_array_equal(latent_data.known_factors(source(IMAGES, labels)), labels[:, None])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -449,9 +450,7 @@ def test_a_model_without_a_likelihood_is_not_asked_for_one():
     explorer.vae = explorer.vae._replace(log_likelihood=None)
     factors = np.stack([labels, np.random.default_rng(1).integers(0, 2, 40)], axis=1)
     explorer.codes = lambda params, judged, data: {
-        "mean": np.stack(
-            [scores.class_labels(data), np.random.default_rng(0).normal(size=len(data))], axis=1
-        ),
+        "mean": np.stack([class_labels(data), np.random.default_rng(0).normal(size=len(data))], axis=1),
         "alone": np.zeros((len(data), 3, 1)),
         "drawn": np.zeros((len(data), 2)),
     }

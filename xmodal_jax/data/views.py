@@ -167,15 +167,19 @@ def complete_only(source: Source) -> Subset:
     return Subset(source, whole)
 
 
+def class_labels(source: Source) -> np.ndarray | None:
+    """The class of every example, without reading more of it where the source can tell; None: it has no labels."""
+    tell = getattr(source, "class_labels", None)
+    return labels_of(source, ("label",)).get("label") if tell is None else tell(np.arange(len(source)))
+
+
 def labelled(source: Source) -> Source:
     """The examples whose class is known (``label`` 0 or more); the source itself where that is all of them.
 
     Raises:
       ValueError: the source has no labels, or knows none of them.
     """
-    tell = getattr(source, "class_labels", None)
-    every = np.arange(len(source))
-    found = labels_of(source, ("label",)).get("label") if tell is None else tell(every)
+    found = class_labels(source)
     if found is None or not (found >= 0).any():
         raise ValueError("no example has a class: the data set needs the field 'label'")
     return source if (found >= 0).all() else Subset(source, np.flatnonzero(found >= 0))

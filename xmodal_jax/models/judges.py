@@ -21,7 +21,7 @@ from xmodal_jax.models.multimodal_network import (
     member_keys,
     stacked,
 )
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, see
+from xmodal_jax.models.reading import Reading, see
 from xmodal_jax.models.towers import init_inputs
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import EncoderConfig
@@ -86,7 +86,7 @@ ENCODERS: Mapping[str, EncoderConfig | None] = {
 
 
 def make_judges(
-    config: MultimodalVAEConfig,
+    config: Reading,
     sizes: Mapping[str, Size],
     classes: int,
     *,

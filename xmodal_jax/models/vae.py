@@ -23,12 +23,11 @@ from xmodal_jax.losses import autoencoder as objectives
 from xmodal_jax.losses.autoencoder import ESTIMATORS, KERNELS, Problem, Terms
 from xmodal_jax.losses.elbo import importance_bound, kl_warmup
 from xmodal_jax.models.multimodal_generation import decode_all
-from xmodal_jax.models.multimodal_network import Group, ModalityConfig, Network, NetworkConfig, Seen
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, kinds_of, see, sizes_of
-from xmodal_jax.models.towers import AudioFeatures, init_inputs
+from xmodal_jax.models.multimodal_network import Group, Network, NetworkConfig, Seen
+from xmodal_jax.models.reading import Reading, kinds_of, see, sizes_of
+from xmodal_jax.models.towers import init_inputs
 from xmodal_jax.nets.decoders import DECODERS, MLPDecoder, Size
 from xmodal_jax.nets.vae import SCALES, Moments, log_scale_of
-from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.probability.distributions import Normal, standard_noise
 from xmodal_jax.types import GAN, Batch, ExampleKeys, Key, Method, Params, kind_of
 
@@ -83,7 +82,7 @@ OPTIONS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Reading):
     """Which model, its sizes, and how each kind of data is read and made. ``MODELS`` has the options of each."""
 
     model: str = "vae"
@@ -122,24 +121,6 @@ class VAEConfig:
     """Whether the encoder says a normal distribution and not a point (wae_mmd, jsd_vae, aae); None: jsd_vae alone."""
     critic_steps: int = 1
     """Steps of the critic for each of the autoencoder (jsd_vae, aae)."""
-    image: ModalityConfig = MultimodalVAEConfig.image
-    """Images: values in [0, 1]."""
-    text: ModalityConfig = MultimodalVAEConfig.text
-    """Text: the sum over its tokens."""
-    audio: ModalityConfig = MultimodalVAEConfig.audio
-    """Log-mel frames, shifted and scaled; silence up to the end is a part of them."""
-    label: ModalityConfig = MultimodalVAEConfig.label
-    """The class, as what is encoded."""
-    features: AudioFeatures = MultimodalVAEConfig.features
-    """The spectrogram."""
-    floor: float = MultimodalVAEConfig.floor
-    """Least power of a mel band: what is quieter counts as silence."""
-    mel_mean: float = MultimodalVAEConfig.mel_mean
-    """Log-mel frames are shifted by this and divided by ``mel_scale``."""
-    mel_scale: float = MultimodalVAEConfig.mel_scale
-    """See ``mel_mean``."""
-    augment: AugmentConfig = MultimodalVAEConfig.augment
-    """Random changes of images in training, before they are encoded and compared."""
 
     def __post_init__(self):
         if self.model not in MODELS:
@@ -177,14 +158,6 @@ class VAEConfig:
         """A field, or what None stands for."""
         value = getattr(self, name)
         return getattr(self.member, name) if value is None else value
-
-    @property
-    def reading(self) -> MultimodalVAEConfig:
-        """How data are read, as `models.multimodal_vae` takes it."""
-        same = (
-            "image", "text", "audio", "label", "features", "floor", "mel_mean", "mel_scale", "augment",
-        )  # fmt: skip
-        return MultimodalVAEConfig(**{name: getattr(self, name) for name in same})
 
 
 class VAE(NamedTuple):
@@ -256,7 +229,7 @@ class Heads(nn.Module):
 def size_of(batch: Batch, modality: str, config: VAEConfig, *, vocab_size: int = 0, classes: int = 0) -> Size:
     """What the decoder has to make, from a batch (arrays or shapes)."""
     sizes = dict(vocab_size=vocab_size, classes=classes)
-    return sizes_of(batch, (modality,), config.reading, **sizes)[modality]
+    return sizes_of(batch, (modality,), config, **sizes)[modality]
 
 
 def corrupt(kind: str, x: Array, keys: ExampleKeys, *, how: str = "gaussian", amount: float = 0.3) -> Array:
@@ -288,7 +261,7 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
     """
     member, kind = config.member, kind_of(modality)
     _check(config, kind, size, classes)
-    kinds = kinds_of(config.reading, {modality: size}, {kind})
+    kinds = kinds_of(config, {modality: size}, {kind})
     group = Group(kind, size, (modality,))
     network = Network(NetworkConfig(latent=0, hidden=config.hidden), kinds, (group,))
     heads = Heads(
@@ -318,7 +291,7 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
 
     def look(batch: Batch, keys=None) -> Seen:
         """The batch as the network takes it; ``keys``: changed as in training."""
-        seen = see(config.reading, (modality,), batch, keys)
+        seen = see(config, (modality,), batch, keys)
         if member.conditional:
             known = jnp.asarray(batch["label"]) >= 0
             known &= batch.get("present", {}).get("label", known)

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from xmodal_jax.data.pipeline import as_device_batch
 from xmodal_jax.data.source import Source
 from xmodal_jax.metrics.coherence import coherence_matrix
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, see, to_log_mel
+from xmodal_jax.models.reading import Reading, see, to_log_mel
 from xmodal_jax.preprocess.vocoder import log_mel_to_waveform
 from xmodal_jax.train import figures
 from xmodal_jax.train.drawing_report import sheet
-from xmodal_jax.train.latent_scores import Explorer
+from xmodal_jax.train.latent_data import LatentData
+from xmodal_jax.train.latent_scores import Examined, Explorer
 from xmodal_jax.train.report import Audio, Report, png
 from xmodal_jax.train.run import write_atomic
 from xmodal_jax.types import kind_of
@@ -55,7 +56,7 @@ class Showcase:
 
     def __init__(
         self,
-        config: MultimodalVAEConfig,
+        config: Reading,
         decode: Callable[[np.ndarray], str] | None,
         class_names: Sequence[str] | None,
     ):
@@ -247,3 +248,24 @@ def coherence_figure(explorer: Explorer, classes: np.ndarray, labels: np.ndarray
         matrix[: len(rows)], rows, list(explorer.modalities), row_name="given", column_name="made",
         title="right class, by subset", measure="accuracy",
     )  # fmt: skip
+
+
+def add_latent(
+    report: Report,
+    explorer: Explorer,
+    params: Any,
+    data: LatentData,
+    found: Examined,
+    folder: Path,
+    *,
+    count: int = 3,
+) -> None:
+    """All panels of a model: ``count`` test examples translated, coherence, draws, traversals, maps."""
+    decode = data.tokenize.tokenizer.decode if data.tokenize else None
+    show = Showcase(explorer.config, decode, data.class_names)
+    add_translations(report, explorer, params, data.test, show, folder, count=count)
+    if len(explorer.modalities) > 1:
+        report.add_figure("Coherence", coherence_figure(explorer, found.classes, found.labels))
+    add_draws(report, explorer, params, found.draws, show)
+    add_traversals(report, explorer, params, found.codes["mean"], show, folder)
+    add_map(report, explorer, found.codes, found.labels, data.class_names)

@@ -13,8 +13,8 @@ import numpy as np
 from xmodal_jax.core.runtime import Stopwatch
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.source import Source, labels_of, presence_of
-from xmodal_jax.data.views import Subset
+from xmodal_jax.data.source import Source, presence_of
+from xmodal_jax.data.views import Subset, class_labels
 from xmodal_jax.metrics.classification import linear_probe
 from xmodal_jax.metrics.clustering import clustering_accuracy
 from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence, subsets
@@ -23,7 +23,8 @@ from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, mom
 from xmodal_jax.metrics.reconstruction import mse, ssim
 from xmodal_jax.models.judges import Judges
 from xmodal_jax.models.multimodal_generation import as_batch
-from xmodal_jax.models.multimodal_vae import MultimodalVAE, MultimodalVAEConfig, to_log_mel
+from xmodal_jax.models.multimodal_vae import MultimodalVAE
+from xmodal_jax.models.reading import Reading, to_log_mel
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.evaluate import predict_all
 from xmodal_jax.train.loop import fit
@@ -94,12 +95,6 @@ def shrink_latent(config: Any) -> Any:
     return dataclasses.replace(config, input=more, judge_steps=4, evaluation=SMOKE)
 
 
-def count_classes(source: Source) -> int:
-    """How many classes a labelled data set has: its names', else up to its largest label."""
-    names = source.class_names or ()
-    return len(names) or 1 + int(class_labels(source).max())
-
-
 def fit_judges(
     judges: Judges, loader: Loader, config: RunConfig, run: Run, watch: Stopwatch, steps: int
 ) -> Any:
@@ -119,7 +114,7 @@ class Explorer:
     def __init__(
         self,
         vae: MultimodalVAE,
-        config: MultimodalVAEConfig,
+        config: Reading,
         judges: Judges,
         *,
         seed: int = 0,
@@ -303,11 +298,6 @@ def _not_missing(features: np.ndarray) -> np.ndarray:
     return features[np.isfinite(features).all(axis=1)]
 
 
-def class_labels(source: Source) -> np.ndarray:
-    """The class of every example."""
-    return labels_of(source, ("label",))["label"]
-
-
 def judge_accuracy(explorer: Explorer, judged, source: Source) -> dict[str, float]:
     """``judge/<modality>`` on real data: what coherence can reach."""
     classes = explorer.verdict(judged, source).logits.argmax(axis=-1)
@@ -450,13 +440,3 @@ def examine(
         found |= likelihood_scores(explorer, params, test, how)
     found |= latent_scores(explorer, train_codes, codes, train_labels, labels, factors, how, seed)
     return Examined(found, seen["classes"], labels, codes, draws)
-
-
-def known_factors(source: Source) -> np.ndarray:
-    """What is known of each example, int ``[N, F]``: of the embedded data set the first object's shape, colour and
-    size and its place; else the class."""
-    if not hasattr(source, "factors"):
-        return class_labels(source)[:, None]
-    found = source.factors(np.arange(len(source)))
-    parts = [found[name][:, 0] for name in ("shape", "colour", "size")] + [found["place"]]
-    return np.stack(parts, axis=1).astype(np.int64)

@@ -51,7 +51,7 @@ OURS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Our models, and what they change of the configuration."""
 PEERS: dict[str, dict[str, Any]] = {
-    "MoPoE": {}, "MVTCAE": {},
+    "MoPoE": {}, "MVTCAE": dict(alpha=5 / 6),
     "MMVAEPlus": dict(K=1, prior_and_posterior_dist="normal", learn_shared_prior=False, loss="iwae_looser"),
 }  # fmt: skip
 """multivae's, and what they change of its configuration."""
@@ -85,13 +85,13 @@ class Config:
     """Seeds of initialisation and order; the data are the same."""
     train_size: int = 10_000
     """Training examples."""
-    steps: int = 800
+    steps: int = 500
     """Steps of Adam, the same in all settings."""
     batch_size: int = 64
     """Examples of each."""
     rate: float = 1e-3
     """Its learning rate, the same throughout."""
-    width: int = 32
+    width: int = 16
     """Channels of the smallest pictures in encoder and decoder."""
     latent: int = 64
     """Shared dimensions."""
@@ -99,11 +99,11 @@ class Config:
     """Private dimensions of the models that have them."""
     judge_steps: int = 600
     """Steps of the judges' training."""
-    examples: int = 2000
+    examples: int = 500
     """Test examples, and draws."""
-    likelihood_examples: int = 200
+    likelihood_examples: int = 100
     """Test examples of the likelihood."""
-    likelihood_samples: int = 100
+    likelihood_samples: int = 50
     """Importance samples of each."""
 
     def __post_init__(self):

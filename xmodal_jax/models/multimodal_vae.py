@@ -46,6 +46,8 @@ class Member(NamedTuple):
     infer: Callable[..., inference.Codes]
     beta: float = 1.0
     """What ``beta`` None stands for."""
+    alpha: float = 0.1
+    """What ``alpha`` None stands for."""
     parts: Mapping[str, Any] = {}
     """Of `NetworkConfig`: parts that this model has. A string is the field of the configuration that says how many."""
     first: Callable[..., objectives.Terms] | None = None
@@ -67,7 +69,7 @@ MODELS: dict[str, Member] = {
     ),
     "mopoe": Member(objectives.mopoe, (), inference.from_full_product_and_prior),
     "mmjsd": Member(objectives.mmjsd, (), inference.from_mixture, prior=False),
-    "mvtcae": Member(objectives.mvtcae, ("alpha",), inference.from_product, beta=2.5),
+    "mvtcae": Member(objectives.mvtcae, ("alpha",), inference.from_product, beta=2.5, alpha=5 / 6),
     "dmvae": Member(
         objectives.dmvae, ("private_beta",), inference.from_product_and_prior, parts={"private": "private"}
     ),
@@ -114,8 +116,8 @@ class MultimodalVAEConfig(Reading):
     """How scales of posteriors are made: "exp", "softplus" or "softmax"."""
     beta: float | None = None
     """Weight of the divergence; None: 1, of mvtcae 2.5."""
-    alpha: float = 0.1
-    """Of the divergence to the experts (jmvae), of total correlation (mvtcae)."""
+    alpha: float | None = None
+    """Of the divergence to the experts (jmvae), of total correlation (mvtcae); None: 0.1, of mvtcae 5/6."""
     private_beta: float = 1.0
     """Weight of the private variables' divergence (dmvae)."""
     samples: int = 1
@@ -318,6 +320,8 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
         return {"latent": codes.shared[0]}
 
     options = {name: getattr(config, name) for name in member.options}
+    if options.get("alpha", 0.0) is None:
+        options["alpha"] = member.alpha
     if config.model == "mhvae":
         options["subsets"] = config.subsets or None
     loss = make_loss(member.objective, options, member.first is not None)

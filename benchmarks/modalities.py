@@ -1,0 +1,90 @@
+"""What a step of a multimodal VAE costs with more modalities: modalities of one kind and size are stacked, and go
+through one vmapped network.
+
+    python -m benchmarks.modalities
+    python -m benchmarks.modalities --models mopoe mvtcae mmvae_plus --kinds conv --batch-size 128
+
+Steps (loss, gradients, Adam; networks of `benchmarks.cases.polymnist`) are warmed up and timed in turn, medians.
+"growth" is the time against that of the fewest modalities, over what their number grew: 1 is a cost that grows as the
+number does. Reading data is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from benchmarks.cases.polymnist import SHAPE, config_of
+from xmodal_jax.core import runtime
+from xmodal_jax.models.multimodal_vae import make_multimodal_vae
+from xmodal_jax.models.reading import sizes_of
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.step import make_training
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What is timed."""
+
+    models: tuple[str, ...] = ("mopoe", "mvtcae")
+    """Keys of ``MODELS``."""
+    kinds: tuple[str, ...] = ("conv", "mlp")
+    """Networks."""
+    modalities: tuple[int, ...] = (2, 3, 5, 8)
+    """How many images an example has, rising."""
+    batch_size: int = 32
+    """Examples per step."""
+    rounds: int = 15
+    """Timings of each; the median counts."""
+
+
+def prepare(model: str, kind: str, count: int, batch_size: int):
+    """A function that trains one step and returns its milliseconds."""
+    rng, names = np.random.default_rng(0), tuple(f"image_{m}" for m in range(count))
+    batch = {m: jnp.asarray(rng.integers(0, 256, (batch_size, *SHAPE)).astype(np.uint8)) for m in names}
+    batch["index"] = jnp.arange(batch_size)
+    config = config_of(model, kind)
+    method = make_multimodal_vae(config, sizes_of(batch, names, config)).method
+    training = make_training(method, Optimizer("adam", learning_rate=1e-4), 10)
+    state = jax.jit(training.init)(jax.random.key(0), batch)
+    step = jax.jit(training.make_step(None), donate_argnums=0)
+
+    def once() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, _ = step(state, batch)
+        jax.block_until_ready(state)
+        return 1e3 * (time.perf_counter() - start)
+
+    for _ in range(2):
+        once()
+    return once
+
+
+def main(arguments: Arguments) -> None:
+    runtime.configure()
+    print(
+        "| model | networks | modalities | ms per step | against the fewest | growth |\n|---|---|---|---|---|---|"
+    )
+    for model in arguments.models:
+        for kind in arguments.kinds:
+            steps = {m: prepare(model, kind, m, arguments.batch_size) for m in arguments.modalities}
+            times = {m: [] for m in steps}
+            for _ in tqdm(range(arguments.rounds), desc=f"{model} {kind}", unit="round"):
+                for m, step in steps.items():
+                    times[m].append(step())
+            few = arguments.modalities[0]
+            for m in arguments.modalities:
+                ratio = np.median(times[m]) / np.median(times[few])
+                ms = f"{np.median(times[m]):.1f} | {ratio:.2f} | {ratio / (m / few):.2f}"
+                print(f"| {model} | {kind} | {m} | {ms} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -88,6 +88,7 @@ def test_the_devices_do_not_change_several_steps_of_the_discriminator():
     assert_device_invariant(gan, make_batch(), layouts=[("pmap", 4, 1), ("sharded", 4, 1)], config=OPTIMIZER)
 
 
+@pytest.mark.slow  # what rehearses is the generator alone, above with its opponent
 def test_a_rehearsal_is_the_same_on_several_devices():
     gan = make(generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
     present = {"image": np.arange(16) % 7 != 3, "text": np.arange(16) % 5 != 4}

@@ -10,7 +10,7 @@ import pytest
 from tests.models.test_contrastive import CONFIG as TOWERS
 from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
-from tests.support import assert_device_invariant, assert_resumes
+from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.models.seq2seq import (
     Seq2SeqConfig,
     Writing,
@@ -47,12 +47,18 @@ def make_batch(source="audio", n=16):
 
 
 # Pictures: below, with the contrastive loss.
-@pytest.mark.parametrize("source", ["audio", pytest.param("image", marks=pytest.mark.slow)])
-def test_the_devices_do_not_change_the_result(source):
+@pytest.mark.parametrize(
+    ("source", "layouts"),
+    [
+        ("audio", [("sharded", 4, 2)]),
+        *(pytest.param(s, LAYOUTS, marks=pytest.mark.slow) for s in ("audio", "image")),
+    ],
+)
+def test_the_devices_do_not_change_the_result(source, layouts):
     """With dropout, augmentation, and missing texts and sources."""
     config = CONFIG if source == "audio" else dataclasses.replace(CONFIG, objective="attention")
     method = make_seq2seq(config, source, **SIZES)
-    assert_device_invariant(method, make_batch(source), layouts=[("pmap", 8, 1), ("sharded", 4, 2)])
+    assert_device_invariant(method, make_batch(source), layouts=layouts)
 
 
 def test_a_stopped_run_ends_bit_identical(tmp_path):

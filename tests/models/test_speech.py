@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support import assert_device_invariant, assert_resumes
+from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speaker, make_speech
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import EncoderConfig
@@ -44,10 +44,11 @@ def on_device(batch):
     return jax.tree.map(jnp.asarray, batch)
 
 
-def test_the_devices_do_not_change_the_result():
+@pytest.mark.parametrize("layouts", [[("sharded", 4, 2)], pytest.param(LAYOUTS, marks=pytest.mark.slow)])
+def test_the_devices_do_not_change_the_result(layouts):
     batch = make_batch()
     batch["present"] = {"audio": np.arange(16) != 3, "text": np.arange(16) != 5}
-    assert_device_invariant(make_speech(CONFIG, **SIZES), batch, layouts=[("pmap", 8, 1), ("sharded", 4, 2)])
+    assert_device_invariant(make_speech(CONFIG, **SIZES), batch, layouts=layouts)
 
 
 def test_a_stopped_run_ends_bit_identical(tmp_path):

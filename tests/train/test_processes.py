@@ -23,7 +23,9 @@ def assert_same_curves(a, b):
             np.testing.assert_allclose(x[name], y[name], rtol=1e-5, atol=1e-7, err_msg=f"{x['step']} {name}")
 
 
-@pytest.mark.parametrize("count,layout", [(2, "sharded"), (4, "pmap, seeds, from the host")])
+@pytest.mark.parametrize(
+    "count,layout", [(2, "sharded"), pytest.param(4, "pmap, seeds, from the host", marks=pytest.mark.slow)]
+)
 def test_several_processes_train_as_one(tmp_path, count, layout):
     options = dict(steps=6, batch_size=16, eval_every=2, checkpoint_every=2, **LAYOUTS[layout])
     processes.train(tmp_path / "one", **options)

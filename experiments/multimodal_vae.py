@@ -3,7 +3,7 @@
     python experiments/multimodal_vae.py
     python experiments/multimodal_vae.py --model.model mmvae_plus --missing 0.5
     python experiments/multimodal_vae.py --data poly:npz:PATH --views 5
-    python experiments/multimodal_vae.py --data poly:tfds:mnist --model.model mvtcae --seeds 2
+    python experiments/multimodal_vae.py --data poly:tfds:mnist --model.model mopoe --seeds 2
 
 The first translates between pictures, sketches, captions and speech of the embedded data set's scenes with one object.
 Judges, a classifier of each modality, are trained beside it and say whether what is made is of the right class.
@@ -44,15 +44,15 @@ class Config(RunConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000, max_seconds=3.0)
     """How the data set is read."""
-    steps: int = 3000
+    steps: int = 1900
     """Optimizer steps."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
-    eval_every: int = 1000
+    eval_every: int = 950
     """Steps between evaluations on validation data; 0: only at the end."""
-    judge_steps: int = 500
+    judge_steps: int = 300
     """Steps of the judges' training."""
-    model: MultimodalVAEConfig = MultimodalVAEConfig()
+    model: MultimodalVAEConfig = MultimodalVAEConfig(model="mvtcae")
     """The model."""
     optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
     """Optimizer and schedule."""

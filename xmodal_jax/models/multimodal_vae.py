@@ -23,6 +23,7 @@ from xmodal_jax.losses.multimodal_elbo import Problem
 from xmodal_jax.models import multimodal_inference as inference
 from xmodal_jax.models.multimodal_generation import decode_all, unfold_shared
 from xmodal_jax.models.multimodal_network import (
+    ModalityConfig,
     Network,
     NetworkConfig,
     Seen,
@@ -102,6 +103,9 @@ class MultimodalVAEConfig(Reading):
     """Which model, its sizes, and how each kind of data is read and made. What a model has no use for is ignored;
     which options it has is in ``MODELS``."""
 
+    text: ModalityConfig = dataclasses.replace(Reading.text, weight=20.0)
+    """Text: the sum over its tokens. A sentence has some tens of nats, a picture thousands: unweighted, codes hardly
+    hold what only words make much of."""
     model: str = "mopoe"
     """A key of ``MODELS``."""
     latent: int = 32

@@ -196,11 +196,20 @@ def only(*names):
 
 
 @pytest.mark.parametrize("beta,weight", [(None, 2.5), (1.5, 1.5)])
-def test_mvtcae_has_a_beta_of_its_own(beta, weight):
-    total, aux = told("mvtcae", only(*NAMES), beta=beta)
-    near = 0.1 / 3 * aux["kl_joint_to_experts"]
-    want = 2.9 / 3 * aux["reconstruction"] + weight * (0.9 * aux["kl"] + near)
+@pytest.mark.parametrize("alpha,share", [(None, 5 / 6), (0.1, 0.1)])
+def test_mvtcae_has_weights_of_its_own(beta, weight, alpha, share):
+    total, aux = told("mvtcae", only(*NAMES), beta=beta, alpha=alpha)
+    near = share / 3 * aux["kl_joint_to_experts"]
+    want = (3 - share) / 3 * aux["reconstruction"] + weight * ((1 - share) * aux["kl"] + near)
     np.testing.assert_allclose(total, want, rtol=1e-6)
+
+
+def test_jmvae_has_a_small_one():
+    total, aux = told("jmvae", only(*NAMES))
+    same, _ = told("jmvae", only(*NAMES), alpha=0.1)
+    other, _ = told("jmvae", only(*NAMES), alpha=0.2)
+    np.testing.assert_allclose(total, same, rtol=1e-6)
+    assert other > total + 0.01
 
 
 def test_likelihoods_are_weighted_and_rescaled():

@@ -204,9 +204,14 @@ def summarise(row: Row, timed: dict[str, Any]) -> dict[str, Any]:
             for name, why in timed["failed"].items()
             if name in ("jax", "torch") or any(name == f"{s} {f}" for s, forms in kept.items() for f in forms)
         },
-        "parameters": timed["parameters"],
-        "flops": timed["flops"],
+        "parameters": _of_row(row, timed["parameters"]),
+        "flops": _of_row(row, timed["flops"]),
     }
+
+
+def _of_row(row: Row, by_side: dict[str, Any]) -> dict[str, int | None]:
+    """What each side says of this row: one figure for all rows of its case, or one for each of them."""
+    return {side: v.get(row.name) if isinstance(v, dict) else v for side, v in by_side.items()}
 
 
 def milliseconds(value: float | None) -> str:

@@ -58,7 +58,7 @@ def jax_side() -> Side:
     from xmodal_jax.models.multimodal_vae import make_multimodal_vae
     from xmodal_jax.models.reading import sizes_of
 
-    forms, parameters, flops = {}, None, None
+    forms, parameters, flops = {}, {}, {}
     x = images()
     names = [f"image_{m}" for m in range(MODALITIES)]
     batches = {name: x[:, :, m] for m, name in enumerate(names)}
@@ -79,13 +79,12 @@ def jax_side() -> Side:
         params = jax.jit(vae.method.init)(jax.random.key(0), first)
         state = params, tx.init(params), jax.random.key(1)
         forms |= {f"{model}_{kind} {name}": form for name, form in jax_training(step, state, batches).items()}
-        if parameters is None:
-            parameters, flops = size(params), jax_flops(step, state, first)
+        parameters[f"{model}_{kind}"], flops[f"{model}_{kind}"] = size(params), jax_flops(step, state, first)
     return Side(forms, parameters, flops)
 
 
 def torch_side() -> Side:
-    forms, one = {}, None
+    forms, parameters, flops = {}, {}, {}
     names = [f"image_{m}" for m in range(MODALITIES)]
     of_each = lambda x: tuple(
         multivae_peer.tensors({n: x[:, m] for m, n in enumerate(names)}, names)[n] for n in names
@@ -104,6 +103,6 @@ def torch_side() -> Side:
             return peer, loss
 
         side = torch_training(make, batches)
-        one = one or side
+        parameters[f"{model}_{kind}"], flops[f"{model}_{kind}"] = side.parameters, side.flops
         forms |= {f"{model}_{kind} {name}": form for name, form in side.forms.items()}
-    return Side(forms, one.parameters, one.flops)
+    return Side(forms, parameters, flops)

@@ -28,10 +28,10 @@ class Side:
     """All forms of one side, by name; those of PyTorch whose name starts with "compile" are ``torch.compile``."""
 
     forms: Mapping[str, Form]
-    parameters: int | None = None
-    """Trained numbers."""
-    flops: int | None = None
-    """Floating-point operations of one step's matrix products and convolutions."""
+    parameters: int | Mapping[str, int] | None = None
+    """Trained numbers, of all rows or of each by its name."""
+    flops: int | Mapping[str, int] | None = None
+    """Floating-point operations of one step's matrix products and convolutions, likewise."""
 
 
 @dataclasses.dataclass(frozen=True)

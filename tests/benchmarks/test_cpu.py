@@ -157,3 +157,10 @@ def test_milliseconds():
 def test_unknown_case():
     with pytest.raises(ValueError, match="choose from dcgan"):
         cpu.Config(cases=("gan",))
+
+
+def test_a_row_has_the_sizes_of_its_own_or_of_its_case():
+    row = Row("b", "what", "jax")
+    timed = {"jax": {"a": 1, "b": 2}, "torch": 3}
+    assert cpu._of_row(row, timed) == {"jax": 2, "torch": 3}
+    assert cpu._of_row(row, {"jax": {"a": 1}, "torch": None}) == {"jax": None, "torch": None}

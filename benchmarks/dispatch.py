@@ -10,14 +10,15 @@ in one program. Interleaved, medians.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import tempfile
 import time
 
-import numpy as np
 import tyro
 
 from benchmarks.methods import BATCH, METHODS
+from benchmarks.turns import in_turn
 from xmodal_jax.core import runtime
 from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader
@@ -64,14 +65,11 @@ def seconds_per_step(name: str, options: dict) -> float:
 def main(config: Config) -> None:
     runtime.configure()
     for name, steps in STEPS.items():
-        times = {form: [] for form in forms(steps)}
-        for _ in range(config.rounds):
-            for form, options in forms(steps).items():
-                times[form].append(seconds_per_step(name, options))
-        plain = float(np.median(next(iter(times.values()))))
+        runs = {f: functools.partial(seconds_per_step, name, how) for f, how in forms(steps).items()}
+        times = in_turn(runs, config.rounds)
+        plain = next(iter(times.values()))
         print(f"\n| {name} | ms per step | against the plain loop |\n|---|---|---|")
-        for form, values in times.items():
-            median = float(np.median(values))
+        for form, median in times.items():
             print(f"| {form} | {1e3 * median:.3g} | {plain / median:.2f} |", flush=True)
 
 

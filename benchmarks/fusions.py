@@ -20,6 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.table import values_of
+from benchmarks.turns import in_turn
 from experiments.fusion import Config
 from xmodal_jax.core import runtime
 from xmodal_jax.data.questions import ANSWERS
@@ -87,10 +88,7 @@ def main(arguments: Arguments) -> None:
         results.append((config["model"], json.loads((run / "result.json").read_text())))
     fusions = dict.fromkeys(model["fusion"] for model, _ in results)
     steps = {name: prepare(name) for name in tqdm(fusions, desc="compiling", file=sys.stderr)}
-    times = {name: [] for name in fusions}
-    for _ in tqdm(range(arguments.rounds), desc="timing", file=sys.stderr):
-        for name, step in steps.items():
-            times[name].append(step())
+    times = in_turn(steps, arguments.rounds)
     print(f"| fusion | modality dropout | {' | '.join(arguments.metrics)} | parameters | step |")
     print("|---" * (len(arguments.metrics) + 4) + "|")
     for model, result in results:
@@ -100,7 +98,7 @@ def main(arguments: Arguments) -> None:
             values = values_of([result], metric)
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.3f}{spread}")
-        step = f"{1e3 * float(np.median(times[name])):.0f} ms"
+        step = f"{1e3 * times[name]:.0f} ms"
         print(
             f"| {name} | {model['modality_dropout']} | {' | '.join(cells)} | {result['parameters']:,} | {step} |"
         )

@@ -137,7 +137,9 @@ class Bench:
         optimizer = Optimizer("muon", learning_rate=5e-3)
         self.judged, _ = self.fit(self.judges.method, optimizer, "complete", 0, config.judge_steps)
         self.judge = jax.jit(self.judges.method.predict)
-        self.real = self.verdict({m: self.test.batch(np.arange(len(self.test)))[m] for m in self.names})[1]
+        classes, self.real = self.verdict(self.test.batch(np.arange(len(self.test))))
+        self.right = (classes == self.labels).mean(axis=1)
+        """How often each judge is right on real data."""
 
     def model(self, name: str) -> MultimodalVAEConfig:
         """Our configuration."""
@@ -357,12 +359,7 @@ def main(config: Config) -> None:
         )
     done = {(r["model"], r["setting"], r["seed"]) for r in rows}
     bench = Bench(config)
-    classes = bench.verdict({m: bench.test.batch(np.arange(len(bench.test)))[m] for m in bench.names})[0]
-    print(
-        "judges right on real data:",
-        (classes == bench.labels[None]).mean(axis=1).round(3).tolist(),
-        flush=True,
-    )
+    print("judges right on real data:", bench.right.round(3).tolist(), flush=True)
     for setting in config.settings:
         complete = presence_of(bench.train[setting])
         print(

@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from benchmarks.methods import BATCH, METHODS
+from benchmarks.turns import in_turn
 from xmodal_jax.core import runtime
 from xmodal_jax.train.optim import Optimizer, make_optimizer
 from xmodal_jax.train.parallel import make_engine
@@ -84,11 +85,8 @@ def steps(config: Config) -> None:
     for name in METHODS:
         forms = {"one": prepare(name, None, "auto")}
         forms |= {form: prepare(name, n, form) for form in ("vmap", "map")}
-        times = {form: [] for form in forms}
-        for _ in range(config.rounds):
-            for form, run in forms.items():
-                times[form].append(run())
-        one, vmap, mapped = (1e3 * float(np.median(times[form])) for form in ("one", "vmap", "map"))
+        times = in_turn(forms, config.rounds)
+        one, vmap, mapped = (1e3 * times[form] for form in ("one", "vmap", "map"))
         best = n * one / min(vmap, mapped)
         print(
             f"| {name} | {n * one:.3g} ms | {vmap:.3g} ms | {mapped:.3g} ms | {best:.2f} times as fast |",

@@ -91,13 +91,9 @@ def main(config: Config) -> None:
         return {f"validation/{name.split('/')[1]}": value for name, value in found.items()}
 
     facts = {"modalities": vae.modalities, "sizes": {m: [*s.shape, s.values] for m, s in sizes.items()}}
-    facts |= {
-        "tokenizer": data.tokenize.tokenizer.files() if data.tokenize else None,
-        "classes": data.classes,
-    }
     fitted = fit(
         vae.method, loader, config, config.optimizer, run, watch,
-        evaluate=validate, monitor="validation/coherence", meta=facts,
+        evaluate=validate, monitor="validation/coherence", meta=facts | data.facts,
     )  # fmt: skip
 
     # Test: translation, dreams, likelihood, the latent space.

@@ -97,8 +97,7 @@ def main(config: Config) -> None:
     optimizer = config.optimizer
     if MODELS[model.model].opponent:
         optimizer = Players(discriminator=config.critic, generator=config.optimizer)
-    facts = {"modality": modality, "size": [*size.shape, size.values], "classes": data.classes}
-    facts |= {"tokenizer": data.tokenize.tokenizer.files() if data.tokenize else None}
+    facts = data.facts | {"modality": modality, "size": [*size.shape, size.values]}
     fitted = fit(vae.method, loader, config, optimizer, run, watch, evaluate=validate, meta=facts)
 
     # Test: what is rebuilt, dreamt and known.
@@ -115,7 +114,7 @@ def main(config: Config) -> None:
                 config.evaluation,
                 seed,
                 density,
-            )
+            )  # fmt: skip
             for params, seed in zip(fitted.params, fitted.seeds, strict=True)
         ]
         metrics = stack_scores([each.scores for each in tested])

@@ -237,6 +237,11 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
     )  # fmt: skip
     names = network.names
 
+    def chosen(name: str):
+        """A field of the configuration, of which None stands for the model's own."""
+        value = getattr(config, name)
+        return getattr(member, name) if value is None else value
+
     def bound(params):
         return lambda method, *args: network.apply({"params": params}, *args, method=method)
 
@@ -268,7 +273,7 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
             p = problem(params, seen, keys, training=True, decoders=decoders, axis_name=axis_name)
             how = dict(options)
             if objective is not objectives.flow_match:
-                beta = member.beta if config.beta is None else config.beta
+                beta = chosen("beta")
                 if "step" in batch:
                     beta = beta * kl_warmup(
                         batch["step"], warmup=config.warmup, cycle=config.cycle, ramp=config.ramp
@@ -323,9 +328,7 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
         codes = infer(params, batch, jnp.ones(len(names), bool), None)
         return {"latent": codes.shared[0]}
 
-    options = {name: getattr(config, name) for name in member.options}
-    if options.get("alpha", 0.0) is None:
-        options["alpha"] = member.alpha
+    options = {name: chosen(name) for name in member.options}
     if config.model == "mhvae":
         options["subsets"] = config.subsets or None
     loss = make_loss(member.objective, options, member.first is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class LatentData(NamedTuple):
     def vocab_size(self) -> int:
         """Of the texts' tokens; 0 without texts."""
         return self.tokenize.tokenizer.vocab_size if self.tokenize else 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint has to say of them."""
+        return {
+            "tokenizer": self.tokenize.tokenizer.files() if self.tokenize else None,
+            "classes": self.classes,
+        }
 
     @property
     def end(self) -> int:

@@ -1,8 +1,11 @@
-"""Pre-norm transformer blocks and stacks of them."""
+"""Transformer blocks and stacks of them."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -67,19 +70,56 @@ class Positions(nn.Module):
         return x + table[None].astype(x.dtype)
 
 
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu_tanh": nn.gelu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What published transformers differ in; the defaults are this library's own."""
+
+    norm: Literal["pre", "post"] = "pre"
+    """A layer norm before each branch and one at the end (GPT-2, ViT), or one after each sum (BERT)."""
+    activation: str = "gelu_tanh"
+    """A key of `ACTIVATIONS`."""
+    epsilon: float = 1e-6
+    """Of the layer norms."""
+    gated: bool = False
+    """SwiGLU in place of the MLP: ``down(activation(up x) * gate x)``."""
+    layer_scale: float | None = None
+    """Start of a factor for each channel of each branch (arXiv:2103.17239); None: there is none."""
+
+    def __post_init__(self):
+        if self.norm not in ("pre", "post") or self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"norm must be 'pre' or 'post' and activation one of {', '.join(ACTIVATIONS)}, got {self.norm!r} and "
+                f"{self.activation!r}"
+            )
+
+
 class MLP(nn.Module):
-    """``D -> mlp_ratio D -> D`` with a GELU between; ``out_scale`` is the size of its output's weights at the start,
-    against the usual."""
+    """``D -> mlp_ratio D -> D`` with an activation between; ``out_scale`` is the size of its output's weights at the
+    start, against the usual."""
 
     mlp_ratio: float = 4.0
     dtype: Any = None
     out_scale: float = 1.0
+    activation: str = "gelu_tanh"
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length dim"]) -> Float[Array, "batch length dim"]:
-        hidden = nn.Dense(int(self.mlp_ratio * x.shape[-1]), dtype=self.dtype, name="up")(x)
+        size = round(self.mlp_ratio * x.shape[-1])
+        hidden = ACTIVATIONS[self.activation](nn.Dense(size, dtype=self.dtype, name="up")(x))
+        if self.gated:
+            hidden = hidden * nn.Dense(size, dtype=self.dtype, name="gate")(x)
         start = nn.initializers.variance_scaling(self.out_scale**2, "fan_in", "truncated_normal")
-        return nn.Dense(x.shape[-1], kernel_init=start, dtype=self.dtype, name="down")(nn.gelu(hidden))
+        return nn.Dense(x.shape[-1], kernel_init=start, dtype=self.dtype, name="down")(hidden)
 
 
 class TransformerBlock(nn.Module):
@@ -89,7 +129,8 @@ class TransformerBlock(nn.Module):
     the softmax are float32 whatever ``dtype``. Xiong et al. 2020, arXiv:2002.04745. Every
     branch starts ``out_scale`` times as large as usual: below 1 the block starts near the identity (after ReZero,
     Bachlechner et al. 2020, arXiv:2003.04887). ``kv`` may have fewer rows, and ``position`` is for one token at a
-    time: see `nets.attention.MultiHeadAttention`.
+    time: see `nets.attention.MultiHeadAttention`. Another ``style`` may have the norms after the sums,
+    ``x = LN(x + attn(x))``. In ``apply(..., mutable=["hidden_states"])`` the result is recorded there.
     """
 
     heads: int
@@ -101,6 +142,7 @@ class TransformerBlock(nn.Module):
     dtype: Any = None
     implementation: str | None = None
     out_scale: float = 1.0
+    style: Style = Style()
 
     @nn.compact
     def __call__(
@@ -120,22 +162,39 @@ class TransformerBlock(nn.Module):
                 self.heads, causal, self.dtype, self.implementation, self.out_scale, name=name
             )
 
-        def residual(x, branch, name):
-            branch = Dropout(self.dropout, name=f"{name}_dropout")(branch, keys)
-            return x + DropPath(self.drop_path, name=f"{name}_drop_path")(branch, keys)
+        def residual(x, branch: Callable[[Array], Array], name: str):
+            norm = layer_norm(self.style, self.dtype, f"{name}_norm")
+            y = branch(norm(x) if self.style.norm == "pre" else x)
+            if self.style.layer_scale is not None:
+                start = nn.initializers.constant(self.style.layer_scale)
+                scale = self.param(f"{name}_scale", start, (y.shape[-1],), jnp.float32)
+                y = y * scale.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+            y = Dropout(self.dropout, name=f"{name}_dropout")(y, keys)
+            x = x + DropPath(self.drop_path, name=f"{name}_drop_path")(y, keys)
+            return x if self.style.norm == "pre" else norm(x)
 
         x = keep_rows(x)
-        y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        x = residual(x, attend("attention", self.causal)(y, mask=mask, position=position), "attention")
+        attention = attend("attention", self.causal)
+        x = residual(x, lambda y: attention(y, mask=mask, position=position), "attention")
         if self.cross:
-            y = nn.LayerNorm(dtype=self.dtype, name="cross_norm")(x)
-            x = residual(x, attend("cross_attention", False)(y, kv, kv_mask, position=position), "cross")
-        y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
-        return keep_rows(residual(x, MLP(self.mlp_ratio, self.dtype, self.out_scale, name="mlp")(y), "mlp"))
+            cross = attend("cross_attention", False)
+            x = residual(x, lambda y: cross(y, kv, kv_mask, position=position), "cross")
+        mlp = MLP(
+            self.mlp_ratio, self.dtype, self.out_scale, self.style.activation, self.style.gated, name="mlp"
+        )
+        x = keep_rows(residual(x, mlp, "mlp"))
+        if not self.is_initializing():  # else it would be part of what is initialised
+            self.sow("hidden_states", "output", x)
+        return x
+
+
+def layer_norm(style: Style, dtype: Any, name: str) -> nn.LayerNorm:
+    """A layer norm of a style, for compact methods."""
+    return nn.LayerNorm(epsilon=style.epsilon, dtype=dtype, name=name)
 
 
 class Transformer(nn.Module):
-    """``depth`` blocks and a final layer norm: ``[B, N, D] -> [B, N, D]`` in ``dtype``.
+    """``depth`` blocks and, unless they end in one, a layer norm: ``[B, N, D] -> [B, N, D]`` in ``dtype``.
 
     ``scan_layers`` compiles one block and loops over parameters stacked along a first axis (``layers/*``
     instead of ``layers_0/*``, ``layers_1/*``, …): the same function, a shorter compilation. ``remat``
@@ -153,6 +212,7 @@ class Transformer(nn.Module):
     remat: bool = False
     scan_layers: bool = False
     implementation: str | None = None
+    style: Style = Style()
 
     @nn.compact
     def __call__(
@@ -180,13 +240,14 @@ class Transformer(nn.Module):
             cross=self.cross,
             dtype=self.dtype,
             implementation=self.implementation,
+            style=self.style,
         )
         if self.scan_layers:
 
             def body(block, x, layer):
                 return block(x, mask, kv, kv_mask, fold_in_layer(keys, layer), position), None
 
-            stacked = {"params": 0, "cache": 0, "memory": 0}
+            stacked = {"params": 0, "cache": 0, "memory": 0, "hidden_states": 0}
             scan = nn.scan(
                 body, variable_axes=stacked, split_rngs={"params": True}, length=self.depth, in_axes=0
             )
@@ -196,7 +257,7 @@ class Transformer(nn.Module):
                 x = Block(**options, name=f"layers_{layer}")(
                     x, mask, kv, kv_mask, fold_in_layer(keys, layer), position
                 )
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+        return x if self.style.norm == "post" else layer_norm(self.style, self.dtype, "norm")(x)
 
 
 class SizedTransformer(nn.Module, kw_only=True):
@@ -217,6 +278,7 @@ class SizedTransformer(nn.Module, kw_only=True):
     remat: bool = False
     scan_layers: bool = False
     implementation: str | None = None
+    style: Style = Style()
 
     @nn.nowrap
     def transformer(
@@ -237,6 +299,7 @@ class SizedTransformer(nn.Module, kw_only=True):
             "remat",
             "scan_layers",
             "implementation",
+            "style",
         )
         sizes = {field: getattr(self, field) for field in same}
         depth = self.depth if depth is None else depth

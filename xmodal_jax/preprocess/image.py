@@ -7,9 +7,11 @@ Every augmentation takes and returns floats in [-1, 1], ``[B, H, W, C]``, keeps 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from xmodal_jax.core.random import fold_in_name
@@ -27,6 +29,24 @@ def to_float(pixels: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     if pixels.dtype != jnp.uint8:
         raise TypeError(f"pixels are uint8 0..255, got {pixels.dtype}")
     return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+def standardize(
+    images: Float[Array, "*batch height width channels"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "*batch height width channels"]:
+    """Pixels in [-1, 1] to ``(p - mean) / std`` of pixels ``p`` in [0, 1], a mean and a deviation for each channel.
+
+    Raises:
+      ValueError: not as many channels as means.
+    """
+    if images.shape[-1] != len(mean):
+        raise ValueError(
+            f"a mean for each of {len(mean)} channels is known, got images of shape {images.shape}"
+        )
+    scale = 0.5 / np.asarray(std)
+    shift = (0.5 - np.asarray(mean)) / np.asarray(std)
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    return images * scale.astype(images.dtype).reshape(shape) + shift.astype(images.dtype).reshape(shape)
 
 
 def resize(

@@ -1,0 +1,118 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805) and RoBERTa (Liu et al. 2019, arXiv:1907.11692)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
+from xmodal_jax.pretrained.rules import Rule, block, dense, embedding, layers, norm
+from xmodal_jax.types import ExampleKeys, Tokens
+
+NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+PREFIXES = ("", "bert.", "roberta.")
+IGNORED = (r"^cls\.", r"^lm_head\.", r"^(classifier|qa_outputs)\.", r"\.position_ids$", r"\.token_type_ids$")
+"""Heads of other tasks, and buffers."""
+
+
+class Bert(PretrainedEncoder):
+    """Ids ``[B, L]`` to ``[B, L, D]``: post-norm blocks over the normed sum of words, positions and segment 0.
+
+    ``mask [B, L]`` is True on content; None means all. RoBERTa counts positions over content alone, from
+    ``first_position`` on. ``pool``: ``tanh`` of a linear layer on the first token.
+
+    Raises:
+      ValueError: more tokens than positions.
+    """
+
+    sizes: Sizes
+    vocab_size: int
+    positions: int
+    segments: int
+    first_position: int | None = None
+
+    def setup(self):
+        width = self.sizes.width
+        self.words = nn.Embed(self.vocab_size, width)
+        self.places = nn.Embed(self.positions, width)
+        self.types = nn.Embed(self.segments, width)
+        self.norm = self.sizes.norm()
+        self.dropout = Dropout(self.sizes.options.dropout)
+        self.transformer = self.sizes.transformer()
+        if self.sizes.options.head == "pool":
+            self.pooler = nn.Dense(width, dtype=self.sizes.options.dtype)
+
+    def example(self) -> tuple[Array, ...]:
+        return (jnp.ones((1, 1), jnp.int32),)
+
+    def __call__(
+        self,
+        inputs: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        length, first = inputs.shape[1], self.first_position or 0
+        if length > self.positions - first:
+            raise ValueError(
+                f"{length} tokens given, the pretrained model has {self.positions - first} positions"
+            )
+        if self.first_position is None:
+            place = self.places(jnp.arange(length))[None]
+        else:
+            content = jnp.ones(inputs.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
+            # Padding has the position before the first.
+            place = self.places(jnp.cumsum(content, axis=1) * content + first - 1)
+        words = self.words(jnp.clip(inputs, 0, self.vocab_size - 1))
+        x = self.norm(words + self.types(jnp.zeros((1, 1), jnp.int32)) + place)
+        self.record(x)
+        x = self.dropout(x, keys)
+        return Tokens(self.transformer(x, mask, keys=keys), mask)
+
+    def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
+        """``[B, D]``."""
+        return jnp.tanh(self.pooler(tokens.values[:, 0]))
+
+
+def make(config: SimpleNamespace, options: Options) -> Bert:
+    """The encoder of a ``config.json``."""
+    if (
+        getattr(config, "is_decoder", False)
+        or getattr(config, "position_embedding_type", "absolute") != "absolute"
+    ):
+        raise ValueError("of BERT the bidirectional encoder with absolute positions can be loaded")
+    return Bert(
+        sizes=sizes_of(config, options, norm="post"),
+        vocab_size=config.vocab_size,
+        positions=config.max_position_embeddings,
+        segments=config.type_vocab_size,
+        first_position=config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else None,
+    )
+
+
+def rules(module: Bert) -> list[Rule]:
+    """Its parameters in a checkpoint."""
+    sizes = module.sizes
+    return [
+        *embedding("embeddings.word_embeddings", "words"),
+        *embedding("embeddings.position_embeddings", "places"),
+        *embedding("embeddings.token_type_embeddings", "types"),
+        *norm("embeddings.LayerNorm", "norm"),
+        *layers(
+            lambda k, ours: block(f"encoder.layer.{k}", ours, NAMES), sizes.depth, sizes.options.scan_layers
+        ),
+        *dense("pooler.dense", "pooler"),
+    ]

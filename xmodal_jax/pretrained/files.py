@@ -1,0 +1,237 @@
+"""A checkpoint's folder: ``config.json`` and safetensors, in one file or in shards, read an array at a time.
+
+A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: ``dtype``, ``shape`` and
+``data_offsets`` of every array) and the arrays' bytes. Arrays are read from the file, not mapped: mapped pages would
+count as this process's memory until all is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+FLOATING = ("F64", "F32", "F16", "BF16")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""What is fetched from a hub: configurations, arrays and tokenizers, and no pickles."""
+HEADER_LIMIT = 100_000_000
+"""Bytes that a header may have, as in the format's own reader."""
+
+
+class Entry(NamedTuple):
+    """Where one array lies."""
+
+    path: pathlib.Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Bytes from the beginning of the file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+
+    def read(self) -> np.ndarray:
+        """The array, from the file."""
+        count = math.prod(self.shape)
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            found = np.fromfile(file, DTYPES[self.dtype], count)
+        if len(found) != count:
+            raise ValueError(f"{self.path} became shorter while it was read: fetch it again")
+        return found.reshape(self.shape)
+
+
+class Checkpoint(NamedTuple):
+    """A folder's configuration and arrays."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    """The content of ``config.json``."""
+    arrays: Mapping[str, Entry]
+    """By name."""
+    processor: dict[str, Any]
+    """The content of ``preprocessor_config.json``; empty if there is none."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays."""
+        return sum(entry.size for entry in self.arrays.values())
+
+
+def find_folder(name: str | os.PathLike, *, revision: str | None = None) -> pathlib.Path:
+    """A local folder as it is; else the hub's model of that name (``owner/model``), fetched to the hub's own cache.
+
+    Raises:
+      FileNotFoundError: it is neither.
+    """
+    folder = pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    text = str(name)
+    if folder.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1 or folder.exists():
+        raise FileNotFoundError(f"{text} is not a folder: give one with config.json and *.safetensors")
+    import huggingface_hub  # takes a while to import
+    from huggingface_hub import errors
+
+    try:
+        found = huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=list(HUB_FILES))
+    except (
+        errors.HfHubHTTPError,
+        errors.HFValidationError,
+        errors.LocalEntryNotFoundError,
+        OSError,
+    ) as error:
+        raise FileNotFoundError(
+            f"{text} is neither a local folder nor a model that could be fetched from the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Without a network give the "
+            "path of a folder with config.json and *.safetensors"
+        ) from error
+    return pathlib.Path(found)
+
+
+def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
+    """The checkpoint in a folder or of a hub's name; only headers are read.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no ``config.json`` or safetensors in it.
+      ValueError: a file is damaged; the message says which and how.
+    """
+    folder = find_folder(name)
+    path = folder / "preprocessor_config.json"
+    processor = _read_json(path) if path.is_file() else {}
+    return Checkpoint(folder, read_config(folder), _find_arrays(folder), processor)
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """``config.json`` of a folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: it is not the folder of a pretrained model")
+    config = _read_json(path)
+    if "model_type" not in config:
+        raise ValueError(f"{path} has no 'model_type': it does not say what it configures")
+    return config
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object: fetch it again")
+    return found
+
+
+def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _sharded(index)
+    single = folder / "model.safetensors"
+    found = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return read_header(found[0])
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{folder} has {names} and no {index.name} that says what is where")
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    hint = (
+        f"; {', '.join(pickled)} is no safetensors file and is not read, as it may run code: convert it with "
+        "`model.save_pretrained(folder)` of transformers"
+        if pickled
+        else ""
+    )
+    raise FileNotFoundError(f"{folder} has no *.safetensors{hint}")
+
+
+def _sharded(index: pathlib.Path) -> dict[str, Entry]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} has no 'weight_map' ({error}): fetch it again") from error
+    absent = sorted({name for name in places.values() if not (index.parent / name).is_file()})
+    if absent:
+        raise FileNotFoundError(f"{index.parent} lacks {', '.join(absent)}, which {index.name} names")
+    shards = {name: read_header(index.parent / name) for name in sorted(set(places.values()))}
+    missing = [key for key, shard in places.items() if key not in shards[shard]]
+    if missing:
+        shard = places[missing[0]]
+        raise ValueError(f"{index.parent / shard} lacks {missing[0]!r}, which {index.name} says is there")
+    return {key: shards[shard][key] for key, shard in places.items()}
+
+
+def read_header(path: pathlib.Path) -> dict[str, Entry]:
+    """The arrays of a safetensors file, checked against its size.
+
+    Raises:
+      ValueError: it is no safetensors file, is cut short, or its header is wrong.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+            what = "a pointer of Git LFS" if head == b"version " else "no safetensors file, or cut short"
+            raise ValueError(f"{path} is {what} ({size:,} bytes): fetch it again")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: its header is not JSON ({error}): fetch it again") from error
+    header.pop("__metadata__", None)
+    entries = {key: _entry(path, key, value, 8 + length) for key, value in header.items()}
+    end = 8 + length + max((value["data_offsets"][1] for value in header.values()), default=0)
+    if size != end:
+        raise ValueError(
+            f"{path} has {size:,} bytes and its header speaks of {end:,}: it is "
+            f"{'cut short' if size < end else 'damaged'}; fetch it again"
+        )
+    return entries
+
+
+def _entry(path: pathlib.Path, key: str, value: Any, base: int) -> Entry:
+    try:
+        dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: {key!r} has no dtype, shape and data_offsets: it is damaged") from error
+    if dtype not in DTYPES:
+        raise ValueError(f"{path}: {key!r} has dtype {dtype}; one of {', '.join(DTYPES)} can be read")
+    entry = Entry(path, dtype, shape, base + start)
+    if entry.size != stop - start:
+        raise ValueError(
+            f"{path}: {key!r} of {dtype} {list(shape)} takes {entry.size:,} bytes, the header gives it "
+            f"{stop - start:,}: it is damaged"
+        )
+    return entry
+
+
+def write_safetensors(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes arrays to a safetensors file, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays}
+    part = path.with_name(path.name + ".part")
+    save_file(whole, str(part), metadata={"format": "pt"})
+    os.replace(part, path)

@@ -29,7 +29,7 @@ from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.transfer import load_encoders
+from xmodal_jax.train.transfer import starting_point
 from xmodal_jax.train.writing import Script, Writer, WritingConfig, retrieval, subject
 
 CURVES = (
@@ -66,9 +66,9 @@ def main(config: Config) -> None:
     watch = runtime.Stopwatch()
     if config.smoke:
         config = shrink(config)
+    config, parts = starting_point(config)
+    model = config.model
     run = Run.create(config.run_dir, config, resume=config.resume)
-    parts = load_encoders(config.init_from) if config.init_from else None
-    model = parts.configure(config.model) if parts else config.model
 
     # Data: captions, and what they are about.
     problems = Problems(config.input.on_bad_example)
@@ -85,10 +85,9 @@ def main(config: Config) -> None:
 
     # The method: an encoder and a decoder.
     sizes = dict(length=tokenize.max_length)
-    method, optimizer = make_seq2seq(model, seen, vocab_size=tokenizer.vocab_size, **sizes), config.optimizer
-    if parts:
-        method = parts.start(method, tokenizer)
-        optimizer = parts.optimize(optimizer, (seen,), config.init_rate)
+    method = make_seq2seq(model, seen, vocab_size=tokenizer.vocab_size, **sizes)
+    method = parts.start(method, tokenizer, config.lora)
+    optimizer = parts.optimize(config.optimizer, (seen, "decoder"), config)
     ways = {"greedy": Writing("greedy"), "test": config.writing}
     write = Writer(model, seen, tokenizer, ways=ways, seed=config.seed, **sizes)
 

@@ -3,6 +3,7 @@
     python experiments/contrastive.py
     python experiments/contrastive.py --modalities text image audio video
     python experiments/contrastive.py --data folder:PATH --modalities text image
+    python experiments/contrastive.py --image-encoder hf:FOLDER --text-encoder hf:FOLDER --image-size 224
     python experiments/contrastive.py --data tfds:fashion_mnist --data-dir PATH --modalities text image
 
 The first ends within three minutes on two cores; docs/results.md says what each of them reaches.
@@ -24,16 +25,17 @@ from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.train import alignment_report as panels
 from xmodal_jax.train import evaluate, figures
-from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.config import StartConfig, shrink
 from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
+from xmodal_jax.train.transfer import starting_point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(StartConfig):
     """A shared embedding space by contrastive learning."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=6000, max_seconds=3.2)
@@ -59,6 +61,7 @@ def main(config: Config) -> None:
     watch = runtime.Stopwatch()
     if config.smoke:
         config = shrink(config)
+    config, encoders = starting_point(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
 
     # Data: training, held-out validation and test splits; the tokenizer is trained on the captions.
@@ -75,6 +78,8 @@ def main(config: Config) -> None:
 
     # The method, and what is measured while it trains.
     method = make_contrastive(config.model, modalities, vocab_size=tokenizer.vocab_size)
+    method = encoders.start(method, tokenizer, config.lora)
+    optimizer = encoders.optimize(config.optimizer, modalities, config)
     embed = evaluate.Embedder(method, tokenize, batch_size=min(250, config.gallery))
     validation = evaluate.Gallery(splits.validation, config.gallery)
 
@@ -89,7 +94,7 @@ def main(config: Config) -> None:
 
     facts = {"modalities": modalities, "max_length": tokenize.max_length, "tokenizer": tokenizer.files()}
     fitted = fit(
-        method, loader, config, config.optimizer, run, watch,
+        method, loader, config, optimizer, run, watch,
         evaluate=validate, monitor="validation/recall@1", meta=facts,
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.transfer import load_encoders
+from xmodal_jax.train.transfer import starting_point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ def main(config: Config) -> None:
     watch = runtime.Stopwatch()
     if config.smoke:
         config = shrink(config)
+    config, encoders = starting_point(config)
+    model = config.model
     run = Run.create(config.run_dir, config, resume=config.resume)
-    encoders = load_encoders(config.init_from) if config.init_from else None
-    model = encoders.configure(config.model) if encoders else config.model
 
     # Data: questions about scenes, or the labels of another data set.
     problems = Problems(config.input.on_bad_example)
@@ -80,11 +80,8 @@ def main(config: Config) -> None:
 
     def make(chosen):
         method = make_fusion(model, chosen, classes, vocab_size=vocab_size)
-        if encoders is None:
-            return method, config.optimizer
-        return encoders.start(method, tokenizer), encoders.optimize(
-            config.optimizer, chosen, config.init_rate
-        )
+        optimizer = encoders.optimize(config.optimizer, chosen, config)
+        return encoders.start(method, tokenizer, config.lora), optimizer
 
     method, optimizer = make(modalities)
     classify = Classifier(method, modalities, tokenize)

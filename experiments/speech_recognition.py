@@ -31,7 +31,7 @@ from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.transfer import load_encoders
+from xmodal_jax.train.transfer import starting_point
 from xmodal_jax.train.writing import Script, Writer, WritingConfig, subject
 
 
@@ -62,9 +62,9 @@ def main(config: Config) -> None:
     watch = runtime.Stopwatch()
     if config.smoke:
         config = shrink(config)
+    config, parts = starting_point(config)
+    model = config.model
     run = Run.create(config.run_dir, config, resume=config.resume)
-    parts = load_encoders(config.init_from) if config.init_from else None
-    model = parts.configure(config.model) if parts else config.model
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
     problems = Problems(config.input.on_bad_example)
@@ -83,10 +83,9 @@ def main(config: Config) -> None:
 
     # The method: an encoder with a decoder, a CTC head or both.
     sizes = dict(length=tokenize.max_length)
-    method, optimizer = make_seq2seq(model, heard, vocab_size=tokenizer.vocab_size, **sizes), config.optimizer
-    if parts:
-        method = parts.start(method, tokenizer)
-        optimizer = parts.optimize(optimizer, (heard,), config.init_rate)
+    method = make_seq2seq(model, heard, vocab_size=tokenizer.vocab_size, **sizes)
+    method = parts.start(method, tokenizer, config.lora)
+    optimizer = parts.optimize(config.optimizer, (heard, "decoder"), config)
     ways = {"test": config.writing}
     ways |= {how: Writing(how) for how in model.ways if how != (config.writing.how or model.ways[0])}
     write = Writer(model, heard, tokenizer, ways=ways, seed=config.seed, **sizes)

@@ -31,7 +31,7 @@ from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.transfer import load_encoders
+from xmodal_jax.train.transfer import starting_point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ def main(config: Config) -> None:
     watch = runtime.Stopwatch()
     if config.smoke:
         config = shrink(config)
+    config, encoders = starting_point(config)
+    model = config.model
     run = Run.create(config.run_dir, config, resume=config.resume)
-    encoders = load_encoders(config.init_from) if config.init_from else None
-    model = encoders.configure(config.model) if encoders else config.model
 
     # Data: every object of every scene, and a command about it in one of many voices.
     problems = Problems(config.input.on_bad_example)
@@ -74,9 +74,7 @@ def main(config: Config) -> None:
 
     def make(chosen):
         method = make_fusion(model, chosen, classes, vocab_size=0)
-        if encoders is None:
-            return method, config.optimizer
-        return encoders.start(method, None), encoders.optimize(config.optimizer, chosen, config.init_rate)
+        return encoders.start(method, None, config.lora), encoders.optimize(config.optimizer, chosen, config)
 
     method, optimizer = make(modalities)
     classify = Classifier(method, modalities)

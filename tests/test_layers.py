@@ -14,8 +14,8 @@ LAYERS = [
     "losses",
     "metrics",
     "nets",
-    "models",
     "pretrained",
+    "models",
     "data",
     "train",
 ]

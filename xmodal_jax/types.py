@@ -100,12 +100,18 @@ class Method(NamedTuple):
     value on one device; ``aux`` holds scalars by the same convention.
     ``predict(params, batch) -> pytree``: what the trained model answers, without randomness.
     ``first``: where training begins with another loss; None: one loss for all steps.
+    ``given(params, batch) -> params``: what is read from files in place of some of the parameters that ``init`` drew,
+    outside of any compiled program; None: nothing.
+    ``settled(params) -> params``: those trained as ``predict`` takes them, such as with adapters merged; None: as they
+    are.
     """
 
     init: Callable[..., Params]
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     predict: Callable[..., Any]
     first: Stage | None = None
+    given: Callable[[Params, Batch], Params] | None = None
+    settled: Callable[[Params], Params] | None = None
 
 
 class GAN(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 from jax.export import export
 from jax.sharding import Mesh, PartitionSpec
 
-from xmodal_jax.nets import conv, conv_forms
+from xmodal_jax.nets import conv, conv_cpu, conv_forms
 from xmodal_jax.nets.conv import Conv, ConvTranspose
 
 CASES = [  # spatial size, kernel, strides, padding
@@ -176,3 +176,47 @@ def test_errors_say_what_is_wrong():
         ConvTranspose(2, (3,), padding="REFLECT").init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="one per spatial axis"):
         Conv(2, (3,), strides=(1, 2)).init(jax.random.key(0), x)
+
+
+STACKED = [  # spatial size, kernel, strides, padding
+    ((11, 7), (4, 4), (2, 2), "SAME"),
+    ((13, 7), (3, 5), (2, 3), ((2, 1), (0, 3))),
+    ((7, 5), (3, 3), (1, 1), "VALID"),
+]
+
+
+@pytest.mark.parametrize("name", ("correlate", "input_gradient", "kernel_gradient"))
+@pytest.mark.parametrize("case", STACKED)
+@pytest.mark.parametrize("members", [2, 3, 5, conv_cpu.UNROLLED_MEMBERS + 1])
+def test_stacked_members_are_the_plain_convolution_of_each(name, case, members):
+    """Value, gradients, and gradients of gradients, in float64, where rounding hides nothing."""
+    geometry = conv.conv_geometry(*case)
+    rng, shapes = np.random.default_rng(0), {
+        "x": (members, 3, *geometry.input_size, 3),
+        "kernel": (members, *geometry.kernel_size, 3, 5),
+        "dy": (members, 3, *geometry.output_size, 5),
+    }  # fmt: skip
+    names = {"correlate": ("x", "kernel"), "input_gradient": ("dy", "kernel"), "kernel_gradient": ("x", "dy")}
+    options = {} if name == "correlate" else {"permute": False}
+    plain = partial(getattr(conv_forms, name), geometry=geometry, **options)
+    ours = jax.vmap(lambda a, b: getattr(conv, name)(a, b, geometry))
+    each = lambda a, b: jnp.stack([plain(*ab) for ab in zip(a, b, strict=True)])
+
+    def everything(form):
+        first = jax.grad(lambda a, b: jnp.sum(jnp.tanh(form(a, b))), argnums=(0, 1))
+        second = jax.grad(lambda *ab: sum(jnp.sum(jnp.square(g)) for g in first(*ab)), argnums=(0, 1))
+        return jax.jit(lambda *ab: (form(*ab), first(*ab), second(*ab)))
+
+    with jax.enable_x64(True):
+        operands = [jnp.asarray(rng.normal(size=shapes[n])) for n in names[name]]
+        close(everything(ours)(*operands), everything(each)(*operands), 1e-12)
+
+
+@pytest.mark.parametrize("members", [2, conv_cpu.UNROLLED_MEMBERS + 1])
+def test_few_stacked_members_need_no_loop(members):
+    """A loop would copy each member in and out."""
+    geometry = conv.conv_geometry((7, 5), (4, 4), (2, 2), "SAME")
+    x, kernel = jnp.ones((members, 3, 7, 5, 3)), jnp.ones((members, 4, 4, 3, 5))
+    step = jax.jit(jax.vmap(lambda x, kernel: conv.correlate(x, kernel, geometry)))
+    loops = export(step, platforms=["cpu"])(x, kernel).mlir_module().count("stablehlo.while")
+    assert loops == (members > conv_cpu.UNROLLED_MEMBERS)

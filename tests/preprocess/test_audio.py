@@ -7,7 +7,7 @@ import pytest
 
 from tests.oracles import audio as oracle
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.preprocess.audio import log_mel, mel_filters, normalize, spec_augment
+from xmodal_jax.preprocess.audio import log_mel, mel_filters, normalize, spec_augment, whisper_log_mel
 
 RNG = np.random.default_rng(0)
 
@@ -117,3 +117,51 @@ def test_spec_augment_masks_bands_per_example():
         assert not times[length:].any()
         widths.append(bins.sum())
     assert set(widths) == set(range(6))  # every width up to the largest occurs
+
+
+def whisper_frames(samples, mels=80):
+    """``[F, mels]`` by ``transformers``, in NumPy."""
+    from transformers import WhisperFeatureExtractor
+
+    extractor = WhisperFeatureExtractor(feature_size=mels)
+    return extractor._np_extract_fbank_features(samples[None], "cpu")[0].T
+
+
+def speech_like(time, seed=0):
+    """A tone of harmonics that rises and fades, in little noise: levels from 1 to 1e-4."""
+    t = np.arange(time) / 16000
+    fade = np.exp(-6 * t / t[-1])
+    voice = sum(np.sin(2 * np.pi * k * (140 * t + 60 * t * t)) / k for k in range(1, 20))
+    noise = np.random.default_rng(seed).standard_normal(time)
+    return (0.2 * fade * voice + 1e-4 * noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("mels, time", [(80, 480_000), (80, 16_000), (128, 4001), (13, 331), (80, 160)])
+def test_whisper_equals_transformers(mels, time):
+    waveform = np.stack([speech_like(time), waveforms(1, time)[0]])
+    frames, mask = whisper_log_mel(jnp.asarray(waveform), mels=mels)
+    assert frames.shape == (2, time // 160, mels) and bool(mask.all())
+    for ours, samples in zip(frames, waveform, strict=True):
+        np.testing.assert_allclose(ours, whisper_frames(samples, mels), atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 160, 161, 1500, 3199])
+def test_whisper_padding_is_silence(length):
+    waveform = waveforms(2, 3200)
+    mask = jnp.arange(3200)[None, :] < jnp.array([length, 0])[:, None]
+    frames, frame_mask = whisper_log_mel(jnp.asarray(waveform), mask)
+    silent = np.where(np.asarray(mask), waveform, 0)
+    for ours, samples in zip(frames, silent, strict=True):
+        np.testing.assert_allclose(ours, whisper_frames(samples), atol=1e-4)
+    np.testing.assert_array_equal(frame_mask.sum(1), [-(-length // 160), 0])
+    gradient = jax.grad(lambda w: jnp.sum(jnp.sin(whisper_log_mel(w, mask)[0])))(jnp.asarray(waveform))
+    assert bool(jnp.isfinite(gradient).all()) and not gradient[~mask].any()
+
+
+def test_whisper_of_pcm():
+    pcm = (32767 * np.clip(waveforms(2, 997), -1, 1)).astype(np.int16)
+    np.testing.assert_array_equal(
+        whisper_log_mel(jnp.asarray(pcm))[0], whisper_log_mel(jnp.asarray(pcm / np.float32(32768)))[0]
+    )
+    with pytest.raises(ValueError, match="160 samples apart"):
+        whisper_log_mel(jnp.zeros((1, 159)))

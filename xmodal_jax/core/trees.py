@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,23 @@ def path_name(path) -> str:
 def leaf_names(tree: PyTree) -> list[str]:
     """The path of every leaf, in the order of ``jax.tree.leaves``."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def flat(tree: PyTree) -> dict[str, Any]:
+    """Every leaf by its path."""
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def nested(leaves: Mapping[str, Any]) -> dict:
+    """Nested dictionaries with the leaves at their paths: the reverse of :func:`flat` of such a tree."""
+    tree: dict = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split("/")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = leaf
+    return tree
 
 
 def map_with_name(fn: Callable[[str, Array], Array], tree: PyTree) -> PyTree:

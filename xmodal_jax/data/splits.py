@@ -20,6 +20,7 @@ from xmodal_jax.data.text import (
     train_tokenizer,
 )
 from xmodal_jax.data.views import Changed, in_memory
+from xmodal_jax.pretrained.files import find_folder
 
 TRAINED = ("word", "wordpiece", "bpe")
 VOCABULARY = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
@@ -70,7 +71,7 @@ def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None
     """A tokenizer trained on ``captions`` (``word``, ``wordpiece``, ``bpe``), or that of a Hugging Face folder."""
     if kind in TRAINED:
         return train_tokenizer(captions, kind=kind, vocab_size=vocab_size or VOCABULARY[kind])
-    return load_hf_tokenizer(kind)
+    return load_hf_tokenizer(find_folder(kind.removeprefix("hf:")))
 
 
 def text_cleaner(kind: str) -> Callable[[str], str] | None:

@@ -167,6 +167,15 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{folder}: the tokenizer has no fast version (tokenizer.json).")
+    if (
+        None not in (loaded.bos_token_id, loaded.eos_token_id)
+        and not backend.encode("a").special_tokens_mask[0]
+    ):
+        # It has marks for begin and end and sets neither (GPT-2); what reads and writes texts here needs both.
+        ends = (loaded.bos_token, loaded.bos_token_id), (loaded.eos_token, loaded.eos_token_id)
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{loaded.bos_token} $A {loaded.eos_token}", special_tokens=[*dict.fromkeys(ends)]
+        )
     special = {
         "pad": loaded.pad_token,
         "bos": loaded.bos_token or loaded.cls_token,

@@ -15,7 +15,15 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import alignment, contrastive
-from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_tower, prepare, presence
+from xmodal_jax.models.towers import (
+    AudioFeatures,
+    Augment,
+    Projection,
+    init_inputs,
+    make_tower,
+    prepare,
+    presence,
+)
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
 from xmodal_jax.types import MODALITIES, Batch, Key, Method, Params
 
@@ -31,8 +39,9 @@ class ContrastiveConfig:
 
     embed_dim: int = 128
     """Dimensions of the shared space."""
-    head: Literal["linear", "mlp"] = "linear"
-    """Projection from a tower's pooled features."""
+    head: Projection = "linear"
+    """Projection from a tower's pooled features; "own": that of pretrained encoders which were trained to be compared
+    (CLIP, SigLIP), with their dimensions and temperature."""
     objective: Objective = "info_nce"
     """InfoNCE (CLIP), sigmoid (SigLIP), triplet with the hardest negative (VSE++), or an alignment of distributions."""
     alignment: Literal["none", "mmd", "coral", "cca"] = "none"

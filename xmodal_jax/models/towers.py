@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -13,10 +15,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.nets.encoders import EncoderConfig, build_encoder, build_pool
+from xmodal_jax.nets.encoders import EncoderConfig, build_encoder, build_pool, compute_dtype
 from xmodal_jax.preprocess import audio as audio_features
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
+from xmodal_jax.pretrained import gpt2
+from xmodal_jax.pretrained.encoder import Head, Options
+from xmodal_jax.pretrained.files import read_config, read_processor
+from xmodal_jax.pretrained.load import full_config, make_module, settings
 from xmodal_jax.types import Batch, ExampleKeys, Tokens
 
 _RANKS = {"text": 2, "image": 4, "audio": 2, "video": 5}
@@ -36,7 +42,11 @@ class Augment:
 
 @dataclasses.dataclass(frozen=True)
 class AudioFeatures:
-    """Log-mel spectrogram of a waveform."""
+    """What an encoder of audio takes of a waveform: a spectrogram, or the waveform itself.
+
+    Raises:
+      ValueError: the kind is unknown, or is not made for this sample rate.
+    """
 
     sample_rate: int = 16_000
     """Hz."""
@@ -48,6 +58,19 @@ class AudioFeatures:
     """Samples between frames (12.5 ms at 16 kHz)."""
     max_hz: float | None = None
     """Upper end of the highest band; None: half the sample rate. Telephone speech has nothing above 4000."""
+    kind: Literal["log_mel", "whisper", "waveform"] = "log_mel"
+    """Normalised log-mel frames of the above; or, for pretrained encoders and at 16 kHz alone: the frames of
+    `preprocess.audio.whisper_log_mel` with ``mels`` bands (``window``, ``hop`` and ``max_hz`` have no say), or the
+    floating waveform as it is."""
+
+    def __post_init__(self):
+        if self.kind not in ("log_mel", "whisper", "waveform"):
+            raise ValueError(f"kind must be 'log_mel', 'whisper' or 'waveform', got {self.kind!r}")
+        if self.kind != "log_mel" and self.sample_rate != 16_000:
+            raise ValueError(
+                f"features of the kind {self.kind!r} are made for models of audio of 16000 Hz, the data has "
+                f"{self.sample_rate} Hz: resample it, or choose the kind 'log_mel'"
+            )
 
 
 def rank(modality: str, batch: Batch) -> int:
@@ -61,8 +84,11 @@ def _holds_frames(batch: Batch) -> bool:
 
 def spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A change of raw batches: waveforms ``[..., T]`` to the frames ``[..., F, mels]`` that `prepare` would make of
-    them, with their mask ``[..., F]``, computed once and not again at every step that reads them."""
-    return once_per_batch(lambda x, mask: _log_mel(x, mask, features))
+    them, with their mask ``[..., F]``, computed once and not again at every step that reads them. Where an encoder
+    takes waveforms they stay."""
+    if features.kind == "waveform":
+        return dict
+    return once_per_batch(lambda x, mask: _spectrogram(x, mask, features))
 
 
 def once_per_batch(compute: Callable) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -93,20 +119,31 @@ def log_mel_of(waveform, mask, features: AudioFeatures, **options):
     )
 
 
-def _log_mel(waveform, mask, features: AudioFeatures):
+def _spectrogram(waveform, mask, features: AudioFeatures):
+    if features.kind == "whisper":
+        return audio_features.whisper_log_mel(waveform, mask, mels=features.mels)
     frames, mask = log_mel_of(waveform, mask, features)
     return audio_features.normalize(frames, mask), mask
 
 
+Projection = Literal["linear", "mlp", "own"]
+
+
 class Tower(nn.Module):
-    """Features of one modality to one embedding per example (not normalised)."""
+    """Features of one modality to one embedding per example (not normalised).
+
+    Without a ``pool`` the encoder's own pools its tokens (see `pretrained.encoder`); the head "own" is the projection
+    of a pretrained encoder that has one, alone.
+    """
 
     encoder: nn.Module
-    pool: nn.Module
-    head: Literal["linear", "mlp"]
+    pool: nn.Module | None
+    head: Projection
     embed_dim: int
 
     def setup(self):
+        if self.head == "own":
+            return
         self.norm = nn.LayerNorm()
         if self.head == "mlp":
             self.hidden = nn.Dense(2 * self.embed_dim)
@@ -118,7 +155,13 @@ class Tower(nn.Module):
 
     def __call__(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Float[Array, "batch dim"]:
         """``[B, embed_dim]`` in float32."""
-        x = self.norm(self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32))
+        if self.pool is None:
+            x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
+        else:
+            x = self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32)
+        if self.head == "own":
+            return x
+        x = self.norm(x)
         if self.head == "mlp":
             x = nn.gelu(self.hidden(x))
         return self.project(x)
@@ -127,15 +170,69 @@ class Tower(nn.Module):
 def make_tower(
     modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, head, embed_dim: int
 ) -> Tower:
-    """A tower sized for the inputs of ``batch`` (arrays or shapes)."""
-    encoder = make_encoder(modality, config, batch, vocab_size=vocab_size)
-    return Tower(encoder, build_pool(config), head, embed_dim)
+    """A tower sized for the inputs of ``batch`` (arrays or shapes).
+
+    Raises:
+      ValueError: the head "own" of an encoder without one, or with another pool.
+    """
+    if head == "own" and config.pool != "own":
+        raise ValueError(
+            f"head 'own' is the projection of a pretrained {modality} encoder with its own pool, such as CLIP's: give "
+            f"one by --{modality}-encoder hf:PATH"
+        )
+    far = "none" if config.pool != "own" else "project" if head == "own" else "pool"
+    encoder = make_encoder(modality, config, batch, vocab_size=vocab_size, far=far)
+    return Tower(encoder, None if config.pool == "own" else build_pool(config), head, embed_dim)
 
 
-def make_encoder(modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int) -> nn.Module:
-    """An encoder sized for the inputs of ``batch`` (arrays or shapes)."""
+def make_encoder(
+    modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, far: Head = "none"
+) -> nn.Module:
+    """An encoder sized for the inputs of ``batch`` (arrays or shapes); ``far``: how much of a pretrained one's head
+    belongs to it."""
+    if config.architecture is not None:
+        return _pretrained(modality, config, batch, far)
     sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if modality == "text" else {}
     return build_encoder(modality, config, **sizes)
+
+
+def _pretrained(modality: str, config: EncoderConfig, batch: Batch, far: Head) -> nn.Module:
+    same = ("dropout", "drop_path", "remat", "scan_layers")
+    options = Options(
+        head=far,
+        dtype=compute_dtype(config),
+        implementation=config.attention,
+        **{name: getattr(config, name) for name in same},
+    )
+    sizes: dict[str, Any] = {}
+    if modality in ("image", "video"):
+        sizes["image_size"] = tuple(batch[modality].shape[-3:-1])
+    if modality == "video":
+        sizes["frames"] = batch[modality].shape[-4]
+    return make_module(modality, config.architecture, options, **sizes)
+
+
+def pretrained_config(modality: str, folder: str | os.PathLike) -> EncoderConfig:
+    """The encoder (or, of the modality "decoder", the decoder of text) of a checkpoint's folder, as configured."""
+    folder = pathlib.Path(folder)
+    config = full_config(read_config(folder), read_processor(folder))
+    module = make_module(modality, config)
+    if modality == "decoder":
+        return EncoderConfig("transformer", **gpt2.sizes(settings(config)))
+    sizes = {
+        name: getattr(module.sizes, name)
+        for name in ("width", "depth", "heads")
+        if hasattr(module.sizes, name)
+    }
+    return EncoderConfig("hf", architecture=config, pool="own", **sizes)
+
+
+def pretrained_features(config: EncoderConfig) -> AudioFeatures:
+    """What a pretrained encoder of audio takes: Whisper its own log-mel, the others the waveform."""
+    described = settings(config.architecture)
+    if described.model_type == "whisper":
+        return AudioFeatures(kind="whisper", mels=described.num_mel_bins, window=400, hop=160)
+    return AudioFeatures(kind="waveform")
 
 
 def presence(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
@@ -153,7 +250,7 @@ def prepare(
 ):
     """``(inputs, mask)`` of one modality, what its encoder takes; augmented if ``augment`` and ``keys`` are given.
 
-    Audio is a waveform, or what `spectrograms` made of it.
+    Audio is a waveform, or what `spectrograms` made of it, and becomes what ``features.kind`` says.
     """
     x, mask = batch[modality], batch.get(f"{modality}_mask")
     keys = None if augment is None or keys is None else fold_in_name(keys, f"augment/{modality}")
@@ -167,8 +264,10 @@ def prepare(
             x = change(x) if modality == "image" else jax.vmap(change, in_axes=1, out_axes=1)(x)
         return x, mask
     if modality == "audio":
+        if features.kind == "waveform":
+            return _waveform(batch, augment if keys is not None else None)
         if not _holds_frames(batch):
-            x, mask = _log_mel(x, mask, features)
+            x, mask = _spectrogram(x, mask, features)
         elif x.shape[-1] != features.mels:
             raise ValueError(f"the audio's frames have {x.shape[-1]} bands, features.mels is {features.mels}")
         if keys is not None:
@@ -177,6 +276,14 @@ def prepare(
             )
         return x, mask
     raise ValueError(f"unknown modality {modality!r}; one of text, image, audio, video")
+
+
+def _waveform(batch: Batch, augment: Augment | None):
+    if _holds_frames(batch):
+        raise ValueError("the batch holds frames of audio, features.kind is 'waveform'")
+    if augment is not None and (augment.time_masks or augment.frequency_masks):
+        raise ValueError("SpecAugment masks spectrograms: with features.kind 'waveform' set its masks to 0")
+    return audio_features.to_float_waveform(batch["audio"]), batch.get("audio_mask")
 
 
 def init_inputs(batch: Batch):

@@ -45,12 +45,10 @@ def _by_platform(a, b, cpu: Callable, default: Callable):
 
     @bilinear.def_vmap
     def batched(axis_size, in_batched, a, b):
-        # With a kernel per member (several seeds at once) vmap makes a grouped convolution: on the CPU three
-        # times slower than one member after the other.
-        def one_by_one(a, b):
-            return lax.map(lambda ab: bilinear(*ab), (a, b))
-
+        # With a kernel per member (several seeds or modalities at once) vmap makes a grouped convolution: on the CPU
+        # three times slower than one member after the other.
         if all(in_batched):
+            one_by_one = functools.partial(conv_cpu.one_by_one, bilinear)
             return lax.platform_dependent(a, b, cpu=one_by_one, default=jax.vmap(default)), True
         axes = tuple(0 if batched else None for batched in in_batched)
         return lax.platform_dependent(a, b, cpu=jax.vmap(cpu, axes), default=jax.vmap(default, axes)), True

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +37,9 @@ WINOGRAD_OUTPUT = {2: np.array([[1, 1, 0], [0, 1, 1]]), 3: np.array([[1, 1, 1, 0
 # Below these the transforms and the many small products cost more than they save (measured on two cores).
 WINOGRAD_CHANNELS = 64
 WINOGRAD_WORK = 5e8  # floating-point operations of the plain convolution
+
+# A loop copies each member in and out and fills its result with zeros first; beyond these the program grows too long.
+UNROLLED_MEMBERS = 8
 
 
 def correlate(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
@@ -86,6 +89,13 @@ def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry) -> Array:
         blocks = _winograd_kernel_gradient(_to_blocks(x, geometry), dy, _blocks(geometry))
         return _kernel_from_blocks(blocks, geometry)
     return conv_forms.kernel_gradient(x, dy, geometry=geometry, permute=True)
+
+
+def one_by_one(bilinear: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+    """A bilinear map of each member's two arrays, ``[M, ...]`` and ``[M, ...]`` to ``[M, ...]``."""
+    if len(a) > UNROLLED_MEMBERS:
+        return lax.map(lambda ab: bilinear(*ab), (a, b))
+    return jnp.stack([bilinear(a[m], b[m]) for m in range(len(a))])
 
 
 # ------------------------------------------------------------------------------------------------------- blocks

@@ -12,6 +12,7 @@ from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT
 from xmodal_jax.nets.pooling import POOLS, Pool
 from xmodal_jax.nets.text import TextDecoder, TextTransformer
+from xmodal_jax.nets.transformer import Style
 from xmodal_jax.nets.video import FrameTransformer, StackedFrames, TubeletViT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -25,7 +26,10 @@ class EncoderConfig:
     """
 
     name: str
-    """Which encoder: a key of ``ENCODERS[modality]``."""
+    """Which encoder: a key of ``ENCODERS[modality]``, or "hf" for a pretrained one (``--image-encoder hf:PATH``)."""
+    architecture: str | None = None
+    """Of a pretrained encoder its whole configuration, as JSON; its sizes then come from there. Not for the command
+    line: ``hf:PATH`` fills it in."""
     width: int = 128
     """Size of a token (for ResNets: output channels, 512 for 18 and 34, 2048 for 50 in the paper)."""
     depth: int = 2
@@ -48,6 +52,8 @@ class EncoderConfig:
     """Adds sine-cosine positions to the tokens of "convnet" (and "stacked"), for what attends to them."""
     stem: str = "small"
     """Stem of ResNets: "small" (images up to 64 pixels) or "imagenet"."""
+    epsilon: float = 1e-6
+    """Of the layer norms of a transformer."""
     causal: bool = False
     """Tokens see only earlier ones (text only)."""
     dropout: float = 0.0
@@ -55,7 +61,8 @@ class EncoderConfig:
     drop_path: float = 0.0
     """Probability of dropping a whole residual branch of an example (stochastic depth)."""
     pool: str = "mean"
-    """How tokens become one vector: "mean", "cls" or "attention"; "cls" also prepends the class token."""
+    """How tokens become one vector: "mean", "cls" or "attention"; "cls" also prepends the class token of the library's
+    own encoders. "own": as a pretrained encoder was trained to."""
     dtype: str = "float32"
     """Dtype of activations and matmuls: "float32", "bfloat16" or "float16". Parameters are always float32."""
     remat: bool = False
@@ -73,7 +80,7 @@ class EncoderConfig:
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise ValueError(f"EncoderConfig.{field} must lie in [0, 1), got {getattr(self, field)}")
         for field, allowed in (
-            ("pool", POOLS),
+            ("pool", (*POOLS, "own")),
             ("dtype", tuple(DTYPES)),
             ("positions", ("learned", "sincos")),
             ("norm", ("group", "none")),
@@ -84,11 +91,19 @@ class EncoderConfig:
                 raise ValueError(
                     f"EncoderConfig.{field} must be one of {allowed}, got {getattr(self, field)!r}"
                 )
+        if (self.name == "hf") != (self.architecture is not None):
+            raise ValueError(
+                'EncoderConfig.name "hf" and EncoderConfig.architecture belong together: give a pretrained encoder by '
+                "--image-encoder hf:PATH (or --text-encoder, --audio-encoder, --video-encoder)"
+            )
+        if self.pool == "own" and self.architecture is None:
+            raise ValueError('EncoderConfig.pool "own" is that of a pretrained encoder: give one by hf:PATH')
         if self.downsample & (self.downsample - 1):
             raise ValueError(f"EncoderConfig.downsample must be a power of 2, got {self.downsample}")
 
 
-def _compute_dtype(config: EncoderConfig):
+def compute_dtype(config: EncoderConfig):
+    """The dtype of activations, for modules: None where it is that of parameters and inputs."""
     # None leaves float32 parameters and inputs as they are, also float64 in a user's own code.
     return None if config.dtype == "float32" else DTYPES[config.dtype]
 
@@ -104,10 +119,11 @@ def _transformer_options(config: EncoderConfig) -> dict:
         dropout=config.dropout,
         drop_path=config.drop_path,
         class_token=config.pool == "cls",
-        dtype=_compute_dtype(config),
+        dtype=compute_dtype(config),
         remat=config.remat,
         scan_layers=config.scan_layers,
         implementation=config.attention,
+        style=Style(epsilon=config.epsilon),
     )
 
 
@@ -120,7 +136,7 @@ def _conv_options(config: EncoderConfig) -> dict:
         width=config.width,
         dropout=config.dropout,
         drop_path=config.drop_path,
-        dtype=_compute_dtype(config),
+        dtype=compute_dtype(config),
         remat=config.remat,
     )
 
@@ -180,7 +196,7 @@ def _stacked(config: EncoderConfig) -> nn.Module:
 
 
 def _frames(config: EncoderConfig) -> nn.Module:
-    image = ConvNet(width=config.width, dtype=_compute_dtype(config), remat=config.remat, norm=config.norm)
+    image = ConvNet(width=config.width, dtype=compute_dtype(config), remat=config.remat, norm=config.norm)
     return FrameTransformer(image, positions=config.positions, **_transformer_options(config))
 
 
@@ -255,4 +271,4 @@ def build_decoder(
 
 def build_pool(config: EncoderConfig) -> Pool:
     """The pool of a config: ``Tokens -> [B, width]``."""
-    return Pool(config.pool, heads=config.heads, dtype=_compute_dtype(config))
+    return Pool(config.pool, heads=config.heads, dtype=compute_dtype(config))

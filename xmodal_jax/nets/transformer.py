@@ -93,6 +93,8 @@ class Style:
     """SwiGLU in place of the MLP: ``down(activation(up x) * gate x)``."""
     layer_scale: float | None = None
     """Start of a factor for each channel of each branch (arXiv:2103.17239); None: there is none."""
+    final_norm: bool = True
+    """Whether the norm at the end is part of the transformer."""
 
     def __post_init__(self):
         if self.norm not in ("pre", "post") or self.activation not in ACTIVATIONS:
@@ -257,7 +259,9 @@ class Transformer(nn.Module):
                 x = Block(**options, name=f"layers_{layer}")(
                     x, mask, kv, kv_mask, fold_in_layer(keys, layer), position
                 )
-        return x if self.style.norm == "post" else layer_norm(self.style, self.dtype, "norm")(x)
+        if self.style.norm == "post" or not self.style.final_norm:
+            return x
+        return layer_norm(self.style, self.dtype, "norm")(x)
 
 
 class SizedTransformer(nn.Module, kw_only=True):

@@ -60,13 +60,13 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f
     return (triangles * 2.0 / (high - low)).astype(np.float32)
 
 
-def _frames(waveform, n_fft: int, hop: int):
+def _frames(waveform, n_fft: int, hop: int, pad_mode: str = "constant"):
     """``[B, 1 + T // hop, n_fft]``: frame t is centred on sample ``t * hop``; slices, no gather."""
     count = 1 + waveform.shape[1] // hop
     blocks = -(-n_fft // hop)
-    left = n_fft // 2
     total = (count - 1 + blocks) * hop
-    waveform = jnp.pad(waveform, [(0, 0), (left, max(total - left - waveform.shape[1], 0))])[:, :total]
+    waveform = jnp.pad(waveform, [(0, 0), (n_fft // 2, n_fft // 2)], mode=pad_mode)
+    waveform = jnp.pad(waveform, [(0, 0), (0, max(total - waveform.shape[1], 0))])[:, :total]
     table = waveform.reshape(waveform.shape[0], -1, hop)
     parts = [table[:, i : i + count, : min(hop, n_fft - i * hop)] for i in range(blocks)]
     return jnp.concatenate(parts, axis=-1)
@@ -78,11 +78,11 @@ def hann(n_fft: int) -> np.ndarray:
 
 
 def stft(
-    waveform: Float[Array, "batch time"], *, n_fft: int, hop: int
+    waveform: Float[Array, "batch time"], *, n_fft: int, hop: int, pad_mode: str = "constant"
 ) -> Complex[Array, "batch frames bins"]:
-    """``[B, 1 + time // hop, n_fft // 2 + 1]``: Hann windows, frame t centred on sample ``t * hop``, zeros beyond the
-    ends. ``librosa.stft(..., center=True, pad_mode="constant")``, time before frequency."""
-    return jnp.fft.rfft(_frames(waveform, n_fft, hop) * hann(n_fft)[None, None, :])
+    """``[B, 1 + time // hop, n_fft // 2 + 1]``: Hann windows, frame t centred on sample ``t * hop``, beyond the ends
+    zeros or what ``pad_mode`` says. ``librosa.stft(..., center=True, pad_mode=pad_mode)``, time before frequency."""
+    return jnp.fft.rfft(_frames(waveform, n_fft, hop, pad_mode) * hann(n_fft)[None, None, :])
 
 
 def log_mel(
@@ -126,6 +126,42 @@ def log_mel(
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = power @ mel_filters(sample_rate, n_fft, n_mels, f_min, f_max)
     return jnp.where(frame_mask[:, :, None], jnp.log(jnp.maximum(mel, floor)), 0.0), frame_mask
+
+
+def whisper_log_mel(
+    waveform: Shaped[Array, "batch time"],
+    mask: Bool[Array, "batch time"] | None = None,
+    *,
+    mels: int = 80,
+) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
+    """Whisper's log-mel frames (arXiv:2212.04356, sec. 2.2) of a waveform at 16 kHz and the mask of their content;
+    ``frames = time // 160``, 100 a second.
+
+    ``WhisperFeatureExtractor`` of ``transformers``, time before bands: ``log10(max(|STFT|^2 @ mel, 1e-10))`` with Hann
+    windows of 400 samples and the waveform mirrored beyond its ends, no lower than 8 below the largest value of the
+    utterance, plus 4, over 4. ``waveform`` is int16 PCM or floating in [-1, 1]; ``mask`` is True on content, which must
+    be a prefix, and what lies behind it counts as silence: the frames are those of the waveform padded with zeros to
+    ``time`` samples, those of the padding too. A frame is content if the sample that it is centred on is.
+
+    Raises:
+      TypeError: the waveform is neither int16 nor floating.
+      ValueError: the waveform is shorter than a frame's hop of 160 samples.
+    """
+    n_fft, hop, rate = 400, 160, 16_000
+    samples = to_float_waveform(waveform)
+    count = samples.shape[1] // hop
+    if count == 0:
+        raise ValueError(f"Whisper's frames are {hop} samples apart, got a waveform of {samples.shape[1]}")
+    if mask is None:
+        frame_mask = jnp.ones((samples.shape[0], count), bool)
+    else:
+        samples = jnp.where(mask, samples, 0.0)
+        frame_mask = mask[:, ::hop][:, :count]
+    spectrum = stft(samples, n_fft=n_fft, hop=hop, pad_mode="reflect")[:, :count]
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    logs = jnp.log10(jnp.maximum(power @ mel_filters(rate, n_fft, mels), 1e-10))
+    logs = jnp.maximum(logs, logs.max(axis=(1, 2), keepdims=True) - 8.0)
+    return (logs + 4.0) / 4.0, frame_mask
 
 
 def normalize(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
-from xmodal_jax.pretrained import bert
+from xmodal_jax.pretrained import bert, clip, gpt2, resnet, siglip, videomae, vit, wav2vec2, whisper
 from xmodal_jax.pretrained.encoder import Options
 from xmodal_jax.pretrained.rules import Rule
 
@@ -27,14 +27,37 @@ class Architecture(NamedTuple):
 
 
 _BERT = Architecture(bert.make, bert.rules, bert.PREFIXES, bert.IGNORED)
+_CLIP_IMAGE = Architecture(clip.make_image, clip.image_rules, clip.IMAGE_PREFIXES, clip.IMAGE_IGNORED)
+_CLIP_TEXT = Architecture(clip.make_text, clip.text_rules, clip.TEXT_PREFIXES, clip.TEXT_IGNORED)
+_SIGLIP_IMAGE = Architecture(siglip.make_image, siglip.image_rules, clip.IMAGE_PREFIXES, clip.IMAGE_IGNORED)
+_SIGLIP_TEXT = Architecture(siglip.make_text, siglip.text_rules, clip.TEXT_PREFIXES, clip.TEXT_IGNORED)
+_WAV2VEC2 = Architecture(wav2vec2.make, wav2vec2.rules, wav2vec2.PREFIXES, wav2vec2.IGNORED)
+_WHISPER = Architecture(whisper.make, whisper.rules, whisper.PREFIXES, whisper.IGNORED)
+_DINOV2 = Architecture(vit.make_dinov2, vit.rules_dinov2, vit.DINOV2_PREFIXES, vit.IGNORED)
+_RESNET = Architecture(resnet.make, resnet.rules, resnet.PREFIXES, resnet.IGNORED)
+_VIDEOMAE = Architecture(videomae.make, videomae.rules, videomae.PREFIXES, videomae.IGNORED)
+_VIT = Architecture(vit.make, vit.rules, vit.PREFIXES, vit.IGNORED)
 
 ARCHITECTURES: Mapping[str, Mapping[str, Architecture]] = {
-    "text": {"bert": _BERT, "roberta": _BERT, "xlm-roberta": _BERT},
-    "image": {},
-    "audio": {},
-    "video": {},
+    "text": {
+        "bert": _BERT,
+        "roberta": _BERT,
+        "xlm-roberta": _BERT,
+        **dict.fromkeys(("clip", "clip_text_model"), _CLIP_TEXT),
+        **dict.fromkeys(("siglip", "siglip_text_model", "siglip2", "siglip2_text_model"), _SIGLIP_TEXT),
+    },
+    "image": {
+        **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINOV2),
+        "resnet": _RESNET,
+        "vit": _VIT,
+        **dict.fromkeys(("clip", "clip_vision_model"), _CLIP_IMAGE),
+        **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), _SIGLIP_IMAGE),
+    },
+    "audio": {"hubert": _WAV2VEC2, "wav2vec2": _WAV2VEC2, "whisper": _WHISPER},
+    "video": {"videomae": _VIDEOMAE},
+    "decoder": {"gpt2": Architecture(gpt2.make, gpt2.rules, gpt2.PREFIXES, gpt2.IGNORED)},
 }
-"""``ARCHITECTURES[modality][model_type]``."""
+"""``ARCHITECTURES[modality][model_type]``; "decoder" is that of text."""
 
 
 def architecture(modality: str, model_type: str) -> Architecture:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -34,6 +35,13 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is fetched from a hub: configurations, arrays and tokenizers, and no pickles."""
+OLD_NAMES = (
+    (r"\.weight_g$", ".parametrizations.weight.original0"),
+    (r"\.weight_v$", ".parametrizations.weight.original1"),
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
+)
+"""How names end that older versions of PyTorch and ``transformers`` wrote, and how they end today."""
 HEADER_LIMIT = 100_000_000
 """Bytes that a header may have, as in the format's own reader."""
 
@@ -70,7 +78,7 @@ class Checkpoint(NamedTuple):
     config: dict[str, Any]
     """The content of ``config.json``."""
     arrays: Mapping[str, Entry]
-    """By name."""
+    """By name, as it is written today."""
     processor: dict[str, Any]
     """The content of ``preprocessor_config.json``; empty if there is none."""
 
@@ -119,9 +127,21 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
       ValueError: a file is damaged; the message says which and how.
     """
     folder = find_folder(name)
+    arrays = {today(name): entry for name, entry in _find_arrays(folder).items()}
+    return Checkpoint(folder, read_config(folder), arrays, read_processor(folder))
+
+
+def today(name: str) -> str:
+    """An array's name as it is written today, by `OLD_NAMES`."""
+    for old, new in OLD_NAMES:
+        name = re.sub(old, new, name)
+    return name
+
+
+def read_processor(folder: pathlib.Path) -> dict[str, Any]:
+    """``preprocessor_config.json`` of a folder; empty where there is none."""
     path = folder / "preprocessor_config.json"
-    processor = _read_json(path) if path.is_file() else {}
-    return Checkpoint(folder, read_config(folder), _find_arrays(folder), processor)
+    return _read_json(path) if path.is_file() else {}
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,28 @@ def pixel_scale(config: SimpleNamespace, default: Scale) -> Scale:
     """Means and deviations that a checkpoint's processor names, else the architecture's."""
     processor = getattr(config, "processor", SimpleNamespace())
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    return default if mean is None or std is None else (tuple(mean), tuple(std))
+    if getattr(processor, "do_normalize", True) is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return default if mean is None or std is None else (tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def no_mask(mask: Any) -> None:
+    """Raises a `ValueError` if there is one: pixels have no padding."""
+    if mask is not None:
+        raise ValueError("an image has no padding mask; say which images are missing by batch['present']")
+
+
+def own_size(config: SimpleNamespace) -> tuple[Size, int]:
+    """The image size (height, width) and the side of a patch in a ``config.json``.
+
+    Raises:
+      ValueError: a patch is not a square.
+    """
+    size, patch = config.image_size, config.patch_size
+    sides = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    if len(set(sides)) != 1:
+        raise ValueError(f"config.json has patches of {sides} pixels: squares can be loaded")
+    return ((size, size) if isinstance(size, int) else (size[0], size[1])), sides[0]
 
 
 def grid_of(size: int | Size, patch: int) -> Size:
@@ -38,36 +60,47 @@ def grid_of(size: int | Size, patch: int) -> Size:
     return height // patch, width // patch
 
 
-def resample(old: Size, new: Size, *, before: int = 0) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What makes a table of positions ``[(1,) before + rows * columns, D]`` of a grid one of another grid; the first
-    ``before`` (class tokens) stay. None where the grids are equal.
+def resample(
+    old: Size, new: Size, *, before: int = 0, antialias: bool = False
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What makes a table of positions ``[(1,) before + rows * columns, D]`` of a grid one of another grid, in float32;
+    the first ``before`` (class tokens) stay. None where the grids are equal.
 
-    Bicubic with a = -0.75, half-pixel centres and clamped ends, without antialiasing: as PyTorch's ``interpolate``, by
-    which the encoders of ``transformers`` do it.
+    Bicubic, as PyTorch's ``interpolate``, by which the encoders of ``transformers`` do it: see `cubic_weights`.
     """
     if old == new:
         return None
-    rows, columns = cubic_weights(old[0], new[0]), cubic_weights(old[1], new[1])
+    rows, columns = (cubic_weights(a, b, antialias=antialias) for a, b in zip(old, new, strict=True))
 
     def change(table: np.ndarray) -> np.ndarray:
         flat = table.reshape(-1, table.shape[-1]).astype(np.float32)
         kept, grid = flat[:before], flat[before:].reshape(*old, -1)
         grid = np.einsum("ar,bc,rcd->abd", rows, columns, grid, optimize=True)
         whole = np.concatenate([kept, grid.reshape(-1, grid.shape[-1])])
-        return whole.reshape(*table.shape[:-2], *whole.shape).astype(table.dtype)
+        return whole.reshape(*table.shape[:-2], *whole.shape)
 
     return change
 
 
-def cubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """``[new, old]``: the weight of each old sample in each new one (Keys 1981, eq. 4 with his a)."""
-    weights = np.zeros((new, old), np.float32)
-    for i in range(new):
-        place = (i + 0.5) * old / new - 0.5
-        first = int(np.floor(place)) - 1
-        for j in range(first, first + 4):
-            x = abs(place - j)
-            near = ((a + 2) * x - (a + 3)) * x * x + 1
-            far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-            weights[i, min(max(j, 0), old - 1)] += near if x <= 1 else far
-    return weights
+def cubic_weights(old: int, new: int, *, antialias: bool = False) -> np.ndarray:
+    """``[new, old]``: the weight of each old sample in each new one, with half-pixel centres (Keys 1981, eq. 4).
+
+    Keys's a is -0.75 and samples beyond an end are that at the end; with ``antialias`` a is -0.5, where there are fewer
+    new samples the cubic is as much wider, and what lies beyond an end is left out.
+    """
+    places = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    if antialias:
+        weights = _cubic((places - np.arange(old)) / max(old / new, 1.0), -0.5)
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights = np.zeros((new, old))
+    samples = np.floor(places).astype(int) + np.arange(-1, 3)
+    rows = np.broadcast_to(np.arange(new)[:, None], samples.shape)
+    np.add.at(weights, (rows, samples.clip(0, old - 1)), _cubic(places - samples, -0.75))
+    return weights.astype(np.float32)
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

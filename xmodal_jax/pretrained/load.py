@@ -16,7 +16,7 @@ import tqdm
 
 from xmodal_jax.core import trees
 from xmodal_jax.pretrained.architectures import Architecture, architecture
-from xmodal_jax.pretrained.encoder import PLAIN, Options
+from xmodal_jax.pretrained.encoder import PLAIN, Options, PretrainedEncoder
 from xmodal_jax.pretrained.files import FLOATING, Checkpoint, Entry, open_checkpoint
 from xmodal_jax.pretrained.rules import Rule, matches
 from xmodal_jax.types import Params
@@ -94,18 +94,41 @@ def load_encoder(
     checkpoint = open_checkpoint(name)
     config = full_config(checkpoint.config, checkpoint.processor)
     module = make_module(modality, config, options, **sizes)
-    found = architecture(modality, checkpoint.config["model_type"])
-    shapes = parameter_shapes(module, modality)
-    params, left_out = fill(
-        shapes, checkpoint, found.rules(module), found, dtype=dtype, sharding=sharding, progress=progress
+    params, left_out = read_parameters(
+        checkpoint,
+        modality,
+        module,
+        parameter_shapes(module),
+        dtype=dtype,
+        sharding=sharding,
+        progress=progress,
     )
     return Pretrained(module, params, config, left_out)
 
 
-def parameter_shapes(module: nn.Module, modality: str) -> Params:
+def read_parameters(
+    checkpoint: Checkpoint,
+    modality: str,
+    module: nn.Module,
+    shapes: Params,
+    *,
+    dtype: Any = jnp.float32,
+    sharding: Sharding | None = None,
+    progress: bool = True,
+) -> tuple[Params, tuple[str, ...]]:
+    """The parameters of a checkpoint's encoder, of the given ``shapes`` (arrays or shapes), and the names of the arrays
+    that belong to other tasks; see `load_encoder`."""
+    found = architecture(modality, checkpoint.config["model_type"])
+    return fill(
+        shapes, checkpoint, found.rules(module), found, dtype=dtype, sharding=sharding, progress=progress
+    )
+
+
+def parameter_shapes(module: nn.Module) -> Params:
     """Shapes and dtypes of an encoder's parameters, without computing them."""
+    method = "embed" if isinstance(module, PretrainedEncoder) else None
     example = module.example()
-    found = jax.eval_shape(lambda key: module.init(key, *example, method="embed"), jax.random.key(0))
+    found = jax.eval_shape(lambda key: module.init(key, *example, method=method), jax.random.key(0))
     return found["params"]
 
 
@@ -131,7 +154,7 @@ def fill(
         disable=not progress,
     )
 
-    def one(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def one(name: str, leaf: jax.ShapeDtypeStruct | jax.Array) -> jax.Array:
         whole = aligned(leaf.shape, dtype)
         for rule, sources in entries[name]:
             slot = whole[rule.at] if rule.at else whole

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from xmodal_jax.core.runtime import Stopwatch
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import Source, labels_of
 from xmodal_jax.models.fusion import FusionConfig
-from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.evaluate import predict_all, stack_scores
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -25,7 +24,7 @@ Labels = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerConfig(RunConfig):
+class AnswerConfig(StartConfig):
     """What the experiments of classification by several modalities share."""
 
     steps: int = 1200
@@ -37,10 +36,6 @@ class AnswerConfig(RunConfig):
     """Steps between evaluations on validation data; 0: only at the end."""
     alone_steps: int = 200
     """Steps of a model of each modality alone, to see what they say together (at most ``steps``); 0: none."""
-    init_from: pathlib.Path | None = None
-    """A contrastive (or fusion) run whose encoders to start from."""
-    init_rate: float = 1.0
-    """Learning rate of the encoders of --init-from, as a factor of that of the rest; 0 freezes them."""
     model: FusionConfig = FusionConfig()
     """Encoders and fusion."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=1e-2)

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import jit_once
+from xmodal_jax.models import lora
 
 
 class CheckpointMismatch(ValueError):
@@ -174,6 +175,8 @@ def restore_run(directory: pathlib.Path | str, *, best: bool = False, seed: int 
         params = jax.tree.map(lambda x: x[seeds.index(seed)], params)
     elif seed is not None and seed not in seeds:
         raise ValueError(f"{folder} holds the seed {seeds}, not {seed}")
+    if lora.NAME in params:
+        params = lora.adapt(*lora.split(params), lora.LoRA(**meta["config"]["lora"]))
     return Kept(params, meta, int(folder.name))
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from xmodal_jax.data.open import DataOptions
+from xmodal_jax.models.lora import LoRA
+from xmodal_jax.types import MODALITIES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,56 @@ class RunConfig:
             raise ValueError("--patience counts evaluations: give --eval-every as well")
         if self.resume and self.run_dir is None:
             raise ValueError("--resume needs --run-dir, the directory of the run to go on with")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartConfig(RunConfig):
+    """What the experiments share that can start from what was trained before."""
+
+    init_from: pathlib.Path | None = None
+    """A run whose encoders (and decoder, if both have one) to start from."""
+    init_rate: float = 1.0
+    """Learning rate of the encoders of --init-from and of pretrained ones, as a factor of that of the rest; 0 freezes
+    them."""
+    layer_decay: float = 1.0
+    """Learning rate of each layer of the pretrained encoders, as a factor of that of the layer above it."""
+    lora: LoRA = LoRA()
+    """Adapters in the pretrained encoders, which are then frozen but for them (``--lora.rank 8``)."""
+    image_encoder: str | None = None
+    """``hf:PATH``: a pretrained encoder of images, from a folder (config.json and safetensors) or the hub's
+    ``hf:OWNER/MODEL``. Its positions are resampled to the data's image size: give --image-size."""
+    text_encoder: str | None = None
+    """``hf:PATH``: of texts, with its tokenizer."""
+    audio_encoder: str | None = None
+    """``hf:PATH``: of speech."""
+    video_encoder: str | None = None
+    """``hf:PATH``: of video."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.init_rate < 0 or not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"--init-rate must not be negative and --layer-decay lie in (0, 1], got {self.init_rate} and "
+                f"{self.layer_decay}"
+            )
+        if self.lora.rank and (self.init_rate != 1.0 or self.layer_decay != 1.0):
+            raise ValueError(
+                "with --lora.rank the encoders are frozen: leave --init-rate and --layer-decay at 1"
+            )
+
+    @property
+    def pretrained(self) -> dict[str, str]:
+        """The pretrained encoders that are asked for, by modality (and, as "decoder", that of text)."""
+        given = {m: getattr(self, f"{m}_encoder") for m in MODALITIES}
+        return {m: encoder for m, encoder in given.items() if encoder is not None}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        own, given = super().reading, self.pretrained
+        reads = given.get("decoder", given.get("text"))
+        if reads is None or self.tokenizer != RunConfig.tokenizer:
+            return own
+        return {**own, "tokenizer": reads}
 
 
 def shrink(config):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -122,12 +123,15 @@ def fit(
     if state is None:
         with watch("train"):
             state = engine.init(keys, example)
+            if training.given is not None:
+                state = _with_given(state, engine, training.given, example)
     dispatch = _fitting_dispatch(config, start, training.first)
     # All at once: evaluated step by step, a schedule would cost a short step more than all the rest of this loop.
     of_all = jax.jit(lambda steps: {k: jax.vmap(rate)(steps) for k, rate in training.rates.items()})
     rates = jax.tree.map(np.asarray, of_all(np.arange(config.steps)))
     names = leaf_names(engine.fetch(state).params)
-    facts_of_run = {**(meta or {}), "config": to_json(run.config), "seeds": seeds}
+    shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
+    facts_of_run = {**(meta or {}), "config": to_json(run.config), "seeds": seeds, "shapes": shapes}
 
     def facts(step):
         position = {**feed.position(), "step": step}
@@ -240,6 +244,18 @@ def fit(
         with watch("checkpoint"):
             checkpoints.wait()
     return Fitted(state, engine, step, training, [seed for seed in seeds if seed not in lost], lost, start)
+
+
+def _with_given(state: Any, engine: Engine, given: Callable, example: Any) -> Any:
+    """A state whose parameters (and their average) hold what is read from files."""
+    drawn = engine.fetch(state)
+    if engine.seeds is None:
+        params = given(drawn.params, example)
+    else:
+        each = [given(jax.tree.map(lambda x: x[k], drawn.params), example) for k in range(engine.seeds)]  # noqa: B023
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    average = None if drawn.ema is None else jax.tree.map(jnp.copy, params)
+    return engine.place(drawn._replace(params=params, ema=average))
 
 
 def _of_each_seed(state: Any, engine: Engine, training: Training) -> list[Any]:

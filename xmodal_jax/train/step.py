@@ -49,6 +49,8 @@ class Training(NamedTuple):
     """So many steps at the start are of another kind."""
     make_first: Callable[[str | None], Callable] | None = None
     """What makes these, as ``make_step`` the others. A program of its own: a branch within one runs slower on a CPU."""
+    given: Callable[[Params, Batch], Params] | None = None
+    """See `types.Method`."""
 
 
 def make_training(
@@ -56,11 +58,13 @@ def make_training(
 ) -> Training:
     """What `train.loop.fit` needs to train ``method`` for ``steps`` steps."""
     tx = optim.make_optimizer(config, steps)
+    settle = (lambda params: params) if method.settled is None else method.settled
     training = Training(
         make_init(method, tx, config, params=params),
         lambda axis: make_step(method, tx, config, axis_name=axis),
         {"learning_rate": optim.learning_rate(config, steps)},
-        eval_params,
+        lambda state: settle(eval_params(state)),
+        given=method.given,
     )
     if method.first is None:
         return training

@@ -1,4 +1,5 @@
-"""Starting from another run's encoders (and decoder, where both have one): ``--init-from RUN``."""
+"""Starting from what was trained before: another run's encoders (and decoder, where both have one) by ``--init-from
+RUN``, pretrained encoders by ``--image-encoder hf:PATH`` and its like."""
 
 from __future__ import annotations
 
@@ -12,19 +13,31 @@ import jax.numpy as jnp
 
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import Tokenizer, tokenizer_from
-from xmodal_jax.models.towers import AudioFeatures
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.models.lora import LoRA, with_lora
+from xmodal_jax.models.towers import AudioFeatures, make_encoder, pretrained_config, pretrained_features
+from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
+from xmodal_jax.pretrained.clip import loss_arrays
+from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
+from xmodal_jax.pretrained.load import read_parameters
 from xmodal_jax.train.checkpoint import restore_run
+from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.types import MODALITIES, Method, Params
+from xmodal_jax.types import MODALITIES, Batch, Method, Params
 
 Model = TypeVar("Model")
+Config = TypeVar("Config", bound=StartConfig)
+
+NO_LORA = LoRA()
 
 PARTS = (*MODALITIES, "decoder", "ctc")
 """What is carried over, by its name in the parameters."""
 
 _WORDS = {"embed/embedding": 0, "logits/kernel": 1, "logits/bias": 0}
 """Parameters with an entry for each token of the vocabulary, and along which axis."""
+
+
+AFTER = "transformer/norm|pooler|dense|last_norm|fc_norm|projector"
+"""Names of what follows the layers of an encoder: regular expressions."""
 
 
 class Encoders(NamedTuple):
@@ -37,25 +50,61 @@ class Encoders(NamedTuple):
     features: AudioFeatures
     tokenizer: Tokenizer | None
     source: str
+    folders: Mapping[str, pathlib.Path] = {}
+    """Of pretrained encoders the checkpoint, by modality."""
 
     def configure(self, model: Model) -> Model:
         """A model's configuration with these encoders in place of its own (and their spectrogram, if they hear)."""
         features = {"features": self.features} if "audio" in self.configs else {}
         own = {field.name for field in dataclasses.fields(model)}
+        if unread := sorted(set(self.folders) - own):
+            raise ValueError(
+                f"this experiment has no encoder of {', '.join(unread)}: leave --{_flag(unread[0])} out"
+            )
         return dataclasses.replace(model, **{k: c for k, c in self.configs.items() if k in own}, **features)
 
-    def optimize(self, optimizer: Optimizer, modalities: tuple[str, ...], rate: float) -> Optimizer:
-        """An optimizer whose learning rate is ``rate`` times as high for these encoders; 0 freezes them."""
-        names = [m for m in modalities if m in self.params]
-        if rate == 1.0 or not names:
+    def optimize(self, optimizer: Optimizer, modalities: tuple[str, ...], config: StartConfig) -> Optimizer:
+        """An optimizer with the learning rates that ``config`` asks for these encoders: ``init_rate`` times as high (0
+        freezes them), lower with every layer towards the inputs, or none but that of adapters."""
+        names = [m for m in modalities if m in self.folders or (m in self.params and m in MODALITIES)]
+        if not names:
             return optimizer
-        pattern = f"^({'|'.join(names)})/"
+        rate = 0.0 if config.lora.rank else config.init_rate
+        rules = []
+        for name in names:
+            # What a tower adds to its encoder is new.
+            own = f"^{name}/" if name not in self.folders else f"^{name}/(?!(norm|hidden|project)/)"
+            if name == "decoder":
+                own += r"(?!.*/cross_)"
+            if config.layer_decay != 1.0 and name in self.configs:
+                rules += self._decayed(name, own, rate, config.layer_decay)
+            else:
+                rules.append((own, rate))
         if rate == 0.0:
-            return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, pattern))
-        return dataclasses.replace(optimizer, rates=((pattern, rate), *optimizer.rates))
+            return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, *(own for own, _ in rules)))
+        if all(value == 1.0 for _, value in rules):
+            return optimizer
+        return dataclasses.replace(optimizer, rates=(*rules, *optimizer.rates))
 
-    def start(self, method: Method, tokenizer: Tokenizer | None) -> Method:
-        """``method``, initialised with these encoders under ``params[modality]``.
+    def _decayed(self, name: str, own: str, rate: float, decay: float) -> list[tuple[str, float]]:
+        config = self.configs[name]
+        if (
+            config.scan_layers
+            or "resnet" in config.name
+            or '"model_type": "resnet"' in (config.architecture or "")
+        ):
+            raise ValueError(
+                f"--layer-decay needs layers of its own for each block of a transformer: the {name} encoder has none, "
+                "or scans them"
+            )
+        layers = [
+            (rf"{own}(.*/)?transformer/layers_{k}/", rate * decay ** (config.depth - 1 - k))
+            for k in range(config.depth)
+        ]
+        return [(rf"{own}(.*/)?({AFTER})/", rate), *layers, (own, rate * decay**config.depth)]
+
+    def start(self, method: Method, tokenizer: Tokenizer | None, lora: LoRA = NO_LORA) -> Method:
+        """``method``, initialised with these encoders under ``params[modality]``, and with adapters in them.
 
         What belongs to a word is carried over by the word: one that the other run did not know keeps its random
         start. Learned positions are carried over as far as both reach.
@@ -68,7 +117,27 @@ class Encoders(NamedTuple):
                     params[name] = self._carry(name, params[name], tokenizer)
             return params
 
-        return Method(init, method.loss, method.predict)
+        started = method._replace(init=init, given=self._read if self.folders else None)
+        return with_lora(started, lora, (*self.params, *self.folders))
+
+    def _read(self, params: Params, batch: Batch) -> Params:
+        """``params`` with what the checkpoints of pretrained encoders hold."""
+        params = dict(params)
+        for name, folder in self.folders.items():
+            if name not in params:
+                continue
+            checkpoint, whole = open_checkpoint(folder), params[name]
+            if name == "decoder":
+                params[name] = _read_decoder(checkpoint, self.configs[name], whole)
+                continue
+            # A tower has what pools its tokens as well and, where it adds no projection, the pretrained one.
+            far = "none" if "encoder" not in whole else "pool" if "project" in whole else "project"
+            module = make_encoder(name, self.configs[name], batch, vocab_size=0, far=far)
+            read = _read_like(checkpoint, name, module, whole.get("encoder", whole))
+            params[name] = {**whole, "encoder": read} if "encoder" in whole else read
+            if far == "project":  # trained at a temperature of its own
+                params["loss"] = {**params["loss"], **_temperature(checkpoint, params["loss"])}
+        return params
 
     def _carry(self, modality: str, new: Params, tokenizer: Tokenizer | None) -> Params:
         old = dict(
@@ -108,6 +177,73 @@ class Encoders(NamedTuple):
             raise ValueError(f"{self.source}: its tokenizer and this one have no token in common")
         rows = jnp.array([ours[w] for w in shared]), jnp.array([theirs[w] for w in shared])
         return new.at[rows[0]].set(old[rows[1]])
+
+
+def _flag(modality: str) -> str:
+    return "text-decoder" if modality == "decoder" else f"{modality}-encoder"
+
+
+def _read_like(checkpoint: Checkpoint, modality: str, module: Any, drawn: Params) -> Params:
+    """A checkpoint's parameters in place of those drawn, laid out as they are."""
+    places = dict(zip(trees.leaf_names(drawn), jax.tree.leaves(drawn), strict=True))
+    read, _ = read_parameters(
+        checkpoint, modality, module, drawn, sharding=lambda path, _: places[path].sharding
+    )
+    return read
+
+
+def _read_decoder(checkpoint: Checkpoint, config: EncoderConfig, drawn: Params) -> Params:
+    """A language model's parameters; cross-attention that it has not keeps those drawn."""
+    sizes = dict(vocab_size=len(drawn["embed"]["embedding"]), max_length=len(drawn["positions"]["embedding"]))
+    cross = any("crossattention" in name for name in checkpoint.arrays)
+    module = build_decoder(config, cross=cross, **sizes)
+    if cross:
+        return _read_like(checkpoint, "decoder", module, drawn)
+    old = {name: part for name, part in trees.flat(drawn).items() if "/cross_" not in name}
+    read = _read_like(checkpoint, "decoder", module, trees.nested(old))
+    return trees.nested({**trees.flat(drawn), **trees.flat(read)})
+
+
+def _temperature(checkpoint: Checkpoint, loss: Params) -> Params:
+    """A checkpoint's inverse temperature and bias, of those that ``loss`` has."""
+    names = {"logit_scale": "log_scale", "logit_bias": "bias"}
+    found = {names[name]: jnp.float32(value) for name, value in loss_arrays(checkpoint).items()}
+    return {name: value for name, value in found.items() if name in loss}
+
+
+def starting_point(config: Config) -> tuple[Config, Encoders]:
+    """A run's configuration with a model that has the encoders of ``--init-from`` and pretrained ones, and these
+    encoders, which may be none.
+
+    Raises:
+      ValueError: an encoder's flag is not ``hf:`` and a folder or a hub's name, or no encoder of its modality.
+    """
+    found = _encoders(config)
+    return dataclasses.replace(config, model=found.configure(config.model)), found
+
+
+def _encoders(config: StartConfig) -> Encoders:
+    run = NOTHING if config.init_from is None else load_encoders(config.init_from)
+    folders = {}
+    for modality, given in config.pretrained.items():
+        if given.partition(":")[0] != "hf" or not given[3:]:
+            raise ValueError(
+                f"--{_flag(modality)} is hf: and a folder or a hub's name, such as hf:google-bert/bert-base-uncased; "
+                f"got {given!r}"
+            )
+        folders[modality] = find_folder(given[3:])
+    if not folders:
+        return run
+    configs = {m: pretrained_config(m, folder) for m, folder in folders.items()}
+    features = pretrained_features(configs["audio"]) if "audio" in folders else None
+    params = {name: part for name, part in run.params.items() if name not in folders}
+    return run._replace(
+        params=params, configs={**run.configs, **configs}, features=features or run.features, folders=folders
+    )
+
+
+NOTHING = Encoders({}, {}, AudioFeatures(), None, "")
+"""No encoders: a random start."""
 
 
 def load_encoders(run: pathlib.Path, *, seed: int | None = None) -> Encoders:

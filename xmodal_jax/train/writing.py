@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.text import caption_scores, error_rates
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_writer
-from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.evaluate import Gallery, predict_all, retrieval_scores
 from xmodal_jax.types import Method
 
@@ -27,17 +26,20 @@ PHRASINGS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WritingConfig(RunConfig):
+class WritingConfig(StartConfig):
     """What the experiments that write text share."""
 
-    init_from: pathlib.Path | None = None
-    """A run whose encoder (and decoder, if it has one) to start from."""
-    init_rate: float = 1.0
-    """Learning rate of the encoder of --init-from, as a factor of that of the rest; 0 freezes it."""
+    text_decoder: str | None = None
+    """``hf:PATH``: a pretrained language model (GPT-2) as the decoder, with its tokenizer; cross-attention is new."""
     model: Seq2SeqConfig = Seq2SeqConfig()
     """Encoder, decoder and objective."""
     writing: Writing = Writing()
     """How text is generated at the test."""
+
+    @property
+    def pretrained(self) -> dict[str, str]:
+        own = {} if self.text_decoder is None else {"decoder": self.text_decoder}
+        return {**super().pretrained, **own}
 
 
 def subject(source: Source, known: Sequence[str]) -> str:

@@ -1,0 +1,44 @@
+"""A trained run as Hugging Face folders.
+
+    python experiments/export.py RUN FOLDER
+
+FOLDER/parameters holds all parameters as plain safetensors. Pretrained encoders are written as their own architectures
+(FOLDER/image, FOLDER/text, …), both towers of CLIP with their own projections as FOLDER/clip, a captioner of a
+pretrained image encoder as FOLDER/captioner; transformers loads each of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import tyro
+
+from xmodal_jax.core import runtime
+from xmodal_jax.train.exporting import export_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A trained run as Hugging Face folders."""
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Directory of a run."""
+    folder: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Where to write; new or empty."""
+    best: bool = False
+    """The best checkpoint by validation, in place of the newest."""
+    seed: int | None = None
+    """Of a run with several seeds, which."""
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    written = export_run(config.run, config.folder, best=config.best, seed=config.seed)
+    for name, what in written.items():
+        print(f"{config.folder / name}: {what}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,68 @@
+"""Folders of pretrained encoders and decoders at laptop size, without PyTorch: random parameters, written by the tables
+that the loaders read by."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from xmodal_jax.core import trees
+from xmodal_jax.data.text import Tokenizer
+from xmodal_jax.pretrained.architectures import architecture
+from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.export import Words
+from xmodal_jax.pretrained.files import write_safetensors
+from xmodal_jax.pretrained.load import full_config, make_module, parameter_shapes
+from xmodal_jax.pretrained.rules import write
+
+LAYERS = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=17)
+BERT = dict(model_type="bert", max_position_embeddings=40, **LAYERS)
+VIT = dict(model_type="vit", image_size=16, patch_size=8, **LAYERS)
+WAV2VEC2 = dict(
+    model_type="wav2vec2",
+    conv_dim=[8, 8],
+    conv_kernel=[10, 4],
+    conv_stride=[40, 8],
+    num_feat_extract_layers=2,
+    num_conv_pos_embeddings=5,
+    num_conv_pos_embedding_groups=3,
+    **LAYERS,
+)
+GPT2 = dict(model_type="gpt2", n_embd=12, n_layer=2, n_head=3, n_inner=17, n_positions=60)
+CLIP = dict(
+    model_type="clip",
+    projection_dim=7,
+    text_config=dict(max_position_embeddings=40, **LAYERS),
+    vision_config=dict(image_size=16, patch_size=8, **LAYERS),
+)
+LOG_SCALE = 2.3
+
+
+def write_folder(
+    folder: pathlib.Path, config: dict, heads: dict[str, str], tokenizer: Tokenizer | None = None
+) -> pathlib.Path:
+    """The folder of a model with the modalities (and how much of their heads) of ``heads``."""
+    rng = np.random.default_rng(3)
+    arrays = {}
+    for modality, head in heads.items():
+        module = make_module(modality, full_config(config), Options(head=head))
+        draw = lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32)
+        params = jax.tree.map(draw, parameter_shapes(module))
+        rules = [
+            rule
+            for rule in architecture(modality, config["model_type"]).rules(module)
+            if rule.ours in trees.flat(params)
+        ]
+        arrays |= dict(write(rules, trees.flat(params)))
+    if config["model_type"] == "clip":
+        arrays["logit_scale"] = np.float32(LOG_SCALE)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", arrays.items())
+    (folder / "config.json").write_text(json.dumps(config))
+    if tokenizer is not None:
+        for name, content in Words(tokenizer.files(), 40).described().items():
+            (folder / name).write_text(content)
+    return folder

@@ -1,0 +1,154 @@
+"""VideoMAE (Tong et al. 2022, arXiv:2203.12602): a ViT over tubelets of a video."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.nets.conv import zero_behind
+from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.pooling import Pool
+from xmodal_jax.nets.transformer import sincos_positions
+from xmodal_jax.preprocess.image import standardize
+from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
+from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, grid_of, own_size, pixel_scale
+from xmodal_jax.pretrained.rules import Rule, block, layers, norm, patches, prefixed
+from xmodal_jax.pretrained.vit import NAMES
+from xmodal_jax.types import ExampleKeys, Tokens
+
+PREFIXES = ("", "videomae.")
+IGNORED = (r"^(classifier|fc_norm)\.", r"^(decoder|encoder_to_decoder)\.", r"^mask_token$")
+"""Heads of classification and of masked autoencoding."""
+CLASSIFIER = "VideoMAEForVideoClassification"
+
+
+class VideoMAE(PretrainedEncoder):
+    """Frames ``[B, F, H, W, 3]`` in [-1, 1] to ``[B, F/t * H/p * W/p, D]``: pre-norm blocks over tubelets
+    ``(t, p, p)``, and a layer norm unless the checkpoint pools by the mean.
+
+    Positions are sines and cosines of a tubelet's place in the sequence, computed for as many as there are: videos may
+    have any size and length that the tubelets divide, though with another image size than the checkpoint's a place
+    stands for another row and column. ``mask [B, F]`` is True on frames that hold content; others are set to zero, and
+    a tubelet holds content if one of its frames does.
+
+    ``pool`` is what ``transformers`` classifies by, as its ``VideoMAEModel`` has no pool: the mean of the tokens and a
+    layer norm, which has parameters only in a checkpoint of a classifier; or, where the checkpoint does not pool by the
+    mean (those of pretraining alone), the first token.
+
+    Raises:
+      ValueError: the tubelet does not divide the video.
+    """
+
+    sizes: Sizes
+    patch: int
+    tubelet: int
+    scale: Scale
+    mean_pool: bool
+    classifier: bool
+    """Whether the checkpoint is one of a classifier."""
+    qv_bias: bool = True
+
+    def setup(self):
+        self.patches = nn.Dense(self.sizes.width, dtype=self.sizes.options.dtype)
+        self.dropout = Dropout(self.sizes.options.dropout)
+        self.transformer = self.sizes.transformer()
+        self.mean = Pool("mean")
+        if self.sizes.options.head == "pool" and self.mean_pool:
+            learned = self.classifier
+            self.fc_norm = nn.LayerNorm(epsilon=1e-5, use_scale=learned, use_bias=learned)
+
+    def example(self) -> tuple[Array, ...]:
+        return (jnp.zeros((1, self.tubelet, self.patch, self.patch, 3)),)
+
+    def __call__(
+        self,
+        inputs: Float[Array, "batch frames height width channels"],
+        mask: Bool[Array, "batch frames"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        batch, frames, height, width, _ = inputs.shape
+        t, p = self.tubelet, self.patch
+        if frames % t or height % p or width % p:
+            raise ValueError(f"tubelet {t} x {p} x {p} must divide the video's {frames} x {height} x {width}")
+        grid = (frames // t, height // p, width // p)
+        length = grid[0] * grid[1] * grid[2]
+        x = standardize(zero_behind(inputs, mask), *self.scale)
+        x = x.reshape(batch, grid[0], t, grid[1], p, grid[2], p, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+        x = self.patches(x.reshape(batch, length, -1))
+        if mask is not None:
+            mask = jnp.repeat(mask.reshape(batch, grid[0], t).any(axis=2), grid[1] * grid[2], axis=1)
+        # Theirs has a sine and its cosine side by side.
+        table = sincos_positions(length, self.sizes.width).reshape(length, 2, -1).swapaxes(1, 2)
+        x = x + jnp.asarray(table.reshape(1, length, -1), x.dtype)
+        self.record(x)
+        x = self.dropout(x, keys)
+        return Tokens(self.transformer(x, mask, keys=keys), mask)
+
+    def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
+        """``[B, D]``."""
+        return self.fc_norm(self.mean(tokens)) if self.mean_pool else tokens.values[:, 0]
+
+
+def make(
+    config: SimpleNamespace,
+    options: Options,
+    *,
+    image_size: Size | None = None,
+    frames: int | None = None,
+) -> VideoMAE:
+    """The encoder of a ``config.json``. ``image_size`` (height, width) and the number of ``frames`` of the data, by
+    default the checkpoint's, only have to be multiples of a tubelet's: nothing in the encoder depends on them.
+
+    Raises:
+      ValueError: they are not.
+    """
+    own, patch = own_size(config)
+    grid_of(image_size or own, patch)
+    count = config.num_frames if frames is None else frames
+    if count % config.tubelet_size:
+        raise ValueError(
+            f"the encoder's tubelets of {config.tubelet_size} frames must divide a video's, got {count}"
+        )
+    return VideoMAE(
+        sizes=sizes_of(config, options, final_norm=not config.use_mean_pooling),
+        patch=patch,
+        tubelet=config.tubelet_size,
+        scale=pixel_scale(config, IMAGENET),
+        mean_pool=config.use_mean_pooling,
+        classifier=CLASSIFIER in (config.architectures or ()),
+        qv_bias=config.qv_bias,
+    )
+
+
+def rules(module: VideoMAE) -> list[Rule]:
+    """Its parameters in a checkpoint."""
+    size = (module.tubelet, module.patch, module.patch)
+    projection = "embeddings.patch_embeddings.projection"
+    no_bias = ("key",) if module.qv_bias else ("query", "key", "value")
+
+    def layer(k, ours):
+        theirs = f"encoder.layer.{k}"
+        named = {f"{theirs}.{NAMES[part]}.bias": part[0] for part in ("query", "value")}
+        found = block(theirs, ours, NAMES, no_bias=no_bias)
+        return [
+            rule._replace(theirs=f"{theirs}.attention.attention.{named[rule.theirs]}_bias")
+            if rule.theirs in named
+            else rule
+            for rule in found
+        ]
+
+    found = [
+        Rule(f"{projection}.weight", "patches/kernel", patches(*size)),
+        Rule(f"{projection}.bias", "patches/bias"),
+        *layers(layer, module.sizes.depth, module.sizes.options.scan_layers),
+    ]
+    if not module.mean_pool:
+        found += norm("layernorm", "transformer/norm")
+    if module.sizes.options.head != "pool" or not module.classifier:
+        return found
+    # The norm of the pool belongs to the classifier: its name has no prefix, all others do.
+    return [*prefixed(found, PREFIXES[1]), *(norm("fc_norm", "fc_norm") if module.mean_pool else [])]

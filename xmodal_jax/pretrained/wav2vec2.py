@@ -1,0 +1,236 @@
+"""wav2vec 2.0 (Baevski et al. 2020, arXiv:2006.11477) and HuBERT (Hsu et al. 2021, arXiv:2106.07447)."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from xmodal_jax.nets.conv import Conv, zero_behind
+from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.pooling import Pool
+from xmodal_jax.nets.transformer import ACTIVATIONS
+from xmodal_jax.preprocess.audio import normalize
+from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, activation, sizes_of
+from xmodal_jax.pretrained.rules import CONV, FLAT, Rule, block, dense, layers, norm
+from xmodal_jax.types import ExampleKeys, Tokens
+
+NAMES = {
+    "query": "attention.q_proj",
+    "key": "attention.k_proj",
+    "value": "attention.v_proj",
+    "out": "attention.out_proj",
+    "attention_norm": "layer_norm",
+    "up": "feed_forward.intermediate_dense",
+    "down": "feed_forward.output_dense",
+    "mlp_norm": "final_layer_norm",
+}
+PREFIXES = ("", "wav2vec2.", "hubert.")
+IGNORED = (
+    r"(^|\.)masked_spec_embed$",
+    r"^lm_head\.",
+    r"^quantizer\.",
+    r"^project_(q|hid)\.",
+    r"^(projector|classifier|tdnn)\.",
+    r"^feature_extractor\.(weight|bias)$",
+    r"^objective\.weight$",
+    r"^layer_weights$",
+)
+"""What pretraining alone needs, and heads of other tasks."""
+SAMPLE_RATE = 16_000
+"""Hz, as in both papers."""
+
+
+class Wav2Vec2(PretrainedEncoder):
+    """A waveform ``[B, T]`` at 16 kHz to ``[B, N, D]``: convolutions without padding (in the papers a frame of 400
+    samples each 320), a linear layer, a convolution in groups that tells positions, and a transformer.
+
+    The waveform is floating in [-1, 1]; with ``standardize`` its content is brought to mean 0 and variance 1 first.
+    ``mask [B, T]`` is True on content, which must be a prefix; None means all. A frame is content if all its samples
+    are. What lies behind the mask has no influence; but with ``extractor_norm="group"`` how much lies there has: the
+    statistics of that norm run over the padding's zeros too, as in ``transformers``. Its makers pool nothing: ``pool``
+    is the mean of the content.
+
+    Raises:
+      ValueError: the waveform is shorter than one frame.
+    """
+
+    sizes: Sizes
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    """Samples of the first convolution, then frames of the one before."""
+    strides: tuple[int, ...]
+    extractor_norm: Literal["group", "layer"] = "group"
+    """Each channel over time after the first convolution, or each frame over channels after every one."""
+    extractor_bias: bool = False
+    extractor_activation: str = "gelu"
+    projection_norm: bool = True
+    position_frames: int = 128
+    """The kernel of the convolution for positions."""
+    position_groups: int = 16
+    standardize: bool = True
+
+    def setup(self):
+        dtype, epsilon = self.sizes.options.dtype, 1e-5
+        geometry = zip(self.channels, self.kernels, self.strides, strict=True)
+        self.convs = [
+            Conv(channels, (size,), stride, "VALID", use_bias=self.extractor_bias, dtype=dtype)
+            for channels, size, stride in geometry
+        ]
+        if self.extractor_norm == "group":
+            # The fast variance loses digits where a channel's mean is large beside its deviation.
+            self.norms = [
+                nn.GroupNorm(self.channels[0], epsilon=epsilon, dtype=dtype, use_fast_variance=False)
+            ]
+        else:
+            self.norms = [nn.LayerNorm(epsilon=epsilon, dtype=dtype) for _ in self.channels]
+        if self.projection_norm:
+            self.before = self.sizes.norm()
+        self.projection = nn.Dense(self.sizes.width, dtype=dtype)
+        # Group by group: with XLA's own convolution in groups the gradient takes nine times as long on a CPU.
+        Groups = nn.vmap(
+            Conv, in_axes=2, out_axes=2, variable_axes={"params": 0}, split_rngs={"params": True}
+        )
+        size = self.position_frames
+        self.places = Groups(
+            self.sizes.width // self.position_groups,
+            (size,),
+            padding=[(size // 2, size - 1 - size // 2)],
+            dtype=dtype,
+        )
+        if self.sizes.style.norm == "post":
+            self.norm = self.sizes.norm()
+        self.dropout = Dropout(self.sizes.options.dropout)
+        self.transformer = self.sizes.transformer()
+        self.mean = Pool("mean")
+
+    @property
+    def shortest(self) -> int:
+        """Samples of one frame."""
+        samples = 1
+        for size, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            samples = (samples - 1) * stride + size
+        return samples
+
+    def example(self) -> tuple[Array, ...]:
+        return (jnp.zeros((1, self.shortest)),)
+
+    def __call__(
+        self,
+        inputs: Float[Array, "batch time"],
+        mask: Bool[Array, "batch time"] | None = None,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Tokens:
+        if inputs.shape[1] < self.shortest:
+            raise ValueError(
+                f"{inputs.shape[1]} samples given, the pretrained model makes a frame of {self.shortest} "
+                f"({1000 * self.shortest / SAMPLE_RATE:g} ms at {SAMPLE_RATE} Hz)"
+            )
+        x = inputs[:, :, None]
+        x = normalize(x, mask, eps=1e-7) if self.standardize else zero_behind(x, mask)
+        active = ACTIVATIONS[self.extractor_activation]
+        for k, conv in enumerate(self.convs):
+            x = conv(x)
+            x = active(self.norms[k](x) if k < len(self.norms) else x)
+        mask = None if mask is None else self._frame_mask(mask.sum(axis=1), x.shape[1])
+        x = zero_behind(self.projection(self.before(x) if self.projection_norm else x), mask)
+        groups = x.reshape(*x.shape[:2], self.position_groups, -1)
+        x = x + active(self.places(groups).reshape(x.shape))
+        if self.sizes.style.norm == "post":
+            x = self.norm(x)
+        self.record(x)
+        x = self.dropout(x, keys)
+        return Tokens(self.transformer(x, mask, keys=keys), mask)
+
+    def _frame_mask(self, lengths: Int[Array, "batch"], frames: int) -> Bool[Array, "batch frames"]:
+        for size, stride in zip(self.kernels, self.strides, strict=True):
+            lengths = (lengths - size) // stride + 1
+        return jnp.arange(frames)[None] < lengths[:, None]
+
+    def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
+        """``[B, D]``: the mean of the content."""
+        return self.mean(tokens)
+
+
+def make(config: SimpleNamespace, options: Options) -> Wav2Vec2:
+    """The encoder of a ``config.json``."""
+    for field, what in {
+        "conv_pos_batch_norm": "a batch norm before the convolution for positions",
+        "add_adapter": "an adapter behind the encoder",
+        "adapter_attn_dim": "adapters in the attention's layers",
+    }.items():
+        if getattr(config, field, None):
+            raise ValueError(f"config.json asks for {what} ({field}), which cannot be loaded")
+    if config.feat_extract_norm not in ("group", "layer"):
+        raise ValueError(
+            f"config.json has feat_extract_norm {config.feat_extract_norm!r}: neither 'group' nor 'layer'"
+        )
+    processor = getattr(config, "processor", SimpleNamespace())
+    return Wav2Vec2(
+        sizes=sizes_of(config, options, norm="pre" if config.do_stable_layer_norm else "post"),
+        channels=tuple(config.conv_dim),
+        kernels=tuple(config.conv_kernel),
+        strides=tuple(config.conv_stride),
+        extractor_norm=config.feat_extract_norm,
+        extractor_bias=config.conv_bias,
+        extractor_activation=activation(config.feat_extract_activation),
+        projection_norm=getattr(config, "feat_proj_layer_norm", True),
+        position_frames=config.num_conv_pos_embeddings,
+        position_groups=config.num_conv_pos_embedding_groups,
+        standardize=getattr(processor, "do_normalize", True),
+    )
+
+
+def rules(module: Wav2Vec2) -> list[Rule]:
+    """Its parameters in a checkpoint."""
+    sizes = module.sizes
+    found = []
+    for k in range(len(module.channels)):
+        theirs = f"feature_extractor.conv_layers.{k}"
+        found.append(Rule(f"{theirs}.conv.weight", f"convs_{k}/kernel", CONV))
+        if module.extractor_bias:
+            found.append(Rule(f"{theirs}.conv.bias", f"convs_{k}/bias"))
+        if k == 0 or module.extractor_norm == "layer":
+            found += norm(f"{theirs}.layer_norm", f"norms_{k}")
+    if module.projection_norm:
+        found += norm("feature_projection.layer_norm", "before")
+    position = "encoder.pos_conv_embed.conv"
+    return [
+        *found,
+        *dense("feature_projection.projection", "projection"),
+        Rule(
+            (
+                f"{position}.parametrizations.weight.original0",
+                f"{position}.parametrizations.weight.original1",
+            ),
+            "places/kernel",
+            change=functools.partial(fold, groups=module.position_groups),
+            restore=unfold,
+        ),
+        Rule(f"{position}.bias", "places/bias", FLAT),
+        *layers(
+            lambda k, ours: block(f"encoder.layers.{k}", ours, NAMES), sizes.depth, sizes.options.scan_layers
+        ),
+        *norm("encoder.layer_norm", "norm" if sizes.style.norm == "post" else "transformer/norm"),
+    ]
+
+
+def fold(size: np.ndarray, direction: np.ndarray, *, groups: int) -> np.ndarray:
+    """The kernel ``[groups, K, in, out]`` of a convolution in groups with weight norm (arXiv:1602.07868): ``size
+    [1, 1, K]`` is the norm that each tap of ``direction [groups * out, in, K]`` gets."""
+    size, direction = size.astype(np.float32), direction.astype(np.float32)
+    whole = direction * (size / np.linalg.norm(direction, axis=(0, 1), keepdims=True))
+    return whole.reshape(groups, -1, *whole.shape[1:]).transpose(0, 3, 2, 1)
+
+
+def unfold(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A ``size`` and a ``direction`` of which `fold` makes this kernel."""
+    turned = kernel.transpose(0, 3, 2, 1)
+    whole = turned.reshape(-1, *turned.shape[2:])
+    return np.linalg.norm(whole, axis=(0, 1), keepdims=True), whole

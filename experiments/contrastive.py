@@ -50,6 +50,9 @@ class Config(StartConfig):
     """Test examples among which retrieval searches, each of another meaning."""
     prompts: tuple[str, ...] = ()
     """Templates for zero-shot classification, such as "a photo of a {}"; their embeddings are averaged."""
+    cache_features: bool = False
+    """With --init-rate 0: what the pretrained towers make of the training data (without augmentation) is computed once,
+    where the data fit in memory."""
     model: ContrastiveConfig = ContrastiveConfig()
     """Towers and objective."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-3)
@@ -72,7 +75,10 @@ def main(config: Config) -> None:
         tokenizer = tokenize.tokenizer
         if run.writes:
             tokenizer.save(run.path / "tokenizer")
-        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
+        once = (
+            encoders.precompute(config.model, tokenize, config.init_rate) if config.cache_features else None
+        )
+        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=once)
     modalities = tuple(splits.train.modalities)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 

@@ -16,5 +16,6 @@ CASES = (
     "attention",
     "elementwise",
     "data",
+    "pretrained",
     "startup",
 )

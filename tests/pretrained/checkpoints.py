@@ -1,16 +1,22 @@
 """Folders of pretrained encoders and decoders at laptop size, without PyTorch: random parameters, written by the tables
-that the loaders read by."""
+that the loaders read by.
+
+    python -m tests.pretrained.checkpoints FOLDER
+
+writes one of each, which read the captions of the embedded data set.
+"""
 
 from __future__ import annotations
 
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
 
 from xmodal_jax.core import trees
-from xmodal_jax.data.text import Tokenizer
+from xmodal_jax.data.text import Tokenizer, train_tokenizer
 from xmodal_jax.pretrained.architectures import architecture
 from xmodal_jax.pretrained.encoder import Options
 from xmodal_jax.pretrained.export import Words
@@ -66,3 +72,20 @@ def write_folder(
         for name, content in Words(tokenizer.files(), 40).described().items():
             (folder / name).write_text(content)
     return folder
+
+
+def write_all(root: pathlib.Path) -> None:
+    """``bert``, ``vit``, ``clip`` and ``gpt2``, with a tokenizer that reads any text."""
+    tokenizer = train_tokenizer(["a red square above two blue circles"], "bpe", 260)
+    words, length = dict(vocab_size=tokenizer.vocab_size), dict(max_position_embeddings=200)
+    write_folder(root / "bert", {**BERT, **words, **length}, {"text": "pool"}, tokenizer)
+    write_folder(root / "vit", VIT, {"image": "pool"})
+    write_folder(root / "gpt2", {**GPT2, **words, "n_positions": 200}, {"decoder": "none"}, tokenizer)
+    text = {**CLIP["text_config"], **words, **length, "eos_token_id": tokenizer.eos_id}
+    write_folder(
+        root / "clip", {**CLIP, "text_config": text}, {"text": "project", "image": "project"}, tokenizer
+    )
+
+
+if __name__ == "__main__":
+    write_all(pathlib.Path(sys.argv[1]))

@@ -13,7 +13,7 @@ from tests.models.test_fusion import CLASSES
 from tests.pretrained import checkpoints as made
 from tests.support import assert_device_invariant
 from xmodal_jax.core import trees
-from xmodal_jax.data.text import train_tokenizer
+from xmodal_jax.data.text import Tokenize, train_tokenizer
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.lora import LoRA
@@ -148,6 +148,30 @@ def test_frozen_encoders_keep_still(folders, how):
     for name, rate in trees.flat(rate_factors(optimizer, params)).items():
         assert (rate == 0.0) == (name.split("/")[1] == "encoder" and not name.startswith("lora")), name
     assert ("lora" in params) == ("lora" in how)
+
+
+@pytest.mark.parametrize("head", ["linear", "own"])
+def test_features_of_frozen_towers_are_computed_once(folders, head):
+    name = "clip" if head == "own" else None
+    flags = hf(folders, text_encoder=name or "bert", image_encoder=name or "vit")
+    config = Config(model=ContrastiveConfig(embed_dim=7, head=head), init_rate=0.0, **flags)
+    config, encoders = starting_point(config)
+    method = encoders.start(contrastive(config.model), TOKENIZER)
+    captions = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
+    batch = batch_of()
+    raw = {"image": np.asarray(batch["image"]), "caption": np.array(captions, object)}
+    added = encoders.precompute(config.model, Tokenize(TOKENIZER, 11), 0.0)(raw)
+    assert set(added) == {"image", "caption", "image_features", "text_features"}
+    params = method.given(jax.jit(method.init)(jax.random.key(0), batch), batch)
+    with_features = {**batch, **{f: jnp.asarray(x) for f, x in added.items() if f.endswith("_features")}}
+    plain, cached = method.predict(params, batch), method.predict(params, with_features)
+    for modality in MODALITIES:
+        np.testing.assert_allclose(cached[modality], plain[modality], atol=1e-6)
+    # Nothing but the features counts: the program has no encoder in it.
+    other = {**with_features, "image": 255 - batch["image"]}
+    np.testing.assert_array_equal(method.predict(params, other)["image"], cached["image"])
+    with pytest.raises(ValueError, match="--cache-features keeps what frozen"):
+        encoders.precompute(config.model, Tokenize(TOKENIZER, 11), 0.1)
 
 
 def test_a_fusion_of_pretrained_encoders(folders):

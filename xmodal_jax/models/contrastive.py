@@ -19,6 +19,7 @@ from xmodal_jax.models.towers import (
     AudioFeatures,
     Augment,
     Projection,
+    features_field,
     init_inputs,
     make_tower,
     prepare,
@@ -93,7 +94,8 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
 
     ``predict(params, batch)`` gives the normalised embedding ``[B, embed_dim]`` of each modality in the batch. The loss
     is the mean over pairs of modalities of the pair's objective, each over the global batch's examples that
-    hold both. aux: ``scale`` (inverse temperature) and ``<a>_<b>``, the objective of each pair.
+    hold both. aux: ``scale`` (inverse temperature) and ``<a>_<b>``, the objective of each pair. Where the batch holds a
+    tower's features (`models.towers.features_field`), they stand for its encoder, augmentation and dropout.
     """
     pairs = config.pairs(modalities)
 
@@ -125,8 +127,12 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
     def embed(params, batch, keys=None):
         out = {}
         for name, tower in towers(batch).items():
-            inputs, mask = prepare(name, batch, config.features, config.augment, keys)
-            out[name] = l2_normalize(tower.apply({"params": params[name]}, inputs, mask, keys=keys))
+            if features_field(name) in batch:
+                x = tower.apply({"params": params[name]}, batch[features_field(name)], method="place")
+            else:
+                inputs, mask = prepare(name, batch, config.features, config.augment, keys)
+                x = tower.apply({"params": params[name]}, inputs, mask, keys=keys)
+            out[name] = l2_normalize(x)
         return out
 
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):

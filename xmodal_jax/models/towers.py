@@ -159,12 +159,21 @@ class Tower(nn.Module):
             x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
         else:
             x = self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32)
+        return self.place(x)
+
+    def place(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch dim"]:
+        """``[B, embed_dim]`` of what the encoder and its pool make of the inputs."""
         if self.head == "own":
-            return x
-        x = self.norm(x)
+            return pooled
+        x = self.norm(pooled)
         if self.head == "mlp":
             x = nn.gelu(self.hidden(x))
         return self.project(x)
+
+
+def features_field(modality: str) -> str:
+    """The field of a batch that holds what a frozen tower's encoder and pool made of it, float32 ``[B, width]``."""
+    return f"{modality}_features"
 
 
 def make_tower(

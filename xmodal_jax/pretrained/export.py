@@ -40,6 +40,7 @@ IMAGE_PROCESSORS = {
     "videomae": "VideoMAEImageProcessor",
     "vit": "ViTImageProcessor",
 }
+"""What ``transformers`` reads their images with."""
 MODELS = {
     "bert": "BertModel",
     "clip_text_model": "CLIPTextModelWithProjection",
@@ -49,6 +50,10 @@ MODELS = {
     "hubert": "HubertModel",
     "resnet": "ResNetModel",
     "roberta": "RobertaModel",
+    "siglip2_text_model": "Siglip2TextModel",
+    "siglip2_vision_model": "Siglip2VisionModel",
+    "siglip_text_model": "SiglipTextModel",
+    "siglip_vision_model": "SiglipVisionModel",
     "videomae": "VideoMAEModel",
     "vit": "ViTModel",
     "wav2vec2": "Wav2Vec2Model",
@@ -75,15 +80,24 @@ class Trained(NamedTuple):
         """Its arrays by their names in a checkpoint."""
         rules = architecture(self.modality, self.settings.model_type).rules(self.module)
         own = trees.flat(jax.device_get(self.params))
-        return write([rule for rule in rules if rule.ours in own], own)
+        found = write([rule for rule in rules if rule.ours in own], own)
+        if "siglip" not in self.settings.model_type:
+            return found
+        # Names that it has beside the other tower; alone it has them without.
+        return ((name.removeprefix("text_model.").removeprefix("vision_model."), x) for name, x in found)
 
     def described(self) -> dict[str, Any]:
-        """Its ``config.json``, of the image size that it was trained with here."""
+        """Its ``config.json``, of the image size that it was trained with here; of a pair of towers its own alone."""
         config = json.loads(self.config)
+        tower = {"text": "text", "image": "vision"}.get(self.modality)
+        if f"{tower}_config" in config:
+            kind = f"{config['model_type']}_{tower}_model"
+            shared = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+            config = {**config[f"{tower}_config"], **shared, "model_type": kind}
         config.pop("processor", None)
         size = image_size(self.module)
         if size is not None:
-            config.get("vision_config", config)["image_size"] = size if size[0] != size[1] else size[0]
+            config["image_size"] = size if size[0] != size[1] else size[0]
         return config
 
 
@@ -185,10 +199,20 @@ def save(
 def save_encoder(
     folder: str | os.PathLike, trained: Trained, *, card: str, words: Words | None = None
 ) -> None:
-    """An encoder as the folder of its own architecture, which ``transformers.AutoModel`` loads."""
+    """An encoder as the folder of its own architecture, which ``transformers.AutoModel`` loads.
+
+    Raises:
+      ValueError: its images have a shape that the architecture cannot say.
+    """
     config = trained.described()
-    model_type = config["model_type"]
-    if model_type in MODELS:
+    model_type, size = config["model_type"], image_size(trained.module)
+    if model_type.startswith("dinov2") and size and size[0] != size[1]:
+        raise ValueError(
+            f"transformers' DINOv2 resamples its positions from a square: images of {size[0]} x {size[1]} cannot be "
+            "what it was trained with"
+        )
+    # A classifier of video has a norm of its own, which the architecture's name tells apart.
+    if model_type in MODELS and "fc_norm" not in trained.params:
         config["architectures"] = [MODELS[model_type]]
     save(folder, trained.arrays(), card=card, config=config, processor=processor_of(trained), words=words)
 
@@ -208,20 +232,14 @@ def save_clip(
       ValueError: they are no towers of CLIP, do not end in their projections, or images are not square.
     """
     _check_clip(text, image)
-    configs = [json.loads(t.config) for t in (text, image)]
-    of_text = configs[0].get("text_config", configs[0])
-    of_image = image.described().get("vision_config", image.described())
     config = {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
-        "text_config": {**of_text, "model_type": "clip_text_model"},
-        "vision_config": {**of_image, "model_type": "clip_vision_model"},
+        "text_config": text.described(),
+        "vision_config": image.described(),
         "projection_dim": image.module.projection,
         "logit_scale_init_value": float(log_scale),
     }
-    for tower in ("text_config", "vision_config"):
-        config[tower].pop("processor", None)
-        config[tower]["projection_dim"] = image.module.projection
     arrays = [*text.arrays(), *image.arrays(), ("logit_scale", np.float32(log_scale))]
     save(folder, arrays, card=card, config=config, processor=processor_of(image), words=words)
 

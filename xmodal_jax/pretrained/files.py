@@ -251,7 +251,8 @@ def write_safetensors(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray
     """Writes arrays to a safetensors file, whole or not at all."""
     from safetensors.numpy import save_file
 
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays}
+    # (ascontiguousarray alone makes a vector of a scalar.)
+    whole = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays}
     part = path.with_name(path.name + ".part")
     save_file(whole, str(part), metadata={"format": "pt"})
     os.replace(part, path)

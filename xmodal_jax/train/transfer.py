@@ -4,21 +4,33 @@ RUN``, pretrained encoders by ``--image-encoder hf:PATH`` and its like."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xmodal_jax.core import trees
+from xmodal_jax.data.pipeline import as_device_batch
+from xmodal_jax.data.source import RawBatch
 from xmodal_jax.data.text import Tokenizer, tokenizer_from
+from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.lora import LoRA, with_lora
-from xmodal_jax.models.towers import AudioFeatures, make_encoder, pretrained_config, pretrained_features
+from xmodal_jax.models.towers import (
+    AudioFeatures,
+    features_field,
+    make_encoder,
+    prepare,
+    pretrained_config,
+    pretrained_features,
+)
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.pretrained.clip import loss_arrays
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
-from xmodal_jax.pretrained.load import read_parameters
+from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer
@@ -28,6 +40,9 @@ Model = TypeVar("Model")
 Config = TypeVar("Config", bound=StartConfig)
 
 NO_LORA = LoRA()
+
+CHUNK = 64
+"""Examples whose features are computed at once."""
 
 PARTS = (*MODALITIES, "decoder", "ctc")
 """What is carried over, by its name in the parameters."""
@@ -119,6 +134,53 @@ class Encoders(NamedTuple):
 
         started = method._replace(init=init, given=self._read if self.folders else None)
         return with_lora(started, lora, (*self.params, *self.folders))
+
+    def precompute(
+        self, model: ContrastiveConfig, tokenize: Callable[[RawBatch], RawBatch], rate: float
+    ) -> Callable[[RawBatch], RawBatch]:
+        """A change of raw batches that adds what the frozen pretrained towers of a contrastive run make of them (see
+        `models.towers.features_field`), so that it is computed once.
+
+        Raises:
+          ValueError: no pretrained encoder is frozen.
+        """
+        if not self.folders or rate != 0.0:
+            raise ValueError(
+                "--cache-features keeps what frozen pretrained encoders make of the data: give --image-encoder (or "
+                "another) and --init-rate 0"
+            )
+        far = "project" if model.head == "own" else "pool"
+
+        @functools.cache
+        def programs(shapes: tuple) -> dict[str, tuple[Callable, Params]]:
+            found = {}
+            for name, folder in self.folders.items():
+                example = {m: np.zeros((1, *shape), np.uint8) for m, shape in shapes}
+                module = make_encoder(name, self.configs[name], example, vocab_size=0, far=far)
+                params, _ = read_parameters(open_checkpoint(folder), name, module, parameter_shapes(module))
+
+                def embed(params, batch, name=name, module=module):
+                    inputs, mask = prepare(name, batch, model.features)
+                    return module.apply({"params": params}, inputs, mask, method="embed").astype(jnp.float32)
+
+                found[name] = jax.jit(embed), params
+            return found
+
+        def change(batch: RawBatch) -> RawBatch:
+            read = as_device_batch(tokenize(batch))
+            shapes = tuple((m, np.shape(read[m])[1:]) for m in ("image", "video") if m in read)
+            added = {}
+            for name, (embed, params) in programs(shapes).items():
+                if name in read:
+                    own = {field: read[field] for field in (name, f"{name}_mask") if field in read}
+                    parts = [
+                        np.asarray(embed(params, {k: v[i : i + CHUNK] for k, v in own.items()}))
+                        for i in range(0, len(read[name]), CHUNK)
+                    ]
+                    added[features_field(name)] = np.concatenate(parts)
+            return {**batch, **added}
+
+        return change
 
     def _read(self, params: Params, batch: Batch) -> Params:
         """``params`` with what the checkpoints of pretrained encoders hold."""
@@ -236,6 +298,11 @@ def _encoders(config: StartConfig) -> Encoders:
         return run
     configs = {m: pretrained_config(m, folder) for m, folder in folders.items()}
     features = pretrained_features(configs["audio"]) if "audio" in folders else None
+    if features is not None and config.input.sample_rate != features.sample_rate:
+        raise ValueError(
+            f"--audio-encoder is pretrained on audio of {features.sample_rate} Hz: give --sample-rate "
+            f"{features.sample_rate}, not {config.input.sample_rate}"
+        )
     params = {name: part for name, part in run.params.items() if name not in folders}
     return run._replace(
         params=params, configs={**run.configs, **configs}, features=features or run.features, folders=folders

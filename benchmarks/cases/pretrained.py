@@ -78,7 +78,7 @@ def jax_side() -> Side:
             x = jax.device_put(inputs(name, batch))
 
             def call(run=run, params=params, x=x):
-                check(jax.tree.leaves(jax.block_until_ready(run(params, x)))[0][0, 0])
+                check(sum(leaf[0, 0] for leaf in jax.tree.leaves(jax.block_until_ready(run(params, x)))))
 
             forms[f"{name}_{batch}"] = Form(call)
             sizes[f"{name}_{batch}"] = size(params)
@@ -109,13 +109,18 @@ def torch_side() -> Side:
 
             def embed(model=model, given=given):
                 out = model(**given)
-                return out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
+                # Both: torch.compile leaves out what nobody reads.
+                return (
+                    (out.text_embeds, out.image_embeds)
+                    if "input_ids" in given and "pixel_values" in given
+                    else (out.pooler_output,)
+                )
 
             for form, function in (("eager", embed), ("compile", torch.compile(embed))):
 
                 def call(function=function):
                     with torch.inference_mode():
-                        check(function().flatten()[0].item())
+                        check(sum(x.flatten()[0].item() for x in function()))
 
                 forms[f"{name}_{batch} {form}"] = Form(call)
             sizes[f"{name}_{batch}"] = torch_size(model)

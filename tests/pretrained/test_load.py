@@ -3,6 +3,8 @@
 import json
 import pathlib
 import struct
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -262,3 +264,16 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
 def test_sizes_are_known_before_anything_is_read(folder):
     checkpoint = open_checkpoint(folder)
     assert checkpoint.size == sum(a.nbytes for a in load_file(folder / "model.safetensors").values())
+
+
+@pytest.mark.slow  # writes and reads a gigabyte: 25 seconds
+def test_a_gigabyte_is_read_with_little_more_memory():
+    command = [sys.executable, "-m", "benchmarks.loading"]
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["dtype"] for row in told] == ["float32", "bfloat16"]
+    assert all(row["size"] > 9e8 and row["peak"] < 1.3 for row in told), told
+    assert told[0]["peak"] > 1.0 > told[1]["peak"]  # what is kept is as large as what was read, or half of it
+    assert "reading" in done.stderr and "100%" in done.stderr

@@ -10,9 +10,11 @@ import pytest
 
 from tests.models.test_contrastive import make_batch
 from tests.models.test_fusion import CLASSES
+from tests.models.test_fusion import make_batch as fusion_batch
 from tests.pretrained import checkpoints as made
 from tests.support import assert_device_invariant
 from xmodal_jax.core import trees
+from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.text import Tokenize, train_tokenizer
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
@@ -20,8 +22,10 @@ from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.pretrained.encoder import Options
 from xmodal_jax.pretrained.load import load_encoder
+from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer, rate_factors
+from xmodal_jax.train.run import to_json
 from xmodal_jax.train.transfer import starting_point
 from xmodal_jax.train.writing import WritingConfig
 
@@ -181,8 +185,6 @@ def test_a_fusion_of_pretrained_encoders(folders):
     batch["audio"] = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (4, 4000)), jnp.float32)
     batch["audio_mask"] = jnp.asarray(np.arange(4000)[None] < np.array([[4000], [2000], [1000], [3000]]))
     batch["label"] = jnp.zeros((4,), jnp.int32)
-    from tests.models.test_fusion import make_batch as fusion_batch
-
     targets = {k: v[:4] for k, v in fusion_batch(4, modalities=("text", "image")).items() if k not in batch}
     batch = {**targets, **batch}
     make = lambda model: make_fusion(model, modalities, CLASSES, vocab_size=TOKENIZER.vocab_size)
@@ -219,6 +221,55 @@ def test_a_captioner_begins_with_a_language_model(folders):
     assert {name for name, rate in rates.items() if rate} == {f"decoder/{name}" for name in new}
 
 
+def test_another_model_goes_on_from_a_run_of_pretrained_towers(folders, tmp_path):
+    config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"))
+    config, _, _, params = begin(config, contrastive, batch_of())
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    meta = {"config": to_json(config), "tokenizer": TOKENIZER.files(), "seeds": [0]}
+    checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta)
+    checkpoints.close()
+    config = Config(model=FusionConfig(width=16, depth=1, heads=2), init_from=tmp_path)
+    config, encoders = starting_point(config)
+    make = make_fusion(config.model, MODALITIES, CLASSES, vocab_size=TOKENIZER.vocab_size)
+    batch = {**fusion_batch(4, modalities=MODALITIES), **batch_of()}
+    started = jax.jit(encoders.start(make, TOKENIZER).init)(jax.random.key(0), batch)
+    for modality, left_out in (("text", "pooler"), ("image", "dense")):
+        old = {k: v for k, v in params[modality]["encoder"].items() if k != left_out}
+        jax.tree.map(np.testing.assert_array_equal, started[modality], old)
+    other = train_tokenizer(["another text"], "word")
+    with pytest.raises(ValueError, match="give --tokenizer .*/tokenizer"):
+        encoders.start(make, other)
+
+
+def test_the_tokenizer_must_be_the_encoders(folders):
+    _, encoders = starting_point(Config(**hf(folders, text_encoder="bert")))
+    larger = train_tokenizer(["a red square above two blue circles and more words"], "word")
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has \d+ tokens, the pretrained text encoder knows \d+"
+    ):
+        encoders.start(contrastive(ContrastiveConfig()), larger)
+
+
+def test_audio_of_another_rate_is_refused(folders):
+    with pytest.raises(ValueError, match="give --sample-rate 16000, not 8000"):
+        starting_point(Config(input=DataOptions(sample_rate=8000), **hf(folders, audio_encoder="wav2vec2")))
+
+
+def test_what_does_not_follow_from_the_checkpoint_is_the_users(folders):
+    own = dataclasses.replace(ContrastiveConfig().image, dropout=0.1, scan_layers=True, dtype="bfloat16")
+    model = ContrastiveConfig(embed_dim=7, image=dataclasses.replace(own, pool="cls"))
+    flags = hf(folders, text_encoder="bert", image_encoder="vit")
+    config, method, _, params = begin(Config(model=model, **flags), contrastive, batch_of())
+    image = config.model.image
+    assert (image.dropout, image.scan_layers, image.dtype, image.pool) == (0.1, True, "bfloat16", "cls")
+    assert (image.name, image.width, image.depth, image.heads) == ("hf", 12, 2, 3)
+    stacked = load_encoder(
+        folders["vit"], "image", Options(scan_layers=True), image_size=(16, 24), progress=False
+    )
+    jax.tree.map(np.testing.assert_array_equal, params["image"]["encoder"], stacked.params)
+    assert method.predict(params, batch_of())["image"].dtype == jnp.float32
+
+
 def test_what_cannot_be_is_said(folders, tmp_path):
     with pytest.raises(ValueError, match="--image-encoder is hf: and a folder"):
         starting_point(Config(image_encoder=str(folders["vit"])))
@@ -226,6 +277,8 @@ def test_what_cannot_be_is_said(folders, tmp_path):
         starting_point(Config(image_encoder=f"hf:{tmp_path / 'nowhere'}"))
     with pytest.raises(ValueError, match="pretrained encoders of video are"):
         starting_point(Config(video_encoder=f"hf:{folders['vit']}"))
+    with pytest.raises(ValueError, match="are for what was trained before"):
+        starting_point(Config(lora=LoRA(rank=2)))
     with pytest.raises(ValueError, match="the encoders are frozen: leave --init-rate"):
         Config(lora=LoRA(rank=2), init_rate=0.5)
     with pytest.raises(ValueError, match=r"--layer-decay lie in \(0, 1\]"):

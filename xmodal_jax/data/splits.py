@@ -17,6 +17,7 @@ from xmodal_jax.data.text import (
     caption_fields,
     clean_text,
     load_hf_tokenizer,
+    load_tokenizer,
     train_tokenizer,
 )
 from xmodal_jax.data.views import Changed, in_memory
@@ -68,10 +69,12 @@ def captions_of(
 
 
 def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None) -> Tokenizer:
-    """A tokenizer trained on ``captions`` (``word``, ``wordpiece``, ``bpe``), or that of a Hugging Face folder."""
+    """A tokenizer trained on ``captions`` (``word``, ``wordpiece``, ``bpe``), or that of a folder: a run's
+    ``tokenizer``, or Hugging Face's."""
     if kind in TRAINED:
         return train_tokenizer(captions, kind=kind, vocab_size=vocab_size or VOCABULARY[kind])
-    return load_hf_tokenizer(find_folder(kind.removeprefix("hf:")))
+    folder = find_folder(kind.removeprefix("hf:"))
+    return load_tokenizer(folder) if (folder / "special_tokens.json").is_file() else load_hf_tokenizer(folder)
 
 
 def text_cleaner(kind: str) -> Callable[[str], str] | None:

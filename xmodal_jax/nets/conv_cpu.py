@@ -34,6 +34,8 @@ WINOGRAD_KERNEL = {
 }
 WINOGRAD_OUTPUT = {2: np.array([[1, 1, 0], [0, 1, 1]]), 3: np.array([[1, 1, 1, 0], [0, 1, -1, -1]])}
 
+SMALL_ROWS = 1024
+
 # Below these the transforms and the many small products cost more than they save (measured on two cores).
 WINOGRAD_CHANNELS = 64
 WINOGRAD_WORK = 5e8  # floating-point operations of the plain convolution
@@ -47,11 +49,23 @@ def correlate(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
     if _winograd_pays(x, *kernel.shape[-2:], geometry):
         kernel = _kernel_to_blocks(kernel, geometry)
         return _winograd(_to_blocks(x, geometry), kernel, geometry.output_size)
+    if _is_small_product(x, geometry):
+        x = x[:, *(slice(None, None, s) for s in geometry.strides)]
+        return x @ kernel.reshape(kernel.shape[-2:])
     if any(n < k for n, k in zip(geometry.input_size, geometry.kernel_size, strict=True)):
         # The barrier keeps XLA from folding the padding into the convolution again.
         x = lax.optimization_barrier(_pad(x, geometry.padding))
         geometry = geometry._replace(input_size=x.shape[1:-1], padding=((0, 0),) * len(geometry.padding))
     return conv_forms.correlate(x, kernel, geometry=geometry)
+
+
+def _is_small_product(x: Array, geometry: Geometry) -> bool:
+    """Whether a convolution of one pixel is faster as a matrix product: of few rows, by up to twice."""
+    rows = len(x) * math.prod(geometry.output_size)
+    same = all(
+        k == 1 and tuple(p) == (0, 0) for k, p in zip(geometry.kernel_size, geometry.padding, strict=True)
+    )
+    return same and rows <= SMALL_ROWS
 
 
 def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:

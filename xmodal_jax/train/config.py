@@ -23,7 +23,8 @@ class RunConfig:
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
     """How the data set is read."""
     tokenizer: str = "word"
-    """``word``, ``wordpiece`` or ``bpe``, trained on the captions; or the folder of a Hugging Face tokenizer."""
+    """``word``, ``wordpiece`` or ``bpe``, trained on the captions; or the folder of a Hugging Face tokenizer, or of a
+    run's (``RUN/tokenizer``)."""
     vocab_size: int | None = None
     """Size of a trained tokenizer's vocabulary; None: by its kind. ``bpe`` with 260 reads bytes."""
     text_cleanup: Literal["none", "lower", "stop"] = "none"

@@ -30,7 +30,7 @@ from xmodal_jax.models.towers import (
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.pretrained.clip import loss_arrays
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
-from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
+from xmodal_jax.pretrained.load import parameter_shapes, read_parameters, settings
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer
@@ -40,6 +40,20 @@ Model = TypeVar("Model")
 Config = TypeVar("Config", bound=StartConfig)
 
 NO_LORA = LoRA()
+
+PRETRAINED = (
+    "name",
+    "architecture",
+    "width",
+    "depth",
+    "heads",
+    "mlp_ratio",
+    "epsilon",
+    "positions",
+    "causal",
+    "pool",
+)
+"""Fields of `EncoderConfig` that a checkpoint decides; a pool of "cls" or "attention" may be asked for."""
 
 CHUNK = 64
 """Examples whose features are computed at once."""
@@ -76,7 +90,14 @@ class Encoders(NamedTuple):
             raise ValueError(
                 f"this experiment has no encoder of {', '.join(unread)}: leave --{_flag(unread[0])} out"
             )
-        return dataclasses.replace(model, **{k: c for k, c in self.configs.items() if k in own}, **features)
+        configs = {name: config for name, config in self.configs.items() if name in own}
+        for name in self.folders:
+            # Whatever does not follow from the checkpoint stays as it was asked for.
+            fixed = {field: getattr(configs[name], field) for field in PRETRAINED}
+            if fixed["pool"] == "own" and getattr(model, name).pool not in ("mean", "own"):
+                del fixed["pool"]
+            configs[name] = dataclasses.replace(getattr(model, name), **fixed)
+        return dataclasses.replace(model, **configs, **features)
 
     def optimize(self, optimizer: Optimizer, modalities: tuple[str, ...], config: StartConfig) -> Optimizer:
         """An optimizer with the learning rates that ``config`` asks for these encoders: ``init_rate`` times as high (0
@@ -125,6 +146,8 @@ class Encoders(NamedTuple):
         start. Learned positions are carried over as far as both reach.
         """
 
+        self._check_tokenizer(tokenizer)
+
         def init(key, batch):
             params = dict(method.init(key, batch))
             for name in self.params:
@@ -148,6 +171,11 @@ class Encoders(NamedTuple):
             raise ValueError(
                 "--cache-features keeps what frozen pretrained encoders make of the data: give --image-encoder (or "
                 "another) and --init-rate 0"
+            )
+        others = [m for m in self.folders if self.configs[m].pool != "own"]
+        if others:
+            raise ValueError(
+                f"--cache-features needs the encoders' own pools: leave --model.{others[0]}.pool out"
             )
         far = "project" if model.head == "own" else "pool"
 
@@ -201,11 +229,33 @@ class Encoders(NamedTuple):
                 params["loss"] = {**params["loss"], **_temperature(checkpoint, params["loss"])}
         return params
 
+    def _check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        """A pretrained encoder of text understands its own tokens alone."""
+        config = self.configs.get("text")
+        if config is None or config.architecture is None or tokenizer is None:
+            return
+        if "text" in self.params and self.tokenizer is not None:
+            if tokenizer.vocabulary() != self.tokenizer.vocabulary():
+                raise ValueError(
+                    f"the text encoder of {self.source} reads the tokens that it was pretrained with: give --tokenizer "
+                    f"{self.source}/tokenizer"
+                )
+        known = settings(config.architecture)
+        known = getattr(known, "text_config", known).vocab_size
+        if tokenizer.vocab_size > known:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the pretrained text encoder knows {known}: leave "
+                "--tokenizer out, so that its own is taken"
+            )
+
     def _carry(self, modality: str, new: Params, tokenizer: Tokenizer | None) -> Params:
         old = dict(
             zip(trees.leaf_names(self.params[modality]), jax.tree.leaves(self.params[modality]), strict=True)
         )
-        missing = set(trees.leaf_names(new)) ^ set(old)
+        config = self.configs.get(modality)
+        names = set(trees.leaf_names(new))
+        # Of a pretrained encoder another model may need less: not what pools its tokens.
+        missing = names - set(old) if config is not None and config.architecture else names ^ set(old)
         if missing:
             raise ValueError(
                 f"{self.source}: its {modality} part and this one's differ in {sorted(missing)[0]!r}: they need the "
@@ -281,7 +331,14 @@ def starting_point(config: Config) -> tuple[Config, Encoders]:
       ValueError: an encoder's flag is not ``hf:`` and a folder or a hub's name, or no encoder of its modality.
     """
     found = _encoders(config)
-    return dataclasses.replace(config, model=found.configure(config.model)), found
+    if found is NOTHING and (config.lora.rank or config.layer_decay != 1.0):
+        raise ValueError(
+            "--lora.rank and --layer-decay are for what was trained before: give --image-encoder (or another), or "
+            "--init-from"
+        )
+    model = found.configure(config.model)
+    chosen = {name: getattr(model, name) for name in found.folders}
+    return dataclasses.replace(config, model=model), found._replace(configs={**found.configs, **chosen})
 
 
 def _encoders(config: StartConfig) -> Encoders:

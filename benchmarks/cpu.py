@@ -44,6 +44,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "open_clip_torch",
+    "transformers",
     "multivae",
     "numpy",
     "pillow",

@@ -36,7 +36,7 @@ ROWS = tuple(
         f"{name}_{batch}",
         f"inference: {what}, batch {batch}",
         f"{name}_{batch}",
-        (f"{name}_{batch} eager", f"{name}_{batch} compile"),
+        (f"eager {name}_{batch}", f"compile {name}_{batch}"),
         goal=1.0,
     )
     for name, (_, what) in MODELS.items()
@@ -122,7 +122,7 @@ def torch_side() -> Side:
                     with torch.inference_mode():
                         check(sum(x.flatten()[0].item() for x in function()))
 
-                forms[f"{name}_{batch} {form}"] = Form(call)
+                forms[f"{form} {name}_{batch}"] = Form(call)
             sizes[f"{name}_{batch}"] = torch_size(model)
             with torch.inference_mode():
                 flops[f"{name}_{batch}"] = torch_flops(embed)

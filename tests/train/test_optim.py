@@ -165,3 +165,14 @@ def test_a_bad_description_is_refused():
         Optimizer(ema=1.0)
     with pytest.raises(ValueError, match="not a regular expression"):
         Optimizer(freeze=("(",))
+
+
+def test_what_decays_may_all_be_frozen_but_must_be_there():
+    params = {"encoder": {"kernel": jnp.ones((2, 3))}, "scale": jnp.ones(())}
+    frozen = Optimizer(freeze=("^encoder/",))
+    tx = make_optimizer(frozen, 3)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    assert not updates["encoder"]["kernel"].any() and updates["scale"] != 0
+    for config in (Optimizer(decay_mask="kernal$"), Optimizer(decay_mask="kernal$", freeze=("^encoder/",))):
+        with pytest.raises(ValueError, match="decay_mask 'kernal\\$' matches no parameter"):
+            make_optimizer(config, 3).init(params)

@@ -132,7 +132,8 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
     """The Optax transformation for a run of ``steps`` steps; frozen parameters keep no optimizer state."""
 
     def decays(params):
-        return trees.match_names(config.decay_mask, params, what="decay_mask")
+        # Of what learns perhaps nothing decays; that the mask means something is seen to with all parameters at hand.
+        return trees.map_with_name(lambda name, _: bool(re.search(config.decay_mask, name)), params)
 
     chain = []
     if config.clip_norm is not None:
@@ -176,9 +177,22 @@ def _only_trainable(tx: optax.GradientTransformation, config: Optimizer) -> opta
     if not config.freeze and all(value != 0.0 for _, value in config.rates):
 
         def init(params):
-            rate_factors(config, params)  # raises where the rules do not fit the parameters
+            _check_rules(config, params)
             return tx.init(params)
 
         return optax.GradientTransformation(init, tx.update)
     labels = lambda params: jax.tree.map(lambda t: "train" if t else "frozen", trainable(config, params))
-    return optax.partition({"train": tx, "frozen": optax.set_to_zero()}, labels)
+    parts = optax.partition({"train": tx, "frozen": optax.set_to_zero()}, labels)
+
+    def init_parts(params):
+        _check_rules(config, params)
+        return parts.init(params)
+
+    return optax.GradientTransformation(init_parts, parts.update)
+
+
+def _check_rules(config: Optimizer, params: Params) -> None:
+    """Raises where the rules do not fit the parameters."""
+    rate_factors(config, params)
+    if config.l1 or config.l2 or (config.weight_decay and config.name not in _WITHOUT_DECAY):
+        trees.match_names(config.decay_mask, params, what="decay_mask")

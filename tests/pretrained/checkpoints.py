@@ -64,7 +64,7 @@ def write_folder(
         ]
         arrays |= dict(write(rules, trees.flat(params)))
     if config["model_type"] == "clip":
-        arrays["logit_scale"] = np.float32(LOG_SCALE)
+        arrays["logit_scale"] = np.asarray(LOG_SCALE, np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", arrays.items())
     (folder / "config.json").write_text(json.dumps(config))

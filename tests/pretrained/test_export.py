@@ -17,7 +17,7 @@ from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.nets.encoders import build_decoder
-from xmodal_jax.pretrained.export import new_folder
+from xmodal_jax.pretrained.export import Trained, new_folder, save_encoder
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.exporting import export_run
@@ -218,6 +218,52 @@ def test_a_decoder_of_another_width_is_refused(captioner, tmp_path):
     run = keep(tmp_path / "run", wider, params, source="image", target="text", length=LENGTH)
     with pytest.raises(ValueError, match="the encoder has 12, the decoder 9"):
         export_run(run, tmp_path / "out")
+
+
+LAYERS = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=17)
+SPEECH = {key: value for key, value in made.WAV2VEC2.items() if key != "model_type"}
+PICTURES = dict(image_size=16, patch_size=8, **LAYERS)
+SIGLIP = dict(max_position_embeddings=9, vocab_size=31, projection_size=12, **LAYERS)
+ALONE = {
+    "Bert": ("text", "pool", dict(vocab_size=31, **LAYERS)),
+    "Roberta": ("text", "pool", dict(vocab_size=31, **LAYERS)),
+    "ViT": ("image", "pool", PICTURES),
+    "Dinov2": (
+        "image",
+        "pool",
+        dict(image_size=16, patch_size=8, hidden_size=12, num_hidden_layers=2, num_attention_heads=3),
+    ),
+    "ResNet": ("image", "pool", dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2])),
+    "SiglipVision": ("image", "project", PICTURES),
+    "SiglipText": ("text", "project", SIGLIP),
+    "Wav2Vec2": ("audio", "none", SPEECH),
+    "Hubert": ("audio", "none", SPEECH),
+    "VideoMAE": ("video", "none", dict(num_frames=4, use_mean_pooling=False, **PICTURES)),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_every_parameter_comes_back(name, tmp_path):
+    torch, transformers = peers.import_transformers()
+    modality, head, sizes = ALONE[name]
+    kind = getattr(transformers, f"{name}Model")
+    model = kind(getattr(transformers, f"{name}Config")(**sizes))
+    found = peers.load(peers.save(model, tmp_path / "theirs"), modality, head)
+    trained = Trained(modality, found.module, found.params, found.config)
+    save_encoder(tmp_path / "ours", trained, card="# A model")
+    back, told = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not told["unexpected_keys"]
+    # What has no part in the encoder's results is not read, so that it cannot be written.
+    ignored = ("mask_token", "masked_spec_embed", "num_batches_tracked")
+    assert all(key.endswith(ignored) for key in told["missing_keys"]), told["missing_keys"]
+    after = back.state_dict()
+    for key, value in model.state_dict().items():
+        if not key.endswith((*ignored, "weight.original0", "weight.original1")):
+            torch.testing.assert_close(after[key], value, rtol=1e-6, atol=1e-6, msg=key)
+    if modality == "audio":  # of a weight norm the product counts, which has many factors
+        ours, theirs = (m.encoder.pos_conv_embed.conv.weight for m in (back, model))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [f"{name}Model"]
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):

@@ -76,6 +76,12 @@ class Trained(NamedTuple):
         """Its configuration."""
         return settings(self.config)
 
+    @property
+    def pair(self) -> str | None:
+        """Where it is one of two towers of a model: the field of ``config.json`` that describes it."""
+        field = {"text": "text_config", "image": "vision_config"}.get(self.modality, "")
+        return field if hasattr(self.settings, field) else None
+
     def arrays(self) -> Arrays:
         """Its arrays by their names in a checkpoint."""
         rules = architecture(self.modality, self.settings.model_type).rules(self.module)
@@ -89,11 +95,10 @@ class Trained(NamedTuple):
     def described(self) -> dict[str, Any]:
         """Its ``config.json``, of the image size that it was trained with here; of a pair of towers its own alone."""
         config = json.loads(self.config)
-        tower = {"text": "text", "image": "vision"}.get(self.modality)
-        if f"{tower}_config" in config:
-            kind = f"{config['model_type']}_{tower}_model"
+        if self.pair is not None:
+            kind = f"{config['model_type']}_{self.pair.removesuffix('_config')}_model"
             shared = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
-            config = {**config[f"{tower}_config"], **shared, "model_type": kind}
+            config = {**config[self.pair], **shared, "model_type": kind}
         config.pop("processor", None)
         size = image_size(self.module)
         if size is not None:
@@ -240,7 +245,7 @@ def save_clip(
         "projection_dim": image.module.projection,
         "logit_scale_init_value": float(log_scale),
     }
-    arrays = [*text.arrays(), *image.arrays(), ("logit_scale", np.float32(log_scale))]
+    arrays = [*text.arrays(), *image.arrays(), ("logit_scale", np.asarray(log_scale, np.float32))]
     save(folder, arrays, card=card, config=config, processor=processor_of(image), words=words)
 
 

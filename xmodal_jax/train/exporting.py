@@ -80,11 +80,13 @@ class _Writer:
             far = "none" if "encoder" not in params else "pool" if "project" in params else "project"
             module = make_encoder(modality, config, self.example(modality), vocab_size=0, far=far)
             found[modality] = Trained(modality, module, params.get("encoder", params), config.architecture)
+            if found[modality].settings.model_type not in export.MODELS and found[modality].pair is None:
+                continue  # half of a model (Whisper's encoder): transformers loads none
             words = self.words if modality == "text" else None
             export.save_encoder(
                 self.folder / modality, found[modality], card=self.card(modality), words=words
             )
-            self.written[modality] = f"{found[modality].settings.model_type}, for transformers.AutoModel"
+            self.written[modality] = f"{found[modality].settings.model_type}, for transformers"
         return found
 
     def clip(self, encoders: dict[str, Trained]) -> None:

@@ -4,7 +4,6 @@ import pytest
 
 from tests.pretrained import peers
 from tests.pretrained.test_images import pictures, run
-from tests.pretrained.test_vit import with_names_of_checkpoint
 from xmodal_jax.pretrained.images import IMAGENET
 
 BATCH = 2
@@ -124,7 +123,7 @@ def test_gradients(tmp_path):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 18, 28)), jnp.float32)
     loss = lambda params: (found.module.apply({"params": params}, ours).values * weights).sum()
     (theirs(pixels(IMAGENET)).last_hidden_state * peers.to_torch(weights)).sum().backward()
-    named = with_names_of_checkpoint(theirs, tmp_path / "gradients")
+    named = peers.with_names_of_checkpoint(theirs, tmp_path / "gradients")
     assert peers.assert_same_gradients(found, "video", loss, named) == len(list(theirs.parameters()))
 
 

@@ -1,10 +1,6 @@
-import copy
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from tests.pretrained import peers
 from tests.pretrained.test_images import pictures, run
@@ -43,18 +39,6 @@ def scale(model):
 
 def resized(model):
     return {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
-
-
-def with_names_of_checkpoint(model, folder):
-    """What has the gradients of a model by the names that its checkpoint has, where its modules have others."""
-    holder = copy.deepcopy(model)
-    for to, of in zip(holder.parameters(), model.parameters(), strict=True):
-        to.data = of.detach() * 0 if of.grad is None else of.grad
-    holder.save_pretrained(folder)
-    arrays = load_file(folder / "model.safetensors")
-    return SimpleNamespace(
-        named_parameters=lambda: [(name, SimpleNamespace(grad=array)) for name, array in arrays.items()]
-    )
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -101,7 +85,7 @@ def test_gradients(kind, tmp_path):
     (
         (out.last_hidden_state * peers.to_torch(weights)).sum() + 0.05 * out.pooler_output.square().sum()
     ).backward()
-    named = with_names_of_checkpoint(theirs, tmp_path / "gradients")
+    named = peers.with_names_of_checkpoint(theirs, tmp_path / "gradients")
     compared = peers.assert_same_gradients(found, "image", loss, named)
     assert compared == sum(p.grad is not None for p in theirs.parameters())
 

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints in, trained models out: `pretrained.load`, `pretrained.export`."""

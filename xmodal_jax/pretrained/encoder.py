@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 from jaxtyping import Array
 
 from xmodal_jax.nets.transformer import Style, Transformer
@@ -130,4 +129,4 @@ def hidden_states(module: nn.Module, params: Params, inputs, mask=None) -> list[
         states += list(within["layers"]["output"][0])
     for name in sorted((n for n in within if re.fullmatch(r"layers_\d+", n)), key=lambda n: int(n[7:])):
         states += list(within[name]["output"])
-    return [jax.numpy.asarray(state) for state in states]
+    return states

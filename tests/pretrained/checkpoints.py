@@ -75,11 +75,12 @@ def write_folder(
 
 
 def write_all(root: pathlib.Path) -> None:
-    """``bert``, ``vit``, ``clip`` and ``gpt2``, with a tokenizer that reads any text."""
+    """``bert``, ``vit``, ``wav2vec2``, ``clip`` and ``gpt2``, with a tokenizer that reads any text."""
     tokenizer = train_tokenizer(["a red square above two blue circles"], "bpe", 260)
     words, length = dict(vocab_size=tokenizer.vocab_size), dict(max_position_embeddings=200)
     write_folder(root / "bert", {**BERT, **words, **length}, {"text": "pool"}, tokenizer)
     write_folder(root / "vit", VIT, {"image": "pool"})
+    write_folder(root / "wav2vec2", WAV2VEC2, {"audio": "none"})
     write_folder(root / "gpt2", {**GPT2, **words, "n_positions": 200}, {"decoder": "none"}, tokenizer)
     text = {**CLIP["text_config"], **words, **length, "eos_token_id": tokenizer.eos_id}
     write_folder(

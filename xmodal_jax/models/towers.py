@@ -233,7 +233,18 @@ def pretrained_config(modality: str, folder: str | os.PathLike) -> EncoderConfig
         for name in ("width", "depth", "heads")
         if hasattr(module.sizes, name)
     }
+    if modality == "video":
+        sizes["tubelet"] = module.tubelet
+    if modality == "audio":
+        sizes["downsample"] = 2  # tokens each 20 ms, of all that can be loaded, and frames each 10
     return EncoderConfig("hf", architecture=config, pool="own", **sizes)
+
+
+def leading_tokens(modality: str, config: EncoderConfig) -> int:
+    """How many of an encoder's tokens come before those that stand for places."""
+    if config.architecture is None:
+        return int(config.pool == "cls")
+    return make_module(modality, config.architecture).leading
 
 
 def pretrained_features(config: EncoderConfig) -> AudioFeatures:
@@ -241,7 +252,7 @@ def pretrained_features(config: EncoderConfig) -> AudioFeatures:
     described = settings(config.architecture)
     if described.model_type == "whisper":
         return AudioFeatures(kind="whisper", mels=described.num_mel_bins, window=400, hop=160)
-    return AudioFeatures(kind="waveform")
+    return AudioFeatures(kind="waveform", window=400, hop=160)  # of the pictures in reports
 
 
 def presence(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:

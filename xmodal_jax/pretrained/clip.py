@@ -69,6 +69,10 @@ class ClipImage(PretrainedEncoder):
         if options.head == "project":
             self.projector = nn.Dense(self.projection, use_bias=False, dtype=options.dtype)
 
+    @property
+    def leading(self) -> int:
+        return 1
+
     def example(self) -> tuple[Array, ...]:
         return (example_image(self.grid, self.patch),)
 

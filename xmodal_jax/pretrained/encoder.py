@@ -109,6 +109,11 @@ class PretrainedEncoder(nn.Module):
         pooled = self.pool(tokens)
         return pooled if head == "pool" else self.project(pooled)
 
+    @property
+    def leading(self) -> int:
+        """How many of the tokens come before those of places: class tokens and registers."""
+        return 0
+
     def example(self) -> tuple[Array, ...]:
         """Inputs of one example, as small as they may be: what `init` needs to know shapes."""
         raise NotImplementedError

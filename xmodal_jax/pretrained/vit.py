@@ -81,6 +81,10 @@ class ViT(PretrainedEncoder):
         if self.sizes.options.head == "pool" and self.pooler:
             self.dense = nn.Dense(self.pooler, dtype=self.sizes.options.dtype)
 
+    @property
+    def leading(self) -> int:
+        return 1 + self.registers
+
     def example(self) -> tuple[Array, ...]:
         return (jnp.zeros((1, self.grid[0] * self.patch, self.grid[1] * self.patch, 3)),)
 

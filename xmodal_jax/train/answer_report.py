@@ -14,7 +14,7 @@ from xmodal_jax.data.pipeline import as_device_batch
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.metrics.classification import confusion_matrix
 from xmodal_jax.models.fusion import FusionConfig
-from xmodal_jax.models.towers import log_mel_of
+from xmodal_jax.models.towers import leading_tokens, log_mel_of
 from xmodal_jax.train import answer_figures, figures
 from xmodal_jax.train.answers import Classifier, Exam
 from xmodal_jax.train.report import Report
@@ -122,7 +122,7 @@ def _spectra(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:
 def _panel(modality, raw, weights, model, tokenizer, spectrum):
     """One modality of an example and its weights in the shape of its tokens."""
     encoder = getattr(model, modality)
-    weights = weights[1:] if encoder.pool == "cls" else weights
+    weights = weights[leading_tokens(modality, encoder) :]
     if modality == "text":
         words = tokenizer.tokens(str(raw["caption"]))[: len(weights)]
         return words, weights[: len(words)]
@@ -131,7 +131,7 @@ def _panel(modality, raw, weights, model, tokenizer, spectrum):
         return spectrum, weights[:tokens]
     steps = 1
     if modality == "video":
-        steps = len(raw["video"]) // (encoder.tubelet if encoder.name == "tubelet" else 1)
+        steps = len(raw["video"]) // (encoder.tubelet if encoder.name in ("tubelet", "hf") else 1)
     side = int(np.sqrt(len(weights) // steps))
     weights = weights[: steps * side * side].reshape(steps, side, side)
     return raw[modality], weights if modality == "video" else weights[0]

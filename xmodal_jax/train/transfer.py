@@ -52,6 +52,8 @@ PRETRAINED = (
     "positions",
     "causal",
     "pool",
+    "tubelet",
+    "downsample",
 )
 """Fields of `EncoderConfig` that a checkpoint decides; a pool of "cls" or "attention" may be asked for."""
 
@@ -84,7 +86,9 @@ class Encoders(NamedTuple):
 
     def configure(self, model: Model) -> Model:
         """A model's configuration with these encoders in place of its own (and their spectrogram, if they hear)."""
-        features = {"features": self.features} if "audio" in self.configs else {}
+        features: dict[str, Any] = {"features": self.features} if "audio" in self.configs else {}
+        if features and self.features.kind == "waveform":  # SpecAugment is for spectrograms
+            features["augment"] = dataclasses.replace(model.augment, time_masks=0, frequency_masks=0)
         own = {field.name for field in dataclasses.fields(model)}
         if unread := sorted(set(self.folders) - own):
             raise ValueError(
@@ -133,11 +137,11 @@ class Encoders(NamedTuple):
                 f"--layer-decay needs layers of its own for each block of a transformer: the {name} encoder has none, "
                 "or scans them"
             )
-        layers = [
-            (rf"{own}(.*/)?transformer/layers_{k}/", rate * decay ** (config.depth - 1 - k))
-            for k in range(config.depth)
-        ]
-        return [(rf"{own}(.*/)?({AFTER})/", rate), *layers, (own, rate * decay**config.depth)]
+        last = config.depth - 1
+        layers = [(rf"{own}(.*/)?transformer/layers_{k}/", rate * decay ** (last - k)) for k in range(last)]
+        # In one rule, as not every encoder has something behind its layers.
+        end = (rf"{own}(.*/)?(transformer/layers_{last}|{AFTER})/", rate)
+        return [end, *layers, (own, rate * decay**config.depth)]
 
     def start(self, method: Method, tokenizer: Tokenizer | None, lora: LoRA = NO_LORA) -> Method:
         """``method``, initialised with these encoders under ``params[modality]``, and with adapters in them.

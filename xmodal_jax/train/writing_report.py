@@ -13,7 +13,7 @@ from xmodal_jax.data.grammar import factors_right, parse, wrong_words
 from xmodal_jax.data.pipeline import as_device_batch
 from xmodal_jax.metrics.text import cider, compare_words, error_rates
 from xmodal_jax.models.seq2seq import make_attend
-from xmodal_jax.models.towers import log_mel_of
+from xmodal_jax.models.towers import leading_tokens, log_mel_of
 from xmodal_jax.train import answer_figures, writing_figures
 from xmodal_jax.train.alignment_report import content
 from xmodal_jax.train.report import Marked, Report
@@ -88,7 +88,7 @@ def add_attention(
     ids, mask = writer.tokenizer.encode_batch([written[k] for k in rows], writer.length)
     batch = as_device_batch({**writer.inputs(raw), "text": ids, "text_mask": mask})
     weights = np.asarray(jit_once(make_attend(model, writer.source, **sizes))(params, batch))
-    weights = weights[:, :, int(encoder.pool == "cls") :]
+    weights = weights[:, :, leading_tokens(writer.source, encoder) :]
     for k, row in enumerate(rows):
         words = writer.tokenizer.tokens(written[row])[1:-1]
         looked = weights[k, : len(words)]  # at each place the next token is written

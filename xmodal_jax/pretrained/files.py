@@ -127,8 +127,9 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
       ValueError: a file is damaged; the message says which and how.
     """
     folder = find_folder(name)
+    config = read_config(folder)  # first: a folder without is of something else
     arrays = {today(name): entry for name, entry in _find_arrays(folder).items()}
-    return Checkpoint(folder, read_config(folder), arrays, read_processor(folder))
+    return Checkpoint(folder, config, arrays, read_processor(folder))
 
 
 def today(name: str) -> str:

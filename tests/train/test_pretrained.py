@@ -22,10 +22,13 @@ from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.pretrained.encoder import Options
 from xmodal_jax.pretrained.load import load_encoder
+from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer, rate_factors
+from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.run import to_json
+from xmodal_jax.train.step import make_training
 from xmodal_jax.train.transfer import starting_point
 from xmodal_jax.train.writing import WritingConfig
 
@@ -126,6 +129,28 @@ def test_the_method_does_not_depend_on_the_devices(folders):
     )
     _, method, _, params = begin(config, contrastive, batch_of())
     assert_device_invariant(method._replace(init=lambda key, batch: params), batch_of(8))
+
+
+@pytest.mark.parametrize("mode, seeds", [("jit", None), ("jit", 2), ("pmap", None), ("sharded", 2)])
+def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
+    config, encoders = starting_point(Config(**hf(folders, text_encoder="bert", image_encoder="vit")))
+    method = encoders.start(contrastive(config.model), TOKENIZER)
+    training = make_training(method, Optimizer(ema=0.9), 2)
+    engine = make_engine(mode, training.init, training.make_step, seeds=seeds)
+    keys = jax.random.key(0) if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
+    drawn = engine.init(keys, batch_of())
+    before = engine.fetch(drawn).params["text"]["project"]["kernel"]
+    state = engine.fetch(loop._with_given(drawn, engine, training.given, batch_of()))
+    bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False).params
+    for params in (state.params, state.ema):
+        for (name, read), found in zip(
+            trees.flat(bert).items(), jax.tree.leaves(params["text"]["encoder"]), strict=True
+        ):
+            for k in range(seeds or 1):
+                np.testing.assert_array_equal(found if seeds is None else found[k], read, err_msg=name)
+        np.testing.assert_array_equal(params["text"]["project"]["kernel"], before)
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(state)]
+    assert shardings == [leaf.sharding for leaf in jax.tree.leaves(engine.fetch(drawn))]
 
 
 def test_rates_of_layers(folders):

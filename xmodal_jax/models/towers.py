@@ -23,7 +23,7 @@ from xmodal_jax.pretrained import gpt2
 from xmodal_jax.pretrained.encoder import Head, Options
 from xmodal_jax.pretrained.files import read_config, read_processor
 from xmodal_jax.pretrained.load import full_config, make_module, settings
-from xmodal_jax.types import Batch, ExampleKeys, Tokens
+from xmodal_jax.types import Batch, ExampleKeys, Params, Tokens
 
 _RANKS = {"text": 2, "image": 4, "audio": 2, "video": 5}
 
@@ -203,6 +203,12 @@ def make_encoder(
         return _pretrained(modality, config, batch, far)
     sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if modality == "text" else {}
     return build_encoder(modality, config, **sizes)
+
+
+def head_within(params: Params) -> Head:
+    """How much of a pretrained encoder's head belongs to it, by the parameters of a tower or of an encoder alone: a
+    tower has what pools its tokens as well and, where it adds no projection, the pretrained one."""
+    return "none" if "encoder" not in params else "pool" if "project" in params else "project"
 
 
 def _pretrained(modality: str, config: EncoderConfig, batch: Batch, far: Head) -> nn.Module:

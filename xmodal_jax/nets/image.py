@@ -20,7 +20,8 @@ from xmodal_jax.types import ExampleKeys, Tokens
 RESNETS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
-def _no_mask(mask) -> None:
+def no_mask(mask) -> None:
+    """Raises a `ValueError` if there is one: pixels have no padding."""
     if mask is not None:
         raise ValueError("an image has no padding mask; say which images are missing by batch['present']")
 
@@ -61,7 +62,7 @@ class ConvNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        _no_mask(mask)
+        no_mask(mask)
         if self.width % 4:
             raise ValueError(f"4 must divide the width, got {self.width}")
         if self.norm not in ("group", "none"):
@@ -112,7 +113,7 @@ class PlainConvNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        _no_mask(mask)
+        no_mask(mask)
         if self.norm not in ("group", "none"):
             raise ValueError(f"norm must be 'group' or 'none', got {self.norm!r}")
         layers, side = 1, -(-min(inputs.shape[1:3]) // 2)
@@ -148,7 +149,7 @@ class FlatMLP(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        _no_mask(mask)
+        no_mask(mask)
         x = inputs.reshape(len(inputs), -1)
         for k in range(self.depth):
             x = nn.leaky_relu(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2)
@@ -204,7 +205,7 @@ class ResNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        _no_mask(mask)
+        no_mask(mask)
         if self.layers not in RESNETS:
             raise ValueError(f"layers must be one of {sorted(RESNETS)}, got {self.layers}")
         expansion = 4 if self.layers == 50 else 1
@@ -263,6 +264,16 @@ class _ResidualBlock(nn.Module):
         return keep_rows(nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys)))
 
 
+def cut_patches(
+    pixels: Float[Array, "batch height width channels"], patch: int
+) -> Float[Array, "batch patches values"]:
+    """The square patches of images row by row, ``[B, rows * columns, patch * patch * C]``, of sides that ``patch``
+    divides: a matmul with them is a convolution of that stride, and faster."""
+    batch, height, width, channels = pixels.shape
+    x = pixels.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
 class ViT(TransformerEncoder):
     """Vision transformer: ``[B, H, W, C] -> [B, (1 +) H/patch * W/patch, width]``.
 
@@ -283,13 +294,9 @@ class ViT(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        _no_mask(mask)
-        batch, height, width, channels = inputs.shape
-        p = self.patch
+        no_mask(mask)
+        (height, width), p = inputs.shape[1:3], self.patch
         if height % p or width % p:
             raise ValueError(f"patch={p} must divide the image's sides, got {height} x {width}")
-        # A matmul of patches: the same as a convolution of stride p, and faster.
-        x = inputs.reshape(batch, height // p, p, width // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(batch, -1, p * p * channels)
-        x = nn.Dense(self.width, dtype=self.dtype, name="patches")(x)
+        x = nn.Dense(self.width, dtype=self.dtype, name="patches")(cut_patches(inputs, p))
         return self.encode(x, None, (height // p, width // p), keys)

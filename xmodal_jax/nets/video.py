@@ -13,6 +13,29 @@ from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
 
+def cut_tubelets(
+    video: Float[Array, "batch frames height width channels"],
+    mask: Bool[Array, "batch frames"] | None,
+    tubelet: tuple[int, int],
+) -> tuple[Float[Array, "batch tokens values"], Bool[Array, "batch tokens"] | None, tuple[int, int, int]]:
+    """Tubelets of ``t`` frames and ``p x p`` pixels in the order of their ``grid``, ``[B, N, t p p C]``, which of them
+    hold content (one of their frames does), and the grid.
+
+    Raises:
+      ValueError: the tubelet does not divide the video.
+    """
+    batch, frames, height, width, channels = video.shape
+    t, p = tubelet
+    if frames % t or height % p or width % p:
+        raise ValueError(f"tubelet {t} x {p} x {p} must divide the video's {frames} x {height} x {width}")
+    grid = (frames // t, height // p, width // p)
+    x = video.reshape(batch, grid[0], t, grid[1], p, grid[2], p, channels).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    x = x.reshape(batch, grid[0] * grid[1] * grid[2], t * p * p * channels)
+    if mask is not None:
+        mask = jnp.repeat(mask.reshape(batch, grid[0], t).any(axis=2), grid[1] * grid[2], axis=1)
+    return x, mask, grid
+
+
 class TubeletViT(TransformerEncoder):
     """A transformer over tubelets ``(t, p, p)``: ``[B, F, H, W, C] -> [B, (1 +) F/t * H/p * W/p, width]``.
 
@@ -34,16 +57,7 @@ class TubeletViT(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        batch, frames, height, width, channels = inputs.shape
-        t, p = self.tubelet
-        if frames % t or height % p or width % p:
-            raise ValueError(f"tubelet {t} x {p} x {p} must divide the video's {frames} x {height} x {width}")
-        grid = (frames // t, height // p, width // p)
-        x = zero_behind(inputs, mask)
-        x = x.reshape(batch, grid[0], t, grid[1], p, grid[2], p, channels).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        x = x.reshape(batch, grid[0] * grid[1] * grid[2], t * p * p * channels)
-        if mask is not None:
-            mask = jnp.repeat(mask.reshape(batch, grid[0], t).any(axis=2), grid[1] * grid[2], axis=1)
+        x, mask, grid = cut_tubelets(zero_behind(inputs, mask), mask, self.tubelet)
         x = nn.Dense(self.width, dtype=self.dtype, name="tubelets")(x)
         return self.encode(x, mask, grid, keys)
 

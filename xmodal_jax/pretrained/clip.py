@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.image import cut_patches, no_mask
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained import images
 from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
@@ -74,7 +75,7 @@ class ClipImage(PretrainedEncoder):
         return 1
 
     def example(self) -> tuple[Array, ...]:
-        return (example_image(self.grid, self.patch),)
+        return (images.example_image(self.grid, self.patch),)
 
     def __call__(
         self,
@@ -83,8 +84,8 @@ class ClipImage(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        images.no_mask(mask)
-        x = self.patches(cut_patches(standardize(inputs, *self.scale), self.grid, self.patch))
+        no_mask(mask)
+        x = self.patches(seen_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         token = jnp.broadcast_to(self.class_token.astype(x.dtype)[None, None], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([token, x], axis=1)
         x = self.first_norm(x + self.places[None].astype(x.dtype))
@@ -170,11 +171,6 @@ class ClipText(PretrainedEncoder):
         return self.projector(pooled)
 
 
-def example_image(grid: Size, patch: int) -> Float[Array, "1 height width 3"]:
-    """An image of a grid of patches."""
-    return jnp.zeros((1, grid[0] * patch, grid[1] * patch, 3), jnp.float32)
-
-
 def image_grids(size: Size, patch: int, image_size: Size | None) -> tuple[Size, Size]:
     """The grid of patches of the data's images, and that of a checkpoint's, of ``size``: what its patches leave at the
     right and the bottom, as those of 14 pixels do of 384, is not seen.
@@ -188,23 +184,20 @@ def image_grids(size: Size, patch: int, image_size: Size | None) -> tuple[Size, 
     return images.grid_of(image_size, patch), trained
 
 
-def cut_patches(
+def seen_patches(
     pixels: Float[Array, "batch height width channels"], grid: Size, patch: int
 ) -> Float[Array, "batch patches values"]:
-    """The patches of images row by row, ``[B, rows * columns, patch * patch * C]``: a matmul with them is a convolution
-    of that stride.
+    """The patches of images row by row (see `nets.image.cut_patches`), without what they leave.
 
     Raises:
       ValueError: the images have another grid of them.
     """
-    (batch, height, width, channels), (rows, columns) = pixels.shape, grid
+    (height, width), (rows, columns) = pixels.shape[1:3], grid
     if (height // patch, width // patch) != grid:
         raise ValueError(
             f"the encoder was made for images of {rows * patch} x {columns * patch} pixels, got {height} x {width}"
         )
-    x = pixels[:, : rows * patch, : columns * patch]
-    x = x.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, rows * columns, patch * patch * channels)
+    return cut_patches(pixels[:, : rows * patch, : columns * patch], patch)
 
 
 def embed_words(

@@ -54,6 +54,11 @@ class Options:
     scan_layers: bool = False
     implementation: str | None = None
 
+    @property
+    def of_transformer(self) -> dict[str, Any]:
+        """Those that are fields of `nets.transformer.Transformer`: all but the head."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "head"}
+
 
 PLAIN = Options()
 """The encoder alone, for evaluation in float32."""
@@ -73,10 +78,13 @@ class Sizes:
 
     def transformer(self, *, causal: bool = False) -> Transformer:
         """The transformer of these sizes."""
-        chosen = dataclasses.asdict(self.options)
-        del chosen["head"]
         return Transformer(
-            self.depth, self.heads, self.hidden / self.width, causal=causal, style=self.style, **chosen
+            self.depth,
+            self.heads,
+            self.hidden / self.width,
+            causal=causal,
+            style=self.style,
+            **self.options.of_transformer,
         )
 
     def norm(self) -> nn.LayerNorm:

@@ -157,6 +157,12 @@ def processor_of(trained: Trained) -> dict[str, Any] | None:
     return found
 
 
+def check_free(folder: pathlib.Path) -> None:
+    """Raises a `FileExistsError` if there is anything but an empty folder at that place."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already: name another folder, or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder to write to, which takes its place when all is written.
@@ -165,8 +171,7 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
       FileExistsError: there is something at that place.
     """
     folder = pathlib.Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already: name another folder, or remove it")
+    check_free(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

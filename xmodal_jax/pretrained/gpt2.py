@@ -61,12 +61,7 @@ def make(config: SimpleNamespace, options: Options) -> GPT2:
         max_length=config.n_positions,
         cross=False,
         style=Style(epsilon=own.pop("epsilon")),
-        dropout=options.dropout,
-        drop_path=options.drop_path,
-        dtype=options.dtype,
-        remat=options.remat,
-        scan_layers=options.scan_layers,
-        implementation=options.implementation,
+        **options.of_transformer,
         **own,
     )
 

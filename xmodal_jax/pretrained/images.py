@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -26,10 +28,9 @@ def pixel_scale(config: SimpleNamespace, default: Scale) -> Scale:
     return default if mean is None or std is None else (tuple(map(float, mean)), tuple(map(float, std)))
 
 
-def no_mask(mask: Any) -> None:
-    """Raises a `ValueError` if there is one: pixels have no padding."""
-    if mask is not None:
-        raise ValueError("an image has no padding mask; say which images are missing by batch['present']")
+def example_image(grid: Size, patch: int) -> Float[Array, "1 height width 3"]:
+    """An image of a grid of patches."""
+    return jnp.zeros((1, grid[0] * patch, grid[1] * patch, 3), jnp.float32)
 
 
 def own_size(config: SimpleNamespace) -> tuple[Size, int]:
@@ -61,16 +62,23 @@ def grid_of(size: int | Size, patch: int) -> Size:
 
 
 def resample(
-    old: Size, new: Size, *, before: int = 0, antialias: bool = False
+    old: Size,
+    new: Size,
+    *,
+    before: int = 0,
+    antialias: bool = False,
+    weights: Callable[[int, int], np.ndarray] | None = None,
 ) -> Callable[[np.ndarray], np.ndarray] | None:
     """What makes a table of positions ``[(1,) before + rows * columns, D]`` of a grid one of another grid, in float32;
     the first ``before`` (class tokens) stay. None where the grids are equal.
 
-    Bicubic, as PyTorch's ``interpolate``, by which the encoders of ``transformers`` do it: see `cubic_weights`.
+    Bicubic, as PyTorch's ``interpolate``, by which most encoders of ``transformers`` do it (see `cubic_weights`), or by
+    the ``weights [new, old]`` of each axis that a function of the two sizes gives.
     """
     if old == new:
         return None
-    rows, columns = (cubic_weights(a, b, antialias=antialias) for a, b in zip(old, new, strict=True))
+    weights = weights or functools.partial(cubic_weights, antialias=antialias)
+    rows, columns = (weights(a, b) for a, b in zip(old, new, strict=True))
 
     def change(table: np.ndarray) -> np.ndarray:
         flat = table.reshape(-1, table.shape[-1]).astype(np.float32)

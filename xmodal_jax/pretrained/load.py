@@ -189,7 +189,7 @@ def _read(rule: Rule, sources: list[Entry], shape: tuple[int, ...]) -> np.ndarra
 
 def _assign(shapes: Params, checkpoint: Checkpoint, rules: list[Rule], found: Architecture):
     """``{path: [(rule, entries)]}`` of every parameter, once it is sure that all fits."""
-    leaves = dict(zip(trees.leaf_names(shapes), jax.tree.leaves(shapes), strict=True))
+    leaves = trees.flat(shapes)
     arrays, folder = checkpoint.arrays, checkpoint.folder
     names = [name for rule in rules for name in rule.names]
     prefix = next((p for p in found.prefixes if any(p + name in arrays for name in names)), found.prefixes[0])

@@ -14,11 +14,12 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout, DropPath
+from xmodal_jax.nets.image import no_mask
 from xmodal_jax.nets.pooling import max_pool
 from xmodal_jax.nets.transformer import ACTIVATIONS
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained.encoder import PLAIN, Options, PretrainedEncoder, activation
-from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, no_mask, pixel_scale
+from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, pixel_scale
 from xmodal_jax.pretrained.rules import CONV, Rule, norm
 from xmodal_jax.types import ExampleKeys, Tokens
 

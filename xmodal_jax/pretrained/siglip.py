@@ -18,15 +18,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.nets.attention import attention
 from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.image import no_mask
 from xmodal_jax.nets.transformer import MLP
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained import images
 from xmodal_jax.pretrained.clip import (
     blocks,
-    cut_patches,
     embed_words,
-    example_image,
     image_grids,
+    seen_patches,
 )
 from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
 from xmodal_jax.pretrained.images import Scale, Size
@@ -88,7 +88,7 @@ class SiglipImage(PretrainedEncoder):
             self.pooler = ProbePool(self.sizes)
 
     def example(self) -> tuple[Array, ...]:
-        return (example_image(self.grid, self.patch),)
+        return (images.example_image(self.grid, self.patch),)
 
     def __call__(
         self,
@@ -97,8 +97,8 @@ class SiglipImage(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        images.no_mask(mask)
-        x = self.patches(cut_patches(standardize(inputs, *self.scale), self.grid, self.patch))
+        no_mask(mask)
+        x = self.patches(seen_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         x = x + self.places[None].astype(x.dtype)
         self.record(x)
         return Tokens(self.transformer(self.dropout(x, keys), keys=keys), None)
@@ -254,16 +254,7 @@ def resample_smoothly(old: Size, new: Size) -> Callable[[np.ndarray], np.ndarray
     Bilinear with half-pixel centres and, where the grid shrinks, antialiasing: as PyTorch's ``interpolate`` with
     ``antialias=True``, by which SigLIP 2 does it.
     """
-    if old == new:
-        return None
-    rows, columns = linear_weights(old[0], new[0]), linear_weights(old[1], new[1])
-
-    def change(table: np.ndarray) -> np.ndarray:
-        grid = table.reshape(*old, -1).astype(np.float32)
-        grid = np.einsum("ar,bc,rcd->abd", rows, columns, grid, optimize=True)
-        return grid.reshape(-1, grid.shape[-1])
-
-    return change
+    return images.resample(old, new, weights=linear_weights)
 
 
 def linear_weights(old: int, new: int) -> np.ndarray:

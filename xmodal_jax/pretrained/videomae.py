@@ -12,6 +12,7 @@ from xmodal_jax.nets.conv import zero_behind
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import sincos_positions
+from xmodal_jax.nets.video import cut_tubelets
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
 from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, grid_of, own_size, pixel_scale
@@ -70,17 +71,10 @@ class VideoMAE(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        batch, frames, height, width, _ = inputs.shape
-        t, p = self.tubelet, self.patch
-        if frames % t or height % p or width % p:
-            raise ValueError(f"tubelet {t} x {p} x {p} must divide the video's {frames} x {height} x {width}")
-        grid = (frames // t, height // p, width // p)
-        length = grid[0] * grid[1] * grid[2]
-        x = standardize(zero_behind(inputs, mask), *self.scale)
-        x = x.reshape(batch, grid[0], t, grid[1], p, grid[2], p, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        x = self.patches(x.reshape(batch, length, -1))
-        if mask is not None:
-            mask = jnp.repeat(mask.reshape(batch, grid[0], t).any(axis=2), grid[1] * grid[2], axis=1)
+        video = standardize(zero_behind(inputs, mask), *self.scale)
+        x, mask, _ = cut_tubelets(video, mask, (self.tubelet, self.patch))
+        length = x.shape[1]
+        x = self.patches(x)
         # Theirs has a sine and its cosine side by side.
         table = sincos_positions(length, self.sizes.width).reshape(length, 2, -1).swapaxes(1, 2)
         x = x + jnp.asarray(table.reshape(1, length, -1), x.dtype)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.image import cut_patches, no_mask
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
 from xmodal_jax.pretrained.images import (
@@ -18,8 +19,8 @@ from xmodal_jax.pretrained.images import (
     IMAGENET,
     Scale,
     Size,
+    example_image,
     grid_of,
-    no_mask,
     own_size,
     pixel_scale,
     resample,
@@ -86,7 +87,7 @@ class ViT(PretrainedEncoder):
         return 1 + self.registers
 
     def example(self) -> tuple[Array, ...]:
-        return (jnp.zeros((1, self.grid[0] * self.patch, self.grid[1] * self.patch, 3)),)
+        return (example_image(self.grid, self.patch),)
 
     def __call__(
         self,
@@ -96,15 +97,13 @@ class ViT(PretrainedEncoder):
         keys: ExampleKeys | None = None,
     ) -> Tokens:
         no_mask(mask)
-        batch, height, width, _ = inputs.shape
-        (rows, columns), p = self.grid, self.patch
+        (height, width), (rows, columns), p = inputs.shape[1:3], self.grid, self.patch
         if (height, width) != (rows * p, columns * p):
             raise ValueError(
                 f"the encoder was made for images of {rows * p} x {columns * p} pixels, got {height} x {width}"
             )
         x = standardize(inputs, *self.scale)
-        x = x.reshape(batch, rows, p, columns, p, -1).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patches(x.reshape(batch, rows * columns, -1))
+        x = self.patches(cut_patches(x, p))
         x = self._before(self.class_token, x) + self.positions.astype(x.dtype)
         if self.registers:
             x = jnp.concatenate([x[:, :1], self._before(self.register_tokens, x[:, 1:])], axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import tokenizer_from
-from xmodal_jax.models.towers import make_encoder
+from xmodal_jax.models.towers import head_within, make_encoder
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.pretrained import export
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
@@ -41,8 +41,7 @@ def export_run(
     """
     kept = restore_run(run, best=best, seed=seed)
     folder = pathlib.Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is there already: name another folder, or remove it")
+    export.check_free(folder)
     write = _Writer(kept, folder, pathlib.Path(run))
     write.parameters()
     encoders = write.encoders()
@@ -77,8 +76,8 @@ class _Writer:
             if not isinstance(own, dict) or not own.get("architecture") or modality not in self.kept.params:
                 continue
             config, params = from_json(EncoderConfig, own), self.kept.params[modality]
-            far = "none" if "encoder" not in params else "pool" if "project" in params else "project"
-            module = make_encoder(modality, config, self.example(modality), vocab_size=0, far=far)
+            example, far = self.example(modality), head_within(params)
+            module = make_encoder(modality, config, example, vocab_size=0, far=far)
             found[modality] = Trained(modality, module, params.get("encoder", params), config.architecture)
             if found[modality].settings.model_type not in export.MODELS and found[modality].pair is None:
                 continue  # half of a model (Whisper's encoder): transformers loads none

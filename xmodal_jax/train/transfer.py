@@ -22,6 +22,7 @@ from xmodal_jax.models.lora import LoRA, with_lora
 from xmodal_jax.models.towers import (
     AudioFeatures,
     features_field,
+    head_within,
     make_encoder,
     prepare,
     pretrained_config,
@@ -224,8 +225,7 @@ class Encoders(NamedTuple):
             if name == "decoder":
                 params[name] = _read_decoder(checkpoint, self.configs[name], whole)
                 continue
-            # A tower has what pools its tokens as well and, where it adds no projection, the pretrained one.
-            far = "none" if "encoder" not in whole else "pool" if "project" in whole else "project"
+            far = head_within(whole)
             module = make_encoder(name, self.configs[name], batch, vocab_size=0, far=far)
             read = _read_like(checkpoint, name, module, whole.get("encoder", whole))
             params[name] = {**whole, "encoder": read} if "encoder" in whole else read
@@ -253,9 +253,7 @@ class Encoders(NamedTuple):
             )
 
     def _carry(self, modality: str, new: Params, tokenizer: Tokenizer | None) -> Params:
-        old = dict(
-            zip(trees.leaf_names(self.params[modality]), jax.tree.leaves(self.params[modality]), strict=True)
-        )
+        old = trees.flat(self.params[modality])
         config = self.configs.get(modality)
         names = set(trees.leaf_names(new))
         # Of a pretrained encoder another model may need less: not what pools its tokens.
@@ -301,7 +299,7 @@ def _flag(modality: str) -> str:
 
 def _read_like(checkpoint: Checkpoint, modality: str, module: Any, drawn: Params) -> Params:
     """A checkpoint's parameters in place of those drawn, laid out as they are."""
-    places = dict(zip(trees.leaf_names(drawn), jax.tree.leaves(drawn), strict=True))
+    places = trees.flat(drawn)
     read, _ = read_parameters(
         checkpoint, modality, module, drawn, sharding=lambda path, _: places[path].sharding
     )

@@ -4,6 +4,7 @@
     python experiments/multimodal_vae.py --model.model mmvae_plus --missing 0.5
     python experiments/multimodal_vae.py --data poly:npz:PATH --views 5
     python experiments/multimodal_vae.py --data poly:tfds:mnist --model.model mopoe --seeds 2
+    python experiments/multimodal_vae.py --data folder:PATH --image-encoder hf:PATH --text-encoder hf:PATH
 
 The first translates between pictures, sketches, captions and speech of the embedded data set's scenes with one object.
 Judges, a classifier of each modality, are trained beside it and say whether what is made is of the right class.
@@ -25,10 +26,11 @@ from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, make_multimoda
 from xmodal_jax.models.reading import sizes_of
 from xmodal_jax.train import figures, latent_report
 from xmodal_jax.train import latent_scores as scores
-from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.config import shrink
 from xmodal_jax.train.evaluate import stack_scores
 from xmodal_jax.train.finish import finish
 from xmodal_jax.train.latent_data import open_latent
+from xmodal_jax.train.latent_start import LatentConfig, pretrained_readers
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
@@ -39,7 +41,7 @@ SHAPES = ("image", "image_sketch", "text", "audio")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(LatentConfig):
     """A multimodal VAE."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000, max_seconds=3.0)
@@ -67,6 +69,7 @@ def main(config: Config) -> None:
         config = dataclasses.replace(config, input=dataclasses.replace(config.input, modalities=SHAPES))
     if config.smoke:
         config = scores.shrink_latent(shrink(config))
+    config, readers = pretrained_readers(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
     model = config.model
 
@@ -91,8 +94,9 @@ def main(config: Config) -> None:
         return {f"validation/{name.split('/')[1]}": value for name, value in found.items()}
 
     facts = {"modalities": vae.modalities, "sizes": {m: [*s.shape, s.values] for m, s in sizes.items()}}
+    optimizer, method = readers.optimize(config.optimizer), readers.start(vae.method, sizes)
     fitted = fit(
-        vae.method, loader, config, config.optimizer, run, watch,
+        method, loader, config, optimizer, run, watch,
         evaluate=validate, monitor="validation/coherence", meta=facts | data.facts,
     )  # fmt: skip
 

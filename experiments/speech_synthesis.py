@@ -3,6 +3,7 @@
     python experiments/speech_synthesis.py
     python experiments/speech_synthesis.py --recogniser runs/speech_recognition-20250131-101500
     python experiments/speech_synthesis.py --data folder:PATH
+    python experiments/speech_synthesis.py --text-encoder hf:PATH --init-rate 0.1
 
 With a run of speech_recognition.py the report says how well it understands the synthesised speech, and beside it the
 recordings and what the vocoder makes of their own spectrograms.
@@ -25,18 +26,19 @@ from xmodal_jax.data.splits import learn_text, open_splits, prepare
 from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speech
 from xmodal_jax.train import evaluate, figures, speaking
 from xmodal_jax.train import speaking_report as panels
-from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.config import StartConfig, shrink
 from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.report import Report
 from xmodal_jax.train.restore import load_translator
 from xmodal_jax.train.run import Run
+from xmodal_jax.train.transfer import starting_point
 from xmodal_jax.train.writing import Script, subject
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(StartConfig):
     """Speech from text."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
@@ -70,8 +72,9 @@ def main(config: Config) -> None:
     watch = runtime.Stopwatch()
     if config.smoke:
         config = dataclasses.replace(shrink(config), examples=8)
-    run = Run.create(config.run_dir, config, resume=config.resume)
+    config, encoders = starting_point(config)
     model = config.model
+    run = Run.create(config.run_dir, config, resume=config.resume)
     recognise = load_translator(config.recogniser).apply if config.recogniser else None
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
@@ -94,7 +97,8 @@ def main(config: Config) -> None:
 
     # The method: durations are learned beside the frames.
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(names))
-    method = make_speech(model, **sizes)
+    method = encoders.start(make_speech(model, **sizes), tokenizer, config.lora)
+    optimizer = encoders.optimize(config.optimizer, ("text",), config)
     speak = speaking.Speaker(model, tokenize, frames=frames, speakers=len(names))
 
     def validate(params):
@@ -105,7 +109,7 @@ def main(config: Config) -> None:
     facts = {"source": "text", "target": "audio", "frames": frames, "speakers": names}
     facts |= {"tokenizer": tokenizer.files(), "length": tokenize.max_length}
     fitted = fit(
-        method, loader, config, config.optimizer, run, watch,
+        method, loader, config, optimizer, run, watch,
         evaluate=validate, monitor="validation/closeness", meta=facts,
     )  # fmt: skip
 

@@ -5,7 +5,9 @@
     python experiments/text_to_image_gan.py --data folder:PATH --modalities text image --model.generator.name residual
 
 ``--judge``: a run of captioning.py on the same data that no generator has met: what does it read off the pictures?
-``--redescribe``: another one that the generator is trained with. ``--read-with``: a run of contrastive.py that reads.
+``--redescribe``: another one that the generator is trained with. ``--read-with``: a run of contrastive.py that reads,
+``--text-encoder hf:PATH``: a pretrained encoder that does. ``--image-encoder hf:PATH``: one that the discriminator sees
+with. All of these stay as they are.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.train import drawing, evaluate, figures, judging
 from xmodal_jax.train import drawing_report as panels
-from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.config import PretrainedConfig, shrink
 from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.players import Players
 from xmodal_jax.train.report import Report
-from xmodal_jax.train.restore import load_captioner, load_reader, same_tokens
+from xmodal_jax.train.restore import image_watcher, load_captioner, same_tokens, text_reader
 from xmodal_jax.train.run import Run
 from xmodal_jax.train.writing import Script
 from xmodal_jax.train.writing_report import add_scores
@@ -47,7 +49,7 @@ KEPT = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(PretrainedConfig):
     """Pictures from captions or classes."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
@@ -88,9 +90,7 @@ def main(config: Config) -> None:
     watch = runtime.Stopwatch()
     if config.smoke:
         config = shrink(config)
-    reader = load_reader(config.read_with) if config.read_with else None
-    if reader:
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=reader.config))
+    config, reader = text_reader(config)
     run, model = Run.create(config.run_dir, config, resume=config.resume), config.model
 
     # Data: captions or labels, and their pictures.
@@ -114,6 +114,7 @@ def main(config: Config) -> None:
     if tokenize is not None:
         sizes |= dict(vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length)
     trained = dict(captioner=described and described.captioner, text=reader and reader.params)
+    trained["watcher"] = image_watcher(config, shape)
     gan = make_gan(model, **trained, **sizes)
     artist = drawing.Artist(gan, tokenize, noise=model.generator.noise)
     draw = drawing.Studio(artist, scripts, seed=config.seed)

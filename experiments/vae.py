@@ -24,10 +24,11 @@ from xmodal_jax.models.vae import MODELS, VAEConfig, make_vae, size_of
 from xmodal_jax.train import figures, latent_report
 from xmodal_jax.train import latent_scores as scores
 from xmodal_jax.train.autoencoding import as_multimodal
-from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.config import shrink
 from xmodal_jax.train.evaluate import stack_scores
 from xmodal_jax.train.finish import finish
 from xmodal_jax.train.latent_data import open_latent
+from xmodal_jax.train.latent_start import LatentConfig, pretrained_readers
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.players import Players
@@ -36,7 +37,7 @@ from xmodal_jax.train.run import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(LatentConfig):
     """An autoencoder of one modality."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
@@ -69,6 +70,7 @@ def main(config: Config) -> None:
     )
     if config.smoke:
         config = scores.shrink_latent(shrink(config))
+    config, readers = pretrained_readers(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
     model, modality = config.model, config.modality
 
@@ -94,11 +96,12 @@ def main(config: Config) -> None:
         found = scores.reconstruction_scores(explorer, params, watched)
         return {f"validation/{name.split('/')[1]}": value for name, value in found.items()}
 
-    optimizer = config.optimizer
+    optimizer = readers.optimize(config.optimizer)
     if MODELS[model.model].opponent:
-        optimizer = Players(discriminator=config.critic, generator=config.optimizer)
+        optimizer = Players(discriminator=config.critic, generator=optimizer)
     facts = data.facts | {"modality": modality, "size": [*size.shape, size.values]}
-    fitted = fit(vae.method, loader, config, optimizer, run, watch, evaluate=validate, meta=facts)
+    method = readers.start(vae.method, {modality: size})
+    fitted = fit(method, loader, config, optimizer, run, watch, evaluate=validate, meta=facts)
 
     # Test: what is rebuilt, dreamt and known.
     with watch("evaluation"):

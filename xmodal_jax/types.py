@@ -135,6 +135,7 @@ class GAN(NamedTuple):
     ``d_steps``: steps of the discriminator before each of the generator, each on its own part of the batch.
     ``rehearse(generator, memory, batch, key, *, axis_name=None) -> (share, (aux, memory))``: what the generator can
     minimise without an opponent; None: nothing.
+    ``given(params, batch) -> params``: as that of `Method`, of both players.
     """
 
     init: Callable[..., tuple[Params, dict[str, Any]]]
@@ -145,3 +146,4 @@ class GAN(NamedTuple):
     predict: Callable[..., Any]
     d_steps: int
     rehearse: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]] | None = None
+    given: Callable[[Params, Batch], Params] | None = None

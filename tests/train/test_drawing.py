@@ -102,7 +102,8 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     kept.save(1, {"params": params}, meta | {"modalities": ["text", "image"], "max_length": 6})
     kept.close()
     reader = load_reader(tmp_path / "aligned")
-    assert reader.config == model.text and same_tokens(None, reader) is reader.tokenize
+    tokenize = same_tokens(None, reader)
+    assert reader.config == model.text and tokenize.max_length == 6 and tokenize.tokenizer is reader.tokenizer
     config = dataclasses.replace(
         PLAYERS, auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8), text=reader.config,
         generator=GeneratorConfig("mlp", noise=5, width=8),
@@ -114,9 +115,7 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     assert "text" not in players["generator"]
     known = {"generator": {**players["generator"], "text": params["text"]}, "memory": {"generator": {}}}
     words = ["a red star", "a blue ring"]
-    asked = drawing.Artist(gan, reader.tokenize, noise=5).asked(
-        ArraySource({"caption": np.array(words, object)})
-    )
+    asked = drawing.Artist(gan, tokenize, noise=5).asked(ArraySource({"caption": np.array(words, object)}))
     draw = lambda params: drawing.Artist(gan, None, noise=5)(params, asked, np.ones((2, 5), np.float32))
     found = draw({"generator": players["generator"], "memory": memory})
     assert (found[0] != found[1]).any()

@@ -140,7 +140,7 @@ def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
     keys = jax.random.key(0) if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
     drawn = engine.init(keys, batch_of())
     before = engine.fetch(drawn).params["text"]["project"]["kernel"]
-    state = engine.fetch(loop._with_given(drawn, engine, training.given, batch_of()))
+    state = engine.fetch(loop._with_given(drawn, engine, training, batch_of()))
     bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False).params
     for params in (state.params, state.ema):
         for (name, read), found in zip(
@@ -267,12 +267,13 @@ def test_another_model_goes_on_from_a_run_of_pretrained_towers(folders, tmp_path
 
 
 def test_the_tokenizer_must_be_the_encoders(folders):
-    _, encoders = starting_point(Config(**hf(folders, text_encoder="bert")))
+    config, encoders = starting_point(Config(**hf(folders, text_encoder="bert")))
     larger = train_tokenizer(["a red square above two blue circles and more words"], "word")
+    method = make_contrastive(config.model, MODALITIES, vocab_size=larger.vocab_size)
     with pytest.raises(
         ValueError, match=r"the tokenizer has \d+ tokens, the pretrained text encoder knows \d+"
     ):
-        encoders.start(contrastive(ContrastiveConfig()), larger)
+        encoders.start(method, larger).init(jax.random.key(0), batch_of())
 
 
 def test_audio_of_another_rate_is_refused(folders):

@@ -17,7 +17,7 @@ from xmodal_jax.losses import adversarial, penalties, sequence
 from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
 from xmodal_jax.models.contrastive import text_ids
-from xmodal_jax.models.gan_network import Captioner, Network, View, blended
+from xmodal_jax.models.gan_network import Captioner, Network, View, Watcher, blended
 from xmodal_jax.models.towers import presence
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
@@ -85,11 +85,11 @@ class GANConfig:
     redescription_weight: float = 1.0
     """Where there is a captioner: how much the generator is held to images that it describes as asked (MirrorGAN)."""
     projected: bool = False
-    """Where there is a captioner: the discriminator also sees what its encoder sees, which stays as it is (Projected
-    GAN, Sauer et al. 2021, arXiv:2111.01007)."""
+    """Where there is a captioner or a pretrained image encoder: the discriminator also sees what that sees, which stays
+    as it is (Projected GAN, Sauer et al. 2021, arXiv:2111.01007)."""
     perceptual_weight: float = 0.0
-    """Where there is a captioner and images are rebuilt: how much these are held to look to its encoder as the real
-    ones do, in one minus the mean cosine of its tokens."""
+    """Where there is one of them and images are rebuilt: how much these are held to look to it as the real ones do, in
+    one minus the mean cosine of its tokens."""
     reconstruction_weight: float = 0.0
     """Every second image is made of noise that an encoder finds in the real one, and held to be like it, in nats per
     pixel and channel (VAE-GAN): what an image looks like is learned from the first step on."""
@@ -116,16 +116,8 @@ class GANConfig:
 
     def __post_init__(self):
         names = (
-            "penalty",
-            "sentence",
-            "word",
-            "image",
-            "auxiliary",
-            "redescription",
-            "perceptual",
-            "reconstruction",
-            "kl",
-        )
+            "penalty", "sentence", "word", "image", "auxiliary", "redescription", "perceptual", "reconstruction", "kl",
+        )  # fmt: skip
         for name in (*(f"{each}_weight" for each in names), "lecam", "clip", "cutout", "translation"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -172,13 +164,15 @@ def make_gan(
     classes: int = 0,
     text: Params | None = None,
     captioner: Captioner | None = None,
+    watcher: Watcher | None = None,
 ) -> GAN:
     r"""Images of ``shape`` (height, width, channels) as the batch's captions or labels ask for.
 
     The batch holds ``image`` uint8, and ``text`` ``[B, length]`` with its mask or ``label`` (-1 is unknown) as
     ``config.condition`` has it. An example that lacks one of them has no influence. ``text``: parameters of a text
     encoder that both players use as it is, in place of one of their own. ``captioner``: trained on real images; it is
-    shown the generated ones, and what it gives for their captions is added to the generator's loss.
+    shown the generated ones, and what it gives for their captions is added to the generator's loss. ``watcher``: what
+    the discriminator sees with (``config.projected``, ``config.perceptual_weight``) in place of the captioner.
 
     The discriminator minimises, with means over the global batch of the real x, the generated y and their condition c:
 
@@ -204,11 +198,17 @@ def make_gan(
     if config.condition == "class" and not classes:
         raise ValueError("the condition 'class' needs labels, and the data set has none")
     sizes = dict(vocab_size=vocab_size, length=length, classes=classes)
-    if captioner is None:
+    if watcher is not None and not (config.projected or config.perceptual_weight):
+        raise ValueError(
+            "a pretrained image encoder needs projected or perceptual_weight: nothing looks with it"
+        )
+    eyes = captioner if watcher is None else watcher
+    if eyes is None:
         config = dataclasses.replace(config, projected=False, perceptual_weight=0.0)
     if config.projected:
         pixels = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        sizes["seen"] = jax.eval_shape(captioner.see, captioner.params, pixels).shape[1:]
+        sizes["seen"] = jax.eval_shape(eyes.see, eyes.params, pixels).shape[1:]
+        sizes["attends"] = watcher is None
     network = lambda axis_name=None: Network(config, shape, text is not None, axis_name=axis_name, **sizes)
     modalities = ("image", "text") if config.reads else ("image",)
 
@@ -218,6 +218,8 @@ def make_gan(
             memory["text"] = jax.tree.map(jnp.asarray, text)
         if captioner is not None:
             memory["captioner"] = jax.tree.map(jnp.asarray, captioner.params)
+        if watcher is not None:
+            memory["watcher"] = jax.tree.map(jnp.asarray, watcher.params)
         if config.spectral:
             memory["spectral"] = spectral_vectors(
                 fold_in_name(key, "spectral"), _judging(params["discriminator"])
@@ -254,7 +256,7 @@ def make_gan(
     def pictured(batch, memory):
         """What the posterior is shown."""
         view = viewed(to_float(batch["image"]), memory)
-        if config.projected and config.generator.name == "objects" and config.condition == "words":
+        if sizes.get("attends") and config.generator.name == "objects" and config.condition == "words":
             view = view._replace(attended=captioner.attend(memory["captioner"], view.seen, batch["text"]))
         return view
 
@@ -303,7 +305,11 @@ def make_gan(
         return viewed(augmented(image, memory, keys), memory)
 
     def viewed(image, memory):
-        return View(image, captioner.see(memory["captioner"], image) if config.projected else None)
+        return View(image, looked(memory, image) if config.projected else None)
+
+    def looked(memory, image):
+        """What those trained before see in images, who judge them."""
+        return eyes.see(memory["captioner" if watcher is None else "watcher"], image)
 
     def agreements(net, params, tokens, condition, batch, ok, axis_name):
         """The losses of image and condition, by name: ``(share, weight)``."""
@@ -412,18 +418,20 @@ def make_gan(
         aux = {"g_loss": loss}
         for name, (value, weight) in agreements(net, params, tokens, condition, batch, ok, axis_name).items():
             aux[f"g_{name}"], loss = value, loss + weight * value
+        if captioner is not None or config.perceptual_weight:
+            same = config.projected and config.augment == "none"  # then seen already, and differentiated once
+            seen = view.seen if same else looked(memory, made["image"])
         if captioner is not None:
             mask = batch.get("text_mask", batch["text"] != 0)
-            same = config.projected and config.augment == "none"  # then seen already, and differentiated once
-            seen = view.seen if same else captioner.see(memory["captioner"], made["image"])
-            terms = captioner.describe(memory["captioner"], seen, batch["text"], mask)
+            own = seen if watcher is None else captioner.see(memory["captioner"], made["image"])
+            terms = captioner.describe(memory["captioner"], own, batch["text"], mask)
             aux["g_redescription"] = mean(terms)
             loss = loss + config.redescription_weight * aux["g_redescription"]
         if config.reconstruction_weight:
             part, found = rebuilding(made, batch, ok & rebuilt(batch), axis_name)
             aux, loss = aux | found, loss + part
         if config.perceptual_weight:
-            wanted = captioner.see(memory["captioner"], to_float(batch["image"]))
+            wanted = looked(memory, to_float(batch["image"]))
             apart = 1.0 - (l2_normalize(seen) * l2_normalize(wanted)).sum(axis=-1).mean(axis=-1)
             again = (ok & rebuilt(batch)).astype(jnp.float32)
             aux["g_perceptual"] = collectives.batch_mean(apart, again, axis_name=axis_name)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.models.towers import make_encoder
 from xmodal_jax.nets.encoders import build_decoder, build_encoder, build_pool
 from xmodal_jax.nets.gan import (
     Compared,
@@ -45,12 +46,20 @@ class Captioner(NamedTuple):
     params: Params
 
 
+class Watcher(NamedTuple):
+    """An image encoder that was trained before and stays as it is."""
+
+    see: Callable[..., jax.Array]
+    """``see(params, pixels) -> [B, N, D]``."""
+    params: Params
+
+
 class View(NamedTuple):
     """What a player is shown of an image."""
 
     image: Float[Array, "batch height width channels"]
     seen: Float[Array, "batch length dim"] | None = None
-    """What a captioner sees in it."""
+    """What a captioner or a `Watcher` sees in it."""
     attended: Float[Array, "batch words length"] | None = None
     """Where among that it sees each word of the caption."""
 
@@ -69,7 +78,9 @@ class Network:
     length: int
     classes: int
     seen: tuple[int, ...] = ()
-    """Number and width of the captioner's tokens that the discriminator sees."""
+    """Number and width of the tokens of a captioner or a `Watcher` that the discriminator sees."""
+    attends: bool = False
+    """Whether these are told from each other by the caption's words."""
     axis_name: str | None = None
 
     @functools.cached_property
@@ -111,8 +122,11 @@ class Network:
 
     @functools.cached_property
     def text(self) -> TextReader:
-        sizes = dict(vocab_size=self.vocab_size, max_length=self.length)
-        return TextReader(build_encoder("text", self.config.text, **sizes), build_pool(self.config.text))
+        config, example = self.config.text, {"text": jax.ShapeDtypeStruct((1, self.length), jnp.int32)}
+        own = config.pool == "own"
+        far = "pool" if own else "none"
+        encoder = make_encoder("text", config, example, vocab_size=self.vocab_size, far=far)
+        return TextReader(encoder, None if own else build_pool(config))
 
     # -- parameters -----------------------------------------------------------------------------------
 
@@ -137,7 +151,7 @@ class Network:
             view = View(image)
             if self.seen:
                 nowhere = jnp.full((1, self.length, self.seen[0]), 1.0 / self.seen[0])
-                view = View(image, jnp.zeros((1, *self.seen)), nowhere)
+                view = View(image, jnp.zeros((1, *self.seen)), nowhere if self.attends else None)
             given = self._clues(view, self._composed(generator, shown, 1))
             generator["posterior"] = self.posterior.init(own("posterior"), *given)["params"]
         tokens, found = self.trunk.init_with_output(own("trunk"), image)
@@ -248,7 +262,7 @@ class Network:
         return view.image, condition, seen, view.attended
 
     def look(self, player: Params, view: View, keys: ExampleKeys | None) -> Float[Array, "batch length dim"]:
-        """An image's tokens, and the captioner's after them."""
+        """An image's tokens, and after them what else is seen in it."""
         tokens = self.trunk.apply({"params": player["trunk"]}, view.image, keys=keys).values
         if view.seen is None:
             return tokens

@@ -25,7 +25,6 @@ from xmodal_jax.models.reading import Reading, see
 from xmodal_jax.models.towers import init_inputs
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import EncoderConfig
-from xmodal_jax.nets.vae import Features
 from xmodal_jax.types import Batch, Method
 
 
@@ -45,7 +44,7 @@ class Judges(NamedTuple):
 
 
 class _One(nn.Module):
-    features: Features
+    features: nn.Module
     classes: int
 
     @nn.compact

@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.losses.multimodal_elbo import Prior
+from xmodal_jax.models.towers import make_encoder
 from xmodal_jax.nets.decoders import DecoderConfig, Size, build_latent_decoder
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.flows import AutoregressiveFlow
-from xmodal_jax.nets.vae import MLP, Expert, Features, Moments, log_scale_of
+from xmodal_jax.nets.vae import MLP, Expert, Features, Moments, PooledFeatures, log_scale_of
 from xmodal_jax.probability.distributions import FAMILIES, Normal, Posterior, kl, standard_noise
 from xmodal_jax.probability.likelihoods import (
     dense_log_likelihood,
@@ -57,14 +58,21 @@ class Group(NamedTuple):
         values = [self.size.values] if self.size.values else []
         return "_".join(map(str, [self.kind, *self.size.shape, *values]))
 
-    def features(self, encoder: EncoderConfig | None, hidden: int) -> Features:
+    def features(self, encoder: EncoderConfig | None, hidden: int) -> Features | PooledFeatures:
         """What its modalities are read by."""
+        if encoder is not None and encoder.architecture is not None:
+            return PooledFeatures(self.encoder(encoder), hidden)
         sizes: dict[str, int] = {}
         if self.kind == "text":
             sizes = dict(vocab_size=self.size.values, max_length=self.size.shape[0])
         elif self.kind == "label":
             sizes = dict(classes=self.size.values)
         return Features(self.kind, encoder, hidden, **sizes)
+
+    def encoder(self, config: EncoderConfig) -> nn.Module:
+        """A pretrained encoder of its modalities with what pools its tokens."""
+        example = {self.kind: jax.ShapeDtypeStruct((1, *self.size.shape), jnp.float32)}
+        return make_encoder(self.kind, config, example, vocab_size=self.size.values, far="pool")
 
 
 def make_groups(sizes: Mapping[str, Size]) -> tuple[Group, ...]:
@@ -119,7 +127,7 @@ class _Decoder(nn.Module):
 class _Trunk(nn.Module):
     """Features that are stacked."""
 
-    features: Features
+    features: nn.Module
 
     def __call__(self, inputs, mask, keys):
         return self.features(inputs, mask, keys)

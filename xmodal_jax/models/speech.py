@@ -18,8 +18,15 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.alignment import monotonic_alignment, spread
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.losses.sequence import ctc
-from xmodal_jax.models.towers import AudioFeatures, init_inputs, log_mel_of, once_per_batch, presence
-from xmodal_jax.nets.encoders import EncoderConfig, build_encoder
+from xmodal_jax.models.towers import (
+    AudioFeatures,
+    init_inputs,
+    log_mel_of,
+    make_encoder,
+    once_per_batch,
+    presence,
+)
+from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.speech import SpeechNet
 from xmodal_jax.preprocess.vocoder import log_mel_to_waveform
 from xmodal_jax.types import Batch, Key, Method, Params
@@ -74,8 +81,9 @@ def _speaker(batch: Batch) -> Int[Array, "batch"]:
 
 
 def _net(config: SpeechConfig, vocab_size: int, length: int, speakers: int) -> SpeechNet:
+    shape = jax.ShapeDtypeStruct((1, length), jnp.int32)
     return SpeechNet(
-        build_encoder("text", config.text, vocab_size=vocab_size, max_length=length), vocab_size, speakers,
+        make_encoder("text", config.text, {"text": shape}, vocab_size=vocab_size), vocab_size, speakers,
         config.features.mels, config.text.width, config.decoder_depth, config.kernel, config.dropout,
     )  # fmt: skip
 

@@ -198,8 +198,14 @@ def make_encoder(
     modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, far: Head = "none"
 ) -> nn.Module:
     """An encoder sized for the inputs of ``batch`` (arrays or shapes); ``far``: how much of a pretrained one's head
-    belongs to it."""
+    belongs to it.
+
+    Raises:
+      ValueError: a tokenizer of ``vocab_size`` tokens, of which a pretrained encoder of text knows fewer.
+    """
     if config.architecture is not None:
+        if modality == "text":
+            _check_vocabulary(config.architecture, vocab_size)
         return _pretrained(modality, config, batch, far)
     sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if modality == "text" else {}
     return build_encoder(modality, config, **sizes)
@@ -209,6 +215,16 @@ def head_within(params: Params) -> Head:
     """How much of a pretrained encoder's head belongs to it, by the parameters of a tower or of an encoder alone: a
     tower has what pools its tokens as well and, where it adds no projection, the pretrained one."""
     return "none" if "encoder" not in params else "pool" if "project" in params else "project"
+
+
+def _check_vocabulary(architecture: str, vocab_size: int) -> None:
+    known = settings(architecture)
+    known = getattr(known, "text_config", known).vocab_size
+    if vocab_size > known:
+        raise ValueError(
+            f"the tokenizer has {vocab_size} tokens, the pretrained text encoder knows {known}: leave --tokenizer out, "
+            "so that its own is taken"
+        )
 
 
 def _pretrained(modality: str, config: EncoderConfig, batch: Batch, far: Head) -> nn.Module:

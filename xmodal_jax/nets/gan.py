@@ -300,16 +300,18 @@ class Critic(nn.Module):
 
 
 class TextReader(nn.Module):
-    """Token ids to one vector of the sentence and one for each word."""
+    """Token ids to one vector of the sentence and one for each word. Without a ``pool`` the encoder's own makes the
+    sentence's."""
 
     encoder: nn.Module
-    pool: nn.Module
+    pool: nn.Module | None
 
     def __call__(
         self, ids, mask, *, keys: ExampleKeys | None = None
     ) -> tuple[Float[Array, "batch dim"], Tokens]:
         words = self.encoder(ids, mask, keys=keys)
-        return self.pool(words), words
+        pool = self.encoder.pool if self.pool is None else self.pool
+        return pool(words), words
 
 
 class Compared(NamedTuple):

@@ -87,7 +87,7 @@ class SpeechNet(nn.Module):
     given durations. After FastSpeech 2 (Ren et al. 2021, arXiv:2006.04558), without its pitch and energy.
     """
 
-    encoder: nn.Module
+    text: nn.Module
     """Text to tokens."""
     vocab_size: int
     speakers: int
@@ -114,7 +114,7 @@ class SpeechNet(nn.Module):
         keys: ExampleKeys | None = None,
     ) -> Tokens:
         """The text's tokens, as ``speaker`` would say them."""
-        tokens = self.encoder(text, mask, keys=keys)
+        tokens = self.text(text, mask, keys=keys)
         voice = self.speaker(jnp.clip(speaker, 0, self.speakers - 1))
         return Tokens(tokens.values + voice[:, None, :], mask)
 

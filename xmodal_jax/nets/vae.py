@@ -63,6 +63,20 @@ class Features(nn.Module):
         return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
 
 
+class PooledFeatures(nn.Module):
+    """One modality to ``[B, hidden]``: what an encoder with a pool of its own makes of the whole (its ``embed``), layer
+    norm, a hidden layer with ReLU."""
+
+    encoder: nn.Module
+    hidden: int
+
+    @nn.compact
+    def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
+        x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
+        x = nn.LayerNorm(name="norm")(x)  # their sizes differ from encoder to encoder
+        return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
+
+
 class Said(NamedTuple):
     """What one modality says: moments ``[B, D]`` of the shared and ``[B, P]`` of the private code (scales before
     `log_scale_of`), and the features ``[B, hidden]`` they are made of."""
@@ -75,9 +89,9 @@ class Said(NamedTuple):
 
 
 class Expert(nn.Module):
-    """A modality's `Features`, and the moments they lead to (of a code of 0 dimensions: none)."""
+    """A modality's `Features` (or `PooledFeatures`), and the moments they lead to (of a code of 0 dimensions: none)."""
 
-    features: Features
+    features: nn.Module
     latent: int
     private: int = 0
 

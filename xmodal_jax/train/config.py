@@ -87,18 +87,9 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartConfig(RunConfig):
-    """What the experiments share that can start from what was trained before."""
+class PretrainedConfig(RunConfig):
+    """What the experiments share that take pretrained encoders."""
 
-    init_from: pathlib.Path | None = None
-    """A run whose encoders (and decoder, if both have one) to start from."""
-    init_rate: float = 1.0
-    """Learning rate of the encoders of --init-from and of pretrained ones, as a factor of that of the rest; 0 freezes
-    them."""
-    layer_decay: float = 1.0
-    """Learning rate of each layer of the pretrained encoders, as a factor of that of the layer above it."""
-    lora: LoRA = LoRA()
-    """Adapters in the pretrained encoders, which are then frozen but for them (``--lora.rank 8``)."""
     image_encoder: str | None = None
     """``hf:PATH``: a pretrained encoder of images, from a folder (config.json and safetensors) or the hub's
     ``hf:OWNER/MODEL``. Its positions are resampled to the data's image size: give --image-size."""
@@ -108,18 +99,6 @@ class StartConfig(RunConfig):
     """``hf:PATH``: of speech."""
     video_encoder: str | None = None
     """``hf:PATH``: of video."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.init_rate < 0 or not 0 < self.layer_decay <= 1:
-            raise ValueError(
-                f"--init-rate must not be negative and --layer-decay lie in (0, 1], got {self.init_rate} and "
-                f"{self.layer_decay}"
-            )
-        if self.lora.rank and (self.init_rate != 1.0 or self.layer_decay != 1.0):
-            raise ValueError(
-                "with --lora.rank the encoders are frozen: leave --init-rate and --layer-decay at 1"
-            )
 
     @property
     def pretrained(self) -> dict[str, str]:
@@ -134,6 +113,33 @@ class StartConfig(RunConfig):
         if reads is None or self.tokenizer != RunConfig.tokenizer:
             return own
         return {**own, "tokenizer": reads}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartConfig(PretrainedConfig):
+    """What the experiments share that can start from what was trained before."""
+
+    init_from: pathlib.Path | None = None
+    """A run whose encoders (and decoder, if both have one) to start from."""
+    init_rate: float = 1.0
+    """Learning rate of the encoders of --init-from and of pretrained ones, as a factor of that of the rest; 0 freezes
+    them."""
+    layer_decay: float = 1.0
+    """Learning rate of each layer of the pretrained encoders, as a factor of that of the layer above it."""
+    lora: LoRA = LoRA()
+    """Adapters in the pretrained encoders, which are then frozen but for them (``--lora.rank 8``)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.init_rate < 0 or not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"--init-rate must not be negative and --layer-decay lie in (0, 1], got {self.init_rate} and "
+                f"{self.layer_decay}"
+            )
+        if self.lora.rank and (self.init_rate != 1.0 or self.layer_decay != 1.0):
+            raise ValueError(
+                "with --lora.rank the encoders are frozen: leave --init-rate and --layer-decay at 1"
+            )
 
 
 def shrink(config):

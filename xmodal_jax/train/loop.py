@@ -124,7 +124,7 @@ def fit(
         with watch("train"):
             state = engine.init(keys, example)
             if training.given is not None:
-                state = _with_given(state, engine, training.given, example)
+                state = _with_given(state, engine, training, example)
     dispatch = _fitting_dispatch(config, start, training.first)
     # All at once: evaluated step by step, a schedule would cost a short step more than all the rest of this loop.
     of_all = jax.jit(lambda steps: {k: jax.vmap(rate)(steps) for k, rate in training.rates.items()})
@@ -246,15 +246,15 @@ def fit(
     return Fitted(state, engine, step, training, [seed for seed in seeds if seed not in lost], lost, start)
 
 
-def _with_given(state: Any, engine: Engine, given: Callable, example: Any) -> Any:
+def _with_given(state: Any, engine: Engine, training: Training, example: Any) -> Any:
     """A state whose parameters (and their average) hold what is read from files."""
-    drawn = engine.fetch(state)
+    drawn, given = engine.fetch(state), training.given
     if engine.seeds is None:
         params = given(drawn.params, example)
     else:
         each = [given(jax.tree.map(lambda x: x[k], drawn.params), example) for k in range(engine.seeds)]  # noqa: B023
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    average = None if drawn.ema is None else jax.tree.map(jnp.copy, params)
+    average = None if drawn.ema is None else jax.tree.map(jnp.copy, training.averaged(params))
     return engine.place(drawn._replace(params=params, ema=average))
 
 

@@ -241,4 +241,6 @@ def make_training(gan: GAN, optimizer: Players, steps: int, *, params: Params | 
         evaluated,
         rehearsals,
         lambda axis: make_rehearsal(gan, tx, optimizer, axis_name=axis),
+        gan.given,
+        lambda params: params["generator"],
     )

@@ -51,6 +51,8 @@ class Training(NamedTuple):
     """What makes these, as ``make_step`` the others. A program of its own: a branch within one runs slower on a CPU."""
     given: Callable[[Params, Batch], Params] | None = None
     """See `types.Method`."""
+    averaged: Callable[[Params], Params] = lambda params: params
+    """Of parameters, those of which an average is kept."""
 
 
 def make_training(

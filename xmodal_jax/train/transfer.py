@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,9 @@ from xmodal_jax.models.towers import (
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.pretrained.clip import loss_arrays
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
-from xmodal_jax.pretrained.load import parameter_shapes, read_parameters, settings
+from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
-from xmodal_jax.train.config import StartConfig
+from xmodal_jax.train.config import PretrainedConfig, StartConfig
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.types import MODALITIES, Batch, Method, Params
 
@@ -87,21 +87,20 @@ class Encoders(NamedTuple):
 
     def configure(self, model: Model) -> Model:
         """A model's configuration with these encoders in place of its own (and their spectrogram, if they hear)."""
-        features: dict[str, Any] = {"features": self.features} if "audio" in self.configs else {}
-        if features and self.features.kind == "waveform":  # SpecAugment is for spectrograms
-            features["augment"] = dataclasses.replace(model.augment, time_masks=0, frequency_masks=0)
         own = {field.name for field in dataclasses.fields(model)}
+        # What makes speech, and hears none, has a spectrogram of its own.
+        hears = "audio" in self.configs and "audio" in own
+        features: dict[str, Any] = {"features": self.features} if hears else {}
+        if hears and self.features.kind == "waveform":  # SpecAugment is for spectrograms
+            features["augment"] = dataclasses.replace(model.augment, time_masks=0, frequency_masks=0)
         if unread := sorted(set(self.folders) - own):
-            raise ValueError(
-                f"this experiment has no encoder of {', '.join(unread)}: leave --{_flag(unread[0])} out"
-            )
+            _no_encoder(unread[0])
         configs = {name: config for name, config in self.configs.items() if name in own}
         for name in self.folders:
-            # Whatever does not follow from the checkpoint stays as it was asked for.
-            fixed = {field: getattr(configs[name], field) for field in PRETRAINED}
-            if fixed["pool"] == "own" and getattr(model, name).pool not in ("mean", "own"):
-                del fixed["pool"]
-            configs[name] = dataclasses.replace(getattr(model, name), **fixed)
+            asked = getattr(model, name)
+            configs[name] = as_pretrained(asked, configs[name])
+            if configs[name].pool == "own" and asked.pool not in ("mean", "own"):
+                configs[name] = dataclasses.replace(configs[name], pool=asked.pool)
         return dataclasses.replace(model, **configs, **features)
 
     def optimize(self, optimizer: Optimizer, modalities: tuple[str, ...], config: StartConfig) -> Optimizer:
@@ -244,13 +243,6 @@ class Encoders(NamedTuple):
                     f"the text encoder of {self.source} reads the tokens that it was pretrained with: give --tokenizer "
                     f"{self.source}/tokenizer"
                 )
-        known = settings(config.architecture)
-        known = getattr(known, "text_config", known).vocab_size
-        if tokenizer.vocab_size > known:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the pretrained text encoder knows {known}: leave "
-                "--tokenizer out, so that its own is taken"
-            )
 
     def _carry(self, modality: str, new: Params, tokenizer: Tokenizer | None) -> Params:
         old = trees.flat(self.params[modality])
@@ -291,6 +283,11 @@ class Encoders(NamedTuple):
             raise ValueError(f"{self.source}: its tokenizer and this one have no token in common")
         rows = jnp.array([ours[w] for w in shared]), jnp.array([theirs[w] for w in shared])
         return new.at[rows[0]].set(old[rows[1]])
+
+
+def as_pretrained(asked: EncoderConfig, found: EncoderConfig) -> EncoderConfig:
+    """What was ``found`` in a checkpoint, with what does not follow from it, such as dropout, as ``asked``."""
+    return dataclasses.replace(asked, **{field: getattr(found, field) for field in PRETRAINED})
 
 
 def _flag(modality: str) -> str:
@@ -345,14 +342,7 @@ def starting_point(config: Config) -> tuple[Config, Encoders]:
 
 def _encoders(config: StartConfig) -> Encoders:
     run = NOTHING if config.init_from is None else load_encoders(config.init_from)
-    folders = {}
-    for modality, given in config.pretrained.items():
-        if given.partition(":")[0] != "hf" or not given[3:]:
-            raise ValueError(
-                f"--{_flag(modality)} is hf: and a folder or a hub's name, such as hf:google-bert/bert-base-uncased; "
-                f"got {given!r}"
-            )
-        folders[modality] = find_folder(given[3:])
+    folders = find_folders(config)
     if not folders:
         return run
     configs = {m: pretrained_config(m, folder) for m, folder in folders.items()}
@@ -366,6 +356,29 @@ def _encoders(config: StartConfig) -> Encoders:
     return run._replace(
         params=params, configs={**run.configs, **configs}, features=features or run.features, folders=folders
     )
+
+
+def find_folders(config: PretrainedConfig, allowed: tuple[str, ...] | None = None) -> dict[str, pathlib.Path]:
+    """The folders of the pretrained encoders that are asked for, by modality.
+
+    Raises:
+      ValueError: a flag is not ``hf:`` and a folder or a hub's name, or its modality is none of those ``allowed``.
+    """
+    folders = {}
+    for modality, given in config.pretrained.items():
+        if given.partition(":")[0] != "hf" or not given[3:]:
+            raise ValueError(
+                f"--{_flag(modality)} is hf: and a folder or a hub's name, such as hf:google-bert/bert-base-uncased; "
+                f"got {given!r}"
+            )
+        if allowed is not None and modality not in allowed:
+            _no_encoder(modality)
+        folders[modality] = find_folder(given[3:])
+    return folders
+
+
+def _no_encoder(modality: str) -> NoReturn:
+    raise ValueError(f"this experiment takes no encoder of {modality}: leave --{_flag(modality)} out")
 
 
 NOTHING = Encoders({}, {}, AudioFeatures(), None, "")

@@ -106,7 +106,7 @@ def test_no_flags_beside_a_plugin_unless_the_cpu_is_asked_for(clean):
 
 
 def test_all_settings_can_be_turned_off(clean):
-    off = dict(compilation_cache=False, keep_memory=False, xla_flags=False)
+    off = dict(compilation_cache=False, keep_memory=False, run_inline=False, xla_flags=False)
     assert runtime.configure(**off) == ()
     clean.setenv("XMODAL_CONFIGURE", "0")
     assert runtime.configure(gpu_memory_fraction=0.5) == ()

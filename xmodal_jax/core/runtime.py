@@ -37,6 +37,7 @@ def configure(
     *,
     compilation_cache: bool = True,
     keep_memory: bool = True,
+    run_inline: bool = True,
     xla_flags: bool = True,
     gpu_memory_fraction: float | None = None,
 ) -> tuple[str, ...]:
@@ -50,6 +51,9 @@ def configure(
     (``JAX_COMPILATION_CACHE_DIR`` overrides where; empty turns it off).
     ``keep_memory``: let the C library keep freed memory instead of handing it back to the system after every step,
     whose page faults cost a training step on the CPU a sixth of its time (glibc only; elsewhere it does nothing).
+    ``run_inline``: on the CPU run programs in the thread that calls them. A large block that another thread asks for
+    comes from the system each time and not from what ``keep_memory`` keeps (glibc's arenas of threads end at 64 MiB):
+    its page faults cost the steps of large models another fifth of their time. Several devices still run at once.
     ``xla_flags``: add the flags that were measured with the installed jaxlib to ``XLA_FLAGS`` (`XLA_FLAGS`). What
     stands there already stays; other versions, and machines with a plugin of JAX for an accelerator, get none.
     ``gpu_memory_fraction``: the share of a GPU's memory that JAX takes at its start, instead of its own default
@@ -66,6 +70,9 @@ def configure(
     done = []
     if keep_memory and _keep_freed_memory():
         done.append("malloc keeps freed memory")
+    if run_inline:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        done.append("programs on the CPU run in the thread that calls them")
     if compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         directory = str(cache_root() / "compiled")
         jax.config.update("jax_compilation_cache_dir", directory)

@@ -25,13 +25,16 @@ from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.pretrained.encoder import Options
 from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
+from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import PretrainedConfig, StartConfig
+from xmodal_jax.train.exporting import export_run
 from xmodal_jax.train.latent_start import LatentConfig, pretrained_readers
 from xmodal_jax.train.optim import Optimizer, rate_factors
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.players import Players
 from xmodal_jax.train.players import make_training as make_game
 from xmodal_jax.train.restore import Described, image_watcher, same_tokens, text_reader
+from xmodal_jax.train.run import to_json
 from xmodal_jax.train.transfer import starting_point
 
 TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
@@ -127,6 +130,30 @@ def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read)
     assert (
         plain == Latent() and none.start(method, {}) is method and none.optimize(Optimizer()) == Optimizer()
     )
+
+
+def test_what_an_autoencoder_trained_goes_back_as_folders(folders, tmp_path):
+    batch = batch_of()
+    config, vae, _, _, params = begun(Latent(**folders), batch)
+    params = jax.tree.map(
+        lambda x: x + 0.1 * np.random.default_rng(0).normal(size=x.shape).astype(x.dtype), params
+    )
+    sizes = {"image": [*SHAPE, 0], "image_other": [*SHAPE, 0], "text": [LENGTH, TOKENIZER.vocab_size]}
+    meta = {"config": to_json(config), "tokenizer": TOKENIZER.files(), "seeds": [0], "sizes": sizes}
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta | {"length": LENGTH})
+    checkpoints.close()
+    written = export_run(tmp_path / "run", tmp_path / "out")
+    assert set(written) == {"parameters", "image", "image_other", "text"}
+    for kind, name, group, k in (
+        ("image", "image", "image_16_24_3", 0),
+        ("image", "image_other", "image_16_24_3", 1),
+        ("text", "text", f"text_{LENGTH}_{TOKENIZER.vocab_size}", 0),
+    ):
+        size = dict(image_size=SHAPE[:2]) if kind == "image" else {}
+        again = load_encoder(tmp_path / "out" / name, kind, Options(head="pool"), progress=False, **size)
+        own = params[f"experts_{group}"]["features"]["encoder"]
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[k]), again.params, own)  # noqa: B023
 
 
 @pytest.mark.parametrize("mode, seeds", [("jit", None), ("pmap", 2)])

@@ -75,6 +75,11 @@ class Group(NamedTuple):
         return make_encoder(self.kind, config, example, vocab_size=self.size.values, far="pool")
 
 
+def encoder_place(group: str, part: str) -> str:
+    """A regular expression of where the pretrained encoders of a group lie among the parameters; both are such."""
+    return f"(^|/)({part})_{group}/features/encoder/"
+
+
 def make_groups(sizes: Mapping[str, Size]) -> tuple[Group, ...]:
     """The modalities, together where kind and size agree; in the order in which they come first."""
     groups: dict[tuple, list[str]] = {}

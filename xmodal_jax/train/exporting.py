@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
 
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import tokenizer_from
+from xmodal_jax.models.multimodal_network import encoder_place, make_groups
 from xmodal_jax.models.towers import head_within, make_encoder
+from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.pretrained import export
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
@@ -69,7 +72,19 @@ class _Writer:
         self.written[WHOLE] = f"{len(arrays)} arrays by their paths, plain safetensors"
 
     def encoders(self) -> dict[str, Trained]:
-        """The pretrained encoders, each written as well."""
+        """The pretrained encoders that are parts of the model by their modality; they and those within an autoencoder
+        are written as well."""
+        found = self.towers()
+        for name, encoder in {**found, **self.readers()}.items():
+            if encoder.settings.model_type not in export.MODELS and encoder.pair is None:
+                continue  # half of a model (Whisper's encoder): transformers loads none
+            words = self.words if encoder.modality == "text" else None
+            export.save_encoder(self.folder / name, encoder, card=self.card(name), words=words)
+            self.written[name] = f"{encoder.settings.model_type}, for transformers"
+        return found
+
+    def towers(self) -> dict[str, Trained]:
+        """The pretrained encoders that are parts of the model by their modality."""
         found = {}
         for modality in MODALITIES:
             own = self.model.get(modality)
@@ -79,13 +94,25 @@ class _Writer:
             example, far = self.example(modality), head_within(params)
             module = make_encoder(modality, config, example, vocab_size=0, far=far)
             found[modality] = Trained(modality, module, params.get("encoder", params), config.architecture)
-            if found[modality].settings.model_type not in export.MODELS and found[modality].pair is None:
-                continue  # half of a model (Whisper's encoder): transformers loads none
-            words = self.words if modality == "text" else None
-            export.save_encoder(
-                self.folder / modality, found[modality], card=self.card(modality), words=words
-            )
-            self.written[modality] = f"{found[modality].settings.model_type}, for transformers"
+        return found
+
+    def readers(self) -> dict[str, Trained]:
+        """The pretrained encoders within an autoencoder, by the names of the modalities."""
+        meta, flat = self.kept.meta, trees.flat(self.kept.params)
+        sizes = meta.get("sizes") or ({meta["modality"]: meta["size"]} if "size" in meta else {})
+        found = {}
+        for group in make_groups(
+            {name: Size(tuple(shape), values) for name, (*shape, values) in sizes.items()}
+        ):
+            own = self.model[group.kind]["encoder"]
+            if not own or not own.get("architecture"):
+                continue
+            config = from_json(EncoderConfig, own)
+            place = re.compile(encoder_place(group.name, "experts"))
+            within = {path[m.end() :]: leaf for path, leaf in flat.items() if (m := place.search(path))}
+            for k, name in enumerate(group.names):
+                params = trees.nested({path: leaf[k] for path, leaf in within.items()})
+                found[name] = Trained(group.kind, group.encoder(config), params, config.architecture)
         return found
 
     def clip(self, encoders: dict[str, Trained]) -> None:

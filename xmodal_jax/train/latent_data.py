@@ -43,6 +43,7 @@ class LatentData(NamedTuple):
         """What a checkpoint has to say of them."""
         return {
             "tokenizer": self.tokenize.tokenizer.files() if self.tokenize else None,
+            "length": self.tokenize.max_length if self.tokenize else None,
             "classes": self.classes,
         }
 

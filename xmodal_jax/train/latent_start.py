@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.core import trees
-from xmodal_jax.models.multimodal_network import make_groups
+from xmodal_jax.models.multimodal_network import encoder_place, make_groups
 from xmodal_jax.models.towers import pretrained_config
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import EncoderConfig
@@ -29,8 +29,8 @@ Trained = TypeVar("Trained", Method, GAN)
 READ = ("image", "text")
 """What pretrained encoders may read. Speech is read as the frames that are made of it, which none of them takes."""
 
-_PLACE = "(^|/)(experts|trunks)_{group}/features/encoder/"
-"""Where the encoders of a group of modalities lie: a regular expression."""
+_PARTS = "experts|trunks"
+"""What reads: each modality's expert, and the trunks of a joint encoder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Readers(NamedTuple):
                 read, _ = read_parameters(checkpoint, group.kind, module, parameter_shapes(module))
                 read = trees.flat(read)
                 for path, drawn in flat.items():
-                    place = re.search(_PLACE.format(group=group.name), path)
+                    place = re.search(encoder_place(group.name, _PARTS), path)
                     if place:
                         flat[path] = jnp.broadcast_to(read[path[place.end() :]], drawn.shape)
             return jax.tree.unflatten(jax.tree.structure(params), flat.values())
@@ -77,7 +77,7 @@ class Readers(NamedTuple):
 
     def optimize(self, optimizer: Optimizer) -> Optimizer:
         """An optimizer with the learning rate of these encoders; 0 freezes them."""
-        where = [_PLACE.format(group=f"{kind}_[^/]*") for kind in self.folders]
+        where = [encoder_place(f"{kind}_[^/]*", _PARTS) for kind in self.folders]
         if self.rate == 0.0:
             return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, *where))
         if self.rate == 1.0:

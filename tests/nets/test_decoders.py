@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.oracles import gan as oracle
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.nets import decoders
 from xmodal_jax.nets.decoders import DECODERS, DecoderConfig, Size, build_latent_decoder
@@ -96,6 +97,16 @@ def test_the_picture_decoder_is_its_definition():
     np.testing.assert_allclose(run(Z), x, rtol=1e-4, atol=1e-4)
 
 
+def test_the_residual_decoder_is_its_definition():
+    """24 x 16 is two halvings away from 6 x 4: blocks at 6 x 4 and 12 x 8."""
+    params, run = built("image", "residual", Size((24, 16, 2)), width=8)
+    wanted = oracle.residual_pixels(
+        jax.tree.map(np.float64, params), np.float64(Z), sizes=[(6, 4), (12, 8)], width=8, kind="rms"
+    )
+    assert wanted.shape == (N, 24, 16, 2) and np.abs(wanted).max() > 1, "no activation bounds it"
+    np.testing.assert_allclose(run(Z), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_the_frame_decoder_is_its_definition():
     """33 frames: three coarse ones, doubled four times, and what is too much cut off."""
     params, run = built("audio", "conv", SIZES["audio"], width=4)
@@ -106,11 +117,12 @@ def test_the_frame_decoder_is_its_definition():
     np.testing.assert_allclose(run(Z), x[:, :33], rtol=1e-4, atol=1e-4)
 
 
-def test_a_picture_that_cannot_be_halved_is_refused():
+@pytest.mark.parametrize("name", ["conv", "residual"])
+def test_a_picture_that_cannot_be_halved_is_refused(name):
     with pytest.raises(
         ValueError, match="a picture of 7 x 8 pixels cannot be halved: choose the decoder 'mlp'"
     ):
-        built("image", "conv", Size((7, 8, 1)))
+        built("image", name, Size((7, 8, 1)))
 
 
 def test_parallel_tokens_are_told_nothing():
@@ -175,7 +187,7 @@ def test_settings_that_cannot_be_are_refused(changes, message):
 
 
 def test_unknown_decoders_are_refused():
-    with pytest.raises(ValueError, match=r"decoders of image are \['conv', 'mlp'\], got 'parallel'"):
+    with pytest.raises(ValueError, match=r"decoders of image are \['conv', 'mlp', 'residual'\], got 'parallel'"):
         build_latent_decoder("image", DecoderConfig("parallel"), SIZES["image"])
     with pytest.raises(ValueError, match=r"decoders of video are \[\], got 'mlp'"):
         build_latent_decoder("video", DecoderConfig("mlp"), SIZES["image"])

@@ -87,11 +87,15 @@ def attend(p, name, x, words, mask):
     return out
 
 
-def residual_generator(p, noise, vector, words, mask, *, sizes, width, kind, attended):
-    """Pixels ``[B, H, W, C]``; ``sizes``: height and width of every block, the smallest first."""
-    start = np.concatenate([noise, vector], -1)
-    style = leaky(dense(p["style"], start))
-    x = dense(p["start"], style).reshape(len(noise), *sizes[0], width)
+def residual_generator(p, noise, vector, words, mask, **sizes):
+    """Pixels ``[B, H, W, C]``; see `residual_pixels`."""
+    return np.tanh(residual_pixels(p, np.concatenate([noise, vector], -1), words, mask, **sizes))
+
+
+def residual_pixels(p, code, words=None, mask=None, *, sizes, width, kind, attended=()):
+    """Without an activation; ``sizes``: height and width of every block, the smallest first."""
+    style = leaky(dense(p["style"], code))
+    x = dense(p["start"], style).reshape(len(code), *sizes[0], width)
     for k, size in enumerate(sizes):
         if k:
             x = x.repeat(2, axis=1).repeat(2, axis=2)
@@ -105,7 +109,7 @@ def residual_generator(p, noise, vector, words, mask, *, sizes, width, kind, att
             branch = modulate(kind, p[f"modulation_{k}_{layer}"], branch, style)
             branch = conv(p[f"conv_{k}_{layer}"], branch)
         x = x + branch
-    return np.tanh(upsample(p["pixels"], modulate(kind, p["modulation_out"], x, style)))
+    return upsample(p["pixels"], modulate(kind, p["modulation_out"], x, style))
 
 
 def dcgan_generator(p, statistics, noise, vector, *, size, stages):

@@ -28,7 +28,10 @@ class Reading:
     """How each kind of data is read and made."""
 
     image: ModalityConfig = ModalityConfig(
-        EncoderConfig("dcgan", width=64, norm="none"), DecoderConfig("conv", width=64), "normal", scale=0.1
+        EncoderConfig("dcgan", width=64, norm="none"),
+        DecoderConfig("residual", width=64),
+        "normal",
+        scale=0.1,
     )
     """Images: values in [0, 1]. A Laplace likelihood asks for the median, which of a small object on a plain ground is
     the ground: it learns such pictures far later."""

@@ -161,15 +161,15 @@ def enlarge(x: Float[Array, "batch height width channels"]) -> Float[Array, "bat
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-class ResidualGenerator(nn.Module):
-    """Residual blocks modulated by noise and condition, at twice the size each.
+class ResidualPixels(nn.Module):
+    """Residual blocks modulated by a vector, at twice the size each: the part that generators and decoders share.
 
     Dense to the smallest size (the image's after `halvings`), then at every size up to half the image's a block of two
     modulated 3x3 convolutions, then a transposed convolution 4x4 of stride 2 to pixels, the mirror of
     `nets.image.ConvNet`'s stem.
-    ``width`` channels at the two smallest sizes, half as many at each further one. Noise and condition reach every
-    block (`Modulation`). At the ``attention`` smallest sizes each place, which knows where it is, attends to the
-    condition's words (AttnGAN, Xu et al. 2018, arXiv:1711.10485, sec. 3.1, with multi-head attention).
+    ``width`` channels at the two smallest sizes, half as many at each further one. The vector reaches every block
+    (`Modulation`). At the ``attention`` smallest sizes each place, which knows where it is, attends to words (AttnGAN,
+    Xu et al. 2018, arXiv:1711.10485, sec. 3.1, with multi-head attention).
 
     Raises:
       ValueError: the sides cannot be halved, or an unknown modulation.
@@ -183,17 +183,13 @@ class ResidualGenerator(nn.Module):
     axis_name: AxisName = None
     dtype: Any = None
 
-    @nn.compact
-    def __call__(
-        self,
-        noise: Float[Array, "batch noise"],
-        condition: Condition,
-        *,
-        keys: ExampleKeys | None = None,
+    def paint(
+        self, code: Float[Array, "batch code"], words: Tokens | None, keys: ExampleKeys | None
     ) -> Float[Array, "batch height width channels"]:
+        """Pixels without an activation."""
         height, width, channels = self.shape
         stages = _stages((height, width))
-        vector = leaky(nn.Dense(2 * self.width, dtype=self.dtype, name="style")(_start(noise, condition)))
+        vector = leaky(nn.Dense(2 * self.width, dtype=self.dtype, name="style")(code))
         height, width = height // 2**stages, width // 2**stages
         x = nn.Dense(height * width * self.width, dtype=self.dtype, name="start")(vector)
         x = x.reshape(len(x), height, width, self.width)
@@ -203,8 +199,8 @@ class ResidualGenerator(nn.Module):
             x = enlarge(x) if k else x
             if x.shape[-1] != features:
                 x = nn.Dense(features, use_bias=False, dtype=self.dtype, name=f"shortcut_{k}")(x)
-            if condition.words is not None and k < self.attention:
-                x = x + self._attend(x, condition.words, f"attention_{k}")
+            if words is not None and k < self.attention:
+                x = x + self._attend(x, words, f"attention_{k}")
             branch = x
             for layer in range(2):
                 branch = modulate(f"modulation_{k}_{layer}")(branch, vector, keys)
@@ -212,7 +208,7 @@ class ResidualGenerator(nn.Module):
             x = keep_rows(x + branch)
         x = modulate("modulation_out")(x, vector, keys)
         x = ConvTranspose(channels, (4, 4), 2, dtype=self.dtype, name="pixels")(x)
-        return jnp.tanh(x.astype(jnp.float32))
+        return x.astype(jnp.float32)
 
     def _attend(self, x, words: Tokens, name: str):
         batch, height, width, features = x.shape
@@ -224,6 +220,20 @@ class ResidualGenerator(nn.Module):
         query = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(query + place[None].astype(query.dtype))
         seen = MultiHeadAttention(self.heads, dtype=self.dtype, name=name)(query, words.values, words.mask)
         return seen.reshape(x.shape)
+
+
+class ResidualGenerator(ResidualPixels):
+    """`ResidualPixels` of noise and a condition, in [-1, 1]."""
+
+    @nn.compact
+    def __call__(
+        self,
+        noise: Float[Array, "batch noise"],
+        condition: Condition,
+        *,
+        keys: ExampleKeys | None = None,
+    ) -> Float[Array, "batch height width channels"]:
+        return jnp.tanh(self.paint(_start(noise, condition), condition.words, keys))
 
 
 class ConditioningAugmentation(nn.Module):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,8 +37,11 @@ WINOGRAD_OUTPUT = {2: np.array([[1, 1, 0], [0, 1, 1]]), 3: np.array([[1, 1, 1, 0
 # Up to so many rows XLA's convolution of one pixel takes up to twice as long as the product (measured on two cores).
 SMALL_ROWS = 1024
 
-# Below these the transforms and the many small products cost more than they save (measured on two cores).
-WINOGRAD_CHANNELS = 64
+# With fewer channels of either array, or less work, the transforms and the many small products cost more than they save
+# (measured on two cores): by the kernel's size in blocks for the two maps whose sums run over channels, and for the
+# gradient of the kernel, whose sums run over all tiles at once, for which small products are slower.
+WINOGRAD_CHANNELS = {2: 256, 3: 64}
+WINOGRAD_KERNEL_CHANNELS = {2: 256, 3: 128}
 WINOGRAD_WORK = 5e8  # floating-point operations of the plain convolution
 
 # A loop copies each member in and out and fills its result with zeros first; beyond these the program grows too long.
@@ -99,8 +102,7 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
 
 def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``kernel``: ``[*kernel_size, C, O]``."""
-    # Its sums run over all tiles at once, for which small products are slower: twice the channels are needed.
-    if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry, wider=2):
+    if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry, WINOGRAD_KERNEL_CHANNELS):
         blocks = _winograd_kernel_gradient(_to_blocks(x, geometry), dy, _blocks(geometry))
         return _kernel_from_blocks(blocks, geometry)
     return conv_forms.kernel_gradient(x, dy, geometry=geometry, permute=True)
@@ -209,7 +211,13 @@ Parts = dict[tuple[int, ...], Array]
 """The arrays of one tile's places: one array per place, which holds that place of every tile."""
 
 
-def _winograd_pays(a: Array, channels: int, features: int, geometry: Geometry, wider: int = 1) -> bool:
+def _winograd_pays(
+    a: Array,
+    channels: int,
+    features: int,
+    geometry: Geometry,
+    least: Mapping[int, int] = WINOGRAD_CHANNELS,
+) -> bool:
     taps, batch = _blocks(geometry), len(a)
     if len(taps) != 2 or any(j not in WINOGRAD_INPUT for j in taps) or not _fills_blocks(geometry):
         return False
@@ -217,7 +225,7 @@ def _winograd_pays(a: Array, channels: int, features: int, geometry: Geometry, w
         return False
     channels *= math.prod(geometry.strides)
     work = 2 * math.prod(taps) * channels * features * batch * math.prod(geometry.output_size)
-    return min(channels, features) >= wider * WINOGRAD_CHANNELS and work >= WINOGRAD_WORK
+    return min(channels, features) >= max(least[j] for j in taps) and work >= WINOGRAD_WORK
 
 
 def _winograd(x: Array, kernel: Array, size: Sequence[int], *, turned: bool = False) -> Array:

@@ -46,11 +46,11 @@ class Config(LatentConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000, max_seconds=3.0)
     """How the data set is read."""
-    steps: int = 1900
+    steps: int = 1500
     """Optimizer steps."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
-    eval_every: int = 950
+    eval_every: int = 750
     """Steps between evaluations on validation data; 0: only at the end."""
     judge_steps: int = 300
     """Steps of the judges' training."""

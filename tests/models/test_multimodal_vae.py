@@ -310,7 +310,9 @@ def test_one_modality_is_too_few():
 def test_a_decoder_must_be_of_its_kind():
     image = ModalityConfig(EncoderConfig("dcgan", width=8), DecoderConfig("parallel"), "laplace")
     vae = make("mopoe", image=image)
-    with pytest.raises(ValueError, match=r"decoders of image are \['conv', 'mlp', 'residual'\], got 'parallel'"):
+    with pytest.raises(
+        ValueError, match=r"decoders of image are \['conv', 'mlp', 'residual'\], got 'parallel'"
+    ):
         vae.method.init(KEY, on_device(make_batch(1)))
 
 

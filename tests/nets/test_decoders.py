@@ -187,7 +187,9 @@ def test_settings_that_cannot_be_are_refused(changes, message):
 
 
 def test_unknown_decoders_are_refused():
-    with pytest.raises(ValueError, match=r"decoders of image are \['conv', 'mlp', 'residual'\], got 'parallel'"):
+    with pytest.raises(
+        ValueError, match=r"decoders of image are \['conv', 'mlp', 'residual'\], got 'parallel'"
+    ):
         build_latent_decoder("image", DecoderConfig("parallel"), SIZES["image"])
     with pytest.raises(ValueError, match=r"decoders of video are \[\], got 'mlp'"):
         build_latent_decoder("video", DecoderConfig("mlp"), SIZES["image"])

@@ -55,7 +55,8 @@ class RunConfig:
     patience: int = 0
     """Evaluations without improvement before training stops early; 0: never."""
     smoke: bool = False
-    """Only check that everything works: a tiny data set and a few steps, in under a minute."""
+    """Only check that everything works: a tiny data set and a few steps. Nearly all of its minute or two is
+    compilation."""
     run_dir: pathlib.Path | None = None
     """Where the run's files go; ``runs/<experiment>-<time>`` if not given."""
     resume: bool = False

@@ -107,7 +107,7 @@ def add_translations(
     folder: Path,
     count: int = 3,
 ) -> None:
-    """Any modality from any other: for some examples a row for each given modality, one for all of them; and
+    """Any modality from any other: for some examples a row for each given modality, one for all of several; and
     ``any_to_any.png``, the pictures of it."""
     rows = np.linspace(0, len(source) - 1, count).astype(np.int64)
     batch = {**source.batch(rows), "index": np.arange(count, dtype=np.int32)}
@@ -115,7 +115,9 @@ def add_translations(
         batch = explorer.transform(batch)
     batch = as_device_batch(batch)
     names, total = explorer.modalities, len(explorer.modalities)
-    given = np.concatenate([np.eye(total, dtype=bool), np.ones((1, total), bool)])
+    # Of one modality, all of them are no other row.
+    given = np.concatenate([np.eye(total, dtype=bool), np.ones((int(total > 1), total), bool)])
+    told = [f"from {m}" for m in names] + ["from all"] * (total > 1)
     codes = jax.jit(explorer.vae.infer)(params, batch, given, explorer.key).z
     decode = jax.jit(
         lambda p, z: explorer.to_batch(jax.tree.map(lambda x: x[0], explorer.vae.decode(p, z, None)))
@@ -125,15 +127,15 @@ def add_translations(
     body = []
     for k in range(count):
         body.append(["the example", *(show.cell(m, real, k) for m in names)])
-        for g, each in enumerate(made):
-            told = f"from {names[g]}" if g < total else "from all"
-            body.append([told, *(show.cell(m, each, k) for m in names)])
+        for how, each in zip(told, made, strict=True):
+            body.append([how, *(show.cell(m, each, k) for m in names)])
     note = "Each row is one draw: what is given is told again, the rest is made."
-    report.add_table("Any modality from any other", ["", *names], body, note=note)
+    title = "Any modality from any other" if total > 1 else "Told again"
+    report.add_table(title, ["", *names], body, note=note)
     for name in names:
         if kind_of(name) == "audio":
             report.add_table(
-                "Heard", ["", *(f"from {m}" for m in names), "from all"],
+                "Heard", ["", *told],
                 [[f"{name}, example {k}", *(show.sound(name, each, [k])[0] for each in made)] for k in range(count)],
             )  # fmt: skip
     images = [m for m in names if kind_of(m) == "image"]

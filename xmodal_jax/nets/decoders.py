@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.conv import ConvTranspose
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
-from xmodal_jax.nets.gan import ResidualPixels, halvings
+from xmodal_jax.nets.gan import ResidualPixels, stages_of
 from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
@@ -96,7 +96,7 @@ class ConvDecoder(nn.Module):
         self, z: Float[Array, "rows latent"], told=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
         height, width, channels = self.shape
-        stages = _check_halves(self.shape)
+        stages = stages_of(self.shape, "decoder")
         height, width = height // 2**stages, width // 2**stages
         x = nn.Dense(height * width * self.width, name="start")(z).reshape(len(z), height, width, self.width)
         for k in range(stages):
@@ -113,21 +113,13 @@ class ResidualDecoder(ResidualPixels):
       ValueError: the sides cannot be halved.
     """
 
+    part: ClassVar[str] = "decoder"
+
     @nn.compact
     def __call__(
         self, z: Float[Array, "rows latent"], told=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
-        _check_halves(self.shape)
         return self.paint(z, None, keys)
-
-
-def _check_halves(shape: tuple[int, int, int]) -> int:
-    """How often a picture can be halved: at least once."""
-    height, width, _ = shape
-    stages = halvings((height, width))
-    if not stages:
-        raise ValueError(f"a picture of {height} x {width} pixels cannot be halved: choose the decoder 'mlp'")
-    return stages
 
 
 class FrameDecoder(nn.Module):

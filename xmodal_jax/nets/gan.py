@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -38,10 +38,17 @@ def halvings(size: tuple[int, int], smallest: int = 4) -> int:
     return count
 
 
-def _stages(size: tuple[int, int]) -> int:
-    stages = halvings(size)
+def stages_of(shape: tuple[int, int, int], part: str) -> int:
+    """`halvings` of an image's shape for the ``part`` ("generator", "decoder") that needs one at least.
+
+    Raises:
+      ValueError: there is none.
+    """
+    stages = halvings(shape[:2])
     if not stages:
-        raise ValueError(f"an image of {size[0]} x {size[1]} pixels cannot be halved down to 4 or more")
+        raise ValueError(
+            f"a picture of {shape[0]} x {shape[1]} pixels cannot be halved: choose the {part} 'mlp'"
+        )
     return stages
 
 
@@ -105,7 +112,7 @@ class DCGANGenerator(nn.Module):
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
         height, width, channels = self.shape
-        stages = _stages((height, width))
+        stages = stages_of(self.shape, "generator")
         features = self.width * 2 ** (stages - 1)
         x = nn.Dense(features * height * width // 4**stages, use_bias=False, dtype=self.dtype, name="start")(
             _start(noise, condition)
@@ -182,13 +189,15 @@ class ResidualPixels(nn.Module):
     heads: int = 4
     axis_name: AxisName = None
     dtype: Any = None
+    part: ClassVar[str] = "generator"
+    """What it is to its user, for errors."""
 
     def paint(
         self, code: Float[Array, "batch code"], words: Tokens | None, keys: ExampleKeys | None
     ) -> Float[Array, "batch height width channels"]:
         """Pixels without an activation."""
         height, width, channels = self.shape
-        stages = _stages((height, width))
+        stages = stages_of(self.shape, self.part)
         vector = leaky(nn.Dense(2 * self.width, dtype=self.dtype, name="style")(code))
         height, width = height // 2**stages, width // 2**stages
         x = nn.Dense(height * width * self.width, dtype=self.dtype, name="start")(vector)

@@ -20,8 +20,8 @@ import tyro
 from benchmarks.methods import BATCH, METHODS
 from benchmarks.turns import in_turn
 from xmodal_jax.core import runtime
-from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer

@@ -23,7 +23,7 @@ from benchmarks.table import values_of
 from benchmarks.turns import in_turn
 from experiments.fusion import Config
 from xmodal_jax.core import runtime
-from xmodal_jax.data.questions import ANSWERS
+from xmodal_jax.data.shapes.questions import ANSWERS
 from xmodal_jax.models.fusion import make_fusion
 from xmodal_jax.train.optim import make_optimizer
 from xmodal_jax.train.parallel import make_engine

@@ -22,8 +22,8 @@ import tyro
 from benchmarks.cases.polymnist import SHAPE, config_of
 from benchmarks.turns import in_turn
 from xmodal_jax.core import runtime
-from xmodal_jax.models.multimodal_vae import make_multimodal_vae
-from xmodal_jax.models.reading import sizes_of
+from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.step import make_training
 

@@ -30,19 +30,19 @@ from xmodal_jax.data.pipeline import Loader, as_device_batch
 from xmodal_jax.data.source import presence_of
 from xmodal_jax.data.splits import prepare
 from xmodal_jax.data.views import class_labels
+from xmodal_jax.evaluation import latent as scores
+from xmodal_jax.evaluation.samplers import fit_gaussian_mixture
 from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence
 from xmodal_jax.metrics.generative import frechet_distance, moments
-from xmodal_jax.models.judges import make_judges
-from xmodal_jax.models.multimodal_network import ModalityConfig
-from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig, make_multimodal_vae
-from xmodal_jax.models.reading import sizes_of
+from xmodal_jax.models.vae.judges import make_judges
+from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
+from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
-from xmodal_jax.train import latent_scores as scores
 from xmodal_jax.train.loop import RESIDENT_LIMIT
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import write_atomic
-from xmodal_jax.train.samplers import fit_gaussian_mixture
 from xmodal_jax.train.step import make_training
 
 OURS: dict[str, dict[str, Any]] = {

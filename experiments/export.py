@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime
-from xmodal_jax.train.exporting import export_run
+from xmodal_jax.transfer.export import export_run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,24 +17,24 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.questions import QUESTION_KINDS
+from xmodal_jax.data.shapes.questions import QUESTION_KINDS
 from xmodal_jax.data.splits import learn_text, prepare
 from xmodal_jax.data.tasks import Questions, open_task, targets_of
+from xmodal_jax.evaluation.classification import AnswerConfig, Classifier, Exam, examine, fit_alone
 from xmodal_jax.models.fusion import make_attend, make_fusion
 from xmodal_jax.models.towers import spectrograms
-from xmodal_jax.train import answer_report as panels
-from xmodal_jax.train import figures
-from xmodal_jax.train.answers import AnswerConfig, Classifier, Exam, examine, fit_alone
+from xmodal_jax.report import classification as panels
+from xmodal_jax.report import figures
+from xmodal_jax.report.finish import finish
+from xmodal_jax.report.page import Report
 from xmodal_jax.train.config import shrink
-from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.transfer import starting_point
+from xmodal_jax.transfer.encoders import starting_point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,16 +22,16 @@ from text_to_image_gan import Config as Drawing
 from text_to_image_gan import main as draw
 
 from xmodal_jax.core import runtime
-from xmodal_jax.data.problems import Problems
-from xmodal_jax.models.gan import GANConfig
+from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.report.finish import finish
+from xmodal_jax.report.page import Report
 from xmodal_jax.train.config import shrink
-from xmodal_jax.train.finish import finish
+from xmodal_jax.train.gan_step import Players
 from xmodal_jax.train.loop import NonFiniteError
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.players import Players
-from xmodal_jax.train.report import Report
 from xmodal_jax.train.run import Run, format_value
 
 ENTRANTS: dict[str, dict[str, Any]] = {

@@ -17,8 +17,8 @@ from typing import Literal
 
 import tyro
 
-from xmodal_jax.data.problems import OnBadExample, Problems
-from xmodal_jax.train import rating
+from xmodal_jax.data.bad_examples import OnBadExample, Problems
+from xmodal_jax.rating import ratings as rating
 from xmodal_jax.train.run import write_atomic
 
 TITLES = {"preference": "Two pictures for one text", "rating": "Pictures and their texts"}

@@ -17,22 +17,22 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.splits import learn_text, open_splits, prepare
+from xmodal_jax.evaluation.text import Script, Writer, WritingConfig, subject
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq
 from xmodal_jax.models.towers import Augment, spectrograms
-from xmodal_jax.train import evaluate, figures
-from xmodal_jax.train import writing_report as panels
+from xmodal_jax.report import figures
+from xmodal_jax.report import text as panels
+from xmodal_jax.report.finish import finish
+from xmodal_jax.report.page import Report
 from xmodal_jax.train.config import shrink
-from xmodal_jax.train.finish import finish
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.report import Report
-from xmodal_jax.train.run import Run
-from xmodal_jax.train.transfer import starting_point
-from xmodal_jax.train.writing import Script, Writer, WritingConfig, subject
+from xmodal_jax.train.run import Run, stack_scores
+from xmodal_jax.transfer.encoders import starting_point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def main(config: Config) -> None:
 
     with watch("evaluation"):
         tested = [test(params) for params in fitted.params]
-        metrics = evaluate.stack_scores([scores for scores, _ in tested])
+        metrics = stack_scores([scores for scores, _ in tested])
     if not run.writes:
         return
 

@@ -19,26 +19,29 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.source import labels_of
 from xmodal_jax.data.splits import learn_text, open_splits, prepare
-from xmodal_jax.models.gan import GANConfig, make_gan
+from xmodal_jax.evaluation import image_judge as judging
+from xmodal_jax.evaluation import images as drawing
+from xmodal_jax.evaluation.text import Script
+from xmodal_jax.models.gan.config import GANConfig
+from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
-from xmodal_jax.train import drawing, evaluate, figures, judging
-from xmodal_jax.train import drawing_report as panels
+from xmodal_jax.report import figures
+from xmodal_jax.report import images as panels
+from xmodal_jax.report.finish import finish
+from xmodal_jax.report.page import Report
+from xmodal_jax.report.text import add_scores
 from xmodal_jax.train.config import PretrainedConfig, shrink
-from xmodal_jax.train.finish import finish
+from xmodal_jax.train.gan_step import Players
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.players import Players
-from xmodal_jax.train.report import Report
-from xmodal_jax.train.restore import image_watcher, load_captioner, same_tokens, text_reader
-from xmodal_jax.train.run import Run
-from xmodal_jax.train.writing import Script
-from xmodal_jax.train.writing_report import add_scores
+from xmodal_jax.train.run import Run, stack_scores
+from xmodal_jax.transfer.frozen import image_watcher, load_captioner, same_tokens, text_reader
 
 CURVES = (
     "train/d_loss", "train/g_loss", "train/g_reconstruction", "validation/factor_accuracy", "validation/kid",
@@ -131,7 +134,7 @@ def main(config: Config) -> None:
     # Test: a picture for every caption of every split.
     with watch("evaluation"):
         drawn = [{name: draw(params, name) for name in splits.tests} for params in fitted.params]
-        metrics = evaluate.stack_scores([panel.all_scores(images) for images in drawn])
+        metrics = stack_scores([panel.all_scores(images) for images in drawn])
     if not run.writes:
         return
 

@@ -19,13 +19,13 @@ import numpy as np
 import tyro
 
 from xmodal_jax.core import runtime
-from xmodal_jax.data.problems import OnBadExample, Problems
+from xmodal_jax.data.bad_examples import OnBadExample, Problems
+from xmodal_jax.inference.load import load_translator
+from xmodal_jax.inference.translate import chain, find_inputs, read_inputs, translate, write_outputs
 from xmodal_jax.models.seq2seq import Writing
-from xmodal_jax.train.finish import finish
-from xmodal_jax.train.report import Audio, Report
-from xmodal_jax.train.restore import load_translator
+from xmodal_jax.report.finish import finish
+from xmodal_jax.report.page import Audio, Report
 from xmodal_jax.train.run import Run
-from xmodal_jax.train.translating import chain, find_inputs, read_inputs, translate, write_outputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

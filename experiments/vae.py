@@ -16,24 +16,24 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, as_device_batch
-from xmodal_jax.data.problems import Problems
-from xmodal_jax.models.judges import make_judges
-from xmodal_jax.models.vae import MODELS, VAEConfig, make_vae, size_of
-from xmodal_jax.train import figures, latent_report
-from xmodal_jax.train import latent_scores as scores
-from xmodal_jax.train.autoencoding import as_multimodal
+from xmodal_jax.evaluation import latent as scores
+from xmodal_jax.evaluation.latent_data import open_latent
+from xmodal_jax.models.vae.adapter import as_multimodal
+from xmodal_jax.models.vae.judges import make_judges
+from xmodal_jax.models.vae.single import MODELS, VAEConfig, make_vae, size_of
+from xmodal_jax.report import figures
+from xmodal_jax.report import latent as latent_report
+from xmodal_jax.report.finish import finish
+from xmodal_jax.report.page import Report
 from xmodal_jax.train.config import shrink
-from xmodal_jax.train.evaluate import stack_scores
-from xmodal_jax.train.finish import finish
-from xmodal_jax.train.latent_data import open_latent
-from xmodal_jax.train.latent_start import LatentConfig, pretrained_readers
+from xmodal_jax.train.gan_step import Players
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.players import Players
-from xmodal_jax.train.report import Report
-from xmodal_jax.train.run import Run
+from xmodal_jax.train.run import Run, stack_scores
+from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import Stopwatch
-from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.train import players, step
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.train import gan_step as players
+from xmodal_jax.train import step
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.loop import Preempted, fit
 from xmodal_jax.train.optim import Optimizer
@@ -39,7 +40,7 @@ def keep_gradient():
 
 def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=None, make="make_step"):
     """The training step's own loss, scalars and gradient for one global batch, in one of the three modes. ``make``: the
-    function of `train.step` or `train.players` that makes the step."""
+    function of `train.step` or `train.gan_step` that makes the step."""
     config = config or Optimizer()
     train, tx = step, keep_gradient()
     if isinstance(method, GAN):

@@ -1,6 +1,7 @@
-"""Imports point one way: each layer uses only those above it."""
+"""Imports point one way: each layer uses only those above it, and no two modules need each other."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -18,20 +19,51 @@ LAYERS = [
     "models",
     "data",
     "train",
+    "transfer",
+    "evaluation",
+    "report",
+    "inference",
+    "rating",
 ]
+INSIDE = {
+    "models": ["towers", "lora", "contrastive", "fusion", "seq2seq", "speech", "gan", "vae"],
+    "data": ["shapes", "sources", "tasks"],
+    "models/gan": ["config", "networks", "method"],
+    "models/vae": ["networks", "inference", "generation", "single", "multimodal", "adapter"],
+    "train": ["optim", "step", "gan_step", "checkpoint", "run", "loop"],
+    "report": ["figures", "page", "finish"],
+}
+"""The order of parts within a package, where it has one; what is not listed only has to be free of cycles."""
 APART = [("nets", "losses"), ("nets", "metrics"), ("data", "models"), ("data", "nets"), ("metrics", "losses")]
 OUTSIDE = {"flax": {"nets", "models", "pretrained"}, "orbax": {"train"}, "grain": {"data"}, "torch": set()}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
 def imported(path):
+    """The dotted names that a file imports, those under ``TYPE_CHECKING`` and within functions included."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            names.extend(name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            # "from xmodal_jax.train import figures" imports the module of that name.
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            # "from xmodal_jax.report import figures" imports the module of that name.
+            names.extend(f"{node.module}.{name.name}" for name in node.names)
+    return names
+
+
+def module_of(name):
+    """The file of the module that a dotted name is, or that it belongs to; None for other packages."""
+    parts = name.split(".")
+    if parts[0] != PACKAGE.name:
+        return None
+    for end in range(len(parts), 0, -1):
+        base = PACKAGE.joinpath(*parts[1:end])
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.is_file():
+                return file
+    raise AssertionError(f"no module of the name {name}")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -51,6 +83,53 @@ def test_imports_point_upwards(path):
             assert path.name == "checkpoint.py", "only train/checkpoint.py knows Orbax"
 
 
+@pytest.mark.parametrize("package", INSIDE)
+def test_order_inside_a_package(package):
+    order, folder = INSIDE[package], PACKAGE / package
+    place = {}
+    for position, part in enumerate(order):
+        files = list((folder / part).rglob("*.py")) or [folder / f"{part}.py"]
+        place |= dict.fromkeys(files, position)
+    assert all(path.is_file() for path in place), sorted(p for p in place if not p.is_file())
+    for path, position in place.items():
+        for name in imported(path):
+            assert place.get(module_of(name), 0) <= position, f"{path} imports {name}"
+
+
+def cycle_among(edges):
+    """Nodes that form a cycle, in order; empty where there is none."""
+    done, path = set(), []
+
+    def visit(node):
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return []
+        path.append(node)
+        for after in sorted(edges.get(node, ())):
+            if found := visit(after):
+                return found
+        done.add(path.pop())
+        return []
+
+    for node in sorted(edges):
+        if found := visit(node):
+            return found
+    return []
+
+
+def test_no_cycles():
+    edges = {path: {module_of(name) for name in imported(path)} - {None, path} for path in FILES}
+    # A package's __init__ gathers the names of its modules: those import one another, not the package.
+    assert [str(p.relative_to(PACKAGE)) for p in cycle_among(edges)] == []
+
+
+def test_a_cycle_is_found():
+    assert cycle_among({1: {2}, 2: {3}, 3: {2}}) == [2, 3]
+    assert cycle_among({1: {2, 3}, 2: {3}}) == []
+
+
 def test_the_walk_sees_the_package():
     assert len(FILES) > 40
     assert any(name.startswith("flax") for name in imported(PACKAGE / "nets" / "text.py"))
+    assert module_of("xmodal_jax.models.gan.config.GANConfig") == PACKAGE / "models" / "gan" / "config.py"

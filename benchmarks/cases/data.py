@@ -74,8 +74,8 @@ def folder() -> pathlib.Path:
 
 
 def jax_side() -> Side:
-    from xmodal_jax.data.folder import FolderSource
     from xmodal_jax.data.pipeline import Loader, as_device_batch
+    from xmodal_jax.data.sources.folder import FolderSource
     from xmodal_jax.preprocess.image import to_float
 
     root, scale = folder(), jax.jit(to_float)

@@ -40,8 +40,8 @@ def images() -> np.ndarray:
 
 def config_of(model: str, kind: str):
     """Our configuration with these networks."""
-    from xmodal_jax.models.multimodal_network import ModalityConfig
-    from xmodal_jax.models.multimodal_vae import MultimodalVAEConfig
+    from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig
+    from xmodal_jax.models.vae.networks import ModalityConfig
     from xmodal_jax.nets.decoders import DecoderConfig
     from xmodal_jax.nets.encoders import EncoderConfig
 
@@ -55,8 +55,8 @@ def config_of(model: str, kind: str):
 def jax_side() -> Side:
     import optax
 
-    from xmodal_jax.models.multimodal_vae import make_multimodal_vae
-    from xmodal_jax.models.reading import sizes_of
+    from xmodal_jax.models.vae.modalities import sizes_of
+    from xmodal_jax.models.vae.multimodal import make_multimodal_vae
 
     forms, parameters, flops = {}, {}, {}
     x = images()

@@ -25,7 +25,7 @@ JAX = """
 from xmodal_jax.core import runtime
 runtime.configure()
 import jax, numpy as np
-from xmodal_jax.data.arrays import ArraySource
+from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader, as_device_batch
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.nets.encoders import EncoderConfig

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from xmodal_jax.data.arrays import ArraySource
-from xmodal_jax.data.folder import FolderSource
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.pipeline import epoch
-from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.source import Source, presence_of
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.sources.folder import FolderSource
 from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, text_length
 from xmodal_jax.data.tasks import Questions, open_task
 from xmodal_jax.data.text import Tokenize

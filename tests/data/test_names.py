@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from xmodal_jax.data.arrays import ArraySource, load_npz, modalities_of
 from xmodal_jax.data.open import DataOptions, open_source
-from xmodal_jax.data.shapes import SpokenShapes
+from xmodal_jax.data.shapes.source import SpokenShapes
+from xmodal_jax.data.sources.arrays import ArraySource, load_npz, modalities_of
 from xmodal_jax.types import MODALITIES, kind_of
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.pipeline import Loader, as_device_batch, epoch
+from xmodal_jax.data.sources.arrays import ArraySource
 
 
 def numbers(n):

@@ -4,10 +4,10 @@ import pickle
 import numpy as np
 import pytest
 
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
-from xmodal_jax.data.shapes import SpokenShapes
+from xmodal_jax.data.shapes.questions import ACTIONS, ANSWERS, QUESTION_KINDS
+from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.tasks import ByScene, Commands, Questions, open_task
 

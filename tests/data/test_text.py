@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.text import (
     Tokenize,
     clean_text,

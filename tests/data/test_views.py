@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from xmodal_jax.data.arrays import ArraySource
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.shapes import SpokenShapes
+from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.source import labels_of
+from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare, text_length
 from xmodal_jax.data.text import Tokenize
 from xmodal_jax.data.views import Changed, Subset, hold_out, in_memory, labelled

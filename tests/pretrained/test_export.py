@@ -13,6 +13,7 @@ from tests.pretrained import checkpoints as made
 from tests.pretrained import peers
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import load_hf_tokenizer, train_tokenizer
+from xmodal_jax.evaluation.text import WritingConfig
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
@@ -20,10 +21,9 @@ from xmodal_jax.nets.encoders import build_decoder
 from xmodal_jax.pretrained.export import Trained, new_folder, save_encoder
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
-from xmodal_jax.train.exporting import export_run
 from xmodal_jax.train.run import to_json
-from xmodal_jax.train.transfer import starting_point
-from xmodal_jax.train.writing import WritingConfig
+from xmodal_jax.transfer.encoders import starting_point
+from xmodal_jax.transfer.export import export_run
 
 TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
 CAPTIONS = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]

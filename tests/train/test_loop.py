@@ -10,8 +10,8 @@ import pytest
 from tests.support import assert_trees_identical
 from tests.train.toy import make_toy, toy_arrays
 from xmodal_jax.core.runtime import Stopwatch
-from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train.config import RunConfig, shrink
 from xmodal_jax.train.loop import NonFiniteError, Preempted, fit
 from xmodal_jax.train.optim import Optimizer

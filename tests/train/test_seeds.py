@@ -11,10 +11,10 @@ from tests.train.toy import make_toy
 from xmodal_jax.core import runtime
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import restore_run
-from xmodal_jax.train.evaluate import stack_scores
 from xmodal_jax.train.loop import NonFiniteError, Preempted
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import over_seeds
+from xmodal_jax.train.run import stack_scores
 from xmodal_jax.types import Method
 
 # Adam divides by a gradient's size, and so makes rounding in the smallest gradients visible; this one does not.

@@ -12,8 +12,8 @@ import pytest
 from tests.support import assert_device_invariant, assert_trees_identical
 from tests.train.toy import make_toy, toy_arrays, toy_batch
 from xmodal_jax.core.runtime import Stopwatch
-from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train import step
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.loop import Preempted, fit

@@ -16,8 +16,8 @@ from xmodal_jax.core import runtime
 def main(path: str, settings: dict, pause: float = 0.0) -> None:
     runtime.configure(compilation_cache=False)
     from tests.train.toy import make_toy, toy_arrays
-    from xmodal_jax.data.arrays import ArraySource
     from xmodal_jax.data.pipeline import Loader
+    from xmodal_jax.data.sources.arrays import ArraySource
     from xmodal_jax.train.config import RunConfig
     from xmodal_jax.train.loop import fit
     from xmodal_jax.train.optim import Optimizer

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.media import modality_of
-from xmodal_jax.data.problems import Problems
 
 FILE_MODALITIES = ("image", "audio", "video")
 TEXT_FIELDS = ("text", "texts", "caption", "captions", "transcription")

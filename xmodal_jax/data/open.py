@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from xmodal_jax.data.problems import OnBadExample, Problems
+from xmodal_jax.data.bad_examples import OnBadExample, Problems
 from xmodal_jax.data.source import Source
 from xmodal_jax.types import MODALITIES, kind_of
 
@@ -139,7 +139,7 @@ def _finish(source: Source, spec: str, split: str, options: DataOptions) -> Sour
     """What the data set makes of the files that it is read from."""
     if not spec.startswith("poly:"):
         return source
-    from xmodal_jax.data.poly import PolySource
+    from xmodal_jax.data.sources.poly import PolySource
 
     return PolySource(
         source, views=options.views, seed=options.data_seed, split=split, modalities=options.modalities,
@@ -173,7 +173,7 @@ def _read(spec: str, split: str, options: DataOptions, problems: Problems) -> So
         return _read_inner(rest, split, o, problems)
     size = o.train_size if split == "train" else min(TEST_SIZE, o.train_size or TEST_SIZE)
     if spec == "shapes":
-        from xmodal_jax.data.shapes import SpokenShapes
+        from xmodal_jax.data.shapes.source import SpokenShapes
 
         if (o.channels, o.sample_rate) != (3, 16000):
             raise ValueError(
@@ -187,7 +187,7 @@ def _read(spec: str, split: str, options: DataOptions, problems: Problems) -> So
     if kind not in ("tfds", "folder", "npz", "spoken") or not rest:
         raise ValueError(f"--data {spec!r} is not understood: use {FORMS}.")
     if kind == "spoken":
-        from xmodal_jax.data.spoken import SpokenLines
+        from xmodal_jax.data.sources.spoken import SpokenLines
 
         if o.sample_rate != 16000:
             raise ValueError("--data spoken:FILE is spoken at 16000 Hz: leave sample_rate (--sample-rate).")
@@ -196,7 +196,7 @@ def _read(spec: str, split: str, options: DataOptions, problems: Problems) -> So
             max_seconds=o.max_seconds, seed=o.data_seed,
         )  # fmt: skip
     if kind == "npz":
-        from xmodal_jax.data.arrays import load_npz
+        from xmodal_jax.data.sources.arrays import load_npz
 
         source = load_npz(rest, split, o.modalities)
         for field in source.modalities:
@@ -213,13 +213,13 @@ def _read(spec: str, split: str, options: DataOptions, problems: Problems) -> So
                 )
         return source
     if kind == "tfds":
-        from xmodal_jax.data.tfds import TfdsSource
+        from xmodal_jax.data.sources.tfds import TfdsSource
 
         return TfdsSource(
             rest, split, data_dir=o.data_dir, image_size=o.image_size, channels=o.channels,
             sample_rate=o.sample_rate, max_seconds=o.max_seconds, modalities=o.modalities, prompt=o.prompt,
         )  # fmt: skip
-    from xmodal_jax.data.folder import FolderSource
+    from xmodal_jax.data.sources.folder import FolderSource
 
     return FolderSource(
         rest, split, image_size=o.image_size, channels=o.channels, sample_rate=o.sample_rate,

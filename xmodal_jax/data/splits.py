@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions, open_source, open_training
-from xmodal_jax.data.problems import Problems
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.text import (
     Tokenize,

@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.open import DataOptions, as_training_sees, open_source
-from xmodal_jax.data.problems import Problems
-from xmodal_jax.data.questions import ACTIONS, ANSWERS, QUESTION_KINDS
-from xmodal_jax.data.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES, hash_bits
-from xmodal_jax.data.shapes import SpokenShapes
+from xmodal_jax.data.shapes.questions import ACTIONS, ANSWERS, QUESTION_KINDS
+from xmodal_jax.data.shapes.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES, hash_bits
+from xmodal_jax.data.shapes.source import SpokenShapes
+from xmodal_jax.data.shapes.speech import Utterances, add_noise, speak_all
 from xmodal_jax.data.source import RawBatch, Source, labels_of
-from xmodal_jax.data.speech import Utterances, add_noise, speak_all
 from xmodal_jax.data.splits import Splits, open_splits
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from xmodal_jax.data.problems import Problems
+from xmodal_jax.data.bad_examples import Problems
 from xmodal_jax.data.source import RawBatch
 
 PAD, BOS, EOS, UNK = SPECIAL_TOKENS = ("[pad]", "[bos]", "[eos]", "[unk]")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xmodal_jax.data.arrays import ArraySource, estimate_nbytes, materialise
-from xmodal_jax.data.scenes import uniform
+from xmodal_jax.data.shapes.scenes import uniform
 from xmodal_jax.data.source import RawBatch, Source, labels_of, presence_of
+from xmodal_jax.data.sources.arrays import ArraySource, estimate_nbytes, materialise
 from xmodal_jax.types import kind_of
 
 

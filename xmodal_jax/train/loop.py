@@ -16,16 +16,15 @@ from tqdm import tqdm
 
 from xmodal_jax.core.runtime import Stopwatch, free_memory
 from xmodal_jax.core.trees import leaf_names
-from xmodal_jax.data.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader, as_device_batch
-from xmodal_jax.train import players
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.train import gan_step as players
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import RunConfig
-from xmodal_jax.train.evaluate import stack_scores
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import Engine, make_engine
 from xmodal_jax.train.preemption import termination
-from xmodal_jax.train.run import Run, to_json
+from xmodal_jax.train.run import Run, stack_scores, to_json
 from xmodal_jax.train.step import Training, make_training, non_finite
 from xmodal_jax.types import GAN, Method
 

@@ -7,7 +7,7 @@
         metrics.jsonl    one line per logged step: {"step": 100, "train/loss": 1.23, ...}
         result.json      final metrics, timing in seconds, seeds, device, versions
         tensorboard/     events
-        report.html      see train/report.py
+        report.html      see report/page.py
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import platform
 import sys
 import tempfile
 import time
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,30 @@ def to_json(value: Any) -> Any:
     )
 
 
+def from_json(kind: Any, value: Any) -> Any:
+    """The inverse of `to_json` for a ``kind`` of value: nested dataclasses of plain values, tuples, paths and
+    None.
+
+    Raises:
+      ValueError: a field that ``kind`` does not have.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return from_json(args[0], value)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else from_json(next(a for a in args if a is not type(None)), value)
+    if origin is tuple:
+        each = [args[0]] * len(value) if args[1:] == (...,) else args
+        return tuple(from_json(a, v) for a, v in zip(each, value, strict=True))
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        unknown = [name for name in value if name not in hints]
+        if unknown:
+            raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}: the run is of another version")
+        return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
+    return Path(value) if kind is Path else value
+
+
 def format_value(value: Any) -> str:
     """A metric for people: four significant digits; several seeds as mean ± standard deviation (over n - 1)."""
     values = _finite_values(value)
@@ -100,6 +126,13 @@ def format_value(value: Any) -> str:
 def summary_line(metrics: Mapping[str, Any], names: Sequence[str] | None = None) -> str:
     """The last line on screen: ``image_to_text/recall@1 0.873 · text_to_image/recall@1 0.851``."""
     return " · ".join(f"{name} {format_value(metrics[name])}" for name in names or list(metrics))
+
+
+def stack_scores(of_each_seed: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Metrics of one seed as they are; of several, a list of values by name."""
+    if len(of_each_seed) == 1:
+        return dict(of_each_seed[0])
+    return {name: [scores[name] for scores in of_each_seed] for name in of_each_seed[0]}
 
 
 class Run:

@@ -1,0 +1,123 @@
+"""Arrays in memory, materialised sources and .npz / .npy files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.sources.arrays import ArraySource, estimate_nbytes, load_npz, materialise, nbytes
+
+
+class Squares:
+    """Image i is filled with i; the caption is i*i."""
+
+    modalities = ("text", "image")
+    class_names = None
+
+    def __len__(self):
+        return 37
+
+    def batch(self, indices):
+        caption = np.empty(len(indices), object)
+        caption[:] = [str(i * i) for i in indices]
+        return {
+            "image": np.broadcast_to(
+                indices.astype(np.uint8)[:, None, None, None], (len(indices), 2, 3, 1)
+            ).copy(),
+            "caption": caption,
+            "present": {"text": indices % 2 == 0, "image": np.ones(len(indices), bool)},
+        }
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 37, 100])
+def test_materialised_equals_the_source(chunk):
+    held = materialise(Squares(), chunk=chunk, workers=3, progress=False)
+    indices = np.array([36, 0, 11, 11])
+    expected, got = Squares().batch(indices), held.batch(indices)
+    assert held.modalities == ("text", "image") and len(held) == 37
+    np.testing.assert_array_equal(got["image"], expected["image"])
+    assert list(got["caption"]) == list(expected["caption"])
+    np.testing.assert_array_equal(got["present"]["text"], expected["present"]["text"])
+    assert materialise(held) is held
+    characters = sum(len(str(i * i)) for i in range(37))
+    assert held.nbytes == nbytes(held.arrays) == 37 * 6 + characters + 2 * 37
+    assert abs(estimate_nbytes(Squares()) - held.nbytes) < 50
+
+
+def test_unequal_lengths():
+    with pytest.raises(ValueError, match="same first axis"):
+        ArraySource({"image": np.zeros((3, 2, 2, 1), np.uint8), "present": {"image": np.ones(2, bool)}})
+
+
+def fields(n=23):
+    r = np.random.default_rng(n)
+    return {
+        "image": r.integers(0, 256, (n, 5, 7), np.uint8),
+        "caption": np.array([f"c{i}" for i in range(n)]),
+        "audio": r.integers(-9, 9, (n, 11)).astype(np.int16),
+        "label": np.arange(n) % 3,
+        "audio_present": np.arange(n) % 2 == 0,
+        "angle": r.normal(size=n),
+    }
+
+
+def test_npz_splits_and_fields(tmp_path):
+    data = fields()
+    np.savez(tmp_path / "train.npz", class_names=np.array(["a", "b", "c"]), **data)
+    source = load_npz(tmp_path, "train")
+    assert source.modalities == ("text", "image", "audio") and source.class_names == ("a", "b", "c")
+    batch = source.batch(np.array([4, 1]))
+    np.testing.assert_array_equal(batch["image"][..., 0], data["image"][[4, 1]])
+    assert list(batch["caption"]) == ["c4", "c1"] and batch["caption"].dtype == object
+    assert batch["label"].dtype == np.int32 and batch["audio_mask"].all()
+    assert {m: list(v) for m, v in batch["present"].items()} == {
+        "text": [True, True], "image": [True, True], "audio": [True, False]
+    }  # fmt: skip
+    np.testing.assert_array_equal(batch["angle"], data["angle"][[4, 1]])
+    assert set(load_npz(tmp_path, "train", ("image",)).arrays) == {"image", "label", "angle"}
+    with pytest.raises(ValueError, match="has no video"):
+        load_npz(tmp_path, "train", ("video",))
+    with pytest.raises(FileNotFoundError, match="no test.npz"):
+        load_npz(tmp_path, "test")
+
+
+def test_folder_of_npy_and_hash_split(tmp_path):
+    np.save(tmp_path / "text.npy", np.arange(82).reshape(41, 2))
+    (tmp_path / "captions.json").write_text(json.dumps([f"é{i}" for i in range(41)]))
+    whole = load_npz(tmp_path, "all")
+    np.testing.assert_array_equal(whole.arrays["text_mask"][:2], [[False, True], [True, True]])
+    parts = [load_npz(tmp_path, s).batch(np.arange(len(load_npz(tmp_path, s)))) for s in ("train", "test")]
+    assert sorted([*parts[0]["caption"], *parts[1]["caption"]]) == sorted(f"é{i}" for i in range(41))
+    assert all(parts[0]["text"][:, 0] % 2 == 0)
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        load_npz(tmp_path, "dev")
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"image": np.zeros((23, 5, 7), np.float32)}, "'image' is float32.*uint8.*Convert it first"),
+        ({"image": np.zeros((23, 5), np.uint8)}, r"'image' is uint8 \[23, 5\]"),
+        ({"image": np.zeros((23, 5, 7), np.int64)}, "'image' is int64"),
+        ({"audio": np.zeros((23, 11), np.int32)}, "'audio' is int32"),
+        ({"audio": np.full((23, 11), 300.0)}, "beyond"),
+        ({"label": np.zeros(22, int)}, "differ in length"),
+        ({"images": np.zeros((23, 5, 7), np.uint8)}, "'images' is not known; did you mean 'image'"),
+        ({"caption": np.arange(23)}, "'caption' is int64"),
+        ({"audio_mask": np.ones((23, 12), bool)}, "'audio_mask' is"),
+        ({"scale": np.float32(3)}, "'scale' is a single value"),
+    ],
+)
+def test_wrong_fields_are_named(tmp_path, change, message):
+    np.savez(tmp_path / "data.npz", **{**fields(), **change})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_npz(tmp_path / "data.npz")
+    assert "data.npz" in str(caught.value)
+
+
+def test_objects_are_refused_without_unpickling(tmp_path):
+    np.savez(tmp_path / "a.npz", caption=np.array(["a", None], object))
+    with pytest.raises(ValueError, match="dtype='U'"):
+        load_npz(tmp_path / "a.npz")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_npz(tmp_path / "b.npz")

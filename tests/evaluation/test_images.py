@@ -1,0 +1,438 @@
+"""Pictures of whole data sets, what a judge makes of them, and the pages on which they are shown."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.models.gan.test_method import CONFIG as PLAYERS
+from tests.models.test_seq2seq import COCA
+from xmodal_jax.data.shapes.source import SpokenShapes
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.sources.folder import FolderSource
+from xmodal_jax.data.text import Tokenize, train_tokenizer
+from xmodal_jax.data.views import Subset
+from xmodal_jax.evaluation import image_judge as judging
+from xmodal_jax.evaluation import images as drawing
+from xmodal_jax.evaluation.text import Script, Writer
+from xmodal_jax.inference.load import load_translator
+from xmodal_jax.inference.translate import write_outputs
+from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+from xmodal_jax.models.gan.method import make_gan
+from xmodal_jax.models.seq2seq import Writing, make_seq2seq
+from xmodal_jax.models.towers import Augment
+from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.preprocess.image import to_float
+from xmodal_jax.report import images as panels
+from xmodal_jax.report.page import Report
+from xmodal_jax.train.checkpoint import Checkpoints
+from xmodal_jax.train.run import to_json
+from xmodal_jax.transfer.frozen import Described, load_reader, same_tokens
+from xmodal_jax.types import GAN
+
+N, SHAPE = 130, (16, 16, 3)
+
+
+def drawn_at_random(init, *args):
+    """Parameters of what ``init`` makes, without compiling it."""
+    rng = np.random.default_rng(0)
+    of = lambda leaf: 0.5 * rng.standard_normal(leaf.shape, np.float32)
+    return jax.tree.map(of, jax.eval_shape(init, *args))
+
+
+def stub(predict):
+    """A GAN that only draws."""
+    return GAN(None, None, None, None, None, predict, 1)
+
+
+def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
+    """The average of the generator, by the run's own tokenizer; and a run that knows no words is refused."""
+    config = dataclasses.replace(
+        PLAYERS, auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8),
+        generator=GeneratorConfig("mlp", noise=5, width=8),
+    )  # fmt: skip
+    tokenizer = train_tokenizer(["a red star", "a blue ring"], "word")
+    sizes = dict(vocab_size=tokenizer.vocab_size, length=6, classes=0)
+    gan = make_gan(config, shape=(6, 7, 3), **sizes)
+    params, memory = drawn_at_random(gan.init, jax.random.key(0), {})
+    average = jax.tree.map(lambda x: 0.5 * x, params["generator"])
+    meta = {
+        "config": {"model": to_json(config)},
+        "source": "text",
+        "target": "image",
+        "shape": (6, 7, 3),
+        **sizes,
+    }
+    kept = Checkpoints(tmp_path / "run" / "checkpoints")
+    state = {"params": params, "ema": average, "memory": memory}
+    kept.save(1, state, meta | {"tokenizer": tokenizer.files(), "seeds": [0]})
+    kept.close()
+    loaded = load_translator(tmp_path / "run", noise=3)
+    assert (loaded.source, loaded.target, loaded.shape) == ("text", "image", (6, 7, 3))
+    words = ["a red star", "a red star", "a blue ring"]
+    artist = drawing.Artist(gan, Tokenize(tokenizer, 6), noise=5)
+    asked = artist.asked(ArraySource({"caption": np.array(words, object)}))
+    wanted = artist({"generator": average, "memory": memory}, asked, artist.draw_noise(3, 3))
+    found = loaded.apply(words)
+    np.testing.assert_array_equal(np.stack(found), wanted)
+    assert (found[0] != found[1]).any()
+    paths = write_outputs(tmp_path, ["one", "two"], found[:2], sample_rate=0)
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), found[1])
+    kept = Checkpoints(tmp_path / "other" / "checkpoints")
+    kept.save(1, state, meta | {"seeds": [0]})
+    kept.close()
+    with pytest.raises(ValueError, match="text_to_image_gan.py with captions"):
+        load_translator(tmp_path / "other")
+
+
+def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
+    model = ContrastiveConfig(
+        text=EncoderConfig("transformer", width=8, depth=1, heads=2, pool="attention"),
+        image=EncoderConfig("mlp", width=8, depth=1), embed_dim=4,
+    )  # fmt: skip
+    tokenizer = train_tokenizer(["a red star", "a blue ring"], "word")
+    batch = {"text": np.ones((2, 6), np.int32), "text_mask": np.ones((2, 6), bool)}
+    batch["image"] = np.zeros((2, 6, 7, 3), np.uint8)
+    aligned = make_contrastive(model, ("text", "image"), vocab_size=tokenizer.vocab_size)
+    params = drawn_at_random(aligned.init, jax.random.key(0), batch)
+    meta = {"config": {"model": to_json(model)}, "tokenizer": tokenizer.files(), "seeds": [0]}
+    kept = Checkpoints(tmp_path / "aligned" / "checkpoints")
+    kept.save(1, {"params": params}, meta | {"modalities": ["text", "image"], "max_length": 6})
+    kept.close()
+    reader = load_reader(tmp_path / "aligned")
+    tokenize = same_tokens(None, reader)
+    assert reader.config == model.text and tokenize.max_length == 6 and tokenize.tokenizer is reader.tokenizer
+    config = dataclasses.replace(
+        PLAYERS, auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8), text=reader.config,
+        generator=GeneratorConfig("mlp", noise=5, width=8),
+    )  # fmt: skip
+    sizes = dict(shape=(6, 7, 3), vocab_size=tokenizer.vocab_size, length=6)
+    gan = make_gan(config, text=reader.params, **sizes)
+    players, memory = drawn_at_random(gan.init, jax.random.key(0), {})
+    memory = {**memory, "text": reader.params}
+    assert "text" not in players["generator"]
+    known = {"generator": {**players["generator"], "text": params["text"]}, "memory": {"generator": {}}}
+    words = ["a red star", "a blue ring"]
+    asked = drawing.Artist(gan, tokenize, noise=5).asked(ArraySource({"caption": np.array(words, object)}))
+    draw = lambda params: drawing.Artist(gan, None, noise=5)(params, asked, np.ones((2, 5), np.float32))
+    found = draw({"generator": players["generator"], "memory": memory})
+    assert (found[0] != found[1]).any()
+    np.testing.assert_array_equal(found, draw(known))
+    kept = Checkpoints(tmp_path / "gan" / "checkpoints")
+    facts = {"config": {"model": to_json(config)}, "source": "text", "target": "image", "classes": 0, **sizes}
+    kept.save(1, {"params": players, "memory": memory}, meta | facts)
+    kept.close()
+    assert (load_translator(tmp_path / "gan", noise=3).apply(words)[0] != 0).any()
+
+    other = Described(None, Tokenize(tokenizer, 7))
+    with pytest.raises(ValueError, match="--read-with"):
+        same_tokens(other, reader)
+    with pytest.raises(ValueError, match="contrastive.py with text"):
+        load_reader(tmp_path / "gan")
+
+
+# -- the artist ---------------------------------------------------------------------------------------
+
+
+def test_an_artist_draws_as_the_gan_predicts_whatever_the_size_of_its_batches():
+    config = dataclasses.replace(
+        PLAYERS, condition="class", auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8),
+        generator=GeneratorConfig("mlp", noise=5, width=8),
+    )  # fmt: skip
+    gan, n = make_gan(config, shape=(6, 7, 1), classes=3), 11
+    params, memory = drawn_at_random(gan.init, jax.random.key(0), {})
+    params = {"generator": params["generator"], "memory": memory}
+    source = ArraySource(
+        {"image": np.zeros((n, 6, 7, 1), np.uint8), "label": np.arange(n, dtype=np.int32) % 3}
+    )
+    artist = drawing.Artist(gan, None, noise=5, batch_size=4)
+    asked, noise = artist.asked(source), artist.draw_noise(n, 7)
+    assert list(asked) == ["index", "label"] and noise.shape == (n, 5) and noise.dtype == np.float32
+    np.testing.assert_array_equal(noise, artist.draw_noise(n, 7))
+    drawn = artist(params, asked, noise)
+    assert drawn.dtype == np.uint8 and drawn.shape == (n, 6, 7, 1)
+    floats = np.asarray(
+        gan.predict(params, {"label": jnp.asarray(asked["label"]), "noise": jnp.asarray(noise)})
+    )
+    assert np.ptp(floats) > 0.5
+    # Half a step of the pixels' scale, but for what is a tie up to rounding.
+    assert np.abs((floats.astype(np.float64) + 1) * 127.5 - drawn).max() < 0.5 + 1e-3
+    other = drawing.Artist(gan, None, noise=5)(params, asked, noise)
+    np.testing.assert_array_equal(other, drawn)
+
+
+def test_pixels_are_rounded_and_read_back():
+    """-1 is 0, 1 is 255, beyond is cut; what `to_float` makes of a pixel comes back as the pixel."""
+    every = np.arange(256, dtype=np.uint8)
+    values = np.concatenate(
+        [np.asarray(to_float(jnp.asarray(every))), [-1.3, 1.3, -1 + 0.4 / 127.5, 0.6 / 127.5]]
+    )
+    gan = stub(lambda params, batch: batch["noise"][:, None, :, None])
+    drawn = drawing.Artist(gan, None, noise=len(values))({}, {}, values.astype(np.float32)[None])
+    np.testing.assert_array_equal(drawn[0, 0, :, 0], [*every, 0, 255, 0, 128])
+
+
+def test_captions_reach_the_gan_as_tokens():
+    captions = np.array(["red", "green red", "blue"], object)
+    tokenizer = train_tokenizer(captions.tolist(), "word")
+    artist = drawing.Artist(stub(None), Tokenize(tokenizer, 4), noise=1)
+    source = ArraySource({"image": np.zeros((3, 2, 2, 3), np.uint8), "caption": captions})
+    asked = artist.asked(source)
+    assert set(asked) == {"index", "text", "text_mask"} and asked["text"].shape == (3, 4)
+    assert tokenizer.decode_batch(asked["text"]) == captions.tolist()
+
+
+# -- the judge ----------------------------------------------------------------------------------------
+
+
+def shapes(split):
+    return SpokenShapes(split, size=N, modalities=("text", "image"), image_size=16)
+
+
+class Reader(judging.Judge):
+    """Knows the split's pictures and reads their captions off them; others say nothing to it."""
+
+    def __init__(self, script, images, compares=True):
+        rng = np.random.default_rng(0)
+        self.__dict__.update(
+            compares=compares,
+            known={image.tobytes(): text for image, text in zip(images, script.texts, strict=True)},
+            eyes=rng.normal(size=(np.prod(SHAPE), 8)) / np.sqrt(np.prod(SHAPE)),
+            space={text: rng.normal(size=16) for text in script.texts},
+        )
+
+    def captions(self, images):
+        return [self.known.get(image.tobytes(), "nothing that I know") for image in images]
+
+    def features(self, images):
+        return (images.reshape(len(images), -1) / 255.0 - 0.5) @ self.eyes
+
+    def embeddings(self, images, captions):
+        unit = lambda rows: np.array(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
+        nowhere = np.ones(16)
+        seen = unit([self.space.get(text, nowhere) for text in self.captions(images)])
+        return seen, unit([self.space[text] for text in captions])
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    script = Script(shapes("test"))
+    images = script.source.batch(np.arange(N))["image"]
+    judge = Reader(script, images)
+    train = shapes("train").batch(np.arange(N))["image"]
+    return judge, judging.exhibit(script, judge), judge.features(train), train
+
+
+def test_few_captions_are_chosen_among_and_their_number_said(gallery):
+    judge, _, train, _ = gallery
+    few = Script(Subset(shapes("test"), np.arange(7)))
+    images = few.source.batch(np.arange(7))["image"]
+    found = judging.scores(judge, images, judging.exhibit(few, judge), train, "")
+    twins = max(few.meanings.count(m) for m in few.meanings)
+    assert found[f"r_precision_of_{8 - twins}"] == 1.0 and "r_precision" not in found
+
+
+def test_a_perfect_artist_is_told_from_one_that_draws_the_same_each_time(gallery):
+    judge, shown, train, _ = gallery
+    np.testing.assert_array_equal(shown.features, judge.features(shown.images))
+    best = judging.scores(judge, shown.images, shown, train, "test/")
+    same = judging.scores(judge, np.repeat(shown.images[:1], N, axis=0), shown, train, "test/")
+    assert all(name.startswith("test/") and isinstance(value, float) for name, value in best.items())
+    for name in ("factor_accuracy", "exact_accuracy", "sentence_share", "colour_accuracy", "number_accuracy"):
+        assert best[f"test/{name}"] == 1.0
+    assert same["test/factor_accuracy"] < 0.6 and same["test/exact_accuracy"] < 0.1
+    assert best["test/r_precision"] == 1.0 and same["test/r_precision"] < 0.1
+    assert best["test/kid_real"] == same["test/kid_real"]
+    far, near = same["test/kid"] - same["test/kid_real"], best["test/kid"] - best["test/kid_real"]
+    assert far > 0 and abs(near) < 0.1 * far  # the split meets itself: a little below 0
+    assert best["test/fid"] == pytest.approx(0.0, abs=1e-6 * same["test/fid"])
+    assert best["test/precision"] == best["test/recall"] == best["test/coverage"] == 1.0
+    assert same["test/recall"] < 0.05 and same["test/coverage"] < 0.2
+    assert best["test/nearest_train"] == 1.0
+
+
+def test_an_artist_that_copies_is_found_out(gallery):
+    judge, shown, train, pictures = gallery
+    copied = judging.scores(judge, pictures, shown, train, "")
+    assert copied["nearest_train"] == 0.0 and copied["factor_accuracy"] < 0.1
+    assert copied["kid"] == copied["kid_real"]  # as many training pictures, in the same subsets
+
+
+def test_a_judge_that_does_not_compare_gives_no_precision(gallery):
+    judge, shown, train, _ = gallery
+    plain = Reader(shown.script, shown.images, compares=False)
+    found = judging.scores(plain, shown.images, shown, train, "")
+    assert "r_precision" not in found and found["factor_accuracy"] == 1.0
+
+
+TEXTS = [f"{a} {b}" for a in "klmnpqrstvwxy" for b in "abcdefghij"]
+
+
+def save_run(folder):
+    """An untrained captioning run: its model, method, tokenizer and parameters."""
+    tokenizer = train_tokenizer(TEXTS, "word")
+    image = EncoderConfig("dcgan", width=8, norm="none")
+    model = dataclasses.replace(COCA, image=image, augment=Augment(), embed_dim=16)
+    method = make_seq2seq(model, "image", vocab_size=tokenizer.vocab_size, length=4)
+    batch = {"image": np.zeros((1, 8, 8, 3), np.uint8), "text": np.ones((1, 4), np.int32)}
+    params = drawn_at_random(method.init, jax.random.key(0), batch)
+    meta = {"config": to_json({"model": model}), "source": "image", "target": "text", "shape": (8, 8, 3)}
+    meta |= {"length": 4, "tokenizer": tokenizer.files(), "step": 1}
+    kept = Checkpoints(folder / "checkpoints")
+    kept.save(1, {"params": params}, meta)
+    kept.close()
+    return model, method, tokenizer, params
+
+
+def test_a_judge_is_a_captioning_run(tmp_path):
+    model, method, tokenizer, params = save_run(tmp_path)
+    images, train, drawn = np.random.default_rng(0).integers(0, 256, (3, N, 8, 8, 3)).astype(np.uint8)
+    script = Script(ArraySource({"image": images, "caption": np.array(TEXTS, object)}))
+    panel = judging.Panel(tmp_path, ArraySource({"image": train}), {"test": script})
+    judge = panel.judge
+    assert judge.compares and judge.shape == (8, 8, 3)
+    ways = {"greedy": Writing("greedy")}
+    writer = Writer(model, "image", tokenizer, length=4, ways=ways)
+    read = judge.captions(images)
+    assert len(set(read)) > 1 and read == writer(params, ArraySource({"image": images}), "greedy")
+    features = judge.features(images)
+    assert features.shape == (N, 8)
+    np.testing.assert_allclose(judge.features(images[::-1])[::-1], features, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="(4, 4, 3).*a captioning run on the same data"):
+        judge.features(images[:, ::2, ::2])
+    assert np.abs(features[0] - features[1]).max() > 1e-3
+    seen, read = judge.embeddings(images, TEXTS)
+    batch = Tokenize(tokenizer, 4)({"caption": np.array(TEXTS, object)})
+    batch = {**batch, "image": images, "index": np.arange(N, dtype=np.int32)}
+    wanted = jax.jit(method.predict)(params, {k: v for k, v in batch.items() if k != "caption"}).embeddings
+    np.testing.assert_allclose(seen, wanted["image"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(read, wanted["text"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm([seen, read], axis=2), 1.0, rtol=1e-5)
+    shown = judging.exhibit(script, judge)
+    one = judging.scores(judge, drawn, shown, judge.features(train), "test/")
+    assert one == panel.all_scores({"test": drawn}) and "test/r_precision" in one
+    assert panel.captions(drawn) == judge.captions(drawn)
+
+
+def test_without_a_judge_nothing_is_said():
+    script = Script(ArraySource({"caption": np.array(["red"], object)}))
+    panel, drawn = judging.Panel(None, script.source, {"test": script}), np.zeros((1, 2, 2, 3), np.uint8)
+    assert panel.all_scores({"test": drawn}) == {} and panel.captions(drawn) is None
+
+
+@pytest.mark.parametrize(
+    "facts", [{"source": "text", "target": "audio"}, {"source": "video", "target": "text"}, {}]
+)
+def test_other_runs_do_not_judge(tmp_path, facts):
+    kept = Checkpoints(tmp_path / "checkpoints")
+    kept.save(1, {"params": {"w": jnp.ones(2)}}, {"config": {}, "step": 1, **facts})
+    kept.close()
+    with pytest.raises(ValueError, match="cannot judge pictures: give a run of captioning.py"):
+        judging.Judge(tmp_path)
+
+
+# -- pages --------------------------------------------------------------------------------------------
+
+
+def painter(channels=3):
+    """Draws the noise's first numbers as evenly coloured pictures, as bright as its parameter says."""
+
+    def predict(params, batch):
+        colours = jnp.tanh(params * batch["noise"][:, None, None, :channels])
+        return jnp.broadcast_to(colours, (len(colours), 4, 5, channels))
+
+    return drawing.Artist(stub(predict), None, noise=3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_diary_keeps_its_pages_as_pictures(tmp_path, channels):
+    asked = {"label": np.zeros(11, np.int32)}
+    diary = panels.Diary(tmp_path / "samples", painter(channels), asked, seed=3)
+    for brightness in (0.5, 1.0):
+        diary.add(jnp.float32(brightness))
+    assert [p.name for p in sorted((tmp_path / "samples").iterdir())] == ["001.png", "002.png"]
+    noise = np.random.default_rng(3).standard_normal((11, 3), np.float32)
+    for number, (brightness, page) in enumerate(zip((0.5, 1.0), diary.pages, strict=True), start=1):
+        np.testing.assert_array_equal(page, painter(channels)(jnp.float32(brightness), asked, noise))
+        with Image.open(tmp_path / "samples" / f"{number:03d}.png") as file:
+            decoded = np.asarray(file).reshape(8, 40, channels)
+        for k, picture in enumerate(page):
+            row, column = divmod(k, 8)
+            np.testing.assert_array_equal(
+                decoded[4 * row : 4 * row + 4, 5 * column : 5 * column + 5], picture
+            )
+    assert (diary.pages[0] != diary.pages[1]).any()
+
+
+def test_a_diary_is_of_the_first_captions(tmp_path, monkeypatch):
+    monkeypatch.setattr(panels, "DIARY", 3)
+    diary = panels.Diary(tmp_path, painter(), {"label": np.zeros(11, np.int32)}, seed=3)
+    diary.add(jnp.float32(1.0))
+    assert len(diary.pages[0]) == 3
+
+
+def test_written_pictures_are_a_data_set(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3)).astype(np.uint8)
+    captions = ["a red disc", "ein grünes Dreieck", 'the "blue" one']
+    panels.write_pictures(tmp_path / "drawn", images, captions)
+    batch = FolderSource(tmp_path / "drawn", "all", progress=False).batch(np.arange(3))
+    np.testing.assert_array_equal(batch["image"], images)
+    assert batch["caption"].tolist() == captions
+
+
+def test_a_grid_has_real_pictures_above_the_drawn_ones(tmp_path):
+    real = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8)
+    panels.write_grid(tmp_path / "grid.png", real, 100 + real, columns=3)
+    found = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert found.shape == (8, 9, 3)
+    np.testing.assert_array_equal(
+        found[::2, ::3, 0], [[0, 1, 2], [100, 101, 102], [3, 4, 5], [103, 104, 105]]
+    )
+    panels.write_grid(tmp_path / "short.png", real[:2], real[:2])
+    assert np.asarray(Image.open(tmp_path / "short.png")).shape == (4, 6, 3)
+
+
+def test_a_sheet_is_read_row_by_row():
+    images = np.arange(1, 8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8)
+    found = panels.sheet(images, columns=3)[..., 0]
+    np.testing.assert_array_equal(found[::2, ::3], [[1, 2, 3], [4, 5, 6], [7, 0, 0]])
+    np.testing.assert_array_equal(found, np.kron(found[::2, ::3], np.ones((2, 3), np.uint8)))
+
+
+def test_slerp_goes_along_the_great_circle():
+    a, b = np.random.default_rng(0).normal(size=(2, 5))
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    path = panels.slerp(a, b, 7)
+    assert path.dtype == np.float32
+    np.testing.assert_allclose(path[[0, -1]], [a, b], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(path, axis=1), 1.0, rtol=1e-6)
+    whole = np.arccos(a @ b)
+    np.testing.assert_allclose(np.arccos((path[:-1] * path[1:]).sum(axis=1)), whole / 6, rtol=1e-4)
+    # The whole turn lies in the plane of a and b.
+    assert np.linalg.svd(path, compute_uv=False)[2] < 1e-5
+    longer = panels.slerp(2 * a, 3 * b, 5)
+    np.testing.assert_allclose(longer[[0, -1]], [2 * a, 3 * b], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(panels.slerp(a, a, 3), np.tile(a, (3, 1)), atol=1e-6)
+
+
+def test_the_report_shows_every_picture(tmp_path):
+    report, artist, asked = Report("Drawn"), painter(), {"label": np.arange(5, dtype=np.int32)}
+    captions, params = ["one", "two", "three", "four", "five"], jnp.float32(1.0)
+    diary = panels.Diary(tmp_path, artist, asked, seed=0)
+    panels.add_progress(report, diary, captions)
+    assert report.html().count("<picture") == report.html().count("data:image/png") == 0
+    for _ in range(3):
+        diary.add(params)
+    count = lambda: report.html().count("data:image/png")
+    panels.add_progress(report, diary, captions)
+    assert count() == 5 * 3
+    real = diary.pages[0]
+    panels.add_pairs(report, "Pairs", captions, real, [real, real], ["a", "b", "c", "d", "e"], 4)
+    panels.add_pairs(report, "All there are", captions, real, [real], None)
+    assert count() == 15 + 4 * 3 + 5 * 2
+    panels.add_interpolations(report, artist, params, asked, captions, seed=0)
+    assert count() == 37 + 4 * 8 + 4 * 8 + 4 * 2 * len(panels.TRUNCATIONS)

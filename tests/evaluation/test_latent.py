@@ -1,0 +1,477 @@
+"""Scores of models whose answers are known, since they are written by hand; and of a real one, once."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from tests.evaluation import painters
+from tests.evaluation.painters import CLASSES, IMAGES, explore, ignorant, level, of_the_first, perfect, source
+from tests.models.vae import multimodal
+from tests.support import assert_trees_identical
+from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.shapes.source import SpokenShapes
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.views import Subset, class_labels, labelled
+from xmodal_jax.evaluation import latent as scores
+from xmodal_jax.evaluation import latent_data
+from xmodal_jax.evaluation.latent import SMOKE, LatentEvaluation
+from xmodal_jax.metrics.disentanglement import mutual_information_gap
+from xmodal_jax.metrics.generative import kernel_distance
+from xmodal_jax.models.vae.judges import make_judges
+from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.run import Run
+
+# Classes of different sizes, in batches of 7 the last of which is padded; one example's class is not known.
+LABELS = np.array([0] * 9 + [1] * 3 + [2] * 5 + [3] * 2 + [-1] + [0, 1, 2])
+
+
+def test_a_perfect_translator_is_coherent_whatever_it_is_given():
+    found, seen = scores.coherence_scores(explore(IMAGES), {}, {}, source(IMAGES, LABELS))
+    same = {k: v for k, v in found.items() if "coherence" in k}
+    names = [f"cross/{what}@{k}" for what in ("coherence", "self_coherence") for k in (1, 2)]
+    assert same == dict.fromkeys([*names, "cross/coherence"], 1.0)
+    # Pictures are the data's own, so that their distance is 0; the kernel's, of halves of them, is it on average.
+    assert found["cross/fid"] < 1e-9 and set(found) == {*same, "cross/fid", "cross/kid"}
+    assert seen["classes"].shape == (7, 3, len(LABELS))
+    np.testing.assert_array_equal(
+        seen["classes"], np.broadcast_to(np.maximum(LABELS, 0), seen["classes"].shape)
+    )
+
+
+def test_one_that_ignores_what_it_is_given_has_chance():
+    found, _ = scores.coherence_scores(explore(IMAGES, ignorant), {}, {}, source(IMAGES, LABELS))
+    for name in ("coherence@1", "coherence@2", "coherence", "self_coherence@1", "self_coherence@2"):
+        assert found[f"cross/{name}"] == pytest.approx(1 / CLASSES, abs=1e-12)
+
+
+def test_one_that_transmits_the_first_modality_alone_is_right_where_that_is_given():
+    found, seen = scores.coherence_scores(explore(IMAGES, of_the_first), {}, {}, source(IMAGES, LABELS))
+    chance = 1 / CLASSES
+    # Of one modality: two pairs from image_0, four from others; of two: {0, 1}, {0, 2} and {1, 2}.
+    assert found["cross/coherence@1"] == pytest.approx((2 + 4 * chance) / 6)
+    assert found["cross/coherence@2"] == pytest.approx((2 + chance) / 3)
+    assert found["cross/self_coherence@1"] == pytest.approx((1 + 2 * chance) / 3)
+    assert found["cross/self_coherence@2"] == pytest.approx((4 + 2 * chance) / 6)
+    assert found["cross/coherence"] == pytest.approx(
+        np.mean([found["cross/coherence@1"], found["cross/coherence@2"]])
+    )
+    right = (seen["classes"] == LABELS).all(axis=(1, 2), where=(LABELS >= 0)[None, None])
+    np.testing.assert_array_equal(right, [True, False, False, True, True, False, True])
+
+
+def test_examples_that_lack_what_would_be_given_are_left_out():
+    rng = np.random.default_rng(0)
+    present = {m: rng.random(len(LABELS)) < 0.7 for m in IMAGES}
+    there = np.stack(list(present.values()))
+    assert not there.all(axis=1).any()
+    # It is wrong about every example that lacks anything given, and about no other.
+    wrong = lambda here, seen: jnp.where(
+        here.sum(axis=0)[None] == here.any(axis=1).sum(), seen.max(axis=0), 9.0
+    )
+    spread = lambda here, seen: jnp.broadcast_to(wrong(here, seen), seen.shape)
+    explorer = explore(IMAGES, spread, batch_size=len(LABELS))
+    found, _ = scores.coherence_scores(explorer, {}, {}, source(IMAGES, LABELS, present=present))
+    assert found["cross/coherence@1"] == found["cross/coherence@2"] == found["cross/self_coherence@2"] == 1.0
+
+
+def test_missing_modalities_are_neither_judged_nor_compared():
+    """A missing picture is black, of no class; whatever is made of it is not compared either."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(1, CLASSES, 40)
+    present = {m: rng.random(40) < 0.6 for m in IMAGES}
+    data, explorer = source(IMAGES, labels, present=present), explore(IMAGES, batch_size=11)
+    assert scores.judge_accuracy(explorer, {}, data) == {f"judge/{m}": 1.0 for m in IMAGES}
+    found = scores.reconstruction_scores(explorer, {}, data)
+    assert found == pytest.approx({f"reconstruction_{m}/mse": 0.0 for m in IMAGES}, abs=1e-12)
+    found, seen = scores.coherence_scores(explorer, {}, {}, data)
+    pairs = [
+        (labels[present[told]], labels[present[given]])
+        for told in IMAGES
+        for given in IMAGES
+        if told != given
+    ]
+    expected = np.mean([(a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2 for a, b in pairs])
+    assert expected > 1e-3
+    assert found["cross/fid"] == pytest.approx(expected, rel=1e-4)
+    draws = {"prior": np.stack([labels, 0 * labels], axis=1)}
+    explorer.vae = explorer.vae._replace(
+        unfold=lambda p, shared, key: painters.make_painter(IMAGES).unfold(p, shared, None)
+    )
+    found = scores.joint_scores(explorer, {}, {}, draws, seen["real"])
+    own = [labels[present[m]] for m in IMAGES]
+    expected = np.mean(
+        [(a.mean() - labels.mean()) ** 2 + (a.std(ddof=1) - labels.std(ddof=1)) ** 2 for a in own]
+    )
+    assert found["joint_prior/fid"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_distances_of_pictures_are_means_over_pairs_of_one_given_and_another_told():
+    """Each pair's pictures are off by an amount of its own, and by one for the subsets of two that do not count."""
+    names = (*IMAGES[:2], "text")
+    offs = np.array([[7.0, 0.2, 7.0], [-0.3, 7.0, 7.0], [0.1, 0.05, 7.0]])  # given, told
+
+    def shade(given, there):
+        alone = (given[:, None] * jnp.asarray(offs)).sum(axis=0)
+        return jnp.where(given.sum() == 1, alone, 5.0)[:, None]
+
+    labels = np.arange(24) % CLASSES
+    explorer, data = explore(names, shade=shade), source(names, labels)
+    found, seen = scores.coherence_scores(explorer, {}, {}, data)
+    np.testing.assert_allclose(seen["real"][:, :, 0], np.repeat(labels[:, None], 3, axis=1), atol=1e-5)
+    counted = [offs[g, t] for t in (0, 1) for g in range(3) if g != t]
+    # Pictures are rounded to 1/255, which is 1/60 of a class.
+    assert found["cross/fid"] == pytest.approx(np.mean(np.square(counted)), rel=0.02)
+    real = labels[:, None].astype(float)
+    kid = [kernel_distance(real, real + off, seed=0, subsets=20, subset_size=12).mean for off in counted]
+    assert found["cross/kid"] == pytest.approx(np.mean(kid), rel=0.05)
+
+
+def test_distances_of_features_are_those_of_gaussians():
+    rng = np.random.default_rng(3)
+    real, made = rng.normal(size=(50, 2, 3)), rng.normal(1.0, 2.0, size=(31, 2, 3))
+    explorer = explore(IMAGES[:2])
+    explorer.dream = lambda params, judged, shared: {"classes": np.zeros((31, 2), int), "features": made}
+    found = scores.joint_scores(explorer, {}, {}, {"mixture": np.zeros((31, 2))}, real)
+
+    def distance(a, b):
+        root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+        return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+
+    expected = np.mean([distance(real[:, k], made[:, k]) for k in range(2)])
+    assert found["joint_mixture/fid"] == pytest.approx(expected, rel=1e-6)
+    assert found["joint_mixture/coherence"] == 1.0 and found["joint_mixture/kid"] > 0
+
+
+def test_joint_coherence_is_the_share_of_draws_whose_modalities_agree():
+    shared = np.zeros((23, 2))
+    shared[:, 0] = np.arange(23) % 3
+    shared[:5, 1] = 1.0  # the last modality of these is of the next class
+    explorer, real = explore(IMAGES), np.zeros((4, 3, 1))
+    draws = {"prior": shared, "flow": np.zeros((3, 2))}
+    found = scores.joint_scores(explorer, {}, {}, draws, real)
+    assert found["joint_prior/coherence"] == pytest.approx(18 / 23)
+    assert found["joint_flow/coherence"] == 1.0
+    dreamt = explorer.dream({}, {}, shared)
+    np.testing.assert_array_equal(dreamt["classes"][:, 0], shared[:, 0])
+    np.testing.assert_array_equal(dreamt["classes"][:, 2], shared[:, 0] + shared[:, 1])
+
+
+def test_every_draw_has_noise_of_its_own_and_the_same_again():
+    """Also in the next batch of 7."""
+    explorer, shared = explore(IMAGES), np.ones((23, 2), np.float32)
+    noise = explorer.dream({}, {}, shared)["features"][:, :, 0]
+    assert noise.shape == (23, 3) and len(np.unique(noise.round(2))) > 12
+    assert not np.array_equal(noise[:7], noise[7:14])
+    np.testing.assert_array_equal(explorer.dream({}, {}, shared)["features"][:, :, 0], noise)
+
+
+def test_codes_are_means_of_each_modality_alone_and_of_all_and_draws_of_all():
+    labels = np.arange(17) % CLASSES
+    found = explore(IMAGES).codes({}, {}, source(IMAGES, labels))
+    number = np.array([1.0, 2.0, 4.0])
+    index = np.arange(17.0)
+    assert found["alone"].shape == (17, 3, 4)
+    for k in range(3):
+        expected = np.stack([labels, np.full(17, number[k]), np.zeros(17), index], axis=1)
+        np.testing.assert_allclose(found["alone"][:, k], expected, atol=1e-5)
+    np.testing.assert_allclose(
+        found["mean"], np.stack([labels, 0 * index + 7, 0 * index, index], 1), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        found["drawn"], np.stack([labels, 0 * index + 7, 0 * index + 1, index], 1), atol=1e-5
+    )
+
+
+def test_likelihoods_are_told_what_is_given_and_what_is_asked():
+    labels = np.arange(13) % CLASSES
+    explorer, data = explore(IMAGES), source(IMAGES, labels)
+    estimate = lambda given, told, samples: explorer.likelihood({}, data, given, told, samples)
+    yes, no = True, False
+    for given, told, samples, expected in (
+        ((yes, no, no), (no, yes, no), 3, 1 + 200 + 30_000),
+        ((yes, no, no), (no, yes, no), 5, 1 + 200 + 50_000),
+        ((no, yes, yes), (yes, yes, yes), 3, 6 + 700 + 30_000),
+        ((yes, no, no), (no, yes, no), 3, 1 + 200 + 30_000),  # and again
+    ):
+        np.testing.assert_allclose(estimate(given, told, samples), expected + labels / 4, rtol=1e-7)
+    how = LatentEvaluation(likelihood_examples=5, likelihood_samples=2)
+    found = scores.likelihood_scores(explorer, {}, data, how)
+    mean = labels[[0, 3, 6, 9, 12]].mean() / 4
+    assert found["likelihood/joint"] == pytest.approx(7 + 700 + 20_000 + mean, rel=1e-7)
+    # Of all by codes of all, less that of all but the first by codes of these.
+    assert found["likelihood/conditional"] == pytest.approx(707 - 606, abs=0.01)
+
+
+def test_a_likelihood_that_cannot_be_computed_is_left_out():
+    explorer, data = explore(IMAGES), source(IMAGES, np.arange(5) % CLASSES)
+    whole = explorer.vae.log_likelihood
+    explorer.vae = explorer.vae._replace(
+        log_likelihood=lambda p, b, k, given, told, s: (
+            whole(p, b, k, given, told, s) + (0.0 if given.all() else jnp.nan)
+        )
+    )
+    assert set(scores.likelihood_scores(explorer, {}, data, SMOKE)) == {"likelihood/joint"}
+
+
+def test_what_is_rebuilt_is_compared_in_pixels_and_tokens_that_count():
+    names, labels = ("image_0", "image_1", "text"), np.arange(10) % CLASSES
+    shade = lambda given, there: jnp.array([[0.0], [0.5], [0.0]])  # a half of a class is 30 of 255
+    data = source(names, labels, side=12)
+    found = scores.reconstruction_scores(explore(names, shade=shade, side=12), {}, data)
+    assert found["reconstruction_image_0/mse"] == pytest.approx(0.0, abs=1e-12)
+    assert found["reconstruction_image_1/mse"] == pytest.approx((30 / 255) ** 2, rel=1e-5)
+    assert found["reconstruction_image_0/ssim"] == pytest.approx(1.0, abs=1e-5)
+    assert 0.5 < found["reconstruction_image_1/ssim"] < 0.999
+    assert found["reconstruction_text/token_accuracy"] == 1.0  # what follows the end does not count
+    wrong = lambda here, seen: seen.at[2].add(
+        -1.0
+    )  # of three tokens the end alone is right, never one of padding
+    found = scores.reconstruction_scores(explore(names, wrong, side=12), {}, data)
+    assert found["reconstruction_text/token_accuracy"] == pytest.approx(1 / 3)
+    small = scores.reconstruction_scores(explore(names), {}, source(names, labels))
+    assert "reconstruction_image_0/ssim" not in small  # no window of 11 pixels fits
+
+
+def test_judges_are_judged_on_known_classes():
+    labels = np.array([0, 1, 2, 3, -1, 2, 2, 1, 0])
+    data = source(IMAGES, labels)
+    data.arrays["image_1"] = data.arrays["image_1"][::-1].copy()  # 2 and 1 at either end are wrong
+    found = scores.judge_accuracy(explore(IMAGES, batch_size=4), {}, data)
+    told = np.maximum(labels[::-1], 0)
+    expected = (told == labels)[labels >= 0].mean()
+    assert 0 < expected < 1
+    assert found == {"judge/image_0": 1.0, "judge/image_1": pytest.approx(expected), "judge/image_2": 1.0}
+
+
+def test_one_modality_has_no_others_to_be_told_by():
+    names, labels = ("image",), np.arange(9) % CLASSES
+    explorer, data = explore(names), source(names, labels)
+    found, seen = scores.coherence_scores(explorer, {}, {}, data)
+    assert found == {} and seen["real"].shape == (9, 1, 1)
+    shared = np.stack([labels, 0 * labels], axis=1)
+    assert set(scores.joint_scores(explorer, {}, {}, {"prior": shared}, seen["real"])) == {
+        "joint_prior/fid", "joint_prior/kid",
+    }  # fmt: skip
+    likelihood = scores.likelihood_scores(explorer, {}, data, SMOKE)
+    assert likelihood == {"likelihood/test": pytest.approx(1 + 100 + 30_000 + labels.mean() / 4, rel=1e-7)}
+    assert explorer.codes({}, {}, data)["alone"].shape == (9, 1, 4)
+
+
+def test_without_pictures_nothing_is_compared_by_features():
+    names, labels = ("text", "text_other"), np.arange(9) % CLASSES
+    explorer, data = explore(names), source(names, labels)
+    found, seen = scores.coherence_scores(explorer, {}, {}, data)
+    assert found == {"cross/coherence@1": 1.0, "cross/self_coherence@1": 1.0, "cross/coherence": 1.0}
+    found = scores.joint_scores(explorer, {}, {}, {"prior": np.zeros((3, 2))}, seen["real"])
+    assert found == {"joint_prior/coherence": 1.0}
+
+
+def test_what_codes_know_is_probed_and_clustered():
+    """The class lies in one dimension of the code of all and of image_0 alone, beside noise; image_1's is noise."""
+    rng = np.random.default_rng(0)
+
+    def codes(n):
+        labels = rng.integers(0, 2, n)
+        whole = np.stack([10.0 * labels, 1e-3 * rng.normal(size=n)], axis=1) + 1e4
+        return labels, {"mean": whole, "alone": np.stack([whole, rng.normal(size=(n, 2))], axis=1)}
+
+    (fit_labels, fit), (labels, test) = codes(203), codes(151)
+    fit_labels[:9] = labels[:7] = -1  # what is not known is not asked
+    factors = np.stack([np.maximum(labels, 0), rng.integers(0, 2, 151)], axis=1)
+    how = dataclasses.replace(SMOKE, disentanglement=True)
+    explorer = explore(IMAGES[:2])
+    found = scores.latent_scores(explorer, fit, test, fit_labels, labels, factors[:, :1], how, 0)
+    assert set(found) == {
+        "latent/probe", "latent/probe_image_0", "latent/probe_image_1", "latent/clustering", "latent/adjusted_rand",
+    }  # fmt: skip
+    assert found["latent/probe"] == found["latent/probe_image_0"] == 1.0
+    assert abs(found["latent/probe_image_1"] - 1 / 2) < 0.15
+    assert found["latent/clustering"] == found["latent/adjusted_rand"] == 1.0
+    found = scores.latent_scores(explorer, fit, test, fit_labels, labels, factors, how, 0)
+    more = {"mig", "sap", "dci_disentanglement", "dci_completeness", "dci_informativeness"}
+    assert {f"latent/{name}" for name in more} < set(found) and 0.3 < found["latent/mig"] <= 0.6
+    off = scores.latent_scores(explorer, fit, test, fit_labels, labels, factors, SMOKE, 0)
+    assert "latent/mig" not in off
+
+
+def test_answers_do_not_depend_on_where_parameters_lie():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    weights = {"w": np.ones(3, np.float32)}
+    explorer, data = explore(IMAGES, of_the_first), source(IMAGES, LABELS)
+    one = explorer.translate(weights, {}, data)
+    several = explorer.translate(jax.device_put(weights, everywhere), {}, data)
+    assert_trees_identical(one, several)
+    shared = np.stack([np.arange(11) % 3, np.zeros(11)], axis=1)
+    of_one = explorer.dream(weights, {}, shared)["classes"]
+    np.testing.assert_array_equal(
+        of_one, explorer.dream(jax.device_put(weights, everywhere), {}, shared)["classes"]
+    )
+
+
+# What is evaluated
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["examples", "draws", "components", "flow_steps", "codes", "likelihood_examples", "likelihood_samples"],
+)
+def test_amounts_must_be_positive(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+        LatentEvaluation(**{field: 0})
+
+
+def test_samplers_must_be_known():
+    with pytest.raises(ValueError, match="'gaussian' is neither 'mixture' nor 'flow'"):
+        LatentEvaluation(samplers=("mixture", "gaussian"))
+    assert LatentEvaluation(samplers=()).samplers == ()
+
+
+def test_a_few_examples_are_evenly_spread_and_all_where_there_are_no_more():
+    np.testing.assert_array_equal(scores.spread(101, 5), [0, 25, 50, 75, 100])
+    np.testing.assert_array_equal(scores.spread(3, 5), [0, 1, 2])
+    np.testing.assert_array_equal(scores.spread(1, 5), [0])
+    for size, count in ((97, 96), (1000, 999), (13, 1)):
+        found = scores.spread(size, count)
+        assert len(found) == count and 0 <= found.min() and found.max() < size
+    data = source(IMAGES, np.arange(101))
+    np.testing.assert_array_equal(class_labels(scores.first(data, 5)), [0, 25, 50, 75, 100])
+
+
+def test_samplers_are_fitted_to_the_codes_and_the_seed():
+    rng = np.random.default_rng(0)
+    codes = rng.normal([3.0, -5.0], [0.1, 2.0], size=(300, 2))
+    how = LatentEvaluation(components=1, samplers=("mixture",))
+    found = scores.fit_samplers(codes, how, 0)
+    assert list(found) == ["mixture"]
+    drawn = found["mixture"].sample(4000, 1)
+    np.testing.assert_allclose(drawn.mean(axis=0), codes.mean(axis=0), atol=0.15)
+    np.testing.assert_allclose(drawn.std(axis=0), codes.std(axis=0), rtol=0.1)
+    assert scores.fit_samplers(codes, dataclasses.replace(how, samplers=()), 0) == {}
+
+
+def test_classes_are_counted_by_name_or_by_label():
+    labels = np.array([0, 2, -1, 1])
+    assert latent_data.count_classes(source(IMAGES, labels)) == 3
+    assert latent_data.count_classes(source(IMAGES, labels, tuple("abcde"))) == 5
+
+
+def test_known_factors_of_scenes_are_of_the_examples_asked():
+    scenes = SpokenShapes("test", size=40, modalities=("text",), seed=1)
+    whole = scenes.factors(np.arange(40))
+    single = np.flatnonzero(whole["num_objects"] == 1)
+    found = latent_data.known_factors(labelled(scenes))
+    expected = [whole[name][single, 0] for name in ("shape", "colour", "size")] + [whole["place"][single]]
+    np.testing.assert_array_equal(found, np.stack(expected, axis=1))
+    assert found.shape[0] < 40 and (found >= 0).all()
+    labels = np.array([1, 0, 3])
+    np.testing.assert_array_equal(latent_data.known_factors(source(IMAGES, labels)), labels[:, None])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    judge_steps: int = 300
+    evaluation: LatentEvaluation = LatentEvaluation()
+
+
+def test_a_smoke_run_is_small_and_has_enough_codes():
+    config = scores.shrink_latent(Config(input=DataOptions(train_size=20_000, missing=0.5)))
+    assert config.evaluation == SMOKE and config.judge_steps < 10
+    assert config.input.train_size == 150 and config.input.missing == 0.5
+
+
+# A real model
+
+FINITE = (
+    "cross/coherence", "cross/coherence@1", "cross/coherence@2", "cross/self_coherence@1", "cross/self_coherence@2",
+    "cross/fid", "cross/kid", *(f"judge/{m}" for m in multimodal.NAMES),
+    *(f"joint_{name}/{what}" for name in ("prior", "flow") for what in ("coherence", "fid", "kid")),
+    "reconstruction_image_0/mse", "reconstruction_image_1/mse", "likelihood/joint", "likelihood/conditional",
+    "latent/probe", *(f"latent/probe_{m}" for m in multimodal.NAMES), "latent/clustering", "latent/adjusted_rand",
+    *(f"latent/{what}" for what in ("mig", "sap")),
+    *(f"latent/dci_{what}" for what in ("disentanglement", "completeness", "informativeness")),
+)  # fmt: skip
+
+
+def test_everything_of_a_real_model(tmp_path):
+    """Judges that were trained and go on from where they were, and all scores; nothing that is not finite."""
+    vae, params = multimodal.started("mopoe")
+    batch = multimodal.make_batch(60)
+    batch["label"] = np.arange(60, dtype=np.int32) % multimodal.CLASSES
+    arrays = {k: v for k, v in batch.items() if k not in ("present", "index", "step")}
+    train = ArraySource(arrays)
+    sizes = sizes_of(batch, multimodal.NAMES, multimodal.CONFIG, classes=multimodal.CLASSES)
+    small = {"image": EncoderConfig("mlp", width=8, depth=1), "label": None}
+    judges = make_judges(multimodal.CONFIG, sizes, multimodal.CLASSES, hidden=8, encoders=small)
+    config = RunConfig(steps=50, batch_size=8, seeds=2, eval_every=2, patience=1, run_dir=tmp_path / "run")
+    loader = Loader(train, batch_size=8, seed=0)
+    position = loader.position()
+    trained = []
+    for resume in (False, True):
+        config = dataclasses.replace(config, resume=resume)
+        with Run.create(config.run_dir, config, resume=resume, tensorboard=False) as run:
+            watch = Stopwatch()
+            trained.append(scores.fit_judges(judges, loader, config, run, watch, 3))
+            watch.clock.close()
+    assert loader.position() == position
+    assert_trees_identical(*(jax.tree.map(np.asarray, p) for p in trained))
+    kept = json.loads((config.run_dir / "judges" / "config.json").read_text())
+    assert (kept["steps"], kept["seeds"], kept["eval_every"], kept["patience"]) == (3, 1, 0, 0)
+    loader.close()
+
+    test = Subset(train, np.arange(40))
+    factors = np.stack([arrays["label"][:40], np.arange(40) % 2], axis=1)
+    how = dataclasses.replace(SMOKE, examples=18, disentanglement=True)
+    explorer = scores.Explorer(vae, multimodal.CONFIG, judges, batch_size=12)
+    found = scores.examine(explorer, params, trained[0], train, test, factors, how, 0)
+    assert set(found.scores) == set(FINITE)
+    assert all(type(v) is float and np.isfinite(v) for v in found.scores.values())
+    assert found.scores["judge/label"] >= 0 and found.classes.shape == (7, 3, 18)
+    np.testing.assert_array_equal(found.labels, arrays["label"][scores.spread(40, 18)])
+    assert found.codes["mean"].shape == (18, 4) and set(found.draws) == {"prior", "flow"}
+    assert all(x.shape == (24, 4) for x in found.draws.values())
+
+
+def test_a_model_without_a_likelihood_is_not_asked_for_one():
+    """Of the examples that are looked at labels and factors are those of the same rows."""
+    labels = np.arange(40) // 4 % 2
+    train = test = source(IMAGES, labels)
+    how = LatentEvaluation(examples=24, draws=9, codes=20, samplers=())
+    explorer = explore(IMAGES)
+    explorer.vae = explorer.vae._replace(log_likelihood=None)
+    factors = np.stack([labels, np.random.default_rng(1).integers(0, 2, 40)], axis=1)
+    explorer.codes = lambda params, judged, data: {
+        "mean": np.stack([class_labels(data), np.random.default_rng(0).normal(size=len(data))], axis=1),
+        "alone": np.zeros((len(data), 3, 1)),
+        "drawn": np.zeros((len(data), 2)),
+    }
+    found = scores.examine(explorer, {}, {}, train, test, factors, how, 0, likelihood=False)
+    assert not [k for k in found.scores if "likelihood" in k] and set(found.draws) == {"prior"}
+    assert found.scores["cross/coherence"] == found.scores["joint_prior/coherence"] == 1.0
+    rows = np.linspace(0, 39, 24).astype(int)
+    np.testing.assert_array_equal(found.labels, labels[rows])
+    # The class is one code exactly, which other rows' factors are not.
+    codes = explorer.codes({}, {}, Subset(test, rows))["mean"]
+    assert found.scores["latent/mig"] == pytest.approx(mutual_information_gap(codes, factors[rows]))
+    assert found.scores["latent/mig"] != pytest.approx(mutual_information_gap(codes, factors[:24]))
+
+
+def test_what_painters_show_is_what_judges_read():
+    """The tests above rest on it."""
+    data = source(painters.MIXED, np.arange(CLASSES))
+    batch = {**data.batch(np.arange(CLASSES)), "index": np.arange(CLASSES)}
+    verdict = painters.make_judges(painters.MIXED).method.predict({}, batch)
+    np.testing.assert_array_equal(
+        verdict.logits.argmax(-1), np.repeat(np.arange(CLASSES)[:, None], 4, axis=1)
+    )
+    assert level(CLASSES - 1) < 1.0
+    assert perfect(jnp.zeros((2, 3), bool), jnp.ones((2, 3))).sum() == 0

@@ -1,0 +1,484 @@
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
+from xmodal_jax.core import trees
+from xmodal_jax.models.gan.config import GANConfig
+from xmodal_jax.models.gan.method import make_gan
+from xmodal_jax.models.gan.networks import Captioner, Network, View
+from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.train import gan_step as players
+from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.optim import Optimizer
+
+TEXT = EncoderConfig("transformer", width=8, depth=1, heads=2)
+CONFIG = GANConfig(
+    generator=GeneratorConfig(noise=5, width=8, heads=2, attention=1),
+    discriminator=EncoderConfig("dcgan", width=8, norm="none"),
+    text=TEXT,
+    decoder=TEXT,
+    classes=7,
+)
+ADAM = Optimizer(name="adam", learning_rate=1e-2, b1=0.0, clip_norm=None, warmup=0.0, schedule="constant")
+OPTIMIZER = Players(discriminator=ADAM, generator=dataclasses.replace(ADAM, ema=0.9))
+SIZES = dict(shape=(8, 8, 3), vocab_size=11, length=5, classes=3)
+
+
+def make_batch(n=16, seed=0):
+    rng = np.random.default_rng(seed)
+    text = rng.integers(1, 11, (n, 5)).astype(np.int32)
+    text[rng.random((n, 5)) < 0.2] = 0
+    text[:, 0], text[3] = 1, text[2]  # two with the same caption
+    return {
+        "image": rng.integers(0, 256, (n, 8, 8, 3)).astype(np.uint8),
+        "text": text,
+        "text_mask": text > 0,
+        "label": rng.integers(-1, 3, n).astype(np.int32),
+        "index": np.arange(n, dtype=np.int32),
+    }
+
+
+def on_device(batch):
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def make(**changes):
+    return make_gan(dataclasses.replace(CONFIG, **changes), **SIZES)
+
+
+def begin(gan, optimizer=OPTIMIZER, batch=None):
+    batch = make_batch() if batch is None else batch
+    training = players.make_training(gan, optimizer, 10)
+    return training, jax.jit(training.init)(jax.random.key(0), batch), on_device(batch)
+
+
+REBUILT = dict(reconstruction_weight=1.0, encoder=EncoderConfig("mlp", width=8, depth=1))
+OBJECTS = GeneratorConfig("objects", noise=9, width=8, heads=2, objects=2)
+
+GLOBAL = dict(
+    generator=dataclasses.replace(CONFIG.generator, modulation="batch_norm", conditioning=3),
+    sentence_weight=1.0, word_weight=1.0, image_weight=1.0, augment="diff", lecam=0.3, spectral=True,
+    auxiliary_weight=0.0,
+)  # fmt: skip
+"""All that looks across the batch."""
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [[("pmap", 8, 1), ("sharded", 4, 2)], pytest.param(LAYOUTS, marks=pytest.mark.slow)],
+    ids=["some layouts", "all layouts"],
+)
+def test_the_devices_do_not_change_the_result(layouts):
+    """With batch norm, DiffAugment, mismatched pairs, global negatives, equal captions and missing examples."""
+    batch = make_batch()
+    present = {"image": np.arange(16) % 7 != 3, "text": np.arange(16) % 5 != 4}
+    assert_device_invariant(make(**GLOBAL), {**batch, "present": present}, layouts=layouts, config=OPTIMIZER)
+
+
+@pytest.mark.slow
+def test_the_devices_do_not_change_several_steps_of_the_discriminator():
+    """Two a round, of classes, with a penalty between real and generated images, and images that are rebuilt."""
+    how = REBUILT | dict(generator=GeneratorConfig("mlp", noise=5, width=8))
+    gan = make(condition="class", objective="relativistic_average", penalty="gp", d_steps=2, **how)
+    assert_device_invariant(gan, make_batch(), layouts=[("pmap", 4, 1), ("sharded", 4, 1)], config=OPTIMIZER)
+
+
+@pytest.mark.slow  # what rehearses is the generator alone, above with its opponent
+def test_a_rehearsal_is_the_same_on_several_devices():
+    gan = make(generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
+    present = {"image": np.arange(16) % 7 != 3, "text": np.arange(16) % 5 != 4}
+    # Rounding grows on its way through the rounds of two competitions: every gradient differs by up to 1.1e-5.
+    how = dict(layouts=[("pmap", 4, 1)], config=OPTIMIZER, make="make_rehearsal", rtol=3e-5)
+    assert_device_invariant(gan, {**make_batch(), "present": present}, **how)
+
+
+def test_a_stopped_run_ends_bit_identical(tmp_path):
+    """Both players, the average, batch statistics and the probability of augmentation, stopped after rehearsals."""
+    how = dict(augment="ada", ada_ramp=64, lecam=0.1, spectral=True, **REBUILT)
+    gan = make(condition="class", generator=GeneratorConfig("dcgan", noise=5, width=8), **how)
+    arrays = {k: v for k, v in make_batch().items() if k in ("image", "label")}
+    assert_resumes(gan, arrays, tmp_path, optimizer=dataclasses.replace(OPTIMIZER, rehearsal=0.5))
+
+
+def test_in_rehearsal_the_generator_learns_alone():
+    small = dict(
+        generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=EncoderConfig("mlp", width=8)
+    )
+    gan = make(auxiliary_weight=0.0, **small, **REBUILT)
+    optimizer = dataclasses.replace(OPTIMIZER, rehearsal=0.2)
+    optimizer = dataclasses.replace(optimizer, discriminator=dataclasses.replace(ADAM, schedule="cosine"))
+    training, state, batch = begin(gan, optimizer)
+    assert training.first == 2
+    states, all_metrics = [state], []
+    for kind in (training.make_first, training.make_first, training.make_step):
+        state, metrics = jax.jit(kind(None))(states[-1], batch)
+        states.append(state)
+        all_metrics.append(metrics)
+    for before, after in itertools.pairwise(states[:3]):
+        for part in ("params", "opt_state"):
+            before_d, after_d = (getattr(x, part)["discriminator"] for x in (before, after))
+            assert all(same(before_d, after_d))
+        assert not any(same(before.params["generator"]["net"], after.params["generator"]["net"]))
+    assert not any(
+        same(states[2].params["discriminator"]["trunk"], states[3].params["discriminator"]["trunk"])
+    )
+    assert ["d_real" in m for m in all_metrics] == [False, False, True]
+    assert all(m["finite"].all() and m["g_reconstruction"] > 0 for m in all_metrics)
+    # Every image is rebuilt then, and nothing else is learned.
+    (first, (aux, _)) = gan.rehearse(
+        states[0].params["generator"], states[0].memory, batch,
+        jax.random.fold_in(states[0].key, 0),
+    )  # fmt: skip
+    assert float(all_metrics[0]["loss"]) == pytest.approx(float(first), rel=1e-5)
+    assert float(first) == pytest.approx(float(aux["g_reconstruction"]), rel=1e-6)
+    other = gan.rehearse(
+        states[0].params["generator"], states[0].memory, {**batch, "image": 255 - batch["image"]},
+        jax.random.fold_in(states[0].key, 0),
+    )[0]  # fmt: skip
+    assert float(other) != float(first)
+    # The discriminator's schedule begins when it does.
+    rates = [float(training.rates["discriminator_learning_rate"](k)) for k in (0, 2, 3)]
+    assert rates[0] == rates[1] > rates[2]
+    with pytest.raises(ValueError, match="reconstruction_weight"):
+        players.make_training(make(), optimizer, 10)
+    with pytest.raises(ValueError, match="share"):
+        dataclasses.replace(OPTIMIZER, rehearsal=1.0)
+
+
+def leaves(tree):
+    return jax.tree.leaves(tree)
+
+
+def same(a, b):
+    return [np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """With batch norm: the states after 0 to 3 steps."""
+    gan = make(generator=dataclasses.replace(CONFIG.generator, modulation="batch_norm"))
+    training, state, batch = begin(gan)
+    step, states = jax.jit(training.make_step(None)), [state]
+    for _ in range(3):
+        states.append(step(states[-1], batch)[0])
+    assert step._cache_size() == 1
+    return gan, states, batch
+
+
+@pytest.mark.parametrize(
+    ("player", "other"), [("generator", "discriminator"), ("discriminator", "generator")]
+)
+def test_neither_player_moves_the_other(player, other):
+    flat = EncoderConfig("mlp", width=8, depth=1)
+    gan = make(condition="class", generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=flat)
+    frozen = dataclasses.replace(getattr(OPTIMIZER, player), freeze=(".*",))
+    training, state, batch = begin(gan, dataclasses.replace(OPTIMIZER, **{player: frozen}))
+    after, _ = jax.jit(training.make_step(None))(state, batch)
+    assert all(same(after.params[player], state.params[player]))
+    part = {"generator": "trunk", "discriminator": "net"}[player]
+    assert not any(same(after.params[other][part], state.params[other][part]))
+
+
+def d_gradient(gan, state, batch, made):
+    loss = lambda d: gan.d_loss(d, state.memory, batch, made, jax.random.key(3), jnp.int32(0))[0]
+    return jax.jit(jax.grad(loss))(state.params["discriminator"])
+
+
+def test_what_is_missing_or_padded_has_no_influence():
+    gan = make(sentence_weight=1.0, word_weight=1.0, penalty="r1", augment="diff", auxiliary_weight=1.0)
+    _, state, batch = begin(gan)
+    there = np.arange(16) % 3 != 0
+    present = on_device({"image": there, "text": np.ones(16, bool)})
+    here = jnp.asarray(there)[:, None, None, None]
+    other = {**batch, "image": jnp.where(here, batch["image"], 255 - batch["image"])}
+    made = {"image": jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)}
+    wild = {"image": jnp.where(here, made["image"], 7.0)}
+    a = d_gradient(gan, state, {**batch, "present": present}, made)
+    b = d_gradient(gan, state, {**other, "present": present}, wild)
+    for name, x, y in zip(trees.leaf_names(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6 * float(jnp.abs(x).max() + 1e-6), err_msg=name)
+    persuade = lambda m: gan.g_loss(
+        m, state.params["discriminator"], state.memory, {**batch, "present": present}, jax.random.key(4)
+    )[0]
+    slope = np.asarray(jax.jit(jax.grad(persuade))(made)["image"])
+    assert (slope[~there] == 0).all() and (np.abs(slope[there]).max(axis=(1, 2, 3)) > 0).all()
+
+
+def test_an_equal_caption_is_no_mismatch():
+    """Rolled by one, example 3 meets the caption of example 2, which is its own."""
+    plain, aware = make(matching_aware=False, auxiliary_weight=0.0), make(auxiliary_weight=0.0)
+    _, state, batch = begin(plain)
+    same = {**batch, **{k: jnp.repeat(batch[k][:1], 16, axis=0) for k in ("text", "text_mask")}}
+    made = {"image": jnp.zeros((16, 8, 8, 3))}
+    loss = lambda gan, b: float(
+        jax.jit(lambda d: gan.d_loss(d, {**state.memory}, b, made, jax.random.key(3), jnp.int32(0))[0])(
+            state.params["discriminator"]
+        )
+    )
+    assert loss(plain, same) == pytest.approx(loss(aware, same), rel=1e-6)
+    assert abs(loss(plain, batch) - loss(aware, batch)) > 1e-4
+
+
+def test_a_lazy_penalty_is_as_strong_on_average():
+    every, lazy = make(penalty="r1"), make(penalty="r1", penalty_every=4)
+    _, state, batch = begin(every)
+    made = {"image": jnp.zeros((16, 8, 8, 3))}
+    of = lambda gan: jax.jit(
+        lambda step: gan.d_loss(
+            state.params["discriminator"], state.memory, batch, made, jax.random.key(3), step
+        )[1][0]["d_penalty"]
+    )
+    lazy_of = of(lazy)
+    values = [float(lazy_of(k)) for k in range(8)]
+    assert values[1:4] == [0, 0, 0] and values[4] > 0
+    assert np.mean(values) == pytest.approx(float(of(every)(0)), rel=1e-5)
+
+
+def test_the_average_is_debiased(trained):
+    """After three steps, ``sum_k d^(3-k) p_k / sum_k d^(3-k)``: no trace of where it began."""
+    _, states, _ = trained
+    seen = [np.asarray(s.params["generator"]["net"]["start"]["kernel"], np.float64) for s in states[1:]]
+    weights = 0.9 ** np.arange(2, -1, -1)
+    expected = sum(w * p for w, p in zip(weights, seen, strict=True)) / weights.sum()
+    np.testing.assert_allclose(states[-1].ema["net"]["start"]["kernel"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_probability_of_augmentation_follows_the_signs():
+    gan = make(augment="ada", ada_target=-1.5, ada_ramp=160)  # always above the target
+    _, state, batch = begin(gan)
+    made = {"image": jnp.zeros((16, 8, 8, 3))}
+    of = jax.jit(
+        lambda m: gan.d_loss(state.params["discriminator"], m, batch, made, jax.random.key(3), jnp.int32(0))
+    )
+    memory = state.memory
+    for k in range(1, 3):
+        memory = of(memory)[1][1]
+        assert float(memory["ada"]) == pytest.approx(16 * k / 160)
+
+
+def test_clipped_weights_stay_small():
+    gan = make(objective="wgan", clip=0.01)
+    _, state, _ = begin(gan)
+    clipped = gan.constrain(state.params["discriminator"])
+    largest = lambda tree: max(float(jnp.abs(x).max()) for x in leaves(tree))
+    assert largest([clipped["trunk"], clipped["critic"]]) == pytest.approx(0.01)
+    assert all(same(clipped["text"], state.params["discriminator"]["text"]))
+
+
+def test_a_fixed_text_encoder_serves_both_and_gets_no_gradient():
+    _, own, batch = begin(make())
+    text = own.params["generator"]["text"]
+    gan = make_gan(CONFIG, text=text, **SIZES)
+    _, state, _ = begin(gan)
+    assert "text" not in state.params["generator"] and "text" not in state.params["discriminator"]
+    assert all(same(state.memory["text"], text))
+    both = jax.jit(gan.generate)(state.params["generator"], state.memory, batch, jax.random.key(1))
+    assert all(same(both[1]["text"], text))
+
+
+def test_every_second_image_is_held_to_the_real_one():
+    gan = make(reconstruction_weight=2.0, pixel_scale=0.5, encoder=EncoderConfig("mlp", width=8, depth=1))
+    plain = make()
+    _, state, batch = begin(gan)
+    params, judge = state.params["generator"], state.params["discriminator"]
+    made, _ = jax.jit(gan.generate)(params, state.memory, batch, jax.random.key(1))
+    other = {**batch, "image": 255 - batch["image"]}
+    moved = jax.jit(gan.generate)(params, state.memory, other, jax.random.key(1))[0]["image"] != made["image"]
+    np.testing.assert_array_equal(moved.any(axis=(1, 2, 3)), np.arange(16) % 2 == 0)
+
+    of = lambda gan: jax.jit(lambda m: gan.g_loss(m, judge, state.memory, batch, jax.random.key(4)))
+    real = np.asarray(batch["image"], np.float64) / 127.5 - 1.0
+    nats = np.square(np.asarray(made["image"]) - real).sum(axis=(1, 2, 3)) / (2 * 0.5**2)
+    nats += CONFIG.kl_weight * np.asarray(made["posterior_kl"])
+    extra = of(gan)(made)[0] - of(plain)({"image": made["image"]})[0]
+    assert float(extra) == pytest.approx(2.0 * nats[::2].mean() / (8 * 8 * 3), rel=1e-4)
+
+
+CAPTIONER = Captioner(
+    lambda params, pixels: params["gain"] * pixels.reshape(len(pixels), 8, 24),
+    lambda params, tokens, ids, mask: jnp.square(tokens - params["wanted"]).mean(axis=(1, 2)),
+    lambda params, tokens, ids: jax.nn.softmax(ids[:, :, None] * tokens.mean(axis=-1)[:, None, :], axis=-1),
+    {"gain": jnp.float32(1.0), "wanted": jnp.float32(0.3)},
+)
+"""Sees rows of pixels, and wants each to be 0.3."""
+
+
+@pytest.mark.parametrize("changes", [dict(condition="class"), dict(generator=OBJECTS, auxiliary_weight=0.0)])
+def test_between_two_conditions_images_go_from_one_to_the_other(changes):
+    gan = make(**changes)
+    _, state, batch = begin(gan)
+    params = {"generator": state.params["generator"], "memory": state.memory}
+    names = [k for k in ("text", "text_mask", "label") if k in batch]
+    noise = jnp.asarray(
+        np.random.default_rng(5).normal(size=(16, changes.get("generator", CONFIG.generator).noise)),
+        jnp.float32,
+    )
+    asked = {k: batch[k] for k in names} | {"noise": noise}
+    other = {f"toward_{k}": jnp.roll(batch[k], 1, axis=0) for k in names}
+    draw = jax.jit(gan.predict)
+    at = lambda share: draw(params, asked | other | {"blend": jnp.full(16, share, jnp.float32)})
+    there = draw(params, {k: jnp.roll(batch[k], 1, axis=0) for k in names} | {"noise": noise})
+    np.testing.assert_allclose(at(0.0), draw(params, asked), atol=1e-5)
+    np.testing.assert_allclose(at(1.0), there, atol=1e-5)
+    assert float(jnp.abs(at(0.5) - at(0.0)).max()) > 1e-3 and float(jnp.abs(at(0.5) - there).max()) > 1e-3
+
+
+def test_a_captioner_holds_the_generator_to_what_it_describes():
+    """A captioner that wants every pixel to be 0.3 pulls the generated ones there, and those of no one else."""
+    gan, plain = make_gan(CONFIG, captioner=CAPTIONER, **SIZES), make()
+    _, state, batch = begin(gan)
+    made = {"image": jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)}
+    slope = lambda gan: jax.jit(
+        jax.grad(
+            lambda m: gan.g_loss(m, state.params["discriminator"], state.memory, batch, jax.random.key(4))[0]
+        )
+    )(made)["image"]
+    expected = 2 * (np.asarray(made["image"]) - 0.3) / made["image"].size
+    np.testing.assert_allclose(slope(gan) - slope(plain), expected, atol=1e-6)
+
+
+def test_a_projected_discriminator_sees_with_the_captioner_as_well():
+    """Its loss and R1 against the parts put together here; R1 is on the gradient by pixels and by what is seen."""
+    config = dataclasses.replace(
+        CONFIG, projected=True, penalty="r1", matching_aware=False, auxiliary_weight=0.0
+    )
+    gan = make_gan(config, captioner=CAPTIONER, **SIZES)
+    _, state, batch = begin(gan)
+    own = state.params["discriminator"]
+    made = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)
+    sizes = {**SIZES, "fixed_text": False, "seen": (8, 24)}
+    net = Network(config, **sizes)
+
+    @jax.jit
+    def run(own, memory):
+        loss = lambda own: gan.d_loss(own, memory, batch, {"image": made}, jax.random.key(1), jnp.int32(0))
+        return jax.value_and_grad(loss, has_aux=True)(own)
+
+    (_, (aux, memory)), slope = run(own, state.memory)
+    vector = net.condition(own, {}, batch, None).vector
+
+    def logits(image, gain=1.0):
+        def judge(image, seen):
+            return net.judge(own, net.look(own, View(image, seen), None), vector)[:, 0]
+
+        seen = gain * image.reshape(16, 8, 24)
+        slopes = jax.grad(lambda *x: judge(*x).sum(), argnums=(0, 1))(image, seen)
+        return judge(image, seen), sum(jnp.square(x).sum(axis=tuple(range(1, x.ndim))) for x in slopes) / 2
+
+    real = jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1.0
+    of_real, squares = logits(real)
+    of_made, _ = logits(made)
+    np.testing.assert_allclose(aux["d_penalty"], squares.mean(), rtol=1e-4)
+    hinge = jnp.maximum(0.0, 1.0 - of_real).mean() + jnp.maximum(0.0, 1.0 + of_made).mean()
+    np.testing.assert_allclose(aux["d_loss"], hinge, rtol=1e-4)
+    assert float(jnp.abs(logits(real, gain=-1.0)[0] - of_real).max()) > 1e-3
+    assert float(jnp.abs(slope["sight"]["kernel"]).max()) > 0
+    trees_equal = jax.tree.map(np.array_equal, memory["captioner"], CAPTIONER.params)
+    assert all(jax.tree.leaves(trees_equal))
+
+
+def test_objects_are_looked_for_where_the_captioner_sees_their_words():
+    config = dataclasses.replace(CONFIG, projected=True, generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
+    nowhere = lambda params, tokens, ids: jnp.full((*ids.shape, tokens.shape[1]), 1.0 / tokens.shape[1])
+    captioner = CAPTIONER._replace(see=lambda params, pixels: pixels.reshape(len(pixels), 4, 48))
+    gans = [make_gan(config, captioner=c, **SIZES) for c in (captioner, captioner._replace(attend=nowhere))]
+    _, state, batch = begin(gans[0])
+    player = state.params["generator"]
+    made = [jax.jit(gan.generate)(player, state.memory, batch, jax.random.key(1))[0] for gan in gans]
+    moved = np.abs(made[0]["image"] - made[1]["image"]).max(axis=(1, 2, 3)) > 1e-6
+    np.testing.assert_array_equal(moved, np.arange(16) % 2 == 0)  # those that are rebuilt
+
+
+def test_rebuilt_images_are_held_to_look_to_the_captioner_as_the_real_ones_do():
+    how = dict(reconstruction_weight=1.0, encoder=EncoderConfig("mlp", width=8, depth=1))
+    plain, config = (dataclasses.replace(CONFIG, **how, perceptual_weight=w) for w in (0.0, 2.0))
+    gan, without = (make_gan(c, captioner=CAPTIONER, **SIZES) for c in (config, plain))
+    _, state, batch = begin(gan)
+    made = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)
+    own = {"image": made, "posterior_kl": jnp.zeros(16)}
+    of = lambda gan: jax.jit(
+        lambda m: gan.g_loss(m, state.params["discriminator"], state.memory, batch, jax.random.key(4))
+    )(own)
+    loss, aux = of(gan)
+    a = np.asarray(made, np.float64).reshape(16, 8, 24)
+    b = (np.asarray(batch["image"], np.float64) / 127.5 - 1.0).reshape(16, 8, 24)
+    cosine = (a * b).sum(axis=2) / np.linalg.norm(a, axis=2) / np.linalg.norm(b, axis=2)
+    wanted = (1.0 - cosine.mean(axis=1))[::2].mean()
+    np.testing.assert_allclose(aux["g_perceptual"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(loss - of(without)[0], 2.0 * wanted, rtol=1e-4)
+
+
+def test_images_follow_noise_and_caption_and_no_other_example(trained):
+    gan, states, batch = trained
+    params = players.evaluated(states[-1])
+    noise = jnp.asarray(np.random.default_rng(2).normal(size=(16, 5)), jnp.float32)
+    draw = jax.jit(gan.predict)
+    whole = draw(params, {**batch, "noise": noise})
+    assert whole.shape == (16, 8, 8, 3) and float(jnp.abs(whole).max()) <= 1
+    part = draw(params, {k: jnp.roll(v, -5, axis=0) for k, v in {**batch, "noise": noise}.items()})
+    np.testing.assert_allclose(jnp.roll(part, 5, axis=0), whole, atol=1e-5)
+    for changed in ({"noise": jnp.zeros_like(noise)}, {"text": batch["text"][::-1]}):
+        assert float(jnp.abs(whole - draw(params, {**batch, "noise": noise, **changed})).max()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(
+            condition="class", objective="lsgan", head="projection", penalty="gp",
+            generator=GeneratorConfig("dcgan", noise=5, width=8),
+        ),
+        dict(
+            condition="none", objective="relativistic_average", penalty="dragan", auxiliary_weight=0.0,
+            generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=EncoderConfig("mlp", width=8),
+        ),
+        pytest.param(
+            dict(
+                condition="sentence", objective="jsd", penalty="r2", d_steps=2,
+                generator=GeneratorConfig(noise=5, width=8, modulation="fusion"),
+            ),
+            marks=pytest.mark.slow,
+        ),
+        dict(
+            condition="sentence", auxiliary_weight=0.0, generator=dataclasses.replace(OBJECTS, conditioning=3),
+            discriminator=EncoderConfig("mlp", width=8),
+            **REBUILT,
+        ),
+    ],
+)  # fmt: skip
+def test_every_kind_trains_both_players(changes):
+    training, state, batch = begin(make(**changes))
+    after, metrics = jax.jit(training.make_step(None))(state, batch)
+    assert metrics["finite"].all()
+    for player in ("generator", "discriminator"):
+        pairs = zip(jax.tree.leaves(state.params[player]), jax.tree.leaves(after.params[player]), strict=True)
+        assert np.mean([not np.array_equal(a, b) for a, b in pairs]) > 0.7, player
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(objective="mmd_rq", head="projection"), "concat"),
+        (dict(condition="none", penalty="ma_gp"), "r1"),
+        (dict(condition="class", word_weight=1.0), "words"),
+        (dict(lecam=-1.0), "lecam"),
+        (dict(d_steps=0), "d_steps"),
+        (dict(perceptual_weight=1.0), "rebuilt"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_what_the_data_lack_is_said():
+    with pytest.raises(ValueError, match="captions"):
+        make_gan(CONFIG, shape=(8, 8, 3), classes=3)
+    with pytest.raises(ValueError, match="labels"):
+        make_gan(dataclasses.replace(CONFIG, condition="class"), shape=(8, 8, 3))

@@ -1,0 +1,286 @@
+"""Pretrained encoders in autoencoders, in the synthesis of speech and before both players of a GAN."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.gan.test_method import CONFIG as PLAYERS
+from tests.pretrained import checkpoints as made
+from xmodal_jax.core import trees
+from xmodal_jax.data.text import Tokenize, train_tokenizer
+from xmodal_jax.models.gan.config import GANConfig
+from xmodal_jax.models.gan.method import make_gan
+from xmodal_jax.models.gan.networks import Network
+from xmodal_jax.models.speech import SpeechConfig, make_speech
+from xmodal_jax.models.towers import AudioFeatures
+from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
+from xmodal_jax.models.vae.networks import ModalityConfig
+from xmodal_jax.models.vae.single import VAEConfig, make_vae, size_of
+from xmodal_jax.nets.decoders import DecoderConfig
+from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.load import load_encoder
+from xmodal_jax.train import loop
+from xmodal_jax.train.checkpoint import Checkpoints
+from xmodal_jax.train.config import PretrainedConfig, StartConfig
+from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.gan_step import make_training as make_game
+from xmodal_jax.train.optim import Optimizer, rate_factors
+from xmodal_jax.train.parallel import make_engine
+from xmodal_jax.train.run import to_json
+from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
+from xmodal_jax.transfer.encoders import starting_point
+from xmodal_jax.transfer.export import export_run
+from xmodal_jax.transfer.frozen import Described, image_watcher, same_tokens, text_reader
+
+TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
+CAPTIONS = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
+LENGTH, SHAPE = 11, (16, 24, 3)
+KEY = jax.random.key(0)
+SMALL = dict(
+    latent=3, hidden=5,
+    image=ModalityConfig(EncoderConfig("dcgan", width=8), DecoderConfig("mlp", width=8, depth=1), "normal", 0.5),
+    text=ModalityConfig(
+        EncoderConfig("transformer", width=8, depth=1, heads=2, dropout=0.1),
+        DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical",
+    ),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latent(LatentConfig):
+    model: MultimodalVAEConfig | VAEConfig = MultimodalVAEConfig(model="jmvae", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    words = dict(vocab_size=TOKENIZER.vocab_size)
+    bert = made.write_folder(root / "bert", {**made.BERT, **words}, {"text": "pool"}, TOKENIZER)
+    vit = made.write_folder(root / "vit", made.VIT, {"image": "pool"})
+    return {"text_encoder": f"hf:{bert}", "image_encoder": f"hf:{vit}"}
+
+
+@pytest.fixture(scope="module")
+def read(folders):
+    """What the checkpoints hold."""
+    load = lambda kind, **sizes: load_encoder(
+        folders[f"{kind}_encoder"][3:], kind, Options(head="pool"), progress=False, **sizes
+    )
+    return {"text": load("text"), "image": load("image", image_size=SHAPE[:2])}
+
+
+def batch_of(rows=4):
+    rng = np.random.default_rng(0)
+    text, mask = TOKENIZER.encode_batch(CAPTIONS[:rows], LENGTH)
+    pictures = {m: rng.integers(0, 256, (rows, *SHAPE)).astype(np.uint8) for m in ("image", "image_other")}
+    batch = {**pictures, "text": text, "text_mask": mask, "index": np.arange(rows, dtype=np.int32)}
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def begun(config, batch):
+    """A multimodal VAE as a run has it after its start."""
+    config, readers = pretrained_readers(config)
+    names = ("image", "image_other", "text")
+    sizes = sizes_of(batch, names, config.model, vocab_size=TOKENIZER.vocab_size)
+    vae = make_multimodal_vae(config.model, sizes)
+    method = readers.start(vae.method, sizes)
+    return config, vae, method, readers, method.given(jax.jit(method.init)(KEY, batch), batch)
+
+
+def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read):
+    batch = batch_of()
+    config, vae, method, readers, params = begun(Latent(**folders, init_rate=0.0), batch)
+    assert config.model.image.encoder.name == config.model.text.encoder.name == "hf"
+    assert config.model.text.encoder.dropout == 0.1  # as asked
+    assert config.reading["tokenizer"] == folders["text_encoder"]
+    flat = trees.flat(params)
+    for part in ("experts", "trunks"):  # each modality's, and those of the joint encoder
+        for group, kind, copies in (
+            ("image_16_24_3", "image", 2),
+            (f"text_{LENGTH}_{TOKENIZER.vocab_size}", "text", 1),
+        ):
+            for path, leaf in trees.flat(read[kind].params).items():
+                found = flat[f"{part}_{group}/features/encoder/{path}"]
+                np.testing.assert_array_equal(
+                    found, np.broadcast_to(leaf, (copies, *leaf.shape)), err_msg=path
+                )
+    # A picture's features are those of the encoder's pool: layer norm, a hidden layer, ReLU.
+    own = params["experts_image_16_24_3"]["features"]
+    pixels = batch["image_other"].astype(jnp.float32) / 127.5 - 1
+    pooled = np.asarray(read["image"].module.apply({"params": read["image"].params}, pixels, method="embed"))
+    normed = (pooled - pooled.mean(1, keepdims=True)) / np.sqrt(pooled.var(1, keepdims=True) + 1e-6)
+    own, moments = jax.tree.map(np.asarray, (own, params["experts_image_16_24_3"]["mean"]))
+    hidden = np.maximum(normed @ own["hidden"]["kernel"][1] + own["hidden"]["bias"][1], 0)
+    given = np.array([False, True, False])
+    found = vae.infer(params, batch, given, None).shared[0]
+    np.testing.assert_allclose(
+        found, hidden @ moments["kernel"][1] + moments["bias"][1], rtol=1e-4, atol=1e-5
+    )
+    # Frozen, and nothing else is.
+    rates = trees.flat(rate_factors(readers.optimize(Optimizer()), params))
+    still = {path for path, rate in rates.items() if not rate}
+    assert still == {path for path in flat if "/features/encoder/" in path}
+    # Nothing of it where no flag asks.
+    plain, none = pretrained_readers(Latent())
+    assert (
+        plain == Latent() and none.start(method, {}) is method and none.optimize(Optimizer()) == Optimizer()
+    )
+
+
+def test_what_an_autoencoder_trained_goes_back_as_folders(folders, tmp_path):
+    batch = batch_of()
+    config, vae, _, _, params = begun(Latent(**folders), batch)
+    params = jax.tree.map(
+        lambda x: x + 0.1 * np.random.default_rng(0).normal(size=x.shape).astype(x.dtype), params
+    )
+    sizes = {"image": [*SHAPE, 0], "image_other": [*SHAPE, 0], "text": [LENGTH, TOKENIZER.vocab_size]}
+    meta = {"config": to_json(config), "tokenizer": TOKENIZER.files(), "seeds": [0], "sizes": sizes}
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta | {"length": LENGTH})
+    checkpoints.close()
+    written = export_run(tmp_path / "run", tmp_path / "out")
+    assert set(written) == {"parameters", "image", "image_other", "text"}
+    for kind, name, group, k in (
+        ("image", "image", "image_16_24_3", 0),
+        ("image", "image_other", "image_16_24_3", 1),
+        ("text", "text", f"text_{LENGTH}_{TOKENIZER.vocab_size}", 0),
+    ):
+        size = dict(image_size=SHAPE[:2]) if kind == "image" else {}
+        again = load_encoder(tmp_path / "out" / name, kind, Options(head="pool"), progress=False, **size)
+        own = params[f"experts_{group}"]["features"]["encoder"]
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[k]), again.params, own)  # noqa: B023
+
+
+@pytest.mark.parametrize("mode, seeds", [("jit", None), ("pmap", 2)])
+def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
+    """An adversarial autoencoder, whose generator has an average of its own."""
+    batch = batch_of(8 if mode == "pmap" else 4)
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x])[:8], batch)
+    config, readers = pretrained_readers(
+        Latent(model=VAEConfig(model="aae", **SMALL), image_encoder=folders["image_encoder"], init_rate=0.1)
+    )
+    size = size_of(batch, "image", config.model)
+    method = readers.start(make_vae(config.model, "image", size).method, {"image": size})
+    generator = readers.optimize(Optimizer(ema=0.9))
+    training = make_game(method, Players(generator=generator), 2)
+    engine = make_engine(mode, training.init, training.make_step, seeds=seeds)
+    keys = KEY if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
+    state = loop._with_given(engine.init(keys, batch), engine, training, batch)
+    state = engine.fetch(state)
+    for tree in (state.params["generator"], state.ema):
+        found = trees.flat(tree["network"]["experts_image_16_24_3"]["features"]["encoder"])
+        for path, leaf in trees.flat(read["image"].params).items():
+            expected = np.broadcast_to(leaf, found[path].shape)
+            np.testing.assert_array_equal(found[path], expected, err_msg=path)
+    rates = trees.flat(rate_factors(generator, jax.tree.map(jnp.asarray, state.params["generator"])))
+    slow = {path for path, rate in rates.items() if rate == 0.1}
+    assert slow and slow == {path for path in rates if "/features/encoder/" in path}
+
+
+def test_speech_of_a_pretrained_reader(folders, read):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(StartConfig):
+        model: SpeechConfig = SpeechConfig(decoder_depth=1, features=AudioFeatures(mels=5))
+
+    config, encoders = starting_point(Config(text_encoder=folders["text_encoder"]))
+    assert config.model.features == AudioFeatures(mels=5) and config.model.text.width == 12
+    batch = {m: x for m, x in batch_of().items() if m in ("text", "text_mask", "index")}
+    batch["audio"] = jnp.asarray(np.random.default_rng(0).normal(size=(4, 40, 5)), jnp.float32)
+    batch["audio_mask"] = jnp.ones((4, 40), bool)
+    method = make_speech(config.model, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
+    method = encoders.start(method, TOKENIZER)
+    params = method.given(jax.jit(method.init)(KEY, batch), batch)
+    without = {k: v for k, v in read["text"].params.items() if k != "pooler"}
+    jax.tree.map(np.testing.assert_array_equal, params["text"], without)
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: method.loss(p, batch, KEY)[0]))(params)
+    assert np.isfinite(loss) and all(
+        np.abs(g).max() > 0 for g in jax.tree.leaves(grads["text"]["transformer"])
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing(PretrainedConfig):
+    read_with: str | None = None
+    model: GANConfig = dataclasses.replace(
+        PLAYERS, auxiliary_weight=0.0, redescription_weight=0.0, projected=True,
+        generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=EncoderConfig("mlp", width=8),
+        reconstruction_weight=1.0, perceptual_weight=2.0, encoder=EncoderConfig("mlp", width=8),
+    )  # fmt: skip
+
+
+def test_both_players_read_and_look_by_what_was_trained_before(folders, read):
+    config, reader = text_reader(Drawing(**folders))
+    sizes = dict(shape=SHAPE, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
+    watcher = image_watcher(config, SHAPE)
+    gan = make_gan(config.model, text=reader.params, watcher=watcher, **sizes)
+    batch = batch_of()
+    params, memory = jax.jit(gan.init)(KEY, batch)
+    jax.tree.map(np.testing.assert_array_equal, memory["text"]["encoder"], read["text"].params)
+    # The sentence is what BERT's own pooler makes of it, its words the tokens.
+    net = Network(config.model, SHAPE, True, TOKENIZER.vocab_size, LENGTH, 0)
+    condition = net.condition(params["generator"], memory, batch, None)
+    tokens = read["text"].module.apply({"params": read["text"].params}, batch["text"], batch["text_mask"])
+    pooled = read["text"].module.apply({"params": read["text"].params}, tokens, method="pool")
+    np.testing.assert_allclose(condition.vector, pooled, atol=1e-6)
+    np.testing.assert_allclose(condition.words.values, tokens.values, atol=1e-6)
+    # Six places of eight pixels, without the class token.
+    seen = watcher.see(memory["watcher"], batch["image"].astype(jnp.float32) / 127.5 - 1)
+    assert seen.shape == (4, 6, 12) and params["discriminator"]["sight"]["kernel"].shape[0] == 12
+
+    # Rebuilt images that are the real ones look the same: no perceptual loss. Others do not.
+    made, _ = gan.generate(params["generator"], memory, batch, KEY)
+    without = dataclasses.replace(config.model, perceptual_weight=0.0)
+    plain = make_gan(without, text=reader.params, watcher=watcher, **sizes)
+
+    def share(image):
+        loss = lambda gan: gan.g_loss({**made, "image": image}, params["discriminator"], memory, batch, KEY)
+        (whole, aux), (rest, _) = loss(gan), loss(plain)
+        return whole - rest, aux["g_perceptual"]
+
+    real = batch["image"].astype(jnp.float32) / 127.5 - 1
+    (part, value), slope = jax.jit(jax.value_and_grad(share, has_aux=True))(-real)
+    np.testing.assert_allclose(share(real), 0.0, atol=1e-5)
+    assert value > 0.01 and np.abs(slope).max() > 1e-4
+    np.testing.assert_allclose(part, 2.0 * value, rtol=1e-4)
+
+    players = Players(generator=Optimizer(name="adam"), discriminator=Optimizer(name="adam"))
+    training = make_game(gan, players, 2)
+    state = jax.jit(training.init)(KEY, batch)
+    after, metrics = jax.jit(training.make_step(None))(state, batch)
+    assert metrics["finite"].all()
+    for name in ("text", "watcher"):
+        jax.tree.map(np.testing.assert_array_equal, after.memory[name], memory[name])
+
+
+def test_what_cannot_be_is_said(folders):
+    with pytest.raises(ValueError, match="takes no encoder of audio: leave --audio-encoder out"):
+        pretrained_readers(Latent(audio_encoder=folders["text_encoder"]))
+    with pytest.raises(ValueError, match="takes no encoder of video: leave --video-encoder out"):
+        text_reader(Drawing(video_encoder=folders["image_encoder"]))
+    with pytest.raises(ValueError, match="--init-rate must not be negative"):
+        Latent(init_rate=-1.0)
+    with pytest.raises(ValueError, match="--read-with and --text-encoder both say"):
+        text_reader(Drawing(read_with="a run", text_encoder=folders["text_encoder"]))
+    of_classes = dataclasses.replace(Drawing().model, condition="class")
+    with pytest.raises(ValueError, match="the condition is 'class': leave them out or"):
+        text_reader(Drawing(text_encoder=folders["text_encoder"], model=of_classes))
+    config, reader = text_reader(Drawing(text_encoder=folders["text_encoder"]))
+    assert same_tokens(None, reader) is None  # as long as the captions are
+    own = Tokenize(reader.tokenizer, 9)
+    assert same_tokens(Described(None, own), reader) is own
+    other = Tokenize(train_tokenizer(["other words"], "word"), 9)
+    with pytest.raises(ValueError, match="have other tokenizers"):
+        same_tokens(Described(None, other), reader)
+    watcher = image_watcher(Drawing(image_encoder=folders["image_encoder"]), SHAPE)
+    blind = dataclasses.replace(config.model, projected=False, perceptual_weight=0.0)
+    with pytest.raises(ValueError, match="needs projected or perceptual_weight"):
+        make_gan(blind, watcher=watcher, shape=SHAPE, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
+    with pytest.raises(ValueError, match="the pretrained text encoder knows"):
+        size = dict(shape=SHAPE, vocab_size=TOKENIZER.vocab_size + 1, length=LENGTH)
+        make_gan(config.model, **size).init(KEY, {})

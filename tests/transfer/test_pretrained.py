@@ -1,0 +1,318 @@
+"""Pretrained encoders as the start of the library's models: what is read, what learns, and at which rate."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.test_contrastive import make_batch
+from tests.models.test_fusion import CLASSES
+from tests.models.test_fusion import make_batch as fusion_batch
+from tests.pretrained import checkpoints as made
+from tests.support import assert_device_invariant
+from xmodal_jax.core import trees
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.text import Tokenize, train_tokenizer
+from xmodal_jax.evaluation.text import WritingConfig
+from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+from xmodal_jax.models.fusion import FusionConfig, make_fusion
+from xmodal_jax.models.lora import LoRA
+from xmodal_jax.models.seq2seq import make_seq2seq
+from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.load import load_encoder
+from xmodal_jax.train import loop
+from xmodal_jax.train.checkpoint import Checkpoints
+from xmodal_jax.train.config import StartConfig
+from xmodal_jax.train.optim import Optimizer, rate_factors
+from xmodal_jax.train.parallel import make_engine
+from xmodal_jax.train.run import to_json
+from xmodal_jax.train.step import make_training
+from xmodal_jax.transfer.encoders import starting_point
+
+TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
+MODALITIES = ("text", "image")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(StartConfig):
+    model: ContrastiveConfig | FusionConfig = ContrastiveConfig(embed_dim=7)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    words = dict(vocab_size=TOKENIZER.vocab_size)
+    return {
+        "bert": made.write_folder(root / "bert", {**made.BERT, **words}, {"text": "pool"}, TOKENIZER),
+        "vit": made.write_folder(root / "vit", made.VIT, {"image": "pool"}),
+        "gpt2": made.write_folder(root / "gpt2", {**made.GPT2, **words}, {"decoder": "none"}, TOKENIZER),
+        "wav2vec2": made.write_folder(root / "wav2vec2", made.WAV2VEC2, {"audio": "none"}),
+        "clip": made.write_folder(
+            root / "clip",
+            {**made.CLIP, "text_config": {**made.CLIP["text_config"], **words, "eos_token_id": 2}},
+            {"text": "project", "image": "project"},
+            TOKENIZER,
+        ),
+    }
+
+
+def batch_of(rows=4, modalities=MODALITIES):
+    batch = make_batch(rows, modalities=modalities)
+    rng = np.random.default_rng(0)
+    if "image" in modalities:
+        batch["image"] = rng.integers(0, 256, (rows, 16, 24, 3)).astype(np.uint8)
+    if "text" in modalities:
+        captions = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
+        batch["text"], batch["text_mask"] = TOKENIZER.encode_batch((captions * rows)[:rows], 11)
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def begin(config, make, batch, modalities=MODALITIES):
+    """Method, optimizer and parameters as a run has them after its start."""
+    config, encoders = starting_point(config)
+    method = encoders.start(make(config.model), TOKENIZER, config.lora)
+    optimizer = encoders.optimize(Optimizer(), modalities, config)
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    return config, method, optimizer, method.given(params, batch) if method.given else params
+
+
+def contrastive(model):
+    return make_contrastive(model, MODALITIES, vocab_size=TOKENIZER.vocab_size)
+
+
+def hf(folders, **names):
+    return {flag: f"hf:{folders[name]}" for flag, name in names.items()}
+
+
+def test_towers_are_read_and_their_projections_are_new(folders):
+    config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"))
+    assert config.reading["tokenizer"] == f"hf:{folders['bert']}"
+    batch = batch_of()
+    config, method, _, params = begin(config, contrastive, batch)
+    bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False)
+    jax.tree.map(np.testing.assert_array_equal, params["text"]["encoder"], bert.params)
+    vit = load_encoder(folders["vit"], "image", Options(head="pool"), progress=False, image_size=(16, 24))
+    jax.tree.map(np.testing.assert_array_equal, params["image"]["encoder"], vit.params)
+    # The tower is: the encoder's own pool, a layer norm, a projection, the unit sphere.
+    pooled = vit.module.apply(
+        {"params": vit.params}, batch["image"].astype(jnp.float32) / 127.5 - 1, method="embed"
+    )
+    pooled = np.asarray(pooled, np.float64)
+    normed = (pooled - pooled.mean(1, keepdims=True)) / np.sqrt(pooled.var(1, keepdims=True) + 1e-6)
+    expected = normed @ np.asarray(params["image"]["project"]["kernel"], np.float64)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(method.predict(params, batch)["image"], expected, atol=1e-5)
+    # What a run keeps says all: another process makes the same model of it.
+    again = make_contrastive(config.model, MODALITIES, vocab_size=TOKENIZER.vocab_size)
+    np.testing.assert_array_equal(again.predict(params, batch)["text"], method.predict(params, batch)["text"])
+
+
+def test_clip_as_it_was_trained(folders):
+    flags = hf(folders, text_encoder="clip", image_encoder="clip")
+    model = ContrastiveConfig(head="own", embed_dim=99)  # the dimensions are the checkpoint's
+    batch = batch_of()
+    _, method, optimizer, params = begin(Config(model=model, **flags), contrastive, batch)
+    assert set(params["text"]) == set(params["image"]) == {"encoder"}
+    np.testing.assert_allclose(params["loss"]["log_scale"], made.LOG_SCALE)
+    assert method.predict(params, batch)["text"].shape == (4, 7)
+    assert optimizer == Optimizer()
+    with pytest.raises(ValueError, match="head 'own' is the projection of a pretrained image encoder"):
+        begin(Config(model=model, **hf(folders, text_encoder="clip")), contrastive, batch)
+
+
+def test_the_method_does_not_depend_on_the_devices(folders):
+    config = Config(
+        model=ContrastiveConfig(head="own"), **hf(folders, text_encoder="clip", image_encoder="clip")
+    )
+    _, method, _, params = begin(config, contrastive, batch_of())
+    assert_device_invariant(method._replace(init=lambda key, batch: params), batch_of(8))
+
+
+@pytest.mark.parametrize("mode, seeds", [("jit", None), ("jit", 2), ("pmap", None), ("sharded", 2)])
+def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
+    config, encoders = starting_point(Config(**hf(folders, text_encoder="bert", image_encoder="vit")))
+    method = encoders.start(contrastive(config.model), TOKENIZER)
+    training = make_training(method, Optimizer(ema=0.9), 2)
+    engine = make_engine(mode, training.init, training.make_step, seeds=seeds)
+    keys = jax.random.key(0) if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
+    drawn = engine.init(keys, batch_of())
+    before = engine.fetch(drawn).params["text"]["project"]["kernel"]
+    state = engine.fetch(loop._with_given(drawn, engine, training, batch_of()))
+    bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False).params
+    for params in (state.params, state.ema):
+        for (name, read), found in zip(
+            trees.flat(bert).items(), jax.tree.leaves(params["text"]["encoder"]), strict=True
+        ):
+            for k in range(seeds or 1):
+                np.testing.assert_array_equal(found if seeds is None else found[k], read, err_msg=name)
+        np.testing.assert_array_equal(params["text"]["project"]["kernel"], before)
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(state)]
+    assert shardings == [leaf.sharding for leaf in jax.tree.leaves(engine.fetch(drawn))]
+
+
+def test_rates_of_layers(folders):
+    config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"), layer_decay=0.5, init_rate=0.1)
+    _, _, optimizer, params = begin(config, contrastive, batch_of())
+    rates = trees.flat(rate_factors(optimizer, params))
+    for name, rate in rates.items():
+        if "/encoder/" not in name:
+            expected = 1.0
+        elif "layers_1/" in name or "transformer/norm" in name or "pooler" in name or "/dense/" in name:
+            expected = 0.1
+        elif "layers_0/" in name:
+            expected = 0.05
+        else:
+            expected = 0.025
+        np.testing.assert_allclose(rate, expected, err_msg=name)
+    assert {round(rate, 4) for rate in rates.values()} == {1.0, 0.1, 0.05, 0.025}
+
+
+@pytest.mark.parametrize("how", [dict(init_rate=0.0), dict(lora=LoRA(rank=2))])
+def test_frozen_encoders_keep_still(folders, how):
+    config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"), **how)
+    _, _, optimizer, params = begin(config, contrastive, batch_of())
+    for name, rate in trees.flat(rate_factors(optimizer, params)).items():
+        assert (rate == 0.0) == (name.split("/")[1] == "encoder" and not name.startswith("lora")), name
+    assert ("lora" in params) == ("lora" in how)
+
+
+@pytest.mark.parametrize("head", ["linear", "own"])
+def test_features_of_frozen_towers_are_computed_once(folders, head):
+    name = "clip" if head == "own" else None
+    flags = hf(folders, text_encoder=name or "bert", image_encoder=name or "vit")
+    config = Config(model=ContrastiveConfig(embed_dim=7, head=head), init_rate=0.0, **flags)
+    config, encoders = starting_point(config)
+    method = encoders.start(contrastive(config.model), TOKENIZER)
+    captions = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
+    batch = batch_of()
+    raw = {"image": np.asarray(batch["image"]), "caption": np.array(captions, object)}
+    added = encoders.precompute(config.model, Tokenize(TOKENIZER, 11), 0.0)(raw)
+    assert set(added) == {"image", "caption", "image_features", "text_features"}
+    params = method.given(jax.jit(method.init)(jax.random.key(0), batch), batch)
+    with_features = {**batch, **{f: jnp.asarray(x) for f, x in added.items() if f.endswith("_features")}}
+    plain, cached = method.predict(params, batch), method.predict(params, with_features)
+    for modality in MODALITIES:
+        np.testing.assert_allclose(cached[modality], plain[modality], atol=1e-6)
+    # Nothing but the features counts: the program has no encoder in it.
+    other = {**with_features, "image": 255 - batch["image"]}
+    np.testing.assert_array_equal(method.predict(params, other)["image"], cached["image"])
+    with pytest.raises(ValueError, match="--cache-features keeps what frozen"):
+        encoders.precompute(config.model, Tokenize(TOKENIZER, 11), 0.1)
+
+
+def test_a_fusion_of_pretrained_encoders(folders):
+    flags = hf(folders, text_encoder="bert", image_encoder="vit", audio_encoder="wav2vec2")
+    modalities = ("text", "image", "audio")
+    batch = batch_of(modalities=modalities)
+    batch["audio"] = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (4, 4000)), jnp.float32)
+    batch["audio_mask"] = jnp.asarray(np.arange(4000)[None] < np.array([[4000], [2000], [1000], [3000]]))
+    batch["label"] = jnp.zeros((4,), jnp.int32)
+    targets = {k: v[:4] for k, v in fusion_batch(4, modalities=("text", "image")).items() if k not in batch}
+    batch = {**targets, **batch}
+    make = lambda model: make_fusion(model, modalities, CLASSES, vocab_size=TOKENIZER.vocab_size)
+    config = Config(model=FusionConfig(width=16, depth=1, heads=2), **flags)
+    config, method, _, params = begin(config, make, batch, modalities)
+    assert config.model.features.kind == "waveform"
+    heard = load_encoder(folders["wav2vec2"], "audio", progress=False)
+    jax.tree.map(np.testing.assert_array_equal, params["audio"], heard.params)
+    assert "pooler" not in params["text"] and "dense" not in params["image"]
+    loss, _ = jax.jit(method.loss)(params, batch, jax.random.key(0))
+    assert np.isfinite(loss)
+
+
+def test_a_captioner_begins_with_a_language_model(folders):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Writing(WritingConfig):
+        pass
+
+    config = Writing(**hf(folders, image_encoder="vit", text_decoder="gpt2"))
+    batch = batch_of()
+    make = lambda model: make_seq2seq(model, "image", vocab_size=TOKENIZER.vocab_size, length=11)
+    config, method, _, params = begin(config, make, batch, ("image", "decoder"))
+    language = load_encoder(folders["gpt2"], "decoder", progress=False).params
+    read = trees.flat(params["decoder"])
+    for name, leaf in trees.flat(language).items():
+        expected = leaf[:11] if name == "positions/embedding" else leaf
+        np.testing.assert_array_equal(read[name], expected, err_msg=name)
+    new = {name for name in read if name not in trees.flat(language)}
+    assert new and all("/cross_" in name for name in new)
+    assert np.isfinite(jax.jit(method.loss)(params, batch, jax.random.key(0))[0])
+    frozen = dataclasses.replace(config, init_rate=0.0)
+    _, encoders = starting_point(frozen)
+    rates = trees.flat(rate_factors(encoders.optimize(Optimizer(), ("image", "decoder"), frozen), params))
+    assert {name for name, rate in rates.items() if rate} == {f"decoder/{name}" for name in new}
+
+
+def test_another_model_goes_on_from_a_run_of_pretrained_towers(folders, tmp_path):
+    config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"))
+    config, _, _, params = begin(config, contrastive, batch_of())
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    meta = {"config": to_json(config), "tokenizer": TOKENIZER.files(), "seeds": [0]}
+    checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta)
+    checkpoints.close()
+    config = Config(model=FusionConfig(width=16, depth=1, heads=2), init_from=tmp_path)
+    config, encoders = starting_point(config)
+    make = make_fusion(config.model, MODALITIES, CLASSES, vocab_size=TOKENIZER.vocab_size)
+    batch = {**fusion_batch(4, modalities=MODALITIES), **batch_of()}
+    started = jax.jit(encoders.start(make, TOKENIZER).init)(jax.random.key(0), batch)
+    for modality, left_out in (("text", "pooler"), ("image", "dense")):
+        old = {k: v for k, v in params[modality]["encoder"].items() if k != left_out}
+        jax.tree.map(np.testing.assert_array_equal, started[modality], old)
+    other = train_tokenizer(["another text"], "word")
+    with pytest.raises(ValueError, match="give --tokenizer .*/tokenizer"):
+        encoders.start(make, other)
+
+
+def test_the_tokenizer_must_be_the_encoders(folders):
+    config, encoders = starting_point(Config(**hf(folders, text_encoder="bert")))
+    larger = train_tokenizer(["a red square above two blue circles and more words"], "word")
+    method = make_contrastive(config.model, MODALITIES, vocab_size=larger.vocab_size)
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has \d+ tokens, the pretrained text encoder knows \d+"
+    ):
+        encoders.start(method, larger).init(jax.random.key(0), batch_of())
+
+
+def test_audio_of_another_rate_is_refused(folders):
+    with pytest.raises(ValueError, match="give --sample-rate 16000, not 8000"):
+        starting_point(Config(input=DataOptions(sample_rate=8000), **hf(folders, audio_encoder="wav2vec2")))
+
+
+def test_what_does_not_follow_from_the_checkpoint_is_the_users(folders):
+    own = dataclasses.replace(ContrastiveConfig().image, dropout=0.1, scan_layers=True, dtype="bfloat16")
+    model = ContrastiveConfig(embed_dim=7, image=dataclasses.replace(own, pool="cls"))
+    flags = hf(folders, text_encoder="bert", image_encoder="vit")
+    config, method, _, params = begin(Config(model=model, **flags), contrastive, batch_of())
+    image = config.model.image
+    assert (image.dropout, image.scan_layers, image.dtype, image.pool) == (0.1, True, "bfloat16", "cls")
+    assert (image.name, image.width, image.depth, image.heads) == ("hf", 12, 2, 3)
+    stacked = load_encoder(
+        folders["vit"], "image", Options(scan_layers=True), image_size=(16, 24), progress=False
+    )
+    jax.tree.map(np.testing.assert_array_equal, params["image"]["encoder"], stacked.params)
+    assert method.predict(params, batch_of())["image"].dtype == jnp.float32
+
+
+def test_what_cannot_be_is_said(folders, tmp_path):
+    with pytest.raises(ValueError, match="--image-encoder is hf: and a folder"):
+        starting_point(Config(image_encoder=str(folders["vit"])))
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        starting_point(Config(image_encoder=f"hf:{tmp_path / 'nowhere'}"))
+    with pytest.raises(ValueError, match="pretrained encoders of video are"):
+        starting_point(Config(video_encoder=f"hf:{folders['vit']}"))
+    with pytest.raises(ValueError, match="are for what was trained before"):
+        starting_point(Config(lora=LoRA(rank=2)))
+    with pytest.raises(ValueError, match="the encoders are frozen: leave --init-rate"):
+        Config(lora=LoRA(rank=2), init_rate=0.5)
+    with pytest.raises(ValueError, match=r"--layer-decay lie in \(0, 1\]"):
+        Config(layer_decay=1.5)
+    config, encoders = starting_point(Config(image_encoder=f"hf:{folders['vit']}"))
+    method = encoders.start(contrastive(config.model), TOKENIZER)
+    batch = batch_of()
+    batch["image"] = batch["image"][:, :15]
+    with pytest.raises(ValueError, match="patches of 8 pixels must divide the image's sides, got 15 x 24"):
+        method.init(jax.random.key(0), batch)
+    assert pathlib.Path(folders["vit"]).is_dir()

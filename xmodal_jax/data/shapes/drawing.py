@@ -1,0 +1,258 @@
+"""Draws scenes of coloured shapes with anti-aliased edges from signed distances, in vectorised NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xmodal_jax.data.shapes.scenes import EXTENT, GROWTH, RADII, SHRINKAGE, Factors
+
+PALETTE = np.array(
+    [
+        (225, 40, 45), (40, 175, 60), (55, 95, 245), (250, 225, 45),
+        (250, 135, 25), (160, 60, 215), (60, 215, 225), (245, 245, 245),
+    ],
+    np.float32,
+)  # fmt: skip
+"""RGB of the colours, in the order of `scenes.COLOURS`, before an object's brightness."""
+
+DARK = 0.38
+"""Brightness of stripes and dots relative to the object's own."""
+RING_HOLE = 0.48
+"""Inner radius of the ring over its radius."""
+_CHUNK = 1024
+
+PAPER, INK = np.float32(248), np.float32(24)
+"""Gray levels of sketches."""
+PENCIL = 0.032
+"""Width of a sketch's outlines in canvas widths, and at least 1.2 pixels."""
+
+
+def _half_planes(x, y, normals, offset):
+    return np.maximum.reduce([nx * x + ny * y for nx, ny in normals]) - np.float32(offset)
+
+
+def _circle(x, y):
+    return np.sqrt(x * x + y * y) - np.float32(1)
+
+
+def _square(x, y):
+    return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.84)
+
+
+def _triangle(x, y):
+    # Equilateral, apex up (y points down), circumscribed radius 1.08.
+    normals = [np.float32((np.cos(a), np.sin(a))) for a in np.pi / 2 + np.arange(3) * 2 * np.pi / 3]
+    return _half_planes(x, y, normals, 0.54)
+
+
+def _star(x, y):
+    # Union of five kites: in each, below the line from the tip (radius 1.08) to the notch (radius 0.45).
+    a = np.abs(
+        np.mod(np.arctan2(x, -y) + np.float32(np.pi / 5), np.float32(2 * np.pi / 5)) - np.float32(np.pi / 5)
+    )
+    r = np.sqrt(x * x + y * y)
+    tip, notch = np.array([1.08, 0.0]), 0.45 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+    normal = np.array([notch[1] - tip[1], tip[0] - notch[0]])
+    normal /= np.linalg.norm(normal)
+    nx, ny = np.float32(normal)
+    return r * (nx * np.cos(a) + ny * np.sin(a)) - np.float32(normal @ tip)
+
+
+def _cross(x, y):
+    x, y = np.abs(x), np.abs(y)
+    return np.maximum(np.minimum(x, y) - np.float32(0.34), np.maximum(x, y) - np.float32(1))
+
+
+def _ring(x, y):
+    middle, half = (1 + RING_HOLE) / 2, (1 - RING_HOLE) / 2
+    return np.abs(np.sqrt(x * x + y * y) - np.float32(middle)) - np.float32(half)
+
+
+def _diamond(x, y):
+    # |x| / 0.68 + |y| / 1.1 = 1, divided by the length of its gradient.
+    wide, tall = 0.68, 1.1
+    scale = 1 / np.hypot(1 / wide, 1 / tall)
+    return np.abs(x) * np.float32(scale / wide) + np.abs(y) * np.float32(scale / tall) - np.float32(scale)
+
+
+_HEART = (0.54, 0.47, -0.36, 1.05)
+"""Of two discs and, below them, the wedge of their tangents to the tip: radius, centre (x either side), tip."""
+
+
+def _heart_normal():
+    r, cx, cy, tip = _HEART
+    to_tip = np.array([-cx, tip - cy])
+    angle = np.arctan2(to_tip[1], to_tip[0]) - np.arccos(r / np.linalg.norm(to_tip))
+    return np.cos(angle), np.sin(angle)
+
+
+def _heart(x, y):
+    r, cx, cy, _ = _HEART
+    x = np.abs(x)
+    nx, ny = _heart_normal()
+    disc = np.sqrt((x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2) - np.float32(r)
+    wedge = np.float32(nx) * (x - np.float32(cx)) + np.float32(ny) * (y - np.float32(cy)) - np.float32(r)
+    # The wedge counts only below the line from the notch, through both centres' height, to the tangent point.
+    top = np.float32(cy) + x * np.float32(ny * r / (cx + nx * r)) - y
+    return np.minimum(disc, np.maximum(wedge, top))
+
+
+def _heart_inside(x, y):
+    """As `_heart`, but the distance to the outline within it, where `_heart` counts the seams of its parts as well."""
+    r, cx, cy, _ = (np.float32(value) for value in _HEART)
+    x, (nx, ny) = np.abs(x), np.float32(_heart_normal())
+    u, v = x - cx, y - cy
+    far = np.sqrt(u * u + v * v)
+    notch = np.sqrt(x * x + (y - cy + np.sqrt(r * r - cx * cx)) ** 2)
+    on_arc = cx * far + r * u >= 0  # seen from the disc's centre: beyond the notch its edge is no outline
+    below = ny * u - nx * v < 0  # on the tangent's side of the centre
+    within = np.minimum(
+        np.where(below, r - nx * u - ny * v, np.inf), np.where(on_arc & ~below, r - far, notch)
+    )
+    outside = _heart(x, y)
+    return np.where(outside < 0, -within, outside).astype(np.float32)
+
+
+_DISTANCES = (_circle, _square, _triangle, _star, _cross, _ring, _diamond, _heart)
+_SKETCHED = (*_DISTANCES[:-1], _heart_inside)
+_DOT_PHASES = (0.0, 0.0, 0.5, 0.5, 0.5, 0.0, 0.5, 0.0)
+"""Thin shapes have a dot at the centre (0.5), for they would hold none of the four around it (0)."""
+
+
+def _texture(texture, x, y, pixels, phase):
+    """How dark, 0..1, at local coordinates in radii; ``pixels`` is the radius in pixels."""
+    pitch = np.float32(0.72)
+    stripe = np.abs(np.mod((x + y) * np.float32(np.sqrt(0.5)) / pitch + np.float32(0.5), 1) - np.float32(0.5))
+    striped = np.clip(np.float32(0.5) + (stripe - np.float32(0.27)) * pitch * pixels, 0, 1)
+    pitch = np.float32(0.7)
+    u, v = (np.mod(c / pitch + np.float32(phase), 1) - np.float32(0.5) for c in (x, y))
+    dotted = np.clip(np.float32(0.5) - (np.sqrt(u * u + v * v) - np.float32(0.3)) * pitch * pixels, 0, 1)
+    return np.where(texture == 1, striped, np.where(texture == 2, dotted, np.float32(0)))
+
+
+def _locate(side, rows, centre, radius, angle, patch):
+    """Each object's patch: its coordinates in radii, the radius in pixels, and the place on the canvases."""
+    pixels = (radius * side)[:, None, None]
+    corner = np.clip(np.rint(centre * side - patch / 2).astype(np.int64), 0, side - patch)  # [N, (x, y)]
+    steps = np.arange(patch)
+    columns, lines = corner[:, 0, None] + steps, corner[:, 1, None] + steps
+    dx = (columns + np.float32(0.5) - centre[:, 0, None] * side).astype(np.float32)[:, None, :]
+    dy = (lines + np.float32(0.5) - centre[:, 1, None] * side).astype(np.float32)[:, :, None]
+    cos, sin = (f(angle)[:, None, None] / pixels for f in (np.cos, np.sin))
+    x, y = cos * dx + sin * dy, cos * dy - sin * dx
+    return x, y, pixels, (rows[:, None, None], lines[:, :, None], columns[:, None, :])
+
+
+def _paint(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
+    """Composites one object of one shape onto each canvas of ``rows``, within patches of ``patch`` pixels."""
+    x, y, pixels, place = _locate(canvas.shape[1], rows, centre, radius, angle, patch)
+    cover = np.clip(np.float32(0.5) - _DISTANCES[kind](x, y) * pixels, 0, 1)[..., None]
+    paint = np.broadcast_to(colour[:, None, None, :], (*cover.shape[:3], 3))
+    textured = np.flatnonzero(texture > 0)
+    if len(textured):
+        dark = _texture(
+            texture[textured, None, None], x[textured], y[textured], pixels[textured], _DOT_PHASES[kind]
+        )
+        paint = paint.copy()
+        paint[textured] *= (1 - np.float32(1 - DARK) * dark)[..., None]
+    under = canvas[place]
+    canvas[place] = under + cover * (paint - under)
+
+
+def _sketch(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
+    """Draws one object of one shape onto each canvas as `_paint` does, but as an outline with hatching."""
+    x, y, pixels, place = _locate(canvas.shape[1], rows, centre, radius, angle, patch)
+    depth = -_SKETCHED[kind](x, y) * pixels  # in pixels, from the edge inwards
+    width = np.float32(max(1.2, PENCIL * canvas.shape[1]))
+    line = np.clip(np.float32(0.5) + width / 2 - np.abs(depth - width / 2), 0, 1)
+    # The canvas' own diagonals, so that they tell nothing of how an object is turned. The darker, the more ink.
+    _, lines, columns = place
+    pitch = np.float32(2.5) * width
+    stripe = np.abs(np.mod((lines + columns).astype(np.float32) / pitch, 1) - np.float32(0.5)) * pitch
+    bright = (colour @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255))[:, None, None]
+    thick = np.maximum(1 - bright, 0) * pitch
+    hatch = np.minimum(np.clip(thick / 2 - stripe + np.float32(0.5), 0, 1), thick) * np.float32(0.55)
+    cover = np.clip(depth + np.float32(0.5), 0, 1)[..., None]
+    ink = np.maximum(line, hatch)[..., None]
+    under = canvas[place]
+    canvas[place] = under + cover * (PAPER + ink * (INK - PAPER) - under)
+
+
+def draw(
+    shape: np.ndarray,
+    colour: np.ndarray,
+    texture: np.ndarray,
+    position: np.ndarray,
+    radius: np.ndarray,
+    angle: np.ndarray,
+    background: np.ndarray,
+    *,
+    image_size: int,
+    sketched: bool = False,
+) -> np.ndarray:
+    """Images uint8 ``[N, image_size, image_size, 3]``, later objects over earlier ones.
+
+    ``shape`` (-1: nothing there), ``texture`` int ``[N, K]``; ``colour`` RGB 0..255 ``[N, K, 3]``;
+    ``position`` ``[N, K, 2]`` (x, y) and ``radius`` ``[N, K]`` in canvas widths; ``angle`` ``[N, K]`` in
+    radians; ``background`` RGB ``[N, 3]``. Each object is drawn within its own patch only. ``sketched``: as outlines
+    with hatching, the denser the darker the colour, where ``texture`` does not show. Raises ValueError for an
+    image_size outside 16..128.
+    """
+    draw_group = _sketch if sketched else _paint
+    if not 16 <= image_size <= 128:
+        raise ValueError(f"image_size must lie in 16..128, got {image_size}")
+    n, k = shape.shape
+    out = np.empty((n, image_size, image_size, 3), np.uint8)
+    # Patches come in steps, so that objects of nearly one size are drawn together.
+    patch = np.ceil((2 * EXTENT * radius * image_size + 1.5) / 3).astype(np.int64) * 3
+    patch = np.minimum(patch, image_size)
+    chunk = max(1, _CHUNK * 32 * 32 // image_size**2)
+    for begin in range(0, n, chunk):
+        part = slice(begin, min(begin + chunk, n))
+        canvas = np.empty((part.stop - begin, image_size, image_size, 3), np.float32)
+        canvas[:] = background[part, None, None, :]
+        for slot in range(k):
+            group = np.where(shape[part, slot] >= 0, shape[part, slot] * 1000 + patch[part, slot], -1)
+            for code in np.unique(group[group >= 0]):
+                rows = np.flatnonzero(group == code)
+                at = begin + rows, slot
+                draw_group(
+                    canvas, rows, int(code // 1000), colour[at].astype(np.float32), texture[at],
+                    position[at].astype(np.float32), radius[at].astype(np.float32),
+                    angle[at].astype(np.float32), int(code % 1000),
+                )  # fmt: skip
+        out[part] = np.clip(canvas + np.float32(0.5), 0, 255)
+    return out
+
+
+def scene_images(
+    factors: Factors, image_size: int, *, time: float = 0.0, sketched: bool = False
+) -> np.ndarray:
+    """The scenes ``[N, image_size, image_size, 3]`` uint8 at ``time`` 0 (first frame) to 1 (last frame).
+
+    ``sketched``: drawn in dark lines on white paper.
+    """
+    motion = factors["motion"]
+    radius = RADII[np.maximum(factors["size"], 0)]
+    factor = np.where(motion == 5, GROWTH, np.where(motion == 6, SHRINKAGE, 1.0))
+    radius = radius * (1 + (factor - 1) * time)
+    step = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0), (0, 0), (0, 0), (0, 0)])[motion]
+    position = factors["position"] + step * (factors["travel"] * time)[..., None]
+    # What grows near an edge is pushed inwards, so that it stays in sight.
+    reach = (EXTENT * radius)[..., None]
+    position = np.where((motion == 5)[..., None], np.clip(position, reach, 1 - reach), position)
+    angle = factors["angle"] + np.where(motion == 7, np.pi / 2 * time, 0.0)
+    colour = PALETTE[np.maximum(factors["colour"], 0)] * factors["brightness"][..., None]
+    background = factors["background"]
+    if sketched:
+        background = np.broadcast_to(PAPER, background.shape)
+    return draw(
+        factors["shape"], colour, factors["texture"], position, radius, angle, background,
+        image_size=image_size, sketched=sketched,
+    )  # fmt: skip
+
+
+def scene_videos(factors: Factors, image_size: int, frames: int) -> np.ndarray:
+    """The scenes as videos uint8 ``[N, frames, image_size, image_size, 3]``; the first frame is the image."""
+    times = np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
+    return np.stack([scene_images(factors, image_size, time=float(t)) for t in times], axis=1)

@@ -1,0 +1,214 @@
+"""Spoken Shapes: the embedded data set of scenes as images, videos, captions and speech, with factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from xmodal_jax.data.shapes.drawing import scene_images, scene_videos
+from xmodal_jax.data.shapes.grammar import Meaning, captions_of, meanings_of
+from xmodal_jax.data.shapes.questions import scene_commands, scene_questions
+from xmodal_jax.data.shapes.scenes import COLOURS, SHAPES, SPLITS, Factors, hash_bits, sample_factors, uniform
+from xmodal_jax.data.shapes.speech import (
+    TRAIN_VOICES,
+    Utterances,
+    Voice,
+    add_noise,
+    choose_speakers,
+    speak_all,
+    vary_voices,
+)
+from xmodal_jax.data.source import RawBatch
+
+_MODALITIES = ("text", "image", "image_sketch", "audio", "video")
+
+
+@dataclass(frozen=True)
+class SpokenShapes:
+    """Scenes of one to three shapes, a `Source`. Everything about example ``i`` follows from (seed, split,
+    i).
+
+    Splits: ``train``; ``test``, other scenes; ``compositions``, each with a shape-colour pair that no other
+    split shows; ``voices``, other scenes in voices that no other split has.
+    """
+
+    split: str = "train"
+    size: int = field(default=10_000, kw_only=True)
+    modalities: tuple[str, ...] = field(default=("text", "image", "audio"), kw_only=True)
+    """Of text, image, image_sketch (the same scene in dark lines on white paper), audio and video. With ``video`` among
+    them the captions tell of motion, and ``image`` is the first frame."""
+    image_size: int = field(default=32, kw_only=True)
+    """Pixels, 16..128."""
+    frames: int = field(default=8, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    offset: int = field(default=0, kw_only=True)
+    """Example ``i`` is number ``i + offset`` of the endless stream of the split."""
+    audio_cache: Path | None = field(default=None, kw_only=True)
+    """Where speech is kept; None: ``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``. About 70 kB an example."""
+    max_seconds: float = field(default=4.0, kw_only=True)
+    """Length of ``audio``; captions that would be longer are spoken faster."""
+    noise: float = field(default=0.0, kw_only=True)
+    """RMS of white noise over RMS of the speech: 0.1 is a signal-to-noise ratio of 20 dB; 0 adds none."""
+    workers: int | None = field(default=None, kw_only=True)
+    """Processes that speak; None: as many as CPU cores. The result is the same."""
+    _memo: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {self.split!r}")
+        if not self.modalities or not set(self.modalities) <= set(_MODALITIES):
+            raise ValueError(f"modalities must be some of {', '.join(_MODALITIES)}; got {self.modalities!r}")
+        if not 16 <= self.image_size <= 128:
+            raise ValueError(f"image_size must lie in 16..128, got {self.image_size}")
+        for name, low in (
+            ("size", 1),
+            ("frames", 1),
+            ("seed", 0),
+            ("offset", 0),
+            ("max_seconds", 0.5),
+            ("noise", 0),
+        ):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+
+    def __getstate__(self):
+        # Another process opens the speech anew: mapped files must not be copied to it.
+        return {**self.__dict__, "_memo": {}}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """``label`` is the shape of a scene's only object; -1 where there are several."""
+        return SHAPES
+
+    @property
+    def speaker_names(self) -> tuple[str, ...]:
+        """The voices that training hears; ``speaker`` is an index into them (and beyond, in ``voices``)."""
+        return tuple(voice.name for voice in TRAIN_VOICES)
+
+    @property
+    def class_prompts(self) -> list[list[str]]:
+        """Prompts of each shape, one per colour, for zero-shot classification."""
+        article = lambda word: "an" if word[0] in "aeiou" else "a"
+        return [[f"{article(colour)} {colour} {shape}" for colour in COLOURS] for shape in SHAPES]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def _index(self, indices) -> np.ndarray:
+        indices = np.atleast_1d(np.asarray(indices, np.int64))
+        if indices.size and (indices.min() < 0 or indices.max() >= self.size):
+            raise IndexError(f"indices must lie in 0..{self.size - 1}, got {indices.min()}..{indices.max()}")
+        return indices + self.offset
+
+    @property
+    def _moves(self) -> bool:
+        return "video" in self.modalities
+
+    def factors(self, indices) -> Factors:
+        """See `scenes.sample_factors`; and ``voice`` int32 ``[N]``, an index into `speech.VOICES`."""
+        index = self._index(indices)
+        drawn = uniform(self.seed, self.split, index, "voice")
+        voice = choose_speakers(drawn, unseen=self.split == "voices")
+        return sample_factors(self.seed, self.split, index) | {"voice": voice}
+
+    def class_labels(self, indices) -> np.ndarray:
+        """``label`` without drawing anything: int32 ``[N]``, the only object's shape, -1 where there are several."""
+        factors = self.factors(indices)
+        return np.where(factors["num_objects"] == 1, factors["shape"][:, 0], -1).astype(np.int32)
+
+    def meanings(self, indices) -> list[Meaning]:
+        """What the captions say, free of wording: hashable; ``str`` of one reads well."""
+        return meanings_of(self.factors(indices), motion=self._moves)
+
+    def captions(self, indices, phrasing: int = 0) -> np.ndarray:
+        """Captions, object array ``[N]`` of str. Each ``phrasing`` 0, 1, … says the same in other words."""
+        index = self._index(indices)
+        bits = hash_bits(self.seed, self.split, index, f"phrasing/{phrasing}")
+        return captions_of(self.meanings(indices), bits)
+
+    def caption(self, i: int, phrasing: int = 0) -> str:
+        """One caption."""
+        return self.captions([i], phrasing)[0]
+
+    def meaning(self, i: int) -> Meaning:
+        """The meaning of one caption."""
+        return self.meanings([i])[0]
+
+    def questions_for(self, indices, *, both_ways: bool = False) -> list[list[tuple[str, str, str]]]:
+        """Per example ``(kind, question, answer)`` by `questions.scene_questions`; of motion only with video.
+
+        The answers are words of `questions.ANSWERS`.
+        """
+        index = self._index(indices)
+        # The foil is a scene from the same split's stream, far from the indices that examples have.
+        far = hash_bits(self.seed, self.split, index, "foil") >> np.uint64(2)
+        foils = sample_factors(self.seed, self.split, far)
+        how = dict(motion=self._moves, both_ways=both_ways)
+        return scene_questions(self.factors(indices), foils, self.seed, self.split, index, **how)
+
+    def questions(self, i: int) -> list[tuple[str, str, str]]:
+        """The questions about one example."""
+        return self.questions_for([i])[0]
+
+    def commands_for(self, indices) -> list[list[tuple[str, str, int]]]:
+        """Per example ``(command, action, target)`` by `questions.scene_commands`."""
+        return scene_commands(self.factors(indices), self.seed, self.split, self._index(indices))
+
+    def commands(self, i: int) -> list[tuple[str, str, int]]:
+        """The commands for one example."""
+        return self.commands_for([i])[0]
+
+    def voices(self, indices) -> list[Voice]:
+        """Who speaks each example: one of `speech.VOICES`, a little higher or lower, faster or slower each time."""
+        index = self._index(indices)
+        pitch, rate = (uniform(self.seed, self.split, index, f"voice/{k}") for k in ("pitch", "rate"))
+        return vary_voices(self.factors(indices)["voice"], pitch, rate)
+
+    def prepare(self) -> Utterances:
+        """Speaks the whole data set into the cache, or opens it there; done by itself at the first batch with
+        audio.
+
+        Call it before data-loading processes start, so that it is done once, with a progress bar.
+        """
+        if "speech" not in self._memo:
+            every = np.arange(self.size)
+            self._memo["speech"] = speak_all(
+                self.captions(every).tolist(), self.voices(every), self.audio_cache,
+                workers=self.workers, max_seconds=self.max_seconds,
+            )  # fmt: skip
+        return self._memo["speech"]
+
+    def _audio(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        audio, mask = self.prepare().padded(indices, self.max_seconds)
+        if self.noise:
+            seeds = hash_bits(self.seed, self.split, self._index(indices), "noise")
+            add_noise(audio, mask, self.noise, seeds)
+        return audio, mask
+
+    def batch(self, indices) -> RawBatch:
+        """The examples ``indices`` ``[B]``, in that order.
+
+        ``caption`` object ``[B]``; ``image`` and ``image_sketch`` uint8 ``[B, S, S, 3]``; ``video`` uint8
+        ``[B, F, S, S, 3]``;
+        ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask`` and ``speaker`` int32 ``[B]`` (into
+        `speech.VOICES`); of these the ones in ``modalities``.
+        ``label`` int32 ``[B]``, the only object's shape, else -1; ``factors``, a dict of arrays. Raises IndexError
+        outside 0..len-1.
+        """
+        indices = np.atleast_1d(np.asarray(indices, np.int64))
+        factors = self.factors(indices)
+        out: RawBatch = {"label": self.class_labels(indices), "factors": factors}
+        if "text" in self.modalities:
+            out["caption"] = self.captions(indices)
+        if "video" in self.modalities:
+            out["video"] = scene_videos(factors, self.image_size, self.frames)
+        if "image" in self.modalities:
+            out["image"] = out["video"][:, 0] if "video" in out else scene_images(factors, self.image_size)
+        if "image_sketch" in self.modalities:
+            out["image_sketch"] = scene_images(factors, self.image_size, sketched=True)
+        if "audio" in self.modalities:
+            out["audio"], out["audio_mask"] = self._audio(indices)
+            out["speaker"] = factors["voice"]
+        return out

@@ -1,0 +1,123 @@
+"""Spoken lines of a text file: any vocabulary in synthetic voices, for speech of which there are few recordings."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from xmodal_jax.data.shapes.scenes import uniform
+from xmodal_jax.data.shapes.speech import (
+    TRAIN_VOICES,
+    Utterances,
+    Voice,
+    choose_speakers,
+    speak_all,
+    vary_voices,
+)
+from xmodal_jax.data.source import RawBatch
+
+SPLITS = ("train", "test", "voices")
+_MODALITIES = ("text", "audio")
+
+
+class SpokenLines:
+    """The lines of a text file (UTF-8, blank ones left out, each said once), spoken: a `Source` of text and audio.
+
+    Splits: ``train``; ``test``, lines that training never hears; ``voices``, the same lines in voices that training
+    never hears. A tenth of the lines are test lines, by a hash of the line, so that a line stays where it is when the
+    file grows. ``size`` examples (default: one of each line) take the lines in the order of their hashes, as good as
+    random, and begin again where they end, in other voices each time. Everything about example ``i`` follows from
+    (seed, split, i).
+
+    Lines that would take longer than ``max_seconds`` are spoken faster. Raises FileNotFoundError where there is no
+    such file, ValueError where it has too few lines.
+    """
+
+    class_names = None
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        *,
+        size: int | None = None,
+        modalities: tuple[str, ...] | None = None,
+        max_seconds: float = 4.0,
+        seed: int = 0,
+        audio_cache: Path | None = None,
+        workers: int | None = None,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        unknown = [m for m in modalities or () if m not in _MODALITIES]
+        if unknown:
+            raise ValueError(f"spoken lines have text and audio, no {unknown[0]}: leave it out of modalities")
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not there: --data spoken:FILE needs a text file, a line for each text"
+            )
+        lines = set(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
+        self.lines = sorted((x for x in lines if (_hash(x) % 10 == 0) == (split != "train")), key=_hash)
+        if not self.lines:
+            raise ValueError(
+                f"{path} has {len(lines)} lines, none of which is for {split} (one in ten is for test): add more"
+            )
+        self.split, self.size, self.seed = split, size or len(self.lines), seed
+        self.modalities = tuple(modalities or _MODALITIES)
+        self.max_seconds, self._cache, self._workers = max_seconds, audio_cache, workers
+        self._speech: Utterances | None = None
+
+    def __getstate__(self):
+        # Another process opens the speech anew: mapped files must not be copied to it.
+        return {**self.__dict__, "_speech": None}
+
+    @property
+    def speaker_names(self) -> tuple[str, ...]:
+        """The voices that training hears; ``speaker`` is an index into them (and beyond, in ``voices``)."""
+        return tuple(voice.name for voice in TRAIN_VOICES)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def _texts(self, indices: np.ndarray) -> list[str]:
+        return [self.lines[i % len(self.lines)] for i in indices.tolist()]
+
+    def _speakers(self, indices: np.ndarray) -> np.ndarray:
+        drawn = uniform(self.seed, self.split, indices, "line/voice")
+        return choose_speakers(drawn, unseen=self.split == "voices")
+
+    def voices(self, indices: np.ndarray) -> list[Voice]:
+        """Who speaks each example, a little higher or lower, faster or slower each time."""
+        pitch, rate = (uniform(self.seed, self.split, indices, f"line/{k}") for k in ("pitch", "rate"))
+        return vary_voices(self._speakers(indices), pitch, rate)
+
+    def prepare(self) -> Utterances:
+        """Speaks all examples into the cache, or opens them there; done by itself at the first batch with audio."""
+        if self._speech is None:
+            every = np.arange(self.size)
+            self._speech = speak_all(
+                self._texts(every), self.voices(every), self._cache,
+                workers=self._workers, max_seconds=self.max_seconds,
+            )  # fmt: skip
+        return self._speech
+
+    def batch(self, indices) -> RawBatch:
+        """``caption`` object ``[B]``; ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask``; ``speaker``
+        int32 ``[B]``. Raises IndexError outside 0..len-1."""
+        indices = np.atleast_1d(np.asarray(indices, np.int64))
+        if indices.size and (indices.min() < 0 or indices.max() >= self.size):
+            raise IndexError(f"indices must lie in 0..{self.size - 1}, got {indices.min()}..{indices.max()}")
+        out: RawBatch = {}
+        if "text" in self.modalities:
+            out["caption"] = np.array(self._texts(indices), object)
+        if "audio" in self.modalities:
+            out["audio"], out["audio_mask"] = self.prepare().padded(indices, self.max_seconds)
+            out["speaker"] = self._speakers(indices)
+        return out
+
+
+def _hash(line: str) -> int:
+    return int.from_bytes(hashlib.sha256(line.encode()).digest())

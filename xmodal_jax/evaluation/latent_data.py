@@ -1,0 +1,86 @@
+"""The data of experiments with a latent space."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.pipeline import Transform
+from xmodal_jax.data.source import Source
+from xmodal_jax.data.splits import learn_text, open_splits, prepare
+from xmodal_jax.data.text import Tokenize
+from xmodal_jax.data.views import class_labels, labelled
+from xmodal_jax.models.speech import frames_of
+from xmodal_jax.models.vae.modalities import Reading
+from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.loop import RESIDENT_LIMIT
+
+
+class LatentData(NamedTuple):
+    """Examples whose class is known, ready to be learned from."""
+
+    modalities: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    classes: int
+    source: Source
+    """For training, with the ``transform`` of its loader."""
+    transform: Transform | None
+    validation: Source
+    test: Source
+    factors: np.ndarray
+    """Of the test examples, see `known_factors`."""
+    tokenize: Tokenize | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the texts' tokens; 0 without texts."""
+        return self.tokenize.tokenizer.vocab_size if self.tokenize else 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint has to say of them."""
+        return {
+            "tokenizer": self.tokenize.tokenizer.files() if self.tokenize else None,
+            "length": self.tokenize.max_length if self.tokenize else None,
+            "classes": self.classes,
+        }
+
+    @property
+    def end(self) -> int:
+        """The token that ends a text; -1 without texts."""
+        return self.tokenize.tokenizer.eos_id if self.tokenize else -1
+
+
+def open_latent(config: RunConfig, reading: Reading, problems: Problems) -> LatentData:
+    """The data of an experiment: examples whose class is known, for the judges; texts tokenized, speech as frames,
+    computed once."""
+    splits = open_splits(config.data, config.input, problems)
+    train, validation, test = (
+        labelled(part) for part in (splits.train, splits.validation, splits.tests["test"])
+    )
+    tokenize = learn_text(train, problems, **config.reading)[0] if "text" in train.modalities else None
+    once = frames_of(reading.features, reading.floor) if "audio" in train.modalities else None
+    ready = lambda part: prepare(part, tokenize, limit=RESIDENT_LIMIT, once=once)
+    source, transform = ready(train)
+    return LatentData(
+        tuple(train.modalities), train.class_names, count_classes(train), source, transform,
+        ready(validation)[0], ready(test)[0], known_factors(test), tokenize,
+    )  # fmt: skip
+
+
+def count_classes(source: Source) -> int:
+    """How many classes a labelled data set has: its names', else up to its largest label."""
+    names = source.class_names or ()
+    return len(names) or 1 + int(class_labels(source).max())
+
+
+def known_factors(source: Source) -> np.ndarray:
+    """What is known of each example, int ``[N, F]``: of the embedded data set the first object's shape, colour and
+    size and its place; else the class."""
+    if not hasattr(source, "factors"):
+        return class_labels(source)[:, None]
+    found = source.factors(np.arange(len(source)))
+    parts = [found[name][:, 0] for name in ("shape", "colour", "size")] + [found["place"]]
+    return np.stack(parts, axis=1).astype(np.int64)

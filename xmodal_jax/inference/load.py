@@ -1,0 +1,134 @@
+"""Trained runs put to use: what a run's checkpoint holds, as a function from one modality to another."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.text import Tokenize, tokenizer_from
+from xmodal_jax.evaluation.images import Artist
+from xmodal_jax.evaluation.speech import Speaker
+from xmodal_jax.evaluation.text import Writer
+from xmodal_jax.models.gan.config import GANConfig
+from xmodal_jax.models.gan.method import make_gan
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing
+from xmodal_jax.models.speech import SpeechConfig
+from xmodal_jax.train.checkpoint import Kept, restore_run
+from xmodal_jax.train.run import from_json
+
+BATCH = 32
+"""Examples that are translated at once."""
+
+
+class Translator(NamedTuple):
+    """A trained run as a function."""
+
+    source: str
+    """The modality that it takes."""
+    target: str
+    """The modality that it makes: text, audio or image."""
+    apply: Callable[..., list]
+    """Examples to examples: texts; pictures or videos, uint8, of ``shape``; sounds ``[T]``, int16 or floats in [-1, 1].
+    One that speaks takes the numbers of the ``speakers`` as second argument (by default the first of them). One that
+    draws makes another picture each time the same text is among the examples."""
+    sample_rate: int
+    """Of the sounds that it takes or makes, Hz."""
+    shape: tuple[int, ...] = ()
+    """Of the pictures ``[H, W, C]`` or videos ``[F, H, W, C]`` that it was trained on."""
+    speakers: tuple[str, ...] = ()
+    """Whose voices it has."""
+
+
+def load_translator(
+    run: pathlib.Path,
+    *,
+    writing: Writing | None = None,
+    rate: float = 1.0,
+    noise: int = 0,
+    seed: int | None = None,
+) -> Translator:
+    """A run's newest checkpoint: of captioning, recognition (``writing``: how text is generated, None for as the run
+    was told), synthesis (``rate``: above 1 speaks faster) or drawing (``noise``: a seed for what the text leaves open).
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run makes something else, or has several seeds and ``seed`` is none of them.
+    """
+    kept = restore_run(run, seed=seed)
+    match kept.meta.get("target"):
+        case "text":
+            return _writer(kept, writing)
+        case "audio":
+            return _speaker(kept, rate, run)
+        case "image" if kept.meta.get("tokenizer"):
+            return _artist(kept, noise)
+    raise ValueError(
+        f"{run} translates nothing: give a run of captioning.py, speech_recognition.py, speech_synthesis.py, or of "
+        "text_to_image_gan.py with captions"
+    )
+
+
+def _writer(kept: Kept, writing: Writing | None) -> Translator:
+    config, meta = kept.meta["config"], kept.meta
+    model, source = from_json(Seq2SeqConfig, config["model"]), meta["source"]
+    ways = {"it": from_json(Writing, config["writing"]) if writing is None else writing}
+    writer = Writer(
+        model, source, tokenizer_from(meta["tokenizer"]), length=meta["length"], ways=ways, batch_size=BATCH
+    )
+    rate = model.features.sample_rate
+
+    def apply(examples: Sequence[np.ndarray]) -> list[str]:
+        # Of whole seconds, so that sets of sounds share a program.
+        fields = _padded(examples, rate) if source == "audio" else {source: np.stack(examples)}
+        return writer(kept.params, ArraySource(fields), "it")
+
+    return Translator(source, "text", apply, rate, shape=tuple(meta["shape"]))
+
+
+def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray]:
+    longest = -(-max(map(len, sounds)) // multiple) * multiple
+    audio = np.zeros((len(sounds), longest), sounds[0].dtype)
+    mask = np.zeros(audio.shape, bool)
+    for k, sound in enumerate(sounds):
+        audio[k, : len(sound)], mask[k, : len(sound)] = sound, True
+    return {"audio": audio, "audio_mask": mask}
+
+
+def _speaker(kept: Kept, rate: float, run: pathlib.Path) -> Translator:
+    meta, model = kept.meta, from_json(SpeechConfig, kept.meta["config"]["model"])
+    tokenizer, names, length = tokenizer_from(meta["tokenizer"]), tuple(meta["speakers"]), meta["length"]
+    sizes = dict(frames=meta["frames"], speakers=len(names), rate=rate, batch_size=BATCH)
+    speak = Speaker(model, Tokenize(tokenizer, length), **sizes)
+
+    def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
+        for text, tokens in zip(texts, tokenizer.lengths(texts), strict=True):
+            if tokens > length:
+                raise ValueError(
+                    f"{run} says texts of up to {length} tokens; {tokens} are too many: {text!r}"
+                )
+        who = np.asarray([0] * len(texts) if speakers is None else speakers, np.int32)
+        asked = ArraySource({"caption": np.asarray(texts, object), "speaker": who})
+        return speak(kept.params, asked).waves
+
+    return Translator("text", "audio", apply, model.features.sample_rate, speakers=names)
+
+
+def _artist(kept: Kept, noise: int) -> Translator:
+    meta = kept.meta
+    model, shape, length = from_json(GANConfig, meta["config"]["model"]), tuple(meta["shape"]), meta["length"]
+    tokenizer = tokenizer_from(meta["tokenizer"])
+    sizes = dict(vocab_size=tokenizer.vocab_size, length=length, classes=meta["classes"])
+    dimensions = model.generator.noise
+    draw = Artist(
+        make_gan(model, shape=shape, **sizes), Tokenize(tokenizer, length), noise=dimensions, batch_size=BATCH
+    )
+
+    def apply(texts: Sequence[str]) -> list[np.ndarray]:
+        asked = draw.asked(ArraySource({"caption": np.asarray(texts, object)}))
+        return list(draw(kept.params, asked, draw.draw_noise(len(texts), noise)))
+
+    return Translator("text", "image", apply, 0, shape=shape)

@@ -1,0 +1,491 @@
+"""One self-contained HTML page per run: metrics, curves, samples, retrieval galleries, sounds, configuration.
+
+No script and no external request: styles are inline, pictures and sounds are base64, and the page follows the
+reader's light or dark setting. Add sections in the order in which they should be read, then ``write``::
+
+    report = Report("Image-text retrieval", "shapes, 4 seeds")
+    report.add_metrics(result["metrics"], headline=["image_to_text/recall@1"])
+    report.add_figure("Curves", figures.curves(run.read_metrics()))
+    report.write(run.path / "report.html")
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import html
+import io
+import math
+import wave
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from xmodal_jax.report import figures
+from xmodal_jax.train.run import format_value, write_atomic
+
+_SHARES = (
+    "recall",
+    "accuracy",
+    "precision",
+    "coherence",
+    "map",
+    "mrr",
+    "f1",
+    "density",
+    "coverage",
+    "wer",
+    "cer",
+)
+"""Metrics that lie in [0, 1] get a bar; a name counts up to its ``@``, ``_`` or space."""
+
+
+class Audio(NamedTuple):
+    """A sound: int16 PCM, or float in [-1, 1]; ``[T]`` or ``[T, channels]``."""
+
+    wave: np.ndarray
+    sample_rate: int
+
+
+class Marked(NamedTuple):
+    """A text in pieces ``(words, mark)``, the mark being "right", "wrong" or "missing" (shown struck through)."""
+
+    pieces: Sequence[tuple[str, str]]
+
+
+class Item(NamedTuple):
+    """What a gallery or a table shows: text (plain or marked), a picture ``[H, W, C]``, a video ``[F, H, W, C]`` or a
+    sound."""
+
+    content: str | np.ndarray | Audio | Marked
+    caption: str = ""
+
+
+class Hit(NamedTuple):
+    """One retrieved candidate, best first in its row."""
+
+    content: str | np.ndarray | Audio
+    correct: bool
+    similarity: float
+    caption: str = ""
+
+
+class Report:
+    """Collects sections and writes them as one page. What has the same title shares a section."""
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        self.title = title
+        self.subtitle = subtitle
+        self._cards: list[str] = []
+        self._sections: dict[str, list[str]] = {}
+        self._closed: set[str] = set()
+
+    def add_metrics(
+        self,
+        metrics: Mapping[str, Any],
+        *,
+        headline: Sequence[str] | None = None,
+        chance: Mapping[str, float] | None = None,
+        title: str = "Metrics",
+    ) -> None:
+        """Cards for the ``headline`` metrics (the first six by default), and a table of all.
+
+        A value is a number, or one number per seed. ``chance``: what guessing gives, shown below a card.
+        Names ``direction/metric`` make a table of directions by metrics.
+        """
+        for name in list(metrics)[:6] if headline is None else headline:
+            if name not in metrics:
+                raise KeyError(f"headline metric {name!r} is not among the metrics: {', '.join(metrics)}")
+            self._cards.append(_card(name, metrics[name], (chance or {}).get(name)))
+        split = [name.rpartition("/")[::2] for name in metrics]
+        leaves = list(dict.fromkeys(leaf for _, leaf in split))
+        rows = {}
+        for (group, leaf), value in zip(split, metrics.values(), strict=True):
+            rows.setdefault(group, {})[leaf] = format_value(value)
+        transposed = len(leaves) > 7 and len(rows) < len(leaves)
+        if transposed:  # a tall table reads better than one that scrolls sideways
+            body = [[leaf, *(cells.get(leaf, "") for cells in rows.values())] for leaf in leaves]
+        else:
+            body = [[group, *(cells.get(leaf, "") for leaf in leaves)] for group, cells in rows.items()]
+        self._add(title, _table(["", *(rows if transposed else leaves)], body))
+
+    def add_text(self, title: str, text: str) -> None:
+        """Paragraphs, separated by blank lines."""
+        self._add(title, "".join(f"<p>{_lines(part)}</p>" for part in text.split("\n\n") if part.strip()))
+
+    def add_table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = ""
+    ) -> None:
+        """Cells are text, numbers, or what an ``Item`` holds (a picture, a video, a sound)."""
+        for row in rows:
+            if len(row) != len(columns):
+                raise ValueError(
+                    f"table {title!r}: {len(columns)} columns, but a row has {len(row)}: {row!r}"
+                )
+        self._add(title, _table(columns, rows) + _note(note))
+
+    def add_figure(self, title: str, fig: Figure, note: str = "") -> None:
+        """A matplotlib figure, rendered once for light pages and once for dark ones."""
+        width = round(fig.get_size_inches()[0] * 96)
+        light, dark = (uri(figures.to_png(fig, dark=dark), "image/png") for dark in (False, True))
+        self._add(
+            title,
+            f'<figure><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+            f'<img src="{light}" alt="{_escape(title)}" style="width:{width}px"></picture>'
+            f"{_note(note)}</figure>",
+        )
+
+    def add_images(
+        self,
+        title: str,
+        images: Sequence[np.ndarray] | np.ndarray,
+        captions: Sequence[str] = (),
+        *,
+        columns: int | None = None,
+        note: str = "",
+    ) -> None:
+        """Pictures uint8 ``[H, W, C]`` at their own size, enlarged by the browser; ``columns`` per row."""
+        cells = [_cell(image, captions[k] if k < len(captions) else "") for k, image in enumerate(images)]
+        style = f' style="grid-template-columns:repeat({columns},minmax(0,132px))"' if columns else ""
+        self._add(title, f'<div class="tiles"{style}>{"".join(cells)}</div>{_note(note)}')
+
+    def add_videos(
+        self,
+        title: str,
+        videos: Sequence[np.ndarray] | np.ndarray,
+        captions: Sequence[str] = (),
+        *,
+        fps: float = 8.0,
+        note: str = "",
+    ) -> None:
+        """Videos uint8 ``[F, H, W, C]`` as moving pictures."""
+        cells = [
+            _cell(video, captions[k] if k < len(captions) else "", fps) for k, video in enumerate(videos)
+        ]
+        self._add(title, f'<div class="tiles">{"".join(cells)}</div>{_note(note)}')
+
+    def add_audio(
+        self, title: str, wav: np.ndarray, sample_rate: int, caption: str = "", note: str = ""
+    ) -> None:
+        """A sound with a player: int16 PCM, or float in [-1, 1]."""
+        self._add(title, f'<div class="sound">{_cell(Audio(wav, sample_rate), caption)}</div>{_note(note)}')
+
+    def add_gallery(
+        self,
+        title: str,
+        queries: Sequence[Item | str | np.ndarray | Audio],
+        results: Sequence[Sequence[Hit]],
+        *,
+        ranks: Sequence[int] | None = None,
+        top: int = 5,
+        note: str = "",
+    ) -> None:
+        """Retrieval: a row per query with its ``top`` results, right ones in green, wrong ones in red.
+
+        ``ranks`` (from 1): where the first right answer of each query stands, told where the row lacks it.
+        """
+        if len(queries) != len(results) or (ranks is not None and len(ranks) != len(queries)):
+            raise ValueError(
+                f"gallery {title!r}: {len(queries)} queries need as many lists of results (and ranks)"
+            )
+        rows = []
+        for k, (query, hits) in enumerate(zip(queries, results, strict=True)):
+            query = query if isinstance(query, Item) else Item(query)
+            cells = "".join(_hit(rank, hit) for rank, hit in enumerate(hits[:top], start=1))
+            first = next((rank for rank, hit in enumerate(hits, start=1) if hit.correct), None)
+            first = first if first is not None or ranks is None else int(ranks[k])
+            verdict = f"first right answer: rank {first}" if first else f"none right in the first {len(hits)}"
+            rows.append(
+                f'<div class="query"><div class="ask"><span class="kind">query</span>{_cell(*query)}'
+                f'<span class="verdict">{verdict}</span></div><div class="hits">{cells}</div></div>'
+            )
+        legend = (
+            '<p class="legend"><i class="right"></i>right <i class="wrong"></i>wrong'
+            "<span>rank and similarity below each</span></p>"
+        )
+        self._add(title, f'{_note(note)}{legend}<div class="gallery">{"".join(rows)}</div>')
+
+    def add_config(self, config: Mapping[str, Any], title: str = "Configuration") -> None:
+        """The configuration, nested names joined by dots; closed at first."""
+        self._closed.add(title)
+        self._add(title, _pairs([(name, _escape(value)) for name, value in _flatten(config)]))
+
+    def add_timing(self, timing: Mapping[str, float | None], title: str = "Timing") -> None:
+        """Seconds by name, with bars as shares of ``total``."""
+        known = {name: float(s) for name, s in timing.items() if s is not None}
+        whole = max([known.get("total", 0.0), *known.values(), 1e-12])
+        bars = [(name, f"{_bar(s / whole)}<span>{_duration(s)}</span>") for name, s in known.items()]
+        self._add(title, f'<div class="timing">{_pairs(bars)}</div>')
+
+    def html(self) -> str:
+        """The page."""
+        when = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+        links, sections = [], []
+        for number, (title, parts) in enumerate(self._sections.items(), start=1):
+            links.append(f'<a href="#s{number}">{_escape(title)}</a>')
+            opened = "" if title in self._closed else " open"
+            sections.append(
+                f'<details id="s{number}"{opened}><summary><h2>{_escape(title)}</h2></summary>'
+                f'<div class="body">{"".join(parts)}</div></details>'
+            )
+        subtitle = f'<p class="subtitle">{_escape(self.subtitle)}</p>' if self.subtitle else ""
+        cards = f'<div class="cards">{"".join(self._cards)}</div>' if self._cards else ""
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{_escape(self.title)}</title><style>{_CSS}</style></head><body>"
+            f"<header><h1>{_escape(self.title)}</h1>{subtitle}{cards}</header>"
+            f'<div class="page"><nav><span>Contents</span>{"".join(links)}</nav>'
+            f"<main>{''.join(sections)}</main></div>"
+            f"<footer>xmodal_jax · written {when}</footer></body></html>\n"
+        )
+
+    def write(self, path: Path | str) -> Path:
+        """Writes the page, whole or not at all."""
+        write_atomic(path, self.html())
+        return Path(path)
+
+    def _add(self, title: str, content: str) -> None:
+        self._sections.setdefault(title, []).append(content)
+
+
+def _escape(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _lines(text: str) -> str:
+    return _escape(text.strip()).replace("\n", "<br>")
+
+
+def _note(note: str) -> str:
+    return f'<p class="note">{_lines(note)}</p>' if note else ""
+
+
+def uri(data: bytes, kind: str) -> str:
+    """Data as a link to itself, of a media type ``kind``."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _bar(share: float) -> str:
+    return f'<span class="bar"><b style="width:{100 * min(1.0, max(0.0, share)):.1f}%"></b></span>'
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{_escape(name)}</dt><dd>{value}</dd>" for name, value in pairs) + "</dl>"
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            pairs += _flatten(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _card(name: str, value: Any, chance: float | None) -> str:
+    group, _, leaf = name.rpartition("/")
+    text, _, spread = format_value(value).partition(" ± ")
+    spread = f"<small> ± {spread}</small>" if spread else ""
+    below = f"chance {format_value(chance)}" if chance is not None else ""
+    mean = np.mean(np.asarray(value, np.float64)) if value is not None else math.nan
+    stem = leaf.lower().replace("_", "@").replace(" ", "@").split("@")[0]
+    bar = _bar(float(mean)) if stem in _SHARES and 0 <= mean <= 1 else ""
+    return (
+        f'<div class="card"><span class="name">{_escape(leaf)}</span>'
+        f'<span class="group">{_escape(group)}</span>'
+        f'<span class="value">{text}{spread}</span>{bar}<span class="chance">{below}</span></div>'
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{_escape(name)}</th>" for name in columns)
+    body = "".join("<tr>" + "".join(_td(cell) for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _td(value: Any) -> str:
+    if isinstance(value, Item):
+        return f"<td>{_cell(*value)}</td>"
+    if isinstance(value, Audio | Marked) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
+        return f"<td>{_cell(value)}</td>"
+    if isinstance(value, float | np.floating):
+        value = format_value(value)
+    text = str(value)
+    numeric = len(text) < 24 and text.lstrip("-")[:1].isdigit()
+    kind = "number" if numeric else "words"
+    return f'<td class="{kind}">{_escape(text)}</td>'
+
+
+def _hit(rank: int, hit: Hit) -> str:
+    mark = ("right", "✓") if hit.correct else ("wrong", "✗")  # not by colour alone
+    return (
+        f'<div class="hit {mark[0]}">{_cell(hit.content, hit.caption)}'
+        f'<div class="score"><span>{mark[1]} {rank}</span>'
+        f"<span>{hit.similarity:.2f}</span></div></div>"
+    )
+
+
+_TAGS = {"right": "span", "wrong": "mark", "missing": "del"}
+
+
+def _cell(content: str | np.ndarray | Audio | Marked, caption: str = "", fps: float = 8.0) -> str:
+    """Text, a picture, a video or a sound, with its caption."""
+    below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
+    if isinstance(content, Marked):
+        words = " ".join(f"<{_TAGS[mark]}>{_escape(text)}</{_TAGS[mark]}>" for text, mark in content.pieces)
+        return f'<div class="text">{words}</div>{below}'
+    if isinstance(content, str):
+        return f'<div class="text">{_escape(content)}</div>{below}'
+    if isinstance(content, Audio):
+        source = uri(_wav(content), "audio/wav")
+        return f'<figure class="audio"><audio controls preload="none" src="{source}"></audio>{below}</figure>'
+    if content.dtype != np.uint8 or content.ndim not in (3, 4) or content.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"expected a picture uint8 [H, W, C] or a video uint8 [F, H, W, C] with 1, 3 or 4 channels, "
+            f"got {content.dtype} {content.shape}"
+        )
+    sharp = "" if max(content.shape[-3:-1]) > 160 else ' class="pixels"'
+    source = uri(png(content, fps), "image/png")
+    return f'<figure class="tile"><img{sharp} src="{source}" alt="{_escape(caption)}">{below}</figure>'
+
+
+def png(content: np.ndarray, fps: float = 8.0) -> bytes:
+    """A picture ``[H, W, C]``, or a video ``[F, H, W, C]`` as a moving one, uint8, as a PNG file."""
+    video = content if content.ndim == 4 else content[None]
+    frames = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in video]
+    buffer = io.BytesIO()
+    moving = {"save_all": True, "append_images": frames[1:], "duration": round(1000 / fps), "loop": 0}
+    frames[0].save(buffer, format="PNG", optimize=True, **(moving if len(frames) > 1 else {}))
+    return buffer.getvalue()
+
+
+def _wav(audio: Audio) -> bytes:
+    samples = np.asarray(audio.wave)
+    if samples.ndim not in (1, 2) or not (
+        samples.dtype == np.int16 or np.issubdtype(samples.dtype, np.floating)
+    ):
+        raise ValueError(
+            f"expected int16 or float samples [T] or [T, channels], got {samples.dtype} {samples.shape}"
+        )
+    if samples.dtype != np.int16:
+        samples = (np.clip(np.nan_to_num(samples), -1, 1) * 32767).round().astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(int(audio.sample_rate))
+        file.writeframes(samples.astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+_CSS = """
+:root{--paper:#f5f6f8;--card:#fff;--ink:#1f2937;--muted:#6b7280;--line:#e5e7eb;--soft:#f1f3f6;
+--accent:#0072b2;
+--right:#0a8f5b;--wrong:#d1495b;color-scheme:light dark}
+@media(prefers-color-scheme:dark){:root{--paper:#0f1217;--card:#171b22;--ink:#e6e9ef;--muted:#9aa4b2;
+--line:#2c3440;
+--soft:#1f252e;--accent:#56b4e9;--right:#34c38a;--wrong:#f0727f}}
+*{box-sizing:border-box}
+html{scroll-behavior:smooth;scroll-padding-top:1rem}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
+"Helvetica Neue",Arial,"DejaVu Sans",sans-serif}
+header,.page,footer{max-width:1220px;margin:0 auto;padding:0 1.5rem}
+header{padding-top:2.2rem}
+h1{margin:0;font-size:1.9rem;line-height:1.2;letter-spacing:-.02em}
+.subtitle{margin:.35rem 0 0;color:var(--muted);font-size:1.02rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(168px,1fr));gap:.9rem;margin:1.5rem 0 0}
+.card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:.85rem 1rem .7rem;
+display:flex;
+flex-direction:column;min-width:0}
+.card .name{font-weight:600}
+.card .group,.card .chance{color:var(--muted);font-size:.8rem;overflow-wrap:anywhere}
+.card .value{font-size:1.75rem;font-weight:650;letter-spacing:-.02em;line-height:1.35;white-space:nowrap;
+font-variant-numeric:tabular-nums}
+.card .value small{font-size:.85rem;font-weight:400;color:var(--muted);letter-spacing:0}
+.bar{display:block;height:6px;border-radius:3px;background:var(--soft);overflow:hidden;margin:.25rem 0 .3rem}
+.bar b{display:block;height:100%;background:var(--accent);border-radius:3px}
+.page{display:grid;grid-template-columns:170px minmax(0,1fr);gap:1.6rem;margin-top:1.6rem}
+nav{position:sticky;top:1rem;align-self:start;display:flex;flex-direction:column;font-size:.88rem}
+nav span{color:var(--muted);font-size:.74rem;text-transform:uppercase;letter-spacing:.07em;
+margin:.2rem 0 .4rem .7rem}
+nav a{color:var(--ink);text-decoration:none;padding:.28rem .7rem;border-radius:7px;line-height:1.3}
+nav a:hover{background:var(--line)}
+details{background:var(--card);border:1px solid var(--line);border-radius:12px;margin-bottom:1.1rem}
+summary{cursor:pointer;padding:.8rem 1.1rem;list-style:none;display:flex;align-items:center;gap:.55rem}
+summary::-webkit-details-marker{display:none}
+summary::before{content:"";border:solid var(--muted);border-width:0 2px 2px 0;padding:3px;
+transform:rotate(-45deg);
+transition:transform .15s}
+details[open]>summary::before{transform:rotate(45deg)}
+h2{margin:0;font-size:1.08rem;letter-spacing:-.01em}
+.body{padding:.1rem 1.1rem 1.1rem}
+.body>*:first-child{margin-top:0}
+.note,.legend{color:var(--muted);font-size:.87rem;margin:.5rem 0 .7rem;max-width:75ch}
+figure{margin:0}
+figure picture img{max-width:100%;height:auto;display:block}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;min-width:45%}
+th{font-size:.8rem;font-weight:600;color:var(--muted);text-align:left}
+th,td{padding:.42rem 1rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:middle}
+tbody tr:last-child td{border-bottom:0}
+td.number{font-variant-numeric:tabular-nums;white-space:nowrap}
+td .tile{width:84px}
+td .audio{width:176px}
+td.words{min-width:11rem}
+mark{background:none;color:var(--wrong);font-weight:650;text-decoration:underline wavy 1px}
+del{color:var(--muted)}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:.9rem}
+.tile img{width:100%;display:block;border-radius:6px}
+.pixels{image-rendering:pixelated}
+figcaption{font-size:.78rem;line-height:1.3;color:var(--muted);margin-top:.3rem;overflow-wrap:anywhere}
+.sound{margin:.2rem 0 .9rem;max-width:430px}
+audio{width:100%;height:36px;display:block}
+.legend{display:flex;align-items:center;gap:.4rem}
+.legend span{margin-left:.6rem}
+.legend i{width:.8rem;height:.8rem;border-radius:3px;display:inline-block}
+i.right{background:var(--right)}i.wrong{background:var(--wrong);margin-left:.6rem}
+.query{display:grid;grid-template-columns:190px minmax(0,1fr);gap:1.1rem;padding:.9rem 0;
+border-top:1px solid var(--line)}
+.ask{display:flex;flex-direction:column;gap:.3rem;align-items:flex-start}
+.ask .kind{font-size:.7rem;text-transform:uppercase;letter-spacing:.07em;color:var(--muted)}
+.ask .tile{width:104px}
+.ask .audio{width:100%}
+.ask .text{font-weight:600;line-height:1.35}
+.ask .verdict{font-size:.76rem;color:var(--muted)}
+.hits{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:.7rem;align-items:stretch}
+.hit{border:2px solid var(--line);border-radius:9px;padding:5px;background:var(--soft);display:flex;
+flex-direction:column;justify-content:space-between;min-width:0}
+.hit.right{border-color:var(--right)}.hit.wrong{border-color:var(--wrong)}
+.hit .text{font-size:.84rem;line-height:1.32;padding:.25rem .3rem;overflow-wrap:anywhere}
+.score{display:flex;justify-content:space-between;font-size:.78rem;padding:.25rem .25rem 0;
+font-variant-numeric:tabular-nums;color:var(--muted)}
+.right .score span:first-child{color:var(--right);font-weight:700}
+.wrong .score span:first-child{color:var(--wrong);font-weight:700}
+dl{display:grid;grid-template-columns:minmax(120px,max-content) minmax(0,1fr);gap:.32rem 1.4rem;margin:0}
+dt{color:var(--muted)}
+dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.timing dd{display:grid;grid-template-columns:minmax(80px,360px) auto;gap:1rem;align-items:center}
+.timing .bar{margin:0}
+footer{color:var(--muted);font-size:.8rem;padding-top:.4rem;padding-bottom:2.5rem}
+@media(max-width:860px){.page{grid-template-columns:minmax(0,1fr);gap:1rem}nav{position:static;
+flex-direction:row;
+flex-wrap:wrap}nav span{display:none}.query{grid-template-columns:minmax(0,1fr);gap:.6rem}
+header,.page,footer{padding-left:1rem;padding-right:1rem}}
+@media(max-width:560px){.hits{grid-template-columns:repeat(3,minmax(0,1fr))}}
+@media print{nav{display:none}.page{display:block}details{break-inside:avoid}}
+"""

@@ -1,0 +1,179 @@
+"""Runs as Hugging Face folders, by what their models match."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.core import trees
+from xmodal_jax.data.text import tokenizer_from
+from xmodal_jax.models.towers import head_within, make_encoder
+from xmodal_jax.models.vae.networks import encoder_place, make_groups
+from xmodal_jax.nets.decoders import Size
+from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
+from xmodal_jax.pretrained import export
+from xmodal_jax.pretrained.clip import ClipImage, ClipText
+from xmodal_jax.pretrained.export import Trained, Words
+from xmodal_jax.train.checkpoint import Kept, restore_run
+from xmodal_jax.train.run import from_json
+from xmodal_jax.types import MODALITIES, Params
+
+CLIP = "clip"
+CAPTIONER = "captioner"
+WHOLE = "parameters"
+
+
+def export_run(
+    run: str | os.PathLike, folder: str | os.PathLike, *, best: bool = False, seed: int | None = None
+) -> dict[str, str]:
+    """Writes what a run trained to folders within ``folder``: ``{name: what it is}``.
+
+    ``parameters``: all of them by their paths, as plain safetensors. ``image``, ``text``, … : each pretrained encoder,
+    as its own architecture. ``clip``: both towers of CLIP with their projections and temperature. ``captioner``: a
+    pretrained image encoder and the text decoder, as ``transformers.VisionEncoderDecoderModel``.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint.
+      FileExistsError: there is something in ``folder``.
+      ValueError: the run has several seeds and ``seed`` is none of them.
+    """
+    kept = restore_run(run, best=best, seed=seed)
+    folder = pathlib.Path(folder)
+    export.check_free(folder)
+    write = _Writer(kept, folder, pathlib.Path(run))
+    write.parameters()
+    encoders = write.encoders()
+    write.clip(encoders)
+    write.captioner(encoders)
+    return write.written
+
+
+class _Writer:
+    """What one run is written from."""
+
+    def __init__(self, kept: Kept, folder: pathlib.Path, run: pathlib.Path):
+        self.kept, self.folder, self.run = kept, folder, run
+        self.model: dict[str, Any] = kept.meta["config"].get("model", {})
+        files = kept.meta.get("tokenizer")
+        self.tokenizer = tokenizer_from(files) if files else None
+        length = kept.meta.get("max_length", kept.meta.get("length"))
+        self.words = Words(files, int(length)) if files and length else None
+        self.written: dict[str, str] = {}
+
+    def parameters(self) -> None:
+        flat = trees.flat(self.kept.params)
+        arrays = [(name, np.asarray(leaf)) for name, leaf in flat.items()]
+        export.save(self.folder / WHOLE, arrays, card=self.card(WHOLE))
+        self.written[WHOLE] = f"{len(arrays)} arrays by their paths, plain safetensors"
+
+    def encoders(self) -> dict[str, Trained]:
+        """The pretrained encoders that are parts of the model by their modality; they and those within an autoencoder
+        are written as well."""
+        found = self.towers()
+        for name, encoder in {**found, **self.readers()}.items():
+            if encoder.settings.model_type not in export.MODELS and encoder.pair is None:
+                continue  # half of a model (Whisper's encoder): transformers loads none
+            words = self.words if encoder.modality == "text" else None
+            export.save_encoder(self.folder / name, encoder, card=self.card(name), words=words)
+            self.written[name] = f"{encoder.settings.model_type}, for transformers"
+        return found
+
+    def towers(self) -> dict[str, Trained]:
+        """The pretrained encoders that are parts of the model by their modality."""
+        found = {}
+        for modality in MODALITIES:
+            own = self.model.get(modality)
+            if not isinstance(own, dict) or not own.get("architecture") or modality not in self.kept.params:
+                continue
+            config, params = from_json(EncoderConfig, own), self.kept.params[modality]
+            example, far = self.example(modality), head_within(params)
+            module = make_encoder(modality, config, example, vocab_size=0, far=far)
+            found[modality] = Trained(modality, module, params.get("encoder", params), config.architecture)
+        return found
+
+    def readers(self) -> dict[str, Trained]:
+        """The pretrained encoders within an autoencoder, by the names of the modalities."""
+        meta, flat = self.kept.meta, trees.flat(self.kept.params)
+        sizes = meta.get("sizes") or ({meta["modality"]: meta["size"]} if "size" in meta else {})
+        found = {}
+        for group in make_groups(
+            {name: Size(tuple(shape), values) for name, (*shape, values) in sizes.items()}
+        ):
+            own = self.model[group.kind]["encoder"]
+            if not own or not own.get("architecture"):
+                continue
+            config = from_json(EncoderConfig, own)
+            place = re.compile(encoder_place(group.name, "experts"))
+            within = {path[m.end() :]: leaf for path, leaf in flat.items() if (m := place.search(path))}
+            for k, name in enumerate(group.names):
+                params = trees.nested({path: leaf[k] for path, leaf in within.items()})
+                found[name] = Trained(group.kind, group.encoder(config), params, config.architecture)
+        return found
+
+    def clip(self, encoders: dict[str, Trained]) -> None:
+        text, image = encoders.get("text"), encoders.get("image")
+        if text is None or image is None:
+            return
+        if not (isinstance(text.module, ClipText) and isinstance(image.module, ClipImage)):
+            return
+        if "project" in (*self.kept.params["text"], *self.kept.params["image"]):
+            return  # other projections than CLIP's own
+        scale = float(self.kept.params["loss"]["log_scale"])
+        export.save_clip(self.folder / CLIP, text, image, scale, card=self.card(CLIP), words=self.words)
+        self.written[CLIP] = "both towers, for transformers.CLIPModel"
+
+    def captioner(self, encoders: dict[str, Trained]) -> None:
+        decoder = self.model.get("decoder")
+        if "decoder" not in self.kept.params or "image" not in encoders or self.tokenizer is None:
+            return
+        module = build_decoder(
+            from_json(EncoderConfig, decoder),
+            vocab_size=self.tokenizer.vocab_size,
+            max_length=int(self.kept.meta["length"]),
+        )
+        export.save_captioner(
+            self.folder / CAPTIONER,
+            encoders["image"],
+            module,
+            self.kept.params["decoder"],
+            self.tokenizer.bos_id,
+            self.tokenizer.eos_id,
+            card=self.card(CAPTIONER),
+            words=self.words,
+        )
+        self.written[CAPTIONER] = "image to text, for transformers.VisionEncoderDecoderModel"
+
+    def example(self, modality: str) -> Params:
+        """A batch of one row with the shapes that the run saw."""
+        if modality in ("image", "video"):
+            return {modality: np.zeros((1, *self.kept.meta["shapes"][modality]), np.uint8)}
+        return {modality: np.zeros((1, 1), np.int32)}
+
+    def card(self, what: str) -> str:
+        """A model card: where it comes from, and what was measured."""
+        config = self.kept.meta["config"]
+        lines = [
+            "---",
+            "library_name: transformers" if what != WHOLE else "library_name: xmodal_jax",
+            "tags: [xmodal_jax]",
+            "---",
+            "",
+            f"# {what} of {self.run.name}",
+            "",
+            f"Trained with xmodal_jax on `{config.get('data')}` for {self.kept.step} steps"
+            f" (batches of {config.get('batch_size')}, seed {config.get('seed')}).",
+            "",
+        ]
+        result = self.run / "result.json"
+        if result.is_file():
+            metrics = json.loads(result.read_text(encoding="utf-8")).get("metrics", {})
+            rows = [
+                f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float)
+            ]
+            lines += ["| metric | value |", "|---|---:|", *rows, ""]
+        return "\n".join(lines)

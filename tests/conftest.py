@@ -14,7 +14,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+# XMODAL_TEST_CACHE=DIR keeps what the tests compile, for the next time that they run.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("XMODAL_TEST_CACHE", "")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from xmodal_jax.core import cluster
+from xmodal_jax.core import cluster, parts
 
 TIMING = ("compile", "train", "evaluation", "data_wait", "total")
 """The durations that every ``result.json`` names, in seconds; null where nothing was measured."""
@@ -55,13 +55,17 @@ def write_atomic(path: Path | str, content: str | bytes) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """A configuration value as JSON: dataclasses and mappings to objects, tuples to lists, paths to strings.
+    """A configuration value as JSON: dataclasses and mappings to objects, tuples to lists, paths to strings. An object
+    of a part (`core.parts`) begins with its ``name``.
 
     A float that JSON cannot hold becomes the string ``"nan"``, ``"inf"`` or ``"-inf"``; a function or a class
     becomes its qualified name. Raises ``TypeError`` for anything else.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        chosen = {"name": value.name} if parts.is_part(value) else {}
+        return chosen | {
+            field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, enum.Enum):
@@ -93,18 +97,31 @@ def from_json(kind: Any, value: Any) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return from_json(args[0], value)
+    if table := parts.parts_of(kind):
+        if value is None:
+            return None
+        if value.get("name") not in table:
+            raise ValueError(
+                f"{value.get('name')!r} is none of {', '.join(table)}: the run is of another version"
+            )
+        part = table[value["name"]]
+        return _dataclass_from_json(part, {name: v for name, v in value.items() if name != "name"})
     if origin in (typing.Union, types.UnionType):
         return None if value is None else from_json(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
         each = [args[0]] * len(value) if args[1:] == (...,) else args
         return tuple(from_json(a, v) for a, v in zip(each, value, strict=True))
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind, include_extras=True)
-        unknown = [name for name in value if name not in hints]
-        if unknown:
-            raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}: the run is of another version")
-        return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
+        return _dataclass_from_json(kind, value)
     return Path(value) if kind is Path else value
+
+
+def _dataclass_from_json(kind: type, value: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    unknown = [name for name in value if name not in hints]
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}: the run is of another version")
+    return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
 
 
 def format_value(value: Any) -> str:

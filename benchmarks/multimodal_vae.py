@@ -26,9 +26,9 @@ from benchmarks.cases import multivae_peer
 from benchmarks.cases.peers import import_torchvision
 from xmodal_jax.core import runtime
 from xmodal_jax.data.open import DataOptions, open_source
-from xmodal_jax.data.pipeline import Loader, as_device_batch
+from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.source import presence_of
-from xmodal_jax.data.splits import prepare
+from xmodal_jax.data.splits import prepare_source
 from xmodal_jax.data.views import class_labels
 from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation.samplers import fit_gaussian_mixture
@@ -121,7 +121,7 @@ class Bench:
     def __init__(self, config: Config):
         self.config = config
         size = DataOptions(train_size=config.train_size)
-        load = lambda source: prepare(source, None, limit=RESIDENT_LIMIT)[0]
+        load = lambda source: prepare_source(source, None, limit=RESIDENT_LIMIT)[0]
         self.train = {
             name: load(open_source(config.data, "train", dataclasses.replace(size, **how)))
             for name, how in MISSING.items()
@@ -129,7 +129,7 @@ class Bench:
         }
         self.test = scores.first(load(open_source(config.data, "test", size)), config.examples)
         self.names = tuple(self.test.modalities)
-        example = as_device_batch(Loader(self.test, batch_size=1, seed=0).example())
+        example = numeric_fields(Loader(self.test, batch_size=1, seed=0).example())
         self.example = example
         self.sizes = sizes_of(example, self.names, self.model("mopoe"))
         self.labels = class_labels(self.test)
@@ -156,12 +156,12 @@ class Bench:
         """Trained parameters, and the median milliseconds of a step."""
         training = make_training(method, optimizer, steps)
         loader = Loader(self.train[setting], batch_size=self.config.batch_size, seed=seed)
-        state = jax.jit(training.init)(jax.random.key(seed), as_device_batch(loader.example()))
+        state = jax.jit(training.init)(jax.random.key(seed), numeric_fields(loader.example()))
         step = jax.jit(training.make_step(None))
         first = None if training.make_first is None else jax.jit(training.make_first(None))
         seconds = []
         for k in range(steps):
-            batch = as_device_batch(next(loader))
+            batch = numeric_fields(next(loader))
             start = time.perf_counter()
             state, _ = (first if k < training.first else step)(state, batch)
             jax.block_until_ready(state)

@@ -18,10 +18,10 @@ import numpy as np
 import tyro
 
 from xmodal_jax.core import runtime
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.splits import learn_text, open_splits, prepare
+from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.evaluation import embeddings as evaluate
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.report import alignment as panels
@@ -69,17 +69,17 @@ def main(config: Config) -> None:
     run = Run.create(config.run_dir, config, resume=config.resume)
 
     # Data: training, held-out validation and test splits; the tokenizer is trained on the captions.
-    problems = Problems(config.input.on_bad_example)
+    bad_examples = BadExamples(config.input.on_bad_example)
     with watch("data"):
-        splits = open_splits(config.data, config.input, problems)
-        tokenize, _ = learn_text(splits.train, problems, **config.reading)
+        splits = open_splits(config.data, config.input, bad_examples)
+        tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
         tokenizer = tokenize.tokenizer
         if run.writes:
             tokenizer.save(run.path / "tokenizer")
         once = (
             encoders.precompute(config.model, tokenize, config.init_rate) if config.cache_features else None
         )
-        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=once)
+        source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT, once=once)
     modalities = tuple(splits.train.modalities)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
@@ -137,7 +137,7 @@ def main(config: Config) -> None:
                 "Zero-shot", figures.confusion_matrix(confusion, panels.class_labels(splits.train, confusion))
             )
     finish(
-        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
         seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps,
     )  # fmt: skip
 

@@ -17,11 +17,11 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.questions import QUESTION_KINDS
-from xmodal_jax.data.splits import learn_text, prepare
+from xmodal_jax.data.splits import fit_tokenizer, prepare_source
 from xmodal_jax.data.tasks import Questions, open_task, targets_of
 from xmodal_jax.evaluation.classification import AnswerConfig, Classifier, Exam, examine, fit_alone
 from xmodal_jax.models.fusion import make_attend, make_fusion
@@ -59,16 +59,16 @@ def main(config: Config) -> None:
     run = Run.create(config.run_dir, config, resume=config.resume)
 
     # Data: questions about scenes, or the labels of another data set.
-    problems = Problems(config.input.on_bad_example)
+    bad_examples = BadExamples(config.input.on_bad_example)
     with watch("data"):
-        splits = open_task(config.data, config.input, problems, Questions)
+        splits = open_task(config.data, config.input, bad_examples, Questions)
         modalities, names = tuple(splits.train.modalities), targets_of(splits.train)
         tokenizer = tokenize = None
         if "text" in modalities:
-            tokenize, _ = learn_text(splits.train, problems, **config.reading)
+            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
             tokenizer = tokenize.tokenizer
         hear = spectrograms(model.features) if "audio" in modalities else None
-        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=hear)
+        source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT, once=hear)
         groups = ("kind", QUESTION_KINDS)
         exams = {name: Exam(split, names, groups) for name, split in splits.tests.items()}
         validation = Exam(splits.validation, names, groups)
@@ -122,7 +122,7 @@ def main(config: Config) -> None:
         )
         panels.add_confusions(report, exams["test"], answers, names)
     finish(
-        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
         seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(params),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from text_to_image_gan import Config as Drawing
 from text_to_image_gan import main as draw
 
 from xmodal_jax.core import runtime
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
@@ -101,7 +101,7 @@ def _result(config: Drawing) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch, problems = runtime.Stopwatch(), Problems(config.input.on_bad_example)
+    watch, bad_examples = runtime.Stopwatch(), BadExamples(config.input.on_bad_example)
     if config.smoke:
         config = shrink(dataclasses.replace(config, objectives=config.objectives[:2]))
     run = Run.create(config.run_dir, config, resume=config.resume)
@@ -146,7 +146,15 @@ def main(config: Config) -> None:
     if pictures:
         report.add_images("The first captions, an objective a row", np.stack(pictures), columns=len(drawn))
     headline = [f"{name}/kid" for name in config.objectives if f"{name}/kid" in metrics][:4]
-    finish(run, report, metrics, headline=headline, problems=problems, watch=watch, seeds=config.all_seeds)
+    finish(
+        run,
+        report,
+        metrics,
+        headline=headline,
+        bad_examples=bad_examples,
+        watch=watch,
+        seeds=config.all_seeds,
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from xmodal_jax.data.bad_examples import OnBadExample, Problems
+from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.rating import ratings as rating
 from xmodal_jax.train.run import write_atomic
 
@@ -82,14 +82,14 @@ class Rates:
 
 def page(config: Page) -> None:
     sources = dict(source.split("=", 1) for source in config.sources)
-    problems = Problems(config.on_bad_example)
+    bad_examples = BadExamples(config.on_bad_example)
     items = rating.folder_items(
         sources,
         match=config.match,
         count=config.count,
         image_size=config.image_size,
         seed=config.seed,
-        problems=problems,
+        bad_examples=bad_examples,
     )
     path, key = rating.write_rating_page(
         config.out,
@@ -100,7 +100,7 @@ def page(config: Page) -> None:
         seed=config.seed,
     )
     trials = len(rating.read_key(key)["trials"])
-    print(problems.summary() or "no bad examples")
+    print(bad_examples.summary() or "no bad examples")
     print(f"{len(items)} texts, {trials} trials\nsend:  {path}\nkeep:  {key}")
 
 

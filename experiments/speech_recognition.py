@@ -17,10 +17,10 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.splits import learn_text, open_splits, prepare
+from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.evaluation.text import Script, Writer, WritingConfig, subject
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq
 from xmodal_jax.models.towers import Augment, spectrograms
@@ -67,13 +67,13 @@ def main(config: Config) -> None:
     run = Run.create(config.run_dir, config, resume=config.resume)
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
-    problems = Problems(config.input.on_bad_example)
+    bad_examples = BadExamples(config.input.on_bad_example)
     with watch("data"):
-        splits = open_splits(config.data, config.input, problems)
+        splits = open_splits(config.data, config.input, bad_examples)
         heard = subject(splits.train, ("audio",))
-        tokenize, captions = learn_text(splits.train, problems, **config.reading)
+        tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.reading)
         tokenizer = tokenize.tokenizer
-        source, transform = prepare(
+        source, transform = prepare_source(
             splits.train, tokenize, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
         )
         validation = Script(splits.validation, tokenize.clean)
@@ -132,7 +132,7 @@ def main(config: Config) -> None:
         panels.add_attention(report, write, fitted.params[0], script, tested[0][1])
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
-        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
         seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
     )  # fmt: skip
 

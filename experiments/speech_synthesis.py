@@ -19,10 +19,10 @@ import numpy as np
 import tyro
 
 from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.splits import learn_text, open_splits, prepare
+from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.evaluation import speech as speaking
 from xmodal_jax.evaluation.text import Script, subject
 from xmodal_jax.inference.load import load_translator
@@ -79,14 +79,14 @@ def main(config: Config) -> None:
     recognise = load_translator(config.recogniser).apply if config.recogniser else None
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
-    problems = Problems(config.input.on_bad_example)
+    bad_examples = BadExamples(config.input.on_bad_example)
     with watch("data"):
-        splits = open_splits(config.data, config.input, problems)
+        splits = open_splits(config.data, config.input, bad_examples)
         subject(splits.train, ("audio",))
-        tokenize, captions = learn_text(splits.train, problems, **config.reading)
+        tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.reading)
         tokenizer = tokenize.tokenizer
         framed = frames_of(model.features, model.floor)
-        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT, once=framed)
+        source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT, once=framed)
         names = splits.train.speaker_names or ("the only voice",)
         frames = framed(splits.train.batch(np.arange(1)))["audio"].shape[1]
         known = set(captions) if config.unseen else set()
@@ -142,7 +142,7 @@ def main(config: Config) -> None:
         panels.add_speech(report, script.texts, tokens, made, vocoded, true, apart, heard, model)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
-        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
         seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
     )  # fmt: skip
 

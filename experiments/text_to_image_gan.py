@@ -19,11 +19,11 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.source import labels_of
-from xmodal_jax.data.splits import learn_text, open_splits, prepare
+from xmodal_jax.data.source import read_fields
+from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.evaluation import image_judge as judging
 from xmodal_jax.evaluation import images as drawing
 from xmodal_jax.evaluation.text import Script
@@ -97,14 +97,14 @@ def main(config: Config) -> None:
     run, model = Run.create(config.run_dir, config, resume=config.resume), config.model
 
     # Data: captions or labels, and their pictures.
-    problems = Problems(config.input.on_bad_example)
+    bad_examples = BadExamples(config.input.on_bad_example)
     with watch("data"):
-        splits = open_splits(config.data, config.input, problems)
+        splits = open_splits(config.data, config.input, bad_examples)
         described = load_captioner(config.redescribe) if config.redescribe else None
         tokenize = same_tokens(described, reader)
         if tokenize is None and "text" in splits.train.modalities:
-            tokenize, _ = learn_text(splits.train, problems, **config.reading)
-        source, transform = prepare(splits.train, tokenize, limit=RESIDENT_LIMIT)
+            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
+        source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])["image"].shape[1:]
         scripts = {k: Script(part) for k, part in (*splits.tests.items(), ("validation", splits.validation))}
         panel = judging.Panel(config.judge, splits.train, scripts)
@@ -143,7 +143,7 @@ def main(config: Config) -> None:
         headline = [k for k in metrics if k.endswith(HEADLINE)][:6]
         add_scores(report, metrics, headline)
         params, texts, images = fitted.params[0], scripts["test"].texts, drawn[0]["test"]
-        real = labels_of(scripts["test"].source, ("image",))["image"]
+        real = read_fields(scripts["test"].source, ("image",))["image"]
         several = [images, *(draw(params, "test", k) for k in range(1, 4))]
         panels.add_pairs(report, "Drawn", texts, real, several, panel.captions(images))
         panels.add_progress(report, diary, texts)
@@ -153,7 +153,7 @@ def main(config: Config) -> None:
         panels.write_pictures(run.path / "real", real[:KEPT], texts[:KEPT])
         panels.write_grid(run.path / "grid.png", real, images)
     finish(
-        run, report, metrics, headline=headline[:4], problems=problems, watch=watch, seeds=fitted.seeds,
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch, seeds=fitted.seeds,
         diverged=fitted.diverged, steps=fitted.steps, resumed=fitted.resumed, parameters=trees.count(params),
     )  # fmt: skip
 

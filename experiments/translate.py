@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from xmodal_jax.core import runtime
-from xmodal_jax.data.bad_examples import OnBadExample, Problems
+from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import chain, find_inputs, read_inputs, translate, write_outputs
 from xmodal_jax.models.seq2seq import Writing
@@ -63,7 +63,7 @@ class Config:
 def main(config: Config) -> None:
     runtime.configure()
     watch = runtime.Stopwatch()
-    problems = Problems(config.on_bad_example)
+    bad_examples = BadExamples(config.on_bad_example)
     target = "audio" if config.to == "speech" else config.to
 
     with watch("restore"):
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
     run = Run.create(config.run_dir, config)
 
     with watch("data"):
-        names, inputs = read_inputs(found, steps[0], problems)
+        names, inputs = read_inputs(found, steps[0], bad_examples)
         if config.copies > 1:
             names = [f"{name}-{k}" for name in names for k in range(1, config.copies + 1)]
             inputs = [x for x in inputs for _ in range(config.copies)]
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
                 print(f"{names[k]}: {stages[-1][k]}")
     metrics = {"translate/inputs": len(names), "translate/seconds": watch.seconds["translate"]}
     run.log(1, metrics)
-    finish(run, report, metrics, headline=list(metrics), problems=problems, watch=watch)
+    finish(run, report, metrics, headline=list(metrics), bad_examples=bad_examples, watch=watch)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.pipeline import Loader, as_device_batch
+from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation.latent_data import open_latent
 from xmodal_jax.models.vae.adapter import as_multimodal
@@ -75,13 +75,13 @@ def main(config: Config) -> None:
     model, modality = config.model, config.modality
 
     # Data: examples whose class is known, for the judge.
-    problems = Problems(config.input.on_bad_example)
+    bad_examples = BadExamples(config.input.on_bad_example)
     with watch("data"):
-        data = open_latent(config, model, problems)
+        data = open_latent(config, model, bad_examples)
     loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
 
     # The method, and who judges.
-    example = as_device_batch(loader.example())
+    example = numeric_fields(loader.example())
     size = size_of(example, modality, model, vocab_size=data.vocab_size, classes=data.classes)
     vae, judges = (
         make_vae(model, modality, size, classes=data.classes),
@@ -133,7 +133,7 @@ def main(config: Config) -> None:
         latent_report.add_latent(report, explorer, fitted.params[0], data, tested[0], run.path, count=8)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
-        run, report, metrics, headline=headline[:4], problems=problems, watch=watch, seeds=fitted.seeds,
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch, seeds=fitted.seeds,
         diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
     )  # fmt: skip
 

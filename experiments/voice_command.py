@@ -15,10 +15,10 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.splits import prepare
+from xmodal_jax.data.splits import prepare_source
 from xmodal_jax.data.tasks import Commands, open_task
 from xmodal_jax.evaluation.classification import AnswerConfig, Classifier, Exam, examine, fit_alone
 from xmodal_jax.models.fusion import FusionConfig, make_attend, make_fusion
@@ -58,11 +58,11 @@ def main(config: Config) -> None:
     run = Run.create(config.run_dir, config, resume=config.resume)
 
     # Data: every object of every scene, and a command about it in one of many voices.
-    problems = Problems(config.input.on_bad_example)
+    bad_examples = BadExamples(config.input.on_bad_example)
     with watch("data"):
-        splits = open_task(config.data, config.input, problems, Commands)
+        splits = open_task(config.data, config.input, bad_examples, Commands)
         modalities, names = tuple(splits.train.modalities), splits.train.targets
-        source, transform = prepare(
+        source, transform = prepare_source(
             splits.train, None, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
         )
         exams = {name: Exam(split, names) for name, split in splits.tests.items()}
@@ -109,7 +109,7 @@ def main(config: Config) -> None:
         panels.add_attention(report, attend, params, classify, exams["test"], answers, names, model)
         panels.add_confusions(report, exams["test"], answers, names)
     finish(
-        run, report, metrics, headline=headline[:4], problems=problems, watch=watch,
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
         seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(params),
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def folder() -> pathlib.Path:
 
 
 def jax_side() -> Side:
-    from xmodal_jax.data.pipeline import Loader, as_device_batch
+    from xmodal_jax.data.pipeline import Loader, numeric_fields
     from xmodal_jax.data.sources.folder import FolderSource
     from xmodal_jax.preprocess.image import to_float
 
@@ -85,7 +85,7 @@ def jax_side() -> Side:
 
     def epoch(loader):
         for _ in range(FILES // BATCH):
-            batch = jax.device_put(as_device_batch(next(loader)))
+            batch = jax.device_put(numeric_fields(next(loader)))
             image = scale(batch["image"])
         assert image.shape == (BATCH, PIXELS, PIXELS, 3) and batch["label"].shape == (BATCH,)
         jax.block_until_ready(image)
@@ -103,7 +103,7 @@ def jax_side() -> Side:
     def resident():
         """As the experiments do with a data set that fits: it lies on the device, the program draws the rows."""
         loader = Loader(source(), batch_size=BATCH, seed=0)
-        held = jax.device_put(as_device_batch(loader.source.batch(np.arange(FILES))))
+        held = jax.device_put(numeric_fields(loader.source.batch(np.arange(FILES))))
         draw = jax.jit(lambda held, row: (to_float(held["image"][row]), held["label"][row]))
         step = 0
 

@@ -26,7 +26,7 @@ from xmodal_jax.core import runtime
 runtime.configure()
 import jax, numpy as np
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.pipeline import Loader, as_device_batch
+from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train import loop  # what an experiment imports
@@ -46,8 +46,8 @@ method, optimizer = make_contrastive(model, ("text", "image"), vocab_size=1000),
 tx = make_optimizer(optimizer, 100)
 step = lambda axis: make_step(method, tx, optimizer, axis_name=axis)
 engine = make_engine("jit", make_init(method, tx, optimizer), step)
-state = engine.init(jax.random.key(0), as_device_batch(loader.example()))
-batch = jax.tree.map(lambda x: x[None], as_device_batch(next(loader)))
+state = engine.init(jax.random.key(0), numeric_fields(loader.example()))
+batch = jax.tree.map(lambda x: x[None], numeric_fields(next(loader)))
 state, metrics = engine.run(state, None, engine.put(batch))
 assert np.isfinite(np.asarray(metrics["loss"])).all()
 loader.close()

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, open_source
-from xmodal_jax.data.pipeline import epoch
+from xmodal_jax.data.pipeline import iterate_epoch
 from xmodal_jax.data.source import Source, presence_of
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.sources.folder import FolderSource
-from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, text_length
+from xmodal_jax.data.splits import choose_text_length, make_tokenizer, open_splits, read_captions
 from xmodal_jax.data.tasks import Questions, open_task
-from xmodal_jax.data.text import Tokenize
-from xmodal_jax.data.views import Changed, Incomplete, Subset, complete_only
+from xmodal_jax.data.text import TokenizeTransform
+from xmodal_jax.data.views import IncompleteSource, Subset, TransformedSource, keep_complete
 
 N = 307
 MODALITIES = ("text", "text_title", "image_0", "image_1", "audio", "video")
@@ -58,14 +58,14 @@ class Closed:
 
 
 def test_is_a_source_and_tells_what_its_source_tells():
-    source = Incomplete(ArraySource(arrays(), tuple("ab")), share=0.3, seed=0)
+    source = IncompleteSource(ArraySource(arrays(), tuple("ab")), share=0.3, seed=0)
     assert isinstance(source, Source) and len(source) == N
     assert source.modalities == MODALITIES and source.class_names == ("a", "b")
     assert not hasattr(source, "targets")
 
 
 def test_what_is_missing_is_blank_and_the_rest_is_as_it_was():
-    whole, source = arrays(), Incomplete(ArraySource(arrays()), share=0.4, seed=1)
+    whole, source = arrays(), IncompleteSource(ArraySource(arrays()), share=0.4, seed=1)
     batch = source.batch(np.arange(N))
     for m in MODALITIES:
         there = batch["present"][m]
@@ -80,20 +80,20 @@ def test_what_is_missing_is_blank_and_the_rest_is_as_it_was():
 
 
 def test_an_example_lacks_the_same_alone_and_in_any_batch():
-    source = Incomplete(ArraySource(arrays()), share=0.5, seed=2)
+    source = IncompleteSource(ArraySource(arrays()), share=0.5, seed=2)
     every = source.presence()
     order = np.random.default_rng(0).permutation(N)[:41]
     for m, there in source.batch(order)["present"].items():
         np.testing.assert_array_equal(there, every[m][order])
         np.testing.assert_array_equal(source.presence(order)[m], every[m][order])
         assert source.batch(order[7:8])["present"][m][0] == every[m][order[7]]
-    other = Incomplete(ArraySource(arrays()), share=0.5, seed=3).presence()
+    other = IncompleteSource(ArraySource(arrays()), share=0.5, seed=3).presence()
     assert any(not np.array_equal(every[m], other[m]) for m in MODALITIES)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_the_share_is_binomial_and_one_always_stays(share):
-    there = np.stack(list(Incomplete(Closed(), share=share, seed=4).presence().values()))
+    there = np.stack(list(IncompleteSource(Closed(), share=share, seed=4).presence().values()))
     assert there.any(axis=0).all()
     n, p = there.shape[1], share - share**3 / 3
     low, high = binom.ppf([1e-6, 1 - 1e-6], n, p)
@@ -104,7 +104,7 @@ def test_the_share_is_binomial_and_one_always_stays(share):
 
 
 def test_only_the_modalities_named_go_missing():
-    there = Incomplete(Closed(), share=1.0, seed=0, modalities=("image_1",)).presence()
+    there = IncompleteSource(Closed(), share=1.0, seed=0, modalities=("image_1",)).presence()
     assert there["image_0"].all() and there["image_2"].all() and not there["image_1"].any()
 
 
@@ -113,7 +113,7 @@ def test_combined_with_what_the_source_lacks(share, seed):
     r = np.random.default_rng(seed)
     stated = {m: r.random(N) < 0.5 for m in MODALITIES[:3]}
     base = ArraySource({**arrays(), "present": stated})
-    source = Incomplete(base, share=share, seed=seed)
+    source = IncompleteSource(base, share=share, seed=seed)
     before, after = presence_of(base), presence_of(source)
     assert all((after[m] <= before[m]).all() for m in MODALITIES)
     np.testing.assert_array_equal(np.any(list(after.values()), axis=0), np.any(list(before.values()), axis=0))
@@ -125,18 +125,18 @@ def test_combined_with_what_the_source_lacks(share, seed):
 
 def test_an_example_with_nothing_stays_so():
     nothing = {m: np.zeros(N, bool) for m in MODALITIES}
-    source = Incomplete(ArraySource({**arrays(), "present": nothing}), share=0.5, seed=0)
+    source = IncompleteSource(ArraySource({**arrays(), "present": nothing}), share=0.5, seed=0)
     assert not any(there.any() for there in source.presence().values())
 
 
 @pytest.mark.parametrize("kind", ["word", "wordpiece", "bpe"])
 def test_tokenizers_survive_missing_captions(kind):
-    source = Incomplete(ArraySource(arrays()), share=0.5, seed=5)
-    captions = captions_of(source)
+    source = IncompleteSource(ArraySource(arrays()), share=0.5, seed=5)
+    captions = read_captions(source)
     assert "" in captions and any(captions)
     tokenizer = make_tokenizer(kind, captions, 400)
     clean = lambda text: text.upper()
-    tokenize = Tokenize(tokenizer, text_length(tokenizer, captions), clean=clean)
+    tokenize = TokenizeTransform(tokenizer, choose_text_length(tokenizer, captions), clean=clean)
     batch = tokenize(source.batch(np.arange(N)))
     there = batch["present"]["text"]
     assert not batch["text"][~there].any() and not batch["text_mask"][~there].any()
@@ -147,30 +147,30 @@ def test_tokenize_reads_every_caption_field():
     fields = {"caption": np.array(["a b"], object), "caption_title": np.array(["b"], object)}
     source = ArraySource(fields)
     assert source.modalities == ("text", "text_title")
-    tokenizer = make_tokenizer("word", captions_of(source))
-    batch = Tokenize(tokenizer, 4)(source.batch(np.array([0])))
+    tokenizer = make_tokenizer("word", read_captions(source))
+    batch = TokenizeTransform(tokenizer, 4)(source.batch(np.array([0])))
     assert tokenizer.decode_batch(batch["text"]) == ["a b"]
     assert tokenizer.decode_batch(batch["text_title"]) == ["b"]
     assert batch["text_title_mask"].tolist() == [[True, True, True, False]]
-    lacking = Incomplete(source, share=1.0, seed=0).batch(np.array([0]))
+    lacking = IncompleteSource(source, share=1.0, seed=0).batch(np.array([0]))
     assert sorted(lacking[f][0] == "" for f in fields) == [False, True]
 
 
 def test_complete_only():
-    source = Incomplete(Closed(), share=0.3, seed=6)
-    kept = complete_only(source)
+    source = IncompleteSource(Closed(), share=0.3, seed=6)
+    kept = keep_complete(source)
     assert isinstance(kept, Subset)
     whole = np.all(list(source.presence().values()), axis=0)
     np.testing.assert_array_equal(kept.indices, np.flatnonzero(whole))
     assert all(there.all() for there in presence_of(kept).values())
-    assert len(complete_only(Closed())) == 5003
+    assert len(keep_complete(Closed())) == 5003
     with pytest.raises(ValueError, match="none of the 5003 examples has all of image_0, image_1, image_2"):
-        complete_only(Incomplete(Closed(), share=1.0, seed=0))
+        keep_complete(IncompleteSource(Closed(), share=1.0, seed=0))
 
 
 def test_presence_of_a_source_that_tells_by_its_batches_only():
     stated = {"text": np.arange(N) % 3 == 0}
-    source = Changed(ArraySource({**arrays(), "present": stated}), lambda batch: batch)
+    source = TransformedSource(ArraySource({**arrays(), "present": stated}), lambda batch: batch)
     assert not hasattr(source, "presence")
     found = presence_of(source, np.array([3, 4, 5]))
     assert found["text"].tolist() == [True, False, False] and found["audio"].all()
@@ -189,18 +189,18 @@ def test_presence_of_a_folder(tmp_path):
     told, read = presence_of(source), source.batch(np.arange(7))["present"]
     assert told["text"].sum() == 3 and told["image"].all()
     assert all(np.array_equal(told[m], read[m]) for m in ("text", "image"))
-    assert len(complete_only(source)) == 3
+    assert len(keep_complete(source)) == 3
 
 
 def test_padded_rows_of_named_modalities_are_missing():
-    source = Incomplete(ArraySource(arrays(5)), share=0.5, seed=0)
+    source = IncompleteSource(ArraySource(arrays(5)), share=0.5, seed=0)
     every = source.presence()
-    batches = list(epoch(source, 3))
+    batches = list(iterate_epoch(source, 3))
     assert [set(b["present"]) for b in batches] == [set(MODALITIES)] * 2
     for m in MODALITIES:
         got = np.concatenate([b["present"][m] for b in batches])
         assert got.tolist() == [*every[m].tolist(), False]
-    plain = list(epoch(ArraySource({"image_0": np.zeros((5, 1, 1, 1), np.uint8)}), 3))
+    plain = list(iterate_epoch(ArraySource({"image_0": np.zeros((5, 1, 1, 1), np.uint8)}), 3))
     assert plain[1]["present"]["image_0"].tolist() == [True, True, False]
 
 
@@ -209,7 +209,7 @@ def test_training_lacks_modalities_and_tests_do_not(tmp_path):
         whole = arrays()
         np.savez(tmp_path / f"{split}.npz", **{**whole, "caption": whole["caption"].astype("U")})
     options = DataOptions(missing=0.3, data_seed=7, progress=False)
-    splits = open_splits(f"npz:{tmp_path}", options, Problems())
+    splits = open_splits(f"npz:{tmp_path}", options, BadExamples())
     complete = [all(v.all() for v in presence_of(s).values()) for s in (*splits[:2], splits.tests["test"])]
     assert complete == [False, True, True] and len(splits.train) + len(splits.validation) == N
     assert "present" not in open_source(f"npz:{tmp_path}", "test", options).batch(np.arange(3))
@@ -217,7 +217,7 @@ def test_training_lacks_modalities_and_tests_do_not(tmp_path):
     assert not np.all(list(presence_of(opened).values()))
 
     discard = DataOptions(missing=0.3, incomplete="discard", data_seed=7, progress=False)
-    kept = open_splits(f"npz:{tmp_path}", discard, Problems())
+    kept = open_splits(f"npz:{tmp_path}", discard, BadExamples())
     assert len(kept.train) == np.all(list(presence_of(splits.train).values()), axis=0).sum()
     assert len(kept.validation) == len(splits.validation)
     np.testing.assert_array_equal(
@@ -237,7 +237,7 @@ def test_scenes_and_tasks_about_them_can_lack_modalities():
     scenes = open_source("shapes", "train", options).batch(np.arange(60))
     gone = ~scenes["present"]["image"]
     assert gone.any() and not scenes["image"][gone].any()
-    splits = open_task("shapes", options, Problems(), Questions)
+    splits = open_task("shapes", options, BadExamples(), Questions)
     batch = splits.train.batch(np.arange(60))
     gone = ~batch["present"]["text"]
     assert gone.any() and (batch["caption"][gone] == "").all() and (batch["label"] >= 0).any()
@@ -248,16 +248,16 @@ def test_scenes_and_tasks_about_them_can_lack_modalities():
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_outside_its_bounds(share):
     with pytest.raises(ValueError, match=r"0\.\.1"):
-        Incomplete(Closed(), share=share, seed=0)
+        IncompleteSource(Closed(), share=share, seed=0)
     with pytest.raises(ValueError, match=r"missing must lie in 0\.\.1"):
         DataOptions(missing=share)
 
 
 def test_errors():
     with pytest.raises(ValueError, match="must be some of image_0"):
-        Incomplete(Closed(), share=0.1, seed=0, modalities=("image",))
+        IncompleteSource(Closed(), share=0.1, seed=0, modalities=("image",))
     with pytest.raises(ValueError, match="one modality .image"):
-        Incomplete(ArraySource({"image": np.zeros((3, 1, 1, 1), np.uint8)}), share=0.1, seed=0)
+        IncompleteSource(ArraySource({"image": np.zeros((3, 1, 1, 1), np.uint8)}), share=0.1, seed=0)
     with pytest.raises(
         (ValueError, TypeError), match="incomplete"
     ):  # the types of arguments are checked in tests

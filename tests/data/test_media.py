@@ -22,7 +22,7 @@ def test_lossless_image_round_trip(tmp_path, suffix):
     Image.fromarray(image).save(path, **({"lossless": True} if suffix == "webp" else {}))
     np.testing.assert_array_equal(media.decode_image(path, 17), image)
     np.testing.assert_array_equal(media.decode_image(path.read_bytes(), 17), image)
-    assert media.image_side(path) == 17
+    assert media.shorter_side(path) == 17
 
 
 def test_centre_crop_takes_the_middle_columns(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xmodal_jax.data.open import DataOptions, open_source
-from xmodal_jax.data.pipeline import Loader, as_device_batch, epoch
+from xmodal_jax.data.pipeline import Loader, iterate_epoch, numeric_fields
 from xmodal_jax.data.sources.arrays import ArraySource
 
 
@@ -98,7 +98,7 @@ def test_evaluation_pads_the_last_batch():
         "image": np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1), "text": np.ones((7, 2), np.int32),
         "present": {"image": np.arange(7) != 1, "text": np.ones(7, bool)},
     })  # fmt: skip
-    batches = list(epoch(source, 3))
+    batches = list(iterate_epoch(source, 3))
     assert [b["valid"].tolist() for b in batches] == [[True] * 3, [True] * 3, [True, False, False]]
     assert batches[2]["image"][:, 0, 0, 0].tolist() == [6, 6, 6]
     assert {m: v.tolist() for m, v in batches[2]["present"].items()} == dict.fromkeys(
@@ -122,7 +122,7 @@ def test_padded_index_batches_and_end_of_stream():
 def test_transform_errors_and_device_batch():
     loader = Loader(numbers(5), batch_size=2, seed=0, transform=lambda b: {**b, "double": b["index"] * 2})
     batch = next(loader)
-    assert batch["double"].tolist() == [0, 2] and set(as_device_batch(batch)) == {"image", "index", "double"}
+    assert batch["double"].tolist() == [0, 2] and set(numeric_fields(batch)) == {"image", "index", "double"}
     assert loader.wait_seconds > 0
     loader.close()
 

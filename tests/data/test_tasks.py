@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.shapes.questions import ACTIONS, ANSWERS, QUESTION_KINDS
 from xmodal_jax.data.shapes.source import SpokenShapes
@@ -108,7 +108,7 @@ def test_by_scene_holds_every_example_once(task, tmp_path):
 
 def test_validation_shares_no_scene_with_training(tmp_path):
     options = DataOptions(train_size=60)
-    splits = open_task("shapes", options, Problems("stop"), Questions)
+    splits = open_task("shapes", options, BadExamples("stop"), Questions)
     assert len(splits.validation.scenes) == 6 and set(splits.tests) == {"test", "compositions"}
     both = (splits.train.task.scenes, splits.validation.scenes)
     pictures = [scenes.batch(np.arange(len(scenes)))["image"] for scenes in both]
@@ -116,4 +116,4 @@ def test_validation_shares_no_scene_with_training(tmp_path):
     assert not same.any()
     assert splits.train.targets == {"label": ANSWERS}
     with pytest.raises(ValueError, match="spoken commands are about the embedded data set"):
-        open_task("npz:x.npz", options, Problems("stop"), Commands)
+        open_task("npz:x.npz", options, BadExamples("stop"), Commands)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.text import (
-    Tokenize,
+    TokenizeTransform,
     clean_text,
     load_hf_tokenizer,
     load_tokenizer,
@@ -65,9 +65,9 @@ def test_training_does_not_depend_on_order_or_process(kind, size, tmp_path):
 
 
 def test_truncation_is_counted_and_keeps_the_end():
-    tokenizer, problems = train_tokenizer(CAPTIONS, "word", 50), Problems()
-    ids, mask = tokenizer.encode_batch(["a red circle.", "a big red circle."], 6, problems=problems)
-    assert tokenizer.truncated == 1 and list(problems.notes.values()) == [1]
+    tokenizer, bad_examples = train_tokenizer(CAPTIONS, "word", 50), BadExamples()
+    ids, mask = tokenizer.encode_batch(["a red circle.", "a big red circle."], 6, bad_examples=bad_examples)
+    assert tokenizer.truncated == 1 and list(bad_examples.notes.values()) == [1]
     assert ids[1, -1] == 2 and tokenizer.decode(ids[1]) == "a big red circle"
     assert mask.all(1).tolist() == [True, True]
 
@@ -101,11 +101,11 @@ def test_clean_text_and_transform():
     assert clean_text("  A  Red, circle ", stop_words=("a",)) == "red, circle"
     assert clean_text("The End", lower=False) == "The End"
     tokenizer = train_tokenizer(CAPTIONS, "word", 50)
-    batch = Tokenize(tokenizer, 5, clean=clean_text)({"caption": np.array(["A RED circle"], object)})
+    batch = TokenizeTransform(tokenizer, 5, clean=clean_text)({"caption": np.array(["A RED circle"], object)})
     assert tokenizer.decode(batch["text"][0]) == "a red circle" and batch["text_mask"].all()
-    assert Tokenize(tokenizer, 5)({"label": np.zeros(1)}).keys() == {"label"}
+    assert TokenizeTransform(tokenizer, 5)({"label": np.zeros(1)}).keys() == {"label"}
     several = np.array([["a red circle", "a red"], ["", "circle"]], object)
-    batch = Tokenize(tokenizer, 5)({"caption": several})
+    batch = TokenizeTransform(tokenizer, 5)({"caption": several})
     assert batch["text"].shape == batch["text_mask"].shape == (2, 2, 5)
     np.testing.assert_array_equal(batch["text"][0, 1], tokenizer.encode_batch(["a red"], 5)[0][0])
     assert not batch["text_mask"][1, 0].any()

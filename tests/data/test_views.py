@@ -1,14 +1,20 @@
 import numpy as np
 import pytest
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.shapes.source import SpokenShapes
-from xmodal_jax.data.source import labels_of
+from xmodal_jax.data.source import read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.splits import captions_of, make_tokenizer, open_splits, prepare, text_length
-from xmodal_jax.data.text import Tokenize
-from xmodal_jax.data.views import Changed, Subset, hold_out, in_memory, labelled
+from xmodal_jax.data.splits import (
+    choose_text_length,
+    make_tokenizer,
+    open_splits,
+    prepare_source,
+    read_captions,
+)
+from xmodal_jax.data.text import TokenizeTransform
+from xmodal_jax.data.views import Subset, TransformedSource, hold_out, keep_labelled, read_into_memory
 
 
 def source(n=23):
@@ -41,20 +47,20 @@ def with_labels(labels):
 
 
 def test_labelled_keeps_the_examples_whose_class_is_known_in_their_order():
-    part = labelled(with_labels([1, -1, 0, 0, -1, 1, -7]))
+    part = keep_labelled(with_labels([1, -1, 0, 0, -1, 1, -7]))
     every = part.batch(np.arange(len(part)))
     np.testing.assert_array_equal(every["row"], [0, 2, 3, 5])
     np.testing.assert_array_equal(every["label"], [1, 0, 0, 1])
-    assert part.class_names == ("a", "b") and labelled(part) is part
+    assert part.class_names == ("a", "b") and keep_labelled(part) is part
     whole = with_labels([1, 0, 1])
-    assert labelled(whole) is whole
+    assert keep_labelled(whole) is whole
 
 
 def test_labelled_needs_a_label():
     with pytest.raises(ValueError, match="needs the field 'label'"):
-        labelled(with_labels([-1, -1]))
+        keep_labelled(with_labels([-1, -1]))
     with pytest.raises(ValueError, match="needs the field 'label'"):
-        labelled(ArraySource({"row": np.arange(3)}))
+        keep_labelled(ArraySource({"row": np.arange(3)}))
 
 
 class Told:
@@ -73,10 +79,10 @@ class Told:
 
 
 def test_classes_are_not_read_where_the_source_can_tell_them():
-    part = labelled(Told())
+    part = keep_labelled(Told())
     np.testing.assert_array_equal(part.indices, [1, 3, 4])
     # Also through views, at any depth.
-    deep = labelled(Subset(Subset(Told(), np.array([5, 4, 3, 2, 1])), np.array([4, 0, 1])))
+    deep = keep_labelled(Subset(Subset(Told(), np.array([5, 4, 3, 2, 1])), np.array([4, 0, 1])))
     np.testing.assert_array_equal(deep.class_labels(np.arange(len(deep))), [4, 3])
 
 
@@ -103,13 +109,13 @@ def test_scenes_of_one_object_have_its_shape_as_class():
         scenes = SpokenShapes(split, size=size, modalities=("image",), image_size=16, seed=5)
         told = scenes.class_labels(np.arange(size))
         assert told.dtype == np.int32 and (told < 0).any()
-        np.testing.assert_array_equal(told, labels_of(scenes, ("label",))["label"])
-        factors, part = scenes.factors(np.arange(size)), labelled(scenes)
+        np.testing.assert_array_equal(told, read_fields(scenes, ("label",))["label"])
+        factors, part = scenes.factors(np.arange(size)), keep_labelled(scenes)
         alone = factors["num_objects"] == 1
         np.testing.assert_array_equal(part.indices, np.flatnonzero(alone))
         np.testing.assert_array_equal(told[alone], factors["shape"][alone, 0])
         # A view that hides what the source can tell is read.
-        np.testing.assert_array_equal(labelled(Changed(scenes, dict)).indices, part.indices)
+        np.testing.assert_array_equal(keep_labelled(TransformedSource(scenes, dict)).indices, part.indices)
 
 
 def test_in_memory_transforms_once_or_refuses_by_size():
@@ -119,30 +125,30 @@ def test_in_memory_transforms_once_or_refuses_by_size():
         calls.append(1)
         return {**batch, "twice": 2 * batch["label"]}
 
-    kept = in_memory(source(), transform, limit=10_000, drop=("caption",), progress=False)
+    kept = read_into_memory(source(), transform, limit=10_000, drop=("caption",), progress=False)
     np.testing.assert_array_equal(kept.batch(np.array([3, 4]))["twice"], [6, 8])
     assert "caption" not in kept.arrays and calls == [1]
-    assert in_memory(source(), transform, limit=100, progress=False) is None
+    assert read_into_memory(source(), transform, limit=100, progress=False) is None
 
 
 def test_what_a_model_would_do_every_time_is_done_once_where_the_result_fits():
     once = lambda batch: {**batch, "label": 2 * batch["label"]}
-    kept, transform = prepare(source(), None, limit=10_000, once=once)
+    kept, transform = prepare_source(source(), None, limit=10_000, once=once)
     assert transform is None and kept.modalities == ("text",) and kept.class_names == ("a", "b", "c")
     np.testing.assert_array_equal(kept.batch(np.array([3, 4]))["label"], [6, 8])
     plain = source()
-    assert prepare(plain, None, limit=10, once=once) == (plain, None)
+    assert prepare_source(plain, None, limit=10, once=once) == (plain, None)
 
 
 def test_splits_of_the_embedded_data_set():
     options = DataOptions(train_size=40, modalities=("text", "image"), progress=False)
-    splits = open_splits("shapes", options, Problems(), validation=300)
+    splits = open_splits("shapes", options, BadExamples(), validation=300)
     assert len(splits.validation) == 4 and len(splits.train) == 36
     assert set(splits.tests) == {"test", "compositions"}  # no speech, so no unseen voices
-    captions = captions_of(splits.train)
+    captions = read_captions(splits.train)
     tokenizer = make_tokenizer("word", captions)
-    tokenize = Tokenize(tokenizer, text_length(tokenizer, captions))
-    loaded, transform = prepare(splits.train, tokenize, limit=2**30)
+    tokenize = TokenizeTransform(tokenizer, choose_text_length(tokenizer, captions))
+    loaded, transform = prepare_source(splits.train, tokenize, limit=2**30)
     assert transform is None and loaded.arrays["text"].shape == (36, tokenize.max_length)
-    streamed, transform = prepare(splits.train, tokenize, limit=10)
+    streamed, transform = prepare_source(splits.train, tokenize, limit=10)
     assert transform is tokenize and streamed is splits.train

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.splits import open_splits, text_cleaner
+from xmodal_jax.data.splits import make_text_cleaner, open_splits
 from xmodal_jax.evaluation import embeddings as evaluate
 from xmodal_jax.train.parallel import make_mesh, state_layout
 from xmodal_jax.types import Method
@@ -74,15 +74,15 @@ def test_classification_by_captions_and_by_templates():
 
 def test_a_gallery_of_scenes_holds_distinct_meanings():
     options = DataOptions(train_size=60, modalities=("text", "image"), progress=False)
-    gallery = evaluate.Gallery(open_splits("shapes", options, Problems()).tests["test"], 20)
+    gallery = evaluate.Gallery(open_splits("shapes", options, BadExamples()).tests["test"], 20)
     assert len(gallery) == 20 and gallery.distinct
     assert list(evaluate.directions(("text", "audio", "image")))[:2] == [("image", "text"), ("text", "image")]
 
 
 def test_text_cleaning_by_name():
-    assert text_cleaner("none") is None
-    assert text_cleaner("lower")("A  Red Star") == "a red star"
-    assert text_cleaner("stop")("There is A red Star") == "red star"
+    assert make_text_cleaner("none") is None
+    assert make_text_cleaner("lower")("A  Red Star") == "a red star"
+    assert make_text_cleaner("stop")("There is A red Star") == "red star"
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])

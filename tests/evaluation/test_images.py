@@ -13,7 +13,7 @@ from tests.models.test_seq2seq import COCA
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.sources.folder import FolderSource
-from xmodal_jax.data.text import Tokenize, train_tokenizer
+from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation import image_judge as judging
 from xmodal_jax.evaluation import images as drawing
@@ -74,7 +74,7 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     loaded = load_translator(tmp_path / "run", noise=3)
     assert (loaded.source, loaded.target, loaded.shape) == ("text", "image", (6, 7, 3))
     words = ["a red star", "a red star", "a blue ring"]
-    artist = drawing.Artist(gan, Tokenize(tokenizer, 6), noise=5)
+    artist = drawing.Artist(gan, TokenizeTransform(tokenizer, 6), noise=5)
     asked = artist.asked(ArraySource({"caption": np.array(words, object)}))
     wanted = artist({"generator": average, "memory": memory}, asked, artist.draw_noise(3, 3))
     found = loaded.apply(words)
@@ -128,7 +128,7 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     kept.close()
     assert (load_translator(tmp_path / "gan", noise=3).apply(words)[0] != 0).any()
 
-    other = Described(None, Tokenize(tokenizer, 7))
+    other = Described(None, TokenizeTransform(tokenizer, 7))
     with pytest.raises(ValueError, match="--read-with"):
         same_tokens(other, reader)
     with pytest.raises(ValueError, match="contrastive.py with text"):
@@ -179,7 +179,7 @@ def test_pixels_are_rounded_and_read_back():
 def test_captions_reach_the_gan_as_tokens():
     captions = np.array(["red", "green red", "blue"], object)
     tokenizer = train_tokenizer(captions.tolist(), "word")
-    artist = drawing.Artist(stub(None), Tokenize(tokenizer, 4), noise=1)
+    artist = drawing.Artist(stub(None), TokenizeTransform(tokenizer, 4), noise=1)
     source = ArraySource({"image": np.zeros((3, 2, 2, 3), np.uint8), "caption": captions})
     asked = artist.asked(source)
     assert set(asked) == {"index", "text", "text_mask"} and asked["text"].shape == (3, 4)
@@ -306,7 +306,7 @@ def test_a_judge_is_a_captioning_run(tmp_path):
         judge.features(images[:, ::2, ::2])
     assert np.abs(features[0] - features[1]).max() > 1e-3
     seen, read = judge.embeddings(images, TEXTS)
-    batch = Tokenize(tokenizer, 4)({"caption": np.array(TEXTS, object)})
+    batch = TokenizeTransform(tokenizer, 4)({"caption": np.array(TEXTS, object)})
     batch = {**batch, "image": images, "index": np.arange(N, dtype=np.int32)}
     wanted = jax.jit(method.predict)(params, {k: v for k, v in batch.items() if k != "caption"}).embeddings
     np.testing.assert_allclose(seen, wanted["image"], rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.views import Subset, class_labels, labelled
+from xmodal_jax.data.views import Subset, class_labels, keep_labelled
 from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation import latent_data
 from xmodal_jax.evaluation.latent import SMOKE, LatentEvaluation
@@ -369,7 +369,7 @@ def test_known_factors_of_scenes_are_of_the_examples_asked():
     scenes = SpokenShapes("test", size=40, modalities=("text",), seed=1)
     whole = scenes.factors(np.arange(40))
     single = np.flatnonzero(whole["num_objects"] == 1)
-    found = latent_data.known_factors(labelled(scenes))
+    found = latent_data.known_factors(keep_labelled(scenes))
     expected = [whole[name][single, 0] for name in ("shape", "colour", "size")] + [whole["place"][single]]
     np.testing.assert_array_equal(found, np.stack(expected, axis=1))
     assert found.shape[0] < 40 and (found >= 0).all()

@@ -9,11 +9,11 @@ import pytest
 
 from tests.models.test_seq2seq import CONFIG
 from xmodal_jax.core.runtime import Stopwatch
-from xmodal_jax.data.bad_examples import BadExample, Problems
+from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.text import Tokenize, train_tokenizer
+from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.text import Script, Writer, WritingConfig, subject
 from xmodal_jax.inference.load import Translator, load_translator
@@ -86,7 +86,7 @@ def run(tmp_path_factory):
     """A trained captioning run, and what it writes about pictures that it did not see."""
     folder, source = tmp_path_factory.mktemp("run"), pictures(200)
     tokenizer = train_tokenizer(source.arrays["caption"].tolist(), "word")
-    tokenize, model = Tokenize(tokenizer, 5), writer_config()
+    tokenize, model = TokenizeTransform(tokenizer, 5), writer_config()
     config = WritingConfig(
         steps=150, batch_size=16, model=model, writing=Writing("beam", beams=2), run_dir=folder
     )
@@ -172,7 +172,7 @@ def test_a_folder_of_pictures_becomes_speech(tmp_path):
         Image.fromarray(np.full((20, 16, 3), value, np.uint8)).save(folder / name)
     found = find_inputs(str(folder))
     steps = chain([SEE, SAY], found.modality, "audio")
-    names, inputs = read_inputs(found, steps[0], Problems())
+    names, inputs = read_inputs(found, steps[0], BadExamples())
     assert names == ["b/two.png", "one.png"] and inputs[0].shape == (8, 8, 3)
     stages = translate(steps, inputs, speaker="bob")
     assert stages[1] == ["200", "100"]
@@ -182,19 +182,19 @@ def test_a_folder_of_pictures_becomes_speech(tmp_path):
     wave, rate = soundfile.read(paths[0], dtype="int16")
     assert rate == 16_000 and len(wave) == 200 and (wave == 32767).all()
     (folder / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(BadExample, match="broken.png"):
-        read_inputs(find_inputs(str(folder)), SEE, Problems())
-    problems = Problems("skip")
-    assert len(read_inputs(find_inputs(str(folder)), SEE, problems)[0]) == 2 and len(problems) == 1
+    with pytest.raises(BadExampleError, match="broken.png"):
+        read_inputs(find_inputs(str(folder)), SEE, BadExamples())
+    bad_examples = BadExamples("skip")
+    assert len(read_inputs(find_inputs(str(folder)), SEE, bad_examples)[0]) == 2 and len(bad_examples) == 1
     (folder / "sound.wav").write_bytes(b"")
     with pytest.raises(ValueError, match="audio and image"):
         find_inputs(str(folder))
 
 
 def test_words_and_lists_of_words(tmp_path):
-    assert read_inputs(find_inputs("12"), SAY, Problems()) == (["words"], ["12"])
+    assert read_inputs(find_inputs("12"), SAY, BadExamples()) == (["words"], ["12"])
     (tmp_path / "list.txt").write_text("12\n\n7\n")
-    names, inputs = read_inputs(find_inputs(str(tmp_path / "list.txt")), SAY, Problems())
+    names, inputs = read_inputs(find_inputs(str(tmp_path / "list.txt")), SAY, BadExamples())
     assert inputs == ["12", "7"] and names == ["list.txt:1", "list.txt:2"]
     paths = write_outputs(tmp_path, names, ["a", "b"], sample_rate=1)
     assert [p.name for p in paths] == ["list.txt-1.txt", "list.txt-2.txt"] and paths[1].read_text() == "b\n"

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from xmodal_jax.data.bad_examples import BadExample, Problems
+from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.rating import ratings as rating
 
 SOURCES = ("model-a", "model-b", "model-c")  # "-" is not in base64, which might hold any word
@@ -359,15 +359,17 @@ def test_folder_items(tmp_path):
     (other / "metadata.jsonl").write_text(
         '{"file_name": "0.png", "text": "c"}\n{"file_name": "1.png", "text": null}\n'
     )
-    with pytest.raises(BadExample, match="metadata.jsonl:2: .* no text"):
+    with pytest.raises(BadExampleError, match="metadata.jsonl:2: .* no text"):
         rating.folder_items({"other": other}, seed=0)
     (other / "metadata.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="no metadata.jsonl"):
         rating.folder_items({"other": other}, seed=0)
-    problems = Problems("skip")
+    bad_examples = BadExamples("skip")
     with (real / "metadata.jsonl").open("a") as file:
         file.write("{\n")
-    assert len(rating.folder_items(sources, seed=0, problems=problems)) == 3 and len(problems) == 1
+    assert (
+        len(rating.folder_items(sources, seed=0, bad_examples=bad_examples)) == 3 and len(bad_examples) == 1
+    )
 
 
 @pytest.fixture(scope="module")

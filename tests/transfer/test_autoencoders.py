@@ -10,7 +10,7 @@ import pytest
 from tests.models.gan.test_method import CONFIG as PLAYERS
 from tests.pretrained import checkpoints as made
 from xmodal_jax.core import trees
-from xmodal_jax.data.text import Tokenize, train_tokenizer
+from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.models.gan.networks import Network
@@ -272,9 +272,9 @@ def test_what_cannot_be_is_said(folders):
         text_reader(Drawing(text_encoder=folders["text_encoder"], model=of_classes))
     config, reader = text_reader(Drawing(text_encoder=folders["text_encoder"]))
     assert same_tokens(None, reader) is None  # as long as the captions are
-    own = Tokenize(reader.tokenizer, 9)
+    own = TokenizeTransform(reader.tokenizer, 9)
     assert same_tokens(Described(None, own), reader) is own
-    other = Tokenize(train_tokenizer(["other words"], "word"), 9)
+    other = TokenizeTransform(train_tokenizer(["other words"], "word"), 9)
     with pytest.raises(ValueError, match="have other tokenizers"):
         same_tokens(Described(None, other), reader)
     watcher = image_watcher(Drawing(image_encoder=folders["image_encoder"]), SHAPE)

@@ -15,7 +15,7 @@ from tests.pretrained import checkpoints as made
 from tests.support import assert_device_invariant
 from xmodal_jax.core import trees
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.text import Tokenize, train_tokenizer
+from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.evaluation.text import WritingConfig
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
@@ -189,7 +189,7 @@ def test_features_of_frozen_towers_are_computed_once(folders, head):
     captions = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
     batch = batch_of()
     raw = {"image": np.asarray(batch["image"]), "caption": np.array(captions, object)}
-    added = encoders.precompute(config.model, Tokenize(TOKENIZER, 11), 0.0)(raw)
+    added = encoders.precompute(config.model, TokenizeTransform(TOKENIZER, 11), 0.0)(raw)
     assert set(added) == {"image", "caption", "image_features", "text_features"}
     params = method.given(jax.jit(method.init)(jax.random.key(0), batch), batch)
     with_features = {**batch, **{f: jnp.asarray(x) for f, x in added.items() if f.endswith("_features")}}
@@ -200,7 +200,7 @@ def test_features_of_frozen_towers_are_computed_once(folders, head):
     other = {**with_features, "image": 255 - batch["image"]}
     np.testing.assert_array_equal(method.predict(params, other)["image"], cached["image"])
     with pytest.raises(ValueError, match="--cache-features keeps what frozen"):
-        encoders.precompute(config.model, Tokenize(TOKENIZER, 11), 0.1)
+        encoders.precompute(config.model, TokenizeTransform(TOKENIZER, 11), 0.1)
 
 
 def test_a_fusion_of_pretrained_encoders(folders):

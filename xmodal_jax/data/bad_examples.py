@@ -1,4 +1,4 @@
-"""Bad examples in a data set: stop at the first, or leave each out, count it and list it."""
+"""Bad examples in a data set: stop at the first one, or leave each out, count it and list it."""
 
 from __future__ import annotations
 
@@ -9,68 +9,76 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 OnBadExample = Literal["skip", "stop"]
+"""What to do with an example that cannot be used: leave it out, or stop the run."""
 
 
-class Problem(NamedTuple):
-    """One bad example: where it is written (line counted from 1) and what is wrong with it."""
+class BadExample(NamedTuple):
+    """One example that cannot be used: the file and line (from 1) that define it, and what is wrong with it."""
 
     file: str
     line: int
     reason: str
 
 
-class BadExample(ValueError):
-    """Raised for the first bad example under ``on_bad_example="stop"``."""
+class BadExampleError(ValueError):
+    """Raised for the first bad example under ``on_bad_example="stop"``; ``example`` tells which it is."""
 
-    def __init__(self, problem: Problem):
-        self.problem = problem
+    def __init__(self, example: BadExample):
+        self.example = example
         super().__init__(
-            f"{problem.file}:{problem.line}: {problem.reason}. Correct or remove this line, or leave "
-            "out all bad "
+            f"{example.file}:{example.line}: {example.reason}. Correct or remove this line, or leave out all bad "
             "examples with on_bad_example='skip' (--on-bad-example skip); they are then counted and listed."
         )
 
 
 @dataclass
-class Problems:
-    """Collects what was wrong in a data set.
+class BadExamples:
+    """Collects what is wrong with a data set while it is read.
 
-    ``items``: the examples left out. ``notes``: how often something was changed that a user should know of (a
-    caption cut, a recording shortened), by its description.
+    ::
+
+        bad_examples = BadExamples("skip")
+        source = open_source("folder:photos", bad_examples=bad_examples)
+        print(bad_examples.summary())
     """
 
     on_bad_example: OnBadExample = "stop"
-    items: list[Problem] = field(default_factory=list)
+    items: list[BadExample] = field(default_factory=list)
+    """The examples that were left out."""
     notes: Counter = field(default_factory=Counter)
+    """Number of examples that were used but changed (a caption cut, a recording shortened), by description."""
 
     def add(self, file: str | Path, line: int, reason: str) -> None:
-        """Record a bad example; raises `BadExample` if the user chose to stop."""
-        problem = Problem(str(file), line, reason)
-        if self.on_bad_example == "stop":
-            raise BadExample(problem)
-        self.items.append(problem)
+        """Record a bad example.
 
-    def note(self, what: str, count: int = 1) -> None:
-        """Count something that was changed."""
+        Raises:
+          BadExampleError: under ``on_bad_example="stop"``.
+        """
+        example = BadExample(str(file), line, reason)
+        if self.on_bad_example == "stop":
+            raise BadExampleError(example)
+        self.items.append(example)
+
+    def note(self, description: str, count: int = 1) -> None:
+        """Add ``count`` examples to those that were changed as ``description`` says."""
         if count:
-            self.notes[what] += count
+            self.notes[description] += count
 
     def __len__(self) -> int:
         return len(self.items)
 
     def summary(self) -> str:
-        """One line per kind of remark; empty if there is none."""
-        lines = [f"{count} examples: {what}" for what, count in self.notes.items()]
+        """One line for the bad examples and one for each kind of note; empty if there is nothing to report."""
+        lines = [f"{count} examples: {description}" for description, count in self.notes.items()]
         if self.items:
             first = self.items[0]
             lines.insert(
                 0,
-                f"{len(self.items)} bad examples left out, the first: {first.file}:{first.line}: "
-                f"{first.reason}",
+                f"{len(self.items)} bad examples left out, the first: {first.file}:{first.line}: {first.reason}",
             )
         return "\n".join(lines)
 
     def write(self, path: str | Path) -> None:
-        """Write the bad examples as JSON lines (``file``, ``line``, ``reason``), in the order of the files."""
-        rows = [json.dumps(problem._asdict(), ensure_ascii=False) + "\n" for problem in sorted(self.items)]
-        Path(path).write_text("".join(rows), encoding="utf-8")
+        """Write the bad examples as JSON lines (``file``, ``line``, ``reason``), sorted by file and line."""
+        lines = [json.dumps(example._asdict(), ensure_ascii=False) + "\n" for example in sorted(self.items)]
+        Path(path).write_text("".join(lines), encoding="utf-8")

@@ -18,7 +18,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 VIDEO_SUFFIXES = (".gif", ".mp4")
 
 
-def modality_of(name: str) -> str | None:
+def modality_of_file(name: str) -> str | None:
     """``image``, ``audio`` or ``video`` by the file's suffix, None if it is none of those known."""
     suffix = Path(name).suffix.lower()
     for modality, known in (("image", IMAGE_SUFFIXES), ("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
@@ -55,7 +55,7 @@ def _open(file: str | Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 
-def image_side(file: str | Path | bytes) -> int:
+def shorter_side(file: str | Path | bytes) -> int:
     """The shorter side in pixels, from the file's header alone."""
     with _open(file) as image:
         return min(image.size)

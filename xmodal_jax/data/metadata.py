@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xmodal_jax.data.bad_examples import Problems
-from xmodal_jax.data.media import modality_of
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.media import modality_of_file
 
 FILE_MODALITIES = ("image", "audio", "video")
 TEXT_FIELDS = ("text", "texts", "caption", "captions", "transcription")
@@ -39,7 +39,7 @@ def metadata_file(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _jsonl_lines(path: Path, problems: Problems):
+def _jsonl_lines(path: Path, bad_examples: BadExamples):
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -47,26 +47,28 @@ def _jsonl_lines(path: Path, problems: Problems):
             try:
                 fields = json.loads(line)
             except json.JSONDecodeError as error:
-                problems.add(path, number, f"the line is not JSON ({error.msg} at column {error.colno})")
+                bad_examples.add(path, number, f"the line is not JSON ({error.msg} at column {error.colno})")
                 continue
             if not isinstance(fields, dict):
-                problems.add(
+                bad_examples.add(
                     path, number, 'the line is not a JSON object such as {"file_name": ..., "text": ...}'
                 )
                 continue
             yield number, fields
 
 
-def _csv_lines(path: Path, problems: Problems):
+def _csv_lines(path: Path, bad_examples: BadExamples):
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         for fields in reader:
             if None in fields:
-                problems.add(path, reader.line_num, f"more cells than the header has ({reader.fieldnames})")
+                bad_examples.add(
+                    path, reader.line_num, f"more cells than the header has ({reader.fieldnames})"
+                )
                 continue
             missing = [name for name, value in fields.items() if value is None]
             if missing:
-                problems.add(path, reader.line_num, f"fewer cells than the header has: no {missing[0]!r}")
+                bad_examples.add(path, reader.line_num, f"fewer cells than the header has: no {missing[0]!r}")
                 continue
             # CSV cannot say null: an empty cell is a missing file or label, but an empty caption stays a
             # mistake.
@@ -102,7 +104,7 @@ def _row(number: int, fields: dict[str, Any], columns: set[str]) -> Row:
         if modality:
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{column!r} is not a file name: {value!r}")
-            modality = modality_of(value) if modality == "any" else modality
+            modality = modality_of_file(value) if modality == "any" else modality
             if modality is None:
                 raise ValueError(f"the file type of {value!r} is not known")
             files[modality] = value
@@ -117,8 +119,8 @@ def _row(number: int, fields: dict[str, Any], columns: set[str]) -> Row:
     return Row(number, files, captions, label)
 
 
-def read_metadata(path: Path, problems: Problems) -> list[Row]:
-    """The rows of a metadata file; a bad line goes to ``problems``.
+def read_metadata(path: Path, bad_examples: BadExamples) -> list[Row]:
+    """The rows of a metadata file; a bad line goes to ``bad_examples``.
 
     Columns: ``file_name`` (its modality by the suffix) or ``image``, ``audio``, ``video`` or
     ``image_file_name`` and so on; ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a
@@ -126,7 +128,7 @@ def read_metadata(path: Path, problems: Problems) -> list[Row]:
     an empty file or label cell) declares that an example has none; a field that other lines have must not be
     left out.
     """
-    lines = list((_csv_lines if path.suffix == ".csv" else _jsonl_lines)(path, problems))
+    lines = list((_csv_lines if path.suffix == ".csv" else _jsonl_lines)(path, bad_examples))
     used = {c for _, fields in lines for c in fields if _file_column(c) or c in TEXT_FIELDS or c == "label"}
     if lines and not any(_file_column(c) or c in TEXT_FIELDS for c in used):
         found = ", ".join(sorted(lines[0][1]))
@@ -138,7 +140,7 @@ def read_metadata(path: Path, problems: Problems) -> list[Row]:
         try:
             rows.append(_row(number, fields, used))
         except ValueError as error:
-            problems.add(path, number, str(error))
+            bad_examples.add(path, number, str(error))
     if path.suffix == ".csv" and all(r.label is None or str(r.label).lstrip("-").isdigit() for r in rows):
         rows = [r._replace(label=None if r.label is None else int(r.label)) for r in rows]
     return rows

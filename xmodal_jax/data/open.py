@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from xmodal_jax.data.bad_examples import OnBadExample, Problems
+from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.data.source import Source
 from xmodal_jax.types import MODALITIES, kind_of
 
@@ -97,7 +97,11 @@ def _names_modality(name: str) -> bool:
 
 
 def open_source(
-    spec: str, split: str = "train", options: DataOptions = DataOptions(), *, problems: Problems | None = None
+    spec: str,
+    split: str = "train",
+    options: DataOptions = DataOptions(),
+    *,
+    bad_examples: BadExamples | None = None,
 ) -> Source:
     """The data set that ``spec`` names: ``shapes``, ``tfds:NAME``, ``folder:PATH``, ``npz:PATH``, ``spoken:FILE``, or
     ``poly:SPEC``, image modalities made of another one (see `poly.PolySource`).
@@ -105,22 +109,22 @@ def open_source(
     Arrays (npz) are taken as they are, so that of the options only ``modalities`` and the check of
     ``image_size`` apply to them.
 
-    ``problems`` collects the bad examples (default: a new collector with ``options.on_bad_example``; a given
+    ``bad_examples`` collects the bad examples (default: a new collector with ``options.on_bad_example``; a given
     one decides itself). Raises ValueError for another form, FileNotFoundError where there is no such data.
     """
-    problems = Problems(options.on_bad_example) if problems is None else problems
-    source = _finish(_read(spec, split, options, problems), spec, split, options)
+    bad_examples = BadExamples(options.on_bad_example) if bad_examples is None else bad_examples
+    source = _finish(_read(spec, split, options, bad_examples), spec, split, options)
     return as_training_sees(source, options) if split == "train" else source
 
 
 def open_training(
-    spec: str, options: DataOptions, *, problems: Problems, validation: int = 300
+    spec: str, options: DataOptions, *, bad_examples: BadExamples, validation: int = 300
 ) -> tuple[Source, Source]:
     """``(training, validation)``: the split ``train`` without ``validation`` examples (a tenth, if that is fewer), and
     those, complete. Of poly, neither shows an image of the other."""
     from xmodal_jax.data.views import hold_out
 
-    source = _read(spec, "train", options, problems)
+    source = _read(spec, "train", options, bad_examples)
     rest, held = hold_out(source, max(1, min(validation, len(source) // 10)))
     train = as_training_sees(_finish(rest, spec, "train", options), options)
     return train, _finish(held, spec, "validation", options)
@@ -128,11 +132,11 @@ def open_training(
 
 def as_training_sees(source: Source, options: DataOptions) -> Source:
     """The source with a share of its modalities missing, or without the examples that lack any, as the options say."""
-    from xmodal_jax.data.views import Incomplete, complete_only
+    from xmodal_jax.data.views import IncompleteSource, keep_complete
 
     if options.missing:
-        source = Incomplete(source, share=options.missing, seed=options.data_seed)
-    return source if options.incomplete == "keep" else complete_only(source)
+        source = IncompleteSource(source, share=options.missing, seed=options.data_seed)
+    return source if options.incomplete == "keep" else keep_complete(source)
 
 
 def _finish(source: Source, spec: str, split: str, options: DataOptions) -> Source:
@@ -147,7 +151,7 @@ def _finish(source: Source, spec: str, split: str, options: DataOptions) -> Sour
     )  # fmt: skip
 
 
-def _read_inner(spec: str, split: str, o: DataOptions, problems: Problems) -> Source:
+def _read_inner(spec: str, split: str, o: DataOptions, bad_examples: BadExamples) -> Source:
     """The labelled images that poly:SPEC is made of."""
     if spec.partition(":")[0] in ("poly", "spoken", ""):
         raise ValueError(
@@ -156,7 +160,7 @@ def _read_inner(spec: str, split: str, o: DataOptions, problems: Problems) -> So
         )
     if o.channels != 3:
         raise ValueError("--data poly:SPEC is drawn in 3 colour channels: leave channels (--channels).")
-    source = _read(spec, split, dataclasses.replace(o, modalities=("image",), train_size=None), problems)
+    source = _read(spec, split, dataclasses.replace(o, modalities=("image",), train_size=None), bad_examples)
     if split != "train" or o.train_size is None:
         return source
     from xmodal_jax.data.views import Subset
@@ -165,12 +169,12 @@ def _read_inner(spec: str, split: str, o: DataOptions, problems: Problems) -> So
     return Subset(source, np.sort(chosen))
 
 
-def _read(spec: str, split: str, options: DataOptions, problems: Problems) -> Source:
+def _read(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
     """What is stored: the data set, or what it is made of."""
     kind, _, rest = spec.partition(":")
     o = options
     if kind == "poly":
-        return _read_inner(rest, split, o, problems)
+        return _read_inner(rest, split, o, bad_examples)
     size = o.train_size if split == "train" else min(TEST_SIZE, o.train_size or TEST_SIZE)
     if spec == "shapes":
         from xmodal_jax.data.shapes.source import SpokenShapes
@@ -223,7 +227,7 @@ def _read(spec: str, split: str, options: DataOptions, problems: Problems) -> So
 
     return FolderSource(
         rest, split, image_size=o.image_size, channels=o.channels, sample_rate=o.sample_rate,
-        max_seconds=o.max_seconds, frames=o.frames, modalities=o.modalities, problems=problems,
+        max_seconds=o.max_seconds, frames=o.frames, modalities=o.modalities, bad_examples=bad_examples,
         workers=o.workers, memory_limit=int(o.memory_limit_gib * 2**30), progress=o.progress,
         **({} if o.prompt is None else {"prompt": o.prompt}),
     )  # fmt: skip

@@ -62,7 +62,7 @@ class Loader(Iterator[RawBatch]):
 
     ``shard=(h, H)``: host ``h`` of ``H`` reads rows ``[h B/H, (h+1) B/H)`` of each global batch, so that the
     global batch is the same for any ``H``. Each batch gets ``index`` int32: the example's place in the global
-    stream modulo 2**31. ``transform`` (such as `Tokenize`) is applied to each batch.
+    stream modulo 2**31. ``transform`` (such as `TokenizeTransform`) is applied to each batch.
 
     ``workers`` threads prepare up to ``prefetch`` batches ahead (0: on demand, in the caller's thread).
     ``wait_seconds`` adds up the time spent in ``next``.
@@ -106,8 +106,7 @@ class Loader(Iterator[RawBatch]):
         if self.num_steps == 0:
             raise ValueError(
                 f"the batch size {batch_size} exceeds the {self._total} examples of {num_epochs} "
-                "epoch(s): lower it, "
-                "or set drop_remainder=False."
+                "epoch(s): lower it, or set drop_remainder=False."
             )
         self.wait_seconds = 0.0
         steps = grain.MapDataset.range(_ENDLESS if self.num_steps is None else self.num_steps).map(self.fetch)
@@ -206,7 +205,7 @@ class Loader(Iterator[RawBatch]):
         self._iterator.close()
 
 
-def epoch(
+def iterate_epoch(
     source: Source,
     batch_size: int,
     transform: Transform | None = None,
@@ -227,12 +226,12 @@ def epoch(
         loader.close()
 
 
-def as_device_batch(batch: RawBatch) -> dict[str, Any]:
+def numeric_fields(batch: RawBatch) -> dict[str, Any]:
     """The batch without what a device cannot hold (strings, such as ``caption``)."""
     numeric = {}
     for name, value in batch.items():
         if isinstance(value, dict):
-            numeric[name] = as_device_batch(value)
+            numeric[name] = numeric_fields(value)
         elif np.asarray(value).dtype.kind in "biuf":
             numeric[name] = value
     return numeric

@@ -32,7 +32,7 @@ class Source(Protocol):
     def batch(self, indices: np.ndarray) -> RawBatch: ...
 
 
-def labels_of(source: Source, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_fields(source: Source, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The fields ``names`` of all examples, ``[N]`` each; those that the batches do not hold are left out."""
     parts = [source.batch(r) for r in np.array_split(np.arange(len(source)), -(-len(source) // 500))]
     return {k: np.concatenate([part[k] for part in parts]) for k in names if k in parts[0]}

@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, open_source, open_training
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.text import (
-    Tokenize,
     Tokenizer,
+    TokenizeTransform,
     caption_fields,
     clean_text,
     load_hf_tokenizer,
     load_tokenizer,
     train_tokenizer,
 )
-from xmodal_jax.data.views import Changed, in_memory
+from xmodal_jax.data.views import TransformedSource, read_into_memory
 from xmodal_jax.pretrained.files import find_folder
 
 TRAINED = ("word", "wordpiece", "bpe")
@@ -38,7 +38,9 @@ class Splits(NamedTuple):
     """By name: ``test``, and for the embedded data set ``compositions`` and ``voices`` as well."""
 
 
-def open_splits(spec: str, options: DataOptions, problems: Problems, *, validation: int = 300) -> Splits:
+def open_splits(
+    spec: str, options: DataOptions, bad_examples: BadExamples, *, validation: int = 300
+) -> Splits:
     """Opens the training and test splits of ``spec`` and holds ``validation`` training examples out.
 
     ``options.missing`` and ``options.incomplete`` concern what training sees: the examples held out are read as the
@@ -47,12 +49,12 @@ def open_splits(spec: str, options: DataOptions, problems: Problems, *, validati
     names = ["test"] + ["compositions"] * (spec == "shapes")
     if spec == "shapes" or spec.startswith("spoken:"):
         names += ["voices"] * ("audio" in (options.modalities or ("audio",)))
-    train, held = open_training(spec, options, problems=problems, validation=validation)
-    tests = {name: open_source(spec, name, options, problems=problems) for name in names}
+    train, held = open_training(spec, options, bad_examples=bad_examples, validation=validation)
+    tests = {name: open_source(spec, name, options, bad_examples=bad_examples) for name in names}
     return Splits(train, held, tests)
 
 
-def captions_of(
+def read_captions(
     source: Source, clean: Callable[[str], str] | None = None, *, limit: int = CAPTION_SAMPLE
 ) -> list[str]:
     """The captions (cleaned) of at most ``limit`` examples, evenly spread; ``""`` where a text is missing."""
@@ -77,7 +79,7 @@ def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None
     return load_tokenizer(folder) if (folder / "special_tokens.json").is_file() else load_hf_tokenizer(folder)
 
 
-def text_cleaner(kind: str) -> Callable[[str], str] | None:
+def make_text_cleaner(kind: str) -> Callable[[str], str] | None:
     """``none``; ``lower``: lower-case; ``stop``: lower-case and without English stop words."""
     if kind == "none":
         return None
@@ -88,34 +90,39 @@ def text_cleaner(kind: str) -> Callable[[str], str] | None:
     return functools.partial(clean_text, stop_words=ENGLISH_STOP_WORDS)
 
 
-def text_length(tokenizer: Tokenizer, captions: list[str]) -> int:
+def choose_text_length(tokenizer: Tokenizer, captions: list[str]) -> int:
     """Tokens that a caption may have: the longest of ``captions`` and two more, for longer ones to come."""
     return tokenizer.fit_length(captions) + 2
 
 
-def learn_text(
-    train: Source, problems: Problems, *, tokenizer: str, vocab_size: int | None, cleanup: str
-) -> tuple[Tokenize, list[str]]:
-    """How texts are read, and the captions that this was learned from: cleaned as `text_cleaner` says, a tokenizer of
-    `make_tokenizer`, as long as `text_length` says."""
-    clean = text_cleaner(cleanup)
-    captions = captions_of(train, clean)
+def fit_tokenizer(
+    train: Source, bad_examples: BadExamples, *, tokenizer: str, vocab_size: int | None, cleanup: str
+) -> tuple[TokenizeTransform, list[str]]:
+    """A tokenizer for the captions of ``train``, as a transform of batches, and those captions after cleaning.
+
+    See `make_text_cleaner` for ``cleanup``, `make_tokenizer` for ``tokenizer`` and ``vocab_size``, and
+    `choose_text_length` for the number of tokens that a text gets.
+    """
+    clean = make_text_cleaner(cleanup)
+    captions = read_captions(train, clean)
     learned = make_tokenizer(tokenizer, captions, vocab_size)
-    return Tokenize(learned, text_length(learned, captions), clean=clean, problems=problems), captions
+    return TokenizeTransform(
+        learned, choose_text_length(learned, captions), clean=clean, bad_examples=bad_examples
+    ), captions
 
 
-def prepare(
+def prepare_source(
     source: Source,
-    tokenize: Tokenize | None,
+    tokenize: TokenizeTransform | None,
     *,
     limit: int,
     once: Callable[[RawBatch], RawBatch] | None = None,
-) -> tuple[Source, Tokenize | None]:
+) -> tuple[Source, TokenizeTransform | None]:
     """``(source, transform)`` for a loader: read, tokenized and kept in memory if it fits ``limit`` bytes.
 
     ``once``: what a model would else do with every batch (such as `models.towers.spectrograms`); done while a source
     that fits is read, and left to the model where it does not.
     """
-    whole = source if once is None else Changed(source, once)
-    kept = in_memory(whole, tokenize, limit=limit, drop=("factors",))
+    whole = source if once is None else TransformedSource(source, once)
+    kept = read_into_memory(whole, tokenize, limit=limit, drop=("factors",))
     return (source, tokenize) if kept is None else (kept, None)

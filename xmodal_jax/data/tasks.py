@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, as_training_sees, open_source
 from xmodal_jax.data.shapes.questions import ACTIONS, ANSWERS, QUESTION_KINDS
 from xmodal_jax.data.shapes.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES, hash_bits
 from xmodal_jax.data.shapes.source import SpokenShapes
-from xmodal_jax.data.shapes.speech import Utterances, add_noise, speak_all
-from xmodal_jax.data.source import RawBatch, Source, labels_of
+from xmodal_jax.data.shapes.speech import Utterances, add_noise, synthesize_all
+from xmodal_jax.data.source import RawBatch, Source, read_fields
 from xmodal_jax.data.splits import Splits, open_splits
 
 
@@ -153,7 +153,7 @@ class Commands(_SceneTask):
         """Speaks all commands into the cache, or opens them there; done by itself at the first batch."""
         if self._spoken is None:
             voices = self.scenes.voices(np.arange(len(self.scenes)))
-            self._spoken = speak_all(
+            self._spoken = synthesize_all(
                 self._words.tolist(),
                 [voices[i] for i in self.scene.tolist()],
                 self.scenes.audio_cache,
@@ -181,7 +181,7 @@ class Commands(_SceneTask):
 
 
 def open_task(
-    spec: str, options: DataOptions, problems: Problems, task: type[_SceneTask] | None = None
+    spec: str, options: DataOptions, bad_examples: BadExamples, task: type[_SceneTask] | None = None
 ) -> Splits:
     """The splits of ``spec``; of the embedded data set those of a ``task`` (`Questions`, `Commands`) about its scenes.
 
@@ -194,12 +194,12 @@ def open_task(
     if spec != "shapes" or task is None:
         if task is Commands:
             raise ValueError(f"spoken commands are about the embedded data set: --data shapes, not {spec!r}")
-        return open_splits(spec, options, problems)
+        return open_splits(spec, options, bad_examples)
     names = ["test", "compositions"] + ["voices"] * (task is Commands)
     complete = dataclasses.replace(options, missing=0.0, incomplete="keep")
-    train = open_source(spec, "train", complete, problems=problems)
+    train = open_source(spec, "train", complete, bad_examples=bad_examples)
     validation = dataclasses.replace(train, offset=len(train), size=max(1, min(150, len(train) // 10)))
-    tests = {name: task(open_source(spec, name, options, problems=problems)) for name in names}
+    tests = {name: task(open_source(spec, name, options, bad_examples=bad_examples)) for name in names}
     return Splits(as_training_sees(ByScene(task.to_train(train)), options), task(validation), tests)
 
 
@@ -213,7 +213,7 @@ def targets_of(source: Source) -> dict[str, tuple[str, ...]]:
         return dict(source.targets)
     if source.class_names is not None:
         return {"label": tuple(source.class_names)}
-    known = labels_of(source, ("label",)).get("label", np.array([-1]))
+    known = read_fields(source, ("label",)).get("label", np.array([-1]))
     if known.max() < 0:
         raise ValueError("the data set has no labels: classification needs a field label")
     return {"label": tuple(str(k) for k in range(int(known.max()) + 1))}

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.source import RawBatch
 
 PAD, BOS, EOS, UNK = SPECIAL_TOKENS = ("[pad]", "[bos]", "[eos]", "[unk]")
@@ -80,13 +80,13 @@ class Tokenizer:
         return int(lengths[max(0, int(np.ceil(cover * lengths.size)) - 1)])
 
     def encode_batch(
-        self, captions: Sequence[str], max_length: int, *, problems: Problems | None = None
+        self, captions: Sequence[str], max_length: int, *, bad_examples: BadExamples | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int32 ``[B, max_length]``, padded with 0, and the mask of content, bool of the same
         shape.
 
         A caption that is too long loses its tail but keeps its end token; it is counted in ``truncated`` and
-        noted in ``problems``. An empty caption gives no content at all (a missing text).
+        noted in ``bad_examples``. An empty caption gives no content at all (a missing text).
         """
         ids = np.zeros((len(captions), max_length), np.int32)
         mask = np.zeros((len(captions), max_length), bool)
@@ -102,8 +102,8 @@ class Tokenizer:
         if cut:
             with self._lock:
                 self.truncated += cut
-                if problems is not None:
-                    problems.note(
+                if bad_examples is not None:
+                    bad_examples.note(
                         f"captions cut to {max_length} tokens (raise the text length to keep them)", cut
                     )
         return ids, mask
@@ -251,7 +251,7 @@ def caption_fields(batch: RawBatch) -> list[str]:
     return [name for name in batch if name == "caption" or name.startswith("caption_")]
 
 
-class Tokenize:
+class TokenizeTransform:
     """A transform of batches: ``caption`` to ``text`` int32 ``[B, L]`` and ``text_mask`` bool ``[B, L]``, and
     ``caption_NAME`` to ``text_NAME`` and ``text_NAME_mask``.
 
@@ -265,9 +265,14 @@ class Tokenize:
         max_length: int,
         *,
         clean: Callable[[str], str] | None = None,
-        problems: Problems | None = None,
+        bad_examples: BadExamples | None = None,
     ):
-        self.tokenizer, self.max_length, self.clean, self.problems = tokenizer, max_length, clean, problems
+        self.tokenizer, self.max_length, self.clean, self.bad_examples = (
+            tokenizer,
+            max_length,
+            clean,
+            bad_examples,
+        )
 
     def __call__(self, batch: RawBatch) -> RawBatch:
         read = {}
@@ -276,7 +281,7 @@ class Tokenize:
             captions = np.ravel(batch[field]).tolist()
             if self.clean is not None:
                 captions = [self.clean(c) for c in captions]
-            ids, mask = self.tokenizer.encode_batch(captions, self.max_length, problems=self.problems)
+            ids, mask = self.tokenizer.encode_batch(captions, self.max_length, bad_examples=self.bad_examples)
             text = field.replace("caption", "text", 1)
             read[text], read[f"{text}_mask"] = (x.reshape(*shape, self.max_length) for x in (ids, mask))
         return {**batch, **read} if read else batch

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from xmodal_jax.data.shapes.scenes import uniform
-from xmodal_jax.data.source import RawBatch, Source, labels_of, presence_of
+from xmodal_jax.data.source import RawBatch, Source, presence_of, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource, estimate_nbytes, materialise
 from xmodal_jax.types import kind_of
 
@@ -69,7 +69,7 @@ class Subset(_View):
         return lambda indices, *args: tell(self.indices[np.asarray(indices, np.int64)], *args)
 
 
-class Changed(_View):
+class TransformedSource(_View):
     """A source whose batches go through ``change`` as they are read."""
 
     def __init__(self, source: Source, change: Callable[[RawBatch], RawBatch]):
@@ -82,7 +82,7 @@ class Changed(_View):
         return self.change(self.source.batch(indices))
 
 
-class Incomplete(_View):
+class IncompleteSource(_View):
     """A source whose examples lack some of their modalities.
 
     Each of ``modalities`` (None: all) is missing with probability ``share``, independently of the others and drawn from
@@ -156,7 +156,7 @@ def _blank(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return values
 
 
-def complete_only(source: Source) -> Subset:
+def keep_complete(source: Source) -> Subset:
     """The examples that have all modalities. Raises ValueError where there are none."""
     whole = np.flatnonzero(np.all(list(presence_of(source).values()), axis=0))
     if not whole.size:
@@ -170,10 +170,10 @@ def complete_only(source: Source) -> Subset:
 def class_labels(source: Source) -> np.ndarray | None:
     """The class of every example, without reading more of it where the source can tell; None: it has no labels."""
     tell = getattr(source, "class_labels", None)
-    return labels_of(source, ("label",)).get("label") if tell is None else tell(np.arange(len(source)))
+    return read_fields(source, ("label",)).get("label") if tell is None else tell(np.arange(len(source)))
 
 
-def labelled(source: Source) -> Source:
+def keep_labelled(source: Source) -> Source:
     """The examples whose class is known (``label`` 0 or more); the source itself where that is all of them.
 
     Raises:
@@ -193,7 +193,7 @@ def hold_out(source: Source, count: int, *, seed: int = 0) -> tuple[Subset, Subs
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
 
 
-def in_memory(
+def read_into_memory(
     source: Source,
     transform: Callable[[RawBatch], RawBatch] | None = None,
     *,

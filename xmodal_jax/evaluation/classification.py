@@ -11,7 +11,7 @@ import numpy as np
 
 from xmodal_jax.core.runtime import Stopwatch
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.source import Source, labels_of
+from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.models.fusion import FusionConfig
 from xmodal_jax.train.config import StartConfig
@@ -122,7 +122,7 @@ class Exam:
     ):
         targets = tuple(targets)
         names = (*targets, *([groups[0]] if groups else []))
-        fields = labels_of(source, names)
+        fields = read_fields(source, names)
         self.source, self.labels = source, {t: fields[t] for t in targets}
         self.groups: dict[str, np.ndarray] = {}
         if groups and groups[0] in fields:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xmodal_jax.data.pipeline import as_device_batch, epoch
-from xmodal_jax.data.source import Source, labels_of
+from xmodal_jax.data.pipeline import iterate_epoch, numeric_fields
+from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.classification import (
@@ -45,8 +45,8 @@ def predict_all(
     run, multiple = _compiled(predict, mesh), 1 if mesh is None else mesh.size
     batch_size = -(-min(batch_size, size) // multiple) * multiple
     shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
-    for batch in epoch(source, batch_size, transform=transform, shard=shard):
-        batch = as_device_batch(batch)
+    for batch in iterate_epoch(source, batch_size, transform=transform, shard=shard):
+        batch = numeric_fields(batch)
         if mesh is not None:
             rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             put = functools.partial(jax.make_array_from_process_local_data, rows)
@@ -244,6 +244,6 @@ def classification_scores(
 
 
 def _labelled(source: Source) -> tuple[Source, np.ndarray] | None:
-    labels = labels_of(source, ("label",))["label"]
+    labels = read_fields(source, ("label",))["label"]
     rows = np.flatnonzero(labels >= 0)
     return (Subset(source, rows), labels[rows]) if rows.size else None

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xmodal_jax.data.source import Source, labels_of
+from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.text import Tokenize
+from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.text import Script, Writer
@@ -47,7 +47,7 @@ class Judge:
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length)
         self._look = make_looker(config, "image", **sizes)
         self._compare = make_seq2seq(config, "image", **sizes).predict
-        self._tokenize = Tokenize(tokenizer, length)
+        self._tokenize = TokenizeTransform(tokenizer, length)
 
     def _source(self, images: np.ndarray, **more) -> ArraySource:
         if images.shape[1:] != self.shape:
@@ -89,7 +89,7 @@ class Exhibition:
 
 def exhibit(script: Script, judge: Judge) -> Exhibition:
     """A split as `scores` takes it."""
-    images = labels_of(script.source, ("image",))["image"]
+    images = read_fields(script.source, ("image",))["image"]
     return Exhibition(script, images, judge.features(images))
 
 
@@ -137,7 +137,7 @@ class Panel:
         self.judge = None if run is None else Judge(run)
         if self.judge is not None:
             rows = np.arange(min(len(train), TRAINING_PICTURES))
-            self._train = self.judge.features(labels_of(Subset(train, rows), ("image",))["image"])
+            self._train = self.judge.features(read_fields(Subset(train, rows), ("image",))["image"])
             self._shown = {name: exhibit(script, self.judge) for name, script in scripts.items()}
 
     def all_scores(self, drawn: Mapping[str, np.ndarray]) -> dict[str, float]:

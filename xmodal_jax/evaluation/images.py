@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.data.source import Source, labels_of
+from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.text import Tokenize
+from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.text import Script
 from xmodal_jax.types import GAN
@@ -20,7 +20,7 @@ from xmodal_jax.types import GAN
 class Artist:
     """Pictures of what captions or labels ask for, by a GAN's ``predict``, compiled once."""
 
-    def __init__(self, gan: GAN, tokenize: Tokenize | None, *, noise: int, batch_size: int = 100):
+    def __init__(self, gan: GAN, tokenize: TokenizeTransform | None, *, noise: int, batch_size: int = 100):
         self._predict, self.tokenize, self.noise, self.batch_size = gan.predict, tokenize, noise, batch_size
         self._to_pixels = jax.jit(lambda x: jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8))
         self._draw = lambda params, batch: self._to_pixels(self._predict(params, batch))
@@ -31,7 +31,7 @@ class Artist:
 
     def asked(self, source: Source) -> dict[str, np.ndarray]:
         """Captions and labels of a data set, as the model takes them."""
-        fields = labels_of(source, ("caption", "label"))
+        fields = read_fields(source, ("caption", "label"))
         if self.tokenize is not None:
             fields = dict(self.tokenize(fields))
         kept = {k: v for k, v in fields.items() if k in ("text", "text_mask", "label")}

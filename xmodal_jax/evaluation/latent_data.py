@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.pipeline import Transform
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.splits import learn_text, open_splits, prepare
-from xmodal_jax.data.text import Tokenize
-from xmodal_jax.data.views import class_labels, labelled
+from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
+from xmodal_jax.data.text import TokenizeTransform
+from xmodal_jax.data.views import class_labels, keep_labelled
 from xmodal_jax.models.speech import frames_of
 from xmodal_jax.models.vae.modalities import Reading
 from xmodal_jax.train.config import RunConfig
@@ -31,7 +31,7 @@ class LatentData(NamedTuple):
     test: Source
     factors: np.ndarray
     """Of the test examples, see `known_factors`."""
-    tokenize: Tokenize | None
+    tokenize: TokenizeTransform | None
 
     @property
     def vocab_size(self) -> int:
@@ -53,16 +53,16 @@ class LatentData(NamedTuple):
         return self.tokenize.tokenizer.eos_id if self.tokenize else -1
 
 
-def open_latent(config: RunConfig, reading: Reading, problems: Problems) -> LatentData:
+def open_latent(config: RunConfig, reading: Reading, bad_examples: BadExamples) -> LatentData:
     """The data of an experiment: examples whose class is known, for the judges; texts tokenized, speech as frames,
     computed once."""
-    splits = open_splits(config.data, config.input, problems)
+    splits = open_splits(config.data, config.input, bad_examples)
     train, validation, test = (
-        labelled(part) for part in (splits.train, splits.validation, splits.tests["test"])
+        keep_labelled(part) for part in (splits.train, splits.validation, splits.tests["test"])
     )
-    tokenize = learn_text(train, problems, **config.reading)[0] if "text" in train.modalities else None
+    tokenize = fit_tokenizer(train, bad_examples, **config.reading)[0] if "text" in train.modalities else None
     once = frames_of(reading.features, reading.floor) if "audio" in train.modalities else None
-    ready = lambda part: prepare(part, tokenize, limit=RESIDENT_LIMIT, once=once)
+    ready = lambda part: prepare_source(part, tokenize, limit=RESIDENT_LIMIT, once=once)
     source, transform = ready(train)
     return LatentData(
         tuple(train.modalities), train.class_names, count_classes(train), source, transform,

@@ -9,7 +9,7 @@ import numpy as np
 
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.text import Tokenize
+from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.metrics.speech import mel_distance
 from xmodal_jax.metrics.text import error_rates
@@ -65,7 +65,7 @@ class Speaker:
     def __init__(
         self,
         config: SpeechConfig,
-        tokenize: Tokenize,
+        tokenize: TokenizeTransform,
         *,
         frames: int,
         speakers: int,

@@ -12,7 +12,7 @@ import numpy as np
 
 from xmodal_jax.core.decoding import Generated
 from xmodal_jax.data.shapes.grammar import factor_accuracies
-from xmodal_jax.data.source import Source, labels_of
+from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import Gallery, predict_all, retrieval_scores
@@ -114,7 +114,7 @@ class Script:
         unlike: set[str] = frozenset(),
     ):
         source = Subset(source, np.arange(len(source))[:limit])
-        said = labels_of(source, ("caption",))["caption"]
+        said = read_fields(source, ("caption",))["caption"]
         texts = [str(c) if clean is None else clean(str(c)) for c in said]
         kept = np.array([i for i, text in enumerate(texts) if text not in unlike], np.int64)
         if not kept.size:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.text import Tokenize, tokenizer_from
+from xmodal_jax.data.text import TokenizeTransform, tokenizer_from
 from xmodal_jax.evaluation.images import Artist
 from xmodal_jax.evaluation.speech import Speaker
 from xmodal_jax.evaluation.text import Writer
@@ -102,7 +102,7 @@ def _speaker(kept: Kept, rate: float, run: pathlib.Path) -> Translator:
     meta, model = kept.meta, from_json(SpeechConfig, kept.meta["config"]["model"])
     tokenizer, names, length = tokenizer_from(meta["tokenizer"]), tuple(meta["speakers"]), meta["length"]
     sizes = dict(frames=meta["frames"], speakers=len(names), rate=rate, batch_size=BATCH)
-    speak = Speaker(model, Tokenize(tokenizer, length), **sizes)
+    speak = Speaker(model, TokenizeTransform(tokenizer, length), **sizes)
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
         for text, tokens in zip(texts, tokenizer.lengths(texts), strict=True):
@@ -124,7 +124,10 @@ def _artist(kept: Kept, noise: int) -> Translator:
     sizes = dict(vocab_size=tokenizer.vocab_size, length=length, classes=meta["classes"])
     dimensions = model.generator.noise
     draw = Artist(
-        make_gan(model, shape=shape, **sizes), Tokenize(tokenizer, length), noise=dimensions, batch_size=BATCH
+        make_gan(model, shape=shape, **sizes),
+        TokenizeTransform(tokenizer, length),
+        noise=dimensions,
+        batch_size=BATCH,
     )
 
     def apply(texts: Sequence[str]) -> list[np.ndarray]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.bad_examples import Problems
-from xmodal_jax.data.media import decode_audio, decode_image, decode_video, modality_of, to_pcm
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.media import decode_audio, decode_image, decode_video, modality_of_file, to_pcm
 from xmodal_jax.inference.load import Translator
 from xmodal_jax.report.page import png
 from xmodal_jax.train.run import write_atomic
@@ -33,7 +33,7 @@ def find_inputs(source: str) -> Found:
       ValueError: a file of an unknown kind, or a folder with none or several kinds.
     """
     path = Path(source)
-    kind = lambda p: "text" if p.suffix.lower() == ".txt" else modality_of(p.name)
+    kind = lambda p: "text" if p.suffix.lower() == ".txt" else modality_of_file(p.name)
     if path.is_dir():
         files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and kind(p) is not None))
         kinds = sorted({kind(p) for p in files})
@@ -68,8 +68,8 @@ def chain(known: Sequence[Translator], source: str, target: str) -> list[Transla
     )
 
 
-def read_inputs(found: Found, first: Translator, problems: Problems) -> tuple[list[str], list[Any]]:
-    """Names and contents, read as ``first`` was trained to take them. A file that cannot be read goes to ``problems``.
+def read_inputs(found: Found, first: Translator, bad_examples: BadExamples) -> tuple[list[str], list[Any]]:
+    """Names and contents, in the form that ``first`` was trained on. ``bad_examples`` collects unreadable files.
 
     Raises:
       ValueError: nothing could be read.
@@ -95,12 +95,12 @@ def read_inputs(found: Found, first: Translator, problems: Problems) -> tuple[li
             else:
                 content = decode_video(file, first.shape[0], first.shape[1], first.shape[3])
         except Exception as error:  # decoders raise many kinds
-            problems.add(file, 0, str(error))
+            bad_examples.add(file, 0, str(error))
             continue
         names.append(name)
         inputs.append(content)
     if not inputs:
-        raise ValueError(f"nothing to translate in {root}: {problems.summary() or 'the files are empty'}")
+        raise ValueError(f"nothing to translate in {root}: {bad_examples.summary() or 'the files are empty'}")
     return names, inputs
 
 

@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.bad_examples import Problems
-from xmodal_jax.data.media import decode_image, image_side
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.media import decode_image, shorter_side
 from xmodal_jax.data.metadata import metadata_file, read_metadata
 from xmodal_jax.rating import page as rating_page
 from xmodal_jax.report.page import png, uri
@@ -223,22 +223,22 @@ def folder_items(
     count: int | None = None,
     image_size: int | None = None,
     seed: int,
-    problems: Problems | None = None,
+    bad_examples: BadExamples | None = None,
 ) -> list[RatingItem]:
     """Items from folders of pictures with a metadata file (``file_name``, ``text``), one folder for each source.
 
     An item is a caption, or with ``match="file_name"`` a file name up to its suffix, that all sources have; of pictures
     with the same caption, the n-th of each source belong together. ``count`` draws as many at random. All pictures
     become squares of ``image_size`` pixels; None: of the smallest side among them, so that resolution tells nothing.
-    ``problems`` collects bad lines of the metadata.
+    ``bad_examples`` collects bad lines of the metadata.
 
     Raises:
       FileNotFoundError: a folder without metadata.
-      BadExample: a line of the metadata that cannot be read.
+      BadExampleError: a line of the metadata that cannot be read.
       ValueError: the sources have nothing in common, or a picture cannot be decoded.
     """
-    problems = Problems() if problems is None else problems
-    found = {name: _pictures(Path(folder), match, problems) for name, folder in sources.items()}
+    bad_examples = BadExamples() if bad_examples is None else bad_examples
+    found = {name: _pictures(Path(folder), match, bad_examples) for name, folder in sources.items()}
     first = next(iter(found))
     matched = []
     for value, pictures in found[first].items():
@@ -254,7 +254,7 @@ def folder_items(
     if count is not None and count < len(matched):
         chosen = np.random.default_rng(seed).choice(len(matched), count, replace=False)
         matched = [matched[k] for k in sorted(chosen)]
-    size = image_size or min(_decode(image_side, p.file) for files in matched for p in files.values())
+    size = image_size or min(_decode(shorter_side, p.file) for files in matched for p in files.values())
     decode = lambda files: {name: _decode(decode_image, p.file, size) for name, p in files.items()}
     return [RatingItem(files[first].caption, decode(files)) for files in matched]
 
@@ -271,7 +271,7 @@ class _Picture(NamedTuple):
     caption: str
 
 
-def _pictures(folder: Path, match: str, problems: Problems) -> dict[str, list[_Picture]]:
+def _pictures(folder: Path, match: str, bad_examples: BadExamples) -> dict[str, list[_Picture]]:
     metadata = metadata_file(folder)
     if metadata is None:
         raise FileNotFoundError(
@@ -279,9 +279,9 @@ def _pictures(folder: Path, match: str, problems: Problems) -> dict[str, list[_P
             '{"file_name": "0.png", "text": "a red circle"}'
         )
     pictures: dict[str, list[_Picture]] = {}
-    for row in read_metadata(metadata, problems):
+    for row in read_metadata(metadata, bad_examples):
         if "image" not in row.files or not row.captions:
-            problems.add(metadata, row.line, "the line has no picture (file_name) or no text")
+            bad_examples.add(metadata, row.line, "the line has no picture (file_name) or no text")
             continue
         file, name = folder / row.files["image"], str(Path(row.files["image"]).with_suffix(""))
         for caption in row.captions if match == "caption" else row.captions[:1]:

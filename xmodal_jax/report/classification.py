@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.core.runtime import jit_once
-from xmodal_jax.data.pipeline import as_device_batch
+from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.evaluation.classification import Classifier, Exam
 from xmodal_jax.metrics.classification import confusion_matrix
@@ -90,7 +90,7 @@ def add_attention(
     if not rows.size:
         return
     raw = exam.source.batch(rows)
-    batch = as_device_batch(classify.inputs(raw))
+    batch = numeric_fields(classify.inputs(raw))
     weights = jax.tree.map(np.asarray, jit_once(attend)(params, batch))
     if not weights:
         report.add_text("Attention", f"A fusion of kind {model.fusion!r} has no attention to draw.")

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_jax.core.runtime import Stopwatch
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.run import Run, summary_line
 
 
-def add_problems(report: Report, problems: Problems, directory: Path) -> None:
+def add_bad_examples(report: Report, bad_examples: BadExamples, directory: Path) -> None:
     """The examples that were left out, in the report and as ``bad_examples.jsonl``."""
-    if len(problems):
-        problems.write(directory / "bad_examples.jsonl")
-        rows = [(p.file, p.line, p.reason) for p in sorted(problems.items)[:100]]
-        report.add_table("Bad examples", ("file", "line", "reason"), rows, note=problems.summary())
-    elif problems.summary():
-        report.add_text("Notes on the data", problems.summary())
+    if len(bad_examples):
+        bad_examples.write(directory / "bad_examples.jsonl")
+        rows = [(p.file, p.line, p.reason) for p in sorted(bad_examples.items)[:100]]
+        report.add_table("Bad examples", ("file", "line", "reason"), rows, note=bad_examples.summary())
+    elif bad_examples.summary():
+        report.add_text("Notes on the data", bad_examples.summary())
 
 
 def finish(
@@ -28,7 +28,7 @@ def finish(
     metrics: Mapping[str, Any],
     *,
     headline: Sequence[str],
-    problems: Problems,
+    bad_examples: BadExamples,
     watch: Stopwatch,
     **facts: Any,
 ) -> None:
@@ -40,11 +40,11 @@ def finish(
     """
     page = run.path / "report.html"
     with watch("report"):
-        add_problems(report, problems, run.path)
+        add_bad_examples(report, bad_examples, run.path)
         report.add_config(run.read_config())
         report.add_timing(watch.report())
         report.write(page)
     run.write_result(metrics, timing=watch.report(), **facts)
     run.close()
-    print(problems.summary() or "no bad examples")
+    print(bad_examples.summary() or "no bad examples")
     print(f"{page}\n{summary_line(metrics, headline)}")

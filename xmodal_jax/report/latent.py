@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from xmodal_jax.data.pipeline import as_device_batch
+from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.source import Source
 from xmodal_jax.evaluation.latent import Examined, Explorer
 from xmodal_jax.evaluation.latent_data import LatentData
@@ -113,7 +113,7 @@ def add_translations(
     batch = {**source.batch(rows), "index": np.arange(count, dtype=np.int32)}
     if explorer.transform is not None:
         batch = explorer.transform(batch)
-    batch = as_device_batch(batch)
+    batch = numeric_fields(batch)
     names, total = explorer.modalities, len(explorer.modalities)
     # Of one modality, all of them are no other row.
     given = np.concatenate([np.eye(total, dtype=bool), np.ones((int(total > 1), total), bool)])

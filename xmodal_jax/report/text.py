@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.core.runtime import jit_once
-from xmodal_jax.data.pipeline import as_device_batch
-from xmodal_jax.data.shapes.grammar import factors_right, parse, wrong_words
+from xmodal_jax.data.pipeline import numeric_fields
+from xmodal_jax.data.shapes.grammar import mark_wrong_words, match_factors, parse
 from xmodal_jax.evaluation.text import Script, Writer
 from xmodal_jax.metrics.text import cider, compare_words, error_rates
 from xmodal_jax.models.seq2seq import make_attend
@@ -35,9 +35,11 @@ def captions_right(script: Script, written: Sequence[str]) -> tuple[np.ndarray, 
         return cider(written, script.references), [Marked(m) for m in marks]
     quality, marks = [], []
     for text, meant in zip(written, script.meanings, strict=True):
-        found = factors_right(parse(text), meant).values()
+        found = match_factors(parse(text), meant).values()
         quality.append(sum(r for r, _ in found) / sum(n for _, n in found))
-        marks.append(Marked([(t, "wrong" if wrong else "right") for t, wrong in wrong_words(text, meant)]))
+        marks.append(
+            Marked([(t, "wrong" if wrong else "right") for t, wrong in mark_wrong_words(text, meant)])
+        )
     return np.array(quality), marks
 
 
@@ -87,7 +89,7 @@ def add_attention(
     sizes = dict(vocab_size=writer.tokenizer.vocab_size, length=writer.length)
     raw = script.source.batch(np.asarray(rows))
     ids, mask = writer.tokenizer.encode_batch([written[k] for k in rows], writer.length)
-    batch = as_device_batch({**writer.inputs(raw), "text": ids, "text_mask": mask})
+    batch = numeric_fields({**writer.inputs(raw), "text": ids, "text_mask": mask})
     weights = np.asarray(jit_once(make_attend(model, writer.source, **sizes))(params, batch))
     weights = weights[:, :, leading_tokens(writer.source, encoder) :]
     for k, row in enumerate(rows):

@@ -69,7 +69,7 @@ class RunConfig:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What `data.splits.learn_text` is to be told."""
+        """What `data.splits.fit_tokenizer` is to be told."""
         return dict(tokenizer=self.tokenizer, vocab_size=self.vocab_size, cleanup=self.text_cleanup)
 
     def __post_init__(self):

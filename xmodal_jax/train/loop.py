@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from xmodal_jax.core.runtime import Stopwatch, free_memory
 from xmodal_jax.core.trees import leaf_names
-from xmodal_jax.data.pipeline import Loader, as_device_batch
+from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train import gan_step as players
 from xmodal_jax.train.checkpoint import Checkpoints
@@ -100,7 +100,7 @@ def fit(
     engine = make_engine(config.parallel, training.init, training.make_step, **how)
     if training.first:
         run_first = make_engine(config.parallel, training.init, training.make_first, **how).run
-    example = as_device_batch(loader.example())
+    example = numeric_fields(loader.example())
     keys = jax.vmap(jax.random.key)(np.array(seeds)) if engine.seeds else jax.random.key(config.seed)
     checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
     feed = _Feed(loader, engine, config)
@@ -303,7 +303,7 @@ class _Feed:
             and loader.transform is None
             and source.nbytes <= RESIDENT_LIMIT
         )
-        self.data = engine.put_resident(as_device_batch(source.arrays)) if self.resident else None
+        self.data = engine.put_resident(numeric_fields(source.arrays)) if self.resident else None
 
     def next(self, step: int, dispatch: int):
         if self.resident:
@@ -314,7 +314,7 @@ class _Feed:
         else:
             of_each = []
             for each in self.loaders:
-                batches = [as_device_batch(next(each)) for _ in range(dispatch)]
+                batches = [numeric_fields(next(each)) for _ in range(dispatch)]
                 of_each.append(jax.tree.map(lambda *x: np.stack(x), *batches))
         if not self.stacked:
             return self.engine.put(of_each[0])

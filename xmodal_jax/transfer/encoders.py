@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.core import trees
-from xmodal_jax.data.pipeline import as_device_batch
+from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.source import RawBatch
 from xmodal_jax.data.text import Tokenizer, tokenizer_from
 from xmodal_jax.models.contrastive import ContrastiveConfig
@@ -199,7 +199,7 @@ class Encoders(NamedTuple):
             return found
 
         def change(batch: RawBatch) -> RawBatch:
-            read = as_device_batch(tokenize(batch))
+            read = numeric_fields(tokenize(batch))
             shapes = tuple((m, np.shape(read[m])[1:]) for m in ("image", "video") if m in read)
             added = {}
             for name, (embed, params) in programs(shapes).items():

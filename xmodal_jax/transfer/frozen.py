@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.text import Tokenize, Tokenizer, load_hf_tokenizer, tokenizer_from
+from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer, tokenizer_from
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.gan.networks import Captioner, Watcher
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_describer
@@ -53,7 +53,7 @@ class Described(NamedTuple):
     """A trained captioner, and how it reads texts."""
 
     captioner: Captioner
-    tokenize: Tokenize
+    tokenize: TokenizeTransform
 
 
 def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> Described:
@@ -66,7 +66,9 @@ def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> Described:
     trained = load_picture_writer(run, seed=seed)
     sizes = dict(vocab_size=trained.tokenizer.vocab_size, length=trained.length)
     describer = make_describer(trained.config, "image", **sizes)
-    return Described(Captioner(*describer, trained.params), Tokenize(trained.tokenizer, trained.length))
+    return Described(
+        Captioner(*describer, trained.params), TokenizeTransform(trained.tokenizer, trained.length)
+    )
 
 
 class Reader(NamedTuple):
@@ -137,10 +139,14 @@ def image_watcher(config: PretrainedConfig, shape: tuple[int, int, int]) -> Watc
     return Watcher(see, params)
 
 
-def same_tokens(described: Described | None, reader: Reader | None) -> Tokenize | None:
+def same_tokens(described: Described | None, reader: Reader | None) -> TokenizeTransform | None:
     """How both read texts; None: neither says how long they are. Raises ``ValueError``: each has a way of its own."""
     if described is None:
-        return None if reader is None or reader.length is None else Tokenize(reader.tokenizer, reader.length)
+        return (
+            None
+            if reader is None or reader.length is None
+            else TokenizeTransform(reader.tokenizer, reader.length)
+        )
     tokenize = described.tokenize
     if reader is not None and (
         tokenize.tokenizer.files() != reader.tokenizer.files()

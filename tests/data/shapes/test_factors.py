@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from xmodal_jax.data.shapes.grammar import factor_accuracies, factors_right, parse, realise, wrong_words
+from xmodal_jax.data.shapes.grammar import factor_accuracies, mark_wrong_words, match_factors, parse, realise
 from xmodal_jax.data.shapes.source import SpokenShapes
 
 PAIR = "a big red circle to the left of a small plain blue star"
 
 
 def counts(said, meant):
-    found = factors_right(parse(said), parse(meant))
+    found = match_factors(parse(said), parse(meant))
     return sum(r for r, _ in found.values()), sum(n for _, n in found.values())
 
 
@@ -24,7 +24,7 @@ def test_every_wording_of_the_truth_is_all_right(modalities):
         assert set(scores.values()) == {1.0}
         assert ("motion_accuracy" in scores) == ("video" in modalities)
         assert not any(
-            wrong for c, m in zip(captions, meanings, strict=True) for _, wrong in wrong_words(c, m)
+            wrong for c, m in zip(captions, meanings, strict=True) for _, wrong in mark_wrong_words(c, m)
         )
 
 
@@ -79,14 +79,14 @@ def test_accuracies_are_shares_of_all_factors():
 
 
 def test_wrong_words_are_those_that_nothing_meant_has():
-    pieces = wrong_words("a big red square above a small purple star wibble", parse(PAIR))
+    pieces = mark_wrong_words("a big red square above a small purple star wibble", parse(PAIR))
     assert [words for words, wrong in pieces if wrong] == ["square", "above", "purple", "wibble"]
     assert " ".join(words for words, _ in pieces) == "a big red square above a small purple star wibble"
-    twice = wrong_words("a big red circle left of a big red circle", parse(PAIR))
+    twice = mark_wrong_words("a big red circle left of a big red circle", parse(PAIR))
     assert [words for words, wrong in twice if wrong] == ["big", "red", "circle"]
 
 
 def test_wrong_words_follow_the_chosen_wording():
     meant = parse(PAIR)
     for bits in range(0, 2**20, 9973):
-        assert not any(wrong for _, wrong in wrong_words(realise(meant, bits), meant))
+        assert not any(wrong for _, wrong in mark_wrong_words(realise(meant, bits), meant))

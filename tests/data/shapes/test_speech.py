@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.shapes import speech
-from xmodal_jax.data.shapes.speech import TRAIN_VOICES, UNSEEN_VOICES, Voice, speak_all, synthesize
+from xmodal_jax.data.shapes.speech import TRAIN_VOICES, UNSEEN_VOICES, Voice, synthesize, synthesize_all
 
 TEXT = "a big red striped circle to the left of a small blue star"
 
@@ -60,14 +60,14 @@ def test_errors():
     with pytest.raises(ValueError, match="rate"):
         Voice("en-us", rate=1000)
     with pytest.raises(ValueError, match="same length"):
-        speak_all(["a"], [])
+        synthesize_all(["a"], [])
 
 
 def test_cache(tmp_path, monkeypatch):
     texts = [f"a {c} circle" for c in ("red", "green", "blue", "white")] * 9
     voices = [TRAIN_VOICES[i % 5] for i in range(36)]
-    one = speak_all(texts, voices, tmp_path / "one", workers=1)
-    two = speak_all(texts, voices, tmp_path / "two", workers=2)
+    one = synthesize_all(texts, voices, tmp_path / "one", workers=1)
+    two = synthesize_all(texts, voices, tmp_path / "two", workers=2)
     assert len(one) == 36 and one.lengths.shape == (36,)
     assert all(np.array_equal(one[i], two[i]) for i in range(36))
     assert np.array_equal(one[7], synthesize(texts[7], voices[7]))
@@ -79,17 +79,17 @@ def test_cache(tmp_path, monkeypatch):
         lambda data: b"",
     ):
         path.write_bytes(damage(path.read_bytes()))
-        again = speak_all(texts, voices, tmp_path / "one", workers=1)
+        again = synthesize_all(texts, voices, tmp_path / "one", workers=1)
         assert all(np.array_equal(two[i], again[i]) for i in range(36))
 
     monkeypatch.setattr(speech, "_write", None)  # from here on only reading is possible
-    assert np.array_equal(speak_all(texts, voices, tmp_path / "one")[35], two[35])
+    assert np.array_equal(synthesize_all(texts, voices, tmp_path / "one")[35], two[35])
     assert not list(tmp_path.glob("*/speaking-*"))
 
 
 def test_a_failing_text_leaves_no_cache(tmp_path):
     with pytest.raises(ValueError, match="no-such"):
-        speak_all(["a red circle"] * 3, [Voice("no-such-voice")] * 3, tmp_path)
+        synthesize_all(["a red circle"] * 3, [Voice("no-such-voice")] * 3, tmp_path)
     assert not list(tmp_path.glob("speech-*/header.json")) and not list(tmp_path.glob("speaking-*"))
 
 

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from xmodal_jax.data.bad_examples import BadExample, Problems
+from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.metadata import in_test_split
 from xmodal_jax.data.sources.folder import FolderSource
 
@@ -82,7 +82,7 @@ def bad_folder(tmp_path, lines):
 def test_each_bad_example_stops_with_file_and_line(tmp_path, line, reason):
     label = {"label": 0} if isinstance(line, dict) and "label" in line else {}
     bad_folder(tmp_path, [{"file_name": "good.png", "text": "fine", **label}, line])
-    with pytest.raises(BadExample, match=reason) as caught:
+    with pytest.raises(BadExampleError, match=reason) as caught:
         open_folder(tmp_path)
     assert f"{tmp_path}/train/metadata.jsonl:2: " in str(caught.value)
     assert "skip" in str(caught.value)
@@ -92,20 +92,20 @@ def test_bad_examples_are_skipped_counted_and_listed(tmp_path):
     good = {"file_name": "good.png", "text": "fine"}
     lines = [line for line, _ in BAD if "label" not in line or isinstance(line, str)]
     bad_folder(tmp_path, [good, *lines, "", good])
-    problems = Problems("skip")
-    source = open_folder(tmp_path, problems=problems)
+    bad_examples = BadExamples("skip")
+    source = open_folder(tmp_path, bad_examples=bad_examples)
     assert len(source) == 2 and source.modalities == ("text", "image")
-    assert sorted(p.line for p in problems.items) == list(range(2, 2 + len(lines)))
-    problems.write(tmp_path / "bad_examples.jsonl")
+    assert sorted(p.line for p in bad_examples.items) == list(range(2, 2 + len(lines)))
+    bad_examples.write(tmp_path / "bad_examples.jsonl")
     listed = [json.loads(x) for x in (tmp_path / "bad_examples.jsonl").read_text().splitlines()]
     assert len(listed) == len(lines) and {"file", "line", "reason"} == set(listed[0])
-    assert f"{len(lines)} bad examples left out" in problems.summary()
+    assert f"{len(lines)} bad examples left out" in bad_examples.summary()
 
 
 def test_nothing_usable_is_an_error(tmp_path):
     bad_folder(tmp_path, [BAD[0][0]])
     with pytest.raises(ValueError, match="no usable example"):
-        open_folder(tmp_path, problems=Problems("skip"))
+        open_folder(tmp_path, bad_examples=BadExamples("skip"))
 
 
 def test_audio_is_padded_resampled_and_cut(tmp_path):
@@ -113,15 +113,15 @@ def test_audio_is_padded_resampled_and_cut(tmp_path):
     long = save_wav(tmp_path / "train" / "b.flac", 5003)
     save_wav(tmp_path / "train" / "c.wav", 200, rate=8000)
     write(tmp_path / "train", [{"file_name": n, "text": n} for n in ("a.wav", "b.flac", "c.wav")])
-    problems = Problems()
-    source = open_folder(tmp_path, max_seconds=0.1, problems=problems)
+    bad_examples = BadExamples()
+    source = open_folder(tmp_path, max_seconds=0.1, bad_examples=bad_examples)
     batch = source.batch(np.arange(3))
     assert batch["audio"].shape == (3, 1600) and batch["audio"].dtype == np.int16
     np.testing.assert_array_equal(batch["audio_mask"].sum(1), [503, 1600, 400])
     np.testing.assert_array_equal(batch["audio"][0, :503], short)
     np.testing.assert_array_equal(batch["audio"][1], long[:1600])
     assert not batch["audio"][0, 503:].any()
-    assert list(problems.notes.values()) == [1] and "max_seconds" in problems.summary()
+    assert list(bad_examples.notes.values()) == [1] and "max_seconds" in bad_examples.summary()
 
 
 def test_null_declares_a_missing_modality(tmp_path):
@@ -148,7 +148,7 @@ def test_null_declares_a_missing_modality(tmp_path):
     only = open_folder(tmp_path, modalities=("image", "text"))
     assert only.modalities == ("text", "image") and "audio" not in only.batch(np.array([0]))
     with pytest.raises(ValueError, match="has no video"):
-        open_folder(tmp_path, modalities=("video",), problems=Problems("skip"))
+        open_folder(tmp_path, modalities=("video",), bad_examples=BadExamples("skip"))
 
 
 def test_each_caption_is_an_example(tmp_path):
@@ -180,9 +180,9 @@ def test_csv_class_prompts_and_video(tmp_path):
 def test_csv_bad_lines(tmp_path):
     save_png(tmp_path / "train" / "a.png", 1)
     (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na.png,ok\na.png\na.png,\na.png,b,c\n")
-    problems = Problems("skip")
-    assert len(open_folder(tmp_path, problems=problems)) == 1
-    assert sorted(p.line for p in problems.items) == [3, 4, 5]
+    bad_examples = BadExamples("skip")
+    assert len(open_folder(tmp_path, bad_examples=bad_examples)) == 1
+    assert sorted(p.line for p in bad_examples.items) == [3, 4, 5]
 
 
 def test_hash_split_is_a_partition(tmp_path):

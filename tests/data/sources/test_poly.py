@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.shapes.textures import texture
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.sources.poly import PolySource, overlay
-from xmodal_jax.data.splits import open_splits, prepare
+from xmodal_jax.data.splits import open_splits, prepare_source
 
 N = 211
 
@@ -184,7 +184,7 @@ def test_splits_of_poly_from_arrays(tmp_path):
     spec = store(tmp_path)
     options = DataOptions(views=3, progress=False)
     assert len(open_source(spec, "test", options)) == 37
-    splits = open_splits(spec, options, Problems())
+    splits = open_splits(spec, options, BadExamples())
     assert list(splits.tests) == ["test"] and (len(splits.train), len(splits.validation)) == (190, 21)
     assert all(s.modalities == ("image_0", "image_1", "image_2") for s in (*splits[:2], splits.tests["test"]))
     assert splits.train.class_names[6] == "class 6"
@@ -195,7 +195,7 @@ def test_splits_of_poly_from_arrays(tmp_path):
         found = [numbers(batch[m], part.backgrounds(m, every)) for m in part.modalities]
         shown.append(set(np.concatenate(found)))
     assert not shown[0] & shown[1] and len(shown[0]) == 190
-    kept, _ = prepare(splits.train, None, limit=2**30)
+    kept, _ = prepare_source(splits.train, None, limit=2**30)
     assert kept.modalities == splits.train.modalities
     some = np.array([3, 1])
     np.testing.assert_array_equal(kept.batch(some)["image_2"], splits.train.batch(some)["image_2"])

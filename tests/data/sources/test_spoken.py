@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.shapes.speech import SAMPLE_RATE, TRAIN_VOICES, synthesize
 from xmodal_jax.data.source import Source
@@ -57,7 +57,7 @@ def test_by_its_name_on_the_command_line(words, monkeypatch, tmp_path):
     options = DataOptions(modalities=("text", "audio"), train_size=10, max_seconds=1.5)
     train = open_source(f"spoken:{words}", "train", options)
     assert len(train) == 10 and train.batch([0])["audio"].shape == (1, 24_000)
-    assert set(open_splits(f"spoken:{words}", options, Problems("stop")).tests) == {"test", "voices"}
+    assert set(open_splits(f"spoken:{words}", options, BadExamples("stop")).tests) == {"test", "voices"}
 
 
 def test_errors_say_what_to_do(words, tmp_path):

@@ -254,10 +254,10 @@ def captions_of(meanings: Sequence[Meaning], bits: np.ndarray) -> np.ndarray:
 
 
 FACTORS = ("number", "size", "colour", "texture", "shape", "motion", "place", "relation")
-"""What `factors_right` tells apart."""
+"""What `match_factors` tells apart."""
 
 
-def factors_right(said: Meaning | None, meant: Meaning) -> dict[str, tuple[int, int]]:
+def match_factors(said: Meaning | None, meant: Meaning) -> dict[str, tuple[int, int]]:
     """How much of what is ``meant`` a caption says: by the names of `FACTORS` ``(right, all)``, both counts.
 
     What ``meant`` leaves unsaid does not count, and a motion where neither has one. Each thing is compared with the one
@@ -298,7 +298,7 @@ def factor_accuracies(captions: Sequence[str], meanings: Sequence[Meaning]) -> d
     for caption, meant in zip(captions, meanings, strict=True):
         said = parse(caption)
         read += said is not None
-        found = factors_right(said, meant)
+        found = match_factors(said, meant)
         exact += all(a == b for a, b in found.values()) and said == meant
         for name, (a, b) in found.items():
             right[name] += a
@@ -311,7 +311,7 @@ def factor_accuracies(captions: Sequence[str], meanings: Sequence[Meaning]) -> d
     }
 
 
-def wrong_words(caption: str, meant: Meaning) -> list[tuple[str, bool]]:
+def mark_wrong_words(caption: str, meant: Meaning) -> list[tuple[str, bool]]:
     """The caption in pieces ``(words, whether they are wrong)``: what names a size, colour, … that no thing of
     ``meant`` has (or none is left that has it), relations if they are not those that are meant, and what is not of the
     grammar."""

@@ -17,7 +17,7 @@ from xmodal_jax.data.shapes.speech import (
     Voice,
     add_noise,
     choose_speakers,
-    speak_all,
+    synthesize_all,
     vary_voices,
 )
 from xmodal_jax.data.source import RawBatch
@@ -174,7 +174,7 @@ class SpokenShapes:
         """
         if "speech" not in self._memo:
             every = np.arange(self.size)
-            self._memo["speech"] = speak_all(
+            self._memo["speech"] = synthesize_all(
                 self.captions(every).tolist(), self.voices(every), self.audio_cache,
                 workers=self.workers, max_seconds=self.max_seconds,
             )  # fmt: skip

@@ -223,7 +223,7 @@ def _open_or_none(folder: Path) -> Utterances | None:
         return None
 
 
-def speak_all(
+def synthesize_all(
     texts: Sequence[str],
     voices: Sequence[Voice],
     cache_dir: Path | None = None,

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from xmodal_jax.data import media
-from xmodal_jax.data.bad_examples import Problems
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.metadata import FILE_MODALITIES, Row, in_test_split, metadata_file, read_metadata
 from xmodal_jax.data.source import RawBatch
 
@@ -34,13 +34,13 @@ class _Listing(NamedTuple):
     labels: list[str | int]  # of all splits, so that a class has the same number in each
 
 
-def _list_split(root: Path, split: str, problems: Problems) -> _Listing:
+def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
     if not root.is_dir():
         raise FileNotFoundError(f"folder:{root}: there is no such folder.")
     splits = sorted(d.name for d in root.iterdir() if d.is_dir() and metadata_file(d))
     if splits and split in splits:
         path = metadata_file(root / split)
-        rows = read_metadata(path, problems)
+        rows = read_metadata(path, bad_examples)
         others = [metadata_file(root / name) for name in splits if name != split]
     elif splits:
         raise ValueError(
@@ -58,10 +58,10 @@ def _list_split(root: Path, split: str, problems: Problems) -> _Listing:
             raise ValueError(
                 f"{root} has no split folders, so that the split must be train, test or all: {split!r}."
             )
-        rows = read_metadata(path, problems)
+        rows = read_metadata(path, bad_examples)
     labels = [r.label for r in rows]
     for other in others:  # their own mistakes are reported when they are opened
-        labels += [r.label for r in read_metadata(other, Problems("skip"))]
+        labels += [r.label for r in read_metadata(other, BadExamples("skip"))]
     if not splits and split != "all":
         rows = [
             r for r in rows if in_test_split("/".join([*r.files.values()] or r.captions)) == (split == "test")
@@ -130,7 +130,7 @@ class FolderSource:
     decodes its files again.
 
     ``image_size`` None takes the shorter side of the first image. ``modalities`` restricts what is read.
-    ``problems`` collects bad examples; its ``on_bad_example`` decides whether they stop the run.
+    ``bad_examples`` collects bad examples; its ``on_bad_example`` decides whether they stop the run.
     """
 
     def __init__(
@@ -145,14 +145,14 @@ class FolderSource:
         frames: int = 8,
         modalities: tuple[str, ...] | None = None,
         prompt: str = "a photo of a {}",
-        problems: Problems | None = None,
+        bad_examples: BadExamples | None = None,
         memory_limit: int = 4 << 30,
         workers: int = 8,
         progress: bool = True,
     ):
-        self.problems = Problems() if problems is None else problems
+        self.bad_examples = BadExamples() if bad_examples is None else bad_examples
         root = Path(path).expanduser()
-        listing = _list_split(root, split, self.problems)
+        listing = _list_split(root, split, self.bad_examples)
         self._folder, self._workers = listing.path.parent, workers
         rows = listing.rows
         if modalities is not None:
@@ -170,7 +170,7 @@ class FolderSource:
         self._rows, self._kept = self._decode_all(rows, listing.path, memory_limit, progress)
         if not self._rows:
             raise ValueError(
-                f"{listing.path}: no usable example in the split {split!r} ({len(self.problems)} bad "
+                f"{listing.path}: no usable example in the split {split!r} ({len(self.bad_examples)} bad "
                 "ones left out)."
             )
         has = {m: any(m in r.files for r in self._rows) for m in FILE_MODALITIES}
@@ -193,14 +193,14 @@ class FolderSource:
         for row in rows:
             label = row.label
             if isinstance(label, str) and label not in numbers:
-                self.problems.add(
+                self.bad_examples.add(
                     listing.path,
                     row.line,
                     f"the label {label!r} is a name, where others are numbers "
                     "or classes.txt does not list it",
                 )
             elif isinstance(label, int) and not 0 <= label < (len(numbers) or 2**31):
-                self.problems.add(
+                self.bad_examples.add(
                     listing.path,
                     row.line,
                     f"the label {label} is not in 0..{len(numbers) - 1}"
@@ -216,7 +216,7 @@ class FolderSource:
             name = row.files.get("image") or row.files.get("video")
             if name and not name.lower().endswith(".mp4"):
                 try:
-                    return media.image_side(self._folder / name)
+                    return media.shorter_side(self._folder / name)
                 except OSError:
                     continue  # reported when it is decoded
         return 64
@@ -237,7 +237,7 @@ class FolderSource:
             )
             for done, (row, result) in enumerate(zip(rows, bar, strict=True), 1):
                 if isinstance(result, str):
-                    self.problems.add(metadata, row.line, result)
+                    self.bad_examples.add(metadata, row.line, result)
                     continue
                 good.append(row)
                 cut += result[1]
@@ -246,7 +246,7 @@ class FolderSource:
                     size += sum(a.nbytes for a in result[0].values())
                     if size > memory_limit or (done == 64 and size / done * len(rows) > memory_limit):
                         kept = None
-        self.problems.note(
+        self.bad_examples.note(
             f"recordings of {metadata} cut to {self.options.max_seconds} s (raise max_seconds to keep "
             "them whole)",
             cut,

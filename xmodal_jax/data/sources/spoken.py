@@ -13,7 +13,7 @@ from xmodal_jax.data.shapes.speech import (
     Utterances,
     Voice,
     choose_speakers,
-    speak_all,
+    synthesize_all,
     vary_voices,
 )
 from xmodal_jax.data.source import RawBatch
@@ -98,7 +98,7 @@ class SpokenLines:
         """Speaks all examples into the cache, or opens them there; done by itself at the first batch with audio."""
         if self._speech is None:
             every = np.arange(self.size)
-            self._speech = speak_all(
+            self._speech = synthesize_all(
                 self._texts(every), self.voices(every), self._cache,
                 workers=self._workers, max_seconds=self.max_seconds,
             )  # fmt: skip

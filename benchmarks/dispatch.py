@@ -54,12 +54,12 @@ def seconds_per_step(name: str, options: dict) -> float:
         config = RunConfig(run_dir=pathlib.Path(folder), steps=STEPS[name], batch_size=BATCH, **options)
         run = Run.create(config.run_dir, config, tensorboard=False)
         loader = Loader(ArraySource(data), batch_size=BATCH, seed=0)
-        watch = runtime.Stopwatch()
-        fit(method, loader, config, Optimizer(), run, watch)
+        timer = runtime.Timer()
+        fit(method, loader, config, Optimizer(), run, timer)
         run.close()
-        watch.clock.close()
+        timer.clock.close()
         # Without the checkpoint at the end and the compilation, which the stopwatch keeps apart.
-        return (watch.seconds["train"] + watch.seconds["data_wait"]) / config.steps
+        return (timer.seconds["train"] + timer.seconds["data_wait"]) / config.steps
 
 
 def main(config: Config) -> None:

@@ -158,12 +158,12 @@ class Bench:
         loader = Loader(self.train[setting], batch_size=self.config.batch_size, seed=seed)
         state = jax.jit(training.init)(jax.random.key(seed), numeric_fields(loader.example()))
         step = jax.jit(training.make_step(None))
-        first = None if training.make_first is None else jax.jit(training.make_first(None))
+        first = None if training.make_initial_step is None else jax.jit(training.make_initial_step(None))
         seconds = []
         for k in range(steps):
             batch = numeric_fields(next(loader))
             start = time.perf_counter()
-            state, _ = (first if k < training.first else step)(state, batch)
+            state, _ = (first if k < training.initial_steps else step)(state, batch)
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - start)
         loader.close()

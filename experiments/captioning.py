@@ -64,7 +64,7 @@ class Config(WritingConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     if config.smoke:
         config = shrink(config)
     config, parts = starting_point(config)
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
 
     # Data: captions, and what they are about.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         seen = subject(splits.train, ("image", "video"))
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
@@ -95,10 +95,10 @@ def main(config: Config) -> None:
     def validate(params):
         return validation.caption_scores(write(params, validation.source, "greedy"), "validation/")
 
-    facts = {"source": seen, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
-    fitted = fit(
-        method, loader, config, optimizer, run, watch,
-        evaluate=validate, monitor="validation/cider", meta=facts,
+    metadata = {"source": seen, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
+    result = fit(
+        method, loader, config, optimizer, run, timer,
+        evaluate=validate, monitor="validation/cider", metadata=metadata,
     )  # fmt: skip
 
     # Test: what is written about every split, and greedily about the first.
@@ -114,25 +114,25 @@ def main(config: Config) -> None:
             )
         return metrics | scripts["test"].caption_scores(greedy, "greedy/"), written["test"]
 
-    with watch("evaluation"):
-        tested = [test(params) for params in fitted.params]
+    with timer("evaluation"):
+        tested = [test(params) for params in result.params]
         metrics = stack_scores([scores for scores, _ in tested])
     if not run.writes:
         return
 
-    with watch("report"):
+    with timer("report"):
         seeds = f" · {config.seeds} seeds, captions of the first" if config.seeds > 1 else ""
-        report = Report(f"Captions of {seen}s", f"{config.data} · {fitted.steps} steps{seeds}")
+        report = Report(f"Captions of {seen}s", f"{config.data} · {result.steps} steps{seeds}")
         headline = [k for k in metrics if k.endswith(("/factor_accuracy", "/cider", "/bleu"))][:6]
         panels.add_scores(report, metrics, headline)
         script = scripts["test"]
         quality, marks = panels.captions_right(script, tested[0][1])
         panels.add_written(report, script, seen, quality, marks, measure="factors right")
-        panels.add_attention(report, write, fitted.params[0], script, tested[0][1])
+        panels.add_attention(report, write, result.params[0], script, tested[0][1])
         report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
-        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer,
+        seeds=result.seeds, diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),
     )  # fmt: skip
 
 

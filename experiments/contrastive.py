@@ -52,8 +52,8 @@ class Config(StartConfig):
     prompts: tuple[str, ...] = ()
     """Templates for zero-shot classification, such as "a photo of a {}"; their embeddings are averaged."""
     cache_features: bool = False
-    """With --init-rate 0: what the pretrained towers make of the training data (without augmentation) is computed once,
-    where the data fit in memory."""
+    """With --encoder-lr-multiplier 0: compute the features of the frozen pretrained encoders once, before training and
+    without augmentation. The training data must fit in memory."""
     model: ContrastiveConfig = ContrastiveConfig()
     """Towers and objective."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-3)
@@ -62,7 +62,7 @@ class Config(StartConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     if config.smoke:
         config = shrink(config)
     config, encoders = starting_point(config)
@@ -70,14 +70,16 @@ def main(config: Config) -> None:
 
     # Data: training, held-out validation and test splits; the tokenizer is trained on the captions.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
         tokenizer = tokenize.tokenizer
         if run.writes:
             tokenizer.save(run.path / "tokenizer")
         once = (
-            encoders.precompute(config.model, tokenize, config.init_rate) if config.cache_features else None
+            encoders.precompute(config.model, tokenize, config.encoder_lr_multiplier)
+            if config.cache_features
+            else None
         )
         source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT, once=once)
     modalities = tuple(splits.train.modalities)
@@ -99,10 +101,10 @@ def main(config: Config) -> None:
             "validation/recall@1": np.mean([v for k, v in scores.items() if k.endswith("recall@1")]),
         }
 
-    facts = {"modalities": modalities, "max_length": tokenize.max_length, "tokenizer": tokenizer.files()}
-    fitted = fit(
-        method, loader, config, optimizer, run, watch,
-        evaluate=validate, monitor="validation/recall@1", meta=facts,
+    metadata = {"modalities": modalities, "max_length": tokenize.max_length, "tokenizer": tokenizer.files()}
+    result = fit(
+        method, loader, config, optimizer, run, timer,
+        evaluate=validate, monitor="validation/recall@1", metadata=metadata,
     )  # fmt: skip
 
     # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.
@@ -116,19 +118,19 @@ def main(config: Config) -> None:
             metrics |= evaluate.retrieval_scores(found[name], ids=gallery.ids, prefix=prefix)
         return metrics | panels.gap_scores(found["test"]), found["test"], confusion
 
-    with watch("evaluation"):
+    with timer("evaluation"):
         galleries = {name: evaluate.Gallery(split, config.gallery) for name, split in splits.tests.items()}
-        tested = [test(params) for params in fitted.params]
+        tested = [test(params) for params in result.params]
         metrics = stack_scores([scores for scores, *_ in tested])
     if not run.writes:
         return
 
-    with watch("report"):
+    with timer("report"):
         _, embeddings, confusion = tested[0]
         seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
         report = Report(
             "A shared embedding space",
-            f"{', '.join(modalities)} · {config.data} · {fitted.steps} steps{seeds}",
+            f"{', '.join(modalities)} · {config.data} · {result.steps} steps{seeds}",
         )
         headline = panels.add_scores(report, metrics, galleries["test"])
         panels.add_space(report, run.read_metrics(), galleries["test"], embeddings)
@@ -137,8 +139,8 @@ def main(config: Config) -> None:
                 "Zero-shot", figures.confusion_matrix(confusion, panels.class_labels(splits.train, confusion))
             )
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
-        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps,
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer,
+        seeds=result.seeds, diverged=result.diverged, steps=result.steps,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
     python experiments/fusion.py
     python experiments/fusion.py --modalities text video
     python experiments/fusion.py --model.fusion merged --model.modality-dropout 0.3
-    python experiments/fusion.py --init-from runs/contrastive-20250131-101500 --init-rate 0.1
+    python experiments/fusion.py --init-from runs/contrastive-20250131-101500 --encoder-lr-multiplier 0.1
     python experiments/fusion.py --data folder:PATH --modalities image text
 
 The first answers questions about the embedded data set's scenes. On another data set the classes are its labels.
@@ -51,7 +51,7 @@ class Config(AnswerConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     if config.smoke:
         config = shrink(config)
     config, encoders = starting_point(config)
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
 
     # Data: questions about scenes, or the labels of another data set.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         splits = open_task(config.data, config.input, bad_examples, Questions)
         modalities, names = tuple(splits.train.modalities), targets_of(splits.train)
         tokenizer = tokenize = None
@@ -89,30 +89,30 @@ def main(config: Config) -> None:
     def validate(params):
         return validation.scores(classify(params, validation.source), "validation/")
 
-    facts = {
+    metadata = {
         "modalities": modalities,
         "classes": names,
         "tokenizer": tokenizer.files() if tokenizer else None,
     }
-    fitted = fit(
-        method, loader, config, optimizer, run, watch,
-        evaluate=validate, monitor="validation/accuracy", meta=facts,
+    result = fit(
+        method, loader, config, optimizer, run, timer,
+        evaluate=validate, monitor="validation/accuracy", metadata=metadata,
     )  # fmt: skip
     lonely = modalities[: 1 if config.smoke else None]
-    alone = fit_alone(make, lonely, loader, config, run, watch)
+    alone = fit_alone(make, lonely, loader, config, run, timer)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.
-    with watch("evaluation"):
-        metrics, answers = examine(classify, fitted.params, exams, alone)
+    with timer("evaluation"):
+        metrics, answers = examine(classify, result.params, exams, alone)
     if not run.writes:
         return
 
-    with watch("report"):
-        params = fitted.params[0]
+    with timer("report"):
+        params = result.params[0]
         seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
         report = Report(
             "What several modalities say together",
-            f"{', '.join(modalities)} · {config.data} · {model.fusion} · {fitted.steps} steps{seeds}",
+            f"{', '.join(modalities)} · {config.data} · {model.fusion} · {result.steps} steps{seeds}",
         )
         headline = panels.add_scores(report, metrics, chance=exams["test"].guessing)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
@@ -122,8 +122,8 @@ def main(config: Config) -> None:
         )
         panels.add_confusions(report, exams["test"], answers, names)
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
-        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(params),
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer,
+        seeds=result.seeds, diverged=result.diverged, steps=result.steps, parameters=trees.count(params),
     )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def _result(config: Drawing) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch, bad_examples = runtime.Stopwatch(), BadExamples(config.input.on_bad_example)
+    timer, bad_examples = runtime.Timer(), BadExamples(config.input.on_bad_example)
     if config.smoke:
         config = shrink(dataclasses.replace(config, objectives=config.objectives[:2]))
     run = Run.create(config.run_dir, config, resume=config.resume)
@@ -111,7 +111,7 @@ def main(config: Config) -> None:
     for number, name in enumerate(config.objectives, start=1):
         model = dataclasses.replace(config.model, **ENTRANTS[name])
         own = Drawing(**shared | dict(model=model, run_dir=run.path / name))
-        with watch(name):
+        with timer(name):
             try:
                 if not (config.resume and _result(own).get("steps", 0) >= config.steps):
                     draw(own)
@@ -152,7 +152,7 @@ def main(config: Config) -> None:
         metrics,
         headline=headline,
         bad_examples=bad_examples,
-        watch=watch,
+        timer=timer,
         seeds=config.all_seeds,
     )
 

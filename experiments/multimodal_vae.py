@@ -64,7 +64,7 @@ class Config(LatentConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     if config.data == "shapes" and config.input.modalities is None:
         config = dataclasses.replace(config, input=dataclasses.replace(config.input, modalities=SHAPES))
     if config.smoke:
@@ -75,7 +75,7 @@ def main(config: Config) -> None:
 
     # Data: examples whose class is known, for the judges; speech as frames, computed once.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         data = open_latent(config, model, bad_examples)
     loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
 
@@ -86,45 +86,45 @@ def main(config: Config) -> None:
     explorer = scores.Explorer(vae, model, judges, seed=config.seed, end=data.end)
 
     # Judges first, so that validation can ask them.
-    judged = scores.fit_judges(judges, loader, config, run, watch, config.judge_steps)
+    judged = scores.fit_judges(judges, loader, config, run, timer, config.judge_steps)
     watched = scores.first(data.validation, config.evaluation.examples)
 
     def validate(params):
         found, _ = scores.coherence_scores(explorer, params, judged, watched)
         return {f"validation/{name.split('/')[1]}": value for name, value in found.items()}
 
-    facts = {"modalities": vae.modalities, "sizes": {m: [*s.shape, s.values] for m, s in sizes.items()}}
+    metadata = {"modalities": vae.modalities, "sizes": {m: [*s.shape, s.values] for m, s in sizes.items()}}
     optimizer, method = readers.optimize(config.optimizer), readers.start(vae.method, sizes)
-    fitted = fit(
-        method, loader, config, optimizer, run, watch,
-        evaluate=validate, monitor="validation/coherence", meta=facts | data.facts,
+    result = fit(
+        method, loader, config, optimizer, run, timer,
+        evaluate=validate, monitor="validation/coherence", metadata=metadata | data.metadata,
     )  # fmt: skip
 
     # Test: translation, dreams, likelihood, the latent space.
-    with watch("evaluation"):
+    with timer("evaluation"):
         tested = [
             scores.examine(
                 explorer, params, judged, data.source, data.test, data.factors, config.evaluation, seed
             )
-            for params, seed in zip(fitted.params, fitted.seeds, strict=True)
+            for params, seed in zip(result.params, result.seeds, strict=True)
         ]
         metrics = stack_scores([each.scores for each in tested])
     if not run.writes:
         return
 
-    with watch("report"):
+    with timer("report"):
         seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
-        subtitle = f"{config.data} · {model.model} · {fitted.steps} steps{seeds}"
+        subtitle = f"{config.data} · {model.model} · {result.steps} steps{seeds}"
         report = Report("One latent space for several modalities", subtitle)
         leading = ("cross/coherence", "joint_prior/coherence", "likelihood/")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         chance = {k: 1 / data.classes for k in headline if "cross" in k}
         latent_report.add_scores(report, metrics, headline, chance)
-        latent_report.add_latent(report, explorer, fitted.params[0], data, tested[0], run.path)
+        latent_report.add_latent(report, explorer, result.params[0], data, tested[0], run.path)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch, seeds=fitted.seeds,
-        diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer, seeds=result.seeds,
+        diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),
     )  # fmt: skip
 
 

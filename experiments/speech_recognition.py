@@ -59,7 +59,7 @@ class Config(WritingConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     if config.smoke:
         config = shrink(config)
     config, parts = starting_point(config)
@@ -68,7 +68,7 @@ def main(config: Config) -> None:
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         heard = subject(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.reading)
@@ -95,10 +95,10 @@ def main(config: Config) -> None:
         scores = validation.error_rates(write(params, validation.source, quick), "validation/")
         return scores | {"validation/word_accuracy": 1 - scores["validation/wer"]}
 
-    facts = {"source": heard, "target": "text", "shape": (), "tokenizer": tokenizer.files(), **sizes}
-    fitted = fit(
-        method, loader, config, optimizer, run, watch,
-        evaluate=validate, monitor="validation/word_accuracy", meta=facts,
+    metadata = {"source": heard, "target": "text", "shape": (), "tokenizer": tokenizer.files(), **sizes}
+    result = fit(
+        method, loader, config, optimizer, run, timer,
+        evaluate=validate, monitor="validation/word_accuracy", metadata=metadata,
     )  # fmt: skip
 
     # Test: every split, and on the hardest all other ways to write.
@@ -115,25 +115,25 @@ def main(config: Config) -> None:
                 metrics |= scripts[hardest].error_rates(said, f"{hardest}_{way}/")
         return metrics, written[hardest]
 
-    with watch("evaluation"):
-        tested = [test(params) for params in fitted.params]
+    with timer("evaluation"):
+        tested = [test(params) for params in result.params]
         metrics = stack_scores([scores for scores, _ in tested])
     if not run.writes:
         return
 
-    with watch("report"):
+    with timer("report"):
         seeds = f" · {config.seeds} seeds, transcripts of the first" if config.seeds > 1 else ""
-        report = Report("Speech to text", f"{config.data} · {model.objective} · {fitted.steps} steps{seeds}")
+        report = Report("Speech to text", f"{config.data} · {model.objective} · {result.steps} steps{seeds}")
         headline = [k for k in metrics if k.endswith("/wer")][:6]
         panels.add_scores(report, metrics, headline)
         script = scripts[hardest]
         quality, marks = panels.transcripts_right(script, tested[0][1])
         panels.add_written(report, script, heard, quality, marks, measure="words right")
-        panels.add_attention(report, write, fitted.params[0], script, tested[0][1])
+        panels.add_attention(report, write, result.params[0], script, tested[0][1])
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
-        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer,
+        seeds=result.seeds, diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
     python experiments/speech_synthesis.py
     python experiments/speech_synthesis.py --recogniser runs/speech_recognition-20250131-101500
     python experiments/speech_synthesis.py --data folder:PATH
-    python experiments/speech_synthesis.py --text-encoder hf:PATH --init-rate 0.1
+    python experiments/speech_synthesis.py --text-encoder hf:PATH --encoder-lr-multiplier 0.1
 
 With a run of speech_recognition.py the report says how well it understands the synthesised speech, and beside it the
 recordings and what the vocoder makes of their own spectrograms.
@@ -70,7 +70,7 @@ class Config(StartConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     if config.smoke:
         config = dataclasses.replace(shrink(config), examples=8)
     config, encoders = starting_point(config)
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         subject(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.reading)
@@ -107,11 +107,11 @@ def main(config: Config) -> None:
         distance = float(speaking.distances(made, few_true).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
-    facts = {"source": "text", "target": "audio", "frames": frames, "speakers": names}
-    facts |= {"tokenizer": tokenizer.files(), "length": tokenize.max_length}
-    fitted = fit(
-        method, loader, config, optimizer, run, watch,
-        evaluate=validate, monitor="validation/closeness", meta=facts,
+    metadata = {"source": "text", "target": "audio", "frames": frames, "speakers": names}
+    metadata |= {"tokenizer": tokenizer.files(), "length": tokenize.max_length}
+    result = fit(
+        method, loader, config, optimizer, run, timer,
+        evaluate=validate, monitor="validation/closeness", metadata=metadata,
     )  # fmt: skip
 
     # Test: sentences that training never heard; how near to the recording, and what another run understands.
@@ -124,17 +124,17 @@ def main(config: Config) -> None:
         heard = speaking.listen(recognise, script.texts, recordings=true, vocoded=vocoded, test=made)
         return metrics | heard.rates, made, apart, heard.texts
 
-    with watch("evaluation"):
-        tested = [test(params) for params in fitted.params]
+    with timer("evaluation"):
+        tested = [test(params) for params in result.params]
         metrics = stack_scores([scores for scores, *_ in tested])
     if not run.writes:
         return
 
-    with watch("report"):
+    with timer("report"):
         _, made, apart, heard = tested[0]
         seeds = f" · {config.seeds} seeds, sounds of the first" if config.seeds > 1 else ""
         report = Report(
-            "Text to speech", f"{len(names)} voices · {config.data} · {fitted.steps} steps{seeds}"
+            "Text to speech", f"{len(names)} voices · {config.data} · {result.steps} steps{seeds}"
         )
         headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
         report.add_metrics(metrics, headline=headline)
@@ -142,8 +142,8 @@ def main(config: Config) -> None:
         panels.add_speech(report, script.texts, tokens, made, vocoded, true, apart, heard, model)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
-        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer,
+        seeds=result.seeds, diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),
     )  # fmt: skip
 
 

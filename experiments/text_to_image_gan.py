@@ -90,7 +90,7 @@ class Config(PretrainedConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     if config.smoke:
         config = shrink(config)
     config, reader = text_reader(config)
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
 
     # Data: captions or labels, and their pictures.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         described = load_captioner(config.redescribe) if config.redescribe else None
         tokenize = same_tokens(described, reader)
@@ -127,22 +127,22 @@ def main(config: Config) -> None:
         diary.add(params)
         return panel.all_scores({"validation": draw(params, "validation")})
 
-    facts = {"source": "text", "target": "image", "classes": splits.train.class_names, **sizes}
-    facts |= {"tokenizer": tokenize.tokenizer.files()} if tokenize else {}
-    fitted = fit(gan, loader, config, config.optimizer, run, watch, evaluate=validate, meta=facts)
+    metadata = {"source": "text", "target": "image", "classes": splits.train.class_names, **sizes}
+    metadata |= {"tokenizer": tokenize.tokenizer.files()} if tokenize else {}
+    result = fit(gan, loader, config, config.optimizer, run, timer, evaluate=validate, metadata=metadata)
 
     # Test: a picture for every caption of every split.
-    with watch("evaluation"):
-        drawn = [{name: draw(params, name) for name in splits.tests} for params in fitted.params]
+    with timer("evaluation"):
+        drawn = [{name: draw(params, name) for name in splits.tests} for params in result.params]
         metrics = stack_scores([panel.all_scores(images) for images in drawn])
     if not run.writes:
         return
 
-    with watch("report"):
-        report = Report("Pictures from captions", f"{config.data} · {fitted.steps} rounds")
+    with timer("report"):
+        report = Report("Pictures from captions", f"{config.data} · {result.steps} rounds")
         headline = [k for k in metrics if k.endswith(HEADLINE)][:6]
         add_scores(report, metrics, headline)
-        params, texts, images = fitted.params[0], scripts["test"].texts, drawn[0]["test"]
+        params, texts, images = result.params[0], scripts["test"].texts, drawn[0]["test"]
         real = read_fields(scripts["test"].source, ("image",))["image"]
         several = [images, *(draw(params, "test", k) for k in range(1, 4))]
         panels.add_pairs(report, "Drawn", texts, real, several, panel.captions(images))
@@ -153,8 +153,8 @@ def main(config: Config) -> None:
         panels.write_pictures(run.path / "real", real[:KEPT], texts[:KEPT])
         panels.write_grid(run.path / "grid.png", real, images)
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch, seeds=fitted.seeds,
-        diverged=fitted.diverged, steps=fitted.steps, resumed=fitted.resumed, parameters=trees.count(params),
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer, seeds=result.seeds,
+        diverged=result.diverged, steps=result.steps, resumed=result.resumed, parameters=trees.count(params),
     )  # fmt: skip
 
 

@@ -62,27 +62,27 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     bad_examples = BadExamples(config.on_bad_example)
     target = "audio" if config.to == "speech" else config.to
 
-    with watch("restore"):
+    with timer("restore"):
         found = find_inputs(config.source)
         how = dict(writing=config.writing, rate=config.rate, noise=config.seed)
         known = [load_translator(run, **how) for run in config.runs]
         steps = chain(known, found.modality, target)
     run = Run.create(config.run_dir, config)
 
-    with watch("data"):
+    with timer("data"):
         names, inputs = read_inputs(found, steps[0], bad_examples)
         if config.copies > 1:
             names = [f"{name}-{k}" for name in names for k in range(1, config.copies + 1)]
             inputs = [x for x in inputs for _ in range(config.copies)]
-    with watch("translate"):
+    with timer("translate"):
         stages = translate(steps, inputs, speaker=config.speaker)
     write_outputs(run.path / "out", names, stages[-1], sample_rate=steps[-1].sample_rate)
 
-    with watch("report"):
+    with timer("report"):
         titles = [found.modality, *(step.target for step in steps)]
         report = Report(" to ".join(titles), f"{len(names)} from {config.source}")
         rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
@@ -95,9 +95,9 @@ def main(config: Config) -> None:
         for k in range(min(len(names), 20)):
             if isinstance(stages[-1][k], str):
                 print(f"{names[k]}: {stages[-1][k]}")
-    metrics = {"translate/inputs": len(names), "translate/seconds": watch.seconds["translate"]}
+    metrics = {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]}
     run.log(1, metrics)
-    finish(run, report, metrics, headline=list(metrics), bad_examples=bad_examples, watch=watch)
+    finish(run, report, metrics, headline=list(metrics), bad_examples=bad_examples, timer=timer)
 
 
 if __name__ == "__main__":

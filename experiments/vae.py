@@ -64,7 +64,7 @@ class Config(LatentConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     config = dataclasses.replace(
         config, input=dataclasses.replace(config.input, modalities=(config.modality,))
     )
@@ -76,7 +76,7 @@ def main(config: Config) -> None:
 
     # Data: examples whose class is known, for the judge.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         data = open_latent(config, model, bad_examples)
     loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
 
@@ -89,7 +89,7 @@ def main(config: Config) -> None:
     )
     whole = as_multimodal(vae, model, modality, data.classes)
     explorer = scores.Explorer(whole, model, judges, seed=config.seed, end=data.end)
-    judged = scores.fit_judges(judges, loader, config, run, watch, config.judge_steps)
+    judged = scores.fit_judges(judges, loader, config, run, timer, config.judge_steps)
     watched = scores.first(data.validation, config.evaluation.examples)
 
     def validate(params):
@@ -99,12 +99,12 @@ def main(config: Config) -> None:
     optimizer = readers.optimize(config.optimizer)
     if MODELS[model.model].opponent:
         optimizer = Players(discriminator=config.critic, generator=optimizer)
-    facts = data.facts | {"modality": modality, "size": [*size.shape, size.values]}
+    metadata = data.metadata | {"modality": modality, "size": [*size.shape, size.values]}
     method = readers.start(vae.method, {modality: size})
-    fitted = fit(method, loader, config, optimizer, run, watch, evaluate=validate, meta=facts)
+    result = fit(method, loader, config, optimizer, run, timer, evaluate=validate, metadata=metadata)
 
     # Test: what is rebuilt, dreamt and known.
-    with watch("evaluation"):
+    with timer("evaluation"):
         density = MODELS[model.model].density
         tested = [
             scores.examine(
@@ -118,23 +118,23 @@ def main(config: Config) -> None:
                 seed,
                 density,
             )  # fmt: skip
-            for params, seed in zip(fitted.params, fitted.seeds, strict=True)
+            for params, seed in zip(result.params, result.seeds, strict=True)
         ]
         metrics = stack_scores([each.scores for each in tested])
     if not run.writes:
         return
 
-    with watch("report"):
+    with timer("report"):
         seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
-        report = Report("A latent space", f"{config.data} · {model.model} · {fitted.steps} steps{seeds}")
+        report = Report("A latent space", f"{config.data} · {model.model} · {result.steps} steps{seeds}")
         leading = ("reconstruction_", "likelihood/", "joint_prior/kid", "latent/probe")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         latent_report.add_scores(report, metrics, headline)
-        latent_report.add_latent(report, explorer, fitted.params[0], data, tested[0], run.path, count=8)
+        latent_report.add_latent(report, explorer, result.params[0], data, tested[0], run.path, count=8)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch, seeds=fitted.seeds,
-        diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(fitted.params[0]),
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer, seeds=result.seeds,
+        diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     python experiments/voice_command.py
     python experiments/voice_command.py --model.fusion co_attention
-    python experiments/voice_command.py --init-from runs/contrastive-20250131-101500 --init-rate 0.1
+    python experiments/voice_command.py --init-from runs/contrastive-20250131-101500 --encoder-lr-multiplier 0.1
 
 The report has every test split, also one of voices never heard in training, and models of one modality beside it.
 """
@@ -50,7 +50,7 @@ class Config(AnswerConfig):
 
 def main(config: Config) -> None:
     runtime.configure()
-    watch = runtime.Stopwatch()
+    timer = runtime.Timer()
     if config.smoke:
         config = shrink(config)
     config, encoders = starting_point(config)
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
 
     # Data: every object of every scene, and a command about it in one of many voices.
     bad_examples = BadExamples(config.input.on_bad_example)
-    with watch("data"):
+    with timer("data"):
         splits = open_task(config.data, config.input, bad_examples, Commands)
         modalities, names = tuple(splits.train.modalities), splits.train.targets
         source, transform = prepare_source(
@@ -82,26 +82,26 @@ def main(config: Config) -> None:
     def validate(params):
         return validation.scores(classify(params, validation.source), "validation/")
 
-    facts = {"modalities": modalities, "classes": names}
-    fitted = fit(
-        method, loader, config, optimizer, run, watch,
-        evaluate=validate, monitor="validation/accuracy", meta=facts,
+    metadata = {"modalities": modalities, "classes": names}
+    result = fit(
+        method, loader, config, optimizer, run, timer,
+        evaluate=validate, monitor="validation/accuracy", metadata=metadata,
     )  # fmt: skip
     lonely = modalities[: 1 if config.smoke else None]
-    alone = fit_alone(make, lonely, loader, config, run, watch)
+    alone = fit_alone(make, lonely, loader, config, run, timer)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.
-    with watch("evaluation"):
-        metrics, answers = examine(classify, fitted.params, exams, alone)
+    with timer("evaluation"):
+        metrics, answers = examine(classify, result.params, exams, alone)
     if not run.writes:
         return
 
-    with watch("report"):
-        params = fitted.params[0]
+    with timer("report"):
+        params = result.params[0]
         seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
         report = Report(
             "Spoken commands",
-            f"{', '.join(modalities)} · {model.fusion} · {fitted.steps} steps{seeds}",
+            f"{', '.join(modalities)} · {model.fusion} · {result.steps} steps{seeds}",
         )
         headline = panels.add_scores(report, metrics, chance=exams["test"].guessing)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
@@ -109,8 +109,8 @@ def main(config: Config) -> None:
         panels.add_attention(report, attend, params, classify, exams["test"], answers, names, model)
         panels.add_confusions(report, exams["test"], answers, names)
     finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, watch=watch,
-        seeds=fitted.seeds, diverged=fitted.diverged, steps=fitted.steps, parameters=trees.count(params),
+        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer,
+        seeds=result.seeds, diverged=result.diverged, steps=result.steps, parameters=trees.count(params),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from xmodal_jax.core import trees
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train import gan_step as players
@@ -99,14 +99,14 @@ def assert_resumes(method, arrays, directory, *, optimizer, steps=4, batch_size=
         config = RunConfig(
             steps=steps, batch_size=batch_size, eval_every=steps // 2, run_dir=directory / name, resume=resume
         )
-        loader, watch = Loader(ArraySource(arrays), batch_size=batch_size, seed=config.seed), Stopwatch()
+        loader, timer = Loader(ArraySource(arrays), batch_size=batch_size, seed=config.seed), Timer()
         with Run.create(config.run_dir, config, resume=resume, tensorboard=False) as run:
             try:
-                fitted = fit(method, loader, config, optimizer, run, watch, evaluate=evaluate)
+                result = fit(method, loader, config, optimizer, run, timer, evaluate=evaluate)
             finally:
                 loader.close()
-                watch.clock.close()
-            return fitted.state, run.read_metrics()
+                timer.clock.close()
+            return result.state, run.read_metrics()
 
     def stop(params):
         os.kill(os.getpid(), signal.SIGTERM)

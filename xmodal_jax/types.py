@@ -80,38 +80,39 @@ class Condition(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """The first part of a training in two: its own loss, and the parameters that learn in it and then no more."""
+    """The initial stage of a training in two stages. It has its own loss and trains some of the parameters; the second
+    stage, with the method's own loss, trains the others alone."""
 
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-    """As `Method.loss`."""
-    share: float
-    """Of all steps."""
-    learns: Callable[[str], bool]
-    """Of a parameter's path (as `core.trees.leaf_names` writes it) whether it learns in this stage. What does not
-    learns after it, and nothing else then."""
+    """The loss of this stage, with the signature of `Method.loss`."""
+    fraction: float
+    """Length of this stage as a fraction of all steps, in [0, 1]."""
+    trains: Callable[[str], bool]
+    """Whether this stage trains the parameter of a path (as `core.trees.leaf_names` writes it). What it trains is
+    frozen afterwards; the rest is frozen until then."""
 
 
 class Method(NamedTuple):
     """A learning method as pure functions.
 
-    ``init(key, batch) -> params``
-    ``loss(params, batch, key, *, axis_name=None) -> (scalar, aux)``: the mean over the *global* batch. Under a named
-    axis it is this device's share of it, so that the sum over devices of the shares (and of their gradients) is the
-    value on one device; ``aux`` holds scalars by the same convention.
-    ``predict(params, batch) -> pytree``: what the trained model answers, without randomness.
-    ``first``: where training begins with another loss; None: one loss for all steps.
-    ``given(params, batch) -> params``: what is read from files in place of some of the parameters that ``init`` drew,
-    outside of any compiled program; None: nothing.
-    ``settled(params) -> params``: those trained as ``predict`` takes them, such as with adapters merged; None: as they
-    are.
+    ``init(key, batch) -> params``: draws the parameters. ``batch`` gives the shapes.
+    ``loss(params, batch, key, *, axis_name=None) -> (scalar, aux)``: the loss, a mean over the *global* batch. Under a
+    named axis it is this device's share of that mean, so that the sum over devices of the shares (and of their
+    gradients) is the value on one device; ``aux`` holds further scalars by the same convention.
+    ``predict(params, batch) -> pytree``: the trained model's output, without randomness.
+    ``initial_stage``: a first stage of training with another loss; None: one loss for all steps.
+    ``load_pretrained(params, batch) -> params``: puts parameters that are read from files in place of some of those
+    that ``init`` drew. It runs outside of any compiled program. None: there are none.
+    ``finalize_params(params) -> params``: turns trained parameters into those that ``predict`` takes, for example by
+    merging adapters; None: they are the same.
     """
 
     init: Callable[..., Params]
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     predict: Callable[..., Any]
-    first: Stage | None = None
-    given: Callable[[Params, Batch], Params] | None = None
-    settled: Callable[[Params], Params] | None = None
+    initial_stage: Stage | None = None
+    load_pretrained: Callable[[Params, Batch], Params] | None = None
+    finalize_params: Callable[[Params], Params] | None = None
 
 
 class GAN(NamedTuple):
@@ -135,7 +136,7 @@ class GAN(NamedTuple):
     ``d_steps``: steps of the discriminator before each of the generator, each on its own part of the batch.
     ``rehearse(generator, memory, batch, key, *, axis_name=None) -> (share, (aux, memory))``: what the generator can
     minimise without an opponent; None: nothing.
-    ``given(params, batch) -> params``: as that of `Method`, of both players.
+    ``load_pretrained(params, batch) -> params``: as `Method.load_pretrained`, for the parameters of both players.
     """
 
     init: Callable[..., tuple[Params, dict[str, Any]]]
@@ -146,4 +147,4 @@ class GAN(NamedTuple):
     predict: Callable[..., Any]
     d_steps: int
     rehearse: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]] | None = None
-    given: Callable[[Params, Batch], Params] | None = None
+    load_pretrained: Callable[[Params, Batch], Params] | None = None

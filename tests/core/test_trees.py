@@ -40,5 +40,5 @@ def test_a_norm_of_half_precision_does_not_overflow():
 
 
 def test_ema():
-    got = trees.ema({"a": jnp.array([1.0, 5.0])}, {"a": jnp.array([3.0, -5.0])}, 0.75)
+    got = trees.update_ema({"a": jnp.array([1.0, 5.0])}, {"a": jnp.array([3.0, -5.0])}, 0.75)
     np.testing.assert_allclose(got["a"], [1.5, 2.5], rtol=1e-6)

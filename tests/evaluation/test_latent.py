@@ -13,7 +13,7 @@ from tests.evaluation import painters
 from tests.evaluation.painters import CLASSES, IMAGES, explore, ignorant, level, of_the_first, perfect, source
 from tests.models.vae import multimodal
 from tests.support import assert_trees_identical
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.source import SpokenShapes
@@ -419,9 +419,9 @@ def test_everything_of_a_real_model(tmp_path):
     for resume in (False, True):
         config = dataclasses.replace(config, resume=resume)
         with Run.create(config.run_dir, config, resume=resume, tensorboard=False) as run:
-            watch = Stopwatch()
-            trained.append(scores.fit_judges(judges, loader, config, run, watch, 3))
-            watch.clock.close()
+            timer = Timer()
+            trained.append(scores.fit_judges(judges, loader, config, run, timer, 3))
+            timer.clock.close()
     assert loader.position() == position
     assert_trees_identical(*(jax.tree.map(np.asarray, p) for p in trained))
     kept = json.loads((config.run_dir / "judges" / "config.json").read_text())

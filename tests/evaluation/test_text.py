@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.models.test_seq2seq import CONFIG
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.source import SpokenShapes
@@ -93,7 +93,7 @@ def run(tmp_path_factory):
     method = make_seq2seq(model, "image", vocab_size=tokenizer.vocab_size, length=5)
     arrays = {k: v for k, v in tokenize(source.arrays).items() if k != "caption"}
     loader = Loader(ArraySource(arrays), batch_size=16, seed=0)
-    facts = {
+    metadata = {
         "source": "image",
         "target": "text",
         "shape": (8, 8, 3),
@@ -101,12 +101,18 @@ def run(tmp_path_factory):
         "tokenizer": tokenizer.files(),
     }
     with Run.create(folder, config, tensorboard=False) as made:
-        fitted = fit(
-            method, loader, config, Optimizer(name="muon", learning_rate=1e-2), made, Stopwatch(), meta=facts
+        result = fit(
+            method,
+            loader,
+            config,
+            Optimizer(name="muon", learning_rate=1e-2),
+            made,
+            Timer(),
+            metadata=metadata,
         )
     loader.close()
     writer = Writer(model, "image", tokenizer, length=5, ways={"test": config.writing}, batch_size=7)
-    return folder, writer, fitted.params[0]
+    return folder, writer, result.params[0]
 
 
 def test_learns_to_write_and_writes_the_same_when_loaded(run):

@@ -42,7 +42,7 @@ def test_training_begins_at_the_given_model(params):
 def test_the_difference_is_the_papers(params):
     params = moved(params)
     own, adapters = (trees.flat(tree) for tree in split(params))
-    merged = trees.flat(METHOD.settled(params))
+    merged = trees.flat(METHOD.finalize_params(params))
     changed = {name.rpartition("/")[0] for name in adapters}
     kinds = {name.split("attention/")[-1].split("mlp/")[-1] for name in changed}
     assert kinds == {"qkv/kernel", "out/kernel", "up/kernel", "down/kernel"}
@@ -60,7 +60,7 @@ def test_the_difference_is_the_papers(params):
 def test_the_loss_is_that_of_the_merged_model(params):
     params, batch, key = moved(params), make_batch(4, modalities=MODALITIES), jax.random.key(1)
     ours = jax.jit(METHOD.loss)(params, batch, key)[0]
-    merged = jax.jit(PLAIN.loss)(METHOD.settled(params), batch, key)[0]
+    merged = jax.jit(PLAIN.loss)(METHOD.finalize_params(params), batch, key)[0]
     np.testing.assert_allclose(ours, merged, rtol=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_only_the_adapters_and_the_rest_learn(params):
     for name, value in before.items():
         same = np.array_equal(value, after[name])
         assert same == name.startswith("text/encoder/"), name
-    evaluated = trees.flat(training.evaluated(state))
+    evaluated = trees.flat(training.eval_params(state))
     assert not any(name.startswith("lora") for name in evaluated)
     name = next(n for n in before if n.endswith("qkv/kernel") and n.startswith("text"))
     assert not np.array_equal(evaluated[name], before[name])
@@ -91,7 +91,7 @@ def test_scanned_layers_have_an_adapter_each():
     depth, width = config.text.depth, config.text.width
     name = next(n for n in shapes if n.endswith("qkv/kernel/a"))
     assert shapes[name] == (depth, width, 2) and shapes[name[:-1] + "b"] == (depth, 2, 3 * width)
-    full = jax.eval_shape(lambda p: method.settled(p), params)
+    full = jax.eval_shape(lambda p: method.finalize_params(p), params)
     jax.tree.map(lambda x, y: None if x.shape == y.shape else pytest.fail(), full, split(params)[0])
 
 

@@ -79,14 +79,14 @@ def clip(request, tmp_path_factory):
     method = make_contrastive(config.model, ("text", "image"), vocab_size=TOKENIZER.vocab_size)
     method = encoders.start(method, TOKENIZER, lora)
     batch = batch_of()
-    params = moved(method.given(jax.jit(method.init)(jax.random.key(0), batch), batch))
+    params = moved(method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch))
     run = keep(root / "run", config, params, modalities=["text", "image"], max_length=LENGTH)
     written = export_run(run, root / "out")
     assert set(written) == {"parameters", "text", "image", "clip"}
-    settled = method.settled(params) if method.settled else params
-    found = method.predict(settled, batch)
-    scale = np.exp(settled["loss"]["log_scale"])
-    return root / "out", batch, settled, scale * found["text"] @ found["image"].T
+    finalized = method.finalize_params(params) if method.finalize_params else params
+    found = method.predict(finalized, batch)
+    scale = np.exp(finalized["loss"]["log_scale"])
+    return root / "out", batch, finalized, scale * found["text"] @ found["image"].T
 
 
 def normalized(batch, folder):
@@ -116,14 +116,14 @@ def test_clip_gives_the_same_similarities(clip):
 
 def test_clip_comes_back(clip):
     """What was exported is a start for another run, and the same model."""
-    out, batch, settled, similarities = clip
+    out, batch, finalized, similarities = clip
     folder = f"hf:{out / 'clip'}"
     config, encoders = starting_point(Config(text_encoder=folder, image_encoder=folder))
     method = encoders.start(
         make_contrastive(config.model, ("text", "image"), vocab_size=TOKENIZER.vocab_size), TOKENIZER
     )
-    params = method.given(jax.jit(method.init)(jax.random.key(1), batch), batch)
-    for (name, ours), back in zip(trees.flat(settled).items(), jax.tree.leaves(params), strict=True):
+    params = method.load_pretrained(jax.jit(method.init)(jax.random.key(1), batch), batch)
+    for (name, ours), back in zip(trees.flat(finalized).items(), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(ours, back, err_msg=name)
     again = load_hf_tokenizer(out / "clip")
     for ours, back in zip(
@@ -134,7 +134,7 @@ def test_clip_comes_back(clip):
 
 def test_the_towers_of_clip_on_their_own(clip):
     torch, transformers = peers.import_transformers()
-    out, batch, settled, similarities = clip
+    out, batch, finalized, similarities = clip
     text = transformers.CLIPTextModelWithProjection.from_pretrained(out / "text").eval()
     image = transformers.CLIPVisionModelWithProjection.from_pretrained(out / "image").eval()
     with torch.no_grad():
@@ -143,13 +143,13 @@ def test_the_towers_of_clip_on_their_own(clip):
         ).text_embeds
         b = image(normalized(batch, out / "image")).image_embeds
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
-    peers.assert_close(similarities / np.exp(settled["loss"]["log_scale"]), a @ b.T, "cosines")
+    peers.assert_close(similarities / np.exp(finalized["loss"]["log_scale"]), a @ b.T, "cosines")
 
 
 def test_plain_parameters_and_the_card(clip):
-    out, _, settled, _ = clip
+    out, _, finalized, _ = clip
     arrays = load_file(out / "parameters" / "model.safetensors")
-    for name, leaf in trees.flat(settled).items():
+    for name, leaf in trees.flat(finalized).items():
         np.testing.assert_array_equal(arrays.pop(name), leaf)
     assert not arrays
     card = (out / "clip" / "README.md").read_text()
@@ -166,7 +166,7 @@ def captioner(tmp_path_factory):
     method = make_seq2seq(config.model, "image", vocab_size=TOKENIZER.vocab_size, length=LENGTH)
     method = encoders.start(method, TOKENIZER)
     batch = batch_of()
-    params = moved(method.given(jax.jit(method.init)(jax.random.key(0), batch), batch))
+    params = moved(method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch))
     run = keep(root / "run", config, params, source="image", target="text", length=LENGTH)
     written = export_run(run, root / "out")
     assert set(written) == {"parameters", "image", "captioner"}

@@ -146,15 +146,19 @@ def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.parametrize("mode,fsdp", [("jit", 1), ("pmap", 1), ("sharded", 4)])
 def test_the_parameters_of_a_run_can_be_used_elsewhere(tmp_path, mode, fsdp):
-    fitted, _ = train(tmp_path, parallel=mode, fsdp=fsdp)
-    kept = restore_run(tmp_path)
+    result, _ = train(tmp_path, parallel=mode, fsdp=fsdp)
+    restored = restore_run(tmp_path)
     strict = json.loads(
         (newest_checkpoint(tmp_path) / "meta" / "metadata").read_text(), parse_constant=pytest.fail
     )
     assert strict["best"] is None  # and no -Infinity: plain JSON
-    assert kept.step == 6 and kept.meta["config"]["parallel"] == mode and kept.meta["seeds"] == [0]
+    assert (
+        restored.step == 6
+        and restored.metadata["config"]["parallel"] == mode
+        and restored.metadata["seeds"] == [0]
+    )
     assert OPTIMIZER.ema is not None  # so that these are the averages
-    for a, b in zip(jax.tree.leaves(fitted.params[0]), jax.tree.leaves(kept.params), strict=True):
+    for a, b in zip(jax.tree.leaves(result.params[0]), jax.tree.leaves(restored.params), strict=True):
         assert isinstance(b.sharding, jax.sharding.SingleDeviceSharding)
         np.testing.assert_array_equal(a, b)
 
@@ -171,7 +175,7 @@ def test_a_tokenizer_travels_in_a_checkpoint(tmp_path):
         1, {"step": jnp.int32(1), "params": {"w": jnp.ones(3)}}, {"tokenizer": tokenizer.files()}
     )
     checkpoints.close()
-    again = tokenizer_from(restore_run(tmp_path).meta["tokenizer"])
+    again = tokenizer_from(restore_run(tmp_path).metadata["tokenizer"])
     a, b = (t.encode_batch(["a blue square"], 8) for t in (tokenizer, again))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)

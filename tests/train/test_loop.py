@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import assert_trees_identical
 from tests.train.toy import make_toy, toy_arrays
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train.config import RunConfig, shrink
@@ -26,16 +26,16 @@ def train(path, *, method=None, evaluate=None, monitor=None, optimizer=OPTIMIZER
     config = RunConfig(**{**settings, **changes})
     run = Run.create(config.run_dir, config, resume=config.resume, tensorboard=False)
     loader = Loader(ArraySource(arrays or toy_arrays()), batch_size=config.batch_size, seed=config.seed)
-    watch = Stopwatch()
+    timer = Timer()
     try:
-        fitted = fit(
-            method or make_toy(), loader, config, optimizer, run, watch, evaluate=evaluate, monitor=monitor
+        result = fit(
+            method or make_toy(), loader, config, optimizer, run, timer, evaluate=evaluate, monitor=monitor
         )
     finally:
         run.close()
         loader.close()
-        watch.clock.close()
-    return fitted, run
+        timer.clock.close()
+    return result, run
 
 
 def stop_at(step):
@@ -81,9 +81,9 @@ def test_a_checkpoint_moves_between_modes(tmp_path, first, then):
     with pytest.raises(Preempted):
         train(tmp_path, evaluate=stop_at(1), eval_every=2, **first)
     score = lambda p: {"test/score": 0.0}
-    fitted, _ = train(tmp_path, evaluate=score, eval_every=2, resume=True, **then)
+    result, _ = train(tmp_path, evaluate=score, eval_every=2, resume=True, **then)
     whole, _ = train(tmp_path / "whole", evaluate=score, eval_every=2)
-    for a, b in zip(jax.tree.leaves(whole.params[0]), jax.tree.leaves(fitted.params[0]), strict=True):
+    for a, b in zip(jax.tree.leaves(whole.params[0]), jax.tree.leaves(result.params[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -119,11 +119,11 @@ def test_the_first_non_finite_step_and_parameter_are_named(tmp_path):
 
 def test_early_stopping_keeps_the_best(tmp_path):
     scores = iter([0.1, 0.9, 0.5, 0.4, 0.3])
-    fitted, run = train(
+    result, run = train(
         tmp_path, steps=10, eval_every=2, patience=2, checkpoint_every=0, monitor="test/score",
         evaluate=lambda p: {"test/score": next(scores)},
     )  # fmt: skip
-    assert fitted.steps == 8
+    assert result.steps == 8
     assert (tmp_path / "checkpoints" / "best" / "4").is_dir()
 
 

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from xmodal_jax.train.muon import newton_schulz
-from xmodal_jax.train.optim import Optimizer, learning_rate, make_optimizer, rate_factors
+from xmodal_jax.train.optim import Optimizer, learning_rate_schedule, make_optimizer, resolve_lr_multipliers
 
 
 def params():
@@ -123,7 +123,10 @@ def test_frozen_parameters_keep_no_state():
 
 def test_rates_scale_the_update():
     config = dict(learning_rate=0.01, warmup=0.0, schedule="constant", weight_decay=0.0, clip_norm=None)
-    full, half = run(Optimizer(**config), 1), run(Optimizer(**config, rates=(("^a/", 0.5), (".*", 1.0))), 1)
+    full, half = (
+        run(Optimizer(**config), 1),
+        run(Optimizer(**config, lr_multipliers=(("^a/", 0.5), (".*", 1.0))), 1),
+    )
     start = params()
     np.testing.assert_allclose(
         half["a"]["kernel"] - start["a"]["kernel"],
@@ -135,11 +138,11 @@ def test_rates_scale_the_update():
 
 def test_every_parameter_must_be_covered_and_every_rule_used():
     with pytest.raises(ValueError, match="'b/kernel' is covered by no rule"):
-        rate_factors(Optimizer(rates=(("^a/", 1.0),)), params())
+        resolve_lr_multipliers(Optimizer(lr_multipliers=(("^a/", 1.0),)), params())
     with pytest.raises(ValueError, match="matches no parameter"):
-        rate_factors(Optimizer(freeze=("^c/",)), params())
+        resolve_lr_multipliers(Optimizer(freeze=("^c/",)), params())
     with pytest.raises(ValueError, match="matches no parameter"):
-        make_optimizer(Optimizer(rates=(("^c/", 1.0), (".*", 1.0))), 5).init(params())
+        make_optimizer(Optimizer(lr_multipliers=(("^c/", 1.0), (".*", 1.0))), 5).init(params())
 
 
 def test_l2_and_l1_are_the_gradients_of_their_penalties():
@@ -155,7 +158,7 @@ def test_l2_and_l1_are_the_gradients_of_their_penalties():
 
 
 def test_schedule_warms_up_to_the_peak_and_ends_at_its_final_share():
-    rate = learning_rate(Optimizer(learning_rate=0.5, warmup=10.0, final_scale=0.1), 100)
+    rate = learning_rate_schedule(Optimizer(learning_rate=0.5, warmup=10.0, final_scale=0.1), 100)
     np.testing.assert_allclose([rate(0), rate(10), rate(100)], [0.05, 0.5, 0.05], rtol=1e-6)
     assert float(rate(5)) < float(rate(9)) < 0.5
 

@@ -11,7 +11,7 @@ from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train.optim import Optimizer, make_optimizer
 from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, leaf_spec, make_engine
-from xmodal_jax.train.step import make_init, make_step, non_finite
+from xmodal_jax.train.step import describe_non_finite, make_init, make_step
 
 
 def test_loss_and_gradient_do_not_depend_on_devices():
@@ -115,9 +115,11 @@ def test_what_does_not_fit_the_devices_is_said():
 
 def test_non_finite_names_what_broke():
     names = ["a/kernel", "b/kernel"]
-    assert non_finite(np.array([True, True, True]), names) is None
-    assert non_finite(np.array([False, True, True]), names) == "the loss"
-    assert non_finite(np.array([False, True, False]), names) == "the loss and the gradients of b/kernel"
+    assert describe_non_finite(np.array([True, True, True]), names) is None
+    assert describe_non_finite(np.array([False, True, True]), names) == "the loss"
+    assert (
+        describe_non_finite(np.array([False, True, False]), names) == "the loss and the gradients of b/kernel"
+    )
 
 
 def test_ema_follows_its_recursion():

@@ -115,9 +115,9 @@ def test_a_seed_that_diverges_is_dropped_and_the_others_go_on(tmp_path, capsys):
     options = dict(seeds=3, optimizer=LINEAR, evaluate=EVALUATE, checkpoint_every=0)
     whole, _ = train(tmp_path / "whole", method=diverging((9, 0)), **options)
     options |= dict(on_divergence="drop")
-    fitted, run = train(tmp_path / "rest", method=diverging((1, 2)), **options)
-    assert (fitted.seeds, fitted.diverged, len(fitted.params)) == ([0, 2], [1], 2)
-    for k, params in zip((0, 2), fitted.params, strict=True):
+    result, run = train(tmp_path / "rest", method=diverging((1, 2)), **options)
+    assert (result.seeds, result.diverged, len(result.params)) == ([0, 2], [1], 2)
+    for k, params in zip((0, 2), result.params, strict=True):
         assert_trees_identical(whole.params[k], params)
     assert (
         "step 3 of seed 1: the loss are no longer finite. This seed is dropped; 2 go on."

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import assert_device_invariant, assert_trees_identical
 from tests.train.toy import make_toy, toy_arrays, toy_batch
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train import step
@@ -34,7 +34,7 @@ def make_staged(share=FIRST / STEPS):
         value, aux = toy.loss(params, batch, key, axis_name=axis_name)
         return 2.0 * value, {"twice": value}
 
-    return toy._replace(first=Stage(first, share, lambda path: path.startswith("layer/")))
+    return toy._replace(initial_stage=Stage(first, share, lambda path: path.startswith("layer/")))
 
 
 def kept(state, name, prefix):
@@ -51,10 +51,10 @@ def test_each_stage_moves_its_own_parameters_alone(optimizer):
     """Bit for bit, in every step, though both have a gradient, a momentum and a decay."""
     config = dataclasses.replace(OPTIMIZER, name=optimizer)
     training = step.make_training(make_staged(), config, STEPS)
-    assert training.first == FIRST
+    assert training.initial_steps == FIRST
     batch = jax.tree.map(jnp.asarray, toy_batch())
     state = training.init(jax.random.key(0), batch)
-    first, then = jax.jit(training.make_first(None)), jax.jit(training.make_step(None))
+    first, then = jax.jit(training.make_initial_step(None)), jax.jit(training.make_step(None))
     for k in range(STEPS):
         early = k < FIRST
         new, metrics = (first if early else then)(state, batch)
@@ -74,12 +74,12 @@ def test_a_stage_is_training_with_the_rest_frozen():
     training = step.make_training(staged, config, STEPS)
     state = training.init(jax.random.key(0), batch)
     alone = step.make_training(
-        staged._replace(loss=staged.first.loss, first=None),
+        staged._replace(loss=staged.initial_stage.loss, initial_stage=None),
         dataclasses.replace(config, freeze=("^out/",)),
         STEPS,
     )
     other = alone.init(jax.random.key(0), batch)
-    first, plain = jax.jit(training.make_first(None)), jax.jit(alone.make_step(None))
+    first, plain = jax.jit(training.make_initial_step(None)), jax.jit(alone.make_step(None))
     for _ in range(FIRST):
         state, _ = first(state, batch)
         other, _ = plain(other, batch)
@@ -89,15 +89,15 @@ def test_a_stage_is_training_with_the_rest_frozen():
 
 @pytest.mark.parametrize("share,steps,first", [(0.5, 7, 4), (0.5, 5, 2), (0.01, 10, 0), (0.99, 10, 10)])
 def test_the_first_stage_is_a_share_of_the_steps(share, steps, first):
-    assert step.make_training(make_staged(share), OPTIMIZER, steps).first == first
+    assert step.make_training(make_staged(share), OPTIMIZER, steps).initial_steps == first
 
 
 def test_one_stage_has_no_first_step():
     training = step.make_training(make_toy(), OPTIMIZER, STEPS)
-    assert training.first == 0 and training.make_first is None
+    assert training.initial_steps == 0 and training.make_initial_step is None
 
 
-@pytest.mark.parametrize("make", ["make_first", "make_step"])
+@pytest.mark.parametrize("make", ["make_initial_step", "make_step"])
 def test_the_devices_do_not_change_a_stage(make):
     layouts = [("pmap", 4, 1), ("sharded", 4, 2)]
     assert_device_invariant(make_staged(), toy_batch(), layouts=layouts, make=make)
@@ -106,7 +106,7 @@ def test_the_devices_do_not_change_a_stage(make):
 def train(path, *, stop_at=None, **changes):
     """The state a run ends with, or None where it is stopped at a step, and its log."""
     config = RunConfig(run_dir=path, **{**dict(steps=STEPS, batch_size=16, checkpoint_every=2), **changes})
-    loader, watch = Loader(ArraySource(toy_arrays()), batch_size=16, seed=config.seed), Stopwatch()
+    loader, timer = Loader(ArraySource(toy_arrays()), batch_size=16, seed=config.seed), Timer()
     count = []
 
     def evaluate(params):
@@ -117,12 +117,12 @@ def train(path, *, stop_at=None, **changes):
 
     with Run.create(config.run_dir, config, resume=config.resume, tensorboard=False) as run:
         try:
-            return fit(make_staged(), loader, config, OPTIMIZER, run, watch, evaluate=evaluate), run
+            return fit(make_staged(), loader, config, OPTIMIZER, run, timer, evaluate=evaluate), run
         except Preempted:
             return None, run
         finally:
             loader.close()
-            watch.clock.close()
+            timer.clock.close()
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_a_run_resumes_across_the_switch(tmp_path, stop_at, mode, fsdp):
 def test_the_switch_comes_after_its_step_whatever_the_dispatch(tmp_path):
     """Three of nine steps are the first stage's; four steps at once would run over its end."""
     config = RunConfig(run_dir=tmp_path, steps=9, batch_size=16, dispatch=4)
-    loader, watch = Loader(ArraySource(toy_arrays()), batch_size=16, seed=0), Stopwatch()
+    loader, timer = Loader(ArraySource(toy_arrays()), batch_size=16, seed=0), Timer()
     with Run.create(config.run_dir, config, tensorboard=False) as run:
-        fit(make_staged(1 / 3), loader, config, OPTIMIZER, run, watch)
+        fit(make_staged(1 / 3), loader, config, OPTIMIZER, run, timer)
     loader.close()
-    watch.clock.close()
+    timer.clock.close()
     rows = run.read_metrics()
     assert [row["step"] for row in rows] == [3, 6, 9]
     assert ["train/twice" in row for row in rows] == [True, False, False]

@@ -32,8 +32,8 @@ def main(path: str, settings: dict, pause: float = 0.0) -> None:
         time.sleep(pause)
         return {"test/bias": float(params["layer"]["bias"].sum())}
 
-    watch = runtime.Stopwatch()
-    fit(make_toy(), loader, config, optimizer, run, watch, evaluate=evaluate, monitor="test/bias")
+    timer = runtime.Timer()
+    fit(make_toy(), loader, config, optimizer, run, timer, evaluate=evaluate, monitor="test/bias")
     run.close()
 
 

@@ -30,7 +30,7 @@ from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import PretrainedConfig, StartConfig
 from xmodal_jax.train.gan_step import Players
 from xmodal_jax.train.gan_step import make_training as make_game
-from xmodal_jax.train.optim import Optimizer, rate_factors
+from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.run import to_json
 from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
@@ -90,12 +90,12 @@ def begun(config, batch):
     sizes = sizes_of(batch, names, config.model, vocab_size=TOKENIZER.vocab_size)
     vae = make_multimodal_vae(config.model, sizes)
     method = readers.start(vae.method, sizes)
-    return config, vae, method, readers, method.given(jax.jit(method.init)(KEY, batch), batch)
+    return config, vae, method, readers, method.load_pretrained(jax.jit(method.init)(KEY, batch), batch)
 
 
 def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read):
     batch = batch_of()
-    config, vae, method, readers, params = begun(Latent(**folders, init_rate=0.0), batch)
+    config, vae, method, readers, params = begun(Latent(**folders, encoder_lr_multiplier=0.0), batch)
     assert config.model.image.encoder.name == config.model.text.encoder.name == "hf"
     assert config.model.text.encoder.dropout == 0.1  # as asked
     assert config.reading["tokenizer"] == folders["text_encoder"]
@@ -123,7 +123,7 @@ def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read)
         found, hidden @ moments["kernel"][1] + moments["bias"][1], rtol=1e-4, atol=1e-5
     )
     # Frozen, and nothing else is.
-    rates = trees.flat(rate_factors(readers.optimize(Optimizer()), params))
+    rates = trees.flat(resolve_lr_multipliers(readers.optimize(Optimizer()), params))
     still = {path for path, rate in rates.items() if not rate}
     assert still == {path for path in flat if "/features/encoder/" in path}
     # Nothing of it where no flag asks.
@@ -163,7 +163,11 @@ def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
     batch = batch_of(8 if mode == "pmap" else 4)
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x])[:8], batch)
     config, readers = pretrained_readers(
-        Latent(model=VAEConfig(model="aae", **SMALL), image_encoder=folders["image_encoder"], init_rate=0.1)
+        Latent(
+            model=VAEConfig(model="aae", **SMALL),
+            image_encoder=folders["image_encoder"],
+            encoder_lr_multiplier=0.1,
+        )
     )
     size = size_of(batch, "image", config.model)
     method = readers.start(make_vae(config.model, "image", size).method, {"image": size})
@@ -171,14 +175,16 @@ def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
     training = make_game(method, Players(generator=generator), 2)
     engine = make_engine(mode, training.init, training.make_step, seeds=seeds)
     keys = KEY if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
-    state = loop._with_given(engine.init(keys, batch), engine, training, batch)
+    state = loop._with_pretrained(engine.init(keys, batch), engine, training, batch)
     state = engine.fetch(state)
     for tree in (state.params["generator"], state.ema):
         found = trees.flat(tree["network"]["experts_image_16_24_3"]["features"]["encoder"])
         for path, leaf in trees.flat(read["image"].params).items():
             expected = np.broadcast_to(leaf, found[path].shape)
             np.testing.assert_array_equal(found[path], expected, err_msg=path)
-    rates = trees.flat(rate_factors(generator, jax.tree.map(jnp.asarray, state.params["generator"])))
+    rates = trees.flat(
+        resolve_lr_multipliers(generator, jax.tree.map(jnp.asarray, state.params["generator"]))
+    )
     slow = {path for path, rate in rates.items() if rate == 0.1}
     assert slow and slow == {path for path in rates if "/features/encoder/" in path}
 
@@ -195,7 +201,7 @@ def test_speech_of_a_pretrained_reader(folders, read):
     batch["audio_mask"] = jnp.ones((4, 40), bool)
     method = make_speech(config.model, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
     method = encoders.start(method, TOKENIZER)
-    params = method.given(jax.jit(method.init)(KEY, batch), batch)
+    params = method.load_pretrained(jax.jit(method.init)(KEY, batch), batch)
     without = {k: v for k, v in read["text"].params.items() if k != "pooler"}
     jax.tree.map(np.testing.assert_array_equal, params["text"], without)
     loss, grads = jax.jit(jax.value_and_grad(lambda p: method.loss(p, batch, KEY)[0]))(params)
@@ -263,8 +269,8 @@ def test_what_cannot_be_is_said(folders):
         pretrained_readers(Latent(audio_encoder=folders["text_encoder"]))
     with pytest.raises(ValueError, match="takes no encoder of video: leave --video-encoder out"):
         text_reader(Drawing(video_encoder=folders["image_encoder"]))
-    with pytest.raises(ValueError, match="--init-rate must not be negative"):
-        Latent(init_rate=-1.0)
+    with pytest.raises(ValueError, match="--encoder-lr-multiplier must not be negative"):
+        Latent(encoder_lr_multiplier=-1.0)
     with pytest.raises(ValueError, match="--read-with and --text-encoder both say"):
         text_reader(Drawing(read_with="a run", text_encoder=folders["text_encoder"]))
     of_classes = dataclasses.replace(Drawing().model, condition="class")

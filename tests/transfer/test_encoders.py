@@ -19,7 +19,7 @@ from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
-from xmodal_jax.train.optim import Optimizer, rate_factors
+from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.run import to_json
 from xmodal_jax.transfer.encoders import load_encoders
 
@@ -86,13 +86,13 @@ def test_the_rate_of_the_encoders_is_their_own(run):
     model = encoders.configure(dataclasses.replace(FUSION))
     method = encoders.start(make_fusion(model, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
     params = jax.jit(method.init)(jax.random.key(0), make_batch(2, modalities=MODALITIES))
-    at = lambda rate: StartConfig(init_rate=rate)
+    at = lambda rate: StartConfig(encoder_lr_multiplier=rate)
     for rate in (0.0, 0.1, 1.0):
-        factors = rate_factors(encoders.optimize(Optimizer(), MODALITIES, at(rate)), params)
+        factors = resolve_lr_multipliers(encoders.optimize(Optimizer(), MODALITIES, at(rate)), params)
         assert set(jax.tree.leaves(factors["text"]) + jax.tree.leaves(factors["image"])) == {rate}
         assert set(jax.tree.leaves(factors["fusion"]) + jax.tree.leaves(factors["head"])) == {1.0}
     # A model of one modality has no parameters of the others: no rule speaks of them.
-    assert "text" not in str(encoders.optimize(Optimizer(), ("image",), at(0.1)).rates)
+    assert "text" not in str(encoders.optimize(Optimizer(), ("image",), at(0.1)).lr_multipliers)
     assert encoders.optimize(Optimizer(), ("audio",), at(0.1)) == Optimizer()
 
 

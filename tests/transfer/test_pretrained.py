@@ -26,7 +26,7 @@ from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
-from xmodal_jax.train.optim import Optimizer, rate_factors
+from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.run import to_json
 from xmodal_jax.train.step import make_training
@@ -76,7 +76,12 @@ def begin(config, make, batch, modalities=MODALITIES):
     method = encoders.start(make(config.model), TOKENIZER, config.lora)
     optimizer = encoders.optimize(Optimizer(), modalities, config)
     params = jax.jit(method.init)(jax.random.key(0), batch)
-    return config, method, optimizer, method.given(params, batch) if method.given else params
+    return (
+        config,
+        method,
+        optimizer,
+        method.load_pretrained(params, batch) if method.load_pretrained else params,
+    )
 
 
 def contrastive(model):
@@ -140,7 +145,7 @@ def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
     keys = jax.random.key(0) if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
     drawn = engine.init(keys, batch_of())
     before = engine.fetch(drawn).params["text"]["project"]["kernel"]
-    state = engine.fetch(loop._with_given(drawn, engine, training, batch_of()))
+    state = engine.fetch(loop._with_pretrained(drawn, engine, training, batch_of()))
     bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False).params
     for params in (state.params, state.ema):
         for (name, read), found in zip(
@@ -154,9 +159,11 @@ def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
 
 
 def test_rates_of_layers(folders):
-    config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"), layer_decay=0.5, init_rate=0.1)
+    config = Config(
+        **hf(folders, text_encoder="bert", image_encoder="vit"), layer_decay=0.5, encoder_lr_multiplier=0.1
+    )
     _, _, optimizer, params = begin(config, contrastive, batch_of())
-    rates = trees.flat(rate_factors(optimizer, params))
+    rates = trees.flat(resolve_lr_multipliers(optimizer, params))
     for name, rate in rates.items():
         if "/encoder/" not in name:
             expected = 1.0
@@ -170,11 +177,11 @@ def test_rates_of_layers(folders):
     assert {round(rate, 4) for rate in rates.values()} == {1.0, 0.1, 0.05, 0.025}
 
 
-@pytest.mark.parametrize("how", [dict(init_rate=0.0), dict(lora=LoRA(rank=2))])
+@pytest.mark.parametrize("how", [dict(encoder_lr_multiplier=0.0), dict(lora=LoRA(rank=2))])
 def test_frozen_encoders_keep_still(folders, how):
     config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"), **how)
     _, _, optimizer, params = begin(config, contrastive, batch_of())
-    for name, rate in trees.flat(rate_factors(optimizer, params)).items():
+    for name, rate in trees.flat(resolve_lr_multipliers(optimizer, params)).items():
         assert (rate == 0.0) == (name.split("/")[1] == "encoder" and not name.startswith("lora")), name
     assert ("lora" in params) == ("lora" in how)
 
@@ -183,7 +190,7 @@ def test_frozen_encoders_keep_still(folders, how):
 def test_features_of_frozen_towers_are_computed_once(folders, head):
     name = "clip" if head == "own" else None
     flags = hf(folders, text_encoder=name or "bert", image_encoder=name or "vit")
-    config = Config(model=ContrastiveConfig(embed_dim=7, head=head), init_rate=0.0, **flags)
+    config = Config(model=ContrastiveConfig(embed_dim=7, head=head), encoder_lr_multiplier=0.0, **flags)
     config, encoders = starting_point(config)
     method = encoders.start(contrastive(config.model), TOKENIZER)
     captions = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
@@ -191,7 +198,7 @@ def test_features_of_frozen_towers_are_computed_once(folders, head):
     raw = {"image": np.asarray(batch["image"]), "caption": np.array(captions, object)}
     added = encoders.precompute(config.model, TokenizeTransform(TOKENIZER, 11), 0.0)(raw)
     assert set(added) == {"image", "caption", "image_features", "text_features"}
-    params = method.given(jax.jit(method.init)(jax.random.key(0), batch), batch)
+    params = method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch)
     with_features = {**batch, **{f: jnp.asarray(x) for f, x in added.items() if f.endswith("_features")}}
     plain, cached = method.predict(params, batch), method.predict(params, with_features)
     for modality in MODALITIES:
@@ -240,9 +247,11 @@ def test_a_captioner_begins_with_a_language_model(folders):
     new = {name for name in read if name not in trees.flat(language)}
     assert new and all("/cross_" in name for name in new)
     assert np.isfinite(jax.jit(method.loss)(params, batch, jax.random.key(0))[0])
-    frozen = dataclasses.replace(config, init_rate=0.0)
+    frozen = dataclasses.replace(config, encoder_lr_multiplier=0.0)
     _, encoders = starting_point(frozen)
-    rates = trees.flat(rate_factors(encoders.optimize(Optimizer(), ("image", "decoder"), frozen), params))
+    rates = trees.flat(
+        resolve_lr_multipliers(encoders.optimize(Optimizer(), ("image", "decoder"), frozen), params)
+    )
     assert {name for name, rate in rates.items() if rate} == {f"decoder/{name}" for name in new}
 
 
@@ -305,8 +314,8 @@ def test_what_cannot_be_is_said(folders, tmp_path):
         starting_point(Config(video_encoder=f"hf:{folders['vit']}"))
     with pytest.raises(ValueError, match="are for what was trained before"):
         starting_point(Config(lora=LoRA(rank=2)))
-    with pytest.raises(ValueError, match="the encoders are frozen: leave --init-rate"):
-        Config(lora=LoRA(rank=2), init_rate=0.5)
+    with pytest.raises(ValueError, match="the encoders are frozen: leave --encoder-lr-multiplier"):
+        Config(lora=LoRA(rank=2), encoder_lr_multiplier=0.5)
     with pytest.raises(ValueError, match=r"--layer-decay lie in \(0, 1\]"):
         Config(layer_decay=1.5)
     config, encoders = starting_point(Config(image_encoder=f"hf:{folders['vit']}"))

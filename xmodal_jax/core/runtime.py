@@ -183,7 +183,7 @@ class CompileClock:
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
 
-class Stopwatch:
+class Timer:
     """Wall seconds by name; the compilation inside each is taken out and kept under ``compile``."""
 
     def __init__(self):

@@ -71,6 +71,6 @@ def finite_leaves(tree: PyTree) -> Bool[Array, "leaves"]:
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
 
 
-def ema(average: PyTree, new: PyTree, decay: float | Float[Array, ""]) -> PyTree:
-    """``decay * average + (1 - decay) * new``, leaf by leaf."""
-    return jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), average, new)
+def update_ema(ema: PyTree, new: PyTree, decay: float | Float[Array, ""]) -> PyTree:
+    """The exponential moving average after one more value: ``decay * ema + (1 - decay) * new``, leaf by leaf."""
+    return jax.tree.map(lambda e, x: e + (1.0 - decay) * (x - e), ema, new)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.evaluation.embeddings import predict_all
@@ -164,7 +164,7 @@ def fit_alone(
     loader: Loader,
     config: AnswerConfig,
     run: Run,
-    watch: Stopwatch,
+    timer: Timer,
 ) -> dict[str, tuple[Method, list[Any]]]:
     """Trains a model of each modality alone, ``config.alone_steps`` long (what it says is little and soon learnt): what
     the others add is the gap to it. By modality the method and the parameters of each seed.
@@ -183,7 +183,7 @@ def fit_alone(
             run.path / "alone" / name, config, resume=config.resume, writer=run.writes, tensorboard=False
         ) as own:
             run.say(f"training on {name} alone")
-            found[name] = method, fit(method, loader, config, optimizer, own, watch).params
+            found[name] = method, fit(method, loader, config, optimizer, own, timer).params
     return found
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import Source, presence_of
 from xmodal_jax.data.sources.arrays import ArraySource
@@ -95,16 +95,14 @@ def shrink_latent(config: Any) -> Any:
     return dataclasses.replace(config, input=more, judge_steps=4, evaluation=SMOKE)
 
 
-def fit_judges(
-    judges: Judges, loader: Loader, config: RunConfig, run: Run, watch: Stopwatch, steps: int
-) -> Any:
+def fit_judges(judges: Judges, loader: Loader, config: RunConfig, run: Run, timer: Timer, steps: int) -> Any:
     """Parameters of judges trained for ``steps`` steps, one seed, kept in ``judges`` of the run's directory."""
     config = dataclasses.replace(config, steps=steps, eval_every=0, checkpoint_every=0, patience=0, seeds=1)
     where = dict(resume=config.resume, writer=run.writes, tensorboard=False)
     with Run.create(run.path / "judges", config, **where) as own:
         run.say("training the judges")
         optimizer = Optimizer("muon", learning_rate=5e-3)
-        return fit(judges.method, loader, config, optimizer, own, watch).params[0]
+        return fit(judges.method, loader, config, optimizer, own, timer).params[0]
 
 
 class Explorer:

@@ -39,7 +39,7 @@ class LatentData(NamedTuple):
         return self.tokenize.tokenizer.vocab_size if self.tokenize else 0
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a checkpoint has to say of them."""
         return {
             "tokenizer": self.tokenize.tokenizer.files() if self.tokenize else None,

@@ -17,7 +17,7 @@ from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing
 from xmodal_jax.models.speech import SpeechConfig
-from xmodal_jax.train.checkpoint import Kept, restore_run
+from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
 
 BATCH = 32
@@ -58,35 +58,40 @@ def load_translator(
       FileNotFoundError: there is no checkpoint.
       ValueError: the run makes something else, or has several seeds and ``seed`` is none of them.
     """
-    kept = restore_run(run, seed=seed)
-    match kept.meta.get("target"):
+    restored = restore_run(run, seed=seed)
+    match restored.metadata.get("target"):
         case "text":
-            return _writer(kept, writing)
+            return _writer(restored, writing)
         case "audio":
-            return _speaker(kept, rate, run)
-        case "image" if kept.meta.get("tokenizer"):
-            return _artist(kept, noise)
+            return _speaker(restored, rate, run)
+        case "image" if restored.metadata.get("tokenizer"):
+            return _artist(restored, noise)
     raise ValueError(
         f"{run} translates nothing: give a run of captioning.py, speech_recognition.py, speech_synthesis.py, or of "
         "text_to_image_gan.py with captions"
     )
 
 
-def _writer(kept: Kept, writing: Writing | None) -> Translator:
-    config, meta = kept.meta["config"], kept.meta
-    model, source = from_json(Seq2SeqConfig, config["model"]), meta["source"]
+def _writer(restored: RestoredCheckpoint, writing: Writing | None) -> Translator:
+    config, metadata = restored.metadata["config"], restored.metadata
+    model, source = from_json(Seq2SeqConfig, config["model"]), metadata["source"]
     ways = {"it": from_json(Writing, config["writing"]) if writing is None else writing}
     writer = Writer(
-        model, source, tokenizer_from(meta["tokenizer"]), length=meta["length"], ways=ways, batch_size=BATCH
+        model,
+        source,
+        tokenizer_from(metadata["tokenizer"]),
+        length=metadata["length"],
+        ways=ways,
+        batch_size=BATCH,
     )
     rate = model.features.sample_rate
 
     def apply(examples: Sequence[np.ndarray]) -> list[str]:
         # Of whole seconds, so that sets of sounds share a program.
         fields = _padded(examples, rate) if source == "audio" else {source: np.stack(examples)}
-        return writer(kept.params, ArraySource(fields), "it")
+        return writer(restored.params, ArraySource(fields), "it")
 
-    return Translator(source, "text", apply, rate, shape=tuple(meta["shape"]))
+    return Translator(source, "text", apply, rate, shape=tuple(metadata["shape"]))
 
 
 def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray]:
@@ -98,10 +103,14 @@ def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray
     return {"audio": audio, "audio_mask": mask}
 
 
-def _speaker(kept: Kept, rate: float, run: pathlib.Path) -> Translator:
-    meta, model = kept.meta, from_json(SpeechConfig, kept.meta["config"]["model"])
-    tokenizer, names, length = tokenizer_from(meta["tokenizer"]), tuple(meta["speakers"]), meta["length"]
-    sizes = dict(frames=meta["frames"], speakers=len(names), rate=rate, batch_size=BATCH)
+def _speaker(restored: RestoredCheckpoint, rate: float, run: pathlib.Path) -> Translator:
+    metadata, model = restored.metadata, from_json(SpeechConfig, restored.metadata["config"]["model"])
+    tokenizer, names, length = (
+        tokenizer_from(metadata["tokenizer"]),
+        tuple(metadata["speakers"]),
+        metadata["length"],
+    )
+    sizes = dict(frames=metadata["frames"], speakers=len(names), rate=rate, batch_size=BATCH)
     speak = Speaker(model, TokenizeTransform(tokenizer, length), **sizes)
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
@@ -112,16 +121,20 @@ def _speaker(kept: Kept, rate: float, run: pathlib.Path) -> Translator:
                 )
         who = np.asarray([0] * len(texts) if speakers is None else speakers, np.int32)
         asked = ArraySource({"caption": np.asarray(texts, object), "speaker": who})
-        return speak(kept.params, asked).waves
+        return speak(restored.params, asked).waves
 
     return Translator("text", "audio", apply, model.features.sample_rate, speakers=names)
 
 
-def _artist(kept: Kept, noise: int) -> Translator:
-    meta = kept.meta
-    model, shape, length = from_json(GANConfig, meta["config"]["model"]), tuple(meta["shape"]), meta["length"]
-    tokenizer = tokenizer_from(meta["tokenizer"])
-    sizes = dict(vocab_size=tokenizer.vocab_size, length=length, classes=meta["classes"])
+def _artist(restored: RestoredCheckpoint, noise: int) -> Translator:
+    metadata = restored.metadata
+    model, shape, length = (
+        from_json(GANConfig, metadata["config"]["model"]),
+        tuple(metadata["shape"]),
+        metadata["length"],
+    )
+    tokenizer = tokenizer_from(metadata["tokenizer"])
+    sizes = dict(vocab_size=tokenizer.vocab_size, length=length, classes=metadata["classes"])
     dimensions = model.generator.noise
     draw = Artist(
         make_gan(model, shape=shape, **sizes),
@@ -132,6 +145,6 @@ def _artist(kept: Kept, noise: int) -> Translator:
 
     def apply(texts: Sequence[str]) -> list[np.ndarray]:
         asked = draw.asked(ArraySource({"caption": np.asarray(texts, object)}))
-        return list(draw(kept.params, asked, draw.draw_noise(len(texts), noise)))
+        return list(draw(restored.params, asked, draw.draw_noise(len(texts), noise)))
 
     return Translator("text", "image", apply, 0, shape=shape)

@@ -73,7 +73,7 @@ def with_lora(method: Method, config: LoRA, names: tuple[str, ...]) -> Method:
     """``method`` with adapters on the ``targets`` within ``params[name]`` of each name.
 
     They are parameters of their own, ``a`` and ``b`` under ``params["lora"]`` and the path of the kernel; which others
-    learn is the optimizer's business. ``settled`` adds them up: ``predict`` is that of ``method``.
+    learn is the optimizer's business. ``finalize_params`` adds them up: ``predict`` is that of ``method``.
 
     Raises:
       ValueError: no kernel is a target.
@@ -102,13 +102,13 @@ def with_lora(method: Method, config: LoRA, names: tuple[str, ...]) -> Method:
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
         return method.loss(adapt(*split(params), config), batch, key, axis_name=axis_name)
 
-    def given(params: Params, batch: Batch) -> Params:
+    def load_pretrained(params: Params, batch: Batch) -> Params:
         own, adapters = split(params)
-        return {**method.given(own, batch), NAME: adapters}
+        return {**method.load_pretrained(own, batch), NAME: adapters}
 
     return method._replace(
         init=init,
         loss=loss,
-        given=None if method.given is None else given,
-        settled=lambda params: adapt(*split(params), config),
+        load_pretrained=None if method.load_pretrained is None else load_pretrained,
+        finalize_params=lambda params: adapt(*split(params), config),
     )

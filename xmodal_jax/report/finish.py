@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.core.runtime import Stopwatch
+from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.run import Run, summary_line
@@ -29,7 +29,7 @@ def finish(
     *,
     headline: Sequence[str],
     bad_examples: BadExamples,
-    watch: Stopwatch,
+    timer: Timer,
     **facts: Any,
 ) -> None:
     """Adds bad examples, configuration and timing to the report, writes ``report.html`` and ``result.json`` and closes
@@ -39,12 +39,12 @@ def finish(
     ``result.json`` (see `Run.write_result`).
     """
     page = run.path / "report.html"
-    with watch("report"):
+    with timer("report"):
         add_bad_examples(report, bad_examples, run.path)
         report.add_config(run.read_config())
-        report.add_timing(watch.report())
+        report.add_timing(timer.report())
         report.write(page)
-    run.write_result(metrics, timing=watch.report(), **facts)
+    run.write_result(metrics, timing=timer.report(), **facts)
     run.close()
     print(bad_examples.summary() or "no bad examples")
     print(f"{page}\n{summary_line(metrics, headline)}")

@@ -27,12 +27,12 @@ class CheckpointMismatch(ValueError):
     """A readable checkpoint that belongs to another model, optimizer or number of seeds."""
 
 
-class Kept(NamedTuple):
+class RestoredCheckpoint(NamedTuple):
     """What a finished (or stopped) run hands to others."""
 
     params: Any
     """The parameters to use: their average where the run kept one."""
-    meta: dict
+    metadata: dict
     """The facts stored beside them: ``config``, ``tokenizer`` (file name to content), ``step``, …"""
     step: int
 
@@ -51,7 +51,7 @@ class Checkpoints:
         self._best_value = None
         while self._best is not None and (step := self._best.latest_step()) is not None:
             try:
-                self._best_value = _read_meta(self._best, step)["best_value"]
+                self._best_value = _read_metadata(self._best, step)["best_value"]
                 break
             except Exception as error:  # see restore
                 self._set_aside(self._best, step, error)
@@ -65,25 +65,25 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.directory / name, options=options)
 
-    def save(self, step: int, state: Any, meta: dict) -> None:
-        """Writes ``state`` (in the engine's fetched layout) and the JSON-able ``meta``, in the background."""
+    def save(self, step: int, state: Any, metadata: dict) -> None:
+        """Writes ``state`` (in the engine's fetched layout) and the JSON-able ``metadata``, in the background."""
         if self._newest.latest_step() == step:
             return
         self.wait()  # one at a time: else several processes may meet at the barriers of different checkpoints
-        self._newest.save(step, args=_args(state, meta))
+        self._newest.save(step, args=_args(state, metadata))
 
-    def save_best(self, step: int, state: Any, meta: dict, value: float) -> bool:
+    def save_best(self, step: int, state: Any, metadata: dict, value: float) -> bool:
         """Keeps ``state`` if ``value`` (higher is better) beats every one before; says whether it did."""
         if self._best is None or (self._best_value is not None and value <= self._best_value):
             return False
         self._best_value = value
         if self._best.latest_step() != step:
             self.wait()
-            self._best.save(step, args=_args(state, {**meta, "best_value": value}))
+            self._best.save(step, args=_args(state, {**metadata, "best_value": value}))
         return True
 
     def restore(self, abstract: Any, *, best: bool = False) -> tuple[Any, dict] | None:
-        """The newest (or best) readable checkpoint as ``(state, meta)``, laid out as ``abstract``; None if none.
+        """The newest (or best) readable checkpoint as ``(state, metadata)``, laid out as ``abstract``; None if none.
 
         One that cannot be read, or whose arrays are not those that were written, is reported, set aside under
         ``damaged/``, and the one before is used. Raises CheckpointMismatch, and moves nothing, where a checkpoint is
@@ -106,18 +106,18 @@ class Checkpoints:
         return None
 
     def _read(self, manager, step: int, abstract: Any) -> tuple[Any, dict]:
-        meta = _read_meta(manager, step)
+        metadata = _read_metadata(manager, step)
         stored = _abstract_data(abstract)
-        _check_arrays(meta["arrays"], stored, pathlib.Path(manager.directory) / str(step))
+        _check_arrays(metadata["arrays"], stored, pathlib.Path(manager.directory) / str(step))
         target = jax.tree.map(_as_struct, stored)
         kept = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         now = describe(kept)
-        changed = [name for name, entry in meta["arrays"].items() if now[name] != entry]
+        changed = [name for name, entry in metadata["arrays"].items() if now[name] != entry]
         if changed:
             raise ValueError(
                 f"{changed[0]} holds other bits than were written ({len(changed)} arrays in all)"
             )
-        return _data_to_keys(kept, abstract), meta
+        return _data_to_keys(kept, abstract), metadata
 
     def _set_aside(self, manager, step: int, error: Exception | None) -> None:
         source = pathlib.Path(manager.directory) / str(step)
@@ -148,7 +148,9 @@ class Checkpoints:
                 manager.close()
 
 
-def restore_run(directory: pathlib.Path | str, *, best: bool = False, seed: int | None = None) -> Kept:
+def restore_run(
+    directory: pathlib.Path | str, *, best: bool = False, seed: int | None = None
+) -> RestoredCheckpoint:
     """The trained parameters of a run's newest (or best) checkpoint, on one device, whatever it was trained on.
 
     Needs no knowledge of the method that wrote it, and reads the parameters only. ``directory``: the run's, or its
@@ -158,17 +160,17 @@ def restore_run(directory: pathlib.Path | str, *, best: bool = False, seed: int 
     needed and not given.
     """
     folder = newest_checkpoint(directory, best=best)
-    meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-    held = {name.split("/")[0] for name in meta["arrays"]}
+    metadata = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    held = {name.split("/")[0] for name in metadata["arrays"]}
     name = "ema" if "ema" in held else "params"
     params = read_state(folder, name)[name]
     if any(
-        key.startswith("params/discriminator/") for key in meta["arrays"]
+        key.startswith("params/discriminator/") for key in metadata["arrays"]
     ):  # the average is of the generator alone
         both = read_state(folder, "params")["params"]
         memory = read_state(folder, "memory")["memory"] if "memory" in held else {}
         params = {**both, "memory": memory} | ({"generator": params} if name == "ema" else {})
-    seeds = meta.get("seeds", [])
+    seeds = metadata.get("seeds", [])
     if len(seeds) > 1:
         if seed not in seeds:
             raise ValueError(f"{folder} holds the seeds {seeds}: name one of them as seed, got {seed}")
@@ -176,8 +178,8 @@ def restore_run(directory: pathlib.Path | str, *, best: bool = False, seed: int 
     elif seed is not None and seed not in seeds:
         raise ValueError(f"{folder} holds the seed {seeds}, not {seed}")
     if lora.NAME in params:
-        params = lora.adapt(*lora.split(params), lora.LoRA(**meta["config"]["lora"]))
-    return Kept(params, meta, int(folder.name))
+        params = lora.adapt(*lora.split(params), lora.LoRA(**metadata["config"]["lora"]))
+    return RestoredCheckpoint(params, metadata, int(folder.name))
 
 
 def newest_checkpoint(directory: pathlib.Path | str, *, best: bool = False) -> pathlib.Path:
@@ -275,7 +277,7 @@ def _check_arrays(kept: dict[str, str], abstract: Any, where: pathlib.Path) -> N
         )
 
 
-def _read_meta(manager, step: int) -> dict:
+def _read_metadata(manager, step: int) -> dict:
     return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
@@ -296,9 +298,11 @@ def _data_to_keys(tree, like):
     return jax.tree.map(lambda x, t: jax.random.wrap_key_data(x) if is_key(t) else x, tree, like)
 
 
-def _args(state, meta):
-    meta = {**meta, "arrays": describe(state)}
-    return ocp.args.Composite(state=ocp.args.StandardSave(_keys_to_data(state)), meta=ocp.args.JsonSave(meta))
+def _args(state, metadata):
+    metadata = {**metadata, "arrays": describe(state)}
+    return ocp.args.Composite(
+        state=ocp.args.StandardSave(_keys_to_data(state)), meta=ocp.args.JsonSave(metadata)
+    )
 
 
 def _abstract_data(abstract):

@@ -122,7 +122,7 @@ class StartConfig(PretrainedConfig):
 
     init_from: pathlib.Path | None = None
     """A run whose encoders (and decoder, if both have one) to start from."""
-    init_rate: float = 1.0
+    encoder_lr_multiplier: float = 1.0
     """Learning rate of the encoders of --init-from and of pretrained ones, as a factor of that of the rest; 0 freezes
     them."""
     layer_decay: float = 1.0
@@ -132,14 +132,14 @@ class StartConfig(PretrainedConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.init_rate < 0 or not 0 < self.layer_decay <= 1:
+        if self.encoder_lr_multiplier < 0 or not 0 < self.layer_decay <= 1:
             raise ValueError(
-                f"--init-rate must not be negative and --layer-decay lie in (0, 1], got {self.init_rate} and "
-                f"{self.layer_decay}"
+                f"--encoder-lr-multiplier must not be negative and --layer-decay lie in (0, 1], got "
+                f"{self.encoder_lr_multiplier} and {self.layer_decay}"
             )
-        if self.lora.rank and (self.init_rate != 1.0 or self.layer_decay != 1.0):
+        if self.lora.rank and (self.encoder_lr_multiplier != 1.0 or self.layer_decay != 1.0):
             raise ValueError(
-                "with --lora.rank the encoders are frozen: leave --init-rate and --layer-decay at 1"
+                "with --lora.rank the encoders are frozen: leave --encoder-lr-multiplier and --layer-decay at 1"
             )
 
 

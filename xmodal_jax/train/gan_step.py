@@ -13,8 +13,8 @@ from jaxtyping import Array, Int
 
 from xmodal_jax.core import collectives, trees
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.train.optim import Optimizer, learning_rate, make_optimizer
-from xmodal_jax.train.step import Training, check_given
+from xmodal_jax.train.optim import Optimizer, learning_rate_schedule, make_optimizer
+from xmodal_jax.train.step import Training, check_params
 from xmodal_jax.types import GAN, Batch, Key, Params
 
 
@@ -83,7 +83,7 @@ def make_init(
     def init(key: Key, batch: Batch) -> GANState:
         params, memory = gan.init(fold_in_name(key, "init"), batch)
         if given is not None:
-            params = check_given(given, params)
+            params = check_params(given, params)
         average = None
         if optimizer.generator.ema is not None:
             average = jax.tree.map(jnp.copy, params["generator"])
@@ -205,7 +205,7 @@ def _learn(tx, optimizer: Players, state: GANState, grads, params, opt_state, me
         # The average without the weight of the start: as if divided by 1 - decay^steps.
         decay = optimizer.generator.ema
         rate = (1.0 - decay) / (1.0 - decay ** (1.0 + state.step))
-        average = trees.ema(average, params["generator"], 1.0 - rate)
+        average = trees.update_ema(average, params["generator"], 1.0 - rate)
     finite = jnp.concatenate([metrics["finite"], trees.finite_leaves(grads)])
     metrics = {**metrics, "generator_grad_norm": trees.global_norm(grads), "finite": finite}
     return GANState(state.step + 1, params, opt_state, average, memory, state.key), metrics
@@ -216,7 +216,7 @@ def _parts(x, count: int):
     return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
 
-def evaluated(state: GANState) -> Params:
+def eval_params(state: GANState) -> Params:
     """What `types.GAN.predict` takes: the generator's average where one is kept, and the memory."""
     generator = state.params["generator"] if state.ema is None else state.ema
     return {"discriminator": state.params["discriminator"], "generator": generator, "memory": state.memory}
@@ -231,16 +231,16 @@ def make_training(gan: GAN, optimizer: Players, steps: int, *, params: Params | 
     tx = {name: make_optimizer(one, steps - waits[name]) for name, one in optimizer.each.items()}
 
     def rate(name, one):
-        schedule = learning_rate(one, steps - waits[name])
+        schedule = learning_rate_schedule(one, steps - waits[name])
         return lambda step: schedule(jnp.maximum(step - waits[name], 0))
 
     return Training(
         make_init(gan, tx, optimizer, params=params),
         lambda axis: make_step(gan, tx, optimizer, axis_name=axis),
         {f"{name}_learning_rate": rate(name, one) for name, one in optimizer.each.items()},
-        evaluated,
+        eval_params,
         rehearsals,
         lambda axis: make_rehearsal(gan, tx, optimizer, axis_name=axis),
-        gan.given,
+        gan.load_pretrained,
         lambda params: params["generator"],
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from xmodal_jax.core.runtime import Stopwatch, free_memory
+from xmodal_jax.core.runtime import Timer, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.sources.arrays import ArraySource
@@ -25,7 +25,7 @@ from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import Engine, make_engine
 from xmodal_jax.train.preemption import termination
 from xmodal_jax.train.run import Run, stack_scores, to_json
-from xmodal_jax.train.step import Training, make_training, non_finite
+from xmodal_jax.train.step import Training, describe_non_finite, make_training
 from xmodal_jax.types import GAN, Method
 
 RESIDENT_LIMIT = 2 * 2**30
@@ -40,7 +40,7 @@ class Preempted(SystemExit):
     """The run was asked to stop, saved a checkpoint and can go on."""
 
 
-class Fitted(NamedTuple):
+class TrainingResult(NamedTuple):
     """What training leaves."""
 
     state: Any
@@ -69,13 +69,13 @@ def fit(
     config: RunConfig,
     optimizer: Optimizer | players.Players,
     run: Run,
-    watch: Stopwatch,
+    timer: Timer,
     *,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     monitor: str | None = None,
     params: Any = None,
-    meta: dict | None = None,
-) -> Fitted:
+    metadata: dict | None = None,
+) -> TrainingResult:
     """Trains ``method`` on ``loader``'s batches for ``config.steps`` steps.
 
     With ``config.seeds`` above 1 that many runs train at once, with the seeds ``config.seed``, ``config.seed + 1``, …;
@@ -85,8 +85,8 @@ def fit(
     monitor: which of those metrics (higher is better; of several seeds the mean) decides the best checkpoint and early
     stopping.
     params: parameters to start from, in place of the method's own initialisation.
-    meta: JSON-able facts kept in every checkpoint (what is needed to use the parameters elsewhere); the configuration
-    and the seeds are kept always.
+    metadata: JSON-able values stored in every checkpoint, beside the configuration and the seeds: what is needed to use
+    the parameters elsewhere.
 
     Raises NonFiniteError, naming step and parameters, when the loss or a gradient is no longer finite (with
     ``config.on_divergence`` "drop" and several seeds: of the last one), Preempted
@@ -98,8 +98,8 @@ def fit(
     seeds = config.all_seeds
     how = dict(fsdp=config.fsdp, seeds=len(seeds) if len(seeds) > 1 else None)
     engine = make_engine(config.parallel, training.init, training.make_step, **how)
-    if training.first:
-        run_first = make_engine(config.parallel, training.init, training.make_first, **how).run
+    if training.initial_steps:
+        run_first = make_engine(config.parallel, training.init, training.make_initial_step, **how).run
     example = numeric_fields(loader.example())
     keys = jax.vmap(jax.random.key)(np.array(seeds)) if engine.seeds else jax.random.key(config.seed)
     checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
@@ -107,7 +107,7 @@ def fit(
     state, start, best, waited = None, 0, -math.inf, 0
     lost: list[int] = []
     if config.resume:
-        with watch("restore"):
+        with timer("restore"):
             kept = checkpoints.restore(engine.abstract(keys, example))
         if kept is not None:
             start, waited = kept[1]["step"], kept[1]["waited"]
@@ -120,17 +120,17 @@ def fit(
             run.say("no checkpoint to resume from: starting at step 0")
     run.truncate_metrics(start)
     if state is None:
-        with watch("train"):
+        with timer("train"):
             state = engine.init(keys, example)
-            if training.given is not None:
-                state = _with_given(state, engine, training, example)
-    dispatch = _fitting_dispatch(config, start, training.first)
+            if training.load_pretrained is not None:
+                state = _with_pretrained(state, engine, training, example)
+    dispatch = _fitting_dispatch(config, start, training.initial_steps)
     # All at once: evaluated step by step, a schedule would cost a short step more than all the rest of this loop.
-    of_all = jax.jit(lambda steps: {k: jax.vmap(rate)(steps) for k, rate in training.rates.items()})
+    of_all = jax.jit(lambda steps: {k: jax.vmap(rate)(steps) for k, rate in training.learning_rates.items()})
     rates = jax.tree.map(np.asarray, of_all(np.arange(config.steps)))
     names = leaf_names(engine.fetch(state).params)
     shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
-    facts_of_run = {**(meta or {}), "config": to_json(run.config), "seeds": seeds, "shapes": shapes}
+    facts_of_run = {**(metadata or {}), "config": to_json(run.config), "seeds": seeds, "shapes": shapes}
 
     def facts(step):
         position = {**feed.position(), "step": step}
@@ -150,7 +150,7 @@ def fit(
         first = step - len(metrics["finite"]) + 1
         for k, flags in enumerate(metrics["finite"]):
             for seed, finite in zip(seeds, np.atleast_2d(flags), strict=True):
-                what = None if seed in lost else non_finite(finite, names)
+                what = None if seed in lost else describe_non_finite(finite, names)
                 if what is None:
                     continue
                 whose = f" of seed {seed}" if engine.seeds else ""
@@ -188,12 +188,12 @@ def fit(
         ) as bar,
     ):
         while step < config.steps:
-            with watch("data_wait"):
+            with timer("data_wait"):
                 xs = feed.next(step, dispatch)
-            with watch("train"):
+            with timer("train"):
                 if step == start and engine.seeds:
                     _check_memory(engine, state, feed.data, xs)
-                go = run_first if step < training.first else engine.run
+                go = run_first if step < training.initial_steps else engine.run
                 state, metrics = go(state, feed.data, xs)
                 # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
                 loss = check(*pending) if pending else None
@@ -201,8 +201,8 @@ def fit(
             pending = (step, metrics)
             bar.update(dispatch)
             if loss is not None and run.writes:
-                wait = watch.seconds.get("data_wait", 0.0)
-                busy = wait + watch.seconds["train"]
+                wait = timer.seconds.get("data_wait", 0.0)
+                busy = wait + timer.seconds["train"]
                 rate = loader.batch_size * len(seeds) * (bar.format_dict["rate"] or 0)
                 bar.set_postfix_str(
                     f"loss {loss:.4f}, {rate:,.0f} examples/s, {wait / busy:.0%} waiting for data",
@@ -211,10 +211,10 @@ def fit(
             due = lambda every: every and step % every == 0  # noqa: B023
             last = step >= config.steps
             if evaluate is not None and (due(config.eval_every) or last):
-                with watch("train"):
+                with timer("train"):
                     check(*pending)
                 pending = None
-                with watch("evaluation"):
+                with timer("evaluation"):
                     trained = zip(seeds, _of_each_seed(state, engine, training), strict=True)
                     scores = stack_scores([evaluate(p) for seed, p in trained if seed not in lost])
                 run.log(step, scores)
@@ -230,35 +230,37 @@ def fit(
             stop = asked(step)
             if last or due(config.checkpoint_every) or stop:
                 if pending:  # never keep a state that is not known to be finite
-                    with watch("train"):
+                    with timer("train"):
                         check(*pending)
                     pending = None
-                with watch("checkpoint"):
+                with timer("checkpoint"):
                     checkpoints.save(step, engine.fetch(state), facts(step))
             if stop and not last:
                 run.close()
                 raise Preempted(f"stopped at step {step} as asked; go on with:\n  {resume_command(run)}")
             if last:
                 break
-        with watch("checkpoint"):
+        with timer("checkpoint"):
             checkpoints.wait()
-    return Fitted(state, engine, step, training, [seed for seed in seeds if seed not in lost], lost, start)
+    return TrainingResult(
+        state, engine, step, training, [seed for seed in seeds if seed not in lost], lost, start
+    )
 
 
-def _with_given(state: Any, engine: Engine, training: Training, example: Any) -> Any:
+def _with_pretrained(state: Any, engine: Engine, training: Training, example: Any) -> Any:
     """A state whose parameters (and their average) hold what is read from files."""
-    drawn, given = engine.fetch(state), training.given
+    drawn, given = engine.fetch(state), training.load_pretrained
     if engine.seeds is None:
         params = given(drawn.params, example)
     else:
         each = [given(jax.tree.map(lambda x: x[k], drawn.params), example) for k in range(engine.seeds)]  # noqa: B023
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    average = None if drawn.ema is None else jax.tree.map(jnp.copy, training.averaged(params))
+    average = None if drawn.ema is None else jax.tree.map(jnp.copy, training.ema_params(params))
     return engine.place(drawn._replace(params=params, ema=average))
 
 
 def _of_each_seed(state: Any, engine: Engine, training: Training) -> list[Any]:
-    params = training.evaluated(engine.fetch(state))
+    params = training.eval_params(engine.fetch(state))
     if engine.seeds is None:
         return [params]
     return [jax.tree.map(lambda x: x[k], params) for k in range(engine.seeds)]  # noqa: B023

@@ -16,46 +16,50 @@ from xmodal_jax.train.muon import scale_by_muon
 from xmodal_jax.types import Params
 
 _WITHOUT_DECAY = ("adam", "adafactor")
+"""Update rules without decoupled weight decay."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How parameters move."""
+    """Options of an optimizer: update rule, learning-rate schedule, clipping, decay and frozen parameters."""
 
     name: Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon"] = "adamw"
-    """Update rule. ``adamw`` decouples the weight decay from the gradient; ``adam`` has none. ``muon`` orthogonalises
-    the momentum of matrices and moves the rest by Adam's rule: fewer steps, at rates about 5 times as high."""
+    """Update rule. ``adamw`` decouples the weight decay from the gradient; ``adam`` has no weight decay. ``muon``
+    orthogonalises the momentum of matrices and updates other parameters by Adam's rule: fewer steps, with a learning
+    rate about 5 times as high."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"
-    """Shape after warm-up; cosine and linear end at ``final_scale`` times the peak."""
+    """Learning-rate schedule after the warm-up; cosine and linear end at ``final_scale`` times the peak."""
     warmup: float = 0.05
-    """Linear warm-up: a share of all steps if below 1, else a number of steps."""
+    """Length of the linear warm-up: a fraction of all steps if below 1, else a number of steps."""
     final_scale: float = 0.0
-    """Learning rate at the last step, as a share of the peak."""
+    """Learning rate at the last step, as a fraction of the peak (cosine and linear schedules)."""
     b1: float = 0.9
-    """Decay of the gradient's average (momentum)."""
+    """Decay rate of the moving average of the gradient (momentum)."""
     b2: float = 0.98
-    """Decay of the squared gradient's average."""
+    """Decay rate of the moving average of the squared gradient."""
     weight_decay: float = 0.05
-    """Decoupled weight decay (adamw, lion, sgd, muon), multiplied by the learning rate."""
+    """Decoupled weight decay (adamw, lion, sgd, muon); it is multiplied by the learning rate."""
     decay_mask: str = r"(kernel|embedding)$"
-    """Regular expression of the parameters that decay, and to which l1 and l2 apply: weights, not biases or norms."""
+    """Regular expression over parameter paths: the parameters that weight decay, l1 and l2 apply to. By default these
+    are weights, and neither biases nor norms."""
     l1: float = 0.0
-    """``l1 * sum |w|`` added to the loss's gradient."""
+    """Strength of L1 regularisation: the gradient of ``l1 * sum |w|`` is added to that of the loss."""
     l2: float = 0.0
-    """``l2 * sum w^2`` added to the loss's gradient (coupled, unlike weight_decay)."""
+    """Strength of L2 regularisation: the gradient of ``l2 * sum w^2`` is added to that of the loss (coupled with the
+    update rule, unlike weight_decay)."""
     clip_norm: float | None = 1.0
-    """Global gradient norm above which the gradient is scaled down; None: never."""
+    """Largest global norm of the gradient; a gradient above it is scaled down. None: no limit."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions of parameters that do not train."""
-    rates: tuple[tuple[str, float], ...] = ((".*", 1.0),)
-    """(regular expression, learning-rate factor); the first that matches a parameter decides. Together they must
-    cover every parameter, and each must match at least one."""
+    """Regular expressions over parameter paths; parameters that match one are not trained."""
+    lr_multipliers: tuple[tuple[str, float], ...] = ((".*", 1.0),)
+    """Learning-rate multipliers: pairs of a regular expression over parameter paths and a factor. The first expression
+    that matches a parameter decides. Together they must cover every parameter, and each must match at least one."""
     accumulate: int = 1
-    """Split each batch into this many parts and average their gradients: less memory, the same step count."""
+    """Number of parts that each batch is split into; their gradients are averaged. Saves memory, with as many steps."""
     ema: float | None = None
-    """Decay of the parameters' exponential average, used for evaluation; None: no average is kept."""
+    """Decay rate of an exponential moving average of the parameters, which is then evaluated. None: no average."""
 
     def __post_init__(self):
         if self.learning_rate <= 0:
@@ -66,15 +70,15 @@ class Optimizer:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if self.name in _WITHOUT_DECAY and self.weight_decay and self.weight_decay != Optimizer.weight_decay:
             raise ValueError(f"{self.name} takes no weight_decay; choose adamw or set l2")
-        for pattern in (*self.freeze, *(p for p, _ in self.rates), self.decay_mask):
+        for pattern in (*self.freeze, *(p for p, _ in self.lr_multipliers), self.decay_mask):
             try:
                 re.compile(pattern)
             except re.error as e:
                 raise ValueError(f"{pattern!r} is not a regular expression: {e}") from e
 
 
-def learning_rate(config: Optimizer, steps: int) -> Callable:
-    """Step to learning rate: linear warm-up, then the chosen shape down to the last of ``steps`` steps."""
+def learning_rate_schedule(config: Optimizer, steps: int) -> Callable:
+    """``schedule(step) -> learning rate``: linear warm-up, then the chosen schedule down to the last of ``steps``."""
     warmup = int(config.warmup if config.warmup >= 1 else config.warmup * steps)
     peak, rest = config.learning_rate, max(steps - warmup, 1)
     if config.schedule == "cosine":
@@ -88,37 +92,40 @@ def learning_rate(config: Optimizer, steps: int) -> Callable:
         main = optax.constant_schedule(peak)
     if not warmup:
         return main
-    # From peak/warmup, not from 0: a first step that moves nothing is wasted.
+    # From peak/warmup and not from 0, because a first step with a learning rate of 0 would be wasted.
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup), main], [warmup])
 
 
-def rate_factors(config: Optimizer, params: Params) -> Params:
-    """The learning-rate factor of each parameter: a tree of float; 0 where frozen.
+def resolve_lr_multipliers(config: Optimizer, params: Params) -> Params:
+    """The learning-rate multiplier of each parameter, as a tree of floats; 0 where the parameter is frozen.
 
-    Raises ValueError for a parameter that no rule covers and for a rule that no parameter matches.
+    Raises:
+      ValueError: no expression matches a parameter, or an expression matches none.
     """
     names = trees.leaf_names(params)
-    for pattern in (*config.freeze, *(p for p, _ in config.rates)):
+    for pattern in (*config.freeze, *(p for p, _ in config.lr_multipliers)):
         if not any(re.search(pattern, n) for n in names):
             shown = "\n  ".join(names[:40])
             raise ValueError(
-                f"{pattern!r} (freeze or rates) matches no parameter. Parameters are:\n  {shown}"
+                f"{pattern!r} (freeze or lr_multipliers) matches no parameter. Parameters are:\n  {shown}"
             )
 
     def factor(name, _):
         if any(re.search(p, name) for p in config.freeze):
             return 0.0
-        for pattern, value in config.rates:
+        for pattern, value in config.lr_multipliers:
             if re.search(pattern, name):
                 return float(value)
-        raise ValueError(f"parameter {name!r} is covered by no rule of rates; end them with ('.*', 1.0)")
+        raise ValueError(
+            f"parameter {name!r} is covered by no rule of lr_multipliers; end them with ('.*', 1.0)"
+        )
 
     return trees.map_with_name(factor, params)
 
 
 def trainable(config: Optimizer, params: Params) -> Params:
-    """A tree of bool: False where a parameter is frozen (or its factor is 0)."""
-    return jax.tree.map(lambda f: f != 0.0, rate_factors(config, params))
+    """Which parameters are trained, as a tree of bools: False where one is frozen or its multiplier is 0."""
+    return jax.tree.map(lambda f: f != 0.0, resolve_lr_multipliers(config, params))
 
 
 def _add_l1(strength: float, mask) -> optax.GradientTransformation:
@@ -129,10 +136,10 @@ def _add_l1(strength: float, mask) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """The Optax transformation for a run of ``steps`` steps; frozen parameters keep no optimizer state."""
+    """The Optax transformation for a training of ``steps`` steps; frozen parameters have no optimizer state."""
 
     def decays(params):
-        # Of what learns perhaps nothing decays; that the mask means something is seen to with all parameters at hand.
+        # May be False for every trainable parameter; `_check_rules` checks the expression against all parameters.
         return trees.map_with_name(lambda name, _: bool(re.search(config.decay_mask, name)), params)
 
     chain = []
@@ -155,26 +162,26 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         chain.append(optax.clip_by_block_rms(1.0))
     if config.weight_decay and config.name not in _WITHOUT_DECAY:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
-    chain.append(_scale_by_factors(config))
-    chain.append(optax.scale_by_learning_rate(learning_rate(config, steps)))
+    chain.append(_scale_by_lr_multipliers(config))
+    chain.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
     return _only_trainable(optax.chain(*chain), config)
 
 
-def _scale_by_factors(config: Optimizer) -> optax.GradientTransformation:
-    if all(value == 1.0 for _, value in config.rates):
+def _scale_by_lr_multipliers(config: Optimizer) -> optax.GradientTransformation:
+    if all(value == 1.0 for _, value in config.lr_multipliers):
         return optax.identity()
 
     def update(updates, state, params=None):
         names = iter(trees.leaf_names(updates))
-        by_rule = lambda name: next((v for p, v in config.rates if re.search(p, name)), 1.0)
+        by_rule = lambda name: next((v for p, v in config.lr_multipliers if re.search(p, name)), 1.0)
         return jax.tree.map(lambda u: u * by_rule(next(names)), updates), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def _only_trainable(tx: optax.GradientTransformation, config: Optimizer) -> optax.GradientTransformation:
-    """``tx`` over the trainable parameters, zero updates and no state for the frozen ones."""
-    if not config.freeze and all(value != 0.0 for _, value in config.rates):
+    """Applies ``tx`` to the trainable parameters; frozen ones get zero updates and no state."""
+    if not config.freeze and all(value != 0.0 for _, value in config.lr_multipliers):
 
         def init(params):
             _check_rules(config, params)
@@ -192,7 +199,7 @@ def _only_trainable(tx: optax.GradientTransformation, config: Optimizer) -> opta
 
 
 def _check_rules(config: Optimizer, params: Params) -> None:
-    """Raises where the rules do not fit the parameters."""
-    rate_factors(config, params)
+    """Raises ValueError where a regular expression does not fit the parameters."""
+    resolve_lr_multipliers(config, params)
     if config.l1 or config.l2 or (config.weight_decay and config.name not in _WITHOUT_DECAY):
         trees.match_names(config.decay_mask, params, what="decay_mask")

@@ -277,7 +277,7 @@ class Run:
 
         ``metrics``: names ``direction-or-split/metric``, each a number or one per seed; the file then holds
         the mean, with the standard deviation (of a sample: over n - 1) under ``spread`` and the values under
-        ``per_seed``. ``timing``: seconds by name (see `core.runtime.Stopwatch`). ``extra``: further entries,
+        ``per_seed``. ``timing``: seconds by name (see `core.runtime.Timer`). ``extra``: further entries,
         plain values.
         """
         for name in metrics:

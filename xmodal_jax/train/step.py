@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -18,161 +19,191 @@ from xmodal_jax.types import Batch, Key, Method, Params
 
 
 class TrainState(NamedTuple):
-    """All that changes while one network trains."""
+    """Everything that changes while one network trains."""
 
     step: Int[Array, ""]
+    """Number of steps taken."""
     params: Params
     opt_state: Any
+    """State of the Optax optimizer."""
     ema: Params | None
-    """Exponential average of the parameters, or None where the optimizer asks for none."""
+    """Exponential moving average of the parameters; None where the optimizer asks for none."""
     key: Key
-    """The seed's key; a step draws from ``fold_in(key, step)``. It never changes."""
+    """The seed's key, which never changes: step ``n`` draws from ``fold_in(key, n)``."""
 
 
 def eval_params(state: TrainState) -> Params:
-    """The parameters to evaluate: the average where one is kept."""
+    """The parameters to evaluate: their exponential moving average where the state has one."""
     return state.params if state.ema is None else state.ema
 
 
 class Training(NamedTuple):
-    """What `train.loop.fit` needs to know of a method."""
+    """A method bound to an optimizer: the programs and schedules that `train.loop.fit` runs."""
 
     init: Callable[[Key, Batch], Any]
     """``init(seed_key, batch) -> state``."""
     make_step: Callable[[str | None], Callable]
-    """``make_step(axis_name) -> step(state, batch) -> (state, metrics)``."""
-    rates: dict[str, Callable]
-    """Learning rates by name: step to rate."""
-    evaluated: Callable[[Any], Params]
-    """Of a state, the parameters to evaluate."""
-    first: int = 0
-    """So many steps at the start are of another kind."""
-    make_first: Callable[[str | None], Callable] | None = None
-    """What makes these, as ``make_step`` the others. A program of its own: a branch within one runs slower on a CPU."""
-    given: Callable[[Params, Batch], Params] | None = None
-    """See `types.Method`."""
-    averaged: Callable[[Params], Params] = lambda params: params
-    """Of parameters, those of which an average is kept."""
+    """``make_step(axis_name) -> step``, where ``step(state, batch) -> (state, metrics)``."""
+    learning_rates: dict[str, Callable]
+    """Learning-rate schedules by name; each maps a step to a learning rate."""
+    eval_params: Callable[[Any], Params]
+    """``eval_params(state) -> params``: the parameters to evaluate."""
+    initial_steps: int = 0
+    """Number of steps, at the start of training, that ``make_initial_step`` makes."""
+    make_initial_step: Callable[[str | None], Callable] | None = None
+    """As ``make_step``, for the initial stage. A program of its own: one program with a branch is slower on a CPU."""
+    load_pretrained: Callable[[Params, Batch], Params] | None = None
+    """As `types.Method.load_pretrained`."""
+    ema_params: Callable[[Params], Params] = lambda params: params
+    """``ema_params(params)``: the part of the parameters that the exponential moving average is taken of."""
 
 
 def make_training(
     method: Method, config: optim.Optimizer, steps: int, *, params: Params | None = None
 ) -> Training:
-    """What `train.loop.fit` needs to train ``method`` for ``steps`` steps."""
+    """Binds ``method`` to an optimizer for a training of ``steps`` steps.
+
+    ``params``: parameters to start from, in place of the method's own initialisation.
+    """
     tx = optim.make_optimizer(config, steps)
-    settle = (lambda params: params) if method.settled is None else method.settled
+    finalize = (lambda params: params) if method.finalize_params is None else method.finalize_params
     training = Training(
         make_init(method, tx, config, params=params),
         lambda axis: make_step(method, tx, config, axis_name=axis),
-        {"learning_rate": optim.learning_rate(config, steps)},
-        lambda state: settle(eval_params(state)),
-        given=method.given,
+        {"learning_rate": optim.learning_rate_schedule(config, steps)},
+        lambda state: finalize(eval_params(state)),
+        load_pretrained=method.load_pretrained,
     )
-    if method.first is None:
+    if method.initial_stage is None:
         return training
     return training._replace(
-        first=round(method.first.share * steps),
-        make_first=lambda axis: make_first(method, tx, config, axis_name=axis),
+        initial_steps=round(method.initial_stage.fraction * steps),
+        make_initial_step=lambda axis: make_initial_step(method, tx, config, axis_name=axis),
     )
 
 
-def check_given(given: Params, own: Params) -> Params:
-    """The given parameters as arrays. Those of another model must not be trained on unnoticed: raises AssertionError,
-    which names the difference leaf by leaf."""
-    chex.assert_trees_all_equal_shapes_and_dtypes(given, own)
-    return jax.tree.map(jnp.asarray, given)
+def check_params(params: Params, expected: Params) -> Params:
+    """``params`` as arrays of JAX, once their tree, shapes and types are found to be those of ``expected``.
+
+    Raises AssertionError, which names the difference leaf by leaf: parameters of another model must not be trained on
+    unnoticed.
+    """
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, expected)
+    return jax.tree.map(jnp.asarray, params)
 
 
 def make_init(
     method: Method, tx: optax.GradientTransformation, config: optim.Optimizer, *, params: Params | None = None
 ) -> Callable:
-    """``init(seed_key, batch) -> TrainState``; ``params`` to start from, in place of the method's own."""
-    given = params
+    """``init(seed_key, batch) -> TrainState``.
+
+    ``params``: parameters to start from, in place of the method's own initialisation. ``init`` raises AssertionError
+    where they are not of this method.
+    """
+    initial = params
 
     def init(key: Key, batch: Batch) -> TrainState:
-        own = fold_in_name(key, "init")
-        if given is None:
-            params = method.init(own, batch)
+        init_key = fold_in_name(key, "init")
+        if initial is None:
+            params = method.init(init_key, batch)
         else:
-            params = check_given(given, jax.eval_shape(method.init, own, batch))
-        average = None if config.ema is None else jax.tree.map(jnp.copy, params)
-        return TrainState(
-            jnp.zeros((), jnp.int32), params, tx.init(params), average, fold_in_name(key, "train")
-        )
+            params = check_params(initial, jax.eval_shape(method.init, init_key, batch))
+        ema = None if config.ema is None else jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, fold_in_name(key, "train"))
 
     return init
 
 
-def make_first(
+def make_initial_step(
     method: Method, tx: optax.GradientTransformation, config: optim.Optimizer, *, axis_name: str | None = None
 ) -> Callable:
-    """The step of the method's first stage, as `make_step`."""
-    stage = method.first
-    early = method._replace(loss=stage.loss, first=stage._replace(learns=lambda path: not stage.learns(path)))
-    return make_step(early, tx, config, axis_name=axis_name)
+    """The step of the method's initial stage, with its loss and its parameters alone; otherwise as `make_step`."""
+    stage = method.initial_stage
+    return _make_step(stage.loss, lambda path: not stage.trains(path), tx, config, axis_name)
 
 
 def make_step(
     method: Method, tx: optax.GradientTransformation, config: optim.Optimizer, *, axis_name: str | None = None
 ) -> Callable:
-    """``step(state, batch) -> (state, metrics)``; under ``axis_name`` the batch is this device's rows.
+    """``step(state, batch) -> (state, metrics)``; under ``axis_name`` the batch is this device's part.
 
-    ``metrics`` holds the loss and the method's scalars over the global batch, ``grad_norm`` (before clipping) and
-    ``finite``: a flag for the loss followed by one for each gradient leaf. What learned in the method's first stage
-    stays as it is.
+    ``metrics``: ``loss`` and the method's scalars over the global batch, ``grad_norm`` (before clipping) and
+    ``finite``, a flag for the loss followed by one for each gradient leaf. The parameters that the method's initial
+    stage trains (see `types.Stage`) stay as they are.
     """
+    frozen = None if method.initial_stage is None else method.initial_stage.trains
+    return _make_step(method.loss, frozen, tx, config, axis_name)
+
+
+def _make_step(
+    method_loss: Callable,
+    frozen: Callable[[str], bool] | None,
+    tx: optax.GradientTransformation,
+    config: optim.Optimizer,
+    axis_name: str | None,
+) -> Callable:
+    """The step that minimises ``method_loss``; ``frozen(path)``: whether a parameter is not updated."""
 
     def loss_fn(params, batch, key):
         if config.freeze:
-            train = optim.trainable(config, params)
-            params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, train)
-        return method.loss(params, batch, key, axis_name=axis_name)
+            trainable = optim.trainable(config, params)
+            params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trainable)
+        return method_loss(params, batch, key, axis_name=axis_name)
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-
-    def gradients(params, batch, key):
-        if config.accumulate == 1:
-            return grad_fn(params, batch, key)
-        parts = config.accumulate
-
-        def split(x):
-            # Part a is the rows with row % parts == a, the same set of examples on any number of devices.
-            return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-
-        def body(total, part):
-            return jax.tree.map(jnp.add, total, grad_fn(params, part, key)), None
-
-        pieces = jax.tree.map(split, batch)
-        zero = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], pieces), key)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
-        total, _ = jax.lax.scan(body, zero, pieces)
-        return jax.tree.map(lambda x: x / parts, total)
+    grad_fn = _accumulated(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
         if "index" in batch:
             batch = {**batch, "step": jnp.full(batch["index"].shape[:1], state.step, jnp.int32)}
-        (loss, aux), grads = gradients(state.params, batch, key)
+        (loss, aux), grads = grad_fn(state.params, batch, key)
+        # Each device holds its share of the loss and of its gradient (see core.collectives): their sum is the value
+        # over the global batch, not a sum of means.
         (loss, aux), grads = collectives.psum(((loss, aux), grads), axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        if method.first is not None:
-            still = method.first.learns
-            updates = trees.map_with_name(lambda name, u: jnp.zeros_like(u) if still(name) else u, updates)
+        if frozen is not None:
+            updates = trees.map_with_name(lambda path, u: jnp.zeros_like(u) if frozen(path) else u, updates)
         params = optax.apply_updates(state.params, updates)
-        average = state.ema
-        if average is not None:
-            # The warm-up of the decay removes the weight of the initial parameters (as in Polyak averaging at first).
+        ema = state.ema
+        if ema is not None:
+            # The decay grows with the step, so that the initial parameters soon have no weight.
             decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
-            average = trees.ema(average, params, decay)
+            ema = trees.update_ema(ema, params, decay)
         finite = jnp.concatenate([jnp.isfinite(loss)[None], trees.finite_leaves(grads)])
         metrics = {"loss": loss, **aux, "grad_norm": trees.global_norm(grads), "finite": finite}
-        return TrainState(state.step + 1, params, opt_state, average, state.key), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
 
     return step
 
 
-def non_finite(finite, names: list[str]) -> str | None:
-    """What a step's ``finite`` flags say of the parameters ``names``, in words; None if all is well."""
+def _accumulated(grad_fn: Callable, parts: int) -> Callable:
+    """``grad_fn(params, batch, key)`` as the mean over ``parts`` parts of the batch, computed one after the other."""
+    if parts == 1:
+        return grad_fn
+
+    def split(x):
+        # Part n holds the examples whose place in the batch is n modulo ``parts``: the same set on any number of
+        # devices.
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    def mean_grad_fn(params, batch, key):
+        def body(total, part):
+            return jax.tree.map(jnp.add, total, grad_fn(params, part, key)), None
+
+        stacked = jax.tree.map(split, batch)
+        zero = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], stacked), key)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
+        total, _ = jax.lax.scan(body, zero, stacked)
+        return jax.tree.map(lambda x: x / parts, total)
+
+    return mean_grad_fn
+
+
+def describe_non_finite(finite: np.ndarray, names: list[str]) -> str | None:
+    """Which of the loss and the gradients are not finite, in words; None if all are finite.
+
+    ``finite``: a step's flags, one for the loss and then one for each of the parameters ``names``.
+    """
     if finite.all():
         return None
     bad = [name for name, ok in zip(names, finite[1:], strict=True) if not ok]

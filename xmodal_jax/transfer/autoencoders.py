@@ -37,13 +37,15 @@ _PARTS = "experts|trunks"
 class LatentConfig(PretrainedConfig):
     """What the experiments with autoencoders share."""
 
-    init_rate: float = 1.0
+    encoder_lr_multiplier: float = 1.0
     """Learning rate of pretrained encoders, as a factor of that of the rest; 0 freezes them."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.init_rate < 0:
-            raise ValueError(f"--init-rate must not be negative, got {self.init_rate}")
+        if self.encoder_lr_multiplier < 0:
+            raise ValueError(
+                f"--encoder-lr-multiplier must not be negative, got {self.encoder_lr_multiplier}"
+            )
 
 
 class Readers(NamedTuple):
@@ -60,7 +62,7 @@ class Readers(NamedTuple):
             return method
         groups = [group for group in make_groups(sizes) if group.kind in self.folders]
 
-        def given(params: Params, batch: Batch) -> Params:
+        def load_pretrained(params: Params, batch: Batch) -> Params:
             flat = trees.flat(params)
             for group in groups:
                 module = group.encoder(self.configs[group.kind])
@@ -73,7 +75,7 @@ class Readers(NamedTuple):
                         flat[path] = jnp.broadcast_to(read[path[place.end() :]], drawn.shape)
             return jax.tree.unflatten(jax.tree.structure(params), flat.values())
 
-        return method._replace(given=given)
+        return method._replace(load_pretrained=load_pretrained)
 
     def optimize(self, optimizer: Optimizer) -> Optimizer:
         """An optimizer with the learning rate of these encoders; 0 freezes them."""
@@ -82,7 +84,9 @@ class Readers(NamedTuple):
             return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, *where))
         if self.rate == 1.0:
             return optimizer
-        return dataclasses.replace(optimizer, rates=(*((w, self.rate) for w in where), *optimizer.rates))
+        return dataclasses.replace(
+            optimizer, lr_multipliers=(*((w, self.rate) for w in where), *optimizer.lr_multipliers)
+        )
 
 
 def pretrained_readers(config: Config) -> tuple[Config, Readers]:
@@ -96,4 +100,4 @@ def pretrained_readers(config: Config) -> tuple[Config, Readers]:
         own = getattr(model, kind)
         configs[kind] = as_pretrained(own.encoder, pretrained_config(kind, folder))
         model = dataclasses.replace(model, **{kind: dataclasses.replace(own, encoder=configs[kind])})
-    return dataclasses.replace(config, model=model), Readers(folders, configs, config.init_rate)
+    return dataclasses.replace(config, model=model), Readers(folders, configs, config.encoder_lr_multiplier)

@@ -104,12 +104,13 @@ class Encoders(NamedTuple):
         return dataclasses.replace(model, **configs, **features)
 
     def optimize(self, optimizer: Optimizer, modalities: tuple[str, ...], config: StartConfig) -> Optimizer:
-        """An optimizer with the learning rates that ``config`` asks for these encoders: ``init_rate`` times as high (0
-        freezes them), lower with every layer towards the inputs, or none but that of adapters."""
+        """An optimizer with the learning rates that ``config`` asks for these encoders: multiplied by
+        ``encoder_lr_multiplier`` (0 freezes them), lower with every layer towards the inputs, or none but that of
+        adapters."""
         names = [m for m in modalities if m in self.folders or (m in self.params and m in MODALITIES)]
         if not names:
             return optimizer
-        rate = 0.0 if config.lora.rank else config.init_rate
+        rate = 0.0 if config.lora.rank else config.encoder_lr_multiplier
         rules = []
         for name in names:
             # What a tower adds to its encoder is new.
@@ -124,7 +125,7 @@ class Encoders(NamedTuple):
             return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, *(own for own, _ in rules)))
         if all(value == 1.0 for _, value in rules):
             return optimizer
-        return dataclasses.replace(optimizer, rates=(*rules, *optimizer.rates))
+        return dataclasses.replace(optimizer, lr_multipliers=(*rules, *optimizer.lr_multipliers))
 
     def _decayed(self, name: str, own: str, rate: float, decay: float) -> list[tuple[str, float]]:
         config = self.configs[name]
@@ -159,7 +160,7 @@ class Encoders(NamedTuple):
                     params[name] = self._carry(name, params[name], tokenizer)
             return params
 
-        started = method._replace(init=init, given=self._read if self.folders else None)
+        started = method._replace(init=init, load_pretrained=self._read if self.folders else None)
         return with_lora(started, lora, (*self.params, *self.folders))
 
     def precompute(
@@ -174,7 +175,7 @@ class Encoders(NamedTuple):
         if not self.folders or rate != 0.0:
             raise ValueError(
                 "--cache-features keeps what frozen pretrained encoders make of the data: give --image-encoder (or "
-                "another) and --init-rate 0"
+                "another) and --encoder-lr-multiplier 0"
             )
         others = [m for m in self.folders if self.configs[m].pool != "own"]
         if others:
@@ -392,15 +393,15 @@ def load_encoders(run: pathlib.Path, *, seed: int | None = None) -> Encoders:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run has several seeds and ``seed`` is none of them, or it has no encoder.
     """
-    kept = restore_run(run, seed=seed)
-    model = kept.meta["config"].get("model", {})
+    restored = restore_run(run, seed=seed)
+    model = restored.metadata["config"].get("model", {})
     params: dict[str, Any] = {}
     for name in PARTS:
-        if name in kept.params and (name in model or name == "ctc"):
-            params[name] = kept.params[name].get("encoder", kept.params[name])
+        if name in restored.params and (name in model or name == "ctc"):
+            params[name] = restored.params[name].get("encoder", restored.params[name])
     if not params:
         raise ValueError(f"{run} has no encoder of {', '.join(MODALITIES)}: give a run of another experiment")
     configs = {name: EncoderConfig(**model[name]) for name in params if name in model}
     features = AudioFeatures(**model["features"]) if "features" in model else AudioFeatures()
-    files = kept.meta.get("tokenizer")
+    files = restored.metadata.get("tokenizer")
     return Encoders(params, configs, features, tokenizer_from(files) if files else None, str(run))

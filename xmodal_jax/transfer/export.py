@@ -19,7 +19,7 @@ from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.pretrained import export
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
 from xmodal_jax.pretrained.export import Trained, Words
-from xmodal_jax.train.checkpoint import Kept, restore_run
+from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
 from xmodal_jax.types import MODALITIES, Params
 
@@ -42,10 +42,10 @@ def export_run(
       FileExistsError: there is something in ``folder``.
       ValueError: the run has several seeds and ``seed`` is none of them.
     """
-    kept = restore_run(run, best=best, seed=seed)
+    restored = restore_run(run, best=best, seed=seed)
     folder = pathlib.Path(folder)
     export.check_free(folder)
-    write = _Writer(kept, folder, pathlib.Path(run))
+    write = _Writer(restored, folder, pathlib.Path(run))
     write.parameters()
     encoders = write.encoders()
     write.clip(encoders)
@@ -56,17 +56,17 @@ def export_run(
 class _Writer:
     """What one run is written from."""
 
-    def __init__(self, kept: Kept, folder: pathlib.Path, run: pathlib.Path):
-        self.kept, self.folder, self.run = kept, folder, run
-        self.model: dict[str, Any] = kept.meta["config"].get("model", {})
-        files = kept.meta.get("tokenizer")
+    def __init__(self, restored: RestoredCheckpoint, folder: pathlib.Path, run: pathlib.Path):
+        self.restored, self.folder, self.run = restored, folder, run
+        self.model: dict[str, Any] = restored.metadata["config"].get("model", {})
+        files = restored.metadata.get("tokenizer")
         self.tokenizer = tokenizer_from(files) if files else None
-        length = kept.meta.get("max_length", kept.meta.get("length"))
+        length = restored.metadata.get("max_length", restored.metadata.get("length"))
         self.words = Words(files, int(length)) if files and length else None
         self.written: dict[str, str] = {}
 
     def parameters(self) -> None:
-        flat = trees.flat(self.kept.params)
+        flat = trees.flat(self.restored.params)
         arrays = [(name, np.asarray(leaf)) for name, leaf in flat.items()]
         export.save(self.folder / WHOLE, arrays, card=self.card(WHOLE))
         self.written[WHOLE] = f"{len(arrays)} arrays by their paths, plain safetensors"
@@ -88,9 +88,13 @@ class _Writer:
         found = {}
         for modality in MODALITIES:
             own = self.model.get(modality)
-            if not isinstance(own, dict) or not own.get("architecture") or modality not in self.kept.params:
+            if (
+                not isinstance(own, dict)
+                or not own.get("architecture")
+                or modality not in self.restored.params
+            ):
                 continue
-            config, params = from_json(EncoderConfig, own), self.kept.params[modality]
+            config, params = from_json(EncoderConfig, own), self.restored.params[modality]
             example, far = self.example(modality), head_within(params)
             module = make_encoder(modality, config, example, vocab_size=0, far=far)
             found[modality] = Trained(modality, module, params.get("encoder", params), config.architecture)
@@ -98,8 +102,10 @@ class _Writer:
 
     def readers(self) -> dict[str, Trained]:
         """The pretrained encoders within an autoencoder, by the names of the modalities."""
-        meta, flat = self.kept.meta, trees.flat(self.kept.params)
-        sizes = meta.get("sizes") or ({meta["modality"]: meta["size"]} if "size" in meta else {})
+        metadata, flat = self.restored.metadata, trees.flat(self.restored.params)
+        sizes = metadata.get("sizes") or (
+            {metadata["modality"]: metadata["size"]} if "size" in metadata else {}
+        )
         found = {}
         for group in make_groups(
             {name: Size(tuple(shape), values) for name, (*shape, values) in sizes.items()}
@@ -121,26 +127,26 @@ class _Writer:
             return
         if not (isinstance(text.module, ClipText) and isinstance(image.module, ClipImage)):
             return
-        if "project" in (*self.kept.params["text"], *self.kept.params["image"]):
+        if "project" in (*self.restored.params["text"], *self.restored.params["image"]):
             return  # other projections than CLIP's own
-        scale = float(self.kept.params["loss"]["log_scale"])
+        scale = float(self.restored.params["loss"]["log_scale"])
         export.save_clip(self.folder / CLIP, text, image, scale, card=self.card(CLIP), words=self.words)
         self.written[CLIP] = "both towers, for transformers.CLIPModel"
 
     def captioner(self, encoders: dict[str, Trained]) -> None:
         decoder = self.model.get("decoder")
-        if "decoder" not in self.kept.params or "image" not in encoders or self.tokenizer is None:
+        if "decoder" not in self.restored.params or "image" not in encoders or self.tokenizer is None:
             return
         module = build_decoder(
             from_json(EncoderConfig, decoder),
             vocab_size=self.tokenizer.vocab_size,
-            max_length=int(self.kept.meta["length"]),
+            max_length=int(self.restored.metadata["length"]),
         )
         export.save_captioner(
             self.folder / CAPTIONER,
             encoders["image"],
             module,
-            self.kept.params["decoder"],
+            self.restored.params["decoder"],
             self.tokenizer.bos_id,
             self.tokenizer.eos_id,
             card=self.card(CAPTIONER),
@@ -151,12 +157,12 @@ class _Writer:
     def example(self, modality: str) -> Params:
         """A batch of one row with the shapes that the run saw."""
         if modality in ("image", "video"):
-            return {modality: np.zeros((1, *self.kept.meta["shapes"][modality]), np.uint8)}
+            return {modality: np.zeros((1, *self.restored.metadata["shapes"][modality]), np.uint8)}
         return {modality: np.zeros((1, 1), np.int32)}
 
     def card(self, what: str) -> str:
         """A model card: where it comes from, and what was measured."""
-        config = self.kept.meta["config"]
+        config = self.restored.metadata["config"]
         lines = [
             "---",
             "library_name: transformers" if what != WHOLE else "library_name: xmodal_jax",
@@ -165,7 +171,7 @@ class _Writer:
             "",
             f"# {what} of {self.run.name}",
             "",
-            f"Trained with xmodal_jax on `{config.get('data')}` for {self.kept.step} steps"
+            f"Trained with xmodal_jax on `{config.get('data')}` for {self.restored.step} steps"
             f" (batches of {config.get('batch_size')}, seed {config.get('seed')}).",
             "",
         ]

@@ -40,13 +40,13 @@ def load_picture_writer(run: pathlib.Path, *, seed: int | None = None) -> Pictur
       FileNotFoundError: there is no checkpoint.
       ValueError: the run captions no pictures.
     """
-    kept = restore_run(run, seed=seed)
-    meta = kept.meta
-    if (meta.get("source"), meta.get("target")) != ("image", "text"):
+    restored = restore_run(run, seed=seed)
+    metadata = restored.metadata
+    if (metadata.get("source"), metadata.get("target")) != ("image", "text"):
         raise ValueError(f"{run} captions no pictures and cannot judge pictures: give a run of captioning.py")
-    config = from_json(Seq2SeqConfig, meta["config"]["model"])
-    tokenizer, shape = tokenizer_from(meta["tokenizer"]), tuple(meta["shape"])
-    return PictureWriter(config, kept.params, tokenizer, meta["length"], shape)
+    config = from_json(Seq2SeqConfig, metadata["config"]["model"])
+    tokenizer, shape = tokenizer_from(metadata["tokenizer"]), tuple(metadata["shape"])
+    return PictureWriter(config, restored.params, tokenizer, metadata["length"], shape)
 
 
 class Described(NamedTuple):
@@ -88,13 +88,13 @@ def load_reader(run: pathlib.Path, *, seed: int | None = None) -> Reader:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run has aligned no texts.
     """
-    kept = restore_run(run, seed=seed)
-    meta, parts = kept.meta, kept.params.get("text", {})
-    if "text" not in meta.get("modalities", ()) or "encoder" not in parts:
+    restored = restore_run(run, seed=seed)
+    metadata, parts = restored.metadata, restored.params.get("text", {})
+    if "text" not in metadata.get("modalities", ()) or "encoder" not in parts:
         raise ValueError(f"{run} has no text encoder of its own: give a run of contrastive.py with text")
-    config = from_json(ContrastiveConfig, meta["config"]["model"]).text
+    config = from_json(ContrastiveConfig, metadata["config"]["model"]).text
     params = {name: parts[name] for name in ("encoder", "pool") if name in parts}
-    return Reader(config, params, tokenizer_from(meta["tokenizer"]), meta["max_length"])
+    return Reader(config, params, tokenizer_from(metadata["tokenizer"]), metadata["max_length"])
 
 
 def read_reader(asked: EncoderConfig, folder: pathlib.Path) -> Reader:

@@ -114,9 +114,9 @@ def test_in_rehearsal_the_generator_learns_alone():
     optimizer = dataclasses.replace(OPTIMIZER, rehearsal=0.2)
     optimizer = dataclasses.replace(optimizer, discriminator=dataclasses.replace(ADAM, schedule="cosine"))
     training, state, batch = begin(gan, optimizer)
-    assert training.first == 2
+    assert training.initial_steps == 2
     states, all_metrics = [state], []
-    for kind in (training.make_first, training.make_first, training.make_step):
+    for kind in (training.make_initial_step, training.make_initial_step, training.make_step):
         state, metrics = jax.jit(kind(None))(states[-1], batch)
         states.append(state)
         all_metrics.append(metrics)
@@ -143,7 +143,7 @@ def test_in_rehearsal_the_generator_learns_alone():
     )[0]  # fmt: skip
     assert float(other) != float(first)
     # The discriminator's schedule begins when it does.
-    rates = [float(training.rates["discriminator_learning_rate"](k)) for k in (0, 2, 3)]
+    rates = [float(training.learning_rates["discriminator_learning_rate"](k)) for k in (0, 2, 3)]
     assert rates[0] == rates[1] > rates[2]
     with pytest.raises(ValueError, match="reconstruction_weight"):
         players.make_training(make(), optimizer, 10)
@@ -416,7 +416,7 @@ def test_rebuilt_images_are_held_to_look_to_the_captioner_as_the_real_ones_do():
 
 def test_images_follow_noise_and_caption_and_no_other_example(trained):
     gan, states, batch = trained
-    params = players.evaluated(states[-1])
+    params = players.eval_params(states[-1])
     noise = jnp.asarray(np.random.default_rng(2).normal(size=(16, 5)), jnp.float32)
     draw = jax.jit(gan.predict)
     whole = draw(params, {**batch, "noise": noise})

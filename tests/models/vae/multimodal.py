@@ -76,4 +76,4 @@ def graded(model, stage):
 
 def losses_of(vae):
     """Of both stages, where there are two."""
-    return [vae.method.loss] + ([] if vae.method.first is None else [vae.method.first.loss])
+    return [vae.method.loss] + ([] if vae.method.initial_stage is None else [vae.method.initial_stage.loss])

@@ -95,7 +95,9 @@ def test_a_missing_modality_has_no_influence_and_no_gradient(model, stage):
     # What is there learns, as far as this stage is for it.
     first = model in TWO_STAGES and stage == 1
     for name, g in (slices(grads, "image_0") | slices(grads, "label")).items():
-        learns = (started(model)[0].method.first.learns(name) == first) if model in TWO_STAGES else True
+        learns = (
+            (started(model)[0].method.initial_stage.trains(name) == first) if model in TWO_STAGES else True
+        )
         assert g.any() == learns, name
 
 
@@ -151,10 +153,10 @@ def test_each_stage_moves_its_own_parameters_alone(model):
     """Bit for bit, with decay and momentum: decoders and joint encoder in the first, all others in the second."""
     method, batch = make(model, first=0.4).method, on_device(make_batch())
     training = step.make_training(method, Optimizer(name="adamw", learning_rate=1e-2, weight_decay=0.3), 5)
-    assert training.first == 2
+    assert training.initial_steps == 2
     state = training.init(jax.random.key(3), batch)
     seen = [state.params]
-    for make_step, count in ((training.make_first, training.first), (training.make_step, 3)):
+    for make_step, count in ((training.make_initial_step, training.initial_steps), (training.make_step, 3)):
         go = jax.jit(make_step(None))
         for _ in range(count):
             state, metrics = go(state, batch)

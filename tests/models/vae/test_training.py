@@ -302,7 +302,7 @@ def learn(model, steps=300, offset=3.0, **changes):
 
     state, metrics = jax.jit(run)()
     assert np.all(metrics["finite"])
-    return vae, training.evaluated(state)
+    return vae, training.eval_params(state)
 
 
 MATCHED = {"wae_mmd": 30.0, "jsd_vae": 100.0, "aae": 30.0}  # with weights that show within so few steps

@@ -260,7 +260,7 @@ def make_gan(
             )
             loss = loss + config.lecam * mean(held)
             now = {k: collectives.psum(mean(v), axis_name) for k, v in logits.items()}
-            memory["logits"] = trees.ema(memory["logits"], jax.lax.stop_gradient(now), 0.99)
+            memory["logits"] = trees.update_ema(memory["logits"], jax.lax.stop_gradient(now), 0.99)
         if config.augment == "ada":
             sign = jax.lax.stop_gradient(collectives.psum(mean(jnp.sign(logits["real"])), axis_name))
             count = len(ok) * collectives.axis_size(axis_name)

@@ -162,7 +162,7 @@ class VAEConfig(Reading):
 
 class VAE(NamedTuple):
     """An autoencoder of one modality as pure functions. ``params``: what ``method.predict`` takes; of two players a
-    dict with the autoencoder's under ``generator`` (`train.gan_step.evaluated`)."""
+    dict with the autoencoder's under ``generator`` (`train.gan_step.eval_params`)."""
 
     method: Method | GAN
     encode: Callable[..., Array]

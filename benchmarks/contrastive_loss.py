@@ -1,10 +1,11 @@
-"""Memory and time of InfoNCE with gradient: the plain form against the tiled one.
+"""Memory and time of InfoNCE with its gradient: the global implementation against the tiled one.
 
     python -m benchmarks.contrastive_loss
 
-Memory is the growth of a fresh process's peak resident size over what it was with the inputs ready and the program
-compiled, in a run of its own for each form and size; the plain form is run only where it fits into ``--limit-gib``, and
-otherwise its compiled program says what it would need. Times are medians, forms interleaved.
+Each implementation and size runs in a fresh process. Its memory is the growth of the peak resident size from the point
+where the inputs are ready and the program is compiled. The global implementation runs only where it fits into
+``--limit-gib``; elsewhere the table has what the compiler reports that its program needs. Times are medians of runs in
+turn.
 """
 
 from __future__ import annotations
@@ -23,79 +24,77 @@ import tyro
 
 from xmodal_jax.losses import info_nce
 
-FORMS = {"plain": "global", "tiled": "tiled"}
+IMPLEMENTATIONS = ("global", "tiled")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes."""
+    """What to measure."""
 
     sizes: tuple[int, ...] = (4096, 32768)
     """Pairs in a batch."""
     dim: int = 512
     """Dimensions of an embedding."""
     rounds: int = 5
-    """Timings of each form at the smallest size; the median counts."""
+    """Timings of each implementation at the smallest size; the table has the median."""
     limit_gib: float = 6.0
-    """The plain form runs only where its program needs less than this."""
+    """Most memory, in GiB, that a program may need to be run."""
 
 
-def compiled(form: str, size: int, dim: int):
+def compiled(implementation: str, size: int, dim: int):
     """The compiled loss with both gradients, and its inputs."""
 
     def loss(a, b):
-        return info_nce(a, b, temperature=0.07, normalize=True, form=FORMS[form]).mean()
+        return info_nce(a, b, temperature=0.07, normalize=True, implementation=implementation).mean()
 
     a, b = (jax.random.normal(jax.random.key(k), (size, dim), jnp.float32) for k in (0, 1))
     jax.block_until_ready((a, b))
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(a, b).compile(), (a, b)
 
 
-def measure(form: str, size: int, dim: int) -> None:
-    """In a process of its own: peak memory and time of the first run."""
-    program, inputs = compiled(form, size, dim)
+def measure(implementation: str, size: int, dim: int) -> None:
+    """Prints the peak memory and the time of the first run of this process, as JSON."""
+    program, inputs = compiled(implementation, size, dim)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.perf_counter()
+    start = time.perf_counter()
     value, grads = jax.block_until_ready(program(*inputs))
-    seconds = time.perf_counter() - begun
-    grew = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"mib": grew / 1024, "seconds": seconds, "loss": float(value)}))
+    seconds = time.perf_counter() - start
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"mib": growth / 1024, "seconds": seconds, "loss": float(value)}))
 
 
-def in_a_process(form: str, size: int, dim: int) -> dict:
-    code = f"from benchmarks.contrastive_loss import measure; measure({form!r}, {size}, {dim})"
+def measure_in_a_process(implementation: str, size: int, dim: int) -> dict:
+    code = f"from benchmarks.contrastive_loss import measure; measure({implementation!r}, {size}, {dim})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(out.stdout.splitlines()[-1])
 
 
 def main(config: Config) -> None:
-    print("| pairs | form | extra memory | first run | loss |\n|---|---|---|---|---|")
+    print("| pairs | implementation | extra memory | first run | loss |\n|---|---|---|---|---|")
     for size in config.sizes:
-        for form in FORMS:
-            needs = compiled(form, size, config.dim)[0].memory_analysis().temp_size_in_bytes
+        for name in IMPLEMENTATIONS:
+            needs = compiled(name, size, config.dim)[0].memory_analysis().temp_size_in_bytes
             if needs > config.limit_gib * 2**30:
                 print(
-                    f"| {size:,} | {form} | {needs / 2**20:,.0f} MiB (not run: by its program) | | |",
+                    f"| {size:,} | {name} | {needs / 2**20:,.0f} MiB (not run: as compiled) | | |",
                     flush=True,
                 )
                 continue
-            found = in_a_process(form, size, config.dim)
-            print(
-                f"| {size:,} | {form} | {found['mib']:,.0f} MiB | {found['seconds']:.2f} s | {found['loss']:.5f} |",
-                flush=True,
-            )
+            measured = measure_in_a_process(name, size, config.dim)
+            cells = f"{measured['mib']:,.0f} MiB | {measured['seconds']:.2f} s | {measured['loss']:.5f}"
+            print(f"| {size:,} | {name} | {cells} |", flush=True)
     size = min(config.sizes)
-    programs = {form: compiled(form, size, config.dim) for form in FORMS}
-    times = {form: [] for form in FORMS}
+    programs = {name: compiled(name, size, config.dim) for name in IMPLEMENTATIONS}
+    times = {name: [] for name in IMPLEMENTATIONS}
     for _ in range(config.rounds + 1):
-        for form, (program, inputs) in programs.items():
-            begun = time.perf_counter()
+        for name, (program, inputs) in programs.items():
+            start = time.perf_counter()
             jax.block_until_ready(program(*inputs))
-            times[form].append(time.perf_counter() - begun)
-    medians = {form: float(np.median(values[1:])) for form, values in times.items()}
-    shown = ", ".join(f"{form} {1e3 * m:.0f} ms" for form, m in medians.items())
-    print(f"\nat {size:,} pairs, loss and gradient, median of {config.rounds}: {shown}; ", end="")
-    print(f"plain / tiled = {medians['plain'] / medians['tiled']:.2f}")
+            times[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(values[1:])) for name, values in times.items()}
+    summary = ", ".join(f"{name} {1e3 * m:.0f} ms" for name, m in medians.items())
+    print(f"\nat {size:,} pairs, loss and gradient, median of {config.rounds}: {summary}; ", end="")
+    print(f"global / tiled = {medians['global'] / medians['tiled']:.2f}")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def measure_loss(size: int, dim: int, repeats: int) -> dict[str, float]:
     from xmodal_jax.losses import info_nce
 
     def loss(a, b):
-        return info_nce(a, b, temperature=0.07, normalize=True, form="tiled").mean()
+        return info_nce(a, b, temperature=0.07, normalize=True, implementation="tiled").mean()
 
     a, b = (jax.random.normal(jax.random.key(k), (size, dim), jnp.float32) for k in (0, 1))
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(a, b).compile()

@@ -130,11 +130,12 @@ def test_rows_are_pinned_inside_a_mesh_only():
         assert not pinned(manual, x)  # each device already has its own rows
 
 
-def test_the_form_of_the_loss_counts_the_logits_of_a_device():
-    from xmodal_jax.losses.contrastive import AUTO_GLOBAL_LOGITS, _form
+def test_the_chosen_implementation_depends_on_the_logits_per_device():
+    from xmodal_jax.losses.contrastive import AUTO_GLOBAL_LOGITS, choose_implementation
 
+    choose = lambda batch_size: choose_implementation("auto", batch_size)
     size = int(AUTO_GLOBAL_LOGITS**0.5)
-    assert _form("auto", size, None) == "global" and _form("auto", 2 * size, None) == "tiled"
+    assert choose(size) == "global" and choose(2 * size) == "tiled"
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        assert _form("auto", 2 * size, None) == "global" and _form("auto", 4 * size, None) == "tiled"
+        assert choose(2 * size) == "global" and choose(4 * size) == "tiled"

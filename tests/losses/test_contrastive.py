@@ -13,7 +13,7 @@ from xmodal_jax.core.collectives import batch_mean
 from xmodal_jax.losses import info_nce, sigmoid_loss, triplet_loss
 
 DUPLICATES = ("ignore", "exclude", "positive")
-FORMS = ("global", "tiled", "ring")
+IMPLEMENTATIONS = ("global", "tiled", "ring")
 
 
 def make(size, dim=5, seed=0):
@@ -81,14 +81,14 @@ def test_duplicates_without_match_are_unknown():
 
 
 @pytest.mark.parametrize("duplicates", DUPLICATES)
-def test_forms_agree_in_value_and_every_gradient(duplicates):
+def test_implementations_agree_in_value_and_every_gradient(duplicates):
     """13 columns in tiles of 5: the last tile is padded."""
-    forms = {
-        f"{fn.__name__} {form}": mean_of(fn, duplicates, form=form, tile=5)
+    implementations = {
+        f"{fn.__name__} {implementation}": mean_of(fn, duplicates, implementation=implementation, tile=5)
         for fn in (info_nce, sigmoid_loss)
-        for form in FORMS
+        for implementation in IMPLEMENTATIONS
     }
-    out = values_and_gradients(forms, make(13), SHARED)
+    out = values_and_gradients(implementations, make(13), SHARED)
     for name, got in out.items():
         want = out[name.split()[0] + " global"]
         assert float(jnp.abs(want[1][1]["temperature"])) > 1e-3
@@ -96,12 +96,12 @@ def test_forms_agree_in_value_and_every_gradient(duplicates):
 
 
 LOSSES = {
-    "info_nce global": mean_of(info_nce, "positive", form="global"),
-    "info_nce tiled": mean_of(info_nce, "exclude", form="tiled", tile=2),
-    "info_nce ring": mean_of(info_nce, "positive", form="ring", tile=2),
-    "sigmoid global": mean_of(sigmoid_loss, "exclude", form="global"),
-    "sigmoid tiled": mean_of(sigmoid_loss, "positive", form="tiled", tile=2),
-    "sigmoid ring": mean_of(sigmoid_loss, "positive", form="ring", tile=2),
+    "info_nce global": mean_of(info_nce, "positive", implementation="global"),
+    "info_nce tiled": mean_of(info_nce, "exclude", implementation="tiled", tile=2),
+    "info_nce ring": mean_of(info_nce, "positive", implementation="ring", tile=2),
+    "sigmoid global": mean_of(sigmoid_loss, "exclude", implementation="global"),
+    "sigmoid tiled": mean_of(sigmoid_loss, "positive", implementation="tiled", tile=2),
+    "sigmoid ring": mean_of(sigmoid_loss, "positive", implementation="ring", tile=2),
     "triplet": mean_of(triplet_loss, "exclude"),
 }
 
@@ -118,14 +118,15 @@ def test_devices_do_not_change_the_result(devices, mode, one_device):
 
 
 def test_ring_gathers_no_embeddings():
-    """The compiled ring holds no array of the global batch of embeddings, and the global form does."""
+    """The compiled ring holds no array of the global batch of embeddings, and the global implementation does."""
     x = make(24, dim=11)
     parts = [x[k].reshape(4, 6, 11) for k in ("a", "b")]
 
-    def program(form):
+    def program(implementation):
         def loss(a, b):
             return batch_mean(
-                info_nce(a, b, temperature=0.3, axis_name="data", form=form, tile=3), axis_name="data"
+                info_nce(a, b, temperature=0.3, axis_name="data", implementation=implementation, tile=3),
+                axis_name="data",
             )
 
         return jax.pmap(jax.grad(loss), "data", devices=jax.devices()[:4]).lower(*parts).compile().as_text()
@@ -139,13 +140,13 @@ def test_tiled_serves_a_batch_that_the_compiler_splits():
     """Under jit over a mesh, with no axis name."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
     x = make(24)
-    loss = {"loss": mean_of(info_nce, "positive", form="tiled", tile=8)}
+    loss = {"loss": mean_of(info_nce, "positive", implementation="tiled", tile=8)}
     split = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     assert_same(values_and_gradients(loss, split, SHARED), values_and_gradients(loss, x, SHARED))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_absent_examples_have_no_part(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_absent_examples_have_no_part(implementation):
     """Masked equals sliced, and an absent example's gradient is exactly zero, were it infinite."""
     x = make(11)
     keep = np.flatnonzero(x["present"])
@@ -154,7 +155,13 @@ def test_absent_examples_have_no_part(form):
 
     @jax.jit
     def losses(a, b, present):
-        kwargs = {"temperature": 0.3, "present": present, "form": form, "tile": 4, "normalize": True}
+        kwargs = {
+            "temperature": 0.3,
+            "present": present,
+            "implementation": implementation,
+            "tile": 4,
+            "normalize": True,
+        }
         return info_nce(a, b, **kwargs), sigmoid_loss(a, b, bias=-1.0, **kwargs)
 
     masked, sliced = losses(a, x["b"], x["present"]), losses(a[keep], x["b"][keep], jnp.ones(len(keep), bool))
@@ -170,8 +177,8 @@ def test_absent_examples_have_no_part(form):
 
 def test_a_batch_without_examples_is_zero():
     x = make(5)
-    for form in FORMS:
-        loss = partial(info_nce, temperature=0.3, present=jnp.zeros(5, bool), form=form)
+    for implementation in IMPLEMENTATIONS:
+        loss = partial(info_nce, temperature=0.3, present=jnp.zeros(5, bool), implementation=implementation)
         value, grad = jax.jit(jax.value_and_grad(lambda a, loss=loss: loss(a, x["b"]).sum()))(x["a"])
         assert value == 0 and not grad.any()
     assert not triplet_loss(x["a"], x["b"], present=jnp.zeros(5, bool)).any()
@@ -180,7 +187,7 @@ def test_a_batch_without_examples_is_zero():
 @given(st.integers(1, 9), st.floats(0.05, 2.0))
 def test_constant_logits_give_the_logarithm_of_the_batch_size(size, temperature):
     same = jnp.ones((9, 3)) / jnp.sqrt(3.0)
-    got = info_nce(same, same, temperature=temperature, present=jnp.arange(9) < size, form="global")
+    got = info_nce(same, same, temperature=temperature, present=jnp.arange(9) < size, implementation="global")
     np.testing.assert_allclose(got[:size], np.log(size), rtol=1e-5, atol=1e-6)
 
 
@@ -189,7 +196,7 @@ def test_order_of_the_batch_does_not_matter(order, seed):
     x = make(7, seed=seed)
     order = jnp.array(order)
     term = lambda x: info_nce(
-        x["a"], x["b"], temperature=0.2, match=x["match"], duplicates="positive", form="global"
+        x["a"], x["b"], temperature=0.2, match=x["match"], duplicates="positive", implementation="global"
     )
     np.testing.assert_allclose(term({k: v[order] for k, v in x.items()}), term(x)[order], rtol=1e-5)
 
@@ -197,8 +204,15 @@ def test_order_of_the_batch_does_not_matter(order, seed):
 def test_low_precision_embeddings_keep_their_type():
     x = make(13)
     a, b = x["a"].astype(jnp.bfloat16), x["b"].astype(jnp.bfloat16)
-    term = lambda form: lambda a: info_nce(a, b, temperature=0.3, form=form, tile=4).mean()
-    out = jax.jit(lambda a: {form: jax.value_and_grad(term(form))(a) for form in ("tiled", "global")})(a)
+    term = lambda implementation: (
+        lambda a: info_nce(a, b, temperature=0.3, implementation=implementation, tile=4).mean()
+    )
+    out = jax.jit(
+        lambda a: {
+            implementation: jax.value_and_grad(term(implementation))(a)
+            for implementation in ("tiled", "global")
+        }
+    )(a)
     for value, grad in out.values():
         assert value.dtype == jnp.float32 and grad.dtype == jnp.bfloat16
         want = oracle.info_nce(np.float32(a), np.float32(b), 0.3).mean()

@@ -57,23 +57,31 @@ def clip_in_torch(a, b, temperature):
     return (entropy(s, labels) + entropy(s.T, labels)) / 2
 
 
-@pytest.mark.parametrize("form", ["global", "tiled"])
-def test_info_nce_is_the_cross_entropy_of_torch(form):
-    got = ours(lambda a, b, t: info_nce(a, b, temperature=t, form=form, tile=5).mean(), TEMPERATURE)
+@pytest.mark.parametrize("implementation", ["global", "tiled"])
+def test_info_nce_is_the_cross_entropy_of_torch(implementation):
+    got = ours(
+        lambda a, b, t: info_nce(a, b, temperature=t, implementation=implementation, tile=5).mean(),
+        TEMPERATURE,
+    )
     assert_same(got, theirs(clip_in_torch, TEMPERATURE))
 
 
-@pytest.mark.parametrize("form", ["global", "tiled"])
-def test_info_nce_is_clip_loss(form, open_clip):
-    got = ours(lambda a, b, t: info_nce(a, b, temperature=t, form=form, tile=5).mean(), TEMPERATURE)
+@pytest.mark.parametrize("implementation", ["global", "tiled"])
+def test_info_nce_is_clip_loss(implementation, open_clip):
+    got = ours(
+        lambda a, b, t: info_nce(a, b, temperature=t, implementation=implementation, tile=5).mean(),
+        TEMPERATURE,
+    )
     clip = open_clip.ClipLoss()
     assert_same(got, theirs(lambda a, b, t: clip(a, b, 1 / t), TEMPERATURE))
 
 
-@pytest.mark.parametrize("form", ["global", "tiled"])
-def test_sigmoid_loss_is_siglip_loss(form, open_clip):
+@pytest.mark.parametrize("implementation", ["global", "tiled"])
+def test_sigmoid_loss_is_siglip_loss(implementation, open_clip):
     got = ours(
-        lambda a, b, t, c: sigmoid_loss(a, b, temperature=t, bias=c, form=form, tile=5).mean(),
+        lambda a, b, t, c: sigmoid_loss(
+            a, b, temperature=t, bias=c, implementation=implementation, tile=5
+        ).mean(),
         TEMPERATURE,
         BIAS,
     )

@@ -19,7 +19,7 @@ def peak():  # of this program: getrusage would begin with the parent's peak
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 a, b = jax.random.normal(jax.random.key(0), (2, 32768, 512))
-loss = lambda a, b, t: info_nce(a, b, temperature=t, normalize=True, form="tiled").mean()
+loss = lambda a, b, t: info_nce(a, b, temperature=t, normalize=True, implementation="tiled").mean()
 program = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(a, b, 0.07).compile()
 before = peak()
 jax.block_until_ready(program(a, b, 0.07))
@@ -27,9 +27,9 @@ print(peak() - before)
 """
 
 
-def temporary_mebibytes(size, form):
+def temporary_mebibytes(size, implementation):
     x = jax.ShapeDtypeStruct((size, 32), jnp.float32)
-    loss = lambda a, b: info_nce(a, b, temperature=0.07, form=form, tile=256).mean()
+    loss = lambda a, b: info_nce(a, b, temperature=0.07, implementation=implementation, tile=256).mean()
     return jax.jit(jax.grad(loss, (0, 1))).lower(x, x).compile().memory_analysis().temp_size_in_bytes / 2**20
 
 

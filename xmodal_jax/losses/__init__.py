@@ -13,6 +13,7 @@ from xmodal_jax.losses.adversarial import (
 )
 from xmodal_jax.losses.alignment import coral, deep_cca, mmd
 from xmodal_jax.losses.contrastive import info_nce, sigmoid_loss, triplet_loss
+from xmodal_jax.losses.gradient_cache import chunked, gradient_cache
 from xmodal_jax.losses.penalties import (
     dragan,
     gradient_penalty,
@@ -20,7 +21,7 @@ from xmodal_jax.losses.penalties import (
     matching_aware_penalty,
     squared_gradient,
 )
-from xmodal_jax.losses.tiled import chunked, gradient_cache
+from xmodal_jax.losses.sequence import ctc, ctc_fits, token_cross_entropy
 from xmodal_jax.losses.word_region import word_region_loss, word_region_scores
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "chunked",
     "clip_weights",
     "coral",
+    "ctc",
+    "ctc_fits",
     "deep_cca",
     "dragan",
     "gradient_cache",
@@ -44,6 +47,7 @@ __all__ = [
     "mmd_generator",
     "sigmoid_loss",
     "squared_gradient",
+    "token_cross_entropy",
     "triplet_loss",
     "witness",
     "word_region_loss",

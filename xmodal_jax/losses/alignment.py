@@ -1,8 +1,8 @@
-"""Losses that align two distributions or two views as wholes: MMD, CORAL and deep CCA.
+"""Losses that align two whole distributions or views: maximum mean discrepancy, Deep CORAL and deep CCA.
 
-Each is one number of the global batch. Under ``axis_name`` what is returned is this device's share of it: the
-sum over devices is the value on one device, for the gradients too (see :mod:`xmodal_jax.core.collectives`).
-Absent examples have no influence and zero gradient.
+Each is one number of the global batch. With ``axis_name`` the returned value is this device's share of it: the sum over
+devices is the value on one device, and the same holds for the gradients (see :mod:`xmodal_jax.core.collectives`).
+Absent examples (``present`` False) have no influence and zero gradient.
 """
 
 from __future__ import annotations
@@ -25,38 +25,51 @@ def mmd(
     y_present: Bool[Array, "m"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r"""Squared maximum mean discrepancy (Gretton et al. 2012, eq. 3 unbiased, eq. 5 biased).
+    r"""Squared maximum mean discrepancy of two samples.
 
     .. math:: \langle k(x_i, x_{i'}) \rangle + \langle k(y_j, y_{j'}) \rangle - 2 \langle k(x_i, y_j) \rangle
 
-    The means within a sample leave out i = i' if ``unbiased`` (the value may then be negative); it needs two
-    examples on each side, and a mean over no pair is 0.
+    where the brackets are means over all pairs of indices. With ``unbiased`` the means within a sample leave out i = i'
+    (the value may then be negative); this needs two examples on each side. A mean over no pair is 0.
 
     Args:
       x, y: samples; their sizes may differ.
-      kernel: ``kernel(x, y) -> [n, m]``, see :mod:`xmodal_jax.probability.kernels`; ``functools.partial``
-        sets widths.
-      unbiased: leave out the diagonal.
-      present, y_present: which examples of x and y count; without ``y_present``, ``present`` is for both.
-      axis_name: the named axis over which both samples are split, if any. A device computes its rows of the
-        three matrices of kernels, so the devices share the work.
+      kernel: ``kernel(x, y) -> [n, m]``, see :mod:`xmodal_jax.probability.kernels`; set its widths by
+        ``functools.partial``.
+      unbiased: whether to leave out the diagonal (eq. 3), or not (eq. 5).
+      present: which examples of x count (default: all).
+      y_present: which examples of y count (default: as ``present``).
+      axis_name: the named axis over which both samples are split, if any. Each device computes its rows of the three
+        kernel matrices, so that the devices share the work.
+    Returns:
+      A scalar in units of the kernel; this device's share of it under ``axis_name``.
+
+    Example:
+      >>> import jax
+      >>> from xmodal_jax.losses import mmd
+      >>> x, y = jax.random.normal(jax.random.key(0), (2, 64, 3))
+      >>> bool(mmd(x, y) < mmd(x, y + 2.0))
+      True
+
+    References:
+      Gretton et al. 2012, A Kernel Two-Sample Test, JMLR 13, eq. 3 and 5.
     """
 
-    def sums(a, a_present, b, b_present, same):
+    def mean_kernel(a, a_present, b, b_present, same):
         """This device's part of the mean of the kernel over the pairs that count."""
-        counts = a_present[:, None] & all_gather(b_present, axis_name)[None, :]
+        valid = a_present[:, None] & all_gather(b_present, axis_name)[None, :]
         if same and unbiased:
-            rows = global_index(a.shape[0], axis_name=axis_name)
-            counts &= rows[:, None] != all_gather(rows, axis_name)[None, :]
-        total = psum(counts.sum(), axis_name)
-        values = jnp.where(counts, kernel(a, all_gather(b, axis_name)), 0.0)
+            index = global_index(a.shape[0], axis_name=axis_name)
+            valid &= index[:, None] != all_gather(index, axis_name)[None, :]
+        total = psum(valid.sum(), axis_name)
+        values = jnp.where(valid, kernel(a, all_gather(b, axis_name)), 0.0)
         return values.sum() / jnp.maximum(total, 1).astype(values.dtype)
 
-    x, x_present = _present(x, present)
-    y, y_present = _present(y, present if y_present is None else y_present)
-    xx = sums(x, x_present, x, x_present, True)
-    yy = sums(y, y_present, y, y_present, True)
-    return xx + yy - 2.0 * sums(x, x_present, y, y_present, False)
+    x, x_present = _zero_absent(x, present)
+    y, y_present = _zero_absent(y, present if y_present is None else y_present)
+    xx = mean_kernel(x, x_present, x, x_present, True)
+    yy = mean_kernel(y, y_present, y, y_present, True)
+    return xx + yy - 2.0 * mean_kernel(x, x_present, y, y_present, False)
 
 
 def coral(
@@ -67,15 +80,34 @@ def coral(
     y_present: Bool[Array, "m"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r"""Distance of covariances, :math:`\|C_x - C_y\|_F^2 / (4 d^2)` (Deep CORAL, Sun and Saenko 2016, eq. 1).
+    r"""Squared distance between the covariances of two samples: the loss of Deep CORAL.
 
-    The covariances divide by n - 1. ``present`` is as for :func:`mmd`. Under ``axis_name`` only the d x d
-    moments are exchanged.
+    .. math:: \|C_x - C_y\|_F^2 / (4 d^2)
+
+    for d dimensions. The covariances divide by n - 1.
+
+    Args:
+      x, y: samples; their sizes may differ.
+      present: which examples of x count (default: all).
+      y_present: which examples of y count (default: as ``present``).
+      axis_name: the named axis over which both samples are split, if any; only the d x d moments are exchanged.
+    Returns:
+      A scalar in units of the features to the fourth power; this device's share of it under ``axis_name``.
+
+    Example:
+      >>> import jax
+      >>> from xmodal_jax.losses import coral
+      >>> x, y = jax.random.normal(jax.random.key(0), (2, 64, 3))
+      >>> bool(coral(x, y) < coral(x, 3.0 * y))
+      True
+
+    References:
+      Sun and Saenko 2016, Deep CORAL, arXiv:1607.01719, eq. 1.
     """
-    x, x_present = _present(x, present)
-    y, y_present = _present(y, present if y_present is None else y_present)
-    x = _centered(x, x_present, axis_name)
-    y = _centered(y, y_present, axis_name)
+    x, x_present = _zero_absent(x, present)
+    y, y_present = _zero_absent(y, present if y_present is None else y_present)
+    x = _center(x, x_present, axis_name)
+    y = _center(y, y_present, axis_name)
     difference = _covariance(x, x, x_present, axis_name) - _covariance(y, y, y_present, axis_name)
     return share(jnp.sum(difference**2) / (4.0 * x.shape[1] ** 2), axis_name=axis_name)
 
@@ -89,29 +121,41 @@ def deep_cca(
     present: Bool[Array, "batch"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r"""Minus the sum of the canonical correlations of paired views (Andrew et al. 2013, Deep CCA, eq. 10).
+    r"""Negative sum of the canonical correlations of two paired views: the loss of deep CCA.
 
     .. math:: -\|T\|_{tr}, \qquad T = C_{xx}^{-1/2} C_{xy} C_{yy}^{-1/2}
 
-    with :math:`C_{xx} = \tfrac{1}{n-1} X X^T + r I` of the centred X. The roots are Cholesky
-    factors here: they differ from the symmetric ones by rotations, which leave the singular values of T
-    alone, and have finite gradients at equal eigenvalues.
+    with :math:`C_{xx} = \tfrac{1}{n-1} X X^T + r I` of the centred X. The roots are Cholesky factors here: they differ
+    from the symmetric roots by a rotation, which does not change the singular values of T, and their gradients are
+    finite at equal eigenvalues.
 
     Args:
-      x, y: the views of the same examples. The batch should hold several times more examples than dimensions:
-        with n - 1 <= dim and a small ridge every correlation is near 1 and the gradient says nothing.
+      x, y: the views of the same examples. The batch should hold several times more examples than dimensions: with
+        n - 1 <= dim and a small ridge every correlation is near 1, and the gradient carries no information.
       ridge: r, added to the variances (units of the features squared).
-      top: how many of the largest correlations to sum; all by default.
-      present: which pairs count.
+      top: how many of the largest correlations to sum (default: all).
+      present: which pairs count (default: all).
       axis_name: the named axis over which the batch is split, if any; only moments are exchanged.
+    Returns:
+      A scalar between minus the number of correlations and 0; this device's share of it under ``axis_name``.
     Raises:
       ValueError: if ``top`` is not between 1 and the smaller dimension.
+
+    Example:
+      >>> import jax
+      >>> from xmodal_jax.losses import deep_cca
+      >>> x = jax.random.normal(jax.random.key(0), (64, 3))
+      >>> round(float(deep_cca(x, x[:, ::-1], ridge=1e-6)), 2)
+      -3.0
+
+    References:
+      Andrew et al. 2013, Deep Canonical Correlation Analysis, ICML, eq. 10.
     """
     dim = min(x.shape[1], y.shape[1])
     if top is not None and not 1 <= top <= dim:
         raise ValueError(f"top={top} correlations of views with {x.shape[1]} and {y.shape[1]} dimensions")
-    (x, mask), (y, _) = _present(x, present), _present(y, present)
-    x, y = _centered(x, mask, axis_name), _centered(y, mask, axis_name)
+    (x, mask), (y, _) = _zero_absent(x, present), _zero_absent(y, present)
+    x, y = _center(x, mask, axis_name), _center(y, mask, axis_name)
 
     def root(z):
         return jnp.linalg.cholesky(
@@ -124,14 +168,14 @@ def deep_cca(
     return share(-correlations[:top].sum(), axis_name=axis_name)
 
 
-def _present(x, present):
-    """The examples with absent ones set to 0, and the mask."""
+def _zero_absent(x, present):
+    """The examples with absent ones set to 0, and the mask of those present."""
     if present is None:
         return x, jnp.ones_like(x[:, 0], dtype=bool)
     return jnp.where(present[:, None], x, 0.0), present
 
 
-def _centered(x, present, axis_name):
+def _center(x, present, axis_name):
     """The examples less their mean over the global batch; absent ones stay 0."""
     count = psum(present.sum(), axis_name)
     mean = psum(x.sum(axis=0), axis_name) / jnp.maximum(count, 1).astype(x.dtype)
@@ -139,5 +183,6 @@ def _centered(x, present, axis_name):
 
 
 def _covariance(x, y, present, axis_name):
+    """The covariance ``[x_dim, y_dim]`` of centred views over the global batch."""
     count = psum(present.sum(), axis_name)
     return psum(x.T @ y, axis_name) / jnp.maximum(count - 1, 1).astype(x.dtype)

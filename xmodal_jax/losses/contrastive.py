@@ -1,17 +1,22 @@
 """Contrastive losses: InfoNCE (CLIP), the sigmoid loss (SigLIP) and the triplet loss (VSE++).
 
-All take one embedding per example and modality, ``a_i`` and ``b_i`` being a pair, and return one term per
-example of the local batch, to be averaged by :func:`xmodal_jax.core.collectives.batch_mean`. Under
-``axis_name`` the other examples are those of the global batch, on all devices.
+Each takes one embedding per example and modality, where ``a[i]`` and ``b[i]`` are a pair, and returns one term per
+example of this device's batch. :func:`xmodal_jax.core.collectives.batch_mean` averages the terms. With ``axis_name``
+the negatives come from the global batch, on all devices.
 
-All take ``present`` (False: the pair is padding or misses a modality; it is neither anchor nor negative, its
-term and its gradient are 0) and ``match``, ids that say which pairs have the same content (one caption for
-many images). The id -1 is unknown and matches nothing else; without ``match`` nothing matches. ``duplicates``
-says what two examples with equal ids are to each other:
+Two arguments are common to all of them:
 
-* ``"ignore"``: negatives, as in CLIP; ``match`` is not used.
-* ``"exclude"``: nothing; neither is a negative of the other.
-* ``"positive"``: positives; the target of InfoNCE is uniform over the matches (UniCL, Yang et al. 2022).
+* ``present``: False where the pair is padding or lacks a modality. Such a pair is neither anchor nor negative; its
+  term and its gradient are exactly 0.
+* ``match``: an id per example; equal ids mean equal content (one caption of several images, say). -1 is unknown and
+  matches nothing else. Without ``match`` no two examples match.
+
+``duplicates`` says how two examples with equal ids are treated:
+
+* ``"ignore"``: as negatives of each other, as in CLIP; ``match`` is not used.
+* ``"exclude"``: neither as positives nor as negatives.
+* ``"positive"``: as positives. InfoNCE's target distribution is then uniform over the matches (UniCL, Yang et al.
+  2022, arXiv:2204.03610).
 """
 
 from __future__ import annotations
@@ -22,33 +27,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from xmodal_jax.core.collectives import (
-    AxisName,
-    all_gather,
-    axis_index,
-    axis_size,
-    global_index,
-    mesh_size,
-    psum,
-)
-from xmodal_jax.core.similarity import l2_normalize
-from xmodal_jax.losses.tiled import (
-    NEVER,
-    PairStatistics,
-    Side,
-    logits,
+from xmodal_jax.core.collectives import AxisName, all_gather, axis_index, axis_size, mesh_size, psum
+from xmodal_jax.losses.pairs import (
+    MASKED_LOGIT,
+    Duplicates,
+    PairSide,
+    gather_side,
+    make_pair_sides,
+    pair_logits,
     pair_masks,
-    pair_statistics,
-    sigmoid_sums,
-    signed_logits,
 )
+from xmodal_jax.losses.tiled import PairStatistics, pair_statistics, sigmoid_sums, signed_logits
 
-Duplicates = Literal["ignore", "exclude", "positive"]
-Form = Literal["auto", "global", "tiled", "ring"]
+Implementation = Literal["auto", "global", "tiled", "ring"]
+"""How all pairs of a batch are computed; every choice gives the same result. See :func:`info_nce`."""
 Scalar = float | int | Num[Array, ""]
 
 AUTO_GLOBAL_LOGITS = 2**24
-"""``form="auto"`` keeps the matrix of logits up to this many entries on a device (64 MiB in float32)."""
+"""``implementation="auto"`` keeps the matrix of logits up to this many entries per device (64 MiB in float32)."""
 
 
 def info_nce(
@@ -61,28 +57,31 @@ def info_nce(
     duplicates: Duplicates = "ignore",
     normalize: bool = False,
     axis_name: AxisName = None,
-    form: Form = "auto",
+    implementation: Implementation = "auto",
     tile: int = 512,
 ) -> Float[Array, "batch"]:
-    r"""Symmetric InfoNCE, the loss of CLIP (Radford et al. 2021, figure 3; van den Oord et al. 2018, eq. 4).
+    r"""Symmetric InfoNCE, the loss of CLIP.
 
     With logits :math:`s_{ij} = a_i \cdot b_j / \tau`, the term of example i is
 
     .. math:: \tfrac12 \Big[\log \sum_j e^{s_{ij}} + \log \sum_j e^{s_{ji}}\Big] - s_{ii} \quad\text{(nats)}
 
     Args:
-      a, b: embeddings; cosine logits need unit vectors, so normalise them or pass ``normalize=True``.
-      temperature: :math:`\tau > 0` (CLIP's ``logit_scale`` is its inverse); may be learned.
-      present, match, duplicates: see the module.
-      normalize: divide every embedding by its length first.
+      a, b: embeddings. Cosine logits need unit vectors: normalize them first, or pass ``normalize=True``.
+      temperature: :math:`\tau > 0`, the inverse of CLIP's ``logit_scale``. It may be a learned scalar.
+      present, match, duplicates: see the module's docstring.
+      normalize: whether to divide every embedding by its length first.
       axis_name: the named axis over which the batch is split, if any.
-      form: how it is computed; the result is the same. ``"global"`` makes the matrix of logits (and gathers
-        both sides under ``axis_name``). ``"tiled"`` makes it ``tile`` columns at a time and again for the
-        gradient, in memory O(batch x (dim + tile)), for a third more arithmetic; it gathers one side
-        under ``axis_name``. ``"ring"`` is tiled, and passes one side from device to device instead of
-        gathering it (without ``axis_name``: the same as tiled). ``"auto"`` is global up to 2^24 logits on a
-        device, else tiled.
-      tile: columns at a time.
+      implementation: how the pairs are computed; the result is the same.
+        ``"global"`` builds the matrix of logits, and gathers both sides under ``axis_name``.
+        ``"tiled"`` builds ``tile`` columns of the matrix at a time, and once more in the backward pass: memory
+        O(batch x (dim + tile)) for a third more arithmetic. It gathers one side under ``axis_name``.
+        ``"ring"`` is tiled, and passes one side from device to device instead of gathering it (without
+        ``axis_name`` it is the same as tiled).
+        ``"auto"`` is global up to 2^24 logits per device, and tiled beyond.
+      tile: columns per tile.
+    Returns:
+      One term per example, in nats; 0 where ``present`` is False.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -90,13 +89,17 @@ def info_nce(
       >>> image, text = jax.random.normal(jax.random.key(0), (2, 8, 16))
       >>> loss = lambda image, text: info_nce(image, text, temperature=0.07, normalize=True).mean()
       >>> value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(image, text)
+
+    References:
+      van den Oord et al. 2018, Representation Learning with Contrastive Predictive Coding, arXiv:1807.03748, eq. 4;
+      Radford et al. 2021 (CLIP), arXiv:2103.00020, figure 3.
     """
-    rows, cols = _sides(a, b, present, match, duplicates, normalize, axis_name)
-    rows = rows._replace(x=(rows.x / temperature).astype(rows.x.dtype))
-    form = _form(form, a.shape[0], axis_name)
-    if form == "global":
+    rows, cols = make_pair_sides(a, b, present, match, duplicates, normalize, axis_name)
+    rows = _divide_by_temperature(rows, temperature)
+    implementation = choose_implementation(implementation, a.shape[0], axis_name)
+    if implementation == "global":
         stats = _global_statistics(rows, cols, axis_name)
-    elif form == "tiled" and axis_name is not None:
+    elif implementation == "tiled" and axis_name is not None:
         stats = _gathered_statistics(rows, cols, tile, axis_name)
     else:
         stats = pair_statistics(rows, cols, tile, axis_name)
@@ -116,36 +119,50 @@ def sigmoid_loss(
     duplicates: Duplicates = "ignore",
     normalize: bool = False,
     axis_name: AxisName = None,
-    form: Form = "auto",
+    implementation: Implementation = "auto",
     tile: int = 512,
 ) -> Float[Array, "batch"]:
-    r"""The pairwise sigmoid loss of SigLIP (Zhai et al. 2023, section 3.2, algorithm 1).
+    r"""The pairwise sigmoid loss of SigLIP.
 
-    The term of example i is a sum, not a mean, over the other side:
+    The term of example i is a sum over the other side, not a mean:
 
     .. math:: -\sum_j \log \sigma\big(y_{ij}\,(a_i \cdot b_j / \tau + \beta)\big) \quad\text{(nats)}, \qquad
               y_{ij} = \pm 1 \text{ for positive and negative pairs.}
 
     Args:
-      a, b: embeddings; normalise them or pass ``normalize=True``.
-      temperature: :math:`\tau > 0`, the inverse of the paper's t; it starts at 0.1.
-      bias: :math:`\beta`; it starts at -10, since almost all pairs are negative.
-      present, match, duplicates: see the module.
-      normalize, axis_name, form, tile: as for :func:`info_nce`. Under ``axis_name`` ``b`` is gathered, or
-        passed around in the ring.
+      a, b: embeddings; normalize them first, or pass ``normalize=True``.
+      temperature: :math:`\tau > 0`, the inverse of the paper's t, where it starts at 0.1. May be learned.
+      bias: :math:`\beta`; it starts at -10 in the paper, since almost all pairs are negative. May be learned.
+      present, match, duplicates: see the module's docstring.
+      normalize, axis_name, implementation, tile: as in :func:`info_nce`. Under ``axis_name`` only ``b`` is gathered,
+        or passed around the ring.
+    Returns:
+      One term per example, in nats; 0 where ``present`` is False.
+
+    Example:
+      >>> import jax
+      >>> from xmodal_jax.losses import sigmoid_loss
+      >>> image, text = jax.random.normal(jax.random.key(0), (2, 8, 16))
+      >>> sigmoid_loss(image, text, temperature=0.1, bias=-10.0, normalize=True).shape
+      (8,)
+
+    References:
+      Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, arXiv:2303.15343, section 3.2, algorithm 1.
     """
-    rows, cols = _sides(a, b, present, match, duplicates, normalize, axis_name)
-    rows = rows._replace(x=(rows.x / temperature).astype(rows.x.dtype))
-    # One bias per row; the broadcast's transpose then sums their gradients.
-    bias = jnp.zeros_like(rows.x[:, 0], dtype=jnp.promote_types(a.dtype, jnp.float32)) + bias
-    form = _form(form, a.shape[0], axis_name)
-    if form == "ring":
+    rows, cols = make_pair_sides(a, b, present, match, duplicates, normalize, axis_name)
+    rows = _divide_by_temperature(rows, temperature)
+    # One bias per row, so that each device computes the gradient of its own rows: the transpose of the broadcast
+    # then sums them.
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    bias = jnp.zeros_like(rows.embeddings[:, 0], dtype=dtype) + bias
+    implementation = choose_implementation(implementation, a.shape[0], axis_name)
+    if implementation == "ring":
         return sigmoid_sums(rows, bias, cols, tile, axis_name)
-    cols = _gather(cols, axis_name)
-    if form == "tiled":
+    cols = gather_side(cols, axis_name)
+    if implementation == "tiled":
         return sigmoid_sums(rows, bias, cols, tile, None)
-    z, _, counts = signed_logits(rows, bias, cols)
-    return jnp.where(counts, jax.nn.softplus(-z), 0.0).sum(axis=1)
+    signed, _, valid = signed_logits(rows, bias, cols)
+    return jnp.where(valid, jax.nn.softplus(-signed), 0.0).sum(axis=1)
 
 
 def triplet_loss(
@@ -160,91 +177,101 @@ def triplet_loss(
     normalize: bool = False,
     axis_name: AxisName = None,
 ) -> Float[Array, "batch"]:
-    r"""Hinge on the margin to the hardest negative of the batch (Faghri et al. 2018, VSE++, eq. 6).
+    r"""Triplet hinge loss with the hardest negative of the batch (VSE++).
 
     With :math:`s_{ij} = a_i \cdot b_j` the term of example i is
 
     .. math:: \max_{j \ne i}\,[\alpha + s_{ij} - s_{ii}]_+ + \max_{j \ne i}\,[\alpha + s_{ji} - s_{ii}]_+
 
-    or, with ``hardest=False``, sums over j in place of the maxima (their eq. 5). Without a negative it is 0.
+    or, with ``hardest=False``, sums over j in place of the maxima. It is 0 where an example has no negative.
 
     Args:
-      a, b: embeddings; normalise them or pass ``normalize=True``.
+      a, b: embeddings; normalize them first, or pass ``normalize=True``.
       margin: :math:`\alpha`, in units of the similarity.
-      hardest: the hardest negative only, or the sum over all.
-      present, match, duplicates: see the module; ``match`` is excluded from the negatives where it is given.
-        A duplicate would be the hardest negative, at distance 0, so that ``"exclude"`` is the default.
-      normalize, axis_name: as for :func:`info_nce`.
+      hardest: whether only the hardest negative counts (eq. 6), or the sum over all negatives (eq. 5).
+      present, match, duplicates: see the module's docstring. ``"exclude"`` is the default, because a duplicate among
+        the negatives would always be the hardest one.
+      normalize, axis_name: as in :func:`info_nce`.
+    Returns:
+      One term per example, in units of the similarity; 0 where ``present`` is False.
+
+    Example:
+      >>> import jax
+      >>> from xmodal_jax.losses import triplet_loss
+      >>> image, text = jax.random.normal(jax.random.key(0), (2, 8, 16))
+      >>> triplet_loss(image, text, margin=0.2, normalize=True).shape
+      (8,)
+
+    References:
+      Faghri et al. 2018, VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, arXiv:1707.05612, eq. 5, 6.
     """
-    rows, cols = _sides(a, b, present, match, duplicates, normalize, axis_name)
-    by_row, by_col, counts, positive = _global_logits(rows, cols, axis_name)
-    pair = jnp.sum(jnp.where(positive, by_row, 0.0), axis=1, keepdims=True)
-    terms = jnp.zeros_like(pair[:, 0])
+    rows, cols = make_pair_sides(a, b, present, match, duplicates, normalize, axis_name)
+    by_row, by_col, valid, positive = _global_logits(rows, cols, axis_name)
+    positive_score = jnp.sum(jnp.where(positive, by_row, 0.0), axis=1, keepdims=True)
+    terms = jnp.zeros_like(positive_score[:, 0])
     for similarity in (by_row, by_col):
-        hinge = jnp.where(counts & ~positive, jax.nn.relu(margin + similarity - pair), 0.0)
+        hinge = jnp.where(valid & ~positive, jax.nn.relu(margin + similarity - positive_score), 0.0)
         terms = terms + (hinge.max(axis=1) if hardest else hinge.sum(axis=1))
     return terms
 
 
-# -- parts ---------------------------------------------------------------------------------------------------
+def choose_implementation(
+    implementation: Implementation, batch_size: int, axis_name: AxisName = None
+) -> Implementation:
+    """Resolves ``"auto"`` for ``batch_size`` examples on this device: by the number of logits that it would hold."""
+    if implementation != "auto":
+        return implementation
+    logits_per_device = batch_size * batch_size * axis_size(axis_name) // mesh_size()
+    return "global" if logits_per_device <= AUTO_GLOBAL_LOGITS else "tiled"
 
 
-def _sides(a, b, present, match, duplicates, normalize, axis_name) -> tuple[Side, Side]:
-    index = global_index(a.shape[0], axis_name=axis_name)
-    target = group = index
-    if duplicates != "ignore" and match is not None:
-        match = match.astype(index.dtype)
-        # An unknown id becomes an id of its own, where no one's ids are likely to be.
-        group = jnp.where(match == -1, jnp.iinfo(index.dtype).min + index, match)
-        target = group if duplicates == "positive" else index
-    if present is None:
-        present = jnp.ones_like(a[:, 0], dtype=bool)
-    # Zeroed first: even an infinite embedding of an absent example cannot reach a value or a gradient.
-    a, b = jnp.where(present[:, None], a, 0), jnp.where(present[:, None], b, 0)
-    if normalize:
-        a, b = l2_normalize(a), l2_normalize(b)
-    return Side(a, target, group, present), Side(b, target, group, present)
+# -- the matrix of logits, and sums over it -------------------------------------------------------------------
 
 
-def _form(form: Form, size: int, axis_name: AxisName) -> Form:
-    if form != "auto":
-        return form
-    on_each = size * size * axis_size(axis_name) // mesh_size()
-    return "global" if on_each <= AUTO_GLOBAL_LOGITS else "tiled"
+def _divide_by_temperature(side: PairSide, temperature: Scalar) -> PairSide:
+    # Of one side's embeddings rather than of the logits: O(batch x dim) operations in place of O(batch^2).
+    return side._replace(embeddings=(side.embeddings / temperature).astype(side.embeddings.dtype))
 
 
-def _gather(side: Side, axis_name: AxisName) -> Side:
-    return jax.tree.map(lambda x: all_gather(x, axis_name), side)
+def _global_logits(rows: PairSide, cols: PairSide, axis_name: AxisName) -> tuple[Array, Array, Array, Array]:
+    """Logits of this device's rows with all columns, and of its columns with all rows; the masks of `pair_masks`.
 
-
-def _global_logits(rows: Side, cols: Side, axis_name: AxisName) -> tuple[Array, Array, Array, Array]:
-    """Logits of this device's rows with all columns, of its columns with all rows, and the masks of both."""
-    all_cols = _gather(cols, axis_name)
-    by_row = logits(rows, all_cols)
-    by_col = by_row.T if axis_name is None else logits(cols, _gather(rows, axis_name))
+    One pair of masks serves both directions, as an example has the same ids on both sides.
+    """
+    all_cols = gather_side(cols, axis_name)
+    by_row = pair_logits(rows, all_cols)
+    by_col = by_row.T if axis_name is None else pair_logits(cols, gather_side(rows, axis_name))
     return by_row, by_col, *pair_masks(rows, all_cols)
 
 
-def _global_statistics(rows: Side, cols: Side, axis_name: AxisName) -> PairStatistics:
-    by_row, by_col, counts, positive = _global_logits(rows, cols, axis_name)
-    lse = [jax.nn.logsumexp(jnp.where(counts, s, NEVER), axis=1) for s in (by_row, by_col)]
+def _global_statistics(rows: PairSide, cols: PairSide, axis_name: AxisName) -> PairStatistics:
+    """The statistics of `pair_statistics`, from the whole matrix of logits."""
+    by_row, by_col, valid, positive = _global_logits(rows, cols, axis_name)
+    lse = [jax.nn.logsumexp(jnp.where(valid, s, MASKED_LOGIT), axis=1) for s in (by_row, by_col)]
     sums = [jnp.where(positive, s, 0.0).sum(axis=1) for s in (by_row, by_col)]
     return PairStatistics(*lse, *sums)
 
 
-def _gathered_statistics(rows: Side, cols: Side, tile: int, axis_name: str) -> PairStatistics:
-    """Tiles of this device's rows and all gathered columns, whose sums are then joined over devices."""
-    size = cols.x.shape[0]
-    part = pair_statistics(rows, _gather(cols, axis_name), tile, None)
-    top = jax.lax.pmax(jax.lax.stop_gradient(part.col_lse), axis_name)
-    col_lse = top + jnp.log(psum(jnp.exp(part.col_lse - top), axis_name))
-    own = lambda x: jax.lax.dynamic_slice_in_dim(x, axis_index(axis_name) * size, size)
-    return part._replace(col_lse=own(col_lse), col_positive=own(psum(part.col_positive, axis_name)))
+def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: str) -> PairStatistics:
+    """The statistics of `pair_statistics`, tiled, with the columns of all devices gathered.
+
+    Each device reduces its rows over all columns. For the columns it has only its own rows' part of each sum; the
+    parts are added over devices, relative to the maximum over devices, and each device takes its own columns.
+    """
+    size = cols.embeddings.shape[0]
+    partial_stats = pair_statistics(rows, gather_side(cols, axis_name), tile, None)
+    maximum = jax.lax.pmax(jax.lax.stop_gradient(partial_stats.col_lse), axis_name)
+    col_lse = maximum + jnp.log(psum(jnp.exp(partial_stats.col_lse - maximum), axis_name))
+    own_slice = lambda x: jax.lax.dynamic_slice_in_dim(x, axis_index(axis_name) * size, size)
+    return partial_stats._replace(
+        col_lse=own_slice(col_lse), col_positive=own_slice(psum(partial_stats.col_positive, axis_name))
+    )
 
 
-def _count_positives(side: Side, axis_name: AxisName) -> Float[Array, "batch"]:
-    """How many present examples of the global batch have each example's target, itself included."""
-    never = jnp.iinfo(side.target.dtype).max
-    ids = jnp.sort(all_gather(jnp.where(side.present, side.target, never), axis_name))
-    first, last = (jnp.searchsorted(ids, side.target, side=s) for s in ("left", "right"))
-    return jnp.maximum(last - first, 1).astype(jnp.float32)
+def _count_positives(side: PairSide, axis_name: AxisName) -> Float[Array, "batch"]:
+    """How many present examples of the global batch are positives of each example, itself included."""
+    absent_id = jnp.iinfo(side.positive_id.dtype).max
+    # In the sorted ids of the global batch, equal ids are one run, whose ends a binary search finds.
+    sorted_ids = jnp.sort(all_gather(jnp.where(side.present, side.positive_id, absent_id), axis_name))
+    start, end = (jnp.searchsorted(sorted_ids, side.positive_id, side=s) for s in ("left", "right"))
+    return jnp.maximum(end - start, 1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Losses of sequences of tokens, one term per example."""
+"""Losses of token sequences, one term per example: cross-entropy with label smoothing, and CTC."""
 
 from __future__ import annotations
 
@@ -15,14 +15,34 @@ def token_cross_entropy(
     *,
     smoothing: float = 0.0,
 ) -> Float[Array, "batch"]:
-    """The mean over an example's tokens of ``-sum_v q_v log p_v``, in nats; 0 where it has none.
+    r"""Cross-entropy of the next token, averaged over the tokens of each example, in nats.
 
-    ``q = (1 - smoothing) onehot(target) + smoothing / V`` (label smoothing, Szegedy et al. 2016, arXiv:1512.00567,
-    sec. 7). ``mask``: which targets there are; the rest has no influence.
+    .. math:: -\frac1L \sum_{l=1}^{L} \sum_v q_{lv} \log p_{lv}, \qquad q_l = (1 - \epsilon)\, e_{y_l} + \epsilon / V
+
+    for L tokens, a vocabulary of V and the one-hot vector :math:`e_y` of a target.
+
+    Args:
+      logits: unnormalized log-probabilities; the softmax is computed in float32.
+      targets: token ids.
+      mask: True where there is a target; other positions have no influence. An example without targets gives 0.
+      smoothing: :math:`\epsilon`, the label smoothing.
+    Returns:
+      One term per example, in nats per token.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from xmodal_jax.losses import token_cross_entropy
+      >>> logits, targets = jnp.zeros((2, 3, 8)), jnp.ones((2, 3), int)
+      >>> mask = jnp.array([[True, True, False], [False, False, False]])
+      >>> print(token_cross_entropy(logits, targets, mask))  # log 8, and no targets
+      [2.0794415 0.       ]
+
+    References:
+      Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv:1512.00567, section 7 (label smoothing).
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    of_target = jnp.take_along_axis(log_p, targets[:, :, None], axis=-1)[:, :, 0]
-    terms = -(1 - smoothing) * of_target - smoothing * log_p.mean(axis=-1)
+    target_log_p = jnp.take_along_axis(log_p, targets[:, :, None], axis=-1)[:, :, 0]
+    terms = -(1 - smoothing) * target_log_p - smoothing * log_p.mean(axis=-1)
     terms = jnp.where(mask, terms, 0.0)
     return terms.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
 
@@ -35,14 +55,33 @@ def ctc(
     *,
     blank: int = 0,
 ) -> Float[Array, "batch"]:
-    """``-log p(targets | logits)`` over all alignments, in nats: connectionist temporal classification.
+    """Connectionist temporal classification: ``-log p(targets | logits)`` over all alignments, in nats.
 
-    Content comes first in both masks. Where the frames are too few for the targets (one for each, and a blank between
-    equal ones) no alignment exists: such an example gives 0 and no gradient (see `ctc_fits`). Graves et al. 2006, eq. 3
-    and 14.
+    An alignment needs one frame per target, and one more for the blank between two equal targets. Where an example has
+    too few frames no alignment exists: it gives 0 and no gradient (see :func:`ctc_fits`).
+
+    Args:
+      logits: unnormalized log-probabilities per frame.
+      logit_mask: True on valid frames, which come first.
+      targets: token ids.
+      mask: True on valid targets, which come first.
+      blank: id of the blank.
+    Returns:
+      One term per example, in nats (a sum over the sequence, not a mean).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from xmodal_jax.losses import ctc
+      >>> frames, tokens = jnp.ones((1, 4), bool), jnp.ones((1, 2), bool)
+      >>> ctc(jnp.zeros((1, 4, 5)), frames, jnp.array([[1, 2]]), tokens).shape
+      (1,)
+
+    References:
+      Graves et al. 2006, Connectionist Temporal Classification, ICML, eq. 3 and 14.
     """
     fits = ctc_fits(logit_mask, targets, mask)
-    mask = mask & fits[:, None]  # an impossible target is replaced by the empty one, so that all stays finite
+    # A target that does not fit is replaced by the empty one, so that its loss and gradient stay finite.
+    mask = mask & fits[:, None]
     losses = optax.ctc_loss(
         logits.astype(jnp.float32),
         1.0 - logit_mask.astype(jnp.float32),
@@ -58,6 +97,14 @@ def ctc_fits(
     targets: Int[Array, "batch length"],
     mask: Bool[Array, "batch length"],
 ) -> Bool[Array, "batch"]:
-    """Which examples have frames enough for their targets."""
+    """Whether each example has enough frames for its targets: one per target, and one between equal neighbours.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from xmodal_jax.losses import ctc_fits
+      >>> frames = jnp.ones((2, 2), bool)
+      >>> ctc_fits(frames, jnp.array([[1, 2], [1, 1]]), jnp.ones((2, 2), bool)).tolist()
+      [True, False]
+    """
     equal = (targets[:, 1:] == targets[:, :-1]) & mask[:, 1:]
     return mask.sum(axis=1) + equal.sum(axis=1) <= logit_mask.sum(axis=1)

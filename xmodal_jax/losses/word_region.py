@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core.collectives import AxisName, all_gather
 from xmodal_jax.core.similarity import l2_normalize
-from xmodal_jax.losses.contrastive import Duplicates, Scalar, _gather, _sides
-from xmodal_jax.losses.tiled import NEVER, chunked, pair_masks
+from xmodal_jax.losses.contrastive import Scalar
+from xmodal_jax.losses.gradient_cache import chunked
+from xmodal_jax.losses.pairs import MASKED_LOGIT, Duplicates, gather_side, make_pair_sides, pair_masks
 
 Attention = Literal["cosine", "damsm"]
 
@@ -106,11 +107,13 @@ def word_region_loss(
     has_words = word_mask.any(axis=1)
     present = has_words if present is None else present & has_words
     flat = lambda x: x.reshape(x.shape[0], -1)
-    images, captions = _sides(flat(regions), flat(words), present, match, duplicates, False, axis_name)
+    images, captions = make_pair_sides(
+        flat(regions), flat(words), present, match, duplicates, False, axis_name
+    )
     by_image = gamma3 * word_region_scores(
-        captions.x.reshape(words.shape),
+        captions.embeddings.reshape(words.shape),
         word_mask & present[:, None],
-        images.x.reshape(regions.shape),
+        images.embeddings.reshape(regions.shape),
         gamma1=gamma1,
         gamma2=gamma2,
         attention=attention,
@@ -118,11 +121,11 @@ def word_region_loss(
         axis_name=axis_name,
     )
     # Ids and presence are an example's, whichever side: one pair of masks serves both directions.
-    counts, positive = pair_masks(images, _gather(captions._replace(x=None), axis_name))
+    counts, positive = pair_masks(images, gather_side(captions._replace(embeddings=None), axis_name))
     terms = jnp.zeros_like(by_image[:, 0])
     for scores in (by_image, _exchange(by_image, axis_name)):
         mean_positive = jnp.where(positive, scores, 0.0).sum(axis=1) / jnp.maximum(positive.sum(axis=1), 1)
-        terms += jax.nn.logsumexp(jnp.where(counts, scores, NEVER), axis=1) - mean_positive
+        terms += jax.nn.logsumexp(jnp.where(counts, scores, MASKED_LOGIT), axis=1) - mean_positive
     return jnp.where(present, 0.5 * terms, 0.0)
 
 
@@ -137,10 +140,10 @@ def _scores(captions, regions, *, attention: Attention):
         affinity = einsum("nld,ird->inlr", unit_words, regions)
     else:
         affinity = einsum("nld,ird->inlr", words, regions)
-        affinity = jax.nn.softmax(jnp.where(mask[None, :, :, None], affinity, NEVER), axis=2)
+        affinity = jax.nn.softmax(jnp.where(mask[None, :, :, None], affinity, MASKED_LOGIT), axis=2)
     weights = jax.nn.softmax(gamma1 * affinity, axis=3).astype(regions.dtype)
     found = l2_normalize(einsum("inlr,ird->inld", weights, regions))
-    cosine = jnp.where(mask[None, :, :], einsum("inld,nld->inl", found, unit_words), NEVER)
+    cosine = jnp.where(mask[None, :, :], einsum("inld,nld->inl", found, unit_words), MASKED_LOGIT)
     return jax.nn.logsumexp(gamma2 * cosine, axis=2) / gamma2
 
 

@@ -51,7 +51,7 @@ class ContrastiveConfig:
     """Its weight."""
     temperature: float = 0.07
     """Initial temperature; learned, and never below 1/100."""
-    form: contrastive.Form = "auto"
+    form: contrastive.Implementation = "auto"
     """How InfoNCE and the sigmoid loss are computed, with the same result: with the matrix of logits (global), a tile
     of it at a time (tiled), tiled and passed from device to device (ring, for pmap), or as its size suggests (auto)."""
     margin: float = 0.2
@@ -173,7 +173,7 @@ def _objective(config, name, x, y, both, match, scale, loss_params, axis_name):
             match=match,
             duplicates=config.duplicates,
             axis_name=axis_name,
-            form=config.form,
+            implementation=config.form,
         )
     elif name == "sigmoid":
         per_example = contrastive.sigmoid_loss(
@@ -181,7 +181,7 @@ def _objective(config, name, x, y, both, match, scale, loss_params, axis_name):
             y,
             temperature=1.0 / scale,
             bias=loss_params["bias"],
-            form=config.form,
+            implementation=config.form,
             present=both,
             match=match,
             duplicates=config.duplicates,

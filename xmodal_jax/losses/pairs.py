@@ -1,0 +1,84 @@
+"""All pairs between two sides of a batch: which of them are positive, which negative, and which do not count.
+
+What the contrastive losses share. Side ``a`` of the batch indexes the rows of a matrix of pairs, side ``b`` its
+columns; example i of ``a`` and example i of ``b`` belong together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from xmodal_jax.core.collectives import AxisName, all_gather, global_index
+from xmodal_jax.core.similarity import l2_normalize
+
+Duplicates = Literal["ignore", "exclude", "positive"]
+"""What two examples with equal ``match`` ids are to each other; see :mod:`xmodal_jax.losses.contrastive`."""
+
+MASKED_LOGIT = -1e30
+"""The logit of a pair that does not count; finite, so that a row without any pair still has finite gradients."""
+
+
+class PairSide(NamedTuple):
+    """One side of the pairs: the embeddings, and the ids that decide what each pair is.
+
+    A pair is positive where the two ``positive_id`` are equal. It is left out where only the two ``group_id`` are
+    equal, or where either example is absent. All other pairs are negative.
+    """
+
+    embeddings: Float[Array, "n dim"]
+    positive_id: Int[Array, "n"]
+    group_id: Int[Array, "n"]
+    present: Bool[Array, "n"]
+
+
+def make_pair_sides(
+    a: Float[Array, "batch a_dim"],
+    b: Float[Array, "batch b_dim"],
+    present: Bool[Array, "batch"] | None,
+    match: Int[Array, "batch"] | None,
+    duplicates: Duplicates,
+    normalize: bool,
+    axis_name: AxisName,
+) -> tuple[PairSide, PairSide]:
+    """The two sides of this device's examples; absent examples have the embedding 0.
+
+    The arguments are those of the losses, see :mod:`xmodal_jax.losses.contrastive`.
+    """
+    index = global_index(a.shape[0], axis_name=axis_name)
+    positive_id = group_id = index
+    if duplicates != "ignore" and match is not None:
+        match = match.astype(index.dtype)
+        # An unknown id (-1) becomes an id that only this example has: counted up from the smallest integer, where
+        # the caller's ids are unlikely to be.
+        group_id = jnp.where(match == -1, jnp.iinfo(index.dtype).min + index, match)
+        positive_id = group_id if duplicates == "positive" else index
+    if present is None:
+        present = jnp.ones_like(a[:, 0], dtype=bool)
+    # Before anything else, so that not even an infinite embedding of an absent example reaches a value or a gradient.
+    a, b = jnp.where(present[:, None], a, 0), jnp.where(present[:, None], b, 0)
+    if normalize:
+        a, b = l2_normalize(a), l2_normalize(b)
+    return PairSide(a, positive_id, group_id, present), PairSide(b, positive_id, group_id, present)
+
+
+def gather_side(side: PairSide, axis_name: AxisName) -> PairSide:
+    """The side of the global batch, from all devices on the axis."""
+    return jax.tree.map(lambda x: all_gather(x, axis_name), side)
+
+
+def pair_masks(rows: PairSide, cols: PairSide) -> tuple[Bool[Array, "rows cols"], Bool[Array, "rows cols"]]:
+    """Which pairs count (positive or negative), and which of those are positive."""
+    same_positive = rows.positive_id[:, None] == cols.positive_id[None, :]
+    same_group = rows.group_id[:, None] == cols.group_id[None, :]
+    valid = rows.present[:, None] & cols.present[None, :] & (same_positive | ~same_group)
+    return valid, valid & same_positive
+
+
+def pair_logits(rows: PairSide, cols: PairSide) -> Float[Array, "rows cols"]:
+    """The inner product of every row's embedding with every column's, in float32 at least."""
+    dtype = jnp.promote_types(rows.embeddings.dtype, jnp.float32)
+    return jnp.matmul(rows.embeddings, cols.embeddings.T, preferred_element_type=dtype)

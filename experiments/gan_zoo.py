@@ -29,7 +29,7 @@ from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.config import shrink
-from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import NonFiniteError
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run, format_value
@@ -82,7 +82,7 @@ class Config(Drawing):
         text=EncoderConfig("transformer", width=64, depth=1), auxiliary_weight=0.0,
     )  # fmt: skip
     """Both players; the objective is each entrant's own."""
-    optimizer: Players = Players(
+    optimizer: GANOptimizer = GANOptimizer(
         discriminator=ADAM, generator=dataclasses.replace(ADAM, learning_rate=2e-4, ema=0.99)
     )
     """Optimizers and schedules."""

@@ -37,7 +37,7 @@ from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
 from xmodal_jax.report.text import add_scores
 from xmodal_jax.train.config import PretrainedConfig, shrink
-from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run, stack_scores
@@ -60,7 +60,7 @@ class Config(PretrainedConfig):
     )
     """How the data set is read."""
     steps: int = 2800
-    """Rounds: each player's step, the discriminator's ``model.d_steps`` times; the first are rehearsals."""
+    """Rounds: each player's step, the discriminator's ``model.d_steps`` times; of the first ones the generator's alone."""
     batch_size: int = 32
     """Examples of each player's step, over all devices together."""
     eval_every: int = 1400
@@ -81,8 +81,8 @@ class Config(PretrainedConfig):
         reconstruction_weight=30.0, perceptual_weight=10.0, redescription_weight=5.0,
     )  # fmt: skip
     """Both players and their objective."""
-    optimizer: Players = Players(
-        rehearsal=0.5, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
+    optimizer: GANOptimizer = GANOptimizer(
+        pretrain_fraction=0.5, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
         generator=Optimizer(name="muon", learning_rate=5e-3, final_scale=0.15, b1=0.5, clip_norm=5.0, ema=0.99),
     )  # fmt: skip
     """Optimizers and schedules."""

@@ -29,7 +29,7 @@ from xmodal_jax.report import latent as latent_report
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.config import shrink
-from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run, stack_scores
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
 
     optimizer = readers.optimize(config.optimizer)
     if MODELS[model.model].opponent:
-        optimizer = Players(discriminator=config.critic, generator=optimizer)
+        optimizer = GANOptimizer(discriminator=config.critic, generator=optimizer)
     metadata = data.metadata | {"modality": modality, "size": [*size.shape, size.values]}
     method = readers.start(vae.method, {modality: size})
     result = fit(method, loader, config, optimizer, run, timer, evaluate=validate, metadata=metadata)

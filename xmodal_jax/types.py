@@ -118,23 +118,23 @@ class Method(NamedTuple):
 class GAN(NamedTuple):
     """A method of two players, generator and discriminator, as pure functions.
 
-    ``params`` holds ``generator`` and ``discriminator``; ``memory`` is a dict of what else changes in training,
+    ``params`` holds ``generator`` and ``discriminator``; ``variables`` is a dict of what else changes in training,
     without a gradient: running statistics, averages of logits, the probability of augmentation. Losses are shares,
     as those of `Method`.
 
-    ``init(key, batch) -> (params, memory)``
-    ``generate(generator, memory, batch, key, *, axis_name=None) -> (made, memory)``: what the discriminator is
+    ``init(key, batch) -> (params, variables)``
+    ``generate(generator, variables, batch, key, *, axis_name=None) -> (generated, variables)``: what the discriminator is
     shown, a pytree.
-    ``d_loss(discriminator, memory, batch, made, key, step, *, axis_name=None) -> (share, (aux, memory))``: what the
+    ``d_loss(discriminator, variables, batch, generated, key, step, *, axis_name=None) -> (share, (aux, variables))``: what the
     discriminator minimises; ``step`` counts, for penalties that are not due every time.
-    ``g_loss(made, discriminator, memory, batch, key, *, axis_name=None) -> (share, aux)``: what the generator
-    minimises, through ``made`` alone, so that one generation serves both players.
+    ``g_loss(generated, discriminator, variables, batch, key, *, axis_name=None) -> (share, aux)``: what the generator
+    minimises, through ``generated`` alone, so that one generation serves both players.
     ``constrain(discriminator) -> discriminator``: what it is replaced by after each of its steps.
-    ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``memory``; ``batch["noise"]`` is what to
+    ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``variables``; ``batch["noise"]`` is what to
     begin with. With ``toward_text`` and ``toward_text_mask``, or ``toward_label``, and ``blend`` ``[B]``, of what is
     that share of the way to another condition.
     ``d_steps``: steps of the discriminator before each of the generator, each on its own part of the batch.
-    ``rehearse(generator, memory, batch, key, *, axis_name=None) -> (share, (aux, memory))``: what the generator can
+    ``pretrain_generator(generator, variables, batch, key, *, axis_name=None) -> (share, (aux, variables))``: what the generator can
     minimise without an opponent; None: nothing.
     ``load_pretrained(params, batch) -> params``: as `Method.load_pretrained`, for the parameters of both players.
     """
@@ -146,5 +146,5 @@ class GAN(NamedTuple):
     constrain: Callable[[Params], Params]
     predict: Callable[..., Any]
     d_steps: int
-    rehearse: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]] | None = None
+    pretrain_generator: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]] | None = None
     load_pretrained: Callable[[Params, Batch], Params] | None = None

@@ -58,7 +58,7 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     tokenizer = train_tokenizer(["a red star", "a blue ring"], "word")
     sizes = dict(vocab_size=tokenizer.vocab_size, length=6, classes=0)
     gan = make_gan(config, shape=(6, 7, 3), **sizes)
-    params, memory = drawn_at_random(gan.init, jax.random.key(0), {})
+    params, variables = drawn_at_random(gan.init, jax.random.key(0), {})
     average = jax.tree.map(lambda x: 0.5 * x, params["generator"])
     meta = {
         "config": {"model": to_json(config)},
@@ -68,7 +68,7 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
         **sizes,
     }
     kept = Checkpoints(tmp_path / "run" / "checkpoints")
-    state = {"params": params, "ema": average, "memory": memory}
+    state = {"params": params, "ema": average, "variables": variables}
     kept.save(1, state, meta | {"tokenizer": tokenizer.files(), "seeds": [0]})
     kept.close()
     loaded = load_translator(tmp_path / "run", noise=3)
@@ -76,7 +76,7 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     words = ["a red star", "a red star", "a blue ring"]
     artist = drawing.Artist(gan, TokenizeTransform(tokenizer, 6), noise=5)
     asked = artist.asked(ArraySource({"caption": np.array(words, object)}))
-    wanted = artist({"generator": average, "memory": memory}, asked, artist.draw_noise(3, 3))
+    wanted = artist({"generator": average, "variables": variables}, asked, artist.draw_noise(3, 3))
     found = loaded.apply(words)
     np.testing.assert_array_equal(np.stack(found), wanted)
     assert (found[0] != found[1]).any()
@@ -112,19 +112,19 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     )  # fmt: skip
     sizes = dict(shape=(6, 7, 3), vocab_size=tokenizer.vocab_size, length=6)
     gan = make_gan(config, text=reader.params, **sizes)
-    players, memory = drawn_at_random(gan.init, jax.random.key(0), {})
-    memory = {**memory, "text": reader.params}
+    players, variables = drawn_at_random(gan.init, jax.random.key(0), {})
+    variables = {**variables, "text": reader.params}
     assert "text" not in players["generator"]
-    known = {"generator": {**players["generator"], "text": params["text"]}, "memory": {"generator": {}}}
+    known = {"generator": {**players["generator"], "text": params["text"]}, "variables": {"generator": {}}}
     words = ["a red star", "a blue ring"]
     asked = drawing.Artist(gan, tokenize, noise=5).asked(ArraySource({"caption": np.array(words, object)}))
     draw = lambda params: drawing.Artist(gan, None, noise=5)(params, asked, np.ones((2, 5), np.float32))
-    found = draw({"generator": players["generator"], "memory": memory})
+    found = draw({"generator": players["generator"], "variables": variables})
     assert (found[0] != found[1]).any()
     np.testing.assert_array_equal(found, draw(known))
     kept = Checkpoints(tmp_path / "gan" / "checkpoints")
     facts = {"config": {"model": to_json(config)}, "source": "text", "target": "image", "classes": 0, **sizes}
-    kept.save(1, {"params": players, "memory": memory}, meta | facts)
+    kept.save(1, {"params": players, "variables": variables}, meta | facts)
     kept.close()
     assert (load_translator(tmp_path / "gan", noise=3).apply(words)[0] != 0).any()
 
@@ -144,8 +144,8 @@ def test_an_artist_draws_as_the_gan_predicts_whatever_the_size_of_its_batches():
         generator=GeneratorConfig("mlp", noise=5, width=8),
     )  # fmt: skip
     gan, n = make_gan(config, shape=(6, 7, 1), classes=3), 11
-    params, memory = drawn_at_random(gan.init, jax.random.key(0), {})
-    params = {"generator": params["generator"], "memory": memory}
+    params, variables = drawn_at_random(gan.init, jax.random.key(0), {})
+    params = {"generator": params["generator"], "variables": variables}
     source = ArraySource(
         {"image": np.zeros((n, 6, 7, 1), np.uint8), "label": np.arange(n, dtype=np.int32) % 3}
     )

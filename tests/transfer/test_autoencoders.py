@@ -28,7 +28,7 @@ from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import PretrainedConfig, StartConfig
-from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.gan_step import make_training as make_game
 from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.parallel import make_engine
@@ -172,7 +172,7 @@ def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
     size = size_of(batch, "image", config.model)
     method = readers.start(make_vae(config.model, "image", size).method, {"image": size})
     generator = readers.optimize(Optimizer(ema=0.9))
-    training = make_game(method, Players(generator=generator), 2)
+    training = make_game(method, GANOptimizer(generator=generator), 2)
     engine = make_engine(mode, training.init, training.make_step, seeds=seeds)
     keys = KEY if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
     state = loop._with_pretrained(engine.init(keys, batch), engine, training, batch)
@@ -226,26 +226,26 @@ def test_both_players_read_and_look_by_what_was_trained_before(folders, read):
     watcher = image_watcher(config, SHAPE)
     gan = make_gan(config.model, text=reader.params, watcher=watcher, **sizes)
     batch = batch_of()
-    params, memory = jax.jit(gan.init)(KEY, batch)
-    jax.tree.map(np.testing.assert_array_equal, memory["text"]["encoder"], read["text"].params)
+    params, variables = jax.jit(gan.init)(KEY, batch)
+    jax.tree.map(np.testing.assert_array_equal, variables["text"]["encoder"], read["text"].params)
     # The sentence is what BERT's own pooler makes of it, its words the tokens.
     net = Network(config.model, SHAPE, True, TOKENIZER.vocab_size, LENGTH, 0)
-    condition = net.condition(params["generator"], memory, batch, None)
+    condition = net.condition(params["generator"], variables, batch, None)
     tokens = read["text"].module.apply({"params": read["text"].params}, batch["text"], batch["text_mask"])
     pooled = read["text"].module.apply({"params": read["text"].params}, tokens, method="pool")
     np.testing.assert_allclose(condition.vector, pooled, atol=1e-6)
     np.testing.assert_allclose(condition.words.values, tokens.values, atol=1e-6)
     # Six places of eight pixels, without the class token.
-    seen = watcher.see(memory["watcher"], batch["image"].astype(jnp.float32) / 127.5 - 1)
+    seen = watcher.see(variables["watcher"], batch["image"].astype(jnp.float32) / 127.5 - 1)
     assert seen.shape == (4, 6, 12) and params["discriminator"]["sight"]["kernel"].shape[0] == 12
 
     # Rebuilt images that are the real ones look the same: no perceptual loss. Others do not.
-    made, _ = gan.generate(params["generator"], memory, batch, KEY)
+    made, _ = gan.generate(params["generator"], variables, batch, KEY)
     without = dataclasses.replace(config.model, perceptual_weight=0.0)
     plain = make_gan(without, text=reader.params, watcher=watcher, **sizes)
 
     def share(image):
-        loss = lambda gan: gan.g_loss({**made, "image": image}, params["discriminator"], memory, batch, KEY)
+        loss = lambda gan: gan.g_loss({**made, "image": image}, params["discriminator"], variables, batch, KEY)
         (whole, aux), (rest, _) = loss(gan), loss(plain)
         return whole - rest, aux["g_perceptual"]
 
@@ -255,13 +255,13 @@ def test_both_players_read_and_look_by_what_was_trained_before(folders, read):
     assert value > 0.01 and np.abs(slope).max() > 1e-4
     np.testing.assert_allclose(part, 2.0 * value, rtol=1e-4)
 
-    players = Players(generator=Optimizer(name="adam"), discriminator=Optimizer(name="adam"))
+    players = GANOptimizer(generator=Optimizer(name="adam"), discriminator=Optimizer(name="adam"))
     training = make_game(gan, players, 2)
     state = jax.jit(training.init)(KEY, batch)
     after, metrics = jax.jit(training.make_step(None))(state, batch)
     assert metrics["finite"].all()
     for name in ("text", "watcher"):
-        jax.tree.map(np.testing.assert_array_equal, after.memory[name], memory[name])
+        jax.tree.map(np.testing.assert_array_equal, after.variables[name], variables[name])
 
 
 def test_what_cannot_be_is_said(folders):

@@ -168,8 +168,8 @@ def restore_run(
         key.startswith("params/discriminator/") for key in metadata["arrays"]
     ):  # the average is of the generator alone
         both = read_state(folder, "params")["params"]
-        memory = read_state(folder, "memory")["memory"] if "memory" in held else {}
-        params = {**both, "memory": memory} | ({"generator": params} if name == "ema" else {})
+        variables = read_state(folder, "variables")["variables"] if "variables" in held else {}
+        params = {**both, "variables": variables} | ({"generator": params} if name == "ema" else {})
     seeds = metadata.get("seeds", [])
     if len(seeds) > 1:
         if seed not in seeds:

@@ -67,7 +67,7 @@ def fit(
     method: Method | GAN,
     loader: Loader,
     config: RunConfig,
-    optimizer: Optimizer | players.Players,
+    optimizer: Optimizer | players.GANOptimizer,
     run: Run,
     timer: Timer,
     *,

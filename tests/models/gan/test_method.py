@@ -14,7 +14,7 @@ from xmodal_jax.models.gan.networks import Captioner, Network, View
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.train import gan_step as players
-from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.optim import Optimizer
 
 TEXT = EncoderConfig("transformer", width=8, depth=1, heads=2)
@@ -26,7 +26,7 @@ CONFIG = GANConfig(
     classes=7,
 )
 ADAM = Optimizer(name="adam", learning_rate=1e-2, b1=0.0, clip_norm=None, warmup=0.0, schedule="constant")
-OPTIMIZER = Players(discriminator=ADAM, generator=dataclasses.replace(ADAM, ema=0.9))
+OPTIMIZER = GANOptimizer(discriminator=ADAM, generator=dataclasses.replace(ADAM, ema=0.9))
 SIZES = dict(shape=(8, 8, 3), vocab_size=11, length=5, classes=3)
 
 
@@ -89,29 +89,29 @@ def test_the_devices_do_not_change_several_steps_of_the_discriminator():
     assert_device_invariant(gan, make_batch(), layouts=[("pmap", 4, 1), ("sharded", 4, 1)], config=OPTIMIZER)
 
 
-@pytest.mark.slow  # what rehearses is the generator alone, above with its opponent
-def test_a_rehearsal_is_the_same_on_several_devices():
+@pytest.mark.slow  # the generator pretrains alone, above with its opponent
+def test_pretraining_is_the_same_on_several_devices():
     gan = make(generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
     present = {"image": np.arange(16) % 7 != 3, "text": np.arange(16) % 5 != 4}
     # Rounding grows on its way through the rounds of two competitions: every gradient differs by up to 1.1e-5.
-    how = dict(layouts=[("pmap", 4, 1)], config=OPTIMIZER, make="make_rehearsal", rtol=3e-5)
+    how = dict(layouts=[("pmap", 4, 1)], config=OPTIMIZER, make="make_pretrain_step", rtol=3e-5)
     assert_device_invariant(gan, {**make_batch(), "present": present}, **how)
 
 
 def test_a_stopped_run_ends_bit_identical(tmp_path):
-    """Both players, the average, batch statistics and the probability of augmentation, stopped after rehearsals."""
+    """Both players, the average, batch statistics and the probability of augmentation, stopped after pretraining."""
     how = dict(augment="ada", ada_ramp=64, lecam=0.1, spectral=True, **REBUILT)
     gan = make(condition="class", generator=GeneratorConfig("dcgan", noise=5, width=8), **how)
     arrays = {k: v for k, v in make_batch().items() if k in ("image", "label")}
-    assert_resumes(gan, arrays, tmp_path, optimizer=dataclasses.replace(OPTIMIZER, rehearsal=0.5))
+    assert_resumes(gan, arrays, tmp_path, optimizer=dataclasses.replace(OPTIMIZER, pretrain_fraction=0.5))
 
 
-def test_in_rehearsal_the_generator_learns_alone():
+def test_in_pretraining_the_generator_learns_alone():
     small = dict(
         generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=EncoderConfig("mlp", width=8)
     )
     gan = make(auxiliary_weight=0.0, **small, **REBUILT)
-    optimizer = dataclasses.replace(OPTIMIZER, rehearsal=0.2)
+    optimizer = dataclasses.replace(OPTIMIZER, pretrain_fraction=0.2)
     optimizer = dataclasses.replace(optimizer, discriminator=dataclasses.replace(ADAM, schedule="cosine"))
     training, state, batch = begin(gan, optimizer)
     assert training.initial_steps == 2
@@ -131,14 +131,14 @@ def test_in_rehearsal_the_generator_learns_alone():
     assert ["d_real" in m for m in all_metrics] == [False, False, True]
     assert all(m["finite"].all() and m["g_reconstruction"] > 0 for m in all_metrics)
     # Every image is rebuilt then, and nothing else is learned.
-    (first, (aux, _)) = gan.rehearse(
-        states[0].params["generator"], states[0].memory, batch,
+    (first, (aux, _)) = gan.pretrain_generator(
+        states[0].params["generator"], states[0].variables, batch,
         jax.random.fold_in(states[0].key, 0),
     )  # fmt: skip
     assert float(all_metrics[0]["loss"]) == pytest.approx(float(first), rel=1e-5)
     assert float(first) == pytest.approx(float(aux["g_reconstruction"]), rel=1e-6)
-    other = gan.rehearse(
-        states[0].params["generator"], states[0].memory, {**batch, "image": 255 - batch["image"]},
+    other = gan.pretrain_generator(
+        states[0].params["generator"], states[0].variables, {**batch, "image": 255 - batch["image"]},
         jax.random.fold_in(states[0].key, 0),
     )[0]  # fmt: skip
     assert float(other) != float(first)
@@ -148,7 +148,7 @@ def test_in_rehearsal_the_generator_learns_alone():
     with pytest.raises(ValueError, match="reconstruction_weight"):
         players.make_training(make(), optimizer, 10)
     with pytest.raises(ValueError, match="share"):
-        dataclasses.replace(OPTIMIZER, rehearsal=1.0)
+        dataclasses.replace(OPTIMIZER, pretrain_fraction=1.0)
 
 
 def leaves(tree):
@@ -186,7 +186,7 @@ def test_neither_player_moves_the_other(player, other):
 
 
 def d_gradient(gan, state, batch, made):
-    loss = lambda d: gan.d_loss(d, state.memory, batch, made, jax.random.key(3), jnp.int32(0))[0]
+    loss = lambda d: gan.d_loss(d, state.variables, batch, made, jax.random.key(3), jnp.int32(0))[0]
     return jax.jit(jax.grad(loss))(state.params["discriminator"])
 
 
@@ -204,7 +204,7 @@ def test_what_is_missing_or_padded_has_no_influence():
     for name, x, y in zip(trees.leaf_names(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6 * float(jnp.abs(x).max() + 1e-6), err_msg=name)
     persuade = lambda m: gan.g_loss(
-        m, state.params["discriminator"], state.memory, {**batch, "present": present}, jax.random.key(4)
+        m, state.params["discriminator"], state.variables, {**batch, "present": present}, jax.random.key(4)
     )[0]
     slope = np.asarray(jax.jit(jax.grad(persuade))(made)["image"])
     assert (slope[~there] == 0).all() and (np.abs(slope[there]).max(axis=(1, 2, 3)) > 0).all()
@@ -217,7 +217,7 @@ def test_an_equal_caption_is_no_mismatch():
     same = {**batch, **{k: jnp.repeat(batch[k][:1], 16, axis=0) for k in ("text", "text_mask")}}
     made = {"image": jnp.zeros((16, 8, 8, 3))}
     loss = lambda gan, b: float(
-        jax.jit(lambda d: gan.d_loss(d, {**state.memory}, b, made, jax.random.key(3), jnp.int32(0))[0])(
+        jax.jit(lambda d: gan.d_loss(d, {**state.variables}, b, made, jax.random.key(3), jnp.int32(0))[0])(
             state.params["discriminator"]
         )
     )
@@ -231,7 +231,7 @@ def test_a_lazy_penalty_is_as_strong_on_average():
     made = {"image": jnp.zeros((16, 8, 8, 3))}
     of = lambda gan: jax.jit(
         lambda step: gan.d_loss(
-            state.params["discriminator"], state.memory, batch, made, jax.random.key(3), step
+            state.params["discriminator"], state.variables, batch, made, jax.random.key(3), step
         )[1][0]["d_penalty"]
     )
     lazy_of = of(lazy)
@@ -256,10 +256,10 @@ def test_the_probability_of_augmentation_follows_the_signs():
     of = jax.jit(
         lambda m: gan.d_loss(state.params["discriminator"], m, batch, made, jax.random.key(3), jnp.int32(0))
     )
-    memory = state.memory
+    variables = state.variables
     for k in range(1, 3):
-        memory = of(memory)[1][1]
-        assert float(memory["ada"]) == pytest.approx(16 * k / 160)
+        variables = of(variables)[1][1]
+        assert float(variables["ada"]) == pytest.approx(16 * k / 160)
 
 
 def test_clipped_weights_stay_small():
@@ -277,8 +277,8 @@ def test_a_fixed_text_encoder_serves_both_and_gets_no_gradient():
     gan = make_gan(CONFIG, text=text, **SIZES)
     _, state, _ = begin(gan)
     assert "text" not in state.params["generator"] and "text" not in state.params["discriminator"]
-    assert all(same(state.memory["text"], text))
-    both = jax.jit(gan.generate)(state.params["generator"], state.memory, batch, jax.random.key(1))
+    assert all(same(state.variables["text"], text))
+    both = jax.jit(gan.generate)(state.params["generator"], state.variables, batch, jax.random.key(1))
     assert all(same(both[1]["text"], text))
 
 
@@ -287,12 +287,12 @@ def test_every_second_image_is_held_to_the_real_one():
     plain = make()
     _, state, batch = begin(gan)
     params, judge = state.params["generator"], state.params["discriminator"]
-    made, _ = jax.jit(gan.generate)(params, state.memory, batch, jax.random.key(1))
+    made, _ = jax.jit(gan.generate)(params, state.variables, batch, jax.random.key(1))
     other = {**batch, "image": 255 - batch["image"]}
-    moved = jax.jit(gan.generate)(params, state.memory, other, jax.random.key(1))[0]["image"] != made["image"]
+    moved = jax.jit(gan.generate)(params, state.variables, other, jax.random.key(1))[0]["image"] != made["image"]
     np.testing.assert_array_equal(moved.any(axis=(1, 2, 3)), np.arange(16) % 2 == 0)
 
-    of = lambda gan: jax.jit(lambda m: gan.g_loss(m, judge, state.memory, batch, jax.random.key(4)))
+    of = lambda gan: jax.jit(lambda m: gan.g_loss(m, judge, state.variables, batch, jax.random.key(4)))
     real = np.asarray(batch["image"], np.float64) / 127.5 - 1.0
     nats = np.square(np.asarray(made["image"]) - real).sum(axis=(1, 2, 3)) / (2 * 0.5**2)
     nats += CONFIG.kl_weight * np.asarray(made["posterior_kl"])
@@ -313,7 +313,7 @@ CAPTIONER = Captioner(
 def test_between_two_conditions_images_go_from_one_to_the_other(changes):
     gan = make(**changes)
     _, state, batch = begin(gan)
-    params = {"generator": state.params["generator"], "memory": state.memory}
+    params = {"generator": state.params["generator"], "variables": state.variables}
     names = [k for k in ("text", "text_mask", "label") if k in batch]
     noise = jnp.asarray(
         np.random.default_rng(5).normal(size=(16, changes.get("generator", CONFIG.generator).noise)),
@@ -336,7 +336,7 @@ def test_a_captioner_holds_the_generator_to_what_it_describes():
     made = {"image": jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)}
     slope = lambda gan: jax.jit(
         jax.grad(
-            lambda m: gan.g_loss(m, state.params["discriminator"], state.memory, batch, jax.random.key(4))[0]
+            lambda m: gan.g_loss(m, state.params["discriminator"], state.variables, batch, jax.random.key(4))[0]
         )
     )(made)["image"]
     expected = 2 * (np.asarray(made["image"]) - 0.3) / made["image"].size
@@ -356,11 +356,11 @@ def test_a_projected_discriminator_sees_with_the_captioner_as_well():
     net = Network(config, **sizes)
 
     @jax.jit
-    def run(own, memory):
-        loss = lambda own: gan.d_loss(own, memory, batch, {"image": made}, jax.random.key(1), jnp.int32(0))
+    def run(own, variables):
+        loss = lambda own: gan.d_loss(own, variables, batch, {"image": made}, jax.random.key(1), jnp.int32(0))
         return jax.value_and_grad(loss, has_aux=True)(own)
 
-    (_, (aux, memory)), slope = run(own, state.memory)
+    (_, (aux, variables)), slope = run(own, state.variables)
     vector = net.condition(own, {}, batch, None).vector
 
     def logits(image, gain=1.0):
@@ -379,7 +379,7 @@ def test_a_projected_discriminator_sees_with_the_captioner_as_well():
     np.testing.assert_allclose(aux["d_loss"], hinge, rtol=1e-4)
     assert float(jnp.abs(logits(real, gain=-1.0)[0] - of_real).max()) > 1e-3
     assert float(jnp.abs(slope["sight"]["kernel"]).max()) > 0
-    trees_equal = jax.tree.map(np.array_equal, memory["captioner"], CAPTIONER.params)
+    trees_equal = jax.tree.map(np.array_equal, variables["captioner"], CAPTIONER.params)
     assert all(jax.tree.leaves(trees_equal))
 
 
@@ -390,7 +390,7 @@ def test_objects_are_looked_for_where_the_captioner_sees_their_words():
     gans = [make_gan(config, captioner=c, **SIZES) for c in (captioner, captioner._replace(attend=nowhere))]
     _, state, batch = begin(gans[0])
     player = state.params["generator"]
-    made = [jax.jit(gan.generate)(player, state.memory, batch, jax.random.key(1))[0] for gan in gans]
+    made = [jax.jit(gan.generate)(player, state.variables, batch, jax.random.key(1))[0] for gan in gans]
     moved = np.abs(made[0]["image"] - made[1]["image"]).max(axis=(1, 2, 3)) > 1e-6
     np.testing.assert_array_equal(moved, np.arange(16) % 2 == 0)  # those that are rebuilt
 
@@ -403,7 +403,7 @@ def test_rebuilt_images_are_held_to_look_to_the_captioner_as_the_real_ones_do():
     made = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)
     own = {"image": made, "posterior_kl": jnp.zeros(16)}
     of = lambda gan: jax.jit(
-        lambda m: gan.g_loss(m, state.params["discriminator"], state.memory, batch, jax.random.key(4))
+        lambda m: gan.g_loss(m, state.params["discriminator"], state.variables, batch, jax.random.key(4))
     )(own)
     loss, aux = of(gan)
     a = np.asarray(made, np.float64).reshape(16, 8, 24)

@@ -73,7 +73,7 @@ def test_wae_matches_codes_with_draws_of_the_prior(kernel, beta):
 def test_two_players_minimise_theirs(model):
     vae, params, batch = started(model, beta=2.0)
     method, judge = vae.method, params["discriminator"]
-    made, memory = method.generate(params["generator"], {}, batch, KEY)
+    made, variables = method.generate(params["generator"], {}, batch, KEY)
     # A generation draws codes of its own name.
     keys = fold_in_name(example_keys(KEY, batch["index"]), "generate")
     z, mean, scale, noise = codes(vae, params, batch)
@@ -86,21 +86,21 @@ def test_two_players_minimise_theirs(model):
         return oracle.critic(judge, prior), oracle.critic(judge, made["code"])
 
     real, fake = logits("discriminate")
-    total, (aux, _) = method.d_loss(judge, memory, batch, made, KEY, jnp.int32(0))
+    total, (aux, _) = method.d_loss(judge, variables, batch, made, KEY, jnp.int32(0))
     constant = 2 * np.log(2) if model == "jsd_vae" else 0.0
     expected = (oracle.softplus(-real) + oracle.softplus(fake)).mean() - constant
     np.testing.assert_allclose([total, aux["d_loss"]], [expected] * 2, rtol=1e-4)
     np.testing.assert_allclose([aux["d_prior"], aux["d_code"]], [real.mean(), fake.mean()], rtol=1e-4)
 
     real, fake = logits("persuade")
-    total, aux = method.g_loss(made, judge, memory, batch, KEY)
+    total, aux = method.g_loss(made, judge, variables, batch, KEY)
     expected = oracle.softplus(-fake).mean()
     if model == "jsd_vae":
         expected = (2 * np.log(2) - oracle.softplus(-real) - oracle.softplus(fake)).mean()
     rec = np.float64(made["reconstruction"]).mean()
     np.testing.assert_allclose(aux["g_loss"], expected, rtol=1e-4)
     np.testing.assert_allclose(total, rec + 2.0 * expected, rtol=1e-5)
-    alone, (aux, _) = method.rehearse(params["generator"], memory, batch, KEY)
+    alone, (aux, _) = method.pretrain_generator(params["generator"], variables, batch, KEY)
     np.testing.assert_allclose(aux["reconstruction"], alone)
     if model == "aae":
         np.testing.assert_allclose(alone, rec, rtol=1e-6)

@@ -35,7 +35,7 @@ from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.train import gan_step as players
 from xmodal_jax.train import step
-from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.gan_step import GANOptimizer
 
 # -- Who is missing ------------------------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ def learn(model, steps=300, offset=3.0, **changes):
     vae = make(model, latent=2, hidden=32, image=image, **changes)
     adam = dataclasses.replace(ADAM, learning_rate=3e-3)
     two = model in TWO_PLAYERS
-    optimizer = Players(discriminator=dataclasses.replace(adam, b1=0.5), generator=adam) if two else adam
+    optimizer = GANOptimizer(discriminator=dataclasses.replace(adam, b1=0.5), generator=adam) if two else adam
     training = (players if two else step).make_training(vae.method, optimizer, steps)
     data = on_device(quarters(1280, 0))
 

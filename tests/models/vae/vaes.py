@@ -15,7 +15,7 @@ from xmodal_jax.models.vae.single import MODELS, VAEConfig, make_vae, size_of
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.probability.distributions import standard_noise
-from xmodal_jax.train.gan_step import Players
+from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.types import GAN
 
@@ -32,7 +32,7 @@ CONFIG = VAEConfig(
 )
 TWO_PLAYERS = [name for name, member in MODELS.items() if member.opponent]
 ADAM = Optimizer(name="adam", learning_rate=1e-2, clip_norm=None, warmup=0.0, schedule="constant")
-PLAYERS = Players(
+PLAYERS = GANOptimizer(
     discriminator=dataclasses.replace(ADAM, b1=0.5), generator=dataclasses.replace(ADAM, ema=0.9)
 )
 KEY = jax.random.key(11)

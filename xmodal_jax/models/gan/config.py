@@ -17,7 +17,7 @@ Penalty = Literal["none", "gp", "r1", "r2", "dragan", "ma_gp"]
 
 @dataclasses.dataclass(frozen=True)
 class GANConfig:
-    """Players, objective and what keeps the game in balance."""
+    """Networks, objective and what keeps the game in balance."""
 
     objective: Objective = "hinge"
     """What the players minimise: `losses.adversarial`; ``mmd_*``: MMD-GAN with that kernel."""

@@ -84,51 +84,51 @@ def make_gan(
     modalities = ("image", "text") if config.reads else ("image",)
 
     def init(key: Key, batch: Batch):
-        params, memory = network().init(key)
+        params, variables = network().init(key)
         if text is not None:
-            memory["text"] = jax.tree.map(jnp.asarray, text)
+            variables["text"] = jax.tree.map(jnp.asarray, text)
         if captioner is not None:
-            memory["captioner"] = jax.tree.map(jnp.asarray, captioner.params)
+            variables["captioner"] = jax.tree.map(jnp.asarray, captioner.params)
         if watcher is not None:
-            memory["watcher"] = jax.tree.map(jnp.asarray, watcher.params)
+            variables["watcher"] = jax.tree.map(jnp.asarray, watcher.params)
         if config.spectral:
-            memory["spectral"] = spectral_vectors(
+            variables["spectral"] = spectral_vectors(
                 fold_in_name(key, "spectral"), _judging(params["discriminator"])
             )
         if config.lecam:
-            memory["logits"] = {"real": jnp.float32(0.0), "fake": jnp.float32(0.0)}
+            variables["logits"] = {"real": jnp.float32(0.0), "fake": jnp.float32(0.0)}
         if config.augment == "ada":
-            memory["ada"] = jnp.float32(0.0)
-        return params, memory
+            variables["ada"] = jnp.float32(0.0)
+        return params, variables
 
-    def generate(generator: Params, memory, batch: Batch, key: Key, *, axis_name: str | None = None):
+    def generate(generator: Params, variables, batch: Batch, key: Key, *, axis_name: str | None = None):
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
-        return make(generator, memory, batch, keys, rebuilt(batch), axis_name)
+        return make(generator, variables, batch, keys, rebuilt(batch), axis_name)
 
-    def rehearse(generator: Params, memory, batch: Batch, key: Key, *, axis_name: str | None = None):
+    def pretrain_generator(generator: Params, variables, batch: Batch, key: Key, *, axis_name: str | None = None):
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
         everyone = jnp.ones(len(batch["index"]), bool)
-        made, memory = make(generator, memory, batch, keys, everyone, axis_name)
+        made, variables = make(generator, variables, batch, keys, everyone, axis_name)
         loss, aux = rebuilding(made, batch, weights(batch), axis_name)
-        return loss, (aux, memory)
+        return loss, (aux, variables)
 
-    def make(generator, memory, batch, keys, again, axis_name):
+    def make(generator, variables, batch, keys, again, axis_name):
         """Images of what the batch asks for: of noise, or ``again`` of that which its own images are found to have."""
         net, size = network(axis_name), (config.generator.noise,)
         noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
-        condition, made = net.asked(generator, memory, batch, keys)
+        condition, made = net.asked(generator, variables, batch, keys)
         if config.reconstruction_weight:
-            view = pictured(batch, memory)
+            view = pictured(batch, variables)
             found, kl = net.infer(generator, condition, view, noise, fold_in_name(keys, "posterior"))
             noise, made = jnp.where(again[:, None], found, noise), {**made, "posterior_kl": kl}
-        image, statistics = net.draw(generator, memory, condition, noise, keys)
-        return {**made, "image": image}, {**memory, "generator": statistics}
+        image, statistics = net.draw(generator, variables, condition, noise, keys)
+        return {**made, "image": image}, {**variables, "generator": statistics}
 
-    def pictured(batch, memory):
+    def pictured(batch, variables):
         """What the posterior is shown."""
-        view = viewed(to_float(batch["image"]), memory)
+        view = viewed(to_float(batch["image"]), variables)
         if sizes.get("attends") and config.generator.name == "objects" and config.condition == "words":
-            view = view._replace(attended=captioner.attend(memory["captioner"], view.seen, batch["text"]))
+            view = view._replace(attended=captioner.attend(variables["captioner"], view.seen, batch["text"]))
         return view
 
     def rebuilding(made, batch, which, axis_name):
@@ -143,14 +143,14 @@ def make_gan(
         """Every second example of each part that a step of the discriminator sees."""
         return (batch["index"] // config.d_steps) % 2 == 0
 
-    def augmented(images, memory, keys):
+    def augmented(images, variables, keys):
         if config.augment == "diff":
             how = dict(color=config.color, translation=config.translation, cutout=config.cutout)
             return diff_augment(images, fold_in_name(keys, "augment"), **how)
         if config.augment == "ada":
             still = {} if config.color else dict(brightness=0.0, contrast=0.0, hue=0.0, saturation=0.0)
             own = AdaConfig(cutout=config.cutout, **still)
-            return ada_augment(images, fold_in_name(keys, "augment"), memory["ada"], config=own)
+            return ada_augment(images, fold_in_name(keys, "augment"), variables["ada"], config=own)
         return images
 
     def weights(batch):
@@ -171,16 +171,16 @@ def make_gan(
         targets, mask = batch["text"][:, 1:], batch.get("text_mask", batch["text"] != 0)[:, 1:]
         return sequence.token_cross_entropy(logits, targets, mask)
 
-    def shown(image, memory, keys):
+    def shown(image, variables, keys):
         """What a discriminator is shown of images."""
-        return viewed(augmented(image, memory, keys), memory)
+        return viewed(augmented(image, variables, keys), variables)
 
-    def viewed(image, memory):
-        return View(image, looked(memory, image) if config.projected else None)
+    def viewed(image, variables):
+        return View(image, looked(variables, image) if config.projected else None)
 
-    def looked(memory, image):
+    def looked(variables, image):
         """What those trained before see in images, who judge them."""
-        return eyes.see(memory["captioner" if watcher is None else "watcher"], image)
+        return eyes.see(variables["captioner" if watcher is None else "watcher"], image)
 
     def agreements(net, params, tokens, condition, batch, ok, axis_name):
         """The losses of image and condition, by name: ``(share, weight)``."""
@@ -200,17 +200,17 @@ def make_gan(
             found["word"] = mean(terms), config.word_weight
         return found
 
-    def d_loss(params: Params, memory, batch: Batch, made, key: Key, step, *, axis_name: str | None = None):
+    def d_loss(params: Params, variables, batch: Batch, made, key: Key, step, *, axis_name: str | None = None):
         net, ok = network(axis_name), weights(batch)
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
         mean = lambda terms, w=ok: collectives.batch_mean(terms, w.astype(jnp.float32), axis_name=axis_name)
-        memory = dict(memory)
+        variables = dict(variables)
         if config.spectral:
-            normal, memory["spectral"] = spectral_normalize(_judging(params), memory["spectral"])
+            normal, variables["spectral"] = spectral_normalize(_judging(params), variables["spectral"])
             params = {**params, **normal}
-        condition = net.condition(params, memory, batch, keys)
+        condition = net.condition(params, variables, batch, keys)
         of_real, of_made = fold_in_name(keys, "real"), fold_in_name(keys, "made")
-        real, fake = shown(to_float(batch["image"]), memory, of_real), shown(made["image"], memory, of_made)
+        real, fake = shown(to_float(batch["image"]), variables, of_real), shown(made["image"], variables, of_made)
         tokens = net.look(params, real, of_real)
         of_real_logits = net.judge(params, tokens, condition.vector)
         of_made_logits = net.judge(params, net.look(params, fake, of_made), condition.vector)
@@ -256,34 +256,34 @@ def make_gan(
         logits = {"real": of_real_logits[:, 0], "fake": of_made_logits[:, 0]}
         if config.lecam:
             held = penalties.lecam(
-                logits["real"], logits["fake"], memory["logits"]["real"], memory["logits"]["fake"]
+                logits["real"], logits["fake"], variables["logits"]["real"], variables["logits"]["fake"]
             )
             loss = loss + config.lecam * mean(held)
             now = {k: collectives.psum(mean(v), axis_name) for k, v in logits.items()}
-            memory["logits"] = trees.update_ema(memory["logits"], jax.lax.stop_gradient(now), 0.99)
+            variables["logits"] = trees.update_ema(variables["logits"], jax.lax.stop_gradient(now), 0.99)
         if config.augment == "ada":
             sign = jax.lax.stop_gradient(collectives.psum(mean(jnp.sign(logits["real"])), axis_name))
             count = len(ok) * collectives.axis_size(axis_name)
-            aux["ada"] = memory["ada"] / collectives.axis_size(axis_name)
+            aux["ada"] = variables["ada"] / collectives.axis_size(axis_name)
             how = dict(examples=count, target=config.ada_target, ramp=config.ada_ramp)
-            memory["ada"] = ada_update(memory["ada"], sign, **how)
+            variables["ada"] = ada_update(variables["ada"], sign, **how)
         for name, (value, weight) in agreements(net, params, tokens, condition, batch, ok, axis_name).items():
             aux[f"d_{name}"], loss = value, loss + weight * value
-        return loss, (jax.lax.stop_gradient(aux), memory)
+        return loss, (jax.lax.stop_gradient(aux), variables)
 
-    def g_loss(made, params: Params, memory, batch: Batch, key: Key, *, axis_name: str | None = None):
+    def g_loss(made, params: Params, variables, batch: Batch, key: Key, *, axis_name: str | None = None):
         net, ok = network(axis_name), weights(batch)
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
         mean = lambda terms: collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
         if config.spectral:
-            params = {**params, **spectral_normalize(_judging(params), memory["spectral"], iterations=0)[0]}
-        condition = net.condition(params, memory, batch, None)
-        view = shown(made["image"], memory, keys)
+            params = {**params, **spectral_normalize(_judging(params), variables["spectral"], iterations=0)[0]}
+        condition = net.condition(params, variables, batch, None)
+        view = shown(made["image"], variables, keys)
         tokens = net.look(params, view, keys)
         fake = net.judge(params, tokens, condition.vector)
         of_real = fold_in_name(keys, "real")
         # Of use to few objectives; where it is not, the compiler leaves it out.
-        real_tokens = net.look(params, shown(to_float(batch["image"]), memory, of_real), of_real)
+        real_tokens = net.look(params, shown(to_float(batch["image"]), variables, of_real), of_real)
         real = net.judge(params, real_tokens, condition.vector)
         loss = _generator(config, fake, real, ok, axis_name)
         aux = {"g_loss": loss}
@@ -291,18 +291,18 @@ def make_gan(
             aux[f"g_{name}"], loss = value, loss + weight * value
         if captioner is not None or config.perceptual_weight:
             same = config.projected and config.augment == "none"  # then seen already, and differentiated once
-            seen = view.seen if same else looked(memory, made["image"])
+            seen = view.seen if same else looked(variables, made["image"])
         if captioner is not None:
             mask = batch.get("text_mask", batch["text"] != 0)
-            own = seen if watcher is None else captioner.see(memory["captioner"], made["image"])
-            terms = captioner.describe(memory["captioner"], own, batch["text"], mask)
+            own = seen if watcher is None else captioner.see(variables["captioner"], made["image"])
+            terms = captioner.describe(variables["captioner"], own, batch["text"], mask)
             aux["g_redescription"] = mean(terms)
             loss = loss + config.redescription_weight * aux["g_redescription"]
         if config.reconstruction_weight:
             part, found = rebuilding(made, batch, ok & rebuilt(batch), axis_name)
             aux, loss = aux | found, loss + part
         if config.perceptual_weight:
-            wanted = looked(memory, to_float(batch["image"]))
+            wanted = looked(variables, to_float(batch["image"]))
             apart = 1.0 - (l2_normalize(seen) * l2_normalize(wanted)).sum(axis=-1).mean(axis=-1)
             again = (ok & rebuilt(batch)).astype(jnp.float32)
             aux["g_perceptual"] = collectives.batch_mean(apart, again, axis_name=axis_name)
@@ -323,19 +323,19 @@ def make_gan(
         return {**params, **adversarial.clip_weights(_judging(params), config.clip)}
 
     def predict(params, batch: Batch) -> Float[Array, "batch height width channels"]:
-        memory = {
+        variables = {
             "generator": {},
-            **params["memory"],
+            **params["variables"],
         }  # statistics that there are none of are in no checkpoint
         net, player = network(), params["generator"]
-        condition, _ = net.asked(player, memory, batch, None)
+        condition, _ = net.asked(player, variables, batch, None)
         toward = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
         if toward:
-            other, _ = net.asked(player, memory, {**batch, **toward}, None)
+            other, _ = net.asked(player, variables, {**batch, **toward}, None)
             condition = blended(condition, other, batch["blend"])
-        return net.draw(player, memory, condition, batch["noise"], None)[0]
+        return net.draw(player, variables, condition, batch["noise"], None)[0]
 
-    alone = rehearse if config.reconstruction_weight else None
+    alone = pretrain_generator if config.reconstruction_weight else None
     return GAN(init, generate, d_loss, g_loss, constrain, predict, config.d_steps, alone)
 
 

@@ -67,7 +67,7 @@ class Network:
     """Both players' parts. The generator's parameters: ``net``, ``augmentation``, ``posterior`` and what knows the
     condition; the discriminator's: ``trunk``, ``sight``, ``critic``, ``reader``, ``contrast`` and what knows the
     condition, that is ``text`` or ``classes``, or nothing where ``fixed_text`` says that the text encoder lies in the
-    memory."""
+    variables."""
 
     config: GANConfig
     shape: tuple[int, int, int]
@@ -193,20 +193,20 @@ class Network:
 
     # -- what the parts do ----------------------------------------------------------------------------
 
-    def condition(self, player: Params, memory, batch: Batch, keys: ExampleKeys | None) -> Condition:
+    def condition(self, player: Params, variables, batch: Batch, keys: ExampleKeys | None) -> Condition:
         """What the batch asks for, as a player understands it."""
         if self.config.condition == "none":
             return Condition()
         if self.config.condition == "class":
             return Condition(player["classes"]["embedding"][batch["label"]])  # -1 is the last
-        params = player["text"] if "text" in player else memory["text"]
+        params = player["text"] if "text" in player else variables["text"]
         mask = batch.get("text_mask", batch["text"] != 0)
         return Condition(*self.text.apply({"params": params}, batch["text"], mask, keys=keys))
 
-    def asked(self, player: Params, memory, batch: Batch, keys: ExampleKeys | None):
+    def asked(self, player: Params, variables, batch: Batch, keys: ExampleKeys | None):
         """The condition as the generator is given it (where that composes objects, their `Contents`), and what that
         costs: ``{"kl"}`` of conditioning augmentation."""
-        condition = self.condition(player, memory, batch, keys)
+        condition = self.condition(player, variables, batch, keys)
         if self.config.condition == "sentence":
             condition = condition._replace(words=None)
         count = len(jax.tree.leaves(batch)[0])
@@ -224,17 +224,17 @@ class Network:
             return condition
         return self.generator.apply({"params": player["net"]}, condition, count, method="contents")
 
-    def draw(self, player: Params, memory, condition: Condition | Contents, noise, keys: ExampleKeys | None):
+    def draw(self, player: Params, variables, condition: Condition | Contents, noise, keys: ExampleKeys | None):
         """Images of what is `asked`, and the new statistics."""
-        variables = {"params": player["net"], "batch_stats": memory["generator"]}
-        if keys is None or not memory["generator"]:
+        everything = {"params": player["net"], "batch_stats": variables["generator"]}
+        if keys is None or not variables["generator"]:
             image, statistics = (
-                self.generator.apply(variables, noise, condition, keys=keys),
-                memory["generator"],
+                self.generator.apply(everything, noise, condition, keys=keys),
+                variables["generator"],
             )
         else:
             image, changed = self.generator.apply(
-                variables, noise, condition, keys=keys, mutable=["batch_stats"]
+                everything, noise, condition, keys=keys, mutable=["batch_stats"]
             )
             statistics = changed["batch_stats"]
         return image, statistics

@@ -250,7 +250,7 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
     codes, and the autoencoder minimises :math:`-\log p(x \mid z) + \beta L_G(z)`, where :math:`L_G` is the f-GAN bound
     (`losses.adversarial.jsd_bound`), twice the Jensen-Shannon divergence at best (jsd_vae), or :math:`-\log D(z)`
     (aae; Makhzani et al. 2016, arXiv:1511.05644, sec. 2, reconstruction and regularisation in one step). aux:
-    ``d_loss``, ``d_prior`` and ``d_code`` (mean logits), ``reconstruction``, ``g_loss``. A rehearsal of it is
+    ``d_loss``, ``d_prior`` and ``d_code`` (mean logits), ``reconstruction``, ``g_loss``. Pretraining it is
     reconstruction alone.
 
     An example that lacks the modality (of cvae: or its label) has no influence. ``classes``: of the labels (cvae).
@@ -424,20 +424,20 @@ def _players(config: VAEConfig, init_own, pose, look, critic: MLPDecoder, predic
         judging = critic.init(fold_in_name(key, "critic"), jnp.zeros((1, config.latent)))["params"]
         return {"generator": init_own(key, batch), "discriminator": judging}, {}
 
-    def generate(generator, memory, batch: Batch, key: Key, *, axis_name=None):
+    def generate(generator, variables, batch: Batch, key: Key, *, axis_name=None):
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
         terms = config.member.objective(pose(generator, batch, keys, training=True, axis_name=axis_name))
-        return {"code": terms.code, "reconstruction": terms.loss}, memory
+        return {"code": terms.code, "reconstruction": terms.loss}, variables
 
-    def d_loss(discriminator, memory, batch: Batch, made, key: Key, step, *, axis_name=None):
+    def d_loss(discriminator, variables, batch: Batch, made, key: Key, step, *, axis_name=None):
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
         ok, mean = mean_of(batch, axis_name)
         real, fake = judge(discriminator, of_prior(keys)), judge(discriminator, made["code"])
         share = mean(game.discriminator(real, fake, present=ok, axis_name=axis_name))
         aux = {"d_loss": share, "d_prior": mean(real), "d_code": mean(fake)}
-        return share, (jax.lax.stop_gradient(aux), memory)
+        return share, (jax.lax.stop_gradient(aux), variables)
 
-    def g_loss(made, discriminator, memory, batch: Batch, key: Key, *, axis_name=None):
+    def g_loss(made, discriminator, variables, batch: Batch, key: Key, *, axis_name=None):
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
         ok, mean = mean_of(batch, axis_name)
         real, fake = judge(discriminator, of_prior(keys)), judge(discriminator, made["code"])
@@ -448,13 +448,13 @@ def _players(config: VAEConfig, init_own, pose, look, critic: MLPDecoder, predic
         share = aux["reconstruction"] + config.option("beta") * aux["g_loss"]
         return share, jax.lax.stop_gradient(aux)
 
-    def rehearse(generator, memory, batch: Batch, key: Key, *, axis_name=None):
+    def pretrain_generator(generator, variables, batch: Batch, key: Key, *, axis_name=None):
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
         terms = config.member.objective(pose(generator, batch, keys, training=True, axis_name=axis_name))
         share = mean_of(batch, axis_name)[1](terms.loss)
-        return share, ({"reconstruction": jax.lax.stop_gradient(share)}, memory)
+        return share, ({"reconstruction": jax.lax.stop_gradient(share)}, variables)
 
-    return GAN(init, generate, d_loss, g_loss, lambda params: params, predict, config.critic_steps, rehearse)
+    return GAN(init, generate, d_loss, g_loss, lambda params: params, predict, config.critic_steps, pretrain_generator)
 
 
 def _check(config: VAEConfig, kind: str, size: Size, classes: int) -> None:

@@ -60,7 +60,7 @@ class Config(PretrainedConfig):
     )
     """How the data set is read."""
     steps: int = 2800
-    """Rounds: each player's step, the discriminator's ``model.d_steps`` times; of the first ones the generator's alone."""
+    """Training steps; each is one step of the generator after ``model.d_steps`` steps of the discriminator."""
     batch_size: int = 32
     """Examples of each player's step, over all devices together."""
     eval_every: int = 1400

@@ -71,12 +71,12 @@ class Tokens(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What an image is to show."""
+    """What an image is conditioned on; an unconditional model has neither part."""
 
     vector: Float[Array, "batch dim"] | None = None
-    """Of a class or a sentence."""
+    """Embedding of a class or of a whole sentence."""
     words: Tokens | None = None
-    """Of each word of a sentence."""
+    """Embeddings of the words of a sentence."""
 
 
 class Stage(NamedTuple):
@@ -116,27 +116,27 @@ class Method(NamedTuple):
 
 
 class GAN(NamedTuple):
-    """A method of two players, generator and discriminator, as pure functions.
+    """A method that trains two networks against each other, generator and discriminator, as pure functions.
 
-    ``params`` holds ``generator`` and ``discriminator``; ``variables`` is a dict of what else changes in training,
-    without a gradient: running statistics, averages of logits, the probability of augmentation. Losses are shares,
-    as those of `Method`.
+    ``params`` is a dict of the parameters of both networks, ``generator`` and ``discriminator``. ``variables`` is a dict
+    of the state that changes in training without a gradient, such as running statistics. Losses and aux are this
+    device's share of the mean over the global batch, as in `Method`.
 
     ``init(key, batch) -> (params, variables)``
-    ``generate(generator, variables, batch, key, *, axis_name=None) -> (generated, variables)``: what the discriminator is
-    shown, a pytree.
-    ``d_loss(discriminator, variables, batch, generated, key, step, *, axis_name=None) -> (share, (aux, variables))``: what the
-    discriminator minimises; ``step`` counts, for penalties that are not due every time.
-    ``g_loss(generated, discriminator, variables, batch, key, *, axis_name=None) -> (share, aux)``: what the generator
-    minimises, through ``generated`` alone, so that one generation serves both players.
-    ``constrain(discriminator) -> discriminator``: what it is replaced by after each of its steps.
-    ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``variables``; ``batch["noise"]`` is what to
-    begin with. With ``toward_text`` and ``toward_text_mask``, or ``toward_label``, and ``blend`` ``[B]``, of what is
-    that share of the way to another condition.
-    ``d_steps``: steps of the discriminator before each of the generator, each on its own part of the batch.
-    ``pretrain_generator(generator, variables, batch, key, *, axis_name=None) -> (share, (aux, variables))``: what the generator can
-    minimise without an opponent; None: nothing.
-    ``load_pretrained(params, batch) -> params``: as `Method.load_pretrained`, for the parameters of both players.
+    ``generate(generator, variables, batch, key, *, axis_name=None) -> (generated, variables)``: generated examples, a
+    pytree that both losses take.
+    ``d_loss(discriminator, variables, batch, generated, key, step, *, axis_name=None) -> (loss, (aux, variables))``: the
+    discriminator's loss; ``step`` (int32 scalar) is for penalties that are computed only every so many steps.
+    ``g_loss(generated, discriminator, variables, batch, key, *, axis_name=None) -> (loss, aux)``: the generator's loss,
+    as a function of ``generated``, so that both losses can share one generation.
+    ``constrain(discriminator) -> discriminator``: applied to its parameters after each of its steps, such as clipping.
+    ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``variables``, ``batch["noise"]`` the noise
+    ``[B, Z]``. With ``toward_text`` and ``toward_text_mask``, or ``toward_label``, and ``blend`` ``[B]`` the condition is
+    interpolated to that other one, by the fraction ``blend``.
+    ``d_steps``: steps of the discriminator for each step of the generator, each on its own part of the batch.
+    ``pretrain_generator(generator, variables, batch, key, *, axis_name=None) -> (loss, (aux, variables))``: a loss that
+    the generator can minimise without the discriminator; None: there is none.
+    ``load_pretrained(params, batch) -> params``: as `Method.load_pretrained`, for the parameters of both networks.
     """
 
     init: Callable[..., tuple[Params, dict[str, Any]]]

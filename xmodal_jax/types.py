@@ -118,21 +118,21 @@ class Method(NamedTuple):
 class GAN(NamedTuple):
     """A method that trains two networks against each other, generator and discriminator, as pure functions.
 
-    ``params`` is a dict of the parameters of both networks, ``generator`` and ``discriminator``. ``variables`` is a dict
-    of the state that changes in training without a gradient, such as running statistics. Losses and aux are this
+    ``params`` is a dict with the parameters of both networks, ``generator`` and ``discriminator``. ``variables`` is a
+    dict of the state that changes in training without a gradient, such as running statistics. Losses and aux are this
     device's share of the mean over the global batch, as in `Method`.
 
     ``init(key, batch) -> (params, variables)``
     ``generate(generator, variables, batch, key, *, axis_name=None) -> (generated, variables)``: generated examples, a
     pytree that both losses take.
-    ``d_loss(discriminator, variables, batch, generated, key, step, *, axis_name=None) -> (loss, (aux, variables))``: the
-    discriminator's loss; ``step`` (int32 scalar) is for penalties that are computed only every so many steps.
+    ``d_loss(discriminator, variables, batch, generated, key, step, *, axis_name=None) -> (loss, (aux, variables))``:
+    the discriminator's loss; ``step`` (int32 scalar) is for penalties that are computed only every so many steps.
     ``g_loss(generated, discriminator, variables, batch, key, *, axis_name=None) -> (loss, aux)``: the generator's loss,
     as a function of ``generated``, so that both losses can share one generation.
     ``constrain(discriminator) -> discriminator``: applied to its parameters after each of its steps, such as clipping.
     ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``variables``, ``batch["noise"]`` the noise
-    ``[B, Z]``. With ``toward_text`` and ``toward_text_mask``, or ``toward_label``, and ``blend`` ``[B]`` the condition is
-    interpolated to that other one, by the fraction ``blend``.
+    ``[B, Z]``. With ``toward_text`` and ``toward_text_mask``, or ``toward_label``, and ``blend`` ``[B]`` the condition
+    is interpolated to that other one, by the fraction ``blend``.
     ``d_steps``: steps of the discriminator for each step of the generator, each on its own part of the batch.
     ``pretrain_generator(generator, variables, batch, key, *, axis_name=None) -> (loss, (aux, variables))``: a loss that
     the generator can minimise without the discriminator; None: there is none.
@@ -146,5 +146,7 @@ class GAN(NamedTuple):
     constrain: Callable[[Params], Params]
     predict: Callable[..., Any]
     d_steps: int
-    pretrain_generator: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]] | None = None
+    pretrain_generator: (
+        Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]] | None
+    ) = None
     load_pretrained: Callable[[Params, Batch], Params] | None = None

@@ -245,7 +245,9 @@ def test_both_players_read_and_look_by_what_was_trained_before(folders, read):
     plain = make_gan(without, text=reader.params, watcher=watcher, **sizes)
 
     def share(image):
-        loss = lambda gan: gan.g_loss({**made, "image": image}, params["discriminator"], variables, batch, KEY)
+        loss = lambda gan: gan.g_loss(
+            {**made, "image": image}, params["discriminator"], variables, batch, KEY
+        )
         (whole, aux), (rest, _) = loss(gan), loss(plain)
         return whole - rest, aux["g_perceptual"]
 

@@ -43,7 +43,9 @@ class GANOptimizer:
 
     def __post_init__(self):
         if not 0.0 <= self.pretrain_fraction < 1.0:
-            raise ValueError(f"pretrain_fraction is a share of the steps, 0 to below 1, got {self.pretrain_fraction}")
+            raise ValueError(
+                f"pretrain_fraction is a share of the steps, 0 to below 1, got {self.pretrain_fraction}"
+            )
         for name, one in self.each.items():
             if one.accumulate != 1:
                 raise ValueError(f"{name}.accumulate must be 1: two players take turns on whole batches")
@@ -219,14 +221,20 @@ def _parts(x, count: int):
 def eval_params(state: GANState) -> Params:
     """What `types.GAN.predict` takes: the generator's average where one is kept, and the variables."""
     generator = state.params["generator"] if state.ema is None else state.ema
-    return {"discriminator": state.params["discriminator"], "generator": generator, "variables": state.variables}
+    return {
+        "discriminator": state.params["discriminator"],
+        "generator": generator,
+        "variables": state.variables,
+    }
 
 
 def make_training(gan: GAN, optimizer: GANOptimizer, steps: int, *, params: Params | None = None) -> Training:
     """What `train.loop.fit` needs to train ``gan`` for ``steps`` steps."""
     rehearsals = int(optimizer.pretrain_fraction * steps)
     if rehearsals and gan.pretrain_generator is None:
-        raise ValueError("optimizer.pretrain_fraction needs images that are rebuilt: set model.reconstruction_weight")
+        raise ValueError(
+            "optimizer.pretrain_fraction needs images that are rebuilt: set model.reconstruction_weight"
+        )
     waits = {"discriminator": rehearsals, "generator": 0}
     tx = {name: make_optimizer(one, steps - waits[name]) for name, one in optimizer.each.items()}
 

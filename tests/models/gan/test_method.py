@@ -289,7 +289,9 @@ def test_every_second_image_is_held_to_the_real_one():
     params, judge = state.params["generator"], state.params["discriminator"]
     made, _ = jax.jit(gan.generate)(params, state.variables, batch, jax.random.key(1))
     other = {**batch, "image": 255 - batch["image"]}
-    moved = jax.jit(gan.generate)(params, state.variables, other, jax.random.key(1))[0]["image"] != made["image"]
+    moved = (
+        jax.jit(gan.generate)(params, state.variables, other, jax.random.key(1))[0]["image"] != made["image"]
+    )
     np.testing.assert_array_equal(moved.any(axis=(1, 2, 3)), np.arange(16) % 2 == 0)
 
     of = lambda gan: jax.jit(lambda m: gan.g_loss(m, judge, state.variables, batch, jax.random.key(4)))
@@ -336,7 +338,9 @@ def test_a_captioner_holds_the_generator_to_what_it_describes():
     made = {"image": jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)}
     slope = lambda gan: jax.jit(
         jax.grad(
-            lambda m: gan.g_loss(m, state.params["discriminator"], state.variables, batch, jax.random.key(4))[0]
+            lambda m: gan.g_loss(m, state.params["discriminator"], state.variables, batch, jax.random.key(4))[
+                0
+            ]
         )
     )(made)["image"]
     expected = 2 * (np.asarray(made["image"]) - 0.3) / made["image"].size

@@ -105,7 +105,9 @@ def make_gan(
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
         return make(generator, variables, batch, keys, rebuilt(batch), axis_name)
 
-    def pretrain_generator(generator: Params, variables, batch: Batch, key: Key, *, axis_name: str | None = None):
+    def pretrain_generator(
+        generator: Params, variables, batch: Batch, key: Key, *, axis_name: str | None = None
+    ):
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
         everyone = jnp.ones(len(batch["index"]), bool)
         made, variables = make(generator, variables, batch, keys, everyone, axis_name)
@@ -200,7 +202,9 @@ def make_gan(
             found["word"] = mean(terms), config.word_weight
         return found
 
-    def d_loss(params: Params, variables, batch: Batch, made, key: Key, step, *, axis_name: str | None = None):
+    def d_loss(
+        params: Params, variables, batch: Batch, made, key: Key, step, *, axis_name: str | None = None
+    ):
         net, ok = network(axis_name), weights(batch)
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
         mean = lambda terms, w=ok: collectives.batch_mean(terms, w.astype(jnp.float32), axis_name=axis_name)
@@ -210,7 +214,10 @@ def make_gan(
             params = {**params, **normal}
         condition = net.condition(params, variables, batch, keys)
         of_real, of_made = fold_in_name(keys, "real"), fold_in_name(keys, "made")
-        real, fake = shown(to_float(batch["image"]), variables, of_real), shown(made["image"], variables, of_made)
+        real, fake = (
+            shown(to_float(batch["image"]), variables, of_real),
+            shown(made["image"], variables, of_made),
+        )
         tokens = net.look(params, real, of_real)
         of_real_logits = net.judge(params, tokens, condition.vector)
         of_made_logits = net.judge(params, net.look(params, fake, of_made), condition.vector)
@@ -276,7 +283,10 @@ def make_gan(
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
         mean = lambda terms: collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
         if config.spectral:
-            params = {**params, **spectral_normalize(_judging(params), variables["spectral"], iterations=0)[0]}
+            params = {
+                **params,
+                **spectral_normalize(_judging(params), variables["spectral"], iterations=0)[0],
+            }
         condition = net.condition(params, variables, batch, None)
         view = shown(made["image"], variables, keys)
         tokens = net.look(params, view, keys)

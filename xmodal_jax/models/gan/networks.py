@@ -224,7 +224,9 @@ class Network:
             return condition
         return self.generator.apply({"params": player["net"]}, condition, count, method="contents")
 
-    def draw(self, player: Params, variables, condition: Condition | Contents, noise, keys: ExampleKeys | None):
+    def draw(
+        self, player: Params, variables, condition: Condition | Contents, noise, keys: ExampleKeys | None
+    ):
         """Images of what is `asked`, and the new statistics."""
         everything = {"params": player["net"], "batch_stats": variables["generator"]}
         if keys is None or not variables["generator"]:

@@ -454,7 +454,16 @@ def _players(config: VAEConfig, init_own, pose, look, critic: MLPDecoder, predic
         share = mean_of(batch, axis_name)[1](terms.loss)
         return share, ({"reconstruction": jax.lax.stop_gradient(share)}, variables)
 
-    return GAN(init, generate, d_loss, g_loss, lambda params: params, predict, config.critic_steps, pretrain_generator)
+    return GAN(
+        init,
+        generate,
+        d_loss,
+        g_loss,
+        lambda params: params,
+        predict,
+        config.critic_steps,
+        pretrain_generator,
+    )
 
 
 def _check(config: VAEConfig, kind: str, size: Size, classes: int) -> None:

@@ -27,9 +27,7 @@ from benchmarks.cases.peers import import_torchvision
 from xmodal_jax.core import runtime
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.pipeline import Loader, numeric_fields
-from xmodal_jax.data.source import presence_of
 from xmodal_jax.data.splits import prepare_source
-from xmodal_jax.data.views import class_labels
 from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation.samplers import fit_gaussian_mixture
 from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence
@@ -132,7 +130,7 @@ class Bench:
         example = numeric_fields(Loader(self.test, batch_size=1, seed=0).example())
         self.example = example
         self.sizes = sizes_of(example, self.names, self.model("mopoe"))
-        self.labels = class_labels(self.test)
+        self.labels = self.test.class_labels()
         self.judges = make_judges(self.model("mopoe"), self.sizes, int(self.labels.max()) + 1)
         optimizer = Optimizer("muon", learning_rate=5e-3)
         self.judged, _ = self.fit(self.judges.method, optimizer, "complete", 0, config.judge_steps)
@@ -361,7 +359,7 @@ def main(config: Config) -> None:
     bench = Bench(config)
     print("judges right on real data:", bench.right.round(3).tolist(), flush=True)
     for setting in config.settings:
-        complete = presence_of(bench.train[setting])
+        complete = bench.train[setting].presence()
         print(
             setting,
             len(bench.train[setting]),

@@ -22,7 +22,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.questions import QUESTION_KINDS
 from xmodal_jax.data.splits import fit_tokenizer, prepare_source
-from xmodal_jax.data.tasks import Questions, open_task, targets_of
+from xmodal_jax.data.tasks import Questions, open_task, read_target_classes
 from xmodal_jax.evaluation.classification import AnswerConfig, Classifier, Exam, examine, fit_alone
 from xmodal_jax.models.fusion import make_attend, make_fusion
 from xmodal_jax.models.towers import spectrograms
@@ -62,7 +62,7 @@ def main(config: Config) -> None:
     bad_examples = BadExamples(config.input.on_bad_example)
     with timer("data"):
         splits = open_task(config.data, config.input, bad_examples, Questions)
-        modalities, names = tuple(splits.train.modalities), targets_of(splits.train)
+        modalities, names = tuple(splits.train.modalities), read_target_classes(splits.train)
         tokenizer = tokenize = None
         if "text" in modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)

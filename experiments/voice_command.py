@@ -61,7 +61,7 @@ def main(config: Config) -> None:
     bad_examples = BadExamples(config.input.on_bad_example)
     with timer("data"):
         splits = open_task(config.data, config.input, bad_examples, Commands)
-        modalities, names = tuple(splits.train.modalities), splits.train.targets
+        modalities, names = tuple(splits.train.modalities), splits.train.target_classes
         source, transform = prepare_source(
             splits.train, None, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
         )

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.pipeline import iterate_epoch
-from xmodal_jax.data.source import Source, presence_of
+from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.sources.folder import FolderSource
 from xmodal_jax.data.splits import choose_text_length, make_tokenizer, open_splits, read_captions
@@ -44,7 +44,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-class Closed:
+class Closed(Source):
     """A source that must not be read beyond its first example."""
 
     modalities, class_names = ("image_0", "image_1", "image_2"), None
@@ -61,7 +61,7 @@ def test_is_a_source_and_tells_what_its_source_tells():
     source = IncompleteSource(ArraySource(arrays(), tuple("ab")), share=0.3, seed=0)
     assert isinstance(source, Source) and len(source) == N
     assert source.modalities == MODALITIES and source.class_names == ("a", "b")
-    assert not hasattr(source, "targets")
+    assert source.target_classes is None
 
 
 def test_what_is_missing_is_blank_and_the_rest_is_as_it_was():
@@ -114,7 +114,7 @@ def test_combined_with_what_the_source_lacks(share, seed):
     stated = {m: r.random(N) < 0.5 for m in MODALITIES[:3]}
     base = ArraySource({**arrays(), "present": stated})
     source = IncompleteSource(base, share=share, seed=seed)
-    before, after = presence_of(base), presence_of(source)
+    before, after = base.presence(), source.presence()
     assert all((after[m] <= before[m]).all() for m in MODALITIES)
     np.testing.assert_array_equal(np.any(list(after.values()), axis=0), np.any(list(before.values()), axis=0))
     if share == 0:
@@ -162,7 +162,7 @@ def test_complete_only():
     assert isinstance(kept, Subset)
     whole = np.all(list(source.presence().values()), axis=0)
     np.testing.assert_array_equal(kept.indices, np.flatnonzero(whole))
-    assert all(there.all() for there in presence_of(kept).values())
+    assert all(there.all() for there in kept.presence().values())
     assert len(keep_complete(Closed())) == 5003
     with pytest.raises(ValueError, match="none of the 5003 examples has all of image_0, image_1, image_2"):
         keep_complete(IncompleteSource(Closed(), share=1.0, seed=0))
@@ -171,10 +171,10 @@ def test_complete_only():
 def test_presence_of_a_source_that_tells_by_its_batches_only():
     stated = {"text": np.arange(N) % 3 == 0}
     source = TransformedSource(ArraySource({**arrays(), "present": stated}), lambda batch: batch)
-    assert not hasattr(source, "presence")
-    found = presence_of(source, np.array([3, 4, 5]))
+    assert TransformedSource.presence is Source.presence
+    found = source.presence(np.array([3, 4, 5]))
     assert found["text"].tolist() == [True, False, False] and found["audio"].all()
-    assert tuple(presence_of(source)) == MODALITIES and presence_of(source)["text"].sum() == 103
+    assert tuple(source.presence()) == MODALITIES and source.presence()["text"].sum() == 103
 
 
 def test_presence_of_a_folder(tmp_path):
@@ -186,7 +186,7 @@ def test_presence_of_a_folder(tmp_path):
         rows.append({"file_name": f"{k}.png", "text": f"the {k}" if k % 2 else None})
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = FolderSource(tmp_path, "all", progress=False)
-    told, read = presence_of(source), source.batch(np.arange(7))["present"]
+    told, read = source.presence(), source.batch(np.arange(7))["present"]
     assert told["text"].sum() == 3 and told["image"].all()
     assert all(np.array_equal(told[m], read[m]) for m in ("text", "image"))
     assert len(keep_complete(source)) == 3
@@ -210,15 +210,15 @@ def test_training_lacks_modalities_and_tests_do_not(tmp_path):
         np.savez(tmp_path / f"{split}.npz", **{**whole, "caption": whole["caption"].astype("U")})
     options = DataOptions(missing=0.3, data_seed=7, progress=False)
     splits = open_splits(f"npz:{tmp_path}", options, BadExamples())
-    complete = [all(v.all() for v in presence_of(s).values()) for s in (*splits[:2], splits.tests["test"])]
+    complete = [all(v.all() for v in s.presence().values()) for s in (*splits[:2], splits.tests["test"])]
     assert complete == [False, True, True] and len(splits.train) + len(splits.validation) == N
     assert "present" not in open_source(f"npz:{tmp_path}", "test", options).batch(np.arange(3))
     opened = open_source(f"npz:{tmp_path}", "train", options)
-    assert not np.all(list(presence_of(opened).values()))
+    assert not np.all(list(opened.presence().values()))
 
     discard = DataOptions(missing=0.3, incomplete="discard", data_seed=7, progress=False)
     kept = open_splits(f"npz:{tmp_path}", discard, BadExamples())
-    assert len(kept.train) == np.all(list(presence_of(splits.train).values()), axis=0).sum()
+    assert len(kept.train) == np.all(list(splits.train.presence().values()), axis=0).sum()
     assert len(kept.validation) == len(splits.validation)
     np.testing.assert_array_equal(
         kept.validation.batch(np.arange(9))["label"], splits.validation.batch(np.arange(9))["label"]
@@ -241,7 +241,7 @@ def test_scenes_and_tasks_about_them_can_lack_modalities():
     batch = splits.train.batch(np.arange(60))
     gone = ~batch["present"]["text"]
     assert gone.any() and (batch["caption"][gone] == "").all() and (batch["label"] >= 0).any()
-    assert splits.train.targets == Questions.targets
+    assert splits.train.target_classes == Questions.target_classes
     assert "present" not in splits.validation.batch(np.arange(3))
 
 

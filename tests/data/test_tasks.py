@@ -6,10 +6,12 @@ import pytest
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.shapes.questions import ACTIONS, ANSWERS, QUESTION_KINDS
+from xmodal_jax.data.shapes.commands import ACTIONS
+from xmodal_jax.data.shapes.questions import ANSWERS, QUESTION_KINDS
 from xmodal_jax.data.shapes.source import SpokenShapes
+from xmodal_jax.data.shapes.tasks import Commands, GroupedByScene, Questions
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.tasks import ByScene, Commands, Questions, open_task
+from xmodal_jax.data.tasks import open_task
 
 
 def test_questions_are_those_of_their_scenes():
@@ -50,12 +52,14 @@ def test_commands_are_spoken_and_name_what_is_there(tmp_path):
     for row, scene in enumerate(batch["scene"].tolist()):
         words, action, number = scenes.commands(scene)[row - np.searchsorted(batch["scene"], scene)]
         assert batch["caption"][row] == words and ACTIONS[batch["action"][row]] == action
-        looks = {name: batch[name][row] for name in source.targets if name != "action"}
+        looks = {name: batch[name][row] for name in source.target_classes if name != "action"}
         assert looks == {
             name: factors[name][scene, number] for name in ("colour", "shape", "size", "texture")
         }
-        every = {word for name in looks for word in source.targets[name]}
-        assert {w for w in words.split() if w in every} <= {source.targets[n][k] for n, k in looks.items()}
+        every = {word for name in looks for word in source.target_classes[name]}
+        assert {w for w in words.split() if w in every} <= {
+            source.target_classes[n][k] for n, k in looks.items()
+        }
     again = pickle.loads(pickle.dumps(source)).batch(np.array([2, 5]))
     np.testing.assert_array_equal(again["audio"], batch["audio"][[2, 5]])
 
@@ -63,7 +67,9 @@ def test_commands_are_spoken_and_name_what_is_there(tmp_path):
 def test_the_words_alone_often_leave_the_target_open(tmp_path):
     """No command says all of how its target looks; the scene's objects are what is left to choose from."""
     source = Commands(SpokenShapes(size=300, audio_cache=tmp_path))
-    every = {word for name in source.targets if name != "action" for word in source.targets[name]}
+    every = {
+        word for name in source.target_classes if name != "action" for word in source.target_classes[name]
+    }
     said = np.array([sum(word in every for word in words.split()) for words in source._words])
     assert said.min() >= 1 and said.max() <= 3
 
@@ -85,7 +91,7 @@ def test_noise_is_added_to_the_speech_alone(tmp_path):
 @pytest.mark.parametrize("task", [Questions, Commands])
 def test_by_scene_holds_every_example_once(task, tmp_path):
     source = task(SpokenShapes("test", size=11, audio_cache=tmp_path, max_seconds=3.0))
-    scenes = ByScene(source)
+    scenes = GroupedByScene(source)
     assert isinstance(scenes, Source) and len(scenes) == 11
     order = np.array([7, 0, 10, 3, 1, 2, 4, 5, 6, 8, 9])
     grouped, flat = scenes.batch(order), source.batch(np.arange(len(source)))
@@ -98,7 +104,7 @@ def test_by_scene_holds_every_example_once(task, tmp_path):
         assert grouped["scene"][row] == scene
         for name in set(grouped) - {"image", "scene"}:
             np.testing.assert_array_equal(grouped[name][row, : len(examples)], flat[name][examples])
-        for name in (*source.targets, "kind") if task is Questions else source.targets:
+        for name in (*source.target_classes, "kind") if task is Questions else source.target_classes:
             assert (grouped[name][row, len(examples) :] == -1).all()
         assert (grouped["caption"][row, len(examples) :] == "").all()
         if task is Commands:
@@ -114,6 +120,6 @@ def test_validation_shares_no_scene_with_training(tmp_path):
     pictures = [scenes.batch(np.arange(len(scenes)))["image"] for scenes in both]
     same = (pictures[0][:, None] == pictures[1][None]).all(axis=(2, 3, 4))
     assert not same.any()
-    assert splits.train.targets == {"label": ANSWERS}
+    assert splits.train.target_classes == {"label": ANSWERS}
     with pytest.raises(ValueError, match="spoken commands are about the embedded data set"):
         open_task("npz:x.npz", options, BadExamples("stop"), Commands)

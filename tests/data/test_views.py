@@ -4,7 +4,7 @@ import pytest
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.shapes.source import SpokenShapes
-from xmodal_jax.data.source import read_fields
+from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.splits import (
     choose_text_length,
@@ -63,7 +63,7 @@ def test_labelled_needs_a_label():
         keep_labelled(ArraySource({"row": np.arange(3)}))
 
 
-class Told:
+class Told(Source):
     """A source that knows its classes without reading anything, and does not want to be read."""
 
     modalities, class_names = ("image",), None
@@ -74,8 +74,8 @@ class Told:
     def batch(self, indices):
         raise AssertionError("no need to read an example to know its class")
 
-    def class_labels(self, indices):
-        return np.array([-1, 4, -1, 2, 3, -1])[np.asarray(indices)]
+    def class_labels(self, indices=None):
+        return np.array([-1, 4, -1, 2, 3, -1])[self._all_or(indices)]
 
 
 def test_classes_are_not_read_where_the_source_can_tell_them():
@@ -99,8 +99,11 @@ def test_a_subset_tells_of_its_examples_what_its_source_does():
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     plain = Subset(source(), indices[:1] % 23)
-    for name in ("meanings", "captions", "class_labels", "factors", "anything"):
-        assert not hasattr(plain, name)
+    for name in ("meanings", "captions", "factors", "groups"):
+        assert getattr(plain, name)() is None and getattr(plain, name)(np.array([0])) is None
+    np.testing.assert_array_equal(plain.class_labels(), indices[:1] % 23)
+    assert Subset(ArraySource({"image": np.zeros((3, 1, 1, 1), np.uint8)}), rows).class_labels() is None
+    assert not hasattr(plain, "anything")
 
 
 def test_scenes_of_one_object_have_its_shape_as_class():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.tasks import targets_of
+from xmodal_jax.data.tasks import read_target_classes
 from xmodal_jax.evaluation.classification import Classifier, Exam, accuracies, examine, subsets
 from xmodal_jax.models.fusion import Answer
 from xmodal_jax.report import classification_figures as answer_figures
@@ -93,10 +93,10 @@ def test_guessing_is_the_most_frequent_pair_of_classes():
 def test_what_can_be_predicted():
     images = np.zeros((3, 2, 2, 3), np.uint8)
     labelled = {"image": images, "label": np.array([1, -1, 4], np.int32)}
-    assert targets_of(ArraySource(labelled)) == {"label": ("0", "1", "2", "3", "4")}
-    assert targets_of(ArraySource(labelled, tuple("abcde"))) == {"label": tuple("abcde")}
+    assert read_target_classes(ArraySource(labelled)) == {"label": ("0", "1", "2", "3", "4")}
+    assert read_target_classes(ArraySource(labelled, tuple("abcde"))) == {"label": tuple("abcde")}
     with pytest.raises(ValueError, match="has no labels"):
-        targets_of(ArraySource({"image": images}))
+        read_target_classes(ArraySource({"image": images}))
 
 
 def test_the_overlay_is_bright_where_the_weight_is():

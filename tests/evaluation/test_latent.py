@@ -18,7 +18,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.views import Subset, class_labels, keep_labelled
+from xmodal_jax.data.views import Subset, keep_labelled
 from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation import latent_data
 from xmodal_jax.evaluation.latent import SMOKE, LatentEvaluation
@@ -344,7 +344,7 @@ def test_a_few_examples_are_evenly_spread_and_all_where_there_are_no_more():
         found = scores.spread(size, count)
         assert len(found) == count and 0 <= found.min() and found.max() < size
     data = source(IMAGES, np.arange(101))
-    np.testing.assert_array_equal(class_labels(scores.first(data, 5)), [0, 25, 50, 75, 100])
+    np.testing.assert_array_equal(scores.first(data, 5).class_labels(), [0, 25, 50, 75, 100])
 
 
 def test_samplers_are_fitted_to_the_codes_and_the_seed():
@@ -450,7 +450,7 @@ def test_a_model_without_a_likelihood_is_not_asked_for_one():
     explorer.vae = explorer.vae._replace(log_likelihood=None)
     factors = np.stack([labels, np.random.default_rng(1).integers(0, 2, 40)], axis=1)
     explorer.codes = lambda params, judged, data: {
-        "mean": np.stack([class_labels(data), np.random.default_rng(0).normal(size=len(data))], axis=1),
+        "mean": np.stack([data.class_labels(), np.random.default_rng(0).normal(size=len(data))], axis=1),
         "alone": np.zeros((len(data), 3, 1)),
         "drawn": np.zeros((len(data), 2)),
     }

@@ -114,7 +114,7 @@ def open_source(
     """
     bad_examples = BadExamples(options.on_bad_example) if bad_examples is None else bad_examples
     source = _finish(_read(spec, split, options, bad_examples), spec, split, options)
-    return as_training_sees(source, options) if split == "train" else source
+    return apply_missing(source, options) if split == "train" else source
 
 
 def open_training(
@@ -126,11 +126,11 @@ def open_training(
 
     source = _read(spec, "train", options, bad_examples)
     rest, held = hold_out(source, max(1, min(validation, len(source) // 10)))
-    train = as_training_sees(_finish(rest, spec, "train", options), options)
+    train = apply_missing(_finish(rest, spec, "train", options), options)
     return train, _finish(held, spec, "validation", options)
 
 
-def as_training_sees(source: Source, options: DataOptions) -> Source:
+def apply_missing(source: Source, options: DataOptions) -> Source:
     """The source with a share of its modalities missing, or without the examples that lack any, as the options say."""
     from xmodal_jax.data.views import IncompleteSource, keep_complete
 

@@ -1,56 +1,182 @@
-"""What every data set looks like to the rest: random access, a batch of indices at a time."""
+"""What every data set looks like to the rest of the package: random access to batches, and optional facts."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import abc
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 RawBatch = dict[str, Any]
 """A batch as NumPy arrays, before tokenization.
 
-As `xmodal_jax.types.Batch`, with ``caption``: an object array ``[B]`` of str in place of ``text`` (``caption_NAME`` in
-place of ``text_NAME``). Fields other than
-those (a data set's own, such as factors) are arrays with the example as first axis.
+Fields are those of `xmodal_jax.types.Batch`, with ``caption`` (object array ``[B]`` of str) instead of ``text``, and
+``caption_NAME`` instead of ``text_NAME``. Any further field is an array, or a dict of arrays, whose first axis is the
+example.
 """
 
+_CHUNK = 500
+"""Examples read at a time where all of a source is read."""
 
-@runtime_checkable
-class Source(Protocol):
+
+class Source(abc.ABC):
     """A data set.
 
-    ``modalities``: what its batches hold of text, image, audio, video and others of these kinds, named ``KIND_NAME``.
-    ``batch(indices)``: those examples, in that order, the same whoever asks and however often (randomness comes from
-    the index). ``class_names``: the meaning of ``label``, or None.
+    A subclass sets ``modalities``, defines ``__len__`` and ``batch``, and declares those optional facts that it has.
+    The attributes and methods below are all that the rest of the package asks a source for: each has a default, which
+    says that the fact is unknown (None), or finds it by reading the batches.
+
+    ::
+
+        class Digits(Source):
+            modalities, class_names = ("image",), tuple("0123456789")
+
+            def __init__(self, images, labels):  # uint8 [N, H, W, C], int32 [N]
+                self.images, self.labels = images, labels
+
+            def __len__(self):
+                return len(self.labels)
+
+            def batch(self, indices):
+                return {"image": self.images[indices], "label": self.labels[indices]}
+
+    Methods that take ``indices`` accept an integer array ``[B]`` in 0..len-1; the optional facts also accept None, for
+    all examples in order.
     """
 
     modalities: tuple[str, ...]
-    class_names: tuple[str, ...] | None
+    """What the batches hold of text, image, audio, video and further modalities of these kinds (``KIND_NAME``)."""
+    class_names: tuple[str, ...] | None = None
+    """The name of each value of ``label``."""
+    class_prompts: list[list[str]] | None = None
+    """For each class the sentences that describe it, for zero-shot classification."""
+    target_classes: Mapping[str, tuple[str, ...]] | None = None
+    """The fields to be predicted, each with the names of its classes; None: ``label`` alone."""
+    speaker_names: tuple[str, ...] | None = None
+    """The name of each value of ``speaker`` that occurs in training."""
+    test_splits: tuple[str, ...] = ("test",)
+    """The test splits of the data set that this source is a split of."""
+    arrays: dict[str, Any] | None = None
+    """All fields of all examples, where the whole source lies in memory."""
 
+    @abc.abstractmethod
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray) -> RawBatch: ...
+    @abc.abstractmethod
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        """The examples ``indices``, in that order: the same values in every call, whatever was read before."""
+
+    def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Which examples have which modality: bool ``[B]`` for each modality.
+
+        The default reads the examples, unless the first one comes without ``present``, which means that none lacks any.
+        """
+        indices = self._all_or(indices)
+        complete = np.ones(len(indices), bool)
+        # Whether batches hold "present" does not change from batch to batch.
+        if not len(indices) or "present" not in self.batch(indices[:1]):
+            return dict.fromkeys(self.modalities, complete)
+        parts = [self.batch(part)["present"] for part in _chunks(indices)]
+        stated = {m: np.concatenate([part[m] for part in parts]) for m in parts[0]}
+        return {m: stated.get(m, complete) for m in self.modalities}
+
+    def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        """The class of each example, int ``[B]``, -1 where unknown; None: there are no labels.
+
+        The default reads the examples.
+        """
+        return read_fields(self, ("label",), indices).get("label")
+
+    def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        """A number for each example, int ``[B]``, equal where examples share an image or recording, such as the
+        several captions of one image; None: no two do."""
+        return None
+
+    def factors(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
+        """The generative factors of each example, arrays ``[B, ...]`` by name; None: they are unknown."""
+        return None
+
+    def meanings(self, indices: np.ndarray | None = None) -> list[Hashable] | None:
+        """What each caption means, equal for captions that differ in wording alone; None: it is unknown."""
+        return None
+
+    def captions(self, indices: np.ndarray | None = None, phrasing: int = 0) -> np.ndarray | None:
+        """Each example's caption in other words for each ``phrasing`` 0, 1, ..., object ``[B]`` of str; ``phrasing`` 0
+        is the caption of the batches. None: there is one wording, that of the batches."""
+        return None
+
+    def _all_or(self, indices: np.ndarray | Sequence[int] | None) -> np.ndarray:
+        return np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
 
 
-def read_fields(source: Source, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The fields ``names`` of all examples, ``[N]`` each; those that the batches do not hold are left out."""
-    parts = [source.batch(r) for r in np.array_split(np.arange(len(source)), -(-len(source) // 500))]
+class SourceView(Source):
+    """A source made from another one, which has the other's facts unless a subclass says otherwise.
+
+    A subclass sets ``source``, and overrides `source_indices` where its examples have other indices there.
+    """
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def source_indices(self, indices: np.ndarray | None) -> np.ndarray:
+        """The indices in ``source`` of the examples ``indices`` (None: all), int64 ``[B]``."""
+        return self._all_or(indices)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.source.modalities
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.source.class_names
+
+    @property
+    def class_prompts(self) -> list[list[str]] | None:
+        return self.source.class_prompts
+
+    @property
+    def target_classes(self) -> Mapping[str, tuple[str, ...]] | None:
+        return self.source.target_classes
+
+    @property
+    def speaker_names(self) -> tuple[str, ...] | None:
+        return self.source.speaker_names
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        return self.source.test_splits
+
+    def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        return self.source.presence(self.source_indices(indices))
+
+    def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        return self.source.class_labels(self.source_indices(indices))
+
+    def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        return self.source.groups(self.source_indices(indices))
+
+    def factors(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
+        return self.source.factors(self.source_indices(indices))
+
+    def meanings(self, indices: np.ndarray | None = None) -> list[Hashable] | None:
+        return self.source.meanings(self.source_indices(indices))
+
+    def captions(self, indices: np.ndarray | None = None, phrasing: int = 0) -> np.ndarray | None:
+        return self.source.captions(self.source_indices(indices), phrasing)
+
+
+def read_fields(
+    source: Source, names: tuple[str, ...], indices: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The fields ``names`` of the examples ``indices`` (None: all), ``[B, ...]`` each; those that the batches do not
+    hold are left out."""
+    indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
+    parts = [source.batch(part) for part in _chunks(indices)]
     return {k: np.concatenate([part[k] for part in parts]) for k in names if k in parts[0]}
 
 
-def presence_of(source: Source, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Which of the examples (None: all) have which modality, bool ``[N]`` for each.
-
-    Cheap where the source has a method ``presence(indices)`` of this meaning, or never says that anything is missing;
-    else the examples are read.
-    """
-    indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
-    if hasattr(source, "presence"):
-        return source.presence(indices)
-    complete = np.ones(len(indices), bool)
-    # Whether batches say what is present does not change from batch to batch.
-    if not len(indices) or "present" not in source.batch(indices[:1]):
-        return dict.fromkeys(source.modalities, complete)
-    parts = [source.batch(part)["present"] for part in np.array_split(indices, -(-len(indices) // 500))]
-    held = {m: np.concatenate([part[m] for part in parts]) for m in parts[0]}
-    return {m: held.get(m, complete) for m in source.modalities}
+def _chunks(indices: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(indices, max(1, -(-len(indices) // _CHUNK)))

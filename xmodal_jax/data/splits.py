@@ -46,12 +46,9 @@ def open_splits(
     ``options.missing`` and ``options.incomplete`` concern what training sees: the examples held out are read as the
     test splits are.
     """
-    names = ["test"] + ["compositions"] * (spec == "shapes")
-    if spec == "shapes" or spec.startswith("spoken:"):
-        names += ["voices"] * ("audio" in (options.modalities or ("audio",)))
-    train, held = open_training(spec, options, bad_examples=bad_examples, validation=validation)
-    tests = {name: open_source(spec, name, options, bad_examples=bad_examples) for name in names}
-    return Splits(train, held, tests)
+    train, held_out = open_training(spec, options, bad_examples=bad_examples, validation=validation)
+    tests = {name: open_source(spec, name, options, bad_examples=bad_examples) for name in train.test_splits}
+    return Splits(train, held_out, tests)
 
 
 def read_captions(

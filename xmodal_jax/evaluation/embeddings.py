@@ -112,7 +112,7 @@ def distinct(keys: Sequence[Any], limit: int) -> np.ndarray:
     return np.asarray(rows)
 
 
-class Gallery:
+class Gallery(Source):
     """Test examples among which retrieval searches, read once.
 
     The first ``limit`` examples of different meaning (`Source.meanings` where a data set has them, else its captions).
@@ -132,9 +132,9 @@ class Gallery:
 
     @staticmethod
     def _keys(source: Source) -> list[Any]:
-        every = np.arange(len(source))
-        if hasattr(source, "meanings"):
-            return source.meanings(every)
+        meanings, every = source.meanings(), np.arange(len(source))
+        if meanings is not None:
+            return meanings
         if "text" not in source.modalities:
             return every.tolist()
         return [str(c) for c in source.batch(every)["caption"]]
@@ -179,15 +179,14 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
     The ``templates`` filled with the class names; without templates the data set's own prompts, or those captions of
     the class that occur in ``limit`` training examples (at most 16 of them).
     """
-    own = getattr(train, "class_prompts", None)
     if templates:
         if train.class_names is None:
             raise ValueError(
                 "--prompts need class names, and the data set has none: leave them out to use its captions"
             )
         return [[t.format(name) for t in templates] for name in train.class_names]
-    if own is not None:
-        return own
+    if train.class_prompts is not None:
+        return train.class_prompts
     rows = np.unique(np.linspace(0, len(train) - 1, min(limit, len(train))).astype(np.int64))
     batch = train.batch(rows)
     if "label" not in batch or "caption" not in batch or batch["label"].max() < 0:

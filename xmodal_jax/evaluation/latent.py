@@ -12,9 +12,9 @@ import numpy as np
 
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.source import Source, presence_of
+from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.views import Subset, class_labels
+from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.samplers import Sampler, fit_flow, fit_gaussian_mixture
 from xmodal_jax.metrics.classification import linear_probe
@@ -252,7 +252,7 @@ def coherence_scores(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """``cross/coherence@k`` of k given modalities, ``cross/fid`` and ``cross/kid`` of what one modality alone tells
     of the others (means over pairs); and what they were made of."""
-    labels, real = class_labels(source), real_features(explorer, judged, source)
+    labels, real = source.class_labels(), real_features(explorer, judged, source)
     if len(explorer.modalities) == 1:
         return {}, {"classes": np.zeros((1, 1, 0), int), "real": real}
     found = explorer.translate(params, judged, source)
@@ -287,7 +287,7 @@ def real_features(explorer: Explorer, judged, source: Source) -> np.ndarray:
 
 def present_in(explorer: Explorer, source: Source) -> np.ndarray:
     """Which examples have which of the explorer's modalities, bool ``[N, M]``."""
-    held, everyone = presence_of(source), np.ones(len(source), bool)
+    held, everyone = source.presence(), np.ones(len(source), bool)
     return np.stack([held.get(m, everyone) for m in explorer.modalities], axis=1)
 
 
@@ -299,7 +299,7 @@ def _not_missing(features: np.ndarray) -> np.ndarray:
 def judge_accuracy(explorer: Explorer, judged, source: Source) -> dict[str, float]:
     """``judge/<modality>`` on real data: what coherence can reach."""
     classes = explorer.verdict(judged, source).logits.argmax(axis=-1)
-    labels = class_labels(source)
+    labels = source.class_labels()
     counts = present_in(explorer, source) & (labels >= 0)[:, None]
     return {
         f"judge/{m}": float((classes[:, k] == labels)[counts[:, k]].mean())
@@ -422,7 +422,7 @@ def examine(
     `known_factors`; ``likelihood``: whether the model has one."""
     factors = factors[spread(len(test), how.examples)]
     test, train = first(test, how.examples), first(train, how.codes)
-    labels, train_labels = class_labels(test), class_labels(train)
+    labels, train_labels = test.class_labels(), train.class_labels()
     found, seen = coherence_scores(explorer, params, judged, test)
     found |= judge_accuracy(explorer, judged, test)
     codes = explorer.codes(params, judged, test)

@@ -11,7 +11,7 @@ from xmodal_jax.data.pipeline import Transform
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.data.text import TokenizeTransform
-from xmodal_jax.data.views import class_labels, keep_labelled
+from xmodal_jax.data.views import keep_labelled
 from xmodal_jax.models.speech import frames_of
 from xmodal_jax.models.vae.modalities import Reading
 from xmodal_jax.train.config import RunConfig
@@ -73,14 +73,14 @@ def open_latent(config: RunConfig, reading: Reading, bad_examples: BadExamples) 
 def count_classes(source: Source) -> int:
     """How many classes a labelled data set has: its names', else up to its largest label."""
     names = source.class_names or ()
-    return len(names) or 1 + int(class_labels(source).max())
+    return len(names) or 1 + int(source.class_labels().max())
 
 
 def known_factors(source: Source) -> np.ndarray:
     """What is known of each example, int ``[N, F]``: of the embedded data set the first object's shape, colour and
     size and its place; else the class."""
-    if not hasattr(source, "factors"):
-        return class_labels(source)[:, None]
-    found = source.factors(np.arange(len(source)))
-    parts = [found[name][:, 0] for name in ("shape", "colour", "size")] + [found["place"]]
+    factors = source.factors()
+    if factors is None:
+        return source.class_labels()[:, None]
+    parts = [factors[name][:, 0] for name in ("shape", "colour", "size")] + [factors["place"]]
     return np.stack(parts, axis=1).astype(np.int64)

@@ -124,10 +124,9 @@ class Script:
         self.left_out = len(texts) - len(kept)
         self.source = Subset(source, kept)
         self.texts = [texts[i] for i in kept]
-        known = hasattr(source, "meanings")
-        self.meanings = source.meanings(kept) if known else None
+        self.meanings = source.meanings(kept)
         self.references = [[text] for text in self.texts]
-        if known:
+        if self.meanings is not None:
             others = [source.captions(kept, k) for k in range(1, PHRASINGS)]
             self.references = [[text, *more] for text, *more in zip(self.texts, *others, strict=True)]
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from xmodal_jax.core.runtime import Timer, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
-from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.sources.arrays import nbytes
 from xmodal_jax.train import gan_step as players
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import RunConfig
@@ -301,9 +301,9 @@ class _Feed:
         source = loader.source
         self.resident = (
             config.resident
-            and isinstance(source, ArraySource)
+            and source.arrays is not None
             and loader.transform is None
-            and source.nbytes <= RESIDENT_LIMIT
+            and nbytes(source.arrays) <= RESIDENT_LIMIT
         )
         self.data = engine.put_resident(numeric_fields(source.arrays)) if self.resident else None
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.shapes import scenes
-from xmodal_jax.data.shapes.questions import ACTIONS, ANSWERS
+from xmodal_jax.data.shapes.commands import ACTIONS
+from xmodal_jax.data.shapes.questions import ANSWERS
 from xmodal_jax.data.shapes.scenes import COLOURS, EXTENT, HELD_OUT, MOTIONS, RADII, RELATIONS, SHAPES, SPLITS
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.shapes.speech import TRAIN_VOICES, UNSEEN_VOICES, VOICES

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource, estimate_nbytes, load_npz, materialise, nbytes
 
 
-class Squares:
+class Squares(Source):
     """Image i is filled with i; the caption is i*i."""
 
     modalities = ("text", "image")

@@ -158,9 +158,11 @@ def test_each_caption_is_an_example(tmp_path):
         tmp_path / "train",
         [{"file_name": "a.png", "text": ["x", "y  z"]}, {"file_name": "b.png", "text": ["w"]}],
     )
-    batch = open_folder(tmp_path).batch(np.arange(3))
+    source = open_folder(tmp_path)
+    batch = source.batch(np.arange(3))
     assert list(batch["caption"]) == ["x", "y z", "w"]
-    np.testing.assert_array_equal(batch["row"], [0, 0, 1])
+    np.testing.assert_array_equal(batch["group"], [0, 0, 1])
+    np.testing.assert_array_equal(source.groups(), [0, 0, 1])
     np.testing.assert_array_equal(batch["image"][0], batch["image"][1])
 
 

@@ -143,7 +143,12 @@ def test_each_caption_of_coco_is_an_example(tmp_path):
     assert len(source) == 10
     batch = source.batch(np.array([1, 4, 5, 8]))
     assert list(batch["caption"]) == ["caption 1.1", "caption 1.4", "caption 2.0", "caption 2.0"]
-    assert batch["row"].tolist() == [0, 0, 1, 1] and batch["image"][:, 2, 2, 0].tolist() == [50, 50, 100, 100]
+    assert batch["group"].tolist() == [0, 0, 1, 1] and batch["image"][:, 2, 2, 0].tolist() == [
+        50,
+        50,
+        100,
+        100,
+    ]
 
 
 def test_speech_is_read_without_tensorflow_and_splits_are_sliced(tmp_path):

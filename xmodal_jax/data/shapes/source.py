@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from xmodal_jax.data.shapes.commands import scene_commands
 from xmodal_jax.data.shapes.drawing import scene_images, scene_videos
 from xmodal_jax.data.shapes.grammar import Meaning, captions_of, meanings_of
-from xmodal_jax.data.shapes.questions import scene_commands, scene_questions
+from xmodal_jax.data.shapes.questions import scene_questions
 from xmodal_jax.data.shapes.scenes import COLOURS, SHAPES, SPLITS, Factors, hash_bits, sample_factors, uniform
 from xmodal_jax.data.shapes.speech import (
     TRAIN_VOICES,
@@ -20,13 +21,13 @@ from xmodal_jax.data.shapes.speech import (
     synthesize_all,
     vary_voices,
 )
-from xmodal_jax.data.source import RawBatch
+from xmodal_jax.data.source import RawBatch, Source
 
 _MODALITIES = ("text", "image", "image_sketch", "audio", "video")
 
 
 @dataclass(frozen=True)
-class SpokenShapes:
+class SpokenShapes(Source):
     """Scenes of one to three shapes, a `Source`. Everything about example ``i`` follows from (seed, split,
     i).
 
@@ -78,6 +79,10 @@ class SpokenShapes:
         return {**self.__dict__, "_memo": {}}
 
     @property
+    def test_splits(self) -> tuple[str, ...]:
+        return ("test", "compositions", "voices") if "audio" in self.modalities else ("test", "compositions")
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """``label`` is the shape of a scene's only object; -1 where there are several."""
         return SHAPES
@@ -97,7 +102,8 @@ class SpokenShapes:
         return self.size
 
     def _index(self, indices) -> np.ndarray:
-        indices = np.atleast_1d(np.asarray(indices, np.int64))
+        """Numbers in the split's endless stream of scenes, int64 ``[B]``."""
+        indices = np.atleast_1d(self._all_or(indices))
         if indices.size and (indices.min() < 0 or indices.max() >= self.size):
             raise IndexError(f"indices must lie in 0..{self.size - 1}, got {indices.min()}..{indices.max()}")
         return indices + self.offset
@@ -106,24 +112,22 @@ class SpokenShapes:
     def _moves(self) -> bool:
         return "video" in self.modalities
 
-    def factors(self, indices) -> Factors:
-        """See `scenes.sample_factors`; and ``voice`` int32 ``[N]``, an index into `speech.VOICES`."""
+    def factors(self, indices=None) -> Factors:
+        """Those of `scenes.sample_factors`, and ``voice`` int32 ``[B]``, an index into `speech.VOICES`."""
         index = self._index(indices)
         drawn = uniform(self.seed, self.split, index, "voice")
         voice = choose_speakers(drawn, unseen=self.split == "voices")
         return sample_factors(self.seed, self.split, index) | {"voice": voice}
 
-    def class_labels(self, indices) -> np.ndarray:
-        """``label`` without drawing anything: int32 ``[N]``, the only object's shape, -1 where there are several."""
+    def class_labels(self, indices=None) -> np.ndarray:
+        """The shape of a scene's only object, int32 ``[B]``, -1 where there are several; nothing is drawn."""
         factors = self.factors(indices)
         return np.where(factors["num_objects"] == 1, factors["shape"][:, 0], -1).astype(np.int32)
 
-    def meanings(self, indices) -> list[Meaning]:
-        """What the captions say, free of wording: hashable; ``str`` of one reads well."""
+    def meanings(self, indices=None) -> list[Meaning]:
         return meanings_of(self.factors(indices), motion=self._moves)
 
-    def captions(self, indices, phrasing: int = 0) -> np.ndarray:
-        """Captions, object array ``[N]`` of str. Each ``phrasing`` 0, 1, … says the same in other words."""
+    def captions(self, indices=None, phrasing: int = 0) -> np.ndarray:
         index = self._index(indices)
         bits = hash_bits(self.seed, self.split, index, f"phrasing/{phrasing}")
         return captions_of(self.meanings(indices), bits)
@@ -153,7 +157,7 @@ class SpokenShapes:
         return self.questions_for([i])[0]
 
     def commands_for(self, indices) -> list[list[tuple[str, str, int]]]:
-        """Per example ``(command, action, target)`` by `questions.scene_commands`."""
+        """Per example ``(command, action, target)`` by `commands.scene_commands`."""
         return scene_commands(self.factors(indices), self.seed, self.split, self._index(indices))
 
     def commands(self, i: int) -> list[tuple[str, str, int]]:
@@ -166,7 +170,7 @@ class SpokenShapes:
         pitch, rate = (uniform(self.seed, self.split, index, f"voice/{k}") for k in ("pitch", "rate"))
         return vary_voices(self.factors(indices)["voice"], pitch, rate)
 
-    def prepare(self) -> Utterances:
+    def prepare_speech(self) -> Utterances:
         """Speaks the whole data set into the cache, or opens it there; done by itself at the first batch with
         audio.
 
@@ -181,7 +185,7 @@ class SpokenShapes:
         return self._memo["speech"]
 
     def _audio(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        audio, mask = self.prepare().padded(indices, self.max_seconds)
+        audio, mask = self.prepare_speech().padded(indices, self.max_seconds)
         if self.noise:
             seeds = hash_bits(self.seed, self.split, self._index(indices), "noise")
             add_noise(audio, mask, self.noise, seeds)

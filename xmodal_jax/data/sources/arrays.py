@@ -84,7 +84,7 @@ def estimate_nbytes(source: Source, sample: int = 16) -> int:
     return nbytes(source.batch(indices)) * len(source) // len(indices)
 
 
-class ArraySource:
+class ArraySource(Source):
     """A source of in-memory (or memory-mapped) arrays whose first axis is the example; dicts may nest.
 
     ``arrays`` is kept as an attribute, for data that is placed on the device as a whole.
@@ -111,10 +111,14 @@ class ArraySource:
         """The examples at ``indices`` (copies)."""
         return _map(lambda a: np.asarray(a[indices]), self.arrays)
 
-    def presence(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Which of these examples have which modality, bool ``[B]`` for each."""
-        held, complete = self.arrays.get("present", {}), np.ones(self._length, bool)
-        return {m: np.asarray(held.get(m, complete)[indices]) for m in self.modalities}
+    def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        indices = self._all_or(indices)
+        stated, complete = self.arrays.get("present", {}), np.ones(self._length, bool)
+        return {m: np.asarray(stated.get(m, complete)[indices]) for m in self.modalities}
+
+    def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        labels = self.arrays.get("label")
+        return None if labels is None else np.asarray(labels[self._all_or(indices)])
 
 
 def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress: bool = True) -> ArraySource:

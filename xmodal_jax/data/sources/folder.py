@@ -15,7 +15,7 @@ from tqdm import tqdm
 from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.metadata import FILE_MODALITIES, Row, in_test_split, metadata_file, read_metadata
-from xmodal_jax.data.source import RawBatch
+from xmodal_jax.data.source import RawBatch, Source
 
 
 class MediaOptions(NamedTuple):
@@ -115,12 +115,12 @@ def _map_ahead(pool: ThreadPoolExecutor, fn, items: Sequence[Any], ahead: int) -
         yield done.result()
 
 
-class FolderSource:
+class FolderSource(Source):
     """A folder of files as a `Source`.
 
     ``path`` holds ``train/`` and ``test/`` (or other splits), each with its metadata file, or one metadata
     file, of which a tenth chosen by the file names' SHA-1 is the test split. A row with several captions
-    gives one example per caption; ``row`` int32 ``[B]`` in each batch is equal for those. Rows with labels
+    gives one example per caption; ``group`` int32 ``[B]`` in each batch is equal for those. Rows with labels
     but no captions get ``prompt.format(class name)``. Class names are the label names sorted over all splits,
     or the lines of ``classes.txt``.
 
@@ -278,9 +278,19 @@ class FolderSource:
         with ThreadPoolExecutor(self._workers) as pool:
             return list(pool.map(decode, row_numbers))
 
-    def presence(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Which of these examples have which modality, bool ``[B]`` for each; no file is read."""
-        rows = [self._rows[i] for i in self._row_of[indices]]
+    def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """The number of each example's line among those used, int32 ``[B]``."""
+        return self._row_of[self._all_or(indices)]
+
+    def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        if not self._labelled:
+            return None
+        rows = [self._rows[i] for i in self._row_of[self._all_or(indices)]]
+        return np.array([-1 if r.label is None else r.label for r in rows], np.int32)
+
+    def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """As `Source.presence`; no file is read."""
+        rows = [self._rows[i] for i in self._row_of[self._all_or(indices)]]
         return {
             m: np.array([bool(r.captions) if m == "text" else m in r.files for r in rows], bool)
             for m in self.modalities
@@ -294,7 +304,7 @@ class FolderSource:
         rows = [self._rows[i] for i in numbers]
         o, n = self.options, len(rows)
         side = (o.image_size, o.image_size, o.channels)
-        batch: RawBatch = {"row": numbers}
+        batch: RawBatch = {"group": numbers}
         for modality, shape in (("image", side), ("video", (o.frames, *side))):
             if modality in self.modalities:
                 batch[modality] = np.zeros((n, *shape), np.uint8)
@@ -316,7 +326,7 @@ class FolderSource:
                 for r, c in zip(rows, self._caption_of[indices], strict=True)
             ]
         if self._labelled:
-            batch["label"] = np.array([-1 if r.label is None else r.label for r in rows], np.int32)
+            batch["label"] = self.class_labels(indices)
         if not all(self._complete.values()):
             batch["present"] = self.presence(indices)
         return batch

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from xmodal_jax.data.shapes.scenes import uniform
 from xmodal_jax.data.shapes.textures import texture
-from xmodal_jax.data.source import RawBatch, Source, presence_of
+from xmodal_jax.data.source import RawBatch, Source
 
 TEXTURE_SIDE = 160
 _READ = 512
@@ -27,7 +27,7 @@ def overlay(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
     return ((light * (255 - under) + (255 - light) * under + 127) // 255).astype(np.uint8)
 
 
-class PolySource:
+class PolySource(Source):
     """``views`` image modalities ``image_0``, ``image_1``, … of the classes of a labelled data set, a `Source`.
 
     Example ``i`` has the label of the source's example ``i``. ``image_0`` shows that example, every other modality
@@ -110,6 +110,9 @@ class PolySource:
         crops = np.lib.stride_tricks.sliding_window_view(whole, (height, width), axis=(0, 1))
         return np.moveaxis(crops[top, left], 1, -1)
 
+    def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        return self.labels[self._all_or(indices)]
+
     def batch(self, indices) -> RawBatch:
         """``image_m`` uint8 ``[B, H, W, 3]`` of each modality, ``label`` int32 ``[B]``. Raises IndexError outside
         0..len-1."""
@@ -122,7 +125,7 @@ class PolySource:
 
 def _read(source: Source, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """All images in gray levels, uint8 ``[N, H, W]``, and their labels, int32 ``[N]``."""
-    absent = np.flatnonzero(~presence_of(source)["image"])
+    absent = np.flatnonzero(~source.presence()["image"])
     if absent.size:
         raise ValueError(
             f"views need an image in every example; {absent.size} have none, the first is number {absent[0]}: "

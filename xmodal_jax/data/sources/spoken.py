@@ -16,13 +16,13 @@ from xmodal_jax.data.shapes.speech import (
     synthesize_all,
     vary_voices,
 )
-from xmodal_jax.data.source import RawBatch
+from xmodal_jax.data.source import RawBatch, Source
 
 SPLITS = ("train", "test", "voices")
 _MODALITIES = ("text", "audio")
 
 
-class SpokenLines:
+class SpokenLines(Source):
     """The lines of a text file (UTF-8, blank ones left out, each said once), spoken: a `Source` of text and audio.
 
     Splits: ``train``; ``test``, lines that training never hears; ``voices``, the same lines in voices that training
@@ -34,8 +34,6 @@ class SpokenLines:
     Lines that would take longer than ``max_seconds`` are spoken faster. Raises FileNotFoundError where there is no
     such file, ValueError where it has too few lines.
     """
-
-    class_names = None
 
     def __init__(
         self,
@@ -75,6 +73,10 @@ class SpokenLines:
         return {**self.__dict__, "_speech": None}
 
     @property
+    def test_splits(self) -> tuple[str, ...]:
+        return ("test", "voices") if "audio" in self.modalities else ("test",)
+
+    @property
     def speaker_names(self) -> tuple[str, ...]:
         """The voices that training hears; ``speaker`` is an index into them (and beyond, in ``voices``)."""
         return tuple(voice.name for voice in TRAIN_VOICES)
@@ -94,7 +96,7 @@ class SpokenLines:
         pitch, rate = (uniform(self.seed, self.split, indices, f"line/{k}") for k in ("pitch", "rate"))
         return vary_voices(self._speakers(indices), pitch, rate)
 
-    def prepare(self) -> Utterances:
+    def prepare_speech(self) -> Utterances:
         """Speaks all examples into the cache, or opens them there; done by itself at the first batch with audio."""
         if self._speech is None:
             every = np.arange(self.size)
@@ -114,7 +116,7 @@ class SpokenLines:
         if "text" in self.modalities:
             out["caption"] = np.array(self._texts(indices), object)
         if "audio" in self.modalities:
-            out["audio"], out["audio_mask"] = self.prepare().padded(indices, self.max_seconds)
+            out["audio"], out["audio_mask"] = self.prepare_speech().padded(indices, self.max_seconds)
             out["speaker"] = self._speakers(indices)
         return out
 

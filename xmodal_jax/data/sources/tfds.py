@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data import media
-from xmodal_jax.data.source import RawBatch
+from xmodal_jax.data.source import RawBatch, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +160,13 @@ def generic_adapter(kinds: dict[str, dict]) -> Adapter:
     return Adapter(fields, prompt="a photo of a {}" if "image" in fields else "{}")
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """One split of a prepared data set as a `Source`.
 
     Images are resized and cropped to ``image_size`` (None: the feature's own size where it is fixed and
     square, else 64) with ``channels`` colours; audio is resampled to ``sample_rate`` Hz, cut and padded to
     ``max_seconds``. ``prompt`` overrides the adapter's caption of a class name. Where an image has several
-    captions, each gives one example; ``row`` int32 ``[B]`` is equal for those.
+    captions, each gives one example; ``group`` int32 ``[B]`` is equal for those.
     """
 
     def __init__(
@@ -276,13 +276,17 @@ class TfdsSource:
             return np.zeros(0, np.int16)
         return media.fit_audio(waveform, self._audio_rate, self.sample_rate, self.max_seconds)[0]
 
+    def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """The number of each example's record, int32 ``[B]``."""
+        return (self._all_or(indices) // self._captions).astype(np.int32)
+
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The examples at ``indices``."""
         rows, which = np.divmod(np.asarray(indices), self._captions)
         examples = self._examples(rows)
         column = {field: [_get(e, path) for e in examples] for field, path in self._fields.items()
                   if field in self.modalities or field == "label"}  # fmt: skip
-        batch: RawBatch = {"row": rows.astype(np.int32)}
+        batch: RawBatch = {"group": rows.astype(np.int32)}
         if "label" in column:
             batch["label"] = np.array(column["label"], np.int32)
         if "image" in column:

@@ -96,7 +96,7 @@ def test_frechet_distance_of_fewer_examples_than_features():
     np.testing.assert_allclose(frechet_distance(ours, moments(b)), want, rtol=1e-6)
 
 
-def test_moments_that_do_not_fit_are_told():
+def test_moments_that_do_not_fit_are_reported():
     a, _ = make()
     with pytest.raises(ValueError, match="two examples, got 1"):
         frechet_distance(moments(a), moments(a[:1]))
@@ -150,7 +150,7 @@ def test_inception_score_lies_between_one_and_the_number_of_classes(seed, scale)
     np.testing.assert_allclose(inception_score(shifted, splits=1).mean, got, rtol=1e-9)
 
 
-def test_answers_without_probabilities_are_told():
+def test_answers_without_probabilities_are_reported():
     for bad in (np.nan, np.inf, -np.inf):
         logits = np.zeros((13, 3))
         logits[5] = bad
@@ -192,7 +192,7 @@ def test_kernel_distance_of_one_distribution_is_zero_up_to_its_spread():
     assert other.mean > 3 * other.std
 
 
-def test_subsets_that_cannot_be_drawn_are_told():
+def test_subsets_that_cannot_be_drawn_are_reported():
     a, b = make()
     with pytest.raises(ValueError, match=r"subset_size=1000 with 43 and 37 examples: it must lie in 2..37"):
         kernel_distance(a, b, seed=0)
@@ -213,7 +213,7 @@ def test_nearest_neighbours_are_those_of_sorting():
 
 
 @given(st.permutations(range(N)), st.integers(0, 4))
-def test_copies_are_found_at_the_distance_zero(order, power):
+def test_copies_have_the_distance_zero(order, power):
     """Far from the origin too, where the expansion of the square loses all digits."""
     a, _ = make()
     a = a + np.float32(10.0**power)
@@ -278,7 +278,7 @@ def test_density_and_coverage_of_one_distribution():
     assert (np.abs(got.mean(axis=0) - want) < 4 * error).all()
 
 
-def test_sets_without_neighbours_are_told():
+def test_sets_without_neighbours_are_reported():
     a, b = make()
     with pytest.raises(ValueError, match="k=3: each of the 3 fake examples needs k others"):
         precision_recall(a, b[:3])
@@ -293,7 +293,10 @@ def test_sets_without_neighbours_are_told():
 def test_no_matrix_of_distances_is_held():
     x = jax.ShapeDtypeStruct((10_007, 13), jnp.float32)
     radii = jax.ShapeDtypeStruct((10_007,), jnp.float32)
-    for lowered in (neighbours._nearest.lower(x, x, k=4), neighbours._balls.lower(x, x, radii, strict=True)):
+    for lowered in (
+        neighbours._nearest.lower(x, x, k=4),
+        neighbours._count_balls.lower(x, x, radii, strict=True),
+    ):
         assert lowered.compile().memory_analysis().temp_size_in_bytes < 4 * 10_007**2 / 20
 
 
@@ -331,7 +334,7 @@ def test_collapsed_embeddings_are_never_right():
         assert r_precision(a, collapsed, candidates=7, seed=0) == 0.0
 
 
-def test_candidates_that_do_not_exist_are_told():
+def test_candidates_that_do_not_exist_are_reported():
     a, b = make(n=13, m=13)
     with pytest.raises(ValueError, match="example 0 has 12 mismatched texts for the 99 that candidates=100"):
         r_precision(a, b, seed=0)

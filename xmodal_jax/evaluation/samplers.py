@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from xmodal_jax.core.random import named_keys
-from xmodal_jax.metrics.neighbours import feature_rows
+from xmodal_jax.metrics.neighbours import validate_features
 from xmodal_jax.nets.flows import AutoregressiveFlow
 from xmodal_jax.train.loop import NonFiniteError
 
@@ -51,7 +51,7 @@ def _sampler(dim: int, draw, log_prob, name: str) -> Sampler:
         return np.asarray(draw(count, *rngs), np.float32)
 
     def checked(codes) -> np.ndarray:
-        codes = feature_rows("codes", codes, np.float64)
+        codes = validate_features("codes", codes, np.float64)
         if codes.shape[1] != dim:
             raise ValueError(f"this sampler is of {dim} dimensions, got codes of {codes.shape[1]}")
         return np.asarray(log_prob(codes), np.float64)
@@ -122,7 +122,7 @@ def fit_gaussian_mixture(codes, *, components: int = 10, seed: int) -> Sampler:
         D + 1 on average where its covariance is full, else 2.
       ImportError: without scikit-learn.
     """
-    codes = feature_rows("codes", codes, np.float64)
+    codes = validate_features("codes", codes, np.float64)
     if components < 1:
         raise ValueError(f"components must be at least 1, got {components}")
     count, dim = codes.shape
@@ -191,7 +191,7 @@ def fit_flow(
         size or the rate is not positive.
       NonFiniteError: if the likelihood is no longer finite in training.
     """
-    codes = feature_rows("codes", codes, np.float64)
+    codes = validate_features("codes", codes, np.float64)
     for name, size in (("steps", steps), ("batch_size", batch_size), ("evaluate_every", evaluate_every)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")

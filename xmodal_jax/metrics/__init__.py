@@ -1,1 +1,83 @@
-"""Metrics of trained models, computed on whole data sets of embeddings, samples or texts."""
+"""Metrics of trained models, computed on whole sets of embeddings, samples, latents, speech or texts."""
+
+from xmodal_jax.metrics.classification import (
+    class_embeddings,
+    confusion_matrix,
+    linear_probe,
+    predict_classes,
+    zero_shot,
+)
+from xmodal_jax.metrics.clustering import Clustering, clustering_accuracy
+from xmodal_jax.metrics.coherence import coherence_matrix, cross_coherence, joint_coherence, subsets
+from xmodal_jax.metrics.disentanglement import DCI, dci, mutual_information_gap, sap
+from xmodal_jax.metrics.generative import (
+    MeanStd,
+    Moments,
+    add_moments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    merge_moments,
+    moments,
+    r_precision,
+)
+from xmodal_jax.metrics.latent import alignment, modality_gap, uniformity
+from xmodal_jax.metrics.neighbours import (
+    DensityCoverage,
+    Neighbours,
+    PrecisionRecall,
+    density_coverage,
+    nearest_neighbours,
+    precision_recall,
+)
+from xmodal_jax.metrics.reconstruction import mse, psnr, ssim
+from xmodal_jax.metrics.retrieval import ranks, retrieval
+from xmodal_jax.metrics.speech import mel_distance, warp
+from xmodal_jax.metrics.text import caption_scores, cider, compare_words, error_rates
+
+__all__ = [
+    "DCI",
+    "Clustering",
+    "DensityCoverage",
+    "MeanStd",
+    "Moments",
+    "Neighbours",
+    "PrecisionRecall",
+    "add_moments",
+    "alignment",
+    "caption_scores",
+    "cider",
+    "class_embeddings",
+    "clustering_accuracy",
+    "coherence_matrix",
+    "compare_words",
+    "confusion_matrix",
+    "cross_coherence",
+    "dci",
+    "density_coverage",
+    "error_rates",
+    "frechet_distance",
+    "inception_score",
+    "joint_coherence",
+    "kernel_distance",
+    "linear_probe",
+    "mel_distance",
+    "merge_moments",
+    "modality_gap",
+    "moments",
+    "mse",
+    "mutual_information_gap",
+    "nearest_neighbours",
+    "precision_recall",
+    "predict_classes",
+    "psnr",
+    "r_precision",
+    "ranks",
+    "retrieval",
+    "sap",
+    "ssim",
+    "subsets",
+    "uniformity",
+    "warp",
+    "zero_shot",
+]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xmodal_jax.metrics.neighbours import feature_rows
+from xmodal_jax.metrics.neighbours import validate_features
 
 
 class Clustering(NamedTuple):
@@ -36,7 +36,7 @@ def clustering_accuracy(codes, labels, *, clusters: int | None = None, seed: int
     from sklearn.cluster import KMeans  # here: it takes a second to import
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    codes, labels = feature_rows("codes", codes, np.float64), np.asarray(labels)
+    codes, labels = validate_features("codes", codes, np.float64), np.asarray(labels)
     if labels.shape != codes.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers [{len(codes)}], got {labels.dtype} {list(labels.shape)}")
     if labels.min() < 0:

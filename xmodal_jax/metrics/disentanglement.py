@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xmodal_jax.metrics.neighbours import feature_rows
+from xmodal_jax.metrics.neighbours import validate_features
 
 
 class DCI(NamedTuple):
@@ -161,7 +161,7 @@ def sap(codes, factors, *, seed: int, test_share: float = 0.25) -> float:
 
 def _checked(codes, factors):
     """Codes [N, D] in float64 and factors [F, N], their values numbered from 0."""
-    codes, factors = feature_rows("codes", codes, np.float64), np.asarray(factors)
+    codes, factors = validate_features("codes", codes, np.float64), np.asarray(factors)
     if codes.shape[1] < 2:
         raise ValueError("two codes at least are needed, got 1")
     if factors.ndim != 2 or len(factors) != len(codes) or not factors.shape[1]:

@@ -1,8 +1,9 @@
-"""Exact nearest neighbours of features, and the metrics of generated samples that rest on them.
+"""Exact nearest neighbours of features, and the metrics of generated samples built on them.
 
-Distances come from differences (N M D operations without a matrix product), which keeps what the expansion
-``|x|^2 + |y|^2 - 2 <x, y>`` loses: copies have the distance 0, and the distance from x to y is, bit for bit, that from
-y to x, so that ties are ties. The distances of a few rows are held at a time, never N x M.
+Distances are computed from differences (N M D operations, without a matrix product). The expansion
+``|x|^2 + |y|^2 - 2 <x, y>`` would be faster but loses digits: here a copy has exactly the distance 0, and the distances
+from x to y and from y to x are equal to the last bit, so that ties are ties. Only the distances of a few queries are in
+memory at a time, never all N x M.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROWS, TILE = 64, 256
-"""Rows at a time, and the references that are read once for all of them: they stay in a processor's cache."""
+QUERIES_AT_A_TIME, REFERENCES_AT_A_TIME = 64, 256
+"""Sizes of a block of distances: small enough that its references stay in a processor's cache."""
 
 
 class Neighbours(NamedTuple):
@@ -26,14 +27,14 @@ class Neighbours(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, 0 to 1."""
+    """Two fractions, 0 to 1."""
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """Density is not bounded by 1; coverage is a share."""
+    """Density, at least 0 and not bounded by 1; coverage, a fraction."""
 
     density: float
     coverage: float
@@ -42,21 +43,28 @@ class DensityCoverage(NamedTuple):
 def nearest_neighbours(queries, references, *, k: int = 1) -> Neighbours:
     """The exact k nearest references of every query by Euclidean distance.
 
-    The check for memorisation: generated samples as queries, the training set as references, in the space of pixels or
-    of features. A copy has the distance exactly 0. What is small in between is told by the same distances from held-out
-    real examples: a model that does not copy is no nearer to the training set than they are.
+    Can detect memorization: take generated samples as queries and the training set as references, in pixels or in
+    features. A copy has exactly the distance 0. To judge other small distances, compute the same for held-out real
+    examples: a model that does not copy is no nearer to the training set than they are.
 
     Args:
-      queries: ``[Q, D]``; computed in float32, so that differences beyond its precision are none.
-      references: ``[M, D]``.
-      k: neighbours of each; among equals the lower index comes first. A query that is itself among the references
-        finds itself.
+      queries: ``[Q, D]``, converted to float32.
+      references: ``[M, D]``, converted to float32.
+      k: number of neighbours per query. Of equally near references the one with the lower index comes first. A query
+        that is also a reference finds itself.
     Returns:
-      Indices and distances, in units of the features.
+      Indices and distances ``[Q, k]``, the distances in units of the features.
     Raises:
       ValueError: if the shapes do not fit, a value is not finite, or there are fewer than k references.
+
+    Example:
+      >>> import numpy as np
+      >>> from xmodal_jax.metrics import nearest_neighbours
+      >>> found = nearest_neighbours(np.array([[1.0]]), np.array([[5.0], [0.0], [1.5]]), k=2)
+      >>> found.indices.tolist(), found.distances.tolist()
+      ([[2, 1]], [[0.5, 1.0]])
     """
-    queries, references = feature_pair(("queries", queries), ("references", references))
+    queries, references = validate_feature_pair(("queries", queries), ("references", references))
     if not 1 <= k <= len(references):
         raise ValueError(f"k must lie in 1..{len(references)}, the number of references, got {k}")
     index, square = _nearest(queries, references, k=k)
@@ -64,63 +72,89 @@ def nearest_neighbours(queries, references, *, k: int = 1) -> Neighbours:
 
 
 def precision_recall(real, fake, *, k: int = 3) -> PrecisionRecall:
-    r"""Improved precision and recall (Kynkäänniemi et al. 2019, eqs. 1 and 2).
+    r"""Improved precision and recall of generated examples.
 
-    Precision is the share of fakes that lie in the ball of a real example, recall the share of real examples in the
-    ball of a fake:
+    Precision is the fraction of fakes that lie in the ball of some real example, recall the fraction of real examples
+    that lie in the ball of some fake:
 
     .. math:: \frac1M \sum_j 1[\exists i: \|y_j - x_i\| \le r_i], \qquad
               \frac1N \sum_i 1[\exists j: \|x_i - y_j\| \le s_j]
 
-    with the radii r, s from each point to its k-th nearest neighbour in its own set, not counting itself.
+    where the radii r and s are the distances from each point to its k-th nearest neighbour in its own set, not counting
+    itself.
 
-    Both grow with the number of samples that make the balls and with k, and one outlier has a ball that holds much:
-    compare at the same N, M (the paper: 50,000 each) and k.
+    Both grow with k and with the number of balls, and a single outlier has a ball that covers much: compare at the same
+    N, M (in the paper 50,000 each) and k.
 
     Args:
       real: ``[N, D]``, features of real examples.
-      fake: ``[M, D]``, features of generated ones.
-      k: which neighbour gives the radius.
+      fake: ``[M, D]``, features of generated examples.
+      k: the neighbour whose distance is the radius.
     Raises:
       ValueError: if the shapes do not fit, a value is not finite, or a set has no k-th neighbour.
+
+    Example:
+      >>> import numpy as np
+      >>> from xmodal_jax.metrics import precision_recall
+      >>> real = np.random.default_rng(0).normal(size=(50, 2))
+      >>> precision_recall(real, np.repeat(real[:1], 50, axis=0))  # collapsed to one real example
+      PrecisionRecall(precision=1.0, recall=0.02)
+
+    References:
+      Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2.
     """
-    real, fake = feature_pair(("real", real), ("fake", fake))
-    precision = _balls(fake, real, _radii("real", real, k), strict=False) > 0
-    recall = _balls(real, fake, _radii("fake", fake, k), strict=False) > 0
+    real, fake = validate_feature_pair(("real", real), ("fake", fake))
+    precision = _count_balls(fake, real, _squared_radii("real", real, k), strict=False) > 0
+    recall = _count_balls(real, fake, _squared_radii("fake", fake, k), strict=False) > 0
     return PrecisionRecall(_mean(precision), _mean(recall))
 
 
 def density_coverage(real, fake, *, k: int = 5) -> DensityCoverage:
-    r"""Density and coverage (Naeem et al. 2020, section 3), with balls around real examples only.
+    r"""Density and coverage of generated examples, with balls around real examples only.
 
     .. math:: \frac1{kM} \sum_{i,j} 1[\|y_j - x_i\| < r_i], \qquad
               \frac1N \sum_i 1[\min_j \|y_j - x_i\| < r_i]
 
-    with the radius r from x_i to its k-th nearest real neighbour, not counting itself. Strictly less, as in the
-    authors' ``prdc``: a set without ties has density and coverage 1 against itself. Of two samples of one
-    distribution the expected density is 1, and the expected coverage
+    where the radius :math:`r_i` is the distance from :math:`x_i` to its k-th nearest real neighbour, not counting
+    itself. The inequalities are strict, as in the authors' ``prdc``: a set without ties has density and coverage 1
+    against itself. For two samples of one distribution the expected density is 1, and the expected coverage is
 
     .. math:: 1 - \prod_{i=1}^{k} \frac{N - i}{N + M - i}
 
-    in any number of dimensions (that of the k nearest others one at least is a fake): compare coverage at the same N,
-    M and k. In many dimensions few central examples lie in very many balls, and the density varies widely about 1.
+    in any number of dimensions (the probability that at least one of the k nearest others is a fake), so compare
+    coverage at the same N, M and k. In many dimensions a few central examples lie in very many balls, and the density
+    varies widely around 1.
 
     Args:
       real: ``[N, D]``, features of real examples.
-      fake: ``[M, D]``, features of generated ones.
-      k: which neighbour gives the radius.
+      fake: ``[M, D]``, features of generated examples.
+      k: the neighbour whose distance is the radius.
     Raises:
       ValueError: if the shapes do not fit, a value is not finite, or real has no k-th neighbour.
+
+    Example:
+      >>> import numpy as np
+      >>> from xmodal_jax.metrics import density_coverage
+      >>> real = np.random.default_rng(0).normal(size=(50, 2))
+      >>> density_coverage(real, real[::-1])
+      DensityCoverage(density=1.0, coverage=1.0)
+
+    References:
+      Naeem et al. 2020, Reliable Fidelity and Diversity Metrics for Generative Models, arXiv:2002.09797, section 3.
     """
-    real, fake = feature_pair(("real", real), ("fake", fake))
-    radii = _radii("real", real, k)
-    density = _mean(_balls(fake, real, radii, strict=True)) / k
-    nearest = _nearest(real, fake, k=1)[1][:, 0]
-    return DensityCoverage(density, _mean(nearest < radii))
+    real, fake = validate_feature_pair(("real", real), ("fake", fake))
+    squared_radii = _squared_radii("real", real, k)
+    density = _mean(_count_balls(fake, real, squared_radii, strict=True)) / k
+    nearest_fake = _nearest(real, fake, k=1)[1][:, 0]
+    return DensityCoverage(density, _mean(nearest_fake < squared_radii))
 
 
-def feature_rows(name: str, features, dtype=np.float32) -> np.ndarray:
-    """The features as an array of rows on the host, or an error that says what is wrong with them."""
+def validate_features(name: str, features, dtype=np.float32) -> np.ndarray:
+    """The features as a host array ``[N, D]`` of this dtype.
+
+    Raises:
+      ValueError: if they are not ``[N, D]``, empty or not finite; the message calls them ``name``.
+    """
     features = np.asarray(features)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"{name} must be [examples, dim] and not empty, got {list(features.shape)}")
@@ -134,47 +168,55 @@ def feature_rows(name: str, features, dtype=np.float32) -> np.ndarray:
     return features
 
 
-def feature_pair(*named) -> list[np.ndarray]:
-    """Two named sets of features in one space, in float32."""
-    (a_name, a), (b_name, b) = pair = [(name, feature_rows(name, x)) for name, x in named]
+def validate_feature_pair(*named) -> list[np.ndarray]:
+    """Two sets of features of one space, ``(name, features)`` each, as float32 arrays.
+
+    Raises:
+      ValueError: as :func:`validate_features`, or if the sets have different numbers of features.
+    """
+    (a_name, a), (b_name, b) = pair = [(name, validate_features(name, x)) for name, x in named]
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a_name} and {b_name} have {a.shape[1]} and {b.shape[1]} features each")
     return [x for _, x in pair]
 
 
-def _radii(name, x, k):
-    """The squared distance from every row to its k-th nearest other row."""
+def _squared_radii(name, x, k):
+    """The squared distance from every example to its k-th nearest other example."""
     if not 1 <= k < len(x):
         raise ValueError(f"k={k}: each of the {len(x)} {name} examples needs k others")
-    # Nothing is nearer than a row to itself, so the k-th other is the (k+1)-th of all, copies included.
+    # Nothing is nearer to an example than itself, so its k-th other neighbour is the (k+1)-th of all, even with copies.
     return _nearest(x, x, k=k + 1)[1][:, k]
 
 
 def _mean(x):
-    """In float64 on the host: counts of many examples exceed float32."""
+    """The mean in float64 on the host: sums over many examples exceed the precision of float32."""
     return float(np.mean(np.asarray(x), dtype=np.float64))
 
 
-def _squared_distances(row, references):
-    """From one row to all references, ``[M]``."""
+def _squared_distances(query, references):
+    """The squared distances from one query to all references, ``[M]``."""
     count, dim = references.shape
-    tiles = jnp.pad(references, ((0, -count % TILE), (0, 0))).reshape(-1, TILE, dim)
-    square = jax.lax.map(lambda tile: jnp.sum(jnp.square(row[None, :] - tile), axis=1), tiles)
-    # Not fused with what reads it: the same sum in two programs could be rounded in two ways.
+    padded = jnp.pad(references, ((0, -count % REFERENCES_AT_A_TIME), (0, 0)))
+    tiles = padded.reshape(-1, REFERENCES_AT_A_TIME, dim)
+    square = jax.lax.map(lambda tile: jnp.sum(jnp.square(query[None, :] - tile), axis=1), tiles)
+    # The barrier keeps XLA from fusing the sum with its consumers, after which two programs could round it differently.
     return jax.lax.optimization_barrier(square.reshape(-1)[:count])
 
 
 @partial(jax.jit, static_argnames="k")
 def _nearest(queries, references, *, k):
-    def row(query):
+    """Indices and squared distances of the k nearest references, ``[Q, k]`` each."""
+
+    def nearest_to(query):
         negative, index = jax.lax.top_k(-_squared_distances(query, references), k)
         return index, -negative
 
-    return jax.lax.map(row, queries, batch_size=ROWS)
+    return jax.lax.map(nearest_to, queries, batch_size=QUERIES_AT_A_TIME)
 
 
 @partial(jax.jit, static_argnames="strict")
-def _balls(points, centers, radii, *, strict):
-    """In how many of the balls every point lies, int ``[points]``; the radii are squared."""
+def _count_balls(points, centers, squared_radii, *, strict):
+    """The number of balls that contain each point, int ``[points]``; ``strict`` excludes the balls' surfaces."""
     inside = jnp.less if strict else jnp.less_equal
-    return jax.lax.map(lambda x: inside(_squared_distances(x, centers), radii).sum(), points, batch_size=ROWS)
+    count = lambda point: inside(_squared_distances(point, centers), squared_radii).sum()
+    return jax.lax.map(count, points, batch_size=QUERIES_AT_A_TIME)

@@ -27,6 +27,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
@@ -76,7 +77,7 @@ def main(config: Config) -> None:
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         seen = subject(splits.train, ("image", "video"))
-        tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
+        tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer = tokenize.tokenizer
         source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])[seen].shape[1:]
@@ -137,4 +138,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse(Config, __doc__))

@@ -28,6 +28,7 @@ from xmodal_jax.report import alignment as panels
 from xmodal_jax.report import figures
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import StartConfig, shrink
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
@@ -72,7 +73,7 @@ def main(config: Config) -> None:
     bad_examples = BadExamples(config.input.on_bad_example)
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
+        tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer = tokenize.tokenizer
         if run.writes:
             tokenizer.save(run.path / "tokenizer")
@@ -145,4 +146,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse(Config, __doc__))

@@ -30,6 +30,7 @@ from xmodal_jax.report import classification as panels
 from xmodal_jax.report import figures
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
@@ -65,7 +66,7 @@ def main(config: Config) -> None:
         modalities, names = tuple(splits.train.modalities), read_target_classes(splits.train)
         tokenizer = tokenize = None
         if "text" in modalities:
-            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
+            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
             tokenizer = tokenize.tokenizer
         hear = spectrograms(model.features) if "audio" in modalities else None
         source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT, once=hear)
@@ -128,4 +129,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse(Config, __doc__))

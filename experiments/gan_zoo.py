@@ -16,7 +16,6 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from PIL import Image
 from text_to_image_gan import Config as Drawing
 from text_to_image_gan import main as draw
@@ -28,6 +27,7 @@ from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import NonFiniteError
@@ -158,4 +158,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse(Config, __doc__))

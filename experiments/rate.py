@@ -19,6 +19,7 @@ import tyro
 
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.rating import ratings as rating
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.run import write_atomic
 
 TITLES = {"preference": "Two pictures for one text", "rating": "Pictures and their texts"}
@@ -136,4 +137,4 @@ def main(config: Page | Rates) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Page | Rates, description=__doc__))
+    main(parse(Page | Rates, __doc__))

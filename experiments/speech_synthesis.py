@@ -31,6 +31,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report import speech as panels
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import StartConfig, shrink
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
@@ -83,7 +84,7 @@ def main(config: Config) -> None:
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         subject(splits.train, ("audio",))
-        tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.reading)
+        tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer = tokenize.tokenizer
         framed = frames_of(model.features, model.floor)
         source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT, once=framed)
@@ -148,4 +149,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse(Config, __doc__))

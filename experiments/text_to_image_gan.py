@@ -36,6 +36,7 @@ from xmodal_jax.report import images as panels
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
 from xmodal_jax.report.text import add_scores
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import PretrainedConfig, shrink
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
@@ -103,7 +104,7 @@ def main(config: Config) -> None:
         described = load_captioner(config.redescribe) if config.redescribe else None
         tokenize = same_tokens(described, reader)
         if tokenize is None and "text" in splits.train.modalities:
-            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.reading)
+            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])["image"].shape[1:]
         scripts = {k: Script(part) for k, part in (*splits.tests.items(), ("validation", splits.validation))}
@@ -159,4 +160,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse(Config, __doc__))

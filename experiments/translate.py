@@ -25,6 +25,7 @@ from xmodal_jax.inference.translate import chain, find_inputs, read_inputs, tran
 from xmodal_jax.models.seq2seq import Writing
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Audio, Report
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.run import Run
 
 
@@ -101,4 +102,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse(Config, __doc__))

@@ -28,6 +28,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import fit
@@ -139,4 +140,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__, config=(tyro.conf.AvoidSubcommands,)))
+    main(parse(Config, __doc__))

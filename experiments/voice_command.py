@@ -28,6 +28,7 @@ from xmodal_jax.report import classification as panels
 from xmodal_jax.report import figures
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.run import Run
@@ -115,4 +116,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse(Config, __doc__))

@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-import tyro
 import yaml
 
 from xmodal_jax.core.cluster import Cluster, detect
+from xmodal_jax.train import command_line
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -60,7 +60,7 @@ def parse():
     def parsed(words):
         start = words.index(SCRIPT)
         assert words[start - 1] == "python"
-        return tyro.cli(module.Config, args=words[start + 1 :])
+        return command_line.parse(module.Config, None, words[start + 1 :])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, spec.name, module)  # where dataclasses and tyro look its names up

@@ -388,7 +388,7 @@ def script():
 def test_script_from_folders_to_rates(script, mode, tmp_path, capsys):
     real = folder(tmp_path / "real", ["a", "b", "c"], (7, 7, 3))
     made = folder(tmp_path / "made", ["c", "b", "a"], (7, 7, 3), start=50)
-    cli = lambda *words: script.main(script.tyro.cli(script.Page | script.Rates, args=words))
+    cli = lambda *words: script.main(script.parse(script.Page | script.Rates, None, words))
     out = tmp_path / "page.html"
     cli(
         "page", "--sources", f"real={real}", f"made={made}", "--mode", mode, "--out", str(out), "--count", "2"

@@ -98,7 +98,7 @@ def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read)
     config, vae, method, readers, params = begun(Latent(**folders, encoder_lr_multiplier=0.0), batch)
     assert config.model.image.encoder.name == config.model.text.encoder.name == "hf"
     assert config.model.text.encoder.dropout == 0.1  # as asked
-    assert config.reading["tokenizer"] == folders["text_encoder"]
+    assert config.text_options["tokenizer"] == folders["text_encoder"]
     flat = trees.flat(params)
     for part in ("experts", "trunks"):  # each modality's, and those of the joint encoder
         for group, kind, copies in (

@@ -94,7 +94,7 @@ def hf(folders, **names):
 
 def test_towers_are_read_and_their_projections_are_new(folders):
     config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"))
-    assert config.reading["tokenizer"] == f"hf:{folders['bert']}"
+    assert config.text_options["tokenizer"] == f"hf:{folders['bert']}"
     batch = batch_of()
     config, method, _, params = begin(config, contrastive, batch)
     bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False)

@@ -11,13 +11,34 @@ classes is the table of what can be chosen::
     ImageEncoder = ConvNetConfig | ViTConfig
 
     choose(ImageEncoder, "vit")()  # ViTConfig(patch=8)
+
+A configuration also marks which of its options the short ``--help`` lists (`train.command_line`). It lists the options
+of the command itself and the choices of parts at any depth, and leaves the other options of nested groups to
+``--help-all``. ``Advanced[int]`` moves an option of the command to ``--help-all``; ``Basic[int]`` lists an option of a
+nested group in the short help.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import typing
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+T = TypeVar("T")
+
+
+class HelpLevel(enum.Enum):
+    """Which help lists an option, where it is not the one that its depth decides."""
+
+    BASIC = "--help"
+    ADVANCED = "--help-all"
+
+
+Basic = Annotated[T, HelpLevel.BASIC]
+"""``Basic[int]``: the type of an option of a nested group that the short help lists."""
+Advanced = Annotated[T, HelpLevel.ADVANCED]
+"""``Advanced[int]``: the type of an option of the command that only ``--help-all`` lists."""
 
 
 def is_part(value: Any) -> bool:
@@ -34,6 +55,11 @@ def parts_of(union: Any) -> dict[str, type]:
         union = typing.get_args(union)[0]
     members = typing.get_args(union) or (union,)
     return {member.name: member for member in members if isinstance(member, type) and is_part(member)}
+
+
+def is_optional(union: Any) -> bool:
+    """Whether a union of parts has None among its members: no part."""
+    return type(None) in typing.get_args(union)
 
 
 def choose(union: Any, name: str) -> type:

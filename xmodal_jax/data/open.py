@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.data.source import Source
 from xmodal_jax.types import MODALITIES, kind_of
@@ -24,13 +25,13 @@ class DataOptions:
     image_size: int | None = None
     """Side of images and video frames in pixels: the shorter side is resized to it, then the centre
     cropped."""
-    channels: int = 3
+    channels: Advanced[int] = 3
     """Colour channels, 1 or 3."""
-    sample_rate: int = 16000
+    sample_rate: Advanced[int] = 16000
     """Audio is resampled to this rate, in Hz."""
     max_seconds: float = 4.0
     """Audio is cut and padded to this length."""
-    frames: int = 8
+    frames: Advanced[int] = 8
     """Frames of each video clip, evenly spaced."""
     modalities: tuple[str, ...] | None = None
     """Which of text, image, audio and video (or others of a kind, named KIND_NAME) to read; None reads all that the
@@ -44,20 +45,20 @@ class DataOptions:
     train_size: int | None = None
     """Number of training examples of a generated data set: of shapes and spoken, whose test splits have up to 600; of
     poly at most, chosen at random from its data set, whose test split stays whole."""
-    data_seed: int = 0
+    data_seed: Advanced[int] = 0
     """Seed of a generated data set (shapes, spoken, poly) and of what is missing."""
-    views: int = 5
+    views: Advanced[int] = 5
     """Number of image modalities (poly:SPEC)."""
     missing: float = 0.0
     """Share of the training examples that lack a modality, for each modality, drawn at random; each example keeps at
     least one. Validation and test examples stay complete."""
-    incomplete: Literal["keep", "discard"] = "keep"
+    incomplete: Advanced[Literal["keep", "discard"]] = "keep"
     """Whether training sees the examples that lack a modality, or none of them."""
-    workers: int = 8
+    workers: Advanced[int] = 8
     """Threads that decode files (folder:PATH)."""
-    memory_limit_gib: float = 4.0
+    memory_limit_gib: Advanced[float] = 4.0
     """Decoded files are kept in memory up to this size (folder:PATH)."""
-    progress: bool = True
+    progress: Advanced[bool] = True
     """Whether to show a progress bar while files are read."""
 
     def __post_init__(self):

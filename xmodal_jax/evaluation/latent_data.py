@@ -60,7 +60,9 @@ def open_latent(config: RunConfig, reading: Reading, bad_examples: BadExamples) 
     train, validation, test = (
         keep_labelled(part) for part in (splits.train, splits.validation, splits.tests["test"])
     )
-    tokenize = fit_tokenizer(train, bad_examples, **config.reading)[0] if "text" in train.modalities else None
+    tokenize = (
+        fit_tokenizer(train, bad_examples, **config.text_options)[0] if "text" in train.modalities else None
+    )
     once = frames_of(reading.features, reading.floor) if "audio" in train.modalities else None
     ready = lambda part: prepare_source(part, tokenize, limit=RESIDENT_LIMIT, once=once)
     source, transform = ready(train)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.parts import Basic
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import Batch, Key, Method, Params
 
@@ -24,14 +25,14 @@ NAME = "lora"
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Adapters."""
+    """Low-rank adapters."""
 
-    rank: int = 0
-    """Of each difference; 0: no adapters."""
+    rank: Basic[int] = 0
+    """Rank of the low-rank adapters in the pretrained encoders, which are then frozen; 0: no adapters."""
     alpha: float = 16.0
-    """The difference is ``alpha / rank`` times ``A B``."""
+    """Scale of an adapter: it adds ``alpha / rank`` times ``A B`` to its kernel."""
     targets: str = r"(attention/(qkv|query|key_value|out)|mlp/(up|gate|down))/kernel$"
-    """Regular expression of the kernels that have one, within the pretrained encoders."""
+    """Regular expression of the kernels in the pretrained encoders that get an adapter."""
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:

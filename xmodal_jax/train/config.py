@@ -4,73 +4,93 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.types import MODALITIES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What all experiments share; an experiment's own dataclass adds its fields."""
+class DataConfig:
+    """The data set, and how its text is read."""
+
+    help_group: ClassVar[str] = "data"
 
     data: str = "shapes"
-    """Data set: ``shapes`` (embedded), ``tfds:NAME``, ``folder:PATH``, ``npz:PATH``, ``spoken:FILE``, or ``poly:SPEC``:
-    image modalities made of another data set with images and labels."""
+    """Data set: ``shapes`` (embedded), ``tfds:NAME``, ``folder:PATH``, ``npz:PATH``, ``spoken:FILE``, or ``poly:SPEC``
+    (image modalities made from another data set with images and labels)."""
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
     """How the data set is read."""
     tokenizer: str = "word"
-    """``word``, ``wordpiece`` or ``bpe``, trained on the captions; or the folder of a Hugging Face tokenizer, or of a
-    run's (``RUN/tokenizer``)."""
-    vocab_size: int | None = None
-    """Size of a trained tokenizer's vocabulary; None: by its kind. ``bpe`` with 260 reads bytes."""
-    text_cleanup: Literal["none", "lower", "stop"] = "none"
-    """Captions as they are, in lower case, or in lower case without English stop words."""
+    """Tokenizer of the captions: ``word``, ``wordpiece`` or ``bpe`` is trained on them; a folder holds a Hugging Face
+    tokenizer or that of an earlier run (``RUN/tokenizer``)."""
+    vocab_size: Advanced[int | None] = None
+    """Vocabulary size of a trained tokenizer; None: the default of its kind. ``bpe`` with 260 reads bytes."""
+    text_cleanup: Advanced[Literal["none", "lower", "stop"]] = "none"
+    """Preprocessing of captions: ``lower`` writes them in lower case, ``stop`` also removes English stop words."""
+
+    @property
+    def text_options(self) -> dict[str, Any]:
+        """Keyword arguments of `data.splits.fit_tokenizer`."""
+        return dict(tokenizer=self.tokenizer, vocab_size=self.vocab_size, cleanup=self.text_cleanup)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig(DataConfig):
+    """The length of the training, its random seeds and how it is spread over devices."""
+
+    help_group: ClassVar[str] = "training"
+
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 128
     """Examples per step, over all devices together."""
     seed: int = 0
-    """Decides initialisation, order of the data and all randomness in training."""
+    """Random seed of initialisation, order of the data and all randomness in training."""
     seeds: int = 1
-    """Train this many runs at once, with the seeds ``seed``, ``seed + 1``, …; metrics are their mean and spread."""
-    on_divergence: Literal["stop", "drop"] = "stop"
-    """What happens when a loss or a gradient is no longer finite: the run stops, or, of several seeds, that one is
-    dropped and counted, and the others go on."""
+    """Number of runs that train at once, with the seeds ``seed``, ``seed + 1``, …; metrics are their mean and
+    spread."""
+    on_divergence: Advanced[Literal["stop", "drop"]] = "stop"
+    """When a loss or a gradient is no longer finite: stop the run, or, with several seeds, drop and count that one and
+    train the others on."""
     parallel: Literal["jit", "pmap", "sharded"] = "jit"
     """One device, data parallelism with a named axis, or a mesh with sharded parameters."""
-    fsdp: int = 1
-    """Sharded mode: over how many devices each large array of the state is split."""
-    dispatch: int = 1
-    """Steps per program: one call runs this many in a ``lax.scan``."""
-    resident: bool = True
-    """Keep a data set that fits on the device there, and draw batches inside the program."""
+    fsdp: Advanced[int] = 1
+    """With --parallel sharded: number of devices over which each large array of the state is split."""
+    dispatch: Advanced[int] = 1
+    """Steps that one call of the compiled program runs, in a ``lax.scan``."""
+    resident: Advanced[bool] = True
+    """Keep a data set that fits into the device's memory there, and draw batches inside the compiled program."""
     eval_every: int = 0
-    """Steps between evaluations; 0: only at the end."""
+    """Steps between evaluations on validation data; 0: only at the end."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: only at the end (and when the run is asked to stop)."""
-    patience: int = 0
+    patience: Advanced[int] = 0
     """Evaluations without improvement before training stops early; 0: never."""
-    smoke: bool = False
-    """Only check that everything works: a tiny data set and a few steps. Nearly all of its minute or two is
-    compilation."""
-    run_dir: pathlib.Path | None = None
-    """Where the run's files go; ``runs/<experiment>-<time>`` if not given."""
-    resume: bool = False
-    """Go on from the newest checkpoint in run_dir."""
 
     @property
     def all_seeds(self) -> list[int]:
         """``seed``, ``seed + 1``, …, of the runs that train at once."""
         return [self.seed + k for k in range(self.seeds)]
 
-    @property
-    def reading(self) -> dict[str, Any]:
-        """What `data.splits.fit_tokenizer` is to be told."""
-        return dict(tokenizer=self.tokenizer, vocab_size=self.vocab_size, cleanup=self.text_cleanup)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig):
+    """The options that all experiments share; an experiment's own dataclass adds its fields."""
+
+    help_group: ClassVar[str] = "run"
+
+    smoke: bool = False
+    """Only check that everything works: a tiny data set and a few steps. Compilation takes most of the one or two
+    minutes."""
+    run_dir: pathlib.Path | None = None
+    """Directory of the run's files; without it ``runs/<experiment>-<time>``."""
+    resume: bool = False
+    """Continue from the newest checkpoint in --run-dir."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "dispatch", "fsdp", "seeds"):
@@ -84,51 +104,55 @@ class RunConfig:
         if self.patience and not self.eval_every:
             raise ValueError("--patience counts evaluations: give --eval-every as well")
         if self.resume and self.run_dir is None:
-            raise ValueError("--resume needs --run-dir, the directory of the run to go on with")
+            raise ValueError("--resume needs --run-dir, the directory of the run to continue")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainedConfig(RunConfig):
-    """What the experiments share that take pretrained encoders."""
+    """The options of experiments that use pretrained encoders."""
+
+    help_group: ClassVar[str] = "pretrained encoders"
 
     image_encoder: str | None = None
-    """``hf:PATH``: a pretrained encoder of images, from a folder (config.json and safetensors) or the hub's
-    ``hf:OWNER/MODEL``. Its positions are resampled to the data's image size: give --image-size."""
+    """``hf:PATH``: a pretrained image encoder, from a folder (config.json and safetensors) or the hub's
+    ``hf:OWNER/MODEL``. Its positions are resampled to the data's image size, which --image-size gives."""
     text_encoder: str | None = None
-    """``hf:PATH``: of texts, with its tokenizer."""
+    """``hf:PATH``: a pretrained text encoder, used with its own tokenizer."""
     audio_encoder: str | None = None
-    """``hf:PATH``: of speech."""
+    """``hf:PATH``: a pretrained speech encoder."""
     video_encoder: str | None = None
-    """``hf:PATH``: of video."""
+    """``hf:PATH``: a pretrained video encoder."""
 
     @property
     def pretrained(self) -> dict[str, str]:
-        """The pretrained encoders that are asked for, by modality (and, as "decoder", that of text)."""
-        given = {m: getattr(self, f"{m}_encoder") for m in MODALITIES}
-        return {m: encoder for m, encoder in given.items() if encoder is not None}
+        """The pretrained encoders that were asked for, by modality (a pretrained text decoder as "decoder")."""
+        encoders = {modality: getattr(self, f"{modality}_encoder") for modality in MODALITIES}
+        return {modality: encoder for modality, encoder in encoders.items() if encoder is not None}
 
     @property
-    def reading(self) -> dict[str, Any]:
-        own, given = super().reading, self.pretrained
-        reads = given.get("decoder", given.get("text"))
-        if reads is None or self.tokenizer != RunConfig.tokenizer:
-            return own
-        return {**own, "tokenizer": reads}
+    def text_options(self) -> dict[str, Any]:
+        options, pretrained = super().text_options, self.pretrained
+        text_model = pretrained.get("decoder", pretrained.get("text"))
+        if text_model is None or self.tokenizer != RunConfig.tokenizer:
+            return options
+        return {**options, "tokenizer": text_model}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StartConfig(PretrainedConfig):
-    """What the experiments share that can start from what was trained before."""
+    """The options of experiments whose encoders may come from an earlier run."""
+
+    help_group: ClassVar[str] = "pretrained encoders"
 
     init_from: pathlib.Path | None = None
-    """A run whose encoders (and decoder, if both have one) to start from."""
+    """Directory of an earlier run: training starts from its encoders (and its decoder, if both runs have one)."""
     encoder_lr_multiplier: float = 1.0
-    """Learning rate of the encoders of --init-from and of pretrained ones, as a factor of that of the rest; 0 freezes
-    them."""
-    layer_decay: float = 1.0
-    """Learning rate of each layer of the pretrained encoders, as a factor of that of the layer above it."""
+    """Learning rate of pretrained encoders and those of --init-from, as a multiple of that of the other parameters; 0
+    freezes them."""
+    layer_decay: Advanced[float] = 1.0
+    """Learning rate of each layer of the pretrained encoders, as a multiple of that of the layer above it."""
     lora: LoRA = LoRA()
-    """Adapters in the pretrained encoders, which are then frozen but for them (``--lora.rank 8``)."""
+    """Low-rank adapters in the pretrained encoders, whose other parameters are then frozen (``--lora.rank 8``)."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.parts import Basic
 from xmodal_jax.train.muon import scale_by_muon
 from xmodal_jax.types import Params
 
@@ -23,11 +24,11 @@ _WITHOUT_DECAY = ("adam", "adafactor")
 class Optimizer:
     """Options of an optimizer: update rule, learning-rate schedule, clipping, decay and frozen parameters."""
 
-    name: Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon"] = "adamw"
+    name: Basic[Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon"]] = "adamw"
     """Update rule. ``adamw`` decouples the weight decay from the gradient; ``adam`` has no weight decay. ``muon``
     orthogonalises the momentum of matrices and updates other parameters by Adam's rule: fewer steps, with a learning
     rate about 5 times as high."""
-    learning_rate: float = 1e-3
+    learning_rate: Basic[float] = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"
     """Learning-rate schedule after the warm-up; cosine and linear end at ``final_scale`` times the peak."""

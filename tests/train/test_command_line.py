@@ -1,0 +1,306 @@
+"""Flags to a configuration: parts by name, help of two screens, mistakes in one line."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+from typing import Annotated, ClassVar, Literal
+
+import pytest
+import tyro
+
+from xmodal_jax.core.parts import Advanced, Basic
+from xmodal_jax.train.command_help import field_docs, options_of, short_help
+from xmodal_jax.train.command_line import _message_of, default_of, parse
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolutions:
+    """Convolutions."""
+
+    name: ClassVar[str] = "convolutions"
+    width: int = 16
+    """Channels."""
+    norm: Literal["group", "none"] = "group"
+    """Normalisation."""
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError(f"width must be positive, got {self.width}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """A transformer over patches."""
+
+    name: ClassVar[str] = "patches"
+    patch: int = 8
+    """Side of a patch."""
+    depth: int = 2
+    """Blocks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """An image encoder for each frame."""
+
+    name: ClassVar[str] = "frames"
+    image: "Convolutions | Patches" = Convolutions()
+    """Encoder of a frame."""
+
+
+Encoder = Convolutions | Patches | Frames
+Frames.__annotations__["image"] = Convolutions | Patches
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model."""
+
+    encoder: Encoder = Convolutions(norm="none")
+    """Encoder."""
+    second: Convolutions | Patches | None = None
+    """Another encoder."""
+    embed_dim: Basic[int] = 4
+    """Dimensions of the embedding. They are few."""
+    scale: float = 1.0
+    """Factor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How data are read."""
+
+    size: int | None = None
+    """Pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """The options of all."""
+
+    help_group: ClassVar[str] = "base"
+    steps: int = 3
+    """Steps."""
+    dispatch: Advanced[int] = 1
+    """Steps per call."""
+    progress: bool = True
+    """Whether to show progress."""
+    input: Annotated[Reading, tyro.conf.arg(name="")] = Reading()
+    """How data are read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Base):
+    """The options of one."""
+
+    steps: int = 5
+    """Steps of this one."""
+    names: tuple[str, ...] = ()
+    """Names."""
+    model: Model = Model()
+    """The model."""
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {self.steps}")
+
+
+def read(words):
+    return parse(Config, "A test.", words.split())
+
+
+def mistake(words, capsys):
+    """The line on stderr."""
+    with pytest.raises(SystemExit) as exit:
+        read(words)
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2 and out == "" and err.count("\n") == 1, err
+    return err.strip()
+
+
+def test_plain_flags():
+    assert read("") == Config()
+    assert read("--steps 7 --size 3 --no-progress --names a b --model.embed_dim=9") == Config(
+        steps=7, input=Reading(3), progress=False, names=("a", "b"), model=Model(embed_dim=9)
+    )
+
+
+@pytest.mark.parametrize("words", ["--model.encoder patches", "--model.encoder=patches"])
+def test_a_part_by_name_has_its_own_defaults(words):
+    assert read(f"--model.encoder.patch 4 {words}").model.encoder == Patches(4)
+
+
+def test_the_part_of_the_default_keeps_its_values():
+    assert read("--model.encoder convolutions --model.encoder.width 3").model.encoder == Convolutions(
+        3, "none"
+    )
+    assert read("--model.encoder patches --model.encoder convolutions").model.encoder == Convolutions(
+        norm="none"
+    )
+
+
+def test_a_part_within_a_part():
+    words = "--model.encoder.image patches --model.encoder frames --model.encoder.image.patch 2"
+    assert read(words).model.encoder == Frames(Patches(2))
+
+
+def test_an_optional_part():
+    assert read("--model.second patches").model.second == Patches()
+    assert read("--model.second patches --model.second none").model.second is None
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--model.encoder ring", "--model.encoder: must be one of convolutions, patches, frames, got 'ring'"),
+        (
+            "--model.second ring",
+            "--model.second: must be one of convolutions, patches, none, got 'ring'",
+        ),
+        ("--model.encoder --steps 3", "--model.encoder: a name must follow"),
+        (
+            "--model.encoder.patch 4",
+            "--model.encoder.patch: --model.encoder is 'convolutions', which has no option 'patch' (patches has it); "
+            "it has width, norm",
+        ),
+        (
+            "--model.encoder frames --model.encoder.image.depth=4",
+            "--model.encoder.image.depth: --model.encoder.image is 'convolutions', which has no option 'depth' "
+            "(patches has it); it has width, norm",
+        ),
+        (
+            "--model.second.width 4",
+            "--model.second.width: --model.second is 'none' and has no options (convolutions has it)",
+        ),
+        (
+            "--model.encoder.name patches",
+            "--model.encoder.name: choose by --model.encoder itself, one of convolutions, patches, frames",
+        ),
+        ("--model.embed_dmi 3", "--model.embed-dmi: no such option; close to it: --model.embed-dim"),
+        ("--scale 3", "--scale: no such option; close to it: --model.scale"),
+        ("--zzz", "--zzz: no such option; --help and --help-all list the options"),
+        ("--names a --zzz", "--zzz: no such option; --help and --help-all list the options"),
+        ("seven", "'seven' belongs to no option; --help lists them"),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--model.encoder.width 0", "--model.encoder: width must be positive, got 0"),
+        ("--steps many", "--steps: invalid literal for int() with base 10: 'many'"),
+        (
+            "--model.encoder.norm batch",
+            "invalid choice 'batch' for argument '--model.encoder.norm'. Expected one of ('group', 'none').",
+        ),
+        ("--steps", "Missing value for argument '--steps'. Expected 1 values."),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, capsys):
+    assert mistake(words, capsys) == message
+
+
+FRAMED = """\
+\x1b[31m╭─ Value error ──────────────────────────╮
+│ Error parsing --steps: invalid literal  │
+│ for int() with base 10: 'x'             │
+│ ─────────────────────────────────────── │
+│ Argument helptext:                      │
+╰─────────────────────────────────────────╯\x1b[0m
+"""
+
+
+def test_the_frame_of_a_terminal_is_left_out():
+    assert _message_of(FRAMED, Config) == "--steps: invalid literal for int() with base 10: 'x'"
+
+
+def test_a_choice_is_checked_with_the_flags_that_follow_it():
+    """`__post_init__` runs on the whole only."""
+    assert read("--model.encoder frames --steps 1").model.encoder == Frames()
+
+
+HELP = """\
+usage: test.py [--FLAG VALUE ...]
+
+A test.
+
+experiment:
+  --names TEXT ...              Names.
+
+model:
+  --model.encoder {convolutions,patches,frames}
+                                Encoder. (default: convolutions)
+  --model.second {convolutions,patches,none}
+                                Another encoder.
+  --model.embed-dim INT         Dimensions of the embedding. (default: 4)
+
+base:
+  --steps INT                   Steps of this one. (default: 5)
+  --[no-]progress               Whether to show progress. (default: yes)
+  --size INT                    Pixels.
+
+--help-all lists 4 more options. Options below a choice are those of what is chosen: put the choice
+before --help-all to see them.
+"""
+
+
+def test_help_lists_what_people_set_first(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["test.py"])
+    monkeypatch.setattr("xmodal_jax.train.command_help.LAST_GROUPS", ("base",))
+    with pytest.raises(SystemExit) as exit:
+        read("--help")
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == HELP
+
+
+def test_help_all_lists_all_options_of_the_chosen_parts(capsys):
+    with pytest.raises(SystemExit) as exit:
+        read("--model.encoder patches --help-all")
+    text = capsys.readouterr().out
+    assert exit.value.code == 0
+    for flag in ("--dispatch", "--model.encoder.patch", "--model.scale", "--steps"):
+        assert flag in text
+    assert "--model.encoder.width" not in text
+
+
+def test_required_options():
+    @dataclasses.dataclass(frozen=True)
+    class Needs:
+        """What needs a name."""
+
+        name: str
+        count: int = 1
+
+    assert default_of(Needs).name is tyro.MISSING
+    assert parse(Needs, None, ["--name", "a"]) == Needs("a")
+    with pytest.raises(SystemExit):
+        parse(Needs, None, [])
+
+
+def test_docs_of_a_subclass_replace_those_of_its_base():
+    assert field_docs(Config)["steps"] == "Steps of this one."
+    assert field_docs(Config)["progress"] == "Whether to show progress."
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    modules = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "experiments"))  # where a script finds another that it builds on
+        for name in SCRIPTS:
+            spec = importlib.util.spec_from_file_location(
+                f"script_{name}", ROOT / "experiments" / f"{name}.py"
+            )
+            modules[name] = importlib.util.module_from_spec(spec)
+            patch.setitem(sys.modules, spec.name, modules[name])
+            spec.loader.exec_module(modules[name])
+        yield modules
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "rate"])
+def test_help_of_every_script_fits_two_screens(name, scripts):
+    config = default_of(scripts[name].Config)
+    lines = short_help(config, scripts[name].__doc__, f"experiments/{name}.py").splitlines()
+    assert 10 < len(lines) <= 110
+    assert max(map(len, lines)) <= 100
+    undocumented = [option.flag for option in options_of(config) if not option.description]
+    assert not undocumented

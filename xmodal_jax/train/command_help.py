@@ -1,0 +1,232 @@
+"""The options of a configuration, and the short help that lists those which people set first."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import pathlib
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import tyro
+
+from xmodal_jax.core import parts
+
+WIDTH = 100
+"""Columns of the short help."""
+FLAG_WIDTH = 32
+"""Columns before the descriptions begin; a longer flag has a line of its own."""
+ALL_FLAG = "--help-all"
+LAST_GROUPS = ("pretrained encoders", "run")
+"""Headings that come after all others."""
+
+
+class Option(NamedTuple):
+    """One option of a command line."""
+
+    flag: str
+    """Such as ``--model.image.patch``."""
+    annotation: Any
+    """Its type, without ``Annotated``."""
+    default: Any
+    """Its default value."""
+    group: str
+    """Heading of the short help that it stands under."""
+    is_basic: bool
+    """Whether the short help lists it."""
+    description: str
+    """The docstring of its field."""
+
+    @property
+    def table(self) -> dict[str, type]:
+        """The parts that it chooses among, by name; empty for an option with a plain value."""
+        return parts.parts_of(self.annotation)
+
+
+class Field(NamedTuple):
+    """A field of a configuration and the path of its flags."""
+
+    name: str
+    annotation: Any
+    """Its type, without ``Annotated``."""
+    marks: tuple[Any, ...]
+    """What ``Annotated`` adds to the type."""
+    path: str
+    """Such as ``model.image``; for a field that adds no name of its own the path of what holds it."""
+
+
+def fields_of(config: Any, path: str = "") -> list[Field]:
+    """The fields of a configuration whose own path is ``path``."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    fields = []
+    for name in (field.name for field in dataclasses.fields(config)):
+        plain, marks = hints[name], ()
+        if typing.get_origin(plain) is typing.Annotated:
+            plain, *marks = typing.get_args(plain)
+        renamed = [mark.name for mark in marks if _is_renaming(mark)]
+        own = renamed[0] if renamed else name
+        fields.append(Field(name, plain, tuple(marks), ".".join(part for part in (path, own) if part)))
+    return fields
+
+
+def _is_renaming(mark: Any) -> bool:
+    """Whether a mark is ``tyro.conf.arg(name=...)``."""
+    return type(mark) is type(tyro.conf.arg(name="")) and mark.name is not None
+
+
+def flag_of(path: str) -> str:
+    """The flag of a path: ``model.embed_dim`` is ``--model.embed-dim``."""
+    return "--" + path.replace("_", "-")
+
+
+def options_of(config: Any, path: str = "", group: str | None = None) -> Iterator[Option]:
+    """All options of a configuration, in the order of its fields; ``group``: the heading of all of them."""
+    descriptions, headings = field_docs(type(config)), _headings(type(config))
+    for field in fields_of(config, path):
+        value, is_choice = getattr(config, field.name), bool(parts.parts_of(field.annotation))
+        is_nested = dataclasses.is_dataclass(value)
+        heading = group or headings[field.name] or (field.name if is_nested else "experiment")
+        is_hidden = parts.HelpLevel.ADVANCED in field.marks
+        if is_choice or not is_nested:
+            is_basic = parts.HelpLevel.BASIC in field.marks or (not path or is_choice) and not is_hidden
+            description = descriptions.get(field.name, "")
+            yield Option(flag_of(field.path), field.annotation, value, heading, is_basic, description)
+        if is_nested:
+            for option in options_of(value, field.path, heading):
+                yield option._replace(is_basic=option.is_basic and not is_hidden)
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass; of a field that a subclass repeats, the subclass's."""
+    docs: dict[str, str] = {}
+    for base in reversed(config_class.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        except (OSError, TypeError):  # defined where there is no source file
+            continue
+        for field, below in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                docs[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
+    return docs
+
+
+def _headings(config_class: type) -> dict[str, str | None]:
+    """For each field the ``help_group`` of the first class, from the base on, that declares the field; None where that
+    class has none."""
+    headings: dict[str, str | None] = {}
+    for base in reversed(config_class.__mro__):
+        if dataclasses.is_dataclass(base):
+            for name in inspect.get_annotations(base):
+                headings.setdefault(name, base.__dict__.get("help_group"))
+    return headings
+
+
+def short_help(config: Any, description: str, program: str) -> str:
+    """The options that people set first, under headings."""
+    options = list(options_of(config))
+    basic = [option for option in options if option.is_basic]
+    groups = sorted(dict.fromkeys(option.group for option in basic), key=LAST_GROUPS.__contains__)
+    lines = [f"usage: {program} [--FLAG VALUE ...]", "", wrap_description(description)]
+    for group in groups:
+        lines += ["", f"{group}:"]
+        for option in basic:
+            if option.group == group:
+                lines += _option_lines(option)
+    note = (
+        f"{ALL_FLAG} lists {len(options) - len(basic)} more options. Options below a choice are those of what is "
+        f"chosen: put the choice before {ALL_FLAG} to see them."
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(note, WIDTH)])
+
+
+def wrap_description(description: str) -> str:
+    """The docstring of a script in lines of `WIDTH`; indented lines are commands, which continue after a backslash."""
+    lines: list[str] = []
+    for block in _without_backticks(description).strip().split("\n\n"):
+        if lines:
+            lines.append("")
+        if not block.startswith("    "):
+            lines += textwrap.wrap(block, WIDTH)
+            continue
+        for command in block.splitlines():
+            first, *others = textwrap.wrap(command, WIDTH - 2, subsequent_indent=" " * 8)
+            lines += [f"{line} \\" for line in [first, *others][:-1]] + [[first, *others][-1]]
+    return "\n".join(lines)
+
+
+def _option_lines(option: Option) -> list[str]:
+    """A flag and beside it, or below a long one, its description."""
+    text = f"{_first_sentence(_without_backticks(option.description))} {_default_note(option)}".strip()
+    indent = " " * FLAG_WIDTH
+    described = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent) or [""]
+    flag = f"  {_invocation(option)}"
+    if len(flag) <= FLAG_WIDTH - 2:
+        return [flag + described[0][len(flag) :], *described[1:]]
+    if len(flag) > WIDTH:
+        flag = f"  {option.flag} {metavar(option).replace(',', ', ')}"
+    return [*textwrap.wrap(flag.strip(), WIDTH, initial_indent="  ", subsequent_indent=" " * 8), *described]
+
+
+def _without_backticks(text: str) -> str:
+    return text.replace("``", "")
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[a-z0-9)\]`\"'}]\.)\s+(?=[A-Z\"'`-])", text.replace("\n", " "), maxsplit=1)[0]
+
+
+def _invocation(option: Option) -> str:
+    if option.default is True:
+        path, _, name = option.flag.removeprefix("--").rpartition(".")
+        return f"--{path}{'.' if path else ''}[no-]{name}"
+    return f"{option.flag} {metavar(option)}".strip()
+
+
+def names_of(option: Option) -> list[str]:
+    """The names that an option which chooses a part accepts."""
+    return [*option.table, *(["none"] if parts.is_optional(option.annotation) else [])]
+
+
+def metavar(option: Option) -> str:
+    """What follows a flag: ``INT``, ``{jit,pmap}``; nothing for a switch."""
+    if option.table:
+        return _braces(names_of(option))
+    return _type_name(option.annotation)
+
+
+def _braces(names: Iterable[str]) -> str:
+    return "{" + ",".join(names) + "}"
+
+
+def _type_name(annotation: Any) -> str:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(args[0])
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(name for a in args if a is not type(None) and (name := _type_name(a)))
+    if origin is Literal:
+        return _braces(str(a) for a in args)
+    if origin in (tuple, list):
+        return f"{_type_name(args[0])} ..." if args[-1] is ... else " ".join(map(_type_name, args))
+    names = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", pathlib.Path: "PATH"}
+    return names.get(annotation, "VALUE")
+
+
+def _default_note(option: Option) -> str:
+    default = option.default
+    if default is None or default is False or default is tyro.MISSING or default in ("", ()):
+        return "(required)" if default is tyro.MISSING else ""
+    if default is True:
+        return "(default: yes)"
+    if option.table:
+        default = default.name
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default))
+    return f"(default: {default})"

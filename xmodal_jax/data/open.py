@@ -1,21 +1,30 @@
-"""Open a data set by its name on the command line, ``--data``."""
+"""Open a data set by its name on the command line, ``--data``.
+
+`FORMS` is the table of names. A new kind of data set is a `Source` in a file of its own, and one entry there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
+from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.source import Source
-from xmodal_jax.types import MODALITIES, kind_of
+from xmodal_jax.data.sources.arrays import load_npz
+from xmodal_jax.data.sources.folder import FolderSource
+from xmodal_jax.data.sources.poly import PolySource
+from xmodal_jax.data.sources.spoken import SpokenLines
+from xmodal_jax.data.sources.tfds import TfdsSource
+from xmodal_jax.data.views import IncompleteSource, Subset, hold_out, keep_complete
+from xmodal_jax.types import MODALITIES
 
 TEST_SIZE = 600
-"""Examples in each test split of the embedded data set."""
-
-FORMS = "shapes, tfds:NAME, folder:PATH, npz:PATH, spoken:FILE or poly:SPEC"
+"""Examples in each test split of a generated data set, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +99,109 @@ class DataOptions:
         if self.prompt is not None and "{}" not in self.prompt:
             raise ValueError(f"prompt must contain {{}} where the class name goes, got {self.prompt!r}.")
 
+    def generated_size(self, split: str) -> int | None:
+        """Examples in a split of a generated data set: ``train_size`` for training (None: what the data set has), and
+        at most `TEST_SIZE` for a test split."""
+        if split == "train":
+            return self.train_size
+        return min(TEST_SIZE, self.train_size or TEST_SIZE)
+
 
 def _names_modality(name: str) -> bool:
     if name.endswith(("_mask", "_present", "_")):
         return False
     return name.partition("_")[0] in MODALITIES
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One form of ``--data``: ``NAME``, or ``NAME:ARGUMENT``."""
+
+    argument: str
+    """What follows the colon, as the help writes it; empty: nothing."""
+    description: str
+    """What the data set is."""
+    open: Callable[..., Source]
+    """Opens it: ``open(argument, split=..., **options)``, without ``argument`` where there is none."""
+    options: tuple[str, ...]
+    """The keyword arguments that ``open`` is given besides ``split``: fields of `DataOptions`, or one of
+
+    - ``size``: the number of examples of a generated split (see `DataOptions.generated_size`);
+    - ``seed``: ``data_seed``;
+    - ``memory_limit``: ``memory_limit_gib`` in bytes;
+    - ``bad_examples``: the collector of bad examples.
+
+    Options that are None are left out, so that ``open`` decides.
+    """
+    fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Options that must keep their default, each with the reason."""
+    derived: bool = False
+    """Whether ``argument`` names a data set of labelled images, from which ``open`` makes this one: ``open`` then takes
+    that `Source` in place of the argument."""
+
+
+FORMS: dict[str, Form] = {
+    "shapes": Form(
+        "",
+        "Spoken Shapes, drawn and spoken here; nothing to download",
+        SpokenShapes,
+        ("size", "image_size", "modalities", "frames", "seed", "max_seconds"),
+        fixed={"channels": "is drawn in 3 colour channels", "sample_rate": "is spoken at 16000 Hz"},
+    ),
+    "tfds": Form(
+        "NAME",
+        "a TensorFlow Datasets set that has been prepared as ArrayRecord; --data-dir says where",
+        TfdsSource,
+        ("data_dir", "image_size", "channels", "sample_rate", "max_seconds", "modalities", "prompt"),
+    ),
+    "folder": Form(
+        "PATH",
+        "files with metadata.jsonl or metadata.csv",
+        FolderSource,
+        (
+            "image_size", "channels", "sample_rate", "max_seconds", "frames", "modalities", "prompt",
+            "bad_examples", "memory_limit", "workers", "progress",
+        ),
+    ),
+    "npz": Form(
+        "PATH",
+        "a .npz file, or a folder of .npy files, one per field",
+        load_npz,
+        ("modalities", "image_size"),
+    ),
+    "spoken": Form(
+        "FILE",
+        "the lines of a text file, spoken here in many voices",
+        SpokenLines,
+        ("size", "modalities", "max_seconds", "seed"),
+        fixed={"sample_rate": "is spoken at 16000 Hz"},
+    ),
+    "poly": Form(
+        "SPEC",
+        "several image modalities made of any of the above that has images and labels: poly:tfds:mnist",
+        PolySource,
+        ("views", "seed", "modalities", "progress"),
+        fixed={"channels": "is drawn in 3 colour channels"},
+        derived=True,
+    ),
+}  # fmt: skip
+"""The forms of ``--data`` by the name before the colon."""
+
+
+def spec_of(name: str) -> str:
+    """How a form is written: ``shapes``, ``folder:PATH``."""
+    return f"{name}:{FORMS[name].argument}" if FORMS[name].argument else name
+
+
+def _parse(spec: str) -> tuple[str, Form, str]:
+    """The name, the form and the argument of ``spec``."""
+    name, colon, argument = spec.partition(":")
+    form = FORMS.get(name)
+    if form is None or bool(form.argument) != bool(argument) or bool(colon) != bool(argument):
+        *others, last = map(spec_of, FORMS)
+        hint = "" if form is None else f" {spec_of(name)}: {form.description}."
+        raise ValueError(f"--data {spec!r} is not understood: use {', '.join(others)} or {last}.{hint}")
+    return name, form, argument
 
 
 def open_source(
@@ -104,131 +211,99 @@ def open_source(
     *,
     bad_examples: BadExamples | None = None,
 ) -> Source:
-    """The data set that ``spec`` names: ``shapes``, ``tfds:NAME``, ``folder:PATH``, ``npz:PATH``, ``spoken:FILE``, or
-    ``poly:SPEC``, image modalities made of another one (see `poly.PolySource`).
+    """Open one split of the data set that ``spec`` names.
 
-    Arrays (npz) are taken as they are, so that of the options only ``modalities`` and the check of
-    ``image_size`` apply to them.
+    ::
 
-    ``bad_examples`` collects the bad examples (default: a new collector with ``options.on_bad_example``; a given
-    one decides itself). Raises ValueError for another form, FileNotFoundError where there is no such data.
+        scenes = open_source("shapes", "test", DataOptions(modalities=("text", "image")))
+        digits = open_source("npz:digits.npz")
+        digits.batch(np.array([0, 3]))["image"]  # uint8 [2, H, W, C]
+
+    Args:
+      spec: one of `FORMS`, such as ``shapes``, ``folder:PATH`` or ``poly:tfds:mnist``.
+      split: ``train``, ``test``, or another one that the data set has.
+      options: how to read it; a form uses those that its table entry lists. The split ``train`` also gets the missing
+        modalities that they ask for.
+      bad_examples: collects bad examples, and decides whether they stop the run. Default: a new collector with
+        ``options.on_bad_example``.
+
+    Raises:
+      ValueError: another form, or an option that the data set cannot follow.
+      FileNotFoundError: there is no such data.
+      BadExampleError: a bad example, under ``on_bad_example="stop"``.
     """
     bad_examples = BadExamples(options.on_bad_example) if bad_examples is None else bad_examples
-    source = _finish(_read(spec, split, options, bad_examples), spec, split, options)
+    source = _derive(_read(spec, split, options, bad_examples), spec, split, options)
     return apply_missing(source, options) if split == "train" else source
 
 
 def open_training(
     spec: str, options: DataOptions, *, bad_examples: BadExamples, validation: int = 300
 ) -> tuple[Source, Source]:
-    """``(training, validation)``: the split ``train`` without ``validation`` examples (a tenth, if that is fewer), and
-    those, complete. Of poly, neither shows an image of the other."""
-    from xmodal_jax.data.views import hold_out
+    """``(training, validation)``: the split ``train`` without ``validation`` of its examples (or a tenth, if that is
+    fewer), and those.
 
+    Only training examples can lack modalities by ``options``. Of poly, neither part shows an image of the other.
+    """
     source = _read(spec, "train", options, bad_examples)
-    rest, held = hold_out(source, max(1, min(validation, len(source) // 10)))
-    train = apply_missing(_finish(rest, spec, "train", options), options)
-    return train, _finish(held, spec, "validation", options)
+    rest, held_out = hold_out(source, max(1, min(validation, len(source) // 10)))
+    train = apply_missing(_derive(rest, spec, "train", options), options)
+    return train, _derive(held_out, spec, "validation", options)
 
 
 def apply_missing(source: Source, options: DataOptions) -> Source:
-    """The source with a share of its modalities missing, or without the examples that lack any, as the options say."""
-    from xmodal_jax.data.views import IncompleteSource, keep_complete
-
+    """The source as training sees it: with a share of its modalities missing, or without the examples that lack any,
+    as ``options.missing`` and ``options.incomplete`` say."""
     if options.missing:
         source = IncompleteSource(source, share=options.missing, seed=options.data_seed)
     return source if options.incomplete == "keep" else keep_complete(source)
 
 
-def _finish(source: Source, spec: str, split: str, options: DataOptions) -> Source:
-    """What the data set makes of the files that it is read from."""
-    if not spec.startswith("poly:"):
-        return source
-    from xmodal_jax.data.sources.poly import PolySource
+def _read(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
+    """The data set as it is stored; of a derived form, the images that it is made of."""
+    name, form, argument = _parse(spec)
+    for option, reason in form.fixed.items():
+        if getattr(options, option) != getattr(DataOptions, option):
+            raise ValueError(
+                f"--data {spec_of(name)} {reason}: leave {option} (--{option.replace('_', '-')})."
+            )
+    if form.derived:
+        return _read_images(argument, split, options, bad_examples)
+    arguments = (argument,) if form.argument else ()
+    return form.open(*arguments, split=split, **_keywords(form, split, options, bad_examples))
 
-    return PolySource(
-        source, views=options.views, seed=options.data_seed, split=split, modalities=options.modalities,
-        progress=options.progress,
-    )  # fmt: skip
+
+def _derive(source: Source, spec: str, split: str, options: DataOptions) -> Source:
+    """The data set of a derived form, made of the images that `_read` gave; of other forms, the source itself."""
+    _, form, _ = _parse(spec)
+    return form.open(source, split=split, **_keywords(form, split, options)) if form.derived else source
 
 
-def _read_inner(spec: str, split: str, o: DataOptions, bad_examples: BadExamples) -> Source:
-    """The labelled images that poly:SPEC is made of."""
-    if spec.partition(":")[0] in ("poly", "spoken", ""):
+def _keywords(
+    form: Form, split: str, options: DataOptions, bad_examples: BadExamples | None = None
+) -> dict[str, Any]:
+    """The keyword arguments that ``form.open`` is given."""
+    values = {
+        **vars(options),
+        "size": options.generated_size(split),
+        "seed": options.data_seed,
+        "memory_limit": int(options.memory_limit_gib * 2**30),
+        "bad_examples": bad_examples,
+    }
+    return {name: values[name] for name in form.options if values[name] is not None}
+
+
+def _read_images(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
+    """The labelled images that a derived data set is made of; at most ``train_size`` of those for training."""
+    name = spec.partition(":")[0]
+    if name == "spoken" or (name in FORMS and FORMS[name].derived):
         raise ValueError(
             f"--data poly:{spec} is not understood: poly: needs a data set of labelled images, such as "
             "poly:tfds:mnist, poly:folder:PATH or poly:npz:PATH."
         )
-    if o.channels != 3:
-        raise ValueError("--data poly:SPEC is drawn in 3 colour channels: leave channels (--channels).")
-    source = _read(spec, split, dataclasses.replace(o, modalities=("image",), train_size=None), bad_examples)
-    if split != "train" or o.train_size is None:
+    images = dataclasses.replace(options, modalities=("image",), train_size=None)
+    source = _read(spec, split, images, bad_examples)
+    if split != "train" or options.train_size is None:
         return source
-    from xmodal_jax.data.views import Subset
-
-    chosen = np.random.default_rng(o.data_seed).permutation(len(source))[: o.train_size]
+    chosen = np.random.default_rng(options.data_seed).permutation(len(source))[: options.train_size]
     return Subset(source, np.sort(chosen))
-
-
-def _read(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
-    """What is stored: the data set, or what it is made of."""
-    kind, _, rest = spec.partition(":")
-    o = options
-    if kind == "poly":
-        return _read_inner(rest, split, o, bad_examples)
-    size = o.train_size if split == "train" else min(TEST_SIZE, o.train_size or TEST_SIZE)
-    if spec == "shapes":
-        from xmodal_jax.data.shapes.source import SpokenShapes
-
-        if (o.channels, o.sample_rate) != (3, 16000):
-            raise ValueError(
-                "--data shapes is drawn in 3 colour channels and spoken at 16000 Hz: leave these options."
-            )
-        given = {"size": size, "image_size": o.image_size, "modalities": o.modalities}
-        return SpokenShapes(
-            split=split, frames=o.frames, seed=o.data_seed, max_seconds=o.max_seconds,
-            **{k: v for k, v in given.items() if v is not None},
-        )  # fmt: skip
-    if kind not in ("tfds", "folder", "npz", "spoken") or not rest:
-        raise ValueError(f"--data {spec!r} is not understood: use {FORMS}.")
-    if kind == "spoken":
-        from xmodal_jax.data.sources.spoken import SpokenLines
-
-        if o.sample_rate != 16000:
-            raise ValueError("--data spoken:FILE is spoken at 16000 Hz: leave sample_rate (--sample-rate).")
-        return SpokenLines(
-            rest, split, size=size, modalities=o.modalities,
-            max_seconds=o.max_seconds, seed=o.data_seed,
-        )  # fmt: skip
-    if kind == "npz":
-        from xmodal_jax.data.sources.arrays import load_npz
-
-        source = load_npz(rest, split, o.modalities)
-        for field in source.modalities:
-            if (
-                o.image_size
-                and kind_of(field) in ("image", "video")
-                and source.arrays[field].shape[-3:-1] != (o.image_size,) * 2
-            ):
-                height, width = source.arrays[field].shape[-3:-1]
-                raise ValueError(
-                    f"{spec}: {field!r} is {height} x {width} pixels, image_size asks for "
-                    f"{o.image_size}. Arrays are "
-                    "taken as they are: save them at that size, or set image_size (--image-size) to theirs."
-                )
-        return source
-    if kind == "tfds":
-        from xmodal_jax.data.sources.tfds import TfdsSource
-
-        return TfdsSource(
-            rest, split, data_dir=o.data_dir, image_size=o.image_size, channels=o.channels,
-            sample_rate=o.sample_rate, max_seconds=o.max_seconds, modalities=o.modalities, prompt=o.prompt,
-        )  # fmt: skip
-    from xmodal_jax.data.sources.folder import FolderSource
-
-    return FolderSource(
-        rest, split, image_size=o.image_size, channels=o.channels, sample_rate=o.sample_rate,
-        max_seconds=o.max_seconds, frames=o.frames, modalities=o.modalities, bad_examples=bad_examples,
-        workers=o.workers, memory_limit=int(o.memory_limit_gib * 2**30), progress=o.progress,
-        **({} if o.prompt is None else {"prompt": o.prompt}),
-    )  # fmt: skip

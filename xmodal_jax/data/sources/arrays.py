@@ -17,7 +17,6 @@ from xmodal_jax.data.metadata import in_test_split
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.types import MODALITIES, kind_of
 
-# field -> (kinds of dtype, allowed ranks, what is expected)
 _FIELDS = {
     "image": ("u", (3, 4), "uint8 [N,H,W] or [N,H,W,C]"),
     "video": ("u", (4, 5), "uint8 [N,F,H,W] or [N,F,H,W,C]"),
@@ -29,28 +28,30 @@ _FIELDS = {
     "label": ("iu", (1,), "int32 [N]"),
     **{f"{m}_present": ("b", (1,), "bool [N]") for m in MODALITIES},
 }
+"""For each field the kinds of dtype and the ranks that are allowed, and both in words."""
 
 
 def _parse(field: str) -> tuple[str, str] | None:
-    """The modality that a field is of, and the entry of `_FIELDS` that it is like; None for any other field.
+    """The modality that a field belongs to, and the key of its entry in `_FIELDS`; None for any other field.
 
-    ``image_1_present``: image_1, image_present; ``caption_en``: text_en, caption.
+    ``image_1_present`` gives image_1 and image_present, ``caption_en`` gives text_en and caption.
     """
     suffix = next((s for s in ("_mask", "_present") if field.endswith(s)), "")
     base = field.removesuffix(suffix)
     kind, underscore, name = base.partition("_")
-    like = kind + suffix
-    if like not in _FIELDS or kind == "label" or (underscore and not name):
+    entry = kind + suffix
+    if entry not in _FIELDS or kind == "label" or (underscore and not name):
         return None
-    return ("text" if kind == "caption" else kind) + underscore + name, like
+    return ("text" if kind == "caption" else kind) + underscore + name, entry
 
 
 def modalities_of(fields: Iterable[str]) -> tuple[str, ...]:
-    """The modalities among the fields of a batch: by kind, the plain one first, then by name (2 before 10)."""
-    parsed = (_parse(field) for field in fields)
-    held = {of for of, like in filter(None, parsed) if like in MODALITIES or like == "caption"}
+    """The modalities among the names of a batch's fields: in the order of `MODALITIES`, and within a kind the plain one
+    first, then by name (2 before 10)."""
+    parsed = filter(None, map(_parse, fields))
+    modalities = {modality for modality, entry in parsed if entry in MODALITIES or entry == "caption"}
 
-    def place(modality):
+    def rank(modality):
         name = modality.partition("_")[2]
         pieces = re.findall(r"\d+|\D+", name)
         return (
@@ -59,7 +60,7 @@ def modalities_of(fields: Iterable[str]) -> tuple[str, ...]:
             name,
         )
 
-    return tuple(sorted(held, key=place))
+    return tuple(sorted(modalities, key=rank))
 
 
 def _map(fn, tree):
@@ -85,16 +86,21 @@ def estimate_nbytes(source: Source, sample: int = 16) -> int:
 
 
 class ArraySource(Source):
-    """A source of in-memory (or memory-mapped) arrays whose first axis is the example; dicts may nest.
+    """A source of arrays in memory (or memory-mapped) whose first axis is the example; dicts of arrays may nest.
 
-    ``arrays`` is kept as an attribute, for data that is placed on the device as a whole.
+    ::
+
+        source = ArraySource({"image": images, "label": labels}, class_names=("cat", "dog"))
+
+    Raises:
+      ValueError: the arrays differ in length.
     """
 
     def __init__(self, arrays: dict[str, Any], class_names: tuple[str, ...] | None = None):
         lengths = {len(a) for a in _leaves(arrays)}
         if len(lengths) != 1:
-            shown = {k: _map(lambda a: a.shape, v) for k, v in arrays.items()}
-            raise ValueError(f"all arrays need the same first axis: {shown}")
+            shapes = {k: _map(lambda a: a.shape, v) for k, v in arrays.items()}
+            raise ValueError(f"all arrays need the same first axis: {shapes}")
         self.arrays, self.class_names = arrays, class_names
         self._length = lengths.pop()
         self.modalities = modalities_of(arrays)
@@ -108,7 +114,7 @@ class ArraySource(Source):
         return nbytes(self.arrays)
 
     def batch(self, indices: np.ndarray) -> RawBatch:
-        """The examples at ``indices`` (copies)."""
+        """Copies of the examples ``indices``."""
         return _map(lambda a: np.asarray(a[indices]), self.arrays)
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -122,13 +128,13 @@ class ArraySource(Source):
 
 
 def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress: bool = True) -> ArraySource:
-    """Read every example of ``source`` once, in chunks by ``workers`` threads, into an `ArraySource`."""
+    """All of ``source`` in memory: every example is read once, ``chunk`` at a time by ``workers`` threads."""
     if isinstance(source, ArraySource):
         return source
     n = len(source)
     starts = range(0, n, chunk)
     first = source.batch(np.arange(min(chunk, n)))
-    out = _map(lambda a: np.empty((n, *a.shape[1:]), a.dtype), first)
+    arrays = _map(lambda a: np.empty((n, *a.shape[1:]), a.dtype), first)
 
     def store(target, values, start):
         for key, value in values.items():
@@ -139,7 +145,7 @@ def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress:
 
     def read(start):
         values = first if start == 0 else source.batch(np.arange(start, min(start + chunk, n)))
-        store(out, values, start)
+        store(arrays, values, start)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         jobs = pool.map(read, starts)
@@ -147,22 +153,22 @@ def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress:
             jobs, total=len(starts), desc="reading the data set", unit="chunk", disable=not progress
         ):
             pass
-    return ArraySource(out, source.class_names)
+    return ArraySource(arrays, source.class_names)
 
 
-def _read_fields(place: Path) -> dict[str, np.ndarray]:
+def _read_fields(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file or of a folder of .npy files, by name."""
     try:
-        if place.is_file():
-            with np.load(place, allow_pickle=False) as file:
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        fields = {f.stem: np.load(f, allow_pickle=False, mmap_mode="r") for f in sorted(place.glob("*.npy"))}
+        fields = {f.stem: np.load(f, allow_pickle=False, mmap_mode="r") for f in sorted(path.glob("*.npy"))}
     except ValueError as error:
         raise ValueError(
-            f"{place}: {error}. Arrays of Python objects are not read (that would need pickle): store "
-            "captions as "
+            f"{path}: {error}. Arrays of Python objects are not read (that would need pickle): store captions as "
             "np.array(captions, dtype='U'), or as captions.json beside the .npy files."
         ) from error
-    captions = place / "captions.json"
+    captions = path / "captions.json"
     if captions.is_file():
         listed = json.loads(captions.read_text(encoding="utf-8"))
         if not isinstance(listed, list) or not all(isinstance(c, str) for c in listed):
@@ -171,113 +177,167 @@ def _read_fields(place: Path) -> dict[str, np.ndarray]:
     return fields
 
 
-def _check(name: str, array: np.ndarray, place: Path) -> np.ndarray:
+def _check_unknown(name: str, array: np.ndarray, path: Path) -> np.ndarray:
+    """A field that `_FIELDS` does not list, unless its name looks like a spelling mistake."""
+    similar = difflib.get_close_matches(name, [*_FIELDS, "class_names"], n=1, cutoff=0.8)
+    if similar:
+        raise ValueError(f"{path}: the field {name!r} is not known; did you mean {similar[0]!r}?")
+    if array.ndim == 0:
+        raise ValueError(f"{path}: the field {name!r} is a single value; expected one row per example.")
+    return array
+
+
+def _check_audio(name: str, array: np.ndarray, path: Path, expected: str) -> np.ndarray:
+    if array.dtype.kind == "f":
+        if array.size and np.abs(array[:256]).max() > 1.0:
+            raise ValueError(
+                f"{path}: {name!r} is {array.dtype} with values beyond [-1, 1]; divide by its scale."
+            )
+        return array.astype(np.float32)
+    if array.dtype != np.int16:
+        raise ValueError(f"{path}: {name!r} is {array.dtype}; expected {expected}.")
+    return array
+
+
+def _check(name: str, array: np.ndarray, path: Path) -> np.ndarray:
+    """The field in the dtype and rank of a batch; raises ValueError where it has another one."""
     parsed = _parse(name)
-    like = name if parsed is None else parsed[1]
-    if like not in _FIELDS:
-        near = difflib.get_close_matches(name, [*_FIELDS, "class_names"], n=1, cutoff=0.8)
-        if near:
-            raise ValueError(f"{place}: the field {name!r} is not known; did you mean {near[0]!r}?")
-        if array.ndim == 0:
-            raise ValueError(f"{place}: the field {name!r} is a single value; expected one row per example.")
-        return array
-    kinds, ranks, expected = _FIELDS[like]
+    entry = name if parsed is None else parsed[1]
+    if entry not in _FIELDS:
+        return _check_unknown(name, array, path)
+    kinds, ranks, expected = _FIELDS[entry]
     if array.dtype.kind not in kinds or array.ndim not in ranks or (kinds == "u" and array.dtype != np.uint8):
         advice = ""
-        if like in ("image", "video") and array.dtype.kind == "f":
+        if entry in ("image", "video") and array.dtype.kind == "f":
             advice = " Convert it first: np.round(255 * x).astype(np.uint8) for values in [0, 1]."
-        if like != name:
-            advice += f" Rename it if it is not meant as {like.partition('_')[0]}."
+        if entry != name:
+            advice += f" Rename it if it is not meant as {entry.partition('_')[0]}."
         raise ValueError(
-            f"{place}: {name!r} is {array.dtype} {list(array.shape)}; expected {expected}.{advice}"
+            f"{path}: {name!r} is {array.dtype} {list(array.shape)}; expected {expected}.{advice}"
         )
-    if like in ("image", "video") and array.ndim == ranks[0]:
+    if entry in ("image", "video") and array.ndim == ranks[0]:
         return array[..., None]
-    if like == "audio":
-        if array.dtype.kind == "f":
-            if array.size and np.abs(array[:256]).max() > 1.0:
-                raise ValueError(
-                    f"{place}: {name!r} is {array.dtype} with values beyond [-1, 1]; divide by its scale."
-                )
-            return array.astype(np.float32)
-        if array.dtype != np.int16:
-            raise ValueError(f"{place}: {name!r} is {array.dtype}; expected {expected}.")
-        return array
-    if like == "caption":
+    if entry == "audio":
+        return _check_audio(name, array, path, expected)
+    if entry == "caption":
         return array.astype(object)
     return array.astype(np.int32) if kinds == "iu" else array
 
 
-def load_npz(
-    path: str | Path, split: str = "train", modalities: tuple[str, ...] | None = None
-) -> ArraySource:
-    """Arrays from ``PATH.npz`` or a folder of ``.npy`` files, one per field.
-
-    Fields as in a batch (`xmodal_jax.types.Batch`): ``image``, ``video``, ``text`` (token ids) or ``caption``
-    (or ``captions.json``), ``audio``, ``label``, ``<m>_mask``, ``<m>_present``; ``class_names`` (strings);
-    others are passed on. Several modalities of a kind: ``image_1``, ``image_2``, … (``KIND_NAME``, ``caption_NAME``),
-    each like its kind. ``PATH/train.npz`` or ``PATH/train/`` hold a split each; without them a tenth of the
-    examples, chosen by the SHA-1 of the row number, is the split ``test``, the rest ``train``, and ``all`` is
-    everything.
-
-    Raises ValueError naming file and field for a wrong dtype, rank or length; float images are refused,
-    because their range is not known.
-    """
-    root = Path(path).expanduser()
-    split_places = [root / f"{split}.npz", root / split]
-    place = next((p for p in split_places if p.exists()), root)
-    if place == root and root.is_dir() and not any(root.glob("*.npy")):
-        found = sorted(p.stem for p in root.iterdir() if p.suffix == ".npz" or p.is_dir())
+def _find_split(root: Path, split: str) -> Path:
+    """The file or folder of a split, or ``root`` where the splits are not separate."""
+    path = next((p for p in (root / f"{split}.npz", root / split) if p.exists()), root)
+    if path == root and root.is_dir() and not any(root.glob("*.npy")):
+        names = sorted(p.stem for p in root.iterdir() if p.suffix == ".npz" or p.is_dir())
         raise FileNotFoundError(
             f"{root} has no {split}.npz, no folder {split}/ and no .npy files (found: "
-            f"{', '.join(found) or 'nothing'})."
+            f"{', '.join(names) or 'nothing'})."
         )
-    if not place.exists():
+    if not path.exists():
         raise FileNotFoundError(f"npz:{root}: there is no such file or folder.")
-    fields = _read_fields(place)
-    names = fields.pop("class_names", None)
-    arrays: dict[str, Any] = {k: _check(k, v, place) for k, v in fields.items()}
-    held = modalities_of(arrays)
-    if not held:
+    return path
+
+
+def _pop_presence(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> dict[str, np.ndarray]:
+    """Takes ``<m>_present`` of each modality out of ``arrays``."""
+    stated = [m for m in (*modalities, *MODALITIES) if f"{m}_present" in arrays]
+    present = {m: arrays.pop(f"{m}_present") for m in dict.fromkeys(stated)}
+    unmatched = [k for k in arrays if (parsed := _parse(k)) and parsed[1].endswith("_present")]
+    if unmatched:
         raise ValueError(
-            f"{place}: no field image, video, text, caption or audio (found: {', '.join(arrays)})."
+            f"{path}: {unmatched[0]!r} is about a modality that is not there; found: {', '.join(arrays)}."
+        )
+    return present
+
+
+def _add_masks(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> None:
+    """Adds the masks of texts and sounds where they are absent: token 0 is padding, all of a recording is content."""
+    for name in (m for m in modalities if m in arrays and kind_of(m) in ("text", "audio")):
+        content = arrays[name] != 0 if kind_of(name) == "text" else np.ones(arrays[name].shape, bool)
+        mask = arrays.setdefault(f"{name}_mask", content)
+        if arrays[name].shape != mask.shape:
+            raise ValueError(f"{path}: '{name}_mask' is {mask.shape}, '{name}' is {arrays[name].shape}.")
+
+
+def _select_modalities(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> dict[str, Any]:
+    """The fields of these modalities, and those that belong to none."""
+    absent = [m for m in modalities if m not in modalities_of(arrays)]
+    if absent:
+        raise ValueError(f"{path} has no {absent[0]}; it has: {', '.join(arrays)}.")
+    modality = {field: parsed[0] for field in arrays if (parsed := _parse(field))}
+    return {k: v for k, v in arrays.items() if k not in modality or modality[k] in modalities}
+
+
+def _check_image_size(source: ArraySource, image_size: int, path: str | Path) -> None:
+    for name in source.modalities:
+        if kind_of(name) not in ("image", "video"):
+            continue
+        height, width = source.arrays[name].shape[-3:-1]
+        if (height, width) != (image_size, image_size):
+            raise ValueError(
+                f"npz:{path}: {name!r} is {height} x {width} pixels, image_size asks for {image_size}. Arrays are "
+                "taken as they are: save them at that size, or set image_size (--image-size) to theirs."
+            )
+
+
+def load_npz(
+    path: str | Path,
+    split: str = "train",
+    modalities: tuple[str, ...] | None = None,
+    *,
+    image_size: int | None = None,
+) -> ArraySource:
+    """Read one split of a data set from ``PATH.npz`` or a folder of ``.npy`` files, one per field.
+
+    Fields are those of a batch (`xmodal_jax.types.Batch`): ``image``, ``video``, ``text`` (token ids) or ``caption``
+    (or ``captions.json``), ``audio``, ``label``, ``<m>_mask``, ``<m>_present``; also ``class_names`` (strings). Others
+    are passed on. Several modalities of one kind are named ``KIND_NAME``, such as ``image_1``, ``image_2`` (with
+    captions ``caption_NAME``), and follow the rules of their kind.
+
+    ``PATH/train.npz`` or ``PATH/train/`` hold one split each. Without them, a tenth of the examples, chosen by the
+    SHA-1 of their number, is the split ``test``, the rest ``train``, and ``all`` is everything.
+
+    Args:
+      path: the file or folder.
+      split: see above.
+      modalities: which to read; None: all.
+      image_size: the side in pixels that images and frames are required to have; None: any. They are never resized.
+
+    Raises:
+      ValueError: naming file and field, a wrong dtype, rank, length or size. Images in floating point are refused,
+        because their range is not known.
+      FileNotFoundError: there is no such data.
+    """
+    root = Path(path).expanduser()
+    file = _find_split(root, split)
+    fields = _read_fields(file)
+    class_names = fields.pop("class_names", None)
+    arrays: dict[str, Any] = {k: _check(k, v, file) for k, v in fields.items()}
+    available = modalities_of(arrays)
+    if not available:
+        raise ValueError(
+            f"{file}: no field image, video, text, caption or audio (found: {', '.join(arrays)})."
         )
     lengths = {k: len(v) for k, v in arrays.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"{place}: the fields differ in length: {lengths}.")
-    stated = [m for m in (*held, *MODALITIES) if f"{m}_present" in arrays]
-    present = {m: arrays.pop(f"{m}_present") for m in dict.fromkeys(stated)}
-    astray = [k for k in arrays if (parsed := _parse(k)) and parsed[1].endswith("_present")]
-    if astray:
-        raise ValueError(
-            f"{place}: {astray[0]!r} is about a modality that is not there; found: {', '.join(arrays)}."
-        )
-    for name in (m for m in held if m in arrays and kind_of(m) in ("text", "audio")):
-        # Token 0 is padding; of audio, zeros are silence.
-        filled = arrays[name] != 0 if kind_of(name) == "text" else np.ones(arrays[name].shape, bool)
-        mask = arrays.setdefault(f"{name}_mask", filled)
-        if arrays[name].shape != mask.shape:
-            raise ValueError(f"{place}: '{name}_mask' is {mask.shape}, '{name}' is {arrays[name].shape}.")
+        raise ValueError(f"{file}: the fields differ in length: {lengths}.")
+    present = _pop_presence(arrays, available, file)
+    _add_masks(arrays, available, file)
     if modalities is not None:
-        arrays = _only(arrays, modalities, place)
+        arrays = _select_modalities(arrays, modalities, file)
         present = {m: v for m, v in present.items() if m in modalities}
     source = ArraySource(arrays | ({} if not present else {"present": present}), None)
     if present:
         complete = np.ones(len(source), bool)
         arrays["present"] = {m: np.asarray(present.get(m, complete)) for m in source.modalities}
-    if place == root and split != "all":
+    if file == root and split != "all":
         if split not in ("train", "test"):
             raise ValueError(f"{root} has no split {split!r}; without split files it is train, test or all.")
         chosen = [i for i in range(len(source)) if in_test_split(str(i)) == (split == "test")]
         if not chosen:
             raise ValueError(f"{root}: its {len(source)} examples are too few to set a test split apart.")
         arrays = _map(lambda a: a[np.array(chosen)], arrays)
-    return ArraySource(arrays, None if names is None else tuple(str(n) for n in names))
-
-
-def _only(arrays: dict[str, Any], modalities: tuple[str, ...], place: Path) -> dict[str, Any]:
-    absent = [m for m in modalities if m not in modalities_of(arrays)]
-    if absent:
-        raise ValueError(f"{place} has no {absent[0]}; it has: {', '.join(arrays)}.")
-    of = {field: parsed[0] for field in arrays if (parsed := _parse(field))}
-    return {k: v for k, v in arrays.items() if k not in of or of[k] in modalities}
+    source = ArraySource(arrays, None if class_names is None else tuple(str(n) for n in class_names))
+    if image_size is not None:
+        _check_image_size(source, image_size, path)
+    return source

@@ -21,8 +21,14 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.evaluation import embeddings as evaluate
-from xmodal_jax.evaluation.text import Script, Writer, WritingConfig, retrieval, subject
-from xmodal_jax.models.seq2seq import Writing, make_seq2seq
+from xmodal_jax.evaluation.text import (
+    ReferenceTexts,
+    TextGenerationConfig,
+    TextGenerator,
+    retrieval,
+    source_modality,
+)
+from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
 from xmodal_jax.report.finish import finish
@@ -44,7 +50,7 @@ CURVES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(WritingConfig):
+class Config(TextGenerationConfig):
     """Text about a picture or a video."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
@@ -76,13 +82,13 @@ def main(config: Config) -> None:
     bad_examples = BadExamples(config.input.on_bad_example)
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        seen = subject(splits.train, ("image", "video"))
+        seen = source_modality(splits.train, ("image", "video"))
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer = tokenize.tokenizer
         source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])[seen].shape[1:]
-        validation = Script(splits.validation, tokenize.clean)
-        scripts = {name: Script(split, tokenize.clean) for name, split in splits.tests.items()}
+        validation = ReferenceTexts(splits.validation, tokenize.clean)
+        scripts = {name: ReferenceTexts(split, tokenize.clean) for name, split in splits.tests.items()}
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
     # The method: an encoder and a decoder.
@@ -90,8 +96,8 @@ def main(config: Config) -> None:
     method = make_seq2seq(model, seen, vocab_size=tokenizer.vocab_size, **sizes)
     method = parts.start(method, tokenizer, config.lora)
     optimizer = parts.optimize(config.optimizer, (seen, "decoder"), config)
-    ways = {"greedy": Writing("greedy"), "test": config.writing}
-    write = Writer(model, seen, tokenizer, ways=ways, seed=config.seed, **sizes)
+    decodings = {"greedy": GenerationConfig("greedy"), "test": config.generation}
+    write = TextGenerator(model, seen, tokenizer, decodings=decodings, seed=config.seed, **sizes)
 
     def validate(params):
         return validation.caption_scores(write(params, validation.source, "greedy"), "validation/")
@@ -127,8 +133,8 @@ def main(config: Config) -> None:
         headline = [k for k in metrics if k.endswith(("/factor_accuracy", "/cider", "/bleu"))][:6]
         panels.add_scores(report, metrics, headline)
         script = scripts["test"]
-        quality, marks = panels.captions_right(script, tested[0][1])
-        panels.add_written(report, script, seen, quality, marks, measure="factors right")
+        quality, marks = panels.caption_quality(script, tested[0][1])
+        panels.add_generated_texts(report, script, seen, quality, marks, measure="factors right")
         panels.add_attention(report, write, result.params[0], script, tested[0][1])
         report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
     finish(

@@ -23,8 +23,14 @@ from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.questions import QUESTION_KINDS
 from xmodal_jax.data.splits import fit_tokenizer, prepare_source
 from xmodal_jax.data.tasks import Questions, open_task, read_target_classes
-from xmodal_jax.evaluation.classification import AnswerConfig, Classifier, Exam, examine, fit_alone
-from xmodal_jax.models.fusion import make_attend, make_fusion
+from xmodal_jax.evaluation.classification import (
+    ClassificationConfig,
+    Classifier,
+    LabelledSplit,
+    evaluate_splits,
+    fit_unimodal,
+)
+from xmodal_jax.models.fusion import make_fusion, make_token_attention
 from xmodal_jax.models.towers import spectrograms
 from xmodal_jax.report import classification as panels
 from xmodal_jax.report import figures
@@ -39,7 +45,7 @@ from xmodal_jax.transfer.encoders import starting_point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(AnswerConfig):
+class Config(ClassificationConfig):
     """Classification by several modalities together."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
@@ -71,8 +77,8 @@ def main(config: Config) -> None:
         hear = spectrograms(model.features) if "audio" in modalities else None
         source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT, once=hear)
         groups = ("kind", QUESTION_KINDS)
-        exams = {name: Exam(split, names, groups) for name, split in splits.tests.items()}
-        validation = Exam(splits.validation, names, groups)
+        exams = {name: LabelledSplit(split, names, groups) for name, split in splits.tests.items()}
+        validation = LabelledSplit(splits.validation, names, groups)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
     # The method: encoders, fusion, classes.
@@ -100,11 +106,11 @@ def main(config: Config) -> None:
         evaluate=validate, monitor="validation/accuracy", metadata=metadata,
     )  # fmt: skip
     lonely = modalities[: 1 if config.smoke else None]
-    alone = fit_alone(make, lonely, loader, config, run, timer)
+    alone = fit_unimodal(make, lonely, loader, config, run, timer)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.
     with timer("evaluation"):
-        metrics, answers = examine(classify, result.params, exams, alone)
+        metrics, answers = evaluate_splits(classify, result.params, exams, alone)
     if not run.writes:
         return
 
@@ -117,7 +123,7 @@ def main(config: Config) -> None:
         )
         headline = panels.add_scores(report, metrics, chance=exams["test"].guessing)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
-        attend = make_attend(model, modalities, classes, vocab_size=vocab_size)
+        attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)
         panels.add_attention(
             report, attend, params, classify, exams["test"], answers, names, model, tokenizer
         )

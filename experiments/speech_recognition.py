@@ -21,8 +21,8 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
-from xmodal_jax.evaluation.text import Script, Writer, WritingConfig, subject
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_seq2seq
+from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
+from xmodal_jax.models.seq2seq import GenerationConfig, Seq2SeqConfig, make_seq2seq
 from xmodal_jax.models.towers import Augment, spectrograms
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
@@ -37,7 +37,7 @@ from xmodal_jax.transfer.encoders import starting_point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(WritingConfig):
+class Config(TextGenerationConfig):
     """Text from speech."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
@@ -71,15 +71,17 @@ def main(config: Config) -> None:
     bad_examples = BadExamples(config.input.on_bad_example)
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        heard = subject(splits.train, ("audio",))
+        heard = source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer = tokenize.tokenizer
         source, transform = prepare_source(
             splits.train, tokenize, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
         )
-        validation = Script(splits.validation, tokenize.clean)
+        validation = ReferenceTexts(splits.validation, tokenize.clean)
         known = set(captions) if config.unseen else set()
-        scripts = {name: Script(split, tokenize.clean, unlike=known) for name, split in splits.tests.items()}
+        scripts = {
+            name: ReferenceTexts(split, tokenize.clean, unlike=known) for name, split in splits.tests.items()
+        }
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
     # The method: an encoder with a decoder, a CTC head or both.
@@ -87,10 +89,14 @@ def main(config: Config) -> None:
     method = make_seq2seq(model, heard, vocab_size=tokenizer.vocab_size, **sizes)
     method = parts.start(method, tokenizer, config.lora)
     optimizer = parts.optimize(config.optimizer, (heard, "decoder"), config)
-    ways = {"test": config.writing}
-    ways |= {how: Writing(how) for how in model.ways if how != (config.writing.how or model.ways[0])}
-    write = Writer(model, heard, tokenizer, ways=ways, seed=config.seed, **sizes)
-    quick = next(way for way in ("ctc", "greedy", "test") if way in ways)
+    decodings = {"test": config.generation}
+    decodings |= {
+        how: GenerationConfig(how)
+        for how in model.generation_methods
+        if how != (config.generation.how or model.generation_methods[0])
+    }
+    write = TextGenerator(model, heard, tokenizer, decodings=decodings, seed=config.seed, **sizes)
+    quick = next(way for way in ("ctc", "greedy", "test") if way in decodings)
 
     def validate(params):
         scores = validation.error_rates(write(params, validation.source, quick), "validation/")
@@ -102,7 +108,7 @@ def main(config: Config) -> None:
         evaluate=validate, monitor="validation/word_accuracy", metadata=metadata,
     )  # fmt: skip
 
-    # Test: every split, and on the hardest all other ways to write.
+    # Test: every split, and on the hardest all other decodings to write.
     hardest = list(scripts)[-1]
 
     def test(params):
@@ -110,7 +116,7 @@ def main(config: Config) -> None:
         for name, script in scripts.items():
             written[name] = write(params, script.source, "test")
             metrics |= script.error_rates(written[name], f"{name}/")
-        for way in ways:
+        for way in decodings:
             if way != "test":
                 said = write(params, scripts[hardest].source, way)
                 metrics |= scripts[hardest].error_rates(said, f"{hardest}_{way}/")
@@ -128,8 +134,8 @@ def main(config: Config) -> None:
         headline = [k for k in metrics if k.endswith("/wer")][:6]
         panels.add_scores(report, metrics, headline)
         script = scripts[hardest]
-        quality, marks = panels.transcripts_right(script, tested[0][1])
-        panels.add_written(report, script, heard, quality, marks, measure="words right")
+        quality, marks = panels.transcript_quality(script, tested[0][1])
+        panels.add_generated_texts(report, script, heard, quality, marks, measure="words right")
         panels.add_attention(report, write, result.params[0], script, tested[0][1])
         report.add_figure("Curves", figures.curves(run.read_metrics()))
     finish(

@@ -24,7 +24,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.evaluation import speech as speaking
-from xmodal_jax.evaluation.text import Script, subject
+from xmodal_jax.evaluation.text import ReferenceTexts, source_modality
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speech
 from xmodal_jax.report import figures
@@ -83,7 +83,7 @@ def main(config: Config) -> None:
     bad_examples = BadExamples(config.input.on_bad_example)
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        subject(splits.train, ("audio",))
+        source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer = tokenize.tokenizer
         framed = frames_of(model.features, model.floor)
@@ -91,7 +91,7 @@ def main(config: Config) -> None:
         names = splits.train.speaker_names or ("the only voice",)
         frames = framed(splits.train.batch(np.arange(1)))["audio"].shape[1]
         known = set(captions) if config.unseen else set()
-        script = Script(splits.tests["test"], tokenize.clean, limit=config.examples, unlike=known)
+        script = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, unlike=known)
         examples = speaking.first_examples(script.source, config.examples)
         few = speaking.first_examples(splits.validation, 24)
         true, few_true = (speaking.recorded(some, model) for some in (examples, few))
@@ -101,11 +101,11 @@ def main(config: Config) -> None:
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(names))
     method = encoders.start(make_speech(model, **sizes), tokenizer, config.lora)
     optimizer = encoders.optimize(config.optimizer, ("text",), config)
-    speak = speaking.Speaker(model, tokenize, frames=frames, speakers=len(names))
+    speak = speaking.Synthesizer(model, tokenize, frames=frames, speakers=len(names))
 
     def validate(params):
         made = speak(params, few)
-        distance = float(speaking.distances(made, few_true).mean())
+        distance = float(speaking.mel_distances(made, few_true).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
     metadata = {"source": "text", "target": "audio", "frames": frames, "speakers": names}
@@ -120,9 +120,11 @@ def main(config: Config) -> None:
 
     def test(params):
         made = speak(params, examples)
-        apart = speaking.distances(made, true)
-        metrics = speaking.nearness(made, true, apart)
-        heard = speaking.listen(recognise, script.texts, recordings=true, vocoded=vocoded, test=made)
+        apart = speaking.mel_distances(made, true)
+        metrics = speaking.synthesis_scores(made, true, apart)
+        heard = speaking.recognition_scores(
+            recognise, script.texts, recordings=true, vocoded=vocoded, test=made
+        )
         return metrics | heard.rates, made, apart, heard.texts
 
     with timer("evaluation"):

@@ -26,7 +26,7 @@ from xmodal_jax.data.source import read_fields
 from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.evaluation import image_judge as judging
 from xmodal_jax.evaluation import images as drawing
-from xmodal_jax.evaluation.text import Script
+from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.nets.encoders import EncoderConfig
@@ -42,7 +42,7 @@ from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run, stack_scores
-from xmodal_jax.transfer.frozen import image_watcher, load_captioner, same_tokens, text_reader
+from xmodal_jax.transfer.frozen import image_watcher, load_captioner, load_text_encoder, same_tokens
 
 CURVES = (
     "train/d_loss", "train/g_loss", "train/g_reconstruction", "validation/factor_accuracy", "validation/kid",
@@ -94,7 +94,7 @@ def main(config: Config) -> None:
     timer = runtime.Timer()
     if config.smoke:
         config = shrink(config)
-    config, reader = text_reader(config)
+    config, reader = load_text_encoder(config)
     run, model = Run.create(config.run_dir, config, resume=config.resume), config.model
 
     # Data: captions or labels, and their pictures.
@@ -107,7 +107,9 @@ def main(config: Config) -> None:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT)
         shape = splits.train.batch([0])["image"].shape[1:]
-        scripts = {k: Script(part) for k, part in (*splits.tests.items(), ("validation", splits.validation))}
+        scripts = {
+            k: ReferenceTexts(part) for k, part in (*splits.tests.items(), ("validation", splits.validation))
+        }
         panel = judging.Panel(config.judge, splits.train, scripts)
     loader = Loader(
         source, batch_size=config.batch_size * model.d_steps, seed=config.seed, transform=transform

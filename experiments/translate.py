@@ -22,7 +22,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import chain, find_inputs, read_inputs, translate, write_outputs
-from xmodal_jax.models.seq2seq import Writing
+from xmodal_jax.models.seq2seq import GenerationConfig
 from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Audio, Report
 from xmodal_jax.train.command_line import parse
@@ -47,7 +47,7 @@ class Config:
     """Whose voice speaks, by its name in the run that speaks; None: the first."""
     rate: float = 1.0
     """Above 1 speaks faster."""
-    writing: Writing | None = None
+    generation: GenerationConfig | None = None
     """How text is generated; None: as the run was told to."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a file that cannot be read: stop, or skip, count and list it."""
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
 
     with timer("restore"):
         found = find_inputs(config.source)
-        how = dict(writing=config.writing, rate=config.rate, noise=config.seed)
+        how = dict(generation=config.generation, rate=config.rate, noise=config.seed)
         known = [load_translator(run, **how) for run in config.runs]
         steps = chain(known, found.modality, target)
     run = Run.create(config.run_dir, config)

@@ -20,8 +20,14 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.splits import prepare_source
 from xmodal_jax.data.tasks import Commands, open_task
-from xmodal_jax.evaluation.classification import AnswerConfig, Classifier, Exam, examine, fit_alone
-from xmodal_jax.models.fusion import FusionConfig, make_attend, make_fusion
+from xmodal_jax.evaluation.classification import (
+    ClassificationConfig,
+    Classifier,
+    LabelledSplit,
+    evaluate_splits,
+    fit_unimodal,
+)
+from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
 from xmodal_jax.models.towers import Augment, spectrograms
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.report import classification as panels
@@ -36,7 +42,7 @@ from xmodal_jax.transfer.encoders import starting_point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(AnswerConfig):
+class Config(ClassificationConfig):
     """Action and target of spoken commands."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=8000, max_seconds=2.6)
@@ -66,8 +72,8 @@ def main(config: Config) -> None:
         source, transform = prepare_source(
             splits.train, None, limit=RESIDENT_LIMIT, once=spectrograms(model.features)
         )
-        exams = {name: Exam(split, names) for name, split in splits.tests.items()}
-        validation = Exam(splits.validation, names)
+        exams = {name: LabelledSplit(split, names) for name, split in splits.tests.items()}
+        validation = LabelledSplit(splits.validation, names)
     loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
 
     # The method: encoders, fusion, classes.
@@ -89,11 +95,11 @@ def main(config: Config) -> None:
         evaluate=validate, monitor="validation/accuracy", metadata=metadata,
     )  # fmt: skip
     lonely = modalities[: 1 if config.smoke else None]
-    alone = fit_alone(make, lonely, loader, config, run, timer)
+    alone = fit_unimodal(make, lonely, loader, config, run, timer)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.
     with timer("evaluation"):
-        metrics, answers = examine(classify, result.params, exams, alone)
+        metrics, answers = evaluate_splits(classify, result.params, exams, alone)
     if not run.writes:
         return
 
@@ -106,7 +112,7 @@ def main(config: Config) -> None:
         )
         headline = panels.add_scores(report, metrics, chance=exams["test"].guessing)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
-        attend = make_attend(model, modalities, classes, vocab_size=0)
+        attend = make_token_attention(model, modalities, classes, vocab_size=0)
         panels.add_attention(report, attend, params, classify, exams["test"], answers, names, model)
         panels.add_confusions(report, exams["test"], answers, names)
     finish(

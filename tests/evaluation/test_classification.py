@@ -9,9 +9,15 @@ import pytest
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.tasks import read_target_classes
-from xmodal_jax.evaluation.classification import Classifier, Exam, accuracies, examine, subsets
-from xmodal_jax.models.fusion import Answer
-from xmodal_jax.report import classification_figures as answer_figures
+from xmodal_jax.evaluation.classification import (
+    Classifier,
+    LabelledSplit,
+    accuracies,
+    evaluate_splits,
+    subsets,
+)
+from xmodal_jax.models.fusion import FusionOutput
+from xmodal_jax.report import classification_figures as classification_figures
 from xmodal_jax.report.figures import to_png
 from xmodal_jax.types import Method
 
@@ -44,7 +50,7 @@ def predict(params, batch):
         hour = jax.nn.one_hot(batch["image"].mean(axis=(1, 2)).argmax(axis=1), 3) * there["image"][:, None]
     if "audio" in batch:
         side = jax.nn.one_hot((batch["audio"][:, 0] < 0).astype(jnp.int32), 2) * there["audio"][:, None]
-    return Answer({"hour": hour, "side": side}, hour)
+    return FusionOutput({"hour": hour, "side": side}, hour)
 
 
 METHOD = Method(None, None, predict)
@@ -52,10 +58,10 @@ METHOD = Method(None, None, predict)
 
 def test_each_choice_of_modalities_is_scored_by_what_is_left():
     data = source()
-    exam = Exam(data, NAMES, ("kind", ("even", "odd", "never")))
+    exam = LabelledSplit(data, NAMES, ("kind", ("even", "odd", "never")))
     hour, side, heard = data.arrays["hour"], data.arrays["side"], data.arrays["present"]["audio"]
     classify = Classifier(METHOD, ("image", "audio"), batch_size=7)
-    metrics, answers = examine(classify, [None], {"test": exam}, {"audio": (METHOD, [None])})
+    metrics, answers = evaluate_splits(classify, [None], {"test": exam}, {"audio": (METHOD, [None])})
     said = np.where(heard, side, 0)
     np.testing.assert_array_equal(answers["side"], said)
     np.testing.assert_array_equal(answers["hour"], hour)
@@ -71,8 +77,8 @@ def test_each_choice_of_modalities_is_scored_by_what_is_left():
 
 
 def test_several_seeds_give_a_value_each():
-    exam = Exam(source(), NAMES)
-    metrics, _ = examine(Classifier(METHOD, ("image", "audio")), [None, None], {"test": exam}, {})
+    exam = LabelledSplit(source(), NAMES)
+    metrics, _ = evaluate_splits(Classifier(METHOD, ("image", "audio")), [None, None], {"test": exam}, {})
     assert len(metrics["test/accuracy"]) == 2
 
 
@@ -87,7 +93,7 @@ def test_unknown_classes_do_not_count():
 def test_guessing_is_the_most_frequent_pair_of_classes():
     arrays = {"hour": np.array([0, 0, 0, 1, 1, 2]), "side": np.array([0, 1, 0, 1, 1, -1])}
     data = ArraySource({**arrays, "image": np.zeros((6, 2, 2, 3), np.uint8)})
-    assert Exam(data, NAMES).guessing == 2 / 5
+    assert LabelledSplit(data, NAMES).guessing == 2 / 5
 
 
 def test_what_can_be_predicted():
@@ -103,7 +109,7 @@ def test_the_overlay_is_bright_where_the_weight_is():
     picture = np.full((8, 8, 3), 200, np.uint8)
     weights = np.zeros((2, 2))
     weights[0, 1] = 0.5
-    shown = answer_figures.overlay(picture, weights)
+    shown = classification_figures.overlay(picture, weights)
     np.testing.assert_allclose(shown[:4, 4:], 200 / 255)
     np.testing.assert_allclose(shown[4:], 0.15 * 200 / 255)
     np.testing.assert_allclose(shown[:4, :4], 0.15 * 200 / 255)
@@ -117,14 +123,17 @@ def test_figures_are_drawn_for_every_modality():
         "audio": (rng.random((30, 5)), rng.random(4)),
         "video": (rng.integers(0, 256, (6, 8, 8, 1)).astype(np.uint8), rng.random((3, 2, 2))),
     }
-    fig = answer_figures.attention(
-        [answer_figures.Looked("a $title", panels), answer_figures.Looked("b", {})]
+    fig = classification_figures.attention(
+        [
+            classification_figures.AttentionExample("a $title", panels),
+            classification_figures.AttentionExample("b", {}),
+        ]
     )
     assert len(fig.axes) == 8 and [len(ax.images) for ax in fig.axes[:4]] == [1, 1, 1, 1]
     assert [t.get_text() for t in fig.axes[1].texts] == ["what", "is", "$x$"]
-    bars = answer_figures.accuracy_bars({"all": [0.5, 0.7], "image alone": 0.25}, chance=0.2)
+    bars = classification_figures.accuracy_bars({"all": [0.5, 0.7], "image alone": 0.25}, chance=0.2)
     widths = [patch.get_width() for patch in bars.axes[0].patches]
     np.testing.assert_allclose(widths, [0.6, 0.25])
-    for figure in (fig, bars, answer_figures.attention([])):
+    for figure in (fig, bars, classification_figures.attention([])):
         assert to_png(figure, dpi=40).startswith(b"\x89PNG") and to_png(figure, dark=True, dpi=40)
     assert json.dumps(subsets(("a", "b", "c"))).count("[") == 8

@@ -17,12 +17,12 @@ from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation import image_judge as judging
 from xmodal_jax.evaluation import images as drawing
-from xmodal_jax.evaluation.text import Script, Writer
+from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import write_outputs
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.seq2seq import Writing, make_seq2seq
+from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
 from xmodal_jax.models.towers import Augment
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
@@ -31,7 +31,7 @@ from xmodal_jax.report import images as panels
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.run import to_json
-from xmodal_jax.transfer.frozen import Described, load_reader, same_tokens
+from xmodal_jax.transfer.frozen import LoadedCaptioner, same_tokens, text_encoder_of_run
 from xmodal_jax.types import GAN
 
 N, SHAPE = 130, (16, 16, 3)
@@ -103,7 +103,7 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     kept = Checkpoints(tmp_path / "aligned" / "checkpoints")
     kept.save(1, {"params": params}, meta | {"modalities": ["text", "image"], "max_length": 6})
     kept.close()
-    reader = load_reader(tmp_path / "aligned")
+    reader = text_encoder_of_run(tmp_path / "aligned")
     tokenize = same_tokens(None, reader)
     assert reader.config == model.text and tokenize.max_length == 6 and tokenize.tokenizer is reader.tokenizer
     config = dataclasses.replace(
@@ -128,11 +128,11 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     kept.close()
     assert (load_translator(tmp_path / "gan", noise=3).apply(words)[0] != 0).any()
 
-    other = Described(None, TokenizeTransform(tokenizer, 7))
+    other = LoadedCaptioner(None, TokenizeTransform(tokenizer, 7))
     with pytest.raises(ValueError, match="--read-with"):
         same_tokens(other, reader)
     with pytest.raises(ValueError, match="contrastive.py with text"):
-        load_reader(tmp_path / "gan")
+        text_encoder_of_run(tmp_path / "gan")
 
 
 # -- the artist ---------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class Reader(judging.Judge):
 
 @pytest.fixture(scope="module")
 def gallery():
-    script = Script(shapes("test"))
+    script = ReferenceTexts(shapes("test"))
     images = script.source.batch(np.arange(N))["image"]
     judge = Reader(script, images)
     train = shapes("train").batch(np.arange(N))["image"]
@@ -229,7 +229,7 @@ def gallery():
 
 def test_few_captions_are_chosen_among_and_their_number_said(gallery):
     judge, _, train, _ = gallery
-    few = Script(Subset(shapes("test"), np.arange(7)))
+    few = ReferenceTexts(Subset(shapes("test"), np.arange(7)))
     images = few.source.batch(np.arange(7))["image"]
     found = judging.scores(judge, images, judging.exhibit(few, judge), train, "")
     twins = max(few.meanings.count(m) for m in few.meanings)
@@ -291,12 +291,12 @@ def save_run(folder):
 def test_a_judge_is_a_captioning_run(tmp_path):
     model, method, tokenizer, params = save_run(tmp_path)
     images, train, drawn = np.random.default_rng(0).integers(0, 256, (3, N, 8, 8, 3)).astype(np.uint8)
-    script = Script(ArraySource({"image": images, "caption": np.array(TEXTS, object)}))
+    script = ReferenceTexts(ArraySource({"image": images, "caption": np.array(TEXTS, object)}))
     panel = judging.Panel(tmp_path, ArraySource({"image": train}), {"test": script})
     judge = panel.judge
     assert judge.compares and judge.shape == (8, 8, 3)
-    ways = {"greedy": Writing("greedy")}
-    writer = Writer(model, "image", tokenizer, length=4, ways=ways)
+    decodings = {"greedy": GenerationConfig("greedy")}
+    writer = TextGenerator(model, "image", tokenizer, length=4, decodings=decodings)
     read = judge.captions(images)
     assert len(set(read)) > 1 and read == writer(params, ArraySource({"image": images}), "greedy")
     features = judge.features(images)
@@ -319,7 +319,7 @@ def test_a_judge_is_a_captioning_run(tmp_path):
 
 
 def test_without_a_judge_nothing_is_said():
-    script = Script(ArraySource({"caption": np.array(["red"], object)}))
+    script = ReferenceTexts(ArraySource({"caption": np.array(["red"], object)}))
     panel, drawn = judging.Panel(None, script.source, {"test": script}), np.zeros((1, 2, 2, 3), np.uint8)
     assert panel.all_scores({"test": drawn}) == {} and panel.captions(drawn) is None
 

@@ -15,16 +15,16 @@ from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
-from xmodal_jax.evaluation.text import Script, Writer, WritingConfig, subject
+from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
 from xmodal_jax.inference.load import Translator, load_translator
 from xmodal_jax.inference.translate import chain, find_inputs, read_inputs, translate, write_outputs
-from xmodal_jax.models.seq2seq import Writing, make_seq2seq
+from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.report import text as panels
-from xmodal_jax.report import text_figures as writing_figures
-from xmodal_jax.report.page import Marked, Report
+from xmodal_jax.report import text_figures as text_figures
+from xmodal_jax.report.page import MarkedText, Report
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run, from_json, to_json
@@ -44,15 +44,15 @@ def pictures(n=24, seed=0):
 
 def test_the_subject_is_the_one_modality_besides_text():
     source = SpokenShapes(size=3, modalities=("text", "image"))
-    assert subject(source, ("image", "video")) == "image"
+    assert source_modality(source, ("image", "video")) == "image"
     for modalities in (("text", "audio"), ("image",), ("text", "image", "video")):
         with pytest.raises(ValueError, match="--modalities text image"):
-            subject(SpokenShapes(size=3, modalities=modalities), ("image", "video"))
+            source_modality(SpokenShapes(size=3, modalities=modalities), ("image", "video"))
 
 
 def test_a_script_knows_other_words_for_the_same():
     scenes = SpokenShapes(size=40, modalities=("text", "image"))
-    script = Script(Subset(scenes, np.arange(10, 30)), limit=12)
+    script = ReferenceTexts(Subset(scenes, np.arange(10, 30)), limit=12)
     assert script.texts == scenes.captions(np.arange(10, 22)).tolist()
     assert [len(known) for known in script.references] == [5] * 12
     perfect = script.caption_scores([known[3] for known in script.references], "p/")
@@ -63,7 +63,7 @@ def test_a_script_knows_other_words_for_the_same():
 
 def test_sentences_of_the_training_data_are_left_out():
     source = pictures()
-    script = Script(source, unlike={"red", "blue blue"})
+    script = ReferenceTexts(source, unlike={"red", "blue blue"})
     kept = [c for c in source.arrays["caption"] if c not in ("red", "blue blue")]
     assert script.texts == kept and script.left_out == 24 - len(kept)
     assert script.meanings is None
@@ -72,7 +72,7 @@ def test_sentences_of_the_training_data_are_left_out():
     assert scores["x/exact_accuracy"] == 0
     assert script.caption_scores(kept, "y/")["y/exact_accuracy"] == 1
     with pytest.raises(ValueError, match="nothing is left"):
-        Script(source, unlike=set(source.arrays["caption"].tolist()))
+        ReferenceTexts(source, unlike=set(source.arrays["caption"].tolist()))
 
 
 def writer_config():
@@ -87,8 +87,8 @@ def run(tmp_path_factory):
     folder, source = tmp_path_factory.mktemp("run"), pictures(200)
     tokenizer = train_tokenizer(source.arrays["caption"].tolist(), "word")
     tokenize, model = TokenizeTransform(tokenizer, 5), writer_config()
-    config = WritingConfig(
-        steps=150, batch_size=16, model=model, writing=Writing("beam", beams=2), run_dir=folder
+    config = TextGenerationConfig(
+        steps=150, batch_size=16, model=model, generation=GenerationConfig("beam", beams=2), run_dir=folder
     )
     method = make_seq2seq(model, "image", vocab_size=tokenizer.vocab_size, length=5)
     arrays = {k: v for k, v in tokenize(source.arrays).items() if k != "caption"}
@@ -111,7 +111,9 @@ def run(tmp_path_factory):
             metadata=metadata,
         )
     loader.close()
-    writer = Writer(model, "image", tokenizer, length=5, ways={"test": config.writing}, batch_size=7)
+    writer = TextGenerator(
+        model, "image", tokenizer, length=5, decodings={"test": config.generation}, batch_size=7
+    )
     return folder, writer, result.params[0]
 
 
@@ -130,15 +132,15 @@ def test_a_tokenizer_without_an_end_cannot_write():
     tokenizer = train_tokenizer(["red"], "word")
     tokenizer.eos_id = -1
     with pytest.raises(ValueError, match="begin or end"):
-        Writer(CONFIG, "image", tokenizer, length=5, ways={})
+        TextGenerator(CONFIG, "image", tokenizer, length=5, decodings={})
 
 
 def test_configurations_come_back_from_json():
     config = SpeechConfig(text=EncoderConfig("transformer", width=8), features=AudioFeatures(mels=5))
     assert from_json(SpeechConfig, json.loads(json.dumps(to_json(config)))) == config
-    writing = WritingConfig(model=CONFIG, writing=Writing(top_k=3))
-    found = from_json(WritingConfig, json.loads(json.dumps(to_json(writing))))
-    assert found.model == CONFIG and found.writing == Writing(top_k=3)
+    writing = TextGenerationConfig(model=CONFIG, generation=GenerationConfig(top_k=3))
+    found = from_json(TextGenerationConfig, json.loads(json.dumps(to_json(writing))))
+    assert found.model == CONFIG and found.generation == GenerationConfig(top_k=3)
     with pytest.raises(ValueError, match="no field 'wings'"):
         from_json(SpeechConfig, {"wings": 2})
 
@@ -214,27 +216,27 @@ def test_words_and_lists_of_words(tmp_path):
 
 def test_panels_mark_what_is_wrong(tmp_path):
     scenes = SpokenShapes(size=30, modalities=("text", "image"))
-    script, report = Script(scenes), Report("Captions")
+    script, report = ReferenceTexts(scenes), Report("Captions")
     written = [*script.texts[:-1], "a red nonsense"]
-    quality, marks = panels.captions_right(script, written)
+    quality, marks = panels.caption_quality(script, written)
     assert (quality[:-1] == 1).all() and quality[-1] == 0
     assert marks[-1].pieces[-1] == ("nonsense", "wrong")
-    panels.add_written(report, script, "image", quality, marks, measure="factors right")
+    panels.add_generated_texts(report, script, "image", quality, marks, measure="factors right")
     scores = script.caption_scores(written, "test/")
     panels.add_scores(report, scores, ["test/factor_accuracy"])
     page = report.html()
     assert "<mark>nonsense</mark>" in page and "data:image/png" in page
-    plain = Script(pictures())
-    quality, marks = panels.transcripts_right(plain, ["red"] * 24)
+    plain = ReferenceTexts(pictures())
+    quality, marks = panels.transcript_quality(plain, ["red"] * 24)
     k = plain.texts.index("green green")
-    assert quality[k] == 0 and marks[k] == Marked(
+    assert quality[k] == 0 and marks[k] == MarkedText(
         [("red", "wrong"), ("green", "missing"), ("green", "missing")]
     )
 
 
 def test_where_it_looks_is_drawn_for_every_word(run):
     _, writer, params = run
-    script, report = Script(pictures(6, seed=3)), Report("Captions")
+    script, report = ReferenceTexts(pictures(6, seed=3)), Report("Captions")
     written = writer(params, script.source, "test")
     panels.add_attention(report, writer, params, script, written, examples=2)
     assert report.html().count("<figure><picture>") == 2
@@ -243,12 +245,12 @@ def test_where_it_looks_is_drawn_for_every_word(run):
 @pytest.mark.parametrize("shape,tokens", [((8, 8, 3), 16), ((8, 8, 8, 3), 4 * 16), ((4, 8, 8, 3), 4)])
 def test_each_word_has_its_picture(shape, tokens):
     weights = np.random.default_rng(0).uniform(size=(12, tokens)).astype(np.float32)
-    fig = writing_figures.over_pictures(np.full(shape, 200, np.uint8), [f"w{k}" for k in range(12)], weights)
+    fig = text_figures.over_pictures(np.full(shape, 200, np.uint8), [f"w{k}" for k in range(12)], weights)
     assert [ax.get_title() for ax in fig.axes[:12]] == [f"w{k}" for k in range(12)]
     assert sum(bool(ax.images) for ax in fig.axes) == 12
 
 
 def test_a_line_for_each_word_below_the_spectrogram():
-    fig = writing_figures.along_sound(np.zeros((40, 8)), ["a", "red"], np.ones((2, 10)) / 10, 0.01)
+    fig = text_figures.along_sound(np.zeros((40, 8)), ["a", "red"], np.ones((2, 10)) / 10, 0.01)
     assert [label.get_text() for label in fig.axes[1].get_yticklabels()] == ["a", "red"]
     assert fig.axes[1].images[0].get_extent()[1] == pytest.approx(0.4)

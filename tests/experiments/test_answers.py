@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_learns_what_no_modality_says_alone(script, alone, together, apart, tmp_path):
     command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(
-        [*command, "--steps", "600", "--alone-steps", "300", "--eval-every", "0"],
+        [*command, "--steps", "600", "--unimodal-steps", "300", "--eval-every", "0"],
         capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

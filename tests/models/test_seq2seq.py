@@ -12,13 +12,13 @@ from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.models.seq2seq import (
+    GenerationConfig,
     Seq2SeqConfig,
-    Writing,
-    make_attend,
-    make_describer,
-    make_looker,
+    make_captioner,
+    make_cross_attention,
+    make_feature_extractor,
     make_seq2seq,
-    make_writer,
+    make_text_generator,
 )
 from xmodal_jax.models.towers import Augment
 from xmodal_jax.nets.encoders import EncoderConfig, build_encoder
@@ -99,7 +99,9 @@ def trained():
     # Not the biases: that of the last norm would make one token the best everywhere.
     noise = [jax.random.normal(k, x.shape) * (x.ndim > 1) for x, k in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(tree, [x + 0.7 * n for x, n in zip(leaves, noise, strict=True)])
-    endless = make_writer(config, "audio", **SIZES, begin=BEGIN, end=VOCAB, writing=Writing("greedy"))
+    endless = make_text_generator(
+        config, "audio", **SIZES, begin=BEGIN, end=VOCAB, generation=GenerationConfig("greedy")
+    )
     texts = np.asarray(jax.jit(endless)(params, batch).tokens)
     holds = {v: (texts == v).any(axis=1).mean() for v in range(2, VOCAB)}
     end = min(holds, key=lambda v: abs(holds[v] - 0.5))
@@ -124,7 +126,9 @@ def test_what_is_written_has_the_probability_that_teacher_forcing_gives_it(train
     """So the cache, the beams' states and the counting are all right."""
     config, method, params, batch, end = trained
     write = jax.jit(
-        make_writer(config, "audio", **SIZES, begin=BEGIN, end=end, writing=Writing(how, beams=3))
+        make_text_generator(
+            config, "audio", **SIZES, begin=BEGIN, end=end, generation=GenerationConfig(how, beams=3)
+        )
     )
     found = write(params, batch, jax.random.key(0))
     assert (
@@ -144,9 +148,11 @@ def test_what_is_written_has_the_probability_that_teacher_forcing_gives_it(train
 
 def test_greedy_writing_equals_the_uncached_computation(trained):
     config, method, params, batch, end = trained
-    found = jax.jit(make_writer(config, "audio", **SIZES, begin=BEGIN, end=end, writing=Writing("greedy")))(
-        params, batch
-    )
+    found = jax.jit(
+        make_text_generator(
+            config, "audio", **SIZES, begin=BEGIN, end=end, generation=GenerationConfig("greedy")
+        )
+    )(params, batch)
 
     @jax.jit
     def logits_after(ids, t):
@@ -183,8 +189,8 @@ def test_errors_say_what_to_change():
         make_seq2seq(CONFIG, "text", **SIZES)
     only = dataclasses.replace(CONFIG, objective="ctc")
     with pytest.raises(ValueError, match="'ctc' trains nothing that writes by 'beam'"):
-        make_writer(only, "audio", **SIZES, **TOKENS, writing=Writing("beam"))
-    make_writer(only, "audio", **SIZES, **TOKENS)
+        make_text_generator(only, "audio", **SIZES, **TOKENS, generation=GenerationConfig("beam"))
+    make_text_generator(only, "audio", **SIZES, **TOKENS)
     with pytest.raises(ValueError, match="ctc_weight must lie in"):
         Seq2SeqConfig(ctc_weight=1.0)
 
@@ -257,7 +263,9 @@ def test_with_layers_for_the_text_alone_the_cache_changes_nothing():
     params = jax.jit(method.init)(jax.random.key(0), batch)
     params = jax.tree.map(lambda x: 2 * x, params)
     write = jax.jit(
-        make_writer(config, "image", **SIZES, begin=BEGIN, end=VOCAB - 1, writing=Writing("beam", beams=2))
+        make_text_generator(
+            config, "image", **SIZES, begin=BEGIN, end=VOCAB - 1, generation=GenerationConfig("beam", beams=2)
+        )
     )
     found = write(params, batch)
     wanted = rated(method, params, batch, VOCAB - 1, found)
@@ -277,7 +285,7 @@ def test_where_it_looks_is_a_share_of_the_sources_content():
     batch = on_device(batch)
     method = make_seq2seq(CONFIG, "audio", **SIZES)
     params = jax.jit(method.init)(jax.random.key(0), batch)
-    weights = np.asarray(jax.jit(make_attend(CONFIG, "audio", **SIZES))(params, batch))
+    weights = np.asarray(jax.jit(make_cross_attention(CONFIG, "audio", **SIZES))(params, batch))
     there = np.asarray(batch["present"]["audio"]) if "present" in batch else np.ones(16, bool)
     np.testing.assert_allclose(weights[there].sum(axis=2), 1.0, rtol=1e-5)
     short = np.asarray(batch["audio_mask"]).sum(axis=1) < batch["audio_mask"].shape[1] // 2
@@ -286,7 +294,7 @@ def test_where_it_looks_is_a_share_of_the_sources_content():
     method = make_seq2seq(scanned, "audio", **SIZES)
     params = jax.eval_shape(method.init, jax.random.key(0), batch)
     with pytest.raises(ValueError, match="scan_layers"):
-        jax.eval_shape(make_attend(scanned, "audio", **SIZES), params, batch)
+        jax.eval_shape(make_cross_attention(scanned, "audio", **SIZES), params, batch)
 
 
 PLAIN_IMAGE = EncoderConfig("dcgan", width=8, norm="none", dropout=0.5)
@@ -300,8 +308,10 @@ def test_descriptions_are_rated_as_by_teacher_forcing_and_by_the_pixels():
     batch["text_mask"][3] = False
     batch = on_device(batch)
     params = jax.jit(method.init)(jax.random.key(0), batch)
-    how, ids, mask = make_describer(config, "image", **SIZES), batch["text"], batch["text_mask"]
-    describe = lambda params, pixels, ids, mask: how.describe(params, how.see(params, pixels), ids, mask)
+    how, ids, mask = make_captioner(config, "image", **SIZES), batch["text"], batch["text_mask"]
+    describe = lambda params, pixels, ids, mask: how.cross_entropy(
+        params, how.encode(params, pixels), ids, mask
+    )
 
     @jax.jit
     def run(pixels, ids):
@@ -317,9 +327,11 @@ def test_descriptions_are_rated_as_by_teacher_forcing_and_by_the_pixels():
     np.testing.assert_array_equal(np.abs(slope).max(axis=(1, 2, 3)) > 0, there)
     (_, padded), _ = run(to_float(batch["image"]), jnp.where(mask, ids, 7))
     np.testing.assert_array_equal(padded, found)
-    # To write a token it looks where `make_attend` says that it does after the one before.
-    where = jax.jit(lambda pixels: how.attend(params, how.see(params, pixels), ids))(to_float(batch["image"]))
-    looked = jax.jit(make_attend(config, "image", **SIZES))(params, batch)
+    # To write a token it looks where `make_cross_attention` says that it does after the one before.
+    where = jax.jit(lambda pixels: how.attention(params, how.encode(params, pixels), ids))(
+        to_float(batch["image"])
+    )
+    looked = jax.jit(make_cross_attention(config, "image", **SIZES))(params, batch)
     assert where.shape == (*ids.shape, 25)
     np.testing.assert_allclose(where[:, 1:], looked[:, :-1], rtol=1e-5)
     np.testing.assert_allclose(where[:, 0], 1 / 25, rtol=1e-6)
@@ -331,7 +343,7 @@ def test_looks_are_the_mean_token_and_nothing_where_the_source_is_missing():
     batch["present"] = {"image": np.arange(5) != 2}
     batch = on_device(batch)
     params = jax.jit(method.init)(jax.random.key(0), batch)
-    found = jax.jit(make_looker(config, "image", **SIZES))(params, batch)
+    found = jax.jit(make_feature_extractor(config, "image", **SIZES))(params, batch)
     encoder = build_encoder("image", config.image)
     tokens = jax.jit(encoder.apply)({"params": params["image"]}, to_float(batch["image"])).values
     assert tokens.shape == (5, 25, 8)
@@ -342,4 +354,4 @@ def test_looks_are_the_mean_token_and_nothing_where_the_source_is_missing():
 def test_what_describes_no_pictures_is_refused():
     for config, source in ((CONFIG, "audio"), (dataclasses.replace(CONFIG, objective="ctc"), "image")):
         with pytest.raises(ValueError, match="a captioner with a decoder"):
-            make_describer(config, source, **SIZES)
+            make_captioner(config, source, **SIZES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
-from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speaker, make_speech
+from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speech, make_synthesizer
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train.optim import Optimizer, make_optimizer
@@ -119,7 +119,7 @@ def test_learns_how_long_each_token_lasts_without_being_told(trained):
 def test_speaks_each_token_in_its_band_and_ends(trained):
     config, _, params, _ = trained
     batch = make_batch(seed=1001)
-    speak = jax.jit(make_speaker(config, frames=FRAMES + 3, **SIZES))
+    speak = jax.jit(make_synthesizer(config, frames=FRAMES + 3, **SIZES))
     asked = on_device({k: batch[k] for k in ("text", "text_mask", "speaker", "index")})
     said = speak(params, asked)
     durations = np.asarray(said.durations)
@@ -141,15 +141,15 @@ def test_who_speaks_and_how_fast(trained):
     batch = on_device({k: v for k, v in make_batch(seed=1002).items() if k in ("text", "index")})
     loud = {}
     for who in (0, 1):
-        said = jax.jit(make_speaker(config, frames=FRAMES, **SIZES))(
+        said = jax.jit(make_synthesizer(config, frames=FRAMES, **SIZES))(
             params, {**batch, "speaker": jnp.full(16, who, jnp.int32)}
         )
         loud[who] = said.log_mel.max(axis=2)[said.frame_mask].mean()
     assert loud[1] - loud[0] > 0.5  # 1 in truth
-    fast = jax.jit(make_speaker(config, frames=FRAMES, rate=2.0, **SIZES))(params, batch)
+    fast = jax.jit(make_synthesizer(config, frames=FRAMES, rate=2.0, **SIZES))(params, batch)
     assert 0.35 < fast.durations.sum() / said.durations.sum() < 0.65
     with pytest.raises(ValueError, match="rate"):
-        make_speaker(config, frames=FRAMES, rate=0.0, **SIZES)
+        make_synthesizer(config, frames=FRAMES, rate=0.0, **SIZES)
 
 
 def test_frames_computed_once_are_the_waveforms_own():

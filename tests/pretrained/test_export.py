@@ -13,7 +13,7 @@ from tests.pretrained import checkpoints as made
 from tests.pretrained import peers
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import load_hf_tokenizer, train_tokenizer
-from xmodal_jax.evaluation.text import WritingConfig
+from xmodal_jax.evaluation.text import TextGenerationConfig
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
@@ -160,7 +160,7 @@ def test_plain_parameters_and_the_card(clip):
 def captioner(tmp_path_factory):
     root = tmp_path_factory.mktemp("captioner")
     vit = made.write_folder(root / "vit", made.VIT, {"image": "pool"})
-    config, encoders = starting_point(WritingConfig(image_encoder=f"hf:{vit}"))
+    config, encoders = starting_point(TextGenerationConfig(image_encoder=f"hf:{vit}"))
     decoder = dataclasses.replace(config.model.decoder, width=12, heads=3, depth=2)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
     method = make_seq2seq(config.model, "image", vocab_size=TOKENIZER.vocab_size, length=LENGTH)

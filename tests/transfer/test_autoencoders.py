@@ -36,7 +36,7 @@ from xmodal_jax.train.run import to_json
 from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
 from xmodal_jax.transfer.encoders import starting_point
 from xmodal_jax.transfer.export import export_run
-from xmodal_jax.transfer.frozen import Described, image_watcher, same_tokens, text_reader
+from xmodal_jax.transfer.frozen import LoadedCaptioner, image_watcher, load_text_encoder, same_tokens
 
 TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
 CAPTIONS = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
@@ -221,7 +221,7 @@ class Drawing(PretrainedConfig):
 
 
 def test_both_players_read_and_look_by_what_was_trained_before(folders, read):
-    config, reader = text_reader(Drawing(**folders))
+    config, reader = load_text_encoder(Drawing(**folders))
     sizes = dict(shape=SHAPE, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
     watcher = image_watcher(config, SHAPE)
     gan = make_gan(config.model, text=reader.params, watcher=watcher, **sizes)
@@ -236,7 +236,7 @@ def test_both_players_read_and_look_by_what_was_trained_before(folders, read):
     np.testing.assert_allclose(condition.vector, pooled, atol=1e-6)
     np.testing.assert_allclose(condition.words.values, tokens.values, atol=1e-6)
     # Six places of eight pixels, without the class token.
-    seen = watcher.see(variables["watcher"], batch["image"].astype(jnp.float32) / 127.5 - 1)
+    seen = watcher.encode(variables["watcher"], batch["image"].astype(jnp.float32) / 127.5 - 1)
     assert seen.shape == (4, 6, 12) and params["discriminator"]["sight"]["kernel"].shape[0] == 12
 
     # Rebuilt images that are the real ones look the same: no perceptual loss. Others do not.
@@ -270,21 +270,21 @@ def test_what_cannot_be_is_said(folders):
     with pytest.raises(ValueError, match="takes no encoder of audio: leave --audio-encoder out"):
         pretrained_readers(Latent(audio_encoder=folders["text_encoder"]))
     with pytest.raises(ValueError, match="takes no encoder of video: leave --video-encoder out"):
-        text_reader(Drawing(video_encoder=folders["image_encoder"]))
+        load_text_encoder(Drawing(video_encoder=folders["image_encoder"]))
     with pytest.raises(ValueError, match="--encoder-lr-multiplier must not be negative"):
         Latent(encoder_lr_multiplier=-1.0)
     with pytest.raises(ValueError, match="--read-with and --text-encoder both say"):
-        text_reader(Drawing(read_with="a run", text_encoder=folders["text_encoder"]))
+        load_text_encoder(Drawing(read_with="a run", text_encoder=folders["text_encoder"]))
     of_classes = dataclasses.replace(Drawing().model, condition="class")
     with pytest.raises(ValueError, match="the condition is 'class': leave them out or"):
-        text_reader(Drawing(text_encoder=folders["text_encoder"], model=of_classes))
-    config, reader = text_reader(Drawing(text_encoder=folders["text_encoder"]))
+        load_text_encoder(Drawing(text_encoder=folders["text_encoder"], model=of_classes))
+    config, reader = load_text_encoder(Drawing(text_encoder=folders["text_encoder"]))
     assert same_tokens(None, reader) is None  # as long as the captions are
     own = TokenizeTransform(reader.tokenizer, 9)
-    assert same_tokens(Described(None, own), reader) is own
+    assert same_tokens(LoadedCaptioner(None, own), reader) is own
     other = TokenizeTransform(train_tokenizer(["other words"], "word"), 9)
     with pytest.raises(ValueError, match="have other tokenizers"):
-        same_tokens(Described(None, other), reader)
+        same_tokens(LoadedCaptioner(None, other), reader)
     watcher = image_watcher(Drawing(image_encoder=folders["image_encoder"]), SHAPE)
     blind = dataclasses.replace(config.model, projected=False, perceptual_weight=0.0)
     with pytest.raises(ValueError, match="needs projected or perceptual_weight"):

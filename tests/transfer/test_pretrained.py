@@ -16,7 +16,7 @@ from tests.support import assert_device_invariant
 from xmodal_jax.core import trees
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
-from xmodal_jax.evaluation.text import WritingConfig
+from xmodal_jax.evaluation.text import TextGenerationConfig
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.lora import LoRA
@@ -232,7 +232,7 @@ def test_a_fusion_of_pretrained_encoders(folders):
 
 def test_a_captioner_begins_with_a_language_model(folders):
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Writing(WritingConfig):
+    class Writing(TextGenerationConfig):
         pass
 
     config = Writing(**hf(folders, image_encoder="vit", text_decoder="gpt2"))

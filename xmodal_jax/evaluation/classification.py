@@ -24,7 +24,7 @@ Labels = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerConfig(StartConfig):
+class ClassificationConfig(StartConfig):
     """What the experiments of classification by several modalities share."""
 
     steps: int = 1200
@@ -34,7 +34,7 @@ class AnswerConfig(StartConfig):
     said) about it."""
     eval_every: int = 200
     """Steps between evaluations on validation data; 0: only at the end."""
-    alone_steps: int = 200
+    unimodal_steps: int = 200
     """Steps of a model of each modality alone, to see what they say together (at most ``steps``); 0: none."""
     model: FusionConfig = FusionConfig()
     """Encoders and fusion."""
@@ -108,7 +108,7 @@ def accuracies(predicted: Labels, labels: Labels, prefix: str) -> dict[str, floa
     return scores
 
 
-class Exam:
+class LabelledSplit:
     """A test split with its classes, read once, and the groups of examples that are scored apart.
 
     ``groups``: a field of the batches and the names of its values, such as the kinds of questions.
@@ -158,45 +158,45 @@ class Exam:
         return scores
 
 
-def fit_alone(
+def fit_unimodal(
     make: Callable[[tuple[str, ...]], tuple[Method, Optimizer]],
     modalities: Sequence[str],
     loader: Loader,
-    config: AnswerConfig,
+    config: ClassificationConfig,
     run: Run,
     timer: Timer,
 ) -> dict[str, tuple[Method, list[Any]]]:
-    """Trains a model of each modality alone, ``config.alone_steps`` long (what it says is little and soon learnt): what
-    the others add is the gap to it. By modality the method and the parameters of each seed.
+    """Trains one model per modality, for ``config.unimodal_steps``: the baselines of the model of all modalities.
 
-    ``make``: method and optimizer of some modalities. Each run is kept in ``alone/<modality>`` of the run's directory.
+    ``make``: the method and the optimizer for some modalities. Each run is written to ``unimodal/<modality>`` in the
+    directory of ``run``. Returns for each modality the method and the parameters of each seed.
     """
-    if not config.alone_steps:
+    if not config.unimodal_steps:
         return {}
     config = dataclasses.replace(
-        config, steps=min(config.alone_steps, config.steps), eval_every=0, checkpoint_every=0, patience=0
+        config, steps=min(config.unimodal_steps, config.steps), eval_every=0, checkpoint_every=0, patience=0
     )
     found = {}
     for name in modalities:
         method, optimizer = make((name,))
         with Run.create(
-            run.path / "alone" / name, config, resume=config.resume, writer=run.writes, tensorboard=False
+            run.path / "unimodal" / name, config, resume=config.resume, writer=run.writes, tensorboard=False
         ) as own:
             run.say(f"training on {name} alone")
             found[name] = method, fit(method, loader, config, optimizer, own, timer).params
     return found
 
 
-def examine(
+def evaluate_splits(
     classify: Classifier,
     params: Sequence[Any],
-    exams: Mapping[str, Exam],
+    exams: Mapping[str, LabelledSplit],
     alone: Mapping[str, tuple[Method, Sequence[Any]]],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """``(metrics, the first seed's answers to the split "test")`` from the parameters of each seed.
 
     Metrics: ``<split>/accuracy`` and its parts for every split; ``given_<modalities>/…`` on "test" with the others
-    missing; ``trained_on_<modality>/…`` on "test" of the models that `fit_alone` gave.
+    missing; ``trained_on_<modality>/…`` on "test" of the models that `fit_unimodal` gave.
     """
     exam, found, first = exams["test"], [], {}
     for seed, own in enumerate(params):

@@ -13,11 +13,11 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import predict_all
-from xmodal_jax.evaluation.text import Script, Writer
+from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
 from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, moments, r_precision
 from xmodal_jax.metrics.neighbours import density_coverage, nearest_neighbours, precision_recall
-from xmodal_jax.models.seq2seq import Writing, make_looker, make_seq2seq
-from xmodal_jax.transfer.frozen import load_picture_writer
+from xmodal_jax.models.seq2seq import GenerationConfig, make_feature_extractor, make_seq2seq
+from xmodal_jax.transfer.frozen import load_captioning_run
 
 TRAINING_PICTURES = 5000
 """Training pictures that drawn ones are compared with, to see whether these are from memory."""
@@ -40,12 +40,14 @@ class Judge:
     """
 
     def __init__(self, run: pathlib.Path, seed: int | None = None):
-        trained = load_picture_writer(run, seed=seed)
+        trained = load_captioning_run(run, seed=seed)
         config, tokenizer, length = trained.config, trained.tokenizer, trained.length
         self.params, self.shape, self.compares = trained.params, trained.shape, config.contrasts
-        self._writer = Writer(config, "image", tokenizer, ways={"greedy": Writing("greedy")}, length=length)
+        self._writer = TextGenerator(
+            config, "image", tokenizer, decodings={"greedy": GenerationConfig("greedy")}, length=length
+        )
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length)
-        self._look = make_looker(config, "image", **sizes)
+        self._look = make_feature_extractor(config, "image", **sizes)
         self._compare = make_seq2seq(config, "image", **sizes).predict
         self._tokenize = TokenizeTransform(tokenizer, length)
 
@@ -81,13 +83,13 @@ class Judge:
 class Exhibition:
     """A split's own pictures beside which drawn ones are judged."""
 
-    script: Script
+    script: ReferenceTexts
     images: np.ndarray
     features: np.ndarray
     """Of the split's own pictures, by the judge."""
 
 
-def exhibit(script: Script, judge: Judge) -> Exhibition:
+def exhibit(script: ReferenceTexts, judge: Judge) -> Exhibition:
     """A split as `scores` takes it."""
     images = read_fields(script.source, ("image",))["image"]
     return Exhibition(script, images, judge.features(images))
@@ -98,9 +100,9 @@ def scores(
 ) -> dict[str, float]:
     """What the judge makes of pictures ``drawn`` for the captions of a split.
 
-    What captions it reads off them, by `Script.caption_scores` (of the embedded data set which factors are those that
-    were asked for); ``r_precision`` among 100 captions (of a small split ``r_precision_of_N`` among fewer), if it
-    compares; ``kid`` and ``fid`` of its features against the split's own pictures, with ``kid_real`` of as many
+    The captions that it generates for them, by `ReferenceTexts.caption_scores` (on the embedded data set: which factors
+    are those of the caption); ``r_precision`` among 100 captions (of a small split ``r_precision_of_N`` among fewer),
+    if it compares; ``kid`` and ``fid`` of its features against the split's own pictures, with ``kid_real`` of as many
     training pictures (features ``train``) for comparison; precision, recall, density and coverage; ``nearest_train``,
     the mean distance of the features to the nearest training picture over the same of the split's own pictures (well
     below 1: it draws from memory).
@@ -133,7 +135,7 @@ def scores(
 class Panel:
     """A judge with what it compares: the pictures of splits and of the training data. Without a run it says nothing."""
 
-    def __init__(self, run: pathlib.Path | None, train: Source, scripts: Mapping[str, Script]):
+    def __init__(self, run: pathlib.Path | None, train: Source, scripts: Mapping[str, ReferenceTexts]):
         self.judge = None if run is None else Judge(run)
         if self.judge is not None:
             rows = np.arange(min(len(train), TRAINING_PICTURES))

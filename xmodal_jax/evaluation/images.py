@@ -13,7 +13,7 @@ from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.evaluation.embeddings import predict_all
-from xmodal_jax.evaluation.text import Script
+from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.types import GAN
 
 
@@ -47,7 +47,7 @@ class Artist:
 class Studio:
     """An artist with the captions of splits."""
 
-    def __init__(self, artist: Artist, scripts: Mapping[str, Script], *, seed: int):
+    def __init__(self, artist: Artist, scripts: Mapping[str, ReferenceTexts], *, seed: int):
         self.artist, self.seed = artist, seed
         self.asked = {name: artist.asked(script.source) for name, script in scripts.items()}
 

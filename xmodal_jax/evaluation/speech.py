@@ -13,10 +13,10 @@ from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.metrics.speech import mel_distance
 from xmodal_jax.metrics.text import error_rates
-from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speaker, vocode
+from xmodal_jax.models.speech import SpeechConfig, frames_of, make_synthesizer, vocode
 
 
-class Sounds(NamedTuple):
+class Utterances(NamedTuple):
     """Speech as waveforms (floats in [-1, 1] or int16) and log-mel frames ``[F, mels]``, one of each per example."""
 
     waves: list[np.ndarray]
@@ -31,13 +31,13 @@ def first_examples(source: Source, count: int) -> ArraySource:
     return ArraySource({k: v for k, v in batch.items() if not isinstance(v, Mapping)})
 
 
-def recorded(source: ArraySource, config: SpeechConfig) -> Sounds:
+def recorded(source: ArraySource, config: SpeechConfig) -> Utterances:
     """The recordings of a data set as they are."""
     batch = source.arrays
     framed = frames_of(config.features, config.floor)(batch)
     waves = [wave[there] for wave, there in zip(batch["audio"], batch["audio_mask"], strict=True)]
     frames = [x[there] for x, there in zip(framed["audio"], framed["audio_mask"], strict=True)]
-    return Sounds(waves, frames)
+    return Utterances(waves, frames)
 
 
 class Vocoder:
@@ -47,7 +47,7 @@ class Vocoder:
         self.config, self.frames, self.batch_size = config, frames, batch_size
         self._vocode = lambda params, batch: vocode(batch["audio"], config)
 
-    def __call__(self, sounds: Sounds) -> Sounds:
+    def __call__(self, sounds: Utterances) -> Utterances:
         silence = np.full(
             (len(sounds.frames), self.frames, sounds.frames[0].shape[1]), np.log(self.config.floor)
         )
@@ -56,11 +56,11 @@ class Vocoder:
             row[: len(own)] = own[: self.frames]
         waves = predict_all(self._vocode, {}, ArraySource({"audio": padded}), batch_size=self.batch_size)
         lengths = [len(own) * self.config.features.hop for own in sounds.frames]
-        return Sounds([w[:n] for w, n in zip(waves, lengths, strict=True)], sounds.frames)
+        return Utterances([w[:n] for w, n in zip(waves, lengths, strict=True)], sounds.frames)
 
 
-class Speaker:
-    """Speech of a data set's texts in its speakers' voices, by `models.speech.make_speaker`, compiled once."""
+class Synthesizer:
+    """Speech of a data set's texts in its speakers' voices, by `models.speech.make_synthesizer`, compiled once."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Speaker:
         rate: float = 1.0,
         batch_size: int = 50,
     ):
-        self._speak = make_speaker(
+        self._speak = make_synthesizer(
             config, vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames,
             speakers=speakers, rate=rate,
         )  # fmt: skip
@@ -84,28 +84,28 @@ class Speaker:
         fields = {k: batch[k] for k in ("text", "text_mask", "speaker") if k in batch}
         return {**fields, "index": np.arange(len(batch["text"]), dtype=np.int32)}
 
-    def __call__(self, params: Any, source: Source) -> Sounds:
+    def __call__(self, params: Any, source: Source) -> Utterances:
         made = predict_all(self._speak, params, source, batch_size=self.batch_size, transform=self.inputs)
-        return Sounds(
+        return Utterances(
             [wave[there] for wave, there in zip(made.waveform, made.mask, strict=True)],
             [x[there] for x, there in zip(made.log_mel, made.frame_mask, strict=True)],
             list(made.durations),
         )
 
 
-def distances(made: Sounds, true: Sounds) -> np.ndarray:
+def mel_distances(made: Utterances, true: Utterances) -> np.ndarray:
     """`metrics.speech.mel_distance` of each example, in nats."""
     return np.array([mel_distance(a, b)[0] for a, b in zip(made.frames, true.frames, strict=True)])
 
 
-def nearness(made: Sounds, true: Sounds, apart: np.ndarray) -> dict[str, float]:
-    """``test/mel_distance``, the mean of `distances`, and ``test/length_error``, that of ``|length / true - 1|``."""
+def synthesis_scores(made: Utterances, true: Utterances, apart: np.ndarray) -> dict[str, float]:
+    """``test/mel_distance``: the mean of `mel_distances`; ``test/length_error``: that of ``|length / true - 1|``."""
     lengths = np.array([(len(a), len(b)) for a, b in zip(made.frames, true.frames, strict=True)], np.float64)
     off = np.abs(lengths[:, 0] / lengths[:, 1] - 1)
     return {"test/mel_distance": float(apart.mean()), "test/length_error": float(off.mean())}
 
 
-class Listened(NamedTuple):
+class RecognitionScores(NamedTuple):
     """What another run hears."""
 
     rates: dict[str, float]
@@ -114,13 +114,13 @@ class Listened(NamedTuple):
     """Of the last sounds; None without a run that listens."""
 
 
-def listen(
-    recognise: Callable[[list[np.ndarray]], list[str]] | None, texts: Sequence[str], **sounds: Sounds
-) -> Listened:
+def recognition_scores(
+    recognise: Callable[[list[np.ndarray]], list[str]] | None, texts: Sequence[str], **sounds: Utterances
+) -> RecognitionScores:
     """How well a run of recognition (`inference.load.Translator.apply`) understands each of the ``sounds``, by their
     names."""
     rates, heard = {}, None
     for name, each in sounds.items() if recognise is not None else ():
         heard = recognise(each.waves)
         rates |= {f"{name}/{k}": v for k, v in error_rates(heard, texts).items()}
-    return Listened(rates, heard)
+    return RecognitionScores(rates, heard)

@@ -17,23 +17,23 @@ from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import Gallery, predict_all, retrieval_scores
 from xmodal_jax.metrics.text import caption_scores, error_rates
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing, make_writer
+from xmodal_jax.models.seq2seq import GenerationConfig, Seq2SeqConfig, make_text_generator
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.types import Method
 
-PHRASINGS = 5
+REFERENCE_COUNT = 5
 """References of a caption where a data set knows other words for the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WritingConfig(StartConfig):
+class TextGenerationConfig(StartConfig):
     """What the experiments that write text share."""
 
     text_decoder: str | None = None
     """``hf:PATH``: a pretrained language model (GPT-2) as the decoder, with its tokenizer; cross-attention is new."""
     model: Seq2SeqConfig = Seq2SeqConfig()
     """Encoder, decoder and objective."""
-    writing: Writing = Writing()
+    generation: GenerationConfig = GenerationConfig()
     """How text is generated at the test."""
 
     @property
@@ -42,7 +42,7 @@ class WritingConfig(StartConfig):
         return {**super().pretrained, **own}
 
 
-def subject(source: Source, known: Sequence[str]) -> str:
+def source_modality(source: Source, known: Sequence[str]) -> str:
     """The one of the ``known`` modalities that texts are to be about.
 
     Raises:
@@ -57,8 +57,8 @@ def subject(source: Source, known: Sequence[str]) -> str:
     return found[0]
 
 
-class Writer:
-    """Texts about whole data sets, in the ways that ``ways`` names, each compiled once."""
+class TextGenerator:
+    """Texts about whole data sets, by the decoding configurations in ``decodings``, each compiled once."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Writer:
         tokenizer: Tokenizer,
         *,
         length: int,
-        ways: Mapping[str, Writing],
+        decodings: Mapping[str, GenerationConfig],
         seed: int = 0,
         batch_size: int = 100,
     ):
@@ -80,8 +80,8 @@ class Writer:
         self.config, self.source, self.tokenizer, self.length = config, source, tokenizer, length
         self.batch_size = batch_size
         self._write: dict[str, Callable[..., Generated]] = {}
-        for name, writing in ways.items():
-            write = make_writer(config, source, writing=writing, **sizes)
+        for name, generation in decodings.items():
+            write = make_text_generator(config, source, generation=generation, **sizes)
             self._write[name] = functools.partial(write, key=jax.random.key(seed))
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Writer:
         return self.tokenizer.decode_batch(made.tokens)
 
 
-class Script:
+class ReferenceTexts:
     """A split with what ought to be written about it, read once.
 
     ``unlike``: texts whose examples are left out, such as the sentences of the training data.
@@ -127,7 +127,7 @@ class Script:
         self.meanings = source.meanings(kept)
         self.references = [[text] for text in self.texts]
         if self.meanings is not None:
-            others = [source.captions(kept, k) for k in range(1, PHRASINGS)]
+            others = [source.captions(kept, k) for k in range(1, REFERENCE_COUNT)]
             self.references = [[text, *more] for text, *more in zip(self.texts, *others, strict=True)]
 
     def caption_scores(self, written: Sequence[str], prefix: str) -> dict[str, float]:

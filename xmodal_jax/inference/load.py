@@ -11,11 +11,11 @@ import numpy as np
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform, tokenizer_from
 from xmodal_jax.evaluation.images import Artist
-from xmodal_jax.evaluation.speech import Speaker
-from xmodal_jax.evaluation.text import Writer
+from xmodal_jax.evaluation.speech import Synthesizer
+from xmodal_jax.evaluation.text import TextGenerator
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, Writing
+from xmodal_jax.models.seq2seq import GenerationConfig, Seq2SeqConfig
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
@@ -46,12 +46,12 @@ class Translator(NamedTuple):
 def load_translator(
     run: pathlib.Path,
     *,
-    writing: Writing | None = None,
+    generation: GenerationConfig | None = None,
     rate: float = 1.0,
     noise: int = 0,
     seed: int | None = None,
 ) -> Translator:
-    """A run's newest checkpoint: of captioning, recognition (``writing``: how text is generated, None for as the run
+    """A run's newest checkpoint: of captioning, recognition (``generation``: how text is generated, None for as the run
     was told), synthesis (``rate``: above 1 speaks faster) or drawing (``noise``: a seed for what the text leaves open).
 
     Raises:
@@ -61,7 +61,7 @@ def load_translator(
     restored = restore_run(run, seed=seed)
     match restored.metadata.get("target"):
         case "text":
-            return _writer(restored, writing)
+            return _writer(restored, generation)
         case "audio":
             return _speaker(restored, rate, run)
         case "image" if restored.metadata.get("tokenizer"):
@@ -72,16 +72,18 @@ def load_translator(
     )
 
 
-def _writer(restored: RestoredCheckpoint, writing: Writing | None) -> Translator:
+def _writer(restored: RestoredCheckpoint, generation: GenerationConfig | None) -> Translator:
     config, metadata = restored.metadata["config"], restored.metadata
     model, source = from_json(Seq2SeqConfig, config["model"]), metadata["source"]
-    ways = {"it": from_json(Writing, config["writing"]) if writing is None else writing}
-    writer = Writer(
+    decodings = {
+        "it": from_json(GenerationConfig, config["generation"]) if generation is None else generation
+    }
+    writer = TextGenerator(
         model,
         source,
         tokenizer_from(metadata["tokenizer"]),
         length=metadata["length"],
-        ways=ways,
+        decodings=decodings,
         batch_size=BATCH,
     )
     rate = model.features.sample_rate
@@ -111,7 +113,7 @@ def _speaker(restored: RestoredCheckpoint, rate: float, run: pathlib.Path) -> Tr
         metadata["length"],
     )
     sizes = dict(frames=metadata["frames"], speakers=len(names), rate=rate, batch_size=BATCH)
-    speak = Speaker(model, TokenizeTransform(tokenizer, length), **sizes)
+    speak = Synthesizer(model, TokenizeTransform(tokenizer, length), **sizes)
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
         for text, tokens in zip(texts, tokenizer.lengths(texts), strict=True):

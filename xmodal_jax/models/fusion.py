@@ -92,7 +92,7 @@ class Head(nn.Module):
         return {target: nn.Dense(count, name=target)(x) for target, count in self.classes.items()}
 
 
-class Answer(NamedTuple):
+class FusionOutput(NamedTuple):
     """What `make_fusion`'s ``predict`` gives."""
 
     logits: dict[str, Float[Array, "batch classes"]]
@@ -189,11 +189,13 @@ class _Network:
             tokens[name] = encoder.apply({"params": params[name]}, inputs, mask, keys=own)
         return tokens
 
-    def answer(self, params: Params, examples: _Examples, present, keys: ExampleKeys | None = None) -> Answer:
+    def answer(
+        self, params: Params, examples: _Examples, present, keys: ExampleKeys | None = None
+    ) -> FusionOutput:
         tokens = self.encode(params, examples, keys)
         there = {m: present[m] for m in tokens}
         fused = self.fusion.apply({"params": params["fusion"]}, tokens, there, keys=keys)
-        return Answer(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
+        return FusionOutput(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
 
 
 def make_fusion(
@@ -206,8 +208,8 @@ def make_fusion(
     ``[B, Q, L]``, targets ``[B, Q]``, an image ``[B, H, W, C]``), and the image is encoded once for its Q texts.
     The loss is the sum over targets of the mean cross-entropy over the global batch's examples whose
     class is known. aux: each target's ``<target>_loss`` and ``<target>_accuracy``. ``predict(params, batch)`` gives an
-    `Answer`, of ``B * Q`` rows (of ``B`` where all inputs are shared). The first of ``modalities`` is the one that
-    gated and film fusion build on.
+    `FusionOutput` of ``B * Q`` rows (of ``B`` where all inputs are shared). The fusions "gated" and "film" build on the
+    first of ``modalities``.
 
     Raises:
       ValueError: no modality, or no target.
@@ -233,14 +235,14 @@ def make_fusion(
             total += aux[f"{target}_loss"]
         return total, jax.lax.stop_gradient(aux)
 
-    def predict(params: Params, batch: Batch) -> Answer:
+    def predict(params: Params, batch: Batch) -> FusionOutput:
         examples = _flatten(batch, modalities, {})
         return net.answer(params, examples, examples.present(modalities))
 
     return Method(net.init, loss, predict)
 
 
-def make_attend(
+def make_token_attention(
     config: FusionConfig, modalities: tuple[str, ...], classes: Mapping[str, int], *, vocab_size: int
 ) -> Callable[[Params, Batch], dict[str, Float[Array, "batch tokens"]]]:
     """``attend(params, batch)``: what `make_fusion`'s method, of the same arguments, looks at.

@@ -1,6 +1,6 @@
 """Anything to text: captions of pictures and videos, recognition of speech. Encode, then write a token at a time.
 
-`make_seq2seq` is the method, `make_writer` what generates with its parameters, in one compiled program.
+`make_seq2seq` is the method, `make_text_generator` what generates with its parameters, in one compiled program.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Seq2SeqConfig:
         return self.objective != "attention"
 
     @property
-    def ways(self) -> tuple[str, ...]:
-        """How text can be generated (see `Writing`), without chance, the best first."""
+    def generation_methods(self) -> tuple[str, ...]:
+        """How text can be generated (see `GenerationConfig`), without chance, the best first."""
         return ("beam", "greedy") * self.decodes + ("ctc",) * self.aligns
 
 
@@ -186,7 +186,7 @@ class _Network:
         return self.head.apply({"params": params["ctc"]}, memory.values)
 
 
-class Written(NamedTuple):
+class Seq2SeqOutput(NamedTuple):
     """What `make_seq2seq`'s ``predict`` gives: how well the batch's own texts are expected."""
 
     cross_entropy: Float[Array, "batch"]
@@ -260,65 +260,69 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
         total += config.contrastive_weight * aux.get("contrastive", 0.0)
         return total, jax.lax.stop_gradient(aux)
 
-    def predict(params: Params, batch: Batch) -> Written:
+    def predict(params: Params, batch: Batch) -> Seq2SeqOutput:
         (found, compared, _), nothing = terms(params, batch, None), jnp.zeros(len(batch["index"]))
         value = lambda name: found[name][0] if name in found else nothing
         embeddings = {} if compared is None else {source: compared[0], "text": compared[1]}
-        return Written(value("cross_entropy"), value("ctc"), embeddings)
+        return Seq2SeqOutput(value("cross_entropy"), value("ctc"), embeddings)
 
     return Method(net.init, loss, predict)
 
 
-def make_looker(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Callable[..., Array]:
-    """``look(params, batch) -> [B, width]``: features of the source, the mean of its encoder's tokens."""
+def make_feature_extractor(
+    config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int
+) -> Callable[[Params, Batch], Float[Array, "batch dim"]]:
+    """``features(params, batch) -> [B, width]``: the mean of the source encoder's tokens."""
     net = _Network(config, source, vocab_size, length)
 
-    def look(params: Params, batch: Batch) -> Float[Array, "batch dim"]:
+    def features(params: Params, batch: Batch) -> Float[Array, "batch dim"]:
         return Pool("mean").apply({}, net.encode(params, batch))
 
-    return look
+    return features
 
 
-class Describer(NamedTuple):
-    """How pictures (or videos) are seen, how well texts fit them, and where their words are; see `make_describer`."""
+class Captioner(NamedTuple):
+    """A captioner as functions that can be differentiated in the pixels; see `make_captioner`."""
 
-    see: Callable[..., Array]
-    describe: Callable[..., Array]
-    attend: Callable[..., Array]
+    encode: Callable[..., Array]
+    """``encode(params, pixels) -> [B, N, width]``: the image encoder's tokens."""
+    cross_entropy: Callable[..., Array]
+    """``cross_entropy(params, tokens, ids, mask) -> [B]``: the decoder's cross-entropy of given captions, in nats per
+    token; 0 for an empty caption."""
+    attention: Callable[..., Array]
+    """``attention(params, tokens, ids) -> [B, length, N]``: the decoder's cross-attention when it predicts each token
+    of a caption. The first token is given and not predicted: its row is uniform."""
 
 
-def make_describer(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Describer:
-    """``see(params, pixels) -> [B, N, width]``, the encoder's tokens; ``describe(params, tokens, ids, mask) -> [B]``,
-    how well given texts fit them, in nats per token; ``attend(params, tokens, ids) -> [B, length, N]``, where among
-    them the decoder looks to write each token of a text (`make_attend`; for the first, which is given, everywhere).
+def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Captioner:
+    """The functions of a captioner that judge given captions, to train a generator of images with.
 
-    ``pixels`` are floats in [-1, 1], in which both can be differentiated: what a generator of pictures may be held to
-    (redescription, MirrorGAN, Qiao et al. 2019, arXiv:1903.05854, eq. 14). The decoder's cross-entropy of ``ids``
-    ``[B, length]``, from the begin to the end token, under ``mask``; of an empty text 0.
+    ``pixels`` are floats in [-1, 1], ``ids`` int32 ``[B, length]`` from the begin to the end token, valid under
+    ``mask``. Redescription: MirrorGAN, Qiao et al. 2019, arXiv:1903.05854, eq. 14.
 
     Raises:
-      ValueError: the configuration has no decoder, or hears.
+      ValueError: the configuration has no decoder, or its source is audio.
     """
     net = _Network(config, source, vocab_size, length)
     if source == "audio" or not config.decodes:
         raise ValueError("pictures are described by a captioner with a decoder (the objective attention)")
 
-    def see(params: Params, pixels) -> Float[Array, "batch length dim"]:
+    def encode(params: Params, pixels) -> Float[Array, "batch length dim"]:
         return net.encoder({source: pixels}).apply({"params": params[source]}, pixels, None, keys=None).values
 
-    def describe(params: Params, tokens, ids, mask) -> Float[Array, "batch"]:
+    def cross_entropy(params: Params, tokens, ids, mask) -> Float[Array, "batch"]:
         logits, _ = net.decode(params, ids[:, :-1], Tokens(tokens, None))
         return sequence.token_cross_entropy(logits, ids[:, 1:], mask[:, 1:])
 
-    def attend(params: Params, tokens, ids) -> Float[Array, "batch length places"]:
-        looked = _looked(net, params, ids[:, :-1], Tokens(tokens, None))
-        return jnp.pad(looked, [(0, 0), (1, 0), (0, 0)], constant_values=1.0 / tokens.shape[1])
+    def attention(params: Params, tokens, ids) -> Float[Array, "batch length places"]:
+        weights = _cross_attention(net, params, ids[:, :-1], Tokens(tokens, None))
+        return jnp.pad(weights, [(0, 0), (1, 0), (0, 0)], constant_values=1.0 / tokens.shape[1])
 
-    return Describer(see, describe, attend)
+    return Captioner(encode, cross_entropy, attention)
 
 
 @dataclasses.dataclass(frozen=True)
-class Writing:
+class GenerationConfig:
     """How text is generated."""
 
     how: Literal["greedy", "beam", "sample", "ctc"] | None = None
@@ -356,7 +360,7 @@ def start_decoding(decoder: TextDecoder, params: Params, memory: Tokens, begin: 
     return step, logits, made["cache"]
 
 
-def make_writer(
+def make_text_generator(
     config: Seq2SeqConfig,
     source: str,
     *,
@@ -364,7 +368,7 @@ def make_writer(
     length: int,
     begin: int,
     end: int,
-    writing: Writing = Writing(),
+    generation: GenerationConfig = GenerationConfig(),
 ) -> Callable[..., Generated]:
     """``write(params, batch, key=None) -> Generated``: one text per example, its tokens without begin and end.
 
@@ -372,9 +376,9 @@ def make_writer(
     text depends on the key and its ``index``.
 
     Raises:
-      ValueError: an unknown source, or a way of writing that ``config``'s objective does not train.
+      ValueError: an unknown source, or a way of generation that ``config``'s objective does not train.
     """
-    net, how = _Network(config, source, vocab_size, length), writing.how or config.ways[0]
+    net, how = _Network(config, source, vocab_size, length), generation.how or config.generation_methods[0]
     if not (config.aligns if how == "ctc" else config.decodes):
         raise ValueError(f"the objective {config.objective!r} trains nothing that writes by {how!r}")
 
@@ -390,9 +394,9 @@ def make_writer(
             return ctc_greedy(net.align(params, memory), memory.mask)
         if how == "beam":
             found = beam_search(
-                *start(params, memory, writing.beams),
-                beams=writing.beams,
-                penalty=writing.length_penalty,
+                *start(params, memory, generation.beams),
+                beams=generation.beams,
+                penalty=generation.length_penalty,
                 **room,
             )
             return jax.tree.map(lambda x: x[:, 0], found)
@@ -400,30 +404,31 @@ def make_writer(
             return sample(*start(params, memory, 1), **room)
         if key is None:
             raise ValueError("sampling needs a key")
-        chosen = dict(temperature=writing.temperature, top_k=writing.top_k, top_p=writing.top_p)
+        chosen = dict(temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p)
         return sample(*start(params, memory, 1), keys=example_keys(key, batch["index"]), **chosen, **room)
 
     return write
 
 
-def make_attend(
+def make_cross_attention(
     config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int
 ) -> Callable[[Params, Batch], Float[Array, "batch length tokens"]]:
-    """``attend(params, batch)``: where in the source the decoder looks while it reads each token of ``text`` to write
-    the next, the mean over layers and heads; rows sum to 1."""
+    """``attention(params, batch) -> [B, length, N]``: the decoder's cross-attention to the source's ``N`` tokens after
+    each token of ``text``, when it predicts the next one. The mean over layers and heads; rows sum to 1."""
     net = _Network(config, source, vocab_size, length)
 
-    def attend(params: Params, batch: Batch):
-        return _looked(net, params, batch["text"], net.encode(params, batch))
+    def attention(params: Params, batch: Batch):
+        return _cross_attention(net, params, batch["text"], net.encode(params, batch))
 
-    return attend
+    return attention
 
 
-def _looked(net: _Network, params: Params, ids: Array, memory: Tokens) -> Float[Array, "batch length tokens"]:
-    """Where in ``memory`` the decoder looks after each of ``ids``."""
+def _cross_attention(
+    net: _Network, params: Params, ids: Array, memory: Tokens
+) -> Float[Array, "batch length tokens"]:
     _, state = net.decoder.apply({"params": params["decoder"]}, ids, memory, mutable=["intermediates"])
     maps = attention_maps(state.get("intermediates", {}))
-    looked = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
-    if not looked:
+    of_layers = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
+    if not of_layers:
         raise ValueError("a decoder with scan_layers records no attention: leave it out")
-    return sum(looked) / len(looked)
+    return sum(of_layers) / len(of_layers)

@@ -1,7 +1,7 @@
 """Text to speech: log-mel frames all at once, from tokens that last as long as training has found them to, and a
 waveform from these by Griffin-Lim.
 
-`make_speech` is the method, `make_speaker` what speaks with its parameters, in one compiled program.
+`make_speech` is the method, `make_synthesizer` what speaks with its parameters, in one compiled program.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
     return Method(init, loss, predict)
 
 
-class Spoken(NamedTuple):
-    """What `make_speaker` gives."""
+class SynthesizedSpeech(NamedTuple):
+    """What `make_synthesizer` gives."""
 
     waveform: Float[Array, "batch time"]
     """In [-1, 1], silent behind the mask."""
@@ -203,10 +203,10 @@ class Spoken(NamedTuple):
     """Frames of each token."""
 
 
-def make_speaker(
+def make_synthesizer(
     config: SpeechConfig, *, vocab_size: int, length: int, frames: int, speakers: int = 1, rate: float = 1.0
-) -> Callable[[Params, Batch], Spoken]:
-    """``speak(params, batch) -> Spoken``: the batch's ``text`` (with ``text_mask``), said by ``speaker``.
+) -> Callable[[Params, Batch], SynthesizedSpeech]:
+    """``speak(params, batch) -> SynthesizedSpeech``: the batch's ``text`` (with ``text_mask``), said by ``speaker``.
 
     ``frames``: the longest speech; what is longer is cut off. ``rate``: above 1 speaks faster. The end is where the
     durations of all tokens, at least one frame each, are over.
@@ -215,7 +215,7 @@ def make_speaker(
         raise ValueError(f"the rate of speech must be positive, got {rate}")
     net = _net(config, vocab_size, length, speakers)
 
-    def speak(params: Params, batch: Batch) -> Spoken:
+    def speak(params: Params, batch: Batch) -> SynthesizedSpeech:
         text = batch["text"]
         mask = batch.get("text_mask", text != 0) & presence(batch, ("text",))["text"][:, None]
         bound = net.bind({"params": params})
@@ -228,7 +228,7 @@ def make_speaker(
         waveform = vocode(made, config)
         sample = jnp.arange(waveform.shape[1]) // config.features.hop
         heard = sample[None, :] < frame_mask.sum(axis=1)[:, None]
-        return Spoken(jnp.where(heard, waveform, 0.0), heard, made, frame_mask, durations)
+        return SynthesizedSpeech(jnp.where(heard, waveform, 0.0), heard, made, frame_mask, durations)
 
     return speak
 

@@ -12,11 +12,11 @@ import numpy as np
 from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.text import Tokenizer
-from xmodal_jax.evaluation.classification import Classifier, Exam
+from xmodal_jax.evaluation.classification import Classifier, LabelledSplit
 from xmodal_jax.metrics.classification import confusion_matrix
 from xmodal_jax.models.fusion import FusionConfig
 from xmodal_jax.models.towers import leading_tokens, log_mel_of
-from xmodal_jax.report import classification_figures as answer_figures
+from xmodal_jax.report import classification_figures as classification_figures
 from xmodal_jax.report import figures
 from xmodal_jax.report.page import Report
 
@@ -38,7 +38,7 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, chance: float) -> 
             bars[f"a model of {group.removeprefix('trained_on_')} alone"] = value
     report.add_figure(
         "With modalities missing",
-        answer_figures.accuracy_bars(bars, chance=chance, title="test accuracy"),
+        classification_figures.accuracy_bars(bars, chance=chance, title="test accuracy"),
         "Given … only: the model of all modalities, the others missing at the test. A model of … alone: trained on it.",
     )
     kinds = {
@@ -47,12 +47,15 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, chance: float) -> 
         if k.startswith("test/") and k.endswith("_accuracy")
     }
     if kinds:
-        report.add_figure("By kind", answer_figures.accuracy_bars(kinds, title="test accuracy"))
+        report.add_figure("By kind", classification_figures.accuracy_bars(kinds, title="test accuracy"))
     return shown
 
 
 def add_confusions(
-    report: Report, exam: Exam, predicted: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]
+    report: Report,
+    exam: LabelledSplit,
+    predicted: Mapping[str, np.ndarray],
+    names: Mapping[str, Sequence[str]],
 ) -> None:
     """A matrix per target, of the classes that occur as truth or as answer."""
     for target, labels in exam.labels.items():
@@ -70,7 +73,7 @@ def add_attention(
     attend: Callable,
     params: Any,
     classify: Classifier,
-    exam: Exam,
+    exam: LabelledSplit,
     predicted: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
     model: FusionConfig,
@@ -78,7 +81,7 @@ def add_attention(
 ) -> None:
     """What the model looks at in right and in wrong answers, drawn over picture, words and spectrogram.
 
-    ``attend``: from `models.fusion.make_attend`.
+    ``attend``: from `models.fusion.make_token_attention`.
     """
     right, known = exam.right(predicted), exam.known
     rng = np.random.default_rng(0)
@@ -107,11 +110,11 @@ def add_attention(
                       None if spectra is None else spectra[k])
             for m, w in weights.items()
         }  # fmt: skip
-        examples.append(answer_figures.Looked(asked + verdict, panels))
+        examples.append(classification_figures.AttentionExample(asked + verdict, panels))
     for title, shown in drawn.items():
         if shown.size:
             own, examples = examples[: len(shown)], examples[len(shown) :]
-            report.add_figure("Attention", answer_figures.attention(own), f"{title}, drawn at random")
+            report.add_figure("Attention", classification_figures.attention(own), f"{title}, drawn at random")
 
 
 def _spectra(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ ROW = 1.35
 """Inches."""
 
 
-class Looked(NamedTuple):
+class AttentionExample(NamedTuple):
     """One example and what the model attends to in it."""
 
     title: str
@@ -56,7 +56,7 @@ def accuracy_bars(
     return fig
 
 
-def attention(examples: Sequence[Looked]) -> Figure:
+def attention(examples: Sequence[AttentionExample]) -> Figure:
     """A row per example, a panel per modality; bright is what the rest of the input attends to."""
     kinds = [m for m in COLUMNS if any(m in e.panels for e in examples)]
     fig = Figure((WIDTH, ROW * max(1, len(examples))), layout="constrained")

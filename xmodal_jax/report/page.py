@@ -51,7 +51,7 @@ class Audio(NamedTuple):
     sample_rate: int
 
 
-class Marked(NamedTuple):
+class MarkedText(NamedTuple):
     """A text in pieces ``(words, mark)``, the mark being "right", "wrong" or "missing" (shown struck through)."""
 
     pieces: Sequence[tuple[str, str]]
@@ -61,7 +61,7 @@ class Item(NamedTuple):
     """What a gallery or a table shows: text (plain or marked), a picture ``[H, W, C]``, a video ``[F, H, W, C]`` or a
     sound."""
 
-    content: str | np.ndarray | Audio | Marked
+    content: str | np.ndarray | Audio | MarkedText
     caption: str = ""
 
 
@@ -320,7 +320,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _td(value: Any) -> str:
     if isinstance(value, Item):
         return f"<td>{_cell(*value)}</td>"
-    if isinstance(value, Audio | Marked) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
+    if isinstance(value, Audio | MarkedText) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
         return f"<td>{_cell(value)}</td>"
     if isinstance(value, float | np.floating):
         value = format_value(value)
@@ -342,10 +342,10 @@ def _hit(rank: int, hit: Hit) -> str:
 _TAGS = {"right": "span", "wrong": "mark", "missing": "del"}
 
 
-def _cell(content: str | np.ndarray | Audio | Marked, caption: str = "", fps: float = 8.0) -> str:
+def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps: float = 8.0) -> str:
     """Text, a picture, a video or a sound, with its caption."""
     below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
-    if isinstance(content, Marked):
+    if isinstance(content, MarkedText):
         words = " ".join(f"<{_TAGS[mark]}>{_escape(text)}</{_TAGS[mark]}>" for text, mark in content.pieces)
         return f'<div class="text">{words}</div>{below}'
     if isinstance(content, str):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from xmodal_jax.evaluation.speech import Sounds
+from xmodal_jax.evaluation.speech import Utterances
 from xmodal_jax.metrics.text import compare_words
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.report.figures import INK, WIDTH
-from xmodal_jax.report.page import Audio, Marked, Report
+from xmodal_jax.report.page import Audio, MarkedText, Report
 
 SHOWN = 6
 """Examples of each kind."""
@@ -21,9 +21,9 @@ def add_speech(
     report: Report,
     texts: Sequence[str],
     tokens: Sequence[Sequence[str]],
-    made: Sounds,
-    vocoded: Sounds,
-    true: Sounds,
+    made: Utterances,
+    vocoded: Utterances,
+    true: Utterances,
     distance: np.ndarray,
     heard: Sequence[str] | None,
     config: SpeechConfig,
@@ -37,9 +37,9 @@ def add_speech(
         cells = []
         for k in rows:
             sounds = [Audio(np.asarray(each.waves[k]), rate) for each in (made, true, vocoded)]
-            said = [Marked(compare_words(heard[k], texts[k]))] if heard is not None else []
+            said = [MarkedText(compare_words(heard[k], texts[k]))] if heard is not None else []
             cells.append([texts[k], *sounds, f"{distance[k]:.2f}", *said])
-        report.add_table("Sounds", columns + ["understood as"] * (heard is not None), cells, note)
+        report.add_table("Utterances", columns + ["understood as"] * (heard is not None), cells, note)
     for rows, note in ((drawn[:3], "drawn at random"), (worst[:3], "farthest from their recordings")):
         report.add_figure("Spectrograms", spectrograms(rows, texts, tokens, made, true, config), note)
 
@@ -48,8 +48,8 @@ def spectrograms(
     rows: Sequence[int],
     texts: Sequence[str],
     tokens: Sequence[Sequence[str]],
-    made: Sounds,
-    true: Sounds,
+    made: Utterances,
+    true: Utterances,
     config: SpeechConfig,
 ) -> Figure:
     """For each of ``rows`` the synthesised log-mel frames with their tokens, above those of the recording."""

@@ -11,20 +11,20 @@ import numpy as np
 from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.shapes.grammar import mark_wrong_words, match_factors, parse
-from xmodal_jax.evaluation.text import Script, Writer
+from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
 from xmodal_jax.metrics.text import cider, compare_words, error_rates
-from xmodal_jax.models.seq2seq import make_attend
+from xmodal_jax.models.seq2seq import make_cross_attention
 from xmodal_jax.models.towers import leading_tokens, log_mel_of
-from xmodal_jax.report import classification_figures as answer_figures
-from xmodal_jax.report import text_figures as writing_figures
+from xmodal_jax.report import classification_figures as classification_figures
+from xmodal_jax.report import text_figures as text_figures
 from xmodal_jax.report.alignment import content
-from xmodal_jax.report.page import Marked, Report
+from xmodal_jax.report.page import MarkedText, Report
 
 SHOWN = 10
 """Rows of each table of examples."""
 
 
-def captions_right(script: Script, written: Sequence[str]) -> tuple[np.ndarray, list[Marked]]:
+def caption_quality(script: ReferenceTexts, written: Sequence[str]) -> tuple[np.ndarray, list[MarkedText]]:
     """How good each caption is (the share of its factors that are right, or else its CIDEr-D), and its wrong words."""
     if script.meanings is None:
         nearest = [
@@ -32,33 +32,35 @@ def captions_right(script: Script, written: Sequence[str]) -> tuple[np.ndarray, 
             for t, known in zip(written, script.references, strict=True)
         ]
         marks = [compare_words(text, ref) for text, ref in zip(written, nearest, strict=True)]
-        return cider(written, script.references), [Marked(m) for m in marks]
+        return cider(written, script.references), [MarkedText(m) for m in marks]
     quality, marks = [], []
     for text, meant in zip(written, script.meanings, strict=True):
         found = match_factors(parse(text), meant).values()
         quality.append(sum(r for r, _ in found) / sum(n for _, n in found))
         marks.append(
-            Marked([(t, "wrong" if wrong else "right") for t, wrong in mark_wrong_words(text, meant)])
+            MarkedText([(t, "wrong" if wrong else "right") for t, wrong in mark_wrong_words(text, meant)])
         )
     return np.array(quality), marks
 
 
-def transcripts_right(script: Script, written: Sequence[str]) -> tuple[np.ndarray, list[Marked]]:
+def transcript_quality(script: ReferenceTexts, written: Sequence[str]) -> tuple[np.ndarray, list[MarkedText]]:
     """One minus each transcript's word error rate, and its wrong and missing words."""
     pairs = list(zip(written, script.texts, strict=True))
-    return 1 - np.array([_errors(*pair) for pair in pairs]), [Marked(compare_words(*pair)) for pair in pairs]
+    return 1 - np.array([_errors(*pair) for pair in pairs]), [
+        MarkedText(compare_words(*pair)) for pair in pairs
+    ]
 
 
 def _errors(text: str, reference: str) -> float:
     return error_rates([text], [reference])["wer"] if reference.split() else float(bool(text.split()))
 
 
-def add_written(
+def add_generated_texts(
     report: Report,
-    script: Script,
+    script: ReferenceTexts,
     source: str,
     quality: np.ndarray,
-    marks: Sequence[Marked],
+    marks: Sequence[MarkedText],
     *,
     measure: str,
     sample_rate: int = 16_000,
@@ -78,7 +80,13 @@ def add_written(
 
 
 def add_attention(
-    report: Report, writer: Writer, params: Any, script: Script, written: Sequence[str], *, examples: int = 4
+    report: Report,
+    writer: TextGenerator,
+    params: Any,
+    script: ReferenceTexts,
+    written: Sequence[str],
+    *,
+    examples: int = 4,
 ) -> None:
     """Where the model looks while it writes each word of the first ``examples``: over the picture, or along the
     spectrogram. Nothing where it has no decoder."""
@@ -90,7 +98,7 @@ def add_attention(
     raw = script.source.batch(np.asarray(rows))
     ids, mask = writer.tokenizer.encode_batch([written[k] for k in rows], writer.length)
     batch = numeric_fields({**writer.inputs(raw), "text": ids, "text_mask": mask})
-    weights = np.asarray(jit_once(make_attend(model, writer.source, **sizes))(params, batch))
+    weights = np.asarray(jit_once(make_cross_attention(model, writer.source, **sizes))(params, batch))
     weights = weights[:, :, leading_tokens(writer.source, encoder) :]
     for k, row in enumerate(rows):
         words = writer.tokenizer.tokens(written[row])[1:-1]
@@ -103,11 +111,11 @@ def add_attention(
             )
             frames = np.asarray(spectrum[0])[np.asarray(there[0])]
             looked = looked[:, : -(-len(frames) // encoder.downsample)]
-            fig = writing_figures.along_sound(
+            fig = text_figures.along_sound(
                 frames, words, looked, model.features.hop / model.features.sample_rate
             )
         else:
-            fig = writing_figures.over_pictures(raw[writer.source][k], words, looked)
+            fig = text_figures.over_pictures(raw[writer.source][k], words, looked)
         report.add_figure("Where it looks", fig, written[row])
 
 
@@ -122,4 +130,4 @@ def add_scores(
         if name.startswith(bars) and name.endswith("_accuracy")
     }
     if len(kinds) > 1:
-        report.add_figure("By factor", answer_figures.accuracy_bars(kinds, title=f"{bars}accuracy"))
+        report.add_figure("By factor", classification_figures.accuracy_bars(kinds, title=f"{bars}accuracy"))

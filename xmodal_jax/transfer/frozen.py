@@ -10,8 +10,8 @@ import numpy as np
 
 from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer, tokenizer_from
 from xmodal_jax.models.contrastive import ContrastiveConfig
-from xmodal_jax.models.gan.networks import Captioner, Watcher
-from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_describer
+from xmodal_jax.models.gan.networks import FrozenCaptioner, Watcher
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_captioner
 from xmodal_jax.models.towers import make_encoder, pretrained_config
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.pretrained.files import open_checkpoint
@@ -22,7 +22,7 @@ from xmodal_jax.train.run import from_json
 from xmodal_jax.transfer.encoders import as_pretrained, find_folders
 
 
-class PictureWriter(NamedTuple):
+class CaptioningRun(NamedTuple):
     """What a captioning run of pictures has learned."""
 
     config: Seq2SeqConfig
@@ -33,7 +33,7 @@ class PictureWriter(NamedTuple):
     """Of the pictures."""
 
 
-def load_picture_writer(run: pathlib.Path, *, seed: int | None = None) -> PictureWriter:
+def load_captioning_run(run: pathlib.Path, *, seed: int | None = None) -> CaptioningRun:
     """The newest checkpoint of a captioning run.
 
     Raises:
@@ -46,32 +46,32 @@ def load_picture_writer(run: pathlib.Path, *, seed: int | None = None) -> Pictur
         raise ValueError(f"{run} captions no pictures and cannot judge pictures: give a run of captioning.py")
     config = from_json(Seq2SeqConfig, metadata["config"]["model"])
     tokenizer, shape = tokenizer_from(metadata["tokenizer"]), tuple(metadata["shape"])
-    return PictureWriter(config, restored.params, tokenizer, metadata["length"], shape)
+    return CaptioningRun(config, restored.params, tokenizer, metadata["length"], shape)
 
 
-class Described(NamedTuple):
+class LoadedCaptioner(NamedTuple):
     """A trained captioner, and how it reads texts."""
 
-    captioner: Captioner
+    captioner: FrozenCaptioner
     tokenize: TokenizeTransform
 
 
-def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> Described:
+def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> LoadedCaptioner:
     """The captioner of pictures in a run's newest checkpoint, for `models.gan.method.make_gan`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run captions no pictures.
     """
-    trained = load_picture_writer(run, seed=seed)
+    trained = load_captioning_run(run, seed=seed)
     sizes = dict(vocab_size=trained.tokenizer.vocab_size, length=trained.length)
-    describer = make_describer(trained.config, "image", **sizes)
-    return Described(
-        Captioner(*describer, trained.params), TokenizeTransform(trained.tokenizer, trained.length)
+    describer = make_captioner(trained.config, "image", **sizes)
+    return LoadedCaptioner(
+        FrozenCaptioner(*describer, trained.params), TokenizeTransform(trained.tokenizer, trained.length)
     )
 
 
-class Reader(NamedTuple):
+class FrozenTextEncoder(NamedTuple):
     """A trained text encoder, and how it reads texts."""
 
     config: EncoderConfig
@@ -81,7 +81,7 @@ class Reader(NamedTuple):
     """Tokens of a text; None: as many as there are places."""
 
 
-def load_reader(run: pathlib.Path, *, seed: int | None = None) -> Reader:
+def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> FrozenTextEncoder:
     """The text encoder of a contrastive run's newest checkpoint, for `models.gan.method.make_gan`.
 
     Raises:
@@ -94,18 +94,18 @@ def load_reader(run: pathlib.Path, *, seed: int | None = None) -> Reader:
         raise ValueError(f"{run} has no text encoder of its own: give a run of contrastive.py with text")
     config = from_json(ContrastiveConfig, metadata["config"]["model"]).text
     params = {name: parts[name] for name in ("encoder", "pool") if name in parts}
-    return Reader(config, params, tokenizer_from(metadata["tokenizer"]), metadata["max_length"])
+    return FrozenTextEncoder(config, params, tokenizer_from(metadata["tokenizer"]), metadata["max_length"])
 
 
-def read_reader(asked: EncoderConfig, folder: pathlib.Path) -> Reader:
+def text_encoder_of_checkpoint(asked: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
     """The pretrained text encoder of a Hugging Face folder; ``asked``: what does not follow from it."""
     config = as_pretrained(asked, pretrained_config("text", folder))
     module = make_encoder("text", config, {}, vocab_size=0, far="pool")
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
-    return Reader(config, {"encoder": params}, load_hf_tokenizer(folder), None)
+    return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), None)
 
 
-def text_reader(config: PretrainedConfig) -> tuple[PretrainedConfig, Reader | None]:
+def load_text_encoder(config: PretrainedConfig) -> tuple[PretrainedConfig, FrozenTextEncoder | None]:
     """A drawing run's configuration with the text encoder of ``--read-with RUN`` or ``--text-encoder hf:PATH`` in its
     model, and that encoder.
 
@@ -122,7 +122,11 @@ def text_reader(config: PretrainedConfig) -> tuple[PretrainedConfig, Reader | No
             f"--read-with and --text-encoder read captions, the condition is {config.model.condition!r}: leave them out"
             " or set --model.condition words"
         )
-    reader = load_reader(config.read_with) if folder is None else read_reader(config.model.text, folder)
+    reader = (
+        text_encoder_of_run(config.read_with)
+        if folder is None
+        else text_encoder_of_checkpoint(config.model.text, folder)
+    )
     model = dataclasses.replace(config.model, text=reader.config)
     return dataclasses.replace(config, model=model), reader
 
@@ -139,7 +143,9 @@ def image_watcher(config: PretrainedConfig, shape: tuple[int, int, int]) -> Watc
     return Watcher(see, params)
 
 
-def same_tokens(described: Described | None, reader: Reader | None) -> TokenizeTransform | None:
+def same_tokens(
+    described: LoadedCaptioner | None, reader: FrozenTextEncoder | None
+) -> TokenizeTransform | None:
     """How both read texts; None: neither says how long they are. Raises ``ValueError``: each has a way of its own."""
     if described is None:
         return (

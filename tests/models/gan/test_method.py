@@ -10,7 +10,7 @@ from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.core import trees
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.gan.networks import Captioner, Network, View
+from xmodal_jax.models.gan.networks import FrozenCaptioner, Network, View
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.train import gan_step as players
@@ -302,7 +302,7 @@ def test_every_second_image_is_held_to_the_real_one():
     assert float(extra) == pytest.approx(2.0 * nats[::2].mean() / (8 * 8 * 3), rel=1e-4)
 
 
-CAPTIONER = Captioner(
+CAPTIONER = FrozenCaptioner(
     lambda params, pixels: params["gain"] * pixels.reshape(len(pixels), 8, 24),
     lambda params, tokens, ids, mask: jnp.square(tokens - params["wanted"]).mean(axis=(1, 2)),
     lambda params, tokens, ids: jax.nn.softmax(ids[:, :, None] * tokens.mean(axis=-1)[:, None, :], axis=-1),

@@ -18,7 +18,7 @@ from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
 from xmodal_jax.models.contrastive import text_ids
 from xmodal_jax.models.gan.config import GANConfig
-from xmodal_jax.models.gan.networks import Captioner, Network, View, Watcher, blended
+from xmodal_jax.models.gan.networks import FrozenCaptioner, Network, View, Watcher, blended
 from xmodal_jax.models.towers import presence
 from xmodal_jax.nets.spectral import spectral_normalize, spectral_vectors
 from xmodal_jax.preprocess.gan_augment import AdaConfig, ada_augment, ada_update, diff_augment
@@ -34,7 +34,7 @@ def make_gan(
     length: int = 0,
     classes: int = 0,
     text: Params | None = None,
-    captioner: Captioner | None = None,
+    captioner: FrozenCaptioner | None = None,
     watcher: Watcher | None = None,
 ) -> GAN:
     r"""Images of ``shape`` (height, width, channels) as the batch's captions or labels ask for.
@@ -78,7 +78,7 @@ def make_gan(
         config = dataclasses.replace(config, projected=False, perceptual_weight=0.0)
     if config.projected:
         pixels = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        sizes["seen"] = jax.eval_shape(eyes.see, eyes.params, pixels).shape[1:]
+        sizes["seen"] = jax.eval_shape(eyes.encode, eyes.params, pixels).shape[1:]
         sizes["attends"] = watcher is None
     network = lambda axis_name=None: Network(config, shape, text is not None, axis_name=axis_name, **sizes)
     modalities = ("image", "text") if config.reads else ("image",)
@@ -130,7 +130,9 @@ def make_gan(
         """What the posterior is shown."""
         view = viewed(to_float(batch["image"]), variables)
         if sizes.get("attends") and config.generator.name == "objects" and config.condition == "words":
-            view = view._replace(attended=captioner.attend(variables["captioner"], view.seen, batch["text"]))
+            view = view._replace(
+                attended=captioner.attention(variables["captioner"], view.seen, batch["text"])
+            )
         return view
 
     def rebuilding(made, batch, which, axis_name):
@@ -182,7 +184,7 @@ def make_gan(
 
     def looked(variables, image):
         """What those trained before see in images, who judge them."""
-        return eyes.see(variables["captioner" if watcher is None else "watcher"], image)
+        return eyes.encode(variables["captioner" if watcher is None else "watcher"], image)
 
     def agreements(net, params, tokens, condition, batch, ok, axis_name):
         """The losses of image and condition, by name: ``(share, weight)``."""
@@ -304,8 +306,8 @@ def make_gan(
             seen = view.seen if same else looked(variables, made["image"])
         if captioner is not None:
             mask = batch.get("text_mask", batch["text"] != 0)
-            own = seen if watcher is None else captioner.see(variables["captioner"], made["image"])
-            terms = captioner.describe(variables["captioner"], own, batch["text"], mask)
+            own = seen if watcher is None else captioner.encode(variables["captioner"], made["image"])
+            terms = captioner.cross_entropy(variables["captioner"], own, batch["text"], mask)
             aux["g_redescription"] = mean(terms)
             loss = loss + config.redescription_weight * aux["g_redescription"]
         if config.reconstruction_weight:

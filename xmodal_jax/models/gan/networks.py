@@ -32,23 +32,23 @@ MMD_OUTPUTS = 16
 """What an MMD critic has in place of one logit (Bińkowski et al. 2018, sec. 5)."""
 
 
-class Captioner(NamedTuple):
-    """What describes images, trained before."""
+class FrozenCaptioner(NamedTuple):
+    """A trained captioner of images, whose parameters stay as they are."""
 
-    see: Callable[..., jax.Array]
-    """``see(params, pixels) -> [B, N, D]``, from `models.seq2seq.make_describer`."""
-    describe: Callable[..., jax.Array]
-    """``describe(params, tokens, ids, mask) -> [B]``, from the same."""
-    attend: Callable[..., jax.Array]
-    """``attend(params, tokens, ids) -> [B, length, N]``, from the same."""
+    encode: Callable[..., jax.Array]
+    """``encode(params, pixels) -> [B, N, D]``, from `models.seq2seq.make_captioner`."""
+    cross_entropy: Callable[..., jax.Array]
+    """``cross_entropy(params, tokens, ids, mask) -> [B]``, from the same."""
+    attention: Callable[..., jax.Array]
+    """``attention(params, tokens, ids) -> [B, length, N]``, from the same."""
     params: Params
 
 
 class Watcher(NamedTuple):
     """An image encoder that was trained before and stays as it is."""
 
-    see: Callable[..., jax.Array]
-    """``see(params, pixels) -> [B, N, D]``."""
+    encode: Callable[..., jax.Array]
+    """``encode(params, pixels) -> [B, N, D]``."""
     params: Params
 
 

@@ -390,8 +390,10 @@ def test_a_projected_discriminator_sees_with_the_captioner_as_well():
 def test_objects_are_looked_for_where_the_captioner_sees_their_words():
     config = dataclasses.replace(CONFIG, projected=True, generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
     nowhere = lambda params, tokens, ids: jnp.full((*ids.shape, tokens.shape[1]), 1.0 / tokens.shape[1])
-    captioner = CAPTIONER._replace(see=lambda params, pixels: pixels.reshape(len(pixels), 4, 48))
-    gans = [make_gan(config, captioner=c, **SIZES) for c in (captioner, captioner._replace(attend=nowhere))]
+    captioner = CAPTIONER._replace(encode=lambda params, pixels: pixels.reshape(len(pixels), 4, 48))
+    gans = [
+        make_gan(config, captioner=c, **SIZES) for c in (captioner, captioner._replace(attention=nowhere))
+    ]
     _, state, batch = begin(gans[0])
     player = state.params["generator"]
     made = [jax.jit(gan.generate)(player, state.variables, batch, jax.random.key(1))[0] for gan in gans]

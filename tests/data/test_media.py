@@ -65,7 +65,7 @@ def test_jpeg_draft_is_close_to_the_full_decoding(tmp_path):
     )
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
     with Image.open(tmp_path / "a.jpg") as image:
-        full = media.fit_image(image, 32)
+        full = media.resize_and_crop(image, 32)
     assert np.abs(media.decode_image(tmp_path / "a.jpg", 32).astype(int) - full).max() <= 4
 
 

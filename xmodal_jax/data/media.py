@@ -1,7 +1,7 @@
 """Decode image, audio and video files into the arrays of a batch.
 
-Every function raises ``ValueError`` or ``OSError`` with the reason if the file cannot be decoded completely;
-the caller adds where the file was named.
+Every function raises ``ValueError`` or ``OSError`` with the reason if the file cannot be decoded completely; the caller
+adds where the file was named.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ VIDEO_SUFFIXES = (".gif", ".mp4")
 
 
 def modality_of_file(name: str) -> str | None:
-    """``image``, ``audio`` or ``video`` by the file's suffix, None if it is none of those known."""
+    """``image``, ``audio`` or ``video`` by the file's suffix; None if the suffix is not known."""
     suffix = Path(name).suffix.lower()
-    for modality, known in (("image", IMAGE_SUFFIXES), ("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
-        if suffix in known:
+    for modality, suffixes in (
+        ("image", IMAGE_SUFFIXES),
+        ("audio", AUDIO_SUFFIXES),
+        ("video", VIDEO_SUFFIXES),
+    ):
+        if suffix in suffixes:
             return modality
     return None
 
@@ -38,11 +42,11 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def fit_image(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:
-    """Uint8 ``[size, size, channels]``: the shorter side resized to ``size`` (antialiased bicubic), centre
+def resize_and_crop(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:
+    """Uint8 ``[size, size, channels]``: the shorter side resized to ``size`` (antialiased bicubic), then the centre
     cropped.
 
-    Transparent pixels become white; 16-bit values keep their upper 8 bits.
+    Transparent pixels become white; 16-bit values keep their upper 8 bits. ``channels``: 1 (gray) or 3 (RGB).
     """
     image = _to_mode(image, channels)
     if image.size != (size, size):
@@ -56,21 +60,21 @@ def _open(file: str | Path | bytes) -> Image.Image:
 
 
 def shorter_side(file: str | Path | bytes) -> int:
-    """The shorter side in pixels, from the file's header alone."""
+    """The shorter side of an image in pixels, from the file's header alone."""
     with _open(file) as image:
         return min(image.size)
 
 
 def decode_image(file: str | Path | bytes, size: int, channels: int = 3) -> np.ndarray:
-    """Uint8 ``[size, size, channels]`` from a path or the file's content; see `fit_image`.
+    """Uint8 ``[size, size, channels]`` from a path or from the content of a file; see `resize_and_crop`.
 
-    The camera's orientation (EXIF) is applied. A large JPEG is decoded at the smallest of its own scales that
-    is still twice the size asked for, which is several times faster.
+    The camera's orientation (EXIF) is applied. A large JPEG is decoded at the smallest scale of its format that is
+    still twice ``size``, which is several times faster.
     """
     with _open(file) as image:
         image.draft(None, (2 * size, 2 * size))
         image.load()
-        return fit_image(ImageOps.exif_transpose(image), size, channels)
+        return resize_and_crop(ImageOps.exif_transpose(image), size, channels)
 
 
 def _evenly_spaced(total: int, count: int) -> np.ndarray:
@@ -78,9 +82,9 @@ def _evenly_spaced(total: int, count: int) -> np.ndarray:
 
 
 def decode_video(path: str | Path, frames: int, size: int, channels: int = 3) -> np.ndarray:
-    """Uint8 ``[frames, size, size, channels]``: frames evenly spaced from the first to the last.
+    """Uint8 ``[frames, size, size, channels]``: frames evenly spaced from the first to the last, see `resize_and_crop`.
 
-    A clip with fewer frames repeats some. ``.gif`` (and animated WebP) by Pillow; ``.mp4`` needs the packages
+    A clip with fewer frames repeats some. ``.gif`` and animated WebP are read by Pillow; ``.mp4`` needs the package
     imageio-ffmpeg.
     """
     if Path(path).suffix.lower() == ".mp4":
@@ -90,41 +94,18 @@ def decode_video(path: str | Path, frames: int, size: int, channels: int = 3) ->
         decoded = {}
         for i, frame in enumerate(ImageSequence.Iterator(image)):
             if i in wanted:
-                decoded[i] = fit_image(frame, size, channels)
+                decoded[i] = resize_and_crop(frame, size, channels)
     if not decoded or wanted[-1] not in decoded:
         raise ValueError("the animation ends before its last frame")
     return np.stack([decoded[i] for i in wanted])
 
 
 def _decode_mp4(path: str | Path, frames: int, size: int, channels: int) -> np.ndarray:
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise ValueError("reading .mp4 needs: pip install imageio-ffmpeg") from error
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    # Its program by itself: the package's own reader leaves pipes open when a file is bad.
-    command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-v",
-        "error",
-        "-i",
-        str(path),
-        "-f",
-        "image2pipe",
-        "-c:v",
-        "ppm",
-        "-",
-    ]
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise ValueError(
-            f"ffmpeg cannot read the file: {done.stderr.decode(errors='replace').strip()[-200:]}"
-        )
-    stream, images = io.BytesIO(done.stdout), []
-    while stream.tell() < len(done.stdout):
-        with Image.open(io.BytesIO(stream.getbuffer()[stream.tell() :])) as frame:
-            images.append(fit_image(frame, size, channels))
+    stream, images = io.BytesIO(_ffmpeg_to_ppm(path)), []
+    content = stream.getbuffer()
+    while stream.tell() < len(content):
+        with Image.open(io.BytesIO(content[stream.tell() :])) as frame:
+            images.append(resize_and_crop(frame, size, channels))
         width, height = frame.size
         # A PPM frame is "P6", the size and the depth on three lines, then three bytes a pixel.
         for _ in range(3):
@@ -135,15 +116,35 @@ def _decode_mp4(path: str | Path, frames: int, size: int, channels: int) -> np.n
     return np.stack([images[i] for i in _evenly_spaced(len(images), frames)])
 
 
+def _ffmpeg_to_ppm(path: str | Path) -> bytes:
+    """All frames of a video as PPM images, one after the other."""
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ValueError("reading .mp4 needs: pip install imageio-ffmpeg") from error
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    # The ffmpeg program itself: the package's reader leaves pipes open when a file is bad.
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path)]
+    command += ["-f", "image2pipe", "-c:v", "ppm", "-"]
+    process = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+    if process.returncode:
+        raise ValueError(
+            f"ffmpeg cannot read the file: {process.stderr.decode(errors='replace').strip()[-200:]}"
+        )
+    return process.stdout
+
+
 def to_pcm(waveform: np.ndarray) -> np.ndarray:
-    """Float ``[T]`` in [-1, 1] to int16, the inverse of division by 32768; values beyond are clipped."""
+    """Float ``[T]`` in [-1, 1] to int16: the inverse of division by 32768; values beyond are clipped."""
     return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
-def fit_audio(
+def resample_and_cut(
     waveform: np.ndarray, source_rate: int, sample_rate: int, max_seconds: float | None
 ) -> tuple[np.ndarray, bool]:
-    """Int16 ``[t]`` at ``sample_rate`` Hz from float32 ``[t]`` or ``[t, channels]``, and whether it was cut.
+    """``(samples, was_cut)``: int16 ``[t]`` at ``sample_rate`` Hz from floats ``[t]`` or ``[t, channels]`` in [-1, 1],
+    at most ``max_seconds`` long (None: any length).
 
     Channels are averaged; resampling is band-limited (soxr, high quality).
     """
@@ -154,30 +155,31 @@ def fit_audio(
     if not np.isfinite(waveform).all():
         raise ValueError("the recording holds values that are not finite")
     limit = None if max_seconds is None else int(round(max_seconds * sample_rate))
-    cut = limit is not None and waveform.shape[0] * sample_rate > limit * source_rate
+    was_cut = limit is not None and waveform.shape[0] * sample_rate > limit * source_rate
     if source_rate != sample_rate:
         import soxr
 
-        if limit is not None:  # a little more than is kept, so that the filter sees past the cut
+        if limit is not None:  # a little more than the limit, so that the filter sees past the cut
             waveform = waveform[: int((limit / sample_rate + 0.1) * source_rate) + 1]
         waveform = soxr.resample(waveform.astype(np.float32), source_rate, sample_rate)
     samples = to_pcm(waveform[:limit])
     if not samples.size:
         raise ValueError("the recording has no samples")
-    return samples, bool(cut)
+    return samples, bool(was_cut)
 
 
 def decode_audio(
     file: str | Path | bytes, sample_rate: int, max_seconds: float | None = None
 ) -> tuple[np.ndarray, bool]:
-    """Int16 ``[t]`` at ``sample_rate`` Hz and whether it was cut at ``max_seconds``; see `fit_audio`."""
+    """``(samples, was_cut)`` from a path or from the content of a file: int16 ``[t]`` at ``sample_rate`` Hz, and
+    whether the recording was longer than ``max_seconds``. See `resample_and_cut`."""
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as sound:
-            # One frame more than is kept tells that the recording was longer.
+            # A little more than the limit shows whether the recording is longer.
             frames = -1 if max_seconds is None else int((max_seconds + 0.2) * sound.samplerate) + 2
             waveform = sound.read(frames, dtype="float32")
-            return fit_audio(waveform, sound.samplerate, sample_rate, max_seconds)
+            return resample_and_cut(waveform, sound.samplerate, sample_rate, max_seconds)
     except soundfile.SoundFileError as error:
         raise ValueError(f"cannot be decoded as audio: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,33 +14,40 @@ from xmodal_jax.data.media import modality_of_file
 
 FILE_MODALITIES = ("image", "audio", "video")
 TEXT_FIELDS = ("text", "texts", "caption", "captions", "transcription")
+"""Names of the fields that hold captions."""
 
 
-class Row(NamedTuple):
-    """One line: its number (from 1), the file of each modality, the captions (None: none) and the label as
-    written."""
+class Record(NamedTuple):
+    """One line of a metadata file."""
 
     line: int
+    """Its number, from 1."""
     files: dict[str, str]
+    """The name of the file of each modality that the example has."""
     captions: list[str] | None
+    """None: the example has no text."""
     label: str | int | None
+    """The name or number that the line gives; None: the class is unknown."""
 
 
 def in_test_split(name: str) -> bool:
-    """Whether an example belongs to the test tenth of a set without split folders: SHA-1 of its name modulo
-    10."""
+    """Whether an example belongs to the test tenth of a data set without splits: SHA-1 of its name modulo 10 is 0."""
     return int(hashlib.sha1(name.encode()).hexdigest(), 16) % 10 == 0
 
 
-def metadata_file(folder: Path) -> Path | None:
-    """The metadata file in a folder; None if there is none. Raises ValueError if there are two."""
-    found = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()]
-    if len(found) == 2:
+def find_metadata(folder: Path) -> Path | None:
+    """The metadata file in a folder; None if there is none.
+
+    Raises:
+      ValueError: there are two.
+    """
+    files = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()]
+    if len(files) == 2:
         raise ValueError(f"{folder} has both metadata.jsonl and metadata.csv: keep one of them.")
-    return found[0] if found else None
+    return files[0] if files else None
 
 
-def _jsonl_lines(path: Path, bad_examples: BadExamples):
+def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -57,7 +65,7 @@ def _jsonl_lines(path: Path, bad_examples: BadExamples):
             yield number, fields
 
 
-def _csv_lines(path: Path, bad_examples: BadExamples):
+def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         for fields in reader:
@@ -70,8 +78,7 @@ def _csv_lines(path: Path, bad_examples: BadExamples):
             if missing:
                 bad_examples.add(path, reader.line_num, f"fewer cells than the header has: no {missing[0]!r}")
                 continue
-            # CSV cannot say null: an empty cell is a missing file or label, but an empty caption stays a
-            # mistake.
+            # CSV has no null: an empty cell is a missing file or label. An empty caption is a mistake nevertheless.
             yield reader.line_num, {k: v if v or k in TEXT_FIELDS else None for k, v in fields.items()}
 
 
@@ -90,7 +97,7 @@ def _captions(value: Any) -> list[str]:
     return [" ".join(c.split()) for c in captions]
 
 
-def _row(number: int, fields: dict[str, Any], columns: set[str]) -> Row:
+def _record(number: int, fields: dict[str, Any], columns: set[str]) -> Record:
     absent = sorted(columns - set(fields))
     if absent:
         raise ValueError(
@@ -116,31 +123,36 @@ def _row(number: int, fields: dict[str, Any], columns: set[str]) -> Row:
             label = value
     if not files and captions is None:
         raise ValueError("the line names no file and no caption")
-    return Row(number, files, captions, label)
+    return Record(number, files, captions, label)
 
 
-def read_metadata(path: Path, bad_examples: BadExamples) -> list[Row]:
-    """The rows of a metadata file; a bad line goes to ``bad_examples``.
+def read_metadata(path: Path, bad_examples: BadExamples) -> list[Record]:
+    """The records of a metadata file; ``bad_examples`` collects the lines that cannot be read.
 
-    Columns: ``file_name`` (its modality by the suffix) or ``image``, ``audio``, ``video`` or
-    ``image_file_name`` and so on; ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a
-    string or a list of strings; ``label``, a whole number or a name. Others are ignored. A JSON null (in CSV,
-    an empty file or label cell) declares that an example has none; a field that other lines have must not be
-    left out.
+    Columns: ``file_name`` (its modality by the suffix), or ``image``, ``audio``, ``video`` or ``image_file_name`` and so
+    on; ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a string or a list of strings;
+    ``label``, a whole number or a name. Others are ignored. A JSON null (in CSV, an empty file or label cell) declares
+    that an example has none; a field that other lines have must not be left out.
+
+    Raises:
+      ValueError: no column names a file or a caption.
+      BadExampleError: a line that cannot be read, under ``on_bad_example="stop"``.
     """
     lines = list((_csv_lines if path.suffix == ".csv" else _jsonl_lines)(path, bad_examples))
-    used = {c for _, fields in lines for c in fields if _file_column(c) or c in TEXT_FIELDS or c == "label"}
-    if lines and not any(_file_column(c) or c in TEXT_FIELDS for c in used):
-        found = ", ".join(sorted(lines[0][1]))
+    columns = {
+        c for _, fields in lines for c in fields if _file_column(c) or c in TEXT_FIELDS or c == "label"
+    }
+    if lines and not any(_file_column(c) or c in TEXT_FIELDS for c in columns):
+        names = ", ".join(sorted(lines[0][1]))
         raise ValueError(
-            f"{path}: no field names a file or a caption; expected file_name and text, found {found}."
+            f"{path}: no field names a file or a caption; expected file_name and text, found {names}."
         )
-    rows = []
+    records = []
     for number, fields in lines:
         try:
-            rows.append(_row(number, fields, used))
+            records.append(_record(number, fields, columns))
         except ValueError as error:
             bad_examples.add(path, number, str(error))
-    if path.suffix == ".csv" and all(r.label is None or str(r.label).lstrip("-").isdigit() for r in rows):
-        rows = [r._replace(label=None if r.label is None else int(r.label)) for r in rows]
-    return rows
+    if path.suffix == ".csv" and all(r.label is None or str(r.label).lstrip("-").isdigit() for r in records):
+        records = [r._replace(label=None if r.label is None else int(r.label)) for r in records]
+    return records

@@ -24,7 +24,7 @@ import numpy as np
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import decode_image, shorter_side
-from xmodal_jax.data.metadata import metadata_file, read_metadata
+from xmodal_jax.data.metadata import find_metadata, read_metadata
 from xmodal_jax.rating import page as rating_page
 from xmodal_jax.report.page import png, uri
 from xmodal_jax.train.run import write_atomic
@@ -272,19 +272,19 @@ class _Picture(NamedTuple):
 
 
 def _pictures(folder: Path, match: str, bad_examples: BadExamples) -> dict[str, list[_Picture]]:
-    metadata = metadata_file(folder)
+    metadata = find_metadata(folder)
     if metadata is None:
         raise FileNotFoundError(
             f"{folder} has no metadata.jsonl: write one line for each picture, "
             '{"file_name": "0.png", "text": "a red circle"}'
         )
     pictures: dict[str, list[_Picture]] = {}
-    for row in read_metadata(metadata, bad_examples):
-        if "image" not in row.files or not row.captions:
-            bad_examples.add(metadata, row.line, "the line has no picture (file_name) or no text")
+    for record in read_metadata(metadata, bad_examples):
+        if "image" not in record.files or not record.captions:
+            bad_examples.add(metadata, record.line, "the line has no picture (file_name) or no text")
             continue
-        file, name = folder / row.files["image"], str(Path(row.files["image"]).with_suffix(""))
-        for caption in row.captions if match == "caption" else row.captions[:1]:
+        file, name = folder / record.files["image"], str(Path(record.files["image"]).with_suffix(""))
+        for caption in record.captions if match == "caption" else record.captions[:1]:
             found = pictures.setdefault(caption if match == "caption" else name, [])
             found.append(_Picture(file, caption))
     return pictures

@@ -79,7 +79,7 @@ def test_all_views_show_the_class_and_different_examples_of_it():
     seen = {}
     for m in source.modalities:
         seen[m] = numbers(batch[m], source.backgrounds(m, np.arange(N)))
-        np.testing.assert_array_equal(seen[m], source.shown(m, np.arange(N)))
+        np.testing.assert_array_equal(seen[m], source.source_examples(m, np.arange(N)))
         np.testing.assert_array_equal(labels[seen[m]], labels)
     np.testing.assert_array_equal(seen["image_0"], np.arange(N))
     for m in ("image_1", "image_2", "image_3"):
@@ -93,7 +93,7 @@ def test_every_other_member_of_the_class_is_drawn_alike():
     n = 4000
     arrays = {"image": np.zeros((n, 2, 2, 1), np.uint8), "label": (np.arange(n) % (n // 4)).astype(np.int32)}
     source = PolySource(ArraySource(arrays), views=2, progress=False)
-    shown = source.shown("image_1", np.arange(n))
+    shown = source.source_examples("image_1", np.arange(n))
     away = (shown - np.arange(n)) % n // (n // 4)  # classes of four: 1, 2 or 3 members further on
     count = np.bincount(away, minlength=4)
     assert count[0] == 0 and np.abs(count[1:] - n / 3).max() < 5 * np.sqrt(n * 2 / 9)
@@ -102,7 +102,7 @@ def test_every_other_member_of_the_class_is_drawn_alike():
 def test_a_class_of_one_shows_itself():
     arrays = {"image": digits(3)["image"], "label": np.array([4, 9, 4], np.int32)}
     source = PolySource(ArraySource(arrays), views=2, progress=False)
-    assert source.shown("image_1", [0, 1, 2]).tolist() == [2, 1, 0]
+    assert source.source_examples("image_1", [0, 1, 2]).tolist() == [2, 1, 0]
 
 
 def test_backgrounds_are_crops_from_all_over_the_modality_s_texture():
@@ -139,7 +139,9 @@ def test_colours_are_averaged_to_gray():
 def test_seed_and_split_change_the_draws_but_not_the_textures():
     one = poly(views=2)
     for other in (poly(views=2, seed=1), poly(views=2, split="test")):
-        assert not np.array_equal(one.shown("image_1", np.arange(N)), other.shown("image_1", np.arange(N)))
+        assert not np.array_equal(
+            one.source_examples("image_1", np.arange(N)), other.source_examples("image_1", np.arange(N))
+        )
         first, second = (
             np.unique(s.backgrounds("image_1", np.arange(N)).reshape(-1, 3), axis=0) for s in (one, other)
         )

@@ -1,4 +1,4 @@
-"""Many image modalities from one data set of labelled images: views of a class on backgrounds of their own.
+"""Several image modalities made of one data set of labelled images: images of one class on different backgrounds.
 
 After PolyMNIST (Sutter, Daunhawer and Vogt 2021, arXiv:2105.02470, section 4).
 """
@@ -13,13 +13,15 @@ from xmodal_jax.data.shapes.textures import texture
 from xmodal_jax.data.source import RawBatch, Source
 
 TEXTURE_SIDE = 160
-_READ = 512
+"""Smallest side of the textures that backgrounds are cropped from, pixels."""
+_CHUNK = 512
 
 
 def overlay(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """The background, inverted where the picture is light: ``d (255 - bg) + (1 - d) bg`` with ``d = gray / 255``.
+    """The background, inverted where ``gray`` is light: ``d (255 - bg) + (1 - d) bg`` with ``d = gray / 255``.
 
-    ``gray`` uint8 ``[..., H, W]``, ``background`` uint8 ``[..., H, W, 3]``; uint8 like it, rounded to the nearest.
+    ``gray`` uint8 ``[..., H, W]``, ``background`` uint8 ``[..., H, W, 3]``; returns uint8 of the background's shape,
+    rounded to the nearest.
     """
     light = gray[..., None].astype(np.uint16)
     under = background.astype(np.uint16)
@@ -28,16 +30,23 @@ def overlay(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 class PolySource(Source):
-    """``views`` image modalities ``image_0``, ``image_1``, … of the classes of a labelled data set, a `Source`.
+    """``views`` image modalities ``image_0``, ``image_1``, ... that show the same class, from one labelled data set.
 
-    Example ``i`` has the label of the source's example ``i``. ``image_0`` shows that example, every other modality
-    another one of its class (itself where the class has no other), in gray levels, laid by `overlay` over a crop of the
-    modality's texture (`textures.texture`). Which example and which crop are drawn from (seed, split, modality, ``i``),
-    so that the modalities share the class and nothing else. Textures depend on the modality alone: training and test
-    sets have the same.
+    Example ``i`` has the label of the source's example ``i``. ``image_0`` shows that example; every other modality
+    shows another example of its class (or that one, if the class has no other). Images are laid in gray levels, by
+    `overlay`, over a crop of the modality's texture (`textures.texture`). The example and the crop are drawn from
+    (seed, split, modality, ``i``), so that the modalities share the class and nothing else. Textures depend on the
+    modality alone: training and test sets have the same.
 
-    The source's images are read once and kept in gray levels, ``H * W`` bytes an example (colours are averaged).
-    ``modalities``: which of them to draw; None, all.
+    The source's images are read once and kept in gray levels (the mean over colours), ``H * W`` bytes an example.
+
+    Args:
+      source: images with labels.
+      split: part of what everything is drawn from.
+      views: number of modalities.
+      seed: 0 or more.
+      modalities: which of the modalities to draw; None: all.
+      progress: whether to show a progress bar while the images are read.
 
     Raises:
       ValueError: the source has no images or labels, a label is unknown (-1), or an example has no image.
@@ -46,34 +55,35 @@ class PolySource(Source):
     def __init__(
         self,
         source: Source,
+        split: str = "train",
         *,
         views: int = 5,
         seed: int = 0,
-        split: str = "train",
         modalities: tuple[str, ...] | None = None,
         progress: bool = True,
     ):
         if views < 1 or seed < 0:
             raise ValueError(f"views must be at least 1 and seed at least 0, got {views} and {seed}")
-        every = tuple(f"image_{m}" for m in range(views))
-        unknown = [m for m in modalities or () if m not in every]
+        available = tuple(f"image_{m}" for m in range(views))
+        unknown = [m for m in modalities or () if m not in available]
         if unknown or modalities == ():
-            raise ValueError(f"modalities must be some of {', '.join(every)}; got {modalities!r}")
+            raise ValueError(f"modalities must be some of {', '.join(available)}; got {modalities!r}")
         if "image" not in source.modalities:
             raise ValueError(
                 f"views are made of a data set with images; this one has {', '.join(source.modalities)}"
             )
-        self.modalities = tuple(m for m in every if modalities is None or m in modalities)
+        self.modalities = tuple(m for m in available if modalities is None or m in modalities)
         self.class_names, self.seed, self.split = source.class_names, seed, split
-        self._digits, self.labels = _read(source, progress)
-        _, group, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
-        self._pool = np.argsort(group, kind="stable")  # the classes' examples, one class after the other
+        self._gray, self.labels = _read_gray(source, progress)
+        _, class_index, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
+        # The examples sorted by class; where each example's class begins, how many it has, and the example's rank in it.
+        self._sorted = np.argsort(class_index, kind="stable")
         first = np.cumsum(counts) - counts
-        place = np.empty_like(self._pool)
-        place[self._pool] = np.arange(len(self._pool))
-        self._first, self._count = first[group], counts[group]
-        self._rank = place - self._first  # of each example within its class
-        side = max(self._digits.shape[1:])
+        position = np.empty_like(self._sorted)
+        position[self._sorted] = np.arange(len(self._sorted))
+        self._first, self._count = first[class_index], counts[class_index]
+        self._rank = position - self._first
+        side = max(self._gray.shape[1:])
         self._side, self._scale = max(TEXTURE_SIDE, 2 * side), max(1.0, side / 32)
 
     def __len__(self) -> int:
@@ -85,26 +95,26 @@ class PolySource(Source):
             raise IndexError(f"indices must lie in 0..{len(self) - 1}, got {indices.min()}..{indices.max()}")
         return indices
 
-    def _draw(self, modality: str, index: np.ndarray, what: str, high) -> np.ndarray:
-        """Integers ``[B]`` in 0..high-1."""
-        drawn = uniform(self.seed, f"poly/{self.split}", index, f"{modality}/{what}")
+    def _draw(self, modality: str, index: np.ndarray, purpose: str, high) -> np.ndarray:
+        """Random integers ``[B]`` in 0..high-1."""
+        drawn = uniform(self.seed, f"poly/{self.split}", index, f"{modality}/{purpose}")
         return np.floor(drawn * high).astype(np.int64)
 
-    def shown(self, modality: str, indices) -> np.ndarray:
-        """Int64 ``[B]``: which examples of the source the modality shows."""
+    def source_examples(self, modality: str, indices) -> np.ndarray:
+        """Which examples of the source the modality shows, int64 ``[B]``."""
         index = self._index(indices)
         if modality == "image_0":
             return index
         count, rank = self._count[index], self._rank[index]
         other = self._draw(modality, index, "example", np.maximum(count - 1, 1))
-        other += (other >= rank) & (count > 1)  # one of the others: over itself
-        return self._pool[self._first[index] + other]
+        other += (other >= rank) & (count > 1)  # skip the example itself
+        return self._sorted[self._first[index] + other]
 
     def backgrounds(self, modality: str, indices) -> np.ndarray:
-        """Uint8 ``[B, H, W, 3]``: the crops of the modality's texture that its pictures are laid over."""
+        """The crops of the modality's texture that lie behind its images, uint8 ``[B, H, W, 3]``."""
         index = self._index(indices)
         whole = texture(int(modality.removeprefix("image_")), self._side, self._scale)
-        height, width = self._digits.shape[1:]
+        height, width = self._gray.shape[1:]
         top = self._draw(modality, index, "top", self._side - height + 1)
         left = self._draw(modality, index, "left", self._side - width + 1)
         crops = np.lib.stride_tricks.sliding_window_view(whole, (height, width), axis=(0, 1))
@@ -114,16 +124,19 @@ class PolySource(Source):
         return self.labels[self._all_or(indices)]
 
     def batch(self, indices) -> RawBatch:
-        """``image_m`` uint8 ``[B, H, W, 3]`` of each modality, ``label`` int32 ``[B]``. Raises IndexError outside
-        0..len-1."""
+        """``image_m`` uint8 ``[B, H, W, 3]`` of each modality, and ``label`` int32 ``[B]``.
+
+        Raises:
+          IndexError: outside 0..len-1.
+        """
         index = self._index(indices)
-        out: RawBatch = {"label": self.labels[index]}
+        batch: RawBatch = {"label": self.labels[index]}
         for m in self.modalities:
-            out[m] = overlay(self._digits[self.shown(m, index)], self.backgrounds(m, index))
-        return out
+            batch[m] = overlay(self._gray[self.source_examples(m, index)], self.backgrounds(m, index))
+        return batch
 
 
-def _read(source: Source, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read_gray(source: Source, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """All images in gray levels, uint8 ``[N, H, W]``, and their labels, int32 ``[N]``."""
     absent = np.flatnonzero(~source.presence()["image"])
     if absent.size:
@@ -132,23 +145,23 @@ def _read(source: Source, progress: bool) -> tuple[np.ndarray, np.ndarray]:
             "leave them out of the data set"
         )
     images, labels = [], []
-    starts = range(0, len(source), _READ)
+    starts = range(0, len(source), _CHUNK)
     for start in tqdm(starts, desc="reading the images", unit="chunk", disable=not progress):
-        read = source.batch(np.arange(start, min(start + _READ, len(source))))
-        if "label" not in read:
+        batch = source.batch(np.arange(start, min(start + _CHUNK, len(source))))
+        if "label" not in batch:
             raise ValueError(
                 "views need labels, for they show examples of one class; this data set has none: add a field label"
             )
-        labels.append(np.asarray(read["label"], np.int32))
-        image = read["image"]
+        labels.append(np.asarray(batch["label"], np.int32))
+        image = batch["image"]
         # The mean over colours, rounded, without a copy in floating point.
         count = image.shape[-1]
         images.append(((image.sum(axis=-1, dtype=np.uint32) * 2 + count) // (2 * count)).astype(np.uint8))
-    every = np.concatenate(labels)
-    unknown = np.flatnonzero(every < 0)
+    labels = np.concatenate(labels)
+    unknown = np.flatnonzero(labels < 0)
     if unknown.size:
         raise ValueError(
-            f"views need the label of every example; {unknown.size} of {every.size} have none (-1), the first is "
+            f"views need the label of every example; {unknown.size} of {labels.size} have none (-1), the first is "
             f"number {unknown[0]}: label them or leave them out of the data set"
         )
-    return np.concatenate(images), every
+    return np.concatenate(images), labels

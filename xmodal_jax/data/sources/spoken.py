@@ -1,4 +1,4 @@
-"""Spoken lines of a text file: any vocabulary in synthetic voices, for speech of which there are few recordings."""
+"""``--data spoken:FILE``: the lines of a text file in synthetic voices, for speech of which there are few recordings."""
 
 from __future__ import annotations
 
@@ -23,16 +23,26 @@ _MODALITIES = ("text", "audio")
 
 
 class SpokenLines(Source):
-    """The lines of a text file (UTF-8, blank ones left out, each said once), spoken: a `Source` of text and audio.
+    """The lines of a text file (UTF-8; blank and repeated ones are left out), spoken: texts with their speech.
 
-    Splits: ``train``; ``test``, lines that training never hears; ``voices``, the same lines in voices that training
-    never hears. A tenth of the lines are test lines, by a hash of the line, so that a line stays where it is when the
-    file grows. ``size`` examples (default: one of each line) take the lines in the order of their hashes, as good as
-    random, and begin again where they end, in other voices each time. Everything about example ``i`` follows from
-    (seed, split, i).
+    Splits: ``train``; ``test``, lines that training does not have; ``voices``, the test lines in voices that training
+    does not have. A tenth of the lines are test lines, chosen by a hash of the line, so that a line keeps its split
+    when the file grows. ``size`` examples take the lines in the order of their hashes, as good as random, and start
+    again at the end, each time in other voices. Everything about example ``i`` follows from (seed, split, i).
 
-    Lines that would take longer than ``max_seconds`` are spoken faster. Raises FileNotFoundError where there is no
-    such file, ValueError where it has too few lines.
+    Args:
+      path: the text file.
+      split: one of `SPLITS`.
+      size: number of examples; None: one for each line.
+      modalities: some of text and audio; None: both.
+      max_seconds: length of ``audio``; lines that would take longer are spoken faster.
+      seed: what voices are drawn from.
+      audio_cache: folder where speech is kept; None: `speech.default_cache_dir`.
+      workers: processes that speak; None: as many as CPU cores. The result is the same.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: too few lines, or another split or modality.
     """
 
     def __init__(
@@ -78,7 +88,7 @@ class SpokenLines(Source):
 
     @property
     def speaker_names(self) -> tuple[str, ...]:
-        """The voices that training hears; ``speaker`` is an index into them (and beyond, in ``voices``)."""
+        """The training voices; ``speaker`` is an index into them, and beyond them in the split ``voices``."""
         return tuple(voice.name for voice in TRAIN_VOICES)
 
     def __len__(self) -> int:
@@ -88,16 +98,17 @@ class SpokenLines(Source):
         return [self.lines[i % len(self.lines)] for i in indices.tolist()]
 
     def _speakers(self, indices: np.ndarray) -> np.ndarray:
-        drawn = uniform(self.seed, self.split, indices, "line/voice")
-        return choose_speakers(drawn, unseen=self.split == "voices")
+        draws = uniform(self.seed, self.split, indices, "line/voice")
+        return choose_speakers(draws, unseen=self.split == "voices")
 
     def voices(self, indices: np.ndarray) -> list[Voice]:
-        """Who speaks each example, a little higher or lower, faster or slower each time."""
-        pitch, rate = (uniform(self.seed, self.split, indices, f"line/{k}") for k in ("pitch", "rate"))
-        return vary_voices(self._speakers(indices), pitch, rate)
+        """The voice of each example: its speaker's, a little higher or lower, faster or slower each time."""
+        pitch, speed = (uniform(self.seed, self.split, indices, f"line/{k}") for k in ("pitch", "rate"))
+        return vary_voices(self._speakers(indices), pitch, speed)
 
     def prepare_speech(self) -> Utterances:
-        """Speaks all examples into the cache, or opens them there; done by itself at the first batch with audio."""
+        """Speaks all examples into the cache, or opens them there; the first batch with audio does it if nobody
+        has."""
         if self._speech is None:
             every = np.arange(self.size)
             self._speech = synthesize_all(
@@ -108,17 +119,21 @@ class SpokenLines(Source):
 
     def batch(self, indices) -> RawBatch:
         """``caption`` object ``[B]``; ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask``; ``speaker``
-        int32 ``[B]``. Raises IndexError outside 0..len-1."""
+        int32 ``[B]``.
+
+        Raises:
+          IndexError: outside 0..len-1.
+        """
         indices = np.atleast_1d(np.asarray(indices, np.int64))
         if indices.size and (indices.min() < 0 or indices.max() >= self.size):
             raise IndexError(f"indices must lie in 0..{self.size - 1}, got {indices.min()}..{indices.max()}")
-        out: RawBatch = {}
+        batch: RawBatch = {}
         if "text" in self.modalities:
-            out["caption"] = np.array(self._texts(indices), object)
+            batch["caption"] = np.array(self._texts(indices), object)
         if "audio" in self.modalities:
-            out["audio"], out["audio_mask"] = self.prepare_speech().padded(indices, self.max_seconds)
-            out["speaker"] = self._speakers(indices)
-        return out
+            batch["audio"], batch["audio_mask"] = self.prepare_speech().padded(indices, self.max_seconds)
+            batch["speaker"] = self._speakers(indices)
+        return batch
 
 
 def _hash(line: str) -> int:

@@ -1,9 +1,7 @@
-"""``--data tfds:NAME``: data sets prepared by TensorFlow Datasets (ArrayRecord files), read without
-TensorFlow.
+"""``--data tfds:NAME``: data sets prepared by TensorFlow Datasets (ArrayRecord files), read without TensorFlow.
 
-The files are read with the package's own record reader and example parser. Its builders are avoided for two
-reasons: constructing one imports TensorFlow for many data sets (every one with audio), and a prepared folder
-describes itself.
+The files are read with TensorFlow Datasets' record reader and example parser. Its builders are avoided for two reasons:
+constructing one imports TensorFlow for many data sets (every one with audio), and a prepared folder describes itself.
 """
 
 from __future__ import annotations
@@ -23,23 +21,22 @@ from xmodal_jax.data.source import RawBatch, Source
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """Where a data set keeps what a batch needs.
-
-    ``fields``: modality (or ``label``) to feature, with ``/`` into nested features. ``captions``: captions
-    per image; each gives one example (a shorter list is repeated). ``prompt``: caption of a class name, for
-    sets without text. ``splits``: our split to theirs, with an optional slice in percent, ``train[:95%]``.
-    ``sample_rate``: Hz, where the feature does not say.
-    """
+    """Where a TensorFlow data set keeps what a batch needs."""
 
     fields: Mapping[str, str]
+    """The feature of each modality and of ``label``, with ``/`` into nested features."""
     prompt: str | None = None
+    """The caption of a class name, for data sets without text."""
     captions: int = 1
+    """Captions per image; each gives one example (a shorter list is repeated)."""
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Their name of a split where it differs from ours, with an optional slice in percent: ``train[:95%]``."""
     sample_rate: int | None = None
+    """Hz, where the feature does not say."""
 
 
 _IMAGE_LABEL = {"image": "image", "label": "label"}
-ADAPTERS: dict[str, Adapter] = {
+ADAPTERS: dict[str, Adapter] = {  # others are read by `generic_adapter`
     "mnist": Adapter(_IMAGE_LABEL, "a photo of the number {}"),
     "fashion_mnist": Adapter(_IMAGE_LABEL, "a photo of a {}"),
     "cifar10": Adapter(_IMAGE_LABEL, "a photo of a {}"),
@@ -60,6 +57,10 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
+_IDENTIFIERS = ("id", "file_name", "filename", "file", "url", "image_id", "key")
+"""Names of text features that are no captions."""
+
+
 def clean_class_name(name: str) -> str:
     """A class name as one would say it: ``Ankle boot`` -> ``ankle boot``, ``T-shirt/top`` -> ``t-shirt``."""
     return " ".join(name.split("/")[0].replace("_", " ").lower().split())
@@ -73,32 +74,36 @@ def _prepare_command(name: str, data_dir: Path) -> str:
 
 
 def find_prepared(name: str, data_dir: str | Path | None = None) -> Path:
-    """The folder of a prepared data set, its highest version; ``name`` may be ``NAME``, ``NAME/CONFIG``,
-    ``..:VERSION``.
+    """The folder of a prepared data set in its highest version.
 
-    ``data_dir`` None: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets. Raises
-    FileNotFoundError with the command that prepares the data set.
+    Args:
+      name: ``NAME`` or ``NAME/CONFIG``, each also with ``:VERSION``.
+      data_dir: where data sets are prepared; None: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
+
+    Raises:
+      FileNotFoundError: it is not prepared; the message has the command that does it.
+      ValueError: there are several configurations.
     """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     path, _, version = name.partition(":")
-    found = [f.parent for pattern in ("*", "*/*") for f in (root / path).glob(f"{pattern}/features.json")]
-    found = [f for f in found if "incomplete" not in f.name and version in ("", f.name)]
-    if not found:
+    folders = [f.parent for pattern in ("*", "*/*") for f in (root / path).glob(f"{pattern}/features.json")]
+    folders = [f for f in folders if "incomplete" not in f.name and version in ("", f.name)]
+    if not folders:
         raise FileNotFoundError(
             f"tfds:{name} is not prepared in {root}. Prepare it with: {_prepare_command(name, root)}. "
             "If it lies elsewhere, set data_dir (--data-dir)."
         )
-    if len({f.parent for f in found}) > 1:
-        configs = sorted(str(f.parent.relative_to(root)) for f in found)
+    if len({f.parent for f in folders}) > 1:
+        configs = sorted(str(f.parent.relative_to(root)) for f in folders)
         raise ValueError(
             f"tfds:{name} is prepared in several configurations: choose one of "
             f"tfds:{', tfds:'.join(configs)}."
         )
-    return max(found, key=lambda f: tuple(int(p) if p.isdigit() else -1 for p in f.name.split(".")))
+    return max(folders, key=lambda f: tuple(int(p) if p.isdigit() else -1 for p in f.name.split(".")))
 
 
 def _without_audio(node: Any) -> Any:
-    """The feature description with each Audio as the plain tensor it is stored as: Audio itself needs
+    """The feature description with each Audio replaced by the plain tensor that it is stored as: Audio itself needs
     TensorFlow."""
     if not isinstance(node, dict):
         return node
@@ -117,56 +122,68 @@ def _without_audio(node: Any) -> Any:
 
 
 def _prune(description: dict, paths: set[str]) -> dict:
-    """The description with only those top-level features that lead to the given paths."""
+    """The description with only those top-level features that lead to ``paths``."""
     features = description["featuresDict"]["features"]
-    kept = {name: node for name, node in features.items() if any(p.split("/")[0] == name for p in paths)}
-    return {**description, "featuresDict": {"features": kept}}
+    used = {name: node for name, node in features.items() if any(p.split("/")[0] == name for p in paths)}
+    return {**description, "featuresDict": {"features": used}}
 
 
-def _kinds(description: dict, prefix: str = "") -> dict[str, dict]:
-    """Feature path -> its node in features.json, over nested dictionaries and sequences."""
+def _flatten(description: dict, prefix: str = "") -> dict[str, dict]:
+    """The node in features.json of each feature, by its path through nested dictionaries and sequences."""
     if "featuresDict" in description:
-        found = {}
+        nodes = {}
         for name, node in description["featuresDict"].get("features", {}).items():
-            found |= _kinds(node, f"{prefix}/{name}" if prefix else name)
-        return found
+            nodes |= _flatten(node, f"{prefix}/{name}" if prefix else name)
+        return nodes
     if "sequence" in description and "featuresDict" in description["sequence"].get("feature", {}):
-        return _kinds(description["sequence"]["feature"], prefix)
+        return _flatten(description["sequence"]["feature"], prefix)
     return {prefix: description}
 
 
-def generic_adapter(kinds: dict[str, dict]) -> Adapter:
-    """An adapter for an unknown data set: its first feature of each type (image, audio, text, class
-    label)."""
+def generic_adapter(nodes: dict[str, dict]) -> Adapter:
+    """An adapter for an unknown data set: its first feature of each type (image, audio, text, class label).
+
+    ``nodes``: the description of each feature in features.json, by its path.
+
+    Raises:
+      ValueError: no feature is an image or audio.
+    """
     fields: dict[str, str] = {}
-    wanted = {"Image": "image", "Audio": "audio", "Text": "text", "ClassLabel": "label"}
-    for path, node in kinds.items():
-        field = wanted.get(node.get("pythonClassName", "").rsplit(".", 1)[-1])
-        identifier = path.rsplit("/", 1)[-1] in (
-            "id",
-            "file_name",
-            "filename",
-            "file",
-            "url",
-            "image_id",
-            "key",
-        )
-        if field and field not in fields and not (field == "text" and identifier):
+    types = {"Image": "image", "Audio": "audio", "Text": "text", "ClassLabel": "label"}
+    for path, node in nodes.items():
+        field = types.get(node.get("pythonClassName", "").rsplit(".", 1)[-1])
+        is_identifier = path.rsplit("/", 1)[-1] in _IDENTIFIERS
+        if field and field not in fields and not (field == "text" and is_identifier):
             fields[field] = path
     if not {"image", "audio"} & set(fields):
         raise ValueError(
-            f"no image or audio among the features {', '.join(kinds)}: this data set cannot be used."
+            f"no image or audio among the features {', '.join(nodes)}: this data set cannot be used."
         )
     return Adapter(fields, prompt="a photo of a {}" if "image" in fields else "{}")
 
 
 class TfdsSource(Source):
-    """One split of a prepared data set as a `Source`.
+    """One split of a prepared data set.
 
-    Images are resized and cropped to ``image_size`` (None: the feature's own size where it is fixed and
-    square, else 64) with ``channels`` colours; audio is resampled to ``sample_rate`` Hz, cut and padded to
-    ``max_seconds``. ``prompt`` overrides the adapter's caption of a class name. Where an image has several
-    captions, each gives one example; ``group`` int32 ``[B]`` is equal for those.
+    Where an image has several captions, each gives one example; ``group`` int32 ``[B]`` in each batch is equal for
+    those. A data set without text but with class names gets captions made of these.
+
+    Args:
+      name: see `find_prepared`.
+      split: ``train``, ``test`` or another split of the data set; where it has no ``test``, that is ``validation``.
+      data_dir: see `find_prepared`.
+      image_size: side in pixels that images are resized and cropped to; None: the size that the data set states, if its
+        images are all of one size, else 64.
+      channels: 1 (gray) or 3 (RGB).
+      sample_rate: Hz that audio is resampled to.
+      max_seconds: length that audio is cut and padded to.
+      modalities: which to read; None: all.
+      prompt: the caption of a class name; None: the adapter's.
+      adapter: where the features are; None: the entry of `ADAPTERS`, or `generic_adapter`.
+
+    Raises:
+      FileNotFoundError: it is not prepared, or in another file format.
+      ValueError: no such split, modality or feature.
     """
 
     def __init__(
@@ -187,45 +204,47 @@ class TfdsSource(Source):
 
         folder = find_prepared(name, data_dir)
         description = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        kinds = _kinds(description)
-        adapter = adapter or ADAPTERS.get(name.split("/")[0].split(":")[0]) or generic_adapter(kinds)
-        absent = [f"{field} -> {path}" for field, path in adapter.fields.items() if path not in kinds]
+        nodes = _flatten(description)
+        adapter = adapter or ADAPTERS.get(name.split("/")[0].split(":")[0]) or generic_adapter(nodes)
+        absent = [f"{field} -> {path}" for field, path in adapter.fields.items() if path not in nodes]
         if absent:
             raise ValueError(
-                f"tfds:{name}: no feature for {absent[0]}; its features are: {', '.join(kinds)}."
+                f"tfds:{name}: no feature for {absent[0]}; its features are: {', '.join(nodes)}."
             )
         self._fields = dict(adapter.fields)
-        self.class_names = self._read_class_names(folder, kinds)
+        self.class_names = self._read_class_names(folder, nodes)
         self._prompt = prompt or adapter.prompt
         self._prompted = (
             "text" not in self._fields and self.class_names is not None and self._prompt is not None
         )
-        held = [
-            m for m in ("text", "image", "audio") if m in self._fields or (m == "text" and self._prompted)
-        ]
-        missing = [m for m in modalities or () if m not in held]
-        if missing:
-            raise ValueError(f"tfds:{name} has no {missing[0]}; it has: {', '.join(held)}.")
-        self.modalities = tuple(m for m in held if modalities is None or m in modalities)
+        self.modalities = self._choose_modalities(name, modalities)
         self._captions = adapter.captions if "text" in self._fields and "text" in self.modalities else 1
-        self._records, self._start, self._rows = self._open_split(name, folder, split, adapter)
+        self._records, self._start, self._count = self._open_split(name, folder, split, adapter)
         self._audio_rate = None
         if "audio" in self._fields:
-            own = int(kinds[self._fields["audio"]]["audio"].get("sampleRate", 0))
-            self._audio_rate = own or adapter.sample_rate or sample_rate
+            stated = int(nodes[self._fields["audio"]]["audio"].get("sampleRate", 0))
+            self._audio_rate = stated or adapter.sample_rate or sample_rate
         if image_size is None and "image" in self._fields:
-            sides = kinds[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
+            sides = nodes[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
             image_size = max(int(sides[0]), -1)
         self.image_size = image_size if image_size and image_size > 0 else 64
         self.channels, self.sample_rate, self.max_seconds = channels, sample_rate, max_seconds
-        wanted = {self._fields[m] for m in (*self.modalities, "label") if m in self._fields}
-        # What is not used is not parsed; images come as their file's content, decoded here at the size
-        # needed.
-        self._features = tfds.features.FeatureConnector.from_json(_prune(_without_audio(description), wanted))
+        used = {self._fields[m] for m in (*self.modalities, "label") if m in self._fields}
+        # What is not used is not parsed; images come as the content of their files, decoded here at the size needed.
+        self._features = tfds.features.FeatureConnector.from_json(_prune(_without_audio(description), used))
         skip = {self._fields["image"]: tfds.decode.SkipDecoding()} if "image" in self.modalities else {}
         self._decoders = _nested(skip)
 
-    def _read_class_names(self, folder: Path, kinds: dict[str, dict]) -> tuple[str, ...] | None:
+    def _choose_modalities(self, name: str, modalities: tuple[str, ...] | None) -> tuple[str, ...]:
+        available = [
+            m for m in ("text", "image", "audio") if m in self._fields or (m == "text" and self._prompted)
+        ]
+        absent = [m for m in modalities or () if m not in available]
+        if absent:
+            raise ValueError(f"tfds:{name} has no {absent[0]}; it has: {', '.join(available)}.")
+        return tuple(m for m in available if modalities is None or m in modalities)
+
+    def _read_class_names(self, folder: Path, nodes: dict[str, dict]) -> tuple[str, ...] | None:
         path = self._fields.get("label")
         if path is None:
             return None
@@ -233,10 +252,11 @@ class TfdsSource(Source):
         if listed.is_file():
             names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
             return tuple(clean_class_name(n) for n in names)
-        count = int(kinds[path].get("classLabel", {}).get("numClasses", 0))
+        count = int(nodes[path].get("classLabel", {}).get("numClasses", 0))
         return tuple(str(i) for i in range(count)) or None
 
     def _open_split(self, name: str, folder: Path, split: str, adapter: Adapter):
+        """The records of all of a stored split, the first that belongs to ``split``, and how many do."""
         from array_record.python import array_record_data_source
 
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
@@ -250,8 +270,7 @@ class TfdsSource(Source):
         files = sorted(str(f) for f in folder.glob(f"*-{base}.array_record*"))
         if not files:
             raise FileNotFoundError(
-                f"{folder} has no ArrayRecord files for the split {base!r} (it was prepared in "
-                "another file format). "
+                f"{folder} has no ArrayRecord files for the split {base!r} (it was prepared in another file format). "
                 f"Prepare it with: {_prepare_command(name, folder.parents[1])}."
             )
         records = array_record_data_source.ArrayRecordDataSource(files)
@@ -260,10 +279,11 @@ class TfdsSource(Source):
         return records, start, stop - start
 
     def __len__(self) -> int:
-        return self._rows * self._captions
+        return self._count * self._captions
 
-    def _examples(self, rows: np.ndarray) -> list[dict]:
-        records = self._records.__getitems__([int(r) + self._start for r in rows])
+    def _examples(self, numbers: np.ndarray) -> list[dict]:
+        """The records with these numbers, parsed."""
+        records = self._records.__getitems__([int(n) + self._start for n in numbers])
         return [self._features.deserialize_example_np(r, decoders=self._decoders) for r in records]
 
     def _audio(self, value: Any) -> np.ndarray:
@@ -274,32 +294,37 @@ class TfdsSource(Source):
             waveform = waveform.astype(np.float32) / 32768.0
         if not waveform.size:
             return np.zeros(0, np.int16)
-        return media.fit_audio(waveform, self._audio_rate, self.sample_rate, self.max_seconds)[0]
+        return media.resample_and_cut(waveform, self._audio_rate, self.sample_rate, self.max_seconds)[0]
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
         """The number of each example's record, int32 ``[B]``."""
         return (self._all_or(indices) // self._captions).astype(np.int32)
 
+    def _pad_audio(self, values: list) -> RawBatch:
+        length = int(round(self.max_seconds * self.sample_rate))
+        audio, mask = np.zeros((len(values), length), np.int16), np.zeros((len(values), length), bool)
+        for i, value in enumerate(values):
+            samples = self._audio(value)
+            audio[i, : len(samples)], mask[i, : len(samples)] = samples, True
+        return {"audio": audio, "audio_mask": mask}
+
     def batch(self, indices: np.ndarray) -> RawBatch:
-        """The examples at ``indices``."""
-        rows, which = np.divmod(np.asarray(indices), self._captions)
-        examples = self._examples(rows)
-        column = {field: [_get(e, path) for e in examples] for field, path in self._fields.items()
-                  if field in self.modalities or field == "label"}  # fmt: skip
-        batch: RawBatch = {"group": rows.astype(np.int32)}
-        if "label" in column:
-            batch["label"] = np.array(column["label"], np.int32)
-        if "image" in column:
-            images = [media.decode_image(bytes(b), self.image_size, self.channels) for b in column["image"]]
+        """The examples ``indices``; recordings are padded to ``max_seconds``."""
+        numbers, which = np.divmod(np.asarray(indices), self._captions)
+        examples = self._examples(numbers)
+        columns = {
+            field: [_get(e, path) for e in examples]
+            for field, path in self._fields.items()
+            if field in self.modalities or field == "label"
+        }
+        batch: RawBatch = {"group": numbers.astype(np.int32)}
+        if "label" in columns:
+            batch["label"] = np.array(columns["label"], np.int32)
+        if "image" in columns:
+            images = [media.decode_image(bytes(b), self.image_size, self.channels) for b in columns["image"]]
             batch["image"] = np.stack(images)
-        if "audio" in column:
-            length = int(round(self.max_seconds * self.sample_rate))
-            batch["audio"] = np.zeros((len(examples), length), np.int16)
-            batch["audio_mask"] = np.zeros((len(examples), length), bool)
-            for i, value in enumerate(column["audio"]):
-                samples = self._audio(value)
-                batch["audio"][i, : len(samples)] = samples
-                batch["audio_mask"][i, : len(samples)] = True
+        if "audio" in columns:
+            batch |= self._pad_audio(columns["audio"])
         if "text" in self.modalities:
             batch["caption"] = np.empty(len(examples), object)
             if self._prompted:
@@ -307,12 +332,13 @@ class TfdsSource(Source):
                 batch["caption"][:] = [self._prompt.format(n) if n else "" for n in names]
             else:
                 batch["caption"][:] = [
-                    _caption(v, w) for v, w in zip(column["text"], which.tolist(), strict=True)
+                    _caption(v, w) for v, w in zip(columns["text"], which.tolist(), strict=True)
                 ]
         return batch
 
 
 def _nested(paths: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries from values by path."""
     tree: dict[str, Any] = {}
     for path, value in paths.items():
         *parents, last = path.split("/")
@@ -330,6 +356,7 @@ def _get(example: dict, path: str) -> Any:
 
 
 def _caption(value: Any, which: int) -> str:
+    """The caption of number ``which`` (or the only one), with single spaces."""
     value = value if isinstance(value, (bytes, str)) else list(np.atleast_1d(value))
     if isinstance(value, list):
         value = value[which % len(value)] if value else b""

@@ -129,8 +129,8 @@ def _record(number: int, fields: dict[str, Any], columns: set[str]) -> Record:
 def read_metadata(path: Path, bad_examples: BadExamples) -> list[Record]:
     """The records of a metadata file; ``bad_examples`` collects the lines that cannot be read.
 
-    Columns: ``file_name`` (its modality by the suffix), or ``image``, ``audio``, ``video`` or ``image_file_name`` and so
-    on; ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a string or a list of strings;
+    Columns: ``file_name`` (its modality by the suffix), or ``image``, ``audio``, ``video`` or ``image_file_name`` and
+    so on; ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a string or a list of strings;
     ``label``, a whole number or a name. Others are ignored. A JSON null (in CSV, an empty file or label cell) declares
     that an example has none; a field that other lines have must not be left out.
 

@@ -76,7 +76,7 @@ class PolySource(Source):
         self.class_names, self.seed, self.split = source.class_names, seed, split
         self._gray, self.labels = _read_gray(source, progress)
         _, class_index, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
-        # The examples sorted by class; where each example's class begins, how many it has, and the example's rank in it.
+        # The examples sorted by class; for each, where its class begins, how many that has, and its rank among them.
         self._sorted = np.argsort(class_index, kind="stable")
         first = np.cumsum(counts) - counts
         position = np.empty_like(self._sorted)

@@ -1,4 +1,4 @@
-"""``--data spoken:FILE``: the lines of a text file in synthetic voices, for vocabularies of which there are few recordings."""
+"""``--data spoken:FILE``: the lines of a text file in synthetic voices, for words with few recordings."""
 
 from __future__ import annotations
 

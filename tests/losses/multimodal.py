@@ -15,8 +15,10 @@ import numpy as np
 from tests.oracles import multimodal as oracle
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses import multimodal_elbo as objectives
-from xmodal_jax.losses.multimodal_elbo import Prior, Problem
-from xmodal_jax.probability.distributions import Laplace, Normal, kl, standard
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms
+from xmodal_jax.probability import distributions
+from xmodal_jax.probability.distributions import Laplace, Normal, kl, standard_like
+from xmodal_jax.probability.priors import Prior
 
 M, B, D, P, T, H, X, C, K = 4, 7, 3, 2, 2, 5, 6, 3, 3
 SCALE = 0.8
@@ -100,7 +102,7 @@ def restricted(world, order):
 class Case(NamedTuple):
     """An objective, by the library and by the oracle."""
 
-    run: Callable[..., objectives.Terms]
+    run: Callable[..., ObjectiveTerms]
     """``run(problem, beta)``."""
     by_oracle: Callable[..., float]
     """``by_oracle(example, held)``: of an example, ``held`` being the same where there is no gradient."""
@@ -111,15 +113,15 @@ class Case(NamedTuple):
     """Components of the prior; 0: standard."""
     family: type = Normal
     chooses: str = ""
-    """What of the world `choose` and `choose_several` find."""
+    """What of the world `draw_option` and `draw_options` find."""
     sizes: tuple[int, int] = (1, 0)
     """Of the subsets they choose from: the smallest, and the largest less the number of modalities."""
     experts: bool = True
     """Whether all experts that are there learn in each example."""
 
 
-class _Descent(NamedTuple):
-    first: Any
+class _TopDownPass(NamedTuple):
+    latents: Any
     divergences: Any
 
 
@@ -137,23 +139,23 @@ class Nets:
     def message(self, codes):
         return jnp.tanh(jnp.einsum("mhd,mbd->mbh", self.t["message"], codes))
 
-    def gather(self, message):
+    def encode_top(self, message):
         found = message @ self.t["gather"].T
         return Normal(found, 0.3 * found)
 
-    def codes(self, top):
+    def decode_top(self, top):
         return jnp.einsum("mdt,bt->mbd", self.t["tell"], top)
 
-    def descend(self, there):
+    def top_down_pass(self, there):
         precision = jnp.where(there[..., None], jnp.exp(-2 * self.t["log_scale"])[None], 0.0)
         total = 1 + precision.sum(axis=1)
         mean = (precision * self.t["mean"][None]).sum(axis=1) / total
         q = Normal(mean, -0.5 * jnp.log(total))
-        levels = [kl(q, standard(q)).sum(axis=-1), jnp.square(mean).sum(axis=-1)]
-        return _Descent(q.at(self.noise[: len(there)]), jnp.stack(levels, axis=-1))
+        levels = [kl(q, standard_like(q)).sum(axis=-1), jnp.square(mean).sum(axis=-1)]
+        return _TopDownPass(q.reparametrize(self.noise[: len(there)]), jnp.stack(levels, axis=-1))
 
 
-def make_problem(t, case: Case) -> Problem:
+def make_inputs(t, case: Case) -> ObjectiveInputs:
     present, batch = t["present"], t["mean"].shape[1]
 
     def log_likelihood(z):
@@ -165,7 +167,7 @@ def make_problem(t, case: Case) -> Problem:
 
     def to_prior(q, there):
         # Whoever uses what is not there gets no number.
-        return jnp.where(there, kl(q, standard(q)).sum(axis=-1), t["absent"])
+        return jnp.where(there, kl(q, standard_like(q)).sum(axis=-1), t["absent"])
 
     family, dim = case.family, t["mean"].shape[-1]
     components, logits = family(jnp.zeros((1, dim)), jnp.zeros((1, dim))), jnp.zeros(1)
@@ -178,18 +180,18 @@ def make_problem(t, case: Case) -> Problem:
             private=family(t["own_prior"], t["own_prior_log_scale"]),
             auxiliary=family(t["aux_mean"], t["aux_log_scale"]),
         )
-    return Problem(
-        family(t["mean"], t["log_scale"]), present, log_likelihood, to_prior,
-        example_keys(jax.random.key(0), jnp.arange(batch)), prior,
-        family(t["own_mean"], t["own_log_scale"]) if case.private else None,
-        Normal(t["joint_mean"], t["joint_log_scale"]),
-        Nets(t, t[case.draws["levels"]] if "levels" in case.draws else None),
+    return ObjectiveInputs(
+        present, log_likelihood, to_prior, prior, example_keys(jax.random.key(0), jnp.arange(batch)),
+        posterior=Normal(t["joint_mean"], t["joint_log_scale"]),
+        experts=family(t["mean"], t["log_scale"]),
+        private=family(t["own_mean"], t["own_log_scale"]) if case.private else None,
+        networks=Nets(t, t[case.draws["levels"]] if "levels" in case.draws else None),
     )  # fmt: skip
 
 
-def terms_of(case: Case, t, beta=None) -> objectives.Terms:
+def terms_of(case: Case, t, beta=None) -> ObjectiveTerms:
     """The objective on what `as_tree` gives, with the world's draws in place of random ones."""
-    p = make_problem(t, case)
+    p = make_inputs(t, case)
 
     def noise(keys, name, shape, family=Normal):
         assert keys is p.keys and family is case.family
@@ -203,10 +205,11 @@ def terms_of(case: Case, t, beta=None) -> objectives.Terms:
 
     # What nets draw themselves goes by another name.
     patch = dict(
-        standard_noise=noise, choose=lambda *args: several(*args, 1)[0], choose_several=several,
-        perceived=lambda keys, present, rate: t["seen"] if rate else present,
+        draw_option=lambda *args: several(*args, 1)[0], draw_options=several,
+        modality_dropout=lambda keys, present, rate: t["seen"] if rate else present,
     )  # fmt: skip
-    with mock.patch.multiple(objectives, **patch):
+    distribution_noise = mock.patch.object(distributions, "standard_noise", noise)
+    with mock.patch.multiple(objectives, **patch), distribution_noise:
         return case.run(p, t["beta"] if beta is None else beta)
 
 
@@ -437,6 +440,6 @@ CASES: dict[str, Case] = {
     ),
     "nexus": _nexus(0.0),
     "nexus, dropout": _nexus(0.5),
-    "mhvae": _mhvae(None),
+    "mhvae": _mhvae(0),
     "mhvae, two subsets": _mhvae(2),
 }

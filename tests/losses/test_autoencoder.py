@@ -8,7 +8,8 @@ import pytest
 from tests.oracles import vae as oracle
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses import autoencoder
-from xmodal_jax.losses.autoencoder import Problem
+from xmodal_jax.losses.elbo import kl_with_free_bits
+from xmodal_jax.losses.objective import ObjectiveInputs
 from xmodal_jax.probability.distributions import Normal, standard_noise
 
 RNG = np.random.default_rng(3)
@@ -40,14 +41,27 @@ def linear(x, w=W, b=OFFSET, scale=SCALE, present=None):
 
 
 def problem(
-    mean=MEAN, log_scale=LOG_SCALE, *, point=False, learned=False, present=PRESENT, keys=KEYS, x=DATA
+    mean=MEAN,
+    log_scale=LOG_SCALE,
+    *,
+    point=False,
+    learned=False,
+    present=PRESENT,
+    keys=KEYS,
+    x=DATA,
+    free_bits=0.0,
 ):
     q = Normal(*as_float(mean, log_scale))
     if point:
         q = q._replace(log_scale=jnp.full_like(q.mean, -jnp.inf))
     prior = Normal(*(as_float(PRIOR_MEAN, PRIOR_LOG_SCALE) if learned else [jnp.zeros_like(q.mean)] * 2))
     there = jnp.asarray(present)
-    return Problem(q, prior, linear(x, present=there), there, keys)
+    return inputs_of(q, prior, linear(x, present=there), there, keys, free_bits)
+
+
+def inputs_of(q, prior, log_likelihood, present, keys, free_bits=0.0):
+    kl_to_prior = lambda q, there: kl_with_free_bits(q, prior, free_bits=free_bits, present=there)
+    return ObjectiveInputs(present, log_likelihood, kl_to_prior, prior, keys, posterior=q)
 
 
 def drawn(count, keys=KEYS):
@@ -63,19 +77,19 @@ def rec(z):
 
 
 def test_reconstruction():
-    terms = autoencoder.reconstruct(problem())
+    terms = autoencoder.reconstruction(problem())
     z = drawn(1)[1][0]
     np.testing.assert_allclose(terms.loss, rec(z), rtol=1e-5)
-    np.testing.assert_allclose(terms.code, z, rtol=1e-5, atol=1e-6)
-    assert set(terms.parts) == {"reconstruction"} and not terms.shares
+    np.testing.assert_allclose(terms.latent, z, rtol=1e-5, atol=1e-6)
+    assert set(terms.metrics) == {"reconstruction"} and not terms.batch_terms
 
 
 def test_of_a_point_the_code_is_the_point():
     """And nothing is not a number, in values and gradients."""
 
     def loss(mean):
-        terms = autoencoder.reconstruct(problem(mean, point=True))
-        return terms.loss.sum(), terms.code
+        terms = autoencoder.reconstruction(problem(mean, point=True))
+        return terms.loss.sum(), terms.latent
 
     (value, code), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(MEAN, jnp.float32))
     np.testing.assert_array_equal(code, np.float32(MEAN))
@@ -92,8 +106,8 @@ def test_the_elbo_is_its_equation(samples, learned):
     expected = np.mean([rec(z) for z in drawn(samples)[1]], axis=0)
     prior = (PRIOR_MEAN, np.exp(PRIOR_LOG_SCALE)) if learned else (0.0, 1.0)
     divergence = oracle.normal_kl(MEAN, np.exp(LOG_SCALE), *prior).sum(axis=1)
-    np.testing.assert_allclose(terms.parts["reconstruction"], expected, rtol=1e-5)
-    np.testing.assert_allclose(terms.parts["kl"], divergence, rtol=1e-5)
+    np.testing.assert_allclose(terms.metrics["reconstruction"], expected, rtol=1e-5)
+    np.testing.assert_allclose(terms.metrics["kl"], divergence, rtol=1e-5)
     np.testing.assert_allclose(terms.loss, expected + beta * divergence, rtol=1e-5)
 
 
@@ -104,9 +118,9 @@ def test_free_bits_count_over_those_present():
     assert 0 < below.sum() < D
 
     def loss(log_scale, free):
-        p = problem(MEAN, log_scale)._replace(log_likelihood=lambda z: jnp.zeros(z.shape[:2]))
-        terms = autoencoder.elbo(p, free_bits=free)
-        return terms.loss.sum(), terms.parts["kl"]
+        p = problem(MEAN, log_scale, free_bits=free)
+        terms = autoencoder.elbo(p._replace(log_likelihood=lambda z: jnp.zeros(z.shape[:2])))
+        return terms.loss.sum(), terms.metrics["kl"]
 
     scale = jnp.asarray(LOG_SCALE, jnp.float32)
     (_, found), grad = jax.value_and_grad(loss, has_aux=True)(scale, least)
@@ -126,18 +140,18 @@ def test_the_importance_weighted_bound_is_its_equation(estimator, beta):
     weights = beta * ratio - np.stack([rec(each) for each in z])
     expected = [-oracle.importance_bound(list(column)) for column in weights.T]
     np.testing.assert_allclose(terms.loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(terms.parts["kl"], -ratio.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(terms.metrics["kl"], -ratio.mean(axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        terms.parts["reconstruction"], np.mean([rec(each) for each in z], axis=0), rtol=1e-5
+        terms.metrics["reconstruction"], np.mean([rec(each) for each in z], axis=0), rtol=1e-5
     )
 
 
 def test_with_one_sample_it_is_the_elbo_with_that_samples_divergence():
     bound, terms = autoencoder.importance_weighted(problem(), samples=1), autoencoder.elbo(problem())
-    np.testing.assert_allclose(bound.parts["reconstruction"], terms.parts["reconstruction"], rtol=1e-6)
+    np.testing.assert_allclose(bound.metrics["reconstruction"], terms.metrics["reconstruction"], rtol=1e-6)
     noise, z = drawn(1)
     sampled = (0.5 * z**2 - 0.5 * noise**2 - LOG_SCALE[None]).sum(axis=-1)[0]
-    np.testing.assert_allclose(bound.loss, terms.parts["reconstruction"] + sampled, rtol=1e-5)
+    np.testing.assert_allclose(bound.loss, terms.metrics["reconstruction"] + sampled, rtol=1e-5)
 
 
 def many(count, seed=0):
@@ -170,7 +184,7 @@ def posterior_gradient(estimator, log_scale, mean, p, samples):
     def one(key, x):
         def loss(mean, log_scale):
             q = Normal(mean[None], log_scale[None])
-            own = Problem(
+            own = inputs_of(
                 q, Normal(*[jnp.zeros_like(q.mean)] * 2), linear(x[None]), jnp.ones(1, bool), key[None]
             )
             return autoencoder.importance_weighted(own, samples=samples, estimator=estimator).loss[0]
@@ -204,7 +218,7 @@ def test_dreg_has_no_gradient_at_the_true_posterior():
     def grads(estimator):
         def loss(mean, log_scale):
             q = Normal(mean[None], log_scale[None])
-            p = Problem(q, Normal(*[jnp.zeros_like(q.mean)] * 2), linear(x, w), jnp.ones(1, bool), KEYS[:1])
+            p = inputs_of(q, Normal(*[jnp.zeros_like(q.mean)] * 2), linear(x, w), jnp.ones(1, bool), KEYS[:1])
             return autoencoder.importance_weighted(p, samples=3, estimator=estimator).loss[0]
 
         return jax.value_and_grad(loss, (0, 1))(*as_float(mean, 0.5 * np.log(np.diag(cov))))
@@ -218,11 +232,11 @@ def test_dreg_has_no_gradient_at_the_true_posterior():
 @pytest.mark.parametrize("name", sorted(autoencoder.KERNELS))
 def test_the_matched_loss_is_its_equation(name):
     beta = jnp.full((B,), 2.5)
-    terms = autoencoder.matched(problem(), beta=beta, kernel=name)
+    terms = autoencoder.mmd_to_prior(problem(), beta=beta, kernel=name)
     z = drawn(1)[1][0]
     wanted = np.float64(standard_noise(KEYS, "prior", (D,)))
     expected = oracle.mmd(z[PRESENT], wanted[PRESENT], getattr(oracle, name))
-    share, weight = terms.shares["mmd"]
+    share, weight = terms.batch_terms["mmd"]
     # The root of "distance" has 1e-6 added to what is under it.
     np.testing.assert_allclose(share, expected, rtol=2e-4, atol=1e-5)
     assert weight == 2.5
@@ -235,13 +249,13 @@ def test_kernels_tell_codes_from_the_prior(name):
     for dim in (2, 61):
         keys = example_keys(jax.random.key(dim), jnp.arange(200))
         wanted, same, other = (standard_noise(keys, what, (dim,)) for what in ("a", "b", "c"))
-        apart = functools.partial(autoencoder.mmd, kernel=autoencoder.kernel_for(name, dim))
+        apart = functools.partial(autoencoder.mmd, kernel=autoencoder.make_kernel(name, dim))
         assert apart(0.7 * other, wanted) > 5 * abs(apart(same, wanted))
 
 
 def test_an_absent_example_has_no_influence_on_the_match():
     def share(mean):
-        return autoencoder.matched(problem(mean)).shares["mmd"][0]
+        return autoencoder.mmd_to_prior(problem(mean)).batch_terms["mmd"][0]
 
     grad = jax.grad(share)(jnp.asarray(MEAN, jnp.float32))
     assert not np.any(grad[~PRESENT]) and np.all(np.any(grad[PRESENT], axis=1))
@@ -253,4 +267,4 @@ def test_errors_say_what_there_is():
     with pytest.raises(ValueError, match="estimator must be one of"):
         autoencoder.importance_weighted(problem(), estimator="stl")
     with pytest.raises(ValueError, match="kernel must be one of imq"):
-        autoencoder.matched(problem(), kernel="linear")
+        autoencoder.mmd_to_prior(problem(), kernel="linear")

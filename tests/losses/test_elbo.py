@@ -47,7 +47,9 @@ PRESENT = RNG.random(B) < 0.7
 
 def test_no_free_bits_is_the_sum():
     np.testing.assert_allclose(
-        elbo.free_bits(array(DIVERGENCE), 0.0, present=jnp.asarray(PRESENT)), DIVERGENCE.sum(1), rtol=1e-6
+        elbo.sum_with_free_bits(array(DIVERGENCE), 0.0, present=jnp.asarray(PRESENT)),
+        DIVERGENCE.sum(1),
+        rtol=1e-6,
     )
 
 
@@ -56,7 +58,7 @@ def test_free_bits(least):
     """The mean over those present is ``sum_j max(least, mean_b KL_j)``, and so is its gradient."""
 
     def mean(divergence):
-        terms = elbo.free_bits(divergence, least, present=jnp.asarray(PRESENT))
+        terms = elbo.sum_with_free_bits(divergence, least, present=jnp.asarray(PRESENT))
         return batch_mean(terms, jnp.asarray(PRESENT, jnp.float32))
 
     value, grad = jax.value_and_grad(mean)(array(DIVERGENCE))
@@ -69,7 +71,7 @@ def test_free_bits_of_rows():
     """Each row has its own mean, over the examples that are present in it."""
     divergence, present = RNG.gamma(1.0, size=(ROWS, 7, D)), RNG.random((ROWS, 7)) < 0.6
     least = 1.0
-    found = elbo.free_bits(array(divergence), least, present=jnp.asarray(present))
+    found = elbo.sum_with_free_bits(array(divergence), least, present=jnp.asarray(present))
     for r in range(ROWS):
         kept = divergence[r][present[r]].mean(axis=0) > least
         assert 0 < kept.sum() < D
@@ -80,14 +82,14 @@ def test_free_bits_see_nothing_of_what_is_absent():
     for far in (1e30, np.inf, np.nan):
         other = np.where(PRESENT[:, None], DIVERGENCE, far)
         a, b = (
-            np.asarray(elbo.free_bits(array(x), 1.0, present=jnp.asarray(PRESENT)))
+            np.asarray(elbo.sum_with_free_bits(array(x), 1.0, present=jnp.asarray(PRESENT)))
             for x in (DIVERGENCE, other)
         )
         np.testing.assert_array_equal(a[PRESENT], b[PRESENT])
 
 
 def test_nobody_present_is_no_error():
-    found = elbo.free_bits(array(DIVERGENCE), 0.5, present=jnp.zeros(B, bool))
+    found = elbo.sum_with_free_bits(array(DIVERGENCE), 0.5, present=jnp.zeros(B, bool))
     np.testing.assert_allclose(found, 0.5 * D)
 
 
@@ -118,7 +120,7 @@ def test_free_bits_are_those_of_the_global_batch(mode):
     def share(split, shared, axis_name):
         q = Normal(split["mean"], split["log_scale"])
         p = Normal(*(jnp.broadcast_to(shared[k][None], q.mean.shape) for k in ("mean", "log_scale")))
-        terms = elbo.kl_to(q, p, least=least, present=split["there"], axis_name=axis_name)
+        terms = elbo.kl_with_free_bits(q, p, free_bits=least, present=split["there"], axis_name=axis_name)
         return batch_mean(terms, split["there"].astype(jnp.float32), axis_name=axis_name)
 
     shared = {"mean": jnp.zeros(D), "log_scale": jnp.zeros(D)}
@@ -130,7 +132,7 @@ def test_free_bits_are_those_of_the_global_batch(mode):
 def test_kl_to_is_the_sum():
     q = Normal(*(array(RNG.normal(size=(ROWS, 3, D))) for _ in range(2)))
     p = Normal(*(array(RNG.normal(size=(ROWS, 3, D))) for _ in range(2)))
-    found = elbo.kl_to(q, p)
+    found = elbo.kl_with_free_bits(q, p)
     for index in np.ndindex(ROWS, 3):
         a, b = ((np.float64(d.mean[index]), np.exp(np.float64(d.log_scale[index]))) for d in (q, p))
         np.testing.assert_allclose(found[index], oracle.normal_kl(a, b), rtol=1e-5)
@@ -138,7 +140,7 @@ def test_kl_to_is_the_sum():
 
 def test_handle_is_the_identity():
     z = array(RNG.normal(size=(3, 5, 2)))
-    same, *zeros = elbo.handle(z)
+    same, *zeros = elbo.deferred_gradient_scale(z)
     np.testing.assert_array_equal(same, z)
     assert all(zero.shape == (3, 5) and not np.any(zero) for zero in zeros)
 
@@ -151,7 +153,7 @@ def test_handle_multiplies_the_gradient(held):
     after[0, 1], after[2, 2], inner[1, 1] = 0.0, 0.0, 0.0
 
     def loss(z):
-        z, scale, one = elbo.handle(z)
+        z, scale, one = elbo.deferred_gradient_scale(z)
         weight = array(inner) * jnp.exp(0.1 * z.sum(axis=-1))
         weight = jax.lax.stop_gradient(weight) if held else weight
         rows = jnp.sin(z).sum(axis=-1) + weight * scale + one
@@ -164,7 +166,7 @@ def test_handle_multiplies_the_gradient(held):
 
 
 def test_a_handle_that_is_not_used_stops_the_gradient():
-    grad = jax.grad(lambda z: jnp.sin(elbo.handle(z)[0]).sum())(jnp.ones((3, 2)))
+    grad = jax.grad(lambda z: jnp.sin(elbo.deferred_gradient_scale(z)[0]).sum())(jnp.ones((3, 2)))
     assert not np.any(grad)
 
 
@@ -193,7 +195,7 @@ def log_weights(z, mean, log_scale, w):
 
 
 @pytest.mark.parametrize("samples", [1, 4])
-def test_doubly_reparametrised(samples):
+def test_doubly_reparametrized_bound(samples):
     """Against two passes: the weights first, then ``sum_k w_k^2 (d log w_k / d z) (d z / d phi)`` for the posterior and
     ``sum_k w_k d log w_k / d theta`` for the model."""
     noise = array(RNG.normal(size=(samples, X, LATENT)))
@@ -201,9 +203,9 @@ def test_doubly_reparametrised(samples):
 
     def bound(mean, log_scale, w):
         at = mean[None] + jnp.exp(log_scale)[None] * noise
-        z, *zeros = elbo.handle(at)
+        z, *zeros = elbo.deferred_gradient_scale(at)
         of = log_weights(z, *map(jax.lax.stop_gradient, (mean, log_scale)), w)
-        return elbo.doubly_reparametrised(of, *zeros), of
+        return elbo.doubly_reparametrized_bound(of, *zeros), of
 
     def loss(*args):
         found, of = bound(*args)

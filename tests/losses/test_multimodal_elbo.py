@@ -20,7 +20,7 @@ from tests.losses.multimodal import (
     M,
     as_tree,
     by_oracle,
-    make_problem,
+    make_inputs,
     make_world,
     restricted,
     terms_of,
@@ -28,8 +28,10 @@ from tests.losses.multimodal import (
 from tests.oracles import multimodal as oracle
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses import multimodal_elbo as objectives
+from xmodal_jax.losses.objective import ObjectiveInputs
 from xmodal_jax.probability.distributions import Normal
 from xmodal_jax.probability.posteriors import all_subsets
+from xmodal_jax.probability.priors import Prior
 
 LEARNED = [
     "mean", "log_scale", "own_mean", "own_log_scale", "joint_mean", "joint_log_scale", "w", "offset", "components",
@@ -88,7 +90,7 @@ def with_missing(world, **values):
 def test_the_loss_is_its_equation(name):
     terms, _ = base(name)
     np.testing.assert_allclose(terms.loss, by_oracle(CASES[name], WORLD), rtol=2e-5, atol=1e-4)
-    for part, x in terms.parts.items():
+    for part, x in terms.metrics.items():
         assert x.shape == (B,) and np.isfinite(x).all(), part
 
 
@@ -151,8 +153,8 @@ def test_a_missing_modality_is_one_that_was_never_there(name, gone):
     rest = np.delete(np.arange(M), gone)
     without = run(name, restricted(world, rest))
     np.testing.assert_allclose(terms.loss, without.loss, rtol=1e-5, atol=1e-5)
-    for part in terms.parts:
-        np.testing.assert_allclose(terms.parts[part], without.parts[part], rtol=1e-5, atol=1e-5)
+    for part in terms.metrics:
+        np.testing.assert_allclose(terms.metrics[part], without.metrics[part], rtol=1e-5, atol=1e-5)
 
 
 @cases
@@ -161,8 +163,8 @@ def test_the_order_of_modalities_does_not_matter(name):
     terms, grads = base(name)
     other, _ = evaluate(name, restricted(WORLD, order))
     np.testing.assert_allclose(other.loss, terms.loss, rtol=1e-5, atol=1e-5)
-    for part in terms.parts:
-        np.testing.assert_allclose(other.parts[part], terms.parts[part], rtol=1e-5, atol=1e-5)
+    for part in terms.metrics:
+        np.testing.assert_allclose(other.metrics[part], terms.metrics[part], rtol=1e-5, atol=1e-5)
 
 
 # The gradient of DReG
@@ -245,7 +247,7 @@ def test_mopoe_with_only_the_full_subset_is_mvae_with_only_it():
         found = run("mopoe, full", world, mopoe, chosen=jnp.zeros((1, B), jnp.int32))
         other = run("mvae, whole", world | {"whole": world["one"][None]})
         np.testing.assert_allclose(found.loss, other.loss, rtol=1e-6)
-        np.testing.assert_allclose(found.parts["kl"], other.parts["kl"], rtol=1e-6)
+        np.testing.assert_allclose(found.metrics["kl"], other.metrics["kl"], rtol=1e-6)
 
 
 def test_with_one_sample_iwae_is_dreg():
@@ -288,7 +290,7 @@ def test_cmvae_with_one_standard_cluster_is_mmvae_plus(count):
 
 
 def test_the_divergence_of_mmjsd_is_the_jensen_shannon_of_its_definition():
-    divergence = base("mmjsd")[0].parts["kl"]
+    divergence = base("mmjsd")[0].metrics["kl"]
     for b in range(B):
         e = Example(WORLD, b, CASES["mmjsd"])
         np.testing.assert_allclose(divergence[b], oracle.jensen_shannon_on_a_grid(e.experts), rtol=1e-5)
@@ -297,7 +299,7 @@ def test_the_divergence_of_mmjsd_is_the_jensen_shannon_of_its_definition():
 def test_the_divergence_of_mmjsd_is_zero_where_all_agree():
     zeros = jnp.zeros((M, B, D))
     found = run("mmjsd", WORLD, mean=zeros, log_scale=zeros)
-    np.testing.assert_allclose(found.parts["kl"], 0.0, atol=1e-5)
+    np.testing.assert_allclose(found.metrics["kl"], 0.0, atol=1e-5)
 
 
 def test_of_one_modality_products_are_its_elbo():
@@ -315,7 +317,7 @@ def test_the_prior_is_a_mixture():
     components, logits, z = rng.normal(size=(C, D)), rng.normal(size=C), rng.normal(size=(2, B, D))
     scales = rng.uniform(0.5, 2, size=(C, D))
     of = lambda x: jnp.asarray(x, jnp.float32)
-    prior = objectives.Prior(Normal(of(components), of(np.log(scales))), of(logits))
+    prior = Prior(Normal(of(components), of(np.log(scales))), of(logits))
     known = [
         scipy.stats.multivariate_normal(m, np.diag(s**2)) for m, s in zip(components, scales, strict=True)
     ]
@@ -341,13 +343,14 @@ def subsets_told(present, subsets):
 
     powers = 4.0 ** jnp.arange(1, 1 + count)
     log_scale = jnp.broadcast_to(-0.5 * jnp.log(powers)[:, None, None], (count, batch, 1))
-    p = objectives.Problem(
-        Normal(jnp.zeros_like(log_scale), log_scale), present, lambda z: jnp.zeros(z.shape[:3]),
-        to_prior, example_keys(jax.random.key(0), jnp.arange(batch)), None,
+    p = ObjectiveInputs(
+        present, lambda z: jnp.zeros(z.shape[:3]), to_prior, None,
+        example_keys(jax.random.key(0), jnp.arange(batch)),
+        experts=Normal(jnp.zeros_like(log_scale), log_scale),
     )  # fmt: skip
     terms = objectives.mvae(p, subsets=subsets)
     digits = seen[0] // powers.astype(jnp.int32)[None, None] % 4
-    return digits > 0, terms.parts["kl"]
+    return digits > 0, terms.metrics["kl"]
 
 
 def test_mvae_draws_different_subsets_of_all_as_likely():
@@ -387,7 +390,7 @@ def test_what_is_perceived():
     keys = example_keys(jax.random.key(9), jnp.arange(batch))
     there = np.array([True, True, False, True])
     present = np.broadcast_to(there[:, None], (M, batch))
-    found = np.asarray(objectives.perceived(keys, jnp.asarray(present), rate)).T
+    found = np.asarray(objectives.modality_dropout(keys, jnp.asarray(present), rate)).T
     assert not np.any(found & ~there)
     rows, counts = np.unique(found[:, there], axis=0, return_counts=True)
     share = {1: rate / 2 / 3, 2: rate / 2 / 3, 3: 1 - rate}
@@ -398,9 +401,9 @@ def test_what_is_perceived():
 def test_what_is_alone_is_always_perceived():
     keys = example_keys(jax.random.key(10), jnp.arange(3 * B))
     present = jnp.asarray(np.eye(M, 3 * B, dtype=bool))  # and nothing in most of them
-    np.testing.assert_array_equal(objectives.perceived(keys, present, 1.0), present)
+    np.testing.assert_array_equal(objectives.modality_dropout(keys, present, 1.0), present)
     some = jnp.asarray(np.random.default_rng(0).random((M, 3 * B)) < 0.5)
-    np.testing.assert_array_equal(objectives.perceived(keys, some, 0.0), some)
+    np.testing.assert_array_equal(objectives.modality_dropout(keys, some, 0.0), some)
 
 
 def test_a_mean_of_messages():
@@ -429,8 +432,8 @@ def test_an_example_with_nothing_disturbs_no_other(name):
 
 def test_errors_say_what_there_is():
     case = CASES["mopoe, full"]
-    p = make_problem(as_tree(WORLD, case), case)
+    p = make_inputs(as_tree(WORLD, case), case)
     with pytest.raises(ValueError, match="prior must be 'never', 'always' or 'full', got 'once'"):
         objectives.mopoe(p, prior="once")
-    with pytest.raises(ValueError, match="estimator must be 'iwae' or 'dreg', got 'stl'"):
+    with pytest.raises(ValueError, match="estimator must be one of .*'iwae', 'dreg'.*, got 'stl'"):
         objectives.mmvae(p, estimator="stl")

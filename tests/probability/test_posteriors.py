@@ -87,7 +87,7 @@ def test_the_elementwise_form_is_the_matrix_product(prior):
     there = SUBSETS[:, :, None] & PRESENT[None]
     lifted = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(SUBSETS), *x.shape)), normal())
     zeros = jnp.zeros((len(SUBSETS), B, D))
-    one = posteriors.product(lifted, jnp.asarray(there), Normal(zeros, zeros) if prior else None)
+    one = posteriors.masked_product(lifted, jnp.asarray(there), Normal(zeros, zeros) if prior else None)
     other = posteriors.product_of_experts(normal(), jnp.asarray(PRESENT), jnp.asarray(SUBSETS), float(prior))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -95,7 +95,7 @@ def test_the_elementwise_form_is_the_matrix_product(prior):
 
 def test_the_elementwise_form_with_a_prior_of_its_own():
     mean, log_scale = RNG.normal(size=(B, D)), RNG.normal(size=(B, D))
-    found = posteriors.product(normal(), jnp.asarray(PRESENT), normal(mean, log_scale))
+    found = posteriors.masked_product(normal(), jnp.asarray(PRESENT), normal(mean, log_scale))
     for b in range(B):
         factors = [(MEAN[m, b], np.exp(LOG_SCALE[m, b])) for m in np.flatnonzero(PRESENT[:, b])]
         want = oracle.product([*factors, (mean[b], np.exp(log_scale[b]))])
@@ -115,7 +115,9 @@ def test_the_joint_product_is_that_of_all_there():
 def both_forms(mean, log_scale, present):
     """The product of everything there by both functions, ``[B, D]``."""
     q = normal(mean, log_scale)
-    return posteriors.joint_product(q, jnp.asarray(present)), posteriors.product(q, jnp.asarray(present))
+    return posteriors.joint_product(q, jnp.asarray(present)), posteriors.masked_product(
+        q, jnp.asarray(present)
+    )
 
 
 @given(st.floats(-30, 30, width=32), st.floats(-100, 100, width=32), st.integers(0, M - 1))
@@ -190,7 +192,7 @@ def test_what_a_missing_expert_says_has_no_influence(form, garbage):
         if form == "product_of_experts":
             found = posteriors.product_of_experts(q, jnp.asarray(PRESENT), jnp.asarray(SUBSETS), 0.5)
         elif form == "product":
-            found = posteriors.product(q, jnp.asarray(PRESENT))
+            found = posteriors.masked_product(q, jnp.asarray(PRESENT))
         else:
             return posteriors.mixture_log_prob(q, jnp.asarray(PRESENT), z).sum()
         return (found.mean + jnp.square(found.log_scale)).sum()
@@ -219,7 +221,7 @@ def test_gradients_of_a_product(form):
         found = (
             posteriors.joint_product(q, jnp.asarray(PRESENT))
             if form == "product_of_experts"
-            else posteriors.product(q, jnp.asarray(PRESENT))
+            else posteriors.masked_product(q, jnp.asarray(PRESENT))
         )
         of = jnp.asarray(weights, jnp.float32)
         return (of[0] * found.mean[b] + of[1] * found.log_scale[b]).sum()
@@ -285,14 +287,14 @@ EVERY = jnp.asarray(np.broadcast_to(ALLOWED[:, None], (5, COUNT)))
 
 
 def test_every_allowed_option_is_as_likely():
-    found = np.asarray(posteriors.choose(KEYS, "expert", EVERY))
+    found = np.asarray(posteriors.draw_option(KEYS, "expert", EVERY))
     counts = np.bincount(found, minlength=5)
     assert counts[1] == 0
     assert scipy.stats.chisquare(counts[ALLOWED]).pvalue > 1e-3
 
 
 def test_every_allowed_order_is_as_likely():
-    found = np.asarray(posteriors.choose_several(KEYS, "subsets", EVERY, 2))
+    found = np.asarray(posteriors.draw_options(KEYS, "subsets", EVERY, 2))
     assert found.shape == (2, COUNT)
     pairs, counts = np.unique(found, axis=1, return_counts=True)
     assert {tuple(p) for p in pairs.T} == set(itertools.permutations([0, 2, 3, 4], 2))
@@ -303,8 +305,8 @@ def test_every_allowed_order_is_as_likely():
 def test_several_are_different_and_allowed_as_long_as_there_are_any(seed, count):
     keys = example_keys(jax.random.key(seed), jnp.arange(11))
     allowed = np.random.default_rng(seed).random((5, 11)) < 0.5
-    found = np.asarray(posteriors.choose_several(keys, "x", jnp.asarray(allowed), count))
-    one = np.asarray(posteriors.choose(keys, "x", jnp.asarray(allowed)))
+    found = np.asarray(posteriors.draw_options(keys, "x", jnp.asarray(allowed), count))
+    one = np.asarray(posteriors.draw_option(keys, "x", jnp.asarray(allowed)))
     for b in range(11):
         assert len(set(found[:, b])) == count
         assert allowed[found[:, b], b].sum() == min(count, allowed[:, b].sum())
@@ -315,8 +317,8 @@ def test_several_are_different_and_allowed_as_long_as_there_are_any(seed, count)
 def test_choices_belong_to_the_example_and_the_name():
     few, order = KEYS[:101], RNG.permutation(101)
     for draw in (
-        lambda keys, name: posteriors.choose(keys, name, EVERY[:, :101])[None],
-        lambda keys, name: posteriors.choose_several(keys, name, EVERY[:, :101], 3),
+        lambda keys, name: posteriors.draw_option(keys, name, EVERY[:, :101])[None],
+        lambda keys, name: posteriors.draw_options(keys, name, EVERY[:, :101], 3),
     ):
         found = draw(few, "a")
         np.testing.assert_array_equal(draw(few[order], "a"), found[:, order])
@@ -325,10 +327,10 @@ def test_choices_belong_to_the_example_and_the_name():
 
 def test_pick():
     q, index = normal(), RNG.integers(0, M, (2, B))
-    found = posteriors.pick(q, jnp.asarray(index))
+    found = posteriors.select_per_example(q, jnp.asarray(index))
     q, found = as_numpy(q), as_numpy(found)
     for r, b in np.ndindex(2, B):
         np.testing.assert_array_equal(found.mean[r, b], q.mean[index[r, b], b])
         np.testing.assert_array_equal(found.log_scale[r, b], q.log_scale[index[r, b], b])
-    one = posteriors.pick(normal(), jnp.asarray(index[0]))
+    one = posteriors.select_per_example(normal(), jnp.asarray(index[0]))
     np.testing.assert_array_equal(one.mean, found.mean[0])

@@ -1,6 +1,6 @@
-"""The objectives of autoencoders of one modality: one function each, from what an encoder says to a loss, in nats.
+"""Objectives of autoencoders of one modality, one function each: from an encoder's posterior to a loss in nats.
 
-All take a `Problem` and return `Terms`. ``rec(z)`` below stands for ``-log p(x | z)``.
+All take `ObjectiveInputs` and return `ObjectiveTerms`. Below, ``rec(z)`` stands for ``-log p(x | z)``.
 """
 
 from __future__ import annotations
@@ -9,117 +9,113 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from xmodal_jax.core.collectives import AxisName
 from xmodal_jax.losses.alignment import mmd
-from xmodal_jax.losses.elbo import doubly_reparametrised, handle, importance_bound, kl_to
-from xmodal_jax.probability.distributions import Normal, detached, standard_noise
+from xmodal_jax.losses.elbo import (
+    ESTIMATORS,
+    deferred_gradient_scale,
+    doubly_reparametrized_bound,
+    importance_bound,
+)
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
+from xmodal_jax.probability.distributions import Posterior, detach, repeat_leading, sample, standard_noise
 from xmodal_jax.probability.kernels import Kernel, distance, rational_quadratic, rbf
-from xmodal_jax.types import ExampleKeys
-
-Weight = Float[Array, "batch"] | float
 
 
-class Problem(NamedTuple):
-    """What an objective needs to know. B examples, D latent dimensions."""
-
-    q: Normal
-    """``q(z | x)``, ``[B, D]``; a scale of zero (its logarithm is -inf) makes it a point."""
-    prior: Normal
-    """``[B, D]``."""
-    log_likelihood: Callable[[Float[Array, "rows batch dim"]], Float[Array, "rows batch"]]
-    """``log p(x | z)`` of several codes (rows) for each example."""
-    present: Bool[Array, "batch"]
-    keys: ExampleKeys
-    axis_name: AxisName = None
+def draw_latents(inputs: ObjectiveInputs, count: int) -> Float[Array, "count batch dim"]:
+    """``count`` samples of ``q(z | x)`` for each example."""
+    return sample(repeat_leading(inputs.posterior, count), inputs.keys, "code")
 
 
-class Terms(NamedTuple):
-    """A loss per example, and what it consists of."""
+def reconstruction(inputs: ObjectiveInputs) -> ObjectiveTerms:
+    """``rec(z)`` of one latent z: the loss of an autoencoder.
 
-    loss: Float[Array, "batch"]
-    parts: dict[str, Float[Array, "batch"]]
-    shares: dict[str, tuple[Array, Array]] = {}
-    """What is one number of the whole batch: this device's share of it, and its weight in the loss, by name."""
-    code: Float[Array, "batch dim"] | None = None
-    """The codes, for an opponent."""
-
-
-def draw(p: Problem, count: int) -> Float[Array, "count batch dim"]:
-    """Codes from ``q``."""
-    noise = standard_noise(p.keys, "code", (count, p.q.mean.shape[-1]))
-    return _lift(p.q, count).at(noise)
+    If z is encoded from a corrupted x and ``inputs.log_likelihood`` is that of the clean x, it is the loss of a
+    denoising autoencoder (Vincent et al. 2008, ICML, eq. 5).
+    """
+    z = draw_latents(inputs, 1)
+    rec = -inputs.log_likelihood(z)[0]
+    return ObjectiveTerms(rec, {"reconstruction": rec}, latent=z[0])
 
 
-def _lift(q: Normal, rows: int) -> Normal:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (rows, *x.shape)), q)
+def elbo(inputs: ObjectiveInputs, *, beta: Weight = 1.0, samples: int = 1) -> ObjectiveTerms:
+    """``1/L sum_l rec(z_l) + beta KL(q || p)``, the negative evidence lower bound of ``L = samples`` latents.
+
+    VAE: Kingma and Welling 2014, arXiv:1312.6114, eq. 7. ``beta``: beta-VAE, Higgins et al. 2017, ICLR, eq. 4.
+    Conditional: CVAE, Sohn et al. 2015, NeurIPS, eq. 4.
+    """
+    rec = -inputs.log_likelihood(draw_latents(inputs, samples)).mean(axis=0)
+    divergence = inputs.kl_to_prior(inputs.posterior, inputs.present)
+    return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
 
 
-def reconstruct(p: Problem) -> Terms:
-    """``rec(z)`` of one code: the loss of an autoencoder; of a denoising one (Vincent et al. 2008, ICML, eq. 5) where z
-    is made of a corrupted x and ``p.log_likelihood`` is that of the clean one."""
-    z = draw(p, 1)
-    rec = -p.log_likelihood(z)[0]
-    return Terms(rec, {"reconstruction": rec}, code=z[0])
-
-
-def elbo(p: Problem, *, beta: Weight = 1.0, samples: int = 1, free_bits: float = 0.0) -> Terms:
-    """``1/L sum_l rec(z_l) + beta KL(q || p)`` (Kingma and Welling 2014, arXiv:1312.6114, eq. 7; ``beta``: Higgins et
-    al. 2017, ICLR, eq. 4; conditional: Sohn et al. 2015, NeurIPS, eq. 4), with `losses.elbo.free_bits`."""
-    rec = -p.log_likelihood(draw(p, samples)).mean(axis=0)
-    divergence = kl_to(p.q, p.prior, least=free_bits, present=p.present, axis_name=p.axis_name)
-    return Terms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
-
-
-def log_ratio(q: Normal, prior: Normal, z: Float[Array, "rows batch dim"]) -> Float[Array, "rows batch"]:
-    """``log p(z) - log q(z)``."""
-    return (_lift(prior, len(z)).log_prob(z) - _lift(q, len(z)).log_prob(z)).sum(axis=-1)
+def prior_log_ratio(
+    posterior: Posterior, prior: Posterior, z: Float[Array, "rows batch dim"]
+) -> Float[Array, "rows batch"]:
+    """``log p(z) - log q(z | x)``, summed over dimensions."""
+    rows = len(z)
+    log_p, log_q = repeat_leading(prior, rows).log_prob(z), repeat_leading(posterior, rows).log_prob(z)
+    return (log_p - log_q).sum(axis=-1)
 
 
 def importance_weighted(
-    p: Problem, *, beta: Weight = 1.0, samples: int = 5, estimator: str = "iwae"
-) -> Terms:
-    """``-log 1/K sum_k w_k`` with ``log w = log p(x | z) + beta (log p(z) - log q(z | x))`` (Burda et al. 2016,
+    inputs: ObjectiveInputs, *, beta: Weight = 1.0, samples: int = 5, estimator: str = "iwae"
+) -> ObjectiveTerms:
+    """``-log 1/K sum_k w_k`` with ``log w = log p(x | z) + beta (log p(z) - log q(z | x))``: IWAE (Burda et al. 2016,
     arXiv:1509.00519, eq. 8, where beta is 1).
 
-    ``estimator``: "iwae", the gradient of that value, or "dreg" (`losses.elbo.doubly_reparametrised`). parts: the means
-    over the samples of ``rec`` and of ``log q(z | x) - log p(z)``.
+    metrics: the means over the samples of ``rec`` and of ``log q(z | x) - log p(z)``.
 
+    Args:
+      inputs: see `ObjectiveInputs`.
+      beta: weight of the ratio of densities.
+      samples: K.
+      estimator: of the gradient, one of `losses.elbo.ESTIMATORS`.
     Raises:
-      ValueError: another estimator.
+      ValueError: if there is no such estimator.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
-    z, q, zeros = draw(p, samples), p.q, ()
+    z, posterior, zeros = draw_latents(inputs, samples), inputs.posterior, ()
     if estimator == "dreg":
-        z, *zeros = handle(z)
-        q = detached(q)
-    told, ratio = p.log_likelihood(z), log_ratio(q, p.prior, z)
-    log_weights = told + jnp.broadcast_to(beta, p.present.shape)[None] * ratio
-    bound = doubly_reparametrised(log_weights, *zeros) if zeros else importance_bound(log_weights)
+        z, *zeros = deferred_gradient_scale(z)
+        posterior = detach(posterior)
+    log_likelihood, ratio = inputs.log_likelihood(z), prior_log_ratio(posterior, inputs.prior, z)
+    log_weights = log_likelihood + jnp.broadcast_to(beta, inputs.present.shape)[None] * ratio
+    bound = doubly_reparametrized_bound(log_weights, *zeros) if zeros else importance_bound(log_weights)
     mean = lambda x: lax.stop_gradient(x.mean(axis=0))
-    return Terms(-bound, {"reconstruction": -mean(told), "kl": -mean(ratio)})
+    return ObjectiveTerms(-bound, {"reconstruction": -mean(log_likelihood), "kl": -mean(ratio)})
 
 
-ESTIMATORS = ("iwae", "dreg")
+def mmd_to_prior(inputs: ObjectiveInputs, *, beta: Weight = 10.0, kernel: str = "imq") -> ObjectiveTerms:
+    """``rec(z) + beta MMD^2({z}, {z'})``: the latents of the whole batch against as many draws z' of the prior.
 
+    The estimate of MMD^2 is unbiased. WAE-MMD (Tolstikhin et al. 2018, arXiv:1711.01558, algorithm 2); with a
+    stochastic encoder MMD-VAE (Zhao et al. 2017, arXiv:1706.02262, sec. 3.2).
 
-def matched(p: Problem, *, beta: Weight = 10.0, kernel: str = "imq") -> Terms:
-    """``rec(z) + beta MMD^2({z}, {z'})``, unbiased, the codes of the whole batch against as many draws z' of the prior:
-    WAE-MMD (Tolstikhin et al. 2018, arXiv:1711.01558, algorithm 2), and MMD-VAE (Zhao et al. 2017, arXiv:1706.02262,
-    sec. 3.2) where ``q`` is no point. ``kernel``: a key of `KERNELS`. ``beta`` must be the same for all examples."""
-    terms = reconstruct(p)
-    wanted = p.prior.at(standard_noise(p.keys, "prior", p.prior.mean.shape[-1:]))
-    measure = kernel_for(kernel, wanted.shape[-1])
-    apart = mmd(terms.code, wanted, kernel=measure, present=p.present, axis_name=p.axis_name)
-    weight = jnp.broadcast_to(beta, p.present.shape)[0]
-    return terms._replace(shares={"mmd": (apart, weight)})
+    Args:
+      inputs: see `ObjectiveInputs`.
+      beta: weight of the discrepancy, the same for all examples.
+      kernel: a key of `KERNELS`.
+    """
+    terms = reconstruction(inputs)
+    prior_latents = inputs.prior.reparametrize(
+        standard_noise(inputs.keys, "prior", inputs.prior.mean.shape[-1:])
+    )
+    kernel_function = make_kernel(kernel, prior_latents.shape[-1])
+    discrepancy = mmd(
+        terms.latent,
+        prior_latents,
+        kernel=kernel_function,
+        present=inputs.present,
+        axis_name=inputs.axis_name,
+    )
+    weight = jnp.broadcast_to(beta, inputs.present.shape)[0]
+    return terms._replace(batch_terms={"mmd": (discrepancy, weight)})
 
 
 def inverse_multiquadratic(
@@ -129,7 +125,7 @@ def inverse_multiquadratic(
     scales: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 ) -> Float[Array, "n m"]:
     """``sum_s C s / (C s + ||x - y||^2)`` with ``C = 2 dim``, the mean squared distance of two draws of N(0, 1)
-    (Tolstikhin et al. 2018, sec. 4): rational-quadratic kernels of alpha 1."""
+    (Tolstikhin et al. 2018, sec. 4): a sum of rational-quadratic kernels with alpha 1."""
     total = jnp.zeros((len(x), len(y)), x.dtype)
     for scale in scales:
         width = math.sqrt(1.0 / (x.shape[-1] * scale))
@@ -147,15 +143,15 @@ KERNELS: Mapping[str, Callable[[int], Kernel]] = MappingProxyType(
         "distance": lambda dim: distance,
     }
 )
-"""By name ``of(dim) -> kernel``, of widths that fit codes of so many dimensions that are N(0, 1): those of
+"""``KERNELS[name](dim)``: a kernel whose widths fit latents of ``dim`` dimensions with distribution N(0, 1); those of
 `probability.kernels`, and `inverse_multiquadratic`."""
 
 
-def kernel_for(name: str, dim: int) -> Kernel:
-    """A kernel of `KERNELS`.
+def make_kernel(name: str, dim: int) -> Kernel:
+    """The kernel of `KERNELS` of this name, for latents of ``dim`` dimensions.
 
     Raises:
-      ValueError: another name.
+      ValueError: if there is no such kernel.
     """
     if name not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {name!r}")

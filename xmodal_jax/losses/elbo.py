@@ -13,15 +13,19 @@ from jaxtyping import Array, Bool, Float, Int
 from xmodal_jax.core.collectives import AxisName, psum
 from xmodal_jax.probability.distributions import Posterior, kl
 
+ESTIMATORS = ("iwae", "dreg")
+"""Gradient estimators of importance-weighted bounds: "iwae" differentiates the bound, "dreg" is
+`doubly_reparametrized_bound`."""
+
 
 def kl_warmup(
     step: Int[Array, "batch"], *, warmup: int = 0, cycle: int = 0, ramp: float = 0.5
 ) -> Float[Array, "batch"]:
-    """The weight of the divergence at a step, from 0 to 1.
+    """Weight of the divergence at an optimizer step, from 0 to 1.
 
-    Linear over the first ``warmup`` steps (Bowman et al. 2016, arXiv:1511.06349, sec. 3.1); with ``cycle`` again and
-    again: every ``cycle`` steps it rises over their share ``ramp`` and then stays 1 (cyclical annealing, Fu et al.
-    2019, arXiv:1903.10145, eq. 6-7).
+    It rises linearly over the first ``warmup`` steps (Bowman et al. 2016, arXiv:1511.06349, sec. 3.1). With ``cycle``
+    it starts again every ``cycle`` steps, rises over the fraction ``ramp`` of the cycle and then stays 1 (cyclical
+    annealing, Fu et al. 2019, arXiv:1903.10145, eq. 6-7). With both, the smaller weight counts.
     """
     step = step.astype(jnp.float32)
     weight = jnp.ones_like(step)
@@ -32,66 +36,70 @@ def kl_warmup(
     return weight
 
 
-def free_bits(
+def sum_with_free_bits(
     divergence: Float[Array, "*rows batch dim"],
-    least: float,
+    free_bits: float,
     *,
     present: Bool[Array, "*rows batch"],
     axis_name: AxisName = None,
 ) -> Float[Array, "*rows batch"]:
-    """``sum_j max(least, mean_batch KL_j)`` as a term of each example, in nats (Kingma et al. 2016, arXiv:1606.04934,
-    eq. 15, a group per dimension).
+    """``sum_j max(free_bits, mean_batch KL_j)`` as a term of each example (Kingma et al. 2016, arXiv:1606.04934,
+    eq. 15, with one group per dimension).
 
-    A dimension whose mean over the global batch (of the examples ``present``) lies below ``least`` counts as ``least``
-    and has no gradient: it may say that much for free.
+    Args:
+      divergence: ``KL_j`` of each latent dimension j, in nats.
+      free_bits: nats that each dimension may have without cost. A dimension whose mean over the global batch lies
+        below it counts as ``free_bits`` and has no gradient.
+      present: the examples over which that mean is taken.
+      axis_name: device axis over which the batch is split.
     """
-    if not least:
+    if not free_bits:
         return divergence.sum(axis=-1)
     weights = present.astype(divergence.dtype)[..., None]
     total, count = psum(
         (jnp.where(weights > 0, divergence, 0.0).sum(axis=-2), weights.sum(axis=-2)), axis_name
     )
     mean = lax.stop_gradient(total / jnp.maximum(count, 1.0))
-    kept = jnp.expand_dims(mean > least, -2)
-    return jnp.where(kept, divergence, least).sum(axis=-1)
+    above = jnp.expand_dims(mean > free_bits, -2)
+    return jnp.where(above, divergence, free_bits).sum(axis=-1)
 
 
-def kl_to(
+def kl_with_free_bits(
     q: Posterior,
     p: Posterior,
     *,
-    least: float = 0.0,
+    free_bits: float = 0.0,
     present: Bool[Array, "*rows batch"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, "*rows batch"]:
-    """``KL(q || p)`` summed over dimensions, with `free_bits`."""
+    """``KL(q || p)`` of ``[*rows, B, D]``, summed over dimensions by `sum_with_free_bits`; ``present`` None: all."""
     if present is None:
         present = jnp.ones(q.mean.shape[:-1], bool)
-    return free_bits(kl(q, p), least, present=present, axis_name=axis_name)
+    return sum_with_free_bits(kl(q, p), free_bits, present=present, axis_name=axis_name)
 
 
 @jax.custom_vjp
-def handle(z: Float[Array, "*rows dim"]) -> tuple[Array, Array, Array]:
-    """``z`` itself, and two zeros ``[*rows]``: what the gradient of z is multiplied by is only said later.
+def deferred_gradient_scale(z: Float[Array, "*rows dim"]) -> tuple[Array, Array, Array]:
+    """``z`` and two arrays of zeros ``[*rows]``, through which a factor that is computed later scales its gradient.
 
-    With ``a`` and ``b`` the zeros' cotangents, the gradient that arrives at z is multiplied by ``a / b``. So a loss
-    that adds ``w * a_zero + b_zero`` wherever it adds what z led to scales z's gradient by ``w``, though ``w`` is
-    made of z.
+    Let a and b be the cotangents of the two zeros: the gradient that arrives at z is multiplied by ``a / b``. A loss
+    that adds ``w * scale_zero + one_zero`` beside every term that depends on z thus scales z's gradient by ``w``,
+    although ``w`` is itself a function of z. `doubly_reparametrized_bound` uses it.
     """
     zeros = jnp.zeros(z.shape[:-1], z.dtype)
     return z, zeros, zeros
 
 
-def _handle_forward(z):
-    return handle(z), None
+def _deferred_forward(z):
+    return deferred_gradient_scale(z), None
 
 
-def _handle_backward(_, cotangents):
-    of_z, a, b = cotangents
-    return (of_z * jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))[..., None],)
+def _deferred_backward(_, cotangents):
+    z_gradient, a, b = cotangents
+    return (z_gradient * jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))[..., None],)
 
 
-handle.defvjp(_handle_forward, _handle_backward)
+deferred_gradient_scale.defvjp(_deferred_forward, _deferred_backward)
 
 
 def importance_bound(log_weights: Float[Array, "k *rows"]) -> Float[Array, "*rows"]:
@@ -99,18 +107,22 @@ def importance_bound(log_weights: Float[Array, "k *rows"]) -> Float[Array, "*row
     return jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))
 
 
-def doubly_reparametrised(
+def doubly_reparametrized_bound(
     log_weights: Float[Array, "k *rows"],
     scale_zero: Float[Array, "k *rows"],
     one_zero: Float[Array, "k *rows"],
 ) -> Float[Array, "*rows"]:
-    """`importance_bound` in value, with the gradient of Tucker et al. 2019 (arXiv:1810.04152, eq. 8).
+    """`importance_bound` with the doubly reparametrized gradient, DReG (Tucker et al. 2019, arXiv:1810.04152, eq. 8).
 
-    With the normalised weights ``w_k`` the gradient is ``sum_k w_k d log_weight_k`` to the model, and ``sum_k w_k^2
-    (d log_weight_k / d z_k) dz_k`` to the posterior. The weights' densities must be those of the detached
-    posterior, and their samples come through `handle`, whose zeros are given here.
+    With the normalised weights ``w_k`` the gradient is ``sum_k w_k d log_weight_k`` with respect to the model, and
+    ``sum_k w_k^2 (d log_weight_k / d z_k) dz_k`` with respect to the posterior.
+
+    Args:
+      log_weights: computed with the densities of the detached posterior, from samples z that went through
+        `deferred_gradient_scale`.
+      scale_zero, one_zero: the two zeros that it returned.
     """
-    share = lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
-    surrogate = (share * log_weights + share * scale_zero + one_zero).sum(axis=0)
+    normalised = lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
+    surrogate = (normalised * log_weights + normalised * scale_zero + one_zero).sum(axis=0)
     value = lax.stop_gradient(importance_bound(log_weights))
     return value + surrogate - lax.stop_gradient(surrogate)

@@ -1,14 +1,14 @@
-"""The objectives of multimodal VAEs: one function each, from what the encoders say to a loss per example, in nats.
+"""Objectives of multimodal VAEs, one function each: from the encoders' posteriors to a loss per example, in nats.
 
-All take a `Problem` and return `Terms`. A missing modality has no influence: the value is that of the same objective
-over the modalities that are there, and its encoder's gradient is exactly zero. ``rec_m(z)`` below stands for
-``-log p(x_m | z)``, weighted and 0 where x_m is missing; sums and means over modalities are over those present.
+All take `ObjectiveInputs` and return `ObjectiveTerms`. A missing modality has no influence: the value is that of the
+same objective over the modalities that are present, and the gradient of its encoder is exactly zero. Below,
+``rec_m(z)`` stands for ``-log p(x_m | z)``, weighted, and 0 where x_m is missing; sums and means over modalities are
+over those present. ``beta`` is the weight of the divergence, ``inputs`` are `ObjectiveInputs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,369 +16,362 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.losses.elbo import doubly_reparametrised, handle, importance_bound
-from xmodal_jax.probability.distributions import Normal, Posterior, detached, kl, standard, standard_noise
+from xmodal_jax.losses.elbo import (
+    ESTIMATORS,
+    deferred_gradient_scale,
+    doubly_reparametrized_bound,
+    importance_bound,
+)
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
+from xmodal_jax.probability.distributions import (
+    Normal,
+    Posterior,
+    detach,
+    kl,
+    repeat_leading,
+    sample,
+    standard_like,
+)
 from xmodal_jax.probability.posteriors import (
     all_subsets,
-    choose,
-    choose_several,
+    draw_option,
+    draw_options,
     joint_product,
+    masked_product,
     mixture_log_prob,
-    pick,
-    product,
     product_of_experts,
+    select_per_example,
 )
 from xmodal_jax.types import ExampleKeys
 
 
-class Prior(NamedTuple):
-    """Of the latent variables: a mixture of C components for the shared ones; one distribution for private ones."""
-
-    components: Posterior
-    """``[C, D]``."""
-    logits: Float[Array, "components"]
-    private: Posterior | None = None
-    """``[P]``, what private posteriors are compared with."""
-    auxiliary: Posterior | None = None
-    """``[M, P]``, what the private variables of a modality come from when another one speaks of it."""
-
-    def log_prob(self, z: Float[Array, "*rows dim"]) -> Float[Array, "*rows"]:
-        """``log sum_c p(c) p(z | c)``."""
-        rows = z.ndim - 1
-
-        def of_one(component):
-            lift = lambda x: jnp.broadcast_to(x.reshape((1,) * rows + x.shape), z.shape)
-            return jax.tree.map(lift, component).log_prob(z).sum(axis=-1)
-
-        log_p = jax.nn.log_softmax(self.logits).reshape((-1,) + (1,) * rows)
-        return jax.nn.logsumexp(log_p + jax.vmap(of_one)(self.components), axis=0)
-
-
-class Problem(NamedTuple):
-    """What an objective needs to know. M modalities, B examples, D latent dimensions, P private ones."""
-
-    experts: Posterior | None
-    """``[M, B, D]``: what each modality says alone."""
-    present: Bool[Array, "m batch"]
-    log_likelihood: Callable[[Float[Array, "m rows batch latent"]], Float[Array, "m rows batch"]]
-    """``log p(x_m | z_m)`` of several latent codes (rows) for each modality, 0 where x_m is missing."""
-    to_prior: Callable[..., Array]
-    """``to_prior(q [*rows, B, D], present [*rows, B]) -> KL(q || N(0, 1)) [*rows, B]``."""
-    keys: ExampleKeys
-    prior: Prior
-    private: Posterior | None = None
-    """``[M, B, P]``."""
-    joint: Normal | None = None
-    """``[B, D]``, of an encoder that sees all modalities."""
-    nets: Any = None
-    """Further networks that an objective names."""
-
-    @property
-    def count(self) -> Float[Array, "batch"]:
-        """How many modalities each example has, 1 at least."""
-        return jnp.maximum(self.present.sum(axis=0), 1).astype(jnp.float32)
-
-
-class Terms(NamedTuple):
-    """A loss per example, and what it consists of."""
-
-    loss: Float[Array, "batch"]
-    parts: dict[str, Float[Array, "batch"]]
-
-
-def _over_present(present, x):
+def _sum_present(present: Bool[Array, "m batch"], x: Float[Array, "m batch"]) -> Float[Array, "batch"]:
     return jnp.where(present, x, 0.0).sum(axis=0)
 
 
-def sample(q: Posterior, keys: ExampleKeys, name: str) -> Float[Array, "*rows batch dim"]:
-    """One sample of each, ``q`` being ``[*rows, B, D]``."""
-    shape = (*q.mean.shape[:-2], q.mean.shape[-1])
-    return q.at(standard_noise(keys, name, shape, type(q)))
+def _reconstruction_loss(
+    inputs: ObjectiveInputs, z: Float[Array, "rows batch dim"]
+) -> Float[Array, "rows batch"]:
+    """``sum_m rec_m(z)`` of the same latents for all modalities."""
+    return -inputs.log_likelihood(repeat_leading(z, len(inputs.present))).sum(axis=0)
 
 
-def for_all(z: Float[Array, "*rows batch dim"], count: int) -> Float[Array, "count *rows batch dim"]:
-    """The same codes for each of ``count`` modalities."""
-    return jnp.broadcast_to(z[None], (count, *z.shape))
+def _kl_joint_to_experts(inputs: ObjectiveInputs, q: Posterior) -> Float[Array, "batch"]:
+    """``sum_m KL(q || q_m)`` of a joint posterior ``[B, D]``."""
+    repeated = repeat_leading(q, len(inputs.present))
+    return _sum_present(inputs.present, kl(repeated, inputs.experts).sum(axis=-1))
 
 
-def _reconstruct(p: Problem, z: Float[Array, "rows batch dim"]) -> Float[Array, "rows batch"]:
-    """``sum_m rec_m(z)``, of the same codes for all modalities."""
-    return -p.log_likelihood(for_all(z, len(p.present))).sum(axis=0)
+def joint_elbo(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms:
+    """``sum_m rec_m(z) + beta KL(q || p)``, z drawn from the posterior q of the joint encoder.
+
+    The first stage of TELBO (Vedantam et al. 2018) and JNF (Senellart et al. 2025).
+    """
+    rec = _reconstruction_loss(inputs, sample(inputs.posterior, inputs.keys, "joint")[None])[0]
+    divergence = inputs.kl_to_prior(inputs.posterior, inputs.present.any(axis=0))
+    return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
 
 
-def joint_elbo(p: Problem, *, beta: Float[Array, "batch"] | float = 1.0) -> Terms:
-    """``sum_m rec_m(z) + beta KL(q || p)``, z of the joint encoder's q."""
-    rec = _reconstruct(p, sample(p.joint, p.keys, "joint")[None])[0]
-    divergence = p.to_prior(p.joint, p.present.any(axis=0))
-    return Terms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
+def jmvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0, alpha: float = 0.1) -> ObjectiveTerms:
+    """`joint_elbo` ``+ beta alpha sum_m KL(q || q_m)``: JMVAE (Suzuki et al. 2016, arXiv:1611.01891, eq. 5)."""
+    terms = joint_elbo(inputs, beta=beta)
+    to_experts = _kl_joint_to_experts(inputs, inputs.posterior)
+    return ObjectiveTerms(
+        terms.loss + beta * alpha * to_experts, terms.metrics | {"kl_joint_to_experts": to_experts}
+    )
 
 
-def jmvae(p: Problem, *, beta: Float[Array, "batch"] | float = 1.0, alpha: float = 0.1) -> Terms:
-    """`joint_elbo` ``+ alpha sum_m KL(q || q_m)``: JMVAE (Suzuki et al. 2016, arXiv:1611.01891, eq. 5). ``beta`` is
-    also the schedule's weight of the second divergence."""
-    terms = joint_elbo(p, beta=beta)
-    q = jax.tree.map(lambda x: for_all(x, len(p.present)), p.joint)
-    near = _over_present(p.present, kl(q, p.experts).sum(axis=-1))
-    return Terms(terms.loss + beta * alpha * near, terms.parts | {"kl_joint_to_experts": near})
-
-
-def unimodal_elbos(p: Problem, *, beta: Float[Array, "batch"] | float = 1.0) -> Terms:
+def unimodal_elbos(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms:
     """``sum_m rec_m(z_m) + beta KL(q_m || p)``: the second stage of TELBO (Vedantam et al. 2018, arXiv:1705.10762,
-    eq. 4), in which the decoders no longer learn."""
-    rec = -p.log_likelihood(sample(p.experts, p.keys, "experts")[:, None])[:, 0].sum(axis=0)
-    divergence = _over_present(p.present, p.to_prior(p.experts, p.present))
-    return Terms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
+    eq. 4), in which the decoders are frozen."""
+    z = sample(inputs.experts, inputs.keys, "experts")
+    rec = -inputs.log_likelihood(z[:, None])[:, 0].sum(axis=0)
+    divergence = _sum_present(inputs.present, inputs.kl_to_prior(inputs.experts, inputs.present))
+    return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
 
 
 def mvae(
-    p: Problem, *, beta: Float[Array, "batch"] | float = 1.0, subsets: int = 1, single: bool = True
-) -> Terms:
+    inputs: ObjectiveInputs, *, beta: Weight = 1.0, subsets: int = 1, single: bool = True
+) -> ObjectiveTerms:
     """``sum_S [sum_{m in S} rec_m(z_S) + beta KL(q_S || p)]``, ``q_S ~ p(z) prod_{m in S} q_m``: MVAE (Wu and Goodman
     2018, arXiv:1802.05335, eq. 2 and 4).
 
-    S is all modalities, each alone (``single``), and ``subsets`` different ones of 2 to M - 1, drawn anew for each
-    example (as many as there are, where there are fewer).
+    The subsets S are all modalities, each modality alone (``single``), and ``subsets`` different ones of 2 to M - 1
+    modalities, drawn anew for each example (or all such subsets, if there are fewer).
     """
-    count = len(p.present)
-    there = [p.present[None]]
+    present = inputs.present
+    members = _mvae_subsets(inputs, subsets, single)
+    experts = repeat_leading(inputs.experts, len(members))
+    zeros = jnp.zeros((len(members), *inputs.experts.mean.shape[1:]))
+    q = masked_product(experts, members, Normal(zeros, zeros))
+    z = sample(q, inputs.keys, "products")
+    count = len(present)
     if single:
-        there.append(jnp.eye(count, dtype=bool)[:, :, None] & p.present[None])
-    middle = jnp.asarray(all_subsets(count, 2, count - 1))
-    if subsets and len(middle):
-        whole = (p.present[None] | ~middle[:, :, None]).all(axis=1)
-        allowed = whole & (middle.sum(axis=1)[:, None] < p.present.sum(axis=0)[None])
-        rows = choose_several(p.keys, "subsets", allowed, min(subsets, len(middle)))
-        kept = jnp.take_along_axis(allowed, rows, axis=0)
-        there.append(jnp.moveaxis(middle[rows], -1, 1) & kept[:, None])
-    there = jnp.concatenate(there)
-    lifted = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(there), *x.shape)), p.experts)
-    one = jnp.zeros((len(there), *p.experts.mean.shape[1:]))
-    q = product(lifted, there, Normal(one, one))
-    z = sample(q, p.keys, "products")
-    # Each modality is only told from the subsets it belongs to: its own row in place of all the other single ones.
-    if single:
-        own = z[1 : 1 + count, None]
-        codes = jnp.concatenate([for_all(z[:1], count), own, for_all(z[1 + count :], count)], axis=1)
-        told = jnp.concatenate(
-            [p.present[:, None], p.present[:, None], jnp.moveaxis(there[1 + count :], 0, 1)], axis=1
+        # A modality is only decoded from subsets that it belongs to, so all M subsets of one modality make one row: in
+        # it, each modality is decoded from its own subset.
+        unimodal = z[1 : 1 + count, None]
+        latents = jnp.concatenate(
+            [repeat_leading(z[:1], count), unimodal, repeat_leading(z[1 + count :], count)], axis=1
+        )
+        targets = jnp.concatenate(
+            [present[:, None], present[:, None], jnp.moveaxis(members[1 + count :], 0, 1)], axis=1
         )
     else:
-        codes, told = for_all(z, count), jnp.moveaxis(there, 0, 1)
-    rec = -jnp.where(told, p.log_likelihood(codes), 0.0).sum(axis=(0, 1))
-    some = there.any(axis=1)
-    divergence = jnp.where(some, p.to_prior(q, some), 0.0).sum(axis=0)
-    return Terms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
+        latents, targets = repeat_leading(z, count), jnp.moveaxis(members, 0, 1)
+    rec = -jnp.where(targets, inputs.log_likelihood(latents), 0.0).sum(axis=(0, 1))
+    nonempty = members.any(axis=1)
+    divergence = jnp.where(nonempty, inputs.kl_to_prior(q, nonempty), 0.0).sum(axis=0)
+    return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
+
+
+def _mvae_subsets(inputs: ObjectiveInputs, subsets: int, single: bool) -> Bool[Array, "rows m batch"]:
+    """The modalities that are present in each of the subsets of `mvae`; a subset that does not count is empty."""
+    present, count = inputs.present, len(inputs.present)
+    members = [present[None]]
+    if single:
+        members.append(jnp.eye(count, dtype=bool)[:, :, None] & present[None])
+    middle = jnp.asarray(all_subsets(count, 2, count - 1))
+    if subsets and len(middle):
+        complete = (present[None] | ~middle[:, :, None]).all(axis=1)
+        allowed = complete & (middle.sum(axis=1)[:, None] < present.sum(axis=0)[None])
+        drawn = draw_options(inputs.keys, "subsets", allowed, min(subsets, len(middle)))
+        drawn_allowed = jnp.take_along_axis(allowed, drawn, axis=0)
+        members.append(jnp.moveaxis(middle[drawn], -1, 1) & drawn_allowed[:, None])
+    return jnp.concatenate(members)
 
 
 def mopoe(
-    p: Problem,
+    inputs: ObjectiveInputs,
     *,
-    beta: Float[Array, "batch"] | float = 1.0,
+    beta: Weight = 1.0,
     subsets: Bool[Any, "subsets m"] | None = None,
     prior: str = "full",
-) -> Terms:
-    """``sum_m rec_m(z) + beta / |P| sum_{S in P} KL(q_S || p)``, z of one ``q_S`` for each example, every S as likely:
-    MoPoE (Sutter et al. 2021, arXiv:2105.02470, eq. 5 and 7).
+) -> ObjectiveTerms:
+    """``sum_m rec_m(z) + beta / |P| sum_{S in P} KL(q_S || p)``, z of one ``q_S`` for each example, every S equally
+    likely: MoPoE (Sutter et al. 2021, arXiv:2105.02470, eq. 5 and 7).
 
-    P: the given subsets (all) whose members are all present. ``prior``: whether ``q_S`` has the prior as one more
-    expert: "never", "always", or "full", that of all the modalities an example has alone, as its authors do.
-
+    Args:
+      inputs: see `ObjectiveInputs`.
+      beta: weight of the divergence.
+      subsets: P (None: all subsets); of these count the ones whose members are all present.
+      prior: which products ``q_S`` include the prior as one more expert: "never", "always", or "full", only the
+        product of all modalities that an example has, as in its authors' code.
     Raises:
-      ValueError: another ``prior``.
+      ValueError: if ``prior`` is something else.
     """
-    subsets = all_subsets(len(p.present)) if subsets is None else subsets
+    subsets = all_subsets(len(inputs.present)) if subsets is None else subsets
     if prior not in ("never", "always", "full"):
         raise ValueError(f"prior must be 'never', 'always' or 'full', got {prior!r}")
     members = jnp.asarray(subsets)[:, :, None]
-    allowed = (p.present[None] | ~members).all(axis=1)
-    whole = (members == p.present[None]).all(axis=1)
-    has_prior = {"never": 0.0, "always": 1.0, "full": whole.astype(jnp.float32)}[prior]
-    q = product_of_experts(p.experts, p.present, jnp.asarray(subsets), has_prior)
-    z = sample(pick(q, choose(p.keys, "subset", allowed)), p.keys, "product")
-    rec = _reconstruct(p, z[None])[0]
-    divergences = jnp.where(allowed, p.to_prior(q, allowed), 0.0)
+    allowed = (inputs.present[None] | ~members).all(axis=1)
+    is_full = (members == inputs.present[None]).all(axis=1)
+    prior_weight = {"never": 0.0, "always": 1.0, "full": is_full.astype(jnp.float32)}[prior]
+    q = product_of_experts(inputs.experts, inputs.present, jnp.asarray(subsets), prior_weight)
+    subset = draw_option(inputs.keys, "subset", allowed)
+    z = sample(select_per_example(q, subset), inputs.keys, "product")
+    rec = _reconstruction_loss(inputs, z[None])[0]
+    divergences = jnp.where(allowed, inputs.kl_to_prior(q, allowed), 0.0)
     divergence = divergences.sum(axis=0) / jnp.maximum(allowed.sum(axis=0), 1)
-    return Terms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
+    return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
 
 
-def mmjsd(p: Problem, *, beta: Float[Array, "batch"] | float = 1.0) -> Terms:
+def mmjsd(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms:
     r"""``sum_m rec_m(z) + beta JS(q_1, ..., q_M, p)``, z of one expert for each example: mmJSD (Sutter et al. 2020,
     arXiv:2006.08242, eq. 7-9).
 
     The divergence is ``sum_v pi_v KL(q_v || f)`` over the experts and the prior, of equal weights ``pi = 1 / (M +
-    1)``; ``f``, the dynamic prior, is their geometric mean: the product of experts and prior with a variance ``M +
-    1`` times as large.
+    1)``. The dynamic prior ``f`` is their geometric mean: the product of experts and prior with a variance ``M + 1``
+    times as large.
     """
-    weight = 1.0 / (p.count + 1.0)
-    whole = joint_product(p.experts, p.present, prior=1.0)
-    mean = Normal(whole.mean, whole.log_scale - 0.5 * jnp.log(weight)[:, None])
-    divergences = kl(p.experts, jax.tree.map(lambda x: for_all(x, len(p.present)), mean)).sum(axis=-1)
-    of_prior = kl(standard(mean), mean).sum(axis=-1)
-    divergence = weight * (_over_present(p.present, divergences) + of_prior)
-    z = sample(pick(p.experts, choose(p.keys, "expert", p.present)), p.keys, "experts")
-    rec = _reconstruct(p, z[None])[0]
-    return Terms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
+    weight = 1.0 / (inputs.num_present + 1.0)
+    product = joint_product(inputs.experts, inputs.present, prior=1.0)
+    dynamic_prior = Normal(product.mean, product.log_scale - 0.5 * jnp.log(weight)[:, None])
+    divergences = kl(inputs.experts, repeat_leading(dynamic_prior, len(inputs.present))).sum(axis=-1)
+    prior_divergence = kl(standard_like(dynamic_prior), dynamic_prior).sum(axis=-1)
+    divergence = weight * (_sum_present(inputs.present, divergences) + prior_divergence)
+    expert = draw_option(inputs.keys, "expert", inputs.present)
+    z = sample(select_per_example(inputs.experts, expert), inputs.keys, "experts")
+    rec = _reconstruction_loss(inputs, z[None])[0]
+    return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
 
 
-def mvtcae(p: Problem, *, beta: Float[Array, "batch"] | float = 2.5, alpha: float = 0.1) -> Terms:
+def mvtcae(inputs: ObjectiveInputs, *, beta: Weight = 2.5, alpha: float = 0.1) -> ObjectiveTerms:
     """``(M - alpha) / M sum_m rec_m(z) + beta [(1 - alpha) KL(q || p) + alpha / M sum_m KL(q || q_m)]``, q the
     product of experts: MVTCAE (Hwang et al. 2021, NeurIPS, eq. 8)."""
-    count = len(p.present)
-    q = joint_product(p.experts, p.present)
-    rec = _reconstruct(p, sample(q, p.keys, "product")[None])[0]
-    divergence = p.to_prior(q, p.present.any(axis=0))
-    near = _over_present(p.present, kl(jax.tree.map(lambda x: for_all(x, count), q), p.experts).sum(axis=-1))
-    loss = (p.count - alpha) / p.count * rec + beta * ((1 - alpha) * divergence + alpha / p.count * near)
-    return Terms(loss, {"reconstruction": rec, "kl": divergence, "kl_joint_to_experts": near})
+    q = joint_product(inputs.experts, inputs.present)
+    rec = _reconstruction_loss(inputs, sample(q, inputs.keys, "product")[None])[0]
+    divergence = inputs.kl_to_prior(q, inputs.present.any(axis=0))
+    to_experts = _kl_joint_to_experts(inputs, q)
+    count = inputs.num_present
+    loss = (count - alpha) / count * rec + beta * ((1 - alpha) * divergence + alpha / count * to_experts)
+    return ObjectiveTerms(loss, {"reconstruction": rec, "kl": divergence, "kl_joint_to_experts": to_experts})
 
 
-def crmvae(p: Problem, *, beta: Float[Array, "batch"] | float = 1.0) -> Terms:
+def crmvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms:
     """``1 / (M + 1) [sum_m rec_m(z) + sum_m rec_m(z_m)] + beta / (M + 1) [KL(q || p) + sum_m KL(q || q_m)]``, z of the
     product q and z_m of each expert: CRMVAE (Suzuki and Matsuo 2023, openreview Rn8u4MYgeNJ, eq. 9)."""
-    count = len(p.present)
-    q = joint_product(p.experts, p.present)
-    z = jnp.stack(
-        [for_all(sample(q, p.keys, "product"), count), sample(p.experts, p.keys, "experts")], axis=1
-    )
-    rec = -p.log_likelihood(z).sum(axis=(0, 1))
-    divergence = p.to_prior(q, p.present.any(axis=0))
-    near = _over_present(p.present, kl(jax.tree.map(lambda x: for_all(x, count), q), p.experts).sum(axis=-1))
-    loss = (rec + beta * (divergence + near)) / (p.count + 1.0)
-    return Terms(loss, {"reconstruction": rec, "kl": divergence, "kl_joint_to_experts": near})
+    q = joint_product(inputs.experts, inputs.present)
+    joint = repeat_leading(sample(q, inputs.keys, "product"), len(inputs.present))
+    z = jnp.stack([joint, sample(inputs.experts, inputs.keys, "experts")], axis=1)
+    rec = -inputs.log_likelihood(z).sum(axis=(0, 1))
+    divergence = inputs.kl_to_prior(q, inputs.present.any(axis=0))
+    to_experts = _kl_joint_to_experts(inputs, q)
+    loss = (rec + beta * (divergence + to_experts)) / (inputs.num_present + 1.0)
+    return ObjectiveTerms(loss, {"reconstruction": rec, "kl": divergence, "kl_joint_to_experts": to_experts})
 
 
-def dmvae(p: Problem, *, beta: Float[Array, "batch"] | float = 1.0, private_beta: float = 1.0) -> Terms:
-    """``sum_q [sum_t rec_t(z_q, w_t) + beta KL(q || p) + private_beta sum_t KL(q(w_t | x_t) || p)]``, the sum over the
+def dmvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0, private_beta: float = 1.0) -> ObjectiveTerms:
+    """``sum_q [sum_t rec_t(z_q, w_t) + beta KL(q || p) + private_beta sum_t KL(q(w_t | x_t) || p)]``, where q is the
     product of experts and prior, and each expert: DMVAE (Lee and Pavlovic 2021, CVPRW, eq. 6). The private ``w_t`` are
-    drawn anew for each."""
-    count = len(p.present)
-    whole = joint_product(p.experts, p.present, prior=1.0)
-    q = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), whole, p.experts)
-    there = jnp.concatenate([p.present.any(axis=0)[None], p.present])
-    rows = len(there)
-    lifted = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (count, rows, *x.shape[1:])), p.private)
-    shared = for_all(sample(q, p.keys, "shared"), count)
-    codes = jnp.concatenate([shared, sample(lifted, p.keys, "private")], axis=-1)
-    rec = -jnp.where(there[None], p.log_likelihood(codes), 0.0).sum(axis=(0, 1))
-    divergence = jnp.where(there, p.to_prior(q, there), 0.0).sum(axis=0)
-    own = _over_present(p.present, kl(p.private, standard(p.private)).sum(axis=-1)) * there.sum(axis=0)
-    loss = rec + beta * divergence + private_beta * own
-    return Terms(loss, {"reconstruction": rec, "kl": divergence, "kl_private": own})
+    drawn anew for each q."""
+    count = len(inputs.present)
+    product = joint_product(inputs.experts, inputs.present, prior=1.0)
+    q = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), product, inputs.experts)
+    q_present = jnp.concatenate([inputs.present.any(axis=0)[None], inputs.present])
+    rows = len(q_present)
+    private = jax.tree.map(
+        lambda x: jnp.broadcast_to(x[:, None], (count, rows, *x.shape[1:])), inputs.private
+    )
+    shared_latents = repeat_leading(sample(q, inputs.keys, "shared"), count)
+    latents = jnp.concatenate([shared_latents, sample(private, inputs.keys, "private")], axis=-1)
+    rec = -jnp.where(q_present[None], inputs.log_likelihood(latents), 0.0).sum(axis=(0, 1))
+    divergence = jnp.where(q_present, inputs.kl_to_prior(q, q_present), 0.0).sum(axis=0)
+    private_kl = kl(inputs.private, standard_like(inputs.private)).sum(axis=-1)
+    private_divergence = _sum_present(inputs.present, private_kl) * q_present.sum(axis=0)
+    loss = rec + beta * divergence + private_beta * private_divergence
+    return ObjectiveTerms(loss, {"reconstruction": rec, "kl": divergence, "kl_private": private_divergence})
 
 
 def mmvae(
-    p: Problem,
-    *,
-    samples: int = 1,
-    estimator: str = "iwae",
-    beta: Float[Array, "batch"] | float = 1.0,
-) -> Terms:
+    inputs: ObjectiveInputs, *, beta: Weight = 1.0, samples: int = 1, estimator: str = "iwae"
+) -> ObjectiveTerms:
     r"""``-1/M sum_m log 1/K sum_k w_mk`` with ``log w = log p(x_1..M | z) + beta (log p(z) - log q(z | x_1..M))``,
     z of expert m and q the mixture of experts: MMVAE (Shi et al. 2019, arXiv:1911.03393, eq. 3 and appendix A).
 
-    With private variables (MMVAE+, Palumbo et al. 2023, openreview sdQGxouELX, eq. 6) expert m draws its own ``w_m``,
-    whose ``log p(w_m) - log q(w_m | x_m)`` joins the bracket, and what it says of the other modalities t takes ``w_t``
-    from the auxiliary prior ``p.prior.auxiliary``. With a mixture as prior of z it is CMVAE (Palumbo et al. 2024,
+    With private variables it is MMVAE+ (Palumbo et al. 2023, openreview sdQGxouELX, eq. 6): expert m also draws its
+    ``w_m``, whose ``log p(w_m) - log q(w_m | x_m)`` joins the bracket; another modality t is decoded with ``w_t`` from
+    the auxiliary prior ``inputs.prior.auxiliary``. With a mixture as prior of z it is CMVAE (Palumbo et al. 2024,
     openreview k5THrhXDV3, eq. 7), whose sum over clusters ``sum_c q(c | z) log [p(c) p(z | c) / q(c | z)]`` is
     ``log p(z)`` for the exact ``q(c | z)``.
 
-    ``estimator``: "iwae", the gradient of that value, or "dreg" (`losses.elbo.doubly_reparametrised`).
-
+    Args:
+      inputs: see `ObjectiveInputs`.
+      beta: weight of the ratio of densities.
+      samples: K, for each expert.
+      estimator: of the gradient, one of `losses.elbo.ESTIMATORS`.
     Raises:
-      ValueError: another estimator.
+      ValueError: if there is no such estimator.
     """
-    if estimator not in ("iwae", "dreg"):
-        raise ValueError(f"estimator must be 'iwae' or 'dreg', got {estimator!r}")
-    count, batch = p.present.shape
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
+    count, batch = inputs.present.shape
     dreg = estimator == "dreg"
-
-    def many(q: Posterior, name: str):
-        # K before M: the first sample of each is what K = 1 draws.
-        noise = standard_noise(p.keys, name, (samples, *q.mean.shape[:-2], q.mean.shape[-1]), type(q))
-        return jax.tree.map(lambda x: jnp.broadcast_to(x[None], noise.shape), q).at(noise)
-
-    def density(q, z):
-        lifted = jax.tree.map(lambda x: jnp.broadcast_to(x[None], z.shape), detached(q) if dreg else q)
-        return lifted.log_prob(z).sum(axis=-1)
-
     zeros = [jnp.zeros(()), jnp.zeros(())]
-    shared = many(p.experts, "shared")
-    own = None if p.private is None else many(p.private, "private")
+    # [K, M, B, D]: K before M, so that the first sample of each expert is what K = 1 would draw.
+    shared = sample(repeat_leading(inputs.experts, samples), inputs.keys, "shared")
+    private = None
+    if inputs.private is not None:
+        private = sample(repeat_leading(inputs.private, samples), inputs.keys, "private")
     if dreg:
-        both, *zeros = handle(shared if own is None else jnp.concatenate([shared, own], axis=-1))
-        shared, own = both[..., : shared.shape[-1]], None if own is None else both[..., shared.shape[-1] :]
-    mixture = mixture_log_prob(detached(p.experts) if dreg else p.experts, p.present, shared)
-    ratio = p.prior.log_prob(shared) - mixture
-    codes = for_all(shared, count)
-    if own is not None:
-        ratio = ratio + _private_log_prob(p.prior.private, own) - density(p.private, own)
-        # [targets, K, sources, B, P]: a modality tells of itself by its own, of others by their auxiliary prior.
-        lift = lambda x: jnp.broadcast_to(x[:, None, None, None], (count, *own.shape))
-        drawn = sample(jax.tree.map(lift, p.prior.auxiliary), p.keys, "auxiliary")
-        itself = jnp.eye(count, dtype=bool)[:, None, :, None, None]
-        codes = jnp.concatenate([codes, jnp.where(itself, own[None], drawn)], axis=-1)
-    rows = codes.reshape(count, samples * count, batch, codes.shape[-1])
-    told = p.log_likelihood(rows).sum(axis=0).reshape(samples, count, batch)
-    log_weights = told + jnp.broadcast_to(beta, (batch,))[None, None] * ratio
-    bound = doubly_reparametrised(log_weights, *zeros) if dreg else importance_bound(log_weights)
-    loss = -_over_present(p.present, bound) / p.count
-    mean = lambda x: lax.stop_gradient(_over_present(p.present, x.mean(axis=0)) / p.count)
-    return Terms(loss, {"reconstruction": -mean(told), "kl": -mean(ratio)})
+        both = shared if private is None else jnp.concatenate([shared, private], axis=-1)
+        both, *zeros = deferred_gradient_scale(both)
+        shared, private = (
+            both[..., : shared.shape[-1]],
+            None if private is None else both[..., shared.shape[-1] :],
+        )
+    mixture = mixture_log_prob(detach(inputs.experts) if dreg else inputs.experts, inputs.present, shared)
+    ratio = inputs.prior.log_prob(shared) - mixture
+    latents = repeat_leading(shared, count)
+    if private is not None:
+        posterior = detach(inputs.private) if dreg else inputs.private
+        ratio = ratio + _private_log_prob(inputs.prior.private, private)
+        ratio = ratio - repeat_leading(posterior, samples).log_prob(private).sum(axis=-1)
+        latents = jnp.concatenate([latents, _private_latents(inputs, private)], axis=-1)
+    rows = latents.reshape(count, samples * count, batch, latents.shape[-1])
+    log_likelihood = inputs.log_likelihood(rows).sum(axis=0).reshape(samples, count, batch)
+    log_weights = log_likelihood + jnp.broadcast_to(beta, (batch,))[None, None] * ratio
+    bound = doubly_reparametrized_bound(log_weights, *zeros) if dreg else importance_bound(log_weights)
+    loss = -_sum_present(inputs.present, bound) / inputs.num_present
+    mean = lambda x: lax.stop_gradient(_sum_present(inputs.present, x.mean(axis=0)) / inputs.num_present)
+    return ObjectiveTerms(loss, {"reconstruction": -mean(log_likelihood), "kl": -mean(ratio)})
 
 
-def _private_log_prob(prior: Posterior, w):
-    lift = lambda x: jnp.broadcast_to(x.reshape((1,) * (w.ndim - 1) + x.shape), w.shape)
-    return jax.tree.map(lift, prior).log_prob(w).sum(axis=-1)
+def _private_log_prob(prior: Posterior, w: Float[Array, "*rows private"]) -> Float[Array, "*rows"]:
+    to_w = lambda x: jnp.broadcast_to(x.reshape((1,) * (w.ndim - 1) + x.shape), w.shape)
+    return jax.tree.map(to_w, prior).log_prob(w).sum(axis=-1)
 
 
-def flow_match(p: Problem) -> Terms:
-    """``-sum_m log q_m(z)``, z of the joint encoder, which no longer learns: the second stage of JNF (Senellart et al.
-    2025, arXiv:2502.03952, eq. 8). ``p.nets.flow(z [B, D]) -> (z_0 [M, B, D], log_det [M, B])`` takes z to where
-    each modality's expert lives."""
-    z = lax.stop_gradient(sample(p.joint, p.keys, "joint"))
-    base, log_det = p.nets.flow(z)
-    loss = -_over_present(p.present, p.experts.log_prob(base).sum(axis=-1) + log_det)
-    return Terms(loss, {"flow": loss})
+def _private_latents(
+    inputs: ObjectiveInputs, private: Float[Array, "k sources batch private"]
+) -> Float[Array, "targets k sources batch private"]:
+    """The private latents that each target is decoded with: its own sample where it is the source of the shared
+    latents, else one of its auxiliary prior."""
+    count = len(inputs.present)
+    to_all = lambda x: jnp.broadcast_to(x[:, None, None, None], (count, *private.shape))
+    auxiliary = sample(jax.tree.map(to_all, inputs.prior.auxiliary), inputs.keys, "auxiliary")
+    is_source = jnp.eye(count, dtype=bool)[:, None, :, None, None]
+    return jnp.where(is_source, private[None], auxiliary)
+
+
+def flow_match(inputs: ObjectiveInputs) -> ObjectiveTerms:
+    """``-sum_m log q_m(z)``, z of the joint encoder, which is frozen: the second stage of JNF (Senellart et al. 2025,
+    arXiv:2502.03952, eq. 8).
+
+    ``inputs.networks.flow(z [B, D]) -> (z_0 [M, B, D], log_det [M, B])`` maps z to the base space in which each
+    modality's expert is a normal distribution.
+    """
+    z = lax.stop_gradient(sample(inputs.posterior, inputs.keys, "joint"))
+    base, log_det = inputs.networks.flow(z)
+    loss = -_sum_present(inputs.present, inputs.experts.log_prob(base).sum(axis=-1) + log_det)
+    return ObjectiveTerms(loss, {"flow": loss})
 
 
 def nexus(
-    p: Problem,
+    inputs: ObjectiveInputs,
     *,
-    beta: Float[Array, "batch"] | float = 1.0,
+    beta: Weight = 1.0,
     top_beta: float = 1.0,
     gamma: float = 1.0,
     dropout: float = 0.0,
-) -> Terms:
-    """Unimodal ELBOs, and one of the codes they make: Nexus (Vasco et al. 2022, Neural Networks 146, eq. 5-8).
+) -> ObjectiveTerms:
+    """Unimodal ELBOs, and one ELBO of their latents under a top-level latent z: Nexus (Vasco et al. 2022, Neural
+    Networks 146, eq. 5-8).
 
     ``sum_m [rec_m(z_m) + beta KL(q_m || p)] + gamma sum_m [-log N(sg(z_m); t_m(z), 1)] + beta top_beta KL(q || p)``,
-    where q is of the mean of the messages ``p.nets.message(sg(z_m))`` of the modalities that are there, and with
-    probability ``dropout`` of a random part of these only (forced perceptual dropout). ``p.nets``: ``message [M, B,
-    D] -> [M, B, H]``, ``gather [B, H] -> Normal [B, T]``, ``codes [B, T] -> [M, B, D]``.
+    where q is computed from the mean of the messages ``message(sg(z_m))`` of the modalities that are present, or, with
+    probability ``dropout``, of a random part of them (`modality_dropout`).
+
+    ``inputs.networks``: ``message [M, B, D] -> [M, B, H]``, ``encode_top [B, H] -> Normal [B, T]``, ``decode_top
+    [B, T] -> [M, B, D]``, the t_m.
     """
-    own = sample(p.experts, p.keys, "experts")
-    rec = -p.log_likelihood(own[:, None])[:, 0].sum(axis=0)
-    divergence = _over_present(p.present, p.to_prior(p.experts, p.present))
-    own = lax.stop_gradient(own)
-    q = p.nets.gather(mean_message(p.nets.message(own), perceived(p.keys, p.present, dropout)))
-    codes = Normal(p.nets.codes(sample(q, p.keys, "top")), jnp.zeros_like(own))
-    told = -_over_present(p.present, codes.log_prob(own).sum(axis=-1))
-    top = p.to_prior(q, p.present.any(axis=0))
-    loss = rec + beta * divergence + gamma * told + beta * top_beta * top
-    return Terms(loss, {"reconstruction": rec, "kl": divergence, "codes": told, "kl_top": top})
+    networks = inputs.networks
+    latents = sample(inputs.experts, inputs.keys, "experts")
+    rec = -inputs.log_likelihood(latents[:, None])[:, 0].sum(axis=0)
+    divergence = _sum_present(inputs.present, inputs.kl_to_prior(inputs.experts, inputs.present))
+    latents = lax.stop_gradient(latents)
+    messages = networks.message(latents)
+    q = networks.encode_top(mean_message(messages, modality_dropout(inputs.keys, inputs.present, dropout)))
+    decoded = Normal(networks.decode_top(sample(q, inputs.keys, "top")), jnp.zeros_like(latents))
+    latent_loss = -_sum_present(inputs.present, decoded.log_prob(latents).sum(axis=-1))
+    top_divergence = inputs.kl_to_prior(q, inputs.present.any(axis=0))
+    loss = rec + beta * divergence + gamma * latent_loss + beta * top_beta * top_divergence
+    metrics = {"reconstruction": rec, "kl": divergence, "codes": latent_loss, "kl_top": top_divergence}
+    return ObjectiveTerms(loss, metrics)
 
 
 def mean_message(
-    messages: Float[Array, "m batch dim"], there: Bool[Array, "m batch"]
+    messages: Float[Array, "m batch dim"], mask: Bool[Array, "m batch"]
 ) -> Float[Array, "batch dim"]:
-    """The mean of the messages that are there; 0 where there is none."""
-    total = jnp.where(there[:, :, None], messages, 0.0).sum(axis=0)
-    return total / jnp.maximum(there.sum(axis=0), 1).astype(total.dtype)[:, None]
+    """The mean of the messages under the mask; 0 where the mask is empty."""
+    total = jnp.where(mask[:, :, None], messages, 0.0).sum(axis=0)
+    return total / jnp.maximum(mask.sum(axis=0), 1).astype(total.dtype)[:, None]
 
 
-def perceived(keys: ExampleKeys, present: Bool[Array, "m batch"], rate: float) -> Bool[Array, "m batch"]:
-    """With probability ``rate`` only some of an example's modalities: 1 to n - 1 of its n, each number and each
-    choice as likely. All of them otherwise."""
+def modality_dropout(
+    keys: ExampleKeys, present: Bool[Array, "m batch"], rate: float
+) -> Bool[Array, "m batch"]:
+    """``present``, or with probability ``rate`` only 1 to n - 1 of an example's n modalities: "forced perceptual
+    dropout" (Vasco et al. 2022, sec. 3.4). Each number, and each choice of so many, is equally likely."""
     if not rate:
         return present
     draw = lambda key: jax.random.uniform(key, (len(present) + 2,))
@@ -386,28 +379,30 @@ def perceived(keys: ExampleKeys, present: Bool[Array, "m batch"], rate: float) -
     count = present.sum(axis=0)
     size = 1 + jnp.floor(drawn[-1] * jnp.maximum(count - 1, 1)).astype(jnp.int32)
     rank = jnp.argsort(jnp.argsort(jnp.where(present, drawn[: len(present)], 2.0), axis=0), axis=0)
-    some = present & (rank < size[None])
-    return jnp.where(((drawn[-2] < rate) & (count > 1))[None], some, present)
+    part = present & (rank < size[None])
+    return jnp.where(((drawn[-2] < rate) & (count > 1))[None], part, present)
 
 
-def mhvae(p: Problem, *, beta: Float[Array, "batch"] | float = 1.0, subsets: int | None = None) -> Terms:
+def mhvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0, subsets: int = 0) -> ObjectiveTerms:
     """``mean_S [sum_m rec_m(z_1) + beta sum_l KL(q_S(z_l | z_>l) || p(z_l | z_>l))]``: MHVAE (Dorent et al. 2023,
-    arXiv:2309.08747, eq. 5-7), every level's posterior the product of its prior and the experts of S.
+    arXiv:2309.08747, eq. 5-7), the posterior of every level the product of its prior and the experts of S.
 
-    The mean is over all subsets of the modalities present (``subsets`` None) or over so many drawn for each example.
-    ``p.nets.descend(there [R, M, B])`` gives ``first [R, B, D]``, what the decoders are given, and ``divergences
-    [R, B, L]``.
+    The mean is over ``subsets`` random subsets S of the modalities present, drawn for each example (0: over all).
+    ``inputs.networks.top_down_pass(members [R, M, B])`` returns the latents of all levels for each subset, as
+    ``latents [R, B, D]`` of the level that is decoded, and ``divergences [R, B, L]``.
     """
-    every = jnp.asarray(all_subsets(len(p.present)))
-    allowed = (p.present[None] | ~every[:, :, None]).all(axis=1)
-    if subsets is None or subsets >= len(every):
-        there = every[:, :, None] & p.present[None]
+    all_members = jnp.asarray(all_subsets(len(inputs.present)))
+    allowed = (inputs.present[None] | ~all_members[:, :, None]).all(axis=1)
+    if not subsets or subsets >= len(all_members):
+        members = all_members[:, :, None] & inputs.present[None]
     else:
-        rows = choose_several(p.keys, "subsets", allowed, subsets)
-        there = jnp.moveaxis(every[rows], -1, 1) & p.present[None]
-        allowed = jnp.take_along_axis(allowed, rows, axis=0)
-    descent = p.nets.descend(there)
-    rec = jnp.where(allowed, _reconstruct(p, descent.first), 0.0)
-    divergence = jnp.where(allowed, descent.divergences.sum(axis=-1), 0.0)
+        drawn = draw_options(inputs.keys, "subsets", allowed, subsets)
+        members = jnp.moveaxis(all_members[drawn], -1, 1) & inputs.present[None]
+        allowed = jnp.take_along_axis(allowed, drawn, axis=0)
+    levels = inputs.networks.top_down_pass(members)
+    rec = jnp.where(allowed, _reconstruction_loss(inputs, levels.latents), 0.0)
+    divergence = jnp.where(allowed, levels.divergences.sum(axis=-1), 0.0)
     mean = lambda x: x.sum(axis=0) / jnp.maximum(allowed.sum(axis=0), 1)
-    return Terms(mean(rec) + beta * mean(divergence), {"reconstruction": mean(rec), "kl": mean(divergence)})
+    return ObjectiveTerms(
+        mean(rec) + beta * mean(divergence), {"reconstruction": mean(rec), "kl": mean(divergence)}
+    )

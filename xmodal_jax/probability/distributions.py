@@ -1,7 +1,7 @@
 """Distributions as pairs of arrays: log-densities, samples and divergences, element by element and in nats.
 
-Nothing here sums over dimensions or broadcasts silently: a density of ``[B, D]`` is ``[B, D]``, and who wants the
-density of a vector sums the last axis.
+No function here sums over dimensions or broadcasts silently: the log-density of ``[B, D]`` is ``[B, D]``; for the
+log-density of vectors, sum the last axis.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xmodal_jax.types import ExampleKeys
 
 
 class Normal(NamedTuple):
-    """``N(mean, exp(log_scale)^2)`` in each element."""
+    """``N(mean, exp(log_scale)^2)``, independent in each element."""
 
     mean: Float[Array, "..."]
     log_scale: Float[Array, "..."]
@@ -32,14 +32,13 @@ class Normal(NamedTuple):
             - 0.5 * math.log(2 * math.pi)
         )
 
-    def at(self, noise: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The sample that standard noise makes, ``mean + s e``: the reparametrisation of Kingma and Welling 2014,
-        arXiv:1312.6114, sec. 2.4."""
+    def reparametrize(self, noise: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The sample ``mean + s e`` for standard normal noise e (Kingma and Welling 2014, sec. 2.4)."""
         return self.mean + jnp.exp(self.log_scale) * noise
 
 
 class Laplace(NamedTuple):
-    """``Laplace(mean, exp(log_scale))`` in each element."""
+    """``Laplace(mean, exp(log_scale))``, independent in each element."""
 
     mean: Float[Array, "..."]
     log_scale: Float[Array, "..."]
@@ -48,32 +47,47 @@ class Laplace(NamedTuple):
         """``-|x - mean| / b - log(2 b)``."""
         return -jnp.abs(x - self.mean) * jnp.exp(-self.log_scale) - self.log_scale - math.log(2.0)
 
-    def at(self, noise: Float[Array, "..."]) -> Float[Array, "..."]:
-        """``mean + b e``."""
+    def reparametrize(self, noise: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The sample ``mean + b e`` for standard Laplace noise e."""
         return self.mean + jnp.exp(self.log_scale) * noise
 
 
 Posterior = Normal | Laplace
 FAMILIES: dict[str, Any] = {"normal": Normal, "laplace": Laplace}
-_STANDARD: dict[Any, Callable] = {Normal: jax.random.normal, Laplace: jax.random.laplace}
+"""The families that a posterior can have, by name."""
+_STANDARD_NOISE: dict[Any, Callable] = {Normal: jax.random.normal, Laplace: jax.random.laplace}
 
 
-def standard(of: Posterior) -> Posterior:
-    """The distribution of that family with mean 0 and scale 1, in the same shape."""
-    return type(of)(jnp.zeros_like(of.mean), jnp.zeros_like(of.mean))
+def standard_like(q: Posterior) -> Posterior:
+    """The distribution of the same family and shape with mean 0 and scale 1."""
+    return type(q)(jnp.zeros_like(q.mean), jnp.zeros_like(q.mean))
 
 
 def standard_noise(
     keys: ExampleKeys, name: str, shape: tuple[int, ...], family: type = Normal
 ) -> Float[Array, "..."]:
-    """Standard noise for each example, ``[*shape[:-1], B, shape[-1]]``: the examples are the axis before the last."""
-    draw = lambda key: _STANDARD[family](key, shape)
+    """Standard noise ``[*shape[:-1], B, shape[-1]]``, drawn for each of the B examples from its own key.
+
+    The axis of the examples is the second to last one of the result.
+    """
+    draw = lambda key: _STANDARD_NOISE[family](key, shape)
     return jnp.moveaxis(jax.vmap(draw)(fold_in_name(keys, name)), 0, -2)
 
 
-def detached(of: Posterior) -> Posterior:
-    """The same, constant under differentiation."""
-    return jax.lax.stop_gradient(of)
+def sample(q: Posterior, keys: ExampleKeys, name: str) -> Float[Array, "*rows batch dim"]:
+    """One reparametrised sample of each distribution of ``q [*rows, B, D]``; ``name`` is that of the noise."""
+    shape = (*q.mean.shape[:-2], q.mean.shape[-1])
+    return q.reparametrize(standard_noise(keys, name, shape, type(q)))
+
+
+def repeat_leading(tree: Any, count: int) -> Any:
+    """Every array ``[...]`` of a pytree (a distribution, latents) as ``[count, ...]``: ``count`` times the same."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), tree)
+
+
+def detach(q: Posterior) -> Posterior:
+    """The same distribution, constant under differentiation."""
+    return jax.lax.stop_gradient(q)
 
 
 def kl(q: Posterior, p: Posterior) -> Float[Array, "..."]:
@@ -83,7 +97,7 @@ def kl(q: Posterior, p: Posterior) -> Float[Array, "..."]:
     (b_q / b_p) exp(-|d| / b_q) - 1`` with ``d = m_q - m_p``.
 
     Raises:
-      TypeError: of two families.
+      TypeError: if ``q`` and ``p`` are of different families.
     """
     if type(q) is not type(p):
         raise TypeError(f"no closed form for a {type(q).__name__} against a {type(p).__name__}")
@@ -97,8 +111,8 @@ def kl(q: Posterior, p: Posterior) -> Float[Array, "..."]:
 
 def kl_bernoulli(q: Float[Array, "..."], p: Float[Array, "..."]) -> Float[Array, "..."]:
     """``KL(q || p)`` of Bernoulli distributions given by their logits."""
-    chance = jax.nn.sigmoid(q)
-    return chance * (jax.nn.log_sigmoid(q) - jax.nn.log_sigmoid(p)) + (1.0 - chance) * (
+    probability = jax.nn.sigmoid(q)
+    return probability * (jax.nn.log_sigmoid(q) - jax.nn.log_sigmoid(p)) + (1.0 - probability) * (
         jax.nn.log_sigmoid(-q) - jax.nn.log_sigmoid(-p)
     )
 
@@ -110,12 +124,14 @@ def kl_categorical(q: Float[Array, "*batch classes"], p: Float[Array, "*batch cl
 
 
 def bernoulli_log_prob(logits: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``x log sigmoid(l) + (1 - x) log sigmoid(-l)``; for x in [0, 1] not a density, but the usual reconstruction."""
+    """``x log sigmoid(l) + (1 - x) log sigmoid(-l)``.
+
+    For x strictly between 0 and 1 this is no density, but the usual reconstruction term (binary cross-entropy)."""
     return x * jax.nn.log_sigmoid(logits) + (1.0 - x) * jax.nn.log_sigmoid(-logits)
 
 
-def categorical_log_prob(logits: Float[Array, "*batch classes"], of: Int[Array, "*batch"]) -> Array:
-    """``log softmax(logits)[of]``; a class outside the range takes the nearest one."""
+def categorical_log_prob(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Array:
+    """``log softmax(logits)[label]``; a label outside of 0..classes-1 counts as the nearest class."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    classes = jnp.clip(of, 0, logits.shape[-1] - 1)
+    classes = jnp.clip(labels, 0, logits.shape[-1] - 1)
     return jnp.take_along_axis(log_p, classes[..., None], axis=-1)[..., 0]

@@ -1,9 +1,13 @@
-"""How likely data are under what a decoder says of them, one number per example, in nats."""
+"""Log-likelihoods of data given a decoder's outputs: one number per example, in nats."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -14,28 +18,60 @@ from xmodal_jax.probability.distributions import (
     categorical_log_prob,
 )
 
-DENSITIES = ("normal", "laplace", "bernoulli")
+
+class Density(NamedTuple):
+    """A likelihood of real-valued data, element by element."""
+
+    log_prob: Callable[[Array, Array, float], Array]
+    """``log_prob(outputs, x, scale)``: log-likelihood of every element of x."""
+    mean: Callable[[Array], Array]
+    """``mean(outputs)``: the data that a decoder with these outputs expects."""
+
+
+def _location_scale(family: type[Normal] | type[Laplace]) -> Density:
+    """A family whose mean is the decoder's output, with a fixed scale."""
+
+    def log_prob(outputs: Array, x: Array, scale: float) -> Array:
+        log_scale = jnp.full((1,) * outputs.ndim, math.log(scale), outputs.dtype)
+        return family(outputs, log_scale).log_prob(x)
+
+    return Density(log_prob, lambda outputs: outputs)
+
+
+DENSITIES: Mapping[str, Density] = MappingProxyType(
+    {
+        "normal": _location_scale(Normal),
+        "laplace": _location_scale(Laplace),
+        "bernoulli": Density(
+            lambda outputs, x, scale: bernoulli_log_prob(outputs, x), lambda outputs: jax.nn.sigmoid(outputs)
+        ),
+    }
+)
+"""Likelihoods of real-valued data by name. "normal" and "laplace": outputs are means, ``scale`` is the standard
+deviation or Laplace's b. "bernoulli": outputs are logits, x lies in [0, 1] and ``scale`` is ignored."""
 
 
 def dense_log_likelihood(
-    kind: str, said: Float[Array, "rows batch *shape"], x: Float[Array, "batch *shape"], *, scale: float = 1.0
+    likelihood: str,
+    outputs: Float[Array, "rows batch *shape"],
+    x: Float[Array, "batch *shape"],
+    *,
+    scale: float = 1.0,
 ) -> Float[Array, "rows batch"]:
-    """``log p(x | said)``, summed over all elements of an example, of several decodings (``rows``) of each.
+    """``log p(x | outputs)``, summed over all elements of an example, for several decodings (rows) of each example.
 
-    "normal" and "laplace": ``said`` is the mean, ``scale`` the standard deviation or Laplace's b; "bernoulli":
-    ``said`` are logits and x lies in [0, 1].
-
+    Args:
+      likelihood: a key of `DENSITIES`.
+      outputs: what the decoder returned.
+      x: the data.
+      scale: standard deviation of "normal" or b of "laplace".
     Raises:
-      ValueError: another kind.
+      ValueError: if there is no such likelihood.
     """
-    x = jnp.broadcast_to(x[None], said.shape)
-    if kind == "bernoulli":
-        terms = bernoulli_log_prob(said, x)
-    elif kind in ("normal", "laplace"):
-        family = Normal if kind == "normal" else Laplace
-        terms = family(said, jnp.full((1,) * said.ndim, math.log(scale), said.dtype)).log_prob(x)
-    else:
-        raise ValueError(f"likelihood must be one of {DENSITIES} here, got {kind!r}")
+    if likelihood not in DENSITIES:
+        raise ValueError(f"likelihood must be one of {tuple(DENSITIES)} here, got {likelihood!r}")
+    x = jnp.broadcast_to(x[None], outputs.shape)
+    terms = DENSITIES[likelihood].log_prob(outputs, x, scale)
     return terms.reshape(*terms.shape[:2], -1).sum(axis=-1)
 
 
@@ -44,7 +80,7 @@ def token_log_likelihood(
     ids: Int[Array, "batch length"],
     mask: Bool[Array, "batch length"],
 ) -> Float[Array, "rows batch"]:
-    """``sum_t log p(id_t)`` over the tokens under the mask."""
+    """``sum_t log p(id_t)`` over the tokens under the mask, for several decodings (rows) of each text."""
     ids = jnp.broadcast_to(ids[None], logits.shape[:-1])
     return jnp.where(mask[None], categorical_log_prob(logits, ids), 0.0).sum(axis=-1)
 
@@ -52,5 +88,5 @@ def token_log_likelihood(
 def label_log_likelihood(
     logits: Float[Array, "rows batch classes"], labels: Int[Array, "batch"]
 ) -> Float[Array, "rows batch"]:
-    """``log p(label)``."""
+    """``log p(label)``, for several decodings (rows) of each label."""
     return categorical_log_prob(logits, jnp.broadcast_to(labels[None], logits.shape[:-1]))

@@ -1,7 +1,7 @@
-"""Posteriors of several modalities from one expert each, whichever of them are there.
+"""Joint posteriors of several modalities: products and mixtures of one expert per modality, any of them missing.
 
-Experts are a `Normal` or `Laplace` ``[M, B, D]``, ``present`` bool ``[M, B]``. A missing modality and one that a
-subset leaves out are the same thing: a zero in a matrix, with a gradient of exactly zero to that expert.
+The experts are a `Normal` or `Laplace` ``[M, B, D]``, ``present`` is bool ``[M, B]``. A missing modality and a modality
+outside of a subset are treated alike: its precision is zero, and so is the gradient of its expert, exactly.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.probability.distributions import Normal, Posterior
 from xmodal_jax.types import ExampleKeys
 
-_FARTHEST = 80.0
-"""Log-precisions differ by no more than this from the largest one, so that float32 holds them all."""
+_MAX_GAP = 80.0
+"""Log-precisions are clipped to this distance from the largest one, so that float32 holds them all."""
 
 
 def all_subsets(count: int, smallest: int = 1, largest: int | None = None) -> Bool[np.ndarray, "subsets m"]:
-    """The subsets of ``count`` modalities with ``smallest`` to ``largest`` (all) members, by size and then in
-    lexicographic order."""
+    """All subsets of ``count`` modalities with ``smallest`` to ``largest`` (None: ``count``) members.
+
+    They are ordered by size, and lexicographically within a size.
+    """
     rows = []
     for size in range(smallest, (count if largest is None else largest) + 1):
         for members in itertools.combinations(range(count), size):
@@ -32,10 +34,12 @@ def all_subsets(count: int, smallest: int = 1, largest: int | None = None) -> Bo
     return np.array(rows, bool).reshape(-1, count)
 
 
-def only(q: Posterior, there: Bool[Array, "*rows batch"]) -> Posterior:
-    """``q`` ``[*rows, B, D]`` where it is there, else mean 0 and scale 1, constant: even the gradient of a value that
-    is not used must be finite, as 0 times infinity is not 0."""
-    return jax.tree.map(lambda x: jnp.where(there[..., None], x, 0.0), q)
+def mask_experts(q: Posterior, present: Bool[Array, "*rows batch"]) -> Posterior:
+    """``q [*rows, B, D]`` with mean 0 and scale 1, constant, wherever ``present`` is False.
+
+    A value that is not used must still be finite, and so must its gradient: 0 times infinity is not 0.
+    """
+    return jax.tree.map(lambda x: jnp.where(present[..., None], x, 0.0), q)
 
 
 def product_of_experts(
@@ -44,66 +48,72 @@ def product_of_experts(
     subsets: Float[Array, "subsets m"] | Bool[Array, "subsets m"],
     prior: Float[Array, "subsets batch"] | float = 0.0,
 ) -> Normal:
-    r"""Of every subset the normalised product of its experts, ``[S, B, D]``.
+    r"""The normalised product of the experts of each subset, ``[S, B, D]``.
 
     .. math:: T_S = w_S + \sum_m A_{Sm} T_m, \quad \mu_S = T_S^{-1} \sum_m A_{Sm} T_m \mu_m, \quad T = \sigma^{-2}
 
-    (Wu and Goodman 2018, arXiv:1802.05335, sec. 2.2), as one product of the matrix ``A`` (``subsets``) with the
-    precisions of all experts that are present. Entries of ``A`` need not be 0 or 1: weights that sum to 1 make the
-    geometric mean. ``prior``: the weight ``w`` of N(0, 1) in each example's products. What has no expert and no
-    prior is N(0, 1).
+    (Wu and Goodman 2018, arXiv:1802.05335, sec. 2.2), computed as one product of the matrix ``A`` (``subsets``) with
+    the precisions of all experts that are present. The entries of ``A`` need not be 0 or 1: weights that sum to 1 give
+    the geometric mean. ``prior``: the weight ``w`` of N(0, 1) in the product of each subset and example. A product of
+    nothing is N(0, 1).
     """
     subsets = jnp.asarray(subsets, jnp.float32)
     prior = jnp.broadcast_to(jnp.asarray(prior, jnp.float32), (len(subsets), present.shape[1]))
-    experts = only(experts, present)
+    experts = mask_experts(experts, present)
     log_precision = jnp.where(present[:, :, None], -2.0 * experts.log_scale, -jnp.inf)
-    # Everything relative to the most precise factor (1, the prior's, at least): nothing overflows.
+    # Precisions relative to the most precise factor (at least 1, that of the prior): nothing overflows.
     top = jnp.maximum(lax.stop_gradient(log_precision.max(axis=0)), 0.0)
-    relative = jnp.clip(-2.0 * experts.log_scale - top[None], -_FARTHEST, None)
+    relative = jnp.clip(-2.0 * experts.log_scale - top[None], -_MAX_GAP, None)
     precision = jnp.where(present[:, :, None], jnp.exp(relative), 0.0)
-    located = precision * experts.mean
-    of_prior = prior[:, :, None] * jnp.exp(jnp.clip(-top, -_FARTHEST, None))[None]
-    total = jnp.einsum("sm,mbd->sbd", subsets, precision) + of_prior
-    total_located = jnp.einsum("sm,mbd->sbd", subsets, located)
+    weighted_mean = precision * experts.mean
+    prior_precision = prior[:, :, None] * jnp.exp(jnp.clip(-top, -_MAX_GAP, None))[None]
+    total = jnp.einsum("sm,mbd->sbd", subsets, precision) + prior_precision
+    total_mean = jnp.einsum("sm,mbd->sbd", subsets, weighted_mean)
     some = total > 0
     safe = jnp.where(some, total, 1.0)
     log_scale = jnp.where(some, -0.5 * (jnp.log(safe) + top[None]), 0.0)
-    return Normal(jnp.where(some, total_located / safe, 0.0), log_scale)
+    return Normal(jnp.where(some, total_mean / safe, 0.0), log_scale)
 
 
-def product(experts: Normal, there: Bool[Array, "*rows m batch"], prior: Normal | None = None) -> Normal:
-    """The normalised product of those experts ``[*rows, M, B, D]`` that are ``there``, and of a prior ``[*rows, B,
-    D]``: `product_of_experts` where each example has a subset of its own, or experts of its own in each row."""
-    log_precision = jnp.where(there[..., None], -2.0 * experts.log_scale, -jnp.inf)
+def masked_product(
+    experts: Normal, mask: Bool[Array, "*rows m batch"], prior: Normal | None = None
+) -> Normal:
+    """The normalised product of the experts ``[*rows, M, B, D]`` under the mask, and of a prior ``[*rows, B, D]``.
+
+    As `product_of_experts`, but the subset may differ between examples, and the experts between rows.
+    """
+    log_precision = jnp.where(mask[..., None], -2.0 * experts.log_scale, -jnp.inf)
     top = lax.stop_gradient(log_precision.max(axis=-3))
     if prior is not None:
         top = jnp.maximum(top, lax.stop_gradient(-2.0 * prior.log_scale))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     relative = -2.0 * experts.log_scale - jnp.expand_dims(top, -3)
-    precision = jnp.where(there[..., None], jnp.exp(jnp.where(there[..., None], relative, 0.0)), 0.0)
+    precision = jnp.where(mask[..., None], jnp.exp(jnp.where(mask[..., None], relative, 0.0)), 0.0)
     total = precision.sum(axis=-3)
-    located = (precision * experts.mean).sum(axis=-3)
+    total_mean = (precision * experts.mean).sum(axis=-3)
     if prior is not None:
-        of_prior = jnp.exp(-2.0 * prior.log_scale - top)
-        total, located = total + of_prior, located + of_prior * prior.mean
+        prior_precision = jnp.exp(-2.0 * prior.log_scale - top)
+        total, total_mean = total + prior_precision, total_mean + prior_precision * prior.mean
     some = total > 0
     safe = jnp.where(some, total, 1.0)
     log_scale = jnp.where(some, -0.5 * (jnp.log(safe) + top), 0.0)
-    return Normal(jnp.where(some, located / safe, 0.0), log_scale)
+    return Normal(jnp.where(some, total_mean / safe, 0.0), log_scale)
 
 
 def joint_product(experts: Normal, present: Bool[Array, "m batch"], prior: float = 0.0) -> Normal:
-    """The product of all experts that are present and of the prior so weighted, ``[B, D]``."""
-    all_of_them = jnp.ones((1, len(present)))
-    return jax.tree.map(lambda x: x[0], product_of_experts(experts, present, all_of_them, prior))
+    """The product ``[B, D]`` of all experts that are present, and of N(0, 1) with the weight ``prior``."""
+    full_subset = jnp.ones((1, len(present)))
+    return jax.tree.map(lambda x: x[0], product_of_experts(experts, present, full_subset, prior))
 
 
 def masked_log_mean_exp(x: Float[Array, "n *rest"], mask: Bool[Array, "n *rest"]) -> Float[Array, "*rest"]:
-    """``log(1/|mask| sum_{mask} exp x)`` over the first axis; 0 where the mask holds nothing. What is masked has no
-    influence and a gradient of zero."""
+    """``log(1/|mask| sum_{mask} exp x)`` over the first axis; 0 where the mask is empty.
+
+    Values outside of the mask have no influence, and a gradient of exactly zero.
+    """
     top = jnp.where(mask, x, -jnp.inf).max(axis=0)
     top = lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
-    # Replaced before the exponential: the gradient of a branch not taken must be finite too.
+    # Replaced before the exponential, since the gradient of the branch that is not taken must be finite too.
     terms = jnp.where(mask, jnp.exp(jnp.where(mask, x - top[None], 0.0)), 0.0)
     count = mask.sum(axis=0)
     some = count > 0
@@ -117,34 +127,34 @@ def mixture_log_prob(
 ) -> Float[Array, "*rows batch"]:
     """``log 1/n sum_m q_m(z)`` over the experts that are present (mixture of experts, Shi et al. 2019,
     arXiv:1911.03393, sec. 3.1)."""
-    rows, experts = z.ndim - 2, only(experts, present)
+    rows, experts = z.ndim - 2, mask_experts(experts, present)
 
-    def of_one(expert, there):
-        lift = lambda x: jnp.broadcast_to(x.reshape((1,) * rows + x.shape), z.shape)
-        return jax.tree.map(lift, expert).log_prob(z).sum(axis=-1), jnp.broadcast_to(
-            there.reshape((1,) * rows + there.shape), z.shape[:-1]
+    def expert_log_prob(expert, expert_present):
+        to_z = lambda x: jnp.broadcast_to(x.reshape((1,) * rows + x.shape), z.shape)
+        return jax.tree.map(to_z, expert).log_prob(z).sum(axis=-1), jnp.broadcast_to(
+            expert_present.reshape((1,) * rows + expert_present.shape), z.shape[:-1]
         )
 
-    densities, mask = jax.vmap(of_one)(experts, present)
-    return masked_log_mean_exp(densities, mask)
+    log_probs, mask = jax.vmap(expert_log_prob)(experts, present)
+    return masked_log_mean_exp(log_probs, mask)
 
 
-def choose(keys: ExampleKeys, name: str, allowed: Bool[Array, "options batch"]) -> Int[Array, "batch"]:
-    """For each example one of the allowed options, each as likely; 0 where none is."""
+def draw_option(keys: ExampleKeys, name: str, allowed: Bool[Array, "options batch"]) -> Int[Array, "batch"]:
+    """For each example the index of one of its allowed options, all equally likely; 0 if none is allowed."""
     draw = jax.vmap(lambda key: jax.random.gumbel(key, (allowed.shape[0],)))(fold_in_name(keys, name))
     return jnp.where(allowed, draw.T, -jnp.inf).argmax(axis=0)
 
 
-def choose_several(
+def draw_options(
     keys: ExampleKeys, name: str, allowed: Bool[Array, "options batch"], count: int
 ) -> Int[Array, "count batch"]:
-    """For each example ``count`` different options, allowed ones first, each as likely."""
+    """For each example the indices of ``count`` different options: allowed ones first, all equally likely."""
     draw = jax.vmap(lambda key: jax.random.gumbel(key, (allowed.shape[0],)))(fold_in_name(keys, name))
     return jnp.argsort(-jnp.where(allowed, draw.T, -jnp.inf), axis=0)[:count]
 
 
-def pick(tree, index: Int[Array, "*rows batch"]):
-    """Of arrays ``[S, B, ...]`` the row that each example chose, ``[*rows, B, ...]``."""
+def select_per_example(tree, index: Int[Array, "*rows batch"]):
+    """From arrays ``[S, B, ...]`` of a pytree, entry ``index[..., b]`` for each example b: ``[*rows, B, ...]``."""
     examples = jnp.broadcast_to(
         jnp.arange(index.shape[-1]).reshape((1,) * (index.ndim - 1) + (-1,)), index.shape
     )

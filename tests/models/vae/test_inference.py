@@ -12,7 +12,7 @@ from tests.models.vae.multimodal import KEY, NAMES, config_of, make_batch, on_de
 from tests.oracles import linear_gaussian as oracle
 from xmodal_jax.core import trees
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.losses.multimodal_elbo import Prior, Problem
+from xmodal_jax.losses.objective import ObjectiveInputs
 from xmodal_jax.models.vae import inference
 from xmodal_jax.models.vae.modalities import sizes_of
 from xmodal_jax.models.vae.multimodal import MODELS, make_multimodal_vae
@@ -20,6 +20,7 @@ from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.probability.distributions import Laplace, Normal
+from xmodal_jax.probability.priors import Prior
 
 M, B, D, P = 3, 5, 2, 2
 RNG = np.random.default_rng(0)
@@ -46,9 +47,9 @@ def problem(family=Normal, private=False, clusters=1):
         of(family, np.zeros(P, np.float32), np.ones(P, np.float32)) if private else None,
         of(family, np.zeros((M, P), np.float32), AUXILIARY) if private else None,
     )
-    return Problem(
+    return ObjectiveInputs(
         experts=of(family, MEAN, SCALE), present=jnp.ones((M, B), bool),
-        log_likelihood=lambda z: z.sum(axis=-1), to_prior=lambda q, there: q.mean.sum(axis=-1),
+        log_likelihood=lambda z: z.sum(axis=-1), kl_to_prior=lambda q, there: q.mean.sum(axis=-1),
         keys=keys_of(B), prior=prior, private=of(family, OWN_MEAN, OWN_SCALE) if private else None,
     )  # fmt: skip
 
@@ -223,7 +224,7 @@ def watched(model, monkeypatch):
         infer = functools.partial(infer, steps=1, leapfrog=1, step_size=0.1)
 
     def look(p, given, keys, rows):
-        flowed = p.nets.flow(infer(p, given, keys, rows).shared[0])[0] if model == "jnf" else None
+        flowed = p.networks.flow(infer(p, given, keys, rows).shared[0])[0] if model == "jnf" else None
         return infer(p, given, keys, rows), p.experts, p.private, flowed
 
     monkeypatch.setitem(MODELS, model, member._replace(infer=look))

@@ -16,15 +16,16 @@ import pytest
 
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses import multimodal_elbo as objectives
-from xmodal_jax.losses.multimodal_elbo import Prior, Problem
-from xmodal_jax.models.vae import networks as multimodal_network
+from xmodal_jax.losses.objective import ObjectiveInputs
 from xmodal_jax.models.vae.modalities import sizes_of
 from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
 from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.vae import log_scale_of
-from xmodal_jax.probability.distributions import Laplace, Normal, kl, standard
+from xmodal_jax.probability import distributions
+from xmodal_jax.probability.distributions import Laplace, Normal, kl, standard_like
 from xmodal_jax.probability.likelihoods import dense_log_likelihood
+from xmodal_jax.probability.priors import Prior
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("multivae")
@@ -94,7 +95,7 @@ class Noise:
 
 
 def to_prior(q, there):
-    return kl(q, standard(q)).sum(axis=-1)
+    return kl(q, standard_like(q)).sum(axis=-1)
 
 
 def problem_of(w, *, family=Normal, scale="exp", private=0, clusters=False, learn_prior=False, present=None):
@@ -133,21 +134,22 @@ def problem_of(w, *, family=Normal, scale="exp", private=0, clusters=False, lear
         return Normal(found[:, :T], 0.5 * found[:, T:])
 
     nets = SimpleNamespace(
-        flow=flow, gather=gather,
+        flow=flow, encode_top=gather,
         message=lambda z: jnp.stack([affine(w, f"message/{m}", z[k]) for k, m in enumerate(DIMS)]),
-        codes=lambda top: jnp.stack([affine(w, f"code/{m}", top) for m in DIMS]),
+        decode_top=lambda top: jnp.stack([affine(w, f"code/{m}", top) for m in DIMS]),
     )  # fmt: skip
-    return Problem(
-        posterior(0, D), present, log_likelihood, to_prior, example_keys(jax.random.key(0), jnp.arange(B)),
-        prior, posterior(2 * D, P) if private else None, Normal(joint[:, :D], 0.5 * joint[:, D:]), nets,
+    return ObjectiveInputs(
+        present, log_likelihood, to_prior, prior, example_keys(jax.random.key(0), jnp.arange(B)),
+        posterior=Normal(joint[:, :D], 0.5 * joint[:, D:]), experts=posterior(0, D),
+        private=posterior(2 * D, P) if private else None, networks=nets,
     )  # fmt: skip
 
 
 def ours(monkeypatch, arrays, objective, **how):
     """Loss, summed over the batch, its gradient, and the noise it was made of."""
     noise = Noise()
-    monkeypatch.setattr(objectives, "standard_noise", noise)
-    monkeypatch.setattr(objectives, "choose", lambda keys, name, allowed: jnp.arange(B) % len(allowed))
+    monkeypatch.setattr(distributions, "standard_noise", noise)
+    monkeypatch.setattr(objectives, "draw_option", lambda keys, name, allowed: jnp.arange(B) % len(allowed))
     value, grads = jax.value_and_grad(lambda w: objective(problem_of(w, **how)).loss.sum())(
         {k: jnp.asarray(v) for k, v in arrays.items()}
     )
@@ -448,7 +450,7 @@ def test_mhvae(multivae, monkeypatch):
     leaves, tree = jax.tree.flatten(jax.eval_shape(vae.method.init, jax.random.key(0), batch))
     rng = np.random.default_rng(2)
     params = jax.tree.unflatten(tree, [jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype) for x in leaves])
-    monkeypatch.setattr(multimodal_network, "standard_noise", noise)
+    monkeypatch.setattr(distributions, "standard_noise", noise)
     loss = lambda p, key: vae.method.loss(p, batch, key)[0]
     value, grads = jax.jit(jax.value_and_grad(loss))(params, jax.random.key(0))
     p = jax.tree.map(lambda x: torch.nn.Parameter(torch.tensor(np.asarray(x))), params)

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xmodal_jax.losses.multimodal_elbo import for_all
 from xmodal_jax.models.vae.networks import Group, Network
-from xmodal_jax.probability.distributions import Normal, standard_noise
+from xmodal_jax.probability.distributions import Normal, repeat_leading, standard_noise
 from xmodal_jax.types import kind_of
 
 Apply = Callable[..., Array]
@@ -60,16 +59,16 @@ def unfold_shared(
         return (
             told.mean
             if keys is None
-            else told.at(standard_noise(keys, name, (count, told.mean.shape[-1]), type(told)))
+            else told.reparametrize(standard_noise(keys, name, (count, told.mean.shape[-1]), type(told)))
         )
 
     if c.top:
-        codes = apply("codes", shared)
+        codes = apply("decode_top", shared)
         return draw(Normal(codes, jnp.zeros_like(codes)), "codes")[:, None]
     if c.levels > 1:
         features, none = jnp.zeros((count, batch, c.hidden)), jnp.zeros((1, count, batch), bool)
-        return for_all(apply("descend", features, none, keys, shared[None]).first, count)
-    z = for_all(shared, count)
+        return repeat_leading(apply("top_down_pass", features, none, keys, shared[None]).latents, count)
+    z = repeat_leading(shared, count)
     if c.private:
         other = jax.tree.map(
             lambda x: jnp.broadcast_to(x[:, None], (count, batch, c.private)), apply("prior").auxiliary

@@ -18,8 +18,8 @@ from jaxtyping import Array
 from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.losses import multimodal_elbo as objectives
-from xmodal_jax.losses.elbo import importance_bound, kl_to, kl_warmup
-from xmodal_jax.losses.multimodal_elbo import Problem
+from xmodal_jax.losses.elbo import importance_bound, kl_warmup, kl_with_free_bits
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms
 from xmodal_jax.models.towers import init_inputs
 from xmodal_jax.models.vae import inference
 from xmodal_jax.models.vae.generation import decode_all, unfold_shared
@@ -33,15 +33,15 @@ from xmodal_jax.models.vae.networks import (
 )
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.vae import SCALES
-from xmodal_jax.probability.distributions import standard
-from xmodal_jax.probability.posteriors import only
+from xmodal_jax.probability.distributions import standard_like
+from xmodal_jax.probability.posteriors import mask_experts
 from xmodal_jax.types import Batch, Key, Method, Params, Stage
 
 
 class Member(NamedTuple):
     """One model of the family."""
 
-    objective: Callable[..., objectives.Terms]
+    objective: Callable[..., ObjectiveTerms]
     options: tuple[str, ...]
     """Fields of the configuration that the objective is told, besides beta."""
     infer: Callable[..., inference.Codes]
@@ -51,7 +51,7 @@ class Member(NamedTuple):
     """What ``alpha`` None stands for."""
     parts: Mapping[str, Any] = {}
     """Of `NetworkConfig`: parts that this model has. A string is the field of the configuration that says how many."""
-    first: Callable[..., objectives.Terms] | None = None
+    first: Callable[..., ObjectiveTerms] | None = None
     """The objective of the first stage of two: it trains the joint encoder and the decoders, the second all others."""
     prior: bool = True
     """Whether its KL to the prior has a closed form, for free bits."""
@@ -245,23 +245,27 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
     def bound(params):
         return lambda method, *args: network.apply({"params": params}, *args, method=method)
 
-    def problem(params, seen: Seen, keys, *, training: bool, decoders=None, axis_name=None) -> Problem:
+    def problem(
+        params, seen: Seen, keys, *, training: bool, decoders=None, axis_name=None
+    ) -> ObjectiveInputs:
         apply = bound(params)
         own = keys if training else None
         latents = apply("encode", seen, own)
         # What a network says of something that is not there may be anything, also what overflows.
-        there = lambda q: None if q is None else only(q, seen.present)
+        there = lambda q: None if q is None else mask_experts(q, seen.present)
         latents = latents._replace(experts=there(latents.experts), private=there(latents.private))
         say = apply if decoders is None else bound(decoders)
-        return Problem(
-            latents.experts, seen.present,
+        return ObjectiveInputs(
+            seen.present,
             lambda z: say("log_likelihood", z, seen, own),
-            lambda q, there: kl_to(
-                q, standard(q), least=config.free_bits if training else 0.0, present=there, axis_name=axis_name
+            lambda q, there: kl_with_free_bits(
+                q, standard_like(q), free_bits=config.free_bits if training else 0.0, present=there,
+                axis_name=axis_name,
             ),
-            keys, apply("prior"), latents.private,
-            apply("join", seen, own) if parts.get("joint") else None,
-            _Nets(apply, latents.features, keys),
+            apply("prior"), keys,
+            posterior=apply("join", seen, own) if parts.get("joint") else None,
+            experts=latents.experts, private=latents.private,
+            networks=_Nets(apply, latents.features, keys), axis_name=axis_name,
         )  # fmt: skip
 
     def make_loss(objective, options: dict[str, Any], frozen: bool):
@@ -282,7 +286,9 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
             terms = objective(p, **how)
             weight = seen.present.any(axis=0).astype(jnp.float32)
             mean = functools.partial(collectives.batch_mean, weights=weight, axis_name=axis_name)
-            return mean(terms.loss), {name: mean(jax.lax.stop_gradient(x)) for name, x in terms.parts.items()}
+            return mean(terms.loss), {
+                name: mean(jax.lax.stop_gradient(x)) for name, x in terms.metrics.items()
+            }
 
         return loss
 
@@ -330,7 +336,7 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
 
     options = {name: chosen(name) for name in member.options}
     if config.model == "mhvae":
-        options["subsets"] = config.subsets or None
+        options["subsets"] = config.subsets
     loss = make_loss(member.objective, options, member.first is not None)
     stage = None
     if member.first is not None:
@@ -361,11 +367,11 @@ class _Nets(NamedTuple):
     def message(self, codes):
         return self.apply("message", codes)
 
-    def gather(self, message):
-        return self.apply("gather", message)
+    def encode_top(self, message):
+        return self.apply("encode_top", message)
 
-    def codes(self, top):
-        return self.apply("codes", top)
+    def decode_top(self, top):
+        return self.apply("decode_top", top)
 
-    def descend(self, there, *keys):
-        return self.apply("descend", self.features, there, *(keys or (self.keys,)))
+    def top_down_pass(self, there, *keys):
+        return self.apply("top_down_pass", self.features, there, *(keys or (self.keys,)))

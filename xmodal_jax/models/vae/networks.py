@@ -14,19 +14,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.losses.multimodal_elbo import Prior
 from xmodal_jax.models.towers import make_encoder
 from xmodal_jax.nets.decoders import DecoderConfig, Size, build_latent_decoder
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.flows import AutoregressiveFlow
 from xmodal_jax.nets.vae import MLP, Expert, Features, Moments, PooledFeatures, log_scale_of
-from xmodal_jax.probability.distributions import FAMILIES, Normal, Posterior, kl, standard_noise
+from xmodal_jax.probability.distributions import FAMILIES, Normal, Posterior, kl, sample
 from xmodal_jax.probability.likelihoods import (
     dense_log_likelihood,
     label_log_likelihood,
     token_log_likelihood,
 )
-from xmodal_jax.probability.posteriors import product
+from xmodal_jax.probability.posteriors import masked_product
+from xmodal_jax.probability.priors import Prior
 from xmodal_jax.types import ExampleKeys, kind_of
 
 
@@ -157,10 +157,10 @@ class Latents(NamedTuple):
     features: Float[Array, "m batch hidden"]
 
 
-class Descent(NamedTuple):
+class TopDownPass(NamedTuple):
     """Latent variables of several levels, in several rows."""
 
-    first: Float[Array, "rows batch latent"]
+    latents: Float[Array, "rows batch latent"]
     """What the decoders are given."""
     divergences: Float[Array, "rows batch levels"]
     """KL of each level's posterior to its prior, from the deepest."""
@@ -339,10 +339,10 @@ class Network(nn.Module):
         if c.flows:
             self.flow(jnp.zeros((batch, c.latent)))
         if c.top:
-            self.gather(self.message(jnp.zeros((count, batch, c.latent)))[0])
-            self.codes(jnp.zeros((batch, c.top)))
+            self.encode_top(self.message(jnp.zeros((count, batch, c.latent)))[0])
+            self.decode_top(jnp.zeros((batch, c.top)))
         if c.levels > 1:
-            self.descend(latents.features, seen.present[None], keys)
+            self.top_down_pass(latents.features, seen.present[None], keys)
 
     # Nexus
 
@@ -350,12 +350,12 @@ class Network(nn.Module):
         """What each modality's code tells the level above."""
         return self.message_of_each(codes)
 
-    def gather(self, message: Float[Array, "batch hidden"]) -> Normal:
+    def encode_top(self, message: Float[Array, "batch hidden"]) -> Normal:
         """The posterior of the code above ``[B, T]``."""
         mean, raw = self.gathered(message)
         return Normal(mean, log_scale_of(raw, "exp"))
 
-    def codes(self, top: Float[Array, "*rows batch top"]) -> Float[Array, "m *rows batch latent"]:
+    def decode_top(self, top: Float[Array, "*rows batch top"]) -> Float[Array, "m *rows batch latent"]:
         """The mean of each modality's code given the code above."""
         return self.code_of_each(jnp.broadcast_to(top[None], (len(self.names), *top.shape)))
 
@@ -372,13 +372,13 @@ class Network(nn.Module):
 
     # MHVAE
 
-    def descend(
+    def top_down_pass(
         self,
         features: Float[Array, "m batch hidden"],
         there: Bool[Array, "rows m batch"],
         keys: ExampleKeys | None,
         deepest: Float[Array, "rows batch latent"] | None = None,
-    ) -> Descent:
+    ) -> TopDownPass:
         """From the deepest level to the first, each level's posterior the product of its prior and of the experts that
         are ``there``: with none of them a draw from the prior. ``deepest``: the deepest code, where it is known. Means
         and no draws without ``keys``."""
@@ -403,12 +403,12 @@ class Network(nn.Module):
                 ]
                 moments = self.level_experts[level - 1](jnp.concatenate(beside, axis=-1))
                 mean, raw = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), moments)
-            q = product(Normal(mean, log_scale_of(raw, "exp")), there, prior)
+            q = masked_product(Normal(mean, log_scale_of(raw, "exp")), there, prior)
             z = q.mean
             if keys is not None:
-                z = q.at(standard_noise(keys, f"level_{level}", (rows, self.config.latent)))
+                z = sample(q, keys, f"level_{level}")
             if level == self.config.levels:
                 top = z = z if deepest is None else deepest
             divergences.append(kl(q, prior).sum(axis=-1))
             ratio = ratio + (prior.log_prob(z) - q.log_prob(z)).sum(axis=-1)
-        return Descent(z, jnp.stack(divergences, axis=-1), ratio, top)
+        return TopDownPass(z, jnp.stack(divergences, axis=-1), ratio, top)

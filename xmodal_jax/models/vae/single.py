@@ -20,8 +20,9 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.losses import adversarial
 from xmodal_jax.losses import autoencoder as objectives
-from xmodal_jax.losses.autoencoder import ESTIMATORS, KERNELS, Problem, Terms
-from xmodal_jax.losses.elbo import importance_bound, kl_warmup
+from xmodal_jax.losses.autoencoder import KERNELS
+from xmodal_jax.losses.elbo import ESTIMATORS, importance_bound, kl_warmup, kl_with_free_bits
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms
 from xmodal_jax.models.towers import init_inputs
 from xmodal_jax.models.vae.generation import decode_all
 from xmodal_jax.models.vae.modalities import Reading, kinds_of, see, sizes_of
@@ -37,7 +38,7 @@ CORRUPTIONS = ("gaussian", "masking")
 class Member(NamedTuple):
     """One model of the family."""
 
-    objective: Callable[..., Terms]
+    objective: Callable[..., ObjectiveTerms]
     options: tuple[str, ...] = ()
     """The fields among `OPTIONS` that it has."""
     beta: float = 1.0
@@ -58,18 +59,20 @@ _SCHEDULE = ("warmup", "cycle", "ramp")
 _ELBO = ("samples", "free_bits", *_SCHEDULE)
 _MATCHED = ("beta", "stochastic")
 MODELS: dict[str, Member] = {
-    "ae": Member(objectives.reconstruct, stochastic=False),
-    "dae": Member(objectives.reconstruct, ("corruption", "noise"), stochastic=False),
+    "ae": Member(objectives.reconstruction, stochastic=False),
+    "dae": Member(objectives.reconstruction, ("corruption", "noise"), stochastic=False),
     "vae": Member(objectives.elbo, _ELBO, density=True),
     "beta_vae": Member(objectives.elbo, ("beta", *_ELBO), beta=4.0, density=True),
     "cvae": Member(objectives.elbo, ("beta", "learn_prior", *_ELBO), conditional=True, density=True),
     "iwae": Member(
         objectives.importance_weighted, ("samples", "estimator", *_SCHEDULE), samples=5, density=True
     ),
-    "wae_mmd": Member(objectives.matched, ("kernel", *_MATCHED, *_SCHEDULE), beta=10.0, stochastic=False),
-    "jsd_vae": Member(objectives.reconstruct, ("critic_steps", *_MATCHED), opponent="jsd"),
+    "wae_mmd": Member(
+        objectives.mmd_to_prior, ("kernel", *_MATCHED, *_SCHEDULE), beta=10.0, stochastic=False
+    ),
+    "jsd_vae": Member(objectives.reconstruction, ("critic_steps", *_MATCHED), opponent="jsd"),
     "aae": Member(
-        objectives.reconstruct, ("critic_steps", *_MATCHED), stochastic=False, opponent="non_saturating"
+        objectives.reconstruction, ("critic_steps", *_MATCHED), stochastic=False, opponent="non_saturating"
     ),
 }
 """By name; a new one is an objective in `losses.autoencoder` and a line here."""
@@ -307,7 +310,9 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
         beside = jnp.broadcast_to(condition[None], (*z.shape[:2], condition.shape[-1]))
         return jnp.concatenate([z, beside], axis=-1)[None]
 
-    def pose(params, batch: Batch, keys, *, training: bool, weighted: bool = True, axis_name=None) -> Problem:
+    def pose(
+        params, batch: Batch, keys, *, training: bool, weighted: bool = True, axis_name=None
+    ) -> ObjectiveInputs:
         noisy = keys if training else None
         seen = look(batch, noisy)
         condition = condition_of(batch, seen.present.shape[1])
@@ -317,11 +322,17 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
             return bound(params)("log_likelihood", joined(z, condition), seen, noisy, weighted)[0]
 
         q, prior = head(params)("posterior", features, condition), head(params)("prior", condition)
-        return Problem(q, prior, log_likelihood, seen.present[0], keys, axis_name)
+        least = config.free_bits if training else 0.0
+        kl_to_prior = lambda q, present: kl_with_free_bits(
+            q, prior, free_bits=least, present=present, axis_name=axis_name
+        )
+        return ObjectiveInputs(
+            seen.present[0], log_likelihood, kl_to_prior, prior, keys, posterior=q, axis_name=axis_name
+        )
 
     def told(batch: Batch) -> dict[str, Any]:
         """What the objective is told."""
-        names = ("samples", "estimator", "free_bits", "kernel")
+        names = ("samples", "estimator", "kernel")
         options = {name: config.option(name) for name in names if name in member.options}
         if "warmup" in member.options:
             options["beta"] = config.option("beta")
@@ -330,13 +341,13 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
                 options["beta"] = options["beta"] * kl_warmup(batch["step"], **how)
         return options
 
-    def averaged(terms: Terms, present, axis_name):
+    def averaged(terms: ObjectiveTerms, present, axis_name):
         mean = functools.partial(
             collectives.batch_mean, weights=present.astype(jnp.float32), axis_name=axis_name
         )
         total = mean(terms.loss)
-        aux = {name: mean(x) for name, x in terms.parts.items()}
-        for name, (share, weight) in terms.shares.items():
+        aux = {name: mean(x) for name, x in terms.metrics.items()}
+        for name, (share, weight) in terms.batch_terms.items():
             total, aux[name] = total + weight * share, share
         return total, jax.lax.stop_gradient(aux)
 
@@ -362,7 +373,7 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
     def encode(params, batch: Batch, key: Key | None = None) -> Float[Array, "batch dim"]:
         keys = None if key is None else example_keys(key, batch["index"])
         p = pose(own(params), batch, keys, training=False)
-        return p.q.mean if keys is None else objectives.draw(p, 1)[0]
+        return p.posterior.mean if keys is None else objectives.draw_latents(p, 1)[0]
 
     def decode(params, z, labels=None, key: Key | None = None) -> Array:
         codes = joined(z[None], condition_of(labels, len(z)))
@@ -373,7 +384,7 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
         if len(prior.mean) != count:
             raise ValueError(f"one label for each of {count} samples, got {len(prior.mean)}")
         noise = standard_noise(example_keys(key, jnp.arange(count)), "prior", (config.latent,))
-        return decode(params, prior.at(noise), labels, fold_in_name(key, "decode"))
+        return decode(params, prior.reparametrize(noise), labels, fold_in_name(key, "decode"))
 
     def log_likelihood(params, batch: Batch, key: Key, samples: int) -> Float[Array, "batch"]:
         if not member.density:
@@ -387,8 +398,8 @@ def make_vae(config: VAEConfig, modality: str, size: Size, *, classes: int = 0) 
         def log_weight(k):
             # One code at a time: thousands of decodings of a batch need not fit into memory at once.
             each = p._replace(keys=jax.vmap(jax.random.fold_in, (0, None))(p.keys, k))
-            z = objectives.draw(each, 1)
-            return (p.log_likelihood(z) + objectives.log_ratio(p.q, p.prior, z))[0]
+            z = objectives.draw_latents(each, 1)
+            return (p.log_likelihood(z) + objectives.prior_log_ratio(p.posterior, p.prior, z))[0]
 
         bound_of_all = importance_bound(jax.lax.map(log_weight, jnp.arange(samples), batch_size=8))
         return jnp.where(p.present, bound_of_all, 0.0)
@@ -427,7 +438,7 @@ def _players(config: VAEConfig, init_own, pose, look, critic: MLPDecoder, predic
     def generate(generator, variables, batch: Batch, key: Key, *, axis_name=None):
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
         terms = config.member.objective(pose(generator, batch, keys, training=True, axis_name=axis_name))
-        return {"code": terms.code, "reconstruction": terms.loss}, variables
+        return {"code": terms.latent, "reconstruction": terms.loss}, variables
 
     def d_loss(discriminator, variables, batch: Batch, made, key: Key, step, *, axis_name=None):
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")

@@ -15,11 +15,8 @@ from typing import Annotated
 
 import tyro
 
-from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.pipeline import Loader
-from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
+from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation import embeddings as evaluate
 from xmodal_jax.evaluation.text import (
     ReferenceTexts,
@@ -28,17 +25,14 @@ from xmodal_jax.evaluation.text import (
     retrieval,
     source_modality,
 )
+from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
 from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
-from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
-from xmodal_jax.train.config import shrink
-from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.run import Run, stack_scores
-from xmodal_jax.transfer.encoders import starting_point
 
 CURVES = (
     "train/loss",
@@ -56,91 +50,73 @@ class Config(TextGenerationConfig):
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
         train_size=20_000, modalities=("text", "image")
     )
-    """How the data set is read."""
     steps: int = 900
-    """Optimizer steps."""
     batch_size: int = 64
-    """Examples per step, over all devices together."""
     eval_every: int = 300
-    """Steps between evaluations on validation data; 0: only at the end."""
     gallery: int = 500
-    """With --model.contrastive-weight: test examples among which retrieval searches, each of another meaning."""
+    """With --model.contrastive-weight: number of test examples that retrieval searches, no two of them with the same
+    meaning."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Optimizer and schedule."""
 
 
 def main(config: Config) -> None:
-    runtime.configure()
-    timer = runtime.Timer()
-    if config.smoke:
-        config = shrink(config)
-    config, parts = starting_point(config)
-    model = config.model
-    run = Run.create(config.run_dir, config, resume=config.resume)
+    config, run, timer, bad_examples, pretrained = start(config)
 
-    # Data: captions, and what they are about.
-    bad_examples = BadExamples(config.input.on_bad_example)
+    # Data: captions, and the pictures or videos that they are about.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        seen = source_modality(splits.train, ("image", "video"))
+        modality = source_modality(splits.train, ("image", "video"))
+        shape = splits.train.batch([0])[modality].shape[1:]
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        tokenizer = tokenize.tokenizer
-        source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT)
-        shape = splits.train.batch([0])[seen].shape[1:]
+        loader = make_loader(config, splits.train, tokenize)
         validation = ReferenceTexts(splits.validation, tokenize.clean)
-        scripts = {name: ReferenceTexts(split, tokenize.clean) for name, split in splits.tests.items()}
-    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+        references = {name: ReferenceTexts(split, tokenize.clean) for name, split in splits.tests.items()}
 
     # The method: an encoder and a decoder.
-    sizes = dict(length=tokenize.max_length)
-    method = make_seq2seq(model, seen, vocab_size=tokenizer.vocab_size, **sizes)
-    method = parts.start(method, tokenizer, config.lora)
-    optimizer = parts.optimize(config.optimizer, (seen, "decoder"), config)
+    model, tokenizer, sizes = config.model, tokenize.tokenizer, dict(length=tokenize.max_length)
+    method = make_seq2seq(model, modality, vocab_size=tokenizer.vocab_size, **sizes)
+    method = pretrained.start(method, tokenizer, config.lora)
+    optimizer = pretrained.optimize(config.optimizer, (modality, "decoder"), config)
     decodings = {"greedy": GenerationConfig("greedy"), "test": config.generation}
-    write = TextGenerator(model, seen, tokenizer, decodings=decodings, seed=config.seed, **sizes)
+    generate = TextGenerator(model, modality, tokenizer, decodings=decodings, seed=config.seed, **sizes)
 
     def validate(params):
-        return validation.caption_scores(write(params, validation.source, "greedy"), "validation/")
+        return validation.caption_scores(generate(params, validation.source, "greedy"), "validation/")
 
-    metadata = {"source": seen, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
+    metadata = {"source": modality, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
     result = fit(
         method, loader, config, optimizer, run, timer,
         evaluate=validate, monitor="validation/cider", metadata=metadata,
     )  # fmt: skip
 
-    # Test: what is written about every split, and greedily about the first.
+    # Test: captions of every split, and greedy ones of the first.
     def test(params):
-        written = {name: write(params, script.source, "test") for name, script in scripts.items()}
-        greedy = write(params, scripts["test"].source, "greedy")
+        captions = {name: generate(params, each.source, "test") for name, each in references.items()}
+        greedy = generate(params, references["test"].source, "greedy")
         metrics = {}
-        for name, script in scripts.items():
-            metrics |= script.caption_scores(written[name], f"{name}/")
+        for name, each in references.items():
+            metrics |= each.caption_scores(captions[name], f"{name}/")
         if model.contrasts:
-            metrics |= retrieval(
-                method, params, evaluate.Gallery(splits.tests["test"], config.gallery), tokenize
-            )
-        return metrics | scripts["test"].caption_scores(greedy, "greedy/"), written["test"]
+            gallery = evaluate.Gallery(splits.tests["test"], config.gallery)
+            metrics |= retrieval(method, params, gallery, tokenize)
+        return metrics | references["test"].caption_scores(greedy, "greedy/"), captions["test"]
 
-    with timer("evaluation"):
-        tested = [test(params) for params in result.params]
-        metrics = stack_scores([scores for scores, _ in tested])
+    metrics, captions = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
 
     with timer("report"):
-        seeds = f" · {config.seeds} seeds, captions of the first" if config.seeds > 1 else ""
-        report = Report(f"Captions of {seen}s", f"{config.data} · {result.steps} steps{seeds}")
+        report = Report(f"Captions of {modality}s", subtitle(config, result, shown="captions"))
         headline = [k for k in metrics if k.endswith(("/factor_accuracy", "/cider", "/bleu"))][:6]
         panels.add_scores(report, metrics, headline)
-        script = scripts["test"]
-        quality, marks = panels.caption_quality(script, tested[0][1])
-        panels.add_generated_texts(report, script, seen, quality, marks, measure="factors right")
-        panels.add_attention(report, write, result.params[0], script, tested[0][1])
+        quality, marks = panels.caption_quality(references["test"], captions)
+        panels.add_generated_texts(
+            report, references["test"], modality, quality, marks, measure="factors right"
+        )
+        panels.add_attention(report, generate, result.params[0], references["test"], captions)
         report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
-    finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer,
-        seeds=result.seeds, diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),
-    )  # fmt: skip
+    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,28 @@
-"""Understanding what several modalities say together: a question about a picture, or any labelled data set.
+"""Understanding what several modalities say together: a question or a command about a picture, or any labelled data.
 
     python experiments/fusion.py
     python experiments/fusion.py --modalities text video
     python experiments/fusion.py --model.fusion merged --model.modality-dropout 0.3
     python experiments/fusion.py --init-from runs/contrastive-20250131-101500 --encoder-lr-multiplier 0.1
+    python experiments/fusion.py --task commands
     python experiments/fusion.py --data folder:PATH --modalities image text
 
-The first answers questions about the embedded data set's scenes. On another data set the classes are its labels.
+The first answers questions about the scenes of the embedded data set. With ``--task commands`` a voice names an action
+and describes an object; which action, on which object of the scene? Neither the speech nor the picture alone can tell.
+On another data set the classes are its labels. The report has every test split, and models of one modality.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.questions import QUESTION_KINDS
-from xmodal_jax.data.splits import fit_tokenizer, prepare_source
-from xmodal_jax.data.tasks import Questions, open_task, read_target_classes
+from xmodal_jax.data.splits import fit_tokenizer
+from xmodal_jax.data.tasks import Commands, Questions, open_task, read_target_classes
 from xmodal_jax.evaluation.classification import (
     ClassificationConfig,
     Classifier,
@@ -30,65 +30,75 @@ from xmodal_jax.evaluation.classification import (
     evaluate_splits,
     fit_unimodal,
 )
-from xmodal_jax.models.fusion import make_fusion, make_token_attention
-from xmodal_jax.models.towers import spectrograms
+from xmodal_jax.experiment import finish, make_loader, start, subtitle
+from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
+from xmodal_jax.models.towers import Augment, spectrograms
+from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.report import classification as panels
 from xmodal_jax.report import figures
-from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import parse
-from xmodal_jax.train.config import shrink
-from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.command_line import choose_class, parse
+from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.run import Run
-from xmodal_jax.transfer.encoders import starting_point
+
+TASKS = {"questions": Questions, "commands": Commands}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(ClassificationConfig):
     """Classification by several modalities together."""
 
+    task: Literal["questions", "commands"] = "questions"
+    """What is asked about the scenes of the embedded data set: to answer questions, or to find the action and the
+    object of spoken commands. Each has its own defaults; other data sets have labels and ignore it."""
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
-    """How the data set is read."""
     steps: int = 1400
-    """Optimizer steps."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Optimizer and schedule."""
 
 
-def main(config: Config) -> None:
-    runtime.configure()
-    timer = runtime.Timer()
-    if config.smoke:
-        config = shrink(config)
-    config, encoders = starting_point(config)
-    model = config.model
-    run = Run.create(config.run_dir, config, resume=config.resume)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommandConfig(Config):
+    """Action and target of spoken commands."""
 
-    # Data: questions about scenes, or the labels of another data set.
-    bad_examples = BadExamples(config.input.on_bad_example)
+    task: Literal["questions", "commands"] = "commands"
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=8000, max_seconds=2.6)
+    steps: int = 1200
+    model: FusionConfig = FusionConfig(
+        fusion="merged",
+        image=dataclasses.replace(FusionConfig.image, token_positions=False),
+        augment=Augment(image=AugmentConfig(translate=0, flip=0.5)),
+    )
+    """Encoders and fusion. No command says where its target is, so scenes may be mirrored."""
+    optimizer: Optimizer = Optimizer(name="muon", learning_rate=1e-2)
+
+
+def main(config: Config) -> None:
+    config, run, timer, bad_examples, pretrained = start(config)
+    model = config.model
+
+    # Data: questions or commands about scenes, or the labels of another data set.
     with timer("data"):
-        splits = open_task(config.data, config.input, bad_examples, Questions)
-        modalities, names = tuple(splits.train.modalities), read_target_classes(splits.train)
-        tokenizer = tokenize = None
+        splits = open_task(config.data, config.input, bad_examples, TASKS[config.task])
+        modalities, class_names = tuple(splits.train.modalities), read_target_classes(splits.train)
+        tokenize = None
         if "text" in modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-            tokenizer = tokenize.tokenizer
-        hear = spectrograms(model.features) if "audio" in modalities else None
-        source, transform = prepare_source(splits.train, tokenize, limit=RESIDENT_LIMIT, once=hear)
-        groups = ("kind", QUESTION_KINDS)
-        exams = {name: LabelledSplit(split, names, groups) for name, split in splits.tests.items()}
-        validation = LabelledSplit(splits.validation, names, groups)
-    loader = Loader(source, batch_size=config.batch_size, seed=config.seed, transform=transform)
+        to_frames = spectrograms(model.features) if "audio" in modalities else None
+        loader = make_loader(config, splits.train, tokenize, once=to_frames)
+        kinds = ("kind", QUESTION_KINDS)
+        tests = {name: LabelledSplit(split, class_names, kinds) for name, split in splits.tests.items()}
+        validation = LabelledSplit(splits.validation, class_names, kinds)
 
     # The method: encoders, fusion, classes.
+    tokenizer = tokenize.tokenizer if tokenize else None
     vocab_size = tokenizer.vocab_size if tokenizer else 0
-    classes = {target: len(of) for target, of in names.items()}
+    classes = {target: len(names) for target, names in class_names.items()}
 
     def make(chosen):
         method = make_fusion(model, chosen, classes, vocab_size=vocab_size)
-        optimizer = encoders.optimize(config.optimizer, chosen, config)
-        return encoders.start(method, tokenizer, config.lora), optimizer
+        optimizer = pretrained.optimize(config.optimizer, chosen, config)
+        return pretrained.start(method, tokenizer, config.lora), optimizer
 
     method, optimizer = make(modalities)
     classify = Classifier(method, modalities, tokenize)
@@ -96,43 +106,31 @@ def main(config: Config) -> None:
     def validate(params):
         return validation.scores(classify(params, validation.source), "validation/")
 
-    metadata = {
-        "modalities": modalities,
-        "classes": names,
-        "tokenizer": tokenizer.files() if tokenizer else None,
-    }
+    files = tokenizer.files() if tokenizer else None
     result = fit(
-        method, loader, config, optimizer, run, timer,
-        evaluate=validate, monitor="validation/accuracy", metadata=metadata,
+        method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/accuracy",
+        metadata={"modalities": modalities, "classes": class_names, "tokenizer": files},
     )  # fmt: skip
-    lonely = modalities[: 1 if config.smoke else None]
-    alone = fit_unimodal(make, lonely, loader, config, run, timer)
+    unimodal = fit_unimodal(make, modalities[: 1 if config.smoke else None], loader, config, run, timer)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.
     with timer("evaluation"):
-        metrics, answers = evaluate_splits(classify, result.params, exams, alone)
+        metrics, answers = evaluate_splits(classify, result.params, tests, unimodal)
     if not run.writes:
         return
 
     with timer("report"):
-        params = result.params[0]
-        seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
-        report = Report(
-            "What several modalities say together",
-            f"{', '.join(modalities)} · {config.data} · {model.fusion} · {result.steps} steps{seeds}",
-        )
-        headline = panels.add_scores(report, metrics, chance=exams["test"].guessing)
+        title = "Spoken commands" if config.task == "commands" else "What several modalities say together"
+        report = Report(title, subtitle(config, result, ", ".join(modalities), model.fusion))
+        headline = panels.add_scores(report, metrics, chance=tests["test"].guessing)
         report.add_figure("Curves", figures.curves(run.read_metrics()))
         attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)
         panels.add_attention(
-            report, attend, params, classify, exams["test"], answers, names, model, tokenizer
+            report, attend, result.params[0], classify, tests["test"], answers, class_names, model, tokenizer
         )
-        panels.add_confusions(report, exams["test"], answers, names)
-    finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer,
-        seeds=result.seeds, diverged=result.diverged, steps=result.steps, parameters=trees.count(params),
-    )  # fmt: skip
+        panels.add_confusions(report, tests["test"], answers, class_names)
+    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    main(parse(choose_class("--task", {"questions": Config, "commands": CommandConfig}), __doc__))

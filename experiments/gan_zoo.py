@@ -22,10 +22,10 @@ from text_to_image_gan import main as draw
 
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.experiment import finish
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
-from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import shrink

@@ -27,13 +27,13 @@ from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.evaluation import image_judge as judging
 from xmodal_jax.evaluation import images as drawing
 from xmodal_jax.evaluation.text import ReferenceTexts
+from xmodal_jax.experiment import finish
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.report import figures
 from xmodal_jax.report import images as panels
-from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
 from xmodal_jax.report.text import add_scores
 from xmodal_jax.train.command_line import parse

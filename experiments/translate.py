@@ -20,10 +20,10 @@ import tyro
 
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
+from xmodal_jax.experiment import finish
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import chain, find_inputs, read_inputs, translate, write_outputs
 from xmodal_jax.models.seq2seq import GenerationConfig
-from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Audio, Report
 from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.run import Run

@@ -21,12 +21,12 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation.latent_data import open_latent
+from xmodal_jax.experiment import finish
 from xmodal_jax.models.vae.adapter import as_multimodal
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.single import MODELS, VAEConfig, make_vae, size_of
 from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
-from xmodal_jax.report.finish import finish
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import shrink

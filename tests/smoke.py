@@ -50,7 +50,7 @@ SMOKES = {
     "speech_recognition": Smoke("speech_recognition"),
     "speech_synthesis": Smoke("speech_synthesis"),
     "fusion": Smoke("fusion"),
-    "voice_command": Smoke("voice_command"),
+    "voice_command": Smoke("fusion", "--task commands"),
     "vae": Smoke("vae"),
     "clip": Smoke(
         "contrastive",

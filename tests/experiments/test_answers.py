@@ -18,13 +18,14 @@ ROOT = pathlib.Path(__file__).parents[2]
         # little else.
         ("fusion", "text", 0.62, 0.4),
         # The words give the action and one to three of the target's four looks.
-        ("voice_command", "audio", 0.4, 0.2),
+        ("fusion --task commands", "audio", 0.4, 0.2),
     ],
 )
 def test_learns_what_no_modality_says_alone(script, alone, together, apart, tmp_path):
-    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), "--run-dir", str(tmp_path / "run")]
+    name, *flags = script.split()
+    command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(
-        [*command, "--steps", "600", "--unimodal-steps", "300", "--eval-every", "0"],
+        [*command, *flags, "--steps", "600", "--unimodal-steps", "300", "--eval-every", "0"],
         capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -18,7 +18,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import tyro
@@ -61,6 +61,18 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         print(short_help(default, description or "", sys.argv[0]))
         raise SystemExit(0)
     return _parse_with_tyro(config_class, description, ["--help"] if wants_help else words, default)
+
+
+def choose_class(flag: str, classes: Mapping[str, Any], args: Sequence[str] | None = None) -> Any:
+    """The configuration class that a flag chooses by name, for a script whose other defaults depend on that flag.
+
+    Args:
+      flag: with its hyphens. It stays in the words and is a field of every class.
+      classes: by name; the first is taken where the flag is missing or has another value (which `parse` refuses).
+      args: the words of the command line; None: those of the process.
+    """
+    name, _ = _take(list(sys.argv[1:] if args is None else args), flag)
+    return classes.get(name, next(iter(classes.values())))
 
 
 def default_of(config_class: Any) -> Any:

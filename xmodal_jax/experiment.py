@@ -1,0 +1,168 @@
+"""What the experiment scripts share: everything from the start to `fit`, and from `fit` to the end.
+
+A script in ``experiments/`` has this form::
+
+    config, run, timer, bad_examples, pretrained = start(config)
+    ...                                              # the data and the method
+    result = fit(method, loader, config, optimizer, run, timer, evaluate=validate)
+    metrics, outputs = evaluate_seeds(test, result, timer)
+    if not run.writes:
+        return
+    report = Report(title, subtitle(config, result))
+    ...                                              # figures and tables
+    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from xmodal_jax.core import runtime, trees
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.splits import prepare_source
+from xmodal_jax.data.text import TokenizeTransform
+from xmodal_jax.report.page import Report
+from xmodal_jax.train import config as run_config
+from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.loop import RESIDENT_LIMIT, TrainingResult
+from xmodal_jax.train.run import Run, stack_scores, summary_line
+from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
+from xmodal_jax.transfer.encoders import starting_point
+from xmodal_jax.transfer.frozen import text_reader
+
+Output = TypeVar("Output")
+
+
+class Experiment(NamedTuple):
+    """What a script has at hand from `start` to `finish`."""
+
+    config: Any
+    """The configuration to train with: shrunk for ``--smoke``, with the sizes of pretrained encoders in its model."""
+    run: Run
+    """The run's directory, open for writing."""
+    timer: runtime.Timer
+    """Seconds of each part of the run."""
+    bad_examples: BadExamples
+    """Collects the examples that are left out of the data."""
+    pretrained: Any
+    """The trained encoders that the configuration asks for."""
+
+
+def start(config: RunConfig, *, shrink: Callable[[Any], Any] = run_config.shrink) -> Experiment:
+    """Prepares JAX, joins the other processes where there are several, resolves the pretrained encoders that
+    ``config`` asks for and opens the run's directory.
+
+    ``shrink``: makes the configuration of a ``--smoke`` run.
+
+    Raises:
+      FileExistsError: the run's directory holds another run.
+      ValueError: a flag of a pretrained encoder cannot be met.
+    """
+    runtime.configure()
+    timer = runtime.Timer()
+    if config.smoke:
+        config = shrink(config)
+    config, pretrained = _resolve_pretrained(config)
+    run = Run.create(config.run_dir, config, resume=config.resume)
+    return Experiment(config, run, timer, BadExamples(config.input.on_bad_example), pretrained)
+
+
+def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
+    if isinstance(config, run_config.StartConfig):
+        return starting_point(config)
+    if isinstance(config, LatentConfig):
+        return pretrained_readers(config)
+    return text_reader(config)
+
+
+def make_loader(
+    config: RunConfig,
+    source: Source,
+    tokenize: TokenizeTransform | None = None,
+    *,
+    once: Callable[[RawBatch], RawBatch] | None = None,
+    repeats: int = 1,
+) -> Loader:
+    """Batches of a training split, shuffled and tokenized; the split is kept in memory where it fits.
+
+    ``once``: a transform of raw batches that is computed once where the split fits into memory, and otherwise left to
+    the model. ``repeats``: number of ``config.batch_size`` batches in one, for a method that takes several steps on
+    parts of it.
+    """
+    source, transform = prepare_source(source, tokenize, limit=RESIDENT_LIMIT, once=once)
+    return Loader(source, batch_size=config.batch_size * repeats, seed=config.seed, transform=transform)
+
+
+def evaluate_seeds(
+    test: Callable[[Any], tuple[dict[str, float], Output]], result: TrainingResult, timer: runtime.Timer
+) -> tuple[dict[str, Any], Output]:
+    """``test(params) -> (metrics, output)`` of every seed: the metrics of all, and the first seed's output.
+
+    A metric of several seeds is a list of values.
+    """
+    with timer("evaluation"):
+        tested = [test(params) for params in result.params]
+    return stack_scores([metrics for metrics, _ in tested]), tested[0][1]
+
+
+def subtitle(config: RunConfig, result: TrainingResult, *details: str, shown: str = "figures") -> str:
+    """The line below a report's title: the data set, ``details``, the number of steps and of seeds.
+
+    ``shown``: what the report has of the first seed alone.
+    """
+    seeds = [f"{config.seeds} seeds, {shown} of the first"] if config.seeds > 1 else []
+    return " · ".join([config.data, *details, f"{result.steps} steps", *seeds])
+
+
+def add_bad_examples(report: Report, bad_examples: BadExamples, directory: Path) -> None:
+    """The examples that were left out, in the report and as ``bad_examples.jsonl``."""
+    if len(bad_examples):
+        bad_examples.write(directory / "bad_examples.jsonl")
+        rows = [(p.file, p.line, p.reason) for p in sorted(bad_examples.items)[:100]]
+        report.add_table("Bad examples", ("file", "line", "reason"), rows, note=bad_examples.summary())
+    elif bad_examples.summary():
+        report.add_text("Notes on the data", bad_examples.summary())
+
+
+def finish(
+    run: Run,
+    report: Report,
+    metrics: Mapping[str, Any],
+    headline: Sequence[str],
+    *,
+    bad_examples: BadExamples,
+    timer: runtime.Timer,
+    result: TrainingResult | None = None,
+    **entries: Any,
+) -> None:
+    """Completes the report with bad examples, configuration and timing, writes ``report.html`` and ``result.json``,
+    closes the run and prints the headline metrics.
+
+    Args:
+      metrics: final metrics by name, each a number or one per seed.
+      headline: names of metrics; the last line on screen shows the first four of them.
+      result: what `fit` returned; its seeds, steps and number of parameters go into ``result.json``.
+      entries: further entries of ``result.json`` (see `Run.write_result`).
+    """
+    if result is not None:
+        entries = {
+            "seeds": result.seeds,
+            "diverged": result.diverged,
+            "steps": result.steps,
+            "resumed": result.resumed,
+            "parameters": trees.count(result.params[0]),
+        } | entries
+    page = run.path / "report.html"
+    with timer("report"):
+        add_bad_examples(report, bad_examples, run.path)
+        report.add_config(run.read_config())
+        report.add_timing(timer.report())
+        report.write(page)
+    run.write_result(metrics, timing=timer.report(), **entries)
+    run.close()
+    print(bad_examples.summary() or "no bad examples")
+    print(f"{page}\n{summary_line(metrics, headline[:4])}")

@@ -23,13 +23,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.shapes.questions import QUESTION_KINDS
 from xmodal_jax.data.splits import fit_tokenizer
 from xmodal_jax.data.tasks import Commands, Questions, open_task, read_target_classes
-from xmodal_jax.evaluation.classification import (
-    ClassificationConfig,
-    Classifier,
-    LabelledSplit,
-    evaluate_splits,
-    fit_unimodal,
-)
+from xmodal_jax.evaluation import classification as evaluate
 from xmodal_jax.experiment import finish, make_loader, start, subtitle
 from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
 from xmodal_jax.models.towers import Augment, spectrograms
@@ -45,7 +39,7 @@ TASKS = {"questions": Questions, "commands": Commands}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ClassificationConfig):
+class Config(evaluate.ClassificationConfig):
     """Classification by several modalities together."""
 
     task: Literal["questions", "commands"] = "questions"
@@ -87,8 +81,10 @@ def main(config: Config) -> None:
         to_frames = spectrograms(model.features) if "audio" in modalities else None
         loader = make_loader(config, splits.train, tokenize, once=to_frames)
         kinds = ("kind", QUESTION_KINDS)
-        tests = {name: LabelledSplit(split, class_names, kinds) for name, split in splits.tests.items()}
-        validation = LabelledSplit(splits.validation, class_names, kinds)
+        tests = {
+            name: evaluate.LabelledSplit(split, class_names, kinds) for name, split in splits.tests.items()
+        }
+        validation = evaluate.LabelledSplit(splits.validation, class_names, kinds)
 
     # The method: encoders, fusion, classes.
     tokenizer = tokenize.tokenizer if tokenize else None
@@ -101,7 +97,7 @@ def main(config: Config) -> None:
         return pretrained.start(method, tokenizer, config.lora), optimizer
 
     method, optimizer = make(modalities)
-    classify = Classifier(method, modalities, tokenize)
+    classify = evaluate.Classifier(method, modalities, tokenize)
 
     def validate(params):
         return validation.scores(classify(params, validation.source), "validation/")
@@ -111,11 +107,13 @@ def main(config: Config) -> None:
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/accuracy",
         metadata={"modalities": modalities, "classes": class_names, "tokenizer": files},
     )  # fmt: skip
-    unimodal = fit_unimodal(make, modalities[: 1 if config.smoke else None], loader, config, run, timer)
+    unimodal = evaluate.fit_unimodal(
+        make, modalities[: 1 if config.smoke else None], loader, config, run, timer
+    )
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.
     with timer("evaluation"):
-        metrics, answers = evaluate_splits(classify, result.params, tests, unimodal)
+        metrics, answers = evaluate.evaluate_splits(classify, result.params, tests, unimodal)
     if not run.writes:
         return
 

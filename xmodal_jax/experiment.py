@@ -32,7 +32,7 @@ from xmodal_jax.train.loop import RESIDENT_LIMIT, TrainingResult
 from xmodal_jax.train.run import Run, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
 from xmodal_jax.transfer.encoders import starting_point
-from xmodal_jax.transfer.frozen import text_reader
+from xmodal_jax.transfer.frozen import load_text_encoder
 
 Output = TypeVar("Output")
 
@@ -76,7 +76,7 @@ def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
         return starting_point(config)
     if isinstance(config, LatentConfig):
         return pretrained_readers(config)
-    return text_reader(config)
+    return load_text_encoder(config)
 
 
 def make_loader(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import assert_trees_identical
 from tests.train.test_loop import OPTIMIZER, train
-from xmodal_jax.data.text import tokenizer_from, train_tokenizer
+from xmodal_jax.data.text import tokenizer_from_files, train_tokenizer
 from xmodal_jax.train import checkpoint
 from xmodal_jax.train.checkpoint import (
     CheckpointMismatch,
@@ -175,7 +175,7 @@ def test_a_tokenizer_travels_in_a_checkpoint(tmp_path):
         1, {"step": jnp.int32(1), "params": {"w": jnp.ones(3)}}, {"tokenizer": tokenizer.files()}
     )
     checkpoints.close()
-    again = tokenizer_from(restore_run(tmp_path).metadata["tokenizer"])
+    again = tokenizer_from_files(restore_run(tmp_path).metadata["tokenizer"])
     a, b = (t.encode_batch(["a blue square"], 8) for t in (tokenizer, again))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)

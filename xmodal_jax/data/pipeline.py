@@ -1,5 +1,4 @@
-"""From a source to a stream of batches: order, shards, prefetching (Grain) and an exactly resumable
-position."""
+"""From a source to a stream of batches: order, shards, prefetching (Grain) and an exactly resumable position."""
 
 from __future__ import annotations
 
@@ -14,15 +13,19 @@ import numpy as np
 from xmodal_jax.data.source import RawBatch, Source
 
 Transform = Callable[[RawBatch], RawBatch]
+"""A function from batch to batch, such as `text.TokenizeTransform`."""
 _ENDLESS = 2**31 - 1  # steps
 
 
-class Order:
-    """Which example stands at each place of the endless global stream: one epoch after the other.
+class ExampleOrder:
+    """The index of the example at each position of the endless global stream: one epoch after the other.
 
-    Each epoch is a permutation drawn from ``(seed, epoch)``: the order of the examples' raw Philox draws,
-    which NumPy keeps stable between versions. It is cached, 8 bytes per example; drawing it takes about 0.1 s
-    per million.
+    Each epoch is a permutation drawn from ``(seed, epoch)``: the order of the examples' raw Philox draws, which NumPy
+    keeps stable between versions. It is cached, 8 bytes per example; drawing it takes about 0.1 s per million.
+    Without ``shuffle`` every epoch is in order.
+
+    Raises:
+      ValueError: no examples, or a seed outside 0..2**64-1.
     """
 
     def __init__(self, length: int, seed: int, shuffle: bool):
@@ -38,34 +41,51 @@ class Order:
         draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.length)
         return np.argsort(draws, kind="stable")
 
-    def __call__(self, places: np.ndarray) -> np.ndarray:
-        """Dataset indices int64 at the given places of the stream (any shape)."""
-        epochs, within = np.divmod(np.asarray(places, np.int64), self.length)
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """The examples at these positions of the stream: int64 indices of the shape of ``positions``."""
+        epochs, within = np.divmod(np.asarray(positions, np.int64), self.length)
         if not self.shuffle:
             return within
-        out = np.empty_like(within)
+        indices = np.empty_like(within)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            out[here] = self._permutation(int(epoch))[within[here]]
-        return out
+            in_epoch = epochs == epoch
+            indices[in_epoch] = self._permutation(int(epoch))[within[in_epoch]]
+        return indices
 
 
 class Loader(Iterator[RawBatch]):
-    """An iterator over the batches of ``source``.
+    """An iterator over the batches of a source, which can stop and resume at any step.
 
-    The stream is the concatenation of the epochs, each in its own order, cut into global batches of
-    ``batch_size``; a batch may hold the end of one epoch and the start of the next, and no example is dropped
-    in between. With ``num_epochs`` the stream ends; its last, incomplete batch is dropped, or with
-    ``drop_remainder=False`` padded to full size: padded rows repeat the batch's row 0 and are False in
-    ``valid`` and in every ``present[m]`` (``valid`` bool ``[B]`` and ``present`` are then part of every
-    batch, so that the structure never changes).
+    ::
 
-    ``shard=(h, H)``: host ``h`` of ``H`` reads rows ``[h B/H, (h+1) B/H)`` of each global batch, so that the
-    global batch is the same for any ``H``. Each batch gets ``index`` int32: the example's place in the global
-    stream modulo 2**31. ``transform`` (such as `TokenizeTransform`) is applied to each batch.
+        loader = Loader(source, batch_size=64, seed=0, transform=tokenize)
+        batch = next(loader)
+        position = loader.position()  # goes into a checkpoint
+        loader.restore(position)
 
-    ``workers`` threads prepare up to ``prefetch`` batches ahead (0: on demand, in the caller's thread).
+    The stream is the concatenation of the epochs, each in its own order, cut into global batches of ``batch_size``; a
+    batch may hold the end of one epoch and the start of the next, and no example is dropped in between. Each batch gets
+    ``index`` int32 ``[B]``: the example's position in the global stream modulo 2**31.
+
+    Args:
+      source: the data set.
+      batch_size: examples in a global batch.
+      seed: what the order of the examples is drawn from.
+      shuffle: whether there is an order to draw, or the source's order is taken.
+      num_epochs: where the stream ends; None: never.
+      drop_remainder: what happens to a last batch that is incomplete. True drops it. False pads it to full size: the
+        padding repeats the first example of the batch and is False in ``valid`` and in every ``present[m]``
+        (``valid`` bool ``[B]`` and ``present`` are then in every batch, so that the structure never changes).
+      transform: applied to each batch, such as `text.TokenizeTransform`.
+      shard: ``(h, H)``: host ``h`` of ``H`` reads the examples ``[h B/H, (h+1) B/H)`` of each global batch, so that the
+        global batch is the same for any ``H``.
+      workers: threads that prepare batches; 0: each is prepared on demand, in the caller's thread.
+      prefetch: batches that are prepared ahead.
+
     ``wait_seconds`` adds up the time spent in ``next``.
+
+    Raises:
+      ValueError: an empty data set, a batch size that does not suit the hosts or exceeds the data, or a wrong shard.
     """
 
     def __init__(
@@ -92,9 +112,11 @@ class Loader(Iterator[RawBatch]):
         if batch_size < 1 or batch_size % hosts:
             raise ValueError(f"the batch size {batch_size} must be a positive multiple of the {hosts} hosts.")
         self.source, self.batch_size, self.transform = source, batch_size, transform
-        self.order = Order(len(source), seed, shuffle)
-        rows = batch_size // hosts
-        self._rows = np.arange(host * rows, (host + 1) * rows)
+        self.order = ExampleOrder(len(source), seed, shuffle)
+        local_size = batch_size // hosts
+        self._local = np.arange(
+            host * local_size, (host + 1) * local_size
+        )  # this host's part of a global batch
         self._padded = not drop_remainder
         self._total = None if num_epochs is None else num_epochs * len(source)
         if self._total is None:
@@ -114,45 +136,50 @@ class Loader(Iterator[RawBatch]):
         self._iterator = iter(steps.to_iter_dataset(options))
 
     def copy(self, *, seed: int, shard: tuple[int, int]) -> Loader:
-        """The same stream from its start, in another seed's order or as another host reads it."""
+        """The same stream from its start, in the order of ``seed``, as the host ``shard`` reads it."""
         return Loader(**{**self._options, "seed": seed, "shard": shard})
 
     def example(self) -> RawBatch:
-        """A batch of one: the stream's first example, the same on every host. For shapes and initialisation."""
+        """A batch of one: the first example of the stream, the same on every host, from which shapes are taken and
+        parameters initialised."""
         return Loader(**{**self._options, "batch_size": 1, "shard": (0, 1)}).fetch(0)
 
-    def _places(self, steps: np.ndarray) -> np.ndarray:
-        return np.asarray(steps, np.int64)[..., None] * self.batch_size + self._rows
+    def _positions(self, steps: np.ndarray) -> np.ndarray:
+        """The positions in the stream of this host's part of these steps' batches."""
+        return np.asarray(steps, np.int64)[..., None] * self.batch_size + self._local
 
     def fetch(self, step: int) -> RawBatch:
-        """The batch of a step, by random access."""
-        places = self._places(np.asarray(step))
-        real = np.ones(len(places), bool) if self._total is None else places < self._total
-        # Every host pads with the global batch's row 0: its own first row may be padding itself.
-        read_places = np.where(real, places, int(step) * self.batch_size)
-        batch = dict(self.source.batch(self.order(read_places)))
+        """The batch of a step, by random access; the stream does not move."""
+        positions = self._positions(np.asarray(step))
+        valid = np.ones(len(positions), bool) if self._total is None else positions < self._total
+        # Every host pads with the global batch's first example: its own first one may be padding itself.
+        positions = np.where(valid, positions, int(step) * self.batch_size)
+        batch = dict(self.source.batch(self.order(positions)))
         batch["index"] = self.stream_index(step, 1)[0]
         if self._padded:
-            held = batch.get("present", {})
-            batch["valid"] = real
-            batch["present"] = {m: real & held.get(m, True) for m in self.source.modalities}
+            present = batch.get("present", {})
+            batch["valid"] = valid
+            batch["present"] = {m: valid & present.get(m, True) for m in self.source.modalities}
         return batch if self.transform is None else self.transform(batch)
 
     def index_batches(self, step: int, k: int) -> np.ndarray:
-        """Int32 ``[k, B/H]``: the dataset indices of this host's rows in steps ``step .. step+k-1``.
+        """Int32 ``[k, B/H]``: the indices in the source of this host's examples in steps ``step .. step+k-1``.
 
-        For data that lies on the device, where the program itself gathers the examples.
+        For data that lies on the device, where the compiled program gathers the examples.
+
+        Raises:
+          IndexError: the stream ends before.
         """
         if self.num_steps is not None and step + k > self.num_steps:
             raise IndexError(f"steps {step}..{step + k - 1} go beyond the stream's {self.num_steps} steps.")
-        places = self._places(np.arange(step, step + k))
+        positions = self._positions(np.arange(step, step + k))
         if self._total is not None:
-            places = np.where(places < self._total, places, places[:, :1] - self._rows[0])
-        return self.order(places).astype(np.int32)
+            positions = np.where(positions < self._total, positions, positions[:, :1] - self._local[0])
+        return self.order(positions).astype(np.int32)
 
     def stream_index(self, step: int, k: int) -> np.ndarray:
-        """Int32 ``[k, B/H]``: the ``index`` of this host's rows in steps ``step .. step+k-1``."""
-        return (self._places(np.arange(step, step + k)) % 2**31).astype(np.int32)
+        """Int32 ``[k, B/H]``: the field ``index`` of this host's examples in steps ``step .. step+k-1``."""
+        return (self._positions(np.arange(step, step + k)) % 2**31).astype(np.int32)
 
     def __iter__(self) -> Loader:
         return self
@@ -170,29 +197,28 @@ class Loader(Iterator[RawBatch]):
         return int(self._iterator.get_state()["next_index"])
 
     def position(self) -> dict[str, Any]:
-        """Where the stream stands and what it depends on, for a checkpoint (can be written as JSON)."""
-        o = self.order
+        """The step of the next batch and what the stream depends on, for a checkpoint (can be written as JSON)."""
+        order = self.order
         return {
             "step": self.step,
-            "examples": o.length,
+            "examples": order.length,
             "batch_size": self.batch_size,
-            "seed": o.seed,
-            "shuffle": o.shuffle,
+            "seed": order.seed,
+            "shuffle": order.shuffle,
         }
 
     def restore(self, position: dict[str, Any]) -> None:
-        """Continue from a `position`: the batches that follow are those that followed it, on any number of
-        hosts.
+        """Continue from a `position`: the batches that follow are those that followed it, on any number of hosts.
 
-        Raises ValueError if data set, batch size, seed or shuffling differ, since the stream would be another
-        one.
+        Raises:
+          ValueError: data set, batch size, seed or shuffling differ, so that it is a position in another stream.
         """
         now = self.position()
         changed = {k: (position.get(k), now[k]) for k in now if k != "step" and position.get(k) != now[k]}
         if changed:
-            shown = "; ".join(f"{k} was {a}, is {b}" for k, (a, b) in changed.items())
+            changes = "; ".join(f"{k} was {a}, is {b}" for k, (a, b) in changed.items())
             raise ValueError(
-                f"cannot resume the data at the saved position: {shown}. Use the values of the saved run."
+                f"cannot resume the data at the saved position: {changes}. Use the values of the saved run."
             )
         self.seek(position["step"])
 
@@ -214,8 +240,8 @@ def iterate_epoch(
     workers: int = 2,
     prefetch: int = 2,
 ) -> Iterator[RawBatch]:
-    """One pass in order, for evaluation; the last batch is padded (see `Loader`,
-    ``drop_remainder=False``)."""
+    """The batches of one pass in the source's order, for evaluation; the last one is padded (see ``drop_remainder`` of
+    `Loader`). The other arguments are those of `Loader`."""
     loader = Loader(
         source, batch_size=batch_size, seed=0, shuffle=False, num_epochs=1, drop_remainder=False,
         transform=transform, shard=shard, workers=workers, prefetch=prefetch,
@@ -227,7 +253,7 @@ def iterate_epoch(
 
 
 def numeric_fields(batch: RawBatch) -> dict[str, Any]:
-    """The batch without what a device cannot hold (strings, such as ``caption``)."""
+    """The batch without the fields that a device cannot hold, such as the strings of ``caption``."""
     numeric = {}
     for name, value in batch.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Training, validation and test data by name, tokenized and, where it fits, in memory."""
+"""Training, validation and test data by name, tokenized and, where they fit, in memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from xmodal_jax.data.text import (
 from xmodal_jax.data.views import TransformedSource, read_into_memory
 from xmodal_jax.pretrained.files import find_folder
 
-TRAINED = ("word", "wordpiece", "bpe")
-VOCABULARY = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
+DEFAULT_VOCAB_SIZE = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
+"""The kinds of tokenizers that are trained, each with the default size of its vocabulary."""
 CAPTION_SAMPLE = 50_000
-"""Captions that a tokenizer is trained on and that the text length is fitted to, at most."""
+"""Number of captions, at most, that a tokenizer is trained on and that the text length is fitted to."""
+_CHUNK = 1000
 
 
 class Splits(NamedTuple):
@@ -41,10 +42,18 @@ class Splits(NamedTuple):
 def open_splits(
     spec: str, options: DataOptions, bad_examples: BadExamples, *, validation: int = 300
 ) -> Splits:
-    """Opens the training and test splits of ``spec`` and holds ``validation`` training examples out.
+    """Open the training and test splits of a data set, and hold out a part of the training examples for validation.
 
-    ``options.missing`` and ``options.incomplete`` concern what training sees: the examples held out are read as the
-    test splits are.
+    ::
+
+        splits = open_splits("shapes", DataOptions(train_size=5000), BadExamples())
+        splits.tests["compositions"].batch(np.arange(8))
+
+    Args:
+      spec: one of the forms of ``--data`` (see `open_source`).
+      options: how to read it. ``missing`` and ``incomplete`` only affect the training set.
+      bad_examples: collects bad examples of all splits.
+      validation: number of training examples to hold out; a tenth of them, if that is fewer.
     """
     train, held_out = open_training(spec, options, bad_examples=bad_examples, validation=validation)
     tests = {name: open_source(spec, name, options, bad_examples=bad_examples) for name in train.test_splits}
@@ -54,30 +63,35 @@ def open_splits(
 def read_captions(
     source: Source, clean: Callable[[str], str] | None = None, *, limit: int = CAPTION_SAMPLE
 ) -> list[str]:
-    """The captions (cleaned) of at most ``limit`` examples, evenly spread; ``""`` where a text is missing."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
+    """The captions (after ``clean``) of at most ``limit`` examples, evenly spread; ``""`` where a text is missing."""
+    indices = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
     captions = []
-    for part in np.array_split(
-        rows, -(-len(rows) // 1000)
-    ):  # pictures and sounds come along: not all at once
+    # In chunks, because a batch also holds images and sounds.
+    for part in np.array_split(indices, -(-len(indices) // _CHUNK)):
         batch = source.batch(part)
         for field in caption_fields(batch) or ["caption"]:
-            found = np.ravel(batch[field]).tolist()
-            captions += [str(c) if clean is None else clean(str(c)) for c in found]
+            texts = np.ravel(batch[field]).tolist()
+            captions += [str(c) if clean is None else clean(str(c)) for c in texts]
     return captions
 
 
 def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None) -> Tokenizer:
-    """A tokenizer trained on ``captions`` (``word``, ``wordpiece``, ``bpe``), or that of a folder: a run's
-    ``tokenizer``, or Hugging Face's."""
-    if kind in TRAINED:
-        return train_tokenizer(captions, kind=kind, vocab_size=vocab_size or VOCABULARY[kind])
+    """A tokenizer of the kind ``word``, ``wordpiece`` or ``bpe`` trained on ``captions``, or one from a folder.
+
+    Args:
+      kind: see above; or a folder, that of a run's tokenizer (``RUN/tokenizer``) or of a Hugging Face tokenizer.
+      captions: what to train on.
+      vocab_size: number of tokens at most; None: that of `DEFAULT_VOCAB_SIZE`. A folder's tokenizer keeps its own.
+    """
+    if kind in DEFAULT_VOCAB_SIZE:
+        return train_tokenizer(captions, kind=kind, vocab_size=vocab_size or DEFAULT_VOCAB_SIZE[kind])
     folder = find_folder(kind.removeprefix("hf:"))
     return load_tokenizer(folder) if (folder / "special_tokens.json").is_file() else load_hf_tokenizer(folder)
 
 
 def make_text_cleaner(kind: str) -> Callable[[str], str] | None:
-    """``none``; ``lower``: lower-case; ``stop``: lower-case and without English stop words."""
+    """What is applied to each text before it is tokenized: ``none``; ``lower``, lower case; or ``stop``, lower case and
+    without English stop words."""
     if kind == "none":
         return None
     if kind == "lower":
@@ -88,7 +102,7 @@ def make_text_cleaner(kind: str) -> Callable[[str], str] | None:
 
 
 def choose_text_length(tokenizer: Tokenizer, captions: list[str]) -> int:
-    """Tokens that a caption may have: the longest of ``captions`` and two more, for longer ones to come."""
+    """Tokens that a text can have: those of the longest of ``captions``, and two more for longer ones to come."""
     return tokenizer.fit_length(captions) + 2
 
 
@@ -102,10 +116,9 @@ def fit_tokenizer(
     """
     clean = make_text_cleaner(cleanup)
     captions = read_captions(train, clean)
-    learned = make_tokenizer(tokenizer, captions, vocab_size)
-    return TokenizeTransform(
-        learned, choose_text_length(learned, captions), clean=clean, bad_examples=bad_examples
-    ), captions
+    fitted = make_tokenizer(tokenizer, captions, vocab_size)
+    length = choose_text_length(fitted, captions)
+    return TokenizeTransform(fitted, length, clean=clean, bad_examples=bad_examples), captions
 
 
 def prepare_source(
@@ -115,11 +128,12 @@ def prepare_source(
     limit: int,
     once: Callable[[RawBatch], RawBatch] | None = None,
 ) -> tuple[Source, TokenizeTransform | None]:
-    """``(source, transform)`` for a loader: read, tokenized and kept in memory if it fits ``limit`` bytes.
+    """``(source, transform)`` for a `Loader`: read, tokenized and kept in memory if that takes at most ``limit`` bytes
+    (the transform is then None), else both as they are.
 
-    ``once``: what a model would else do with every batch (such as `models.towers.spectrograms`); done while a source
-    that fits is read, and left to the model where it does not.
+    ``once``: a transform of batches that a model would apply to every batch (such as `models.towers.spectrograms`). It
+    is applied while a source that fits is read, and left to the model otherwise.
     """
-    whole = source if once is None else TransformedSource(source, once)
-    kept = read_into_memory(whole, tokenize, limit=limit, drop=("factors",))
-    return (source, tokenize) if kept is None else (kept, None)
+    transformed = source if once is None else TransformedSource(source, once)
+    in_memory = read_into_memory(transformed, tokenize, limit=limit, drop=("factors",))
+    return (source, tokenize) if in_memory is None else (in_memory, None)

@@ -1,5 +1,4 @@
-"""Captions to token ids and back: tokenizers trained on the captions, or a Hugging Face tokenizer from a
-folder."""
+"""Captions to token ids and back: tokenizers trained on the captions, or a Hugging Face tokenizer from a folder."""
 
 from __future__ import annotations
 
@@ -22,12 +21,11 @@ PAD, BOS, EOS, UNK = SPECIAL_TOKENS = ("[pad]", "[bos]", "[eos]", "[unk]")
 """The special tokens of a trained tokenizer, with ids 0, 1, 2 and 3."""
 
 WORD = r"\w+(?:[-'\u2019]\w+|(?<=\d)[.,]\d\w*)*|[^\w\s]"
-"""A word or a punctuation mark."""
+"""Regular expression of a word or a punctuation mark."""
 
 
 def clean_text(text: str, *, lower: bool = True, stop_words: Iterable[str] = ()) -> str:
-    """The text with single spaces, optionally in lower case and without the given words (compared in lower
-    case)."""
+    """The text with single spaces, in lower case (``lower``) and without ``stop_words`` (compared in lower case)."""
     text = " ".join(text.split())
     if lower:
         text = text.lower()
@@ -38,10 +36,21 @@ def clean_text(text: str, *, lower: bool = True, stop_words: Iterable[str] = ())
 
 
 class Tokenizer:
-    """A tokenizer with ids for padding, begin, end and unknown (-1 where it has none).
+    """Converts captions to token ids and back.
 
-    ``encode_batch`` always pads with 0, whatever the tokenizer's own padding is: the mask tells what is
-    content. ``truncated`` counts the captions cut so far.
+    ::
+
+        tokenizer = train_tokenizer(["a red circle", "a blue square"], "word")
+        ids, mask = tokenizer.encode_batch(["a blue circle"], max_length=6)
+        tokenizer.decode_batch(ids)  # ["a blue circle"]
+
+    ``pad_id``, ``bos_id``, ``eos_id`` and ``unk_id`` are the ids of the special tokens for padding, begin, end and
+    unknown, -1 where the tokenizer has none. Batches are padded with 0 even where ``pad_id`` is another id: the mask
+    marks the content. ``truncated`` counts the captions cut so far.
+
+    Args:
+      backend: a tokenizer of the package ``tokenizers``.
+      special: the token for each of ``pad``, ``bos``, ``eos`` and ``unk``, or None.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str | None]):
@@ -57,7 +66,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, special tokens included: the size of an embedding table."""
+        """Number of token ids, special tokens included: the number of rows of an embedding table."""
         return max(self._backend.get_vocab().values()) + 1
 
     def vocabulary(self) -> dict[str, int]:
@@ -65,15 +74,19 @@ class Tokenizer:
         return self._backend.get_vocab()
 
     def tokens(self, caption: str) -> list[str]:
-        """The tokens of a caption as text, special tokens included: what stands at each place of its ids."""
+        """The tokens of a caption as text, special tokens included, one for each of its ids."""
         return self._backend.encode(caption).tokens if caption else []
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
-        """Int ``[N]``: tokens per caption, special tokens included."""
+        """Tokens per caption, special tokens included, int64 ``[N]``."""
         return np.array([len(e.ids) for e in self._backend.encode_batch_fast(list(captions))], np.int64)
 
     def fit_length(self, captions: Sequence[str], *, cover: float = 1.0) -> int:
-        """The shortest length that cuts at most a fraction ``1 - cover`` of the captions."""
+        """The shortest length in tokens that cuts at most a fraction ``1 - cover`` of the captions.
+
+        Raises:
+          ValueError: no captions.
+        """
         lengths = np.sort(self.lengths(captions))
         if not lengths.size:
             raise ValueError("fit_length needs at least one caption.")
@@ -82,55 +95,55 @@ class Tokenizer:
     def encode_batch(
         self, captions: Sequence[str], max_length: int, *, bad_examples: BadExamples | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids int32 ``[B, max_length]``, padded with 0, and the mask of content, bool of the same
-        shape.
+        """``(ids, mask)``: token ids int32 ``[B, max_length]``, padded with 0, and the mask of content, bool of the
+        same shape.
 
-        A caption that is too long loses its tail but keeps its end token; it is counted in ``truncated`` and
-        noted in ``bad_examples``. An empty caption gives no content at all (a missing text).
+        A caption that is too long loses its tail but keeps its end token; it is counted in ``truncated`` and noted in
+        ``bad_examples``. An empty caption has no content at all (a missing text).
         """
         ids = np.zeros((len(captions), max_length), np.int32)
         mask = np.zeros((len(captions), max_length), bool)
-        cut = 0
+        truncated = 0
         for i, encoding in enumerate(self._backend.encode_batch_fast(list(captions))):
             tokens = encoding.ids if captions[i] else []
             if len(tokens) > max_length:
-                cut += 1
+                truncated += 1
                 last = tokens[-1:] if tokens[-1] == self.eos_id else tokens[max_length - 1 : max_length]
                 tokens = tokens[: max_length - 1] + last
             ids[i, : len(tokens)] = tokens
             mask[i, : len(tokens)] = True
-        if cut:
+        if truncated:
             with self._lock:
-                self.truncated += cut
+                self.truncated += truncated
                 if bad_examples is not None:
                     bad_examples.note(
-                        f"captions cut to {max_length} tokens (raise the text length to keep them)", cut
+                        f"captions cut to {max_length} tokens (raise the text length to keep them)", truncated
                     )
         return ids, mask
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one sequence of ids up to its first end token, without special tokens."""
-        kept = []
+        content = []
         for i in np.asarray(ids).tolist():
-            if i == self.eos_id and kept:
+            if i == self.eos_id and content:
                 break
             if i not in (self.pad_id, self.bos_id, self.eos_id):
-                kept.append(i)
-        return self._backend.decode(kept, skip_special_tokens=True)
+                content.append(i)
+        return self._backend.decode(content, skip_special_tokens=True)
 
     def decode_batch(self, ids: np.ndarray) -> list[str]:
-        """`decode` for each row of ``[B, L]``."""
-        return [self.decode(row) for row in ids]
+        """The text of each sequence of ids ``[B, L]``; see `decode`."""
+        return [self.decode(sequence) for sequence in ids]
 
     def files(self) -> dict[str, str]:
-        """``tokenizer.json`` and ``special_tokens.json``, each with its content: all that the tokenizer is."""
+        """The whole tokenizer as the contents of two files, ``tokenizer.json`` and ``special_tokens.json``."""
         return {
             "tokenizer.json": self._backend.to_str(pretty=True),
             "special_tokens.json": json.dumps(self._special),
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write the `files` into a folder."""
+        """Write the `files` into a folder, which is made if it does not exist."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
@@ -138,7 +151,11 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote."""
+    """The tokenizer that `Tokenizer.save` wrote.
+
+    Raises:
+      FileNotFoundError: the folder lacks one of its files.
+    """
     folder = Path(folder)
     for name in ("tokenizer.json", "special_tokens.json"):
         if not (folder / name).is_file():
@@ -146,17 +163,22 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
                 f"{folder} has no {name}: it is not the folder of a saved tokenizer. "
                 "For a Hugging Face tokenizer use load_hf_tokenizer."
             )
-    return tokenizer_from({p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.json")})
+    return tokenizer_from_files({p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.json")})
 
 
-def tokenizer_from(files: dict[str, str]) -> Tokenizer:
+def tokenizer_from_files(files: dict[str, str]) -> Tokenizer:
     """The tokenizer whose `Tokenizer.files` these are, as a checkpoint holds them."""
     backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
     return Tokenizer(backend, json.loads(files["special_tokens.json"]))
 
 
 def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
-    """A Hugging Face tokenizer from a local folder (nothing is downloaded)."""
+    """A Hugging Face tokenizer from a local folder (nothing is downloaded).
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: the tokenizer has no fast version.
+    """
     from transformers import AutoTokenizer  # takes seconds to import
 
     if not Path(folder).is_dir():
@@ -171,7 +193,7 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
         None not in (loaded.bos_token_id, loaded.eos_token_id)
         and not backend.encode("a").special_tokens_mask[0]
     ):
-        # It has marks for begin and end and sets neither (GPT-2); what reads and writes texts here needs both.
+        # The tokenizer has begin and end tokens but adds neither (GPT-2). The text models here need both.
         ends = (loaded.bos_token, loaded.bos_token_id), (loaded.eos_token, loaded.eos_token_id)
         backend.post_processor = processors.TemplateProcessing(
             single=f"{loaded.bos_token} $A {loaded.eos_token}", special_tokens=[*dict.fromkeys(ends)]
@@ -185,10 +207,10 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
     return Tokenizer(backend, special)
 
 
-def _words(model) -> tokenizers.Tokenizer:
-    """A tokenizer of words and punctuation marks; decoding joins them with spaces, none before
-    punctuation. A hyphen or an apostrophe within a word is part of it: apart, no decoding could tell "t-shirt" from
-    "t - shirt"."""
+def _word_backend(model) -> tokenizers.Tokenizer:
+    """A tokenizer that splits texts into words and punctuation marks; decoding joins them with spaces, none before
+    punctuation. A hyphen or an apostrophe within a word is part of it: if it were a token, no decoding could tell
+    "t-shirt" from "t - shirt"."""
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="removed", invert=True)
@@ -196,50 +218,64 @@ def _words(model) -> tokenizers.Tokenizer:
     return backend
 
 
+def _train_bpe(texts: list[str], options: dict) -> tokenizers.Tokenizer:
+    if options["vocab_size"] < 256 + len(SPECIAL_TOKENS):
+        raise ValueError(
+            f"a byte-level BPE needs vocab_size >= 260 (256 bytes + 4 special), got {options['vocab_size']}."
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(texts, trainers.BpeTrainer(initial_alphabet=alphabet, **options))
+    return backend
+
+
+def _train_wordpiece(texts: list[str], options: dict) -> tokenizers.Tokenizer:
+    backend = _word_backend(models.WordPiece(unk_token=UNK))
+    # The trainer numbers the continuations "##x" in the order of a randomly seeded hash table, and breaks ties by these
+    # numbers. Naming them beforehand fixes both; the model is then rebuilt, as they are not special tokens.
+    pieces = {"##" + c for t in texts for w, _ in backend.pre_tokenizer.pre_tokenize_str(t) for c in w[1:]}
+    options = {**options, "special_tokens": [*SPECIAL_TOKENS, *sorted(pieces)]}
+    backend.train_from_iterator(texts, trainers.WordPieceTrainer(**options))
+    backend = _word_backend(models.WordPiece(vocab=backend.get_vocab(), unk_token=UNK))
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return backend
+
+
+def _train_word(texts: list[str], options: dict) -> tokenizers.Tokenizer:
+    backend = _word_backend(models.WordLevel(unk_token=UNK))
+    backend.train_from_iterator(texts, trainers.WordLevelTrainer(**options))
+    return backend
+
+
+_TRAINERS = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "word": _train_word}
+
+
 def train_tokenizer(
     captions: Iterable[str], kind: Literal["bpe", "wordpiece", "word"] = "bpe", vocab_size: int = 1000
 ) -> Tokenizer:
     """A tokenizer trained on captions; the same captions in any order give the same one.
 
-    ``bpe``: byte-level, so that no text is unknown (needs at least 260 ids). ``wordpiece``: pieces of words.
-    ``word``: the most frequent words and punctuation marks, the rest unknown. Ids 0..3 are `SPECIAL_TOKENS`;
-    each caption becomes ``[bos] ... [eos]``.
+    Ids 0..3 are `SPECIAL_TOKENS`; each caption becomes ``[bos] ... [eos]``.
+
+    Args:
+      captions: the training texts.
+      kind: ``bpe``, byte-level, so that no text is unknown; ``wordpiece``, pieces of words; or ``word``, the most
+        frequent words and punctuation marks, the rest unknown.
+      vocab_size: number of tokens at most, special tokens included.
+
+    Raises:
+      ValueError: no captions, another kind, or fewer than 260 tokens for ``bpe``.
     """
-    # In one order and one Unicode form: ties between equally frequent pairs must not depend on the order of
-    # the data.
+    # In one order and one Unicode form: ties between equally frequent pairs must not depend on the order of the data.
     texts = sorted(unicodedata.normalize("NFC", c) for c in captions)
     if not texts:
         raise ValueError("train_tokenizer needs at least one caption.")
-    common = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
-    if kind == "bpe":
-        if vocab_size < 256 + len(SPECIAL_TOKENS):
-            raise ValueError(
-                f"a byte-level BPE needs vocab_size >= 260 (256 bytes + 4 special), got {vocab_size}."
-            )
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), **common)
-    elif kind == "wordpiece":
-        backend = _words(models.WordPiece(unk_token=UNK))
-        # The trainer numbers the continuations "##x" in the order of a randomly seeded hash table, and breaks
-        # ties by these numbers. Naming them beforehand fixes both; the model is then rebuilt, as they are not
-        # special tokens.
-        pieces = {
-            "##" + c for t in texts for w, _ in backend.pre_tokenizer.pre_tokenize_str(t) for c in w[1:]
-        }
-        common["special_tokens"] = [*SPECIAL_TOKENS, *sorted(pieces)]
-        backend.train_from_iterator(texts, trainers.WordPieceTrainer(**common))
-        backend = _words(models.WordPiece(vocab=backend.get_vocab(), unk_token=UNK))
-        backend.add_special_tokens(list(SPECIAL_TOKENS))
-        trainer = None
-    elif kind == "word":
-        backend = _words(models.WordLevel(unk_token=UNK))
-        trainer = trainers.WordLevelTrainer(**common)
-    else:
+    if kind not in _TRAINERS:
         raise ValueError(f"kind must be bpe, wordpiece or word, not {kind!r}.")
-    if trainer is not None:
-        backend.train_from_iterator(texts, trainer)
+    options = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
+    backend = _TRAINERS[kind](texts, options)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", special_tokens=[(t, backend.token_to_id(t)) for t in (BOS, EOS)]
     )
@@ -247,16 +283,26 @@ def train_tokenizer(
 
 
 def caption_fields(batch: RawBatch) -> list[str]:
-    """The fields of a batch that hold captions: ``caption``, ``caption_NAME``."""
+    """The names of the fields of a batch that hold captions: ``caption``, ``caption_NAME``."""
     return [name for name in batch if name == "caption" or name.startswith("caption_")]
 
 
 class TokenizeTransform:
-    """A transform of batches: ``caption`` to ``text`` int32 ``[B, L]`` and ``text_mask`` bool ``[B, L]``, and
-    ``caption_NAME`` to ``text_NAME`` and ``text_NAME_mask``.
+    """A transform of batches that adds the token ids of captions.
 
-    Captions ``[B, Q]``, several to each example, give ``[B, Q, L]``. An empty caption is a missing text.
-    ``clean`` is applied to each caption first (see `clean_text`). The captions stay in the batch.
+    ``caption`` object ``[B]`` adds ``text`` int32 ``[B, L]`` and ``text_mask`` bool ``[B, L]``, and ``caption_NAME``
+    adds ``text_NAME`` and ``text_NAME_mask``. Several captions to each example, ``[B, Q]``, give ``[B, Q, L]``. An
+    empty caption is a missing text.
+
+    ::
+
+        loader = Loader(source, batch_size=64, seed=0, transform=TokenizeTransform(tokenizer, max_length=16))
+
+    Args:
+      tokenizer: converts the captions.
+      max_length: tokens per text, L; longer captions are cut.
+      clean: applied to each caption first (see `clean_text`).
+      bad_examples: notes the captions that are cut.
     """
 
     def __init__(
@@ -267,15 +313,11 @@ class TokenizeTransform:
         clean: Callable[[str], str] | None = None,
         bad_examples: BadExamples | None = None,
     ):
-        self.tokenizer, self.max_length, self.clean, self.bad_examples = (
-            tokenizer,
-            max_length,
-            clean,
-            bad_examples,
-        )
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.clean, self.bad_examples = clean, bad_examples
 
     def __call__(self, batch: RawBatch) -> RawBatch:
-        read = {}
+        texts = {}
         for field in caption_fields(batch):
             shape = np.shape(batch[field])
             captions = np.ravel(batch[field]).tolist()
@@ -283,5 +325,5 @@ class TokenizeTransform:
                 captions = [self.clean(c) for c in captions]
             ids, mask = self.tokenizer.encode_batch(captions, self.max_length, bad_examples=self.bad_examples)
             text = field.replace("caption", "text", 1)
-            read[text], read[f"{text}_mask"] = (x.reshape(*shape, self.max_length) for x in (ids, mask))
-        return {**batch, **read} if read else batch
+            texts[text], texts[f"{text}_mask"] = (x.reshape(*shape, self.max_length) for x in (ids, mask))
+        return {**batch, **texts} if texts else batch

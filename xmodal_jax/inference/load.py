@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.text import TokenizeTransform, tokenizer_from
+from xmodal_jax.data.text import TokenizeTransform, tokenizer_from_files
 from xmodal_jax.evaluation.images import Artist
 from xmodal_jax.evaluation.speech import Synthesizer
 from xmodal_jax.evaluation.text import TextGenerator
@@ -81,7 +81,7 @@ def _writer(restored: RestoredCheckpoint, generation: GenerationConfig | None) -
     writer = TextGenerator(
         model,
         source,
-        tokenizer_from(metadata["tokenizer"]),
+        tokenizer_from_files(metadata["tokenizer"]),
         length=metadata["length"],
         decodings=decodings,
         batch_size=BATCH,
@@ -108,7 +108,7 @@ def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray
 def _speaker(restored: RestoredCheckpoint, rate: float, run: pathlib.Path) -> Translator:
     metadata, model = restored.metadata, from_json(SpeechConfig, restored.metadata["config"]["model"])
     tokenizer, names, length = (
-        tokenizer_from(metadata["tokenizer"]),
+        tokenizer_from_files(metadata["tokenizer"]),
         tuple(metadata["speakers"]),
         metadata["length"],
     )
@@ -135,7 +135,7 @@ def _artist(restored: RestoredCheckpoint, noise: int) -> Translator:
         tuple(metadata["shape"]),
         metadata["length"],
     )
-    tokenizer = tokenizer_from(metadata["tokenizer"])
+    tokenizer = tokenizer_from_files(metadata["tokenizer"])
     sizes = dict(vocab_size=tokenizer.vocab_size, length=length, classes=metadata["classes"])
     dimensions = model.generator.noise
     draw = Artist(

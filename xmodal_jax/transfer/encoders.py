@@ -16,7 +16,7 @@ import numpy as np
 from xmodal_jax.core import trees
 from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.source import RawBatch
-from xmodal_jax.data.text import Tokenizer, tokenizer_from
+from xmodal_jax.data.text import Tokenizer, tokenizer_from_files
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.lora import LoRA, with_lora
 from xmodal_jax.models.towers import (
@@ -404,4 +404,4 @@ def load_encoders(run: pathlib.Path, *, seed: int | None = None) -> Encoders:
     configs = {name: EncoderConfig(**model[name]) for name in params if name in model}
     features = AudioFeatures(**model["features"]) if "features" in model else AudioFeatures()
     files = restored.metadata.get("tokenizer")
-    return Encoders(params, configs, features, tokenizer_from(files) if files else None, str(run))
+    return Encoders(params, configs, features, tokenizer_from_files(files) if files else None, str(run))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.core import trees
-from xmodal_jax.data.text import tokenizer_from
+from xmodal_jax.data.text import tokenizer_from_files
 from xmodal_jax.models.towers import head_within, make_encoder
 from xmodal_jax.models.vae.networks import encoder_place, make_groups
 from xmodal_jax.nets.decoders import Size
@@ -60,7 +60,7 @@ class _Writer:
         self.restored, self.folder, self.run = restored, folder, run
         self.model: dict[str, Any] = restored.metadata["config"].get("model", {})
         files = restored.metadata.get("tokenizer")
-        self.tokenizer = tokenizer_from(files) if files else None
+        self.tokenizer = tokenizer_from_files(files) if files else None
         length = restored.metadata.get("max_length", restored.metadata.get("length"))
         self.words = Words(files, int(length)) if files and length else None
         self.written: dict[str, str] = {}

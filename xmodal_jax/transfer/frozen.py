@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer, tokenizer_from
+from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer, tokenizer_from_files
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.gan.networks import FrozenCaptioner, Watcher
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_captioner
@@ -45,7 +45,7 @@ def load_captioning_run(run: pathlib.Path, *, seed: int | None = None) -> Captio
     if (metadata.get("source"), metadata.get("target")) != ("image", "text"):
         raise ValueError(f"{run} captions no pictures and cannot judge pictures: give a run of captioning.py")
     config = from_json(Seq2SeqConfig, metadata["config"]["model"])
-    tokenizer, shape = tokenizer_from(metadata["tokenizer"]), tuple(metadata["shape"])
+    tokenizer, shape = tokenizer_from_files(metadata["tokenizer"]), tuple(metadata["shape"])
     return CaptioningRun(config, restored.params, tokenizer, metadata["length"], shape)
 
 
@@ -94,7 +94,9 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
         raise ValueError(f"{run} has no text encoder of its own: give a run of contrastive.py with text")
     config = from_json(ContrastiveConfig, metadata["config"]["model"]).text
     params = {name: parts[name] for name in ("encoder", "pool") if name in parts}
-    return FrozenTextEncoder(config, params, tokenizer_from(metadata["tokenizer"]), metadata["max_length"])
+    return FrozenTextEncoder(
+        config, params, tokenizer_from_files(metadata["tokenizer"]), metadata["max_length"]
+    )
 
 
 def text_encoder_of_checkpoint(asked: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:

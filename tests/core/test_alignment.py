@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.core.alignment import monotonic_alignment, spread
+from xmodal_jax.core.alignment import expand_durations, monotonic_alignment
 
 
 def every_alignment(frames, tokens):
@@ -49,7 +49,7 @@ def test_what_lies_behind_the_masks_has_no_influence():
 
 
 def test_frames_are_spread_over_their_tokens():
-    token, part, mask = spread(jnp.array([[2, 0, 3], [1, 1, 0]]), 6)
+    token, part, mask = expand_durations(jnp.array([[2, 0, 3], [1, 1, 0]]), 6)
     np.testing.assert_array_equal(token[0, :5], [0, 0, 2, 2, 2])
     np.testing.assert_array_equal(token[1, :2], [0, 1])
     np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]])
@@ -59,6 +59,6 @@ def test_frames_are_spread_over_their_tokens():
 def test_spread_is_what_repeat_gives():
     rng = np.random.default_rng(1)
     durations = rng.integers(0, 5, (7, 11))
-    token, _, mask = spread(jnp.asarray(durations), int(durations.sum(axis=1).max()))
+    token, _, mask = expand_durations(jnp.asarray(durations), int(durations.sum(axis=1).max()))
     for own, row, there in zip(durations, np.asarray(token), np.asarray(mask), strict=True):
         np.testing.assert_array_equal(row[there], np.repeat(np.arange(11), own))

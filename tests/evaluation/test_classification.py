@@ -16,7 +16,7 @@ from xmodal_jax.evaluation.classification import (
     evaluate_splits,
     subsets,
 )
-from xmodal_jax.models.fusion import FusionOutput
+from xmodal_jax.models.fusion import ClassifierOutput
 from xmodal_jax.report import classification_figures as classification_figures
 from xmodal_jax.report.figures import to_png
 from xmodal_jax.types import Method
@@ -50,7 +50,7 @@ def predict(params, batch):
         hour = jax.nn.one_hot(batch["image"].mean(axis=(1, 2)).argmax(axis=1), 3) * there["image"][:, None]
     if "audio" in batch:
         side = jax.nn.one_hot((batch["audio"][:, 0] < 0).astype(jnp.int32), 2) * there["audio"][:, None]
-    return FusionOutput({"hour": hour, "side": side}, hour)
+    return ClassifierOutput({"hour": hour, "side": side}, hour)
 
 
 METHOD = Method(None, None, predict)

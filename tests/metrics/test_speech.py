@@ -2,13 +2,13 @@ import librosa
 import numpy as np
 import pytest
 
-from xmodal_jax.metrics.speech import mel_distance, warp
+from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (11, 1), (13, 17), (29, 11)])
 def test_warping_costs_as_much_as_librosas(shape):
     cost = np.random.default_rng(sum(shape)).uniform(0.1, 1.0, shape)
-    total, path = warp(cost)
+    total, path = dynamic_time_warping(cost)
     assert total == pytest.approx(librosa.sequence.dtw(C=cost, backtrack=False)[-1, -1])
     assert cost[tuple(path.T)].sum() == pytest.approx(total)
     assert path[0].tolist() == [0, 0] and path[-1].tolist() == [shape[0] - 1, shape[1] - 1]

@@ -1,6 +1,8 @@
-"""Monotonic alignments of a short sequence (tokens) with a long one (frames): each frame belongs to one token."""
+"""Monotonic alignment of a short sequence (tokens) with a long one (frames): every frame belongs to one token."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,51 +14,76 @@ def monotonic_alignment(
     frame_mask: Bool[Array, "batch frames"],
     token_mask: Bool[Array, "batch tokens"],
 ) -> Int[Array, "batch tokens"]:
-    """How many frames each token gets by the alignment with the highest ``sum_t scores[t, i(t)]``.
+    """The number of frames of each token in the monotonic alignment ``i`` that maximises ``sum_t scores[t, i(t)]``.
 
-    ``i`` begins at the first token, ends at the last and rises by 0 or 1 from frame to frame. Content comes first in
-    both masks. An example with fewer frames than tokens has no such alignment: it gets none, zeros. Kim et al. 2020,
+    ``i`` begins at the first token, ends at the last one and rises by 0 or 1 from frame to frame. Kim et al. 2020,
     arXiv:2005.11129, algorithm 1.
+
+    Args:
+      scores: of every frame and token, such as log-probabilities.
+      frame_mask, token_mask: True on valid frames and tokens, which come first.
+
+    Returns:
+      Frames per token; zeros for an example with fewer frames than tokens, which has no such alignment.
+
+    Example::
+
+        scores = jnp.log(jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]]]))
+        monotonic_alignment(scores, jnp.ones((1, 3), bool), jnp.ones((1, 2), bool))  # [[2, 1]]
     """
     batch, frames, tokens = scores.shape
     lengths, counts = frame_mask.sum(axis=1), token_mask.sum(axis=1)
     low = jnp.finfo(scores.dtype).min / 4  # sums of it stay finite
-    place = jnp.arange(tokens)[None, :]
+    index = jnp.arange(tokens)[None, :]
 
-    def forward(best, now):
+    def forward(best, frame_scores):
         before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=low)
-        return jnp.maximum(jnp.maximum(best, before) + now, low), before > best
+        return jnp.maximum(jnp.maximum(best, before) + frame_scores, low), before > best
 
-    start = jnp.where(place == 0, scores[:, 0], low)
+    start = jnp.where(index == 0, scores[:, 0], low)
     _, advanced = jax.lax.scan(forward, start, scores[:, 1:].transpose(1, 0, 2))
 
-    def backward(carry, now):
-        token, total = carry
-        t, moved = now
-        here = t < lengths
-        total += jnp.where(here[:, None] & (place == token[:, None]), 1, 0)
-        # Before frame t lies the same token, or the one before it; never more tokens than frames are left.
-        step = jnp.take_along_axis(moved, token[:, None], axis=1)[:, 0] | (token >= t)
-        return (token - jnp.where(here & step & (token > 0), 1, 0), total), None
+    def backward(carry, frame):
+        token, durations = carry
+        t, advanced = frame
+        valid = t < lengths
+        durations += jnp.where(valid[:, None] & (index == token[:, None]), 1, 0)
+        # Frame t - 1 has the same token as frame t or the one before it; the tokens left never outnumber the frames
+        # left.
+        step = jnp.take_along_axis(advanced, token[:, None], axis=1)[:, 0] | (token >= t)
+        return (token - jnp.where(valid & step & (token > 0), 1, 0), durations), None
 
     last = jnp.maximum(counts - 1, 0)
-    moved = jnp.concatenate([jnp.zeros((1, batch, tokens), bool), advanced])
+    advanced = jnp.concatenate([jnp.zeros((1, batch, tokens), bool), advanced])
     zeros = jnp.zeros((batch, tokens), jnp.int32)
-    (_, total), _ = jax.lax.scan(backward, (last, zeros), (jnp.arange(frames), moved), reverse=True)
-    return jnp.where(((counts > 0) & (counts <= lengths))[:, None], total, 0)
+    (_, durations), _ = jax.lax.scan(backward, (last, zeros), (jnp.arange(frames), advanced), reverse=True)
+    return jnp.where(((counts > 0) & (counts <= lengths))[:, None], durations, 0)
 
 
-def spread(
-    durations: Int[Array, "batch tokens"], frames: int
-) -> tuple[Int[Array, "batch frames"], Float[Array, "batch frames"], Bool[Array, "batch frames"]]:
-    """``(token, part, mask)`` of each frame: the token that it belongs to, how far into that token's frames its middle
-    lies, in (0, 1), and whether it is one of the ``sum(durations)`` frames at all."""
+class FrameTokens(NamedTuple):
+    """The token of each frame."""
+
+    token: Int[Array, "batch frames"]
+    """Index of the token that the frame belongs to."""
+    position: Float[Array, "batch frames"]
+    """Position of the frame's middle within the frames of its token, in (0, 1); 0.5 in invalid frames."""
+    mask: Bool[Array, "batch frames"]
+    """True on the ``sum(durations)`` valid frames."""
+
+
+def expand_durations(durations: Int[Array, "batch tokens"], frames: int) -> FrameTokens:
+    """Assigns ``frames`` frames to tokens that last ``durations`` frames each, in order.
+
+    Example::
+
+        expand_durations(jnp.array([[2, 1]]), frames=4).token  # [[0, 0, 1, 1]], the last frame is masked
+    """
     ends = jnp.cumsum(durations, axis=1)
     t = jnp.arange(frames)[None, :]
     token = (ends[:, None, :] <= t[:, :, None]).sum(axis=2)
     mask = t < ends[:, -1:]
     token = jnp.minimum(token, durations.shape[1] - 1)
-    own = jnp.take_along_axis(durations, token, axis=1)
-    begin = jnp.take_along_axis(ends, token, axis=1) - own
-    part = (t - begin + 0.5) / jnp.maximum(own, 1)
-    return token, jnp.where(mask, part, 0.5), mask
+    duration = jnp.take_along_axis(durations, token, axis=1)
+    begin = jnp.take_along_axis(ends, token, axis=1) - duration
+    position = (t - begin + 0.5) / jnp.maximum(duration, 1)
+    return FrameTokens(token, jnp.where(mask, position, 0.5), mask)

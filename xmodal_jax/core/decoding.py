@@ -1,11 +1,12 @@
-"""Sequences from a model that gives the next token's logits: greedy, sampled, beam search, each in one program.
+"""Decoding: sequences from a model of the next token, by greedy search, sampling, beam search or CTC.
 
-A model takes part as a function of one token per row and its state::
+The model is a function of one token per row and a state::
 
     step(tokens [N] int32, position scalar int32, state) -> (logits [N, V], state)
 
-``state`` is a pytree of arrays of N rows (a key-value cache); what all steps share, such as the encoder's output,
-``step`` closes over. Decoding starts from the ``logits`` that follow the start token, which stands at position 0.
+``state`` is a pytree of arrays of N rows, such as a key-value cache. Arrays that do not change from step to step, such
+as the output of an encoder, belong into the closure of ``step``. Decoding starts from the ``logits`` that follow the
+begin token, which has position 0. Each search is one compiled loop.
 """
 
 from __future__ import annotations
@@ -20,25 +21,37 @@ from jaxtyping import Array, Bool, Float, Int
 from xmodal_jax.types import ExampleKeys
 
 State = Any
+"""A pytree of arrays of N rows."""
 Step = Callable[[Array, Array, State], tuple[Array, State]]
+"""The model; see the module's docstring."""
 
 
-class Generated(NamedTuple):
-    """What was generated; of beam search ``[B, beams, …]``, the best first."""
+class GeneratedTokens(NamedTuple):
+    """Generated sequences; those of a beam search are ``[B, beams, ...]``, best first."""
 
     tokens: Int[Array, "*rows length"]
-    """Without the end token, padded with 0."""
+    """Token ids without the end token, padded with 0."""
     mask: Bool[Array, "*rows length"]
     """True on the tokens."""
     log_probability: Float[Array, "*rows"]
-    """Of the tokens and the end token (if there was room for one), in nats, by the model's own distribution."""
+    """Log-probability of the tokens and of the end token (where the sequence has ended), in nats, by the model's own
+    distribution (before temperature, ``top_k`` and ``top_p``)."""
 
 
 def filter_logits(
     logits: Float[Array, "rows vocab"], *, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Array, "rows vocab"]:
-    """Minus infinity for all but the ``top_k`` most probable tokens, and for those outside the nucleus: the smallest
-    set of most probable tokens whose probabilities add up to ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751, eq. 3).
+    """Sets the logits of improbable tokens to minus infinity.
+
+    Args:
+      logits: of the next token.
+      top_k: keeps this many most probable tokens; None: all.
+      top_p: keeps the nucleus, the smallest set of most probable tokens whose probabilities add up to ``top_p``
+        (Holtzman et al. 2020, arXiv:1904.09751, eq. 3); None: all.
+
+    Example::
+
+        filter_logits(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.7)  # keeps the first two
     """
     if top_k is not None:
         least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
@@ -65,14 +78,20 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-) -> Generated:
-    """Up to ``length`` tokens (the end token included) for each row; stops when all rows have ended.
+) -> GeneratedTokens:
+    """Samples up to ``length`` tokens (including the end token) for each row; stops when all rows have ended.
 
-    ``keys``: one per row; a row's tokens depend on its own key alone. None is greedy decoding: always the most
-    probable token. ``temperature`` divides the logits before ``top_k`` and ``top_p`` (see `filter_logits`).
+    Args:
+      step, logits, state: the model; see the module's docstring.
+      length: the largest number of tokens.
+      end: id of the end token.
+      keys: one random key per row, on which the row's tokens alone depend; None decodes greedily, taking the most
+        probable token each time.
+      temperature: divides the logits, before ``top_k`` and ``top_p`` apply.
+      top_k, top_p: see `filter_logits`.
 
     Raises:
-      ValueError: a temperature, ``top_k`` or ``top_p`` out of range.
+      ValueError: ``temperature``, ``top_k`` or ``top_p`` is out of range.
     """
     if temperature <= 0:
         raise ValueError(f"the temperature must be positive, got {temperature}; keys=None is greedy")
@@ -85,9 +104,9 @@ def sample(
     def choose(logits, t):
         if keys is None:
             return logits.argmax(axis=-1)
-        kept = filter_logits(logits.astype(jnp.float32) / temperature, top_k=top_k, top_p=top_p)
-        now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
-        return jax.vmap(jax.random.categorical)(now, kept)
+        filtered = filter_logits(logits.astype(jnp.float32) / temperature, top_k=top_k, top_p=top_p)
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
+        return jax.vmap(jax.random.categorical)(step_keys, filtered)
 
     def body(carry):
         t, logits, state, tokens, counts, ended, total = carry
@@ -103,9 +122,9 @@ def sample(
         jnp.int32(0), logits, state, jnp.zeros((rows, length), jnp.int32), jnp.zeros(rows, jnp.int32),
         jnp.zeros(rows, bool), jnp.zeros(rows, jnp.float32),
     )  # fmt: skip
-    goes_on = lambda carry: (carry[0] < length) & ~carry[5].all()
-    _, _, _, tokens, counts, _, total = jax.lax.while_loop(goes_on, body, start)
-    return Generated(tokens, jnp.arange(length)[None, :] < counts[:, None], total)
+    unfinished = lambda carry: (carry[0] < length) & ~carry[5].all()
+    _, _, _, tokens, counts, _, total = jax.lax.while_loop(unfinished, body, start)
+    return GeneratedTokens(tokens, jnp.arange(length)[None, :] < counts[:, None], total)
 
 
 def _log_probability(logits: Array, chosen: Array) -> Array:
@@ -114,24 +133,27 @@ def _log_probability(logits: Array, chosen: Array) -> Array:
 
 
 def length_norm(length: Array | int, penalty: float) -> Array | float:
-    """``((5 + length) / 6) ** penalty``: what log-probabilities are divided by to compare sequences of different
-    lengths (the end token counts). Wu et al. 2016, arXiv:1609.08144, eq. 14."""
+    """The divisor of a sequence's log-probability in beam search, ``((5 + length) / 6) ** penalty``.
+
+    ``length`` counts the end token. Wu et al. 2016, arXiv:1609.08144, eq. 14.
+    """
     return ((5.0 + length) / 6.0) ** penalty
 
 
 class _Beams(NamedTuple):
-    """Sequences of each row, ``[B, K, …]``."""
+    """``K`` sequences per example: arrays ``[B, K, ...]``."""
 
     tokens: Array
     counts: Array
+    """Tokens of each sequence."""
     total: Array
     """Log-probability."""
     score: Array
-    """By which they are ranked."""
+    """Sequences are ranked by this; minus infinity takes one out."""
 
 
-def _pick(tree: Any, index: Int[Array, "batch beams"]) -> Any:
-    """Of ``[B, M, …]`` those at ``index``."""
+def _take_beams(tree: Any, index: Int[Array, "batch beams"]) -> Any:
+    """Selects along the second axis of arrays ``[B, M, ...]``, with indices of each example."""
     return jax.tree.map(lambda x: jax.vmap(lambda row, i: row[i])(x, index), tree)
 
 
@@ -144,16 +166,24 @@ def beam_search(
     length: int,
     end: int,
     penalty: float = 0.6,
-) -> Generated:
-    """The ``beams`` best sequences found for each row, by log-probability over `length_norm`, best first.
+) -> GeneratedTokens:
+    """Beam search: the ``beams`` sequences of highest log-probability divided by `length_norm`, best first.
 
-    The rows of ``logits`` and ``state`` are those of `sample` with each repeated ``beams`` times (``[B * beams, …]``,
-    equal at the start). Sequences that have ended are kept apart from those that go on, of which there are always
-    ``beams``, and the search stops when none that goes on can still beat those. What has not ended at ``length``
-    competes only in a row where nothing has ended.
+    Finished sequences are kept in a list of their own beside the ``beams`` unfinished ones. The search stops when no
+    unfinished sequence can still beat the finished ones. Sequences that are unfinished at ``length`` are returned only
+    for an example without any finished sequence.
+
+    Args:
+      step: the model; see the module's docstring.
+      logits, state: of ``B * beams`` rows, each example's row repeated ``beams`` times.
+      beams: sequences per example.
+      length: the largest number of tokens, including the end token.
+      end: id of the end token.
+      penalty: exponent of `length_norm`; 0 prefers short sequences, larger values prefer longer ones.
 
     Raises:
-      ValueError: fewer than one beam, a vocabulary smaller than ``beams``, rows that do not divide, a negative penalty.
+      ValueError: fewer than one beam; rows that are no multiple of ``beams``; a vocabulary of fewer than ``2 * beams``
+        tokens; a negative penalty.
     """
     rows, vocab = logits.shape
     if beams < 1 or rows % beams:
@@ -163,64 +193,70 @@ def beam_search(
     if vocab < 2 * beams:
         raise ValueError(f"{beams} beams need a vocabulary of {2 * beams} tokens at least, got {vocab}")
     batch = rows // beams
-    apart = lambda tree: jax.tree.map(lambda x: x.reshape(batch, beams, *x.shape[1:]), tree)
-    together = lambda tree: jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), tree)
-    nothing = _Beams(
+    split_beams = lambda tree: jax.tree.map(lambda x: x.reshape(batch, beams, *x.shape[1:]), tree)
+    merge_beams = lambda tree: jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), tree)
+    empty = _Beams(
         jnp.zeros((batch, beams, length), jnp.int32), jnp.zeros((batch, beams), jnp.int32),
         jnp.full((batch, beams), -jnp.inf), jnp.full((batch, beams), -jnp.inf),
     )  # fmt: skip
 
     def body(carry):
         t, logits, state, alive, ended = carry
-        logs = jax.nn.log_softmax(apart(logits).astype(jnp.float32), axis=-1)
-        found = (alive.total[:, :, None] + logs).reshape(batch, beams * vocab)
-        # Twice as many as needed: at most half of them end, one for each beam.
-        total, place = jax.lax.top_k(found, 2 * beams)
-        parent, token = place // vocab, (place % vocab).astype(jnp.int32)
+        logs = jax.nn.log_softmax(split_beams(logits).astype(jnp.float32), axis=-1)
+        totals = (alive.total[:, :, None] + logs).reshape(batch, beams * vocab)
+        # Twice as many candidates as beams: at most half of them end, one for each beam.
+        total, index = jax.lax.top_k(totals, 2 * beams)
+        parent, token = index // vocab, (index % vocab).astype(jnp.int32)
         ends = token == end
-        tokens, counts = _pick((alive.tokens, alive.counts), parent)
+        tokens, counts = _take_beams((alive.tokens, alive.counts), parent)
         norm = length_norm(t + 1, penalty)
-        stopped = _Beams(tokens, counts, total, jnp.where(ends, total / norm, -jnp.inf))
+        newly_ended = _Beams(tokens, counts, total, jnp.where(ends, total / norm, -jnp.inf))
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, :, None], (0, 0, t))
-        going = _Beams(tokens, counts + 1, total, jnp.where(ends, -jnp.inf, total))
+        continued = _Beams(tokens, counts + 1, total, jnp.where(ends, -jnp.inf, total))
 
-        best = jax.lax.top_k(going.score, beams)[1]
-        alive, parent, last = _pick((going, parent, token), best)
-        alive = alive._replace(total=alive.score)  # one that ended never goes on
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, stopped)
-        ended = _pick(both, jax.lax.top_k(both.score, beams)[1])
-        logits, state = step(together(last), t + 1, together(_pick(apart(state), parent)))
+        best = jax.lax.top_k(continued.score, beams)[1]
+        alive, parent, last = _take_beams((continued, parent, token), best)
+        alive = alive._replace(total=alive.score)  # a sequence that has ended is never continued
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, newly_ended)
+        ended = _take_beams(both, jax.lax.top_k(both.score, beams)[1])
+        state = merge_beams(_take_beams(split_beams(state), parent))
+        logits, state = step(merge_beams(last), t + 1, state)
         return t + 1, logits, state, alive, ended
 
-    def goes_on(carry):
+    def unfinished(carry):
         t, _, _, alive, ended = carry
-        # A sum of logarithms only falls, and no norm is larger than that of the full length.
+        # A log-probability only falls as a sequence grows, and no norm is larger than that of the full length.
         reachable = alive.total.max(axis=1) / length_norm(length, penalty)
         return (t < length) & (ended.score.min(axis=1) < reachable).any()
 
-    first = nothing._replace(total=nothing.total.at[:, 0].set(0.0))  # equal beams would stay equal
-    start = (jnp.int32(0), logits, state, first, nothing)
-    _, _, _, alive, ended = jax.lax.while_loop(goes_on, body, start)
-    none = jnp.isneginf(ended.score).all(axis=1)
+    # Only the first beam of each example starts: equal beams would stay equal.
+    first = empty._replace(total=empty.total.at[:, 0].set(0.0))
+    start = (jnp.int32(0), logits, state, first, empty)
+    _, _, _, alive, ended = jax.lax.while_loop(unfinished, body, start)
+    none_ended = jnp.isneginf(ended.score).all(axis=1)
     alive = alive._replace(score=alive.total / length_norm(length, penalty))
-    choose = lambda a, b: jnp.where(none.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+    choose = lambda a, b: jnp.where(none_ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
     best = jax.tree.map(choose, alive, ended)
     mask = jnp.arange(length)[None, None, :] < best.counts[:, :, None]
-    return Generated(best.tokens, mask, best.total)
+    return GeneratedTokens(best.tokens, mask, best.total)
 
 
 def ctc_greedy(
     logits: Float[Array, "batch frames vocab"], mask: Bool[Array, "batch frames"], *, blank: int = 0
-) -> Generated:
-    """The most probable token of each frame, repetitions merged and blanks left out: ``[B, frames]``, packed to the
-    left. Its log-probability is that of this one alignment. Graves et al. 2006, sec. 3.2 (best path decoding)."""
+) -> GeneratedTokens:
+    """CTC's best path: the most probable token of each frame, with repetitions merged and blanks removed.
+
+    The tokens are ``[B, frames]``, packed to the left. Their log-probability is that of this one alignment. Graves et
+    al. 2006, sec. 3.2 (best path decoding).
+    """
     logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     best = jnp.where(mask, logs.argmax(axis=-1), blank).astype(jnp.int32)
     before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=blank)
-    kept = (best != blank) & (best != before)
+    is_token = (best != blank) & (best != before)
     frames = best.shape[1]
-    place = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, frames)  # what is left out falls off the end
-    pack = lambda tokens, place: jnp.zeros(frames, jnp.int32).at[place].set(tokens, mode="drop")
-    tokens = jax.vmap(pack)(best, place)
+    # Frames without a token get an index past the end, where "drop" discards them.
+    index = jnp.where(is_token, jnp.cumsum(is_token, axis=1) - 1, frames)
+    pack = lambda tokens, index: jnp.zeros(frames, jnp.int32).at[index].set(tokens, mode="drop")
+    tokens = jax.vmap(pack)(best, index)
     total = jnp.where(mask, logs.max(axis=-1), 0.0).sum(axis=1)
-    return Generated(tokens, jnp.arange(frames)[None, :] < kept.sum(axis=1)[:, None], total)
+    return GeneratedTokens(tokens, jnp.arange(frames)[None, :] < is_token.sum(axis=1)[:, None], total)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from xmodal_jax.core.decoding import Generated
+from xmodal_jax.core.decoding import GeneratedTokens
 from xmodal_jax.data.shapes.grammar import factor_accuracies
 from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.text import Tokenizer
@@ -79,7 +79,7 @@ class TextGenerator:
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length, begin=begin, end=end)
         self.config, self.source, self.tokenizer, self.length = config, source, tokenizer, length
         self.batch_size = batch_size
-        self._write: dict[str, Callable[..., Generated]] = {}
+        self._write: dict[str, Callable[..., GeneratedTokens]] = {}
         for name, generation in decodings.items():
             write = make_text_generator(config, source, generation=generation, **sizes)
             self._write[name] = functools.partial(write, key=jax.random.key(seed))

@@ -32,29 +32,30 @@ from xmodal_jax.metrics.neighbours import (
 )
 from xmodal_jax.metrics.reconstruction import mse, psnr, ssim
 from xmodal_jax.metrics.retrieval import ranks, retrieval
-from xmodal_jax.metrics.speech import mel_distance, warp
-from xmodal_jax.metrics.text import caption_scores, cider, compare_words, error_rates
+from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
+from xmodal_jax.metrics.text import align_words, caption_scores, cider, error_rates
 
 __all__ = [
-    "DCI",
     "Clustering",
+    "DCI",
     "DensityCoverage",
     "MeanStd",
     "Moments",
     "Neighbours",
     "PrecisionRecall",
     "add_moments",
+    "align_words",
     "alignment",
     "caption_scores",
     "cider",
     "class_embeddings",
     "clustering_accuracy",
     "coherence_matrix",
-    "compare_words",
     "confusion_matrix",
     "cross_coherence",
     "dci",
     "density_coverage",
+    "dynamic_time_warping",
     "error_rates",
     "frechet_distance",
     "inception_score",
@@ -78,6 +79,5 @@ __all__ = [
     "ssim",
     "subsets",
     "uniformity",
-    "warp",
     "zero_shot",
 ]

@@ -1,4 +1,4 @@
-"""How good texts are: captions by BLEU, chrF and CIDEr, transcripts by word and character error rate."""
+"""Quality of generated text: BLEU, chrF and CIDEr of captions, word and character error rates of transcripts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import numpy as np
 
 
 def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """``bleu`` and ``chrf`` (0 to 100, over the whole corpus, by sacrebleu) and ``cider`` (see `cider`).
+    """Scores of a corpus of captions.
 
-    ``references[i]`` are those of ``candidates[i]``, one at least. BLEU: Papineni et al. 2002; chrF: Popović 2015.
+    Args:
+      candidates: generated captions.
+      references: one or more reference captions of each candidate.
+
+    Returns:
+      ``bleu`` and ``chrf``, 0 to 100, of the whole corpus by sacrebleu (Papineni et al. 2002; Popović 2015), and
+      ``cider``, the mean of `cider`.
 
     Raises:
       ValueError: no captions, different numbers of candidates and references, or a candidate without reference.
+
+    Example::
+
+        caption_scores(["a red circle"], [["a red circle", "there is a red circle"]])
     """
     import sacrebleu  # here: it takes a second to import
 
@@ -39,13 +49,14 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
 def cider(
     candidates: Sequence[str], references: Sequence[Sequence[str]], *, longest: int = 4, sigma: float = 6.0
 ) -> np.ndarray:
-    """CIDEr-D of each caption, 0 to 10: how its n-grams of 1 to ``longest`` words agree with those of its references,
+    """CIDEr-D of each caption, 0 to 10: the agreement of its n-grams of 1 to ``longest`` words with its references,
 
         10 mean_n mean_r exp(-(|c| - |r|)^2 / 2 sigma^2) sum_w min(c_w, r_w) r_w / (|c_n| |r_n|),
 
-    ``c_w`` the count of n-gram ``w`` times ``log(captions / captions whose references have w)``. An n-gram that all
-    have counts nothing, so that scores depend on which captions are scored together. Words are what spaces separate:
-    lower-case and strip punctuation before. Vedantam et al. 2015, arXiv:1411.5726, eq. 1-3 and sec. 5.1.
+    where ``c_w`` is the count of the n-gram ``w`` times ``log(captions / captions whose references contain w)``. An
+    n-gram in the references of all captions counts nothing, so the scores depend on which captions are scored together.
+    Words are separated by spaces: lower-case and strip punctuation before. Vedantam et al. 2015, arXiv:1411.5726,
+    eq. 1-3 and sec. 5.1.
     """
 
     def grams(text: str) -> list[Counter]:
@@ -54,35 +65,43 @@ def cider(
             Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, longest + 1)
         ]
 
-    known = [[grams(text) for text in texts] for texts in references]
-    seen = Counter(
-        gram for texts in known for gram in {g for text in texts for counts in text for g in counts}
+    reference_grams = [[grams(text) for text in texts] for texts in references]
+    document_counts = Counter(
+        gram for texts in reference_grams for gram in {g for text in texts for counts in text for g in counts}
     )
 
     def weigh(counts: Counter) -> tuple[dict, float]:
-        weights = {g: c * (math.log(len(known)) - math.log(max(1, seen[g]))) for g, c in counts.items()}
+        """TF-IDF weights and their norm."""
+        total = math.log(len(reference_grams))
+        weights = {g: c * (total - math.log(max(1, document_counts[g]))) for g, c in counts.items()}
         return weights, math.sqrt(sum(w * w for w in weights.values()))
 
     scores = []
-    for text, texts, written in zip(candidates, known, references, strict=True):
-        own, total = [weigh(counts) for counts in grams(text)], 0.0
-        for ref, ref_text in zip(texts, written, strict=True):
-            apart = len(text.split()) - len(ref_text.split())
-            alike = 0.0
-            for (c, c_norm), (r, r_norm) in zip(own, map(weigh, ref), strict=True):
+    for text, texts, reference_texts in zip(candidates, reference_grams, references, strict=True):
+        candidate, score = [weigh(counts) for counts in grams(text)], 0.0
+        for ref, ref_text in zip(texts, reference_texts, strict=True):
+            length_difference = len(text.split()) - len(ref_text.split())
+            cosine = 0.0
+            for (c, c_norm), (r, r_norm) in zip(candidate, map(weigh, ref), strict=True):
                 if c_norm and r_norm:
-                    alike += sum(min(w, r[g]) * r[g] for g, w in c.items() if g in r) / (c_norm * r_norm)
-            total += math.exp(-(apart**2) / (2 * sigma**2)) * alike / longest
-        scores.append(10.0 * total / len(texts))
+                    cosine += sum(min(w, r[g]) * r[g] for g, w in c.items() if g in r) / (c_norm * r_norm)
+            score += math.exp(-(length_difference**2) / (2 * sigma**2)) * cosine / longest
+        scores.append(10.0 * score / len(texts))
     return np.array(scores)
 
 
 def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """``wer`` and ``cer``: substitutions, deletions and insertions of words (characters) over the references' words,
-    over the whole corpus, by jiwer. Above 1 where more is inserted than was said.
+    """Word and character error rates ``wer`` and ``cer`` of a corpus of transcripts, by jiwer.
+
+    The substitutions, deletions and insertions of words (characters) divided by the number of words (characters) in the
+    references. Above 1 where more is inserted than the references hold.
 
     Raises:
-      ValueError: different numbers of texts, or no words in the references.
+      ValueError: different numbers of texts, or references without any word.
+
+    Example::
+
+        error_rates(["a red square"], ["a red circle"])["wer"]  # 1 / 3
     """
     import jiwer
 
@@ -90,35 +109,42 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
         raise ValueError(f"got {len(hypotheses)} hypotheses and {len(references)} references")
     if not any(text.split() for text in references):
         raise ValueError("the references have no words")
-    # jiwer refuses empty references; what is said where nothing should be are insertions.
-    kept = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r.split()]
-    extra = [h for r, h in zip(references, hypotheses, strict=True) if not r.split()]
-    truth, said = (list(texts) for texts in zip(*kept, strict=True))
-    found = {}
+    # jiwer refuses empty references; whatever is transcribed for these counts as insertions.
+    pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r.split()]
+    inserted = [h for r, h in zip(references, hypotheses, strict=True) if not r.split()]
+    truth, transcripts = (list(texts) for texts in zip(*pairs, strict=True))
+    rates = {}
     for name, process, pieces in (
         ("wer", jiwer.process_words, str.split),
         ("cer", jiwer.process_characters, list),
     ):
-        out = process(truth, said)
-        wrong = out.substitutions + out.deletions + out.insertions + sum(len(pieces(h)) for h in extra)
-        found[name] = wrong / (out.hits + out.substitutions + out.deletions)
-    return found
+        out = process(truth, transcripts)
+        errors = out.substitutions + out.deletions + out.insertions + sum(len(pieces(h)) for h in inserted)
+        rates[name] = errors / (out.hits + out.substitutions + out.deletions)
+    return rates
 
 
-def compare_words(hypothesis: str, reference: str) -> list[tuple[str, str]]:
-    """The words of both in order, each "right", "wrong" (in the hypothesis only) or "missing" (in the reference only),
-    by jiwer's alignment with the fewest errors."""
+def align_words(hypothesis: str, reference: str) -> list[tuple[str, str]]:
+    """The words of both texts in order, each marked "right", "wrong" or "missing".
+
+    "wrong" words are in the hypothesis only, "missing" ones in the reference only, by the alignment with the fewest
+    errors (jiwer's).
+
+    Example::
+
+        align_words("a blue", "a red")  # [("a", "right"), ("blue", "wrong"), ("red", "missing")]
+    """
     import jiwer
 
-    said, meant = hypothesis.split(), reference.split()
-    if not meant:
-        return [(word, "wrong") for word in said]
-    pieces = []
-    for chunk in jiwer.process_words(" ".join(meant), " ".join(said)).alignments[0]:
-        own = said[chunk.hyp_start_idx : chunk.hyp_end_idx]
+    words, reference_words = hypothesis.split(), reference.split()
+    if not reference_words:
+        return [(word, "wrong") for word in words]
+    marked = []
+    for chunk in jiwer.process_words(" ".join(reference_words), " ".join(words)).alignments[0]:
+        in_hypothesis = words[chunk.hyp_start_idx : chunk.hyp_end_idx]
         if chunk.type == "equal":
-            pieces += [(word, "right") for word in own]
+            marked += [(word, "right") for word in in_hypothesis]
         else:
-            pieces += [(word, "wrong") for word in own]
-            pieces += [(word, "missing") for word in meant[chunk.ref_start_idx : chunk.ref_end_idx]]
-    return pieces
+            marked += [(word, "wrong") for word in in_hypothesis]
+            marked += [(word, "missing") for word in reference_words[chunk.ref_start_idx : chunk.ref_end_idx]]
+    return marked

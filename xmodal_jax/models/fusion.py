@@ -30,7 +30,7 @@ from xmodal_jax.models.towers import (
 from xmodal_jax.nets.attention_maps import token_attention
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
-from xmodal_jax.nets.fusion import Fusion, build_fusion, each
+from xmodal_jax.nets.fusion import Fusion, build_fusion, repeat_rows
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 
@@ -92,7 +92,7 @@ class Head(nn.Module):
         return {target: nn.Dense(count, name=target)(x) for target, count in self.classes.items()}
 
 
-class FusionOutput(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """What `make_fusion`'s ``predict`` gives."""
 
     logits: dict[str, Float[Array, "batch classes"]]
@@ -113,7 +113,7 @@ class _Examples(NamedTuple):
 
     def present(self, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
         """Which examples have which modality."""
-        return {m: each(there, self.inputs) for m, there in presence(self.batch, modalities).items()}
+        return {m: repeat_rows(there, self.inputs) for m, there in presence(self.batch, modalities).items()}
 
     def keys(self, keys: KeyArray[Array, "rows"]) -> ExampleKeys:
         """A key for each example from one for each row; the first of a row's has the row's own."""
@@ -191,11 +191,11 @@ class _Network:
 
     def answer(
         self, params: Params, examples: _Examples, present, keys: ExampleKeys | None = None
-    ) -> FusionOutput:
+    ) -> ClassifierOutput:
         tokens = self.encode(params, examples, keys)
         there = {m: present[m] for m in tokens}
         fused = self.fusion.apply({"params": params["fusion"]}, tokens, there, keys=keys)
-        return FusionOutput(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
+        return ClassifierOutput(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
 
 
 def make_fusion(
@@ -204,12 +204,11 @@ def make_fusion(
     """Classification of what ``modalities`` say together.
 
     ``classes``: number of classes of each target; the batch holds its class as ``batch[target]`` int32 ``[B]``, -1
-    where unknown. Several examples may share inputs: own inputs and targets then have a second axis (text
-    ``[B, Q, L]``, targets ``[B, Q]``, an image ``[B, H, W, C]``), and the image is encoded once for its Q texts.
-    The loss is the sum over targets of the mean cross-entropy over the global batch's examples whose
-    class is known. aux: each target's ``<target>_loss`` and ``<target>_accuracy``. ``predict(params, batch)`` gives an
-    `FusionOutput` of ``B * Q`` rows (of ``B`` where all inputs are shared). The fusions "gated" and "film" build on the
-    first of ``modalities``.
+    where unknown. Several examples may share inputs: own inputs and targets then have a second axis (text ``[B, Q,
+    L]``, targets ``[B, Q]``, an image ``[B, H, W, C]``), and the image is encoded once for its Q texts. The loss is the
+    sum over targets of the mean cross-entropy over the global batch's examples whose class is known. aux: each target's
+    ``<target>_loss`` and ``<target>_accuracy``. ``predict(params, batch)`` gives an `ClassifierOutput` of ``B * Q``
+    rows (of ``B`` where all inputs are shared). The fusions "gated" and "film" build on the first of ``modalities``.
 
     Raises:
       ValueError: no modality, or no target.
@@ -225,7 +224,7 @@ def make_fusion(
             present = drop_modalities(present, fold_in_name(keys, "modalities"), config.modality_dropout)
         total, aux = jnp.float32(0), {}
         for target, logits in net.answer(params, examples, present, keys).logits.items():
-            label, logits = examples.batch[target], each(logits, examples.targets)
+            label, logits = examples.batch[target], repeat_rows(logits, examples.targets)
             known = (label >= 0).astype(jnp.float32)
             goal = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[1]), config.label_smoothing)
             terms = optax.softmax_cross_entropy(logits, goal)
@@ -235,7 +234,7 @@ def make_fusion(
             total += aux[f"{target}_loss"]
         return total, jax.lax.stop_gradient(aux)
 
-    def predict(params: Params, batch: Batch) -> FusionOutput:
+    def predict(params: Params, batch: Batch) -> ClassifierOutput:
         examples = _flatten(batch, modalities, {})
         return net.answer(params, examples, examples.present(modalities))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.decoding import Generated, beam_search, ctc_greedy, sample
+from xmodal_jax.core.decoding import GeneratedTokens, beam_search, ctc_greedy, sample
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import info_nce, sequence
@@ -369,8 +369,8 @@ def make_text_generator(
     begin: int,
     end: int,
     generation: GenerationConfig = GenerationConfig(),
-) -> Callable[..., Generated]:
-    """``write(params, batch, key=None) -> Generated``: one text per example, its tokens without begin and end.
+) -> Callable[..., GeneratedTokens]:
+    """``write(params, batch, key=None) -> GeneratedTokens``: one text per example, its tokens without begin and end.
 
     ``begin``, ``end``: ids of the tokens that every text starts and ends with. ``key`` is for sampling; each example's
     text depends on the key and its ``index``.
@@ -387,7 +387,7 @@ def make_text_generator(
         tokens = jnp.full(each * len(memory.values), begin, jnp.int32)
         return start_decoding(net.decoder, params["decoder"], memory, tokens)
 
-    def write(params: Params, batch: Batch, key: Key | None = None) -> Generated:
+    def write(params: Params, batch: Batch, key: Key | None = None) -> GeneratedTokens:
         memory = net.encode(params, batch)
         room = dict(length=length - 1, end=end)
         if how == "ctc":

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.alignment import monotonic_alignment, spread
+from xmodal_jax.core.alignment import expand_durations, monotonic_alignment
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.losses.sequence import ctc
 from xmodal_jax.models.towers import (
@@ -166,7 +166,7 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
         labels = jnp.broadcast_to(jnp.arange(1, mask.shape[1] + 1), mask.shape)
         blank = jnp.full((*log_p.shape[:2], 1), -1.0)
         total = ctc(jnp.concatenate([blank, log_p], axis=2), there, labels, mask & (durations > 0)) / each
-        token, _, _ = spread(durations, there.shape[1])
+        token, _, _ = expand_durations(durations, there.shape[1])
         best = jnp.take_along_axis(log_p, token[:, :, None], axis=2)[:, :, 0]
         binary = -jnp.where(there, best, 0.0).sum(axis=1) / each
         wanted = mask.any(axis=1).astype(jnp.float32)

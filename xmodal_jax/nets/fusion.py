@@ -1,20 +1,22 @@
-"""Fusion of several modalities' tokens into one sequence and one vector: nine modules with one signature.
+"""Fusion of the tokens of several modalities into one sequence and one vector: nine modules with one signature.
 
-    ``module(tokens, present, keys=keys) -> Fused(tokens, pooled)``
+    ``module(tokens, present, keys=keys) -> FusionOutput(tokens, pooled)``
 
-``tokens``: ``{modality: Tokens [B, N_m, D_m]}``, any number of modalities, of any widths and lengths; ``present``:
-``{modality: [B] bool}``, where False says that the example lacks it (a modality left out of ``present`` is there).
-What a mask or ``present`` hides has no influence on the result and gets a gradient of exactly zero.
+``tokens`` is ``{modality: Tokens [B, N_m, D_m]}``: any number of modalities, of any widths and lengths. ``present`` is
+``{modality: [B] bool}``: False where an example lacks the modality; a modality that ``present`` does not name is
+present in every example, and one without tokens in none. What a mask or ``present`` hides does not influence the result
+and gets a gradient of exactly zero.
 
-Several examples may share the tokens of a modality, such as questions about one picture: of ``[B / n, N_m, D_m]``, row
-``i`` is that of the ``n`` examples from ``n i`` on. The result is that of the tokens repeated, at less cost.
+Several examples may share the tokens of a modality, such as questions about one image: row ``i`` of ``[B / n, N_m,
+D_m]`` then belongs to the examples ``n i`` to ``n i + n - 1``. The result equals that of repeated tokens, at less cost.
 
-``modalities`` is the order of the fused tokens (by default that of the names, since a mapping comes out of ``jit``
-sorted); its first is the one that "gated" and "film" build on. A modality of which there are no tokens at all counts as
-missing in every example.
+The field ``modalities`` is the order of the fused tokens; by default the modalities are sorted by name. The fusions
+"gated" and "film" update the tokens of the first modality with the others.
 
-Attention maps are recorded where they are asked for: ``module.apply(..., mutable=["intermediates"])`` returns them
-beside the result; `nets.attention_maps` reads them.
+Attention maps are recorded on request: ``module.apply(..., mutable=["intermediates"])`` returns them beside the result,
+and `nets.attention_maps` reads them.
+
+To add a fusion, write a subclass of `Fusion` with a ``fuse`` method and name it in `FUSIONS`.
 """
 
 from __future__ import annotations
@@ -36,70 +38,82 @@ from xmodal_jax.nets.transformer import MLP, TransformerBlock
 from xmodal_jax.types import ExampleKeys, Tokens
 
 
-class Fused(NamedTuple):
+class FusionOutput(NamedTuple):
     """What every fusion returns."""
 
     tokens: Tokens
+    """The fused sequence ``[B, N, width]`` with its mask."""
     pooled: Float[Array, "batch width"]
+    """One vector per example, float32."""
 
 
 BRANCH_SCALE = 0.1
-"""Size of the residual branches' weights at the start, against the usual: see `Fusion.block`."""
+"""Initial size of the residual branches' output weights, relative to the usual initialisation; see `Fusion.block`."""
 
 Streams = dict[str, Tokens]
-"""Tokens by modality, all of one width and with a mask."""
+"""Tokens by modality, all of the same width and with a mask."""
 
 
-class Shared(NamedTuple):
-    """Tokens of a modality that ``count`` examples side by side share."""
+class SharedTokens(NamedTuple):
+    """Tokens of a modality, each row of which belongs to ``count`` consecutive examples."""
 
     tokens: Tokens
-    there: Bool[Array, "batch"]
+    present: Bool[Array, "batch"]
     """Which examples have the modality."""
 
     @property
     def count(self) -> int:
-        return len(self.there) // len(self.tokens.values)
+        """Examples per row of the tokens."""
+        return len(self.present) // len(self.tokens.values)
 
     @property
-    def heard(self) -> Bool[Array, "batch"]:
-        """Which examples have content."""
-        return self.there & each(self.tokens.mask.any(axis=1), self.count)
+    def has_content(self) -> Bool[Array, "batch"]:
+        """Which examples have at least one valid token."""
+        return self.present & repeat_rows(self.tokens.mask.any(axis=1), self.count)
 
-    def of_each(self) -> Tokens:
-        """The tokens of each example."""
-        values, mask = (each(x, self.count) for x in self.tokens)
-        return Tokens(values, mask & self.there[:, None])
+    def repeated(self) -> Tokens:
+        """One row of tokens per example."""
+        values, mask = (repeat_rows(x, self.count) for x in self.tokens)
+        return Tokens(values, mask & self.present[:, None])
 
 
-def each(x: Array, count: int) -> Array:
-    """``[B / count, ...]`` to ``[B, ...]``."""
+def repeat_rows(x: Array, count: int) -> Array:
+    """Repeats every row ``count`` times: ``[B / count, ...]`` to ``[B, ...]``."""
     return x if count == 1 else jnp.repeat(x, count, axis=0)
 
 
-def content_mask(tokens: Tokens, there: Bool[Array, "batch"] | None = None) -> Bool[Array, "batch length"]:
-    """Which tokens hold content, of the examples that are ``there`` (None: all are)."""
+def content_mask(tokens: Tokens, present: Bool[Array, "batch"] | None = None) -> Bool[Array, "batch length"]:
+    """The mask of the valid tokens, all False in examples that are not ``present`` (None: all are)."""
     values, mask = tokens
     mask = jnp.ones(values.shape[:2], bool) if mask is None else mask
-    return mask if there is None else mask & there[:, None]
+    return mask if present is None else mask & present[:, None]
 
 
 class Fusion(nn.Module):
-    """What the fusions share: each modality's tokens projected to ``width``, with an embedding of the modality.
+    """Base class: projects the tokens of each modality to ``width``, adds an embedding of the modality and calls
+    `fuse`.
 
     Raises:
-      ValueError: no tokens at all, tokens or ``present`` of a modality that is not expected, or numbers of rows of
-        which one does not divide the other.
+      ValueError: there are no tokens; ``tokens`` or ``present`` name an unexpected modality; or the number of examples
+        is not a multiple of a modality's rows.
     """
 
     width: int = 128
+    """Width of the fused tokens."""
     depth: int = 2
+    """Number of layers."""
     heads: int = 4
+    """Attention heads."""
     mlp_ratio: float = 4.0
+    """Hidden size of the MLPs, as a multiple of ``width``."""
     dropout: float = 0.0
+    """Dropout rate."""
     drop_path: float = 0.0
+    """Probability with which training skips a residual branch of an example."""
     dtype: Any = None
+    """Type of the computation; None: that of the inputs. Parameters are float32."""
     modalities: tuple[str, ...] | None = None
+    """The order of the fused modalities; None: sorted by name."""
 
     @nn.compact
     def __call__(
@@ -108,7 +122,7 @@ class Fusion(nn.Module):
         present: Mapping[str, Bool[Array, "batch"]] | None = None,
         *,
         keys: ExampleKeys | None = None,
-    ) -> Fused:
+    ) -> FusionOutput:
         if not tokens:
             raise ValueError("fusion needs the tokens of at least one modality")
         unknown = set(present or {}) - set(tokens)
@@ -122,41 +136,51 @@ class Fusion(nn.Module):
             raise ValueError(
                 f"there are tokens of {sorted(unknown)[0]!r}; this fusion is of {', '.join(order)}"
             )
-        batch = batch_of(tokens, present)
+        batch = batch_size_of(tokens, present)
         streams = {}
         for name in order:
-            there = (present or {}).get(name, jnp.full(batch, name in tokens))
-            if name not in tokens:
-                nothing = jnp.zeros((batch, 0, self.width), self.dtype or jnp.float32)
-                streams[name] = Shared(Tokens(nothing, jnp.zeros((batch, 0), bool)), there)
-                continue
-            values = tokens[name].values
-            mask = content_mask(tokens[name], there.reshape(len(values), -1).any(axis=1))
-            # Zeroed before anything else, so that not even an infinity behind a mask matters.
-            values = jnp.where(mask[:, :, None], values, jnp.zeros_like(values))
-            values = nn.Dense(self.width, dtype=self.dtype, name=f"project_{name}")(values)
-            values = nn.LayerNorm(dtype=self.dtype, name=f"norm_{name}")(values)
-            kind = self.param(f"modality_{name}", nn.initializers.normal(0.02), (self.width,), jnp.float32)
-            values = keep_rows(values + kind.astype(values.dtype)[None, None, :])
-            streams[name] = Shared(Tokens(values, mask), there)
-        return self.meet(streams, keys)
+            is_present = (present or {}).get(name, jnp.full(batch, name in tokens))
+            if name in tokens:
+                streams[name] = SharedTokens(self.project(name, tokens[name], is_present), is_present)
+            else:
+                empty = jnp.zeros((batch, 0, self.width), self.dtype or jnp.float32)
+                streams[name] = SharedTokens(Tokens(empty, jnp.zeros((batch, 0), bool)), is_present)
+        return self.fuse_shared(streams, keys)
 
-    def meet(self, streams: dict[str, Shared], keys: ExampleKeys | None) -> Fused:
-        """`fuse`, of streams that examples share: repeated, unless a fusion can do with less."""
-        return self.fuse({name: stream.of_each() for name, stream in streams.items()}, keys)
+    def project(self, name: str, tokens: Tokens, present: Bool[Array, "batch"]) -> Tokens:
+        """The tokens of one modality, projected to ``width`` and with the embedding of the modality added."""
+        values = tokens.values
+        mask = content_mask(tokens, present.reshape(len(values), -1).any(axis=1))
+        # Zeroed before anything else, so that not even an infinity behind a mask matters.
+        values = jnp.where(mask[:, :, None], values, jnp.zeros_like(values))
+        values = nn.Dense(self.width, dtype=self.dtype, name=f"project_{name}")(values)
+        values = nn.LayerNorm(dtype=self.dtype, name=f"norm_{name}")(values)
+        modality = self.param(f"modality_{name}", nn.initializers.normal(0.02), (self.width,), jnp.float32)
+        return Tokens(keep_rows(values + modality.astype(values.dtype)[None, None, :]), mask)
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
+    def fuse_shared(self, streams: dict[str, SharedTokens], keys: ExampleKeys | None) -> FusionOutput:
+        """`fuse` for tokens that several examples may share. Repeats them; a fusion that can do with less overrides
+        this."""
+        return self.fuse({name: stream.repeated() for name, stream in streams.items()}, keys)
+
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        """Fuses the projected tokens: what a subclass defines."""
         raise NotImplementedError
 
     @nn.nowrap
-    def layout(self, path: str, order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What the queries and the keys of the map recorded at ``path`` are: modalities in order; "" is learned
-        tokens. ``order``: the modalities of the fusion."""
+    def map_axes(self, path: str, order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The modalities along the query axis and along the key axis of the attention map recorded at ``path``.
+
+        "" stands for learned tokens. ``order``: the modalities of the fusion.
+        """
         return order, order
 
     def block(self, layer: int, name: str, **options) -> TransformerBlock:
-        # Starting near the identity: blocks that start by mixing the tokens at random keep the gradient from the
-        # encoders below, which then hardly learn (a convolutional network not at all in 600 steps).
+        """A transformer block that starts near the identity.
+
+        Blocks that at first mix the tokens at random keep the gradient from the encoders below, which then hardly learn
+        (a convolutional network not at all in 600 steps).
+        """
         shared = dict(
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
@@ -166,15 +190,15 @@ class Fusion(nn.Module):
         )
         return TransformerBlock(self.heads, **shared, **options, name=f"{name}_{layer}")
 
-    def finish(self, tokens: Tokens) -> Fused:
-        """Layer norm, and the mean over the content."""
+    def normalize_and_pool(self, tokens: Tokens) -> FusionOutput:
+        """Layer norm, and the mean over the valid tokens."""
         values = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens.values)
         tokens = Tokens(values, tokens.mask)
-        return Fused(tokens, Pool("mean", name="pool")(tokens))
+        return FusionOutput(tokens, Pool("mean", name="pool")(tokens))
 
 
 def concatenate(streams: Streams, without: str | None = None) -> Tokens:
-    """One sequence of all modalities, in order, but for ``without``."""
+    """One sequence of the tokens of all modalities, in order, except those of ``without``."""
     parts = [stream for name, stream in streams.items() if name != without]
     return Tokens(
         jnp.concatenate([part.values for part in parts], axis=1),
@@ -182,11 +206,11 @@ def concatenate(streams: Streams, without: str | None = None) -> Tokens:
     )
 
 
-def batch_of(tokens: Mapping[str, Tokens], present: Mapping[str, Array] | None = None) -> int:
-    """The number of examples: the most rows that there are; each modality's number divides it."""
-    rows = {name: len(t.values) for name, t in tokens.items()}
-    batch = max([*rows.values(), *(len(there) for there in (present or {}).values())])
-    for name, count in rows.items():
+def batch_size_of(tokens: Mapping[str, Tokens], present: Mapping[str, Array] | None = None) -> int:
+    """The number of examples: the largest number of rows of any modality, a multiple of those of the others."""
+    row_counts = {name: len(t.values) for name, t in tokens.items()}
+    batch = max([*row_counts.values(), *(len(is_present) for is_present in (present or {}).values())])
+    for name, count in row_counts.items():
         if batch % count:
             raise ValueError(
                 f"{count} rows of {name} cannot be shared by {batch} examples: no whole number for each"
@@ -195,119 +219,125 @@ def batch_of(tokens: Mapping[str, Tokens], present: Mapping[str, Array] | None =
 
 
 def learned_tokens(module: nn.Module, name: str, count: int, batch: int) -> Array:
-    """``[B, count, width]``, the same for every example."""
+    """``count`` learned tokens ``[B, count, width]``, equal in all examples."""
     table = module.param(name, nn.initializers.normal(0.02), (count, module.width), jnp.float32)
     return jnp.broadcast_to(table[None], (batch, *table.shape)).astype(module.dtype or jnp.float32)
 
 
 class CoAttention(Fusion):
-    """Two streams that attend to each other (any number here): per layer, each modality's tokens attend to
-    themselves, then to those of all the others, then an MLP. ViLBERT: Lu et al. 2019, arXiv:1908.02265, sec. 2.1.
+    """One stream per modality: in each layer its tokens attend to themselves, then to the tokens of all other
+    modalities, then an MLP follows. ViLBERT: Lu et al. 2019, arXiv:1908.02265, sec. 2.1, with any number of streams.
 
-    With one modality alone the other streams are empty, and the attention to them adds its output's bias.
+    Where only one modality is present, the attention to the others adds the bias of its output.
     """
 
     @nn.nowrap
-    def layout(self, path, order):
-        own = re.search(r"layers_(\w+)_\d+", path)[1]
-        return (own,), tuple(m for m in order if m != own) if "cross" in path else (own,)
+    def map_axes(self, path, order):
+        modality = re.search(r"layers_(\w+)_\d+", path)[1]
+        others = tuple(m for m in order if m != modality)
+        return (modality,), others if "cross" in path else (modality,)
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
         for layer in range(self.depth):
-            new = {}
+            updated = {}
             for name, (values, mask) in streams.items():
                 block = self.block(layer, f"layers_{name}", cross=len(streams) > 1)
                 others = concatenate(streams, without=name) if len(streams) > 1 else (None, None)
-                new[name] = Tokens(block(values, mask, *others, fold_in_layer(keys, layer)), mask)
-            streams = new
-        return self.finish(concatenate(streams))
+                updated[name] = Tokens(block(values, mask, *others, fold_in_layer(keys, layer)), mask)
+            streams = updated
+        return self.normalize_and_pool(concatenate(streams))
 
 
 class MergedAttention(Fusion):
-    """One stream: all tokens in one transformer. UNITER and others: Chen et al. 2020, arXiv:1909.11740, sec. 3.1."""
+    """One stream: a transformer over the tokens of all modalities. UNITER and others: Chen et al. 2020,
+    arXiv:1909.11740, sec. 3.1."""
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
         values, mask = concatenate(streams)
         for layer in range(self.depth):
             values = self.block(layer, "layers")(values, mask, keys=fold_in_layer(keys, layer))
-        return self.finish(Tokens(values, mask))
+        return self.normalize_and_pool(Tokens(values, mask))
 
 
 class BottleneckAttention(Fusion):
-    """Each modality attends to itself and to a few shared tokens, through which alone modalities meet:
+    """Each modality attends to itself and to a few bottleneck tokens, the only path between modalities:
 
-    ``[z_m ; b_m] = block_m([z_m ; b])``, ``b`` = the mean of ``b_m`` over the modalities that are present.
-    MBT: Nagrani et al. 2021, arXiv:2107.00135, eq. 8-9 (the mean over all; here over those present).
+    ``[z_m ; b_m] = block_m([z_m ; b])``, then ``b`` is the mean of ``b_m`` over the modalities that are present.
+    MBT: Nagrani et al. 2021, arXiv:2107.00135, eq. 8-9 (there the mean over all modalities).
     """
 
     bottlenecks: int = 4
+    """Bottleneck tokens."""
 
     @nn.nowrap
-    def layout(self, path, order):
-        own = (re.search(r"layers_(\w+)_\d+", path)[1], "")
-        return own, own
+    def map_axes(self, path, order):
+        axis = (re.search(r"layers_(\w+)_\d+", path)[1], "")
+        return axis, axis
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
         batch = len(next(iter(streams.values())).values)
         shared = learned_tokens(self, "bottleneck", self.bottlenecks, batch)
-        always = jnp.ones((batch, self.bottlenecks), bool)
-        there = {name: stream.mask.any(axis=1)[:, None, None] for name, stream in streams.items()}
-        count = jnp.maximum(sum(t.astype(jnp.float32) for t in there.values()), 1.0)
+        all_valid = jnp.ones((batch, self.bottlenecks), bool)
+        present = {name: stream.mask.any(axis=1)[:, None, None] for name, stream in streams.items()}
+        count = jnp.maximum(sum(p.astype(jnp.float32) for p in present.values()), 1.0)
         for layer in range(self.depth):
-            new, total = {}, jnp.zeros_like(shared, jnp.float32)
+            updated, total = {}, jnp.zeros_like(shared, jnp.float32)
             for name, (values, mask) in streams.items():
                 joined = jnp.concatenate([values, shared], axis=1)
-                full = jnp.concatenate([mask, always], axis=1)
-                out = self.block(layer, f"layers_{name}")(joined, full, keys=fold_in_layer(keys, layer))
-                new[name] = Tokens(out[:, : -self.bottlenecks], mask)
-                total += jnp.where(there[name], out[:, -self.bottlenecks :], 0.0)
-            streams = new
-            nobody = ~jnp.stack(list(there.values())).any(axis=0)
-            shared = jnp.where(nobody, shared, (total / count).astype(shared.dtype))
+                joined_mask = jnp.concatenate([mask, all_valid], axis=1)
+                out = self.block(layer, f"layers_{name}")(
+                    joined, joined_mask, keys=fold_in_layer(keys, layer)
+                )
+                updated[name] = Tokens(out[:, : -self.bottlenecks], mask)
+                total += jnp.where(present[name], out[:, -self.bottlenecks :], 0.0)
+            streams = updated
+            none_present = ~jnp.stack(list(present.values())).any(axis=0)
+            shared = jnp.where(none_present, shared, (total / count).astype(shared.dtype))
         values, mask = concatenate(streams)
-        return self.finish(
-            Tokens(jnp.concatenate([shared, values], axis=1), jnp.concatenate([always, mask], axis=1))
+        return self.normalize_and_pool(
+            Tokens(jnp.concatenate([shared, values], axis=1), jnp.concatenate([all_valid, mask], axis=1))
         )
 
 
 class GatedCrossAttention(Fusion):
-    """The first modality's tokens, and a learned one, attend to all the others through gates that start closed:
+    """The tokens of the first modality, and a learned token, attend to all others through gates that start closed:
 
     ``x += tanh(a) attention(LN x, others)``, ``x += tanh(c) MLP(LN x)``, then a block of self-attention; ``a`` and
     ``c`` start at 0. Flamingo: Alayrac et al. 2022, arXiv:2204.14198, fig. 4 and sec. 2.2.
 
-    The learned token is always there, so that the others are heard where the first modality is missing.
+    The learned token is always valid, so that the other modalities count where the first one is missing.
     """
 
     @nn.nowrap
-    def layout(self, path, order):
-        own = ("", order[0])
-        return own, order[1:] if path.startswith("cross") else own
+    def map_axes(self, path, order):
+        queries = ("", order[0])
+        return queries, order[1:] if path.startswith("cross") else queries
 
-    def meet(self, streams: dict[str, Shared], keys: ExampleKeys | None) -> Fused:
+    def fuse_shared(self, streams: dict[str, SharedTokens], keys: ExampleKeys | None) -> FusionOutput:
         (_, first), *rest = streams.items()
-        values, mask = prepend_class_token(self, *first.of_each())
+        values, mask = prepend_class_token(self, *first.repeated())
         if len(rest) > 1:
-            others = concatenate({name: stream.of_each() for name, stream in rest})
-            rest = [("others", Shared(others, others.mask.any(axis=1)))]
+            others = concatenate({name: stream.repeated() for name, stream in rest})
+            rest = [("others", SharedTokens(others, others.mask.any(axis=1)))]
         for layer in range(self.depth):
-            now = fold_in_layer(keys, layer)
+            layer_keys = fold_in_layer(keys, layer)
             for _, others in rest:
-                values = self.gated(values, others, layer, now)
-            values = self.block(layer, "layers")(values, mask, keys=now)
-        return self.finish(Tokens(values, mask))
+                values = self.gated_cross_attention(values, others, layer, layer_keys)
+            values = self.block(layer, "layers")(values, mask, keys=layer_keys)
+        return self.normalize_and_pool(Tokens(values, mask))
 
-    def gated(self, x, others: Shared, layer: int, keys):
+    def gated_cross_attention(self, x, others: SharedTokens, layer: int, keys):
+        """The two gated residual branches of one layer: attention to ``others`` and an MLP."""
+
         def gate(name):
-            return jnp.tanh(
-                self.param(f"{name}_gate_{layer}", nn.initializers.zeros, (), jnp.float32)
-            ).astype(x.dtype)
+            weight = self.param(f"{name}_gate_{layer}", nn.initializers.zeros, (), jnp.float32)
+            return jnp.tanh(weight).astype(x.dtype)
 
         y = nn.LayerNorm(dtype=self.dtype, name=f"cross_norm_{layer}")(x)
         attend = MultiHeadAttention(self.heads, dtype=self.dtype, name=f"cross_attention_{layer}")
         y = Dropout(self.dropout, name=f"cross_dropout_{layer}")(attend(y, *others.tokens), keys)
-        # Where nobody else is there the attention is its output's bias alone: let it say nothing.
-        x = x + gate("attention") * jnp.where(others.heard[:, None, None], y, jnp.zeros_like(y))
+        # Without valid tokens to attend to, the attention is the bias of its output alone: leave it out.
+        x = x + gate("attention") * jnp.where(others.has_content[:, None, None], y, jnp.zeros_like(y))
         y = nn.LayerNorm(dtype=self.dtype, name=f"cross_mlp_norm_{layer}")(x)
         y = Dropout(self.dropout, name=f"mlp_dropout_{layer}")(
             MLP(self.mlp_ratio, self.dtype, name=f"cross_mlp_{layer}")(y), keys
@@ -316,129 +346,129 @@ class GatedCrossAttention(Fusion):
 
 
 class PerceiverResampler(Fusion):
-    """A fixed number of learned queries attend to all tokens and to themselves: ``[B, queries, width]`` however many
-    tokens there are.
+    """A fixed number of learned queries attend to all tokens and to themselves; the result is ``[B, queries, width]``.
 
     ``x += attention(LN x, [LN tokens ; LN x])``, ``x += MLP(LN x)``. Flamingo: arXiv:2204.14198, app. A.1.1, fig. 5;
     after Perceiver, Jaegle et al. 2021, arXiv:2103.03206.
     """
 
     queries: int = 16
+    """Learned queries."""
 
     @nn.nowrap
-    def layout(self, path, order):
+    def map_axes(self, path, order):
         return ("",), (*order, "")
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
         values, mask = concatenate(streams)
         x = learned_tokens(self, "query", self.queries, len(values))
-        always = jnp.ones(x.shape[:2], bool)
+        all_valid = jnp.ones(x.shape[:2], bool)
         for layer in range(self.depth):
-            norm = lambda what, y, layer=layer: nn.LayerNorm(dtype=self.dtype, name=f"{what}_{layer}")(y)
-            now = fold_in_layer(keys, layer)
+            norm = lambda name, y, layer=layer: nn.LayerNorm(dtype=self.dtype, name=f"{name}_{layer}")(y)
+            layer_keys = fold_in_layer(keys, layer)
             y = norm("query_norm", x)
-            seen = jnp.concatenate([norm("token_norm", values), y], axis=1)
+            attended = jnp.concatenate([norm("token_norm", values), y], axis=1)
+            attended_mask = jnp.concatenate([mask, all_valid], axis=1)
             attend = MultiHeadAttention(self.heads, dtype=self.dtype, name=f"attention_{layer}")
-            x = x + self.drop(
-                attend(y, seen, jnp.concatenate([mask, always], axis=1)), "attention", layer, now
-            )
+            x = x + self.drop(attend(y, attended, attended_mask), "attention", layer, layer_keys)
             y = MLP(self.mlp_ratio, self.dtype, BRANCH_SCALE, name=f"mlp_{layer}")(norm("mlp_norm", x))
-            x = keep_rows(x + self.drop(y, "mlp", layer, now))
-        return self.finish(Tokens(x, always))
+            x = keep_rows(x + self.drop(y, "mlp", layer, layer_keys))
+        return self.normalize_and_pool(Tokens(x, all_valid))
 
     def drop(self, branch, name, layer, keys):
+        """Dropout and drop path of a residual branch."""
         branch = Dropout(self.dropout, name=f"{name}_dropout_{layer}")(branch, keys)
         return DropPath(self.drop_path, name=f"{name}_drop_path_{layer}")(branch, keys)
 
 
-def pooled_streams(streams: Streams) -> dict[str, Array]:
-    """The mean token of each modality in float32; zeros where it is missing."""
+def mean_tokens(streams: Streams) -> dict[str, Array]:
+    """The mean of each modality's tokens, float32 ``[B, width]``; zeros where it is missing."""
     return {name: Pool("mean", parent=None).apply({}, stream) for name, stream in streams.items()}
 
 
-def as_token(x: Array) -> Fused:
-    """A fused vector as the one token that it is."""
-    return Fused(Tokens(x[:, None, :], None), x)
+def output_of_vector(x: Array) -> FusionOutput:
+    """The result of a fusion that gives one vector ``[B, width]``: the vector is also its only token."""
+    return FusionOutput(Tokens(x[:, None, :], None), x)
 
 
 class Concatenation(Fusion):
-    """The modalities' mean tokens side by side (zeros for one that is missing), and ``depth`` hidden layers."""
+    """An MLP of ``depth`` hidden layers over the concatenated mean tokens of the modalities (zeros if missing)."""
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
-        x = jnp.concatenate(list(pooled_streams(streams).values()), axis=-1)
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        x = jnp.concatenate(list(mean_tokens(streams).values()), axis=-1)
         for layer in range(self.depth):
             x = nn.gelu(
                 nn.Dense(int(self.mlp_ratio * self.width), dtype=self.dtype, name=f"hidden_{layer}")(x)
             )
             x = Dropout(self.dropout, name=f"dropout_{layer}")(x, keys)
-        return as_token(nn.Dense(self.width, dtype=self.dtype, name="out")(x).astype(jnp.float32))
+        return output_of_vector(nn.Dense(self.width, dtype=self.dtype, name="out")(x).astype(jnp.float32))
 
 
 class AdditiveAttention(Fusion):
-    """One weight per token of all modalities, ``softmax(v . tanh(W x))``, and an MLP of the weighted mean.
+    """The mean of all tokens weighted by ``softmax(v . tanh(W x))``, then an MLP.
 
     Bahdanau et al. 2015, arXiv:1409.0473, app. A.1.2, with a learned query.
     """
 
     @nn.nowrap
-    def layout(self, path, order):
+    def map_axes(self, path, order):
         return ("",), order
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
         values, mask = concatenate(streams)
         hidden = jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(values))
-        scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[:, :, 0].astype(
-            jnp.float32
-        )
+        scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[:, :, 0]
+        scores = scores.astype(jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=1)
         weights = jnp.where(mask.any(axis=1, keepdims=True), weights, 0.0)
         self.sow("intermediates", "weights", weights[:, None, None, :])
         x = jnp.einsum("bn,bnd->bd", weights, values.astype(jnp.float32))
         x = Dropout(self.dropout, name="dropout")(x, keys)
         mlp = MLP(self.mlp_ratio, self.dtype, name="mlp")(nn.LayerNorm(name="mlp_norm")(x)[:, None, :])
-        return as_token(x + mlp[:, 0].astype(jnp.float32))
+        return output_of_vector(x + mlp[:, 0].astype(jnp.float32))
 
 
 class LowRankBilinear(Fusion):
-    """Every product of the modalities' features, by factors of low rank, without their tensor:
+    """All products of the modalities' features, by a low-rank factorisation of their weight tensor:
 
-    ``h = sum_r prod_m W_m^r [z_m ; 1]``, ``z_m`` the mean token (zeros for a missing modality, which leaves the
-    products of the others). LMF: Liu et al. 2018, arXiv:1806.00064, eq. 7.
+    ``h = sum_r prod_m W_m^r [z_m ; 1]``, with ``z_m`` the mean token. A missing modality has ``z_m = 0``, which leaves
+    the products of the others. LMF: Liu et al. 2018, arXiv:1806.00064, eq. 7.
     """
 
     rank: int = 8
+    """Rank of the factorisation."""
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
         product = jnp.ones((), jnp.float32)
-        for name, z in pooled_streams(streams).items():
+        for name, z in mean_tokens(streams).items():
             shape = (self.rank, self.width)
-            # The constant's weight starts at 1, so that a modality that says nothing leaves the others as they are.
+            # The constant's weight starts at 1, so that a modality of zeros does not change the product of the others.
             factor = nn.DenseGeneral(
                 shape, dtype=self.dtype, bias_init=nn.initializers.ones, name=f"factor_{name}"
             )
             product = product * factor(z).astype(jnp.float32)
         x = product.mean(axis=1)
         x = Dropout(self.dropout, name="dropout")(nn.LayerNorm(name="mlp_norm")(x), keys)
-        return as_token(
+        return output_of_vector(
             x + MLP(self.mlp_ratio, self.dtype, name="mlp")(x[:, None, :])[:, 0].astype(jnp.float32)
         )
 
 
 class FiLM(Fusion):
-    """The others scale and shift the first modality's features: ``x = x (1 + gamma) + beta`` in every block.
+    """The other modalities scale and shift the features of the first: ``x = x (1 + gamma) + beta`` before every block.
 
-    ``gamma`` and ``beta`` are linear in the others' mean tokens, one pair per layer, and start at 0. A learned token
-    carries what the others say where the first modality is missing. Perez et al. 2018, arXiv:1709.07871, eq. 2.
+    ``gamma`` and ``beta`` are linear in the mean tokens of the others, one pair per layer, and start at 0. A learned
+    token lets them count where the first modality is missing. Perez et al. 2018, arXiv:1709.07871, eq. 2.
     """
 
     @nn.nowrap
-    def layout(self, path, order):
+    def map_axes(self, path, order):
         return ("", order[0]), ("", order[0])
 
-    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> Fused:
+    def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
         first = next(iter(streams))
         values, mask = prepend_class_token(self, *streams[first])
-        others = [z for name, z in pooled_streams(streams).items() if name != first]
+        others = [z for name, z in mean_tokens(streams).items() if name != first]
         for layer in range(self.depth):
             if others:
                 film = nn.Dense(
@@ -447,7 +477,7 @@ class FiLM(Fusion):
                 gamma, beta = jnp.split(film[:, None, :].astype(values.dtype), 2, axis=-1)
                 values = values * (1 + gamma) + beta
             values = self.block(layer, "layers")(values, mask, keys=fold_in_layer(keys, layer))
-        return self.finish(Tokens(values, mask))
+        return self.normalize_and_pool(Tokens(values, mask))
 
 
 FUSIONS: dict[str, type[Fusion]] = {
@@ -461,10 +491,11 @@ FUSIONS: dict[str, type[Fusion]] = {
     "bilinear": LowRankBilinear,
     "film": FiLM,
 }
+"""The fusions by name."""
 
 
 def build_fusion(kind: str, **options) -> Fusion:
-    """The fusion called ``kind``.
+    """The fusion of the name ``kind``, with the fields ``options``.
 
     Raises:
       ValueError: there is none of that name.

@@ -1,4 +1,4 @@
-"""Text to the frames of speech, all at once: tokens, spread over as many frames as each lasts, to log-mel frames."""
+"""Networks of speech synthesis: text tokens to durations, and tokens repeated over their frames to log-mel frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from xmodal_jax.core.alignment import spread
+from xmodal_jax.core.alignment import expand_durations
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.conv import Conv, zero_behind
 from xmodal_jax.nets.dropout import Dropout
@@ -18,13 +18,19 @@ from xmodal_jax.types import ExampleKeys, Tokens
 
 
 class ConvStack(nn.Module):
-    """``depth`` residual blocks (layer norm, convolution over time, GELU, dense layer) and a final norm: ``[B, T, D]``
-    to the same. What lies behind the mask is zero before each convolution, as beyond the end."""
+    """Residual blocks of layer norm, convolution over time, GELU and dense layer, and a final norm.
+
+    ``[B, T, D]`` to ``[B, T, D]``. Masked positions are zero before each convolution, like those beyond the ends.
+    """
 
     depth: int
+    """Number of blocks."""
     kernel: int = 5
+    """Width of the convolutions, in positions."""
     dropout: float = 0.0
+    """Dropout rate of the residual branches."""
     dtype: Any = None
+    """Type of the computation; None: that of the inputs."""
 
     @nn.compact
     def __call__(
@@ -43,16 +49,19 @@ class ConvStack(nn.Module):
 
 
 class Aligner(nn.Module):
-    """How well each token suits each frame, log-probabilities over the tokens ``[B, T, N]``.
+    """The log-probability of each token given each frame, ``[B, T, N]``.
 
-    ``-|q_t - k_n|^2 / A`` of ``A`` features of a frame's and of a token's neighbourhood each, and a prior that
-    prefers the diagonal, ``-(n / N - t / T)^2 / 2 sigma^2``; softmax over the example's own tokens. Badlani et al.
-    2022, arXiv:2108.10447, sec. 2.1, with the penalty of Tachibana et al. 2018, arXiv:1710.08969, sec. 4.1, as prior.
+    A softmax over the valid tokens of ``-|q_t - k_n|^2 / A - (n / N - t / T)^2 / 2 sigma^2``: the distance between
+    ``A`` features of the frame and of the token, and a prior that prefers the diagonal. Badlani et al. 2022,
+    arXiv:2108.10447, sec. 2.1; the prior is the penalty of Tachibana et al. 2018, arXiv:1710.08969, sec. 4.1.
     """
 
     vocab_size: int
+    """Size of the vocabulary."""
     features: int = 64
+    """Features of a frame and of a token."""
     sigma: float = 0.2
+    """Standard deviation of the prior, as a fraction of the lengths."""
 
     @nn.compact
     def __call__(
@@ -68,34 +77,40 @@ class Aligner(nn.Module):
         q = nn.gelu(Conv(2 * self.features, (3,), name="mel_conv")(zero_behind(mel, mel_mask)))
         q = nn.gelu(nn.Dense(self.features, name="mel_dense_0")(q))
         q = nn.Dense(self.features, name="mel_dense_1")(q)
-        apart = (
+        squared_distance = (
             jnp.square(q).sum(-1)[:, :, None] - 2 * q @ k.transpose(0, 2, 1) + jnp.square(k).sum(-1)[:, None]
         )
-        place = lambda mask: (
+        position = lambda mask: (
             jnp.arange(mask.shape[1])[None, :] / jnp.maximum(mask.sum(axis=1)[:, None] - 1, 1)
         )
-        off = place(mel_mask)[:, :, None] - place(text_mask)[:, None, :]
-        logits = -apart / self.features - jnp.square(off) / (2 * self.sigma**2)
+        off_diagonal = position(mel_mask)[:, :, None] - position(text_mask)[:, None, :]
+        logits = -squared_distance / self.features - jnp.square(off_diagonal) / (2 * self.sigma**2)
         logits = jnp.where(text_mask[:, None, :], logits, jnp.finfo(logits.dtype).min / 2)
         return jax.nn.log_softmax(logits, axis=-1)
 
 
 class SpeechNet(nn.Module):
-    """A text encoder, a voice, durations, and a decoder from frames of tokens to log-mel frames.
+    """Text encoder, speaker embedding, duration predictor, aligner and decoder of log-mel frames.
 
-    ``durations`` gives the logarithm of one plus the frames that each token lasts; `decode` spreads the tokens over
-    given durations. After FastSpeech 2 (Ren et al. 2021, arXiv:2006.04558), without its pitch and energy.
+    FastSpeech 2 (Ren et al. 2021, arXiv:2006.04558) without its pitch and energy.
     """
 
     text: nn.Module
-    """Text to tokens."""
+    """Text encoder."""
     vocab_size: int
+    """Size of the vocabulary."""
     speakers: int
+    """Number of speakers."""
     mels: int
+    """Mel bands of a frame."""
     width: int
+    """Width of the tokens and of the decoder."""
     depth: int = 4
+    """Convolutional blocks of the decoder."""
     kernel: int = 5
+    """Width of the decoder's convolutions, in frames."""
     dropout: float = 0.0
+    """Dropout rate of the decoder and of the duration predictor."""
 
     def setup(self):
         self.speaker = nn.Embed(self.speakers, self.width)
@@ -113,13 +128,13 @@ class SpeechNet(nn.Module):
         speaker: Int[Array, "batch"],
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The text's tokens, as ``speaker`` would say them."""
+        """Tokens of the text, with the embedding of the speaker added."""
         tokens = self.text(text, mask, keys=keys)
         voice = self.speaker(jnp.clip(speaker, 0, self.speakers - 1))
         return Tokens(tokens.values + voice[:, None, :], mask)
 
     def durations(self, tokens: Tokens, keys: ExampleKeys | None = None) -> Float[Array, "batch length"]:
-        """``log(1 + frames)`` of each token; no gradient flows to the tokens."""
+        """The predicted ``log(1 + frames)`` of each token; no gradient flows to the tokens."""
         keys = None if keys is None else fold_in_name(keys, "durations")
         x = self.duration(jax.lax.stop_gradient(tokens.values), tokens.mask, keys)
         return self.duration_out(x)[:, :, 0]
@@ -131,23 +146,23 @@ class SpeechNet(nn.Module):
         frames: int,
         keys: ExampleKeys | None = None,
     ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
-        """Log-mel frames (standardised) and which of them there are."""
-        token, part, mask = spread(durations, frames)
+        """``(log_mel, mask)``: standardised log-mel frames of tokens that last ``durations`` frames each."""
+        token, position, mask = expand_durations(durations, frames)
         x = jnp.take_along_axis(tokens.values, token[:, :, None], axis=1)
-        # How far into its token a frame lies, and how long that token lasts.
-        own = jnp.take_along_axis(durations, token, axis=1)
-        places = jnp.stack([part, 1 - part, jnp.log1p(own.astype(jnp.float32))], axis=-1)
-        x = self.enter(jnp.concatenate([x, places], axis=-1))
+        # The position of the frame within its token, and the duration of that token.
+        duration = jnp.take_along_axis(durations, token, axis=1)
+        timing = jnp.stack([position, 1 - position, jnp.log1p(duration.astype(jnp.float32))], axis=-1)
+        x = self.enter(jnp.concatenate([x, timing], axis=-1))
         x = x + sincos_positions(frames, self.width)[None]
         keys = None if keys is None else fold_in_name(keys, "decoder")
         return zero_behind(self.leave(self.decoder(zero_behind(x, mask), mask, keys)), mask), mask
 
     def align(self, text, text_mask, mel, mel_mask) -> Float[Array, "batch frames length"]:
-        """See `Aligner`."""
+        """The log-probability of each token given each frame; see `Aligner`."""
         return self.aligner(text, text_mask, mel, mel_mask)
 
     def __call__(self, text, mask, speaker, mel, mel_mask):
-        """All parts, for initialisation."""
+        """Calls all parts, to initialise their parameters."""
         tokens = self.encode(text, mask, speaker)
         self.align(text, mask, mel, mel_mask)
         return self.durations(tokens), self.decode(tokens, jnp.ones(text.shape, jnp.int32), mel.shape[1])

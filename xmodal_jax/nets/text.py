@@ -1,4 +1,4 @@
-"""Text: token ids to tokens, and tokens of anything to the next token id."""
+"""Transformers over text: an encoder of token ids, and a decoder that predicts the next token."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from xmodal_jax.types import ExampleKeys, Tokens
 
 
 class TextTransformer(TransformerEncoder):
-    """Ids ``[B, L]`` to ``[B, (1 +) L, width]``: embedding, positions, transformer.
+    """Text encoder: token ids ``[B, L]`` to tokens ``[B, (1 +) L, width]``, by embedding, positions and transformer.
 
-    Bidirectional unless ``causal``. ``mask [B, L]`` is True on content; None means ``ids != 0`` (0 is
-    padding). An id outside ``[0, vocab_size)`` takes the nearest valid one's embedding (JAX clips indices).
-    With ``class_token`` a learned token is prepended.
+    ``mask [B, L]`` is True on valid ids; None means ``ids != 0`` (0 is padding). An id outside ``[0, vocab_size)``
+    takes the embedding of the nearest valid id. With ``class_token`` a learned token comes first.
 
     Raises:
-      ValueError: ``L > max_length``, or ``causal`` with ``class_token`` (a first token that sees nothing).
+      ValueError: ``L > max_length``, or ``causal`` with ``class_token`` (the first token would attend to nothing else).
     """
 
     vocab_size: int
+    """Size of the vocabulary."""
     max_length: int
+    """The largest number of ids."""
     causal: bool = False
+    """Whether a token attends to itself and earlier ones only."""
 
     @nn.compact
     def __call__(
@@ -49,26 +51,30 @@ class TextTransformer(TransformerEncoder):
 
 
 class TextDecoder(SizedTransformer):
-    """Logits of the next token: ids ``[B, L]`` and what the text is about, tokens ``[B, M, D]``, to ``[B, L, vocab]``.
+    """Text decoder: logits of the next token, float32 ``[B, L, vocab]``, from ids ``[B, L]`` and tokens of the source.
 
-    A causal transformer with cross-attention to ``memory``, whose output is compared with the tokens' embeddings (tied:
-    Press and Wolf 2017, arXiv:1608.05859). Float32 logits; position ``t`` sees the ids up to ``t``. Without ``cross``
-    there is no memory: a language model. The first ``text_depth`` of the ``depth`` layers see the text alone and end in
-    a norm of their own, so that what they make of it can be compared with other modalities (CoCa, Yu et al. 2022,
-    arXiv:2205.01917, sec. 3.2); ``states`` gives that back as well, ``[B, L, width]``.
+    A causal transformer with cross-attention to ``memory``, the source's tokens ``[B, M, D]``. Logits after position
+    ``t`` depend on the ids up to ``t``. The output layer is the transposed embedding (Press and Wolf 2017,
+    arXiv:1608.05859). The first ``text_depth`` layers have no cross-attention and end in a norm of their own, so that
+    their output can be compared with other modalities (CoCa, Yu et al. 2022, arXiv:2205.01917, sec. 3.2); with
+    ``states`` it is returned as well, ``[B, L, width]``.
 
-    One token at a time, ``position`` is its place and the collection ``cache`` holds what the earlier tokens left,
-    ``memory`` the keys and values of the memory (see `nets.attention.MultiHeadAttention`), of which several rows of
-    ``inputs`` may share one. The result equals that of all tokens at once.
+    To decode one token at a time, give its ``position`` and make the collections "cache" (keys and values of earlier
+    tokens) and "memory" (those of the source) mutable; see `nets.attention.MultiHeadAttention`. Several rows of
+    ``inputs`` may share a row of ``memory``. The result equals that of all tokens at once.
 
     Raises:
       ValueError: ``L > max_length``, or a memory without ``cross`` or the reverse.
     """
 
     vocab_size: int
+    """Size of the vocabulary."""
     max_length: int
+    """The largest number of ids."""
     cross: bool = True
+    """Whether there is cross-attention; without it the decoder is a language model."""
     text_depth: int = 0
+    """Of the ``depth`` layers, the first ones without cross-attention."""
 
     @nn.compact
     def __call__(
@@ -84,19 +90,19 @@ class TextDecoder(SizedTransformer):
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="embed"
         )
         x = embed(jnp.clip(inputs, 0, self.vocab_size - 1))
-        offset, seen = 0, None
+        offset, mask = 0, None
         if position is not None:
             offset = position
-            seen = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (len(x), self.max_length))
+            mask = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (len(x), self.max_length))
         x = Positions((self.max_length,), self.positions, name="positions")(x, offset)
         x = Dropout(self.dropout, name="dropout")(x, keys)
         if self.text_depth:
-            read = self.transformer(causal=True, depth=self.text_depth, name="text_transformer")
-            # Other draws than those of the layers that follow, which are counted from 0 again.
-            own = None if keys is None else fold_in_name(keys, "text")
-            x = read(x, seen, keys=own, position=position)
-        text = x
-        attend = self.transformer(causal=True, cross=self.cross, depth=self.depth - self.text_depth)
-        x = attend(x, seen, *(memory or (None, None)), keys=keys, position=position)
+            text_layers = self.transformer(causal=True, depth=self.text_depth, name="text_transformer")
+            # Other random draws than in the layers that follow, whose numbers begin at 0 again.
+            text_keys = None if keys is None else fold_in_name(keys, "text")
+            x = text_layers(x, mask, keys=text_keys, position=position)
+        text_states = x
+        layers = self.transformer(causal=True, cross=self.cross, depth=self.depth - self.text_depth)
+        x = layers(x, mask, *(memory or (None, None)), keys=keys, position=position)
         logits = embed.attend(x.astype(jnp.float32))
-        return (logits, text) if states else logits
+        return (logits, text_states) if states else logits

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from xmodal_jax.evaluation.speech import Utterances
-from xmodal_jax.metrics.text import compare_words
+from xmodal_jax.metrics.text import align_words
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.report.figures import INK, WIDTH
 from xmodal_jax.report.page import Audio, MarkedText, Report
@@ -37,7 +37,7 @@ def add_speech(
         cells = []
         for k in rows:
             sounds = [Audio(np.asarray(each.waves[k]), rate) for each in (made, true, vocoded)]
-            said = [MarkedText(compare_words(heard[k], texts[k]))] if heard is not None else []
+            said = [MarkedText(align_words(heard[k], texts[k]))] if heard is not None else []
             cells.append([texts[k], *sounds, f"{distance[k]:.2f}", *said])
         report.add_table("Utterances", columns + ["understood as"] * (heard is not None), cells, note)
     for rows, note in ((drawn[:3], "drawn at random"), (worst[:3], "farthest from their recordings")):

@@ -12,7 +12,7 @@ from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.shapes.grammar import mark_wrong_words, match_factors, parse
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
-from xmodal_jax.metrics.text import cider, compare_words, error_rates
+from xmodal_jax.metrics.text import align_words, cider, error_rates
 from xmodal_jax.models.seq2seq import make_cross_attention
 from xmodal_jax.models.towers import leading_tokens, log_mel_of
 from xmodal_jax.report import classification_figures as classification_figures
@@ -31,7 +31,7 @@ def caption_quality(script: ReferenceTexts, written: Sequence[str]) -> tuple[np.
             min(known, key=lambda r: _errors(t, r))
             for t, known in zip(written, script.references, strict=True)
         ]
-        marks = [compare_words(text, ref) for text, ref in zip(written, nearest, strict=True)]
+        marks = [align_words(text, ref) for text, ref in zip(written, nearest, strict=True)]
         return cider(written, script.references), [MarkedText(m) for m in marks]
     quality, marks = [], []
     for text, meant in zip(written, script.meanings, strict=True):
@@ -47,7 +47,7 @@ def transcript_quality(script: ReferenceTexts, written: Sequence[str]) -> tuple[
     """One minus each transcript's word error rate, and its wrong and missing words."""
     pairs = list(zip(written, script.texts, strict=True))
     return 1 - np.array([_errors(*pair) for pair in pairs]), [
-        MarkedText(compare_words(*pair)) for pair in pairs
+        MarkedText(align_words(*pair)) for pair in pairs
     ]
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xmodal_jax.data.shapes import grammar
-from xmodal_jax.data.shapes.grammar import UNSAID, Meaning, Thing, parse, realise
+from xmodal_jax.data.shapes.grammar import UNSPECIFIED, Meaning, ObjectMeaning, parse, realise
 from xmodal_jax.data.shapes.scenes import COLOURS, MOTIONS, PLACES, SHAPES, SIZES, TEXTURES
 from xmodal_jax.data.shapes.source import SpokenShapes
 
@@ -23,7 +23,12 @@ def test_parse_inverts_every_phrasing(modalities, split):
 
 
 things = st.builds(
-    Thing, st.integers(0, 1), st.integers(0, 7), st.integers(0, 2), st.integers(0, 7), st.integers(0, 7)
+    ObjectMeaning,
+    st.integers(0, 1),
+    st.integers(0, 7),
+    st.integers(0, 2),
+    st.integers(0, 7),
+    st.integers(0, 7),
 )
 bits = st.integers(0, 2**64 - 1)
 
@@ -36,14 +41,14 @@ def test_one_thing(thing, place, bits):
 
 @given(things, things, st.sampled_from([0, 2]), bits)
 def test_two_things(a, b, relation, bits):
-    meaning = Meaning((a, b), UNSAID, (relation,))
+    meaning = Meaning((a, b), UNSPECIFIED, (relation,))
     assert parse(realise(meaning, bits)) == meaning
 
 
 @given(things, things, things, st.integers(0, 1), st.integers(2, 3), bits)
 def test_three_things(a, b, c, first, second, bits):
-    a, b, c = (t._replace(size=UNSAID, texture=UNSAID) for t in (a, b, c))
-    meaning = Meaning((a, b, c), UNSAID, (first, second))
+    a, b, c = (t._replace(size=UNSPECIFIED, texture=UNSPECIFIED) for t in (a, b, c))
+    meaning = Meaning((a, b, c), UNSPECIFIED, (first, second))
     assert parse(realise(meaning, bits)) == meaning
 
 
@@ -52,16 +57,16 @@ def test_meaning_says_the_factors():
     f = source.factors(np.arange(200))
     for i, meaning in enumerate(source.meanings(np.arange(200))):
         n = f["num_objects"][i]
-        said = sorted((t.shape, t.colour, t.motion) for t in meaning.things)
+        said = sorted((t.shape, t.colour, t.motion) for t in meaning.objects)
         assert said == sorted((f["shape"][i, k], f["colour"][i, k], f["motion"][i, k]) for k in range(n))
         if n < 3:
-            said = sorted((t.shape, t.colour, t.size, t.texture) for t in meaning.things)
+            said = sorted((t.shape, t.colour, t.size, t.texture) for t in meaning.objects)
             names = ("shape", "colour", "size", "texture")
             assert said == sorted(tuple(f[k][i, j] for k in names) for j in range(n))
         assert meaning.place == f["place"][i]
         where = [
             next(k for k in range(n) if (f["shape"][i, k], f["colour"][i, k]) == (t.shape, t.colour))
-            for t in meaning.things
+            for t in meaning.objects
         ]
         for k, relation in enumerate(meaning.relations):
             axis = relation // 2
@@ -70,14 +75,16 @@ def test_meaning_says_the_factors():
 
 
 def test_hand_written_sentences():
-    circle = Thing(
+    circle = ObjectMeaning(
         SIZES.index("big"), COLOURS.index("red"), TEXTURES.index("striped"), SHAPES.index("circle")
     )
-    star = Thing(SIZES.index("small"), COLOURS.index("orange"), TEXTURES.index("plain"), SHAPES.index("star"))
+    star = ObjectMeaning(
+        SIZES.index("small"), COLOURS.index("orange"), TEXTURES.index("plain"), SHAPES.index("star")
+    )
     assert parse("A large red disc with stripes in the top left corner") == Meaning(
         (circle,), PLACES.index("top left"), ()
     )
-    pair = Meaning((star, circle), UNSAID, (0,))
+    pair = Meaning((star, circle), UNSPECIFIED, (0,))
     for text in (
         "a big striped red circle to the right of a tiny orange star",
         "a small plain orange star is left of a big red striped disc",
@@ -85,7 +92,7 @@ def test_hand_written_sentences():
     ):
         assert parse(text) == pair
     moving = parse("a big striped red circle going left on the left")
-    assert moving.things[0].motion == MOTIONS.index("left") and PLACES[moving.place] == "left"
+    assert moving.objects[0].motion == MOTIONS.index("left") and PLACES[moving.place] == "left"
     elbow = parse("a blue box right of a red circle and above a green star")
     assert elbow == parse("a red circle left of a blue square that is over a green star")
     assert str(elbow) == "red circle left blue square above green star"

@@ -1,11 +1,11 @@
-"""The small English of Spoken Shapes: what a caption means, its phrasings, and the way back to meaning."""
+"""The grammar of Spoken Shapes' captions: what a scene's caption means, how that is put into words, and parsing."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +21,10 @@ from xmodal_jax.data.shapes.scenes import (
     Factors,
 )
 
-UNSAID = -1
+UNSPECIFIED = -1
+"""In place of an index: the caption does not say."""
 
+# The phrases of each value, in the order of the vocabularies of `scenes`; the first is the plain one.
 SHAPE_WORDS = (
     ("circle", "disc"), ("square", "box"), ("triangle",), ("star",), ("cross",), ("ring", "donut"),
     ("diamond",), ("heart",),
@@ -52,78 +54,77 @@ MOTION_WORDS = (
 )  # fmt: skip
 
 
-class Thing(NamedTuple):
-    """What is said of one object: indices into the vocabularies of `scenes`, `UNSAID` where nothing is.
-
-    ``motion`` 0 (still) is never put into words.
-    """
+class ObjectMeaning(NamedTuple):
+    """What a caption says of one object: indices into the vocabularies of `scenes`, or `UNSPECIFIED`."""
 
     size: int
     colour: int
     texture: int
     shape: int
     motion: int = 0
+    """0 (still) is never put into words."""
 
 
 class Meaning(NamedTuple):
-    """What a caption says. Captions with the same meaning have equal ``Meaning``, whatever their words.
+    """What a caption says, whatever its words: captions with the same meaning have equal ``Meaning``.
 
-    ``place``: of a single object, or `UNSAID`. ``relations``: of each thing to the next. The order is
-    canonical: of two, the left or upper thing comes first; of three, the first relation is left or right.
+    The order of objects is canonical: of two, the left or upper one comes first; of three, the first relation is left
+    or right. ``str`` of a meaning reads well.
     """
 
-    things: tuple[Thing, ...]
+    objects: tuple[ObjectMeaning, ...]
     place: int
+    """The place of a single object, an index into `scenes.PLACES`; otherwise `UNSPECIFIED`."""
     relations: tuple[int, ...]
+    """The relation of each object to the next, indices into `scenes.RELATIONS`."""
 
     def __str__(self) -> str:
         def name(names, i):
-            return "" if i == UNSAID else names[i]
+            return "" if i == UNSPECIFIED else names[i]
 
         parts = []
-        for k, t in enumerate(self.things):
-            words = [name(SIZES, t.size), COLOURS[t.colour], name(TEXTURES, t.texture), SHAPES[t.shape]]
-            words += [f"({MOTIONS[t.motion]})"] if t.motion else []
+        for k, o in enumerate(self.objects):
+            words = [name(SIZES, o.size), COLOURS[o.colour], name(TEXTURES, o.texture), SHAPES[o.shape]]
+            words += [f"({MOTIONS[o.motion]})"] if o.motion else []
             words += [RELATIONS[self.relations[k]]] if k < len(self.relations) else []
             parts += [w for w in words if w]
-        return " ".join([*parts, "at", PLACES[self.place]] if self.place != UNSAID else parts)
+        return " ".join([*parts, "at", PLACES[self.place]] if self.place != UNSPECIFIED else parts)
 
 
-def _canonical(things: Sequence[Thing], relations: Sequence[int]) -> Meaning:
-    things, relations = tuple(things), tuple(relations)
-    if (len(things) == 2 and relations[0] % 2) or (len(things) == 3 and relations[0] >= 2):
-        things, relations = things[::-1], tuple(r ^ 1 for r in relations[::-1])
-    return Meaning(things, UNSAID, relations)
+def _canonical(objects: Sequence[ObjectMeaning], relations: Sequence[int]) -> Meaning:
+    objects, relations = tuple(objects), tuple(relations)
+    if (len(objects) == 2 and relations[0] % 2) or (len(objects) == 3 and relations[0] >= 2):
+        objects, relations = objects[::-1], tuple(r ^ 1 for r in relations[::-1])
+    return Meaning(objects, UNSPECIFIED, relations)
 
 
-def meanings_of(factors: Factors, *, motion: bool = False) -> list[Meaning]:
-    """What the caption of each scene says; of motions only if ``motion``.
+def scene_meanings(factors: Factors, *, motion: bool = False) -> list[Meaning]:
+    """What the caption of each scene says, from factors ``[N, ...]``; ``motion``: whether it tells how objects move.
 
-    One or two objects are described in full; three by colour and shape, which tell them apart and keep it
-    short.
+    One or two objects are described in full; three by colour and shape, which tell them apart and keep it short.
     """
     columns = (factors[k].tolist() for k in ("size", "colour", "texture", "shape", "motion"))
     heads = (factors[k].tolist() for k in ("num_objects", "place", "relation", "second_relation"))
-    found = []
+    meanings = []
     for sizes, colours, textures, shapes, motions, n, place, first, second in zip(
         *columns, *heads, strict=True
     ):
-        things = [
-            Thing(
-                sizes[k] if n < 3 else UNSAID, colours[k], textures[k] if n < 3 else UNSAID, shapes[k],
+        objects = [
+            ObjectMeaning(
+                sizes[k] if n < 3 else UNSPECIFIED, colours[k], textures[k] if n < 3 else UNSPECIFIED, shapes[k],
                 motions[k] if motion else 0,
             )
             for k in range(n)
         ]  # fmt: skip
         if n == 1:
-            found.append(Meaning((things[0],), place, ()))
+            meanings.append(Meaning((objects[0],), place, ()))
         else:
-            found.append(_canonical(things, (first, second)[: n - 1]))
-    return found
+            meanings.append(_canonical(objects, (first, second)[: n - 1]))
+    return meanings
 
 
 class _Chooser:
-    """Spends 64 random bits on choices; an empty one (0 bits) always takes the first."""
+    """Spends random bits on choices; when none are left (0) it takes the first option."""
 
     __slots__ = ("bits",)
 
@@ -139,22 +140,23 @@ def _article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _noun_phrase(t: Thing, choose: _Chooser) -> str:
-    words = [] if t.size == UNSAID else [choose(SIZE_WORDS[t.size])]
-    colour, after = choose(COLOUR_WORDS[t.colour]), ""
-    style = choose((0, 1, 2)) if t.texture > 0 else 3
+def _noun_phrase(o: ObjectMeaning, choose: _Chooser) -> str:
+    words = [] if o.size == UNSPECIFIED else [choose(SIZE_WORDS[o.size])]
+    colour, after = choose(COLOUR_WORDS[o.colour]), ""
+    style = choose((0, 1, 2)) if o.texture > 0 else 3
     if style == 0:
-        words += [colour, choose(TEXTURE_WORDS[t.texture])]
+        words += [colour, choose(TEXTURE_WORDS[o.texture])]
     elif style == 1:
-        words += [choose(TEXTURE_WORDS[t.texture]), colour]
+        words += [choose(TEXTURE_WORDS[o.texture]), colour]
     else:
-        words += [choose(("plain " + colour, colour, colour)) if t.texture == 0 else colour]
-        after = " " + choose(WITH_TEXTURE[t.texture]) if t.texture > 0 else ""
-    words.append(choose(SHAPE_WORDS[t.shape]))
-    moving = " " + choose(MOTION_WORDS[t.motion]) if t.motion else ""
+        words += [choose(("plain " + colour, colour, colour)) if o.texture == 0 else colour]
+        after = " " + choose(WITH_TEXTURE[o.texture]) if o.texture > 0 else ""
+    words.append(choose(SHAPE_WORDS[o.shape]))
+    moving = " " + choose(MOTION_WORDS[o.motion]) if o.motion else ""
     return _article(" ".join(words)) + after + moving
 
 
+# Sentences of one, two and three objects; {r}, {q} are relations to the next object, {s} is the inverse of {r}.
 _ONE = ("{0} {p}", "{0} {p}", "there is {0} {p}", "{p} there is {0}", "{p} is {0}")
 _TWO = ("{0} {r} {1}", "there is {0} {r} {1}", "{0} is {r} {1}", "{r} {1} there is {0}", "{r} {1} is {0}")
 _THREE = (
@@ -164,25 +166,26 @@ _THREE = (
 
 
 def realise(meaning: Meaning, bits: int) -> str:
-    """A caption, lower case without punctuation; ``bits`` (a non-negative integer) chooses the phrasing."""
+    """A caption of this meaning, in lower case without punctuation; ``bits``, a non-negative integer, chooses the
+    wording."""
     choose = _Chooser(bits)
-    things, relations = meaning.things, meaning.relations
-    if len(things) == 1:
-        phrase = _noun_phrase(things[0], choose)
-        if meaning.place == UNSAID:
+    objects, relations = meaning.objects, meaning.relations
+    if len(objects) == 1:
+        phrase = _noun_phrase(objects[0], choose)
+        if meaning.place == UNSPECIFIED:
             return phrase
         return choose(_ONE).format(phrase, p=choose(PLACE_WORDS[meaning.place]))
     if choose((0, 1)):
-        things, relations = things[::-1], tuple(r ^ 1 for r in relations[::-1])
-    nouns = [_noun_phrase(t, choose) for t in things]
-    if len(things) == 2:
+        objects, relations = objects[::-1], tuple(r ^ 1 for r in relations[::-1])
+    nouns = [_noun_phrase(o, choose) for o in objects]
+    if len(objects) == 2:
         return choose(_TWO).format(*nouns, r=choose(RELATION_WORDS[relations[0]]))
     template = choose(_THREE)
     r, s, q = (choose(RELATION_WORDS[x]) for x in (relations[0], relations[0] ^ 1, relations[1]))
     return template.format(*nouns, r=r, s=s, q=q)
 
 
-# Reading: each phrase becomes a letter (its category) and a value; the letters must form one of the patterns.
+# Parsing: each phrase becomes a letter (its category) and a value; the letters must form one of the patterns.
 _LEXICON: dict[str, tuple[str, int]] = {
     phrase: (letter, value)
     for letter, table in (
@@ -194,16 +197,31 @@ _LEXICON: dict[str, tuple[str, int]] = {
 } | {"a": ("D", 0), "an": ("D", 0), "there is": ("E", 0), "is": ("B", 0), "which is": ("H", 0),
      "that is": ("H", 0), "and": ("A", 0)}  # fmt: skip
 _TOKEN = re.compile("(" + "|".join(sorted(map(re.escape, _LEXICON), key=len, reverse=True)) + r")(?: |$)")
-_THING = re.compile("DS?(?:CT?|TC)NW?M?")
+_OBJECT = re.compile("DS?(?:CT?|TC)NW?M?")
 _SENTENCE = re.compile("E?X|E?XP|P[EB]X|E?XRX|XBRX|RX[EB]X|XB?RXHRX|XB?RXARX")
 
 
-def _read_thing(letters: str, values: Sequence[int]) -> Thing | None:
-    said = dict(zip(letters, values, strict=True))
-    if "T" in said and "W" in said:
+def _read_object(letters: str, values: Sequence[int]) -> ObjectMeaning | None:
+    value = dict(zip(letters, values, strict=True))
+    if "T" in value and "W" in value:
         return None
-    texture = said.get("T", said.get("W", UNSAID))
-    return Thing(said.get("S", UNSAID), said["C"], texture, said["N"], said.get("M", 0))
+    texture = value.get("T", value.get("W", UNSPECIFIED))
+    return ObjectMeaning(value.get("S", UNSPECIFIED), value["C"], texture, value["N"], value.get("M", 0))
+
+
+def _tokens(caption: str) -> Iterator[tuple[str, str | None, int]]:
+    """The phrases of a caption ``(words, letter, value)`` by `_LEXICON`; a word that it does not have has no letter."""
+    text, position = " ".join(caption.lower().split()), 0
+    while position < len(text):
+        token = _TOKEN.match(text, position)
+        if token is None:
+            end = text.find(" ", position)
+            end = len(text) if end < 0 else end + 1
+            yield text[position:end].strip(), None, 0
+            position = end
+        else:
+            yield token.group(1), *_LEXICON[token.group(1)]
+            position = token.end()
 
 
 def parse(caption: str) -> Meaning | None:
@@ -211,140 +229,136 @@ def parse(caption: str) -> Meaning | None:
 
     Of one or two objects, one without a texture word is plain. Case and surplus spaces do not matter.
     """
-    text, position = " ".join(caption.lower().split()), 0
-    letters, values = [], []
-    while position < len(text):
-        token = _TOKEN.match(text, position)
-        if token is None:
-            return None
-        letter, value = _LEXICON[token.group(1)]
-        letters.append(letter)
-        values.append(value)
-        position = token.end()
-    word = "".join(letters)
-    things, relations, place = [], [], UNSAID
-    for found in _THING.finditer(word):
-        thing = _read_thing(found.group(), values[found.start() : found.end()])
-        if thing is None:
-            return None
-        things.append(thing)
-    outline = _THING.sub("X", word)
-    if not things or _SENTENCE.fullmatch(outline) is None:
+    tokens = list(_tokens(caption))
+    if any(letter is None for _, letter, _ in tokens):
         return None
-    relations = [v for letter, v in zip(letters, values, strict=True) if letter == "R"]
-    place = values[letters.index("P")] if "P" in letters else UNSAID
-    if len(things) < 3:
-        things = [t._replace(texture=max(t.texture, 0)) for t in things]
+    letters, values = [letter for _, letter, _ in tokens], [value for *_, value in tokens]
+    sentence = "".join(letters)
+    objects = [
+        _read_object(match.group(), values[match.start() : match.end()])
+        for match in _OBJECT.finditer(sentence)
+    ]
+    outline = _OBJECT.sub("X", sentence)
+    if not objects or None in objects or _SENTENCE.fullmatch(outline) is None:
+        return None
+    relations = [value for letter, value in zip(letters, values, strict=True) if letter == "R"]
+    if len(objects) < 3:
+        objects = [o._replace(texture=max(o.texture, 0)) for o in objects]
     if outline.startswith("R"):  # "left of A there is B"
-        things = things[::-1]
+        objects = objects[::-1]
     elif outline.endswith("ARX"):  # "B left of A and above C": B is the elbow between A and C
-        things, relations = [things[1], things[0], things[2]], [relations[0] ^ 1, relations[1]]
-    if len(things) == 1:
-        return Meaning((things[0],), place, ())
-    if len(things) == 3 and relations[0] // 2 == relations[1] // 2:
+        objects, relations = [objects[1], objects[0], objects[2]], [relations[0] ^ 1, relations[1]]
+    if len(objects) == 1:
+        return Meaning((objects[0],), values[letters.index("P")] if "P" in letters else UNSPECIFIED, ())
+    if len(objects) == 3 and relations[0] // 2 == relations[1] // 2:
         return None  # the scenes of three are L-shaped: one relation along each axis
-    return _canonical(things, relations)
+    return _canonical(objects, relations)
 
 
-def captions_of(meanings: Sequence[Meaning], bits: np.ndarray) -> np.ndarray:
-    """Captions, an object array ``[N]`` of str, by the random ``bits`` uint64 ``[N]``."""
-    out = np.empty(len(meanings), object)
-    out[:] = [realise(m, b) for m, b in zip(meanings, bits.tolist(), strict=True)]
-    return out
+def realise_all(meanings: Sequence[Meaning], bits: np.ndarray) -> np.ndarray:
+    """A caption of each meaning, object ``[N]`` of str, worded by the random ``bits`` uint64 ``[N]``; see `realise`."""
+    captions = np.empty(len(meanings), object)
+    captions[:] = [realise(m, b) for m, b in zip(meanings, bits.tolist(), strict=True)]
+    return captions
 
 
 FACTORS = ("number", "size", "colour", "texture", "shape", "motion", "place", "relation")
-"""What `match_factors` tells apart."""
+"""The kinds of facts that `match_factors` compares; ``number`` is that of objects."""
+_PROPERTIES = ("size", "colour", "texture", "shape", "motion")
 
 
-def match_factors(said: Meaning | None, meant: Meaning) -> dict[str, tuple[int, int]]:
-    """How much of what is ``meant`` a caption says: by the names of `FACTORS` ``(right, all)``, both counts.
+def _match_paired(
+    pairs: Sequence[tuple[ObjectMeaning | None, ObjectMeaning]],
+    same_order: bool,
+    caption: Meaning | None,
+    reference: Meaning,
+) -> dict[str, tuple[int, int]]:
+    """`match_factors` for one way to pair the objects of the caption with those of the reference."""
+    number = len(caption.objects) if caption is not None else 0
+    counts = {"number": (int(number == len(reference.objects)), 1)}
+    for name in _PROPERTIES:
+        values = [(None if a is None else getattr(a, name), getattr(b, name)) for a, b in pairs]
+        if name == "motion":
+            values = [(a, b) for a, b in values if (a or 0) > 0 or b > 0]
+        else:
+            values = [(a, b) for a, b in values if b != UNSPECIFIED]
+        counts[name] = (sum(a == b for a, b in values), len(values))
+    if reference.place != UNSPECIFIED:
+        counts["place"] = (int(caption is not None and caption.place == reference.place), 1)
+    if reference.relations:
+        right = 0
+        if same_order and caption is not None and len(caption.relations) == len(reference.relations):
+            right = sum(a == b for a, b in zip(caption.relations, reference.relations, strict=True))
+        counts["relation"] = (right, len(reference.relations))
+    return counts
 
-    What ``meant`` leaves unsaid does not count, and a motion where neither has one. Each thing is compared with the one
-    of ``said`` that suits it best (of all ways to pair them); a relation is right only between the right things.
-    Nothing is right in what is no sentence (None), nor of a thing that is not mentioned.
+
+def match_factors(caption: Meaning | None, reference: Meaning) -> dict[str, tuple[int, int]]:
+    """How much of ``reference`` a caption says: ``(right, total)`` counts for each of `FACTORS` that occurs.
+
+    What the reference leaves unspecified does not count, nor does motion where neither has any. Objects are paired in
+    the way that makes most of it right; a relation is right only between the right objects. None, a caption that is no
+    sentence, has nothing right; nor has an object that it does not mention.
     """
     best: dict[str, tuple[int, int]] = {}
-    things = said.things if said is not None else ()
-    # Things in another order, or fewer: None stands for one that is not mentioned.
-    padded = (*things, *[None] * (len(meant.things) - len(things)))
-    for order in dict.fromkeys(itertools.permutations(padded, len(meant.things))):
-        found = {"number": (int(len(things) == len(meant.things)), 1)}
-        for name in ("size", "colour", "texture", "shape", "motion"):
-            pairs = [
-                (getattr(a, name, None), getattr(b, name)) for a, b in zip(order, meant.things, strict=True)
-            ]
-            if name == "motion":
-                pairs = [(a, b) for a, b in pairs if (a or 0) > 0 or b > 0]
-            else:
-                pairs = [(a, b) for a, b in pairs if b != UNSAID]
-            found[name] = (sum(a == b for a, b in pairs), len(pairs))
-        if meant.place != UNSAID:
-            found["place"] = (int(said is not None and said.place == meant.place), 1)
-        if meant.relations:
-            same = said is not None and order == things and len(said.relations) == len(meant.relations)
-            right = sum(a == b for a, b in zip(said.relations, meant.relations, strict=True)) if same else 0
-            found["relation"] = (right, len(meant.relations))
-        if not best or sum(r for r, _ in found.values()) > sum(r for r, _ in best.values()):
-            best = found
+    objects = caption.objects if caption is not None else ()
+    # None stands for an object that the caption does not mention.
+    padded = (*objects, *[None] * (len(reference.objects) - len(objects)))
+    for order in dict.fromkeys(itertools.permutations(padded, len(reference.objects))):
+        pairs = list(zip(order, reference.objects, strict=True))
+        counts = _match_paired(pairs, order == objects, caption, reference)
+        if not best or sum(r for r, _ in counts.values()) > sum(r for r, _ in best.values()):
+            best = counts
     return best
 
 
 def factor_accuracies(captions: Sequence[str], meanings: Sequence[Meaning]) -> dict[str, float]:
-    """``factor_accuracy``, the share of all factors that the captions say right, ``exact_accuracy``, that of captions
-    with all of them right, ``sentence_share``, of what is a sentence at all, and ``<factor>_accuracy`` of each of
-    `FACTORS` that occurs."""
-    right, total, exact, read = Counter(), Counter(), 0, 0
-    for caption, meant in zip(captions, meanings, strict=True):
-        said = parse(caption)
-        read += said is not None
-        found = match_factors(said, meant)
-        exact += all(a == b for a, b in found.values()) and said == meant
-        for name, (a, b) in found.items():
+    """How well captions say what is meant, fractions in [0, 1].
+
+    Returns:
+      ``factor_accuracy``: of all facts that are meant, those said right (see `match_factors`);
+      ``<factor>_accuracy``: the same of each of `FACTORS` that occurs;
+      ``exact_accuracy``: captions that mean exactly what is meant;
+      ``sentence_share``: captions that are a sentence of the grammar.
+    """
+    right, total, exact, sentences = Counter(), Counter(), 0, 0
+    for caption, reference in zip(captions, meanings, strict=True):
+        meaning = parse(caption)
+        sentences += meaning is not None
+        counts = match_factors(meaning, reference)
+        exact += all(a == b for a, b in counts.values()) and meaning == reference
+        for name, (a, b) in counts.items():
             right[name] += a
             total[name] += b
     return {
         "factor_accuracy": right.total() / total.total(),
         "exact_accuracy": exact / len(captions),
-        "sentence_share": read / len(captions),
+        "sentence_share": sentences / len(captions),
         **{f"{name}_accuracy": right[name] / total[name] for name in FACTORS if total[name]},
     }
 
 
-def mark_wrong_words(caption: str, meant: Meaning) -> list[tuple[str, bool]]:
-    """The caption in pieces ``(words, whether they are wrong)``: what names a size, colour, … that no thing of
-    ``meant`` has (or none is left that has it), relations if they are not those that are meant, and what is not of the
-    grammar."""
-    said = parse(caption)
-    left = {
-        letter: Counter(getattr(t, name) for t in meant.things)
-        for letter, name in (
-            ("S", "size"),
-            ("C", "colour"),
-            ("T", "texture"),
-            ("N", "shape"),
-            ("M", "motion"),
-        )
-    }
-    left["W"], left["P"] = left["T"], Counter([meant.place])
-    pieces, text, position = [], " ".join(caption.lower().split()), 0
-    while position < len(text):
-        token = _TOKEN.match(text, position)
-        if token is None:
-            end = text.find(" ", position)
-            end = len(text) if end < 0 else end + 1
-            pieces.append((text[position:end].strip(), True))
-            position = end
-            continue
-        letter, value = _LEXICON[token.group(1)]
-        if letter == "R":
-            wrong = said is None or said.relations != meant.relations
+def mark_wrong_words(caption: str, reference: Meaning) -> list[tuple[str, bool]]:
+    """The caption in pieces ``(words, whether they are wrong)``.
+
+    Wrong are: a size, colour or other property that no object of ``reference`` has (or none is left that has it);
+    relations, if they are not those of the reference; and words that are not of the grammar.
+    """
+    meaning = parse(caption)
+    properties = {"S": "size", "C": "colour", "T": "texture", "N": "shape", "M": "motion"}
+    remaining = {k: Counter(getattr(o, name) for o in reference.objects) for k, name in properties.items()}
+    remaining["W"], remaining["P"] = remaining["T"], Counter([reference.place])
+    pieces = []
+    for words, letter, value in _tokens(caption):
+        if letter is None:
+            wrong = True
+        elif letter == "R":
+            wrong = meaning is None or meaning.relations != reference.relations
         else:
-            # Of three, sizes and textures are left unsaid, so that no one knows.
-            known = letter in left and UNSAID not in left[letter]
-            wrong = known and left[letter][value] == 0
+            # Of three objects, sizes and textures are unspecified, so that they cannot be judged.
+            known = letter in remaining and UNSPECIFIED not in remaining[letter]
+            wrong = known and remaining[letter][value] == 0
             if known and not wrong:
-                left[letter][value] -= 1
-        pieces.append((token.group(1), wrong))
-        position = token.end()
+                remaining[letter][value] -= 1
+        pieces.append((words, wrong))
     return pieces

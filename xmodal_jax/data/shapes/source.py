@@ -9,7 +9,7 @@ import numpy as np
 
 from xmodal_jax.data.shapes.commands import scene_commands
 from xmodal_jax.data.shapes.drawing import scene_images, scene_videos
-from xmodal_jax.data.shapes.grammar import Meaning, captions_of, meanings_of
+from xmodal_jax.data.shapes.grammar import Meaning, realise_all, scene_meanings
 from xmodal_jax.data.shapes.questions import scene_questions
 from xmodal_jax.data.shapes.scenes import COLOURS, SHAPES, SPLITS, Factors, hash_bits, sample_factors, uniform
 from xmodal_jax.data.shapes.speech import (
@@ -125,12 +125,12 @@ class SpokenShapes(Source):
         return np.where(factors["num_objects"] == 1, factors["shape"][:, 0], -1).astype(np.int32)
 
     def meanings(self, indices=None) -> list[Meaning]:
-        return meanings_of(self.factors(indices), motion=self._moves)
+        return scene_meanings(self.factors(indices), motion=self._moves)
 
     def captions(self, indices=None, phrasing: int = 0) -> np.ndarray:
         index = self._index(indices)
         bits = hash_bits(self.seed, self.split, index, f"phrasing/{phrasing}")
-        return captions_of(self.meanings(indices), bits)
+        return realise_all(self.meanings(indices), bits)
 
     def caption(self, i: int, phrasing: int = 0) -> str:
         """One caption."""

@@ -12,7 +12,7 @@ def test_the_same_whatever_was_spoken_before():
     first = synthesize(TEXT, voice)
     synthesize("something else", TRAIN_VOICES[-1])
     assert np.array_equal(first, synthesize(TEXT, voice))
-    speech._speaker.close()  # a new process says the same
+    speech._process.close()  # a new process says the same
     assert np.array_equal(first, synthesize(TEXT, voice))
 
 
@@ -31,8 +31,8 @@ def test_every_voice_exists_and_differs():
     assert not set(TRAIN_VOICES) & set(UNSEEN_VOICES)
 
 
-def test_rate_and_pitch_matter():
-    slow, fast = (synthesize(TEXT, Voice("en-us", rate=r)) for r in (150, 300))
+def test_speed_and_pitch_matter():
+    slow, fast = (synthesize(TEXT, Voice("en-us", speed=r)) for r in (150, 300))
     assert len(slow) > 1.5 * len(fast)
 
     def fundamental(wave):
@@ -46,7 +46,7 @@ def test_rate_and_pitch_matter():
 
 
 def test_too_long_is_spoken_faster_not_cut():
-    voice = Voice("en-us", rate=180)
+    voice = Voice("en-us", speed=180)
     free = synthesize(TEXT, voice)
     tight = synthesize(TEXT, voice, max_seconds=2.0)
     assert len(free) > 32_000 >= len(tight) > 16_000
@@ -57,8 +57,8 @@ def test_too_long_is_spoken_faster_not_cut():
 def test_errors():
     with pytest.raises(ValueError, match="no-such"):
         synthesize(TEXT, Voice("no-such-voice"))
-    with pytest.raises(ValueError, match="rate"):
-        Voice("en-us", rate=1000)
+    with pytest.raises(ValueError, match="speed"):
+        Voice("en-us", speed=1000)
     with pytest.raises(ValueError, match="same length"):
         synthesize_all(["a"], [])
 

@@ -13,10 +13,10 @@ PALETTE = np.array(
     ],
     np.float32,
 )  # fmt: skip
-"""RGB of the colours, in the order of `scenes.COLOURS`, before an object's brightness."""
+"""RGB of the colours in the order of `scenes.COLOURS`, at brightness 1."""
 
 DARK = 0.38
-"""Brightness of stripes and dots relative to the object's own."""
+"""Brightness of stripes and dots over that of the object."""
 RING_HOLE = 0.48
 """Inner radius of the ring over its radius."""
 _CHUNK = 1024
@@ -24,7 +24,10 @@ _CHUNK = 1024
 PAPER, INK = np.float32(248), np.float32(24)
 """Gray levels of sketches."""
 PENCIL = 0.032
-"""Width of a sketch's outlines in canvas widths, and at least 1.2 pixels."""
+"""Width of a sketch's outlines in canvas widths; they are at least 1.2 pixels wide."""
+
+
+# Signed distances of the shapes at ``x``, ``y`` in radii from the centre, negative inside.
 
 
 def _half_planes(x, y, normals, offset):
@@ -76,7 +79,8 @@ def _diamond(x, y):
 
 
 _HEART = (0.54, 0.47, -0.36, 1.05)
-"""Of two discs and, below them, the wedge of their tangents to the tip: radius, centre (x either side), tip."""
+"""A heart is two discs and, below them, the wedge between their tangents to the tip: the discs' radius, the x (on
+either side) and y of their centres, and the y of the tip."""
 
 
 def _heart_normal():
@@ -98,13 +102,15 @@ def _heart(x, y):
 
 
 def _heart_inside(x, y):
-    """As `_heart`, but the distance to the outline within it, where `_heart` counts the seams of its parts as well."""
+    """As `_heart`, but inside it is the distance to the outline, where `_heart` also counts the seams of its parts."""
     r, cx, cy, _ = (np.float32(value) for value in _HEART)
     x, (nx, ny) = np.abs(x), np.float32(_heart_normal())
     u, v = x - cx, y - cy
     far = np.sqrt(u * u + v * v)
     notch = np.sqrt(x * x + (y - cy + np.sqrt(r * r - cx * cx)) ** 2)
-    on_arc = cx * far + r * u >= 0  # seen from the disc's centre: beyond the notch its edge is no outline
+    on_arc = (
+        cx * far + r * u >= 0
+    )  # by direction from the disc's centre: beyond the notch its edge is no outline
     below = ny * u - nx * v < 0  # on the tangent's side of the centre
     within = np.minimum(
         np.where(below, r - nx * u - ny * v, np.inf), np.where(on_arc & ~below, r - far, notch)
@@ -116,11 +122,12 @@ def _heart_inside(x, y):
 _DISTANCES = (_circle, _square, _triangle, _star, _cross, _ring, _diamond, _heart)
 _SKETCHED = (*_DISTANCES[:-1], _heart_inside)
 _DOT_PHASES = (0.0, 0.0, 0.5, 0.5, 0.5, 0.0, 0.5, 0.0)
-"""Thin shapes have a dot at the centre (0.5), for they would hold none of the four around it (0)."""
+"""Where each shape's grid of dots lies: 0.5 puts a dot at the centre, for thin shapes, which would contain none of the
+four dots around it (0)."""
 
 
 def _texture(texture, x, y, pixels, phase):
-    """How dark, 0..1, at local coordinates in radii; ``pixels`` is the radius in pixels."""
+    """How dark the texture is, 0..1, at coordinates ``x``, ``y`` in radii; ``pixels`` is the radius in pixels."""
     pitch = np.float32(0.72)
     stripe = np.abs(np.mod((x + y) * np.float32(np.sqrt(0.5)) / pitch + np.float32(0.5), 1) - np.float32(0.5))
     striped = np.clip(np.float32(0.5) + (stripe - np.float32(0.27)) * pitch * pixels, 0, 1)
@@ -130,8 +137,9 @@ def _texture(texture, x, y, pixels, phase):
     return np.where(texture == 1, striped, np.where(texture == 2, dotted, np.float32(0)))
 
 
-def _locate(side, rows, centre, radius, angle, patch):
-    """Each object's patch: its coordinates in radii, the radius in pixels, and the place on the canvases."""
+def _locate(side, canvases, centre, radius, angle, patch):
+    """Each object's patch of the canvas: ``x`` and ``y`` in radii, the radius in pixels, and the index of the patch in
+    an array of canvases of ``side`` pixels."""
     pixels = (radius * side)[:, None, None]
     corner = np.clip(np.rint(centre * side - patch / 2).astype(np.int64), 0, side - patch)  # [N, (x, y)]
     steps = np.arange(patch)
@@ -140,12 +148,13 @@ def _locate(side, rows, centre, radius, angle, patch):
     dy = (lines + np.float32(0.5) - centre[:, 1, None] * side).astype(np.float32)[:, :, None]
     cos, sin = (f(angle)[:, None, None] / pixels for f in (np.cos, np.sin))
     x, y = cos * dx + sin * dy, cos * dy - sin * dx
-    return x, y, pixels, (rows[:, None, None], lines[:, :, None], columns[:, None, :])
+    return x, y, pixels, (canvases[:, None, None], lines[:, :, None], columns[:, None, :])
 
 
-def _paint(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
-    """Composites one object of one shape onto each canvas of ``rows``, within patches of ``patch`` pixels."""
-    x, y, pixels, place = _locate(canvas.shape[1], rows, centre, radius, angle, patch)
+def _paint(canvas, numbers, kind, colour, texture, centre, radius, angle, patch):
+    """Composites one object of one shape (``kind``) onto each of the canvases ``numbers``, within a patch of ``patch``
+    pixels."""
+    x, y, pixels, area = _locate(canvas.shape[1], numbers, centre, radius, angle, patch)
     cover = np.clip(np.float32(0.5) - _DISTANCES[kind](x, y) * pixels, 0, 1)[..., None]
     paint = np.broadcast_to(colour[:, None, None, :], (*cover.shape[:3], 3))
     textured = np.flatnonzero(texture > 0)
@@ -155,18 +164,19 @@ def _paint(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
         )
         paint = paint.copy()
         paint[textured] *= (1 - np.float32(1 - DARK) * dark)[..., None]
-    under = canvas[place]
-    canvas[place] = under + cover * (paint - under)
+    under = canvas[area]
+    canvas[area] = under + cover * (paint - under)
 
 
-def _sketch(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
-    """Draws one object of one shape onto each canvas as `_paint` does, but as an outline with hatching."""
-    x, y, pixels, place = _locate(canvas.shape[1], rows, centre, radius, angle, patch)
+def _sketch(canvas, numbers, kind, colour, texture, centre, radius, angle, patch):
+    """As `_paint`, but draws an outline with hatching."""
+    x, y, pixels, area = _locate(canvas.shape[1], numbers, centre, radius, angle, patch)
     depth = -_SKETCHED[kind](x, y) * pixels  # in pixels, from the edge inwards
     width = np.float32(max(1.2, PENCIL * canvas.shape[1]))
     line = np.clip(np.float32(0.5) + width / 2 - np.abs(depth - width / 2), 0, 1)
-    # The canvas' own diagonals, so that they tell nothing of how an object is turned. The darker, the more ink.
-    _, lines, columns = place
+    # Hatching follows the diagonals of the canvas, so that it does not show how an object is turned. The darker the
+    # object, the more ink.
+    _, lines, columns = area
     pitch = np.float32(2.5) * width
     stripe = np.abs(np.mod((lines + columns).astype(np.float32) / pitch, 1) - np.float32(0.5)) * pitch
     bright = (colour @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255))[:, None, None]
@@ -174,8 +184,8 @@ def _sketch(canvas, rows, kind, colour, texture, centre, radius, angle, patch):
     hatch = np.minimum(np.clip(thick / 2 - stripe + np.float32(0.5), 0, 1), thick) * np.float32(0.55)
     cover = np.clip(depth + np.float32(0.5), 0, 1)[..., None]
     ink = np.maximum(line, hatch)[..., None]
-    under = canvas[place]
-    canvas[place] = under + cover * (PAPER + ink * (INK - PAPER) - under)
+    under = canvas[area]
+    canvas[area] = under + cover * (PAPER + ink * (INK - PAPER) - under)
 
 
 def draw(
@@ -190,20 +200,29 @@ def draw(
     image_size: int,
     sketched: bool = False,
 ) -> np.ndarray:
-    """Images uint8 ``[N, image_size, image_size, 3]``, later objects over earlier ones.
+    """Images of coloured shapes, uint8 ``[N, image_size, image_size, 3]``; later objects lie over earlier ones.
 
-    ``shape`` (-1: nothing there), ``texture`` int ``[N, K]``; ``colour`` RGB 0..255 ``[N, K, 3]``;
-    ``position`` ``[N, K, 2]`` (x, y) and ``radius`` ``[N, K]`` in canvas widths; ``angle`` ``[N, K]`` in
-    radians; ``background`` RGB ``[N, 3]``. Each object is drawn within its own patch only. ``sketched``: as outlines
-    with hatching, the denser the darker the colour, where ``texture`` does not show. Raises ValueError for an
-    image_size outside 16..128.
+    Args:
+      shape: int ``[N, K]``, indices into `scenes.SHAPES`; -1: no object.
+      colour: RGB 0..255 ``[N, K, 3]``.
+      texture: int ``[N, K]``, indices into `scenes.TEXTURES`.
+      position: centres (x, y) ``[N, K, 2]`` in canvas widths.
+      radius: ``[N, K]`` in canvas widths.
+      angle: ``[N, K]`` in radians.
+      background: RGB 0..255 ``[N, 3]``.
+      image_size: side in pixels, 16..128.
+      sketched: whether to draw outlines with hatching, which is the denser the darker the colour; textures do not show.
+
+    Raises:
+      ValueError: ``image_size`` outside 16..128.
     """
     draw_group = _sketch if sketched else _paint
     if not 16 <= image_size <= 128:
         raise ValueError(f"image_size must lie in 16..128, got {image_size}")
     n, k = shape.shape
     out = np.empty((n, image_size, image_size, 3), np.uint8)
-    # Patches come in steps, so that objects of nearly one size are drawn together.
+    # Each object is drawn within a patch. Patches come in steps of 3 pixels, so that objects of similar size are drawn
+    # together.
     patch = np.ceil((2 * EXTENT * radius * image_size + 1.5) / 3).astype(np.int64) * 3
     patch = np.minimum(patch, image_size)
     chunk = max(1, _CHUNK * 32 * 32 // image_size**2)
@@ -214,10 +233,10 @@ def draw(
         for slot in range(k):
             group = np.where(shape[part, slot] >= 0, shape[part, slot] * 1000 + patch[part, slot], -1)
             for code in np.unique(group[group >= 0]):
-                rows = np.flatnonzero(group == code)
-                at = begin + rows, slot
+                numbers = np.flatnonzero(group == code)
+                at = begin + numbers, slot
                 draw_group(
-                    canvas, rows, int(code // 1000), colour[at].astype(np.float32), texture[at],
+                    canvas, numbers, int(code // 1000), colour[at].astype(np.float32), texture[at],
                     position[at].astype(np.float32), radius[at].astype(np.float32),
                     angle[at].astype(np.float32), int(code % 1000),
                 )  # fmt: skip
@@ -228,9 +247,9 @@ def draw(
 def scene_images(
     factors: Factors, image_size: int, *, time: float = 0.0, sketched: bool = False
 ) -> np.ndarray:
-    """The scenes ``[N, image_size, image_size, 3]`` uint8 at ``time`` 0 (first frame) to 1 (last frame).
+    """Images of scenes, uint8 ``[N, image_size, image_size, 3]``, at ``time`` 0 (first frame) to 1 (last frame).
 
-    ``sketched``: drawn in dark lines on white paper.
+    ``factors``: see `scenes.sample_factors`. ``sketched``: whether to draw in dark lines on white paper.
     """
     motion = factors["motion"]
     radius = RADII[np.maximum(factors["size"], 0)]
@@ -238,7 +257,7 @@ def scene_images(
     radius = radius * (1 + (factor - 1) * time)
     step = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0), (0, 0), (0, 0), (0, 0)])[motion]
     position = factors["position"] + step * (factors["travel"] * time)[..., None]
-    # What grows near an edge is pushed inwards, so that it stays in sight.
+    # An object that grows near an edge is pushed inwards, so that it stays visible.
     reach = (EXTENT * radius)[..., None]
     position = np.where((motion == 5)[..., None], np.clip(position, reach, 1 - reach), position)
     angle = factors["angle"] + np.where(motion == 7, np.pi / 2 * time, 0.0)
@@ -253,6 +272,6 @@ def scene_images(
 
 
 def scene_videos(factors: Factors, image_size: int, frames: int) -> np.ndarray:
-    """The scenes as videos uint8 ``[N, frames, image_size, image_size, 3]``; the first frame is the image."""
+    """Videos of scenes, uint8 ``[N, frames, image_size, image_size, 3]``; the first frame is that of `scene_images`."""
     times = np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
     return np.stack([scene_images(factors, image_size, time=float(t)) for t in times], axis=1)

@@ -1,13 +1,13 @@
-"""A speaking process: reads requests as JSON lines from stdin, answers with samples on stdout (run as a
-script).
+"""The program of a speech process: reads requests as JSON lines from stdin and writes samples to stdout.
 
-It is started by path and imports nothing of the package, so that it starts fast and never loads JAX. eSpeak
-NG keeps state from one utterance to the next (phases, flutter, random numbers), also over its own terminate
-and initialise; so each utterance is spoken in a fork of the process as it was after initialising, and depends
-on nothing said before. The process that forks is kept small, without NumPy, since a fork takes as long as the
-process is large; its parent finishes what it says.
+It is started by path and imports nothing of the package, so that it starts fast and never loads JAX.
 
-Answer: int32 n, then n bytes, int16 samples; or int32 -k, then a message of k bytes.
+eSpeak NG keeps state from one utterance to the next (phases, flutter, random numbers), which even terminating and
+initialising it does not clear. So each utterance is spoken in a fork of a process in the state after initialising, and
+does not depend on any earlier one. That process is kept small, without NumPy, since a fork takes the longer the larger
+the process is; its parent resamples and trims what it has spoken.
+
+A response is an int32 n and n bytes of int16 samples, or an int32 -k and an error message of k bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import espeakng_loader
 
 SAMPLE_RATE = 16_000
-PEAK = 26_000  # of 32767: headroom for added noise
+PEAK = 26_000  # of 32767, to leave headroom for added noise
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
 _MAX_RATE = 450  # words per minute, the fastest that eSpeak NG speaks
@@ -30,6 +30,8 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 
 
 class _Engine:
+    """eSpeak NG, initialised."""
+
     def __init__(self):
         self.lib = lib = ctypes.CDLL(espeakng_loader.get_library_path())
         self.chunks: list[bytes] = []
@@ -60,7 +62,7 @@ class _Engine:
         return b"".join(self.chunks)
 
     def speak(self, *args) -> bytes:
-        """Int16 samples at the engine's own rate."""
+        """Int16 samples at the engine's sample rate, spoken in a fork; ``args`` as those of `_speak`."""
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
@@ -77,43 +79,43 @@ class _Engine:
                 os._exit(status)
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
-            answer = pipe.read()
+            response = pipe.read()
         _, status = os.waitpid(child, 0)
-        if status != 0 or answer[:1] != b"+":
-            raise RuntimeError(answer[1:].decode() or f"speaking ended with status {status}")
-        return answer[1:]
+        if status != 0 or response[:1] != b"+":
+            raise RuntimeError(response[1:].decode() or f"speaking ended with status {status}")
+        return response[1:]
 
 
-def _answer(out, make) -> bool:
-    """Writes the bytes that ``make()`` gives, or what went wrong, as the module's docstring says; whether all went
-    well."""
+def _respond(out, make) -> bool:
+    """Writes the response with the bytes that ``make()`` returns, or with the error that it raises; returns whether it
+    succeeded."""
     try:
-        good, content = True, make()
+        succeeded, content = True, make()
     except Exception as error:
-        good, content = False, (str(error) or repr(error)).encode()
-    size = len(content) if good else -len(content)
+        succeeded, content = False, (str(error) or repr(error)).encode()
+    size = len(content) if succeeded else -len(content)
     out.write(size.to_bytes(4, "little", signed=True) + content)
     out.flush()
-    return good
+    return succeeded
 
 
-class _Speaking:
-    """An engine in a process of its own, which is to be started before anything large is imported."""
+class _EngineProcess:
+    """An engine in a separate process, which must be started before anything large is imported."""
 
     def __init__(self):
-        requests, ask = os.pipe()
-        answers, answer = os.pipe()
+        requests, to_engine = os.pipe()
+        responses, from_engine = os.pipe()
         if os.fork() == 0:
             try:
-                os.close(ask)
-                os.close(answers)
-                with os.fdopen(requests, "rb") as lines, os.fdopen(answer, "wb") as out:
+                os.close(to_engine)
+                os.close(responses)
+                with os.fdopen(requests, "rb") as lines, os.fdopen(from_engine, "wb") as out:
                     self._serve(lines, out)
             finally:
                 os._exit(0)
         os.close(requests)
-        os.close(answer)
-        self.ask, self.answers = os.fdopen(ask, "wb"), os.fdopen(answers, "rb")
+        os.close(from_engine)
+        self.requests, self.responses = os.fdopen(to_engine, "wb"), os.fdopen(responses, "rb")
         self.rate = self._receive(int)
 
     @staticmethod
@@ -125,14 +127,14 @@ class _Speaking:
             engine = _Engine()
             return str(engine.rate).encode()
 
-        if _answer(out, start):
+        if _respond(out, start):
             for line in lines:
-                _answer(out, lambda line=line: engine.speak(*json.loads(line)))
+                _respond(out, lambda line=line: engine.speak(*json.loads(line)))
 
     def _receive(self, kind: type):
-        header = self.answers.read(4)
+        header = self.responses.read(4)
         count = int.from_bytes(header, "little", signed=True)
-        content = self.answers.read(abs(count))
+        content = self.responses.read(abs(count))
         if len(header) < 4 or len(content) < abs(count):
             raise RuntimeError("the eSpeak NG process ended")
         if count < 0:
@@ -140,14 +142,15 @@ class _Speaking:
         return kind(content)
 
     def speak(self, *args) -> bytes:
-        """Int16 samples at the engine's own rate."""
-        self.ask.write(json.dumps(args).encode() + b"\n")
-        self.ask.flush()
+        """Int16 samples at the engine's sample rate; ``args`` as those of `_Engine.speak`."""
+        self.requests.write(json.dumps(args).encode() + b"\n")
+        self.requests.flush()
         return self._receive(bytes)
 
 
-def _finish(samples: bytes, rate: int):
-    """16 kHz int16, trimmed to 10 ms around what is louder than 1% of the peak, peak-normalised."""
+def _normalise(samples: bytes, rate: int):
+    """Int16 at 16 kHz from int16 at ``rate`` Hz: trimmed to 10 ms around what is louder than 1% of the peak, and
+    peak-normalised."""
     import numpy as np  # here: see the module's docstring
     import soxr
 
@@ -162,12 +165,13 @@ def _finish(samples: bytes, rate: int):
     return np.rint(wave * (PEAK / peak)).astype(np.int16)
 
 
-def utter(engine: _Speaking, request: dict):
-    """Int16 samples at 16 kHz. Speaks faster, not less, where the utterance is longer than ``max_samples``."""
+def utter(engine: _EngineProcess, request: dict):
+    """Int16 samples at 16 kHz for a request (see `speech._request`); an utterance longer than ``max_samples`` is spoken
+    again faster, until it fits."""
     rate, limit = request["rate"], request["max_samples"]
     while True:
         args = request["text"], request["voice"], rate, request["pitch"], request["pitch_range"]
-        wave = _finish(engine.speak(*args), engine.rate)
+        wave = _normalise(engine.speak(*args), engine.rate)
         if limit is None or len(wave) <= limit:
             return wave
         if rate >= _MAX_RATE:
@@ -179,9 +183,9 @@ def utter(engine: _Speaking, request: dict):
 
 
 def main() -> None:
-    engine, out = _Speaking(), sys.stdout.buffer
+    engine, out = _EngineProcess(), sys.stdout.buffer
     for line in sys.stdin:
-        _answer(out, lambda line=line: utter(engine, json.loads(line)).tobytes())
+        _respond(out, lambda line=line: utter(engine, json.loads(line)).tobytes())
 
 
 if __name__ == "__main__":

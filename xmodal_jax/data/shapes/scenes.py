@@ -1,4 +1,4 @@
-"""The factors of Spoken Shapes scenes, by a counter-based hash: example ``i`` is the same in any batch."""
+"""The factors of Spoken Shapes scenes, drawn by a counter-based hash: scene ``i`` is the same in any batch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ PLACES = (
 MOTIONS = ("still", "left", "right", "up", "down", "growing", "shrinking", "turning")
 SPLITS = ("train", "test", "compositions", "voices")
 MAX_OBJECTS = 3
+"""Objects of a scene, at most."""
 
 RADII = np.array([0.13, 0.20], np.float32)
-"""Radius of the small and the big objects, where the canvas is the unit square."""
+"""Radius of small and of big objects, in canvas widths."""
 EXTENT = 1.1
-"""No shape reaches further from its centre than this many radii."""
+"""How far a shape reaches from its centre at most, in radii."""
 GROWTH, SHRINKAGE = 1.4, 0.5
-"""Radius at the end of a video over radius at its start."""
+"""Radius at the end of a video over radius at its start, of objects that grow and that shrink."""
 
 HELD_OUT = np.array([(s, (3 * s + 2) % 8) for s in range(8)])
-"""(shape, colour) pairs ``[8, 2]`` that only ``compositions`` shows: each shape and each colour once."""
+"""The (shape, colour) pairs ``[8, 2]`` that only the split ``compositions`` has: each shape and each colour once."""
 _HELD_OUT_CODES = HELD_OUT[:, 0] * 8 + HELD_OUT[:, 1]
 _SEEN_CODES = np.setdiff1d(np.arange(64), _HELD_OUT_CODES)
 
 Factors = dict[str, np.ndarray]
+"""The factors of N scenes, arrays ``[N, ...]`` by name; see `sample_factors`."""
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection of uint64."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection on uint64."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -42,19 +44,19 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def hash_bits(seed: int, split: str, index: np.ndarray, field: str) -> np.ndarray:
-    """64 random bits ``[N]`` for each index, a pure function of (seed, split, index, field)."""
+    """64 random bits, uint64 ``[N]``, for each ``index`` ``[N]``: a pure function of (seed, split, index, field)."""
     words = np.array([[seed & (2**64 - 1)], [zlib.crc32(f"{split}/{field}".encode())]], np.uint64)
     key = _mix(_mix(words[0]) ^ words[1])
     return _mix(_mix(np.asarray(index).astype(np.uint64) ^ key) + key)
 
 
 def uniform(seed: int, split: str, index: np.ndarray, field: str) -> np.ndarray:
-    """Uniform float64 ``[N]`` in [0, 1)."""
+    """A random number, float64 ``[N]`` in [0, 1), for each ``index`` ``[N]``; see `hash_bits`."""
     return (hash_bits(seed, split, index, field) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class _Draw:
-    """The random numbers of some examples, by field name."""
+    """The random numbers of some scenes, by the name of the field that they are for."""
 
     def __init__(self, seed: int, split: str, index: np.ndarray):
         self.args = (seed, split, index)
@@ -63,18 +65,23 @@ class _Draw:
         return uniform(*self.args, field)
 
     def integer(self, field: str, high) -> np.ndarray:
+        """Integers ``[N]`` in 0..high-1."""
         return np.floor(self.uniform(field) * high).astype(np.int64)
 
     def columns(self, field: str, n: int) -> np.ndarray:
+        """Numbers ``[N, n]`` in [0, 1)."""
         return np.stack([self.uniform(f"{field}/{k}") for k in range(n)], axis=1)
 
 
 def _pairs(draw: _Draw, held_out: bool, n: np.ndarray) -> np.ndarray:
-    """Distinct shape-colour codes ``[N, 3]`` (shape * 8 + colour) among the pairs the split may show."""
+    """Distinct shape-colour codes ``[N, 3]`` (shape * 8 + colour) among the pairs of the split.
+
+    ``held_out``: whether one of the scene's ``n`` objects has a pair of `HELD_OUT`.
+    """
     m = len(_SEEN_CODES)
     first = draw.integer("pair/0", m)
     second = (first + 1 + draw.integer("pair/1", m - 1)) % m
-    # The third is drawn among m - 2 values and stepped over the two that are taken.
+    # The third is drawn among m - 2 values and skips the two that are taken.
     third = draw.integer("pair/2", m - 2)
     for taken in (np.minimum(first, second), np.maximum(first, second)):
         third = third + (third >= taken)
@@ -90,7 +97,8 @@ def _between(low, high, u):
 
 
 def _along(draw: _Draw, name: str, swap: np.ndarray, first: np.ndarray, second: np.ndarray):
-    """Coordinates of two objects of the given radii side by side; the first comes first unless ``swap``."""
+    """``(coordinate of the first, of the second, gap)`` along one axis for two objects with the radii ``first`` and
+    ``second``; the second one comes first where ``swap``."""
     reach = EXTENT * (first + second)
     gap = _between(np.maximum(0.36, 1.05 * (first + second)), 1 - reach, draw.uniform(f"{name}/gap"))
     low = np.where(swap, second, first) * EXTENT
@@ -99,13 +107,12 @@ def _along(draw: _Draw, name: str, swap: np.ndarray, first: np.ndarray, second: 
 
 
 def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
-    """Centres ``[N, 3, 2]`` and what is said of them: place ``[N]``, relations ``[N]`` of objects 0-1 and
-    1-2.
+    """Centres ``[N, 3, 2]``, the place ``[N]`` of a single object, the relations ``[N]`` of object 0 to 1 and of 1 to 2.
 
-    Two objects lie side by side; of three, the second is the elbow of an L, so that both relations are plain.
+    Two objects lie side by side; of three, the second is the corner of an L, so that both relations are unambiguous.
     """
     margin = EXTENT * radius
-    rows = np.arange(len(n))
+    scene = np.arange(len(n))
 
     # One object: one of nine places, with a gap between neighbouring places.
     cell = np.stack([draw.integer("place/x", 3), draw.integer("place/y", 3)], axis=1)
@@ -132,16 +139,16 @@ def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
     position[n == 1, 0] = single[n == 1]
     position[np.arange(MAX_OBJECTS) >= n[:, None]] = 0.0
 
-    place = np.where(n == 1, cell[rows, 1] * 3 + cell[rows, 0], -1)
+    place = np.where(n == 1, cell[scene, 1] * 3 + cell[scene, 0], -1)
     second = 2 * (1 - vertical) + swap_second
     return position, place, np.where(n >= 2, relation, -1), np.where(n == 3, second, -1)
 
 
 def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarray):
-    """Motion ``[N, 3]`` and way to go ``[N, 3]``. At most one object moves, where there is room for it."""
-    rows = np.arange(len(n))
+    """Motion ``[N, 3]`` and the distance moved ``[N, 3]``. At most one object moves, where there is room for it."""
+    scene = np.arange(len(n))
     mover = draw.integer("mover", n)
-    centre, r = position[rows, mover], radius[rows, mover]
+    centre, r = position[scene, mover], radius[scene, mover]
     present = (np.arange(MAX_OBJECTS) < n[:, None]) & (np.arange(MAX_OBJECTS) != mover[:, None])
     room = np.empty((len(n), 4))
     for direction, (axis, sign) in enumerate(((0, -1), (0, 1), (1, -1), (1, 1))):
@@ -159,20 +166,26 @@ def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarra
     moving = (kind >= 1) & (kind <= 4)
     code = np.where(moving, np.where(possible.any(axis=1), 1 + direction, 7), kind)
     motion = np.where(np.arange(MAX_OBJECTS) < n[:, None], 0, -1)
-    motion[rows, mover] = code
-    way = np.zeros_like(radius, dtype=np.float32)
-    way[rows, mover] = np.where(moving, np.clip(room[rows, direction], 0, 0.3), 0)
-    return motion, way
+    motion[scene, mover] = code
+    travel = np.zeros_like(radius, dtype=np.float32)
+    travel[scene, mover] = np.where(moving, np.clip(room[scene, direction], 0, 0.3), 0)
+    return motion, travel
 
 
 def sample_factors(seed: int, split: str, index: np.ndarray) -> Factors:
-    """The factors of the scenes ``index`` ``[N]``; -1 where there is no object (or no relation).
+    """The factors of the scenes with the numbers ``index`` ``[N]``; -1 where there is no object (or no relation).
 
-    ``num_objects``, ``place``, ``relation`` (of object 0 to object 1) and ``second_relation`` (1 to 2) int32
-    ``[N]``; ``shape``, ``colour``, ``size``, ``texture``, ``motion`` int32 ``[N, 3]``; ``position`` (x, y
-    from the top left, canvas 1 x 1, at the first frame) float32 ``[N, 3, 2]``; ``angle`` (radians),
-    ``travel`` (distance moved), ``brightness`` float32 ``[N, 3]``; ``background`` (RGB, 0..255) float32 ``[N,
-    3]``.
+    Indices into the vocabularies above, int32:
+
+    - ``[N]``: ``num_objects`` (1..3), ``place`` (of a single object), ``relation`` (of object 0 to object 1),
+      ``second_relation`` (of 1 to 2);
+    - ``[N, 3]``: ``shape``, ``colour``, ``size``, ``texture``, ``motion``.
+
+    Quantities, float32:
+
+    - ``position`` ``[N, 3, 2]``: x and y from the top left in canvas widths, at the first frame;
+    - ``angle`` (radians), ``travel`` (distance moved, canvas widths), ``brightness`` (0.88..1) ``[N, 3]``;
+    - ``background`` ``[N, 3]``: RGB, 0..255.
     """
     draw = _Draw(seed, split, np.asarray(index))
     n = 1 + draw.integer("num_objects", MAX_OBJECTS)

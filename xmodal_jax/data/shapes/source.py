@@ -10,7 +10,7 @@ import numpy as np
 from xmodal_jax.data.shapes.commands import scene_commands
 from xmodal_jax.data.shapes.drawing import scene_images, scene_videos
 from xmodal_jax.data.shapes.grammar import Meaning, realise_all, scene_meanings
-from xmodal_jax.data.shapes.questions import scene_questions
+from xmodal_jax.data.shapes.questions import Question, scene_questions
 from xmodal_jax.data.shapes.scenes import COLOURS, SHAPES, SPLITS, Factors, hash_bits, sample_factors, uniform
 from xmodal_jax.data.shapes.speech import (
     TRAIN_VOICES,
@@ -28,30 +28,40 @@ _MODALITIES = ("text", "image", "image_sketch", "audio", "video")
 
 @dataclass(frozen=True)
 class SpokenShapes(Source):
-    """Scenes of one to three shapes, a `Source`. Everything about example ``i`` follows from (seed, split,
-    i).
+    """Scenes of one to three shapes. Everything about example ``i`` follows from (seed, split, i).
 
-    Splits: ``train``; ``test``, other scenes; ``compositions``, each with a shape-colour pair that no other
-    split shows; ``voices``, other scenes in voices that no other split has.
+    ::
+
+        scenes = SpokenShapes("test", size=100, modalities=("text", "image"))
+        batch = scenes.batch(np.arange(8))  # caption [8], image [8, 32, 32, 3], label [8], factors
+
+    Splits: ``train``; ``test``, other scenes; ``compositions``, scenes that each contain a shape-colour pair of no
+    other split; ``voices``, other scenes in voices of no other split.
+
+    Raises:
+      ValueError: a field outside its range.
     """
 
     split: str = "train"
     size: int = field(default=10_000, kw_only=True)
+    """Number of examples."""
     modalities: tuple[str, ...] = field(default=("text", "image", "audio"), kw_only=True)
-    """Of text, image, image_sketch (the same scene in dark lines on white paper), audio and video. With ``video`` among
-    them the captions tell of motion, and ``image`` is the first frame."""
+    """Some of text, image, image_sketch (the same scene in dark lines on white paper), audio and video. With ``video``
+    the captions also tell how objects move, and ``image`` is the first frame."""
     image_size: int = field(default=32, kw_only=True)
-    """Pixels, 16..128."""
+    """Side of images and frames in pixels, 16..128."""
     frames: int = field(default=8, kw_only=True)
+    """Frames of a video."""
     seed: int = field(default=0, kw_only=True)
+    """What everything is drawn from, 0 or more."""
     offset: int = field(default=0, kw_only=True)
     """Example ``i`` is number ``i + offset`` of the endless stream of the split."""
     audio_cache: Path | None = field(default=None, kw_only=True)
-    """Where speech is kept; None: ``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``. About 70 kB an example."""
+    """Folder where speech is kept, about 70 kB an example; None: ``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``."""
     max_seconds: float = field(default=4.0, kw_only=True)
-    """Length of ``audio``; captions that would be longer are spoken faster."""
+    """Length of ``audio``; captions that would take longer are spoken faster."""
     noise: float = field(default=0.0, kw_only=True)
-    """RMS of white noise over RMS of the speech: 0.1 is a signal-to-noise ratio of 20 dB; 0 adds none."""
+    """RMS of added white noise over RMS of the speech: 0 adds none, 0.1 is a signal-to-noise ratio of 20 dB."""
     workers: int | None = field(default=None, kw_only=True)
     """Processes that speak; None: as many as CPU cores. The result is the same."""
     _memo: dict = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -84,17 +94,17 @@ class SpokenShapes(Source):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """``label`` is the shape of a scene's only object; -1 where there are several."""
+        """The shapes: ``label`` is the shape of a scene's only object, -1 where there are several."""
         return SHAPES
 
     @property
     def speaker_names(self) -> tuple[str, ...]:
-        """The voices that training hears; ``speaker`` is an index into them (and beyond, in ``voices``)."""
+        """The training voices; ``speaker`` is an index into them, and beyond them in the split ``voices``."""
         return tuple(voice.name for voice in TRAIN_VOICES)
 
     @property
     def class_prompts(self) -> list[list[str]]:
-        """Prompts of each shape, one per colour, for zero-shot classification."""
+        """For each shape a prompt per colour."""
         article = lambda word: "an" if word[0] in "aeiou" else "a"
         return [[f"{article(colour)} {colour} {shape}" for colour in COLOURS] for shape in SHAPES]
 
@@ -109,14 +119,14 @@ class SpokenShapes(Source):
         return indices + self.offset
 
     @property
-    def _moves(self) -> bool:
+    def _has_motion(self) -> bool:
         return "video" in self.modalities
 
     def factors(self, indices=None) -> Factors:
         """Those of `scenes.sample_factors`, and ``voice`` int32 ``[B]``, an index into `speech.VOICES`."""
         index = self._index(indices)
-        drawn = uniform(self.seed, self.split, index, "voice")
-        voice = choose_speakers(drawn, unseen=self.split == "voices")
+        draws = uniform(self.seed, self.split, index, "voice")
+        voice = choose_speakers(draws, unseen=self.split == "voices")
         return sample_factors(self.seed, self.split, index) | {"voice": voice}
 
     def class_labels(self, indices=None) -> np.ndarray:
@@ -125,7 +135,7 @@ class SpokenShapes(Source):
         return np.where(factors["num_objects"] == 1, factors["shape"][:, 0], -1).astype(np.int32)
 
     def meanings(self, indices=None) -> list[Meaning]:
-        return scene_meanings(self.factors(indices), motion=self._moves)
+        return scene_meanings(self.factors(indices), motion=self._has_motion)
 
     def captions(self, indices=None, phrasing: int = 0) -> np.ndarray:
         index = self._index(indices)
@@ -140,24 +150,26 @@ class SpokenShapes(Source):
         """The meaning of one caption."""
         return self.meanings([i])[0]
 
-    def questions_for(self, indices, *, both_ways: bool = False) -> list[list[tuple[str, str, str]]]:
-        """Per example ``(kind, question, answer)`` by `questions.scene_questions`; of motion only with video.
+    def questions_for(self, indices, *, both_ways: bool = False) -> list[list[Question]]:
+        """For each example its questions ``(kind, question, answer)``; those about motion only with video.
 
-        The answers are words of `questions.ANSWERS`.
+        See `questions.scene_questions`, also for ``both_ways``. Answers are words of `questions.ANSWERS`.
         """
         index = self._index(indices)
-        # The foil is a scene from the same split's stream, far from the indices that examples have.
-        far = hash_bits(self.seed, self.split, index, "foil") >> np.uint64(2)
-        foils = sample_factors(self.seed, self.split, far)
-        how = dict(motion=self._moves, both_ways=both_ways)
-        return scene_questions(self.factors(indices), foils, self.seed, self.split, index, **how)
+        # A foil is a scene of the same split, far beyond the numbers that examples have.
+        numbers = hash_bits(self.seed, self.split, index, "foil") >> np.uint64(2)
+        foils = sample_factors(self.seed, self.split, numbers)
+        return scene_questions(
+            self.factors(indices), foils, self.seed, self.split, index,
+            motion=self._has_motion, both_ways=both_ways,
+        )  # fmt: skip
 
-    def questions(self, i: int) -> list[tuple[str, str, str]]:
+    def questions(self, i: int) -> list[Question]:
         """The questions about one example."""
         return self.questions_for([i])[0]
 
     def commands_for(self, indices) -> list[list[tuple[str, str, int]]]:
-        """Per example ``(command, action, target)`` by `commands.scene_commands`."""
+        """For each example ``(command, action, target)``, one for each object; see `commands.scene_commands`."""
         return scene_commands(self.factors(indices), self.seed, self.split, self._index(indices))
 
     def commands(self, i: int) -> list[tuple[str, str, int]]:
@@ -165,14 +177,14 @@ class SpokenShapes(Source):
         return self.commands_for([i])[0]
 
     def voices(self, indices) -> list[Voice]:
-        """Who speaks each example: one of `speech.VOICES`, a little higher or lower, faster or slower each time."""
+        """The voice of each example: one of `speech.VOICES`, a little higher or lower, faster or slower each time."""
         index = self._index(indices)
-        pitch, rate = (uniform(self.seed, self.split, index, f"voice/{k}") for k in ("pitch", "rate"))
-        return vary_voices(self.factors(indices)["voice"], pitch, rate)
+        pitch, speed = (uniform(self.seed, self.split, index, f"voice/{k}") for k in ("pitch", "rate"))
+        return vary_voices(self.factors(indices)["voice"], pitch, speed)
 
     def prepare_speech(self) -> Utterances:
-        """Speaks the whole data set into the cache, or opens it there; done by itself at the first batch with
-        audio.
+        """Speaks the whole data set into the cache, or opens it there; the first batch with audio does it if nobody
+        has.
 
         Call it before data-loading processes start, so that it is done once, with a progress bar.
         """
@@ -194,25 +206,27 @@ class SpokenShapes(Source):
     def batch(self, indices) -> RawBatch:
         """The examples ``indices`` ``[B]``, in that order.
 
-        ``caption`` object ``[B]``; ``image`` and ``image_sketch`` uint8 ``[B, S, S, 3]``; ``video`` uint8
-        ``[B, F, S, S, 3]``;
-        ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask`` and ``speaker`` int32 ``[B]`` (into
-        `speech.VOICES`); of these the ones in ``modalities``.
-        ``label`` int32 ``[B]``, the only object's shape, else -1; ``factors``, a dict of arrays. Raises IndexError
-        outside 0..len-1.
+        Of the ``modalities``: ``caption`` object ``[B]``; ``image`` and ``image_sketch`` uint8 ``[B, S, S, 3]``;
+        ``video`` uint8 ``[B, F, S, S, 3]``; ``audio`` int16 ``[B, max_seconds * 16000]`` with ``audio_mask`` and
+        ``speaker`` int32 ``[B]`` (an index into `speech.VOICES`). Always: ``label`` int32 ``[B]`` and ``factors``.
+
+        Raises:
+          IndexError: outside 0..len-1.
         """
         indices = np.atleast_1d(np.asarray(indices, np.int64))
         factors = self.factors(indices)
-        out: RawBatch = {"label": self.class_labels(indices), "factors": factors}
+        batch: RawBatch = {"label": self.class_labels(indices), "factors": factors}
         if "text" in self.modalities:
-            out["caption"] = self.captions(indices)
+            batch["caption"] = self.captions(indices)
         if "video" in self.modalities:
-            out["video"] = scene_videos(factors, self.image_size, self.frames)
+            batch["video"] = scene_videos(factors, self.image_size, self.frames)
         if "image" in self.modalities:
-            out["image"] = out["video"][:, 0] if "video" in out else scene_images(factors, self.image_size)
+            batch["image"] = (
+                batch["video"][:, 0] if "video" in batch else scene_images(factors, self.image_size)
+            )
         if "image_sketch" in self.modalities:
-            out["image_sketch"] = scene_images(factors, self.image_size, sketched=True)
+            batch["image_sketch"] = scene_images(factors, self.image_size, sketched=True)
         if "audio" in self.modalities:
-            out["audio"], out["audio_mask"] = self._audio(indices)
-            out["speaker"] = factors["voice"]
-        return out
+            batch["audio"], batch["audio_mask"] = self._audio(indices)
+            batch["speaker"] = factors["voice"]
+        return batch

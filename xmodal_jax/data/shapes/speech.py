@@ -22,31 +22,38 @@ import numpy as np
 from tqdm import tqdm
 
 SAMPLE_RATE = 16_000
-_VERSION = 1  # of the synthesis: a new one makes the caches of old ones unused
+_VERSION = 1  # of the synthesis; a new version does not read the caches of older ones
 _WORKER = Path(__file__).with_name("espeak.py")
 
 
 @dataclass(frozen=True)
 class Voice:
-    """``name``: an eSpeak NG language and variant (``en-us+f2``); ``rate`` in words per minute, 80..450;
-    ``pitch`` and ``pitch_range`` 0..100."""
+    """How a text is spoken.
+
+    Raises:
+      ValueError: a number outside its range.
+    """
 
     name: str
-    rate: int = 220
+    """An eSpeak NG language and variant, such as ``en-us+f2``."""
+    speed: int = 220
+    """Words per minute, 80..450."""
     pitch: int = 50
+    """0..100."""
     pitch_range: int = 50
+    """How much the pitch varies, 0..100."""
 
     def __post_init__(self):
-        for field, low, high in (("rate", 80, 450), ("pitch", 0, 100), ("pitch_range", 0, 100)):
+        for field, low, high in (("speed", 80, 450), ("pitch", 0, 100), ("pitch_range", 0, 100)):
             if not low <= getattr(self, field) <= high:
                 raise ValueError(f"Voice.{field} must lie in {low}..{high}, got {getattr(self, field)}")
 
 
 def _voices(
-    names: str, rates: Sequence[int], pitches: Sequence[int], ranges: Sequence[int]
+    names: str, speeds: Sequence[int], pitches: Sequence[int], ranges: Sequence[int]
 ) -> tuple[Voice, ...]:
     return tuple(
-        Voice(name, rates[i % len(rates)], pitches[i % len(pitches)], ranges[i % len(ranges)])
+        Voice(name, speeds[i % len(speeds)], pitches[i % len(pitches)], ranges[i % len(ranges)])
         for i, name in enumerate(names.split())
     )
 
@@ -63,47 +70,55 @@ UNSEEN_VOICES = _voices(
     "en-gb-x-gbcwmd+m6",
     (225, 240, 215), (45, 58), (45, 60, 52),
 )  # fmt: skip
-"""Speakers (variants) that are in no training voice."""
+"""Voices of variants that no training voice has."""
 VOICES = (*TRAIN_VOICES, *UNSEEN_VOICES)
-"""All voices, in the order in which speakers are counted."""
+"""All voices; a speaker is an index into them."""
 
 
-def choose_speakers(drawn: np.ndarray, *, unseen: bool) -> np.ndarray:
-    """Speakers int32 ``[N]``, of training or of ``unseen`` voices, from numbers ``drawn`` in [0, 1)."""
+def choose_speakers(draws: np.ndarray, *, unseen: bool) -> np.ndarray:
+    """Speakers int32 ``[N]``, indices into `VOICES`, from random ``draws`` ``[N]`` in [0, 1).
+
+    ``unseen``: whether they are chosen among `UNSEEN_VOICES` rather than `TRAIN_VOICES`.
+    """
     pool, first = (UNSEEN_VOICES, len(TRAIN_VOICES)) if unseen else (TRAIN_VOICES, 0)
-    return (first + np.floor(drawn * len(pool))).astype(np.int32)
+    return (first + np.floor(draws * len(pool))).astype(np.int32)
 
 
-def vary_voices(speakers: np.ndarray, pitch: np.ndarray, rate: np.ndarray) -> list[Voice]:
-    """The speakers' voices, each a little lower or higher, slower or faster as ``pitch`` and ``rate`` in [0, 1) say."""
+def vary_voices(speakers: np.ndarray, pitch: np.ndarray, speed: np.ndarray) -> list[Voice]:
+    """The voice of each of ``speakers`` ``[N]``, a little lower or higher, slower or faster.
 
-    def one(voice, p, r):
+    ``pitch`` and ``speed``: random draws ``[N]`` in [0, 1), from the lowest to the highest and from the slowest (8%
+    below the speaker's own) to the fastest (8% above).
+    """
+
+    def vary(voice, p, s):
         return replace(
-            voice, pitch=voice.pitch + round(16 * p - 8), rate=round(voice.rate * (0.92 + 0.16 * r))
+            voice, pitch=voice.pitch + round(16 * p - 8), speed=round(voice.speed * (0.92 + 0.16 * s))
         )
 
-    drawn = zip(speakers.tolist(), pitch.tolist(), rate.tolist(), strict=True)
-    return [one(VOICES[speaker], p, r) for speaker, p, r in drawn]
+    draws = zip(speakers.tolist(), pitch.tolist(), speed.tolist(), strict=True)
+    return [vary(VOICES[speaker], p, s) for speaker, p, s in draws]
 
 
 def default_cache_dir() -> Path:
-    """``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``."""
+    """The folder of synthesised speech: ``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``."""
     return Path(os.environ.get("XMODAL_CACHE") or Path.home() / ".cache" / "xmodal_jax")
 
 
 def _request(text: str, voice: Voice, max_seconds: float | None) -> dict:
+    """What `espeak.utter` is asked for. Caches are named by a hash of it, so that its keys must not change."""
     limit = None if max_seconds is None else int(max_seconds * SAMPLE_RATE)
     return {
-        "text": text, "voice": voice.name, "rate": voice.rate, "pitch": voice.pitch,
+        "text": text, "voice": voice.name, "rate": voice.speed, "pitch": voice.pitch,
         "pitch_range": voice.pitch_range, "max_samples": limit,
     }  # fmt: skip
 
 
-class _Speaker:
-    """One speaking process."""
+class _EspeakProcess:
+    """A process that runs ``espeak.py``: requests go in, samples come out."""
 
     def __init__(self, stdin=subprocess.PIPE):
-        # -P: the script's folder must not shadow modules; the process inherits nothing of JAX.
+        # -P: the script's folder must not shadow modules. The process loads neither JAX nor this package.
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER)], stdin=stdin, stdout=subprocess.PIPE, stderr=self.errors
@@ -119,6 +134,7 @@ class _Speaker:
         return data
 
     def receive(self) -> bytes:
+        """The samples of the next request; raises ValueError with the message if it failed."""
         count = int.from_bytes(self._read(4), "little", signed=True)
         if count < 0:
             raise ValueError(self._read(-count).decode())
@@ -139,34 +155,40 @@ class _Speaker:
         self.process.wait()
 
 
-_speaker: _Speaker | None = None
-_speaker_pid = 0
-_speaker_lock = threading.Lock()
+_process: _EspeakProcess | None = None
+_process_owner = 0
+"""The id of the process that started it: a fork must start another."""
+_process_lock = threading.Lock()
 
 
 def synthesize(text: str, voice: Voice, *, max_seconds: float | None = None) -> np.ndarray:
-    """The text spoken: int16 ``[T]`` at 16 kHz, silence trimmed, peak-normalised; the same whatever was
-    spoken before.
+    """The text spoken: int16 ``[T]`` at 16 kHz, silence trimmed, peak-normalised; the same whatever was spoken before.
 
-    Where it is longer than ``max_seconds`` it is spoken faster. Raises ValueError for a voice that eSpeak NG
-    does not have, and for a text that does not fit at the fastest rate.
+    A text that would take longer than ``max_seconds`` is spoken faster.
+
+    Raises:
+      ValueError: a voice that eSpeak NG does not have, or a text that does not fit at the highest speed.
     """
-    global _speaker, _speaker_pid
-    with _speaker_lock:
-        if _speaker is not None and _speaker_pid == os.getpid() and _speaker.process.poll() is not None:
-            _speaker.close()
-            _speaker = None
-        if _speaker is None or _speaker_pid != os.getpid():
-            _speaker, _speaker_pid = _Speaker(), os.getpid()
-            atexit.register(_speaker.close)
-        return np.frombuffer(_speaker.ask(_request(text, voice, max_seconds)), np.int16)
+    global _process, _process_owner
+    with _process_lock:
+        if _process is not None and _process_owner == os.getpid() and _process.process.poll() is not None:
+            _process.close()
+            _process = None
+        if _process is None or _process_owner != os.getpid():
+            _process, _process_owner = _EspeakProcess(), os.getpid()
+            atexit.register(_process.close)
+        return np.frombuffer(_process.ask(_request(text, voice, max_seconds)), np.int16)
 
 
 class Utterances:
-    """Many utterances, read from disk when asked for; ``utterances[i]`` is int16 ``[T_i]`` at 16 kHz."""
+    """Many utterances in one file, read as they are used: ``utterances[i]`` is int16 ``[T_i]`` at 16 kHz.
+
+    Raises:
+      ValueError: the files are damaged.
+      FileNotFoundError: they are missing.
+    """
 
     def __init__(self, folder: Path):
-        """Raises ValueError if the files are damaged, FileNotFoundError if they are missing."""
         header = json.loads((folder / "header.json").read_text())
         self.folder = folder
         self.offsets = np.load(folder / "offsets.npy")
@@ -182,7 +204,8 @@ class Utterances:
         return self._samples[self.offsets[i] : self.offsets[i + 1]]
 
     def padded(self, indices: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-        """Those utterances, int16 ``[B, seconds * 16000]`` with zeros at the end, and the mask of what is spoken."""
+        """``(audio, mask)`` of the utterances ``indices``: int16 ``[B, seconds * 16000]``, zeros at the end, and bool
+        of that shape, True on speech."""
         audio = np.zeros((len(indices), int(seconds * SAMPLE_RATE)), np.int16)
         mask = np.zeros(audio.shape, bool)
         for row, i in enumerate(indices.tolist()):
@@ -197,9 +220,9 @@ class Utterances:
 
 
 def add_noise(audio: np.ndarray, mask: np.ndarray, level: float, seeds: np.ndarray) -> None:
-    """Adds white noise of ``level`` times the speech's RMS to int16 ``audio [N, T]`` where ``mask`` is True, in place.
+    """Adds white noise to int16 ``audio`` ``[N, T]`` where ``mask`` is True, in place.
 
-    ``seeds`` uint64 ``[N]``, one per example.
+    ``level``: RMS of the noise over RMS of the speech. ``seeds``: uint64 ``[N]``, what the noise is drawn from.
     """
     for row, seed in enumerate(seeds.tolist()):
         wave = audio[row, mask[row]]
@@ -231,14 +254,20 @@ def synthesize_all(
     workers: int | None = None,
     max_seconds: float | None = None,
 ) -> Utterances:
-    """Speaks ``texts[i]`` in ``voices[i]``, on ``workers`` processes (default: the CPU cores), or reads it
-    from disk.
+    """``texts[i]`` spoken in ``voices[i]``, from the cache on disk or else synthesised into it.
 
-    The cache is a folder under ``cache_dir`` (default `default_cache_dir`) named by a hash of texts, voices
-    and ``max_seconds``. It is written whole or not at all, its checksum is verified when opened, and a
-    damaged one is made again; of several processes that want the same one, one speaks and the others wait.
-    The samples do not depend on ``workers``. Raises as `synthesize`, and ValueError for texts and voices of
-    different lengths.
+    The cache is a folder under ``cache_dir`` named by a hash of texts, voices and ``max_seconds``. It is written whole
+    or not at all, its checksum is verified when it is opened, and a damaged one is made again. Where several processes
+    need the same one, the first makes it and the others wait.
+
+    Args:
+      texts, voices: of the same length.
+      cache_dir: None: `default_cache_dir`.
+      workers: processes that speak; None: as many as CPU cores. The samples do not depend on it.
+      max_seconds: see `synthesize`.
+
+    Raises:
+      ValueError: as `synthesize`; different lengths; or ``workers`` below 1.
     """
     if len(texts) != len(voices):
         raise ValueError(f"texts and voices must have the same length, got {len(texts)} and {len(voices)}")
@@ -252,30 +281,31 @@ def synthesize_all(
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"speech-{digest}"
-    found = _open_or_none(folder)
-    if found is not None:
-        return found
+    utterances = _open_or_none(folder)
+    if utterances is not None:
+        return utterances
     with (root / f"speech-{digest}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = _open_or_none(folder)  # made while this process waited
-        if found is None:
+        utterances = _open_or_none(folder)  # another process may have made it meanwhile
+        if utterances is None:
             with tempfile.TemporaryDirectory(dir=root, prefix="speaking-") as work:
                 _write(requests, Path(work), min(workers, max(1, len(requests) // 16)))
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(Path(work) / "cache", folder)
-            found = Utterances(folder)
-    return found
+            utterances = Utterances(folder)
+    return utterances
 
 
 def _write(requests: list[str], work: Path, workers: int) -> None:
-    """Fills ``work/cache``: each worker speaks a contiguous share, and the shares are joined in order."""
+    """Writes the utterances to ``work/cache``: each worker speaks a contiguous part, and the parts are joined in
+    order."""
     bounds = np.linspace(0, len(requests), workers + 1).astype(int)
     lengths = np.zeros(len(requests), np.int64)
     errors: list[BaseException] = []
     with tqdm(total=len(requests), desc="speaking", unit="utterance", disable=len(requests) <= 500) as bar:
         threads = [
             threading.Thread(
-                target=_speak_share, args=(requests, lo, hi, work / f"{lo}.raw", lengths, errors, bar.update)
+                target=_speak_part, args=(requests, lo, hi, work / f"{lo}.raw", lengths, errors, bar.update)
             )
             for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
         ]
@@ -285,7 +315,7 @@ def _write(requests: list[str], work: Path, workers: int) -> None:
             for thread in threads:
                 thread.join()
         except BaseException as error:
-            errors.append(error)  # tells the other shares to stop
+            errors.append(error)  # tells the other threads to stop
             raise
     if errors:
         raise errors[0]
@@ -296,30 +326,31 @@ def _write(requests: list[str], work: Path, workers: int) -> None:
         header = {"descr": "<i2", "fortran_order": False, "shape": (int(lengths.sum()),)}
         np.lib.format.write_array_header_1_0(out, header)
         for lo in bounds[:-1].tolist():
-            with (work / f"{lo}.raw").open("rb") as share:
-                shutil.copyfileobj(share, out, 1 << 22)
+            with (work / f"{lo}.raw").open("rb") as part:
+                shutil.copyfileobj(part, out, 1 << 22)
     checks = {name: _checksum(cache / f"{name}.npy") for name in ("offsets", "samples")}
     (cache / "header.json").write_text(
         json.dumps({"version": _VERSION, "sample_rate": SAMPLE_RATE, **checks})
     )
 
 
-def _speak_share(
+def _speak_part(
     requests: list[str], lo: int, hi: int, path: Path, lengths: np.ndarray, errors: list, progress: Callable
 ) -> None:
-    with tempfile.TemporaryFile() as questions, path.open("wb") as out:
-        questions.write("".join(r + "\n" for r in requests[lo:hi]).encode())
-        questions.seek(0)
-        speaker = _Speaker(stdin=questions)
+    """Speaks the requests ``lo`` to ``hi - 1`` into a file, one after the other, and fills their ``lengths`` in."""
+    with tempfile.TemporaryFile() as lines, path.open("wb") as out:
+        lines.write("".join(r + "\n" for r in requests[lo:hi]).encode())
+        lines.seek(0)
+        process = _EspeakProcess(stdin=lines)
         try:
             for i in range(lo, hi):
-                if errors:  # another share has failed
+                if errors:  # another part has failed
                     return
-                data = speaker.receive()
+                data = process.receive()
                 out.write(data)
                 lengths[i] = len(data) // 2
                 progress(1)
         except Exception as error:
             errors.append(error)
         finally:
-            speaker.close()
+            process.close()

@@ -1,4 +1,4 @@
-"""Large coloured textures of eight families, from which pictures take their backgrounds."""
+"""Large coloured textures of eight families, from which images take their backgrounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 LOW, HIGH = (0, 75), (180, 255)
-"""Where a colour channel may lie: far enough from the middle that inverting it is a plain change."""
+"""Ranges of colour channels that are far enough from the middle for an inversion to be visible."""
 _OVERSAMPLING = 2
 _Field = np.ndarray
 """A number at each pixel, ``[S, S]``."""
@@ -23,20 +23,23 @@ def _waves(rng: np.random.Generator, x: _Field, y: _Field, period: float, count:
 
 
 def _centres(rng: np.random.Generator, side: float, spacing: float) -> np.ndarray:
-    """Points ``[K, 2]`` of a grid that reaches beyond the picture, each moved about within its cell."""
+    """Points ``[K, 2]`` of a grid that extends beyond the image, each moved at random within its cell."""
     at = np.arange(-spacing, side + spacing, spacing)
     grid = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)
     return grid + rng.uniform(0.1, 0.9, grid.shape) * spacing
 
 
 def _nearest(x: _Field, y: _Field, centres: np.ndarray) -> tuple[np.ndarray, _Field]:
-    """Which of the centres is nearest to each pixel, and how far it is."""
+    """``(index, distance)`` of the centre that is nearest to each pixel."""
     best, which = np.full(x.shape, np.inf), np.zeros(x.shape, np.int64)
     for k, (cx, cy) in enumerate(centres):
         distance = (x - cx) ** 2 + (y - cy) ** 2
         closer = distance < best
         best[closer], which[closer] = distance[closer], k
     return which, np.sqrt(best)
+
+
+# The families: RGB ``[S, S, 3]`` from random numbers, coordinates in units of the pattern, and four colours ``[4, 3]``.
 
 
 def _stripes(rng, x, y, colours):
@@ -106,12 +109,12 @@ _SPANS = (
     (_ANY, LOW, HIGH), (HIGH, HIGH, _ANY), (_ANY, LOW, LOW), (LOW, HIGH, _ANY),
     (HIGH, LOW, _ANY), (_ANY, HIGH, HIGH), (LOW, LOW, _ANY), (_ANY, HIGH, LOW),
 )  # fmt: skip
-"""Of red, green and blue in each texture. One is free, for variety, but never green, which is most of how bright a
-colour looks."""
+"""The ranges of red, green and blue in each texture. One channel is free, for variety, but never green, which
+contributes most to how bright a colour looks."""
 
 
 def _palette(rng: np.random.Generator, number: int) -> np.ndarray:
-    """Four RGB colours ``[4, 3]``, as far apart as their spans let them be."""
+    """Four RGB colours ``[4, 3]``, spread out within the ranges of `_SPANS`."""
     spans = np.array(_SPANS[number % len(_SPANS)])
     steps = np.stack([rng.permutation(4) for _ in range(3)], axis=1) + rng.uniform(0.1, 0.9, (4, 3))
     return spans[:, 0] + (spans[:, 1] - spans[:, 0]) * steps / 4
@@ -119,19 +122,26 @@ def _palette(rng: np.random.Generator, number: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def texture(number: int, side: int = 160, scale: float = 1.0) -> np.ndarray:
-    """The texture of a number, uint8 ``[side, side, 3]``, read-only; the same each time.
+    """Texture ``number``, uint8 ``[side, side, 3]``, read-only; the same in every call.
 
-    Family ``number % 8`` of `FAMILIES`; every eight numbers a family gets other colours and its pattern grows by a
-    quarter. ``scale``: pixels per unit of the pattern, whose parts are 3 to 30 units wide.
-    Two of the three channels stay out of the middle of 0..255 (see `LOW`, `HIGH`), so that inverting a texture shows.
-    Raises ValueError for a negative number or a side below 1.
+    It is of the family ``number % 8``; from one eight to the next, a family gets other colours and its pattern grows by
+    a quarter. Two of the three channels stay out of the middle of 0..255 (see `LOW`, `HIGH`), so that inverting a
+    texture is visible.
+
+    Args:
+      number: 0 or more.
+      side: pixels.
+      scale: pixels per unit of the pattern, whose parts are 3 to 30 units wide.
+
+    Raises:
+      ValueError: a negative number, or a side below 1.
     """
     if number < 0 or side < 1:
         raise ValueError(f"a texture needs number >= 0 and side >= 1, got {number} and {side}")
-    family, again = number % len(FAMILIES), number // len(FAMILIES)
+    family, cycle = number % len(FAMILIES), number // len(FAMILIES)
     rng = np.random.Generator(np.random.Philox(key=np.array([0x7E87, number], np.uint64)))
-    colours = _palette(rng, family + again)
-    unit = scale * 1.25**again
+    colours = _palette(rng, family + cycle)
+    unit = scale * 1.25**cycle
     at = (np.arange(side * _OVERSAMPLING) + 0.5) / (_OVERSAMPLING * unit)
     y, x = np.meshgrid(at, at, indexing="ij")
     fine = FAMILIES[family](rng, x, y, colours)

@@ -107,7 +107,7 @@ def _along(draw: _Draw, name: str, swap: np.ndarray, first: np.ndarray, second: 
 
 
 def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
-    """Centres ``[N, 3, 2]``, the place ``[N]`` of a single object, the relations ``[N]`` of object 0 to 1 and of 1 to 2.
+    """Centres ``[N, 3, 2]``, a single object's place ``[N]``, and the relations ``[N]`` of objects 0 to 1 and 1 to 2.
 
     Two objects lie side by side; of three, the second is the corner of an L, so that both relations are unambiguous.
     """

@@ -38,7 +38,7 @@ from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimoda
 from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
-from xmodal_jax.train.loop import RESIDENT_LIMIT
+from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import write_atomic
 from xmodal_jax.train.step import make_training

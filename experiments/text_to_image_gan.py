@@ -38,8 +38,9 @@ from xmodal_jax.report.page import Report
 from xmodal_jax.report.text import add_scores
 from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import PretrainedConfig, shrink
+from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.gan_step import GANOptimizer
-from xmodal_jax.train.loop import RESIDENT_LIMIT, fit
+from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run, stack_scores
 from xmodal_jax.transfer.frozen import image_watcher, load_captioner, load_text_encoder, same_tokens

@@ -31,7 +31,7 @@ INSIDE = {
     "data": ["shapes", "sources", "tasks"],
     "models/gan": ["config", "networks", "method"],
     "models/vae": ["networks", "inference", "generation", "single", "multimodal", "adapter"],
-    "train": ["optim", "step", "gan_step", "checkpoint", "run", "loop"],
+    "train": ["optim", "step", "gan_step", "checkpoint", "run", "feed", "loop"],
     "report": ["figures", "page"],
 }
 """The order of parts within a package, where it has one; what is not listed only has to be free of cycles."""

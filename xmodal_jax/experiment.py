@@ -28,7 +28,8 @@ from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.report.page import Report
 from xmodal_jax.train import config as run_config
 from xmodal_jax.train.config import RunConfig
-from xmodal_jax.train.loop import RESIDENT_LIMIT, TrainingResult
+from xmodal_jax.train.feed import RESIDENT_LIMIT
+from xmodal_jax.train.loop import TrainingResult
 from xmodal_jax.train.run import Run, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
 from xmodal_jax.transfer.encoders import starting_point

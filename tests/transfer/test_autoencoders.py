@@ -175,7 +175,7 @@ def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
     training = make_game(method, GANOptimizer(generator=generator), 2)
     engine = make_engine(mode, training.init, training.make_step, seeds=seeds)
     keys = KEY if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
-    state = loop._with_pretrained(engine.init(keys, batch), engine, training, batch)
+    state = loop.load_pretrained_params(engine.init(keys, batch), engine, training, batch)
     state = engine.fetch(state)
     for tree in (state.params["generator"], state.ema):
         found = trees.flat(tree["network"]["experts_image_16_24_3"]["features"]["encoder"])

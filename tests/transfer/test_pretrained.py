@@ -145,7 +145,7 @@ def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
     keys = jax.random.key(0) if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
     drawn = engine.init(keys, batch_of())
     before = engine.fetch(drawn).params["text"]["project"]["kernel"]
-    state = engine.fetch(loop._with_pretrained(drawn, engine, training, batch_of()))
+    state = engine.fetch(loop.load_pretrained_params(drawn, engine, training, batch_of()))
     bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False).params
     for params in (state.params, state.ema):
         for (name, read), found in zip(

@@ -15,7 +15,7 @@ from xmodal_jax.data.views import keep_labelled
 from xmodal_jax.models.speech import frames_of
 from xmodal_jax.models.vae.modalities import Reading
 from xmodal_jax.train.config import RunConfig
-from xmodal_jax.train.loop import RESIDENT_LIMIT
+from xmodal_jax.train.feed import RESIDENT_LIMIT
 
 
 class LatentData(NamedTuple):

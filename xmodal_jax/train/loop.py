@@ -6,7 +6,7 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +17,10 @@ from tqdm import tqdm
 from xmodal_jax.core.runtime import Timer, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
-from xmodal_jax.data.sources.arrays import nbytes
-from xmodal_jax.train import gan_step as players
+from xmodal_jax.train import gan_step
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.feed import BatchFeed
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import Engine, make_engine
 from xmodal_jax.train.preemption import termination
@@ -28,246 +28,372 @@ from xmodal_jax.train.run import Run, stack_scores, to_json
 from xmodal_jax.train.step import Training, describe_non_finite, make_training
 from xmodal_jax.types import GAN, Method
 
-RESIDENT_LIMIT = 2 * 2**30
-"""Bytes up to which a data set is kept on the device."""
-
 
 class NonFiniteError(RuntimeError):
     """The loss or a gradient became infinite or NaN."""
 
 
 class Preempted(SystemExit):
-    """The run was asked to stop, saved a checkpoint and can go on."""
+    """The run was asked to stop, has saved a checkpoint and can go on from it."""
 
 
 class TrainingResult(NamedTuple):
-    """What training leaves."""
+    """The outcome of `fit`."""
 
     state: Any
+    """The final state, as ``engine`` lays it out on the devices."""
     engine: Engine
     steps: int
-    """Steps taken, fewer than asked for after early stopping."""
+    """Number of steps taken, fewer than ``config.steps`` after early stopping."""
     training: Training
     seeds: list[int]
-    """Those that training finished with."""
+    """The seeds that trained to the end."""
     diverged: list[int]
-    """Those that were dropped on the way (``config.on_divergence``)."""
+    """The seeds that were dropped because a loss or a gradient became non-finite (``config.on_divergence``)."""
     resumed: int = 0
-    """The step that training went on from."""
+    """The step of the checkpoint that training went on from; 0 if it began anew."""
 
     @property
     def params(self) -> list[Any]:
-        """The parameters of each seed that was not dropped, to evaluate: the average where one is kept."""
-        kept = _of_each_seed(self.state, self.engine, self.training)
-        everyone = sorted(self.seeds + self.diverged)
-        return [p for p, seed in zip(kept, everyone, strict=True) if seed in self.seeds]
+        """The parameters to evaluate, of each of ``seeds``: their exponential moving average where there is one."""
+        params = eval_params_by_seed(self.state, self.engine, self.training)
+        all_seeds = sorted(self.seeds + self.diverged)
+        return [p for p, seed in zip(params, all_seeds, strict=True) if seed in self.seeds]
 
 
 def fit(
     method: Method | GAN,
     loader: Loader,
     config: RunConfig,
-    optimizer: Optimizer | players.GANOptimizer,
+    optimizer: Optimizer | gan_step.GANOptimizer,
     run: Run,
     timer: Timer,
     *,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     monitor: str | None = None,
     params: Any = None,
-    metadata: dict | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Trains ``method`` on ``loader``'s batches for ``config.steps`` steps.
 
     With ``config.seeds`` above 1 that many runs train at once, with the seeds ``config.seed``, ``config.seed + 1``, …;
     each is the run that its seed alone would be, in its own order of the data. Metrics then hold a value per seed.
 
-    evaluate: parameters (of one seed) to metrics, called every ``config.eval_every`` steps and at the end.
-    monitor: which of those metrics (higher is better; of several seeds the mean) decides the best checkpoint and early
-    stopping.
-    params: parameters to start from, in place of the method's own initialisation.
-    metadata: JSON-able values stored in every checkpoint, beside the configuration and the seeds: what is needed to use
-    the parameters elsewhere.
+    Args:
+      evaluate: ``evaluate(params) -> metrics`` of one seed, called every ``config.eval_every`` steps and at the end.
+      monitor: the name of the metric of ``evaluate`` (higher is better; of several seeds the mean) that decides the
+        best checkpoint and early stopping.
+      params: parameters to start from, in place of the method's own initialisation.
+      metadata: JSON-able values stored in every checkpoint, beside the configuration and the seeds: what is needed to
+        use the parameters elsewhere.
 
-    Raises NonFiniteError, naming step and parameters, when the loss or a gradient is no longer finite (with
-    ``config.on_divergence`` "drop" and several seeds: of the last one), Preempted
-    (an exit) after saving when the process gets SIGTERM, and MemoryError before the first step where the device has
-    less memory than the program needs.
+    Raises:
+      NonFiniteError: the loss or a gradient is no longer finite. It names the step and the parameters. With
+        ``config.on_divergence`` "drop" and several seeds it is raised for the last seed only.
+      Preempted: the process got SIGTERM; a checkpoint is saved. (It is a SystemExit.)
+      MemoryError: before the first step, where the program needs more memory than the device has.
     """
-    train_by = players.make_training if isinstance(method, GAN) else make_training
-    training = train_by(method, optimizer, config.steps, params=params)
-    seeds = config.all_seeds
-    how = dict(fsdp=config.fsdp, seeds=len(seeds) if len(seeds) > 1 else None)
-    engine = make_engine(config.parallel, training.init, training.make_step, **how)
-    if training.initial_steps:
-        run_first = make_engine(config.parallel, training.init, training.make_initial_step, **how).run
-    example = numeric_fields(loader.example())
-    keys = jax.vmap(jax.random.key)(np.array(seeds)) if engine.seeds else jax.random.key(config.seed)
-    checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
-    feed = _Feed(loader, engine, config)
-    state, start, best, waited = None, 0, -math.inf, 0
-    lost: list[int] = []
-    if config.resume:
-        with timer("restore"):
-            kept = checkpoints.restore(engine.abstract(keys, example))
-        if kept is not None:
-            start, waited = kept[1]["step"], kept[1]["waited"]
-            lost += kept[1].get("diverged", [])  # checkpoints of earlier versions have none
-            best = -math.inf if kept[1]["best"] is None else kept[1]["best"]
-            state = engine.place(kept[0])
-            feed.restore(kept[1]["position"])
-            run.say(f"resuming after step {start}")
-        else:
-            run.say("no checkpoint to resume from: starting at step 0")
-    run.truncate_metrics(start)
-    if state is None:
-        with timer("train"):
-            state = engine.init(keys, example)
-            if training.load_pretrained is not None:
-                state = _with_pretrained(state, engine, training, example)
-    dispatch = _fitting_dispatch(config, start, training.initial_steps)
-    # All at once: evaluated step by step, a schedule would cost a short step more than all the rest of this loop.
-    of_all = jax.jit(lambda steps: {k: jax.vmap(rate)(steps) for k, rate in training.learning_rates.items()})
-    rates = jax.tree.map(np.asarray, of_all(np.arange(config.steps)))
-    names = leaf_names(engine.fetch(state).params)
-    shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
-    facts_of_run = {**(metadata or {}), "config": to_json(run.config), "seeds": seeds, "shapes": shapes}
+    loop = TrainingLoop(
+        method, loader, config, optimizer, run, timer,
+        evaluate=evaluate, monitor=monitor, params=params, metadata=metadata,
+    )  # fmt: skip
+    loop.set_up()
+    with contextlib.closing(loop), termination() as stop_requested:
+        while loop.step < config.steps:
+            loop.dispatch()
+            finished = loop.evaluate() or loop.step >= config.steps
+            # Called after every dispatch: several processes agree here on the step at which they stop.
+            stopped = stop_requested(loop.step)
+            loop.save(now=finished or stopped)
+            if finished:
+                break
+            if stopped:
+                run.close()
+                command = resume_command(run)
+                raise Preempted(f"stopped at step {loop.step} as asked; go on with:\n  {command}")
+        loop.wait_for_checkpoints()
+    return loop.result()
 
-    def facts(step):
-        position = {**feed.position(), "step": step}
-        seen = None if best == -math.inf else best  # JSON has no infinity
-        return {
-            **facts_of_run,
-            "step": step,
-            "position": position,
-            "best": seen,
-            "waited": waited,
-            "diverged": list(lost),
+
+class TrainingLoop:
+    """A training in progress: the state on the devices, the position in the data, and what is logged and stored.
+
+    `fit` calls `set_up`, then `dispatch`, `evaluate` and `save` until the training is finished, then `result`.
+    """
+
+    def __init__(
+        self,
+        method: Method | GAN,
+        loader: Loader,
+        config: RunConfig,
+        optimizer: Optimizer | gan_step.GANOptimizer,
+        run: Run,
+        timer: Timer,
+        *,
+        evaluate: Callable[[Any], dict[str, float]] | None,
+        monitor: str | None,
+        params: Any,
+        metadata: Mapping[str, Any] | None,
+    ):
+        self.config, self.run, self.timer, self.loader = config, run, timer, loader
+        self._evaluate, self._monitor = evaluate, monitor
+        bind = gan_step.make_training if isinstance(method, GAN) else make_training
+        self.training = training = bind(method, optimizer, config.steps, params=params)
+        self.seeds = config.all_seeds
+        options = dict(fsdp=config.fsdp, seeds=len(self.seeds) if len(self.seeds) > 1 else None)
+        self.engine = make_engine(config.parallel, training.init, training.make_step, **options)
+        self._run_initial = None
+        if training.initial_steps:
+            self._run_initial = make_engine(
+                config.parallel, training.init, training.make_initial_step, **options
+            ).run
+        self._checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
+        self._feed = BatchFeed(loader, self.engine, config)
+        example = numeric_fields(loader.example())
+        self._example = example
+        shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
+        self._metadata = {
+            **(metadata or {}),
+            "config": to_json(run.config),
+            "seeds": self.seeds,
+            "shapes": shapes,
         }
+        self.state: Any = None
+        self.step = self.start = 0
+        self.diverged: list[int] = []
+        self._best_score = -math.inf
+        self._evaluations_since_best = 0
+        self._unread: tuple[int, Any] | None = None
+        """The last dispatch's step and metrics, while the device may still be computing them."""
 
-    def check(step, metrics):
-        """Reads a dispatch's metrics (waiting for the device) and logs its last step."""
-        metrics = jax.tree.map(np.asarray, metrics)
-        first = step - len(metrics["finite"]) + 1
-        for k, flags in enumerate(metrics["finite"]):
-            for seed, finite in zip(seeds, np.atleast_2d(flags), strict=True):
-                what = None if seed in lost else describe_non_finite(finite, names)
-                if what is None:
-                    continue
-                whose = f" of seed {seed}" if engine.seeds else ""
-                now = ", ".join(f"{rate[step - 1]:.2g}" for rate in rates.values())
-                said = f"step {first + k}{whose}: {what} are no longer finite."
-                if config.on_divergence == "drop" and len(lost) + 1 < len(seeds):
-                    run.say(f"{said} This seed is dropped; {len(seeds) - len(lost) - 1} go on.")
-                    lost.append(seed)
-                    continue
-                raise NonFiniteError(
-                    f"{said} Lower the learning rate (now {now}), clip the gradient or look at that batch; "
-                    f"the newest checkpoint in {checkpoints.directory} is from before."
-                )
-        if lost:
-            rows = np.array([seed not in lost for seed in seeds])
-            metrics = {name: v[:, rows] for name, v in metrics.items() if name != "finite"}
-        row = {f"train/{k}": v.mean(axis=0) for k, v in metrics.items() if k != "finite"}
-        run.log(step, row | {f"train/{k}": float(rate[step - 1]) for k, rate in rates.items()})
-        return float(row["train/loss"].mean())
+    # -- set-up ---------------------------------------------------------------------------------------
 
-    step, pending = start, None
-    with (
-        contextlib.closing(checkpoints),
-        contextlib.closing(feed),
-        termination() as asked,
-        tqdm(
-            total=config.steps,
-            initial=start,
+    def set_up(self) -> None:
+        """Draws the state, or restores it from the newest checkpoint with ``config.resume``."""
+        seeds = np.array(self.seeds)
+        keys = jax.vmap(jax.random.key)(seeds) if self.engine.seeds else jax.random.key(self.config.seed)
+        if self.config.resume:
+            with self.timer("restore"):
+                self._restore(keys)
+        self.run.truncate_metrics(self.start)
+        if self.state is None:
+            with self.timer("train"):
+                self.state = self.engine.init(keys, self._example)
+                if self.training.load_pretrained is not None:
+                    self.state = load_pretrained_params(self.state, self.engine, self.training, self._example)
+        self._steps_per_dispatch = fitting_dispatch(self.config, self.start, self.training.initial_steps)
+        self._learning_rates = tabulate(self.training.learning_rates, self.config.steps)
+        self._param_names = leaf_names(self.engine.fetch(self.state).params)
+        self._bar = tqdm(
+            total=self.config.steps,
+            initial=self.start,
             desc="train",
             unit="step",
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file needs no line per step
             file=sys.stderr,
-            disable=not run.writes,
-        ) as bar,
-    ):
-        while step < config.steps:
-            with timer("data_wait"):
-                xs = feed.next(step, dispatch)
-            with timer("train"):
-                if step == start and engine.seeds:
-                    _check_memory(engine, state, feed.data, xs)
-                go = run_first if step < training.initial_steps else engine.run
-                state, metrics = go(state, feed.data, xs)
-                # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
-                loss = check(*pending) if pending else None
-            step += dispatch
-            pending = (step, metrics)
-            bar.update(dispatch)
-            if loss is not None and run.writes:
-                wait = timer.seconds.get("data_wait", 0.0)
-                busy = wait + timer.seconds["train"]
-                rate = loader.batch_size * len(seeds) * (bar.format_dict["rate"] or 0)
-                bar.set_postfix_str(
-                    f"loss {loss:.4f}, {rate:,.0f} examples/s, {wait / busy:.0%} waiting for data",
-                    refresh=False,
-                )
-            due = lambda every: every and step % every == 0  # noqa: B023
-            last = step >= config.steps
-            if evaluate is not None and (due(config.eval_every) or last):
-                with timer("train"):
-                    check(*pending)
-                pending = None
-                with timer("evaluation"):
-                    trained = zip(seeds, _of_each_seed(state, engine, training), strict=True)
-                    scores = stack_scores([evaluate(p) for seed, p in trained if seed not in lost])
-                run.log(step, scores)
-                if monitor is not None:
-                    score = float(np.mean(scores[monitor]))
-                    improved = score > best
-                    best, waited = (score, 0) if improved else (best, waited + 1)
-                    if improved:
-                        checkpoints.save_best(step, engine.fetch(state), facts(step), best)
-                if config.patience and waited >= config.patience:
-                    run.say(f"stopped early at step {step}: {monitor} has not improved on {best:.4f}")
-                    last = True
-            stop = asked(step)
-            if last or due(config.checkpoint_every) or stop:
-                if pending:  # never keep a state that is not known to be finite
-                    with timer("train"):
-                        check(*pending)
-                    pending = None
-                with timer("checkpoint"):
-                    checkpoints.save(step, engine.fetch(state), facts(step))
-            if stop and not last:
-                run.close()
-                raise Preempted(f"stopped at step {step} as asked; go on with:\n  {resume_command(run)}")
-            if last:
-                break
-        with timer("checkpoint"):
-            checkpoints.wait()
-    return TrainingResult(
-        state, engine, step, training, [seed for seed in seeds if seed not in lost], lost, start
-    )
+            disable=not self.run.writes,
+        )
+
+    def _restore(self, keys: jax.Array) -> None:
+        restored = self._checkpoints.restore(self.engine.abstract(keys, self._example))
+        if restored is None:
+            self.run.say("no checkpoint to resume from: starting at step 0")
+            return
+        state, metadata = restored
+        self.state = self.engine.place(state)
+        self.step = self.start = metadata["step"]
+        self.diverged += metadata.get("diverged", [])  # checkpoints of earlier versions have none
+        self._best_score = -math.inf if metadata["best"] is None else metadata["best"]
+        self._evaluations_since_best = metadata["waited"]
+        self._feed.restore(metadata["position"])
+        self.run.say(f"resuming after step {self.start}")
+
+    # -- one dispatch ---------------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Runs the next steps, as many as one program makes, and logs the metrics of those before them."""
+        with self.timer("data_wait"):
+            xs = self._feed.next(self.step, self._steps_per_dispatch)
+        with self.timer("train"):
+            if self.step == self.start and self.engine.seeds:
+                check_memory(self.engine, self.state, self._feed.resident, xs)
+            initial = self.step < self.training.initial_steps
+            run_steps = self._run_initial if initial else self.engine.run
+            self.state, metrics = run_steps(self.state, self._feed.resident, xs)
+            # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
+            loss = self._read_metrics()
+        self.step += self._steps_per_dispatch
+        self._unread = self.step, metrics
+        self._bar.update(self._steps_per_dispatch)
+        if loss is not None and self.run.writes:
+            self._show(loss)
+
+    def _show(self, loss: float) -> None:
+        """Loss and speed behind the progress bar."""
+        waiting = self.timer.seconds.get("data_wait", 0.0)
+        total = waiting + self.timer.seconds["train"]
+        speed = self.loader.batch_size * len(self.seeds) * (self._bar.format_dict["rate"] or 0)
+        self._bar.set_postfix_str(
+            f"loss {loss:.4f}, {speed:,.0f} examples/s, {waiting / total:.0%} waiting for data",
+            refresh=False,
+        )
+
+    def _read_metrics(self) -> float | None:
+        """Waits for the last dispatch, checks that all is finite and logs its last step; its mean loss.
+
+        None where nothing has been dispatched since the last call.
+        """
+        if self._unread is None:
+            return None
+        (step, metrics), self._unread = self._unread, None
+        metrics = jax.tree.map(np.asarray, metrics)
+        first = step - len(metrics["finite"]) + 1
+        for k, flags in enumerate(metrics["finite"]):
+            for seed, finite in zip(self.seeds, np.atleast_2d(flags), strict=True):
+                if seed not in self.diverged and (what := describe_non_finite(finite, self._param_names)):
+                    self._handle_divergence(first + k, seed, what, step)
+        del metrics["finite"]
+        if self.diverged:
+            remaining = np.array([seed not in self.diverged for seed in self.seeds])
+            metrics = {name: value[:, remaining] for name, value in metrics.items()}
+        last = {f"train/{name}": value.mean(axis=0) for name, value in metrics.items()}
+        rates = {f"train/{name}": float(rate[step - 1]) for name, rate in self._learning_rates.items()}
+        self.run.log(step, last | rates)
+        return float(last["train/loss"].mean())
+
+    def _handle_divergence(self, step: int, seed: int, what: str, last_step: int) -> None:
+        """Drops a seed whose values are no longer finite, or raises NonFiniteError."""
+        of_seed = f" of seed {seed}" if self.engine.seeds else ""
+        message = f"step {step}{of_seed}: {what} are no longer finite."
+        others = len(self.seeds) - len(self.diverged) - 1
+        if self.config.on_divergence == "drop" and others:
+            self.run.say(f"{message} This seed is dropped; {others} go on.")
+            self.diverged.append(seed)
+            return
+        rates = ", ".join(f"{rate[last_step - 1]:.2g}" for rate in self._learning_rates.values())
+        raise NonFiniteError(
+            f"{message} Lower the learning rate (now {rates}), clip the gradient or look at that batch; "
+            f"the newest checkpoint in {self._checkpoints.directory} is from before."
+        )
+
+    # -- between dispatches ---------------------------------------------------------------------------
+
+    def evaluate(self) -> bool:
+        """Evaluates where it is due, and saves the best checkpoint; whether training should stop early."""
+        if self._evaluate is None or not self._due(self.config.eval_every):
+            return False
+        with self.timer("train"):
+            self._read_metrics()
+        with self.timer("evaluation"):
+            by_seed = zip(
+                self.seeds, eval_params_by_seed(self.state, self.engine, self.training), strict=True
+            )
+            scores = stack_scores(
+                [self._evaluate(params) for seed, params in by_seed if seed not in self.diverged]
+            )
+        self.run.log(self.step, scores)
+        if self._monitor is not None:
+            self._compare_with_best(float(np.mean(scores[self._monitor])))
+        if not self.config.patience or self._evaluations_since_best < self.config.patience:
+            return False
+        self.run.say(
+            f"stopped early at step {self.step}: {self._monitor} has not improved on {self._best_score:.4f}"
+        )
+        return True
+
+    def _compare_with_best(self, score: float) -> None:
+        if score > self._best_score:
+            self._best_score, self._evaluations_since_best = score, 0
+            self._checkpoints.save_best(
+                self.step, self.engine.fetch(self.state), self._checkpoint_metadata(), score
+            )
+        else:
+            self._evaluations_since_best += 1
+
+    def save(self, *, now: bool = False) -> None:
+        """Saves a checkpoint where it is due, or ``now``; never of a state that is not known to be finite."""
+        if not (now or self._due(self.config.checkpoint_every)):
+            return
+        if self._unread is not None:
+            with self.timer("train"):
+                self._read_metrics()
+        with self.timer("checkpoint"):
+            self._checkpoints.save(self.step, self.engine.fetch(self.state), self._checkpoint_metadata())
+
+    def _due(self, every: int) -> bool:
+        """Whether something that happens every so many steps (0: never), and at the end, happens now."""
+        return self.step >= self.config.steps or bool(every and self.step % every == 0)
+
+    def _checkpoint_metadata(self) -> dict[str, Any]:
+        return {
+            **self._metadata,
+            "step": self.step,
+            "position": {**self._feed.position(), "step": self.step},
+            "best": None if self._best_score == -math.inf else self._best_score,  # JSON has no infinity
+            "waited": self._evaluations_since_best,
+            "diverged": list(self.diverged),
+        }
+
+    # -- end ------------------------------------------------------------------------------------------
+
+    def wait_for_checkpoints(self) -> None:
+        """Blocks until every checkpoint is on disk."""
+        with self.timer("checkpoint"):
+            self._checkpoints.wait()
+
+    def close(self) -> None:
+        """Closes the progress bar, the readers of data and the checkpoints."""
+        self._bar.close()
+        self._feed.close()
+        self._checkpoints.close()
+
+    def result(self) -> TrainingResult:
+        """The outcome, as `fit` returns it."""
+        seeds = [seed for seed in self.seeds if seed not in self.diverged]
+        return TrainingResult(
+            self.state, self.engine, self.step, self.training, seeds, self.diverged, self.start
+        )
 
 
-def _with_pretrained(state: Any, engine: Engine, training: Training, example: Any) -> Any:
-    """A state whose parameters (and their average) hold what is read from files."""
-    drawn, given = engine.fetch(state), training.load_pretrained
+def load_pretrained_params(state: Any, engine: Engine, training: Training, example: Any) -> Any:
+    """``state`` with what ``training.load_pretrained`` puts into its parameters, and into their moving average."""
+    drawn = engine.fetch(state)
     if engine.seeds is None:
-        params = given(drawn.params, example)
+        params = training.load_pretrained(drawn.params, example)
     else:
-        each = [given(jax.tree.map(lambda x: x[k], drawn.params), example) for k in range(engine.seeds)]  # noqa: B023
-        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    average = None if drawn.ema is None else jax.tree.map(jnp.copy, training.ema_params(params))
-    return engine.place(drawn._replace(params=params, ema=average))
+        by_seed = [
+            training.load_pretrained(jax.tree.map(lambda x: x[k], drawn.params), example)  # noqa: B023
+            for k in range(engine.seeds)
+        ]
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_seed)
+    ema = None if drawn.ema is None else jax.tree.map(jnp.copy, training.ema_params(params))
+    return engine.place(drawn._replace(params=params, ema=ema))
 
 
-def _of_each_seed(state: Any, engine: Engine, training: Training) -> list[Any]:
+def eval_params_by_seed(state: Any, engine: Engine, training: Training) -> list[Any]:
+    """The parameters to evaluate, of each seed."""
     params = training.eval_params(engine.fetch(state))
     if engine.seeds is None:
         return [params]
     return [jax.tree.map(lambda x: x[k], params) for k in range(engine.seeds)]  # noqa: B023
 
 
-def _check_memory(engine: Engine, state: Any, resident: Any, xs: Any) -> None:
-    """Raises MemoryError, with what would help, where the program does not fit: before it runs, not after an hour."""
+def tabulate(schedules: Mapping[str, Callable], steps: int) -> dict[str, np.ndarray]:
+    """Schedules as tables ``[steps]``.
+
+    All steps are evaluated in one program: one by one, a schedule would cost a short step more than the rest of the
+    loop does.
+    """
+    evaluate = jax.jit(lambda steps: {name: jax.vmap(f)(steps) for name, f in schedules.items()})
+    return jax.tree.map(np.asarray, evaluate(np.arange(steps)))
+
+
+def check_memory(engine: Engine, state: Any, resident: Any, xs: Any) -> None:
+    """Raises MemoryError, with what would help, where `Engine.run` of these arguments needs more memory than is free.
+
+    Before the first step and not in the middle of it.
+    """
     needed, free = engine.memory(state, resident, xs), free_memory()
     shards = (s for x in jax.tree.leaves((state, resident)) for s in x.addressable_shards)
     held = sum(shard.data.nbytes for shard in shards) // engine.local_devices
@@ -288,56 +414,9 @@ def resume_command(run: Run) -> str:
     return shlex.join(["python", *words, "--resume"])
 
 
-class _Feed:
-    """What each dispatch reads: rows of a data set on the device, or batches from the host.
-
-    Each seed has its own order of the data, and each process reads its own rows of every global batch.
-    """
-
-    def __init__(self, loader: Loader, engine: Engine, config: RunConfig):
-        shard = (jax.process_index(), jax.process_count())
-        self.loaders = [loader.copy(seed=loader.order.seed + k, shard=shard) for k in range(config.seeds)]
-        self.engine, self.stacked = engine, engine.seeds is not None
-        source = loader.source
-        self.resident = (
-            config.resident
-            and source.arrays is not None
-            and loader.transform is None
-            and nbytes(source.arrays) <= RESIDENT_LIMIT
-        )
-        self.data = engine.put_resident(numeric_fields(source.arrays)) if self.resident else None
-
-    def next(self, step: int, dispatch: int):
-        if self.resident:
-            of_each = [
-                {"row": each.index_batches(step, dispatch), "index": each.stream_index(step, dispatch)}
-                for each in self.loaders
-            ]
-        else:
-            of_each = []
-            for each in self.loaders:
-                batches = [numeric_fields(next(each)) for _ in range(dispatch)]
-                of_each.append(jax.tree.map(lambda *x: np.stack(x), *batches))
-        if not self.stacked:
-            return self.engine.put(of_each[0])
-        return self.engine.put(jax.tree.map(lambda *x: np.stack(x, axis=1), *of_each))
-
-    def position(self) -> dict:
-        """Of the first seed; the others differ from it in the seed alone."""
-        return self.loaders[0].position()
-
-    def restore(self, position: dict) -> None:
-        for k, each in enumerate(self.loaders):
-            each.restore({**position, "seed": position["seed"] + k})
-
-    def close(self) -> None:
-        for each in self.loaders:
-            each.close()
-
-
-def _fitting_dispatch(config: RunConfig, start: int, first: int) -> int:
-    """The largest number of steps up to ``config.dispatch`` that meets every evaluation, checkpoint and the end, and
-    the last of the ``first`` steps that are of another kind."""
-    stops = [n for n in (config.steps, config.eval_every, config.checkpoint_every, start, first) if n]
+def fitting_dispatch(config: RunConfig, start: int, initial_steps: int) -> int:
+    """Steps per dispatch: the largest number up to ``config.dispatch`` such that a dispatch ends at every evaluation,
+    checkpoint, the end, and the last of the ``initial_steps``, where the program changes."""
+    stops = [n for n in (config.steps, config.eval_every, config.checkpoint_every, start, initial_steps) if n]
     common = math.gcd(*stops)
     return max(k for k in range(1, min(config.dispatch, common) + 1) if common % k == 0)

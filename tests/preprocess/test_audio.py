@@ -7,7 +7,7 @@ import pytest
 
 from tests.oracles import audio as oracle
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.preprocess.audio import log_mel, mel_filters, normalize, spec_augment, whisper_log_mel
+from xmodal_jax.preprocess.audio import log_mel, mel_filters, normalize_frames, spec_augment, whisper_log_mel
 
 RNG = np.random.default_rng(0)
 
@@ -87,13 +87,13 @@ def test_errors():
 def test_normalize_equals_the_cut_one(per_bin):
     frames = jnp.asarray(RNG.standard_normal((3, 11, 5)) * 3 + 2, jnp.float32)
     mask = jnp.arange(11)[None, :] < jnp.array([11, 7, 0])[:, None]
-    out = normalize(frames, mask, per_bin=per_bin)
+    out = normalize_frames(frames, mask, per_bin=per_bin)
     part = np.array(frames[1, :7], np.float64)
     axis = 0 if per_bin else None
     expected = (part - part.mean(axis)) / np.sqrt(part.var(axis) + 1e-5)
     np.testing.assert_allclose(out[1, :7], expected, atol=1e-5)
     assert not out[1, 7:].any() and not out[2].any()
-    gradient = jax.grad(lambda f: jnp.sum(jnp.sin(normalize(f, mask, per_bin=per_bin))))(frames)
+    gradient = jax.grad(lambda f: jnp.sum(jnp.sin(normalize_frames(f, mask, per_bin=per_bin))))(frames)
     np.testing.assert_array_equal(jnp.abs(gradient).max(-1) > 0, mask)
 
 

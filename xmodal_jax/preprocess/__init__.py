@@ -1,0 +1,55 @@
+"""Preprocessing on the device, inside the jitted training step: audio, images, augmentation, and the vocoder."""
+
+from xmodal_jax.preprocess.audio import (
+    hann,
+    log_mel,
+    mel_filters,
+    normalize_frames,
+    spec_augment,
+    stft,
+    to_float_waveform,
+    whisper_log_mel,
+)
+from xmodal_jax.preprocess.gan_augment import AdaConfig, ada_augment, ada_update, diff_augment
+from xmodal_jax.preprocess.image import (
+    AugmentConfig,
+    augment,
+    color_jitter,
+    random_flip,
+    random_grayscale,
+    random_resized_crop,
+    random_translate,
+    resize,
+    standardize,
+    to_float,
+)
+from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
+
+__all__ = [
+    "AdaConfig",
+    "AugmentConfig",
+    "ada_augment",
+    "ada_update",
+    "augment",
+    "color_jitter",
+    "diff_augment",
+    "griffin_lim",
+    "hann",
+    "istft",
+    "log_mel",
+    "log_mel_to_waveform",
+    "mel_filters",
+    "mel_to_power",
+    "normalize_frames",
+    "random_flip",
+    "random_grayscale",
+    "random_resized_crop",
+    "random_translate",
+    "resize",
+    "spec_augment",
+    "standardize",
+    "stft",
+    "to_float",
+    "to_float_waveform",
+    "whisper_log_mel",
+]

@@ -1,4 +1,4 @@
-"""Waveforms to log-mel frames, and SpecAugment, inside the jitted step."""
+"""Waveforms to log-mel frames, and SpecAugment; for use inside a jitted training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xmodal_jax.types import ExampleKeys
 
 
 def to_float_waveform(waveform: Shaped[Array, "batch time"]) -> Float[Array, "batch time"]:
-    """Float32 in [-1, 1] from int16 PCM (divided by 32768) or from floats (as they are).
+    """Float32 in [-1, 1], from int16 PCM (divided by 32768) or from floats (unchanged).
 
     Raises:
       TypeError: neither int16 nor floating.
@@ -46,9 +46,10 @@ def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None):
-    """``[n_fft // 2 + 1, n_mels]`` float32: triangles on Slaney's scale, each of unit area in Hz.
+    """Mel filters, float32 ``[n_fft // 2 + 1, n_mels]``: triangles on Slaney's scale, each of unit area in Hz.
 
-    ``librosa.filters.mel`` (norm="slaney", htk=False), transposed.
+    ``librosa.filters.mel`` (norm="slaney", htk=False), transposed. ``f_min``, ``f_max``: lowest and highest frequency
+    in Hz; None: half the sample rate.
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     edges = mel_to_hz(np.linspace(hz_to_mel(f_min), hz_to_mel(f_max), n_mels + 2))
@@ -61,7 +62,10 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f
 
 
 def _frames(waveform, n_fft: int, hop: int, pad_mode: str = "constant"):
-    """``[B, 1 + T // hop, n_fft]``: frame t is centred on sample ``t * hop``; slices, no gather."""
+    """Frames ``[B, 1 + T // hop, n_fft]`` of a waveform ``[B, T]``: frame t is centred on sample ``t * hop``.
+
+    Made of slices, which are faster than a gather.
+    """
     count = 1 + waveform.shape[1] // hop
     blocks = -(-n_fft // hop)
     total = (count - 1 + blocks) * hop
@@ -80,8 +84,11 @@ def hann(n_fft: int) -> np.ndarray:
 def stft(
     waveform: Float[Array, "batch time"], *, n_fft: int, hop: int, pad_mode: str = "constant"
 ) -> Complex[Array, "batch frames bins"]:
-    """``[B, 1 + time // hop, n_fft // 2 + 1]``: Hann windows, frame t centred on sample ``t * hop``, beyond the ends
-    zeros or what ``pad_mode`` says. ``librosa.stft(..., center=True, pad_mode=pad_mode)``, time before frequency."""
+    """Short-time Fourier transform ``[B, 1 + time // hop, n_fft // 2 + 1]`` with Hann windows of ``n_fft`` samples.
+
+    Frame t is centred on sample ``t * hop``; beyond its ends the waveform is zero, or continued by another ``pad_mode``
+    of ``jnp.pad``. ``librosa.stft(..., center=True, pad_mode=pad_mode)``, time before frequency.
+    """
     return jnp.fft.rfft(_frames(waveform, n_fft, hop, pad_mode) * hann(n_fft)[None, None, :])
 
 
@@ -97,14 +104,24 @@ def log_mel(
     f_max: float | None = None,
     floor: float = 1e-10,
 ) -> tuple[Float[Array, "batch frames n_mels"], Bool[Array, "batch frames"]]:
-    """Natural logarithm of the mel power spectrum and the mask of its frames; ``frames = 1 + time // hop``.
+    """Natural logarithm of the mel power spectrum, and the mask of its frames; ``frames = 1 + time // hop``.
 
-    ``log(max(|STFT|^2 @ mel, floor))`` with a periodic Hann window of ``n_fft`` samples, frame t centred on
-    sample ``t * hop`` and zeros beyond the ends: ``librosa.feature.melspectrogram(..., center=True,
-    pad_mode="constant")``. ``waveform`` is int16 PCM or floating in [-1, 1]; ``mask`` is True on content,
-    which must be a prefix. What lies behind it has no influence: a padded waveform of ``n`` samples has the
-    ``1 + n // hop`` frames of the cut one (none if ``n = 0``). An FFT, not a matmul: four times faster on the
-    CPU.
+    ``log(max(|STFT|^2 @ mel, floor))`` with a periodic Hann window of ``n_fft`` samples, frame t centred on sample
+    ``t * hop`` and zeros beyond the ends: ``librosa.feature.melspectrogram(..., center=True, pad_mode="constant")``.
+    It is computed by an FFT, not a matrix product, which is four times faster on the CPU.
+
+    ::
+
+        frames, frame_mask = log_mel(batch["audio"], batch["audio_mask"], n_mels=40)  # [B, 401, 40], [B, 401]
+
+    Args:
+      waveform: int16 PCM, or floats in [-1, 1].
+      mask: True on content, which must be a prefix; None: all is content. Padding has no influence: a padded waveform
+        of ``n`` samples has the ``1 + n // hop`` frames of the unpadded one (none if ``n = 0``).
+      sample_rate: Hz.
+      n_fft, hop: length of a frame and distance between frames, in samples.
+      n_mels, f_min, f_max: see `mel_filters`.
+      floor: smallest power.
 
     Raises:
       ValueError: ``n_fft`` or ``hop`` is not positive, or ``f_max`` is above half the sample rate.
@@ -134,14 +151,18 @@ def whisper_log_mel(
     *,
     mels: int = 80,
 ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
-    """Whisper's log-mel frames (arXiv:2212.04356, sec. 2.2) of a waveform at 16 kHz and the mask of their content;
-    ``frames = time // 160``, 100 a second.
+    """Whisper's log-mel frames of a waveform at 16 kHz, and the mask of their content; ``frames = time // 160``, 100
+    per second.
 
-    ``WhisperFeatureExtractor`` of ``transformers``, time before bands: ``log10(max(|STFT|^2 @ mel, 1e-10))`` with Hann
-    windows of 400 samples and the waveform mirrored beyond its ends, no lower than 8 below the largest value of the
-    utterance, plus 4, over 4. ``waveform`` is int16 PCM or floating in [-1, 1]; ``mask`` is True on content, which must
-    be a prefix, and what lies behind it counts as silence: the frames are those of the waveform padded with zeros to
-    ``time`` samples, those of the padding too. A frame is content if the sample that it is centred on is.
+    Radford et al. 2022, arXiv:2212.04356, section 2.2; ``WhisperFeatureExtractor`` of ``transformers``, time before
+    bands: ``log10(max(|STFT|^2 @ mel, 1e-10))`` with Hann windows of 400 samples and the waveform mirrored beyond its
+    ends, clipped at 8 below the largest value of the utterance, plus 4, over 4.
+
+    Args:
+      waveform: int16 PCM, or floats in [-1, 1].
+      mask: True on content, which must be a prefix; None: all is content. Padding counts as silence: the frames are
+        those of the waveform padded with zeros to ``time`` samples. A frame is content if its central sample is.
+      mels: number of mel bands.
 
     Raises:
       TypeError: the waveform is neither int16 nor floating.
@@ -164,14 +185,18 @@ def whisper_log_mel(
     return (logs + 4.0) / 4.0, frame_mask
 
 
-def normalize(
+def normalize_frames(
     frames: Float[Array, "batch frames n_mels"],
     mask: Bool[Array, "batch frames"] | None = None,
     *,
     per_bin: bool = False,
     eps: float = 1e-5,
 ) -> Float[Array, "batch frames n_mels"]:
-    """Each utterance's content to mean 0 and variance 1, all bins together or ``per_bin``; padding to 0."""
+    """Scales the content of each utterance to mean 0 and variance 1, over all bins together or ``per_bin``, and sets
+    padding to 0.
+
+    ``mask``: True on content; None: all is content. ``eps`` is added to the variance.
+    """
     if mask is None:
         mask = jnp.ones(frames.shape[:2], bool)
     axes = (1,) if per_bin else (1, 2)
@@ -194,11 +219,17 @@ def spec_augment(
     max_freq_bins: int = 10,
     fill: float = 0.0,
 ) -> Float[Array, "batch frames n_mels"]:
-    """SpecAugment: sets random bands of time and of frequency to ``fill``; ``keys=None`` is the identity.
+    """SpecAugment: sets random bands of time and of frequency to ``fill``. Park et al. 2019, arXiv:1904.08779, without
+    time warping.
 
-    Each time mask covers a uniform fraction up to ``max_time_fraction`` of the example's own content, each
-    frequency mask a uniform number of bins up to ``max_freq_bins``. Park et al. 2019, arXiv:1904.08779,
-    without time warping.
+    Args:
+      frames: log-mel frames.
+      keys: one random key per example; None: nothing is changed.
+      mask: True on content; None: all is content.
+      time_masks, freq_masks: number of bands of each kind.
+      max_time_fraction: each time band covers up to this fraction of the example's content, uniformly drawn.
+      max_freq_bins: each frequency band covers up to this many bins, uniformly drawn.
+      fill: the value inside the bands.
     """
     if keys is None:
         return frames
@@ -206,12 +237,13 @@ def spec_augment(
     valid = jnp.full(frames.shape[:1], length) if mask is None else mask.sum(axis=1)
 
     def bands(key, number, largest, extent, size):
-        """``[size]``: True inside any of ``number`` bands within ``extent``, at most ``largest`` wide."""
+        """``[size]``: True inside any of ``number`` bands, each at most ``largest`` wide and within the first
+        ``extent`` positions."""
         draws = jax.random.uniform(key, (2, number, 1))
         width = jnp.floor(draws[0] * (largest + 1.0))
         start = jnp.floor(draws[1] * (jnp.maximum(extent - width, 0.0) + 1.0))
-        place = jnp.arange(size, dtype=jnp.float32)[None, :]
-        return ((place >= start) & (place < start + width)).any(axis=0)
+        position = jnp.arange(size, dtype=jnp.float32)[None, :]
+        return ((position >= start) & (position < start + width)).any(axis=0)
 
     def example(key, x, valid):
         valid = valid.astype(jnp.float32)

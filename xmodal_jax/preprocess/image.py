@@ -1,7 +1,7 @@
-"""Pixels to floats, resizing, and augmentation with one key per example, inside the jitted step.
+"""Pixels to floats, resizing, and augmentation with one random key per example; for use inside a jitted training step.
 
-Every augmentation takes and returns floats in [-1, 1], ``[B, H, W, C]``, keeps the shape, and with
-``keys=None`` is the identity.
+Every augmentation takes and returns floats in [-1, 1], ``[B, H, W, C]``, keeps the shape, and does nothing with
+``keys=None``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from jaxtyping import Array, Float, Shaped
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import ExampleKeys
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a gray level (ITU-R BT.601)."""
 
 
 def to_float(pixels: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """uint8 0..255 to float32 in [-1, 1]: ``pixels / 127.5 - 1``.
+    """Float32 in [-1, 1] from uint8 0..255: ``pixels / 127.5 - 1``.
 
     Raises:
       TypeError: not uint8 (floats would be scaled twice).
@@ -34,10 +35,12 @@ def to_float(pixels: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
 def standardize(
     images: Float[Array, "*batch height width channels"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*batch height width channels"]:
-    """Pixels in [-1, 1] to ``(p - mean) / std`` of pixels ``p`` in [0, 1], a mean and a deviation for each channel.
+    """Standardised images ``(p - mean) / std``, where ``p = (images + 1) / 2`` are the pixels in [0, 1].
+
+    ``mean``, ``std``: one for each channel, in units of [0, 1]; ``images`` lie in [-1, 1].
 
     Raises:
-      ValueError: not as many channels as means.
+      ValueError: the numbers of channels and means differ.
     """
     if images.shape[-1] != len(mean):
         raise ValueError(
@@ -52,7 +55,7 @@ def standardize(
 def resize(
     images: Float[Array, "*batch height width channels"], height: int, width: int, *, method: str = "linear"
 ) -> Float[Array, "*batch height2 width2 channels"]:
-    """``jax.image.resize`` of the spatial axes, antialiased when shrinking."""
+    """Images of another size: ``jax.image.resize`` of the spatial axes, antialiased when shrinking."""
     shape = (*images.shape[:-3], height, width, images.shape[-1])
     return jax.image.resize(images, shape, method=method, antialias=True)
 
@@ -60,7 +63,7 @@ def resize(
 def random_translate(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, pixels: int
 ) -> Float[Array, "batch height width channels"]:
-    """A shift of up to ``pixels`` each way; what comes in repeats the edge."""
+    """Shifts each image by up to ``pixels`` along both axes; the border that this exposes repeats the edge."""
     if keys is None or pixels == 0:
         return images
 
@@ -75,7 +78,7 @@ def random_translate(
 def random_resized_crop(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, min_scale: float
 ) -> Float[Array, "batch height width channels"]:
-    """A random box of the image's aspect and ``min_scale`` to 1 of its area, resized to the full size."""
+    """Crops a random box of the image's aspect ratio and ``min_scale`` to 1 of its area, resized to the full size."""
     if keys is None or min_scale == 1.0:
         return images
 
@@ -95,7 +98,7 @@ def random_resized_crop(
 def random_flip(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, probability: float = 0.5
 ) -> Float[Array, "batch height width channels"]:
-    """Mirrors left and right with the given probability (not for captions that say "left" or "right")."""
+    """Mirrors left and right with ``probability``. Not for images whose captions say "left" or "right"."""
     if keys is None or probability == 0.0:
         return images
     flip = jax.vmap(lambda key: jax.random.uniform(key) < probability)(fold_in_name(keys, "flip"))
@@ -110,9 +113,9 @@ def color_jitter(
     contrast: float = 0.0,
     saturation: float = 0.0,
 ) -> Float[Array, "batch height width channels"]:
-    """Adds up to ``brightness``, scales contrast and saturation by up to ``1 +- strength``; clips.
+    """Adds up to ``brightness``, scales contrast and saturation by factors in ``1 +- strength``, and clips to [-1, 1].
 
-    Contrast is the distance from the image's mean, saturation from its own grey (which needs three channels).
+    Contrast is the distance from the image's mean, saturation that from its gray image (which needs three channels).
     """
     if keys is None or brightness == contrast == saturation == 0.0:
         return images
@@ -122,8 +125,8 @@ def color_jitter(
         mean = image.mean(axis=(0, 1), keepdims=True)
         image = mean + (image - mean) * (1.0 + contrast * draws[1]) + brightness * draws[0]
         if saturation:
-            grey = _grey(image)
-            image = grey + (image - grey) * (1.0 + saturation * draws[2])
+            gray = _gray(image)
+            image = gray + (image - gray) * (1.0 + saturation * draws[2])
         return jnp.clip(image, -1.0, 1.0)
 
     return jax.vmap(example)(fold_in_name(keys, "color_jitter"), images)
@@ -132,38 +135,42 @@ def color_jitter(
 def random_grayscale(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, probability: float
 ) -> Float[Array, "batch height width channels"]:
-    """All channels to the luma (BT.601) with the given probability."""
+    """Sets all channels to the gray level (`LUMA`) with ``probability``."""
     if keys is None or probability == 0.0:
         return images
-    grey = jax.vmap(lambda key: jax.random.uniform(key) < probability)(fold_in_name(keys, "grayscale"))
-    return jnp.where(grey[:, None, None, None], _grey(images), images)
+    is_gray = jax.vmap(lambda key: jax.random.uniform(key) < probability)(fold_in_name(keys, "grayscale"))
+    return jnp.where(is_gray[:, None, None, None], _gray(images), images)
 
 
-def _grey(images):
+def _gray(images):
     if images.shape[-1] != 3:
-        raise ValueError(f"grey is made of three colour channels, got {images.shape[-1]}")
+        raise ValueError(f"gray is made of three colour channels, got {images.shape[-1]}")
     weights = jnp.array(LUMA, images.dtype).reshape((1,) * (images.ndim - 1) + (3,))
     return jnp.broadcast_to((images * weights).sum(axis=-1, keepdims=True), images.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What :func:`augment` does, in this order; the defaults shift the image a little and nothing else."""
+    """The augmentations of `augment`, in their order. The defaults shift the image by up to 2 pixels and do no more.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
 
     translate: int = 2
-    """Largest shift, pixels."""
+    """Largest shift of an image along each axis, in pixels; 0 turns it off."""
     min_crop_scale: float = 1.0
-    """Smallest area of a random resized crop; 1 turns it off."""
+    """Smallest area of a random crop, which is resized to the full size, as a fraction of the image; 1 turns it off."""
     flip: float = 0.0
-    """Probability of mirroring; off, as captions may say left and right."""
+    """Probability that an image is mirrored left to right; 0, because captions may say left and right."""
     brightness: float = 0.0
-    """Largest change of brightness, in units of the range [-1, 1]."""
+    """Largest change of brightness, where pixels range over [-1, 1]; 0 turns it off."""
     contrast: float = 0.0
-    """Largest relative change of contrast."""
+    """Largest relative change of contrast; 0 turns it off."""
     saturation: float = 0.0
-    """Largest relative change of saturation."""
+    """Largest relative change of saturation; 0 turns it off."""
     grayscale: float = 0.0
-    """Probability of losing the colour."""
+    """Probability that an image becomes gray; 0 turns it off."""
 
     def __post_init__(self):
         if self.translate < 0:
@@ -181,7 +188,12 @@ class AugmentConfig:
 def augment(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, config: AugmentConfig
 ) -> Float[Array, "batch height width channels"]:
-    """The augmentations of ``config`` one after the other."""
+    """Applies the augmentations of ``config`` one after the other; ``keys=None``: none of them.
+
+    ::
+
+        images = augment(to_float(batch["image"]), keys, AugmentConfig(translate=4, flip=0.5))
+    """
     images = random_translate(images, keys, pixels=config.translate)
     images = random_resized_crop(images, keys, min_scale=config.min_crop_scale)
     images = random_flip(images, keys, probability=config.flip)

@@ -16,11 +16,13 @@ from xmodal_jax.types import ExampleKeys
 def istft(
     spectrum: Complex[Array, "batch frames bins"], *, n_fft: int, hop: int
 ) -> Float[Array, "batch time"]:
-    """The waveform of ``(frames - 1) * hop`` samples whose `stft` is nearest: windowed frames added where they overlap,
-    over the sum of the squared windows. Griffin and Lim 1984, eq. 6; ``librosa.istft(..., center=True)``.
+    """The waveform of ``(frames - 1) * hop`` samples whose `stft` is nearest to ``spectrum`` in squared error.
+
+    Windowed frames are added where they overlap and divided by the sum of the squared windows: Griffin and Lim 1984,
+    eq. 6; ``librosa.istft(..., center=True)``.
 
     Raises:
-      ValueError: frames that do not overlap.
+      ValueError: frames do not overlap.
     """
     if hop >= n_fft:
         raise ValueError(f"frames must overlap: hop {hop} must be below n_fft {n_fft}")
@@ -35,7 +37,7 @@ def istft(
 
 
 def _overlap_add(frames: Float[Array, "batch frames n_fft"], hop: int) -> Float[Array, "batch time"]:
-    """Frame t begins at sample ``t * hop``; slices, no scatter."""
+    """The sum of overlapping frames, where frame t begins at sample ``t * hop``. Made of slices, not of a scatter."""
     batch, count, n_fft = frames.shape
     blocks = -(-n_fft // hop)
     frames = jnp.pad(frames, [(0, 0), (0, 0), (0, blocks * hop - n_fft)]).reshape(batch, count, blocks, hop)
@@ -51,18 +53,20 @@ def mel_to_power(
     f_max: float | None = None,
     iterations: int = 100,
 ) -> Float[Array, "batch frames bins"]:
-    """The power spectrum ``x >= 0`` for which ``|x @ filters - mel|^2`` is least, by accelerated projected gradient
-    (FISTA: Beck and Teboulle 2009, eq. 4.1-4.3) from the clipped pseudo-inverse. ``mel`` is power, not its logarithm.
+    """The power spectrum ``x >= 0`` that minimises ``|x @ filters - mel|^2``.
+
+    By ``iterations`` steps of accelerated projected gradient descent (FISTA: Beck and Teboulle 2009, eq. 4.1-4.3) from
+    the clipped pseudo-inverse. ``mel`` is power, not its logarithm; see `audio.mel_filters` for the other arguments.
     """
     filters = np.asarray(mel_filters(sample_rate, n_fft, mel.shape[-1], f_max=f_max), np.float64)
-    scale = np.linalg.norm(filters, 2)  # of the largest singular value 1: a step of 1 never overshoots
+    scale = np.linalg.norm(filters, 2)  # with a largest singular value of 1, a step of 1 never overshoots
     a = jnp.asarray(filters / scale, jnp.float32)
-    goal = mel / jnp.float32(scale)
-    start = jnp.maximum(goal @ jnp.asarray(np.linalg.pinv(filters / scale), jnp.float32), 0.0)
+    target = mel / jnp.float32(scale)
+    start = jnp.maximum(target @ jnp.asarray(np.linalg.pinv(filters / scale), jnp.float32), 0.0)
 
     def step(carry, _):
         x, ahead, t = carry
-        new = jnp.maximum(ahead - (ahead @ a - goal) @ a.T, 0.0)
+        new = jnp.maximum(ahead - (ahead @ a - target) @ a.T, 0.0)
         t_new = (1.0 + jnp.sqrt(1.0 + 4.0 * t * t)) / 2.0
         return (new, new + (t - 1.0) / t_new * (new - x), t_new), None
 
@@ -79,10 +83,17 @@ def griffin_lim(
     momentum: float = 0.99,
     keys: ExampleKeys | None = None,
 ) -> Float[Array, "batch time"]:
-    """A waveform of ``(frames - 1) * hop`` samples whose STFT has nearly this magnitude: the phase is that of the last
-    estimate's STFT, extrapolated by ``momentum`` (0 is the plain form). ``keys`` draw the first phases; None is zero.
+    """A waveform of ``(frames - 1) * hop`` samples whose STFT has nearly this magnitude.
 
-    Griffin and Lim 1984; momentum: Perraudin et al. 2013, algorithm 2; ``librosa.griffinlim``.
+    In each iteration the phase is that of the last estimate's STFT, extrapolated by ``momentum``; 0 is the algorithm of
+    Griffin and Lim 1984, above 0 that of Perraudin et al. 2013, algorithm 2; ``librosa.griffinlim``.
+
+    Args:
+      magnitude: the magnitude spectrum.
+      n_fft, hop: those of the STFT.
+      iterations: the more, the nearer.
+      momentum: 0 or more.
+      keys: one random key per example, what the first phases are drawn from; None: they are zero.
     """
     tiny = jnp.finfo(jnp.float32).tiny
     if keys is None:
@@ -94,9 +105,9 @@ def griffin_lim(
     def step(carry, _):
         angles, before = carry
         waveform = istft(magnitude * angles, n_fft=n_fft, hop=hop)
-        rebuilt = stft(waveform, n_fft=n_fft, hop=hop)
-        new = rebuilt - (momentum / (1.0 + momentum)) * before
-        return (new / (jnp.abs(new) + tiny), rebuilt), None
+        estimate = stft(waveform, n_fft=n_fft, hop=hop)
+        new = estimate - (momentum / (1.0 + momentum)) * before
+        return (new / (jnp.abs(new) + tiny), estimate), None
 
     (angles, _), _ = jax.lax.scan(step, (angles, jnp.zeros_like(angles)), length=iterations)
     return istft(magnitude * angles, n_fft=n_fft, hop=hop)
@@ -112,6 +123,9 @@ def log_mel_to_waveform(
     iterations: int = 60,
     keys: ExampleKeys | None = None,
 ) -> Float[Array, "batch time"]:
-    """The inverse of `preprocess.audio.log_mel`, as far as there is one."""
+    """A waveform with nearly these log-mel frames, the approximate inverse of `audio.log_mel`.
+
+    The other arguments are those of `mel_to_power` and `griffin_lim`.
+    """
     power = mel_to_power(jnp.exp(log_mel), sample_rate=sample_rate, n_fft=n_fft, f_max=f_max)
     return griffin_lim(jnp.sqrt(power), n_fft=n_fft, hop=hop, iterations=iterations, keys=keys)

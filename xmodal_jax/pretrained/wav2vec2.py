@@ -15,7 +15,7 @@ from xmodal_jax.nets.conv import Conv, zero_behind
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import ACTIVATIONS
-from xmodal_jax.preprocess.audio import normalize
+from xmodal_jax.preprocess.audio import normalize_frames
 from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, activation, sizes_of
 from xmodal_jax.pretrained.rules import CONV, FLAT, Rule, block, dense, layers, norm
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -133,7 +133,7 @@ class Wav2Vec2(PretrainedEncoder):
                 f"({1000 * self.shortest / SAMPLE_RATE:g} ms at {SAMPLE_RATE} Hz)"
             )
         x = inputs[:, :, None]
-        x = normalize(x, mask, eps=1e-7) if self.standardize else zero_behind(x, mask)
+        x = normalize_frames(x, mask, eps=1e-7) if self.standardize else zero_behind(x, mask)
         active = ACTIVATIONS[self.extractor_activation]
         for k, conv in enumerate(self.convs):
             x = conv(x)

@@ -27,8 +27,8 @@ def make(folder: pathlib.Path, gigabytes: float) -> None:
     from xmodal_jax.core import trees
     from xmodal_jax.pretrained import bert
     from xmodal_jax.pretrained.files import write_safetensors
-    from xmodal_jax.pretrained.load import full_config, make_module, parameter_shapes
-    from xmodal_jax.pretrained.rules import write
+    from xmodal_jax.pretrained.load import complete_config, make_module, parameter_shapes
+    from xmodal_jax.pretrained.rules import to_checkpoint
 
     layer, rest = 12 * WIDTH**2 * 4, (WORDS + 514) * WIDTH * 4
     depth = max(1, round((gigabytes * 1e9 - rest) / layer))
@@ -39,13 +39,13 @@ def make(folder: pathlib.Path, gigabytes: float) -> None:
         "num_attention_heads": 16,
         "intermediate_size": 4 * WIDTH,
     }
-    module = make_module("text", full_config(config))
+    module = make_module("text", complete_config(config))
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.standard_normal(leaf.shape, np.float32)
     params = {name: draw(leaf) for name, leaf in trees.flat(parameter_shapes(module)).items()}
     (folder / "config.json").write_text(json.dumps(config))
-    rules = [rule for rule in bert.rules(module) if rule.ours in params]
-    write_safetensors(folder / "model.safetensors", write(rules, params))
+    rules = [rule for rule in bert.rules(module) if rule.path in params]
+    write_safetensors(folder / "model.safetensors", to_checkpoint(rules, params))
 
 
 def resident() -> int:
@@ -60,11 +60,11 @@ def read(folder: pathlib.Path, dtype: str) -> None:
 
     from xmodal_jax.core import runtime
     from xmodal_jax.pretrained.files import open_checkpoint
-    from xmodal_jax.pretrained.load import full_config, load_encoder
+    from xmodal_jax.pretrained.load import complete_config, load_encoder
 
     runtime.configure()
     jax.block_until_ready(jnp.zeros(3))
-    full_config({"model_type": "bert"})  # imports
+    complete_config({"model_type": "bert"})  # imports
     size, before, start = open_checkpoint(folder).size, resident(), time.perf_counter()
     found = load_encoder(folder, "text", dtype=getattr(jnp, dtype))
     jax.block_until_ready(found.params)

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.cases.peers import import_torchvision
 from benchmarks.cases.sides import Form, Row, Side, check, jax_flops, size, torch_flops, torch_size
-from xmodal_jax.pretrained.encoder import Options
-from xmodal_jax.pretrained.load import full_config, make_module
+from xmodal_jax.pretrained.encoder import EncoderOptions
+from xmodal_jax.pretrained.load import complete_config, make_module
 
 LENGTH, CLIP_LENGTH, IMAGE = 128, 77, 224
 BATCHES = (1, 32)
@@ -59,12 +59,14 @@ def inputs(name: str, batch: int) -> dict[str, np.ndarray]:
 def jax_side() -> Side:
     forms, sizes, flops = {}, {}, {}
     for name, (config, _) in MODELS.items():
-        filled = full_config(config)
-        head = Options(head="project" if name == "clip" else "pool")
+        filled = complete_config(config)
+        head = EncoderOptions(head="project" if name == "clip" else "pool")
         modules, params = {}, {}
         for modality in ("text", "image") if name == "clip" else ("text",) if name == "bert" else ("image",):
             modules[modality] = module = make_module(modality, filled, head)
-            init = jax.jit(lambda key, module=module: module.init(key, *module.example(), method="embed"))
+            init = jax.jit(
+                lambda key, module=module: module.init(key, *module.example_inputs(), method="embed")
+            )
             params[modality] = init(jax.random.key(0))
 
         def embed(params, batch, modules=modules):

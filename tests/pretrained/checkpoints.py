@@ -18,11 +18,11 @@ import numpy as np
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import Tokenizer, train_tokenizer
 from xmodal_jax.pretrained.architectures import architecture
-from xmodal_jax.pretrained.encoder import Options
-from xmodal_jax.pretrained.export import Words
+from xmodal_jax.pretrained.encoder import EncoderOptions
+from xmodal_jax.pretrained.export import TokenizerFiles
 from xmodal_jax.pretrained.files import write_safetensors
-from xmodal_jax.pretrained.load import full_config, make_module, parameter_shapes
-from xmodal_jax.pretrained.rules import write
+from xmodal_jax.pretrained.load import complete_config, make_module, parameter_shapes
+from xmodal_jax.pretrained.rules import to_checkpoint
 
 LAYERS = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=17)
 BERT = dict(model_type="bert", max_position_embeddings=40, **LAYERS)
@@ -54,22 +54,22 @@ def write_folder(
     rng = np.random.default_rng(3)
     arrays = {}
     for modality, head in heads.items():
-        module = make_module(modality, full_config(config), Options(head=head))
+        module = make_module(modality, complete_config(config), EncoderOptions(head=head))
         draw = lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32)
         params = jax.tree.map(draw, parameter_shapes(module))
         rules = [
             rule
             for rule in architecture(modality, config["model_type"]).rules(module)
-            if rule.ours in trees.flat(params)
+            if rule.path in trees.flat(params)
         ]
-        arrays |= dict(write(rules, trees.flat(params)))
+        arrays |= dict(to_checkpoint(rules, trees.flat(params)))
     if config["model_type"] == "clip":
         arrays["logit_scale"] = np.asarray(LOG_SCALE, np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", arrays.items())
     (folder / "config.json").write_text(json.dumps(config))
     if tokenizer is not None:
-        for name, content in Words(tokenizer.files(), 40).described().items():
+        for name, content in TokenizerFiles(tokenizer.files(), 40).for_transformers().items():
             (folder / name).write_text(content)
     return folder
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from xmodal_jax.core import trees
-from xmodal_jax.pretrained.encoder import Options, hidden_states
+from xmodal_jax.pretrained.encoder import EncoderOptions, hidden_states
 from xmodal_jax.pretrained.load import architecture, load_encoder
-from xmodal_jax.pretrained.rules import write
+from xmodal_jax.pretrained.rules import to_checkpoint
 
 TOLERANCE = 1e-4
 
@@ -64,7 +64,9 @@ def to_torch(x):
 
 
 def load(folder, modality, head="none", *, scan=False, **sizes):
-    return load_encoder(folder, modality, Options(head=head, scan_layers=scan), progress=False, **sizes)
+    return load_encoder(
+        folder, modality, EncoderOptions(head=head, scan_layers=scan), progress=False, **sizes
+    )
 
 
 def assert_close(ours, theirs, what, *, rows=None):
@@ -90,8 +92,8 @@ def gradients(found, modality, loss):
     by_leaf = jax.jit(jax.grad(loss))(found.params)
     flat = dict(zip(trees.leaf_names(by_leaf), map(np.asarray, jax.tree.leaves(by_leaf)), strict=True))
     model_type = json.loads(found.config)["model_type"]
-    rules = [r for r in architecture(modality, model_type).rules(found.module) if r.ours in flat]
-    return dict(write(rules, flat))
+    rules = [r for r in architecture(modality, model_type).rules(found.module) if r.path in flat]
+    return dict(to_checkpoint(rules, flat))
 
 
 def assert_same_gradients(found, modality, loss, model, *, prefix=""):

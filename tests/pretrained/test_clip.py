@@ -5,9 +5,9 @@ import pytest
 from tests.pretrained import peers
 from xmodal_jax.preprocess.image import to_float
 from xmodal_jax.pretrained import clip, images
-from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.files import open_checkpoint
-from xmodal_jax.pretrained.load import full_config, make_module
+from xmodal_jax.pretrained.load import complete_config, make_module
 
 BATCH, LENGTH, WORDS, EOS, SHARED = 3, 11, 53, 47, 19
 TEXT = dict(
@@ -116,7 +116,7 @@ def test_logits(model):
         sides.append(x / jnp.linalg.norm(x, axis=-1, keepdims=True))
     peers.assert_close(sides[0], expected.image_embeds, "image")
     peers.assert_close(sides[1], expected.text_embeds, "text")
-    found = clip.loss_arrays(open_checkpoint(folder))
+    found = clip.read_loss_parameters(open_checkpoint(folder))
     assert found.keys() == {"logit_scale"}
     np.testing.assert_allclose(found["logit_scale"], theirs.logit_scale.item(), rtol=1e-6)
     logits = np.exp(found["logit_scale"]) * sides[0] @ sides[1].T
@@ -203,7 +203,7 @@ def test_parameters_end_at_the_head(model):
     assert "projector" not in peers.load(folder, "image", "pool").params
     found = peers.load(folder, "text")
     assert "projector" not in found.params
-    assert {name.split(".")[0] for name in found.left_out} >= {"vision_model", "logit_scale"}
+    assert {name.split(".")[0] for name in found.unused} >= {"vision_model", "logit_scale"}
 
 
 def test_what_does_not_fit_is_said(model):
@@ -223,12 +223,12 @@ def test_what_does_not_fit_is_said(model):
 
 def test_sizes_of_a_configuration_that_leaves_out_defaults():
     peers.import_transformers()
-    config = full_config(
+    config = complete_config(
         {"model_type": "clip", "vision_config": {"patch_size": 16}},
         {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     )
-    image = make_module("image", config, Options("project"))
+    image = make_module("image", config, EncoderOptions("project"))
     assert (image.sizes.width, image.sizes.depth, image.grid, image.projection) == (768, 12, (14, 14), 512)
     assert image.scale == images.HALF
-    text = make_module("text", config, Options("project"))
+    text = make_module("text", config, EncoderOptions("project"))
     assert (text.sizes.width, text.eos, text.positions, text.sizes.style.epsilon) == (512, 49407, 77, 1e-5)

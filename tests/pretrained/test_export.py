@@ -18,7 +18,7 @@ from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.nets.encoders import build_decoder
-from xmodal_jax.pretrained.export import Trained, new_folder, save_encoder
+from xmodal_jax.pretrained.export import TrainedEncoder, create_folder, save_encoder
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.run import to_json
@@ -249,7 +249,7 @@ def test_every_parameter_comes_back(name, tmp_path):
     kind = getattr(transformers, f"{name}Model")
     model = kind(getattr(transformers, f"{name}Config")(**sizes))
     found = peers.load(peers.save(model, tmp_path / "theirs"), modality, head)
-    trained = Trained(modality, found.module, found.params, found.config)
+    trained = TrainedEncoder(modality, found.module, found.params, found.config)
     save_encoder(tmp_path / "ours", trained, card="# A model")
     back, told = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not told["unexpected_keys"]
@@ -268,12 +268,12 @@ def test_every_parameter_comes_back(name, tmp_path):
 
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
     place = tmp_path / "folder"
-    with pytest.raises(KeyboardInterrupt), new_folder(place) as part:
+    with pytest.raises(KeyboardInterrupt), create_folder(place) as part:
         (part / "file").write_text("half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
-    with new_folder(place) as part:
+    with create_folder(place) as part:
         (part / "file").write_text("whole")
-    with pytest.raises(FileExistsError, match="is there already"), new_folder(place):
+    with pytest.raises(FileExistsError, match="is there already"), create_folder(place):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["folder"] and (place / "file").read_text() == "whole"

@@ -35,7 +35,7 @@ def pictures(*shape, seed=0):
 def test_tables_are_resampled_as_by_pytorch(old, new, antialias):
     torch, _ = peers.import_transformers()
     table = np.random.default_rng(0).normal(size=(1, 2 + old[0] * old[1], 5)).astype(np.float32)
-    found = images.resample(old, new, before=2, antialias=antialias)(table)
+    found = images.make_resampler(old, new, before=2, antialias=antialias)(table)
     assert found.shape == (1, 2 + new[0] * new[1], 5)
     np.testing.assert_array_equal(found[:, :2], table[:, :2])
     grid = torch.from_numpy(table[:, 2:].reshape(1, *old, 5)).permute(0, 3, 1, 2)
@@ -44,14 +44,14 @@ def test_tables_are_resampled_as_by_pytorch(old, new, antialias):
     )
     expected = expected.permute(0, 2, 3, 1).reshape(1, -1, 5).numpy()
     np.testing.assert_allclose(found[:, 2:], expected, atol=1e-5)  # its weights are float32
-    flat = images.resample(old, new, before=2, antialias=antialias)(table[0])
+    flat = images.make_resampler(old, new, before=2, antialias=antialias)(table[0])
     np.testing.assert_array_equal(flat, found[0])
 
 
 def test_an_equal_grid_is_left_and_half_precision_is_not_rounded_again():
-    assert images.resample((5, 3), (5, 3)) is None
+    assert images.make_resampler((5, 3), (5, 3)) is None
     table = np.random.default_rng(0).normal(size=(35, 2)).astype(ml_dtypes.bfloat16)
-    change = images.resample((5, 7), (3, 11))
+    change = images.make_resampler((5, 7), (3, 11))
     np.testing.assert_array_equal(change(table), change(table.astype(np.float32)))
 
 
@@ -75,10 +75,10 @@ def test_the_processor_names_the_scale_of_pixels():
 
 
 def test_sizes():
-    assert images.grid_of(15, 5) == (3, 3) and images.grid_of((15, 35), 5) == (3, 7)
+    assert images.patch_grid(15, 5) == (3, 3) and images.patch_grid((15, 35), 5) == (3, 7)
     with pytest.raises(ValueError, match="--image-size, such as 15"):
-        images.grid_of((16, 15), 5)
-    assert images.own_size(SimpleNamespace(image_size=[15, 35], patch_size=[5, 5])) == ((15, 35), 5)
-    assert images.own_size(SimpleNamespace(image_size=15, patch_size=5)) == ((15, 15), 5)
-    with pytest.raises(ValueError, match="squares"):
-        images.own_size(SimpleNamespace(image_size=15, patch_size=[5, 3]))
+        images.patch_grid((16, 15), 5)
+    assert images.trained_size(SimpleNamespace(image_size=[15, 35], patch_size=[5, 5])) == ((15, 35), 5)
+    assert images.trained_size(SimpleNamespace(image_size=15, patch_size=5)) == ((15, 15), 5)
+    with pytest.raises(ValueError, match="only square patches"):
+        images.trained_size(SimpleNamespace(image_size=15, patch_size=[5, 3]))

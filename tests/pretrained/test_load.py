@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from xmodal_jax.core import trees
 from xmodal_jax.pretrained import bert
-from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.files import find_folder, open_checkpoint, write_safetensors
-from xmodal_jax.pretrained.load import full_config, load_encoder, make_module, parameter_shapes
-from xmodal_jax.pretrained.rules import write
+from xmodal_jax.pretrained.load import complete_config, load_encoder, make_module, parameter_shapes
+from xmodal_jax.pretrained.rules import to_checkpoint
 
 CONFIG = dict(
     model_type="bert",
@@ -30,21 +30,21 @@ CONFIG = dict(
     intermediate_size=37,
     max_position_embeddings=23,
 )
-POOL = Options(head="pool")
+POOL = EncoderOptions(head="pool")
 QUERY = "encoder.layer.1.attention.self.query.weight"
 
 
 @pytest.fixture(scope="module")
 def params():
-    module = make_module("text", full_config(CONFIG), POOL)
+    module = make_module("text", complete_config(CONFIG), POOL)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), parameter_shapes(module))
 
 
 @pytest.fixture
 def folder(params, tmp_path):
-    module = make_module("text", full_config(CONFIG), POOL)
-    write_safetensors(tmp_path / "model.safetensors", write(bert.rules(module), trees.flat(params)))
+    module = make_module("text", complete_config(CONFIG), POOL)
+    write_safetensors(tmp_path / "model.safetensors", to_checkpoint(bert.rules(module), trees.flat(params)))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     return tmp_path
 
@@ -63,7 +63,7 @@ def change(folder, **arrays):
 def test_what_is_written_is_read(folder, params):
     found = load(folder)
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
-    assert found.left_out == ()
+    assert found.unused == ()
     theirs = load_file(folder / "model.safetensors")
     ours = trees.flat(found.params)
     # The layout by its definition: a kernel is [in, 3, heads, size] where theirs is [heads * size, in].
@@ -76,16 +76,16 @@ def test_what_is_written_is_read(folder, params):
 
 
 def test_scanned_layers_are_stacked(folder, params):
-    scanned = trees.flat(load(folder, Options(head="pool", scan_layers=True)).params)
+    scanned = trees.flat(load(folder, EncoderOptions(head="pool", scan_layers=True)).params)
     for name, leaf in trees.flat(params).items():
         if "layers_1/" in name:
             np.testing.assert_array_equal(scanned[name.replace("layers_1/", "layers/")][1], leaf)
 
 
 def test_less_is_read_where_less_is_needed(folder):
-    found = load(folder, Options())
+    found = load(folder, EncoderOptions())
     assert "pooler" not in found.params
-    assert found.left_out == ("pooler.dense.bias", "pooler.dense.weight")
+    assert found.unused == ("pooler.dense.bias", "pooler.dense.weight")
 
 
 @pytest.mark.parametrize("prefix", ["bert.", ""])
@@ -95,7 +95,7 @@ def test_a_model_of_another_task_is_read_without_its_head(folder, params, prefix
     save_file(arrays, folder / "model.safetensors")
     found = load(folder)
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
-    assert found.left_out == ("cls.predictions.bias",)
+    assert found.unused == ("cls.predictions.bias",)
 
 
 def shard(folder):

@@ -5,7 +5,7 @@ import pytest
 from tests.pretrained import peers
 from tests.pretrained.test_images import pictures, run
 from xmodal_jax.core import trees
-from xmodal_jax.pretrained.encoder import Options, hidden_states
+from xmodal_jax.pretrained.encoder import EncoderOptions, hidden_states
 from xmodal_jax.pretrained.images import IMAGENET
 from xmodal_jax.pretrained.load import load_encoder
 
@@ -39,7 +39,7 @@ def test_hidden_states_and_pool(tmp_path, kind, size):
     theirs, folder = make(tmp_path, kind)
     ours, pixels = pictures(BATCH, *size, 3)
     found = peers.load(folder, "image", "pool")
-    assert not [name for name in found.left_out if not name.endswith("num_batches_tracked")]
+    assert not [name for name in found.unused if not name.endswith("num_batches_tracked")]
     expected = theirs(pixels(IMAGENET), output_hidden_states=True)
     states = hidden_states(found.module, found.params, ours)
     assert len(states) == len(expected.hidden_states) == 1 + len(KINDS[kind]["depths"])
@@ -55,7 +55,7 @@ def test_hidden_states_and_pool(tmp_path, kind, size):
 def test_gradients(tmp_path, remat):
     theirs, folder = make(tmp_path, "bottleneck")
     ours, pixels = pictures(BATCH, 37, 83, 3)
-    found = load_encoder(folder, "image", Options(head="pool", remat=remat), progress=False)
+    found = load_encoder(folder, "image", EncoderOptions(head="pool", remat=remat), progress=False)
     shape = run(found, ours).values.shape
     weights = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
 
@@ -78,7 +78,7 @@ def test_the_encoder_of_a_classifier(tmp_path):
     theirs, folder = make(tmp_path, "basic", "ForImageClassification")
     ours, pixels = pictures(BATCH, 41, 31, 3)
     found = peers.load(folder, "image", image_size=(41, 31))
-    left = {name for name in found.left_out if not name.endswith("num_batches_tracked")}
+    left = {name for name in found.unused if not name.endswith("num_batches_tracked")}
     assert left == {"classifier.1.weight", "classifier.1.bias"}
     tokens = run(found, ours)
     peers.assert_close(tokens.values, as_tokens(theirs.resnet(pixels(IMAGENET)).last_hidden_state), "tokens")

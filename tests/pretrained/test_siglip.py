@@ -7,9 +7,9 @@ import pytest
 from tests.pretrained import peers
 from xmodal_jax.preprocess.image import to_float
 from xmodal_jax.pretrained import clip, images, siglip
-from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.files import open_checkpoint
-from xmodal_jax.pretrained.load import full_config, make_module
+from xmodal_jax.pretrained.load import complete_config, make_module
 
 BATCH, LENGTH, WORDS, PATCH, PAD = 3, 11, 53, 5, 3
 TEXT = dict(
@@ -68,7 +68,7 @@ def pictures(model, height, width):
     return to_float(jnp.asarray(pixels)), given
 
 
-def own_size(model):
+def trained_size(model):
     side = 17 if model.config.model_type == "siglip" else 15
     return side, side
 
@@ -90,7 +90,7 @@ def embed(found, *inputs):
 @pytest.mark.parametrize("scan", [False, True])
 def test_image_encoder(model, scan):
     theirs, folder = model
-    ours, given = pictures(theirs, *own_size(theirs))
+    ours, given = pictures(theirs, *trained_size(theirs))
     found = peers.load(folder, "image", "pool", scan=scan)
     expected = theirs.vision_model(**given, output_hidden_states=True)
     peers.assert_same_hidden_states(found, ours, None, expected.hidden_states)
@@ -145,20 +145,20 @@ def test_text_encoder_with_a_mask_of_attention(model, masked):
 
 def test_logits(model):
     theirs, folder = model
-    (ids, mask), (ours, given) = texts(), pictures(theirs, *own_size(theirs))
+    (ids, mask), (ours, given) = texts(), pictures(theirs, *trained_size(theirs))
     expected = theirs(input_ids=padded(ids, mask), **given)
     sides = []
     for modality, inputs in (("image", (ours,)), ("text", (ids, mask))):
         x = embed(peers.load(folder, modality, "project"), *inputs)
         sides.append(x / jnp.linalg.norm(x, axis=-1, keepdims=True))
-    found = clip.loss_arrays(open_checkpoint(folder))
+    found = clip.read_loss_parameters(open_checkpoint(folder))
     logits = np.exp(found["logit_scale"]) * sides[0] @ sides[1].T + found["logit_bias"]
     peers.assert_close(logits, expected.logits_per_image, "logits")
 
 
 def test_gradients(model):
     theirs, folder = model
-    (ids, mask), (ours, given) = texts(), pictures(theirs, *own_size(theirs))
+    (ids, mask), (ours, given) = texts(), pictures(theirs, *trained_size(theirs))
     # Small, so that what is 0 by mathematics (the bias of keys) is small here too.
     weights = np.random.default_rng(1).normal(0.0, 0.1, (BATCH, 28)).astype(np.float32)
     compared = 0
@@ -207,7 +207,7 @@ def test_positions_are_resampled_as_pytorch_does(old, new):
         peers.to_torch(table.reshape(1, *old, 3).transpose(0, 3, 1, 2)), new, mode="bilinear", antialias=True
     )
     expected = expected.numpy()[0].transpose(1, 2, 0).reshape(-1, 3)
-    np.testing.assert_allclose(siglip.resample_smoothly(old, new)(table), expected, atol=2e-6)
+    np.testing.assert_allclose(siglip.make_linear_resampler(old, new)(table), expected, atol=2e-6)
 
 
 def test_a_checkpoint_without_a_pool(tmp_path):
@@ -221,10 +221,10 @@ def test_a_checkpoint_without_a_pool(tmp_path):
 
 def test_sizes_of_published_configurations():
     peers.import_transformers()
-    config = full_config({"model_type": "siglip2", "text_config": {"vocab_size": 256_000}})
-    image = make_module("image", config, Options("pool"), image_size=(160, 384))
+    config = complete_config({"model_type": "siglip2", "text_config": {"vocab_size": 256_000}})
+    image = make_module("image", config, EncoderOptions("pool"), image_size=(160, 384))
     assert (image.trained_grid, image.grid, image.scale) == ((16, 16), (10, 24), images.HALF)
     assert make_module("text", config).pad == 0
-    config = full_config({"model_type": "siglip", "vision_config": {"image_size": 384, "patch_size": 14}})
+    config = complete_config({"model_type": "siglip", "vision_config": {"image_size": 384, "patch_size": 14}})
     assert make_module("image", config, image_size=(384, 384)).grid == (27, 27)
     assert make_module("text", config).pad == 1

@@ -67,12 +67,12 @@ def test_pool_of_a_classifier(tmp_path, changes):
     width = 25 if "image_size" in changes else 15
     ours, pixels = pictures(BATCH, 6, 15, width, 3)
     found = peers.load(folder, "video", "pool")
-    assert set(found.left_out) == {"classifier.weight", "classifier.bias"}
+    assert set(found.unused) == {"classifier.weight", "classifier.bias"}
     pooled = run(found, ours, method="embed")
     peers.assert_close(pooled, pooled_by(theirs, pixels(IMAGENET)), "pool")
     bare = peers.load(folder, "video")
     norm = {"fc_norm.weight", "fc_norm.bias"} if changes["use_mean_pooling"] else set()
-    assert set(bare.left_out) == {"classifier.weight", "classifier.bias"} | norm
+    assert set(bare.unused) == {"classifier.weight", "classifier.bias"} | norm
     tokens = run(bare, ours)
     peers.assert_close(tokens.values, theirs.videomae(pixels(IMAGENET)).last_hidden_state, "tokens")
 
@@ -84,7 +84,7 @@ def test_pool_of_other_checkpoints_is_that_of_a_new_classifier(tmp_path, mean):
     classifier = transformers.VideoMAEForVideoClassification.from_pretrained(folder).eval()
     ours, pixels = pictures(BATCH, 6, 15, 15, 3)
     found = peers.load(folder, "video", "pool")
-    assert all(name.startswith(("decoder.", "encoder_to_decoder.", "mask_token")) for name in found.left_out)
+    assert all(name.startswith(("decoder.", "encoder_to_decoder.", "mask_token")) for name in found.unused)
     pooled = run(found, ours, method="embed")
     peers.assert_close(pooled, pooled_by(classifier, pixels(IMAGENET)), "pool")
 

@@ -115,7 +115,7 @@ def test_the_encoder_of_other_tasks(tmp_path, kind, suffix, left_out):
     theirs, folder = make(kind, tmp_path, suffix)
     ours, pixels = pictures(BATCH, 15, 15, 3)
     found = peers.load(folder, "image")
-    assert set(found.left_out) == left_out
+    assert set(found.unused) == left_out
     expected = theirs.base_model(pixels(scale(theirs)))
     tokens = run(found, ours)
     peers.assert_close(tokens.values, expected.last_hidden_state, "tokens")

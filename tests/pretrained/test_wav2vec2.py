@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from tests.pretrained import peers
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.models.towers import AudioFeatures, Augment, prepare, rank, spectrograms
-from xmodal_jax.pretrained.wav2vec2 import fold, unfold
+from xmodal_jax.pretrained.wav2vec2 import apply_weight_norm, split_weight_norm
 
 TIME, BATCH, WIDTH = 101, 3, 21
 LENGTHS, CONTENT = [TIME, 61, 23], [8, 4, 1]
@@ -168,7 +168,7 @@ def test_checkpoints_of_other_tasks(name, part, tmp_path):
     found = peers.load(folder, "audio")
     expected = run(getattr(theirs, part), waveforms(), None).last_hidden_state
     peers.assert_close(found.module.apply({"params": found.params}, waveforms()).values, expected, "tokens")
-    assert found.left_out and not any(f"{part}.encoder" in n for n in found.left_out)
+    assert found.unused and not any(f"{part}.encoder" in n for n in found.unused)
 
 
 def test_waveforms_of_a_batch():
@@ -204,9 +204,9 @@ def test_old_names(tmp_path):
 
 def test_weight_norm():
     random = np.random.default_rng(0)
-    kernel = fold(random.normal(size=(1, 1, 5)), random.normal(size=(6, 7, 5)), groups=3)
+    kernel = apply_weight_norm(random.normal(size=(1, 1, 5)), random.normal(size=(6, 7, 5)), groups=3)
     assert kernel.shape == (3, 5, 7, 2)
-    np.testing.assert_allclose(fold(*unfold(kernel), groups=3), kernel, rtol=1e-5)
+    np.testing.assert_allclose(apply_weight_norm(*split_weight_norm(kernel), groups=3), kernel, rtol=1e-5)
 
 
 def test_errors(tmp_path):

@@ -103,7 +103,7 @@ def test_checkpoints_of_other_tasks(name, tmp_path):
     encoder = theirs.get_encoder() if hasattr(theirs, "get_encoder") else theirs.encoder
     expected = encoder(peers.to_torch(frames()).transpose(1, 2)).last_hidden_state
     peers.assert_close(found.module.apply({"params": found.params}, frames()).values, expected, "tokens")
-    assert found.left_out and not any("encoder.layers" in n and "decoder" not in n for n in found.left_out)
+    assert found.unused and not any("encoder.layers" in n and "decoder" not in n for n in found.unused)
 
 
 def test_frames_of_a_batch():

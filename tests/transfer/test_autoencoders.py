@@ -23,7 +23,7 @@ from xmodal_jax.models.vae.single import VAEConfig, make_vae, size_of
 from xmodal_jax.nets.decoders import DecoderConfig
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.nets.gan import GeneratorConfig
-from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints
@@ -70,7 +70,7 @@ def folders(tmp_path_factory):
 def read(folders):
     """What the checkpoints hold."""
     load = lambda kind, **sizes: load_encoder(
-        folders[f"{kind}_encoder"][3:], kind, Options(head="pool"), progress=False, **sizes
+        folders[f"{kind}_encoder"][3:], kind, EncoderOptions(head="pool"), progress=False, **sizes
     )
     return {"text": load("text"), "image": load("image", image_size=SHAPE[:2])}
 
@@ -152,7 +152,9 @@ def test_what_an_autoencoder_trained_goes_back_as_folders(folders, tmp_path):
         ("text", "text", f"text_{LENGTH}_{TOKENIZER.vocab_size}", 0),
     ):
         size = dict(image_size=SHAPE[:2]) if kind == "image" else {}
-        again = load_encoder(tmp_path / "out" / name, kind, Options(head="pool"), progress=False, **size)
+        again = load_encoder(
+            tmp_path / "out" / name, kind, EncoderOptions(head="pool"), progress=False, **size
+        )
         own = params[f"experts_{group}"]["features"]["encoder"]
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[k]), again.params, own)  # noqa: B023
 

@@ -21,7 +21,7 @@ from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
-from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints
@@ -97,9 +97,11 @@ def test_towers_are_read_and_their_projections_are_new(folders):
     assert config.text_options["tokenizer"] == f"hf:{folders['bert']}"
     batch = batch_of()
     config, method, _, params = begin(config, contrastive, batch)
-    bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False)
+    bert = load_encoder(folders["bert"], "text", EncoderOptions(head="pool"), progress=False)
     jax.tree.map(np.testing.assert_array_equal, params["text"]["encoder"], bert.params)
-    vit = load_encoder(folders["vit"], "image", Options(head="pool"), progress=False, image_size=(16, 24))
+    vit = load_encoder(
+        folders["vit"], "image", EncoderOptions(head="pool"), progress=False, image_size=(16, 24)
+    )
     jax.tree.map(np.testing.assert_array_equal, params["image"]["encoder"], vit.params)
     # The tower is: the encoder's own pool, a layer norm, a projection, the unit sphere.
     pooled = vit.module.apply(
@@ -146,7 +148,7 @@ def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
     drawn = engine.init(keys, batch_of())
     before = engine.fetch(drawn).params["text"]["project"]["kernel"]
     state = engine.fetch(loop.load_pretrained_params(drawn, engine, training, batch_of()))
-    bert = load_encoder(folders["bert"], "text", Options(head="pool"), progress=False).params
+    bert = load_encoder(folders["bert"], "text", EncoderOptions(head="pool"), progress=False).params
     for params in (state.params, state.ema):
         for (name, read), found in zip(
             trees.flat(bert).items(), jax.tree.leaves(params["text"]["encoder"]), strict=True
@@ -299,7 +301,7 @@ def test_what_does_not_follow_from_the_checkpoint_is_the_users(folders):
     assert (image.dropout, image.scan_layers, image.dtype, image.pool) == (0.1, True, "bfloat16", "cls")
     assert (image.name, image.width, image.depth, image.heads) == ("hf", 12, 2, 3)
     stacked = load_encoder(
-        folders["vit"], "image", Options(scan_layers=True), image_size=(16, 24), progress=False
+        folders["vit"], "image", EncoderOptions(scan_layers=True), image_size=(16, 24), progress=False
     )
     jax.tree.map(np.testing.assert_array_equal, params["image"]["encoder"], stacked.params)
     assert method.predict(params, batch_of())["image"].dtype == jnp.float32

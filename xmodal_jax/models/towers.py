@@ -20,9 +20,9 @@ from xmodal_jax.preprocess import audio as audio_features
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
 from xmodal_jax.pretrained import gpt2
-from xmodal_jax.pretrained.encoder import Head, Options
+from xmodal_jax.pretrained.encoder import EncoderOptions, Head
 from xmodal_jax.pretrained.files import read_config, read_processor
-from xmodal_jax.pretrained.load import full_config, make_module, settings
+from xmodal_jax.pretrained.load import complete_config, make_module, parse_config
 from xmodal_jax.types import Batch, ExampleKeys, Params, Tokens
 
 _RANKS = {"text": 2, "image": 4, "audio": 2, "video": 5}
@@ -218,7 +218,7 @@ def head_within(params: Params) -> Head:
 
 
 def _check_vocabulary(architecture: str, vocab_size: int) -> None:
-    known = settings(architecture)
+    known = parse_config(architecture)
     known = getattr(known, "text_config", known).vocab_size
     if vocab_size > known:
         raise ValueError(
@@ -229,7 +229,7 @@ def _check_vocabulary(architecture: str, vocab_size: int) -> None:
 
 def _pretrained(modality: str, config: EncoderConfig, batch: Batch, far: Head) -> nn.Module:
     same = ("dropout", "drop_path", "remat", "scan_layers")
-    options = Options(
+    options = EncoderOptions(
         head=far,
         dtype=compute_dtype(config),
         implementation=config.attention,
@@ -246,10 +246,10 @@ def _pretrained(modality: str, config: EncoderConfig, batch: Batch, far: Head) -
 def pretrained_config(modality: str, folder: str | os.PathLike) -> EncoderConfig:
     """The encoder (or, of the modality "decoder", the decoder of text) of a checkpoint's folder, as configured."""
     folder = pathlib.Path(folder)
-    config = full_config(read_config(folder), read_processor(folder))
+    config = complete_config(read_config(folder), read_processor(folder))
     module = make_module(modality, config)
     if modality == "decoder":
-        return EncoderConfig("transformer", **gpt2.sizes(settings(config)))
+        return EncoderConfig("transformer", **gpt2.sizes(parse_config(config)))
     sizes = {
         name: getattr(module.sizes, name)
         for name in ("width", "depth", "heads")
@@ -266,12 +266,12 @@ def leading_tokens(modality: str, config: EncoderConfig) -> int:
     """How many of an encoder's tokens come before those that stand for places."""
     if config.architecture is None:
         return int(config.pool == "cls")
-    return make_module(modality, config.architecture).leading
+    return make_module(modality, config.architecture).prefix_tokens
 
 
 def pretrained_features(config: EncoderConfig) -> AudioFeatures:
     """What a pretrained encoder of audio takes: Whisper its own log-mel, the others the waveform."""
-    described = settings(config.architecture)
+    described = parse_config(config.architecture)
     if described.model_type == "whisper":
         return AudioFeatures(kind="whisper", mels=described.num_mel_bins, window=400, hop=160)
     return AudioFeatures(kind="waveform", window=400, hop=160)  # of the pictures in reports

@@ -1,4 +1,4 @@
-"""The table of architectures: a new one touches this file and its own."""
+"""The table of pretrained architectures. A new one needs a file of its own and an entry here."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import NamedTuple
 import flax.linen as nn
 
 from xmodal_jax.pretrained import bert, clip, gpt2, resnet, siglip, videomae, vit, wav2vec2, whisper
-from xmodal_jax.pretrained.encoder import Options
+from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.rules import Rule
 
 
 class Architecture(NamedTuple):
-    """One ``model_type`` of a ``config.json``, read as the encoder of one modality."""
+    """How a ``model_type`` of a ``config.json`` is loaded as the encoder of one modality."""
 
-    make: Callable[[SimpleNamespace, Options], nn.Module]
-    """The module of a configuration."""
+    make: Callable[[SimpleNamespace, EncoderOptions], nn.Module]
+    """From a parsed ``config.json`` to the module."""
     rules: Callable[[nn.Module], list[Rule]]
-    """Its parameters in a checkpoint."""
+    """From the module to the rules that find its parameters in a checkpoint."""
     prefixes: tuple[str, ...] = ("",)
-    """What the names in a checkpoint may begin with: the first that fits is left off."""
+    """Prefixes that the names in a checkpoint may have; the first that occurs is removed."""
     ignored: tuple[str, ...] = ()
-    """Regular expressions of names that a checkpoint may have as well: heads of other tasks, buffers."""
+    """Regular expressions of names in a checkpoint that are not needed: heads of other tasks, buffers."""
 
 
 _BERT = Architecture(bert.make, bert.rules, bert.PREFIXES, bert.IGNORED)
@@ -57,18 +57,18 @@ ARCHITECTURES: Mapping[str, Mapping[str, Architecture]] = {
     "video": {"videomae": _VIDEOMAE},
     "decoder": {"gpt2": Architecture(gpt2.make, gpt2.rules, gpt2.PREFIXES, gpt2.IGNORED)},
 }
-"""``ARCHITECTURES[modality][model_type]``; "decoder" is that of text."""
+"""``ARCHITECTURES[modality][model_type]``; the modality "decoder" stands for decoders of text."""
 
 
 def architecture(modality: str, model_type: str) -> Architecture:
     """The architecture of a ``model_type`` as the encoder of a modality.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none; the message lists those of the modality.
     """
     known = ARCHITECTURES.get(modality, {})
     if model_type not in known:
-        other = [m for m, of in ARCHITECTURES.items() if model_type in of]
+        other = [m for m, table in ARCHITECTURES.items() if model_type in table]
         hint = f"; it is an encoder of {' and '.join(other)}" if other else ""
         raise ValueError(
             f"config.json says model_type {model_type!r}; pretrained encoders of {modality} are "

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
+from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
 from xmodal_jax.pretrained.rules import Rule, block, dense, embedding, layers, norm
 from xmodal_jax.types import ExampleKeys, Tokens
 
-NAMES = {
+LAYER_NAMES = {
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -29,16 +29,17 @@ IGNORED = (r"^cls\.", r"^lm_head\.", r"^(classifier|qa_outputs)\.", r"\.position
 
 
 class Bert(PretrainedEncoder):
-    """Ids ``[B, L]`` to ``[B, L, D]``: post-norm blocks over the normed sum of words, positions and segment 0.
+    """BERT or RoBERTa: token ids ``[B, L]`` to ``[B, L, D]``.
 
-    ``mask [B, L]`` is True on content; None means all. RoBERTa counts positions over content alone, from
-    ``first_position`` on. ``pool``: ``tanh`` of a linear layer on the first token.
+    Post-norm blocks over the normalized sum of the embeddings of words, positions and segment 0. ``mask [B, L]`` is
+    True on valid tokens; None means all. RoBERTa counts positions over valid tokens only, starting at
+    ``first_position``. ``pool`` is ``tanh`` of a linear layer on the first token.
 
     Raises:
-      ValueError: more tokens than positions.
+      ValueError: there are more tokens than positions.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     vocab_size: int
     positions: int
     segments: int
@@ -55,7 +56,7 @@ class Bert(PretrainedEncoder):
         if self.sizes.options.head == "pool":
             self.pooler = nn.Dense(width, dtype=self.sizes.options.dtype)
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.ones((1, 1), jnp.int32),)
 
     def __call__(
@@ -71,31 +72,31 @@ class Bert(PretrainedEncoder):
                 f"{length} tokens given, the pretrained model has {self.positions - first} positions"
             )
         if self.first_position is None:
-            place = self.places(jnp.arange(length))[None]
+            position = self.places(jnp.arange(length))[None]
         else:
-            content = jnp.ones(inputs.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
+            valid = jnp.ones(inputs.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
             # Padding has the position before the first.
-            place = self.places(jnp.cumsum(content, axis=1) * content + first - 1)
+            position = self.places(jnp.cumsum(valid, axis=1) * valid + first - 1)
         words = self.words(jnp.clip(inputs, 0, self.vocab_size - 1))
-        x = self.norm(words + self.types(jnp.zeros((1, 1), jnp.int32)) + place)
+        x = self.norm(words + self.types(jnp.zeros((1, 1), jnp.int32)) + position)
         self.record(x)
         x = self.dropout(x, keys)
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``."""
+        """The pooled first token, ``[B, D]``."""
         return jnp.tanh(self.pooler(tokens.values[:, 0]))
 
 
-def make(config: SimpleNamespace, options: Options) -> Bert:
+def make(config: SimpleNamespace, options: EncoderOptions) -> Bert:
     """The encoder of a ``config.json``."""
     if (
         getattr(config, "is_decoder", False)
         or getattr(config, "position_embedding_type", "absolute") != "absolute"
     ):
-        raise ValueError("of BERT the bidirectional encoder with absolute positions can be loaded")
+        raise ValueError("only bidirectional BERT with absolute positions can be loaded")
     return Bert(
-        sizes=sizes_of(config, options, norm="post"),
+        sizes=read_sizes(config, options, norm="post"),
         vocab_size=config.vocab_size,
         positions=config.max_position_embeddings,
         segments=config.type_vocab_size,
@@ -104,7 +105,7 @@ def make(config: SimpleNamespace, options: Options) -> Bert:
 
 
 def rules(module: Bert) -> list[Rule]:
-    """Its parameters in a checkpoint."""
+    """The rules of the encoder's parameters in a checkpoint."""
     sizes = module.sizes
     return [
         *embedding("embeddings.word_embeddings", "words"),
@@ -112,7 +113,9 @@ def rules(module: Bert) -> list[Rule]:
         *embedding("embeddings.token_type_embeddings", "types"),
         *norm("embeddings.LayerNorm", "norm"),
         *layers(
-            lambda k, ours: block(f"encoder.layer.{k}", ours, NAMES), sizes.depth, sizes.options.scan_layers
+            lambda k, path: block(f"encoder.layer.{k}", path, LAYER_NAMES),
+            sizes.depth,
+            sizes.options.scan_layers,
         ),
         *dense("pooler.dense", "pooler"),
     ]

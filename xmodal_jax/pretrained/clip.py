@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021, arXiv:2103.00020): an image and a text encoder trained to be compared."""
+"""CLIP (Radford et al. 2021, arXiv:2103.00020): an image and a text encoder with a shared embedding space."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.image import cut_patches, no_mask
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained import images
-from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
+from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
 from xmodal_jax.pretrained.files import Checkpoint
 from xmodal_jax.pretrained.images import Scale, Size
 from xmodal_jax.pretrained.rules import Rule, block, dense, embedding, layers, norm, patches, prefixed
 from xmodal_jax.types import ExampleKeys, Tokens
 
-NAMES = {
+LAYER_NAMES = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
     "value": "self_attn.v_proj",
@@ -32,27 +32,28 @@ NAMES = {
 }
 IMAGE_PREFIXES, TEXT_PREFIXES = ("", "vision_model."), ("", "text_model.")
 IGNORED = (r"^(visual|text)_projection\.", r"^logit_(scale|bias)$", r"\.position_ids$", r"^classifier\.")
-"""What belongs to both encoders, buffers, and a head of another task."""
+"""Projections and the loss's parameters, which belong to both encoders; buffers; a head of another task."""
 IMAGE_IGNORED, TEXT_IGNORED = (r"^text_model\.", *IGNORED), (r"^vision_model\.", *IGNORED)
 LEGACY_EOS = 2
-"""What early configurations say for the end of text, wrongly: there it is the largest id."""
+"""The end-of-text id in early configurations. It is wrong: those models end a text with the largest id."""
 
 
 class ClipImage(PretrainedEncoder):
-    """Images ``[B, H, W, 3]`` in [-1, 1] to ``[B, 1 + N, D]``: the class token, then the patches row by row.
+    """CLIP's image encoder: pixels ``[B, H, W, 3]`` in [-1, 1] to ``[B, 1 + N, D]``.
 
-    Pre-norm blocks over the normed sum of patches and positions, without a norm at the end. ``pool``: the norm of the
-    class token. ``project``: a linear layer without bias.
+    The tokens are the class token, then the patches row by row. Pre-norm blocks over the normalized sum of patches and
+    positions, without a norm at the end. ``pool`` is the class token after a layer norm, ``project`` a linear layer
+    without bias.
 
     Raises:
-      ValueError: an image of another ``grid`` of patches, or a mask.
+      ValueError: the images do not have ``grid`` patches, or there is a mask.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     patch: int
     grid: Size
     trained_grid: Size
-    """That of the checkpoint, from which positions are resampled."""
+    """Rows and columns of patches in the checkpoint; its positions are resampled to ``grid``."""
     scale: Scale
     projection: int
 
@@ -71,10 +72,10 @@ class ClipImage(PretrainedEncoder):
             self.projector = nn.Dense(self.projection, use_bias=False, dtype=options.dtype)
 
     @property
-    def leading(self) -> int:
+    def prefix_tokens(self) -> int:
         return 1
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (images.example_image(self.grid, self.patch),)
 
     def __call__(
@@ -85,7 +86,7 @@ class ClipImage(PretrainedEncoder):
         keys: ExampleKeys | None = None,
     ) -> Tokens:
         no_mask(mask)
-        x = self.patches(seen_patches(standardize(inputs, *self.scale), self.grid, self.patch))
+        x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         token = jnp.broadcast_to(self.class_token.astype(x.dtype)[None, None], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([token, x], axis=1)
         x = self.first_norm(x + self.places[None].astype(x.dtype))
@@ -93,26 +94,27 @@ class ClipImage(PretrainedEncoder):
         return Tokens(self.transformer(self.dropout(x, keys), keys=keys), None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``."""
+        """The normalized class token, ``[B, D]``."""
         return self.last_norm(tokens.values[:, 0])
 
     def project(self, pooled: Float[Array, "batch dim"]) -> Float[Array, "batch shared"]:
-        """``[B, E]``."""
+        """The embedding in the shared space, ``[B, E]``."""
         return self.projector(pooled)
 
 
 class ClipText(PretrainedEncoder):
-    """Ids ``[B, L]`` to ``[B, L, D]``: causal pre-norm blocks over the sum of words and positions, and a norm.
+    """CLIP's text encoder: token ids ``[B, L]`` to ``[B, L, D]``.
 
-    ``mask [B, L]`` is True on content; None means all. ``pool``: the last token of the content, which for `embed` ends
-    with the first ``eos`` in it, if there is one (``eos`` 2 stands for the largest id of the content). ``project``: a
-    linear layer without bias.
+    Causal pre-norm blocks over the sum of the embeddings of words and positions, and a layer norm. ``mask [B, L]`` is
+    True on valid tokens; None means all. ``pool`` is the last valid token; `embed` takes the first ``eos`` for the end
+    of the text, if it has one (an ``eos`` of 2 stands for the largest id in the text, see `LEGACY_EOS`). ``project`` is
+    a linear layer without bias.
 
     Raises:
-      ValueError: more tokens than positions.
+      ValueError: there are more tokens than positions.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     vocab_size: int
     positions: int
     eos: int
@@ -127,7 +129,7 @@ class ClipText(PretrainedEncoder):
         if options.head == "project":
             self.projector = nn.Dense(self.projection, use_bias=False, dtype=options.dtype)
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.ones((1, 1), jnp.int32),)
 
     def __call__(
@@ -151,15 +153,15 @@ class ClipText(PretrainedEncoder):
         tokens, head = self(inputs, mask, keys=keys), self.sizes.options.head
         if head == "none":
             return tokens
-        content = jnp.ones(inputs.shape, bool) if mask is None else mask
-        ids = jnp.where(content, inputs, -1)
-        ends = ids == (ids.max(axis=1, keepdims=True) if self.eos == LEGACY_EOS else self.eos)
-        before = jnp.cumsum(ends, axis=1) - ends == 0  # up to the first, itself included
-        pooled = self.pool(Tokens(tokens.values, content & before))
+        valid = jnp.ones(inputs.shape, bool) if mask is None else mask
+        ids = jnp.where(valid, inputs, -1)
+        is_end = ids == (ids.max(axis=1, keepdims=True) if self.eos == LEGACY_EOS else self.eos)
+        within = jnp.cumsum(is_end, axis=1) - is_end == 0  # up to the first end of text, inclusive
+        pooled = self.pool(Tokens(tokens.values, valid & within))
         return pooled if head == "pool" else self.project(pooled)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``."""
+        """The last valid token, ``[B, D]``."""
         values, mask = tokens
         if mask is None:
             return values[:, -1]
@@ -167,30 +169,36 @@ class ClipText(PretrainedEncoder):
         return jnp.take_along_axis(values, last[:, None, None], axis=1)[:, 0]
 
     def project(self, pooled: Float[Array, "batch dim"]) -> Float[Array, "batch shared"]:
-        """``[B, E]``."""
+        """The embedding in the shared space, ``[B, E]``."""
         return self.projector(pooled)
 
 
-def image_grids(size: Size, patch: int, image_size: Size | None) -> tuple[Size, Size]:
-    """The grid of patches of the data's images, and that of a checkpoint's, of ``size``: what its patches leave at the
-    right and the bottom, as those of 14 pixels do of 384, is not seen.
+def patch_grids(size: Size, patch: int, image_size: Size | None) -> tuple[Size, Size]:
+    """The grids of patches (rows, columns) of the data's images and of the checkpoint's images.
 
+    The checkpoint's patches need not cover its images: patches of 14 pixels leave a border of 384. Of another image
+    size they have to.
+
+    Args:
+      size: height and width of the checkpoint's images.
+      patch: side of a patch, in pixels.
+      image_size: height and width of the data's images; None: as the checkpoint's.
     Raises:
-      ValueError: the patch does not divide the sides of another image size.
+      ValueError: the patch does not divide the sides of ``image_size``.
     """
     trained = (size[0] // patch, size[1] // patch)
     if image_size is None or tuple(image_size) == size:
         return trained, trained
-    return images.grid_of(image_size, patch), trained
+    return images.patch_grid(image_size, patch), trained
 
 
-def seen_patches(
+def cut_grid_patches(
     pixels: Float[Array, "batch height width channels"], grid: Size, patch: int
 ) -> Float[Array, "batch patches values"]:
-    """The patches of images row by row (see `nets.image.cut_patches`), without what they leave.
+    """The patches of images row by row (see `nets.image.cut_patches`), without a border that they do not cover.
 
     Raises:
-      ValueError: the images have another grid of them.
+      ValueError: the images do not have ``grid`` patches.
     """
     (height, width), (rows, columns) = pixels.shape[1:3], grid
     if (height // patch, width // patch) != grid:
@@ -201,27 +209,31 @@ def seen_patches(
 
 
 def embed_words(
-    ids: Int[Array, "batch length"], words: nn.Embed, places: nn.Embed
+    ids: Int[Array, "batch length"], words: nn.Embed, positions: nn.Embed
 ) -> Float[Array, "batch length dim"]:
-    """The sum of the embeddings of words and of their places.
+    """The sum of the embeddings of words and of positions.
 
     Raises:
-      ValueError: more tokens than positions.
+      ValueError: there are more tokens than positions.
     """
-    length, positions = ids.shape[1], places.num_embeddings
-    if length > positions:
-        raise ValueError(f"{length} tokens given, the pretrained model has {positions} positions")
-    return words(jnp.clip(ids, 0, words.num_embeddings - 1)) + places(jnp.arange(length))[None]
+    length, limit = ids.shape[1], positions.num_embeddings
+    if length > limit:
+        raise ValueError(f"{length} tokens given, the pretrained model has {limit} positions")
+    return words(jnp.clip(ids, 0, words.num_embeddings - 1)) + positions(jnp.arange(length))[None]
 
 
-def make_image(config: SimpleNamespace, options: Options, *, image_size: Size | None = None) -> ClipImage:
-    """The image encoder of a ``config.json``, of both encoders or of its own, for images of ``(height, width)``; None:
-    of the size that it was trained with."""
+def make_image(
+    config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None
+) -> ClipImage:
+    """The image encoder of a ``config.json``, which may describe both encoders or this one.
+
+    ``image_size`` is the height and width of the data's images; None: as in the checkpoint.
+    """
     tower = getattr(config, "vision_config", config)
-    size, patch = images.own_size(tower)
-    grid, trained = image_grids(size, patch, image_size)
+    size, patch = images.trained_size(tower)
+    grid, trained = patch_grids(size, patch, image_size)
     return ClipImage(
-        sizes=sizes_of(tower, options, final_norm=False),
+        sizes=read_sizes(tower, options, final_norm=False),
         patch=patch,
         grid=grid,
         trained_grid=trained,
@@ -230,11 +242,11 @@ def make_image(config: SimpleNamespace, options: Options, *, image_size: Size | 
     )
 
 
-def make_text(config: SimpleNamespace, options: Options) -> ClipText:
-    """The text encoder of a ``config.json``, of both encoders or of its own."""
+def make_text(config: SimpleNamespace, options: EncoderOptions) -> ClipText:
+    """The text encoder of a ``config.json``, which may describe both encoders or this one."""
     tower = getattr(config, "text_config", config)
     return ClipText(
-        sizes=sizes_of(tower, options),
+        sizes=read_sizes(tower, options),
         vocab_size=tower.vocab_size,
         positions=tower.max_position_embeddings,
         eos=tower.eos_token_id,
@@ -242,28 +254,33 @@ def make_text(config: SimpleNamespace, options: Options) -> ClipText:
     )
 
 
-def blocks(sizes: Sizes) -> list[Rule]:
-    """The layers of either encoder in a checkpoint."""
+def blocks(sizes: TransformerSizes) -> list[Rule]:
+    """The rules of either encoder's transformer layers."""
     return layers(
-        lambda k, ours: block(f"encoder.layers.{k}", ours, NAMES), sizes.depth, sizes.options.scan_layers
+        lambda k, path: block(f"encoder.layers.{k}", path, LAYER_NAMES),
+        sizes.depth,
+        sizes.options.scan_layers,
     )
 
 
-def with_projection(tower: list[Rule], prefix: str, theirs: str, sizes: Sizes) -> list[Rule]:
-    """An encoder's rules and, where it ends in its projection, that: it stands beside the encoder, whose names then
-    have the prefix. (Those of an encoder saved on its own have none.)"""
+def with_projection(tower: list[Rule], prefix: str, name: str, sizes: TransformerSizes) -> list[Rule]:
+    """An encoder's rules together with those of its projection, if it has one.
+
+    The projection is not part of the encoder's module in the checkpoint, so that the encoder's names have ``prefix``
+    beside it, and none in a checkpoint of the encoder alone.
+    """
     if sizes.options.head != "project":
         return tower
-    return [*prefixed(tower, prefix), *dense(theirs, "projector", bias=False)]
+    return [*prefixed(tower, prefix), *dense(name, "projector", bias=False)]
 
 
 def image_rules(module: ClipImage) -> list[Rule]:
-    """Its parameters in a checkpoint."""
-    change = images.resample(module.trained_grid, module.grid, before=1)
+    """The rules of the encoder's parameters in a checkpoint."""
+    resample = images.make_resampler(module.trained_grid, module.grid, before=1)
     tower = [
         Rule("embeddings.class_embedding", "class_token"),
         Rule("embeddings.patch_embedding.weight", "patches/kernel", patches(module.patch, module.patch)),
-        Rule("embeddings.position_embedding.weight", "places", change=change),
+        Rule("embeddings.position_embedding.weight", "places", transform=resample),
         *norm("pre_layrnorm", "first_norm"),
         *blocks(module.sizes),
         *norm("post_layernorm", "last_norm"),
@@ -272,7 +289,7 @@ def image_rules(module: ClipImage) -> list[Rule]:
 
 
 def text_rules(module: ClipText) -> list[Rule]:
-    """Its parameters in a checkpoint."""
+    """The rules of the encoder's parameters in a checkpoint."""
     tower = [
         *embedding("embeddings.token_embedding", "words"),
         *embedding("embeddings.position_embedding", "places"),
@@ -282,8 +299,10 @@ def text_rules(module: ClipText) -> list[Rule]:
     return with_projection(tower, "text_model.", "text_projection", module.sizes)
 
 
-def loss_arrays(checkpoint: Checkpoint) -> dict[str, float]:
-    """What a checkpoint of two encoders learned for its loss: ``logit_scale``, the logarithm of the inverse
-    temperature, and SigLIP's ``logit_bias``; those that it has."""
-    found = {name: checkpoint.arrays.get(name) for name in ("logit_scale", "logit_bias")}
-    return {name: entry.read().astype(np.float32).item() for name, entry in found.items() if entry}
+def read_loss_parameters(checkpoint: Checkpoint) -> dict[str, float]:
+    """The learned parameters of the loss in a checkpoint of two encoders, as far as it has them.
+
+    ``logit_scale`` is the logarithm of the inverse temperature; SigLIP has ``logit_bias`` too.
+    """
+    entries = {name: checkpoint.arrays.get(name) for name in ("logit_scale", "logit_bias")}
+    return {name: entry.read().astype(np.float32).item() for name, entry in entries.items() if entry}

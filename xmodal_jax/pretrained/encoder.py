@@ -1,9 +1,12 @@
-"""What the pretrained encoders share: their sizes, the transformer in them, and their hidden states.
+"""The base of all pretrained encoders: sizes, options, the transformer within, and hidden states.
 
-An encoder is a module with three methods: ``encoder(inputs, mask, keys=keys) -> Tokens`` as every encoder of the
-library; ``pool(tokens) -> [B, D]``, what its makers take as the representation of the whole; and, where it was trained
-to be compared with another, ``project(pooled) -> [B, E]``, its place in the shared space (not normalised). ``head``
-says how far its parameters go.
+A pretrained encoder is a Flax module with up to three methods:
+
+* ``encoder(inputs, mask, keys=keys) -> Tokens``, as every encoder of the library;
+* ``pool(tokens) -> [B, D]``, the representation of the whole input that its authors use;
+* ``project(pooled) -> [B, E]``, for encoders that were trained in a shared embedding space (not normalized).
+
+`EncoderOptions.head` decides which of them have parameters.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from xmodal_jax.nets.transformer import Style, Transformer
 from xmodal_jax.types import ExampleKeys, Params, Tokens
 
 Head = Literal["none", "pool", "project"]
+"""The last of the methods that an encoder has parameters for: the encoder alone, ``pool``, or ``project`` too."""
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -31,50 +35,60 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-"""Their names of activations, and ours."""
+"""Activations in a ``config.json``, and the keys of `nets.transformer.ACTIVATIONS` that they are."""
 
 
 def activation(name: str) -> str:
-    """Our name of an activation of theirs."""
+    """The key of `nets.transformer.ACTIVATIONS` for an activation's name in a ``config.json``.
+
+    Raises:
+      ValueError: the activation is unknown.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"config.json asks for the activation {name!r}; known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What a user of a pretrained encoder may choose."""
+class EncoderOptions:
+    """What a user of a pretrained encoder may choose; all else follows from its ``config.json``."""
 
     head: Head = "none"
-    """The encoder alone, with what pools its tokens, or with the projection to the shared space too."""
+    """The encoder alone, or also its ``pool``, or also its ``project``."""
     dropout: float = 0.0
+    """Dropout rate within the transformer and of its input."""
     drop_path: float = 0.0
+    """Rate of stochastic depth."""
     dtype: Any = None
+    """Type of the activations; None: float32."""
     remat: bool = False
+    """Whether to recompute each layer in the backward pass, which saves memory."""
     scan_layers: bool = False
+    """Whether to stack the layers' parameters and loop over them, which compiles faster."""
     implementation: str | None = None
+    """Of `nets.attention.attention`."""
 
     @property
-    def of_transformer(self) -> dict[str, Any]:
-        """Those that are fields of `nets.transformer.Transformer`: all but the head."""
+    def transformer_options(self) -> dict[str, Any]:
+        """The options that are fields of `nets.transformer.Transformer`: all but the head."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "head"}
 
 
-PLAIN = Options()
-"""The encoder alone, for evaluation in float32."""
+DEFAULT_OPTIONS = EncoderOptions()
+"""The encoder without pool or projection, in float32, without dropout."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-    """A transformer."""
+class TransformerSizes:
+    """The sizes, the style and the options of an encoder's transformer."""
 
     width: int
     depth: int
     heads: int
     hidden: int
-    """Of the MLP."""
+    """Width of the MLP's hidden layer."""
     style: Style = Style()
-    options: Options = PLAIN
+    options: EncoderOptions = DEFAULT_OPTIONS
 
     def transformer(self, *, causal: bool = False) -> Transformer:
         """The transformer of these sizes."""
@@ -84,17 +98,17 @@ class Sizes:
             self.hidden / self.width,
             causal=causal,
             style=self.style,
-            **self.options.of_transformer,
+            **self.options.transformer_options,
         )
 
     def norm(self) -> nn.LayerNorm:
-        """A layer norm as those within."""
+        """A layer norm like those within the transformer."""
         return nn.LayerNorm(epsilon=self.style.epsilon, dtype=self.options.dtype)
 
 
-def sizes_of(config: SimpleNamespace, options: Options, **style: Any) -> Sizes:
-    """The sizes in a ``config.json`` that uses the common names."""
-    return Sizes(
+def read_sizes(config: SimpleNamespace, options: EncoderOptions, **style: Any) -> TransformerSizes:
+    """The transformer's sizes from a ``config.json`` with the usual names; ``style``: more fields of `Style`."""
+    return TransformerSizes(
         width=config.hidden_size,
         depth=config.num_hidden_layers,
         heads=config.num_attention_heads,
@@ -105,11 +119,11 @@ def sizes_of(config: SimpleNamespace, options: Options, **style: Any) -> Sizes:
 
 
 class PretrainedEncoder(nn.Module):
-    """The base of the encoders; a subclass defines ``setup``, ``__call__``, ``pool`` and, if it has one, ``project``,
-    ``example``, and has the field ``sizes``."""
+    """Base class. A subclass has the field ``sizes`` and defines ``setup``, ``__call__``, ``pool``, ``example_inputs``
+    and, if it has a projection, ``project``."""
 
     def embed(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens | Array:
-        """As far as the encoder's parameters go: tokens, their pool, or its place in the shared space."""
+        """The tokens, the pooled representation, or its projection, as ``options.head`` says."""
         tokens = self(inputs, mask, keys=keys)
         head = self.sizes.options.head
         if head == "none":
@@ -118,28 +132,28 @@ class PretrainedEncoder(nn.Module):
         return pooled if head == "pool" else self.project(pooled)
 
     @property
-    def leading(self) -> int:
-        """How many of the tokens come before those of places: class tokens and registers."""
+    def prefix_tokens(self) -> int:
+        """The number of tokens before those of the input: class tokens and registers."""
         return 0
 
-    def example(self) -> tuple[Array, ...]:
-        """Inputs of one example, as small as they may be: what `init` needs to know shapes."""
+    def example_inputs(self) -> tuple[Array, ...]:
+        """The smallest possible inputs of one example, from which ``init`` gets the parameters' shapes."""
         raise NotImplementedError
 
     def record(self, embedded: Array) -> None:
-        """Keeps the first hidden state where `hidden_states` asks for it."""
+        """Records the first hidden state for `hidden_states`."""
         if not self.is_initializing():
             self.sow("hidden_states", "embedded", embedded)
 
 
 def hidden_states(module: nn.Module, params: Params, inputs, mask=None) -> list[Array]:
-    """``[B, N, D]``: what enters the first layer of an encoder, and what leaves each."""
-    _, found = module.apply({"params": params}, inputs, mask, mutable=["hidden_states"])
-    found = found["hidden_states"]
-    states = list(found["embedded"])
-    within = found.get("transformer", {})
-    if "layers" in within:
-        states += list(within["layers"]["output"][0])
-    for name in sorted((n for n in within if re.fullmatch(r"layers_\d+", n)), key=lambda n: int(n[7:])):
-        states += list(within[name]["output"])
+    """The hidden states, ``[B, N, D]`` each: the input of the encoder's first layer, and the output of every layer."""
+    _, recorded = module.apply({"params": params}, inputs, mask, mutable=["hidden_states"])
+    recorded = recorded["hidden_states"]
+    states = list(recorded["embedded"])
+    transformer = recorded.get("transformer", {})
+    if "layers" in transformer:  # scanned: one array of all layers
+        states += list(transformer["layers"]["output"][0])
+    for name in sorted((n for n in transformer if re.fullmatch(r"layers_\d+", n)), key=lambda n: int(n[7:])):
+        states += list(transformer[name]["output"])
     return states

@@ -1,6 +1,6 @@
-"""Trained models as Hugging Face folders: ``config.json``, safetensors, tokenizer, processor and a model card.
+"""Writing trained models as Hugging Face folders: ``config.json``, safetensors, tokenizer, processor and model card.
 
-A folder is written beside its place and then moved there: it is whole or not there.
+A folder is first written under a temporary name and then renamed, so that it is never incomplete.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from xmodal_jax.pretrained import gpt2
 from xmodal_jax.pretrained.architectures import architecture
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
 from xmodal_jax.pretrained.files import write_safetensors
-from xmodal_jax.pretrained.load import settings
-from xmodal_jax.pretrained.rules import write
+from xmodal_jax.pretrained.load import parse_config
+from xmodal_jax.pretrained.rules import to_checkpoint
 from xmodal_jax.types import Params
 
 Arrays = Iterable[tuple[str, np.ndarray]]
+"""The arrays of a checkpoint, with their names."""
 IMAGE_PROCESSORS = {
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
@@ -40,7 +41,7 @@ IMAGE_PROCESSORS = {
     "videomae": "VideoMAEImageProcessor",
     "vit": "ViTImageProcessor",
 }
-"""What ``transformers`` reads their images with."""
+"""The class of ``transformers`` that preprocesses images for a ``model_type``."""
 MODELS = {
     "bert": "BertModel",
     "clip_text_model": "CLIPTextModelWithProjection",
@@ -59,46 +60,46 @@ MODELS = {
     "wav2vec2": "Wav2Vec2Model",
     "xlm-roberta": "XLMRobertaModel",
 }
-"""What ``transformers`` loads an encoder of a ``model_type`` with."""
+"""The class of ``transformers`` that loads an encoder of a ``model_type``."""
 
 
-class Trained(NamedTuple):
-    """A pretrained encoder as training left it."""
+class TrainedEncoder(NamedTuple):
+    """An encoder after training: a pretrained architecture with its trained parameters."""
 
     modality: str
     module: nn.Module
     params: Params
     config: str
-    """See `pretrained.load.full_config`."""
+    """Its configuration in JSON, from `pretrained.load.complete_config`."""
 
     @property
     def settings(self) -> SimpleNamespace:
-        """Its configuration."""
-        return settings(self.config)
+        """Its configuration as a namespace."""
+        return parse_config(self.config)
 
     @property
-    def pair(self) -> str | None:
-        """Where it is one of two towers of a model: the field of ``config.json`` that describes it."""
+    def tower_field(self) -> str | None:
+        """The field of ``config.json`` that describes it, if it is one of two towers of a model; else None."""
         field = {"text": "text_config", "image": "vision_config"}.get(self.modality, "")
         return field if hasattr(self.settings, field) else None
 
     def arrays(self) -> Arrays:
-        """Its arrays by their names in a checkpoint."""
+        """Its parameters as arrays of a checkpoint."""
         rules = architecture(self.modality, self.settings.model_type).rules(self.module)
-        own = trees.flat(jax.device_get(self.params))
-        found = write([rule for rule in rules if rule.ours in own], own)
+        params = trees.flat(jax.device_get(self.params))
+        arrays = to_checkpoint([rule for rule in rules if rule.path in params], params)
         if "siglip" not in self.settings.model_type:
-            return found
-        # Names that it has beside the other tower; alone it has them without.
-        return ((name.removeprefix("text_model.").removeprefix("vision_model."), x) for name, x in found)
+            return arrays
+        # An encoder of SigLIP that is saved alone has names without the prefix of its tower.
+        return ((name.removeprefix("text_model.").removeprefix("vision_model."), x) for name, x in arrays)
 
-    def described(self) -> dict[str, Any]:
-        """Its ``config.json``, of the image size that it was trained with here; of a pair of towers its own alone."""
+    def make_config(self) -> dict[str, Any]:
+        """Its ``config.json``, for the image size that it was trained with; of two towers only this one's."""
         config = json.loads(self.config)
-        if self.pair is not None:
-            kind = f"{config['model_type']}_{self.pair.removesuffix('_config')}_model"
+        if self.tower_field is not None:
+            kind = f"{config['model_type']}_{self.tower_field.removesuffix('_config')}_model"
             shared = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
-            config = {**config[self.pair], **shared, "model_type": kind}
+            config = {**config[self.tower_field], **shared, "model_type": kind}
         config.pop("processor", None)
         size = image_size(self.module)
         if size is not None:
@@ -106,16 +107,16 @@ class Trained(NamedTuple):
         return config
 
 
-class Words(NamedTuple):
-    """A tokenizer."""
+class TokenizerFiles(NamedTuple):
+    """A tokenizer, as its files."""
 
     files: Mapping[str, str]
-    """``tokenizer.json`` and ``special_tokens.json``, as `data.text.Tokenizer.files` has them."""
+    """``tokenizer.json`` and ``special_tokens.json``, from `data.text.Tokenizer.files`."""
     length: int
-    """Tokens that a text has, at most."""
+    """Most tokens in a text."""
 
-    def described(self) -> dict[str, str]:
-        """What ``transformers`` needs, by file name."""
+    def for_transformers(self) -> dict[str, str]:
+        """The files that ``transformers`` reads, by name."""
         special = json.loads(self.files["special_tokens.json"])
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -129,19 +130,19 @@ class Words(NamedTuple):
 
 
 def image_size(module: nn.Module) -> tuple[int, int] | None:
-    """Height and width of the images that an encoder was made for; None: any."""
+    """The height and width of the images that an encoder was made for; None: images of any size."""
     if not hasattr(module, "grid") or not hasattr(module, "patch"):
         return None
     return tuple(module.grid)[-2] * module.patch, tuple(module.grid)[-1] * module.patch
 
 
-def processor_of(trained: Trained) -> dict[str, Any] | None:
-    """``preprocessor_config.json`` of an encoder of images; None: of something else."""
+def make_processor_config(trained: TrainedEncoder) -> dict[str, Any] | None:
+    """The ``preprocessor_config.json`` of an encoder of images or video; None for other encoders."""
     kind = IMAGE_PROCESSORS.get(trained.settings.model_type)
     if kind is None or trained.modality not in ("image", "video"):
         return None
     mean, std = trained.module.scale
-    found = {
+    config = {
         "image_processor_type": kind,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -152,26 +153,26 @@ def processor_of(trained: Trained) -> dict[str, Any] | None:
     }
     size = image_size(trained.module)
     if size is not None:
-        whole = {"height": size[0], "width": size[1]}
-        found |= {"do_resize": True, "size": whole, "do_center_crop": False}
-    return found
+        shape = {"height": size[0], "width": size[1]}
+        config |= {"do_resize": True, "size": shape, "do_center_crop": False}
+    return config
 
 
-def check_free(folder: pathlib.Path) -> None:
-    """Raises a `FileExistsError` if there is anything but an empty folder at that place."""
+def check_is_new(folder: pathlib.Path) -> None:
+    """Raises a `FileExistsError` if the path exists and is not an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already: name another folder, or remove it")
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A folder to write to, which takes its place when all is written.
+def create_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A context with a temporary folder to write to, which is renamed to ``folder`` at the end.
 
     Raises:
-      FileExistsError: there is something at that place.
+      FileExistsError: ``folder`` exists and is not empty.
     """
     folder = pathlib.Path(folder).absolute()
-    check_free(folder)
+    check_is_new(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -185,76 +186,97 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
         raise
 
 
-def save(
+def save_model(
     folder: str | os.PathLike,
     arrays: Arrays,
     *,
     card: str,
     config: Mapping[str, Any] | None = None,
     processor: Mapping[str, Any] | None = None,
-    words: Words | None = None,
+    tokenizer: TokenizerFiles | None = None,
 ) -> None:
-    """Writes a folder: arrays and a model card, and what else a model has."""
-    with new_folder(folder) as part:
+    """Writes the folder of a model: its arrays and a model card, and what is given of the other files.
+
+    Raises:
+      FileExistsError: ``folder`` exists and is not empty.
+    """
+    with create_folder(folder) as part:
         write_safetensors(part / "model.safetensors", arrays)
         files = {"README.md": card}
         if config is not None:
             files["config.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
         if processor is not None:
             files["preprocessor_config.json"] = json.dumps(processor, indent=2) + "\n"
-        for name, content in {**files, **(words.described() if words else {})}.items():
+        for name, content in {**files, **(tokenizer.for_transformers() if tokenizer else {})}.items():
             (part / name).write_text(content, encoding="utf-8")
 
 
 def save_encoder(
-    folder: str | os.PathLike, trained: Trained, *, card: str, words: Words | None = None
+    folder: str | os.PathLike, trained: TrainedEncoder, *, card: str, tokenizer: TokenizerFiles | None = None
 ) -> None:
-    """An encoder as the folder of its own architecture, which ``transformers.AutoModel`` loads.
+    """Writes an encoder as a folder of its architecture, which ``transformers.AutoModel`` loads.
 
     Raises:
-      ValueError: its images have a shape that the architecture cannot say.
+      FileExistsError: ``folder`` exists and is not empty.
+      ValueError: the architecture's configuration has no field for the shape of its images.
     """
-    config = trained.described()
+    config = trained.make_config()
     model_type, size = config["model_type"], image_size(trained.module)
     if model_type.startswith("dinov2") and size and size[0] != size[1]:
         raise ValueError(
             f"transformers' DINOv2 resamples its positions from a square: images of {size[0]} x {size[1]} cannot be "
             "what it was trained with"
         )
-    # A classifier of video has a norm of its own, which the architecture's name tells apart.
+    # Where it has the norm of a classifier of video, the name of that architecture stays, as only it has the norm.
     if model_type in MODELS and "fc_norm" not in trained.params:
         config["architectures"] = [MODELS[model_type]]
-    save(folder, trained.arrays(), card=card, config=config, processor=processor_of(trained), words=words)
+    save_model(
+        folder,
+        trained.arrays(),
+        card=card,
+        config=config,
+        processor=make_processor_config(trained),
+        tokenizer=tokenizer,
+    )
 
 
 def save_clip(
     folder: str | os.PathLike,
-    text: Trained,
-    image: Trained,
+    text: TrainedEncoder,
+    image: TrainedEncoder,
     log_scale: float,
     *,
     card: str,
-    words: Words | None = None,
+    tokenizer: TokenizerFiles | None = None,
 ) -> None:
-    """Both towers of CLIP with their projections and temperature, which ``transformers.CLIPModel`` loads.
+    """Writes both towers of CLIP with their projections and temperature, which ``transformers.CLIPModel`` loads.
 
+    Args:
+      folder: a new or empty folder.
+      text, image: the towers.
+      log_scale: logarithm of the inverse temperature.
+      card: text of the model card.
+      tokenizer: of the text tower.
     Raises:
-      ValueError: they are no towers of CLIP, do not end in their projections, or images are not square.
+      FileExistsError: ``folder`` exists and is not empty.
+      ValueError: these are not towers of CLIP with their projections, or the images are not square.
     """
     _check_clip(text, image)
     config = {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
-        "text_config": text.described(),
-        "vision_config": image.described(),
+        "text_config": text.make_config(),
+        "vision_config": image.make_config(),
         "projection_dim": image.module.projection,
         "logit_scale_init_value": float(log_scale),
     }
     arrays = [*text.arrays(), *image.arrays(), ("logit_scale", np.asarray(log_scale, np.float32))]
-    save(folder, arrays, card=card, config=config, processor=processor_of(image), words=words)
+    save_model(
+        folder, arrays, card=card, config=config, processor=make_processor_config(image), tokenizer=tokenizer
+    )
 
 
-def _check_clip(text: Trained, image: Trained) -> None:
+def _check_clip(text: TrainedEncoder, image: TrainedEncoder) -> None:
     for trained, kind in ((text, ClipText), (image, ClipImage)):
         if not isinstance(trained.module, kind) or trained.module.sizes.options.head != "project":
             raise ValueError(
@@ -268,20 +290,29 @@ def _check_clip(text: Trained, image: Trained) -> None:
 
 def save_captioner(
     folder: str | os.PathLike,
-    encoder: Trained,
+    encoder: TrainedEncoder,
     decoder: TextDecoder,
     params: Params,
     begin: int,
     end: int,
     *,
     card: str,
-    words: Words | None = None,
+    tokenizer: TokenizerFiles | None = None,
 ) -> None:
-    """An image encoder and the library's text decoder, as GPT-2 with cross-attention, which
-    ``transformers.VisionEncoderDecoderModel`` loads.
+    """Writes an image encoder and the library's text decoder, which ``transformers.VisionEncoderDecoderModel`` loads.
 
+    The decoder is written as GPT-2 with cross-attention.
+
+    Args:
+      folder: a new or empty folder.
+      encoder: the image encoder.
+      decoder, params: the text decoder and its parameters.
+      begin, end: ids of the first and the last token of a text.
+      card: text of the model card.
+      tokenizer: of the texts.
     Raises:
-      ValueError: positions are not learned, or the two differ in width.
+      FileExistsError: ``folder`` exists and is not empty.
+      ValueError: the decoder's positions are not learned, or the two differ in width.
     """
     if decoder.positions != "learned":
         raise ValueError("GPT-2 learns its positions: --model.decoder.positions must be learned")
@@ -290,7 +321,7 @@ def save_captioner(
             f"transformers' GPT-2 attends to an encoder of its own width alone: the encoder has "
             f"{encoder.module.sizes.width}, the decoder {decoder.width}"
         )
-    own = trees.flat(jax.device_get(params))
+    flat = trees.flat(jax.device_get(params))
     language = {
         "model_type": "gpt2",
         "vocab_size": decoder.vocab_size,
@@ -309,7 +340,7 @@ def save_captioner(
     config = {
         "model_type": "vision-encoder-decoder",
         "architectures": ["VisionEncoderDecoderModel"],
-        "encoder": encoder.described(),
+        "encoder": encoder.make_config(),
         "decoder": language,
         "decoder_start_token_id": begin,
         "eos_token_id": end,
@@ -317,6 +348,15 @@ def save_captioner(
         "tie_word_embeddings": False,
     }
     arrays = [(f"encoder.{name}", array) for name, array in encoder.arrays()]
-    arrays += [(f"decoder.transformer.{name}", array) for name, array in write(gpt2.rules(decoder), own)]
-    arrays.append(("decoder.lm_head.weight", own["embed/embedding"]))
-    save(folder, arrays, card=card, config=config, processor=processor_of(encoder), words=words)
+    arrays += [
+        (f"decoder.transformer.{name}", array) for name, array in to_checkpoint(gpt2.rules(decoder), flat)
+    ]
+    arrays.append(("decoder.lm_head.weight", flat["embed/embedding"]))
+    save_model(
+        folder,
+        arrays,
+        card=card,
+        config=config,
+        processor=make_processor_config(encoder),
+        tokenizer=tokenizer,
+    )

@@ -1,8 +1,8 @@
-"""A checkpoint's folder: ``config.json`` and safetensors, in one file or in shards, read an array at a time.
+"""The folder of a Hugging Face checkpoint: ``config.json`` and safetensors, in one file or in shards.
 
-A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: ``dtype``, ``shape`` and
-``data_offsets`` of every array) and the arrays' bytes. Arrays are read from the file, not mapped: mapped pages would
-count as this process's memory until all is read.
+A safetensors file consists of the length of its header (8 bytes, little endian), the header (JSON with ``dtype``,
+``shape`` and ``data_offsets`` of every array) and the bytes of the arrays. Arrays are read one at a time and not mapped
+into memory: mapped pages would count as this process's memory until everything is read.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ DTYPES = {
 FLOATING = ("F64", "F32", "F16", "BF16")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What is fetched from a hub: configurations, arrays and tokenizers, and no pickles."""
+"""The files that are fetched from the hub: configurations, arrays and tokenizers, but no pickles."""
 OLD_NAMES = (
     (r"\.weight_g$", ".parametrizations.weight.original0"),
     (r"\.weight_v$", ".parametrizations.weight.original1"),
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
 )
-"""How names end that older versions of PyTorch and ``transformers`` wrote, and how they end today."""
+"""Endings of names that older versions of PyTorch and ``transformers`` wrote, and their current ones."""
 HEADER_LIMIT = 100_000_000
-"""Bytes that a header may have, as in the format's own reader."""
+"""Most bytes of a header, as in the reference implementation of the format."""
 
 
 class Entry(NamedTuple):
-    """Where one array lies."""
+    """Where in a safetensors file an array is."""
 
     path: pathlib.Path
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """Bytes from the beginning of the file."""
+    """Offset from the beginning of the file, in bytes."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of the array, in bytes."""
         return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def read(self) -> np.ndarray:
@@ -65,34 +65,37 @@ class Entry(NamedTuple):
         count = math.prod(self.shape)
         with self.path.open("rb") as file:
             file.seek(self.start)
-            found = np.fromfile(file, DTYPES[self.dtype], count)
-        if len(found) != count:
+            array = np.fromfile(file, DTYPES[self.dtype], count)
+        if len(array) != count:
             raise ValueError(f"{self.path} became shorter while it was read: fetch it again")
-        return found.reshape(self.shape)
+        return array.reshape(self.shape)
 
 
 class Checkpoint(NamedTuple):
-    """A folder's configuration and arrays."""
+    """The configuration and the arrays in a folder; only headers are in memory."""
 
     folder: pathlib.Path
     config: dict[str, Any]
     """The content of ``config.json``."""
     arrays: Mapping[str, Entry]
-    """By name, as it is written today."""
+    """By name, in its current spelling (see `current_name`)."""
     processor: dict[str, Any]
     """The content of ``preprocessor_config.json``; empty if there is none."""
 
     @property
     def size(self) -> int:
-        """Bytes of all arrays."""
+        """Size of all arrays, in bytes."""
         return sum(entry.size for entry in self.arrays.values())
 
 
 def find_folder(name: str | os.PathLike, *, revision: str | None = None) -> pathlib.Path:
-    """A local folder as it is; else the hub's model of that name (``owner/model``), fetched to the hub's own cache.
+    """The folder of a pretrained model: a local one, or else a model of the hub, fetched to the hub's cache.
 
+    Args:
+      name: path of a local folder, or the name of a model of the hub (``owner/model``).
+      revision: of the hub's model: a branch, a tag or a commit.
     Raises:
-      FileNotFoundError: it is neither.
+      FileNotFoundError: it is neither a folder nor a model that can be fetched.
     """
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir():
@@ -104,7 +107,7 @@ def find_folder(name: str | os.PathLike, *, revision: str | None = None) -> path
     from huggingface_hub import errors
 
     try:
-        found = huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=list(HUB_FILES))
+        snapshot = huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=list(HUB_FILES))
     except (
         errors.HfHubHTTPError,
         errors.HFValidationError,
@@ -116,37 +119,42 @@ def find_folder(name: str | os.PathLike, *, revision: str | None = None) -> path
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Without a network give the "
             "path of a folder with config.json and *.safetensors"
         ) from error
-    return pathlib.Path(found)
+    return pathlib.Path(snapshot)
 
 
 def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
-    """The checkpoint in a folder or of a hub's name; only headers are read.
+    """Opens the checkpoint in a folder, or of a model of the hub (see `find_folder`); reads only the headers.
 
     Raises:
-      FileNotFoundError: there is no such folder, or no ``config.json`` or safetensors in it.
+      FileNotFoundError: there is no such folder, or it has no ``config.json`` or no safetensors.
       ValueError: a file is damaged; the message says which and how.
     """
     folder = find_folder(name)
-    config = read_config(folder)  # first: a folder without is of something else
-    arrays = {today(name): entry for name, entry in _find_arrays(folder).items()}
+    config = read_config(folder)  # first, as a folder without one is no pretrained model at all
+    arrays = {current_name(name): entry for name, entry in _find_arrays(folder).items()}
     return Checkpoint(folder, config, arrays, read_processor(folder))
 
 
-def today(name: str) -> str:
-    """An array's name as it is written today, by `OLD_NAMES`."""
+def current_name(name: str) -> str:
+    """An array's name in the spelling that PyTorch and ``transformers`` write today, by `OLD_NAMES`."""
     for old, new in OLD_NAMES:
         name = re.sub(old, new, name)
     return name
 
 
 def read_processor(folder: pathlib.Path) -> dict[str, Any]:
-    """``preprocessor_config.json`` of a folder; empty where there is none."""
+    """The content of a folder's ``preprocessor_config.json``; empty if there is none."""
     path = folder / "preprocessor_config.json"
     return _read_json(path) if path.is_file() else {}
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """``config.json`` of a folder."""
+    """The content of a folder's ``config.json``.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged, or has no ``model_type``.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: it is not the folder of a pretrained model")
@@ -158,24 +166,24 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object: fetch it again")
-    return found
+    return content
 
 
 def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return _sharded(index)
+        return _read_shards(index)
     single = folder / "model.safetensors"
-    found = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return read_header(found[0])
-    if found:
-        names = ", ".join(path.name for path in found)
+    paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    if len(paths) == 1:
+        return read_header(paths[0])
+    if paths:
+        names = ", ".join(path.name for path in paths)
         raise ValueError(f"{folder} has {names} and no {index.name} that says what is where")
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     hint = (
@@ -187,24 +195,24 @@ def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
     raise FileNotFoundError(f"{folder} has no *.safetensors{hint}")
 
 
-def _sharded(index: pathlib.Path) -> dict[str, Entry]:
+def _read_shards(index: pathlib.Path) -> dict[str, Entry]:
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} has no 'weight_map' ({error}): fetch it again") from error
-    absent = sorted({name for name in places.values() if not (index.parent / name).is_file()})
+    absent = sorted({name for name in files.values() if not (index.parent / name).is_file()})
     if absent:
         raise FileNotFoundError(f"{index.parent} lacks {', '.join(absent)}, which {index.name} names")
-    shards = {name: read_header(index.parent / name) for name in sorted(set(places.values()))}
-    missing = [key for key, shard in places.items() if key not in shards[shard]]
+    shards = {name: read_header(index.parent / name) for name in sorted(set(files.values()))}
+    missing = [key for key, shard in files.items() if key not in shards[shard]]
     if missing:
-        shard = places[missing[0]]
+        shard = files[missing[0]]
         raise ValueError(f"{index.parent / shard} lacks {missing[0]!r}, which {index.name} says is there")
-    return {key: shards[shard][key] for key, shard in places.items()}
+    return {key: shards[shard][key] for key, shard in files.items()}
 
 
 def read_header(path: pathlib.Path) -> dict[str, Entry]:
-    """The arrays of a safetensors file, checked against its size.
+    """Where the arrays of a safetensors file are, by name; checked against the size of the file.
 
     Raises:
       ValueError: it is no safetensors file, is cut short, or its header is wrong.
@@ -249,11 +257,11 @@ def _entry(path: pathlib.Path, key: str, value: Any, base: int) -> Entry:
 
 
 def write_safetensors(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes arrays to a safetensors file, whole or not at all."""
+    """Writes arrays to a safetensors file; where the writing fails no file is left."""
     from safetensors.numpy import save_file
 
-    # (ascontiguousarray alone makes a vector of a scalar.)
-    whole = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays}
+    # `ascontiguousarray` alone would make a vector of a scalar.
+    contiguous = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays}
     part = path.with_name(path.name + ".part")
-    save_file(whole, str(part), metadata={"format": "pt"})
+    save_file(contiguous, str(part), metadata={"format": "pt"})
     os.replace(part, path)

@@ -1,6 +1,6 @@
-"""GPT-2 (Radford et al. 2019) as the library's own text decoder, to begin captioning or translation with.
+"""GPT-2 (Radford et al. 2019) as the library's text decoder, the start of a captioner or a translator.
 
-What a language model lacks, the cross-attention to what the text is about, keeps its random start.
+A language model has no cross-attention; that of the decoder keeps its random initialization.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from xmodal_jax.nets.text import TextDecoder
 from xmodal_jax.nets.transformer import Style
-from xmodal_jax.pretrained.encoder import Options, activation
+from xmodal_jax.pretrained.encoder import EncoderOptions, activation
 from xmodal_jax.pretrained.rules import FLAT, Rule, layers, linear, norm
 
 PREFIXES = ("transformer.", "")
@@ -25,25 +25,25 @@ IGNORED = (
     r"crossattention",
     r"ln_cross_attn",
 )
-"""Tied or other heads, buffers; cross-attention where the decoder has none."""
+"""The tied head and heads of other tasks, buffers, and cross-attention if the decoder has none."""
 
 
 class GPT2(TextDecoder):
-    """`nets.text.TextDecoder` as a language model: without cross-attention."""
+    """A language model: `nets.text.TextDecoder` without cross-attention."""
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.ones((1, 1), jnp.int32),)
 
 
 def sizes(config: SimpleNamespace) -> dict[str, Any]:
-    """What a ``config.json`` says, as fields of `nets.encoders.EncoderConfig`.
+    """The sizes in a ``config.json``, as keyword arguments of the decoder's configuration.
 
     Raises:
-      ValueError: it differs from the decoder in more than sizes.
+      ValueError: the model differs from the library's decoder in more than sizes.
     """
     scaled = not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx
     if activation(config.activation_function) != "gelu_tanh" or scaled:
-        raise ValueError("of GPT-2 the published form can be loaded: gelu_new, and attention scaled as usual")
+        raise ValueError("only the published GPT-2 can be loaded: gelu_new, and attention scaled as usual")
     return dict(
         width=config.n_embd,
         depth=config.n_layer,
@@ -53,37 +53,37 @@ def sizes(config: SimpleNamespace) -> dict[str, Any]:
     )
 
 
-def make(config: SimpleNamespace, options: Options) -> GPT2:
+def make(config: SimpleNamespace, options: EncoderOptions) -> GPT2:
     """The language model of a ``config.json``."""
-    own = sizes(config)
+    fields = sizes(config)
     return GPT2(
         vocab_size=config.vocab_size,
         max_length=config.n_positions,
         cross=False,
-        style=Style(epsilon=own.pop("epsilon")),
-        **options.of_transformer,
-        **own,
+        style=Style(epsilon=fields.pop("epsilon")),
+        **options.transformer_options,
+        **fields,
     )
 
 
-def _rows(count: int):
-    """The first rows of a table that may have more: tokens that the tokenizer has not, positions beyond the length."""
+def _first_rows(count: int):
+    """A function that takes the first rows of a table: it may have more tokens or positions than are needed."""
 
-    def change(table: np.ndarray) -> np.ndarray:
+    def take(table: np.ndarray) -> np.ndarray:
         if len(table) < count:
             raise ValueError(
                 f"the pretrained decoder has {len(table)} tokens or positions, {count} are needed"
             )
         return table[:count]
 
-    return change
+    return take
 
 
 def rules(module: TextDecoder) -> list[Rule]:
-    """Its parameters in a checkpoint, those of the cross-attention as ``transformers`` names them.
+    """The rules of the decoder's parameters; cross-attention has the names of ``transformers``.
 
     Raises:
-      ValueError: the first layers read the text alone and end in a norm of their own, which GPT-2 has not.
+      ValueError: the decoder has a separate stack of layers for the text alone, which GPT-2 lacks.
     """
     if module.text_depth:
         raise ValueError(
@@ -91,41 +91,41 @@ def rules(module: TextDecoder) -> list[Rule]:
         )
     scan = module.scan_layers
 
-    def layer(k: int, ours: str) -> list[Rule]:
-        plain = linear(turned=False)
-        found = [
-            *norm(f"h.{k}.ln_1", f"{ours}/attention_norm"),
-            Rule(f"h.{k}.attn.c_attn.weight", f"{ours}/attention/qkv/kernel", plain),
-            Rule(f"h.{k}.attn.c_attn.bias", f"{ours}/attention/qkv/bias", FLAT),
-            *_out(f"h.{k}.attn.c_proj", f"{ours}/attention/out"),
-            *norm(f"h.{k}.ln_2", f"{ours}/mlp_norm"),
+    def layer(k: int, path: str) -> list[Rule]:
+        plain = linear(transposed=False)  # GPT-2 stores its matrices as [in, out]
+        rules = [
+            *norm(f"h.{k}.ln_1", f"{path}/attention_norm"),
+            Rule(f"h.{k}.attn.c_attn.weight", f"{path}/attention/qkv/kernel", plain),
+            Rule(f"h.{k}.attn.c_attn.bias", f"{path}/attention/qkv/bias", FLAT),
+            *_out(f"h.{k}.attn.c_proj", f"{path}/attention/out"),
+            *norm(f"h.{k}.ln_2", f"{path}/mlp_norm"),
         ]
-        for theirs, part in (("c_fc", "up"), ("c_proj", "down")):
-            found += [
-                Rule(f"h.{k}.mlp.{theirs}.weight", f"{ours}/mlp/{part}/kernel", plain),
-                Rule(f"h.{k}.mlp.{theirs}.bias", f"{ours}/mlp/{part}/bias"),
+        for name, part in (("c_fc", "up"), ("c_proj", "down")):
+            rules += [
+                Rule(f"h.{k}.mlp.{name}.weight", f"{path}/mlp/{part}/kernel", plain),
+                Rule(f"h.{k}.mlp.{name}.bias", f"{path}/mlp/{part}/bias"),
             ]
         if not module.cross:
-            return found
+            return rules
         cross = f"h.{k}.crossattention"
         return [
-            *found,
-            *norm(f"h.{k}.ln_cross_attn", f"{ours}/cross_norm"),
-            Rule(f"{cross}.q_attn.weight", f"{ours}/cross_attention/query/kernel", plain),
-            Rule(f"{cross}.q_attn.bias", f"{ours}/cross_attention/query/bias", FLAT),
-            Rule(f"{cross}.c_attn.weight", f"{ours}/cross_attention/key_value/kernel", plain),
-            Rule(f"{cross}.c_attn.bias", f"{ours}/cross_attention/key_value/bias", FLAT),
-            *_out(f"{cross}.c_proj", f"{ours}/cross_attention/out"),
+            *rules,
+            *norm(f"h.{k}.ln_cross_attn", f"{path}/cross_norm"),
+            Rule(f"{cross}.q_attn.weight", f"{path}/cross_attention/query/kernel", plain),
+            Rule(f"{cross}.q_attn.bias", f"{path}/cross_attention/query/bias", FLAT),
+            Rule(f"{cross}.c_attn.weight", f"{path}/cross_attention/key_value/kernel", plain),
+            Rule(f"{cross}.c_attn.bias", f"{path}/cross_attention/key_value/bias", FLAT),
+            *_out(f"{cross}.c_proj", f"{path}/cross_attention/out"),
         ]
 
     return [
-        Rule("wte.weight", "embed/embedding", change=_rows(module.vocab_size)),
-        Rule("wpe.weight", "positions/embedding", change=_rows(module.max_length)),
+        Rule("wte.weight", "embed/embedding", transform=_first_rows(module.vocab_size)),
+        Rule("wpe.weight", "positions/embedding", transform=_first_rows(module.max_length)),
         *layers(layer, module.depth, scan),
         *norm("ln_f", "transformer/norm"),
     ]
 
 
-def _out(theirs: str, ours: str) -> list[Rule]:
-    kernel = Rule(f"{theirs}.weight", f"{ours}/kernel", linear(inputs=2, turned=False))
-    return [kernel, Rule(f"{theirs}.bias", f"{ours}/bias")]
+def _out(name: str, path: str) -> list[Rule]:
+    kernel = Rule(f"{name}.weight", f"{path}/kernel", linear(inputs=2, transposed=False))
+    return [kernel, Rule(f"{name}.bias", f"{path}/bias")]

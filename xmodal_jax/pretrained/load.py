@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -16,85 +16,112 @@ import tqdm
 
 from xmodal_jax.core import trees
 from xmodal_jax.pretrained.architectures import Architecture, architecture
-from xmodal_jax.pretrained.encoder import PLAIN, Options, PretrainedEncoder
+from xmodal_jax.pretrained.encoder import DEFAULT_OPTIONS, EncoderOptions, PretrainedEncoder
 from xmodal_jax.pretrained.files import FLOATING, Checkpoint, Entry, open_checkpoint
 from xmodal_jax.pretrained.rules import Rule, matches
 from xmodal_jax.types import Params
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
-"""Where a parameter of a path and shape is to lie; None: on the default device."""
+"""From a parameter's path and shape to its sharding; None: on the default device."""
 
 PROCESSOR = ("image_mean", "image_std", "do_normalize")
-"""What is kept of a ``preprocessor_config.json``."""
+"""The fields of a ``preprocessor_config.json`` that are used."""
 
-SHOWN = 10
-"""Names in an error message, at most."""
+NAMES_IN_MESSAGE = 10
+"""Most names in an error message."""
 
 
-class Pretrained(NamedTuple):
-    """A pretrained encoder."""
+class LoadedEncoder(NamedTuple):
+    """A pretrained encoder, loaded from a checkpoint."""
 
     module: nn.Module
     params: Params
     config: str
-    """All of its configuration, as JSON: what `make_module` is told."""
-    left_out: tuple[str, ...]
-    """Arrays of the checkpoint that belong to other tasks."""
+    """Its complete configuration, as JSON: the argument of `make_module`."""
+    unused: tuple[str, ...]
+    """Names of the checkpoint's arrays that belong to other tasks."""
 
 
-def full_config(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> str:
-    """A ``config.json`` with the defaults that it leaves out, and under ``processor`` what a
-    ``preprocessor_config.json`` says of how inputs are scaled, as JSON with sorted names."""
+def complete_config(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> str:
+    """A ``config.json`` completed by the defaults of its ``model_type``, as JSON with sorted names.
+
+    The field ``processor`` holds what a ``preprocessor_config.json`` has about the scaling of inputs.
+
+    Raises:
+      ValueError: ``transformers`` does not know the ``model_type``.
+    """
     from transformers import AutoConfig  # takes seconds to import
 
     try:
-        filled = AutoConfig.for_model(**config)
+        completed = AutoConfig.for_model(**config)
     except ValueError as error:
         raise ValueError(
             f"config.json says model_type {config['model_type']!r}, which transformers does not know"
         ) from error
     known = {key: value for key, value in (processor or {}).items() if key in PROCESSOR}
-    return json.dumps({**filled.to_dict(), "processor": known}, sort_keys=True, default=str)
+    return json.dumps({**completed.to_dict(), "processor": known}, sort_keys=True, default=str)
 
 
-def settings(config: str) -> SimpleNamespace:
-    """A configuration's fields as attributes."""
+def parse_config(config: str) -> SimpleNamespace:
+    """A configuration in JSON as a namespace with its fields as attributes."""
     return json.loads(config, object_hook=lambda fields: SimpleNamespace(**fields))
 
 
-def make_module(modality: str, config: str, options: Options = PLAIN, **sizes: Any) -> nn.Module:
-    """The encoder of a modality that `full_config` describes, without its parameters.
+def make_module(
+    modality: str, config: str, options: EncoderOptions = DEFAULT_OPTIONS, **sizes: Any
+) -> nn.Module:
+    """The module of a pretrained encoder, without parameters.
 
-    ``sizes`` is what its architecture reads of the data: ``image_size=(height, width)`` of images and video.
+    Args:
+      modality: "text", "image", "audio", "video", or "decoder" (of text).
+      config: a configuration in JSON, from `complete_config`.
+      options: head, dropout, types.
+      **sizes: the data's sizes that the architecture depends on: ``image_size=(height, width)`` for images and video.
+    Raises:
+      ValueError: no encoder of this modality has the configuration's ``model_type``.
     """
-    chosen = settings(config)
-    return architecture(modality, chosen.model_type).make(chosen, options, **sizes)
+    parsed = parse_config(config)
+    return architecture(modality, parsed.model_type).make(parsed, options, **sizes)
 
 
 def load_encoder(
     name: str | os.PathLike,
     modality: str,
-    options: Options = PLAIN,
+    options: EncoderOptions = DEFAULT_OPTIONS,
     *,
     dtype: Any = jnp.float32,
     sharding: Sharding | None = None,
     progress: bool = True,
     **sizes: Any,
-) -> Pretrained:
-    """The encoder of a modality from a folder or a hub's name (``owner/model``).
+) -> LoadedEncoder:
+    """Loads a pretrained encoder from a folder or from the hub.
 
-    Parameters are read one after the other, to ``dtype`` and to where ``sharding`` says. ``sizes``: see `make_module`;
-    tables of positions are resampled to them.
+    Parameters are read one after the other, so that a second copy of them is never in memory.
 
+    Args:
+      name: a folder, or the name of a model of the hub (``owner/model``).
+      modality: "text", "image", "audio", "video", or "decoder" (of text).
+      options: head, dropout, types of activations.
+      dtype: type of the parameters.
+      sharding: from a parameter's path and shape to its sharding; None: on the default device.
+      progress: whether to show a progress bar.
+      **sizes: see `make_module`; tables of positions are resampled to them.
     Raises:
       FileNotFoundError: there is no such checkpoint, or a file of it is missing.
-      ValueError: a file is damaged; or the checkpoint is not one of this architecture: the message lists what is
-        missing, what nothing takes, or what has another shape or dtype than ``config.json`` implies.
+      ValueError: a file is damaged; or the checkpoint does not fit the architecture: the message lists the arrays that
+        are missing, that no parameter uses, or whose shape or dtype is not what ``config.json`` implies.
+
+    Example::
+
+      from xmodal_jax.pretrained import load_encoder
+
+      encoder = load_encoder("google-bert/bert-base-uncased", "text")
+      tokens = encoder.module.apply({"params": encoder.params}, ids, mask)
     """
     checkpoint = open_checkpoint(name)
-    config = full_config(checkpoint.config, checkpoint.processor)
+    config = complete_config(checkpoint.config, checkpoint.processor)
     module = make_module(modality, config, options, **sizes)
-    params, left_out = read_parameters(
+    params, unused = read_parameters(
         checkpoint,
         modality,
         module,
@@ -103,7 +130,7 @@ def load_encoder(
         sharding=sharding,
         progress=progress,
     )
-    return Pretrained(module, params, config, left_out)
+    return LoadedEncoder(module, params, config, unused)
 
 
 def read_parameters(
@@ -116,37 +143,18 @@ def read_parameters(
     sharding: Sharding | None = None,
     progress: bool = True,
 ) -> tuple[Params, tuple[str, ...]]:
-    """The parameters of a checkpoint's encoder, of the given ``shapes`` (arrays or shapes), and the names of the arrays
-    that belong to other tasks; see `load_encoder`."""
-    found = architecture(modality, checkpoint.config["model_type"])
-    return fill(
-        shapes, checkpoint, found.rules(module), found, dtype=dtype, sharding=sharding, progress=progress
-    )
+    """The parameters of an encoder from an open checkpoint, and the names of its arrays that are not used.
 
-
-def parameter_shapes(module: nn.Module) -> Params:
-    """Shapes and dtypes of an encoder's parameters, without computing them."""
-    method = "embed" if isinstance(module, PretrainedEncoder) else None
-    example = module.example()
-    found = jax.eval_shape(lambda key: module.init(key, *example, method=method), jax.random.key(0))
-    return found["params"]
-
-
-def fill(
-    shapes: Params,
-    checkpoint: Checkpoint,
-    rules: Iterable[Rule],
-    found: Architecture,
-    *,
-    dtype: Any,
-    sharding: Sharding | None,
-    progress: bool,
-) -> tuple[Params, tuple[str, ...]]:
-    """Parameters of the given shapes from a checkpoint, and the names of its arrays that belong to other tasks."""
-    entries, left_out = _assign(shapes, checkpoint, list(rules), found)
-    total = sum(entry.size for of in entries.values() for _, found in of for entry in found)
+    Args:
+      shapes: a tree of arrays or of shapes (see `parameter_shapes`); only its parameters are read.
+      checkpoint, modality, module, dtype, sharding, progress: see `load_encoder`.
+    Raises:
+      ValueError: see `load_encoder`.
+    """
+    table = architecture(modality, checkpoint.config["model_type"])
+    sources, unused = _assign(shapes, checkpoint, table.rules(module), table)
     bar = tqdm.tqdm(
-        total=total,
+        total=sum(entry.size for parts in sources.values() for _, entries in parts for entry in entries),
         unit="B",
         unit_scale=True,
         desc=f"reading {checkpoint.folder.name}",
@@ -154,23 +162,31 @@ def fill(
         disable=not progress,
     )
 
-    def one(name: str, leaf: jax.ShapeDtypeStruct | jax.Array) -> jax.Array:
-        whole = aligned(leaf.shape, dtype)
-        for rule, sources in entries[name]:
-            slot = whole[rule.at] if rule.at else whole
-            slot[...] = _read(rule, sources, slot.shape)
-            bar.update(sum(entry.size for entry in sources))
-        place = None if sharding is None else sharding(name, leaf.shape)
-        if place is None:
-            return jnp.asarray(whole)
-        return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+    def read_parameter(path: str, leaf: jax.ShapeDtypeStruct | jax.Array) -> jax.Array:
+        parameter = empty_aligned(leaf.shape, dtype)
+        for rule, entries in sources[path]:
+            part = parameter[rule.index] if rule.index else parameter
+            part[...] = _read_part(rule, entries, part.shape)
+            bar.update(sum(entry.size for entry in entries))
+        where = None if sharding is None else sharding(path, leaf.shape)
+        if where is None:
+            return jnp.asarray(parameter)
+        return jax.make_array_from_callback(parameter.shape, where, lambda index: parameter[index])
 
     with bar:
-        return trees.map_with_name(one, shapes), left_out
+        return trees.map_with_name(read_parameter, shapes), unused
 
 
-def aligned(shape: tuple[int, ...], dtype: Any, boundary: int = 64) -> np.ndarray:
-    """An uninitialised array at a multiple of ``boundary`` bytes, which JAX takes on a CPU without a copy."""
+def parameter_shapes(module: nn.Module) -> Params:
+    """The shapes and dtypes of an encoder's parameters, without computing them."""
+    method = "embed" if isinstance(module, PretrainedEncoder) else None
+    example = module.example_inputs()
+    variables = jax.eval_shape(lambda key: module.init(key, *example, method=method), jax.random.key(0))
+    return variables["params"]
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: Any, boundary: int = 64) -> np.ndarray:
+    """An uninitialized array at a multiple of ``boundary`` bytes, which JAX can use on a CPU without a copy."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + boundary, np.uint8)
@@ -178,65 +194,81 @@ def aligned(shape: tuple[int, ...], dtype: Any, boundary: int = 64) -> np.ndarra
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _read(rule: Rule, sources: list[Entry], shape: tuple[int, ...]) -> np.ndarray | float:
-    if not sources:
+def _read_part(rule: Rule, entries: list[Entry], shape: tuple[int, ...]) -> np.ndarray | float:
+    if not entries:
         return 0.0
-    arrays = [entry.read() for entry in sources]
-    if rule.change is not None:
-        return rule.layout.read(rule.change(*arrays), shape)
-    return rule.layout.read(arrays[0], shape)
+    arrays = [entry.read() for entry in entries]
+    array = arrays[0] if rule.transform is None else rule.transform(*arrays)
+    return rule.layout.read(array, shape)
 
 
-def _assign(shapes: Params, checkpoint: Checkpoint, rules: list[Rule], found: Architecture):
-    """``{path: [(rule, entries)]}`` of every parameter, once it is sure that all fits."""
-    leaves = trees.flat(shapes)
-    arrays, folder = checkpoint.arrays, checkpoint.folder
-    names = [name for rule in rules for name in rule.names]
-    prefix = next((p for p in found.prefixes if any(p + name in arrays for name in names)), found.prefixes[0])
-    taken = {prefix + name for name in names}
-    needed = [prefix + n for rule in rules if rule.ours in leaves for n in rule.names]
-    missing = [name for name in needed if name not in arrays]
-    unused = [name for name in arrays if name not in taken and not matches(name, found.ignored)]
-    if missing or unused:
-        raise ValueError(
-            f"{folder} is not what its config.json describes.{_listed('It lacks', missing)}"
-            f"{_listed('Nothing takes its', unused)}"
-        )
-    assigned: dict[str, list] = {name: [] for name in leaves}
+Sources = dict[str, list[tuple[Rule, list[Entry]]]]
+"""For each parameter the rules that fill it, with the arrays in the checkpoint that they read."""
+
+
+def _assign(
+    shapes: Params, checkpoint: Checkpoint, rules: list[Rule], table: Architecture
+) -> tuple[Sources, tuple[str, ...]]:
+    """Where each parameter comes from, and the arrays that nothing uses; raises an error if anything does not fit."""
+    leaves, folder = trees.flat(shapes), checkpoint.folder
+    prefix = _match_names(leaves, checkpoint, rules, table)
+    sources: Sources = {path: [] for path in leaves}
     for rule in rules:
-        if rule.ours not in leaves:
+        if rule.path not in leaves:
             continue
-        entries = [arrays[prefix + name] for name in rule.names]
+        entries = [checkpoint.arrays[prefix + name] for name in rule.names]
         for name, entry in zip(rule.names, entries, strict=True):
-            _check(rule, prefix + name, entry, leaves[rule.ours].shape)
-        assigned[rule.ours].append((rule, entries))
-    unfilled = [name for name, leaf in leaves.items() if _covered(assigned[name], leaf.shape) != leaf.size]
+            _check_entry(rule, prefix + name, entry, leaves[rule.path].shape)
+        sources[rule.path].append((rule, entries))
+
+    def filled(path: str, shape: tuple[int, ...]) -> int:
+        return sum(int(np.prod(_part_shape(rule, shape))) for rule, _ in sources[path])
+
+    unfilled = [path for path, leaf in leaves.items() if filled(path, leaf.shape) != leaf.size]
     if unfilled:
-        raise ValueError(f"{folder}: nothing fills{_listed('', unfilled)}")
-    takes = {id(e) for of in assigned.values() for _, entries in of for e in entries}
-    return assigned, tuple(name for name, entry in arrays.items() if id(entry) not in takes)
+        raise ValueError(f"{folder}: nothing fills{_list_names('', unfilled)}")
+    used = {id(entry) for parts in sources.values() for _, entries in parts for entry in entries}
+    return sources, tuple(name for name, entry in checkpoint.arrays.items() if id(entry) not in used)
 
 
-def _listed(title: str, names: list[str]) -> str:
+def _match_names(
+    leaves: Mapping[str, Any], checkpoint: Checkpoint, rules: list[Rule], table: Architecture
+) -> str:
+    """The prefix of the checkpoint's names; raises an error if names are missing, or unknown and not `ignored`."""
+    arrays, names = checkpoint.arrays, [name for rule in rules for name in rule.names]
+    prefixes = (p for p in table.prefixes if any(p + name in arrays for name in names))
+    prefix = next(prefixes, table.prefixes[0])
+    known = {prefix + name for name in names}
+    needed = [prefix + name for rule in rules if rule.path in leaves for name in rule.names]
+    missing = [name for name in needed if name not in arrays]
+    unknown = [name for name in arrays if name not in known and not matches(name, table.ignored)]
+    if missing or unknown:
+        raise ValueError(
+            f"{checkpoint.folder} is not what its config.json describes.{_list_names('It lacks', missing)}"
+            f"{_list_names('Nothing takes its', unknown)}"
+        )
+    return prefix
+
+
+def _list_names(title: str, names: list[str]) -> str:
+    """A sentence for an error message; empty without names."""
     if not names:
         return ""
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f" {title} {', '.join(names[:SHOWN])}{rest}."
+    more = len(names) - NAMES_IN_MESSAGE
+    rest = f" and {more} more" if more > 0 else ""
+    return f" {title} {', '.join(names[:NAMES_IN_MESSAGE])}{rest}."
 
 
-def _slot(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return np.broadcast_to(np.int8(0), shape)[rule.at].shape if rule.at else shape
+def _part_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the slice that a rule fills, of a parameter of this shape."""
+    return np.broadcast_to(np.int8(0), shape)[rule.index].shape if rule.index else shape
 
 
-def _covered(assigned: list, shape: tuple[int, ...]) -> int:
-    return sum(int(np.prod(_slot(rule, shape))) for rule, _ in assigned)
-
-
-def _check(rule: Rule, name: str, entry: Entry, shape: tuple[int, ...]) -> None:
+def _check_entry(rule: Rule, name: str, entry: Entry, shape: tuple[int, ...]) -> None:
     if entry.dtype not in FLOATING:
         raise ValueError(f"{entry.path}: {name!r} is {entry.dtype}, expected one of {', '.join(FLOATING)}")
-    expected = rule.layout.shape(_slot(rule, shape))
-    if rule.change is None and entry.shape != expected:
+    expected = rule.layout.array_shape(_part_shape(rule, shape))
+    if rule.transform is None and entry.shape != expected:
         raise ValueError(
             f"{entry.path}: {name!r} has shape {list(entry.shape)}, by config.json it is {list(expected)}"
         )

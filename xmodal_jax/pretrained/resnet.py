@@ -18,7 +18,7 @@ from xmodal_jax.nets.image import no_mask
 from xmodal_jax.nets.pooling import max_pool
 from xmodal_jax.nets.transformer import ACTIVATIONS
 from xmodal_jax.preprocess.image import standardize
-from xmodal_jax.pretrained.encoder import PLAIN, Options, PretrainedEncoder, activation
+from xmodal_jax.pretrained.encoder import DEFAULT_OPTIONS, EncoderOptions, PretrainedEncoder, activation
 from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, pixel_scale
 from xmodal_jax.pretrained.rules import CONV, Rule, norm
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -30,7 +30,7 @@ IGNORED = (r"^classifier\.", r"\.num_batches_tracked$")
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSizes:
-    """Of a residual network; what `encoder.Sizes` is to a transformer."""
+    """The sizes and the options of a residual network (a transformer has `encoder.TransformerSizes`)."""
 
     stem: int
     """Channels after the first convolution."""
@@ -39,34 +39,35 @@ class ResNetSizes:
     depths: tuple[int, ...]
     """Blocks of each stage."""
     bottleneck: bool = True
-    """Convolutions 1x1, 3x3 and 1x1, the first two with a quarter of the channels, in place of two of 3x3."""
+    """Whether a block has convolutions of 1x1, 3x3 and 1x1, the first two with a quarter of the channels, rather than
+    two of 3x3."""
     stride_first: bool = False
-    """Whether the first stage halves the sides as the others do."""
+    """Whether the first stage halves the height and width, as the others do."""
     stride_early: bool = False
-    """Whether a bottleneck has its stride in the first convolution and not in the second."""
+    """Whether the stride of a bottleneck is that of its first convolution rather than its second."""
     activation: str = "relu"
     """A key of `nets.transformer.ACTIVATIONS`."""
-    options: Options = PLAIN
-    """Of which ``scan_layers`` and ``implementation`` mean nothing here."""
+    options: EncoderOptions = DEFAULT_OPTIONS
+    """``scan_layers`` and ``implementation`` have no effect on a residual network."""
 
     @property
     def width(self) -> int:
-        """Channels in the end."""
+        """Channels of the output."""
         return self.widths[-1]
 
     def blocks(self) -> list[tuple[str, str, int, int, int]]:
-        """Their name, ours, channels before and after, and the stride of each block."""
-        found, before = [], self.stem
+        """For each block its name in the checkpoint, its path, the channels before and after, and the stride."""
+        blocks, before = [], self.stem
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             for k in range(depth):
                 stride = 2 if k == 0 and (stage or self.stride_first) else 1
-                theirs = f"encoder.stages.{stage}.layers.{k}"
-                found.append((theirs, f"block_{stage}_{k}", before, width, stride))
+                name = f"encoder.stages.{stage}.layers.{k}"
+                blocks.append((name, f"block_{stage}_{k}", before, width, stride))
                 before = width
-        return found
+        return blocks
 
     def convolutions(self, width: int, stride: int) -> list[tuple[int, int, int]]:
-        """Channels, size and stride of the convolutions of a block."""
+        """The channels, kernel size and stride of each convolution of a block."""
         if not self.bottleneck:
             return [(width, 3, stride), (width, 3, 1)]
         first, second = (stride, 1) if self.stride_early else (1, stride)
@@ -74,8 +75,10 @@ class ResNetSizes:
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, padded by half its size, and frozen batch norm: ``[B, H, W, C]`` to
-    ``[B, ceil(H / stride), ceil(W / stride), features]``."""
+    """A convolution without bias, padded by half its size, and frozen batch norm.
+
+    ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), features]``.
+    """
 
     features: int
     size: int
@@ -94,8 +97,9 @@ class ConvNorm(nn.Module):
 class FrozenBatchNorm(nn.Module):
     """Batch norm with the means and variances of pretraining, ``[..., C] -> [..., C]``.
 
-    ``mean`` and ``var`` are parameters without a gradient, ``scale`` and ``bias`` train. Ioffe & Szegedy 2015,
-    arXiv:1502.03167; frozen, as is usual in fine-tuning, since the statistics of a small batch are worse.
+    ``scale`` and ``bias`` are trained; ``mean`` and ``var`` are parameters without a gradient. The statistics are
+    frozen, as is usual in fine-tuning, because those of a small batch are worse. Ioffe and Szegedy 2015,
+    arXiv:1502.03167.
     """
 
     epsilon: float = 1e-5
@@ -104,7 +108,7 @@ class FrozenBatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         start = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
-        p = {name: self.param(name, of, (x.shape[-1],), jnp.float32) for name, of in start.items()}
+        p = {name: self.param(name, init, (x.shape[-1],), jnp.float32) for name, init in start.items()}
         mean, var = jax.lax.stop_gradient((p["mean"], p["var"]))
         factor = p["scale"] * jax.lax.rsqrt(var + self.epsilon)
         shift = p["bias"] - mean * factor
@@ -113,7 +117,10 @@ class FrozenBatchNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions, each normed, over ``[B, H, W, C]``, and the input, convolved where the shape changes."""
+    """A residual block over ``[B, H, W, C]``: normalized convolutions, added to the input.
+
+    Where the shape changes, a 1x1 convolution adapts the input.
+    """
 
     sizes: ResNetSizes
     width: int
@@ -123,29 +130,30 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], keys: ExampleKeys | None
     ) -> Float[Array, "batch height2 width2 channels2"]:
-        act, options, y = ACTIVATIONS[self.sizes.activation], self.sizes.options, x
+        activate, options, y = ACTIVATIONS[self.sizes.activation], self.sizes.options, x
         for i, (features, size, stride) in enumerate(self.sizes.convolutions(self.width, self.stride)):
-            y = act(y) if i else y
+            y = activate(y) if i else y
             y = ConvNorm(features, size, stride, options.dtype, name=f"layer_{i}")(y)
         if x.shape[-1] != self.width or self.stride != 1:
             x = ConvNorm(self.width, 1, self.stride, options.dtype, name="shortcut")(x)
-        return keep_rows(act(x + DropPath(options.drop_path, name="drop_path")(y, keys)))
+        return keep_rows(activate(x + DropPath(options.drop_path, name="drop_path")(y, keys)))
 
 
 class ResNet(PretrainedEncoder):
-    """Pixels ``[B, H, W, 3]`` in [-1, 1] of any size to ``[B, h * w, D]``: the last stage, row by row, of sides 32
-    times smaller (64 with ``stride_first``), rounded up.
+    """ResNet: pixels ``[B, H, W, 3]`` in [-1, 1], of any size, to ``[B, h * w, D]``.
 
-    ``pool``: the mean. Hidden states are what leaves the stem and each stage, ``[B, N, channels]``.
+    The tokens are the positions of the last stage, row by row; its height and width are those of the image divided by
+    32 (by 64 with ``stride_first``), rounded up. ``pool`` is the mean. The hidden states are the outputs of the stem
+    and of each stage, ``[B, N, channels]``.
 
     Raises:
-      ValueError: a mask is given.
+      ValueError: there is a mask.
     """
 
     sizes: ResNetSizes
     scale: Scale
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.zeros((1, 32, 32, 3)),)
 
     @nn.compact
@@ -161,25 +169,25 @@ class ResNet(PretrainedEncoder):
         x = ConvNorm(sizes.stem, 7, 2, options.dtype, name="stem")(standardize(inputs, *self.scale))
         x = max_pool(ACTIVATIONS[sizes.activation](x), window=3, stride=2, padding=1)
         Block = nn.remat(ResidualBlock) if options.remat else ResidualBlock
-        for theirs, ours, _, width, stride in sizes.blocks():
-            if theirs.endswith(".0"):  # a stage begins
-                self.record(_tokens(x))
-            x = Block(sizes, width, stride, name=ours)(x, keys)
-        x = _tokens(x)
+        for name, path, _, width, stride in sizes.blocks():
+            if name.endswith(".0"):  # the first block of a stage: record the output of the previous one
+                self.record(_to_tokens(x))
+            x = Block(sizes, width, stride, name=path)(x, keys)
+        x = _to_tokens(x)
         self.record(x)
         return Tokens(Dropout(options.dropout, name="dropout")(x, keys), None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``."""
+        """The mean of the tokens, ``[B, D]``."""
         return tokens.values.mean(axis=1)
 
 
-def _tokens(x: Array) -> Array:
+def _to_tokens(x: Array) -> Array:
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def make(config: SimpleNamespace, options: Options, *, image_size: Size | None = None) -> ResNet:
-    """The encoder of a ``config.json``; images may have any size."""
+def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ResNet:
+    """The encoder of a ``config.json``. It takes images of any size, so that ``image_size`` has no effect."""
     sizes = ResNetSizes(
         stem=config.embedding_size,
         widths=tuple(config.hidden_sizes),
@@ -194,21 +202,21 @@ def make(config: SimpleNamespace, options: Options, *, image_size: Size | None =
 
 
 def rules(module: ResNet) -> list[Rule]:
-    """Its parameters in a checkpoint."""
+    """The rules of the encoder's parameters in a checkpoint."""
     sizes = module.sizes
-    found = _conv_norm("embedder.embedder", "stem")
-    for theirs, ours, before, width, stride in sizes.blocks():
+    rules = _conv_norm("embedder.embedder", "stem")
+    for name, path, before, width, stride in sizes.blocks():
         for i in range(len(sizes.convolutions(width, stride))):
-            found += _conv_norm(f"{theirs}.layer.{i}", f"{ours}/layer_{i}")
+            rules += _conv_norm(f"{name}.layer.{i}", f"{path}/layer_{i}")
         if before != width or stride != 1:
-            found += _conv_norm(f"{theirs}.shortcut", f"{ours}/shortcut")
-    return found
+            rules += _conv_norm(f"{name}.shortcut", f"{path}/shortcut")
+    return rules
 
 
-def _conv_norm(theirs: str, ours: str) -> list[Rule]:
+def _conv_norm(name: str, path: str) -> list[Rule]:
     return [
-        Rule(f"{theirs}.convolution.weight", f"{ours}/conv/kernel", CONV),
-        *norm(f"{theirs}.normalization", f"{ours}/norm"),
-        Rule(f"{theirs}.normalization.running_mean", f"{ours}/norm/mean"),
-        Rule(f"{theirs}.normalization.running_var", f"{ours}/norm/var"),
+        Rule(f"{name}.convolution.weight", f"{path}/conv/kernel", CONV),
+        *norm(f"{name}.normalization", f"{path}/norm"),
+        Rule(f"{name}.normalization.running_mean", f"{path}/norm/mean"),
+        Rule(f"{name}.normalization.running_var", f"{path}/norm/var"),
     ]

@@ -1,4 +1,8 @@
-"""Which array of a checkpoint is which parameter: one table per architecture, read in both directions."""
+"""Which array of a checkpoint is which parameter: one table of rules per architecture, used for reading and writing.
+
+Throughout, ``name`` is the name of an array in a Hugging Face checkpoint (``encoder.layer.0.output.dense.weight``) and
+``path`` that of a parameter of this library (``transformer/layers_0/mlp/down/kernel``).
+"""
 
 from __future__ import annotations
 
@@ -13,160 +17,181 @@ Shape = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """Their array is ours with its axes in another order and grouped otherwise."""
+    """How the axes of a checkpoint's array are permuted and grouped to give those of a parameter."""
 
     order: Callable[[int], tuple[int, ...]]
-    """The permutation of their axes, of how many there are."""
-    split: Callable[[Shape], Shape]
-    """From the shape of ours to that of theirs, permuted."""
+    """From the number of the array's axes to their permutation."""
+    ungroup: Callable[[Shape], Shape]
+    """From the shape of the parameter to that of the permuted array."""
 
-    def shape(self, ours: Shape) -> Shape:
-        """The shape of theirs."""
-        permuted = self.split(ours)
-        back = np.argsort(self.order(len(permuted)))
-        return tuple(permuted[axis] for axis in back)
+    def array_shape(self, parameter: Shape) -> Shape:
+        """The shape of the array that becomes a parameter of this shape."""
+        permuted = self.ungroup(parameter)
+        inverse = np.argsort(self.order(len(permuted)))
+        return tuple(permuted[axis] for axis in inverse)
 
-    def read(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
-        """Theirs as ours."""
-        return theirs.transpose(self.order(theirs.ndim)).reshape(ours)
+    def read(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """The parameter, of this shape, from the checkpoint's array."""
+        return array.transpose(self.order(array.ndim)).reshape(shape)
 
-    def write(self, ours: np.ndarray) -> np.ndarray:
-        """Ours as theirs."""
-        permuted = ours.reshape(self.split(ours.shape))
+    def write(self, parameter: np.ndarray) -> np.ndarray:
+        """The checkpoint's array from the parameter."""
+        permuted = parameter.reshape(self.ungroup(parameter.shape))
         return permuted.transpose(np.argsort(self.order(permuted.ndim)))
 
 
-def _as_they_are(axes: int) -> tuple[int, ...]:
+def _identity(axes: int) -> tuple[int, ...]:
     return tuple(range(axes))
 
 
-def _last_to_first(axes: int) -> tuple[int, ...]:
+def _transpose(axes: int) -> tuple[int, ...]:
     return (1, 0)
 
 
-def _kernel(axes: int) -> tuple[int, ...]:
+def _channels_last(axes: int) -> tuple[int, ...]:
     return (*range(2, axes), 1, 0)
 
 
-SAME = Layout(_as_they_are, lambda shape: shape)
-FLAT = Layout(_as_they_are, lambda shape: (math.prod(shape),))
-"""A vector, of which ours may have several axes (a bias of attention heads)."""
-CONV = Layout(_kernel, lambda shape: shape)
-"""``[out, in, *size]`` to ``[*size, in, out]``."""
+SAME = Layout(_identity, lambda shape: shape)
+"""The array is the parameter."""
+FLAT = Layout(_identity, lambda shape: (math.prod(shape),))
+"""A vector, where the parameter may have several axes (a bias of attention heads)."""
+CONV = Layout(_channels_last, lambda shape: shape)
+"""A convolution: ``[out, in, *size]`` to ``[*size, in, out]``."""
 
 
-def linear(inputs: int = 1, *, turned: bool = True) -> Layout:
-    """``[out, in]`` (or, not ``turned``, ``[in, out]``) to a kernel whose first ``inputs`` axes are ``in``."""
-    order = _last_to_first if turned else _as_they_are
+def linear(inputs: int = 1, *, transposed: bool = True) -> Layout:
+    """A matrix ``[out, in]`` (if not ``transposed``, ``[in, out]``) to a kernel whose first ``inputs`` axes are in."""
+    order = _transpose if transposed else _identity
     return Layout(order, lambda shape: (math.prod(shape[:inputs]), math.prod(shape[inputs:])))
 
 
 def patches(*size: int) -> Layout:
-    """The convolution ``[out, in, *size]`` of patches to a matrix ``[prod(size) in, out]``."""
-    return Layout(_kernel, lambda shape: (*size, shape[0] // math.prod(size), shape[1]))
+    """A convolution of patches ``[out, in, *size]`` to a matrix ``[prod(size) * in, out]``."""
+    return Layout(_channels_last, lambda shape: (*size, shape[0] // math.prod(size), shape[1]))
 
 
 class Rule(NamedTuple):
-    """One array of theirs (or several that make one of ours, or none: zeros) and its place in ours."""
+    """One parameter, or a slice of it, and the array or arrays of a checkpoint that it comes from."""
 
-    theirs: str | tuple[str, ...]
-    ours: str
-    """Path of the parameter."""
+    name: str | tuple[str, ...]
+    """The array in the checkpoint; several that ``transform`` combines; or none, then the parameter is 0."""
+    path: str
+    """The parameter."""
     layout: Layout = SAME
-    at: tuple[int | slice, ...] = ()
-    """Where in the parameter."""
-    change: Callable[..., np.ndarray] | None = None
-    """What is done to theirs first; the shape is then not checked before."""
-    restore: Callable[[np.ndarray], Iterable[np.ndarray]] | None = None
-    """The reverse of ``change``; None: what is written is not changed back."""
+    index: tuple[int | slice, ...] = ()
+    """The slice of the parameter that is filled; all of it by default."""
+    transform: Callable[..., np.ndarray] | None = None
+    """Applied to the arrays before ``layout``; the arrays' shapes are then not checked."""
+    invert: Callable[[np.ndarray], Iterable[np.ndarray]] | None = None
+    """The inverse of ``transform``, for writing; None: the array is written without."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of theirs."""
-        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+        """The arrays in the checkpoint, as a tuple."""
+        return (self.name,) if isinstance(self.name, str) else self.name
 
 
-def dense(theirs: str, ours: str, *, bias: bool = True) -> list[Rule]:
-    """A linear layer."""
-    rules = [Rule(f"{theirs}.weight", f"{ours}/kernel", linear())]
-    return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias")] if bias else [])
+def dense(name: str, path: str, *, bias: bool = True) -> list[Rule]:
+    """The rules of a linear layer."""
+    rules = [Rule(f"{name}.weight", f"{path}/kernel", linear())]
+    return rules + ([Rule(f"{name}.bias", f"{path}/bias")] if bias else [])
 
 
-def norm(theirs: str, ours: str) -> list[Rule]:
-    """A layer norm."""
-    return [Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")]
+def norm(name: str, path: str) -> list[Rule]:
+    """The rules of a layer norm."""
+    return [Rule(f"{name}.weight", f"{path}/scale"), Rule(f"{name}.bias", f"{path}/bias")]
 
 
-def embedding(theirs: str, ours: str) -> list[Rule]:
-    """A table of embeddings."""
-    return [Rule(f"{theirs}.weight", f"{ours}/embedding")]
+def embedding(name: str, path: str) -> list[Rule]:
+    """The rule of a table of embeddings."""
+    return [Rule(f"{name}.weight", f"{path}/embedding")]
 
 
 def attention(
-    theirs: Mapping[str, str], ours: str, *, cross: bool = False, no_bias: tuple[str, ...] = ()
+    names: Mapping[str, str], path: str, *, cross: bool = False, no_bias: tuple[str, ...] = ()
 ) -> list[Rule]:
-    """`nets.attention.MultiHeadAttention`; ``theirs`` names its "query", "key", "value" and "out".
+    """The rules of a `nets.attention.MultiHeadAttention`.
 
-    A bias that they lack is filled with zeros. (That of the keys adds the same to all logits of a query.)
+    Args:
+      names: the checkpoint's layers for "query", "key", "value" and "out".
+      path: the module.
+      cross: whether it is cross-attention, whose queries are a layer apart.
+      no_bias: layers without a bias in the checkpoint; it is filled with zeros. (A bias of the keys would add the same
+        number to all logits of a query, and so change nothing.)
     """
-    places = {"query": ("qkv", 0), "key": ("qkv", 1), "value": ("qkv", 2)}
+    # The layer of the module, and the position on its axis of queries, keys and values.
+    layers = {"query": ("qkv", 0), "key": ("qkv", 1), "value": ("qkv", 2)}
     if cross:
-        places = {"query": ("query", None), "key": ("key_value", 0), "value": ("key_value", 1)}
+        layers = {"query": ("query", None), "key": ("key_value", 0), "value": ("key_value", 1)}
     rules = []
-    for part, (name, place) in places.items():
-        kernel, at = ((), ()) if place is None else ((slice(None), place), (place,))
-        rules.append(Rule(f"{theirs[part]}.weight", f"{ours}/{name}/kernel", linear(), kernel))
-        bias = () if part in no_bias else f"{theirs[part]}.bias"
-        rules.append(Rule(bias, f"{ours}/{name}/bias", FLAT, at))
-    rules.append(Rule(f"{theirs['out']}.weight", f"{ours}/out/kernel", linear(inputs=2)))
-    return [*rules, Rule(() if "out" in no_bias else f"{theirs['out']}.bias", f"{ours}/out/bias")]
+    for part, (layer, position) in layers.items():
+        kernel, vector = ((), ()) if position is None else ((slice(None), position), (position,))
+        rules.append(Rule(f"{names[part]}.weight", f"{path}/{layer}/kernel", linear(), kernel))
+        bias = () if part in no_bias else f"{names[part]}.bias"
+        rules.append(Rule(bias, f"{path}/{layer}/bias", FLAT, vector))
+    rules.append(Rule(f"{names['out']}.weight", f"{path}/out/kernel", linear(inputs=2)))
+    return [*rules, Rule(() if "out" in no_bias else f"{names['out']}.bias", f"{path}/out/bias")]
 
 
-def block(theirs: str, ours: str, names: Mapping[str, str], *, no_bias: tuple[str, ...] = ()) -> list[Rule]:
-    """`nets.transformer.TransformerBlock`: ``theirs`` is the prefix of their layer, ``names`` what follows it for
-    "query", "key", "value", "out", "attention_norm", "up", "down" and "mlp_norm"."""
-    full = {part: f"{theirs}.{name}" for part, name in names.items()}
+def block(name: str, path: str, names: Mapping[str, str], *, no_bias: tuple[str, ...] = ()) -> list[Rule]:
+    """The rules of a `nets.transformer.TransformerBlock`.
+
+    Args:
+      name: prefix of the layer in the checkpoint.
+      path: the module.
+      names: what follows the prefix for "query", "key", "value", "out", "attention_norm", "up", "down" and "mlp_norm".
+      no_bias: see :func:`attention`.
+    """
+    full = {part: f"{name}.{suffix}" for part, suffix in names.items()}
     return [
-        *attention(full, f"{ours}/attention", no_bias=no_bias),
-        *norm(full["attention_norm"], f"{ours}/attention_norm"),
-        *dense(full["up"], f"{ours}/mlp/up"),
-        *dense(full["down"], f"{ours}/mlp/down"),
-        *norm(full["mlp_norm"], f"{ours}/mlp_norm"),
+        *attention(full, f"{path}/attention", no_bias=no_bias),
+        *norm(full["attention_norm"], f"{path}/attention_norm"),
+        *dense(full["up"], f"{path}/mlp/up"),
+        *dense(full["down"], f"{path}/mlp/down"),
+        *norm(full["mlp_norm"], f"{path}/mlp_norm"),
     ]
 
 
 def layers(
-    make: Callable[[int, str], list[Rule]], depth: int, scan: bool, ours: str = "transformer"
+    make_rules: Callable[[int, str], list[Rule]], depth: int, scan: bool, path: str = "transformer"
 ) -> list[Rule]:
-    """The rules ``make(layer, ours)`` of each layer of a `nets.transformer.Transformer`, stacked if it scans them."""
+    """The rules ``make_rules(layer, path)`` of all layers of a `nets.transformer.Transformer`.
+
+    With ``scan`` (``scan_layers``) the parameters of all layers are stacked, and each rule fills a slice.
+    """
     if not scan:
-        return [rule for k in range(depth) for rule in make(k, f"{ours}/layers_{k}")]
-    return [rule._replace(at=(k, *rule.at)) for k in range(depth) for rule in make(k, f"{ours}/layers")]
+        return [rule for k in range(depth) for rule in make_rules(k, f"{path}/layers_{k}")]
+    return [
+        rule._replace(index=(k, *rule.index))
+        for k in range(depth)
+        for rule in make_rules(k, f"{path}/layers")
+    ]
 
 
-def prefixed(rules: Iterable[Rule], theirs: str = "", ours: str = "") -> list[Rule]:
-    """Rules with something before the names of theirs and the paths of ours."""
+def prefixed(rules: Iterable[Rule], name: str = "", path: str = "") -> list[Rule]:
+    """The rules with prefixes before the names and the paths."""
 
-    def one(rule):
-        names = tuple(theirs + name for name in rule.names)
-        return rule._replace(
-            theirs=names[0] if isinstance(rule.theirs, str) else names, ours=ours + rule.ours
-        )
+    def add_prefixes(rule):
+        names = tuple(name + n for n in rule.names)
+        return rule._replace(name=names[0] if isinstance(rule.name, str) else names, path=path + rule.path)
 
-    return [one(rule) for rule in rules]
+    return [add_prefixes(rule) for rule in rules]
 
 
-def write(rules: Iterable[Rule], params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every array of theirs, by name, from ours by path."""
+def to_checkpoint(
+    rules: Iterable[Rule], params: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a checkpoint, with their names, from parameters by path."""
     for rule in rules:
         if not rule.names:
             continue
-        whole = params[rule.ours]
-        array = rule.layout.write(np.asarray(whole[rule.at] if rule.at else whole))
-        arrays = (array,) if rule.restore is None else tuple(rule.restore(array))
+        parameter = params[rule.path]
+        array = rule.layout.write(np.asarray(parameter[rule.index] if rule.index else parameter))
+        arrays = (array,) if rule.invert is None else tuple(rule.invert(array))
         yield from zip(rule.names, arrays, strict=True)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the regular expressions is found in the name."""
+    """Whether one of the regular expressions occurs in the name."""
     return any(re.search(pattern, name) for pattern in patterns)

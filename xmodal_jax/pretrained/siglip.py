@@ -1,8 +1,7 @@
-"""SigLIP (Zhai et al. 2023, arXiv:2303.15343) and SigLIP 2 (Tschannen et al. 2025, arXiv:2502.14786): an image and a
-text encoder trained to be compared.
+"""SigLIP (Zhai et al. 2023, arXiv:2303.15343) and SigLIP 2 (Tschannen et al. 2025, arXiv:2502.14786).
 
-The SigLIP 2 of fixed image sizes are of SigLIP's architecture; that of any aspect ratio ("siglip2", NaFlex) resamples
-its positions otherwise.
+Each is an image and a text encoder with a shared embedding space. SigLIP 2 for fixed image sizes has SigLIP's
+architecture; for any aspect ratio (model type "siglip2", NaFlex) it resamples its positions in another way.
 """
 
 from __future__ import annotations
@@ -22,33 +21,30 @@ from xmodal_jax.nets.image import no_mask
 from xmodal_jax.nets.transformer import MLP
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained import images
-from xmodal_jax.pretrained.clip import (
-    blocks,
-    embed_words,
-    image_grids,
-    seen_patches,
-)
-from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
+from xmodal_jax.pretrained.clip import blocks, cut_grid_patches, embed_words, patch_grids
+from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
 from xmodal_jax.pretrained.images import Scale, Size
 from xmodal_jax.pretrained.rules import FLAT, Rule, dense, embedding, linear, norm, patches
 from xmodal_jax.types import ExampleKeys, Tokens
 
 GEMMA_WORDS = 256_000
-"""The size of Gemma's vocabulary, SigLIP 2's: its padding is 0, which the configurations do not say."""
+"""Size of the vocabulary of Gemma, which SigLIP 2 uses: its padding id is 0, which the configurations lack."""
 
 
 class ProbePool(nn.Module):
-    """``Tokens [B, N, D] -> [B, D]``: attention of one learned query, then ``x + MLP(LN(x))`` (MAP head, Zhai et al.
-    2022, arXiv:2106.04560, sec. 2.2)."""
+    """Attention of one learned query to all tokens, then ``x + MLP(LN(x))``: ``Tokens [B, N, D] -> [B, D]``.
 
-    sizes: Sizes
+    The MAP head of Zhai et al. 2022, arXiv:2106.04560, section 2.2.
+    """
+
+    sizes: TransformerSizes
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[Array, "batch dim"]:
         values, mask = tokens
         sizes, dtype = self.sizes, self.sizes.options.dtype
         probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, sizes.width), jnp.float32)
-        # One layer for all three, as in the checkpoint; its queries of the tokens go unused.
+        # One layer for queries, keys and values, as in the checkpoint; the tokens' queries are not used.
         qkv = nn.DenseGeneral((3, sizes.heads, sizes.width // sizes.heads), dtype=dtype, name="qkv")
         q, (k, v) = qkv(probe)[:, :, 0], jnp.moveaxis(qkv(values)[:, :, 1:], 2, 0)
         x = attention(jnp.broadcast_to(q, (len(values), *q.shape[1:])), k, v, mask)
@@ -59,23 +55,23 @@ class ProbePool(nn.Module):
 
 
 class SiglipImage(PretrainedEncoder):
-    """Images ``[B, H, W, 3]`` in [-1, 1] to ``[B, N, D]``, row by row: pre-norm blocks over the sum of patches and
-    positions, and a norm.
+    """SigLIP's image encoder: pixels ``[B, H, W, 3]`` in [-1, 1] to ``[B, N, D]``, row by row.
 
-    ``pool``: `ProbePool`, which is also the place in the shared space: ``project`` changes nothing.
+    Pre-norm blocks over the sum of patches and positions, and a layer norm. ``pool`` is `ProbePool`; the result is
+    already the embedding in the shared space, so that ``project`` is the identity.
 
     Raises:
-      ValueError: an image of another ``grid`` of patches, or a mask.
+      ValueError: the images do not have ``grid`` patches, or there is a mask.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     patch: int
     grid: Size
     trained_grid: Size
-    """That of the checkpoint, from which positions are resampled."""
+    """Rows and columns of patches in the checkpoint; its positions are resampled to ``grid``."""
     scale: Scale
     flexible: bool = False
-    """NaFlex."""
+    """Whether it is the encoder for any aspect ratio (NaFlex)."""
 
     def setup(self):
         width, options = self.sizes.width, self.sizes.options
@@ -87,7 +83,7 @@ class SiglipImage(PretrainedEncoder):
         if options.head != "none":
             self.pooler = ProbePool(self.sizes)
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (images.example_image(self.grid, self.patch),)
 
     def __call__(
@@ -98,36 +94,38 @@ class SiglipImage(PretrainedEncoder):
         keys: ExampleKeys | None = None,
     ) -> Tokens:
         no_mask(mask)
-        x = self.patches(seen_patches(standardize(inputs, *self.scale), self.grid, self.patch))
+        x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         x = x + self.places[None].astype(x.dtype)
         self.record(x)
         return Tokens(self.transformer(self.dropout(x, keys), keys=keys), None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``."""
+        """The pooled tokens, ``[B, D]``."""
         return self.pooler(tokens)
 
     def project(self, pooled: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
-        """``[B, D]``, as it is."""
+        """The identity."""
         return pooled
 
 
 class SiglipText(PretrainedEncoder):
-    """Ids ``[B, L]`` to ``[B, P, D]``: bidirectional pre-norm blocks over the sum of words and positions, and a norm.
+    """SigLIP's text encoder: token ids ``[B, L]`` to ``[B, P, D]``.
 
-    ``mask [B, L]`` is True on content; None means all. The published encoders were trained with all texts padded to
-    their ``P`` positions, and without a mask of that padding. With ``padded`` it is so here: what is beyond the mask
-    and positions beyond ``L`` hold the padding's id and are attended to; the mask of the tokens still says what is
-    content. Without it ``P = L``, and the mask is that of attention.
+    Bidirectional pre-norm blocks over the sum of the embeddings of words and positions, and a layer norm.
 
-    ``pool``: a linear layer on the last position, padding or not, which is also the place in the shared space:
-    ``project`` changes nothing.
+    ``mask [B, L]`` is True on valid tokens; None means all. The published encoders were trained with all texts padded
+    to their ``P`` positions, and attend to the padding. With ``padded`` this is done here: the inputs are padded to
+    ``P``, invalid positions hold the padding's id, and attention has no mask; the returned mask still tells valid
+    tokens. Without ``padded``, ``P`` is ``L`` and attention uses the mask.
+
+    ``pool`` is a linear layer on the last position, padding or not; the result is already the embedding in the shared
+    space, so that ``project`` is the identity.
 
     Raises:
-      ValueError: more tokens than positions.
+      ValueError: there are more tokens than positions.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     vocab_size: int
     positions: int
     pad: int
@@ -143,7 +141,7 @@ class SiglipText(PretrainedEncoder):
         if options.head != "none":
             self.pooler = nn.Dense(self.projection, dtype=options.dtype)
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.ones((1, 1), jnp.int32),)
 
     def __call__(
@@ -165,20 +163,23 @@ class SiglipText(PretrainedEncoder):
         return Tokens(x, mask)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch shared"]:
-        """``[B, E]``."""
+        """The embedding in the shared space, ``[B, E]``."""
         return self.pooler(tokens.values[:, -1])
 
     def project(self, pooled: Float[Array, "batch shared"]) -> Float[Array, "batch shared"]:
-        """``[B, E]``, as it is."""
+        """The identity."""
         return pooled
 
 
-def make_image(config: SimpleNamespace, options: Options, *, image_size: Size | None = None) -> SiglipImage:
-    """The image encoder of a ``config.json``, of both encoders or of its own, for images of ``(height, width)``; None:
-    of the size that it was trained with.
+def make_image(
+    config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None
+) -> SiglipImage:
+    """The image encoder of a ``config.json``, which may describe both encoders or this one.
+
+    ``image_size`` is the height and width of the data's images; None: as in the checkpoint.
 
     Raises:
-      ValueError: a pool is asked for that the checkpoint lacks, or the patch does not divide the images' sides.
+      ValueError: ``options.head`` needs a pool that the checkpoint lacks, or the patch does not divide ``image_size``.
     """
     tower = getattr(config, "vision_config", config)
     if options.head != "none" and not tower.vision_use_head:
@@ -186,14 +187,14 @@ def make_image(config: SimpleNamespace, options: Options, *, image_size: Size | 
             "config.json says vision_use_head=false: the checkpoint has no pool, ask for head='none'"
         )
     flexible = tower.model_type.startswith("siglip2")
-    if flexible:  # a square of patches, and no image size
+    if flexible:  # the configuration has a number of patches, of a square, instead of an image size
         patch = tower.patch_size
         size = (math.isqrt(tower.num_patches) * patch,) * 2
     else:
-        size, patch = images.own_size(tower)
-    grid, trained = image_grids(size, patch, image_size)
+        size, patch = images.trained_size(tower)
+    grid, trained = patch_grids(size, patch, image_size)
     return SiglipImage(
-        sizes=sizes_of(tower, options),
+        sizes=read_sizes(tower, options),
         patch=patch,
         grid=grid,
         trained_grid=trained,
@@ -202,11 +203,11 @@ def make_image(config: SimpleNamespace, options: Options, *, image_size: Size | 
     )
 
 
-def make_text(config: SimpleNamespace, options: Options) -> SiglipText:
-    """The text encoder of a ``config.json``, of both encoders or of its own."""
+def make_text(config: SimpleNamespace, options: EncoderOptions) -> SiglipText:
+    """The text encoder of a ``config.json``, which may describe both encoders or this one."""
     tower = getattr(config, "text_config", config)
     return SiglipText(
-        sizes=sizes_of(tower, options),
+        sizes=read_sizes(tower, options),
         vocab_size=tower.vocab_size,
         positions=tower.max_position_embeddings,
         pad=0 if tower.vocab_size == GEMMA_WORDS else tower.pad_token_id,
@@ -215,14 +216,14 @@ def make_text(config: SimpleNamespace, options: Options) -> SiglipText:
 
 
 def image_rules(module: SiglipImage) -> list[Rule]:
-    """Its parameters in a checkpoint."""
-    resample = resample_smoothly if module.flexible else images.resample
+    """The rules of the encoder's parameters in a checkpoint."""
+    make_resampler = make_linear_resampler if module.flexible else images.make_resampler
     layout = linear() if module.flexible else patches(module.patch, module.patch)
-    change = resample(module.trained_grid, module.grid)
+    resample = make_resampler(module.trained_grid, module.grid)
     return [
         Rule("embeddings.patch_embedding.weight", "patches/kernel", layout),
         Rule("embeddings.patch_embedding.bias", "patches/bias"),
-        Rule("embeddings.position_embedding.weight", "places", change=change),
+        Rule("embeddings.position_embedding.weight", "places", transform=resample),
         *blocks(module.sizes),
         *norm("post_layernorm", "transformer/norm"),
         Rule("head.probe", "pooler/probe"),
@@ -237,7 +238,7 @@ def image_rules(module: SiglipImage) -> list[Rule]:
 
 
 def text_rules(module: SiglipText) -> list[Rule]:
-    """Its parameters in a checkpoint."""
+    """The rules of the encoder's parameters in a checkpoint."""
     return [
         *embedding("embeddings.token_embedding", "words"),
         *embedding("embeddings.position_embedding", "places"),
@@ -247,18 +248,17 @@ def text_rules(module: SiglipText) -> list[Rule]:
     ]
 
 
-def resample_smoothly(old: Size, new: Size) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What makes a table of positions ``[rows * columns, D]`` of a grid one of another grid, in float32; None where
-    they are equal.
+def make_linear_resampler(old: Size, new: Size) -> Callable[[np.ndarray], np.ndarray] | None:
+    """A function that resamples a table of positions ``[rows * columns, D]`` from one grid to another, in float32.
 
-    Bilinear with half-pixel centres and, where the grid shrinks, antialiasing: as PyTorch's ``interpolate`` with
-    ``antialias=True``, by which SigLIP 2 does it.
+    None if the grids are equal. Bilinear with half-pixel centres and, where the grid shrinks, antialiasing: the same as
+    PyTorch's ``interpolate`` with ``antialias=True``, which SigLIP 2 uses.
     """
-    return images.resample(old, new, weights=linear_weights)
+    return images.make_resampler(old, new, weights=linear_weights)
 
 
 def linear_weights(old: int, new: int) -> np.ndarray:
-    """``[new, old]``: the weight of each old sample in each new one, a triangle as wide as the wider of their steps."""
+    """The weight of each old sample in each new one, ``[new, old]``: a triangle as wide as the wider of their steps."""
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale - 0.5
     distance = np.abs(centres[:, None] - np.arange(old)[None]) / max(scale, 1.0)

@@ -14,42 +14,45 @@ from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import sincos_positions
 from xmodal_jax.nets.video import cut_tubelets
 from xmodal_jax.preprocess.image import standardize
-from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
-from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, grid_of, own_size, pixel_scale
+from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
+from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, patch_grid, pixel_scale, trained_size
 from xmodal_jax.pretrained.rules import Rule, block, layers, norm, patches, prefixed
-from xmodal_jax.pretrained.vit import NAMES
+from xmodal_jax.pretrained.vit import LAYER_NAMES
 from xmodal_jax.types import ExampleKeys, Tokens
 
 PREFIXES = ("", "videomae.")
 IGNORED = (r"^(classifier|fc_norm)\.", r"^(decoder|encoder_to_decoder)\.", r"^mask_token$")
 """Heads of classification and of masked autoencoding."""
 CLASSIFIER = "VideoMAEForVideoClassification"
+"""The architecture of a checkpoint that was fine-tuned for classification."""
 
 
 class VideoMAE(PretrainedEncoder):
-    """Frames ``[B, F, H, W, 3]`` in [-1, 1] to ``[B, F/t * H/p * W/p, D]``: pre-norm blocks over tubelets
-    ``(t, p, p)``, and a layer norm unless the checkpoint pools by the mean.
+    """VideoMAE's encoder: frames ``[B, F, H, W, 3]`` in [-1, 1] to ``[B, F/t * H/p * W/p, D]``.
 
-    Positions are sines and cosines of a tubelet's place in the sequence, computed for as many as there are: videos may
-    have any size and length that the tubelets divide, though with another image size than the checkpoint's a place
-    stands for another row and column. ``mask [B, F]`` is True on frames that hold content; others are set to zero, and
-    a tubelet holds content if one of its frames does.
+    Pre-norm blocks over tubelets of ``t`` frames and ``p x p`` pixels, and a layer norm unless the checkpoint pools by
+    the mean.
 
-    ``pool`` is what ``transformers`` classifies by, as its ``VideoMAEModel`` has no pool: the mean of the tokens and a
-    layer norm, which has parameters only in a checkpoint of a classifier; or, where the checkpoint does not pool by the
-    mean (those of pretraining alone), the first token.
+    Position embeddings are sines and cosines of a tubelet's index in the sequence, computed for as many tubelets as
+    there are: videos may have any size and length that the tubelets divide, though with another image size than the
+    checkpoint's an index stands for another row and column. ``mask [B, F]`` is True on valid frames; others are set to
+    zero, and a tubelet is valid if one of its frames is.
+
+    ``pool`` is the representation that ``transformers`` classifies (its ``VideoMAEModel`` has no pool): the mean of the
+    tokens and a layer norm, which has parameters only in a classifier's checkpoint; or the first token, if the
+    checkpoint does not pool by the mean (those of pretraining alone).
 
     Raises:
       ValueError: the tubelet does not divide the video.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     patch: int
     tubelet: int
     scale: Scale
     mean_pool: bool
     classifier: bool
-    """Whether the checkpoint is one of a classifier."""
+    """Whether the checkpoint is that of a classifier."""
     qv_bias: bool = True
 
     def setup(self):
@@ -61,7 +64,7 @@ class VideoMAE(PretrainedEncoder):
             learned = self.classifier
             self.fc_norm = nn.LayerNorm(epsilon=1e-5, use_scale=learned, use_bias=learned)
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.zeros((1, self.tubelet, self.patch, self.patch, 3)),)
 
     def __call__(
@@ -75,7 +78,7 @@ class VideoMAE(PretrainedEncoder):
         x, mask, _ = cut_tubelets(video, mask, (self.tubelet, self.patch))
         length = x.shape[1]
         x = self.patches(x)
-        # Theirs has a sine and its cosine side by side.
+        # In the checkpoint's table a sine and its cosine alternate; here all sines come first.
         table = sincos_positions(length, self.sizes.width).reshape(length, 2, -1).swapaxes(1, 2)
         x = x + jnp.asarray(table.reshape(1, length, -1), x.dtype)
         self.record(x)
@@ -83,32 +86,34 @@ class VideoMAE(PretrainedEncoder):
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``."""
+        """The representation that ``transformers`` classifies, ``[B, D]``."""
         return self.fc_norm(self.mean(tokens)) if self.mean_pool else tokens.values[:, 0]
 
 
 def make(
     config: SimpleNamespace,
-    options: Options,
+    options: EncoderOptions,
     *,
     image_size: Size | None = None,
     frames: int | None = None,
 ) -> VideoMAE:
-    """The encoder of a ``config.json``. ``image_size`` (height, width) and the number of ``frames`` of the data, by
-    default the checkpoint's, only have to be multiples of a tubelet's: nothing in the encoder depends on them.
+    """The encoder of a ``config.json``.
+
+    ``image_size`` (height, width) and ``frames`` are those of the data, by default the checkpoint's. They only have to
+    be multiples of a tubelet's: nothing in the encoder depends on them.
 
     Raises:
-      ValueError: they are not.
+      ValueError: they are not multiples of a tubelet's.
     """
-    own, patch = own_size(config)
-    grid_of(image_size or own, patch)
+    size, patch = trained_size(config)
+    patch_grid(image_size or size, patch)  # raises an error if the patch does not divide it
     count = config.num_frames if frames is None else frames
     if count % config.tubelet_size:
         raise ValueError(
             f"the encoder's tubelets of {config.tubelet_size} frames must divide a video's, got {count}"
         )
     return VideoMAE(
-        sizes=sizes_of(config, options, final_norm=not config.use_mean_pooling),
+        sizes=read_sizes(config, options, final_norm=not config.use_mean_pooling),
         patch=patch,
         tubelet=config.tubelet_size,
         scale=pixel_scale(config, IMAGENET),
@@ -119,30 +124,30 @@ def make(
 
 
 def rules(module: VideoMAE) -> list[Rule]:
-    """Its parameters in a checkpoint."""
+    """The rules of the encoder's parameters in a checkpoint."""
     size = (module.tubelet, module.patch, module.patch)
     projection = "embeddings.patch_embeddings.projection"
     no_bias = ("key",) if module.qv_bias else ("query", "key", "value")
 
-    def layer(k, ours):
-        theirs = f"encoder.layer.{k}"
-        named = {f"{theirs}.{NAMES[part]}.bias": part[0] for part in ("query", "value")}
-        found = block(theirs, ours, NAMES, no_bias=no_bias)
+    def layer(k, path):
+        name = f"encoder.layer.{k}"
+        named = {f"{name}.{LAYER_NAMES[part]}.bias": part[0] for part in ("query", "value")}
+        layer_rules = block(name, path, LAYER_NAMES, no_bias=no_bias)
         return [
-            rule._replace(theirs=f"{theirs}.attention.attention.{named[rule.theirs]}_bias")
-            if rule.theirs in named
+            rule._replace(name=f"{name}.attention.attention.{named[rule.name]}_bias")
+            if rule.name in named
             else rule
-            for rule in found
+            for rule in layer_rules
         ]
 
-    found = [
+    rules = [
         Rule(f"{projection}.weight", "patches/kernel", patches(*size)),
         Rule(f"{projection}.bias", "patches/bias"),
         *layers(layer, module.sizes.depth, module.sizes.options.scan_layers),
     ]
     if not module.mean_pool:
-        found += norm("layernorm", "transformer/norm")
+        rules += norm("layernorm", "transformer/norm")
     if module.sizes.options.head != "pool" or not module.classifier:
-        return found
+        return rules
     # The norm of the pool belongs to the classifier: its name has no prefix, all others do.
-    return [*prefixed(found, PREFIXES[1]), *(norm("fc_norm", "fc_norm") if module.mean_pool else [])]
+    return [*prefixed(rules, PREFIXES[1]), *(norm("fc_norm", "fc_norm") if module.mean_pool else [])]

@@ -1,5 +1,7 @@
-"""ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and DINOv2 (Oquab et al. 2024, arXiv:2304.07193), with registers
-(Darcet et al. 2024, arXiv:2309.16588) or without."""
+"""ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and DINOv2 (Oquab et al. 2024, arXiv:2304.07193).
+
+DINOv2 with registers is that of Darcet et al. 2024, arXiv:2309.16588.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +15,22 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.image import cut_patches, no_mask
 from xmodal_jax.preprocess.image import standardize
-from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, sizes_of
+from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
 from xmodal_jax.pretrained.images import (
     HALF,
     IMAGENET,
     Scale,
     Size,
     example_image,
-    grid_of,
-    own_size,
+    make_resampler,
+    patch_grid,
     pixel_scale,
-    resample,
+    trained_size,
 )
 from xmodal_jax.pretrained.rules import Rule, block, dense, layers, norm, patches
 from xmodal_jax.types import ExampleKeys, Tokens
 
-NAMES = {
+LAYER_NAMES = {
     "query": "attention.attention.query",
     "key": "attention.attention.key",
     "value": "attention.attention.value",
@@ -38,7 +40,13 @@ NAMES = {
     "down": "output.dense",
     "mlp_norm": "layernorm_after",
 }
-DINOV2_NAMES = {**NAMES, "attention_norm": "norm1", "up": "mlp.fc1", "down": "mlp.fc2", "mlp_norm": "norm2"}
+DINOV2_LAYER_NAMES = {
+    **LAYER_NAMES,
+    "attention_norm": "norm1",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+    "mlp_norm": "norm2",
+}
 PREFIXES = ("", "vit.")
 DINOV2_PREFIXES = ("", "dinov2.", "dinov2_with_registers.")
 IGNORED = (r"^classifier\.", r"^decoder\.", r"^(\w+\.)?embeddings\.mask_token$")
@@ -46,26 +54,26 @@ IGNORED = (r"^classifier\.", r"^decoder\.", r"^(\w+\.)?embeddings\.mask_token$")
 
 
 class ViT(PretrainedEncoder):
-    """Pixels ``[B, H, W, 3]`` in [-1, 1] to ``[B, 1 + registers + rows * columns, D]``: pre-norm blocks over a class
-    token, registers and patches, and a layer norm.
+    """ViT or DINOv2: pixels ``[B, H, W, 3]`` in [-1, 1] to ``[B, 1 + registers + rows * columns, D]``.
 
-    All but the registers have learned positions, of the checkpoint's grid resampled to that of the images. ``pool``:
-    the class token, in ViT followed by ``tanh`` of a linear layer.
+    Pre-norm blocks over a class token, registers and patches, and a layer norm. All tokens but the registers have
+    learned positions, which are resampled from the checkpoint's grid to that of the images. ``pool`` is the class
+    token; in ViT ``tanh`` of a linear layer follows.
 
     Raises:
-      ValueError: images of another size than the encoder was made for, or a mask.
+      ValueError: the images have another size than the encoder was made for, or there is a mask.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     patch: int
-    trained: Size
+    trained_grid: Size
     """Rows and columns of patches in the checkpoint."""
     grid: Size
-    """Rows and columns of patches here."""
+    """Rows and columns of patches in the data's images."""
     scale: Scale
     registers: int = 0
     pooler: int | None = None
-    """Features of the linear layer of the pool; None: there is none."""
+    """Features of the linear layer of ``pool``; None: it has no such layer."""
     qkv_bias: bool = True
 
     def setup(self):
@@ -83,10 +91,10 @@ class ViT(PretrainedEncoder):
             self.dense = nn.Dense(self.pooler, dtype=self.sizes.options.dtype)
 
     @property
-    def leading(self) -> int:
+    def prefix_tokens(self) -> int:
         return 1 + self.registers
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (example_image(self.grid, self.patch),)
 
     def __call__(
@@ -104,29 +112,30 @@ class ViT(PretrainedEncoder):
             )
         x = standardize(inputs, *self.scale)
         x = self.patches(cut_patches(x, p))
-        x = self._before(self.class_token, x) + self.positions.astype(x.dtype)
+        x = self._prepend(self.class_token, x) + self.positions.astype(x.dtype)
         if self.registers:
-            x = jnp.concatenate([x[:, :1], self._before(self.register_tokens, x[:, 1:])], axis=1)
+            x = jnp.concatenate([x[:, :1], self._prepend(self.register_tokens, x[:, 1:])], axis=1)
         self.record(x)
         x = self.dropout(x, keys)
         return Tokens(self.transformer(x, keys=keys), None)
 
-    def _before(self, tokens: Array, x: Array) -> Array:
+    def _prepend(self, tokens: Array, x: Array) -> Array:
         tokens = jnp.broadcast_to(tokens.astype(x.dtype), (len(x), *tokens.shape[1:]))
         return jnp.concatenate([tokens, x], axis=1)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``."""
+        """The class token, ``[B, D]``, in ViT transformed."""
         first = tokens.values[:, 0]
         return jnp.tanh(self.dense(first)) if self.pooler else first
 
 
-def make(config: SimpleNamespace, options: Options, *, image_size: Size | None = None) -> ViT:
-    """The ViT of a ``config.json`` for images of ``(height, width)``, by default those of the checkpoint."""
+def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ViT:
+    """The ViT of a ``config.json``; ``image_size`` is the height and width of the data's images (default: as in the
+    checkpoint)."""
     if config.pooler_act != "tanh":
-        raise ValueError(f"a pooler of ViT with tanh can be loaded, got {config.pooler_act!r}")
+        raise ValueError(f"only a pooler with tanh can be loaded for ViT, got {config.pooler_act!r}")
     return ViT(
-        sizes=sizes_of(config, options),
+        sizes=read_sizes(config, options),
         scale=pixel_scale(config, HALF),
         pooler=config.pooler_output_size or config.hidden_size,
         qkv_bias=config.qkv_bias,
@@ -134,15 +143,18 @@ def make(config: SimpleNamespace, options: Options, *, image_size: Size | None =
     )
 
 
-def make_dinov2(config: SimpleNamespace, options: Options, *, image_size: Size | None = None) -> ViT:
-    """The DINOv2 of a ``config.json`` for images of ``(height, width)``, by default those of the checkpoint: 518 of the
-    published, in 1369 patches, where 224 has 256."""
+def make_dinov2(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ViT:
+    """The DINOv2 of a ``config.json``; ``image_size`` is the height and width of the data's images.
+
+    By default it is the checkpoint's, for the published ones 518: that is 1369 patches, where 224 is 256.
+    """
     gated, hidden = config.use_swiglu_ffn, int(config.hidden_size * config.mlp_ratio)
+    # The fields that `read_sizes` reads, with the values that ``transformers`` derives for DINOv2.
     full = SimpleNamespace(**vars(config))
     full.intermediate_size = (hidden * 2 // 3 + 7) // 8 * 8 if gated else hidden
     full.hidden_act = "silu" if gated else config.hidden_act
     return ViT(
-        sizes=sizes_of(full, options, gated=gated, layer_scale=float(config.layerscale_value)),
+        sizes=read_sizes(full, options, gated=gated, layer_scale=float(config.layerscale_value)),
         scale=pixel_scale(config, IMAGENET),
         registers=getattr(config, "num_register_tokens", 0),
         qkv_bias=config.qkv_bias,
@@ -151,29 +163,33 @@ def make_dinov2(config: SimpleNamespace, options: Options, *, image_size: Size |
 
 
 def _grids(config: SimpleNamespace, image_size: Size | None) -> dict:
-    own, patch = own_size(config)
-    return dict(patch=patch, trained=grid_of(own, patch), grid=grid_of(image_size or own, patch))
+    size, patch = trained_size(config)
+    return dict(patch=patch, trained_grid=patch_grid(size, patch), grid=patch_grid(image_size or size, patch))
 
 
 def rules(module: ViT) -> list[Rule]:
-    """The parameters of ViT in a checkpoint."""
-    layer = lambda k, ours: block(f"encoder.layer.{k}", ours, NAMES, no_bias=_no_bias(module))
+    """The rules of ViT's parameters in a checkpoint."""
+    layer = lambda k, path: block(f"encoder.layer.{k}", path, LAYER_NAMES, no_bias=_no_bias(module))
     return [*_rules(module, layer), *dense("pooler.dense", "dense")]
 
 
 def rules_dinov2(module: ViT) -> list[Rule]:
-    """The parameters of DINOv2 in a checkpoint."""
+    """The rules of DINOv2's parameters in a checkpoint."""
     gated = module.sizes.style.gated
-    names = {**DINOV2_NAMES, "up": "mlp.weights_in", "down": "mlp.weights_out"} if gated else DINOV2_NAMES
+    names = (
+        {**DINOV2_LAYER_NAMES, "up": "mlp.weights_in", "down": "mlp.weights_out"}
+        if gated
+        else DINOV2_LAYER_NAMES
+    )
 
-    def layer(k, ours):
-        theirs = f"encoder.layer.{k}"
-        found = block(theirs, ours, names, no_bias=_no_bias(module))
+    def layer(k, path):
+        name = f"encoder.layer.{k}"
+        layer_rules = block(name, path, names, no_bias=_no_bias(module))
         scales = [
-            Rule(f"{theirs}.layer_scale1.lambda1", f"{ours}/attention_scale"),
-            Rule(f"{theirs}.layer_scale2.lambda1", f"{ours}/mlp_scale"),
+            Rule(f"{name}.layer_scale1.lambda1", f"{path}/attention_scale"),
+            Rule(f"{name}.layer_scale2.lambda1", f"{path}/mlp_scale"),
         ]
-        return scales + (_halved(found) if gated else found)
+        return scales + (_split_gated(layer_rules) if gated else layer_rules)
 
     return _rules(module, layer)
 
@@ -183,13 +199,13 @@ def _no_bias(module: ViT) -> tuple[str, ...]:
 
 
 def _rules(module: ViT, layer) -> list[Rule]:
-    # With registers, theirs reads positions with antialiasing.
-    change = resample(module.trained, module.grid, before=1, antialias=module.registers > 0)
+    # With registers, ``transformers`` resamples the positions with antialiasing.
+    resample = make_resampler(module.trained_grid, module.grid, before=1, antialias=module.registers > 0)
     projection, kernel = "embeddings.patch_embeddings.projection", patches(module.patch, module.patch)
     registers = [Rule("embeddings.register_tokens", "register_tokens")] if module.registers else []
     return [
         Rule("embeddings.cls_token", "class_token"),
-        Rule("embeddings.position_embeddings", "positions", change=change),
+        Rule("embeddings.position_embeddings", "positions", transform=resample),
         *registers,
         Rule(f"{projection}.weight", "patches/kernel", kernel),
         Rule(f"{projection}.bias", "patches/bias"),
@@ -198,24 +214,24 @@ def _rules(module: ViT, layer) -> list[Rule]:
     ]
 
 
-def _halved(found: list[Rule]) -> list[Rule]:
-    """The rules of a SwiGLU: ``weights_in`` is what goes through the activation, then what it is multiplied by."""
+def _split_gated(layer_rules: list[Rule]) -> list[Rule]:
+    """The rules of a SwiGLU: the first half of ``weights_in`` goes through the activation, the second is the gate."""
     rules = []
-    for rule in found:
-        if "/mlp/up/" not in rule.ours:
+    for rule in layer_rules:
+        if "/mlp/up/" not in rule.path:
             rules.append(rule)
             continue
         for half, part in enumerate(("up", "gate")):
-            ours = rule.ours.replace("/mlp/up/", f"/mlp/{part}/")
-            rules.append(rule._replace(ours=ours, change=_half(half), restore=_not_written))
+            path = rule.path.replace("/mlp/up/", f"/mlp/{part}/")
+            rules.append(rule._replace(path=path, transform=_take_half(half), invert=_refuse_to_write))
     return rules
 
 
-def _half(index: int):
+def _take_half(index: int):
     return lambda whole: np.split(whole, 2)[index]
 
 
-def _not_written(half: np.ndarray):
+def _refuse_to_write(half: np.ndarray):
     raise NotImplementedError(
-        "a SwiGLU cannot be written to a checkpoint: one array of theirs is two of ours"
+        "a SwiGLU cannot be written to a checkpoint: one of its arrays is two parameters here"
     )

@@ -16,11 +16,17 @@ from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import ACTIVATIONS
 from xmodal_jax.preprocess.audio import normalize_frames
-from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, activation, sizes_of
+from xmodal_jax.pretrained.encoder import (
+    EncoderOptions,
+    PretrainedEncoder,
+    TransformerSizes,
+    activation,
+    read_sizes,
+)
 from xmodal_jax.pretrained.rules import CONV, FLAT, Rule, block, dense, layers, norm
 from xmodal_jax.types import ExampleKeys, Tokens
 
-NAMES = {
+LAYER_NAMES = {
     "query": "attention.q_proj",
     "key": "attention.k_proj",
     "value": "attention.v_proj",
@@ -41,37 +47,40 @@ IGNORED = (
     r"^objective\.weight$",
     r"^layer_weights$",
 )
-"""What pretraining alone needs, and heads of other tasks."""
+"""Parameters of the pretraining objective, and heads of other tasks."""
 SAMPLE_RATE = 16_000
-"""Hz, as in both papers."""
+"""Samples per second, as in both papers."""
 
 
 class Wav2Vec2(PretrainedEncoder):
-    """A waveform ``[B, T]`` at 16 kHz to ``[B, N, D]``: convolutions without padding (in the papers a frame of 400
-    samples each 320), a linear layer, a convolution in groups that tells positions, and a transformer.
+    """wav2vec 2.0 or HuBERT: a waveform ``[B, T]`` at 16 kHz to ``[B, N, D]``.
 
-    The waveform is floating in [-1, 1]; with ``standardize`` its content is brought to mean 0 and variance 1 first.
-    ``mask [B, T]`` is True on content, which must be a prefix; None means all. A frame is content if all its samples
-    are. What lies behind the mask has no influence; but with ``extractor_norm="group"`` how much lies there has: the
-    statistics of that norm run over the padding's zeros too, as in ``transformers``. Its makers pool nothing: ``pool``
-    is the mean of the content.
+    Convolutions without padding (in the papers they make frames of 400 samples, 320 apart), a linear layer, a grouped
+    convolution whose output serves as position embedding, and a transformer.
+
+    The waveform has floating-point samples in [-1, 1]; with ``standardize`` its valid part is first brought to mean 0
+    and variance 1. ``mask [B, T]`` is True on valid samples, which must be a prefix; None means all. A frame is valid
+    if all its samples are. The values of invalid samples have no influence, but with ``extractor_norm="group"`` their
+    number does: the statistics of that norm include the zeros of the padding, as in ``transformers``. The papers define
+    no pooling; ``pool`` is the mean of the valid frames.
 
     Raises:
       ValueError: the waveform is shorter than one frame.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
-    """Samples of the first convolution, then frames of the one before."""
+    """Sizes of the convolutions' kernels: in samples for the first, then in frames of the previous one."""
     strides: tuple[int, ...]
     extractor_norm: Literal["group", "layer"] = "group"
-    """Each channel over time after the first convolution, or each frame over channels after every one."""
+    """"group" normalizes each channel over time, after the first convolution; "layer" each frame over channels, after
+    every convolution."""
     extractor_bias: bool = False
     extractor_activation: str = "gelu"
     projection_norm: bool = True
     position_frames: int = 128
-    """The kernel of the convolution for positions."""
+    """Size of the kernel of the convolution for positions, in frames."""
     position_groups: int = 16
     standardize: bool = True
 
@@ -83,7 +92,7 @@ class Wav2Vec2(PretrainedEncoder):
             for channels, size, stride in geometry
         ]
         if self.extractor_norm == "group":
-            # The fast variance loses digits where a channel's mean is large beside its deviation.
+            # The fast variance loses digits if a channel's mean is large compared with its deviation.
             self.norms = [
                 nn.GroupNorm(self.channels[0], epsilon=epsilon, dtype=dtype, use_fast_variance=False)
             ]
@@ -92,7 +101,7 @@ class Wav2Vec2(PretrainedEncoder):
         if self.projection_norm:
             self.before = self.sizes.norm()
         self.projection = nn.Dense(self.sizes.width, dtype=dtype)
-        # Group by group: with XLA's own convolution in groups the gradient takes nine times as long on a CPU.
+        # One convolution per group: the gradient of XLA's grouped convolution takes nine times as long on a CPU.
         Groups = nn.vmap(
             Conv, in_axes=2, out_axes=2, variable_axes={"params": 0}, split_rngs={"params": True}
         )
@@ -111,13 +120,13 @@ class Wav2Vec2(PretrainedEncoder):
 
     @property
     def shortest(self) -> int:
-        """Samples of one frame."""
+        """Number of samples in one frame, the shortest possible input."""
         samples = 1
         for size, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
             samples = (samples - 1) * stride + size
         return samples
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.zeros((1, self.shortest)),)
 
     def __call__(
@@ -134,14 +143,14 @@ class Wav2Vec2(PretrainedEncoder):
             )
         x = inputs[:, :, None]
         x = normalize_frames(x, mask, eps=1e-7) if self.standardize else zero_behind(x, mask)
-        active = ACTIVATIONS[self.extractor_activation]
+        activate = ACTIVATIONS[self.extractor_activation]
         for k, conv in enumerate(self.convs):
             x = conv(x)
-            x = active(self.norms[k](x) if k < len(self.norms) else x)
+            x = activate(self.norms[k](x) if k < len(self.norms) else x)
         mask = None if mask is None else self._frame_mask(mask.sum(axis=1), x.shape[1])
         x = zero_behind(self.projection(self.before(x) if self.projection_norm else x), mask)
         groups = x.reshape(*x.shape[:2], self.position_groups, -1)
-        x = x + active(self.places(groups).reshape(x.shape))
+        x = x + activate(self.places(groups).reshape(x.shape))
         if self.sizes.style.norm == "post":
             x = self.norm(x)
         self.record(x)
@@ -154,11 +163,11 @@ class Wav2Vec2(PretrainedEncoder):
         return jnp.arange(frames)[None] < lengths[:, None]
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``: the mean of the content."""
+        """The mean of the valid frames, ``[B, D]``."""
         return self.mean(tokens)
 
 
-def make(config: SimpleNamespace, options: Options) -> Wav2Vec2:
+def make(config: SimpleNamespace, options: EncoderOptions) -> Wav2Vec2:
     """The encoder of a ``config.json``."""
     for field, what in {
         "conv_pos_batch_norm": "a batch norm before the convolution for positions",
@@ -173,7 +182,7 @@ def make(config: SimpleNamespace, options: Options) -> Wav2Vec2:
         )
     processor = getattr(config, "processor", SimpleNamespace())
     return Wav2Vec2(
-        sizes=sizes_of(config, options, norm="pre" if config.do_stable_layer_norm else "post"),
+        sizes=read_sizes(config, options, norm="pre" if config.do_stable_layer_norm else "post"),
         channels=tuple(config.conv_dim),
         kernels=tuple(config.conv_kernel),
         strides=tuple(config.conv_stride),
@@ -188,21 +197,21 @@ def make(config: SimpleNamespace, options: Options) -> Wav2Vec2:
 
 
 def rules(module: Wav2Vec2) -> list[Rule]:
-    """Its parameters in a checkpoint."""
+    """The rules of the encoder's parameters in a checkpoint."""
     sizes = module.sizes
-    found = []
+    extractor = []
     for k in range(len(module.channels)):
-        theirs = f"feature_extractor.conv_layers.{k}"
-        found.append(Rule(f"{theirs}.conv.weight", f"convs_{k}/kernel", CONV))
+        name = f"feature_extractor.conv_layers.{k}"
+        extractor.append(Rule(f"{name}.conv.weight", f"convs_{k}/kernel", CONV))
         if module.extractor_bias:
-            found.append(Rule(f"{theirs}.conv.bias", f"convs_{k}/bias"))
+            extractor.append(Rule(f"{name}.conv.bias", f"convs_{k}/bias"))
         if k == 0 or module.extractor_norm == "layer":
-            found += norm(f"{theirs}.layer_norm", f"norms_{k}")
+            extractor += norm(f"{name}.layer_norm", f"norms_{k}")
     if module.projection_norm:
-        found += norm("feature_projection.layer_norm", "before")
+        extractor += norm("feature_projection.layer_norm", "before")
     position = "encoder.pos_conv_embed.conv"
     return [
-        *found,
+        *extractor,
         *dense("feature_projection.projection", "projection"),
         Rule(
             (
@@ -210,27 +219,36 @@ def rules(module: Wav2Vec2) -> list[Rule]:
                 f"{position}.parametrizations.weight.original1",
             ),
             "places/kernel",
-            change=functools.partial(fold, groups=module.position_groups),
-            restore=unfold,
+            transform=functools.partial(apply_weight_norm, groups=module.position_groups),
+            invert=split_weight_norm,
         ),
         Rule(f"{position}.bias", "places/bias", FLAT),
         *layers(
-            lambda k, ours: block(f"encoder.layers.{k}", ours, NAMES), sizes.depth, sizes.options.scan_layers
+            lambda k, path: block(f"encoder.layers.{k}", path, LAYER_NAMES),
+            sizes.depth,
+            sizes.options.scan_layers,
         ),
         *norm("encoder.layer_norm", "norm" if sizes.style.norm == "post" else "transformer/norm"),
     ]
 
 
-def fold(size: np.ndarray, direction: np.ndarray, *, groups: int) -> np.ndarray:
-    """The kernel ``[groups, K, in, out]`` of a convolution in groups with weight norm (arXiv:1602.07868): ``size
-    [1, 1, K]`` is the norm that each tap of ``direction [groups * out, in, K]`` gets."""
-    size, direction = size.astype(np.float32), direction.astype(np.float32)
-    whole = direction * (size / np.linalg.norm(direction, axis=(0, 1), keepdims=True))
-    return whole.reshape(groups, -1, *whole.shape[1:]).transpose(0, 3, 2, 1)
+def apply_weight_norm(magnitude: np.ndarray, direction: np.ndarray, *, groups: int) -> np.ndarray:
+    """The kernel of a grouped convolution with weight normalization (Salimans and Kingma 2016, arXiv:1602.07868).
+
+    Args:
+      magnitude: ``[1, 1, K]``, the norm of each tap.
+      direction: ``[groups * out, in, K]``, the taps before they get this norm.
+      groups: number of groups.
+    Returns:
+      ``[groups, K, in, out]``.
+    """
+    magnitude, direction = magnitude.astype(np.float32), direction.astype(np.float32)
+    kernel = direction * (magnitude / np.linalg.norm(direction, axis=(0, 1), keepdims=True))
+    return kernel.reshape(groups, -1, *kernel.shape[1:]).transpose(0, 3, 2, 1)
 
 
-def unfold(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A ``size`` and a ``direction`` of which `fold` makes this kernel."""
-    turned = kernel.transpose(0, 3, 2, 1)
-    whole = turned.reshape(-1, *turned.shape[2:])
-    return np.linalg.norm(whole, axis=(0, 1), keepdims=True), whole
+def split_weight_norm(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A magnitude and a direction from which `apply_weight_norm` makes this kernel."""
+    transposed = kernel.transpose(0, 3, 2, 1)
+    direction = transposed.reshape(-1, *transposed.shape[2:])
+    return np.linalg.norm(direction, axis=(0, 1), keepdims=True), direction

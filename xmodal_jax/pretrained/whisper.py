@@ -13,11 +13,11 @@ from xmodal_jax.nets.conv import Conv, zero_behind
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import Style
-from xmodal_jax.pretrained.encoder import Options, PretrainedEncoder, Sizes, activation
+from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, activation
 from xmodal_jax.pretrained.rules import CONV, Rule, block, embedding, layers, norm
 from xmodal_jax.types import ExampleKeys, Tokens
 
-NAMES = {
+LAYER_NAMES = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
     "value": "self_attn.v_proj",
@@ -31,24 +31,25 @@ PREFIXES = ("", "encoder.", "model.encoder.")
 IGNORED = (r"^(model\.)?decoder\.", r"^proj_out\.", r"^(projector|classifier)\.", r"^layer_weights$")
 """The decoder, and heads of other tasks."""
 FRAMES_PER_SECOND = 100
-"""Of `preprocess.audio.whisper_log_mel`: a frame each 160 samples at 16 kHz."""
+"""Frames of `preprocess.audio.whisper_log_mel` in a second: one every 160 samples at 16 kHz."""
 
 
 class Whisper(PretrainedEncoder):
-    """Log-mel frames ``[B, F, mels]`` to ``[B, ceil(F / 2), D]``: two convolutions, the second of stride 2, positions,
-    and pre-norm blocks.
+    """Whisper's encoder: log-mel frames ``[B, F, mels]`` to ``[B, ceil(F / 2), D]``.
 
-    Frames are those of `preprocess.audio.whisper_log_mel` (16 kHz, 100 a second; time before bands). ``mask [B, F]`` is
-    True on content, which must be a prefix; behind it nothing has influence. None means all: then silence is attended
-    to as well, as in ``transformers``, which pads every recording to 30 seconds and takes no mask. The positions are
-    fixed sines, which come with the checkpoint and get no gradient. Its makers pool nothing: ``pool`` is the mean of
-    the content.
+    Two convolutions, the second of stride 2, position embeddings, and pre-norm blocks. The frames are those of
+    `preprocess.audio.whisper_log_mel`, 100 a second, with the time axis before the bands.
+
+    ``mask [B, F]`` is True on valid frames, which must be a prefix; invalid ones have no influence. None means that all
+    are valid. The model then attends to silence as well, as in ``transformers``, which pads every recording to 30
+    seconds and takes no mask. The position embeddings are fixed sines that come with the checkpoint; they get no
+    gradient. The paper defines no pooling; ``pool`` is the mean of the valid tokens.
 
     Raises:
-      ValueError: the frames have another number of bands, or there are more than positions for them.
+      ValueError: the frames have another number of bands, or there are more of them than positions.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     mels: int
     positions: int
 
@@ -61,7 +62,7 @@ class Whisper(PretrainedEncoder):
         self.transformer = self.sizes.transformer()
         self.mean = Pool("mean")
 
-    def example(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.zeros((1, 1, self.mels)),)
 
     def __call__(
@@ -81,25 +82,25 @@ class Whisper(PretrainedEncoder):
                 f"{frames} frames ({frames / FRAMES_PER_SECOND:g} seconds) given, the pretrained model has positions "
                 f"for {2 * self.positions / FRAMES_PER_SECOND:g} seconds"
             )
-        # As its other convolution, the second must see zeros where the content ends, and not what the first made there.
+        # The padding is set to zero before each convolution, as the first one makes its zeros nonzero.
         x = zero_behind(nn.gelu(self.first(zero_behind(inputs, mask)), approximate=False), mask)
         x = nn.gelu(self.second(x), approximate=False)
-        place = jax.lax.stop_gradient(self.places(jnp.arange(x.shape[1])))
-        x = x + place[None].astype(x.dtype)
+        position = jax.lax.stop_gradient(self.places(jnp.arange(x.shape[1])))
+        x = x + position[None].astype(x.dtype)
         self.record(x)
         x = self.dropout(x, keys)
         mask = None if mask is None else mask[:, ::2]
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """``[B, D]``: the mean of the content."""
+        """The mean of the valid tokens, ``[B, D]``."""
         return self.mean(tokens)
 
 
-def make(config: SimpleNamespace, options: Options) -> Whisper:
+def make(config: SimpleNamespace, options: EncoderOptions) -> Whisper:
     """The encoder of a ``config.json``."""
     return Whisper(
-        sizes=Sizes(
+        sizes=TransformerSizes(
             width=config.d_model,
             depth=config.encoder_layers,
             heads=config.encoder_attention_heads,
@@ -113,7 +114,7 @@ def make(config: SimpleNamespace, options: Options) -> Whisper:
 
 
 def rules(module: Whisper) -> list[Rule]:
-    """Its parameters in a checkpoint."""
+    """The rules of the encoder's parameters in a checkpoint."""
     sizes = module.sizes
     return [
         Rule("conv1.weight", "first/kernel", CONV),
@@ -122,7 +123,7 @@ def rules(module: Whisper) -> list[Rule]:
         Rule("conv2.bias", "second/bias"),
         *embedding("embed_positions", "places"),
         *layers(
-            lambda k, ours: block(f"layers.{k}", ours, NAMES, no_bias=("key",)),
+            lambda k, path: block(f"layers.{k}", path, LAYER_NAMES, no_bias=("key",)),
             sizes.depth,
             sizes.options.scan_layers,
         ),

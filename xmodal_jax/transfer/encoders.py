@@ -29,7 +29,7 @@ from xmodal_jax.models.towers import (
     pretrained_features,
 )
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
-from xmodal_jax.pretrained.clip import loss_arrays
+from xmodal_jax.pretrained.clip import read_loss_parameters
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
@@ -319,7 +319,7 @@ def _read_decoder(checkpoint: Checkpoint, config: EncoderConfig, drawn: Params) 
 def _temperature(checkpoint: Checkpoint, loss: Params) -> Params:
     """A checkpoint's inverse temperature and bias, of those that ``loss`` has."""
     names = {"logit_scale": "log_scale", "logit_bias": "bias"}
-    found = {names[name]: jnp.float32(value) for name, value in loss_arrays(checkpoint).items()}
+    found = {names[name]: jnp.float32(value) for name, value in read_loss_parameters(checkpoint).items()}
     return {name: value for name, value in found.items() if name in loss}
 
 

@@ -18,7 +18,7 @@ from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.pretrained import export
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
-from xmodal_jax.pretrained.export import Trained, Words
+from xmodal_jax.pretrained.export import TokenizerFiles, TrainedEncoder
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
 from xmodal_jax.types import MODALITIES, Params
@@ -44,7 +44,7 @@ def export_run(
     """
     restored = restore_run(run, best=best, seed=seed)
     folder = pathlib.Path(folder)
-    export.check_free(folder)
+    export.check_is_new(folder)
     write = _Writer(restored, folder, pathlib.Path(run))
     write.parameters()
     encoders = write.encoders()
@@ -62,28 +62,28 @@ class _Writer:
         files = restored.metadata.get("tokenizer")
         self.tokenizer = tokenizer_from_files(files) if files else None
         length = restored.metadata.get("max_length", restored.metadata.get("length"))
-        self.words = Words(files, int(length)) if files and length else None
+        self.tokenizer_files = TokenizerFiles(files, int(length)) if files and length else None
         self.written: dict[str, str] = {}
 
     def parameters(self) -> None:
         flat = trees.flat(self.restored.params)
         arrays = [(name, np.asarray(leaf)) for name, leaf in flat.items()]
-        export.save(self.folder / WHOLE, arrays, card=self.card(WHOLE))
+        export.save_model(self.folder / WHOLE, arrays, card=self.card(WHOLE))
         self.written[WHOLE] = f"{len(arrays)} arrays by their paths, plain safetensors"
 
-    def encoders(self) -> dict[str, Trained]:
+    def encoders(self) -> dict[str, TrainedEncoder]:
         """The pretrained encoders that are parts of the model by their modality; they and those within an autoencoder
         are written as well."""
         found = self.towers()
         for name, encoder in {**found, **self.readers()}.items():
-            if encoder.settings.model_type not in export.MODELS and encoder.pair is None:
+            if encoder.settings.model_type not in export.MODELS and encoder.tower_field is None:
                 continue  # half of a model (Whisper's encoder): transformers loads none
-            words = self.words if encoder.modality == "text" else None
-            export.save_encoder(self.folder / name, encoder, card=self.card(name), words=words)
+            files = self.tokenizer_files if encoder.modality == "text" else None
+            export.save_encoder(self.folder / name, encoder, card=self.card(name), tokenizer=files)
             self.written[name] = f"{encoder.settings.model_type}, for transformers"
         return found
 
-    def towers(self) -> dict[str, Trained]:
+    def towers(self) -> dict[str, TrainedEncoder]:
         """The pretrained encoders that are parts of the model by their modality."""
         found = {}
         for modality in MODALITIES:
@@ -97,10 +97,12 @@ class _Writer:
             config, params = from_json(EncoderConfig, own), self.restored.params[modality]
             example, far = self.example(modality), head_within(params)
             module = make_encoder(modality, config, example, vocab_size=0, far=far)
-            found[modality] = Trained(modality, module, params.get("encoder", params), config.architecture)
+            found[modality] = TrainedEncoder(
+                modality, module, params.get("encoder", params), config.architecture
+            )
         return found
 
-    def readers(self) -> dict[str, Trained]:
+    def readers(self) -> dict[str, TrainedEncoder]:
         """The pretrained encoders within an autoencoder, by the names of the modalities."""
         metadata, flat = self.restored.metadata, trees.flat(self.restored.params)
         sizes = metadata.get("sizes") or (
@@ -118,10 +120,10 @@ class _Writer:
             within = {path[m.end() :]: leaf for path, leaf in flat.items() if (m := place.search(path))}
             for k, name in enumerate(group.names):
                 params = trees.nested({path: leaf[k] for path, leaf in within.items()})
-                found[name] = Trained(group.kind, group.encoder(config), params, config.architecture)
+                found[name] = TrainedEncoder(group.kind, group.encoder(config), params, config.architecture)
         return found
 
-    def clip(self, encoders: dict[str, Trained]) -> None:
+    def clip(self, encoders: dict[str, TrainedEncoder]) -> None:
         text, image = encoders.get("text"), encoders.get("image")
         if text is None or image is None:
             return
@@ -130,10 +132,12 @@ class _Writer:
         if "project" in (*self.restored.params["text"], *self.restored.params["image"]):
             return  # other projections than CLIP's own
         scale = float(self.restored.params["loss"]["log_scale"])
-        export.save_clip(self.folder / CLIP, text, image, scale, card=self.card(CLIP), words=self.words)
+        export.save_clip(
+            self.folder / CLIP, text, image, scale, card=self.card(CLIP), tokenizer=self.tokenizer_files
+        )
         self.written[CLIP] = "both towers, for transformers.CLIPModel"
 
-    def captioner(self, encoders: dict[str, Trained]) -> None:
+    def captioner(self, encoders: dict[str, TrainedEncoder]) -> None:
         decoder = self.model.get("decoder")
         if "decoder" not in self.restored.params or "image" not in encoders or self.tokenizer is None:
             return
@@ -150,7 +154,7 @@ class _Writer:
             self.tokenizer.bos_id,
             self.tokenizer.eos_id,
             card=self.card(CAPTIONER),
-            words=self.words,
+            tokenizer=self.tokenizer_files,
         )
         self.written[CAPTIONER] = "image to text, for transformers.VisionEncoderDecoderModel"
 

@@ -141,7 +141,7 @@ def image_watcher(config: PretrainedConfig, shape: tuple[int, int, int]) -> Watc
     example = {"image": np.zeros((1, *shape), np.uint8)}
     module = make_encoder("image", pretrained_config("image", folder), example, vocab_size=0)
     params, _ = read_parameters(open_checkpoint(folder), "image", module, parameter_shapes(module))
-    see = lambda params, pixels: module.apply({"params": params}, pixels).values[:, module.leading :]
+    see = lambda params, pixels: module.apply({"params": params}, pixels).values[:, module.prefix_tokens :]
     return Watcher(see, params)
 
 

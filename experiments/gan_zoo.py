@@ -118,7 +118,7 @@ def main(config: Config) -> None:
             except NonFiniteError as error:
                 if config.on_divergence == "stop":
                     raise
-                run.say(f"{name}: {error}")
+                run.print(f"{name}: {error}")
                 metrics[f"{name}/diverged"] = float(config.seeds)
                 rows.append([name, *[""] * len(COLUMNS), f"{config.seeds} of {config.seeds}", ""])
                 continue

@@ -98,10 +98,10 @@ def test_global_index(mode):
 def test_rolled_is_the_predecessor_in_the_global_batch(mode):
     """Also of what has more axes or is not a number; the gradient goes back to the predecessor's device."""
     pairs = jnp.stack([X, -W], axis=1)
-    np.testing.assert_array_equal(collectives.rolled(pairs), np.roll(pairs, 1, axis=0))
+    np.testing.assert_array_equal(collectives.roll_batch(pairs), np.roll(pairs, 1, axis=0))
 
     def fn(x, pairs, w):
-        shift = lambda x: collectives.rolled(x, axis_name="data")
+        shift = lambda x: collectives.roll_batch(x, axis_name="data")
         grad = jax.grad(lambda x: jnp.sum(w * shift(x) ** 2))(x)
         return shift(pairs), shift(w > 1), grad
 

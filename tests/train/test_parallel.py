@@ -74,7 +74,7 @@ def test_rows_of_resident_data_equal_the_same_batches_from_the_host(mode):
 def test_place_is_the_inverse_of_fetch(mode, fsdp):
     engine = engine_for(mode, fsdp=fsdp)
     state = engine.fetch(engine.init(jax.random.key(0), toy_batch()))
-    assert_trees_identical(engine.fetch(engine.place(state)), state)
+    assert_trees_identical(engine.fetch(engine.put_state(state)), state)
 
 
 def test_sharded_state_is_split_by_size():

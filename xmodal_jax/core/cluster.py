@@ -1,4 +1,4 @@
-"""Several processes as one program: who takes part, how they find each other, what all must agree on."""
+"""Several processes as one program: detecting a cluster, joining the other processes, agreeing on a value."""
 
 from __future__ import annotations
 
@@ -16,35 +16,43 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 WAIT_NOTE = 20.0
-"""Seconds of waiting for the other processes before a line on screen says so."""
+"""Seconds of waiting for the other processes after which a line on screen says so."""
 
 
 class Cluster(NamedTuple):
-    """This process's place among several."""
+    """The cluster that this process is part of, and its number in it."""
 
     kind: Literal["variables", "kubernetes", "openmpi", "slurm", "tpu"]
+    """What started the processes."""
     coordinator: str | None
-    """``host:port`` of process 0's service; None: JAX works it out from the launcher."""
+    """``host:port`` of process 0's service; None: JAX derives it from the launcher's variables."""
     processes: int | None
     """Number of processes; None: JAX asks the TPU's metadata server."""
     process: int | None
     """This process's number, from 0; None: as for ``processes``."""
     method: str = "deactivate"
-    """JAX's ``cluster_detection_method``; "deactivate": all that it would look for is given here."""
+    """JAX's ``cluster_detection_method``; "deactivate" where the fields above hold all that JAX would look for."""
     local_devices: tuple[int, ...] | None = None
-    """Which of the GPUs that this process sees are its own; None: JAX's rule for ``method``."""
+    """Numbers of the visible GPUs that this process uses; None: JAX's rule for ``method``."""
 
 
 def detect(env: Mapping[str, str], *, tpu_vm: bool = False) -> Cluster | None:
-    """This process's place among several by its environment variables alone; None where it is the only one.
+    """The cluster that the environment variables describe; None where this is the only process.
 
-    The first that applies decides: ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` (in a
-    Kubernetes Indexed Job or JobSet ``JOB_COMPLETION_INDEX`` stands for the last); ``mpirun`` of Open MPI; ``srun`` of
-    Slurm; the variables that GKE gives to the workers of a TPU slice; ``tpu_vm``, a Cloud TPU machine, where JAX asks
-    the metadata server. An address alone replaces the one that a launcher's variables lead to, and
-    ``JAX_NUM_PROCESSES=1`` makes each process of any launcher run by itself.
+    The first of these that applies decides:
 
-    Raises ValueError for variables that contradict each other or are incomplete.
+    1. ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` (in a Kubernetes Indexed Job or JobSet
+       ``JOB_COMPLETION_INDEX`` replaces the last);
+    2. the variables of Open MPI's ``mpirun``;
+    3. those of Slurm's ``srun``;
+    4. those that GKE gives to the workers of a TPU slice;
+    5. ``tpu_vm``: this is a Cloud TPU machine, where JAX asks the metadata server.
+
+    An address alone replaces the one of a launcher, and ``JAX_NUM_PROCESSES=1`` makes each process of any launcher run
+    by itself.
+
+    Raises:
+      ValueError: the variables contradict each other or are incomplete.
     """
     address = env.get("JAX_COORDINATOR_ADDRESS") or None
     if address is not None:
@@ -55,11 +63,11 @@ def detect(env: Mapping[str, str], *, tpu_vm: bool = False) -> Cluster | None:
             )
     if env.get("JAX_NUM_PROCESSES") or env.get("JAX_PROCESS_ID"):
         return _by_variables(env, address)
-    if (
-        "OMPI_COMM_WORLD_SIZE" in env
-    ):  # before Slurm: its variables also reach what mpirun starts inside a job
+    # Before Slurm, whose variables also reach what mpirun starts inside a job.
+    if "OMPI_COMM_WORLD_SIZE" in env:
         return _by_launcher(env, "openmpi", address)
-    if "SLURM_STEP_NODELIST" in env:  # only srun sets it, not sbatch, nor salloc's own shell
+    # Only srun sets this variable; sbatch and the shell of salloc do not.
+    if "SLURM_STEP_NODELIST" in env:
         return _by_launcher(env, "slurm", address)
     platforms = env.get("JAX_PLATFORMS")
     if not platforms or "tpu" in platforms:
@@ -132,14 +140,17 @@ def _by_tpu_variables(env: Mapping[str, str], hosts: int, address: str | None) -
 
 
 def _local_devices(env: Mapping[str, str], local: int, *, alone: bool) -> tuple[int, ...] | None:
-    """The GPUs of the ``local``-th process of a host. JAX's rule, GPU number ``local``, misses two cases."""
+    """The GPUs of the ``local``-th process of a host; ``alone``: it is the only one there.
+
+    JAX's rule, the GPU of number ``local``, is wrong for a process that sees one GPU only and for one that is alone.
+    """
     if env.get("JAX_LOCAL_DEVICE_IDS"):
         return None  # JAX reads it
     named = env.get("CUDA_VISIBLE_DEVICES") or env.get("ROCR_VISIBLE_DEVICES") or ""
     visible = 0 if named in ("", "-1", "NoDevFiles") else len(named.split(","))
-    if visible == 1:  # bound to one GPU by the launcher, which is number 0 to this process
+    if visible == 1:  # the launcher has bound the process to one GPU, whose number it sees as 0
         return (0,)
-    if alone:  # one process on the host: all are its own
+    if alone:
         return tuple(range(visible)) or None
     return (local,)
 
@@ -160,7 +171,7 @@ def _integer(env: Mapping[str, str], name: str, low: int, below: int | None = No
 
 
 def _is_tpu_vm(env: Mapping[str, str]) -> bool:
-    """A Cloud TPU machine; JAX sets TPU_SKIP_MDS_QUERY where it finds no chip."""
+    """Whether this is a Cloud TPU machine. (JAX sets TPU_SKIP_MDS_QUERY where it finds no chip.)"""
     devices = any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev/vfio").glob("[0-9]*"))
     return devices and "TPU_SKIP_MDS_QUERY" not in env and importlib.util.find_spec("libtpu") is not None
 
@@ -168,16 +179,18 @@ def _is_tpu_vm(env: Mapping[str, str]) -> bool:
 def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Cluster | None:
     """Joins this process to the others that `detect` finds; does nothing when it is alone or has joined already.
 
-    To be called before JAX looks for devices. What JAX itself works out (``Cluster.method``) it reads from
-    ``os.environ``. ``timeout``: seconds to wait for all to come.
+    To be called before JAX looks for devices. ``timeout``: seconds to wait for all processes. (What JAX derives
+    itself, see ``Cluster.method``, it reads from ``os.environ`` and not from ``env``.)
 
-    Raises ValueError as `detect` does, and RuntimeError when the processes do not find each other.
+    Raises:
+      ValueError: as `detect`.
+      RuntimeError: the processes do not find each other; the message lists what to check.
     """
     cluster = detect(env, tpu_vm=_is_tpu_vm(env))
     if cluster is None or jax.distributed.is_initialized():
         return cluster
     if cluster.process == 0 and cluster.coordinator and "JAX_COORDINATOR_BIND_ADDRESS" not in env:
-        try:  # here, because JAX can crash when it finds the port taken
+        try:  # because JAX can crash, without a message, when the port is taken
             _listen(int(cluster.coordinator.rpartition(":")[2])).close()
         except OSError as error:
             raise RuntimeError(_advice(cluster, env, f"its port cannot be opened ({error})")) from error
@@ -196,7 +209,7 @@ def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Clu
         except BaseException as error:
             errors.append(error)
 
-    # In a thread, because at its own timeout JAX aborts the process, where Python can no longer say why.
+    # In a thread, because at its own timeout JAX aborts the process, and Python could not give a reason any more.
     joining = threading.Thread(target=join, name="jax.distributed.initialize", daemon=True)
     joining.start()
     joining.join(min(WAIT_NOTE, timeout))
@@ -238,19 +251,20 @@ def _advice(cluster: Cluster, env: Mapping[str, str], reason: str) -> str:
 
 
 def is_writer() -> bool:
-    """Whether this process writes the run's files: process 0, and a process that is alone."""
+    """Whether this process writes the run's files: process 0 does, and a process that is alone."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def agree(text: str, *, limit: int = 1024) -> str:
-    """Process 0's ``text`` on every process; all must call it, with the same ``limit``. Alone: ``text`` itself.
+    """Process 0's ``text``, on every process. All of them must call it, with the same ``limit``.
 
-    Raises ValueError, on all of them, where process 0's text is longer than ``limit`` bytes of UTF-8.
+    Raises:
+      ValueError: on all processes, where process 0's text is longer than ``limit`` bytes of UTF-8.
     """
     if not jax.distributed.is_initialized():
         return text
     content = text.encode()
-    # The shape must be the same everywhere: the length in four bytes, then the text and zeros.
+    # A block of the same size on every process: the length in four bytes, then the text and zeros.
     block = np.zeros(4 + limit, np.uint8)
     block[:4] = np.frombuffer(len(content).to_bytes(4, "little"), np.uint8)
     block[4 : 4 + len(content)] = np.frombuffer(content[:limit], np.uint8)

@@ -1,9 +1,13 @@
 """Reductions over the global batch, whether it lies on one device or is split over a named axis.
 
-Every function takes ``axis_name``; ``None`` is the identity. The convention of the whole library: under a
-named axis a loss is this device's *share*, so that the sum of shares over devices is the global value.
-Differentiating the share and summing gradients over devices then gives the gradient of the global loss, also
-through the collectives here, whose transposes carry what one device's loss owes to another device's inputs.
+Every function takes ``axis_name``, the name of the axis of devices; None means one device, where a reduction over
+devices is the identity.
+
+The convention of the whole library: under a named axis a loss is this device's *share*, so that the sum of the shares
+over devices is the value for the global batch. (A share is no mean over the device's part of the batch: its
+denominator is the global one.) Differentiating the share and summing the gradients over devices therefore gives the
+gradient of the global loss, also through the collectives here: their transposes send the derivative of one device's
+loss by another device's inputs to that device.
 """
 
 from __future__ import annotations
@@ -16,32 +20,43 @@ AxisName = str | None
 
 
 def psum(x, axis_name: AxisName):
-    """Sum of a pytree over devices."""
+    """The sum over devices of each array of a pytree: of shares of a loss, the loss."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def all_gather(x: Shaped[Array, "batch ..."], axis_name: AxisName) -> Shaped[Array, "global_batch ..."]:
-    """The arrays of all devices, joined along the first axis in device order; differentiable."""
+    """The arrays of all devices, concatenated along the first axis in the order of devices; differentiable."""
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=0, tiled=True)
 
 
 def axis_index(axis_name: AxisName):
-    """This device's place on the axis; 0 without one."""
+    """The number of this device on the axis, from 0; 0 without an axis."""
     return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def axis_size(axis_name: AxisName) -> int:
-    """How many devices share the axis; 1 without one."""
+    """The number of devices on the axis; 1 without an axis."""
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def batch_mean(
     values: Float[Array, "batch"], weights: Float[Array, "batch"] | None = None, *, axis_name: AxisName = None
 ) -> Float[Array, ""]:
-    """This device's share of ``sum_i w_i v_i / sum_i w_i`` over the global batch (0 where all weights are 0).
+    """This device's share of the weighted mean ``sum_i w_i v_i / sum_i w_i`` over the global batch.
 
-    The one place where per-example terms become a loss. A value whose weight is 0 has no influence, not even
-    an infinite one.
+    This is the one place where the terms of single examples become a loss.
+
+    Args:
+      values: one term for each example, of this device's part of the batch.
+      weights: not negative; None: 1 for all. A value whose weight is 0 has no influence, not even an infinite one.
+
+    Returns:
+      A scalar, 0 where all weights of the global batch are 0.
+
+    Example::
+
+        >>> batch_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))
+        Array(2., dtype=float32)
     """
     if weights is None:
         weights = jnp.ones_like(values)
@@ -52,17 +67,18 @@ def batch_mean(
 
 
 def mesh_size() -> int:
-    """Over how many devices the compiler splits the batch of the program being traced; 1 outside of a mesh."""
+    """The number of devices over which the compiler splits the batch of the program being traced; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty or mesh.manual_axes else mesh.size
 
 
 def keep_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """``x``, pinned to be split by examples where the compiler lays out the program (the mode ``sharded``).
+    """``x`` with the constraint that the compiler splits it over devices by its first axis, the examples.
 
-    Without it the compiler follows the parameters where these are split (fsdp): it then splits a layer's arithmetic by
-    features and sends the activations of the whole batch around, in place of the layer's weights. To be called on what
-    goes in and out of every layer. Changes no value, and nothing at all in the other modes.
+    To be called on the inputs and outputs of every layer. It matters where the compiler lays out the program (the mode
+    ``sharded``) and parameters are split over devices (fsdp): the compiler would otherwise follow the parameters, split
+    a layer's arithmetic by features and communicate the activations of the whole batch in place of the layer's weights.
+    It changes no value, and does nothing in the other modes.
     """
     size = mesh_size()
     if size == 1 or x.shape[0] % size:
@@ -72,25 +88,25 @@ def keep_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
 
 
 def share(value: Float[Array, ""], *, axis_name: AxisName = None) -> Float[Array, ""]:
-    """This device's share, ``value / devices``, of a scalar that every device has computed alike.
+    """This device's share, ``value / devices``, of a scalar that every device has computed for the global batch.
 
-    For losses that are one number of the whole batch (of psum'ed moments, say) and not a mean of terms.
+    For losses that are one number of the whole batch, such as a function of its moments, and not a mean of terms.
     """
     if axis_name is None:
         return value
-    # The zero marks the share as this device's own. Else shard_map, knowing that all devices agree on the
-    # value, would differentiate one device's share and not their sum.
+    # Adding this zero makes the share vary over devices. Otherwise shard_map, which knows that the value is the same on
+    # all devices, would differentiate one device's share and not their sum.
     own = (0 * jax.lax.axis_index(axis_name)).astype(value.dtype)
     return value / axis_size(axis_name) + own
 
 
 def global_index(size: int, *, axis_name: AxisName = None) -> Int[Array, "{size}"]:
-    """The place in the global batch of each of this device's ``size`` examples."""
+    """The index in the global batch of each of this device's ``size`` examples."""
     return axis_index(axis_name) * size + jnp.arange(size, dtype=jnp.int32)
 
 
-def rolled(x: Shaped[Array, "batch ..."], *, axis_name: AxisName = None) -> Shaped[Array, "batch ..."]:
-    """Every example's predecessor in the global batch; the first one's is the last."""
+def roll_batch(x: Shaped[Array, "batch ..."], *, axis_name: AxisName = None) -> Shaped[Array, "batch ..."]:
+    """The global batch shifted by one: in place of each example the one before it, in place of the first the last."""
     if axis_name is None:
         return jnp.roll(x, 1, axis=0)
     before = global_index(x.shape[0], axis_name=axis_name) - 1

@@ -13,7 +13,10 @@ from xmodal_jax.types import ExampleKeys, Key
 
 
 def fold_in_name(key: KeyArray[Array, "*batch"], name: str) -> KeyArray[Array, "*batch"]:
-    """A key for a named use, from the name and not the order of use; also maps over an array of keys."""
+    """The key of a use that has a name. It depends on the name and not on the order in which keys are drawn.
+
+    ``key`` may be an array of keys ``[*batch]``; the result then has the same shape.
+    """
     data = jnp.uint32(zlib.crc32(name.encode()))
     fold = jax.random.fold_in
     for _ in range(key.ndim):
@@ -22,10 +25,10 @@ def fold_in_name(key: KeyArray[Array, "*batch"], name: str) -> KeyArray[Array, "
 
 
 def named_keys(key: Key, *names: str) -> tuple[Key, ...]:
-    """One key for each name."""
+    """One key for each name, as `fold_in_name` makes it."""
     return tuple(fold_in_name(key, name) for name in names)
 
 
 def example_keys(key: Key, index: Int[Array, "batch"]) -> ExampleKeys:
-    """One key for each example, from its index in the global batch: the same on any number of devices."""
+    """One key for each example, ``[B]``, from its index in the global batch: the same on any number of devices."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

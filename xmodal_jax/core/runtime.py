@@ -1,4 +1,4 @@
-"""What must be set before JAX starts, and what JAX tells about compilation."""
+"""Settings of JAX, XLA and the C library for an experiment; free memory; timers that know about compilation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xmodal_jax.core import cluster
 
 
 def cache_root() -> pathlib.Path:
-    """Where everything that can be made again is kept: ``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``."""
+    """The folder of everything that can be computed again: ``$XMODAL_CACHE``, else ``~/.cache/xmodal_jax``."""
     return pathlib.Path(os.environ.get("XMODAL_CACHE", pathlib.Path.home() / ".cache" / "xmodal_jax"))
 
 
@@ -30,7 +30,7 @@ XLA_FLAGS = {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     },
 }
-"""Flags by the version of jaxlib that they were measured with; XLA ends a process that has a flag it does not know."""
+"""XLA flags by the version of jaxlib that they were measured with. (XLA aborts the process at an unknown flag.)"""
 
 
 def configure(
@@ -41,26 +41,33 @@ def configure(
     xla_flags: bool = True,
     gpu_memory_fraction: float | None = None,
 ) -> tuple[str, ...]:
-    """Settings for an experiment; call it before anything else uses JAX. Returns what was set, a line each.
+    """Applies the settings of an experiment; call it before anything else uses JAX.
 
-    Started as one of several processes (Slurm, Kubernetes, TPU pod, Open MPI or plain variables, see
-    `core.cluster.detect`), it first joins the others. With ``XMODAL_CONFIGURE=0`` in the environment it does
-    nothing else.
+    If this is one of several processes (of Slurm, Kubernetes, a TPU pod, Open MPI or plain variables, see
+    `core.cluster.detect`), it first joins the others. With ``XMODAL_CONFIGURE=0`` in the environment it does nothing
+    else.
 
-    ``compilation_cache``: keep compiled programs on disk, so that a second start compiles nothing
-    (``JAX_COMPILATION_CACHE_DIR`` overrides where; empty turns it off).
-    ``keep_memory``: let the C library keep freed memory instead of handing it back to the system after every step,
-    whose page faults cost a training step on the CPU a sixth of its time (glibc only; elsewhere it does nothing).
-    ``run_inline``: on the CPU run programs in the thread that calls them. A large block that another thread asks for
-    comes from the system each time and not from what ``keep_memory`` keeps (glibc's arenas of threads end at 64 MiB):
-    its page faults cost the steps of large models another fifth of their time. Several devices still run at once.
-    ``xla_flags``: add the flags that were measured with the installed jaxlib to ``XLA_FLAGS`` (`XLA_FLAGS`). What
-    stands there already stays; other versions, and machines with a plugin of JAX for an accelerator, get none.
-    ``gpu_memory_fraction``: the share of a GPU's memory that JAX takes at its start, instead of its own default
-    (``XLA_PYTHON_CLIENT_MEM_FRACTION`` overrides it).
+    Args:
+      compilation_cache: keep compiled programs on disk, so that a second start compiles nothing.
+        ``JAX_COMPILATION_CACHE_DIR`` overrides the folder; empty, it turns the cache off.
+      keep_memory: let the C library keep freed memory in place of handing it back to the system after every step. The
+        page faults would cost a training step on the CPU a sixth of its time. (With glibc; elsewhere it does nothing.)
+      run_inline: on the CPU, run programs in the thread that calls them. A large block that another thread allocates
+        comes from the system each time and not from what ``keep_memory`` keeps (glibc's arenas of threads end at 64
+        MiB), and the page faults cost the steps of large models another fifth of their time. Several devices still run
+        at once.
+      xla_flags: add the flags that were measured with the installed jaxlib (`XLA_FLAGS`) to the variable
+        ``XLA_FLAGS``. Flags that it has already stay; other versions of jaxlib, and machines with a JAX plugin for an
+        accelerator, get none.
+      gpu_memory_fraction: the fraction of a GPU's memory that JAX allocates at its start, in place of JAX's default;
+        ``XLA_PYTHON_CLIENT_MEM_FRACTION`` overrides it.
+
+    Returns:
+      A line about each setting that was applied.
 
     Raises:
-      ValueError: ``gpu_memory_fraction`` is not in (0, 1].
+      ValueError: ``gpu_memory_fraction`` is not in (0, 1], or the variables of a cluster contradict each other.
+      RuntimeError: the processes do not find each other.
     """
     if gpu_memory_fraction is not None and not 0 < gpu_memory_fraction <= 1:
         raise ValueError(f"gpu_memory_fraction must be in (0, 1], got {gpu_memory_fraction}")
@@ -103,10 +110,10 @@ def _add_xla_flags() -> list[str]:
 
 
 def _keep_freed_memory() -> bool:
-    """glibc's mallopt: no mmap for large blocks, no trimming, growth by 64 MiB. Whether it is there.
+    """Tells glibc's malloc to use no mmap for large blocks, never to trim, and to grow by 64 MiB; False without glibc.
 
-    Not one arena for all threads as well: what the compiler leaves behind would then slow down every later allocation,
-    and a GAN's step with it to half its speed until the program comes from the cache.
+    All threads could share one arena as well, but the blocks that the compiler leaves behind would then slow down every
+    later allocation: a GAN's step to half its speed, until the program comes from the cache.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
@@ -124,9 +131,9 @@ def _keep_freed_memory() -> bool:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still get on each of its devices; None where neither device nor system says.
+    """Bytes that this process can still allocate on each of its devices; None where that is not known.
 
-    On the CPU, where the devices share it: the system's (or the container's) free memory, divided among them.
+    On the CPU, whose devices share one memory, it is the system's (or the container's) free memory divided among them.
     """
     device = jax.local_devices()[0]
     if device.platform != "cpu":
@@ -146,22 +153,25 @@ def free_memory() -> int | None:
     return min(free) // jax.local_device_count()
 
 
-def jit_once(function: Callable, **how) -> Callable:
-    """``jax.jit`` of a program that runs once or seldom and computes little, such as the drawing of parameters: on the
-    CPU, LLVM's first level of optimisation halves its compilation; floats may differ in their last bit. A level in
-    ``XLA_FLAGS`` stays."""
+def jit_once(function: Callable, **options) -> Callable:
+    """``jax.jit`` for a program that runs once or seldom and computes little, such as the initialisation of parameters.
+
+    On the CPU it is compiled with LLVM's first level of optimisation, which halves the time of compilation; floats may
+    differ in their last bit from those of ``jax.jit``. A level in ``XLA_FLAGS`` takes precedence. ``options``: as of
+    ``jax.jit``.
+    """
 
     @functools.cache
-    def compiled():  # at the first call: what runs where is not known when a module is imported
+    def compiled():  # at the first call, because the backend is not known when a module is imported
         level = "xla_backend_optimization_level"
-        own = jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", "")
-        return jax.jit(function, compiler_options={level: 1} if own else None, **how)
+        lower = jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", "")
+        return jax.jit(function, compiler_options={level: 1} if lower else None, **options)
 
     return lambda *args: compiled()(*args)
 
 
 class CompileClock:
-    """Seconds spent compiling since it was made (or reset), over the whole process, by JAX's own events."""
+    """Measures the time that the whole process spends compiling, from JAX's own events."""
 
     EVENTS = (
         "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -170,7 +180,9 @@ class CompileClock:
 
     def __init__(self):
         self.seconds = 0.0
+        """Seconds spent compiling since this clock was made."""
         self.count = 0
+        """Number of programs compiled since."""
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def _on_event(self, event: str, duration: float, **_) -> None:
@@ -184,17 +196,26 @@ class CompileClock:
 
 
 class Timer:
-    """Wall seconds by name; the compilation inside each is taken out and kept under ``compile``."""
+    """Wall-clock time of named parts of a run, without the compilation in them, which is counted under ``compile``.
+
+    ::
+
+        timer = Timer()
+        with timer("data"):
+            ...
+        timer.report()  # {"data": 1.2, "compile": 0.0, "total": 1.3}
+    """
 
     def __init__(self):
         self.clock = CompileClock()
         self.start = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        """Seconds by name, without compilation."""
         self._inside = 0.0
 
     @contextlib.contextmanager
     def __call__(self, name: str):
-        """Adds the time of the ``with`` block to ``name``; a block inside a block counts once, under its own name."""
+        """Adds the time of the ``with`` block to ``name``. A block inside it counts under its own name only."""
         outside, self._inside = self._inside, 0.0
         start, compiled = time.perf_counter(), self.clock.seconds
         try:
@@ -205,5 +226,5 @@ class Timer:
             self._inside = outside + whole
 
     def report(self) -> dict[str, float]:
-        """Seconds by name, with ``compile`` and ``total`` (since it was made)."""
+        """Seconds by name, with ``compile`` and ``total`` (since the timer was made)."""
         return {**self.seconds, "compile": self.clock.seconds, "total": time.perf_counter() - self.start}

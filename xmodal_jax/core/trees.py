@@ -1,4 +1,4 @@
-"""Pytrees of parameters: paths, norms, averages and finite checks."""
+"""Pytrees of parameters: paths of their arrays, norms, moving averages and checks for finite values."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 
 def path_name(path) -> str:
-    """``encoder/layer_0/kernel`` for a key path of ``jax.tree_util``."""
+    """A key path of ``jax.tree_util`` as a string, such as ``encoder/layer_0/kernel``."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def leaf_names(tree: PyTree) -> list[str]:
-    """The path of every leaf, in the order of ``jax.tree.leaves``."""
+    """The path of every array, in the order of ``jax.tree.leaves``."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def flat(tree: PyTree) -> dict[str, Any]:
-    """Every leaf by its path."""
+    """Every array by its path, in the order of ``jax.tree.leaves``."""
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def nested(leaves: Mapping[str, Any]) -> dict:
-    """Nested dictionaries with the leaves at their paths: the reverse of :func:`flat` of such a tree."""
+    """Nested dictionaries with the arrays at their paths: the inverse of `flat`."""
     tree: dict = {}
     for name, leaf in leaves.items():
         *path, last = name.split("/")
@@ -39,14 +39,17 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 
 
 def map_with_name(fn: Callable[[str, Array], Array], tree: PyTree) -> PyTree:
-    """``fn(name, leaf)`` over all leaves."""
+    """A tree of ``fn(path, array)`` of every array."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(path_name(path), leaf), tree)
 
 
 def match_names(pattern: str, tree: PyTree, *, what: str = "pattern") -> PyTree:
-    """A tree of bool: whether the regular expression is found in the leaf's path.
+    """A tree of bools: whether a regular expression is found in each array's path.
 
-    Raises ValueError if it matches no leaf: a typo in a pattern must not silently train everything.
+    ``what``: the option that holds the expression, for the error's message.
+
+    Raises:
+      ValueError: it matches no path. (A typo in an expression must not silently train all parameters.)
     """
     names = leaf_names(tree)
     if not any(re.search(pattern, name) for name in names):
@@ -56,18 +59,18 @@ def match_names(pattern: str, tree: PyTree, *, what: str = "pattern") -> PyTree:
 
 
 def count(tree: PyTree) -> int:
-    """Number of array elements."""
+    """The number of elements of all arrays together."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:
-    """Square root of the sum of squares of all elements, in float32."""
+    """The Euclidean norm of all elements together, in float32."""
     leaves = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(leaves, jnp.float32(0.0)))
 
 
 def finite_leaves(tree: PyTree) -> Bool[Array, "leaves"]:
-    """For each leaf, whether all its elements are finite."""
+    """Whether all elements are finite, for each array."""
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
 
 

@@ -182,7 +182,7 @@ def fit_unimodal(
         with Run.create(
             run.path / "unimodal" / name, config, resume=config.resume, writer=run.writes, tensorboard=False
         ) as own:
-            run.say(f"training on {name} alone")
+            run.print(f"training on {name} alone")
             found[name] = method, fit(method, loader, config, optimizer, own, timer).params
     return found
 

@@ -100,7 +100,7 @@ def fit_judges(judges: Judges, loader: Loader, config: RunConfig, run: Run, time
     config = dataclasses.replace(config, steps=steps, eval_every=0, checkpoint_every=0, patience=0, seeds=1)
     where = dict(resume=config.resume, writer=run.writes, tensorboard=False)
     with Run.create(run.path / "judges", config, **where) as own:
-        run.say("training the judges")
+        run.print("training the judges")
         optimizer = Optimizer("muon", learning_rate=5e-3)
         return fit(judges.method, loader, config, optimizer, own, timer).params[0]
 

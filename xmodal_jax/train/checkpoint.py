@@ -1,7 +1,8 @@
-"""Checkpoints with Orbax: the state, the position in the data and what else a run needs to go on exactly.
+"""Checkpoints with Orbax: the state, the position in the data and what else a run needs to resume exactly.
 
-Every checkpoint also holds, in its ``meta`` entry, name, shape, type and a digest of each array of the state. So a
-checkpoint of another model is told from a damaged one, and one whose bits have changed on the disk is not trusted.
+The entry ``meta`` of every checkpoint is JSON. Beside the metadata of the run it holds the name, shape, type and digest
+of each array of the state. So a checkpoint of another model can be told from a damaged one, and an array whose bits
+have changed on the disk is not used.
 """
 
 from __future__ import annotations
@@ -24,23 +25,25 @@ from xmodal_jax.models import lora
 
 
 class CheckpointMismatch(ValueError):
-    """A readable checkpoint that belongs to another model, optimizer or number of seeds."""
+    """A checkpoint is readable but belongs to another model, optimizer or number of seeds."""
 
 
 class RestoredCheckpoint(NamedTuple):
-    """What a finished (or stopped) run hands to others."""
+    """The trained parameters of a run, and the metadata to use them."""
 
     params: Any
-    """The parameters to use: their average where the run kept one."""
+    """The parameters to evaluate: their exponential moving average where the run has one. Of a GAN a dict of both
+    players' parameters and the other arrays that `types.GAN.predict` takes."""
     metadata: dict
-    """The facts stored beside them: ``config``, ``tokenizer`` (file name to content), ``step``, …"""
+    """The metadata stored beside them: ``config``, ``tokenizer`` (file name to content), ``step``, …"""
     step: int
+    """Number of training steps taken."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest ``keep`` and the best by ``best_metric``, written in the background.
+    """The checkpoints of one run: the ``keep`` newest and the best by ``best_metric``, written in the background.
 
-    With several processes all of them call every method, and the directory is one that all of them see.
+    With several processes all of them call every method, and all of them see the directory.
     """
 
     def __init__(self, directory: pathlib.Path | str, *, keep: int = 2, best_metric: str | None = None):
@@ -66,14 +69,14 @@ class Checkpoints:
         return ocp.CheckpointManager(self.directory / name, options=options)
 
     def save(self, step: int, state: Any, metadata: dict) -> None:
-        """Writes ``state`` (in the engine's fetched layout) and the JSON-able ``metadata``, in the background."""
+        """Writes ``state`` (as `Engine.fetch` returns it) and ``metadata`` (JSON-able), in the background."""
         if self._newest.latest_step() == step:
             return
-        self.wait()  # one at a time: else several processes may meet at the barriers of different checkpoints
+        self.wait()  # one at a time: otherwise processes could meet at the barriers of different checkpoints
         self._newest.save(step, args=_args(state, metadata))
 
     def save_best(self, step: int, state: Any, metadata: dict, value: float) -> bool:
-        """Keeps ``state`` if ``value`` (higher is better) beats every one before; says whether it did."""
+        """Writes ``state`` if ``value`` (higher is better) is above every value before; returns whether it was."""
         if self._best is None or (self._best_value is not None and value <= self._best_value):
             return False
         self._best_value = value
@@ -83,25 +86,31 @@ class Checkpoints:
         return True
 
     def restore(self, abstract: Any, *, best: bool = False) -> tuple[Any, dict] | None:
-        """The newest (or best) readable checkpoint as ``(state, metadata)``, laid out as ``abstract``; None if none.
+        """The newest (or best) readable checkpoint as ``(state, metadata)``; None where there is none.
 
-        One that cannot be read, or whose arrays are not those that were written, is reported, set aside under
-        ``damaged/``, and the one before is used. Raises CheckpointMismatch, and moves nothing, where a checkpoint is
-        sound but its arrays are not those of ``abstract``.
+        A checkpoint that cannot be read, or whose arrays differ from those that were written, is reported and moved to
+        ``damaged/``, and the one before is used.
+
+        Args:
+          abstract: shapes, types and shardings of the state, as `Engine.abstract` returns them.
+          best: the best checkpoint in place of the newest.
+
+        Raises:
+          CheckpointMismatch: a checkpoint is sound, but its arrays are not those of ``abstract``. It is not moved.
         """
         manager = self._best if best else self._newest
         if manager is None:
             return None
         for step in sorted(manager.all_steps(), reverse=True):
-            found, error = None, None
+            restored, error = None, None
             try:
-                found = self._read(manager, step, abstract)
+                restored = self._read(manager, step, abstract)
             except CheckpointMismatch:
                 raise
-            except Exception as e:  # Orbax raises many kinds for a damaged file; each means: not usable.
+            except Exception as e:  # Orbax raises many types for a damaged file; with each it is not usable
                 error = e
             if _all_processes(error is None):
-                return found
+                return restored
             self._set_aside(manager, step, error)
         return None
 
@@ -110,14 +119,16 @@ class Checkpoints:
         stored = _abstract_data(abstract)
         _check_arrays(metadata["arrays"], stored, pathlib.Path(manager.directory) / str(step))
         target = jax.tree.map(_as_struct, stored)
-        kept = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-        now = describe(kept)
-        changed = [name for name, entry in metadata["arrays"].items() if now[name] != entry]
+        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))[
+            "state"
+        ]
+        described = describe(state)
+        changed = [name for name, entry in metadata["arrays"].items() if described[name] != entry]
         if changed:
             raise ValueError(
                 f"{changed[0]} holds other bits than were written ({len(changed)} arrays in all)"
             )
-        return _data_to_keys(kept, abstract), metadata
+        return _data_to_keys(state, abstract), metadata
 
     def _set_aside(self, manager, step: int, error: Exception | None) -> None:
         source = pathlib.Path(manager.directory) / str(step)
@@ -153,11 +164,23 @@ def restore_run(
 ) -> RestoredCheckpoint:
     """The trained parameters of a run's newest (or best) checkpoint, on one device, whatever it was trained on.
 
-    Needs no knowledge of the method that wrote it, and reads the parameters only. ``directory``: the run's, or its
-    ``checkpoints``. ``seed``: of a run with several (``--seeds``), which one's parameters.
+    It needs no knowledge of the method that was trained, and reads the parameters only.
 
-    Raises FileNotFoundError where there is no checkpoint, ValueError for a seed that the run did not train or that is
-    needed and not given.
+    Args:
+      directory: the run's directory, or its ``checkpoints``.
+      best: the best checkpoint by validation, in place of the newest.
+      seed: which seed's parameters; needed where the run has several (``--seeds``).
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run has not trained this seed, or has several and ``seed`` is None.
+
+    Example::
+
+        run = restore_run("runs/contrastive-20250131-101500")
+        model = from_json(ContrastiveConfig, run.metadata["config"]["model"])
+        method = make_contrastive(model, run.metadata["modalities"], vocab_size=...)
+        embeddings = method.predict(run.params, batch)
     """
     folder = newest_checkpoint(directory, best=best)
     metadata = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
@@ -183,7 +206,11 @@ def restore_run(
 
 
 def newest_checkpoint(directory: pathlib.Path | str, *, best: bool = False) -> pathlib.Path:
-    """The folder of a run's newest (or best) checkpoint. Raises FileNotFoundError where there is none."""
+    """The folder of a run's newest (or best) checkpoint.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
     root = pathlib.Path(directory).absolute()
     root = root / "checkpoints" if (root / "checkpoints").is_dir() else root
     root = root / ("best" if best else "newest")
@@ -194,7 +221,7 @@ def newest_checkpoint(directory: pathlib.Path | str, *, best: bool = False) -> p
 
 
 def read_state(folder: pathlib.Path, *parts: str) -> dict[str, Any]:
-    """The named parts of a checkpoint's state (all of them by default) as they are stored, on one device."""
+    """The named fields of a checkpoint's state (without names, all of them) as they are stored, on one device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     reader = ocp.PyTreeCheckpointHandler()
     shapes = reader.metadata(folder / "state").tree
@@ -209,7 +236,7 @@ def read_state(folder: pathlib.Path, *parts: str) -> dict[str, Any]:
 
 
 def describe(state: Any) -> dict[str, str]:
-    """Name to ``float32[3,4] 01234567``: type, shape and a digest of every array's bits."""
+    """Type, shape and digest of each array by its path, such as ``"float32[3,4] 01234567"``."""
     state = _keys_to_data(state)
     leaves = jax.tree.leaves(state)
     small = sum(x.nbytes for x in leaves) <= HOST_DIGESTS and all(
@@ -223,7 +250,7 @@ def describe(state: Any) -> dict[str, str]:
 
 
 def _digest(x):
-    """The sum modulo 2^32 of a hash of each word and its place: the same however the array is laid out on devices."""
+    """The sum modulo 2^32 of a hash of each word and its index: the same however the array is laid out on devices."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     width = jnp.dtype(x.dtype).itemsize
@@ -247,11 +274,11 @@ def _mix(words, place):
 _digests = jit_once(lambda leaves: [_digest(x) for x in leaves])
 
 HOST_DIGESTS = 2**27
-"""Bytes of a state up to which its digests are taken by the host, which has no program to compile for them."""
+"""Largest state, in bytes, whose digests the host computes: it has no program to compile for them."""
 
 
 def host_digest(x: np.ndarray) -> int:
-    """`_digest`, without a device."""
+    """The digest of an array as `describe` has it, computed with NumPy."""
     x = np.ascontiguousarray(x)
     words = x.reshape(-1).view({1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)).astype(np.uint32)
     return int(np.sum(_mix(words, np.arange(words.size, dtype=np.uint32)), dtype=np.uint32))
@@ -261,9 +288,10 @@ def _kind(leaf) -> str:
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
-def _check_arrays(kept: dict[str, str], abstract: Any, where: pathlib.Path) -> None:
+def _check_arrays(described: dict[str, str], abstract: Any, folder: pathlib.Path) -> None:
+    """Raises CheckpointMismatch where a checkpoint's arrays have other names, types or shapes than ``abstract``."""
     wanted = dict(zip(trees.leaf_names(abstract), map(_kind, jax.tree.leaves(abstract)), strict=True))
-    held = {name: entry.split(" ")[0] for name, entry in kept.items()}
+    held = {name: entry.split(" ")[0] for name, entry in described.items()}
     lines = [
         f"  {name}: the checkpoint holds {held.get(name, 'nothing')}, this run has {wanted.get(name, 'nothing')}"
         for name in dict.fromkeys([*wanted, *held])
@@ -272,7 +300,7 @@ def _check_arrays(kept: dict[str, str], abstract: Any, where: pathlib.Path) -> N
     if lines:
         more = [f"  and {len(lines) - 5} more"] if len(lines) > 5 else []
         raise CheckpointMismatch(
-            f"{where} is of another model, optimizer or number of seeds. Resume with the flags of its config.json, "
+            f"{folder} is of another model, optimizer or number of seeds. Resume with the flags of its config.json, "
             "or start anew with another --run-dir.\n" + "\n".join(lines[:5] + more)
         )
 
@@ -288,7 +316,7 @@ def _all_processes(value: bool) -> bool:
 
 
 def _keys_to_data(tree):
-    """Typed random keys as plain integers, which every Orbax version stores."""
+    """Typed random keys as plain integers, which every version of Orbax can store."""
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
 
@@ -306,7 +334,7 @@ def _args(state, metadata):
 
 
 def _abstract_data(abstract):
-    """Shapes of the stored form of a state: keys as integers."""
+    """Shapes and types of a state as it is stored: with keys as integers."""
 
     def one(x):
         if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -198,16 +198,16 @@ class TrainingLoop:
     def _restore(self, keys: jax.Array) -> None:
         restored = self._checkpoints.restore(self.engine.abstract(keys, self._example))
         if restored is None:
-            self.run.say("no checkpoint to resume from: starting at step 0")
+            self.run.print("no checkpoint to resume from: starting at step 0")
             return
         state, metadata = restored
-        self.state = self.engine.place(state)
+        self.state = self.engine.put_state(state)
         self.step = self.start = metadata["step"]
         self.diverged += metadata.get("diverged", [])  # checkpoints of earlier versions have none
         self._best_score = -math.inf if metadata["best"] is None else metadata["best"]
         self._evaluations_since_best = metadata["waited"]
         self._feed.restore(metadata["position"])
-        self.run.say(f"resuming after step {self.start}")
+        self.run.print(f"resuming after step {self.start}")
 
     # -- one dispatch ---------------------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ class TrainingLoop:
         message = f"step {step}{of_seed}: {what} are no longer finite."
         others = len(self.seeds) - len(self.diverged) - 1
         if self.config.on_divergence == "drop" and others:
-            self.run.say(f"{message} This seed is dropped; {others} go on.")
+            self.run.print(f"{message} This seed is dropped; {others} go on.")
             self.diverged.append(seed)
             return
         rates = ", ".join(f"{rate[last_step - 1]:.2g}" for rate in self._learning_rates.values())
@@ -297,7 +297,7 @@ class TrainingLoop:
             self._compare_with_best(float(np.mean(scores[self._monitor])))
         if not self.config.patience or self._evaluations_since_best < self.config.patience:
             return False
-        self.run.say(
+        self.run.print(
             f"stopped early at step {self.step}: {self._monitor} has not improved on {self._best_score:.4f}"
         )
         return True
@@ -368,7 +368,7 @@ def load_pretrained_params(state: Any, engine: Engine, training: Training, examp
         ]
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_seed)
     ema = None if drawn.ema is None else jax.tree.map(jnp.copy, training.ema_params(params))
-    return engine.place(drawn._replace(params=params, ema=ema))
+    return engine.put_state(drawn._replace(params=params, ema=ema))
 
 
 def eval_params_by_seed(state: Any, engine: Engine, training: Training) -> list[Any]:
@@ -394,7 +394,7 @@ def check_memory(engine: Engine, state: Any, resident: Any, xs: Any) -> None:
 
     Before the first step and not in the middle of it.
     """
-    needed, free = engine.memory(state, resident, xs), free_memory()
+    needed, free = engine.needed_memory(state, resident, xs), free_memory()
     shards = (s for x in jax.tree.leaves((state, resident)) for s in x.addressable_shards)
     held = sum(shard.data.nbytes for shard in shards) // engine.local_devices
     if free is not None and needed - held > free:

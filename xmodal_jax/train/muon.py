@@ -1,4 +1,4 @@
-"""Muon: momentum with the singular values of every matrix made equal, for the parameters of Flax modules."""
+"""The Muon optimizer for Flax modules, which orthogonalises the momentum of each matrix."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ from xmodal_jax.core import trees
 from xmodal_jax.types import Params
 
 _STEPS, _QUINTIC = 5, (3.4445, -4.7750, 2.0315)
+"""Number of steps of the iteration, and the coefficients a, b and c of its polynomial (see `newton_schulz`)."""
 
 
 class Axes(NamedTuple):
-    """Which axes of a parameter count matrices, are their inputs, are their outputs."""
+    """Which axes of a parameter number its matrices, and which are the inputs and the outputs of each matrix."""
 
     several: tuple[int, ...]
+    """Axes that number the matrices, such as the layers of a scanned transformer."""
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
 
 def matrix_axes(name: str, rank: int) -> Axes | None:
-    """The axes of a parameter that is a matrix (a convolution is one of all its window's inputs), or several: query,
-    key and value; the layers of a scanned transformer. None for vectors and for tables, such as embeddings, of which a
-    batch uses some rows only."""
+    """The axes of a parameter that consists of matrices, by its path and its number of axes.
+
+    A convolution is one matrix, whose inputs are those of the whole window. Query, key and value are three, and the
+    layers of a scanned transformer one each. None for vectors, and for tables such as embeddings, of which a batch uses
+    some entries only.
+    """
     *_, layer, leaf = ["", *name.split("/")]
     first = 1 if re.search(r"(^|/)layers/", name) else 0
     several, axes = tuple(range(first)), tuple(range(first, rank))
@@ -44,11 +49,13 @@ def matrix_axes(name: str, rank: int) -> Axes | None:
 
 
 def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count rows columns"]:
-    """Near ``U V^T`` of each matrix ``U S V^T``: five times ``x <- P x``, ``P = a + b A + c A^2``, ``A = x x^T``, from
-    ``x / |x|``; singular values end between about 0.7 and 1.2 (Jordan et al. 2024). Cheapest with few rows.
+    """Approximates ``U V^T`` of each matrix ``U S V^T`` (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    Wide matrices are read twice only: of the products of the steps' ``P``, all ``[rows, rows]``, the next step's ``A``
-    is ``P A P``.
+    Starting from ``x / |x|``, five steps compute ``x <- P x`` with ``P = a + b A + c A^2`` and ``A = x x^T``; the
+    singular values end between about 0.7 and 1.2. It is cheapest where matrices have fewer rows than columns.
+
+    For wide matrices all steps but the last product work on ``[rows, rows]``: the ``P`` of the steps are multiplied,
+    and the next step's ``A`` is ``P A P``.
     """
     a, b, c = _QUINTIC
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
@@ -69,11 +76,11 @@ def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count 
 
 
 def scale_by_muon(*, b1: float, b2: float) -> optax.GradientTransformation:
-    """Nesterov momentum made orthogonal (`newton_schulz`) for matrices, Adam's rule (with Nesterov's momentum) for the
-    rest.
+    """Orthogonalised Nesterov momentum (`newton_schulz`) for matrices, and Adam's rule with Nesterov momentum for other
+    parameters.
 
-    The elements of a matrix's update have a root mean square of 0.2, about that of Adam's, so that one learning rate
-    serves both: ``0.2 sqrt(max(inputs, outputs))`` times the orthogonal matrix (Liu et al. 2025, arXiv:2502.16982,
+    A matrix's update is ``0.2 sqrt(max(inputs, outputs))`` times the orthogonal matrix. Its elements then have a root
+    mean square of 0.2, about that of Adam's, so that one learning rate serves both (Liu et al. 2025, arXiv:2502.16982,
     eq. 4).
     """
 
@@ -87,7 +94,7 @@ def scale_by_muon(*, b1: float, b2: float) -> optax.GradientTransformation:
 
 
 def _orthogonalize() -> optax.GradientTransformation:
-    """Matrices of the same size go together: fewer operations to compile and to start."""
+    """Orthogonalises the updates, all matrices of one size together: fewer operations to compile and to launch."""
 
     def update(updates, state, params=None):
         del params
@@ -108,7 +115,7 @@ def _orthogonalize() -> optax.GradientTransformation:
 
 
 def _as_matrices(x: Array, axes: Axes) -> tuple[Array, Callable[[Array], Array]]:
-    """``[count, rows, columns]`` with the shorter side first, and the way back."""
+    """A parameter as matrices ``[count, rows, columns]`` with ``rows <= columns``, and the function that undoes it."""
     order = (*axes.several, *axes.inputs, *axes.outputs)
     moved = x.transpose(order)
     count, rows = (math.prod(x.shape[i] for i in some) for some in (axes.several, axes.inputs))

@@ -1,7 +1,7 @@
 """Three ways to run the same step: ``jit`` on one device, ``pmap`` over devices, ``sharded`` over a mesh.
 
 All three compute the same loss and gradients for the same global batch and key, in one process or in several. An
-`Engine` hides how state and batches lie on the devices: the loop hands it host arrays and gets host arrays back.
+`Engine` hides how state and batches are laid out on the devices: its caller passes host arrays and gets host arrays.
 
 Several seeds train at once as a leading axis of the state, in all three modes (see `over_seeds`).
 """
@@ -22,46 +22,52 @@ Mode = Literal["jit", "pmap", "sharded"]
 SeedsForm = Literal["auto", "vmap", "map"]
 
 AXIS = "data"
-"""Name of the axis that the batch is split over."""
+"""Name of the axis of devices that the batch is split over."""
 
 MIN_SHARDED_SIZE = 2**12
-"""Arrays with fewer elements stay whole on every device: gathering them costs more than it saves."""
+"""Arrays with fewer elements are not split over devices (fsdp): gathering them would cost more than it saves."""
 
-SEEDS_IN_TURN = 2**18
-"""On the CPU, states with more elements than this per seed train one after the other inside the step."""
+MAX_VMAPPED_SIZE = 2**18
+"""On the CPU, seeds whose state has more elements than this train one after the other inside the step."""
 
 
 class Engine(NamedTuple):
-    """Where a program's state and batches live, and how its steps run."""
+    """The programs of a training in one mode: initialisation, steps, and how state and batches get to the devices."""
 
     mode: Mode
     devices: int
-    """Devices that the batch is split over, of all processes together."""
+    """Number of devices that the batch is split over, of all processes together."""
     local_devices: int
-    """Those of them that belong to this process."""
+    """Number of these devices that belong to this process."""
     seeds: int | None
-    """Length of the state's leading axis; None: one seed, and no such axis."""
+    """Length of the state's leading axis, which is that of seeds; None: one seed, and no such axis."""
     init: Callable[[Any, Any], Any]
-    """``init(seed_key, batch) -> state``, laid out on the devices; with seeds a key array ``[N]``."""
+    """``init(seed_key, batch) -> state``, on the devices; with seeds ``seed_key`` is a key array ``[N]``."""
     run: Callable[[Any, Any, Any], tuple[Any, Any]]
-    """``run(state, resident, xs) -> (state, metrics)``: as many steps as ``xs`` has entries along its first axis, in
-    one program; the state is donated. ``metrics`` leaves have shape ``[K, ...]``, with seeds ``[K, N, ...]``."""
-    memory: Callable[[Any, Any, Any], int]
-    """Bytes that each device needs for ``run`` of these arguments, from the compiled program."""
+    """``run(state, resident, xs) -> (state, metrics)``: the K steps whose inputs ``xs`` holds along its first axis (see
+    `draw_batch`), in one program. The state is donated. The arrays of ``metrics`` have shape ``[K, ...]``, with seeds
+    ``[K, N, ...]``."""
+    needed_memory: Callable[[Any, Any, Any], int]
+    """``needed_memory(state, resident, xs) -> bytes`` that each device needs for ``run``, from the compiled program."""
     put: Callable[[Any], Any]
-    """Host arrays ``[K, B, ...]`` (with seeds ``[K, N, B, ...]``; this process's rows) to devices."""
+    """Copies inputs ``[K, B, ...]`` (with seeds ``[K, N, B, ...]``), of which B is this process's part of the batch,
+    from the host to the devices."""
     put_resident: Callable[[Any], Any]
-    """A whole data set, the same in every process, to every device."""
+    """Copies a whole data set, the same in every process, from the host to every device."""
     fetch: Callable[[Any], Any]
-    """The state with one (possibly sharded) copy of each array: for evaluation and checkpoints."""
-    place: Callable[[Any], Any]
-    """The inverse of fetch."""
+    """The state with one (possibly sharded) copy of each array, for evaluation and checkpoints."""
+    put_state: Callable[[Any], Any]
+    """The inverse of ``fetch``: a state from a checkpoint, laid out for ``run``."""
     abstract: Callable[[Any, Any], Any]
-    """Shapes and shardings that a checkpoint is restored to: ``abstract(seed_key, batch)``, in fetch's layout."""
+    """``abstract(seed_key, batch)``: shapes and shardings of the state as ``fetch`` returns it, to restore a checkpoint
+    to."""
 
 
 def draw_batch(resident, x):
-    """The batch of one step: rows of the resident data set, or ``x`` itself where the data comes from the host."""
+    """The batch of one step: ``x`` itself, or the examples of the ``resident`` data set whose numbers ``x`` holds.
+
+    ``x`` then is ``{"row": int [B], "index": int [B]}``: the numbers in the data set, and those in the global stream.
+    """
     if resident is None:
         return x
     batch = jax.tree.map(lambda a: jnp.take(a, x["row"], axis=0), resident)
@@ -69,17 +75,17 @@ def draw_batch(resident, x):
 
 
 def over_seeds(step: Callable, form: SeedsForm = "auto") -> Callable:
-    """``step(state, resident, x)`` for states and batches with a leading axis of seeds.
+    """``step(state, resident, x)`` for states and inputs with a leading axis of seeds.
 
-    ``vmap`` runs all seeds' operations together, ``map`` one seed after the other in the same program; the results are
-    the same. ``auto`` takes ``vmap``, but on the CPU ``map`` for large states: there one seed's operations fill the
-    machine, and several at once only fall out of the cache (see benchmarks/seeds.py).
+    ``form``: "vmap" runs the operations of all seeds together, "map" one seed after the other in the same program; the
+    results are the same. "auto" takes "vmap", except on the CPU for large states (`MAX_VMAPPED_SIZE`), where the
+    operations of one seed occupy the whole machine and several at once only exceed its cache (see benchmarks/seeds.py).
     """
 
     def run(state, resident, x):
         size = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(state))
         in_turn = form == "map" or (
-            form == "auto" and jax.default_backend() == "cpu" and size > SEEDS_IN_TURN
+            form == "auto" and jax.default_backend() == "cpu" and size > MAX_VMAPPED_SIZE
         )
         if in_turn:
             return jax.lax.map(lambda sx: step(sx[0], resident, sx[1]), (state, x))
@@ -89,7 +95,7 @@ def over_seeds(step: Callable, form: SeedsForm = "auto") -> Callable:
 
 
 def _steps(step: Callable) -> Callable:
-    """K steps in one program. A single step runs without `lax.scan`, whose loop can cost on some platforms."""
+    """K steps in one program. A single step runs without `lax.scan`, whose loop is slow on some platforms."""
 
     def run(state, resident, xs):
         body = lambda state, x: step(state, resident, x)
@@ -111,11 +117,17 @@ def make_engine(
     seeds_form: SeedsForm = "auto",
     devices: Sequence[jax.Device] | None = None,
 ) -> Engine:
-    """An engine for ``init(key, batch) -> state`` and ``make_step(axis_name) -> step``.
+    """An engine for ``init(key, batch) -> state`` and ``make_step(axis_name) -> step(state, batch)``.
 
-    ``fsdp``: over how many devices each large array of the state is split in the sharded mode (it must divide the
-    number of devices; the rest is data parallelism). ``seeds``: train this many at once, in the form that
-    `over_seeds` explains. ``devices``: those to use, all of them by default.
+    Args:
+      fsdp: in the mode "sharded", the number of devices over which each large array of the state is split. It must
+        divide the number of devices; the rest is data parallelism.
+      seeds: number of seeds to train at once; None: one, and a state without an axis of seeds.
+      seeds_form: see `over_seeds`.
+      devices: the devices to use; None: all.
+
+    Raises:
+      ValueError: the mode is unknown, or ``fsdp`` or the number of processes does not suit it.
     """
     if fsdp != 1 and mode != "sharded":
         raise ValueError(f"fsdp={fsdp} needs parallel='sharded', got {mode!r}")
@@ -137,19 +149,20 @@ def make_engine(
 
 
 def _batch_axis(seeds: int | None) -> int:
+    """The axis of examples in the inputs of `Engine.run`."""
     return 1 if seeds is None else 2
 
 
-def _needs(run: Callable) -> Callable[..., int]:
-    """Bytes per device of a jitted or pmapped function; compiling it here compiles it for the later call too."""
+def _needed_memory(run: Callable) -> Callable[..., int]:
+    """Bytes per device of a jitted or pmapped function; what is compiled here serves the later call too."""
 
-    def needs(*args):
-        found = run.lower(*args).compile().memory_analysis()
-        # Donated arguments and the outputs that take their place count once.
-        sizes = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
-        return sum(sizes) - found.alias_size_in_bytes
+    def needed_memory(*args):
+        analysis = run.lower(*args).compile().memory_analysis()
+        sizes = analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.temp_size_in_bytes
+        # Donated arguments share memory with outputs: those bytes count once.
+        return sum(sizes) - analysis.alias_size_in_bytes
 
-    return needs
+    return needed_memory
 
 
 def _jit(init, run, seeds) -> Engine:
@@ -167,22 +180,22 @@ def _jit(init, run, seeds) -> Engine:
         seeds=seeds,
         init=jit_once(init),
         run=run,
-        memory=_needs(run),
+        needed_memory=_needed_memory(run),
         put=jax.device_put,
         put_resident=jax.device_put,
         fetch=same,
-        place=jax.device_put,
+        put_state=jax.device_put,
         abstract=lambda key, batch: jax.eval_shape(init, key, batch),
     )
 
 
-def _pmap(init, run, seeds, chosen) -> Engine:
+def _pmap(init, run, seeds, devices) -> Engine:
     axis = _batch_axis(seeds)
-    local = jax.local_devices() if chosen is None else list(chosen)
+    local = jax.local_devices() if devices is None else list(devices)
     everywhere = NamedSharding(
-        Mesh(np.array(jax.devices() if chosen is None else local), AXIS), PartitionSpec()
+        Mesh(np.array(jax.devices() if devices is None else local), AXIS), PartitionSpec()
     )
-    run = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, axis), donate_argnums=0, devices=chosen)
+    run = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, axis), donate_argnums=0, devices=devices)
 
     def put(xs):
         def split(x):
@@ -194,24 +207,24 @@ def _pmap(init, run, seeds, chosen) -> Engine:
 
         return jax.tree.map(split, xs)
 
-    # All leaves in one program: one for each leaf and device is seconds of compilation.
+    # All arrays in one program: a program for each array and device would take seconds to compile.
     without_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(x.shape[1:]), tree))
 
     def of_device(tree, k):
         return without_axis(jax.tree.map(lambda x: x.addressable_shards[k].data, tree))
 
     def fetch(tree):
-        """The devices' equal copies as arrays that know they are equal, in all processes together."""
+        """The equal copies of all devices as replicated arrays, in all processes together."""
         join = lambda *copies: jax.make_array_from_single_device_arrays(
             copies[0].shape, everywhere, list(copies)
         )
         return jax.tree.map(join, *(of_device(tree, k) for k in range(len(local))))
 
-    def run_first(state, resident, xs):
+    def run_and_read(state, resident, xs):
         state, metrics = run(state, resident, xs)
         return state, of_device(metrics, 0)
 
-    copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=chosen)
+    copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=devices)
     replicate = lambda tree: copy(tree, np.zeros(len(local), np.int8))
     compute_init = jit_once(init)
 
@@ -225,18 +238,22 @@ def _pmap(init, run, seeds, chosen) -> Engine:
         local_devices=len(local),
         seeds=seeds,
         init=lambda key, batch: replicate(compute_init(key, batch)),
-        run=run_first,
-        memory=_needs(run),
+        run=run_and_read,
+        needed_memory=_needed_memory(run),
         put=put,
         put_resident=replicate,
         fetch=fetch,
-        place=lambda tree: replicate(jax.tree.map(lambda x: x.addressable_shards[0].data, tree)),
+        put_state=lambda tree: replicate(jax.tree.map(lambda x: x.addressable_shards[0].data, tree)),
         abstract=abstract,
     )
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices (all by default) as a mesh ``data x fsdp``."""
+    """The devices (None: all) as a mesh ``[data, fsdp]``.
+
+    Raises:
+      ValueError: ``fsdp`` does not divide the number of devices.
+    """
     count = jax.device_count() if devices is None else len(devices)
     if count % fsdp:
         raise ValueError(f"fsdp={fsdp} does not divide the {count} devices")
@@ -245,7 +262,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """How one array of the state is split: its largest axis that divides by ``fsdp``, if it is large enough at all."""
+    """How an array of the state is split: along its largest axis that ``fsdp`` divides, if the array is large."""
     if fsdp == 1 or np.prod(shape, dtype=np.int64) < MIN_SHARDED_SIZE:
         return PartitionSpec()
     fitting = [axis for axis in range(len(shape)) if shape[axis] % fsdp == 0]
@@ -256,7 +273,7 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_layout(tree: Any, mesh: Mesh, seeds: int | None = None) -> Any:
-    """The sharding of every array of a state; a leading axis of seeds stays whole."""
+    """The sharding of every array of a state; a leading axis of seeds is not split."""
     fsdp = mesh.shape["fsdp"]
 
     def one(x):
@@ -274,7 +291,7 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
     layout = lambda tree: state_layout(tree, mesh, seeds)
 
     def init_sharded(key, batch):
-        # Laid out by the compiler from the start: no device ever holds the whole state.
+        # Laid out by the compiler from the start, so that no device ever holds the whole state.
         return jit_once(init, out_shardings=layout(jax.eval_shape(init, key, batch)))(key, batch)
 
     def constrained(state, resident, xs):
@@ -312,10 +329,10 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
         seeds=seeds,
         init=init_sharded,
         run=run_jitted,
-        memory=_needs(run_jitted),
+        needed_memory=_needed_memory(run_jitted),
         put=put,
         put_resident=lambda tree: jax.tree.map(put_whole, tree),
         fetch=lambda tree: tree,
-        place=lambda tree: jax.device_put(tree, layout(tree)),
+        put_state=lambda tree: jax.device_put(tree, layout(tree)),
         abstract=abstract,
     )

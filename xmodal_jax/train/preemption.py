@@ -1,4 +1,4 @@
-"""Asked to stop: SIGTERM, as a cluster sends it before it takes a machine away."""
+"""Stopping on SIGTERM, which a cluster sends before it takes a machine away."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def termination() -> Iterator[Callable[[int], bool]]:
-    """``asked(step)``: whether SIGTERM has come and the run should stop at this step; call it after every dispatch.
+    """Catches SIGTERM within the ``with`` block, which gets a function ``stop_requested(step) -> bool``.
 
-    In one process the old handler is put back at the end. Several processes must stop at the same step, whichever of
-    them got the signal: there JAX's own service, which has caught it since the processes met, agrees on one.
+    It returns whether the signal has come and the run should stop at this step; call it after every dispatch. At the
+    end of the block the handler from before is set again. Several processes must stop at the same step, whichever of
+    them gets the signal: there JAX's own service, which catches it from the moment when the processes have joined,
+    agrees on a step.
     """
     if jax.process_count() > 1:
         yield lambda step: bool(multihost_utils.reached_preemption_sync_point(step))
         return
-    came = []
+    signals = []
     try:
-        old = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    except ValueError:  # not in the main thread: nothing to catch
+        handler = signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
+    except ValueError:  # not in the main thread, which alone can catch signals
         yield lambda step: False
         return
     try:
-        yield lambda step: bool(came)
+        yield lambda step: bool(signals)
     finally:
-        signal.signal(signal.SIGTERM, old)
+        signal.signal(signal.SIGTERM, handler)

@@ -34,11 +34,14 @@ from tqdm import tqdm
 from xmodal_jax.core import cluster, parts
 
 TIMING = ("compile", "train", "evaluation", "data_wait", "total")
-"""The durations that every ``result.json`` names, in seconds; null where nothing was measured."""
+"""The durations that every ``result.json`` has, in seconds; null where nothing was measured."""
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
-    """Writes a file (text as UTF-8) by a temporary file and a rename: readers see the old or the new, never half."""
+    """Writes a file by way of a temporary file and a rename, so that readers see the old or the new one, never a half.
+
+    Text is written as UTF-8. Missing folders are made.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -47,7 +50,7 @@ def write_atomic(path: Path | str, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp gives 0600, which a web server or a colleague could not read
+        os.chmod(name, 0o644)  # mkstemp sets 0600, with which a web server or a colleague could not read it
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -55,11 +58,14 @@ def write_atomic(path: Path | str, content: str | bytes) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """A configuration value as JSON: dataclasses and mappings to objects, tuples to lists, paths to strings. An object
-    of a part (`core.parts`) begins with its ``name``.
+    """A configuration value as plain values that JSON can hold.
 
-    A float that JSON cannot hold becomes the string ``"nan"``, ``"inf"`` or ``"-inf"``; a function or a class
-    becomes its qualified name. Raises ``TypeError`` for anything else.
+    Dataclasses and mappings become objects, tuples lists and paths strings. The object of a part (`core.parts`) begins
+    with its ``name``. A float that JSON cannot hold becomes the string ``"nan"``, ``"inf"`` or ``"-inf"``; a function
+    or a class becomes its qualified name.
+
+    Raises:
+      TypeError: a value of any other type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         chosen = {"name": value.name} if parts.is_part(value) else {}
@@ -88,11 +94,15 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-    """The inverse of `to_json` for a ``kind`` of value: nested dataclasses of plain values, tuples, paths and
-    None.
+    """The inverse of `to_json`: a value of the type ``kind``, which may be nested dataclasses, parts, tuples, paths,
+    plain values, and optional ones.
 
     Raises:
-      ValueError: a field that ``kind`` does not have.
+      ValueError: ``value`` has a field or a part that ``kind`` does not have.
+
+    Example::
+
+        model = from_json(ContrastiveConfig, restored.metadata["config"]["model"])
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
@@ -125,7 +135,7 @@ def _dataclass_from_json(kind: type, value: Mapping[str, Any]) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """A metric for people: four significant digits; several seeds as mean ± standard deviation (over n - 1)."""
+    """A metric with four significant digits; several seeds as mean ± standard deviation (with n - 1)."""
     values = _finite_values(value)
     if values is None:
         return "n/a"
@@ -141,25 +151,25 @@ def format_value(value: Any) -> str:
 
 
 def summary_line(metrics: Mapping[str, Any], names: Sequence[str] | None = None) -> str:
-    """The last line on screen: ``image_to_text/recall@1 0.873 · text_to_image/recall@1 0.851``."""
+    """Metrics in a line: ``image_to_text/recall@1 0.873 · text_to_image/recall@1 0.851``; without ``names``, all."""
     return " · ".join(f"{name} {format_value(metrics[name])}" for name in names or list(metrics))
 
 
-def stack_scores(of_each_seed: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Metrics of one seed as they are; of several, a list of values by name."""
-    if len(of_each_seed) == 1:
-        return dict(of_each_seed[0])
-    return {name: [scores[name] for scores in of_each_seed] for name in of_each_seed[0]}
+def stack_scores(scores_by_seed: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """The metrics of all seeds in one dict, by name: a number where there is one seed, else a list of one per seed."""
+    if len(scores_by_seed) == 1:
+        return dict(scores_by_seed[0])
+    return {name: [scores[name] for scores in scores_by_seed] for name in scores_by_seed[0]}
 
 
 class Run:
-    """One run's directory. Make it with ``Run.create``; close it with ``close`` or a ``with`` block."""
+    """The directory of one run. ``Run.create`` opens it; ``close``, or the end of a ``with`` block, closes it."""
 
     def __init__(self, path: Path, config: Any, *, writer: bool, tensorboard: bool) -> None:
         self.path = path
         self.config = config
         self.writes = writer
-        """Whether this process is the one that writes files and prints."""
+        """Whether this process writes the files and prints (one of several does)."""
         self._wants_events = tensorboard
         self._events: Any = None
         self._purge_step: int | None = None
@@ -175,11 +185,19 @@ class Run:
         tensorboard: bool = True,
         writer: bool | None = None,
     ) -> Run:
-        """Makes the directory, or with ``resume`` reopens it (a directory without a run in it starts afresh).
+        """Makes the directory and writes ``config.json``; with ``resume``, opens the directory of an earlier run.
 
-        ``path=None`` names it ``runs/<experiment>-<timestamp>``, the same in every process; ``experiment``
-        defaults to the running script's name. ``writer``: whether this process writes; by default process 0
-        does, and the others write nothing. Raises ``FileExistsError`` rather than overwrite an earlier run.
+        Args:
+          path: the directory; None: ``runs/<experiment>-<timestamp>``, the same in every process.
+          config: the experiment's configuration, a dataclass.
+          resume: go on with the run in ``path``; where there is none, begin one.
+          experiment: None: the name of the running script.
+          tensorboard: whether to write TensorBoard events too.
+          writer: whether this process writes; None: process 0 does, and the others write nothing.
+
+        Raises:
+          FileExistsError: ``path`` is not empty, and ``resume`` is False.
+          ValueError: ``resume`` without a ``path``.
         """
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise TypeError(f"config must be an instance of a dataclass, got {config!r}")
@@ -210,10 +228,10 @@ class Run:
                     print(f"note: resuming with {name} = {config.get(name)!r}, was {before.get(name)!r}")
         write_atomic(file, json.dumps(config, indent=2) + "\n")
         if self.metrics_path.exists():
-            self._rewrite_metrics(self.read_metrics())  # without the half line that a kill may leave
+            self._rewrite_metrics(self.read_metrics())  # without the incomplete line that a kill may leave
 
-    def say(self, text: str) -> None:
-        """Prints a line, above a progress bar and once for all processes."""
+    def print(self, text: str) -> None:
+        """Prints a line, above a progress bar and by one of all processes."""
         if self.writes:
             tqdm.write(text, sys.stdout)
 
@@ -228,11 +246,11 @@ class Run:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends a line to ``metrics.jsonl`` and to TensorBoard; a value is a number, or one per seed.
 
-        A value that is not finite is written as null (JSON has no NaN), and ``note`` says what it was.
+        A value that is not finite is written as null (JSON has no NaN), with the value itself under ``note``.
         """
         if not self.writes:
             return
-        row, notes = _row(metrics)
+        row, notes = _plain_metrics(metrics)
         if notes:
             row["note"] = "; ".join(notes)
         with self.metrics_path.open("a", encoding="utf-8") as file:
@@ -240,10 +258,10 @@ class Run:
         self._log_events(int(step), metrics)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``; a half-written last line is left out."""
+        """The rows of ``metrics.jsonl``; an incomplete last line is left out."""
         if not self.metrics_path.exists():
             return []
-        *lines, torn = self.metrics_path.read_text(encoding="utf-8").split("\n")  # a whole file ends in "\n"
+        *lines, _ = self.metrics_path.read_text(encoding="utf-8").split("\n")  # a whole file ends in "\n"
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -255,7 +273,7 @@ class Run:
         return rows
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops what was logged after ``step``, the step restored from a checkpoint."""
+        """Removes the rows of steps after ``step``, that of a restored checkpoint."""
         if not self.writes:
             return
         self._purge_step = step + 1  # TensorBoard hides the events of later steps in older files
@@ -273,17 +291,22 @@ class Run:
         seeds: Sequence[int] = (0,),
         **extra: Any,
     ) -> dict[str, Any]:
-        """Writes and returns ``result.json``.
+        """Writes ``result.json`` and returns its content.
 
-        ``metrics``: names ``direction-or-split/metric``, each a number or one per seed; the file then holds
-        the mean, with the standard deviation (of a sample: over n - 1) under ``spread`` and the values under
-        ``per_seed``. ``timing``: seconds by name (see `core.runtime.Timer`). ``extra``: further entries,
-        plain values.
+        Args:
+          metrics: by names ``direction-or-split/metric``, each a number or one per seed. Of several seeds the file has
+            the mean, the standard deviation (with n - 1) under ``spread`` and the values under ``per_seed``.
+          timing: seconds by name (see `core.runtime.Timer`).
+          seeds: the seeds that the metrics belong to.
+          extra: further entries, plain values.
+
+        Raises:
+          ValueError: a metric's name has no slash.
         """
         for name in metrics:
             if "/" not in name:
                 raise ValueError(f"metric {name!r}: name it direction-or-split/metric, such as test/{name}")
-        row, notes = _row(metrics)
+        row, notes = _plain_metrics(metrics)
         per_seed = {name: value for name, value in row.items() if isinstance(value, list)}
         seconds = {**dict.fromkeys(TIMING), **(timing or {})}
         result: dict[str, Any] = {"metrics": {name: _mean(value) for name, value in row.items()}}
@@ -330,8 +353,8 @@ class Run:
 
 
 def device() -> dict[str, Any]:
-    """What the run used: platform (``cpu``, ``gpu``, ``tpu``), the device's kind, devices and processes."""
-    import jax  # here, so that reading a run needs no accelerator
+    """The hardware: platform (``cpu``, ``gpu``, ``tpu``), kind of device, number of devices and of processes."""
+    import jax  # here, so that reading a run does not initialise an accelerator
 
     devices = jax.devices()
     kind, count = devices[0].device_kind, len(devices)
@@ -339,19 +362,20 @@ def device() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the libraries that decide a result; null for one that is not installed."""
+    """Versions of Python and of the libraries that a result depends on; None for one that is not installed."""
     import xmodal_jax
 
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax"):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found | {"xmodal_jax": xmodal_jax.__version__}
+            installed[name] = None
+    return installed | {"xmodal_jax": xmodal_jax.__version__}
 
 
-def _row(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _plain_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Metrics as floats, or lists of one per seed, with None for what is not finite; and notes on those values."""
     row, notes = {}, []
     for name, value in metrics.items():
         if name in ("step", "note"):
@@ -369,6 +393,7 @@ def _row(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _finite_values(value: Any) -> list[float] | None:
+    """The finite values of a metric (one, or one per seed); None where there are none."""
     values = [v for v in np.atleast_1d(np.asarray(value, dtype=object)) if v is not None]
     values = [float(v) for v in values if math.isfinite(float(v))]
     return values or None

@@ -225,9 +225,9 @@ def make_gan(
         of_made_logits = net.judge(params, net.look(params, fake, of_made), condition.vector)
         rolled = None
         if config.matching_aware and condition.vector is not None:
-            other = collectives.rolled(condition.vector, axis_name=axis_name)
+            other = collectives.roll_batch(condition.vector, axis_name=axis_name)
             which = names(batch)
-            before = lambda x: collectives.rolled(x, axis_name=axis_name)
+            before = lambda x: collectives.roll_batch(x, axis_name=axis_name)
             rolled = net.judge(params, tokens, other), ok & before(ok) & (which != before(which))
         loss = _discriminator(config, of_real_logits, of_made_logits, rolled, ok, axis_name)
         aux = {"d_loss": loss, "d_real": mean(of_real_logits[:, 0]), "d_fake": mean(of_made_logits[:, 0])}

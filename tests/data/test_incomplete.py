@@ -58,14 +58,14 @@ class Closed(Source):
 
 
 def test_is_a_source_and_tells_what_its_source_tells():
-    source = IncompleteSource(ArraySource(arrays(), tuple("ab")), share=0.3, seed=0)
+    source = IncompleteSource(ArraySource(arrays(), tuple("ab")), fraction=0.3, seed=0)
     assert isinstance(source, Source) and len(source) == N
     assert source.modalities == MODALITIES and source.class_names == ("a", "b")
     assert source.target_classes is None
 
 
 def test_what_is_missing_is_blank_and_the_rest_is_as_it_was():
-    whole, source = arrays(), IncompleteSource(ArraySource(arrays()), share=0.4, seed=1)
+    whole, source = arrays(), IncompleteSource(ArraySource(arrays()), fraction=0.4, seed=1)
     batch = source.batch(np.arange(N))
     for m in MODALITIES:
         there = batch["present"][m]
@@ -80,58 +80,58 @@ def test_what_is_missing_is_blank_and_the_rest_is_as_it_was():
 
 
 def test_an_example_lacks_the_same_alone_and_in_any_batch():
-    source = IncompleteSource(ArraySource(arrays()), share=0.5, seed=2)
+    source = IncompleteSource(ArraySource(arrays()), fraction=0.5, seed=2)
     every = source.presence()
     order = np.random.default_rng(0).permutation(N)[:41]
     for m, there in source.batch(order)["present"].items():
         np.testing.assert_array_equal(there, every[m][order])
         np.testing.assert_array_equal(source.presence(order)[m], every[m][order])
         assert source.batch(order[7:8])["present"][m][0] == every[m][order[7]]
-    other = IncompleteSource(ArraySource(arrays()), share=0.5, seed=3).presence()
+    other = IncompleteSource(ArraySource(arrays()), fraction=0.5, seed=3).presence()
     assert any(not np.array_equal(every[m], other[m]) for m in MODALITIES)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_the_share_is_binomial_and_one_always_stays(share):
-    there = np.stack(list(IncompleteSource(Closed(), share=share, seed=4).presence().values()))
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_share_is_binomial_and_one_always_stays(fraction):
+    there = np.stack(list(IncompleteSource(Closed(), fraction=fraction, seed=4).presence().values()))
     assert there.any(axis=0).all()
-    n, p = there.shape[1], share - share**3 / 3
+    n, p = there.shape[1], fraction - fraction**3 / 3
     low, high = binom.ppf([1e-6, 1 - 1e-6], n, p)
     assert all(low <= n - row.sum() <= high for row in there)
-    # Independent but for the one that stays: two given modalities are missing together in share^2 - (2/3) share^3.
-    low, high = binom.ppf([1e-6, 1 - 1e-6], n, share**2 - 2 / 3 * share**3)
+    # Independent but for the one that stays: two given modalities are missing together in fraction^2 - (2/3) fraction^3.
+    low, high = binom.ppf([1e-6, 1 - 1e-6], n, fraction**2 - 2 / 3 * fraction**3)
     assert all(low <= (~there[a] & ~there[b]).sum() <= high for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_only_the_modalities_named_go_missing():
-    there = IncompleteSource(Closed(), share=1.0, seed=0, modalities=("image_1",)).presence()
+    there = IncompleteSource(Closed(), fraction=1.0, seed=0, modalities=("image_1",)).presence()
     assert there["image_0"].all() and there["image_2"].all() and not there["image_1"].any()
 
 
-@given(share=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 2**31))
-def test_combined_with_what_the_source_lacks(share, seed):
+@given(fraction=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 2**31))
+def test_combined_with_what_the_source_lacks(fraction, seed):
     r = np.random.default_rng(seed)
     stated = {m: r.random(N) < 0.5 for m in MODALITIES[:3]}
     base = ArraySource({**arrays(), "present": stated})
-    source = IncompleteSource(base, share=share, seed=seed)
+    source = IncompleteSource(base, fraction=fraction, seed=seed)
     before, after = base.presence(), source.presence()
     assert all((after[m] <= before[m]).all() for m in MODALITIES)
     np.testing.assert_array_equal(np.any(list(after.values()), axis=0), np.any(list(before.values()), axis=0))
-    if share == 0:
+    if fraction == 0:
         assert all(np.array_equal(after[m], before[m]) for m in MODALITIES)
-    if share == 1:
+    if fraction == 1:
         np.testing.assert_array_equal(np.sum(list(after.values()), axis=0), 1)
 
 
 def test_an_example_with_nothing_stays_so():
     nothing = {m: np.zeros(N, bool) for m in MODALITIES}
-    source = IncompleteSource(ArraySource({**arrays(), "present": nothing}), share=0.5, seed=0)
+    source = IncompleteSource(ArraySource({**arrays(), "present": nothing}), fraction=0.5, seed=0)
     assert not any(there.any() for there in source.presence().values())
 
 
 @pytest.mark.parametrize("kind", ["word", "wordpiece", "bpe"])
 def test_tokenizers_survive_missing_captions(kind):
-    source = IncompleteSource(ArraySource(arrays()), share=0.5, seed=5)
+    source = IncompleteSource(ArraySource(arrays()), fraction=0.5, seed=5)
     captions = read_captions(source)
     assert "" in captions and any(captions)
     tokenizer = make_tokenizer(kind, captions, 400)
@@ -152,12 +152,12 @@ def test_tokenize_reads_every_caption_field():
     assert tokenizer.decode_batch(batch["text"]) == ["a b"]
     assert tokenizer.decode_batch(batch["text_title"]) == ["b"]
     assert batch["text_title_mask"].tolist() == [[True, True, True, False]]
-    lacking = IncompleteSource(source, share=1.0, seed=0).batch(np.array([0]))
+    lacking = IncompleteSource(source, fraction=1.0, seed=0).batch(np.array([0]))
     assert sorted(lacking[f][0] == "" for f in fields) == [False, True]
 
 
 def test_complete_only():
-    source = IncompleteSource(Closed(), share=0.3, seed=6)
+    source = IncompleteSource(Closed(), fraction=0.3, seed=6)
     kept = keep_complete(source)
     assert isinstance(kept, Subset)
     whole = np.all(list(source.presence().values()), axis=0)
@@ -165,7 +165,7 @@ def test_complete_only():
     assert all(there.all() for there in kept.presence().values())
     assert len(keep_complete(Closed())) == 5003
     with pytest.raises(ValueError, match="none of the 5003 examples has all of image_0, image_1, image_2"):
-        keep_complete(IncompleteSource(Closed(), share=1.0, seed=0))
+        keep_complete(IncompleteSource(Closed(), fraction=1.0, seed=0))
 
 
 def test_presence_of_a_source_that_tells_by_its_batches_only():
@@ -193,7 +193,7 @@ def test_presence_of_a_folder(tmp_path):
 
 
 def test_padded_rows_of_named_modalities_are_missing():
-    source = IncompleteSource(ArraySource(arrays(5)), share=0.5, seed=0)
+    source = IncompleteSource(ArraySource(arrays(5)), fraction=0.5, seed=0)
     every = source.presence()
     batches = list(iterate_epoch(source, 3))
     assert [set(b["present"]) for b in batches] == [set(MODALITIES)] * 2
@@ -245,19 +245,19 @@ def test_scenes_and_tasks_about_them_can_lack_modalities():
     assert "present" not in splits.validation.batch(np.arange(3))
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_outside_its_bounds(share):
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_its_bounds(fraction):
     with pytest.raises(ValueError, match=r"0\.\.1"):
-        IncompleteSource(Closed(), share=share, seed=0)
+        IncompleteSource(Closed(), fraction=fraction, seed=0)
     with pytest.raises(ValueError, match=r"missing must lie in 0\.\.1"):
-        DataOptions(missing=share)
+        DataOptions(missing=fraction)
 
 
 def test_errors():
     with pytest.raises(ValueError, match="must be some of image_0"):
-        IncompleteSource(Closed(), share=0.1, seed=0, modalities=("image",))
+        IncompleteSource(Closed(), fraction=0.1, seed=0, modalities=("image",))
     with pytest.raises(ValueError, match="one modality .image"):
-        IncompleteSource(ArraySource({"image": np.zeros((3, 1, 1, 1), np.uint8)}), share=0.1, seed=0)
+        IncompleteSource(ArraySource({"image": np.zeros((3, 1, 1, 1), np.uint8)}), fraction=0.1, seed=0)
     with pytest.raises(
         (ValueError, TypeError), match="incomplete"
     ):  # the types of arguments are checked in tests

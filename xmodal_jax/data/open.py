@@ -29,46 +29,58 @@ TEST_SIZE = 600
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """How a data set is read. None leaves the choice to the data set."""
+    """How a data set is read. Each form of ``--data`` uses some of these options, see `FORMS`.
+
+    ::
+
+        DataOptions(image_size=64, modalities=("text", "image"), missing=0.3)
+
+    Raises:
+      ValueError: a value outside its range, or a name that is no modality.
+    """
 
     image_size: int | None = None
-    """Side of images and video frames in pixels: the shorter side is resized to it, then the centre
-    cropped."""
+    """Side of images and video frames in pixels: the shorter side is resized to it and the centre cropped. None: the
+    data set's own size, 32 for shapes. Arrays (npz) are not resized but must have this size."""
     channels: Advanced[int] = 3
-    """Colour channels, 1 or 3."""
+    """Colour channels of images and video frames: 1 (gray) or 3 (RGB)."""
     sample_rate: Advanced[int] = 16000
-    """Audio is resampled to this rate, in Hz."""
+    """Rate in Hz that audio is resampled to. Speech of shapes and spoken:FILE always has 16000."""
     max_seconds: float = 4.0
-    """Audio is cut and padded to this length."""
+    """Length in seconds that audio is cut and padded to. Synthetic speech that would be longer is spoken faster."""
     frames: Advanced[int] = 8
-    """Frames of each video clip, evenly spaced."""
+    """Number of frames that a video is reduced to, evenly spaced."""
     modalities: tuple[str, ...] | None = None
-    """Which of text, image, audio and video (or others of a kind, named KIND_NAME) to read; None reads all that the
-    data set has, of shapes text, image and audio."""
+    """Modalities to read: text, image, audio, video, or further ones of these kinds, named KIND_NAME. None: all that
+    the data set has, but for shapes text, image and audio."""
     on_bad_example: OnBadExample = "stop"
-    """What to do with an example that cannot be used: stop the run, or skip, count and list it."""
+    """What to do with an example that cannot be used: ``stop`` the run, or ``skip`` it, count it and list it in the
+    report."""
     data_dir: str | None = None
-    """Where TensorFlow Datasets has prepared its data sets (tfds:NAME)."""
+    """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
+    TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     prompt: str | None = None
-    """The caption of a class name, such as "a photo of a {}", for data sets with labels but no captions."""
+    """Caption made of a class name, where a data set has labels but no captions (tfds:NAME, folder:PATH). None: one
+    that suits the data set, usually "a photo of a {}"."""
     train_size: int | None = None
-    """Number of training examples of a generated data set: of shapes and spoken, whose test splits have up to 600; of
-    poly at most, chosen at random from its data set, whose test split stays whole."""
+    """Number of training examples of shapes and spoken:FILE, whose test splits have as many but at most 600; for
+    poly:SPEC the largest number, chosen at random. None: 10000 for shapes, each line once for spoken, all for poly."""
     data_seed: Advanced[int] = 0
-    """Seed of a generated data set (shapes, spoken, poly) and of what is missing."""
+    """Seed of generated data (shapes, spoken:FILE, poly:SPEC) and of the choice of missing modalities."""
     views: Advanced[int] = 5
-    """Number of image modalities (poly:SPEC)."""
+    """Number of image modalities that poly:SPEC makes."""
     missing: float = 0.0
-    """Share of the training examples that lack a modality, for each modality, drawn at random; each example keeps at
-    least one. Validation and test examples stay complete."""
+    """Probability that a training example lacks a modality, for each modality; each example keeps at least one.
+    Validation and test examples stay complete. 0: nothing is made missing."""
     incomplete: Advanced[Literal["keep", "discard"]] = "keep"
-    """Whether training sees the examples that lack a modality, or none of them."""
+    """Whether to ``keep`` the training examples that lack a modality, or to ``discard`` them."""
     workers: Advanced[int] = 8
-    """Threads that decode files (folder:PATH)."""
+    """Number of threads that decode files (folder:PATH)."""
     memory_limit_gib: Advanced[float] = 4.0
-    """Decoded files are kept in memory up to this size (folder:PATH)."""
+    """Size in GiB up to which decoded files are kept in memory (folder:PATH). The files of a larger data set are
+    decoded again for each batch."""
     progress: Advanced[bool] = True
-    """Whether to show a progress bar while files are read."""
+    """Whether to show a progress bar while data are read."""
 
     def __post_init__(self):
         if self.channels not in (1, 3):
@@ -87,7 +99,7 @@ class DataOptions:
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}.")
         if not 0 <= self.missing <= 1:
-            raise ValueError(f"missing must lie in 0..1, a share of the examples; got {self.missing}.")
+            raise ValueError(f"missing must lie in 0..1, a fraction of the examples; got {self.missing}.")
         if self.incomplete not in ("keep", "discard"):
             raise ValueError(f"incomplete must be keep or discard, not {self.incomplete!r}.")
         unknown = [m for m in self.modalities or () if not _names_modality(m)]
@@ -252,10 +264,10 @@ def open_training(
 
 
 def apply_missing(source: Source, options: DataOptions) -> Source:
-    """The source as training sees it: with a share of its modalities missing, or without the examples that lack any,
-    as ``options.missing`` and ``options.incomplete`` say."""
+    """The source with modalities missing, as ``options.missing`` says, or without the examples that lack any, as
+    ``options.incomplete`` says: what training sees."""
     if options.missing:
-        source = IncompleteSource(source, share=options.missing, seed=options.data_seed)
+        source = IncompleteSource(source, fraction=options.missing, seed=options.data_seed)
     return source if options.incomplete == "keep" else keep_complete(source)
 
 

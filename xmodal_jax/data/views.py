@@ -50,37 +50,38 @@ class TransformedSource(SourceView):
 class IncompleteSource(SourceView):
     """A source whose examples lack some of their modalities, drawn at random.
 
-    Each of ``modalities`` (None: all) is missing with probability ``share``, independently of the others and drawn from
-    (seed, modality, index). An example that would lack all that it has keeps one of them at random, so that of M
-    modalities each is missing in ``share - share^M / M`` of the examples. Whatever the source itself lacks is missing
-    as well.
+    Each of ``modalities`` (None: all) is missing with probability p = ``fraction``, independently of the others and
+    drawn from (seed, modality, index). An example that would lack all that it has keeps one of them at random, so that
+    of M modalities each is missing in ``p - p^M / M`` of the examples. What the source lacks is missing as well.
 
     ``present`` of a batch tells what is there. The fields of missing modalities are blank: zeros, ``""`` for captions,
     False in masks. Fields that belong to no modality (labels, factors, speakers) are those of the source.
 
     Raises:
-      ValueError: ``share`` outside 0..1, a modality that the source does not have, or a source of only one.
+      ValueError: ``fraction`` outside 0..1, a modality that the source does not have, or a source of only one.
     """
 
-    def __init__(self, source: Source, *, share: float, seed: int, modalities: tuple[str, ...] | None = None):
-        if not 0 <= share <= 1:
-            raise ValueError(f"the share of missing modalities must lie in 0..1, got {share}")
+    def __init__(
+        self, source: Source, *, fraction: float, seed: int, modalities: tuple[str, ...] | None = None
+    ):
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"the fraction of missing modalities must lie in 0..1, got {fraction}")
         unknown = [m for m in modalities or () if m not in source.modalities]
         if unknown or modalities == ():
             raise ValueError(f"modalities must be some of {', '.join(source.modalities)}; got {modalities!r}")
         if len(source.modalities) < 2:
             raise ValueError(
                 f"nothing can be missing of data with one modality ({', '.join(source.modalities)}): each example "
-                "keeps one. Set the share of missing modalities to 0, or read more modalities"
+                "keeps one. Set the fraction of missing modalities to 0, or read more modalities"
             )
-        self.source, self.share, self.seed = source, share, seed
+        self.source, self.fraction, self.seed = source, fraction, seed
         self._droppable = tuple(source.modalities if modalities is None else modalities)
 
     def _drop(self, present: dict[str, np.ndarray], indices: np.ndarray) -> dict[str, np.ndarray]:
         """What remains of the modalities that are ``present`` in the source."""
         draw = lambda what, m: uniform(self.seed, "incomplete", indices, f"{what}/{m}")
         remaining = {
-            m: mask & (draw("missing", m) >= self.share) if m in self._droppable else mask
+            m: mask & (draw("missing", m) >= self.fraction) if m in self._droppable else mask
             for m, mask in present.items()
         }
         empty = ~np.any(list(remaining.values()), axis=0)
@@ -132,7 +133,7 @@ def keep_complete(source: Source) -> Subset:
     if not complete.size:
         raise ValueError(
             f"none of the {len(source)} examples has all of {', '.join(source.modalities)}: keep those that lack some, "
-            "lower the share of missing modalities, or read fewer modalities"
+            "lower the fraction of missing modalities, or read fewer modalities"
         )
     return Subset(source, complete)
 

@@ -98,7 +98,7 @@ def test_the_share_is_binomial_and_one_always_stays(fraction):
     n, p = there.shape[1], fraction - fraction**3 / 3
     low, high = binom.ppf([1e-6, 1 - 1e-6], n, p)
     assert all(low <= n - row.sum() <= high for row in there)
-    # Independent but for the one that stays: two given modalities are missing together in fraction^2 - (2/3) fraction^3.
+    # Independent but for the one that stays: with p = fraction, both of two are missing in p^2 - (2/3) p^3.
     low, high = binom.ppf([1e-6, 1 - 1e-6], n, fraction**2 - 2 / 3 * fraction**3)
     assert all(low <= (~there[a] & ~there[b]).sum() <= high for a, b in ((0, 1), (0, 2), (1, 2)))
 

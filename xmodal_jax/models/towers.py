@@ -123,7 +123,7 @@ def _spectrogram(waveform, mask, features: AudioFeatures):
     if features.kind == "whisper":
         return audio_features.whisper_log_mel(waveform, mask, mels=features.mels)
     frames, mask = log_mel_of(waveform, mask, features)
-    return audio_features.normalize(frames, mask), mask
+    return audio_features.normalize_frames(frames, mask), mask
 
 
 Projection = Literal["linear", "mlp", "own"]

@@ -1,4 +1,4 @@
-"""A trained run as Hugging Face folders.
+"""Export of a trained run as Hugging Face folders.
 
     python experiments/export.py RUN FOLDER
 
@@ -25,20 +25,20 @@ class Config:
     """A trained run as Hugging Face folders."""
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
-    """Directory of a run."""
+    """Directory of the run."""
     folder: Annotated[pathlib.Path, tyro.conf.Positional]
-    """Where to write; new or empty."""
+    """Folder to write to, which must be new or empty."""
     best: bool = False
-    """The best checkpoint by validation, in place of the newest."""
+    """Export the best checkpoint by validation in place of the newest."""
     seed: int | None = None
-    """Of a run with several seeds, which."""
+    """The seed to export; needed where the run has several."""
 
 
 def main(config: Config) -> None:
     runtime.configure()
     written = export_run(config.run, config.folder, best=config.best, seed=config.seed)
-    for name, what in written.items():
-        print(f"{config.folder / name}: {what}")
+    for name, description in written.items():
+        print(f"{config.folder / name}: {description}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python experiments/rate.py page --sources small=runs/a/out large=runs/b/out --mode rating --count 20
     python experiments/rate.py rates answers-ada.csv answers-alan.csv --key rating.key.json
 
-A source is a folder of pictures with a metadata.jsonl (`file_name`, `text`); what has the same text is compared. Send
-rating.html to the raters, and not rating.key.json, which knows who made what. Each sends back a CSV file.
+A source is a folder of pictures with a metadata.jsonl (`file_name`, `text`); pictures of the same text are compared.
+Send rating.html to the raters, and not rating.key.json, which says which source made what. Each rater sends back a CSV
+file.
 """
 
 from __future__ import annotations
@@ -31,34 +32,33 @@ QUESTIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Page:
-    """Make the page, and the key beside it."""
+    """Makes the page for the raters, and the key beside it."""
 
     sources: tuple[str, ...]
-    """NAME=FOLDER of each source; raters do not see the names."""
+    """NAME=FOLDER of each source of pictures. Raters do not see the names."""
     out: pathlib.Path = pathlib.Path("rating.html")
-    """The page."""
+    """File of the page."""
     mode: Literal["preference", "rating"] = "preference"
-    """Which of two is better, or marks from 1 to 5 for one."""
+    """Raters choose the better of two pictures, or mark one picture from 1 to 5."""
     count: int | None = 40
-    """So many captions, drawn at random; None: all."""
+    """Number of captions, drawn at random; None: all."""
     match: Literal["caption", "file_name"] = "caption"
-    """What makes pictures of several sources belong together."""
+    """Field of the metadata that is equal for pictures of different sources that are compared."""
     image_size: int | None = None
-    """All pictures are made squares of this side, pixels; None: of the smallest side among them."""
+    """All pictures are resized to squares of this side, in pixels; None: the smallest side among them."""
     title: str | None = None
-    """Heading of the page; None: one that fits the mode."""
+    """Heading of the page; None: a heading for the mode."""
     question: str | None = None
-    """What raters are asked; None: one that fits the mode."""
+    """The question to the raters; None: a question for the mode."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a bad line of the metadata: stop, or skip and count it."""
     seed: int = 0
-    """Decides the captions, the order and the sides."""
+    """Random seed of the choice of captions, their order and the sides of the pictures."""
 
     def __post_init__(self):
         names = [source.partition("=")[0] for source in self.sources]
-        for source in self.sources:
-            if not all(source.partition("=")):
-                raise ValueError(f"--sources: write NAME=FOLDER, not {source!r}")
+        if wrong := [source for source in self.sources if not all(source.partition("="))]:
+            raise ValueError(f"--sources: write NAME=FOLDER, not {wrong[0]!r}")
         if len(set(names)) != len(names):
             raise ValueError(f"--sources: each needs a name of its own, got {', '.join(names)}")
         if len(names) < (2 if self.mode == "preference" else 1):
@@ -69,67 +69,47 @@ class Page:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Read the answers: a table, and the same as JSON."""
+    """Reads the answers, prints a table and writes it as JSON."""
 
     answers: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-    """The CSV files of the raters."""
+    """CSV files from the raters."""
     key: pathlib.Path
-    """The page's key, <page>.key.json."""
+    """The key of the page, PAGE.key.json."""
     out: pathlib.Path | None = None
-    """The result as JSON; <page>.result.json beside the key if not given."""
+    """File of the result; None: PAGE.result.json beside the key."""
     seed: int = 0
-    """Decides what the bootstrap draws."""
+    """Random seed of the bootstrap intervals."""
 
 
 def page(config: Page) -> None:
-    sources = dict(source.split("=", 1) for source in config.sources)
     bad_examples = BadExamples(config.on_bad_example)
     items = rating.folder_items(
-        sources,
-        match=config.match,
-        count=config.count,
-        image_size=config.image_size,
-        seed=config.seed,
-        bad_examples=bad_examples,
-    )
+        dict(source.split("=", 1) for source in config.sources), match=config.match, count=config.count,
+        image_size=config.image_size, seed=config.seed, bad_examples=bad_examples,
+    )  # fmt: skip
+    title, question = config.title or TITLES[config.mode], config.question or QUESTIONS[config.mode]
     path, key = rating.write_rating_page(
-        config.out,
-        items,
-        mode=config.mode,
-        title=config.title or TITLES[config.mode],
-        question=config.question or QUESTIONS[config.mode],
-        seed=config.seed,
+        config.out, items, mode=config.mode, title=title, question=question, seed=config.seed
     )
-    trials = len(rating.read_key(key)["trials"])
     print(bad_examples.summary() or "no bad examples")
-    print(f"{len(items)} texts, {trials} trials\nsend:  {path}\nkeep:  {key}")
+    print(f"{len(items)} texts, {len(rating.read_key(key)['trials'])} trials\nsend:  {path}\nkeep:  {key}")
 
 
 def rates(config: Rates) -> None:
     mode = rating.read_key(config.key)["mode"]
     if mode == "preference":
-        found = rating.preference_rates(config.answers, config.key)
-        rows = {"pairs": [pair._asdict() for pair in found.pairs]}
-        print(f"{'preferred':>16} {'to':>16}   rate  95% interval    wins  losses  ties")
-        for p in found.pairs:
-            print(
-                f"{p.first:>16} {p.second:>16}  {p.rate:5.3f}  {p.low:5.3f} - {p.high:5.3f}"
-                f"  {p.first_wins:6} {p.second_wins:7} {p.ties:5}"
-            )
-        print("ties count half")
+        result = rating.preference_rates(config.answers, config.key)
+        rows = {"pairs": [pair._asdict() for pair in result.pairs]}
     else:
-        found = rating.mean_ratings(config.answers, config.key, seed=config.seed)
-        rows = {"sources": [source._asdict() for source in found.sources]}
-        print(f"{'source':>16} {'scale':>10}   mean  95% interval  answers")
-        for s in found.sources:
-            interval = "(one rater)" if s.low is None else f"{s.low:4.2f} - {s.high:4.2f}"
-            print(f"{s.source:>16} {s.scale:>10}  {s.mean:5.2f}  {interval:12}  {s.answers:7}")
-    facts = {"answers": found.answers, "raters": found.raters, "replaced": found.replaced}
+        result = rating.mean_ratings(config.answers, config.key, seed=config.seed)
+        rows = {"sources": [source._asdict() for source in result.sources]}
+    counts = {"answers": result.answers, "raters": result.raters, "replaced": result.replaced}
     out = config.out or config.key.with_name(config.key.name.removesuffix(".key.json") + ".result.json")
-    write_atomic(out, json.dumps({"mode": mode, **rows, **facts}, indent=2) + "\n")
-    if found.replaced:
-        print(f"{found.replaced} earlier answers of a rater to the same trial were replaced by the last")
-    print(f"{out}\n{found.answers} answers of {found.raters} raters")
+    write_atomic(out, json.dumps({"mode": mode, **rows, **counts}, indent=2) + "\n")
+    print(result.table())
+    if result.replaced:
+        print(f"{result.replaced} earlier answers of a rater to the same trial were replaced by the last")
+    print(f"{out}\n{result.answers} answers of {result.raters} raters")
 
 
 def main(config: Page | Rates) -> None:

@@ -6,7 +6,7 @@
     python experiments/translate.py --from "a red circle" --to image --copies 8 --runs runs/text_to_image_gan
     python experiments/translate.py --from photos/ --to speech --runs runs/captioning runs/speech_synthesis
 
-What is made lies in the run's directory, `out/`, and in its report.
+The results are in the run's directory, under `out/`, and in its report.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ class Config:
     """From one modality into another."""
 
     source: Annotated[str, tyro.conf.arg(name="from")]
-    """A file (picture, sound, video, or .txt with a text per line), a folder of such files, or the words themselves."""
+    """A file (picture, sound, video, or .txt with a text per line), a folder of such files, or the text itself."""
     to: Literal["text", "speech", "image"]
-    """What to make."""
+    """The modality to translate into."""
     runs: tuple[pathlib.Path, ...]
     """Trained runs of captioning.py, speech_recognition.py, speech_synthesis.py and text_to_image_gan.py."""
     copies: int = 1
-    """How often each input is translated; pictures of the same words differ."""
+    """Number of translations of each input; pictures of the same text differ."""
     seed: int = 0
-    """Of what words leave open in pictures."""
+    """Random seed of the noise that pictures are generated from."""
     speaker: str | None = None
-    """Whose voice speaks, by its name in the run that speaks; None: the first."""
+    """Name of the voice, one of those of the run that synthesises speech; None: the first."""
     rate: float = 1.0
-    """Above 1 speaks faster."""
+    """Speed of speech; above 1 is faster."""
     generation: GenerationConfig | None = None
-    """How text is generated; None: as the run was told to."""
+    """How text is generated; None: as the run that generates it was configured."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a file that cannot be read: stop, or skip, count and list it."""
     run_dir: pathlib.Path | None = None
-    """Where the run's files go; ``runs/translate-<time>`` if not given."""
+    """Directory of this run; None: ``runs/translate-<time>``."""
     smoke: bool = False
-    """As for the other experiments; there is nothing to shorten."""
+    """Accepted as by the other experiments, without effect."""
 
     def __post_init__(self):
         if self.copies < 1:
@@ -69,9 +69,9 @@ def main(config: Config) -> None:
 
     with timer("restore"):
         found = find_inputs(config.source)
-        how = dict(generation=config.generation, rate=config.rate, noise=config.seed)
-        known = [load_translator(run, **how) for run in config.runs]
-        steps = chain(known, found.modality, target)
+        options = dict(generation=config.generation, rate=config.rate, noise=config.seed)
+        translators = [load_translator(run, **options) for run in config.runs]
+        steps = chain(translators, found.modality, target)
     run = Run.create(config.run_dir, config)
 
     with timer("data"):
@@ -86,10 +86,10 @@ def main(config: Config) -> None:
     with timer("report"):
         titles = [found.modality, *(step.target for step in steps)]
         report = Report(" to ".join(titles), f"{len(names)} from {config.source}")
-        rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
-        show = lambda x, rate: Audio(x, rate) if isinstance(x, np.ndarray) and x.ndim == 1 else x
+        sample_rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
+        cell = lambda x, rate: Audio(x, rate) if isinstance(x, np.ndarray) and x.ndim == 1 else x
         rows = [
-            (name, *(show(stage[k], rate) for stage, rate in zip(stages, rates, strict=True)))
+            (name, *(cell(stage[k], rate) for stage, rate in zip(stages, sample_rates, strict=True)))
             for k, name in enumerate(names)
         ]
         report.add_table("Translations", ("input", *titles), rows)
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
                 print(f"{names[k]}: {stages[-1][k]}")
     metrics = {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]}
     run.log(1, metrics)
-    finish(run, report, metrics, headline=list(metrics), bad_examples=bad_examples, timer=timer)
+    finish(run, report, metrics, list(metrics), bad_examples=bad_examples, timer=timer)
 
 
 if __name__ == "__main__":

@@ -60,12 +60,23 @@ class PairRate(NamedTuple):
 
 
 class Preferences(NamedTuple):
-    """``replaced``: earlier answers of the same rater to the same trial, which do not count."""
+    """How often each source is preferred to each other."""
 
     pairs: list[PairRate]
     answers: int
     raters: int
     replaced: int
+    """Number of earlier answers of a rater to the same trial, which do not count."""
+
+    def table(self) -> str:
+        """A line for each pair, below a heading."""
+        lines = [f"{'preferred':>16} {'to':>16}   rate  95% interval    wins  losses  ties"]
+        for p in self.pairs:
+            lines.append(
+                f"{p.first:>16} {p.second:>16}  {p.rate:5.3f}  {p.low:5.3f} - {p.high:5.3f}"
+                f"  {p.first_wins:6} {p.second_wins:7} {p.ties:5}"
+            )
+        return "\n".join([*lines, "ties count half"])
 
 
 class SourceRating(NamedTuple):
@@ -81,12 +92,21 @@ class SourceRating(NamedTuple):
 
 
 class Ratings(NamedTuple):
-    """``replaced``: earlier answers of the same rater to the same trial, which do not count."""
+    """The mean mark of each source on each scale."""
 
     sources: list[SourceRating]
     answers: int
     raters: int
     replaced: int
+    """Number of earlier answers of a rater to the same trial, which do not count."""
+
+    def table(self) -> str:
+        """A line for each source and scale, below a heading."""
+        lines = [f"{'source':>16} {'scale':>10}   mean  95% interval  answers"]
+        for s in self.sources:
+            interval = "(one rater)" if s.low is None else f"{s.low:4.2f} - {s.high:4.2f}"
+            lines.append(f"{s.source:>16} {s.scale:>10}  {s.mean:5.2f}  {interval:12}  {s.answers:7}")
+        return "\n".join(lines)
 
 
 def write_rating_page(

@@ -22,8 +22,8 @@ from xmodal_jax.evaluation.text import (
     ReferenceTexts,
     TextGenerationConfig,
     TextGenerator,
-    retrieval,
     source_modality,
+    source_text_retrieval,
 )
 from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
 from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
@@ -54,8 +54,8 @@ class Config(TextGenerationConfig):
     batch_size: int = 64
     eval_every: int = 300
     gallery: int = 500
-    """With --model.contrastive-weight: number of test examples that retrieval searches, no two of them with the same
-    meaning."""
+    """With --model.contrastive-weight: number of test examples that source_text_retrieval searches, no two of them with
+    the same meaning."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Optimizer and schedule."""
 
@@ -99,7 +99,7 @@ def main(config: Config) -> None:
             metrics |= each.caption_scores(captions[name], f"{name}/")
         if model.contrasts:
             gallery = evaluate.Gallery(splits.tests["test"], config.gallery)
-            metrics |= retrieval(method, params, gallery, tokenize)
+            metrics |= source_text_retrieval(method, params, gallery, tokenize)
         return metrics | references["test"].caption_scores(greedy, "greedy/"), captions["test"]
 
     metrics, captions = evaluate_seeds(test, result, timer)
@@ -112,10 +112,10 @@ def main(config: Config) -> None:
         panels.add_scores(report, metrics, headline)
         quality, marks = panels.caption_quality(references["test"], captions)
         panels.add_generated_texts(
-            report, references["test"], modality, quality, marks, measure="factors right"
+            report, references["test"], modality, quality, marks, measure="factor accuracy"
         )
         panels.add_attention(report, generate, result.params[0], references["test"], captions)
-        report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
+        report.add_figure("Training curves", figures.curves(run.read_metrics(), CURVES))
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 

@@ -109,10 +109,10 @@ def main(config: Config) -> None:
     with timer("report"):
         report = Report("A shared embedding space", subtitle(config, result, ", ".join(modalities)))
         headline = panels.add_scores(report, metrics, galleries["test"])
-        panels.add_space(report, run.read_metrics(), galleries["test"], embeddings)
+        panels.add_embeddings(report, run.read_metrics(), galleries["test"], embeddings)
         if confusion is not None:
             labels = panels.class_labels(splits.train, confusion)
-            report.add_figure("Zero-shot", figures.confusion_matrix(confusion, labels))
+            report.add_figure("Zero-shot confusion matrix", figures.confusion_matrix(confusion, labels))
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 

@@ -118,10 +118,10 @@ def main(config: Config) -> None:
         return
 
     with timer("report"):
-        title = "Spoken commands" if config.task == "commands" else "What several modalities say together"
+        title = "Spoken commands" if config.task == "commands" else "Classification by several modalities"
         report = Report(title, subtitle(config, result, ", ".join(modalities), model.fusion))
-        headline = panels.add_scores(report, metrics, chance=tests["test"].guessing)
-        report.add_figure("Curves", figures.curves(run.read_metrics()))
+        headline = panels.add_scores(report, metrics, majority_accuracy=tests["test"].majority_accuracy)
+        report.add_figure("Training curves", figures.curves(run.read_metrics()))
         attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)
         panels.add_attention(
             report, attend, result.params[0], classify, tests["test"], answers, class_names, model, tokenizer

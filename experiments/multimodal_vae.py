@@ -122,7 +122,7 @@ def main(config: Config) -> None:
         chance = {k: 1 / data.classes for k in headline if "cross" in k}
         latent_report.add_scores(report, metrics, headline, chance)
         latent_report.add_latent(report, explorer, result.params[0], data, tested[0], run.path)
-        report.add_figure("Curves", figures.curves(run.read_metrics()))
+        report.add_figure("Training curves", figures.curves(run.read_metrics()))
     finish(
         run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer, seeds=result.seeds,
         diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),

@@ -61,7 +61,7 @@ def main(config: Config) -> None:
         loader = make_loader(config, splits.train, tokenize, once=spectrograms(model.features))
         validation = ReferenceTexts(splits.validation, tokenize.clean)
         references = {
-            name: ReferenceTexts(split, tokenize.clean, unlike=known) for name, split in splits.tests.items()
+            name: ReferenceTexts(split, tokenize.clean, exclude=known) for name, split in splits.tests.items()
         }
 
     # The method: an encoder with a decoder, a CTC head or both. "test" is the decoding that was asked for.
@@ -108,10 +108,10 @@ def main(config: Config) -> None:
         panels.add_scores(report, metrics, headline)
         quality, marks = panels.transcript_quality(references[hardest], transcripts)
         panels.add_generated_texts(
-            report, references[hardest], "audio", quality, marks, measure="words right"
+            report, references[hardest], "audio", quality, marks, measure="word accuracy"
         )
         panels.add_attention(report, generate, result.params[0], references[hardest], transcripts)
-        report.add_figure("Curves", figures.curves(run.read_metrics()))
+        report.add_figure("Training curves", figures.curves(run.read_metrics()))
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 

@@ -24,7 +24,7 @@ from xmodal_jax.evaluation import speech
 from xmodal_jax.evaluation.text import ReferenceTexts, source_modality
 from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
 from xmodal_jax.inference.load import load_translator
-from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speech
+from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_speech
 from xmodal_jax.report import figures
 from xmodal_jax.report import speech as panels
 from xmodal_jax.report.page import Report
@@ -76,14 +76,14 @@ def main(config: Config) -> None:
         source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
-        to_frames = frames_of(model.features, model.floor)
+        to_frames = log_mel_transform(model.features, model.floor)
         loader = make_loader(config, splits.train, tokenize, once=to_frames)
         voices = splits.train.speaker_names or ("the only voice",)
         frames = to_frames(splits.train.batch(np.arange(1)))["audio"].shape[1]
-        sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, unlike=known)
+        sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, exclude=known)
         examples = speech.first_examples(sentences.source, config.examples)
         validation = speech.first_examples(splits.validation, 24)
-        recorded, validation_recorded = (speech.recorded(some, model) for some in (examples, validation))
+        recorded, validation_recorded = (speech.recordings_of(some, model) for some in (examples, validation))
 
     # The method: durations are learned beside the frames.
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(voices))
@@ -110,7 +110,7 @@ def main(config: Config) -> None:
         synthesized = synthesize(params, examples)
         distances = speech.mel_distances(synthesized, recorded)
         metrics = speech.synthesis_scores(synthesized, recorded, distances)
-        heard = speech.recognition_scores(
+        heard = speech.recognize(
             recognise, sentences.texts, recordings=recorded, vocoded=vocoded, test=synthesized
         )
         return metrics | heard.rates, (synthesized, distances, heard.texts)
@@ -127,7 +127,7 @@ def main(config: Config) -> None:
         panels.add_speech(
             report, sentences.texts, tokens, synthesized, vocoded, recorded, distances, transcripts, model
         )
-        report.add_figure("Curves", figures.curves(run.read_metrics()))
+        report.add_figure("Training curves", figures.curves(run.read_metrics()))
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 

@@ -152,7 +152,7 @@ def main(config: Config) -> None:
         panels.add_pairs(report, "Drawn", texts, real, several, panel.captions(images))
         panels.add_progress(report, diary, texts)
         panels.add_interpolations(report, artist, params, draw.asked["test"], texts, seed=config.seed)
-        report.add_figure("Curves", figures.curves(run.read_metrics(), CURVES))
+        report.add_figure("Training curves", figures.curves(run.read_metrics(), CURVES))
         panels.write_pictures(run.path / "drawn", images[:KEPT], texts[:KEPT])
         panels.write_pictures(run.path / "real", real[:KEPT], texts[:KEPT])
         panels.write_grid(run.path / "grid.png", real, images)

@@ -22,7 +22,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.experiment import finish
 from xmodal_jax.inference.load import load_translator
-from xmodal_jax.inference.translate import chain, find_inputs, read_inputs, translate, write_outputs
+from xmodal_jax.inference.translate import find_chain, find_inputs, read_inputs, translate, write_outputs
 from xmodal_jax.models.seq2seq import GenerationConfig
 from xmodal_jax.report.page import Audio, Report
 from xmodal_jax.train.command_line import parse
@@ -45,7 +45,7 @@ class Config:
     """Random seed of the noise that pictures are generated from."""
     speaker: str | None = None
     """Name of the voice, one of those of the run that synthesises speech; None: the first."""
-    rate: float = 1.0
+    speed: float = 1.0
     """Speed of speech; above 1 is faster."""
     generation: GenerationConfig | None = None
     """How text is generated; None: as the run that generates it was configured."""
@@ -69,9 +69,9 @@ def main(config: Config) -> None:
 
     with timer("restore"):
         found = find_inputs(config.source)
-        options = dict(generation=config.generation, rate=config.rate, noise=config.seed)
+        options = dict(generation=config.generation, speed=config.speed, noise_seed=config.seed)
         translators = [load_translator(run, **options) for run in config.runs]
-        steps = chain(translators, found.modality, target)
+        steps = find_chain(translators, found.modality, target)
     run = Run.create(config.run_dir, config)
 
     with timer("data"):

@@ -132,7 +132,7 @@ def main(config: Config) -> None:
         headline = [k for k in metrics if k.startswith(leading)][:6]
         latent_report.add_scores(report, metrics, headline)
         latent_report.add_latent(report, explorer, result.params[0], data, tested[0], run.path, count=8)
-        report.add_figure("Curves", figures.curves(run.read_metrics()))
+        report.add_figure("Training curves", figures.curves(run.read_metrics()))
     finish(
         run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer, seeds=result.seeds,
         diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),

@@ -17,7 +17,7 @@ from xmodal_jax.evaluation.classification import (
     subsets,
 )
 from xmodal_jax.models.fusion import ClassifierOutput
-from xmodal_jax.report import classification_figures as classification_figures
+from xmodal_jax.report import classification_figures
 from xmodal_jax.report.figures import to_png
 from xmodal_jax.types import Method
 
@@ -93,7 +93,7 @@ def test_unknown_classes_do_not_count():
 def test_guessing_is_the_most_frequent_pair_of_classes():
     arrays = {"hour": np.array([0, 0, 0, 1, 1, 2]), "side": np.array([0, 1, 0, 1, 1, -1])}
     data = ArraySource({**arrays, "image": np.zeros((6, 2, 2, 3), np.uint8)})
-    assert LabelledSplit(data, NAMES).guessing == 2 / 5
+    assert LabelledSplit(data, NAMES).majority_accuracy == 2 / 5
 
 
 def test_what_can_be_predicted():
@@ -105,11 +105,11 @@ def test_what_can_be_predicted():
         read_target_classes(ArraySource({"image": images}))
 
 
-def test_the_overlay_is_bright_where_the_weight_is():
+def test_the_image_is_bright_where_the_weight_is():
     picture = np.full((8, 8, 3), 200, np.uint8)
     weights = np.zeros((2, 2))
     weights[0, 1] = 0.5
-    shown = classification_figures.overlay(picture, weights)
+    shown = classification_figures.darken(picture, weights)
     np.testing.assert_allclose(shown[:4, 4:], 200 / 255)
     np.testing.assert_allclose(shown[4:], 0.15 * 200 / 255)
     np.testing.assert_allclose(shown[:4, :4], 0.15 * 200 / 255)

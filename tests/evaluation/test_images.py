@@ -71,7 +71,7 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     state = {"params": params, "ema": average, "variables": variables}
     kept.save(1, state, meta | {"tokenizer": tokenizer.files(), "seeds": [0]})
     kept.close()
-    loaded = load_translator(tmp_path / "run", noise=3)
+    loaded = load_translator(tmp_path / "run", noise_seed=3)
     assert (loaded.source, loaded.target, loaded.shape) == ("text", "image", (6, 7, 3))
     words = ["a red star", "a red star", "a blue ring"]
     artist = drawing.Artist(gan, TokenizeTransform(tokenizer, 6), noise=5)
@@ -126,7 +126,7 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     facts = {"config": {"model": to_json(config)}, "source": "text", "target": "image", "classes": 0, **sizes}
     kept.save(1, {"params": players, "variables": variables}, meta | facts)
     kept.close()
-    assert (load_translator(tmp_path / "gan", noise=3).apply(words)[0] != 0).any()
+    assert (load_translator(tmp_path / "gan", noise_seed=3).apply(words)[0] != 0).any()
 
     other = LoadedCaptioner(None, TokenizeTransform(tokenizer, 7))
     with pytest.raises(ValueError, match="--read-with"):
@@ -345,7 +345,7 @@ def painter(channels=3):
         colours = jnp.tanh(params * batch["noise"][:, None, None, :channels])
         return jnp.broadcast_to(colours, (len(colours), 4, 5, channels))
 
-    return drawing.Artist(stub(predict), None, noise=3)
+    return drawing.Artist(stub(predict), None, noise_seed=3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -17,13 +17,13 @@ from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
 from xmodal_jax.inference.load import Translator, load_translator
-from xmodal_jax.inference.translate import chain, find_inputs, read_inputs, translate, write_outputs
+from xmodal_jax.inference.translate import find_chain, find_inputs, read_inputs, translate, write_outputs
 from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.report import text as panels
-from xmodal_jax.report import text_figures as text_figures
+from xmodal_jax.report import text_figures
 from xmodal_jax.report.page import MarkedText, Report
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -63,16 +63,16 @@ def test_a_script_knows_other_words_for_the_same():
 
 def test_sentences_of_the_training_data_are_left_out():
     source = pictures()
-    script = ReferenceTexts(source, unlike={"red", "blue blue"})
+    script = ReferenceTexts(source, exclude={"red", "blue blue"})
     kept = [c for c in source.arrays["caption"] if c not in ("red", "blue blue")]
-    assert script.texts == kept and script.left_out == 24 - len(kept)
+    assert script.texts == kept and script.excluded == 24 - len(kept)
     assert script.meanings is None
     scores = script.error_rates([f"{text} red" for text in kept], "x/")
     assert scores["x/wer"] == pytest.approx(len(kept) / sum(len(t.split()) for t in kept))
     assert scores["x/exact_accuracy"] == 0
     assert script.caption_scores(kept, "y/")["y/exact_accuracy"] == 1
     with pytest.raises(ValueError, match="nothing is left"):
-        ReferenceTexts(source, unlike=set(source.arrays["caption"].tolist()))
+        ReferenceTexts(source, exclude=set(source.arrays["caption"].tolist()))
 
 
 def writer_config():
@@ -164,11 +164,11 @@ SAY = Translator(
 
 
 def test_the_shortest_chain_is_taken():
-    assert chain([SAY, SEE, HEAR], "image", "audio") == [SEE, SAY]
-    assert chain([SAY, SEE, HEAR], "audio", "text") == [HEAR]
-    assert chain([SAY, HEAR], "text", "text") == [SAY, HEAR]
+    assert find_chain([SAY, SEE, HEAR], "image", "audio") == [SEE, SAY]
+    assert find_chain([SAY, SEE, HEAR], "audio", "text") == [HEAR]
+    assert find_chain([SAY, HEAR], "text", "text") == [SAY, HEAR]
     with pytest.raises(ValueError, match="no way from video to text.*image to text"):
-        chain([SEE], "video", "text")
+        find_chain([SEE], "video", "text")
 
 
 def test_a_folder_of_pictures_becomes_speech(tmp_path):
@@ -179,7 +179,7 @@ def test_a_folder_of_pictures_becomes_speech(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((20, 16, 3), value, np.uint8)).save(folder / name)
     found = find_inputs(str(folder))
-    steps = chain([SEE, SAY], found.modality, "audio")
+    steps = find_chain([SEE, SAY], found.modality, "audio")
     names, inputs = read_inputs(found, steps[0], BadExamples())
     assert names == ["b/two.png", "one.png"] and inputs[0].shape == (8, 8, 3)
     stages = translate(steps, inputs, speaker="bob")
@@ -221,7 +221,7 @@ def test_panels_mark_what_is_wrong(tmp_path):
     quality, marks = panels.caption_quality(script, written)
     assert (quality[:-1] == 1).all() and quality[-1] == 0
     assert marks[-1].pieces[-1] == ("nonsense", "wrong")
-    panels.add_generated_texts(report, script, "image", quality, marks, measure="factors right")
+    panels.add_generated_texts(report, script, "image", quality, marks, measure="factor accuracy")
     scores = script.caption_scores(written, "test/")
     panels.add_scores(report, scores, ["test/factor_accuracy"])
     page = report.html()
@@ -245,12 +245,12 @@ def test_where_it_looks_is_drawn_for_every_word(run):
 @pytest.mark.parametrize("shape,tokens", [((8, 8, 3), 16), ((8, 8, 8, 3), 4 * 16), ((4, 8, 8, 3), 4)])
 def test_each_word_has_its_picture(shape, tokens):
     weights = np.random.default_rng(0).uniform(size=(12, tokens)).astype(np.float32)
-    fig = text_figures.over_pictures(np.full(shape, 200, np.uint8), [f"w{k}" for k in range(12)], weights)
+    fig = text_figures.image_attention(np.full(shape, 200, np.uint8), [f"w{k}" for k in range(12)], weights)
     assert [ax.get_title() for ax in fig.axes[:12]] == [f"w{k}" for k in range(12)]
     assert sum(bool(ax.images) for ax in fig.axes) == 12
 
 
 def test_a_line_for_each_word_below_the_spectrogram():
-    fig = text_figures.along_sound(np.zeros((40, 8)), ["a", "red"], np.ones((2, 10)) / 10, 0.01)
+    fig = text_figures.spectrogram_attention(np.zeros((40, 8)), ["a", "red"], np.ones((2, 10)) / 10, 0.01)
     assert [label.get_text() for label in fig.axes[1].get_yticklabels()] == ["a", "red"]
     assert fig.axes[1].images[0].get_extent()[1] == pytest.approx(0.4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
-from xmodal_jax.models.speech import SpeechConfig, frames_of, make_speech, make_synthesizer
+from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_speech, make_synthesizer
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train.optim import Optimizer, make_optimizer
@@ -110,7 +110,7 @@ def test_learns_how_long_each_token_lasts_without_being_told(trained):
     content, true = batch["text_mask"], LASTS[batch["text"]]
     # Evenly split, 0.2 of the tokens would be right, being LASTS' own mean; so many are after alignment.
     assert (np.asarray(found.durations) == true)[content].mean() > 0.95
-    assert np.abs(np.asarray(found.said) - true)[content].mean() < 0.5
+    assert np.abs(np.asarray(found.predicted_durations) - true)[content].mean() < 0.5
     # A frame has one loud band of eight, of 1 or 2: silence would be off by 1.5 / 8.
     assert np.asarray(found.error).mean() < 0.09
     assert metrics["unaligned"] == 0
@@ -120,8 +120,8 @@ def test_speaks_each_token_in_its_band_and_ends(trained):
     config, _, params, _ = trained
     batch = make_batch(seed=1001)
     speak = jax.jit(make_synthesizer(config, frames=FRAMES + 3, **SIZES))
-    asked = on_device({k: batch[k] for k in ("text", "text_mask", "speaker", "index")})
-    said = speak(params, asked)
+    inputs = on_device({k: batch[k] for k in ("text", "text_mask", "speaker", "index")})
+    said = speak(params, inputs)
     durations = np.asarray(said.durations)
     content, true = batch["text_mask"], LASTS[batch["text"]]
     assert np.abs(durations - true)[content].mean() < 0.5 and not durations[~content].any()
@@ -146,20 +146,20 @@ def test_who_speaks_and_how_fast(trained):
         )
         loud[who] = said.log_mel.max(axis=2)[said.frame_mask].mean()
     assert loud[1] - loud[0] > 0.5  # 1 in truth
-    fast = jax.jit(make_synthesizer(config, frames=FRAMES, rate=2.0, **SIZES))(params, batch)
+    fast = jax.jit(make_synthesizer(config, frames=FRAMES, speed=2.0, **SIZES))(params, batch)
     assert 0.35 < fast.durations.sum() / said.durations.sum() < 0.65
-    with pytest.raises(ValueError, match="rate"):
-        make_synthesizer(config, frames=FRAMES, rate=0.0, **SIZES)
+    with pytest.raises(ValueError, match="speed"):
+        make_synthesizer(config, frames=FRAMES, speed=0.0, **SIZES)
 
 
 def test_frames_computed_once_are_the_waveforms_own():
-    """The same loss from waveforms and from what `frames_of` made of them."""
+    """The same loss from waveforms and from what `log_mel_transform` made of them."""
     rng = np.random.default_rng(0)
     method, batch = make_speech(CONFIG, **SIZES), make_batch(n=4)
     length = (FRAMES - 1) * CONFIG.features.hop
     mask = np.arange(length)[None, :] < np.array([[length], [300], [200], [350]])
     raw = {**batch, "audio": rng.normal(0, 3000, (4, length)).astype(np.int16), "audio_mask": mask}
-    framed = frames_of(CONFIG.features, CONFIG.floor)(raw)
+    framed = log_mel_transform(CONFIG.features, CONFIG.floor)(raw)
     assert framed["audio"].shape == (4, FRAMES, MELS)
     params = jax.jit(method.init)(jax.random.key(0), on_device(framed))
     loss = jax.jit(lambda b: method.loss(params, b, jax.random.key(1))[0])

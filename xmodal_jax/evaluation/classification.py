@@ -1,4 +1,4 @@
-"""Classification by several modalities: run over whole data sets, with any of them missing, and scored."""
+"""Accuracy of classification by several modalities, with all of them and with some missing."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run, stack_scores
 from xmodal_jax.types import Method
 
-Labels = Mapping[str, np.ndarray]
+Classes = Mapping[str, np.ndarray]
+"""The class of each example, int ``[N]``, by target; -1 where it is unknown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(StartConfig):
-    """What the experiments of classification by several modalities share."""
+    """Options of the experiments that classify by several modalities."""
 
     steps: int = 1200
-    """Optimizer steps."""
     batch_size: int = 32
-    """Examples per step, over all devices together; of the embedded data set scenes, each with all that is asked (or
-    said) about it."""
+    """Examples per step, over all devices together. An example of the embedded data set is a scene with all questions
+    (or commands) about it."""
     eval_every: int = 200
-    """Steps between evaluations on validation data; 0: only at the end."""
     unimodal_steps: int = 200
-    """Steps of a model of each modality alone, to see what they say together (at most ``steps``); 0: none."""
+    """Training steps of the baselines, which are one model per modality (at most ``steps``); 0: no baselines."""
     model: FusionConfig = FusionConfig()
     """Encoders and fusion."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=1e-2)
@@ -43,18 +42,25 @@ class ClassificationConfig(StartConfig):
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every choice of at least one modality, all of them first."""
+    """All nonempty subsets of the modalities, the largest first.
+
+    Example::
+
+        subsets(("image", "text"))  # [("image", "text"), ("image",), ("text",)]
+    """
     sizes = range(len(modalities), 0, -1)
     return [chosen for size in sizes for chosen in itertools.combinations(modalities, size)]
 
 
-def given(modalities: Sequence[str]) -> str:
-    """How metrics name a choice of modalities: ``image_text``."""
-    return "_".join(modalities)
-
-
 class Classifier:
-    """Answers of a fusion method over whole data sets, compiled once for all choices of modalities."""
+    """Predicted classes of whole data sets by a fusion method, compiled once for all subsets of modalities.
+
+    Args:
+      method: from `models.fusion.make_fusion`.
+      modalities: those that the method was made for.
+      transform: of raw batches, such as tokenization.
+      batch_size: examples at a time.
+    """
 
     def __init__(
         self,
@@ -67,52 +73,60 @@ class Classifier:
         self.modalities = tuple(modalities)
         self._predict, self._transform, self._batch_size = method.predict, transform, batch_size
 
-    def of(self, method: Method, modalities: Sequence[str]) -> Classifier:
-        """Another method's, reading the same data."""
+    def with_method(self, method: Method, modalities: Sequence[str]) -> Classifier:
+        """The same for another method."""
         return Classifier(method, modalities, self._transform, batch_size=self._batch_size)
 
     def inputs(self, batch: Mapping[str, Any], only: Sequence[str] | None = None) -> dict[str, Any]:
-        """What the model takes of a raw batch; of ``only`` some modalities, as if the others were missing."""
+        """The model's inputs of a raw batch; with ``only``, all other modalities count as missing."""
         batch = batch if self._transform is None else self._transform(batch)
         size = len(next(iter(v for v in batch.values() if not isinstance(v, Mapping))))
         chosen = self.modalities if only is None else only
-        there = {m: batch.get("present", {}).get(m, np.ones(size, bool)) for m in self.modalities}
+        in_data = {m: batch.get("present", {}).get(m, np.ones(size, bool)) for m in self.modalities}
         fields = {k: v for k, v in batch.items() if k.removesuffix("_mask") in self.modalities}
-        present = {m: there[m] & (m in chosen) for m in self.modalities}
+        present = {m: in_data[m] & (m in chosen) for m in self.modalities}
         return {**fields, "present": present, "index": np.arange(size, dtype=np.int32)}
 
     def __call__(
         self, params: Any, source: Source, only: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """The class with the highest logit of each target, int ``[N]``."""
-        answer = predict_all(
+        output = predict_all(
             self._predict,
             params,
             source,
             batch_size=self._batch_size,
             transform=lambda b: self.inputs(b, only),
         )
-        return {target: logits.argmax(axis=1) for target, logits in answer.logits.items()}
+        return {target: logits.argmax(axis=1) for target, logits in output.logits.items()}
 
 
-def accuracies(predicted: Labels, labels: Labels, prefix: str) -> dict[str, float]:
-    """Share of examples whose classes are all right, ``<prefix>accuracy``, and with several targets of each,
-    ``<prefix><target>_accuracy``. A class below 0 is unknown: its examples do not count."""
-    right = {t: predicted[t] == labels[t] for t in labels}
+def accuracies(predicted: Classes, labels: Classes, prefix: str) -> dict[str, float]:
+    """Fractions of correct examples: ``<prefix>accuracy`` of all targets together (every class must be correct) and,
+    where there are several, ``<prefix><target>_accuracy`` of each. Examples with an unknown class do not count."""
+    correct = {t: predicted[t] == labels[t] for t in labels}
     known = {t: labels[t] >= 0 for t in labels}
-    mean = lambda hit, there: float(hit[there].mean()) if there.any() else float("nan")
-    every = np.logical_and.reduce
-    scores = {f"{prefix}accuracy": mean(every(list(right.values())), every(list(known.values())))}
+    mean = lambda hit, counts: float(hit[counts].mean()) if counts.any() else float("nan")
+    of_all = np.logical_and.reduce
+    scores = {f"{prefix}accuracy": mean(of_all(list(correct.values())), of_all(list(known.values())))}
     if len(labels) > 1:
-        scores |= {f"{prefix}{t}_accuracy": mean(right[t], known[t]) for t in labels}
+        scores |= {f"{prefix}{t}_accuracy": mean(correct[t], known[t]) for t in labels}
     return scores
 
 
 class LabelledSplit:
-    """A test split with its classes, read once, and the groups of examples that are scored apart.
+    """A split of a data set with its classes, read once, and the groups of examples that have scores of their own.
 
-    ``groups``: a field of the batches and the names of its values, such as the kinds of questions.
+    Args:
+      source: the examples.
+      targets: names of the fields that hold classes.
+      groups: the name of a field, and the names of its values, such as the kinds of questions.
     """
+
+    source: Source
+    labels: Classes
+    groups: dict[str, np.ndarray]
+    """Bool ``[N]`` by name of the group, of those that occur."""
 
     def __init__(
         self,
@@ -124,37 +138,36 @@ class LabelledSplit:
         names = (*targets, *([groups[0]] if groups else []))
         fields = read_fields(source, names)
         self.source, self.labels = source, {t: fields[t] for t in targets}
-        self.groups: dict[str, np.ndarray] = {}
+        self.groups = {}
         if groups and groups[0] in fields:
-            kinds = {name: fields[groups[0]] == k for k, name in enumerate(groups[1])}
-            self.groups = {name: rows for name, rows in kinds.items() if rows.any()}
+            members = {name: fields[groups[0]] == k for k, name in enumerate(groups[1])}
+            self.groups = {name: is_member for name, is_member in members.items() if is_member.any()}
 
     @property
     def known(self) -> np.ndarray:
-        """Of which examples every class is known, bool ``[N]``."""
+        """Which examples have a known class for every target, bool ``[N]``."""
         return np.logical_and.reduce([v >= 0 for v in self.labels.values()])
 
-    def right(self, predicted: Labels) -> np.ndarray:
-        """Of which examples every class is right, bool ``[N]``."""
+    def correct(self, predicted: Classes) -> np.ndarray:
+        """Which examples have the correct class for every target, bool ``[N]``."""
         return np.logical_and.reduce([predicted[t] == v for t, v in self.labels.items()])
 
     @property
-    def guessing(self) -> float:
-        """The accuracy of always giving the classes that are most frequent (together)."""
+    def majority_accuracy(self) -> float:
+        """The accuracy of always predicting the most frequent combination of classes."""
         known = self.known
         if not known.any():
             return float("nan")
         joint = np.stack([v[known] for v in self.labels.values()], axis=1)
         return float(np.unique(joint, axis=0, return_counts=True)[1].max() / len(joint))
 
-    def scores(self, predicted: Labels, prefix: str) -> dict[str, float]:
+    def scores(self, predicted: Classes, prefix: str) -> dict[str, float]:
         """`accuracies`, and ``<prefix><group>_accuracy`` of each group."""
         scores = accuracies(predicted, self.labels, prefix)
-        for name, rows in self.groups.items():
-            part = lambda labels, rows=rows: {t: v[rows] for t, v in labels.items()}
-            scores[f"{prefix}{name}_accuracy"] = accuracies(part(predicted), part(self.labels), "")[
-                "accuracy"
-            ]
+        for name, is_member in self.groups.items():
+            of_group = lambda classes, is_member=is_member: {t: v[is_member] for t, v in classes.items()}
+            accuracy = accuracies(of_group(predicted), of_group(self.labels), "")["accuracy"]
+            scores[f"{prefix}{name}_accuracy"] = accuracy
         return scores
 
 
@@ -168,48 +181,66 @@ def fit_unimodal(
 ) -> dict[str, tuple[Method, list[Any]]]:
     """Trains one model per modality, for ``config.unimodal_steps``: the baselines of the model of all modalities.
 
-    ``make``: the method and the optimizer for some modalities. Each run is written to ``unimodal/<modality>`` in the
-    directory of ``run``. Returns for each modality the method and the parameters of each seed.
+    Args:
+      make: the method and the optimizer for some modalities.
+      modalities: those to train a model of.
+      loader, config, timer: as of the model of all modalities.
+      run: each model is written to ``unimodal/<modality>`` in the directory of this run.
+
+    Returns:
+      For each modality the method and the parameters of each seed.
     """
     if not config.unimodal_steps:
         return {}
     config = dataclasses.replace(
         config, steps=min(config.unimodal_steps, config.steps), eval_every=0, checkpoint_every=0, patience=0
     )
-    found = {}
+    trained = {}
     for name in modalities:
         method, optimizer = make((name,))
         with Run.create(
             run.path / "unimodal" / name, config, resume=config.resume, writer=run.writes, tensorboard=False
-        ) as own:
+        ) as unimodal_run:
             run.print(f"training on {name} alone")
-            found[name] = method, fit(method, loader, config, optimizer, own, timer).params
-    return found
+            trained[name] = method, fit(method, loader, config, optimizer, unimodal_run, timer).params
+    return trained
 
 
 def evaluate_splits(
     classify: Classifier,
     params: Sequence[Any],
-    exams: Mapping[str, LabelledSplit],
-    alone: Mapping[str, tuple[Method, Sequence[Any]]],
+    splits: Mapping[str, LabelledSplit],
+    unimodal: Mapping[str, tuple[Method, Sequence[Any]]],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """``(metrics, the first seed's answers to the split "test")`` from the parameters of each seed.
+    """Scores every test split, and the split "test" with some modalities missing and by the baselines.
 
-    Metrics: ``<split>/accuracy`` and its parts for every split; ``given_<modalities>/…`` on "test" with the others
-    missing; ``trained_on_<modality>/…`` on "test" of the models that `fit_unimodal` gave.
+    Args:
+      classify: the model of all modalities.
+      params: its parameters of each seed.
+      splits: test splits by name.
+      unimodal: from `fit_unimodal`.
+
+    Returns:
+      The metrics ``<split>/accuracy`` and its parts for every split, ``given_<modalities>/...`` on "test" where the
+      model is given these modalities only, and ``trained_on_<modality>/...`` on "test" by the baselines; and the
+      predicted classes of the split "test" by the first seed.
     """
-    exam, found, first = exams["test"], [], {}
-    for seed, own in enumerate(params):
-        metrics = {}
-        for name, each in exams.items():
-            answers = classify(own, each.source)
-            metrics |= each.scores(answers, f"{name}/")
-            if name == "test" and not first:
-                first = answers
-        for chosen in subsets(classify.modalities)[1:]:
-            metrics |= exam.scores(classify(own, exam.source, chosen), f"given_{given(chosen)}/")
-        for name, (method, trained) in alone.items():
-            answers = classify.of(method, (name,))(trained[seed], exam.source)
-            metrics |= exam.scores(answers, f"trained_on_{name}/")
-        found.append(metrics)
-    return stack_scores(found), first
+    predicted = [{name: classify(p, split.source) for name, split in splits.items()} for p in params]
+    scores = [
+        _seed_scores(classify, params[seed], predicted[seed], splits, unimodal, seed)
+        for seed in range(len(params))
+    ]
+    return stack_scores(scores), predicted[0]["test"]
+
+
+def _seed_scores(classify, params, predicted, splits, unimodal, seed: int) -> dict[str, float]:
+    test, scores = splits["test"], {}
+    for name, split in splits.items():
+        scores |= split.scores(predicted[name], f"{name}/")
+    for chosen in subsets(classify.modalities)[1:]:
+        of_chosen = classify(params, test.source, chosen)
+        scores |= test.scores(of_chosen, f"given_{'_'.join(chosen)}/")
+    for name, (method, trained) in unimodal.items():
+        of_baseline = classify.with_method(method, (name,))(trained[seed], test.source)
+        scores |= test.scores(of_baseline, f"trained_on_{name}/")
+    return scores

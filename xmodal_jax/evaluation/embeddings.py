@@ -1,4 +1,4 @@
-"""Running a trained method over whole data sets, and what a shared embedding space is measured by."""
+"""Predictions of a trained method over whole data sets, and the scores of a shared embedding space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.data.pipeline import iterate_epoch, numeric_fields
-from xmodal_jax.data.source import Source, read_fields
+from xmodal_jax.data.source import RawBatch, Source, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.views import Subset
 from xmodal_jax.metrics.classification import (
@@ -34,13 +34,19 @@ def predict_all(
     batch_size: int = 256,
     transform: Callable | None = None,
 ) -> Any:
-    """``predict(params, batch)`` over every example of ``source`` in order, as NumPy arrays.
+    """``predict(params, batch)`` for every example of ``source`` in order, as NumPy arrays.
 
-    It runs where ``params`` lie: on one device, or with each batch split over all devices of their mesh. Of several
-    processes each reads its own rows and all get every answer. The last batch is padded to the size of the others.
-    ``predict`` must be the same function in every call (not a fresh lambda), so that evaluations share one program.
+    The computation runs where ``params`` are: on one device, or with each batch split over all devices of their mesh.
+    Of several processes each reads its own part, and all return the results of every example.
+
+    Args:
+      predict: should be the same function object in every call (not a new lambda), so that it is compiled once.
+      params: first argument of ``predict``.
+      source: the examples.
+      batch_size: examples at a time; the last batch is padded to this size.
+      transform: applied to every raw batch, such as tokenization.
     """
-    size, pieces = len(source), []
+    size, results = len(source), []
     mesh = _mesh_of(params)
     run, multiple = _compiled(predict, mesh), 1 if mesh is None else mesh.size
     batch_size = -(-min(batch_size, size) // multiple) * multiple
@@ -48,15 +54,15 @@ def predict_all(
     for batch in iterate_epoch(source, batch_size, transform=transform, shard=shard):
         batch = numeric_fields(batch)
         if mesh is not None:
-            rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-            put = functools.partial(jax.make_array_from_process_local_data, rows)
+            split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            put = functools.partial(jax.make_array_from_process_local_data, split)
             batch = jax.tree.map(lambda x: put(np.asarray(x)), batch)  # noqa: B023
-        pieces.append(run(params, batch))
-    return jax.tree.map(lambda *x: np.concatenate([np.asarray(p) for p in x])[:size], *pieces)
+        results.append(run(params, batch))
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:size], *results)
 
 
 def _mesh_of(params: Any) -> Mesh | None:
-    """The mesh that the parameters lie on; None for one device."""
+    """The mesh of the parameters' devices; None for one device."""
     leaf = next(iter(jax.tree.leaves(params)), None)
     sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
     return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
@@ -64,14 +70,24 @@ def _mesh_of(params: Any) -> Mesh | None:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(predict: Callable, mesh: Mesh | None) -> Callable:
-    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(predict, out_shardings=whole)
+    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(predict, out_shardings=replicated)
+
+
+def ordered(modalities: Sequence[str]) -> list[str]:
+    """The modalities in the order of tables and figures: image, text, audio, video, then all others."""
+    first = [m for m in ("image", "text", "audio", "video") if m in modalities]
+    return first + [m for m in modalities if m not in first]
 
 
 def directions(modalities: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """All ordered pairs of different modalities, image before the others so that it leads the tables."""
-    order = [m for m in ("image", "text", "audio", "video") if m in modalities]
-    for a, b in itertools.combinations(order, 2):
+    """All ordered pairs of different modalities, beginning with those of the image.
+
+    Example::
+
+        list(directions(("text", "image")))  # [("image", "text"), ("text", "image")]
+    """
+    for a, b in itertools.combinations(ordered(modalities), 2):
         yield a, b
         yield b, a
 
@@ -83,10 +99,17 @@ def retrieval_scores(
     ids: np.ndarray | None = None,
     prefix: str = "",
 ) -> dict[str, float]:
-    """Recall@1/5/10 and ranks between every pair of modalities, named ``<prefix>image_to_text/recall@1``.
+    """Retrieval scores between every pair of modalities, named ``<prefix>image_to_text/recall@1``.
 
-    ids: examples with the same id answer each other's queries (such as equal captions); by default each its own.
-    Examples where either modality is missing (``present``) are left out of that pair.
+    Args:
+      embeddings: unit vectors ``[N, dim]`` of each modality.
+      present: bool ``[N]`` of each modality. An example that lacks either modality of a pair is left out of that pair.
+      ids: ``int [N]``; examples with equal ids are correct results of each other's queries, such as those with equal
+        captions. None: each example is the only correct result of its query.
+      prefix: before every name.
+
+    Returns:
+      The scores of `metrics.retrieval.retrieval`.
     """
     scores = {}
     for query, target in directions(tuple(embeddings)):
@@ -95,89 +118,104 @@ def retrieval_scores(
             if present and name in present:
                 keep &= present[name]
         kept_ids = None if ids is None else ids[keep]
-        found = retrieval(
+        of_pair = retrieval(
             embeddings[query][keep], embeddings[target][keep], query_ids=kept_ids, gallery_ids=kept_ids
         )
-        scores.update({f"{prefix}{query}_to_{target}/{k}": float(v) for k, v in found.items()})
+        scores.update({f"{prefix}{query}_to_{target}/{k}": float(v) for k, v in of_pair.items()})
     return scores
 
 
-def distinct(keys: Sequence[Any], limit: int) -> np.ndarray:
-    """Indices of the first ``limit`` examples whose key has not come before."""
-    seen, rows = set(), []
-    for row, key in enumerate(keys):
-        if key not in seen and len(rows) < limit:
+def first_occurrences(keys: Sequence[Any], limit: int) -> np.ndarray:
+    """The indices at which keys occur for the first time, at most ``limit``."""
+    seen, indices = set(), []
+    for index, key in enumerate(keys):
+        if key not in seen and len(indices) < limit:
             seen.add(key)
-            rows.append(row)
-    return np.asarray(rows)
+            indices.append(index)
+    return np.asarray(indices)
 
 
 class Gallery(Source):
-    """Test examples among which retrieval searches, read once.
+    """The test examples that retrieval searches, read once; a `Source` itself.
 
-    The first ``limit`` examples of different meaning (`Source.meanings` where a data set has them, else its captions).
-    A data set with too few different captions for that, such as class names, gives its first ``limit`` examples, and
-    equal captions answer each other's queries. It is a `Source` itself.
+    These are the first ``limit`` examples with different captions (by `Source.meanings` where a data set has them). A
+    data set with few different captions, such as class names, gives its first ``limit`` examples, of which those with
+    equal captions are correct results of each other's queries.
     """
+
+    examples: RawBatch
+    """All examples as one batch."""
+    ids: np.ndarray
+    """``int [N]``, equal for examples with equal captions."""
 
     def __init__(self, source: Source, limit: int):
         keys = self._keys(source)
-        rows = distinct(keys, limit)
-        if len(rows) < min(limit, len(keys)) // 2:
-            rows = np.arange(min(limit, len(keys)))
-        self.batch_all = source.batch(rows)
+        indices = first_occurrences(keys, limit)
+        if len(indices) < min(limit, len(keys)) // 2:
+            indices = np.arange(min(limit, len(keys)))
+        self.examples = source.batch(indices)
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        self.ids = np.array([numbers[keys[row]] for row in rows])
+        self.ids = np.array([numbers[keys[index]] for index in indices])
         self.modalities, self.class_names = source.modalities, source.class_names
 
     @staticmethod
     def _keys(source: Source) -> list[Any]:
-        meanings, every = source.meanings(), np.arange(len(source))
+        meanings, indices = source.meanings(), np.arange(len(source))
         if meanings is not None:
             return meanings
         if "text" not in source.modalities:
-            return every.tolist()
-        return [str(c) for c in source.batch(every)["caption"]]
+            return indices.tolist()
+        return [str(c) for c in source.batch(indices)["caption"]]
 
     @property
     def distinct(self) -> bool:
-        """Whether every example has its own caption."""
+        """Whether no two examples have the same caption."""
         return len(set(self.ids.tolist())) == len(self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batch(self, indices: np.ndarray) -> dict[str, Any]:
-        """Rows of what was read."""
-        return jax.tree.map(lambda x: x[indices], self.batch_all)
+        """The examples ``indices``."""
+        return jax.tree.map(lambda x: x[indices], self.examples)
 
 
 class Embedder:
-    """Normalised embeddings of whole data sets by a contrastive method's ``predict``, compiled once."""
+    """Unit embeddings of whole data sets by the ``predict`` of a contrastive method, which is compiled once.
+
+    Example::
+
+        embed = Embedder(method, tokenize, batch_size=250)
+        embed(params, test)["image"]  # [N, dim]
+    """
 
     def __init__(self, method: Method, tokenize: Callable, *, batch_size: int):
         self._predict = method.predict
         self._tokenize, self._batch_size = tokenize, batch_size
 
     def __call__(self, params: Any, source: Source) -> dict[str, np.ndarray]:
-        """``{modality: [N, dim]}``."""
+        """The embeddings ``[N, dim]`` of each modality."""
 
         def inputs(batch):
             batch = self._tokenize(batch)
-            return {k: v for k, v in batch.items() if k.removesuffix("_mask") in MODALITIES}
+            modalities = (*MODALITIES, *source.modalities)
+            return {k: v for k, v in batch.items() if k.removesuffix("_mask") in modalities}
 
         return predict_all(self._predict, params, source, batch_size=self._batch_size, transform=inputs)
 
-    def texts(self, params: Any, captions: Sequence[str]) -> np.ndarray:
-        """``[N, dim]``."""
+    def embed_texts(self, params: Any, captions: Sequence[str]) -> np.ndarray:
+        """The embeddings ``[N, dim]`` of given captions."""
         return self(params, ArraySource({"caption": np.asarray(captions, object)}))["text"]
 
 
 def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000) -> list[list[str]] | None:
-    """The prompts of each class; None where the data set has no labels.
+    """The prompts of each class, for zero-shot classification; None where the data set has no labels.
 
-    The ``templates`` filled with the class names; without templates the data set's own prompts, or those captions of
-    the class that occur in ``limit`` training examples (at most 16 of them).
+    The ``templates`` are filled with the class names. Without templates these are the prompts that the data set
+    declares, or else up to 16 captions of each class among ``limit`` training examples.
+
+    Raises:
+      ValueError: there are templates, and the data set has no class names.
     """
     if templates:
         if train.class_names is None:
@@ -187,18 +225,23 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
         return [[t.format(name) for t in templates] for name in train.class_names]
     if train.class_prompts is not None:
         return train.class_prompts
-    rows = np.unique(np.linspace(0, len(train) - 1, min(limit, len(train))).astype(np.int64))
-    batch = train.batch(rows)
+    batch = train.batch(_spaced_indices(len(train), limit))
     if "label" not in batch or "caption" not in batch or batch["label"].max() < 0:
         return None
-    found: list[dict[str, None]] = [{} for _ in range(int(batch["label"].max()) + 1)]
+    captions: list[dict[str, None]] = [{} for _ in range(int(batch["label"].max()) + 1)]
     for label, caption in zip(batch["label"].tolist(), batch["caption"], strict=True):
         if label >= 0:
-            found[label][str(caption)] = None
-    names = train.class_names or [str(k) for k in range(len(found))]
+            captions[label][str(caption)] = None
+    names = train.class_names or [str(k) for k in range(len(captions))]
     return [
-        list(captions)[:16] or [f"a photo of a {name}"] for captions, name in zip(found, names, strict=False)
+        list(of_class)[:16] or [f"a photo of a {name}"]
+        for of_class, name in zip(captions, names, strict=False)
     ]
+
+
+def _spaced_indices(size: int, limit: int) -> np.ndarray:
+    """At most ``limit`` of ``size`` indices, evenly spaced."""
+    return np.unique(np.linspace(0, size - 1, min(limit, size)).astype(np.int64))
 
 
 def classification_scores(
@@ -210,39 +253,54 @@ def classification_scores(
     templates: Sequence[str] = (),
     limit: int = 1500,
 ) -> tuple[dict[str, float], np.ndarray | None]:
-    """Zero-shot accuracy by the prompts' embeddings, and a linear probe on each modality but text.
+    """Accuracy of zero-shot classification and of a linear probe, for every modality except text.
 
-    ``(scores, confusion)``; nothing where the data set has no classes. Examples without a label are left out. The probe
-    is fitted on at most ``limit`` training examples.
+    Args:
+      embed: gives the embeddings.
+      params: of the method.
+      train: the probe is fitted on at most ``limit`` of its examples.
+      test: the scores are those of its labelled examples.
+      templates: prompts with a place for the class name; see `class_prompts`.
+      limit: see ``train``.
+
+    Returns:
+      The scores ``test/<modality>_zero_shot_accuracy`` and ``test/<modality>_linear_probe_accuracy``, and the confusion
+      matrix of the first modality's zero-shot classification. ``({}, None)`` where the data set has no classes.
     """
     prompts = class_prompts(train, templates) if "text" in train.modalities else None
     if prompts is None:
         return {}, None
-    vectors = embed.texts(params, [p for group in prompts for p in group])
-    cuts = np.cumsum([len(group) for group in prompts])[:-1]
-    longest = max(len(group) for group in prompts)
-    pad = lambda group: np.pad(group, ((0, longest - len(group)), (0, 0)), constant_values=1.0)
-    mask = np.array([[k < len(group) for k in range(longest)] for group in prompts])
-    classes = class_embeddings(np.stack([pad(group) for group in np.split(vectors, cuts)]), mask)
-    rows = np.unique(np.linspace(0, len(train) - 1, min(limit, len(train))).astype(np.int64))
-    fitted_on, tested_on = _labelled(Subset(train, rows)), _labelled(test)
-    if fitted_on is None or tested_on is None:
+    classes = _embed_prompts(embed, params, prompts)
+    probe_split = _labelled(Subset(train, _spaced_indices(len(train), limit)))
+    test_split = _labelled(test)
+    if probe_split is None or test_split is None:
         return {}, None
-    seen, unseen = embed(params, fitted_on[0]), embed(params, tested_on[0])
+    train_embeddings, embeddings = embed(params, probe_split[0]), embed(params, test_split[0])
+    train_labels, labels = probe_split[1], test_split[1]
     scores, confusion = {}, None
-    for name in (m for m in ("image", "audio", "video") if m in unseen):
-        accuracy = zero_shot(unseen[name], classes, tested_on[1], ks=(1,))["accuracy@1"]
+    for name in (m for m in ordered(tuple(embeddings)) if m != "text"):
+        accuracy = zero_shot(embeddings[name], classes, labels, ks=(1,))["accuracy@1"]
         scores[f"test/{name}_zero_shot_accuracy"] = accuracy
         scores[f"test/{name}_linear_probe_accuracy"] = linear_probe(
-            seen[name], fitted_on[1], unseen[name], tested_on[1], inverse_l2=10.0
+            train_embeddings[name], train_labels, embeddings[name], labels, inverse_l2=10.0
         )
         if confusion is None:
-            guesses = predict_classes(unseen[name], classes)
-            confusion = confusion_matrix(tested_on[1], guesses, len(prompts))
+            confusion = confusion_matrix(labels, predict_classes(embeddings[name], classes), len(prompts))
     return scores, confusion
 
 
+def _embed_prompts(embed: Embedder, params: Any, prompts: list[list[str]]) -> jax.Array:
+    """One embedding per class, from those of its prompts."""
+    vectors = embed.embed_texts(params, [prompt for of_class in prompts for prompt in of_class])
+    boundaries = np.cumsum([len(of_class) for of_class in prompts])[:-1]
+    longest = max(len(of_class) for of_class in prompts)
+    pad = lambda x: np.pad(x, ((0, longest - len(x)), (0, 0)), constant_values=1.0)
+    mask = np.array([[k < len(of_class) for k in range(longest)] for of_class in prompts])
+    return class_embeddings(np.stack([pad(x) for x in np.split(vectors, boundaries)]), mask)
+
+
 def _labelled(source: Source) -> tuple[Source, np.ndarray] | None:
+    """The labelled examples with their labels; None where there are none."""
     labels = read_fields(source, ("label",))["label"]
-    rows = np.flatnonzero(labels >= 0)
-    return (Subset(source, rows), labels[rows]) if rows.size else None
+    indices = np.flatnonzero(labels >= 0)
+    return (Subset(source, indices), labels[indices]) if indices.size else None

@@ -12,7 +12,7 @@ from xmodal_jax.data.source import Source
 from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.data.views import keep_labelled
-from xmodal_jax.models.speech import frames_of
+from xmodal_jax.models.speech import log_mel_transform
 from xmodal_jax.models.vae.modalities import Reading
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import RESIDENT_LIMIT
@@ -63,7 +63,7 @@ def open_latent(config: RunConfig, reading: Reading, bad_examples: BadExamples) 
     tokenize = (
         fit_tokenizer(train, bad_examples, **config.text_options)[0] if "text" in train.modalities else None
     )
-    once = frames_of(reading.features, reading.floor) if "audio" in train.modalities else None
+    once = log_mel_transform(reading.features, reading.floor) if "audio" in train.modalities else None
     ready = lambda part: prepare_source(part, tokenize, limit=RESIDENT_LIMIT, once=once)
     source, transform = ready(train)
     return LatentData(

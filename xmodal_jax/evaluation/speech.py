@@ -1,4 +1,4 @@
-"""Synthesised speech of whole data sets, and how near it is to recordings."""
+"""Speech synthesised for whole data sets, and its distance from recordings."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.metrics.speech import mel_distance
 from xmodal_jax.metrics.text import error_rates
-from xmodal_jax.models.speech import SpeechConfig, frames_of, make_synthesizer, vocode
+from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_synthesizer, vocode
 
 
 class Utterances(NamedTuple):
-    """Speech as waveforms (floats in [-1, 1] or int16) and log-mel frames ``[F, mels]``, one of each per example."""
+    """Recorded or synthesised speech of several examples."""
 
     waves: list[np.ndarray]
+    """Waveforms ``[T]``, floats in [-1, 1] or int16."""
     frames: list[np.ndarray]
+    """Log-mel frames ``[F, mels]``, in nats."""
     durations: list[np.ndarray] | None = None
-    """Of what was synthesised: frames of each token."""
+    """Frames of each token ``[L]``; None for recordings."""
 
 
 def first_examples(source: Source, count: int) -> ArraySource:
@@ -31,36 +33,51 @@ def first_examples(source: Source, count: int) -> ArraySource:
     return ArraySource({k: v for k, v in batch.items() if not isinstance(v, Mapping)})
 
 
-def recorded(source: ArraySource, config: SpeechConfig) -> Utterances:
-    """The recordings of a data set as they are."""
+def recordings_of(source: ArraySource, config: SpeechConfig) -> Utterances:
+    """The recordings of a data set, with their log-mel frames."""
     batch = source.arrays
-    framed = frames_of(config.features, config.floor)(batch)
-    waves = [wave[there] for wave, there in zip(batch["audio"], batch["audio_mask"], strict=True)]
-    frames = [x[there] for x, there in zip(framed["audio"], framed["audio_mask"], strict=True)]
+    log_mel = log_mel_transform(config.features, config.floor)(batch)
+    waves = [wave[valid] for wave, valid in zip(batch["audio"], batch["audio_mask"], strict=True)]
+    frames = [x[valid] for x, valid in zip(log_mel["audio"], log_mel["audio_mask"], strict=True)]
     return Utterances(waves, frames)
 
 
 class Vocoder:
-    """Recordings' own frames back to waveforms: what synthesis with this vocoder could reach at best."""
+    """Copy synthesis: log-mel frames of recordings back to waveforms, the best that synthesis can reach.
+
+    Args:
+      config: of the model.
+      frames: the largest number of frames; longer recordings are cut.
+      batch_size: recordings at a time.
+    """
 
     def __init__(self, config: SpeechConfig, *, frames: int, batch_size: int = 50):
         self.config, self.frames, self.batch_size = config, frames, batch_size
         self._vocode = lambda params, batch: vocode(batch["audio"], config)
 
-    def __call__(self, sounds: Utterances) -> Utterances:
-        silence = np.full(
-            (len(sounds.frames), self.frames, sounds.frames[0].shape[1]), np.log(self.config.floor)
-        )
+    def __call__(self, recordings: Utterances) -> Utterances:
+        """The recordings with the vocoder's waveforms."""
+        mels = recordings.frames[0].shape[1]
+        silence = np.full((len(recordings.frames), self.frames, mels), np.log(self.config.floor))
         padded = silence.astype(np.float32)
-        for row, own in zip(padded, sounds.frames, strict=True):
-            row[: len(own)] = own[: self.frames]
+        for row, log_mel in zip(padded, recordings.frames, strict=True):
+            row[: len(log_mel)] = log_mel[: self.frames]
         waves = predict_all(self._vocode, {}, ArraySource({"audio": padded}), batch_size=self.batch_size)
-        lengths = [len(own) * self.config.features.hop for own in sounds.frames]
-        return Utterances([w[:n] for w, n in zip(waves, lengths, strict=True)], sounds.frames)
+        lengths = [len(log_mel) * self.config.features.hop for log_mel in recordings.frames]
+        return Utterances([w[:n] for w, n in zip(waves, lengths, strict=True)], recordings.frames)
 
 
 class Synthesizer:
-    """Speech of a data set's texts in its speakers' voices, by `models.speech.make_synthesizer`, compiled once."""
+    """Speech for the texts of a data set in the voices of its speakers, compiled once.
+
+    Args:
+      config: of the model.
+      tokenize: of the texts.
+      frames: the largest number of frames; longer speech is cut.
+      speakers: number of speakers that the model was trained with.
+      speed: above 1 speaks faster.
+      batch_size: texts at a time.
+    """
 
     def __init__(
         self,
@@ -69,58 +86,68 @@ class Synthesizer:
         *,
         frames: int,
         speakers: int,
-        rate: float = 1.0,
+        speed: float = 1.0,
         batch_size: int = 50,
     ):
-        self._speak = make_synthesizer(
+        self._synthesize = make_synthesizer(
             config, vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames,
-            speakers=speakers, rate=rate,
+            speakers=speakers, speed=speed,
         )  # fmt: skip
         self.tokenize, self.batch_size = tokenize, batch_size
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model takes of a raw batch."""
+        """The model's inputs of a raw batch."""
         batch = self.tokenize(batch)
         fields = {k: batch[k] for k in ("text", "text_mask", "speaker") if k in batch}
         return {**fields, "index": np.arange(len(batch["text"]), dtype=np.int32)}
 
     def __call__(self, params: Any, source: Source) -> Utterances:
-        made = predict_all(self._speak, params, source, batch_size=self.batch_size, transform=self.inputs)
+        """Speech for each text of ``source``."""
+        speech = predict_all(
+            self._synthesize, params, source, batch_size=self.batch_size, transform=self.inputs
+        )
         return Utterances(
-            [wave[there] for wave, there in zip(made.waveform, made.mask, strict=True)],
-            [x[there] for x, there in zip(made.log_mel, made.frame_mask, strict=True)],
-            list(made.durations),
+            [wave[valid] for wave, valid in zip(speech.waveform, speech.mask, strict=True)],
+            [x[valid] for x, valid in zip(speech.log_mel, speech.frame_mask, strict=True)],
+            list(speech.durations),
         )
 
 
-def mel_distances(made: Utterances, true: Utterances) -> np.ndarray:
+def mel_distances(synthesized: Utterances, recordings: Utterances) -> np.ndarray:
     """`metrics.speech.mel_distance` of each example, in nats."""
-    return np.array([mel_distance(a, b)[0] for a, b in zip(made.frames, true.frames, strict=True)])
+    pairs = zip(synthesized.frames, recordings.frames, strict=True)
+    return np.array([mel_distance(a, b)[0] for a, b in pairs])
 
 
-def synthesis_scores(made: Utterances, true: Utterances, apart: np.ndarray) -> dict[str, float]:
-    """``test/mel_distance``: the mean of `mel_distances`; ``test/length_error``: that of ``|length / true - 1|``."""
-    lengths = np.array([(len(a), len(b)) for a, b in zip(made.frames, true.frames, strict=True)], np.float64)
-    off = np.abs(lengths[:, 0] / lengths[:, 1] - 1)
-    return {"test/mel_distance": float(apart.mean()), "test/length_error": float(off.mean())}
+def synthesis_scores(
+    synthesized: Utterances, recordings: Utterances, distances: np.ndarray
+) -> dict[str, float]:
+    """``test/mel_distance``: the mean of ``distances`` (from `mel_distances`); ``test/length_error``: the mean of
+    ``|length / true length - 1|``."""
+    pairs = zip(synthesized.frames, recordings.frames, strict=True)
+    lengths = np.array([(len(a), len(b)) for a, b in pairs], np.float64)
+    errors = np.abs(lengths[:, 0] / lengths[:, 1] - 1)
+    return {"test/mel_distance": float(distances.mean()), "test/length_error": float(errors.mean())}
 
 
-class RecognitionScores(NamedTuple):
-    """What another run hears."""
+class RecognizedSpeech(NamedTuple):
+    """Transcripts of speech by a recogniser, and their error rates."""
 
     rates: dict[str, float]
-    """``<name>/wer``, ``<name>/cer``."""
+    """``<name>/wer`` and ``<name>/cer`` of each set of utterances; empty without a recogniser."""
     texts: list[str] | None
-    """Of the last sounds; None without a run that listens."""
+    """Transcripts of the last set of utterances; None without a recogniser."""
 
 
-def recognition_scores(
-    recognise: Callable[[list[np.ndarray]], list[str]] | None, texts: Sequence[str], **sounds: Utterances
-) -> RecognitionScores:
-    """How well a run of recognition (`inference.load.Translator.apply`) understands each of the ``sounds``, by their
-    names."""
-    rates, heard = {}, None
-    for name, each in sounds.items() if recognise is not None else ():
-        heard = recognise(each.waves)
-        rates |= {f"{name}/{k}": v for k, v in error_rates(heard, texts).items()}
-    return RecognitionScores(rates, heard)
+def recognize(
+    recognizer: Callable[[list[np.ndarray]], list[str]] | None, texts: Sequence[str], **speech: Utterances
+) -> RecognizedSpeech:
+    """Transcribes sets of utterances, given by name, and compares the transcripts with the true ``texts``.
+
+    ``recognizer``: waveforms to texts, the ``apply`` of a recognition run that `inference.load.load_translator` gives.
+    """
+    rates, transcripts = {}, None
+    for name, utterances in speech.items() if recognizer is not None else ():
+        transcripts = recognizer(utterances.waves)
+        rates |= {f"{name}/{k}": v for k, v in error_rates(transcripts, texts).items()}
+    return RecognizedSpeech(rates, transcripts)

@@ -1,4 +1,4 @@
-"""Text about other modalities: written over whole data sets, and scored."""
+"""Text generated for whole data sets (captions, transcripts), and its scores against reference texts."""
 
 from __future__ import annotations
 
@@ -22,48 +22,68 @@ from xmodal_jax.train.config import StartConfig
 from xmodal_jax.types import Method
 
 REFERENCE_COUNT = 5
-"""References of a caption where a data set knows other words for the same."""
+"""Reference captions of an example, where a data set has several phrasings of a caption."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextGenerationConfig(StartConfig):
-    """What the experiments that write text share."""
+    """Options of the experiments that generate text."""
 
     text_decoder: str | None = None
-    """``hf:PATH``: a pretrained language model (GPT-2) as the decoder, with its tokenizer; cross-attention is new."""
+    """A pretrained language model (GPT-2) as the decoder, with its tokenizer: ``hf:PATH``, a folder in Hugging Face
+    layout. Its cross-attention is newly initialised. None: a new decoder."""
     model: Seq2SeqConfig = Seq2SeqConfig()
     """Encoder, decoder and objective."""
     generation: GenerationConfig = GenerationConfig()
-    """How text is generated at the test."""
+    """Decoding of the test splits."""
 
     @property
     def pretrained(self) -> dict[str, str]:
-        own = {} if self.text_decoder is None else {"decoder": self.text_decoder}
-        return {**super().pretrained, **own}
+        """The Hugging Face folders of pretrained encoders, by modality, and of the decoder."""
+        decoder = {} if self.text_decoder is None else {"decoder": self.text_decoder}
+        return {**super().pretrained, **decoder}
 
 
-def source_modality(source: Source, known: Sequence[str]) -> str:
-    """The one of the ``known`` modalities that texts are to be about.
+def source_modality(source: Source, candidates: Sequence[str]) -> str:
+    """The modality that texts are generated from: the only one of the ``candidates`` in the data set.
 
     Raises:
-      ValueError: the data set has no text, or none or several of them.
+      ValueError: the data set has no text, or none or several of the candidates.
     """
-    found = [m for m in source.modalities if m in known]
-    if "text" not in source.modalities or len(found) != 1:
+    matches = [m for m in source.modalities if m in candidates]
+    if "text" not in source.modalities or len(matches) != 1:
         raise ValueError(
-            f"text and one of {', '.join(known)} are needed, not {', '.join(source.modalities)}: choose by "
-            f"--modalities text {known[0]}"
+            f"text and one of {', '.join(candidates)} are needed, not {', '.join(source.modalities)}: choose by "
+            f"--modalities text {candidates[0]}"
         )
-    return found[0]
+    return matches[0]
 
 
 class TextGenerator:
-    """Texts about whole data sets, by the decoding configurations in ``decodings``, each compiled once."""
+    """Generates a text for every example of a data set; each decoding configuration is compiled once.
+
+    Args:
+      config: of the model.
+      modality: the source modality.
+      tokenizer: decodes the generated tokens.
+      length: the largest number of tokens, including begin and end.
+      decodings: decoding configurations by name.
+      seed: of sampling.
+      batch_size: examples at a time.
+
+    Raises:
+      ValueError: the tokenizer has no begin or no end token.
+
+    Example::
+
+        generate = TextGenerator(model, "image", tokenizer, length=20, decodings={"test": GenerationConfig()})
+        generate(params, test_split, "test")  # ["a red circle", ...]
+    """
 
     def __init__(
         self,
         config: Seq2SeqConfig,
-        source: str,
+        modality: str,
         tokenizer: Tokenizer,
         *,
         length: int,
@@ -77,33 +97,51 @@ class TextGenerator:
                 "the tokenizer has no begin or end token, without which no text can be generated"
             )
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length, begin=begin, end=end)
-        self.config, self.source, self.tokenizer, self.length = config, source, tokenizer, length
+        self.config, self.modality, self.tokenizer, self.length = config, modality, tokenizer, length
         self.batch_size = batch_size
-        self._write: dict[str, Callable[..., GeneratedTokens]] = {}
+        self._generate: dict[str, Callable[..., GeneratedTokens]] = {}
         for name, generation in decodings.items():
-            write = make_text_generator(config, source, generation=generation, **sizes)
-            self._write[name] = functools.partial(write, key=jax.random.key(seed))
+            generate = make_text_generator(config, modality, generation=generation, **sizes)
+            self._generate[name] = functools.partial(generate, key=jax.random.key(seed))
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model takes of a raw batch."""
-        size = len(batch[self.source])
-        fields = {k: v for k, v in batch.items() if k.removesuffix("_mask") == self.source}
-        there = {k: v for k, v in batch.get("present", {}).items() if k == self.source}
-        return {**fields, "present": there, "index": np.arange(size, dtype=np.int32)}
+        """The model's inputs of a raw batch."""
+        size = len(batch[self.modality])
+        fields = {k: v for k, v in batch.items() if k.removesuffix("_mask") == self.modality}
+        present = {k: v for k, v in batch.get("present", {}).items() if k == self.modality}
+        return {**fields, "present": present, "index": np.arange(size, dtype=np.int32)}
 
-    def __call__(self, params: Any, source: Source, way: str) -> list[str]:
-        """A text about each example."""
-        made = predict_all(
-            self._write[way], params, source, batch_size=self.batch_size, transform=self.inputs
+    def __call__(self, params: Any, source: Source, decoding: str) -> list[str]:
+        """A text for each example of ``source``, by the decoding configuration of this name."""
+        generated = predict_all(
+            self._generate[decoding], params, source, batch_size=self.batch_size, transform=self.inputs
         )
-        return self.tokenizer.decode_batch(made.tokens)
+        return self.tokenizer.decode_batch(generated.tokens)
 
 
 class ReferenceTexts:
-    """A split with what ought to be written about it, read once.
+    """A split with the texts that should be generated for it, read once.
 
-    ``unlike``: texts whose examples are left out, such as the sentences of the training data.
+    Args:
+      source: the split.
+      clean: normalises the texts as the tokenizer does; None: they stay unchanged.
+      limit: reads the first ``limit`` examples only.
+      exclude: texts whose examples are left out, such as the sentences of the training data.
+
+    Raises:
+      ValueError: no example is left.
     """
+
+    source: Source
+    """The examples that are left."""
+    texts: list[str]
+    """The text of each example."""
+    references: list[list[str]]
+    """All correct texts of each example: its own, and other phrasings where the data set has them."""
+    meanings: list[Any] | None
+    """What each text means (see `Source.meanings`); None: unknown."""
+    excluded: int
+    """Number of examples that were left out."""
 
     def __init__(
         self,
@@ -111,44 +149,49 @@ class ReferenceTexts:
         clean: Callable[[str], str] | None = None,
         *,
         limit: int | None = None,
-        unlike: set[str] = frozenset(),
+        exclude: set[str] = frozenset(),
     ):
         source = Subset(source, np.arange(len(source))[:limit])
-        said = read_fields(source, ("caption",))["caption"]
-        texts = [str(c) if clean is None else clean(str(c)) for c in said]
-        kept = np.array([i for i, text in enumerate(texts) if text not in unlike], np.int64)
-        if not kept.size:
+        captions = read_fields(source, ("caption",))["caption"]
+        texts = [str(c) if clean is None else clean(str(c)) for c in captions]
+        indices = np.array([i for i, text in enumerate(texts) if text not in exclude], np.int64)
+        if not indices.size:
             raise ValueError(
                 "nothing is left of a split: training has all of its texts (--no-unseen keeps them)"
             )
-        self.left_out = len(texts) - len(kept)
-        self.source = Subset(source, kept)
-        self.texts = [texts[i] for i in kept]
-        self.meanings = source.meanings(kept)
+        self.excluded = len(texts) - len(indices)
+        self.source = Subset(source, indices)
+        self.texts = [texts[i] for i in indices]
+        self.meanings = source.meanings(indices)
         self.references = [[text] for text in self.texts]
         if self.meanings is not None:
-            others = [source.captions(kept, k) for k in range(1, REFERENCE_COUNT)]
+            others = [source.captions(indices, k) for k in range(1, REFERENCE_COUNT)]
             self.references = [[text, *more] for text, *more in zip(self.texts, *others, strict=True)]
 
-    def caption_scores(self, written: Sequence[str], prefix: str) -> dict[str, float]:
-        """`metrics.text.caption_scores`, and where the meanings are known `data.shapes.grammar.factor_accuracies`; else
-        ``exact_accuracy``, the share of captions that equal a reference."""
-        scores = caption_scores(written, self.references)
+    def caption_scores(self, generated: Sequence[str], prefix: str) -> dict[str, float]:
+        """The scores of `metrics.text.caption_scores`, with ``prefix`` before their names.
+
+        Where the meanings are known, those of `data.shapes.grammar.factor_accuracies` as well; elsewhere
+        ``exact_accuracy``, the fraction of captions that equal a reference.
+        """
+        scores = caption_scores(generated, self.references)
         if self.meanings is not None:
-            scores = factor_accuracies(written, self.meanings) | scores
+            scores = factor_accuracies(generated, self.meanings) | scores
         else:
-            right = [text in known for text, known in zip(written, self.references, strict=True)]
-            scores = {"exact_accuracy": float(np.mean(right))} | scores
+            exact = [text in texts for text, texts in zip(generated, self.references, strict=True)]
+            scores = {"exact_accuracy": float(np.mean(exact))} | scores
         return {f"{prefix}{name}": value for name, value in scores.items()}
 
-    def error_rates(self, written: Sequence[str], prefix: str) -> dict[str, float]:
-        """`metrics.text.error_rates`, and ``exact_accuracy``, the share of texts without error."""
-        right = np.mean([a == b for a, b in zip(written, self.texts, strict=True)])
-        scores = error_rates(written, self.texts) | {"exact_accuracy": float(right)}
+    def error_rates(self, generated: Sequence[str], prefix: str) -> dict[str, float]:
+        """The rates of `metrics.text.error_rates`, and ``exact_accuracy``, the fraction of texts without an error."""
+        exact = np.mean([a == b for a, b in zip(generated, self.texts, strict=True)])
+        scores = error_rates(generated, self.texts) | {"exact_accuracy": float(exact)}
         return {f"{prefix}{name}": value for name, value in scores.items()}
 
 
-def retrieval(method: Method, params: Any, gallery: Gallery, transform: Callable) -> dict[str, float]:
-    """`evaluation.embeddings.retrieval_scores` between source and text, of a method with the contrastive loss."""
-    answer = predict_all(method.predict, params, gallery, transform=transform)
-    return retrieval_scores(answer.embeddings, ids=gallery.ids)
+def source_text_retrieval(
+    method: Method, params: Any, gallery: Gallery, transform: Callable
+) -> dict[str, float]:
+    """Retrieval scores between the source and its texts, by a `make_seq2seq` method with the contrastive objective."""
+    output = predict_all(method.predict, params, gallery, transform=transform)
+    return retrieval_scores(output.embeddings, ids=gallery.ids)

@@ -1,10 +1,10 @@
-"""Trained runs put to use: what a run's checkpoint holds, as a function from one modality to another."""
+"""Trained runs as functions from one modality to another."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,132 +21,144 @@ from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
 
 BATCH = 32
-"""Examples that are translated at once."""
+"""Examples that are translated at a time."""
 
 
 class Translator(NamedTuple):
-    """A trained run as a function."""
+    """A trained run as a function from one modality to another.
+
+    Examples are texts; images or videos, uint8, of ``shape``; or waveforms ``[T]``, int16 or floats in [-1, 1].
+    """
 
     source: str
-    """The modality that it takes."""
+    """Modality of the inputs."""
     target: str
-    """The modality that it makes: text, audio or image."""
+    """Modality of the outputs: text, audio or image."""
     apply: Callable[..., list]
-    """Examples to examples: texts; pictures or videos, uint8, of ``shape``; sounds ``[T]``, int16 or floats in [-1, 1].
-    One that speaks takes the numbers of the ``speakers`` as second argument (by default the first of them). One that
-    draws makes another picture each time the same text is among the examples."""
+    """``apply(inputs) -> outputs``, lists of examples. A run of speech synthesis takes the numbers of the ``speakers``
+    as second argument (None: the first speaker). A run of image generation gives different images for equal texts."""
     sample_rate: int
-    """Of the sounds that it takes or makes, Hz."""
+    """Of audio inputs or outputs, Hz."""
     shape: tuple[int, ...] = ()
-    """Of the pictures ``[H, W, C]`` or videos ``[F, H, W, C]`` that it was trained on."""
+    """Of the images ``[H, W, C]`` or videos ``[F, H, W, C]`` of training."""
     speakers: tuple[str, ...] = ()
-    """Whose voices it has."""
+    """Names of the speakers; empty where the target is not audio."""
 
 
 def load_translator(
     run: pathlib.Path,
     *,
     generation: GenerationConfig | None = None,
-    rate: float = 1.0,
-    noise: int = 0,
+    speed: float = 1.0,
+    noise_seed: int = 0,
     seed: int | None = None,
 ) -> Translator:
-    """A run's newest checkpoint: of captioning, recognition (``generation``: how text is generated, None for as the run
-    was told), synthesis (``rate``: above 1 speaks faster) or drawing (``noise``: a seed for what the text leaves open).
+    """Loads the newest checkpoint of a run of captioning, speech recognition, speech synthesis or image generation.
+
+    Args:
+      run: the run's directory.
+      generation: decoding of text; None: as configured in the run.
+      speed: of synthesised speech; above 1 speaks faster.
+      noise_seed: seed of the noise that images are generated from.
+      seed: which of the run's seeds, if it has several.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the run makes something else, or has several seeds and ``seed`` is none of them.
+      ValueError: the run is of another kind, or has several seeds and ``seed`` is none of them.
+
+    Example::
+
+        captioner = load_translator(pathlib.Path("runs/captioning"))
+        captioner.apply([image])  # ["a red circle"]
     """
     restored = restore_run(run, seed=seed)
     match restored.metadata.get("target"):
         case "text":
-            return _writer(restored, generation)
+            return _text_translator(restored, generation)
         case "audio":
-            return _speaker(restored, rate, run)
+            return _speech_translator(restored, speed, run)
         case "image" if restored.metadata.get("tokenizer"):
-            return _artist(restored, noise)
+            return _image_translator(restored, noise_seed)
     raise ValueError(
         f"{run} translates nothing: give a run of captioning.py, speech_recognition.py, speech_synthesis.py, or of "
         "text_to_image_gan.py with captions"
     )
 
 
-def _writer(restored: RestoredCheckpoint, generation: GenerationConfig | None) -> Translator:
+def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig | None) -> Translator:
     config, metadata = restored.metadata["config"], restored.metadata
-    model, source = from_json(Seq2SeqConfig, config["model"]), metadata["source"]
-    decodings = {
-        "it": from_json(GenerationConfig, config["generation"]) if generation is None else generation
-    }
-    writer = TextGenerator(
+    model, modality = from_json(Seq2SeqConfig, config["model"]), metadata["source"]
+    if generation is None:
+        generation = from_json(GenerationConfig, config["generation"])
+    generate = TextGenerator(
         model,
-        source,
+        modality,
         tokenizer_from_files(metadata["tokenizer"]),
         length=metadata["length"],
-        decodings=decodings,
+        decodings={"test": generation},
         batch_size=BATCH,
     )
-    rate = model.features.sample_rate
+    sample_rate = model.features.sample_rate
 
     def apply(examples: Sequence[np.ndarray]) -> list[str]:
-        # Of whole seconds, so that sets of sounds share a program.
-        fields = _padded(examples, rate) if source == "audio" else {source: np.stack(examples)}
-        return writer(restored.params, ArraySource(fields), "it")
+        # Padded to whole seconds, so that batches of different recordings share a compiled program.
+        fields = pad_audio(examples, sample_rate) if modality == "audio" else {modality: np.stack(examples)}
+        return generate(restored.params, ArraySource(fields), "test")
 
-    return Translator(source, "text", apply, rate, shape=tuple(metadata["shape"]))
+    return Translator(modality, "text", apply, sample_rate, shape=tuple(metadata["shape"]))
 
 
-def _padded(sounds: Sequence[np.ndarray], multiple: int) -> dict[str, np.ndarray]:
-    longest = -(-max(map(len, sounds)) // multiple) * multiple
-    audio = np.zeros((len(sounds), longest), sounds[0].dtype)
+def pad_audio(waveforms: Sequence[np.ndarray], multiple: int) -> dict[str, Any]:
+    """Waveforms as the fields ``audio`` and ``audio_mask`` of a batch, padded to a multiple of samples."""
+    longest = -(-max(map(len, waveforms)) // multiple) * multiple
+    audio = np.zeros((len(waveforms), longest), waveforms[0].dtype)
     mask = np.zeros(audio.shape, bool)
-    for k, sound in enumerate(sounds):
-        audio[k, : len(sound)], mask[k, : len(sound)] = sound, True
+    for k, waveform in enumerate(waveforms):
+        audio[k, : len(waveform)], mask[k, : len(waveform)] = waveform, True
     return {"audio": audio, "audio_mask": mask}
 
 
-def _speaker(restored: RestoredCheckpoint, rate: float, run: pathlib.Path) -> Translator:
-    metadata, model = restored.metadata, from_json(SpeechConfig, restored.metadata["config"]["model"])
-    tokenizer, names, length = (
-        tokenizer_from_files(metadata["tokenizer"]),
-        tuple(metadata["speakers"]),
-        metadata["length"],
+def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.Path) -> Translator:
+    metadata = restored.metadata
+    model = from_json(SpeechConfig, metadata["config"]["model"])
+    tokenizer, names = tokenizer_from_files(metadata["tokenizer"]), tuple(metadata["speakers"])
+    length = metadata["length"]
+    synthesize = Synthesizer(
+        model,
+        TokenizeTransform(tokenizer, length),
+        frames=metadata["frames"],
+        speakers=len(names),
+        speed=speed,
+        batch_size=BATCH,
     )
-    sizes = dict(frames=metadata["frames"], speakers=len(names), rate=rate, batch_size=BATCH)
-    speak = Synthesizer(model, TokenizeTransform(tokenizer, length), **sizes)
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
         for text, tokens in zip(texts, tokenizer.lengths(texts), strict=True):
             if tokens > length:
                 raise ValueError(
-                    f"{run} says texts of up to {length} tokens; {tokens} are too many: {text!r}"
+                    f"{run} speaks texts of up to {length} tokens, this one has {tokens}: {text!r}"
                 )
-        who = np.asarray([0] * len(texts) if speakers is None else speakers, np.int32)
-        asked = ArraySource({"caption": np.asarray(texts, object), "speaker": who})
-        return speak(restored.params, asked).waves
+        numbers = np.asarray([0] * len(texts) if speakers is None else speakers, np.int32)
+        source = ArraySource({"caption": np.asarray(texts, object), "speaker": numbers})
+        return synthesize(restored.params, source).waves
 
     return Translator("text", "audio", apply, model.features.sample_rate, speakers=names)
 
 
-def _artist(restored: RestoredCheckpoint, noise: int) -> Translator:
+def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translator:
     metadata = restored.metadata
-    model, shape, length = (
-        from_json(GANConfig, metadata["config"]["model"]),
-        tuple(metadata["shape"]),
-        metadata["length"],
-    )
-    tokenizer = tokenizer_from_files(metadata["tokenizer"])
+    model, shape = from_json(GANConfig, metadata["config"]["model"]), tuple(metadata["shape"])
+    tokenizer, length = tokenizer_from_files(metadata["tokenizer"]), metadata["length"]
     sizes = dict(vocab_size=tokenizer.vocab_size, length=length, classes=metadata["classes"])
-    dimensions = model.generator.noise
     draw = Artist(
         make_gan(model, shape=shape, **sizes),
         TokenizeTransform(tokenizer, length),
-        noise=dimensions,
+        noise=model.generator.noise,
         batch_size=BATCH,
     )
 
     def apply(texts: Sequence[str]) -> list[np.ndarray]:
-        asked = draw.asked(ArraySource({"caption": np.asarray(texts, object)}))
-        return list(draw(restored.params, asked, draw.draw_noise(len(texts), noise)))
+        conditions = draw.asked(ArraySource({"caption": np.asarray(texts, object)}))
+        return list(draw(restored.params, conditions, draw.draw_noise(len(texts), noise_seed)))
 
     return Translator("text", "image", apply, 0, shape=shape)

@@ -1,9 +1,9 @@
-"""From files or words, through one trained run after another, to files."""
+"""Translation of files or texts by a chain of trained runs: reading inputs, finding the chain, writing outputs."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,134 +16,166 @@ from xmodal_jax.report.page import png
 from xmodal_jax.train.run import write_atomic
 
 
-class Found(NamedTuple):
-    """What is to be translated."""
+class TranslationInput(NamedTuple):
+    """Files of one modality, or a text."""
 
     modality: str
     files: tuple[Path, ...]
-    """Empty where the words were given themselves."""
-    words: str = ""
+    """Empty where the input is the text."""
+    text: str = ""
 
 
-def find_inputs(source: str) -> Found:
-    """What ``source`` names: a file, a folder of files of one modality (searched to its depth), or words.
+def find_inputs(source: str) -> TranslationInput:
+    """The input that a string names: a file, all files in a folder (and in those within), or else the string itself.
 
     Raises:
-      FileNotFoundError: it looks like a file, and there is none.
-      ValueError: a file of an unknown kind, or a folder with none or several kinds.
+      FileNotFoundError: the string is a file name, and there is no such file.
+      ValueError: the file is of an unknown kind, or the folder holds files of no or of several modalities.
     """
     path = Path(source)
-    kind = lambda p: "text" if p.suffix.lower() == ".txt" else modality_of_file(p.name)
     if path.is_dir():
-        files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and kind(p) is not None))
-        kinds = sorted({kind(p) for p in files})
-        if len(kinds) != 1:
-            held = " and ".join(kinds) or "no pictures, sounds, videos or .txt files"
-            raise ValueError(f"a folder of files of one kind is needed: {path} holds {held}")
-        return Found(kinds[0], files)
+        files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and _modality(p) is not None))
+        modalities = sorted({_modality(p) for p in files})
+        if len(modalities) != 1:
+            held = " and ".join(modalities) or "no images, audio, videos or .txt files"
+            raise ValueError(f"a folder of files of one modality is needed: {path} holds {held}")
+        return TranslationInput(modalities[0], files)
     if path.is_file():
-        if kind(path) is None:
-            raise ValueError(f"{path}: a file {path.suffix or 'without suffix'} is not understood")
-        return Found(kind(path), (path,))
-    if kind(path) is not None:
+        if _modality(path) is None:
+            raise ValueError(f"{path}: a file {path.suffix or 'without suffix'} cannot be read")
+        return TranslationInput(_modality(path), (path,))
+    if _modality(path) is not None:
         raise FileNotFoundError(f"there is no file {path}")
-    return Found("text", (), source)
+    return TranslationInput("text", (), source)
 
 
-def chain(known: Sequence[Translator], source: str, target: str) -> list[Translator]:
-    """The shortest way from one modality to another through the ``known`` runs, each at most once.
+def _modality(path: Path) -> str | None:
+    return "text" if path.suffix.lower() == ".txt" else modality_of_file(path.name)
+
+
+def find_chain(translators: Sequence[Translator], source: str, target: str) -> list[Translator]:
+    """The shortest chain from one modality to another, with each translator at most once.
 
     Raises:
       ValueError: there is none.
+
+    Example::
+
+        find_chain([synthesizer, captioner], "image", "audio")  # [captioner, synthesizer]
     """
-    ways = collections.deque([(source, [])])
-    while ways:
-        at, steps = ways.popleft()
-        if at == target and steps:
+    chains = collections.deque([(source, [])])
+    while chains:
+        modality, steps = chains.popleft()
+        if modality == target and steps:
             return steps
-        ways += [(k.target, [*steps, k]) for k in known if k.source == at and k not in steps]
-    have = ", ".join(f"{k.source} to {k.target}" for k in known)
+        chains += [(t.target, [*steps, t]) for t in translators if t.source == modality and t not in steps]
+    available = ", ".join(f"{t.source} to {t.target}" for t in translators)
     raise ValueError(
-        f"no way from {source} to {target} through the runs given ({have or 'none'}): name more --runs"
+        f"no way from {source} to {target} through the runs given ({available or 'none'}): name more --runs"
     )
 
 
-def read_inputs(found: Found, first: Translator, bad_examples: BadExamples) -> tuple[list[str], list[Any]]:
-    """Names and contents, in the form that ``first`` was trained on. ``bad_examples`` collects unreadable files.
+def read_inputs(
+    inputs: TranslationInput, first: Translator, bad_examples: BadExamples
+) -> tuple[list[str], list[Any]]:
+    """Reads the inputs in the format that the first translator was trained on.
+
+    Returns:
+      Names and contents. Each line of a text file is an input of its own.
 
     Raises:
-      ValueError: nothing could be read.
+      BadExample: a file cannot be read (unless ``bad_examples`` collects it).
+      ValueError: no file could be read.
     """
-    if not found.files:
-        return ["words"], [found.words]
-    names, inputs = [], []
-    root = found.files[0].parent if len(found.files) == 1 else Path(*_common(found.files))
-    for file in found.files:
+    if not inputs.files:
+        return ["words"], [inputs.text]
+    names, contents = [], []
+    root = inputs.files[0].parent if len(inputs.files) == 1 else Path(*_common_parts(inputs.files))
+    for file in inputs.files:
         name = str(file.relative_to(root))
         try:
-            if found.modality == "text":
-                lines = [
-                    line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
-                ]
-                names += [f"{name}:{k}" for k in range(1, len(lines) + 1)]
-                inputs += lines
-                continue
-            if found.modality == "audio":
-                content, _ = decode_audio(file, first.sample_rate)
-            elif found.modality == "image":
-                content = decode_image(file, first.shape[0], first.shape[2])
-            else:
-                content = decode_video(file, first.shape[0], first.shape[1], first.shape[3])
+            examples = READERS[inputs.modality](file, first)
         except Exception as error:  # decoders raise many kinds
             bad_examples.add(file, 0, str(error))
             continue
-        names.append(name)
-        inputs.append(content)
-    if not inputs:
-        raise ValueError(f"nothing to translate in {root}: {bad_examples.summary() or 'the files are empty'}")
-    return names, inputs
+        is_text = inputs.modality == "text"
+        names += [f"{name}:{k}" for k in range(1, len(examples) + 1)] if is_text else [name]
+        contents += examples
+    if not contents:
+        reason = bad_examples.summary() or "the files are empty"
+        raise ValueError(f"nothing to translate in {root}: {reason}")
+    return names, contents
 
 
-def _common(files: Sequence[Path]) -> tuple[str, ...]:
+def _read_lines(file: Path, first: Translator) -> list[str]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+READERS: dict[str, Callable[[Path, Translator], list[Any]]] = {
+    "text": _read_lines,
+    "audio": lambda file, first: [decode_audio(file, first.sample_rate)[0]],
+    "image": lambda file, first: [decode_image(file, first.shape[0], first.shape[2])],
+    "video": lambda file, first: [decode_video(file, first.shape[0], first.shape[1], first.shape[3])],
+}
+"""Reads the examples of a file, by modality."""
+
+
+def _common_parts(files: Sequence[Path]) -> tuple[str, ...]:
+    """The path of the folder that holds all files."""
     parts = [file.parent.parts for file in files]
     return tuple(p[0] for p in zip(*parts, strict=False) if len(set(p)) == 1)
 
 
 def translate(
-    steps: Sequence[Translator], inputs: Sequence[Any], *, speaker: str | None = None
+    chain: Sequence[Translator], inputs: Sequence[Any], *, speaker: str | None = None
 ) -> list[list[Any]]:
-    """The inputs and what each step makes of what the last one made.
+    """Translates the inputs step by step.
+
+    Args:
+      chain: from `find_chain`.
+      inputs: examples of the first translator's source modality.
+      speaker: name of the voice in speech synthesis; None: the first one.
+
+    Returns:
+      The inputs, and the outputs of every step.
 
     Raises:
-      ValueError: a ``speaker`` that the run that speaks does not have, or none that speaks.
+      ValueError: speech synthesis does not know the ``speaker``, or no step synthesises speech.
     """
     stages = [list(inputs)]
-    if speaker is not None and not any(step.speakers for step in steps):
+    if speaker is not None and not any(step.speakers for step in chain):
         raise ValueError("a speaker is named, and no run speaks")
-    for step in steps:
+    for step in chain:
         if step.target == "audio":
             if speaker is not None and speaker not in step.speakers:
                 raise ValueError(f"there is no speaker {speaker!r}: choose one of {', '.join(step.speakers)}")
-            who = 0 if speaker is None else step.speakers.index(speaker)
-            stages.append(step.apply(stages[-1], [who] * len(inputs)))
+            number = 0 if speaker is None else step.speakers.index(speaker)
+            stages.append(step.apply(stages[-1], [number] * len(inputs)))
         else:
             stages.append(step.apply(stages[-1]))
     return stages
 
 
-def write_outputs(folder: Path, names: Sequence[str], made: Sequence[Any], *, sample_rate: int) -> list[Path]:
-    """One file for each: ``.txt``, ``.png`` or 16-bit ``.wav``, named after its input."""
+def write_outputs(
+    folder: Path, names: Sequence[str], outputs: Sequence[Any], *, sample_rate: int
+) -> list[Path]:
+    """Writes each output as a file named after its input: ``.txt``, ``.png`` or 16-bit ``.wav``.
+
+    Returns:
+      The files.
+    """
     import soundfile
 
     paths = []
-    for name, content in zip(names, made, strict=True):
+    for name, content in zip(names, outputs, strict=True):
         path = folder / name.replace(":", "-")
-        kind = ".txt" if isinstance(content, str) else ".png" if content.ndim == 3 else ".wav"
-        path = path.with_name(path.name + kind)
+        suffix = ".txt" if isinstance(content, str) else ".png" if content.ndim == 3 else ".wav"
+        path = path.with_name(path.name + suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
             write_atomic(path, content + "\n")
-        elif kind == ".png":
+        elif suffix == ".png":
             write_atomic(path, png(content))
         else:
             wave = content if content.dtype == np.int16 else to_pcm(content)

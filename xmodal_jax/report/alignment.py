@@ -1,4 +1,4 @@
-"""The report's panels on a shared embedding space: galleries, similarities, ranks, a map and the modality gap."""
+"""Report sections on a shared embedding space: retrieval, similarities, ranks, embedding map and modality gap."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ import numpy as np
 from xmodal_jax.data.shapes.drawing import PALETTE
 from xmodal_jax.data.shapes.scenes import COLOURS
 from xmodal_jax.data.source import Source
-from xmodal_jax.evaluation.embeddings import Gallery, directions
+from xmodal_jax.evaluation.embeddings import Gallery, directions, ordered
 from xmodal_jax.metrics.latent import modality_gap
 from xmodal_jax.metrics.retrieval import ranks
 from xmodal_jax.report import figures
 from xmodal_jax.report.page import Audio, Hit, Item, Report
 from xmodal_jax.train.run import format_value
 
-GALLERY_ROWS = 8
+QUERIES = 8
+"""Queries shown for each direction of retrieval."""
 MAP_EXAMPLES = 200
+"""Examples in the embedding map."""
 MATRIX_EXAMPLES = 40
+"""Rows and columns of a similarity matrix."""
 
 
 def content(
     batch: dict[str, Any], modality: str, row: int, sample_rate: int = 16_000
 ) -> str | np.ndarray | Audio:
-    """One example of a raw batch as the report shows it."""
-    if modality == "text":
-        return str(batch["caption"][row])
-    if modality == "audio":
-        mask = batch.get("audio_mask")
-        length = batch["audio"].shape[1] if mask is None else int(mask[row].sum())
-        return Audio(np.asarray(batch["audio"][row][:length]), sample_rate)
+    """One modality of one example of a raw batch, in the form that a `Report` shows: text, audio or pixels."""
+    if modality.startswith("text"):
+        return str(batch[modality.replace("text", "caption", 1)][row])
+    if modality.startswith("audio"):
+        mask = batch.get(f"{modality}_mask")
+        length = batch[modality].shape[1] if mask is None else int(mask[row].sum())
+        return Audio(np.asarray(batch[modality][row][:length]), sample_rate)
     return np.asarray(batch[modality][row])
 
 
@@ -42,23 +45,28 @@ def add_galleries(
     *,
     ids: np.ndarray | None = None,
     sample_rate: int = 16_000,
-    rows: int = GALLERY_ROWS,
+    query_count: int = QUERIES,
 ) -> None:
-    """For each direction: half of the queries at random, half from those that the model ranks worst.
+    """Queries with their nearest results, for each direction: half of them random, half those with the worst ranks.
 
-    ``batch``: the raw examples that ``embeddings`` were made from; ``ids``: equal ids answer each other.
+    Args:
+      report: gets the galleries.
+      batch: the raw examples.
+      embeddings: of these examples, by modality.
+      ids: equal ids are correct results of each other; None: each example is its own.
+      sample_rate: of audio, Hz.
+      query_count: queries of each direction.
     """
     count = len(next(iter(embeddings.values())))
     ids = np.arange(count) if ids is None else ids
     for query, target in directions(tuple(embeddings)):
         if target == "audio" and len(embeddings) > 2:
-            continue  # rows of players say little that the numbers do not
+            continue  # a row of audio players adds little to the numbers
         similarity = embeddings[query] @ embeddings[target].T
         rank = ranks(embeddings[query], embeddings[target], query_ids=ids, gallery_ids=ids)
-        picked = np.random.default_rng(0).permutation(count)[: rows // 2].tolist()
-        picked += [r for r in np.argsort(-rank, kind="stable").tolist() if r not in picked][
-            : rows - len(picked)
-        ]
+        picked = np.random.default_rng(0).permutation(count)[: query_count // 2].tolist()
+        worst = [r for r in np.argsort(-rank, kind="stable").tolist() if r not in picked]
+        picked += worst[: query_count - len(picked)]
         queries, results = [], []
         for row in picked:
             caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][row])
@@ -79,30 +87,29 @@ def add_galleries(
             queries,
             results,
             ranks=[int(rank[row]) for row in picked],
-            note=f"{query} to {target}, among {count}: {rows // 2} queries at random, then those ranked worst.",
+            note=f"{query} to {target} among {count} examples: {query_count // 2} random queries, then the worst.",
         )
 
 
 def add_similarities(report: Report, embeddings: dict[str, np.ndarray]) -> None:
-    """Heat maps of the first examples' similarities, a pair of modalities each."""
+    """A similarity matrix of the first examples for each pair of modalities."""
     for a, b in directions(tuple(embeddings)):
         if a < b:
             matrix = embeddings[a][:MATRIX_EXAMPLES] @ embeddings[b][:MATRIX_EXAMPLES].T
             fig = figures.similarity_matrix(matrix, row_name=a, column_name=b, title=f"{a} and {b}")
-            report.add_figure(
-                "Similarity", fig, "" if a != "image" else "Cosine; the diagonal holds the true pairs."
-            )
+            note = "Cosine similarities; the true pairs are on the diagonal." if a == "image" else ""
+            report.add_figure("Similarity matrices", fig, note)
 
 
 def add_ranks(report: Report, embeddings: dict[str, np.ndarray], ids: np.ndarray | None = None) -> None:
-    """How far down the true item stands."""
+    """Histograms of the rank of the first correct result, for each direction."""
     count = len(next(iter(embeddings.values())))
     ids = np.arange(count) if ids is None else ids
-    found = {
+    of_direction = {
         f"{a} to {b}": ranks(embeddings[a], embeddings[b], query_ids=ids, gallery_ids=ids)
         for a, b in directions(tuple(embeddings))
     }
-    report.add_figure("Ranks of the true item", figures.rank_histogram(found, count))
+    report.add_figure("Ranks of the correct results", figures.rank_histogram(of_direction, count))
 
 
 def add_map(
@@ -113,10 +120,18 @@ def add_map(
     factor: str,
     palette: dict[str, str] | None = None,
 ) -> None:
-    """All modalities' embeddings in two dimensions, coloured by a factor; true pairs of two are joined."""
-    names = [m for m in ("image", "text", "audio", "video") if m in embeddings]
+    """The embeddings of all modalities in two dimensions.
+
+    Args:
+      report: gets the figure.
+      embeddings: by modality.
+      groups: the group of each example, shown by its colour.
+      factor: what the groups are, such as the class.
+      palette: colours of groups; None: the default palette.
+    """
+    names = ordered(tuple(embeddings))
     count = min(MAP_EXAMPLES, len(groups))
-    # Each modality about its own mean, as the gap between modalities would otherwise be all there is to see.
+    # Centred for each modality: otherwise the gap between the modalities would dominate the map.
     centred = [embeddings[m][:count] - embeddings[m][:count].mean(axis=0, keepdims=True) for m in names]
     points = figures.project_2d(np.concatenate(centred))
     pairs = np.stack([np.arange(count), np.arange(count) + count], axis=1)
@@ -128,28 +143,36 @@ def add_map(
         pairs=pairs,
         title=f"coloured by {factor}",
     )
-    note = f"t-SNE of {count} test examples, each modality about its mean; a line joins {names[0]} and {names[1]}."
-    report.add_figure("Map of the space", fig, note)
+    joined = f"Lines join the {names[0]} and {names[1]} of an example."
+    report.add_figure(
+        "Embedding map", fig, f"t-SNE of {count} test examples, centred for each modality. {joined}"
+    )
 
 
 def gap_scores(embeddings: dict[str, np.ndarray], prefix: str = "test/") -> dict[str, float]:
-    """The modality gap of every pair: ``<prefix>gap_image_text``."""
+    """The modality gap of every pair of modalities, named ``<prefix>gap_image_text``."""
     return {
         f"{prefix}gap_{a}_{b}": float(modality_gap(embeddings[a], embeddings[b]))
         for a, b in list(directions(tuple(embeddings)))[::2]
     }
 
 
-def add_space(report: Report, rows: list[dict], gallery: Gallery, embeddings: dict[str, np.ndarray]) -> None:
-    """All panels of a space: training curves, galleries, similarities, ranks and the map."""
-    recalls = sorted(
-        {k for row in rows for k in row if k.startswith("validation/") and k.endswith("recall@1")}
-    )
+def add_embeddings(
+    report: Report, records: list[dict], gallery: Gallery, embeddings: dict[str, np.ndarray]
+) -> None:
+    """All sections on a shared embedding space.
+
+    Args:
+      report: gets the sections.
+      records: of ``metrics.jsonl``, for the training curves.
+      gallery: the examples.
+      embeddings: of these examples, by modality.
+    """
+    names = sorted({name for record in records for name in record})
+    recalls = [k for k in names if k.startswith("validation/") and k.endswith("recall@1")]
     pairs = [r for r in recalls if r != "validation/recall@1"]
-    losses = sorted(
-        {k for row in rows for k in row if k.startswith("train/") and "_" in k and "grad" not in k}
-    )
-    losses = [k for k in losses if "learning_rate" not in k]
+    losses = [k for k in names if k.startswith("train/") and "_" in k]
+    losses = [k for k in losses if "grad" not in k and "learning_rate" not in k]
     panels = [
         "train/loss",
         tuple(losses),
@@ -157,8 +180,8 @@ def add_space(report: Report, rows: list[dict], gallery: Gallery, embeddings: di
         "train/grad_norm",
         "train/scale",
     ]
-    report.add_figure("Training", figures.curves(rows, panels, smoothing=0.8))
-    add_galleries(report, gallery.batch_all, embeddings, ids=gallery.ids)
+    report.add_figure("Training curves", figures.curves(records, panels, smoothing=0.8))
+    add_galleries(report, gallery.examples, embeddings, ids=gallery.ids)
     add_similarities(report, embeddings)
     add_ranks(report, embeddings, gallery.ids)
     groups, factor, palette = _groups(gallery)
@@ -166,12 +189,13 @@ def add_space(report: Report, rows: list[dict], gallery: Gallery, embeddings: di
 
 
 def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
-    """What the map is coloured by: the first object's colour, the class, or nothing."""
-    batch = gallery.batch_all
+    """The groups that colour the embedding map, what they are, and their palette: the colour of a scene's first object,
+    the class, or nothing."""
+    batch = gallery.examples
     if "factors" in batch:
         names = [COLOURS[c] for c in batch["factors"]["colour"][:, 0]]
         css = {name: "#" + bytes(int(v) for v in PALETTE[k]).hex() for k, name in enumerate(COLOURS)}
-        css["white"] = "#b4b4b4"  # on a white page
+        css["white"] = "#b4b4b4"  # white would be invisible on a light page
         return names, "the first object's colour", css
     if "label" in batch:
         names = gallery.class_names
@@ -184,14 +208,14 @@ def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
 
 
 def headline(metrics: dict[str, float | list[float]], gallery: Gallery, count: int = 6) -> list[str]:
-    """The metrics to show first: recall@1, or where the captions are class names, zero-shot accuracy."""
+    """The metrics on the cards: recall@1 first, or zero-shot accuracy where the captions are not distinct."""
     recalls = [k for k in metrics if k.endswith("recall@1")]
     accuracies = [k for k in metrics if k.endswith("zero_shot_accuracy")]
     return (recalls + accuracies if gallery.distinct else accuracies + recalls)[:count]
 
 
 def add_scores(report: Report, metrics: dict[str, float | list[float]], gallery: Gallery) -> list[str]:
-    """Cards and tables of all scores; gives back the names of those on the cards."""
+    """Cards and tables of all scores; returns the names of the metrics on the cards."""
     shown = headline(metrics, gallery)
     chance = 1 / len(set(gallery.ids.tolist()))
     report.add_metrics(
@@ -205,7 +229,7 @@ def add_scores(report: Report, metrics: dict[str, float | list[float]], gallery:
 
 
 def other_scores(metrics: dict[str, float | list[float]]) -> list[tuple[str, str]]:
-    """The rows of the table beside the retrieval scores."""
+    """The rows of the table of all scores that are not of retrieval."""
     return [(k, format_value(v)) for k, v in metrics.items() if k.startswith("test/")]
 
 

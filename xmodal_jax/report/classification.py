@@ -1,9 +1,9 @@
-"""The report's panels on classification by several modalities."""
+"""Report sections on classification by several modalities: accuracies, confusion matrices and attention maps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +16,35 @@ from xmodal_jax.evaluation.classification import Classifier, LabelledSplit
 from xmodal_jax.metrics.classification import confusion_matrix
 from xmodal_jax.models.fusion import FusionConfig
 from xmodal_jax.models.towers import leading_tokens, log_mel_of
-from xmodal_jax.report import classification_figures as classification_figures
 from xmodal_jax.report import figures
+from xmodal_jax.report.classification_figures import AttentionExample, accuracy_bars, attention
 from xmodal_jax.report.page import Report
+from xmodal_jax.types import kind_of
 
-SHOWN = 6
-"""Examples in each attention figure."""
+EXAMPLES = 6
+"""Examples in each figure of attention maps."""
 
 
-def add_scores(report: Report, metrics: Mapping[str, Any], *, chance: float) -> list[str]:
-    """Cards, accuracies side by side (all modalities, some of them, one-modality models), and a table of all; gives
-    back the names of the metrics on the cards."""
+def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy: float) -> list[str]:
+    """Cards of the headline metrics, bars of accuracies, and a table of all metrics.
+
+    The bars compare the model of all modalities, the same model with some of them missing, and the baselines of one
+    modality. Returns the names of the metrics on the cards. ``majority_accuracy``: that of the most frequent class.
+    """
     shown = headline(metrics)
-    report.add_metrics(metrics, headline=shown, chance={shown[0]: chance}, title="All scores")
+    report.add_metrics(metrics, headline=shown, chance={shown[0]: majority_accuracy}, title="All scores")
     bars = {"all modalities": metrics["test/accuracy"]}
     for name, value in metrics.items():
         group, _, leaf = name.partition("/")
         if leaf == "accuracy" and group.startswith("given_"):
-            bars[f"given {' + '.join(group.removeprefix('given_').split('_'))} only"] = value
+            bars[f"given only {' + '.join(group.removeprefix('given_').split('_'))}"] = value
         elif leaf == "accuracy" and group.startswith("trained_on_"):
-            bars[f"a model of {group.removeprefix('trained_on_')} alone"] = value
+            bars[f"trained on {group.removeprefix('trained_on_')}"] = value
     report.add_figure(
-        "With modalities missing",
-        classification_figures.accuracy_bars(bars, chance=chance, title="test accuracy"),
-        "Given … only: the model of all modalities, the others missing at the test. A model of … alone: trained on it.",
+        "Missing modalities",
+        accuracy_bars(bars, chance=majority_accuracy, title="test accuracy"),
+        "Given only: the model of all modalities, where the others are missing in the test. Trained on: a baseline of "
+        "one modality.",
     )
     kinds = {
         k.removeprefix("test/").removesuffix("_accuracy"): v
@@ -47,25 +52,33 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, chance: float) -> 
         if k.startswith("test/") and k.endswith("_accuracy")
     }
     if kinds:
-        report.add_figure("By kind", classification_figures.accuracy_bars(kinds, title="test accuracy"))
+        report.add_figure("Accuracy by kind", accuracy_bars(kinds, title="test accuracy"))
     return shown
+
+
+def headline(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics on the cards: the accuracies of every test split, then those of the baselines, at most six."""
+    accuracies = [k for k in metrics if k.endswith("/accuracy") and not k.startswith("given_")]
+    baselines = [k for k in accuracies if k.startswith("trained_on_")]
+    splits = [k for k in accuracies if k not in baselines and k != "test/accuracy"]
+    return ["test/accuracy", *splits, *baselines][:6]
 
 
 def add_confusions(
     report: Report,
-    exam: LabelledSplit,
+    split: LabelledSplit,
     predicted: Mapping[str, np.ndarray],
-    names: Mapping[str, Sequence[str]],
+    class_names: Mapping[str, Sequence[str]],
 ) -> None:
-    """A matrix per target, of the classes that occur as truth or as answer."""
-    for target, labels in exam.labels.items():
-        known = labels >= 0
-        matrix = confusion_matrix(labels[known], predicted[target][known], len(names[target]))
-        kept = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-        shown = [names[target][k] for k in kept]
-        report.add_figure(
-            "Confusion", figures.confusion_matrix(matrix[np.ix_(kept, kept)], shown, title=target)
+    """A confusion matrix of each target, without the classes that are neither true nor predicted."""
+    for target, labels in split.labels.items():
+        names, known = class_names[target], labels >= 0
+        matrix = confusion_matrix(labels[known], predicted[target][known], len(names))
+        occurring = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+        fig = figures.confusion_matrix(
+            matrix[np.ix_(occurring, occurring)], [names[k] for k in occurring], title=target
         )
+        report.add_figure("Confusion matrices", fig)
 
 
 def add_attention(
@@ -73,76 +86,111 @@ def add_attention(
     attend: Callable,
     params: Any,
     classify: Classifier,
-    exam: LabelledSplit,
+    split: LabelledSplit,
     predicted: Mapping[str, np.ndarray],
-    names: Mapping[str, Sequence[str]],
+    class_names: Mapping[str, Sequence[str]],
     model: FusionConfig,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """What the model looks at in right and in wrong answers, drawn over picture, words and spectrogram.
+    """Attention maps of random examples, some predicted correctly and some not.
 
-    ``attend``: from `models.fusion.make_token_attention`.
+    Args:
+      report: gets the figures.
+      attend, params: from `models.fusion.make_token_attention`, and the parameters.
+      classify, split, predicted: the classifier, the test split and the predicted classes.
+      class_names: names of the classes of each target.
+      model, tokenizer: of the classifier.
     """
-    right, known = exam.right(predicted), exam.known
+    correct, known = split.correct(predicted), split.known
     rng = np.random.default_rng(0)
-    drawn = {
-        title: rng.permutation(np.flatnonzero(rows))[:SHOWN]
-        for title, rows in (("right answers", right & known), ("wrong answers", ~right & known))
+    groups = {
+        title: rng.permutation(np.flatnonzero(members))[:EXAMPLES]
+        for title, members in (("Correct predictions", correct & known), ("Errors", ~correct & known))
     }
-    rows = np.concatenate(list(drawn.values()))
-    if not rows.size:
+    indices = np.concatenate(list(groups.values()))
+    if not indices.size:
         return
-    raw = exam.source.batch(rows)
+    raw = split.source.batch(indices)
     batch = numeric_fields(classify.inputs(raw))
     weights = jax.tree.map(np.asarray, jit_once(attend)(params, batch))
     if not weights:
-        report.add_text("Attention", f"A fusion of kind {model.fusion!r} has no attention to draw.")
+        report.add_text("Attention maps", f"The fusion {model.fusion!r} has no attention.")
         return
-    spectra = _spectra(batch, model) if "audio" in weights else None
-    examples = []
-    for k, row in enumerate(rows.tolist()):
-        said = " · ".join(names[t][predicted[t][row]] for t in exam.labels)
-        true = " · ".join(names[t][exam.labels[t][row]] for t in exam.labels)
-        verdict = f"{said}" if right[row] else f"{said} (right: {true})"
-        asked = f"{raw['caption'][k]}: " if "caption" in raw else ""
-        panels = {
-            m: _panel(m, {n: v[k] for n, v in raw.items() if not isinstance(v, dict)}, w[k], model, tokenizer,
-                      None if spectra is None else spectra[k])
-            for m, w in weights.items()
-        }  # fmt: skip
-        examples.append(classification_figures.AttentionExample(asked + verdict, panels))
-    for title, shown in drawn.items():
-        if shown.size:
-            own, examples = examples[: len(shown)], examples[len(shown) :]
-            report.add_figure("Attention", classification_figures.attention(own), f"{title}, drawn at random")
+    inputs = _Inputs(raw, _spectrograms(batch, model) if "audio" in weights else None, model, tokenizer)
+    examples = [
+        AttentionExample(
+            _title(raw, k, index, split, predicted, class_names, correct[index]),
+            {m: PANEL_CONTENT[kind_of(m)](inputs, m, k, w[k]) for m, w in weights.items()},
+        )
+        for k, index in enumerate(indices.tolist())
+    ]
+    for title, members in groups.items():
+        if members.size:
+            shown, examples = examples[: len(members)], examples[len(members) :]
+            report.add_figure("Attention maps", attention(shown), f"{title}, random examples.")
 
 
-def _spectra(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:
-    spectrum, mask = log_mel_of(jnp.asarray(batch["audio"]), batch.get("audio_mask"), model.features)
-    spectrum = np.asarray(spectrum)
-    return list(spectrum) if mask is None else [s[m] for s, m in zip(spectrum, np.asarray(mask), strict=True)]
+def _title(raw, k, index, split, predicted, class_names, is_correct) -> str:
+    """The caption, the predicted classes, and the true ones where they differ."""
+    prediction = " · ".join(class_names[t][predicted[t][index]] for t in split.labels)
+    truth = " · ".join(class_names[t][split.labels[t][index]] for t in split.labels)
+    caption = f"{raw['caption'][k]}: " if "caption" in raw else ""
+    return caption + (prediction if is_correct else f"{prediction} (true: {truth})")
 
 
-def _panel(modality, raw, weights, model, tokenizer, spectrum):
-    """One modality of an example and its weights in the shape of its tokens."""
-    encoder = getattr(model, modality)
-    weights = weights[leading_tokens(modality, encoder) :]
-    if modality == "text":
-        words = tokenizer.tokens(str(raw["caption"]))[: len(weights)]
-        return words, weights[: len(words)]
-    if modality == "audio":
-        tokens = -(-len(spectrum) // encoder.downsample)
-        return spectrum, weights[:tokens]
-    steps = 1
-    if modality == "video":
-        steps = len(raw["video"]) // (encoder.tubelet if encoder.name in ("tubelet", "hf") else 1)
+class _Inputs(NamedTuple):
+    """What the panels of the attention figures are made from."""
+
+    raw: Mapping[str, Any]
+    spectrograms: list[np.ndarray] | None
+    model: FusionConfig
+    tokenizer: Tokenizer | None
+
+    def without_leading(self, modality: str, weights: np.ndarray) -> np.ndarray:
+        """The attention to those tokens that have a place in the input."""
+        return weights[leading_tokens(modality, getattr(self.model, modality)) :]
+
+
+def _spectrograms(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:
+    log_mel, mask = log_mel_of(jnp.asarray(batch["audio"]), batch.get("audio_mask"), model.features)
+    log_mel = np.asarray(log_mel)
+    if mask is None:
+        return list(log_mel)
+    return [frames[valid] for frames, valid in zip(log_mel, np.asarray(mask), strict=True)]
+
+
+def _text_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
+    weights = inputs.without_leading(modality, weights)
+    words = inputs.tokenizer.tokens(str(inputs.raw["caption"][k]))[: len(weights)]
+    return words, weights[: len(words)]
+
+
+def _audio_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
+    frames = inputs.spectrograms[k]
+    tokens = -(-len(frames) // getattr(inputs.model, modality).downsample)
+    return frames, inputs.without_leading(modality, weights)[:tokens]
+
+
+def _image_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
+    return inputs.raw[modality][k], _grid(inputs.without_leading(modality, weights), 1)[0]
+
+
+def _video_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
+    video, encoder = inputs.raw[modality][k], getattr(inputs.model, modality)
+    steps = len(video) // (encoder.tubelet if encoder.name in ("tubelet", "hf") else 1)
+    return video, _grid(inputs.without_leading(modality, weights), steps)
+
+
+def _grid(weights: np.ndarray, steps: int) -> np.ndarray:
+    """The attention to the tokens as a square grid for each time step, ``[steps, side, side]``."""
     side = int(np.sqrt(len(weights) // steps))
-    weights = weights[: steps * side * side].reshape(steps, side, side)
-    return raw[modality], weights if modality == "video" else weights[0]
+    return weights[: steps * side * side].reshape(steps, side, side)
 
 
-def headline(metrics: Mapping[str, Any]) -> list[str]:
-    """The metrics on the cards: accuracies of every test split, then of models of one modality."""
-    whole = [k for k in metrics if k.endswith("/accuracy") and not k.startswith(("given_", "trained_on_"))]
-    alone = [k for k in metrics if k.endswith("/accuracy") and k.startswith("trained_on_")]
-    return ["test/accuracy", *(k for k in whole if k != "test/accuracy"), *alone][:6]
+PANEL_CONTENT: dict[str, Callable[[_Inputs, str, int, np.ndarray], tuple[Any, np.ndarray]]] = {
+    "text": _text_panel,
+    "audio": _audio_panel,
+    "image": _image_panel,
+    "video": _video_panel,
+}
+"""The content and the attention of a panel, for each kind of modality."""

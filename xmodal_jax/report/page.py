@@ -5,7 +5,7 @@ reader's light or dark setting. Add sections in the order in which they should b
 
     report = Report("Image-text retrieval", "shapes, 4 seeds")
     report.add_metrics(result["metrics"], headline=["image_to_text/recall@1"])
-    report.add_figure("Curves", figures.curves(run.read_metrics()))
+    report.add_figure("Training curves", figures.curves(run.read_metrics()))
     report.write(run.path / "report.html")
 """
 

@@ -1,133 +1,166 @@
-"""The report's panels on texts that a model has written: beside what they are about, with wrong words marked."""
+"""Report sections on generated text: examples with wrong words marked, cross-attention, and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.shapes.grammar import mark_wrong_words, match_factors, parse
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
 from xmodal_jax.metrics.text import align_words, cider, error_rates
-from xmodal_jax.models.seq2seq import make_cross_attention
+from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_cross_attention
 from xmodal_jax.models.towers import leading_tokens, log_mel_of
-from xmodal_jax.report import classification_figures as classification_figures
-from xmodal_jax.report import text_figures as text_figures
+from xmodal_jax.report import text_figures
 from xmodal_jax.report.alignment import content
+from xmodal_jax.report.classification_figures import accuracy_bars
 from xmodal_jax.report.page import MarkedText, Report
+from xmodal_jax.types import kind_of
 
-SHOWN = 10
+TABLE_ROWS = 10
 """Rows of each table of examples."""
 
 
-def caption_quality(script: ReferenceTexts, written: Sequence[str]) -> tuple[np.ndarray, list[MarkedText]]:
-    """How good each caption is (the share of its factors that are right, or else its CIDEr-D), and its wrong words."""
-    if script.meanings is None:
+def caption_quality(
+    references: ReferenceTexts, captions: Sequence[str]
+) -> tuple[np.ndarray, list[MarkedText]]:
+    """The quality of each caption ``[N]``, and the captions with wrong words marked.
+
+    The quality is the fraction of correct factors where the meanings of the references are known, and CIDEr-D
+    elsewhere.
+    """
+    if references.meanings is None:
         nearest = [
-            min(known, key=lambda r: _errors(t, r))
-            for t, known in zip(written, script.references, strict=True)
+            min(texts, key=lambda reference: _word_error_rate(caption, reference))
+            for caption, texts in zip(captions, references.references, strict=True)
         ]
-        marks = [align_words(text, ref) for text, ref in zip(written, nearest, strict=True)]
-        return cider(written, script.references), [MarkedText(m) for m in marks]
+        marks = [align_words(caption, text) for caption, text in zip(captions, nearest, strict=True)]
+        return cider(captions, references.references), [MarkedText(m) for m in marks]
     quality, marks = [], []
-    for text, meant in zip(written, script.meanings, strict=True):
-        found = match_factors(parse(text), meant).values()
-        quality.append(sum(r for r, _ in found) / sum(n for _, n in found))
-        marks.append(
-            MarkedText([(t, "wrong" if wrong else "right") for t, wrong in mark_wrong_words(text, meant)])
-        )
+    for caption, meaning in zip(captions, references.meanings, strict=True):
+        counts = match_factors(parse(caption), meaning).values()
+        quality.append(sum(correct for correct, _ in counts) / sum(count for _, count in counts))
+        words = mark_wrong_words(caption, meaning)
+        marks.append(MarkedText([(text, "wrong" if wrong else "right") for text, wrong in words]))
     return np.array(quality), marks
 
 
-def transcript_quality(script: ReferenceTexts, written: Sequence[str]) -> tuple[np.ndarray, list[MarkedText]]:
-    """One minus each transcript's word error rate, and its wrong and missing words."""
-    pairs = list(zip(written, script.texts, strict=True))
-    return 1 - np.array([_errors(*pair) for pair in pairs]), [
-        MarkedText(align_words(*pair)) for pair in pairs
-    ]
+def transcript_quality(
+    references: ReferenceTexts, transcripts: Sequence[str]
+) -> tuple[np.ndarray, list[MarkedText]]:
+    """One minus the word error rate of each transcript ``[N]``, and the transcripts with wrong and missing words
+    marked."""
+    pairs = list(zip(transcripts, references.texts, strict=True))
+    rates = np.array([_word_error_rate(*pair) for pair in pairs])
+    return 1 - rates, [MarkedText(align_words(*pair)) for pair in pairs]
 
 
-def _errors(text: str, reference: str) -> float:
+def _word_error_rate(text: str, reference: str) -> float:
+    """1 for words where the reference has none."""
     return error_rates([text], [reference])["wer"] if reference.split() else float(bool(text.split()))
 
 
 def add_generated_texts(
     report: Report,
-    script: ReferenceTexts,
-    source: str,
+    references: ReferenceTexts,
+    modality: str,
     quality: np.ndarray,
     marks: Sequence[MarkedText],
     *,
     measure: str,
     sample_rate: int = 16_000,
-    title: str = "Examples",
+    title: str = "Generated text",
 ) -> None:
-    """Tables of examples drawn at random and of the worst: the ``source``, what was written, what is right."""
-    drawn = np.random.default_rng(0).permutation(len(quality))[:SHOWN]
-    worst = np.argsort(quality, kind="stable")[:SHOWN]
-    left_out = f" ({script.left_out} are left out, being in the training data)" if script.left_out else ""
-    for rows, note in ((drawn, f"drawn at random{left_out}"), (worst, "the worst")):
-        batch = script.source.batch(rows)
+    """Tables of random examples and of those with the lowest quality.
+
+    Args:
+      report: gets the tables.
+      references: the split.
+      modality: the source modality, shown in the first column.
+      quality, marks: from `caption_quality` or `transcript_quality`.
+      measure: name of the quality.
+      sample_rate: of audio, Hz.
+      title: of the section.
+    """
+    sampled = np.random.default_rng(0).permutation(len(quality))[:TABLE_ROWS]
+    lowest = np.argsort(quality, kind="stable")[:TABLE_ROWS]
+    excluded = f"; {references.excluded} that occur in training are left out" if references.excluded else ""
+    for indices, note in ((sampled, f"Random examples{excluded}."), (lowest, f"Lowest {measure}.")):
+        batch = references.source.batch(indices)
         cells = [
-            (content(batch, source, k, sample_rate), marks[row], script.texts[row], f"{quality[row]:.2f}")
-            for k, row in enumerate(rows.tolist())
+            (content(batch, modality, k, sample_rate), marks[i], references.texts[i], f"{quality[i]:.2f}")
+            for k, i in enumerate(indices.tolist())
         ]
-        report.add_table(title, (source, "written", "one right text", measure), cells, note)
+        report.add_table(title, (modality, "generated", "reference", measure), cells, note)
 
 
 def add_attention(
     report: Report,
-    writer: TextGenerator,
+    generator: TextGenerator,
     params: Any,
-    script: ReferenceTexts,
-    written: Sequence[str],
+    references: ReferenceTexts,
+    texts: Sequence[str],
     *,
     examples: int = 4,
 ) -> None:
-    """Where the model looks while it writes each word of the first ``examples``: over the picture, or along the
-    spectrogram. Nothing where it has no decoder."""
-    model, rows = writer.config, range(min(examples, len(written)))
+    """Cross-attention of the decoder when it predicts each word of the first ``examples`` generated texts.
+
+    Adds nothing where the model has no decoder.
+    """
+    model, modality, indices = generator.config, generator.modality, range(min(examples, len(texts)))
     if not model.decodes:
         return
-    encoder = getattr(model, writer.source)
-    sizes = dict(vocab_size=writer.tokenizer.vocab_size, length=writer.length)
-    raw = script.source.batch(np.asarray(rows))
-    ids, mask = writer.tokenizer.encode_batch([written[k] for k in rows], writer.length)
-    batch = numeric_fields({**writer.inputs(raw), "text": ids, "text_mask": mask})
-    weights = np.asarray(jit_once(make_cross_attention(model, writer.source, **sizes))(params, batch))
-    weights = weights[:, :, leading_tokens(writer.source, encoder) :]
-    for k, row in enumerate(rows):
-        words = writer.tokenizer.tokens(written[row])[1:-1]
-        looked = weights[k, : len(words)]  # at each place the next token is written
-        if writer.source == "audio":
-            spectrum, there = log_mel_of(
-                jnp.asarray(raw["audio"][k : k + 1]),
-                jnp.asarray(raw["audio_mask"][k : k + 1]),
-                model.features,
-            )
-            frames = np.asarray(spectrum[0])[np.asarray(there[0])]
-            looked = looked[:, : -(-len(frames) // encoder.downsample)]
-            fig = text_figures.along_sound(
-                frames, words, looked, model.features.hop / model.features.sample_rate
-            )
-        else:
-            fig = text_figures.over_pictures(raw[writer.source][k], words, looked)
-        report.add_figure("Where it looks", fig, written[row])
+    raw = references.source.batch(np.asarray(indices))
+    ids, mask = generator.tokenizer.encode_batch([texts[k] for k in indices], generator.length)
+    batch = numeric_fields({**generator.inputs(raw), "text": ids, "text_mask": mask})
+    sizes = dict(vocab_size=generator.tokenizer.vocab_size, length=generator.length)
+    weights = np.asarray(jit_once(make_cross_attention(model, modality, **sizes))(params, batch))
+    weights = weights[:, :, leading_tokens(modality, getattr(model, modality)) :]
+    for k, index in enumerate(indices):
+        words = generator.tokenizer.tokens(texts[index])[1:-1]
+        # The attention after a token is that of the prediction of the next token.
+        fig = ATTENTION_FIGURES[kind_of(modality)](raw, modality, k, words, weights[k, : len(words)], model)
+        report.add_figure("Cross-attention", fig, texts[index])
+
+
+def _spectrogram_attention(raw, modality, k, words, weights, model: Seq2SeqConfig) -> Figure:
+    features = model.features
+    log_mel, mask = log_mel_of(
+        jnp.asarray(raw[modality][k : k + 1]), jnp.asarray(raw[f"{modality}_mask"][k : k + 1]), features
+    )
+    frames = np.asarray(log_mel[0])[np.asarray(mask[0])]
+    tokens = -(-len(frames) // getattr(model, modality).downsample)
+    return text_figures.spectrogram_attention(
+        frames, words, weights[:, :tokens], features.hop / features.sample_rate
+    )
+
+
+def _image_attention(raw, modality, k, words, weights, model: Seq2SeqConfig) -> Figure:
+    return text_figures.image_attention(raw[modality][k], words, weights)
+
+
+ATTENTION_FIGURES: dict[str, Callable[..., Figure]] = {
+    "image": _image_attention,
+    "video": _image_attention,
+    "audio": _spectrogram_attention,
+}
+"""The figure of the cross-attention to each kind of modality."""
 
 
 def add_scores(
-    report: Report, metrics: Mapping[str, Any], headline: Sequence[str], *, bars: str = "test/"
+    report: Report, metrics: Mapping[str, Any], headline: Sequence[str], *, prefix: str = "test/"
 ) -> None:
-    """Cards, a table of all, and the accuracies under ``bars`` side by side."""
+    """Cards of the ``headline`` metrics, a table of all, and bars of the accuracies that begin with ``prefix``."""
     report.add_metrics(metrics, headline=headline, title="All scores")
-    kinds = {
-        name.removeprefix(bars).removesuffix("_accuracy"): value
+    factors = {
+        name.removeprefix(prefix).removesuffix("_accuracy"): value
         for name, value in metrics.items()
-        if name.startswith(bars) and name.endswith("_accuracy")
+        if name.startswith(prefix) and name.endswith("_accuracy")
     }
-    if len(kinds) > 1:
-        report.add_figure("By factor", classification_figures.accuracy_bars(kinds, title=f"{bars}accuracy"))
+    if len(factors) > 1:
+        report.add_figure("Accuracy by factor", accuracy_bars(factors, title=f"{prefix}accuracy"))

@@ -1,4 +1,4 @@
-"""Figures of what a model looks at while it writes."""
+"""Figures of a decoder's cross-attention: each generated word over an image or along a spectrogram."""
 
 from __future__ import annotations
 
@@ -7,46 +7,52 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from xmodal_jax.report.classification_figures import HEAT, overlay
+from xmodal_jax.report.classification_figures import HEAT, darken
 from xmodal_jax.report.figures import INK, WIDTH
 
 COLUMNS = 10
-"""Words in a row of pictures."""
+"""Images per row."""
 
 
-def over_pictures(picture: np.ndarray, words: Sequence[str], weights: np.ndarray) -> Figure:
-    """The picture ``[H, W, C]`` once for each word, dark where the weights ``[words, tokens]`` (of a square grid) are
-    low; of a video ``[F, H, W, C]`` the moment that is looked at most."""
+def image_attention(picture: np.ndarray, words: Sequence[str], weights: np.ndarray) -> Figure:
+    """The image once for each word, dark where the word's attention is low.
+
+    Args:
+      picture: uint8 ``[H, W, C]``, or a video ``[F, H, W, C]``, of which the frame with the most attention is shown.
+      words: the generated words.
+      weights: attention ``[words, tokens]``; the tokens of an image (of each moment of a video) are a square grid.
+    """
     rows = -(-max(1, len(words)) // COLUMNS)
     fig = Figure((WIDTH, 1.25 * rows), layout="constrained")
     axes = fig.subplots(rows, COLUMNS, squeeze=False).ravel()
     for ax in axes:
         ax.set_axis_off()
-    for ax, word, looked in zip(axes, words, weights, strict=False):
+    for ax, word, attention in zip(axes, words, weights, strict=False):
         frame = picture
         if picture.ndim == 4:
-            times = _times(len(picture), looked.size)
-            looked = looked.reshape(times, -1)
-            moment = int(looked.sum(axis=1).argmax())
-            frame, looked = picture[moment * len(picture) // times], looked[moment]
-        side = round(looked.size**0.5)
-        ax.imshow(overlay(frame, looked[: side * side].reshape(side, side)), interpolation="nearest")
+            times = _time_steps(len(picture), attention.size)
+            attention = attention.reshape(times, -1)
+            time = int(attention.sum(axis=1).argmax())
+            frame, attention = picture[time * len(picture) // times], attention[time]
+        side = round(attention.size**0.5)
+        grid = attention[: side * side].reshape(side, side)
+        ax.imshow(darken(frame, grid), interpolation="nearest")
         ax.set_title(word, fontsize=8, color=INK, parse_math=False)
     return fig
 
 
-def _times(frames: int, tokens: int) -> int:
-    """How many moments the tokens of a video are: the most frames (or groups of them) that leave a square each."""
+def _time_steps(frames: int, tokens: int) -> int:
+    """Time steps of a video's tokens: the largest number, up to that of the frames, that leaves a square grid each."""
     for times in range(frames, 0, -1):
         if tokens % times == 0 and round((tokens // times) ** 0.5) ** 2 == tokens // times:
             return times
     return 1
 
 
-def along_sound(
+def spectrogram_attention(
     log_mel: np.ndarray, words: Sequence[str], weights: np.ndarray, seconds_per_frame: float
 ) -> Figure:
-    """The spectrogram ``[frames, mels]`` above the weights ``[words, tokens]``, a line for each word."""
+    """The spectrogram ``[frames, mels]``, and below it the attention ``[words, tokens]`` with one line per word."""
     fig = Figure((WIDTH, 1.2 + 0.19 * max(3, len(words))), layout="constrained")
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[1, max(1.0, 0.19 * len(words))])
     length = len(log_mel) * seconds_per_frame

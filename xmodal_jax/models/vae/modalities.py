@@ -87,7 +87,7 @@ def sizes_of(
 
 
 def _frames(config: Reading, x, mask) -> Float[Array, "batch frames mels"]:
-    """Log-mel frames of unit size, silence where there is nothing: waveforms, or what `models.speech.frames_of`
+    """Log-mel frames of unit size, silence where there is nothing: waveforms, or what `models.speech.log_mel_transform`
     made."""
     if x.ndim == mask.ndim:
         x, mask = log_mel_of(x, mask, config.features, floor=config.floor)

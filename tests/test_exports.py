@@ -1,4 +1,4 @@
-"""What the packages of data and of preprocessing export."""
+"""What packages export."""
 
 import importlib
 import inspect
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-PACKAGES = ["data", "data.sources", "data.shapes", "preprocess"]
+PACKAGES = ["core", "data", "data.sources", "data.shapes", "inference", "preprocess", "train"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -23,7 +23,7 @@ def test_every_public_name_exists_and_is_documented(name):
         package.no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["data", "data.sources", "data.shapes"])
-def test_importing_a_package_of_data_does_not_load_jax(name):
+@pytest.mark.parametrize("name", ["core", "data", "data.sources", "data.shapes", "train"])
+def test_importing_a_package_does_not_load_jax(name):
     code = f"import sys, xmodal_jax.{name}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

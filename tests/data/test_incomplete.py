@@ -44,7 +44,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-class Closed(Source):
+class UnreadableSource(Source):
     """A source that must not be read beyond its first example."""
 
     modalities, class_names = ("image_0", "image_1", "image_2"), None
@@ -93,7 +93,9 @@ def test_an_example_lacks_the_same_alone_and_in_any_batch():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_the_share_is_binomial_and_one_always_stays(fraction):
-    there = np.stack(list(IncompleteSource(Closed(), fraction=fraction, seed=4).presence().values()))
+    there = np.stack(
+        list(IncompleteSource(UnreadableSource(), fraction=fraction, seed=4).presence().values())
+    )
     assert there.any(axis=0).all()
     n, p = there.shape[1], fraction - fraction**3 / 3
     low, high = binom.ppf([1e-6, 1 - 1e-6], n, p)
@@ -104,7 +106,7 @@ def test_the_share_is_binomial_and_one_always_stays(fraction):
 
 
 def test_only_the_modalities_named_go_missing():
-    there = IncompleteSource(Closed(), fraction=1.0, seed=0, modalities=("image_1",)).presence()
+    there = IncompleteSource(UnreadableSource(), fraction=1.0, seed=0, modalities=("image_1",)).presence()
     assert there["image_0"].all() and there["image_2"].all() and not there["image_1"].any()
 
 
@@ -157,15 +159,15 @@ def test_tokenize_reads_every_caption_field():
 
 
 def test_complete_only():
-    source = IncompleteSource(Closed(), fraction=0.3, seed=6)
+    source = IncompleteSource(UnreadableSource(), fraction=0.3, seed=6)
     kept = keep_complete(source)
     assert isinstance(kept, Subset)
     whole = np.all(list(source.presence().values()), axis=0)
     np.testing.assert_array_equal(kept.indices, np.flatnonzero(whole))
     assert all(there.all() for there in kept.presence().values())
-    assert len(keep_complete(Closed())) == 5003
+    assert len(keep_complete(UnreadableSource())) == 5003
     with pytest.raises(ValueError, match="none of the 5003 examples has all of image_0, image_1, image_2"):
-        keep_complete(IncompleteSource(Closed(), fraction=1.0, seed=0))
+        keep_complete(IncompleteSource(UnreadableSource(), fraction=1.0, seed=0))
 
 
 def test_presence_of_a_source_that_tells_by_its_batches_only():
@@ -186,9 +188,9 @@ def test_presence_of_a_folder(tmp_path):
         rows.append({"file_name": f"{k}.png", "text": f"the {k}" if k % 2 else None})
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = FolderSource(tmp_path, "all", progress=False)
-    told, read = source.presence(), source.batch(np.arange(7))["present"]
-    assert told["text"].sum() == 3 and told["image"].all()
-    assert all(np.array_equal(told[m], read[m]) for m in ("text", "image"))
+    stated, read = source.presence(), source.batch(np.arange(7))["present"]
+    assert stated["text"].sum() == 3 and stated["image"].all()
+    assert all(np.array_equal(stated[m], read[m]) for m in ("text", "image"))
     assert len(keep_complete(source)) == 3
 
 
@@ -248,14 +250,14 @@ def test_scenes_and_tasks_about_them_can_lack_modalities():
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
 def test_a_share_outside_its_bounds(fraction):
     with pytest.raises(ValueError, match=r"0\.\.1"):
-        IncompleteSource(Closed(), fraction=fraction, seed=0)
+        IncompleteSource(UnreadableSource(), fraction=fraction, seed=0)
     with pytest.raises(ValueError, match=r"missing must lie in 0\.\.1"):
         DataOptions(missing=fraction)
 
 
 def test_errors():
     with pytest.raises(ValueError, match="must be some of image_0"):
-        IncompleteSource(Closed(), fraction=0.1, seed=0, modalities=("image",))
+        IncompleteSource(UnreadableSource(), fraction=0.1, seed=0, modalities=("image",))
     with pytest.raises(ValueError, match="one modality .image"):
         IncompleteSource(ArraySource({"image": np.zeros((3, 1, 1, 1), np.uint8)}), fraction=0.1, seed=0)
     with pytest.raises(

@@ -63,7 +63,7 @@ def test_labelled_needs_a_label():
         keep_labelled(ArraySource({"row": np.arange(3)}))
 
 
-class Told(Source):
+class KnownClasses(Source):
     """A source that knows its classes without reading anything, and does not want to be read."""
 
     modalities, class_names = ("image",), None
@@ -75,14 +75,14 @@ class Told(Source):
         raise AssertionError("no need to read an example to know its class")
 
     def class_labels(self, indices=None):
-        return np.array([-1, 4, -1, 2, 3, -1])[self._all_or(indices)]
+        return np.array([-1, 4, -1, 2, 3, -1])[self._resolve_indices(indices)]
 
 
 def test_classes_are_not_read_where_the_source_can_tell_them():
-    part = keep_labelled(Told())
+    part = keep_labelled(KnownClasses())
     np.testing.assert_array_equal(part.indices, [1, 3, 4])
     # Also through views, at any depth.
-    deep = keep_labelled(Subset(Subset(Told(), np.array([5, 4, 3, 2, 1])), np.array([4, 0, 1])))
+    deep = keep_labelled(Subset(Subset(KnownClasses(), np.array([5, 4, 3, 2, 1])), np.array([4, 0, 1])))
     np.testing.assert_array_equal(deep.class_labels(np.arange(len(deep))), [4, 3])
 
 
@@ -107,16 +107,16 @@ def test_a_subset_tells_of_its_examples_what_its_source_does():
 
 
 def test_scenes_of_one_object_have_its_shape_as_class():
-    """Told without drawing, as batches hold it."""
+    """KnownClasses without drawing, as batches hold it."""
     for split, size in (("train", 97), ("test", 61)):
         scenes = SpokenShapes(split, size=size, modalities=("image",), image_size=16, seed=5)
-        told = scenes.class_labels(np.arange(size))
-        assert told.dtype == np.int32 and (told < 0).any()
-        np.testing.assert_array_equal(told, read_fields(scenes, ("label",))["label"])
+        labels = scenes.class_labels(np.arange(size))
+        assert labels.dtype == np.int32 and (labels < 0).any()
+        np.testing.assert_array_equal(labels, read_fields(scenes, ("label",))["label"])
         factors, part = scenes.factors(np.arange(size)), keep_labelled(scenes)
         alone = factors["num_objects"] == 1
         np.testing.assert_array_equal(part.indices, np.flatnonzero(alone))
-        np.testing.assert_array_equal(told[alone], factors["shape"][alone, 0])
+        np.testing.assert_array_equal(labels[alone], factors["shape"][alone, 0])
         # A view that hides what the source can tell is read.
         np.testing.assert_array_equal(keep_labelled(TransformedSource(scenes, dict)).indices, part.indices)
 

@@ -72,7 +72,7 @@ class Source(abc.ABC):
 
         The default reads the examples, unless the first one comes without ``present``, which means that none lacks any.
         """
-        indices = self._all_or(indices)
+        indices = self._resolve_indices(indices)
         complete = np.ones(len(indices), bool)
         # Whether batches hold "present" does not change from batch to batch.
         if not len(indices) or "present" not in self.batch(indices[:1]):
@@ -106,7 +106,8 @@ class Source(abc.ABC):
         is the caption of the batches. None: there is one wording, that of the batches."""
         return None
 
-    def _all_or(self, indices: np.ndarray | Sequence[int] | None) -> np.ndarray:
+    def _resolve_indices(self, indices: np.ndarray | Sequence[int] | None) -> np.ndarray:
+        """``indices`` as int64, or those of all examples for None."""
         return np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
 
 
@@ -123,7 +124,7 @@ class SourceView(Source):
 
     def source_indices(self, indices: np.ndarray | None) -> np.ndarray:
         """The indices in ``source`` of the examples ``indices`` (None: all), int64 ``[B]``."""
-        return self._all_or(indices)
+        return self._resolve_indices(indices)
 
     @property
     def modalities(self) -> tuple[str, ...]:

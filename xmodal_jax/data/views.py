@@ -79,7 +79,7 @@ class IncompleteSource(SourceView):
 
     def _drop(self, present: dict[str, np.ndarray], indices: np.ndarray) -> dict[str, np.ndarray]:
         """What remains of the modalities that are ``present`` in the source."""
-        draw = lambda what, m: uniform(self.seed, "incomplete", indices, f"{what}/{m}")
+        draw = lambda purpose, m: uniform(self.seed, "incomplete", indices, f"{purpose}/{m}")
         remaining = {
             m: mask & (draw("missing", m) >= self.fraction) if m in self._droppable else mask
             for m, mask in present.items()

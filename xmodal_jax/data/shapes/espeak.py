@@ -54,8 +54,8 @@ class _Engine:
         lib, data = self.lib, text.encode() + b"\0"
         if lib.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"eSpeak NG knows no voice {voice!r}")
-        for what, value in ((_RATE, rate), (_VOLUME, 100), (_PITCH, pitch), (_RANGE, pitch_range)):
-            lib.espeak_SetParameter(what, value, 0)
+        for parameter, value in ((_RATE, rate), (_VOLUME, 100), (_PITCH, pitch), (_RANGE, pitch_range)):
+            lib.espeak_SetParameter(parameter, value, 0)
         size, zero = ctypes.c_size_t(len(data)), ctypes.c_uint(0)
         if lib.espeak_Synth(data, size, zero, 0, zero, ctypes.c_uint(_UTF8), None, None) != 0:
             raise RuntimeError(f"eSpeak NG could not speak {text!r}")
@@ -183,6 +183,7 @@ def utter(engine: _EngineProcess, request: dict):
 
 
 def main() -> None:
+    """Responds to each request of stdin on stdout."""
     engine, out = _EngineProcess(), sys.stdout.buffer
     for line in sys.stdin:
         _respond(out, lambda line=line: utter(engine, json.loads(line)).tobytes())

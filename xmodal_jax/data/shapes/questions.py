@@ -120,12 +120,12 @@ def scene_questions(
         scene, foil = scene_at(factors, i), scene_at(foils, i)
         n = scene["num_objects"]
         pairs = list(zip(scene["shape"], scene["colour"], strict=True))[:n]
-        asked = [_ask_existence(bits["existence"][i], pairs, foil)]
-        asked += _ask_colour_and_shape(bits["colour"][i], bits["shape"][i], pairs)
-        asked.append(("count", _COUNT_QUESTIONS[bits["count"][i] % len(_COUNT_QUESTIONS)], NUMBERS[n - 1]))
+        in_scene = [_ask_existence(bits["existence"][i], pairs, foil)]
+        in_scene += _ask_colour_and_shape(bits["colour"][i], bits["shape"][i], pairs)
+        in_scene.append(("count", _COUNT_QUESTIONS[bits["count"][i] % len(_COUNT_QUESTIONS)], NUMBERS[n - 1]))
         if n >= 2:
-            asked += _ask_relation(bits["relation"][i], pairs, scene, both_ways)
+            in_scene += _ask_relation(bits["relation"][i], pairs, scene, both_ways)
         if motion:
-            asked.append(_ask_motion(bits["motion"][i], pairs, scene))
-        questions.append(asked)
+            in_scene.append(_ask_motion(bits["motion"][i], pairs, scene))
+        questions.append(in_scene)
     return questions

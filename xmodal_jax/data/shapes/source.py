@@ -113,7 +113,7 @@ class SpokenShapes(Source):
 
     def _index(self, indices) -> np.ndarray:
         """Numbers in the split's endless stream of scenes, int64 ``[B]``."""
-        indices = np.atleast_1d(self._all_or(indices))
+        indices = np.atleast_1d(self._resolve_indices(indices))
         if indices.size and (indices.min() < 0 or indices.max() >= self.size):
             raise IndexError(f"indices must lie in 0..{self.size - 1}, got {indices.min()}..{indices.max()}")
         return indices + self.offset

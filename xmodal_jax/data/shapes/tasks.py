@@ -48,7 +48,7 @@ class SceneTask(Source):
         """The other fields, of the examples ``indices`` ``[B]``."""
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
-        return self.scene[self._all_or(indices)]
+        return self.scene[self._resolve_indices(indices)]
 
     def batch(self, indices: np.ndarray) -> RawBatch:
         indices = np.asarray(indices, np.int64)
@@ -121,7 +121,7 @@ class Questions(SceneTask):
         return cls(scenes, both_ways=True)
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray:
-        return self._label[self._all_or(indices)]
+        return self._label[self._resolve_indices(indices)]
 
     def scene_fields(self, scenes: np.ndarray) -> RawBatch:
         batch = self.scenes.batch(scenes)

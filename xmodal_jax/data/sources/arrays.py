@@ -118,13 +118,13 @@ class ArraySource(Source):
         return _map(lambda a: np.asarray(a[indices]), self.arrays)
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        indices = self._all_or(indices)
+        indices = self._resolve_indices(indices)
         stated, complete = self.arrays.get("present", {}), np.ones(self._length, bool)
         return {m: np.asarray(stated.get(m, complete)[indices]) for m in self.modalities}
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         labels = self.arrays.get("label")
-        return None if labels is None else np.asarray(labels[self._all_or(indices)])
+        return None if labels is None else np.asarray(labels[self._resolve_indices(indices)])
 
 
 def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress: bool = True) -> ArraySource:

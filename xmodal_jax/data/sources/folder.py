@@ -197,9 +197,9 @@ class FolderSource(Source):
                 f"{listing.path}: no usable example in the split {split!r} ({len(self.bad_examples)} bad ones left "
                 "out)."
             )
-        held = {m: any(m in r.files for r in self._records) for m in FILE_MODALITIES}
-        held["text"] = any(r.captions for r in self._records)
-        self.modalities = tuple(m for m in ("text", "image", "audio", "video") if held[m])
+        available = {m: any(m in r.files for r in self._records) for m in FILE_MODALITIES}
+        available["text"] = any(r.captions for r in self._records)
+        self.modalities = tuple(m for m in ("text", "image", "audio", "video") if available[m])
         absent = [m for m in modalities or () if m not in self.modalities]
         if absent:
             raise ValueError(f"{listing.path} has no {absent[0]}; it has: {', '.join(self.modalities)}.")
@@ -312,7 +312,7 @@ class FolderSource(Source):
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
         """The number of each example's line among those that are used, int32 ``[B]``."""
-        return self._record_of[self._all_or(indices)]
+        return self._record_of[self._resolve_indices(indices)]
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         if not self._labelled:

@@ -121,7 +121,7 @@ class PolySource(Source):
         return np.moveaxis(crops[top, left], 1, -1)
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray:
-        return self.labels[self._all_or(indices)]
+        return self.labels[self._resolve_indices(indices)]
 
     def batch(self, indices) -> RawBatch:
         """``image_m`` uint8 ``[B, H, W, 3]`` of each modality, and ``label`` int32 ``[B]``.

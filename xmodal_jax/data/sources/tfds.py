@@ -298,7 +298,7 @@ class TfdsSource(Source):
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
         """The number of each example's record, int32 ``[B]``."""
-        return (self._all_or(indices) // self._captions).astype(np.int32)
+        return (self._resolve_indices(indices) // self._captions).astype(np.int32)
 
     def _pad_audio(self, values: list) -> RawBatch:
         length = int(round(self.max_seconds * self.sample_rate))

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from xmodal_jax.core import runtime
-from xmodal_jax.nets import conv_cpu, conv_forms
+from xmodal_jax.nets import conv_cpu, conv_lax
 from xmodal_jax.nets.conv import conv_geometry
 
 LAYERS = {  # side, channels, features, kernel, stride
@@ -58,7 +58,7 @@ def programs(layer: str, which: str):
     args = {"forward": (x, k), "input": (dy, k), "kernel": (x, dy)}[which]
     options = {} if which == "forward" else {"permute": False}
     forms = {
-        "lax": lambda a, b: getattr(conv_forms, MAPS[which])(a, b, geometry=geometry, **options),
+        "lax": lambda a, b: getattr(conv_lax, MAPS[which])(a, b, geometry=geometry, **options),
         "here": lambda a, b: getattr(conv_cpu, MAPS[which])(a, b, geometry=geometry),
     }
     runs = {}

@@ -8,7 +8,7 @@ import pytest
 from jax.export import export
 from jax.sharding import Mesh, PartitionSpec
 
-from xmodal_jax.nets import conv, conv_cpu, conv_forms
+from xmodal_jax.nets import conv, conv_cpu, conv_lax
 from xmodal_jax.nets.conv import Conv, ConvTranspose
 
 CASES = [  # spatial size, kernel, strides, padding
@@ -69,18 +69,18 @@ def test_equals_flax_in_value_gradient_and_gradient_of_gradient(transposed, case
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_form_of_other_platforms_is_the_same(case):
+def test_the_gradients_of_other_platforms_are_the_same(case):
     size, kernel, strides, padding = case
     geometry = conv.conv_geometry(size, kernel, strides, padding)
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))
     k = jax.random.normal(jax.random.key(1), (*kernel, 3, 5))
     dy = jax.random.normal(jax.random.key(2), (2, *geometry.output_size, 5))
-    for form, args in ((conv_forms.input_gradient, (dy, k)), (conv_forms.kernel_gradient, (x, dy))):
+    for form, args in ((conv_lax.input_gradient, (dy, k)), (conv_lax.kernel_gradient, (x, dy))):
         ours, theirs = (jax.jit(partial(form, geometry=geometry, permute=p))(*args) for p in (False, True))
         close(ours, theirs)
 
 
-def test_programs_for_other_platforms_hold_their_form():
+def test_programs_for_other_platforms_have_their_gradients():
     """Lowered for a TPU or GPU on this machine, the kernel gradient has no transpose of the whole input."""
     ours, _, params, x = layers(False, (5, 7), (3, 3), (1, 1), "SAME")
     step = jax.jit(jax.grad(loss(ours)))
@@ -198,7 +198,7 @@ def test_stacked_members_are_the_plain_convolution_of_each(name, case, members):
     }  # fmt: skip
     names = {"correlate": ("x", "kernel"), "input_gradient": ("dy", "kernel"), "kernel_gradient": ("x", "dy")}
     options = {} if name == "correlate" else {"permute": False}
-    plain = partial(getattr(conv_forms, name), geometry=geometry, **options)
+    plain = partial(getattr(conv_lax, name), geometry=geometry, **options)
     ours = jax.vmap(lambda a, b: getattr(conv, name)(a, b, geometry))
     each = lambda a, b: jnp.stack([plain(*ab) for ab in zip(a, b, strict=True)])
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.nets import conv_cpu, conv_forms
+from xmodal_jax.nets import conv_cpu, conv_lax
 from xmodal_jax.nets.conv import conv_geometry
 
 MAPS = ("correlate", "input_gradient", "kernel_gradient")
@@ -43,7 +43,7 @@ def operands(name, geometry, channels=5, features=7, batch=3, dtype=np.float64):
 
 def plain(name, geometry, *args):
     options = {} if name == "correlate" else {"permute": False}
-    return getattr(conv_forms, name)(*map(jnp.asarray, args), geometry=geometry, **options)
+    return getattr(conv_lax, name)(*map(jnp.asarray, args), geometry=geometry, **options)
 
 
 @pytest.mark.parametrize("name", MAPS)

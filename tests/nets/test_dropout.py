@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.nets.dropout import Dropout, DropPath, stream_name
+from xmodal_jax.nets.dropout import Dropout, DropPath, random_stream_name
 
 
 def keys(n=7):
@@ -48,7 +48,11 @@ def test_other_names_draw_otherwise():
     assert abs(float((a == b).mean()) - 0.5) < 5 * 0.5 / np.sqrt(
         2000
     )  # independent masks agree half the time
-    assert stream_name(("a", "layers_3", "b")) == stream_name(("a", "layers", "b")) != stream_name(("a", "b"))
+    assert (
+        random_stream_name(("a", "layers_3", "b"))
+        == random_stream_name(("a", "layers", "b"))
+        != random_stream_name(("a", "b"))
+    )
 
 
 def test_rate_must_be_a_probability():

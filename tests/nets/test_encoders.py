@@ -11,7 +11,7 @@ from tests.oracles import gan as oracle
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.encoders import DEFAULTS, ENCODERS, EncoderConfig, build_encoder, build_pool
-from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT, coordinates
+from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT, coordinate_channels
 from xmodal_jax.nets.text import TextTransformer
 from xmodal_jax.nets.transformer import sincos_grid
 from xmodal_jax.nets.video import FrameTransformer, TubeletViT
@@ -215,7 +215,7 @@ def test_convnet_sees_the_coordinates():
         jax.eval_shape(ConvNet(coordinates=False).init, KEY, image)["params"]["stem"]["kernel"].shape[2] == 3
     )
     assert jax.eval_shape(ConvNet().init, KEY, image)["params"]["stem"]["kernel"].shape[2] == 5
-    rows, columns = np.moveaxis(np.array(coordinates(image))[0], -1, 0)
+    rows, columns = np.moveaxis(np.array(coordinate_channels(image))[0], -1, 0)
     np.testing.assert_allclose(rows, np.broadcast_to(np.linspace(-1, 1, 16)[:, None], (16, 24)), atol=1e-6)
     np.testing.assert_allclose(columns, np.broadcast_to(np.linspace(-1, 1, 24)[None], (16, 24)), atol=1e-6)
 

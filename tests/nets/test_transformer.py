@@ -6,7 +6,13 @@ import pytest
 
 from tests.oracles import nets as oracle
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.nets.transformer import Positions, Transformer, TransformerBlock, sincos_grid, stack_layers
+from xmodal_jax.nets.transformer import (
+    PositionEmbedding,
+    Transformer,
+    TransformerBlock,
+    sincos_grid,
+    stack_layers,
+)
 
 B, N, D = 3, 5, 14
 MASK = jnp.arange(N)[None, :] < jnp.array([5, 3, 1])[:, None]
@@ -100,6 +106,6 @@ def test_positions(key):
     expected = [np.sin(2 * rate), np.sin(4 * rate), np.cos(4 * rate)]
     np.testing.assert_allclose(table[2 * 5 + 4, [2, 6 + 2, 6 + 5]], expected, rtol=1e-5)
     with pytest.raises(ValueError, match="at most 3"):
-        Positions((3,)).init(key, jnp.ones((2, 5, 4)))
+        PositionEmbedding((3,)).init(key, jnp.ones((2, 5, 4)))
     with pytest.raises(ValueError, match="sincos"):
-        Positions((5,), "rotary").init(key, jnp.ones((2, 5, 4)))
+        PositionEmbedding((5,), "rotary").init(key, jnp.ones((2, 5, 4)))

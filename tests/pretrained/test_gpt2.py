@@ -75,7 +75,7 @@ def test_gradients(model):
 
 
 def test_another_vocabulary_and_length_take_the_first_rows(model, tmp_path):
-    from xmodal_jax.nets.transformer import Style
+    from xmodal_jax.nets.transformer import TransformerStyle
     from xmodal_jax.pretrained.files import open_checkpoint
     from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 
@@ -90,4 +90,4 @@ def test_another_vocabulary_and_length_take_the_first_rows(model, tmp_path):
     larger = whole.module.clone(max_length=24)
     with pytest.raises(ValueError, match="23 tokens or positions, 24 are needed"):
         read_parameters(open_checkpoint(folder), "decoder", larger, parameter_shapes(larger), progress=False)
-    assert whole.module.style == Style(epsilon=1e-5) and trees.count(whole.params) > 0
+    assert whole.module.style == TransformerStyle(epsilon=1e-5) and trees.count(whole.params) > 0

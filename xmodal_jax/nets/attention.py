@@ -1,4 +1,4 @@
-"""Multi-head attention with padding masks."""
+"""Multi-head attention with padding masks, causality and a cache for decoding."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ def attention_weights(
     *,
     causal: bool = False,
 ) -> Float[Array, "batch heads queries keys"]:
-    """The attention map ``softmax(q k^T / sqrt(dim))``, float32.
+    """The attention map ``softmax(q k^T / sqrt(dim))`` in float32.
 
-    Rows sum to 1, or to 0 where no key is allowed. ``mask`` tells which keys hold content;
-    ``causal`` also forbids keys later than the query.
+    Args:
+      q, k: queries and keys.
+      mask: True on valid keys; None: all.
+      causal: whether a query may not attend to later keys.
+    Returns:
+      The weights of each query, which sum to 1; all 0 where no key is allowed.
     """
     return _weights(q.swapaxes(1, 2), k.swapaxes(1, 2), mask, causal)
 
@@ -30,11 +34,11 @@ def _weights(q_BHQD: Array, k_BHKD: Array, mask: Array | None, causal: bool) -> 
     logits_BHQK = logits_BHQK * q_BHQD.shape[-1] ** -0.5
     allowed = None if mask is None else mask[:, None, None, :]
     if causal:
-        earlier = jnp.tril(jnp.ones((1, 1, *logits_BHQK.shape[2:]), bool))
-        allowed = earlier if mask is None else allowed & earlier
+        not_later = jnp.tril(jnp.ones((1, 1, *logits_BHQK.shape[2:]), bool))
+        allowed = not_later if mask is None else allowed & not_later
     if allowed is None:
         return jax.nn.softmax(logits_BHQK, axis=-1)
-    # Finite, so that a row without any allowed key stays finite; it is then set to zero.
+    # A finite minimum, so that the softmax of a query without any allowed key is finite; it is then set to zero.
     weights = jax.nn.softmax(jnp.where(allowed, logits_BHQK, jnp.finfo(jnp.float32).min), axis=-1)
     return jnp.where(allowed.any(axis=-1, keepdims=True), weights, 0.0)
 
@@ -48,19 +52,29 @@ def attention(
     causal: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
-    """``softmax(q k^T / sqrt(dim)) v`` over the keys that ``mask`` and ``causal`` (not later) allow.
+    """Scaled dot-product attention: ``softmax(q k^T / sqrt(dim)) v``, with the softmax in float32.
 
-    The softmax is float32. A query without any allowed key gives zeros, with a zero gradient.
-    ``implementation``: None is two products with the heads before the tokens (on the CPU faster than
-    ``jax.nn.dot_product_attention``, at 197 tokens three times); "xla" and "cudnn" are those of that function, the
-    latter the flash kernels of NVIDIA GPUs (bfloat16 or float16 only). Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    Args:
+      q, k, v: queries, keys and values.
+      mask: True on valid keys; None: all.
+      causal: whether a query may not attend to later keys.
+      implementation: None computes two products with the heads before the tokens, which on a CPU is faster than
+        ``jax.nn.dot_product_attention`` (at 197 tokens three times). "xla" and "cudnn" are the implementations of that
+        function; "cudnn" is the flash kernel of NVIDIA GPUs, for bfloat16 and float16.
+    Returns:
+      ``[batch, queries, heads, dim]``; zeros, with a zero gradient, for a query without any allowed key.
+
+    References:
+      Vaswani et al. 2017, Attention Is All You Need, arXiv:1706.03762, eq. 1.
     """
     if implementation is None:
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         weights = _weights(q, k, mask, causal)
         return jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v).swapaxes(1, 2)
-    full = None if mask is None else mask[:, None, None, :]
-    out = jax.nn.dot_product_attention(q, k, v, mask=full, is_causal=causal, implementation=implementation)
+    key_mask = None if mask is None else mask[:, None, None, :]
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=key_mask, is_causal=causal, implementation=implementation
+    )
     if mask is None:
         return out
     any_key = jnp.cumsum(mask, axis=1) > 0 if causal else mask.any(axis=1, keepdims=True)
@@ -68,21 +82,22 @@ def attention(
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention, or cross-attention when ``kv`` is given: ``[B, N, D] (, [B, M, E]) -> [B, N, D]``.
+    """Self-attention, or cross-attention if ``kv`` is given: ``[B, N, D] (, [B, M, E]) -> [B, N, D]``.
 
-    ``mask`` tells which *keys* hold content. With ``return_weights`` the result is a pair of the
-    output and the map ``[B, H, N, M]``; under ``apply(..., mutable=["intermediates"])`` the map is recorded there as
-    ``weights``. The output's weights start ``out_scale`` times as large as usual.
+    ``mask`` is True on valid *keys*. With ``return_weights`` the result is a pair of the output and the attention map
+    ``[B, H, N, M]``; under ``apply(..., mutable=["intermediates"])`` the map is recorded there as ``weights``. The
+    output projection is initialized ``out_scale`` times as large as usual.
 
-    Several rows of ``x`` may share one of ``kv`` (``[B / n, M, E]``: rows ``n i`` and on share row ``i``); its keys and
-    values are then computed once.
+    Several examples of ``x`` may share one of ``kv``, whose keys and values are then computed once: with ``kv``
+    ``[B / n, M, E]``, example ``i`` of ``kv`` belongs to the examples ``n i`` to ``n i + n - 1`` of ``x``.
 
-    One token at a time, ``position`` is its place and ``x`` ``[B, 1, D]``. Self-attention keeps keys and values of the
-    tokens so far in the collection ``cache``, made at the first call for as many as ``mask`` is long, which says which
-    of them may be seen. Cross-attention computes those of ``kv`` at the first call and keeps them in ``memory``.
+    For decoding one token at a time, ``x`` is ``[B, 1, D]`` and ``position`` the token's index. Self-attention then
+    keeps the keys and values of all tokens so far in the collection ``cache``. The first call creates it, with as many
+    positions as ``mask`` has; ``mask`` is True on those that may be attended to. Cross-attention computes the keys and
+    values of ``kv`` at the first call and keeps them in the collection ``memory``.
 
     Raises:
-      ValueError: ``heads`` does not divide the width, or the rows of ``kv`` those of ``x``.
+      ValueError: ``heads`` does not divide the width, or the examples of ``kv`` do not divide those of ``x``.
     """
 
     heads: int
@@ -116,34 +131,36 @@ class MultiHeadAttention(nn.Module):
                 raise ValueError(
                     f"{len(q)} rows cannot share {len(kv)} rows of keys and values: not as many for each"
                 )
-            q = q.reshape(len(kv), -1, *shape)  # the queries that share keys side by side
+            q = q.reshape(len(kv), -1, *shape)  # all queries of one example of kv
             k, v = self._keys_and_values(kv, shape, keep=position is not None)
-        causal = self.causal and position is None  # a token's keys are those so far
+        causal = self.causal and position is None  # in decoding the cache has no later keys
         if return_weights or self.is_mutable_collection("intermediates"):
             weights = attention_weights(q, k, mask, causal=causal)
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
-            weights = _apart(weights, len(x))
+            weights = _split_queries(weights, len(x))
             self.sow("intermediates", "weights", weights)
         else:
             out = attention(q, k, v, mask, causal=causal, implementation=self.implementation)
         out = out.reshape(*x.shape[:2], *shape)
-        start = nn.initializers.variance_scaling(self.out_scale**2, "fan_in", "truncated_normal")
-        out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=start, dtype=self.dtype, name="out")(out)
+        init = nn.initializers.variance_scaling(self.out_scale**2, "fan_in", "truncated_normal")
+        out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out")(out)
         return (out, weights) if return_weights else out
 
     def _with_cached(self, k: Array, v: Array, mask: Array | None, position) -> tuple[Array, Array]:
+        """The keys and values of all tokens so far, with those of this token added to the cache."""
         if k.shape[1] != 1 or mask is None:
             raise ValueError(
                 f"with a position one token at a time, and a mask over the cache; got {k.shape[1]} tokens"
             )
-        found = []
+        updated = []
         for name, new in (("key", k), ("value", v)):
-            kept = self.variable("cache", name, jnp.zeros, (len(k), mask.shape[1], *k.shape[2:]), k.dtype)
-            kept.value = jax.lax.dynamic_update_slice(kept.value, new, (0, position, 0, 0))
-            found.append(kept.value)
-        return found[0], found[1]
+            cache = self.variable("cache", name, jnp.zeros, (len(k), mask.shape[1], *k.shape[2:]), k.dtype)
+            cache.value = jax.lax.dynamic_update_slice(cache.value, new, (0, position, 0, 0))
+            updated.append(cache.value)
+        return updated[0], updated[1]
 
     def _keys_and_values(self, kv: Array, shape: tuple[int, int], *, keep: bool) -> tuple[Array, Array]:
+        """The keys and values of ``kv``; with ``keep`` computed at the first call only."""
         if keep and self.has_variable("memory", "key"):
             return self.get_variable("memory", "key"), self.get_variable("memory", "value")
         both = nn.DenseGeneral((2, *shape), dtype=self.dtype, name="key_value")(kv)
@@ -154,11 +171,11 @@ class MultiHeadAttention(nn.Module):
         return k, v
 
 
-def _apart(weights: Float[Array, "kv_batch heads queries keys"], batch: int) -> Array:
-    """The map of each row, of rows whose queries stood side by side."""
-    rows, heads, queries, keys = weights.shape
-    if rows == batch:
+def _split_queries(weights: Float[Array, "kv_batch heads queries keys"], batch: int) -> Array:
+    """The attention map of each of ``batch`` examples, where several share the keys of one example of ``kv``."""
+    kv_batch, heads, queries, keys = weights.shape
+    if kv_batch == batch:
         return weights
-    each = batch // rows
-    weights = weights.reshape(rows, heads, each, queries // each, keys)
-    return weights.swapaxes(1, 2).reshape(batch, heads, queries // each, keys)
+    sharing = batch // kv_batch
+    weights = weights.reshape(kv_batch, heads, sharing, queries // sharing, keys)
+    return weights.swapaxes(1, 2).reshape(batch, heads, queries // sharing, keys)

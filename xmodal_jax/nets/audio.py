@@ -1,11 +1,11 @@
-"""Audio encoder: log-mel frames to tokens."""
+"""An encoder of audio: log-mel frames to tokens."""
 
 from __future__ import annotations
 
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.nets.conv import Conv, zero_behind
+from xmodal_jax.nets.conv import Conv, apply_mask
 from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
@@ -13,10 +13,9 @@ from xmodal_jax.types import ExampleKeys, Tokens
 class AudioTransformer(TransformerEncoder):
     """Log-mel frames ``[B, F, n_mels]`` to ``[B, (1 +) ceil(F / downsample), width]``.
 
-    ``log2(downsample)`` convolutions over time (size 3, stride 2, GELU), then a transformer. Token i is
-    centred on frame ``i * downsample`` and holds content where that frame does. Frames behind the mask are
-    set to zero before every convolution: an utterance and its padded copy give the same tokens. Positions are
-    sine-cosine, for any length.
+    ``log2(downsample)`` convolutions over time (size 3, stride 2, GELU), then a transformer. Token i is centred on
+    frame ``i * downsample``, and valid if that frame is. Masked frames are set to zero before every convolution, so
+    that an utterance and a padded copy of it give the same tokens. Positions are sine-cosine by default, for any length.
 
     Raises:
       ValueError: ``downsample`` is not a power of 2.
@@ -35,10 +34,10 @@ class AudioTransformer(TransformerEncoder):
     ) -> Tokens:
         if self.downsample < 1 or self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of 2, got {self.downsample}")
-        x = zero_behind(inputs, mask)
+        x = apply_mask(inputs, mask)
         for i in range(self.downsample.bit_length() - 1):
             x = nn.gelu(Conv(self.width, (3,), 2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x))
             mask = None if mask is None else mask[:, ::2]
-            x = zero_behind(x, mask)
+            x = apply_mask(x, mask)
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
         return self.encode(x, mask, (x.shape[1],), keys)

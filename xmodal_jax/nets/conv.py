@@ -1,15 +1,15 @@
-"""Convolutions with the parameters and results of ``nn.Conv`` and a gradient that is fast on every platform.
+"""Convolutions with the parameters and results of ``nn.Conv``, and gradients that are fast on every platform.
 
-The gradients that ``lax`` writes are convolutions with permuted axes and a reversed kernel, which on the CPU take up
-to 150 times as long as they need; `nets.conv_cpu` has the CPU's forms. GPUs and TPUs get the convolutions that
-``lax`` writes, which their compilers recognize.
+The gradients that ``lax`` derives are convolutions with permuted axes and a reversed kernel. The compilers for GPUs and
+TPUs recognize these, so that they are used there (`nets.conv_lax`). On a CPU they take up to 150 times as long as
+necessary; there the gradients of `nets.conv_cpu` are used.
 
-A convolution ``y = x * k`` is linear in ``x`` and in ``k``; the three bilinear maps
+A convolution ``y = x * k`` is linear in ``x`` and in ``k``. The three bilinear maps
 
     ``correlate(x, k) -> y``,   ``input_gradient(y, k) -> x``,   ``kernel_gradient(x, y) -> k``
 
-are each other's derivatives, so that gradients of any order stay within the three (a gradient penalty runs as
-fast as the rest). Reverse mode only: ``jax.jvp`` and ``jax.jacfwd`` do not pass through ``jax.custom_vjp``.
+are each other's derivatives, so that gradients of any order are compositions of the three (a gradient penalty is as
+fast as a gradient). Reverse mode only: ``jax.jvp`` and ``jax.jacfwd`` do not work with ``jax.custom_vjp``.
 """
 
 from __future__ import annotations
@@ -24,29 +24,34 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from xmodal_jax.nets import conv_cpu, conv_forms
-from xmodal_jax.nets.conv_forms import Geometry
+from xmodal_jax.nets import conv_cpu, conv_lax
+from xmodal_jax.nets.conv_lax import Geometry
 
 Padding = str | int | Sequence[int | tuple[int, int]]
+"""As of ``nn.Conv``: "SAME", "VALID", one number for all borders, or one or two numbers per spatial axis."""
 
 
-def zero_behind(x: Array, mask: Array | None) -> Array:
-    """``x [B, L, ...]`` with zeros where the mask ``[B, L]`` is False, as beyond the ends; None leaves it as it is."""
+def apply_mask(x: Array, mask: Array | None) -> Array:
+    """Sets ``x [B, L, ...]`` to zero where the mask ``[B, L]`` is False; with None returns ``x``."""
     if mask is None:
         return x
     return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
 
 
 def _by_platform(a, b, cpu: Callable, default: Callable):
-    # Decided when the program is lowered: compiling for a TPU on a machine without one gets the TPU's form.
+    """``cpu(a, b)`` on a CPU and ``default(a, b)`` elsewhere.
+
+    Decided when the program is lowered: compiled for a TPU on a machine without one, it has the TPU's implementation.
+    """
+
     @jax.custom_batching.custom_vmap
     def bilinear(a, b):
         return lax.platform_dependent(a, b, cpu=cpu, default=default)
 
     @bilinear.def_vmap
     def batched(axis_size, in_batched, a, b):
-        # With a kernel per member (several seeds or modalities at once) vmap makes a grouped convolution: on the CPU
-        # three times slower than one member after the other.
+        # Under vmap over input and kernel (several seeds or modalities at once) XLA makes a grouped convolution, which
+        # on a CPU is three times slower than one convolution after the other.
         if all(in_batched):
             one_by_one = functools.partial(conv_cpu.one_by_one, bilinear)
             return lax.platform_dependent(a, b, cpu=one_by_one, default=jax.vmap(default)), True
@@ -58,21 +63,21 @@ def _by_platform(a, b, cpu: Callable, default: Callable):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def correlate(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """The convolution of machine learning, ``y[n, i, o] = sum_{t, c} x[n, s i + t - p, c] k[t, c, o]``.
+    """The convolution of neural networks: ``y[n, i, o] = sum_{t, c} x[n, s i + t - p, c] k[t, c, o]``.
 
-    ``x [N, *input_size, C]``, ``kernel [*kernel_size, C, O]``, both of one dtype, to
+    ``x [N, *input_size, C]`` and ``kernel [*kernel_size, C, O]`` have the same dtype; the result is
     ``[N, *output_size, O]``.
     """
     cpu = functools.partial(conv_cpu.correlate, geometry=geometry)
-    return _by_platform(x, kernel, cpu, functools.partial(conv_forms.correlate, geometry=geometry))
+    return _by_platform(x, kernel, cpu, functools.partial(conv_lax.correlate, geometry=geometry))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
-    """The transpose of :func:`correlate` in ``x``, which is also what is called a transposed convolution."""
+    """The transpose of :func:`correlate` in ``x``; also known as the transposed convolution."""
     cpu = functools.partial(conv_cpu.input_gradient, geometry=geometry)
     return _by_platform(
-        dy, kernel, cpu, functools.partial(conv_forms.input_gradient, geometry=geometry, permute=False)
+        dy, kernel, cpu, functools.partial(conv_lax.input_gradient, geometry=geometry, permute=False)
     )
 
 
@@ -81,35 +86,41 @@ def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``kernel``."""
     cpu = functools.partial(conv_cpu.kernel_gradient, geometry=geometry)
     return _by_platform(
-        x, dy, cpu, functools.partial(conv_forms.kernel_gradient, geometry=geometry, permute=False)
+        x, dy, cpu, functools.partial(conv_lax.kernel_gradient, geometry=geometry, permute=False)
     )
 
 
-def _saved(function: Callable) -> Callable:
+def _save_operands(function: Callable) -> Callable:
+    """The forward pass of a ``custom_vjp``: the result, and the operands for the backward pass."""
     return lambda a, b, geometry: (function(a, b, geometry), (a, b))
 
 
 correlate.defvjp(
-    _saved(correlate),
+    _save_operands(correlate),
     lambda g, ab, ct: (input_gradient(ct, ab[1], g), kernel_gradient(ab[0], ct, g)),
 )
 input_gradient.defvjp(
-    _saved(input_gradient),
+    _save_operands(input_gradient),
     lambda g, ab, ct: (correlate(ct, ab[1], g), kernel_gradient(ct, ab[0], g)),
 )
 kernel_gradient.defvjp(
-    _saved(kernel_gradient),
+    _save_operands(kernel_gradient),
     lambda g, ab, ct: (input_gradient(ab[1], ct, g), correlate(ab[0], ct, g)),
 )
 
 
 def _vary_alike(*arrays):
-    """Under ``shard_map``, marks all as varying over the mesh axes of any; their gradients are summed."""
-    axes = [getattr(getattr(jax.typeof(a), "manual_axis_type", None), "varying", frozenset()) for a in arrays]
-    union = frozenset().union(*axes)
+    """Marks all arrays as varying over the mesh axes over which any of them varies (no effect outside ``shard_map``).
+
+    ``jax.custom_vjp`` does not do this by itself; the transpose sums the gradient of an array that did not vary.
+    """
+    varying = [
+        getattr(getattr(jax.typeof(a), "manual_axis_type", None), "varying", frozenset()) for a in arrays
+    ]
+    union = frozenset().union(*varying)
     return tuple(
-        lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
-        for a, own in zip(arrays, axes, strict=True)
+        lax.pcast(a, tuple(sorted(union - axes)), to="varying") if union - axes else a
+        for a, axes in zip(arrays, varying, strict=True)
     )
 
 
@@ -134,7 +145,11 @@ def _explicit_padding(padding: Padding, spatial: int) -> tuple[tuple[int, int], 
 def conv_geometry(
     input_size: Sequence[int], kernel_size: Sequence[int], strides: Sequence[int], padding: Padding
 ) -> Geometry:
-    """The geometry of ``lax.conv_general_dilated``; ``padding``: "SAME", "VALID", an int, or one per axis."""
+    """The geometry of ``lax.conv_general_dilated`` with these arguments.
+
+    Raises:
+      ValueError: the padding is unknown, or has not one entry per spatial axis.
+    """
     input_size, kernel_size, strides = tuple(input_size), tuple(kernel_size), tuple(strides)
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
@@ -152,37 +167,40 @@ def conv_transpose_geometry(
 ) -> Geometry:
     """The geometry of the convolution whose input gradient is ``lax.conv_transpose`` with these arguments.
 
-    ``lax.conv_transpose`` pads the dilated input by ``(a, b)``; the convolution it transposes then has the
-    padding ``(k - 1 - a, k - 1 - b)``, which may be negative.
+    ``lax.conv_transpose`` pads the dilated input by ``(a, b)``; the convolution that it transposes then has the padding
+    ``(k - 1 - a, k - 1 - b)``, which may be negative.
+
+    Raises:
+      ValueError: the padding is unknown, or has not one entry per spatial axis.
     """
-    pads = []
-    for k, s in zip(kernel_size, strides, strict=True):
-        if padding == "SAME":
-            total = k + s - 2
-            a = k - 1 if s > k - 1 else -(-total // 2)
-        elif padding == "VALID":
-            total = k + s - 2 + max(k - s, 0)
-            a = k - 1
-        elif isinstance(padding, str):
-            raise ValueError(f"padding must be 'SAME', 'VALID' or explicit numbers, got {padding!r}")
-        else:
-            break
-        pads.append((a, total - a))
-    else:
-        padding = pads
+    if isinstance(padding, str):
+        padding = [_transpose_padding(padding, k, s) for k, s in zip(kernel_size, strides, strict=True)]
     pairs = _explicit_padding(padding, len(tuple(kernel_size)))
-    large, conv_pads = [], []
+    output_size, conv_padding = [], []
     for n, k, s, (a, b) in zip(input_size, kernel_size, strides, pairs, strict=True):
-        large.append((n - 1) * s + 1 + a + b - k + 1)
-        conv_pads.append((k - 1 - a, k - 1 - b))
-    return Geometry(tuple(large), tuple(kernel_size), tuple(strides), tuple(conv_pads))
+        output_size.append((n - 1) * s + 1 + a + b - k + 1)
+        conv_padding.append((k - 1 - a, k - 1 - b))
+    return Geometry(tuple(output_size), tuple(kernel_size), tuple(strides), tuple(conv_padding))
+
+
+def _transpose_padding(padding: str, k: int, s: int) -> tuple[int, int]:
+    """The numbers that ``lax.conv_transpose`` pads an axis by, for a kernel of size ``k`` and a stride of ``s``."""
+    if padding == "SAME":
+        total = k + s - 2
+        before = k - 1 if s > k - 1 else -(-total // 2)
+    elif padding == "VALID":
+        total = k + s - 2 + max(k - s, 0)
+        before = k - 1
+    else:
+        raise ValueError(f"padding must be 'SAME', 'VALID' or explicit numbers, got {padding!r}")
+    return before, total - before
 
 
 class Conv(nn.Module):
-    """``nn.Conv`` with a fast gradient; ``[B, *spatial, C] -> [B, *spatial', features]``, channels last.
+    """``nn.Conv`` with a fast gradient: ``[B, *spatial, C] -> [B, *spatial', features]``.
 
-    The same parameters (``kernel [*kernel_size, C // feature_group_count, features]``, ``bias [features]``),
-    defaults and results. With ``feature_group_count > 1`` the gradients are XLA's own.
+    It has the same parameters (``kernel [*kernel_size, C // feature_group_count, features]``, ``bias [features]``),
+    defaults and results. With ``feature_group_count > 1`` the gradients are those of ``lax``.
 
     Raises:
       ValueError: the input does not have ``len(kernel_size) + 2`` axes, or the padding is unknown.
@@ -212,14 +230,14 @@ class Conv(nn.Module):
         if self.feature_group_count == 1:
             y = correlate(*_vary_alike(x, kernel), geometry)
         else:
-            y = conv_forms.correlate(x, kernel, geometry=geometry, groups=self.feature_group_count)
+            y = conv_lax.correlate(x, kernel, geometry=geometry, groups=self.feature_group_count)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class ConvTranspose(nn.Module):
-    """``nn.ConvTranspose`` with a fast gradient; ``[B, *spatial, C] -> [B, *spatial', features]``.
+    """``nn.ConvTranspose`` with a fast gradient: ``[B, *spatial, C] -> [B, *spatial', features]``.
 
-    The same parameters (``kernel [*kernel_size, C, features]``, ``bias [features]``), defaults and results;
+    It has the same parameters (``kernel [*kernel_size, C, features]``, ``bias [features]``), defaults and results.
     ``padding="SAME"`` multiplies the size by the stride.
 
     Raises:
@@ -247,7 +265,7 @@ class ConvTranspose(nn.Module):
         geometry = conv_transpose_geometry(
             x.shape[1:-1], size, _per_axis(self.strides, len(size)), self.padding
         )
-        # lax.conv_transpose does not flip the kernel, the input gradient does: undo it.
+        # lax.conv_transpose does not flip the kernel, but the input gradient does: flip it beforehand.
         flipped = jnp.swapaxes(jnp.flip(kernel, range(len(size))), -1, -2)
         y = input_gradient(*_vary_alike(x, flipped), geometry)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))

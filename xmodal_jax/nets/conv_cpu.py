@@ -1,13 +1,14 @@
-"""The three bilinear maps of a convolution in the forms that are fast on a CPU.
+"""The three bilinear maps of a convolution (see `nets.conv`), implemented to be fast on a CPU.
 
-XLA's CPU convolution is fast in its standard layout (channels last, kernel ``HWIO``) only, and for inputs at least
-as large as the kernel. So the axes are permuted *before* a standard convolution, which keeps its speed inside
-``lax.scan`` also, and small inputs are padded beforehand. Where there are channels enough, kernels of 2x2 and 3x3
-run as matrix products by Winograd's algorithm F(2, r) (Lavin & Gray 2016, arXiv:1509.09308, section 4.1), with
-(2/3)^2 and (9/16) of the multiplications.
+XLA's convolution on a CPU is fast only in its standard layout (channels last, kernel ``HWIO``), and only for inputs at
+least as large as the kernel. So the axes are transposed *before* a standard convolution, which makes it fast inside
+``lax.scan`` too, and small inputs are padded beforehand.
 
-A convolution of stride ``s`` is one of stride 1 over blocks of ``s`` pixels, whose pixels count as channels, with a
-kernel of ``ceil(k / s)`` blocks: 4x4 of stride 2 is 2x2 over four times as many channels.
+With enough channels, kernels of 2x2 and 3x3 are computed as matrix products by Winograd's algorithm F(2, r) (Lavin and
+Gray 2016, arXiv:1509.09308, section 4.1), with 9/16 and 4/9 of the multiplications.
+
+A convolution of stride ``s`` is one of stride 1 over blocks of ``s`` pixels per axis, whose pixels count as channels,
+with a kernel of ``ceil(k / s)`` blocks: 4x4 with stride 2 is 2x2 over four times as many channels.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from xmodal_jax.nets import conv_forms
-from xmodal_jax.nets.conv_forms import Geometry
+from xmodal_jax.nets import conv_lax
+from xmodal_jax.nets.conv_lax import Geometry
 
-# The matrices of F(2, r): for r taps g and r + 1 inputs d, output = A ((G g) * (B d)).
+# The matrices B, G and A of F(2, r): two outputs from a kernel g of r taps and r + 1 inputs d are A ((G g) * (B d)).
 WINOGRAD_INPUT = {
     2: np.array([[1, -1, 0], [0, 1, 0], [0, -1, 1]]),
     3: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
@@ -34,22 +35,24 @@ WINOGRAD_KERNEL = {
 }
 WINOGRAD_OUTPUT = {2: np.array([[1, 1, 0], [0, 1, 1]]), 3: np.array([[1, 1, 1, 0], [0, 1, -1, -1]])}
 
-# Up to so many rows XLA's convolution of one pixel takes up to twice as long as the product (measured on two cores).
-SMALL_ROWS = 1024
+# With at most this many pixels in the batch, XLA's 1x1 convolution takes up to twice as long as a matrix product
+# (measured on two cores).
+SMALL_PRODUCT_PIXELS = 1024
 
-# With fewer channels of either array, or less work, the transforms and the many small products cost more than they save
-# (measured on two cores): by the kernel's size in blocks for the two maps whose sums run over channels, and for the
-# gradient of the kernel, whose sums run over all tiles at once, for which small products are slower.
+# With fewer channels of either array, or less work, Winograd's transforms and many small products cost more than they
+# save (measured on two cores). The limits are by the kernel's size in blocks: for the two maps that sum over channels,
+# and for the gradient of the kernel, which sums over all tiles and for which small products are slower.
 WINOGRAD_CHANNELS = {2: 256, 3: 64}
 WINOGRAD_KERNEL_CHANNELS = {2: 256, 3: 128}
 WINOGRAD_WORK = 5e8  # floating-point operations of the plain convolution
 
-# A loop copies each member in and out and fills its result with zeros first; beyond these the program grows too long.
+# Up to this many convolutions are unrolled, as a loop copies operands and results and fills these with zeros first;
+# with more of them the program would grow too long.
 UNROLLED_MEMBERS = 8
 
 
 def correlate(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
-    """``x [N, *input_size, C]`` with ``kernel [*kernel_size, C, O]``: ``[N, *output_size, O]``."""
+    """The convolution of ``x [N, *input_size, C]`` with ``kernel [*kernel_size, C, O]``: ``[N, *output_size, O]``."""
     if _winograd_pays(x, *kernel.shape[-2:], geometry):
         kernel = _kernel_to_blocks(kernel, geometry)
         return _winograd(_to_blocks(x, geometry), kernel, geometry.output_size)
@@ -57,39 +60,39 @@ def correlate(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
         x = x[:, *(slice(None, None, s) for s in geometry.strides)]
         return x @ kernel.reshape(kernel.shape[-2:])
     if any(n < k for n, k in zip(geometry.input_size, geometry.kernel_size, strict=True)):
-        # The barrier keeps XLA from folding the padding into the convolution again.
+        # The barrier keeps XLA from folding the padding back into the convolution.
         x = lax.optimization_barrier(_pad(x, geometry.padding))
         geometry = geometry._replace(input_size=x.shape[1:-1], padding=((0, 0),) * len(geometry.padding))
-    return conv_forms.correlate(x, kernel, geometry=geometry)
+    return conv_lax.correlate(x, kernel, geometry=geometry)
 
 
 def _is_small_product(x: Array, geometry: Geometry) -> bool:
-    """Whether it is a convolution of one pixel each, of few rows."""
-    rows = len(x) * math.prod(geometry.output_size)
-    same = all(
+    """Whether it is a 1x1 convolution of few pixels, which a matrix product computes faster."""
+    pixels = len(x) * math.prod(geometry.output_size)
+    pixelwise = all(
         k == 1 and tuple(p) == (0, 0) for k, p in zip(geometry.kernel_size, geometry.padding, strict=True)
     )
-    return same and rows <= SMALL_ROWS
+    return pixelwise and pixels <= SMALL_PRODUCT_PIXELS
 
 
 def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
     """The transpose of :func:`correlate` in ``x``: ``dy [N, *output_size, O]`` to ``[N, *input_size, C]``."""
     taps = _blocks(geometry)
     if max(geometry.strides) == 1:
-        # The correlation of dy with the kernel flipped and from O to C channels.
+        # The convolution of dy with the kernel, flipped and with its channels O and C swapped.
         padding = tuple(
             (k - 1 - lo, k - 1 - hi)
             for k, (lo, hi) in zip(geometry.kernel_size, geometry.padding, strict=True)
         )
         if _winograd_pays(dy, *kernel.shape[-2:], geometry):
-            return _winograd(_pad(dy, padding), kernel, geometry.input_size, turned=True)
+            return _winograd(_pad(dy, padding), kernel, geometry.input_size, transposed=True)
         kernel = jnp.swapaxes(jnp.flip(kernel, range(len(taps))), -1, -2)
         geometry = geometry._replace(input_size=geometry.output_size, padding=padding)
         return correlate(dy, kernel, geometry=geometry)
     small = any(m < k for m, k in zip(geometry.output_size, geometry.kernel_size, strict=True))
     if not (small or _fills_blocks(geometry)):
-        return conv_forms.input_gradient(dy, kernel, geometry=geometry, permute=True)
-    # One matrix product gives the part of each tap; their shifted sum is x.
+        return conv_lax.input_gradient(dy, kernel, geometry=geometry, permute=True)
+    # One matrix product gives the contributions of all taps; x is the sum of these, each shifted by its tap.
     blocks = _kernel_to_blocks(kernel, geometry)
     channels, features = blocks.shape[-2:]
     parts = dy.reshape(-1, features) @ blocks.reshape(-1, features).T
@@ -105,11 +108,11 @@ def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry) -> Array:
     if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry, WINOGRAD_KERNEL_CHANNELS):
         blocks = _winograd_kernel_gradient(_to_blocks(x, geometry), dy, _blocks(geometry))
         return _kernel_from_blocks(blocks, geometry)
-    return conv_forms.kernel_gradient(x, dy, geometry=geometry, permute=True)
+    return conv_lax.kernel_gradient(x, dy, geometry=geometry, permute=True)
 
 
 def one_by_one(bilinear: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
-    """A bilinear map of each member's two arrays, ``[M, ...]`` and ``[M, ...]`` to ``[M, ...]``."""
+    """A bilinear map under ``vmap`` over both arrays, ``[M, ...]`` and ``[M, ...]`` to ``[M, ...]``, one at a time."""
     if len(a) > UNROLLED_MEMBERS:
         return lax.map(lambda ab: bilinear(*ab), (a, b))
     return jnp.stack([bilinear(a[m], b[m]) for m in range(len(a))])
@@ -124,7 +127,7 @@ def _blocks(geometry: Geometry) -> tuple[int, ...]:
 
 
 def _fills_blocks(geometry: Geometry) -> bool:
-    """Whether few of the multiplications in blocks are with zeros."""
+    """Whether the kernel nearly fills its blocks, so that few multiplications are with zeros."""
     filled = math.prod(j * s for j, s in zip(_blocks(geometry), geometry.strides, strict=True))
     return filled <= 1.5 * math.prod(geometry.kernel_size)
 
@@ -135,7 +138,7 @@ def _pad(x: Array, padding: Sequence[tuple[int, int]]) -> Array:
 
 
 def _padded_size(geometry: Geometry) -> list[int]:
-    """Pixels that the kernel's blocks meet, per axis."""
+    """The number of pixels, per axis, that the blocks of the kernel cover in total."""
     return [
         (m + j - 1) * s
         for m, j, s in zip(geometry.output_size, _blocks(geometry), geometry.strides, strict=True)
@@ -143,7 +146,7 @@ def _padded_size(geometry: Geometry) -> list[int]:
 
 
 def _to_blocks(x: Array, geometry: Geometry) -> Array:
-    """``[N, *input_size, C]`` to ``[N, *(m + j - 1), prod(s) C]``, padded."""
+    """Pads an image and groups it into blocks: ``[N, *input_size, C]`` to ``[N, *(m + j - 1), prod(s) C]``."""
     size = _padded_size(geometry)
     x = _pad(
         x,
@@ -158,7 +161,7 @@ def _to_blocks(x: Array, geometry: Geometry) -> Array:
     split = [n for q, s in zip(size, geometry.strides, strict=True) for n in (q // s, s)]
     order = [0, *range(1, 2 * spatial, 2), *range(2, 2 * spatial + 1, 2), 2 * spatial + 1]
     x = x.reshape(len(x), *split, x.shape[-1]).transpose(order)
-    # Several products read the blocks: lay them out once.
+    # Several products read the blocks; the barrier makes XLA lay them out once.
     return lax.optimization_barrier(x.reshape(*x.shape[: spatial + 1], -1))
 
 
@@ -179,7 +182,7 @@ def _from_blocks(x: Array, geometry: Geometry) -> Array:
 
 
 def _kernel_to_blocks(kernel: Array, geometry: Geometry) -> Array:
-    """``[*kernel_size, C, O]`` to ``[*j, prod(s) C, O]``, filled with zeros."""
+    """Groups a kernel into blocks, filled up with zeros: ``[*kernel_size, C, O]`` to ``[*j, prod(s) C, O]``."""
     taps, strides = _blocks(geometry), geometry.strides
     if max(strides) == 1:
         return kernel
@@ -208,7 +211,7 @@ def _kernel_from_blocks(blocks: Array, geometry: Geometry) -> Array:
 # ----------------------------------------------------------------------------------------------------- Winograd
 
 Parts = dict[tuple[int, ...], Array]
-"""The arrays of one tile's places: one array per place, which holds that place of every tile."""
+"""All tiles of an image: one array per position within a tile, which holds the values there of every tile."""
 
 
 def _winograd_pays(
@@ -218,71 +221,72 @@ def _winograd_pays(
     geometry: Geometry,
     least: Mapping[int, int] = WINOGRAD_CHANNELS,
 ) -> bool:
+    """Whether Winograd's algorithm applies and is faster, for an array ``a`` of the batch."""
     taps, batch = _blocks(geometry), len(a)
     if len(taps) != 2 or any(j not in WINOGRAD_INPUT for j in taps) or not _fills_blocks(geometry):
         return False
-    if a.dtype.itemsize < 4:  # its sums and differences would lose half of bfloat16's digits
+    if a.dtype.itemsize < 4:  # the sums and differences would lose half of bfloat16's digits
         return False
     channels *= math.prod(geometry.strides)
     work = 2 * math.prod(taps) * channels * features * batch * math.prod(geometry.output_size)
     return min(channels, features) >= max(least[j] for j in taps) and work >= WINOGRAD_WORK
 
 
-def _winograd(x: Array, kernel: Array, size: Sequence[int], *, turned: bool = False) -> Array:
-    """The correlation of stride 1 of ``x``, padded, with ``kernel [*j, C, O]``: ``[N, *size, O]``.
+def _winograd(x: Array, kernel: Array, size: Sequence[int], *, transposed: bool = False) -> Array:
+    """The convolution of stride 1 of a padded ``x`` with ``kernel [*j, C, O]``: ``[N, *size, O]``.
 
-    ``turned``: with the kernel flipped and from ``O`` to ``C`` channels.
+    With ``transposed`` the kernel is flipped and its channels ``O`` and ``C`` are swapped.
     """
     taps = kernel.shape[:-2]
     count = [-(-m // 2) for m in size]
     inputs = _transform([WINOGRAD_INPUT[j] for j in taps], _tiles(x, count, taps))
-    places = itertools.product(*map(range, taps))
-    flip = lambda place: tuple(j - 1 - p for p, j in zip(place, taps, strict=True))
-    # No transposed copy of the kernel is made: the product contracts its last axis.
-    places = {place: kernel[flip(place) if turned else place] for place in places}
-    kernels = _transform([WINOGRAD_KERNEL[j] for j in taps], places)
+    positions = itertools.product(*map(range, taps))
+    flip = lambda position: tuple(j - 1 - p for p, j in zip(position, taps, strict=True))
+    # Without a transposed copy of the kernel: where its channels are swapped, the product contracts its last axis.
+    parts = {position: kernel[flip(position) if transposed else position] for position in positions}
+    kernels = _transform([WINOGRAD_KERNEL[j] for j in taps], parts)
     products = {}
-    for place, part in inputs.items():
-        rows = lax.optimization_barrier(part).reshape(-1, part.shape[-1])
-        product = lax.dot_general(rows, kernels[place], (((1,), (1 if turned else 0,)), ((), ())))
-        products[place] = product.reshape(*part.shape[:-1], -1)
+    for position, part in inputs.items():
+        matrix = lax.optimization_barrier(part).reshape(-1, part.shape[-1])
+        product = lax.dot_general(matrix, kernels[position], (((1,), (1 if transposed else 0,)), ((), ())))
+        products[position] = product.reshape(*part.shape[:-1], -1)
     tiles = _transform([WINOGRAD_OUTPUT[j] for j in taps], lax.optimization_barrier(products))
-    # Places 0 and 1 of each tile, side by side.
+    # Interleave the positions 0 and 1 of the tiles.
     rows = [jnp.stack([tiles[a, b] for b in range(2)], axis=3) for a in range(2)]
     y = jnp.stack(rows, axis=2).reshape(len(x), *(2 * n for n in count), -1)
     return y[:, : size[0], : size[1]]
 
 
 def _winograd_kernel_gradient(x: Array, dy: Array, taps: tuple[int, ...]) -> Array:
-    """The transpose of :func:`_winograd` in the kernel: each matrix transposed, in the reverse order."""
+    """The transpose of :func:`_winograd` in the kernel: the transposed matrices, in reverse order."""
     size = dy.shape[1:-1]
     count = [-(-m // 2) for m in size]
     inputs = _transform([WINOGRAD_INPUT[j] for j in taps], _tiles(x, count, taps))
     dy = _pad(dy, [(0, 2 * n - m) for n, m in zip(count, size, strict=True)])
-    places = {(a, b): dy[:, a::2, b::2] for a, b in itertools.product(range(2), repeat=2)}
-    outputs = _transform([WINOGRAD_OUTPUT[j].T for j in taps], places)
+    parts = {(a, b): dy[:, a::2, b::2] for a, b in itertools.product(range(2), repeat=2)}
+    outputs = _transform([WINOGRAD_OUTPUT[j].T for j in taps], parts)
     products = {}
-    for place in inputs:
-        a, b = lax.optimization_barrier((inputs[place], outputs[place]))
+    for position in inputs:
+        a, b = lax.optimization_barrier((inputs[position], outputs[position]))
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-        products[place] = lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+        products[position] = lax.dot_general(a, b, (((0,), (0,)), ((), ())))
     kernel = _transform([WINOGRAD_KERNEL[j].T for j in taps], lax.optimization_barrier(products))
     return jnp.stack([jnp.stack([kernel[a, b] for b in range(taps[1])]) for a in range(taps[0])])
 
 
 def _tiles(x: Array, count: Sequence[int], taps: Sequence[int]) -> Parts:
-    """The ``j + 1`` places per axis of all overlapping tiles, two pixels apart; ``x`` is padded to fit."""
+    """Overlapping tiles of ``j + 1`` pixels per axis, two pixels apart; ``x`` is padded to a multiple of two."""
     x = _pad(x, [(0, 2 * n + j - 1 - have) for n, j, have in zip(count, taps, x.shape[1:-1], strict=True)])
     return {
-        place: x[:, *(slice(p, p + 2 * n - 1, 2) for p, n in zip(place, count, strict=True))]
-        for place in itertools.product(*(range(j + 1) for j in taps))
+        position: x[:, *(slice(p, p + 2 * n - 1, 2) for p, n in zip(position, count, strict=True))]
+        for position in itertools.product(*(range(j + 1) for j in taps))
     }
 
 
 def _transform(matrices: Sequence[np.ndarray], parts: Parts) -> Parts:
-    """One matrix along each axis of the places."""
+    """Multiplies a matrix along each axis of the positions within the tiles."""
     for axis, matrix in enumerate(matrices):
-        rest = dict.fromkeys((place[:axis], place[axis + 1 :]) for place in parts)
+        rest = dict.fromkeys((position[:axis], position[axis + 1 :]) for position in parts)
         parts = {
             (*before, row, *after): _combine(
                 matrix[row], [parts[*before, i, *after] for i in range(matrix.shape[1])]
@@ -294,6 +298,7 @@ def _transform(matrices: Sequence[np.ndarray], parts: Parts) -> Parts:
 
 
 def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
+    """The weighted sum of arrays, without multiplications by 0 and 1."""
     total = None
     for weight, array in zip(weights, arrays, strict=True):
         if weight == 0:

@@ -1,4 +1,4 @@
-"""Dropout and stochastic depth with randomness per example: no split of the batch changes what is drawn."""
+"""Dropout and stochastic depth with random keys per example, so that splitting the batch does not change the draws."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from xmodal_jax.types import ExampleKeys
 
 
 def fold_in_layer(keys: ExampleKeys | None, layer) -> ExampleKeys | None:
-    """Keys of one layer of a stack. The stack calls it, as scanned layers share one module path."""
+    """The keys of one layer of a stack. The stack has to call it, because scanned layers share one module path."""
     return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, layer)
 
 
-def stream_name(path: tuple[str, ...]) -> str:
-    """The name of a module's stream: its path, without layer numbers (``layers_3`` is ``layers``)."""
+def random_stream_name(path: tuple[str, ...]) -> str:
+    """The name of a module's random stream: its path without layer numbers (``layers_3`` becomes ``layers``)."""
     return "/".join(re.sub(r"^layers_\d+$", "layers", part) for part in path)
 
 
 def _keep(keys: ExampleKeys, rate: float, shape: tuple[int, ...]):
-    """Per-example mask of what is kept and the exact probability of keeping; 16 random bits an element."""
+    """Which elements are kept, and the exact probability of keeping one; each element uses 16 random bits."""
     threshold = round(rate * 65536)
     bits = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint16))(keys)
     return bits >= threshold, 1.0 - threshold / 65536
@@ -36,9 +36,13 @@ def _check_rate(rate: float) -> None:
 
 
 class Dropout(nn.Module):
-    """Zeroes elements with probability ``rate`` (to 16 bits) and scales the rest, so that the mean stays.
+    """Dropout: sets elements to zero with probability ``rate`` and scales the others, so that the mean is the same.
 
-    ``keys=None`` is evaluation: the identity. Srivastava et al. 2014, JMLR 15.
+    The rate is rounded to a multiple of 2^-16. ``keys=None`` means evaluation: the identity. Srivastava et al. 2014,
+    JMLR 15.
+
+    Raises:
+      ValueError: ``rate`` is not in [0, 1).
     """
 
     rate: float
@@ -50,14 +54,17 @@ class Dropout(nn.Module):
         _check_rate(self.rate)
         if keys is None or self.rate == 0.0:
             return x
-        keep, probability = _keep(fold_in_name(keys, stream_name(self.path)), self.rate, x.shape[1:])
+        keep, probability = _keep(fold_in_name(keys, random_stream_name(self.path)), self.rate, x.shape[1:])
         return jnp.where(keep, x / probability, jnp.zeros_like(x))
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the whole residual branch of an example with probability ``rate``.
+    """Stochastic depth: sets the whole residual branch of an example to zero with probability ``rate``.
 
-    ``keys=None`` is evaluation: the identity. Huang et al. 2016, arXiv:1603.09382.
+    ``keys=None`` means evaluation: the identity. Huang et al. 2016, arXiv:1603.09382.
+
+    Raises:
+      ValueError: ``rate`` is not in [0, 1).
     """
 
     rate: float
@@ -70,5 +77,5 @@ class DropPath(nn.Module):
         if keys is None or self.rate == 0.0:
             return x
         shape = (1,) * (x.ndim - 1)
-        keep, probability = _keep(fold_in_name(keys, stream_name(self.path)), self.rate, shape)
+        keep, probability = _keep(fold_in_name(keys, random_stream_name(self.path)), self.rate, shape)
         return jnp.where(keep, x / probability, jnp.zeros_like(x))

@@ -12,7 +12,7 @@ from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT
 from xmodal_jax.nets.pooling import POOLS, Pool
 from xmodal_jax.nets.text import TextDecoder, TextTransformer
-from xmodal_jax.nets.transformer import Style
+from xmodal_jax.nets.transformer import TransformerStyle
 from xmodal_jax.nets.video import FrameTransformer, StackedFrames, TubeletViT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -123,7 +123,7 @@ def _transformer_options(config: EncoderConfig) -> dict:
         remat=config.remat,
         scan_layers=config.scan_layers,
         implementation=config.attention,
-        style=Style(epsilon=config.epsilon),
+        style=TransformerStyle(epsilon=config.epsilon),
     )
 
 

@@ -19,7 +19,7 @@ from xmodal_jax.core.collectives import AxisName, keep_rows
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.conv import Conv, ConvTranspose
-from xmodal_jax.nets.image import coordinates
+from xmodal_jax.nets.image import coordinate_channels
 from xmodal_jax.nets.objects import PLACE, ObjectGenerator
 from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
@@ -222,7 +222,7 @@ class ResidualPixels(nn.Module):
     def _attend(self, x, words: Tokens, name: str):
         batch, height, width, features = x.shape
         query = nn.Dense(features, dtype=self.dtype, name=f"{name}_query")(
-            jnp.concatenate([x, coordinates(x)], axis=-1)
+            jnp.concatenate([x, coordinate_channels(x)], axis=-1)
         )
         query = query.reshape(batch, height * width, features)
         place = self.param(f"{name}_places", nn.initializers.normal(0.02), (height * width, features))

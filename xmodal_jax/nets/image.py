@@ -1,4 +1,4 @@
-"""Image encoders: pixels in [-1, 1], ``[B, H, W, C]``, to tokens, row by row of the grid they end in."""
+"""Encoders of images: pixels ``[B, H, W, C]`` in [-1, 1] to tokens, the positions of a smaller grid row by row."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout, DropPath
 from xmodal_jax.nets.norm import GroupNorm
 from xmodal_jax.nets.pooling import max_pool
-from xmodal_jax.nets.transformer import Positions, TransformerEncoder
+from xmodal_jax.nets.transformer import PositionEmbedding, TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
-RESNETS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+"""Blocks of the four stages, by the number of layers."""
+NORMS = ("group", "none")
+"""What `ConvNet` and `PlainConvNet` normalize with."""
 
 
-def no_mask(mask) -> None:
-    """Raises a `ValueError` if there is one: pixels have no padding."""
+def check_no_mask(mask) -> None:
+    """Raises a `ValueError` if there is a mask: images have no padding."""
     if mask is not None:
-        raise ValueError("an image has no padding mask; say which images are missing by batch['present']")
+        raise ValueError("an image has no padding mask; mark missing images in batch['present']")
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm must be 'group' or 'none', got {norm!r}")
 
 
 def _group_norm(channels: int, groups: int, dtype, name: str) -> nn.Module:
@@ -33,12 +41,12 @@ def _group_norm(channels: int, groups: int, dtype, name: str) -> nn.Module:
 class ConvNet(nn.Module):
     """A small residual network, ``[B, H, W, C] -> [B, ceil(H/8) * ceil(W/8), width]``.
 
-    A 4x4 stem of stride 2, then three stages of ``width / 4``, ``width / 2`` and ``width`` channels with one,
-    one and ``depth`` residual convolutions, pre-activation (norm, GELU, 3x3). 25 MFLOP forward at 32 x 32,
-    width 128, depth 2. ``norm`` is "group" (8 groups) or "none". ``coordinates`` adds each pixel's place as
-    two input channels (CoordConv, Liu et al. 2018, arXiv:1807.03247): without them, mean pooling could hardly
-    tell left from right. ``token_positions`` adds sine-cosine positions of the grid to the tokens, so that what
-    attends to them can tell where it looks (DETR, Carion et al. 2020, arXiv:2005.12872, sec. 3.2).
+    A 4x4 stem of stride 2, then three stages of ``width / 4``, ``width / 2`` and ``width`` channels with one, one and
+    ``depth`` residual convolutions, pre-activation (norm, GELU, 3x3). 25 MFLOP forward at 32 x 32 pixels, width 128,
+    depth 2. ``norm`` is "group" (8 groups) or "none". ``coordinates`` adds the row and the column of each pixel as two
+    input channels (CoordConv, Liu et al. 2018, arXiv:1807.03247); without them mean-pooled tokens hardly tell left from
+    right. ``token_positions`` adds sine-cosine embeddings of the grid's positions to the tokens, for models that attend
+    to them (DETR, Carion et al. 2020, arXiv:2005.12872, section 3.2).
 
     Raises:
       ValueError: 4 does not divide ``width``, ``norm`` is unknown, or a mask is given.
@@ -62,16 +70,14 @@ class ConvNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
+        check_no_mask(mask)
         if self.width % 4:
             raise ValueError(f"4 must divide the width, got {self.width}")
-        if self.norm not in ("group", "none"):
-            raise ValueError(f"norm must be 'group' or 'none', got {self.norm!r}")
-
+        _check_norm(self.norm)
         PreActConv = nn.remat(_PreActConv) if self.remat else _PreActConv
         options = dict(norm=self.norm, dtype=self.dtype)
         if self.coordinates:
-            inputs = jnp.concatenate([inputs, coordinates(inputs)], axis=-1)
+            inputs = jnp.concatenate([inputs, coordinate_channels(inputs)], axis=-1)
         x = Conv(self.width // 4, (4, 4), 2, dtype=self.dtype, name="stem")(inputs)
         for stage, depth in enumerate((1, 1, self.depth)):
             features = self.width // 4 * 2**stage
@@ -85,16 +91,16 @@ class ConvNet(nn.Module):
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
         if self.token_positions:
-            x = Positions(grid, "sincos", name="positions")(x)
+            x = PositionEmbedding(grid, "sincos", name="positions")(x)
         return Tokens(Dropout(self.dropout, name="dropout")(x, keys), None)
 
 
 class PlainConvNet(nn.Module):
-    """The discriminator of DCGAN (Radford et al. 2016, arXiv:1511.06434), ``[B, H, W, C] -> [B, h * w, width]``.
+    """The convolutions of DCGAN's discriminator, ``[B, H, W, C] -> [B, h * w, width]``.
 
-    4x4 convolutions of stride 2 (one at least) and leaky ReLU of slope 0.2 until a side is below 8, with ``width``
-    channels in the end and half as many one layer before each. ``norm``: "group" (8 groups) after all but the first, or
-    "none".
+    4x4 convolutions of stride 2 with leaky ReLU of slope 0.2, at least one and until the shorter side is below 8. The
+    last has ``width`` channels, each earlier one half as many as the next. ``norm`` is "group" (8 groups, after all but
+    the first convolution) or "none". Radford et al. 2016, arXiv:1511.06434, section 3.
 
     Raises:
       ValueError: ``norm`` is unknown, or a mask is given.
@@ -113,9 +119,8 @@ class PlainConvNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
-        if self.norm not in ("group", "none"):
-            raise ValueError(f"norm must be 'group' or 'none', got {self.norm!r}")
+        check_no_mask(mask)
+        _check_norm(self.norm)
         layers, side = 1, -(-min(inputs.shape[1:3]) // 2)
         while side >= 8:
             layers, side = layers + 1, -(-side // 2)
@@ -130,7 +135,7 @@ class PlainConvNet(nn.Module):
 
 
 class FlatMLP(nn.Module):
-    """All pixels at once through ``depth`` layers with leaky ReLU of slope 0.2, ``[B, H, W, C] -> [B, 1, width]``.
+    """An MLP over all pixels, of ``depth`` layers with leaky ReLU of slope 0.2: ``[B, H, W, C] -> [B, 1, width]``.
 
     Raises:
       ValueError: a mask is given.
@@ -149,22 +154,26 @@ class FlatMLP(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
+        check_no_mask(mask)
         x = inputs.reshape(len(inputs), -1)
         for k in range(self.depth):
             x = nn.leaky_relu(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2)
         return Tokens(Dropout(self.dropout, name="dropout")(x, keys)[:, None], None)
 
 
-def coordinates(images: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width 2"]:
-    """Rows and columns as two channels in [-1, 1]."""
+def coordinate_channels(
+    images: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height width 2"]:
+    """Two channels with the row and the column of each pixel, from -1 to 1."""
     height, width = images.shape[1:3]
     grid = jnp.meshgrid(jnp.linspace(-1.0, 1.0, height), jnp.linspace(-1.0, 1.0, width), indexing="ij")
-    places = jnp.stack(grid, axis=-1).astype(images.dtype)
-    return jnp.broadcast_to(places[None], (*images.shape[:3], 2))
+    channels = jnp.stack(grid, axis=-1).astype(images.dtype)
+    return jnp.broadcast_to(channels[None], (*images.shape[:3], 2))
 
 
 class _PreActConv(nn.Module):
+    """A 3x3 convolution with its norm and activation before it (He et al. 2016, arXiv:1603.05027)."""
+
     features: int
     stride: int = 1
     norm: str = "group"
@@ -178,12 +187,12 @@ class _PreActConv(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18, -34 or -50 with group norm: ``[B, H, W, C] -> [B, h * w, width]``.
+    """ResNet-18, -34 or -50 with group norm (32 groups): ``[B, H, W, C] -> [B, h * w, width]``.
 
-    ``width`` is the number of output channels (512 for 18 and 34, 2048 for 50 in the paper). ``stem`` "small"
-    is a 3x3 convolution of stride 1 (for images up to 64 pixels; sides are reduced by 8), "imagenet" is 7x7
-    of stride 2 and a max pool (by 32). He et al. 2016, arXiv:1512.03385; group norm: arXiv:1803.08494 (32
-    groups).
+    ``width`` is the number of output channels (in the paper 512 for 18 and 34 layers, 2048 for 50). The ``stem``
+    "small" is a 3x3 convolution of stride 1, for images up to 64 pixels; the sides are reduced by 8. "imagenet" is a
+    7x7 convolution of stride 2 and a max pool; the sides are reduced by 32. He et al. 2016, arXiv:1512.03385; group
+    norm as in Wu and He 2018, arXiv:1803.08494.
 
     Raises:
       ValueError: unknown number of layers or stem, a width that cannot be divided, or a mask.
@@ -205,9 +214,9 @@ class ResNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
-        if self.layers not in RESNETS:
-            raise ValueError(f"layers must be one of {sorted(RESNETS)}, got {self.layers}")
+        check_no_mask(mask)
+        if self.layers not in RESNET_DEPTHS:
+            raise ValueError(f"layers must be one of {sorted(RESNET_DEPTHS)}, got {self.layers}")
         expansion = 4 if self.layers == 50 else 1
         if self.width % (8 * expansion):
             raise ValueError(
@@ -224,7 +233,7 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = max_pool(x, window=3, stride=2, padding=1)
         Block = nn.remat(_ResidualBlock) if self.remat else _ResidualBlock
-        for stage, depth in enumerate(RESNETS[self.layers]):
+        for stage, depth in enumerate(RESNET_DEPTHS[self.layers]):
             for block in range(depth):
                 x = Block(
                     features=base * 2**stage,
@@ -239,6 +248,8 @@ class ResNet(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
+    """A block of `ResNet`: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1, added to the input."""
+
     features: int
     stride: int
     bottleneck: bool
@@ -267,8 +278,11 @@ class _ResidualBlock(nn.Module):
 def cut_patches(
     pixels: Float[Array, "batch height width channels"], patch: int
 ) -> Float[Array, "batch patches values"]:
-    """The square patches of images row by row, ``[B, rows * columns, patch * patch * C]``, of sides that ``patch``
-    divides: a matmul with them is a convolution of that stride, and faster."""
+    """The square patches of images, row by row: ``[B, rows * columns, patch * patch * C]``.
+
+    ``patch`` must divide the images' sides. A matrix product with the patches is a convolution with this size and
+    stride, but faster.
+    """
     batch, height, width, channels = pixels.shape
     x = pixels.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
@@ -277,8 +291,8 @@ def cut_patches(
 class ViT(TransformerEncoder):
     """Vision transformer: ``[B, H, W, C] -> [B, (1 +) H/patch * W/patch, width]``.
 
-    The image size is fixed at init. ``positions`` is "learned" or "sincos"; with ``class_token`` a learned
-    token is prepended (after the positions). Dosovitskiy et al. 2021, arXiv:2010.11929.
+    The image size is fixed at initialization. ``positions`` is "learned" or "sincos"; with ``class_token`` a learned
+    token without position is prepended. Dosovitskiy et al. 2021, arXiv:2010.11929.
 
     Raises:
       ValueError: ``patch`` does not divide the image's sides, or a mask is given.
@@ -294,7 +308,7 @@ class ViT(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
+        check_no_mask(mask)
         (height, width), p = inputs.shape[1:3], self.patch
         if height % p or width % p:
             raise ValueError(f"patch={p} must divide the image's sides, got {height} x {width}")

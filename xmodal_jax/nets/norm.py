@@ -1,4 +1,4 @@
-"""Normalisation of images' channels."""
+"""Group normalization of channels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jaxtyping import Array, Float
 
 
 class GroupNorm(nn.Module):
-    """``nn.GroupNorm`` over ``[B, *spatial, C]``: the same parameters, defaults and results, sums over pixels first.
+    """``nn.GroupNorm`` over ``[B, *spatial, C]``, faster on a CPU: the same parameters, defaults and results.
 
-    ``y = (x - mean) / sqrt(variance + epsilon) * scale + bias``, mean and variance of each example over the pixels
-    and the channels of a group (Wu & He 2018, arXiv:1803.08494, eq. 1-4). The pixels are summed per channel, which
-    every platform does at the speed of its memory, and the few sums then per group; XLA's sums over pixels and some of
-    the channels at once take several times as long on a CPU.
+    ``y = (x - mean) / sqrt(variance + epsilon) * scale + bias``, where mean and variance are those of each example over
+    the pixels and the channels of a group (Wu and He 2018, arXiv:1803.08494, eq. 1-4). Here pixels are summed per
+    channel first, which every platform does at the speed of its memory, and these sums then per group. XLA's sums over
+    pixels and part of the channels at once take several times as long on a CPU.
 
-    Unlike batch norm it needs no other example, so that the batch and the devices do not matter.
+    Unlike batch norm, an example's result depends neither on the rest of the batch nor on the number of devices.
 
     Raises:
       ValueError: ``num_groups`` does not divide the channels.
@@ -39,13 +39,15 @@ class GroupNorm(nn.Module):
 
         precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         pixels = tuple(range(1, x.ndim - 1))
-        of_group = lambda sums: sums.reshape(len(x), self.num_groups, -1).mean(axis=2, keepdims=True)
-        mean = of_group(precise.mean(pixels))
-        variance = jnp.maximum(of_group(jnp.square(precise).mean(pixels)) - jnp.square(mean), 0.0)
+        mean_per_group = lambda per_channel: per_channel.reshape(len(x), self.num_groups, -1).mean(
+            axis=2, keepdims=True
+        )
+        mean = mean_per_group(precise.mean(pixels))
+        variance = jnp.maximum(mean_per_group(jnp.square(precise).mean(pixels)) - jnp.square(mean), 0.0)
         factor = lax.rsqrt(variance + self.epsilon) * scale.reshape(1, self.num_groups, -1)
-        per_channel = lambda a: jnp.broadcast_to(a, factor.shape).reshape(
+        to_channels = lambda a: jnp.broadcast_to(a, factor.shape).reshape(
             len(x), *(1 for _ in pixels), channels
         )
-        # The difference first: mean * factor is large where an image is nearly constant.
-        y = (precise - per_channel(mean)) * per_channel(factor)
+        # Subtract before multiplying: mean * factor would be large where an image is nearly constant.
+        y = (precise - to_channels(mean)) * to_channels(factor)
         return (y + bias.reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core.alignment import expand_durations
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.nets.conv import Conv, zero_behind
+from xmodal_jax.nets.conv import Conv, apply_mask
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.transformer import sincos_positions
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -41,7 +41,7 @@ class ConvStack(nn.Module):
     ) -> Float[Array, "batch length dim"]:
         width = x.shape[-1]
         for i in range(self.depth):
-            y = zero_behind(nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x), mask)
+            y = apply_mask(nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x), mask)
             y = nn.gelu(Conv(width, (self.kernel,), dtype=self.dtype, name=f"conv_{i}")(y))
             y = nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(y)
             x = x + Dropout(self.dropout, name=f"dropout_{i}")(y, keys)
@@ -72,9 +72,9 @@ class Aligner(nn.Module):
         mel_mask: Bool[Array, "batch frames"],
     ) -> Float[Array, "batch frames length"]:
         k = nn.Embed(self.vocab_size, self.features, name="embed")(jnp.clip(text, 0, self.vocab_size - 1))
-        k = nn.gelu(Conv(2 * self.features, (3,), name="text_conv")(zero_behind(k, text_mask)))
+        k = nn.gelu(Conv(2 * self.features, (3,), name="text_conv")(apply_mask(k, text_mask)))
         k = nn.Dense(self.features, name="text_dense")(k)
-        q = nn.gelu(Conv(2 * self.features, (3,), name="mel_conv")(zero_behind(mel, mel_mask)))
+        q = nn.gelu(Conv(2 * self.features, (3,), name="mel_conv")(apply_mask(mel, mel_mask)))
         q = nn.gelu(nn.Dense(self.features, name="mel_dense_0")(q))
         q = nn.Dense(self.features, name="mel_dense_1")(q)
         squared_distance = (
@@ -155,7 +155,7 @@ class SpeechNet(nn.Module):
         x = self.enter(jnp.concatenate([x, timing], axis=-1))
         x = x + sincos_positions(frames, self.width)[None]
         keys = None if keys is None else fold_in_name(keys, "decoder")
-        return zero_behind(self.leave(self.decoder(zero_behind(x, mask), mask, keys)), mask), mask
+        return apply_mask(self.leave(self.decoder(apply_mask(x, mask), mask, keys)), mask), mask
 
     def align(self, text, text_mask, mel, mel_mask) -> Float[Array, "batch frames length"]:
         """The log-probability of each token given each frame; see `Aligner`."""

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.transformer import Positions, SizedTransformer, TransformerEncoder
+from xmodal_jax.nets.transformer import PositionEmbedding, SizedTransformer, TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
 
@@ -94,7 +94,7 @@ class TextDecoder(SizedTransformer):
         if position is not None:
             offset = position
             mask = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (len(x), self.max_length))
-        x = Positions((self.max_length,), self.positions, name="positions")(x, offset)
+        x = PositionEmbedding((self.max_length,), self.positions, name="positions")(x, offset)
         x = Dropout(self.dropout, name="dropout")(x, keys)
         if self.text_depth:
             text_layers = self.transformer(causal=True, depth=self.text_depth, name="text_transformer")

@@ -1,4 +1,4 @@
-"""Transformer blocks and stacks of them."""
+"""Transformers: position embeddings, blocks, stacks of blocks, and the base of the encoders built on them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,25 @@ from xmodal_jax.types import ExampleKeys, Tokens
 
 
 def sincos_positions(length: int, dim: int) -> np.ndarray:
-    """``[length, dim]``: sines, then cosines, of geometric wavelengths (arXiv:1706.03762, sec. 3.5)."""
+    """Sine-cosine position embeddings ``[length, dim]``: all sines, then all cosines.
+
+    The wavelengths form a geometric progression (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
+
+    Raises:
+      ValueError: ``dim`` is odd.
+    """
     if dim % 2:
         raise ValueError(f"sine-cosine positions need an even width, got {dim}")
-    rates = 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
-    angles = np.arange(length)[:, None] * rates[None, :]
+    frequencies = 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    angles = np.arange(length)[:, None] * frequencies[None, :]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
 def sincos_grid(sizes: tuple[int, ...], dim: int) -> np.ndarray:
-    """``[prod(sizes), dim]``: the axes of a grid share the width equally, in row-major order of the grid."""
+    """Sine-cosine position embeddings ``[prod(sizes), dim]`` of a grid, in row-major order.
+
+    Each axis of the grid has an equal part of the dimensions; a rest that cannot be divided is 0.
+    """
     part = dim // len(sizes) // 2 * 2
     columns = []
     for axis, size in enumerate(sizes):
@@ -42,11 +51,11 @@ def sincos_grid(sizes: tuple[int, ...], dim: int) -> np.ndarray:
     return np.pad(table, [(0, 0), (0, dim - table.shape[1])])
 
 
-class Positions(nn.Module):
-    """Adds a position embedding to ``[B, N, D]``: "learned" (std 0.02) or "sincos" over the ``grid``.
+class PositionEmbedding(nn.Module):
+    """Adds position embeddings to ``[B, N, D]``: "learned" (initial deviation 0.02), or "sincos" over the ``grid``.
 
     Raises:
-      ValueError: the kind is unknown, or there are more positions in ``x`` than in the grid.
+      ValueError: the kind is unknown, or ``x`` has more positions than the grid.
     """
 
     grid: tuple[int, ...]
@@ -56,7 +65,7 @@ class Positions(nn.Module):
     def __call__(
         self, x: Float[Array, "batch length dim"], offset: Int[Array, ""] | int = 0
     ) -> Float[Array, "batch length dim"]:
-        """``offset``: the place of the first of ``x``."""
+        """``offset`` is the position of the first token of ``x``."""
         length = int(np.prod(self.grid))
         if x.shape[1] > length:
             raise ValueError(f"{x.shape[1]} positions given, the embedding is made for at most {length}")
@@ -77,24 +86,26 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
+"""The activations that a transformer may have, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Style:
-    """What published transformers differ in; the defaults are this library's own."""
+class TransformerStyle:
+    """The choices in which published transformers differ; the defaults are those of this library's encoders."""
 
     norm: Literal["pre", "post"] = "pre"
-    """A layer norm before each branch and one at the end (GPT-2, ViT), or one after each sum (BERT)."""
+    """"pre": a layer norm before each branch and one at the end (GPT-2, ViT); "post": one after each sum (BERT)."""
     activation: str = "gelu_tanh"
-    """A key of `ACTIVATIONS`."""
+    """Activation of the MLP, a key of `ACTIVATIONS`."""
     epsilon: float = 1e-6
-    """Of the layer norms."""
+    """Epsilon of the layer norms."""
     gated: bool = False
-    """SwiGLU in place of the MLP: ``down(activation(up x) * gate x)``."""
+    """Whether the MLP is gated (SwiGLU): ``down(activation(up x) * gate x)``."""
     layer_scale: float | None = None
-    """Start of a factor for each channel of each branch (arXiv:2103.17239); None: there is none."""
+    """Initial value of a learned factor for each channel of each branch (LayerScale, Touvron et al. 2021,
+    arXiv:2103.17239); None: no such factor."""
     final_norm: bool = True
-    """Whether the norm at the end is part of the transformer."""
+    """Whether the transformer ends in a layer norm (pre-norm only)."""
 
     def __post_init__(self):
         if self.norm not in ("pre", "post") or self.activation not in ACTIVATIONS:
@@ -105,8 +116,10 @@ class Style:
 
 
 class MLP(nn.Module):
-    """``D -> mlp_ratio D -> D`` with an activation between; ``out_scale`` is the size of its output's weights at the
-    start, against the usual."""
+    """A layer to ``mlp_ratio * D`` features, an activation, and a layer back to ``D``; or a gated one (SwiGLU).
+
+    The last layer is initialized ``out_scale`` times as large as usual.
+    """
 
     mlp_ratio: float = 4.0
     dtype: Any = None
@@ -120,19 +133,21 @@ class MLP(nn.Module):
         hidden = ACTIVATIONS[self.activation](nn.Dense(size, dtype=self.dtype, name="up")(x))
         if self.gated:
             hidden = hidden * nn.Dense(size, dtype=self.dtype, name="gate")(x)
-        start = nn.initializers.variance_scaling(self.out_scale**2, "fan_in", "truncated_normal")
-        return nn.Dense(x.shape[-1], kernel_init=start, dtype=self.dtype, name="down")(hidden)
+        init = nn.initializers.variance_scaling(self.out_scale**2, "fan_in", "truncated_normal")
+        return nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="down")(hidden)
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block: ``x += attn(LN(x))``; if ``cross``, ``x += attn(LN(x), kv)``; ``x += MLP(LN(x))``.
+    """A transformer block: ``x += attn(LN(x))``; if ``cross``, ``x += attn(LN(x), kv)``; ``x += MLP(LN(x))``.
 
-    ``x [B, N, D]``; ``mask [B, N]`` and ``kv_mask [B, M]`` tell what holds content. Layer norm statistics and
-    the softmax are float32 whatever ``dtype``. Xiong et al. 2020, arXiv:2002.04745. Every
-    branch starts ``out_scale`` times as large as usual: below 1 the block starts near the identity (after ReZero,
-    Bachlechner et al. 2020, arXiv:2003.04887). ``kv`` may have fewer rows, and ``position`` is for one token at a
-    time: see `nets.attention.MultiHeadAttention`. Another ``style`` may have the norms after the sums,
-    ``x = LN(x + attn(x))``. In ``apply(..., mutable=["hidden_states"])`` the result is recorded there.
+    ``x`` is ``[B, N, D]``; ``mask [B, N]`` and ``kv_mask [B, M]`` are True on valid positions. Layer norm statistics
+    and the softmax are float32 for any ``dtype``. Pre-norm as in Xiong et al. 2020, arXiv:2002.04745; with
+    ``style.norm="post"`` the norms follow the sums, ``x = LN(x + attn(x))``.
+
+    Every branch is initialized ``out_scale`` times as large as usual: well below 1 the block starts near the identity
+    (compare ReZero, Bachlechner et al. 2020, arXiv:2003.04887). For ``kv`` with fewer examples than ``x``, and for
+    ``position`` in decoding, see `nets.attention.MultiHeadAttention`. Under ``apply(..., mutable=["hidden_states"])``
+    the output is recorded there.
     """
 
     heads: int
@@ -144,7 +159,7 @@ class TransformerBlock(nn.Module):
     dtype: Any = None
     implementation: str | None = None
     out_scale: float = 1.0
-    style: Style = Style()
+    style: TransformerStyle = TransformerStyle()
 
     @nn.compact
     def __call__(
@@ -168,8 +183,8 @@ class TransformerBlock(nn.Module):
             norm = layer_norm(self.style, self.dtype, f"{name}_norm")
             y = branch(norm(x) if self.style.norm == "pre" else x)
             if self.style.layer_scale is not None:
-                start = nn.initializers.constant(self.style.layer_scale)
-                scale = self.param(f"{name}_scale", start, (y.shape[-1],), jnp.float32)
+                init = nn.initializers.constant(self.style.layer_scale)
+                scale = self.param(f"{name}_scale", init, (y.shape[-1],), jnp.float32)
                 y = y * scale.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
             y = Dropout(self.dropout, name=f"{name}_dropout")(y, keys)
             x = x + DropPath(self.drop_path, name=f"{name}_drop_path")(y, keys)
@@ -185,22 +200,22 @@ class TransformerBlock(nn.Module):
             self.mlp_ratio, self.dtype, self.out_scale, self.style.activation, self.style.gated, name="mlp"
         )
         x = keep_rows(residual(x, mlp, "mlp"))
-        if not self.is_initializing():  # else it would be part of what is initialised
+        if not self.is_initializing():  # `init` would return the record among the variables
             self.sow("hidden_states", "output", x)
         return x
 
 
-def layer_norm(style: Style, dtype: Any, name: str) -> nn.LayerNorm:
-    """A layer norm of a style, for compact methods."""
+def layer_norm(style: TransformerStyle, dtype: Any, name: str) -> nn.LayerNorm:
+    """The layer norm of a style; call it in a compact method."""
     return nn.LayerNorm(epsilon=style.epsilon, dtype=dtype, name=name)
 
 
 class Transformer(nn.Module):
-    """``depth`` blocks and, unless they end in one, a layer norm: ``[B, N, D] -> [B, N, D]`` in ``dtype``.
+    """``depth`` blocks and a final layer norm (see `TransformerStyle`): ``[B, N, D] -> [B, N, D]`` in ``dtype``.
 
-    ``scan_layers`` compiles one block and loops over parameters stacked along a first axis (``layers/*``
-    instead of ``layers_0/*``, ``layers_1/*``, …): the same function, a shorter compilation. ``remat``
-    recomputes each block in the backward pass: memory for one block instead of ``depth``.
+    ``scan_layers`` compiles one block and loops over parameters that are stacked along a first axis (``layers/*``
+    instead of ``layers_0/*``, ``layers_1/*``, …): the same function, compiled faster. ``remat`` recomputes each block
+    in the backward pass: activations of one block in memory instead of ``depth``.
     """
 
     depth: int
@@ -214,7 +229,7 @@ class Transformer(nn.Module):
     remat: bool = False
     scan_layers: bool = False
     implementation: str | None = None
-    style: Style = Style()
+    style: TransformerStyle = TransformerStyle()
 
     @nn.compact
     def __call__(
@@ -264,11 +279,25 @@ class Transformer(nn.Module):
         return layer_norm(self.style, self.dtype, "norm")(x)
 
 
-class SizedTransformer(nn.Module, kw_only=True):
-    """The sizes of a transformer and of what precedes it: what the encoders and the decoder built on one share.
+TRANSFORMER_OPTIONS = (
+    "heads",
+    "mlp_ratio",
+    "dropout",
+    "drop_path",
+    "dtype",
+    "remat",
+    "scan_layers",
+    "implementation",
+    "style",
+)
+"""The fields that a `SizedTransformer` passes on to its `Transformer`."""
 
-    ``positions`` is "learned" or "sincos" (see `Positions`), ``dropout`` that of the embedded input too; all other
-    fields are those of `Transformer`.
+
+class SizedTransformer(nn.Module, kw_only=True):
+    """Base of the encoders and the decoder that contain a `Transformer`: its sizes and those of the embedding.
+
+    ``positions`` is "learned" or "sincos" (see `PositionEmbedding`); ``dropout`` also applies to the embedded input;
+    the other fields are those of `Transformer`.
     """
 
     width: int = 128
@@ -282,7 +311,7 @@ class SizedTransformer(nn.Module, kw_only=True):
     remat: bool = False
     scan_layers: bool = False
     implementation: str | None = None
-    style: Style = Style()
+    style: TransformerStyle = TransformerStyle()
 
     @nn.nowrap
     def transformer(
@@ -293,26 +322,14 @@ class SizedTransformer(nn.Module, kw_only=True):
         depth: int | None = None,
         name: str = "transformer",
     ) -> Transformer:
-        """For compact methods: a submodule, of all layers or ``depth`` of them."""
-        same = (
-            "heads",
-            "mlp_ratio",
-            "dropout",
-            "drop_path",
-            "dtype",
-            "remat",
-            "scan_layers",
-            "implementation",
-            "style",
-        )
-        sizes = {field: getattr(self, field) for field in same}
+        """The transformer as a submodule, for compact methods; ``depth`` defaults to the field of that name."""
+        options = {field: getattr(self, field) for field in TRANSFORMER_OPTIONS}
         depth = self.depth if depth is None else depth
-        return Transformer(depth, causal=causal, cross=cross, name=name, **sizes)
+        return Transformer(depth, causal=causal, cross=cross, name=name, **options)
 
 
 class TransformerEncoder(SizedTransformer, kw_only=True):
-    """What the encoders of all modalities that are transformers share; with ``class_token`` a learned token is
-    prepended."""
+    """Base of the encoders that are transformers, of any modality; with ``class_token`` a learned token comes first."""
 
     class_token: bool = False
 
@@ -320,9 +337,11 @@ class TransformerEncoder(SizedTransformer, kw_only=True):
     def encode(
         self, x, mask, grid: tuple[int, ...], keys: ExampleKeys | None, *, causal: bool = False
     ) -> Tokens:
-        """For compact methods: ``x [B, N, width]``, tokens of a ``grid`` without their positions, to the encoder's
-        tokens."""
-        x = Positions(grid, self.positions, name="positions")(x)
+        """Adds positions (and the class token) to the tokens ``x [B, N, width]`` of a ``grid``, then transforms them.
+
+        For compact methods.
+        """
+        x = PositionEmbedding(grid, self.positions, name="positions")(x)
         if self.class_token:
             x, mask = prepend_class_token(self, x, mask)
         x = Dropout(self.dropout, name="dropout")(x, keys)
@@ -330,7 +349,7 @@ class TransformerEncoder(SizedTransformer, kw_only=True):
 
 
 def stack_layers(params: dict, depth: int) -> dict:
-    """Parameters of an unscanned :class:`Transformer` in the layout of ``scan_layers=True``."""
+    """The parameters of a `Transformer` without ``scan_layers`` in the layout of one with ``scan_layers=True``."""
     layers = [params[f"layers_{layer}"] for layer in range(depth)]
     rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
     return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}

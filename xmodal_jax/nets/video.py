@@ -1,4 +1,4 @@
-"""Video encoders: frames in [-1, 1], ``[B, F, H, W, C]``, to tokens."""
+"""Encoders of video: frames ``[B, F, H, W, C]`` in [-1, 1] to tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.nets.conv import zero_behind
+from xmodal_jax.nets.conv import apply_mask
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -18,9 +18,15 @@ def cut_tubelets(
     mask: Bool[Array, "batch frames"] | None,
     tubelet: tuple[int, int],
 ) -> tuple[Float[Array, "batch tokens values"], Bool[Array, "batch tokens"] | None, tuple[int, int, int]]:
-    """Tubelets of ``t`` frames and ``p x p`` pixels in the order of their ``grid``, ``[B, N, t p p C]``, which of them
-    hold content (one of their frames does), and the grid.
+    """Cuts a video into tubelets of ``t`` frames and ``p x p`` pixels.
 
+    Args:
+      video: the frames.
+      mask: True on valid frames; None: all.
+      tubelet: ``(t, p)``.
+    Returns:
+      The tubelets ``[B, N, t p p C]`` in row-major order of their grid; their mask (a tubelet is valid if one of its
+      frames is); and the grid (frames, rows, columns).
     Raises:
       ValueError: the tubelet does not divide the video.
     """
@@ -37,11 +43,10 @@ def cut_tubelets(
 
 
 class TubeletViT(TransformerEncoder):
-    """A transformer over tubelets ``(t, p, p)``: ``[B, F, H, W, C] -> [B, (1 +) F/t * H/p * W/p, width]``.
+    """A transformer over tubelets of ``(t, p, p)``: ``[B, F, H, W, C] -> [B, (1 +) F/t * H/p * W/p, width]``.
 
-    ``mask [B, F]`` is True on frames that hold content; other frames are set to zero, and a tubelet holds
-    content if one of its frames does. The video's size is fixed at init. Arnab et al. 2021, arXiv:2103.15691
-    (model 1).
+    ``mask [B, F]`` is True on valid frames; others are set to zero, and a tubelet is valid if one of its frames is. The
+    size of the video is fixed at initialization. ViViT, Arnab et al. 2021, arXiv:2103.15691, model 1.
 
     Raises:
       ValueError: the tubelet does not divide the video.
@@ -57,18 +62,18 @@ class TubeletViT(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        x, mask, grid = cut_tubelets(zero_behind(inputs, mask), mask, self.tubelet)
+        x, mask, grid = cut_tubelets(apply_mask(inputs, mask), mask, self.tubelet)
         x = nn.Dense(self.width, dtype=self.dtype, name="tubelets")(x)
         return self.encode(x, mask, grid, keys)
 
 
 class StackedFrames(nn.Module):
-    """An image encoder that sees all frames at once, as channels: ``[B, F, H, W, C]`` to tokens of ``[B, H, W, F C]``.
+    """An image encoder applied to all frames at once, stacked as channels: its tokens of ``[B, H, W, F C]``.
 
-    For short clips of little motion: as cheap as a picture, and layout stays. The number of frames is fixed at init.
-    ``mask [B, F]`` is True on frames that hold content; others are set to zero, and a video without any has no content
-    itself. Early fusion of Karpathy et al. 2014 (Large-scale video classification with convolutional neural networks),
-    sec. 3.1.
+    For short clips with little motion: it costs as much as a single image, and keeps the spatial layout. The number of
+    frames is fixed at initialization. ``mask [B, F]`` is True on valid frames; others are set to zero, and a video
+    without valid frames has no valid tokens. Early fusion of Karpathy et al. 2014, Large-scale Video Classification
+    with Convolutional Neural Networks, section 3.1.
     """
 
     image_encoder: nn.Module
@@ -81,17 +86,17 @@ class StackedFrames(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        x = zero_behind(inputs, mask).transpose(0, 2, 3, 1, 4)
+        x = apply_mask(inputs, mask).transpose(0, 2, 3, 1, 4)
         values = self.image_encoder(x.reshape(*x.shape[:3], -1), keys=keys).values
-        there = None if mask is None else jnp.broadcast_to(mask.any(axis=1)[:, None], values.shape[:2])
-        return Tokens(values, there)
+        token_mask = None if mask is None else jnp.broadcast_to(mask.any(axis=1)[:, None], values.shape[:2])
+        return Tokens(values, token_mask)
 
 
 class FrameTransformer(TransformerEncoder):
-    """An image encoder shared by the frames, mean-pooled, then a transformer over time.
+    """An image encoder applied to each frame and mean-pooled, then a transformer over time.
 
-    ``[B, F, H, W, C] -> [B, (1 +) F, width]``; ``image_encoder`` is any image encoder of this package. ``mask
-    [B, F]`` is True on frames that hold content.
+    ``[B, F, H, W, C] -> [B, (1 +) F, width]``. ``image_encoder`` is any image encoder of this package. ``mask [B, F]``
+    is True on valid frames.
     """
 
     image_encoder: nn.Module
@@ -105,7 +110,7 @@ class FrameTransformer(TransformerEncoder):
         keys: ExampleKeys | None = None,
     ) -> Tokens:
         batch, frames = inputs.shape[:2]
-        x = zero_behind(inputs, mask).reshape(batch * frames, *inputs.shape[2:])
+        x = apply_mask(inputs, mask).reshape(batch * frames, *inputs.shape[2:])
         frame_keys = None
         if keys is not None:
             fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))

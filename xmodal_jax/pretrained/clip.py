@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.image import cut_patches, no_mask
+from xmodal_jax.nets.image import check_no_mask, cut_patches
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained import images
 from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
@@ -85,7 +85,7 @@ class ClipImage(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
+        check_no_mask(mask)
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         token = jnp.broadcast_to(self.class_token.astype(x.dtype)[None, None], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([token, x], axis=1)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import flax.linen as nn
 from jaxtyping import Array
 
-from xmodal_jax.nets.transformer import Style, Transformer
+from xmodal_jax.nets.transformer import Transformer, TransformerStyle
 from xmodal_jax.types import ExampleKeys, Params, Tokens
 
 Head = Literal["none", "pool", "project"]
@@ -87,7 +87,7 @@ class TransformerSizes:
     heads: int
     hidden: int
     """Width of the MLP's hidden layer."""
-    style: Style = Style()
+    style: TransformerStyle = TransformerStyle()
     options: EncoderOptions = DEFAULT_OPTIONS
 
     def transformer(self, *, causal: bool = False) -> Transformer:
@@ -107,13 +107,15 @@ class TransformerSizes:
 
 
 def read_sizes(config: SimpleNamespace, options: EncoderOptions, **style: Any) -> TransformerSizes:
-    """The transformer's sizes from a ``config.json`` with the usual names; ``style``: more fields of `Style`."""
+    """The sizes in a ``config.json`` that has the usual names; ``style``: further fields of `TransformerStyle`."""
     return TransformerSizes(
         width=config.hidden_size,
         depth=config.num_hidden_layers,
         heads=config.num_attention_heads,
         hidden=config.intermediate_size,
-        style=Style(activation=activation(config.hidden_act), epsilon=config.layer_norm_eps, **style),
+        style=TransformerStyle(
+            activation=activation(config.hidden_act), epsilon=config.layer_norm_eps, **style
+        ),
         options=options,
     )
 

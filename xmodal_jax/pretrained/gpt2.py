@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from xmodal_jax.nets.text import TextDecoder
-from xmodal_jax.nets.transformer import Style
+from xmodal_jax.nets.transformer import TransformerStyle
 from xmodal_jax.pretrained.encoder import EncoderOptions, activation
 from xmodal_jax.pretrained.rules import FLAT, Rule, layers, linear, norm
 
@@ -60,7 +60,7 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> GPT2:
         vocab_size=config.vocab_size,
         max_length=config.n_positions,
         cross=False,
-        style=Style(epsilon=fields.pop("epsilon")),
+        style=TransformerStyle(epsilon=fields.pop("epsilon")),
         **options.transformer_options,
         **fields,
     )

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout, DropPath
-from xmodal_jax.nets.image import no_mask
+from xmodal_jax.nets.image import check_no_mask
 from xmodal_jax.nets.pooling import max_pool
 from xmodal_jax.nets.transformer import ACTIVATIONS
 from xmodal_jax.preprocess.image import standardize
@@ -164,7 +164,7 @@ class ResNet(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
+        check_no_mask(mask)
         sizes, options = self.sizes, self.sizes.options
         x = ConvNorm(sizes.stem, 7, 2, options.dtype, name="stem")(standardize(inputs, *self.scale))
         x = max_pool(ACTIVATIONS[sizes.activation](x), window=3, stride=2, padding=1)

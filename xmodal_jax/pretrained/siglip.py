@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.nets.attention import attention
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.image import no_mask
+from xmodal_jax.nets.image import check_no_mask
 from xmodal_jax.nets.transformer import MLP
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained import images
@@ -93,7 +93,7 @@ class SiglipImage(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
+        check_no_mask(mask)
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         x = x + self.places[None].astype(x.dtype)
         self.record(x)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.nets.conv import zero_behind
+from xmodal_jax.nets.conv import apply_mask
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import sincos_positions
@@ -74,7 +74,7 @@ class VideoMAE(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        video = standardize(zero_behind(inputs, mask), *self.scale)
+        video = standardize(apply_mask(inputs, mask), *self.scale)
         x, mask, _ = cut_tubelets(video, mask, (self.tubelet, self.patch))
         length = x.shape[1]
         x = self.patches(x)

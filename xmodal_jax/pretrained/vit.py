@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.image import cut_patches, no_mask
+from xmodal_jax.nets.image import check_no_mask, cut_patches
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
 from xmodal_jax.pretrained.images import (
@@ -104,7 +104,7 @@ class ViT(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        no_mask(mask)
+        check_no_mask(mask)
         (height, width), (rows, columns), p = inputs.shape[1:3], self.grid, self.patch
         if (height, width) != (rows * p, columns * p):
             raise ValueError(

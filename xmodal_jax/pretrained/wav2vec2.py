@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from xmodal_jax.nets.conv import Conv, zero_behind
+from xmodal_jax.nets.conv import Conv, apply_mask
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import ACTIVATIONS
@@ -142,13 +142,13 @@ class Wav2Vec2(PretrainedEncoder):
                 f"({1000 * self.shortest / SAMPLE_RATE:g} ms at {SAMPLE_RATE} Hz)"
             )
         x = inputs[:, :, None]
-        x = normalize_frames(x, mask, eps=1e-7) if self.standardize else zero_behind(x, mask)
+        x = normalize_frames(x, mask, eps=1e-7) if self.standardize else apply_mask(x, mask)
         activate = ACTIVATIONS[self.extractor_activation]
         for k, conv in enumerate(self.convs):
             x = conv(x)
             x = activate(self.norms[k](x) if k < len(self.norms) else x)
         mask = None if mask is None else self._frame_mask(mask.sum(axis=1), x.shape[1])
-        x = zero_behind(self.projection(self.before(x) if self.projection_norm else x), mask)
+        x = apply_mask(self.projection(self.before(x) if self.projection_norm else x), mask)
         groups = x.reshape(*x.shape[:2], self.position_groups, -1)
         x = x + activate(self.places(groups).reshape(x.shape))
         if self.sizes.style.norm == "post":

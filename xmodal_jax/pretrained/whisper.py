@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.nets.conv import Conv, zero_behind
+from xmodal_jax.nets.conv import Conv, apply_mask
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import Pool
-from xmodal_jax.nets.transformer import Style
+from xmodal_jax.nets.transformer import TransformerStyle
 from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, activation
 from xmodal_jax.pretrained.rules import CONV, Rule, block, embedding, layers, norm
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -83,7 +83,7 @@ class Whisper(PretrainedEncoder):
                 f"for {2 * self.positions / FRAMES_PER_SECOND:g} seconds"
             )
         # The padding is set to zero before each convolution, as the first one makes its zeros nonzero.
-        x = zero_behind(nn.gelu(self.first(zero_behind(inputs, mask)), approximate=False), mask)
+        x = apply_mask(nn.gelu(self.first(apply_mask(inputs, mask)), approximate=False), mask)
         x = nn.gelu(self.second(x), approximate=False)
         position = jax.lax.stop_gradient(self.places(jnp.arange(x.shape[1])))
         x = x + position[None].astype(x.dtype)
@@ -105,7 +105,7 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Whisper:
             depth=config.encoder_layers,
             heads=config.encoder_attention_heads,
             hidden=config.encoder_ffn_dim,
-            style=Style(activation=activation(config.activation_function), epsilon=1e-5),
+            style=TransformerStyle(activation=activation(config.activation_function), epsilon=1e-5),
             options=options,
         ),
         mels=config.num_mel_bins,

@@ -1,4 +1,4 @@
-"""The static part of a convolution, and its three bilinear maps as ``lax`` convolutions."""
+"""The geometry of a convolution, and its three bilinear maps (see `nets.conv`) as ``lax`` convolutions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax import Array, lax
 
 
 class Geometry(NamedTuple):
-    """The static part of a convolution: all but the two arrays. One entry per spatial axis."""
+    """The static part of a convolution: sizes, strides and padding, one entry per spatial axis."""
 
     input_size: tuple[int, ...]
     kernel_size: tuple[int, ...]
@@ -19,6 +19,7 @@ class Geometry(NamedTuple):
 
     @property
     def output_size(self) -> tuple[int, ...]:
+        """Size of the result."""
         return tuple(
             (n + sum(p) - k) // s + 1
             for n, k, s, p in zip(self.input_size, self.kernel_size, self.strides, self.padding, strict=True)
@@ -31,7 +32,11 @@ def _dimension_numbers(spatial: int) -> tuple[str, str, str]:
 
 
 def correlate(x: Array, kernel: Array, *, geometry: Geometry, groups: int = 1) -> Array:
-    """``x [N, *input_size, C]`` with ``kernel [*kernel_size, C // groups, O]``: ``[N, *output_size, O]``."""
+    """The convolution of ``x [N, *input_size, C]`` with ``kernel [*kernel_size, C // groups, O]``.
+
+    Returns:
+      ``[N, *output_size, O]``.
+    """
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -43,7 +48,10 @@ def correlate(x: Array, kernel: Array, *, geometry: Geometry, groups: int = 1) -
 
 
 def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry, permute: bool) -> Array:
-    """``dy``, dilated by the strides, with the flipped kernel; ``permute`` its axes or only rename them."""
+    """The gradient in ``x``: ``dy``, dilated by the strides, convolved with the flipped kernel.
+
+    With ``permute`` the kernel's axes are transposed first, which the CPU needs; without, only their names are swapped.
+    """
     spatial = len(geometry.strides)
     kernel = jnp.flip(kernel, range(spatial))
     image, hwio, _ = _dimension_numbers(spatial)
@@ -69,7 +77,10 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry, permute: boo
 
 
 def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry, permute: bool) -> Array:
-    """``x`` convolved with ``dy`` dilated by the strides: the batch, summed over, plays the channels."""
+    """The gradient in ``kernel``: ``x`` convolved with ``dy`` dilated by the strides; the sum is over the batch.
+
+    With ``permute`` the arrays' axes are transposed first, which the CPU needs; without, only their names are swapped.
+    """
     spatial = len(geometry.strides)
     image, hwio, _ = _dimension_numbers(spatial)
     axes = hwio[:-2]

@@ -15,7 +15,7 @@ class AudioTransformer(TransformerEncoder):
 
     ``log2(downsample)`` convolutions over time (size 3, stride 2, GELU), then a transformer. Token i is centred on
     frame ``i * downsample``, and valid if that frame is. Masked frames are set to zero before every convolution, so
-    that an utterance and a padded copy of it give the same tokens. Positions are sine-cosine by default, for any length.
+    that an utterance and a padded copy of it give the same tokens. Positions are sine-cosine by default (any length).
 
     Raises:
       ValueError: ``downsample`` is not a power of 2.

@@ -18,8 +18,8 @@ from typing import Literal
 
 import tyro
 
+from xmodal_jax import rating
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
-from xmodal_jax.rating import ratings as rating
 from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.run import write_atomic
 

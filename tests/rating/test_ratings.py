@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from xmodal_jax import rating
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
-from xmodal_jax.rating import ratings as rating
 
 SOURCES = ("model-a", "model-b", "model-c")  # "-" is not in base64, which might hold any word
 EVIL = "</script><script>alert('x')</script> & \"quoted\" <!-- @@DATA@@"

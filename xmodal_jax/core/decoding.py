@@ -11,6 +11,7 @@ begin token, which has position 0. Each search is one compiled loop.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -192,53 +193,82 @@ def beam_search(
         raise ValueError(f"the length penalty must not be negative, got {penalty}")
     if vocab < 2 * beams:
         raise ValueError(f"{beams} beams need a vocabulary of {2 * beams} tokens at least, got {vocab}")
-    batch = rows // beams
-    split_beams = lambda tree: jax.tree.map(lambda x: x.reshape(batch, beams, *x.shape[1:]), tree)
-    merge_beams = lambda tree: jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), tree)
-    empty = _Beams(
-        jnp.zeros((batch, beams, length), jnp.int32), jnp.zeros((batch, beams), jnp.int32),
-        jnp.full((batch, beams), -jnp.inf), jnp.full((batch, beams), -jnp.inf),
-    )  # fmt: skip
+    search = _BeamSearch(step, rows // beams, beams, vocab, length, end, penalty)
+    alive, ended = search.start()
+    start = (jnp.int32(0), logits, state, alive, ended)
+    _, _, _, alive, ended = jax.lax.while_loop(search.unfinished, search.advance, start)
+    best = search.best(alive, ended)
+    mask = jnp.arange(length)[None, None, :] < best.counts[:, :, None]
+    return GeneratedTokens(best.tokens, mask, best.total)
 
-    def body(carry):
+
+@dataclasses.dataclass(frozen=True)
+class _BeamSearch:
+    """The loop of a beam search over ``(t, logits, state, alive, ended)``."""
+
+    step: Step
+    batch: int
+    beams: int
+    vocab: int
+    length: int
+    end: int
+    penalty: float
+
+    def split(self, tree: Any) -> Any:
+        """Arrays ``[B * beams, ...]`` to ``[B, beams, ...]``."""
+        return jax.tree.map(lambda x: x.reshape(self.batch, self.beams, *x.shape[1:]), tree)
+
+    def merge(self, tree: Any) -> Any:
+        """Arrays ``[B, beams, ...]`` to ``[B * beams, ...]``."""
+        return jax.tree.map(lambda x: x.reshape(self.batch * self.beams, *x.shape[2:]), tree)
+
+    def start(self) -> tuple[_Beams, _Beams]:
+        """The beams before the first token, unfinished and finished."""
+        shape = (self.batch, self.beams)
+        empty = _Beams(
+            jnp.zeros((*shape, self.length), jnp.int32), jnp.zeros(shape, jnp.int32),
+            jnp.full(shape, -jnp.inf), jnp.full(shape, -jnp.inf),
+        )  # fmt: skip
+        # Only the first beam of each example starts: equal beams would stay equal.
+        return empty._replace(total=empty.total.at[:, 0].set(0.0)), empty
+
+    def advance(self, carry):
+        """One more token."""
         t, logits, state, alive, ended = carry
-        logs = jax.nn.log_softmax(split_beams(logits).astype(jnp.float32), axis=-1)
-        totals = (alive.total[:, :, None] + logs).reshape(batch, beams * vocab)
+        logs = jax.nn.log_softmax(self.split(logits).astype(jnp.float32), axis=-1)
+        totals = (alive.total[:, :, None] + logs).reshape(self.batch, self.beams * self.vocab)
         # Twice as many candidates as beams: at most half of them end, one for each beam.
-        total, index = jax.lax.top_k(totals, 2 * beams)
-        parent, token = index // vocab, (index % vocab).astype(jnp.int32)
-        ends = token == end
+        total, index = jax.lax.top_k(totals, 2 * self.beams)
+        parent, token = index // self.vocab, (index % self.vocab).astype(jnp.int32)
+        ends = token == self.end
         tokens, counts = _take_beams((alive.tokens, alive.counts), parent)
-        norm = length_norm(t + 1, penalty)
+        norm = length_norm(t + 1, self.penalty)
         newly_ended = _Beams(tokens, counts, total, jnp.where(ends, total / norm, -jnp.inf))
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, :, None], (0, 0, t))
         continued = _Beams(tokens, counts + 1, total, jnp.where(ends, -jnp.inf, total))
 
-        best = jax.lax.top_k(continued.score, beams)[1]
+        best = jax.lax.top_k(continued.score, self.beams)[1]
         alive, parent, last = _take_beams((continued, parent, token), best)
         alive = alive._replace(total=alive.score)  # a sequence that has ended is never continued
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, newly_ended)
-        ended = _take_beams(both, jax.lax.top_k(both.score, beams)[1])
-        state = merge_beams(_take_beams(split_beams(state), parent))
-        logits, state = step(merge_beams(last), t + 1, state)
+        ended = _take_beams(both, jax.lax.top_k(both.score, self.beams)[1])
+        state = self.merge(_take_beams(self.split(state), parent))
+        logits, state = self.step(self.merge(last), t + 1, state)
         return t + 1, logits, state, alive, ended
 
-    def unfinished(carry):
+    def unfinished(self, carry):
+        """Whether an unfinished sequence can still beat a finished one."""
         t, _, _, alive, ended = carry
         # A log-probability only falls as a sequence grows, and no norm is larger than that of the full length.
-        reachable = alive.total.max(axis=1) / length_norm(length, penalty)
-        return (t < length) & (ended.score.min(axis=1) < reachable).any()
+        reachable = alive.total.max(axis=1) / length_norm(self.length, self.penalty)
+        return (t < self.length) & (ended.score.min(axis=1) < reachable).any()
 
-    # Only the first beam of each example starts: equal beams would stay equal.
-    first = empty._replace(total=empty.total.at[:, 0].set(0.0))
-    start = (jnp.int32(0), logits, state, first, empty)
-    _, _, _, alive, ended = jax.lax.while_loop(unfinished, body, start)
-    none_ended = jnp.isneginf(ended.score).all(axis=1)
-    alive = alive._replace(score=alive.total / length_norm(length, penalty))
-    choose = lambda a, b: jnp.where(none_ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-    best = jax.tree.map(choose, alive, ended)
-    mask = jnp.arange(length)[None, None, :] < best.counts[:, :, None]
-    return GeneratedTokens(best.tokens, mask, best.total)
+    def best(self, alive: _Beams, ended: _Beams) -> _Beams:
+        """The finished sequences; for an example without any, the unfinished ones."""
+        none_ended = jnp.isneginf(ended.score).all(axis=1)
+        alive = alive._replace(score=alive.total / length_norm(self.length, self.penalty))
+        choose = lambda a, b: jnp.where(none_ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+        return jax.tree.map(choose, alive, ended)
 
 
 def ctc_greedy(

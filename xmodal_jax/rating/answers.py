@@ -1,0 +1,262 @@
+"""Results of a blind rating: the answers that raters have saved from a page, read with the key of the page::
+
+preference_rates(["answers-ada.csv", "answers-alan.csv"], "rating.key.json").table()
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xmodal_jax.rating.page import SCALES, Mode, read_key
+
+COLUMNS = ("trial", "left", "right", "choice", "seconds", "rater")
+"""Columns of the CSV files."""
+
+
+class PairRate(NamedTuple):
+    """How often one source was preferred to another."""
+
+    first: str
+    second: str
+    rate: float
+    """Fraction of the answers that prefer ``first``, ties counted half."""
+    low: float
+    """Lower end of the 95% interval (Wilson)."""
+    high: float
+    """Upper end of the 95% interval."""
+    first_wins: int
+    second_wins: int
+    ties: int
+    raters: int
+    """Number of raters who compared these two."""
+
+
+class Preferences(NamedTuple):
+    """How often each source is preferred to each other."""
+
+    pairs: list[PairRate]
+    answers: int
+    raters: int
+    replaced: int
+    """Number of earlier answers of a rater to the same trial, which do not count."""
+
+    def table(self) -> str:
+        """A line for each pair, below a heading."""
+        lines = [f"{'preferred':>16} {'to':>16}   rate  95% interval    wins  losses  ties"]
+        for p in self.pairs:
+            lines.append(
+                f"{p.first:>16} {p.second:>16}  {p.rate:5.3f}  {p.low:5.3f} - {p.high:5.3f}"
+                f"  {p.first_wins:6} {p.second_wins:7} {p.ties:5}"
+            )
+        return "\n".join([*lines, "ties count half"])
+
+
+class SourceRating(NamedTuple):
+    """The mean mark of a source on a scale."""
+
+    source: str
+    scale: str
+    """A key of `SCALES`."""
+    mean: float
+    """From 1 to 5."""
+    low: float | None
+    """Lower end of the 95% interval over raters; None where there is only one."""
+    high: float | None
+    """Upper end of the 95% interval."""
+    answers: int
+    raters: int
+
+
+class Ratings(NamedTuple):
+    """The mean mark of each source on each scale."""
+
+    sources: list[SourceRating]
+    answers: int
+    raters: int
+    replaced: int
+    """Number of earlier answers of a rater to the same trial, which do not count."""
+
+    def table(self) -> str:
+        """A line for each source and scale, below a heading."""
+        lines = [f"{'source':>16} {'scale':>10}   mean  95% interval  answers"]
+        for s in self.sources:
+            interval = "(one rater)" if s.low is None else f"{s.low:4.2f} - {s.high:4.2f}"
+            lines.append(f"{s.source:>16} {s.scale:>10}  {s.mean:5.2f}  {interval:12}  {s.answers:7}")
+        return "\n".join(lines)
+
+
+class _Answer(NamedTuple):
+    trial: str
+    choice: str
+    seconds: float
+    rater: str
+
+
+class _Answers(NamedTuple):
+    answers: list[_Answer]
+    raters: list[str]
+    replaced: int
+    """Number of earlier answers of a rater to the same trial, which do not count."""
+
+
+def preference_rates(csv_paths: Sequence[Path | str], key_path: Path | str) -> Preferences:
+    """How often each source was preferred to each other one.
+
+    The rate is ``(wins + ties / 2) / answers``, so that the rates of both directions add up to 1. The interval is
+    Wilson's (1927) for independent answers: somewhat too wide with ties, which vary less than wins and losses, and too
+    narrow with few raters or captions, whose answers depend on each other.
+
+    Args:
+      csv_paths: the files of the raters.
+      key_path: the key of the page.
+
+    Raises:
+      ValueError: a line cannot be read or answers a trial that the key does not have (the message names file and line),
+        or the page has the other mode.
+    """
+    key = _key_for(key_path, "preference")
+    answers = _read_answers(csv_paths, key)
+    by_pair: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for answer in answers.answers:
+        trial = key["trials"][answer.trial]
+        left, right = (key["samples"][trial[side]]["source"] for side in ("left", "right"))
+        score = {"left": 1.0, "tie": 0.5, "right": 0.0}[answer.choice]
+        pair, score = ((left, right), score) if left < right else ((right, left), 1.0 - score)
+        by_pair.setdefault(pair, []).append((score, answer.rater))
+    pairs = []
+    for (first, second), scored in sorted(by_pair.items()):
+        scores = [score for score, _ in scored]
+        pairs.append(
+            PairRate(
+                first,
+                second,
+                sum(scores) / len(scores),
+                *wilson_interval(sum(scores), len(scores)),
+                *(scores.count(score) for score in (1.0, 0.0, 0.5)),
+                len({rater for _, rater in scored}),
+            )
+        )
+    return Preferences(pairs, len(answers.answers), len(answers.raters), answers.replaced)
+
+
+def mean_ratings(
+    csv_paths: Sequence[Path | str], key_path: Path | str, *, seed: int, resamples: int = 10_000
+) -> Ratings:
+    """The mean mark of each source on each of `SCALES`.
+
+    The interval is from the 2.5% to the 97.5% quantile of a bootstrap over raters. The answers of one rater are
+    correlated: a bootstrap over answers would give a too narrow interval.
+
+    Args:
+      csv_paths: the files of the raters.
+      key_path: the key of the page.
+      seed: of the bootstrap.
+      resamples: of the bootstrap.
+
+    Raises:
+      ValueError: as `preference_rates`.
+    """
+    key = _key_for(key_path, "rating")
+    answers = _read_answers(csv_paths, key)
+    marks: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for answer in answers.answers:
+        source = key["samples"][key["trials"][answer.trial]["left"]]["source"]
+        for scale, digit in zip(SCALES, re.findall(r"\d", answer.choice), strict=True):
+            marks.setdefault((source, scale), {}).setdefault(answer.rater, []).append(int(digit))
+    sources = []
+    for (source, scale), by_rater in sorted(marks.items()):
+        sums = np.array([sum(values) for values in by_rater.values()], np.float64)
+        counts = np.array([len(values) for values in by_rater.values()])
+        low = high = None
+        if len(by_rater) > 1:
+            drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+            means = sums[drawn].sum(1) / counts[drawn].sum(1)
+            low, high = (float(q) for q in np.quantile(means, (0.025, 0.975)))
+        mean = float(sums.sum() / counts.sum())
+        sources.append(SourceRating(source, scale, mean, low, high, int(counts.sum()), len(by_rater)))
+    return Ratings(sources, len(answers.answers), len(answers.raters), answers.replaced)
+
+
+def wilson_interval(successes: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """The confidence interval of a proportion (Wilson 1927).
+
+    All ``p`` with ``|successes / count - p| <= z sqrt(p (1 - p) / count)``, where ``z`` is the normal quantile of the
+    ``level``.
+
+    Example::
+
+        wilson_interval(5, 10)  # (0.237, 0.763)
+    """
+    z = NormalDist().inv_cdf((1.0 + level) / 2.0)
+    rate, spread = successes / count, z * z / count
+    centre = (rate + spread / 2.0) / (1.0 + spread)
+    half = math.sqrt(spread * (rate * (1.0 - rate) + spread / 4.0)) / (1.0 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _key_for(path: Path | str, mode: Mode) -> dict[str, Any]:
+    key = read_key(path)
+    if key["mode"] != mode:
+        other = "preference_rates" if key["mode"] == "preference" else "mean_ratings"
+        raise ValueError(f"{path} is of a page in the mode {key['mode']!r}: read its answers with {other}")
+    return key
+
+
+def _read_answers(paths: Sequence[Path | str], key: Mapping[str, Any]) -> _Answers:
+    """The answers in all files; where a rater has answered a trial several times, the last answer counts."""
+    answers: dict[tuple[str, str], _Answer] = {}
+    total = 0
+    for path in paths:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                header = next(reader, [])
+                if tuple(header) != COLUMNS:
+                    raise ValueError(
+                        f"expected the columns {','.join(COLUMNS)}, found {','.join(header) or 'none'}; "
+                        "give the file as the page saved it"
+                    )
+                for cells in reader:
+                    if cells:
+                        answer = _read_answer(cells, key)
+                        answers[answer.rater, answer.trial] = answer
+                        total += 1
+            except (ValueError, csv.Error) as error:
+                raise ValueError(f"{path}:{max(reader.line_num, 1)}: {error}") from error
+    if not answers:
+        raise ValueError(f"no answers in {', '.join(str(path) for path in paths) or 'no files'}")
+    counted = list(answers.values())
+    return _Answers(counted, sorted({answer.rater for answer in counted}), total - len(counted))
+
+
+def _read_answer(cells: list[str], key: Mapping[str, Any]) -> _Answer:
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"expected {len(COLUMNS)} cells, found {len(cells)}")
+    trial, left, right, choice, seconds, rater = (cell.strip() for cell in cells)
+    known = key["trials"].get(trial)
+    if known is None:
+        raise ValueError(f"the trial {trial!r} is not in the key: the answers belong to another page")
+    if (left, right) != (known["left"], known["right"]):
+        raise ValueError(f"the trial {trial!r} showed {known['left']}, {known['right']}, not {left}, {right}")
+    if key["mode"] == "preference":
+        if choice not in ("left", "right", "tie"):
+            raise ValueError(f"the choice is left, right or tie, not {choice!r}")
+    elif not re.fullmatch("".join(f"{name[0]}[1-5]" for name in SCALES), choice):
+        raise ValueError(f"the choice is two marks such as q4a5, not {choice!r}")
+    try:
+        spent = float(seconds)
+    except ValueError:
+        spent = math.nan
+    if not 0.0 <= spent < math.inf:
+        raise ValueError(f"the seconds are a number from 0 up, not {seconds!r}")
+    if not rater:
+        raise ValueError("the rater's name is empty")
+    return _Answer(trial, choice, spent, rater)

@@ -1,0 +1,102 @@
+"""Items to rate from folders of images, one folder per source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.media import decode_image, shorter_side
+from xmodal_jax.data.metadata import find_metadata, read_metadata
+from xmodal_jax.rating.page import RatingItem
+
+
+def folder_items(
+    sources: Mapping[str, Path | str],
+    *,
+    match: Literal["caption", "file_name"] = "caption",
+    count: int | None = None,
+    image_size: int | None = None,
+    seed: int,
+    bad_examples: BadExamples | None = None,
+) -> list[RatingItem]:
+    """Items from folders of images with a metadata file (``file_name``, ``text``), one folder per source.
+
+    Args:
+      sources: the folder of each source. match: images belong to one item if all sources have their caption, or their
+        file name up to its suffix. Of several images with the same caption, the n-th ones of all sources belong
+        together.
+      count: number of items, drawn at random; None: all.
+      image_size: side of the square that all images are resized to, in pixels; None: the shorter side of the smallest
+        image, so that the resolution does not tell the sources apart.
+      seed: decides which items are drawn.
+      bad_examples: collects bad lines of the metadata; None: they raise.
+
+    Raises:
+      FileNotFoundError: a folder has no metadata.
+      BadExampleError: a line of the metadata cannot be read.
+      ValueError: the sources have nothing in common, or an image cannot be decoded.
+    """
+    bad_examples = BadExamples() if bad_examples is None else bad_examples
+    images = {name: _images_by(match, Path(folder), bad_examples) for name, folder in sources.items()}
+    matched = _match(images)
+    if not matched:
+        what = "captions" if match == "caption" else "file names"
+        raise ValueError(
+            f"no {what} are in all of {', '.join(sources)}; "
+            + ("match them by file name" if match == "caption" else "match them by caption")
+            + f" or check the text of {', '.join(str(folder) for folder in sources.values())}"
+        )
+    if count is not None and count < len(matched):
+        chosen = np.random.default_rng(seed).choice(len(matched), count, replace=False)
+        matched = [matched[k] for k in sorted(chosen)]
+    size = image_size or min(_decode(shorter_side, x.file) for of_item in matched for x in of_item.values())
+    items = []
+    for of_item in matched:
+        samples = {name: _decode(decode_image, image.file, size) for name, image in of_item.items()}
+        items.append(RatingItem(next(iter(of_item.values())).caption, samples))
+    return items
+
+
+class _Image(NamedTuple):
+    file: Path
+    caption: str
+
+
+def _images_by(match: str, folder: Path, bad_examples: BadExamples) -> dict[str, list[_Image]]:
+    """The images of a folder by caption, or by file name."""
+    metadata = find_metadata(folder)
+    if metadata is None:
+        raise FileNotFoundError(
+            f"{folder} has no metadata.jsonl: write one line for each picture, "
+            '{"file_name": "0.png", "text": "a red circle"}'
+        )
+    images: dict[str, list[_Image]] = {}
+    for record in read_metadata(metadata, bad_examples):
+        if "image" not in record.files or not record.captions:
+            bad_examples.add(metadata, record.line, "the line has no picture (file_name) or no text")
+            continue
+        file, name = folder / record.files["image"], str(Path(record.files["image"]).with_suffix(""))
+        for caption in record.captions if match == "caption" else record.captions[:1]:
+            images.setdefault(caption if match == "caption" else name, []).append(_Image(file, caption))
+    return images
+
+
+def _match(images: Mapping[str, Mapping[str, list[_Image]]]) -> list[dict[str, _Image]]:
+    """The items that all sources have: an image of each source."""
+    first, *others = images.values()
+    matched = []
+    for value, of_first in first.items():
+        alike = [of_first, *(other.get(value, []) for other in others)]
+        matched += [dict(zip(images, of_item, strict=True)) for of_item in zip(*alike, strict=False)]
+    return matched
+
+
+def _decode(decoder: Callable[..., Any], file: Path, *options: Any) -> Any:
+    try:
+        return decoder(file, *options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the picture {file} cannot be decoded: {error}") from error

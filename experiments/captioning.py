@@ -11,9 +11,6 @@ On the embedded data set captions are also read back: which factors of the scene
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
-
-import tyro
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
@@ -31,6 +28,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.config import DataFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 
@@ -47,9 +45,7 @@ CURVES = (
 class Config(TextGenerationConfig):
     """Text about a picture or a video."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
-        train_size=20_000, modalities=("text", "image")
-    )
+    input: DataFlags = DataOptions(train_size=20_000, modalities=("text", "image"))
     steps: int = 900
     batch_size: int = 64
     eval_every: int = 300

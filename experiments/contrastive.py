@@ -12,10 +12,8 @@ The first ends within three minutes on two cores; docs/results.md says what each
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import numpy as np
-import tyro
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
@@ -26,7 +24,7 @@ from xmodal_jax.report import alignment as panels
 from xmodal_jax.report import figures
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
-from xmodal_jax.train.config import StartConfig
+from xmodal_jax.train.config import DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 
@@ -35,7 +33,7 @@ from xmodal_jax.train.optim import Optimizer
 class Config(StartConfig):
     """A shared embedding space by contrastive learning."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=6000, max_seconds=3.2)
+    input: DataFlags = DataOptions(train_size=6000, max_seconds=3.2)
     steps: int = 640
     batch_size: int = 64
     """Examples per step, over all devices together. The others of a batch are the negatives of each example."""

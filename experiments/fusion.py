@@ -8,16 +8,13 @@
     python experiments/fusion.py --data folder:PATH --modalities image text
 
 The first answers questions about the scenes of the embedded data set. With ``--task commands`` a voice names an action
-and describes an object; which action, on which object of the scene? Neither the speech nor the picture alone can tell.
-On another data set the classes are its labels. The report has every test split, and models of one modality.
+and describes an object: which action, on which object of the scene? On another data set the classes are its labels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.shapes.questions import QUESTION_KINDS
@@ -32,6 +29,7 @@ from xmodal_jax.report import classification as panels
 from xmodal_jax.report import figures
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import choose_class, parse
+from xmodal_jax.train.config import DataFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 
@@ -45,10 +43,9 @@ class Config(evaluate.ClassificationConfig):
     task: Literal["questions", "commands"] = "questions"
     """What is asked about the scenes of the embedded data set: to answer questions, or to find the action and the
     object of spoken commands. Each has its own defaults; other data sets have labels and ignore it."""
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
+    input: DataFlags = DataOptions(train_size=20_000)
     steps: int = 1400
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
-    """Optimizer and schedule."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,20 +53,17 @@ class CommandConfig(Config):
     """Action and target of spoken commands."""
 
     task: Literal["questions", "commands"] = "commands"
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=8000, max_seconds=2.6)
+    input: DataFlags = DataOptions(train_size=8000, max_seconds=2.6)
     steps: int = 1200
     model: FusionConfig = FusionConfig(
-        fusion="merged",
-        image=dataclasses.replace(FusionConfig.image, token_positions=False),
-        augment=Augment(image=AugmentConfig(translate=0, flip=0.5)),
-    )
-    """Encoders and fusion. No command says where its target is, so scenes may be mirrored."""
+        fusion="merged", image=dataclasses.replace(FusionConfig.image, token_positions=False),
+        augment=Augment(image=AugmentConfig(translate=0, flip=0.5)),  # no command says left or right
+    )  # fmt: skip
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=1e-2)
 
 
 def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config)
-    model = config.model
 
     # Data: questions or commands about scenes, or the labels of another data set.
     with timer("data"):
@@ -78,38 +72,31 @@ def main(config: Config) -> None:
         tokenize = None
         if "text" in modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        to_frames = spectrograms(model.features) if "audio" in modalities else None
+        to_frames = spectrograms(config.model.features) if "audio" in modalities else None
         loader = make_loader(config, splits.train, tokenize, once=to_frames)
-        kinds = ("kind", QUESTION_KINDS)
-        tests = {
-            name: evaluate.LabelledSplit(split, class_names, kinds) for name, split in splits.tests.items()
-        }
-        validation = evaluate.LabelledSplit(splits.validation, class_names, kinds)
+        read = lambda split: evaluate.LabelledSplit(split, class_names, ("kind", QUESTION_KINDS))
+        tests, validation = {k: read(split) for k, split in splits.tests.items()}, read(splits.validation)
 
     # The method: encoders, fusion, classes.
-    tokenizer = tokenize.tokenizer if tokenize else None
+    model, tokenizer = config.model, tokenize.tokenizer if tokenize else None
     vocab_size = tokenizer.vocab_size if tokenizer else 0
     classes = {target: len(names) for target, names in class_names.items()}
 
     def make(chosen):
         method = make_fusion(model, chosen, classes, vocab_size=vocab_size)
-        optimizer = pretrained.optimize(config.optimizer, chosen, config)
-        return pretrained.start(method, tokenizer, config.lora), optimizer
+        method = pretrained.start(method, tokenizer, config.lora)
+        return method, pretrained.optimize(config.optimizer, chosen, config)
 
     method, optimizer = make(modalities)
     classify = evaluate.Classifier(method, modalities, tokenize)
-
-    def validate(params):
-        return validation.scores(classify(params, validation.source), "validation/")
-
+    validate = lambda params: validation.scores(classify(params, validation.source), "validation/")
     files = tokenizer.files() if tokenizer else None
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/accuracy",
         metadata={"modalities": modalities, "classes": class_names, "tokenizer": files},
     )  # fmt: skip
-    unimodal = evaluate.fit_unimodal(
-        make, modalities[: 1 if config.smoke else None], loader, config, run, timer
-    )
+    alone = modalities[:1] if config.smoke else modalities
+    unimodal = evaluate.fit_unimodal(make, alone, loader, config, run, timer)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.
     with timer("evaluation"):
@@ -123,9 +110,8 @@ def main(config: Config) -> None:
         headline = panels.add_scores(report, metrics, majority_accuracy=tests["test"].majority_accuracy)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
         attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)
-        panels.add_attention(
-            report, attend, result.params[0], classify, tests["test"], answers, class_names, model, tokenizer
-        )
+        shown = (classify, tests["test"], answers, class_names)
+        panels.add_attention(report, attend, result.params[0], *shown, model, tokenizer)
         panels.add_confusions(report, tests["test"], answers, class_names)
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 

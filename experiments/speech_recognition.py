@@ -12,9 +12,6 @@ that the trained model knows.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
-
-import tyro
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
@@ -26,6 +23,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.config import DataFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 
@@ -34,9 +32,7 @@ from xmodal_jax.train.optim import Optimizer
 class Config(TextGenerationConfig):
     """Text from speech."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
-        train_size=8000, modalities=("text", "audio")
-    )
+    input: DataFlags = DataOptions(train_size=8000, modalities=("text", "audio"))
     steps: int = 900
     batch_size: int = 64
     eval_every: int = 300

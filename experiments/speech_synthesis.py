@@ -13,10 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Annotated
-
-import numpy as np
-import tyro
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
@@ -29,7 +25,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report import speech as panels
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
-from xmodal_jax.train.config import StartConfig, shrink
+from xmodal_jax.train.config import DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 
@@ -38,9 +34,7 @@ from xmodal_jax.train.optim import Optimizer
 class Config(StartConfig):
     """Speech from text."""
 
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
-        train_size=5000, modalities=("text", "audio"), max_seconds=3.2
-    )
+    input: DataFlags = DataOptions(train_size=5000, modalities=("text", "audio"), max_seconds=3.2)
     tokenizer: str = "bpe"
     vocab_size: int | None = 260
     """Vocabulary size of a trained tokenizer; None: the default of its kind. ``bpe`` with 260 reads bytes, which suits
@@ -60,17 +54,11 @@ class Config(StartConfig):
     """Optimizer and schedule."""
 
 
-def shrink_all(config: Config) -> Config:
-    """The configuration of a ``--smoke`` run, which also synthesises few sentences."""
-    return dataclasses.replace(shrink(config), examples=8)
-
-
 def main(config: Config) -> None:
-    config, run, timer, bad_examples, pretrained = start(config, shrink=shrink_all)
-    model = config.model
-    recognise = load_translator(config.recogniser).apply if config.recogniser else None
+    config, run, timer, bad_examples, pretrained = start(config, smoke={"examples": 8})
 
     # Data: sentences and their speech, of which the spectrogram is computed once.
+    model, recognise = config.model, config.recogniser and load_translator(config.recogniser).apply
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         source_modality(splits.train, ("audio",))
@@ -79,11 +67,12 @@ def main(config: Config) -> None:
         to_frames = log_mel_transform(model.features, model.floor)
         loader = make_loader(config, splits.train, tokenize, once=to_frames)
         voices = splits.train.speaker_names or ("the only voice",)
-        frames = to_frames(splits.train.batch(np.arange(1)))["audio"].shape[1]
+        frames = to_frames(splits.train.batch([0]))["audio"].shape[1]
         sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, exclude=known)
         examples = speech.first_examples(sentences.source, config.examples)
+        recorded = speech.recordings_of(examples, model)
         validation = speech.first_examples(splits.validation, 24)
-        recorded, validation_recorded = (speech.recordings_of(some, model) for some in (examples, validation))
+        validation_recorded = speech.recordings_of(validation, model)
 
     # The method: durations are learned beside the frames.
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(voices))
@@ -92,15 +81,13 @@ def main(config: Config) -> None:
     synthesize = speech.Synthesizer(model, tokenize, frames=frames, speakers=len(voices))
 
     def validate(params):
-        synthesized = synthesize(params, validation)
-        distance = float(speech.mel_distances(synthesized, validation_recorded).mean())
+        distance = float(speech.mel_distances(synthesize(params, validation), validation_recorded).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
     metadata = {"source": "text", "target": "audio", "frames": frames, "speakers": voices}
-    metadata |= {"tokenizer": tokenizer.files(), "length": tokenize.max_length}
     result = fit(
-        method, loader, config, optimizer, run, timer,
-        evaluate=validate, monitor="validation/closeness", metadata=metadata,
+        method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/closeness",
+        metadata=metadata | {"tokenizer": tokenizer.files(), "length": tokenize.max_length},
     )  # fmt: skip
 
     # Test: sentences that training never heard. How near are they to the recordings, and what does a recogniser hear?
@@ -109,11 +96,10 @@ def main(config: Config) -> None:
     def test(params):
         synthesized = synthesize(params, examples)
         distances = speech.mel_distances(synthesized, recorded)
-        metrics = speech.synthesis_scores(synthesized, recorded, distances)
-        heard = speech.recognize(
-            recognise, sentences.texts, recordings=recorded, vocoded=vocoded, test=synthesized
-        )
-        return metrics | heard.rates, (synthesized, distances, heard.texts)
+        spoken = {"recordings": recorded, "vocoded": vocoded, "test": synthesized}
+        heard = speech.recognize(recognise, sentences.texts, **spoken)
+        metrics = speech.synthesis_scores(synthesized, recorded, distances) | heard.rates
+        return metrics, (synthesized, distances, heard.texts)
 
     metrics, (synthesized, distances, transcripts) = evaluate_seeds(test, result, timer)
     if not run.writes:
@@ -124,9 +110,8 @@ def main(config: Config) -> None:
         headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
         report.add_metrics(metrics, headline=headline)
         tokens = [tokenizer.tokens(text) for text in sentences.texts]
-        panels.add_speech(
-            report, sentences.texts, tokens, synthesized, vocoded, recorded, distances, transcripts, model
-        )
+        speeches = (synthesized, vocoded, recorded)
+        panels.add_speech(report, sentences.texts, tokens, *speeches, distances, transcripts, model)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 

@@ -15,6 +15,7 @@ A script in ``experiments/`` has this form::
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -53,11 +54,18 @@ class Experiment(NamedTuple):
     """The trained encoders that the configuration asks for."""
 
 
-def start(config: RunConfig, *, shrink: Callable[[Any], Any] = run_config.shrink) -> Experiment:
+def start(
+    config: RunConfig,
+    *,
+    shrink: Callable[[Any], Any] = run_config.shrink,
+    smoke: Mapping[str, Any] | None = None,
+) -> Experiment:
     """Prepares JAX, joins the other processes where there are several, resolves the pretrained encoders that
     ``config`` asks for and opens the run's directory.
 
-    ``shrink``: makes the configuration of a ``--smoke`` run.
+    Args:
+      shrink: makes the configuration of a ``--smoke`` run.
+      smoke: further fields that a ``--smoke`` run changes.
 
     Raises:
       FileExistsError: the run's directory holds another run.
@@ -66,7 +74,7 @@ def start(config: RunConfig, *, shrink: Callable[[Any], Any] = run_config.shrink
     runtime.configure()
     timer = runtime.Timer()
     if config.smoke:
-        config = shrink(config)
+        config = dataclasses.replace(shrink(config), **(smoke or {}))
     config, pretrained = _resolve_pretrained(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
     return Experiment(config, run, timer, BadExamples(config.input.on_bad_example), pretrained)

@@ -13,6 +13,9 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.types import MODALITIES
 
+DataFlags = Annotated[DataOptions, tyro.conf.arg(name="")]
+"""The type of a configuration's field ``input``, whose options have flags without that prefix: ``--train-size``."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -23,7 +26,7 @@ class DataConfig:
     data: str = "shapes"
     """Data set: ``shapes`` (embedded), ``tfds:NAME``, ``folder:PATH``, ``npz:PATH``, ``spoken:FILE``, or ``poly:SPEC``
     (image modalities made from another data set with images and labels)."""
-    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
+    input: DataFlags = DataOptions()
     """How the data set is read."""
     tokenizer: str = "word"
     """Tokenizer of the captions: ``word``, ``wordpiece`` or ``bpe`` is trained on them; a folder holds a Hugging Face

@@ -106,7 +106,14 @@ def test_everything_is_shown(page):
         "1 h 02 min",
     ):
         assert expected in text
-    for expected in ("optimizer.learning_rate", "✓ 1", "✗ 2", "0.88", "-0.50", "none right in the first 2"):
+    for expected in (
+        "optimizer.learning_rate",
+        "✓ 1",
+        "✗ 2",
+        "0.88",
+        "-0.50",
+        "no correct result in the first 2",
+    ):
         assert expected in text
     assert "data_wait" not in text
     assert page.count('class="hit right"') == 1 and page.count('class="hit wrong"') == 4
@@ -152,7 +159,7 @@ def test_one_title_is_one_section():
 def test_rank_beyond_the_row():
     report = Report("x")
     report.add_gallery("Text to image", ["query"], [[Hit("a", False, 0.5)]], ranks=[17])
-    assert "first right answer: rank 17" in report.html()
+    assert "first correct result: rank 17" in report.html()
 
 
 def test_atomic_write(tmp_path, monkeypatch):

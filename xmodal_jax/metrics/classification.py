@@ -1,4 +1,4 @@
-"""Classification with embeddings: zero-shot by prompts, and the linear probe."""
+"""Classification by embeddings: zero-shot with prompts, and linear probes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from xmodal_jax.metrics.retrieval import ranks
 
 
 def class_embeddings(prompts, mask=None):
-    """One embedding per class from those of its prompts ("a photo of a {}", "a drawing of a {}", ...).
+    """One embedding per class: the normalised mean of the embeddings of its prompts ("a photo of a dog", ...).
 
-    The normalised mean of the normalised prompt embeddings (Radford et al. 2021, section 3.1.4).
+    Radford et al. 2021, section 3.1.4.
 
     Args:
       prompts: ``[classes, prompts, d]``.
@@ -28,23 +28,24 @@ def class_embeddings(prompts, mask=None):
 
 
 def zero_shot(embeddings, classes, labels, *, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Accuracy of the classes nearest by cosine; ``accuracy@k``: the label is among the first k.
+    """Accuracy of zero-shot classification, ``accuracy@k``: the label is among the k classes of highest cosine
+    similarity.
 
-    Ties count against, as in :func:`xmodal_jax.metrics.retrieval.ranks`.
+    Ties count as errors, as in `metrics.retrieval.ranks`.
 
     Args:
       embeddings: ``[N, d]``.
-      classes: ``[C, d]``, for example from :func:`class_embeddings`. A k above C is left out.
+      classes: ``[C, d]``, for example from `class_embeddings`. A k above C is left out.
       labels: int ``[N]``, in 0..C-1.
     Raises:
-      ValueError: if the labels do not fit.
+      ValueError: the labels do not fit.
     """
     rank = ranks(embeddings, classes, targets=np.asarray(labels))
     return {f"accuracy@{k}": float(np.mean(rank <= k)) for k in ks if k <= len(classes)}
 
 
 def predict_classes(embeddings, classes) -> np.ndarray:
-    """The nearest class by cosine, int ``[N]``."""
+    """The class of highest cosine similarity, int ``[N]``, for ``embeddings [N, d]`` and ``classes [C, d]``."""
     similarity = jnp.matmul(
         l2_normalize(jnp.asarray(embeddings)), l2_normalize(jnp.asarray(classes)).T, precision="highest"
     )
@@ -52,10 +53,14 @@ def predict_classes(embeddings, classes) -> np.ndarray:
 
 
 def confusion_matrix(labels, predictions, classes: int) -> np.ndarray:
-    """Counts ``[classes, classes]``: row the label, column the prediction.
+    """Counts ``[classes, classes]`` with the label as row and the prediction as column.
 
     Raises:
-      ValueError: if a label or prediction is not in 0..classes-1.
+      ValueError: a label or prediction is not in 0..classes-1.
+
+    Example::
+
+        confusion_matrix([0, 1, 1], [0, 0, 1], classes=2)  # [[1, 0], [1, 1]]
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     for name, x in (("labels", labels), ("predictions", predictions)):
@@ -75,7 +80,7 @@ def linear_probe(
 ) -> float:
     """Test accuracy of a logistic regression on frozen embeddings (Radford et al. 2021, appendix A.3).
 
-    Fitted by scikit-learn's L-BFGS; its ConvergenceWarning says that ``max_iter`` is too small.
+    It is fitted by scikit-learn's L-BFGS, which warns (ConvergenceWarning) where ``max_iter`` is too small.
 
     Args:
       train_embeddings, test_embeddings: ``[N, d]``; features of very different scales should be standardised

@@ -1,4 +1,4 @@
-"""Retrieval across modalities: recall at k, ranks and the mean reciprocal rank."""
+"""Scores of retrieval: recall at k, ranks and mean reciprocal rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from xmodal_jax.core.similarity import l2_normalize
 
 CHUNK_ELEMENTS = 2**25
-"""Similarities held at a time when no ``chunk`` is given (128 MiB)."""
+"""Number of similarities computed at a time when no ``chunk`` is given (128 MiB)."""
 
 
 def retrieval(
@@ -26,15 +26,17 @@ def retrieval(
     normalize: bool = True,
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """How well each query ``[Q, d]`` finds its correct items in the gallery ``[G, d]`` by inner product.
+    """Scores of retrieving, for each query ``[Q, d]``, its correct items from the gallery ``[G, d]`` by similarity.
 
-    Args and errors are those of :func:`ranks`, and ``ks``, the cut-offs.
+    Args:
+      queries, gallery, targets, query_ids, gallery_ids, normalize, chunk: as for `ranks`, which also raises the errors.
+      ks: the cut-offs of the recall.
 
     Returns:
-      ``recall@k`` (the share of queries with a correct item among the first k), ``median_rank``,
-      ``mean_rank`` (from 1) and ``mrr`` (mean of 1 / rank).
+      ``recall@k``, the fraction of queries with a correct item among the first k; ``median_rank`` and ``mean_rank``
+      (from 1) of the first correct item; ``mrr``, the mean of ``1 / rank``.
 
-    Image and text with five captions each (as in COCO)::
+    Example, images with five captions each (as in COCO)::
 
         retrieval(images, captions, query_ids=image_id, gallery_ids=caption_image_id)   # image to text
         retrieval(captions, images, query_ids=caption_image_id, gallery_ids=image_id)   # text to image
@@ -65,10 +67,10 @@ def ranks(
     normalize: bool = True,
     chunk: int | None = None,
 ) -> np.ndarray:
-    """The rank (from 1) of each query's best correct item: 1 + the number of wrong items at least as similar.
+    """The rank of each query's most similar correct item: 1 + the number of incorrect items at least as similar.
 
-    A tie therefore counts against the query, so that embeddings that are all alike score worst and not best;
-    so does a similarity that is not a number. Correct items do not compete with each other.
+    A tie thus counts against the query, so that embeddings that are all equal have the worst score and not the best. So
+    does a similarity that is not a number. Correct items do not compete with each other.
 
     Args:
       queries: ``[Q, d]``.
@@ -76,37 +78,42 @@ def ranks(
       targets: the correct items: an index into the gallery for each query, ``int [Q]``, or ``bool [Q, G]``,
         True where the item is correct. By default, item i for query i.
       query_ids, gallery_ids: instead, ``int [Q]`` and ``int [G]``: items with the query's id are correct.
-      normalize: cosine similarity.
-      chunk: queries at a time; by default as many as give 2^25 similarities.
+      normalize: compares by cosine similarity; False: by inner product.
+      chunk: queries at a time; None: as many as give 2^25 similarities.
     Returns:
       ``int [Q]``.
     Raises:
-      ValueError: if shapes or targets do not fit, or a query has no correct item.
+      ValueError: shapes or targets do not fit, or a query has no correct item.
     """
     queries, gallery = jnp.asarray(queries), jnp.asarray(gallery)
     count, size = queries.shape[0], gallery.shape[0]
     if count == 0 or size == 0:
         raise ValueError(f"nothing to rank: {count} queries, {size} items in the gallery")
-    given, item_ids, kind = _correct_items(count, size, targets, query_ids, gallery_ids)
+    correct, item_ids, kind = _correct_items(count, size, targets, query_ids, gallery_ids)
     chunk = min(count, chunk or max(1, CHUNK_ELEMENTS // size))
     if normalize:
         gallery = l2_normalize(gallery)
     out = []
     for start in range(0, count, chunk):
-        q, t = queries[start : start + chunk], given[start : start + chunk]
-        rows = q.shape[0]
-        # The last chunk is filled up, so that one program serves all.
-        q, t = (np.pad(x, [(0, chunk - rows)] + [(0, 0)] * (x.ndim - 1), mode="edge") for x in (q, t))
-        rank, found = _chunk_ranks(q, gallery, t, item_ids, matrix=kind == "matrix", normalize=normalize)
-        found = np.asarray(found)[:rows]
-        if not found.all():
-            raise ValueError(f"query {start + int(np.argmin(found))} has no correct item in the gallery")
-        out.append(np.asarray(rank)[:rows])
+        q, c = queries[start : start + chunk], correct[start : start + chunk]
+        in_chunk = q.shape[0]
+        # The last chunk is padded, so that all chunks share a compiled program.
+        q, c = (np.pad(x, [(0, chunk - in_chunk)] + [(0, 0)] * (x.ndim - 1), mode="edge") for x in (q, c))
+        rank, any_correct = _chunk_ranks(
+            q, gallery, c, item_ids, matrix=kind == "matrix", normalize=normalize
+        )
+        any_correct = np.asarray(any_correct)[:in_chunk]
+        if not any_correct.all():
+            raise ValueError(
+                f"query {start + int(np.argmin(any_correct))} has no correct item in the gallery"
+            )
+        out.append(np.asarray(rank)[:in_chunk])
     return np.concatenate(out)
 
 
 def _correct_items(count, size, targets, query_ids, gallery_ids):
-    """What says which items are correct for each query, the items' ids, and which kind of targets it is."""
+    """``(targets, item_ids, kind)``: the correct items of each query as a bool "matrix", or as the id of the items that
+    are correct ("ids" or "index")."""
     if (query_ids is None) != (gallery_ids is None):
         raise ValueError("query_ids and gallery_ids go together")
     if targets is not None and query_ids is not None:
@@ -137,12 +144,13 @@ def _correct_items(count, size, targets, query_ids, gallery_ids):
 
 
 @partial(jax.jit, static_argnames=("matrix", "normalize"))
-def _chunk_ranks(queries, gallery, given, item_ids, *, matrix, normalize):
+def _chunk_ranks(queries, gallery, targets, item_ids, *, matrix, normalize):
+    """Ranks, and whether each query has a correct item."""
     if normalize:
         queries = l2_normalize(queries)
     # In full float32: at a device's default precision neighbours tie, and a tie costs a rank.
     similarity = jnp.matmul(queries, gallery.T, precision="highest", preferred_element_type=jnp.float32)
-    correct = given if matrix else given[:, None] == item_ids[None, :]
+    correct = targets if matrix else targets[:, None] == item_ids[None, :]
     best = jnp.where(correct, similarity, -jnp.inf).max(axis=1, keepdims=True)
     # Not "similarity >= best", which a NaN would win.
     better = ~correct & ~(similarity < best)

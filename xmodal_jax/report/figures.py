@@ -1,6 +1,7 @@
-"""Figures of a run, from plain NumPy to matplotlib ``Figure`` objects.
+"""Figures of a run: NumPy arrays to matplotlib ``Figure`` objects.
 
-No pyplot: nothing is global, so any thread may draw. ``to_png`` renders a figure for a light or a dark page.
+They are made without pyplot and its global state, so any thread may draw. `to_png` renders a figure for a light or a
+dark page.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7a68c4", "#8c8c6a")
-"""Okabe and Ito's colour-blind safe colours, without the black and the yellow that a page would swallow."""
+"""Okabe and Ito's colour-blind safe colours, without black and yellow, which are hard to see on a page."""
 
 MARKERS = ("o", "^", "s", "D", "P", "X")
 INK, MUTED, GRID, PAPER = "#1f2937", "#6b7280", "#e5e7eb", "#ffffff"
@@ -38,14 +39,17 @@ WIDTH = 9.4
 
 
 def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
-    """The figure as PNG; line art keeps 256 colours, a third of the size without visible loss."""
+    """The figure as the bytes of a PNG file, for a light or a ``dark`` page.
+
+    Figures without images are reduced to 256 colours, which takes a third of the size without a visible difference.
+    """
     undo = _recolour(fig, _DARK) if dark else []
     buffer, before = io.BytesIO(), fig.dpi
     try:
         canvas = FigureCanvasAgg(fig)
         fig.dpi = dpi
         size = canvas.get_width_height()
-        # Plain pixels: PNG twice would take as long as the drawing.
+        # Plain pixels: encoding PNG twice would take as long as the drawing.
         fig.savefig(buffer, format="rgba", dpi=dpi)
     finally:
         fig.dpi = before
@@ -60,23 +64,28 @@ def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
 
 
 def curves(
-    rows: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
     names: Sequence[str | Sequence[str]] | None = None,
     *,
     logy: bool | Collection[str] = False,
     smoothing: float = 0.0,
     columns: int | None = None,
 ) -> Figure:
-    """Small multiples over ``step``, from the rows of ``metrics.jsonl``.
+    """Metrics over training steps, one panel for each metric or group of metrics.
 
-    A panel per entry of ``names``; several names in one entry share a panel. By default all names that end
-    alike share one (``train/loss`` and ``validation/loss``). A value of one number per seed draws the mean
-    and a band of one standard deviation. ``logy``: for all panels, or for the names given. ``smoothing``
-    in [0, 1): the weight of the past in an exponential average of ``train/...``, over the raw line in pale;
-    evaluations stay as they are, because their last point is the result and an average would lag behind it.
+    Args:
+      records: of ``metrics.jsonl``: dictionaries with ``step`` and metrics, each a number or one number per seed.
+        Several seeds are drawn as their mean with a band of one standard deviation.
+      names: a metric, or several metrics, for each panel; None: metrics whose names end alike share a panel
+        (``train/loss`` and ``validation/loss``).
+      logy: logarithmic axes, for all panels or for the metrics named.
+      smoothing: in [0, 1), the weight of the past in an exponential average of ``train/...``, drawn over the pale raw
+        curve. Evaluations are not smoothed, since an average would lag behind their last value, the result.
+      columns: panels per row; None: two or three.
     """
-    panels = _panels(rows) if names is None else [[n] if isinstance(n, str) else list(n) for n in names]
-    panels = [found for panel in panels if (found := [n for n in panel if any(n in row for row in rows)])]
+    panels = _panels(records) if names is None else [[n] if isinstance(n, str) else list(n) for n in names]
+    logged = {name for record in records for name in record}
+    panels = [kept for panel in panels if (kept := [n for n in panel if n in logged])]
     columns = columns or (2 if len(panels) in (2, 4) else 3)
     fig, axes = _grid(max(1, len(panels)), columns, height=2.35)
     if not panels:
@@ -84,7 +93,7 @@ def curves(
     for ax, panel in zip(axes, panels, strict=False):
         title, labels = _panel_labels(panel)
         for name, colour in zip(panel, _cycle(len(panel)), strict=True):
-            steps, mean, spread = _series(rows, name)
+            steps, mean, spread = _series(records, name)
             noisy = smoothing > 0 and name.startswith("train/")
             shown = _smooth(mean, smoothing) if noisy else mean
             if noisy:
@@ -117,7 +126,15 @@ def similarity_matrix(
     title: str = "",
     measure: str = "similarity",
 ) -> Figure:
-    """A heat map; where the k-th row belongs to the k-th column, a good model shows a bright diagonal."""
+    """A heat map of similarities. Where row k belongs to column k, a good model has a bright diagonal.
+
+    Args:
+      matrix: similarities.
+      row_labels, column_labels: of up to 40 rows and columns; None: numbers.
+      row_name, column_name: labels of the axes.
+      title: above the figure.
+      measure: label of the colour bar.
+    """
     n_rows, n_columns = matrix.shape
     width = 2.0 + 5.2 * max(0.4, min(1.0, n_columns / n_rows))
     height = max(2.2, 5.6 * max(0.3, min(1.0, n_rows / n_columns)))
@@ -135,10 +152,13 @@ def similarity_matrix(
 def project_2d(
     embeddings: Num[np.ndarray, "points dim"], *, method: str = "tsne", seed: int = 0
 ) -> Num[np.ndarray, "points 2"]:
-    """Two dimensions to look at: ``tsne`` (on the unit sphere; needs scikit-learn) or ``pca``.
+    """Projects embeddings to two dimensions, by "tsne" (of unit vectors; needs scikit-learn) or "pca".
 
-    More than 2,000 points, or fewer than 5, are projected by PCA whatever is asked for: t-SNE would take
-    minutes, or has no neighbours to keep.
+    More than 2,000 points, or fewer than 5, are projected by PCA in any case: t-SNE would take minutes, or have no
+    neighbours to keep.
+
+    Raises:
+      ValueError: an unknown ``method``.
     """
     if method not in ("tsne", "pca"):
         raise ValueError(f"method must be 'tsne' or 'pca', got {method!r}")
@@ -171,10 +191,18 @@ def embedding_map(
     pairs: Integer[np.ndarray, "pairs 2"] | None = None,
     title: str = "",
 ) -> Figure:
-    """Points coloured by ``groups`` (a factor such as the shape), with a marker per modality.
+    """A scatter plot of embeddings.
 
-    ``palette`` gives a group its own colour. ``pairs`` holds indices of points to join by a thin line, such
-    as an image and its caption.
+    Args:
+      points: from `project_2d`.
+      groups: of each point, shown by its colour, such as the class.
+      modalities: of each point, shown by its marker; None: one marker.
+      palette: colours of groups; the others take those of `PALETTE`.
+      pairs: indices of points to join by a line, such as an image and its caption.
+      title: above the figure.
+
+    Raises:
+      ValueError: not as many groups or modalities as points.
     """
     if len(groups) != len(points) or (modalities is not None and len(modalities) != len(points)):
         raise ValueError(f"{len(points)} points need as many groups and modalities")
@@ -208,10 +236,15 @@ def embedding_map(
 
 
 def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
-    """The share of queries whose first right answer has rank 1, 2 to 5, ...; a panel per direction.
+    """The fraction of queries whose first correct result has rank 1, 2 to 5, ...; a panel per direction.
 
-    ``ranks`` (integers) count from 1. The dots mark what a random order of ``candidates`` gives where each
-    query has one right answer.
+    Args:
+      ranks: of the first correct results, from 1, by direction. Dots show those of a random order where each query has
+        one correct result.
+      candidates: size of the gallery.
+
+    Raises:
+      ValueError: a rank is not in 1..candidates.
     """
     edges = [1, 2, 6, 11, 51, 101, 501, 1001, 10001]
     edges = [edge for edge in edges if edge * 1.5 <= candidates or edge == 1] + [candidates + 1]
@@ -232,7 +265,7 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
         _style(ax, title=direction)
         ax.set_ylim(0, min(1.2, max(share.max(), chance.max()) * 1.15 + 0.05))
         ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
-        ax.set_xlabel("rank of the first right answer", color=MUTED, fontsize=9)
+        ax.set_xlabel("rank of the first correct result", color=MUTED, fontsize=9)
         _legend(ax, handles=[Line2D([], [], color=MUTED, linestyle=":", label="chance")], loc="upper center")
     return fig
 
@@ -240,7 +273,11 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
 def confusion_matrix(
     matrix: Num[np.ndarray, "true predicted"], names: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """Counts, a row per true class; the colour is the share of the row."""
+    """A confusion matrix: counts with a row per true class; the colour is the fraction of the row.
+
+    Raises:
+      ValueError: the matrix is not square, or not as large as there are names.
+    """
     if matrix.shape != (len(names), len(names)):
         raise ValueError(f"{len(names)} names need a square matrix of that size, got shape {matrix.shape}")
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -257,7 +294,7 @@ def confusion_matrix(
     _labels(ax, names, names)
     ax.set_xlabel("predicted", color=MUTED, fontsize=9)
     ax.set_ylabel("true", color=MUTED, fontsize=9)
-    _colourbar(fig, image, ax, "share of the row")
+    _colourbar(fig, image, ax, "fraction of the row")
     return fig
 
 
@@ -267,7 +304,10 @@ def spectrogram(
     frames_per_second: float | None = None,
     title: str = "",
 ) -> Figure:
-    """Log-mel spectrograms, low frequencies at the bottom; several (by title) share one colour scale."""
+    """Log-mel spectrograms, low frequencies at the bottom; several, by title, share one colour scale.
+
+    ``frames_per_second``: scales the time axis; None: it counts frames.
+    """
     several = log_mel if isinstance(log_mel, Mapping) else {title: log_mel}
     fig, axes = _grid(len(several), 1, height=2.1)
     low, high = min(m.min() for m in several.values()), max(m.max() for m in several.values())
@@ -292,7 +332,7 @@ def image_grid(
     captions: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
-    """Pictures in rows, small pixels enlarged to sharp squares."""
+    """Images in rows of ``columns``, with small pixels enlarged to sharp squares."""
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     cell = min(1.6, WIDTH / columns)
@@ -319,18 +359,18 @@ def video_strip(
     captions: Sequence[str] = (),
     max_frames: int = 10,
 ) -> Figure:
-    """A row per video, its frames from left to right, evenly spaced if there are over ``max_frames``."""
+    """A row per video with its frames from left to right: all of them, or ``max_frames`` evenly spaced ones."""
     n, frames, height, width, channels = videos.shape
     chosen = np.unique(np.linspace(0, frames - 1, min(frames, max_frames)).round().astype(int))
     gap = max(1, width // 16)
     strips = np.full((n, height, (width + gap) * len(chosen) - gap, 4), 0, np.uint8)
-    for place, frame in enumerate(chosen):
+    for position, frame in enumerate(chosen):
         rgb = (
             np.stack([_rgb(video[frame]) for video in videos])
             if n
             else np.zeros((0, height, width, 3), np.uint8)
         )
-        left = place * (width + gap)
+        left = position * (width + gap)
         strips[:, :, left : left + width, :3] = rgb
         strips[:, :, left : left + width, 3] = 255
     row_height = WIDTH * height / strips.shape[2] + (0.3 if captions else 0.06)
@@ -402,7 +442,7 @@ def _repeat(items: Sequence[str], count: int) -> list[str]:
 
 
 def _cycle(count: int) -> list[str]:
-    """The palette, or for more groups than it has, as many hues (no longer safe for every eye)."""
+    """Colours of the palette; for more groups than it has, as many hues, which are not colour-blind safe."""
     if count <= len(PALETTE):
         return list(PALETTE[:count])
     return [to_hex(c) for c in matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))]
@@ -414,7 +454,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _panel_labels(panel: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """A panel's title, what its names share, and the label of each, what tells it from the others."""
+    """A panel's title (what the names of its metrics share) and the label of each metric (what they do not share)."""
     groups = list(dict.fromkeys(_split(name)[0] for name in panel))
     leaves = list(dict.fromkeys(_split(name)[1] for name in panel))
     if len(panel) == 1:
@@ -426,17 +466,19 @@ def _panel_labels(panel: Sequence[str]) -> tuple[str, dict[str, str]]:
     return common + ", ".join(leaves), {name: _split(name)[0].removeprefix(common) for name in panel}
 
 
-def _panels(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _panels(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The metrics of each panel: those whose names end alike."""
     panels: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", "note")):
+    for name in dict.fromkeys(name for r in records for name in r if name not in ("step", "note")):
         panels.setdefault(_split(name)[1], []).append(name)
     return list(panels.values())
 
 
-def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    own = [row for row in rows if name in row]
-    steps = np.asarray([row["step"] for row in own])
-    values = [np.atleast_1d(np.asarray(row[name], np.float64)) for row in own]  # null reads as NaN: a gap
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, means and standard deviations over seeds of a metric."""
+    records = [record for record in records if name in record]
+    steps = np.asarray([record["step"] for record in records])
+    values = [np.atleast_1d(np.asarray(record[name], np.float64)) for record in records]  # null is NaN: a gap
     return (
         steps,
         np.asarray([v.mean() for v in values]),
@@ -445,7 +487,7 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
 
 
 def _smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential average, corrected for its start; a gap stays a gap and does not spread."""
+    """Exponential average, corrected for its start; gaps (NaN) stay gaps."""
     smoothed, total, norm = np.full_like(values, np.nan), 0.0, 0.0
     for k, value in enumerate(values):
         if np.isfinite(value):
@@ -459,7 +501,7 @@ def _rgb(image: Shaped[np.ndarray, "height width channels"]) -> np.ndarray:
 
 
 def _recolour(fig: Figure, colours: Mapping[str, str]) -> list[tuple[Any, Any]]:
-    """Swaps the theme's colours throughout; returns the setters and arguments that put them back."""
+    """Replaces colours everywhere in a figure; returns the setters and arguments that restore them."""
     undo = []
 
     def swap(setter: Any, old: Any) -> None:

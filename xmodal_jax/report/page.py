@@ -1,7 +1,8 @@
-"""One self-contained HTML page per run: metrics, curves, samples, retrieval galleries, sounds, configuration.
+"""The report of a run, one self-contained HTML page: metrics, curves, samples, retrieval galleries, audio,
+configuration.
 
-No script and no external request: styles are inline, pictures and sounds are base64, and the page follows the
-reader's light or dark setting. Add sections in the order in which they should be read, then ``write``::
+The page has no scripts and loads nothing: styles are inline, images and audio are base64. It follows the light or dark
+setting of the reader's system. Add sections in reading order, then ``write``::
 
     report = Report("Image-text retrieval", "shapes, 4 seeds")
     report.add_metrics(result["metrics"], headline=["image_to_text/recall@1"])
@@ -41,41 +42,46 @@ _SHARES = (
     "wer",
     "cer",
 )
-"""Metrics that lie in [0, 1] get a bar; a name counts up to its ``@``, ``_`` or space."""
+"""Metrics in [0, 1], whose cards have a bar. Of a metric's name the part before the first ``@``, ``_`` or space
+counts."""
 
 
 class Audio(NamedTuple):
-    """A sound: int16 PCM, or float in [-1, 1]; ``[T]`` or ``[T, channels]``."""
+    """Audio with a player."""
 
     wave: np.ndarray
+    """Samples ``[T]`` or ``[T, channels]``, int16 PCM or floats in [-1, 1]."""
     sample_rate: int
+    """Hz."""
 
 
 class MarkedText(NamedTuple):
-    """A text in pieces ``(words, mark)``, the mark being "right", "wrong" or "missing" (shown struck through)."""
+    """A text whose errors are marked."""
 
     pieces: Sequence[tuple[str, str]]
+    """``(words, mark)``, where the mark is "right", "wrong" or "missing" (which is shown struck through)."""
 
 
 class Item(NamedTuple):
-    """What a gallery or a table shows: text (plain or marked), a picture ``[H, W, C]``, a video ``[F, H, W, C]`` or a
-    sound."""
+    """Content of a gallery or table with its caption: text (plain or marked), an image ``[H, W, C]``, a video
+    ``[F, H, W, C]`` or audio."""
 
     content: str | np.ndarray | Audio | MarkedText
     caption: str = ""
 
 
 class Hit(NamedTuple):
-    """One retrieved candidate, best first in its row."""
+    """A retrieved result."""
 
     content: str | np.ndarray | Audio
     correct: bool
+    """Whether it belongs to the query."""
     similarity: float
     caption: str = ""
 
 
 class Report:
-    """Collects sections and writes them as one page. What has the same title shares a section."""
+    """Collects sections and writes them as one page. Contents of the same title share a section."""
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
@@ -92,10 +98,17 @@ class Report:
         chance: Mapping[str, float] | None = None,
         title: str = "Metrics",
     ) -> None:
-        """Cards for the ``headline`` metrics (the first six by default), and a table of all.
+        """Cards of the headline metrics, and a table of all metrics.
 
-        A value is a number, or one number per seed. ``chance``: what guessing gives, shown below a card.
-        Names ``direction/metric`` make a table of directions by metrics.
+        Args:
+          metrics: values by name; a value is a number, or one number per seed. Names ``group/metric`` make a table of
+            groups by metrics.
+          headline: names of the metrics on cards; None: the first six.
+          chance: the value of a random prediction, by name, shown on the card.
+          title: of the section with the table.
+
+        Raises:
+          KeyError: a headline metric is missing.
         """
         for name in list(metrics)[:6] if headline is None else headline:
             if name not in metrics:
@@ -114,13 +127,17 @@ class Report:
         self._add(title, _table(["", *(rows if transposed else leaves)], body))
 
     def add_text(self, title: str, text: str) -> None:
-        """Paragraphs, separated by blank lines."""
+        """A text; blank lines separate paragraphs."""
         self._add(title, "".join(f"<p>{_lines(part)}</p>" for part in text.split("\n\n") if part.strip()))
 
     def add_table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = ""
     ) -> None:
-        """Cells are text, numbers, or what an ``Item`` holds (a picture, a video, a sound)."""
+        """A table. Cells are text, numbers, `Item`, or the content of an `Item`.
+
+        Raises:
+          ValueError: a row has not as many cells as there are ``columns``.
+        """
         for row in rows:
             if len(row) != len(columns):
                 raise ValueError(
@@ -129,7 +146,7 @@ class Report:
         self._add(title, _table(columns, rows) + _note(note))
 
     def add_figure(self, title: str, fig: Figure, note: str = "") -> None:
-        """A matplotlib figure, rendered once for light pages and once for dark ones."""
+        """A matplotlib figure, rendered for light and for dark pages."""
         width = round(fig.get_size_inches()[0] * 96)
         light, dark = (uri(figures.to_png(fig, dark=dark), "image/png") for dark in (False, True))
         self._add(
@@ -148,7 +165,7 @@ class Report:
         columns: int | None = None,
         note: str = "",
     ) -> None:
-        """Pictures uint8 ``[H, W, C]`` at their own size, enlarged by the browser; ``columns`` per row."""
+        """Images uint8 ``[H, W, C]``, stored at their size and enlarged by the browser; ``columns`` per row."""
         cells = [_cell(image, captions[k] if k < len(captions) else "") for k, image in enumerate(images)]
         style = f' style="grid-template-columns:repeat({columns},minmax(0,132px))"' if columns else ""
         self._add(title, f'<div class="tiles"{style}>{"".join(cells)}</div>{_note(note)}')
@@ -162,7 +179,7 @@ class Report:
         fps: float = 8.0,
         note: str = "",
     ) -> None:
-        """Videos uint8 ``[F, H, W, C]`` as moving pictures."""
+        """Videos uint8 ``[F, H, W, C]``, as animated images of ``fps`` frames per second."""
         cells = [
             _cell(video, captions[k] if k < len(captions) else "", fps) for k, video in enumerate(videos)
         ]
@@ -171,7 +188,7 @@ class Report:
     def add_audio(
         self, title: str, wav: np.ndarray, sample_rate: int, caption: str = "", note: str = ""
     ) -> None:
-        """A sound with a player: int16 PCM, or float in [-1, 1]."""
+        """Audio with a player; see `Audio`."""
         self._add(title, f'<div class="sound">{_cell(Audio(wav, sample_rate), caption)}</div>{_note(note)}')
 
     def add_gallery(
@@ -184,9 +201,18 @@ class Report:
         top: int = 5,
         note: str = "",
     ) -> None:
-        """Retrieval: a row per query with its ``top`` results, right ones in green, wrong ones in red.
+        """Results of retrieval: a row per query with its first ``top`` results, correct ones green, others red.
 
-        ``ranks`` (from 1): where the first right answer of each query stands, told where the row lacks it.
+        Args:
+          title: of the section.
+          queries: content, or `Item`.
+          results: of each query, best first.
+          ranks: rank (from 1) of the first correct result of each query, shown where ``results`` do not include it.
+          top: results shown.
+          note: below the heading.
+
+        Raises:
+          ValueError: ``results`` or ``ranks`` are not as many as the queries.
         """
         if len(queries) != len(results) or (ranks is not None and len(ranks) != len(queries)):
             raise ValueError(
@@ -198,31 +224,33 @@ class Report:
             cells = "".join(_hit(rank, hit) for rank, hit in enumerate(hits[:top], start=1))
             first = next((rank for rank, hit in enumerate(hits, start=1) if hit.correct), None)
             first = first if first is not None or ranks is None else int(ranks[k])
-            verdict = f"first right answer: rank {first}" if first else f"none right in the first {len(hits)}"
+            verdict = f"first correct result: rank {first}"
+            if not first:
+                verdict = f"no correct result in the first {len(hits)}"
             rows.append(
                 f'<div class="query"><div class="ask"><span class="kind">query</span>{_cell(*query)}'
                 f'<span class="verdict">{verdict}</span></div><div class="hits">{cells}</div></div>'
             )
         legend = (
-            '<p class="legend"><i class="right"></i>right <i class="wrong"></i>wrong'
-            "<span>rank and similarity below each</span></p>"
+            '<p class="legend"><i class="right"></i>correct <i class="wrong"></i>incorrect'
+            "<span>rank and similarity below each result</span></p>"
         )
         self._add(title, f'{_note(note)}{legend}<div class="gallery">{"".join(rows)}</div>')
 
     def add_config(self, config: Mapping[str, Any], title: str = "Configuration") -> None:
-        """The configuration, nested names joined by dots; closed at first."""
+        """The configuration, with nested names joined by dots. The section is collapsed at first."""
         self._closed.add(title)
         self._add(title, _pairs([(name, _escape(value)) for name, value in _flatten(config)]))
 
     def add_timing(self, timing: Mapping[str, float | None], title: str = "Timing") -> None:
-        """Seconds by name, with bars as shares of ``total``."""
+        """Seconds by name, with bars in proportion to ``total``."""
         known = {name: float(s) for name, s in timing.items() if s is not None}
         whole = max([known.get("total", 0.0), *known.values(), 1e-12])
         bars = [(name, f"{_bar(s / whole)}<span>{_duration(s)}</span>") for name, s in known.items()]
         self._add(title, f'<div class="timing">{_pairs(bars)}</div>')
 
     def html(self) -> str:
-        """The page."""
+        """The HTML of the page."""
         when = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
         links, sections = [], []
         for number, (title, parts) in enumerate(self._sections.items(), start=1):
@@ -245,7 +273,7 @@ class Report:
         )
 
     def write(self, path: Path | str) -> Path:
-        """Writes the page, whole or not at all."""
+        """Writes the page atomically; returns its path."""
         write_atomic(path, self.html())
         return Path(path)
 
@@ -266,7 +294,12 @@ def _note(note: str) -> str:
 
 
 def uri(data: bytes, kind: str) -> str:
-    """Data as a link to itself, of a media type ``kind``."""
+    """Bytes of a media type as a data URI.
+
+    Example::
+
+        uri(b"...", "image/png")  # "data:image/png;base64,..."
+    """
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -331,7 +364,7 @@ def _td(value: Any) -> str:
 
 
 def _hit(rank: int, hit: Hit) -> str:
-    mark = ("right", "✓") if hit.correct else ("wrong", "✗")  # not by colour alone
+    mark = ("right", "✓") if hit.correct else ("wrong", "✗")  # readable without colours, too
     return (
         f'<div class="hit {mark[0]}">{_cell(hit.content, hit.caption)}'
         f'<div class="score"><span>{mark[1]} {rank}</span>'
@@ -343,7 +376,7 @@ _TAGS = {"right": "span", "wrong": "mark", "missing": "del"}
 
 
 def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps: float = 8.0) -> str:
-    """Text, a picture, a video or a sound, with its caption."""
+    """The HTML of content with its caption."""
     below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
     if isinstance(content, MarkedText):
         words = " ".join(f"<{_TAGS[mark]}>{_escape(text)}</{_TAGS[mark]}>" for text, mark in content.pieces)
@@ -355,7 +388,7 @@ def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps
         return f'<figure class="audio"><audio controls preload="none" src="{source}"></audio>{below}</figure>'
     if content.dtype != np.uint8 or content.ndim not in (3, 4) or content.shape[-1] not in (1, 3, 4):
         raise ValueError(
-            f"expected a picture uint8 [H, W, C] or a video uint8 [F, H, W, C] with 1, 3 or 4 channels, "
+            f"expected an image uint8 [H, W, C] or a video uint8 [F, H, W, C] with 1, 3 or 4 channels, "
             f"got {content.dtype} {content.shape}"
         )
     sharp = "" if max(content.shape[-3:-1]) > 160 else ' class="pixels"'
@@ -364,7 +397,7 @@ def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps
 
 
 def png(content: np.ndarray, fps: float = 8.0) -> bytes:
-    """A picture ``[H, W, C]``, or a video ``[F, H, W, C]`` as a moving one, uint8, as a PNG file."""
+    """An image ``[H, W, C]``, or a video ``[F, H, W, C]`` as an animation, uint8, as the bytes of a PNG file."""
     video = content if content.ndim == 4 else content[None]
     frames = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in video]
     buffer = io.BytesIO()

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from xmodal_jax.core import runtime
 from xmodal_jax.core.decoding import beam_search, sample
 from xmodal_jax.models.seq2seq import start_decoding
-from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
+from xmodal_jax.nets.encoders import TextDecoderConfig, build_decoder
 from xmodal_jax.types import Tokens
 
 VOCABULARY, MEMORY, BEAMS = 1000, 16, 4
@@ -46,7 +46,7 @@ class Arguments:
 
 def writers(width: int, depth: int, batch: int, length: int, beams: int):
     """``(cached, uncached)``, each a compiled function without arguments that gives the tokens."""
-    config = EncoderConfig("transformer", width=width, depth=depth, heads=4)
+    config = TextDecoderConfig(width=width, depth=depth, heads=4)
     decoder = build_decoder(config, vocab_size=VOCABULARY, max_length=length + 1)
     rng, rows = np.random.default_rng(0), batch * beams
     memory = Tokens(jnp.asarray(rng.normal(size=(batch, MEMORY, width)), jnp.float32), None)

@@ -33,12 +33,11 @@ from xmodal_jax.evaluation.samplers import fit_gaussian_mixture
 from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence
 from xmodal_jax.metrics.generative import frechet_distance, moments
 from xmodal_jax.models.vae.judges import make_judges
-from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
-from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.train.feed import RESIDENT_LIMIT
+from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import write_atomic
 from xmodal_jax.train.step import make_training
@@ -143,10 +142,10 @@ class Bench:
         """Our configuration."""
         c = self.config
         encoder, decoder = (
-            EncoderConfig("dcgan", width=c.width, norm="none"),
+            DCGANEncoderConfig(width=c.width, norm="none"),
             DecoderConfig("conv", width=c.width),
         )
-        image = ModalityConfig(encoder, decoder, "laplace", scale=multivae_peer.SCALE)
+        image = ImageConfig(encoder, decoder, "laplace", scale=multivae_peer.SCALE)
         how = dict(model=name, latent=c.latent, private=c.private, image=image) | OURS[name]
         return MultimodalVAEConfig(**how)
 

@@ -108,19 +108,18 @@ def build(case: Case, devices) -> tuple[Any, tuple, Any]:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
-    from xmodal_jax.nets.encoders import EncoderConfig
+    from xmodal_jax.nets.encoders import TextTransformerConfig, ViTConfig
     from xmodal_jax.train import optim, parallel
     from xmodal_jax.train.step import make_init, make_step
 
-    def tower(name, **size):
-        return EncoderConfig(name, dtype="bfloat16", remat=True, scan_layers=True, **size)
+    saving = dict(dtype="bfloat16", remat=True, scan_layers=True)
 
     if case.model == "vit-b16":
-        image = tower("vit", width=768, depth=12, heads=12, patch=16)
-        text, embed_dim = tower("transformer", width=512, depth=12, heads=8), 512
+        image = ViTConfig(width=768, depth=12, heads=12, patch=16, **saving)
+        text, embed_dim = TextTransformerConfig(width=512, depth=12, heads=8, **saving), 512
     else:
-        image = tower("vit", width=1664, depth=48, heads=16, patch=14, mlp_ratio=8192 / 1664)
-        text, embed_dim = tower("transformer", width=1280, depth=32, heads=20), 1280
+        image = ViTConfig(width=1664, depth=48, heads=16, patch=14, mlp_ratio=8192 / 1664, **saving)
+        text, embed_dim = TextTransformerConfig(width=1280, depth=32, heads=20, **saving), 1280
     config = ContrastiveConfig(embed_dim=embed_dim, image=image, text=text, form=case.form)
     method = make_contrastive(config, ("image", "text"), vocab_size=49_408)
     optimizer = optim.Optimizer()

@@ -24,7 +24,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.experiment import finish
 from xmodal_jax.models.gan.config import GANConfig
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
@@ -78,8 +78,8 @@ class Config(Drawing):
     """What happens when a loss or a gradient is no longer finite: everything stops, or that seed is dropped."""
     model: GANConfig = GANConfig(
         condition="sentence", generator=GeneratorConfig("dcgan", width=32),
-        discriminator=EncoderConfig("dcgan", width=128, norm="none"),
-        text=EncoderConfig("transformer", width=64, depth=1), auxiliary_weight=0.0,
+        discriminator=DCGANEncoderConfig(width=128, norm="none"),
+        text=TextTransformerConfig(width=64, depth=1), auxiliary_weight=0.0,
     )  # fmt: skip
     """Both players; the objective is each entrant's own."""
     optimizer: GANOptimizer = GANOptimizer(

@@ -30,7 +30,7 @@ from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.experiment import finish
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import ConvNetConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.report import figures
 from xmodal_jax.report import images as panels
@@ -77,8 +77,8 @@ class Config(PretrainedConfig):
     own."""
     model: GANConfig = GANConfig(
         generator=GeneratorConfig("objects", noise=12), projected=True, auxiliary_weight=0.0, kl_weight=8.0,
-        discriminator=EncoderConfig("convnet", width=32, norm="none"),
-        encoder=EncoderConfig("convnet", width=64, norm="none", token_positions=True),
+        discriminator=ConvNetConfig(width=32, norm="none"),
+        encoder=ConvNetConfig(width=64, norm="none", token_positions=True),
         penalty="r1", penalty_weight=5.0, penalty_every=4,
         reconstruction_weight=30.0, perceptual_weight=10.0, redescription_weight=5.0,
     )  # fmt: skip

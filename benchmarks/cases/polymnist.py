@@ -40,15 +40,16 @@ def images() -> np.ndarray:
 
 def config_of(model: str, kind: str):
     """Our configuration with these networks."""
+    from xmodal_jax.models.vae.modalities import ImageConfig
     from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig
-    from xmodal_jax.models.vae.networks import ModalityConfig
     from xmodal_jax.nets.decoders import DecoderConfig
-    from xmodal_jax.nets.encoders import EncoderConfig
+    from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig
 
-    encoder = EncoderConfig("dcgan" if kind == "conv" else "mlp", width=WIDTH[kind], norm="none")
-    image = ModalityConfig(
-        encoder, DecoderConfig(kind, width=WIDTH[kind]), "laplace", scale=multivae_peer.SCALE
+    width = WIDTH[kind]
+    encoder = (
+        DCGANEncoderConfig(width=width, norm="none") if kind == "conv" else MLPEncoderConfig(width=width)
     )
+    image = ImageConfig(encoder, DecoderConfig(kind, width=width), "laplace", scale=multivae_peer.SCALE)
     return MultimodalVAEConfig(model=model, latent=LATENT, private=PRIVATE, hidden=HIDDEN, image=image)
 
 

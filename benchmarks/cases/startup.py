@@ -28,7 +28,7 @@ import jax, numpy as np
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import TextTransformerConfig, ViTConfig
 from xmodal_jax.train import loop  # what an experiment imports
 from xmodal_jax.train.optim import Optimizer, make_optimizer
 from xmodal_jax.train.parallel import make_engine
@@ -41,7 +41,7 @@ arrays = {
     "text_mask": np.ones((256, 32), bool),
 }
 loader = Loader(ArraySource(arrays), batch_size=64, seed=0)
-model = ContrastiveConfig(image=EncoderConfig("vit"), text=EncoderConfig("transformer"))
+model = ContrastiveConfig(image=ViTConfig(), text=TextTransformerConfig())
 method, optimizer = make_contrastive(model, ("text", "image"), vocab_size=1000), Optimizer()
 tx = make_optimizer(optimizer, 100)
 step = lambda axis: make_step(method, tx, optimizer, axis_name=axis)

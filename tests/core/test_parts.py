@@ -1,11 +1,12 @@
 """Parts of a configuration that are chosen by name."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 
 from xmodal_jax.core import parts
+from xmodal_jax.core.parts import Advanced, FilledIn
 from xmodal_jax.train.run import from_json, to_json
 
 
@@ -62,3 +63,40 @@ def test_json_of_another_version():
         from_json(Drawing, {"shape": {"name": "ring"}})
     with pytest.raises(ValueError, match="Circle has no field 'width'"):
         from_json(Drawing, {"shape": {"name": "circle", "width": 1.0}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    name: ClassVar[str] = "line"
+    ends: "str" = "round"
+    dashes: "str | None" = None
+    length: "float" = 1.0
+
+
+Line.__annotations__ |= dict(
+    ends=Literal["round", "flat"], dashes=Advanced[Literal["long"] | None], length=FilledIn[float]
+)
+
+
+def test_choices_are_checked():
+    parts.check_choices(Line())
+    parts.check_choices(Line(ends="flat", dashes="long"))
+    with pytest.raises(ValueError, match=r"Line.ends must be one of \('round', 'flat'\), got 'sharp'"):
+        parts.check_choices(Line(ends="sharp"))
+    with pytest.raises(ValueError, match=r"Line.dashes must be one of \('long', None\), got 'short'"):
+        parts.check_choices(Line(dashes="short"))
+
+
+def test_what_the_program_fills_in_is_no_option():
+    assert parts.options_of(Line) == parts.options_of(Line()) == ("ends", "dashes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced(Circle):
+    name: ClassVar[str] = "traced"
+    chosen_by: ClassVar[str] = "--trace FILE"
+
+
+def test_names_that_choose_a_part():
+    assert parts.names_of(Circle | Traced) == ["circle"]
+    assert parts.names_of(Circle | Box | None) == ["circle", "box", "none"]

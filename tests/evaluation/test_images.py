@@ -24,7 +24,7 @@ from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
 from xmodal_jax.models.towers import Augment
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.preprocess.image import to_float
 from xmodal_jax.report import images as panels
@@ -52,7 +52,7 @@ def stub(predict):
 def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     """The average of the generator, by the run's own tokenizer; and a run that knows no words is refused."""
     config = dataclasses.replace(
-        PLAYERS, auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8),
+        PLAYERS, auxiliary_weight=0.0, discriminator=MLPEncoderConfig(width=8),
         generator=GeneratorConfig("mlp", noise=5, width=8),
     )  # fmt: skip
     tokenizer = train_tokenizer(["a red star", "a blue ring"], "word")
@@ -91,8 +91,8 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
 
 def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     model = ContrastiveConfig(
-        text=EncoderConfig("transformer", width=8, depth=1, heads=2, pool="attention"),
-        image=EncoderConfig("mlp", width=8, depth=1), embed_dim=4,
+        text=TextTransformerConfig(width=8, depth=1, heads=2, pool="attention"),
+        image=MLPEncoderConfig(width=8, depth=1), embed_dim=4,
     )  # fmt: skip
     tokenizer = train_tokenizer(["a red star", "a blue ring"], "word")
     batch = {"text": np.ones((2, 6), np.int32), "text_mask": np.ones((2, 6), bool)}
@@ -107,7 +107,7 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     tokenize = same_tokens(None, reader)
     assert reader.config == model.text and tokenize.max_length == 6 and tokenize.tokenizer is reader.tokenizer
     config = dataclasses.replace(
-        PLAYERS, auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8), text=reader.config,
+        PLAYERS, auxiliary_weight=0.0, discriminator=MLPEncoderConfig(width=8), text=reader.config,
         generator=GeneratorConfig("mlp", noise=5, width=8),
     )  # fmt: skip
     sizes = dict(shape=(6, 7, 3), vocab_size=tokenizer.vocab_size, length=6)
@@ -140,7 +140,7 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
 
 def test_an_artist_draws_as_the_gan_predicts_whatever_the_size_of_its_batches():
     config = dataclasses.replace(
-        PLAYERS, condition="class", auxiliary_weight=0.0, discriminator=EncoderConfig("mlp", width=8),
+        PLAYERS, condition="class", auxiliary_weight=0.0, discriminator=MLPEncoderConfig(width=8),
         generator=GeneratorConfig("mlp", noise=5, width=8),
     )  # fmt: skip
     gan, n = make_gan(config, shape=(6, 7, 1), classes=3), 11
@@ -275,7 +275,7 @@ TEXTS = [f"{a} {b}" for a in "klmnpqrstvwxy" for b in "abcdefghij"]
 def save_run(folder):
     """An untrained captioning run: its model, method, tokenizer and parameters."""
     tokenizer = train_tokenizer(TEXTS, "word")
-    image = EncoderConfig("dcgan", width=8, norm="none")
+    image = DCGANEncoderConfig(width=8, norm="none")
     model = dataclasses.replace(COCA, image=image, augment=Augment(), embed_dim=16)
     method = make_seq2seq(model, "image", vocab_size=tokenizer.vocab_size, length=4)
     batch = {"image": np.zeros((1, 8, 8, 3), np.uint8), "text": np.ones((1, 4), np.int32)}

@@ -26,7 +26,7 @@ from xmodal_jax.metrics.disentanglement import mutual_information_gap
 from xmodal_jax.metrics.generative import kernel_distance
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import MLPEncoderConfig
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.run import Run
 
@@ -410,7 +410,7 @@ def test_everything_of_a_real_model(tmp_path):
     arrays = {k: v for k, v in batch.items() if k not in ("present", "index", "step")}
     train = ArraySource(arrays)
     sizes = sizes_of(batch, multimodal.NAMES, multimodal.CONFIG, classes=multimodal.CLASSES)
-    small = {"image": EncoderConfig("mlp", width=8, depth=1), "label": None}
+    small = {"image": MLPEncoderConfig(width=8, depth=1), "label": None}
     judges = make_judges(multimodal.CONFIG, sizes, multimodal.CLASSES, hidden=8, encoders=small)
     config = RunConfig(steps=50, batch_size=8, seeds=2, eval_every=2, patience=1, run_dir=tmp_path / "run")
     loader = Loader(train, batch_size=8, seed=0)

@@ -21,7 +21,7 @@ from xmodal_jax.inference.translate import find_chain, find_inputs, read_inputs,
 from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.models.towers import AudioFeatures
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import ConvNetConfig, TextTransformerConfig
 from xmodal_jax.report import text as panels
 from xmodal_jax.report import text_figures
 from xmodal_jax.report.page import MarkedText, Report
@@ -76,7 +76,7 @@ def test_sentences_of_the_training_data_are_left_out():
 
 
 def writer_config():
-    image = EncoderConfig("convnet", width=16, norm="none")
+    image = ConvNetConfig(width=16, norm="none")
     decoder = dataclasses.replace(CONFIG.decoder, dropout=0.0)
     return dataclasses.replace(CONFIG, objective="attention", image=image, decoder=decoder)
 
@@ -136,7 +136,7 @@ def test_a_tokenizer_without_an_end_cannot_write():
 
 
 def test_configurations_come_back_from_json():
-    config = SpeechConfig(text=EncoderConfig("transformer", width=8), features=AudioFeatures(mels=5))
+    config = SpeechConfig(text=TextTransformerConfig(width=8), features=AudioFeatures(mels=5))
     assert from_json(SpeechConfig, json.loads(json.dumps(to_json(config)))) == config
     writing = TextGenerationConfig(model=CONFIG, generation=GenerationConfig(top_k=3))
     found = from_json(TextGenerationConfig, json.loads(json.dumps(to_json(writing))))

@@ -9,16 +9,21 @@ import pytest
 from tests.support import LAYOUTS, assert_device_invariant
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive, text_ids
 from xmodal_jax.models.towers import AudioFeatures, Augment
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import (
+    AudioTransformerConfig,
+    ConvNetConfig,
+    TextTransformerConfig,
+    TubeletViTConfig,
+)
 from xmodal_jax.preprocess.image import AugmentConfig
 
 small = dict(width=16, depth=1, heads=2)
 CONFIG = ContrastiveConfig(
     embed_dim=13,
-    text=EncoderConfig("transformer", **small, dropout=0.2),
-    image=EncoderConfig("convnet", **{**small, "depth": 1}, dropout=0.2),
-    audio=EncoderConfig("transformer", **small, downsample=8, dropout=0.1),
-    video=EncoderConfig("tubelet", **small, patch=5, dropout=0.1),
+    text=TextTransformerConfig(**small, dropout=0.2),
+    image=ConvNetConfig(**{**small, "depth": 1}, dropout=0.2),
+    audio=AudioTransformerConfig(**small, downsample=8, dropout=0.1),
+    video=TubeletViTConfig(**small, patch=5, dropout=0.1),
     features=AudioFeatures(mels=11),
     augment=Augment(AugmentConfig(translate=1, brightness=0.2), time_masks=1, frequency_masks=1),
 )

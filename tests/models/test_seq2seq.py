@@ -21,14 +21,14 @@ from xmodal_jax.models.seq2seq import (
     make_text_generator,
 )
 from xmodal_jax.models.towers import Augment
-from xmodal_jax.nets.encoders import EncoderConfig, build_encoder
+from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextDecoderConfig, build_encoder
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.train.optim import Optimizer
 
 BEGIN, END, VOCAB, LENGTH = 1, 2, 19, 7
 CONFIG = Seq2SeqConfig(
     objective="joint",
-    decoder=EncoderConfig("transformer", width=16, depth=1, heads=2, dropout=0.2),
+    decoder=TextDecoderConfig(width=16, depth=1, heads=2, dropout=0.2),
     **{f: getattr(TOWERS, f) for f in ("image", "audio", "video", "features", "augment")},
 )
 CONFIG = dataclasses.replace(CONFIG, audio=dataclasses.replace(CONFIG.audio, downsample=2))
@@ -297,7 +297,7 @@ def test_where_it_looks_is_a_share_of_the_sources_content():
         jax.eval_shape(make_cross_attention(scanned, "audio", **SIZES), params, batch)
 
 
-PLAIN_IMAGE = EncoderConfig("dcgan", width=8, norm="none", dropout=0.5)
+PLAIN_IMAGE = DCGANEncoderConfig(width=8, norm="none", dropout=0.5)
 
 
 def test_descriptions_are_rated_as_by_teacher_forcing_and_by_the_pixels():

@@ -10,13 +10,13 @@ import pytest
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_speech, make_synthesizer
 from xmodal_jax.models.towers import AudioFeatures
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import TextTransformerConfig
 from xmodal_jax.train.optim import Optimizer, make_optimizer
 from xmodal_jax.train.step import make_init, make_step
 
 VOCAB, LENGTH, FRAMES, MELS = 7, 5, 29, 8
 CONFIG = SpeechConfig(
-    text=EncoderConfig("transformer", width=16, depth=1, heads=2, dropout=0.1),
+    text=TextTransformerConfig(width=16, depth=1, heads=2, dropout=0.1),
     decoder_depth=1, kernel=3, dropout=0.1, mean=0.0, scale=1.0, vocoder_iterations=4,
     features=AudioFeatures(sample_rate=4000, mels=MELS, window=64, hop=16),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from tests.oracles import gan as oracle
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.nets import decoders
 from xmodal_jax.nets.decoders import DECODERS, DecoderConfig, Size, build_latent_decoder
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.vae import MLP, Expert, Features, Moments, log_scale_of
 
 N, D, L, V = 5, 3, 7, 11
@@ -248,14 +248,12 @@ def test_what_has_no_dimensions_says_nothing():
 
 
 def test_features_of_images_keep_places_and_those_of_text_ignore_padding():
-    image = Features("image", EncoderConfig("dcgan", width=4), 6)
+    image = Features("image", DCGANEncoderConfig(width=4), 6)
     x = jnp.asarray(RNG.normal(size=(2, 8, 8, 1)), jnp.float32)
     params = drawn(image, x, None, None)
     run = lambda x: image.apply({"params": params}, x, None, None)
     assert np.abs(np.asarray(run(x) - run(x[:, ::-1]))).max() > 1e-2
-    text = Features(
-        "text", EncoderConfig("transformer", width=8, depth=1, heads=2), 6, vocab_size=V, max_length=L
-    )
+    text = Features("text", TextTransformerConfig(width=8, depth=1, heads=2), 6, vocab_size=V, max_length=L)
     mask = jnp.arange(L)[None] < jnp.array([4, 7, 1, 2, 5])[:, None]
     params = drawn(text, IDS, mask, None)
     run = jax.jit(lambda ids: text.apply({"params": params}, ids, mask, None))

@@ -6,11 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from tests.oracles import gan as oracle
+from xmodal_jax.core import parts
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.nets.audio import AudioTransformer
-from xmodal_jax.nets.encoders import DEFAULTS, ENCODERS, EncoderConfig, build_encoder, build_pool
+from xmodal_jax.nets.encoders import (
+    DEFAULTS,
+    ENCODERS,
+    AudioTransformerConfig,
+    ConvNetConfig,
+    PretrainedEncoderConfig,
+    TextTransformerConfig,
+    build_encoder,
+    build_pool,
+)  # fmt: skip
 from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT, coordinate_channels
 from xmodal_jax.nets.text import TextTransformer
 from xmodal_jax.nets.transformer import sincos_grid
@@ -18,7 +29,7 @@ from xmodal_jax.nets.video import FrameTransformer, TubeletViT
 
 B = 3
 SHAPE_INFO = {"text": dict(vocab_size=23, max_length=11)}
-ALL = [(m, name) for m, table in ENCODERS.items() for name in table]
+ALL = [(m, name) for m, union in ENCODERS.items() for name in parts.parts_of(union) if name != "hf"]
 FAST = [p for p in ALL if not p[1].startswith("resnet")] + [
     pytest.param("image", name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50")
 ]
@@ -33,12 +44,15 @@ def inputs(modality):
     return jax.random.normal(KEY, (B, *shape))
 
 
-def config(name, **changes):
-    return EncoderConfig(name, **{"width": 32, "depth": 1, "heads": 2, **changes})
+def config(modality, name, **changes):
+    """Small, with those of the options that the encoder has."""
+    part = parts.choose(ENCODERS[modality], name)
+    small = {"width": 32, "depth": 1, "heads": 2}
+    return part(**{k: v for k, v in small.items() if k in parts.options_of(part)} | changes)
 
 
 def encoder(modality, name, **changes):
-    module = build_encoder(modality, config(name, **changes), **SHAPE_INFO.get(modality, {}))
+    module = build_encoder(modality, config(modality, name, **changes), **SHAPE_INFO.get(modality, {}))
     if name == "frames" and not changes.get("dtype"):  # an image encoder that compiles faster
         drop = changes.get("dropout", 0.0)
         module = module.clone(image_encoder=ViT(patch=8, width=8, depth=0, heads=2, dropout=drop))
@@ -55,8 +69,8 @@ def init(module, x):
 
 @pytest.mark.parametrize("modality, name", FAST)
 def test_shape_randomness_and_one_compilation(modality, name):
-    pool = build_pool(config(name))
-    module = encoder(modality, name, dropout=0.3, drop_path=0.0 if name in PLAIN else 0.3)
+    pool = build_pool(config(modality, name))
+    module = encoder(modality, name, dropout=0.3, **({} if name in PLAIN else dict(drop_path=0.3)))
     x = inputs(modality)
     params = init(module, x)
     traces = []
@@ -95,8 +109,10 @@ def matmul_dtypes(jaxpr):
 @pytest.mark.parametrize("modality, name", [p for p in ALL if p[1] != "resnet34"])
 def test_every_matmul_runs_in_bfloat16(modality, name):
     scan = name == "vit" or modality != "image" and name != "stacked"
-    depth = 3 if name == "mlp" else 1
-    module = encoder(modality, name, dtype="bfloat16", scan_layers=scan, remat=name not in PLAIN, depth=depth)
+    changes = dict(scan_layers=True) if scan else {}
+    changes |= {} if name in PLAIN else dict(remat=True)
+    changes |= dict(depth=3) if name == "mlp" else {}
+    module = encoder(modality, name, dtype="bfloat16", **changes)
     x = inputs(modality)
     shapes = jax.eval_shape(module.init, KEY, x)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
@@ -124,7 +140,7 @@ PADDED = [  # modality, encoder, length of the content, its tokens, pool
 @pytest.mark.parametrize("modality, name, length, tokens, pool", PADDED)
 def test_padding_has_exactly_no_influence(modality, name, length, tokens, pool):
     module = encoder(modality, name, pool=pool)
-    pooling = build_pool(config(name, pool=pool))
+    pooling = build_pool(config(modality, name, pool=pool))
     x = inputs(modality)
     mask = jnp.broadcast_to((jnp.arange(x.shape[1]) < length)[None, :], x.shape[:2]).at[2].set(False)
     params = init(module, x)
@@ -293,30 +309,34 @@ def test_errors_list_what_is_allowed():
     with pytest.raises(ValueError, match="'audio', 'image', 'text', 'video'"):
         build_encoder("smell")
     with pytest.raises(ValueError, match="'resnet50', 'vit'"):
-        build_encoder("image", EncoderConfig("transformer"))
+        build_encoder("image", TextTransformerConfig())
     with pytest.raises(ValueError, match="vocab_size"):
         build_encoder("text")
     with pytest.raises(ValueError, match="vocab_size"):
         build_encoder("image", vocab_size=3)
-    with pytest.raises(ValueError, match="class token"):
-        build_encoder("image", EncoderConfig("convnet", pool="cls"))
-    with pytest.raises(ValueError, match="scan_layers"):
-        build_encoder("image", EncoderConfig("resnet18", scan_layers=True))
+    with pytest.raises((ValueError, TypeCheckError), match="pool"):
+        ConvNetConfig(pool="cls")
+    with pytest.raises(TypeError, match="scan_layers"):
+        config("image", "resnet18", scan_layers=True)
+    with pytest.raises(ValueError, match="built from its checkpoint: --image-encoder hf:PATH"):
+        build_encoder("image", PretrainedEncoderConfig())
     for name in PLAIN:
         for change in (dict(drop_path=0.1), dict(remat=True)):
-            with pytest.raises(ValueError, match=f"'{name}' has no residual branches"):
-                build_encoder("image", EncoderConfig(name, **change))
+            with pytest.raises(TypeError, match=next(iter(change))):
+                config("image", name, **change)
         with pytest.raises(ValueError, match="no padding mask"):
             encoder("image", name).init(KEY, jnp.ones((1, 8, 8, 3)), jnp.ones((1, 4), bool))
     with pytest.raises(ValueError, match="norm must be"):
         PlainConvNet(norm="batch").init(KEY, jnp.ones((1, 8, 8, 3)))
     with pytest.raises(ValueError, match="must divide"):
-        build_encoder("audio", EncoderConfig("transformer", heads=3))
-    for field, value in dict(
-        width=0, dropout=1.0, pool="max", dtype="int8", downsample=3, stem="big"
-    ).items():
-        with pytest.raises(ValueError, match=f"EncoderConfig.{field}"):
-            dataclasses.replace(DEFAULTS["image"], **{field: value})
+        build_encoder("audio", AudioTransformerConfig(heads=3))
+    for modality, name, field, value in (
+        ("image", "convnet", "width", 0), ("image", "convnet", "dropout", 1.0), ("image", "convnet", "pool", "max"),
+        ("image", "convnet", "dtype", "int8"), ("audio", "transformer", "downsample", 3),
+        ("image", "resnet18", "stem", "big"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeCheckError), match=field):
+            config(modality, name, **{field: value})
     with pytest.raises(ValueError, match="patch=8"):
         encoder("image", "vit").init(KEY, jnp.ones((1, 12, 16, 3)))
     with pytest.raises(ValueError, match="tubelet"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from xmodal_jax.nets.encoders import EncoderConfig, build_encoder
+from xmodal_jax.nets.encoders import ConvNetConfig, MLPEncoderConfig, build_encoder
 from xmodal_jax.nets.gan import GeneratorConfig, build_generator
 from xmodal_jax.nets.objects import (
     Contents,
@@ -230,7 +230,7 @@ def test_the_posterior_finds_noise_for_every_object(words):
     image, variables = jax.jit(module.init_with_output)(KEY, noise, condition)
     assert image.shape == (B, 12, 8, 1) and image.dtype == jnp.float32 and float(jnp.abs(image).max()) <= 1
     contents = jax.jit(lambda v: module.apply(v, condition, B, method="contents"))(variables)
-    encoder = build_encoder("image", EncoderConfig("convnet", width=8, norm="none"))
+    encoder = build_encoder("image", ConvNetConfig(width=8, norm="none"))
     posterior = ObjectPosterior(encoder, 12)
     seen, attended = drawn(10, B, 6, 9), jax.nn.softmax(4.0 * drawn(11, B, L, 6), axis=-1)
     run = jax.jit(posterior.init_with_output)
@@ -256,7 +256,7 @@ def test_the_posterior_finds_noise_for_every_object(words):
 
 def test_what_is_found_starts_where_it_is_seen():
     """Of four places, with words that are each seen in one and objects that have one word each."""
-    posterior = ObjectPosterior(build_encoder("image", EncoderConfig("mlp", width=8, depth=1)), 9)
+    posterior = ObjectPosterior(build_encoder("image", MLPEncoderConfig(width=8, depth=1)), 9)
     seen, image = drawn(10, B, 4, 9), drawn(13, B, 13, 13, 3)
     share = jnp.broadcast_to(jnp.eye(2, 3), (B, 2, 3))
     attended = jnp.broadcast_to(jnp.eye(3, 4), (B, 3, 4))

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 import tyro
 
-from xmodal_jax.core.parts import Advanced, Basic
+from xmodal_jax.core.parts import Advanced, Basic, FilledIn
 from xmodal_jax.train.command_help import field_docs, options_of, short_help
 from xmodal_jax.train.command_line import _message_of, default_of, parse
 
@@ -52,7 +52,23 @@ class Frames:
     """Encoder of a frame."""
 
 
-Encoder = Convolutions | Patches | Frames
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """An encoder from a file."""
+
+    name: ClassVar[str] = "loaded"
+    chosen_by: ClassVar[str] = "--load FILE"
+    file: FilledIn[str | None] = None
+    """What was read."""
+    width: int = 1
+    """Channels."""
+
+    @classmethod
+    def in_place_of(cls, other):
+        return cls(width=getattr(other, "width", 5))
+
+
+Encoder = Convolutions | Patches | Frames | Loaded
 Frames.__annotations__["image"] = Convolutions | Patches
 
 
@@ -101,12 +117,18 @@ class Config(Base):
     """Steps of this one."""
     names: tuple[str, ...] = ()
     """Names."""
+    load: Advanced[str | None] = None
+    """File of an encoder."""
     model: Model = Model()
     """The model."""
 
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
+
+    @classmethod
+    def implied_parts(cls, flags):
+        return {"model.encoder": "loaded"} if "--load" in flags else {}
 
 
 def read(words):
@@ -153,9 +175,19 @@ def test_an_optional_part():
     assert read("--model.second patches --model.second none").model.second is None
 
 
+def test_another_flag_may_imply_a_part():
+    assert read("--load a").model.encoder == Loaded(width=16)
+    assert read("--load=a --model.encoder patches --model.encoder.width 7").model.encoder == Loaded(width=7)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
+        ("--model.encoder loaded", "--model.encoder: 'loaded' is chosen by --load FILE"),
+        (
+            "--load a --model.encoder.file b",
+            "--model.encoder.file: --model.encoder is 'loaded', which has no option 'file'; it has width",
+        ),
         ("--model.encoder ring", "--model.encoder: must be one of convolutions, patches, frames, got 'ring'"),
         (
             "--model.second ring",
@@ -238,7 +270,7 @@ base:
   --[no-]progress               Whether to show progress. (default: yes)
   --size INT                    Pixels.
 
---help-all lists 4 more options. Options below a choice are those of what is chosen: put the choice
+--help-all lists 5 more options. Options below a choice are those of what is chosen: put the choice
 before --help-all to see them.
 """
 

@@ -8,7 +8,7 @@ from tests.support import assert_device_invariant, assert_trees_identical, loss_
 from tests.train.toy import make_toy, toy_arrays, toy_batch
 from xmodal_jax.core import collectives
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import TextTransformerConfig, ViTConfig
 from xmodal_jax.train.optim import Optimizer, make_optimizer
 from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, leaf_spec, make_engine
 from xmodal_jax.train.step import describe_non_finite, make_init, make_step
@@ -170,7 +170,7 @@ def test_where_the_state_is_split_weights_travel_and_activations_do_not(monkeypa
     """Four times the batch hardly sends more. Without `keep_rows` the compiler splits scanned layers by features."""
     size = dict(width=64, depth=2, heads=4, scan_layers=True)
     config = ContrastiveConfig(
-        embed_dim=16, text=EncoderConfig("transformer", **size), image=EncoderConfig("vit", **size, patch=2)
+        embed_dim=16, text=TextTransformerConfig(**size), image=ViTConfig(**size, patch=2)
     )
     method = make_contrastive(config, ("text", "image"), vocab_size=50)
     assert bytes_sent(method, 256) < 1.3 * bytes_sent(method, 64)

@@ -16,12 +16,11 @@ from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.models.gan.networks import Network
 from xmodal_jax.models.speech import SpeechConfig, make_speech
 from xmodal_jax.models.towers import AudioFeatures
-from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.modalities import ImageConfig, TextConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
-from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.models.vae.single import VAEConfig, make_vae, size_of
 from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.load import load_encoder
@@ -44,9 +43,9 @@ LENGTH, SHAPE = 11, (16, 24, 3)
 KEY = jax.random.key(0)
 SMALL = dict(
     latent=3, hidden=5,
-    image=ModalityConfig(EncoderConfig("dcgan", width=8), DecoderConfig("mlp", width=8, depth=1), "normal", 0.5),
-    text=ModalityConfig(
-        EncoderConfig("transformer", width=8, depth=1, heads=2, dropout=0.1),
+    image=ImageConfig(DCGANEncoderConfig(width=8), DecoderConfig("mlp", width=8, depth=1), "normal", 0.5),
+    text=TextConfig(
+        TextTransformerConfig(width=8, depth=1, heads=2, dropout=0.1),
         DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical",
     ),
 )  # fmt: skip
@@ -217,8 +216,8 @@ class Drawing(PretrainedConfig):
     read_with: str | None = None
     model: GANConfig = dataclasses.replace(
         PLAYERS, auxiliary_weight=0.0, redescription_weight=0.0, projected=True,
-        generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=EncoderConfig("mlp", width=8),
-        reconstruction_weight=1.0, perceptual_weight=2.0, encoder=EncoderConfig("mlp", width=8),
+        generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=MLPEncoderConfig(width=8),
+        reconstruction_weight=1.0, perceptual_weight=2.0, encoder=MLPEncoderConfig(width=8),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from xmodal_jax.data.text import train_tokenizer
 from xmodal_jax.models.contrastive import make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.seq2seq import make_seq2seq
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import TextDecoderConfig
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
@@ -126,7 +126,7 @@ def test_a_decoder_and_a_ctc_head_come_along_word_by_word(tmp_path):
     checkpoints.close()
     parts = load_encoders(tmp_path)
     assert set(parts.params) == {"audio", "decoder", "ctc"}
-    model = parts.configure(dataclasses.replace(CONFIG, decoder=EncoderConfig("transformer")))
+    model = parts.configure(dataclasses.replace(CONFIG, decoder=TextDecoderConfig()))
     assert model == CONFIG
     plain = make_seq2seq(model, "audio", vocab_size=NEW.vocab_size, length=length)
     started = jax.jit(parts.start(plain, NEW).init)(jax.random.key(0), batch)

@@ -22,6 +22,7 @@ from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.pretrained.encoder import EncoderOptions
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig
 from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints
@@ -293,8 +294,8 @@ def test_audio_of_another_rate_is_refused(folders):
 
 
 def test_what_does_not_follow_from_the_checkpoint_is_the_users(folders):
-    own = dataclasses.replace(ContrastiveConfig().image, dropout=0.1, scan_layers=True, dtype="bfloat16")
-    model = ContrastiveConfig(embed_dim=7, image=dataclasses.replace(own, pool="cls"))
+    image = PretrainedEncoderConfig(dropout=0.1, scan_layers=True, dtype="bfloat16", pool="cls")
+    model = ContrastiveConfig(embed_dim=7, image=image)
     flags = hf(folders, text_encoder="bert", image_encoder="vit")
     config, method, _, params = begin(Config(model=model, **flags), contrastive, batch_of())
     image = config.model.image

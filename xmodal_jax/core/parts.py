@@ -12,6 +12,8 @@ classes is the table of what can be chosen::
 
     choose(ImageEncoder, "vit")()  # ViTConfig(patch=8)
 
+A part that cannot be chosen by its name alone says what chooses it in the class variable ``chosen_by``.
+
 A configuration also marks which of its options the short ``--help`` lists (`train.command_line`). It lists the options
 of the command itself and the choices of parts at any depth, and leaves the other options of nested groups to
 ``--help-all``. ``Advanced[int]`` moves an option of the command to ``--help-all``; ``Basic[int]`` lists an option of a
@@ -33,12 +35,16 @@ class HelpLevel(enum.Enum):
 
     BASIC = "--help"
     ADVANCED = "--help-all"
+    NEITHER = "filled in"
 
 
 Basic = Annotated[T, HelpLevel.BASIC]
 """``Basic[int]``: the type of an option of a nested group that the short help lists."""
 Advanced = Annotated[T, HelpLevel.ADVANCED]
 """``Advanced[int]``: the type of an option of the command that only ``--help-all`` lists."""
+FilledIn = Annotated[T, HelpLevel.NEITHER]
+"""``FilledIn[int]``: the type of a field that the program fills in (such as a size that it reads from a checkpoint). It
+has no flag."""
 
 
 def is_part(value: Any) -> bool:
@@ -46,7 +52,7 @@ def is_part(value: Any) -> bool:
     kind = value if isinstance(value, type) else type(value)
     if not dataclasses.is_dataclass(kind) or not isinstance(getattr(kind, "name", None), str):
         return False
-    return "name" not in options_of(kind)
+    return all(field.name != "name" for field in dataclasses.fields(kind))
 
 
 def parts_of(union: Any) -> dict[str, type]:
@@ -55,6 +61,38 @@ def parts_of(union: Any) -> dict[str, type]:
         union = typing.get_args(union)[0]
     members = typing.get_args(union) or (union,)
     return {member.name: member for member in members if isinstance(member, type) and is_part(member)}
+
+
+def names_of(union: Any) -> list[str]:
+    """The names that choose a part of a union; with ``none`` where the part may be left out."""
+    names = [name for name, part in parts_of(union).items() if not hasattr(part, "chosen_by")]
+    return [*names, "none"] if is_optional(union) else names
+
+
+def check_choices(part: Any) -> None:
+    """Checks the fields whose type is a ``Literal``.
+
+    Raises:
+      ValueError: a value is none of the literals; the message lists them.
+    """
+    for name, annotation in typing.get_type_hints(type(part), include_extras=True).items():
+        value = getattr(part, name, None)
+        choices = _literals(annotation)
+        if choices and value not in choices:
+            raise ValueError(f"{type(part).__name__}.{name} must be one of {choices}, got {value!r}")
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    """The values of ``Literal[...]``, of ``Literal[...] | None`` and of these within ``Annotated``; else none."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return args
+    if origin is typing.Annotated:
+        return _literals(args[0])
+    if type(None) in args and len(args) == 2:
+        literals = _literals(next(a for a in args if a is not type(None)))
+        return (*literals, None) if literals else ()
+    return ()
 
 
 def is_optional(union: Any) -> bool:
@@ -75,5 +113,7 @@ def choose(union: Any, name: str) -> type:
 
 
 def options_of(part: Any) -> tuple[str, ...]:
-    """The names of the options of a part (an instance or a class)."""
-    return tuple(field.name for field in dataclasses.fields(part))
+    """The names of the options of a part (an instance or a class): its fields but those that the program fills in."""
+    hints = typing.get_type_hints(part if isinstance(part, type) else type(part), include_extras=True)
+    filled_in = {name for name, hint in hints.items() if HelpLevel.NEITHER in typing.get_args(hint)[1:]}
+    return tuple(field.name for field in dataclasses.fields(part) if field.name not in filled_in)

@@ -25,7 +25,7 @@ from xmodal_jax.models.towers import (
     prepare,
     presence,
 )
-from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
+from xmodal_jax.nets.encoders import DEFAULTS, AudioEncoder, ImageEncoder, TextEncoder, VideoEncoder
 from xmodal_jax.types import MODALITIES, Batch, Key, Method, Params
 
 Objective = Literal["info_nce", "sigmoid", "triplet", "mmd", "coral", "cca"]
@@ -60,13 +60,13 @@ class ContrastiveConfig:
     """Examples of one batch with the same text: negatives all the same, left out, or positives as well."""
     anchor: str | None = None
     """Align only the pairs that hold this modality (the others meet through it); None: all pairs."""
-    text: EncoderConfig = DEFAULTS["text"]
+    text: TextEncoder = DEFAULTS["text"]
     """Text tower."""
-    image: EncoderConfig = DEFAULTS["image"]
+    image: ImageEncoder = DEFAULTS["image"]
     """Image tower."""
-    audio: EncoderConfig = DEFAULTS["audio"]
+    audio: AudioEncoder = DEFAULTS["audio"]
     """Audio tower."""
-    video: EncoderConfig = DEFAULTS["video"]
+    video: VideoEncoder = DEFAULTS["video"]
     """Video tower."""
     features: AudioFeatures = AudioFeatures()
     """Spectrogram that the audio tower sees."""

@@ -29,8 +29,17 @@ from xmodal_jax.models.towers import (
 )
 from xmodal_jax.nets.attention_maps import token_attention
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig
 from xmodal_jax.nets.fusion import Fusion, build_fusion, repeat_rows
+from xmodal_jax.nets.encoders import (
+    AudioEncoder,
+    AudioTransformerConfig,
+    ConvNetConfig,
+    ImageEncoder,
+    TextEncoder,
+    TextTransformerConfig,
+    TubeletViTConfig,
+    VideoEncoder,
+)
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 
@@ -61,13 +70,13 @@ class FusionConfig:
     """Probability with which training hides each modality of an example; one at least stays."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
-    text: EncoderConfig = dataclasses.replace(DEFAULTS["text"], width=64, depth=1)
+    text: TextEncoder = TextTransformerConfig(width=64, depth=1)
     """Text encoder."""
-    image: EncoderConfig = dataclasses.replace(DEFAULTS["image"], norm="group", token_positions=True)
+    image: ImageEncoder = ConvNetConfig(token_positions=True)
     """Image encoder; what attends to its tokens must know where it looks."""
-    audio: EncoderConfig = dataclasses.replace(DEFAULTS["audio"], width=64)
+    audio: AudioEncoder = AudioTransformerConfig(width=64, downsample=16)
     """Audio encoder."""
-    video: EncoderConfig = DEFAULTS["video"]
+    video: VideoEncoder = TubeletViTConfig()
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
     """Spectrogram that the audio encoder sees."""

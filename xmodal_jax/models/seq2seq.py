@@ -23,7 +23,16 @@ from xmodal_jax.losses import info_nce, sequence
 from xmodal_jax.models.contrastive import MAX_SCALE, text_ids
 from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_encoder, prepare, presence
 from xmodal_jax.nets.attention_maps import attention_maps
-from xmodal_jax.nets.encoders import DEFAULTS, EncoderConfig, build_decoder
+from xmodal_jax.nets.encoders import (
+    AudioEncoder,
+    AudioTransformerConfig,
+    ConvNetConfig,
+    ImageEncoder,
+    StackedFramesConfig,
+    TextDecoderConfig,
+    VideoEncoder,
+    build_decoder,
+)
 from xmodal_jax.nets.fusion import content_mask
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.text import TextDecoder
@@ -48,13 +57,13 @@ class Seq2SeqConfig:
     """Dimensions of the space in which they are compared."""
     temperature: float = 0.07
     """Initial temperature of the contrastive loss; learned."""
-    decoder: EncoderConfig = EncoderConfig("transformer")
+    decoder: TextDecoderConfig = TextDecoderConfig()
     """Text decoder."""
-    image: EncoderConfig = dataclasses.replace(DEFAULTS["image"], norm="group", token_positions=True)
+    image: ImageEncoder = ConvNetConfig(token_positions=True)
     """Image encoder."""
-    audio: EncoderConfig = dataclasses.replace(DEFAULTS["audio"], downsample=4)
+    audio: AudioEncoder = AudioTransformerConfig(downsample=4)
     """Audio encoder."""
-    video: EncoderConfig = EncoderConfig("stacked", token_positions=True)
+    video: VideoEncoder = StackedFramesConfig(token_positions=True)
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
     """Spectrogram that the audio encoder sees."""

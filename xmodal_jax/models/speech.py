@@ -25,7 +25,7 @@ from xmodal_jax.models.towers import (
     once_per_batch,
     presence,
 )
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import TextEncoder, TextTransformerConfig
 from xmodal_jax.nets.speech import SpeechNet
 from xmodal_jax.preprocess.vocoder import log_mel_to_waveform
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
@@ -35,7 +35,7 @@ from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
 class SpeechConfig:
     """Networks, losses and vocoder of text-to-speech."""
 
-    text: EncoderConfig = EncoderConfig("transformer", dropout=0.1)
+    text: TextEncoder = TextTransformerConfig(dropout=0.1)
     """Text encoder; its width is that of the decoder as well."""
     decoder_depth: int = 4
     """Number of convolutional blocks of the decoder."""

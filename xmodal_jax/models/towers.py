@@ -15,7 +15,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.nets.encoders import EncoderConfig, build_encoder, build_pool, compute_dtype
+from xmodal_jax.nets.encoders import (
+    EncoderConfig,
+    PretrainedEncoderConfig,
+    TextDecoderConfig,
+    build_encoder,
+    build_pool,
+)
 from xmodal_jax.preprocess import audio as audio_features
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
@@ -203,7 +209,7 @@ def make_encoder(
     Raises:
       ValueError: a tokenizer of ``vocab_size`` tokens, of which a pretrained encoder of text knows fewer.
     """
-    if config.architecture is not None:
+    if isinstance(config, PretrainedEncoderConfig):
         if modality == "text":
             _check_vocabulary(config.architecture, vocab_size)
         return _pretrained(modality, config, batch, far)
@@ -227,11 +233,11 @@ def _check_vocabulary(architecture: str, vocab_size: int) -> None:
         )
 
 
-def _pretrained(modality: str, config: EncoderConfig, batch: Batch, far: Head) -> nn.Module:
+def _pretrained(modality: str, config: PretrainedEncoderConfig, batch: Batch, far: Head) -> nn.Module:
     same = ("dropout", "drop_path", "remat", "scan_layers")
     options = EncoderOptions(
         head=far,
-        dtype=compute_dtype(config),
+        dtype=config.compute_dtype,
         implementation=config.attention,
         **{name: getattr(config, name) for name in same},
     )
@@ -243,33 +249,35 @@ def _pretrained(modality: str, config: EncoderConfig, batch: Batch, far: Head) -
     return make_module(modality, config.architecture, options, **sizes)
 
 
-def pretrained_config(modality: str, folder: str | os.PathLike) -> EncoderConfig:
+def pretrained_config(
+    modality: str, folder: str | os.PathLike
+) -> PretrainedEncoderConfig | TextDecoderConfig:
     """The encoder (or, of the modality "decoder", the decoder of text) of a checkpoint's folder, as configured."""
     folder = pathlib.Path(folder)
     config = complete_config(read_config(folder), read_processor(folder))
     module = make_module(modality, config)
     if modality == "decoder":
-        return EncoderConfig("transformer", **gpt2.sizes(parse_config(config)))
+        return TextDecoderConfig(**gpt2.sizes(parse_config(config)))
     sizes = {
         name: getattr(module.sizes, name)
         for name in ("width", "depth", "heads")
         if hasattr(module.sizes, name)
     }
     if modality == "video":
-        sizes["tubelet"] = module.tubelet
+        sizes["frames_per_token"] = module.tubelet
     if modality == "audio":
-        sizes["downsample"] = 2  # tokens each 20 ms, of all that can be loaded, and frames each 10
-    return EncoderConfig("hf", architecture=config, pool="own", **sizes)
+        sizes["frames_per_token"] = 2  # tokens each 20 ms, of all that can be loaded, and frames each 10
+    return PretrainedEncoderConfig(architecture=config, **sizes)
 
 
 def leading_tokens(modality: str, config: EncoderConfig) -> int:
     """How many of an encoder's tokens come before those that stand for places."""
-    if config.architecture is None:
-        return int(config.pool == "cls")
+    if not isinstance(config, PretrainedEncoderConfig):
+        return config.leading_tokens
     return make_module(modality, config.architecture).prefix_tokens
 
 
-def pretrained_features(config: EncoderConfig) -> AudioFeatures:
+def pretrained_features(config: PretrainedEncoderConfig) -> AudioFeatures:
     """What a pretrained encoder of audio takes: Whisper its own log-mel, the others the waveform."""
     described = parse_config(config.architecture)
     if described.model_type == "whisper":

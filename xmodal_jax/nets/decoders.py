@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.conv import ConvTranspose
-from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
+from xmodal_jax.nets.encoders import TextDecoderConfig, build_decoder
 from xmodal_jax.nets.gan import ResidualPixels, stages_of
 from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -198,9 +198,7 @@ class AutoregressiveTextDecoder(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "rows length vocab"]:
-        config = EncoderConfig(
-            "transformer", width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout
-        )
+        config = TextDecoderConfig(width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout)
         decoder = build_decoder(config, vocab_size=self.vocab_size, max_length=self.length)
         memory = nn.Dense(4 * self.width, name="code")(z).reshape(len(z), 4, self.width)
         if keys is not None and self.word_dropout:

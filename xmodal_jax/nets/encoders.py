@@ -1,16 +1,22 @@
-"""The table of encoders: a new one touches this file and its own."""
+"""The table of encoders: each is a part of a configuration (`core.parts`) that builds its module.
+
+``ENCODERS[modality]`` is the union of the encoders of a modality. A new one touches this file and its own.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from xmodal_jax.core import parts
+from xmodal_jax.core.parts import FilledIn
 from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT
-from xmodal_jax.nets.pooling import POOLS, Pool
+from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.text import TextDecoder, TextTransformer
 from xmodal_jax.nets.transformer import TransformerStyle
 from xmodal_jax.nets.video import FrameTransformer, StackedFrames, TubeletViT
@@ -19,209 +25,423 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """The size and kind of one encoder; an encoder ignores the fields that are said to belong to others.
+class ModuleConfig:
+    """The options that all encoders and text decoders share."""
 
-    ``DEFAULTS[modality]`` is sized for two CPU cores.
-    """
+    name: ClassVar[str]
 
-    name: str
-    """Which encoder: a key of ``ENCODERS[modality]``, or "hf" for a pretrained one (``--image-encoder hf:PATH``)."""
-    architecture: str | None = None
-    """Of a pretrained encoder its whole configuration, as JSON; its sizes then come from there. Not for the command
-    line: ``hf:PATH`` fills it in."""
     width: int = 128
-    """Size of a token (for ResNets: output channels, 512 for 18 and 34, 2048 for 50 in the paper)."""
-    depth: int = 2
-    """Transformer blocks; for "convnet" the residual convolutions of the last stage, for "mlp" its layers."""
-    heads: int = 4
-    """Attention heads; must divide the width. Also of the pool "attention"."""
-    mlp_ratio: float = 4.0
-    """Hidden size of the MLP over the width."""
-    patch: int = 8
-    """Side of a square patch of an image or video, pixels."""
-    tubelet: int = 2
-    """Frames in a tubelet ("tubelet" only)."""
-    downsample: int = 8
-    """How many log-mel frames become one token, a power of 2 (audio only)."""
-    positions: str = "learned"
-    """Position embedding, "learned" or "sincos" (audio is always "sincos")."""
-    norm: str = "group"
-    """Normalization of "convnet" (also within "stacked" and "frames") and "dcgan": "group" or "none"."""
-    token_positions: bool = False
-    """Adds sine-cosine positions to the tokens of "convnet" (and "stacked"), for what attends to them."""
-    stem: str = "small"
-    """Stem of ResNets: "small" (images up to 64 pixels) or "imagenet"."""
-    epsilon: float = 1e-6
-    """Of the layer norms of a transformer."""
-    causal: bool = False
-    """Tokens see only earlier ones (text only)."""
+    """Size of a token."""
     dropout: float = 0.0
     """Probability of zeroing an element of the embedded input and of each residual branch."""
-    drop_path: float = 0.0
-    """Probability of dropping a whole residual branch of an example (stochastic depth)."""
-    pool: str = "mean"
-    """How tokens become one vector: "mean", "cls" or "attention"; "cls" also prepends the class token of the library's
-    own encoders. "own": as a pretrained encoder was trained to."""
-    dtype: str = "float32"
-    """Dtype of activations and matmuls: "float32", "bfloat16" or "float16". Parameters are always float32."""
-    remat: bool = False
-    """Recompute each block in the backward pass, for memory."""
-    scan_layers: bool = False
-    """One compiled block looped over stacked parameters (transformers only), for a short compilation."""
-    attention: str | None = None
-    """None, "xla" or "cudnn" (NVIDIA GPU and 16-bit dtype): see ``nets.attention.attention``."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Data type of activations and matrix products. Parameters are always float32."""
 
     def __post_init__(self):
-        for field in ("width", "depth", "heads", "patch", "tubelet", "downsample"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"EncoderConfig.{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("dropout", "drop_path"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise ValueError(f"EncoderConfig.{field} must lie in [0, 1), got {getattr(self, field)}")
-        for field, allowed in (
-            ("pool", (*POOLS, "own")),
-            ("dtype", tuple(DTYPES)),
-            ("positions", ("learned", "sincos")),
-            ("norm", ("group", "none")),
-            ("stem", ("small", "imagenet")),
-            ("attention", (None, "xla", "cudnn")),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"EncoderConfig.{field} must be one of {allowed}, got {getattr(self, field)!r}"
-                )
-        if (self.name == "hf") != (self.architecture is not None):
+        parts.check_choices(self)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < 1:
+                raise ValueError(f"{type(self).__name__}.{field.name} must be at least 1, got {value}")
+            if field.name in ("dropout", "drop_path") and not 0.0 <= value < 1.0:
+                raise ValueError(f"{type(self).__name__}.{field.name} must lie in [0, 1), got {value}")
+
+    @property
+    def compute_dtype(self):
+        """The dtype of activations, for modules; None: that of parameters and inputs."""
+        # None leaves float32 parameters and inputs as they are, also float64 in a user's own code.
+        return None if self.dtype == "float32" else DTYPES[self.dtype]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(ModuleConfig):
+    """An encoder: the base of its parts, each of which has the field ``pool``."""
+
+    def build(self, **shape_info: int) -> nn.Module:
+        """The encoder ``module(inputs, mask=None, *, keys=None) -> Tokens``."""
+        raise NotImplementedError
+
+    @property
+    def pool_heads(self) -> int:
+        """Attention heads of the pool "attention"."""
+        raise NotImplementedError
+
+    @property
+    def frames_per_token(self) -> int:
+        """Audio frames, or frames of a video, that one token stands for."""
+        return 1
+
+    @property
+    def leading_tokens(self) -> int:
+        """Number of tokens before those that stand for places: a class token."""
+        return int(self.pool == "cls")
+
+
+# Transformers
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(ModuleConfig):
+    """The options of a transformer."""
+
+    depth: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+    mlp_ratio: float = 4.0
+    """Hidden size of the MLP over the width."""
+    epsilon: float = 1e-6
+    """Constant added to the variance in layer norms."""
+    drop_path: float = 0.0
+    """Probability of dropping a whole residual branch of an example (stochastic depth)."""
+    remat: bool = False
+    """Recompute each block in the backward pass: less memory, more time."""
+    scan_layers: bool = False
+    """One compiled block looped over stacked parameters: a short compilation."""
+    attention: Literal["xla", "cudnn"] | None = None
+    """Implementation of attention: "xla", "cudnn" (NVIDIA GPU and a 16-bit dtype), or None: JAX's default."""
+
+    def transformer_options(self) -> dict[str, Any]:
+        """Fields of `nets.transformer.SizedTransformer`.
+
+        Raises:
+          ValueError: the heads do not divide the width.
+        """
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} must divide width={self.width}")
+        same = ("width", "depth", "heads", "mlp_ratio", "dropout", "drop_path", "remat", "scan_layers")
+        return dict(
+            **{name: getattr(self, name) for name in same},
+            dtype=self.compute_dtype,
+            implementation=self.attention,
+            style=TransformerStyle(epsilon=self.epsilon),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerEncoderConfig(TransformerConfig, EncoderConfig):
+    """The options of a transformer that encodes."""
+
+    pool: Literal["mean", "cls", "attention"] = "mean"
+    """How tokens become one vector: their mean, a class token that is prepended (cls), or attention of a learned
+    query."""
+
+    def transformer_options(self) -> dict[str, Any]:
+        return dict(**super().transformer_options(), class_token=self.pool == "cls")
+
+    @property
+    def pool_heads(self) -> int:
+        return self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTransformerConfig(TransformerEncoderConfig):
+    """A transformer over the tokens of a text."""
+
+    name: ClassVar[str] = "transformer"
+
+    positions: Literal["learned", "sincos"] = "learned"
+    """Position embedding: learned, or fixed sines and cosines."""
+    causal: bool = False
+    """Tokens attend to earlier tokens only."""
+
+    def build(self, *, vocab_size: int, max_length: int) -> TextTransformer:
+        """Raises ``ValueError`` for a causal one with a class token."""
+        if self.causal and self.pool == "cls":
             raise ValueError(
-                'EncoderConfig.name "hf" and EncoderConfig.architecture belong together: give a pretrained encoder by '
-                "--image-encoder hf:PATH (or --text-encoder, --audio-encoder, --video-encoder)"
+                "a causal transformer's first token sees nothing: choose pool='mean' or 'attention'"
             )
-        if self.pool == "own" and self.architecture is None:
-            raise ValueError('EncoderConfig.pool "own" is that of a pretrained encoder: give one by hf:PATH')
+        return TextTransformer(
+            vocab_size,
+            max_length,
+            causal=self.causal,
+            positions=self.positions,
+            **self.transformer_options(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(TransformerEncoderConfig):
+    """A vision transformer over square patches of an image."""
+
+    name: ClassVar[str] = "vit"
+
+    patch: int = 8
+    """Side of a patch in pixels; must divide the image's sides."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """Position embedding: learned, or fixed sines and cosines."""
+
+    def build(self) -> ViT:
+        return ViT(patch=self.patch, positions=self.positions, **self.transformer_options())
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioTransformerConfig(TransformerEncoderConfig):
+    """Convolutions over the frames of a spectrogram, then a transformer; its positions are sines and cosines."""
+
+    name: ClassVar[str] = "transformer"
+
+    downsample: int = 8
+    """Log-mel frames that become one token, a power of 2."""
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.downsample & (self.downsample - 1):
-            raise ValueError(f"EncoderConfig.downsample must be a power of 2, got {self.downsample}")
+            raise ValueError(f"AudioTransformerConfig.downsample must be a power of 2, got {self.downsample}")
+
+    def build(self) -> AudioTransformer:
+        return AudioTransformer(downsample=self.downsample, **self.transformer_options())
+
+    @property
+    def frames_per_token(self) -> int:
+        return self.downsample
 
 
-def compute_dtype(config: EncoderConfig):
-    """The dtype of activations, for modules: None where it is that of parameters and inputs."""
-    # None leaves float32 parameters and inputs as they are, also float64 in a user's own code.
-    return None if config.dtype == "float32" else DTYPES[config.dtype]
+@dataclasses.dataclass(frozen=True)
+class TubeletViTConfig(TransformerEncoderConfig):
+    """A transformer over blocks of frames and pixels of a video (tubelets)."""
+
+    name: ClassVar[str] = "tubelet"
+
+    tubelet: int = 2
+    """Frames of a tubelet; must divide the video's."""
+    patch: int = 8
+    """Side of a tubelet in pixels; must divide the video's sides."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """Position embedding: learned, or fixed sines and cosines."""
+
+    def build(self) -> TubeletViT:
+        tubelet = (self.tubelet, self.patch)
+        return TubeletViT(tubelet=tubelet, positions=self.positions, **self.transformer_options())
+
+    @property
+    def frames_per_token(self) -> int:
+        return self.tubelet
 
 
-def _transformer_options(config: EncoderConfig) -> dict:
-    if config.width % config.heads:
-        raise ValueError(f"heads={config.heads} must divide width={config.width}")
-    return dict(
-        width=config.width,
-        depth=config.depth,
-        heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        dropout=config.dropout,
-        drop_path=config.drop_path,
-        class_token=config.pool == "cls",
-        dtype=compute_dtype(config),
-        remat=config.remat,
-        scan_layers=config.scan_layers,
-        implementation=config.attention,
-        style=TransformerStyle(epsilon=config.epsilon),
-    )
+@dataclasses.dataclass(frozen=True)
+class FrameTransformerConfig(TransformerEncoderConfig):
+    """A convolutional network on each frame of a video, then a transformer over the frames."""
+
+    name: ClassVar[str] = "frames"
+
+    norm: Literal["group", "none"] = "group"
+    """Normalization in the convolutional network."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """Position embedding of the frames: learned, or fixed sines and cosines."""
+
+    def build(self) -> FrameTransformer:
+        image = ConvNet(width=self.width, dtype=self.compute_dtype, remat=self.remat, norm=self.norm)
+        return FrameTransformer(image, positions=self.positions, **self.transformer_options())
 
 
-def _conv_options(config: EncoderConfig) -> dict:
-    if config.pool == "cls":
-        raise ValueError(f"{config.name!r} has no class token: choose pool='mean' or 'attention'")
-    if config.scan_layers:
-        raise ValueError(f"the layers of {config.name!r} differ in shape: scan_layers must be False")
-    return dict(
-        width=config.width,
-        dropout=config.dropout,
-        drop_path=config.drop_path,
-        dtype=compute_dtype(config),
-        remat=config.remat,
-    )
+# Networks of convolutions and dense layers
 
 
-def _text(config: EncoderConfig, *, vocab_size: int, max_length: int) -> nn.Module:
-    if config.causal and config.pool == "cls":
-        raise ValueError("a causal transformer's first token sees nothing: choose pool='mean' or 'attention'")
-    return TextTransformer(
-        vocab_size,
-        max_length,
-        causal=config.causal,
-        positions=config.positions,
-        **_transformer_options(config),
-    )
+@dataclasses.dataclass(frozen=True)
+class PlainEncoderConfig(EncoderConfig):
+    """The options of an encoder that is no transformer."""
+
+    pool: Literal["mean", "attention"] = "mean"
+    """How tokens become one vector: their mean, or attention of a learned query."""
+    heads: int = 4
+    """Attention heads of the pool "attention"; must divide the width."""
+
+    @property
+    def pool_heads(self) -> int:
+        return self.heads
+
+    def plain_options(self) -> dict[str, Any]:
+        """Fields of every such module."""
+        return dict(width=self.width, dropout=self.dropout, dtype=self.compute_dtype)
 
 
-def _convnet(config: EncoderConfig) -> nn.Module:
-    own = dict(depth=config.depth, norm=config.norm, token_positions=config.token_positions)
-    return ConvNet(**own, **_conv_options(config))
+@dataclasses.dataclass(frozen=True)
+class ResidualEncoderConfig(PlainEncoderConfig):
+    """The options of an encoder with residual blocks of convolutions."""
+
+    drop_path: float = 0.0
+    """Probability of dropping a whole residual branch of an example (stochastic depth)."""
+    remat: bool = False
+    """Recompute each block in the backward pass: less memory, more time."""
+
+    def plain_options(self) -> dict[str, Any]:
+        return dict(**super().plain_options(), drop_path=self.drop_path, remat=self.remat)
 
 
-def _plain(config: EncoderConfig) -> nn.Module:
-    return PlainConvNet(norm=config.norm, **_without_options(config))
+@dataclasses.dataclass(frozen=True)
+class ConvNetConfig(ResidualEncoderConfig):
+    """A small residual network of convolutions, made for two CPU cores."""
+
+    name: ClassVar[str] = "convnet"
+
+    depth: int = 2
+    """Residual convolutions of the last stage."""
+    norm: Literal["group", "none"] = "group"
+    """Normalization before each convolution."""
+    token_positions: bool = False
+    """Adds sine-cosine positions to the tokens, for what attends to them."""
+
+    def build(self) -> nn.Module:
+        return ConvNet(
+            depth=self.depth,
+            norm=self.norm,
+            token_positions=self.token_positions,
+            **self.plain_options(),
+        )
 
 
-def _mlp(config: EncoderConfig) -> nn.Module:
-    return FlatMLP(depth=config.depth, **_without_options(config))
+@dataclasses.dataclass(frozen=True)
+class DCGANEncoderConfig(PlainEncoderConfig):
+    """The discriminator of DCGAN: convolutions of stride 2."""
+
+    name: ClassVar[str] = "dcgan"
+
+    norm: Literal["group", "none"] = "group"
+    """Normalization after each convolution but the first."""
+
+    def build(self) -> PlainConvNet:
+        return PlainConvNet(norm=self.norm, **self.plain_options())
 
 
-def _without_options(config: EncoderConfig) -> dict:
-    options = _conv_options(config)
-    if options.pop("drop_path") or options.pop("remat"):
-        raise ValueError(f"{config.name!r} has no residual branches: drop_path must be 0 and remat False")
-    return options
+@dataclasses.dataclass(frozen=True)
+class MLPEncoderConfig(PlainEncoderConfig):
+    """Dense layers on all pixels at once, which gives one token."""
+
+    name: ClassVar[str] = "mlp"
+
+    depth: int = 2
+    """Dense layers."""
+
+    def build(self) -> FlatMLP:
+        return FlatMLP(depth=self.depth, **self.plain_options())
 
 
-def _resnet(layers: int) -> Callable[..., nn.Module]:
-    return lambda config: ResNet(layers, stem=config.stem, **_conv_options(config))
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig(ResidualEncoderConfig):
+    """The options of a ResNet with group norm. Its width is the number of output channels: in the paper 512 for 18 and
+    34 layers, and 2048 for 50."""
+
+    layers: ClassVar[int]
+
+    stem: Literal["small", "imagenet"] = "small"
+    """First layers: "small" keeps the resolution (images up to 64 pixels), "imagenet" divides it by 4."""
+
+    def build(self) -> ResNet:
+        return ResNet(self.layers, stem=self.stem, **self.plain_options())
 
 
-def _vit(config: EncoderConfig) -> nn.Module:
-    return ViT(patch=config.patch, positions=config.positions, **_transformer_options(config))
+@dataclasses.dataclass(frozen=True)
+class ResNet18Config(ResNetConfig):
+    """ResNet-18 with group norm."""
+
+    name: ClassVar[str] = "resnet18"
+    layers: ClassVar[int] = 18
 
 
-def _audio(config: EncoderConfig) -> nn.Module:
-    return AudioTransformer(downsample=config.downsample, **_transformer_options(config))
+@dataclasses.dataclass(frozen=True)
+class ResNet34Config(ResNetConfig):
+    """ResNet-34 with group norm."""
+
+    name: ClassVar[str] = "resnet34"
+    layers: ClassVar[int] = 34
 
 
-def _tubelet(config: EncoderConfig) -> nn.Module:
-    return TubeletViT(
-        tubelet=(config.tubelet, config.patch), positions=config.positions, **_transformer_options(config)
-    )
+@dataclasses.dataclass(frozen=True)
+class ResNet50Config(ResNetConfig):
+    """ResNet-50 with group norm."""
+
+    name: ClassVar[str] = "resnet50"
+    layers: ClassVar[int] = 50
 
 
-def _stacked(config: EncoderConfig) -> nn.Module:
-    return StackedFrames(_convnet(config))
+@dataclasses.dataclass(frozen=True)
+class StackedFramesConfig(ConvNetConfig):
+    """The convolutional network "convnet" on all frames of a video at once, which are its input channels."""
+
+    name: ClassVar[str] = "stacked"
+
+    def build(self) -> StackedFrames:
+        return StackedFrames(super().build())
 
 
-def _frames(config: EncoderConfig) -> nn.Module:
-    image = ConvNet(width=config.width, dtype=compute_dtype(config), remat=config.remat, norm=config.norm)
-    return FrameTransformer(image, positions=config.positions, **_transformer_options(config))
+# Pretrained
 
 
-ENCODERS: Mapping[str, Mapping[str, Callable[..., nn.Module]]] = {
-    "text": {"transformer": _text},
-    "image": {
-        "convnet": _convnet,
-        "dcgan": _plain,
-        "mlp": _mlp,
-        "resnet18": _resnet(18),
-        "resnet34": _resnet(34),
-        "resnet50": _resnet(50),
-        "vit": _vit,
-    },
-    "audio": {"transformer": _audio},
-    "video": {"tubelet": _tubelet, "frames": _frames, "stacked": _stacked},
+@dataclasses.dataclass(frozen=True)
+class PretrainedEncoderConfig(EncoderConfig):
+    """A pretrained encoder, whose sizes come from its checkpoint."""
+
+    name: ClassVar[str] = "hf"
+    chosen_by: ClassVar[str] = "--image-encoder hf:PATH (or --text-encoder, --audio-encoder, --video-encoder)"
+
+    architecture: FilledIn[str | None] = None
+    """The checkpoint's ``config.json``; None: not read yet."""
+    width: FilledIn[int | None] = None
+    """Size of a token."""
+    depth: FilledIn[int | None] = None
+    """Transformer blocks; None for other networks."""
+    heads: FilledIn[int | None] = None
+    """Attention heads; None for other networks."""
+    frames_per_token: FilledIn[int] = 1
+    """Audio frames, or frames of a video, that one token stands for."""
+    pool: Literal["own", "mean", "cls", "attention"] = "own"
+    """How tokens become one vector: as the encoder was trained to (own), their mean, its first token (cls), or
+    attention of a learned query."""
+    drop_path: float = 0.0
+    """Probability of dropping a whole residual branch of an example (stochastic depth)."""
+    remat: bool = False
+    """Recompute each block in the backward pass: less memory, more time."""
+    scan_layers: bool = False
+    """One compiled block looped over stacked parameters (transformers only): a short compilation."""
+    attention: Literal["xla", "cudnn"] | None = None
+    """Implementation of attention: "xla", "cudnn" (NVIDIA GPU and a 16-bit dtype), or None: JAX's default."""
+
+    @property
+    def pool_heads(self) -> int:
+        return self.heads or 4
+
+    @classmethod
+    def in_place_of(cls, config: ModuleConfig) -> PretrainedEncoderConfig:
+        """A pretrained encoder that takes the place of another: options that both have keep their values."""
+        if isinstance(config, cls):
+            return config
+        same = ("dropout", "drop_path", "dtype", "remat", "scan_layers", "attention")
+        options = {name: getattr(config, name) for name in same if hasattr(config, name)}
+        pool = getattr(config, "pool", "mean")
+        return cls(**options, pool="own" if pool == "mean" else pool)
+
+
+ImageBackbone = (
+    ConvNetConfig
+    | DCGANEncoderConfig
+    | MLPEncoderConfig
+    | ResNet18Config
+    | ResNet34Config
+    | ResNet50Config
+    | ViTConfig
+)
+"""The image encoders that start from random parameters."""
+TextEncoder = TextTransformerConfig | PretrainedEncoderConfig
+ImageEncoder = ImageBackbone | PretrainedEncoderConfig
+AudioEncoder = AudioTransformerConfig | PretrainedEncoderConfig
+VideoEncoder = TubeletViTConfig | FrameTransformerConfig | StackedFramesConfig | PretrainedEncoderConfig
+
+ENCODERS: Mapping[str, Any] = {
+    "text": TextEncoder,
+    "image": ImageEncoder,
+    "audio": AudioEncoder,
+    "video": VideoEncoder,
 }
-"""``ENCODERS[modality][name](config, **shape_info) -> module``."""
+"""The union of the encoders of each modality."""
 
 DEFAULTS: Mapping[str, EncoderConfig] = {
-    "text": EncoderConfig("transformer"),
-    "image": EncoderConfig("convnet", norm="none"),
-    "audio": EncoderConfig("transformer", downsample=16),
-    "video": EncoderConfig("tubelet"),
+    "text": TextTransformerConfig(),
+    "image": ConvNetConfig(norm="none"),
+    "audio": AudioTransformerConfig(downsample=16),
+    "video": TubeletViTConfig(),
 }
+"""An encoder of each modality that is sized for two CPU cores."""
 
 SHAPE_INFO: Mapping[str, tuple[str, ...]] = {
     "text": ("vocab_size", "max_length"),
@@ -229,46 +449,64 @@ SHAPE_INFO: Mapping[str, tuple[str, ...]] = {
     "audio": (),
     "video": (),
 }
-"""What :func:`build_encoder` must be told of the data; all other shapes are read from the inputs at init."""
+"""The sizes of the data that `build_encoder` needs; all others are read from the inputs at initialisation."""
 
 
 def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_info: int) -> nn.Module:
-    """The encoder ``module(inputs, mask=None, *, keys=None) -> Tokens``; None is the default config.
+    """The encoder ``module(inputs, mask=None, *, keys=None) -> Tokens``; None: that of `DEFAULTS`.
+
+    ::
+
+        module = build_encoder("image", ViTConfig(patch=4))
+        params = module.init(key, images)["params"]
 
     Raises:
-      ValueError: unknown modality or name, missing or unknown ``shape_info``, or fields that do not fit.
+      ValueError: an unknown modality, a config of another modality or of a pretrained encoder, or missing or unknown
+        ``shape_info``.
     """
     if modality not in ENCODERS:
         raise ValueError(f"modality must be one of {sorted(ENCODERS)}, got {modality!r}")
     config = DEFAULTS[modality] if config is None else config
-    if config.name not in ENCODERS[modality]:
-        raise ValueError(f"{modality} encoders are {sorted(ENCODERS[modality])}, got {config.name!r}")
+    table = parts.parts_of(ENCODERS[modality])
+    if type(config) not in table.values():
+        raise ValueError(f"{modality} encoders are {sorted(table)}, got {config!r}")
+    if isinstance(config, PretrainedEncoderConfig):
+        raise ValueError(f"a pretrained encoder is built from its checkpoint: {config.chosen_by}")
     if set(shape_info) != set(SHAPE_INFO[modality]):
         raise ValueError(
             f"build_encoder({modality!r}) needs shape information {SHAPE_INFO[modality]}, "
             f"got {sorted(shape_info)}"
         )
-    return ENCODERS[modality][config.name](config, **shape_info)
-
-
-def build_decoder(
-    config: EncoderConfig, *, vocab_size: int, max_length: int, cross: bool = True, text_depth: int = 0
-) -> TextDecoder:
-    """The text decoder of a config (of "transformer"; always causal); ``text_depth``: see `TextDecoder`.
-
-    Raises:
-      ValueError: another name, or a pool that only an encoder has.
-    """
-    if config.name != "transformer" or config.pool == "cls":
-        raise ValueError(
-            f"a decoder is a 'transformer' without a class token, got name={config.name!r}, pool={config.pool!r}"
-        )
-    options = _transformer_options(config)
-    del options["class_token"]
-    own = dict(positions=config.positions, cross=cross, text_depth=text_depth)
-    return TextDecoder(vocab_size, max_length, **own, **options)
+    return config.build(**shape_info)
 
 
 def build_pool(config: EncoderConfig) -> Pool:
-    """The pool of a config: ``Tokens -> [B, width]``."""
-    return Pool(config.pool, heads=config.heads, dtype=compute_dtype(config))
+    """The pool of an encoder: ``Tokens -> [B, width]``."""
+    return Pool(config.pool, heads=config.pool_heads, dtype=config.compute_dtype)
+
+
+# Text decoders
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDecoderConfig(TransformerConfig):
+    """A causal transformer that attends to what the text is about."""
+
+    name: ClassVar[str] = "transformer"
+
+    positions: Literal["learned", "sincos"] = "learned"
+    """Position embedding: learned, or fixed sines and cosines."""
+
+
+def build_decoder(
+    config: TextDecoderConfig, *, vocab_size: int, max_length: int, cross: bool = True, text_depth: int = 0
+) -> TextDecoder:
+    """The text decoder of a configuration; ``cross`` and ``text_depth``: see `nets.text.TextDecoder`."""
+    return TextDecoder(
+        vocab_size,
+        max_length,
+        positions=config.positions,
+        cross=cross,
+        text_depth=text_depth,
+        **config.transformer_options(),
+    )

@@ -36,7 +36,7 @@ class GPT2(TextDecoder):
 
 
 def sizes(config: SimpleNamespace) -> dict[str, Any]:
-    """The sizes in a ``config.json``, as keyword arguments of the decoder's configuration.
+    """The sizes in a ``config.json``, as keyword arguments of `nets.encoders.TextDecoderConfig`.
 
     Raises:
       ValueError: the model differs from the library's decoder in more than sizes.

@@ -167,7 +167,7 @@ def _text_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
 
 def _audio_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
     frames = inputs.spectrograms[k]
-    tokens = -(-len(frames) // getattr(inputs.model, modality).downsample)
+    tokens = -(-len(frames) // getattr(inputs.model, modality).frames_per_token)
     return frames, inputs.without_leading(modality, weights)[:tokens]
 
 
@@ -177,7 +177,7 @@ def _image_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
 
 def _video_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
     video, encoder = inputs.raw[modality][k], getattr(inputs.model, modality)
-    steps = len(video) // (encoder.tubelet if encoder.name in ("tubelet", "hf") else 1)
+    steps = len(video) // encoder.frames_per_token
     return video, _grid(inputs.without_leading(modality, weights), steps)
 
 

@@ -134,7 +134,7 @@ def _spectrogram_attention(raw, modality, k, words, weights, model: Seq2SeqConfi
         jnp.asarray(raw[modality][k : k + 1]), jnp.asarray(raw[f"{modality}_mask"][k : k + 1]), features
     )
     frames = np.asarray(log_mel[0])[np.asarray(mask[0])]
-    tokens = -(-len(frames) // getattr(model, modality).downsample)
+    tokens = -(-len(frames) // getattr(model, modality).frames_per_token)
     return text_figures.spectrogram_attention(
         frames, words, weights[:, :tokens], features.hop / features.sample_rate
     )

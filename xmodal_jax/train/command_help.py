@@ -88,6 +88,8 @@ def options_of(config: Any, path: str = "", group: str | None = None) -> Iterato
     """All options of a configuration, in the order of its fields; ``group``: the heading of all of them."""
     descriptions, headings = field_docs(type(config)), _headings(type(config))
     for field in fields_of(config, path):
+        if parts.HelpLevel.NEITHER in field.marks:
+            continue
         value, is_choice = getattr(config, field.name), bool(parts.parts_of(field.annotation))
         is_nested = dataclasses.is_dataclass(value)
         heading = group or headings[field.name] or (field.name if is_nested else "experiment")
@@ -189,15 +191,10 @@ def _invocation(option: Option) -> str:
     return f"{option.flag} {metavar(option)}".strip()
 
 
-def names_of(option: Option) -> list[str]:
-    """The names that an option which chooses a part accepts."""
-    return [*option.table, *(["none"] if parts.is_optional(option.annotation) else [])]
-
-
 def metavar(option: Option) -> str:
     """What follows a flag: ``INT``, ``{jit,pmap}``; nothing for a switch."""
     if option.table:
-        return _braces(names_of(option))
+        return _braces(parts.names_of(option.annotation))
     return _type_name(option.annotation)
 
 

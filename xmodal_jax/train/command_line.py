@@ -14,11 +14,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import os
 import re
 import sys
+import typing
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import tyro
@@ -27,6 +30,7 @@ from xmodal_jax.core import parts
 from xmodal_jax.train.command_help import (
     ALL_FLAG,
     Field,
+    field_docs,
     fields_of,
     flag_of,
     options_of,
@@ -56,7 +60,8 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         words = [word for word in words if word not in (ALL_FLAG, *HELP_FLAGS)]
     default = default_of(config_class)
     if default is not None:
-        default, words = choose_parts(default, words)
+        imply = getattr(config_class, "implied_parts", lambda flags: {})
+        default, words = choose_parts(default, words, implied=imply({_flag_in(word) for word in words}))
     if wants_help and default is not None and not wants_all:
         print(short_help(default, description or "", sys.argv[0]))
         raise SystemExit(0)
@@ -93,44 +98,50 @@ def default_of(config_class: Any) -> Any:
     return config
 
 
-def choose_parts(config: Any, words: list[str], path: str = "") -> tuple[Any, list[str]]:
+def choose_parts(
+    config: Any, words: list[str], path: str = "", implied: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Any, list[str]]:
     """``config`` with the parts that the words choose, and the other words.
 
     The part that a field holds by default keeps its values when it is chosen by name; any other begins with its own
-    defaults. A part may hold parts itself, so that the outer ones are chosen first.
+    defaults. A part may hold parts itself, so that the outer ones are chosen first. ``implied``: parts by path that
+    other flags choose (see ``implied_parts`` of `train.config.PretrainedConfig`).
     """
     changes: dict[str, Any] = {}
     for field in fields_of(config, path):
-        value = getattr(config, field.name)
-        if parts.parts_of(field.annotation):
+        value, table = getattr(config, field.name), parts.parts_of(field.annotation)
+        if table:
             name, words = _take(words, flag_of(field.path))
             if name is not None:
                 value = _part_named(name, value, field)
+            if implied.get(field.path) in table:
+                value = table[implied[field.path]].in_place_of(value)
         if dataclasses.is_dataclass(value):
-            value, words = choose_parts(value, words, field.path)
+            value, words = choose_parts(value, words, field.path, implied)
         if value is not getattr(config, field.name):
             changes[field.name] = value
     return (_replace_unchecked(config, changes) if changes else config), words
 
 
 def _part_named(name: str, value: Any, field: Field) -> Any:
-    table = parts.parts_of(field.annotation)
     if value is not None and name == value.name:
         return value
     if name == "none" and parts.is_optional(field.annotation):
         return None
-    if name not in table:
-        names = [*table, *(["none"] if parts.is_optional(field.annotation) else [])]
-        _fail(f"{flag_of(field.path)}: must be one of {', '.join(names)}, got {name!r}")
-    return table[name]()
+    names, part = parts.names_of(field.annotation), parts.parts_of(field.annotation).get(name)
+    if name in names:
+        return part()
+    if part is not None:
+        _fail(f"{flag_of(field.path)}: {name!r} is chosen by {part.chosen_by}")
+    _fail(f"{flag_of(field.path)}: must be one of {', '.join(names)}, got {name!r}")
 
 
 def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
     """The last value of a flag, and the words without it."""
     value, others, remaining = None, [], iter(words)
     for word in remaining:
-        name, equals, after = word.partition("=")
-        if not _same_flag(name, flag):
+        _, equals, after = word.partition("=")
+        if _flag_in(word) != flag:
             others.append(word)
             continue
         value = after if equals else next(remaining, None)
@@ -139,9 +150,9 @@ def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
     return value, others
 
 
-def _same_flag(word: str, flag: str) -> bool:
-    """Whether a word is the flag; underscores and hyphens are the same."""
-    return word.startswith("--") and word.replace("_", "-") == flag
+def _flag_in(word: str) -> str | None:
+    """The flag that a word consists of or begins with (``--a_b=3``: ``--a-b``); None where it is a value."""
+    return word.partition("=")[0].replace("_", "-") if word.startswith("--") else None
 
 
 def _replace_unchecked(config: Any, changes: dict[str, Any]) -> Any:
@@ -164,6 +175,7 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
                 args=words,
                 return_unknown_args=True,
                 config=(tyro.conf.AvoidSubcommands,),
+                registry=_registry(),
                 **options,
             )
     except SystemExit as exit:
@@ -174,6 +186,27 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
     if unknown:
         _fail(explain_unknown(unknown, default))
     return config
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Has tyro leave out the fields that the program fills in."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.struct_rule
+    def without_filled_in(info: tyro.constructors.StructTypeInfo):
+        if not parts.is_part(info.default) or isinstance(info.default, type):
+            return None
+        names = parts.options_of(info.default)
+        if len(names) == len(dataclasses.fields(info.default)):
+            return None
+        docs, types = field_docs(type(info.default)), typing.get_type_hints(type(info.default))
+        spec = tyro.constructors.StructFieldSpec
+        return tyro.constructors.StructConstructorSpec(
+            instantiate=functools.partial(dataclasses.replace, info.default),
+            fields=tuple(spec(n, types[n], getattr(info.default, n), docs[n]) for n in names),
+        )
+
+    return registry
 
 
 @contextlib.contextmanager
@@ -207,7 +240,7 @@ def _message_of(box: str, config_class: Any) -> str:
 
 def explain_unknown(words: Sequence[str], config: Any) -> str:
     """What is wrong with words that no option takes."""
-    flags = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("-")]
+    flags = [flag for word in words if (flag := _flag_in(word))]
     if not flags:
         return f"{words[0]!r} belongs to no option; --help lists them"
     flag, options = flags[0], [] if config is None else list(options_of(config))
@@ -226,7 +259,9 @@ def _explain_part(flag: str, choice: Any) -> str:
     """Why ``flag`` is no option of the part that ``choice`` holds."""
     option, part = flag.removeprefix(f"{choice.flag}."), choice.default
     if option == "name":
-        return f"{flag}: choose by {choice.flag} itself, one of {', '.join(choice.table)}"
+        return (
+            f"{flag}: choose by {choice.flag} itself, one of {', '.join(parts.names_of(choice.annotation))}"
+        )
     have = [
         name for name, other in choice.table.items() if option.replace("-", "_") in parts.options_of(other)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
@@ -11,6 +12,7 @@ import tyro
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.models.lora import LoRA
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig
 from xmodal_jax.types import MODALITIES
 
 DataFlags = Annotated[DataOptions, tyro.conf.arg(name="")]
@@ -131,6 +133,14 @@ class PretrainedConfig(RunConfig):
         """The pretrained encoders that were asked for, by modality (a pretrained text decoder as "decoder")."""
         encoders = {modality: getattr(self, f"{modality}_encoder") for modality in MODALITIES}
         return {modality: encoder for modality, encoder in encoders.items() if encoder is not None}
+
+    @classmethod
+    def implied_parts(cls, flags: Collection[str]) -> dict[str, str]:
+        """The parts that flags choose, by the paths where experiments have them: with ``--image-encoder`` the encoder
+        of images is a pretrained one, so that ``--model.image.dropout`` is its option."""
+        chosen = [modality for modality in MODALITIES if f"--{modality}-encoder" in flags]
+        places = [f"model.{modality}{rest}" for modality in chosen for rest in ("", ".encoder")]
+        return dict.fromkeys(places, PretrainedEncoderConfig.name)
 
     @property
     def text_options(self) -> dict[str, Any]:

@@ -98,6 +98,7 @@ def pretrained_readers(config: Config) -> tuple[Config, Readers]:
     folders, configs, model = find_folders(config, READ), {}, config.model
     for kind, folder in folders.items():
         own = getattr(model, kind)
-        configs[kind] = as_pretrained(own.encoder, pretrained_config(kind, folder))
+        found = as_pretrained(own.encoder, pretrained_config(kind, folder))
+        configs[kind] = dataclasses.replace(found, pool="own")
         model = dataclasses.replace(model, **{kind: dataclasses.replace(own, encoder=configs[kind])})
     return dataclasses.replace(config, model=model), Readers(folders, configs, config.encoder_lr_multiplier)

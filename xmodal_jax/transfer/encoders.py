@@ -28,35 +28,28 @@ from xmodal_jax.models.towers import (
     pretrained_config,
     pretrained_features,
 )
-from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
 from xmodal_jax.pretrained.clip import read_loss_parameters
+from xmodal_jax.nets.encoders import (
+    ENCODERS,
+    EncoderConfig,
+    ModuleConfig,
+    PretrainedEncoderConfig,
+    TextDecoderConfig,
+    TransformerConfig,
+    build_decoder,
+)
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.config import PretrainedConfig, StartConfig
 from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.run import from_json
 from xmodal_jax.types import MODALITIES, Batch, Method, Params
 
 Model = TypeVar("Model")
 Config = TypeVar("Config", bound=StartConfig)
 
 NO_LORA = LoRA()
-
-PRETRAINED = (
-    "name",
-    "architecture",
-    "width",
-    "depth",
-    "heads",
-    "mlp_ratio",
-    "epsilon",
-    "positions",
-    "causal",
-    "pool",
-    "tubelet",
-    "downsample",
-)
-"""Fields of `EncoderConfig` that a checkpoint decides; a pool of "cls" or "attention" may be asked for."""
 
 CHUNK = 64
 """Examples whose features are computed at once."""
@@ -77,7 +70,7 @@ class Encoders(NamedTuple):
 
     params: Mapping[str, Params]
     """By the names of `PARTS`."""
-    configs: Mapping[str, EncoderConfig]
+    configs: Mapping[str, EncoderConfig | TextDecoderConfig]
     """Of those that have one."""
     features: AudioFeatures
     tokenizer: Tokenizer | None
@@ -97,10 +90,7 @@ class Encoders(NamedTuple):
             _no_encoder(unread[0])
         configs = {name: config for name, config in self.configs.items() if name in own}
         for name in self.folders:
-            asked = getattr(model, name)
-            configs[name] = as_pretrained(asked, configs[name])
-            if configs[name].pool == "own" and asked.pool not in ("mean", "own"):
-                configs[name] = dataclasses.replace(configs[name], pool=asked.pool)
+            configs[name] = as_pretrained(getattr(model, name), configs[name])
         return dataclasses.replace(model, **configs, **features)
 
     def optimize(self, optimizer: Optimizer, modalities: tuple[str, ...], config: StartConfig) -> Optimizer:
@@ -129,11 +119,8 @@ class Encoders(NamedTuple):
 
     def _decayed(self, name: str, own: str, rate: float, decay: float) -> list[tuple[str, float]]:
         config = self.configs[name]
-        if (
-            config.scan_layers
-            or "resnet" in config.name
-            or '"model_type": "resnet"' in (config.architecture or "")
-        ):
+        has_layers = isinstance(config, (TransformerConfig, PretrainedEncoderConfig)) and config.depth
+        if not has_layers or config.scan_layers:
             raise ValueError(
                 f"--layer-decay needs layers of its own for each block of a transformer: the {name} encoder has none, "
                 "or scans them"
@@ -236,7 +223,7 @@ class Encoders(NamedTuple):
     def _check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
         """A pretrained encoder of text understands its own tokens alone."""
         config = self.configs.get("text")
-        if config is None or config.architecture is None or tokenizer is None:
+        if not isinstance(config, PretrainedEncoderConfig) or tokenizer is None:
             return
         if "text" in self.params and self.tokenizer is not None:
             if tokenizer.vocabulary() != self.tokenizer.vocabulary():
@@ -250,7 +237,7 @@ class Encoders(NamedTuple):
         config = self.configs.get(modality)
         names = set(trees.leaf_names(new))
         # Of a pretrained encoder another model may need less: not what pools its tokens.
-        missing = names - set(old) if config is not None and config.architecture else names ^ set(old)
+        missing = names - set(old) if isinstance(config, PretrainedEncoderConfig) else names ^ set(old)
         if missing:
             raise ValueError(
                 f"{self.source}: its {modality} part and this one's differ in {sorted(missing)[0]!r}: they need the "
@@ -286,9 +273,15 @@ class Encoders(NamedTuple):
         return new.at[rows[0]].set(old[rows[1]])
 
 
-def as_pretrained(asked: EncoderConfig, found: EncoderConfig) -> EncoderConfig:
-    """What was ``found`` in a checkpoint, with what does not follow from it, such as dropout, as ``asked``."""
-    return dataclasses.replace(asked, **{field: getattr(found, field) for field in PRETRAINED})
+def as_pretrained(asked: ModuleConfig, found: ModuleConfig) -> Any:
+    """The configuration that was ``found`` in a checkpoint, with the options that do not follow from it, such as
+    dropout, as ``asked``."""
+    if isinstance(found, PretrainedEncoderConfig):
+        asked = PretrainedEncoderConfig.in_place_of(asked)
+        sizes = ("architecture", "width", "depth", "heads", "frames_per_token")
+    else:
+        sizes = ("width", "depth", "heads", "mlp_ratio", "epsilon", "positions")
+    return dataclasses.replace(asked, **{name: getattr(found, name) for name in sizes})
 
 
 def _flag(modality: str) -> str:
@@ -304,7 +297,7 @@ def _read_like(checkpoint: Checkpoint, modality: str, module: Any, drawn: Params
     return read
 
 
-def _read_decoder(checkpoint: Checkpoint, config: EncoderConfig, drawn: Params) -> Params:
+def _read_decoder(checkpoint: Checkpoint, config: TextDecoderConfig, drawn: Params) -> Params:
     """A language model's parameters; cross-attention that it has not keeps those drawn."""
     sizes = dict(vocab_size=len(drawn["embed"]["embedding"]), max_length=len(drawn["positions"]["embedding"]))
     cross = any("crossattention" in name for name in checkpoint.arrays)
@@ -401,7 +394,8 @@ def load_encoders(run: pathlib.Path, *, seed: int | None = None) -> Encoders:
             params[name] = restored.params[name].get("encoder", restored.params[name])
     if not params:
         raise ValueError(f"{run} has no encoder of {', '.join(MODALITIES)}: give a run of another experiment")
-    configs = {name: EncoderConfig(**model[name]) for name in params if name in model}
-    features = AudioFeatures(**model["features"]) if "features" in model else AudioFeatures()
+    tables = {**ENCODERS, "decoder": TextDecoderConfig}
+    configs = {name: from_json(tables[name], model[name]) for name in params if name in model}
+    features = from_json(AudioFeatures, model["features"]) if "features" in model else AudioFeatures()
     files = restored.metadata.get("tokenizer")
     return Encoders(params, configs, features, tokenizer_from_files(files) if files else None, str(run))

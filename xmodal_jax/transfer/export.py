@@ -15,7 +15,7 @@ from xmodal_jax.data.text import tokenizer_from_files
 from xmodal_jax.models.towers import head_within, make_encoder
 from xmodal_jax.models.vae.networks import encoder_place, make_groups
 from xmodal_jax.nets.decoders import Size
-from xmodal_jax.nets.encoders import EncoderConfig, build_decoder
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextDecoderConfig, build_decoder
 from xmodal_jax.pretrained import export
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
 from xmodal_jax.pretrained.export import TokenizerFiles, TrainedEncoder
@@ -94,7 +94,7 @@ class _Writer:
                 or modality not in self.restored.params
             ):
                 continue
-            config, params = from_json(EncoderConfig, own), self.restored.params[modality]
+            config, params = from_json(PretrainedEncoderConfig, own), self.restored.params[modality]
             example, far = self.example(modality), head_within(params)
             module = make_encoder(modality, config, example, vocab_size=0, far=far)
             found[modality] = TrainedEncoder(
@@ -115,7 +115,7 @@ class _Writer:
             own = self.model[group.kind]["encoder"]
             if not own or not own.get("architecture"):
                 continue
-            config = from_json(EncoderConfig, own)
+            config = from_json(PretrainedEncoderConfig, own)
             place = re.compile(encoder_place(group.name, "experts"))
             within = {path[m.end() :]: leaf for path, leaf in flat.items() if (m := place.search(path))}
             for k, name in enumerate(group.names):
@@ -142,7 +142,7 @@ class _Writer:
         if "decoder" not in self.restored.params or "image" not in encoders or self.tokenizer is None:
             return
         module = build_decoder(
-            from_json(EncoderConfig, decoder),
+            from_json(TextDecoderConfig, decoder),
             vocab_size=self.tokenizer.vocab_size,
             max_length=int(self.restored.metadata["length"]),
         )

@@ -101,7 +101,7 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
 
 def text_encoder_of_checkpoint(asked: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
     """The pretrained text encoder of a Hugging Face folder; ``asked``: what does not follow from it."""
-    config = as_pretrained(asked, pretrained_config("text", folder))
+    config = dataclasses.replace(as_pretrained(asked, pretrained_config("text", folder)), pool="own")
     module = make_encoder("text", config, {}, vocab_size=0, far="pool")
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
     return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), None)

@@ -11,18 +11,24 @@ from xmodal_jax.core import trees
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.models.gan.networks import FrozenCaptioner, Network, View
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import (
+    DCGANEncoderConfig,
+    MLPEncoderConfig,
+    TextDecoderConfig,
+    TextTransformerConfig,
+)
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.train import gan_step as players
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.optim import Optimizer
 
-TEXT = EncoderConfig("transformer", width=8, depth=1, heads=2)
+TEXT = TextTransformerConfig(width=8, depth=1, heads=2)
+TEXT_DECODER = TextDecoderConfig(width=8, depth=1, heads=2)
 CONFIG = GANConfig(
     generator=GeneratorConfig(noise=5, width=8, heads=2, attention=1),
-    discriminator=EncoderConfig("dcgan", width=8, norm="none"),
+    discriminator=DCGANEncoderConfig(width=8, norm="none"),
     text=TEXT,
-    decoder=TEXT,
+    decoder=TEXT_DECODER,
     classes=7,
 )
 ADAM = Optimizer(name="adam", learning_rate=1e-2, b1=0.0, clip_norm=None, warmup=0.0, schedule="constant")
@@ -58,7 +64,7 @@ def begin(gan, optimizer=OPTIMIZER, batch=None):
     return training, jax.jit(training.init)(jax.random.key(0), batch), on_device(batch)
 
 
-REBUILT = dict(reconstruction_weight=1.0, encoder=EncoderConfig("mlp", width=8, depth=1))
+REBUILT = dict(reconstruction_weight=1.0, encoder=MLPEncoderConfig(width=8, depth=1))
 OBJECTS = GeneratorConfig("objects", noise=9, width=8, heads=2, objects=2)
 
 GLOBAL = dict(
@@ -107,9 +113,7 @@ def test_a_stopped_run_ends_bit_identical(tmp_path):
 
 
 def test_in_pretraining_the_generator_learns_alone():
-    small = dict(
-        generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=EncoderConfig("mlp", width=8)
-    )
+    small = dict(generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=MLPEncoderConfig(width=8))
     gan = make(auxiliary_weight=0.0, **small, **REBUILT)
     optimizer = dataclasses.replace(OPTIMIZER, pretrain_fraction=0.2)
     optimizer = dataclasses.replace(optimizer, discriminator=dataclasses.replace(ADAM, schedule="cosine"))
@@ -175,7 +179,7 @@ def trained():
     ("player", "other"), [("generator", "discriminator"), ("discriminator", "generator")]
 )
 def test_neither_player_moves_the_other(player, other):
-    flat = EncoderConfig("mlp", width=8, depth=1)
+    flat = MLPEncoderConfig(width=8, depth=1)
     gan = make(condition="class", generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=flat)
     frozen = dataclasses.replace(getattr(OPTIMIZER, player), freeze=(".*",))
     training, state, batch = begin(gan, dataclasses.replace(OPTIMIZER, **{player: frozen}))
@@ -283,7 +287,7 @@ def test_a_fixed_text_encoder_serves_both_and_gets_no_gradient():
 
 
 def test_every_second_image_is_held_to_the_real_one():
-    gan = make(reconstruction_weight=2.0, pixel_scale=0.5, encoder=EncoderConfig("mlp", width=8, depth=1))
+    gan = make(reconstruction_weight=2.0, pixel_scale=0.5, encoder=MLPEncoderConfig(width=8, depth=1))
     plain = make()
     _, state, batch = begin(gan)
     params, judge = state.params["generator"], state.params["discriminator"]
@@ -402,7 +406,7 @@ def test_objects_are_looked_for_where_the_captioner_sees_their_words():
 
 
 def test_rebuilt_images_are_held_to_look_to_the_captioner_as_the_real_ones_do():
-    how = dict(reconstruction_weight=1.0, encoder=EncoderConfig("mlp", width=8, depth=1))
+    how = dict(reconstruction_weight=1.0, encoder=MLPEncoderConfig(width=8, depth=1))
     plain, config = (dataclasses.replace(CONFIG, **how, perceptual_weight=w) for w in (0.0, 2.0))
     gan, without = (make_gan(c, captioner=CAPTIONER, **SIZES) for c in (config, plain))
     _, state, batch = begin(gan)
@@ -442,7 +446,7 @@ def test_images_follow_noise_and_caption_and_no_other_example(trained):
         ),
         dict(
             condition="none", objective="relativistic_average", penalty="dragan", auxiliary_weight=0.0,
-            generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=EncoderConfig("mlp", width=8),
+            generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=MLPEncoderConfig(width=8),
         ),
         pytest.param(
             dict(
@@ -453,7 +457,7 @@ def test_images_follow_noise_and_caption_and_no_other_example(trained):
         ),
         dict(
             condition="sentence", auxiliary_weight=0.0, generator=dataclasses.replace(OBJECTS, conditioning=3),
-            discriminator=EncoderConfig("mlp", width=8),
+            discriminator=MLPEncoderConfig(width=8),
             **REBUILT,
         ),
     ],

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import MODELS, MultimodalVAEConfig, make_multimodal_vae
 from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig
 
 NAMES = ("image_0", "image_1", "label")
 CLASSES = 3
 KEY = jax.random.key(5)
 CONFIG = MultimodalVAEConfig(
     latent=4, private=3, hidden=7, top=5, levels=2, clusters=3, hmc_steps=3, warmup=10,
-    image=ModalityConfig(EncoderConfig("dcgan", width=8), DecoderConfig("conv", width=8), "laplace", 0.75),
+    image=ImageConfig(DCGANEncoderConfig(width=8), DecoderConfig("conv", width=8), "laplace", 0.75),
     label=ModalityConfig(None, DecoderConfig("mlp", width=8, depth=1), "categorical", weight=2.0),
 )  # fmt: skip
 CHANGES = {

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from xmodal_jax.models.vae.adapter import as_multimodal
-from xmodal_jax.models.vae.networks import ModalityConfig
+from xmodal_jax.models.vae.modalities import ImageConfig, TextConfig
 from xmodal_jax.models.vae.single import VAEConfig, make_vae, size_of
 from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
 
 D, CLASSES, N, WORDS = 3, 5, 7, 9
 KEY = jax.random.key(3)
 MLP = DecoderConfig("mlp", width=8, depth=1)
-TOKENS = EncoderConfig("transformer", width=8, depth=1, heads=2)
+TOKENS = TextTransformerConfig(width=8, depth=1, heads=2)
 KINDS = dict(
-    image=ModalityConfig(EncoderConfig("mlp", width=8, depth=1), MLP, "laplace"),
-    text=ModalityConfig(TOKENS, DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical"),
+    image=ImageConfig(MLPEncoderConfig(width=8, depth=1), MLP, "laplace"),
+    text=TextConfig(TOKENS, DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical"),
 )
 
 

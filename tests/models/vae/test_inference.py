@@ -14,11 +14,10 @@ from xmodal_jax.core import trees
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses.objective import ObjectiveInputs
 from xmodal_jax.models.vae import inference
-from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import MODELS, make_multimodal_vae
-from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.probability.distributions import Laplace, Normal
 from xmodal_jax.probability.priors import Prior
 
@@ -311,8 +310,8 @@ def test_codes_belong_to_their_examples():
 
 COPIES, SAMPLES, FAR = 24, 800, 20.0
 PICTURES = ("image_0", "image_1", "image_wide")
-LINEAR = ModalityConfig(
-    EncoderConfig("dcgan", width=4), DecoderConfig("mlp", width=6, depth=1), "normal", scale=4.5, weight=0.3
+LINEAR = ImageConfig(
+    DCGANEncoderConfig(width=4), DecoderConfig("mlp", width=6, depth=1), "normal", scale=4.5, weight=0.3
 )
 """The weight is of the loss alone: a likelihood has none."""
 

@@ -14,7 +14,7 @@ from xmodal_jax.core import trees
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
 from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
 
 NAMES = ("image_0", "text", "image_1", "label")
 ORDER = ("image_0", "image_1", "text", "label")  # groups in the order in which they come first
@@ -24,8 +24,8 @@ COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 KEY = jax.random.key(2)
 CONFIG = MultimodalVAEConfig()
 ENCODERS = {
-    "image": EncoderConfig("mlp", width=16, depth=1),
-    "text": EncoderConfig("transformer", width=8, depth=1, heads=2),
+    "image": MLPEncoderConfig(width=16, depth=1),
+    "text": TextTransformerConfig(width=8, depth=1, heads=2),
     "label": None,
 }
 # What only training has: noise drawn for each example.

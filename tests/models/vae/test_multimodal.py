@@ -22,11 +22,10 @@ from tests.models.vae.multimodal import (
 )
 from tests.support import assert_device_invariant, assert_resumes
 from xmodal_jax.core import trees
-from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import MODELS, MultimodalVAEConfig, make_multimodal_vae
-from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.train import step
 from xmodal_jax.train.optim import Optimizer
 
@@ -310,7 +309,7 @@ def test_one_modality_is_too_few():
 
 
 def test_a_decoder_must_be_of_its_kind():
-    image = ModalityConfig(EncoderConfig("dcgan", width=8), DecoderConfig("parallel"), "laplace")
+    image = ImageConfig(DCGANEncoderConfig(width=8), DecoderConfig("parallel"), "laplace")
     vae = make("mopoe", image=image)
     with pytest.raises(
         ValueError, match=r"decoders of image are \['conv', 'mlp', 'residual'\], got 'parallel'"

@@ -29,9 +29,9 @@ from tests.models.vae.vaes import (
 )
 from tests.oracles import vae as oracle
 from tests.support import assert_device_invariant, assert_resumes, loss_and_gradient
-from xmodal_jax.models.vae.networks import ModalityConfig
+from xmodal_jax.models.vae.modalities import AudioConfig, ImageConfig
 from xmodal_jax.models.vae.single import MODELS, size_of
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import MLPEncoderConfig
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.train import gan_step as players
 from xmodal_jax.train import step
@@ -176,7 +176,7 @@ X = np.random.default_rng(3).normal(size=6)
 
 @functools.cache
 def of_frames():
-    audio = ModalityConfig(TOKENS, MLP, "normal", scale=0.8, weight=7.0)
+    audio = AudioConfig(TOKENS, MLP, "normal", scale=0.8, weight=7.0)
     batch = {"audio": np.float32(X.reshape(1, 2, 3)), "audio_mask": np.ones((1, 2), bool)}
     batch = on_device({**batch, "index": np.arange(1, dtype=np.int32)})
     vae = make("iwae", "audio", batch, latent=2, audio=audio, mel_mean=0.0, mel_scale=1.0)
@@ -279,8 +279,8 @@ def quarters(n, seed):
 def learn(model, steps=300, offset=3.0, **changes):
     """A model and what it has learned of quarters, in one program. The codes of models that have an aggregate posterior
     start at a mean that is ``offset``."""
-    encoder = EncoderConfig("mlp", width=32, depth=1)
-    image = ModalityConfig(encoder, dataclasses.replace(MLP, width=32), "normal", scale=0.1)
+    encoder = MLPEncoderConfig(width=32, depth=1)
+    image = ImageConfig(encoder, dataclasses.replace(MLP, width=32), "normal", scale=0.1)
     vae = make(model, latent=2, hidden=32, image=image, **changes)
     adam = dataclasses.replace(ADAM, learning_rate=3e-3)
     two = model in TWO_PLAYERS

@@ -10,24 +10,26 @@ import pytest
 
 from tests.oracles import vae as oracle
 from xmodal_jax.core.random import example_keys
+from xmodal_jax.models.vae.modalities import AudioConfig, ImageConfig, TextConfig
 from xmodal_jax.models.vae.networks import ModalityConfig
 from xmodal_jax.models.vae.single import MODELS, VAEConfig, make_vae, size_of
 from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import AudioTransformerConfig, MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.probability.distributions import standard_noise
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.types import GAN
 
 D, CLASSES, WORDS = 3, 4, 11
-TOKENS = EncoderConfig("transformer", width=8, depth=1, heads=2, downsample=2)
+TEXT = TextTransformerConfig(width=8, depth=1, heads=2)
+TOKENS = AudioTransformerConfig(width=8, depth=1, heads=2, downsample=2)
 MLP = DecoderConfig("mlp", width=8, depth=1)
 CONFIG = VAEConfig(
     latent=D,
     hidden=8,
-    image=ModalityConfig(EncoderConfig("mlp", width=8, depth=1, dropout=0.1), MLP, "bernoulli"),
-    text=ModalityConfig(TOKENS, DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical"),
-    audio=ModalityConfig(TOKENS, DecoderConfig("conv", width=8), "laplace", scale=0.75),
+    image=ImageConfig(MLPEncoderConfig(width=8, depth=1, dropout=0.1), MLP, "bernoulli"),
+    text=TextConfig(TEXT, DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical"),
+    audio=AudioConfig(TOKENS, DecoderConfig("conv", width=8), "laplace", scale=0.75),
     label=ModalityConfig(None, MLP, "categorical"),
 )
 TWO_PLAYERS = [name for name, member in MODELS.items() if member.opponent]

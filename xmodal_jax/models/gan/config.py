@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import (
+    ConvNetConfig,
+    ImageBackbone,
+    TextDecoderConfig,
+    TextEncoder,
+    TextTransformerConfig,
+)
 from xmodal_jax.nets.gan import GeneratorConfig
 
 Objective = Literal[
@@ -27,9 +33,9 @@ class GANConfig:
     """How the discriminator compares image and condition; see `nets.gan.Critic`."""
     generator: GeneratorConfig = GeneratorConfig()
     """Of images."""
-    discriminator: EncoderConfig = EncoderConfig("convnet", norm="none")
+    discriminator: ImageBackbone = ConvNetConfig(norm="none")
     """An image encoder, whose tokens the critic sees."""
-    text: EncoderConfig = EncoderConfig("transformer", width=64)
+    text: TextEncoder = TextTransformerConfig(width=64)
     """Encoder of captions. Each player trains its own, unless there is one that stays as it is."""
     classes: int = 64
     """Dimensions of a class's embedding."""
@@ -62,7 +68,7 @@ class GANConfig:
     auxiliary_weight: float = 1.0
     """The discriminator reads the condition off real images (its class, or its caption word by word), and the generator
     is to make images of which it reads the right one (AC-GAN)."""
-    decoder: EncoderConfig = EncoderConfig("transformer", width=64)
+    decoder: TextDecoderConfig = TextDecoderConfig(width=64)
     """What reads captions."""
     redescription_weight: float = 1.0
     """Where there is a captioner: how much the generator is held to images that it describes as asked (MirrorGAN)."""
@@ -75,7 +81,7 @@ class GANConfig:
     reconstruction_weight: float = 0.0
     """Every second image is made of noise that an encoder finds in the real one, and held to be like it, in nats per
     pixel and channel (VAE-GAN): what an image looks like is learned from the first step on."""
-    encoder: EncoderConfig = EncoderConfig("convnet", width=64, norm="none")
+    encoder: ImageBackbone = ConvNetConfig(width=64, norm="none")
     """The image encoder that finds the noise."""
     pixel_scale: float = 0.15
     """Standard deviation of a pixel around its reconstruction, of the range [-1, 1]."""

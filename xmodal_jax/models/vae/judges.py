@@ -24,7 +24,12 @@ from xmodal_jax.models.vae.networks import (
     stacked,
 )
 from xmodal_jax.nets.decoders import Size
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import (
+    AudioTransformerConfig,
+    ConvNetConfig,
+    EncoderConfig,
+    TextTransformerConfig,
+)
 from xmodal_jax.types import Batch, Method
 
 
@@ -76,9 +81,9 @@ class _All(nn.Module):
 
 
 ENCODERS: Mapping[str, EncoderConfig | None] = {
-    "image": EncoderConfig("convnet", width=64, norm="none"),
-    "text": EncoderConfig("transformer", width=64),
-    "audio": EncoderConfig("transformer", width=64, downsample=16),
+    "image": ConvNetConfig(width=64, norm="none"),
+    "text": TextTransformerConfig(width=64),
+    "audio": AudioTransformerConfig(width=64, downsample=16),
     "label": None,
 }
 """What judges see with; other networks than those they judge."""

@@ -14,7 +14,14 @@ from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.models.towers import AudioFeatures, log_mel_of
 from xmodal_jax.models.vae.networks import ModalityConfig, Seen
 from xmodal_jax.nets.decoders import DecoderConfig, Size
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import (
+    AudioEncoder,
+    AudioTransformerConfig,
+    DCGANEncoderConfig,
+    ImageEncoder,
+    TextEncoder,
+    TextTransformerConfig,
+)
 from xmodal_jax.preprocess.image import AugmentConfig, augment, to_float
 from xmodal_jax.probability.likelihoods import DENSITIES
 from xmodal_jax.types import Batch, kind_of
@@ -24,23 +31,47 @@ STILL = AugmentConfig(translate=0)
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageConfig(ModalityConfig):
+    """How images are encoded, decoded and compared."""
+
+    encoder: ImageEncoder
+    """Image encoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(ModalityConfig):
+    """How texts are encoded, decoded and compared."""
+
+    encoder: TextEncoder
+    """Text encoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig(ModalityConfig):
+    """How log-mel frames are encoded, decoded and compared."""
+
+    encoder: AudioEncoder
+    """Audio encoder."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Reading:
     """How each kind of data is read and made."""
 
-    image: ModalityConfig = ModalityConfig(
-        EncoderConfig("dcgan", width=64, norm="none"),
+    image: ImageConfig = ImageConfig(
+        DCGANEncoderConfig(width=64, norm="none"),
         DecoderConfig("residual", width=64),
         "normal",
         scale=0.1,
     )
     """Images: values in [0, 1]. A Laplace likelihood asks for the median, which of a small object on a plain ground is
     the ground: it learns such pictures far later."""
-    text: ModalityConfig = ModalityConfig(
-        EncoderConfig("transformer", width=64), DecoderConfig("parallel", width=64), "categorical"
+    text: TextConfig = TextConfig(
+        TextTransformerConfig(width=64), DecoderConfig("parallel", width=64), "categorical"
     )
     """Text: the sum over its tokens."""
-    audio: ModalityConfig = ModalityConfig(
-        EncoderConfig("transformer", width=64, downsample=16),
+    audio: AudioConfig = AudioConfig(
+        AudioTransformerConfig(width=64, downsample=16),
         DecoderConfig("conv", width=64),
         "laplace",
         scale=0.75,

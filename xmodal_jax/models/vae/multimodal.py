@@ -23,9 +23,8 @@ from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms
 from xmodal_jax.models.towers import init_inputs
 from xmodal_jax.models.vae import inference
 from xmodal_jax.models.vae.generation import decode_all, unfold_shared
-from xmodal_jax.models.vae.modalities import Reading, kinds_of, see
+from xmodal_jax.models.vae.modalities import Reading, TextConfig, kinds_of, see
 from xmodal_jax.models.vae.networks import (
-    ModalityConfig,
     Network,
     NetworkConfig,
     Seen,
@@ -103,7 +102,7 @@ class MultimodalVAEConfig(Reading):
     """Which model, its sizes, and how each kind of data is read and made. What a model has no use for is ignored;
     which options it has is in ``MODELS``."""
 
-    text: ModalityConfig = dataclasses.replace(Reading.text, weight=20.0)
+    text: TextConfig = dataclasses.replace(Reading.text, weight=20.0)
     """Text: the sum over its tokens. A sentence has some tens of nats, a picture thousands: unweighted, codes hardly
     hold what only words make much of."""
     model: str = "mopoe"

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.models.towers import make_encoder
 from xmodal_jax.nets.decoders import DecoderConfig, Size, build_latent_decoder
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import EncoderConfig, PretrainedEncoderConfig
 from xmodal_jax.nets.flows import AutoregressiveFlow
 from xmodal_jax.nets.vae import MLP, Expert, Features, Moments, PooledFeatures, log_scale_of
 from xmodal_jax.probability.distributions import FAMILIES, Normal, Posterior, kl, sample
@@ -60,7 +60,7 @@ class Group(NamedTuple):
 
     def features(self, encoder: EncoderConfig | None, hidden: int) -> Features | PooledFeatures:
         """What its modalities are read by."""
-        if encoder is not None and encoder.architecture is not None:
+        if isinstance(encoder, PretrainedEncoderConfig):
             return PooledFeatures(self.encoder(encoder), hidden)
         sizes: dict[str, int] = {}
         if self.kind == "text":

@@ -36,8 +36,8 @@ from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
 from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.nets.encoders import DCGANEncoderConfig
+from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import write_atomic
 from xmodal_jax.train.step import make_training

@@ -21,8 +21,8 @@ from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
-from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig
+from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints

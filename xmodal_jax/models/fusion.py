@@ -29,7 +29,6 @@ from xmodal_jax.models.towers import (
 )
 from xmodal_jax.nets.attention_maps import token_attention
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.fusion import Fusion, build_fusion, repeat_rows
 from xmodal_jax.nets.encoders import (
     AudioEncoder,
     AudioTransformerConfig,
@@ -40,6 +39,7 @@ from xmodal_jax.nets.encoders import (
     TubeletViTConfig,
     VideoEncoder,
 )
+from xmodal_jax.nets.fusion import Fusion, build_fusion, repeat_rows
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 

@@ -28,7 +28,6 @@ from xmodal_jax.models.towers import (
     pretrained_config,
     pretrained_features,
 )
-from xmodal_jax.pretrained.clip import read_loss_parameters
 from xmodal_jax.nets.encoders import (
     ENCODERS,
     EncoderConfig,
@@ -38,6 +37,7 @@ from xmodal_jax.nets.encoders import (
     TransformerConfig,
     build_decoder,
 )
+from xmodal_jax.pretrained.clip import read_loss_parameters
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run

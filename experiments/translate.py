@@ -22,7 +22,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.experiment import finish
 from xmodal_jax.inference.load import load_translator
-from xmodal_jax.inference.translate import find_chain, find_inputs, read_inputs, translate, write_outputs
+from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
 from xmodal_jax.models.seq2seq import GenerationConfig
 from xmodal_jax.report.page import Audio, Report
 from xmodal_jax.train.command_line import parse
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
             names = [f"{name}-{k}" for name in names for k in range(1, config.copies + 1)]
             inputs = [x for x in inputs for _ in range(config.copies)]
     with timer("translate"):
-        stages = translate(steps, inputs, speaker=config.speaker)
+        stages = apply_chain(steps, inputs, speaker=config.speaker)
     write_outputs(run.path / "out", names, stages[-1], sample_rate=steps[-1].sample_rate)
 
     with timer("report"):

@@ -7,7 +7,18 @@ import sys
 
 import pytest
 
-PACKAGES = ["core", "data", "data.sources", "data.shapes", "inference", "preprocess", "train"]
+PACKAGES = [
+    "core",
+    "data",
+    "data.sources",
+    "data.shapes",
+    "evaluation",
+    "inference",
+    "preprocess",
+    "rating",
+    "report",
+    "train",
+]
 
 
 @pytest.mark.parametrize("name", PACKAGES)

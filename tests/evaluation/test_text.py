@@ -17,7 +17,7 @@ from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
 from xmodal_jax.inference.load import Translator, load_translator
-from xmodal_jax.inference.translate import find_chain, find_inputs, read_inputs, translate, write_outputs
+from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
 from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.models.towers import AudioFeatures
@@ -182,7 +182,7 @@ def test_a_folder_of_pictures_becomes_speech(tmp_path):
     steps = find_chain([SEE, SAY], found.modality, "audio")
     names, inputs = read_inputs(found, steps[0], BadExamples())
     assert names == ["b/two.png", "one.png"] and inputs[0].shape == (8, 8, 3)
-    stages = translate(steps, inputs, speaker="bob")
+    stages = apply_chain(steps, inputs, speaker="bob")
     assert stages[1] == ["200", "100"]
     paths = write_outputs(tmp_path / "out", names, stages[2], sample_rate=16_000)
     import soundfile
@@ -209,9 +209,9 @@ def test_words_and_lists_of_words(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.png"):
         find_inputs(str(tmp_path / "missing.png"))
     with pytest.raises(ValueError, match="'eve'.*ann, bob"):
-        translate([SAY], ["3"], speaker="eve")
+        apply_chain([SAY], ["3"], speaker="eve")
     with pytest.raises(ValueError, match="no run speaks"):
-        translate([SEE], [np.ones((8, 8, 3))], speaker="ann")
+        apply_chain([SEE], [np.ones((8, 8, 3))], speaker="ann")
 
 
 def test_panels_mark_what_is_wrong(tmp_path):

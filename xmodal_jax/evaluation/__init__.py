@@ -1,0 +1,24 @@
+"""Evaluation: predictions of a trained method over whole data sets, and their scores.
+
+::
+
+    from xmodal_jax.evaluation import Embedder, Gallery, retrieval_scores
+
+    gallery = Gallery(test, 1000)
+    embeddings = Embedder(method, tokenize, batch_size=250)(params, gallery)
+    retrieval_scores(embeddings, ids=gallery.ids)["image_to_text/recall@1"]
+"""
+
+from xmodal_jax.core.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "classification": "ClassificationConfig Classifier LabelledSplit accuracies evaluate_splits fit_unimodal "
+        "subsets",
+        "embeddings": "Embedder Gallery class_prompts classification_scores directions predict_all retrieval_scores",
+        "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "
+        "recordings_of synthesis_scores",
+        "text": "ReferenceTexts TextGenerationConfig TextGenerator source_modality source_text_retrieval",
+    },
+)

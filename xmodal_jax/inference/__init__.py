@@ -10,4 +10,10 @@
 
 from xmodal_jax.core.lazy import lazy_exports
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, {"load": "Translator load_translator"})
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "load": "Translator load_translator",
+        "translate": "TranslationInput apply_chain find_chain find_inputs read_inputs write_outputs",
+    },
+)

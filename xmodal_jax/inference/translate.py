@@ -127,7 +127,7 @@ def _common_parts(files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(p[0] for p in zip(*parts, strict=False) if len(set(p)) == 1)
 
 
-def translate(
+def apply_chain(
     chain: Sequence[Translator], inputs: Sequence[Any], *, speaker: str | None = None
 ) -> list[list[Any]]:
     """Translates the inputs step by step.

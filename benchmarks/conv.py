@@ -1,10 +1,10 @@
-"""One convolution at a time on the CPU: the library's forms against the ones that ``lax`` writes.
+"""Single convolutions on a CPU: the library's implementation against that of ``lax``.
 
     python -m benchmarks.conv
 
-For layers of a ResNet-18 at 64 pixels, a DCGAN and a VAE at 32, batch 64: milliseconds of the forward pass and of the
-two gradients, medians, forms interleaved, warmed up. "lax" is what ``nn.Conv`` compiles to outside a loop (inside
-``lax.scan`` its gradients take many times as long).
+For layers of a ResNet-18 at 64 pixels, and of a DCGAN and a VAE at 32, at batch 64: the median time of the forward pass
+and of the two gradients, in milliseconds, timed in turn after warming up. "lax" is what ``nn.Conv`` compiles to outside
+of a loop (inside ``lax.scan`` its gradients take many times as long).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How often."""
+    """How often to time."""
 
     repeats: int = 9
-    """Timings of each form; the median counts."""
+    """Timings of each implementation; the table has the median."""
 
 
 def programs(layer: str, which: str):
-    """``{form: a function that runs it and waits}``, compiled and warmed up, and the operations."""
+    """For each implementation a compiled function that runs it and waits; and the number of operations."""
     side, channels, features, kernel, stride = LAYERS[layer]
     geometry = conv_geometry((side, side), (kernel, kernel), (stride, stride), (kernel - 1) // 2)
     rng = np.random.default_rng(0)
@@ -57,13 +57,13 @@ def programs(layer: str, which: str):
     dy = draw(BATCH, *geometry.output_size, features)
     args = {"forward": (x, k), "input": (dy, k), "kernel": (x, dy)}[which]
     options = {} if which == "forward" else {"permute": False}
-    forms = {
+    implementations = {
         "lax": lambda a, b: getattr(conv_lax, MAPS[which])(a, b, geometry=geometry, **options),
-        "here": lambda a, b: getattr(conv_cpu, MAPS[which])(a, b, geometry=geometry),
+        "conv_cpu": lambda a, b: getattr(conv_cpu, MAPS[which])(a, b, geometry=geometry),
     }
     runs = {}
-    for name, form in forms.items():
-        program = jax.jit(form)
+    for name, implementation in implementations.items():
+        program = jax.jit(implementation)
         runs[name] = lambda program=program: program(*args).block_until_ready()
         runs[name]()
         runs[name]()
@@ -73,19 +73,19 @@ def programs(layer: str, which: str):
 
 def main(config: Config) -> None:
     runtime.configure()
-    heads = [f"{which}, {form}" for which in MAPS for form in ("lax", "here")]
+    heads = [f"{which}, {variant}" for which in MAPS for variant in ("lax", "conv_cpu")]
     print(f"| layer | GFLOP | {' | '.join(heads)} |")
     print("|---|---:" + "|---:" * len(heads) + "|")
     for layer in LAYERS:
         cells = []
         for which in MAPS:
             runs, work = programs(layer, which)
-            times = {form: [] for form in runs}
+            times = {variant: [] for variant in runs}
             for _ in range(config.repeats):
-                for form, run in runs.items():
-                    begun = time.perf_counter()
+                for variant, run in runs.items():
+                    start = time.perf_counter()
                     run()
-                    times[form].append(time.perf_counter() - begun)
+                    times[variant].append(time.perf_counter() - start)
             cells += [f"{1e3 * np.median(values):.3g}" for values in times.values()]
         print(f"| {layer} | {work / 1e9:.3g} | {' | '.join(cells)} |", flush=True)
 

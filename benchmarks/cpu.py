@@ -1,15 +1,15 @@
-"""The library on the CPU, side by side with PyTorch: the same work, timed in turn.
+"""The library against PyTorch on a CPU: the same work, timed in turn.
 
     python -m benchmarks.cpu
     python -m benchmarks.cpu --cases dcgan vae --repeats 3
 
-The first runs every case and writes docs/benchmarks/cpu.md and cpu.json; the second prints the table alone (unless
---out says where to write). ``pip install -r requirements-bench.txt`` brings PyTorch and
-the libraries compared with; without them only JAX is timed.
+The first runs every case and writes docs/benchmarks/cpu.md and cpu.json; the second only prints the table (unless --out
+is given). ``pip install -r requirements-bench.txt`` installs PyTorch and the libraries to compare with; without them
+only JAX is timed.
 
-Each side lives in a process of its own, so that neither meets the other's threads and memory settings
-(`core.runtime.configure` changes the process's malloc). The two processes run strictly in turn: one runs a form for
-``--seconds``, the other sleeps, then the next form has its turn; so for ``--repeats`` rounds, and the median counts.
+The two sides run in separate processes, so that neither affects the other's threads and memory settings
+(`core.runtime.configure` changes the process's malloc). Only one of them works at a time: one runs a variant for
+``--seconds`` while the other sleeps, then the next variant follows, for ``--repeats`` rounds. The table has medians.
 Everything is warmed up first.
 """
 
@@ -50,7 +50,7 @@ PACKAGES = (
     "pillow",
 )
 SETTLE = 0.05
-"""Seconds between two turns, in which the threads of the last stop waiting for more work."""
+"""Seconds between two timings, after which the threads of the previous one have stopped waiting for work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Config:
     """What to run, and how often."""
 
     cases: tuple[str, ...] = ()
-    """Which cases, of those in ``benchmarks/cases``; by default all."""
+    """Cases to run, of those in ``benchmarks/cases``; by default all."""
     repeats: int = 7
-    """Timings of each form; the median counts."""
+    """Timings of each variant; the table has the median."""
     seconds: float = 1.0
-    """Each timing repeats the work for at least this long."""
+    """Least duration of a timing, in seconds; the work is repeated until then."""
     threads: int = 2
-    """Cores and threads of either side."""
+    """Number of cores and threads of each side."""
     out: pathlib.Path | None = None
     """Path of the report without its suffix: .md and .json are written. By default docs/benchmarks/cpu if all cases
     ran, else nothing is written."""
@@ -84,15 +84,17 @@ class Worker:
 
     def __init__(self, case: str, side: str, threads: int):
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        # OpenMP reads these when it is loaded; they are the defaults of a machine with so many cores.
+        self.connection, child_connection = context.Pipe()
+        # OpenMP reads these when it is loaded. They are the defaults of a machine with this number of cores.
         os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        self.process = context.Process(target=serve, args=(theirs, case, side, threads))
+        self.process = context.Process(target=serve, args=(child_connection, case, side, threads))
         self.process.start()
-        theirs.close()
+        child_connection.close()
         ok, answer = self._receive()
         self.error = None if ok else answer
-        self.facts: dict[str, Any] = answer if ok else {"forms": [], "parameters": None, "flops": None}
+        self.description: dict[str, Any] = (
+            answer if ok else {"variants": [], "parameters": None, "flops": None}
+        )
 
     def _receive(self):
         try:
@@ -112,7 +114,7 @@ class Worker:
 
 
 def run_case(case: str, config: Config) -> dict[str, Any]:
-    """Times of every form of both sides: seconds per step by side and form, and why forms are missing."""
+    """Times every variant of both sides: seconds per step by side and variant, and the reasons of those that failed."""
     workers = {"jax": Worker(case, "jax", config.threads)}
     result: dict[str, Any] = {"seconds": {}, "failed": {}, "parameters": {}, "flops": {}}
     try:
@@ -124,27 +126,27 @@ def run_case(case: str, config: Config) -> dict[str, Any]:
         for side, worker in workers.items():
             if worker.error:
                 result["failed"][side] = worker.error
-            result["parameters"][side] = worker.facts["parameters"]
-            result["flops"][side] = worker.facts["flops"]
-            for form in worker.facts["forms"]:
+            result["parameters"][side] = worker.description["parameters"]
+            result["flops"][side] = worker.description["flops"]
+            for variant in worker.description["variants"]:
                 for _ in range(2):
-                    ok, answer = worker.ask("warm", form)
+                    ok, answer = worker.ask("warm", variant)
                     if not ok:
-                        result["failed"][f"{side} {form}"] = answer
+                        result["failed"][f"{side} {variant}"] = answer
                         break
                 else:
-                    turns.append((side, form))
-        # One form of JAX, one of PyTorch, and so on.
+                    turns.append((side, variant))
+        # Alternate between the sides: a variant of JAX, one of PyTorch, and so on.
         order = [[turn for turn in turns if turn[0] == side] for side in workers]
         turns = sorted(turns, key=lambda turn: order[list(workers).index(turn[0])].index(turn))
         for _ in range(config.repeats):
-            for side, form in turns:
+            for side, variant in turns:
                 time.sleep(SETTLE)
-                ok, answer = workers[side].ask("time", form, config.seconds)
+                ok, answer = workers[side].ask("time", variant, config.seconds)
                 if ok:
-                    result["seconds"].setdefault(side, {}).setdefault(form, []).append(answer)
+                    result["seconds"].setdefault(side, {}).setdefault(variant, []).append(answer)
                 else:
-                    result["failed"][f"{side} {form}"] = answer
+                    result["failed"][f"{side} {variant}"] = answer
     finally:
         for worker in workers.values():
             worker.close()
@@ -157,53 +159,60 @@ def median(values: list[float]) -> float:
     return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
-def summarise(row: Row, timed: dict[str, Any]) -> dict[str, Any]:
-    """One row's result from the times of its case: milliseconds, the ratio and whether the goal is met."""
-    seconds = {side: {f: median(v) for f, v in forms.items()} for side, forms in timed["seconds"].items()}
-    ours, theirs = seconds.get("jax", {}), seconds.get("torch", {})
-    mine = ours.get(row.jax)
-    peers = {form: theirs[form] for form in row.torch if form in theirs}
+def summarize(row: Row, timed: dict[str, Any]) -> dict[str, Any]:
+    """The result of one row, from the times of its case: milliseconds, the ratio, and whether the goal is met."""
+    seconds = {
+        side: {f: median(v) for f, v in variants.items()} for side, variants in timed["seconds"].items()
+    }
+    jax_seconds, torch_seconds = seconds.get("jax", {}), seconds.get("torch", {})
+    measured = jax_seconds.get(row.jax)
+    peers = {variant: torch_seconds[variant] for variant in row.torch if variant in torch_seconds}
     best = min(peers, key=peers.get) if peers else None
 
     def fastest(compiled: bool):
-        values = [v for form, v in peers.items() if form.startswith("compile") == compiled]
+        values = [v for variant, v in peers.items() if variant.startswith("compile") == compiled]
         return 1e3 * min(values) if values else None
 
-    ratio = mine / peers[best] if mine is not None and best else None
+    ratio = measured / peers[best] if measured is not None and best else None
     met = None
     if row.goal is not None and ratio is not None:
         met = ratio <= row.goal
-    if row.limit is not None and mine is not None:
-        met = mine <= row.limit and met is not False
-    kept = {"jax": (row.jax, *row.others), "torch": row.torch}
+    if row.limit is not None and measured is not None:
+        met = measured <= row.limit and met is not False
+    shown = {"jax": (row.jax, *row.others), "torch": row.torch}
     return {
         "name": row.name,
         "what": row.what,
-        "jax_ms": None if mine is None else 1e3 * mine,
-        "jax_form": row.jax,
+        "jax_ms": None if measured is None else 1e3 * measured,
+        "jax_variant": row.jax,
         "torch_eager_ms": fastest(False),
         "torch_compile_ms": fastest(True),
-        "torch_form": best,
+        "torch_variant": best,
         "ratio": ratio,
         "goal": row.goal,
         "limit_s": row.limit,
         "met": met,
-        "forms_ms": {
-            side: {form: 1e3 * seconds[side][form] for form in forms if form in seconds.get(side, {})}
-            for side, forms in kept.items()
+        "variants_ms": {
+            side: {
+                variant: 1e3 * seconds[side][variant]
+                for variant in variants
+                if variant in seconds.get(side, {})
+            }
+            for side, variants in shown.items()
         },
         "all_ms": {
             side: {
-                form: [1e3 * v for v in timed["seconds"][side][form]]
-                for form in forms
-                if form in seconds.get(side, {})
+                variant: [1e3 * v for v in timed["seconds"][side][variant]]
+                for variant in variants
+                if variant in seconds.get(side, {})
             }
-            for side, forms in kept.items()
+            for side, variants in shown.items()
         },
         "failed": {
             name: why
             for name, why in timed["failed"].items()
-            if name in ("jax", "torch") or any(name == f"{s} {f}" for s, forms in kept.items() for f in forms)
+            if name in ("jax", "torch")
+            or any(name == f"{s} {f}" for s, variants in shown.items() for f in variants)
         },
         "parameters": _of_row(row, timed["parameters"]),
         "flops": _of_row(row, timed["flops"]),
@@ -211,7 +220,7 @@ def summarise(row: Row, timed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_row(row: Row, by_side: dict[str, Any]) -> dict[str, int | None]:
-    """What each side says of this row: one figure for all rows of its case, or one for each of them."""
+    """A figure of each side for this row; sides give one for all rows of a case, or one per row."""
     return {side: v.get(row.name) if isinstance(v, dict) else v for side, v in by_side.items()}
 
 
@@ -222,7 +231,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The rows in Markdown; below 1 the library is faster."""
+    """The rows as a Markdown table; below a ratio of 1 the library is faster."""
     lines = [
         "| case | JAX, ms | PyTorch eager, ms | torch.compile, ms | JAX / PyTorch | goal | met |",
         "|---|---:|---:|---:|---:|---:|---|",
@@ -238,19 +247,19 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def notes(results: list[dict[str, Any]]) -> str:
-    """Of each row: the work, every form's median with its range, the sizes of both sides, what failed."""
+    """For each row the work, every variant's median and range, the sizes of both sides, and what failed."""
     parts = []
     for row in results:
         lines = [f"**{row['name']}**: {row['what']}."]
         for side, label in (("jax", "JAX"), ("torch", "PyTorch")):
-            forms = [
-                f"{form} {milliseconds(value)} ({milliseconds(min(all_))} to {milliseconds(max(all_))})"
-                for (form, value), all_ in zip(
-                    row["forms_ms"][side].items(), row["all_ms"][side].values(), strict=True
+            variants = [
+                f"{variant} {milliseconds(value)} ({milliseconds(min(all_))} to {milliseconds(max(all_))})"
+                for (variant, value), all_ in zip(
+                    row["variants_ms"][side].items(), row["all_ms"][side].values(), strict=True
                 )
             ]
-            if forms:
-                lines.append(f"- {label}, ms: {'; '.join(forms)}")
+            if variants:
+                lines.append(f"- {label}, ms: {'; '.join(variants)}")
         sizes = {k: [v for v in row[k].values() if v is not None] for k in ("parameters", "flops")}
         if sizes["parameters"] and sizes["flops"]:
             show = lambda values, unit: " and ".join(dict.fromkeys(unit.format(v) for v in values))
@@ -274,21 +283,21 @@ def cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def facts(config: Config) -> dict[str, Any]:
-    """When, where and how: what a reader needs to judge the times or to repeat them."""
+def describe_run(config: Config) -> dict[str, Any]:
+    """The date, the machine and the settings, which a reader needs to judge or repeat the times."""
     return {
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", "-m", "benchmarks.cpu", *sys.argv[1:]]),
@@ -305,7 +314,7 @@ def facts(config: Config) -> dict[str, Any]:
 def document(about: dict[str, Any], results: list[dict[str, Any]], left_out: dict[str, str]) -> str:
     used = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     load = "unknown" if about["load_before"] is None else f"{about['load_before']:.1f}"
-    out = "\n".join(f"- {case}: {why}" for case, why in left_out.items())
+    skipped = "\n".join(f"- {case}: {why}" for case, why in left_out.items())
     return f"""# On the CPU, against PyTorch
 
     {about["command"]}
@@ -316,7 +325,7 @@ sides in turn, in a process each, warmed up; a step holds the forward and backwa
 
 {table(results)}
 
-JAX / PyTorch: JAX's time over that of the faster form of PyTorch; below 1 the library is faster. Times are for one
+JAX / PyTorch: JAX's time over that of the faster variant of PyTorch; below 1 the library is faster. Times are for one
 step (one call for attention, one epoch for data, one process for start). Versions: {used}.
 
 ## Cases
@@ -325,23 +334,25 @@ step (one call for attention, one epoch for data, one process for start). Versio
 
 ## Left out
 
-{out or "Nothing."}
+{skipped or "Nothing."}
 """
 
 
 def main(config: Config) -> None:
-    about, results, left_out = facts(config), [], {}
+    about, results, left_out = describe_run(config), [], {}
     chosen = config.cases or CASES
     for case in CASES:
         if case not in chosen:
-            left_out[case] = "not asked for"
+            left_out[case] = "not chosen"
             continue
-        begun = time.perf_counter()
+        start = time.perf_counter()
         timed = run_case(case, config)
-        done = [summarise(row, timed) for row in rows(case)]
+        done = [summarize(row, timed) for row in rows(case)]
         results += done
-        print(f"\n{table(done)}\n\n{notes(done)}\n{time.perf_counter() - begun:.0f} s", flush=True)
-    left_out |= {f"{row['name']}, {form}": why for row in results for form, why in row["failed"].items()}
+        print(f"\n{table(done)}\n\n{notes(done)}\n{time.perf_counter() - start:.0f} s", flush=True)
+    left_out |= {
+        f"{row['name']}, {variant}": why for row in results for variant, why in row["failed"].items()
+    }
     out = config.out or (DEFAULT_OUT if set(chosen) == set(CASES) else None)
     print(f"\n{table(results)}")
     if out is not None:

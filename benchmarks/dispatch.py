@@ -1,10 +1,10 @@
-"""What it brings to keep the data on the device and to run many steps in one program.
+"""The gain from keeping the data on the device and from running many steps in one program.
 
     python -m benchmarks.dispatch
 
-Trains through `fit`, as every experiment does, with its logging, and reports wall time per step without compilation:
-batches from the host one step at a time (the plain loop), data on the device, K steps in one program, and the whole run
-in one program. Interleaved, medians.
+Trains with `fit`, as every experiment does, including its logging, and reports the median wall time per step without
+compilation: with batches from the host one step at a time (the plain loop), with the data on the device, with K steps
+in one program, and with the whole run in one program. Timed in turn.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ STEPS = {"mlp": 2000, "default": 20}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How often."""
+    """How often to time."""
 
     rounds: int = 5
-    """Runs of each way; the median counts."""
+    """Runs of each variant; the table has the median."""
 
 
-def forms(steps: int) -> dict[str, dict]:
+def variants(steps: int) -> dict[str, dict]:
     return {
         "from the host, 1 step per program": dict(resident=False),
         "on the device, 1 step per program": {},
@@ -58,22 +58,24 @@ def seconds_per_step(name: str, options: dict) -> float:
         fit(method, loader, config, Optimizer(), run, timer)
         run.close()
         timer.clock.close()
-        # Without the checkpoint at the end and the compilation, which the stopwatch keeps apart.
+        # Without the final checkpoint and the compilation, which the timer counts separately.
         return (timer.seconds["train"] + timer.seconds["data_wait"]) / config.steps
 
 
 def main(config: Config) -> None:
     runtime.configure()
     for name, steps in STEPS.items():
-        runs = {f: functools.partial(seconds_per_step, name, how) for f, how in forms(steps).items()}
+        runs = {
+            f: functools.partial(seconds_per_step, name, options) for f, options in variants(steps).items()
+        }
         times = in_turn(runs, config.rounds)
         plain = next(iter(times.values()))
         print(f"\n| {name} | ms per step | against the plain loop |\n|---|---|---|")
-        for form, median in times.items():
-            print(f"| {form} | {1e3 * median:.3g} | {plain / median:.2f} |", flush=True)
+        for variant, median in times.items():
+            print(f"| {variant} | {1e3 * median:.3g} | {plain / median:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
-    begun = time.perf_counter()
+    start = time.perf_counter()
     main(tyro.cli(Config, description=__doc__))
-    print(f"\n{time.perf_counter() - begun:.0f} s in all")
+    print(f"\n{time.perf_counter() - start:.0f} s in all")

@@ -1,9 +1,9 @@
-"""The fusions side by side: what runs of `experiments/fusion.py` that differ in --model.fusion reached, and step times.
+"""The fusions compared: the metrics of runs of `experiments/fusion.py` that differ in --model.fusion, and step times.
 
     python -m benchmarks.fusions runs/merged runs/gated ...
 
-Step times are taken here, one seed, warmed up, fusions interleaved, medians, on a batch of the shape that the questions
-about pictures have; what the batch holds does not change them. Reading data is left out.
+Step times are measured here: medians for one seed, timed in turn after warming up, on a batch with the shapes of the
+questions about pictures and random values. Reading data is not included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from xmodal_jax.train.optim import make_optimizer
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.step import make_init, make_step
 
-SCENES, EACH, LENGTH, WORDS = 32, 6, 14, 60
+SCENES, QUESTIONS, LENGTH, WORDS = 32, 6, 14, 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,25 +39,25 @@ class Arguments:
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Run directories of experiments/fusion.py."""
     metrics: tuple[str, ...] = ("test/accuracy", "compositions/accuracy", "given_text/accuracy")
-    """Columns."""
+    """Metrics to show."""
     rounds: int = 15
-    """Timings of each fusion; the median counts."""
+    """Timings of each fusion; the table has the median."""
 
 
 def batch() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    rows = (SCENES, EACH)
+    shape = (SCENES, QUESTIONS)
     return {
         "image": rng.integers(0, 256, (SCENES, 32, 32, 3)).astype(np.uint8),
-        "text": rng.integers(1, WORDS, (*rows, LENGTH)).astype(np.int32),
-        "text_mask": np.arange(LENGTH) < rng.integers(5, LENGTH, (*rows, 1)),
-        "label": rng.integers(0, len(ANSWERS), rows).astype(np.int32),
+        "text": rng.integers(1, WORDS, (*shape, LENGTH)).astype(np.int32),
+        "text_mask": np.arange(LENGTH) < rng.integers(5, LENGTH, (*shape, 1)),
+        "label": rng.integers(0, len(ANSWERS), shape).astype(np.int32),
         "index": np.arange(SCENES, dtype=np.int32),
     }
 
 
 def prepare(fusion: str):
-    """A function that trains one step and returns its seconds."""
+    """A function that makes one training step and returns the seconds that it took."""
     config = Config()
     optimizer, model = config.optimizer, dataclasses.replace(config.model, fusion=fusion)
     method = make_fusion(model, ("text", "image"), {"label": len(ANSWERS)}, vocab_size=WORDS)
@@ -72,10 +72,10 @@ def prepare(fusion: str):
 
     def step() -> float:
         nonlocal state
-        begun = time.perf_counter()
+        start = time.perf_counter()
         state, metrics = engine.run(state, None, xs)
         jax.block_until_ready((state, metrics))
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     step()
     return step

@@ -1,4 +1,4 @@
-"""What a compiled program does in a step, read from its HLO text: bytes sent by collectives, bytes moved in HBM."""
+"""Reads from the HLO text of a compiled program what a step costs: bytes sent by collectives, bytes moved in HBM."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LEAF = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 
 
 class Leaf(NamedTuple):
-    """One array of a shape: its size, and whether it lies in HBM (and not in the chip's on-chip memories)."""
+    """One array of a shape: its size in bytes, and whether it is in HBM rather than in on-chip memory."""
 
     bytes: float
     hbm: bool
 
 
 class Op(NamedTuple):
-    """One instruction."""
+    """One HLO instruction."""
 
     name: str
     code: str
@@ -43,17 +43,17 @@ def leaves(shape: str) -> list[Leaf]:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at ``start``."""
+    """The index of the bracket that closes the one at ``start``."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
         if depth == 0:
-            return place
+            return index
     raise ValueError(f"an open bracket in {text[start : start + 80]!r}")
 
 
 def parse(hlo: str) -> tuple[dict[str, dict[str, Op]], str]:
-    """Computations by name, each its instructions by name in order, and the name of the entry."""
+    """The computations by name, each with its instructions by name and in order; and the name of the entry."""
     computations: dict[str, dict[str, Op]] = {}
     current, entry = None, ""
     for line in hlo.splitlines():
@@ -62,26 +62,26 @@ def parse(hlo: str) -> tuple[dict[str, dict[str, Op]], str]:
             current = computations.setdefault(head.group(2), {})
             entry = head.group(2) if head.group(1) else entry
             continue
-        found = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-        if not found or current is None:
+        match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+        if not match or current is None:
             continue
-        rest = line[found.end() :]
+        rest = line[match.end() :]
         end = _closing(rest, 0) + 1 if rest[0] == "(" else rest.index(" ")
         code = re.match(r"\s*([\w\-]+)\(", rest[end:])
         open_at = end + code.end() - 1
         close_at = _closing(rest, open_at)
         operands = re.findall(r"%([\w.\-]+)", rest[open_at:close_at])
-        name, attributes = found.group(2), rest[close_at + 1 :]
+        name, attributes = match.group(2), rest[close_at + 1 :]
         if code.group(1) in ("parameter", "constant"):
             operands = [rest[open_at + 1 : close_at]]
         current[name] = Op(
-            name, code.group(1), leaves(rest[:end]), operands, attributes, bool(found.group(1))
+            name, code.group(1), leaves(rest[:end]), operands, attributes, bool(match.group(1))
         )
     return computations, entry
 
 
 def trip_count(op: Op, computations: dict[str, dict[str, Op]]) -> int:
-    """How often a while loop turns: as the compiler says, else the bound in its condition ``i < constant``."""
+    """The number of iterations of a while loop: as the compiler notes it, else the bound in ``i < constant``."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', op.attributes)
     if known:
         return int(known.group(1))
@@ -96,13 +96,17 @@ def trip_count(op: Op, computations: dict[str, dict[str, Op]]) -> int:
 def executed(
     computations: dict[str, dict[str, Op]], entry: str, *, fusions: bool, times: int = 1, unroll: bool = True
 ) -> Iterator[tuple[Op, int, dict[str, Op]]]:
-    """Each instruction with how often a step executes it, and its computation; loop bodies count every turn.
+    """Each instruction with the number of times that a step executes it, and its computation.
 
-    ``fusions``: also the instructions inside fusions. ``unroll=False`` counts bodies once, as XLA's analysis does.
+    Args:
+      computations, entry: from `parse`.
+      fusions: whether to include the instructions inside fusions.
+      times: how often the entry is executed.
+      unroll: whether loop bodies count for every iteration, or once, as in XLA's own analysis.
     """
     for op in computations[entry].values():
         yield op, times, computations[entry]
-        turns = trip_count(op, computations) if op.code == "while" and unroll else 1
+        iterations = trip_count(op, computations) if op.code == "while" and unroll else 1
         names = []
         if op.code == "while":
             names = re.findall(r"body=%?([\w.\-]+)", op.attributes)
@@ -113,11 +117,11 @@ def executed(
         elif op.code == "fusion" and fusions:
             names = re.findall(r"calls=%?([\w.\-]+)", op.attributes)
         for name in names:
-            yield from executed(computations, name, fusions=fusions, times=times * turns, unroll=unroll)
+            yield from executed(computations, name, fusions=fusions, times=times * iterations, unroll=unroll)
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """How many chips take part in one group of a collective; all of them where no groups are given."""
+    """The number of chips in one group of a collective; all of them where no groups are given."""
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
     if mesh:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
@@ -142,14 +146,14 @@ def collective_bytes(hlo: str, devices: int) -> dict[str, tuple[float, int]]:
     """
     computations, entry = parse(hlo)
     scatters = {id(ops) for name, ops in computations.items() if "all-reduce-scatter" in name}
-    # An asynchronous collective starts in one fusion; others that it overlaps with carry it on and end it, also inside
-    # of loops. They repeat the instruction, and only the first counts.
-    carriers = {id(ops) for name, ops in computations.items() if _carries_on(name, ops)}
+    # An asynchronous collective starts in one fusion; the fusions that it overlaps with continue and end it, also
+    # inside of loops. They repeat the instruction, of which only the first is counted.
+    continuations = {id(ops) for name, ops in computations.items() if _continues_collective(name, ops)}
     totals: dict[str, tuple[float, int]] = {}
     for op, times, computation in executed(computations, entry, fusions=True):
         start = op.code.endswith("-start")
         kind = op.code.removesuffix("-start")
-        if kind not in KINDS or id(computation) in carriers:
+        if kind not in KINDS or id(computation) in continuations:
             continue
         arrays = [leaf.bytes for leaf in op.leaves]
         if start and kind == "collective-permute":
@@ -160,27 +164,27 @@ def collective_bytes(hlo: str, devices: int) -> dict[str, tuple[float, int]]:
         if id(computation) in scatters:
             kind = "reduce-scatter"
         elif kind == "reduce-scatter":
-            size *= n  # the result is a chip's share
-        share = 1.0 if kind == "collective-permute" else (n - 1) / n
-        sent = size * share * (2 if kind == "all-reduce" else 1)
+            size *= n  # the result is one chip's part
+        fraction = 1.0 if kind == "collective-permute" else (n - 1) / n
+        sent = size * fraction * (2 if kind == "all-reduce" else 1)
         bytes_, count = totals.get(kind, (0.0, 0))
         totals[kind] = (bytes_ + sent * times, count + times)
     return totals
 
 
-def _carries_on(name: str, ops: dict[str, Op]) -> bool:
+def _continues_collective(name: str, ops: dict[str, Op]) -> bool:
     return name.startswith("async_collective_fusion") or any(
         "AsyncCollectiveDone" in o.attributes for o in ops.values()
     )
 
 
-MOVES_NOTHING = (
+FREE_OPS = (
     "parameter constant tuple get-tuple-element bitcast while call conditional after-all partition-id replica-id"
 ).split()
 
 
 def _moved_by_fusion(op: Op, computation: dict[str, Op], body: dict[str, Op]) -> float:
-    """HBM traffic of a fusion: a parameter that is only sliced counts its slices, an updated one its update."""
+    """HBM traffic of a fusion, in bytes. Of a parameter that is only sliced or updated, the slice or update counts."""
 
     def source(name):
         while body[name].code == "bitcast":
@@ -190,9 +194,9 @@ def _moved_by_fusion(op: Op, computation: dict[str, Op], body: dict[str, Op]) ->
     uses: dict[str, list[tuple[Op, int]]] = {}
     for inner in body.values():
         if inner.code != "bitcast":
-            for place, name in enumerate(inner.operands):
+            for index, name in enumerate(inner.operands):
                 if name in body:
-                    uses.setdefault(source(name), []).append((inner, place))
+                    uses.setdefault(source(name), []).append((inner, index))
     total = 0.0
     for inner in body.values():
         if inner.code != "parameter":
@@ -200,10 +204,10 @@ def _moved_by_fusion(op: Op, computation: dict[str, Op], body: dict[str, Op]) ->
         outer = computation[op.operands[int(inner.operands[0])]]
         whole = sum(leaf.bytes for leaf in outer.leaves if leaf.hbm)
         part = 0.0
-        for user, place in uses.get(inner.name, []):
-            if user.code in ("dynamic-slice", "slice", "gather") and place == 0:
+        for user, index in uses.get(inner.name, []):
+            if user.code in ("dynamic-slice", "slice", "gather") and index == 0:
                 part += sum(leaf.bytes for leaf in user.leaves)
-            elif not (user.code == "dynamic-update-slice" and place == 0):
+            elif not (user.code == "dynamic-update-slice" and index == 0):
                 part = math.inf
         total += min(whole, part)
     root = body[source(next(o.name for o in body.values() if o.root))]
@@ -216,11 +220,11 @@ def _moved_by_fusion(op: Op, computation: dict[str, Op], body: dict[str, Op]) ->
 
 
 def hbm_bytes(hlo: str) -> float:
-    """Bytes that a step reads from and writes to HBM: operands and results of every instruction outside of fusions."""
+    """Bytes that a step reads from and writes to HBM: the operands and results of all instructions and fusions."""
     computations, entry = parse(hlo)
     total = 0.0
     for op, times, computation in executed(computations, entry, fusions=False):
-        if op.code in MOVES_NOTHING or op.code.endswith("-done"):
+        if op.code in FREE_OPS or op.code.endswith("-done"):
             continue
         in_hbm = sum(leaf.bytes for leaf in op.leaves if leaf.hbm)
         read = sum(x.bytes for o in op.operands if o in computation for x in computation[o].leaves if x.hbm)

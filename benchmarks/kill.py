@@ -1,13 +1,14 @@
-"""Runs killed with ``kill -9`` at random moments and started again, against a run that nobody disturbed.
+"""Runs that are killed with ``kill -9`` at random moments and resumed, compared with a run that is not killed.
 
     python -m benchmarks.kill
     python -m benchmarks.kill --modes pmap --kills 5
 
-Every process is ``experiments/contrastive.py`` at small size, with dropout, augmentation, an average of the parameters,
-data from the host and a checkpoint every other step, on four fake devices. Half of the kills come at a uniformly drawn
-moment of the process's life, half at a drawn moment after a checkpoint write has begun; a run is killed again after it
-was started again, until it ends by itself. Then its parameters, optimizer state, average, keys, metrics and results
-must be those of the undisturbed run, bit for bit. About 30 minutes on two cores; any difference is an error.
+Every process runs a small ``experiments/contrastive.py`` on four fake devices, with dropout, augmentation, an average
+of the parameters, data from the host and a checkpoint every other step. Half of the kills come at a uniformly random
+moment of the process's life, the other half at a random moment after the start of a checkpoint write. A run may be
+killed again after it was resumed, until it ends by itself. Then its parameters, optimizer state, average, random keys,
+metrics and results must be equal, bit for bit, to those of the undisturbed run; any difference is an error. About 30
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -46,23 +47,23 @@ WRITING = "*.orbax-checkpoint-tmp*"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How many kills, of which modes."""
+    """How many kills, in which modes."""
 
     modes: tuple[str, ...] = tuple(MODES)
-    """Ways to run: jit, pmap, sharded."""
+    """Modes of ``--parallel``: jit, pmap, sharded."""
     kills: int = 20
     """Kills in each mode."""
     seed: int = 0
-    """Decides the moments."""
+    """Seed of the moments of the kills."""
 
 
 class Kill(NamedTuple):
-    """One kill, as it was found afterwards."""
+    """One kill, and the state that it left."""
 
     mode: str
     run: int
     seconds: float
-    """After the start of the process."""
+    """Time after the start of the process."""
     step: int
     """The last step in metrics.jsonl."""
     writing: bool
@@ -89,15 +90,15 @@ def half_written(directory: pathlib.Path) -> set[pathlib.Path]:
 
 
 def wait_until_killed(
-    process: subprocess.Popen, directory: pathlib.Path, draw: random.Random, *, life: float
+    process: subprocess.Popen, directory: pathlib.Path, rng: random.Random, *, life: float
 ) -> bool:
-    """Kills at a drawn moment; False if the process ended by itself before."""
-    begun = time.perf_counter()
-    if draw.random() < 0.5:
-        moment, write = draw.uniform(0, life), None
+    """Kills the process at a random moment; False if it ends by itself before."""
+    started = time.perf_counter()
+    if rng.random() < 0.5:
+        moment, write = rng.uniform(0, life), None
     else:
-        moment, write = draw.uniform(0, 0.15), draw.randrange(1, 8)
-    old, seen, since = half_written(directory), set(), begun if write is None else None
+        moment, write = rng.uniform(0, 0.15), rng.randrange(1, 8)
+    old, seen, since = half_written(directory), set(), started if write is None else None
     while process.poll() is None:
         if write is not None and since is None:
             seen |= half_written(directory) - old
@@ -119,25 +120,25 @@ def last_step(directory: pathlib.Path) -> int:
 
 
 def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
-    """What is not the same, bit for bit, in two finished runs."""
-    found = []
+    """The names of what differs between two finished runs, compared bit for bit."""
+    unequal = []
     for best in (False, True):
         folders = [newest_checkpoint(run, best=best) for run in (a, b)]
         if folders[0].name != folders[1].name:
-            found.append(f"step of the {'best' if best else 'newest'} checkpoint")
+            unequal.append(f"step of the {'best' if best else 'newest'} checkpoint")
             continue
         one, other = (jax.tree.map(np.asarray, read_state(folder)) for folder in folders)
         for name, x, y in zip(leaf_names(one), jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             if x.dtype != y.dtype or x.tobytes() != y.tobytes():
-                found.append(name)
+                unequal.append(name)
     if (a / "metrics.jsonl").read_bytes() != (b / "metrics.jsonl").read_bytes():
-        found.append("metrics.jsonl")
+        unequal.append("metrics.jsonl")
     results = [json.loads((run / "result.json").read_text())["metrics"] for run in (a, b)]
-    return found + ([] if results[0] == results[1] else ["result.json"])
+    return unequal + ([] if results[0] == results[1] else ["result.json"])
 
 
 def main(config: Config) -> None:
-    draw, kills, ended, wrong = (
+    rng, kills, ended, wrong = (
         random.Random(config.seed),
         [],
         dict.fromkeys(config.modes, 0),
@@ -145,56 +146,56 @@ def main(config: Config) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         for mode in config.modes:
-            whole = pathlib.Path(folder) / f"{mode}-undisturbed"
+            undisturbed = pathlib.Path(folder) / f"{mode}-undisturbed"
             start(
-                whole, mode
-            ).wait()  # once for the compilation cache, so that the next tells how long a process lives
-            again = pathlib.Path(folder) / f"{mode}-again"
-            begun = time.perf_counter()
-            start(again, mode).wait()
-            life = time.perf_counter() - begun
-            if unlike := differences(whole, again):
+                undisturbed, mode
+            ).wait()  # fills the compilation cache, so that the next run has the usual duration
+            second = pathlib.Path(folder) / f"{mode}-again"
+            started = time.perf_counter()
+            start(second, mode).wait()
+            life = time.perf_counter() - started
+            if unlike := differences(undisturbed, second):
                 raise SystemExit(f"{mode}: two undisturbed runs differ in {', '.join(unlike)}")
-            of_mode = []
+            kills_of_mode = []
             for number in itertools.count():
-                if len(of_mode) >= config.kills:
+                if len(kills_of_mode) >= config.kills:
                     break
                 directory = pathlib.Path(folder) / f"{mode}-{number}"
                 while True:
-                    begun, left_over = time.perf_counter(), half_written(directory)
+                    started, left_over = time.perf_counter(), half_written(directory)
                     process = start(directory, mode)
-                    if len(of_mode) >= config.kills:
+                    if len(kills_of_mode) >= config.kills:
                         process.wait()
                         break
-                    if not wait_until_killed(process, directory, draw, life=life):
+                    if not wait_until_killed(process, directory, rng, life=life):
                         break
-                    seconds = time.perf_counter() - begun
+                    seconds = time.perf_counter() - started
                     kill = Kill(
                         mode, number, seconds, last_step(directory), bool(half_written(directory) - left_over)
                     )
-                    of_mode.append(kill)
+                    kills_of_mode.append(kill)
                     where = "while writing a checkpoint" if kill.writing else ""
                     print(f"{mode:8} run {number}: killed after {seconds:5.1f} s, step {kill.step:2} {where}")
-                unlike = differences(whole, directory)
+                unlike = differences(undisturbed, directory)
                 wrong[mode] += bool(unlike)
                 ended[mode] += 1
                 print(
                     f"{mode:8} run {number}: ended {'as ' + str(unlike) if unlike else 'bit-identical'}",
                     flush=True,
                 )
-            kills += of_mode
+            kills += kills_of_mode
     print(
-        "\n| mode | kills | of them while writing a checkpoint | before the first step | runs ended | bit-identical |"
+        "\n| mode | kills | while writing a checkpoint | before the first step | runs ended | bit-identical |"
     )
     print("|---|---|---|---|---|---|")
     for mode in config.modes:
-        of_mode = [k for k in kills if k.mode == mode]
-        writing, early = sum(k.writing for k in of_mode), sum(k.step == 0 for k in of_mode)
+        kills_of_mode = [k for k in kills if k.mode == mode]
+        writing, early = sum(k.writing for k in kills_of_mode), sum(k.step == 0 for k in kills_of_mode)
         print(
-            f"| {mode} | {len(of_mode)} | {writing} | {early} | {ended[mode]} | {ended[mode] - wrong[mode]} |"
+            f"| {mode} | {len(kills_of_mode)} | {writing} | {early} | {ended[mode]} | {ended[mode] - wrong[mode]} |"
         )
     if any(wrong.values()):
-        raise SystemExit(f"{sum(wrong.values())} runs ended otherwise than the undisturbed one")
+        raise SystemExit(f"{sum(wrong.values())} runs ended differently from the undisturbed one")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Memory and time of reading a checkpoint, each in a process of its own.
+"""Memory and time of loading a pretrained checkpoint, in a new process each.
 
     python -m benchmarks.loading [--gigabytes 1]
 
-Makes a BERT of random numbers of about that size in a temporary folder and reads it: ``peak`` is the most that the
-process held at any moment beyond what it held before, as a multiple of the checkpoint's bytes. Left out: imports, and
-the making of the checkpoint.
+Writes a BERT with random parameters of about this size to a temporary folder and loads it. ``peak`` is the growth of
+the process's peak memory, and ``loaded`` that of the parameters, in bytes; the peak is a multiple of the checkpoint's
+size. Imports and the writing of the checkpoint are not included.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def make(folder: pathlib.Path, gigabytes: float) -> None:
 
 
 def resident() -> int:
-    """Bytes that this process holds now."""
+    """The resident memory of this process, in bytes."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
@@ -66,14 +66,20 @@ def read(folder: pathlib.Path, dtype: str) -> None:
     jax.block_until_ready(jnp.zeros(3))
     complete_config({"model_type": "bert"})  # imports
     size, before, start = open_checkpoint(folder).size, resident(), time.perf_counter()
-    found = load_encoder(folder, "text", dtype=getattr(jnp, dtype))
-    jax.block_until_ready(found.params)
+    encoder = load_encoder(folder, "text", dtype=getattr(jnp, dtype))
+    jax.block_until_ready(encoder.params)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(found.params))
+    loaded = sum(leaf.nbytes for leaf in jax.tree.leaves(encoder.params))
     print(
         json.dumps(
-            {"dtype": dtype, "size": size, "kept": kept, "peak": peak / size, "seconds": round(seconds, 2)}
+            {
+                "dtype": dtype,
+                "size": size,
+                "loaded": loaded,
+                "peak": peak / size,
+                "seconds": round(seconds, 2),
+            }
         )
     )
 

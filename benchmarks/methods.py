@@ -1,4 +1,4 @@
-"""The two methods that the engine's benchmarks train: one where dispatch dominates, one where arithmetic does."""
+"""The two methods of the engine's benchmarks: a tiny one, dominated by dispatch, and one dominated by arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH = 64
 
 
 def make_mlp(width: int = 64) -> Method:
-    """Two towers of three dense layers over vectors, with InfoNCE."""
+    """InfoNCE between two towers of three dense layers over vectors."""
 
     def init(key, batch):
         def tower(key, size):
@@ -59,7 +59,7 @@ def make_default() -> Method:
 
 
 def default_arrays(n: int = 512) -> dict[str, np.ndarray]:
-    """Noise of the default data set's shapes: what it holds does not change how long a step takes."""
+    """Random arrays of the default data set's shapes: the values do not affect the time of a step."""
     rng = np.random.default_rng(0)
     return {
         "text": rng.integers(1, 40, (n, 20)).astype(np.int32),

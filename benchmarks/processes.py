@@ -1,10 +1,10 @@
-"""The default experiment as one and as several real processes: are the loss curves the same?
+"""Whether the default experiment has the same loss curve with one process and with several.
 
     python -m benchmarks.processes
 
-Every run has four CPU devices in all, which the processes share out; they talk over the network of this machine. The
-default model of ``experiments/contrastive.py`` (text, images, speech; dropout and augmentation as it has them), fewer
-steps. About five minutes on two cores.
+Every run has four CPU devices in total, divided among the processes, which communicate over this machine's network. The
+model is the default of ``experiments/contrastive.py`` (text, images, speech; with its dropout and augmentation), with
+fewer steps. About five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ DEVICES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How long."""
+    """What to run."""
 
     steps: int = 20
     """Steps of each run."""
     modes: tuple[str, ...] = ("pmap", "sharded")
-    """Ways to run."""
+    """Modes of ``--parallel``."""
     processes: tuple[int, ...] = (1, 2)
-    """Numbers of processes, each a divisor of four; the others are compared with the first."""
+    """Numbers of processes, each a divisor of four; all are compared with the first."""
 
 
 def train(directory: pathlib.Path, mode: str, processes: int, steps: int) -> list[dict]:
-    """The rows of metrics.jsonl."""
+    """Runs the experiment and returns the lines of its metrics.jsonl."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
@@ -70,13 +70,13 @@ def main(config: Config) -> None:
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for mode in config.modes:
-            whole = None
+            reference = None
             for processes in config.processes:
-                rows = train(pathlib.Path(folder) / f"{mode}-{processes}", mode, processes, config.steps)
-                loss = np.array([row["train/loss"] for row in rows if "train/loss" in row])
-                whole = loss if whole is None else whole
-                apart = np.abs(loss - whole).max() / np.abs(whole).min()
-                shown = f"{apart:.1e}" if loss is not whole else ""
+                lines = train(pathlib.Path(folder) / f"{mode}-{processes}", mode, processes, config.steps)
+                loss = np.array([row["train/loss"] for row in lines if "train/loss" in row])
+                reference = loss if reference is None else reference
+                difference = np.abs(loss - reference).max() / np.abs(reference).min()
+                shown = f"{difference:.1e}" if loss is not reference else ""
                 where = f"{processes} x {DEVICES // processes}"
                 print(f"| {mode} | {where} | {loss[0]:.6f} | {loss[-1]:.6f} | {shown} |", flush=True)
 

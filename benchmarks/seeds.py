@@ -1,11 +1,11 @@
-"""Four seeds in one program against four programs in turn.
+"""Several seeds in one program against as many programs in turn.
 
     python -m benchmarks.seeds
     python -m benchmarks.seeds --commands --steps 160
 
-The first times training steps, warmed up, forms interleaved, medians: the time that four seeds take for one step each.
-The second times whole commands, from start to report, with everything that four runs do four times over (start-up,
-reading data, loading compiled programs) and one run of four seeds once.
+The first prints the median time in which all seeds make one training step each, timed in turn after warming up. The
+second times whole commands, from start to report: what single runs repeat (start-up, reading data, loading compiled
+programs) a run of several seeds does once.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Config:
     """What to time."""
 
     seeds: int = 4
-    """Seeds at once."""
+    """Number of seeds in one program."""
     rounds: int = 9
-    """Timings of each form; the median counts."""
+    """Timings of each variant; the table has the median."""
     commands: bool = False
-    """Time whole commands of experiments/contrastive.py instead."""
+    """Whether to time whole commands of experiments/contrastive.py instead of steps."""
     steps: int = 640
-    """Steps of those commands."""
+    """Training steps of those commands."""
 
 
-def prepare(name: str, seeds: int | None, form: str):
-    """A function that trains and waits, with its state inside."""
+def prepare(name: str, seeds: int | None, variant: str):
+    """A function that runs one program, waits for it, and returns the seconds per step."""
     make, arrays = METHODS[name]
     optimizer = Optimizer()
     tx, method, k = make_optimizer(optimizer, 10**6), make(), STEPS[name]
@@ -57,7 +57,7 @@ def prepare(name: str, seeds: int | None, form: str):
         make_init(method, tx, optimizer),
         lambda axis: make_step(method, tx, optimizer, axis_name=axis),
         seeds=seeds,
-        seeds_form=form,
+        seeds_form=variant,
     )
     data = arrays()
     keys = jax.random.key(0) if seeds is None else jax.random.split(jax.random.key(0), seeds)
@@ -67,12 +67,12 @@ def prepare(name: str, seeds: int | None, form: str):
     def run():
         nonlocal state
         shape = (k, *(() if seeds is None else (seeds,)), BATCH)
-        rows = rng.integers(0, len(next(iter(data.values()))), shape).astype(np.int32)
-        xs = engine.put({"row": rows, "index": rows})
-        begun = time.perf_counter()
+        examples = rng.integers(0, len(next(iter(data.values()))), shape).astype(np.int32)
+        xs = engine.put({"row": examples, "index": examples})
+        started = time.perf_counter()
         state, metrics = engine.run(state, data, xs)
         jax.block_until_ready((state, metrics))
-        return (time.perf_counter() - begun) / k
+        return (time.perf_counter() - started) / k
 
     run()
     return run
@@ -80,13 +80,13 @@ def prepare(name: str, seeds: int | None, form: str):
 
 def steps(config: Config) -> None:
     n = config.seeds
-    print(f"| model | {n} x one seed | {n} seeds, vmap | {n} seeds, map | best form against {n} in turn |")
+    print(f"| model | {n} x one seed | {n} seeds, vmap | {n} seeds, map | best against {n} in turn |")
     print("|---|---|---|---|---|")
     for name in METHODS:
-        forms = {"one": prepare(name, None, "auto")}
-        forms |= {form: prepare(name, n, form) for form in ("vmap", "map")}
-        times = in_turn(forms, config.rounds)
-        one, vmap, mapped = (1e3 * times[form] for form in ("one", "vmap", "map"))
+        variants = {"one": prepare(name, None, "auto")}
+        variants |= {variant: prepare(name, n, variant) for variant in ("vmap", "map")}
+        times = in_turn(variants, config.rounds)
+        one, vmap, mapped = (1e3 * times[variant] for variant in ("one", "vmap", "map"))
         best = n * one / min(vmap, mapped)
         print(
             f"| {name} | {n * one:.3g} ms | {vmap:.3g} ms | {mapped:.3g} ms | {best:.2f} times as fast |",
@@ -98,13 +98,13 @@ def commands(config: Config) -> None:
     def timed(*flags: str) -> float:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "experiments/contrastive.py", "--steps", str(config.steps), *flags]
-            begun = time.perf_counter()
+            started = time.perf_counter()
             subprocess.run(
                 [*command, "--run-dir", f"{folder}/run"], cwd=ROOT, check=True, capture_output=True
             )
-            return time.perf_counter() - begun
+            return time.perf_counter() - started
 
-    for flags in ([], ["--seeds", str(config.seeds)]):  # fills the compilation cache
+    for flags in ([], ["--seeds", str(config.seeds)]):  # to fill the compilation cache
         timed("--steps", "2", "--eval-every", "2", *flags)
     in_turn = sum(timed("--seed", str(seed)) for seed in range(config.seeds))
     at_once = timed("--seeds", str(config.seeds))

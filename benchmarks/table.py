@@ -1,4 +1,4 @@
-"""The metrics of runs that differ in their seed, as a table of mean ± standard deviation.
+"""A table of the metrics of runs that differ in their seed, as mean ± standard deviation.
 
 python -m benchmarks.table runs/a0 runs/a1 runs/a2 --metrics image_to_text/recall@1 text_to_image/recall@1
 """
@@ -15,16 +15,16 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Runs to summarise."""
+    """Runs to summarize."""
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-    """Run directories: the same command with different seeds, one or several (``--seeds``) in each."""
+    """Run directories of the same command with different seeds, each with one seed or several (``--seeds``)."""
     metrics: tuple[str, ...] = ()
-    """Which metrics; all of them by default."""
+    """Metrics to show; by default all."""
 
 
 def values_of(results: list[dict], metric: str) -> np.ndarray:
-    """A metric's value for each seed of several ``result.json``."""
+    """A metric's value for each seed in several ``result.json``."""
     return np.concatenate([r.get("per_seed", {}).get(metric, [r["metrics"][metric]]) for r in results])
 
 

@@ -1,10 +1,11 @@
-"""The contrastive step compiled for TPU v5e pods, on a machine without any: memory, operations and bytes per chip.
+"""The contrastive training step compiled for TPU v5e pods, on a machine without TPUs: memory, operations, traffic.
 
 pip install libtpu && python -m benchmarks.tpu_pod --markdown --out pod.json
 
-It needs the compiler inside libtpu, but no TPU, about 2 GB of memory and about 17 minutes on two cores for all cases
-(a minute each; ``--models``, ``--slices`` and ``--forms`` choose fewer). Nothing is run: every figure is read from the
-compiled program, and the times are lower bounds computed from those figures. docs/scaling.md reads the tables.
+It uses the compiler inside libtpu and needs no TPU, about 2 GB of memory, and about 17 minutes on two cores for all
+cases (a minute each; ``--models``, ``--slices`` and ``--implementations`` choose fewer). Nothing is run: every figure
+is read from the compiled program, and the times are lower bounds computed from these figures. docs/scaling.md
+interprets the tables.
 """
 
 from __future__ import annotations
@@ -34,32 +35,32 @@ class Config:
     """Which programs to compile."""
 
     models: tuple[Literal["vit-b16", "vit-bigg14"], ...] = ("vit-b16", "vit-bigg14")
-    """ViT-B/16 with replicated state; ViT-bigG/14 with its state split over chips (fsdp)."""
+    """ViT-B/16 with replicated state, and ViT-bigG/14 with its state split over chips (fsdp)."""
     slices: tuple[str, ...] = ("4x4", "8x8", "16x16")
-    """Topologies of v5e."""
-    forms: tuple[Literal["auto", "global", "tiled", "ring"], ...] = ("global", "tiled", "ring")
-    """Forms of InfoNCE for ViT-B/16. "ring" needs a named axis: it is compiled as data parallel over `shard_map` (the
-    program of the mode pmap), the others as the mode sharded."""
+    """Topologies of v5e, such as 4x4 for 16 chips."""
+    implementations: tuple[Literal["auto", "global", "tiled", "ring"], ...] = ("global", "tiled", "ring")
+    """Implementations of InfoNCE, for ViT-B/16. "ring" needs a named axis: it is compiled with `shard_map` (the program
+    of the mode pmap), the others in the mode sharded."""
     fsdp: tuple[int, ...] = (1, 16)
-    """Over how many chips the state of ViT-bigG/14 is split."""
+    """Numbers of chips over which the state of ViT-bigG/14 is split."""
     batch: int = 256
-    """Examples per chip, ViT-B/16."""
+    """Examples per chip for ViT-B/16."""
     large_batch: int = 32
-    """Examples per chip, ViT-bigG/14."""
+    """Examples per chip for ViT-bigG/14."""
     keep_rows: bool = True
-    """Off: compile as if no layer called `core.collectives.keep_rows`, to see what it is for."""
+    """Whether layers call `core.collectives.keep_rows`; without, the effect of that function can be seen."""
     markdown: bool = False
     """Print Markdown tables."""
     out: pathlib.Path | None = None
-    """JSON file for all figures."""
+    """JSON file to write all figures to."""
 
 
 class Case(NamedTuple):
-    """One program."""
+    """One program to compile."""
 
     model: str
     topology: str
-    form: str
+    implementation: str
     fsdp: int
     batch: int
     """Examples per chip."""
@@ -69,11 +70,15 @@ def cases(config: Config) -> list[Case]:
     """All programs of a configuration, in the order of the tables."""
     out = []
     if "vit-b16" in config.models:
-        out += [Case("vit-b16", s, form, 1, config.batch) for form in config.forms for s in config.slices]
+        out += [
+            Case("vit-b16", s, implementation, 1, config.batch)
+            for implementation in config.implementations
+            for s in config.slices
+        ]
     if "vit-bigg14" in config.models:
         for fsdp in config.fsdp:
             fitting = [s for s in config.slices if math.prod(map(int, s.split("x"))) % fsdp == 0]
-            # Replicated state is the same on any slice: one case shows whether it fits.
+            # Replicated state has the same size on every slice: one case shows whether it fits.
             fitting = fitting[:1] if fsdp == 1 else fitting
             out += [Case("vit-bigg14", s, "auto", fsdp, config.large_batch) for s in fitting]
     return out
@@ -83,7 +88,7 @@ def cases(config: Config) -> list[Case]:
 
 
 def matmul_flops(jaxpr, *, unroll: bool = True) -> float:
-    """Operations of all matrix products of a jaxpr, over all chips; ``unroll=False`` counts loop bodies once."""
+    """Operations of all matrix products of a jaxpr, summed over all chips; ``unroll=False`` counts loop bodies once."""
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -120,7 +125,7 @@ def build(case: Case, devices) -> tuple[Any, tuple, Any]:
     else:
         image = ViTConfig(width=1664, depth=48, heads=16, patch=14, mlp_ratio=8192 / 1664, **saving)
         text, embed_dim = TextTransformerConfig(width=1280, depth=32, heads=20, **saving), 1280
-    config = ContrastiveConfig(embed_dim=embed_dim, image=image, text=text, form=case.form)
+    config = ContrastiveConfig(embed_dim=embed_dim, image=image, text=text, form=case.implementation)
     method = make_contrastive(config, ("image", "text"), vocab_size=49_408)
     optimizer = optim.Optimizer()
     tx = optim.make_optimizer(optimizer, 100_000)
@@ -133,7 +138,7 @@ def build(case: Case, devices) -> tuple[Any, tuple, Any]:
     fields = {"image": ((224, 224, 3), jnp.uint8), "text": ((77,), jnp.int32), "index": ((), jnp.int32)}
     step_of = functools.partial(make_step, method, tx, optimizer)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    if case.form != "ring":
+    if case.implementation != "ring":
         engine = parallel.make_engine(
             "sharded", init, lambda axis: step_of(axis_name=axis), fsdp=case.fsdp, devices=devices
         )
@@ -143,7 +148,7 @@ def build(case: Case, devices) -> tuple[Any, tuple, Any]:
             key, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), steps)
         )
         return engine.run, (state, None, steps), state
-    # The engine's pmap wants devices that exist; this is the program that it makes of the same step.
+    # The engine's pmap needs devices that exist; this is the program that it makes from the same step.
     whole, rows = PartitionSpec(), PartitionSpec(parallel.AXIS)
     batch = {name: struct((size, *shape), dtype, rows) for name, (shape, dtype) in fields.items()}
     state = jax.tree.map(lambda x: struct(x.shape, x.dtype, whole), jax.eval_shape(init, key, batch))
@@ -158,7 +163,7 @@ def build(case: Case, devices) -> tuple[Any, tuple, Any]:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Compiles a case and reads its figures: per chip and step, bytes and operations."""
+    """Compiles a case and reads its figures: bytes and operations, per chip and step."""
     import jax
     from jax.experimental import topologies
 
@@ -200,7 +205,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def memory_row(r: dict[str, Any]) -> dict[str, str]:
-    """What a chip holds, in GB."""
+    """The memory of a chip, in GB."""
     row = {**_name(r), "state": f"{r['state'] / 1e9:.2f}"}
     if "does_not_fit" in r:
         return {**row, "arguments": "-", "temporaries": "-", "total": f"does not fit: {r['does_not_fit']}"}
@@ -210,23 +215,27 @@ def memory_row(r: dict[str, Any]) -> dict[str, str]:
 
 
 def traffic_row(r: dict[str, Any]) -> dict[str, str]:
-    """What a chip sends in a step, in MB, and in how many operations."""
+    """What a chip sends in a step, in MB, and the number of operations."""
     sent = {kind: f"{r['collective_bytes'][kind] / 1e6:,.0f}" for kind in KINDS}
     return {**_name(r), **sent, "operations": f"{sum(r['collective_count'].values()):,}"}
 
 
 def bounds_row(r: dict[str, Any]) -> dict[str, str]:
-    """Operations, HBM traffic, and the least time that each bound allows a step."""
+    """Operations, HBM traffic, and the lower bounds of a step's time that follow."""
     bounds = r["bounds_ms"]
     row = {**_name(r), "TFLOP": f"{r['flops'] / 1e12:.2f}", "HBM GB": f"{r['hbm_bytes'] / 1e9:.0f}"}
-    # Both count loop bodies once: 1.00 says that no chip repeats another's matrix products.
+    # Both count loop bodies once. A ratio of 1.00 means that no chip repeats another's matrix products.
     row["XLA's / traced FLOP"] = f"{r['cost_analysis']['flops'] / r['flops_loops_once']:.2f}"
     row |= {f"{name} ms": f"{value:,.0f}" for name, value in bounds.items()}
     return {**row, "bound": max(bounds, key=bounds.get)}
 
 
 def _name(r: dict[str, Any]) -> dict[str, str]:
-    name = f"{r['model']}, fsdp {r['fsdp']}" if r["model"] == "vit-bigg14" else f"{r['model']}, {r['form']}"
+    name = (
+        f"{r['model']}, fsdp {r['fsdp']}"
+        if r["model"] == "vit-bigg14"
+        else f"{r['model']}, {r['implementation']}"
+    )
     return {"model": name, "chips": str(r["chips"]), "global batch": f"{r['global_batch']:,}"}
 
 
@@ -243,7 +252,7 @@ def table(rows: list[dict[str, str]], markdown: bool) -> str:
 
 def main(config: Config) -> None:
     """Compiles all cases and prints the tables."""
-    # Read when libtpu starts: this machine's own backend is the CPU, and there is no pod to ask for its topology.
+    # libtpu reads these when it starts: the backend of this machine is the CPU, and no pod can be asked for a topology.
     os.environ["JAX_PLATFORMS"], os.environ["TPU_SKIP_MDS_QUERY"] = "cpu", "1"
     from xmodal_jax.core import collectives
 

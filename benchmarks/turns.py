@@ -1,4 +1,4 @@
-"""Timing in turn: what the machine does besides meets all forms alike."""
+"""Timing several variants in turn, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def in_turn(runs: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, float]:
-    """The median of what each of ``runs`` returns (seconds), all of them in every round."""
+    """The median of the seconds that each of ``runs`` returns; every round calls all of them once."""
     times: dict[Name, list[float]] = {name: [] for name in runs}
     for _ in tqdm(range(rounds), desc="timing", unit="round", file=sys.stderr):
         for name, run in runs.items():

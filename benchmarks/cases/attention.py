@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases.sides import Form, Row, Side, check, jax_flops, size, torch_flops, torch_size
+from benchmarks.cases.sides import Row, Side, Variant, check, jax_flops, size, torch_flops, torch_size
 from xmodal_jax.nets.attention import MultiHeadAttention
 
 BATCH, LENGTH, WIDTH, HEADS, CALLS = 32, 64, 256, 8, 8
@@ -42,7 +42,7 @@ def jax_side() -> Side:
                 out = f(params, x)
             jax.block_until_ready(out)
 
-        return Form(run, CALLS)
+        return Variant(run, CALLS)
 
     return Side({"forward": repeat(forward), "both": repeat(both)}, size(params), jax_flops(both, params, x))
 
@@ -72,7 +72,7 @@ def torch_side() -> Side:
                     y = f(x)
             check(y[0, 0, 0].item())
 
-        return Form(run, CALLS)
+        return Variant(run, CALLS)
 
     def both(f):
         def run():
@@ -83,12 +83,12 @@ def torch_side() -> Side:
                 value.backward()
             check(value.item())
 
-        return Form(run, CALLS)
+        return Variant(run, CALLS)
 
-    forms = {
+    variants = {
         "eager forward": forward(model),
         "eager both": both(mean),
         "compile forward": forward(torch.compile(model)),
         "compile both": both(torch.compile(mean)),
     }
-    return Side(forms, torch_size(model), torch_flops(lambda: mean(x).backward()))
+    return Side(variants, torch_size(model), torch_flops(lambda: mean(x).backward()))

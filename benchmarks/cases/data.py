@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.cases.peers import import_torchvision
-from benchmarks.cases.sides import Form, Row, Side
+from benchmarks.cases.sides import Row, Side, Variant
 
 FILES, PIXELS, BATCH, CLASSES = 2000, 32, 64, 10
 WORKERS = (0, 1, 2)
@@ -98,7 +98,7 @@ def jax_side() -> Side:
     def later(**options):
         loader = Loader(source(**options), batch_size=BATCH, seed=0)
         assert loader.source.in_memory == (not options)
-        return Form(lambda: epoch(loader))
+        return Variant(lambda: epoch(loader))
 
     def resident():
         """As the experiments do with a data set that fits: it lies on the device, the program draws the rows."""
@@ -114,11 +114,11 @@ def jax_side() -> Side:
                 step += 1
             jax.block_until_ready((image, label))
 
-        return Form(run)
+        return Variant(run)
 
     return Side(
         {
-            "first epoch": Form(first),
+            "first epoch": Variant(first),
             "later epoch": later(),
             "later epoch, data on the device": resident(),
             "later epoch, not kept": later(memory_limit=0),
@@ -177,10 +177,10 @@ def torch_side() -> Side:
 
     def later(workers, **options):
         batches = loader(workers, **options)
-        return Form(lambda: epoch(batches))
+        return Variant(lambda: epoch(batches))
 
-    forms = {KEPT: later(0, keep=True)}
+    variants = {KEPT: later(0, keep=True)}
     for n, first, name in zip(WORKERS, FIRST, LATER, strict=True):
-        forms[first] = Form(lambda n=n: epoch(loader(n)))
-        forms[name] = later(n)
-    return Side(forms)
+        variants[first] = Variant(lambda n=n: epoch(loader(n)))
+        variants[name] = later(n)
+    return Side(variants)

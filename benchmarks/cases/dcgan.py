@@ -11,9 +11,9 @@ import numpy as np
 import optax
 
 from benchmarks.cases.sides import (
-    Form,
     Row,
     Side,
+    Variant,
     check,
     jax_flops,
     jax_training,
@@ -32,8 +32,8 @@ WHAT = (
     "batch norm (batch statistics) in the generator, the mirrored discriminator with leaky ReLU, hinge loss, "
     "one Adam step of each player"
 )
-FORMS = ("eager", "eager, channels last", "compile", "compile, channels last")
-ROWS = (Row("dcgan", f"{WHAT}; JAX: {STEPS} steps in one program", "scan", FORMS, ("loop",), goal=0.95),)
+VARIANTS = ("eager", "eager, channels last", "compile", "compile, channels last")
+ROWS = (Row("dcgan", f"{WHAT}; JAX: {STEPS} steps in one program", "scan", VARIANTS, ("loop",), goal=0.95),)
 
 
 class BatchNorm(nn.Module):
@@ -168,7 +168,7 @@ def play_torch(loss: Callable, adam: dict[str, float], rate: float, *, compiled:
         discriminator.requires_grad_(True)
         return d_value, g_value
 
-    def form(how, layout):
+    def variant(how, layout):
         generator, discriminator = (
             model.to(torch_device(), memory_format=layout) for model in _torch_models()
         )
@@ -186,11 +186,11 @@ def play_torch(loss: Callable, adam: dict[str, float], rate: float, *, compiled:
                 values = step(generator, discriminator, *losses, *optimizers, x)
             check([value.item() for value in values])
 
-        return Form(run, STEPS)
+        return Variant(run, STEPS)
 
     layouts = {"": torch.contiguous_format, ", channels last": torch.channels_last}
-    forms = {
-        f"{name}{suffix}": form(name, layout)
+    variants = {
+        f"{name}{suffix}": variant(name, layout)
         for suffix, layout in layouts.items()
         for name in ("eager", compiled)
     }
@@ -199,4 +199,4 @@ def play_torch(loss: Callable, adam: dict[str, float], rate: float, *, compiled:
     none = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
     real = torch.from_numpy(images()[0])
     count = lambda: step(generator, discriminator, *players(generator, discriminator), none, none, real)
-    return Side(forms, torch_size(generator, discriminator), torch_flops(count))
+    return Side(variants, torch_size(generator, discriminator), torch_flops(count))

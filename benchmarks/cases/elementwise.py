@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.cases.sides import Form, Row, Side
+from benchmarks.cases.sides import Row, Side, Variant
 
 NORMALS, CALLS = 1 << 20, 16
 LOGITS = (32 * 8 * 64, 64)
@@ -33,7 +33,7 @@ ROWS = (
     Row(
         "Adam",
         f"one update of Adam, {sum(int(np.prod(shape)) for shape in KERNELS):,} parameters in {len(KERNELS)} arrays. "
-        "PyTorch: its default for the CPU, its foreach form and its fused kernel",
+        "PyTorch: its default for the CPU, its foreach variant and its fused kernel",
         "adam",
         ("eager adam", "eager adam, foreach", "eager adam, fused"),
     ),
@@ -60,7 +60,7 @@ def jax_side() -> Side:
                 out = f(*args)
             jax.block_until_ready(out)
 
-        return Form(run, CALLS)
+        return Variant(run, CALLS)
 
     tx = optax.adam(1e-3)
     params = [jnp.ones(shape) for shape in KERNELS]
@@ -84,7 +84,7 @@ def jax_side() -> Side:
             "normals": repeat(normals, jax.random.key(0)),
             "softmax": repeat(softmax, x),
             "softmax both": repeat(both, x, x),
-            "adam": Form(adam, CALLS),
+            "adam": Variant(adam, CALLS),
         }
     )
 
@@ -100,7 +100,7 @@ def torch_side() -> Side:
             for _ in range(CALLS):
                 f()
 
-        return Form(run, CALLS)
+        return Variant(run, CALLS)
 
     def softmax_both(f):
         def once():
@@ -117,7 +117,7 @@ def torch_side() -> Side:
 
     softmax = lambda x: x.softmax(-1)
     compiled = torch.compile(softmax)
-    forms = {
+    variants = {
         "eager normals": lambda: torch.randn(NORMALS),
         "eager softmax": lambda: softmax(x),
         "compile softmax": lambda: compiled(x),
@@ -127,4 +127,4 @@ def torch_side() -> Side:
         "eager adam, foreach": adam(foreach=True),
         "eager adam, fused": adam(fused=True),
     }
-    return Side({name: repeat(f) for name, f in forms.items()})
+    return Side({name: repeat(f) for name, f in variants.items()})

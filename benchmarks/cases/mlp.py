@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.cases.sides import Form, Row, Side, check, jax_adam, torch_training
+from benchmarks.cases.sides import Row, Side, Variant, check, jax_adam, torch_training
 
 BATCH, WIDTH, CLASSES, STEPS = 64, 64, 10, 256
 
@@ -76,4 +76,4 @@ def torch_side() -> Side:
             update()
         check(value.item())
 
-    return Side({**side.forms, "compile, with Adam": Form(run, STEPS)}, side.parameters, side.flops)
+    return Side({**side.variants, "compile, with Adam": Variant(run, STEPS)}, side.parameters, side.flops)

@@ -59,7 +59,7 @@ def jax_side() -> Side:
     from xmodal_jax.models.vae.modalities import sizes_of
     from xmodal_jax.models.vae.multimodal import make_multimodal_vae
 
-    forms, parameters, flops = {}, {}, {}
+    variants, parameters, flops = {}, {}, {}
     x = images()
     names = [f"image_{m}" for m in range(MODALITIES)]
     batches = {name: x[:, :, m] for m, name in enumerate(names)}
@@ -79,13 +79,15 @@ def jax_side() -> Side:
 
         params = jax.jit(vae.method.init)(jax.random.key(0), first)
         state = params, tx.init(params), jax.random.key(1)
-        forms |= {f"{model}_{kind} {name}": form for name, form in jax_training(step, state, batches).items()}
+        variants |= {
+            f"{model}_{kind} {name}": variant for name, variant in jax_training(step, state, batches).items()
+        }
         parameters[f"{model}_{kind}"], flops[f"{model}_{kind}"] = size(params), jax_flops(step, state, first)
-    return Side(forms, parameters, flops)
+    return Side(variants, parameters, flops)
 
 
 def torch_side() -> Side:
-    forms, parameters, flops = {}, {}, {}
+    variants, parameters, flops = {}, {}, {}
     names = [f"image_{m}" for m in range(MODALITIES)]
     of_each = lambda x: tuple(
         multivae_peer.tensors({n: x[:, m] for m, n in enumerate(names)}, names)[n] for n in names
@@ -105,5 +107,5 @@ def torch_side() -> Side:
 
         side = torch_training(make, batches)
         parameters[f"{model}_{kind}"], flops[f"{model}_{kind}"] = side.parameters, side.flops
-        forms |= {f"{model}_{kind} {name}": form for name, form in side.forms.items()}
-    return Side(forms, parameters, flops)
+        variants |= {f"{model}_{kind} {name}": variant for name, variant in side.variants.items()}
+    return Side(variants, parameters, flops)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks.cases.peers import import_torchvision
-from benchmarks.cases.sides import Form, Row, Side, check, jax_flops, size, torch_flops, torch_size
+from benchmarks.cases.sides import Row, Side, Variant, check, jax_flops, size, torch_flops, torch_size
 from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.load import complete_config, make_module
 
@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
         f"CLIP ViT-B/32, images of {IMAGE} x {IMAGE} and as many texts of {CLIP_LENGTH} tokens, to their embeddings",
     ),
 }
-"""Configurations, whose defaults are the published sizes, and what is computed."""
+"""Configurations, whose defaults are the published sizes, and descriptions of the work."""
 
 FIELDS = {"text": ("text", "mask"), "image": ("image",)}
 
@@ -46,18 +46,18 @@ ROWS = tuple(
 
 def inputs(name: str, batch: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    found = {}
+    arrays = {}
     if name in ("bert", "clip"):
         length = LENGTH if name == "bert" else CLIP_LENGTH
-        found["text"] = rng.integers(1000, 30000, (batch, length)).astype(np.int32)
-        found["mask"] = np.broadcast_to(np.arange(length) < length * 3 // 4, (batch, length)).copy()
+        arrays["text"] = rng.integers(1000, 30000, (batch, length)).astype(np.int32)
+        arrays["mask"] = np.broadcast_to(np.arange(length) < length * 3 // 4, (batch, length)).copy()
     if name != "bert":
-        found["image"] = rng.uniform(-1, 1, (batch, IMAGE, IMAGE, 3)).astype(np.float32)
-    return found
+        arrays["image"] = rng.uniform(-1, 1, (batch, IMAGE, IMAGE, 3)).astype(np.float32)
+    return arrays
 
 
 def jax_side() -> Side:
-    forms, sizes, flops = {}, {}, {}
+    variants, sizes, flops = {}, {}, {}
     for name, (config, _) in MODELS.items():
         filled = complete_config(config)
         head = EncoderOptions(head="project" if name == "clip" else "pool")
@@ -82,10 +82,10 @@ def jax_side() -> Side:
             def call(run=run, params=params, x=x):
                 check(sum(leaf[0, 0] for leaf in jax.tree.leaves(jax.block_until_ready(run(params, x)))))
 
-            forms[f"{name}_{batch}"] = Form(call)
+            variants[f"{name}_{batch}"] = Variant(call)
             sizes[f"{name}_{batch}"] = size(params)
             flops[f"{name}_{batch}"] = jax_flops(embed, params, x)
-    return Side(forms, sizes, flops)
+    return Side(variants, sizes, flops)
 
 
 def torch_side() -> Side:
@@ -93,39 +93,39 @@ def torch_side() -> Side:
 
     import_torchvision()
     transformers = importlib.import_module("transformers")
-    forms, sizes, flops = {}, {}, {}
+    variants, sizes, flops = {}, {}, {}
     for name, (config, _) in MODELS.items():
         torch.manual_seed(0)
         kind = dict(bert="BertModel", vit="ViTModel", resnet50="ResNetModel", clip="CLIPModel")[name]
-        described = transformers.AutoConfig.for_model(**config)
-        model = getattr(transformers, kind)(described).eval()
+        config = transformers.AutoConfig.for_model(**config)
+        model = getattr(transformers, kind)(config).eval()
         for batch in BATCHES:
             x = inputs(name, batch)
-            given = {}
+            arguments = {}
             if "text" in x:
-                given = dict(
+                arguments = dict(
                     input_ids=torch.from_numpy(x["text"]).long(), attention_mask=torch.from_numpy(x["mask"])
                 )
             if "image" in x:
-                given["pixel_values"] = torch.from_numpy(x["image"].transpose(0, 3, 1, 2).copy())
+                arguments["pixel_values"] = torch.from_numpy(x["image"].transpose(0, 3, 1, 2).copy())
 
-            def embed(model=model, given=given):
-                out = model(**given)
-                # Both: torch.compile leaves out what nobody reads.
+            def embed(model=model, arguments=arguments):
+                out = model(**arguments)
+                # Return both embeddings, as torch.compile removes computations whose results are not used.
                 return (
                     (out.text_embeds, out.image_embeds)
-                    if "input_ids" in given and "pixel_values" in given
+                    if "input_ids" in arguments and "pixel_values" in arguments
                     else (out.pooler_output,)
                 )
 
-            for form, function in (("eager", embed), ("compile", torch.compile(embed))):
+            for variant, function in (("eager", embed), ("compile", torch.compile(embed))):
 
                 def call(function=function):
                     with torch.inference_mode():
                         check(sum(x.flatten()[0].item() for x in function()))
 
-                forms[f"{form} {name}_{batch}"] = Form(call)
+                variants[f"{variant} {name}_{batch}"] = Variant(call)
             sizes[f"{name}_{batch}"] = torch_size(model)
             with torch.inference_mode():
                 flops[f"{name}_{batch}"] = torch_flops(embed)
-    return Side(forms, sizes, flops)
+    return Side(variants, sizes, flops)

@@ -17,8 +17,8 @@ WHAT = (
     f"ResNet-18 of full width, {IMAGE} px, batch {BATCH}, {CLASSES} classes, cross-entropy, Adam; group norm "
     "(32 groups) on both sides. PyTorch: torchvision's resnet18 with that norm"
 )
-FORMS = ("eager", "eager, channels last", "compile", "compile, channels last")
-ROWS = (Row("resnet18", WHAT, "loop", FORMS, ("scan",), goal=1.0),)
+VARIANTS = ("eager", "eager, channels last", "compile", "compile, channels last")
+ROWS = (Row("resnet18", WHAT, "loop", VARIANTS, ("scan",), goal=1.0),)
 
 
 class Classifier(nn.Module):

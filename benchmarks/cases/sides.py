@@ -1,4 +1,4 @@
-"""What a case gives to the driver, and how its steps are run on either side."""
+"""The interface between a case and the driver `benchmarks.cpu`, and helpers to run training steps on each side."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jax.extend.core import jaxprs_in_params
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-    """One way to do the work: ``run()`` does ``steps`` steps and waits for the last."""
+class Variant:
+    """One implementation of the work: ``run()`` makes ``steps`` steps and waits for the last."""
 
     run: Callable[[], Any]
     steps: int = 1
@@ -25,32 +25,32 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """All forms of one side, by name; those of PyTorch whose name starts with "compile" are ``torch.compile``."""
+    """The variants of one side, by name; PyTorch's variants with ``torch.compile`` have names that start so."""
 
-    forms: Mapping[str, Form]
+    variants: Mapping[str, Variant]
     parameters: int | Mapping[str, int] | None = None
-    """Trained numbers, of all rows or of each by its name."""
+    """Number of trained parameters: of all rows, or of each row by its name."""
     flops: int | Mapping[str, int] | None = None
-    """Floating-point operations of one step's matrix products and convolutions, likewise."""
+    """Floating-point operations in a step's matrix products and convolutions: of all rows, or of each by its name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: which form of JAX is set against the faster of which forms of PyTorch."""
+    """One line of the table: a variant of JAX is compared with the fastest of some variants of PyTorch."""
 
     name: str
     what: str
     """The work, in a sentence."""
     jax: str
-    """The form of JAX that counts."""
+    """The variant of JAX that is compared."""
     torch: tuple[str, ...] = ("eager", "compile")
-    """The forms of PyTorch, of which the faster counts."""
+    """The variants of PyTorch, of which the fastest is compared."""
     others: tuple[str, ...] = ()
-    """Further forms of JAX, told without a ratio."""
+    """Further variants of JAX, whose times are listed."""
     goal: float | None = None
-    """Largest ratio of JAX's time to PyTorch's."""
+    """Largest acceptable ratio of JAX's time to PyTorch's."""
     limit: float | None = None
-    """Largest time of JAX in seconds."""
+    """Largest acceptable time of JAX, in seconds."""
 
 
 def load(case: str, side: str) -> Side:
@@ -64,7 +64,7 @@ def rows(case: str) -> tuple[Row, ...]:
 # ---------------------------------------------------------------------------------------------------------- JAX
 
 
-def jax_training(step: Callable, state: Any, batches: Any) -> dict[str, Form]:
+def jax_training(step: Callable, state: Any, batches: Any) -> dict[str, Variant]:
     """``step(state, batch) -> (state, loss)`` over ``batches [K, ...]``: K steps in one program, and K programs."""
     k = len(jax.tree.leaves(batches)[0])
     on_device = jax.device_put(batches)
@@ -83,7 +83,7 @@ def jax_training(step: Callable, state: Any, batches: Any) -> dict[str, Form]:
         check((held["loop"], value)[1])
         jax.block_until_ready(held["loop"])
 
-    return {"loop": Form(loop, k), "scan": Form(scan, k)}
+    return {"loop": Variant(loop, k), "scan": Variant(scan, k)}
 
 
 def jax_adam(loss: Callable, params: Any, batches: tuple) -> Side:
@@ -102,7 +102,7 @@ def jax_adam(loss: Callable, params: Any, batches: tuple) -> Side:
 
 
 def check(losses) -> None:
-    """Waits for the losses; a side that diverged may be timing something else."""
+    """Waits for the losses, and checks that they are finite: a diverged side may be timing something else."""
     if not np.isfinite(np.asarray(losses)).all():
         raise FloatingPointError("the loss is not finite")
 
@@ -130,10 +130,10 @@ def _count(jaxpr) -> int:
         elif eqn.primitive.name == "conv_general_dilated":
             kernel, numbers = eqn.invars[1].aval, eqn.params["dimension_numbers"]
             per_output = kernel.size // kernel.shape[numbers.rhs_spec[0]]
-            # The zeros between the rows of a transposed convolution's input are no work.
+            # The zeros between the pixels of a transposed convolution's input are not counted as work.
             zeros = int(np.prod(eqn.params["lhs_dilation"]))
             total += 2 * per_output * eqn.outvars[0].aval.size // zeros
-        elif eqn.primitive.name == "cond":  # the platforms' forms of one operation, the plain one last
+        elif eqn.primitive.name == "cond":  # one branch per platform; the last is the default
             total += _count(eqn.params["branches"][-1].jaxpr)
         else:
             times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
@@ -145,21 +145,21 @@ def _count(jaxpr) -> int:
 
 
 def torch_device() -> str:
-    """Where PyTorch's side runs: the environment's ``BENCHMARK_TORCH_DEVICE``, else the CPU."""
+    """The device of PyTorch's side: the environment variable ``BENCHMARK_TORCH_DEVICE``, by default the CPU."""
     return os.environ.get("BENCHMARK_TORCH_DEVICE", "cpu")
 
 
 def torch_training(make: Callable[[], tuple[Any, Callable]], batches: list, *, images: bool = False) -> Side:
     """Training with Adam over ``batches``, a list of tuples of tensors; ``make() -> (model, loss(*batch))``.
 
-    Eager and with the loss compiled, in both layouts of images where there are ``images``; always the fused Adam,
-    the fastest of PyTorch's.
+    The variants are eager and compiled, with ``images`` in both memory layouts; always with the fused Adam, the fastest
+    one of PyTorch.
     """
     import torch
 
     layouts = {"": torch.contiguous_format} | ({", channels last": torch.channels_last} if images else {})
 
-    def form(compiled, layout):
+    def variant(compiled, layout):
         torch.manual_seed(0)
         model, loss = make()
         model.to(torch_device(), memory_format=layout)
@@ -176,16 +176,16 @@ def torch_training(make: Callable[[], tuple[Any, Callable]], batches: list, *, i
                 optimizer.step()
             check(value.item())
 
-        return Form(run, len(inputs))
+        return Variant(run, len(inputs))
 
-    forms = {
-        f"{name}{suffix}": form(name == "compile", layout)
+    variants = {
+        f"{name}{suffix}": variant(name == "compile", layout)
         for suffix, layout in layouts.items()
         for name in ("eager", "compile")
     }
     torch.manual_seed(0)
     model, loss = make()
-    return Side(forms, torch_size(model), torch_flops(lambda: loss(*batches[0]).backward()))
+    return Side(variants, torch_size(model), torch_flops(lambda: loss(*batches[0]).backward()))
 
 
 def torch_size(*models) -> int:
@@ -197,7 +197,7 @@ def torch_flops(run: Callable[[], Any]) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # PyTorch counts nothing for the CPU's fused attention: count the plain form.
+    # PyTorch counts no operations for the fused attention of the CPU: count those of the plain one.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         run()
     return counter.get_total_flops()
@@ -207,9 +207,9 @@ def torch_flops(run: Callable[[], Any]) -> int:
 
 
 def serve(connection, case: str, side: str, threads: int) -> None:
-    """A process that builds one side and runs its forms when told to; it sleeps while the other side runs.
+    """The main function of a process that builds one side and runs its variants on request.
 
-    Requests are ``("warm", form)`` and ``("time", form, least_seconds)``; each answer is ``(ok, value)``.
+    Requests are ``("warm", variant)`` and ``("time", variant, least_seconds)``; each answer is ``(ok, value)``.
     """
     prepare_process(side, threads)
     try:
@@ -218,34 +218,34 @@ def serve(connection, case: str, side: str, threads: int) -> None:
         connection.send((False, reason(error)))
         return
     connection.send(
-        (True, {"forms": list(built.forms), "parameters": built.parameters, "flops": built.flops})
+        (True, {"variants": list(built.variants), "parameters": built.parameters, "flops": built.flops})
     )
     while (request := connection.recv()) is not None:
         kind, name, *rest = request
-        form = built.forms[name]
+        variant = built.variants[name]
         try:
             if kind == "warm":
-                form.run()
+                variant.run()
                 answer = None
             else:
-                calls, begun = 0, time.perf_counter()
-                while not calls or time.perf_counter() - begun < rest[0]:
-                    form.run()
+                calls, start = 0, time.perf_counter()
+                while not calls or time.perf_counter() - start < rest[0]:
+                    variant.run()
                     calls += 1
-                answer = (time.perf_counter() - begun) / (calls * form.steps)
+                answer = (time.perf_counter() - start) / (calls * variant.steps)
             connection.send((True, answer))
         except Exception as error:
             connection.send((False, reason(error)))
 
 
 def reason(error: Exception) -> str:
-    """One line that says what went wrong."""
+    """An error in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def prepare_process(side: str, threads: int) -> None:
-    """The same cores for both sides; the settings of an experiment for JAX, PyTorch's own for PyTorch."""
+    """Restricts the process to ``threads`` cores; sets up JAX as the experiments do, and PyTorch with its defaults."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     if side == "jax":

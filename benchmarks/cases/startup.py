@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.cases.sides import Form, Row, Side
+from benchmarks.cases.sides import Row, Side, Variant
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -89,9 +89,9 @@ def jax_side() -> Side:
         with tempfile.TemporaryDirectory(prefix="xmodal_benchmark_") as empty:
             launch(JAX, XMODAL_CACHE=empty)
 
-    return Side({"cold": Form(cold), "warm": Form(lambda: launch(JAX, XMODAL_CACHE=kept.name))})
+    return Side({"cold": Variant(cold), "warm": Variant(lambda: launch(JAX, XMODAL_CACHE=kept.name))})
 
 
 def torch_side() -> Side:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Side({"eager": Form(lambda: launch(TORCH.format(threads=threads)))})
+    return Side({"eager": Variant(lambda: launch(TORCH.format(threads=threads)))})

@@ -18,8 +18,8 @@ WHAT = (
     f"convolutional VAE, 32 px, batch {BATCH}: four convolutions 4x4 of stride 2 ({', '.join(map(str, CHANNELS))} "
     f"channels), latent {LATENT}, four transposed convolutions back, Bernoulli likelihood, one sample, Adam"
 )
-FORMS = ("eager", "eager, channels last", "compile", "compile, channels last")
-ROWS = (Row("vae", WHAT, "loop", FORMS, ("scan",), goal=0.95),)
+VARIANTS = ("eager", "eager, channels last", "compile", "compile, channels last")
+ROWS = (Row("vae", WHAT, "loop", VARIANTS, ("scan",), goal=0.95),)
 
 
 class VAE(nn.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases.peers import import_torchvision
-from benchmarks.cases.sides import Form, Row, Side, check, jax_adam, torch_device, torch_size
+from benchmarks.cases.sides import Row, Side, Variant, check, jax_adam, torch_device, torch_size
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import info_nce
 from xmodal_jax.nets.image import ViT
@@ -66,7 +66,7 @@ def torch_side() -> Side:
 
     device = torch_device()
 
-    def form(compiled):
+    def variant(compiled):
         torch.manual_seed(0)
         model = open_clip.create_model("ViT-B-16", pretrained=None).to(device)
         entropy = open_clip.ClipLoss()
@@ -87,7 +87,7 @@ def torch_side() -> Side:
                 optimizer.step()
             check(value.item())
 
-        return Form(run, STEPS), model
+        return Variant(run, STEPS), model
 
-    (eager, model), (compiled, _) = form(False), form(True)
+    (eager, model), (compiled, _) = variant(False), variant(True)
     return Side({"eager": eager, "compile": compiled}, torch_size(model))

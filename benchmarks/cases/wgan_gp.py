@@ -16,8 +16,8 @@ WHAT = (
     "one Adam step of each player"
 )
 # torch.compile knows no double backward: only the generator's step is compiled.
-FORMS = ("eager", "eager, channels last", "compiled generator", "compiled generator, channels last")
-ROWS = (Row("wgan_gp", f"{WHAT}; JAX: {STEPS} steps in one program", "scan", FORMS, ("loop",)),)
+VARIANTS = ("eager", "eager, channels last", "compiled generator", "compiled generator, channels last")
+ROWS = (Row("wgan_gp", f"{WHAT}; JAX: {STEPS} steps in one program", "scan", VARIANTS, ("loop",)),)
 
 
 def jax_side() -> Side:

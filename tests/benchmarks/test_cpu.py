@@ -54,25 +54,25 @@ def test_rows_are_unique_and_name_forms_of_jax(case):
     names = [row.name for other in CASES for row in sides.rows(other)]
     assert len(names) == len(set(names))
     if case in ("mlp", "data", "elementwise"):  # small enough to build here
-        forms = sides.load(case, "jax").forms
-        assert all({row.jax, *row.others} <= set(forms) for row in sides.rows(case))
+        variants = sides.load(case, "jax").variants
+        assert all({row.jax, *row.others} <= set(variants) for row in sides.rows(case))
 
 
 def test_a_step_in_a_loop_is_a_step_in_a_program():
     def step(state, x):
         return state + x, state * x
 
-    forms = sides.jax_training(step, jnp.float32(1.0), np.arange(5, dtype=np.float32))
-    assert {form.steps for form in forms.values()} == {5}
-    for form in forms.values():
-        form.run()
-        form.run()  # the state was donated, and is replaced
+    variants = sides.jax_training(step, jnp.float32(1.0), np.arange(5, dtype=np.float32))
+    assert {variant.steps for variant in variants.values()} == {5}
+    for variant in variants.values():
+        variant.run()
+        variant.run()  # the state was donated, and is replaced
 
 
 def test_a_loss_that_is_not_finite_stops_a_form():
-    forms = sides.jax_training(lambda s, x: (s, x), jnp.float32(0.0), np.array([1.0, np.nan], np.float32))
+    variants = sides.jax_training(lambda s, x: (s, x), jnp.float32(0.0), np.array([1.0, np.nan], np.float32))
     with pytest.raises(FloatingPointError):
-        forms["loop"].run()
+        variants["loop"].run()
 
 
 def test_flops_by_hand():
@@ -114,30 +114,30 @@ def test_mopoe_is_multivaes():
 
 
 def test_summary_sets_the_median_against_the_fastest_peer():
-    row = cpu.summarise(ROW, TIMED)
+    row = cpu.summarize(ROW, TIMED)
     assert row["jax_ms"] == pytest.approx(2.0)
-    assert (row["torch_form"], row["torch_eager_ms"], row["torch_compile_ms"]) == ("eager", 10.0, None)
+    assert (row["torch_variant"], row["torch_eager_ms"], row["torch_compile_ms"]) == ("eager", 10.0, None)
     assert row["ratio"] == pytest.approx(0.2) and row["met"] is True
     assert row["failed"] == {"torch compile": "RuntimeError: no compiler"}
-    assert "another" not in row["forms_ms"]["torch"]
-    slow = cpu.summarise(Row("toy", "the work", "loop", ("eager",), goal=0.3), TIMED)
+    assert "another" not in row["variants_ms"]["torch"]
+    slow = cpu.summarize(Row("toy", "the work", "loop", ("eager",), goal=0.3), TIMED)
     assert slow["ratio"] == pytest.approx(0.4) and slow["met"] is False
 
 
 def test_summary_without_pytorch():
     alone = {**TIMED, "seconds": {"jax": {"scan": [0.5]}}, "failed": {"torch": "PyTorch is not installed"}}
-    row = cpu.summarise(ROW, alone)
-    assert (row["ratio"], row["met"], row["torch_form"]) == (None, None, None)
+    row = cpu.summarize(ROW, alone)
+    assert (row["ratio"], row["met"], row["torch_variant"]) == (None, None, None)
     limited = Row("toy", "the work", "scan", limit=0.4)
-    assert cpu.summarise(limited, alone)["met"] is False
-    assert "| – | – | – | ≤ 0 s | no |" in cpu.table([cpu.summarise(limited, alone)])
+    assert cpu.summarize(limited, alone)["met"] is False
+    assert "| – | – | – | ≤ 0 s | no |" in cpu.table([cpu.summarize(limited, alone)])
 
 
 def test_table_and_document(monkeypatch):
     monkeypatch.setattr(cpu.sys, "argv", ["cpu.py", "--cases", "mlp"])
-    row = cpu.summarise(ROW, TIMED)
+    row = cpu.summarize(ROW, TIMED)
     assert cpu.table([row]).splitlines()[-1] == "| toy | 2 | 10 | – | 0.20 | ≤ 0.50 | yes |"
-    about = cpu.facts(cpu.Config(cases=("mlp",)))
+    about = cpu.describe_run(cpu.Config(cases=("mlp",)))
     assert about["command"] == "python -m benchmarks.cpu --cases mlp"
     text = cpu.document(about, [row], {"vae": "not asked for"})
     for part in (

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import gpu
 
 
-def test_without_a_gpu_it_says_so():
+def test_without_a_gpu_it_reports_an_error():
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu"], env=env, capture_output=True, text=True, cwd=gpu.ROOT
@@ -41,7 +41,7 @@ def test_tables(monkeypatch):
     answers["measure_loss(128"] = {"failed": "RESOURCE_EXHAUSTED: out of memory"}
     answers["measure_seeds"] = {"seconds": 0.004}
     monkeypatch.setattr(
-        gpu, "in_a_process", lambda call: next(v for k, v in answers.items() if call.startswith(k))
+        gpu, "call_in_process", lambda call: next(v for k, v in answers.items() if call.startswith(k))
     )
     text, found = gpu.loss(gpu.Config(sizes=(64, 128)), rate=4e10)
     assert "| 64 | 0.5 | 1.00 | – | 10.0% |" in text and "| 128 | failed: RESOURCE_EXHAUSTED" in text

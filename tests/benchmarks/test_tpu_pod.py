@@ -195,7 +195,7 @@ def test_matmul_flops_of_a_scan():
 
 
 def test_tables():
-    case = tpu_pod.cases(tpu_pod.Config(models=("vit-b16",), slices=("4x4",), forms=("ring",)))
+    case = tpu_pod.cases(tpu_pod.Config(models=("vit-b16",), slices=("4x4",), implementations=("ring",)))
     assert case == [tpu_pod.Case("vit-b16", "4x4", "ring", 1, 256)]
     assert tpu_pod.table([{"a": "1", "b": "2", "c": "3", "d": "4"}], True).splitlines() == [
         "| a | b | c | d |",

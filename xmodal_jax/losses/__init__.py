@@ -1,4 +1,14 @@
-"""Losses: mathematics on arrays, without networks or configuration."""
+"""Losses: mathematics on arrays, without networks or configuration.
+
+Most return one term per example; `core.collectives.batch_mean` averages the terms over the global batch.
+
+::
+
+    from xmodal_jax.losses import info_nce
+
+    terms = info_nce(image_embeddings, text_embeddings, temperature=0.07, normalize=True)  # [B], in nats
+    loss = terms.mean()
+"""
 
 from xmodal_jax.losses.adversarial import (
     KERNELS,
@@ -12,8 +22,31 @@ from xmodal_jax.losses.adversarial import (
     witness,
 )
 from xmodal_jax.losses.alignment import coral, deep_cca, mmd
+from xmodal_jax.losses.autoencoder import importance_weighted, mmd_to_prior, prior_log_ratio
 from xmodal_jax.losses.contrastive import info_nce, sigmoid_loss, triplet_loss
+from xmodal_jax.losses.elbo import (
+    doubly_reparametrized_bound,
+    importance_bound,
+    kl_warmup,
+    kl_with_free_bits,
+)
 from xmodal_jax.losses.gradient_cache import chunked, gradient_cache
+from xmodal_jax.losses.multimodal_elbo import (
+    crmvae,
+    dmvae,
+    flow_match,
+    jmvae,
+    joint_elbo,
+    mhvae,
+    mmjsd,
+    mmvae,
+    mopoe,
+    mvae,
+    mvtcae,
+    nexus,
+    unimodal_elbos,
+)
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms
 from xmodal_jax.losses.penalties import (
     dragan,
     gradient_penalty,
@@ -28,27 +61,49 @@ __all__ = [
     "KERNELS",
     "OBJECTIVES",
     "Adversarial",
+    "ObjectiveInputs",
+    "ObjectiveTerms",
     "chunked",
     "clip_weights",
     "coral",
+    "crmvae",
     "ctc",
     "ctc_fits",
     "deep_cca",
+    "dmvae",
+    "doubly_reparametrized_bound",
     "dragan",
+    "flow_match",
     "gradient_cache",
     "gradient_penalty",
+    "importance_bound",
+    "importance_weighted",
     "info_nce",
+    "jmvae",
+    "joint_elbo",
     "jsd_bound",
+    "kl_warmup",
+    "kl_with_free_bits",
     "lecam",
     "matching_aware",
     "matching_aware_penalty",
+    "mhvae",
     "mmd",
     "mmd_discriminator",
     "mmd_generator",
+    "mmd_to_prior",
+    "mmjsd",
+    "mmvae",
+    "mopoe",
+    "mvae",
+    "mvtcae",
+    "nexus",
+    "prior_log_ratio",
     "sigmoid_loss",
     "squared_gradient",
     "token_cross_entropy",
     "triplet_loss",
+    "unimodal_elbos",
     "witness",
     "word_region_loss",
     "word_region_scores",

@@ -23,8 +23,10 @@ from benchmarks.table import values_of
 from benchmarks.turns import in_turn
 from experiments.fusion import Config
 from xmodal_jax.core import runtime
+from xmodal_jax.core.parts import choose
 from xmodal_jax.data.shapes.questions import ANSWERS
 from xmodal_jax.models.fusion import make_fusion
+from xmodal_jax.nets.fusion import FusionKind
 from xmodal_jax.train.optim import make_optimizer
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.step import make_init, make_step
@@ -59,7 +61,10 @@ def batch() -> dict[str, np.ndarray]:
 def prepare(fusion: str):
     """A function that makes one training step and returns the seconds that it took."""
     config = Config()
-    optimizer, model = config.optimizer, dataclasses.replace(config.model, fusion=fusion)
+    optimizer, model = (
+        config.optimizer,
+        dataclasses.replace(config.model, fusion=choose(FusionKind, fusion)()),
+    )
     method = make_fusion(model, ("text", "image"), {"label": len(ANSWERS)}, vocab_size=WORDS)
     tx = make_optimizer(optimizer, 10**6)
     engine = make_engine(
@@ -86,13 +91,13 @@ def main(arguments: Arguments) -> None:
     for run in arguments.runs:
         config = json.loads((run / "config.json").read_text())
         results.append((config["model"], json.loads((run / "result.json").read_text())))
-    fusions = dict.fromkeys(model["fusion"] for model, _ in results)
+    fusions = dict.fromkeys(model["fusion"]["name"] for model, _ in results)
     steps = {name: prepare(name) for name in tqdm(fusions, desc="compiling", file=sys.stderr)}
     times = in_turn(steps, arguments.rounds)
     print(f"| fusion | modality dropout | {' | '.join(arguments.metrics)} | parameters | step |")
     print("|---" * (len(arguments.metrics) + 4) + "|")
     for model, result in results:
-        name = model["fusion"]
+        name = model["fusion"]["name"]
         cells = []
         for metric in arguments.metrics:
             values = values_of([result], metric)

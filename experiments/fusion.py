@@ -24,6 +24,7 @@ from xmodal_jax.evaluation import classification as evaluate
 from xmodal_jax.experiment import finish, make_loader, start, subtitle
 from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
 from xmodal_jax.models.towers import Augment, spectrograms
+from xmodal_jax.nets.fusion import MergedAttentionConfig
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.report import classification as panels
 from xmodal_jax.report import figures
@@ -56,7 +57,7 @@ class CommandConfig(Config):
     input: DataFlags = DataOptions(train_size=8000, max_seconds=2.6)
     steps: int = 1200
     model: FusionConfig = FusionConfig(
-        fusion="merged", image=dataclasses.replace(FusionConfig.image, token_positions=False),
+        fusion=MergedAttentionConfig(), image=dataclasses.replace(FusionConfig.image, token_positions=False),
         augment=Augment(image=AugmentConfig(translate=0, flip=0.5)),  # no command says left or right
     )  # fmt: skip
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=1e-2)
@@ -106,7 +107,7 @@ def main(config: Config) -> None:
 
     with timer("report"):
         title = "Spoken commands" if config.task == "commands" else "Classification by several modalities"
-        report = Report(title, subtitle(config, result, ", ".join(modalities), model.fusion))
+        report = Report(title, subtitle(config, result, ", ".join(modalities), model.fusion.name))
         headline = panels.add_scores(report, metrics, majority_accuracy=tests["test"].majority_accuracy)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
         attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)

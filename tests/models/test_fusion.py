@@ -10,19 +10,18 @@ from tests.models.test_contrastive import CONFIG as TOWERS
 from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
+from xmodal_jax.core import parts
 from xmodal_jax.models.fusion import FusionConfig, drop_modalities, make_fusion
 from xmodal_jax.models.towers import presence, spectrograms
+from xmodal_jax.nets.fusion import FusionKind, MergedAttentionConfig
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.train.optim import Optimizer
 
 MODALITIES = ("text", "image", "audio")
 CLASSES = {"label": 5, "action": 3}
 CONFIG = FusionConfig(
-    fusion="merged",  # no gates that start closed
-    width=16,
-    depth=1,
-    heads=2,
-    dropout=0.2,
+    fusion=MergedAttentionConfig(width=16, depth=1, heads=2, dropout=0.2),  # no gates that start closed
+    head_dropout=0.2,
     modality_dropout=0.3,
     label_smoothing=0.1,
     **{f: getattr(TOWERS, f) for f in ("text", "image", "audio", "video", "features", "augment")},
@@ -74,7 +73,9 @@ def still(config):
     augment = dataclasses.replace(
         config.augment, image=AugmentConfig(translate=0), time_masks=0, frequency_masks=0
     )
-    return dataclasses.replace(config, dropout=0.0, modality_dropout=0.0, augment=augment, **quiet)
+    fusion = dataclasses.replace(config.fusion, dropout=0.0)
+    none = dict(head_dropout=0.0, modality_dropout=0.0)
+    return dataclasses.replace(config, fusion=fusion, **none, augment=augment, **quiet)
 
 
 def grouped_batch(rows=8, each=3, shared=("image",)):
@@ -204,8 +205,11 @@ def test_prediction_takes_any_subset():
 )
 def test_learns_what_no_modality_says_alone(kind):
     """The exclusive or of a word and a picture: either alone, or their sum, stays at one half."""
-    depth = 2 if kind == "bottleneck" else 1  # what one modality wrote, another reads a layer later
-    config = dataclasses.replace(still(CONFIG), fusion=kind, depth=depth, label_smoothing=0.0)
+    # Of the bottleneck tokens: what one modality wrote, another reads a layer later.
+    sizes = dict(width=16, depth=2 if kind == "bottleneck" else 1, heads=2)
+    part = parts.choose(FusionKind, kind)
+    fusion = part(**{name: size for name, size in sizes.items() if name in parts.options_of(part)})
+    config = dataclasses.replace(still(CONFIG), fusion=fusion, label_smoothing=0.0)
     method = make_fusion(config, ("text", "image"), {"label": 2}, vocab_size=19)
     rng = np.random.default_rng(0)
     word, picture = rng.integers(0, 2, (2, 256))
@@ -213,16 +217,16 @@ def test_learns_what_no_modality_says_alone(kind):
     image = rng.integers(0, 100, (256, 10, 10, 3)) + 120 * picture[:, None, None, None]
     data = {"text": text, "image": image.astype(np.uint8), "label": (word ^ picture).astype(np.int32)}
     data = {k: jnp.asarray(v) for k, v in data.items()} | {"index": jnp.arange(256, dtype=jnp.int32)}
-    part = lambda rows: jax.tree.map(lambda x: x[rows], data)
+    take = lambda rows: jax.tree.map(lambda x: x[rows], data)
     tx = optax.adam(3e-3)
-    params = jax.jit(method.init)(jax.random.key(0), part(jnp.arange(2)))
+    params = jax.jit(method.init)(jax.random.key(0), take(jnp.arange(2)))
 
     @jax.jit
     def run(params):
         def step(carry, rows):
             params, state = carry
             (value, _), grads = jax.value_and_grad(
-                lambda p: method.loss(p, part(rows), jax.random.key(0)), has_aux=True
+                lambda p: method.loss(p, take(rows), jax.random.key(0)), has_aux=True
             )(params)
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), value
@@ -231,7 +235,7 @@ def test_learns_what_no_modality_says_alone(kind):
         return jax.lax.scan(step, (params, tx.init(params)), rows)
 
     (params, _), losses = run(params)
-    answer = jax.jit(method.predict)(params, part(jnp.arange(128, 256)))
+    answer = jax.jit(method.predict)(params, take(jnp.arange(128, 256)))
     accuracy = (answer.logits["label"].argmax(axis=1) == data["label"][128:]).mean()
     assert accuracy > 0.95, (kind, float(accuracy), float(losses[-1]))
 

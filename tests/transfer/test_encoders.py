@@ -17,6 +17,7 @@ from xmodal_jax.models.contrastive import make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.nets.encoders import TextDecoderConfig
+from xmodal_jax.nets.fusion import GatedCrossAttentionConfig
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
@@ -45,7 +46,7 @@ def test_the_encoders_are_those_of_the_run_and_the_rest_is_new(run):
     folder, old = run
     encoders = load_encoders(folder)
     # Whatever sizes the new model asks for, those of the encoders are the run's.
-    model = encoders.configure(FusionConfig(width=16, depth=1, heads=2))
+    model = encoders.configure(FusionConfig(fusion=GatedCrossAttentionConfig(width=16, depth=1, heads=2)))
     assert model.text == TOWERS.text and model.image == TOWERS.image
     assert (
         model.audio == FusionConfig().audio and model.features == FusionConfig().features

@@ -22,6 +22,7 @@ from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig
+from xmodal_jax.nets.fusion import GatedCrossAttentionConfig
 from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
@@ -223,7 +224,7 @@ def test_a_fusion_of_pretrained_encoders(folders):
     targets = {k: v[:4] for k, v in fusion_batch(4, modalities=("text", "image")).items() if k not in batch}
     batch = {**targets, **batch}
     make = lambda model: make_fusion(model, modalities, CLASSES, vocab_size=TOKENIZER.vocab_size)
-    config = Config(model=FusionConfig(width=16, depth=1, heads=2), **flags)
+    config = Config(model=FusionConfig(fusion=GatedCrossAttentionConfig(width=16, depth=1, heads=2)), **flags)
     config, method, _, params = begin(config, make, batch, modalities)
     assert config.model.features.kind == "waveform"
     heard = load_encoder(folders["wav2vec2"], "audio", progress=False)
@@ -265,7 +266,9 @@ def test_another_model_goes_on_from_a_run_of_pretrained_towers(folders, tmp_path
     meta = {"config": to_json(config), "tokenizer": TOKENIZER.files(), "seeds": [0]}
     checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta)
     checkpoints.close()
-    config = Config(model=FusionConfig(width=16, depth=1, heads=2), init_from=tmp_path)
+    config = Config(
+        model=FusionConfig(fusion=GatedCrossAttentionConfig(width=16, depth=1, heads=2)), init_from=tmp_path
+    )
     config, encoders = starting_point(config)
     make = make_fusion(config.model, MODALITIES, CLASSES, vocab_size=TOKENIZER.vocab_size)
     batch = {**fusion_batch(4, modalities=MODALITIES), **batch_of()}

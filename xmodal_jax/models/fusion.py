@@ -1,13 +1,13 @@
-"""Understanding what several modalities say together: encode each, fuse, classify.
+"""Classification by several modalities: an encoder for each, a fusion of their tokens, and a head for each target.
 
-`make_fusion` is the method; the ways to fuse are in `nets.fusion`.
+`make_fusion` is the method; the fusions are in `nets.fusion`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,61 +39,49 @@ from xmodal_jax.nets.encoders import (
     TubeletViTConfig,
     VideoEncoder,
 )
-from xmodal_jax.nets.fusion import Fusion, build_fusion, repeat_rows
+from xmodal_jax.nets.fusion import Fusion, FusionKind, GatedCrossAttentionConfig, repeat_rows
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
-
-Kind = Literal[
-    "co_attention", "merged", "bottleneck", "gated", "perceiver", "concat", "additive", "bilinear", "film"
-]
 
 
 @dataclasses.dataclass(frozen=True)
 class FusionConfig:
-    """Encoders, fusion and head."""
+    """Encoders, fusion and head of a classifier."""
 
-    fusion: Kind = "gated"
-    """How the modalities meet: two streams that attend to each other (co_attention), one stream (merged), bottleneck
-    tokens, gated cross-attention, a Perceiver resampler, concatenation and MLP (concat), additive attention, low-rank
-    bilinear products, FiLM."""
-    width: int = 64
-    """Width of the fusion."""
-    depth: int = 2
-    """Its layers."""
-    heads: int = 4
-    """Its attention heads."""
-    mlp_ratio: float = 2.0
-    """Hidden size of its MLPs over the width."""
-    dropout: float = 0.0
-    """In the fusion and before the head."""
+    fusion: FusionKind = GatedCrossAttentionConfig()
+    """Fusion of the modalities' tokens."""
+    head_dropout: float = 0.0
+    """Dropout rate before the head."""
     modality_dropout: float = 0.0
-    """Probability with which training hides each modality of an example; one at least stays."""
+    """Probability with which training hides a modality of an example; at least one modality stays."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Fraction of the target distribution that is spread evenly over all classes."""
     text: TextEncoder = TextTransformerConfig(width=64, depth=1)
     """Text encoder."""
     image: ImageEncoder = ConvNetConfig(token_positions=True)
-    """Image encoder; what attends to its tokens must know where it looks."""
+    """Image encoder. Its tokens need positions, since the fusion attends to them."""
     audio: AudioEncoder = AudioTransformerConfig(width=64, downsample=16)
     """Audio encoder."""
     video: VideoEncoder = TubeletViTConfig()
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
-    """Spectrogram that the audio encoder sees."""
+    """Input of the audio encoder: spectrogram or waveform."""
     augment: Augment = Augment(image=AugmentConfig(translate=0))
-    """Random changes in training; none by default, since questions ask for places and commands name them."""
+    """Augmentation in training. Images are not shifted or flipped by default, since questions ask for positions."""
 
     def __post_init__(self):
-        for name in ("dropout", "modality_dropout", "label_smoothing"):
+        for name in ("head_dropout", "modality_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
 class Head(nn.Module):
-    """Fused vector to the logits of each target, float32."""
+    """The fused vector to the logits of each target, float32."""
 
     classes: Mapping[str, int]
+    """Number of classes of each target."""
     dropout: float
+    """Dropout rate of the input."""
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "batch width"], keys: ExampleKeys | None) -> dict[str, Array]:
@@ -102,54 +90,62 @@ class Head(nn.Module):
 
 
 class ClassifierOutput(NamedTuple):
-    """What `make_fusion`'s ``predict`` gives."""
+    """The prediction of a `make_fusion` method."""
 
     logits: dict[str, Float[Array, "batch classes"]]
+    """By target."""
     pooled: Float[Array, "batch width"]
+    """The fused vector."""
 
 
-class _Examples(NamedTuple):
-    """A batch in which several examples may share inputs, flattened (see `make_fusion`)."""
+class _FlatBatch(NamedTuple):
+    """A batch whose examples may share inputs, with all examples along the first axis; see `make_fusion`.
+
+    ``B`` rows hold ``Q`` examples each. In the flat batch, arrays of the examples are ``[B * Q, ...]``, shared arrays
+    ``[B, ...]``.
+    """
 
     batch: Batch
-    """Own inputs and targets ``[B * Q, ...]``, shared inputs and the rest ``[B, ...]``."""
-    own: tuple[str, ...]
-    """The modalities that each example has of its own (all, where nothing is shared)."""
-    inputs: int = 1
-    """How many examples of different inputs stand side by side: Q, or 1 where all share all."""
-    targets: int = 1
-    """How many targets of the same inputs stand side by side: Q where all share all."""
+    unshared: tuple[str, ...]
+    """Modalities whose inputs the examples do not share; all modalities where there is one example per row."""
+    examples_per_row: int = 1
+    """``Q`` where the examples of a row differ in an input; 1 where they differ in their targets alone."""
+    targets_per_example: int = 1
+    """``Q`` where the examples of a row differ in their targets alone; else 1."""
 
     def present(self, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
         """Which examples have which modality."""
-        return {m: repeat_rows(there, self.inputs) for m, there in presence(self.batch, modalities).items()}
+        in_rows = presence(self.batch, modalities)
+        return {m: repeat_rows(is_present, self.examples_per_row) for m, is_present in in_rows.items()}
 
-    def keys(self, keys: KeyArray[Array, "rows"]) -> ExampleKeys:
-        """A key for each example from one for each row; the first of a row's has the row's own."""
-        if self.inputs == 1:
-            return keys
-        split = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
-        own = split(keys, jnp.arange(1, self.inputs))
-        return jnp.concatenate([keys[:, None], own], axis=1).reshape(-1)
+    def example_keys(self, row_keys: KeyArray[Array, "rows"]) -> ExampleKeys:
+        """A random key for each example; the first example of a row has the key of the row."""
+        if self.examples_per_row == 1:
+            return row_keys
+        fold_in = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
+        others = fold_in(row_keys, jnp.arange(1, self.examples_per_row))
+        return jnp.concatenate([row_keys[:, None], others], axis=1).reshape(-1)
 
 
-def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, int]) -> _Examples:
-    deeper = {m: batch[m].ndim > rank(m, batch) for m in modalities if m in batch}
-    deeper |= {t: batch[t].ndim > 1 for t in targets if t in batch}
-    sizes = {name: batch[name].shape[1] for name, deep in deeper.items() if deep}
+def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, int]) -> _FlatBatch:
+    has_example_axis = {m: batch[m].ndim > rank(m, batch) for m in modalities if m in batch}
+    has_example_axis |= {t: batch[t].ndim > 1 for t in targets if t in batch}
+    sizes = {name: batch[name].shape[1] for name, has_axis in has_example_axis.items() if has_axis}
     if not sizes:
-        return _Examples(batch, modalities)
+        return _FlatBatch(batch, modalities)
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the second axis, of examples that share inputs, must be the same in all: {sizes}")
     flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items() if k.removesuffix("_mask") in sizes}
-    own, count = tuple(m for m in modalities if m in sizes), next(iter(sizes.values()))
+    unshared, count = tuple(m for m in modalities if m in sizes), next(iter(sizes.values()))
     flat = {**batch, **flat}
-    return _Examples(flat, own, inputs=count) if own else _Examples(flat, modalities, targets=count)
+    if unshared:
+        return _FlatBatch(flat, unshared, examples_per_row=count)
+    return _FlatBatch(flat, modalities, targets_per_example=count)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Network:
-    """Encoders, fusion and head of one configuration."""
+class _Model:
+    """The networks of one configuration, and their loss."""
 
     config: FusionConfig
     modalities: tuple[str, ...]
@@ -164,15 +160,14 @@ class _Network:
 
     @property
     def fusion(self) -> Fusion:
-        c = self.config
-        shared = dict(width=c.width, depth=c.depth, heads=c.heads, mlp_ratio=c.mlp_ratio, dropout=c.dropout)
-        return build_fusion(c.fusion, modalities=tuple(self.modalities), **shared)
+        return self.config.fusion.build(tuple(self.modalities))
 
     @property
     def head(self) -> Head:
-        return Head(dict(self.classes), self.config.dropout)
+        return Head(dict(self.classes), self.config.head_dropout)
 
     def encoders(self, batch: Batch) -> dict[str, nn.Module]:
+        """The encoders of the modalities in the batch."""
         make = lambda m: make_encoder(m, getattr(self.config, m), batch, vocab_size=self.vocab_size)
         return {m: make(m) for m in self.modalities if m in batch}
 
@@ -187,99 +182,115 @@ class _Network:
         params["head"] = self.head.init(fold_in_name(key, "head"), fused.pooled, None)["params"]
         return params
 
-    def encode(
-        self, params: Params, examples: _Examples, keys: ExampleKeys | None = None
-    ) -> dict[str, Tokens]:
-        """The tokens of each modality; of an input that several examples share once for them all."""
+    def encode(self, params: Params, flat: _FlatBatch, keys: ExampleKeys | None = None) -> dict[str, Tokens]:
+        """The tokens of each modality; inputs that examples share are encoded once."""
         tokens = {}
-        for name, encoder in self.encoders(examples.batch).items():
-            own = keys if keys is None or name in examples.own else keys[:: examples.inputs]
-            inputs, mask = prepare(name, examples.batch, self.config.features, self.config.augment, own)
-            tokens[name] = encoder.apply({"params": params[name]}, inputs, mask, keys=own)
+        for name, encoder in self.encoders(flat.batch).items():
+            shared = name not in flat.unshared
+            input_keys = keys[:: flat.examples_per_row] if keys is not None and shared else keys
+            inputs, mask = prepare(name, flat.batch, self.config.features, self.config.augment, input_keys)
+            tokens[name] = encoder.apply({"params": params[name]}, inputs, mask, keys=input_keys)
         return tokens
 
-    def answer(
-        self, params: Params, examples: _Examples, present, keys: ExampleKeys | None = None
+    def classify(
+        self, params: Params, flat: _FlatBatch, present, keys: ExampleKeys | None = None
     ) -> ClassifierOutput:
-        tokens = self.encode(params, examples, keys)
-        there = {m: present[m] for m in tokens}
-        fused = self.fusion.apply({"params": params["fusion"]}, tokens, there, keys=keys)
+        tokens = self.encode(params, flat, keys)
+        present = {m: present[m] for m in tokens}
+        fused = self.fusion.apply({"params": params["fusion"]}, tokens, present, keys=keys)
         return ClassifierOutput(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
+
+    def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+        (key,) = named_keys(key, "fusion")
+        flat = _flatten(batch, self.modalities, self.classes)
+        keys = flat.example_keys(example_keys(key, batch["index"]))
+        present = flat.present(self.modalities)
+        if self.config.modality_dropout:
+            present = drop_modalities(present, fold_in_name(keys, "modalities"), self.config.modality_dropout)
+        total, aux = jnp.float32(0), {}
+        for target, logits in self.classify(params, flat, present, keys).logits.items():
+            label, logits = flat.batch[target], repeat_rows(logits, flat.targets_per_example)
+            known = (label >= 0).astype(jnp.float32)
+            one_hot = jax.nn.one_hot(label, logits.shape[1])
+            smoothed = optax.smooth_labels(one_hot, self.config.label_smoothing)
+            cross_entropy = optax.softmax_cross_entropy(logits, smoothed)
+            correct = (logits.argmax(axis=1) == label).astype(jnp.float32)
+            for name, value in (("loss", cross_entropy), ("accuracy", correct)):
+                aux[f"{target}_{name}"] = collectives.batch_mean(value, known, axis_name=axis_name)
+            total += aux[f"{target}_loss"]
+        return total, jax.lax.stop_gradient(aux)
+
+    def predict(self, params: Params, batch: Batch) -> ClassifierOutput:
+        flat = _flatten(batch, self.modalities, {})
+        return self.classify(params, flat, flat.present(self.modalities))
+
+    def attention(self, params: Params, batch: Batch) -> dict[str, Float[Array, "batch tokens"]]:
+        flat = _flatten(batch, self.modalities, {})
+        tokens = self.encode(params, flat)
+        is_present = flat.present(self.modalities)
+        present = {m: is_present[m] for m in tokens}
+        variables = {"params": params["fusion"]}
+        _, state = self.fusion.apply(variables, tokens, present, mutable=["intermediates"])
+        return token_attention(self.fusion, state.get("intermediates", {}), tokens, present)
 
 
 def make_fusion(
     config: FusionConfig, modalities: tuple[str, ...], classes: Mapping[str, int], *, vocab_size: int
 ) -> Method:
-    """Classification of what ``modalities`` say together.
+    """The method of classification by several modalities.
 
-    ``classes``: number of classes of each target; the batch holds its class as ``batch[target]`` int32 ``[B]``, -1
-    where unknown. Several examples may share inputs: own inputs and targets then have a second axis (text ``[B, Q,
-    L]``, targets ``[B, Q]``, an image ``[B, H, W, C]``), and the image is encoded once for its Q texts. The loss is the
-    sum over targets of the mean cross-entropy over the global batch's examples whose class is known. aux: each target's
-    ``<target>_loss`` and ``<target>_accuracy``. ``predict(params, batch)`` gives an `ClassifierOutput` of ``B * Q``
-    rows (of ``B`` where all inputs are shared). The fusions "gated" and "film" build on the first of ``modalities``.
+    The batch holds the inputs, and the class of each target as ``batch[target]`` int32 ``[B]``, -1 where it is unknown.
+    The loss is the sum over targets of the mean cross-entropy over the examples of the global batch with a known class.
+
+    Several examples may share inputs, such as ``Q`` questions about an image, which is then encoded once: unshared
+    inputs and targets have a second axis (text ``[B, Q, L]``, targets ``[B, Q]``), shared inputs have none (an image
+    ``[B, H, W, C]``). The result equals that of ``B * Q`` separate examples.
+
+    aux: ``<target>_loss`` and ``<target>_accuracy`` of each target.
+
+    Args:
+      config: encoders, fusion and head.
+      modalities: the inputs; the fusions "gated" and "film" update the tokens of the first one with the others.
+      classes: number of classes of each target.
+      vocab_size: of the text encoder.
+
+    Returns:
+      The method; ``predict(params, batch)`` gives a `ClassifierOutput` of ``B * Q`` examples (of ``B`` where the
+      examples of a row share all inputs).
 
     Raises:
       ValueError: no modality, or no target.
+
+    Example::
+
+        method = make_fusion(FusionConfig(), ("image", "text"), {"answer": 20}, vocab_size=1000)
+        params = method.init(jax.random.key(0), batch)
+        method.predict(params, batch).logits["answer"]  # [B, 20]
     """
-    net = _Network(config, modalities, classes, vocab_size)
-
-    def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
-        (key,) = named_keys(key, "fusion")
-        examples = _flatten(batch, modalities, classes)
-        keys = examples.keys(example_keys(key, batch["index"]))
-        present = examples.present(modalities)
-        if config.modality_dropout:
-            present = drop_modalities(present, fold_in_name(keys, "modalities"), config.modality_dropout)
-        total, aux = jnp.float32(0), {}
-        for target, logits in net.answer(params, examples, present, keys).logits.items():
-            label, logits = examples.batch[target], repeat_rows(logits, examples.targets)
-            known = (label >= 0).astype(jnp.float32)
-            goal = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[1]), config.label_smoothing)
-            terms = optax.softmax_cross_entropy(logits, goal)
-            right = (logits.argmax(axis=1) == label).astype(jnp.float32)
-            for name, value in (("loss", terms), ("accuracy", right)):
-                aux[f"{target}_{name}"] = collectives.batch_mean(value, known, axis_name=axis_name)
-            total += aux[f"{target}_loss"]
-        return total, jax.lax.stop_gradient(aux)
-
-    def predict(params: Params, batch: Batch) -> ClassifierOutput:
-        examples = _flatten(batch, modalities, {})
-        return net.answer(params, examples, examples.present(modalities))
-
-    return Method(net.init, loss, predict)
+    model = _Model(config, modalities, classes, vocab_size)
+    return Method(model.init, model.loss, model.predict)
 
 
 def make_token_attention(
     config: FusionConfig, modalities: tuple[str, ...], classes: Mapping[str, int], *, vocab_size: int
 ) -> Callable[[Params, Batch], dict[str, Float[Array, "batch tokens"]]]:
-    """``attend(params, batch)``: what `make_fusion`'s method, of the same arguments, looks at.
+    """``attention(params, batch)``: the attention that each token of each modality receives, summing to 1.
 
-    How much the rest attends to each token of a modality, summing to 1 (see `nets.attention_maps.token_attention`).
+    Takes the arguments of `make_fusion`; see `nets.attention_maps.token_attention`.
     """
-    net = _Network(config, modalities, classes, vocab_size)
-
-    def attend(params: Params, batch: Batch):
-        examples = _flatten(batch, modalities, {})
-        tokens = net.encode(params, examples)
-        present = examples.present(modalities)
-        there = {m: present[m] for m in tokens}
-        _, state = net.fusion.apply({"params": params["fusion"]}, tokens, there, mutable=["intermediates"])
-        return token_attention(net.fusion, state.get("intermediates", {}), tokens, there)
-
-    return attend
+    return _Model(config, modalities, classes, vocab_size).attention
 
 
 def drop_modalities(
     present: Mapping[str, Bool[Array, "batch"]], keys: ExampleKeys, rate: float
 ) -> dict[str, Bool[Array, "batch"]]:
-    """Hides each modality with probability ``rate``, but never the last that an example has.
+    """Modality dropout: hides each modality of an example with probability ``rate``, but never all of them.
 
-    Where all would be hidden, one of those present stays, each with the same probability.
+    Where all would be hidden, one of the present modalities stays, each with the same probability.
     """
     names = list(present)
-    there = jnp.stack([present[m] for m in names], axis=1)
-    drawn = jax.vmap(lambda key: jax.random.uniform(key, (len(names),)))(keys)
-    drawn = jnp.where(there, drawn, -1.0)
-    kept = there & ((drawn >= rate) | (drawn == drawn.max(axis=1, keepdims=True)))
-    return {m: kept[:, i] for i, m in enumerate(names)}
+    is_present = jnp.stack([present[m] for m in names], axis=1)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (len(names),)))(keys)
+    uniform = jnp.where(is_present, uniform, -1.0)
+    stays = is_present & ((uniform >= rate) | (uniform == uniform.max(axis=1, keepdims=True)))
+    return {m: stays[:, i] for i, m in enumerate(names)}

@@ -16,20 +16,22 @@ The field ``modalities`` is the order of the fused tokens; by default the modali
 Attention maps are recorded on request: ``module.apply(..., mutable=["intermediates"])`` returns them beside the result,
 and `nets.attention_maps` reads them.
 
-To add a fusion, write a subclass of `Fusion` with a ``fuse`` method and name it in `FUSIONS`.
+To add a fusion, write a subclass of `Fusion` with a ``fuse`` method and its configuration, a member of `FusionKind`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.core import parts
 from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.dropout import Dropout, DropPath, fold_in_layer
@@ -199,10 +201,10 @@ class Fusion(nn.Module):
 
 def concatenate(streams: Streams, without: str | None = None) -> Tokens:
     """One sequence of the tokens of all modalities, in order, except those of ``without``."""
-    parts = [stream for name, stream in streams.items() if name != without]
+    kept = [stream for name, stream in streams.items() if name != without]
     return Tokens(
-        jnp.concatenate([part.values for part in parts], axis=1),
-        jnp.concatenate([part.mask for part in parts], axis=1),
+        jnp.concatenate([stream.values for stream in kept], axis=1),
+        jnp.concatenate([stream.mask for stream in kept], axis=1),
     )
 
 
@@ -480,22 +482,150 @@ class FiLM(Fusion):
         return self.normalize_and_pool(Tokens(values, mask))
 
 
-FUSIONS: dict[str, type[Fusion]] = {
-    "co_attention": CoAttention,
-    "merged": MergedAttention,
-    "bottleneck": BottleneckAttention,
-    "gated": GatedCrossAttention,
-    "perceiver": PerceiverResampler,
-    "concat": Concatenation,
-    "additive": AdditiveAttention,
-    "bilinear": LowRankBilinear,
-    "film": FiLM,
-}
-"""The fusions by name."""
+# Configurations: the parts (`core.parts`) that choose a fusion by name, each with the options that it has.
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionPart:
+    """The options that all fusions share."""
+
+    name: ClassVar[str]
+    module: ClassVar[type[Fusion]]
+
+    width: int = 64
+    """Width of the fused tokens."""
+    mlp_ratio: float = 2.0
+    """Hidden size of the MLPs over the width."""
+    dropout: float = 0.0
+    """Dropout rate within the fusion."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < 1:
+                raise ValueError(f"{type(self).__name__}.{field.name} must be at least 1, got {value}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"{type(self).__name__}.dropout must lie in [0, 1), got {self.dropout}")
+
+    def build(self, modalities: tuple[str, ...]) -> Fusion:
+        """The module, for these modalities in this order."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return self.module(**options, modalities=modalities)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerFusionPart(FusionPart):
+    """The options of the fusions by transformer layers."""
+
+    depth: int = 2
+    """Number of layers."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CoAttentionConfig(TransformerFusionPart):
+    """One stream per modality, each of which attends to all others."""
+
+    name: ClassVar[str] = "co_attention"
+    module: ClassVar = CoAttention
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedAttentionConfig(TransformerFusionPart):
+    """One transformer over the tokens of all modalities."""
+
+    name: ClassVar[str] = "merged"
+    module: ClassVar = MergedAttention
+
+
+@dataclasses.dataclass(frozen=True)
+class BottleneckAttentionConfig(TransformerFusionPart):
+    """One stream per modality, with a few tokens between them."""
+
+    name: ClassVar[str] = "bottleneck"
+    module: ClassVar = BottleneckAttention
+
+    bottlenecks: int = 4
+    """Number of bottleneck tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedCrossAttentionConfig(TransformerFusionPart):
+    """Gated cross-attention of the first modality to the others."""
+
+    name: ClassVar[str] = "gated"
+    module: ClassVar = GatedCrossAttention
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceiverResamplerConfig(TransformerFusionPart):
+    """Learned queries that attend to the tokens of all modalities."""
+
+    name: ClassVar[str] = "perceiver"
+    module: ClassVar = PerceiverResampler
+
+    queries: int = 16
+    """Number of learned queries."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConcatenationConfig(FusionPart):
+    """An MLP over the concatenated mean tokens."""
+
+    name: ClassVar[str] = "concat"
+    module: ClassVar = Concatenation
+
+    depth: int = 2
+    """Number of hidden layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdditiveAttentionConfig(FusionPart):
+    """A weighted mean of all tokens, and an MLP."""
+
+    name: ClassVar[str] = "additive"
+    module: ClassVar = AdditiveAttention
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankBilinearConfig(FusionPart):
+    """Products of the modalities' features, by factors of low rank."""
+
+    name: ClassVar[str] = "bilinear"
+    module: ClassVar = LowRankBilinear
+
+    rank: int = 8
+    """Rank of the factorisation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FiLMConfig(TransformerFusionPart):
+    """A transformer over the first modality, whose features the others scale and shift."""
+
+    name: ClassVar[str] = "film"
+    module: ClassVar = FiLM
+
+
+FusionKind = (
+    CoAttentionConfig
+    | MergedAttentionConfig
+    | BottleneckAttentionConfig
+    | GatedCrossAttentionConfig
+    | PerceiverResamplerConfig
+    | ConcatenationConfig
+    | AdditiveAttentionConfig
+    | LowRankBilinearConfig
+    | FiLMConfig
+)
+"""The table of fusions."""
+
+FUSIONS: dict[str, type[Fusion]] = {name: part.module for name, part in parts.parts_of(FusionKind).items()}
+"""The modules by name."""
 
 
 def build_fusion(kind: str, **options) -> Fusion:
-    """The fusion of the name ``kind``, with the fields ``options``.
+    """The fusion of the name ``kind``, with the fields ``options`` of its module.
 
     Raises:
       ValueError: there is none of that name.

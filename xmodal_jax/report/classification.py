@@ -114,7 +114,7 @@ def add_attention(
     batch = numeric_fields(classify.inputs(raw))
     weights = jax.tree.map(np.asarray, jit_once(attend)(params, batch))
     if not weights:
-        report.add_text("Attention maps", f"The fusion {model.fusion!r} has no attention.")
+        report.add_text("Attention maps", f"The fusion {model.fusion.name!r} has no attention.")
         return
     inputs = _Inputs(raw, _spectrograms(batch, model) if "audio" in weights else None, model, tokenizer)
     examples = [

@@ -1,4 +1,4 @@
-"""The names that every layer shares: arrays, batches, keys and methods."""
+"""The types that every layer shares: random keys, batches, sequences of tokens, and methods."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Key = KeyArray[Array, ""]
 """One random key (a typed key array of shape ())."""
 
 ExampleKeys = KeyArray[Array, "batch"]
-"""One random key per example, shape ``[B]``; ``None`` in its place means evaluation (nothing random)."""
+"""One random key per example, shape ``[B]``. Where None is allowed in its place, it means evaluation: no randomness."""
 
 Params = PyTree
+"""Parameters of a method: nested dicts of float arrays."""
 Batch = Mapping[str, Any]
 """One batch, a mapping of arrays whose first axis is the example.
 
@@ -29,30 +30,34 @@ field             dtype      shape               meaning
                   float32                        device, float32 lies in [-1, 1]
 ``KIND_NAME``     as KIND    as KIND             one more modality of a kind: ``image_3``, ``image_sketch``; see
                                                  `kind_of`
-``<m>_mask``      bool       as its field        True where the field holds content (text, audio); no modality
+``<m>_mask``      bool       ``[B, L]`` or       mask of modality ``m`` (text, audio): False where it is padding
+                             ``[B, T]``
 ``label``         int32      ``[B]``             class, -1 where unknown
-``index``         int32      ``[B]``             the example's place in the global batch stream: what
-                                                 per-example randomness is drawn from
-``step``          int32      ``[B]``             the optimizer's step, the same for all (in training)
-``present``       dict of    ``[B]`` each        ``present[m]`` is False where modality ``m`` is missing.
-                  bool                           A padded row of a last batch is missing everywhere.
+``index``         int32      ``[B]``             number of the example in the global stream of batches; random keys
+                                                 of examples are made from it
+``step``          int32      ``[B]``             step of training, the same for all (in training only)
+``present``       dict of    ``[B]`` each        ``present[m]`` is False where modality ``m`` is missing; of the
+                  bool                           examples that pad a last batch, all are
 ================  =========  ==================  =====================================================
 
-In place of waveforms ``audio`` may hold the frames ``[B, F, mels]`` that `models.towers.spectrograms` makes of them,
-with ``audio_mask`` ``[B, F]``.
+In place of waveforms ``audio`` may hold the frames ``[B, F, mels]`` of their spectrograms (see
+`models.towers.spectrograms`), with ``audio_mask`` ``[B, F]``.
 
-Where a method says so, several examples may share inputs: what each has of its own then has a second axis, ``[B, Q,
-...]`` (Q questions about one picture), and is empty (label -1, nothing under the mask) where a row has fewer.
+Some methods take several examples that share inputs, such as Q questions about one image. The other fields then have a
+second axis, ``[B, Q, ...]``; where there are fewer than Q, the label is -1 and the mask False.
 """
 
 MODALITIES = ("text", "image", "audio", "video")
-"""The kinds of modalities. A modality is named after its kind alone, or ``KIND_NAME``."""
+"""The kinds of modalities. A modality is named by its kind alone, or ``KIND_NAME``."""
 
 
 def kind_of(modality: str) -> str:
-    """The kind of a modality, one of `MODALITIES` or ``label``: what stands before the first underscore of its name.
+    """The kind of a modality, one of `MODALITIES` or ``label``: its name up to the first underscore.
 
-    ``image``, ``image_3`` and ``image_sketch`` are images. Raises ValueError for a name of no kind.
+    ``image``, ``image_3`` and ``image_sketch`` are images.
+
+    Raises:
+      ValueError: the name begins with no kind.
     """
     kind = modality.partition("_")[0]
     if kind not in (*MODALITIES, "label"):
@@ -64,10 +69,11 @@ def kind_of(modality: str) -> str:
 
 
 class Tokens(NamedTuple):
-    """A sequence of feature vectors with its padding mask (None: every position holds content)."""
+    """Sequences of feature vectors."""
 
     values: Float[Array, "batch length dim"]
     mask: Bool[Array, "batch length"] | None
+    """False where a position is padding; None: nothing is padding."""
 
 
 class Condition(NamedTuple):

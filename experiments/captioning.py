@@ -72,8 +72,8 @@ def main(config: Config) -> None:
     # The method: an encoder and a decoder.
     model, tokenizer, sizes = config.model, tokenize.tokenizer, dict(length=tokenize.max_length)
     method = make_seq2seq(model, modality, vocab_size=tokenizer.vocab_size, **sizes)
-    method = pretrained.start(method, tokenizer, config.lora)
-    optimizer = pretrained.optimize(config.optimizer, (modality, "decoder"), config)
+    method = pretrained.attach(method, tokenizer)
+    optimizer = pretrained.set_learning_rates(config.optimizer, method)
     decodings = {"greedy": GenerationConfig("greedy"), "test": config.generation}
     generate = TextGenerator(model, modality, tokenizer, decodings=decodings, seed=config.seed, **sizes)
 

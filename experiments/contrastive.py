@@ -27,6 +27,7 @@ from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.transfer.features import frozen_features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,14 +63,14 @@ def main(config: Config) -> None:
             tokenize.tokenizer.save(run.path / "tokenizer")
         features = None
         if config.cache_features:
-            features = pretrained.precompute(config.model, tokenize, config.encoder_lr_multiplier)
+            features = frozen_features(pretrained, config.model, tokenize)
         loader = make_loader(config, splits.train, tokenize, once=features)
     modalities = tuple(splits.train.modalities)
 
     # The method, and what is measured while it trains.
     method = make_contrastive(config.model, modalities, vocab_size=tokenize.tokenizer.vocab_size)
-    method = pretrained.start(method, tokenize.tokenizer, config.lora)
-    optimizer = pretrained.optimize(config.optimizer, modalities, config)
+    method = pretrained.attach(method, tokenize.tokenizer)
+    optimizer = pretrained.set_learning_rates(config.optimizer, method)
     embed = evaluate.Embedder(method, tokenize, batch_size=min(250, config.gallery))
     validation = evaluate.Gallery(splits.validation, config.gallery)
 

@@ -85,8 +85,8 @@ def main(config: Config) -> None:
 
     def make(chosen):
         method = make_fusion(model, chosen, classes, vocab_size=vocab_size)
-        method = pretrained.start(method, tokenizer, config.lora)
-        return method, pretrained.optimize(config.optimizer, chosen, config)
+        method = pretrained.attach(method, tokenizer)
+        return method, pretrained.set_learning_rates(config.optimizer, method)
 
     method, optimizer = make(modalities)
     classify = evaluate.Classifier(method, modalities, tokenize)

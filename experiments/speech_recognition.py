@@ -63,8 +63,8 @@ def main(config: Config) -> None:
     # The method: an encoder with a decoder, a CTC head or both. "test" is the decoding that was asked for.
     sizes = dict(length=tokenize.max_length)
     method = make_seq2seq(model, "audio", vocab_size=tokenizer.vocab_size, **sizes)
-    method = pretrained.start(method, tokenizer, config.lora)
-    optimizer = pretrained.optimize(config.optimizer, ("audio", "decoder"), config)
+    method = pretrained.attach(method, tokenizer)
+    optimizer = pretrained.set_learning_rates(config.optimizer, method)
     asked = config.generation.how or model.generation_methods[0]
     others = {how: GenerationConfig(how) for how in model.generation_methods if how != asked}
     decodings = {"test": config.generation, **others}

@@ -76,8 +76,8 @@ def main(config: Config) -> None:
 
     # The method: durations are learned beside the frames.
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(voices))
-    method = pretrained.start(make_speech(model, **sizes), tokenizer, config.lora)
-    optimizer = pretrained.optimize(config.optimizer, ("text",), config)
+    method = pretrained.attach(make_speech(model, **sizes), tokenizer)
+    optimizer = pretrained.set_learning_rates(config.optimizer, method)
     synthesize = speech.Synthesizer(model, tokenize, frames=frames, speakers=len(voices))
 
     def validate(params):

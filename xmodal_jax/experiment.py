@@ -33,8 +33,8 @@ from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.loop import TrainingResult
 from xmodal_jax.train.run import Run, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
-from xmodal_jax.transfer.encoders import starting_point
 from xmodal_jax.transfer.frozen import load_text_encoder
+from xmodal_jax.transfer.pretrained import resolve_pretrained
 
 Output = TypeVar("Output")
 
@@ -82,7 +82,7 @@ def start(
 
 def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
     if isinstance(config, run_config.StartConfig):
-        return starting_point(config)
+        return resolve_pretrained(config)
     if isinstance(config, LatentConfig):
         return pretrained_readers(config)
     return load_text_encoder(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, PyTree
@@ -85,6 +85,24 @@ class Condition(NamedTuple):
     """Embeddings of the words of a sentence."""
 
 
+class EncoderSlot(NamedTuple):
+    """An encoder (or decoder) within a method that can start from trained parameters."""
+
+    name: str
+    """Which trained encoder fits: one of `MODALITIES` by its kind, ``decoder`` (of text) or ``ctc`` (the layer of CTC's
+    logits)."""
+    path: str
+    """Path of its parameters among those of the method, such as ``image/encoder``."""
+    fields: tuple[str, ...] = ()
+    """The fields of a batch that it encodes: one, or with ``stacked`` one for each copy."""
+    head: Literal["none", "pool", "project"] = "none"
+    """How much of a pretrained encoder's head it has: nothing, the pooling of its tokens, or also its projection."""
+    stacked: bool = False
+    """Whether its parameters have a leading axis of copies."""
+    new_parts: str = ""
+    """Regular expression of the parameters within it that no checkpoint has, such as cross-attention; empty: none."""
+
+
 class Stage(NamedTuple):
     """The initial stage of a training in two stages. It has its own loss and trains some of the parameters; the second
     stage, with the method's own loss, trains the others alone."""
@@ -111,6 +129,7 @@ class Method(NamedTuple):
     that ``init`` drew. It runs outside of any compiled program. None: there are none.
     ``finalize_params(params) -> params``: turns trained parameters into those that ``predict`` takes, for example by
     merging adapters; None: they are the same.
+    ``encoders``: the encoders that can start from trained parameters.
     """
 
     init: Callable[..., Params]
@@ -119,6 +138,7 @@ class Method(NamedTuple):
     initial_stage: Stage | None = None
     load_pretrained: Callable[[Params, Batch], Params] | None = None
     finalize_params: Callable[[Params], Params] | None = None
+    encoders: tuple[EncoderSlot, ...] = ()
 
 
 class GAN(NamedTuple):

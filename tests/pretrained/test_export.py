@@ -22,8 +22,8 @@ from xmodal_jax.pretrained.export import TrainedEncoder, create_folder, save_enc
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.run import to_json
-from xmodal_jax.transfer.encoders import starting_point
 from xmodal_jax.transfer.export import export_run
+from xmodal_jax.transfer.pretrained import resolve_pretrained
 
 TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
 CAPTIONS = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
@@ -44,7 +44,7 @@ def batch_of(size=(16, 16)):
     )
 
 
-def keep(folder, config, params, **meta):
+def keep(folder, config, method, params, **meta):
     """A run's checkpoint, and what it measured."""
     checkpoints = Checkpoints(folder / "checkpoints")
     meta = {
@@ -52,6 +52,7 @@ def keep(folder, config, params, **meta):
         "tokenizer": TOKENIZER.files(),
         "seeds": [0],
         "shapes": {"image": [16, 16, 3], "text": [LENGTH]},
+        "encoders": [slot._asdict() for slot in method.encoders],
         **meta,
     }
     checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta)
@@ -75,12 +76,12 @@ def clip(request, tmp_path_factory):
     heads = {"text": "project", "image": "project"}
     folder = f"hf:{made.write_folder(root / 'start', {**made.CLIP, 'text_config': text}, heads, TOKENIZER)}"
     lora = LoRA(rank=2 if request.param == "lora" else 0)
-    config, encoders = starting_point(Config(text_encoder=folder, image_encoder=folder, lora=lora))
+    config, pretrained = resolve_pretrained(Config(text_encoder=folder, image_encoder=folder, lora=lora))
     method = make_contrastive(config.model, ("text", "image"), vocab_size=TOKENIZER.vocab_size)
-    method = encoders.start(method, TOKENIZER, lora)
+    method = pretrained.attach(method, TOKENIZER)
     batch = batch_of()
     params = moved(method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch))
-    run = keep(root / "run", config, params, modalities=["text", "image"], max_length=LENGTH)
+    run = keep(root / "run", config, method, params, modalities=["text", "image"], max_length=LENGTH)
     written = export_run(run, root / "out")
     assert set(written) == {"parameters", "text", "image", "clip"}
     finalized = method.finalize_params(params) if method.finalize_params else params
@@ -118,8 +119,8 @@ def test_clip_comes_back(clip):
     """What was exported is a start for another run, and the same model."""
     out, batch, finalized, similarities = clip
     folder = f"hf:{out / 'clip'}"
-    config, encoders = starting_point(Config(text_encoder=folder, image_encoder=folder))
-    method = encoders.start(
+    config, pretrained = resolve_pretrained(Config(text_encoder=folder, image_encoder=folder))
+    method = pretrained.attach(
         make_contrastive(config.model, ("text", "image"), vocab_size=TOKENIZER.vocab_size), TOKENIZER
     )
     params = method.load_pretrained(jax.jit(method.init)(jax.random.key(1), batch), batch)
@@ -160,17 +161,17 @@ def test_plain_parameters_and_the_card(clip):
 def captioner(tmp_path_factory):
     root = tmp_path_factory.mktemp("captioner")
     vit = made.write_folder(root / "vit", made.VIT, {"image": "pool"})
-    config, encoders = starting_point(TextGenerationConfig(image_encoder=f"hf:{vit}"))
+    config, pretrained = resolve_pretrained(TextGenerationConfig(image_encoder=f"hf:{vit}"))
     decoder = dataclasses.replace(config.model.decoder, width=12, heads=3, depth=2)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
     method = make_seq2seq(config.model, "image", vocab_size=TOKENIZER.vocab_size, length=LENGTH)
-    method = encoders.start(method, TOKENIZER)
+    method = pretrained.attach(method, TOKENIZER)
     batch = batch_of()
     params = moved(method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch))
-    run = keep(root / "run", config, params, source="image", target="text", length=LENGTH)
+    run = keep(root / "run", config, method, params, source="image", target="text", length=LENGTH)
     written = export_run(run, root / "out")
     assert set(written) == {"parameters", "image", "captioner"}
-    return root / "out", config, encoders, batch, params
+    return root / "out", config, pretrained, batch, params
 
 
 def test_a_captioner_gives_the_same_logits_and_texts(captioner):
@@ -215,7 +216,8 @@ def test_a_decoder_of_another_width_is_refused(captioner, tmp_path):
     out, config, _, batch, params = captioner
     decoder = dataclasses.replace(config.model.decoder, width=9)
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
-    run = keep(tmp_path / "run", wider, params, source="image", target="text", length=LENGTH)
+    method = make_seq2seq(config.model, "image", vocab_size=TOKENIZER.vocab_size, length=LENGTH)
+    run = keep(tmp_path / "run", wider, method, params, source="image", target="text", length=LENGTH)
     with pytest.raises(ValueError, match="the encoder has 12, the decoder 9"):
         export_run(run, tmp_path / "out")
 

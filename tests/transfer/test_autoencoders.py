@@ -33,9 +33,9 @@ from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.run import to_json
 from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
-from xmodal_jax.transfer.encoders import starting_point
 from xmodal_jax.transfer.export import export_run
 from xmodal_jax.transfer.frozen import LoadedCaptioner, image_watcher, load_text_encoder, same_tokens
+from xmodal_jax.transfer.pretrained import resolve_pretrained
 
 TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
 CAPTIONS = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
@@ -195,13 +195,13 @@ def test_speech_of_a_pretrained_reader(folders, read):
     class Config(StartConfig):
         model: SpeechConfig = SpeechConfig(decoder_depth=1, features=AudioFeatures(mels=5))
 
-    config, encoders = starting_point(Config(text_encoder=folders["text_encoder"]))
+    config, pretrained = resolve_pretrained(Config(text_encoder=folders["text_encoder"]))
     assert config.model.features == AudioFeatures(mels=5) and config.model.text.width == 12
     batch = {m: x for m, x in batch_of().items() if m in ("text", "text_mask", "index")}
     batch["audio"] = jnp.asarray(np.random.default_rng(0).normal(size=(4, 40, 5)), jnp.float32)
     batch["audio_mask"] = jnp.ones((4, 40), bool)
     method = make_speech(config.model, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
-    method = encoders.start(method, TOKENIZER)
+    method = pretrained.attach(method, TOKENIZER)
     params = method.load_pretrained(jax.jit(method.init)(KEY, batch), batch)
     without = {k: v for k, v in read["text"].params.items() if k != "pooler"}
     jax.tree.map(np.testing.assert_array_equal, params["text"], without)

@@ -22,11 +22,38 @@ from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.run import to_json
-from xmodal_jax.transfer.encoders import load_encoders
+from xmodal_jax.transfer.pretrained import load_trained_run, resolve_pretrained
 
 OLD = train_tokenizer(["a red square", "two blue circles"], "word")
 NEW = train_tokenizer(["what colour is the blue square", "is there a red ring"], "word")
 MODALITIES = ("text", "image")
+
+
+def save(folder, config, method, params):
+    """A run's checkpoint."""
+    slots = [slot._asdict() for slot in method.encoders]
+    metadata = {
+        "config": {"model": to_json(config)},
+        "tokenizer": OLD.files(),
+        "seeds": [0],
+        "encoders": slots,
+    }
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(3, {"step": jnp.int32(3), "params": params}, metadata)
+    checkpoints.close()
+
+
+def resolve(run, model, **options):
+    """The configuration of a model that starts from a run, and the run's encoders."""
+    fields = [("model", type(model), dataclasses.field(default=model))]
+    config = dataclasses.make_dataclass("Config", fields, bases=(StartConfig,), frozen=True, kw_only=True)
+    config, pretrained = resolve_pretrained(config(init_from=run, **options))
+    return config.model, pretrained
+
+
+def started_params(method, key, batch):
+    """Parameters as a run has them after its start."""
+    return method.load_pretrained(jax.jit(method.init)(key, batch), batch)
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +62,26 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     method = make_contrastive(TOWERS, MODALITIES, vocab_size=OLD.vocab_size)
     params = jax.jit(method.init)(jax.random.key(5), raw_batch(2, modalities=MODALITIES))
-    meta = {"config": {"model": to_json(TOWERS)}, "tokenizer": OLD.files(), "seeds": [0]}
-    checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta)
-    checkpoints.close()
+    save(folder, TOWERS, method, params)
     return folder, params
 
 
 def test_the_encoders_are_those_of_the_run_and_the_rest_is_new(run):
     folder, old = run
-    encoders = load_encoders(folder)
     # Whatever sizes the new model asks for, those of the encoders are the run's.
-    model = encoders.configure(FusionConfig(fusion=GatedCrossAttentionConfig(width=16, depth=1, heads=2)))
+    asked = FusionConfig(fusion=GatedCrossAttentionConfig(width=16, depth=1, heads=2))
+    model, pretrained = resolve(folder, asked)
     assert model.text == TOWERS.text and model.image == TOWERS.image
     assert (
         model.audio == FusionConfig().audio and model.features == FusionConfig().features
     )  # it heard nothing
     plain = make_fusion(model, MODALITIES, CLASSES, vocab_size=NEW.vocab_size)
-    method = encoders.start(plain, NEW)
+    method = pretrained.attach(plain, NEW)
     batch = make_batch(2, modalities=MODALITIES)
     batch["text"] = np.pad(batch["text"], ((0, 0), (0, 4)))  # longer texts than the run had
     batch["text_mask"] = np.pad(batch["text_mask"], ((0, 0), (0, 4)))
     key = jax.random.key(0)
-    fresh, started = (jax.jit(m.init)(key, batch) for m in (plain, method))
+    fresh, started = jax.jit(plain.init)(key, batch), started_params(method, key, batch)
     assert method.loss is plain.loss and method.predict is plain.predict
     jax.tree.map(np.testing.assert_array_equal, started["image"], old["image"]["encoder"])
     for name in ("fusion", "head"):
@@ -83,34 +107,34 @@ def test_the_encoders_are_those_of_the_run_and_the_rest_is_new(run):
 
 
 def test_the_rate_of_the_encoders_is_their_own(run):
-    encoders = load_encoders(run[0])
-    model = encoders.configure(dataclasses.replace(FUSION))
-    method = encoders.start(make_fusion(model, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
-    params = jax.jit(method.init)(jax.random.key(0), make_batch(2, modalities=MODALITIES))
-    at = lambda rate: StartConfig(encoder_lr_multiplier=rate)
+    model, _ = resolve(run[0], FUSION)
+    make = lambda modalities: make_fusion(model, modalities, CLASSES, vocab_size=NEW.vocab_size)
+    method, batch = make(MODALITIES), make_batch(2, modalities=MODALITIES)
+    params = jax.jit(method.init)(jax.random.key(0), batch)
+    at = lambda rate: resolve(run[0], FUSION, encoder_lr_multiplier=rate)[1]
     for rate in (0.0, 0.1, 1.0):
-        factors = resolve_lr_multipliers(encoders.optimize(Optimizer(), MODALITIES, at(rate)), params)
+        factors = resolve_lr_multipliers(at(rate).set_learning_rates(Optimizer(), method), params)
         assert set(jax.tree.leaves(factors["text"]) + jax.tree.leaves(factors["image"])) == {rate}
         assert set(jax.tree.leaves(factors["fusion"]) + jax.tree.leaves(factors["head"])) == {1.0}
     # A model of one modality has no parameters of the others: no rule speaks of them.
-    assert "text" not in str(encoders.optimize(Optimizer(), ("image",), at(0.1)).lr_multipliers)
-    assert encoders.optimize(Optimizer(), ("audio",), at(0.1)) == Optimizer()
+    assert "text" not in str(at(0.1).set_learning_rates(Optimizer(), make(("image",))).lr_multipliers)
+    assert at(0.1).set_learning_rates(Optimizer(), make(("audio",))) == Optimizer()
 
 
 def test_what_does_not_fit_is_named(run):
-    encoders = load_encoders(run[0])
+    _, pretrained = resolve(run[0], FUSION)
     batch = make_batch(2, modalities=MODALITIES)
     key = jax.random.key(0)
     other = dataclasses.replace(FUSION, image=dataclasses.replace(FUSION.image, width=8))
-    method = encoders.start(make_fusion(other, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
+    method = pretrained.attach(make_fusion(other, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
     with pytest.raises(ValueError, match=r"image/.* has shape .* here it is"):
-        jax.eval_shape(method.init, key, batch)
+        started_params(method, key, batch)
     deeper = dataclasses.replace(FUSION, image=dataclasses.replace(FUSION.image, depth=3))
-    method = encoders.start(make_fusion(deeper, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
+    method = pretrained.attach(make_fusion(deeper, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
     with pytest.raises(ValueError, match="its image part and this one's differ in"):
-        jax.eval_shape(method.init, key, batch)
+        started_params(method, key, batch)
     with pytest.raises(FileNotFoundError):
-        load_encoders(run[0] / "nowhere")
+        load_trained_run(run[0] / "nowhere")
 
 
 def test_a_decoder_and_a_ctc_head_come_along_word_by_word(tmp_path):
@@ -121,16 +145,12 @@ def test_a_decoder_and_a_ctc_head_come_along_word_by_word(tmp_path):
     method = make_seq2seq(CONFIG, "audio", vocab_size=OLD.vocab_size, length=length)
     batch = texts_and_sounds("audio", 2)
     old = jax.jit(method.init)(jax.random.key(5), batch)
-    meta = {"config": {"model": to_json(CONFIG)}, "tokenizer": OLD.files(), "seeds": [0]}
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(3, {"step": jnp.int32(3), "params": old}, meta)
-    checkpoints.close()
-    parts = load_encoders(tmp_path)
-    assert set(parts.params) == {"audio", "decoder", "ctc"}
-    model = parts.configure(dataclasses.replace(CONFIG, decoder=TextDecoderConfig()))
+    save(tmp_path, CONFIG, method, old)
+    model, pretrained = resolve(tmp_path, dataclasses.replace(CONFIG, decoder=TextDecoderConfig()))
+    assert set(pretrained.run.params) == {"audio", "decoder", "ctc"}
     assert model == CONFIG
     plain = make_seq2seq(model, "audio", vocab_size=NEW.vocab_size, length=length)
-    started = jax.jit(parts.start(plain, NEW).init)(jax.random.key(0), batch)
+    started = started_params(pretrained.attach(plain, NEW), jax.random.key(0), batch)
     fresh = jax.jit(plain.init)(jax.random.key(0), batch)
     jax.tree.map(np.testing.assert_array_equal, started["audio"], old["audio"])
     jax.tree.map(

@@ -32,7 +32,8 @@ from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.run import to_json
 from xmodal_jax.train.step import make_training
-from xmodal_jax.transfer.encoders import starting_point
+from xmodal_jax.transfer.features import frozen_features
+from xmodal_jax.transfer.pretrained import resolve_pretrained
 
 TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
 MODALITIES = ("text", "image")
@@ -74,9 +75,9 @@ def batch_of(rows=4, modalities=MODALITIES):
 
 def begin(config, make, batch, modalities=MODALITIES):
     """Method, optimizer and parameters as a run has them after its start."""
-    config, encoders = starting_point(config)
-    method = encoders.start(make(config.model), TOKENIZER, config.lora)
-    optimizer = encoders.optimize(Optimizer(), modalities, config)
+    config, pretrained = resolve_pretrained(config)
+    method = pretrained.attach(make(config.model), TOKENIZER)
+    optimizer = pretrained.set_learning_rates(Optimizer(), method)
     params = jax.jit(method.init)(jax.random.key(0), batch)
     return (
         config,
@@ -84,6 +85,11 @@ def begin(config, make, batch, modalities=MODALITIES):
         optimizer,
         method.load_pretrained(params, batch) if method.load_pretrained else params,
     )
+
+
+def started_params(method, batch):
+    """Parameters as a run has them after its start."""
+    return method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch)
 
 
 def contrastive(model):
@@ -142,8 +148,8 @@ def test_the_method_does_not_depend_on_the_devices(folders):
 
 @pytest.mark.parametrize("mode, seeds", [("jit", None), ("jit", 2), ("pmap", None), ("sharded", 2)])
 def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
-    config, encoders = starting_point(Config(**hf(folders, text_encoder="bert", image_encoder="vit")))
-    method = encoders.start(contrastive(config.model), TOKENIZER)
+    config, pretrained = resolve_pretrained(Config(**hf(folders, text_encoder="bert", image_encoder="vit")))
+    method = pretrained.attach(contrastive(config.model), TOKENIZER)
     training = make_training(method, Optimizer(ema=0.9), 2)
     engine = make_engine(mode, training.init, training.make_step, seeds=seeds)
     keys = jax.random.key(0) if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
@@ -195,12 +201,12 @@ def test_features_of_frozen_towers_are_computed_once(folders, head):
     name = "clip" if head == "own" else None
     flags = hf(folders, text_encoder=name or "bert", image_encoder=name or "vit")
     config = Config(model=ContrastiveConfig(embed_dim=7, head=head), encoder_lr_multiplier=0.0, **flags)
-    config, encoders = starting_point(config)
-    method = encoders.start(contrastive(config.model), TOKENIZER)
+    config, pretrained = resolve_pretrained(config)
+    method = pretrained.attach(contrastive(config.model), TOKENIZER)
     captions = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
     batch = batch_of()
     raw = {"image": np.asarray(batch["image"]), "caption": np.array(captions, object)}
-    added = encoders.precompute(config.model, TokenizeTransform(TOKENIZER, 11), 0.0)(raw)
+    added = frozen_features(pretrained, config.model, TokenizeTransform(TOKENIZER, 11))(raw)
     assert set(added) == {"image", "caption", "image_features", "text_features"}
     params = method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch)
     with_features = {**batch, **{f: jnp.asarray(x) for f, x in added.items() if f.endswith("_features")}}
@@ -210,8 +216,9 @@ def test_features_of_frozen_towers_are_computed_once(folders, head):
     # Nothing but the features counts: the program has no encoder in it.
     other = {**with_features, "image": 255 - batch["image"]}
     np.testing.assert_array_equal(method.predict(params, other)["image"], cached["image"])
-    with pytest.raises(ValueError, match="--cache-features keeps what frozen"):
-        encoders.precompute(config.model, TokenizeTransform(TOKENIZER, 11), 0.1)
+    trained = dataclasses.replace(pretrained, lr_multiplier=0.1)
+    with pytest.raises(ValueError, match="--cache-features keeps the features of frozen"):
+        frozen_features(trained, config.model, TokenizeTransform(TOKENIZER, 11))
 
 
 def test_a_fusion_of_pretrained_encoders(folders):
@@ -252,48 +259,49 @@ def test_a_captioner_begins_with_a_language_model(folders):
     assert new and all("/cross_" in name for name in new)
     assert np.isfinite(jax.jit(method.loss)(params, batch, jax.random.key(0))[0])
     frozen = dataclasses.replace(config, encoder_lr_multiplier=0.0)
-    _, encoders = starting_point(frozen)
-    rates = trees.flat(
-        resolve_lr_multipliers(encoders.optimize(Optimizer(), ("image", "decoder"), frozen), params)
-    )
+    _, pretrained = resolve_pretrained(frozen)
+    rates = trees.flat(resolve_lr_multipliers(pretrained.set_learning_rates(Optimizer(), method), params))
     assert {name for name, rate in rates.items() if rate} == {f"decoder/{name}" for name in new}
 
 
 def test_another_model_goes_on_from_a_run_of_pretrained_towers(folders, tmp_path):
     config = Config(**hf(folders, text_encoder="bert", image_encoder="vit"))
-    config, _, _, params = begin(config, contrastive, batch_of())
+    config, method, _, params = begin(config, contrastive, batch_of())
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    meta = {"config": to_json(config), "tokenizer": TOKENIZER.files(), "seeds": [0]}
+    slots = [slot._asdict() for slot in method.encoders]
+    meta = {"config": to_json(config), "tokenizer": TOKENIZER.files(), "seeds": [0], "encoders": slots}
     checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta)
     checkpoints.close()
     config = Config(
         model=FusionConfig(fusion=GatedCrossAttentionConfig(width=16, depth=1, heads=2)), init_from=tmp_path
     )
-    config, encoders = starting_point(config)
+    config, pretrained = resolve_pretrained(config)
     make = make_fusion(config.model, MODALITIES, CLASSES, vocab_size=TOKENIZER.vocab_size)
     batch = {**fusion_batch(4, modalities=MODALITIES), **batch_of()}
-    started = jax.jit(encoders.start(make, TOKENIZER).init)(jax.random.key(0), batch)
+    started = started_params(pretrained.attach(make, TOKENIZER), batch)
     for modality, left_out in (("text", "pooler"), ("image", "dense")):
         old = {k: v for k, v in params[modality]["encoder"].items() if k != left_out}
         jax.tree.map(np.testing.assert_array_equal, started[modality], old)
     other = train_tokenizer(["another text"], "word")
     with pytest.raises(ValueError, match="give --tokenizer .*/tokenizer"):
-        encoders.start(make, other)
+        pretrained.attach(make, other)
 
 
 def test_the_tokenizer_must_be_the_encoders(folders):
-    config, encoders = starting_point(Config(**hf(folders, text_encoder="bert")))
+    config, pretrained = resolve_pretrained(Config(**hf(folders, text_encoder="bert")))
     larger = train_tokenizer(["a red square above two blue circles and more words"], "word")
     method = make_contrastive(config.model, MODALITIES, vocab_size=larger.vocab_size)
     with pytest.raises(
         ValueError, match=r"the tokenizer has \d+ tokens, the pretrained text encoder knows \d+"
     ):
-        encoders.start(method, larger).init(jax.random.key(0), batch_of())
+        pretrained.attach(method, larger).init(jax.random.key(0), batch_of())
 
 
 def test_audio_of_another_rate_is_refused(folders):
     with pytest.raises(ValueError, match="give --sample-rate 16000, not 8000"):
-        starting_point(Config(input=DataOptions(sample_rate=8000), **hf(folders, audio_encoder="wav2vec2")))
+        resolve_pretrained(
+            Config(input=DataOptions(sample_rate=8000), **hf(folders, audio_encoder="wav2vec2"))
+        )
 
 
 def test_what_does_not_follow_from_the_checkpoint_is_the_users(folders):
@@ -313,19 +321,19 @@ def test_what_does_not_follow_from_the_checkpoint_is_the_users(folders):
 
 def test_what_cannot_be_is_said(folders, tmp_path):
     with pytest.raises(ValueError, match="--image-encoder is hf: and a folder"):
-        starting_point(Config(image_encoder=str(folders["vit"])))
+        resolve_pretrained(Config(image_encoder=str(folders["vit"])))
     with pytest.raises(FileNotFoundError, match="is not a folder"):
-        starting_point(Config(image_encoder=f"hf:{tmp_path / 'nowhere'}"))
+        resolve_pretrained(Config(image_encoder=f"hf:{tmp_path / 'nowhere'}"))
     with pytest.raises(ValueError, match="pretrained encoders of video are"):
-        starting_point(Config(video_encoder=f"hf:{folders['vit']}"))
+        resolve_pretrained(Config(video_encoder=f"hf:{folders['vit']}"))
     with pytest.raises(ValueError, match="are for what was trained before"):
-        starting_point(Config(lora=LoRA(rank=2)))
+        resolve_pretrained(Config(lora=LoRA(rank=2)))
     with pytest.raises(ValueError, match="the encoders are frozen: leave --encoder-lr-multiplier"):
         Config(lora=LoRA(rank=2), encoder_lr_multiplier=0.5)
     with pytest.raises(ValueError, match=r"--layer-decay lie in \(0, 1\]"):
         Config(layer_decay=1.5)
-    config, encoders = starting_point(Config(image_encoder=f"hf:{folders['vit']}"))
-    method = encoders.start(contrastive(config.model), TOKENIZER)
+    config, pretrained = resolve_pretrained(Config(image_encoder=f"hf:{folders['vit']}"))
+    method = pretrained.attach(contrastive(config.model), TOKENIZER)
     batch = batch_of()
     batch["image"] = batch["image"][:, :15]
     with pytest.raises(ValueError, match="patches of 8 pixels must divide the image's sides, got 15 x 24"):

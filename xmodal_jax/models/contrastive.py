@@ -24,9 +24,10 @@ from xmodal_jax.models.towers import (
     make_tower,
     prepare,
     presence,
+    tower_head,
 )
 from xmodal_jax.nets.encoders import DEFAULTS, AudioEncoder, ImageEncoder, TextEncoder, VideoEncoder
-from xmodal_jax.types import MODALITIES, Batch, Key, Method, Params
+from xmodal_jax.types import MODALITIES, Batch, EncoderSlot, Key, Method, Params
 
 Objective = Literal["info_nce", "sigmoid", "triplet", "mmd", "coral", "cca"]
 
@@ -156,7 +157,10 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
         share = jax.lax.stop_gradient(scale) / collectives.axis_size(axis_name)
         return total, {**terms, "scale": share}
 
-    return Method(init, loss, embed)
+    slots = [
+        EncoderSlot(m, f"{m}/encoder", (m,), tower_head(getattr(config, m), config.head)) for m in modalities
+    ]
+    return Method(init, loss, embed, encoders=tuple(slots))
 
 
 def _objective(config, name, x, y, both, match, scale, loss_params, axis_name):

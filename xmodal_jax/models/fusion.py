@@ -41,7 +41,7 @@ from xmodal_jax.nets.encoders import (
 )
 from xmodal_jax.nets.fusion import Fusion, FusionKind, GatedCrossAttentionConfig, repeat_rows
 from xmodal_jax.preprocess.image import AugmentConfig
-from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
+from xmodal_jax.types import Batch, EncoderSlot, ExampleKeys, Key, Method, Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +268,8 @@ def make_fusion(
         method.predict(params, batch).logits["answer"]  # [B, 20]
     """
     model = _Model(config, modalities, classes, vocab_size)
-    return Method(model.init, model.loss, model.predict)
+    slots = tuple(EncoderSlot(m, m, (m,)) for m in modalities)
+    return Method(model.init, model.loss, model.predict, encoders=slots)
 
 
 def make_token_attention(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +71,8 @@ def split(params: Params) -> tuple[Params, Params]:
     return {name: part for name, part in params.items() if name != NAME}, params[NAME]
 
 
-def with_lora(method: Method, config: LoRA, names: tuple[str, ...]) -> Method:
-    """``method`` with adapters on the ``targets`` within ``params[name]`` of each name.
+def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
+    """``method`` with adapters on the kernels that match ``config.targets``, among the parameters below ``paths``.
 
     They are parameters of their own, ``a`` and ``b`` under ``params["lora"]`` and the path of the kernel; which others
     learn is the optimizer's business. ``finalize_params`` adds them up: ``predict`` is that of ``method``.
@@ -91,11 +92,11 @@ def with_lora(method: Method, config: LoRA, names: tuple[str, ...]) -> Method:
         params = method.init(key, batch)
         chosen = {
             path: leaf
-            for path, leaf in trees.flat({n: params[n] for n in names if n in params}).items()
-            if re.search(config.targets, path)
+            for path, leaf in trees.flat(params).items()
+            if any(path.startswith(f"{prefix}/") for prefix in paths) and re.search(config.targets, path)
         }
         if not chosen:
-            raise ValueError(f"LoRA's targets {config.targets!r} match no parameter of {', '.join(names)}")
+            raise ValueError(f"LoRA's targets {config.targets!r} match no parameter of {', '.join(paths)}")
         own = fold_in_name(key, NAME)
         halves = [draw(own, path, kernel) for path, kernel in chosen.items()]
         return {**params, NAME: trees.nested({name: half for pair in halves for name, half in pair.items()})}

@@ -37,7 +37,7 @@ from xmodal_jax.nets.fusion import content_mask
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.text import TextDecoder
 from xmodal_jax.preprocess.image import AugmentConfig
-from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
+from xmodal_jax.types import Batch, EncoderSlot, ExampleKeys, Key, Method, Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +275,12 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
         embeddings = {} if compared is None else {source: compared[0], "text": compared[1]}
         return Seq2SeqOutput(value("cross_entropy"), value("ctc"), embeddings)
 
-    return Method(net.init, loss, predict)
+    slots = [EncoderSlot(source, source, (source,))]
+    if config.decodes:
+        slots.append(EncoderSlot("decoder", "decoder", ("text",), new_parts="/cross_"))
+    if config.aligns:
+        slots.append(EncoderSlot("ctc", "ctc"))
+    return Method(net.init, loss, predict, encoders=tuple(slots))
 
 
 def make_feature_extractor(

@@ -28,7 +28,7 @@ from xmodal_jax.models.towers import (
 from xmodal_jax.nets.encoders import TextEncoder, TextTransformerConfig
 from xmodal_jax.nets.speech import SpeechNet
 from xmodal_jax.preprocess.vocoder import log_mel_to_waveform
-from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
+from xmodal_jax.types import Batch, EncoderSlot, ExampleKeys, Key, Method, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,8 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
       The method; ``predict(params, batch)`` gives an `AlignedSpeech`.
     """
     model = _Model(config, vocab_size, length, speakers)
-    return Method(model.init, model.loss, model.predict)
+    slot = EncoderSlot("text", "text", ("text",))
+    return Method(model.init, model.loss, model.predict, encoders=(slot,))
 
 
 class SynthesizedSpeech(NamedTuple):

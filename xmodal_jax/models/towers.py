@@ -29,7 +29,7 @@ from xmodal_jax.pretrained import gpt2
 from xmodal_jax.pretrained.encoder import EncoderOptions, Head
 from xmodal_jax.pretrained.files import read_config, read_processor
 from xmodal_jax.pretrained.load import complete_config, make_module, parse_config
-from xmodal_jax.types import Batch, ExampleKeys, Params, Tokens
+from xmodal_jax.types import Batch, ExampleKeys, Tokens
 
 _RANKS = {"text": 2, "image": 4, "audio": 2, "video": 5}
 
@@ -182,6 +182,13 @@ def features_field(modality: str) -> str:
     return f"{modality}_features"
 
 
+def tower_head(config: EncoderConfig, projection: Projection) -> Head:
+    """How much of a pretrained encoder's head a tower with this projection uses."""
+    if config.pool != "own":
+        return "none"
+    return "project" if projection == "own" else "pool"
+
+
 def make_tower(
     modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, head, embed_dim: int
 ) -> Tower:
@@ -195,8 +202,7 @@ def make_tower(
             f"head 'own' is the projection of a pretrained {modality} encoder with its own pool, such as CLIP's: give "
             f"one by --{modality}-encoder hf:PATH"
         )
-    far = "none" if config.pool != "own" else "project" if head == "own" else "pool"
-    encoder = make_encoder(modality, config, batch, vocab_size=vocab_size, far=far)
+    encoder = make_encoder(modality, config, batch, vocab_size=vocab_size, far=tower_head(config, head))
     return Tower(encoder, None if config.pool == "own" else build_pool(config), head, embed_dim)
 
 
@@ -215,12 +221,6 @@ def make_encoder(
         return _pretrained(modality, config, batch, far)
     sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if modality == "text" else {}
     return build_encoder(modality, config, **sizes)
-
-
-def head_within(params: Params) -> Head:
-    """How much of a pretrained encoder's head belongs to it, by the parameters of a tower or of an encoder alone: a
-    tower has what pools its tokens as well and, where it adds no projection, the pretrained one."""
-    return "none" if "encoder" not in params else "pool" if "project" in params else "project"
 
 
 def _check_vocabulary(architecture: str, vocab_size: int) -> None:

@@ -157,6 +157,7 @@ class TrainingLoop:
             "config": to_json(run.config),
             "seeds": self.seeds,
             "shapes": shapes,
+            "encoders": [slot._asdict() for slot in method.encoders] if isinstance(method, Method) else [],
         }
         self.state: Any = None
         self.step = self.start = 0

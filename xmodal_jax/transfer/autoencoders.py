@@ -20,7 +20,7 @@ from xmodal_jax.pretrained.files import open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.config import PretrainedConfig
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.transfer.encoders import as_pretrained, find_folders
+from xmodal_jax.transfer.pretrained import as_pretrained, find_folders
 from xmodal_jax.types import GAN, Batch, Method, Params
 
 Config = TypeVar("Config", bound="LatentConfig")

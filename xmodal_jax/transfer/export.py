@@ -12,7 +12,7 @@ import numpy as np
 
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import tokenizer_from_files
-from xmodal_jax.models.towers import head_within, make_encoder
+from xmodal_jax.models.towers import make_encoder
 from xmodal_jax.models.vae.networks import encoder_place, make_groups
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextDecoderConfig, build_decoder
@@ -21,7 +21,8 @@ from xmodal_jax.pretrained.clip import ClipImage, ClipText
 from xmodal_jax.pretrained.export import TokenizerFiles, TrainedEncoder
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
-from xmodal_jax.types import MODALITIES, Params
+from xmodal_jax.transfer.pretrained import read_slots, subtree
+from xmodal_jax.types import Params
 
 CLIP = "clip"
 CAPTIONER = "captioner"
@@ -63,6 +64,7 @@ class _Writer:
         self.tokenizer = tokenizer_from_files(files) if files else None
         length = restored.metadata.get("max_length", restored.metadata.get("length"))
         self.tokenizer_files = TokenizerFiles(files, int(length)) if files and length else None
+        self.slots = read_slots(restored.metadata)
         self.written: dict[str, str] = {}
 
     def parameters(self) -> None:
@@ -72,35 +74,30 @@ class _Writer:
         self.written[WHOLE] = f"{len(arrays)} arrays by their paths, plain safetensors"
 
     def encoders(self) -> dict[str, TrainedEncoder]:
-        """The pretrained encoders that are parts of the model by their modality; they and those within an autoencoder
-        are written as well."""
-        found = self.towers()
-        for name, encoder in {**found, **self.readers()}.items():
+        """Writes each pretrained encoder as its own architecture; returns those that are parts of the model, by their
+        modality."""
+        towers = self.towers()
+        for name, encoder in {**towers, **self.readers()}.items():
             if encoder.settings.model_type not in export.MODELS and encoder.tower_field is None:
-                continue  # half of a model (Whisper's encoder): transformers loads none
+                continue  # half of a model (Whisper's encoder), which transformers does not load on its own
             files = self.tokenizer_files if encoder.modality == "text" else None
             export.save_encoder(self.folder / name, encoder, card=self.card(name), tokenizer=files)
             self.written[name] = f"{encoder.settings.model_type}, for transformers"
-        return found
+        return towers
 
     def towers(self) -> dict[str, TrainedEncoder]:
-        """The pretrained encoders that are parts of the model by their modality."""
-        found = {}
-        for modality in MODALITIES:
-            own = self.model.get(modality)
-            if (
-                not isinstance(own, dict)
-                or not own.get("architecture")
-                or modality not in self.restored.params
-            ):
+        """The pretrained encoders that are parts of the model, by their modality."""
+        towers = {}
+        for slot in self.slots:
+            config = self.model.get(slot.name)
+            if slot.stacked or not isinstance(config, dict) or not config.get("architecture"):
                 continue
-            config, params = from_json(PretrainedEncoderConfig, own), self.restored.params[modality]
-            example, far = self.example(modality), head_within(params)
-            module = make_encoder(modality, config, example, vocab_size=0, far=far)
-            found[modality] = TrainedEncoder(
-                modality, module, params.get("encoder", params), config.architecture
-            )
-        return found
+            config = from_json(PretrainedEncoderConfig, config)
+            example = self.example(slot.name)
+            module = make_encoder(slot.name, config, example, vocab_size=0, far=slot.head)
+            params = subtree(self.restored.params, slot.path)
+            towers[slot.name] = TrainedEncoder(slot.name, module, params, config.architecture)
+        return towers
 
     def readers(self) -> dict[str, TrainedEncoder]:
         """The pretrained encoders within an autoencoder, by the names of the modalities."""
@@ -129,7 +126,7 @@ class _Writer:
             return
         if not (isinstance(text.module, ClipText) and isinstance(image.module, ClipImage)):
             return
-        if "project" in (*self.restored.params["text"], *self.restored.params["image"]):
+        if any(slot.head != "project" for slot in self.slots):
             return  # other projections than CLIP's own
         scale = float(self.restored.params["loss"]["log_scale"])
         export.save_clip(

@@ -19,7 +19,7 @@ from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.config import PretrainedConfig
 from xmodal_jax.train.run import from_json
-from xmodal_jax.transfer.encoders import as_pretrained, find_folders
+from xmodal_jax.transfer.pretrained import as_pretrained, find_folders
 
 
 class CaptioningRun(NamedTuple):

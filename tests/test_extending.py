@@ -1,0 +1,255 @@
+"""Adding something: a toy of each kind is added to a copy of the package, and works; how many files that touches.
+
+docs/ARCHITECTURE.md, section "Adding something", has the same numbers.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+class Toy(NamedTuple):
+    """Something to add."""
+
+    files: dict[str, str]
+    """New files."""
+    edits: dict[str, list[tuple[str, str]]]
+    """What is inserted into files that exist: each text before the first occurrence of another, both given."""
+    check: str
+    """Statements that use the toy."""
+
+
+TOYS = {
+    "encoder": Toy(
+        {
+            "nets/toy.py": '''
+"""An encoder of images that averages all pixels."""
+
+import flax.linen as nn
+
+from xmodal_jax.types import Tokens
+
+
+class AveragePixels(nn.Module):
+    """``[B, H, W, C] -> [B, 1, width]``."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, *, keys=None):
+        return Tokens(nn.Dense(self.width, name="out")(inputs.mean(axis=(1, 2)))[:, None], None)
+'''
+        },
+        {
+            "nets/encoders.py": [
+                ("from xmodal_jax.nets.transformer import", "from xmodal_jax.nets.toy import AveragePixels\n"),
+                (
+                    "ImageBackbone = (",
+                    '''@dataclasses.dataclass(frozen=True)
+class AveragePixelsConfig(PlainEncoderConfig):
+    """The average of all pixels."""
+
+    name: ClassVar[str] = "average_pixels"
+
+    def build(self):
+        return AveragePixels(self.width)
+
+
+''',
+                ),
+                ("    | DCGANEncoderConfig", "    | AveragePixelsConfig\n"),
+            ]
+        },
+        """
+from xmodal_jax.core.parts import choose
+from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+from xmodal_jax.nets.encoders import ImageEncoder
+config = ContrastiveConfig(image=choose(ImageEncoder, "average_pixels")(width=24))
+method = make_contrastive(config, ("text", "image"), vocab_size=9)
+params = jax.eval_shape(method.init, KEY, BATCH)
+assert params["image"]["encoder"]["out"]["kernel"].shape == (3, 24)
+value, aux = jax.eval_shape(method.loss, params, BATCH, KEY)
+assert value.shape == () and "text_image" in aux
+""",
+    ),
+    "data source": Toy(
+        {
+            "data/sources/toy.py": '''
+"""Images of one colour, and its name."""
+
+import numpy as np
+
+from xmodal_jax.data.source import Source
+
+COLOURS = {"black": 0, "white": 255}
+
+
+class PlainImages(Source):
+    """``size`` images of one colour each."""
+
+    modalities = ("image", "text")
+
+    def __init__(self, *, split: str, size: int):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def batch(self, indices):
+        names = [list(COLOURS)[i % 2] for i in indices]
+        image = np.stack([np.full((8, 8, 3), COLOURS[name], np.uint8) for name in names])
+        return {"image": image, "text": np.array(names, object)}
+'''
+        },
+        {
+            "data/open.py": [
+                ("from xmodal_jax.data.views import", "from xmodal_jax.data.sources.toy import PlainImages\n"),
+                ('    "tfds": Form(', '    "plain": Form("", "images of one colour", PlainImages, ("size",)),\n'),
+            ]
+        },
+        """
+from xmodal_jax.data.open import DataOptions, open_source
+source = open_source("plain", "train", DataOptions(train_size=6))
+assert len(source) == 6 and source.batch(np.arange(2))["image"].shape == (2, 8, 8, 3)
+""",
+    ),
+    "fusion": Toy(
+        {},
+        {
+            "nets/fusion.py": [
+                (
+                    "FusionKind = (",
+                    '''class SumOfMeans(Fusion):
+    """The sum of the modalities' mean tokens."""
+
+    def fuse(self, streams, keys):
+        return output_of_vector(sum(mean_tokens(streams).values()).astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class SumOfMeansConfig(FusionPart):
+    """The sum of the modalities' mean tokens."""
+
+    name: ClassVar[str] = "sum"
+    module: ClassVar[type[Fusion]] = SumOfMeans
+
+
+''',
+                ),
+                ("    | MergedAttentionConfig", "    | SumOfMeansConfig\n"),
+            ]
+        },
+        """
+from xmodal_jax.core.parts import choose
+from xmodal_jax.models.fusion import FusionConfig, make_fusion
+from xmodal_jax.nets.fusion import FusionKind
+method = make_fusion(FusionConfig(fusion=choose(FusionKind, "sum")()), ("text", "image"), {"label": 3}, vocab_size=9)
+params = jax.eval_shape(method.init, KEY, BATCH)
+value, _ = jax.eval_shape(method.loss, params, BATCH, KEY)
+assert value.shape == ()
+""",
+    ),
+    "GAN objective": Toy(
+        {},
+        {
+            "losses/adversarial.py": [
+                (
+                    "OBJECTIVES: Mapping",
+                    '''def linear_discriminator(real, fake, *, present=None, axis_name=None):
+    """``D(fake) - D(real)``."""
+    return _terms(lambda r, f: f - r, present, real, fake)
+
+
+''',
+                ),
+                (
+                    '        "minimax": Adversarial(',
+                    '        "linear": Adversarial(linear_discriminator, non_saturating_generator),\n',
+                ),
+            ]
+        },
+        """
+from xmodal_jax.losses import OBJECTIVES
+from xmodal_jax.models.gan.config import GANConfig
+assert GANConfig(objective="linear").objective == "linear"
+terms = OBJECTIVES["linear"].discriminator(jnp.ones(3), jnp.zeros(3))
+assert terms.tolist() == [-1.0] * 3
+""",
+    ),
+}
+PROGRAM = """
+import json, sys, traceback
+import jax, jax.numpy as jnp, numpy as np
+
+KEY = jax.random.key(0)
+BATCH = {
+    "image": jnp.zeros((4, 16, 16, 3), jnp.uint8),
+    "text": jnp.ones((4, 5), jnp.int32),
+    "text_mask": jnp.ones((4, 5), bool),
+    "label": jnp.zeros(4, jnp.int32),
+    "index": jnp.arange(4, dtype=jnp.int32),
+}
+errors = {}
+for name, check in json.load(sys.stdin).items():
+    try:
+        exec(check)
+    except Exception:
+        errors[name] = traceback.format_exc()
+json.dump(errors, sys.stdout)
+"""
+
+
+def add(toy, package):
+    """Adds a toy to a copy of the package; returns the files that it touched, new ones included."""
+    for name, text in toy.files.items():
+        assert not (package / name).exists()
+        (package / name).write_text(text.lstrip())
+    for name, insertions in toy.edits.items():
+        text = (package / name).read_text()
+        for anchor, insertion in insertions:
+            assert anchor in text, f"{name} has no {anchor!r}"
+            text = text.replace(anchor, insertion + anchor, 1)
+        (package / name).write_text(text)
+    return sorted({*toy.files, *toy.edits})
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """``(files, errors)`` by toy: what adding each touched, and what went wrong when it was used. All are added to one
+    copy and used in one process, to import JAX once."""
+    root = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "xmodal_jax", root / "xmodal_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    files = {name: add(toy, root / "xmodal_jax") for name, toy in TOYS.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps({name: toy.check for name, toy in TOYS.items()}),
+        env={**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return files, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_what_is_added_works(name, extended):
+    _, errors = extended
+    assert name not in errors, errors[name]
+
+
+def test_the_documentation_counts_the_files(extended):
+    files, _ = extended
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \|", text.partition("## Adding something")[2], flags=re.M)
+    documented = {name.strip(): int(count) for name, count in rows}
+    assert {name: len(touched) for name, touched in files.items()}.items() <= documented.items()

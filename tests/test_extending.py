@@ -51,7 +51,10 @@ class AveragePixels(nn.Module):
         },
         {
             "nets/encoders.py": [
-                ("from xmodal_jax.nets.transformer import", "from xmodal_jax.nets.toy import AveragePixels\n"),
+                (
+                    "from xmodal_jax.nets.transformer import",
+                    "from xmodal_jax.nets.toy import AveragePixels\n",
+                ),
                 (
                     "ImageBackbone = (",
                     '''@dataclasses.dataclass(frozen=True)
@@ -112,8 +115,14 @@ class PlainImages(Source):
         },
         {
             "data/open.py": [
-                ("from xmodal_jax.data.views import", "from xmodal_jax.data.sources.toy import PlainImages\n"),
-                ('    "tfds": Form(', '    "plain": Form("", "images of one colour", PlainImages, ("size",)),\n'),
+                (
+                    "from xmodal_jax.data.views import",
+                    "from xmodal_jax.data.sources.toy import PlainImages\n",
+                ),
+                (
+                    '    "tfds": Form(',
+                    '    "plain": Form("", "images of one colour", PlainImages, ("size",)),\n',
+                ),
             ]
         },
         """

@@ -1,7 +1,6 @@
 """Understanding what several modalities say together: a question or a command about a picture, or any labelled data.
 
     python experiments/fusion.py
-    python experiments/fusion.py --modalities text video
     python experiments/fusion.py --model.fusion merged --model.modality-dropout 0.3
     python experiments/fusion.py --init-from runs/contrastive-20250131-101500 --encoder-lr-multiplier 0.1
     python experiments/fusion.py --task commands
@@ -84,8 +83,7 @@ def main(config: Config) -> None:
     classes = {target: len(names) for target, names in class_names.items()}
 
     def make(chosen):
-        method = make_fusion(model, chosen, classes, vocab_size=vocab_size)
-        method = pretrained.attach(method, tokenizer)
+        method = pretrained.attach(make_fusion(model, chosen, classes, vocab_size=vocab_size), tokenizer)
         return method, pretrained.set_learning_rates(config.optimizer, method)
 
     method, optimizer = make(modalities)

@@ -5,8 +5,7 @@
     python experiments/rate.py rates answers-ada.csv answers-alan.csv --key rating.key.json
 
 A source is a folder of pictures with a metadata.jsonl (`file_name`, `text`); pictures of the same text are compared.
-Send rating.html to the raters, and not rating.key.json, which says which source made what. Each rater sends back a CSV
-file.
+Send rating.html to the raters, and keep rating.key.json, which says which source made what. Raters send CSV files.
 """
 
 from __future__ import annotations

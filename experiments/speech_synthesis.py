@@ -2,7 +2,6 @@
 
     python experiments/speech_synthesis.py
     python experiments/speech_synthesis.py --recogniser runs/speech_recognition-20250131-101500
-    python experiments/speech_synthesis.py --data folder:PATH
     python experiments/speech_synthesis.py --text-encoder hf:PATH --encoder-lr-multiplier 0.1
 
 With a run of speech_recognition.py the report says how well it understands the synthesised speech, and beside it the

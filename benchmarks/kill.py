@@ -137,65 +137,75 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
     return unequal + ([] if results[0] == results[1] else ["result.json"])
 
 
+class ModeResult(NamedTuple):
+    """The kills in one mode, and how the runs ended."""
+
+    kills: list[Kill]
+    ended: int
+    """Runs that ended by themselves."""
+    unequal: int
+    """Runs among them that differ from the undisturbed one."""
+
+
+def run_undisturbed(folder: pathlib.Path, mode: str) -> tuple[pathlib.Path, float]:
+    """The directory of an undisturbed run, and the seconds that a run takes when its programs are in the cache."""
+    undisturbed, second = folder / f"{mode}-undisturbed", folder / f"{mode}-again"
+    start(undisturbed, mode).wait()  # fills the compilation cache
+    started = time.perf_counter()
+    start(second, mode).wait()
+    life = time.perf_counter() - started
+    if unequal := differences(undisturbed, second):
+        raise SystemExit(f"{mode}: two undisturbed runs differ in {', '.join(unequal)}")
+    return undisturbed, life
+
+
+def run_with_kills(
+    directory: pathlib.Path, mode: str, number: int, rng: random.Random, *, life: float, limit: int
+) -> list[Kill]:
+    """Kills and resumes one run until it ends by itself, or has been killed ``limit`` times and may end."""
+    kills: list[Kill] = []
+    while True:
+        started, left_over = time.perf_counter(), half_written(directory)
+        process = start(directory, mode)
+        if len(kills) >= limit:
+            process.wait()
+            return kills
+        if not wait_until_killed(process, directory, rng, life=life):
+            return kills
+        seconds, writing = time.perf_counter() - started, bool(half_written(directory) - left_over)
+        kills.append(Kill(mode, number, seconds, last_step(directory), writing))
+        where = "while writing a checkpoint" if writing else ""
+        print(f"{mode:8} run {number}: killed after {seconds:5.1f} s, step {kills[-1].step:2} {where}")
+
+
+def run_mode(folder: pathlib.Path, mode: str, count: int, rng: random.Random) -> ModeResult:
+    """Runs in one mode until there have been ``count`` kills."""
+    undisturbed, life = run_undisturbed(folder, mode)
+    result = ModeResult([], 0, 0)
+    for number in itertools.count():
+        if len(result.kills) >= count:
+            return result
+        directory = folder / f"{mode}-{number}"
+        limit = count - len(result.kills)
+        kills = run_with_kills(directory, mode, number, rng, life=life, limit=limit)
+        unequal = differences(undisturbed, directory)
+        result = ModeResult(result.kills + kills, result.ended + 1, result.unequal + bool(unequal))
+        how = f"with differences in {unequal}" if unequal else "bit-identical"
+        print(f"{mode:8} run {number}: ended {how}", flush=True)
+    raise AssertionError("unreachable")
+
+
 def main(config: Config) -> None:
-    rng, kills, ended, wrong = (
-        random.Random(config.seed),
-        [],
-        dict.fromkeys(config.modes, 0),
-        dict.fromkeys(config.modes, 0),
-    )
+    rng = random.Random(config.seed)
     with tempfile.TemporaryDirectory() as folder:
-        for mode in config.modes:
-            undisturbed = pathlib.Path(folder) / f"{mode}-undisturbed"
-            start(
-                undisturbed, mode
-            ).wait()  # fills the compilation cache, so that the next run has the usual duration
-            second = pathlib.Path(folder) / f"{mode}-again"
-            started = time.perf_counter()
-            start(second, mode).wait()
-            life = time.perf_counter() - started
-            if unlike := differences(undisturbed, second):
-                raise SystemExit(f"{mode}: two undisturbed runs differ in {', '.join(unlike)}")
-            kills_of_mode = []
-            for number in itertools.count():
-                if len(kills_of_mode) >= config.kills:
-                    break
-                directory = pathlib.Path(folder) / f"{mode}-{number}"
-                while True:
-                    started, left_over = time.perf_counter(), half_written(directory)
-                    process = start(directory, mode)
-                    if len(kills_of_mode) >= config.kills:
-                        process.wait()
-                        break
-                    if not wait_until_killed(process, directory, rng, life=life):
-                        break
-                    seconds = time.perf_counter() - started
-                    kill = Kill(
-                        mode, number, seconds, last_step(directory), bool(half_written(directory) - left_over)
-                    )
-                    kills_of_mode.append(kill)
-                    where = "while writing a checkpoint" if kill.writing else ""
-                    print(f"{mode:8} run {number}: killed after {seconds:5.1f} s, step {kill.step:2} {where}")
-                unlike = differences(undisturbed, directory)
-                wrong[mode] += bool(unlike)
-                ended[mode] += 1
-                print(
-                    f"{mode:8} run {number}: ended {'as ' + str(unlike) if unlike else 'bit-identical'}",
-                    flush=True,
-                )
-            kills += kills_of_mode
-    print(
-        "\n| mode | kills | while writing a checkpoint | before the first step | runs ended | bit-identical |"
-    )
-    print("|---|---|---|---|---|---|")
-    for mode in config.modes:
-        kills_of_mode = [k for k in kills if k.mode == mode]
-        writing, early = sum(k.writing for k in kills_of_mode), sum(k.step == 0 for k in kills_of_mode)
-        print(
-            f"| {mode} | {len(kills_of_mode)} | {writing} | {early} | {ended[mode]} | {ended[mode] - wrong[mode]} |"
-        )
-    if any(wrong.values()):
-        raise SystemExit(f"{sum(wrong.values())} runs ended differently from the undisturbed one")
+        results = {mode: run_mode(pathlib.Path(folder), mode, config.kills, rng) for mode in config.modes}
+    heads = "mode | kills | while writing a checkpoint | before the first step | runs ended | bit-identical"
+    print(f"\n| {heads} |\n|---|---|---|---|---|---|")
+    for mode, (kills, ended, unequal) in results.items():
+        writing, early = sum(k.writing for k in kills), sum(k.step == 0 for k in kills)
+        print(f"| {mode} | {len(kills)} | {writing} | {early} | {ended} | {ended - unequal} |")
+    if wrong := sum(result.unequal for result in results.values()):
+        raise SystemExit(f"{wrong} runs ended differently from the undisturbed one")
 
 
 if __name__ == "__main__":

@@ -59,19 +59,20 @@ def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=No
     return metrics, jax.tree.map(np.asarray, engine.fetch(state).opt_state)
 
 
-def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, **how):
+def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, **options):
     """The same global batch and key give the same loss and gradient on any number of devices, in all three modes.
-    ``how``: of `loss_and_gradient`.
 
-    A gradient leaf is compared relative to its largest element; one that is zero up to rounding (a bias that a
-    normalisation cancels) relative to the whole gradient.
+    ``options`` are those of `loss_and_gradient`. A gradient leaf is compared relative to its largest element, or, if it
+    is zero up to rounding (a bias that a normalization cancels), relative to the largest element of all leaves.
     """
-    metrics, grads = loss_and_gradient(method, batch, **how)
+    metrics, grads = loss_and_gradient(method, batch, **options)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(grads))
     assert largest > 0
     for mode, devices, fsdp in layouts:
         where = f"{mode} on {devices} devices, fsdp {fsdp}"
-        other, other_grads = loss_and_gradient(method, batch, mode=mode, devices=devices, fsdp=fsdp, **how)
+        other, other_grads = loss_and_gradient(
+            method, batch, mode=mode, devices=devices, fsdp=fsdp, **options
+        )
         for name, value in metrics.items():
             np.testing.assert_allclose(other[name], value, rtol=rtol, atol=1e-6, err_msg=f"{name}: {where}")
         for name, a, b in zip(

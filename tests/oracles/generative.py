@@ -41,7 +41,7 @@ def cubic_mmd(x, y):
 
 
 def subsets(n, m, *, count, size, seed):
-    """The places that torch-fidelity draws."""
+    """The indices that torch-fidelity draws."""
     rng = np.random.RandomState(seed)
     for _ in range(count):
         yield rng.permutation(n)[:size], rng.permutation(m)[:size]

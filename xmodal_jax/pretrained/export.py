@@ -322,26 +322,11 @@ def save_captioner(
             f"{encoder.module.sizes.width}, the decoder {decoder.width}"
         )
     flat = trees.flat(jax.device_get(params))
-    language = {
-        "model_type": "gpt2",
-        "vocab_size": decoder.vocab_size,
-        "n_positions": decoder.max_length,
-        "n_embd": decoder.width,
-        "n_layer": decoder.depth,
-        "n_head": decoder.heads,
-        "n_inner": round(decoder.mlp_ratio * decoder.width),
-        "layer_norm_epsilon": decoder.style.epsilon,
-        "activation_function": "gelu_new",
-        "add_cross_attention": True,
-        "is_decoder": True,
-        "bos_token_id": begin,
-        "eos_token_id": end,
-    }
     config = {
         "model_type": "vision-encoder-decoder",
         "architectures": ["VisionEncoderDecoderModel"],
         "encoder": encoder.make_config(),
-        "decoder": language,
+        "decoder": _gpt2_config(decoder, begin, end),
         "decoder_start_token_id": begin,
         "eos_token_id": end,
         "pad_token_id": end,
@@ -360,3 +345,22 @@ def save_captioner(
         processor=make_processor_config(encoder),
         tokenizer=tokenizer,
     )
+
+
+def _gpt2_config(decoder: TextDecoder, begin: int, end: int) -> dict[str, Any]:
+    """The ``config.json`` of GPT-2 with cross-attention for the library's text decoder."""
+    return {
+        "model_type": "gpt2",
+        "vocab_size": decoder.vocab_size,
+        "n_positions": decoder.max_length,
+        "n_embd": decoder.width,
+        "n_layer": decoder.depth,
+        "n_head": decoder.heads,
+        "n_inner": round(decoder.mlp_ratio * decoder.width),
+        "layer_norm_epsilon": decoder.style.epsilon,
+        "activation_function": "gelu_new",
+        "add_cross_attention": True,
+        "is_decoder": True,
+        "bos_token_id": begin,
+        "eos_token_id": end,
+    }

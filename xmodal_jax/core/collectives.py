@@ -96,8 +96,8 @@ def share(value: Float[Array, ""], *, axis_name: AxisName = None) -> Float[Array
         return value
     # Adding this zero makes the share vary over devices. Otherwise shard_map, which knows that the value is the same on
     # all devices, would differentiate one device's share and not their sum.
-    own = (0 * jax.lax.axis_index(axis_name)).astype(value.dtype)
-    return value / axis_size(axis_name) + own
+    varying_zero = (0 * jax.lax.axis_index(axis_name)).astype(value.dtype)
+    return value / axis_size(axis_name) + varying_zero
 
 
 def global_index(size: int, *, axis_name: AxisName = None) -> Int[Array, "{size}"]:

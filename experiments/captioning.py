@@ -3,7 +3,7 @@
     python experiments/captioning.py
     python experiments/captioning.py --modalities text video
     python experiments/captioning.py --data folder:PATH --modalities text image
-    python experiments/captioning.py --model.contrastive-weight 0.5
+    python experiments/captioning.py --model.contrastive info_nce
 
 On the embedded data set captions are also read back: which factors of the scene do they say right?
 """
@@ -23,7 +23,7 @@ from xmodal_jax.evaluation.text import (
     source_text_retrieval,
 )
 from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
-from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
+from xmodal_jax.models.seq2seq import GreedySearchConfig, make_seq2seq
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
 from xmodal_jax.report.page import Report
@@ -50,7 +50,7 @@ class Config(TextGenerationConfig):
     batch_size: int = 64
     eval_every: int = 300
     gallery: int = 500
-    """With --model.contrastive-weight: number of test examples that source_text_retrieval searches, no two of them with
+    """With --model.contrastive: number of test examples that source_text_retrieval searches, no two of them with
     the same meaning."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Optimizer and schedule."""
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
     method = make_seq2seq(model, modality, vocab_size=tokenizer.vocab_size, **sizes)
     method = pretrained.attach(method, tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
-    decodings = {"greedy": GenerationConfig("greedy"), "test": config.generation}
+    decodings = {"greedy": GreedySearchConfig(), "test": config.generation}
     generate = TextGenerator(model, modality, tokenizer, decodings=decodings, seed=config.seed, **sizes)
 
     def validate(params):

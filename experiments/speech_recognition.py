@@ -17,7 +17,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
 from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
-from xmodal_jax.models.seq2seq import GenerationConfig, Seq2SeqConfig, make_seq2seq
+from xmodal_jax.models.seq2seq import JointObjective, Seq2SeqConfig, make_seq2seq
 from xmodal_jax.models.towers import Augment, spectrograms
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
@@ -38,7 +38,9 @@ class Config(TextGenerationConfig):
     eval_every: int = 300
     unseen: bool = True
     """Score only sentences that training never heard."""
-    model: Seq2SeqConfig = Seq2SeqConfig(objective="joint", augment=Augment(time_masks=2, frequency_masks=2))
+    model: Seq2SeqConfig = Seq2SeqConfig(
+        objective=JointObjective(), augment=Augment(time_masks=2, frequency_masks=2)
+    )
     """Encoder, decoder and objective."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Optimizer and schedule."""
@@ -65,9 +67,9 @@ def main(config: Config) -> None:
     method = make_seq2seq(model, "audio", vocab_size=tokenizer.vocab_size, **sizes)
     method = pretrained.attach(method, tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
-    asked = config.generation.how or model.generation_methods[0]
-    others = {how: GenerationConfig(how) for how in model.generation_methods if how != asked}
-    decodings = {"test": config.generation, **others}
+    asked = config.generation or model.decodings[0]
+    others = {other.name: other for other in model.decodings if other.name != asked.name}
+    decodings = {"test": asked, **others}
     generate = TextGenerator(model, "audio", tokenizer, decodings=decodings, seed=config.seed, **sizes)
     fastest = next(how for how in ("ctc", "greedy", "test") if how in decodings)
 
@@ -99,7 +101,7 @@ def main(config: Config) -> None:
         return
 
     with timer("report"):
-        report = Report("Speech to text", subtitle(config, result, model.objective, shown="transcripts"))
+        report = Report("Speech to text", subtitle(config, result, model.objective.name, shown="transcripts"))
         headline = [k for k in metrics if k.endswith("/wer")][:6]
         panels.add_scores(report, metrics, headline)
         quality, marks = panels.transcript_quality(references[hardest], transcripts)

@@ -23,7 +23,7 @@ from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.experiment import finish
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
-from xmodal_jax.models.seq2seq import GenerationConfig
+from xmodal_jax.models.seq2seq import Generation
 from xmodal_jax.report.page import Audio, Report
 from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.run import Run
@@ -47,7 +47,7 @@ class Config:
     """Name of the voice, one of those of the run that synthesises speech; None: the first."""
     speed: float = 1.0
     """Speed of speech; above 1 is faster."""
-    generation: GenerationConfig | None = None
+    generation: Generation | None = None
     """How text is generated; None: as the run that generates it was configured."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a file that cannot be read: stop, or skip, count and list it."""

@@ -22,7 +22,7 @@ from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import write_outputs
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
+from xmodal_jax.models.seq2seq import ContrastiveObjective, GreedySearchConfig, make_seq2seq
 from xmodal_jax.models.towers import Augment
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import GeneratorConfig
@@ -276,7 +276,9 @@ def save_run(folder):
     """An untrained captioning run: its model, method, tokenizer and parameters."""
     tokenizer = train_tokenizer(TEXTS, "word")
     image = DCGANEncoderConfig(width=8, norm="none")
-    model = dataclasses.replace(COCA, image=image, augment=Augment(), embed_dim=16)
+    model = dataclasses.replace(
+        COCA, image=image, augment=Augment(), contrastive=ContrastiveObjective(embed_dim=16)
+    )
     method = make_seq2seq(model, "image", vocab_size=tokenizer.vocab_size, length=4)
     batch = {"image": np.zeros((1, 8, 8, 3), np.uint8), "text": np.ones((1, 4), np.int32)}
     params = drawn_at_random(method.init, jax.random.key(0), batch)
@@ -295,7 +297,7 @@ def test_a_judge_is_a_captioning_run(tmp_path):
     panel = judging.Panel(tmp_path, ArraySource({"image": train}), {"test": script})
     judge = panel.judge
     assert judge.compares and judge.shape == (8, 8, 3)
-    decodings = {"greedy": GenerationConfig("greedy")}
+    decodings = {"greedy": GreedySearchConfig()}
     writer = TextGenerator(model, "image", tokenizer, length=4, decodings=decodings)
     read = judge.captions(images)
     assert len(set(read)) > 1 and read == writer(params, ArraySource({"image": images}), "greedy")

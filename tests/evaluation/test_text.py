@@ -18,7 +18,7 @@ from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
 from xmodal_jax.inference.load import Translator, load_translator
 from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
-from xmodal_jax.models.seq2seq import GenerationConfig, make_seq2seq
+from xmodal_jax.models.seq2seq import AttentionObjective, BeamSearchConfig, SamplingConfig, make_seq2seq
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import ConvNetConfig, TextTransformerConfig
@@ -78,7 +78,7 @@ def test_sentences_of_the_training_data_are_left_out():
 def writer_config():
     image = ConvNetConfig(width=16, norm="none")
     decoder = dataclasses.replace(CONFIG.decoder, dropout=0.0)
-    return dataclasses.replace(CONFIG, objective="attention", image=image, decoder=decoder)
+    return dataclasses.replace(CONFIG, objective=AttentionObjective(), image=image, decoder=decoder)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def run(tmp_path_factory):
     tokenizer = train_tokenizer(source.arrays["caption"].tolist(), "word")
     tokenize, model = TokenizeTransform(tokenizer, 5), writer_config()
     config = TextGenerationConfig(
-        steps=150, batch_size=16, model=model, generation=GenerationConfig("beam", beams=2), run_dir=folder
+        steps=150, batch_size=16, model=model, generation=BeamSearchConfig(beams=2), run_dir=folder
     )
     method = make_seq2seq(model, "image", vocab_size=tokenizer.vocab_size, length=5)
     arrays = {k: v for k, v in tokenize(source.arrays).items() if k != "caption"}
@@ -138,9 +138,9 @@ def test_a_tokenizer_without_an_end_cannot_write():
 def test_configurations_come_back_from_json():
     config = SpeechConfig(text=TextTransformerConfig(width=8), features=AudioFeatures(mels=5))
     assert from_json(SpeechConfig, json.loads(json.dumps(to_json(config)))) == config
-    writing = TextGenerationConfig(model=CONFIG, generation=GenerationConfig(top_k=3))
+    writing = TextGenerationConfig(model=CONFIG, generation=SamplingConfig(top_k=3))
     found = from_json(TextGenerationConfig, json.loads(json.dumps(to_json(writing))))
-    assert found.model == CONFIG and found.generation == GenerationConfig(top_k=3)
+    assert found.model == CONFIG and found.generation == SamplingConfig(top_k=3)
     with pytest.raises(ValueError, match="no field 'wings'"):
         from_json(SpeechConfig, {"wings": 2})
 

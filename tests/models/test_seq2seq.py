@@ -12,7 +12,13 @@ from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.models.seq2seq import (
-    GenerationConfig,
+    AttentionObjective,
+    BeamSearchConfig,
+    ContrastiveObjective,
+    CTCObjective,
+    GreedySearchConfig,
+    JointObjective,
+    SamplingConfig,
     Seq2SeqConfig,
     make_captioner,
     make_cross_attention,
@@ -27,7 +33,7 @@ from xmodal_jax.train.optim import Optimizer
 
 BEGIN, END, VOCAB, LENGTH = 1, 2, 19, 7
 CONFIG = Seq2SeqConfig(
-    objective="joint",
+    objective=JointObjective(),
     decoder=TextDecoderConfig(width=16, depth=1, heads=2, dropout=0.2),
     **{f: getattr(TOWERS, f) for f in ("image", "audio", "video", "features", "augment")},
 )
@@ -56,7 +62,7 @@ def make_batch(source="audio", n=16):
 )
 def test_the_devices_do_not_change_the_result(source, layouts):
     """With dropout, augmentation, and missing texts and sources."""
-    config = CONFIG if source == "audio" else dataclasses.replace(CONFIG, objective="attention")
+    config = CONFIG if source == "audio" else dataclasses.replace(CONFIG, objective=AttentionObjective())
     method = make_seq2seq(config, source, **SIZES)
     assert_device_invariant(method, make_batch(source), layouts=layouts)
 
@@ -100,7 +106,7 @@ def trained():
     noise = [jax.random.normal(k, x.shape) * (x.ndim > 1) for x, k in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(tree, [x + 0.7 * n for x, n in zip(leaves, noise, strict=True)])
     endless = make_text_generator(
-        config, "audio", **SIZES, begin=BEGIN, end=VOCAB, generation=GenerationConfig("greedy")
+        config, "audio", **SIZES, begin=BEGIN, end=VOCAB, generation=GreedySearchConfig()
     )
     texts = np.asarray(jax.jit(endless)(params, batch).tokens)
     holds = {v: (texts == v).any(axis=1).mean() for v in range(2, VOCAB)}
@@ -121,14 +127,16 @@ def rated(method, params, batch, end, found):
     return -np.asarray(answer.cross_entropy) * (lengths - 1)
 
 
-@pytest.mark.parametrize("how", ["greedy", "beam", "sample"])
-def test_what_is_written_has_the_probability_that_teacher_forcing_gives_it(trained, how):
+@pytest.mark.parametrize(
+    "generation",
+    [GreedySearchConfig(), BeamSearchConfig(beams=3), SamplingConfig()],
+    ids=["greedy", "beam", "sample"],
+)
+def test_what_is_written_has_the_probability_that_teacher_forcing_gives_it(trained, generation):
     """So the cache, the beams' states and the counting are all right."""
     config, method, params, batch, end = trained
     write = jax.jit(
-        make_text_generator(
-            config, "audio", **SIZES, begin=BEGIN, end=end, generation=GenerationConfig(how, beams=3)
-        )
+        make_text_generator(config, "audio", **SIZES, begin=BEGIN, end=end, generation=generation)
     )
     found = write(params, batch, jax.random.key(0))
     assert (
@@ -137,7 +145,7 @@ def test_what_is_written_has_the_probability_that_teacher_forcing_gives_it(train
     np.testing.assert_allclose(
         found.log_probability, rated(method, params, batch, end, found), rtol=1e-4, atol=1e-4
     )
-    if how == "sample":
+    if generation.name == "sample":
         again = write(params, {k: v[::-1] for k, v in batch.items()}, jax.random.key(0))
         np.testing.assert_array_equal(
             again.tokens[::-1], found.tokens
@@ -149,9 +157,7 @@ def test_what_is_written_has_the_probability_that_teacher_forcing_gives_it(train
 def test_greedy_writing_equals_the_uncached_computation(trained):
     config, method, params, batch, end = trained
     found = jax.jit(
-        make_text_generator(
-            config, "audio", **SIZES, begin=BEGIN, end=end, generation=GenerationConfig("greedy")
-        )
+        make_text_generator(config, "audio", **SIZES, begin=BEGIN, end=end, generation=GreedySearchConfig())
     )(params, batch)
 
     @jax.jit
@@ -187,18 +193,18 @@ def test_greedy_writing_equals_the_uncached_computation(trained):
 def test_errors_say_what_to_change():
     with pytest.raises(ValueError, match="source must be image, audio or video, got 'text'"):
         make_seq2seq(CONFIG, "text", **SIZES)
-    only = dataclasses.replace(CONFIG, objective="ctc")
-    with pytest.raises(ValueError, match="'ctc' trains nothing that writes by 'beam'"):
-        make_text_generator(only, "audio", **SIZES, **TOKENS, generation=GenerationConfig("beam"))
+    only = dataclasses.replace(CONFIG, objective=CTCObjective())
+    with pytest.raises(ValueError, match="'ctc' trains no decoder, which 'beam' needs"):
+        make_text_generator(only, "audio", **SIZES, **TOKENS, generation=BeamSearchConfig())
     make_text_generator(only, "audio", **SIZES, **TOKENS)
     with pytest.raises(ValueError, match="ctc_weight must lie in"):
-        Seq2SeqConfig(ctc_weight=1.0)
+        JointObjective(ctc_weight=1.0)
 
 
 COCA = dataclasses.replace(
     CONFIG,
-    objective="attention",
-    contrastive_weight=0.5,
+    objective=AttentionObjective(),
+    contrastive=ContrastiveObjective(weight=0.5),
     decoder=dataclasses.replace(CONFIG.decoder, depth=2),
 )
 
@@ -227,7 +233,7 @@ def test_the_contrastive_loss_is_info_nce_of_what_predict_gives():
     kept = np.arange(16) != 3
     a, b = (np.asarray(found[m], np.float64)[kept] for m in ("image", "text"))
     texts = [tuple(row) for row in batch["text"][kept]]
-    logits = a @ b.T / config.temperature
+    logits = a @ b.T / config.contrastive.temperature
     same = np.array([[x == y for x in texts] for y in texts])
     assert same.sum() > 15
     terms = [
@@ -239,9 +245,9 @@ def test_the_contrastive_loss_is_info_nce_of_what_predict_gives():
     ]
     np.testing.assert_allclose(aux["contrastive"], np.mean(terms), rtol=1e-4)
     without, plain = jax.jit(
-        lambda p, b: make_seq2seq(dataclasses.replace(config, contrastive_weight=1.0), "image", **SIZES).loss(
-            p, b, jax.random.key(1)
-        )
+        lambda p, b: make_seq2seq(
+            dataclasses.replace(config, contrastive=ContrastiveObjective(weight=1.0)), "image", **SIZES
+        ).loss(p, b, jax.random.key(1))
     )(params, on_device(batch))
     np.testing.assert_allclose(without - value, 0.5 * plain["contrastive"], rtol=1e-4)
 
@@ -264,7 +270,7 @@ def test_with_layers_for_the_text_alone_the_cache_changes_nothing():
     params = jax.tree.map(lambda x: 2 * x, params)
     write = jax.jit(
         make_text_generator(
-            config, "image", **SIZES, begin=BEGIN, end=VOCAB - 1, generation=GenerationConfig("beam", beams=2)
+            config, "image", **SIZES, begin=BEGIN, end=VOCAB - 1, generation=BeamSearchConfig(beams=2)
         )
     )
     found = write(params, batch)
@@ -273,7 +279,7 @@ def test_with_layers_for_the_text_alone_the_cache_changes_nothing():
 
 
 def test_a_contrastive_loss_needs_layers_for_the_text():
-    for wrong in (dict(objective="ctc"), dict(decoder=CONFIG.decoder)):
+    for wrong in (dict(objective=CTCObjective()), dict(decoder=CONFIG.decoder)):
         with pytest.raises(ValueError, match="at least two layers"):
             dataclasses.replace(COCA, **wrong)
 
@@ -302,7 +308,7 @@ PLAIN_IMAGE = DCGANEncoderConfig(width=8, norm="none", dropout=0.5)
 
 def test_descriptions_are_rated_as_by_teacher_forcing_and_by_the_pixels():
     """Dropout and augmentation are on in training only. The fourth text is empty; what pads a text is not read."""
-    config = dataclasses.replace(CONFIG, objective="attention", image=PLAIN_IMAGE)
+    config = dataclasses.replace(CONFIG, objective=AttentionObjective(), image=PLAIN_IMAGE)
     method, batch = make_seq2seq(config, "image", **SIZES), make_batch("image", n=5)
     del batch["present"]
     batch["text_mask"][3] = False
@@ -338,7 +344,7 @@ def test_descriptions_are_rated_as_by_teacher_forcing_and_by_the_pixels():
 
 
 def test_looks_are_the_mean_token_and_nothing_where_the_source_is_missing():
-    config = dataclasses.replace(CONFIG, objective="ctc", image=PLAIN_IMAGE)
+    config = dataclasses.replace(CONFIG, objective=CTCObjective(), image=PLAIN_IMAGE)
     method, batch = make_seq2seq(config, "image", **SIZES), make_batch("image", n=5)
     batch["present"] = {"image": np.arange(5) != 2}
     batch = on_device(batch)
@@ -352,6 +358,9 @@ def test_looks_are_the_mean_token_and_nothing_where_the_source_is_missing():
 
 
 def test_what_describes_no_pictures_is_refused():
-    for config, source in ((CONFIG, "audio"), (dataclasses.replace(CONFIG, objective="ctc"), "image")):
+    for config, source in (
+        (CONFIG, "audio"),
+        (dataclasses.replace(CONFIG, objective=CTCObjective()), "image"),
+    ):
         with pytest.raises(ValueError, match="a captioner with a decoder"):
             make_captioner(config, source, **SIZES)

@@ -16,7 +16,7 @@ from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
 from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, moments, r_precision
 from xmodal_jax.metrics.neighbours import density_coverage, nearest_neighbours, precision_recall
-from xmodal_jax.models.seq2seq import GenerationConfig, make_feature_extractor, make_seq2seq
+from xmodal_jax.models.seq2seq import GreedySearchConfig, make_feature_extractor, make_seq2seq
 from xmodal_jax.transfer.frozen import load_captioning_run
 
 TRAINING_PICTURES = 5000
@@ -44,7 +44,7 @@ class Judge:
         config, tokenizer, length = trained.config, trained.tokenizer, trained.length
         self.params, self.shape, self.compares = trained.params, trained.shape, config.contrasts
         self._writer = TextGenerator(
-            config, "image", tokenizer, decodings={"greedy": GenerationConfig("greedy")}, length=length
+            config, "image", tokenizer, decodings={"greedy": GreedySearchConfig()}, length=length
         )
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length)
         self._look = make_feature_extractor(config, "image", **sizes)

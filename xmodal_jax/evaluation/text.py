@@ -17,7 +17,7 @@ from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import Gallery, predict_all, retrieval_scores
 from xmodal_jax.metrics.text import caption_scores, error_rates
-from xmodal_jax.models.seq2seq import GenerationConfig, Seq2SeqConfig, make_text_generator
+from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig, make_text_generator
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.types import Method
 
@@ -34,8 +34,8 @@ class TextGenerationConfig(StartConfig):
     layout. Its cross-attention is newly initialised. None: a new decoder."""
     model: Seq2SeqConfig = Seq2SeqConfig()
     """Encoder, decoder and objective."""
-    generation: GenerationConfig = GenerationConfig()
-    """Decoding of the test splits."""
+    generation: Generation | None = None
+    """How text is generated for the test splits; None: beam search, or CTC where there is no decoder."""
 
     @property
     def pretrained(self) -> dict[str, str]:
@@ -67,7 +67,7 @@ class TextGenerator:
       modality: the source modality.
       tokenizer: decodes the generated tokens.
       length: the largest number of tokens, including begin and end.
-      decodings: decoding configurations by name.
+      decodings: ways to generate text by name; None: beam search, or CTC where there is no decoder.
       seed: of sampling.
       batch_size: examples at a time.
 
@@ -76,7 +76,7 @@ class TextGenerator:
 
     Example::
 
-        generate = TextGenerator(model, "image", tokenizer, length=20, decodings={"test": GenerationConfig()})
+        generate = TextGenerator(model, "image", tokenizer, length=20, decodings={"test": BeamSearchConfig()})
         generate(params, test_split, "test")  # ["a red circle", ...]
     """
 
@@ -87,7 +87,7 @@ class TextGenerator:
         tokenizer: Tokenizer,
         *,
         length: int,
-        decodings: Mapping[str, GenerationConfig],
+        decodings: Mapping[str, GenerationConfig | None],
         seed: int = 0,
         batch_size: int = 100,
     ):

@@ -15,7 +15,7 @@ from xmodal_jax.evaluation.speech import Synthesizer
 from xmodal_jax.evaluation.text import TextGenerator
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.seq2seq import GenerationConfig, Seq2SeqConfig
+from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
@@ -89,7 +89,7 @@ def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig 
     config, metadata = restored.metadata["config"], restored.metadata
     model, modality = from_json(Seq2SeqConfig, config["model"]), metadata["source"]
     if generation is None:
-        generation = from_json(GenerationConfig, config["generation"])
+        generation = from_json(Generation | None, config["generation"])
     generate = TextGenerator(
         model,
         modality,

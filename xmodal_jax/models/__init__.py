@@ -19,7 +19,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "contrastive": "ContrastiveConfig make_contrastive text_ids",
         "fusion": "FusionConfig ClassifierOutput make_fusion make_token_attention",
         "lora": "LoRA with_lora",
-        "seq2seq": "Seq2SeqConfig Seq2SeqOutput GenerationConfig Captioner make_seq2seq make_captioner "
+        "seq2seq": "Seq2SeqConfig Seq2SeqOutput AttentionObjective CTCObjective JointObjective ContrastiveObjective "
+        "BeamSearchConfig GreedySearchConfig SamplingConfig CTCBestPathConfig Captioner make_seq2seq make_captioner "
         "make_text_generator make_feature_extractor start_decoding",
         "speech": "SpeechConfig AlignedSpeech SynthesizedSpeech make_speech make_synthesizer",
         "towers": "AudioFeatures make_encoder make_tower",

@@ -1,6 +1,6 @@
-"""Anything to text: captions of pictures and videos, recognition of speech. Encode, then write a token at a time.
+"""Sequence-to-sequence models: captions of images and videos, transcripts of speech.
 
-`make_seq2seq` is the method, `make_text_generator` what generates with its parameters, in one compiled program.
+`make_seq2seq` is the method; `make_text_generator` gives a function that generates text with its parameters.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.decoding import GeneratedTokens, beam_search, ctc_greedy, sample
+from xmodal_jax.core.decoding import GeneratedTokens, Step, beam_search, ctc_greedy, sample
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import info_nce, sequence
@@ -41,22 +41,92 @@ from xmodal_jax.types import Batch, EncoderSlot, ExampleKeys, Key, Method, Param
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2SeqConfig:
-    """Encoder, decoder and objective."""
+class ObjectiveConfig:
+    """An objective: the base of its parts. It trains a decoder, a CTC head or both."""
 
-    objective: Literal["attention", "ctc", "joint"] = "attention"
-    """The decoder's cross-entropy (attention), CTC over the encoder's tokens, or both (joint)."""
-    ctc_weight: float = 0.3
-    """Weight of CTC in "joint", of 1 together."""
+    name: ClassVar[str]
+    decodes: ClassVar[bool] = True
+    """Whether the model has a decoder."""
+    aligns: ClassVar[bool] = True
+    """Whether the model has a CTC head."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{type(self).__name__}.{field.name} must lie in [0, 1), got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionObjective(ObjectiveConfig):
+    """The decoder's cross-entropy of the next token."""
+
+    name: ClassVar[str] = "attention"
+    aligns: ClassVar[bool] = False
+    ctc_weight: ClassVar[float] = 0.0
+
     label_smoothing: float = 0.1
-    """Share of the target spread over the vocabulary, in the decoder's cross-entropy."""
-    contrastive_weight: float = 0.0
-    """Above 0: the weight of a contrastive loss between the source and its text, as in CoCa. The first half of the
-    decoder's layers then reads the text alone; the source's tokens are pooled by attention."""
+    """Fraction of the target distribution that is spread evenly over the vocabulary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CTCObjective(ObjectiveConfig):
+    """CTC over the encoder's tokens, without a decoder."""
+
+    name: ClassVar[str] = "ctc"
+    decodes: ClassVar[bool] = False
+    ctc_weight: ClassVar[float] = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class JointObjective(ObjectiveConfig):
+    """The decoder's cross-entropy and CTC."""
+
+    name: ClassVar[str] = "joint"
+
+    ctc_weight: float = 0.3
+    """Weight of CTC; that of the cross-entropy is one minus this."""
+    label_smoothing: float = 0.1
+    """Fraction of the cross-entropy's target distribution that is spread evenly over the vocabulary."""
+
+
+Objective = AttentionObjective | CTCObjective | JointObjective
+"""The table of objectives."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveObjective:
+    """A contrastive loss between the source and its text (CoCa).
+
+    The first half of the decoder's layers then has no cross-attention, so that its output represents the text alone;
+    the source's tokens are pooled by attention.
+    """
+
+    name: ClassVar[str] = "info_nce"
+
+    weight: float = 0.5
+    """Weight of the contrastive loss."""
     embed_dim: int = 128
-    """Dimensions of the space in which they are compared."""
+    """Dimensions of the embeddings that are compared."""
     temperature: float = 0.07
-    """Initial temperature of the contrastive loss; learned."""
+    """Initial temperature, which is learned."""
+
+    def __post_init__(self):
+        if self.weight <= 0 or self.temperature <= 1 / MAX_SCALE:
+            raise ValueError(
+                f"the contrastive weight must be positive and the temperature above {1 / MAX_SCALE}, got {self.weight} "
+                f"and {self.temperature}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2SeqConfig:
+    """Encoder, decoder and objective of a sequence-to-sequence model."""
+
+    objective: Objective = AttentionObjective()
+    """Training objective."""
+    contrastive: ContrastiveObjective | None = None
+    """Contrastive loss between the source and its text, beside the objective; None: there is none."""
     decoder: TextDecoderConfig = TextDecoderConfig()
     """Text decoder."""
     image: ImageEncoder = ConvNetConfig(token_positions=True)
@@ -66,47 +136,44 @@ class Seq2SeqConfig:
     video: VideoEncoder = StackedFramesConfig(token_positions=True)
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
-    """Spectrogram that the audio encoder sees."""
+    """Input of the audio encoder: spectrogram or waveform."""
     augment: Augment = Augment(image=AugmentConfig(translate=0))
-    """Random changes in training."""
+    """Augmentation in training."""
 
     def __post_init__(self):
-        for name in ("ctc_weight", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.contrastive_weight < 0 or self.temperature <= 1 / MAX_SCALE:
-            raise ValueError(f"contrastive_weight must not be negative, temperature above {1 / MAX_SCALE}")
         if self.contrasts and (not self.decodes or self.decoder.depth < 2):
             raise ValueError(
-                "contrastive_weight needs the objective attention or joint and a decoder of at least two layers, of "
-                f"which the first half reads the text alone; got {self.objective!r} and {self.decoder.depth}"
+                "a contrastive loss needs the objective attention or joint and a decoder of at least two layers, of "
+                f"which the first half has no cross-attention; got {self.objective.name!r} and {self.decoder.depth}"
             )
 
     @property
     def contrasts(self) -> bool:
-        """Whether source and text are compared."""
-        return self.contrastive_weight > 0
+        """Whether there is a contrastive loss."""
+        return self.contrastive is not None
 
     @property
     def decodes(self) -> bool:
         """Whether there is a decoder."""
-        return self.objective != "ctc"
+        return self.objective.decodes
 
     @property
     def aligns(self) -> bool:
         """Whether there is a CTC head."""
-        return self.objective != "attention"
+        return self.objective.aligns
 
     @property
-    def generation_methods(self) -> tuple[str, ...]:
-        """How text can be generated (see `GenerationConfig`), without chance, the best first."""
-        return ("beam", "greedy") * self.decodes + ("ctc",) * self.aligns
+    def decodings(self) -> tuple[GenerationConfig, ...]:
+        """The deterministic ways to generate text with the trained model, best first."""
+        decoder = (BeamSearchConfig(), GreedySearchConfig()) if self.decodes else ()
+        return (*decoder, CTCBestPathConfig()) if self.aligns else decoder
 
 
 class CTCHead(nn.Module):
-    """Tokens to logits over the vocabulary, of which 0 (padding) is the blank."""
+    """Tokens to logits over the vocabulary, whose id 0 (padding) is the blank."""
 
     vocab_size: int
+    """Size of the vocabulary."""
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "batch frames dim"]) -> Float[Array, "batch frames vocab"]:
@@ -114,11 +181,13 @@ class CTCHead(nn.Module):
 
 
 class ContrastHead(nn.Module):
-    """The source's tokens and the states of its text to unit vectors ``[B, embed_dim]`` each, and the inverse
-    temperature. Of the text the state of its last token counts, which has seen all."""
+    """``(source, text, scale)``: unit vectors ``[B, embed_dim]`` of the source and of its text, and the inverse
+    temperature. The text is represented by the decoder state of its last token, which depends on all tokens."""
 
     embed_dim: int
+    """Dimensions of the embeddings."""
     temperature: float
+    """Initial temperature."""
 
     @nn.compact
     def __call__(
@@ -126,16 +195,38 @@ class ContrastHead(nn.Module):
     ):
         last = jnp.maximum(mask.sum(axis=1) - 1, 0)
         text = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
-        seen = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
+        source = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
         start = nn.initializers.constant(-math.log(self.temperature))
         scale = jnp.minimum(jnp.exp(self.param("log_scale", start, ())), MAX_SCALE)
         project = lambda name: nn.Dense(self.embed_dim, use_bias=False, name=name)
-        return l2_normalize(project("source")(seen)), l2_normalize(project("text")(text)), scale
+        return l2_normalize(project("source")(source)), l2_normalize(project("text")(text)), scale
+
+
+class Seq2SeqOutput(NamedTuple):
+    """The prediction of a `make_seq2seq` method: the likelihood of the batch's own texts."""
+
+    cross_entropy: Float[Array, "batch"]
+    """Cross-entropy of the decoder given the true previous tokens, in nats per token; zeros without a decoder."""
+    ctc: Float[Array, "batch"]
+    """CTC loss, in nats per token; zeros without a CTC head."""
+    embeddings: dict[str, Float[Array, "batch dim"]]
+    """Unit vectors of the source and of its text, by modality; empty without the contrastive loss."""
+
+
+class _Terms(NamedTuple):
+    """What the loss is computed from."""
+
+    losses: dict[str, tuple[Array, Array]]
+    """By name a value ``[B]`` and its weight ``[B]`` in the mean over examples."""
+    embeddings: tuple[Array, Array, Array] | None
+    """Source, text and inverse temperature (see `ContrastHead`); None without the contrastive loss."""
+    present: Bool[Array, "batch"]
+    """Which examples have the source and a text."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Network:
-    """Encoder, decoder and CTC head of one configuration."""
+class _Model:
+    """The networks of one configuration, and their losses."""
 
     config: Seq2SeqConfig
     source: str
@@ -151,23 +242,17 @@ class _Network:
 
     @property
     def decoder(self) -> TextDecoder:
-        half = self.config.decoder.depth // 2 if self.config.contrasts else 0
-        sizes = dict(vocab_size=self.vocab_size, max_length=self.length, text_depth=half)
+        text_depth = self.config.decoder.depth // 2 if self.config.contrasts else 0
+        sizes = dict(vocab_size=self.vocab_size, max_length=self.length, text_depth=text_depth)
         return build_decoder(self.config.decoder, **sizes)
 
     @property
-    def contrast(self) -> ContrastHead:
-        return ContrastHead(self.config.embed_dim, self.config.temperature)
+    def contrast_head(self) -> ContrastHead:
+        return ContrastHead(self.config.contrastive.embed_dim, self.config.contrastive.temperature)
 
     @property
-    def head(self) -> CTCHead:
+    def ctc_head(self) -> CTCHead:
         return CTCHead(self.vocab_size)
-
-    def encode(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> Tokens:
-        """The source's tokens; none are content where the source is missing."""
-        inputs, mask = prepare(self.source, batch, self.config.features, self.config.augment, keys)
-        tokens = self.encoder(batch).apply({"params": params[self.source]}, inputs, mask, keys=keys)
-        return Tokens(tokens.values, content_mask(tokens, presence(batch, (self.source,))[self.source]))
 
     def init(self, key: Key, batch: Batch) -> Params:
         row, params = init_inputs(batch), {}
@@ -180,117 +265,152 @@ class _Network:
         if self.config.contrasts:
             width = self.config.decoder.width
             states, mask = jnp.zeros((1, self.length, width)), jnp.ones((1, self.length), bool)
-            made = self.contrast.init(fold_in_name(key, "contrast"), tokens, states, mask)
-            params["contrast"] = made["params"]
+            variables = self.contrast_head.init(fold_in_name(key, "contrast"), tokens, states, mask)
+            params["contrast"] = variables["params"]
         if self.config.aligns:
-            params["ctc"] = self.head.init(fold_in_name(key, "ctc"), tokens.values)["params"]
+            params["ctc"] = self.ctc_head.init(fold_in_name(key, "ctc"), tokens.values)["params"]
         return params
 
+    @property
+    def encoder_slots(self) -> tuple[EncoderSlot, ...]:
+        """Where trained parts can be attached."""
+        slots = [EncoderSlot(self.source, self.source, (self.source,))]
+        if self.config.decodes:
+            slots.append(EncoderSlot("decoder", "decoder", ("text",), new_parts="/cross_"))
+        if self.config.aligns:
+            slots.append(EncoderSlot("ctc", "ctc"))
+        return tuple(slots)
+
+    def encode(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> Tokens:
+        """The source's tokens; none are valid where the source is missing."""
+        inputs, mask = prepare(self.source, batch, self.config.features, self.config.augment, keys)
+        tokens = self.encoder(batch).apply({"params": params[self.source]}, inputs, mask, keys=keys)
+        return Tokens(tokens.values, content_mask(tokens, presence(batch, (self.source,))[self.source]))
+
     def decode(self, params: Params, ids: Array, memory: Tokens, keys: ExampleKeys | None = None):
-        """Logits after every token, and the states of the text alone."""
-        keys = None if keys is None else fold_in_name(keys, "decoder")  # not the encoder's own draws again
+        """Logits after every token, and the states of the layers without cross-attention."""
+        keys = None if keys is None else fold_in_name(keys, "decoder")  # other draws than in the encoder
         return self.decoder.apply({"params": params["decoder"]}, ids, memory, keys=keys, states=True)
 
-    def align(self, params: Params, memory: Tokens) -> Array:
-        return self.head.apply({"params": params["ctc"]}, memory.values)
+    def ctc_logits(self, params: Params, memory: Tokens) -> Array:
+        return self.ctc_head.apply({"params": params["ctc"]}, memory.values)
 
+    def cross_attention(
+        self, params: Params, ids: Array, memory: Tokens
+    ) -> Float[Array, "batch length tokens"]:
+        """The mean over layers and heads of the attention after each token."""
+        variables = {"params": params["decoder"]}
+        _, state = self.decoder.apply(variables, ids, memory, mutable=["intermediates"])
+        maps = attention_maps(state.get("intermediates", {}))
+        of_layers = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
+        if not of_layers:
+            raise ValueError("a decoder with scan_layers records no attention: leave it out")
+        return sum(of_layers) / len(of_layers)
 
-class Seq2SeqOutput(NamedTuple):
-    """What `make_seq2seq`'s ``predict`` gives: how well the batch's own texts are expected."""
+    def terms(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Terms:
+        memory = self.encode(params, batch, keys)
+        ids = batch["text"]
+        mask = batch.get("text_mask", ids != 0) & presence(batch, ("text",))["text"][:, None]
+        mask &= presence(batch, (self.source,))[self.source][:, None]
+        targets, target_mask, losses, embeddings = ids[:, 1:], mask[:, 1:], {}, None
+        if self.config.decodes:
+            # The contrastive loss needs the state of the last token as well.
+            inputs = ids if self.config.contrasts else ids[:, :-1]
+            logits, states = self.decode(params, inputs, memory, keys)
+            logits = logits[:, : targets.shape[1]]
+            if self.config.contrasts:
+                variables = {"params": params["contrast"]}
+                embeddings = self.contrast_head.apply(variables, memory, states, mask)
+            losses |= self.decoder_losses(logits, targets, target_mask)
+        if self.config.aligns:
+            losses |= self.ctc_losses(params, memory, targets, target_mask)
+        return _Terms(losses, embeddings, mask.any(axis=1))
 
-    cross_entropy: Float[Array, "batch"]
-    """Nats per token of the decoder, given the true tokens before; zeros without a decoder."""
-    ctc: Float[Array, "batch"]
-    """Nats per text; zeros without a CTC head."""
-    embeddings: dict[str, Float[Array, "batch dim"]]
-    """Unit vectors of the source and of its text, by modality; empty without the contrastive loss."""
+    def decoder_losses(self, logits: Array, targets: Array, mask: Array) -> dict[str, tuple[Array, Array]]:
+        """The smoothed loss, the cross-entropy and the accuracy, per token."""
+        count = mask.sum(axis=1).astype(jnp.float32)
+        smoothing = self.config.objective.label_smoothing
+        smoothed = sequence.token_cross_entropy(logits, targets, mask, smoothing=smoothing)
+        plain = sequence.token_cross_entropy(logits, targets, mask)
+        correct = ((logits.argmax(axis=-1) == targets) & mask).sum(axis=1) / jnp.maximum(count, 1)
+        return {"loss": (smoothed, count), "cross_entropy": (plain, count), "accuracy": (correct, count)}
+
+    def ctc_losses(self, params: Params, memory: Tokens, targets: Array, mask: Array):
+        """The CTC loss per token, and whether a text is longer than the source's tokens can align with."""
+        inner = mask & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))  # without the end token
+        tokens = inner.sum(axis=1)
+        fits = sequence.ctc_fits(memory.mask, targets, inner)
+        has_text = (tokens > 0).astype(jnp.float32)
+        logits = self.ctc_logits(params, memory)
+        loss = sequence.ctc(logits, memory.mask, targets, inner) / jnp.maximum(tokens, 1)
+        return {"ctc": (loss, has_text * fits), "ctc_unaligned": (1.0 - fits, has_text)}
+
+    def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+        (key,) = named_keys(key, "seq2seq")
+        losses, embeddings, present = self.terms(params, batch, example_keys(key, batch["index"]))
+        if embeddings is not None:
+            source, text, scale = embeddings
+            contrastive = info_nce(
+                source, text, temperature=1.0 / scale, present=present, match=text_ids(batch["text"]),
+                duplicates="positive", axis_name=axis_name,
+            )  # fmt: skip
+            losses["contrastive"] = (contrastive, present.astype(jnp.float32))
+        aux = {
+            name: collectives.batch_mean(value, weight, axis_name=axis_name)
+            for name, (value, weight) in losses.items()
+        }
+        ctc_weight = self.config.objective.ctc_weight
+        total = (1 - ctc_weight) * aux.pop("loss", 0.0) + ctc_weight * aux.get("ctc", 0.0)
+        contrastive_weight = self.config.contrastive.weight if self.config.contrasts else 0.0
+        total += contrastive_weight * aux.get("contrastive", 0.0)
+        return total, jax.lax.stop_gradient(aux)
+
+    def predict(self, params: Params, batch: Batch) -> Seq2SeqOutput:
+        losses, embeddings, _ = self.terms(params, batch, None)
+        zeros = jnp.zeros(len(batch["index"]))
+        value = lambda name: losses[name][0] if name in losses else zeros
+        by_modality = {} if embeddings is None else {self.source: embeddings[0], "text": embeddings[1]}
+        return Seq2SeqOutput(value("cross_entropy"), value("ctc"), by_modality)
 
 
 def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Method:
-    """Text about ``source`` (image, audio or video), learned by teacher forcing, CTC or both.
+    """The method of text from a source (image, audio or video), trained by teacher forcing, CTC or both.
 
-    The batch holds the source, ``text`` int32 ``[B, length]`` from the begin to the end token, and its mask. The
-    decoder is given the tokens up to ``t`` and the source, and its loss is the mean over the global batch's tokens of
-    the smoothed cross-entropy of token ``t + 1``; CTC's is the mean over its texts of ``-log p(text) / tokens``, of the
-    tokens between begin and end. An example without the source or without text has no influence.
+    The batch holds the source, ``text`` int32 ``[B, length]`` from the begin to the end token, and its mask. Given the
+    source and the tokens up to ``t``, the decoder predicts token ``t + 1``; its loss is the mean smoothed cross-entropy
+    over the tokens of the global batch. That of CTC is the mean over texts of ``-log p(text) / tokens``, without begin
+    and end. An example without the source or without text has no influence.
 
-    ``contrastive_weight`` times the InfoNCE of source and text over the global batch is added, where it is above 0
-    (CoCa, Yu et al. 2022, arXiv:2205.01917, eq. 3); texts that are equal are all positives.
+    The contrastive loss, where there is one, is the InfoNCE of source and text over the global batch (CoCa, Yu et al.
+    2022, arXiv:2205.01917, eq. 3), in which equal texts are positives of each other.
 
-    aux: ``cross_entropy`` and ``accuracy`` (of tokens, teacher forced), ``contrastive``, ``ctc`` and ``ctc_unaligned``,
-    the share of texts that are longer than the source's tokens can spell.
+    aux: ``cross_entropy`` and ``accuracy`` (per token, teacher forced), ``contrastive``, ``ctc``, and
+    ``ctc_unaligned``, the fraction of texts that are longer than the source's tokens can align with.
+
+    Args:
+      config: encoder, decoder and objective.
+      source: the source modality.
+      vocab_size: size of the vocabulary.
+      length: tokens of a text, with padding.
+
+    Returns:
+      The method; ``predict(params, batch)`` gives a `Seq2SeqOutput`.
 
     Raises:
       ValueError: an unknown source.
     """
-    net = _Network(config, source, vocab_size, length)
-
-    def terms(params: Params, batch: Batch, keys: ExampleKeys | None):
-        """Per example each loss with its weight, and what the contrastive loss compares."""
-        memory = net.encode(params, batch, keys)
-        ids = batch["text"]
-        mask = batch.get("text_mask", ids != 0) & presence(batch, ("text",))["text"][:, None]
-        mask &= presence(batch, (source,))[source][:, None]
-        targets, wanted, found, compared = ids[:, 1:], mask[:, 1:], {}, None
-        if config.decodes:
-            logits, states = net.decode(params, ids if config.contrasts else ids[:, :-1], memory, keys)
-            logits = logits[:, : targets.shape[1]]
-            if config.contrasts:
-                compared = net.contrast.apply({"params": params["contrast"]}, memory, states, mask)
-            count = wanted.sum(axis=1).astype(jnp.float32)
-            smoothed = sequence.token_cross_entropy(logits, targets, wanted, smoothing=config.label_smoothing)
-            plain = sequence.token_cross_entropy(logits, targets, wanted)
-            right = ((logits.argmax(axis=-1) == targets) & wanted).sum(axis=1) / jnp.maximum(count, 1)
-            found |= {"loss": (smoothed, count), "cross_entropy": (plain, count), "accuracy": (right, count)}
-        if config.aligns:
-            inner = wanted & jnp.pad(wanted[:, 1:], ((0, 0), (0, 1)))  # without the end token
-            tokens = inner.sum(axis=1)
-            fits = sequence.ctc_fits(memory.mask, targets, inner)
-            there = (tokens > 0).astype(jnp.float32)
-            loss = sequence.ctc(net.align(params, memory), memory.mask, targets, inner) / jnp.maximum(
-                tokens, 1
-            )
-            found |= {"ctc": (loss, there * fits), "ctc_unaligned": (1.0 - fits, there)}
-        return found, compared, mask.any(axis=1)
-
-    def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
-        (key,) = named_keys(key, "seq2seq")
-        found, compared, there = terms(params, batch, example_keys(key, batch["index"]))
-        if compared is not None:
-            a, b, scale = compared
-            one = info_nce(
-                a, b, temperature=1.0 / scale, present=there, match=text_ids(batch["text"]),
-                duplicates="positive", axis_name=axis_name,
-            )  # fmt: skip
-            found["contrastive"] = (one, there.astype(jnp.float32))
-        aux = {n: collectives.batch_mean(*pair, axis_name=axis_name) for n, pair in found.items()}
-        weight = {"attention": 0.0, "ctc": 1.0, "joint": config.ctc_weight}[config.objective]
-        total = (1 - weight) * aux.pop("loss", 0.0) + weight * aux.get("ctc", 0.0)
-        total += config.contrastive_weight * aux.get("contrastive", 0.0)
-        return total, jax.lax.stop_gradient(aux)
-
-    def predict(params: Params, batch: Batch) -> Seq2SeqOutput:
-        (found, compared, _), nothing = terms(params, batch, None), jnp.zeros(len(batch["index"]))
-        value = lambda name: found[name][0] if name in found else nothing
-        embeddings = {} if compared is None else {source: compared[0], "text": compared[1]}
-        return Seq2SeqOutput(value("cross_entropy"), value("ctc"), embeddings)
-
-    slots = [EncoderSlot(source, source, (source,))]
-    if config.decodes:
-        slots.append(EncoderSlot("decoder", "decoder", ("text",), new_parts="/cross_"))
-    if config.aligns:
-        slots.append(EncoderSlot("ctc", "ctc"))
-    return Method(net.init, loss, predict, encoders=tuple(slots))
+    model = _Model(config, source, vocab_size, length)
+    return Method(model.init, model.loss, model.predict, encoders=model.encoder_slots)
 
 
 def make_feature_extractor(
     config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int
 ) -> Callable[[Params, Batch], Float[Array, "batch dim"]]:
     """``features(params, batch) -> [B, width]``: the mean of the source encoder's tokens."""
-    net = _Network(config, source, vocab_size, length)
+    model = _Model(config, source, vocab_size, length)
 
     def features(params: Params, batch: Batch) -> Float[Array, "batch dim"]:
-        return Pool("mean").apply({}, net.encode(params, batch))
+        return Pool("mean").apply({}, model.encode(params, batch))
 
     return features
 
@@ -317,19 +437,21 @@ def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, lengt
     Raises:
       ValueError: the configuration has no decoder, or its source is audio.
     """
-    net = _Network(config, source, vocab_size, length)
+    model = _Model(config, source, vocab_size, length)
     if source == "audio" or not config.decodes:
         raise ValueError("pictures are described by a captioner with a decoder (the objective attention)")
 
     def encode(params: Params, pixels) -> Float[Array, "batch length dim"]:
-        return net.encoder({source: pixels}).apply({"params": params[source]}, pixels, None, keys=None).values
+        return (
+            model.encoder({source: pixels}).apply({"params": params[source]}, pixels, None, keys=None).values
+        )
 
     def cross_entropy(params: Params, tokens, ids, mask) -> Float[Array, "batch"]:
-        logits, _ = net.decode(params, ids[:, :-1], Tokens(tokens, None))
+        logits, _ = model.decode(params, ids[:, :-1], Tokens(tokens, None))
         return sequence.token_cross_entropy(logits, ids[:, 1:], mask[:, 1:])
 
     def attention(params: Params, tokens, ids) -> Float[Array, "batch length places"]:
-        weights = _cross_attention(net, params, ids[:, :-1], Tokens(tokens, None))
+        weights = model.cross_attention(params, ids[:, :-1], Tokens(tokens, None))
         return jnp.pad(weights, [(0, 0), (1, 0), (0, 0)], constant_values=1.0 / tokens.shape[1])
 
     return Captioner(encode, cross_entropy, attention)
@@ -337,41 +459,135 @@ def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, lengt
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """How text is generated."""
+    """A way to generate text: the base of its parts."""
 
-    how: Literal["greedy", "beam", "sample", "ctc"] | None = None
-    """The most probable token each time (greedy), beam search, sampling, or CTC's most probable alignment; None: beam
-    search, or CTC where there is no decoder."""
+    name: ClassVar[str]
+    uses_ctc: ClassVar[bool] = False
+    """Whether it needs the CTC head and not the decoder."""
+
+    def generate(self, decoding: _Decoding, keys: ExampleKeys | None) -> GeneratedTokens:
+        """One sequence per example."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSearchConfig(GenerationConfig):
+    """Beam search."""
+
+    name: ClassVar[str] = "beam"
+
     beams: int = 4
-    """Beam search: sequences kept."""
+    """Sequences that are kept."""
     length_penalty: float = 0.6
-    """Beam search: 0 prefers short texts, larger values longer ones."""
-    temperature: float = 1.0
-    """Sampling: below 1 prefers what is probable."""
-    top_k: int | None = None
-    """Sampling: among this many most probable tokens."""
-    top_p: float | None = None
-    """Sampling: among the most probable tokens that together have this probability."""
+    """Preference for long texts: 0 prefers short ones, larger values prefer longer ones."""
 
-
-def start_decoding(decoder: TextDecoder, params: Params, memory: Tokens, begin: Int[Array, "rows"]):
-    """What `core.decoding` goes on from, with a key-value cache: ``(step, logits, state)`` after the ``begin`` tokens,
-    of which several rows may share one of ``memory``."""
-
-    def apply(variables, token, position, kept):
-        logits, left = decoder.apply(
-            {"params": params, **variables}, token[:, None], memory, position=position, mutable=kept
+    def generate(self, decoding, keys):
+        sequences = beam_search(
+            *decoding.start(self.beams),
+            beams=self.beams,
+            penalty=self.length_penalty,
+            length=decoding.length,
+            end=decoding.end,
         )
-        return logits[:, 0], left
+        return jax.tree.map(lambda x: x[:, 0], sequences)
 
-    logits, made = apply({}, begin, 0, ["cache", "memory"])
-    shared = {"memory": made["memory"]}
+
+@dataclasses.dataclass(frozen=True)
+class GreedySearchConfig(GenerationConfig):
+    """The most probable token at each step."""
+
+    name: ClassVar[str] = "greedy"
+
+    def generate(self, decoding, keys):
+        return sample(*decoding.start(1), length=decoding.length, end=decoding.end)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig(GenerationConfig):
+    """Random tokens by their probabilities."""
+
+    name: ClassVar[str] = "sample"
+
+    temperature: float = 1.0
+    """Divisor of the logits; below 1 prefers probable tokens."""
+    top_k: int | None = None
+    """Number of most probable tokens that are sampled from; None: all."""
+    top_p: float | None = None
+    """Total probability of the most probable tokens that are sampled from (the nucleus); None: all."""
+
+    def generate(self, decoding, keys):
+        if keys is None:
+            raise ValueError("sampling needs a key")
+        return sample(
+            *decoding.start(1),
+            keys=keys,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            length=decoding.length,
+            end=decoding.end,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CTCBestPathConfig(GenerationConfig):
+    """The most probable alignment of CTC."""
+
+    name: ClassVar[str] = "ctc"
+    uses_ctc: ClassVar[bool] = True
+
+    def generate(self, decoding, keys):
+        logits = decoding.model.ctc_logits(decoding.params, decoding.memory)
+        return ctc_greedy(logits, decoding.memory.mask)
+
+
+Generation = BeamSearchConfig | GreedySearchConfig | SamplingConfig | CTCBestPathConfig
+"""The table of ways to generate text."""
+
+
+def start_decoding(
+    decoder: TextDecoder, params: Params, memory: Tokens, begin: Int[Array, "rows"]
+) -> tuple[Step, Array, Any]:
+    """``(step, logits, state)`` for `core.decoding`, with a key-value cache, after the ``begin`` tokens.
+
+    Several rows of ``begin`` may share a row of ``memory``.
+    """
+
+    def apply(variables, token, position, mutable):
+        logits, updated = decoder.apply(
+            {"params": params, **variables}, token[:, None], memory, position=position, mutable=mutable
+        )
+        return logits[:, 0], updated
+
+    logits, caches = apply({}, begin, 0, ["cache", "memory"])
+    shared = {"memory": caches["memory"]}
 
     def step(tokens, position, state):
-        logits, left = apply({**shared, "cache": state}, tokens, position, ["cache"])
-        return logits, left["cache"]
+        logits, updated = apply({**shared, "cache": state}, tokens, position, ["cache"])
+        return logits, updated["cache"]
 
-    return step, logits, made["cache"]
+    return step, logits, caches["cache"]
+
+
+class _Decoding(NamedTuple):
+    """What a `GenerationConfig` generates from."""
+
+    model: _Model
+    params: Params
+    memory: Tokens
+    """The source's tokens."""
+    begin: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """The largest number of tokens after the begin token."""
+        return self.model.length - 1
+
+    def start(self, rows_per_example: int) -> tuple[Step, Array, Any]:
+        """The decoder after the begin token, for `core.decoding`."""
+        begin = jnp.full(rows_per_example * len(self.memory.values), self.begin, jnp.int32)
+        return start_decoding(self.model.decoder, self.params["decoder"], self.memory, begin)
 
 
 def make_text_generator(
@@ -382,46 +598,37 @@ def make_text_generator(
     length: int,
     begin: int,
     end: int,
-    generation: GenerationConfig = GenerationConfig(),
+    generation: GenerationConfig | None = None,
 ) -> Callable[..., GeneratedTokens]:
-    """``write(params, batch, key=None) -> GeneratedTokens``: one text per example, its tokens without begin and end.
+    """``generate(params, batch, key=None)``: the tokens of one text per example, without begin and end.
 
-    ``begin``, ``end``: ids of the tokens that every text starts and ends with. ``key`` is for sampling; each example's
-    text depends on the key and its ``index``.
+    Args:
+      config, source, vocab_size, length: as for `make_seq2seq`. begin, end: ids of the tokens that every text begins
+        and ends with. generation: how text is generated; None: beam search, or CTC where there is no decoder. Sampling
+        needs the ``key``; the text of an example depends on the key and on the example's ``index``.
 
     Raises:
-      ValueError: an unknown source, or a way of generation that ``config``'s objective does not train.
+      ValueError: an unknown source, or a ``generation`` that ``config``'s objective does not train.
+
+    Example::
+
+        generate = jax.jit(make_text_generator(config, "image", vocab_size=1000, length=20, begin=1, end=2))
+        tokenizer.decode_batch(generate(params, batch).tokens)
     """
-    net, how = _Network(config, source, vocab_size, length), generation.how or config.generation_methods[0]
-    if not (config.aligns if how == "ctc" else config.decodes):
-        raise ValueError(f"the objective {config.objective!r} trains nothing that writes by {how!r}")
+    model = _Model(config, source, vocab_size, length)
+    generation = config.decodings[0] if generation is None else generation
+    if not (config.aligns if generation.uses_ctc else config.decodes):
+        part = "CTC head" if generation.uses_ctc else "decoder"
+        raise ValueError(
+            f"the objective {config.objective.name!r} trains no {part}, which {generation.name!r} needs"
+        )
 
-    def start(params: Params, memory: Tokens, each: int):
-        """Of ``each`` rows per example."""
-        tokens = jnp.full(each * len(memory.values), begin, jnp.int32)
-        return start_decoding(net.decoder, params["decoder"], memory, tokens)
+    def generate(params: Params, batch: Batch, key: Key | None = None) -> GeneratedTokens:
+        memory = model.encode(params, batch)
+        keys = None if key is None else example_keys(key, batch["index"])
+        return generation.generate(_Decoding(model, params, memory, begin, end), keys)
 
-    def write(params: Params, batch: Batch, key: Key | None = None) -> GeneratedTokens:
-        memory = net.encode(params, batch)
-        room = dict(length=length - 1, end=end)
-        if how == "ctc":
-            return ctc_greedy(net.align(params, memory), memory.mask)
-        if how == "beam":
-            found = beam_search(
-                *start(params, memory, generation.beams),
-                beams=generation.beams,
-                penalty=generation.length_penalty,
-                **room,
-            )
-            return jax.tree.map(lambda x: x[:, 0], found)
-        if how == "greedy":
-            return sample(*start(params, memory, 1), **room)
-        if key is None:
-            raise ValueError("sampling needs a key")
-        chosen = dict(temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p)
-        return sample(*start(params, memory, 1), keys=example_keys(key, batch["index"]), **chosen, **room)
-
-    return write
+    return generate
 
 
 def make_cross_attention(
@@ -429,20 +636,9 @@ def make_cross_attention(
 ) -> Callable[[Params, Batch], Float[Array, "batch length tokens"]]:
     """``attention(params, batch) -> [B, length, N]``: the decoder's cross-attention to the source's ``N`` tokens after
     each token of ``text``, when it predicts the next one. The mean over layers and heads; rows sum to 1."""
-    net = _Network(config, source, vocab_size, length)
+    model = _Model(config, source, vocab_size, length)
 
     def attention(params: Params, batch: Batch):
-        return _cross_attention(net, params, batch["text"], net.encode(params, batch))
+        return model.cross_attention(params, batch["text"], model.encode(params, batch))
 
     return attention
-
-
-def _cross_attention(
-    net: _Network, params: Params, ids: Array, memory: Tokens
-) -> Float[Array, "batch length tokens"]:
-    _, state = net.decoder.apply({"params": params["decoder"]}, ids, memory, mutable=["intermediates"])
-    maps = attention_maps(state.get("intermediates", {}))
-    of_layers = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
-    if not of_layers:
-        raise ValueError("a decoder with scan_layers records no attention: leave it out")
-    return sum(of_layers) / len(of_layers)

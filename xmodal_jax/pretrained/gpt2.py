@@ -86,9 +86,7 @@ def rules(module: TextDecoder) -> list[Rule]:
       ValueError: the decoder has a separate stack of layers for the text alone, which GPT-2 lacks.
     """
     if module.text_depth:
-        raise ValueError(
-            "a pretrained decoder has one stack of layers: leave --model.contrastive-weight at 0"
-        )
+        raise ValueError("a pretrained decoder has one stack of layers: leave --model.contrastive out")
     scan = module.scan_layers
 
     def layer(k: int, path: str) -> list[Rule]:

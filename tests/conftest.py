@@ -1,6 +1,8 @@
 """A strict harness: eight fake devices, checked shapes, no silent broadcasting; see also pyproject.toml."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -14,14 +16,23 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XMODAL_TEST_CACHE=DIR keeps what the tests compile, for the next time that they run.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("XMODAL_TEST_CACHE", "")
+# A program is compiled once for all tests, also those of other workers and in processes that tests start.
+# XMODAL_TEST_CACHE=DIR keeps the compiled programs for the next time that the tests run.
+CACHE_OF_THIS_SESSION = None
+if (
+    "XMODAL_TEST_CACHE" not in os.environ
+):  # the workers of pytest-xdist find the one that their parent has set
+    CACHE_OF_THIS_SESSION = tempfile.mkdtemp(prefix="xmodal_jax_tests_")
+    os.environ["XMODAL_TEST_CACHE"] = CACHE_OF_THIS_SESSION
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XMODAL_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 
 hook = install_import_hook("xmodal_jax", "beartype.beartype")
+
+import gc  # noqa: E402
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -30,6 +41,18 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_collection_finish():
+    """All modules are imported now and stay: the garbage collector need not visit their objects again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_unconfigure():
+    if CACHE_OF_THIS_SESSION is not None:
+        shutil.rmtree(CACHE_OF_THIS_SESSION, ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Checks that every method must pass, whatever it learns."""
 
-import contextlib
 import os
 import signal
 
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import Timer
@@ -38,41 +36,87 @@ def keep_gradient():
     return optax.GradientTransformation(zeros, lambda grads, state, params=None: (zeros(grads), grads))
 
 
-def loss_and_gradient(method, batch, *, mode="jit", devices=1, fsdp=1, config=None, make="make_step"):
-    """The training step's own loss, scalars and gradient for one global batch, in one of the three modes. ``make``: the
-    function of `train.step` or `train.gan_step` that makes the step."""
+def random_params(init, *args, seed=0):
+    """Random parameters with the shapes of ``init(*args)``, drawn by NumPy, since compiling an initialization takes
+    longer than most tests.
+
+    Biases, gates and position embeddings are random as well, where an initialization often has zeros; the scales of
+    normalizations are near 1.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(name, leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.zeros(leaf.shape, leaf.dtype)
+        noise = rng.normal(size=leaf.shape)
+        if name.rsplit("/", 1)[-1] == "scale":
+            return (1 + 0.1 * noise).astype(leaf.dtype)
+        deviation = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.1
+        return (deviation * noise).astype(leaf.dtype)
+
+    return jax.device_put(trees.map_with_name(draw, jax.eval_shape(init, *args)))
+
+
+def gradient_engine(method, *, mode="jit", devices=1, fsdp=1, config=None, make="make_step", params=None):
+    """The engine whose training step keeps the gradient in place of an optimizer's state.
+
+    ``make`` is the function of `train.step` or `train.gan_step` that makes the step. ``params`` are the parameters to
+    start from, the method's own initialization by default.
+    """
     config = config or Optimizer()
     train, tx = step, keep_gradient()
     if isinstance(method, GAN):
         train, tx = players, {"discriminator": tx, "generator": tx}
-    engine = make_engine(
+    return make_engine(
         mode,
-        train.make_init(method, tx, config),
+        train.make_init(method, tx, config, params=params),
         lambda axis: getattr(train, make)(method, tx, config, axis_name=axis),
         fsdp=fsdp,
         devices=jax.devices()[:devices],
     )
-    state = engine.init(jax.random.key(7), batch)
+
+
+def loss_and_gradient(method, batch, *, state=None, **options):
+    """The training step's own loss, scalars and gradient for one global batch, in one of the three modes.
+
+    ``state`` is the state before the step on one device, by default what the engine initializes; ``options`` are those
+    of `gradient_engine`.
+    """
+    engine = gradient_engine(method, **options)
+    if state is None:
+        state = engine.init(jax.random.key(7), batch)
+    else:  # copied, since the step frees the arrays of its state
+        state = engine.put_state(jax.tree.map(lambda x: jax.device_put(x, may_alias=False), state))
     xs = engine.put(jax.tree.map(lambda x: np.asarray(x)[None], batch))
     state, metrics = engine.run(state, None, xs)
     metrics = {k: np.asarray(v)[0] for k, v in metrics.items() if k != "finite"}
-    return metrics, jax.tree.map(np.asarray, engine.fetch(state).opt_state)
+    grads = jax.tree.map(np.asarray, state.opt_state)
+    if engine.mode == "pmap":  # a copy for each device
+        for copies in jax.tree.leaves(grads):
+            np.testing.assert_array_equal(copies, np.broadcast_to(copies[:1], copies.shape))
+        grads = jax.tree.map(lambda copies: copies[0], grads)
+    return metrics, grads
 
 
-def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, **options):
+def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, initialize=False, **options):
     """The same global batch and key give the same loss and gradient on any number of devices, in all three modes.
 
-    ``options`` are those of `loss_and_gradient`. A gradient leaf is compared relative to its largest element, or, if it
-    is zero up to rounding (a bias that a normalization cancels), relative to the largest element of all leaves.
+    All layouts start from the same random parameters; with ``initialize`` each one initializes them itself, to the same
+    values. ``options`` are those of `gradient_engine`. A gradient leaf is compared relative to its largest element, or,
+    if it is zero up to rounding (a bias that a normalization cancels), relative to the largest element of all leaves.
     """
-    metrics, grads = loss_and_gradient(method, batch, **options)
+    key, state = jax.random.key(7), None
+    if not initialize:
+        params = lambda *args: method.init(*args)[0] if isinstance(method, GAN) else method.init(*args)
+        params = random_params(params, key, batch)
+        state = gradient_engine(method, params=params, **options).init(key, batch)
+    metrics, grads = loss_and_gradient(method, batch, state=state, **options)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(grads))
     assert largest > 0
     for mode, devices, fsdp in layouts:
         where = f"{mode} on {devices} devices, fsdp {fsdp}"
-        other, other_grads = loss_and_gradient(
-            method, batch, mode=mode, devices=devices, fsdp=fsdp, **options
-        )
+        layout = dict(mode=mode, devices=devices, fsdp=fsdp)
+        other, other_grads = loss_and_gradient(method, batch, state=state, **layout, **options)
         for name, value in metrics.items():
             np.testing.assert_allclose(other[name], value, rtol=rtol, atol=1e-6, err_msg=f"{name}: {where}")
         for name, a, b in zip(
@@ -113,29 +157,9 @@ def assert_resumes(method, arrays, directory, *, optimizer, steps=4, batch_size=
         os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
-    with compiled_once(directory):
-        state, metrics = train("whole", lambda params: {})
-        with pytest.raises(Preempted):
-            train("stopped", stop)
-        resumed, rest = train("stopped", lambda params: {}, resume=True)
+    state, metrics = train("whole", lambda params: {})
+    with pytest.raises(Preempted):
+        train("stopped", stop)
+    resumed, rest = train("stopped", lambda params: {}, resume=True)
     assert_trees_identical(state, resumed)
     assert len(metrics) >= steps and metrics == rest
-
-
-@contextlib.contextmanager
-def compiled_once(directory):
-    """What is compiled inside is kept in ``directory`` and read from there the next time."""
-    settings = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()

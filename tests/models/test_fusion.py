@@ -9,7 +9,7 @@ import pytest
 from tests.models.test_contrastive import CONFIG as TOWERS
 from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_contrastive import on_device
-from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
+from tests.support import LAYOUTS, assert_device_invariant, assert_resumes, random_params
 from xmodal_jax.core import parts
 from xmodal_jax.models.fusion import FusionConfig, drop_modalities, make_fusion
 from xmodal_jax.models.towers import presence, spectrograms
@@ -50,9 +50,11 @@ def test_the_devices_do_not_change_the_result(layouts):
 def test_the_loss_is_the_mean_cross_entropy_of_what_is_known():
     method = make_fusion(still(CONFIG), MODALITIES, CLASSES, vocab_size=19)
     batch = make_batch()
-    params = jax.jit(method.init)(jax.random.key(0), batch)
-    value, aux = jax.jit(method.loss)(params, on_device(batch), jax.random.key(1))
-    answer = jax.jit(method.predict)(params, on_device(batch))
+    params = random_params(method.init, jax.random.key(0), batch)
+    both = jax.jit(
+        lambda params, batch, key: (method.loss(params, batch, key), method.predict(params, batch))
+    )
+    (value, aux), answer = both(params, batch, jax.random.key(1))
     expected = 0.0
     for target, count in CLASSES.items():
         logits = np.asarray(answer.logits[target], np.float64)
@@ -93,16 +95,17 @@ def test_examples_may_share_inputs():
     """Three texts and labels to each image: the loss, gradient and answers are those of the single examples."""
     method = make_fusion(still(CONFIG), ("text", "image"), CLASSES, vocab_size=19)
     grouped, flat = grouped_batch()
-    params = jax.jit(method.init)(jax.random.key(0), flat)
+    params = random_params(method.init, jax.random.key(0), flat)
     same = jax.eval_shape(method.init, jax.random.key(0), grouped)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda x: x.shape, same)
-    run = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
-    (value, aux), grads = run(params, on_device(grouped), jax.random.key(1))
-    (other, other_aux), other_grads = run(params, on_device(flat), jax.random.key(1))
+    learn = jax.value_and_grad(method.loss, has_aux=True)
+    run = jax.jit(lambda params, batch, key: (learn(params, batch, key), method.predict(params, batch)))
+    ((value, aux), grads), answer = run(params, grouped, jax.random.key(1))
+    ((other, other_aux), other_grads), other_answer = run(params, flat, jax.random.key(1))
     np.testing.assert_allclose(value, other, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), aux, other_aux)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), grads, other_grads)
-    answers = [jax.jit(method.predict)(params, on_device(b)).logits["label"] for b in (grouped, flat)]
+    answers = answer.logits["label"], other_answer.logits["label"]
     np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
 
 
@@ -118,7 +121,7 @@ def test_frames_computed_once_are_the_waveforms_own():
     assert (
         frames["audio"].shape[:2] == (8, 3) and frames["audio"].shape[2:3] == frames["audio_mask"].shape[2:]
     )
-    params = jax.jit(method.init)(jax.random.key(0), frames)
+    params = random_params(method.init, jax.random.key(0), frames)
     losses = [jax.jit(method.loss)(params, on_device(b), jax.random.key(1))[0] for b in (sounds, frames)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     other = dataclasses.replace(config, features=dataclasses.replace(config.features, mels=7))
@@ -129,7 +132,7 @@ def test_frames_computed_once_are_the_waveforms_own():
 def test_a_model_of_the_shared_input_alone_sees_every_label():
     method = make_fusion(still(CONFIG), ("image",), CLASSES, vocab_size=19)
     grouped, flat = grouped_batch()
-    params = jax.jit(method.init)(jax.random.key(0), flat)
+    params = random_params(method.init, jax.random.key(0), flat)
     losses = [jax.jit(method.loss)(params, on_device(b), jax.random.key(1))[0] for b in (grouped, flat)]
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
@@ -153,19 +156,19 @@ def test_a_missing_modality_has_no_influence_and_no_gradient():
     method = make_fusion(CONFIG, MODALITIES, CLASSES, vocab_size=19)
     batch = make_batch()
     batch["present"] = {**batch["present"], "audio": np.zeros(16, bool)}
-    params = jax.jit(method.init)(jax.random.key(0), batch)
-    gradient = jax.jit(jax.grad(lambda p, b: method.loss(p, b, jax.random.key(2))[0]))
-    grads = gradient(params, on_device(batch))
+    params = random_params(method.init, jax.random.key(0), batch)
+    gradient = jax.jit(jax.grad(method.loss, has_aux=True))
+    grads, _ = gradient(params, batch, jax.random.key(2))
     assert not any(np.any(g) for g in jax.tree.leaves(grads["audio"]))
     assert any(np.any(g) for g in jax.tree.leaves(grads["image"]))
     changed = {**batch, "audio": -batch["audio"] // 3}
-    jax.tree.map(np.testing.assert_array_equal, grads, gradient(params, on_device(changed)))
+    jax.tree.map(np.testing.assert_array_equal, grads, gradient(params, changed, jax.random.key(2))[0])
 
 
 def test_modality_dropout_has_its_rate_and_leaves_one():
     n, rate = 20_000, 0.4
     rng = np.random.default_rng(0)
-    present = {m: jnp.asarray(rng.random(n) < 0.8) for m in MODALITIES}
+    present = {m: jax.device_put(rng.random(n) < 0.8) for m in MODALITIES}
     keys = jax.random.split(jax.random.key(0), n)
     kept = jax.jit(lambda p, k: drop_modalities(p, k, rate))(present, keys)
     there, left = (np.stack([np.asarray(x[m]) for m in MODALITIES], axis=1) for x in (present, kept))
@@ -183,10 +186,10 @@ def test_modality_dropout_has_its_rate_and_leaves_one():
 def test_prediction_takes_any_subset():
     method = make_fusion(CONFIG, MODALITIES, CLASSES, vocab_size=19)
     batch = on_device(make_batch())
-    params = jax.jit(method.init)(jax.random.key(0), batch)
+    params = random_params(method.init, jax.random.key(0), batch)
     whole = {
         **batch,
-        "present": {"text": jnp.ones(16, bool), "image": jnp.zeros(16, bool), "audio": jnp.zeros(16, bool)},
+        "present": {"text": np.ones(16, bool), "image": np.zeros(16, bool), "audio": np.zeros(16, bool)},
     }
     alone = {k: v for k, v in batch.items() if k in ("text", "text_mask", "index")}
     a = jax.jit(method.predict)(params, whole)
@@ -216,27 +219,26 @@ def test_learns_what_no_modality_says_alone(kind):
     text = np.repeat(3 + word[:, None], 4, axis=1).astype(np.int32)
     image = rng.integers(0, 100, (256, 10, 10, 3)) + 120 * picture[:, None, None, None]
     data = {"text": text, "image": image.astype(np.uint8), "label": (word ^ picture).astype(np.int32)}
-    data = {k: jnp.asarray(v) for k, v in data.items()} | {"index": jnp.arange(256, dtype=jnp.int32)}
-    take = lambda rows: jax.tree.map(lambda x: x[rows], data)
+    data = {**data, "index": np.arange(256, dtype=np.int32)}
+    part = lambda data, rows: jax.tree.map(lambda x: x[rows], data)
     tx = optax.adam(3e-3)
-    params = jax.jit(method.init)(jax.random.key(0), take(jnp.arange(2)))
+    params = jax.jit(method.init)(jax.random.key(0), part(data, np.arange(2)))
 
     @jax.jit
-    def run(params):
+    def run(params, data):
         def step(carry, rows):
             params, state = carry
-            (value, _), grads = jax.value_and_grad(
-                lambda p: method.loss(p, take(rows), jax.random.key(0)), has_aux=True
-            )(params)
+            learn = jax.value_and_grad(method.loss, has_aux=True)
+            (value, _), grads = learn(params, part(data, rows), jax.random.key(0))
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), value
 
         rows = jax.random.randint(jax.random.key(1), (150, 32), 0, 128)
-        return jax.lax.scan(step, (params, tx.init(params)), rows)
+        (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), rows)
+        return method.predict(params, part(data, slice(128, 256))), losses
 
-    (params, _), losses = run(params)
-    answer = jax.jit(method.predict)(params, take(jnp.arange(128, 256)))
-    accuracy = (answer.logits["label"].argmax(axis=1) == data["label"][128:]).mean()
+    answer, losses = run(params, data)
+    accuracy = (np.asarray(answer.logits["label"]).argmax(axis=1) == data["label"][128:]).mean()
     assert accuracy > 0.95, (kind, float(accuracy), float(losses[-1]))
 
 

@@ -1,12 +1,13 @@
-"""What a step of a multimodal VAE costs with more modalities: modalities of one kind and size are stacked, and go
-through one vmapped network.
+"""How the time of a training step of a multimodal VAE grows with the number of modalities.
+
+Modalities of one kind and size are stacked and go through one vmapped network.
 
     python -m benchmarks.modalities
-    python -m benchmarks.modalities --models mopoe mvtcae mmvae_plus --kinds conv --batch-size 128
+    python -m benchmarks.modalities --models mopoe mvtcae mmvae_plus --networks conv --batch-size 128
 
-Steps (loss, gradients, Adam; networks of `benchmarks.cases.polymnist`) are warmed up and timed in turn, medians.
-"growth" is the time against that of the fewest modalities, over what their number grew: 1 is a cost that grows as the
-number does. Reading data is left out.
+Steps (loss, gradients, Adam; networks of `benchmarks.cases.polymnist`) are warmed up and timed in turn; the table has
+medians. "growth" is the ratio of the time to that with the fewest modalities, divided by the ratio of the numbers of
+modalities: 1 means that the time is proportional to the number. Loading data is left out.
 """
 
 from __future__ import annotations
@@ -30,32 +31,32 @@ from xmodal_jax.train.step import make_training
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is timed."""
+    """The steps that are timed."""
 
     models: tuple[str, ...] = ("mopoe", "mvtcae")
-    """Keys of ``MODELS``."""
-    kinds: tuple[str, ...] = ("conv", "mlp")
-    """Networks."""
+    """Names of multimodal VAEs."""
+    networks: tuple[str, ...] = ("conv", "mlp")
+    """Encoders and decoders: "conv" or "mlp"."""
     modalities: tuple[int, ...] = (2, 3, 5, 8)
-    """How many images an example has, rising."""
+    """Numbers of image modalities, in increasing order."""
     batch_size: int = 32
     """Examples per step."""
     rounds: int = 15
-    """Timings of each; the median counts."""
+    """Timings of each step, of which the median is shown."""
 
 
-def prepare(model: str, kind: str, count: int, batch_size: int):
-    """A function that trains one step and returns its seconds."""
+def make_step(model: str, network: str, count: int, batch_size: int):
+    """A function that runs one training step and returns its seconds."""
     rng, names = np.random.default_rng(0), tuple(f"image_{m}" for m in range(count))
     batch = {m: jnp.asarray(rng.integers(0, 256, (batch_size, *SHAPE)).astype(np.uint8)) for m in names}
     batch["index"] = jnp.arange(batch_size)
-    config = config_of(model, kind)
+    config = config_of(model, network)
     method = make_multimodal_vae(config, sizes_of(batch, names, config)).method
     training = make_training(method, Optimizer("adam", learning_rate=1e-4), 10)
     state = jax.jit(training.init)(jax.random.key(0), batch)
     step = jax.jit(training.make_step(None), donate_argnums=0)
 
-    def once() -> float:
+    def timed_step() -> float:
         nonlocal state
         start = time.perf_counter()
         state, _ = step(state, batch)
@@ -63,8 +64,8 @@ def prepare(model: str, kind: str, count: int, batch_size: int):
         return time.perf_counter() - start
 
     for _ in range(2):
-        once()
-    return once
+        timed_step()
+    return timed_step
 
 
 def main(arguments: Arguments) -> None:
@@ -73,14 +74,14 @@ def main(arguments: Arguments) -> None:
         "| model | networks | modalities | ms per step | against the fewest | growth |\n|---|---|---|---|---|---|"
     )
     for model in arguments.models:
-        for kind in arguments.kinds:
-            steps = {m: prepare(model, kind, m, arguments.batch_size) for m in arguments.modalities}
+        for network in arguments.networks:
+            steps = {m: make_step(model, network, m, arguments.batch_size) for m in arguments.modalities}
             times = in_turn(steps, arguments.rounds)
             few = arguments.modalities[0]
             for m in arguments.modalities:
                 ratio = times[m] / times[few]
                 ms = f"{1e3 * times[m]:.1f} | {ratio:.2f} | {ratio / (m / few):.2f}"
-                print(f"| {model} | {kind} | {m} | {ms} |", flush=True)
+                print(f"| {model} | {network} | {m} | {ms} |", flush=True)
 
 
 if __name__ == "__main__":

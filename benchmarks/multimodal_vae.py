@@ -3,10 +3,10 @@
     python -m benchmarks.multimodal_vae --data poly:npz:PATH
     python -m benchmarks.multimodal_vae --data poly:tfds:mnist --models mopoe MoPoE --settings complete
 
-All have the same networks, data, steps and optimizer, and the same judges. A model is trained on complete data, on data
-half of whose modalities are missing, and on what is complete of these. Names in capitals are multivae's (``pip install
--r requirements-bench.txt``). Every finished row is kept in OUT.jsonl and not run again; OUT.md is the table. Times of a
-step are those of this run alone and not taken in turn: benchmarks.cpu compares those.
+All models have the same networks, data, steps, optimizer and judges. A model is trained on complete data, on data with
+half of the modalities missing, and on the complete examples among these. Names in capitals are multivae's (``pip
+install -r requirements-bench.txt``). Finished rows are kept in OUT.jsonl and not run again; OUT.md is the table. The
+models are not timed in turn, so compare the times of a step by ``benchmarks.cpu`` instead.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ import tyro
 
 from benchmarks.cases import multivae_peer
 from benchmarks.cases.peers import import_torchvision
-from xmodal_jax.core import runtime
+from xmodal_jax.core import parts, runtime
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.splits import prepare_source
-from xmodal_jax.evaluation import latent as scores
-from xmodal_jax.evaluation.samplers import fit_gaussian_mixture
-from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence
+from xmodal_jax.evaluation.latent import LatentEvaluator, take_evenly
+from xmodal_jax.evaluation.latent_density import fit_gaussian_mixture
+from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence, subsets
 from xmodal_jax.metrics.generative import frechet_distance, moments
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
-from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
-from xmodal_jax.nets.decoders import DecoderConfig
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
+from xmodal_jax.models.vae.multimodal_models import MultimodalVAEConfig, MultimodalVAEModel
+from xmodal_jax.nets.decoders import ConvDecoderConfig
 from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.optim import Optimizer
@@ -43,15 +44,15 @@ from xmodal_jax.train.run import write_atomic
 from xmodal_jax.train.step import make_training
 
 OURS: dict[str, dict[str, Any]] = {
-    "jmvae": {}, "mvae": {}, "mmvae": dict(posterior="laplace", scale="softmax", learn_prior=True),
+    "jmvae": {}, "mvae": {}, "mmvae": dict(posterior="laplace", posterior_scale="softmax", learn_prior=True),
     "mopoe": {}, "mmjsd": {}, "mvtcae": {}, "dmvae": {}, "mmvae_plus": {}, "cmvae": {}, "crmvae": {},
 }  # fmt: skip
-"""Our models, and what they change of the configuration."""
+"""Our models, and the options that are not their defaults."""
 PEERS: dict[str, dict[str, Any]] = {
     "MoPoE": {}, "MVTCAE": dict(alpha=5 / 6),
     "MMVAEPlus": dict(K=1, prior_and_posterior_dist="normal", learn_shared_prior=False, loss="iwae_looser"),
 }  # fmt: skip
-"""multivae's, and what they change of its configuration."""
+"""multivae's models, and the options that are not their defaults."""
 MISSING = {"complete": {}, "kept": dict(missing=0.5), "discarded": dict(missing=0.5, incomplete="discard")}
 COLUMNS = (
     "coherence@1",
@@ -71,37 +72,37 @@ class Config:
     """What is compared."""
 
     data: str
-    """A data set of image modalities: ``poly:SPEC``."""
+    """Data set of several image modalities: ``poly:SPEC``."""
     out: pathlib.Path = pathlib.Path("docs/benchmarks/multimodal_vae")
     """Path of the results without suffix."""
     models: tuple[str, ...] = (*OURS, *PEERS)
-    """Which: names of ``OURS`` and ``PEERS``."""
+    """Models: names of ``OURS`` and ``PEERS``."""
     settings: tuple[str, ...] = tuple(MISSING)
-    """Which data they are trained on."""
+    """Data that the models are trained on: names of ``MISSING``."""
     seeds: tuple[int, ...] = (0, 1)
-    """Seeds of initialisation and order; the data are the same."""
+    """Seeds of the parameters and of the order of the data."""
     train_size: int = 10_000
     """Training examples."""
     steps: int = 500
-    """Steps of Adam, the same in all settings."""
+    """Training steps."""
     batch_size: int = 64
-    """Examples of each."""
-    rate: float = 1e-3
-    """Its learning rate, the same throughout."""
+    """Examples per step."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam, constant."""
     width: int = 16
-    """Channels of the smallest pictures in encoder and decoder."""
+    """Channels at the smallest resolution of encoder and decoder."""
     latent: int = 64
-    """Shared dimensions."""
+    """Dimensions of the shared latent."""
     private: int = 32
-    """Private dimensions of the models that have them."""
+    """Dimensions of each private latent, in models that have them."""
     judge_steps: int = 600
-    """Steps of the judges' training."""
+    """Training steps of the judges."""
     examples: int = 500
-    """Test examples, and draws."""
+    """Number of test examples, and of draws."""
     likelihood_examples: int = 100
-    """Test examples of the likelihood."""
+    """Test examples whose likelihood is estimated."""
     likelihood_samples: int = 50
-    """Importance samples of each."""
+    """Importance samples of each estimate."""
 
     def __post_init__(self):
         unknown = [m for m in self.models if m not in OURS and m not in PEERS]
@@ -112,42 +113,44 @@ class Config:
             )
 
 
+Images = dict[str, np.ndarray]
+"""uint8 images ``[N, H, W, C]`` by modality."""
+
+
 class Bench:
-    """Data, judges and what both sides share."""
+    """Data, judges and what all models share."""
 
     def __init__(self, config: Config):
         self.config = config
-        size = DataOptions(train_size=config.train_size)
+        options = DataOptions(train_size=config.train_size)
         load = lambda source: prepare_source(source, None, limit=RESIDENT_LIMIT)[0]
         self.train = {
-            name: load(open_source(config.data, "train", dataclasses.replace(size, **how)))
-            for name, how in MISSING.items()
+            name: load(open_source(config.data, "train", dataclasses.replace(options, **changes)))
+            for name, changes in MISSING.items()
             if name in (*config.settings, "complete")
         }
-        self.test = scores.first(load(open_source(config.data, "test", size)), config.examples)
+        self.test = take_evenly(load(open_source(config.data, "test", options)), config.examples)
         self.names = tuple(self.test.modalities)
+        self.subsets = subsets(len(self.names), tuple(range(1, len(self.names))))
         example = numeric_fields(Loader(self.test, batch_size=1, seed=0).example())
-        self.example = example
         self.sizes = sizes_of(example, self.names, self.model("mopoe"))
         self.labels = self.test.class_labels()
         self.judges = make_judges(self.model("mopoe"), self.sizes, int(self.labels.max()) + 1)
         optimizer = Optimizer("muon", learning_rate=5e-3)
-        self.judged, _ = self.fit(self.judges.method, optimizer, "complete", 0, config.judge_steps)
-        self.judge = jax.jit(self.judges.method.predict)
-        classes, self.real = self.verdict(self.test.batch(np.arange(len(self.test))))
-        self.right = (classes == self.labels).mean(axis=1)
-        """How often each judge is right on real data."""
+        self.judge_params, _ = self.fit(self.judges.method, optimizer, "complete", 0, config.judge_steps)
+        self.predict = jax.jit(self.judges.method.predict)
+        classes, self.real_features = self.judge(self.test.batch(np.arange(len(self.test))))
+        self.judge_accuracy = (classes == self.labels).mean(axis=1)
 
     def model(self, name: str) -> MultimodalVAEConfig:
-        """Our configuration."""
-        c = self.config
-        encoder, decoder = (
-            DCGANEncoderConfig(width=c.width, norm="none"),
-            DecoderConfig("conv", width=c.width),
-        )
-        image = ImageConfig(encoder, decoder, "laplace", scale=multivae_peer.SCALE)
-        how = dict(model=name, latent=c.latent, private=c.private, image=image) | OURS[name]
-        return MultimodalVAEConfig(**how)
+        """The configuration of one of our models."""
+        c, model = self.config, parts.choose(MultimodalVAEModel, name)
+        image = ImageConfig(
+            DCGANEncoderConfig(width=c.width, norm="none"), ConvDecoderConfig(width=c.width), "laplace",
+            scale=multivae_peer.SCALE,
+        )  # fmt: skip
+        private = dict(private=c.private) if "private" in parts.options_of(model) else {}
+        return model(latent=c.latent, image=image, **private, **OURS[name])
 
     def fit(self, method, optimizer: Optimizer, setting: str, seed: int, steps: int):
         """Trained parameters, and the median milliseconds of a step."""
@@ -155,208 +158,206 @@ class Bench:
         loader = Loader(self.train[setting], batch_size=self.config.batch_size, seed=seed)
         state = jax.jit(training.init)(jax.random.key(seed), numeric_fields(loader.example()))
         step = jax.jit(training.make_step(None))
-        first = None if training.make_initial_step is None else jax.jit(training.make_initial_step(None))
+        initial_step = training.make_initial_step and jax.jit(training.make_initial_step(None))
         seconds = []
         for k in range(steps):
             batch = numeric_fields(next(loader))
             start = time.perf_counter()
-            state, _ = (first if k < training.initial_steps else step)(state, batch)
+            state, _ = (initial_step if k < training.initial_steps else step)(state, batch)
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - start)
         loader.close()
-        return state.params, 1e3 * float(np.median(seconds[len(seconds) // 2 :]))
+        return state.params, _median_ms(seconds)
 
-    def verdict(self, images: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Classes ``[M, N]`` and features ``[N, M, H]`` that the judges see in uint8 images ``[N, H, W, C]``."""
-        found, count = [], len(images[self.names[0]])
-        for rows in np.array_split(np.arange(count), -(-count // 250)):
-            batch = {m: images[m][rows] for m in self.names} | {"index": rows.astype(np.int32)}
-            found.append(jax.tree.map(np.asarray, self.judge(self.judged, batch)))
-        logits, features = (np.concatenate(x) for x in zip(*found, strict=True))
+    def judge(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
+        """The judges' classes ``[M, N]`` and features ``[N, M, H]`` of images."""
+        outputs = []
+        for indices in _chunks(len(images[self.names[0]])):
+            batch = {m: images[m][indices] for m in self.names} | {"index": indices.astype(np.int32)}
+            outputs.append(jax.tree.map(np.asarray, self.predict(self.judge_params, batch)))
+        logits, features = (np.concatenate(x) for x in zip(*outputs, strict=True))
         return logits.argmax(axis=-1).T, features
 
-    def row(self, made, prior, mixture, log_p: float | None, ms: float) -> dict[str, float]:
-        """The scores of what was ``made`` of each subset of modalities, and drawn jointly."""
-        explorer = scores.subsets(len(self.names), tuple(range(1, len(self.names))))
+    def metrics(
+        self, translations: list[Images], prior: Images, mixture: Images, log_p: float | None, ms: float
+    ) -> dict[str, float | None]:
+        """A row of the table, from the images generated from each subset of the modalities and from draws."""
         classes, fids = [], []
-        for given, images in zip(explorer, made, strict=True):
-            seen, features = self.verdict(images)
-            classes.append(seen)
-            if given.sum() == 1:
+        for members, images in zip(self.subsets, translations, strict=True):
+            subset_classes, features = self.judge(images)
+            classes.append(subset_classes)
+            if members.sum() == 1:
                 fids += [
-                    frechet_distance(moments(self.real[:, m]), moments(features[:, m]))
-                    for m in range(len(self.names)) if not given[m]
+                    frechet_distance(moments(self.real_features[:, m]), moments(features[:, m]))
+                    for m in range(len(self.names)) if not members[m]
                 ]  # fmt: skip
-        found = cross_coherence(np.stack(classes), self.labels, explorer)
-        found |= {
-            "prior": joint_coherence(self.verdict(prior)[0]),
-            "mixture": joint_coherence(self.verdict(mixture)[0]),
+        metrics: dict[str, Any] = cross_coherence(np.stack(classes), self.labels, self.subsets)
+        metrics |= {
+            "prior": joint_coherence(self.judge(prior)[0]),
+            "mixture": joint_coherence(self.judge(mixture)[0]),
         }
-        found |= {"fid": float(np.mean(fids)), "ms": ms, "log_p": log_p}
-        return {k: None if found.get(k) is None else float(found[k]) for k in COLUMNS}
+        metrics |= {"fid": float(np.mean(fids)), "ms": ms, "log_p": log_p}
+        return {k: None if metrics.get(k) is None else float(metrics[k]) for k in COLUMNS}
 
 
-def ours(bench: Bench, name: str, setting: str, seed: int) -> dict[str, float]:
+def run_ours(bench: Bench, name: str, setting: str, seed: int) -> dict[str, float | None]:
     """A row of one of our models."""
-    c, config = bench.config, bench.model(name)
+    c, config, key = bench.config, bench.model(name), jax.random.key(seed)
     vae = make_multimodal_vae(config, bench.sizes)
-    adam = Optimizer("adam", learning_rate=c.rate, schedule="constant", clip_norm=None, warmup=0.0)
+    adam = Optimizer("adam", learning_rate=c.learning_rate, schedule="constant", clip_norm=None, warmup=0.0)
     params, ms = bench.fit(vae.method, adam, setting, seed, c.steps)
-    explorer = scores.Explorer(vae, config, bench.judges, seed=seed)
-    key = jax.random.key(seed)
-
-    def paint(z):
-        return {
-            m: np.asarray(x)
-            for m, x in jax.tree.map(lambda x: jnp.round(255 * x[0]).astype(jnp.uint8), z).items()
-        }
-
+    evaluator = LatentEvaluator(vae, config, bench.judges, seed=seed)
     infer, decode = jax.jit(vae.infer), jax.jit(vae.decode)
-    batches = [bench.test.batch(rows) | {"index": rows.astype(np.int32)} for rows in _parts(len(bench.test))]
-    made = [
-        _joined(
-            [paint(decode(params, infer(params, _only(b, bench.names), given, key).z, None)) for b in batches]
-        )
-        for given in explorer.subsets
-    ]
-    codes = scores.first(bench.train["complete"], 4000)
-    drawn = explorer.codes(params, bench.judged, codes)["drawn"]
-    unfold = jax.jit(lambda p, z, k: vae.decode(p, vae.unfold(p, z, k), None))
-    dream = lambda shared: _joined(
-        [
-            paint(unfold(params, shared[rows], jax.random.fold_in(key, rows[0])))
-            for rows in _parts(len(shared))
-        ]
-    )
-    mixture = fit_gaussian_mixture(drawn, components=10, seed=seed).sample(c.examples, seed)
-    few = scores.first(bench.test, c.likelihood_examples)
-    all_of_them = (True,) * len(bench.names)
-    log_p = explorer.likelihood(params, few, all_of_them, all_of_them, c.likelihood_samples).mean()
-    return bench.row(made, dream(explorer.prior(params, c.examples)), dream(mixture), float(log_p), ms)
+    decode_shared = jax.jit(lambda p, z, k: vae.decode(p, vae.expand_shared(p, z, k), None))
+
+    def as_images(generated) -> Images:
+        return {m: np.asarray(jnp.round(255 * x[0]).astype(jnp.uint8)) for m, x in generated.items()}
+
+    def translate(observed: np.ndarray) -> Images:
+        images = []
+        for indices in _chunks(len(bench.test)):
+            batch = {m: x for m, x in bench.test.batch(indices).items() if m in bench.names}
+            batch["index"] = indices.astype(np.int32)
+            images.append(as_images(decode(params, infer(params, batch, observed, key).z, None)))
+        return _concatenate(images)
+
+    def generate(shared: np.ndarray) -> Images:
+        fold_in = lambda indices: jax.random.fold_in(key, indices[0])
+        parts = _chunks(len(shared))
+        return _concatenate([as_images(decode_shared(params, shared[i], fold_in(i))) for i in parts])
+
+    translations = [translate(observed) for observed in bench.subsets]
+    samples = evaluator.encode(params, take_evenly(bench.train["complete"], 4000)).samples
+    mixture = fit_gaussian_mixture(samples, components=10, seed=seed).sample(c.examples, seed)
+    prior = evaluator.sample_prior(params, c.examples)
+    everything = (True,) * len(bench.names)
+    few = take_evenly(bench.test, c.likelihood_examples)
+    log_p = evaluator.log_likelihood(params, few, everything, everything, c.likelihood_samples).mean()
+    return bench.metrics(translations, generate(prior), generate(mixture), float(log_p), ms)
 
 
-def theirs(bench: Bench, name: str, setting: str, seed: int) -> dict[str, float]:
-    """A row of one of multivae's models, trained and drawn from by its own functions."""
-    import_torchvision()
+def train_theirs(bench: Bench, name: str, setting: str, seed: int):
+    """One of multivae's models, trained, and the median milliseconds of a step."""
     import torch
-    from pythae.models.base.base_utils import ModelOutput
 
     c, names = bench.config, list(bench.names)
     torch.manual_seed(seed)
     shape = bench.sizes[names[0]].shape
-    model = multivae_peer.make(
-        name,
-        len(names),
-        (shape[2], *shape[:2]),
-        latent=c.latent,
-        private=c.private,
-        width=c.width,
-        **PEERS[name],
-    )
-    adam = torch.optim.Adam(model.parameters(), lr=c.rate, fused=True)
+    sizes = dict(latent=c.latent, private=c.private, width=c.width)
+    model = multivae_peer.make(name, len(names), (shape[2], *shape[:2]), **sizes, **PEERS[name])
+    adam = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     source = bench.train[setting]
-    missing = "present" in source.batch(np.arange(1))
+    has_missing = "present" in source.batch(np.arange(1))
+    # The loss of these models is a sum over the batch.
+    examples = c.batch_size if name in ("MMVAEPlus", "CMVAE", "MMVAE", "CRMVAE") else 1
     loader, seconds = Loader(source, batch_size=c.batch_size, seed=seed), []
     model.train()
     for step in range(c.steps):
         batch = next(loader)
         images = multivae_peer.tensors(batch, names)
-        masks = {m: torch.from_numpy(batch["present"][m]) for m in names} if missing else None
+        masks = {m: torch.from_numpy(batch["present"][m]) for m in names} if has_missing else None
         start = time.perf_counter()
         adam.zero_grad()
         loss = model(multivae_peer.batch_of(images, masks), epoch=2, batch_ratio=0)["loss"]
-        # Some of its losses are sums over the batch.
-        (loss / (c.batch_size if name in ("MMVAEPlus", "CMVAE", "MMVAE", "CRMVAE") else 1)).backward()
+        (loss / examples).backward()
         adam.step()
         seconds.append(time.perf_counter() - start)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{name}: the loss of step {step} is not finite")
     loader.close()
     model.eval()
+    return model, _median_ms(seconds)
 
-    def paint(outputs):
-        to = lambda x: np.moveaxis((x.clamp(0, 1) * 255).round().byte().numpy(), 1, -1)
-        return {m: to(outputs[m]) for m in names}
 
-    def encode(rows, cond, of=bench.test):
-        images = multivae_peer.tensors(of.batch(rows), names)
-        return model.encode(multivae_peer.batch_of(images), cond_mod=cond)
+def run_theirs(bench: Bench, name: str, setting: str, seed: int) -> dict[str, float | None]:
+    """A row of one of multivae's models, trained and drawn from by its own functions."""
+    import_torchvision()
+    import torch
+    from pythae.models.base.base_utils import ModelOutput
 
-    made, drawn = [], []
-    with torch.no_grad():
-        for given in scores.subsets(len(names), tuple(range(1, len(names)))):
-            cond = [m for m, there in zip(names, given, strict=True) if there]
-            made.append(
-                _joined([paint(model.decode(encode(rows, cond))) for rows in _parts(len(bench.test))])
+    c, names = bench.config, list(bench.names)
+    model, ms = train_theirs(bench, name, setting, seed)
+
+    def as_images(outputs) -> Images:
+        to_uint8 = lambda x: np.moveaxis((x.clamp(0, 1) * 255).round().byte().numpy(), 1, -1)
+        return {m: to_uint8(outputs[m]) for m in names}
+
+    def encode(source, indices: np.ndarray, observed: list[str]):
+        images = multivae_peer.tensors(source.batch(indices), names)
+        return model.encode(multivae_peer.batch_of(images), cond_mod=observed)
+
+    def translate(members: np.ndarray) -> Images:
+        observed = [m for m, is_member in zip(names, members, strict=True) if is_member]
+        parts = _chunks(len(bench.test))
+        return _concatenate([as_images(model.decode(encode(bench.test, i, observed))) for i in parts])
+
+    def generate(shared: np.ndarray) -> Images:
+        images = []
+        for indices in _chunks(len(shared)):
+            output = ModelOutput(
+                z=torch.from_numpy(shared[indices].astype(np.float32)), one_latent_space=True
             )
-        codes = scores.first(bench.train["complete"], 4000)
-        for rows in _parts(len(codes)):
-            drawn.append(encode(rows, names, codes).z.numpy())
+            if name in multivae_peer.PRIVATE:
+                output["one_latent_space"] = False
+                output["modalities_z"] = {m: torch.randn(len(indices), c.private) for m in names}
+            images.append(as_images(model.decode(output)))
+        return _concatenate(images)
 
-        def dream(shared):
-            found = []
-            for rows in _parts(len(shared)):
-                z = torch.from_numpy(shared[rows].astype(np.float32))
-                if name in multivae_peer.PRIVATE:
-                    own = {m: torch.randn(len(rows), c.private) for m in names}
-                    output = ModelOutput(z=z, one_latent_space=False, modalities_z=own)
-                else:
-                    output = ModelOutput(z=z, one_latent_space=True)
-                found.append(paint(model.decode(output)))
-            return _joined(found)
-
-        mixture = fit_gaussian_mixture(np.concatenate(drawn), components=10, seed=seed).sample(
-            c.examples, seed
-        )
+    with torch.no_grad():
+        translations = [translate(members) for members in bench.subsets]
+        complete = take_evenly(bench.train["complete"], 4000)
+        samples = [encode(complete, indices, names).z.numpy() for indices in _chunks(len(complete))]
+        density = fit_gaussian_mixture(np.concatenate(samples), components=10, seed=seed)
         prior = np.random.default_rng(seed).standard_normal((c.examples, c.latent))
-        return bench.row(
-            made, dream(prior), dream(mixture), None, 1e3 * float(np.median(seconds[len(seconds) // 2 :]))
-        )
+        mixture = density.sample(c.examples, seed)
+        return bench.metrics(translations, generate(prior), generate(mixture), None, ms)
 
 
-def _parts(count: int) -> list[np.ndarray]:
+def _median_ms(seconds: list[float]) -> float:
+    """The median of the second half, in milliseconds."""
+    return 1e3 * float(np.median(seconds[len(seconds) // 2 :]))
+
+
+def _chunks(count: int) -> list[np.ndarray]:
+    """The indices of ``count`` examples, in chunks of at most 250."""
     return np.array_split(np.arange(count), -(-count // 250))
 
 
-def _only(batch: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {k: v for k, v in batch.items() if k in names or k == "index"}
-
-
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {m: np.concatenate([part[m] for part in parts]) for m in parts[0]}
+def _concatenate(images: list[Images]) -> Images:
+    return {m: np.concatenate([part[m] for part in images]) for m in images[0]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean over seeds, with their standard deviation where there are several."""
+    """The table: means over seeds, with the standard deviation if there are several."""
     head = ["model", "trained on", "seeds", *COLUMNS]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, setting in dict.fromkeys((r["model"], r["setting"]) for r in rows):
-        own = [r["scores"] for r in rows if (r["model"], r["setting"]) == (name, setting)]
+        scores = [r["scores"] for r in rows if (r["model"], r["setting"]) == (name, setting)]
         cells = []
         for column in COLUMNS:
-            values = [s[column] for s in own if s.get(column) is not None]
+            values = [s[column] for s in scores if s.get(column) is not None]
             digits = 0 if column in ("log_p", "ms") else 1 if column == "fid" else 3
             spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
-        lines.append(f"| {name} | {setting} | {len(own)} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {setting} | {len(scores)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main(config: Config) -> None:
     runtime.configure()
-    kept = config.out.with_suffix(".jsonl")
+    file = config.out.with_suffix(".jsonl")
     settings = {
         k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "models", "settings", "seeds")
     }
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     other = [row for row in rows if row["config"] != settings]
     if other:
         raise ValueError(
-            f"{kept} holds rows of another configuration, {other[0]['config']}: choose another --out"
+            f"{file} holds rows of another configuration, {other[0]['config']}: choose another --out"
         )
     done = {(r["model"], r["setting"], r["seed"]) for r in rows}
     bench = Bench(config)
-    print("judges right on real data:", bench.right.round(3).tolist(), flush=True)
+    print("accuracy of the judges on real data:", bench.judge_accuracy.round(3).tolist(), flush=True)
     for setting in config.settings:
         complete = bench.train[setting].presence()
         print(
@@ -369,16 +370,17 @@ def main(config: Config) -> None:
             for seed in config.seeds:
                 if (name, setting, seed) in done:
                     continue
-                found = (ours if name in OURS else theirs)(bench, name, setting, seed)
-                rows.append(dict(model=name, setting=setting, seed=seed, scores=found, config=settings))
-                write_atomic(kept, "".join(json.dumps(row) + "\n" for row in rows))
+                run = run_ours if name in OURS else run_theirs
+                metrics = run(bench, name, setting, seed)
+                rows.append(dict(model=name, setting=setting, seed=seed, scores=metrics, config=settings))
+                write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows))
                 write_atomic(config.out.with_suffix(".md"), table(rows))
                 jax.clear_caches()
                 print(
                     name,
                     setting,
                     seed,
-                    {k: None if v is None else round(v, 3) for k, v in found.items()},
+                    {k: None if v is None else round(v, 3) for k, v in metrics.items()},
                     flush=True,
                 )
 

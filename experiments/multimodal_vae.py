@@ -1,13 +1,14 @@
-"""One latent space for several modalities: any of them from any others, and all of them at once.
+"""One latent space for several modalities: each can be generated from any others, or all from a sample of the prior.
 
     python experiments/multimodal_vae.py
-    python experiments/multimodal_vae.py --model.model mmvae_plus --missing 0.5
+    python experiments/multimodal_vae.py --model mmvae_plus --model.samples 5 --missing 0.5
     python experiments/multimodal_vae.py --data poly:npz:PATH --views 5
-    python experiments/multimodal_vae.py --data poly:tfds:mnist --model.model mopoe --seeds 2
+    python experiments/multimodal_vae.py --data poly:tfds:mnist --model mopoe --seeds 2
     python experiments/multimodal_vae.py --data folder:PATH --image-encoder hf:PATH --text-encoder hf:PATH
 
-The first translates between pictures, sketches, captions and speech of the embedded data set's scenes with one object.
-Judges, a classifier of each modality, are trained beside it and say whether what is made is of the right class.
+The first command translates between images, sketches, captions and speech of the embedded data set's scenes with one
+object. Judges, a classifier of each modality, are trained beside it and tell whether generated data show the right
+class.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ from typing import Annotated
 
 import tyro
 
-from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, numeric_fields
-from xmodal_jax.evaluation import latent as scores
+from xmodal_jax.evaluation import latent as evaluation
 from xmodal_jax.evaluation.latent_data import open_latent
-from xmodal_jax.experiment import finish
+from xmodal_jax.experiment import finish, start, subtitle
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
-from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
+from xmodal_jax.models.vae.multimodal_models import MultimodalVAEModel, MVTCAEConfig
 from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
 from xmodal_jax.report.page import Report
@@ -34,11 +34,11 @@ from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.run import Run, stack_scores
-from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
+from xmodal_jax.train.run import stack_scores
+from xmodal_jax.transfer.autoencoders import LatentConfig
 
-SHAPES = ("image", "image_sketch", "text", "audio")
-"""What is read of the embedded data set unless ``--modalities`` says otherwise."""
+SHAPES_MODALITIES = ("image", "image_sketch", "text", "audio")
+"""The modalities of the embedded data set, unless ``--modalities`` chooses others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,79 +54,69 @@ class Config(LatentConfig):
     eval_every: int = 750
     """Steps between evaluations on validation data; 0: only at the end."""
     judge_steps: int = 300
-    """Steps of the judges' training."""
-    model: MultimodalVAEConfig = MultimodalVAEConfig(model="mvtcae")
-    """The model."""
+    """Training steps of the judges."""
+    model: MultimodalVAEModel = MVTCAEConfig()
+    """Model."""
     optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
     """Optimizer and schedule."""
-    evaluation: scores.LatentEvaluation = scores.LatentEvaluation()
+    evaluation: evaluation.LatentEvaluation = evaluation.LatentEvaluation()
     """How much is evaluated."""
 
 
 def main(config: Config) -> None:
-    runtime.configure()
-    timer = runtime.Timer()
     if config.data == "shapes" and config.input.modalities is None:
-        config = dataclasses.replace(config, input=dataclasses.replace(config.input, modalities=SHAPES))
-    if config.smoke:
-        config = scores.shrink_latent(shrink(config))
-    config, readers = pretrained_readers(config)
-    run = Run.create(config.run_dir, config, resume=config.resume)
+        data_options = dataclasses.replace(config.input, modalities=SHAPES_MODALITIES)
+        config = dataclasses.replace(config, input=data_options)
+    config, run, timer, bad_examples, pretrained = start(
+        config, shrink=lambda config: evaluation.shrink_latent(shrink(config))
+    )
     model = config.model
 
-    # Data: examples whose class is known, for the judges; speech as frames, computed once.
-    bad_examples = BadExamples(config.input.on_bad_example)
+    # Data: examples whose class is known, which the judges need; speech as frames, computed once.
     with timer("data"):
         data = open_latent(config, model, bad_examples)
     loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
-
-    # The method: encoders and decoders of all modalities, an objective.
     example = numeric_fields(loader.example())
     sizes = sizes_of(example, data.modalities, model, vocab_size=data.vocab_size, classes=data.classes)
-    vae, judges = make_multimodal_vae(model, sizes), make_judges(model, sizes, data.classes)
-    explorer = scores.Explorer(vae, model, judges, seed=config.seed, end=data.end)
 
-    # Judges first, so that validation can ask them.
-    judged = scores.fit_judges(judges, loader, config, run, timer, config.judge_steps)
-    watched = scores.first(data.validation, config.evaluation.examples)
+    # The method, and the judges, which are trained first so that validation can use them.
+    vae, judges = make_multimodal_vae(model, sizes), make_judges(model, sizes, data.classes)
+    judge_params = evaluation.fit_judges(judges, loader, config, run, timer, config.judge_steps)
+    evaluator = evaluation.LatentEvaluator(vae, model, judges, seed=config.seed, end_id=data.end_id)
+    validation = evaluation.take_evenly(data.validation, config.evaluation.examples)
 
     def validate(params):
-        found, _ = scores.coherence_scores(explorer, params, judged, watched)
-        return {f"validation/{name.split('/')[1]}": value for name, value in found.items()}
+        metrics = evaluation.coherence_metrics(evaluator, params, judge_params, validation)[0]
+        return {f"validation/{name.split('/')[1]}": value for name, value in metrics.items()}
 
     metadata = {"modalities": vae.modalities, "sizes": {m: [*s.shape, s.values] for m, s in sizes.items()}}
-    optimizer, method = readers.optimize(config.optimizer), readers.start(vae.method, sizes)
+    optimizer, method = pretrained.optimize(config.optimizer), pretrained.start(vae.method, sizes)
     result = fit(
         method, loader, config, optimizer, run, timer,
         evaluate=validate, monitor="validation/coherence", metadata=metadata | data.metadata,
     )  # fmt: skip
 
-    # Test: translation, dreams, likelihood, the latent space.
+    # Test: generation across modalities and from the prior, likelihood, latent probes.
     with timer("evaluation"):
-        tested = [
-            scores.examine(
-                explorer, params, judged, data.source, data.test, data.factors, config.evaluation, seed
+        results = [
+            evaluation.evaluate_latent(
+                evaluator, params, judge_params, data.source, data.test, data.factors, config.evaluation, seed
             )
             for params, seed in zip(result.params, result.seeds, strict=True)
         ]
-        metrics = stack_scores([each.scores for each in tested])
+    metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return
 
     with timer("report"):
-        seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
-        subtitle = f"{config.data} · {model.model} · {result.steps} steps{seeds}"
-        report = Report("One latent space for several modalities", subtitle)
+        report = Report("One latent space for several modalities", subtitle(config, result, model.name))
         leading = ("cross/coherence", "joint_prior/coherence", "likelihood/")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         chance = {k: 1 / data.classes for k in headline if "cross" in k}
-        latent_report.add_scores(report, metrics, headline, chance)
-        latent_report.add_latent(report, explorer, result.params[0], data, tested[0], run.path)
+        latent_report.add_metric_tables(report, metrics, headline, chance)
+        latent_report.add_latent(report, evaluator, result.params[0], data, results[0], run.path)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
-    finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer, seeds=result.seeds,
-        diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),
-    )  # fmt: skip
+    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":

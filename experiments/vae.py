@@ -1,11 +1,11 @@
-"""A latent space of one modality: what it holds, what can be rebuilt from it, what it dreams.
+"""A latent space of one modality: reconstruction, samples, and what its dimensions capture.
 
     python experiments/vae.py
-    python experiments/vae.py --model.model iwae --model.samples 10
-    python experiments/vae.py --data npz:PATH --model.model aae --steps 5000
+    python experiments/vae.py --model iwae --model.samples 10
+    python experiments/vae.py --data npz:PATH --model aae --steps 5000
 
-The first is a variational autoencoder of pictures of the embedded data set's scenes with one object. A classifier,
-trained beside it on the data, lends the features that compare what is dreamt with the data.
+The first command trains a variational autoencoder of images of the embedded data set's scenes with one object. A
+classifier is trained beside it on the data; its features compare generated with real images.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Annotated
 
 import tyro
 
-from xmodal_jax.core import runtime, trees
-from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, numeric_fields
-from xmodal_jax.evaluation import latent as scores
+from xmodal_jax.evaluation import latent as evaluation
 from xmodal_jax.evaluation.latent_data import open_latent
-from xmodal_jax.experiment import finish
+from xmodal_jax.experiment import finish, start, subtitle
 from xmodal_jax.models.vae.adapter import as_multimodal
 from xmodal_jax.models.vae.judges import make_judges
-from xmodal_jax.models.vae.single import MODELS, VAEConfig, make_vae, size_of
+from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.single import make_vae
+from xmodal_jax.models.vae.single_models import AutoencoderModel, VAEConfig
 from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
 from xmodal_jax.report.page import Report
@@ -33,8 +33,8 @@ from xmodal_jax.train.config import shrink
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.run import Run, stack_scores
-from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
+from xmodal_jax.train.run import stack_scores
+from xmodal_jax.transfer.autoencoders import LatentConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Config(LatentConfig):
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
     """How the data set is read."""
     modality: str = "image"
-    """Which of the data set's modalities."""
+    """The modality of the data set to encode."""
     steps: int = 3000
     """Optimizer steps."""
     batch_size: int = 64
@@ -52,91 +52,74 @@ class Config(LatentConfig):
     eval_every: int = 1000
     """Steps between evaluations on validation data; 0: only at the end."""
     judge_steps: int = 500
-    """Steps of the training of the classifier that judges."""
-    model: VAEConfig = VAEConfig()
-    """The model."""
+    """Training steps of the classifier that compares generated with real data."""
+    model: AutoencoderModel = VAEConfig()
+    """Model."""
     optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
-    """Optimizer and schedule; of jsd_vae and aae the autoencoder's."""
+    """Optimizer and schedule of the autoencoder."""
     critic: Optimizer = Optimizer("adam", learning_rate=1e-3, b1=0.5, schedule="constant", clip_norm=None)
-    """The critic's (jsd_vae, aae)."""
-    evaluation: scores.LatentEvaluation = scores.LatentEvaluation()
+    """Optimizer of the critic (jsd_vae, aae)."""
+    evaluation: evaluation.LatentEvaluation = evaluation.LatentEvaluation()
     """How much is evaluated."""
 
 
 def main(config: Config) -> None:
-    runtime.configure()
-    timer = runtime.Timer()
-    config = dataclasses.replace(
-        config, input=dataclasses.replace(config.input, modalities=(config.modality,))
+    data_options = dataclasses.replace(config.input, modalities=(config.modality,))
+    config = dataclasses.replace(config, input=data_options)
+    config, run, timer, bad_examples, pretrained = start(
+        config, shrink=lambda config: evaluation.shrink_latent(shrink(config))
     )
-    if config.smoke:
-        config = scores.shrink_latent(shrink(config))
-    config, readers = pretrained_readers(config)
-    run = Run.create(config.run_dir, config, resume=config.resume)
     model, modality = config.model, config.modality
 
-    # Data: examples whose class is known, for the judge.
-    bad_examples = BadExamples(config.input.on_bad_example)
+    # Data: examples whose class is known, which the judge needs.
     with timer("data"):
         data = open_latent(config, model, bad_examples)
     loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
-
-    # The method, and who judges.
     example = numeric_fields(loader.example())
-    size = size_of(example, modality, model, vocab_size=data.vocab_size, classes=data.classes)
-    vae, judges = (
-        make_vae(model, modality, size, classes=data.classes),
-        make_judges(model, {modality: size}, data.classes),
+    sizes = sizes_of(example, (modality,), model, vocab_size=data.vocab_size, classes=data.classes)
+
+    # The method, and the judge, which is trained first.
+    vae = make_vae(model, modality, sizes[modality], classes=data.classes)
+    judges = make_judges(model, sizes, data.classes)
+    judge_params = evaluation.fit_judges(judges, loader, config, run, timer, config.judge_steps)
+    evaluator = evaluation.LatentEvaluator(
+        as_multimodal(vae, model, modality, data.classes), model, judges, seed=config.seed, end_id=data.end_id
     )
-    whole = as_multimodal(vae, model, modality, data.classes)
-    explorer = scores.Explorer(whole, model, judges, seed=config.seed, end=data.end)
-    judged = scores.fit_judges(judges, loader, config, run, timer, config.judge_steps)
-    watched = scores.first(data.validation, config.evaluation.examples)
+    validation = evaluation.take_evenly(data.validation, config.evaluation.examples)
 
     def validate(params):
-        found = scores.reconstruction_scores(explorer, params, watched)
-        return {f"validation/{name.split('/')[1]}": value for name, value in found.items()}
+        metrics = evaluation.reconstruction_metrics(evaluator, params, validation)
+        return {f"validation/{name.split('/')[1]}": value for name, value in metrics.items()}
 
-    optimizer = readers.optimize(config.optimizer)
-    if MODELS[model.model].opponent:
+    optimizer = pretrained.optimize(config.optimizer)
+    if model.critic_objective is not None:
         optimizer = GANOptimizer(discriminator=config.critic, generator=optimizer)
+    size = sizes[modality]
     metadata = data.metadata | {"modality": modality, "size": [*size.shape, size.values]}
-    method = readers.start(vae.method, {modality: size})
+    method = pretrained.start(vae.method, sizes)
     result = fit(method, loader, config, optimizer, run, timer, evaluate=validate, metadata=metadata)
 
-    # Test: what is rebuilt, dreamt and known.
+    # Test: reconstruction, samples, likelihood, latent probes.
     with timer("evaluation"):
-        density = MODELS[model.model].density
-        tested = [
-            scores.examine(
-                explorer,
-                params,
-                judged,
-                data.source,
-                data.test,
-                data.factors,
-                config.evaluation,
-                seed,
-                density,
-            )  # fmt: skip
+        results = [
+            evaluation.evaluate_latent(
+                evaluator, params, judge_params, data.source, data.test, data.factors, config.evaluation, seed,
+                model.has_likelihood,
+            )
             for params, seed in zip(result.params, result.seeds, strict=True)
-        ]
-        metrics = stack_scores([each.scores for each in tested])
+        ]  # fmt: skip
+    metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return
 
     with timer("report"):
-        seeds = f" · {config.seeds} seeds, pictures of the first" if config.seeds > 1 else ""
-        report = Report("A latent space", f"{config.data} · {model.model} · {result.steps} steps{seeds}")
+        report = Report("A latent space", subtitle(config, result, model.name))
         leading = ("reconstruction_", "likelihood/", "joint_prior/kid", "latent/probe")
         headline = [k for k in metrics if k.startswith(leading)][:6]
-        latent_report.add_scores(report, metrics, headline)
-        latent_report.add_latent(report, explorer, result.params[0], data, tested[0], run.path, count=8)
+        latent_report.add_metric_tables(report, metrics, headline)
+        latent_report.add_latent(report, evaluator, result.params[0], data, results[0], run.path, count=8)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
-    finish(
-        run, report, metrics, headline=headline[:4], bad_examples=bad_examples, timer=timer, seeds=result.seeds,
-        diverged=result.diverged, steps=result.steps, parameters=trees.count(result.params[0]),
-    )  # fmt: skip
+    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":

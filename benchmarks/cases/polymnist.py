@@ -40,17 +40,21 @@ def images() -> np.ndarray:
 
 def config_of(model: str, kind: str):
     """Our configuration with these networks."""
+    from xmodal_jax.core import parts
     from xmodal_jax.models.vae.modalities import ImageConfig
-    from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig
-    from xmodal_jax.nets.decoders import DecoderConfig
+    from xmodal_jax.models.vae.multimodal_models import MultimodalVAEModel
+    from xmodal_jax.nets.decoders import ImageDecoders
     from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig
 
     width = WIDTH[kind]
     encoder = (
         DCGANEncoderConfig(width=width, norm="none") if kind == "conv" else MLPEncoderConfig(width=width)
     )
-    image = ImageConfig(encoder, DecoderConfig(kind, width=width), "laplace", scale=multivae_peer.SCALE)
-    return MultimodalVAEConfig(model=model, latent=LATENT, private=PRIVATE, hidden=HIDDEN, image=image)
+    decoder = parts.choose(ImageDecoders, kind)(width=width)
+    image = ImageConfig(encoder, decoder, "laplace", scale=multivae_peer.SCALE)
+    config = parts.choose(MultimodalVAEModel, model)
+    private = dict(private=PRIVATE) if "private" in parts.options_of(config) else {}
+    return config(latent=LATENT, hidden=HIDDEN, image=image, **private)
 
 
 def jax_side() -> Side:
@@ -59,7 +63,7 @@ def jax_side() -> Side:
     from xmodal_jax.models.vae.modalities import sizes_of
     from xmodal_jax.models.vae.multimodal import make_multimodal_vae
 
-    variants, parameters, flops = {}, {}, {}
+    forms, parameters, flops = {}, {}, {}
     x = images()
     names = [f"image_{m}" for m in range(MODALITIES)]
     batches = {name: x[:, :, m] for m, name in enumerate(names)}
@@ -79,15 +83,13 @@ def jax_side() -> Side:
 
         params = jax.jit(vae.method.init)(jax.random.key(0), first)
         state = params, tx.init(params), jax.random.key(1)
-        variants |= {
-            f"{model}_{kind} {name}": variant for name, variant in jax_training(step, state, batches).items()
-        }
+        forms |= {f"{model}_{kind} {name}": form for name, form in jax_training(step, state, batches).items()}
         parameters[f"{model}_{kind}"], flops[f"{model}_{kind}"] = size(params), jax_flops(step, state, first)
-    return Side(variants, parameters, flops)
+    return Side(forms, parameters, flops)
 
 
 def torch_side() -> Side:
-    variants, parameters, flops = {}, {}, {}
+    forms, parameters, flops = {}, {}, {}
     names = [f"image_{m}" for m in range(MODALITIES)]
     of_each = lambda x: tuple(
         multivae_peer.tensors({n: x[:, m] for m, n in enumerate(names)}, names)[n] for n in names
@@ -107,5 +109,5 @@ def torch_side() -> Side:
 
         side = torch_training(make, batches)
         parameters[f"{model}_{kind}"], flops[f"{model}_{kind}"] = side.parameters, side.flops
-        variants |= {f"{model}_{kind} {name}": variant for name, variant in side.variants.items()}
-    return Side(variants, parameters, flops)
+        forms |= {f"{model}_{kind} {name}": form for name, form in side.forms.items()}
+    return Side(forms, parameters, flops)

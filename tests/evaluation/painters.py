@@ -5,17 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.evaluation.latent import Explorer
+from xmodal_jax.evaluation.latent import LatentEvaluator
 from xmodal_jax.models.towers import AudioFeatures
-from xmodal_jax.models.vae.inference import Codes
-from xmodal_jax.models.vae.judges import Judges, Verdict
-from xmodal_jax.models.vae.multimodal import MultimodalVAE, MultimodalVAEConfig
+from xmodal_jax.models.vae.inference import LatentSamples
+from xmodal_jax.models.vae.judges import JudgeOutputs, Judges
+from xmodal_jax.models.vae.modalities import AudioConfig, ModalityConfigs
+from xmodal_jax.models.vae.multimodal import MultimodalVAE
 from xmodal_jax.types import Method, kind_of
 
 CLASSES, SIDE, LENGTH, END = 4, 8, 5, 1
 IMAGES = ("image_0", "image_1", "image_2")
 MIXED = ("image", "text", "audio", "label")
-CONFIG = MultimodalVAEConfig(features=AudioFeatures(sample_rate=1000, mels=5, window=32, hop=16))
+SPECTROGRAM = AudioFeatures(sample_rate=1000, mels=5, window=32, hop=16)
+CONFIG = ModalityConfigs(audio=AudioConfig(spectrogram=SPECTROGRAM))
 FRAMES = 7
 
 
@@ -66,7 +68,7 @@ def make_judges(names, classes=CLASSES):
 
     def predict(params, batch):
         shown = jnp.stack([read(name, batch) for name in names], axis=1)
-        return Verdict(-jnp.abs(shown[..., None] - jnp.arange(classes)[None, None]), shown[..., None])
+        return JudgeOutputs(-jnp.abs(shown[..., None] - jnp.arange(classes)[None, None]), shown[..., None])
 
     return Judges(Method(None, None, predict), tuple(names))
 
@@ -108,7 +110,7 @@ def make_painter(names, policy=perfect, shade=lambda given, there: 0.0, side=SID
             drawn = jnp.full(index.shape, 0.0 if key is None else 1.0)
             shared = jnp.stack([told[0], number, drawn, index], axis=-1)
             rows = lambda x, axis: jnp.repeat(jnp.expand_dims(x, axis), samples, axis)
-            return Codes(rows(z, 1), jnp.zeros((samples, len(index))), rows(shared, 0))
+            return LatentSamples(rows(z, 1), jnp.zeros((samples, len(index))), rows(shared, 0))
 
         given = jnp.asarray(given)
         return of_one(given) if given.ndim == 1 else jax.vmap(of_one)(given)
@@ -122,7 +124,7 @@ def make_painter(names, policy=perfect, shade=lambda given, there: 0.0, side=SID
                 grey = jnp.clip(level(shown), 0.0, 1.0)[..., None, None, None]
                 made[name] = jnp.broadcast_to(grey, (*shape, side, side, 1))
             elif kind == "audio":
-                frames = (-2.0 * shown - CONFIG.mel_mean) / CONFIG.mel_scale
+                frames = (-2.0 * shown - CONFIG.audio.mel_mean) / CONFIG.audio.mel_scale
                 made[name] = jnp.broadcast_to(frames[..., None, None], (*shape, FRAMES, 5))
             else:
                 one = jnp.round(shown).astype(jnp.int32)
@@ -149,4 +151,4 @@ def make_painter(names, policy=perfect, shade=lambda given, there: 0.0, side=SID
 
 def explore(names, policy=perfect, *, batch_size=7, **how):
     painter = make_painter(names, policy, **how)
-    return Explorer(painter, CONFIG, make_judges(names), end=END, batch_size=batch_size)
+    return LatentEvaluator(painter, CONFIG, make_judges(names), end_id=END, batch_size=batch_size)

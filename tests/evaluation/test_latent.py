@@ -21,10 +21,10 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.views import Subset, keep_labelled
 from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation import latent_data
-from xmodal_jax.evaluation.latent import SMOKE, LatentEvaluation
+from xmodal_jax.evaluation.latent import SMOKE, LabelledLatents, LatentEvaluation, SourceLatents
 from xmodal_jax.metrics.disentanglement import mutual_information_gap
 from xmodal_jax.metrics.generative import kernel_distance
-from xmodal_jax.models.vae.judges import make_judges
+from xmodal_jax.models.vae.judges import JudgeOutputs, make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
 from xmodal_jax.nets.encoders import MLPEncoderConfig
 from xmodal_jax.train.config import RunConfig
@@ -35,26 +35,26 @@ LABELS = np.array([0] * 9 + [1] * 3 + [2] * 5 + [3] * 2 + [-1] + [0, 1, 2])
 
 
 def test_a_perfect_translator_is_coherent_whatever_it_is_given():
-    found, seen = scores.coherence_scores(explore(IMAGES), {}, {}, source(IMAGES, LABELS))
+    found, classes, real = scores.coherence_metrics(explore(IMAGES), {}, {}, source(IMAGES, LABELS))
     same = {k: v for k, v in found.items() if "coherence" in k}
     names = [f"cross/{what}@{k}" for what in ("coherence", "self_coherence") for k in (1, 2)]
     assert same == dict.fromkeys([*names, "cross/coherence"], 1.0)
     # Pictures are the data's own, so that their distance is 0; the kernel's, of halves of them, is it on average.
     assert found["cross/fid"] < 1e-9 and set(found) == {*same, "cross/fid", "cross/kid"}
-    assert seen["classes"].shape == (7, 3, len(LABELS))
-    np.testing.assert_array_equal(
-        seen["classes"], np.broadcast_to(np.maximum(LABELS, 0), seen["classes"].shape)
-    )
+    assert classes.shape == (7, 3, len(LABELS))
+    np.testing.assert_array_equal(classes, np.broadcast_to(np.maximum(LABELS, 0), classes.shape))
 
 
 def test_one_that_ignores_what_it_is_given_has_chance():
-    found, _ = scores.coherence_scores(explore(IMAGES, ignorant), {}, {}, source(IMAGES, LABELS))
+    found, _, _ = scores.coherence_metrics(explore(IMAGES, ignorant), {}, {}, source(IMAGES, LABELS))
     for name in ("coherence@1", "coherence@2", "coherence", "self_coherence@1", "self_coherence@2"):
         assert found[f"cross/{name}"] == pytest.approx(1 / CLASSES, abs=1e-12)
 
 
 def test_one_that_transmits_the_first_modality_alone_is_right_where_that_is_given():
-    found, seen = scores.coherence_scores(explore(IMAGES, of_the_first), {}, {}, source(IMAGES, LABELS))
+    found, classes, real = scores.coherence_metrics(
+        explore(IMAGES, of_the_first), {}, {}, source(IMAGES, LABELS)
+    )
     chance = 1 / CLASSES
     # Of one modality: two pairs from image_0, four from others; of two: {0, 1}, {0, 2} and {1, 2}.
     assert found["cross/coherence@1"] == pytest.approx((2 + 4 * chance) / 6)
@@ -64,7 +64,7 @@ def test_one_that_transmits_the_first_modality_alone_is_right_where_that_is_give
     assert found["cross/coherence"] == pytest.approx(
         np.mean([found["cross/coherence@1"], found["cross/coherence@2"]])
     )
-    right = (seen["classes"] == LABELS).all(axis=(1, 2), where=(LABELS >= 0)[None, None])
+    right = (classes == LABELS).all(axis=(1, 2), where=(LABELS >= 0)[None, None])
     np.testing.assert_array_equal(right, [True, False, False, True, True, False, True])
 
 
@@ -79,7 +79,7 @@ def test_examples_that_lack_what_would_be_given_are_left_out():
     )
     spread = lambda here, seen: jnp.broadcast_to(wrong(here, seen), seen.shape)
     explorer = explore(IMAGES, spread, batch_size=len(LABELS))
-    found, _ = scores.coherence_scores(explorer, {}, {}, source(IMAGES, LABELS, present=present))
+    found, _, _ = scores.coherence_metrics(explorer, {}, {}, source(IMAGES, LABELS, present=present))
     assert found["cross/coherence@1"] == found["cross/coherence@2"] == found["cross/self_coherence@2"] == 1.0
 
 
@@ -90,9 +90,9 @@ def test_missing_modalities_are_neither_judged_nor_compared():
     present = {m: rng.random(40) < 0.6 for m in IMAGES}
     data, explorer = source(IMAGES, labels, present=present), explore(IMAGES, batch_size=11)
     assert scores.judge_accuracy(explorer, {}, data) == {f"judge/{m}": 1.0 for m in IMAGES}
-    found = scores.reconstruction_scores(explorer, {}, data)
+    found = scores.reconstruction_metrics(explorer, {}, data)
     assert found == pytest.approx({f"reconstruction_{m}/mse": 0.0 for m in IMAGES}, abs=1e-12)
-    found, seen = scores.coherence_scores(explorer, {}, {}, data)
+    found, classes, real = scores.coherence_metrics(explorer, {}, {}, data)
     pairs = [
         (labels[present[told]], labels[present[given]])
         for told in IMAGES
@@ -104,9 +104,9 @@ def test_missing_modalities_are_neither_judged_nor_compared():
     assert found["cross/fid"] == pytest.approx(expected, rel=1e-4)
     draws = {"prior": np.stack([labels, 0 * labels], axis=1)}
     explorer.vae = explorer.vae._replace(
-        unfold=lambda p, shared, key: painters.make_painter(IMAGES).unfold(p, shared, None)
+        expand_shared=lambda p, shared, key: painters.make_painter(IMAGES).expand_shared(p, shared, None)
     )
-    found = scores.joint_scores(explorer, {}, {}, draws, seen["real"])
+    found = scores.joint_metrics(explorer, {}, {}, draws, real)
     own = [labels[present[m]] for m in IMAGES]
     expected = np.mean(
         [(a.mean() - labels.mean()) ** 2 + (a.std(ddof=1) - labels.std(ddof=1)) ** 2 for a in own]
@@ -125,8 +125,8 @@ def test_distances_of_pictures_are_means_over_pairs_of_one_given_and_another_tol
 
     labels = np.arange(24) % CLASSES
     explorer, data = explore(names, shade=shade), source(names, labels)
-    found, seen = scores.coherence_scores(explorer, {}, {}, data)
-    np.testing.assert_allclose(seen["real"][:, :, 0], np.repeat(labels[:, None], 3, axis=1), atol=1e-5)
+    found, classes, real = scores.coherence_metrics(explorer, {}, {}, data)
+    np.testing.assert_allclose(real[:, :, 0], np.repeat(labels[:, None], 3, axis=1), atol=1e-5)
     counted = [offs[g, t] for t in (0, 1) for g in range(3) if g != t]
     # Pictures are rounded to 1/255, which is 1/60 of a class.
     assert found["cross/fid"] == pytest.approx(np.mean(np.square(counted)), rel=0.02)
@@ -139,8 +139,8 @@ def test_distances_of_features_are_those_of_gaussians():
     rng = np.random.default_rng(3)
     real, made = rng.normal(size=(50, 2, 3)), rng.normal(1.0, 2.0, size=(31, 2, 3))
     explorer = explore(IMAGES[:2])
-    explorer.dream = lambda params, judged, shared: {"classes": np.zeros((31, 2), int), "features": made}
-    found = scores.joint_scores(explorer, {}, {}, {"mixture": np.zeros((31, 2))}, real)
+    explorer.judge_draws = lambda params, judged, shared: JudgeOutputs(np.zeros((31, 2, CLASSES)), made)
+    found = scores.joint_metrics(explorer, {}, {}, {"mixture": np.zeros((31, 2))}, real)
 
     def distance(a, b):
         root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
@@ -157,44 +157,42 @@ def test_joint_coherence_is_the_share_of_draws_whose_modalities_agree():
     shared[:5, 1] = 1.0  # the last modality of these is of the next class
     explorer, real = explore(IMAGES), np.zeros((4, 3, 1))
     draws = {"prior": shared, "flow": np.zeros((3, 2))}
-    found = scores.joint_scores(explorer, {}, {}, draws, real)
+    found = scores.joint_metrics(explorer, {}, {}, draws, real)
     assert found["joint_prior/coherence"] == pytest.approx(18 / 23)
     assert found["joint_flow/coherence"] == 1.0
-    dreamt = explorer.dream({}, {}, shared)
-    np.testing.assert_array_equal(dreamt["classes"][:, 0], shared[:, 0])
-    np.testing.assert_array_equal(dreamt["classes"][:, 2], shared[:, 0] + shared[:, 1])
+    dreamt = explorer.judge_draws({}, {}, shared)
+    np.testing.assert_array_equal(dreamt.logits.argmax(axis=-1)[:, 0], shared[:, 0])
+    np.testing.assert_array_equal(dreamt.logits.argmax(axis=-1)[:, 2], shared[:, 0] + shared[:, 1])
 
 
 def test_every_draw_has_noise_of_its_own_and_the_same_again():
     """Also in the next batch of 7."""
     explorer, shared = explore(IMAGES), np.ones((23, 2), np.float32)
-    noise = explorer.dream({}, {}, shared)["features"][:, :, 0]
+    noise = explorer.judge_draws({}, {}, shared).features[:, :, 0]
     assert noise.shape == (23, 3) and len(np.unique(noise.round(2))) > 12
     assert not np.array_equal(noise[:7], noise[7:14])
-    np.testing.assert_array_equal(explorer.dream({}, {}, shared)["features"][:, :, 0], noise)
+    np.testing.assert_array_equal(explorer.judge_draws({}, {}, shared).features[:, :, 0], noise)
 
 
 def test_codes_are_means_of_each_modality_alone_and_of_all_and_draws_of_all():
     labels = np.arange(17) % CLASSES
-    found = explore(IMAGES).codes({}, {}, source(IMAGES, labels))
+    found = explore(IMAGES).encode({}, source(IMAGES, labels))
     number = np.array([1.0, 2.0, 4.0])
     index = np.arange(17.0)
-    assert found["alone"].shape == (17, 3, 4)
+    assert found.unimodal.shape == (17, 3, 4)
     for k in range(3):
         expected = np.stack([labels, np.full(17, number[k]), np.zeros(17), index], axis=1)
-        np.testing.assert_allclose(found["alone"][:, k], expected, atol=1e-5)
+        np.testing.assert_allclose(found.unimodal[:, k], expected, atol=1e-5)
+    np.testing.assert_allclose(found.mean, np.stack([labels, 0 * index + 7, 0 * index, index], 1), atol=1e-5)
     np.testing.assert_allclose(
-        found["mean"], np.stack([labels, 0 * index + 7, 0 * index, index], 1), atol=1e-5
-    )
-    np.testing.assert_allclose(
-        found["drawn"], np.stack([labels, 0 * index + 7, 0 * index + 1, index], 1), atol=1e-5
+        found.samples, np.stack([labels, 0 * index + 7, 0 * index + 1, index], 1), atol=1e-5
     )
 
 
 def test_likelihoods_are_told_what_is_given_and_what_is_asked():
     labels = np.arange(13) % CLASSES
     explorer, data = explore(IMAGES), source(IMAGES, labels)
-    estimate = lambda given, told, samples: explorer.likelihood({}, data, given, told, samples)
+    estimate = lambda given, told, samples: explorer.log_likelihood({}, data, given, told, samples)
     yes, no = True, False
     for given, told, samples, expected in (
         ((yes, no, no), (no, yes, no), 3, 1 + 200 + 30_000),
@@ -204,7 +202,7 @@ def test_likelihoods_are_told_what_is_given_and_what_is_asked():
     ):
         np.testing.assert_allclose(estimate(given, told, samples), expected + labels / 4, rtol=1e-7)
     how = LatentEvaluation(likelihood_examples=5, likelihood_samples=2)
-    found = scores.likelihood_scores(explorer, {}, data, how)
+    found = scores.likelihood_metrics(explorer, {}, data, how)
     mean = labels[[0, 3, 6, 9, 12]].mean() / 4
     assert found["likelihood/joint"] == pytest.approx(7 + 700 + 20_000 + mean, rel=1e-7)
     # Of all by codes of all, less that of all but the first by codes of these.
@@ -219,14 +217,14 @@ def test_a_likelihood_that_cannot_be_computed_is_left_out():
             whole(p, b, k, given, told, s) + (0.0 if given.all() else jnp.nan)
         )
     )
-    assert set(scores.likelihood_scores(explorer, {}, data, SMOKE)) == {"likelihood/joint"}
+    assert set(scores.likelihood_metrics(explorer, {}, data, SMOKE)) == {"likelihood/joint"}
 
 
 def test_what_is_rebuilt_is_compared_in_pixels_and_tokens_that_count():
     names, labels = ("image_0", "image_1", "text"), np.arange(10) % CLASSES
     shade = lambda given, there: jnp.array([[0.0], [0.5], [0.0]])  # a half of a class is 30 of 255
     data = source(names, labels, side=12)
-    found = scores.reconstruction_scores(explore(names, shade=shade, side=12), {}, data)
+    found = scores.reconstruction_metrics(explore(names, shade=shade, side=12), {}, data)
     assert found["reconstruction_image_0/mse"] == pytest.approx(0.0, abs=1e-12)
     assert found["reconstruction_image_1/mse"] == pytest.approx((30 / 255) ** 2, rel=1e-5)
     assert found["reconstruction_image_0/ssim"] == pytest.approx(1.0, abs=1e-5)
@@ -235,9 +233,9 @@ def test_what_is_rebuilt_is_compared_in_pixels_and_tokens_that_count():
     wrong = lambda here, seen: seen.at[2].add(
         -1.0
     )  # of three tokens the end alone is right, never one of padding
-    found = scores.reconstruction_scores(explore(names, wrong, side=12), {}, data)
+    found = scores.reconstruction_metrics(explore(names, wrong, side=12), {}, data)
     assert found["reconstruction_text/token_accuracy"] == pytest.approx(1 / 3)
-    small = scores.reconstruction_scores(explore(names), {}, source(names, labels))
+    small = scores.reconstruction_metrics(explore(names), {}, source(names, labels))
     assert "reconstruction_image_0/ssim" not in small  # no window of 11 pixels fits
 
 
@@ -255,23 +253,23 @@ def test_judges_are_judged_on_known_classes():
 def test_one_modality_has_no_others_to_be_told_by():
     names, labels = ("image",), np.arange(9) % CLASSES
     explorer, data = explore(names), source(names, labels)
-    found, seen = scores.coherence_scores(explorer, {}, {}, data)
-    assert found == {} and seen["real"].shape == (9, 1, 1)
+    found, classes, real = scores.coherence_metrics(explorer, {}, {}, data)
+    assert found == {} and real.shape == (9, 1, 1)
     shared = np.stack([labels, 0 * labels], axis=1)
-    assert set(scores.joint_scores(explorer, {}, {}, {"prior": shared}, seen["real"])) == {
+    assert set(scores.joint_metrics(explorer, {}, {}, {"prior": shared}, real)) == {
         "joint_prior/fid", "joint_prior/kid",
     }  # fmt: skip
-    likelihood = scores.likelihood_scores(explorer, {}, data, SMOKE)
+    likelihood = scores.likelihood_metrics(explorer, {}, data, SMOKE)
     assert likelihood == {"likelihood/test": pytest.approx(1 + 100 + 30_000 + labels.mean() / 4, rel=1e-7)}
-    assert explorer.codes({}, {}, data)["alone"].shape == (9, 1, 4)
+    assert explorer.encode({}, data).unimodal.shape == (9, 1, 4)
 
 
 def test_without_pictures_nothing_is_compared_by_features():
     names, labels = ("text", "text_other"), np.arange(9) % CLASSES
     explorer, data = explore(names), source(names, labels)
-    found, seen = scores.coherence_scores(explorer, {}, {}, data)
+    found, classes, real = scores.coherence_metrics(explorer, {}, {}, data)
     assert found == {"cross/coherence@1": 1.0, "cross/self_coherence@1": 1.0, "cross/coherence": 1.0}
-    found = scores.joint_scores(explorer, {}, {}, {"prior": np.zeros((3, 2))}, seen["real"])
+    found = scores.joint_metrics(explorer, {}, {}, {"prior": np.zeros((3, 2))}, real)
     assert found == {"joint_prior/coherence": 1.0}
 
 
@@ -282,25 +280,24 @@ def test_what_codes_know_is_probed_and_clustered():
     def codes(n):
         labels = rng.integers(0, 2, n)
         whole = np.stack([10.0 * labels, 1e-3 * rng.normal(size=n)], axis=1) + 1e4
-        return labels, {"mean": whole, "alone": np.stack([whole, rng.normal(size=(n, 2))], axis=1)}
+        unimodal = np.stack([whole, rng.normal(size=(n, 2))], axis=1)
+        return LabelledLatents(SourceLatents(unimodal=unimodal, mean=whole, samples=whole), labels)
 
-    (fit_labels, fit), (labels, test) = codes(203), codes(151)
-    fit_labels[:9] = labels[:7] = -1  # what is not known is not asked
-    factors = np.stack([np.maximum(labels, 0), rng.integers(0, 2, 151)], axis=1)
-    how = dataclasses.replace(SMOKE, disentanglement=True)
-    explorer = explore(IMAGES[:2])
-    found = scores.latent_scores(explorer, fit, test, fit_labels, labels, factors[:, :1], how, 0)
+    train, test = codes(203), codes(151)
+    train.labels[:9] = test.labels[:7] = -1  # what is not known is not asked
+    factors = np.stack([np.maximum(test.labels, 0), rng.integers(0, 2, 151)], axis=1)
+    found = scores.latent_metrics(IMAGES[:2], train, test, 0)
     assert set(found) == {
         "latent/probe", "latent/probe_image_0", "latent/probe_image_1", "latent/clustering", "latent/adjusted_rand",
     }  # fmt: skip
     assert found["latent/probe"] == found["latent/probe_image_0"] == 1.0
     assert abs(found["latent/probe_image_1"] - 1 / 2) < 0.15
     assert found["latent/clustering"] == found["latent/adjusted_rand"] == 1.0
-    found = scores.latent_scores(explorer, fit, test, fit_labels, labels, factors, how, 0)
+    assert scores.disentanglement_metrics(test.latents.mean, factors[:, :1], 0) == {}
+    assert scores.disentanglement_metrics(test.latents.mean[:15], factors[:15], 0) == {}
+    found = scores.disentanglement_metrics(test.latents.mean, factors, 0)
     more = {"mig", "sap", "dci_disentanglement", "dci_completeness", "dci_informativeness"}
-    assert {f"latent/{name}" for name in more} < set(found) and 0.3 < found["latent/mig"] <= 0.6
-    off = scores.latent_scores(explorer, fit, test, fit_labels, labels, factors, SMOKE, 0)
-    assert "latent/mig" not in off
+    assert {f"latent/{name}" for name in more} == set(found) and 0.3 < found["latent/mig"] <= 0.6
 
 
 def test_answers_do_not_depend_on_where_parameters_lie():
@@ -312,9 +309,9 @@ def test_answers_do_not_depend_on_where_parameters_lie():
     several = explorer.translate(jax.device_put(weights, everywhere), {}, data)
     assert_trees_identical(one, several)
     shared = np.stack([np.arange(11) % 3, np.zeros(11)], axis=1)
-    of_one = explorer.dream(weights, {}, shared)["classes"]
+    of_one = explorer.judge_draws(weights, {}, shared).logits.argmax(axis=-1)
     np.testing.assert_array_equal(
-        of_one, explorer.dream(jax.device_put(weights, everywhere), {}, shared)["classes"]
+        of_one, explorer.judge_draws(jax.device_put(weights, everywhere), {}, shared).logits.argmax(axis=-1)
     )
 
 
@@ -323,7 +320,7 @@ def test_answers_do_not_depend_on_where_parameters_lie():
 
 @pytest.mark.parametrize(
     "field",
-    ["examples", "draws", "components", "flow_steps", "codes", "likelihood_examples", "likelihood_samples"],
+    ["examples", "draws", "components", "flow_steps", "latents", "likelihood_examples", "likelihood_samples"],
 )
 def test_amounts_must_be_positive(field):
     with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
@@ -332,31 +329,31 @@ def test_amounts_must_be_positive(field):
 
 def test_samplers_must_be_known():
     with pytest.raises(ValueError, match="'gaussian' is neither 'mixture' nor 'flow'"):
-        LatentEvaluation(samplers=("mixture", "gaussian"))
-    assert LatentEvaluation(samplers=()).samplers == ()
+        LatentEvaluation(densities=("mixture", "gaussian"))
+    assert LatentEvaluation(densities=()).densities == ()
 
 
 def test_a_few_examples_are_evenly_spread_and_all_where_there_are_no_more():
-    np.testing.assert_array_equal(scores.spread(101, 5), [0, 25, 50, 75, 100])
-    np.testing.assert_array_equal(scores.spread(3, 5), [0, 1, 2])
-    np.testing.assert_array_equal(scores.spread(1, 5), [0])
+    np.testing.assert_array_equal(scores.evenly_spread(101, 5), [0, 25, 50, 75, 100])
+    np.testing.assert_array_equal(scores.evenly_spread(3, 5), [0, 1, 2])
+    np.testing.assert_array_equal(scores.evenly_spread(1, 5), [0])
     for size, count in ((97, 96), (1000, 999), (13, 1)):
-        found = scores.spread(size, count)
+        found = scores.evenly_spread(size, count)
         assert len(found) == count and 0 <= found.min() and found.max() < size
     data = source(IMAGES, np.arange(101))
-    np.testing.assert_array_equal(scores.first(data, 5).class_labels(), [0, 25, 50, 75, 100])
+    np.testing.assert_array_equal(scores.take_evenly(data, 5).class_labels(), [0, 25, 50, 75, 100])
 
 
 def test_samplers_are_fitted_to_the_codes_and_the_seed():
     rng = np.random.default_rng(0)
     codes = rng.normal([3.0, -5.0], [0.1, 2.0], size=(300, 2))
-    how = LatentEvaluation(components=1, samplers=("mixture",))
-    found = scores.fit_samplers(codes, how, 0)
+    how = LatentEvaluation(components=1, densities=("mixture",))
+    found = scores.fit_densities(codes, how, 0)
     assert list(found) == ["mixture"]
     drawn = found["mixture"].sample(4000, 1)
     np.testing.assert_allclose(drawn.mean(axis=0), codes.mean(axis=0), atol=0.15)
     np.testing.assert_allclose(drawn.std(axis=0), codes.std(axis=0), rtol=0.1)
-    assert scores.fit_samplers(codes, dataclasses.replace(how, samplers=()), 0) == {}
+    assert scores.fit_densities(codes, dataclasses.replace(how, densities=()), 0) == {}
 
 
 def test_classes_are_counted_by_name_or_by_label():
@@ -409,9 +406,9 @@ def test_everything_of_a_real_model(tmp_path):
     batch["label"] = np.arange(60, dtype=np.int32) % multimodal.CLASSES
     arrays = {k: v for k, v in batch.items() if k not in ("present", "index", "step")}
     train = ArraySource(arrays)
-    sizes = sizes_of(batch, multimodal.NAMES, multimodal.CONFIG, classes=multimodal.CLASSES)
+    sizes = sizes_of(batch, multimodal.NAMES, multimodal.CONFIGS, classes=multimodal.CLASSES)
     small = {"image": MLPEncoderConfig(width=8, depth=1), "label": None}
-    judges = make_judges(multimodal.CONFIG, sizes, multimodal.CLASSES, hidden=8, encoders=small)
+    judges = make_judges(multimodal.CONFIGS, sizes, multimodal.CLASSES, hidden=8, encoders=small)
     config = RunConfig(steps=50, batch_size=8, seeds=2, eval_every=2, patience=1, run_dir=tmp_path / "run")
     loader = Loader(train, batch_size=8, seed=0)
     position = loader.position()
@@ -431,13 +428,13 @@ def test_everything_of_a_real_model(tmp_path):
     test = Subset(train, np.arange(40))
     factors = np.stack([arrays["label"][:40], np.arange(40) % 2], axis=1)
     how = dataclasses.replace(SMOKE, examples=18, disentanglement=True)
-    explorer = scores.Explorer(vae, multimodal.CONFIG, judges, batch_size=12)
-    found = scores.examine(explorer, params, trained[0], train, test, factors, how, 0)
-    assert set(found.scores) == set(FINITE)
-    assert all(type(v) is float and np.isfinite(v) for v in found.scores.values())
-    assert found.scores["judge/label"] >= 0 and found.classes.shape == (7, 3, 18)
-    np.testing.assert_array_equal(found.labels, arrays["label"][scores.spread(40, 18)])
-    assert found.codes["mean"].shape == (18, 4) and set(found.draws) == {"prior", "flow"}
+    explorer = scores.LatentEvaluator(vae, multimodal.CONFIGS, judges, batch_size=12)
+    found = scores.evaluate_latent(explorer, params, trained[0], train, test, factors, how, 0)
+    assert set(found.metrics) == set(FINITE)
+    assert all(type(v) is float and np.isfinite(v) for v in found.metrics.values())
+    assert found.metrics["judge/label"] >= 0 and found.classes.shape == (7, 3, 18)
+    np.testing.assert_array_equal(found.labels, arrays["label"][scores.evenly_spread(40, 18)])
+    assert found.latents.mean.shape == (18, 4) and set(found.draws) == {"prior", "flow"}
     assert all(x.shape == (24, 4) for x in found.draws.values())
 
 
@@ -445,24 +442,27 @@ def test_a_model_without_a_likelihood_is_not_asked_for_one():
     """Of the examples that are looked at labels and factors are those of the same rows."""
     labels = np.arange(40) // 4 % 2
     train = test = source(IMAGES, labels)
-    how = LatentEvaluation(examples=24, draws=9, codes=20, samplers=())
+    how = LatentEvaluation(examples=24, draws=9, latents=20, densities=())
     explorer = explore(IMAGES)
     explorer.vae = explorer.vae._replace(log_likelihood=None)
     factors = np.stack([labels, np.random.default_rng(1).integers(0, 2, 40)], axis=1)
-    explorer.codes = lambda params, judged, data: {
-        "mean": np.stack([data.class_labels(), np.random.default_rng(0).normal(size=len(data))], axis=1),
-        "alone": np.zeros((len(data), 3, 1)),
-        "drawn": np.zeros((len(data), 2)),
-    }
-    found = scores.examine(explorer, {}, {}, train, test, factors, how, 0, likelihood=False)
-    assert not [k for k in found.scores if "likelihood" in k] and set(found.draws) == {"prior"}
-    assert found.scores["cross/coherence"] == found.scores["joint_prior/coherence"] == 1.0
+    explorer.encode = lambda params, data: SourceLatents(
+        mean=np.stack([data.class_labels(), np.random.default_rng(0).normal(size=len(data))], axis=1),
+        unimodal=np.zeros((len(data), 3, 1)),
+        samples=np.zeros((len(data), 2)),
+    )
+    found = scores.evaluate_latent(explorer, {}, {}, train, test, factors, how, 0, has_likelihood=False)
+    assert not [k for k in found.metrics if "likelihood" in k] and set(found.draws) == {"prior"}
+    assert found.metrics["cross/coherence"] == found.metrics["joint_prior/coherence"] == 1.0
     rows = np.linspace(0, 39, 24).astype(int)
     np.testing.assert_array_equal(found.labels, labels[rows])
     # The class is one code exactly, which other rows' factors are not.
-    codes = explorer.codes({}, {}, Subset(test, rows))["mean"]
-    assert found.scores["latent/mig"] == pytest.approx(mutual_information_gap(codes, factors[rows]))
-    assert found.scores["latent/mig"] != pytest.approx(mutual_information_gap(codes, factors[:24]))
+    codes = explorer.encode({}, Subset(test, rows)).mean
+    assert found.metrics["latent/mig"] == pytest.approx(mutual_information_gap(codes, factors[rows]))
+    assert found.metrics["latent/mig"] != pytest.approx(mutual_information_gap(codes, factors[:24]))
+    off = dataclasses.replace(how, disentanglement=False)
+    found = scores.evaluate_latent(explorer, {}, {}, train, test, factors, off, 0, has_likelihood=False)
+    assert "latent/mig" not in found.metrics and "latent/probe" in found.metrics
 
 
 def test_what_painters_show_is_what_judges_read():

@@ -124,7 +124,7 @@ def test_refusals():
     refused = lambda match: pytest.raises(ValueError, match=match)
     with refused("predictions are of 97 examples and labels of 96"):
         cross_coherence(predictions, labels[1:], given)
-    with refused(r"given must be bool \[7, 3\], got int64"):
+    with refused(r"observed must be bool \[7, 3\], got int64"):
         cross_coherence(predictions, labels, given.astype(int))
     with refused(r"present must be bool \[7, 97\]"):
         cross_coherence(predictions, labels, given, present[1:])

@@ -166,7 +166,7 @@ def test_refusals(metric):
     refused = lambda match: pytest.raises(ValueError, match=match)
     with refused("factor 1 has one value only"):
         metric(noise, factors * [1, 0, 1])
-    with refused("two codes at least"):
+    with refused("two latent dimensions at least"):
         metric(noise[:, :1], factors)
     with refused(r"factors must be \[31, factors\], got \[30, 3\]"):
         metric(noise, factors[1:])
@@ -191,5 +191,5 @@ def test_refusals_of_settings():
         with pytest.raises(ValueError, match="factor 3 has fewer than two values among"):
             metric(noise, rare, seed=0)
         for share in (0.0, 1.0, -0.5):
-            with pytest.raises(ValueError, match="test_share must lie between 0 and 1"):
-                metric(noise, factors, seed=0, test_share=share)
+            with pytest.raises(ValueError, match="test_fraction must lie between 0 and 1"):
+                metric(noise, factors, seed=0, test_fraction=share)

@@ -1,18 +1,17 @@
 """Decoders of latent codes, and the layers between encoders and posteriors."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.oracles import gan as oracle
+from xmodal_jax.core import parts
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.nets import decoders
-from xmodal_jax.nets.decoders import DECODERS, DecoderConfig, Size, build_latent_decoder
+from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
-from xmodal_jax.nets.vae import MLP, Expert, Features, Moments, log_scale_of
+from xmodal_jax.nets.vae import MLP, EncoderFeatures, Expert, LabelFeatures, Moments, to_log_scale
 
 N, D, L, V = 5, 3, 7, 11
 KEY = jax.random.key(0)
@@ -32,9 +31,17 @@ def drawn(module, *args, **kwargs):
     )
 
 
+DECODERS = {
+    "image": decoders.ImageDecoders,
+    "text": decoders.TextDecoders,
+    "audio": decoders.AudioDecoders,
+    "label": decoders.LabelDecoders,
+}
+
+
 def built(kind, name, size, told=None, **config):
     """``(params, run(z, told, keys))``."""
-    module = build_latent_decoder(kind, DecoderConfig(name, **config), size)
+    module = parts.choose(DECODERS[kind], name)(**config).build(size)
     params = drawn(module, Z, told)
     return params, jax.jit(
         lambda z, told=None, keys=None, params=params: module.apply({"params": params}, z, told, keys=keys)
@@ -49,11 +56,15 @@ SIZES = {"image": Size((8, 12, 2)), "text": Size((L,), V), "audio": Size((33, 5)
 SHAPES = {"image": (8, 12, 2), "text": (L, V), "audio": (33, 5), "label": (4,)}
 
 
-@pytest.mark.parametrize("kind,name", [(kind, name) for kind in DECODERS for name in DECODERS[kind]])
+@pytest.mark.parametrize(
+    "kind,name", [(kind, name) for kind in DECODERS for name in parts.parts_of(DECODERS[kind])]
+)
 def test_every_decoder_makes_what_it_is_sized_for_from_the_code(kind, name):
     """Of its own code alone: another example's does not matter."""
     told = IDS if kind == "text" else None
-    _, run = built(kind, name, SIZES[kind], told, width=8, depth=1, heads=2)
+    options = parts.options_of(parts.choose(DECODERS[kind], name))
+    small = {k: v for k, v in dict(width=8, depth=1, heads=2).items() if k in options}
+    _, run = built(kind, name, SIZES[kind], told, **small)
     out = run(Z, told)
     assert out.shape == (N, *SHAPES[kind]) and out.dtype == jnp.float32
     other = run(Z.at[2].add(1.0), told)
@@ -156,7 +167,7 @@ def test_words_are_dropped_in_training_alone_and_by_example():
 def test_the_share_of_dropped_words():
     """Of 4000 tokens, within four standard errors; the others are as they were."""
     ids, rate = jnp.full((400, 10), 7, jnp.int32), 0.3
-    left = np.asarray(decoders._unsaid(ids, example_keys(KEY, jnp.arange(400)), rate))
+    left = np.asarray(decoders.drop_words(ids, example_keys(KEY, jnp.arange(400)), rate))
     assert set(np.unique(left)) == {0, 7}
     assert abs((left == 0).mean() - rate) < 4 * (rate * (1 - rate) / 4000) ** 0.5
 
@@ -173,26 +184,22 @@ def test_dropout_is_by_example(name):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        *[
-            ({field: 0}, f"DecoderConfig.{field} must be at least 1, got 0")
-            for field in ("width", "depth", "heads")
-        ],
-        ({"dropout": 1.0}, r"DecoderConfig.dropout must lie in \[0, 1\), got 1.0"),
-        ({"word_dropout": -0.1}, r"DecoderConfig.word_dropout must lie in \[0, 1\), got -0.1"),
+        *[({field: 0}, f"{field} must be at least 1, got 0") for field in ("width", "depth", "heads")],
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"word_dropout": -0.1}, r"word_dropout must lie in \[0, 1\), got -0.1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(DecoderConfig("mlp"), **changes)
+        decoders.AutoregressiveDecoderConfig(**changes)
 
 
 def test_unknown_decoders_are_refused():
-    with pytest.raises(
-        ValueError, match=r"decoders of image are \['conv', 'mlp', 'residual'\], got 'parallel'"
-    ):
-        build_latent_decoder("image", DecoderConfig("parallel"), SIZES["image"])
-    with pytest.raises(ValueError, match=r"decoders of video are \[\], got 'mlp'"):
-        build_latent_decoder("video", DecoderConfig("mlp"), SIZES["image"])
+    with pytest.raises(ValueError, match="must be one of conv, residual, mlp, got 'parallel'"):
+        built("image", "parallel", SIZES["image"])
+    for name in parts.parts_of(decoders.ImageDecoders):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'heads'"):
+            built("image", name, SIZES["image"], heads=2)
 
 
 # -- Between encoders and posteriors -------------------------------------------------------------------------
@@ -208,9 +215,9 @@ def test_scales():
         "softmax": 3 * e / e.sum(axis=1, keepdims=True) + 1e-6,
     }
     for kind, scale in want.items():
-        np.testing.assert_allclose(log_scale_of(jnp.asarray(raw), kind), np.log(scale), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(to_log_scale(jnp.asarray(raw), kind), np.log(scale), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="scale must be one of .*, got 'tanh'"):
-        log_scale_of(jnp.asarray(raw), "tanh")
+        to_log_scale(jnp.asarray(raw), "tanh")
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
@@ -230,7 +237,7 @@ def test_the_small_network_is_its_definition():
 
 def test_a_label_is_a_unit_vector_and_an_unknown_one_none():
     labels = jnp.array([0, 2, -1, 3], jnp.int32)
-    expert = Expert(Features("label", None, 5, classes=3), latent=2, private=1)
+    expert = Expert(LabelFeatures(3, 5), latent=2, private=1)
     params = drawn(expert, labels, None, None)
     said = expert.apply({"params": params}, labels, None, None)
     units = np.concatenate([np.eye(3), np.zeros((1, 3))])[[0, 2, 3, 3]]
@@ -241,19 +248,20 @@ def test_a_label_is_a_unit_vector_and_an_unknown_one_none():
 
 
 def test_what_has_no_dimensions_says_nothing():
-    expert = Expert(Features("label", None, 5, classes=3), latent=0)
+    expert = Expert(LabelFeatures(3, 5), latent=0)
     labels = jnp.zeros(2, jnp.int32)
     said = expert.apply({"params": drawn(expert, labels, None, None)}, labels, None, None)
     assert [x is None for x in said] == [True] * 4 + [False] and said.features.shape == (2, 5)
 
 
 def test_features_of_images_keep_places_and_those_of_text_ignore_padding():
-    image = Features("image", DCGANEncoderConfig(width=4), 6)
+    image = EncoderFeatures("image", DCGANEncoderConfig(width=4), 6, flatten=True, shape_info={})
     x = jnp.asarray(RNG.normal(size=(2, 8, 8, 1)), jnp.float32)
     params = drawn(image, x, None, None)
     run = lambda x: image.apply({"params": params}, x, None, None)
     assert np.abs(np.asarray(run(x) - run(x[:, ::-1]))).max() > 1e-2
-    text = Features("text", TextTransformerConfig(width=8, depth=1, heads=2), 6, vocab_size=V, max_length=L)
+    encoder = TextTransformerConfig(width=8, depth=1, heads=2)
+    text = EncoderFeatures("text", encoder, 6, flatten=False, shape_info=dict(vocab_size=V, max_length=L))
     mask = jnp.arange(L)[None] < jnp.array([4, 7, 1, 2, 5])[:, None]
     params = drawn(text, IDS, mask, None)
     run = jax.jit(lambda ids: text.apply({"params": params}, ids, mask, None))

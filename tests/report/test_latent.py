@@ -26,10 +26,12 @@ from tests.evaluation.painters import (
     source,
 )
 from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.evaluation.latent import SourceLatents
 from xmodal_jax.metrics.coherence import subsets
+from xmodal_jax.models.vae.modalities import Vocabulary
 from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
-from xmodal_jax.report.latent import Showcase
+from xmodal_jax.report.latent import ExampleRenderer
 from xmodal_jax.report.page import Audio, Report
 
 GREY = [30, 90, 150, 210]
@@ -93,8 +95,8 @@ def decode(ids):
     return " ".join(WORDS[k] for k in ids if k)
 
 
-SHOW = Showcase(CONFIG, decode, NAMED)
-BARE = Showcase(CONFIG, None, None)
+SHOW = ExampleRenderer(CONFIG, Vocabulary(decode, NAMED))
+BARE = ExampleRenderer(CONFIG, Vocabulary())
 
 
 # Cells
@@ -104,15 +106,15 @@ def test_pictures_have_three_channels():
     rng = np.random.default_rng(0)
     grey, colour = rng.integers(0, 256, (2, 5, 7, 1), np.uint8), rng.integers(0, 256, (2, 5, 7, 3), np.uint8)
     batch = {"image_grey": jnp.asarray(grey), "image": colour}
-    np.testing.assert_array_equal(SHOW.picture("image_grey", batch, 1), np.repeat(grey[1], 3, axis=-1))
-    np.testing.assert_array_equal(SHOW.picture("image", batch, 0), colour[0])
+    np.testing.assert_array_equal(SHOW.cell("image_grey", batch, 1), np.repeat(grey[1], 3, axis=-1))
+    np.testing.assert_array_equal(SHOW.cell("image", batch, 0), colour[0])
 
 
 def test_spectrograms_have_low_bands_at_the_bottom():
-    silence = np.log(CONFIG.floor)
+    silence = np.log(CONFIG.audio.floor)
     frames = np.full((1, 6, 4), silence, np.float32)
     frames[0, 2, 0], frames[0, 5, 3], frames[0, 0, 1] = 3.0, 99.0, (silence + 3.0) / 2
-    shown = SHOW.picture("audio", {"audio": frames}, 0)
+    shown = SHOW.cell("audio", {"audio": frames}, 0)
     assert shown.shape == (4, 6, 3) and shown.dtype == np.uint8
     colour = lambda x: np.round(255 * np.array(matplotlib.colormaps["magma"](x)[:3]))
     np.testing.assert_array_equal(shown[3, 2], colour(1.0))  # the lowest band
@@ -139,12 +141,12 @@ def test_sounds_are_of_the_rows_asked():
     rng = np.random.default_rng(0)
     frames = rng.normal(-9.0, 1.0, (3, FRAMES, 5)).astype(np.float32)
     frames[1] = 9.0  # louder than a sample can be
-    loud, quiet = SHOW.sound("audio", {"audio": frames}, [1, 0])
+    loud, quiet = SHOW.sounds("audio", {"audio": frames}, [1, 0])
     assert isinstance(loud, Audio) and loud.sample_rate == 1000
     assert loud.wave.shape == quiet.wave.shape and loud.wave.ndim == 1
     assert abs(loud.wave.size - FRAMES * 16) <= 32  # hops of 16
     assert np.abs(loud.wave).max() == 1.0 > np.abs(quiet.wave).max() > 0
-    (again,) = SHOW.sound("audio", {"audio": frames}, [0])
+    (again,) = SHOW.sounds("audio", {"audio": frames}, [0])
     np.testing.assert_allclose(again.wave, quiet.wave, atol=1e-5)
 
 
@@ -164,11 +166,11 @@ def test_any_modality_from_any_other(tmp_path):
     """Of each example what it is, what each modality alone tells of all, and what all tell."""
     labels = np.array([1, 0, 3, 0, 2])
     report = translated(MIXED, labels, tmp_path, of_the_first)
-    assert titles(report) == ["Any modality from any other", "Heard"]
+    assert titles(report) == ["Generation across modalities", "Sound"]
     table, heard = tables(report)
     assert table[0] == ["", *MIXED]
     rows = [f"from {m}" for m in MIXED] + ["from all"]
-    assert [row[0] for row in table[1:]] == ["the example", *rows] * 3
+    assert [row[0] for row in table[1:]] == ["data", *rows] * 3
     for k, label in enumerate(labels[[0, 2, 4]]):
         for place, row in enumerate(table[1 + 6 * k : 7 + 6 * k]):
             said = label if place in (0, 1, 5) else 0  # the picture tells all, others nothing
@@ -176,10 +178,10 @@ def test_any_modality_from_any_other(tmp_path):
             shown = pixels(image)
             assert shown.shape == (SIDE, SIDE, 3) and (shown == GREY[said]).all()
             assert text == decode([said + 2, said + 3, 1])
-            expected = SHOW.picture("audio", {"audio": np.full((1, FRAMES, 5), -2.0 * said)}, 0)
+            expected = SHOW.cell("audio", {"audio": np.full((1, FRAMES, 5), -2.0 * said)}, 0)
             assert np.abs(pixels(audio).astype(int) - expected).max() <= 2  # float32 beside float64
             assert name == NAMED[said]
-    assert "told again" in report.html()
+    assert "reconstructs what is observed" in report.html()
     assert heard[0] == ["", *rows] and [row[0] for row in heard[1:]] == [
         f"audio, example {k}" for k in range(3)
     ]
@@ -197,7 +199,7 @@ def test_any_modality_from_any_other(tmp_path):
 
 def test_the_picture_has_a_column_for_each_modality_of_pictures(tmp_path):
     report = translated(IMAGES, np.array([2, 1]), tmp_path, ignorant, count=2)
-    assert titles(report) == ["Any modality from any other"]
+    assert titles(report) == ["Generation across modalities"]
     sheet = opened(tmp_path / "any_to_any.png", "L")
     assert sheet.shape == (2 * 5 * SIDE, 3 * SIDE)
     expected = np.full((10, 3), GREY[0])
@@ -208,15 +210,15 @@ def test_the_picture_has_a_column_for_each_modality_of_pictures(tmp_path):
 def test_without_pictures_there_is_none(tmp_path):
     report = translated(("text", "label"), np.array([2, 1]), tmp_path, count=2, show=BARE)
     table = tables(report)[0]
-    assert table[1] == ["the example", "4 5 1 0 0", "2"] and table[4][0] == "from all"
+    assert table[1] == ["data", "4 5 1 0 0", "2"] and table[4][0] == "from all"
     assert not list(tmp_path.iterdir())
 
 
 def test_one_modality_and_one_example_asked_for_more(tmp_path):
     report = translated(("image",), np.array([3]), tmp_path, count=2)
     table = tables(report)[0]
-    assert titles(report) == ["Told again"]
-    assert [row[0] for row in table] == ["", *["the example", "from image"] * 2]
+    assert titles(report) == ["Reconstruction"]
+    assert [row[0] for row in table] == ["", *["data", "from image"] * 2]
     assert size(tmp_path / "any_to_any.png") == (SIDE, 4 * SIDE)
 
 
@@ -269,20 +271,22 @@ def test_pictures_of_any_sizes_are_on_one_sheet(tmp_path, sides):
 def test_joint_draws_show_all_modalities_of_one_code():
     names = ("image", "text", "label")
     explorer, report = explore(names), Report("t")
-    unfold = explorer.vae.unfold
-    explorer.vae = explorer.vae._replace(unfold=lambda params, shared, key: unfold(params, shared, None))
+    unfold = explorer.vae.expand_shared
+    explorer.vae = explorer.vae._replace(
+        expand_shared=lambda params, shared, key: unfold(params, shared, None)
+    )
     draws = {
         "prior": np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
         "flow": np.array([[1.0, 1.0]]),  # fewer than asked for
     }
-    latent_report.add_draws(report, explorer, {}, draws, SHOW, count=2)
-    assert titles(report) == ["Dreamt"]
+    latent_report.add_samples(report, explorer, {}, draws, SHOW, count=2)
+    assert titles(report) == ["Samples"]
     (table,) = tables(report)
     assert table[0] == ["drawn from", *names] and [row[0] for row in table[1:]] == ["prior", "prior", "flow"]
     assert [(pixels(row[1])[0, 0, 0], *row[2:]) for row in table[1:]] == [
         (GREY[2], "blue white end", "two"), (GREY[0], "red green end", "one"), (GREY[1], "green blue end", "two"),
     ]  # fmt: skip
-    assert "modalities should agree" in report.html()
+    assert "should agree with each other" in report.html()
 
 
 def test_traversals_move_the_dimensions_that_vary_most(tmp_path):
@@ -334,9 +338,12 @@ def test_scores_have_a_table_for_each_group():
         "judge/image": 0.99,
     }  # fmt: skip
     report = Report("t")
-    latent_report.add_scores(report, metrics, ["cross/coherence", "latent/probe"], {"cross/coherence": 0.1})
+    latent_report.add_metric_tables(
+        report, metrics, ["cross/coherence", "latent/probe"], {"cross/coherence": 0.1}
+    )
     assert titles(report) == [
-        "Headline", "Any modality from others", "Joint draws", "Likelihood (nats)", "Rebuilt", "What codes know",
+        "Headline", "Generation across modalities", "Generation from the latent space", "Likelihood (nats)",
+        "Reconstruction", "Latent probes",
         "Judges on real data",
     ]  # fmt: skip
     found = tables(report)
@@ -346,7 +353,7 @@ def test_scores_have_a_table_for_each_group():
     assert [row[0] for row in found[2][1:]] == ["joint_prior", "joint_flow"]
     assert report.html().count('class="card"') == 2 and "chance 0.1" in report.html()
     few = Report("t")
-    latent_report.add_scores(few, {"likelihood/test": -1.0}, [])
+    latent_report.add_metric_tables(few, {"likelihood/test": -1.0}, [])
     assert titles(few) == ["Headline", "Likelihood (nats)"] and 'class="card"' not in few.html()
 
 
@@ -366,17 +373,18 @@ def drawn(monkeypatch):
 def test_a_map_shows_codes_of_all_and_of_each(monkeypatch):
     calls = drawn(monkeypatch)
     rng = np.random.default_rng(0)
-    codes = {"mean": rng.normal(size=(40, 3)), "alone": rng.normal(size=(40, 3, 3))}
+    mean, unimodal = rng.normal(size=(40, 3)), rng.normal(size=(40, 3, 3))
+    codes = SourceLatents(mean=mean, unimodal=unimodal, samples=mean)
     labels = np.arange(40) % CLASSES
     labels[1] = -1
     report = Report("t")
     latent_report.add_map(report, explore(IMAGES), codes, labels, NAMED, limit=30)
     assert titles(report) == ["Latent space"] and "t-SNE" in report.html()
     (points, names, kinds, how), (alone, each, of, how_each) = calls
-    np.testing.assert_array_equal(points, codes["mean"][:30, :2])
+    np.testing.assert_array_equal(points, codes.mean[:30, :2])
     assert names == [NAMED[k] if k >= 0 else "-1" for k in labels[:30]] and kinds is None
     assert how == {"title": "all modalities"} and how_each == {"title": "each modality alone"}
-    np.testing.assert_array_equal(alone, np.concatenate([codes["alone"][:10, k, :2] for k in range(3)]))
+    np.testing.assert_array_equal(alone, np.concatenate([codes.unimodal[:10, k, :2] for k in range(3)]))
     assert each == names[:10] * 3 and list(of) == [m for m in IMAGES for _ in range(10)]
     latent_report.add_map(report, explore(IMAGES), codes, labels, None)
     assert calls[2][1] == [str(k) for k in labels]
@@ -385,7 +393,8 @@ def test_a_map_shows_codes_of_all_and_of_each(monkeypatch):
 @pytest.mark.parametrize("count", [1, 3, 17])
 def test_a_map_of_few_examples_is_drawn(count):
     rng = np.random.default_rng(0)
-    codes = {"mean": rng.normal(size=(count, 3)), "alone": rng.normal(size=(count, 2, 3))}
+    mean, unimodal = rng.normal(size=(count, 3)), rng.normal(size=(count, 2, 3))
+    codes = SourceLatents(mean=mean, unimodal=unimodal, samples=mean)
     report = Report("t")
     latent_report.add_map(report, explore(IMAGES[:2]), codes, np.arange(count) % 2, NAMED)
     assert report.html().count("<figure>") == 2
@@ -406,7 +415,7 @@ def test_coherence_is_shown_by_subset():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "1", "2", "0 1", "0 2", "1 2"]
     np.testing.assert_array_equal(explorer.subsets, subsets(3)[:6])
     assert [t.get_text() for t in ax.get_xticklabels()] == list(IMAGES)
-    assert (ax.get_ylabel(), ax.get_xlabel(), bar.get_ylabel()) == ("given", "made", "accuracy")
+    assert (ax.get_ylabel(), ax.get_xlabel(), bar.get_ylabel()) == ("observed", "generated", "accuracy")
     assert (
         figures.similarity_matrix(np.eye(2)).axes[1].get_ylabel() == "similarity"
     )  # unless something is said
@@ -419,17 +428,17 @@ def test_parameters_reach_the_model(tmp_path):
     """What is shown depends on them."""
     explorer = explore(("image", "label"))
     infer, decode = explorer.vae.infer, explorer.vae.decode
-    unfold = explorer.vae.unfold
+    unfold = explorer.vae.expand_shared
     add = lambda p, z: z.at[..., 0].add(p["shift"])
     explorer.vae = explorer.vae._replace(
         infer=lambda p, *a: jax.tree.map(lambda x: x + 0 * p["shift"], infer(p, *a)),
         decode=lambda p, z, key: decode(p, add(p, z), key),
-        unfold=lambda p, shared, key: unfold(p, shared, None) + 0 * p["shift"],
+        expand_shared=lambda p, shared, key: unfold(p, shared, None) + 0 * p["shift"],
     )
     data, params = source(("image", "label"), np.array([0])), {"shift": jnp.ones(())}
     report = Report("t")
     latent_report.add_translations(report, explorer, params, data, SHOW, tmp_path, count=1)
-    latent_report.add_draws(report, explorer, params, {"prior": np.zeros((1, 2))}, SHOW)
+    latent_report.add_samples(report, explorer, params, {"prior": np.zeros((1, 2))}, SHOW)
     latent_report.add_traversals(report, explorer, params, np.zeros((1, 2)), SHOW, tmp_path, steps=2)
     translations, draws, traversals = tables(report)
     assert [row[2] for row in translations[1:]] == ["none", "one", "one", "one"]

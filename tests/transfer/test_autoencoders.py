@@ -17,9 +17,11 @@ from xmodal_jax.models.gan.networks import Network
 from xmodal_jax.models.speech import SpeechConfig, make_speech
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.models.vae.modalities import ImageConfig, TextConfig, sizes_of
-from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
-from xmodal_jax.models.vae.single import VAEConfig, make_vae, size_of
-from xmodal_jax.nets.decoders import DecoderConfig
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
+from xmodal_jax.models.vae.multimodal_models import JMVAEConfig
+from xmodal_jax.models.vae.single import make_vae
+from xmodal_jax.models.vae.single_models import AAEConfig
+from xmodal_jax.nets.decoders import MLPDecoderConfig, ParallelDecoderConfig
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import GeneratorConfig
 from xmodal_jax.pretrained.encoder import EncoderOptions
@@ -43,17 +45,17 @@ LENGTH, SHAPE = 11, (16, 24, 3)
 KEY = jax.random.key(0)
 SMALL = dict(
     latent=3, hidden=5,
-    image=ImageConfig(DCGANEncoderConfig(width=8), DecoderConfig("mlp", width=8, depth=1), "normal", 0.5),
+    image=ImageConfig(DCGANEncoderConfig(width=8), MLPDecoderConfig(width=8, depth=1), "normal", 0.5),
     text=TextConfig(
         TextTransformerConfig(width=8, depth=1, heads=2, dropout=0.1),
-        DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical",
+        ParallelDecoderConfig(width=8, depth=1, heads=2),
     ),
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latent(LatentConfig):
-    model: MultimodalVAEConfig | VAEConfig = MultimodalVAEConfig(model="jmvae", **SMALL)
+    model: JMVAEConfig | AAEConfig = JMVAEConfig(**SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +167,12 @@ def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x])[:8], batch)
     config, readers = pretrained_readers(
         Latent(
-            model=VAEConfig(model="aae", **SMALL),
+            model=AAEConfig(**SMALL),
             image_encoder=folders["image_encoder"],
             encoder_lr_multiplier=0.1,
         )
     )
-    size = size_of(batch, "image", config.model)
+    size = sizes_of(batch, ("image",), config.model)["image"]
     method = readers.start(make_vae(config.model, "image", size).method, {"image": size})
     generator = readers.optimize(Optimizer(ema=0.9))
     training = make_game(method, GANOptimizer(generator=generator), 2)

@@ -7,7 +7,7 @@ from xmodal_jax.metrics.classification import (
     predict_classes,
     zero_shot,
 )
-from xmodal_jax.metrics.clustering import Clustering, clustering_accuracy
+from xmodal_jax.metrics.clustering import ClusterAgreement, kmeans_clustering
 from xmodal_jax.metrics.coherence import coherence_matrix, cross_coherence, joint_coherence, subsets
 from xmodal_jax.metrics.disentanglement import DCI, dci, mutual_information_gap, sap
 from xmodal_jax.metrics.generative import (
@@ -36,7 +36,7 @@ from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
 from xmodal_jax.metrics.text import align_words, caption_scores, cider, error_rates
 
 __all__ = [
-    "Clustering",
+    "ClusterAgreement",
     "DCI",
     "DensityCoverage",
     "MeanStd",
@@ -49,7 +49,7 @@ __all__ = [
     "caption_scores",
     "cider",
     "class_embeddings",
-    "clustering_accuracy",
+    "kmeans_clustering",
     "coherence_matrix",
     "confusion_matrix",
     "cross_coherence",

@@ -1,7 +1,7 @@
-"""Whether what is generated across modalities is of the class it should be, by the answers of classifiers.
+"""Coherence: whether modalities that are generated from others show the right class, as classifiers see it.
 
-The classifiers are the caller's, one for each modality. A value is bounded by their accuracy on real
-examples, so report that beside it.
+The caller brings the classifiers, one for each modality. Their accuracy on real examples bounds coherence, so report it
+as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ def subsets(modalities: int, sizes: Iterable[int] | None = None) -> Bool[np.ndar
     """All non-empty subsets of the modalities, by size and then in lexicographic order of their members.
 
     Args:
-      modalities: M, how many there are.
-      sizes: the sizes wanted, in 1..M; by default all.
+      modalities: their number M.
+      sizes: sizes of the subsets, in 1..M; by default all.
     Returns:
-      bool ``[S, M]``, True for the members: three modalities give 0, 1, 2, 01, 02, 12, 012.
+      bool ``[S, M]``, True for the members of each subset.
     Raises:
-      ValueError: without modalities, or if a size is not in 1..M.
+      ValueError: if there are no modalities, or a size is not in 1..M.
+
+    Example::
+
+        subsets(3)  # members 0, 1, 2, 01, 02, 12, 012
     """
     if modalities < 1:
         raise ValueError(f"at least one modality is needed, got {modalities}")
@@ -30,65 +34,70 @@ def subsets(modalities: int, sizes: Iterable[int] | None = None) -> Bool[np.ndar
     for size in sizes:
         if not 1 <= size <= modalities:
             raise ValueError(f"sizes must lie in 1..{modalities}, got {size}")
-    members = [chosen for size in sizes for chosen in combinations(range(modalities), size)]
-    out = np.zeros((len(members), modalities), bool)
-    for row, chosen in zip(out, members, strict=True):
-        row[list(chosen)] = True
-    return out
+    members = [subset for size in sizes for subset in combinations(range(modalities), size)]
+    matrix = np.zeros((len(members), modalities), bool)
+    for row, subset in zip(matrix, members, strict=True):
+        row[list(subset)] = True
+    return matrix
 
 
-def cross_coherence(predictions, labels, given, present=None) -> dict[str, float]:
-    """How often modalities that were generated from others have the class of their example.
+def cross_coherence(predictions, labels, observed, present=None) -> dict[str, float]:
+    """How often modalities that are generated from others show the class of their example.
 
-    The macro accuracy (the mean over classes of the share that is right, so that frequent classes do not
-    count more) of each pair of a subset and a target that is not in it, averaged over the pairs of each size
-    of subset. After the cross-coherence of Shi et al. 2019 (MMVAE) and its values by subset of Sutter et al.
-    2021 (MoPoE-VAE); both take the plain accuracy, which is the same where classes are equally frequent.
+    It is the macro accuracy (the mean over classes of the accuracy within a class, so that frequent classes do not
+    count more) of each pair of a subset and a target outside of it, averaged over the pairs with subsets of the same
+    size. After the cross-coherence of Shi et al. 2019 (MMVAE) and its values by subset of Sutter et al. 2021
+    (MoPoE-VAE); both take the plain accuracy, which is the same if classes are equally frequent.
 
     Args:
-      predictions: int ``[S, M, N]``, the class that modality m generated for example n from subset s is
-        taken for.
-      labels: int ``[N]``, classes; negative is unknown, and those examples are left out.
-      given: bool ``[S, M]``, the members of each subset, at least one; see :func:`subsets`.
-      present: bool ``[S, N]``, False where an example lacks a modality of the subset and is left out; by
-        default all are there.
+      predictions: int ``[S, M, N]``, the classifier's class of modality m generated for example n from subset s.
+      labels: int ``[N]``, classes; examples with a negative label (unknown) are left out.
+      observed: bool ``[S, M]``, the members of each subset, at least one; see :func:`subsets`.
+      present: bool ``[S, N]``, False where an example lacks a modality of the subset, and is left out; by default all
+        are present.
     Returns:
-      For each number k of given modalities ``coherence@k`` (targets not among the given) and
-      ``self_coherence@k`` (targets among the given: reconstructions), where there is anything to count;
-      ``coherence``, the mean over k of ``coherence@k``. Chance is 1 / classes.
+      For each number k of observed modalities ``coherence@k`` (targets outside of the subset) and
+      ``self_coherence@k`` (targets within it: reconstructions), where there is anything to count; ``coherence``, the
+      mean over k of ``coherence@k``. Chance is 1 / classes.
     Raises:
-      ValueError: if the shapes or types do not fit, a subset is empty, a prediction that counts is negative,
-        or there is nothing to count.
+      ValueError: if the shapes or types do not fit, a subset is empty, a prediction that counts is negative, or there
+        is nothing to count.
+
+    Example::
+
+        cross_coherence(predictions, labels, subsets(3, (1, 2)))["coherence@1"]
     """
     matrix = coherence_matrix(predictions, labels, present)
-    given = np.asarray(given)
-    if given.dtype != bool or given.shape != matrix.shape:
-        raise ValueError(f"given must be bool {list(matrix.shape)}, got {given.dtype} {list(given.shape)}")
-    size = given.sum(axis=1)
-    if not size.all():
+    observed = np.asarray(observed)
+    if observed.dtype != bool or observed.shape != matrix.shape:
         raise ValueError(
-            f"subset {int(np.argmin(size))} is empty: nothing was given that it should agree with"
+            f"observed must be bool {list(matrix.shape)}, got {observed.dtype} {list(observed.shape)}"
         )
+    size = observed.sum(axis=1)
+    if not size.all():
+        raise ValueError(f"subset {int(np.argmin(size))} is empty: there is nothing to be coherent with")
     counted = np.isfinite(matrix)
     if not counted.any():
-        raise ValueError("nothing to count: every example is of unknown class or lacks what was given")
-    out: dict[str, float] = {}
-    for name, chosen in (("coherence", ~given), ("self_coherence", given)):
+        raise ValueError(
+            "nothing to count: every example is of unknown class or lacks a modality of each subset"
+        )
+    metrics: dict[str, float] = {}
+    for name, targets in (("coherence", ~observed), ("self_coherence", observed)):
         for k in np.unique(size):
-            cells = counted & chosen & (size == k)[:, None]
+            cells = counted & targets & (size == k)[:, None]
             if cells.any():
-                out[f"{name}@{k}"] = float(matrix[cells].mean())
-    across = [value for name, value in out.items() if name.startswith("coherence@")]
-    if across:
-        out["coherence"] = float(np.mean(across))
-    return out
+                metrics[f"{name}@{k}"] = float(matrix[cells].mean())
+    by_size = [value for name, value in metrics.items() if name.startswith("coherence@")]
+    if by_size:
+        metrics["coherence"] = float(np.mean(by_size))
+    return metrics
 
 
 def coherence_matrix(predictions, labels, present=None) -> Float[np.ndarray, "subsets modalities"]:
-    """The macro accuracy of every modality generated from every subset, ``[S, M]``, the given ones included.
+    """The macro accuracy of every modality generated from every subset, ``[S, M]``, the members of it included.
 
-    The mean is over the classes that occur among the examples that count for the subset; NaN where none does.
-    For the generation across modalities alone, ``np.where(given, np.nan, matrix)``.
+    The mean is over the classes among the examples that count for the subset; NaN where none does. For generation
+    across modalities alone, take ``np.where(observed, np.nan, matrix)``.
 
     Args and errors: as for :func:`cross_coherence`.
     """
@@ -101,32 +110,32 @@ def coherence_matrix(predictions, labels, present=None) -> Float[np.ndarray, "su
         raise ValueError(
             f"present must be bool {[len(predictions), count]}, got {present.dtype} {list(present.shape)}"
         )
-    out = np.full(predictions.shape[:2], np.nan)
-    for s, (answers, here) in enumerate(zip(predictions, present & (labels >= 0)[None, :], strict=True)):
-        if not here.any():
+    matrix = np.full(predictions.shape[:2], np.nan)
+    for s, (classes, counted) in enumerate(zip(predictions, present & (labels >= 0)[None, :], strict=True)):
+        if not counted.any():
             continue
-        answers = answers[:, here]
-        _no_negative(answers, f"subset {s}: ")
-        _, label, size = np.unique(labels[here], return_inverse=True, return_counts=True)
-        for m, right in enumerate(answers == labels[here][None, :]):
-            out[s, m] = np.mean(np.bincount(label, weights=right) / size)
-    return out
+        classes = classes[:, counted]
+        _check_not_negative(classes, f"subset {s}: ")
+        _, label, size = np.unique(labels[counted], return_inverse=True, return_counts=True)
+        for m, correct in enumerate(classes == labels[counted][None, :]):
+            matrix[s, m] = np.mean(np.bincount(label, weights=correct) / size)
+    return matrix
 
 
 def joint_coherence(predictions) -> float:
-    """Share of draws from the prior whose modalities are all taken for one class (Shi et al. 2019, MMVAE).
+    """Fraction of draws from the prior whose modalities all show the same class (Shi et al. 2019, MMVAE).
 
-    A model that always draws the same class scores 1: look at the classes it draws, too.
+    A model that always draws one class scores 1, so look at the distribution of classes as well.
 
     Args:
-      predictions: int ``[M, N]``, the class of modality m of draw n; two modalities at least.
+      predictions: int ``[M, N]``, the classifier's class of modality m in draw n; two modalities at least.
     Raises:
-      ValueError: if they are not such, empty or negative.
+      ValueError: if the shape or type does not fit, or a prediction is negative.
     """
     predictions = _classes("predictions", predictions, 2)
     if len(predictions) < 2 or not predictions.size:
         raise ValueError(f"two modalities and one draw at least are needed, got {list(predictions.shape)}")
-    _no_negative(predictions)
+    _check_not_negative(predictions)
     return float(np.mean((predictions == predictions[:1]).all(axis=0)))
 
 
@@ -138,9 +147,9 @@ def _classes(name, x, ndim):
     return x
 
 
-def _no_negative(predictions, where=""):
+def _check_not_negative(predictions, where=""):
     if predictions.min(initial=0) < 0:
         m = int(np.argmax((predictions < 0).any(axis=1)))
         raise ValueError(
-            f"{where}modality {m} has negative predictions: a classifier has to answer for every example"
+            f"{where}modality {m} has negative predictions: a classifier must predict a class for every example"
         )

@@ -1,4 +1,4 @@
-"""How near reconstructions are to what they reconstruct, example by example, on the device and under jit."""
+"""How near reconstructions are to the data, example by example; computed on the device and under jit."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def mse(a, b) -> Float[Array, "batch"]:
 def psnr(a, b, *, data_range: float = 1.0) -> Float[Array, "batch"]:
     """``10 log10(data_range^2 / mse)``, the peak signal-to-noise ratio in dB, ``[B]``; infinite for copies.
 
-    Its mean over examples is not that of the mean error, and one copy makes it infinite: say which one is
-    reported.
+    The mean over examples differs from the PSNR of the mean error, and one perfect copy makes it infinite: say which
+    you report.
 
     Args:
       a, b: as for :func:`mse`.
-      data_range: largest less smallest value that an image can have.
+      data_range: largest minus smallest value that an image can have.
     Raises:
       ValueError: as :func:`mse`, or if ``data_range`` is not positive.
     """
@@ -47,17 +47,16 @@ def ssim(a, b, *, window: int = 11, sigma: float = 1.5, data_range: float = 1.0)
               {(\mu_a^2 + \mu_b^2 + C_1)(\sigma_a^2 + \sigma_b^2 + C_2)}, \qquad
               C_1 = (0.01\, r)^2, \quad C_2 = (0.03\, r)^2
 
-    with the means and (biased) variances under a Gaussian window of standard deviation ``sigma`` pixels,
-    where the window lies wholly within the image, and the mean over places and channels. There is no padding
-    and no downscaling of large images, as in scikit-image's ``gaussian_weights=True,
-    use_sample_covariance=False``. Others pad and keep the border, or turn colours to grey, so compare only
-    equals.
+    with the means and (biased) variances under a Gaussian window of standard deviation ``sigma`` pixels, and the mean
+    over channels and over the positions at which the window lies within the image. There is no padding and no
+    downscaling of large images, as in scikit-image's ``gaussian_weights=True, use_sample_covariance=False``. Other
+    implementations pad the border or convert to grey, so compare only values of the same one.
 
     Args:
       a, b: float images ``[B, H, W, C]`` of one shape; computed in float32 at least.
       window: pixels along each side of the window.
-      sigma: its standard deviation in pixels.
-      data_range: r, the largest less the smallest value that an image can have.
+      sigma: standard deviation of the window, in pixels.
+      data_range: r, the largest minus the smallest value that an image can have.
     Raises:
       ValueError: if the shapes differ or are not ``[B, H, W, C]``, the values are not floats, an image is
         smaller than the window, or a setting is not positive.
@@ -76,7 +75,7 @@ def ssim(a, b, *, window: int = 11, sigma: float = 1.5, data_range: float = 1.0)
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _ssim(a, b, window, sigma, data_range):
-    # E x^2 - (E x)^2 cancels: less so about the mean of the image, where variances are the same.
+    # E x^2 - (E x)^2 cancels digits; less so after the mean of the image is subtracted, which leaves variances as is.
     centre = 0.5 * (a.mean(axis=(1, 2), keepdims=True) + b.mean(axis=(1, 2), keepdims=True))
     a, b = a - centre, b - centre
     mean_a, mean_b, square, product = (_window_mean(x, window, sigma) for x in (a, b, a * a + b * b, a * b))
@@ -89,10 +88,10 @@ def _ssim(a, b, window, sigma, data_range):
 
 
 def _window_mean(x, window, sigma):
-    """Gaussian means of x [B, H, W, C] wherever the window fits, [B, H - window + 1, W - window + 1, C]."""
+    """Gaussian means of x ``[B, H, W, C]`` wherever the window fits: ``[B, H - window + 1, W - window + 1, C]``."""
     weights = np.exp(-0.5 * ((np.arange(window) - (window - 1) / 2) / sigma) ** 2)
     weights = [float(w) for w in weights / weights.sum()]
-    # Sums of shifted images and no convolution, which accelerators round to fewer bits and a CPU does slowly.
+    # Sums of shifted images: a convolution has fewer bits on accelerators and is slow on a CPU.
     for axis in (1, 2):
         size = x.shape[axis] - window + 1
         x = sum(w * jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i, w in enumerate(weights))
@@ -100,7 +99,7 @@ def _window_mean(x, window, sigma):
 
 
 def _pair(a, b):
-    """Both in float32 at least, or an error."""
+    """Both arrays in float32 at least, checked."""
     a, b = jnp.asarray(a), jnp.asarray(b)
     if a.shape != b.shape or a.ndim < 2:
         raise ValueError(

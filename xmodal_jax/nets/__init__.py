@@ -19,7 +19,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "audio": "AudioTransformer",
         "conv": "Conv ConvTranspose apply_mask",
         "cross_modal": "CrossModalOutput cross_modal_transform init_cross_modal",
-        "decoders": "DecoderConfig build_latent_decoder",
+        "decoders": "AutoregressiveDecoderConfig ConvDecoderConfig DecoderConfig FrameDecoderConfig MLPDecoderConfig "
+        "ParallelDecoderConfig ResidualDecoderConfig Size",
         "dropout": "Dropout DropPath fold_in_layer",
         "encoders": "AudioTransformerConfig ConvNetConfig DCGANEncoderConfig FrameTransformerConfig MLPEncoderConfig "
         "PretrainedEncoderConfig ResNet18Config ResNet34Config ResNet50Config ResidualEncoderConfig "

@@ -1,13 +1,15 @@
-"""The table of decoders: from a latent code ``[N, D]`` to what is said of the data. A new one touches this file alone.
+"""Decoders: from a latent ``[N, D]`` to the parameters of a distribution of the data.
 
-A decoder gives means or logits and no activation of its own: what they mean is the likelihood's choice.
+A decoder returns means or logits and has no output activation: the likelihood decides what they mean. Each has a
+configuration class with only its own options; the unions at the end of the file are the tables of decoders that each
+kind of data can have. A new decoder touches this file alone.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -24,48 +26,27 @@ from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """The size and kind of one decoder; it ignores the fields that are said to belong to others."""
-
-    name: str
-    """Which decoder: a key of ``DECODERS[kind]``."""
-    width: int = 64
-    """Channels of the smallest picture ("residual": of the two smallest), features of a hidden layer, a token or a
-    coarse frame."""
-    depth: int = 2
-    """Hidden layers of "mlp", blocks of a transformer; "conv" and "residual" have as many as the size asks for."""
-    heads: int = 4
-    """Attention heads (text only); must divide the width."""
-    dropout: float = 0.0
-    """Of the transformers' residual branches (text only)."""
-    word_dropout: float = 0.0
-    """Probability that "autoregressive" is not told a token it goes on from, so that it asks the code instead
-    (Bowman et al. 2016, arXiv:1511.06349, sec. 3.2)."""
-
-    def __post_init__(self):
-        for field in ("width", "depth", "heads"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"DecoderConfig.{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("dropout", "word_dropout"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise ValueError(f"DecoderConfig.{field} must lie in [0, 1), got {getattr(self, field)}")
-
-
 class Size(NamedTuple):
-    """What a decoder makes: the shape of one example, and how many values an element has (tokens, classes)."""
+    """The size of one example: its shape and, for discrete data, how many values an element can take."""
 
     shape: tuple[int, ...]
+    """Height, width and channels of an image, frames and mel bands of audio, tokens of a text, () of a label."""
     values: int = 0
+    """Size of the vocabulary, number of classes; 0 for real-valued data."""
 
     @property
     def elements(self) -> int:
-        """Of one example."""
+        """How many elements an example has."""
         return math.prod(self.shape)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of a decoder's output: a mean for each element, or a logit for each of its values."""
+        return (*self.shape, self.values) if self.values else self.shape
 
 
 class MLPDecoder(nn.Module):
-    """``depth`` hidden layers of ``width`` with ReLU, then all elements at once, ``[N, *shape]``."""
+    """``depth`` hidden layers of ``width`` units with ReLU, then all outputs at once, ``[N, *shape]``."""
 
     shape: tuple[int, ...]
     width: int = 512
@@ -73,7 +54,7 @@ class MLPDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "rows latent"], told=None, *, keys: ExampleKeys | None = None
+        self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows *shape"]:
         for k in range(self.depth):
             z = nn.relu(keep_rows(nn.Dense(self.width, name=f"hidden_{k}")(z)))
@@ -81,11 +62,11 @@ class MLPDecoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The mirror of `nets.image.PlainConvNet`: dense to the smallest picture of ``width`` channels, then transposed
-    convolutions 4x4 of stride 2 with ReLU between them, each of half the channels.
+    """Images by the mirror of `nets.image.PlainConvNet`: a dense layer to the smallest feature map with ``width``
+    channels, then transposed 4x4 convolutions of stride 2 with ReLU between them, each with half the channels.
 
     Raises:
-      ValueError: the sides cannot be halved.
+      ValueError: if the sides of the image cannot be halved.
     """
 
     shape: tuple[int, int, int]
@@ -93,7 +74,7 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "rows latent"], told=None, *, keys: ExampleKeys | None = None
+        self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
         height, width, channels = self.shape
         stages = stages_of(self.shape, "decoder")
@@ -106,25 +87,26 @@ class ConvDecoder(nn.Module):
 
 
 class ResidualDecoder(ResidualPixels):
-    """`nets.gan.ResidualPixels` of the code, which thus reaches every size: it learns in fewer steps than `ConvDecoder`
-    does, though each takes longer.
+    """Images by the residual blocks of `nets.gan.ResidualPixels`, modulated by the latent at every resolution.
+
+    It learns in fewer steps than `ConvDecoder`, though each step takes longer.
 
     Raises:
-      ValueError: the sides cannot be halved.
+      ValueError: if the sides of the image cannot be halved.
     """
 
     part: ClassVar[str] = "decoder"
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "rows latent"], told=None, *, keys: ExampleKeys | None = None
+        self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
         return self.paint(z, None, keys)
 
 
 class FrameDecoder(nn.Module):
-    """Log-mel frames ``[N, frames, mels]``: dense to a sixteenth of the frames, then transposed convolutions of stride
-    2 over time."""
+    """Log-mel frames ``[N, frames, mels]``: a dense layer to a sixteenth of the frames, then transposed convolutions of
+    stride 2 over time, cut to the number of frames."""
 
     shape: tuple[int, int]
     width: int = 64
@@ -132,7 +114,7 @@ class FrameDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "rows latent"], told=None, *, keys: ExampleKeys | None = None
+        self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows frames mels"]:
         frames, mels = self.shape
         coarse = -(-frames // 2**self.halvings)
@@ -143,20 +125,22 @@ class FrameDecoder(nn.Module):
         return x[:, :frames]
 
 
-class _Places(TransformerEncoder):
-    """Tokens that know their places, and a code that each of them is told."""
+class _PositionTokens(TransformerEncoder):
+    """A transformer over ``length`` copies of a vector, which differ by their position embeddings alone."""
 
     length: int = 0
 
     @nn.compact
-    def __call__(self, code, keys):
-        x = jnp.broadcast_to(code[:, None], (len(code), self.length, self.width))
+    def __call__(self, vector, keys):
+        x = jnp.broadcast_to(vector[:, None], (len(vector), self.length, self.width))
         return self.encode(x, None, (self.length,), keys).values
 
 
 class ParallelTextDecoder(nn.Module):
-    """Logits of all tokens at once, ``[N, length, vocab]``: given the code, each token is independent of the
-    others. The first token is the one that begins every text."""
+    """Logits of all tokens at once, ``[N, length, vocab]``: given the latent, the tokens are independent.
+
+    The first token is the one that begins every text.
+    """
 
     length: int
     vocab_size: int
@@ -167,20 +151,22 @@ class ParallelTextDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "rows latent"], told=None, *, keys: ExampleKeys | None = None
+        self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows length vocab"]:
-        code = nn.Dense(self.width, name="code")(z)
-        places = _Places(
+        vector = nn.Dense(self.width, name="code")(z)
+        transformer = _PositionTokens(
             width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout, length=self.length,
             name="places",
         )  # fmt: skip
-        return nn.Dense(self.vocab_size, name="out")(places(code, keys)).astype(jnp.float32)
+        return nn.Dense(self.vocab_size, name="out")(transformer(vector, keys)).astype(jnp.float32)
 
 
 class AutoregressiveTextDecoder(nn.Module):
-    """Logits of each token given the code and the tokens before it, ``[N, length, vocab]``; ``told`` are the ids
-    ``[N, length]``, of which logits ``t`` have seen those before ``t``. `nets.text.TextDecoder` with the code as its
-    memory."""
+    """Logits of each token given the latent and the tokens before it, ``[N, length, vocab]``.
+
+    A `nets.text.TextDecoder` that attends to the latent, as four vectors. ``tokens`` are the ids ``[N, length]`` of the
+    text; the logits at position t depend on those before t.
+    """
 
     length: int
     vocab_size: int
@@ -194,7 +180,7 @@ class AutoregressiveTextDecoder(nn.Module):
     def __call__(
         self,
         z: Float[Array, "rows latent"],
-        told: Int[Array, "rows length"],
+        tokens: Int[Array, "rows length"],
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "rows length vocab"]:
@@ -202,62 +188,136 @@ class AutoregressiveTextDecoder(nn.Module):
         decoder = build_decoder(config, vocab_size=self.vocab_size, max_length=self.length)
         memory = nn.Dense(4 * self.width, name="code")(z).reshape(len(z), 4, self.width)
         if keys is not None and self.word_dropout:
-            told = _unsaid(told, keys, self.word_dropout)
-        # Shifted by one: the first logits have seen padding (0), which nothing else is told at the start.
-        before = jnp.pad(told[:, :-1], ((0, 0), (1, 0)))
+            tokens = drop_words(tokens, keys, self.word_dropout)
+        # Shifted by one: the first position gets padding (0), which stands for the start of the text.
+        before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
         return decoder(before, Tokens(memory, None), keys=keys)
 
 
-def _unsaid(ids, keys, rate: float):
+def drop_words(ids: Int[Array, "rows length"], keys: ExampleKeys, rate: float) -> Int[Array, "rows length"]:
+    """Replaces each token by padding (0) with probability ``rate`` (Bowman et al. 2016, arXiv:1511.06349, sec. 3.2)."""
     draw = lambda key: jax.random.uniform(key, ids.shape[1:])
     return jnp.where(jax.vmap(draw)(fold_in_name(keys, "word_dropout")) < rate, 0, ids)
 
 
-def _parallel(config: DecoderConfig, size: Size) -> nn.Module:
-    return ParallelTextDecoder(
-        size.shape[0], size.values, config.width, config.depth, config.heads, config.dropout
-    )
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig(abc.ABC):
+    """The options of one decoder. Each decoder is a subclass with a ``name`` and only the options that it has."""
+
+    name: ClassVar[str]
+    autoregressive: ClassVar[bool] = False
+    """Whether the outputs depend on the tokens before them, so that a text is generated token by token."""
+
+    width: int = 64
+    """Size of the hidden layers."""
+
+    def __post_init__(self):
+        for option in ("width", "depth", "heads"):
+            if getattr(self, option, 1) < 1:
+                raise ValueError(f"{option} must be at least 1, got {getattr(self, option)}")
+        for option in ("dropout", "word_dropout"):
+            if not 0.0 <= getattr(self, option, 0.0) < 1.0:
+                raise ValueError(f"{option} must lie in [0, 1), got {getattr(self, option)}")
+
+    @abc.abstractmethod
+    def build(self, size: Size) -> nn.Module:
+        """The decoder ``module(z [N, D], tokens, *, keys=None) -> [N, *size.output_shape]``.
+
+        ``tokens``: the ids ``[N, length]`` of texts, which autoregressive decoders need; None for other data.
+        """
 
 
-def _mlp(config: DecoderConfig, size: Size) -> nn.Module:
-    return MLPDecoder(size.shape, config.width, config.depth)
+@dataclasses.dataclass(frozen=True)
+class MLPDecoderConfig(DecoderConfig):
+    """Dense layers, for any shape (`MLPDecoder`)."""
+
+    name: ClassVar[str] = "mlp"
+    width: int = 64
+    """Units of each hidden layer."""
+    depth: int = 2
+    """Number of hidden layers."""
+
+    def build(self, size: Size) -> MLPDecoder:
+        return MLPDecoder(size.output_shape, self.width, self.depth)
 
 
-def _label(config: DecoderConfig, size: Size) -> nn.Module:
-    return MLPDecoder((size.values,), config.width, config.depth)
+@dataclasses.dataclass(frozen=True)
+class ConvDecoderConfig(DecoderConfig):
+    """Transposed convolutions, for images (`ConvDecoder`); as many as the image size needs."""
+
+    name: ClassVar[str] = "conv"
+    width: int = 64
+    """Channels at the smallest resolution; they halve with every doubling of the resolution."""
+
+    def build(self, size: Size) -> ConvDecoder:
+        return ConvDecoder(size.output_shape, self.width)
 
 
-def _autoregressive(config: DecoderConfig, size: Size) -> nn.Module:
-    return AutoregressiveTextDecoder(
-        size.shape[0],
-        size.values,
-        config.width,
-        config.depth,
-        config.heads,
-        config.dropout,
-        config.word_dropout,
-    )
+@dataclasses.dataclass(frozen=True)
+class ResidualDecoderConfig(DecoderConfig):
+    """Residual blocks modulated by the latent, for images (`ResidualDecoder`); as many as the image size needs."""
+
+    name: ClassVar[str] = "residual"
+    width: int = 64
+    """Channels at the two smallest resolutions."""
+
+    def build(self, size: Size) -> ResidualDecoder:
+        return ResidualDecoder(size.output_shape, self.width)
 
 
-DECODERS: Mapping[str, Mapping[str, Callable[[DecoderConfig, Size], nn.Module]]] = {
-    "image": {
-        "conv": lambda config, size: ConvDecoder(size.shape, config.width),
-        "residual": lambda config, size: ResidualDecoder(size.shape, config.width),
-        "mlp": _mlp,
-    },
-    "text": {"parallel": _parallel, "autoregressive": _autoregressive},
-    "audio": {"conv": lambda config, size: FrameDecoder(size.shape, config.width), "mlp": _mlp},
-    "label": {"mlp": _label},
-}
-"""``DECODERS[kind][name](config, size) -> module(z, told, *, keys=None)``."""
+@dataclasses.dataclass(frozen=True)
+class FrameDecoderConfig(DecoderConfig):
+    """Transposed convolutions over time, for log-mel frames (`FrameDecoder`)."""
+
+    name: ClassVar[str] = "conv"
+    width: int = 64
+    """Channels of every layer."""
+
+    def build(self, size: Size) -> FrameDecoder:
+        return FrameDecoder(size.output_shape, self.width)
 
 
-def build_latent_decoder(kind: str, config: DecoderConfig, size: Size) -> nn.Module:
-    """The decoder ``module(z [N, D], told, *, keys=None)`` of a kind of data.
+@dataclasses.dataclass(frozen=True)
+class ParallelDecoderConfig(DecoderConfig):
+    """A transformer that predicts all tokens at once (`ParallelTextDecoder`)."""
 
-    Raises:
-      ValueError: no such decoder.
-    """
-    if kind not in DECODERS or config.name not in DECODERS[kind]:
-        raise ValueError(f"decoders of {kind} are {sorted(DECODERS.get(kind, ()))}, got {config.name!r}")
-    return DECODERS[kind][config.name](config, size)
+    name: ClassVar[str] = "parallel"
+    width: int = 64
+    """Size of a token."""
+    depth: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+    dropout: float = 0.0
+    """Probability of zeroing an element of each residual branch in training."""
+
+    def build(self, size: Size) -> ParallelTextDecoder:
+        (length,) = size.shape
+        return ParallelTextDecoder(length, size.values, self.width, self.depth, self.heads, self.dropout)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveDecoderConfig(ParallelDecoderConfig):
+    """A transformer that predicts each token from those before it (`AutoregressiveTextDecoder`)."""
+
+    name: ClassVar[str] = "autoregressive"
+    autoregressive: ClassVar[bool] = True
+    word_dropout: float = 0.0
+    """Probability in training that the decoder sees padding in place of a preceding token, so that it relies on the
+    latent."""
+
+    def build(self, size: Size) -> AutoregressiveTextDecoder:
+        (length,) = size.shape
+        return AutoregressiveTextDecoder(
+            length, size.values, self.width, self.depth, self.heads, self.dropout, self.word_dropout
+        )
+
+
+ImageDecoders = ConvDecoderConfig | ResidualDecoderConfig | MLPDecoderConfig
+"""Decoders of images."""
+TextDecoders = ParallelDecoderConfig | AutoregressiveDecoderConfig
+"""Decoders of texts."""
+AudioDecoders = FrameDecoderConfig | MLPDecoderConfig
+"""Decoders of log-mel frames."""
+LabelDecoders = MLPDecoderConfig
+"""Decoders of classes."""

@@ -1,7 +1,7 @@
-"""Masked autoregressive flows: densities of vectors that can be evaluated in one pass and sampled from.
+"""Masked autoregressive flows: densities of vectors that can be evaluated in one pass, and sampled from.
 
-Products are computed in full float32 on every device: a density is a sum of logarithms over dimensions, and the
-inverse must see the numbers that the forward pass saw.
+Matrix products are in full float32 on every device: a log-density sums over dimensions, and the inverse must compute
+with the same numbers as the forward pass.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from jaxtyping import Array, Float
 
 from xmodal_jax.core.collectives import keep_rows
 
-Rows = Float[Array, "batch features"]
+Vectors = Float[Array, "batch features"]
 Context = Float[Array, "batch context"]
 
 _ZEROS = nn.initializers.zeros_init()
 
 
-def _at_least_one(**sizes: int) -> None:
+def _check_at_least_one(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 class MaskedDense(nn.Module):
-    """``y = x (W * M) + b``: output j sees input i only as their degrees allow (MADE, Germain et al. 2015,
-    arXiv:1502.03509, sec. 4).
+    """``y = x (W * M) + b``, where the mask M decides by degrees which inputs each output depends on (MADE, Germain et
+    al. 2015, arXiv:1502.03509, sec. 4).
 
-    ``M_ij = 1[degree_j > degree_i]`` if ``strict``, which the layer before the output is, else
-    ``1[degree_j >= degree_i]``. Weights start with the variance ``1 / (inputs that the output sees)``, or at 0.
+    ``M_ij = 1[degree_j > degree_i]`` if ``strict``, as in the last layer, else ``1[degree_j >= degree_i]``. Weights are
+    initialised with the variance ``1 / (number of inputs of the output)``, or with 0.
     """
 
     inputs: tuple[int, ...]
@@ -43,7 +43,7 @@ class MaskedDense(nn.Module):
     strict: bool = False
     use_bias: bool = True
     zeros: bool = False
-    """Start as the map to 0."""
+    """Whether weights are initialised with 0."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
@@ -55,11 +55,11 @@ class MaskedDense(nn.Module):
         def init(key, shape):
             if self.zeros:
                 return jnp.zeros(shape)
-            seen = np.maximum(mask.sum(axis=0, keepdims=True), 1).astype(np.float32)
-            return jax.random.normal(key, shape) / jnp.broadcast_to(np.sqrt(seen), shape)
+            fan_in = np.maximum(mask.sum(axis=0, keepdims=True), 1).astype(np.float32)
+            return jax.random.normal(key, shape) / jnp.broadcast_to(np.sqrt(fan_in), shape)
 
         kernel = self.param("kernel", init, mask.shape)
-        # Chosen, not multiplied: a forbidden weight has no influence, not even an infinite one.
+        # `where` and no product: a masked weight has no influence even if it is infinite.
         y = jnp.matmul(x, jnp.where(mask, kernel, 0.0), precision="highest")
         if self.use_bias:
             y = y + jnp.broadcast_to(self.param("bias", _ZEROS, (len(self.outputs),)), y.shape)
@@ -67,37 +67,37 @@ class MaskedDense(nn.Module):
 
 
 class MADE(nn.Module):
-    """Shift and log-scale of every dimension from the dimensions before it and the context, ``[B, D]`` each.
+    """Shift and log-scale of every dimension as functions of the dimensions before it and a context, ``[B, D]`` each.
 
-    ``depth`` hidden layers of ``hidden`` masked units (SiLU) and, beside them, direct connections from input to output
-    (Germain et al. 2015, arXiv:1502.03509, sec. 4). The degrees of hidden units are spread evenly over all that can
-    be used; with fewer units than degrees some outputs see the dimensions right before them through the direct
-    connections only. The context is added to every hidden layer and to the outputs, through dense layers, so that it
-    reaches the first dimension as well.
+    ``depth`` hidden layers of ``hidden`` masked units (SiLU), and direct connections from input to output (Germain et
+    al. 2015, arXiv:1502.03509, sec. 4). The degrees of hidden units are spread evenly over all useful ones; with fewer
+    units than degrees some outputs depend on the dimensions right before them through the direct connections only. The
+    context is added to every hidden layer and to the outputs, through dense layers, so that it reaches the first
+    dimension as well.
 
-    The log-scale is ``bound tanh(a / bound)``. Output layers start at 0, and with them shift and log-scale.
+    The log-scale is ``bound tanh(a / bound)``. Output layers are initialised with 0: shift and log-scale start at 0.
 
     Raises:
-      ValueError: a size below 1, a bound that is not positive, inputs of another dimension, or a context where the
-        parameters were made without one, or the reverse.
+      ValueError: if a size is below 1, the bound is not positive, the inputs have another dimension, or there is a
+        context but the parameters were initialised without one, or the reverse.
     """
 
     features: int
     hidden: int
     depth: int
     reverse: bool = False
-    """The last dimension comes first."""
+    """Whether the order of the dimensions is reversed: the last dimension comes first."""
     bound: float = 3.0
     """The largest absolute log-scale."""
 
     @nn.compact
-    def __call__(self, x: Rows, context: Context | None = None) -> tuple[Rows, Rows]:
-        _at_least_one(features=self.features, hidden=self.hidden, depth=self.depth)
+    def __call__(self, x: Vectors, context: Context | None = None) -> tuple[Vectors, Vectors]:
+        _check_at_least_one(features=self.features, hidden=self.hidden, depth=self.depth)
         if not self.bound > 0:
             raise ValueError(f"bound must be positive, got {self.bound}")
         if x.shape[-1] != self.features:
             raise ValueError(f"this flow is of {self.features} features, got {list(x.shape)}")
-        # The degrees depend on whether there is a context, so parameters serve only one of the two.
+        # The degrees depend on whether there is a context, so that parameters fit one of the two cases only.
         if not self.is_initializing() and self.has_variable("params", "context_out") != (context is not None):
             raise ValueError(
                 "the parameters were made without a context, which cannot be given now: make them with one"
@@ -105,28 +105,29 @@ class MADE(nn.Module):
                 else "the parameters were made with a context: give one"
             )
         order = range(1, self.features + 1)
-        places = tuple(reversed(order)) if self.reverse else tuple(order)
-        # A hidden unit of degree d sees the first d dimensions. Of degree 0 it sees the context alone.
-        # Counted from the top, so that the last dimension sees all others whatever the number of units.
-        first = 1 if context is None else 0
-        last = max(first, self.features - 1)
-        degrees = tuple(last - k * (last - first + 1) // self.hidden for k in range(self.hidden))
+        dim_degrees = tuple(reversed(order)) if self.reverse else tuple(order)
+        # A hidden unit of degree d depends on the first d dimensions; of degree 0 on the context alone. Degrees count
+        # down from the largest, so that the last dimension depends on all others whatever the number of units.
+        least = 1 if context is None else 0
+        largest = max(least, self.features - 1)
+        hidden_degrees = tuple(largest - k * (largest - least + 1) // self.hidden for k in range(self.hidden))
 
-        def given(features, name, init):
-            return nn.Dense(features, use_bias=False, kernel_init=init, precision="highest", name=name)(
-                context
-            )
+        def project_context(features, name, init):
+            dense = nn.Dense(features, use_bias=False, kernel_init=init, precision="highest", name=name)
+            return dense(context)
 
-        h, seen = x, places
+        h, degrees = x, dim_degrees
         for k in range(self.depth):
-            h = MaskedDense(seen, degrees, name=f"hidden_{k}")(h)
+            h = MaskedDense(degrees, hidden_degrees, name=f"hidden_{k}")(h)
             if context is not None:
-                h = h + given(self.hidden, f"context_{k}", nn.initializers.lecun_normal())
-            h, seen = keep_rows(nn.silu(h)), degrees
-        y = MaskedDense(seen, 2 * places, strict=True, zeros=True, name="out")(h)
-        y = y + MaskedDense(places, 2 * places, strict=True, use_bias=False, zeros=True, name="direct")(x)
+                h = h + project_context(self.hidden, f"context_{k}", nn.initializers.lecun_normal())
+            h, degrees = keep_rows(nn.silu(h)), hidden_degrees
+        outputs = 2 * dim_degrees
+        y = MaskedDense(degrees, outputs, strict=True, zeros=True, name="out")(h)
+        direct = MaskedDense(dim_degrees, outputs, strict=True, use_bias=False, zeros=True, name="direct")
+        y = y + direct(x)
         if context is not None:
-            y = y + given(2 * self.features, "context_out", _ZEROS)
+            y = y + project_context(2 * self.features, "context_out", _ZEROS)
         shift, log_scale = jnp.split(keep_rows(y), 2, axis=-1)
         return shift, self.bound * jnp.tanh(log_scale / self.bound)
 
@@ -134,18 +135,18 @@ class MADE(nn.Module):
 class AutoregressiveFlow(nn.Module):
     r"""A masked autoregressive flow (MAF, Papamakarios et al. 2017, arXiv:1705.07057).
 
-    Each of ``layers`` maps data to noise, with shift m and log-scale a of dimension i from `MADE` (eq. 3 to 5):
+    Each layer maps data to noise, with shift m and log-scale a of dimension i from `MADE` (eq. 3 to 5):
 
     .. math:: u_i = (x_i - m_i) e^{-a_i}, \quad x_i = u_i e^{a_i} + m_i, \quad
               \log |\det \partial u / \partial x| = -\sum_i a_i, \quad
               (m_i, a_i) = f_i(x_1, \dots, x_{i-1}, \mathrm{context})
 
-    Every second layer takes the dimensions in reverse order. There is no batch norm; the flow starts as the identity.
-    Of one dimension without a context it is affine: it has nothing to look at. Parameters come from ``init`` of
-    ``__call__``, with a context if there is to be one.
+    Every second layer takes the dimensions in reverse order. There is no batch norm, and the flow is initialised as the
+    identity. With one dimension and no context it is affine. Initialise parameters by ``init`` of ``__call__``, with a
+    context if there will be one.
 
     Raises:
-      ValueError: as `MADE`, or fewer than one layer.
+      ValueError: as `MADE`, or if there are fewer than one layer.
     """
 
     features: int
@@ -156,13 +157,13 @@ class AutoregressiveFlow(nn.Module):
     """The largest absolute log-scale of one layer."""
 
     def setup(self):
-        _at_least_one(layers=self.layers)
+        _check_at_least_one(layers=self.layers)
         self.steps = [
             MADE(self.features, self.hidden, self.depth, reverse=k % 2 == 1, bound=self.bound)
             for k in range(self.layers)
         ]
 
-    def __call__(self, x: Rows, context: Context | None = None) -> tuple[Rows, Float[Array, "batch"]]:
+    def __call__(self, x: Vectors, context: Context | None = None) -> tuple[Vectors, Float[Array, "batch"]]:
         """Data ``[B, D]`` to noise ``[B, D]``, and ``log |det dz/dx|`` ``[B]`` in nats; one pass."""
         log_det = jnp.zeros(len(x), x.dtype)
         for made in self.steps:
@@ -171,8 +172,8 @@ class AutoregressiveFlow(nn.Module):
             log_det = log_det - log_scale.sum(axis=-1)
         return x, log_det
 
-    def inverse(self, z: Rows, context: Context | None = None) -> Rows:
-        """Noise ``[B, D]`` to data ``[B, D]``: D passes one after another through each layer."""
+    def inverse(self, z: Vectors, context: Context | None = None) -> Vectors:
+        """Noise ``[B, D]`` to data ``[B, D]``; D sequential passes through each layer."""
         for made in reversed(self.steps):
             z = self._invert(made, z, context)
         return z
@@ -180,17 +181,17 @@ class AutoregressiveFlow(nn.Module):
     def _invert(self, made: MADE, u, context):
         dims = jnp.arange(self.features)
 
-        def place(made, x, dim):
-            # One dimension at a time. What is not yet known stays 0: it could overflow, and 0 times infinity is NaN.
+        def set_dimension(made, x, dim):
+            # Dimensions that are not known yet stay 0: they could overflow, and 0 times infinity is NaN.
             shift, log_scale = made(x, context)
-            here = jnp.broadcast_to((dims == dim)[None, :], x.shape)
-            return jnp.where(here, u * jnp.exp(log_scale) + shift, x), None
+            is_dim = jnp.broadcast_to((dims == dim)[None, :], x.shape)
+            return jnp.where(is_dim, u * jnp.exp(log_scale) + shift, x), None
 
         order = dims[::-1] if made.reverse else dims
-        scan = nn.scan(place, variable_broadcast="params", split_rngs={"params": False})
+        scan = nn.scan(set_dimension, variable_broadcast="params", split_rngs={"params": False})
         return scan(made, jnp.zeros_like(u), order)[0]
 
-    def log_prob(self, x: Rows, context: Context | None = None) -> Float[Array, "batch"]:
-        """``log p(x)`` ``[B]`` in nats, with standard normal noise: ``log N(z; 0, I) + log |det dz/dx|``."""
+    def log_prob(self, x: Vectors, context: Context | None = None) -> Float[Array, "batch"]:
+        """``log p(x) = log N(z; 0, I) + log |det dz/dx|``, ``[B]``, in nats."""
         z, log_det = self(x, context)
         return log_det - 0.5 * (jnp.square(z).sum(axis=-1) + self.features * math.log(2 * math.pi))

@@ -1,8 +1,11 @@
-"""What variational autoencoders are made of besides encoders and decoders: experts, and the networks that some of them
-have on top."""
+"""What variational autoencoders are made of besides encoders and decoders: features, experts and moments.
+
+An *expert* is the posterior ``q(z | x_m)`` of one modality alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,57 +18,65 @@ from xmodal_jax.nets.encoders import EncoderConfig, build_encoder, build_pool
 from xmodal_jax.types import ExampleKeys
 
 SCALES = ("exp", "softplus", "softmax")
+"""Ways in which a network's output becomes the scale of a distribution (`to_log_scale`)."""
 
 
-def log_scale_of(raw: Float[Array, "*rows dim"], kind: str) -> Float[Array, "*rows dim"]:
-    """A network's output as the logarithm of a scale: "exp", raw is the logarithm of its square; "softplus";
-    "softmax", scales whose mean is 1 (Shi et al. 2019, arXiv:1911.03393, appendix C).
+def to_log_scale(raw: Float[Array, "*rows dim"], scale: str) -> Float[Array, "*rows dim"]:
+    """A network's output as the logarithm of a scale, by a name of `SCALES`.
+
+    "exp": ``raw`` is the logarithm of the scale's square, a log-variance. "softplus": the scale is softplus(raw).
+    "softmax": the scales of an example have mean 1 (Shi et al. 2019, arXiv:1911.03393, appendix C).
 
     Raises:
-      ValueError: another kind.
+      ValueError: if there is no such name.
     """
-    if kind == "exp":
+    if scale == "exp":
         return 0.5 * raw
-    if kind == "softplus":
+    if scale == "softplus":
         return jnp.log(jax.nn.softplus(raw) + 1e-6)
-    if kind == "softmax":
+    if scale == "softmax":
         return jnp.log(jax.nn.softmax(raw, axis=-1) * raw.shape[-1] + 1e-6)
-    raise ValueError(f"scale must be one of {SCALES}, got {kind!r}")
+    raise ValueError(f"scale must be one of {SCALES}, got {scale!r}")
 
 
-class Features(nn.Module):
-    """One modality to ``[B, hidden]``: its encoder, all of its tokens (images) or their pool, a hidden layer with
-    ReLU.
+class EncoderFeatures(nn.Module):
+    """One modality to ``[B, hidden]``: its encoder, its tokens as one vector, and a hidden layer with ReLU."""
 
-    A label needs no encoder: its class as a unit vector (a label outside of 0..classes-1 is the zero vector).
-    """
-
-    kind: str
-    encoder: EncoderConfig | None
+    modality: str
+    """A key of `nets.encoders.ENCODERS`."""
+    encoder: EncoderConfig
     hidden: int
-    vocab_size: int = 0
-    max_length: int = 0
-    classes: int = 0
+    flatten: bool
+    """Whether the tokens are concatenated, as those of images are, and not pooled."""
+    shape_info: Mapping[str, int]
+    """What `nets.encoders.build_encoder` needs to know of the data."""
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
-        if self.kind == "label":
-            x = jax.nn.one_hot(inputs, self.classes)
+        tokens = build_encoder(self.modality, self.encoder, **self.shape_info)(inputs, mask, keys=keys)
+        if self.flatten:
+            x = tokens.values.astype(jnp.float32).reshape(len(inputs), -1)
         else:
-            sizes = (
-                dict(vocab_size=self.vocab_size, max_length=self.max_length) if self.kind == "text" else {}
-            )
-            tokens = build_encoder(self.kind, self.encoder, **sizes)(inputs, mask, keys=keys)
-            if self.kind == "image":
-                x = tokens.values.astype(jnp.float32).reshape(len(inputs), -1)
-            else:
-                x = build_pool(self.encoder)(tokens)
+            x = build_pool(self.encoder)(tokens)
         return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
 
 
-class PooledFeatures(nn.Module):
-    """One modality to ``[B, hidden]``: what an encoder with a pool of its own makes of the whole (its ``embed``), layer
-    norm, a hidden layer with ReLU."""
+class LabelFeatures(nn.Module):
+    """Labels to ``[B, hidden]``: the class as a unit vector (a label outside of 0..classes-1 as the zero vector), and a
+    hidden layer with ReLU."""
+
+    classes: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
+        x = jax.nn.one_hot(inputs, self.classes)
+        return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
+
+
+class PretrainedFeatures(nn.Module):
+    """One modality to ``[B, hidden]``: a pretrained encoder with its own pool (its method ``embed``), layer norm, and a
+    hidden layer with ReLU."""
 
     encoder: nn.Module
     hidden: int
@@ -73,13 +84,16 @@ class PooledFeatures(nn.Module):
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
         x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
-        x = nn.LayerNorm(name="norm")(x)  # their sizes differ from encoder to encoder
+        x = nn.LayerNorm(name="norm")(x)  # the size of embeddings differs from encoder to encoder
         return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
 
 
-class Said(NamedTuple):
-    """What one modality says: moments ``[B, D]`` of the shared and ``[B, P]`` of the private code (scales before
-    `log_scale_of`), and the features ``[B, hidden]`` they are made of."""
+class ExpertOutputs(NamedTuple):
+    """Moments of one modality's posterior, and the features ``[B, hidden]`` that they are computed from.
+
+    Means and raw scales (see `to_log_scale`) are ``[B, D]`` of the shared and ``[B, P]`` of the private latent; None
+    where the latent has no dimensions.
+    """
 
     mean: Array | None
     raw: Array | None
@@ -89,14 +103,17 @@ class Said(NamedTuple):
 
 
 class Expert(nn.Module):
-    """A modality's `Features` (or `PooledFeatures`), and the moments they lead to (of a code of 0 dimensions: none)."""
+    """The moments of one modality's posterior, from its features."""
 
     features: nn.Module
+    """`EncoderFeatures`, `LabelFeatures` or `PretrainedFeatures`."""
     latent: int
+    """Dimensions of the shared latent; 0: none."""
     private: int = 0
+    """Dimensions of the private latent; 0: none."""
 
     @nn.compact
-    def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Said:
+    def __call__(self, inputs, mask, keys: ExampleKeys | None) -> ExpertOutputs:
         h = self.features(inputs, mask, keys)
         sizes = [
             ("mean", self.latent),
@@ -104,12 +121,12 @@ class Expert(nn.Module):
             ("private_mean", self.private),
             ("private_raw", self.private),
         ]
-        return Said(*(nn.Dense(size, name=name)(h) if size else None for name, size in sizes), h)
+        return ExpertOutputs(*(nn.Dense(size, name=name)(h) if size else None for name, size in sizes), h)
 
 
 class Moments(nn.Module):
-    """``[..., H]`` to a mean and a scale before `log_scale_of`, ``[..., latent]`` each, after one hidden layer
-    (none if ``hidden`` is 0)."""
+    """Mean and raw scale (see `to_log_scale`) of a distribution, ``[..., latent]`` each, from features ``[..., H]``,
+    after one hidden layer of ``hidden`` units with ReLU (0: none)."""
 
     latent: int
     hidden: int = 0
@@ -122,7 +139,7 @@ class Moments(nn.Module):
 
 
 class MLP(nn.Module):
-    """One hidden layer with ReLU, then ``features`` values."""
+    """One hidden layer of ``hidden`` units with ReLU, then ``features`` outputs."""
 
     features: int
     hidden: int

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from xmodal_jax.core import trees
 from xmodal_jax.models.towers import pretrained_config
-from xmodal_jax.models.vae.networks import encoder_place, make_groups
+from xmodal_jax.models.vae.modalities import pretrained_encoder
+from xmodal_jax.models.vae.networks import make_groups, pretrained_path
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.pretrained.files import open_checkpoint
@@ -65,12 +66,12 @@ class Readers(NamedTuple):
         def load_pretrained(params: Params, batch: Batch) -> Params:
             flat = trees.flat(params)
             for group in groups:
-                module = group.encoder(self.configs[group.kind])
+                module = pretrained_encoder(group.kind, self.configs[group.kind], group.size)
                 checkpoint = open_checkpoint(self.folders[group.kind])
                 read, _ = read_parameters(checkpoint, group.kind, module, parameter_shapes(module))
                 read = trees.flat(read)
                 for path, drawn in flat.items():
-                    place = re.search(encoder_place(group.name, _PARTS), path)
+                    place = re.search(pretrained_path(group.name, _PARTS), path)
                     if place:
                         flat[path] = jnp.broadcast_to(read[path[place.end() :]], drawn.shape)
             return jax.tree.unflatten(jax.tree.structure(params), flat.values())
@@ -79,7 +80,7 @@ class Readers(NamedTuple):
 
     def optimize(self, optimizer: Optimizer) -> Optimizer:
         """An optimizer with the learning rate of these encoders; 0 freezes them."""
-        where = [encoder_place(f"{kind}_[^/]*", _PARTS) for kind in self.folders]
+        where = [pretrained_path(f"{kind}_[^/]*", _PARTS) for kind in self.folders]
         if self.rate == 0.0:
             return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, *where))
         if self.rate == 1.0:

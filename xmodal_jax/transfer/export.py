@@ -13,7 +13,8 @@ import numpy as np
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import tokenizer_from_files
 from xmodal_jax.models.towers import make_encoder
-from xmodal_jax.models.vae.networks import encoder_place, make_groups
+from xmodal_jax.models.vae.modalities import pretrained_encoder
+from xmodal_jax.models.vae.networks import make_groups, pretrained_path
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextDecoderConfig, build_decoder
 from xmodal_jax.pretrained import export
@@ -109,15 +110,16 @@ class _Writer:
         for group in make_groups(
             {name: Size(tuple(shape), values) for name, (*shape, values) in sizes.items()}
         ):
-            own = self.model[group.kind]["encoder"]
+            own = self.model[group.kind].get("encoder")
             if not own or not own.get("architecture"):
                 continue
             config = from_json(PretrainedEncoderConfig, own)
-            place = re.compile(encoder_place(group.name, "experts"))
+            module = pretrained_encoder(group.kind, config, group.size)
+            place = re.compile(pretrained_path(group.name, "experts"))
             within = {path[m.end() :]: leaf for path, leaf in flat.items() if (m := place.search(path))}
             for k, name in enumerate(group.names):
                 params = trees.nested({path: leaf[k] for path, leaf in within.items()})
-                found[name] = TrainedEncoder(group.kind, group.encoder(config), params, config.architecture)
+                found[name] = TrainedEncoder(group.kind, module, params, config.architecture)
         return found
 
     def clip(self, encoders: dict[str, TrainedEncoder]) -> None:

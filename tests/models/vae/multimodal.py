@@ -1,29 +1,36 @@
 """Multimodal VAEs that compile in a second: two image modalities, which share one group, and the class."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
-from xmodal_jax.models.vae.multimodal import MODELS, MultimodalVAEConfig, make_multimodal_vae
-from xmodal_jax.models.vae.networks import ModalityConfig
-from xmodal_jax.nets.decoders import DecoderConfig
+from xmodal_jax.core import parts
+from xmodal_jax.models.vae.modalities import ImageConfig, LabelConfig, ModalityConfigs, sizes_of
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
+from xmodal_jax.models.vae.multimodal_models import MultimodalVAEModel
+from xmodal_jax.nets.decoders import ConvDecoderConfig, MLPDecoderConfig
 from xmodal_jax.nets.encoders import DCGANEncoderConfig
 
 NAMES = ("image_0", "image_1", "label")
 CLASSES = 3
 KEY = jax.random.key(5)
-CONFIG = MultimodalVAEConfig(
-    latent=4, private=3, hidden=7, top=5, levels=2, clusters=3, hmc_steps=3, warmup=10,
-    image=ImageConfig(DCGANEncoderConfig(width=8), DecoderConfig("conv", width=8), "laplace", 0.75),
-    label=ModalityConfig(None, DecoderConfig("mlp", width=8, depth=1), "categorical", weight=2.0),
-)  # fmt: skip
+MODELS = parts.parts_of(MultimodalVAEModel)
+MODALITIES = dict(
+    image=ImageConfig(DCGANEncoderConfig(width=8), ConvDecoderConfig(width=8), "laplace", 0.75),
+    label=LabelConfig(MLPDecoderConfig(width=8, depth=1), weight=2.0),
+)
+CONFIGS = ModalityConfigs(**MODALITIES)
+OPTIONS = MODALITIES | dict(
+    latent=4, private=3, hidden=7, top=5, levels=2, clusters=3, hmc_steps=3, warmup=10, free_bits=0.3
+)
+"""Options of the models that have them."""
 CHANGES = {
-    "mmvae": dict(posterior="laplace", scale="softmax", learn_prior=True, samples=2, estimator="dreg"),
-    "mmvae_plus": dict(scale="softplus", samples=2),
+    "mmvae": dict(
+        posterior="laplace", posterior_scale="softmax", learn_prior=True, samples=2, estimator="dreg"
+    ),
+    "mmvae_plus": dict(posterior_scale="softplus", samples=2),
     "cmvae": dict(posterior="laplace", samples=2, estimator="dreg"),
     "mhvae": dict(subsets=2),
 }
@@ -31,8 +38,8 @@ CHANGES = {
 
 
 def config_of(model, **changes):
-    free = dict(free_bits=0.3) if MODELS[model].prior else {}
-    return dataclasses.replace(CONFIG, **{"model": model, **free, **CHANGES.get(model, {}), **changes})
+    options = {k: v for k, v in OPTIONS.items() if k in parts.options_of(MODELS[model])}
+    return MODELS[model](**{**options, **CHANGES.get(model, {}), **changes})
 
 
 def make_batch(n=8, seed=0):

@@ -7,19 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xmodal_jax.core import parts
 from xmodal_jax.models.vae.adapter import as_multimodal
-from xmodal_jax.models.vae.modalities import ImageConfig, TextConfig
-from xmodal_jax.models.vae.single import VAEConfig, make_vae, size_of
-from xmodal_jax.nets.decoders import DecoderConfig
+from xmodal_jax.models.vae.modalities import ImageConfig, TextConfig, sizes_of
+from xmodal_jax.models.vae.single import make_vae
+from xmodal_jax.models.vae.single_models import AutoencoderModel
+from xmodal_jax.nets.decoders import MLPDecoderConfig, ParallelDecoderConfig
 from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
 
 D, CLASSES, N, WORDS = 3, 5, 7, 9
 KEY = jax.random.key(3)
-MLP = DecoderConfig("mlp", width=8, depth=1)
+MLP = MLPDecoderConfig(width=8, depth=1)
 TOKENS = TextTransformerConfig(width=8, depth=1, heads=2)
 KINDS = dict(
-    image=ImageConfig(MLPEncoderConfig(width=8, depth=1), MLP, "laplace"),
-    text=TextConfig(TOKENS, DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical"),
+    image=ImageConfig(MLPEncoderConfig(width=8, depth=1), MLP, "laplace", scale=1.0),
+    text=TextConfig(TOKENS, ParallelDecoderConfig(width=8, depth=1, heads=2)),
 )
 
 
@@ -38,10 +40,11 @@ def make_batch():
 def make(model, modality="image"):
     """``(the autoencoder, the same as a multimodal one, parameters, a batch)``."""
     config, batch = (
-        VAEConfig(model=model, latent=D, hidden=8, **KINDS),
+        parts.choose(AutoencoderModel, model)(latent=D, hidden=8, **KINDS),
         jax.tree.map(jnp.asarray, make_batch()),
     )
-    vae = make_vae(config, modality, size_of(batch, modality, config, vocab_size=WORDS), classes=CLASSES)
+    sizes = sizes_of(batch, (modality,), config, vocab_size=WORDS)
+    vae = make_vae(config, modality, sizes[modality], classes=CLASSES)
     params = vae.method.init(jax.random.key(0), batch)
     params = params[0] if isinstance(params, tuple) else params
     return vae, as_multimodal(vae, config, modality, CLASSES), params, batch
@@ -107,23 +110,23 @@ def test_the_label_goes_through_codes_exactly():
 def test_dreams_are_of_class_0_or_of_a_class_drawn():
     vae, whole, params, _ = make("cvae")
     shared = jax.random.normal(KEY, (200, D))
-    still = whole.unfold(params, shared, None)
+    still = whole.expand_shared(params, shared, None)
     assert still.shape == (1, 1, 200, D + 1) and (still[..., -1] == 0).all()
     np.testing.assert_array_equal(
         whole.decode(params, still, None)["image"][0], vae.decode(params, shared, jnp.zeros(200, jnp.int32))
     )
-    drawn = np.asarray(whole.unfold(params, shared, KEY))
+    drawn = np.asarray(whole.expand_shared(params, shared, KEY))
     np.testing.assert_array_equal(drawn[0, 0, :, :-1], shared)
     counts = np.bincount(drawn[0, 0, :, -1].astype(int), minlength=CLASSES)
     assert len(counts) == CLASSES and counts.min() > 20  # 40 on average, with a deviation of 6
-    assert not np.array_equal(drawn, whole.unfold(params, shared, jax.random.key(4)))
+    assert not np.array_equal(drawn, whole.expand_shared(params, shared, jax.random.key(4)))
     plain = make("vae")[1]
-    np.testing.assert_array_equal(plain.unfold(params, shared, KEY), shared[None, None])
+    np.testing.assert_array_equal(plain.expand_shared(params, shared, KEY), shared[None, None])
 
 
 def test_the_prior_is_standard_normal():
     _, whole, params, _ = make("vae")
-    drawn = np.asarray(whole.prior(params, KEY, 4001))
+    drawn = np.asarray(whole.sample_prior(params, KEY, 4001))
     assert drawn.shape == (4001, D)
     np.testing.assert_allclose(drawn.mean(axis=0), 0, atol=0.08)
     np.testing.assert_allclose(np.cov(drawn.T), np.eye(D), atol=0.12)

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.models.vae.generation import as_batch
-from xmodal_jax.models.vae.modalities import see, to_log_mel
-from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig
+from xmodal_jax.models.vae.modalities import AudioConfig, ModalityConfigs, as_batch, preprocess
 
-same = lambda x: x
+CONFIGS = ModalityConfigs()
 
 
 def test_pictures_are_rounded_to_the_nearest_pixel_value():
@@ -20,13 +18,13 @@ def test_pictures_are_rounded_to_the_nearest_pixel_value():
         np.float32
     )
     x = x.reshape(2, 7, 5, 3)
-    found = as_batch({"image_3": jnp.asarray(x)}, same)
+    found = as_batch(CONFIGS, {"image_3": jnp.asarray(x)})
     assert found["image_3"].dtype == jnp.uint8 and set(found) == {"image_3", "index"}
     np.testing.assert_array_equal(found["image_3"], np.rint(x.astype(np.float64) * 255))
     assert found["image_3"][-1, -1, -1, 0] == 254 or found["image_3"][-1, -1, -1, 2] == 255
     # What was a picture of data is one again.
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    again = as_batch({"image": jnp.asarray(pixels, jnp.float32) / 255.0}, same)
+    again = as_batch(CONFIGS, {"image": jnp.asarray(pixels, jnp.float32) / 255.0})
     np.testing.assert_array_equal(again["image"], pixels)
 
 
@@ -36,7 +34,7 @@ def test_pictures_are_rounded_to_the_nearest_pixel_value():
 def test_texts_count_up_to_their_first_end(rows, end):
     hypothesis.assume(end != 0)
     x = np.array(rows, np.int32)
-    found = as_batch({"text": jnp.asarray(x)}, same, end=end)
+    found = as_batch(CONFIGS, {"text": jnp.asarray(x)}, end_id=end)
     expected = np.zeros(x.shape, bool)
     for k, row in enumerate(rows):
         for place, token in enumerate(row):
@@ -60,28 +58,28 @@ def test_texts_count_up_to_their_first_end(rows, end):
     ],
 )
 def test_a_text_ends_with_its_end(row, end, mask):
-    found = as_batch({"text_en": jnp.array([row])}, same, end=end)
+    found = as_batch(CONFIGS, {"text_en": jnp.array([row])}, end_id=end)
     np.testing.assert_array_equal(found["text_en_mask"][0], np.array(mask, bool))
 
 
 def test_audio_is_frames_as_data_hold_them():
     """Log-mel frames, all of which count; the model sees in them what the decoder said."""
-    config = MultimodalVAEConfig(mel_mean=-3.0, mel_scale=2.0)
+    configs = ModalityConfigs(audio=AudioConfig(mel_mean=-3.0, mel_scale=2.0))
     x = np.random.default_rng(0).normal(size=(3, 7, 5)).astype(np.float32)
-    found = as_batch({"audio": jnp.asarray(x)}, lambda y: to_log_mel(config, y))
+    found = as_batch(configs, {"audio": jnp.asarray(x)})
     np.testing.assert_allclose(found["audio"], x * 2.0 - 3.0, rtol=1e-6)
     assert (
         found["audio_mask"].shape == (3, 7)
         and found["audio_mask"].dtype == bool
         and found["audio_mask"].all()
     )
-    seen = see(config, ("audio",), found)
+    seen = preprocess(configs, ("audio",), found)
     np.testing.assert_allclose(seen.inputs["audio"][0], x, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int8])
 def test_classes_are_labels_as_data_hold_them(dtype):
-    found = as_batch({"label": jnp.asarray([3, 0, 2], dtype)}, same)
+    found = as_batch(CONFIGS, {"label": jnp.asarray([3, 0, 2], dtype)})
     assert found["label"].dtype == jnp.int32
     np.testing.assert_array_equal(found["label"], [3, 0, 2])
 
@@ -93,7 +91,7 @@ def test_all_of_them_are_one_batch_whose_examples_are_counted():
         "audio": jnp.zeros((11, 5, 2)),
         "label": jnp.zeros(11, jnp.int32),
     }
-    found = jax.jit(lambda x: as_batch(x, same, end=1))(outputs)
+    found = jax.jit(lambda x: as_batch(CONFIGS, x, end_id=1))(outputs)
     assert set(found) == {"image", "text", "text_mask", "audio", "audio_mask", "label", "index"}
     assert all(len(x) == 11 for x in found.values()) and found["index"].dtype == jnp.int32
     np.testing.assert_array_equal(found["index"], np.arange(11))

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tests.models.vae.multimodal import KEY, NAMES, config_of, make_batch, on_device, started
+from tests.models.vae.multimodal import KEY, MODELS, NAMES, config_of, make_batch, on_device, started
 from tests.oracles import linear_gaussian as oracle
-from xmodal_jax.core import trees
+from xmodal_jax.core import parts, trees
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses.objective import ObjectiveInputs
 from xmodal_jax.models.vae import inference
 from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
-from xmodal_jax.models.vae.multimodal import MODELS, make_multimodal_vae
-from xmodal_jax.nets.decoders import DecoderConfig
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
+from xmodal_jax.nets.decoders import MLPDecoderConfig
 from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.probability.distributions import Laplace, Normal
 from xmodal_jax.probability.priors import Prior
@@ -168,12 +168,14 @@ def test_the_prior_of_clusters():
     n = 4000
     far = np.float32([[-50, -50], [50, -50], [-50, 50], [50, 50]])
     prior = Prior(of(Normal, far, np.full((4, D), 2.0, np.float32)), jnp.asarray(LOGITS))
-    z = np.asarray(inference.from_prior(prior, keys_of(n), 1, n))[0]
+    z = np.asarray(inference.sample_prior(prior, keys_of(n), 1, n))[0]
     nearest = np.abs(z[:, None] - far).max(-1).argmin(1)
     p = np.exp(LOGITS)
     np.testing.assert_array_less(np.abs(np.bincount(nearest) / n - p), 4 * (p * (1 - p) / n) ** 0.5)
     np.testing.assert_allclose((z - far[nearest]).std(0), 2.0, rtol=5 / (2 * n) ** 0.5)
-    np.testing.assert_array_equal(inference.from_prior(prior, None, 2, 3), np.broadcast_to(far[0], (2, 3, D)))
+    np.testing.assert_array_equal(
+        inference.sample_prior(prior, None, 2, 3), np.broadcast_to(far[0], (2, 3, D))
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,9 @@ def test_hamiltonian_monte_carlo_samples_a_correlated_normal(far, steps, leaps, 
     there = np.random.default_rng(5).multivariate_normal(mean, cov, (rows, batch))
     start = jnp.full((rows, batch, 3), 4.0) if far else jnp.asarray(there, jnp.float32)
     move = jax.jit(
-        functools.partial(inference.hamiltonian, density, steps=steps, leapfrog=leaps, step_size=size)
+        functools.partial(
+            inference.hamiltonian_monte_carlo, density, steps=steps, leapfrog=leaps, step_size=size
+        )
     )
     z = np.float64(move(start, keys_of(batch))).reshape(-1, 3)
     n = len(z)
@@ -208,7 +212,7 @@ def test_a_proposal_that_leaves_the_numbers_is_refused():
     """Steps so large that the energy overflows: every chain stays where it is."""
     density = lambda z: -jnp.square(jnp.square(z)).sum(axis=-1)
     start = jnp.ones((2, 3, D))
-    stay = inference.hamiltonian(density, start, keys_of(3), steps=3, leapfrog=20, step_size=1e3)
+    stay = inference.hamiltonian_monte_carlo(density, start, keys_of(3), steps=3, leapfrog=20, step_size=1e3)
     np.testing.assert_array_equal(stay, start)
 
 
@@ -216,17 +220,18 @@ def test_a_proposal_that_leaves_the_numbers_is_refused():
 
 
 def watched(model, monkeypatch):
-    """``look(params, batch, given, key) -> (codes, experts, private)`` of a model, compiled once."""
-    member, config = MODELS[model], config_of(model, hmc_steps=1)
-    infer = member.infer
-    if infer is inference.from_flows:
-        infer = functools.partial(infer, steps=1, leapfrog=1, step_size=0.1)
+    """``look(params, batch, given) -> codes`` of a model, compiled once, with ``(experts, private, flowed)`` for the
+    ratio."""
+    short = dict(hmc_steps=1, hmc_leapfrog=1, hmc_step_size=0.1) if model == "jnf" else {}
+    config = config_of(model, **short)
+    infer = config.infer
 
-    def look(p, given, keys, rows):
+    def look(_, p, given, keys, rows):
         flowed = p.networks.flow(infer(p, given, keys, rows).shared[0])[0] if model == "jnf" else None
-        return infer(p, given, keys, rows), p.experts, p.private, flowed
+        codes = infer(p, given, keys, rows)
+        return codes._replace(log_ratio=(p.experts, p.private, flowed))
 
-    monkeypatch.setitem(MODELS, model, member._replace(infer=look))
+    monkeypatch.setattr(MODELS[model], "infer", look)
     vae = make_multimodal_vae(config, sizes_of(make_batch(1), NAMES, config, classes=3))
     return jax.jit(lambda *args: vae.infer(*args, None))
 
@@ -243,8 +248,9 @@ def test_every_model_infers_from_what_it_is_given_alone(model, monkeypatch):
     for m, name in enumerate(NAMES):
         given = jnp.arange(3) == m
         mixed = {**batch, **{k: np.abs(other[k]) for k in NAMES if k != name}}
-        codes, experts, private, flowed = look(params, on_device(batch), given)
-        np.testing.assert_array_equal(codes.z, look(params, on_device(mixed), given)[0].z)
+        codes = look(params, on_device(batch), given)
+        experts, private, flowed = codes.log_ratio
+        np.testing.assert_array_equal(codes.z, look(params, on_device(mixed), given).z)
         own = None if experts is None else experts.mean[m]
         if model == "mvae" or model == "dmvae":  # with the prior as one more expert
             own = own / (1.0 + jnp.exp(2.0 * experts.log_scale[m]))
@@ -259,8 +265,8 @@ def test_every_model_infers_from_what_it_is_given_alone(model, monkeypatch):
             w = codes.z[:, 0, :, -private.mean.shape[-1] :]
             np.testing.assert_array_equal(w[m], private.mean[m])
             assert not np.delete(np.asarray(w), m, axis=0).any()
-    nothing = look(params, on_device(batch), jnp.zeros(3, bool))[0]
-    again = look(params, on_device({**batch, **{k: np.abs(other[k]) for k in NAMES}}), jnp.zeros(3, bool))[0]
+    nothing = look(params, on_device(batch), jnp.zeros(3, bool))
+    again = look(params, on_device({**batch, **{k: np.abs(other[k]) for k in NAMES}}), jnp.zeros(3, bool))
     np.testing.assert_array_equal(nothing.z, again.z)
     centre = np.zeros(nothing.shared.shape[-1])
     if model == "cmvae":
@@ -311,14 +317,15 @@ def test_codes_belong_to_their_examples():
 COPIES, SAMPLES, FAR = 24, 800, 20.0
 PICTURES = ("image_0", "image_1", "image_wide")
 LINEAR = ImageConfig(
-    DCGANEncoderConfig(width=4), DecoderConfig("mlp", width=6, depth=1), "normal", scale=4.5, weight=0.3
+    DCGANEncoderConfig(width=4), MLPDecoderConfig(width=6, depth=1), "normal", scale=4.5, weight=0.3
 )
 """The weight is of the loss alone: a likelihood has none."""
 
 
 def linear_config(model):
-    small = dict(hidden=6, latent=2, private=1, top=2, flows=1, hmc_steps=1, hmc_leapfrog=1)
-    return config_of(model, posterior="normal", scale="exp", image=LINEAR, **small)
+    small = dict(private=1, top=2, flows=1, hmc_steps=1, hmc_leapfrog=1, posterior="normal")
+    small = {k: v for k, v in small.items() if k in parts.options_of(MODELS[model])}
+    return config_of(model, hidden=6, latent=2, posterior_scale="exp", image=LINEAR, **small)
 
 
 class World:
@@ -332,7 +339,7 @@ class World:
         self.model, self.config = model, linear_config(model)
         self.samples = {"nexus": 4000, "jnf": 200}.get(model, SAMPLES)
         self.wide = wide or (1.6 if model == "nexus" else 2.0)  # Nexus draws a code of each modality's own
-        private = self.config.private if MODELS[model].parts.get("private") else 0
+        private = getattr(self.config, "private", 0)
         self.w = [0.35 * rng.normal(size=(d, 2)) for d in (64, 64, 128)]
         self.v = [0.3 * rng.normal(size=(d, private)) if private else None for d in (64, 64, 128)]
         self.b = [0.5 + 0.2 * rng.normal(size=d) for d in (64, 64, 128)]

@@ -12,8 +12,7 @@ import pytest
 from tests.support import assert_device_invariant
 from xmodal_jax.core import trees
 from xmodal_jax.models.vae.judges import make_judges
-from xmodal_jax.models.vae.modalities import sizes_of
-from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig
+from xmodal_jax.models.vae.modalities import ModalityConfigs, sizes_of
 from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
 
 NAMES = ("image_0", "text", "image_1", "label")
@@ -22,7 +21,7 @@ IMAGES = ("image_0", "image_1")
 CLASSES, HIDDEN, LENGTH, WORDS = 3, 16, 4, 8
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 KEY = jax.random.key(2)
-CONFIG = MultimodalVAEConfig()
+CONFIG = ModalityConfigs()
 ENCODERS = {
     "image": MLPEncoderConfig(width=16, depth=1),
     "text": TextTransformerConfig(width=8, depth=1, heads=2),

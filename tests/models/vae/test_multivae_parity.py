@@ -17,11 +17,11 @@ import pytest
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses import multimodal_elbo as objectives
 from xmodal_jax.losses.objective import ObjectiveInputs
-from xmodal_jax.models.vae.modalities import sizes_of
-from xmodal_jax.models.vae.multimodal import MultimodalVAEConfig, make_multimodal_vae
-from xmodal_jax.models.vae.networks import ModalityConfig
-from xmodal_jax.nets.decoders import DecoderConfig
-from xmodal_jax.nets.vae import log_scale_of
+from xmodal_jax.models.vae.modalities import LabelConfig, sizes_of
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
+from xmodal_jax.models.vae.multimodal_models import MHVAEConfig
+from xmodal_jax.nets.decoders import MLPDecoderConfig
+from xmodal_jax.nets.vae import to_log_scale
 from xmodal_jax.probability import distributions
 from xmodal_jax.probability.distributions import Laplace, Normal, kl, standard_like
 from xmodal_jax.probability.likelihoods import dense_log_likelihood
@@ -101,7 +101,7 @@ def to_prior(q, there):
 def problem_of(w, *, family=Normal, scale="exp", private=0, clusters=False, learn_prior=False, present=None):
     said = [affine(w, f"encoder/{m}", jnp.asarray(X[m])) for m in DIMS]
     part = lambda k, size: jnp.stack([s[:, k : k + size] for s in said])
-    posterior = lambda start, size: family(part(start, size), log_scale_of(part(start + size, size), scale))
+    posterior = lambda start, size: family(part(start, size), to_log_scale(part(start + size, size), scale))
     present = jnp.ones((M, B), bool) if present is None else present
 
     def log_likelihood(z):
@@ -115,12 +115,12 @@ def problem_of(w, *, family=Normal, scale="exp", private=0, clusters=False, lear
     zeros = lambda *size: jnp.zeros(size)
     centres = w["clusters"] if clusters else zeros(1, D)
     raw = jnp.broadcast_to(w["prior"][None], (1, D)) if learn_prior else jnp.zeros_like(centres)
-    prior = Prior(family(centres, log_scale_of(raw, scale)), w["logits"] if clusters else zeros(1))
+    prior = Prior(family(centres, to_log_scale(raw, scale)), w["logits"] if clusters else zeros(1))
     if private:
         raw = jnp.stack([w[f"auxiliary/{m}"] for m in DIMS])
-        flat = log_scale_of(zeros(P), scale)
+        flat = to_log_scale(zeros(P), scale)
         prior = prior._replace(
-            private=family(zeros(P), flat), auxiliary=family(zeros(M, P), log_scale_of(raw, scale))
+            private=family(zeros(P), flat), auxiliary=family(zeros(M, P), to_log_scale(raw, scale))
         )
     joint = affine(w, "joint", jnp.concatenate([jnp.asarray(X[m]) for m in DIMS], axis=-1))
 
@@ -440,9 +440,9 @@ def test_mhvae(multivae, monkeypatch):
     """The whole of our network, over three labels and three levels, against theirs with its weights."""
     noise, classes, width = Noise(), 3, 5
     names = tuple(f"label_{k}" for k in range(M))
-    config = MultimodalVAEConfig(
-        model="mhvae", latent=D, hidden=width, levels=3, subsets=0, beta=0.7,
-        label=ModalityConfig(None, DecoderConfig("mlp", width=4, depth=1), "categorical"),
+    config = MHVAEConfig(
+        latent=D, hidden=width, levels=3, subsets=0, beta=0.7,
+        label=LabelConfig(MLPDecoderConfig(width=4, depth=1)),
     )  # fmt: skip
     labels = {m: RNG.integers(0, classes, B).astype(np.int32) for m in names}
     batch = {k: jnp.asarray(v) for k, v in labels.items()} | {"index": jnp.arange(B)}

@@ -9,14 +9,16 @@ import pytest
 from tests.models.vae.vaes import (
     ADAM,
     CLASSES,
-    CONFIG,
+    COMMON,
+    FRAMES,
     KEY,
     MLP,
+    MODELS,
     PLAYERS,
-    TOKENS,
     TWO_PLAYERS,
     WORDS,
     begin,
+    config_of,
     loss_of,
     make,
     make_batch,
@@ -29,8 +31,8 @@ from tests.models.vae.vaes import (
 )
 from tests.oracles import vae as oracle
 from tests.support import assert_device_invariant, assert_resumes, loss_and_gradient
-from xmodal_jax.models.vae.modalities import AudioConfig, ImageConfig
-from xmodal_jax.models.vae.single import MODELS, size_of
+from xmodal_jax.models.vae.modalities import AudioConfig, ImageConfig, sizes_of
+from xmodal_jax.nets.decoders import AutoregressiveDecoderConfig, ParallelDecoderConfig
 from xmodal_jax.nets.encoders import MLPEncoderConfig
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.train import gan_step as players
@@ -133,9 +135,13 @@ def test_of_every_kind_the_likelihood_is_that_of_what_is_said(kind, values):
     assert not np.allclose(vae.encode(params, own), vae.encode(params, swapped))
 
 
-@pytest.mark.parametrize("decoder", [pytest.param("parallel", marks=pytest.mark.slow), "autoregressive"])
+@pytest.mark.parametrize(
+    "decoder",
+    [pytest.param(ParallelDecoderConfig, marks=pytest.mark.slow), AutoregressiveDecoderConfig],
+    ids=["parallel", "autoregressive"],
+)
 def test_texts_are_drawn_from_a_key(decoder):
-    text = dataclasses.replace(CONFIG.text, decoder=dataclasses.replace(CONFIG.text.decoder, name=decoder))
+    text = dataclasses.replace(COMMON["text"], decoder=decoder(width=8, depth=1, heads=2))
     vae, batch = make("vae", "text", text=text), on_device(only(make_batch(6), "text"))
     params = begin(vae, batch)
     a, b, c = (vae.sample(params, key, 20) for key in (KEY, KEY, jax.random.key(0)))
@@ -155,7 +161,7 @@ def test_waveforms_are_taken_as_their_frames():
     batch |= {"audio": np.random.default_rng(0).integers(-9999, 9999, (2, 4000)).astype(np.int16)}
     batch |= {"audio_mask": np.ones((2, 4000), bool)}
     vae = make("vae", "audio", batch)
-    size = size_of(batch, "audio", CONFIG)
+    size = sizes_of(batch, ("audio",), config_of("vae"))["audio"]
     assert size.shape[1] == 40
 
     @jax.jit
@@ -176,10 +182,10 @@ X = np.random.default_rng(3).normal(size=6)
 
 @functools.cache
 def of_frames():
-    audio = AudioConfig(TOKENS, MLP, "normal", scale=0.8, weight=7.0)
+    audio = AudioConfig(FRAMES, MLP, "normal", scale=0.8, weight=7.0, mel_mean=0.0, mel_scale=1.0)
     batch = {"audio": np.float32(X.reshape(1, 2, 3)), "audio_mask": np.ones((1, 2), bool)}
     batch = on_device({**batch, "index": np.arange(1, dtype=np.int32)})
-    vae = make("iwae", "audio", batch, latent=2, audio=audio, mel_mean=0.0, mel_scale=1.0)
+    vae = make("iwae", "audio", batch, latent=2, audio=audio)
     return vae, begin(vae, batch), batch
 
 
@@ -225,9 +231,9 @@ def test_the_estimate_converges_to_the_likelihood():
     assert errors[5000] < 0.03 < 10 * errors[50] < 30 * errors[1], errors
 
 
-@pytest.mark.parametrize("model", [name for name, member in MODELS.items() if not member.density])
+@pytest.mark.parametrize("model", [name for name, model in MODELS.items() if not model.has_likelihood])
 def test_without_a_density_there_is_no_likelihood(model):
-    with pytest.raises(ValueError, match="no density of codes.*vae, beta_vae, cvae, iwae"):
+    with pytest.raises(ValueError, match="no density of latents.*vae, beta_vae, cvae, iwae"):
         make(model).log_likelihood({}, make_batch(2), KEY, 2)
 
 
@@ -239,12 +245,12 @@ WHOLE = {"vae": dict(free_bits=0.05, warmup=5), "aae": dict(critic_steps=2), "cv
 @pytest.mark.parametrize("model", slow_but("wae_mmd"))
 def test_the_devices_do_not_change_the_result(model):
     batch = {**only(make_batch(), "image", "label"), "present": {"image": np.arange(16) % 7 != 3}}
-    changes = WHOLE.get(model, {})
+    image = dataclasses.replace(COMMON["image"], augment=AugmentConfig())
     if (
         model == "iwae"
     ):  # fewer nats: the rounding of hundreds of them shows in the weights, their exponentials
-        changes = {"image": dataclasses.replace(CONFIG.image, weight=0.05)}
-    vae = make(model, augment=AugmentConfig(), **changes)
+        image = dataclasses.replace(image, weight=0.05)
+    vae = make(model, image=image, **WHOLE.get(model, {}))
     assert_device_invariant(
         vae.method, batch, layouts=[("pmap", 4, 1), ("sharded", 4, 2)], config=optimizer_of(model)
     )
@@ -314,11 +320,11 @@ PIXELS = np.float64(UNSEEN["image"]) / 255.0
 def test_it_learns(model):
     # In cvae a strong divergence leaves to the label what the label says.
     strong = MATCHED | {"cvae": 4.0}
-    vae, params = learn(model, beta=strong.get(model))
+    vae, params = learn(model, **({"beta": strong[model]} if model in strong else {}))
     batch = on_device(UNSEEN)
     error = np.square(np.asarray(vae.reconstruct(params, batch)) - PIXELS).mean()
     assert error < 0.1 * PIXELS.var(axis=0).mean()  # what the mean image misses is 1
-    if MODELS[model].density:
+    if MODELS[model].has_likelihood:
         # The best that normal densities of each pixel alone reach, were they told the test images.
         one_by_one = -0.5 * np.log(2 * np.pi * np.e * PIXELS.var(axis=0)).sum()
         likely = vae.log_likelihood(params, batch, KEY, 16)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from tests.oracles import vae as oracle
+from xmodal_jax.core import parts
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.models.vae.modalities import AudioConfig, ImageConfig, TextConfig
-from xmodal_jax.models.vae.networks import ModalityConfig
-from xmodal_jax.models.vae.single import MODELS, VAEConfig, make_vae, size_of
-from xmodal_jax.nets.decoders import DecoderConfig
+from xmodal_jax.models.vae.modalities import AudioConfig, ImageConfig, LabelConfig, TextConfig, sizes_of
+from xmodal_jax.models.vae.single import make_vae
+from xmodal_jax.models.vae.single_models import AutoencoderModel
+from xmodal_jax.nets.decoders import FrameDecoderConfig, MLPDecoderConfig, ParallelDecoderConfig
 from xmodal_jax.nets.encoders import AudioTransformerConfig, MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.probability.distributions import standard_noise
 from xmodal_jax.train.gan_step import GANOptimizer
@@ -21,18 +22,20 @@ from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.types import GAN
 
 D, CLASSES, WORDS = 3, 4, 11
-TEXT = TextTransformerConfig(width=8, depth=1, heads=2)
-TOKENS = AudioTransformerConfig(width=8, depth=1, heads=2, downsample=2)
-MLP = DecoderConfig("mlp", width=8, depth=1)
-CONFIG = VAEConfig(
+TOKENS = TextTransformerConfig(width=8, depth=1, heads=2)
+FRAMES = AudioTransformerConfig(width=8, depth=1, heads=2, downsample=2)
+MLP = MLPDecoderConfig(width=8, depth=1)
+COMMON = dict(
     latent=D,
     hidden=8,
     image=ImageConfig(MLPEncoderConfig(width=8, depth=1, dropout=0.1), MLP, "bernoulli"),
-    text=TextConfig(TEXT, DecoderConfig("parallel", width=8, depth=1, heads=2), "categorical"),
-    audio=AudioConfig(TOKENS, DecoderConfig("conv", width=8), "laplace", scale=0.75),
-    label=ModalityConfig(None, MLP, "categorical"),
+    text=TextConfig(TOKENS, ParallelDecoderConfig(width=8, depth=1, heads=2)),
+    audio=AudioConfig(FRAMES, FrameDecoderConfig(width=8), "laplace", scale=0.75),
+    label=LabelConfig(MLP),
 )
-TWO_PLAYERS = [name for name, member in MODELS.items() if member.opponent]
+"""Options that all models have here."""
+MODELS = parts.parts_of(AutoencoderModel)
+TWO_PLAYERS = [name for name, model in MODELS.items() if model.critic_objective]
 ADAM = Optimizer(name="adam", learning_rate=1e-2, clip_norm=None, warmup=0.0, schedule="constant")
 PLAYERS = GANOptimizer(
     discriminator=dataclasses.replace(ADAM, b1=0.5), generator=dataclasses.replace(ADAM, ema=0.9)
@@ -64,11 +67,13 @@ def only(batch, *names):
     return {k: v for k, v in batch.items() if k in names or k == "index" or k.removesuffix("_mask") in names}
 
 
+def config_of(model, **changes):
+    return parts.choose(AutoencoderModel, model)(**COMMON | changes)
+
+
 def make(model, modality="image", batch=None, **changes):
-    config = dataclasses.replace(CONFIG, model=model, **changes)
-    size = size_of(
-        make_batch(1) if batch is None else batch, modality, config, vocab_size=WORDS, classes=CLASSES
-    )
+    config, batch = config_of(model, **changes), make_batch(1) if batch is None else batch
+    size = sizes_of(batch, (modality,), config, vocab_size=WORDS, classes=CLASSES)[modality]
     vae = make_vae(config, modality, size, classes=CLASSES)
     return vae._replace(
         encode=jax.jit(vae.encode),
@@ -81,7 +86,7 @@ def make(model, modality="image", batch=None, **changes):
 
 def calm(kind="image", **changes):
     """Without dropout: what training computes is what `encode` and `decode` do."""
-    own = getattr(CONFIG, kind)
+    own = COMMON[kind]
     return {kind: dataclasses.replace(own, encoder=dataclasses.replace(own.encoder, dropout=0.0), **changes)}
 
 

@@ -1,62 +1,84 @@
-"""An autoencoder of one modality as a multimodal VAE of one, so that the same scores and reports serve both."""
+"""An autoencoder of one modality as a multimodal VAE with one modality, so that the same metrics and reports serve
+both."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from xmodal_jax.models.vae.inference import Codes
+from xmodal_jax.models.vae.inference import LatentSamples
 from xmodal_jax.models.vae.multimodal import MultimodalVAE
-from xmodal_jax.models.vae.single import VAE, VAEConfig
-from xmodal_jax.types import Method
+from xmodal_jax.models.vae.single import VAE
+from xmodal_jax.models.vae.single_models import AutoencoderConfig
+from xmodal_jax.types import Batch, Key, Method, Params
 
 
-def as_multimodal(vae: VAE, config: VAEConfig, modality: str, classes: int = 0) -> MultimodalVAE:
+def as_multimodal(vae: VAE, config: AutoencoderConfig, modality: str, classes: int = 0) -> MultimodalVAE:
     """The autoencoder's functions under the names of a multimodal VAE's.
 
-    Of a conditional one (cvae) the decoder's input is the code and, as its last element, the label: an example's own,
-    and in dreams one drawn from the key (class 0 without). With a prior of each label (``learn_prior``) there is no
-    ``prior`` of codes alone.
+    In a conditional model (cvae) the latents that are decoded have the label as their last element: the example's own;
+    in draws from the prior one drawn from the key (class 0 without a key). If its prior depends on the label
+    (``learn_prior``), there is no ``sample_prior`` of latents alone.
     """
-    labelled = config.model == "cvae"
+    adapter = _Adapter(vae, config, modality, classes)
+    method = Method(vae.method.init, lambda *args, **options: None, vae.method.predict)
+    sample_prior = None if config.learn_prior else adapter.sample_prior
+    return MultimodalVAE(
+        method, (modality,), adapter.infer, adapter.decode, adapter.expand_shared, sample_prior,
+        adapter.log_likelihood,
+    )  # fmt: skip
 
-    def told(batch, rows: int):
-        return jnp.broadcast_to(
-            batch["label"].astype(jnp.float32)[None, :, None], (rows, len(batch["label"]), 1)
-        )
 
-    def infer(params, batch, given, key, samples: int = 1):
-        def of_row(row):
-            own = None if key is None else jax.random.fold_in(key, row)
-            return vae.encode(params, batch, own)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Adapter:
+    """The functions of `MultimodalVAE`."""
 
-        shared = jnp.stack([of_row(row) for row in range(samples)])
-        z = jnp.concatenate([shared, told(batch, samples)], axis=-1) if labelled else shared
-        codes = Codes(z[None], jnp.full(shared.shape[:2], jnp.nan), shared)
-        several = jnp.asarray(given).ndim == 2
-        lift = lambda x: jnp.broadcast_to(x[None], (len(given), *x.shape))
-        return jax.tree.map(lift, codes) if several else codes
+    vae: VAE
+    config: AutoencoderConfig
+    modality: str
+    classes: int
 
-    def decode(params, z, key):
-        rows = z[0].reshape(-1, z.shape[-1])
-        labels = None
-        if labelled:
+    def infer(
+        self, params: Params, batch: Batch, observed: Any, key: Key | None, samples: int = 1
+    ) -> LatentSamples:
+        def encode_row(row: int) -> Float[Array, "batch dim"]:
+            return self.vae.encode(params, batch, None if key is None else jax.random.fold_in(key, row))
+
+        shared = jnp.stack([encode_row(row) for row in range(samples)])
+        z = self.append_label(shared, batch["label"]) if self.config.conditional else shared
+        latents = LatentSamples(z[None], jnp.full(shared.shape[:2], jnp.nan), shared)
+        if jnp.asarray(observed).ndim == 1:
+            return latents
+        return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(observed), *x.shape)), latents)
+
+    @staticmethod
+    def append_label(z: Float[Array, "rows batch dim"], labels: Array) -> Float[Array, "rows batch latent"]:
+        labels = labels.astype(jnp.float32)[None, :, None]
+        return jnp.concatenate([z, jnp.broadcast_to(labels, (*z.shape[:2], 1))], axis=-1)
+
+    def decode(self, params: Params, z: Array, key: Key | None) -> dict[str, Array]:
+        rows, labels = z[0].reshape(-1, z.shape[-1]), None
+        if self.config.conditional:
             rows, labels = rows[:, :-1], jnp.round(rows[:, -1]).astype(jnp.int32)
-        made = vae.decode(params, rows, labels, key)
-        return {modality: made.reshape(*z.shape[1:3], *made.shape[1:])}
+        generated = self.vae.decode(params, rows, labels, key)
+        return {self.modality: generated.reshape(*z.shape[1:3], *generated.shape[1:])}
 
-    def unfold(params, shared, key):
-        if not labelled:
+    def expand_shared(self, params: Params, shared: Float[Array, "n dim"], key: Key | None) -> Array:
+        if not self.config.conditional:
             return shared[None, None]
-        drawn = jnp.zeros(len(shared)) if key is None else jax.random.randint(key, (len(shared),), 0, classes)
-        return jnp.concatenate([shared, drawn.astype(jnp.float32)[:, None]], axis=-1)[None, None]
+        labels = jnp.zeros(len(shared))
+        if key is not None:
+            labels = jax.random.randint(key, (len(shared),), 0, self.classes)
+        return self.append_label(shared[None], labels)[None]
 
-    def prior(params, key, count: int):
-        return jax.random.normal(key, (count, config.latent))
+    def sample_prior(self, params: Params, key: Key, count: int) -> Float[Array, "count dim"]:
+        return jax.random.normal(key, (count, self.config.latent))
 
-    def log_likelihood(params, batch, key, given, told, samples: int):
-        return vae.log_likelihood(params, batch, key, samples)
-
-    method = Method(vae.method.init, lambda *args, **how: None, vae.method.predict)
-    own = None if labelled and config.learn_prior else prior
-    return MultimodalVAE(method, (modality,), infer, decode, unfold, own, log_likelihood)
+    def log_likelihood(
+        self, params: Params, batch: Batch, key: Key, observed: Any, targets: Any, samples: int
+    ) -> Float[Array, "batch"]:
+        return self.vae.log_likelihood(params, batch, key, samples)

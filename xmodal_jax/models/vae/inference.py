@@ -1,5 +1,9 @@
-"""Codes from some of the modalities: samples of ``q(z | x_given)`` for every kind of multimodal VAE, with the
-densities that importance sampling needs."""
+"""Inference from some of the modalities: samples of ``q(z | x_observed)`` for every kind of multimodal VAE, with the
+densities that importance sampling needs.
+
+All functions take `ObjectiveInputs`, the mask ``observed`` of the modalities to infer from, the keys (None: means in
+place of samples) and the number R of samples for each example.
+"""
 
 from __future__ import annotations
 
@@ -23,230 +27,257 @@ from xmodal_jax.probability.distributions import (
 )
 from xmodal_jax.probability.posteriors import joint_product, mixture_log_prob, select_per_example
 from xmodal_jax.probability.priors import Prior
+from xmodal_jax.types import ExampleKeys
 
 
-class Codes(NamedTuple):
-    """R samples of the latent variables for each example."""
+class LatentSamples(NamedTuple):
+    """R samples of the latents of each example."""
 
     z: Float[Array, "m rows batch latent"]
-    """What each modality's decoder is given."""
+    """The latents that each modality is decoded from."""
     log_ratio: Float[Array, "rows batch"]
-    """``log p(z) - log q(z | x_given)`` of all that was drawn; NaN where q has no density that can be computed."""
+    """``log p(z) - log q(z | x_observed)`` of all latents; NaN where q has no density that can be computed."""
     shared: Float[Array, "rows batch dim"]
-    """The variables that all modalities share (of several levels the deepest)."""
+    """The latents that all modalities share (in a hierarchy the deepest ones)."""
 
 
-Given = Bool[Array, "m batch"]
+Observed = Bool[Array, "m batch"]
+"""The modalities to infer from: True only where they are present."""
 
 
-def _draw(q: Posterior, keys, name: str, rows: int) -> Float[Array, "rows *batch dim"]:
-    """``rows`` samples of ``q [..., B, D]``; with ``keys`` None its mean."""
+def sample_or_mean(
+    q: Posterior, keys: ExampleKeys | None, name: str, rows: int
+) -> Float[Array, "rows *batch dim"]:
+    """``rows`` samples of ``q [..., B, D]``; without keys its mean, ``rows`` times."""
     q = repeat_leading(q, rows)
-    if keys is None:
-        return q.mean
-    return sample(q, keys, name)
+    return q.mean if keys is None else sample(q, keys, name)
 
 
-def from_prior(prior: Prior, keys, rows: int, batch: int) -> Float[Array, "rows batch dim"]:
-    """Samples of the shared variables' prior; without ``keys`` the mean of its likeliest component."""
+def sample_prior(
+    prior: Prior, keys: ExampleKeys | None, rows: int, batch: int
+) -> Float[Array, "rows batch dim"]:
+    """Samples of the prior of the shared latents; without keys the mean of its likeliest component."""
     size = (rows, batch)
     if keys is None:
         return jnp.broadcast_to(
             prior.components.mean[prior.logits.argmax()][None, None], (*size, prior.components.mean.shape[-1])
         )
-    choose = jax.vmap(lambda key: jax.random.categorical(key, prior.logits, shape=(rows,)))
-    component = choose(fold_in_name(keys, "component")).T
-    of_each = jax.tree.map(lambda x: x[component], prior.components)
-    return of_each.reparametrize(standard_noise(keys, "prior", (rows, of_each.mean.shape[-1]), type(of_each)))
+    draw = jax.vmap(lambda key: jax.random.categorical(key, prior.logits, shape=(rows,)))
+    component = draw(fold_in_name(keys, "component")).T
+    return sample(jax.tree.map(lambda x: x[component], prior.components), keys, "prior")
 
 
-def _with_private(p: ObjectiveInputs, shared, given: Given, keys, ratio) -> Codes:
-    """The shared code beside private ones: a given modality's own, and of another what its auxiliary prior says."""
-    count, rows = len(p.present), shared.shape[0]
-    codes = repeat_leading(shared, count)
-    if p.private is None:
-        return Codes(codes, ratio, shared)
+def _add_private(
+    inputs: ObjectiveInputs, shared, observed: Observed, keys: ExampleKeys | None, log_ratio
+) -> LatentSamples:
+    """Shared latents with private ones beside them: an observed modality's own, for others the auxiliary prior's."""
+    count, rows = len(inputs.present), shared.shape[0]
+    latents = repeat_leading(shared, count)
+    if inputs.private is None:
+        return LatentSamples(latents, log_ratio, shared)
     batch = shared.shape[1]
-    lift = lambda x: jnp.broadcast_to(x[:, None], (count, batch, x.shape[-1]))
-    told = jax.tree.map(
-        lambda own, other: jnp.where(given[:, :, None], own, other),
-        p.private, jax.tree.map(lift, p.prior.auxiliary),
-    )  # fmt: skip
-    w = _draw(told, keys, "private", rows)
-    lifted = jax.tree.map(lambda x: jnp.broadcast_to(x.reshape(1, 1, 1, -1), w.shape), p.prior.private)
-    gained = (lifted.log_prob(w) - repeat_leading(told, rows).log_prob(w)).sum(axis=-1)
-    ratio = ratio + jnp.where(given[None], gained, 0.0).sum(axis=1)
-    return Codes(jnp.concatenate([codes, jnp.moveaxis(w, 0, 1)], axis=-1), ratio, shared)
+    to_batch = lambda x: jnp.broadcast_to(x[:, None], (count, batch, x.shape[-1]))
+    q = jax.tree.map(
+        lambda private, auxiliary: jnp.where(observed[:, :, None], private, auxiliary),
+        inputs.private,
+        jax.tree.map(to_batch, inputs.prior.auxiliary),
+    )
+    w = sample_or_mean(q, keys, "private", rows)
+    prior = jax.tree.map(lambda x: jnp.broadcast_to(x.reshape(1, 1, 1, -1), w.shape), inputs.prior.private)
+    private_ratio = (prior.log_prob(w) - repeat_leading(q, rows).log_prob(w)).sum(axis=-1)
+    log_ratio = log_ratio + jnp.where(observed[None], private_ratio, 0.0).sum(axis=1)
+    return LatentSamples(jnp.concatenate([latents, jnp.moveaxis(w, 0, 1)], axis=-1), log_ratio, shared)
 
 
-def _from(p: ObjectiveInputs, q: Posterior, given: Given, keys, rows: int) -> Codes:
-    z = _draw(q, keys, "shared", rows)
-    ratio = p.prior.log_prob(z) - repeat_leading(q, rows).log_prob(z).sum(axis=-1)
-    return _with_private(p, z, given, keys, ratio)
+def _from_posterior(
+    inputs: ObjectiveInputs, q: Posterior, observed: Observed, keys: ExampleKeys | None, rows: int
+) -> LatentSamples:
+    z = sample_or_mean(q, keys, "shared", rows)
+    log_ratio = inputs.prior.log_prob(z) - repeat_leading(q, rows).log_prob(z).sum(axis=-1)
+    return _add_private(inputs, z, observed, keys, log_ratio)
 
 
-def from_product(p: ObjectiveInputs, given: Given, keys, rows: int) -> Codes:
-    """Of the product of the given experts."""
-    return _from(p, joint_product(p.experts, given), given, keys, rows)
+def from_product(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
+    """From the product of the observed modalities' experts."""
+    return _from_posterior(inputs, joint_product(inputs.experts, observed), observed, keys, rows)
 
 
-def from_product_and_prior(p: ObjectiveInputs, given: Given, keys, rows: int) -> Codes:
-    """Of the product of the given experts and the prior."""
-    return _from(p, joint_product(p.experts, given, prior=1.0), given, keys, rows)
+def from_product_and_prior(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
+    """From the product of the observed modalities' experts and the prior."""
+    return _from_posterior(inputs, joint_product(inputs.experts, observed, prior=1.0), observed, keys, rows)
 
 
-def from_full_product_and_prior(p: ObjectiveInputs, given: Given, keys, rows: int) -> Codes:
-    """`from_product_and_prior` where all that an example has is given, else `from_product`."""
-    some = joint_product(p.experts, given)
-    whole = joint_product(p.experts, given, prior=1.0)
-    complete = (given | ~p.present).all(axis=0)[:, None]
-    q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), whole, some)
-    return _from(p, q, given, keys, rows)
+def from_full_product_and_prior(
+    inputs: ObjectiveInputs, observed: Observed, keys, rows: int
+) -> LatentSamples:
+    """As `from_product_and_prior` where all modalities of an example are observed, else as `from_product`."""
+    partial = joint_product(inputs.experts, observed)
+    full = joint_product(inputs.experts, observed, prior=1.0)
+    complete = (observed | ~inputs.present).all(axis=0)[:, None]
+    q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), full, partial)
+    return _from_posterior(inputs, q, observed, keys, rows)
 
 
-def _complete(p: ObjectiveInputs, given: Given) -> Bool[Array, "batch"]:
-    """Where all that an example has is given, and it has something."""
-    return (given | ~p.present).all(axis=0) & given.any(axis=0)
+def _is_complete(inputs: ObjectiveInputs, observed: Observed) -> Bool[Array, "batch"]:
+    """Where all modalities that an example has are observed, and it has at least one."""
+    return (observed | ~inputs.present).all(axis=0) & observed.any(axis=0)
 
 
-def _joint_or(p: ObjectiveInputs, other: Normal, given: Given) -> Normal:
-    complete = _complete(p, given)[:, None]
-    return jax.tree.map(lambda a, b: jnp.where(complete, a, b), p.posterior, other)
+def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
+    """From the joint encoder where all modalities of an example are observed, else as `from_product`."""
+    product = joint_product(inputs.experts, observed)
+    complete = _is_complete(inputs, observed)[:, None]
+    q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), inputs.posterior, product)
+    return _from_posterior(inputs, q, observed, keys, rows)
 
 
-def from_joint(p: ObjectiveInputs, given: Given, keys, rows: int) -> Codes:
-    """Of the joint encoder where all that an example has is given, else of the product of the given experts."""
-    return _from(p, _joint_or(p, joint_product(p.experts, given), given), given, keys, rows)
+def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
+    """From the mixture of the observed modalities' experts, stratified: sample by sample of one expert after another.
 
-
-def from_mixture(p: ObjectiveInputs, given: Given, keys, rows: int) -> Codes:
-    """Of one of the given experts for each sample, in turn: K samples are stratified. Without keys the mean of their
-    means."""
-    count = jnp.maximum(given.sum(axis=0), 1)
+    Without keys: the mean of the experts' means. Where nothing is observed: from the prior.
+    """
+    count = jnp.maximum(observed.sum(axis=0), 1)
     if keys is None:
-        mean = jnp.where(given[:, :, None], p.experts.mean, 0.0).sum(axis=0) / count[:, None]
+        mean = jnp.where(observed[:, :, None], inputs.experts.mean, 0.0).sum(axis=0) / count[:, None]
         z = jnp.broadcast_to(mean[None], (rows, *mean.shape))
     else:
-        # A random first one, then the next that is given.
-        first = jax.vmap(lambda key: jax.random.uniform(key))(fold_in_name(keys, "expert"))
-        turn = (jnp.floor(first * count)[None, :] + jnp.arange(rows)[:, None]) % count[None, :]
-        rank = jnp.cumsum(given, axis=0) - 1
-        is_it = given[:, None] & (rank[:, None] == turn[None].astype(rank.dtype))
-        q = select_per_example(p.experts, is_it.argmax(axis=0))
-        z = q.reparametrize(standard_noise(keys, "shared", (rows, q.mean.shape[-1]), type(q)))
-    none = ~given.any(axis=0)
-    z = jnp.where(none[None, :, None], from_prior(p.prior, keys, rows, len(none)), z)
-    mixture = mixture_log_prob(p.experts, given, z)
-    prior = p.prior.log_prob(z)
-    return _with_private(p, z, given, keys, jnp.where(none[None], 0.0, prior - mixture))
+        # The first sample is of a random expert, each further one of the next expert that is observed.
+        start = jax.vmap(lambda key: jax.random.uniform(key))(fold_in_name(keys, "expert"))
+        turn = (jnp.floor(start * count)[None, :] + jnp.arange(rows)[:, None]) % count[None, :]
+        rank = jnp.cumsum(observed, axis=0) - 1
+        is_selected = observed[:, None] & (rank[:, None] == turn[None].astype(rank.dtype))
+        z = sample(select_per_example(inputs.experts, is_selected.argmax(axis=0)), keys, "shared")
+    nothing = ~observed.any(axis=0)
+    z = jnp.where(nothing[None, :, None], sample_prior(inputs.prior, keys, rows, len(nothing)), z)
+    mixture = mixture_log_prob(inputs.experts, observed, z)
+    prior = inputs.prior.log_prob(z)
+    return _add_private(inputs, z, observed, keys, jnp.where(nothing[None], 0.0, prior - mixture))
 
 
-def from_messages(p: ObjectiveInputs, given: Given, keys, rows: int) -> Codes:
-    """Of Nexus: the given modalities' codes send messages, the code above speaks to all; what is given is told from
-    its own code. The code above is of the prior where none is given."""
-    count = len(p.present)
-    own = _draw(p.experts, keys, "experts", rows)  # [R, M, B, D]
-    q = jax.vmap(lambda codes: p.networks.encode_top(mean_message(p.networks.message(codes), given)))(own)
-    some = given.any(axis=0)[None, :, None]
-    q = jax.tree.map(lambda told, prior: jnp.where(some, told, prior), q, standard_like(q))
-    top = q.mean
+def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
+    """Nexus: the latents of the observed modalities send messages to the top-level latent, which all others are decoded
+    from; observed modalities are decoded from their own latents. Where nothing is observed the top-level latent is of
+    the prior."""
+    count, networks = len(inputs.present), inputs.networks
+    unimodal = sample_or_mean(inputs.experts, keys, "experts", rows)  # [R, M, B, D]
+    encode_top = lambda latents: networks.encode_top(mean_message(networks.message(latents), observed))
+    q = jax.vmap(encode_top)(unimodal)
+    any_observed = observed.any(axis=0)[None, :, None]
+    q = jax.tree.map(lambda a, b: jnp.where(any_observed, a, b), q, standard_like(q))
+    top = q.mean if keys is None else sample(q, keys, "top")
+    decoded = Normal(networks.decode_top(top), jnp.zeros((count, rows, *unimodal.shape[2:])))
+    unimodal = jnp.moveaxis(unimodal, 0, 1)
+    generated = decoded.mean
     if keys is not None:
-        top = q.reparametrize(standard_noise(keys, "top", (rows, q.mean.shape[-1])))
-    told = Normal(p.networks.decode_top(top), jnp.zeros((count, rows, *own.shape[2:])))
-    own = jnp.moveaxis(own, 0, 1)
-    drawn = (
-        told.mean
-        if keys is None
-        else told.reparametrize(
-            jnp.moveaxis(standard_noise(keys, "codes", (rows, count, own.shape[-1])), 0, 1)
-        )
+        noise = standard_noise(keys, "codes", (rows, count, unimodal.shape[-1]))
+        generated = decoded.reparametrize(jnp.moveaxis(noise, 0, 1))
+    z = jnp.where(observed[:, None, :, None], unimodal, generated)
+    experts = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], unimodal.shape), inputs.experts)
+    unimodal_ratio = (decoded.log_prob(unimodal) - experts.log_prob(unimodal)).sum(axis=-1)
+    log_ratio = (standard_like(q).log_prob(top) - q.log_prob(top)).sum(axis=-1)
+    log_ratio = log_ratio + jnp.where(observed[:, None], unimodal_ratio, 0.0).sum(axis=0)
+    return LatentSamples(z, log_ratio, top)
+
+
+def from_levels(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
+    """MHVAE: from the deepest level to the first, each from the product of its prior and the observed modalities'
+    experts."""
+    mask = jnp.broadcast_to(observed[None], (rows, *observed.shape))
+    levels = inputs.networks.top_down_pass(mask, keys)
+    return LatentSamples(
+        repeat_leading(levels.latents, len(inputs.present)), levels.log_ratio, levels.deepest
     )
-    z = jnp.where(given[:, None, :, None], own, drawn)
-    here = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], own.shape), p.experts)
-    gained = (told.log_prob(own) - here.log_prob(own)).sum(axis=-1)
-    ratio = (standard_like(q).log_prob(top) - q.log_prob(top)).sum(axis=-1)
-    return Codes(z, ratio + jnp.where(given[:, None], gained, 0.0).sum(axis=0), top)
-
-
-def from_levels(p: ObjectiveInputs, given: Given, keys, rows: int) -> Codes:
-    """Of MHVAE: from the deepest level down, the given experts and the prior of each."""
-    there = jnp.broadcast_to(given[None], (rows, *given.shape))
-    descent = p.networks.top_down_pass(there, keys)
-    return Codes(repeat_leading(descent.latents, len(p.present)), descent.log_ratio, descent.deepest)
 
 
 def from_flows(
-    p: ObjectiveInputs, given: Given, keys, rows: int, *, steps: int, leapfrog: int, step_size: float
-) -> Codes:
-    r"""Of JNF: the joint encoder where all that an example has is given; one given expert through its flow; of several
-    the product :math:`p(z)^{1-n} \prod_m q_m(z)` by Hamiltonian Monte Carlo from a sample of one of them (Senellart
-    et al. 2025, arXiv:2502.03952, sec. 3.3), with no density to report. The prior where none is given."""
-    base = _draw(p.experts, keys, "experts", rows)
-    unflowed = jax.vmap(p.networks.unflow)(base)  # [R, M, B, D]
+    inputs: ObjectiveInputs,
+    observed: Observed,
+    keys,
+    rows: int,
+    *,
+    steps: int,
+    leapfrog: int,
+    step_size: float,
+) -> LatentSamples:
+    r"""JNF: from the joint encoder where all modalities of an example are observed; from one observed modality through
+    its flow; from several by Hamiltonian Monte Carlo.
+
+    Its target is the product :math:`p(z)^{1-n} \prod_m q_m(z)`, its start a sample of one of them (Senellart et al.
+    2025, arXiv:2502.03952, sec. 3.3); there is no density to report. Where nothing is observed: from the prior.
+    """
+    base = sample_or_mean(inputs.experts, keys, "experts", rows)
+    unimodal = jax.vmap(inputs.networks.inverse_flow)(base)  # [R, M, B, D]
     start = jnp.take_along_axis(
-        unflowed,
-        jnp.broadcast_to(jnp.argmax(given, axis=0)[None, None, :, None], (rows, 1, *base.shape[2:])),
+        unimodal,
+        jnp.broadcast_to(jnp.argmax(observed, axis=0)[None, None, :, None], (rows, 1, *base.shape[2:])),
         axis=1,
     )[:, 0]
-    density = lambda z: flow_product_density(p, z, given)
-    count = given.sum(axis=0)
+    log_density = lambda z: flow_product_log_density(inputs, z, observed)
+    count = observed.sum(axis=0)
     z = start
     if keys is not None:
-        moved = hamiltonian(density, start, keys, steps=steps, leapfrog=leapfrog, step_size=step_size)
+        moved = hamiltonian_monte_carlo(
+            log_density, start, keys, steps=steps, leapfrog=leapfrog, step_size=step_size
+        )
         z = jnp.where((count > 1)[None, :, None], moved, start)
-    z = jnp.where((count == 0)[None, :, None], from_prior(p.prior, keys, rows, len(count)), z)
-    whole = _from(p, p.posterior, given, keys, rows)
-    complete = _complete(p, given)
-    alone = p.prior.log_prob(z) - density(z)
-    ratio = jnp.where((count == 1)[None], alone, jnp.where((count == 0)[None], 0.0, jnp.nan))
-    shared = jnp.where(complete[None, :, None], whole.shared, z)
-    return Codes(
-        repeat_leading(shared, len(p.present)), jnp.where(complete[None], whole.log_ratio, ratio), shared
+    z = jnp.where((count == 0)[None, :, None], sample_prior(inputs.prior, keys, rows, len(count)), z)
+    joint = _from_posterior(inputs, inputs.posterior, observed, keys, rows)
+    complete = _is_complete(inputs, observed)
+    one_ratio = inputs.prior.log_prob(z) - log_density(z)
+    log_ratio = jnp.where((count == 1)[None], one_ratio, jnp.where((count == 0)[None], 0.0, jnp.nan))
+    shared = jnp.where(complete[None, :, None], joint.shared, z)
+    return LatentSamples(
+        repeat_leading(shared, len(inputs.present)),
+        jnp.where(complete[None], joint.log_ratio, log_ratio),
+        shared,
     )
 
 
-def flow_product_density(
-    p: ObjectiveInputs, z: Float[Array, "rows batch dim"], given: Given
+def flow_product_log_density(
+    inputs: ObjectiveInputs, z: Float[Array, "rows batch dim"], observed: Observed
 ) -> Float[Array, "rows batch"]:
-    """``sum_m log q_m(z) - (n - 1) log p(z)`` over the n given, up to a constant (exactly, for n = 1)."""
+    """``sum_m log q_m(z) - (n - 1) log p(z)`` over the n observed modalities, up to a constant (exact for n = 1)."""
 
-    def of_row(z):
-        base, log_det = p.networks.flow(z)
-        terms = p.experts.log_prob(base).sum(axis=-1) + log_det
-        return jnp.where(given, terms, 0.0).sum(axis=0)
+    def sum_experts(z):
+        base, log_det = inputs.networks.flow(z)
+        terms = inputs.experts.log_prob(base).sum(axis=-1) + log_det
+        return jnp.where(observed, terms, 0.0).sum(axis=0)
 
-    return jax.vmap(of_row)(z) - (given.sum(axis=0) - 1)[None] * p.prior.log_prob(z)
+    return jax.vmap(sum_experts)(z) - (observed.sum(axis=0) - 1)[None] * inputs.prior.log_prob(z)
 
 
-def hamiltonian(
-    density: Callable[[Array], Array],
+def hamiltonian_monte_carlo(
+    log_density: Callable[[Array], Array],
     start: Float[Array, "rows batch dim"],
-    keys,
+    keys: ExampleKeys,
     *,
     steps: int,
     leapfrog: int,
     step_size: float,
 ) -> Float[Array, "rows batch dim"]:
-    """Where Hamiltonian Monte Carlo is after ``steps`` proposals of ``leapfrog`` steps each (Neal 2011,
-    arXiv:1206.1901, sec. 3), every row of every example a chain of its own."""
+    """The states of Hamiltonian Monte Carlo after ``steps`` proposals of ``leapfrog`` steps of size ``step_size`` each
+    (Neal 2011, arXiv:1206.1901, sec. 3). Every row of every example is a chain of its own.
+
+    ``log_density(z [R, B, D]) -> [R, B]``, up to a constant.
+    """
     rows, _, dim = start.shape
-    force = jax.grad(lambda z: density(z).sum())
+    gradient = jax.grad(lambda z: log_density(z).sum())
 
     def propose(z, step):
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        momentum = standard_noise(own, "momentum", (rows, dim))
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        momentum = standard_noise(step_keys, "momentum", (rows, dim))
 
         def leap(state, _):
             z, v = state
-            v = v + 0.5 * step_size * force(z)
+            v = v + 0.5 * step_size * gradient(z)
             z = z + step_size * v
-            return (z, v + 0.5 * step_size * force(z)), None
+            return (z, v + 0.5 * step_size * gradient(z)), None
 
-        (there, v), _ = jax.lax.scan(leap, (z, momentum), None, length=leapfrog)
-        energy = lambda z, v: density(z) - 0.5 * jnp.square(v).sum(axis=-1)
-        gain = energy(there, v) - energy(z, momentum)
-        draw = jax.vmap(lambda key: jax.random.uniform(key, (rows,)))(fold_in_name(own, "accept"))
+        (proposal, v), _ = jax.lax.scan(leap, (z, momentum), None, length=leapfrog)
+        negative_energy = lambda z, v: log_density(z) - 0.5 * jnp.square(v).sum(axis=-1)
+        gain = negative_energy(proposal, v) - negative_energy(z, momentum)
+        draw = jax.vmap(lambda key: jax.random.uniform(key, (rows,)))(fold_in_name(step_keys, "accept"))
         accept = jnp.log(draw.T) < jnp.where(jnp.isfinite(gain), gain, -jnp.inf)
-        return jnp.where(accept[..., None], there, z), None
+        return jnp.where(accept[..., None], proposal, z), None
 
     return jax.lax.scan(propose, start, jnp.arange(steps))[0]

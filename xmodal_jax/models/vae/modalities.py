@@ -1,181 +1,529 @@
-"""How autoencoders read data: what an encoder is given of each kind, and what its decoder is to say."""
+"""The kinds of data that VAEs take, as one table: a class for each kind, and a field of `ModalityConfigs`.
+
+The class of a kind has its options, and says all that differs between kinds: the size of an example, what its encoder
+and its decoder get, the likelihood, how data are generated, compared and shown. A new kind is a class and a field here,
+and its decoders in `nets.decoders`.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.core import parts
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.models.towers import AudioFeatures, log_mel_of
-from xmodal_jax.models.vae.networks import ModalityConfig, Seen
-from xmodal_jax.nets.decoders import DecoderConfig, Size
+from xmodal_jax.metrics.reconstruction import mse, ssim
+from xmodal_jax.models.towers import AudioFeatures, log_mel_of, make_encoder
+from xmodal_jax.nets.decoders import (
+    AudioDecoders,
+    FrameDecoderConfig,
+    ImageDecoders,
+    LabelDecoders,
+    MLPDecoderConfig,
+    ParallelDecoderConfig,
+    ResidualDecoderConfig,
+    Size,
+    TextDecoders,
+)
 from xmodal_jax.nets.encoders import (
     AudioEncoder,
     AudioTransformerConfig,
+    ConvNetConfig,
     DCGANEncoderConfig,
+    EncoderConfig,
     ImageEncoder,
+    PretrainedEncoderConfig,
     TextEncoder,
     TextTransformerConfig,
 )
+from xmodal_jax.nets.vae import EncoderFeatures, LabelFeatures, PretrainedFeatures
 from xmodal_jax.preprocess.image import AugmentConfig, augment, to_float
-from xmodal_jax.probability.likelihoods import DENSITIES
-from xmodal_jax.types import Batch, kind_of
+from xmodal_jax.preprocess.vocoder import log_mel_to_waveform
+from xmodal_jax.probability.likelihoods import (
+    DENSITIES,
+    dense_log_likelihood,
+    label_log_likelihood,
+    token_log_likelihood,
+)
+from xmodal_jax.types import Batch, ExampleKeys, Key, kind_of
 
-STILL = AugmentConfig(translate=0)
+NO_AUGMENT = AugmentConfig(translate=0)
 """Changes nothing."""
+
+Masked = tuple[Array, Array | None]
+"""An array and the mask of its content (None: everything is content)."""
+Decode = Callable[[Array | None], Array]
+"""``decode(tokens)``: the outputs of a decoder; ``tokens`` are the ids that an autoregressive one continues."""
+
+
+class Vocabulary(NamedTuple):
+    """How tokens and classes are written for people."""
+
+    decode_text: Callable[[np.ndarray], str] | None = None
+    """From the ids ``[L]`` of a text to words; None: the ids are shown."""
+    class_names: Sequence[str] | None = None
+    """The name of each class; None: its number is shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModalityConfig(abc.ABC):
+    """How the modalities of one kind are encoded, decoded, compared and shown. Subclasses are the kinds of data.
+
+    Arrays: B examples, R rows (several decodings of each example).
+    """
+
+    kind: ClassVar[str]
+    """Its name in `types.MODALITIES`, or "label"."""
+    decoders: ClassVar[Any]
+    """The union of the decoders that it can have."""
+    judge_encoder: ClassVar[EncoderConfig | None]
+    """Encoder of the evaluation classifiers, another one than the model's; None: none is needed."""
+    mask_value: ClassVar[int] = 0
+    """What takes the place of an element that is masked out of an input."""
+    real_valued: ClassVar[bool] = False
+    """Whether Gaussian noise can be added to its inputs."""
+    is_image: ClassVar[bool] = False
+    """Whether examples are pictures: generated ones are compared with real ones by the distances of features, and shown
+    on sheets."""
+    is_sound: ClassVar[bool] = False
+    """Whether examples can be heard; the class then has ``waveforms(x [B, ...]) -> [B, T]`` and ``sample_rate``."""
+
+    def __post_init__(self):
+        table = parts.parts_of(self.decoders)
+        if not isinstance(self.decoder, tuple(table.values())):
+            raise ValueError(f"decoders of {self.kind} are {sorted(table)}, got {self.decoder.name!r}")
+
+    @abc.abstractmethod
+    def size(self, name: str, batch: Batch, *, vocab_size: int, classes: int) -> Size:
+        """The size of an example of the modality ``name``, from a batch of arrays or shapes."""
+
+    @abc.abstractmethod
+    def preprocess(
+        self, name: str, x: Array, mask: Array | None, keys: ExampleKeys | None
+    ) -> tuple[Masked, Masked]:
+        """What the encoder gets and what the decoder is compared with, from a batch's fields ``name`` and
+        ``name_mask``; ``keys``: with random changes, as in training."""
+
+    def where_present(self, x: Array, present: Bool[Array, "batch"]) -> Bool[Array, "batch"]:
+        """Which examples have the modality, where ``present`` are those not marked as missing."""
+        return present
+
+    @abc.abstractmethod
+    def features(self, size: Size, hidden: int) -> nn.Module:
+        """The network ``module(inputs, mask, keys) -> [B, hidden]`` between data and posterior."""
+
+    @abc.abstractmethod
+    def log_likelihood(self, outputs: Array, x: Array, mask: Array | None) -> Float[Array, "rows batch"]:
+        """``log p(x | outputs)`` of the decoder's outputs ``[R, B, ...]``, in nats."""
+
+    def decoder_tokens(self, x: Array, rows: int) -> Array | None:
+        """The tokens ``[R, B, L]`` that a decoder gets beside the latent while it is trained; None: none."""
+        return None
+
+    @abc.abstractmethod
+    def generate(self, decode: Decode, latents: Array, size: Size, key: Key | None) -> Array:
+        """Data ``[..., *size.shape]`` from latents ``[..., D]`` and a decoder that is applied to them.
+
+        Images lie in [0, 1]; texts and classes are drawn from ``key``, or are the likeliest ones without a key.
+        """
+
+    @abc.abstractmethod
+    def as_fields(self, generated: Array, end_id: int) -> dict[str, Array]:
+        """Generated data ``[B, ...]`` as the fields of a batch, by suffix: ``""`` and, where it has one, ``"_mask"``.
+
+        ``end_id``: the token that ends a text.
+        """
+
+    def reconstruction_metrics(self, generated: Array, x: Array, mask: Array | None) -> dict[str, Array]:
+        """How near generated data are to a batch's field x (and its mask): values ``[B]`` by name."""
+        return {}
+
+    @abc.abstractmethod
+    def show(self, x: np.ndarray, mask: np.ndarray | None, vocabulary: Vocabulary) -> np.ndarray | str:
+        """One example of a batch as text, a uint8 image ``[H, W, C]`` or an image of intensities ``[H, W]`` in
+        [0, 1]."""
+
+
+def pretrained_encoder(kind: str, encoder: EncoderConfig, size: Size) -> nn.Module:
+    """A pretrained encoder of modalities of this kind and size, with the pool of its tokens."""
+    example = {kind: jax.ShapeDtypeStruct((1, *size.shape), jnp.float32)}
+    return make_encoder(kind, encoder, example, vocab_size=size.values, far="pool")
+
+
+def _encoder_features(
+    kind: str, encoder: EncoderConfig, size: Size, hidden: int, *, flatten: bool = False, **shape_info: int
+) -> nn.Module:
+    if isinstance(encoder, PretrainedEncoderConfig):
+        return PretrainedFeatures(pretrained_encoder(kind, encoder, size), hidden)
+    return EncoderFeatures(kind, encoder, hidden, flatten, shape_info)
+
+
+def _check_likelihood(config: ModalityConfig, names: tuple[str, ...]) -> None:
+    if config.likelihood not in names:
+        raise ValueError(f"{config.kind}.likelihood must be {', '.join(names)}, got {config.likelihood!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig(ModalityConfig):
-    """How images are encoded, decoded and compared."""
+    """Images, with values in [0, 1] for the decoder."""
 
-    encoder: ImageEncoder
+    kind: ClassVar[str] = "image"
+    decoders: ClassVar[Any] = ImageDecoders
+    judge_encoder: ClassVar[EncoderConfig] = ConvNetConfig(width=64, norm="none")
+    real_valued: ClassVar[bool] = True
+    is_image: ClassVar[bool] = True
+
+    encoder: ImageEncoder = DCGANEncoderConfig(width=64, norm="none")
     """Image encoder."""
+    decoder: ImageDecoders = ResidualDecoderConfig(width=64)
+    """Image decoder."""
+    likelihood: str = "normal"
+    """Distribution of a pixel: "normal", "laplace" or "bernoulli". Laplace estimates the median, which for small
+    objects on a plain background is the background: such images are learned far later."""
+    scale: float = 0.1
+    """Standard deviation of a normal or b of a Laplace distribution."""
+    weight: float = 1.0
+    """Weight of the log-likelihood in the loss."""
+    augment: AugmentConfig = NO_AUGMENT
+    """Random changes of images in training, before they are encoded and compared."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_likelihood(self, tuple(DENSITIES))
+
+    def size(self, name, batch, *, vocab_size, classes) -> Size:
+        return Size(tuple(batch[name].shape[1:]))
+
+    def preprocess(self, name, x, mask, keys) -> tuple[Masked, Masked]:
+        x = to_float(x)
+        if self.augment != NO_AUGMENT and keys is not None:
+            x = augment(x, fold_in_name(keys, f"augment/{name}"), self.augment)
+        return (x, None), ((x + 1.0) / 2.0, None)
+
+    def features(self, size: Size, hidden: int) -> nn.Module:
+        return _encoder_features(self.kind, self.encoder, size, hidden, flatten=True)
+
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
+        return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
+
+    def generate(self, decode: Decode, latents, size: Size, key) -> Array:
+        return jnp.clip(DENSITIES[self.likelihood].mean(decode(None)), 0.0, 1.0)
+
+    def as_fields(self, generated, end_id: int) -> dict[str, Array]:
+        return {"": jnp.round(generated * 255.0).astype(jnp.uint8)}
+
+    def reconstruction_metrics(self, generated, x, mask) -> dict[str, Array]:
+        real = jnp.asarray(x).astype(jnp.float32) / 255.0
+        metrics = {"mse": mse(generated, real)}
+        if min(real.shape[1:3]) >= 11:
+            metrics["ssim"] = ssim(generated, real)
+        return metrics
+
+    def show(self, x: np.ndarray, mask, vocabulary: Vocabulary) -> np.ndarray:
+        return np.broadcast_to(x, (*x.shape[:2], 3)) if x.shape[-1] == 1 else x
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(ModalityConfig):
-    """How texts are encoded, decoded and compared."""
+    """Texts as token ids, with a categorical distribution for each token."""
 
-    encoder: TextEncoder
+    kind: ClassVar[str] = "text"
+    decoders: ClassVar[Any] = TextDecoders
+    judge_encoder: ClassVar[EncoderConfig] = TextTransformerConfig(width=64)
+
+    encoder: TextEncoder = TextTransformerConfig(width=64)
     """Text encoder."""
+    decoder: TextDecoders = ParallelDecoderConfig(width=64)
+    """Text decoder."""
+    weight: float = 1.0
+    """Weight in the loss of the log-likelihood, a sum over tokens."""
+
+    def size(self, name, batch, *, vocab_size, classes) -> Size:
+        return Size(tuple(batch[name].shape[1:]), vocab_size)
+
+    def preprocess(self, name, x, mask, keys) -> tuple[Masked, Masked]:
+        mask = x != 0 if mask is None else mask
+        return (x, mask), (x, mask)
+
+    def features(self, size: Size, hidden: int) -> nn.Module:
+        (length,) = size.shape
+        return _encoder_features(
+            self.kind, self.encoder, size, hidden, vocab_size=size.values, max_length=length
+        )
+
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
+        return token_log_likelihood(outputs, x, mask)
+
+    def decoder_tokens(self, x, rows: int) -> Array:
+        return jnp.broadcast_to(x[None], (rows, *x.shape))
+
+    def generate(self, decode: Decode, latents, size: Size, key) -> Array:
+        (length,) = size.shape
+        if not self.decoder.autoregressive:
+            return _choose(decode(None), None if key is None else jax.random.fold_in(key, 0))
+
+        def append_token(t, ids):
+            logits = decode(ids)
+            token_key = None if key is None else jax.random.fold_in(key, t)
+            return ids.at[..., t].set(_choose(logits[..., t, :], token_key))
+
+        return jax.lax.fori_loop(0, length, append_token, jnp.zeros((*latents.shape[:-1], length), jnp.int32))
+
+    def as_fields(self, generated, end_id: int) -> dict[str, Array]:
+        after_end = jnp.cumsum(generated == end_id, axis=-1) - (generated == end_id)
+        return {"": generated, "_mask": (after_end == 0) & (generated != 0)}
+
+    def reconstruction_metrics(self, generated, x, mask) -> dict[str, Array]:
+        correct = ((generated == x) & mask).sum(axis=1)
+        return {"token_accuracy": correct / jnp.maximum(mask.sum(axis=1), 1)}
+
+    def show(self, x: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> str:
+        ids = np.where(mask, x, 0)
+        return vocabulary.decode_text(ids) if vocabulary.decode_text else " ".join(map(str, ids))
+
+
+def _choose(logits: Array, key: Key | None) -> Array:
+    """The likeliest value, or with a key a random one."""
+    return logits.argmax(axis=-1) if key is None else jax.random.categorical(key, logits)
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig(ModalityConfig):
-    """How log-mel frames are encoded, decoded and compared."""
+    """Speech as log-mel frames, shifted and scaled; the silence up to the longest length belongs to them."""
 
-    encoder: AudioEncoder
+    kind: ClassVar[str] = "audio"
+    decoders: ClassVar[Any] = AudioDecoders
+    judge_encoder: ClassVar[EncoderConfig] = AudioTransformerConfig(width=64, downsample=16)
+    real_valued: ClassVar[bool] = True
+    is_sound: ClassVar[bool] = True
+
+    encoder: AudioEncoder = AudioTransformerConfig(width=64, downsample=16)
     """Audio encoder."""
+    decoder: AudioDecoders = FrameDecoderConfig(width=64)
+    """Decoder of log-mel frames."""
+    likelihood: str = "laplace"
+    """Distribution of each value of a frame: "normal" or "laplace"."""
+    scale: float = 0.75
+    """Standard deviation of a normal or b of a Laplace distribution."""
+    weight: float = 1.0
+    """Weight of the log-likelihood in the loss."""
+    spectrogram: AudioFeatures = AudioFeatures(mels=40, window=1024, hop=200)
+    """The spectrogram of which the frames are taken."""
+    floor: float = 1e-5
+    """Least power of a mel band; anything quieter counts as silence."""
+    mel_mean: float = -5.0
+    """Subtracted from log-mel frames, before they are divided by ``mel_scale``."""
+    mel_scale: float = 4.0
+    """Divides log-mel frames, after ``mel_mean`` is subtracted."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.likelihood == "bernoulli":
+            raise ValueError(
+                "audio.likelihood: log-mel frames are no probabilities; choose laplace or normal"
+            )
+        _check_likelihood(self, ("normal", "laplace"))
+
+    def size(self, name, batch, *, vocab_size, classes) -> Size:
+        frames = jax.eval_shape(self.to_frames, batch[name], batch[f"{name}_mask"])
+        return Size(tuple(frames.shape[1:]))
+
+    def to_frames(self, x: Array, mask: Array) -> Float[Array, "batch frames mels"]:
+        """Standardised log-mel frames, silent where the mask is False.
+
+        ``x``: waveforms ``[B, T]``, or log-mel frames ``[B, F, mels]`` that `models.speech.log_mel_transform` computed.
+        """
+        if x.ndim == mask.ndim:
+            x, mask = log_mel_of(x, mask, self.spectrogram, floor=self.floor)
+        x = jnp.where(mask[:, :, None], x, jnp.log(self.floor))
+        return (x - self.mel_mean) / self.mel_scale
+
+    def to_log_mel(self, frames: Float[Array, "*batch frames mels"]) -> Array:
+        """Log-mel frames from the standardised ones of a decoder: the inverse of `to_frames`."""
+        return frames * self.mel_scale + self.mel_mean
+
+    def preprocess(self, name, x, mask, keys) -> tuple[Masked, Masked]:
+        frames = self.to_frames(x, mask)
+        return (frames, None), (frames, None)
+
+    def features(self, size: Size, hidden: int) -> nn.Module:
+        return _encoder_features(self.kind, self.encoder, size, hidden)
+
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
+        return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
+
+    def generate(self, decode: Decode, latents, size: Size, key) -> Array:
+        return DENSITIES[self.likelihood].mean(decode(None))
+
+    def as_fields(self, generated, end_id: int) -> dict[str, Array]:
+        return {"": self.to_log_mel(generated), "_mask": jnp.ones(generated.shape[:2], bool)}
+
+    def show(self, x: np.ndarray, mask, vocabulary: Vocabulary) -> np.ndarray:
+        # Low bands at the bottom.
+        low, high = np.log(self.floor), 3.0
+        return np.clip((x.T[::-1] - low) / (high - low), 0.0, 1.0)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of sounds, in Hz."""
+        return self.spectrogram.sample_rate
+
+    def waveforms(self, x: Float[Array, "batch frames mels"]) -> Float[Array, "batch time"]:
+        """Log-mel frames as sound, by Griffin-Lim."""
+        f = self.spectrogram
+        return log_mel_to_waveform(
+            x, sample_rate=f.sample_rate, n_fft=f.window, hop=f.hop, f_max=f.max_hz, iterations=30
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """How each kind of data is read and made."""
+class LabelConfig(ModalityConfig):
+    """The class of an example as a modality; a label of -1 is missing."""
 
-    image: ImageConfig = ImageConfig(
-        DCGANEncoderConfig(width=64, norm="none"),
-        DecoderConfig("residual", width=64),
-        "normal",
-        scale=0.1,
-    )
-    """Images: values in [0, 1]. A Laplace likelihood asks for the median, which of a small object on a plain ground is
-    the ground: it learns such pictures far later."""
-    text: TextConfig = TextConfig(
-        TextTransformerConfig(width=64), DecoderConfig("parallel", width=64), "categorical"
-    )
-    """Text: the sum over its tokens."""
-    audio: AudioConfig = AudioConfig(
-        AudioTransformerConfig(width=64, downsample=16),
-        DecoderConfig("conv", width=64),
-        "laplace",
-        scale=0.75,
-    )
-    """Log-mel frames, shifted and scaled; silence up to the end is a part of them."""
-    label: ModalityConfig = ModalityConfig(None, DecoderConfig("mlp", width=64, depth=1), "categorical")
+    kind: ClassVar[str] = "label"
+    decoders: ClassVar[Any] = LabelDecoders
+    judge_encoder: ClassVar[None] = None
+    mask_value: ClassVar[int] = -1
+
+    decoder: LabelDecoders = MLPDecoderConfig(width=64, depth=1)
+    """Decoder of classes."""
+    weight: float = 1.0
+    """Weight of the log-likelihood in the loss."""
+
+    def size(self, name, batch, *, vocab_size, classes) -> Size:
+        return Size((), classes)
+
+    def preprocess(self, name, x, mask, keys) -> tuple[Masked, Masked]:
+        return (x, None), (x, None)
+
+    def where_present(self, x, present) -> Bool[Array, "batch"]:
+        return present & (x >= 0)
+
+    def features(self, size: Size, hidden: int) -> nn.Module:
+        return LabelFeatures(size.values, hidden)
+
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
+        return label_log_likelihood(outputs, x)
+
+    def generate(self, decode: Decode, latents, size: Size, key) -> Array:
+        return _choose(decode(None), key)
+
+    def as_fields(self, generated, end_id: int) -> dict[str, Array]:
+        return {"": generated.astype(jnp.int32)}
+
+    def show(self, x: np.ndarray, mask, vocabulary: Vocabulary) -> str:
+        label = int(x)
+        return vocabulary.class_names[label] if vocabulary.class_names and label >= 0 else str(label)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModalityConfigs:
+    """One `ModalityConfig` for each kind of data: the table of kinds."""
+
+    image: ImageConfig = ImageConfig()
+    """Images."""
+    text: TextConfig = TextConfig()
+    """Texts."""
+    audio: AudioConfig = AudioConfig()
+    """Speech."""
+    label: LabelConfig = LabelConfig()
     """The class, as a modality."""
-    features: AudioFeatures = AudioFeatures(mels=40, window=1024, hop=200)
-    """The spectrogram."""
-    floor: float = 1e-5
-    """Least power of a mel band: what is quieter counts as silence."""
-    mel_mean: float = -5.0
-    """Log-mel frames are shifted by this and divided by ``mel_scale``."""
-    mel_scale: float = 4.0
-    """See ``mel_mean``."""
-    augment: AugmentConfig = STILL
-    """Random changes of images in training, before they are encoded and compared."""
+
+    def for_modality(self, modality: str) -> ModalityConfig:
+        """The configuration of a modality's kind.
+
+        Raises:
+          ValueError: if VAEs do not take this kind of data.
+        """
+        kind = kind_of(modality)
+        if kind not in KINDS:
+            raise ValueError(f"{modality!r}: a VAE takes {', '.join(KINDS)}")
+        return getattr(self, kind)
+
+
+KINDS = tuple(field.name for field in dataclasses.fields(ModalityConfigs))
+"""The kinds of data that VAEs take."""
+
+
+class NetworkInputs(NamedTuple):
+    """A batch as the network takes it: for each modality by name what its encoder gets and what its decoder is compared
+    with, each with its mask."""
+
+    inputs: dict[str, Masked]
+    targets: dict[str, Masked]
+    present: Bool[Array, "m batch"]
+    """Which example has which modality."""
+
+
+def preprocess(
+    configs: ModalityConfigs, modalities: Sequence[str], batch: Batch, keys: ExampleKeys | None = None
+) -> NetworkInputs:
+    """A batch as the network takes it; ``keys``: with random changes, as in training."""
+    all_present = jnp.ones(batch["index"].shape[0], bool)
+    inputs, targets, present = {}, {}, []
+    for name in modalities:
+        config, x = configs.for_modality(name), jnp.asarray(batch[name])
+        mask = batch.get(f"{name}_mask")
+        mask = None if mask is None else jnp.asarray(mask)
+        is_present = jnp.asarray(batch.get("present", {}).get(name, all_present))
+        inputs[name], targets[name] = config.preprocess(name, x, mask, keys)
+        present.append(config.where_present(x, is_present))
+    return NetworkInputs(inputs, targets, jnp.stack(present))
 
 
 def sizes_of(
     batch: Batch,
-    modalities: tuple[str, ...],
-    config: Reading,
+    modalities: Sequence[str],
+    configs: ModalityConfigs,
     *,
     vocab_size: int = 0,
     classes: int = 0,
 ) -> dict[str, Size]:
-    """What each modality's decoder has to make, from a batch (arrays or shapes)."""
-    sizes = {}
-    for name in modalities:
-        kind = kind_of(name)
-        if kind == "label":
-            sizes[name] = Size((), classes)
-        elif kind == "text":
-            sizes[name] = Size(tuple(batch[name].shape[1:]), vocab_size)
-        elif kind == "audio":
-            frames = jax.eval_shape(functools.partial(_frames, config), batch[name], batch[f"{name}_mask"])
-            sizes[name] = Size(tuple(frames.shape[1:]))
-        elif kind == "image":
-            sizes[name] = Size(tuple(batch[name].shape[1:]))
-        else:
-            raise ValueError(f"{name!r}: a multimodal VAE takes images, text, audio and labels")
-    return sizes
+    """The size of each modality, from a batch of arrays or shapes.
+
+    Raises:
+      ValueError: if VAEs do not take a modality's kind of data.
+    """
+    counts = dict(vocab_size=vocab_size, classes=classes)
+    return {name: configs.for_modality(name).size(name, batch, **counts) for name in modalities}
 
 
-def _frames(config: Reading, x, mask) -> Float[Array, "batch frames mels"]:
-    """Log-mel frames of unit size, silence where there is nothing: waveforms, or what `models.speech.log_mel_transform`
-    made."""
-    if x.ndim == mask.ndim:
-        x, mask = log_mel_of(x, mask, config.features, floor=config.floor)
-    x = jnp.where(mask[:, :, None], x, jnp.log(config.floor))
-    return (x - config.mel_mean) / config.mel_scale
+def as_batch(
+    configs: ModalityConfigs, generated: Mapping[str, Array], *, end_id: int = -1
+) -> dict[str, Array]:
+    """Generated data ``[B, ...]`` of each modality as a batch: uint8 images, texts masked up to their first
+    ``end_id``, log-mel frames, labels."""
+    batch: dict[str, Array] = {}
+    for name, x in generated.items():
+        batch |= {
+            f"{name}{suffix}": field
+            for suffix, field in configs.for_modality(name).as_fields(x, end_id).items()
+        }
+    batch["index"] = jnp.arange(len(x), dtype=jnp.int32)
+    return batch
 
 
-def to_log_mel(config: Reading, frames: Float[Array, "*batch frames mels"]) -> Array:
-    """What a decoder says of audio, as log-mel frames."""
-    return frames * config.mel_scale + config.mel_mean
-
-
-def see(config: Reading, names: tuple[str, ...], batch: Batch, keys=None) -> Seen:
-    """A batch as the network takes it."""
-    everyone = jnp.ones(batch["index"].shape[0], bool)
-    inputs, targets, present = {}, {}, []
-    for name in names:
-        kind, x, mask = kind_of(name), jnp.asarray(batch[name]), batch.get(f"{name}_mask")
-        there = batch.get("present", {}).get(name, everyone)
-        if kind == "image":
-            x = to_float(x)
-            if config.augment != STILL and keys is not None:
-                x = augment(x, fold_in_name(keys, f"augment/{name}"), config.augment)
-            inputs[name], targets[name] = (x, None), ((x + 1.0) / 2.0, None)
-        elif kind == "audio":
-            x = _frames(config, x, mask)
-            inputs[name] = targets[name] = (x, None)
-        elif kind == "text":
-            inputs[name] = targets[name] = (x, x != 0 if mask is None else mask)
-        else:
-            there = there & (x >= 0)
-            inputs[name] = targets[name] = (x, None)
-        present.append(there)
-    return Seen(inputs, targets, jnp.stack(present))
-
-
-def kinds_of(
-    config: Reading, sizes: Mapping[str, Size], used: set[str], *, rescale: bool = False
+def used_configs(
+    configs: ModalityConfigs, sizes: Mapping[str, Size], *, rescale: bool = False
 ) -> dict[str, ModalityConfig]:
-    """The kinds of data that there are; with ``rescale`` their weights times the largest modality's size over their
-    own."""
-    kinds, largest = {}, max(size.elements for size in sizes.values())
-    for kind in sorted(used):
-        own: ModalityConfig = getattr(config, kind)
-        categorical = kind in ("text", "label")
-        if (own.likelihood == "categorical") != categorical or own.likelihood not in (
-            *DENSITIES,
-            "categorical",
-        ):
-            allowed = "categorical" if categorical else ", ".join(DENSITIES)
-            raise ValueError(f"{kind}.likelihood must be {allowed}, got {own.likelihood!r}")
-        if own.likelihood == "bernoulli" and kind == "audio":
-            raise ValueError(
-                "audio.likelihood: log-mel frames are no probabilities; choose laplace or normal"
-            )
+    """The configurations of the kinds of data among the modalities in ``sizes``, by kind.
+
+    ``rescale``: weights of log-likelihoods are multiplied by the number of elements of the largest modality over that
+    of their own.
+    """
+    used, largest = {}, max(size.elements for size in sizes.values())
+    for kind in sorted({kind_of(name) for name in sizes}):
+        config: ModalityConfig = getattr(configs, kind)
         if rescale:
             elements = max(size.elements for name, size in sizes.items() if kind_of(name) == kind)
-            own = dataclasses.replace(own, weight=own.weight * largest / elements)
-        kinds[kind] = own
-    return kinds
+            config = dataclasses.replace(config, weight=config.weight * largest / elements)
+        used[kind] = config
+    return used

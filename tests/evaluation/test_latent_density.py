@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from tests.oracles.flows import Mixture, gaussian_log_prob
-from xmodal_jax.evaluation.samplers import fit_flow, fit_gaussian_mixture, prior_sampler
+from xmodal_jax.evaluation.latent_density import fit_flow, fit_gaussian_mixture, prior_density
 from xmodal_jax.train.loop import NonFiniteError
 
 small_flow = partial(fit_flow, seed=0, steps=400, batch_size=256, hidden=24, layers=4, learning_rate=1e-2)
@@ -143,7 +143,7 @@ def test_a_flow_that_diverges_is_an_error():
 @pytest.mark.parametrize("scale", [None, 0.7, (0.5, 2.0, 3.0)])
 @pytest.mark.parametrize("kind", ["normal", "laplace"])
 def test_priors_are_scipys(kind, scale):
-    prior = prior_sampler(3, kind, scale)
+    prior = prior_density(3, kind, scale)
     assert prior.name == kind
     s = np.broadcast_to(1.0 if scale is None else scale, (3,))
     law = {"normal": scipy.stats.norm, "laplace": scipy.stats.laplace}[kind](scale=s)
@@ -169,7 +169,7 @@ def test_codes_without_a_density_are_refused(fit):
         codes[7, 1] = bad
         with pytest.raises(ValueError, match="the first is example 7"):
             fit(codes)
-    with pytest.raises(ValueError, match=r"codes must be \[examples, dim\]"):
+    with pytest.raises(ValueError, match=r"latents must be \[examples, dim\]"):
         fit(CODES[:, 0])
     codes = CODES.copy()
     codes[:, 2] = 0.1
@@ -179,13 +179,13 @@ def test_codes_without_a_density_are_refused(fit):
 
 def test_too_few_codes_are_refused():
     with pytest.raises(
-        ValueError, match="39 codes of 3 dimensions are too few for 10 components, which need 40"
+        ValueError, match="39 latents of 3 dimensions are too few for 10 components, which need 40"
     ):
         fit_gaussian_mixture(CODES[:39], seed=0)
     wide = np.random.default_rng(0).normal(size=(19, 65))
-    with pytest.raises(ValueError, match="19 codes .* need 20"):
+    with pytest.raises(ValueError, match="19 latents .* need 20"):
         fit_gaussian_mixture(wide, seed=0)
-    with pytest.raises(ValueError, match="19 codes are too few to fit a flow"):
+    with pytest.raises(ValueError, match="19 latents are too few to fit a flow"):
         short_flow(wide)
 
 
@@ -198,14 +198,14 @@ def test_too_few_codes_are_refused():
         (lambda: short_flow(CODES, evaluate_every=0), "evaluate_every must be at least 1"),
         (lambda: short_flow(CODES, layers=0), "layers must be at least 1"),
         (lambda: short_flow(CODES, learning_rate=0.0), "learning_rate must be positive"),
-        (lambda: prior_sampler(3, "cauchy"), "normal or laplace"),
-        (lambda: prior_sampler(0), "dim must be at least 1"),
-        (lambda: prior_sampler(3, scale=(1.0, 2.0)), "3 of them"),
-        (lambda: prior_sampler(3, scale=0.0), "positive"),
-        (lambda: prior_sampler(3, scale=np.nan), "positive"),
-        (lambda: prior_sampler(3).sample(0, 0), "count must be at least 1"),
-        (lambda: prior_sampler(3).log_prob(CODES[:, :2]), "of 3 dimensions, got codes of 2"),
-        (lambda: prior_sampler(3).log_prob(CODES * np.inf), "NaN or infinity"),
+        (lambda: prior_density(3, "cauchy"), "normal or laplace"),
+        (lambda: prior_density(0), "dim must be at least 1"),
+        (lambda: prior_density(3, scale=(1.0, 2.0)), "3 of them"),
+        (lambda: prior_density(3, scale=0.0), "positive"),
+        (lambda: prior_density(3, scale=np.nan), "positive"),
+        (lambda: prior_density(3).sample(0, 0), "count must be at least 1"),
+        (lambda: prior_density(3).log_prob(CODES[:, :2]), "of 3 dimensions, got latents of 2"),
+        (lambda: prior_density(3).log_prob(CODES * np.inf), "NaN or infinity"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(call, match):

@@ -1,0 +1,448 @@
+"""The multimodal VAEs: a configuration class for each, and their table `MultimodalVAEModel`.
+
+A class has the options of its model and says what the model differs in: its objective, how latents are inferred from
+some of the modalities, and which parts its network has. A new model is an objective in `losses.multimodal_elbo` and a
+class here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+from jaxtyping import Array, Float
+
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.losses import multimodal_elbo as objectives
+from xmodal_jax.losses.elbo import ESTIMATORS
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
+from xmodal_jax.models.vae import generation, inference
+from xmodal_jax.models.vae.inference import LatentSamples, Observed
+from xmodal_jax.models.vae.modalities import TextConfig
+from xmodal_jax.models.vae.model_config import (
+    VariationalConfig,
+    check_at_least,
+    check_not_negative,
+    check_one_of,
+)
+from xmodal_jax.models.vae.networks import Apply, Network, NetworkConfig
+from xmodal_jax.probability.distributions import FAMILIES
+from xmodal_jax.types import ExampleKeys
+
+
+@dataclasses.dataclass(frozen=True)
+class MultimodalVAEConfig(VariationalConfig):
+    """What all multimodal VAEs have."""
+
+    posterior: ClassVar[str] = "normal"
+    """Family of posteriors and priors."""
+    free_bits: ClassVar[float] = 0.0
+    """Nats that each latent dimension's divergence may have without cost."""
+    initial_fraction: ClassVar[float] = 0.0
+    """Fraction of the training steps in an initial stage with another objective; 0: there is one stage."""
+
+    text: TextConfig = TextConfig(weight=20.0)
+    """Texts. A sentence has some tens of nats and an image thousands: with a weight of 1 the latents would hold little
+    of what only texts say."""
+    latent: int = 32
+    """Dimensions of the latent that the modalities share."""
+    beta: float = 1.0
+    """Weight of the divergence from the prior."""
+    rescale: bool = False
+    """Whether the weight of each modality's log-likelihood is multiplied by the number of elements of the largest
+    modality over that of its own."""
+
+    def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
+        """The loss, where beta is the scheduled weight of the divergence."""
+        raise NotImplementedError
+
+    def initial_objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
+        """The loss of the initial stage, which trains the joint encoder and the decoders."""
+        raise NotImplementedError
+
+    def infer(self, inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
+        """Samples of the latents given the observed modalities, see `models.vae.inference`."""
+        raise NotImplementedError
+
+    def network_parts(self) -> dict[str, Any]:
+        """The fields of `NetworkConfig` that are not the same in all models."""
+        return {}
+
+    def network_config(self) -> NetworkConfig:
+        """Sizes and parts of the model's network."""
+        return NetworkConfig(
+            self.latent, hidden=self.hidden, family=self.posterior, scale=self.posterior_scale,
+            **self.network_parts(),
+        )  # fmt: skip
+
+    def sample_prior(self, apply: Apply, keys: ExampleKeys, count: int) -> Float[Array, "count dim"]:
+        """Samples of the prior of the shared latents."""
+        return inference.sample_prior(apply("prior"), keys, 1, count)[0]
+
+    def expand_shared(
+        self, network: Network, apply: Apply, shared: Float[Array, "n dim"], keys: ExampleKeys | None
+    ) -> Float[Array, "m 1 n latent"]:
+        """The latents that each modality is decoded from, given the shared latents."""
+        return generation.expand_shared(network, apply, shared, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedFormConfig(MultimodalVAEConfig):
+    """A model with normal posteriors, whose divergence from the prior has a closed form."""
+
+    free_bits: float = 0.0
+    """Nats that each latent dimension's divergence from the prior may have without cost."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(self, "free_bits")
+
+
+@dataclasses.dataclass(frozen=True)
+class JMVAEConfig(ClosedFormConfig):
+    """Joint multimodal VAE (Suzuki et al. 2016): a joint encoder, which each modality's own encoder approximates."""
+
+    name: ClassVar[str] = "jmvae"
+
+    alpha: float = 0.1
+    """Weight of the divergence of the joint posterior from each modality's own."""
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.jmvae(inputs, alpha=self.alpha, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_joint(inputs, observed, keys, rows)
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(joint=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoStageConfig(ClosedFormConfig):
+    """A model whose joint VAE is trained first and then frozen, while the encoders of single modalities are trained."""
+
+    initial_fraction: float = 0.5
+    """Fraction of the training steps in which the joint VAE is trained."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.initial_fraction < 1:
+            raise ValueError(f"initial_fraction must lie between 0 and 1, got {self.initial_fraction}")
+
+    def initial_objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.joint_elbo(inputs, beta=beta)
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(joint=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TELBOConfig(TwoStageConfig):
+    """Triple ELBO (Vedantam et al. 2018): a joint VAE, then each modality's ELBO with frozen decoders."""
+
+    name: ClassVar[str] = "telbo"
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.unimodal_elbos(inputs, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_joint(inputs, observed, keys, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class JNFConfig(TwoStageConfig):
+    """Joint normalizing flows (Senellart et al. 2025): a joint VAE, then a flow for each modality's posterior."""
+
+    name: ClassVar[str] = "jnf"
+
+    flows: int = 2
+    """Layers of each modality's flow."""
+    hmc_steps: int = 50
+    """Proposals of Hamiltonian Monte Carlo, by which latents are inferred from several modalities."""
+    hmc_leapfrog: int = 10
+    """Leapfrog steps of each proposal."""
+    hmc_step_size: float = 0.05
+    """Size of a leapfrog step."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "flows")
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.flow_match(inputs)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_flows(
+            inputs, observed, keys, rows,
+            steps=self.hmc_steps, leapfrog=self.hmc_leapfrog, step_size=self.hmc_step_size,
+        )  # fmt: skip
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(joint=True, flows=self.flows)
+
+
+@dataclasses.dataclass(frozen=True)
+class MVAEConfig(ClosedFormConfig):
+    """MVAE (Wu and Goodman 2018): products of experts of some subsets of the modalities."""
+
+    name: ClassVar[str] = "mvae"
+
+    subsets: int = 1
+    """Random subsets of 2 to M - 1 modalities in each step, drawn for each example."""
+    single: bool = True
+    """Whether each modality alone is a subset as well."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(self, "subsets")
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.mvae(inputs, subsets=self.subsets, single=self.single, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_product_and_prior(inputs, observed, keys, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class MoPoEConfig(ClosedFormConfig):
+    """Mixture of products of experts (Sutter et al. 2021): the products of all subsets of the modalities."""
+
+    name: ClassVar[str] = "mopoe"
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.mopoe(inputs, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_full_product_and_prior(inputs, observed, keys, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class MMJSDConfig(MultimodalVAEConfig):
+    """mmJSD (Sutter et al. 2020): the Jensen-Shannon divergence of all experts and the prior."""
+
+    name: ClassVar[str] = "mmjsd"
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.mmjsd(inputs, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_mixture(inputs, observed, keys, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class MVTCAEConfig(ClosedFormConfig):
+    """Multi-view total correlation autoencoder (Hwang et al. 2021): the product of experts, near each of them."""
+
+    name: ClassVar[str] = "mvtcae"
+
+    beta: float = 2.5
+    """Weight of the divergences."""
+    alpha: float = 5 / 6
+    """Weight of the divergence from the experts, relative to that from the prior; 0 to 1."""
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.mvtcae(inputs, alpha=self.alpha, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_product(inputs, observed, keys, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class CRMVAEConfig(ClosedFormConfig):
+    """CRMVAE (Suzuki and Matsuo 2023): the product of experts and each expert reconstruct all modalities."""
+
+    name: ClassVar[str] = "crmvae"
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.crmvae(inputs, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_product(inputs, observed, keys, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class DMVAEConfig(ClosedFormConfig):
+    """Disentangled multimodal VAE (Lee and Pavlovic 2021): shared and private latents, products of experts."""
+
+    name: ClassVar[str] = "dmvae"
+
+    private: int = 32
+    """Dimensions of each modality's private latent."""
+    private_beta: float = 1.0
+    """Weight of the divergence of the private latents from their prior."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "private")
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.dmvae(inputs, private_beta=self.private_beta, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_product_and_prior(inputs, observed, keys, rows)
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(private=self.private)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig(MultimodalVAEConfig):
+    """A mixture of experts with an importance-weighted bound."""
+
+    posterior: str = "normal"
+    """Family of posteriors and priors: "normal" or "laplace"."""
+    samples: int = 1
+    """Importance samples of each expert."""
+    estimator: str = "iwae"
+    """Estimator of the gradient: "iwae" or "dreg" (doubly reparametrized)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_one_of(self, posterior=tuple(FAMILIES), estimator=ESTIMATORS)
+        check_at_least(self, 1, "samples")
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.mmvae(inputs, samples=self.samples, estimator=self.estimator, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_mixture(inputs, observed, keys, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class MMVAEConfig(MixtureConfig):
+    """MMVAE (Shi et al. 2019): a mixture of experts."""
+
+    name: ClassVar[str] = "mmvae"
+
+    learn_prior: bool = False
+    """Whether the scales of the prior are learned."""
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(learn_prior=self.learn_prior)
+
+
+@dataclasses.dataclass(frozen=True)
+class MMVAEPlusConfig(MixtureConfig):
+    """MMVAE+ (Palumbo et al. 2023): a mixture of experts with private latents."""
+
+    name: ClassVar[str] = "mmvae_plus"
+
+    private: int = 32
+    """Dimensions of each modality's private latent."""
+    learn_prior: bool = False
+    """Whether the scales of the prior are learned."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "private")
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(private=self.private, learn_auxiliary=True, learn_prior=self.learn_prior)
+
+
+@dataclasses.dataclass(frozen=True)
+class CMVAEConfig(MixtureConfig):
+    """Clustering multimodal VAE (Palumbo et al. 2024): MMVAE+ with a mixture as prior."""
+
+    name: ClassVar[str] = "cmvae"
+
+    private: int = 32
+    """Dimensions of each modality's private latent."""
+    clusters: int = 10
+    """Components of the prior."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "private", "clusters")
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(private=self.private, learn_auxiliary=True, clusters=self.clusters)
+
+
+@dataclasses.dataclass(frozen=True)
+class NexusConfig(ClosedFormConfig):
+    """Nexus (Vasco et al. 2022): a VAE of each modality, and a top-level latent of their latents."""
+
+    name: ClassVar[str] = "nexus"
+
+    top: int = 64
+    """Dimensions of the top-level latent."""
+    top_beta: float = 1.0
+    """Weight of the top-level latent's divergence from its prior."""
+    gamma: float = 1.0
+    """Weight of reconstructing the modalities' latents from the top-level latent."""
+    dropout: float = 0.5
+    """Probability that the top-level latent is inferred from only some of the modalities in training."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "top")
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.nexus(
+            inputs, top_beta=self.top_beta, gamma=self.gamma, dropout=self.dropout, beta=beta
+        )
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_messages(inputs, observed, keys, rows)
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(top=self.top)
+
+    def sample_prior(self, apply, keys, count) -> Float[Array, "count top"]:
+        return jax.vmap(lambda key: jax.random.normal(key, (self.top,)))(fold_in_name(keys, "prior"))
+
+    def expand_shared(self, network, apply, shared, keys) -> Float[Array, "m 1 n latent"]:
+        return generation.expand_top(network, apply, shared, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class MHVAEConfig(MultimodalVAEConfig):
+    """Multimodal hierarchical VAE (Dorent et al. 2023): latents of several levels."""
+
+    name: ClassVar[str] = "mhvae"
+
+    subsets: int = 1
+    """Random subsets of the modalities in each step, drawn for each example; 0: all subsets."""
+    levels: int = 3
+    """Levels of latents."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(self, "subsets")
+        if self.levels < 2:
+            raise ValueError(
+                f"levels must be at least 2 for mhvae, got {self.levels}: with one it is mopoe over all subsets"
+            )
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.mhvae(inputs, subsets=self.subsets, beta=beta)
+
+    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+        return inference.from_levels(inputs, observed, keys, rows)
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(levels=self.levels)
+
+    def expand_shared(self, network, apply, shared, keys) -> Float[Array, "m 1 n latent"]:
+        return generation.expand_deepest(network, apply, shared, keys)
+
+
+MultimodalVAEModel = (
+    JMVAEConfig
+    | TELBOConfig
+    | MVAEConfig
+    | MMVAEConfig
+    | MoPoEConfig
+    | MMJSDConfig
+    | MVTCAEConfig
+    | DMVAEConfig
+    | MMVAEPlusConfig
+    | CMVAEConfig
+    | CRMVAEConfig
+    | NexusConfig
+    | MHVAEConfig
+    | JNFConfig
+)
+"""The table of multimodal VAEs (see `core.parts`)."""

@@ -1,0 +1,250 @@
+"""The autoencoders of one modality: a configuration class for each, and their table `AutoencoderModel`.
+
+A class has the options of its model and says what the model differs in: its objective, and whether the encoder is
+stochastic, conditional on the label, or trained against a critic. A new model is an objective in `losses.autoencoder`
+and a class here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from jaxtyping import Array
+
+from xmodal_jax.losses import autoencoder as objectives
+from xmodal_jax.losses.autoencoder import KERNELS
+from xmodal_jax.losses.elbo import ESTIMATORS
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms
+from xmodal_jax.models.vae.modalities import ModalityConfig
+from xmodal_jax.models.vae.model_config import (
+    ModelConfig,
+    VariationalConfig,
+    check_at_least,
+    check_not_negative,
+    check_one_of,
+)
+from xmodal_jax.nets.vae import SCALES
+from xmodal_jax.preprocess.corruption import add_noise, mask_elements
+from xmodal_jax.types import Batch, ExampleKeys
+
+CORRUPTIONS = ("gaussian", "masking")
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig(ModelConfig):
+    """What all autoencoders of one modality have."""
+
+    stochastic: ClassVar[bool] = True
+    """Whether the encoder returns a normal distribution; if not, a point."""
+    conditional: ClassVar[bool] = False
+    """Whether encoder and decoder get the label."""
+    learn_prior: ClassVar[bool] = False
+    """Whether the prior is a network of the label."""
+    has_likelihood: ClassVar[bool] = False
+    """Whether the encoder's density can serve to estimate ``log p(x)``."""
+    critic_objective: ClassVar[str | None] = None
+    """Of a model trained against a critic the objective of both, a key of `losses.adversarial.OBJECTIVES`."""
+    free_bits: ClassVar[float] = 0.0
+    """Nats that each latent dimension's divergence may have without cost."""
+
+    def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
+        """The loss, apart from the critic's part in it."""
+        return objectives.reconstruction(inputs)
+
+    def corrupt(self, modality: ModalityConfig, x: Array, keys: ExampleKeys) -> Array:
+        """The encoder's input in training, from the clean one."""
+        return x
+
+    def check_modality(self, modality: ModalityConfig) -> None:
+        """Raises ValueError if the model does not fit this kind of data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeterministicConfig(AutoencoderConfig):
+    """An autoencoder whose encoder returns points."""
+
+    stochastic: ClassVar[bool] = False
+    posterior_scale: ClassVar[str] = "exp"
+
+
+@dataclasses.dataclass(frozen=True)
+class AEConfig(DeterministicConfig):
+    """Autoencoder."""
+
+    name: ClassVar[str] = "ae"
+
+
+@dataclasses.dataclass(frozen=True)
+class DAEConfig(DeterministicConfig):
+    """Denoising autoencoder (Vincent et al. 2008, ICML)."""
+
+    name: ClassVar[str] = "dae"
+
+    corruption: str = "gaussian"
+    """How the encoder's input is corrupted in training: "gaussian" adds noise, "masking" replaces elements by 0 (in
+    images mid-grey), tokens by padding, labels by none."""
+    noise: float = 0.3
+    """Standard deviation of the noise (pixels lie in [-1, 1]), or probability of masking."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_one_of(self, corruption=CORRUPTIONS)
+        check_not_negative(self, "noise")
+        if self.corruption == "masking" and self.noise >= 1:
+            raise ValueError(f"noise is the probability of masking and must be below 1, got {self.noise}")
+
+    def corrupt(self, modality: ModalityConfig, x: Array, keys: ExampleKeys) -> Array:
+        if not self.noise:
+            return x
+        if self.corruption == "gaussian":
+            return add_noise(x, keys, self.noise)
+        return mask_elements(x, keys, self.noise, modality.mask_value)
+
+    def check_modality(self, modality: ModalityConfig) -> None:
+        if self.corruption == "gaussian" and not modality.real_valued:
+            raise ValueError(f"gaussian noise on {modality.kind}: set corruption to 'masking'")
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig(AutoencoderConfig, VariationalConfig):
+    """Variational autoencoder (Kingma and Welling 2014)."""
+
+    name: ClassVar[str] = "vae"
+    has_likelihood: ClassVar[bool] = True
+    beta: ClassVar[float] = 1.0
+
+    samples: int = 1
+    """Latents of each example in a step, over which the reconstruction is averaged."""
+    free_bits: float = 0.0
+    """Nats that each latent dimension's divergence may have without cost."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "samples")
+        check_not_negative(self, "beta", "free_bits")
+
+    def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
+        return objectives.elbo(inputs, samples=self.samples, beta=self.scheduled(self.beta, batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class BetaVAEConfig(VAEConfig):
+    """Beta-VAE (Higgins et al. 2017)."""
+
+    name: ClassVar[str] = "beta_vae"
+
+    beta: float = 4.0
+    """Weight of the divergence from the prior."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CVAEConfig(VAEConfig):
+    """Conditional VAE, of data given the label (Sohn et al. 2015)."""
+
+    name: ClassVar[str] = "cvae"
+    conditional: ClassVar[bool] = True
+
+    beta: float = 1.0
+    """Weight of the divergence from the prior."""
+    learn_prior: bool = False
+    """Whether the prior is a network of the label."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IWAEConfig(AutoencoderConfig, VariationalConfig):
+    """Importance-weighted autoencoder (Burda et al. 2016)."""
+
+    name: ClassVar[str] = "iwae"
+    has_likelihood: ClassVar[bool] = True
+
+    samples: int = 5
+    """Importance samples K of each example's bound."""
+    estimator: str = "iwae"
+    """Estimator of the gradient: "iwae" or "dreg" (doubly reparametrized)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_one_of(self, estimator=ESTIMATORS)
+        check_at_least(self, 1, "samples")
+
+    def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
+        beta = self.scheduled(1.0, batch)
+        return objectives.importance_weighted(
+            inputs, samples=self.samples, estimator=self.estimator, beta=beta
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class WAEMMDConfig(AutoencoderConfig, VariationalConfig):
+    """Wasserstein autoencoder with the maximum mean discrepancy (Tolstikhin et al. 2018)."""
+
+    name: ClassVar[str] = "wae_mmd"
+
+    beta: float = 10.0
+    """Weight of the discrepancy between latents and prior."""
+    kernel: str = "imq"
+    """Kernel of the discrepancy: "imq" (inverse multiquadratic), "rbf", "rq" (rational quadratic) or "distance"."""
+    stochastic: bool = False
+    """Whether the encoder returns a normal distribution; if not, a point."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_one_of(self, kernel=tuple(KERNELS))
+        check_not_negative(self, "beta")
+
+    def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
+        return objectives.mmd_to_prior(inputs, kernel=self.kernel, beta=self.scheduled(self.beta, batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig(AutoencoderConfig):
+    """An autoencoder whose latents a critic tells from draws of the prior."""
+
+    beta: float = 1.0
+    """Weight of the critic's judgement in the autoencoder's loss."""
+    stochastic: bool = False
+    """Whether the encoder returns a normal distribution; if not, a point."""
+    posterior_scale: str = "exp"
+    """How a network's output becomes the scale of a posterior: "exp", "softplus" or "softmax"."""
+    critic_steps: int = 1
+    """Steps of the critic for each step of the autoencoder."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_one_of(self, posterior_scale=SCALES)
+        check_at_least(self, 1, "critic_steps")
+        check_not_negative(self, "beta")
+
+
+@dataclasses.dataclass(frozen=True)
+class AAEConfig(AdversarialConfig):
+    """Adversarial autoencoder (Makhzani et al. 2016)."""
+
+    name: ClassVar[str] = "aae"
+    critic_objective: ClassVar[str] = "non_saturating"
+
+
+@dataclasses.dataclass(frozen=True)
+class JSDVAEConfig(AdversarialConfig):
+    """An autoencoder that minimises the Jensen-Shannon divergence of latents and prior, by its f-GAN bound."""
+
+    name: ClassVar[str] = "jsd_vae"
+    critic_objective: ClassVar[str] = "jsd"
+
+    stochastic: bool = True
+    """Whether the encoder returns a normal distribution; if not, a point."""
+
+
+AutoencoderModel = (
+    AEConfig
+    | DAEConfig
+    | VAEConfig
+    | BetaVAEConfig
+    | CVAEConfig
+    | IWAEConfig
+    | WAEMMDConfig
+    | JSDVAEConfig
+    | AAEConfig
+)
+"""The table of autoencoders of one modality (see `core.parts`)."""

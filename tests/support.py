@@ -13,12 +13,11 @@ from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.train import gan_step as players
-from xmodal_jax.train import step
+from xmodal_jax.train import gan_step, step
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.loop import Preempted, fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.parallel import make_engine
+from xmodal_jax.train.parallel import Resident, make_engine
 from xmodal_jax.train.run import Run
 from xmodal_jax.types import GAN
 
@@ -66,7 +65,7 @@ def gradient_engine(method, *, mode="jit", devices=1, fsdp=1, config=None, make=
     config = config or Optimizer()
     train, tx = step, keep_gradient()
     if isinstance(method, GAN):
-        train, tx = players, {"discriminator": tx, "generator": tx}
+        train, tx = gan_step, {"discriminator": tx, "generator": tx}
     return make_engine(
         mode,
         train.make_init(method, tx, config, params=params),
@@ -88,7 +87,8 @@ def loss_and_gradient(method, batch, *, state=None, **options):
     else:  # copied, since the step frees the arrays of its state
         state = engine.put_state(jax.tree.map(lambda x: jax.device_put(x, may_alias=False), state))
     xs = engine.put(jax.tree.map(lambda x: np.asarray(x)[None], batch))
-    state, metrics = engine.run(state, None, xs)
+    resident = Resident(frozen=engine.put_frozen(getattr(method, "frozen", None)))
+    state, metrics = engine.run(state, resident, xs)
     metrics = {k: np.asarray(v)[0] for k, v in metrics.items() if k != "finite"}
     grads = jax.tree.map(np.asarray, state.opt_state)
     if engine.mode == "pmap":  # a copy for each device

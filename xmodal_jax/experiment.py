@@ -33,7 +33,7 @@ from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.loop import TrainingResult
 from xmodal_jax.train.run import Run, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
-from xmodal_jax.transfer.frozen import load_text_encoder
+from xmodal_jax.transfer.frozen import load_frozen_networks
 from xmodal_jax.transfer.pretrained import resolve_pretrained
 
 Output = TypeVar("Output")
@@ -85,7 +85,7 @@ def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
         return resolve_pretrained(config)
     if isinstance(config, LatentConfig):
         return pretrained_readers(config)
-    return load_text_encoder(config)
+    return load_frozen_networks(config)
 
 
 def make_loader(

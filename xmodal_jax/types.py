@@ -145,24 +145,27 @@ class GAN(NamedTuple):
     """A method that trains two networks against each other, generator and discriminator, as pure functions.
 
     ``params`` is a dict with the parameters of both networks, ``generator`` and ``discriminator``. ``variables`` is a
-    dict of the state that changes in training without a gradient, such as running statistics. Losses and aux are this
-    device's share of the mean over the global batch, as in `Method`.
+    dict of the state that changes in training without a gradient, such as running statistics. ``frozen`` is a dict of
+    the parameters of trained networks that the losses use and that never change, or None. Losses and aux are this
+    device's share of the mean over the global batch, as in `Method`. Four of the functions take keyword arguments,
+    written ``...`` below: ``axis_name=None`` and, if ``frozen`` is not None, ``frozen``.
 
     ``init(key, batch) -> (params, variables)``
-    ``generate(generator, variables, batch, key, *, axis_name=None) -> (generated, variables)``: generated examples, a
-    pytree that both losses take.
-    ``d_loss(discriminator, variables, batch, generated, key, step, *, axis_name=None) -> (loss, (aux, variables))``:
-    the discriminator's loss; ``step`` (int32 scalar) is for penalties that are computed only every so many steps.
-    ``g_loss(generated, discriminator, variables, batch, key, *, axis_name=None) -> (loss, aux)``: the generator's loss,
-    as a function of ``generated``, so that both losses can share one generation.
+    ``generate(generator, variables, batch, key, ...) -> (generated, variables)``: generated examples, a pytree that
+    both losses take.
+    ``d_loss(discriminator, variables, batch, generated, key, step, ...) -> (loss, (aux, variables))``: the
+    discriminator's loss; ``step`` (int32 scalar) is for penalties that are computed only every so many steps.
+    ``g_loss(generated, discriminator, variables, batch, key, ...) -> (loss, aux)``: the generator's loss, as a function
+    of ``generated``, so that both losses can share one generation.
     ``constrain(discriminator) -> discriminator``: applied to its parameters after each of its steps, such as clipping.
-    ``predict(params, batch) -> images``: ``params`` holds ``generator`` and ``variables``, ``batch["noise"]`` the noise
-    ``[B, Z]``. With ``toward_text`` and ``toward_text_mask``, or ``toward_label``, and ``blend`` ``[B]`` the condition
-    is interpolated to that other one, by the fraction ``blend``.
+    ``predict(params, batch) -> images``: ``params`` holds ``generator``, ``variables`` and ``frozen`` (if there is
+    any), ``batch["noise"]`` the noise ``[B, Z]``. With ``toward_text`` and ``toward_text_mask``, or ``toward_label``,
+    and ``blend`` ``[B]`` the condition is interpolated to that other one, by the fraction ``blend``.
     ``d_steps``: steps of the discriminator for each step of the generator, each on its own part of the batch.
-    ``pretrain_generator(generator, variables, batch, key, *, axis_name=None) -> (loss, (aux, variables))``: a loss that
-    the generator can minimise without the discriminator; None: there is none.
+    ``pretrain_generator(generator, variables, batch, key, ...) -> (loss, (aux, variables))``: a loss that the generator
+    can minimise without the discriminator; None: there is none.
     ``load_pretrained(params, batch) -> params``: as `Method.load_pretrained`, for the parameters of both networks.
+    ``frozen``: the parameters of frozen networks.
     """
 
     init: Callable[..., tuple[Params, dict[str, Any]]]
@@ -176,3 +179,4 @@ class GAN(NamedTuple):
         Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]] | None
     ) = None
     load_pretrained: Callable[[Params, Batch], Params] | None = None
+    frozen: dict[str, Params] | None = None

@@ -1,4 +1,4 @@
-"""Pictures of whole data sets, what a judge makes of them, and the pages on which they are shown."""
+"""Images generated for whole data sets, their scores by a judge, and how reports show them."""
 
 import dataclasses
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.models.gan.test_method import CONFIG as PLAYERS
+from tests.models.gan.test_method import CONFIG as GAN_CONFIG
+from tests.models.gan.test_method import WORDS_ALONE
 from tests.models.test_seq2seq import COCA
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
@@ -21,15 +22,15 @@ from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import write_outputs
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
-from xmodal_jax.models.gan.method import make_gan
+from xmodal_jax.models.gan import ClassCondition, make_gan
 from xmodal_jax.models.seq2seq import ContrastiveObjective, GreedySearchConfig, make_seq2seq
 from xmodal_jax.models.towers import Augment
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig, TextTransformerConfig
-from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.nets.gan import MLPGeneratorConfig
 from xmodal_jax.preprocess.image import to_float
 from xmodal_jax.report import images as panels
 from xmodal_jax.report.page import Report
-from xmodal_jax.train.checkpoint import Checkpoints
+from xmodal_jax.train.checkpoint import Checkpoints, describe
 from xmodal_jax.train.run import to_json
 from xmodal_jax.transfer.frozen import LoadedCaptioner, same_tokens, text_encoder_of_run
 from xmodal_jax.types import GAN
@@ -52,8 +53,8 @@ def stub(predict):
 def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     """The average of the generator, by the run's own tokenizer; and a run that knows no words is refused."""
     config = dataclasses.replace(
-        PLAYERS, auxiliary_weight=0.0, discriminator=MLPEncoderConfig(width=8),
-        generator=GeneratorConfig("mlp", noise=5, width=8),
+        GAN_CONFIG, condition=WORDS_ALONE, discriminator=MLPEncoderConfig(width=8),
+        generator=MLPGeneratorConfig(noise=5, width=8),
     )  # fmt: skip
     tokenizer = train_tokenizer(["a red star", "a blue ring"], "word")
     sizes = dict(vocab_size=tokenizer.vocab_size, length=6, classes=0)
@@ -74,9 +75,9 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     loaded = load_translator(tmp_path / "run", noise_seed=3)
     assert (loaded.source, loaded.target, loaded.shape) == ("text", "image", (6, 7, 3))
     words = ["a red star", "a red star", "a blue ring"]
-    artist = drawing.Artist(gan, TokenizeTransform(tokenizer, 6), noise=5)
-    asked = artist.asked(ArraySource({"caption": np.array(words, object)}))
-    wanted = artist({"generator": average, "variables": variables}, asked, artist.draw_noise(3, 3))
+    generator = drawing.ImageGenerator(gan, TokenizeTransform(tokenizer, 6), noise=5)
+    asked = generator.conditions(ArraySource({"caption": np.array(words, object)}))
+    wanted = generator({"generator": average, "variables": variables}, asked, generator.sample_noise(3, 3))
     found = loaded.apply(words)
     np.testing.assert_array_equal(np.stack(found), wanted)
     assert (found[0] != found[1]).any()
@@ -107,26 +108,39 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     tokenize = same_tokens(None, reader)
     assert reader.config == model.text and tokenize.max_length == 6 and tokenize.tokenizer is reader.tokenizer
     config = dataclasses.replace(
-        PLAYERS, auxiliary_weight=0.0, discriminator=MLPEncoderConfig(width=8), text=reader.config,
-        generator=GeneratorConfig("mlp", noise=5, width=8),
+        GAN_CONFIG, condition=dataclasses.replace(WORDS_ALONE, text=reader.config),
+        discriminator=MLPEncoderConfig(width=8),
+        generator=MLPGeneratorConfig(noise=5, width=8),
     )  # fmt: skip
     sizes = dict(shape=(6, 7, 3), vocab_size=tokenizer.vocab_size, length=6)
     gan = make_gan(config, text=reader.params, **sizes)
     players, variables = drawn_at_random(gan.init, jax.random.key(0), {})
-    variables = {**variables, "text": reader.params}
-    assert "text" not in players["generator"]
-    known = {"generator": {**players["generator"], "text": params["text"]}, "variables": {"generator": {}}}
+    assert "text" not in players["generator"] and "text" not in variables
+    known = {"generator": {**players["generator"], "text": params["text"]}, "variables": {}}
     words = ["a red star", "a blue ring"]
-    asked = drawing.Artist(gan, tokenize, noise=5).asked(ArraySource({"caption": np.array(words, object)}))
-    draw = lambda params: drawing.Artist(gan, None, noise=5)(params, asked, np.ones((2, 5), np.float32))
-    found = draw({"generator": players["generator"], "variables": variables})
+    asked = drawing.ImageGenerator(gan, tokenize, noise=5).conditions(
+        ArraySource({"caption": np.array(words, object)})
+    )
+    draw = lambda params: drawing.ImageGenerator(gan, None, noise=5)(
+        params, asked, np.ones((2, 5), np.float32)
+    )
+    frozen = {"text": reader.params}
+    found = draw({"generator": players["generator"], "variables": variables, "frozen": frozen})
     assert (found[0] != found[1]).any()
     np.testing.assert_array_equal(found, draw(known))
     kept = Checkpoints(tmp_path / "gan" / "checkpoints")
     facts = {"config": {"model": to_json(config)}, "source": "text", "target": "image", "classes": 0, **sizes}
+    kept.save_frozen(frozen)
+    facts["frozen"] = describe(frozen)
     kept.save(1, {"params": players, "variables": variables}, meta | facts)
     kept.close()
     assert (load_translator(tmp_path / "gan", noise_seed=3).apply(words)[0] != 0).any()
+    damaged = Checkpoints(tmp_path / "gan" / "checkpoints")
+    damaged.save_frozen(jax.tree.map(lambda x: x + 1.0, frozen))
+    damaged.close()
+    with pytest.raises(ValueError, match="other bits than were written"):
+        load_translator(tmp_path / "gan")
+    kept.save_frozen(frozen)
 
     other = LoadedCaptioner(None, TokenizeTransform(tokenizer, 7))
     with pytest.raises(ValueError, match="--read-with"):
@@ -135,13 +149,13 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
         text_encoder_of_run(tmp_path / "gan")
 
 
-# -- the artist ---------------------------------------------------------------------------------------
+# -- generated images ---------------------------------------------------------------------------------------
 
 
-def test_an_artist_draws_as_the_gan_predicts_whatever_the_size_of_its_batches():
+def test_images_are_the_gans_predictions_whatever_the_size_of_its_batches():
     config = dataclasses.replace(
-        PLAYERS, condition="class", auxiliary_weight=0.0, discriminator=MLPEncoderConfig(width=8),
-        generator=GeneratorConfig("mlp", noise=5, width=8),
+        GAN_CONFIG, condition=ClassCondition(auxiliary_weight=0.0), discriminator=MLPEncoderConfig(width=8),
+        generator=MLPGeneratorConfig(noise=5, width=8),
     )  # fmt: skip
     gan, n = make_gan(config, shape=(6, 7, 1), classes=3), 11
     params, variables = drawn_at_random(gan.init, jax.random.key(0), {})
@@ -149,11 +163,11 @@ def test_an_artist_draws_as_the_gan_predicts_whatever_the_size_of_its_batches():
     source = ArraySource(
         {"image": np.zeros((n, 6, 7, 1), np.uint8), "label": np.arange(n, dtype=np.int32) % 3}
     )
-    artist = drawing.Artist(gan, None, noise=5, batch_size=4)
-    asked, noise = artist.asked(source), artist.draw_noise(n, 7)
+    generator = drawing.ImageGenerator(gan, None, noise=5, batch_size=4)
+    asked, noise = generator.conditions(source), generator.sample_noise(n, 7)
     assert list(asked) == ["index", "label"] and noise.shape == (n, 5) and noise.dtype == np.float32
-    np.testing.assert_array_equal(noise, artist.draw_noise(n, 7))
-    drawn = artist(params, asked, noise)
+    np.testing.assert_array_equal(noise, generator.sample_noise(n, 7))
+    drawn = generator(params, asked, noise)
     assert drawn.dtype == np.uint8 and drawn.shape == (n, 6, 7, 1)
     floats = np.asarray(
         gan.predict(params, {"label": jnp.asarray(asked["label"]), "noise": jnp.asarray(noise)})
@@ -161,7 +175,7 @@ def test_an_artist_draws_as_the_gan_predicts_whatever_the_size_of_its_batches():
     assert np.ptp(floats) > 0.5
     # Half a step of the pixels' scale, but for what is a tie up to rounding.
     assert np.abs((floats.astype(np.float64) + 1) * 127.5 - drawn).max() < 0.5 + 1e-3
-    other = drawing.Artist(gan, None, noise=5)(params, asked, noise)
+    other = drawing.ImageGenerator(gan, None, noise=5)(params, asked, noise)
     np.testing.assert_array_equal(other, drawn)
 
 
@@ -172,16 +186,16 @@ def test_pixels_are_rounded_and_read_back():
         [np.asarray(to_float(jnp.asarray(every))), [-1.3, 1.3, -1 + 0.4 / 127.5, 0.6 / 127.5]]
     )
     gan = stub(lambda params, batch: batch["noise"][:, None, :, None])
-    drawn = drawing.Artist(gan, None, noise=len(values))({}, {}, values.astype(np.float32)[None])
+    drawn = drawing.ImageGenerator(gan, None, noise=len(values))({}, {}, values.astype(np.float32)[None])
     np.testing.assert_array_equal(drawn[0, 0, :, 0], [*every, 0, 255, 0, 128])
 
 
 def test_captions_reach_the_gan_as_tokens():
     captions = np.array(["red", "green red", "blue"], object)
     tokenizer = train_tokenizer(captions.tolist(), "word")
-    artist = drawing.Artist(stub(None), TokenizeTransform(tokenizer, 4), noise=1)
+    generator = drawing.ImageGenerator(stub(None), TokenizeTransform(tokenizer, 4), noise=1)
     source = ArraySource({"image": np.zeros((3, 2, 2, 3), np.uint8), "caption": captions})
-    asked = artist.asked(source)
+    asked = generator.conditions(source)
     assert set(asked) == {"index", "text", "text_mask"} and asked["text"].shape == (3, 4)
     assert tokenizer.decode_batch(asked["text"]) == captions.tolist()
 
@@ -196,13 +210,13 @@ def shapes(split):
 class Reader(judging.Judge):
     """Knows the split's pictures and reads their captions off them; others say nothing to it."""
 
-    def __init__(self, script, images, compares=True):
+    def __init__(self, references, images, has_embeddings=True):
         rng = np.random.default_rng(0)
         self.__dict__.update(
-            compares=compares,
-            known={image.tobytes(): text for image, text in zip(images, script.texts, strict=True)},
+            has_embeddings=has_embeddings,
+            known={image.tobytes(): text for image, text in zip(images, references.texts, strict=True)},
             eyes=rng.normal(size=(np.prod(SHAPE), 8)) / np.sqrt(np.prod(SHAPE)),
-            space={text: rng.normal(size=16) for text in script.texts},
+            space={text: rng.normal(size=16) for text in references.texts},
         )
 
     def captions(self, images):
@@ -220,27 +234,27 @@ class Reader(judging.Judge):
 
 @pytest.fixture(scope="module")
 def gallery():
-    script = ReferenceTexts(shapes("test"))
-    images = script.source.batch(np.arange(N))["image"]
-    judge = Reader(script, images)
+    references = ReferenceTexts(shapes("test"))
+    images = references.source.batch(np.arange(N))["image"]
+    judge = Reader(references, images)
     train = shapes("train").batch(np.arange(N))["image"]
-    return judge, judging.exhibit(script, judge), judge.features(train), train
+    return judge, judging.load_real_images(references, judge), judge.features(train), train
 
 
 def test_few_captions_are_chosen_among_and_their_number_said(gallery):
     judge, _, train, _ = gallery
     few = ReferenceTexts(Subset(shapes("test"), np.arange(7)))
     images = few.source.batch(np.arange(7))["image"]
-    found = judging.scores(judge, images, judging.exhibit(few, judge), train, "")
+    found = judging.judge_scores(judge, images, judging.load_real_images(few, judge), train, "")
     twins = max(few.meanings.count(m) for m in few.meanings)
     assert found[f"r_precision_of_{8 - twins}"] == 1.0 and "r_precision" not in found
 
 
-def test_a_perfect_artist_is_told_from_one_that_draws_the_same_each_time(gallery):
-    judge, shown, train, _ = gallery
-    np.testing.assert_array_equal(shown.features, judge.features(shown.images))
-    best = judging.scores(judge, shown.images, shown, train, "test/")
-    same = judging.scores(judge, np.repeat(shown.images[:1], N, axis=0), shown, train, "test/")
+def test_a_perfect_generator_scores_above_one_whose_images_are_all_the_same(gallery):
+    judge, real, train, _ = gallery
+    np.testing.assert_array_equal(real.features, judge.features(real.images))
+    best = judging.judge_scores(judge, real.images, real, train, "test/")
+    same = judging.judge_scores(judge, np.repeat(real.images[:1], N, axis=0), real, train, "test/")
     assert all(name.startswith("test/") and isinstance(value, float) for name, value in best.items())
     for name in ("factor_accuracy", "exact_accuracy", "sentence_share", "colour_accuracy", "number_accuracy"):
         assert best[f"test/{name}"] == 1.0
@@ -255,17 +269,17 @@ def test_a_perfect_artist_is_told_from_one_that_draws_the_same_each_time(gallery
     assert best["test/nearest_train"] == 1.0
 
 
-def test_an_artist_that_copies_is_found_out(gallery):
-    judge, shown, train, pictures = gallery
-    copied = judging.scores(judge, pictures, shown, train, "")
+def test_copies_of_training_images_are_found_out(gallery):
+    judge, real, train, pictures = gallery
+    copied = judging.judge_scores(judge, pictures, real, train, "")
     assert copied["nearest_train"] == 0.0 and copied["factor_accuracy"] < 0.1
     assert copied["kid"] == copied["kid_real"]  # as many training pictures, in the same subsets
 
 
 def test_a_judge_that_does_not_compare_gives_no_precision(gallery):
-    judge, shown, train, _ = gallery
-    plain = Reader(shown.script, shown.images, compares=False)
-    found = judging.scores(plain, shown.images, shown, train, "")
+    judge, real, train, _ = gallery
+    plain = Reader(real.texts, real.images, has_embeddings=False)
+    found = judging.judge_scores(plain, real.images, real, train, "")
     assert "r_precision" not in found and found["factor_accuracy"] == 1.0
 
 
@@ -293,10 +307,10 @@ def save_run(folder):
 def test_a_judge_is_a_captioning_run(tmp_path):
     model, method, tokenizer, params = save_run(tmp_path)
     images, train, drawn = np.random.default_rng(0).integers(0, 256, (3, N, 8, 8, 3)).astype(np.uint8)
-    script = ReferenceTexts(ArraySource({"image": images, "caption": np.array(TEXTS, object)}))
-    panel = judging.Panel(tmp_path, ArraySource({"image": train}), {"test": script})
+    references = ReferenceTexts(ArraySource({"image": images, "caption": np.array(TEXTS, object)}))
+    panel = judging.JudgeReport(tmp_path, ArraySource({"image": train}), {"test": references})
     judge = panel.judge
-    assert judge.compares and judge.shape == (8, 8, 3)
+    assert judge.has_embeddings and judge.shape == (8, 8, 3)
     decodings = {"greedy": GreedySearchConfig()}
     writer = TextGenerator(model, "image", tokenizer, length=4, decodings=decodings)
     read = judge.captions(images)
@@ -314,16 +328,19 @@ def test_a_judge_is_a_captioning_run(tmp_path):
     np.testing.assert_allclose(seen, wanted["image"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(read, wanted["text"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm([seen, read], axis=2), 1.0, rtol=1e-5)
-    shown = judging.exhibit(script, judge)
-    one = judging.scores(judge, drawn, shown, judge.features(train), "test/")
-    assert one == panel.all_scores({"test": drawn}) and "test/r_precision" in one
+    real = judging.load_real_images(references, judge)
+    one = judging.judge_scores(judge, drawn, real, judge.features(train), "test/")
+    assert one == panel.scores({"test": drawn}) and "test/r_precision" in one
     assert panel.captions(drawn) == judge.captions(drawn)
 
 
 def test_without_a_judge_nothing_is_said():
-    script = ReferenceTexts(ArraySource({"caption": np.array(["red"], object)}))
-    panel, drawn = judging.Panel(None, script.source, {"test": script}), np.zeros((1, 2, 2, 3), np.uint8)
-    assert panel.all_scores({"test": drawn}) == {} and panel.captions(drawn) is None
+    references = ReferenceTexts(ArraySource({"caption": np.array(["red"], object)}))
+    panel, drawn = (
+        judging.JudgeReport(None, references.source, {"test": references}),
+        np.zeros((1, 2, 2, 3), np.uint8),
+    )
+    assert panel.scores({"test": drawn}) == {} and panel.captions(drawn) is None
 
 
 @pytest.mark.parametrize(
@@ -333,11 +350,11 @@ def test_other_runs_do_not_judge(tmp_path, facts):
     kept = Checkpoints(tmp_path / "checkpoints")
     kept.save(1, {"params": {"w": jnp.ones(2)}}, {"config": {}, "step": 1, **facts})
     kept.close()
-    with pytest.raises(ValueError, match="cannot judge pictures: give a run of captioning.py"):
+    with pytest.raises(ValueError, match="cannot judge images: give a run of captioning.py"):
         judging.Judge(tmp_path)
 
 
-# -- pages --------------------------------------------------------------------------------------------
+# -- reports --------------------------------------------------------------------------------------------
 
 
 def painter(channels=3):
@@ -347,18 +364,18 @@ def painter(channels=3):
         colours = jnp.tanh(params * batch["noise"][:, None, None, :channels])
         return jnp.broadcast_to(colours, (len(colours), 4, 5, channels))
 
-    return drawing.Artist(stub(predict), None, noise_seed=3)
+    return drawing.ImageGenerator(stub(predict), None, noise=3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_diary_keeps_its_pages_as_pictures(tmp_path, channels):
+def test_a_history_writes_its_samples_as_files(tmp_path, channels):
     asked = {"label": np.zeros(11, np.int32)}
-    diary = panels.Diary(tmp_path / "samples", painter(channels), asked, seed=3)
+    history = panels.SampleHistory(tmp_path / "samples", painter(channels), asked, seed=3)
     for brightness in (0.5, 1.0):
-        diary.add(jnp.float32(brightness))
+        history.add(jnp.float32(brightness))
     assert [p.name for p in sorted((tmp_path / "samples").iterdir())] == ["001.png", "002.png"]
     noise = np.random.default_rng(3).standard_normal((11, 3), np.float32)
-    for number, (brightness, page) in enumerate(zip((0.5, 1.0), diary.pages, strict=True), start=1):
+    for number, (brightness, page) in enumerate(zip((0.5, 1.0), history.samples, strict=True), start=1):
         np.testing.assert_array_equal(page, painter(channels)(jnp.float32(brightness), asked, noise))
         with Image.open(tmp_path / "samples" / f"{number:03d}.png") as file:
             decoded = np.asarray(file).reshape(8, 40, channels)
@@ -367,20 +384,20 @@ def test_a_diary_keeps_its_pages_as_pictures(tmp_path, channels):
             np.testing.assert_array_equal(
                 decoded[4 * row : 4 * row + 4, 5 * column : 5 * column + 5], picture
             )
-    assert (diary.pages[0] != diary.pages[1]).any()
+    assert (history.samples[0] != history.samples[1]).any()
 
 
-def test_a_diary_is_of_the_first_captions(tmp_path, monkeypatch):
-    monkeypatch.setattr(panels, "DIARY", 3)
-    diary = panels.Diary(tmp_path, painter(), {"label": np.zeros(11, np.int32)}, seed=3)
-    diary.add(jnp.float32(1.0))
-    assert len(diary.pages[0]) == 3
+def test_a_history_is_of_the_first_captions(tmp_path, monkeypatch):
+    monkeypatch.setattr(panels, "HISTORY_CAPTIONS", 3)
+    history = panels.SampleHistory(tmp_path, painter(), {"label": np.zeros(11, np.int32)}, seed=3)
+    history.add(jnp.float32(1.0))
+    assert len(history.samples[0]) == 3
 
 
 def test_written_pictures_are_a_data_set(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3)).astype(np.uint8)
     captions = ["a red disc", "ein grünes Dreieck", 'the "blue" one']
-    panels.write_pictures(tmp_path / "drawn", images, captions)
+    panels.write_images(tmp_path / "drawn", images, captions)
     batch = FolderSource(tmp_path / "drawn", "all", progress=False).batch(np.arange(3))
     np.testing.assert_array_equal(batch["image"], images)
     assert batch["caption"].tolist() == captions
@@ -388,19 +405,19 @@ def test_written_pictures_are_a_data_set(tmp_path):
 
 def test_a_grid_has_real_pictures_above_the_drawn_ones(tmp_path):
     real = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8)
-    panels.write_grid(tmp_path / "grid.png", real, 100 + real, columns=3)
+    panels.write_comparison(tmp_path / "grid.png", real, 100 + real, columns=3)
     found = np.asarray(Image.open(tmp_path / "grid.png"))
     assert found.shape == (8, 9, 3)
     np.testing.assert_array_equal(
         found[::2, ::3, 0], [[0, 1, 2], [100, 101, 102], [3, 4, 5], [103, 104, 105]]
     )
-    panels.write_grid(tmp_path / "short.png", real[:2], real[:2])
+    panels.write_comparison(tmp_path / "short.png", real[:2], real[:2])
     assert np.asarray(Image.open(tmp_path / "short.png")).shape == (4, 6, 3)
 
 
 def test_a_sheet_is_read_row_by_row():
     images = np.arange(1, 8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8)
-    found = panels.sheet(images, columns=3)[..., 0]
+    found = panels.tile_images(images, columns=3)[..., 0]
     np.testing.assert_array_equal(found[::2, ::3], [[1, 2, 3], [4, 5, 6], [7, 0, 0]])
     np.testing.assert_array_equal(found, np.kron(found[::2, ::3], np.ones((2, 3), np.uint8)))
 
@@ -422,19 +439,19 @@ def test_slerp_goes_along_the_great_circle():
 
 
 def test_the_report_shows_every_picture(tmp_path):
-    report, artist, asked = Report("Drawn"), painter(), {"label": np.arange(5, dtype=np.int32)}
+    report, generator, asked = Report("Drawn"), painter(), {"label": np.arange(5, dtype=np.int32)}
     captions, params = ["one", "two", "three", "four", "five"], jnp.float32(1.0)
-    diary = panels.Diary(tmp_path, artist, asked, seed=0)
-    panels.add_progress(report, diary, captions)
+    history = panels.SampleHistory(tmp_path, generator, asked, seed=0)
+    panels.add_history(report, history, captions)
     assert report.html().count("<picture") == report.html().count("data:image/png") == 0
     for _ in range(3):
-        diary.add(params)
+        history.add(params)
     count = lambda: report.html().count("data:image/png")
-    panels.add_progress(report, diary, captions)
+    panels.add_history(report, history, captions)
     assert count() == 5 * 3
-    real = diary.pages[0]
-    panels.add_pairs(report, "Pairs", captions, real, [real, real], ["a", "b", "c", "d", "e"], 4)
-    panels.add_pairs(report, "All there are", captions, real, [real], None)
+    real = history.samples[0]
+    panels.add_samples(report, "Pairs", captions, real, [real, real], ["a", "b", "c", "d", "e"], 4)
+    panels.add_samples(report, "All there are", captions, real, [real], None)
     assert count() == 15 + 4 * 3 + 5 * 2
-    panels.add_interpolations(report, artist, params, asked, captions, seed=0)
+    panels.add_interpolations(report, generator, params, asked, captions, seed=0)
     assert count() == 37 + 4 * 8 + 4 * 8 + 4 * 2 * len(panels.TRUNCATIONS)

@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 
 from tests.oracles import gan as oracle
+from xmodal_jax.core.parts import choose
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.nets.gan import (
     Condition,
     ConditioningAugmentation,
-    Contrast,
+    ContrastiveHead,
     Critic,
     DCGANGenerator,
-    GeneratorConfig,
+    DCGANGeneratorConfig,
+    Generator,
     MLPGenerator,
+    MLPGeneratorConfig,
     Modulation,
     ResidualGenerator,
-    build_generator,
-    enlarge,
+    ResidualGeneratorConfig,
     halvings,
+    upsample_nearest,
 )
 from xmodal_jax.types import Tokens
 
@@ -76,9 +79,9 @@ def test_halvings_end_at_an_odd_or_small_side():
     assert halvings((32, 32), smallest=8) == 2
 
 
-def test_enlarge_repeats_and_its_gradient_is_a_sum():
+def test_upsampling_repeats_and_its_gradient_is_a_sum():
     x, given = normal(0, 2, 3, 5, 7), normal(1, 2, 6, 10, 7)
-    value, back = jax.vjp(enlarge, x)
+    value, back = jax.vjp(upsample_nearest, x)
     np.testing.assert_array_equal(value, np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
     blocks = np.asarray(given, np.float64).reshape(2, 3, 2, 5, 2, 7)
     np.testing.assert_allclose(back(given)[0], blocks.sum((2, 4)), rtol=1e-5, atol=1e-6)
@@ -156,8 +159,8 @@ def test_training_with_batch_norm_needs_mutable_statistics(module):
 @pytest.mark.parametrize("shape", [(28, 28, 1), (16, 24, 3)])
 @pytest.mark.parametrize("name", ["residual", "dcgan", "mlp"])
 def test_generators_make_float32_images(name, shape):
-    config = GeneratorConfig(name, width=8, heads=2, attention=2, dtype="bfloat16")
-    module = build_generator(config, shape, None)
+    options = dict(heads=2, attention=2) if name == "residual" else {}
+    module = choose(Generator, name)(width=8, dtype="bfloat16", **options).build(shape)
     images, variables = jax.eval_shape(lambda: module.init_with_output(KEY, NOISE, CONDITION))
     assert images.shape == (B, *shape) and images.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
@@ -247,9 +250,12 @@ def test_what_cannot_be_generated_is_refused():
             jax.eval_shape(module.init, KEY, NOISE, Condition())
     with pytest.raises(ValueError, match="modulation must be one of .*'layer'"):
         jax.eval_shape(ResidualGenerator((8, 8, 1), modulation="layer").init, KEY, NOISE, Condition())
-    for field in ("noise", "width", "depth", "heads"):
+    for config, field in (
+        (DCGANGeneratorConfig, "noise"), (ResidualGeneratorConfig, "width"), (MLPGeneratorConfig, "depth"),
+        (ResidualGeneratorConfig, "heads"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=f"GeneratorConfig.{field} must be at least 1, got 0"):
-            GeneratorConfig(**{field: 0})
+            config(**{field: 0})
 
 
 # -- what knows the condition -------------------------------------------------------------------------
@@ -301,7 +307,7 @@ def test_critic_says_what_does_not_fit(module, vector, words):
 
 
 def test_contrast_gives_unit_vectors_of_one_space():
-    module, tokens = Contrast(6, parts=True), normal(4, B, 4, 5)
+    module, tokens = ContrastiveHead(6, words=True), normal(4, B, 4, 5)
     params = parameters(module, tokens, CONDITION)
     found = jax.jit(lambda p, t: module.apply({"params": p}, t, CONDITION))(params, tokens)
     given = {"image": tokens.mean(axis=1), "condition": VECTOR, "regions": tokens, "words": WORDS}
@@ -310,7 +316,7 @@ def test_contrast_gives_unit_vectors_of_one_space():
         unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
         np.testing.assert_allclose(getattr(found, name), unit, rtol=1e-4, atol=1e-5, err_msg=name)
     shapes = lambda **parts: jax.eval_shape(
-        lambda: Contrast(6, **parts).init_with_output(KEY, tokens, CONDITION)
+        lambda: ContrastiveHead(6, **parts).init_with_output(KEY, tokens, CONDITION)
     )[0]
     assert shapes().regions is None and shapes().words is None and shapes().condition.shape == (B, 6)
-    assert shapes(whole=False, parts=True).condition is None
+    assert shapes(sentences=False, words=True).condition is None

@@ -6,17 +6,17 @@ import pytest
 from scipy.special import expit, softmax
 
 from xmodal_jax.nets.encoders import ConvNetConfig, MLPEncoderConfig, build_encoder
-from xmodal_jax.nets.gan import GeneratorConfig, build_generator
+from xmodal_jax.nets.gan import ObjectGeneratorConfig
 from xmodal_jax.nets.objects import (
-    Contents,
     Layout,
+    ObjectEmbeddings,
     ObjectGenerator,
     ObjectPosterior,
     SlotAttention,
     bound,
-    grid,
-    grounding,
-    placing,
+    grounding_logits,
+    resampling_weights,
+    token_positions,
 )
 from xmodal_jax.types import Condition, Tokens
 
@@ -32,7 +32,7 @@ NOISE = drawn(3, B, 5 * (K + 1))
 def test_placing_interpolates_between_cells(pixels, cells):
     rng = np.random.default_rng(pixels)
     centre, half = rng.uniform(-0.2, 1.2, 20), rng.uniform(0.05, 0.6, 20)
-    found = placing(jnp.float32(centre), jnp.float32(half), pixels=pixels, cells=cells)
+    found = resampling_weights(jnp.float32(centre), jnp.float32(half), pixels=pixels, cells=cells)
     for n in range(20):
         step = 2 * half[n] / cells
         for i in range(pixels):
@@ -42,10 +42,10 @@ def test_placing_interpolates_between_cells(pixels, cells):
 
 
 def test_placing_is_the_identity_on_its_own_grid_and_one_inside():
-    own = placing(jnp.full((2,), 0.5), jnp.full((2,), 0.5), pixels=11, cells=11)
+    own = resampling_weights(jnp.full((2,), 0.5), jnp.full((2,), 0.5), pixels=11, cells=11)
     np.testing.assert_allclose(own, np.broadcast_to(np.eye(11), (2, 11, 11)), atol=1e-4)
     for cells in (3, 32):  # larger than a pixel, and smaller
-        inside = placing(jnp.float32(0.4), jnp.float32(0.3), pixels=29, cells=cells).sum(axis=1)
+        inside = resampling_weights(jnp.float32(0.4), jnp.float32(0.3), pixels=29, cells=cells).sum(axis=1)
         apart = np.abs((np.arange(29) + 0.5) / 29 - 0.4)
         spread = max(0.6 / cells, 1 / 29)
         np.testing.assert_allclose(inside[apart < 0.3 - spread], 1.0, rtol=1e-4)
@@ -102,11 +102,11 @@ def test_an_image_is_its_objects_one_over_the_other(generator):
     module, params = generator
     apply = lambda *args, method=None: module.apply({"params": params}, *args, method=method)
     image = jax.jit(apply)(NOISE, CONDITION)
-    contents = jax.jit(lambda: apply(CONDITION, B, method="contents"))()
-    np.testing.assert_allclose(jax.jit(apply)(NOISE, contents), image, atol=1e-6)
+    objects = jax.jit(lambda: apply(CONDITION, B, method="encode_condition"))()
+    np.testing.assert_allclose(jax.jit(apply)(NOISE, objects), image, atol=1e-6)
     own = NOISE.reshape(B, K + 1, 5)[:, 1:]
-    rows, columns = exact(jax.jit(lambda: apply(contents, own, method="_places"))())
-    p, looks = exact(params), np.asarray(contents.looks, np.float64)
+    rows, columns = exact(jax.jit(lambda: apply(objects, own, method="_resampling"))())
+    p, looks = exact(params), np.asarray(objects.appearance, np.float64)
     looks = looks + np.asarray(own[..., 3:], np.float64) @ p["variety"]["kernel"]
     leaky = lambda x: np.where(x > 0, x, 0.2 * x)
     dense = lambda name, x: x @ p[name]["kernel"] + p[name]["bias"]
@@ -169,14 +169,14 @@ def test_objects_look_as_their_words_whichever_they_are(generator):
         "content": {**params["content"], "read": jax.tree.map(jnp.zeros_like, params["content"]["read"])},
     }
     near = Condition(CONDITION.vector, Tokens(jnp.broadcast_to(drawn(15, B, 1, 6), (B, L, 6)), None))
-    contents_of = jax.jit(lambda p: module.apply({"params": p}, near, B, method="contents"))
-    contents = contents_of(params)
-    np.testing.assert_allclose(contents.share.sum(axis=-1), 1.0, atol=2e-3)
+    contents_of = jax.jit(lambda p: module.apply({"params": p}, near, B, method="encode_condition"))
+    objects = contents_of(params)
+    np.testing.assert_allclose(objects.attention.sum(axis=-1), 1.0, atol=2e-3)
     flat = jax.tree.map(lambda p: p, params)
     flat["content"]["beside"] = jax.tree.map(jnp.zeros_like, flat["content"]["beside"])
-    contents = contents_of(flat)
-    np.testing.assert_allclose(contents.looks[:, 0], contents.looks[:, 1], atol=2e-2)
-    assert float(jnp.abs(contents.roles[:, 0] - contents.roles[:, 1]).max()) > 0.5
+    objects = contents_of(flat)
+    np.testing.assert_allclose(objects.appearance[:, 0], objects.appearance[:, 1], atol=2e-2)
+    assert float(jnp.abs(objects.role[:, 0] - objects.role[:, 1]).max()) > 0.5
 
 
 def test_a_layout_is_normal_given_the_objects_before():
@@ -186,7 +186,7 @@ def test_a_layout_is_normal_given_the_objects_before():
     params = jax.jit(module.init)(KEY, objects, noise)
     params = jax.tree.map(lambda p: p + 0.3 * drawn(18, *p.shape), params)
     places = jax.jit(module.apply)(params, objects, noise)
-    expected = jax.jit(lambda x, y: module.apply(params, x, y, method="expected"))
+    expected = jax.jit(lambda x, y: module.apply(params, x, y, method="moments_of"))
     mean, log_scale = expected(objects, places)
     np.testing.assert_allclose((places - mean) * jnp.exp(-log_scale), noise, atol=1e-4)
     assert float(jnp.abs(log_scale).max()) < 2
@@ -203,7 +203,7 @@ def test_objects_are_where_their_words_are_seen():
     rng = np.random.default_rng(5)
     share, attended = rng.dirichlet(np.ones(L), (B, K)), rng.dirichlet(0.3 * np.ones(6), (B, L))
     attended[:, 2] = 1 / 6  # a word that is anywhere
-    found = grounding(jnp.float32(share), jnp.float32(attended))
+    found = grounding_logits(jnp.float32(share), jnp.float32(attended))
     for b in range(B):
         for k in range(K):
             nats = [np.log(6) + (row * np.log(row + 1e-12)).sum() + 1e-3 for row in attended[b]]
@@ -213,41 +213,41 @@ def test_objects_are_where_their_words_are_seen():
 
 
 def test_tokens_lie_on_the_grid_of_their_image():
-    np.testing.assert_allclose(grid(1, 32, 32), [[0.0, 0.0]])
+    np.testing.assert_allclose(token_positions(1, 32, 32), [[0.0, 0.0]])
     np.testing.assert_allclose(
-        grid(6, 20, 30), [[x, y] for y in (-0.5, 0.5) for x in (-2 / 3, 0, 2 / 3)], atol=1e-6
+        token_positions(6, 20, 30), [[x, y] for y in (-0.5, 0.5) for x in (-2 / 3, 0, 2 / 3)], atol=1e-6
     )
     with pytest.raises(ValueError, match="17 tokens"):
-        grid(17, 32, 32)
+        token_positions(17, 32, 32)
 
 
 @pytest.mark.parametrize("words", [True, False])
 def test_the_posterior_finds_noise_for_every_object(words):
-    config = GeneratorConfig("objects", noise=12, width=8, heads=2, objects=3, dtype="bfloat16")
-    module = build_generator(config, (12, 8, 1), None)
+    config = ObjectGeneratorConfig(noise=12, width=8, heads=2, objects=3, dtype="bfloat16")
+    module = config.build((12, 8, 1))
     condition = CONDITION if words else Condition(CONDITION.vector)
     noise = drawn(9, B, 12)
     image, variables = jax.jit(module.init_with_output)(KEY, noise, condition)
     assert image.shape == (B, 12, 8, 1) and image.dtype == jnp.float32 and float(jnp.abs(image).max()) <= 1
-    contents = jax.jit(lambda v: module.apply(v, condition, B, method="contents"))(variables)
+    objects = jax.jit(lambda v: module.apply(v, condition, B, method="encode_condition"))(variables)
     encoder = build_encoder("image", ConvNetConfig(width=8, norm="none"))
     posterior = ObjectPosterior(encoder, 12)
     seen, attended = drawn(10, B, 6, 9), jax.nn.softmax(4.0 * drawn(11, B, L, 6), axis=-1)
     run = jax.jit(posterior.init_with_output)
-    (mean, log_variance), found = run(KEY, image, contents, seen, attended)
+    (mean, log_variance), found = run(KEY, image, objects, seen, attended)
     assert mean.shape == log_variance.shape == (B, 12)
     apply = jax.jit(posterior.apply)
-    mean, _ = apply(found, image, contents, seen, attended)
+    mean, _ = apply(found, image, objects, seen, attended)
     changed = {
-        "images": (image + 0.1, contents, seen, attended),
+        "images": (image + 0.1, objects, seen, attended),
         "looks": (
             image,
-            contents._replace(looks=contents.looks + drawn(12, *contents.looks.shape)),
+            objects._replace(appearance=objects.appearance + drawn(12, *objects.appearance.shape)),
             seen,
             attended,
         ),
-        "seen": (image, contents, seen + 0.1, attended),
-        "attended": (image, contents, seen, attended[:, ::-1]),
+        "seen": (image, objects, seen + 0.1, attended),
+        "attended": (image, objects, seen, attended[:, ::-1]),
     }
     for name, given in changed.items():
         moved = float(jnp.abs(apply(found, *given)[0] - mean).max())
@@ -260,11 +260,11 @@ def test_what_is_found_starts_where_it_is_seen():
     seen, image = drawn(10, B, 4, 9), drawn(13, B, 13, 13, 3)
     share = jnp.broadcast_to(jnp.eye(2, 3), (B, 2, 3))
     attended = jnp.broadcast_to(jnp.eye(3, 4), (B, 3, 4))
-    contents = Contents(drawn(19, B, 2, D), drawn(20, B, 2, D), share)
-    params = jax.jit(posterior.init)(KEY, image, contents, seen, attended)["params"]
+    objects = ObjectEmbeddings(drawn(19, B, 2, D), drawn(20, B, 2, D), share)
+    params = jax.jit(posterior.init)(KEY, image, objects, seen, attended)["params"]
     params["moments"] = jax.tree.map(jnp.zeros_like, params["moments"])
     params["trust"] = jnp.float32(3.0)
-    mean, _ = jax.jit(lambda *x: posterior.apply({"params": params}, *x))(image, contents, seen, attended)
+    mean, _ = jax.jit(lambda *x: posterior.apply({"params": params}, *x))(image, objects, seen, attended)
     mean = np.asarray(mean).reshape(B, 3, 3)[:, 1:]
     assert (mean[:, 0, 0] < -0.2).all() and (mean[:, 1, 0] > 0.2).all() and (mean[:, :, 1] < -0.2).all(), mean
     np.testing.assert_array_equal(mean[..., 2], 0.0)
@@ -272,6 +272,6 @@ def test_what_is_found_starts_where_it_is_seen():
 
 def test_what_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match="multiple of objects"):
-        GeneratorConfig("objects", noise=13, objects=3)
+        ObjectGeneratorConfig(noise=13, objects=3)
     with pytest.raises(ValueError, match="at least 12"):
-        GeneratorConfig("objects", noise=8, objects=3)
+        ObjectGeneratorConfig(noise=8, objects=3)

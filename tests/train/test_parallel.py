@@ -10,7 +10,7 @@ from xmodal_jax.core import collectives
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.nets.encoders import TextTransformerConfig, ViTConfig
 from xmodal_jax.train.optim import Optimizer, make_optimizer
-from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, leaf_spec, make_engine
+from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, Resident, leaf_spec, make_engine
 from xmodal_jax.train.step import describe_non_finite, make_init, make_step
 
 
@@ -65,9 +65,43 @@ def test_rows_of_resident_data_equal_the_same_batches_from_the_host(mode):
     engine, xs, key = engine_for(mode), stacked(2), jax.random.key(0)
     arrays = toy_arrays(32)
     rows = {"row": np.arange(32, dtype=np.int32).reshape(2, 16), "index": xs["index"]}
-    a, _ = engine.run(engine.init(key, toy_batch()), engine.put_resident(arrays), engine.put(rows))
+    a, _ = engine.run(engine.init(key, toy_batch()), Resident(engine.put_resident(arrays)), engine.put(rows))
     b, _ = engine.run(engine.init(key, toy_batch()), None, engine.put(xs))
     assert_trees_identical(engine.fetch(a), engine.fetch(b))
+
+
+@pytest.mark.parametrize("mode,seeds,fsdp", [("jit", None, 1), ("pmap", 2, 1), ("sharded", 2, 4)])
+def test_frozen_parameters_reach_every_step_and_stay_as_they_are(mode, seeds, fsdp):
+    """They have no axis of seeds, and only they are split over devices as the state is."""
+    frozen = {
+        "kernel": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32),
+        "bias": np.ones(64, np.float32),
+    }
+
+    def make_step(axis_name):
+        def step(state, batch, frozen):
+            total = (batch["x"] @ frozen["kernel"] + frozen["bias"][None]).mean()
+            total = total if axis_name is None else jax.lax.pmean(total, axis_name)
+            return state + total, {"total": total}
+
+        return step
+
+    engine = make_engine(
+        mode, lambda key, batch: np.float32(0.0) * batch["x"].mean(), make_step, seeds=seeds, fsdp=fsdp
+    )
+    keys = jax.random.key(0) if seeds is None else jax.random.split(jax.random.key(0), seeds)
+    xs = stacked(2)
+    each = xs if seeds is None else jax.tree.map(lambda x: np.stack([x, 2 * x], axis=1), xs)
+    placed = engine.put_frozen(frozen)
+    state, metrics = engine.run(engine.init(keys, toy_batch()), Resident(frozen=placed), engine.put(each))
+    means = [(x @ frozen["kernel"] + frozen["bias"]).mean() for x in xs["x"]]
+    doubled = [(2 * x @ frozen["kernel"] + frozen["bias"]).mean() for x in xs["x"]]
+    wanted = np.array(means if seeds is None else list(zip(means, doubled, strict=True)))
+    np.testing.assert_allclose(metrics["total"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(engine.fetch(state), wanted.sum(axis=0), rtol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, engine.fetch(placed), frozen)
+    if mode == "sharded":
+        assert not placed["kernel"].is_fully_replicated and placed["bias"].is_fully_replicated
 
 
 @pytest.mark.parametrize("mode,fsdp", [("jit", 1), ("pmap", 1), ("sharded", 2)])

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.gan.test_method import CONFIG as PLAYERS
+from tests.models.gan.test_method import CLASS, MLP_ENCODER, MLP_GENERATOR, WORDS_ALONE
+from tests.models.gan.test_method import CONFIG as GAN_CONFIG
 from tests.pretrained import checkpoints as made
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
-from xmodal_jax.models.gan.config import GANConfig
-from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.gan.networks import Network
+from xmodal_jax.models.gan import FrozenFeatures, GANConfig, Reconstruction, make_gan
+from xmodal_jax.models.gan.inputs import DataSizes
+from xmodal_jax.models.gan.networks import GANNetworks
 from xmodal_jax.models.speech import SpeechConfig, make_speech
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.models.vae.modalities import ImageConfig, TextConfig, sizes_of
@@ -22,13 +23,12 @@ from xmodal_jax.models.vae.multimodal_models import JMVAEConfig
 from xmodal_jax.models.vae.single import make_vae
 from xmodal_jax.models.vae.single_models import AAEConfig
 from xmodal_jax.nets.decoders import MLPDecoderConfig, ParallelDecoderConfig
-from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig, TextTransformerConfig
-from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.load import load_encoder
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints
-from xmodal_jax.train.config import PretrainedConfig, StartConfig
+from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.gan_step import make_training as make_game
 from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
@@ -36,7 +36,13 @@ from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.run import to_json
 from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
 from xmodal_jax.transfer.export import export_run
-from xmodal_jax.transfer.frozen import LoadedCaptioner, image_watcher, load_text_encoder, same_tokens
+from xmodal_jax.transfer.frozen import (
+    FrozenNetworksConfig,
+    LoadedCaptioner,
+    load_image_encoder,
+    load_text_encoder,
+    same_tokens,
+)
 from xmodal_jax.transfer.pretrained import resolve_pretrained
 
 TOKENIZER = train_tokenizer(["a red square above two blue circles"], "word")
@@ -214,42 +220,43 @@ def test_speech_of_a_pretrained_reader(folders, read):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawing(PretrainedConfig):
-    read_with: str | None = None
+class GANTraining(FrozenNetworksConfig):
     model: GANConfig = dataclasses.replace(
-        PLAYERS, auxiliary_weight=0.0, redescription_weight=0.0, projected=True,
-        generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=MLPEncoderConfig(width=8),
-        reconstruction_weight=1.0, perceptual_weight=2.0, encoder=MLPEncoderConfig(width=8),
+        GAN_CONFIG, condition=WORDS_ALONE, generator=MLP_GENERATOR, discriminator=MLP_ENCODER,
+        reconstruction=Reconstruction(encoder=MLP_ENCODER),
+        features=FrozenFeatures(perceptual_weight=2.0, redescription_weight=0.0),
     )  # fmt: skip
 
 
-def test_both_players_read_and_look_by_what_was_trained_before(folders, read):
-    config, reader = load_text_encoder(Drawing(**folders))
+def test_a_gan_with_a_frozen_text_encoder_and_a_frozen_image_encoder(folders, read):
+    config, reader = load_text_encoder(GANTraining(**folders))
     sizes = dict(shape=SHAPE, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
-    watcher = image_watcher(config, SHAPE)
-    gan = make_gan(config.model, text=reader.params, watcher=watcher, **sizes)
+    image_encoder = load_image_encoder(config, SHAPE)
+    gan = make_gan(config.model, text=reader.params, image_encoder=image_encoder, **sizes)
     batch = batch_of()
     params, variables = jax.jit(gan.init)(KEY, batch)
-    jax.tree.map(np.testing.assert_array_equal, variables["text"]["encoder"], read["text"].params)
+    assert not {"text", "image_encoder"} & variables.keys()
+    jax.tree.map(np.testing.assert_array_equal, gan.frozen["text"]["encoder"], read["text"].params)
     # The sentence is what BERT's own pooler makes of it, its words the tokens.
-    net = Network(config.model, SHAPE, True, TOKENIZER.vocab_size, LENGTH, 0)
-    condition = net.condition(params["generator"], variables, batch, None)
+    net = GANNetworks(config.model, DataSizes(**sizes), frozen_text=True)
+    condition = net.encode_condition(params["generator"], gan.frozen, batch, None)
     tokens = read["text"].module.apply({"params": read["text"].params}, batch["text"], batch["text_mask"])
     pooled = read["text"].module.apply({"params": read["text"].params}, tokens, method="pool")
     np.testing.assert_allclose(condition.vector, pooled, atol=1e-6)
     np.testing.assert_allclose(condition.words.values, tokens.values, atol=1e-6)
     # Six places of eight pixels, without the class token.
-    seen = watcher.encode(variables["watcher"], batch["image"].astype(jnp.float32) / 127.5 - 1)
+    seen = image_encoder.encode(gan.frozen["image_encoder"], batch["image"].astype(jnp.float32) / 127.5 - 1)
     assert seen.shape == (4, 6, 12) and params["discriminator"]["sight"]["kernel"].shape[0] == 12
 
     # Rebuilt images that are the real ones look the same: no perceptual loss. Others do not.
-    made, _ = gan.generate(params["generator"], variables, batch, KEY)
-    without = dataclasses.replace(config.model, perceptual_weight=0.0)
-    plain = make_gan(without, text=reader.params, watcher=watcher, **sizes)
+    made, _ = gan.generate(params["generator"], variables, batch, KEY, frozen=gan.frozen)
+    features = dataclasses.replace(config.model.features, perceptual_weight=0.0)
+    without = dataclasses.replace(config.model, features=features)
+    plain = make_gan(without, text=reader.params, image_encoder=image_encoder, **sizes)
 
     def share(image):
         loss = lambda gan: gan.g_loss(
-            {**made, "image": image}, params["discriminator"], variables, batch, KEY
+            {**made, "image": image}, params["discriminator"], variables, batch, KEY, frozen=gan.frozen
         )
         (whole, aux), (rest, _) = loss(gan), loss(plain)
         return whole - rest, aux["g_perceptual"]
@@ -263,35 +270,40 @@ def test_both_players_read_and_look_by_what_was_trained_before(folders, read):
     players = GANOptimizer(generator=Optimizer(name="adam"), discriminator=Optimizer(name="adam"))
     training = make_game(gan, players, 2)
     state = jax.jit(training.init)(KEY, batch)
-    after, metrics = jax.jit(training.make_step(None))(state, batch)
+    after, metrics = jax.jit(training.make_step(None))(state, batch, gan.frozen)
     assert metrics["finite"].all()
-    for name in ("text", "watcher"):
-        jax.tree.map(np.testing.assert_array_equal, after.variables[name], variables[name])
+    assert jax.tree.structure(after) == jax.tree.structure(state)  # without the frozen networks
 
 
 def test_what_cannot_be_is_said(folders):
     with pytest.raises(ValueError, match="takes no encoder of audio: leave --audio-encoder out"):
         pretrained_readers(Latent(audio_encoder=folders["text_encoder"]))
     with pytest.raises(ValueError, match="takes no encoder of video: leave --video-encoder out"):
-        load_text_encoder(Drawing(video_encoder=folders["image_encoder"]))
+        load_text_encoder(GANTraining(video_encoder=folders["image_encoder"]))
     with pytest.raises(ValueError, match="--encoder-lr-multiplier must not be negative"):
         Latent(encoder_lr_multiplier=-1.0)
     with pytest.raises(ValueError, match="--read-with and --text-encoder both say"):
-        load_text_encoder(Drawing(read_with="a run", text_encoder=folders["text_encoder"]))
-    of_classes = dataclasses.replace(Drawing().model, condition="class")
+        load_text_encoder(GANTraining(read_with="a run", text_encoder=folders["text_encoder"]))
+    of_classes = dataclasses.replace(GANTraining().model, condition=CLASS)
     with pytest.raises(ValueError, match="the condition is 'class': leave them out or"):
-        load_text_encoder(Drawing(text_encoder=folders["text_encoder"], model=of_classes))
-    config, reader = load_text_encoder(Drawing(text_encoder=folders["text_encoder"]))
+        load_text_encoder(GANTraining(text_encoder=folders["text_encoder"], model=of_classes))
+    config, reader = load_text_encoder(GANTraining(text_encoder=folders["text_encoder"]))
+    assert config.model.features is None  # as there is no network that they could be of
+    asked = dataclasses.replace(GANTraining().model, features=FrozenFeatures(redescription_weight=3.0))
+    with pytest.raises(ValueError, match="--model.features needs a frozen network"):
+        load_text_encoder(GANTraining(model=asked))
     assert same_tokens(None, reader) is None  # as long as the captions are
     own = TokenizeTransform(reader.tokenizer, 9)
     assert same_tokens(LoadedCaptioner(None, own), reader) is own
     other = TokenizeTransform(train_tokenizer(["other words"], "word"), 9)
-    with pytest.raises(ValueError, match="have other tokenizers"):
+    with pytest.raises(ValueError, match="have different tokenizers"):
         same_tokens(LoadedCaptioner(None, other), reader)
-    watcher = image_watcher(Drawing(image_encoder=folders["image_encoder"]), SHAPE)
-    blind = dataclasses.replace(config.model, projected=False, perceptual_weight=0.0)
+    image_encoder = load_image_encoder(GANTraining(image_encoder=folders["image_encoder"]), SHAPE)
+    blind = dataclasses.replace(config.model, features=FrozenFeatures(projected=False))
     with pytest.raises(ValueError, match="needs projected or perceptual_weight"):
-        make_gan(blind, watcher=watcher, shape=SHAPE, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
+        make_gan(
+            blind, image_encoder=image_encoder, shape=SHAPE, vocab_size=TOKENIZER.vocab_size, length=LENGTH
+        )
     with pytest.raises(ValueError, match="the pretrained text encoder knows"):
         size = dict(shape=SHAPE, vocab_size=TOKENIZER.vocab_size + 1, length=LENGTH)
         make_gan(config.model, **size).init(KEY, {})

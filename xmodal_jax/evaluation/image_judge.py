@@ -1,4 +1,4 @@
-"""What a judge, a trained captioner, makes of drawn pictures."""
+"""Scores of generated images by a judge, a trained captioner that no generator was trained with."""
 
 from __future__ import annotations
 
@@ -19,136 +19,163 @@ from xmodal_jax.metrics.neighbours import density_coverage, nearest_neighbours, 
 from xmodal_jax.models.seq2seq import GreedySearchConfig, make_feature_extractor, make_seq2seq
 from xmodal_jax.transfer.frozen import load_captioning_run
 
-TRAINING_PICTURES = 5000
-"""Training pictures that drawn ones are compared with, to see whether these are from memory."""
+TRAINING_IMAGES = 5000
+"""Largest number of training images that generated ones are compared with, to detect memorised images."""
 
 R_PRECISION_CAPTIONS = 100
-"""Captions that R-precision chooses among."""
+"""Number of captions that R-precision retrieves from."""
 
 KID_SUBSETS = 100
-"""Random subsets of the pictures that KID is averaged over, of half of them each (at most 1000)."""
+"""Number of random subsets that KID is averaged over; each has half of the images, at most 1000."""
+
+CAPTION_SCORES = ("factor_accuracy", "exact_accuracy", "sentence_share")
+"""Of the scores of generated captions, those that say how well an image fits its caption; and all accuracies."""
 
 
 class Judge:
-    """A run of captioning that looks at pictures: one that no generator was trained with. ``seed``: which of the run's
-    seeds, if it has several.
-
-    Raises:
-      FileNotFoundError: there is no checkpoint.
-      ValueError: the run captions no pictures; here and later, it is shown some that are larger or smaller than those
-        it has learned from.
-    """
+    """A trained captioner that captions images and extracts features from them."""
 
     def __init__(self, run: pathlib.Path, seed: int | None = None):
+        """``run``: a run of captioning.py; ``seed``: which of its seeds, if it has several.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: the run does not caption images.
+        """
         trained = load_captioning_run(run, seed=seed)
         config, tokenizer, length = trained.config, trained.tokenizer, trained.length
-        self.params, self.shape, self.compares = trained.params, trained.shape, config.contrasts
-        self._writer = TextGenerator(
+        self.params, self.shape, self.has_embeddings = trained.params, trained.shape, config.contrasts
+        self._generate_texts = TextGenerator(
             config, "image", tokenizer, decodings={"greedy": GreedySearchConfig()}, length=length
         )
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length)
-        self._look = make_feature_extractor(config, "image", **sizes)
-        self._compare = make_seq2seq(config, "image", **sizes).predict
+        self._extract = make_feature_extractor(config, "image", **sizes)
+        self._embed = make_seq2seq(config, "image", **sizes).predict
         self._tokenize = TokenizeTransform(tokenizer, length)
 
     def _source(self, images: np.ndarray, **more) -> ArraySource:
         if images.shape[1:] != self.shape:
             raise ValueError(
-                f"the judge has learned from pictures of {self.shape} (height, width, channels), these are "
+                f"the judge was trained on images of {self.shape} (height, width, channels), these have "
                 f"{images.shape[1:]}: give a captioning run on the same data"
             )
         return ArraySource({"image": images, **more})
 
     def captions(self, images: np.ndarray) -> list[str]:
-        """What the judge reads off pictures uint8 ``[N, H, W, C]``."""
-        return self._writer(self.params, self._source(images), "greedy")
+        """Captions of images uint8 ``[N, H, W, C]``. Raises ValueError: the judge was trained on another size."""
+        return self._generate_texts(self.params, self._source(images), "greedy")
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """``[N, D]``: the mean of its encoder's tokens."""
-        return predict_all(self._look, self.params, self._source(images), transform=self._writer.inputs)
+        """Features ``[N, D]``, the mean of the encoder's tokens."""
+        return predict_all(
+            self._extract, self.params, self._source(images), transform=self._generate_texts.inputs
+        )
 
     def embeddings(self, images: np.ndarray, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors ``[N, E]`` of pictures and captions; only if it ``compares``."""
+        """Unit vectors ``[N, E]`` of images and captions, if the judge ``has_embeddings`` (a contrastive loss)."""
 
         def inputs(batch):
             batch = self._tokenize(batch)
             return {**batch, "index": np.arange(len(batch["image"]), dtype=np.int32)}
 
         source = self._source(images, caption=np.asarray(captions, object))
-        found = predict_all(self._compare, self.params, source, transform=inputs).embeddings
-        return found["image"], found["text"]
+        embeddings = predict_all(self._embed, self.params, source, transform=inputs).embeddings
+        return embeddings["image"], embeddings["text"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Exhibition:
-    """A split's own pictures beside which drawn ones are judged."""
+class RealImages:
+    """The captions of a split and its real images, which generated ones are compared with."""
 
-    script: ReferenceTexts
+    texts: ReferenceTexts
     images: np.ndarray
     features: np.ndarray
-    """Of the split's own pictures, by the judge."""
+    """The judge's features of ``images``."""
 
 
-def exhibit(script: ReferenceTexts, judge: Judge) -> Exhibition:
-    """A split as `scores` takes it."""
-    images = read_fields(script.source, ("image",))["image"]
-    return Exhibition(script, images, judge.features(images))
+def load_real_images(texts: ReferenceTexts, judge: Judge) -> RealImages:
+    """The real images of a split, with their features."""
+    images = read_fields(texts.source, ("image",))["image"]
+    return RealImages(texts, images, judge.features(images))
 
 
-def scores(
-    judge: Judge, drawn: np.ndarray, shown: Exhibition, train: np.ndarray, prefix: str, *, seed: int = 0
+def judge_scores(
+    judge: Judge,
+    generated: np.ndarray,
+    real: RealImages,
+    train_features: np.ndarray,
+    prefix: str,
+    *,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """What the judge makes of pictures ``drawn`` for the captions of a split.
+    """Scores of the images ``generated`` for the captions of a split.
 
-    The captions that it generates for them, by `ReferenceTexts.caption_scores` (on the embedded data set: which factors
-    are those of the caption); ``r_precision`` among 100 captions (of a small split ``r_precision_of_N`` among fewer),
-    if it compares; ``kid`` and ``fid`` of its features against the split's own pictures, with ``kid_real`` of as many
-    training pictures (features ``train``) for comparison; precision, recall, density and coverage; ``nearest_train``,
-    the mean distance of the features to the nearest training picture over the same of the split's own pictures (well
-    below 1: it draws from memory).
+    Args:
+      generated: uint8 ``[N, H, W, C]``, one for each caption.
+      real: the split.
+      train_features: the judge's features of training images.
+      prefix: what the names of the scores begin with, such as "test/".
+      seed: of the random subsets.
+
+    Returns:
+      By name: the accuracies of the judge's captions of the images, by `ReferenceTexts.caption_scores` (on the embedded
+      data set, the fraction of the captions' factors that the judge finds); ``r_precision`` among 100 captions
+      (``r_precision_of_N`` among fewer, in a small split), if the judge has embeddings; ``kid`` and ``fid``, the
+      distances of the judge's features from those of the split's real images, and ``kid_real``, that of as many
+      training images; precision, recall, density and coverage; ``nearest_train``, the mean distance to the nearest
+      training image, divided by that of the real images: well below 1 for memorised images.
     """
-    found = shown.script.caption_scores(judge.captions(drawn), "")
-    kept = ("factor_accuracy", "exact_accuracy", "sentence_share")
-    found = {k: v for k, v in found.items() if k in kept or k.endswith("_accuracy")}
-    if judge.compares:
-        pictures, texts = judge.embeddings(drawn, shown.script.texts)
-        # Captions that say the same are no wrong answers to each other.
-        _, groups = np.unique(
-            [str(m) for m in shown.script.meanings or shown.script.texts], return_inverse=True
-        )
-        least = len(groups) - int(np.bincount(groups).max())  # mismatched captions that every picture has
-        if least:
-            among = min(R_PRECISION_CAPTIONS, least + 1)
-            name = "r_precision" if among == R_PRECISION_CAPTIONS else f"r_precision_of_{among}"
-            found[name] = r_precision(pictures, texts, seed=seed, groups=groups, candidates=among)
-    made, real = judge.features(drawn), shown.features
-    size = min(1000, len(made) // 2, len(real) // 2)
+    scores = real.texts.caption_scores(judge.captions(generated), "")
+    scores = {k: v for k, v in scores.items() if k in CAPTION_SCORES or k.endswith("_accuracy")}
+    if judge.has_embeddings:
+        scores |= _r_precision(judge, generated, real.texts, seed)
+    features, real_features = judge.features(generated), real.features
+    size = min(1000, len(features) // 2, len(real_features) // 2)
     kid = lambda a, b: kernel_distance(a, b, seed=seed, subsets=KID_SUBSETS, subset_size=size).mean
-    found |= {"kid": kid(real, made), "kid_real": kid(real, train[: len(made)])}
-    found["fid"] = frechet_distance(moments(real), moments(made))
-    found |= precision_recall(real, made)._asdict() | density_coverage(real, made)._asdict()
-    near = lambda x: float(nearest_neighbours(x, train).distances.mean())
-    found["nearest_train"] = near(made) / near(real)
-    return {f"{prefix}{name}": float(value) for name, value in found.items()}
+    scores |= {
+        "kid": kid(real_features, features),
+        "kid_real": kid(real_features, train_features[: len(features)]),
+    }
+    scores["fid"] = frechet_distance(moments(real_features), moments(features))
+    scores |= precision_recall(real_features, features)._asdict()
+    scores |= density_coverage(real_features, features)._asdict()
+    distance = lambda x: float(nearest_neighbours(x, train_features).distances.mean())
+    scores["nearest_train"] = distance(features) / distance(real_features)
+    return {f"{prefix}{name}": float(value) for name, value in scores.items()}
 
 
-class Panel:
-    """A judge with what it compares: the pictures of splits and of the training data. Without a run it says nothing."""
+def _r_precision(judge: Judge, images: np.ndarray, texts: ReferenceTexts, seed: int) -> dict[str, float]:
+    """R-precision of images and captions, by a name that says among how many captions; empty if all are the same."""
+    image_embeddings, text_embeddings = judge.embeddings(images, texts.texts)
+    # Captions of the same meaning are not wrong answers to each other.
+    _, groups = np.unique([str(m) for m in texts.meanings or texts.texts], return_inverse=True)
+    mismatched = len(groups) - int(np.bincount(groups).max())  # at least so many of every image
+    if not mismatched:
+        return {}
+    candidates = min(R_PRECISION_CAPTIONS, mismatched + 1)
+    name = "r_precision" if candidates == R_PRECISION_CAPTIONS else f"r_precision_of_{candidates}"
+    options = dict(seed=seed, groups=groups, candidates=candidates)
+    return {name: r_precision(image_embeddings, text_embeddings, **options)}
 
-    def __init__(self, run: pathlib.Path | None, train: Source, scripts: Mapping[str, ReferenceTexts]):
+
+class JudgeReport:
+    """Scores and captions of the images of splits by a judge; without a judge, none."""
+
+    def __init__(self, run: pathlib.Path | None, train: Source, splits: Mapping[str, ReferenceTexts]):
+        """``run``: the judge's; None: there is no judge. ``train``: the training data."""
         self.judge = None if run is None else Judge(run)
         if self.judge is not None:
-            rows = np.arange(min(len(train), TRAINING_PICTURES))
-            self._train = self.judge.features(read_fields(Subset(train, rows), ("image",))["image"])
-            self._shown = {name: exhibit(script, self.judge) for name, script in scripts.items()}
+            indices = np.arange(min(len(train), TRAINING_IMAGES))
+            self._train = self.judge.features(read_fields(Subset(train, indices), ("image",))["image"])
+            self._real = {name: load_real_images(texts, self.judge) for name, texts in splits.items()}
 
-    def all_scores(self, drawn: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`scores` by split of pictures, one for each of its captions."""
-        found = {}
-        for split, images in drawn.items() if self.judge is not None else ():
-            found |= scores(self.judge, images, self._shown[split], self._train, f"{split}/")
-        return found
+    def scores(self, generated: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`judge_scores` of images by split, one image for each of its captions."""
+        scores: dict[str, float] = {}
+        for split, images in generated.items() if self.judge is not None else ():
+            scores |= judge_scores(self.judge, images, self._real[split], self._train, f"{split}/")
+        return scores
 
-    def captions(self, drawn: np.ndarray) -> list[str] | None:
-        """What the judge reads off pictures."""
-        return None if self.judge is None else self.judge.captions(drawn)
+    def captions(self, images: np.ndarray) -> list[str] | None:
+        """The judge's captions of images; None without a judge."""
+        return None if self.judge is None else self.judge.captions(images)

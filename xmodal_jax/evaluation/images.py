@@ -1,4 +1,4 @@
-"""Pictures drawn for whole data sets."""
+"""Images generated for whole data sets."""
 
 from __future__ import annotations
 
@@ -16,43 +16,65 @@ from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.types import GAN
 
+CONDITION_FIELDS = ("text", "text_mask", "label")
 
-class Artist:
-    """Pictures of what captions or labels ask for, by a GAN's ``predict``, compiled once."""
+
+def image_sizes(source: Source, tokenize: TokenizeTransform | None) -> dict[str, Any]:
+    """The sizes of a data set that `models.gan.make_gan` needs: ``shape`` of an image, the number of ``classes``, and
+    ``vocab_size`` and ``length`` of captions, where they are tokenized."""
+    sizes = dict(shape=source.batch([0])["image"].shape[1:], classes=len(source.class_names or ()))
+    if tokenize is not None:
+        sizes |= dict(vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length)
+    return sizes
+
+
+class ImageGenerator:
+    """Generates images for captions or labels by a GAN's ``predict``, which is compiled once.
+
+    Example::
+
+        generator = ImageGenerator(gan, tokenize, noise=64)
+        conditions = generator.conditions(source)
+        images = generator(params, conditions, generator.sample_noise(len(source), seed=0))
+    """
 
     def __init__(self, gan: GAN, tokenize: TokenizeTransform | None, *, noise: int, batch_size: int = 100):
+        """``tokenize``: how captions become tokens; None: there are none. ``noise``: dimensions of the noise."""
         self._predict, self.tokenize, self.noise, self.batch_size = gan.predict, tokenize, noise, batch_size
         self._to_pixels = jax.jit(lambda x: jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8))
-        self._draw = lambda params, batch: self._to_pixels(self._predict(params, batch))
+        self._generate = lambda params, batch: self._to_pixels(self._predict(params, batch))
 
-    def draw_noise(self, count: int, seed: int) -> np.ndarray:
-        """``[count, noise]``, standard normal."""
+    def sample_noise(self, count: int, seed: int) -> np.ndarray:
+        """Standard normal noise ``[count, noise]``."""
         return np.random.default_rng(seed).standard_normal((count, self.noise), np.float32)
 
-    def asked(self, source: Source) -> dict[str, np.ndarray]:
-        """Captions and labels of a data set, as the model takes them."""
+    def conditions(self, source: Source) -> dict[str, np.ndarray]:
+        """The captions and labels of a data set, as the model takes them."""
         fields = read_fields(source, ("caption", "label"))
         if self.tokenize is not None:
             fields = dict(self.tokenize(fields))
-        kept = {k: v for k, v in fields.items() if k in ("text", "text_mask", "label")}
-        return {"index": np.arange(len(source), dtype=np.int32), **kept}
+        conditions = {name: fields[name] for name in CONDITION_FIELDS if name in fields}
+        return {"index": np.arange(len(source), dtype=np.int32), **conditions}
 
-    def __call__(self, params: Any, asked: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        """uint8 ``[N, H, W, C]``, one picture for each row of ``asked`` and ``noise``."""
-        source = ArraySource({**asked, "noise": noise})
+    def __call__(self, params: Any, conditions: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Images uint8 ``[N, H, W, C]``, one for each example of ``conditions`` and ``noise``. ``params``: what
+        `types.GAN.predict` takes."""
+        source = ArraySource({**conditions, "noise": noise})
         index = lambda batch: {**batch, "index": np.arange(len(batch["noise"]), dtype=np.int32)}
-        return predict_all(self._draw, params, source, batch_size=self.batch_size, transform=index)
+        return predict_all(self._generate, params, source, batch_size=self.batch_size, transform=index)
 
 
-class Studio:
-    """An artist with the captions of splits."""
+class SplitImageGenerator:
+    """Generates an image for every caption of a split."""
 
-    def __init__(self, artist: Artist, scripts: Mapping[str, ReferenceTexts], *, seed: int):
-        self.artist, self.seed = artist, seed
-        self.asked = {name: artist.asked(script.source) for name, script in scripts.items()}
+    def __init__(self, generator: ImageGenerator, splits: Mapping[str, ReferenceTexts], *, seed: int):
+        """``seed``: of the noise."""
+        self.generator, self.seed = generator, seed
+        self.conditions = {name: generator.conditions(split.source) for name, split in splits.items()}
 
-    def __call__(self, params: Any, split: str, more: int = 0) -> np.ndarray:
-        """A picture for every caption of a split; ``more``: another one."""
-        asked = self.asked[split]
-        count = len(next(iter(asked.values())))
-        return self.artist(params, asked, self.artist.draw_noise(count, self.seed + more))
+    def __call__(self, params: Any, split: str, sample: int = 0) -> np.ndarray:
+        """Images uint8 ``[N, H, W, C]``; another ``sample`` has other noise."""
+        conditions = self.conditions[split]
+        count = len(next(iter(conditions.values())))
+        noise = self.generator.sample_noise(count, self.seed + sample)
+        return self.generator(params, conditions, noise)

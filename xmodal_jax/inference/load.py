@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform, tokenizer_from_files
-from xmodal_jax.evaluation.images import Artist
+from xmodal_jax.evaluation.images import ImageGenerator
 from xmodal_jax.evaluation.speech import Synthesizer
 from xmodal_jax.evaluation.text import TextGenerator
 from xmodal_jax.models.gan.config import GANConfig
@@ -150,7 +151,8 @@ def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translat
     model, shape = from_json(GANConfig, metadata["config"]["model"]), tuple(metadata["shape"])
     tokenizer, length = tokenizer_from_files(metadata["tokenizer"]), metadata["length"]
     sizes = dict(vocab_size=tokenizer.vocab_size, length=length, classes=metadata["classes"])
-    draw = Artist(
+    model = dataclasses.replace(model, features=None)  # only training needs them
+    generate = ImageGenerator(
         make_gan(model, shape=shape, **sizes),
         TokenizeTransform(tokenizer, length),
         noise=model.generator.noise,
@@ -158,7 +160,7 @@ def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translat
     )
 
     def apply(texts: Sequence[str]) -> list[np.ndarray]:
-        conditions = draw.asked(ArraySource({"caption": np.asarray(texts, object)}))
-        return list(draw(restored.params, conditions, draw.draw_noise(len(texts), noise_seed)))
+        conditions = generate.conditions(ArraySource({"caption": np.asarray(texts, object)}))
+        return list(generate(restored.params, conditions, generate.sample_noise(len(texts), noise_seed)))
 
     return Translator("text", "image", apply, 0, shape=shape)

@@ -11,9 +11,11 @@ Most return one term per example; `core.collectives.batch_mean` averages the ter
 """
 
 from xmodal_jax.losses.adversarial import (
+    FEATURE_OBJECTIVES,
     KERNELS,
     OBJECTIVES,
     Adversarial,
+    FeatureObjective,
     clip_weights,
     jsd_bound,
     matching_aware,
@@ -58,9 +60,11 @@ from xmodal_jax.losses.sequence import ctc, ctc_fits, token_cross_entropy
 from xmodal_jax.losses.word_region import word_region_loss, word_region_scores
 
 __all__ = [
+    "FEATURE_OBJECTIVES",
     "KERNELS",
     "OBJECTIVES",
     "Adversarial",
+    "FeatureObjective",
     "ObjectiveInputs",
     "ObjectiveTerms",
     "chunked",

@@ -1,22 +1,29 @@
-r"""Adversarial objectives: what the discriminator and the generator minimise, one term per example.
+r"""Adversarial objectives: the losses of a GAN's discriminator and generator, one term per example.
 
-``real`` and ``fake`` are the discriminator's logits of real and of generated examples, r and f in the equations, before
-any sigmoid; :math:`\sigma` is the sigmoid and sp the softplus, so that :math:`-\log \sigma(v) = sp(-v)`. Every
-objective is a pair of functions of the same signature, under its name in :data:`OBJECTIVES`:
+``real`` and ``fake`` are the discriminator's logits ``[B]`` of real and of generated examples (r and f in the
+equations, before any sigmoid). :math:`\sigma` is the sigmoid and sp the softplus, so that
+:math:`-\log \sigma(v) = sp(-v)`. Each objective is a pair of functions, listed by name in :data:`OBJECTIVES`:
 
-* ``*_discriminator(real, fake, *, present=None, axis_name=None)``
-* ``*_generator(fake, real, *, present=None, axis_name=None)``
+* ``*_discriminator(real, fake, *, present=None, axis_name=None) -> [B]``
+* ``*_generator(fake, real, *, present=None, axis_name=None) -> [B]``
 
-The terms are averaged by :func:`xmodal_jax.core.collectives.batch_mean`. An example that is not ``present`` has no
-influence, and its term and its gradient are 0. ``axis_name`` matters where an objective looks across the batch, which
-of those in the table ``relativistic_average`` alone does. Which player's parameters a loss is differentiated by is the
-caller's business. MMD-GAN compares features in place of logits, and has its own pair.
+:func:`xmodal_jax.core.collectives.batch_mean` averages the terms. An example that is not ``present`` has no influence;
+its term and its gradient are 0. ``axis_name`` is the named axis that splits the batch over devices; only
+``relativistic_average`` compares examples across the batch and uses it.
+
+MMD-GANs compare feature vectors ``[B, D]`` instead of logits, for the batch as a whole: :data:`FEATURE_OBJECTIVES`.
+
+Example::
+
+    hinge = OBJECTIVES["hinge"]
+    loss = batch_mean(hinge.discriminator(real_logits, fake_logits), None, axis_name=None)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -40,7 +47,7 @@ Present = Bool[Array, "batch"] | None
 
 
 class Adversarial(NamedTuple):
-    """An objective as two pure functions.
+    """An objective on logits, as two pure functions.
 
     ``discriminator(real, fake, *, present=None, axis_name=None) -> [B]``
     ``generator(fake, real, *, present=None, axis_name=None) -> [B]``
@@ -67,7 +74,7 @@ def minimax_generator(
 def non_saturating_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r""":math:`-\log \sigma(f)`, nats: a gradient also where D is sure (Goodfellow et al. 2014, section 3)."""
+    r""":math:`-\log \sigma(f)`, nats (Goodfellow et al. 2014, section 3): its gradient stays large where D is sure."""
     return _terms(lambda f: softplus(-f), present, fake)
 
 
@@ -88,9 +95,9 @@ def least_squares_generator(
 def wasserstein_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """``f - r`` (Arjovsky et al. 2017, arXiv:1701.07875, algorithm 1), for a critic that is kept Lipschitz.
+    """``f - r`` (Arjovsky et al. 2017, arXiv:1701.07875, algorithm 1).
 
-    By :func:`clip_weights`, or by a penalty of :mod:`xmodal_jax.losses.penalties`.
+    The critic must be Lipschitz: :func:`clip_weights` or a penalty of :mod:`xmodal_jax.losses.penalties` keeps it so.
     """
     return _terms(lambda r, f: f - r, present, real, fake)
 
@@ -98,7 +105,7 @@ def wasserstein_discriminator(
 def wasserstein_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """``-f`` (Arjovsky et al. 2017, algorithm 1); also the generator's loss beside the hinge."""
+    """``-f`` (Arjovsky et al. 2017, algorithm 1); also the generator's loss of the hinge objective."""
     return _terms(lambda f: -f, present, fake)
 
 
@@ -199,18 +206,18 @@ OBJECTIVES: Mapping[str, Adversarial] = MappingProxyType(
 
 
 def matching_aware(objective: Adversarial) -> Callable[..., jax.Array]:
-    r"""The discriminator of GAN-CLS, which also sees real examples with conditions that are not theirs.
+    r"""The discriminator's loss of GAN-CLS, which also takes real examples with mismatched conditions.
 
     .. math:: \tfrac12 D(\text{real}, \text{fake}) + \tfrac12 D(\text{real}, \text{mismatched})
 
-    Where D is a sum of a term of the real and one of the generated, that is real -> 1, generated -> 0 at half weight
-    and mismatched -> 0 at half weight (Reed et al. 2016, arXiv:1605.05396, algorithm 1). The generator's loss is the
-    objective's own.
+    Where D is the sum of a term for real and a term for generated examples, the target of real examples is 1, and that
+    of generated and of mismatched ones 0, each of these two at half weight (Reed et al. 2016, arXiv:1605.05396,
+    algorithm 1). The generator's loss does not change.
 
     Returns:
-      ``discriminator(real, fake, mismatched, *, present=None, mismatched_present=None, axis_name=None) -> [B]``, with
-      ``mismatched`` the logits of real examples with another's condition. Where ``mismatched_present`` is False (the
-      condition came from an absent example) the term is D(real, fake).
+      ``discriminator(real, fake, mismatched, *, present=None, mismatched_present=None, axis_name=None) -> [B]``.
+      ``mismatched``: the logits of real examples with the condition of another example. Where ``mismatched_present`` is
+      False (the condition comes from an absent example, or is the same) the term is D(real, fake).
     """
 
     def discriminator(
@@ -234,10 +241,10 @@ def matching_aware(objective: Adversarial) -> Callable[..., jax.Array]:
 
 
 def clip_weights(params: PyTree[Float[Array, "..."]], limit: float) -> PyTree[Float[Array, "..."]]:
-    """Every weight cut to [-limit, limit], after each step of a WGAN's critic (Arjovsky et al. 2017: 0.01).
+    """Clips every weight to [-limit, limit], after each step of a WGAN's critic (Arjovsky et al. 2017: 0.01).
 
     Raises:
-      ValueError: if the limit is not positive.
+      ValueError: the limit is not positive.
     """
     if limit <= 0.0:
         raise ValueError(
@@ -246,7 +253,7 @@ def clip_weights(params: PyTree[Float[Array, "..."]], limit: float) -> PyTree[Fl
     return jax.tree.map(lambda w: jnp.clip(w, -limit, limit), params)
 
 
-# -- MMD-GAN: features in place of logits --------------------------------------------------------------------
+# -- MMD-GAN: features instead of logits ---------------------------------------------------------------------
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {"rbf": rbf, "rq": rational_quadratic, "rq_star": rational_quadratic_star, "distance": distance}
@@ -264,9 +271,9 @@ def mmd_discriminator(
 ) -> Float[Array, ""]:
     r""":math:`-MMD^2`, unbiased, between the features of the real and the generated (Bińkowski et al. 2018).
 
-    arXiv:1801.01401, section 2.1; Li et al. 2017, arXiv:1705.08584. One number of the global batch, of which this is
-    the device's share; see :func:`xmodal_jax.losses.mmd`. The features are few (16 in the paper), and the critic needs
-    a bound: :func:`xmodal_jax.losses.gradient_penalty` of :func:`witness`, or :func:`clip_weights`.
+    arXiv:1801.01401, section 2.1; Li et al. 2017, arXiv:1705.08584. Returns this device's share of one number for the
+    global batch; see :func:`xmodal_jax.losses.mmd`. The paper has 16 features. The critic must be kept smooth, by
+    :func:`xmodal_jax.losses.gradient_penalty` of :func:`witness` or by :func:`clip_weights`.
     """
     return -mmd_generator(fake, real, kernel=kernel, present=present, axis_name=axis_name)
 
@@ -292,12 +299,12 @@ def witness(
     present: Present = None,
     axis_name: AxisName = None,
 ) -> Float[Array, "points"]:
-    r"""The critic that an MMD is, at any points: where the real is denser than the generated it is positive.
+    r"""The witness function of the MMD at the features ``x``: positive where real examples are denser than generated.
 
     .. math:: \langle k(x, \text{real}_j) \rangle_j - \langle k(x, \text{fake}_j) \rangle_j
 
     with means over the present examples of the global batch (Bińkowski et al. 2018, section 2.1, up to a factor).
-    The penalty of an MMD-GAN is that of its gradient at interpolated inputs, through the features::
+    It is the critic whose gradient an MMD-GAN penalises, at interpolated inputs and through the features::
 
         gradient_penalty(lambda x: witness(features(x), real_features, fake_features), real, fake, keys)
     """
@@ -305,7 +312,7 @@ def witness(
     counts = all_gather(present, axis_name)
 
     def mean(y):
-        # Zeroed first, so that an infinite feature of an absent example has no gradient.
+        # Zero the features of absent examples first, so that an infinite one has no gradient.
         y = all_gather(jnp.where(present[:, None], _wide(y), 0.0), axis_name)
         values = jnp.where(counts[None, :], kernel(_wide(x), y), 0.0)
         return values.sum(axis=1) / jnp.maximum(counts.sum(), 1).astype(values.dtype)
@@ -313,14 +320,41 @@ def witness(
     return mean(real) - mean(fake)
 
 
+class FeatureObjective(NamedTuple):
+    """An objective on features ``[B, D]``, as pure functions that return this device's share of one number.
+
+    ``discriminator(real, fake, *, present=None, axis_name=None) -> scalar``
+    ``generator(fake, real, *, present=None, axis_name=None) -> scalar``
+    ``witness(x, real, fake, *, present=None, axis_name=None) -> [points]``: the critic's value at the features ``x``,
+    for gradient penalties.
+    """
+
+    discriminator: Callable[..., jax.Array]
+    generator: Callable[..., jax.Array]
+    witness: Callable[..., jax.Array]
+
+
+FEATURE_OBJECTIVES: Mapping[str, FeatureObjective] = MappingProxyType(
+    {
+        f"mmd_{name}": FeatureObjective(
+            partial(mmd_discriminator, kernel=kernel),
+            partial(mmd_generator, kernel=kernel),
+            partial(witness, kernel=kernel),
+        )
+        for name, kernel in KERNELS.items()
+    }
+)
+"""MMD-GANs by the name of their kernel, such as ``mmd_rq_star``."""
+
+
 def _wide(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _terms(of: Callable[..., jax.Array], present: Present, *logits: Logits) -> Logits:
-    """``of(*logits)`` in float32 at least, where present."""
+def _terms(term: Callable[..., jax.Array], present: Present, *logits: Logits) -> Logits:
+    """``term(*logits)`` in float32 at least; 0 where absent."""
     logits = [_wide(x) for x in logits]
     if present is None:
-        return of(*logits)
-    # Zeroed first: not even an infinite logit of an absent example reaches a value or a gradient.
-    return jnp.where(present, of(*(jnp.where(present, x, 0.0) for x in logits)), 0.0)
+        return term(*logits)
+    # Zero the logits of absent examples first, so that an infinite one reaches neither value nor gradient.
+    return jnp.where(present, term(*(jnp.where(present, x, 0.0) for x in logits)), 0.0)

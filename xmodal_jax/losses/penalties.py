@@ -1,10 +1,15 @@
 """Penalties that keep a discriminator smooth: on its gradient with respect to its input, or on its logits.
 
-Each returns one term per example, averaged by :func:`xmodal_jax.core.collectives.batch_mean` and added to the
-discriminator's loss with a weight. ``critic`` maps a batch to logits ``[B]``, each of which depends on its own example
-alone (no batch normalisation), so that one backward pass gives every example's gradient. Inputs are arrays
-``[B, ...]``, or pytrees of them, all of floating type; an example's gradient is one vector of all its elements. A
-penalty is differentiable with respect to whatever ``critic`` closes over: its parameters.
+Each returns one term per example. :func:`xmodal_jax.core.collectives.batch_mean` averages the terms; their mean, times
+a weight, is added to the discriminator's loss. ``critic`` maps a batch to logits ``[B]``. Each logit must depend on its
+own example alone (no batch normalisation), so that one backward pass gives the gradient of every example. Inputs are
+floating arrays ``[B, ...]`` or pytrees of them; the gradient of an example is one vector of all its elements. A penalty
+can be differentiated with respect to what ``critic`` closes over, the discriminator's parameters.
+
+Example::
+
+    terms = gradient_penalty(lambda x: discriminator.apply(params, x), real, fake, keys)
+    loss = loss + 10.0 * batch_mean(terms, None, axis_name=None)
 """
 
 from __future__ import annotations
@@ -32,18 +37,18 @@ def gradient_penalty(
     .. math:: (\|\nabla D(\hat x)\|_2 - t)^2, \qquad \hat x = u x + (1 - u) \tilde x, \quad u \sim U[0, 1)
 
     Args:
-      critic: see the module.
+      critic: see the module's docstring.
       real, fake: x and :math:`\tilde x`, of the same structure.
-      keys: one per example; an example has one u for all its elements.
+      keys: one per example; all elements of an example share one u.
       target: t; 0 for a penalty centred at zero.
     """
     u = jax.vmap(jax.random.uniform)(fold_in_name(keys, "gradient_penalty"))
 
-    def between(x, y):
+    def interpolate(x, y):
         weight = _per_example(u, x)
         return weight * x + (1.0 - weight) * y
 
-    gradient = _gradient(critic, jax.tree.map(between, real, fake))
+    gradient = _gradient(critic, jax.tree.map(interpolate, real, fake))
     return (_norm(gradient) - target) ** 2
 
 
@@ -61,16 +66,16 @@ def dragan(
 
     .. math:: (\|\nabla D(x + c\,s\,\epsilon)\|_2 - t)^2, \qquad \epsilon \sim U[0, 1) \text{ for every element}
 
-    with s the standard deviation of all elements of the global batch (of each array, where there are several). The
-    uniform noise is that of the authors' code; the paper's is normal with a fixed variance.
+    with s the standard deviation of all elements of the global batch (per array, where there are several). The uniform
+    noise is that of the authors' code; the paper has normal noise of a fixed variance.
 
     Args:
-      critic, real: see the module.
+      critic, real: see the module's docstring.
       keys: one per example.
       scale: c, in standard deviations.
       target: t.
-      present: which examples count; the others have no part in s, and term and gradient 0.
-      axis_name: the named axis over which the batch is split, if any.
+      present: which examples count. The others do not contribute to s; their term and gradient are 0.
+      axis_name: the named axis that splits the batch over devices, if any.
     """
     if present is not None:
         real = jax.tree.map(lambda x: jnp.where(_per_example(present, x), x, 0), real)
@@ -80,22 +85,22 @@ def dragan(
         x = x.reshape(x.shape[0], -1).mean(axis=1)
         return psum(batch_mean(x, weights, axis_name=axis_name), axis_name)
 
-    def around(name, x):
+    def perturb(name, x):
         leaf_keys = fold_in_name(keys, f"dragan/{name}")
         noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(leaf_keys)
         fixed = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
         deviation = jnp.sqrt(mean((fixed - mean(fixed)) ** 2))
         return x + (scale * deviation).astype(x.dtype) * noise
 
-    terms = (_norm(_gradient(critic, map_with_name(around, real))) - target) ** 2
+    terms = (_norm(_gradient(critic, map_with_name(perturb, real))) - target) ** 2
     return terms if present is None else jnp.where(present, terms, 0.0)
 
 
 def squared_gradient(critic: Critic, x: Examples) -> Float[Array, "batch"]:
     r""":math:`\tfrac12 \|\nabla D(x)\|_2^2`: R1 at real examples, R2 at generated ones.
 
-    Mescheder et al. 2018, arXiv:1801.04406, eq. 9 and 10, without the factor :math:`\gamma`. Where it is computed at
-    every k-th step alone (lazily), its weight is k times as large.
+    Mescheder et al. 2018, arXiv:1801.04406, eq. 9 and 10, without the factor :math:`\gamma`. If it is computed only at
+    every k-th step (lazy regularisation), the weight must be k times as large.
     """
     return 0.5 * _squared_norm(_gradient(critic, x))
 
@@ -109,7 +114,7 @@ def matching_aware_penalty(
     power: float = 6.0,
     joint: bool = False,
 ) -> Float[Array, "batch"]:
-    r"""MA-GP of DF-GAN, at real images with their own sentences (Tao et al. 2022, arXiv:2008.05865, section 3.3).
+    r"""MA-GP of DF-GAN, at real images with the matching sentences (Tao et al. 2022, arXiv:2008.05865, section 3.3).
 
     .. math:: k\,(\|\nabla_x D(x, s)\|_2 + \|\nabla_s D(x, s)\|_2)^p
 
@@ -117,8 +122,8 @@ def matching_aware_penalty(
       critic: ``critic(image, sentence) -> [B]``.
       image, sentence: x and s, arrays or pytrees.
       factor, power: k and p.
-      joint: in place of the sum of the norms, the norm of both gradients as one vector. It is smaller, by up to a
-        factor of sqrt(2), and is what the authors' code computes.
+      joint: take the norm of both gradients as one vector instead of the sum of the norms, as the authors' code does.
+        It is smaller by a factor of up to sqrt(2).
     """
     by_image, by_sentence = _gradient(lambda pair: critic(*pair), (image, sentence))
     norm = _norm((by_image, by_sentence)) if joint else _norm(by_image) + _norm(by_sentence)
@@ -128,46 +133,46 @@ def matching_aware_penalty(
 def lecam(
     real: Float[Array, "batch"],
     fake: Float[Array, "batch"],
-    real_average: float | Float[Array, ""],
-    fake_average: float | Float[Array, ""],
+    real_ema: float | Float[Array, ""],
+    fake_ema: float | Float[Array, ""],
 ) -> Float[Array, "batch"]:
     r"""LeCam regularisation of the logits, for little data (Tseng et al. 2021, arXiv:2104.03310).
 
     .. math:: [r - \bar f]_+^2 + [\bar r - f]_+^2
 
-    with :math:`\bar r` and :math:`\bar f` moving averages of the mean logits (:func:`xmodal_jax.core.trees.ema`),
-    which get no gradient. It holds the real logits down near the average of the generated ones, and the generated up
-    near that of the real. The positive parts are those of the authors' code; the paper has the plain squares.
+    with :math:`\bar r` and :math:`\bar f` exponential moving averages of the mean logits
+    (:func:`xmodal_jax.core.trees.update_ema`), which get no gradient. It pulls the real logits towards the average of
+    the generated ones and the reverse. The positive parts are those of the authors' code; the paper has plain squares.
     """
-    real_average, fake_average = jax.lax.stop_gradient((real_average, fake_average))
-    return jax.nn.relu(real - fake_average) ** 2 + jax.nn.relu(real_average - fake) ** 2
+    real_ema, fake_ema = jax.lax.stop_gradient((real_ema, fake_ema))
+    return jax.nn.relu(real - fake_ema) ** 2 + jax.nn.relu(real_ema - fake) ** 2
 
 
 # -- parts ---------------------------------------------------------------------------------------------------
 
 
 def _per_example(values, like):
-    """``values`` [B] with the rank of ``like`` [B, ...], and its type unless they are flags."""
+    """``values`` [B] reshaped to broadcast with ``like`` [B, ...], in its dtype unless they are booleans."""
     values = values if values.dtype == bool else values.astype(like.dtype)
     return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
 def _gradient(critic: Critic, x: Examples) -> Examples:
-    """Every example's gradient of its own logit."""
+    """The gradient of every example's logit by that example."""
     return jax.grad(lambda x: critic(x).sum())(x)
 
 
 def _squared_norm(gradient: Examples) -> Float[Array, "batch"]:
     """Per example, over all elements of all arrays; in float32 at least."""
 
-    def of(g):
+    def leaf_norm(g):
         g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
         return jnp.sum(g * g, axis=range(1, g.ndim))
 
-    return sum(of(g) for g in jax.tree.leaves(gradient))
+    return sum(leaf_norm(g) for g in jax.tree.leaves(gradient))
 
 
 def _norm(gradient: Examples) -> Float[Array, "batch"]:
-    """The root, whose own gradient is taken to be 0 at 0."""
-    square = _squared_norm(gradient)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    """The root of `_squared_norm`, with a gradient of 0 at 0."""
+    squared = _squared_norm(gradient)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)

@@ -1,7 +1,7 @@
-"""Word-region matching: how well a caption's words are found in an image's regions, against all other pairs.
+"""Word-region matching: a contrastive loss between the words of captions and the regions of images.
 
-Two forms of the same idea. DAMSM of AttnGAN (Xu et al. 2018, arXiv:1711.10485, eq. 7-13) and the word loss of XMC-GAN
-(Zhang et al. 2021, arXiv:2101.04702, section 4.1) differ in the attention of words to regions alone.
+DAMSM of AttnGAN (Xu et al. 2018, arXiv:1711.10485, eq. 7-13) and the word loss of XMC-GAN (Zhang et al. 2021,
+arXiv:2101.04702, section 4.1) differ only in how words attend to regions.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def word_region_scores(
     chunks: int = 1,
     axis_name: AxisName = None,
 ) -> Float[Array, "images all_captions"]:
-    r"""The match of this device's images, in rows, with the captions of all devices, in columns.
+    r"""Similarity of this device's images (rows) with the captions of all devices (columns).
 
-    Every word :math:`w_l` attends to the regions :math:`v_r` of an image; what it finds is compared with it:
+    Every word :math:`w_l` attends to the regions :math:`v_r` of an image and is compared with the attended mean:
 
     .. math::
 
@@ -43,29 +43,28 @@ def word_region_scores(
         S = \frac{1}{\gamma_2} \log \sum_l e^{\gamma_2 \cos(w_l, c_l)}, \qquad
         \alpha_{lr} = \operatorname{softmax}_r(\gamma_1 a_{lr})
 
-    (AttnGAN eq. 9, 10), a soft maximum over the words that grows with their number: with n words that all match
+    (AttnGAN eq. 9, 10). S is a soft maximum over the words and grows with their number: with n words that all match
     exactly it is :math:`1 + \log(n) / \gamma_2`. A caption without words scores about -1e30.
 
     Args:
       words: :math:`w`; any length.
-      word_mask: which words there are; the others have no influence and zero gradient.
-      regions: :math:`v`, such as a feature map's positions; any number.
-      gamma1: how sharply a word attends.
-      gamma2: how much the best words count before the others.
+      word_mask: True at words; masked positions have no influence and zero gradient.
+      regions: :math:`v`, such as the positions of a feature map; any number.
+      gamma1: inverse temperature of the attention.
+      gamma2: inverse temperature of the soft maximum over words.
       attention: ``"cosine"``: :math:`a = \cos(w_l, v_r)`, and regions of unit length (XMC-GAN, section 4.1).
         ``"damsm"``: :math:`a` is the softmax over the caption's words of :math:`w_l \cdot v_r`, with regions as they
         are (AttnGAN, eq. 7, 8).
-      chunks: compute the images in so many chunks, forward and again for the gradient; it must divide their number.
-        The attention of a chunk of b images has b x all captions x length x regions elements, and there are a few
-        arrays of that size.
-      axis_name: the named axis over which captions and images are split, if any. The words are gathered, which
+      chunks: number of chunks of images, computed one after the other (again in the backward pass) to save memory; it
+        must divide the number of images. The attention of b images has b x all captions x length x regions elements.
+      axis_name: the named axis that splits captions and images over devices, if any. The words are gathered, as they
         usually are fewer than the regions.
     Raises:
-      ValueError: for an unknown attention, or if ``chunks`` does not divide the images.
+      ValueError: unknown attention, or ``chunks`` does not divide the number of images.
     """
     if attention not in ("cosine", "damsm"):
         raise ValueError(f"attention is 'cosine' or 'damsm', got {attention!r}")
-    # Zeroed first: not even an infinite word under the mask reaches a value or a gradient.
+    # Zero masked words first, so that an infinite one reaches neither value nor gradient.
     words = jnp.where(word_mask[:, :, None], words, 0)
     captions = (all_gather(words, axis_name), all_gather(word_mask, axis_name), gamma1, gamma2)
     scores = partial(_scores, attention=attention)
@@ -91,8 +90,8 @@ def word_region_loss(
 
     .. math:: \tfrac12 \Big[\log \sum_j e^{\gamma_3 S_{ij}} + \log \sum_j e^{\gamma_3 S_{ji}}\Big] - \gamma_3 S_{ii}
 
-    (AttnGAN, eq. 11-13), which is :func:`xmodal_jax.losses.info_nce` with :math:`\gamma_3` for the inverse of the
-    temperature. Both papers add the two directions; this is their mean, so that a batch of N equal pairs gives log N.
+    (AttnGAN, eq. 11-13): :func:`xmodal_jax.losses.info_nce` with the inverse temperature :math:`\gamma_3`. Both papers
+    add the two directions; this is their mean, so that a batch of N equal pairs gives log N.
 
     Args:
       words, word_mask, regions: the captions and images, pair by pair; see :func:`word_region_scores`.
@@ -120,7 +119,7 @@ def word_region_loss(
         chunks=chunks,
         axis_name=axis_name,
     )
-    # Ids and presence are an example's, whichever side: one pair of masks serves both directions.
+    # Ids and presence belong to the example, so one pair of masks serves both directions.
     counts, positive = pair_masks(images, gather_side(captions._replace(embeddings=None), axis_name))
     terms = jnp.zeros_like(by_image[:, 0])
     for scores in (by_image, _exchange(by_image, axis_name)):
@@ -132,7 +131,7 @@ def word_region_loss(
 def _scores(captions, regions, *, attention: Attention):
     """[images, captions] from the words, their mask and the gammas; i image, n caption, l word, r region."""
     words, mask, gamma1, gamma2 = captions
-    # Factors in the features' precision, sums in float32 at least.
+    # Multiply in the features' precision, accumulate in float32 at least.
     einsum = partial(jnp.einsum, preferred_element_type=jnp.promote_types(words.dtype, jnp.float32))
     unit_words = l2_normalize(words)
     if attention == "cosine":
@@ -142,13 +141,13 @@ def _scores(captions, regions, *, attention: Attention):
         affinity = einsum("nld,ird->inlr", words, regions)
         affinity = jax.nn.softmax(jnp.where(mask[None, :, :, None], affinity, MASKED_LOGIT), axis=2)
     weights = jax.nn.softmax(gamma1 * affinity, axis=3).astype(regions.dtype)
-    found = l2_normalize(einsum("inlr,ird->inld", weights, regions))
-    cosine = jnp.where(mask[None, :, :], einsum("inld,nld->inl", found, unit_words), MASKED_LOGIT)
+    attended = l2_normalize(einsum("inlr,ird->inld", weights, regions))
+    cosine = jnp.where(mask[None, :, :], einsum("inld,nld->inl", attended, unit_words), MASKED_LOGIT)
     return jax.nn.logsumexp(gamma2 * cosine, axis=2) / gamma2
 
 
 def _exchange(scores, axis_name: AxisName):
-    """From [images here, captions of all] to [captions here, images of all]; a transpose over devices."""
+    """[local images, all captions] to [local captions, all images]: a transpose over devices."""
     if axis_name is not None:
         scores = jax.lax.all_to_all(scores, axis_name, split_axis=1, concat_axis=0, tiled=True)
     return scores.T

@@ -21,7 +21,7 @@ from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.conv import ConvTranspose
 from xmodal_jax.nets.encoders import TextDecoderConfig, build_decoder
-from xmodal_jax.nets.gan import ResidualPixels, stages_of
+from xmodal_jax.nets.gan import ResidualPixels, upsampling_stages
 from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
@@ -77,7 +77,7 @@ class ConvDecoder(nn.Module):
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
         height, width, channels = self.shape
-        stages = stages_of(self.shape, "decoder")
+        stages = upsampling_stages(self.shape, "decoder")
         height, width = height // 2**stages, width // 2**stages
         x = nn.Dense(height * width * self.width, name="start")(z).reshape(len(z), height, width, self.width)
         for k in range(stages):
@@ -101,7 +101,7 @@ class ResidualDecoder(ResidualPixels):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
-        return self.paint(z, None, keys)
+        return self.to_pixels(z, None, keys)
 
 
 class FrameDecoder(nn.Module):

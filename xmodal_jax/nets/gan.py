@@ -1,7 +1,8 @@
-"""Generators of images, and what a discriminator adds to an image encoder of `nets.encoders`.
+"""Generators of images, and the heads of a discriminator on top of an image encoder of `nets.encoders`.
 
-A generator maps noise ``[B, Z]`` and a `Condition` to images ``[B, H, W, C]`` in (-1, 1). ``keys`` is None in
-evaluation: batch norm then uses its running statistics, which lie in the collection ``batch_stats``.
+A generator is a module ``(noise [B, Z], condition, *, keys=None) -> images [B, H, W, C]`` with values in (-1, 1). In
+evaluation ``keys`` is None, and batch norm uses the running statistics of the collection ``batch_stats``. The table of
+generators is the union `Generator`; to add one, write its module and its configuration here.
 """
 
 from __future__ import annotations
@@ -15,34 +16,40 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.core.collectives import AxisName, keep_rows
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.conv import Conv, ConvTranspose
 from xmodal_jax.nets.image import coordinate_channels
-from xmodal_jax.nets.objects import PLACE, ObjectGenerator
+from xmodal_jax.nets.objects import BOX_SIZE, ObjectGenerator, ObjectPosterior
 from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
 MODULATIONS = ("fusion", "rms", "batch_norm")
 
 
-def _start(noise, condition: Condition):
+def concatenate_condition(
+    noise: Float[Array, "batch noise"], condition: Condition
+) -> Float[Array, "batch input"]:
+    """The noise, followed by the condition's vector if there is one."""
     return noise if condition.vector is None else jnp.concatenate([noise, condition.vector], axis=-1)
 
 
 def halvings(size: tuple[int, int], smallest: int = 4) -> int:
-    """How often both sides can be halved without going below ``smallest``."""
+    """How many times both sides can be halved without a side below ``smallest`` pixels."""
     count = 0
     while all(side % 2 == 0 and side // 2 >= smallest for side in size):
         size, count = (size[0] // 2, size[1] // 2), count + 1
     return count
 
 
-def stages_of(shape: tuple[int, int, int], part: str) -> int:
-    """`halvings` of an image's shape for the ``part`` ("generator", "decoder") that needs one at least.
+def upsampling_stages(shape: tuple[int, int, int], part: str) -> int:
+    """The number of stages that double the size, up to images of ``shape``: at least one.
+
+    ``part``: "generator" or "decoder", for the message.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the sides cannot be halved.
     """
     stages = halvings(shape[:2])
     if not stages:
@@ -53,14 +60,14 @@ def stages_of(shape: tuple[int, int, int], part: str) -> int:
 
 
 def batch_norm(keys, axis_name: AxisName, *, dtype=None, affine: bool = True, name: str) -> nn.BatchNorm:
-    """Over the global batch: the same on any number of devices."""
+    """Batch norm with statistics of the global batch, the same on any number of devices."""
     return nn.BatchNorm(
         use_running_average=keys is None, momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype,
         use_scale=affine, use_bias=affine, name=name,
     )  # fmt: skip
 
 
-def leaky(x):
+def leaky_relu(x):
     """Leaky ReLU of slope 0.2."""
     return nn.leaky_relu(x, 0.2)
 
@@ -81,9 +88,9 @@ class MLPGenerator(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        x = _start(noise, condition)
+        x = concatenate_condition(noise, condition)
         for k in range(self.depth):
-            x = leaky(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{k}")(x)))
+            x = leaky_relu(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{k}")(x)))
         x = nn.Dense(math.prod(self.shape), dtype=self.dtype, name="pixels")(x).astype(jnp.float32)
         return jnp.tanh(x).reshape(len(x), *self.shape)
 
@@ -91,8 +98,8 @@ class MLPGenerator(nn.Module):
 class DCGANGenerator(nn.Module):
     """Transposed convolutions 4x4 of stride 2 with batch norm and ReLU (Radford et al. 2016, arXiv:1511.06434).
 
-    ``width`` channels before the last one, twice as many at each smaller size; the first is the image's after
-    `halvings`: 4 to 7 pixels of the shorter side, more only where an odd number ends it.
+    The last layer has ``width`` input channels, each layer before it twice as many. The smallest feature map is the
+    image's size after `halvings`: a shorter side of 4 to 7 pixels, or more where an odd side cannot be halved.
 
     Raises:
       ValueError: the sides cannot be halved.
@@ -112,10 +119,10 @@ class DCGANGenerator(nn.Module):
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
         height, width, channels = self.shape
-        stages = stages_of(self.shape, "generator")
+        stages = upsampling_stages(self.shape, "generator")
         features = self.width * 2 ** (stages - 1)
         x = nn.Dense(features * height * width // 4**stages, use_bias=False, dtype=self.dtype, name="start")(
-            _start(noise, condition)
+            concatenate_condition(noise, condition)
         )
         x = x.reshape(len(x), height // 2**stages, width // 2**stages, features)
         for k in range(stages):
@@ -128,9 +135,9 @@ class DCGANGenerator(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Scales and shifts channels as a vector says, then leaky ReLU.
+    """Scales and shifts channels by functions of a vector, then applies leaky ReLU.
 
-    "fusion": two affine maps, each followed by leaky ReLU, ``gamma(c) x + beta(c)``, with one hidden layer per map
+    ``kind``: "fusion": two affine maps ``gamma(c) x + beta(c)``, each with one hidden layer and followed by leaky ReLU
     (deep fusion, DF-GAN, Tao et al. 2022, arXiv:2008.05865, eq. 3-5); "batch_norm": conditional batch norm (de Vries
     et al. 2017, arXiv:1707.00683, eq. 5); "rms": each pixel divided by the root mean square of its channels first
     (Karras et al. 2018, arXiv:1710.10196, sec. 4.2), then one affine map. All start as ``gamma = 1, beta = 0``.
@@ -157,26 +164,28 @@ class Modulation(nn.Module):
                 hidden = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"hidden_{k}")(vector))
             both = nn.Dense(2 * features, kernel_init=zeros, dtype=self.dtype, name=f"affine_{k}")(hidden)
             gamma, beta = jnp.split(both[:, None, None, :], 2, axis=-1)
-            x = leaky(x * (1.0 + gamma) + beta)
+            x = leaky_relu(x * (1.0 + gamma) + beta)
         return x
 
 
-def enlarge(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height2 width2 channels"]:
-    """Every pixel four times (nearest). As a broadcast, whose gradient is a sum and not a scatter."""
+def upsample_nearest(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height2 width2 channels"]:
+    """Doubles both sides by repeating pixels. A broadcast, as its gradient is a sum, not a scatter."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class ResidualPixels(nn.Module):
-    """Residual blocks modulated by a vector, at twice the size each: the part that generators and decoders share.
+    """Residual blocks of doubling size, modulated by a vector; the base of a generator and of a decoder of images.
 
-    Dense to the smallest size (the image's after `halvings`), then at every size up to half the image's a block of two
-    modulated 3x3 convolutions, then a transposed convolution 4x4 of stride 2 to pixels, the mirror of
-    `nets.image.ConvNet`'s stem.
-    ``width`` channels at the two smallest sizes, half as many at each further one. The vector reaches every block
-    (`Modulation`). At the ``attention`` smallest sizes each place, which knows where it is, attends to words (AttnGAN,
-    Xu et al. 2018, arXiv:1711.10485, sec. 3.1, with multi-head attention).
+    A dense layer makes the smallest feature map (the image's size after `halvings`). At every size up to half the
+    image's follows a block of two modulated 3x3 convolutions, then a transposed convolution 4x4 of stride 2 makes
+    pixels, the mirror of `nets.image.ConvNet`'s stem. The two smallest sizes have ``width`` channels, each further one
+    half as many. The vector modulates every block (`Modulation`). At the ``attention`` smallest sizes each position,
+    with its coordinates, attends to words (AttnGAN, Xu et al. 2018, arXiv:1711.10485, sec. 3.1, with multi-head
+    attention).
 
     Raises:
       ValueError: the sides cannot be halved, or an unknown modulation.
@@ -190,22 +199,22 @@ class ResidualPixels(nn.Module):
     axis_name: AxisName = None
     dtype: Any = None
     part: ClassVar[str] = "generator"
-    """What it is to its user, for errors."""
+    """What error messages call the module."""
 
-    def paint(
-        self, code: Float[Array, "batch code"], words: Tokens | None, keys: ExampleKeys | None
+    def to_pixels(
+        self, latents: Float[Array, "batch latent"], words: Tokens | None, keys: ExampleKeys | None
     ) -> Float[Array, "batch height width channels"]:
-        """Pixels without an activation."""
+        """Pixels before an activation."""
         height, width, channels = self.shape
-        stages = stages_of(self.shape, self.part)
-        vector = leaky(nn.Dense(2 * self.width, dtype=self.dtype, name="style")(code))
+        stages = upsampling_stages(self.shape, self.part)
+        vector = leaky_relu(nn.Dense(2 * self.width, dtype=self.dtype, name="style")(latents))
         height, width = height // 2**stages, width // 2**stages
         x = nn.Dense(height * width * self.width, dtype=self.dtype, name="start")(vector)
         x = x.reshape(len(x), height, width, self.width)
         modulate = lambda name: Modulation(self.modulation, self.axis_name, self.dtype, name=name)
         for k in range(stages):
             features = max(self.width // 2 ** max(k - 1, 0), 8)
-            x = enlarge(x) if k else x
+            x = upsample_nearest(x) if k else x
             if x.shape[-1] != features:
                 x = nn.Dense(features, use_bias=False, dtype=self.dtype, name=f"shortcut_{k}")(x)
             if words is not None and k < self.attention:
@@ -225,14 +234,18 @@ class ResidualPixels(nn.Module):
             jnp.concatenate([x, coordinate_channels(x)], axis=-1)
         )
         query = query.reshape(batch, height * width, features)
-        place = self.param(f"{name}_places", nn.initializers.normal(0.02), (height * width, features))
-        query = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(query + place[None].astype(query.dtype))
-        seen = MultiHeadAttention(self.heads, dtype=self.dtype, name=name)(query, words.values, words.mask)
-        return seen.reshape(x.shape)
+        positions = self.param(f"{name}_places", nn.initializers.normal(0.02), (height * width, features))
+        query = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(
+            query + positions[None].astype(query.dtype)
+        )
+        attended = MultiHeadAttention(self.heads, dtype=self.dtype, name=name)(
+            query, words.values, words.mask
+        )
+        return attended.reshape(x.shape)
 
 
 class ResidualGenerator(ResidualPixels):
-    """`ResidualPixels` of noise and a condition, in [-1, 1]."""
+    """`ResidualPixels` as a generator of images in [-1, 1]."""
 
     @nn.compact
     def __call__(
@@ -242,13 +255,15 @@ class ResidualGenerator(ResidualPixels):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        return jnp.tanh(self.paint(_start(noise, condition), condition.words, keys))
+        return jnp.tanh(self.to_pixels(concatenate_condition(noise, condition), condition.words, keys))
 
 
 class ConditioningAugmentation(nn.Module):
-    """A vector drawn around the condition's, ``mu(c) + sigma(c) e``, and ``KL(N(mu, sigma^2) || N(0, I))`` per
-    dimension ``[B]``, in nats (StackGAN, Zhang et al. 2017, arXiv:1612.03242, eq. 2). ``noise``: e; None takes the
-    mean."""
+    """Samples a vector ``mu(c) + sigma(c) e`` given the condition's c (StackGAN, Zhang et al. 2017, arXiv:1612.03242).
+
+    Returns the sample ``[B, features]`` and ``KL(N(mu, sigma^2) || N(0, I))`` (eq. 2) per dimension ``[B]``, in nats.
+    ``noise``: e, standard normal; None returns mu.
+    """
 
     features: int
 
@@ -256,13 +271,13 @@ class ConditioningAugmentation(nn.Module):
     def __call__(self, vector: Float[Array, "batch dim"], noise: Float[Array, "batch dim2"] | None):
         mean, log_variance = jnp.split(nn.Dense(2 * self.features, name="moments")(vector), 2, axis=-1)
         kl = -0.5 * (1.0 + log_variance - jnp.square(mean) - jnp.exp(log_variance)).mean(axis=-1)
-        drawn = mean if noise is None else mean + jnp.exp(0.5 * log_variance) * noise
-        return drawn, kl
+        sample = mean if noise is None else mean + jnp.exp(0.5 * log_variance) * noise
+        return sample, kl
 
 
-class Posterior(nn.Module):
-    """Of an image the mean and log-variance ``[B, features]`` of the noise that would make it (VAE-GAN, Larsen et al.
-    2016, arXiv:1512.09300). ``encoder``: of `nets.encoders`."""
+class NoisePosterior(nn.Module):
+    """The posterior of the noise given an image: mean and log-variance ``[B, features]`` (VAE-GAN, Larsen et al. 2016,
+    arXiv:1512.09300). ``encoder``: an image encoder of `nets.encoders`."""
 
     encoder: nn.Module
     features: int
@@ -273,7 +288,7 @@ class Posterior(nn.Module):
         self, images: Float[Array, "batch height width channels"], *, keys: ExampleKeys | None = None
     ) -> tuple[Float[Array, "batch features"], Float[Array, "batch features"]]:
         tokens = self.encoder(images, keys=keys).values.astype(jnp.float32)
-        x = leaky(nn.Dense(self.hidden, name="hidden")(tokens.reshape(len(tokens), -1)))
+        x = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.reshape(len(tokens), -1)))
         mean, log_variance = jnp.split(nn.Dense(2 * self.features, name="moments")(x), 2, axis=-1)
         return mean, log_variance
 
@@ -282,14 +297,14 @@ HEADS = ("projection", "concat", "none")
 
 
 class Critic(nn.Module):
-    """An image's tokens ``[B, N, D]`` and its condition ``[B, C]`` to ``[B, outputs]``.
+    """Scores an image's tokens ``[B, N, D]`` and a condition ``[B, C]``: ``[B, outputs]``, such as one logit.
 
-    "projection": ``w h + <V c, h> / sqrt(dim)`` of the pooled, activated tokens h (Miyato & Koyama 2018,
-    arXiv:1802.05637, eq. 3); "concat": the condition beside every token, one hidden layer, then all tokens to the
-    output (one-way output, DF-GAN, sec. 3.3); "none": "concat" without a condition.
+    ``kind``: "projection": ``w h + <V c, h> / sqrt(dim)`` of the pooled, activated tokens h (Miyato & Koyama 2018,
+    arXiv:1802.05637, eq. 3); "concat": the condition is concatenated to every token; one hidden
+    layer, then a dense layer over all tokens (one-way output, DF-GAN, sec. 3.3); "none": "concat" without a condition.
 
     Raises:
-      ValueError: an unknown kind, no condition where one is needed, or several outputs of "projection".
+      ValueError: an unknown kind, a missing or superfluous condition, or several outputs of "projection".
     """
 
     kind: str = "concat"
@@ -308,19 +323,19 @@ class Critic(nn.Module):
         if self.kind == "projection":
             if self.outputs != 1:
                 raise ValueError(f"projection has one output, not {self.outputs}: choose the head concat")
-            h = leaky(nn.Dense(self.hidden, name="hidden")(tokens.mean(axis=1)))
+            h = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.mean(axis=1)))
             match = h * nn.Dense(self.hidden, use_bias=False, name="condition")(vector)
             return nn.Dense(1, name="out")(h) + match.sum(axis=1, keepdims=True) / math.sqrt(self.hidden)
         if vector is not None:
-            beside = jnp.broadcast_to(vector[:, None, :], (*tokens.shape[:2], vector.shape[-1]))
-            tokens = jnp.concatenate([tokens, beside], axis=-1)
-        h = leaky(nn.Dense(self.hidden, name="hidden")(tokens))
+            repeated = jnp.broadcast_to(vector[:, None, :], (*tokens.shape[:2], vector.shape[-1]))
+            tokens = jnp.concatenate([tokens, repeated], axis=-1)
+        h = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens))
         return nn.Dense(self.outputs, name="out")(h.reshape(len(h), -1))
 
 
-class TextReader(nn.Module):
-    """Token ids to one vector of the sentence and one for each word. Without a ``pool`` the encoder's own makes the
-    sentence's."""
+class SentenceEncoder(nn.Module):
+    """Encodes token ids ``[B, L]`` as one vector per sentence and one per word. ``pool`` makes the sentence's vector of
+    the words'; None uses the pool of a pretrained ``encoder``."""
 
     encoder: nn.Module
     pool: nn.Module | None
@@ -333,8 +348,8 @@ class TextReader(nn.Module):
         return pool(words), words
 
 
-class Compared(NamedTuple):
-    """Unit vectors of a shared space."""
+class ContrastiveEmbeddings(NamedTuple):
+    """Unit vectors of an image and its condition in one space, for contrastive losses."""
 
     image: Float[Array, "batch dim"]
     condition: Float[Array, "batch dim"] | None
@@ -342,88 +357,154 @@ class Compared(NamedTuple):
     words: Float[Array, "batch length dim"] | None
 
 
-class Contrast(nn.Module):
-    """An image's tokens and its condition, as a whole and by regions and words, into one space."""
+class ContrastiveHead(nn.Module):
+    """Projects an image's tokens and its condition into one space."""
 
     features: int = 64
-    whole: bool = True
-    parts: bool = False
+    sentences: bool = True
+    """Whether the condition's vector is projected."""
+    words: bool = False
+    """Whether image tokens (regions) and words are projected."""
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "batch length dim"], condition: Condition) -> Compared:
+    def __call__(
+        self, tokens: Float[Array, "batch length dim"], condition: Condition
+    ) -> ContrastiveEmbeddings:
         project = lambda name, x: l2_normalize(
             nn.Dense(self.features, use_bias=False, name=name)(x.astype(jnp.float32))
         )
         image = project("image", tokens.mean(axis=1))
-        sentence = project("condition", condition.vector) if self.whole else None
-        if not self.parts:
-            return Compared(image, sentence, None, None)
-        return Compared(image, sentence, project("regions", tokens), project("words", condition.words.values))
+        sentence = project("condition", condition.vector) if self.sentences else None
+        if not self.words:
+            return ContrastiveEmbeddings(image, sentence, None, None)
+        regions, words = project("regions", tokens), project("words", condition.words.values)
+        return ContrastiveEmbeddings(image, sentence, regions, words)
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
-    """The kind and size of a generator."""
+    """The options that all generators have."""
 
-    name: Literal["residual", "objects", "dcgan", "mlp"] = "residual"
-    """Modulated residual blocks, objects that are drawn one by one and put in their places, transposed convolutions
-    with batch norm, or fully connected."""
     noise: int = 64
-    """Dimensions of the noise. Of "objects" each has as many as the background: three for its place and size, and those
-    left for its look."""
-    width: int = 64
-    """Channels: of "residual" at the smallest sizes, of "objects" for each one, of "dcgan" before the last layer, of
-    "mlp" in hidden layers."""
-    depth: int = 2
-    """Hidden layers ("mlp")."""
-    modulation: Literal["rms", "fusion", "batch_norm"] = "rms"
-    """How noise and condition reach the blocks ("residual"); see `Modulation`."""
-    attention: int = 2
-    """At how many sizes, the smallest first, places attend to the caption's words ("residual", with words)."""
-    heads: int = 4
-    """Heads of that attention, or of that among the objects."""
-    objects: int = 3
-    """How many objects an image is composed of at most ("objects")."""
+    """Dimensions of the noise."""
     conditioning: int = 0
-    """Dimensions of the sentence after conditioning augmentation; 0: the sentence as it is."""
+    """Dimensions of the condition's vector after conditioning augmentation (StackGAN); 0: no augmentation."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of activations and matmuls. Parameters and pixels are always float32."""
+    composes_objects: ClassVar[bool] = False
+    """Whether the generator first encodes the condition as `nets.objects.ObjectEmbeddings`."""
 
     def __post_init__(self):
-        for name, least in (
-            ("noise", 1),
-            ("width", 1),
-            ("depth", 1),
-            ("heads", 1),
-            ("attention", 0),
-            ("objects", 1),
-            ("conditioning", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"GeneratorConfig.{name} must be at least {least}, got {getattr(self, name)}"
-                )
-        if self.name == "objects" and (self.noise % (self.objects + 1) or self.width % self.heads):
-            raise ValueError(
-                f"GeneratorConfig of objects: noise ({self.noise}) must be a multiple of objects + 1"
-                f" ({self.objects + 1}), and width ({self.width}) one of heads ({self.heads})"
-            )
-        if self.name == "objects" and self.noise < PLACE * (self.objects + 1):
-            raise ValueError(
-                f"GeneratorConfig of {self.objects} objects: noise must be at least {PLACE * (self.objects + 1)},"
-                f" {PLACE} dimensions for each and the background, got {self.noise}"
-            )
+        check_at_least(self, 1, "noise")
+        check_at_least(self, 0, "conditioning")
+
+    def build(self, shape: tuple[int, int, int], axis_name: AxisName = None) -> nn.Module:
+        """The generator ``module(noise, condition, *, keys=None) -> images`` of ``shape`` (height, width, channels)."""
+        raise NotImplementedError
+
+    def build_posterior(self, encoder: nn.Module) -> nn.Module:
+        """The posterior of this generator's noise, on top of an image ``encoder``."""
+        return NoisePosterior(encoder, self.noise)
+
+    @property
+    def compute_dtype(self) -> Any:
+        """``dtype`` for modules; None is the dtype of inputs and parameters."""
+        return None if self.dtype == "float32" else jnp.dtype(self.dtype)
 
 
-def build_generator(config: GeneratorConfig, shape: tuple[int, int, int], axis_name: AxisName) -> nn.Module:
-    """``module(noise, condition, *, keys) -> images`` of ``shape`` (height, width, channels)."""
-    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-    if config.name == "mlp":
-        return MLPGenerator(shape, config.width, config.depth, dtype)
-    if config.name == "dcgan":
-        return DCGANGenerator(shape, config.width, axis_name, dtype)
-    if config.name == "objects":
-        return ObjectGenerator(shape, config.width, config.objects, config.heads, dtype=dtype)
-    return ResidualGenerator(
-        shape, config.width, config.modulation, config.attention, config.heads, axis_name, dtype
-    )
+@dataclasses.dataclass(frozen=True)
+class ResidualGeneratorConfig(GeneratorConfig):
+    """Residual blocks, modulated by noise and condition."""
+
+    name: ClassVar[str] = "residual"
+    width: int = 64
+    """Channels at the two smallest sizes."""
+    modulation: Literal["rms", "fusion", "batch_norm"] = "rms"
+    """How noise and condition modulate the blocks: after RMS normalisation, by deep fusion (DF-GAN), or by conditional
+    batch norm."""
+    attention: int = 2
+    """Number of sizes, the smallest first, at which positions attend to the caption's words (condition "words")."""
+    heads: int = 4
+    """Heads of that attention."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "width", "heads")
+        check_at_least(self, 0, "attention")
+
+    def build(self, shape, axis_name: AxisName = None) -> ResidualGenerator:
+        sizes = (self.width, self.modulation, self.attention, self.heads)
+        return ResidualGenerator(shape, *sizes, axis_name, self.compute_dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectGeneratorConfig(GeneratorConfig):
+    """Objects that are drawn one by one over a background of one colour."""
+
+    name: ClassVar[str] = "objects"
+    composes_objects: ClassVar[bool] = True
+    noise: int = 64
+    """Dimensions of the noise, split equally among the background and the objects: three numbers of an object's noise
+    are its position and size, the rest its appearance."""
+    width: int = 64
+    """Features of an object's embedding."""
+    objects: int = 3
+    """Number of objects that an image is composed of."""
+    heads: int = 4
+    """Heads of the attention among objects."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "width", "objects", "heads")
+        parts = self.objects + 1
+        if self.noise % parts or self.noise < BOX_SIZE * parts:
+            raise ValueError(
+                f"noise must be a multiple of objects + 1 ({parts}), at least {BOX_SIZE * parts}: {BOX_SIZE} dimensions"
+                f" for each object and for the background; got {self.noise}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+
+    def build(self, shape, axis_name: AxisName = None) -> ObjectGenerator:
+        return ObjectGenerator(shape, self.width, self.objects, self.heads, dtype=self.compute_dtype)
+
+    def build_posterior(self, encoder: nn.Module) -> ObjectPosterior:
+        return ObjectPosterior(encoder, self.noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class DCGANGeneratorConfig(GeneratorConfig):
+    """Transposed convolutions with batch norm (DCGAN)."""
+
+    name: ClassVar[str] = "dcgan"
+    width: int = 64
+    """Input channels of the last layer; each layer before it has twice as many."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "width")
+
+    def build(self, shape, axis_name: AxisName = None) -> DCGANGenerator:
+        return DCGANGenerator(shape, self.width, axis_name, self.compute_dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPGeneratorConfig(GeneratorConfig):
+    """Fully connected layers."""
+
+    name: ClassVar[str] = "mlp"
+    width: int = 64
+    """Features of a hidden layer."""
+    depth: int = 2
+    """Number of hidden layers."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "width", "depth")
+
+    def build(self, shape, axis_name: AxisName = None) -> MLPGenerator:
+        return MLPGenerator(shape, self.width, self.depth, self.compute_dtype)
+
+
+Generator = ResidualGeneratorConfig | ObjectGeneratorConfig | DCGANGeneratorConfig | MLPGeneratorConfig
+"""The generators, by name."""

@@ -1,8 +1,8 @@
-"""A generator that composes an image of objects: each is drawn by itself and put where the noise has it.
+"""A generator that composes an image of objects, each drawn on its own and placed where the noise says.
 
-Its words say what each object is (`Objects`), so that a new combination of known words is a new object of known parts;
-the noise says where it is, as the condition lets it (`Layout`). `ObjectPosterior` finds the noise of a real image by
-looking for each of them.
+The words of a condition say what each object is (`ObjectEncoder`), so that a new combination of known words is a new
+object of known parts. The noise says where it is, within what the condition allows (`Layout`). `ObjectPosterior` infers
+the noise of a real image by attending to each object.
 """
 
 from __future__ import annotations
@@ -19,41 +19,42 @@ from xmodal_jax.core.collectives import keep_rows
 from xmodal_jax.nets.transformer import MLP, TransformerBlock
 from xmodal_jax.types import Condition, ExampleKeys
 
-PLACE = 3
-"""Numbers that say where an object is: right, down, large."""
-BEYOND = 4
-"""Cells beyond either end of an object that count where it fades out: enough down to cells of a fifth of a pixel."""
+BOX_SIZE = 3
+"""Numbers of an object's box: horizontal and vertical position of its centre, and its size."""
+MARGIN = 4
+"""Cells beyond either end of an object that take part in its fading out: enough for cells of a fifth of a pixel."""
 
 
-def placing(
+def resampling_weights(
     centre: Float[Array, "*batch"], half: Float[Array, "*batch"], *, pixels: int, cells: int
 ) -> Float[Array, "*batch {pixels} {cells}"]:
-    r"""How much each of a row of ``pixels`` is of each of a row of ``cells``.
+    r"""Weights that resample a row of ``cells`` at ``centre`` of half width ``half`` to a row of ``pixels``.
 
-    The pixels share [0, 1], the cells ``[centre - half, centre + half]``. Linear interpolation between the middles of
-    cells, ``w_ij = t_ij / sum_k t_ik`` with ``t_ij = max(0, 1 - |x_i - c_j| / s)``: s is the distance of two cells, or
-    of two pixels where that is larger, so that shrinking does not alias. The sum over k has ``BEYOND`` more cells at
-    either end: well inside a row of weights adds up to 1, outside to 0, and between it falls off, smoothly in both
-    arguments, so that objects can learn their places. (The filter bank of DRAW, Gregor et al. 2015, arXiv:1502.04623,
-    eq. 19-26, with triangles in place of Gaussians.)
+    The pixels cover [0, 1], the cells ``[centre - half, centre + half]``. Linear interpolation between the middles of
+    cells: ``w_ij = t_ij / sum_k t_ik`` with ``t_ij = max(0, 1 - |x_i - c_j| / s)``. s is the distance of two cells, or
+    of two pixels where that is larger, so that shrinking does not alias. The sum over k has `MARGIN` more cells at
+    either end: a pixel's weights add up to 1 well inside of the object, to 0 outside, and fall off smoothly in between,
+    so that positions can be learned. (The filter bank of DRAW, Gregor et al. 2015, arXiv:1502.04623, eq. 19-26, with
+    triangles in place of Gaussians.)
     """
     middles = lambda low, high, axis: jnp.expand_dims(
         jnp.arange(low, high) + 0.5, [*range(centre.ndim), axis]
     )
     step = 2.0 * half[..., None, None] / cells
-    of = (centre - half)[..., None, None] + middles(-BEYOND, cells + BEYOND, -2) * step
+    cell_middles = (centre - half)[..., None, None] + middles(-MARGIN, cells + MARGIN, -2) * step
     spread = jnp.maximum(step, 1.0 / pixels)
-    near = jnp.maximum(1.0 - jnp.abs(middles(0, pixels, -1) / pixels - of) / spread, 0.0)
-    return near[..., BEYOND:-BEYOND] / (near.sum(axis=-1, keepdims=True) + 1e-6)
+    near = jnp.maximum(1.0 - jnp.abs(middles(0, pixels, -1) / pixels - cell_middles) / spread, 0.0)
+    return near[..., MARGIN:-MARGIN] / (near.sum(axis=-1, keepdims=True) + 1e-6)
 
 
 class SlotAttention(nn.Module):
     r"""Slots ``[B, K, D]`` compete for inputs ``[B, N, E]`` (Locatello et al. 2020, arXiv:2006.15055, algorithm 1).
 
-    Each round, with ``a = softmax`` over the slots of ``q(slots) k(inputs)^T / sqrt(D) + bias`` and its rows divided by
-    their sum, ``slots += o(a v(inputs))`` and ``slots += MLP(slots)``, each of a layer norm. As every input is shared
-    out among the slots, no two of them take the same ones. The slots are given, not drawn, and what is added takes the
-    GRU's place. Returns the slots and the last round's ``a`` ``[B, K, N]``, rows of which sum to 1.
+    In each round ``a`` is the softmax over the slots of ``q(slots) k(inputs)^T / sqrt(D) + bias``, with rows divided by
+    their sum; then ``slots += o(a v(inputs))`` and ``slots += MLP(slots)``, both after a layer norm. As each input is
+    divided among the slots, no two slots take the same inputs. Unlike in the paper the initial slots are an argument,
+    not random, and residual updates replace the GRU. Returns the slots and the last ``a`` ``[B, K, N]``, whose rows sum
+    to 1.
     """
 
     rounds: int = 3
@@ -76,33 +77,34 @@ class SlotAttention(nn.Module):
         for _ in range(self.rounds):
             logits = jnp.einsum("bkd,bld->bkl", query(norm_slots(slots)), key).astype(jnp.float32)
             logits = logits / math.sqrt(width)
-            share = jax.nn.softmax(logits if bias is None else logits + bias, axis=1)
+            attention = jax.nn.softmax(logits if bias is None else logits + bias, axis=1)
             if mask is not None:
-                share = share * mask[:, None, :]
-            share = share / (share.sum(axis=-1, keepdims=True) + 1e-3)
-            slots = slots + out(jnp.einsum("bkl,bld->bkd", share.astype(value.dtype), value))
+                attention = attention * mask[:, None, :]
+            attention = attention / (attention.sum(axis=-1, keepdims=True) + 1e-3)
+            slots = slots + out(jnp.einsum("bkl,bld->bkd", attention.astype(value.dtype), value))
             slots = keep_rows(slots + mlp(norm_mlp(slots)))
-        return slots, share
+        return slots, attention
 
 
-class Contents(NamedTuple):
-    """What a condition says of each of K objects."""
+class ObjectEmbeddings(NamedTuple):
+    """A condition as embeddings of K objects."""
 
-    looks: Float[Array, "batch count width"]
-    """What it is."""
-    roles: Float[Array, "batch count width"]
-    """Which of them it is, and how it stands to the others."""
-    share: Float[Array, "batch count length"] | None
-    """How much of what is said of it each word says; rows sum to 1. None: there are no words."""
+    appearance: Float[Array, "batch count width"]
+    """Decides how an object looks."""
+    role: Float[Array, "batch count width"]
+    """Decides where it is: which of the objects it is, and its relation to the others."""
+    attention: Float[Array, "batch count length"] | None
+    """Attention of an object to the words; rows sum to 1. None: there are no words."""
 
 
-class Objects(nn.Module):
-    """`Contents` of ``count`` objects, as the condition has it.
+class ObjectEncoder(nn.Module):
+    """Encodes a condition as `ObjectEmbeddings` of ``count`` objects.
 
-    With words the objects compete for them (`SlotAttention`), each at first for those near its own share of the
-    sentence: what is named first is the first object. ``window``: neighbours that a word is seen together with. What an
-    object looks like is made of its words alone, in the same way for all, so that none can learn not to be drawn;
-    which of them it is, and the whole sentence, only its role knows.
+    With words the objects compete for them (`SlotAttention`). Object k starts at the words around the k-th part of the
+    sentence, so that the first object is the one named first; ``nearness`` is the width of that prior, ``window`` the
+    number of neighbours that a word is convolved with. The appearance of an object depends on its words alone, by the
+    same function for all objects, so that none can learn not to be drawn. Only its role depends on its number and on
+    the whole sentence.
     """
 
     count: int
@@ -112,39 +114,40 @@ class Objects(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, condition: Condition, batch: int) -> Contents:
+    def __call__(self, condition: Condition, batch: int) -> ObjectEmbeddings:
         dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)
         norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
         start = self.param("start", nn.initializers.normal(1.0), (self.count, self.width))
-        roles = jnp.broadcast_to(start[None], (batch, self.count, self.width))
+        role = jnp.broadcast_to(start[None], (batch, self.count, self.width))
         if condition.vector is not None:
-            roles = roles + dense("vector")(condition.vector)[:, None]
+            role = role + dense("vector")(condition.vector)[:, None]
         if condition.words is None:
-            looks = norm("norm")(roles).astype(jnp.float32)
-            return Contents(looks, looks, None)
+            appearance = norm("norm")(role).astype(jnp.float32)
+            return ObjectEmbeddings(appearance, appearance, None)
         words, mask = condition.words
         if mask is None:
             mask = jnp.ones(words.shape[:2], bool)
         words = norm("norm_words")(words) * mask[..., None]
-        beside = nn.Conv(words.shape[-1], (self.window,), dtype=self.dtype, name="beside")(words)
-        words = words + nn.gelu(beside)
-        at = (jnp.cumsum(mask, axis=-1) - 0.5) / jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
-        own = (jnp.arange(self.count) + 0.5) / self.count
-        apart = (at[:, None, :] - own[None, :, None]) * self.count / self.nearness
-        read = SlotAttention(dtype=self.dtype, name="read")
-        roles, share = read(roles, words, mask, -0.5 * jnp.square(apart))
-        said = jnp.einsum("bkl,bld->bkd", share.astype(words.dtype), dense("said")(words))
-        said = said + MLP(2.0, self.dtype, name="mlp")(norm("norm_said")(said))
-        looks, roles = norm("norm")(said), norm("norm_roles")(roles)
-        return Contents(looks.astype(jnp.float32), roles.astype(jnp.float32), share)
+        neighbours = nn.Conv(words.shape[-1], (self.window,), dtype=self.dtype, name="beside")(words)
+        words = words + nn.gelu(neighbours)
+        word_at = (jnp.cumsum(mask, axis=-1) - 0.5) / jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
+        object_at = (jnp.arange(self.count) + 0.5) / self.count
+        distance = (word_at[:, None, :] - object_at[None, :, None]) * self.count / self.nearness
+        attend = SlotAttention(dtype=self.dtype, name="read")
+        role, attention = attend(role, words, mask, -0.5 * jnp.square(distance))
+        attended = jnp.einsum("bkl,bld->bkd", attention.astype(words.dtype), dense("said")(words))
+        attended = attended + MLP(2.0, self.dtype, name="mlp")(norm("norm_said")(attended))
+        appearance, role = norm("norm")(attended), norm("norm_roles")(role)
+        return ObjectEmbeddings(appearance.astype(jnp.float32), role.astype(jnp.float32), attention)
 
 
 class Layout(nn.Module):
-    r"""Where objects are, each given those before it.
+    r"""An autoregressive distribution of the boxes of objects.
 
-    ``place_k = mean_k + exp(log_scale_k) noise_k``, with mean and log-scale made of all objects ``[B, K, D]`` and of
-    ``place_1 ... place_{k-1}`` by causal self-attention: of standard normal noise a product of Gaussians (a masked
-    autoregressive flow of one layer, Papamakarios et al. 2017, arXiv:1705.07057, eq. 3).
+    ``box_k = mean_k + exp(log_scale_k) noise_k``. Mean and log-scale are functions of all objects ``[B, K, D]`` and of
+    ``box_1 ... box_{k-1}``, by causal self-attention. With standard normal noise the boxes are distributed as a product
+    of conditional Gaussians (a masked autoregressive flow of one layer, Papamakarios et al. 2017, arXiv:1705.07057,
+    eq. 3).
     """
 
     width: int
@@ -157,38 +160,38 @@ class Layout(nn.Module):
         self.after = TransformerBlock(self.heads, causal=True, dtype=self.dtype)
         self.norm = nn.LayerNorm(dtype=self.dtype)
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
-        self.moments = nn.Dense(2 * PLACE, kernel_init=small)
+        self.moments = nn.Dense(2 * BOX_SIZE, kernel_init=small)
 
-    def expected(
-        self, objects: Float[Array, "batch count dim"], places: Float[Array, "batch count 3"]
+    def moments_of(
+        self, objects: Float[Array, "batch count dim"], boxes: Float[Array, "batch count 3"]
     ) -> tuple[Float[Array, "batch count 3"], Float[Array, "batch count 3"]]:
-        """Mean and log-scale of each place, given those before it."""
-        return self._after(self.among(objects), places)
+        """Mean and log-scale of each box, given the boxes before it."""
+        return self._next(self.among(objects), boxes)
 
     def __call__(
         self, objects: Float[Array, "batch count dim"], noise: Float[Array, "batch count 3"]
     ) -> Float[Array, "batch count 3"]:
-        """The places that the noise makes."""
-        objects, places = self.among(objects), jnp.zeros_like(noise)
+        """The boxes that the noise is mapped to."""
+        objects, boxes = self.among(objects), jnp.zeros_like(noise)
         for k in range(noise.shape[1]):
-            mean, log_scale = self._after(objects, places)
-            places = places.at[:, k].set(mean[:, k] + jnp.exp(log_scale[:, k]) * noise[:, k])
-        return places
+            mean, log_scale = self._next(objects, boxes)
+            boxes = boxes.at[:, k].set(mean[:, k] + jnp.exp(log_scale[:, k]) * noise[:, k])
+        return boxes
 
-    def _after(self, objects, places):
-        before = self.before(jnp.pad(places[:, :-1], [(0, 0), (1, 0), (0, 0)]))
-        x = self.norm(self.after(objects + before.astype(objects.dtype)))
+    def _next(self, objects, boxes):
+        previous = self.before(jnp.pad(boxes[:, :-1], [(0, 0), (1, 0), (0, 0)]))
+        x = self.norm(self.after(objects + previous.astype(objects.dtype)))
         mean, log_scale = jnp.split(self.moments(x.astype(jnp.float32)), 2, axis=-1)
-        return mean, 2.0 * jnp.tanh(0.5 * log_scale)  # no scale runs away
+        return mean, 2.0 * jnp.tanh(0.5 * log_scale)  # bounded, as an unbounded scale diverges
 
 
 class ObjectGenerator(nn.Module):
-    r"""Objects over a background of one colour.
+    r"""Draws objects over a background of one colour.
 
-    The noise is split into as many equal parts as there are objects, and one for the background, which comes first.
-    Object k is a square of ``cells`` by ``cells`` colours and opacities, each a mixture of ``planes``, both made of
-    what it is, and of what of its noise is left over by its place: the first `PLACE` dimensions, from which `Layout`
-    makes its centre and size. Each is resampled into the image (`placing`) and covers those before it:
+    The noise is split into equal parts, one for the background, which comes first, and one for each object. The first
+    `BOX_SIZE` numbers of an object's part become its centre and size (`Layout`); the rest changes its appearance. An
+    object is a square of ``cells`` by ``cells`` colours and opacities, each a mixture of ``planes``, made of its
+    appearance alone. Each object is resampled into the image (`resampling_weights`) and covers those before it:
     ``image = (1 - opacity_k) image + opacity_k colour_k``, after AIR (Eslami et al. 2016, arXiv:1603.08575) and GIRAFFE
     (Niemeyer & Geiger 2021, arXiv:2011.12100).
     """
@@ -204,7 +207,7 @@ class ObjectGenerator(nn.Module):
 
     def setup(self):
         dense = lambda features: nn.Dense(features, dtype=self.dtype)
-        self.content = Objects(self.objects, self.width, dtype=self.dtype)
+        self.content = ObjectEncoder(self.objects, self.width, dtype=self.dtype)
         self.layout = Layout(self.width, self.heads, dtype=self.dtype)
         self.variety = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
         self.look = [dense(self.hidden) for _ in range(2)]
@@ -212,82 +215,90 @@ class ObjectGenerator(nn.Module):
         self.mix = dense((self.planes + 1) * (self.shape[-1] + 1))
         self.background = [dense(self.width), dense(self.shape[-1])]
 
-    def contents(self, condition: Condition, batch: int) -> Contents:
-        """What the objects of ``batch`` images are."""
+    def encode_condition(self, condition: Condition, batch: int) -> ObjectEmbeddings:
+        """The objects of ``batch`` images."""
         return self.content(condition, batch)
 
-    def expected(
-        self, contents: Contents, found: Float[Array, "batch noise"]
+    def prior_moments(
+        self, objects: ObjectEmbeddings, boxes_and_noise: Float[Array, "batch noise"]
     ) -> tuple[Float[Array, "batch noise"], Float[Array, "batch noise"]]:
-        """Mean and log-scale of where objects are, given those before them in ``found``; of all else 0.
+        """Mean and log-scale of each object's box given the boxes before it, and 0 for all other noise.
 
-        ``found`` is laid out as the noise is, with places where that has their noise, so that the noise of what is
-        found is ``(found - mean) exp(-log_scale)``.
+        ``boxes_and_noise`` has the layout of the noise, but with an object's box where the noise has the box's noise.
+        The noise that the generator maps to it is ``(boxes_and_noise - mean) exp(-log_scale)``.
         """
-        _, own = self._split(found)
-        moments = self.layout.expected(contents.looks + contents.roles, own[..., :PLACE])
-        fill = lambda x: jnp.pad(x, [(0, 0), (1, 0), (0, own.shape[-1] - PLACE)]).reshape(found.shape)
+        _, of_objects = self._split(boxes_and_noise)
+        moments = self.layout.moments_of(objects.appearance + objects.role, of_objects[..., :BOX_SIZE])
+        fill = lambda x: jnp.pad(x, [(0, 0), (1, 0), (0, of_objects.shape[-1] - BOX_SIZE)]).reshape(
+            boxes_and_noise.shape
+        )
         return fill(moments[0]), fill(moments[1])
 
     def __call__(
         self,
         noise: Float[Array, "batch noise"],
-        condition: Condition | Contents,
+        condition: Condition | ObjectEmbeddings,
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        contents = condition if isinstance(condition, Contents) else self.content(condition, len(noise))
-        behind, own = self._split(noise)
-        looks = contents.looks
-        if own.shape[-1] > PLACE:
-            looks = looks + self.variety(own[..., PLACE:]).astype(looks.dtype)
-        rows, columns = self._places(contents, own)
-        drawn = jnp.einsum("bkip,bkpqc,bkjq->bkijc", rows, self._draw(looks), columns)
-        color = nn.sigmoid(self.background[1](nn.gelu(self.background[0](behind))).astype(jnp.float32))
+        encoded = isinstance(condition, ObjectEmbeddings)
+        objects = condition if encoded else self.content(condition, len(noise))
+        background_noise, object_noise = self._split(noise)
+        appearance = objects.appearance
+        if object_noise.shape[-1] > BOX_SIZE:
+            appearance = appearance + self.variety(object_noise[..., BOX_SIZE:]).astype(appearance.dtype)
+        rows, columns = self._resampling(objects, object_noise)
+        layers = jnp.einsum("bkip,bkpqc,bkjq->bkijc", rows, self._draw(appearance), columns)
+        hidden = nn.gelu(self.background[0](background_noise))
+        color = nn.sigmoid(self.background[1](hidden).astype(jnp.float32))
         image = color[:, None, None, :]
         for k in range(self.objects):
-            image = image * (1.0 - drawn[:, k, ..., -1:]) + drawn[:, k, ..., :-1]
+            image = image * (1.0 - layers[:, k, ..., -1:]) + layers[:, k, ..., :-1]
         return keep_rows(2.0 * image - 1.0)
 
     def _split(self, noise):
-        """The background's and the objects'."""
-        behind, *own = jnp.split(noise, self.objects + 1, axis=-1)
-        return behind, jnp.stack(own, axis=1)
+        """The background's noise ``[B, Z]``, and the objects' ``[B, K, Z]``."""
+        background, *objects = jnp.split(noise, self.objects + 1, axis=-1)
+        return background, jnp.stack(objects, axis=1)
 
-    def _places(self, contents, own):
-        """How each object's rows and columns lie on the image's."""
-        at = bound(self.layout(contents.looks + contents.roles, own[..., :PLACE]))
-        centre, half = 0.5 + 0.5 * at[..., :2], 0.3 / math.sqrt(self.objects) * jnp.exp(0.5 * at[..., 2])
+    def _resampling(self, objects, object_noise):
+        """Weights of every object's rows and columns in those of the image."""
+        box = bound(self.layout(objects.appearance + objects.role, object_noise[..., :BOX_SIZE]))
+        centre, half = 0.5 + 0.5 * box[..., :2], 0.3 / math.sqrt(self.objects) * jnp.exp(0.5 * box[..., 2])
         height, width, _ = self.shape
-        rows = placing(centre[..., 1], half, pixels=height, cells=self.cells)
-        return rows, placing(centre[..., 0], half, pixels=width, cells=self.cells)
+        rows = resampling_weights(centre[..., 1], half, pixels=height, cells=self.cells)
+        return rows, resampling_weights(centre[..., 0], half, pixels=width, cells=self.cells)
 
-    def _draw(self, looks) -> Float[Array, "batch count cells cells channels"]:
-        """Each object's colours times its opacity, and its opacity."""
-        h = looks
+    def _draw(self, appearance) -> Float[Array, "batch count cells cells channels"]:
+        """Each object's colours, multiplied by its opacity, and its opacity."""
+        h = appearance
         for layer in self.look:
             h = keep_rows(nn.leaky_relu(layer(h), 0.2))
         planes = self.plane(h).reshape(*h.shape[:2], self.cells**2, self.planes)
         planes = jnp.concatenate([planes, jnp.ones_like(planes[..., :1])], axis=-1)
-        mix = self.mix(looks).reshape(*h.shape[:2], self.planes + 1, self.shape[-1] + 1)
+        mix = self.mix(appearance).reshape(*h.shape[:2], self.planes + 1, self.shape[-1] + 1)
         values = (planes @ mix).astype(jnp.float32)
-        # At first a disc: what is drawn has an inside, and with it a place.
-        across = jnp.square((jnp.arange(self.cells) + 0.5) / self.cells * 2.0 - 1.0)
-        disc = 3.0 * (0.7 - jnp.sqrt(across[:, None] + across[None, :])).reshape(1, 1, -1, 1)
+        # Objects start as discs: something with an inside, whose position has a gradient.
+        squares = jnp.square((jnp.arange(self.cells) + 0.5) / self.cells * 2.0 - 1.0)
+        disc = 3.0 * (0.7 - jnp.sqrt(squares[:, None] + squares[None, :])).reshape(1, 1, -1, 1)
         opacity = nn.sigmoid(values[..., -1:] + disc)
-        drawn = jnp.concatenate([nn.sigmoid(values[..., :-1]) * opacity, opacity], axis=-1)
-        return drawn.reshape(*h.shape[:2], self.cells, self.cells, -1)
+        layers = jnp.concatenate([nn.sigmoid(values[..., :-1]) * opacity, opacity], axis=-1)
+        return layers.reshape(*h.shape[:2], self.cells, self.cells, -1)
 
 
 def bound(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """``x / sqrt(1 + x^2)``, in (-1, 1): its slope falls slower than tanh's, so that what lies at the border can be
-    moved."""
+    """``x / sqrt(1 + x^2)``, in (-1, 1). Its slope falls more slowly than that of tanh, so that an object at the border
+    of the image can still move."""
     return x / jnp.sqrt(1.0 + jnp.square(x))
 
 
-def grid(count: int, height: int, width: int) -> Float[Array, "count 2"]:
-    """Middles (right, down) in [-1, 1] of the cells, row by row, of the grid of ``count`` cells nearest to square on an
-    image. Raises ``ValueError``: there is no such grid."""
+def token_positions(count: int, height: int, width: int) -> Float[Array, "count 2"]:
+    """Positions (right, down) in [-1, 1] of the tokens of an image: the middles, row by row, of the grid of ``count``
+    cells that are nearest to squares.
+
+    Raises:
+      ValueError: there is no such grid.
+    """
     rows = max(round(math.sqrt(count * height / width)), 1)
     if count % rows:
         raise ValueError(f"{count} tokens of an image of {height} x {width} are no grid: use another encoder")
@@ -296,34 +307,35 @@ def grid(count: int, height: int, width: int) -> Float[Array, "count 2"]:
     return jnp.stack([right.ravel(), down.ravel()], axis=-1)
 
 
-def grounding(
-    share: Float[Array, "batch count length"], attended: Float[Array, "batch length places"]
+def grounding_logits(
+    attention: Float[Array, "batch count length"], word_attention: Float[Array, "batch length places"]
 ) -> Float[Array, "batch count places"]:
-    r"""Where objects are, by where their words are seen: logits over N places.
+    r"""Where objects are, as logits over N image tokens, from where a captioner attends for their words.
 
-    ``log(N a_kn + 0.1)`` with ``a_k = sum_l w_kl attended_l / sum_l w_kl`` and ``w_kl = share_kl sum_n attended_ln
-    log(N attended_ln)``: a word counts by the nats that its row (which sums to 1) is away from anywhere, so that words
-    like "of" do not.
+    ``attention`` w: of objects to words; ``word_attention`` a: of words to image tokens, with rows that sum to 1. The
+    logits are ``log(N m_kn + 0.1)`` with the mean ``m_k = sum_l v_kl a_l / sum_l v_kl`` and the weights ``v_kl = w_kl
+    sum_n a_ln log(N a_ln)``: a word counts by the nats that its attention is away from uniform, so that words like "of"
+    do not count.
     """
-    count = attended.shape[-1]
-    nats = (attended * jnp.log(count * attended + 1e-6)).sum(axis=-1)
-    weight = share * (nats[:, None, :] + 1e-3)
-    mean = jnp.einsum("bkl,bln->bkn", weight / weight.sum(axis=-1, keepdims=True), attended)
+    count = word_attention.shape[-1]
+    nats = (word_attention * jnp.log(count * word_attention + 1e-6)).sum(axis=-1)
+    weight = attention * (nats[:, None, :] + 1e-3)
+    mean = jnp.einsum("bkl,bln->bkn", weight / weight.sum(axis=-1, keepdims=True), word_attention)
     return jnp.log(count * mean + 0.1)
 
 
 class ObjectPosterior(nn.Module):
-    """Of an image mean and log-variance ``[B, features]`` of what an `ObjectGenerator` would make it of: laid out as
-    its noise, with the objects' places where that has their noise (`ObjectGenerator.expected`).
+    """The posterior of an `ObjectGenerator`'s noise given an image: mean and log-variance ``[B, features]``.
 
-    Its objects, and what is none of them, compete for the image's tokens (`SlotAttention`, after SAVi, Kipf et al.
-    2022, arXiv:2111.12594): ``encoder``'s, of `nets.encoders`, and others that are known of the image, ``seen``. An
-    object's place starts from the middle of what it looks at (as in invariant slot attention, Biza et al. 2023,
-    arXiv:2302.04973, sec. 3), and where it is ``attended``, how much each word is seen in each of ``seen``, it looks
-    there (`grounding`).
+    They have the layout of the noise, but with the objects' boxes where the noise has the boxes' noise; see
+    `ObjectGenerator.prior_moments`. The objects, and the background, compete for the image's tokens (`SlotAttention`,
+    after SAVi, Kipf et al. 2022, arXiv:2111.12594): those of ``encoder`` (of `nets.encoders`), and ``tokens`` of a
+    frozen network. The mean of an object's box starts at the centre of its attention (as in invariant slot attention,
+    Biza et al. 2023, arXiv:2302.04973, sec. 3). ``word_attention``, the attention of each word to each of ``tokens``,
+    guides it (`grounding_logits`).
 
     Raises:
-      ValueError: tokens are no grid.
+      ValueError: the tokens are no grid.
     """
 
     encoder: nn.Module
@@ -333,32 +345,39 @@ class ObjectPosterior(nn.Module):
     def __call__(
         self,
         images: Float[Array, "batch height width channels"],
-        contents: Contents,
-        seen: Float[Array, "batch places seen"] | None = None,
-        attended: Float[Array, "batch length places"] | None = None,
+        objects: ObjectEmbeddings,
+        tokens: Float[Array, "batch places dim"] | None = None,
+        word_attention: Float[Array, "batch length places"] | None = None,
         *,
         keys: ExampleKeys | None = None,
     ) -> tuple[Float[Array, "batch features"], Float[Array, "batch features"]]:
         small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
-        tokens = self.encoder(images, keys=keys).values.astype(jnp.float32)
-        middles = grid(tokens.shape[1], *images.shape[1:3])
-        if seen is not None:
-            tokens = jnp.concatenate([tokens, nn.Dense(tokens.shape[-1], name="sight")(seen)], axis=1)
-            middles = jnp.concatenate([middles, grid(seen.shape[1], *images.shape[1:3])])
+        inputs = self.encoder(images, keys=keys).values.astype(jnp.float32)
+        positions = token_positions(inputs.shape[1], *images.shape[1:3])
+        if tokens is not None:
+            inputs = jnp.concatenate([inputs, nn.Dense(inputs.shape[-1], name="sight")(tokens)], axis=1)
+            positions = jnp.concatenate([positions, token_positions(tokens.shape[1], *images.shape[1:3])])
         bias = None
-        if attended is not None and contents.share is not None:
-            there = grounding(contents.share, attended) * self.param("trust", nn.initializers.ones, ())
-            # The encoder's own tokens lie as those do, or are free.
-            own = tokens.shape[1] - there.shape[2]
-            own = there if own == there.shape[2] else jnp.zeros((*there.shape[:2], own))
-            bias = jnp.pad(jnp.concatenate([own, there], axis=2), [(0, 0), (1, 0), (0, 0)])
-        start = jnp.pad(contents.looks, [(0, 0), (1, 0), (0, 0)])
-        start = nn.Dense(start.shape[-1], name="start")(start)
-        x, share = SlotAttention(name="find")(start, tokens, None, bias)
+        if word_attention is not None and objects.attention is not None:
+            trust = self.param("trust", nn.initializers.ones, ())
+            bias = self._attention_bias(grounding_logits(objects.attention, word_attention) * trust, inputs)
+        slots = jnp.pad(objects.appearance, [(0, 0), (1, 0), (0, 0)])
+        slots = nn.Dense(slots.shape[-1], name="start")(slots)
+        x, attention = SlotAttention(name="find")(slots, inputs, None, bias)
         x = nn.LayerNorm(name="norm")(x)
         moments = nn.Dense(2 * self.features // x.shape[1], kernel_init=small, name="moments")(x)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
-        middle = jnp.einsum("bkl,lc->bkc", share, middles)
-        start_at = middle / jnp.sqrt(1.0 - 0.9 * jnp.square(middle))  # bound's inverse, or nearly
-        mean = mean.at[..., :2].add(start_at)
-        return mean.reshape(len(x), -1), log_variance.reshape(len(x), -1) - 2.0  # of little doubt at first
+        centre = jnp.einsum("bkl,lc->bkc", attention, positions)
+        mean = mean.at[..., :2].add(
+            centre / jnp.sqrt(1.0 - 0.9 * jnp.square(centre))
+        )  # about bound's inverse
+        return mean.reshape(len(x), -1), log_variance.reshape(len(x), -1) - 2.0  # a small variance at first
+
+    @staticmethod
+    def _attention_bias(logits, inputs):
+        """``logits`` for the tokens of the frozen network, and for those of the encoder if their number is equal (they
+        then have the same positions), else 0; a row of 0 for the background."""
+        encoder_tokens = inputs.shape[1] - logits.shape[2]
+        same_grid = encoder_tokens == logits.shape[2]
+        first = logits if same_grid else jnp.zeros((*logits.shape[:2], encoder_tokens))
+        return jnp.pad(jnp.concatenate([first, logits], axis=2), [(0, 0), (1, 0), (0, 0)])

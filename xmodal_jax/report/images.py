@@ -1,4 +1,4 @@
-"""What the reports of experiments that draw pictures show."""
+"""Tables and files of generated images, for the reports of experiments."""
 
 from __future__ import annotations
 
@@ -9,45 +9,93 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.evaluation.images import Artist
+from xmodal_jax.data.source import read_fields
+from xmodal_jax.evaluation.image_judge import JudgeReport
+from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator
+from xmodal_jax.evaluation.text import ReferenceTexts
+from xmodal_jax.report import figures
 from xmodal_jax.report.page import Report, png
-from xmodal_jax.train.run import write_atomic
+from xmodal_jax.train.run import Run, write_atomic
 
-DIARY = 64
-"""Captions that are drawn again and again."""
+HISTORY_CAPTIONS = 64
+"""Number of captions that a `SampleHistory` generates images for."""
 TRUNCATIONS = (0.3, 0.6, 1.0, 1.4)
+"""Factors of the noise in the table of truncations."""
 
 
-class Diary:
-    """Pictures of the same captions with the same noise, drawn as training goes on and kept as PNG files."""
+CURVES = (
+    *("train/d_loss", "train/g_loss", "train/g_reconstruction"),
+    *("validation/factor_accuracy", "validation/kid"),
+)
+"""Metrics in the figure of curves."""
+IMAGE_FILES = 200
+"""Number of images that `add_images` writes as files, real and generated."""
 
-    def __init__(self, folder: Path, artist: Artist, asked: dict[str, np.ndarray], *, seed: int):
-        self.folder, self.artist = folder, artist
-        self.asked = {name: values[:DIARY] for name, values in asked.items()}
-        self.noise = artist.draw_noise(len(next(iter(self.asked.values()))), seed)
-        self.pages: list[np.ndarray] = []
+
+class SampleHistory:
+    """Images of the same captions and the same noise, generated as training goes on and written as PNG files."""
+
+    def __init__(
+        self, folder: Path, generator: ImageGenerator, conditions: dict[str, np.ndarray], *, seed: int
+    ):
+        """``folder``: where the files go. ``conditions``: of a split, of which the first ones are used."""
+        self.folder, self.generator = folder, generator
+        self.conditions = {name: values[:HISTORY_CAPTIONS] for name, values in conditions.items()}
+        self.noise = generator.sample_noise(len(next(iter(self.conditions.values()))), seed)
+        self.samples: list[np.ndarray] = []
+        """uint8 ``[N, H, W, C]`` of each time."""
 
     def add(self, params: Any) -> None:
-        """One more page."""
-        self.pages.append(self.artist(params, self.asked, self.noise))
-        write_atomic(self.folder / f"{len(self.pages):03d}.png", png(sheet(self.pages[-1], columns=8)))
+        """Generates images with the parameters of now, and writes them as the next file."""
+        self.samples.append(self.generator(params, self.conditions, self.noise))
+        path = self.folder / f"{len(self.samples):03d}.png"
+        write_atomic(path, png(tile_images(self.samples[-1], columns=8)))
 
 
-def sheet(images: np.ndarray, *, columns: int) -> np.ndarray:
-    """Pictures ``[N, H, W, C]`` as one, in rows of ``columns``; the last row is filled up with black."""
+def add_images(
+    report: Report,
+    run: Run,
+    generate: SplitImageGenerator,
+    params: Any,
+    test: ReferenceTexts,
+    images: np.ndarray,
+    judge: JudgeReport,
+    history: SampleHistory,
+) -> None:
+    """The images of a GAN's test split, in the report and as files in the run's folder, and the curves of training.
+
+    Args:
+      images: uint8 ``[N, H, W, C]``, one for each caption of ``test``, which ``generate`` has made with ``params``.
+      judge: captions these images.
+      history: samples during training.
+    """
+    texts, conditions = test.texts, generate.conditions["test"]
+    real = read_fields(test.source, ("image",))["image"]
+    samples = [images, *(generate(params, "test", k) for k in range(1, 4))]
+    add_samples(report, "Samples", texts, real, samples, judge.captions(images))
+    add_history(report, history, texts)
+    add_interpolations(report, generate.generator, params, conditions, texts, seed=generate.seed)
+    report.add_figure("Training curves", figures.curves(run.read_metrics(), CURVES))
+    write_images(run.path / "generated", images[:IMAGE_FILES], texts[:IMAGE_FILES])
+    write_images(run.path / "real", real[:IMAGE_FILES], texts[:IMAGE_FILES])
+    write_comparison(run.path / "grid.png", real, images)
+
+
+def tile_images(images: np.ndarray, *, columns: int) -> np.ndarray:
+    """Images ``[N, H, W, C]`` as one image with ``columns`` in a row; black where the last row has none."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
-    filled = np.zeros((rows * columns, height, width, channels), images.dtype)
-    filled[:count] = images
+    padded = np.zeros((rows * columns, height, width, channels), images.dtype)
+    padded[:count] = images
     return (
-        filled.reshape(rows, columns, height, width, channels)
+        padded.reshape(rows, columns, height, width, channels)
         .swapaxes(1, 2)
         .reshape(rows * height, columns * width, channels)
     )
 
 
-def write_pictures(folder: Path, images: np.ndarray, captions: Sequence[str]) -> None:
-    """Pictures as PNG files with a ``metadata.jsonl``: a data set of its own, which `experiments/rate.py` takes."""
+def write_images(folder: Path, images: np.ndarray, captions: Sequence[str]) -> None:
+    """Writes images as PNG files with a ``metadata.jsonl``: a folder data set, as `experiments/rate.py` takes it."""
     lines = []
     for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
         write_atomic(folder / f"{k:05d}.png", png(image))
@@ -55,81 +103,87 @@ def write_pictures(folder: Path, images: np.ndarray, captions: Sequence[str]) ->
     write_atomic(folder / "metadata.jsonl", "".join(lines))
 
 
-def write_grid(path: Path, real: np.ndarray, drawn: np.ndarray, *, columns: int = 12, bands: int = 2) -> None:
-    """Pictures of a split, each above what was drawn for its caption, as one PNG file."""
+def write_comparison(
+    path: Path, real: np.ndarray, generated: np.ndarray, *, columns: int = 12, bands: int = 2
+) -> None:
+    """Writes a PNG file with ``bands`` rows of real images, each above a row of those generated for their captions."""
     columns = min(columns, len(real))
     starts = [k for k in range(0, bands * columns, columns) if k + columns <= len(real)]
-    rows = [part[k : k + columns] for k in starts for part in (real, drawn)]
-    write_atomic(path, png(sheet(np.concatenate(rows), columns=columns)))
+    rows = [images[k : k + columns] for k in starts for images in (real, generated)]
+    write_atomic(path, png(tile_images(np.concatenate(rows), columns=columns)))
 
 
-def add_pairs(
+def add_samples(
     report: Report,
     title: str,
     captions: Sequence[str],
     real: np.ndarray,
-    drawn: Sequence[np.ndarray],
-    said: Sequence[str] | None,
+    generated: Sequence[np.ndarray],
+    judge_captions: Sequence[str] | None,
     count: int = 24,
 ) -> None:
-    """A table of captions, the split's own picture, several drawn for it, and what the judge reads off the first."""
-    columns = ["asked for", "real", *["drawn"] * len(drawn)] + ["read off the first"] * (said is not None)
+    """A table of captions, real images, several generated ones, and the judge's captions of the first of these."""
+    columns = ["caption", "real", *["generated"] * len(generated)]
+    columns += ["judge's caption of the first"] * (judge_captions is not None)
     body = [
-        [captions[k], real[k], *(each[k] for each in drawn)] + ([said[k]] if said is not None else [])
+        [captions[k], real[k], *(images[k] for images in generated)]
+        + ([judge_captions[k]] if judge_captions is not None else [])
         for k in range(min(count, len(real)))
     ]
     report.add_table(title, columns, body)
 
 
-def add_progress(report: Report, diary: Diary, captions: Sequence[str], count: int = 6) -> None:
-    """The pages of a diary, a row per caption."""
-    if not diary.pages:
+def add_history(report: Report, history: SampleHistory, captions: Sequence[str], count: int = 6) -> None:
+    """A table of images of the same captions and noise, at up to 8 times of the training."""
+    if not history.samples:
         return
-    chosen = np.unique(np.linspace(0, len(diary.pages) - 1, min(8, len(diary.pages))).astype(int))
-    body = [[captions[k], *(diary.pages[p][k] for p in chosen)] for k in range(min(count, len(captions)))]
+    times = np.unique(np.linspace(0, len(history.samples) - 1, min(8, len(history.samples))).astype(int))
+    body = [[captions[k], *(history.samples[t][k] for t in times)] for k in range(min(count, len(captions)))]
     report.add_table(
-        "Along training", ["asked for", *(f"evaluation {p + 1}" for p in chosen)], body,
+        "Samples during training", ["caption", *(f"evaluation {t + 1}" for t in times)], body,
         note="The same noise each time.",
     )  # fmt: skip
 
 
 def add_interpolations(
     report: Report,
-    artist: Artist,
+    generator: ImageGenerator,
     params: Any,
-    asked: dict[str, np.ndarray],
+    conditions: dict[str, np.ndarray],
     captions: Sequence[str],
     *,
     seed: int,
 ) -> None:
-    """From one noise to another under one caption (along the sphere), from one caption to the next under one noise, and
-    how the noise's size matters."""
+    """Tables of spherical interpolations of the noise, of interpolations between captions, and of truncations."""
     steps = 8
-    pick = lambda k, n: {name: np.repeat(values[k : k + 1], n, axis=0) for name, values in asked.items()}
+    repeat = lambda k, n: {
+        name: np.repeat(values[k : k + 1], n, axis=0) for name, values in conditions.items()
+    }
     body = []
     for k in range(min(4, len(captions))):
-        a, b = artist.draw_noise(2, seed + k)
-        body.append([captions[k], *artist(params, pick(k, steps), slerp(a, b, steps))])
-    report.add_table("From one noise to another", ["asked for", *[""] * steps], body)
+        a, b = generator.sample_noise(2, seed + k)
+        body.append([captions[k], *generator(params, repeat(k, steps), slerp(a, b, steps))])
+    report.add_table("Interpolation of the noise", ["caption", *[""] * steps], body)
     body = []
     for k in range(min(4, len(captions) - 1)):
-        there = {f"toward_{name}": v for name, v in pick(k + 1, steps).items() if name != "index"}
+        targets = {f"toward_{name}": v for name, v in repeat(k + 1, steps).items() if name != "index"}
         blend = {"blend": np.linspace(0.0, 1.0, steps, dtype=np.float32)}
-        noise = np.repeat(artist.draw_noise(1, seed + k), steps, axis=0)
-        body.append([captions[k], *artist(params, pick(k, steps) | there | blend, noise), captions[k + 1]])
+        noise = np.repeat(generator.sample_noise(1, seed + k), steps, axis=0)
+        images = generator(params, repeat(k, steps) | targets | blend, noise)
+        body.append([captions[k], *images, captions[k + 1]])
     if body:
-        report.add_table("From one caption to another", ["from", *[""] * steps, "to"], body)
+        report.add_table("Interpolation of captions", ["from", *[""] * steps, "to"], body)
     body = []
     for k in range(min(4, len(captions))):
-        noise = artist.draw_noise(2, seed + k)
-        scaled = np.concatenate([size * noise for size in TRUNCATIONS])
-        body.append([captions[k], *artist(params, pick(k, len(scaled)), scaled)])
-    names = [f"noise × {size}" for size in TRUNCATIONS for _ in range(2)]
-    report.add_table("Truncation", ["asked for", *names], body)
+        noise = generator.sample_noise(2, seed + k)
+        scaled = np.concatenate([factor * noise for factor in TRUNCATIONS])
+        body.append([captions[k], *generator(params, repeat(k, len(scaled)), scaled)])
+    names = [f"noise × {factor}" for factor in TRUNCATIONS for _ in range(2)]
+    report.add_table("Truncation", ["caption", *names], body)
 
 
 def slerp(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
-    """``[steps, D]`` from a to b along the great circle, with the length in between (Shoemake 1985)."""
+    """Spherical interpolation ``[steps, D]`` from a to b, with interpolated length (Shoemake 1985)."""
     unit = lambda x: x / np.linalg.norm(x)
     angle = np.arccos(np.clip(unit(a) @ unit(b), -1.0, 1.0))
     t = np.linspace(0.0, 1.0, steps)[:, None]

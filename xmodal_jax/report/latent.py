@@ -18,7 +18,7 @@ from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.metrics.coherence import coherence_matrix
 from xmodal_jax.models.vae.modalities import ModalityConfigs, Vocabulary, preprocess
 from xmodal_jax.report import figures
-from xmodal_jax.report.images import sheet
+from xmodal_jax.report.images import tile_images
 from xmodal_jax.report.page import Audio, Report, png
 from xmodal_jax.train.run import write_atomic
 
@@ -155,7 +155,7 @@ def add_translations(
         cells = [
             renderer.cell(m, each, k) for k in range(count) for each in (real, *generated) for m in images
         ]
-        write_atomic(folder / "any_to_any.png", png(sheet(_pad_images(cells), columns=len(images))))
+        write_atomic(folder / "any_to_any.png", png(tile_images(_pad_images(cells), columns=len(images))))
 
 
 def _pad_images(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -217,7 +217,7 @@ def add_traversals(
     report.add_table(f"Traversals ({name})", ["", *(f"{x:+.1f} sd" for x in offsets)], rows, note=note)
     if images:
         cells = np.stack([renderer.cell(name, generated, k) for k in range(len(varied))])
-        write_atomic(folder / "traversals.png", png(sheet(cells, columns=steps)))
+        write_atomic(folder / "traversals.png", png(tile_images(cells, columns=steps)))
 
 
 def add_map(

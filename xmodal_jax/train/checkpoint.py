@@ -22,6 +22,10 @@ from jax.experimental import multihost_utils
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.models import lora
+from xmodal_jax.pretrained.files import read_header, write_safetensors
+
+FROZEN_FILE = "frozen.safetensors"
+"""Beside the checkpoints: the parameters of frozen networks, which all of a run's checkpoints share."""
 
 
 class CheckpointMismatch(ValueError):
@@ -84,6 +88,14 @@ class Checkpoints:
             self.wait()
             self._best.save(step, args=_args(state, {**metadata, "best_value": value}))
         return True
+
+    def save_frozen(self, frozen: Any) -> None:
+        """Writes the parameters of frozen networks beside the checkpoints, once for all of them. Their `describe` must
+        be the ``metadata["frozen"]`` of every checkpoint."""
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            arrays = ((name, np.asarray(leaf)) for name, leaf in trees.flat(frozen).items())
+            write_safetensors(self.directory / FROZEN_FILE, arrays)
 
     def restore(self, abstract: Any, *, best: bool = False) -> tuple[Any, dict] | None:
         """The newest (or best) readable checkpoint as ``(state, metadata)``; None where there is none.
@@ -193,6 +205,7 @@ def restore_run(
         both = read_state(folder, "params")["params"]
         variables = read_state(folder, "variables")["variables"] if "variables" in held else {}
         params = {**both, "variables": variables} | ({"generator": params} if name == "ema" else {})
+    frozen = _read_frozen(folder.parent.parent, metadata)
     seeds = metadata.get("seeds", [])
     if len(seeds) > 1:
         if seed not in seeds:
@@ -202,7 +215,23 @@ def restore_run(
         raise ValueError(f"{folder} holds the seed {seeds}, not {seed}")
     if lora.NAME in params:
         params = lora.adapt(*lora.split(params), lora.LoRA(**metadata["config"]["lora"]))
+    if frozen is not None:
+        params = {**params, "frozen": frozen}
     return RestoredCheckpoint(params, metadata, int(folder.name))
+
+
+def _read_frozen(directory: pathlib.Path, metadata: dict) -> dict[str, Any] | None:
+    """The parameters of frozen networks of a checkpoint with this metadata, verified; None where it has none."""
+    if not metadata.get("frozen"):
+        return None
+    path = directory / FROZEN_FILE
+    arrays = {name: jnp.asarray(entry.read()) for name, entry in read_header(path).items()}
+    frozen = trees.nested(arrays)
+    if describe(frozen) != metadata["frozen"]:
+        raise ValueError(
+            f"{path} holds other bits than were written: it is damaged, or belongs to another run"
+        )
+    return frozen
 
 
 def newest_checkpoint(directory: pathlib.Path | str, *, best: bool = False) -> pathlib.Path:

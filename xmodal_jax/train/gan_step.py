@@ -1,4 +1,4 @@
-"""One training step of two players, generator and discriminator; the same for one device, a named axis and a mesh."""
+"""One training step of a GAN, the same for one device, a named axis and a mesh."""
 
 from __future__ import annotations
 
@@ -17,57 +17,51 @@ from xmodal_jax.train.optim import Optimizer, learning_rate_schedule, make_optim
 from xmodal_jax.train.step import Training, check_params
 from xmodal_jax.types import GAN, Batch, Key, Params
 
+ADAM = Optimizer(
+    name="adam", learning_rate=1e-4, b1=0.0, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class GANOptimizer:
-    """An optimizer for each player."""
+    """The optimizers of generator and discriminator."""
 
-    discriminator: Optimizer = Optimizer(
-        name="adam", learning_rate=4e-4, b1=0.0, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0
-    )
-    """Of the discriminator."""
-    generator: Optimizer = Optimizer(
-        name="adam",
-        learning_rate=1e-4,
-        b1=0.0,
-        b2=0.9,
-        schedule="constant",
-        clip_norm=None,
-        warmup=0.0,
-        ema=0.999,
-    )
-    """Of the generator. ``ema``: images are drawn with the average of its parameters."""
+    discriminator: Optimizer = dataclasses.replace(ADAM, learning_rate=4e-4)
+    """Optimizer of the discriminator."""
+    generator: Optimizer = dataclasses.replace(ADAM, ema=0.999)
+    """Optimizer of the generator. ``ema``: images are generated with the moving average of its parameters."""
     pretrain_fraction: float = 0.0
-    """Share of all steps, the first ones, in which the generator learns alone what needs no opponent: to rebuild
-    images. The discriminator waits, and its schedule with it."""
+    """Fraction of all steps, at the start, in which the generator is trained without the discriminator, to reconstruct
+    images. The discriminator's schedule begins after them."""
 
     def __post_init__(self):
         if not 0.0 <= self.pretrain_fraction < 1.0:
             raise ValueError(
-                f"pretrain_fraction is a share of the steps, 0 to below 1, got {self.pretrain_fraction}"
+                f"pretrain_fraction is a fraction of the steps, 0 to below 1, got {self.pretrain_fraction}"
             )
-        for name, one in self.each.items():
-            if one.accumulate != 1:
-                raise ValueError(f"{name}.accumulate must be 1: two players take turns on whole batches")
+        for name, optimizer in self.by_network.items():
+            if optimizer.accumulate != 1:
+                raise ValueError(f"{name}.accumulate must be 1: the networks take turns on whole batches")
         if self.discriminator.ema is not None:
-            raise ValueError("discriminator.ema must be None: images are drawn by the generator")
+            raise ValueError("discriminator.ema must be None: only the generator is evaluated")
 
     @property
-    def each(self) -> dict[str, Optimizer]:
-        """By the names of `types.GAN`."""
+    def by_network(self) -> dict[str, Optimizer]:
+        """The optimizers by the names of `types.GAN`."""
         return {"discriminator": self.discriminator, "generator": self.generator}
 
 
 class GANState(NamedTuple):
-    """All that changes while two players train."""
+    """All that changes while a GAN trains."""
 
     step: Int[Array, ""]
     params: dict[str, Params]
     """``discriminator`` and ``generator``."""
     opt_state: dict[str, Any]
     ema: Params | None
-    """Exponential average of the generator's parameters, or None."""
+    """Exponential moving average of the generator's parameters, or None."""
     variables: dict[str, Any]
+    """See `types.GAN`."""
     key: Key
     """The seed's key; a step draws from ``fold_in(key, step)``. It never changes."""
 
@@ -79,19 +73,19 @@ def make_init(
     *,
     params: Params | None = None,
 ) -> Callable:
-    """``init(seed_key, batch) -> GANState``; ``params`` of both players to start from, in place of the method's own."""
-    given = params
+    """``init(seed_key, batch) -> GANState``; ``params`` of both networks replace those of ``gan.init``."""
+    initial_params = params
 
     def init(key: Key, batch: Batch) -> GANState:
         params, variables = gan.init(fold_in_name(key, "init"), batch)
-        if given is not None:
-            params = check_params(given, params)
-        average = None
+        if initial_params is not None:
+            params = check_params(initial_params, params)
+        ema = None
         if optimizer.generator.ema is not None:
-            average = jax.tree.map(jnp.copy, params["generator"])
+            ema = jax.tree.map(jnp.copy, params["generator"])
         opt_state = {name: tx[name].init(params[name]) for name in tx}
-        own = fold_in_name(key, "train")
-        return GANState(jnp.zeros((), jnp.int32), params, opt_state, average, variables, own)
+        train_key = fold_in_name(key, "train")
+        return GANState(jnp.zeros((), jnp.int32), params, opt_state, ema, variables, train_key)
 
     return init
 
@@ -103,70 +97,8 @@ def make_step(
     *,
     axis_name: str | None = None,
 ) -> Callable:
-    """``step(state, batch) -> (state, metrics)``: ``gan.d_steps`` steps of the discriminator, one of the generator.
-
-    The discriminator's n-th step sees the rows of the batch that are n modulo their number, a whole batch each; the
-    generator's the last ones. With one step each, both players see the same generated images, which are made once.
-
-    ``metrics`` holds the method's scalars over the global batch, those of the discriminator as means over its steps,
-    ``loss`` (the discriminator's), ``<player>_grad_norm`` before clipping, and ``finite``: a flag for the losses, then
-    one for each gradient leaf in the order of the state's parameters.
-    """
-
-    def discriminate(carry, part, made, key, step):
-        params, opt_state, variables = dict(carry[0]), dict(carry[1]), carry[2]
-        grad_fn = jax.value_and_grad(gan.d_loss, has_aux=True)
-        # What the discriminator is shown is data to it: no gradient reaches the generator from here.
-        shown = jax.lax.stop_gradient(made)
-        (loss, (aux, variables)), grads = grad_fn(
-            params["discriminator"], variables, part, shown, key, step, axis_name=axis_name
-        )
-        loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
-        _update(tx, "discriminator", grads, params, opt_state)
-        params["discriminator"] = gan.constrain(params["discriminator"])
-        finite = jnp.concatenate([jnp.isfinite(loss)[None], trees.finite_leaves(grads)])
-        metrics = {"loss": loss, **aux, "discriminator_grad_norm": trees.global_norm(grads)}
-        return (params, opt_state, variables), (metrics, finite)
-
-    def step(state: GANState, batch: Batch) -> tuple[GANState, dict[str, Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-        carry = (state.params, state.opt_state, state.variables)
-
-        def generate(generator, variables, part, key):
-            return gan.generate(generator, variables, part, key, axis_name=axis_name)
-
-        if gan.d_steps == 1:
-            last, own = batch, key
-            made, pull, variables = jax.vjp(
-                lambda p: generate(p, state.variables, batch, key), state.params["generator"], has_aux=True
-            )
-            carry, (metrics, d_finite) = discriminate((*carry[:2], variables), batch, made, key, state.step)
-        else:
-            parts = jax.tree.map(lambda x: _parts(x, gan.d_steps), batch)
-            keys = jax.random.split(fold_in_name(key, "turns"), gan.d_steps)
-
-            def turn(carry, x):
-                part, key = x
-                made, variables = generate(carry[0]["generator"], carry[2], part, key)
-                return discriminate((*carry[:2], variables), part, made, key, state.step)
-
-            carry, (metrics, d_finite) = jax.lax.scan(turn, carry, (parts, keys))
-            metrics, d_finite = jax.tree.map(lambda x: x.mean(axis=0), metrics), d_finite.all(axis=0)
-            last, own = jax.tree.map(lambda x: x[-1], parts), fold_in_name(key, "generator")
-            made, pull, variables = jax.vjp(
-                lambda p: generate(p, carry[2], last, own), carry[0]["generator"], has_aux=True
-            )
-            carry = (*carry[:2], variables)
-        params, opt_state, variables = carry
-        (loss, aux), shown = jax.value_and_grad(gan.g_loss, has_aux=True)(
-            made, params["discriminator"], variables, last, fold_in_name(own, "persuade"), axis_name=axis_name
-        )
-        (grads,) = pull(shown)
-        loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
-        metrics |= {**aux, "finite": d_finite.at[0].set(d_finite[0] & jnp.isfinite(loss))}
-        return _learn(tx, optimizer, state, grads, params, opt_state, variables, metrics)
-
-    return step
+    """``step(state, batch, frozen=None) -> (state, metrics)``: `GANStep.train_both`."""
+    return GANStep(gan, tx, optimizer, axis_name).train_both
 
 
 def make_pretrain_step(
@@ -176,50 +108,155 @@ def make_pretrain_step(
     *,
     axis_name: str | None = None,
 ) -> Callable:
-    """``step(state, batch) -> (state, metrics)`` as `make_step`'s, in which the generator learns alone
-    (`types.GAN.pretrain_generator`), of the same rows; ``loss`` is its own."""
+    """``step(state, batch, frozen=None) -> (state, metrics)``: `GANStep.pretrain_generator`."""
+    return GANStep(gan, tx, optimizer, axis_name).pretrain_generator
 
-    def step(state: GANState, batch: Batch) -> tuple[GANState, dict[str, Array]]:
+
+class NetworkStates(NamedTuple):
+    """The part of `GANState` that a single network's step changes."""
+
+    params: dict[str, Params]
+    opt_state: dict[str, Any]
+    variables: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GANStep:
+    """The training steps of a GAN. ``frozen``: parameters of frozen networks, `types.GAN.frozen`."""
+
+    gan: GAN
+    tx: Mapping[str, optax.GradientTransformation]
+    optimizer: GANOptimizer
+    axis_name: str | None = None
+
+    def train_both(
+        self, state: GANState, batch: Batch, frozen: Params | None = None
+    ) -> tuple[GANState, dict[str, Array]]:
+        """``gan.d_steps`` steps of the discriminator, then one of the generator.
+
+        The discriminator's n-th step takes the examples of the batch that are n modulo the number of its steps; the
+        generator's takes those of the last one. With one step of each, both take the same generated images.
+
+        ``metrics`` holds the method's scalars over the global batch (the discriminator's are means over its steps),
+        ``loss`` (the discriminator's), ``discriminator_grad_norm`` and ``generator_grad_norm`` before clipping, and
+        ``finite``: a flag for the losses, then one for each gradient leaf in the order of the state's parameters.
+        """
         key = jax.random.fold_in(state.key, state.step)
-        part = batch if gan.d_steps == 1 else jax.tree.map(lambda x: _parts(x, gan.d_steps)[-1], batch)
-        (loss, (aux, variables)), grads = jax.value_and_grad(gan.pretrain_generator, has_aux=True)(
-            state.params["generator"], state.variables, part, key, axis_name=axis_name
+        states = NetworkStates(state.params, state.opt_state, state.variables)
+        if self.gan.d_steps == 1:
+            last, last_key = batch, key
+            generated, pullback, states = self._generate_with_pullback(states, batch, key, frozen)
+            states, (metrics, d_finite) = self._step_discriminator(
+                states, batch, generated, key, state.step, frozen
+            )
+        else:
+            states, metrics, d_finite = self._step_discriminator_often(states, batch, key, state.step, frozen)
+            last = jax.tree.map(lambda x: _split(x, self.gan.d_steps)[-1], batch)
+            last_key = fold_in_name(key, "generator")
+            generated, pullback, states = self._generate_with_pullback(states, last, last_key, frozen)
+        loss_fn = jax.value_and_grad(self.gan.g_loss, has_aux=True)
+        loss_key, options = fold_in_name(last_key, "persuade"), self._options(frozen)
+        discriminator = states.params["discriminator"]
+        (loss, aux), slope = loss_fn(generated, discriminator, states.variables, last, loss_key, **options)
+        (grads,) = pullback(slope)
+        loss, aux, grads = collectives.psum((loss, aux, grads), self.axis_name)
+        metrics |= {**aux, "finite": d_finite.at[0].set(d_finite[0] & jnp.isfinite(loss))}
+        return self._step_generator(state, states, grads, metrics)
+
+    def pretrain_generator(
+        self, state: GANState, batch: Batch, frozen: Params | None = None
+    ) -> tuple[GANState, dict[str, Array]]:
+        """A step of the generator alone, by `types.GAN.pretrain_generator`, on the examples of `train_both`; ``loss``
+        is the generator's."""
+        key = jax.random.fold_in(state.key, state.step)
+        count = self.gan.d_steps
+        part = batch if count == 1 else jax.tree.map(lambda x: _split(x, count)[-1], batch)
+        loss_fn = jax.value_and_grad(self.gan.pretrain_generator, has_aux=True)
+        (loss, (aux, variables)), grads = loss_fn(
+            state.params["generator"], state.variables, part, key, **self._options(frozen)
         )
-        loss, aux, grads = collectives.psum((loss, aux, grads), axis_name)
-        waiting = jnp.ones(len(jax.tree.leaves(state.params["discriminator"])), bool)
-        metrics = {**aux, "loss": loss, "finite": jnp.concatenate([jnp.isfinite(loss)[None], waiting])}
-        params, opt_state = dict(state.params), dict(state.opt_state)
-        return _learn(tx, optimizer, state, grads, params, opt_state, variables, metrics)
+        loss, aux, grads = collectives.psum((loss, aux, grads), self.axis_name)
+        d_finite = jnp.ones(len(jax.tree.leaves(state.params["discriminator"])), bool)
+        metrics = {**aux, "loss": loss, "finite": jnp.concatenate([jnp.isfinite(loss)[None], d_finite])}
+        states = NetworkStates(dict(state.params), dict(state.opt_state), variables)
+        return self._step_generator(state, states, grads, metrics)
 
-    return step
+    def _generate(self, generator, variables, batch, key, frozen):
+        return self.gan.generate(generator, variables, batch, key, **self._options(frozen))
+
+    def _options(self, frozen: Params | None) -> dict[str, Any]:
+        """The keyword arguments of the method's functions; those without frozen networks need not take ``frozen``."""
+        return dict(axis_name=self.axis_name) | ({} if frozen is None else {"frozen": frozen})
+
+    def _generate_with_pullback(self, states: NetworkStates, batch, key, frozen):
+        """Generated examples, and the function that pulls a gradient by them back to the generator's parameters."""
+        generated, pullback, variables = jax.vjp(
+            lambda p: self._generate(p, states.variables, batch, key, frozen),
+            states.params["generator"],
+            has_aux=True,
+        )
+        return generated, pullback, states._replace(variables=variables)
+
+    def _step_discriminator(self, states: NetworkStates, batch, generated, key, step, frozen):
+        """One step of the discriminator; ``(states, (metrics, finite))``."""
+        params, opt_state = dict(states.params), dict(states.opt_state)
+        loss_fn = jax.value_and_grad(self.gan.d_loss, has_aux=True)
+        # The generator gets no gradient of the discriminator's loss.
+        generated = jax.lax.stop_gradient(generated)
+        (loss, (aux, variables)), grads = loss_fn(
+            params["discriminator"], states.variables, batch, generated, key, step, **self._options(frozen)
+        )
+        loss, aux, grads = collectives.psum((loss, aux, grads), self.axis_name)
+        self._update("discriminator", grads, params, opt_state)
+        params["discriminator"] = self.gan.constrain(params["discriminator"])
+        finite = jnp.concatenate([jnp.isfinite(loss)[None], trees.finite_leaves(grads)])
+        metrics = {"loss": loss, **aux, "discriminator_grad_norm": trees.global_norm(grads)}
+        return NetworkStates(params, opt_state, variables), (metrics, finite)
+
+    def _step_discriminator_often(self, states: NetworkStates, batch, key, step, frozen):
+        """``gan.d_steps`` steps of the discriminator, each on its own part of the batch."""
+        count = self.gan.d_steps
+        parts = jax.tree.map(lambda x: _split(x, count), batch)
+        keys = jax.random.split(fold_in_name(key, "turns"), count)
+
+        def one_step(states, x):
+            part, key = x
+            generated, variables = self._generate(
+                states.params["generator"], states.variables, part, key, frozen
+            )
+            states = states._replace(variables=variables)
+            return self._step_discriminator(states, part, generated, key, step, frozen)
+
+        states, (metrics, finite) = jax.lax.scan(one_step, states, (parts, keys))
+        return states, jax.tree.map(lambda x: x.mean(axis=0), metrics), finite.all(axis=0)
+
+    def _step_generator(self, state: GANState, states: NetworkStates, grads, metrics):
+        """The update of the generator and of its average, the last of a step."""
+        params, opt_state = dict(states.params), dict(states.opt_state)
+        self._update("generator", grads, params, opt_state)
+        ema = state.ema
+        if ema is not None:
+            # Debiased: equal to a weighted mean of the steps so far, without the initial parameters.
+            decay = self.optimizer.generator.ema
+            rate = (1.0 - decay) / (1.0 - decay ** (1.0 + state.step))
+            ema = trees.update_ema(ema, params["generator"], 1.0 - rate)
+        finite = jnp.concatenate([metrics["finite"], trees.finite_leaves(grads)])
+        metrics = {**metrics, "generator_grad_norm": trees.global_norm(grads), "finite": finite}
+        return GANState(state.step + 1, params, opt_state, ema, states.variables, state.key), metrics
+
+    def _update(self, name: str, grads, params, opt_state) -> None:
+        """Updates ``params[name]`` and ``opt_state[name]`` in place."""
+        updates, opt_state[name] = self.tx[name].update(grads, opt_state[name], params[name])
+        params[name] = optax.apply_updates(params[name], updates)
 
 
-def _update(tx, name: str, grads, params, opt_state) -> None:
-    updates, opt_state[name] = tx[name].update(grads, opt_state[name], params[name])
-    params[name] = optax.apply_updates(params[name], updates)
-
-
-def _learn(tx, optimizer: GANOptimizer, state: GANState, grads, params, opt_state, variables, metrics):
-    """The generator's step, the last of a round."""
-    _update(tx, "generator", grads, params, opt_state)
-    average = state.ema
-    if average is not None:
-        # The average without the weight of the start: as if divided by 1 - decay^steps.
-        decay = optimizer.generator.ema
-        rate = (1.0 - decay) / (1.0 - decay ** (1.0 + state.step))
-        average = trees.update_ema(average, params["generator"], 1.0 - rate)
-    finite = jnp.concatenate([metrics["finite"], trees.finite_leaves(grads)])
-    metrics = {**metrics, "generator_grad_norm": trees.global_norm(grads), "finite": finite}
-    return GANState(state.step + 1, params, opt_state, average, variables, state.key), metrics
-
-
-def _parts(x, count: int):
-    """``[count, rows / count, ...]``: part n is the rows that are n modulo their number, on any number of devices."""
+def _split(x, count: int):
+    """``[count, B / count, ...]``: part n has the examples that are n modulo ``count``, on any number of devices."""
     return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
 
 def eval_params(state: GANState) -> Params:
-    """What `types.GAN.predict` takes: the generator's average where one is kept, and the variables."""
+    """What `types.GAN.predict` takes (without ``frozen``), with the average of the generator where one is kept."""
     generator = state.params["generator"] if state.ema is None else state.ema
     return {
         "discriminator": state.params["discriminator"],
@@ -230,25 +267,26 @@ def eval_params(state: GANState) -> Params:
 
 def make_training(gan: GAN, optimizer: GANOptimizer, steps: int, *, params: Params | None = None) -> Training:
     """What `train.loop.fit` needs to train ``gan`` for ``steps`` steps."""
-    rehearsals = int(optimizer.pretrain_fraction * steps)
-    if rehearsals and gan.pretrain_generator is None:
+    pretrain_steps = int(optimizer.pretrain_fraction * steps)
+    if pretrain_steps and gan.pretrain_generator is None:
         raise ValueError(
-            "optimizer.pretrain_fraction needs images that are rebuilt: set model.reconstruction_weight"
+            "optimizer.pretrain_fraction trains the generator to reconstruct images: choose model.reconstruction"
         )
-    waits = {"discriminator": rehearsals, "generator": 0}
-    tx = {name: make_optimizer(one, steps - waits[name]) for name, one in optimizer.each.items()}
+    starts = {"discriminator": pretrain_steps, "generator": 0}
+    tx = {name: make_optimizer(one, steps - starts[name]) for name, one in optimizer.by_network.items()}
 
-    def rate(name, one):
-        schedule = learning_rate_schedule(one, steps - waits[name])
-        return lambda step: schedule(jnp.maximum(step - waits[name], 0))
+    def schedule_of(name, one):
+        schedule = learning_rate_schedule(one, steps - starts[name])
+        return lambda step: schedule(jnp.maximum(step - starts[name], 0))
 
     return Training(
         make_init(gan, tx, optimizer, params=params),
         lambda axis: make_step(gan, tx, optimizer, axis_name=axis),
-        {f"{name}_learning_rate": rate(name, one) for name, one in optimizer.each.items()},
+        {f"{name}_learning_rate": schedule_of(name, one) for name, one in optimizer.by_network.items()},
         eval_params,
-        rehearsals,
+        pretrain_steps,
         lambda axis: make_pretrain_step(gan, tx, optimizer, axis_name=axis),
         gan.load_pretrained,
         lambda params: params["generator"],
+        frozen=gan.frozen,
     )

@@ -18,11 +18,11 @@ from xmodal_jax.core.runtime import Timer, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.train import gan_step
-from xmodal_jax.train.checkpoint import Checkpoints
+from xmodal_jax.train.checkpoint import CheckpointMismatch, Checkpoints, describe
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import BatchFeed
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.parallel import Engine, make_engine
+from xmodal_jax.train.parallel import Engine, Resident, make_engine
 from xmodal_jax.train.preemption import termination
 from xmodal_jax.train.run import Run, stack_scores, to_json
 from xmodal_jax.train.step import Training, describe_non_finite, make_training
@@ -52,11 +52,13 @@ class TrainingResult(NamedTuple):
     """The seeds that were dropped because a loss or a gradient became non-finite (``config.on_divergence``)."""
     resumed: int = 0
     """The step of the checkpoint that training went on from; 0 if it began anew."""
+    frozen: Any = None
+    """Parameters of frozen networks, on the devices; None: there are none."""
 
     @property
     def params(self) -> list[Any]:
         """The parameters to evaluate, of each of ``seeds``: their exponential moving average where there is one."""
-        params = eval_params_by_seed(self.state, self.engine, self.training)
+        params = eval_params_by_seed(self.state, self.engine, self.training, self.frozen)
         all_seeds = sorted(self.seeds + self.diverged)
         return [p for p, seed in zip(params, all_seeds, strict=True) if seed in self.seeds]
 
@@ -149,6 +151,7 @@ class TrainingLoop:
             ).run
         self._checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
         self._feed = BatchFeed(loader, self.engine, config)
+        self._resident = Resident(self._feed.resident, self.engine.put_frozen(training.frozen))
         example = numeric_fields(loader.example())
         self._example = example
         shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
@@ -158,6 +161,7 @@ class TrainingLoop:
             "seeds": self.seeds,
             "shapes": shapes,
             "encoders": [slot._asdict() for slot in method.encoders] if isinstance(method, Method) else [],
+            "frozen": None if training.frozen is None else describe(training.frozen),
         }
         self.state: Any = None
         self.step = self.start = 0
@@ -176,6 +180,8 @@ class TrainingLoop:
         if self.config.resume:
             with self.timer("restore"):
                 self._restore(keys)
+        if self.training.frozen is not None:
+            self._checkpoints.save_frozen(self.training.frozen)
         self.run.truncate_metrics(self.start)
         if self.state is None:
             with self.timer("train"):
@@ -202,6 +208,11 @@ class TrainingLoop:
             self.run.print("no checkpoint to resume from: starting at step 0")
             return
         state, metadata = restored
+        if metadata.get("frozen") != self._metadata["frozen"]:
+            raise CheckpointMismatch(
+                "the checkpoint was trained with other frozen networks (a captioner, a pretrained encoder): give the "
+                "same ones, or start anew with another --run-dir"
+            )
         self.state = self.engine.put_state(state)
         self.step = self.start = metadata["step"]
         self.diverged += metadata.get("diverged", [])  # checkpoints of earlier versions have none
@@ -218,10 +229,10 @@ class TrainingLoop:
             xs = self._feed.next(self.step, self._steps_per_dispatch)
         with self.timer("train"):
             if self.step == self.start and self.engine.seeds:
-                check_memory(self.engine, self.state, self._feed.resident, xs)
+                check_memory(self.engine, self.state, self._resident, xs)
             initial = self.step < self.training.initial_steps
             run_steps = self._run_initial if initial else self.engine.run
-            self.state, metrics = run_steps(self.state, self._feed.resident, xs)
+            self.state, metrics = run_steps(self.state, self._resident, xs)
             # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
             loss = self._read_metrics()
         self.step += self._steps_per_dispatch
@@ -287,9 +298,8 @@ class TrainingLoop:
         with self.timer("train"):
             self._read_metrics()
         with self.timer("evaluation"):
-            by_seed = zip(
-                self.seeds, eval_params_by_seed(self.state, self.engine, self.training), strict=True
-            )
+            params = eval_params_by_seed(self.state, self.engine, self.training, self._resident.frozen)
+            by_seed = zip(self.seeds, params, strict=True)
             scores = stack_scores(
                 [self._evaluate(params) for seed, params in by_seed if seed not in self.diverged]
             )
@@ -353,8 +363,9 @@ class TrainingLoop:
         """The outcome, as `fit` returns it."""
         seeds = [seed for seed in self.seeds if seed not in self.diverged]
         return TrainingResult(
-            self.state, self.engine, self.step, self.training, seeds, self.diverged, self.start
-        )
+            self.state, self.engine, self.step, self.training, seeds, self.diverged, self.start,
+            self._resident.frozen,
+        )  # fmt: skip
 
 
 def load_pretrained_params(state: Any, engine: Engine, training: Training, example: Any) -> Any:
@@ -372,12 +383,16 @@ def load_pretrained_params(state: Any, engine: Engine, training: Training, examp
     return engine.put_state(drawn._replace(params=params, ema=ema))
 
 
-def eval_params_by_seed(state: Any, engine: Engine, training: Training) -> list[Any]:
-    """The parameters to evaluate, of each seed."""
+def eval_params_by_seed(state: Any, engine: Engine, training: Training, frozen: Any = None) -> list[Any]:
+    """The parameters to evaluate, of each seed, with those of ``frozen`` networks (on the devices) if there are any."""
     params = training.eval_params(engine.fetch(state))
-    if engine.seeds is None:
-        return [params]
-    return [jax.tree.map(lambda x: x[k], params) for k in range(engine.seeds)]  # noqa: B023
+    by_seed = [params]
+    if engine.seeds is not None:
+        by_seed = [jax.tree.map(lambda x: x[k], params) for k in range(engine.seeds)]  # noqa: B023
+    if frozen is None:
+        return by_seed
+    frozen = engine.fetch(frozen)
+    return [{**each, "frozen": frozen} for each in by_seed]
 
 
 def tabulate(schedules: Mapping[str, Callable], steps: int) -> dict[str, np.ndarray]:

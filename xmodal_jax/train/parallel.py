@@ -31,6 +31,15 @@ MAX_VMAPPED_SIZE = 2**18
 """On the CPU, seeds whose state has more elements than this train one after the other inside the step."""
 
 
+class Resident(NamedTuple):
+    """What every step reads and none changes, on the devices."""
+
+    data: Any = None
+    """A whole data set (see ``Engine.put_resident``); None: batches come from the host."""
+    frozen: Any = None
+    """Parameters of frozen networks (see ``Engine.put_frozen``); None: there are none."""
+
+
 class Engine(NamedTuple):
     """The programs of a training in one mode: initialisation, steps, and how state and batches get to the devices."""
 
@@ -45,8 +54,8 @@ class Engine(NamedTuple):
     """``init(seed_key, batch) -> state``, on the devices; with seeds ``seed_key`` is a key array ``[N]``."""
     run: Callable[[Any, Any, Any], tuple[Any, Any]]
     """``run(state, resident, xs) -> (state, metrics)``: the K steps whose inputs ``xs`` holds along its first axis (see
-    `draw_batch`), in one program. The state is donated. The arrays of ``metrics`` have shape ``[K, ...]``, with seeds
-    ``[K, N, ...]``."""
+    `draw_batch`), in one program. ``resident``: a `Resident`, or None for an empty one. The state is donated. The
+    arrays of ``metrics`` have shape ``[K, ...]``, with seeds ``[K, N, ...]``."""
     needed_memory: Callable[[Any, Any, Any], int]
     """``needed_memory(state, resident, xs) -> bytes`` that each device needs for ``run``, from the compiled program."""
     put: Callable[[Any], Any]
@@ -54,6 +63,8 @@ class Engine(NamedTuple):
     from the host to the devices."""
     put_resident: Callable[[Any], Any]
     """Copies a whole data set, the same in every process, from the host to every device."""
+    put_frozen: Callable[[Any], Any]
+    """Copies parameters of frozen networks from the host to the devices; ``fsdp`` splits them as it does the state."""
     fetch: Callable[[Any], Any]
     """The state with one (possibly sharded) copy of each array, for evaluation and checkpoints."""
     put_state: Callable[[Any], Any]
@@ -63,14 +74,14 @@ class Engine(NamedTuple):
     to."""
 
 
-def draw_batch(resident, x):
-    """The batch of one step: ``x`` itself, or the examples of the ``resident`` data set whose numbers ``x`` holds.
+def draw_batch(data, x):
+    """The batch of one step: ``x`` itself, or the examples of the resident data set ``data`` whose numbers ``x`` holds.
 
     ``x`` then is ``{"row": int [B], "index": int [B]}``: the numbers in the data set, and those in the global stream.
     """
-    if resident is None:
+    if data is None:
         return x
-    batch = jax.tree.map(lambda a: jnp.take(a, x["row"], axis=0), resident)
+    batch = jax.tree.map(lambda a: jnp.take(a, x["row"], axis=0), data)
     return {**batch, "index": x["index"]}
 
 
@@ -117,7 +128,8 @@ def make_engine(
     seeds_form: SeedsForm = "auto",
     devices: Sequence[jax.Device] | None = None,
 ) -> Engine:
-    """An engine for ``init(key, batch) -> state`` and ``make_step(axis_name) -> step(state, batch)``.
+    """An engine for ``init(key, batch) -> state`` and ``make_step(axis_name) -> step(state, batch)``; with frozen
+    parameters ``step(state, batch, frozen)``.
 
     Args:
       fsdp: in the mode "sharded", the number of devices over which each large array of the state is split. It must
@@ -134,8 +146,13 @@ def make_engine(
 
     def make_run(axis):
         step = make_step(axis)
-        drawn = lambda state, resident, x: step(state, draw_batch(resident, x))
-        return _steps(drawn if seeds is None else over_seeds(drawn, seeds_form))
+
+        def draw_and_step(state, resident, x):
+            data, frozen = Resident() if resident is None else resident
+            batch = draw_batch(data, x)
+            return step(state, batch) if frozen is None else step(state, batch, frozen)
+
+        return _steps(draw_and_step if seeds is None else over_seeds(draw_and_step, seeds_form))
 
     if seeds is not None:
         init = jax.vmap(init, in_axes=(0, None))
@@ -183,6 +200,7 @@ def _jit(init, run, seeds) -> Engine:
         needed_memory=_needed_memory(run),
         put=jax.device_put,
         put_resident=jax.device_put,
+        put_frozen=jax.device_put,
         fetch=same,
         put_state=jax.device_put,
         abstract=lambda key, batch: jax.eval_shape(init, key, batch),
@@ -242,6 +260,7 @@ def _pmap(init, run, seeds, devices) -> Engine:
         needed_memory=_needed_memory(run),
         put=put,
         put_resident=replicate,
+        put_frozen=replicate,
         fetch=fetch,
         put_state=lambda tree: replicate(jax.tree.map(lambda x: x.addressable_shards[0].data, tree)),
         abstract=abstract,
@@ -332,6 +351,7 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
         needed_memory=_needed_memory(run_jitted),
         put=put,
         put_resident=lambda tree: jax.tree.map(put_whole, tree),
+        put_frozen=lambda tree: jax.device_put(tree, state_layout(tree, mesh)),
         fetch=lambda tree: tree,
         put_state=lambda tree: jax.device_put(tree, layout(tree)),
         abstract=abstract,

@@ -56,6 +56,8 @@ class Training(NamedTuple):
     """As `types.Method.load_pretrained`."""
     ema_params: Callable[[Params], Params] = lambda params: params
     """``ema_params(params)``: the part of the parameters that the exponential moving average is taken of."""
+    frozen: Params | None = None
+    """Parameters of frozen networks (`types.GAN`): a third argument of the step, and not part of the state."""
 
 
 def make_training(

@@ -1,16 +1,16 @@
-"""Trained networks that another training uses as they are: captioners, readers of captions, encoders of images."""
+"""Trained networks that take part in another training and stay frozen: captioners, text encoders, image encoders."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer, tokenizer_from_files
 from xmodal_jax.models.contrastive import ContrastiveConfig
-from xmodal_jax.models.gan.networks import FrozenCaptioner, Watcher
+from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_captioner
 from xmodal_jax.models.towers import make_encoder, pretrained_config
 from xmodal_jax.nets.encoders import EncoderConfig
@@ -22,15 +22,29 @@ from xmodal_jax.train.run import from_json
 from xmodal_jax.transfer.pretrained import as_pretrained, find_folders
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrozenNetworksConfig(PretrainedConfig):
+    """The options of an experiment that trains a GAN with frozen networks."""
+
+    help_group: ClassVar[str] = "pretrained encoders"
+
+    redescribe: pathlib.Path | None = None
+    """A run of captioning.py whose frozen captioner takes part in the training (see ``model.features``). Its tokenizer
+    is used."""
+    read_with: pathlib.Path | None = None
+    """A run of contrastive.py whose frozen text encoder encodes the captions. Without one, generator and discriminator
+    each train their own."""
+
+
 class CaptioningRun(NamedTuple):
-    """What a captioning run of pictures has learned."""
+    """A trained captioner of images, from a run of captioning.py."""
 
     config: Seq2SeqConfig
     params: Any
     tokenizer: Tokenizer
     length: int
     shape: tuple[int, int, int]
-    """Of the pictures."""
+    """Height, width and channels of the images."""
 
 
 def load_captioning_run(run: pathlib.Path, *, seed: int | None = None) -> CaptioningRun:
@@ -38,55 +52,55 @@ def load_captioning_run(run: pathlib.Path, *, seed: int | None = None) -> Captio
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the run captions no pictures.
+      ValueError: the run does not caption images.
     """
     restored = restore_run(run, seed=seed)
     metadata = restored.metadata
     if (metadata.get("source"), metadata.get("target")) != ("image", "text"):
-        raise ValueError(f"{run} captions no pictures and cannot judge pictures: give a run of captioning.py")
+        raise ValueError(f"{run} captions no images and cannot judge images: give a run of captioning.py")
     config = from_json(Seq2SeqConfig, metadata["config"]["model"])
     tokenizer, shape = tokenizer_from_files(metadata["tokenizer"]), tuple(metadata["shape"])
     return CaptioningRun(config, restored.params, tokenizer, metadata["length"], shape)
 
 
 class LoadedCaptioner(NamedTuple):
-    """A trained captioner, and how it reads texts."""
+    """A frozen captioner, and its tokenization of captions."""
 
     captioner: FrozenCaptioner
     tokenize: TokenizeTransform
 
 
 def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> LoadedCaptioner:
-    """The captioner of pictures in a run's newest checkpoint, for `models.gan.method.make_gan`.
+    """The captioner of a run's newest checkpoint, for `models.gan.make_gan`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the run captions no pictures.
+      ValueError: the run does not caption images.
     """
     trained = load_captioning_run(run, seed=seed)
     sizes = dict(vocab_size=trained.tokenizer.vocab_size, length=trained.length)
-    describer = make_captioner(trained.config, "image", **sizes)
+    captioner = make_captioner(trained.config, "image", **sizes)
     return LoadedCaptioner(
-        FrozenCaptioner(*describer, trained.params), TokenizeTransform(trained.tokenizer, trained.length)
+        FrozenCaptioner(*captioner, trained.params), TokenizeTransform(trained.tokenizer, trained.length)
     )
 
 
 class FrozenTextEncoder(NamedTuple):
-    """A trained text encoder, and how it reads texts."""
+    """A frozen text encoder, and its tokenization."""
 
     config: EncoderConfig
     params: Any
     tokenizer: Tokenizer
     length: int | None
-    """Tokens of a text; None: as many as there are places."""
+    """Tokens of a text; None: any number up to the encoder's positions."""
 
 
 def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> FrozenTextEncoder:
-    """The text encoder of a contrastive run's newest checkpoint, for `models.gan.method.make_gan`.
+    """The text encoder of a contrastive run's newest checkpoint, for `models.gan.make_gan`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the run has aligned no texts.
+      ValueError: the run has trained no text encoder.
     """
     restored = restore_run(run, seed=seed)
     metadata, parts = restored.metadata, restored.params.get("text", {})
@@ -99,69 +113,125 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
     )
 
 
-def text_encoder_of_checkpoint(asked: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
-    """The pretrained text encoder of a Hugging Face folder; ``asked``: what does not follow from it."""
-    config = dataclasses.replace(as_pretrained(asked, pretrained_config("text", folder)), pool="own")
+def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
+    """The pretrained text encoder of a Hugging Face folder; ``options``: those that the checkpoint leaves open."""
+    config = dataclasses.replace(as_pretrained(options, pretrained_config("text", folder)), pool="own")
     module = make_encoder("text", config, {}, vocab_size=0, far="pool")
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
     return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), None)
 
 
-def load_text_encoder(config: PretrainedConfig) -> tuple[PretrainedConfig, FrozenTextEncoder | None]:
-    """A drawing run's configuration with the text encoder of ``--read-with RUN`` or ``--text-encoder hf:PATH`` in its
-    model, and that encoder.
+class FrozenNetworks(NamedTuple):
+    """The frozen networks that an experiment's flags ask for."""
+
+    config: FrozenNetworksConfig
+    text_encoder: FrozenTextEncoder | None
+    captioner: LoadedCaptioner | None
+
+    @property
+    def tokenize(self) -> TokenizeTransform | None:
+        """The tokenization that they need; None: any. See `same_tokens`."""
+        return same_tokens(self.captioner, self.text_encoder)
+
+    def gan_arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
+        """The keyword arguments of `models.gan.make_gan` for images of ``shape``."""
+        return {
+            "text": self.text_encoder and self.text_encoder.params,
+            "captioner": self.captioner and self.captioner.captioner,
+            "image_encoder": load_image_encoder(self.config, shape),
+        }
+
+
+def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksConfig, FrozenNetworks]:
+    """The configuration with the sizes of a frozen text encoder in its model, and the frozen networks.
 
     Raises:
-      ValueError: both are given, or one where no caption is read, or an encoder of neither text nor images.
+      FileNotFoundError: a run has no checkpoint.
+      ValueError: flags contradict each other, or a run or folder has no such network.
+    """
+    config, text_encoder = load_text_encoder(config)
+    captioner = None if config.redescribe is None else load_captioner(config.redescribe)
+    return config, FrozenNetworks(config, text_encoder, captioner)
+
+
+def load_text_encoder(
+    config: FrozenNetworksConfig,
+) -> tuple[FrozenNetworksConfig, FrozenTextEncoder | None]:
+    """The configuration with the text encoder of ``--read-with RUN`` or ``--text-encoder hf:PATH`` in its model, and
+    that encoder; None: there is none.
+
+    Raises:
+      ValueError: both are given, or one where no caption is encoded, or an encoder of neither text nor images.
     """
     folder = find_folders(config, ("text", "image")).get("text")
+    config = _without_unused_features(config)
     if config.read_with is not None and folder is not None:
-        raise ValueError("--read-with and --text-encoder both say who reads the captions: give one of them")
+        raise ValueError(
+            "--read-with and --text-encoder both say what encodes the captions: give one of them"
+        )
     if config.read_with is None and folder is None:
         return config, None
-    if not config.model.reads:
+    if not config.model.condition.reads_text:
         raise ValueError(
-            f"--read-with and --text-encoder read captions, the condition is {config.model.condition!r}: leave them out"
-            " or set --model.condition words"
+            f"--read-with and --text-encoder encode captions, the condition is {config.model.condition.name!r}: leave"
+            " them out or set --model.condition words"
         )
-    reader = (
-        text_encoder_of_run(config.read_with)
-        if folder is None
-        else text_encoder_of_checkpoint(config.model.text, folder)
-    )
-    model = dataclasses.replace(config.model, text=reader.config)
-    return dataclasses.replace(config, model=model), reader
+    if folder is None:
+        encoder = text_encoder_of_run(config.read_with)
+    else:
+        encoder = text_encoder_of_checkpoint(config.model.condition.text, folder)
+    condition = dataclasses.replace(config.model.condition, text=encoder.config)
+    model = dataclasses.replace(config.model, condition=condition)
+    return dataclasses.replace(config, model=model), encoder
 
 
-def image_watcher(config: PretrainedConfig, shape: tuple[int, int, int]) -> Watcher | None:
-    """The pretrained encoder of ``--image-encoder hf:PATH``, for images of ``shape``: what it sees at each place."""
+def _without_unused_features(config: FrozenNetworksConfig) -> FrozenNetworksConfig:
+    """The configuration without ``model.features`` where neither --redescribe nor --image-encoder gives a network.
+
+    Raises:
+      ValueError: features other than the experiment's own were asked for.
+    """
+    if config.redescribe is not None or config.image_encoder is not None or config.model.features is None:
+        return config
+    if config.model.features != type(config)().model.features:
+        raise ValueError(
+            "--model.features needs a frozen network: give --redescribe RUN or --image-encoder hf:PATH"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, features=None))
+
+
+def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) -> FrozenEncoder | None:
+    """The pretrained encoder of ``--image-encoder hf:PATH`` for images of ``shape``, whose tokens are those of the
+    patches; None: there is none."""
     folder = find_folders(config).get("image")
     if folder is None:
         return None
     example = {"image": np.zeros((1, *shape), np.uint8)}
     module = make_encoder("image", pretrained_config("image", folder), example, vocab_size=0)
     params, _ = read_parameters(open_checkpoint(folder), "image", module, parameter_shapes(module))
-    see = lambda params, pixels: module.apply({"params": params}, pixels).values[:, module.prefix_tokens :]
-    return Watcher(see, params)
+    encode = lambda params, pixels: module.apply({"params": params}, pixels).values[:, module.prefix_tokens :]
+    return FrozenEncoder(encode, params)
 
 
 def same_tokens(
-    described: LoadedCaptioner | None, reader: FrozenTextEncoder | None
+    captioner: LoadedCaptioner | None, text_encoder: FrozenTextEncoder | None
 ) -> TokenizeTransform | None:
-    """How both read texts; None: neither says how long they are. Raises ``ValueError``: each has a way of its own."""
-    if described is None:
-        return (
-            None
-            if reader is None or reader.length is None
-            else TokenizeTransform(reader.tokenizer, reader.length)
-        )
-    tokenize = described.tokenize
-    if reader is not None and (
-        tokenize.tokenizer.files() != reader.tokenizer.files()
-        or reader.length not in (None, tokenize.max_length)
+    """The tokenization that both networks share; None: neither says how long texts are.
+
+    Raises:
+      ValueError: they have different tokenizers or lengths of text.
+    """
+    if captioner is None:
+        if text_encoder is None or text_encoder.length is None:
+            return None
+        return TokenizeTransform(text_encoder.tokenizer, text_encoder.length)
+    tokenize = captioner.tokenize
+    if text_encoder is not None and (
+        tokenize.tokenizer.files() != text_encoder.tokenizer.files()
+        or text_encoder.length not in (None, tokenize.max_length)
     ):
         raise ValueError(
-            "the captioner (--redescribe) and the text encoder (--read-with or --text-encoder) have other tokenizers or"
-            " lengths of text: train them on the same data, with the same --tokenizer"
+            "the captioner (--redescribe) and the text encoder (--read-with or --text-encoder) have different"
+            " tokenizers or lengths of text: train them on the same data, with the same --tokenizer"
         )
     return tokenize

@@ -8,29 +8,64 @@ import pytest
 
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
 from xmodal_jax.core import trees
-from xmodal_jax.models.gan.config import GANConfig
-from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.gan.networks import FrozenCaptioner, Network, View
+from xmodal_jax.core.runtime import Timer
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.models.gan import (
+    AdaptiveAugment,
+    ClassCondition,
+    ContrastiveLosses,
+    DiffAugment,
+    DraganPenalty,
+    FrozenCaptioner,
+    FrozenEncoder,
+    FrozenFeatures,
+    GANConfig,
+    GradientPenalty,
+    MatchingAwarePenalty,
+    NoCondition,
+    R1Penalty,
+    R2Penalty,
+    Reconstruction,
+    SentenceCondition,
+    WordsCondition,
+    make_gan,
+)
+from xmodal_jax.models.gan.inputs import DataSizes, ImageInputs
+from xmodal_jax.models.gan.networks import GANNetworks
+from xmodal_jax.models.gan.objective import adversarial_loss
 from xmodal_jax.nets.encoders import (
     DCGANEncoderConfig,
     MLPEncoderConfig,
     TextDecoderConfig,
     TextTransformerConfig,
 )
-from xmodal_jax.nets.gan import GeneratorConfig
-from xmodal_jax.train import gan_step as players
+from xmodal_jax.nets.gan import (
+    DCGANGeneratorConfig,
+    MLPGeneratorConfig,
+    ObjectGeneratorConfig,
+    ResidualGeneratorConfig,
+)
+from xmodal_jax.train import gan_step
+from xmodal_jax.train.checkpoint import CheckpointMismatch, restore_run
+from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.gan_step import GANOptimizer
+from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.run import Run
 
 TEXT = TextTransformerConfig(width=8, depth=1, heads=2)
 TEXT_DECODER = TextDecoderConfig(width=8, depth=1, heads=2)
+WORDS = WordsCondition(text=TEXT, decoder=TEXT_DECODER)
+WORDS_ALONE = dataclasses.replace(WORDS, auxiliary_weight=0.0)
+SENTENCE = SentenceCondition(text=TEXT, decoder=TEXT_DECODER)
+CLASS = ClassCondition(width=7)
 CONFIG = GANConfig(
-    generator=GeneratorConfig(noise=5, width=8, heads=2, attention=1),
+    condition=WORDS,
+    generator=ResidualGeneratorConfig(noise=5, width=8, heads=2, attention=1),
     discriminator=DCGANEncoderConfig(width=8, norm="none"),
-    text=TEXT,
-    decoder=TEXT_DECODER,
-    classes=7,
 )
+MLP_GENERATOR, MLP_ENCODER = MLPGeneratorConfig(noise=5, width=8), MLPEncoderConfig(width=8)
 ADAM = Optimizer(name="adam", learning_rate=1e-2, b1=0.0, clip_norm=None, warmup=0.0, schedule="constant")
 OPTIMIZER = GANOptimizer(discriminator=ADAM, generator=dataclasses.replace(ADAM, ema=0.9))
 SIZES = dict(shape=(8, 8, 3), vocab_size=11, length=5, classes=3)
@@ -60,17 +95,17 @@ def make(**changes):
 
 def begin(gan, optimizer=OPTIMIZER, batch=None):
     batch = make_batch() if batch is None else batch
-    training = players.make_training(gan, optimizer, 10)
+    training = gan_step.make_training(gan, optimizer, 10)
     return training, jax.jit(training.init)(jax.random.key(0), batch), on_device(batch)
 
 
-REBUILT = dict(reconstruction_weight=1.0, encoder=MLPEncoderConfig(width=8, depth=1))
-OBJECTS = GeneratorConfig("objects", noise=9, width=8, heads=2, objects=2)
+RECONSTRUCTION = Reconstruction(encoder=MLPEncoderConfig(width=8, depth=1))
+OBJECTS = ObjectGeneratorConfig(noise=9, width=8, heads=2, objects=2)
 
 GLOBAL = dict(
     generator=dataclasses.replace(CONFIG.generator, modulation="batch_norm", conditioning=3),
-    sentence_weight=1.0, word_weight=1.0, image_weight=1.0, augment="diff", lecam=0.3, spectral=True,
-    auxiliary_weight=0.0,
+    contrastive=ContrastiveLosses(sentence_weight=1.0, word_weight=1.0, image_weight=1.0),
+    augmentation=DiffAugment(), lecam=0.3, spectral=True, condition=WORDS_ALONE,
 )  # fmt: skip
 """All that looks across the batch."""
 
@@ -90,14 +125,16 @@ def test_the_devices_do_not_change_the_result(layouts):
 @pytest.mark.slow
 def test_the_devices_do_not_change_several_steps_of_the_discriminator():
     """Two a round, of classes, with a penalty between real and generated images, and images that are rebuilt."""
-    how = REBUILT | dict(generator=GeneratorConfig("mlp", noise=5, width=8))
-    gan = make(condition="class", objective="relativistic_average", penalty="gp", d_steps=2, **how)
+    gan = make(
+        condition=CLASS, objective="relativistic_average", penalty=GradientPenalty(), d_steps=2,
+        reconstruction=RECONSTRUCTION, generator=MLP_GENERATOR,
+    )  # fmt: skip
     assert_device_invariant(gan, make_batch(), layouts=[("pmap", 4, 1), ("sharded", 4, 1)], config=OPTIMIZER)
 
 
 @pytest.mark.slow  # the generator pretrains alone, above with its opponent
 def test_pretraining_is_the_same_on_several_devices():
-    gan = make(generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
+    gan = make(generator=OBJECTS, condition=WORDS_ALONE, reconstruction=RECONSTRUCTION)
     present = {"image": np.arange(16) % 7 != 3, "text": np.arange(16) % 5 != 4}
     # Rounding grows on its way through the rounds of two competitions: every gradient differs by up to 1.1e-5.
     how = dict(layouts=[("pmap", 4, 1)], config=OPTIMIZER, make="make_pretrain_step", rtol=3e-5)
@@ -106,15 +143,17 @@ def test_pretraining_is_the_same_on_several_devices():
 
 def test_a_stopped_run_ends_bit_identical(tmp_path):
     """Both players, the average, batch statistics and the probability of augmentation, stopped after pretraining."""
-    how = dict(augment="ada", ada_ramp=64, lecam=0.1, spectral=True, **REBUILT)
-    gan = make(condition="class", generator=GeneratorConfig("dcgan", noise=5, width=8), **how)
+    gan = make(
+        condition=CLASS, generator=DCGANGeneratorConfig(noise=5, width=8), reconstruction=RECONSTRUCTION,
+        augmentation=AdaptiveAugment(ramp=64), lecam=0.1, spectral=True,
+    )  # fmt: skip
     arrays = {k: v for k, v in make_batch().items() if k in ("image", "label")}
     assert_resumes(gan, arrays, tmp_path, optimizer=dataclasses.replace(OPTIMIZER, pretrain_fraction=0.5))
 
 
 def test_in_pretraining_the_generator_learns_alone():
-    small = dict(generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=MLPEncoderConfig(width=8))
-    gan = make(auxiliary_weight=0.0, **small, **REBUILT)
+    small = dict(generator=MLP_GENERATOR, discriminator=MLP_ENCODER)
+    gan = make(condition=WORDS_ALONE, reconstruction=RECONSTRUCTION, **small)
     optimizer = dataclasses.replace(OPTIMIZER, pretrain_fraction=0.2)
     optimizer = dataclasses.replace(optimizer, discriminator=dataclasses.replace(ADAM, schedule="cosine"))
     training, state, batch = begin(gan, optimizer)
@@ -149,9 +188,9 @@ def test_in_pretraining_the_generator_learns_alone():
     # The discriminator's schedule begins when it does.
     rates = [float(training.learning_rates["discriminator_learning_rate"](k)) for k in (0, 2, 3)]
     assert rates[0] == rates[1] > rates[2]
-    with pytest.raises(ValueError, match="reconstruction_weight"):
-        players.make_training(make(), optimizer, 10)
-    with pytest.raises(ValueError, match="share"):
+    with pytest.raises(ValueError, match="model.reconstruction"):
+        gan_step.make_training(make(), optimizer, 10)
+    with pytest.raises(ValueError, match="fraction"):
         dataclasses.replace(OPTIMIZER, pretrain_fraction=1.0)
 
 
@@ -180,7 +219,7 @@ def trained():
 )
 def test_neither_player_moves_the_other(player, other):
     flat = MLPEncoderConfig(width=8, depth=1)
-    gan = make(condition="class", generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=flat)
+    gan = make(condition=CLASS, generator=MLP_GENERATOR, discriminator=flat)
     frozen = dataclasses.replace(getattr(OPTIMIZER, player), freeze=(".*",))
     training, state, batch = begin(gan, dataclasses.replace(OPTIMIZER, **{player: frozen}))
     after, _ = jax.jit(training.make_step(None))(state, batch)
@@ -195,7 +234,10 @@ def d_gradient(gan, state, batch, made):
 
 
 def test_what_is_missing_or_padded_has_no_influence():
-    gan = make(sentence_weight=1.0, word_weight=1.0, penalty="r1", augment="diff", auxiliary_weight=1.0)
+    gan = make(
+        contrastive=ContrastiveLosses(sentence_weight=1.0, word_weight=1.0), penalty=R1Penalty(),
+        augmentation=DiffAugment(),
+    )  # fmt: skip
     _, state, batch = begin(gan)
     there = np.arange(16) % 3 != 0
     present = on_device({"image": there, "text": np.ones(16, bool)})
@@ -216,7 +258,8 @@ def test_what_is_missing_or_padded_has_no_influence():
 
 def test_an_equal_caption_is_no_mismatch():
     """Rolled by one, example 3 meets the caption of example 2, which is its own."""
-    plain, aware = make(matching_aware=False, auxiliary_weight=0.0), make(auxiliary_weight=0.0)
+    plain = make(condition=dataclasses.replace(WORDS_ALONE, matching_aware=False))
+    aware = make(condition=WORDS_ALONE)
     _, state, batch = begin(plain)
     same = {**batch, **{k: jnp.repeat(batch[k][:1], 16, axis=0) for k in ("text", "text_mask")}}
     made = {"image": jnp.zeros((16, 8, 8, 3))}
@@ -230,7 +273,7 @@ def test_an_equal_caption_is_no_mismatch():
 
 
 def test_a_lazy_penalty_is_as_strong_on_average():
-    every, lazy = make(penalty="r1"), make(penalty="r1", penalty_every=4)
+    every, lazy = make(penalty=R1Penalty()), make(penalty=R1Penalty(every=4))
     _, state, batch = begin(every)
     made = {"image": jnp.zeros((16, 8, 8, 3))}
     of = lambda gan: jax.jit(
@@ -254,7 +297,7 @@ def test_the_average_is_debiased(trained):
 
 
 def test_the_probability_of_augmentation_follows_the_signs():
-    gan = make(augment="ada", ada_target=-1.5, ada_ramp=160)  # always above the target
+    gan = make(augmentation=AdaptiveAugment(target=-1.5, ramp=160))  # always above the target
     _, state, batch = begin(gan)
     made = {"image": jnp.zeros((16, 8, 8, 3))}
     of = jax.jit(
@@ -263,7 +306,7 @@ def test_the_probability_of_augmentation_follows_the_signs():
     variables = state.variables
     for k in range(1, 3):
         variables = of(variables)[1][1]
-        assert float(variables["ada"]) == pytest.approx(16 * k / 160)
+        assert float(variables["augment_probability"]) == pytest.approx(16 * k / 160)
 
 
 def test_clipped_weights_stay_small():
@@ -279,15 +322,23 @@ def test_a_fixed_text_encoder_serves_both_and_gets_no_gradient():
     _, own, batch = begin(make())
     text = own.params["generator"]["text"]
     gan = make_gan(CONFIG, text=text, **SIZES)
-    _, state, _ = begin(gan)
+    training, state, _ = begin(gan)
     assert "text" not in state.params["generator"] and "text" not in state.params["discriminator"]
-    assert all(same(state.variables["text"], text))
-    both = jax.jit(gan.generate)(state.params["generator"], state.variables, batch, jax.random.key(1))
-    assert all(same(both[1]["text"], text))
+    assert all(same(gan.frozen["text"], text)) and "text" not in state.variables
+    step = jax.jit(training.make_step(None))
+    after, metrics = step(state, batch, gan.frozen)
+    assert metrics["finite"].all() and "text" not in after.variables
+    generated = [
+        jax.jit(gan.generate)(
+            state.params["generator"], state.variables, batch, jax.random.key(1), frozen=frozen
+        )
+        for frozen in (gan.frozen, jax.tree.map(jnp.zeros_like, gan.frozen))
+    ]
+    assert not any(same(generated[0][0]["image"], generated[1][0]["image"]))
 
 
 def test_every_second_image_is_held_to_the_real_one():
-    gan = make(reconstruction_weight=2.0, pixel_scale=0.5, encoder=MLPEncoderConfig(width=8, depth=1))
+    gan = make(reconstruction=dataclasses.replace(RECONSTRUCTION, weight=2.0, pixel_scale=0.5))
     plain = make()
     _, state, batch = begin(gan)
     params, judge = state.params["generator"], state.params["discriminator"]
@@ -301,7 +352,7 @@ def test_every_second_image_is_held_to_the_real_one():
     of = lambda gan: jax.jit(lambda m: gan.g_loss(m, judge, state.variables, batch, jax.random.key(4)))
     real = np.asarray(batch["image"], np.float64) / 127.5 - 1.0
     nats = np.square(np.asarray(made["image"]) - real).sum(axis=(1, 2, 3)) / (2 * 0.5**2)
-    nats += CONFIG.kl_weight * np.asarray(made["posterior_kl"])
+    nats += RECONSTRUCTION.kl_weight * np.asarray(made["posterior_kl"])
     extra = of(gan)(made)[0] - of(plain)({"image": made["image"]})[0]
     assert float(extra) == pytest.approx(2.0 * nats[::2].mean() / (8 * 8 * 3), rel=1e-4)
 
@@ -312,10 +363,16 @@ CAPTIONER = FrozenCaptioner(
     lambda params, tokens, ids: jax.nn.softmax(ids[:, :, None] * tokens.mean(axis=-1)[:, None, :], axis=-1),
     {"gain": jnp.float32(1.0), "wanted": jnp.float32(0.3)},
 )
-"""Sees rows of pixels, and wants each to be 0.3."""
+"""Its tokens are rows of pixels, and its cross-entropy is 0 if each pixel is 0.3."""
 
 
-@pytest.mark.parametrize("changes", [dict(condition="class"), dict(generator=OBJECTS, auxiliary_weight=0.0)])
+def g_loss(gan, generated, state, batch):
+    """The generator's loss of generated images, and its aux."""
+    args = state.params["discriminator"], state.variables, batch, jax.random.key(4)
+    return gan.g_loss(generated, *args, frozen=gan.frozen)
+
+
+@pytest.mark.parametrize("changes", [dict(condition=CLASS), dict(generator=OBJECTS, condition=WORDS_ALONE)])
 def test_between_two_conditions_images_go_from_one_to_the_other(changes):
     gan = make(**changes)
     _, state, batch = begin(gan)
@@ -335,49 +392,43 @@ def test_between_two_conditions_images_go_from_one_to_the_other(changes):
     assert float(jnp.abs(at(0.5) - at(0.0)).max()) > 1e-3 and float(jnp.abs(at(0.5) - there).max()) > 1e-3
 
 
-def test_a_captioner_holds_the_generator_to_what_it_describes():
-    """A captioner that wants every pixel to be 0.3 pulls the generated ones there, and those of no one else."""
-    gan, plain = make_gan(CONFIG, captioner=CAPTIONER, **SIZES), make()
+def test_redescription_is_the_captioners_cross_entropy():
+    """Of a captioner whose cross-entropy is least where every pixel is 0.3."""
+    config = dataclasses.replace(CONFIG, features=FrozenFeatures(projected=False))
+    gan, plain = make_gan(config, captioner=CAPTIONER, **SIZES), make()
     _, state, batch = begin(gan)
     made = {"image": jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)}
-    slope = lambda gan: jax.jit(
-        jax.grad(
-            lambda m: gan.g_loss(m, state.params["discriminator"], state.variables, batch, jax.random.key(4))[
-                0
-            ]
-        )
-    )(made)["image"]
+    slope = lambda gan: jax.jit(jax.grad(lambda m: g_loss(gan, m, state, batch)[0]))(made)["image"]
     expected = 2 * (np.asarray(made["image"]) - 0.3) / made["image"].size
     np.testing.assert_allclose(slope(gan) - slope(plain), expected, atol=1e-6)
 
 
-def test_a_projected_discriminator_sees_with_the_captioner_as_well():
-    """Its loss and R1 against the parts put together here; R1 is on the gradient by pixels and by what is seen."""
-    config = dataclasses.replace(
-        CONFIG, projected=True, penalty="r1", matching_aware=False, auxiliary_weight=0.0
-    )
+def test_a_projected_discriminator_gets_the_captioners_tokens_as_well():
+    """Its loss and R1 against the parts put together here; R1 is on the gradient by pixels and by tokens."""
+    condition = dataclasses.replace(WORDS_ALONE, matching_aware=False)
+    config = dataclasses.replace(CONFIG, features=FrozenFeatures(), penalty=R1Penalty(), condition=condition)
     gan = make_gan(config, captioner=CAPTIONER, **SIZES)
     _, state, batch = begin(gan)
     own = state.params["discriminator"]
     made = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)
-    sizes = {**SIZES, "fixed_text": False, "seen": (8, 24)}
-    net = Network(config, **sizes)
+    net = GANNetworks(config, DataSizes(**SIZES), token_shape=(8, 24))
 
     @jax.jit
     def run(own, variables):
-        loss = lambda own: gan.d_loss(own, variables, batch, {"image": made}, jax.random.key(1), jnp.int32(0))
+        args = variables, batch, {"image": made}, jax.random.key(1), jnp.int32(0)
+        loss = lambda own: gan.d_loss(own, *args, frozen=gan.frozen)
         return jax.value_and_grad(loss, has_aux=True)(own)
 
     (_, (aux, variables)), slope = run(own, state.variables)
-    vector = net.condition(own, {}, batch, None).vector
+    vector = net.encode_condition(own, None, batch, None).vector
 
     def logits(image, gain=1.0):
-        def judge(image, seen):
-            return net.judge(own, net.look(own, View(image, seen), None), vector)[:, 0]
+        def score(image, tokens):
+            return net.score(own, net.image_tokens(own, ImageInputs(image, tokens), None), vector)[:, 0]
 
-        seen = gain * image.reshape(16, 8, 24)
-        slopes = jax.grad(lambda *x: judge(*x).sum(), argnums=(0, 1))(image, seen)
-        return judge(image, seen), sum(jnp.square(x).sum(axis=tuple(range(1, x.ndim))) for x in slopes) / 2
+        tokens = gain * image.reshape(16, 8, 24)
+        slopes = jax.grad(lambda *x: score(*x).sum(), argnums=(0, 1))(image, tokens)
+        return score(image, tokens), sum(jnp.square(x).sum(axis=tuple(range(1, x.ndim))) for x in slopes) / 2
 
     real = jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1.0
     of_real, squares = logits(real)
@@ -387,12 +438,19 @@ def test_a_projected_discriminator_sees_with_the_captioner_as_well():
     np.testing.assert_allclose(aux["d_loss"], hinge, rtol=1e-4)
     assert float(jnp.abs(logits(real, gain=-1.0)[0] - of_real).max()) > 1e-3
     assert float(jnp.abs(slope["sight"]["kernel"]).max()) > 0
-    trees_equal = jax.tree.map(np.array_equal, variables["captioner"], CAPTIONER.params)
+    assert "captioner" not in variables
+    trees_equal = jax.tree.map(np.array_equal, gan.frozen, {"captioner": CAPTIONER.params})
     assert all(jax.tree.leaves(trees_equal))
 
 
-def test_objects_are_looked_for_where_the_captioner_sees_their_words():
-    config = dataclasses.replace(CONFIG, projected=True, generator=OBJECTS, auxiliary_weight=0.0, **REBUILT)
+def test_the_posterior_of_objects_follows_the_captioners_attention():
+    config = dataclasses.replace(
+        CONFIG,
+        features=FrozenFeatures(),
+        generator=OBJECTS,
+        condition=WORDS_ALONE,
+        reconstruction=RECONSTRUCTION,
+    )
     nowhere = lambda params, tokens, ids: jnp.full((*ids.shape, tokens.shape[1]), 1.0 / tokens.shape[1])
     captioner = CAPTIONER._replace(encode=lambda params, pixels: pixels.reshape(len(pixels), 4, 48))
     gans = [
@@ -400,21 +458,22 @@ def test_objects_are_looked_for_where_the_captioner_sees_their_words():
     ]
     _, state, batch = begin(gans[0])
     player = state.params["generator"]
-    made = [jax.jit(gan.generate)(player, state.variables, batch, jax.random.key(1))[0] for gan in gans]
+    args = player, state.variables, batch, jax.random.key(1)
+    made = [jax.jit(gan.generate)(*args, frozen=gan.frozen)[0] for gan in gans]
     moved = np.abs(made[0]["image"] - made[1]["image"]).max(axis=(1, 2, 3)) > 1e-6
-    np.testing.assert_array_equal(moved, np.arange(16) % 2 == 0)  # those that are rebuilt
+    np.testing.assert_array_equal(moved, np.arange(16) % 2 == 0)  # those that are reconstructed
 
 
-def test_rebuilt_images_are_held_to_look_to_the_captioner_as_the_real_ones_do():
-    how = dict(reconstruction_weight=1.0, encoder=MLPEncoderConfig(width=8, depth=1))
-    plain, config = (dataclasses.replace(CONFIG, **how, perceptual_weight=w) for w in (0.0, 2.0))
+def test_the_perceptual_loss_compares_reconstructed_images_with_real_ones():
+    features = [FrozenFeatures(projected=False, perceptual_weight=w) for w in (0.0, 2.0)]
+    plain, config = (
+        dataclasses.replace(CONFIG, reconstruction=RECONSTRUCTION, features=each) for each in features
+    )
     gan, without = (make_gan(c, captioner=CAPTIONER, **SIZES) for c in (config, plain))
     _, state, batch = begin(gan)
     made = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)
     own = {"image": made, "posterior_kl": jnp.zeros(16)}
-    of = lambda gan: jax.jit(
-        lambda m: gan.g_loss(m, state.params["discriminator"], state.variables, batch, jax.random.key(4))
-    )(own)
+    of = lambda gan: jax.jit(lambda m: g_loss(gan, m, state, batch))(own)
     loss, aux = of(gan)
     a = np.asarray(made, np.float64).reshape(16, 8, 24)
     b = (np.asarray(batch["image"], np.float64) / 127.5 - 1.0).reshape(16, 8, 24)
@@ -426,7 +485,7 @@ def test_rebuilt_images_are_held_to_look_to_the_captioner_as_the_real_ones_do():
 
 def test_images_follow_noise_and_caption_and_no_other_example(trained):
     gan, states, batch = trained
-    params = players.eval_params(states[-1])
+    params = gan_step.eval_params(states[-1])
     noise = jnp.asarray(np.random.default_rng(2).normal(size=(16, 5)), jnp.float32)
     draw = jax.jit(gan.predict)
     whole = draw(params, {**batch, "noise": noise})
@@ -441,24 +500,23 @@ def test_images_follow_noise_and_caption_and_no_other_example(trained):
     "changes",
     [
         dict(
-            condition="class", objective="lsgan", head="projection", penalty="gp",
-            generator=GeneratorConfig("dcgan", noise=5, width=8),
+            condition=dataclasses.replace(CLASS, head="projection"), objective="lsgan", penalty=GradientPenalty(),
+            generator=DCGANGeneratorConfig(noise=5, width=8),
         ),
         dict(
-            condition="none", objective="relativistic_average", penalty="dragan", auxiliary_weight=0.0,
-            generator=GeneratorConfig("mlp", noise=5, width=8), discriminator=MLPEncoderConfig(width=8),
+            condition=NoCondition(), objective="relativistic_average", penalty=DraganPenalty(),
+            generator=MLP_GENERATOR, discriminator=MLP_ENCODER,
         ),
         pytest.param(
             dict(
-                condition="sentence", objective="jsd", penalty="r2", d_steps=2,
-                generator=GeneratorConfig(noise=5, width=8, modulation="fusion"),
+                condition=SENTENCE, objective="jsd", penalty=R2Penalty(), d_steps=2,
+                generator=ResidualGeneratorConfig(noise=5, width=8, modulation="fusion"),
             ),
             marks=pytest.mark.slow,
         ),
         dict(
-            condition="sentence", auxiliary_weight=0.0, generator=dataclasses.replace(OBJECTS, conditioning=3),
-            discriminator=MLPEncoderConfig(width=8),
-            **REBUILT,
+            condition=dataclasses.replace(SENTENCE, auxiliary_weight=0.0), discriminator=MLP_ENCODER,
+            generator=dataclasses.replace(OBJECTS, conditioning=3), reconstruction=RECONSTRUCTION,
         ),
     ],
 )  # fmt: skip
@@ -474,12 +532,14 @@ def test_every_kind_trains_both_players(changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(objective="mmd_rq", head="projection"), "concat"),
-        (dict(condition="none", penalty="ma_gp"), "r1"),
-        (dict(condition="class", word_weight=1.0), "words"),
+        (dict(objective="mmd_rq", condition=dataclasses.replace(CLASS, head="projection")), "concat"),
+        (dict(objective="mmd_rq", augmentation=AdaptiveAugment()), "ada"),
+        (dict(condition=NoCondition(), penalty=MatchingAwarePenalty()), "r1"),
+        (dict(condition=CLASS, contrastive=ContrastiveLosses(word_weight=1.0)), "words"),
+        (dict(condition=NoCondition(), contrastive=ContrastiveLosses(sentence_weight=1.0)), "condition"),
         (dict(lecam=-1.0), "lecam"),
         (dict(d_steps=0), "d_steps"),
-        (dict(perceptual_weight=1.0), "rebuilt"),
+        (dict(features=FrozenFeatures(perceptual_weight=1.0)), "reconstructed"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(changes, words):
@@ -491,4 +551,41 @@ def test_what_the_data_lack_is_said():
     with pytest.raises(ValueError, match="captions"):
         make_gan(CONFIG, shape=(8, 8, 3), classes=3)
     with pytest.raises(ValueError, match="labels"):
-        make_gan(dataclasses.replace(CONFIG, condition="class"), shape=(8, 8, 3))
+        make_gan(dataclasses.replace(CONFIG, condition=CLASS), shape=(8, 8, 3))
+
+
+def test_a_frozen_network_that_is_missing_or_unused_is_refused():
+    with pytest.raises(ValueError, match="--redescribe"):
+        make(features=FrozenFeatures())
+    with pytest.raises(ValueError, match="--model.features frozen"):
+        make_gan(CONFIG, captioner=CAPTIONER, **SIZES)
+    of_classes = dataclasses.replace(CONFIG, condition=CLASS, features=FrozenFeatures())
+    with pytest.raises(ValueError, match="captioner"):
+        make_gan(of_classes, captioner=CAPTIONER, **SIZES)
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match="objective must be one of minimax, .*mmd_distance, got 'no_such'"):
+        adversarial_loss("no_such")
+
+
+def test_a_frozen_network_is_stored_once_and_must_be_the_same_to_resume(tmp_path):
+    small = dict(condition=NoCondition(), generator=MLP_GENERATOR, discriminator=MLP_ENCODER)
+    config = dataclasses.replace(CONFIG, features=FrozenFeatures(), **small)
+    image_encoder = FrozenEncoder(CAPTIONER.encode, {"gain": jnp.float32(2.0)})
+    gan = make_gan(config, image_encoder=image_encoder, **SIZES)
+    arrays = {"image": make_batch()["image"]}
+    assert_resumes(gan, arrays, tmp_path, optimizer=OPTIMIZER)
+    restored = restore_run(tmp_path / "stopped").params
+    assert "image_encoder" not in restored.get("variables", {})
+    assert all(same(restored["frozen"], {"image_encoder": image_encoder.params}))
+    assert [p.name for p in tmp_path.glob("stopped/checkpoints/*.safetensors")] == ["frozen.safetensors"]
+    other = gan._replace(frozen=jax.tree.map(lambda x: x + 1.0, gan.frozen))
+    run_config = RunConfig(steps=4, batch_size=8, run_dir=tmp_path / "whole", resume=True)
+    loader = Loader(ArraySource(arrays), batch_size=8, seed=0)
+    with Run.create(run_config.run_dir, run_config, resume=True, tensorboard=False) as run:
+        with pytest.raises(CheckpointMismatch, match="other frozen networks"):
+            fit(other, loader, run_config, OPTIMIZER, run, Timer())
+    # The run's own stays readable.
+    restored = restore_run(tmp_path / "whole").params
+    assert all(same(restored["frozen"], {"image_encoder": image_encoder.params}))

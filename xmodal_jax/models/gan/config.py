@@ -3,141 +3,138 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar
 
-from xmodal_jax.nets.encoders import (
-    ConvNetConfig,
-    ImageBackbone,
-    TextDecoderConfig,
-    TextEncoder,
-    TextTransformerConfig,
-)
-from xmodal_jax.nets.gan import GeneratorConfig
+from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.core.parts import Basic
+from xmodal_jax.models.gan.augmentation import Augmentation
+from xmodal_jax.models.gan.conditions import ConditionConfig, WordsCondition
+from xmodal_jax.models.gan.objective import ObjectiveName, adversarial_loss
+from xmodal_jax.models.gan.penalties import Penalty
+from xmodal_jax.nets.encoders import ConvNetConfig, ImageBackbone
+from xmodal_jax.nets.gan import Generator, ResidualGeneratorConfig
 
-Objective = Literal[
-    "hinge", "non_saturating", "minimax", "lsgan", "wgan", "jsd", "relativistic", "relativistic_average",
-    "mmd_rbf", "mmd_rq", "mmd_rq_star", "mmd_distance",
-]  # fmt: skip
-Penalty = Literal["none", "gp", "r1", "r2", "dragan", "ma_gp"]
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveLosses:
+    """Contrastive losses of images and captions, for both networks (XMC-GAN): the discriminator's on real images, the
+    generator's on generated ones. A weight of 0 turns a loss off."""
+
+    sentence_weight: float = 0.0
+    """Weight of the loss between images and conditions (sentences or classes)."""
+    word_weight: float = 0.0
+    """Weight of the loss between image regions and words."""
+    image_weight: float = 0.0
+    """Weight of the loss between generated and real images of the same caption, for the generator."""
+    temperature: float = 0.1
+    """Temperature of the losses of sentences and of images."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "sentence_weight", "word_weight", "image_weight")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Reconstruction of real images (VAE-GAN): every second image is generated from noise that an encoder infers from
+    the real image, and the generator minimises the negative ELBO, in nats per pixel and channel."""
+
+    name: ClassVar[str] = "vae"
+    weight: float = 1.0
+    """Weight of the negative ELBO in the generator's loss."""
+    encoder: ImageBackbone = ConvNetConfig(width=64, norm="none")
+    """Image encoder that infers the noise."""
+    pixel_scale: float = 0.15
+    """Standard deviation of a pixel around its reconstruction; pixels lie in [-1, 1]."""
+    kl_weight: float = 4.0
+    """Weight of the KL divergence of the inferred noise from its prior. Above 1, the noise tells less of what the
+    caption tells already."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "weight", "kl_weight")
+        if self.pixel_scale <= 0:
+            raise ValueError(f"pixel_scale must be positive, got {self.pixel_scale}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenFeatures:
+    """How a frozen captioner or a frozen image encoder takes part in training. With both, the features are those of the
+    image encoder."""
+
+    name: ClassVar[str] = "frozen"
+    projected: bool = True
+    """Whether the discriminator also gets the frozen network's features (Projected GAN, Sauer et al. 2021,
+    arXiv:2111.01007)."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual loss of reconstructed images: 1 minus the mean cosine of their features and those of the
+    real images."""
+    redescription_weight: float = 1.0
+    """Weight of the captioner's cross-entropy of the captions given the generated images (MirrorGAN)."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "perceptual_weight", "redescription_weight")
 
 
 @dataclasses.dataclass(frozen=True)
 class GANConfig:
-    """Networks, objective and what keeps the game in balance."""
+    """Networks, objective and regularisation of a conditional GAN."""
 
-    objective: Objective = "hinge"
-    """What the players minimise: `losses.adversarial`; ``mmd_*``: MMD-GAN with that kernel."""
-    condition: Literal["none", "class", "sentence", "words"] = "words"
-    """What an image is to show: nothing in particular, a class, a sentence as one vector, or that and its words."""
-    head: Literal["concat", "projection"] = "concat"
-    """How the discriminator compares image and condition; see `nets.gan.Critic`."""
-    generator: GeneratorConfig = GeneratorConfig()
-    """Of images."""
+    objective: Basic[ObjectiveName] = "hinge"
+    """The adversarial loss; ``mmd_*`` are MMD-GANs with that kernel."""
+    condition: ConditionConfig = WordsCondition()
+    """What images are conditioned on."""
+    generator: Generator = ResidualGeneratorConfig()
+    """The generator of images."""
     discriminator: ImageBackbone = ConvNetConfig(norm="none")
-    """An image encoder, whose tokens the critic sees."""
-    text: TextEncoder = TextTransformerConfig(width=64)
-    """Encoder of captions. Each player trains its own, unless there is one that stays as it is."""
-    classes: int = 64
-    """Dimensions of a class's embedding."""
+    """The discriminator's image encoder; a head on its tokens scores images."""
     d_steps: int = 1
-    """Steps of the discriminator for each of the generator."""
-    matching_aware: bool = True
-    """The discriminator also sees real images with the condition of another (GAN-CLS)."""
-    penalty: Penalty = "none"
-    """On the discriminator's gradient by what it is shown (augmented images; where it is ``projected``, what the
-    captioner sees in them as well): WGAN-GP (for MMD on the witness), R1 at real images, R2 at generated ones, DRAGAN,
-    or the matching-aware penalty of DF-GAN."""
-    penalty_weight: float = 10.0
-    """Its weight: 10 for gp, 1 for the witness of rq*, 5 to 10 for r1, 1 for ma_gp."""
-    penalty_every: int = 1
-    """Computes the penalty only every so many steps, so many times as strong (lazy regularisation)."""
-    lecam: float = 0.0
-    """Weight of LeCam's regularisation of the logits; 0.3 in the paper."""
-    clip: float = 0.0
-    """Clips the discriminator's weights to this size (WGAN: 0.01); 0: never."""
+    """Steps of the discriminator for each step of the generator."""
+    penalty: Penalty | None = None
+    """Gradient penalty of the discriminator."""
     spectral: bool = False
-    """Spectral normalisation of the discriminator."""
-    sentence_weight: float = 0.0
-    """Contrastive loss of images and sentences, for both players: real images, generated ones (XMC-GAN)."""
-    word_weight: float = 0.0
-    """The same of regions and words."""
-    image_weight: float = 0.0
-    """Contrastive loss of generated and real images of the same caption, for the generator."""
-    temperature: float = 0.1
-    """Of the contrastive losses of sentences and images."""
-    auxiliary_weight: float = 1.0
-    """The discriminator reads the condition off real images (its class, or its caption word by word), and the generator
-    is to make images of which it reads the right one (AC-GAN)."""
-    decoder: TextDecoderConfig = TextDecoderConfig(width=64)
-    """What reads captions."""
-    redescription_weight: float = 1.0
-    """Where there is a captioner: how much the generator is held to images that it describes as asked (MirrorGAN)."""
-    projected: bool = False
-    """Where there is a captioner or a pretrained image encoder: the discriminator also sees what that sees, which stays
-    as it is (Projected GAN, Sauer et al. 2021, arXiv:2111.01007)."""
-    perceptual_weight: float = 0.0
-    """Where there is one of them and images are rebuilt: how much these are held to look to it as the real ones do, in
-    one minus the mean cosine of its tokens."""
-    reconstruction_weight: float = 0.0
-    """Every second image is made of noise that an encoder finds in the real one, and held to be like it, in nats per
-    pixel and channel (VAE-GAN): what an image looks like is learned from the first step on."""
-    encoder: ImageBackbone = ConvNetConfig(width=64, norm="none")
-    """The image encoder that finds the noise."""
-    pixel_scale: float = 0.15
-    """Standard deviation of a pixel around its reconstruction, of the range [-1, 1]."""
-    kl_weight: float = 4.0
-    """Weight of the KL of the noise found to the noise that images are drawn from; above 1 leaves to the caption what
-    the caption says."""
-    augment: Literal["none", "diff", "ada"] = "none"
-    """Of what the discriminator sees, real and generated: DiffAugment, or adaptive augmentation."""
-    color: bool = False
-    """DiffAugment and ADA: change brightness, saturation and contrast as well. Off, as captions speak of colours."""
-    translation: float = 0.125
-    """DiffAugment: largest shift, as a share of the side."""
-    cutout: float = 0.0
-    """DiffAugment and ADA: side of what is blanked, as a share of the image's; the object that the caption names may be
-    there."""
-    ada_target: float = 0.6
-    """ADA: mean sign of the logits of real images that is aimed at."""
-    ada_ramp: int = 500_000
-    """ADA: images after which the probability of augmentation can have gone from 0 to 1."""
+    """Spectral normalisation of the discriminator's weights."""
+    clip: float = 0.0
+    """Largest absolute value of the discriminator's weights (WGAN: 0.01); 0: no clipping."""
+    lecam: float = 0.0
+    """Weight of the LeCam regularisation of the logits (0.3 in the paper); 0: none."""
+    augmentation: Augmentation | None = None
+    """Augmentation of the discriminator's inputs."""
+    contrastive: ContrastiveLosses = ContrastiveLosses()
+    """Contrastive losses of images and captions."""
+    reconstruction: Reconstruction | None = None
+    """Reconstruction of real images."""
+    features: FrozenFeatures | None = None
+    """Use of a frozen captioner or image encoder (--redescribe, --image-encoder)."""
 
     def __post_init__(self):
-        names = (
-            "penalty", "sentence", "word", "image", "auxiliary", "redescription", "perceptual", "reconstruction", "kl",
-        )  # fmt: skip
-        for name in (*(f"{each}_weight" for each in names), "lecam", "clip", "cutout", "translation"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.pixel_scale <= 0:
-            raise ValueError(f"pixel_scale must be positive, got {self.pixel_scale}")
-        for name in ("d_steps", "penalty_every", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.perceptual_weight and not self.reconstruction_weight:
-            raise ValueError("perceptual_weight needs images that are rebuilt: set reconstruction_weight")
-        if self.word_weight and not self.reads:
+        check_at_least(self, 0, "clip", "lecam")
+        check_at_least(self, 1, "d_steps")
+        self._check_condition()
+        if not adversarial_loss(self.objective).has_logits:
+            needs_logits = self.augmentation is not None and self.augmentation.needs_logits
+            if self.condition.head == "projection" or self.lecam or needs_logits:
+                raise ValueError(
+                    f"the objective {self.objective} has features instead of a logit: choose the head concat, and"
+                    " neither lecam nor the augmentation ada"
+                )
+        if self.features is not None and self.features.perceptual_weight and self.reconstruction is None:
             raise ValueError(
-                "word_weight compares regions with words: the condition must be words or sentence"
-            )
-        if self.penalty == "ma_gp" and self.condition == "none":
-            raise ValueError("the penalty ma_gp is on pairs of image and condition: choose r1 without one")
-        if self.mmd and (self.head != "concat" or self.lecam or self.augment == "ada"):
-            raise ValueError(
-                "an MMD critic has features in place of a logit: choose the head concat, and neither lecam nor ada"
+                "perceptual_weight compares reconstructed images with real ones: choose a reconstruction or set it"
+                " to 0"
             )
 
-    @property
-    def mmd(self) -> str | None:
-        """The kernel, of MMD-GANs."""
-        return self.objective.removeprefix("mmd_") if self.objective.startswith("mmd_") else None
-
-    @property
-    def reads(self) -> bool:
-        """Whether captions are encoded."""
-        return self.condition in ("sentence", "words")
-
-    @property
-    def compares(self) -> bool:
-        """Whether there are contrastive losses with captions or classes."""
-        return self.condition != "none" and self.sentence_weight > 0
+    def _check_condition(self) -> None:
+        conditional = self.condition.name != "none"
+        if self.contrastive.word_weight and not self.condition.reads_text:
+            raise ValueError(
+                "word_weight compares image regions with words: the condition must be words or sentence"
+            )
+        if self.contrastive.sentence_weight and not conditional:
+            raise ValueError("sentence_weight compares images with conditions: choose a condition")
+        if self.generator.conditioning and not conditional:
+            raise ValueError("conditioning changes the condition's vector: choose a condition")
+        if self.penalty is not None and self.penalty.needs_condition and not conditional:
+            raise ValueError(
+                f"the penalty {self.penalty.name} is on pairs of image and condition: choose r1 without a condition"
+            )

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives, trees
+from xmodal_jax.core.collectives import AxisName
 from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
-from xmodal_jax.losses import adversarial, penalties, sequence
+from xmodal_jax.losses import penalties
+from xmodal_jax.losses.adversarial import clip_weights
 from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
-from xmodal_jax.models.contrastive import text_ids
 from xmodal_jax.models.gan.config import GANConfig
-from xmodal_jax.models.gan.networks import FrozenCaptioner, Network, View, Watcher, blended
+from xmodal_jax.models.gan.inputs import DataSizes, FrozenCaptioner, FrozenEncoder, ImageInputs
+from xmodal_jax.models.gan.networks import SCORING_PARTS, GANNetworks, interpolate_conditions
+from xmodal_jax.models.gan.objective import FeatureLoss, LogitLoss, Mismatched, adversarial_loss
+from xmodal_jax.models.gan.penalties import PenaltyInputs
 from xmodal_jax.models.towers import presence
 from xmodal_jax.nets.spectral import spectral_normalize, spectral_vectors
-from xmodal_jax.preprocess.gan_augment import AdaConfig, ada_augment, ada_update, diff_augment
 from xmodal_jax.preprocess.image import to_float
-from xmodal_jax.types import GAN, Batch, Key, Params
+from xmodal_jax.types import GAN, Batch, Condition, ExampleKeys, Key, Params
+
+Aux = dict[str, Float[Array, ""]]
+Variables = dict[str, Any]
+LECAM_DECAY = 0.99
 
 
 def make_gan(
@@ -35,349 +43,473 @@ def make_gan(
     classes: int = 0,
     text: Params | None = None,
     captioner: FrozenCaptioner | None = None,
-    watcher: Watcher | None = None,
+    image_encoder: FrozenEncoder | None = None,
 ) -> GAN:
-    r"""Images of ``shape`` (height, width, channels) as the batch's captions or labels ask for.
+    """The conditional GAN of ``config`` for images of ``shape`` (height, width, channels); see `ConditionalGAN`.
 
-    The batch holds ``image`` uint8, and ``text`` ``[B, length]`` with its mask or ``label`` (-1 is unknown) as
-    ``config.condition`` has it. An example that lacks one of them has no influence. ``text``: parameters of a text
-    encoder that both players use as it is, in place of one of their own. ``captioner``: trained on real images; it is
-    shown the generated ones, and what it gives for their captions is added to the generator's loss. ``watcher``: what
-    the discriminator sees with (``config.projected``, ``config.perceptual_weight``) in place of the captioner.
+    Args:
+      vocab_size, length: of captions, for the conditions "sentence" and "words".
+      classes: number of classes, for the condition "class".
+      text: parameters of a frozen text encoder, instead of one that each network trains.
+      captioner: a frozen captioner, used as ``config.features`` says.
+      image_encoder: a frozen image encoder, used as ``config.features`` says; its features take precedence.
 
-    The discriminator minimises, with means over the global batch of the real x, the generated y and their condition c:
+    Raises:
+      ValueError: the condition needs captions or labels and there are none, or parts of the configuration do not fit.
+
+    Example::
+
+        gan = make_gan(GANConfig(condition=ClassCondition()), shape=(32, 32, 3), classes=10)
+        params, variables = gan.init(key, batch)
+    """
+    _check_frozen(config, captioner, image_encoder)
+    networks = GANNetworks(config, DataSizes(shape, vocab_size, length, classes), text is not None)
+    networks.condition_encoder  # noqa: B018  (raises where the data lack the condition)
+    extractor = captioner if image_encoder is None else image_encoder
+    if config.features is not None and config.features.projected:
+        pixels = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        token_shape = jax.eval_shape(extractor.encode, extractor.params, pixels).shape[1:]
+        networks = dataclasses.replace(
+            networks, token_shape=token_shape, word_attention=image_encoder is None
+        )
+    frozen = {"text": text}
+    frozen |= {
+        "captioner": captioner and captioner.params,
+        "image_encoder": image_encoder and image_encoder.params,
+    }
+    frozen = {name: params for name, params in frozen.items() if params is not None}
+    return ConditionalGAN(config, networks, captioner, image_encoder).as_gan(frozen or None)
+
+
+def _check_frozen(
+    config: GANConfig, captioner: FrozenCaptioner | None, image_encoder: FrozenEncoder | None
+) -> None:
+    """Raises ValueError where a frozen network is missing, or would not be used."""
+    if captioner is None and image_encoder is None:
+        if config.features is not None:
+            raise ValueError(
+                "features needs a frozen captioner (--redescribe) or image encoder (--image-encoder)"
+            )
+        return
+    if config.features is None:
+        raise ValueError(
+            "a frozen captioner (--redescribe) or image encoder (--image-encoder) is used only with features: choose"
+            " --model.features frozen"
+        )
+    if captioner is not None and not config.condition.reads_text:
+        raise ValueError(f"a captioner scores captions, and the condition is {config.condition.name!r}")
+    if image_encoder is not None and not (config.features.projected or config.features.perceptual_weight):
+        raise ValueError("a frozen image encoder needs projected or perceptual_weight: else nothing uses it")
+
+
+class DiscriminatorPass(NamedTuple):
+    """What one evaluation of the discriminator computes, for the terms of its loss."""
+
+    params: Params
+    condition: Condition
+    real: ImageInputs
+    fake: ImageInputs
+    real_keys: ExampleKeys
+    fake_keys: ExampleKeys
+    real_tokens: Float[Array, "batch length dim"]
+    real_scores: Float[Array, "batch outputs"]
+    fake_scores: Float[Array, "batch outputs"]
+    present: Bool[Array, "batch"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConditionalGAN:
+    r"""The functions of `types.GAN` for a conditional GAN of images.
+
+    The batch holds ``image`` uint8, and ``text`` ``[B, length]`` with its mask, or ``label`` (-1 is unknown), as the
+    condition needs. An example that lacks one of them has no influence.
+
+    With real images x, generated images y and their condition c, the discriminator minimises the mean over the global
+    batch of
 
     .. math:: L_D(x, y \mid c) + w_p P + w_r \, CE(c \mid x) + w_s \, NCE(x, c) + w_w \, NCE_{words}(x, c)
 
-    and the generator ``L_G`` with the same of y in place of x, where CE is what its reader needs for the condition.
+    and the generator :math:`L_G` with the same terms of y instead of x. CE is the auxiliary loss, by which the
+    discriminator predicts the condition; P is the penalty.
 
-    aux of the discriminator: ``d_loss`` (adversarial part), ``d_real`` and ``d_fake`` (mean logits), ``d_penalty``,
-    ``d_read`` (nats per token, or of the class), ``d_sentence``, ``d_word``, ``ada``; of the generator ``g_loss``,
-    ``g_read``, ``g_sentence``, ``g_word``, ``g_image``, ``g_kl``, ``g_redescription``,
-    ``g_reconstruction`` and ``g_posterior_kl`` (nats per pixel and channel; per image), ``g_perceptual``.
+    aux of the discriminator: ``d_loss`` (adversarial loss), ``d_real`` and ``d_fake`` (mean scores), ``d_penalty``,
+    ``d_read`` (CE, nats per token or of the class), ``d_sentence``, ``d_word``, ``ada`` (probability of augmentation).
+    aux of the generator: ``g_loss`` (adversarial loss), ``g_read``, ``g_sentence``, ``g_word``, ``g_image``, ``g_kl``
+    (of conditioning augmentation), ``g_redescription`` (the captioner's cross-entropy, nats per token),
+    ``g_reconstruction`` (negative ELBO, which includes the weighted KL divergence, in nats per pixel and channel),
+    ``g_posterior_kl`` (nats per image) and ``g_perceptual``.
 
-    Raises:
-      ValueError: captions without ``vocab_size`` and ``length``, classes without their number, or a configuration whose
-        parts do not go together.
+    ``variables`` holds ``batch_stats`` of the generator, ``spectral`` (vectors of the power iteration), ``logits``
+    (moving averages, for LeCam) and ``augment_probability`` (ADA); ``frozen`` the parameters of ``text``, ``captioner``
+    and ``image_encoder``, as far as there are such.
     """
-    if config.reads and not (vocab_size and length):
-        raise ValueError(f"the condition {config.condition!r} needs captions, and the data set has none")
-    if captioner is not None and not config.reads:
-        raise ValueError(
-            f"a captioner describes images of captions, not of the condition {config.condition!r}"
-        )
-    if config.condition == "class" and not classes:
-        raise ValueError("the condition 'class' needs labels, and the data set has none")
-    sizes = dict(vocab_size=vocab_size, length=length, classes=classes)
-    if watcher is not None and not (config.projected or config.perceptual_weight):
-        raise ValueError(
-            "a pretrained image encoder needs projected or perceptual_weight: nothing looks with it"
-        )
-    eyes = captioner if watcher is None else watcher
-    if eyes is None:
-        config = dataclasses.replace(config, projected=False, perceptual_weight=0.0)
-    if config.projected:
-        pixels = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        sizes["seen"] = jax.eval_shape(eyes.encode, eyes.params, pixels).shape[1:]
-        sizes["attends"] = watcher is None
-    network = lambda axis_name=None: Network(config, shape, text is not None, axis_name=axis_name, **sizes)
-    modalities = ("image", "text") if config.reads else ("image",)
 
-    def init(key: Key, batch: Batch):
-        params, variables = network().init(key)
-        if text is not None:
-            variables["text"] = jax.tree.map(jnp.asarray, text)
-        if captioner is not None:
-            variables["captioner"] = jax.tree.map(jnp.asarray, captioner.params)
-        if watcher is not None:
-            variables["watcher"] = jax.tree.map(jnp.asarray, watcher.params)
-        if config.spectral:
+    config: GANConfig
+    networks: GANNetworks
+    captioner: FrozenCaptioner | None = None
+    image_encoder: FrozenEncoder | None = None
+
+    def as_gan(self, frozen: dict[str, Params] | None) -> GAN:
+        """These functions, with the parameters of frozen networks."""
+        return GAN(
+            self.init, self.generate, self.d_loss, self.g_loss, self.constrain, self.predict, self.config.d_steps,
+            pretrain_generator=None if self.config.reconstruction is None else self.pretrain_generator,
+            frozen=frozen,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def adversarial(self) -> LogitLoss | FeatureLoss:
+        """The adversarial loss."""
+        return adversarial_loss(self.config.objective)
+
+    def init(self, key: Key, batch: Batch) -> tuple[dict[str, Params], Variables]:
+        """Initial parameters of both networks, and variables."""
+        params, batch_stats = self.networks.init(key)
+        variables: Variables = {"batch_stats": batch_stats}
+        if self.config.spectral:
             variables["spectral"] = spectral_vectors(
-                fold_in_name(key, "spectral"), _judging(params["discriminator"])
+                fold_in_name(key, "spectral"), _scoring(params["discriminator"])
             )
-        if config.lecam:
+        if self.config.lecam:
             variables["logits"] = {"real": jnp.float32(0.0), "fake": jnp.float32(0.0)}
-        if config.augment == "ada":
-            variables["ada"] = jnp.float32(0.0)
+        if self.config.augmentation is not None:
+            variables |= self.config.augmentation.initial_variables()
         return params, variables
 
-    def generate(generator: Params, variables, batch: Batch, key: Key, *, axis_name: str | None = None):
+    def predict(self, params: Params, batch: Batch) -> Float[Array, "batch height width channels"]:
+        """Images of the batch's condition and ``noise``; see `types.GAN`."""
+        generator, frozen = params["generator"], params.get("frozen")
+        batch_stats = params["variables"].get("batch_stats", {})  # empty ones are not in checkpoints
+        condition, _ = self.networks.generator_condition(generator, frozen, batch, None)
+        targets = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
+        if targets:
+            end, _ = self.networks.generator_condition(generator, frozen, {**batch, **targets}, None)
+            condition = interpolate_conditions(condition, end, batch["blend"])
+        return self.networks.generate(generator, batch_stats, condition, batch["noise"], None)[0]
+
+    def constrain(self, discriminator: Params) -> Params:
+        """The discriminator's parameters with clipped weights, if ``config.clip`` is set."""
+        if not self.config.clip:
+            return discriminator
+        return {**discriminator, **clip_weights(_scoring(discriminator), self.config.clip)}
+
+    # -- generator --
+
+    def generate(
+        self,
+        generator: Params,
+        variables: Variables,
+        batch: Batch,
+        key: Key,
+        *,
+        frozen: Params | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[dict[str, Array], Variables]:
+        """``{"image", ...}`` of the batch's conditions; with a reconstruction every second one is of inferred noise."""
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
-        return make(generator, variables, batch, keys, rebuilt(batch), axis_name)
+        reconstruct = self._reconstruct_mask(batch)
+        return self._generate(generator, variables, batch, keys, reconstruct, frozen, axis_name)
 
     def pretrain_generator(
-        generator: Params, variables, batch: Batch, key: Key, *, axis_name: str | None = None
-    ):
+        self,
+        generator: Params,
+        variables: Variables,
+        batch: Batch,
+        key: Key,
+        *,
+        frozen: Params | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
+        """The reconstruction loss of all images, which needs no discriminator."""
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
-        everyone = jnp.ones(len(batch["index"]), bool)
-        made, variables = make(generator, variables, batch, keys, everyone, axis_name)
-        loss, aux = rebuilding(made, batch, weights(batch), axis_name)
+        reconstruct = jnp.ones(len(batch["index"]), bool)
+        generated, variables = self._generate(
+            generator, variables, batch, keys, reconstruct, frozen, axis_name
+        )
+        loss, aux = self._reconstruction_loss(generated, batch, self._present(batch), axis_name)
         return loss, (aux, variables)
 
-    def make(generator, variables, batch, keys, again, axis_name):
-        """Images of what the batch asks for: of noise, or ``again`` of that which its own images are found to have."""
-        net, size = network(axis_name), (config.generator.noise,)
+    def _generate(self, generator, variables, batch, keys, reconstruct, frozen, axis_name):
+        """Images of random noise, or where ``reconstruct`` of the noise inferred from the batch's images."""
+        networks = dataclasses.replace(self.networks, axis_name=axis_name)
+        size = (self.config.generator.noise,)
         noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
-        condition, made = net.asked(generator, variables, batch, keys)
-        if config.reconstruction_weight:
-            view = pictured(batch, variables)
-            found, kl = net.infer(generator, condition, view, noise, fold_in_name(keys, "posterior"))
-            noise, made = jnp.where(again[:, None], found, noise), {**made, "posterior_kl": kl}
-        image, statistics = net.draw(generator, variables, condition, noise, keys)
-        return {**made, "image": image}, {**variables, "generator": statistics}
+        condition, generated = networks.generator_condition(generator, frozen, batch, keys)
+        if self.config.reconstruction is not None:
+            inputs = self._posterior_inputs(batch, frozen)
+            posterior_keys = fold_in_name(keys, "posterior")
+            inferred, kl = networks.infer_noise(generator, condition, inputs, noise, posterior_keys)
+            noise = jnp.where(reconstruct[:, None], inferred, noise)
+            generated = {**generated, "posterior_kl": kl}
+        image, batch_stats = networks.generate(generator, variables["batch_stats"], condition, noise, keys)
+        return {**generated, "image": image}, {**variables, "batch_stats": batch_stats}
 
-    def pictured(batch, variables):
-        """What the posterior is shown."""
-        view = viewed(to_float(batch["image"]), variables)
-        if sizes.get("attends") and config.generator.name == "objects" and config.condition == "words":
-            view = view._replace(
-                attended=captioner.attention(variables["captioner"], view.seen, batch["text"])
-            )
-        return view
+    def _posterior_inputs(self, batch: Batch, frozen: Params | None) -> ImageInputs:
+        inputs = self._with_tokens(to_float(batch["image"]), frozen)
+        uses_words = self.config.generator.composes_objects and self.config.condition.uses_words
+        if not (self.networks.word_attention and uses_words):
+            return inputs
+        attention = self.captioner.attention(frozen["captioner"], inputs.tokens, batch["text"])
+        return inputs._replace(word_attention=attention)
 
-    def rebuilding(made, batch, which, axis_name):
-        """The loss of the images of which every one in ``which`` is to be the batch's."""
-        of = lambda terms: collectives.batch_mean(terms, which.astype(jnp.float32), axis_name=axis_name)
-        apart = jnp.square(made["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
-        nats = apart / (2.0 * config.pixel_scale**2) + config.kl_weight * made["posterior_kl"]
-        aux = {"g_posterior_kl": of(made["posterior_kl"]), "g_reconstruction": of(nats) / math.prod(shape)}
-        return config.reconstruction_weight * aux["g_reconstruction"], jax.lax.stop_gradient(aux)
+    def _reconstruct_mask(self, batch: Batch) -> Bool[Array, "batch"]:
+        """Which images are reconstructed: every second one of each part that a discriminator's step takes."""
+        return (batch["index"] // self.config.d_steps) % 2 == 0
 
-    def rebuilt(batch):
-        """Every second example of each part that a step of the discriminator sees."""
-        return (batch["index"] // config.d_steps) % 2 == 0
+    def _reconstruction_loss(self, generated, batch, reconstructed, axis_name):
+        """Weighted negative ELBO of the ``reconstructed`` images, and its aux."""
+        options = self.config.reconstruction
+        mean = functools.partial(_mean, present=reconstructed, axis_name=axis_name)
+        squared_error = jnp.square(generated["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
+        kl = generated["posterior_kl"]
+        nats = squared_error / (2.0 * options.pixel_scale**2) + options.kl_weight * kl
+        aux = {
+            "g_posterior_kl": mean(kl),
+            "g_reconstruction": mean(nats) / math.prod(self.networks.sizes.shape),
+        }
+        return options.weight * aux["g_reconstruction"], jax.lax.stop_gradient(aux)
 
-    def augmented(images, variables, keys):
-        if config.augment == "diff":
-            how = dict(color=config.color, translation=config.translation, cutout=config.cutout)
-            return diff_augment(images, fold_in_name(keys, "augment"), **how)
-        if config.augment == "ada":
-            still = {} if config.color else dict(brightness=0.0, contrast=0.0, hue=0.0, saturation=0.0)
-            own = AdaConfig(cutout=config.cutout, **still)
-            return ada_augment(images, fold_in_name(keys, "augment"), variables["ada"], config=own)
-        return images
-
-    def weights(batch):
-        there = presence(batch, modalities)
-        ok = there["image"] & there[modalities[-1]]
-        return ok & (batch["label"] >= 0) if config.condition == "class" else ok
-
-    def names(batch):
-        """Equal numbers for equal conditions."""
-        return batch["label"] if config.condition == "class" else text_ids(batch["text"])
-
-    def read(net, params, tokens, batch):
-        """Nats for the condition, given the image."""
-        logits = net.read(params, tokens, batch)
-        if config.condition == "class":
-            log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-            return -jnp.take_along_axis(log_p, jnp.maximum(batch["label"], 0)[:, None], axis=1)[:, 0]
-        targets, mask = batch["text"][:, 1:], batch.get("text_mask", batch["text"] != 0)[:, 1:]
-        return sequence.token_cross_entropy(logits, targets, mask)
-
-    def shown(image, variables, keys):
-        """What a discriminator is shown of images."""
-        return viewed(augmented(image, variables, keys), variables)
-
-    def viewed(image, variables):
-        return View(image, looked(variables, image) if config.projected else None)
-
-    def looked(variables, image):
-        """What those trained before see in images, who judge them."""
-        return eyes.encode(variables["captioner" if watcher is None else "watcher"], image)
-
-    def agreements(net, params, tokens, condition, batch, ok, axis_name):
-        """The losses of image and condition, by name: ``(share, weight)``."""
-        found = {}
-        mean = lambda terms: collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
-        if config.auxiliary_weight and config.condition != "none":
-            found["read"] = mean(read(net, params, tokens, batch)), config.auxiliary_weight
-        if config.compares or config.word_weight:
-            seen = net.compare(params, tokens, condition)
-            alike = dict(present=ok, match=names(batch), duplicates="positive", axis_name=axis_name)
-        if config.compares:
-            terms = info_nce(seen.image, seen.condition, temperature=config.temperature, **alike)
-            found["sentence"] = mean(terms), config.sentence_weight
-        if config.word_weight:
-            mask = condition.words.mask
-            terms = word_region_loss(seen.words, mask, seen.regions, **alike)
-            found["word"] = mean(terms), config.word_weight
-        return found
-
-    def d_loss(
-        params: Params, variables, batch: Batch, made, key: Key, step, *, axis_name: str | None = None
-    ):
-        net, ok = network(axis_name), weights(batch)
-        keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
-        mean = lambda terms, w=ok: collectives.batch_mean(terms, w.astype(jnp.float32), axis_name=axis_name)
-        variables = dict(variables)
-        if config.spectral:
-            normal, variables["spectral"] = spectral_normalize(_judging(params), variables["spectral"])
-            params = {**params, **normal}
-        condition = net.condition(params, variables, batch, keys)
-        of_real, of_made = fold_in_name(keys, "real"), fold_in_name(keys, "made")
-        real, fake = (
-            shown(to_float(batch["image"]), variables, of_real),
-            shown(made["image"], variables, of_made),
-        )
-        tokens = net.look(params, real, of_real)
-        of_real_logits = net.judge(params, tokens, condition.vector)
-        of_made_logits = net.judge(params, net.look(params, fake, of_made), condition.vector)
-        rolled = None
-        if config.matching_aware and condition.vector is not None:
-            other = collectives.roll_batch(condition.vector, axis_name=axis_name)
-            which = names(batch)
-            before = lambda x: collectives.roll_batch(x, axis_name=axis_name)
-            rolled = net.judge(params, tokens, other), ok & before(ok) & (which != before(which))
-        loss = _discriminator(config, of_real_logits, of_made_logits, rolled, ok, axis_name)
-        aux = {"d_loss": loss, "d_real": mean(of_real_logits[:, 0]), "d_fake": mean(of_made_logits[:, 0])}
-
-        def penalty():
-            def critic(x, vector=condition.vector, keys=of_real):
-                features = net.judge(params, net.look(params, x, keys), vector)
-                if config.mmd:
-                    kernel = adversarial.KERNELS[config.mmd]
-                    pair = dict(kernel=kernel, present=ok, axis_name=axis_name)
-                    return adversarial.witness(features, of_real_logits, of_made_logits, **pair)
-                return features[:, 0]
-
-            apart = fold_in_name(keys, "penalty")
-            if config.penalty == "gp":
-                return penalties.gradient_penalty(critic, real, fake, apart)
-            if config.penalty == "dragan":
-                return penalties.dragan(critic, real, apart, present=ok, axis_name=axis_name)
-            if config.penalty == "ma_gp":
-                pairs = lambda x, vector: critic(x, vector=vector)
-                return penalties.matching_aware_penalty(pairs, real, condition.vector)
-            if config.penalty == "r1":
-                return penalties.squared_gradient(critic, real)
-            return penalties.squared_gradient(lambda x: critic(x, keys=of_made), fake)
-
-        if config.penalty != "none":
-            every = config.penalty_every
-            if every == 1:
-                value = mean(penalty())
-            else:
-                nothing = lambda: 0.0 * mean(of_real_logits[:, 0])
-                value = every * jax.lax.cond(step % every == 0, lambda: mean(penalty()), nothing)
-            aux["d_penalty"] = value
-            loss = loss + config.penalty_weight * value
-        logits = {"real": of_real_logits[:, 0], "fake": of_made_logits[:, 0]}
-        if config.lecam:
-            held = penalties.lecam(
-                logits["real"], logits["fake"], variables["logits"]["real"], variables["logits"]["fake"]
-            )
-            loss = loss + config.lecam * mean(held)
-            now = {k: collectives.psum(mean(v), axis_name) for k, v in logits.items()}
-            variables["logits"] = trees.update_ema(variables["logits"], jax.lax.stop_gradient(now), 0.99)
-        if config.augment == "ada":
-            sign = jax.lax.stop_gradient(collectives.psum(mean(jnp.sign(logits["real"])), axis_name))
-            count = len(ok) * collectives.axis_size(axis_name)
-            aux["ada"] = variables["ada"] / collectives.axis_size(axis_name)
-            how = dict(examples=count, target=config.ada_target, ramp=config.ada_ramp)
-            variables["ada"] = ada_update(variables["ada"], sign, **how)
-        for name, (value, weight) in agreements(net, params, tokens, condition, batch, ok, axis_name).items():
-            aux[f"d_{name}"], loss = value, loss + weight * value
-        return loss, (jax.lax.stop_gradient(aux), variables)
-
-    def g_loss(made, params: Params, variables, batch: Batch, key: Key, *, axis_name: str | None = None):
-        net, ok = network(axis_name), weights(batch)
+    def g_loss(
+        self,
+        generated: dict[str, Array],
+        discriminator: Params,
+        variables: Variables,
+        batch: Batch,
+        key: Key,
+        *,
+        frozen: Params | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The generator's loss, as a function of ``generated``."""
+        networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
-        mean = lambda terms: collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
-        if config.spectral:
-            params = {
-                **params,
-                **spectral_normalize(_judging(params), variables["spectral"], iterations=0)[0],
-            }
-        condition = net.condition(params, variables, batch, None)
-        view = shown(made["image"], variables, keys)
-        tokens = net.look(params, view, keys)
-        fake = net.judge(params, tokens, condition.vector)
-        of_real = fold_in_name(keys, "real")
-        # Of use to few objectives; where it is not, the compiler leaves it out.
-        real_tokens = net.look(params, shown(to_float(batch["image"]), variables, of_real), of_real)
-        real = net.judge(params, real_tokens, condition.vector)
-        loss = _generator(config, fake, real, ok, axis_name)
+        mean = functools.partial(_mean, present=present, axis_name=axis_name)
+        params, _ = self._normalize_weights(discriminator, variables, iterations=0)
+        condition = networks.encode_condition(params, frozen, batch, None)
+        fake = self._discriminator_inputs(generated["image"], variables, frozen, keys)
+        fake_tokens = networks.image_tokens(params, fake, keys)
+        fake_scores = networks.score(params, fake_tokens, condition.vector)
+        # Few objectives need the real images; the compiler removes what is not used.
+        real_keys = fold_in_name(keys, "real")
+        real = self._discriminator_inputs(to_float(batch["image"]), variables, frozen, real_keys)
+        real_tokens = networks.image_tokens(params, real, real_keys)
+        real_scores = networks.score(params, real_tokens, condition.vector)
+        loss = self.adversarial.generator(fake_scores, real_scores, present, axis_name)
         aux = {"g_loss": loss}
-        for name, (value, weight) in agreements(net, params, tokens, condition, batch, ok, axis_name).items():
+        terms = self._condition_losses(params, fake_tokens, condition, batch, present, axis_name)
+        for name, (value, weight) in terms.items():
             aux[f"g_{name}"], loss = value, loss + weight * value
-        if captioner is not None or config.perceptual_weight:
-            same = config.projected and config.augment == "none"  # then seen already, and differentiated once
-            seen = view.seen if same else looked(variables, made["image"])
-        if captioner is not None:
-            mask = batch.get("text_mask", batch["text"] != 0)
-            own = seen if watcher is None else captioner.encode(variables["captioner"], made["image"])
-            terms = captioner.cross_entropy(variables["captioner"], own, batch["text"], mask)
-            aux["g_redescription"] = mean(terms)
-            loss = loss + config.redescription_weight * aux["g_redescription"]
-        if config.reconstruction_weight:
-            part, found = rebuilding(made, batch, ok & rebuilt(batch), axis_name)
-            aux, loss = aux | found, loss + part
-        if config.perceptual_weight:
-            wanted = looked(variables, to_float(batch["image"]))
-            apart = 1.0 - (l2_normalize(seen) * l2_normalize(wanted)).sum(axis=-1).mean(axis=-1)
-            again = (ok & rebuilt(batch)).astype(jnp.float32)
-            aux["g_perceptual"] = collectives.batch_mean(apart, again, axis_name=axis_name)
-            loss = loss + config.perceptual_weight * aux["g_perceptual"]
-        if config.image_weight:
-            a, b = (net.compare(params, x, condition).image for x in (tokens, real_tokens))
-            alike = dict(present=ok, duplicates="ignore", axis_name=axis_name)
-            aux["g_image"] = mean(info_nce(a, b, temperature=config.temperature, **alike))
-            loss = loss + config.image_weight * aux["g_image"]
-        if config.generator.conditioning and condition.vector is not None:
-            aux["g_kl"] = mean(made["kl"])
+        loss, aux = self._add_frozen_losses(loss, aux, generated, fake, batch, present, frozen, axis_name)
+        if self.config.contrastive.image_weight:
+            tokens = fake_tokens, real_tokens
+            a, b = (networks.contrastive_embeddings(params, x, condition).image for x in tokens)
+            options = dict(present=present, duplicates="ignore", axis_name=axis_name)
+            aux["g_image"] = mean(info_nce(a, b, temperature=self.config.contrastive.temperature, **options))
+            loss = loss + self.config.contrastive.image_weight * aux["g_image"]
+        if self.config.generator.conditioning:
+            aux["g_kl"] = mean(generated["kl"])
             loss = loss + aux["g_kl"]
         return loss, jax.lax.stop_gradient(aux)
 
-    def constrain(params: Params) -> Params:
-        if not config.clip:
-            return params
-        return {**params, **adversarial.clip_weights(_judging(params), config.clip)}
+    def _add_frozen_losses(self, loss, aux, generated, fake, batch, present, frozen, axis_name):
+        """The generator's loss with redescription, reconstruction and perceptual loss added, in this order."""
+        image, features = generated["image"], self.config.features
+        perceptual_weight = 0.0 if features is None else features.perceptual_weight
+        if self.captioner is not None or perceptual_weight:
+            # Where the discriminator has the features of the same image, they are computed and differentiated once.
+            same = features.projected and self.config.augmentation is None
+            tokens = fake.tokens if same else self._extract(image, frozen)
+        if self.captioner is not None:
+            mask = batch.get("text_mask", batch["text"] != 0)
+            captioner_tokens = (
+                tokens if self.image_encoder is None else self.captioner.encode(frozen["captioner"], image)
+            )
+            nats = self.captioner.cross_entropy(frozen["captioner"], captioner_tokens, batch["text"], mask)
+            aux["g_redescription"] = _mean(nats, present, axis_name)
+            loss = loss + features.redescription_weight * aux["g_redescription"]
+        reconstructed = present & self._reconstruct_mask(batch)
+        if self.config.reconstruction is not None:
+            part, part_aux = self._reconstruction_loss(generated, batch, reconstructed, axis_name)
+            aux, loss = aux | part_aux, loss + part
+        if perceptual_weight:
+            real_tokens = self._extract(to_float(batch["image"]), frozen)
+            cosine = (l2_normalize(tokens) * l2_normalize(real_tokens)).sum(axis=-1).mean(axis=-1)
+            aux["g_perceptual"] = _mean(1.0 - cosine, reconstructed, axis_name)
+            loss = loss + perceptual_weight * aux["g_perceptual"]
+        return loss, aux
 
-    def predict(params, batch: Batch) -> Float[Array, "batch height width channels"]:
-        variables = {
-            "generator": {},
-            **params["variables"],
-        }  # statistics that there are none of are in no checkpoint
-        net, player = network(), params["generator"]
-        condition, _ = net.asked(player, variables, batch, None)
-        toward = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
-        if toward:
-            other, _ = net.asked(player, variables, {**batch, **toward}, None)
-            condition = blended(condition, other, batch["blend"])
-        return net.draw(player, variables, condition, batch["noise"], None)[0]
+    # -- discriminator --
 
-    alone = pretrain_generator if config.reconstruction_weight else None
-    return GAN(init, generate, d_loss, g_loss, constrain, predict, config.d_steps, alone)
-
-
-def _judging(params: Params) -> dict[str, Any]:
-    """What of the discriminator sees images and tells real from generated."""
-    return {name: params[name] for name in ("trunk", "critic", "sight") if name in params}
-
-
-def _discriminator(config: GANConfig, real, fake, rolled, ok, axis_name):
-    """The share of the adversarial loss. ``rolled``: logits with another's condition, and where that is another."""
-    if config.mmd:
-        kernel = adversarial.KERNELS[config.mmd]
-        apart = lambda other, present: adversarial.mmd_discriminator(
-            real, other, kernel=kernel, present=present, axis_name=axis_name
+    def d_loss(
+        self,
+        discriminator: Params,
+        variables: Variables,
+        batch: Batch,
+        generated: dict[str, Array],
+        key: Key,
+        step: Array,
+        *,
+        frozen: Params | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
+        """The discriminator's loss."""
+        networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
+        keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
+        mean = functools.partial(_mean, present=present, axis_name=axis_name)
+        params, variables = self._normalize_weights(discriminator, dict(variables))
+        passed = self._score_both(networks, params, variables, batch, generated, keys, present, frozen)
+        mismatched = self._score_mismatched(networks, passed, batch, axis_name)
+        real, fake = passed.real_scores, passed.fake_scores
+        loss = self.adversarial.discriminator(real, fake, mismatched, present, axis_name)
+        aux = {"d_loss": loss, "d_real": mean(real[:, 0]), "d_fake": mean(fake[:, 0])}
+        if self.config.penalty is not None:
+            aux["d_penalty"] = self._penalty(networks, passed, keys, step, axis_name)
+            loss = loss + self.config.penalty.weight * aux["d_penalty"]
+        if self.config.lecam:
+            lecam, variables["logits"] = self._lecam(
+                real[:, 0], fake[:, 0], variables["logits"], mean, axis_name
+            )
+            loss = loss + self.config.lecam * lecam
+        if "augment_probability" in variables:
+            probability = variables["augment_probability"]
+            aux["ada"] = probability / collectives.axis_size(axis_name)
+            variables["augment_probability"] = self.config.augmentation.next_probability(
+                probability, real[:, 0], present, axis_name
+            )
+        terms = self._condition_losses(
+            params, passed.real_tokens, passed.condition, batch, present, axis_name
         )
-        value = apart(fake, ok)
-        return value if rolled is None else 0.5 * (value + apart(*rolled))
-    objective, how = adversarial.OBJECTIVES[config.objective], dict(present=ok, axis_name=axis_name)
-    if rolled is None:
-        terms = objective.discriminator(real[:, 0], fake[:, 0], **how)
-    else:
-        other, differs = rolled
-        aware = adversarial.matching_aware(objective)
-        terms = aware(real[:, 0], fake[:, 0], other[:, 0], mismatched_present=differs, **how)
-    return collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
+        for name, (value, weight) in terms.items():
+            aux[f"d_{name}"], loss = value, loss + weight * value
+        return loss, (jax.lax.stop_gradient(aux), variables)
+
+    def _score_both(self, networks, params, variables, batch, generated, keys, present, frozen):
+        """The discriminator's scores of real and of generated images."""
+        condition = networks.encode_condition(params, frozen, batch, keys)
+        real_keys, fake_keys = fold_in_name(keys, "real"), fold_in_name(keys, "made")
+        real = self._discriminator_inputs(to_float(batch["image"]), variables, frozen, real_keys)
+        fake = self._discriminator_inputs(generated["image"], variables, frozen, fake_keys)
+        real_tokens = networks.image_tokens(params, real, real_keys)
+        real_scores = networks.score(params, real_tokens, condition.vector)
+        fake_scores = networks.score(params, networks.image_tokens(params, fake, fake_keys), condition.vector)
+        return DiscriminatorPass(
+            params,
+            condition,
+            real,
+            fake,
+            real_keys,
+            fake_keys,
+            real_tokens,
+            real_scores,
+            fake_scores,
+            present,
+        )
+
+    def _score_mismatched(self, networks, passed: DiscriminatorPass, batch, axis_name) -> Mismatched | None:
+        """Scores of real images with the condition of the example before it in the global batch."""
+        if not self.config.condition.matching_aware:
+            return None
+        previous = functools.partial(collectives.roll_batch, axis_name=axis_name)
+        other, ids = previous(passed.condition.vector), self.networks.condition_encoder.ids(batch)
+        scores = networks.score(passed.params, passed.real_tokens, other)
+        return Mismatched(scores, passed.present & previous(passed.present) & (ids != previous(ids)))
+
+    def _penalty(self, networks, passed: DiscriminatorPass, keys, step, axis_name) -> Float[Array, ""]:
+        """The gradient penalty: 0 at the steps at which it is not due."""
+        penalty, scores = self.config.penalty, (passed.real_scores, passed.fake_scores)
+
+        def critic(x, vector=None, keys=None):
+            vector = passed.condition.vector if vector is None else vector
+            keys = passed.real_keys if keys is None else keys
+            outputs = networks.score(passed.params, networks.image_tokens(passed.params, x, keys), vector)
+            return self.adversarial.critic_value(outputs, *scores, passed.present, axis_name)
+
+        def value():
+            vector, penalty_keys = passed.condition.vector, fold_in_name(keys, "penalty")
+            inputs = PenaltyInputs(
+                critic,
+                passed.real,
+                passed.fake,
+                vector,
+                passed.fake_keys,
+                penalty_keys,
+                passed.present,
+                axis_name,
+            )
+            return _mean(penalty.terms(inputs), passed.present, axis_name)
+
+        if penalty.every == 1:
+            return value()
+        nothing = lambda: 0.0 * _mean(passed.real_scores[:, 0], passed.present, axis_name)
+        return penalty.every * jax.lax.cond(step % penalty.every == 0, value, nothing)
+
+    @staticmethod
+    def _lecam(real, fake, averages, mean, axis_name):
+        """The LeCam regularisation, and the updated averages of the logits."""
+        value = mean(penalties.lecam(real, fake, averages["real"], averages["fake"]))
+        means = {k: collectives.psum(mean(v), axis_name) for k, v in (("real", real), ("fake", fake))}
+        return value, trees.update_ema(averages, jax.lax.stop_gradient(means), LECAM_DECAY)
+
+    # -- both --
+
+    def _present(self, batch: Batch) -> Bool[Array, "batch"]:
+        """Which examples count: those that have an image and a condition."""
+        encoder = self.networks.condition_encoder
+        present = presence(batch, encoder.modalities)
+        return present["image"] & present[encoder.modalities[-1]] & encoder.is_known(batch)
+
+    def _normalize_weights(self, params: Params, variables: Variables, *, iterations: int = 1):
+        """The discriminator's parameters after spectral normalisation, and the variables with its next vectors."""
+        if not self.config.spectral:
+            return params, variables
+        normalized, vectors = spectral_normalize(
+            _scoring(params), variables["spectral"], iterations=iterations
+        )
+        return {**params, **normalized}, {**variables, "spectral": vectors}
+
+    def _discriminator_inputs(self, image, variables, frozen, keys) -> ImageInputs:
+        """Images as the discriminator takes them: augmented, and with features of the frozen network."""
+        if self.config.augmentation is not None:
+            image = self.config.augmentation.apply(image, variables, keys)
+        return self._with_tokens(image, frozen)
+
+    def _with_tokens(self, image, frozen) -> ImageInputs:
+        projected = self.config.features is not None and self.config.features.projected
+        return ImageInputs(image, self._extract(image, frozen) if projected else None)
+
+    def _extract(self, image, frozen) -> Float[Array, "batch length dim"]:
+        """Tokens of the frozen image encoder or, without one, of the frozen captioner."""
+        if self.image_encoder is not None:
+            return self.image_encoder.encode(frozen["image_encoder"], image)
+        return self.captioner.encode(frozen["captioner"], image)
+
+    def _condition_losses(self, params, tokens, condition, batch, present, axis_name):
+        """Losses that tie images to their conditions, by name: ``(value, weight)``."""
+        networks, weights, losses = self.networks, self.config.contrastive, {}
+        mean = functools.partial(_mean, present=present, axis_name=axis_name)
+        if self.config.condition.auxiliary_weight:
+            nats = networks.prediction_loss(params, tokens, batch)
+            losses["read"] = mean(nats), self.config.condition.auxiliary_weight
+        if weights.sentence_weight or weights.word_weight:
+            embedded = networks.contrastive_embeddings(params, tokens, condition)
+            ids = networks.condition_encoder.ids(batch)
+            pairs = dict(present=present, match=ids, duplicates="positive", axis_name=axis_name)
+        if weights.sentence_weight:
+            terms = info_nce(embedded.image, embedded.condition, temperature=weights.temperature, **pairs)
+            losses["sentence"] = mean(terms), weights.sentence_weight
+        if weights.word_weight:
+            terms = word_region_loss(embedded.words, condition.words.mask, embedded.regions, **pairs)
+            losses["word"] = mean(terms), weights.word_weight
+        return losses
 
 
-def _generator(config: GANConfig, fake, real, ok, axis_name):
-    how = dict(present=ok, axis_name=axis_name)
-    if config.mmd:
-        return adversarial.mmd_generator(fake, real, kernel=adversarial.KERNELS[config.mmd], **how)
-    terms = adversarial.OBJECTIVES[config.objective].generator(fake[:, 0], real[:, 0], **how)
-    return collectives.batch_mean(terms, ok.astype(jnp.float32), axis_name=axis_name)
+def _mean(
+    terms: Float[Array, "batch"], present: Bool[Array, "batch"], axis_name: AxisName
+) -> Float[Array, ""]:
+    """This device's share of the mean over the present examples of the global batch."""
+    return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
+
+
+def _scoring(discriminator: Params) -> dict[str, Any]:
+    """The parameters that images pass through on the way to their score."""
+    return {name: discriminator[name] for name in SCORING_PARTS if name in discriminator}

@@ -1,0 +1,103 @@
+"""Augmentation of the discriminator's inputs, by name: the union `Augmentation` is the table.
+
+Real and generated images are augmented alike, and the generator's gradient passes through the augmentation. To add
+one, write its transformation in `preprocess.gan_augment` and a class here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xmodal_jax.core import collectives
+from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.preprocess.gan_augment import AdaConfig, Images, ada_augment, ada_update, diff_augment
+from xmodal_jax.types import ExampleKeys
+
+STILL_COLORS = dict(brightness=0.0, contrast=0.0, hue=0.0, saturation=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The options that all augmentations have."""
+
+    color: bool = False
+    """Whether brightness, saturation and contrast change too. Off by default, as captions name colours."""
+    cutout: float = 0.0
+    """Side of a rectangle that is set to 0, as a fraction of the image's side. Off by default, as it may hide an object
+    of the caption."""
+    needs_logits: ClassVar[bool] = False
+    """Whether the augmentation depends on the discriminator's logits."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "cutout")
+
+    def initial_variables(self) -> dict[str, Any]:
+        """What the augmentation adds to the GAN's variables."""
+        return {}
+
+    def apply(self, images: Images, variables: dict[str, Any], keys: ExampleKeys) -> Images:
+        """The augmented images."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffAugment(_Options):
+    """DiffAugment: random shifts, and optionally colours and cutouts, of every image."""
+
+    name: ClassVar[str] = "diff"
+    translation: float = 0.125
+    """Largest shift, as a fraction of the image's side."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 0, "translation")
+
+    def apply(self, images: Images, variables: dict[str, Any], keys: ExampleKeys) -> Images:
+        options = dict(color=self.color, translation=self.translation, cutout=self.cutout)
+        return diff_augment(images, fold_in_name(keys, "augment"), **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveAugment(_Options):
+    """ADA: transformations whose probability adapts to how sure the discriminator is of real images."""
+
+    name: ClassVar[str] = "ada"
+    needs_logits: ClassVar[bool] = True
+    target: float = 0.6
+    """Mean sign of the logits of real images that the probability is adapted to keep."""
+    ramp: int = 500_000
+    """Number of images in which the probability can go from 0 to 1."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "ramp")
+
+    def initial_variables(self) -> dict[str, Any]:
+        return {"augment_probability": jnp.float32(0.0)}
+
+    def apply(self, images: Images, variables: dict[str, Any], keys: ExampleKeys) -> Images:
+        options = AdaConfig(cutout=self.cutout, **({} if self.color else STILL_COLORS))
+        return ada_augment(
+            images, fold_in_name(keys, "augment"), variables["augment_probability"], config=options
+        )
+
+    def next_probability(
+        self, probability: Float[Array, ""], real_logits: Float[Array, "batch"], present: Array, axis_name
+    ) -> Float[Array, ""]:
+        """The probability after a step with these logits of real images."""
+        signs = collectives.batch_mean(
+            jnp.sign(real_logits), present.astype(jnp.float32), axis_name=axis_name
+        )
+        sign_mean = jax.lax.stop_gradient(collectives.psum(signs, axis_name))
+        examples = len(present) * collectives.axis_size(axis_name)
+        return ada_update(probability, sign_mean, examples=examples, target=self.target, ramp=self.ramp)
+
+
+Augmentation = DiffAugment | AdaptiveAugment
+"""The augmentations, by name."""

@@ -1,0 +1,269 @@
+"""What the images of a GAN are conditioned on: nothing, a class, a sentence, or a sentence and its words.
+
+Each condition is a configuration, a member of the union `ConditionConfig`. Its ``build`` makes its encoder: functions
+that embed the condition of a batch. Generator and discriminator each have parameters for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.losses import sequence
+from xmodal_jax.models.contrastive import text_ids
+from xmodal_jax.models.gan.inputs import DataSizes
+from xmodal_jax.models.towers import make_encoder
+from xmodal_jax.nets.encoders import (
+    TextDecoderConfig,
+    TextEncoder,
+    TextTransformerConfig,
+    build_decoder,
+    build_pool,
+)
+from xmodal_jax.nets.gan import SentenceEncoder
+from xmodal_jax.types import Batch, Condition, ExampleKeys, Key, Params, Tokens
+
+# -- configurations ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class NoCondition:
+    """No condition: an unconditional GAN."""
+
+    name: ClassVar[str] = "none"
+    reads_text: ClassVar[bool] = False
+    uses_words: ClassVar[bool] = False
+    head: ClassVar[str] = "none"
+    matching_aware: ClassVar[bool] = False
+    auxiliary_weight: ClassVar[float] = 0.0
+
+    def build(self, sizes: DataSizes, *, frozen_text: bool = False) -> ConditionEncoder:
+        return ConditionEncoder()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Conditional:
+    """The options that all conditions have."""
+
+    head: Literal["concat", "projection"] = "concat"
+    """How the discriminator compares image and condition: by concatenated features, or by a projection."""
+    matching_aware: bool = True
+    """Whether the discriminator also learns to reject real images with the condition of another example (GAN-CLS)."""
+    auxiliary_weight: float = 1.0
+    """Weight of the auxiliary loss, for both networks: the discriminator predicts the condition (the class, or the
+    caption token by token) from real images, and the generator makes images from which it predicts it (AC-GAN)."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "auxiliary_weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCondition(_Conditional):
+    """The class of an image, as a learned embedding."""
+
+    name: ClassVar[str] = "class"
+    reads_text: ClassVar[bool] = False
+    uses_words: ClassVar[bool] = False
+    width: int = 64
+    """Dimensions of a class's embedding."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "width")
+
+    def build(self, sizes: DataSizes, *, frozen_text: bool = False) -> ClassEncoder:
+        """The encoder. Raises ValueError: there are no labels."""
+        if not sizes.classes:
+            raise ValueError("the condition 'class' needs labels, and the data set has none")
+        return ClassEncoder(self, sizes.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceCondition(_Conditional):
+    """The caption of an image, as one vector."""
+
+    name: ClassVar[str] = "sentence"
+    reads_text: ClassVar[bool] = True
+    uses_words: ClassVar[bool] = False
+    """Whether the generator gets the words, besides the sentence's vector."""
+    text: TextEncoder = TextTransformerConfig(width=64)
+    """Encoder of captions. Generator and discriminator each train one, unless a frozen one is given."""
+    decoder: TextDecoderConfig = TextDecoderConfig(width=64)
+    """Decoder by which the discriminator predicts captions (``auxiliary_weight``)."""
+
+    def build(self, sizes: DataSizes, *, frozen_text: bool = False) -> CaptionEncoder:
+        """The encoder. Raises ValueError: there are no captions."""
+        if not (sizes.vocab_size and sizes.length):
+            raise ValueError(f"the condition {self.name!r} needs captions, and the data set has none")
+        return CaptionEncoder(self, sizes.vocab_size, sizes.length, frozen_text)
+
+
+@dataclasses.dataclass(frozen=True)
+class WordsCondition(SentenceCondition):
+    """The caption of an image, as one vector and one vector per word, to which the generator attends."""
+
+    name: ClassVar[str] = "words"
+    uses_words: ClassVar[bool] = True
+
+
+ConditionConfig = NoCondition | ClassCondition | SentenceCondition | WordsCondition
+"""The conditions, by name."""
+
+
+# -- encoders ------------------------------------------------------------------------------------------------
+
+
+class ConditionEncoder:
+    """Embeds the condition of a batch. This base class is the encoder of an unconditional GAN."""
+
+    modalities: tuple[str, ...] = ("image",)
+    """What an example must have to count."""
+    width: int = 0
+    """Dimensions of the condition's vector; 0: there is none."""
+
+    def example(self) -> Condition:
+        """A condition of zeros for one example, to initialise networks with."""
+        return Condition()
+
+    def init(self, key: Key) -> dict[str, Params]:
+        """Initial parameters, by name."""
+        return {}
+
+    def encode(
+        self, params: Params, frozen: Params | None, batch: Batch, keys: ExampleKeys | None
+    ) -> Condition:
+        """The condition of a batch. ``params``: those of generator or discriminator; ``frozen``: see `types.GAN`."""
+        return Condition()
+
+    def generator_input(self, condition: Condition) -> Condition:
+        """The part of the condition that the generator gets."""
+        return condition
+
+    def is_known(self, batch: Batch) -> Bool[Array, "batch"] | bool:
+        """Which examples have a condition."""
+        return True
+
+    def ids(self, batch: Batch) -> Int[Array, "batch"]:
+        """Integers that are equal for equal conditions."""
+        raise NotImplementedError("there is no condition")
+
+    # -- prediction of the condition from an image, for the auxiliary loss --
+
+    def init_predictor(self, key: Key, tokens: Tokens) -> Params:
+        """Parameters of the network that predicts the condition from image tokens."""
+        raise NotImplementedError("there is no condition")
+
+    def prediction_loss(self, params: Params, tokens: Array, batch: Batch) -> Float[Array, "batch"]:
+        """Cross-entropy of the condition given image tokens, in nats (per token, for captions)."""
+        raise NotImplementedError("there is no condition")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassEncoder(ConditionEncoder):
+    """Embeds the batch's ``label``; -1 is unknown."""
+
+    config: ClassCondition
+    classes: int
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    def example(self) -> Condition:
+        return Condition(jnp.zeros((1, self.width)))
+
+    def init(self, key: Key) -> dict[str, Params]:
+        # The last row is for unknown labels: an index of -1 finds it.
+        embedding = jax.random.normal(fold_in_name(key, "classes"), (self.classes + 1, self.width))
+        return {"classes": {"embedding": embedding}}
+
+    def encode(self, params, frozen, batch, keys) -> Condition:
+        return Condition(params["classes"]["embedding"][batch["label"]])
+
+    def is_known(self, batch) -> Bool[Array, "batch"]:
+        return batch["label"] >= 0
+
+    def ids(self, batch) -> Int[Array, "batch"]:
+        return batch["label"]
+
+    @functools.cached_property
+    def predictor(self) -> nn.Module:
+        return nn.Dense(self.classes)
+
+    def init_predictor(self, key: Key, tokens: Tokens) -> Params:
+        return self.predictor.init(key, tokens.values.mean(axis=1))["params"]
+
+    def prediction_loss(self, params, tokens, batch) -> Float[Array, "batch"]:
+        logits = self.predictor.apply({"params": params}, tokens.mean(axis=1))
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return -jnp.take_along_axis(log_p, jnp.maximum(batch["label"], 0)[:, None], axis=1)[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionEncoder(ConditionEncoder):
+    """Encodes the batch's ``text`` ``[B, length]`` with its mask."""
+
+    config: SentenceCondition
+    vocab_size: int
+    length: int
+    frozen_text: bool
+    """Whether the text encoder is frozen: its parameters are then ``frozen["text"]``."""
+    modalities: ClassVar[tuple[str, ...]] = ("image", "text")
+
+    @property
+    def width(self) -> int:
+        return self.config.text.width
+
+    def example(self) -> Condition:
+        words = Tokens(jnp.zeros((1, self.length, self.width)), jnp.ones((1, self.length), bool))
+        return Condition(jnp.zeros((1, self.width)), words)
+
+    @functools.cached_property
+    def encoder(self) -> SentenceEncoder:
+        config, example = self.config.text, {"text": jax.ShapeDtypeStruct((1, self.length), jnp.int32)}
+        own_pool = config.pool == "own"
+        far = "pool" if own_pool else "none"
+        encoder = make_encoder("text", config, example, vocab_size=self.vocab_size, far=far)
+        return SentenceEncoder(encoder, None if own_pool else build_pool(config))
+
+    def init(self, key: Key) -> dict[str, Params]:
+        if self.frozen_text:
+            return {}
+        ids = jnp.ones((1, self.length), jnp.int32)
+        return {"text": self.encoder.init(fold_in_name(key, "text"), ids, ids > 0)["params"]}
+
+    def encode(self, params, frozen, batch, keys) -> Condition:
+        encoder_params = params["text"] if "text" in params else frozen["text"]
+        return Condition(
+            *self.encoder.apply({"params": encoder_params}, batch["text"], _mask(batch), keys=keys)
+        )
+
+    def generator_input(self, condition: Condition) -> Condition:
+        return condition if self.config.uses_words else condition._replace(words=None)
+
+    def ids(self, batch) -> Int[Array, "batch"]:
+        return text_ids(batch["text"])
+
+    @functools.cached_property
+    def predictor(self) -> nn.Module:
+        return build_decoder(self.config.decoder, vocab_size=self.vocab_size, max_length=self.length)
+
+    def init_predictor(self, key: Key, tokens: Tokens) -> Params:
+        ids = jnp.ones((1, self.length), jnp.int32)
+        return self.predictor.init(key, ids, tokens)["params"]
+
+    def prediction_loss(self, params, tokens, batch) -> Float[Array, "batch"]:
+        logits = self.predictor.apply({"params": params}, batch["text"][:, :-1], Tokens(tokens, None))
+        return sequence.token_cross_entropy(logits, batch["text"][:, 1:], _mask(batch)[:, 1:])
+
+
+def _mask(batch: Batch) -> Any:
+    return batch.get("text_mask", batch["text"] != 0)

@@ -1,0 +1,116 @@
+"""The adversarial loss of an objective's name, on the outputs ``[B, outputs]`` of the critic.
+
+The objectives are those of `losses.adversarial`: on logits (`LogitLoss`), or on features (`FeatureLoss`, MMD-GANs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.core import collectives
+from xmodal_jax.core.collectives import AxisName
+from xmodal_jax.losses.adversarial import (
+    FEATURE_OBJECTIVES,
+    OBJECTIVES,
+    Adversarial,
+    FeatureObjective,
+    matching_aware,
+)
+
+ObjectiveName = Literal[(*OBJECTIVES, *FEATURE_OBJECTIVES)]
+"""The names of all objectives."""
+
+Outputs = Float[Array, "batch outputs"]
+Share = Float[Array, ""]
+"""This device's share of a mean over the global batch."""
+
+
+class Mismatched(NamedTuple):
+    """The critic's outputs for real images with the condition of another example."""
+
+    outputs: Outputs
+    present: Bool[Array, "batch"]
+    """Where that other condition is present and differs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitLoss:
+    """An objective on the logit of each example."""
+
+    objective: Adversarial
+    outputs: ClassVar[int] = 1
+    has_logits: ClassVar[bool] = True
+
+    def discriminator(
+        self, real: Outputs, fake: Outputs, mismatched: Mismatched | None, present: Array, axis_name: AxisName
+    ) -> Share:
+        """The discriminator's loss."""
+        options = dict(present=present, axis_name=axis_name)
+        if mismatched is None:
+            terms = self.objective.discriminator(real[:, 0], fake[:, 0], **options)
+        else:
+            loss = matching_aware(self.objective)
+            other = mismatched.outputs[:, 0]
+            terms = loss(real[:, 0], fake[:, 0], other, mismatched_present=mismatched.present, **options)
+        return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
+
+    def generator(self, fake: Outputs, real: Outputs, present: Array, axis_name: AxisName) -> Share:
+        """The generator's loss."""
+        terms = self.objective.generator(fake[:, 0], real[:, 0], present=present, axis_name=axis_name)
+        return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
+
+    def critic_value(
+        self, outputs: Outputs, real: Outputs, fake: Outputs, present: Array, axis_name: AxisName
+    ) -> Float[Array, "batch"]:
+        """The scalar whose gradient is penalised, of the critic's ``outputs`` at some inputs."""
+        return outputs[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureLoss:
+    """An objective on the features of all examples."""
+
+    objective: FeatureObjective
+    outputs: ClassVar[int] = 16
+    """Features (Bińkowski et al. 2018, arXiv:1801.01401, section 5)."""
+    has_logits: ClassVar[bool] = False
+
+    def discriminator(
+        self, real: Outputs, fake: Outputs, mismatched: Mismatched | None, present: Array, axis_name: AxisName
+    ) -> Share:
+        """The discriminator's loss."""
+        loss = self.objective.discriminator(real, fake, present=present, axis_name=axis_name)
+        if mismatched is None:
+            return loss
+        other = self.objective.discriminator(
+            real, mismatched.outputs, present=mismatched.present, axis_name=axis_name
+        )
+        return 0.5 * (loss + other)
+
+    def generator(self, fake: Outputs, real: Outputs, present: Array, axis_name: AxisName) -> Share:
+        """The generator's loss."""
+        return self.objective.generator(fake, real, present=present, axis_name=axis_name)
+
+    def critic_value(
+        self, outputs: Outputs, real: Outputs, fake: Outputs, present: Array, axis_name: AxisName
+    ) -> Float[Array, "batch"]:
+        """The scalar whose gradient is penalised: the witness function at the ``outputs`` of some inputs."""
+        return self.objective.witness(outputs, real, fake, present=present, axis_name=axis_name)
+
+
+def adversarial_loss(name: str) -> LogitLoss | FeatureLoss:
+    """The loss of an objective, by its name.
+
+    Raises:
+      ValueError: there is no such objective.
+    """
+    if name in OBJECTIVES:
+        return LogitLoss(OBJECTIVES[name])
+    if name in FEATURE_OBJECTIVES:
+        return FeatureLoss(FEATURE_OBJECTIVES[name])
+    known = ", ".join((*OBJECTIVES, *FEATURE_OBJECTIVES))
+    raise ValueError(f"objective must be one of {known}, got {name!r}")

@@ -1,0 +1,121 @@
+"""Gradient penalties of the discriminator, by name: the union `Penalty` is the table.
+
+The gradient is with respect to the discriminator's inputs: augmented images, and features of a frozen network if it
+gets those too.
+
+To add one, write its terms in `losses.penalties` and a class here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.core.collectives import AxisName
+from xmodal_jax.losses import penalties
+from xmodal_jax.models.gan.inputs import ImageInputs
+from xmodal_jax.types import ExampleKeys
+
+
+class PenaltyInputs(NamedTuple):
+    """What a penalty is a function of."""
+
+    critic: Callable[..., Float[Array, "batch"]]
+    """``critic(inputs, vector=None, keys=None)``: the discriminator's output for `ImageInputs`, one number per example.
+    None stands for the condition's vector, and for the random keys of real images."""
+    real: ImageInputs
+    fake: ImageInputs
+    vector: Float[Array, "batch dim"] | None
+    """The condition's vector; None: there is no condition."""
+    fake_keys: ExampleKeys
+    """The random keys of generated images."""
+    keys: ExampleKeys
+    """Random keys of the penalty."""
+    present: jax.Array
+    axis_name: AxisName
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The options that all penalties have."""
+
+    weight: float = 10.0
+    """Weight of the penalty in the discriminator's loss. Usual are 10 for gp (1 for MMD-GANs) and dragan, 5 to 10 for
+    r1, 1 for ma_gp."""
+    every: int = 1
+    """Compute the penalty at every so many steps, times their number (lazy regularisation)."""
+    needs_condition: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_at_least(self, 0, "weight")
+        check_at_least(self, 1, "every")
+
+    def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
+        """The penalty of each example, without ``weight``."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientPenalty(_Options):
+    """WGAN-GP: the gradient's norm between real and generated images is to be 1 (for MMD-GANs, of the witness)."""
+
+    name: ClassVar[str] = "gp"
+
+    def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
+        return penalties.gradient_penalty(inputs.critic, inputs.real, inputs.fake, inputs.keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class R1Penalty(_Options):
+    """R1: half the squared gradient at real images."""
+
+    name: ClassVar[str] = "r1"
+
+    def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
+        return penalties.squared_gradient(inputs.critic, inputs.real)
+
+
+@dataclasses.dataclass(frozen=True)
+class R2Penalty(_Options):
+    """R2: half the squared gradient at generated images."""
+
+    name: ClassVar[str] = "r2"
+
+    def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
+        critic = lambda x: inputs.critic(x, keys=inputs.fake_keys)
+        return penalties.squared_gradient(critic, inputs.fake)
+
+
+@dataclasses.dataclass(frozen=True)
+class DraganPenalty(_Options):
+    """DRAGAN: the gradient's norm around real images is to be 1."""
+
+    name: ClassVar[str] = "dragan"
+
+    def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
+        # The names of the arrays choose the noise: "seen" is the spelling of earlier versions.
+        real = {"image": inputs.real.image, "seen": inputs.real.tokens}
+        critic = lambda x: inputs.critic(ImageInputs(x["image"], x["seen"]))
+        present = dict(present=inputs.present, axis_name=inputs.axis_name)
+        return penalties.dragan(critic, real, inputs.keys, **present)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchingAwarePenalty(_Options):
+    """MA-GP (DF-GAN): the gradient by image and condition at real images with their conditions."""
+
+    name: ClassVar[str] = "ma_gp"
+    needs_condition: ClassVar[bool] = True
+
+    def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
+        critic = lambda x, vector: inputs.critic(x, vector=vector)
+        return penalties.matching_aware_penalty(critic, inputs.real, inputs.vector)
+
+
+Penalty = GradientPenalty | R1Penalty | R2Penalty | DraganPenalty | MatchingAwarePenalty
+"""The penalties, by name."""

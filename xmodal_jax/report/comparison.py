@@ -1,0 +1,60 @@
+"""Several runs compared in one table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xmodal_jax.report.page import Report
+from xmodal_jax.train.run import format_value
+
+
+class ComparedRun(NamedTuple):
+    """The results of one run, by the names that they have in a comparison."""
+
+    name: str
+    values: dict[str, Any]
+    """Test scores, each a number or one per seed, ``diverged`` (number of seeds) and ``step_ms`` (milliseconds per step
+    of all seeds)."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The values as ``name/value``."""
+        return {f"{self.name}/{key}": value for key, value in self.values.items()}
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a run; empty if there is none."""
+    file = folder / "result.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def read_run(folder: Path, scores: Sequence[str]) -> ComparedRun:
+    """The results of a finished run, named after its folder. ``scores``: names of metrics of its test split."""
+    result = read_result(folder)
+    metrics = result["metrics"] | result.get("per_seed", {})
+    values = {name: metrics[f"test/{name}"] for name in scores if f"test/{name}" in metrics}
+    seconds = (result["timing"]["train"] or math.nan) / max(result["steps"] - result["resumed"], 1)
+    return ComparedRun(
+        folder.name, values | {"diverged": float(len(result["diverged"])), "step_ms": 1e3 * seconds}
+    )
+
+
+def add_comparison(
+    report: Report, title: str, runs: Sequence[ComparedRun], scores: Mapping[str, str], *, seeds: int
+) -> None:
+    """A table with a row for each run; ``scores``: headings by name. Columns that no run has are left out."""
+    rows = []
+    for name, values in runs:
+        step = f"{values['step_ms']:.0f}" if "step_ms" in values else ""
+        cells = [format_value(values[key]) if key in values else "" for key in scores]
+        rows.append([name, *cells, f"{values['diverged']:.0f} of {seeds}", step])
+    head = ["run", *scores.values(), "diverged", "ms per step, all seeds"]
+    columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    head, *rows = zip(*columns, strict=True)
+    report.add_table(
+        title, head, rows, note="Mean and standard deviation over the seeds that did not diverge."
+    )

@@ -21,7 +21,6 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.experiment import finish
 from xmodal_jax.models import gan as gans
-from xmodal_jax.models.gan.presets import OBJECTIVE_PRESETS
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import DCGANGeneratorConfig
 from xmodal_jax.report.comparison import ComparedRun, add_comparison, read_result, read_run
@@ -45,8 +44,8 @@ SAMPLES = 12  # images of each objective in the report
 class Config(text_to_image_gan.Config):
     """Objectives compared."""
 
-    objectives: tuple[str, ...] = tuple(OBJECTIVE_PRESETS)
-    """The objectives to compare: names of ``models.gan.presets``."""
+    objectives: tuple[str, ...] = tuple(gans.OBJECTIVE_PRESETS)
+    """The objectives to compare: names of `models.gan.OBJECTIVE_PRESETS`."""
     steps: int = 400
     batch_size: int = 64
     eval_every: int = 0
@@ -64,10 +63,10 @@ class Config(text_to_image_gan.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = sorted(set(self.objectives) - set(OBJECTIVE_PRESETS))
+        unknown = sorted(set(self.objectives) - set(gans.OBJECTIVE_PRESETS))
         if unknown or not self.objectives:
             raise ValueError(
-                f"--objectives: {unknown or 'none'} given, choose of {', '.join(OBJECTIVE_PRESETS)}"
+                f"--objectives: {unknown or 'none'} given, choose of {', '.join(gans.OBJECTIVE_PRESETS)}"
             )
 
 
@@ -76,7 +75,7 @@ def train(config: Config, name: str, folder: pathlib.Path) -> None:
     if config.resume and read_result(folder).get("steps", 0) >= config.steps:
         return
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(text_to_image_gan.Config)}
-    fields |= dict(model=dataclasses.replace(config.model, **OBJECTIVE_PRESETS[name]), run_dir=folder)
+    fields |= dict(model=dataclasses.replace(config.model, **gans.OBJECTIVE_PRESETS[name]), run_dir=folder)
     text_to_image_gan.main(text_to_image_gan.Config(**fields))
 
 

@@ -194,6 +194,93 @@ terms = OBJECTIVES["linear"].discriminator(jnp.ones(3), jnp.zeros(3))
 assert terms.tolist() == [-1.0] * 3
 """,
     ),
+    "GAN penalty": Toy(
+        {},
+        {
+            "losses/penalties.py": [
+                (
+                    "def lecam(",
+                    '''def gradient_size(critic: Critic, x: Examples) -> Float[Array, "batch"]:
+    """The norm of the gradient."""
+    return _norm(_gradient(critic, x))
+
+
+''',
+                )
+            ],
+            "models/gan/penalties.py": [
+                (
+                    "Penalty = GradientPenalty",
+                    '''@dataclasses.dataclass(frozen=True)
+class GradientSizePenalty(_Options):
+    """The norm of the gradient at real images."""
+
+    name: ClassVar[str] = "size"
+
+    def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
+        return penalties.gradient_size(inputs.critic, inputs.real)
+
+
+''',
+                ),
+                (" | R1Penalty", " | GradientSizePenalty"),
+            ],
+        },
+        """
+from xmodal_jax.core.parts import choose
+from xmodal_jax.models.gan.penalties import Penalty
+from xmodal_jax.models.gan import ClassCondition, GANConfig, make_gan
+config = GANConfig(condition=ClassCondition(), penalty=choose(Penalty, "size")(weight=2.0))
+gan = make_gan(config, shape=(16, 16, 3), classes=3)
+params, variables = jax.eval_shape(gan.init, KEY, BATCH)
+generated, _ = jax.eval_shape(gan.generate, params["generator"], variables, BATCH, KEY)
+_, (aux, _) = jax.eval_shape(gan.d_loss, params["discriminator"], variables, BATCH, generated, KEY, 0)
+assert "d_penalty" in aux
+""",
+    ),
+    "GAN generator": Toy(
+        {},
+        {
+            "nets/gan.py": [
+                (
+                    "Generator = Residual",
+                    '''class PlainGenerator(nn.Module):
+    """Images of one colour."""
+
+    shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self, noise, condition, *, keys=None):
+        colour = jnp.tanh(nn.Dense(self.shape[-1], name="colour")(concatenate_condition(noise, condition)))
+        return jnp.broadcast_to(colour[:, None, None], (len(noise), *self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainGeneratorConfig(GeneratorConfig):
+    """Images of one colour."""
+
+    name: ClassVar[str] = "plain"
+
+    def build(self, shape, axis_name: AxisName = None):
+        return PlainGenerator(shape)
+
+
+''',
+                ),
+                (" | DCGANGeneratorConfig", " | PlainGeneratorConfig"),
+            ]
+        },
+        """
+from xmodal_jax.core.parts import choose
+from xmodal_jax.nets.gan import Generator
+from xmodal_jax.models.gan import ClassCondition, GANConfig, make_gan
+config = GANConfig(condition=ClassCondition(), generator=choose(Generator, "plain")(noise=5))
+gan = make_gan(config, shape=(16, 16, 3), classes=3)
+params, variables = jax.eval_shape(gan.init, KEY, BATCH)
+generated, _ = jax.eval_shape(gan.generate, params["generator"], variables, BATCH, KEY)
+assert generated["image"].shape == (4, 16, 16, 3)
+""",
+    ),
 }
 PROGRAM = """
 import json, sys, traceback

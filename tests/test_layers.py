@@ -29,7 +29,16 @@ LAYERS = [
 INSIDE = {
     "models": ["towers", "lora", "contrastive", "fusion", "seq2seq", "speech", "gan", "vae"],
     "data": ["shapes", "sources", "tasks"],
-    "models/gan": ["config", "networks", "method"],
+    "models/gan": [
+        "inputs",
+        "objective",
+        "penalties",
+        "augmentation",
+        "conditions",
+        "config",
+        "networks",
+        "method",
+    ],
     "models/vae": [
         "modalities",
         "networks",

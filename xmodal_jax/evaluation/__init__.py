@@ -17,6 +17,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "classification": "ClassificationConfig Classifier LabelledSplit accuracies evaluate_splits fit_unimodal "
         "subsets",
         "embeddings": "Embedder Gallery class_prompts classification_scores directions predict_all retrieval_scores",
+        "image_judge": "Judge JudgeReport judge_scores",
+        "images": "ImageGenerator SplitImageGenerator",
         "latent": "LatentEvaluation LatentEvaluator LatentResults SourceLatents Translations evaluate_latent",
         "latent_density": "LatentDensity fit_flow fit_gaussian_mixture prior_density",
         "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "

@@ -29,7 +29,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "flows": "AutoregressiveFlow MADE",
         "fusion": "AdditiveAttention BottleneckAttention CoAttention Concatenation FiLM Fusion FusionOutput "
         "GatedCrossAttention LowRankBilinear MergedAttention PerceiverResampler build_fusion",
-        "gan": "DCGANGenerator MLPGenerator ResidualGenerator build_generator",
+        "gan": "Critic DCGANGenerator DCGANGeneratorConfig MLPGenerator MLPGeneratorConfig ObjectGeneratorConfig "
+        "ResidualGenerator ResidualGeneratorConfig",
         "image": "ConvNet FlatMLP PlainConvNet ResNet ViT cut_patches",
         "norm": "GroupNorm",
         "objects": "ObjectGenerator SlotAttention",

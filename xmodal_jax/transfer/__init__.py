@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "export": "export_run",
         "features": "frozen_features",
+        "frozen": "FrozenNetworks load_frozen_networks",
         "pretrained": "PretrainedEncoders TrainedRun resolve_pretrained load_trained_run find_folders",
     },
 )

@@ -1,36 +1,26 @@
-"""Conditional GANs of images: `GANConfig` says what one is made of, `make_gan` makes it."""
+"""Conditional GANs of images: `GANConfig` is what one is made of, `make_gan` makes it.
 
-from xmodal_jax.models.gan.augmentation import AdaptiveAugment, DiffAugment
-from xmodal_jax.models.gan.conditions import ClassCondition, NoCondition, SentenceCondition, WordsCondition
-from xmodal_jax.models.gan.config import ContrastiveLosses, FrozenFeatures, GANConfig, Reconstruction
-from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder
-from xmodal_jax.models.gan.method import ConditionalGAN, make_gan
-from xmodal_jax.models.gan.penalties import (
-    DraganPenalty,
-    GradientPenalty,
-    MatchingAwarePenalty,
-    R1Penalty,
-    R2Penalty,
+::
+
+    from xmodal_jax.models.gan import ClassCondition, GANConfig, GradientPenalty, make_gan
+
+    config = GANConfig(objective="wgan", condition=ClassCondition(), penalty=GradientPenalty())
+    gan = make_gan(config, shape=(32, 32, 3), classes=10)
+    params, variables = gan.init(key, batch)
+"""
+
+from xmodal_jax.core.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "augmentation": "AdaptiveAugment DiffAugment",
+        "conditions": "ClassCondition NoCondition SentenceCondition WordsCondition",
+        "config": "ContrastiveLosses FrozenFeatures GANConfig Reconstruction",
+        "inputs": "FrozenCaptioner FrozenEncoder",
+        "method": "ConditionalGAN make_gan",
+        "objective": "adversarial_loss",
+        "penalties": "DraganPenalty GradientPenalty MatchingAwarePenalty R1Penalty R2Penalty",
+        "presets": "OBJECTIVE_PRESETS",
+    },
 )
-
-__all__ = [
-    "AdaptiveAugment",
-    "ClassCondition",
-    "ConditionalGAN",
-    "ContrastiveLosses",
-    "DiffAugment",
-    "DraganPenalty",
-    "FrozenCaptioner",
-    "FrozenEncoder",
-    "FrozenFeatures",
-    "GANConfig",
-    "GradientPenalty",
-    "MatchingAwarePenalty",
-    "NoCondition",
-    "R1Penalty",
-    "R2Penalty",
-    "Reconstruction",
-    "SentenceCondition",
-    "WordsCondition",
-    "make_gan",
-]

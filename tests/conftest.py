@@ -1,6 +1,7 @@
 """A strict harness: eight fake devices, checked shapes, no silent broadcasting; see also pyproject.toml."""
 
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -41,6 +42,43 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("default")
+
+
+TESTS = pathlib.Path(__file__).parent
+QUICK = (
+    "core",
+    "metrics",
+    "probability",
+    "losses/test_adversarial.py",
+    "losses/test_elbo.py",
+    "losses/test_penalties.py",
+    "losses/test_sequence.py",
+    "losses/test_tiled.py",
+    "losses/test_word_region.py",
+    "nets/test_attention.py",
+    "nets/test_norm.py",
+    "nets/test_dropout.py",
+    "train/test_optim.py",
+    "train/test_loop.py",
+    "test_layers.py",
+)
+"""Folders and files of the tests that carry the marker ``quick``."""
+
+
+def is_quick(path: pathlib.Path) -> bool:
+    return any(path.is_relative_to(TESTS / part) for part in QUICK)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With ``-m quick`` the other files are not even imported, which takes longer than the quick tests."""
+    only_quick = config.option.markexpr == "quick"
+    return True if only_quick and collection_path.is_file() and not is_quick(collection_path) else None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_quick(item.path) and "slow" not in item.keywords:
+            item.add_marker("quick")
 
 
 def pytest_collection_finish():

@@ -31,7 +31,6 @@ from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
-from xmodal_jax.train.config import shrink
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import stack_scores
@@ -67,9 +66,7 @@ def main(config: Config) -> None:
     if config.data == "shapes" and config.input.modalities is None:
         data_options = dataclasses.replace(config.input, modalities=SHAPES_MODALITIES)
         config = dataclasses.replace(config, input=data_options)
-    config, run, timer, bad_examples, pretrained = start(
-        config, shrink=lambda config: evaluation.shrink_latent(shrink(config))
-    )
+    config, run, timer, bad_examples, pretrained = start(config, shrink=evaluation.shrink_latent)
     model = config.model
 
     # Data: examples whose class is known, which the judges need; speech as frames, computed once.
@@ -98,12 +95,7 @@ def main(config: Config) -> None:
 
     # Test: generation across modalities and from the prior, likelihood, latent probes.
     with timer("evaluation"):
-        results = [
-            evaluation.evaluate_latent(
-                evaluator, params, judge_params, data.source, data.test, data.factors, config.evaluation, seed
-            )
-            for params, seed in zip(result.params, result.seeds, strict=True)
-        ]
+        results = evaluation.evaluate_seeds(evaluator, result, judge_params, data, config.evaluation)
     metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return

@@ -29,7 +29,6 @@ from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.command_line import parse
-from xmodal_jax.train.config import shrink
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -66,9 +65,7 @@ class Config(LatentConfig):
 def main(config: Config) -> None:
     data_options = dataclasses.replace(config.input, modalities=(config.modality,))
     config = dataclasses.replace(config, input=data_options)
-    config, run, timer, bad_examples, pretrained = start(
-        config, shrink=lambda config: evaluation.shrink_latent(shrink(config))
-    )
+    config, run, timer, bad_examples, pretrained = start(config, shrink=evaluation.shrink_latent)
     model, modality = config.model, config.modality
 
     # Data: examples whose class is known, which the judge needs.
@@ -77,10 +74,13 @@ def main(config: Config) -> None:
     loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
     example = numeric_fields(loader.example())
     sizes = sizes_of(example, (modality,), model, vocab_size=data.vocab_size, classes=data.classes)
+    size = sizes[modality]
 
     # The method, and the judge, which is trained first.
-    vae = make_vae(model, modality, sizes[modality], classes=data.classes)
-    judges = make_judges(model, sizes, data.classes)
+    vae, judges = (
+        make_vae(model, modality, size, classes=data.classes),
+        make_judges(model, sizes, data.classes),
+    )
     judge_params = evaluation.fit_judges(judges, loader, config, run, timer, config.judge_steps)
     evaluator = evaluation.LatentEvaluator(
         as_multimodal(vae, model, modality, data.classes), model, judges, seed=config.seed, end_id=data.end_id
@@ -91,27 +91,20 @@ def main(config: Config) -> None:
         metrics = evaluation.reconstruction_metrics(evaluator, params, validation)
         return {f"validation/{name.split('/')[1]}": value for name, value in metrics.items()}
 
-    optimizer = pretrained.optimize(config.optimizer)
+    optimizer, method = pretrained.optimize(config.optimizer), pretrained.start(vae.method, sizes)
     if model.critic_objective is not None:
         optimizer = GANOptimizer(discriminator=config.critic, generator=optimizer)
-    size = sizes[modality]
     metadata = data.metadata | {"modality": modality, "size": [*size.shape, size.values]}
-    method = pretrained.start(vae.method, sizes)
     result = fit(method, loader, config, optimizer, run, timer, evaluate=validate, metadata=metadata)
 
     # Test: reconstruction, samples, likelihood, latent probes.
     with timer("evaluation"):
-        results = [
-            evaluation.evaluate_latent(
-                evaluator, params, judge_params, data.source, data.test, data.factors, config.evaluation, seed,
-                model.has_likelihood,
-            )
-            for params, seed in zip(result.params, result.seeds, strict=True)
-        ]  # fmt: skip
+        results = evaluation.evaluate_seeds(
+            evaluator, result, judge_params, data, config.evaluation, model.has_likelihood
+        )
     metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return
-
     with timer("report"):
         report = Report("A latent space", subtitle(config, result, model.name))
         leading = ("reconstruction_", "likelihood/", "joint_prior/kid", "latent/probe")

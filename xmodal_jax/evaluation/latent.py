@@ -17,6 +17,7 @@ from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import predict_all
+from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.evaluation.latent_density import LatentDensity, fit_flow, fit_gaussian_mixture
 from xmodal_jax.metrics.classification import linear_probe
 from xmodal_jax.metrics.clustering import kmeans_clustering
@@ -26,8 +27,8 @@ from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, mom
 from xmodal_jax.models.vae.judges import JudgeOutputs, Judges
 from xmodal_jax.models.vae.modalities import ModalityConfigs, as_batch
 from xmodal_jax.models.vae.multimodal import MultimodalVAE
-from xmodal_jax.train.config import RunConfig
-from xmodal_jax.train.loop import fit
+from xmodal_jax.train.config import RunConfig, shrink
+from xmodal_jax.train.loop import TrainingResult, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
 
@@ -84,7 +85,8 @@ SMOKE = LatentEvaluation(
 
 
 def shrink_latent(config: Any) -> Any:
-    """The configuration of a ``--smoke`` run of an experiment with a latent space, after `train.config.shrink`."""
+    """The configuration of a ``--smoke`` run of an experiment with a latent space."""
+    config = shrink(config)
     # A third of the embedded data set's scenes have one object, and a density needs some tens of latents.
     data = dataclasses.replace(config.input, train_size=150)
     return dataclasses.replace(config, input=data, judge_steps=4, evaluation=SMOKE)
@@ -504,3 +506,19 @@ def evaluate_latent(
     if evaluation.disentanglement:
         metrics |= disentanglement_metrics(latents.mean, factors, seed)
     return LatentResults(metrics, classes, labels, latents, draws)
+
+
+def evaluate_seeds(
+    evaluator: LatentEvaluator,
+    trained: TrainingResult,
+    judge_params: Any,
+    data: LatentData,
+    evaluation: LatentEvaluation,
+    has_likelihood: bool = True,
+) -> list[LatentResults]:
+    """`evaluate_latent` for the parameters of each seed of a training."""
+    splits = (data.source, data.test, data.factors)
+    return [
+        evaluate_latent(evaluator, params, judge_params, *splits, evaluation, seed, has_likelihood)
+        for params, seed in zip(trained.params, trained.seeds, strict=True)
+    ]

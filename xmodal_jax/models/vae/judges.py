@@ -64,8 +64,8 @@ class _Classifiers(nn.Module):
     @nn.compact
     def __call__(self, inputs: NetworkInputs, keys) -> JudgeOutputs:
         outputs = []
-        for group in self.groups:
-            features = self.modalities[group.kind].features(group.size, self.hidden)
+        for k, group in enumerate(self.groups):
+            features = self.modalities[group.kind].features(group.size, self.hidden, name=f"Features_{k}")
             classifiers = stack_modalities(_Classifier)(features, self.classes, name=group.name)
             x, mask = stack_group(group, inputs.inputs)
             outputs.append(classifiers(x, mask, modality_keys(keys, group.names)))

@@ -117,8 +117,9 @@ class ModalityConfig(abc.ABC):
         return present
 
     @abc.abstractmethod
-    def features(self, size: Size, hidden: int) -> nn.Module:
-        """The network ``module(inputs, mask, keys) -> [B, hidden]`` between data and posterior."""
+    def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
+        """The network ``module(inputs, mask, keys) -> [B, hidden]`` between data and posterior; ``name``: its name among
+        the parameters."""
 
     @abc.abstractmethod
     def log_likelihood(self, outputs: Array, x: Array, mask: Array | None) -> Float[Array, "rows batch"]:
@@ -159,11 +160,18 @@ def pretrained_encoder(kind: str, encoder: EncoderConfig, size: Size) -> nn.Modu
 
 
 def _encoder_features(
-    kind: str, encoder: EncoderConfig, size: Size, hidden: int, *, flatten: bool = False, **shape_info: int
+    kind: str,
+    encoder: EncoderConfig,
+    size: Size,
+    hidden: int,
+    name: str | None,
+    *,
+    flatten: bool = False,
+    **shape_info: int,
 ) -> nn.Module:
     if isinstance(encoder, PretrainedEncoderConfig):
-        return PretrainedFeatures(pretrained_encoder(kind, encoder, size), hidden)
-    return EncoderFeatures(kind, encoder, hidden, flatten, shape_info)
+        return PretrainedFeatures(pretrained_encoder(kind, encoder, size), hidden, name=name)
+    return EncoderFeatures(kind, encoder, hidden, flatten, shape_info, name=name)
 
 
 def _check_likelihood(config: ModalityConfig, names: tuple[str, ...]) -> None:
@@ -208,8 +216,8 @@ class ImageConfig(ModalityConfig):
             x = augment(x, fold_in_name(keys, f"augment/{name}"), self.augment)
         return (x, None), ((x + 1.0) / 2.0, None)
 
-    def features(self, size: Size, hidden: int) -> nn.Module:
-        return _encoder_features(self.kind, self.encoder, size, hidden, flatten=True)
+    def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
+        return _encoder_features(self.kind, self.encoder, size, hidden, name, flatten=True)
 
     def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
@@ -253,10 +261,10 @@ class TextConfig(ModalityConfig):
         mask = x != 0 if mask is None else mask
         return (x, mask), (x, mask)
 
-    def features(self, size: Size, hidden: int) -> nn.Module:
+    def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
         (length,) = size.shape
         return _encoder_features(
-            self.kind, self.encoder, size, hidden, vocab_size=size.values, max_length=length
+            self.kind, self.encoder, size, hidden, name, vocab_size=size.values, max_length=length
         )
 
     def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
@@ -354,8 +362,8 @@ class AudioConfig(ModalityConfig):
         frames = self.to_frames(x, mask)
         return (frames, None), (frames, None)
 
-    def features(self, size: Size, hidden: int) -> nn.Module:
-        return _encoder_features(self.kind, self.encoder, size, hidden)
+    def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
+        return _encoder_features(self.kind, self.encoder, size, hidden, name)
 
     def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
@@ -407,8 +415,8 @@ class LabelConfig(ModalityConfig):
     def where_present(self, x, present) -> Bool[Array, "batch"]:
         return present & (x >= 0)
 
-    def features(self, size: Size, hidden: int) -> nn.Module:
-        return LabelFeatures(size.values, hidden)
+    def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
+        return LabelFeatures(size.values, hidden, name=name)
 
     def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
         return label_log_likelihood(outputs, x)

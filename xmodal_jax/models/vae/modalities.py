@@ -118,8 +118,8 @@ class ModalityConfig(abc.ABC):
 
     @abc.abstractmethod
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
-        """The network ``module(inputs, mask, keys) -> [B, hidden]`` between data and posterior; ``name``: its name among
-        the parameters."""
+        """The network ``module(inputs, mask, keys) -> [B, hidden]`` between data and posterior; ``name``: its name
+        among the parameters."""
 
     @abc.abstractmethod
     def log_likelihood(self, outputs: Array, x: Array, mask: Array | None) -> Float[Array, "rows batch"]:

@@ -253,7 +253,7 @@ def test_errors():
         G.ada_augment(two, KEYS, 0.5)
     with pytest.raises(ValueError, match="two pixels"):
         G.ada_augment(IMAGES[:, :1], KEYS, 0.5)
-    with pytest.raises(ValueError, match="cutout is a share"):
+    with pytest.raises(ValueError, match="cutout is a fraction"):
         G.diff_augment(IMAGES, KEYS, cutout=1.5)
     for field, value in {"translate": 1.5, "hue": 181.0, "scale": -0.1}.items():
         with pytest.raises(ValueError, match=field):

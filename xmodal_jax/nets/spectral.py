@@ -13,7 +13,7 @@ from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import Key, Params
 
 WEIGHTS = r"(kernel|embedding)$"
-"""What is normalised, by its path in the parameters."""
+"""Pattern of the paths of the parameters that are normalised."""
 
 
 def _matrix(weight):
@@ -21,11 +21,11 @@ def _matrix(weight):
 
 
 def spectral_vectors(key: Key, params: Params) -> dict[str, Array]:
-    """A random unit vector for every weight of `WEIGHTS`, by its path: where the power iteration starts."""
+    """A random unit vector for every weight of `WEIGHTS`, by its path, to start the power iteration from."""
     named = zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True)
-    draw = lambda name, leaf: jax.random.normal(fold_in_name(key, name), (leaf.shape[-1],))
-    drawn = {name: draw(name, leaf) for name, leaf in named if re.search(WEIGHTS, name) and leaf.ndim > 1}
-    return {name: u / jnp.linalg.norm(u) for name, u in drawn.items()}
+    sample = lambda name, leaf: jax.random.normal(fold_in_name(key, name), (leaf.shape[-1],))
+    vectors = {name: sample(name, leaf) for name, leaf in named if re.search(WEIGHTS, name) and leaf.ndim > 1}
+    return {name: u / jnp.linalg.norm(u) for name, u in vectors.items()}
 
 
 def spectral_normalize(
@@ -35,23 +35,23 @@ def spectral_normalize(
 
     .. math:: u \leftarrow W^T W u / \|W^T W u\|, \quad v = W u / \|W u\|, \quad W / (v^T W u)
 
-    with the weight as a matrix ``[inputs, outputs]`` (Miyato et al. 2018, arXiv:1802.05957, algorithm 1, but v is taken
-    after u, so that u alone gives the same estimate again). The estimate of the singular value is differentiated in W,
-    the vectors are not. One iteration a step is enough, as the weights move slowly; 0 keeps the vectors (for
-    evaluation).
+    with the weight as a matrix ``[inputs, outputs]`` (Miyato et al. 2018, arXiv:1802.05957, algorithm 1, except that v
+    is computed after u, so that u alone reproduces the estimate). The estimated singular value has a gradient by W, the
+    vectors have none. One iteration per step is enough, as weights change slowly; 0 iterations keep the vectors, for
+    evaluation.
     """
-    moved = {}
+    next_vectors = {}
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
 
-    def one(name, weight):
+    def normalize(name, weight):
         if name not in vectors:
             return weight
         matrix, u = _matrix(weight), jax.lax.stop_gradient(vectors[name])
-        still = jax.lax.stop_gradient(matrix)
+        fixed = jax.lax.stop_gradient(matrix)
         for _ in range(iterations):
-            u = unit(still.T @ (still @ u))
-        moved[name] = u
-        v = unit(still @ u)
+            u = unit(fixed.T @ (fixed @ u))
+        next_vectors[name] = u
+        v = unit(fixed @ u)
         return weight / jnp.vdot(v, matrix @ u)
 
-    return trees.map_with_name(one, params), moved
+    return trees.map_with_name(normalize, params), next_vectors

@@ -1,8 +1,8 @@
-"""Augmentation of what a GAN's discriminator sees, real and generated alike: DiffAugment, and ADA with its feedback.
+"""Augmentation of the inputs of a GAN's discriminator, both real and generated: DiffAugment, and adaptive ADA.
 
-Images are floats in [-1, 1], ``[B, H, W, C]`` with 1 or 3 channels, and nothing is clipped: what lies outside still
-tells the generator which way to go. Differentiable in the images. One key per example: the same key gives the same
-transformation in any batch; ``keys=None`` is the identity.
+Images are floats in [-1, 1], ``[B, H, W, C]`` with 1 or 3 channels. Values outside are not clipped, so that the
+generator gets a gradient from them. The functions are differentiable in the images. Each example has one random key,
+which gives the same transformation in any batch; ``keys=None`` is the identity.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ def diff_augment(
     translation: float = 0.125,
     cutout: float = 0.5,
 ) -> Images:
-    """Differentiable augmentation (Zhao et al. 2020, arXiv:2006.10738): of each image, in this order,
+    """Differentiable augmentation (Zhao et al. 2020, arXiv:2006.10738). To each image are applied, in this order:
 
     - colour: ``x + b``; the distance from each pixel's mean over channels times ``s``; the distance from the image's
       mean times ``c``; with ``b ~ U(-0.5, 0.5)``, ``s ~ U(0, 2)``, ``c ~ U(0.5, 1.5)``. Grey has no saturation.
-    - ``translation``: a shift by whole pixels, uniform up to this share of each side; 0 comes in.
-    - ``cutout``: a rectangle of this share of each side set to 0, its centre anywhere in the image.
+    - ``translation``: a shift by whole pixels, uniform up to this fraction of each side, padded with 0.
+    - ``cutout``: a rectangle of this fraction of each side is set to 0, with its centre anywhere in the image.
 
-    A share of 0 turns it off.
+    A fraction of 0 turns a transformation off.
 
     Raises:
-      ValueError: a share outside [0, 1], or neither 1 nor 3 channels.
+      ValueError: a fraction outside [0, 1], or neither 1 nor 3 channels.
     """
     _check_channels(images)
-    for name, share in (("translation", translation), ("cutout", cutout)):
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"{name} is a share of the side, 0 to 1, got {share}")
+    for name, fraction in (("translation", translation), ("cutout", cutout)):
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"{name} is a fraction of the side, 0 to 1, got {fraction}")
     if keys is None:
         return images
     if color:
@@ -54,10 +54,10 @@ def diff_augment(
         )
     if cutout:
         sides = [int(cutout * side + 0.5) for side in images.shape[1:3]]
-        places = [side + 1 - size % 2 for side, size in zip(images.shape[1:3], sides, strict=True)]
+        positions = [side + 1 - size % 2 for side, size in zip(images.shape[1:3], sides, strict=True)]
         size = jnp.array(sides)
-        draw = lambda key: jax.random.randint(key, (2,), 0, jnp.array(places))
-        start = jax.vmap(draw)(fold_in_name(keys, "diff_cutout")) - size[None] // 2
+        sample = lambda key: jax.random.randint(key, (2,), 0, jnp.array(positions))
+        start = jax.vmap(sample)(fold_in_name(keys, "diff_cutout")) - size[None] // 2
         images = _blank(images, start.astype(jnp.float32), (start + size[None]).astype(jnp.float32))
     return images
 
@@ -67,23 +67,23 @@ def _jitter(key, image):
     draws = jax.random.uniform(key, (3,), minval=low, maxval=high)
     brightness, saturation, contrast = draws.astype(image.dtype)
     grey = image.mean(axis=2, keepdims=True)
-    # The three in one: the image's mean is that of its grey, which saturation leaves as it is.
+    # All three in one step: saturation does not change the grey image, whose mean is the image's.
     flat = contrast * (1.0 - saturation) * grey + ((1.0 - contrast) * grey.mean() + brightness)
     return contrast * saturation * image + flat
 
 
-def _shift(key, image, share):
-    # A slice of the padded image per example: on CPU faster than index arithmetic, rolls or one-hot matrices.
-    by = [int(share * side + 0.5) for side in image.shape[:2]]
+def _shift(key, image, fraction):
+    # A slice of the padded image per example: on a CPU faster than index arithmetic, rolls or one-hot matrices.
+    by = [int(fraction * side + 0.5) for side in image.shape[:2]]
     padded = jnp.pad(image, [(by[0], by[0]), (by[1], by[1]), (0, 0)])
     start = jax.random.randint(key, (2,), 0, 2 * jnp.array(by) + 1)
     return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
 
 
 def _blank(images: Images, start: Float[Array, "batch 2"], end: Float[Array, "batch 2"]) -> Images:
-    """0 where a pixel's centre lies in the box, given in pixels from the corner (y, x); no gradient comes from there.
+    """Images with pixels set to 0 whose centre lies in a box from ``start`` to ``end`` (y, x), in pixels.
 
-    An empty box changes nothing.
+    Those pixels have no gradient. An empty box changes nothing.
     """
     inside = [
         (start[:, axis, None] < centres[None]) & (centres[None] < end[:, axis, None])
@@ -94,43 +94,43 @@ def _blank(images: Images, start: Float[Array, "batch 2"], end: Float[Array, "ba
 
 @dataclasses.dataclass(frozen=True)
 class AdaConfig:
-    """Which transformations :func:`ada_augment` draws from, and how strong they are; 0 or False turns one off.
+    """The transformations of :func:`ada_augment` and their strengths; 0 or False turns a transformation off.
 
-    The defaults have the paper's strengths, except that a caption stays true that says left and right, or names a
-    colour: no mirroring, and turns and hues by small angles. `PAPER` has the paper's own.
+    The defaults are those of the paper, except where a caption that says left and right or names a colour would become
+    wrong: no mirroring, and small rotations and hues. `PAPER` has the ranges of the paper.
     """
 
     flip: bool = False
-    """Mirrors left and right (in half of the cases, as the next)."""
+    """Whether images are mirrored, left and right, with probability 1/2."""
     quarter_turns: bool = False
-    """Turns counterclockwise by a multiple of 90 degrees."""
+    """Whether images are rotated by a random multiple of 90 degrees."""
     translate: float = 0.125
-    """Largest shift by whole pixels, share of each side."""
+    """Largest shift by whole pixels, as a fraction of each side."""
     scale: float = 0.2
     """Standard deviation of log2 of the scale."""
     rotate: float = 15.0
-    """Largest angle, degrees, of each of two rotations: before ``stretch`` and after it."""
+    """Largest angle of each of two rotations, one before and one after ``stretch``, in degrees."""
     stretch: float = 0.2
     """Standard deviation of log2 of the factor by which the width grows and the height shrinks."""
     shift: float = 0.125
-    """Standard deviation of a shift by any distance, share of each side."""
+    """Standard deviation of a continuous shift, as a fraction of each side."""
     brightness: float = 0.2
-    """Standard deviation of what is added, in units of the range [-1, 1]."""
+    """Standard deviation of the added brightness, in units of the range [-1, 1]."""
     contrast: float = 0.5
-    """Standard deviation of log2 of the factor, about 0 (mid-grey)."""
+    """Standard deviation of log2 of the contrast factor, about 0 (mid-grey)."""
     luma_flip: bool = False
-    """Reverses light and dark, keeping the hue (in half of the cases)."""
+    """Whether light and dark are exchanged, keeping the hue, with probability 1/2."""
     hue: float = 15.0
-    """Largest rotation about the grey axis, degrees."""
+    """Largest rotation about the grey axis, in degrees."""
     saturation: float = 1.0
-    """Standard deviation of log2 of the factor."""
+    """Standard deviation of log2 of the saturation factor."""
     cutout: float = 0.5
-    """Share of each side of the rectangle set to 0."""
+    """Sides of the rectangle that is set to 0, as a fraction of the image's sides."""
 
     def __post_init__(self):
         for name in ("translate", "cutout"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a share of the side, 0 to 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} is a fraction of the side, 0 to 1, got {getattr(self, name)}")
         for name in ("rotate", "hue"):
             if not 0.0 <= getattr(self, name) <= 180.0:
                 raise ValueError(f"{name} is an angle, 0 to 180 degrees, got {getattr(self, name)}")
@@ -140,19 +140,19 @@ class AdaConfig:
 
     @property
     def geometric(self) -> bool:
-        """Whether anything moves pixels."""
+        """Whether any transformation moves pixels."""
         return any(
             (self.flip, self.quarter_turns, self.translate, self.scale, self.rotate, self.stretch, self.shift)
         )
 
     @property
     def colored(self) -> bool:
-        """Whether anything changes colours."""
+        """Whether any transformation changes colours."""
         return any((self.brightness, self.contrast, self.luma_flip, self.hue, self.saturation))
 
 
 CAPTIONED = AdaConfig()
-"""For captioned images."""
+"""The transformations for captioned images."""
 PAPER = AdaConfig(flip=True, quarter_turns=True, rotate=180.0, luma_flip=True, hue=180.0, cutout=0.0)
 """The blit, geometric and colour groups with the ranges of the paper (Karras et al. 2020, appendix B)."""
 
@@ -164,12 +164,13 @@ def ada_augment(
     *,
     config: AdaConfig = CAPTIONED,
 ) -> Images:
-    """The augmentations of ADA (Karras et al. 2020, arXiv:2006.06676, appendix B), each with its own ``probability``.
+    """The augmentations of ADA (Karras et al. 2020, arXiv:2006.06676, appendix B), each with this ``probability``.
 
-    Each transformation of ``config`` happens or not, independently of the others and per example. The geometric ones
-    are composed to one affine map and one bilinear sampling of the mirrored image (the paper upsamples before it), the
-    colour ones to one matrix; then the cutout. Below a probability of about 0.8 the generator does not learn to make
-    augmented images (section 2). Of grey images, all three channels are the grey, and the result is their mean.
+    Each transformation of ``config`` is applied or not, independently of the others, per example. The geometric ones
+    are composed to one affine map, followed by one bilinear resampling of the image with mirrored borders (the paper
+    upsamples first); the colour ones are composed to one matrix; then comes the cutout. Up to a probability of about
+    0.8 the generator does not learn to generate augmented images (section 2). A grey image is transformed as three
+    equal channels, whose mean is the result.
 
     Raises:
       ValueError: neither 1 nor 3 channels, or a side of one pixel.
@@ -203,9 +204,12 @@ def ada_update(
 ) -> Float[Array, ""]:
     """The next probability: ``clip(p + sign(E[sign(D(real))] - target) examples / ramp, 0, 1)``.
 
-    ``sign_mean`` is the mean sign of the discriminator's logits of real images over the *global* batch(es) since the
-    last update (their shares summed over devices; Karras et al. 2020, equation 1), ``examples`` the real images that it
-    saw in that time, ``ramp`` those within which 0 becomes 1.
+    Args:
+      sign_mean: mean sign of the discriminator's logits of real images over the *global* batches since the last update,
+        summed over devices (Karras et al. 2020, eq. 1).
+      examples: number of these real images.
+      target: the mean sign to keep.
+      ramp: number of images in which the probability can go from 0 to 1.
     """
     return jnp.clip(probability + jnp.sign(sign_mean - target) * (examples / ramp), 0.0, 1.0)
 
@@ -215,26 +219,27 @@ TRANSFORMATIONS = (
     *("brightness", "contrast", "luma_flip", "hue", "saturation", "cutout"),
 )
 AdaDraws = dict[str, Float[Array, "batch 3"]]
-"""For each transformation three numbers in (0, 1): it happens where the first is below the probability, and the others
-say how (one where one is enough)."""
+"""For each transformation three numbers in (0, 1). It is applied where the first is below the probability; the second,
+and the third where there are two parameters, choose its strength."""
 
 
 def ada_draws(keys: ExampleKeys) -> AdaDraws:
-    """Uniform draws for all transformations, used or not: to turn one off leaves the others as they are."""
+    """Uniform random numbers for all transformations, used or not, so that turning one off does not change the
+    others."""
     tiny = jnp.finfo(jnp.float32).tiny  # 0 is the normal distribution's minus infinity
-    draw = lambda key: jax.random.uniform(key, (len(TRANSFORMATIONS), 3), minval=tiny)
-    drawn = jax.vmap(draw)(fold_in_name(keys, "ada"))
-    return {name: drawn[:, k] for k, name in enumerate(TRANSFORMATIONS)}
+    sample = lambda key: jax.random.uniform(key, (len(TRANSFORMATIONS), 3), minval=tiny)
+    samples = jax.vmap(sample)(fold_in_name(keys, "ada"))
+    return {name: samples[:, k] for k, name in enumerate(TRANSFORMATIONS)}
 
 
-def _signed(share):
+def _signed(uniform):
     """U(0, 1) to U(-1, 1)."""
-    return 2.0 * share - 1.0
+    return 2.0 * uniform - 1.0
 
 
-def _normal(share):
+def _normal(uniform):
     """U(0, 1) to N(0, 1)."""
-    return jax.scipy.special.ndtri(share)
+    return jax.scipy.special.ndtri(uniform)
 
 
 def ada_geometry(
@@ -245,37 +250,37 @@ def ada_geometry(
     height: int,
     width: int,
 ) -> Float[Array, "batch 2 3"]:
-    """The maps that :func:`warp` reads by; the image's changes are, in this order, flip, quarter turns, shift by whole
-    pixels, scale, rotation, stretch, rotation, shift.
+    """The affine maps for :func:`warp`: flip, quarter turns, shift by whole pixels, scale, rotation, stretch, rotation
+    and shift, in this order.
 
-    Either rotation has the probability ``1 - sqrt(1 - p)``, so that one or both happen with probability p.
+    Each of the two rotations has the probability ``1 - sqrt(1 - p)``, so that there is at least one with probability p.
     """
     sides = jnp.array([height, width], jnp.float32)
     square = 1.0 - jnp.sqrt(1.0 - probability)
 
     def example(draws):
-        gate = {name: draw[0] for name, draw in draws.items()}
-        first = {name: draw[1] for name, draw in draws.items()}
+        gate = {name: numbers[0] for name, numbers in draws.items()}
+        strength = {name: numbers[1] for name, numbers in draws.items()}
         on = lambda name, value, p=probability: jnp.where(gate[name] < p, value, 0.0)
-        turn = lambda name: _turn(on(name, math.radians(config.rotate) * _signed(first[name]), square))
+        turn = lambda name: _turn(on(name, math.radians(config.rotate) * _signed(strength[name]), square))
 
-        # Where a change takes a point from: its inverse.
+        # Resampling needs the inverse of each transformation: where a pixel's value comes from.
         inverse = jnp.eye(3)
         if config.flip:
-            inverse = _dot(inverse, _stretch(1.0, 1.0 - 2.0 * on("flip", first["flip"] > 0.5)))
+            inverse = _dot(inverse, _stretch(1.0, 1.0 - 2.0 * on("flip", strength["flip"] > 0.5)))
         if config.quarter_turns:
-            quarters = jnp.floor(4.0 * first["quarter_turns"])
+            quarters = jnp.floor(4.0 * strength["quarter_turns"])
             inverse = _dot(inverse, _turn(on("quarter_turns", quarters * (math.pi / 2.0))))
         if config.translate:
             pixels = jnp.round(config.translate * sides * _signed(draws["translate"][1:]))
             inverse = _dot(inverse, _move(on("translate", -pixels)))
         if config.scale:
-            factor = jnp.exp2(on("scale", -config.scale * _normal(first["scale"])))
+            factor = jnp.exp2(on("scale", -config.scale * _normal(strength["scale"])))
             inverse = _dot(inverse, _stretch(factor, factor))
         if config.rotate:
             inverse = _dot(inverse, turn("rotate_before"))
         if config.stretch:
-            log2 = on("stretch", config.stretch * _normal(first["stretch"]))
+            log2 = on("stretch", config.stretch * _normal(strength["stretch"]))
             inverse = _dot(inverse, _stretch(jnp.exp2(log2), jnp.exp2(-log2)))
         if config.rotate:
             inverse = _dot(inverse, turn("rotate_after"))
@@ -290,33 +295,34 @@ def ada_geometry(
 def ada_colors(
     draws: AdaDraws, probability: Float[Array, ""] | float, config: AdaConfig
 ) -> Float[Array, "batch 3 4"]:
-    """The maps of red, green and blue: brightness, contrast, luma flip, hue, saturation, in this order.
+    """The affine maps of (red, green, blue) for :func:`transform_colors`: brightness, contrast, luma flip, hue and
+    saturation, in this order.
 
-    The last three turn, mirror or stretch about the grey axis v = (1, 1, 1) / sqrt 3, as the paper's do.
+    The last three rotate, mirror or scale about the grey axis v = (1, 1, 1) / sqrt 3, as in the paper.
     """
     grey = jnp.full((3, 3), 1.0 / 3.0)  # v v^T: the projection on grey
     cross = jnp.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)  # v x
     colorful = jnp.eye(3) - grey
 
     def example(draws):
-        gate = {name: draw[0] for name, draw in draws.items()}
-        first = {name: draw[1] for name, draw in draws.items()}
+        gate = {name: numbers[0] for name, numbers in draws.items()}
+        strength = {name: numbers[1] for name, numbers in draws.items()}
         on = lambda name, value: jnp.where(gate[name] < probability, value, 0.0)
 
         matrix, offset = jnp.eye(3), jnp.zeros(3)
         if config.brightness:
-            offset = offset + on("brightness", config.brightness * _normal(first["brightness"]))
+            offset = offset + on("brightness", config.brightness * _normal(strength["brightness"]))
         if config.contrast:
-            factor = jnp.exp2(on("contrast", config.contrast * _normal(first["contrast"])))
+            factor = jnp.exp2(on("contrast", config.contrast * _normal(strength["contrast"])))
             matrix, offset = matrix * factor, offset * factor
         linear = []
         if config.luma_flip:
-            linear.append(jnp.eye(3) - 2.0 * on("luma_flip", first["luma_flip"] > 0.5) * grey)
+            linear.append(jnp.eye(3) - 2.0 * on("luma_flip", strength["luma_flip"] > 0.5) * grey)
         if config.hue:
-            angle = on("hue", math.radians(config.hue) * _signed(first["hue"]))
+            angle = on("hue", math.radians(config.hue) * _signed(strength["hue"]))
             linear.append(grey + jnp.cos(angle) * colorful + jnp.sin(angle) * cross)  # Rodrigues
         if config.saturation:
-            factor = jnp.exp2(on("saturation", config.saturation * _normal(first["saturation"])))
+            factor = jnp.exp2(on("saturation", config.saturation * _normal(strength["saturation"])))
             linear.append(grey + factor * colorful)
         for step in linear:
             matrix, offset = _dot(step, matrix), _dot(step, offset)
@@ -326,24 +332,24 @@ def ada_colors(
 
 
 def warp(images: Images, maps: Float[Array, "batch 2 3"]) -> Images:
-    """Reads each pixel at ``(y, x)_from = maps @ (y, x, 1)``, in pixels from the image's centre, bilinearly.
+    """Bilinear resampling: the pixel (y, x), counted from the image's centre, takes the value at ``maps @ (y, x, 1)``.
 
-    Outside of the image lie its mirror images, endlessly, without a doubled edge (NumPy's ``reflect``). Sides of two
-    pixels or more. Not differentiated in ``maps``.
+    The image is continued by mirror images without a doubled edge (NumPy's ``reflect``). Sides must have two pixels or
+    more. ``maps`` has no gradient.
     """
     maps = jax.lax.stop_gradient(maps)
     height, width, channels = images.shape[1:]
     rows, columns = jnp.arange(height) - (height - 1) / 2.0, jnp.arange(width) - (width - 1) / 2.0
 
     def example(image, m):
-        def read(row, side):
-            place = m[row, 0] * rows[:, None] + m[row, 1] * columns[None, :] + m[row, 2] + (side - 1) / 2.0
-            place = (side - 1.0) - jnp.abs(jnp.mod(place, 2.0 * (side - 1)) - (side - 1.0))
-            first = jnp.clip(jnp.floor(place), 0.0, side - 2.0)
-            return first.astype(jnp.int32), (place - first)[..., None]
+        def source(row, side):
+            at = m[row, 0] * rows[:, None] + m[row, 1] * columns[None, :] + m[row, 2] + (side - 1) / 2.0
+            at = (side - 1.0) - jnp.abs(jnp.mod(at, 2.0 * (side - 1)) - (side - 1.0))
+            corner = jnp.clip(jnp.floor(at), 0.0, side - 2.0)
+            return corner.astype(jnp.int32), (at - corner)[..., None]
 
-        (i, down), (j, right) = read(0, height), read(1, width)
-        # One window per pixel: a gather, which on CPU is faster than to multiply by the weights of all pixels.
+        (i, down), (j, right) = source(0, height), source(1, width)
+        # Gather a window of 2 x 2 per pixel: on a CPU faster than a product with the weights of all pixels.
         window = lambda i, j: jax.lax.dynamic_slice(image, (i, j, 0), (2, 2, channels))
         four = jax.vmap(jax.vmap(window))(i, j)
         upper = four[:, :, 0, 0] * (1.0 - right) + four[:, :, 0, 1] * right
@@ -354,12 +360,12 @@ def warp(images: Images, maps: Float[Array, "batch 2 3"]) -> Images:
 
 
 def transform_colors(images: Images, maps: Float[Array, "batch 3 4"]) -> Images:
-    """``maps @ (r, g, b, 1)`` of every pixel; of grey images the mean of what (x, x, x) becomes."""
+    """Applies ``maps @ (r, g, b, 1)`` to every pixel; a grey x becomes the mean of the transformed (x, x, x)."""
     maps = maps.astype(images.dtype)[:, None, None]
     linear, offset = maps[..., :3], maps[..., 3]
     if images.shape[-1] == 1:
         return images * (linear.sum(axis=(-2, -1))[..., None] / 3.0) + offset.mean(axis=-1, keepdims=True)
-    # Three products of arrays in place of many matrix products with three columns.
+    # Three products of arrays are faster than many matrix products with three columns.
     return sum(images[..., k : k + 1] * linear[..., k] for k in range(3)) + offset
 
 

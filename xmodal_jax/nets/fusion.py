@@ -201,10 +201,10 @@ class Fusion(nn.Module):
 
 def concatenate(streams: Streams, without: str | None = None) -> Tokens:
     """One sequence of the tokens of all modalities, in order, except those of ``without``."""
-    kept = [stream for name, stream in streams.items() if name != without]
+    included = [stream for name, stream in streams.items() if name != without]
     return Tokens(
-        jnp.concatenate([stream.values for stream in kept], axis=1),
-        jnp.concatenate([stream.mask for stream in kept], axis=1),
+        jnp.concatenate([stream.values for stream in included], axis=1),
+        jnp.concatenate([stream.mask for stream in included], axis=1),
     )
 
 

@@ -90,8 +90,8 @@ def _match(images: Mapping[str, Mapping[str, list[_Image]]]) -> list[dict[str, _
     first, *others = images.values()
     matched = []
     for value, of_first in first.items():
-        alike = [of_first, *(other.get(value, []) for other in others)]
-        matched += [dict(zip(images, of_item, strict=True)) for of_item in zip(*alike, strict=False)]
+        of_value = [of_first, *(other.get(value, []) for other in others)]
+        matched += [dict(zip(images, of_item, strict=True)) for of_item in zip(*of_value, strict=False)]
     return matched
 
 

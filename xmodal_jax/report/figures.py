@@ -32,7 +32,7 @@ PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7
 MARKERS = ("o", "^", "s", "D", "P", "X")
 INK, MUTED, GRID, PAPER = "#1f2937", "#6b7280", "#e5e7eb", "#ffffff"
 _DARK = {INK: "#e6e9ef", MUTED: "#9aa4b2", GRID: "#2c3440", PAPER: "#171b22"}
-_DARK |= {"#000000": _DARK[INK]}  # a figure made elsewhere, in matplotlib's defaults
+_DARK |= {"#000000": _DARK[INK]}  # of figures in matplotlib's default colours
 _DARK |= {PALETTE[0]: "#4aa3df"}  # the one colour of the palette that a dark page swallows
 WIDTH = 9.4
 """Inches: the width of the report's column at 96 pixels per inch."""
@@ -85,7 +85,8 @@ def curves(
     """
     panels = _panels(records) if names is None else [[n] if isinstance(n, str) else list(n) for n in names]
     logged = {name for record in records for name in record}
-    panels = [kept for panel in panels if (kept := [n for n in panel if n in logged])]
+    panels = [[name for name in panel if name in logged] for panel in panels]
+    panels = [panel for panel in panels if panel]
     columns = columns or (2 if len(panels) in (2, 4) else 3)
     fig, axes = _grid(max(1, len(panels)), columns, height=2.35)
     if not panels:
@@ -218,9 +219,9 @@ def embedding_map(
     colours = {name: (palette or {}).get(name, c) for name, c in zip(names, _cycle(len(names)), strict=True)}
     size = float(np.clip(16000 / max(1, len(points)), 14, 70))
     for k, marker in zip(kinds, _repeat(MARKERS, len(kinds)), strict=True):
-        own = kind == k
+        is_kind = kind == k
         ax.scatter(
-            *points[own].T, s=size, c=[colours[g] for g in group[own]], marker=marker,
+            *points[is_kind].T, s=size, c=[colours[g] for g in group[is_kind]], marker=marker,
             linewidths=0.4, edgecolors=PAPER, alpha=0.9, zorder=2,
         )  # fmt: skip
     _style(ax, title=title, frame=False)

@@ -112,7 +112,7 @@ def build(case: Case, devices) -> tuple[Any, tuple, Any]:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+    from xmodal_jax.models.contrastive import ContrastiveConfig, InfoNCE, make_contrastive
     from xmodal_jax.nets.encoders import TextTransformerConfig, ViTConfig
     from xmodal_jax.train import optim, parallel
     from xmodal_jax.train.step import make_init, make_step
@@ -125,7 +125,8 @@ def build(case: Case, devices) -> tuple[Any, tuple, Any]:
     else:
         image = ViTConfig(width=1664, depth=48, heads=16, patch=14, mlp_ratio=8192 / 1664, **saving)
         text, embed_dim = TextTransformerConfig(width=1280, depth=32, heads=20, **saving), 1280
-    config = ContrastiveConfig(embed_dim=embed_dim, image=image, text=text, form=case.implementation)
+    objective = InfoNCE(implementation=case.implementation)
+    config = ContrastiveConfig(embed_dim=embed_dim, image=image, text=text, objective=objective)
     method = make_contrastive(config, ("image", "text"), vocab_size=49_408)
     optimizer = optim.Optimizer()
     tx = optim.make_optimizer(optimizer, 100_000)

@@ -22,7 +22,7 @@ from xmodal_jax.data.tasks import Commands, Questions, open_task, read_target_cl
 from xmodal_jax.evaluation import classification as evaluate
 from xmodal_jax.experiment import finish, make_loader, start, subtitle
 from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
-from xmodal_jax.models.towers import Augment, spectrograms
+from xmodal_jax.models.towers import Augmentation, precompute_spectrograms
 from xmodal_jax.nets.fusion import MergedAttentionConfig
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.report import classification as panels
@@ -57,7 +57,7 @@ class CommandConfig(Config):
     steps: int = 1200
     model: FusionConfig = FusionConfig(
         fusion=MergedAttentionConfig(), image=dataclasses.replace(FusionConfig.image, token_positions=False),
-        augment=Augment(image=AugmentConfig(translate=0, flip=0.5)),  # no command says left or right
+        augment=Augmentation(image=AugmentConfig(translate=0, flip=0.5)),  # no command says left or right
     )  # fmt: skip
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=1e-2)
 
@@ -72,7 +72,7 @@ def main(config: Config) -> None:
         tokenize = None
         if "text" in modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        to_frames = spectrograms(config.model.features) if "audio" in modalities else None
+        to_frames = precompute_spectrograms(config.model.features) if "audio" in modalities else None
         loader = make_loader(config, splits.train, tokenize, once=to_frames)
         read = lambda split: evaluate.LabelledSplit(split, class_names, ("kind", QUESTION_KINDS))
         tests, validation = {k: read(split) for k, split in splits.tests.items()}, read(splits.validation)

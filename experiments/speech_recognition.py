@@ -18,7 +18,7 @@ from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
 from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
 from xmodal_jax.models.seq2seq import JointObjective, Seq2SeqConfig, make_seq2seq
-from xmodal_jax.models.towers import Augment, spectrograms
+from xmodal_jax.models.towers import Augmentation, precompute_spectrograms
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
 from xmodal_jax.report.page import Report
@@ -39,7 +39,7 @@ class Config(TextGenerationConfig):
     unseen: bool = True
     """Score only sentences that training never heard."""
     model: Seq2SeqConfig = Seq2SeqConfig(
-        objective=JointObjective(), augment=Augment(time_masks=2, frequency_masks=2)
+        objective=JointObjective(), augment=Augmentation(time_masks=2, frequency_masks=2)
     )
     """Encoder, decoder and objective."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
         source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
-        loader = make_loader(config, splits.train, tokenize, once=spectrograms(model.features))
+        loader = make_loader(config, splits.train, tokenize, once=precompute_spectrograms(model.features))
         validation = ReferenceTexts(splits.validation, tokenize.clean)
         references = {
             name: ReferenceTexts(split, tokenize.clean, exclude=known) for name, split in splits.tests.items()

@@ -41,7 +41,7 @@ field             dtype      shape               meaning
 ================  =========  ==================  =====================================================
 
 In place of waveforms ``audio`` may hold the frames ``[B, F, mels]`` of their spectrograms (see
-`models.towers.spectrograms`), with ``audio_mask`` ``[B, F]``.
+`models.towers.precompute_spectrograms`), with ``audio_mask`` ``[B, F]``.
 
 Some methods take several examples that share inputs, such as Q questions about one image. The other fields then have a
 second axis, ``[B, Q, ...]``; where there are fewer than Q, the label is -1 and the mask False.

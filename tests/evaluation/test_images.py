@@ -24,7 +24,7 @@ from xmodal_jax.inference.translate import write_outputs
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.gan import ClassCondition, make_gan
 from xmodal_jax.models.seq2seq import ContrastiveObjective, GreedySearchConfig, make_seq2seq
-from xmodal_jax.models.towers import Augment
+from xmodal_jax.models.towers import Augmentation
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import MLPGeneratorConfig
 from xmodal_jax.preprocess.image import to_float
@@ -291,7 +291,7 @@ def save_run(folder):
     tokenizer = train_tokenizer(TEXTS, "word")
     image = DCGANEncoderConfig(width=8, norm="none")
     model = dataclasses.replace(
-        COCA, image=image, augment=Augment(), contrastive=ContrastiveObjective(embed_dim=16)
+        COCA, image=image, augment=Augmentation(), contrastive=ContrastiveObjective(embed_dim=16)
     )
     method = make_seq2seq(model, "image", vocab_size=tokenizer.vocab_size, length=4)
     batch = {"image": np.zeros((1, 8, 8, 3), np.uint8), "text": np.ones((1, 4), np.int32)}

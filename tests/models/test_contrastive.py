@@ -7,8 +7,17 @@ import optax
 import pytest
 
 from tests.support import LAYOUTS, assert_device_invariant, random_params
-from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive, text_ids
-from xmodal_jax.models.towers import AudioFeatures, Augment
+from xmodal_jax.models.contrastive import (
+    CORAL,
+    MMD,
+    ContrastiveConfig,
+    InfoNCE,
+    Sigmoid,
+    Triplet,
+    make_contrastive,
+    text_ids,
+)
+from xmodal_jax.models.towers import AudioFeatures, Augmentation
 from xmodal_jax.nets.encoders import (
     AudioTransformerConfig,
     DCGANEncoderConfig,
@@ -25,7 +34,7 @@ CONFIG = ContrastiveConfig(
     audio=AudioTransformerConfig(**small, downsample=8, dropout=0.1),
     video=TubeletViTConfig(**small, patch=5, dropout=0.1),
     features=AudioFeatures(mels=11),
-    augment=Augment(AugmentConfig(translate=1, brightness=0.2), time_masks=1, frequency_masks=1),
+    augment=Augmentation(AugmentConfig(translate=1, brightness=0.2), time_masks=1, frequency_masks=1),
 )
 MODALITIES = ("text", "image", "audio", "video")
 
@@ -65,13 +74,13 @@ def test_the_devices_do_not_change_the_result(modalities, layouts):
 
 
 @pytest.mark.slow  # the losses' own tests have every device count
-@pytest.mark.parametrize("objective", ["sigmoid", "triplet", "mmd"])
+@pytest.mark.parametrize("objective", [Sigmoid(), Triplet(), MMD()], ids=lambda objective: objective.name)
 def test_other_objectives_do_not_depend_on_the_devices(objective):
-    config = dataclasses.replace(CONFIG, objective=objective, alignment="coral")
+    config = dataclasses.replace(CONFIG, objective=objective, alignment=CORAL())
     method = make_contrastive(config, ("text", "image"), vocab_size=19)
     layouts = [("pmap", 4, 1)]
     # MMD in float32 is a small difference of large means; tests/losses holds it to 1e-10 in float64.
-    rtol = 1e-4 if objective == "mmd" else 1e-5
+    rtol = 1e-4 if objective == MMD() else 1e-5
     assert_device_invariant(method, make_batch(modalities=("text", "image")), layouts=layouts, rtol=rtol)
 
 
@@ -113,7 +122,7 @@ def test_embeddings_are_unit_vectors_and_prediction_takes_any_modalities():
 
 def test_it_memorises_a_batch():
     """Sixteen random pairs: chance is log 16 = 2.77 nats; a model whose towers do not train stays there."""
-    config = dataclasses.replace(CONFIG, augment=Augment(AugmentConfig(translate=0)))
+    config = dataclasses.replace(CONFIG, augment=Augmentation(AugmentConfig(translate=0)))
     method = make_contrastive(config, ("text", "image"), vocab_size=19)
     batch, key, tx = make_batch(modalities=("text", "image")), jax.random.key(0), optax.adam(3e-3)
     batch["present"] = {m: np.ones(16, bool) for m in ("text", "image")}
@@ -148,3 +157,23 @@ def test_what_cannot_be_aligned_is_refused():
         make_contrastive(CONFIG, ("text",), vocab_size=19)
     with pytest.raises(ValueError, match="anchor"):
         ContrastiveConfig(anchor="smell")
+    with pytest.raises(ValueError, match="temperature must be above 0.01"):
+        InfoNCE(temperature=0.01)
+
+
+def test_modalities_of_one_kind_have_towers_of_their_own():
+    names = ("text", "image", "image_sketch")
+    method = make_contrastive(CONFIG, names, vocab_size=19)
+    batch = make_batch(modalities=("text", "image"))
+    batch["image_sketch"] = batch["image"][::-1].copy()
+    batch["present"] = {m: np.arange(16) % 5 != k for k, m in enumerate(names)}
+    batch, key = on_device(batch), jax.random.key(0)
+    params = random_params(method.init, key, batch)
+    assert set(params) == {*names, "loss"}
+    assert jax.tree.structure(params["image"]) == jax.tree.structure(params["image_sketch"])
+    loss, aux = jax.jit(method.loss)(params, batch, key)
+    assert set(aux) == {"text_image", "text_image_sketch", "image_image_sketch", "scale"}
+    np.testing.assert_allclose(loss, sum(v for k, v in aux.items() if k != "scale") / 3, rtol=1e-6)
+    grads, _ = jax.jit(jax.grad(method.loss, has_aux=True))(params, batch, key)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["image_sketch"]))
+    assert set(jax.jit(method.predict)(params, batch)) == set(names)

@@ -12,7 +12,7 @@ from tests.models.test_contrastive import on_device
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes, random_params
 from xmodal_jax.core import parts
 from xmodal_jax.models.fusion import FusionConfig, drop_modalities, make_fusion
-from xmodal_jax.models.towers import presence, spectrograms
+from xmodal_jax.models.towers import precompute_spectrograms, presence_masks
 from xmodal_jax.nets.fusion import FusionKind, MergedAttentionConfig
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.train.optim import Optimizer
@@ -117,7 +117,7 @@ def test_frames_computed_once_are_the_waveforms_own():
     )
     method = make_fusion(config, ("image", "audio"), CLASSES, vocab_size=19)
     sounds, _ = grouped_batch()
-    frames = spectrograms(config.features)(sounds)
+    frames = precompute_spectrograms(config.features)(sounds)
     assert (
         frames["audio"].shape[:2] == (8, 3) and frames["audio"].shape[2:3] == frames["audio_mask"].shape[2:]
     )
@@ -250,7 +250,7 @@ def test_errors_say_what_is_wrong():
 
 
 def test_presence_defaults_to_all():
-    found = presence(
+    found = presence_masks(
         {"index": np.arange(3), "present": {"text": jnp.array([True, False, True])}}, ("text", "image")
     )
     assert found["text"].tolist() == [True, False, True] and found["image"].all()

@@ -10,7 +10,7 @@ import pytest
 from tests.models.test_contrastive import CONFIG, make_batch
 from xmodal_jax.core import trees
 from xmodal_jax.models.contrastive import make_contrastive
-from xmodal_jax.models.lora import LoRA, adapt, split, with_lora
+from xmodal_jax.models.lora import LoRA, merge_adapters, split_adapters, with_lora
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.step import make_training
 
@@ -26,22 +26,22 @@ def params():
 
 def moved(params):
     """Adapters away from zero."""
-    own, adapters = split(params)
+    own, adapters = split_adapters(params)
     draw = lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype)
     return {**own, "lora": jax.tree.map(draw, adapters)}
 
 
 def test_training_begins_at_the_given_model(params):
-    own, adapters = split(params)
+    own, adapters = split_adapters(params)
     assert {n.rpartition("/")[2] for n in trees.leaf_names(adapters)} == {"a", "b"}
     assert all(name.startswith("text/") for name in trees.leaf_names(adapters))
-    same = adapt(own, adapters, LoRA(rank=3, alpha=5.0))
+    same = merge_adapters(own, adapters, LoRA(rank=3, alpha=5.0))
     jax.tree.map(np.testing.assert_array_equal, same, own)
 
 
 def test_the_difference_is_the_papers(params):
     params = moved(params)
-    own, adapters = (trees.flat(tree) for tree in split(params))
+    own, adapters = (trees.flat(tree) for tree in split_adapters(params))
     merged = trees.flat(METHOD.finalize_params(params))
     changed = {name.rpartition("/")[0] for name in adapters}
     kinds = {name.split("attention/")[-1].split("mlp/")[-1] for name in changed}
@@ -92,7 +92,7 @@ def test_scanned_layers_have_an_adapter_each():
     name = next(n for n in shapes if n.endswith("qkv/kernel/a"))
     assert shapes[name] == (depth, width, 2) and shapes[name[:-1] + "b"] == (depth, 2, 3 * width)
     full = jax.eval_shape(lambda p: method.finalize_params(p), params)
-    jax.tree.map(lambda x, y: None if x.shape == y.shape else pytest.fail(), full, split(params)[0])
+    jax.tree.map(lambda x, y: None if x.shape == y.shape else pytest.fail(), full, split_adapters(params)[0])
 
 
 def test_what_cannot_be_is_said():

@@ -26,7 +26,7 @@ from xmodal_jax.models.seq2seq import (
     make_seq2seq,
     make_text_generator,
 )
-from xmodal_jax.models.towers import Augment
+from xmodal_jax.models.towers import Augmentation
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextDecoderConfig, build_encoder
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.train.optim import Optimizer
@@ -219,7 +219,7 @@ def test_with_the_contrastive_loss_the_devices_do_not_change_the_result():
 def test_the_contrastive_loss_is_info_nce_of_what_predict_gives():
     """Without dropout and augmentation; equal texts are positives of each other."""
     config = dataclasses.replace(
-        COCA, decoder=dataclasses.replace(COCA.decoder, dropout=0.0), augment=Augment(PLAIN)
+        COCA, decoder=dataclasses.replace(COCA.decoder, dropout=0.0), augment=Augmentation(PLAIN)
     )
     config = dataclasses.replace(config, image=dataclasses.replace(config.image, dropout=0.0, drop_path=0.0))
     method, batch = make_seq2seq(config, "image", **SIZES), make_batch("image")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.models.speech import SpeechConfig, vocode
-from xmodal_jax.models.towers import AudioFeatures, log_mel_of
+from xmodal_jax.models.towers import AudioFeatures, compute_log_mel
 from xmodal_jax.preprocess.audio import log_mel, mel_filters, stft
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
 
@@ -95,9 +95,9 @@ def test_speech_comes_back_with_its_spectrogram():
 def test_the_upper_end_of_the_bands_reaches_features_and_vocoder():
     narrow = AudioFeatures(mels=32, max_hz=2000.0)
     high = jnp.sin(2 * jnp.pi * 3000.0 * jnp.arange(6400) / RATE)[None]
-    heard, deaf = (log_mel_of(high, None, f)[0][0, 16].max() for f in (AudioFeatures(mels=32), narrow))
+    heard, deaf = (compute_log_mel(high, None, f)[0][0, 16].max() for f in (AudioFeatures(mels=32), narrow))
     assert deaf < heard - 10  # nats: what lies above is not heard
-    frames, _ = log_mel_of(jnp.asarray(chirp())[None], None, narrow)
+    frames, _ = compute_log_mel(jnp.asarray(chirp())[None], None, narrow)
     back = vocode(frames, SpeechConfig(features=narrow, vocoder_iterations=8))
     energy = np.abs(np.fft.rfft(np.asarray(back[0]))) ** 2
     assert energy[np.fft.rfftfreq(back.shape[1], 1 / RATE) > 2100].sum() < 0.01 * energy.sum()

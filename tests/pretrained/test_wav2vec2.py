@@ -8,7 +8,13 @@ from safetensors.numpy import load_file, save_file
 
 from tests.pretrained import peers
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.models.towers import AudioFeatures, Augment, prepare, rank, spectrograms
+from xmodal_jax.models.towers import (
+    AudioFeatures,
+    Augmentation,
+    axes_of,
+    precompute_spectrograms,
+    preprocess_modality,
+)
 from xmodal_jax.pretrained.wav2vec2 import apply_weight_norm, split_weight_norm
 
 TIME, BATCH, WIDTH = 101, 3, 21
@@ -175,17 +181,17 @@ def test_waveforms_of_a_batch():
     features = AudioFeatures(kind="waveform")
     pcm = jnp.asarray(32768 * waveforms(), jnp.int16)
     batch = {"index": jnp.arange(BATCH), "audio": pcm, "audio_mask": peers.prefix_mask(LENGTHS, TIME)}
-    kept = spectrograms(features)(batch)
-    assert kept == batch and rank("audio", kept) == 2
-    x, mask = prepare("audio", kept, features)
+    kept = precompute_spectrograms(features)(batch)
+    assert kept == batch and axes_of("audio", kept) == 2
+    x, mask = preprocess_modality("audio", kept, features)
     np.testing.assert_array_equal(x, pcm.astype(jnp.float32) / 32768)
     assert mask is batch["audio_mask"]
-    assert prepare("audio", {"audio": waveforms()}, features)[1] is None
+    assert preprocess_modality("audio", {"audio": waveforms()}, features)[1] is None
     with pytest.raises(ValueError, match="holds frames"):
-        prepare("audio", {**batch, "audio": jnp.zeros((BATCH, TIME, 2))}, features)
+        preprocess_modality("audio", {**batch, "audio": jnp.zeros((BATCH, TIME, 2))}, features)
     keys = example_keys(jax.random.key(0), batch["index"])
     with pytest.raises(ValueError, match="SpecAugment"):
-        prepare("audio", batch, features, Augment(time_masks=1), keys)
+        preprocess_modality("audio", batch, features, Augmentation(time_masks=1), keys)
     with pytest.raises(ValueError, match="16000 Hz, the data has 8000 Hz"):
         AudioFeatures(sample_rate=8000, kind="waveform")
 

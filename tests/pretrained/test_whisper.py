@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.pretrained import peers
-from xmodal_jax.models.towers import AudioFeatures, prepare, rank, spectrograms
+from xmodal_jax.models.towers import AudioFeatures, axes_of, precompute_spectrograms, preprocess_modality
 from xmodal_jax.preprocess.audio import whisper_log_mel
 
 FRAMES, BATCH, BANDS = 22, 3, 13
@@ -110,13 +110,13 @@ def test_frames_of_a_batch():
     features = AudioFeatures(kind="whisper", mels=BANDS)
     sound = jnp.asarray(0.3 * np.random.default_rng(0).normal(size=(BATCH, 1009)), jnp.float32)
     batch = {"audio": sound, "audio_mask": peers.prefix_mask([1009, 501, 0], 1009)}
-    x, mask = prepare("audio", batch, features)
+    x, mask = preprocess_modality("audio", batch, features)
     expected, there = whisper_log_mel(sound, batch["audio_mask"], mels=BANDS)
     np.testing.assert_array_equal(x, expected)
     np.testing.assert_array_equal(mask, there)
-    once = spectrograms(features)(batch)
-    assert rank("audio", once) == 3
-    np.testing.assert_allclose(prepare("audio", once, features)[0], expected, atol=1e-5)
+    once = precompute_spectrograms(features)(batch)
+    assert axes_of("audio", once) == 3
+    np.testing.assert_allclose(preprocess_modality("audio", once, features)[0], expected, atol=1e-5)
     with pytest.raises(ValueError, match="16000 Hz, the data has 8000 Hz"):
         AudioFeatures(sample_rate=8000, kind="whisper")
 

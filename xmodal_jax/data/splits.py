@@ -131,8 +131,9 @@ def prepare_source(
     """``(source, transform)`` for a `Loader`: read, tokenized and kept in memory if that takes at most ``limit`` bytes
     (the transform is then None), else both as they are.
 
-    ``once``: a transform of batches that a model would apply to every batch (such as `models.towers.spectrograms`). It
-    is applied while a source that fits is read, and left to the model otherwise.
+    ``once``: a transform of batches that a model would apply to every batch (such as
+    `models.towers.precompute_spectrograms`). It is applied while a source that fits is read, and left to the model
+    otherwise.
     """
     transformed = source if once is None else TransformedSource(source, once)
     in_memory = read_into_memory(transformed, tokenize, limit=limit, drop=("factors",))

@@ -5,83 +5,245 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
+from xmodal_jax.core.parts import Basic, check_choices
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import alignment, contrastive
+from xmodal_jax.losses.contrastive import Implementation
 from xmodal_jax.models.towers import (
     AudioFeatures,
-    Augment,
+    Augmentation,
     Projection,
+    Tower,
+    encoder_of,
     features_field,
-    init_inputs,
+    first_example,
     make_tower,
-    prepare,
-    presence,
+    preprocess_modality,
+    presence_masks,
     tower_head,
 )
 from xmodal_jax.nets.encoders import DEFAULTS, AudioEncoder, ImageEncoder, TextEncoder, VideoEncoder
-from xmodal_jax.types import MODALITIES, Batch, EncoderSlot, Key, Method, Params
-
-Objective = Literal["info_nce", "sigmoid", "triplet", "mmd", "coral", "cca"]
+from xmodal_jax.types import MODALITIES, Batch, EncoderSlot, ExampleKeys, Key, Method, Params, kind_of
 
 MAX_SCALE = 100.0
 """Largest inverse temperature (CLIP)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ContrastiveConfig:
-    """Towers, heads and objective."""
+# Objectives
 
-    embed_dim: int = 128
-    """Dimensions of the shared space."""
-    head: Projection = "linear"
-    """Projection from a tower's pooled features; "own": that of pretrained encoders which were trained to be compared
-    (CLIP, SigLIP), with their dimensions and temperature."""
-    objective: Objective = "info_nce"
-    """InfoNCE (CLIP), sigmoid (SigLIP), triplet with the hardest negative (VSE++), or an alignment of distributions."""
-    alignment: Literal["none", "mmd", "coral", "cca"] = "none"
-    """A second objective added to the first."""
-    alignment_weight: float = 0.1
-    """Its weight."""
-    temperature: float = 0.07
-    """Initial temperature; learned, and never below 1/100."""
-    form: contrastive.Implementation = "auto"
-    """How InfoNCE and the sigmoid loss are computed, with the same result: with the matrix of logits (global), a tile
-    of it at a time (tiled), tiled and passed from device to device (ring, for pmap), or as its size suggests (auto)."""
-    margin: float = 0.2
-    """Margin of the triplet loss."""
-    duplicates: Literal["ignore", "exclude", "positive"] = "positive"
-    """Examples of one batch with the same text: negatives all the same, left out, or positives as well."""
-    anchor: str | None = None
-    """Align only the pairs that hold this modality (the others meet through it); None: all pairs."""
-    text: TextEncoder = DEFAULTS["text"]
-    """Text tower."""
-    image: ImageEncoder = DEFAULTS["image"]
-    """Image tower."""
-    audio: AudioEncoder = DEFAULTS["audio"]
-    """Audio tower."""
-    video: VideoEncoder = DEFAULTS["video"]
-    """Video tower."""
-    features: AudioFeatures = AudioFeatures()
-    """Spectrogram that the audio tower sees."""
-    augment: Augment = Augment()
-    """Random changes in training."""
+
+class Pairs(NamedTuple):
+    """A batch of pairs from two modalities."""
+
+    a: Float[Array, "batch dim"]
+    """Unit vectors of one modality."""
+    b: Float[Array, "batch dim"]
+    """Unit vectors of the other."""
+    present: Bool[Array, "batch"]
+    """Which examples have both modalities."""
+    match: Int[Array, "batch"] | None
+    """Equal for examples with the same text; None where the batch has no text or the objective does not need it."""
+    axis_name: str | None
+
+    def mean(self, terms: Float[Array, "batch"]) -> Float[Array, ""]:
+        """This device's share of the mean of the terms over the pairs of the global batch."""
+        return collectives.batch_mean(terms, self.present.astype(jnp.float32), axis_name=self.axis_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss between the embeddings of two modalities. Its subclasses are the parts that can be chosen by name."""
+
+    name: ClassVar[str]
+    duplicates: ClassVar[str] = "ignore"
 
     def __post_init__(self):
-        if self.anchor is not None and self.anchor not in MODALITIES:
-            raise ValueError(f"anchor must be one of {', '.join(MODALITIES)}, got {self.anchor!r}")
+        check_choices(self)
+
+    @property
+    def initial_scale(self) -> float:
+        """Initial inverse temperature; a parameter that objectives without a temperature do not use."""
+        return 1.0 / InfoNCE.temperature
+
+    def initial_params(self) -> Params:
+        """The objective's own parameters."""
+        return {"log_scale": jnp.float32(math.log(self.initial_scale))}
+
+    def __call__(self, pairs: Pairs, params: Params, scale: Float[Array, ""]) -> Float[Array, ""]:
+        """This device's share of the loss; ``scale``: the inverse temperature."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoNCE(Objective):
+    """Softmax cross-entropy of each example among all of the batch, in both directions (CLIP)."""
+
+    name: ClassVar[str] = "info_nce"
+
+    temperature: float = 0.07
+    """Initial temperature. It is learned, and never falls below 0.01."""
+    duplicates: Literal["ignore", "exclude", "positive"] = "positive"
+    """Pairs of different examples with the same text: negatives like all others (ignore), left out (exclude), or
+    positives too (positive)."""
+    implementation: Implementation = "auto"
+    """How the pairs of a batch are computed, with the same result: the whole matrix of logits (global), a tile of it at
+    a time (tiled), tiles that pass from device to device (ring, for --parallel pmap), or global or tiled by the size
+    of the batch (auto)."""
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.temperature <= 1 / MAX_SCALE:
             raise ValueError(f"temperature must be above {1 / MAX_SCALE}, got {self.temperature}")
 
+    @property
+    def initial_scale(self) -> float:
+        return 1.0 / self.temperature
+
+    def __call__(self, pairs, params, scale):
+        terms = contrastive.info_nce(
+            pairs.a, pairs.b, temperature=1.0 / scale, present=pairs.present, match=pairs.match,
+            duplicates=self.duplicates, axis_name=pairs.axis_name, implementation=self.implementation,
+        )  # fmt: skip
+        return pairs.mean(terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(Objective):
+    """Binary cross-entropy of all pairs of a batch (SigLIP). The temperature starts at 0.1, the bias at -10; both are
+    learned."""
+
+    name: ClassVar[str] = "sigmoid"
+
+    duplicates: Literal["ignore", "exclude", "positive"] = "positive"
+    """Pairs of different examples with the same text: negatives like all others (ignore), left out (exclude), or
+    positives too (positive)."""
+    implementation: Implementation = "auto"
+    """How the pairs of a batch are computed, with the same result: the whole matrix of logits (global), a tile of it at
+    a time (tiled), tiles that pass from device to device (ring, for --parallel pmap), or global or tiled by the size
+    of the batch (auto)."""
+
+    @property
+    def initial_scale(self) -> float:
+        return 10.0
+
+    def initial_params(self) -> Params:
+        return {**super().initial_params(), "bias": jnp.float32(-10.0)}
+
+    def __call__(self, pairs, params, scale):
+        terms = contrastive.sigmoid_loss(
+            pairs.a, pairs.b, temperature=1.0 / scale, bias=params["bias"], implementation=self.implementation,
+            present=pairs.present, match=pairs.match, duplicates=self.duplicates, axis_name=pairs.axis_name,
+        )  # fmt: skip
+        return pairs.mean(terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Triplet(Objective):
+    """Hinge on the similarity of the pair and that of the hardest negative (VSE++)."""
+
+    name: ClassVar[str] = "triplet"
+
+    margin: float = 0.2
+    """Least difference of the two similarities that costs nothing."""
+    duplicates: Literal["ignore", "exclude"] = "exclude"
+    """Pairs of different examples with the same text: negatives like all others (ignore), or left out (exclude)."""
+
+    def __call__(self, pairs, params, scale):
+        terms = contrastive.triplet_loss(
+            pairs.a, pairs.b, margin=self.margin, present=pairs.present, match=pairs.match,
+            duplicates=self.duplicates, axis_name=pairs.axis_name,
+        )  # fmt: skip
+        return pairs.mean(terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class MMD(Objective):
+    """Maximum mean discrepancy between the distributions of the two modalities' embeddings."""
+
+    name: ClassVar[str] = "mmd"
+
+    def __call__(self, pairs, params, scale):
+        return alignment.mmd(pairs.a, pairs.b, present=pairs.present, axis_name=pairs.axis_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class CORAL(Objective):
+    """Squared difference of the covariances of the two modalities' embeddings (deep CORAL)."""
+
+    name: ClassVar[str] = "coral"
+
+    def __call__(self, pairs, params, scale):
+        return alignment.coral(pairs.a, pairs.b, present=pairs.present, axis_name=pairs.axis_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class CCA(Objective):
+    """Negative sum of the canonical correlations of the two modalities' embeddings (deep CCA)."""
+
+    name: ClassVar[str] = "cca"
+
+    def __call__(self, pairs, params, scale):
+        return alignment.deep_cca(pairs.a, pairs.b, present=pairs.present, axis_name=pairs.axis_name)
+
+
+AnyObjective = InfoNCE | Sigmoid | Triplet | MMD | CORAL | CCA
+"""The objectives by name."""
+Alignment = MMD | CORAL | CCA
+"""The objectives that compare distributions, by name."""
+
+
+# Method
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveConfig:
+    """Towers, projections and objective."""
+
+    embed_dim: Basic[int] = 128
+    """Dimensions of the shared space."""
+    head: Projection = "linear"
+    """Projection of a tower's pooled features into the shared space: linear, or an MLP; "own" is that of pretrained
+    encoders that were trained to be compared (CLIP, SigLIP), with their dimensions and temperature."""
+    objective: AnyObjective = InfoNCE()
+    """Objective of each pair of modalities: InfoNCE (CLIP), sigmoid (SigLIP), triplets with the hardest negative
+    (VSE++), or the alignment of two distributions (mmd, coral, cca)."""
+    alignment: Alignment | None = None
+    """A second objective, added to the first: the alignment of two distributions."""
+    alignment_weight: float = 0.1
+    """Weight of the second objective."""
+    anchor: str | None = None
+    """Align only the pairs with this modality, so that the others meet through it; None: all pairs."""
+    text: TextEncoder = DEFAULTS["text"]
+    """Text encoder."""
+    image: ImageEncoder = DEFAULTS["image"]
+    """Image encoder."""
+    audio: AudioEncoder = DEFAULTS["audio"]
+    """Audio encoder."""
+    video: VideoEncoder = DEFAULTS["video"]
+    """Video encoder."""
+    features: AudioFeatures = AudioFeatures()
+    """Inputs of the audio encoder."""
+    augment: Augmentation = Augmentation()
+    """Random changes of the inputs in training."""
+
+    def __post_init__(self):
+        if self.anchor is not None and self.anchor.partition("_")[0] not in MODALITIES:
+            raise ValueError(f"anchor must be a modality ({', '.join(MODALITIES)}), got {self.anchor!r}")
+
     def pairs(self, modalities: tuple[str, ...]) -> list[tuple[str, str]]:
-        """The pairs of modalities that are aligned."""
+        """The pairs of modalities that are aligned.
+
+        Raises:
+          ValueError: there is none.
+        """
         pairs = [p for p in itertools.combinations(modalities, 2) if self.anchor is None or self.anchor in p]
         if not pairs:
             raise ValueError(
@@ -91,121 +253,93 @@ class ContrastiveConfig:
 
 
 def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, vocab_size: int) -> Method:
-    """The method over ``modalities``.
+    """Contrastive learning of a shared space over ``modalities``.
 
     ``predict(params, batch)`` gives the normalised embedding ``[B, embed_dim]`` of each modality in the batch. The loss
     is the mean over pairs of modalities of the pair's objective, each over the global batch's examples that
-    hold both. aux: ``scale`` (inverse temperature) and ``<a>_<b>``, the objective of each pair. Where the batch holds a
-    tower's features (`models.towers.features_field`), they stand for its encoder, augmentation and dropout.
-    """
-    pairs = config.pairs(modalities)
+    hold both. aux: ``scale`` (inverse temperature) and ``<a>_<b>``, the objective of each pair. Precomputed features
+    of a tower in the batch (`models.towers.features_field`) replace its encoder, augmentation and dropout.
 
-    def towers(batch):
+    ::
+
+        method = make_contrastive(ContrastiveConfig(objective=Triplet()), ("image", "text"), vocab_size=1000)
+        params = method.init(key, batch)
+        loss, aux = method.loss(params, batch, key)
+
+    Args:
+      config: towers and objective; modalities of one kind have towers of the same configuration.
+      modalities: at least two names.
+      vocab_size: tokens of the tokenizer.
+
+    Raises:
+      ValueError: there is no pair to align.
+    """
+    network = _Network(config, modalities, vocab_size, config.pairs(modalities))
+    heads = {m: tower_head(encoder_of(config, m), config.head) for m in modalities}
+    slots = tuple(EncoderSlot(kind_of(m), f"{m}/encoder", (m,), head) for m, head in heads.items())
+    return Method(network.init, network.loss, network.embed, encoders=slots)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Network:
+    """The method's functions."""
+
+    config: ContrastiveConfig
+    modalities: tuple[str, ...]
+    vocab_size: int
+    pairs: list[tuple[str, str]]
+
+    def towers(self, batch: Batch) -> dict[str, Tower]:
+        """The towers of the modalities in a batch."""
+        sizes = dict(vocab_size=self.vocab_size, head=self.config.head, embed_dim=self.config.embed_dim)
         return {
-            m: make_tower(
-                m,
-                getattr(config, m),
-                batch,
-                vocab_size=vocab_size,
-                head=config.head,
-                embed_dim=config.embed_dim,
-            )
-            for m in modalities
+            m: make_tower(m, encoder_of(self.config, m), batch, **sizes)
+            for m in self.modalities
             if m in batch
         }
 
-    def init(key: Key, batch: Batch) -> Params:
-        row, params = init_inputs(batch), {}
-        for name, tower in towers(batch).items():
-            inputs, mask = prepare(name, row, config.features)
+    def init(self, key: Key, batch: Batch) -> Params:
+        one, params = first_example(batch), {}
+        for name, tower in self.towers(batch).items():
+            inputs, mask = preprocess_modality(name, one, self.config.features)
             params[name] = tower.init(fold_in_name(key, name), inputs, mask)["params"]
-        scale = 1.0 / config.temperature
-        loss = {"log_scale": jnp.float32(math.log(10.0 if config.objective == "sigmoid" else scale))}
-        if config.objective == "sigmoid":
-            loss["bias"] = jnp.float32(-10.0)
-        return {**params, "loss": loss}
+        return {**params, "loss": self.config.objective.initial_params()}
 
-    def embed(params, batch, keys=None):
-        out = {}
-        for name, tower in towers(batch).items():
+    def embed(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> dict[str, Array]:
+        """The embeddings of each modality in a batch; random changes with ``keys`` only."""
+        embeddings, config = {}, self.config
+        for name, tower in self.towers(batch).items():
+            variables = {"params": params[name]}
             if features_field(name) in batch:
-                x = tower.apply({"params": params[name]}, batch[features_field(name)], method="place")
+                x = tower.apply(variables, batch[features_field(name)], method="project_pooled")
             else:
-                inputs, mask = prepare(name, batch, config.features, config.augment, keys)
-                x = tower.apply({"params": params[name]}, inputs, mask, keys=keys)
-            out[name] = l2_normalize(x)
-        return out
+                inputs, mask = preprocess_modality(name, batch, config.features, config.augment, keys)
+                x = tower.apply(variables, inputs, mask, keys=keys)
+            embeddings[name] = l2_normalize(x)
+        return embeddings
 
-    def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+    def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+        config = self.config
         (key,) = named_keys(key, "contrastive")
-        embeddings = embed(params, batch, example_keys(key, batch["index"]))
-        present = presence(batch, modalities)
-        match = text_ids(batch["text"]) if "text" in batch and config.duplicates != "ignore" else None
+        embeddings = self.embed(params, batch, example_keys(key, batch["index"]))
+        present = presence_masks(batch, self.modalities)
+        uses_match = "text" in batch and config.objective.duplicates != "ignore"
+        match = text_ids(batch["text"]) if uses_match else None
         scale = jnp.minimum(jnp.exp(params["loss"]["log_scale"]), MAX_SCALE)
         terms = {}
-        for a, b in pairs:
-            both = present[a] & present[b]
-            x, y = embeddings[a], embeddings[b]
-            value = _objective(config, config.objective, x, y, both, match, scale, params["loss"], axis_name)
-            if config.alignment != "none":
-                extra = _objective(
-                    config, config.alignment, x, y, both, match, scale, params["loss"], axis_name
-                )
-                value = value + config.alignment_weight * extra
+        for a, b in self.pairs:
+            pairs = Pairs(embeddings[a], embeddings[b], present[a] & present[b], match, axis_name)
+            value = config.objective(pairs, params["loss"], scale)
+            if config.alignment is not None:
+                value = value + config.alignment_weight * config.alignment(pairs, params["loss"], scale)
             terms[f"{a}_{b}"] = value
         total = sum(terms.values()) / len(terms)
-        share = jax.lax.stop_gradient(scale) / collectives.axis_size(axis_name)
-        return total, {**terms, "scale": share}
-
-    slots = [
-        EncoderSlot(m, f"{m}/encoder", (m,), tower_head(getattr(config, m), config.head)) for m in modalities
-    ]
-    return Method(init, loss, embed, encoders=tuple(slots))
-
-
-def _objective(config, name, x, y, both, match, scale, loss_params, axis_name):
-    """This device's share of one pair's objective."""
-    if name in ("mmd", "coral", "cca"):
-        fn = {"mmd": alignment.mmd, "coral": alignment.coral, "cca": alignment.deep_cca}[name]
-        return fn(x, y, present=both, axis_name=axis_name)
-    if name == "info_nce":
-        per_example = contrastive.info_nce(
-            x,
-            y,
-            temperature=1.0 / scale,
-            present=both,
-            match=match,
-            duplicates=config.duplicates,
-            axis_name=axis_name,
-            implementation=config.form,
-        )
-    elif name == "sigmoid":
-        per_example = contrastive.sigmoid_loss(
-            x,
-            y,
-            temperature=1.0 / scale,
-            bias=loss_params["bias"],
-            implementation=config.form,
-            present=both,
-            match=match,
-            duplicates=config.duplicates,
-            axis_name=axis_name,
-        )
-    else:
-        per_example = contrastive.triplet_loss(
-            x,
-            y,
-            margin=config.margin,
-            present=both,
-            match=match,
-            duplicates="ignore" if config.duplicates == "ignore" else "exclude",
-            axis_name=axis_name,
-        )
-    return collectives.batch_mean(per_example, both.astype(jnp.float32), axis_name=axis_name)
+        scale_share = jax.lax.stop_gradient(scale) / collectives.axis_size(axis_name)
+        return total, {**terms, "scale": scale_share}
 
 
 def text_ids(tokens: Int[Array, "batch length"]) -> Int[Array, "batch"]:
-    """A number for each token sequence, equal for equal sequences (and else equal with probability 2^-32)."""
+    """A hash of each token sequence: equal for equal sequences, and else equal with a probability of about 2^-32."""
     tokens = tokens.astype(jnp.uint32)
     multiplier = jnp.uint32(0x9E3779B1)
     digest = jnp.zeros(tokens.shape[0], jnp.uint32)

@@ -20,12 +20,13 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.models.towers import (
     AudioFeatures,
-    Augment,
-    init_inputs,
+    Augmentation,
+    axes_of,
+    encoder_of,
+    first_example,
     make_encoder,
-    prepare,
-    presence,
-    rank,
+    preprocess_modality,
+    presence_masks,
 )
 from xmodal_jax.nets.attention_maps import token_attention
 from xmodal_jax.nets.dropout import Dropout
@@ -41,7 +42,7 @@ from xmodal_jax.nets.encoders import (
 )
 from xmodal_jax.nets.fusion import Fusion, FusionKind, GatedCrossAttentionConfig, repeat_rows
 from xmodal_jax.preprocess.image import AugmentConfig
-from xmodal_jax.types import Batch, EncoderSlot, ExampleKeys, Key, Method, Params, Tokens
+from xmodal_jax.types import Batch, EncoderSlot, ExampleKeys, Key, Method, Params, Tokens, kind_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class FusionConfig:
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""
-    augment: Augment = Augment(image=AugmentConfig(translate=0))
+    augment: Augmentation = Augmentation(image=AugmentConfig(translate=0))
     """Augmentation in training. Images are not shifted or flipped by default, since questions ask for positions."""
 
     def __post_init__(self):
@@ -115,7 +116,7 @@ class _FlatBatch(NamedTuple):
 
     def present(self, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
         """Which examples have which modality."""
-        in_rows = presence(self.batch, modalities)
+        in_rows = presence_masks(self.batch, modalities)
         return {m: repeat_rows(is_present, self.examples_per_row) for m, is_present in in_rows.items()}
 
     def example_keys(self, row_keys: KeyArray[Array, "rows"]) -> ExampleKeys:
@@ -128,7 +129,7 @@ class _FlatBatch(NamedTuple):
 
 
 def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, int]) -> _FlatBatch:
-    has_example_axis = {m: batch[m].ndim > rank(m, batch) for m in modalities if m in batch}
+    has_example_axis = {m: batch[m].ndim > axes_of(m, batch) for m in modalities if m in batch}
     has_example_axis |= {t: batch[t].ndim > 1 for t in targets if t in batch}
     sizes = {name: batch[name].shape[1] for name, has_axis in has_example_axis.items() if has_axis}
     if not sizes:
@@ -168,13 +169,13 @@ class _Model:
 
     def encoders(self, batch: Batch) -> dict[str, nn.Module]:
         """The encoders of the modalities in the batch."""
-        make = lambda m: make_encoder(m, getattr(self.config, m), batch, vocab_size=self.vocab_size)
+        make = lambda m: make_encoder(m, encoder_of(self.config, m), batch, vocab_size=self.vocab_size)
         return {m: make(m) for m in self.modalities if m in batch}
 
     def init(self, key: Key, batch: Batch) -> Params:
-        row, params, tokens = _flatten(init_inputs(batch), self.modalities, self.classes).batch, {}, {}
+        row, params, tokens = _flatten(first_example(batch), self.modalities, self.classes).batch, {}, {}
         for name, encoder in self.encoders(row).items():
-            inputs, mask = prepare(name, init_inputs(row), self.config.features)
+            inputs, mask = preprocess_modality(name, first_example(row), self.config.features)
             tokens[name], variables = encoder.init_with_output(fold_in_name(key, name), inputs, mask)
             params[name] = variables["params"]
         fused, variables = self.fusion.init_with_output(fold_in_name(key, "fusion"), tokens)
@@ -188,7 +189,9 @@ class _Model:
         for name, encoder in self.encoders(flat.batch).items():
             shared = name not in flat.unshared
             input_keys = keys[:: flat.examples_per_row] if keys is not None and shared else keys
-            inputs, mask = prepare(name, flat.batch, self.config.features, self.config.augment, input_keys)
+            inputs, mask = preprocess_modality(
+                name, flat.batch, self.config.features, self.config.augment, input_keys
+            )
             tokens[name] = encoder.apply({"params": params[name]}, inputs, mask, keys=input_keys)
         return tokens
 
@@ -268,7 +271,7 @@ def make_fusion(
         method.predict(params, batch).logits["answer"]  # [B, 20]
     """
     model = _Model(config, modalities, classes, vocab_size)
-    slots = tuple(EncoderSlot(m, m, (m,)) for m in modalities)
+    slots = tuple(EncoderSlot(kind_of(m), m, (m,)) for m in modalities)
     return Method(model.init, model.loss, model.predict, encoders=slots)
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): a method whose frozen kernels learn a small difference.
+"""Low-rank adapters (LoRA): frozen kernels with a low-rank difference that is trained.
 
 Hu et al. 2021, arXiv:2106.09685, sec. 4.1: ``W = W_0 + (alpha / rank) A B``, where ``A [in, rank]`` starts at random
 and ``B [rank, out]`` at zero, so that training begins at ``W_0``. Query, key and value, one matrix here, share ``A``.
@@ -20,8 +20,8 @@ from xmodal_jax.core.parts import Basic
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import Batch, Key, Method, Params
 
-NAME = "lora"
-"""Where the adapters lie in a method's parameters, by the path of what they change."""
+ADAPTERS = "lora"
+"""Name of the adapters among a method's parameters; below it they have the paths of the kernels that they change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,71 +46,79 @@ class LoRA:
             raise ValueError(f"LoRA's targets {self.targets!r} are no regular expression: {error}") from error
 
 
-def _sizes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    """Axes before the matrix (layers that are scanned), and what goes in and out."""
-    before = 1 if "/layers/" in path else 0
-    inputs = 2 if path.endswith("attention/out/kernel") else 1  # heads and their size
-    rest = shape[before:]
-    if len(rest) <= inputs:
+def _matrix_sizes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """Leading axes of a kernel (scanned layers), and the input and output sizes of its matrix."""
+    leading = 1 if "/layers/" in path else 0
+    input_axes = 2 if path.endswith("attention/out/kernel") else 1  # heads and their size
+    matrix = shape[leading:]
+    if len(matrix) <= input_axes:
         raise ValueError(f"{path} of shape {list(shape)} is no matrix: choose other LoRA targets")
-    return shape[:before], math.prod(rest[:inputs]), math.prod(rest[inputs:])
+    return shape[:leading], math.prod(matrix[:input_axes]), math.prod(matrix[input_axes:])
 
 
-def adapt(params: Params, adapters: Params, config: LoRA) -> Params:
-    """``params`` with the difference of each adapter added: what a trained model is without adapters."""
-    leaves, halves = trees.flat(params), trees.flat(adapters)
-    for path in (name.removesuffix("/a") for name in halves if name.endswith("/a")):
+def merge_adapters(params: Params, adapters: Params, config: LoRA) -> Params:
+    """``params`` with the difference of each adapter added to its kernel: the trained model without adapters."""
+    leaves, factors = trees.flat(params), trees.flat(adapters)
+    for path in (name.removesuffix("/a") for name in factors if name.endswith("/a")):
         kernel = leaves[path]
-        difference = jnp.einsum("...ir,...ro->...io", halves[f"{path}/a"], halves[f"{path}/b"])
+        difference = jnp.einsum("...ir,...ro->...io", factors[f"{path}/a"], factors[f"{path}/b"])
         leaves[path] = kernel + (config.alpha / config.rank) * difference.reshape(kernel.shape)
     return jax.tree.unflatten(jax.tree.structure(params), leaves.values())
 
 
-def split(params: Params) -> tuple[Params, Params]:
-    """Parameters without adapters, and the adapters."""
-    return {name: part for name, part in params.items() if name != NAME}, params[NAME]
+def split_adapters(params: Params) -> tuple[Params, Params]:
+    """The parameters without adapters, and the adapters."""
+    return {name: part for name, part in params.items() if name != ADAPTERS}, params[ADAPTERS]
 
 
 def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
-    """``method`` with adapters on the kernels that match ``config.targets``, among the parameters below ``paths``.
+    """``method`` with adapters on the kernels that match ``config.targets``.
 
-    They are parameters of their own, ``a`` and ``b`` under ``params["lora"]`` and the path of the kernel; which others
-    learn is the optimizer's business. ``finalize_params`` adds them up: ``predict`` is that of ``method``.
+    The adapters are parameters ``a`` and ``b`` under ``params["lora"]`` and the path of their kernel. Which of the
+    other parameters are trained is left to the optimizer. ``finalize_params`` merges the adapters, so that ``predict``
+    is that of ``method``.
+
+    Args:
+      method: the method without adapters.
+      config: rank 0 returns the method as it is.
+      paths: of the encoders among the parameters; only kernels below them get adapters.
 
     Raises:
-      ValueError: no kernel is a target.
+      ValueError: no kernel matches (at initialisation).
     """
     if not config.rank:
         return method
 
-    def draw(key: Key, path: str, kernel: Array) -> dict[str, Array]:
-        before, inputs, outputs = _sizes(path, kernel.shape)
-        a = jax.random.normal(fold_in_name(key, path), (*before, inputs, config.rank)) / math.sqrt(inputs)
-        return {f"{path}/a": a, f"{path}/b": jnp.zeros((*before, config.rank, outputs))}
+    def draw_adapter(key: Key, path: str, kernel: Array) -> dict[str, Array]:
+        leading, inputs, outputs = _matrix_sizes(path, kernel.shape)
+        a = jax.random.normal(fold_in_name(key, path), (*leading, inputs, config.rank)) / math.sqrt(inputs)
+        return {f"{path}/a": a, f"{path}/b": jnp.zeros((*leading, config.rank, outputs))}
 
     def init(key: Key, batch: Batch) -> Params:
         params = method.init(key, batch)
-        chosen = {
+        kernels = {
             path: leaf
             for path, leaf in trees.flat(params).items()
             if any(path.startswith(f"{prefix}/") for prefix in paths) and re.search(config.targets, path)
         }
-        if not chosen:
+        if not kernels:
             raise ValueError(f"LoRA's targets {config.targets!r} match no parameter of {', '.join(paths)}")
-        own = fold_in_name(key, NAME)
-        halves = [draw(own, path, kernel) for path, kernel in chosen.items()]
-        return {**params, NAME: trees.nested({name: half for pair in halves for name, half in pair.items()})}
+        adapter_key = fold_in_name(key, ADAPTERS)
+        adapters: dict[str, Array] = {}
+        for path, kernel in kernels.items():
+            adapters |= draw_adapter(adapter_key, path, kernel)
+        return {**params, ADAPTERS: trees.nested(adapters)}
 
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
-        return method.loss(adapt(*split(params), config), batch, key, axis_name=axis_name)
+        return method.loss(merge_adapters(*split_adapters(params), config), batch, key, axis_name=axis_name)
 
     def load_pretrained(params: Params, batch: Batch) -> Params:
-        own, adapters = split(params)
-        return {**method.load_pretrained(own, batch), NAME: adapters}
+        frozen, adapters = split_adapters(params)
+        return {**method.load_pretrained(frozen, batch), ADAPTERS: adapters}
 
     return method._replace(
         init=init,
         loss=loss,
         load_pretrained=None if method.load_pretrained is None else load_pretrained,
-        finalize_params=lambda params: adapt(*split(params), config),
+        finalize_params=lambda params: merge_adapters(*split_adapters(params), config),
     )

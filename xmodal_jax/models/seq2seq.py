@@ -21,7 +21,14 @@ from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import info_nce, sequence
 from xmodal_jax.models.contrastive import MAX_SCALE, text_ids
-from xmodal_jax.models.towers import AudioFeatures, Augment, init_inputs, make_encoder, prepare, presence
+from xmodal_jax.models.towers import (
+    AudioFeatures,
+    Augmentation,
+    first_example,
+    make_encoder,
+    preprocess_modality,
+    presence_masks,
+)
 from xmodal_jax.nets.attention_maps import attention_maps
 from xmodal_jax.nets.encoders import (
     AudioEncoder,
@@ -137,7 +144,7 @@ class Seq2SeqConfig:
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""
-    augment: Augment = Augment(image=AugmentConfig(translate=0))
+    augment: Augmentation = Augmentation(image=AugmentConfig(translate=0))
     """Augmentation in training."""
 
     def __post_init__(self):
@@ -255,8 +262,8 @@ class _Model:
         return CTCHead(self.vocab_size)
 
     def init(self, key: Key, batch: Batch) -> Params:
-        row, params = init_inputs(batch), {}
-        inputs, mask = prepare(self.source, row, self.config.features)
+        row, params = first_example(batch), {}
+        inputs, mask = preprocess_modality(self.source, row, self.config.features)
         tokens, variables = self.encoder(row).init_with_output(fold_in_name(key, self.source), inputs, mask)
         params[self.source] = variables["params"]
         if self.config.decodes:
@@ -283,9 +290,11 @@ class _Model:
 
     def encode(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> Tokens:
         """The source's tokens; none are valid where the source is missing."""
-        inputs, mask = prepare(self.source, batch, self.config.features, self.config.augment, keys)
+        inputs, mask = preprocess_modality(
+            self.source, batch, self.config.features, self.config.augment, keys
+        )
         tokens = self.encoder(batch).apply({"params": params[self.source]}, inputs, mask, keys=keys)
-        return Tokens(tokens.values, content_mask(tokens, presence(batch, (self.source,))[self.source]))
+        return Tokens(tokens.values, content_mask(tokens, presence_masks(batch, (self.source,))[self.source]))
 
     def decode(self, params: Params, ids: Array, memory: Tokens, keys: ExampleKeys | None = None):
         """Logits after every token, and the states of the layers without cross-attention."""
@@ -310,8 +319,8 @@ class _Model:
     def terms(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Terms:
         memory = self.encode(params, batch, keys)
         ids = batch["text"]
-        mask = batch.get("text_mask", ids != 0) & presence(batch, ("text",))["text"][:, None]
-        mask &= presence(batch, (self.source,))[self.source][:, None]
+        mask = batch.get("text_mask", ids != 0) & presence_masks(batch, ("text",))["text"][:, None]
+        mask &= presence_masks(batch, (self.source,))[self.source][:, None]
         targets, target_mask, losses, embeddings = ids[:, 1:], mask[:, 1:], {}, None
         if self.config.decodes:
             # The contrastive loss needs the state of the last token as well.

@@ -19,11 +19,11 @@ from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
 from xmodal_jax.losses.sequence import ctc
 from xmodal_jax.models.towers import (
     AudioFeatures,
-    init_inputs,
-    log_mel_of,
+    compute_log_mel,
+    first_example,
     make_encoder,
-    once_per_batch,
-    presence,
+    presence_masks,
+    transform_audio,
 )
 from xmodal_jax.nets.encoders import TextEncoder, TextTransformerConfig
 from xmodal_jax.nets.speech import SpeechNet
@@ -64,7 +64,7 @@ def log_mel_transform(features: AudioFeatures, floor: float) -> Callable[[Mappin
 
     Applied once to a whole data set, it saves every training step the computation.
     """
-    return once_per_batch(lambda x, mask: log_mel_of(x, mask, features, floor=floor))
+    return transform_audio(lambda x, mask: compute_log_mel(x, mask, features, floor=floor))
 
 
 class AlignedSpeech(NamedTuple):
@@ -113,7 +113,7 @@ class _Model:
 
     def inputs(self, batch: Batch):
         """``(text, text_mask, speaker, mel, mel_mask)``; the masks are False in examples that lack text or audio."""
-        present = presence(batch, ("text", "audio"))
+        present = presence_masks(batch, ("text", "audio"))
         present = present["text"] & present["audio"]
         mask = batch.get("text_mask", batch["text"] != 0) & present[:, None]
         mel, mel_mask = self.standardized_frames(batch)
@@ -123,7 +123,7 @@ class _Model:
         """Standardised log-mel frames and their mask, of waveforms or of the frames of `log_mel_transform`."""
         config, frames, mask = self.config, batch["audio"], batch.get("audio_mask")
         if frames.ndim == 2:
-            frames, mask = log_mel_of(frames, mask, config.features, floor=config.floor)
+            frames, mask = compute_log_mel(frames, mask, config.features, floor=config.floor)
         elif frames.shape[-1] != config.features.mels:
             raise ValueError(
                 f"the frames have {frames.shape[-1]} bands, features.mels is {config.features.mels}"
@@ -131,7 +131,7 @@ class _Model:
         return jnp.where(mask[:, :, None], (frames - config.mean) / config.scale, 0.0), mask
 
     def init(self, key: Key, batch: Batch) -> Params:
-        return self.network.init(fold_in_name(key, "speech"), *self.inputs(init_inputs(batch)))["params"]
+        return self.network.init(fold_in_name(key, "speech"), *self.inputs(first_example(batch)))["params"]
 
     def forward(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Outputs:
         text, mask, speaker, mel, mel_mask = self.inputs(batch)
@@ -276,7 +276,7 @@ def make_synthesizer(
 
     def synthesize(params: Params, batch: Batch) -> SynthesizedSpeech:
         text = batch["text"]
-        mask = batch.get("text_mask", text != 0) & presence(batch, ("text",))["text"][:, None]
+        mask = batch.get("text_mask", text != 0) & presence_masks(batch, ("text",))["text"][:, None]
         bound = network.bind({"params": params})
         tokens = bound.encode(text, mask, _speaker(batch))
         predicted = jnp.round(jnp.expm1(bound.durations(tokens)) / speed)

@@ -1,4 +1,8 @@
-"""One tower per modality: preprocess on the device, encode, pool, project."""
+"""A tower for each modality: preprocess on the device, encode, pool, project.
+
+A modality is named after its kind (text, image, audio or video) or ``KIND_NAME``, such as ``image_sketch``
+(`types.kind_of`). What differs between kinds is in tables by kind.
+"""
 
 from __future__ import annotations
 
@@ -29,45 +33,45 @@ from xmodal_jax.pretrained import gpt2
 from xmodal_jax.pretrained.encoder import EncoderOptions, Head
 from xmodal_jax.pretrained.files import read_config, read_processor
 from xmodal_jax.pretrained.load import complete_config, make_module, parse_config
-from xmodal_jax.types import Batch, ExampleKeys, Tokens
+from xmodal_jax.types import Batch, ExampleKeys, Tokens, kind_of
 
-_RANKS = {"text": 2, "image": 4, "audio": 2, "video": 5}
+AXES = {"text": 2, "image": 4, "audio": 2, "video": 5}
+"""Number of axes of a batch of each kind (of audio as waveforms)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Augment:
+class Augmentation:
     """Random changes of the inputs, in training only."""
 
     image: AugmentConfig = AugmentConfig(translate=2)
-    """Images and video. Mirroring is off: captions speak of left and right."""
+    """Augmentation of images and video frames. It does not mirror them, because captions say left and right."""
     time_masks: int = 0
-    """Audio: SpecAugment's number of masked stretches of time."""
+    """Number of time spans that SpecAugment masks in a spectrogram."""
     frequency_masks: int = 0
-    """Audio: SpecAugment's number of masked bands."""
+    """Number of frequency bands that SpecAugment masks in a spectrogram."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioFeatures:
-    """What an encoder of audio takes of a waveform: a spectrogram, or the waveform itself.
+    """The inputs of an audio encoder: a spectrogram, or the waveform itself.
 
     Raises:
       ValueError: the kind is unknown, or is not made for this sample rate.
     """
 
     sample_rate: int = 16_000
-    """Hz."""
+    """Sample rate of the audio, in Hz."""
     mels: int = 40
-    """Mel bands."""
+    """Number of mel bands."""
     window: int = 400
-    """Samples per frame (25 ms at 16 kHz)."""
+    """Samples in each frame of the spectrogram (400 are 25 ms at 16 kHz)."""
     hop: int = 200
-    """Samples between frames (12.5 ms at 16 kHz)."""
+    """Samples from one frame to the next (200 are 12.5 ms at 16 kHz)."""
     max_hz: float | None = None
-    """Upper end of the highest band; None: half the sample rate. Telephone speech has nothing above 4000."""
+    """Upper end of the highest mel band, in Hz; None: half the sample rate. Telephone speech ends at 4000."""
     kind: Literal["log_mel", "whisper", "waveform"] = "log_mel"
-    """Normalised log-mel frames of the above; or, for pretrained encoders and at 16 kHz alone: the frames of
-    `preprocess.audio.whisper_log_mel` with ``mels`` bands (``window``, ``hop`` and ``max_hz`` have no say), or the
-    floating waveform as it is."""
+    """Normalised log-mel frames (log_mel); or, for pretrained encoders and at 16 kHz only: the log-mel frames of
+    Whisper, of which only ``mels`` can be chosen (whisper), or the waveform itself (waveform)."""
 
     def __post_init__(self):
         if self.kind not in ("log_mel", "whisper", "waveform"):
@@ -79,40 +83,134 @@ class AudioFeatures:
             )
 
 
-def rank(modality: str, batch: Batch) -> int:
-    """Axes of a batch of a modality: of audio one more where it holds frames (see `spectrograms`) and no waveforms."""
-    return _RANKS[modality] + (modality == "audio" and _holds_frames(batch))
+# Batches
 
 
-def _holds_frames(batch: Batch) -> bool:
-    return "audio_mask" in batch and batch["audio"].ndim > batch["audio_mask"].ndim
+def axes_of(modality: str, batch: Batch) -> int:
+    """Number of axes of a modality in a batch without shared inputs: one more for audio as frames (see
+    `precompute_spectrograms`) than for waveforms."""
+    kind = kind_of(modality)
+    return AXES[kind] + (kind == "audio" and _holds_frames(modality, batch))
 
 
-def spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """A change of raw batches: waveforms ``[..., T]`` to the frames ``[..., F, mels]`` that `prepare` would make of
-    them, with their mask ``[..., F]``, computed once and not again at every step that reads them. Where an encoder
-    takes waveforms they stay."""
+def _holds_frames(modality: str, batch: Batch) -> bool:
+    """Whether a batch holds frames of a spectrogram where it could hold waveforms."""
+    return f"{modality}_mask" in batch and batch[modality].ndim > batch[f"{modality}_mask"].ndim
+
+
+def first_example(batch: Batch):
+    """The first example of a batch, as a batch: enough to initialise from, without computing on all of it."""
+    return jax.tree.map(lambda x: x[:1], batch)
+
+
+def presence_masks(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
+    """For each modality the examples that have it; all of them where the batch has no mask."""
+    everyone = jnp.ones(batch["index"].shape[0], bool)
+    return {m: batch.get("present", {}).get(m, everyone) for m in modalities}
+
+
+def precompute_spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A transform of raw batches that computes spectrograms once, so that training steps need not.
+
+    Waveforms ``[..., T]`` become the frames ``[..., F, mels]`` of `preprocess_modality`, with their mask ``[..., F]``.
+    Waveforms stay where the encoder takes waveforms.
+    """
     if features.kind == "waveform":
         return dict
-    return once_per_batch(lambda x, mask: _spectrogram(x, mask, features))
+    return transform_audio(lambda x, mask: _to_frames(x, mask, features))
 
 
-def once_per_batch(compute: Callable) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """A change of raw batches: ``audio`` ``[..., T]`` and its mask by ``compute(waveform [B, T], mask)``."""
+def transform_audio(compute: Callable) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A transform of raw batches that replaces waveforms ``[..., T]`` and their masks by ``compute(waveform [B, T],
+    mask)``."""
     compute = jax.jit(compute)
 
-    def change(batch):
-        x = batch["audio"]
-        mask = batch.get("audio_mask", np.ones(x.shape, bool))
-        frames, mask = compute(x.reshape(-1, x.shape[-1]), mask.reshape(-1, x.shape[-1]))
-        of_each = lambda y: np.asarray(y).reshape(*x.shape[:-1], *y.shape[1:])
-        return {**batch, "audio": of_each(frames), "audio_mask": of_each(mask)}
+    def transform(batch):
+        changed = {}
+        for name in (n for n in batch if n.partition("_")[0] == "audio" and not n.endswith("_mask")):
+            x = batch[name]
+            mask = batch.get(f"{name}_mask", np.ones(x.shape, bool))
+            results = compute(x.reshape(-1, x.shape[-1]), mask.reshape(-1, x.shape[-1]))
+            for field, result in zip((name, f"{name}_mask"), results, strict=True):
+                changed[field] = np.asarray(result).reshape(*x.shape[:-1], *result.shape[1:])
+        return {**batch, **changed}
 
-    return change
+    return transform
 
 
-def log_mel_of(waveform, mask, features: AudioFeatures, **options):
-    """`preprocess.audio.log_mel` of these features."""
+# Preprocessing
+
+
+def preprocess_modality(
+    modality: str,
+    batch: Batch,
+    features: AudioFeatures,
+    augmentation: Augmentation | None = None,
+    keys: ExampleKeys | None = None,
+):
+    """``(inputs, mask)`` of one modality, as its encoder takes them.
+
+    Images and video become floating-point pixels in [-1, 1]; audio, a waveform or the frames of
+    `precompute_spectrograms`, becomes what ``features.kind`` says. They are augmented where ``augmentation`` and
+    ``keys`` are given.
+    """
+    if augmentation is None or keys is None:
+        augmentation = keys = None
+    else:
+        keys = fold_in_name(keys, f"augment/{modality}")
+    return _PREPROCESS[kind_of(modality)](modality, batch, features, augmentation, keys)
+
+
+def _preprocess_text(modality, batch, features, augmentation, keys):
+    return batch[modality], batch.get(f"{modality}_mask")
+
+
+def _preprocess_image(modality, batch, features, augmentation, keys):
+    x = to_float(batch[modality])
+    x = x if keys is None else augment_image(x, keys, augmentation.image)
+    return x, batch.get(f"{modality}_mask")
+
+
+def _preprocess_video(modality, batch, features, augmentation, keys):
+    x = to_float(batch[modality])
+    if keys is not None:
+        # One draw per example: all frames of a video change alike.
+        augment_frame = lambda frame: augment_image(frame, keys, augmentation.image)
+        x = jax.vmap(augment_frame, in_axes=1, out_axes=1)(x)
+    return x, batch.get(f"{modality}_mask")
+
+
+def _preprocess_audio(modality, batch, features, augmentation, keys):
+    x, mask = batch[modality], batch.get(f"{modality}_mask")
+    has_frames = _holds_frames(modality, batch)
+    if features.kind == "waveform":
+        if has_frames:
+            raise ValueError("the batch holds frames of audio, features.kind is 'waveform'")
+        if augmentation is not None and (augmentation.time_masks or augmentation.frequency_masks):
+            raise ValueError(
+                "SpecAugment masks spectrograms: with features.kind 'waveform' set its masks to 0"
+            )
+        return audio_features.to_float_waveform(x), mask
+    if not has_frames:
+        x, mask = _to_frames(x, mask, features)
+    elif x.shape[-1] != features.mels:
+        raise ValueError(f"the audio's frames have {x.shape[-1]} bands, features.mels is {features.mels}")
+    if keys is not None:
+        masks = dict(time_masks=augmentation.time_masks, freq_masks=augmentation.frequency_masks)
+        x = audio_features.spec_augment(x, keys, mask, **masks)
+    return x, mask
+
+
+_PREPROCESS = {
+    "text": _preprocess_text,
+    "image": _preprocess_image,
+    "audio": _preprocess_audio,
+    "video": _preprocess_video,
+}
+
+
+def compute_log_mel(waveform, mask, features: AudioFeatures, **options):
+    """`preprocess.audio.log_mel` with the sizes of ``features``: frames ``[B, F, mels]`` and their mask."""
     return audio_features.log_mel(
         waveform,
         mask,
@@ -125,21 +223,24 @@ def log_mel_of(waveform, mask, features: AudioFeatures, **options):
     )
 
 
-def _spectrogram(waveform, mask, features: AudioFeatures):
+def _to_frames(waveform, mask, features: AudioFeatures):
+    """The frames that an encoder of spectrograms takes, and their mask."""
     if features.kind == "whisper":
         return audio_features.whisper_log_mel(waveform, mask, mels=features.mels)
-    frames, mask = log_mel_of(waveform, mask, features)
+    frames, mask = compute_log_mel(waveform, mask, features)
     return audio_features.normalize_frames(frames, mask), mask
 
+
+# Towers
 
 Projection = Literal["linear", "mlp", "own"]
 
 
 class Tower(nn.Module):
-    """Features of one modality to one embedding per example (not normalised).
+    """An encoder, a pool and a projection: one embedding per example, not normalised.
 
-    Without a ``pool`` the encoder's own pools its tokens (see `pretrained.encoder`); the head "own" is the projection
-    of a pretrained encoder that has one, alone.
+    Without a ``pool`` the encoder pools its tokens itself (see `pretrained.encoder`). With the projection "own" the
+    embedding is that of a pretrained encoder, which has a projection.
     """
 
     encoder: nn.Module
@@ -162,13 +263,13 @@ class Tower(nn.Module):
     def __call__(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Float[Array, "batch dim"]:
         """``[B, embed_dim]`` in float32."""
         if self.pool is None:
-            x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
+            pooled = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
         else:
-            x = self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32)
-        return self.place(x)
+            pooled = self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32)
+        return self.project_pooled(pooled)
 
-    def place(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch dim"]:
-        """``[B, embed_dim]`` of what the encoder and its pool make of the inputs."""
+    def project_pooled(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch dim"]:
+        """The embedding ``[B, embed_dim]`` of the pooled features of the encoder."""
         if self.head == "own":
             return pooled
         x = self.norm(pooled)
@@ -178,164 +279,149 @@ class Tower(nn.Module):
 
 
 def features_field(modality: str) -> str:
-    """The field of a batch that holds what a frozen tower's encoder and pool made of it, float32 ``[B, width]``."""
+    """The field of a batch with precomputed features of a frozen tower: the pooled output of its encoder, float32
+    ``[B, width]``."""
     return f"{modality}_features"
 
 
 def tower_head(config: EncoderConfig, projection: Projection) -> Head:
-    """How much of a pretrained encoder's head a tower with this projection uses."""
+    """The part of a pretrained encoder's head that a tower with this projection uses."""
     if config.pool != "own":
         return "none"
     return "project" if projection == "own" else "pool"
 
 
 def make_tower(
-    modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, head, embed_dim: int
+    modality: str,
+    config: EncoderConfig,
+    batch: Batch,
+    *,
+    vocab_size: int,
+    head: Projection,
+    embed_dim: int,
 ) -> Tower:
-    """A tower sized for the inputs of ``batch`` (arrays or shapes).
+    """A tower for the inputs of a modality.
+
+    Args:
+      modality: its name.
+      config: of its encoder.
+      batch: arrays or shapes of the inputs.
+      vocab_size: tokens of the tokenizer (text).
+      head: projection of the pooled features.
+      embed_dim: dimensions of the embedding.
 
     Raises:
-      ValueError: the head "own" of an encoder without one, or with another pool.
+      ValueError: the projection "own" for an encoder without one, or with a pool of its own choice.
     """
     if head == "own" and config.pool != "own":
         raise ValueError(
             f"head 'own' is the projection of a pretrained {modality} encoder with its own pool, such as CLIP's: give "
-            f"one by --{modality}-encoder hf:PATH"
+            f"one by --{kind_of(modality)}-encoder hf:PATH"
         )
-    encoder = make_encoder(modality, config, batch, vocab_size=vocab_size, far=tower_head(config, head))
+    encoder = make_encoder(modality, config, batch, vocab_size=vocab_size, head=tower_head(config, head))
     return Tower(encoder, None if config.pool == "own" else build_pool(config), head, embed_dim)
 
 
 def make_encoder(
-    modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, far: Head = "none"
+    modality: str, config: EncoderConfig, batch: Batch, *, vocab_size: int, head: Head = "none"
 ) -> nn.Module:
-    """An encoder sized for the inputs of ``batch`` (arrays or shapes); ``far``: how much of a pretrained one's head
-    belongs to it.
+    """An encoder for the inputs of a modality.
+
+    Args:
+      modality: its name.
+      config: of the encoder.
+      batch: arrays or shapes of the inputs.
+      vocab_size: tokens of the tokenizer (text).
+      head: the part of a pretrained encoder's head that belongs to it.
 
     Raises:
-      ValueError: a tokenizer of ``vocab_size`` tokens, of which a pretrained encoder of text knows fewer.
+      ValueError: a pretrained text encoder has fewer tokens than the tokenizer, or no checkpoint was read for a
+        pretrained encoder.
     """
+    kind = kind_of(modality)
     if isinstance(config, PretrainedEncoderConfig):
-        if modality == "text":
+        if config.architecture is None:
+            raise ValueError(f"no checkpoint was read for the pretrained encoder: give {config.chosen_by}")
+        if kind == "text":
             _check_vocabulary(config.architecture, vocab_size)
-        return _pretrained(modality, config, batch, far)
-    sizes = {"vocab_size": vocab_size, "max_length": batch["text"].shape[1]} if modality == "text" else {}
-    return build_encoder(modality, config, **sizes)
+        return _make_pretrained_encoder(
+            kind, config, batch[modality].shape if modality in batch else (), head
+        )
+    sizes = {"vocab_size": vocab_size, "max_length": batch[modality].shape[1]} if kind == "text" else {}
+    return build_encoder(kind, config, **sizes)
+
+
+def encoder_of(model: Any, modality: str) -> EncoderConfig:
+    """The configuration of a modality's encoder in that of a model: its field of the modality's kind.
+
+    All modalities of a kind have encoders of the same configuration, each with parameters of its own.
+    """
+    return getattr(model, kind_of(modality))
 
 
 def _check_vocabulary(architecture: str, vocab_size: int) -> None:
-    known = parse_config(architecture)
-    known = getattr(known, "text_config", known).vocab_size
-    if vocab_size > known:
+    config = parse_config(architecture)
+    limit = getattr(config, "text_config", config).vocab_size
+    if vocab_size > limit:
         raise ValueError(
-            f"the tokenizer has {vocab_size} tokens, the pretrained text encoder knows {known}: leave --tokenizer out, "
+            f"the tokenizer has {vocab_size} tokens, the pretrained text encoder knows {limit}: leave --tokenizer out, "
             "so that its own is taken"
         )
 
 
-def _pretrained(modality: str, config: PretrainedEncoderConfig, batch: Batch, far: Head) -> nn.Module:
+def _make_pretrained_encoder(
+    kind: str, config: PretrainedEncoderConfig, shape: tuple[int, ...], head: Head
+) -> nn.Module:
     same = ("dropout", "drop_path", "remat", "scan_layers")
     options = EncoderOptions(
-        head=far,
+        head=head,
         dtype=config.compute_dtype,
         implementation=config.attention,
         **{name: getattr(config, name) for name in same},
     )
     sizes: dict[str, Any] = {}
-    if modality in ("image", "video"):
-        sizes["image_size"] = tuple(batch[modality].shape[-3:-1])
-    if modality == "video":
-        sizes["frames"] = batch[modality].shape[-4]
-    return make_module(modality, config.architecture, options, **sizes)
+    if kind in ("image", "video"):
+        sizes["image_size"] = tuple(shape[-3:-1])
+    if kind == "video":
+        sizes["frames"] = shape[-4]
+    return make_module(kind, config.architecture, options, **sizes)
 
 
-def pretrained_config(
-    modality: str, folder: str | os.PathLike
+def read_pretrained_config(
+    kind: str, folder: str | os.PathLike
 ) -> PretrainedEncoderConfig | TextDecoderConfig:
-    """The encoder (or, of the modality "decoder", the decoder of text) of a checkpoint's folder, as configured."""
+    """The configuration of the encoder in a checkpoint's folder, or of the text decoder where ``kind`` is "decoder"."""
     folder = pathlib.Path(folder)
     config = complete_config(read_config(folder), read_processor(folder))
-    module = make_module(modality, config)
-    if modality == "decoder":
+    module = make_module(kind, config)
+    if kind == "decoder":
         return TextDecoderConfig(**gpt2.sizes(parse_config(config)))
     sizes = {
         name: getattr(module.sizes, name)
         for name in ("width", "depth", "heads")
         if hasattr(module.sizes, name)
     }
-    if modality == "video":
+    if kind == "video":
         sizes["frames_per_token"] = module.tubelet
-    if modality == "audio":
-        sizes["frames_per_token"] = 2  # tokens each 20 ms, of all that can be loaded, and frames each 10
+    if kind == "audio":
+        sizes["frames_per_token"] = (
+            2  # every audio encoder that can be read has tokens of 20 ms and frames of 10
+        )
     return PretrainedEncoderConfig(architecture=config, **sizes)
 
 
-def leading_tokens(modality: str, config: EncoderConfig) -> int:
-    """How many of an encoder's tokens come before those that stand for places."""
+def prefix_tokens(modality: str, config: EncoderConfig) -> int:
+    """Number of an encoder's tokens that come before those of positions in the input, such as a class token."""
     if not isinstance(config, PretrainedEncoderConfig):
-        return config.leading_tokens
-    return make_module(modality, config.architecture).prefix_tokens
+        return config.prefix_tokens
+    return make_module(kind_of(modality), config.architecture).prefix_tokens
 
 
-def pretrained_features(config: PretrainedEncoderConfig) -> AudioFeatures:
-    """What a pretrained encoder of audio takes: Whisper its own log-mel, the others the waveform."""
-    described = parse_config(config.architecture)
-    if described.model_type == "whisper":
-        return AudioFeatures(kind="whisper", mels=described.num_mel_bins, window=400, hop=160)
-    return AudioFeatures(kind="waveform", window=400, hop=160)  # of the pictures in reports
-
-
-def presence(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
-    """Which examples have which modality; where the batch does not say, all."""
-    everyone = jnp.ones(batch["index"].shape[0], bool)
-    return {m: batch.get("present", {}).get(m, everyone) for m in modalities}
-
-
-def prepare(
-    modality: str,
-    batch: Batch,
-    features: AudioFeatures,
-    augment: Augment | None = None,
-    keys: ExampleKeys | None = None,
-):
-    """``(inputs, mask)`` of one modality, what its encoder takes; augmented if ``augment`` and ``keys`` are given.
-
-    Audio is a waveform, or what `spectrograms` made of it, and becomes what ``features.kind`` says.
-    """
-    x, mask = batch[modality], batch.get(f"{modality}_mask")
-    keys = None if augment is None or keys is None else fold_in_name(keys, f"augment/{modality}")
-    if modality == "text":
-        return x, mask
-    if modality in ("image", "video"):
-        x = to_float(x)
-        if keys is not None:
-            change = lambda pictures: augment_image(pictures, keys, augment.image)
-            # One draw per example, so that all frames of a video change alike.
-            x = change(x) if modality == "image" else jax.vmap(change, in_axes=1, out_axes=1)(x)
-        return x, mask
-    if modality == "audio":
-        if features.kind == "waveform":
-            return _waveform(batch, augment if keys is not None else None)
-        if not _holds_frames(batch):
-            x, mask = _spectrogram(x, mask, features)
-        elif x.shape[-1] != features.mels:
-            raise ValueError(f"the audio's frames have {x.shape[-1]} bands, features.mels is {features.mels}")
-        if keys is not None:
-            x = audio_features.spec_augment(
-                x, keys, mask, time_masks=augment.time_masks, freq_masks=augment.frequency_masks
-            )
-        return x, mask
-    raise ValueError(f"unknown modality {modality!r}; one of text, image, audio, video")
-
-
-def _waveform(batch: Batch, augment: Augment | None):
-    if _holds_frames(batch):
-        raise ValueError("the batch holds frames of audio, features.kind is 'waveform'")
-    if augment is not None and (augment.time_masks or augment.frequency_masks):
-        raise ValueError("SpecAugment masks spectrograms: with features.kind 'waveform' set its masks to 0")
-    return audio_features.to_float_waveform(batch["audio"]), batch.get("audio_mask")
-
-
-def init_inputs(batch: Batch):
-    """One row of a batch: enough to initialise from, without computing on all of it."""
-    return jax.tree.map(lambda x: x[:1], batch)
+def pretrained_audio_features(config: PretrainedEncoderConfig) -> AudioFeatures:
+    """The inputs of a pretrained audio encoder: Whisper takes log-mel frames of its own, the others the waveform."""
+    architecture = parse_config(config.architecture)
+    if architecture.model_type == "whisper":
+        return AudioFeatures(kind="whisper", mels=architecture.num_mel_bins, window=400, hop=160)
+    return AudioFeatures(
+        kind="waveform", window=400, hop=160
+    )  # window and hop are for the figures of reports

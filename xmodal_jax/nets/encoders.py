@@ -72,7 +72,7 @@ class EncoderConfig(ModuleConfig):
         return 1
 
     @property
-    def leading_tokens(self) -> int:
+    def prefix_tokens(self) -> int:
         """Number of tokens before those that stand for places: a class token."""
         return int(self.pool == "cls")
 

@@ -15,7 +15,7 @@ from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.evaluation.classification import Classifier, LabelledSplit
 from xmodal_jax.metrics.classification import confusion_matrix
 from xmodal_jax.models.fusion import FusionConfig
-from xmodal_jax.models.towers import leading_tokens, log_mel_of
+from xmodal_jax.models.towers import compute_log_mel, encoder_of, prefix_tokens
 from xmodal_jax.report import figures
 from xmodal_jax.report.classification_figures import AttentionExample, accuracy_bars, attention
 from xmodal_jax.report.page import Report
@@ -148,11 +148,11 @@ class _Inputs(NamedTuple):
 
     def without_leading(self, modality: str, weights: np.ndarray) -> np.ndarray:
         """The attention to those tokens that have a place in the input."""
-        return weights[leading_tokens(modality, getattr(self.model, modality)) :]
+        return weights[prefix_tokens(modality, encoder_of(self.model, modality)) :]
 
 
 def _spectrograms(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:
-    log_mel, mask = log_mel_of(jnp.asarray(batch["audio"]), batch.get("audio_mask"), model.features)
+    log_mel, mask = compute_log_mel(jnp.asarray(batch["audio"]), batch.get("audio_mask"), model.features)
     log_mel = np.asarray(log_mel)
     if mask is None:
         return list(log_mel)
@@ -167,7 +167,7 @@ def _text_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
 
 def _audio_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
     frames = inputs.spectrograms[k]
-    tokens = -(-len(frames) // getattr(inputs.model, modality).frames_per_token)
+    tokens = -(-len(frames) // encoder_of(inputs.model, modality).frames_per_token)
     return frames, inputs.without_leading(modality, weights)[:tokens]
 
 
@@ -176,7 +176,7 @@ def _image_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
 
 
 def _video_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
-    video, encoder = inputs.raw[modality][k], getattr(inputs.model, modality)
+    video, encoder = inputs.raw[modality][k], encoder_of(inputs.model, modality)
     steps = len(video) // encoder.frames_per_token
     return video, _grid(inputs.without_leading(modality, weights), steps)
 

@@ -15,7 +15,7 @@ from xmodal_jax.data.shapes.grammar import mark_wrong_words, match_factors, pars
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
 from xmodal_jax.metrics.text import align_words, cider, error_rates
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_cross_attention
-from xmodal_jax.models.towers import leading_tokens, log_mel_of
+from xmodal_jax.models.towers import compute_log_mel, prefix_tokens
 from xmodal_jax.report import text_figures
 from xmodal_jax.report.alignment import content
 from xmodal_jax.report.classification_figures import accuracy_bars
@@ -120,7 +120,7 @@ def add_attention(
     batch = numeric_fields({**generator.inputs(raw), "text": ids, "text_mask": mask})
     sizes = dict(vocab_size=generator.tokenizer.vocab_size, length=generator.length)
     weights = np.asarray(jit_once(make_cross_attention(model, modality, **sizes))(params, batch))
-    weights = weights[:, :, leading_tokens(modality, getattr(model, modality)) :]
+    weights = weights[:, :, prefix_tokens(modality, getattr(model, modality)) :]
     for k, index in enumerate(indices):
         words = generator.tokenizer.tokens(texts[index])[1:-1]
         # The attention after a token is that of the prediction of the next token.
@@ -130,7 +130,7 @@ def add_attention(
 
 def _spectrogram_attention(raw, modality, k, words, weights, model: Seq2SeqConfig) -> Figure:
     features = model.features
-    log_mel, mask = log_mel_of(
+    log_mel, mask = compute_log_mel(
         jnp.asarray(raw[modality][k : k + 1]), jnp.asarray(raw[f"{modality}_mask"][k : k + 1]), features
     )
     frames = np.asarray(log_mel[0])[np.asarray(mask[0])]

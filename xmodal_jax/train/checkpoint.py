@@ -213,8 +213,8 @@ def restore_run(
         params = jax.tree.map(lambda x: x[seeds.index(seed)], params)
     elif seed is not None and seed not in seeds:
         raise ValueError(f"{folder} holds the seed {seeds}, not {seed}")
-    if lora.NAME in params:
-        params = lora.adapt(*lora.split(params), lora.LoRA(**metadata["config"]["lora"]))
+    if lora.ADAPTERS in params:
+        params = lora.merge_adapters(*lora.split_adapters(params), lora.LoRA(**metadata["config"]["lora"]))
     if frozen is not None:
         params = {**params, "frozen": frozen}
     return RestoredCheckpoint(params, metadata, int(folder.name))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.core import trees
-from xmodal_jax.models.towers import pretrained_config
+from xmodal_jax.models.towers import read_pretrained_config
 from xmodal_jax.models.vae.modalities import pretrained_encoder
 from xmodal_jax.models.vae.networks import make_groups, pretrained_path
 from xmodal_jax.nets.decoders import Size
@@ -99,7 +99,7 @@ def pretrained_readers(config: Config) -> tuple[Config, Readers]:
     folders, configs, model = find_folders(config, READ), {}, config.model
     for kind, folder in folders.items():
         own = getattr(model, kind)
-        found = as_pretrained(own.encoder, pretrained_config(kind, folder))
+        found = as_pretrained(own.encoder, read_pretrained_config(kind, folder))
         configs[kind] = dataclasses.replace(found, pool="own")
         model = dataclasses.replace(model, **{kind: dataclasses.replace(own, encoder=configs[kind])})
     return dataclasses.replace(config, model=model), Readers(folders, configs, config.encoder_lr_multiplier)

@@ -95,7 +95,7 @@ class _Writer:
                 continue
             config = from_json(PretrainedEncoderConfig, config)
             example = self.example(slot.name)
-            module = make_encoder(slot.name, config, example, vocab_size=0, far=slot.head)
+            module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
             params = subtree(self.restored.params, slot.path)
             towers[slot.name] = TrainedEncoder(slot.name, module, params, config.architecture)
         return towers

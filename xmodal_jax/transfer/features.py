@@ -13,11 +13,11 @@ import numpy as np
 from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.source import RawBatch
 from xmodal_jax.models.contrastive import ContrastiveConfig
-from xmodal_jax.models.towers import features_field, make_encoder, prepare, tower_head
+from xmodal_jax.models.towers import features_field, make_encoder, preprocess_modality, tower_head
 from xmodal_jax.pretrained.files import open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.transfer.pretrained import PretrainedEncoders
-from xmodal_jax.types import Params
+from xmodal_jax.types import Params, kind_of
 
 CHUNK = 64
 """Examples whose features are computed at a time."""
@@ -52,15 +52,17 @@ def frozen_features(
     @functools.cache
     def make_towers(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, _FrozenTower]:
         example = {field: np.zeros((1, *shape), np.uint8) for field, shape in shapes}
-        return {name: _load_tower(pretrained, name, model, example) for name in pretrained.folders}
+        return {name: _load_tower(pretrained, name, model, example) for name in example}
+
+    def pretrained_fields(batch: Mapping[str, Any]) -> list[str]:
+        return [m for m in batch if m.partition("_")[0] in pretrained.folders and not m.endswith("_mask")]
 
     def add_features(batch: RawBatch) -> RawBatch:
         inputs = numeric_fields(tokenize(batch))
-        shapes = tuple((m, np.shape(inputs[m])[1:]) for m in ("image", "video") if m in inputs)
+        shapes = tuple((name, np.shape(inputs[name])[1:]) for name in pretrained_fields(inputs))
         features = {
             features_field(name): _embed_in_chunks(tower, name, inputs)
             for name, tower in make_towers(shapes).items()
-            if name in inputs
         }
         return {**batch, **features}
 
@@ -70,14 +72,15 @@ def frozen_features(
 def _load_tower(
     pretrained: PretrainedEncoders, name: str, model: ContrastiveConfig, example: Mapping[str, np.ndarray]
 ) -> _FrozenTower:
-    config = pretrained.configs[name]
-    module = make_encoder(name, config, example, vocab_size=0, far=tower_head(config, model.head))
-    checkpoint = open_checkpoint(pretrained.folders[name])
-    params, _ = read_parameters(checkpoint, name, module, parameter_shapes(module))
+    kind = kind_of(name)
+    config = pretrained.configs[kind]
+    module = make_encoder(name, config, example, vocab_size=0, head=tower_head(config, model.head))
+    checkpoint = open_checkpoint(pretrained.folders[kind])
+    params, _ = read_parameters(checkpoint, kind, module, parameter_shapes(module))
 
     @jax.jit
     def embed(params, batch):
-        inputs, mask = prepare(name, batch, model.features)
+        inputs, mask = preprocess_modality(name, batch, model.features)
         return module.apply({"params": params}, inputs, mask, method="embed").astype(jnp.float32)
 
     return _FrozenTower(embed, params)

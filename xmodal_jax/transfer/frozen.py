@@ -12,7 +12,7 @@ from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_captioner
-from xmodal_jax.models.towers import make_encoder, pretrained_config
+from xmodal_jax.models.towers import make_encoder, read_pretrained_config
 from xmodal_jax.nets.encoders import EncoderConfig
 from xmodal_jax.pretrained.files import open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
@@ -115,8 +115,8 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
 
 def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
     """The pretrained text encoder of a Hugging Face folder; ``options``: those that the checkpoint leaves open."""
-    config = dataclasses.replace(as_pretrained(options, pretrained_config("text", folder)), pool="own")
-    module = make_encoder("text", config, {}, vocab_size=0, far="pool")
+    config = dataclasses.replace(as_pretrained(options, read_pretrained_config("text", folder)), pool="own")
+    module = make_encoder("text", config, {}, vocab_size=0, head="pool")
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
     return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), None)
 
@@ -207,7 +207,7 @@ def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) ->
     if folder is None:
         return None
     example = {"image": np.zeros((1, *shape), np.uint8)}
-    module = make_encoder("image", pretrained_config("image", folder), example, vocab_size=0)
+    module = make_encoder("image", read_pretrained_config("image", folder), example, vocab_size=0)
     params, _ = read_parameters(open_checkpoint(folder), "image", module, parameter_shapes(module))
     encode = lambda params, pixels: module.apply({"params": params}, pixels).values[:, module.prefix_tokens :]
     return FrozenEncoder(encode, params)

@@ -24,7 +24,12 @@ import jax.numpy as jnp
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import Tokenizer, tokenizer_from_files
 from xmodal_jax.models.lora import LoRA, with_lora
-from xmodal_jax.models.towers import AudioFeatures, make_encoder, pretrained_config, pretrained_features
+from xmodal_jax.models.towers import (
+    AudioFeatures,
+    make_encoder,
+    pretrained_audio_features,
+    read_pretrained_config,
+)
 from xmodal_jax.nets.encoders import (
     ENCODERS,
     ModuleConfig,
@@ -74,7 +79,8 @@ def load_trained_run(run: pathlib.Path, *, seed: int | None = None) -> TrainedRu
     restored = restore_run(run, seed=seed)
     model = restored.metadata["config"].get("model", {})
     slots = [slot for slot in read_slots(restored.metadata) if not slot.stacked]
-    params = {slot.name: subtree(restored.params, slot.path) for slot in slots}
+    # Of several encoders of one kind the first one counts, such as that of "image" before that of "image_sketch".
+    params = {slot.name: subtree(restored.params, slot.path) for slot in reversed(slots)}
     if not params:
         raise ValueError(f"{run} has no encoder of {', '.join(MODALITIES)}: give a run of another experiment")
     tables = {**ENCODERS, "decoder": TextDecoderConfig}
@@ -211,7 +217,9 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
         return config, PretrainedEncoders({}, {}, **options)
     configs = dict(run.configs)
     for name, folder in folders.items():
-        configs[name] = as_pretrained(get_field(config.model, fields[name]), pretrained_config(name, folder))
+        configs[name] = as_pretrained(
+            get_field(config.model, fields[name]), read_pretrained_config(name, folder)
+        )
     model = config.model
     for name, part in configs.items():
         if name in fields:
@@ -305,7 +313,7 @@ def _with_audio_features(config: RunConfig, model: Any, pretrained: Any, run: Tr
     """
     features = run.features
     if pretrained is not None:
-        features = pretrained_features(pretrained)
+        features = pretrained_audio_features(pretrained)
         if config.input.sample_rate != features.sample_rate:
             raise ValueError(
                 f"--audio-encoder is pretrained on audio of {features.sample_rate} Hz: give --sample-rate "
@@ -341,7 +349,7 @@ def _read(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, drawn: Params,
     if slot.name == "decoder":
         return _read_decoder(checkpoint, slot, config, drawn)
     example = {slot.name: batch[slot.fields[0]]}
-    module = make_encoder(slot.name, config, example, vocab_size=0, far=slot.head)
+    module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
     if not slot.stacked:
         return _read_like(checkpoint, slot.name, module, drawn)
     one = _read_like(checkpoint, slot.name, module, jax.tree.map(lambda x: x[0], drawn))

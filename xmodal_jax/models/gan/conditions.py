@@ -230,8 +230,8 @@ class CaptionEncoder(ConditionEncoder):
     def encoder(self) -> SentenceEncoder:
         config, example = self.config.text, {"text": jax.ShapeDtypeStruct((1, self.length), jnp.int32)}
         own_pool = config.pool == "own"
-        far = "pool" if own_pool else "none"
-        encoder = make_encoder("text", config, example, vocab_size=self.vocab_size, far=far)
+        head = "pool" if own_pool else "none"
+        encoder = make_encoder("text", config, example, vocab_size=self.vocab_size, head=head)
         return SentenceEncoder(encoder, None if own_pool else build_pool(config))
 
     def init(self, key: Key) -> dict[str, Params]:

@@ -24,7 +24,7 @@ from xmodal_jax.models.gan.inputs import DataSizes, FrozenCaptioner, FrozenEncod
 from xmodal_jax.models.gan.networks import SCORING_PARTS, GANNetworks, interpolate_conditions
 from xmodal_jax.models.gan.objective import FeatureLoss, LogitLoss, Mismatched, adversarial_loss
 from xmodal_jax.models.gan.penalties import PenaltyInputs
-from xmodal_jax.models.towers import presence
+from xmodal_jax.models.towers import presence_masks
 from xmodal_jax.nets.spectral import spectral_normalize, spectral_vectors
 from xmodal_jax.preprocess.image import to_float
 from xmodal_jax.types import GAN, Batch, Condition, ExampleKeys, Key, Params
@@ -455,7 +455,7 @@ class ConditionalGAN:
     def _present(self, batch: Batch) -> Bool[Array, "batch"]:
         """Which examples count: those that have an image and a condition."""
         encoder = self.networks.condition_encoder
-        present = presence(batch, encoder.modalities)
+        present = presence_masks(batch, encoder.modalities)
         return present["image"] & present[encoder.modalities[-1]] & encoder.is_known(batch)
 
     def _normalize_weights(self, params: Params, variables: Variables, *, iterations: int = 1):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.models.towers import init_inputs
+from xmodal_jax.models.towers import first_example
 from xmodal_jax.models.vae.modalities import ModalityConfig, ModalityConfigs, NetworkInputs, preprocess
 from xmodal_jax.models.vae.networks import (
     ModalityGroup,
@@ -101,7 +101,7 @@ def make_judges(
     names = tuple(name for group in groups for name in group.names)
 
     def init(key, batch: Batch):
-        return network.init(key, preprocess(configs, names, init_inputs(batch)), None)["params"]
+        return network.init(key, preprocess(configs, names, first_example(batch)), None)["params"]
 
     def loss(params, batch: Batch, key, *, axis_name=None):
         keys = example_keys(key, batch["index"])

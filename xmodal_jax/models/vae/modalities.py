@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core import parts
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.metrics.reconstruction import mse, ssim
-from xmodal_jax.models.towers import AudioFeatures, log_mel_of, make_encoder
+from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, make_encoder
 from xmodal_jax.nets.decoders import (
     AudioDecoders,
     FrameDecoderConfig,
@@ -156,7 +156,7 @@ class ModalityConfig(abc.ABC):
 def pretrained_encoder(kind: str, encoder: EncoderConfig, size: Size) -> nn.Module:
     """A pretrained encoder of modalities of this kind and size, with the pool of its tokens."""
     example = {kind: jax.ShapeDtypeStruct((1, *size.shape), jnp.float32)}
-    return make_encoder(kind, encoder, example, vocab_size=size.values, far="pool")
+    return make_encoder(kind, encoder, example, vocab_size=size.values, head="pool")
 
 
 def _encoder_features(
@@ -350,7 +350,7 @@ class AudioConfig(ModalityConfig):
         ``x``: waveforms ``[B, T]``, or log-mel frames ``[B, F, mels]`` that `models.speech.log_mel_transform` computed.
         """
         if x.ndim == mask.ndim:
-            x, mask = log_mel_of(x, mask, self.spectrogram, floor=self.floor)
+            x, mask = compute_log_mel(x, mask, self.spectrogram, floor=self.floor)
         x = jnp.where(mask[:, :, None], x, jnp.log(self.floor))
         return (x - self.mel_mean) / self.mel_scale
 

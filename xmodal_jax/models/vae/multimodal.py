@@ -19,7 +19,7 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses.elbo import importance_bound, kl_with_free_bits
 from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
-from xmodal_jax.models.towers import init_inputs
+from xmodal_jax.models.towers import first_example
 from xmodal_jax.models.vae.generation import decode_all
 from xmodal_jax.models.vae.inference import LatentSamples
 from xmodal_jax.models.vae.modalities import NetworkInputs, preprocess, used_configs
@@ -118,7 +118,7 @@ class _Model:
         return preprocess(self.config, self.network.names, batch, keys)
 
     def init(self, key: Key, batch: Batch) -> Params:
-        one = init_inputs(batch)
+        one = first_example(batch)
         keys = example_keys(key, jnp.zeros(1, jnp.int32))
         return self.network.init(key, self.preprocess(one), keys, method="init_all")["params"]
 

@@ -22,7 +22,7 @@ from xmodal_jax.losses import adversarial
 from xmodal_jax.losses.autoencoder import draw_latents, prior_log_ratio
 from xmodal_jax.losses.elbo import importance_bound, kl_with_free_bits
 from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms
-from xmodal_jax.models.towers import init_inputs
+from xmodal_jax.models.towers import first_example
 from xmodal_jax.models.vae.generation import decode_all
 from xmodal_jax.models.vae.modalities import NetworkInputs, preprocess, used_configs
 from xmodal_jax.models.vae.networks import (
@@ -221,7 +221,7 @@ class _Model:
     # Training
 
     def init(self, key: Key, batch: Batch) -> Params:
-        one = init_inputs(batch)
+        one = first_example(batch)
         inputs, keys = self.preprocess(one), example_keys(key, jnp.zeros(1, jnp.int32))
         condition = self.encode_condition(one, 1)
         z = self.concatenate_condition(jnp.zeros((1, 1, self.config.latent)), condition)

@@ -167,6 +167,111 @@ value, _ = jax.eval_shape(method.loss, params, BATCH, KEY)
 assert value.shape == ()
 """,
     ),
+    "multimodal VAE": Toy(
+        {},
+        {
+            "models/vae/multimodal_models.py": [
+                (
+                    "MultimodalVAEModel = (",
+                    '''@dataclasses.dataclass(frozen=True)
+class HeavyMoPoEConfig(MoPoEConfig):
+    """MoPoE with twice the weight of the divergence."""
+
+    name: ClassVar[str] = "heavy_mopoe"
+
+    def objective(self, inputs, beta):
+        return objectives.mopoe(inputs, beta=2.0 * beta)
+
+
+''',
+                ),
+                ("    | TELBOConfig", "    | HeavyMoPoEConfig\n"),
+            ]
+        },
+        """
+from xmodal_jax.core.parts import choose
+from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
+from xmodal_jax.models.vae.multimodal_models import MultimodalVAEModel
+config = choose(MultimodalVAEModel, "heavy_mopoe")(latent=4)
+batch = {"image_0": BATCH["image"], "image_1": BATCH["image"], "index": BATCH["index"]}
+method = make_multimodal_vae(config, sizes_of(batch, ("image_0", "image_1"), config)).method
+params = jax.eval_shape(method.init, KEY, batch)
+value, _ = jax.eval_shape(method.loss, params, {**batch, "step": BATCH["index"]}, KEY)
+assert value.shape == ()
+""",
+    ),
+    "kind of data": Toy(
+        {},
+        {
+            "types.py": [('"video")', '"touch", ')],
+            "models/vae/modalities.py": [
+                (
+                    "@dataclasses.dataclass(frozen=True)\nclass ModalityConfigs:",
+                    '''class TouchFeatures(nn.Module):
+    """``[B, D] -> [B, hidden]``."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, inputs, mask, keys):
+        return nn.relu(nn.Dense(self.hidden, name="hidden")(inputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class TouchConfig(ModalityConfig):
+    """Forces on several fingers."""
+
+    kind: ClassVar[str] = "touch"
+    decoders: ClassVar[Any] = LabelDecoders
+    judge_encoder: ClassVar[None] = None
+
+    decoder: LabelDecoders = MLPDecoderConfig(width=64, depth=1)
+    """Decoder of forces."""
+    weight: float = 1.0
+    """Weight of the log-likelihood in the loss."""
+
+    def size(self, name, batch, *, vocab_size, classes):
+        return Size((), batch[name].shape[1])
+
+    def preprocess(self, name, x, mask, keys):
+        return (x, None), (x, None)
+
+    def features(self, size, hidden):
+        return TouchFeatures(hidden)
+
+    def log_likelihood(self, outputs, x, mask):
+        return -0.5 * jnp.square(outputs - x).sum(axis=-1)
+
+    def generate(self, decode, latents, size, key):
+        return decode(None)
+
+    def as_fields(self, generated, end_id):
+        return {"": generated}
+
+    def show(self, x, mask, vocabulary):
+        return str(x)
+
+
+''',
+                ),
+                (
+                    "    label: LabelConfig",
+                    '    touch: TouchConfig = TouchConfig()\n    """Forces."""\n',
+                ),
+            ],
+        },
+        """
+from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.multimodal import make_multimodal_vae
+from xmodal_jax.models.vae.multimodal_models import MoPoEConfig
+config, batch = MoPoEConfig(latent=4), {"image": BATCH["image"], "touch": jnp.ones((4, 5)), "index": BATCH["index"]}
+method = make_multimodal_vae(config, sizes_of(batch, ("image", "touch"), config)).method
+params = jax.eval_shape(method.init, KEY, batch)
+value, _ = jax.eval_shape(method.loss, params, {**batch, "step": BATCH["index"]}, KEY)
+assert value.shape == ()
+""",
+    ),
     "GAN objective": Toy(
         {},
         {

@@ -84,6 +84,52 @@ value, aux = jax.eval_shape(method.loss, params, BATCH, KEY)
 assert value.shape == () and "text_image" in aux
 """,
     ),
+    "contrastive loss": Toy(
+        {
+            "losses/toy.py": '''
+"""A contrastive loss without negatives."""
+
+import jax.numpy as jnp
+
+
+def pair_distance(a, b, *, present):
+    """Half the squared distance of each pair, ``[B]``; 0 where absent."""
+    return jnp.where(present, 0.5 * jnp.square(a - b).sum(axis=1), 0.0)
+'''
+        },
+        {
+            "models/contrastive.py": [
+                (
+                    "from xmodal_jax.losses.contrastive import",
+                    "from xmodal_jax.losses.toy import pair_distance\n",
+                ),
+                (
+                    "AnyObjective = ",
+                    '''@dataclasses.dataclass(frozen=True)
+class PairDistance(Objective):
+    """Half the squared distance of each pair."""
+
+    name: ClassVar[str] = "pair_distance"
+
+    def __call__(self, pairs, params, scale):
+        return pairs.mean(pair_distance(pairs.a, pairs.b, present=pairs.present))
+
+
+''',
+                ),
+                (" | Sigmoid", " | PairDistance"),
+            ]
+        },
+        """
+from xmodal_jax.core.parts import choose
+from xmodal_jax.models.contrastive import AnyObjective, ContrastiveConfig, make_contrastive
+config = ContrastiveConfig(objective=choose(AnyObjective, "pair_distance")())
+method = make_contrastive(config, ("text", "image"), vocab_size=9)
+params = jax.eval_shape(method.init, KEY, BATCH)
+value, _ = jax.eval_shape(method.loss, params, BATCH, KEY)
+assert value.shape == ()
+""",
+    ),
     "data source": Toy(
         {
             "data/sources/toy.py": '''

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.train.run import Run, format_value, summary_line, to_json, write_atomic
+from xmodal_jax.train.run import Run, format_value, from_json, summary_line, to_json, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,3 +213,29 @@ def test_summary_line():
     metrics = {"image_to_text/recall@1": 0.5, "test/loss": [1.0, 3.0]}
     assert summary_line(metrics) == "image_to_text/recall@1 0.500 · test/loss 2.000 ± 1.414"
     assert summary_line(metrics, ["test/loss"]) == "test/loss 2.000 ± 1.414"
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    text: int = 1
+    video: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    model: Nested = Nested()
+    steps: int = 3
+
+
+def test_what_a_run_does_not_use_is_left_out_and_a_resumed_run_does_not_miss_it(tmp_path, capsys):
+    run = Run.create(tmp_path / "run", Whole(), tensorboard=False)
+    run.leave_out(["model.video", "model.absent", "absent.too"])
+    assert run.read_config() == {"model": {"text": 1}, "steps": 3}
+    assert from_json(Whole, run.read_config()) == Whole()
+    capsys.readouterr()
+    again = Run.create(tmp_path / "run", Whole(), resume=True, tensorboard=False)
+    assert capsys.readouterr().out == ""
+    again.leave_out(["model.video"])
+    assert again.read_config() == run.read_config()
+    Run.create(tmp_path / "run", Whole(Nested(text=5)), resume=True, tensorboard=False)
+    assert "resuming with model" in capsys.readouterr().out

@@ -15,9 +15,9 @@ classes is the table of what can be chosen::
 A part that cannot be chosen by its name alone says what chooses it in the class variable ``chosen_by``.
 
 A configuration also marks which of its options the short ``--help`` lists (`train.command_line`). It lists the options
-of the command itself and the choices of parts at any depth, and leaves the other options of nested groups to
-``--help-all``. ``Advanced[int]`` moves an option of the command to ``--help-all``; ``Basic[int]`` lists an option of a
-nested group in the short help.
+of the command itself and the choices of parts down to ``--model.image``, and leaves the other options of nested groups
+to ``--help-all``. ``Advanced[int]`` moves an option of the command to ``--help-all``; ``Basic[int]`` lists an option of
+a nested group in the short help.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class DataOptions:
     """Colour channels of images and video frames: 1 (gray) or 3 (RGB)."""
     sample_rate: Advanced[int] = 16000
     """Rate in Hz that audio is resampled to. Speech of shapes and spoken:FILE always has 16000."""
-    max_seconds: float = 4.0
+    max_seconds: Advanced[float] = 4.0
     """Length in seconds that audio is cut and padded to. Synthetic speech that would be longer is spoken faster."""
     frames: Advanced[int] = 8
     """Number of frames that a video is reduced to, evenly spaced."""
@@ -59,7 +59,7 @@ class DataOptions:
     data_dir: str | None = None
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    prompt: str | None = None
+    prompt: Advanced[str | None] = None
     """Caption made of a class name, where a data set has labels but no captions (tfds:NAME, folder:PATH). None: one
     that suits the data set, usually "a photo of a {}"."""
     train_size: int | None = None

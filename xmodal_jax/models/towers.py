@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -33,7 +33,7 @@ from xmodal_jax.pretrained import gpt2
 from xmodal_jax.pretrained.encoder import EncoderOptions, Head
 from xmodal_jax.pretrained.files import read_config, read_processor
 from xmodal_jax.pretrained.load import complete_config, make_module, parse_config
-from xmodal_jax.types import Batch, ExampleKeys, Tokens, kind_of
+from xmodal_jax.types import MODALITIES, Batch, ExampleKeys, Tokens, kind_of
 
 AXES = {"text": 2, "image": 4, "audio": 2, "video": 5}
 """Number of axes of a batch of each kind (of audio as waveforms)."""
@@ -282,6 +282,15 @@ def features_field(modality: str) -> str:
     """The field of a batch with precomputed features of a frozen tower: the pooled output of its encoder, float32
     ``[B, width]``."""
     return f"{modality}_features"
+
+
+def unused_fields(model: Any, fields: Collection[str]) -> list[str]:
+    """The fields of a model's configuration that are not used on batches with these fields: encoders of other kinds of
+    modalities, and the audio features without audio."""
+    kinds = {field.partition("_")[0] for field in fields}
+    unused = [kind for kind in MODALITIES if kind not in kinds and hasattr(model, kind)]
+    reads_audio = isinstance(getattr(model, "features", None), AudioFeatures)
+    return [*unused, "features"] if reads_audio and "audio" not in kinds else unused
 
 
 def tower_head(config: EncoderConfig, projection: Projection) -> Head:

@@ -95,7 +95,8 @@ def options_of(config: Any, path: str = "", group: str | None = None) -> Iterato
         heading = group or headings[field.name] or (field.name if is_nested else "experiment")
         is_hidden = parts.HelpLevel.ADVANCED in field.marks
         if is_choice or not is_nested:
-            is_basic = parts.HelpLevel.BASIC in field.marks or (not path or is_choice) and not is_hidden
+            is_upper = not path or (is_choice and field.path.count(".") < 2)
+            is_basic = parts.HelpLevel.BASIC in field.marks or (is_upper and not is_hidden)
             description = descriptions.get(field.name, "")
             yield Option(flag_of(field.path), field.annotation, value, heading, is_basic, description)
         if is_nested:
@@ -145,7 +146,7 @@ def short_help(config: Any, description: str, program: str) -> str:
         f"{ALL_FLAG} lists {len(options) - len(basic)} more options. Options below a choice are those of what is "
         f"chosen: put the choice before {ALL_FLAG} to see them."
     )
-    return "\n".join([*lines, "", *textwrap.wrap(note, WIDTH)])
+    return "\n".join([*lines, "", *_wrap(note, WIDTH)])
 
 
 def wrap_description(description: str) -> str:
@@ -155,25 +156,30 @@ def wrap_description(description: str) -> str:
         if lines:
             lines.append("")
         if not block.startswith("    "):
-            lines += textwrap.wrap(block, WIDTH)
+            lines += _wrap(block, WIDTH)
             continue
         for command in block.splitlines():
-            first, *others = textwrap.wrap(command, WIDTH - 2, subsequent_indent=" " * 8)
+            first, *others = _wrap(command, WIDTH - 2, subsequent_indent=" " * 8)
             lines += [f"{line} \\" for line in [first, *others][:-1]] + [[first, *others][-1]]
     return "\n".join(lines)
 
 
+def _wrap(text: str, width: int, **options: str) -> list[str]:
+    """Lines that break between words only: flags hold hyphens."""
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False, **options)
+
+
 def _option_lines(option: Option) -> list[str]:
     """A flag and beside it, or below a long one, its description."""
-    text = f"{_first_sentence(_without_backticks(option.description))} {_default_note(option)}".strip()
+    text = f"{_without_backticks(_first_sentence(option.description))} {_default_note(option)}".strip()
     indent = " " * FLAG_WIDTH
-    described = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent) or [""]
+    described = _wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent) or [""]
     flag = f"  {_invocation(option)}"
     if len(flag) <= FLAG_WIDTH - 2:
         return [flag + described[0][len(flag) :], *described[1:]]
     if len(flag) > WIDTH:
         flag = f"  {option.flag} {metavar(option).replace(',', ', ')}"
-    return [*textwrap.wrap(flag.strip(), WIDTH, initial_indent="  ", subsequent_indent=" " * 8), *described]
+    return [*_wrap(flag.strip(), WIDTH, initial_indent="  ", subsequent_indent=" " * 8), *described]
 
 
 def _without_backticks(text: str) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from xmodal_jax.core.runtime import Timer, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
+from xmodal_jax.models.towers import unused_fields
 from xmodal_jax.train import gan_step
 from xmodal_jax.train.checkpoint import CheckpointMismatch, Checkpoints, describe
 from xmodal_jax.train.config import RunConfig
@@ -155,6 +156,8 @@ class TrainingLoop:
         example = numeric_fields(loader.example())
         self._example = example
         shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
+        model = getattr(run.config, "model", None)
+        run.leave_out([f"model.{name}" for name in unused_fields(model, example)])
         self._metadata = {
             **(metadata or {}),
             "config": to_json(run.config),

@@ -134,6 +134,21 @@ def _dataclass_from_json(kind: type, value: Mapping[str, Any]) -> Any:
     return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
 
 
+def _keep_known(config: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """``config`` without the nested entries that ``before`` does not have, because the run did not use them."""
+    nested = lambda value, old: isinstance(value, dict) and isinstance(old, dict)
+    return {
+        name: {
+            key: _keep_known(part, old[key]) if nested(part, old[key]) else part
+            for key, part in value.items()
+            if key in old
+        }
+        if nested(value, old := before.get(name))
+        else value
+        for name, value in config.items()
+    }
+
+
 def format_value(value: Any) -> str:
     """A metric with four significant digits; several seeds as mean ± standard deviation (with n - 1)."""
     values = _finite_values(value)
@@ -223,12 +238,27 @@ class Run:
         config, file = to_json(self.config), self.path / "config.json"
         if file.exists():
             before = json.loads(file.read_text(encoding="utf-8"))
-            for name in sorted(before.keys() | config.keys()):
-                if before.get(name) != config.get(name):
-                    print(f"note: resuming with {name} = {config.get(name)!r}, was {before.get(name)!r}")
+            known = _keep_known(config, before)
+            for name in sorted(before.keys() | known.keys()):
+                if before.get(name) != known.get(name):
+                    print(f"note: resuming with {name} = {known.get(name)!r}, was {before.get(name)!r}")
         write_atomic(file, json.dumps(config, indent=2) + "\n")
         if self.metrics_path.exists():
             self._rewrite_metrics(self.read_metrics())  # without the incomplete line that a kill may leave
+
+    def leave_out(self, paths: Sequence[str]) -> None:
+        """Rewrites ``config.json`` without the parts of the configuration that the run does not use, such as
+        ``model.video`` where the data set has no video."""
+        if not self.writes or not (self.path / "config.json").exists():
+            return
+        config = to_json(self.config)
+        for path in paths:
+            *parents, name = path.split(".")
+            place = config
+            for parent in parents:
+                place = place.get(parent) or {}
+            place.pop(name, None)
+        write_atomic(self.path / "config.json", json.dumps(config, indent=2) + "\n")
 
     def print(self, text: str) -> None:
         """Prints a line, above a progress bar and by one of all processes."""

@@ -25,7 +25,7 @@ from benchmarks.methods import BATCH, METHODS
 from benchmarks.turns import in_turn
 from xmodal_jax.core import runtime
 from xmodal_jax.train.optim import Optimizer, make_optimizer
-from xmodal_jax.train.parallel import Resident, make_engine
+from xmodal_jax.train.parallel import DeviceData, make_engine
 from xmodal_jax.train.step import make_init, make_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def prepare(name: str, seeds: int | None, variant: str):
         examples = rng.integers(0, len(next(iter(data.values()))), shape).astype(np.int32)
         xs = engine.put({"row": examples, "index": examples})
         started = time.perf_counter()
-        state, metrics = engine.run(state, Resident(data), xs)
+        state, metrics = engine.run(state, DeviceData(data), xs)
         jax.block_until_ready((state, metrics))
         return (time.perf_counter() - started) / k
 

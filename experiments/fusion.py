@@ -94,12 +94,12 @@ def main(config: Config) -> None:
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/accuracy",
         metadata={"modalities": modalities, "classes": class_names, "tokenizer": files},
     )  # fmt: skip
-    alone = modalities[:1] if config.smoke else modalities
-    unimodal = evaluate.fit_unimodal(make, alone, loader, config, run, timer)
+    unimodal_modalities = modalities[:1] if config.smoke else modalities
+    unimodal = evaluate.fit_unimodal(make, unimodal_modalities, loader, config, run, timer)
 
     # Test: every split, with each choice of modalities missing, and the models of one modality.
     with timer("evaluation"):
-        metrics, answers = evaluate.evaluate_splits(classify, result.params, tests, unimodal)
+        metrics, predictions = evaluate.evaluate_splits(classify, result.params, tests, unimodal)
     if not run.writes:
         return
 
@@ -109,9 +109,9 @@ def main(config: Config) -> None:
         headline = panels.add_scores(report, metrics, majority_accuracy=tests["test"].majority_accuracy)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
         attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)
-        shown = (classify, tests["test"], answers, class_names)
+        shown = (classify, tests["test"], predictions, class_names)
         panels.add_attention(report, attend, result.params[0], *shown, model, tokenizer)
-        panels.add_confusions(report, tests["test"], answers, class_names)
+        panels.add_confusions(report, tests["test"], predictions, class_names)
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 

@@ -87,7 +87,7 @@ def main(config: Config) -> None:
         return {f"validation/{name.split('/')[1]}": value for name, value in metrics.items()}
 
     metadata = {"modalities": vae.modalities, "sizes": {m: [*s.shape, s.values] for m, s in sizes.items()}}
-    optimizer, method = pretrained.optimize(config.optimizer), pretrained.start(vae.method, sizes)
+    optimizer, method = pretrained.set_learning_rates(config.optimizer), pretrained.attach(vae.method, sizes)
     result = fit(
         method, loader, config, optimizer, run, timer,
         evaluate=validate, monitor="validation/coherence", metadata=metadata | data.metadata,

@@ -67,11 +67,11 @@ def main(config: Config) -> None:
     method = make_seq2seq(model, "audio", vocab_size=tokenizer.vocab_size, **sizes)
     method = pretrained.attach(method, tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
-    asked = config.generation or model.decodings[0]
-    others = {other.name: other for other in model.decodings if other.name != asked.name}
-    decodings = {"test": asked, **others}
+    requested = config.generation or model.decodings[0]
+    others = {other.name: other for other in model.decodings if other.name != requested.name}
+    decodings = {"test": requested, **others}
     generate = TextGenerator(model, "audio", tokenizer, decodings=decodings, seed=config.seed, **sizes)
-    fastest = next(how for how in ("ctc", "greedy", "test") if how in decodings)
+    fastest = next(name for name in ("ctc", "greedy", "test") if name in decodings)
 
     def validate(params):
         scores = validation.error_rates(generate(params, validation.source, fastest), "validation/")
@@ -91,9 +91,9 @@ def main(config: Config) -> None:
         for name, each in references.items():
             transcripts[name] = generate(params, each.source, "test")
             metrics |= each.error_rates(transcripts[name], f"{name}/")
-        for how in others:
-            texts = generate(params, references[hardest].source, how)
-            metrics |= references[hardest].error_rates(texts, f"{hardest}_{how}/")
+        for decoding in others:
+            texts = generate(params, references[hardest].source, decoding)
+            metrics |= references[hardest].error_rates(texts, f"{hardest}_{decoding}/")
         return metrics, transcripts[hardest]
 
     metrics, transcripts = evaluate_seeds(test, result, timer)

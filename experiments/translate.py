@@ -68,14 +68,14 @@ def main(config: Config) -> None:
     target = "audio" if config.to == "speech" else config.to
 
     with timer("restore"):
-        found = find_inputs(config.source)
+        source_inputs = find_inputs(config.source)
         options = dict(generation=config.generation, speed=config.speed, noise_seed=config.seed)
         translators = [load_translator(run, **options) for run in config.runs]
-        steps = find_chain(translators, found.modality, target)
+        steps = find_chain(translators, source_inputs.modality, target)
     run = Run.create(config.run_dir, config)
 
     with timer("data"):
-        names, inputs = read_inputs(found, steps[0], bad_examples)
+        names, inputs = read_inputs(source_inputs, steps[0], bad_examples)
         if config.copies > 1:
             names = [f"{name}-{k}" for name in names for k in range(1, config.copies + 1)]
             inputs = [x for x in inputs for _ in range(config.copies)]
@@ -84,12 +84,20 @@ def main(config: Config) -> None:
     write_outputs(run.path / "out", names, stages[-1], sample_rate=steps[-1].sample_rate)
 
     with timer("report"):
-        titles = [found.modality, *(step.target for step in steps)]
+        titles = [source_inputs.modality, *(step.target for step in steps)]
         report = Report(" to ".join(titles), f"{len(names)} from {config.source}")
         sample_rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
-        cell = lambda x, rate: Audio(x, rate) if isinstance(x, np.ndarray) and x.ndim == 1 else x
+        cell = lambda x, sample_rate: (
+            Audio(x, sample_rate) if isinstance(x, np.ndarray) and x.ndim == 1 else x
+        )
         rows = [
-            (name, *(cell(stage[k], rate) for stage, rate in zip(stages, sample_rates, strict=True)))
+            (
+                name,
+                *(
+                    cell(stage[k], sample_rate)
+                    for stage, sample_rate in zip(stages, sample_rates, strict=True)
+                ),
+            )
             for k, name in enumerate(names)
         ]
         report.add_table("Translations", ("input", *titles), rows)

@@ -91,7 +91,7 @@ def main(config: Config) -> None:
         metrics = evaluation.reconstruction_metrics(evaluator, params, validation)
         return {f"validation/{name.split('/')[1]}": value for name, value in metrics.items()}
 
-    optimizer, method = pretrained.optimize(config.optimizer), pretrained.start(vae.method, sizes)
+    optimizer, method = pretrained.set_learning_rates(config.optimizer), pretrained.attach(vae.method, sizes)
     if model.critic_objective is not None:
         optimizer = GANOptimizer(discriminator=config.critic, generator=optimizer)
     metadata = data.metadata | {"modality": modality, "size": [*size.shape, size.values]}

@@ -17,7 +17,7 @@ from xmodal_jax.train import gan_step, step
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.loop import Preempted, fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.parallel import Resident, make_engine
+from xmodal_jax.train.parallel import DeviceData, make_engine
 from xmodal_jax.train.run import Run
 from xmodal_jax.types import GAN
 
@@ -87,8 +87,8 @@ def loss_and_gradient(method, batch, *, state=None, **options):
     else:  # copied, since the step frees the arrays of its state
         state = engine.put_state(jax.tree.map(lambda x: jax.device_put(x, may_alias=False), state))
     xs = engine.put(jax.tree.map(lambda x: np.asarray(x)[None], batch))
-    resident = Resident(frozen=engine.put_frozen(getattr(method, "frozen", None)))
-    state, metrics = engine.run(state, resident, xs)
+    device_data = DeviceData(frozen=engine.put_frozen(getattr(method, "frozen", None)))
+    state, metrics = engine.run(state, device_data, xs)
     metrics = {k: np.asarray(v)[0] for k, v in metrics.items() if k != "finite"}
     grads = jax.tree.map(np.asarray, state.opt_state)
     if engine.mode == "pmap":  # a copy for each device

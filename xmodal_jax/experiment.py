@@ -32,7 +32,7 @@ from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.loop import TrainingResult
 from xmodal_jax.train.run import Run, stack_scores, summary_line
-from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
+from xmodal_jax.transfer.autoencoders import LatentConfig, use_pretrained_encoders
 from xmodal_jax.transfer.frozen import load_frozen_networks
 from xmodal_jax.transfer.pretrained import resolve_pretrained
 
@@ -84,7 +84,7 @@ def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
     if isinstance(config, run_config.StartConfig):
         return resolve_pretrained(config)
     if isinstance(config, LatentConfig):
-        return pretrained_readers(config)
+        return use_pretrained_encoders(config)
     return load_frozen_networks(config)
 
 

@@ -78,7 +78,10 @@ def test_sizes():
     assert images.patch_grid(15, 5) == (3, 3) and images.patch_grid((15, 35), 5) == (3, 7)
     with pytest.raises(ValueError, match="--image-size, such as 15"):
         images.patch_grid((16, 15), 5)
-    assert images.trained_size(SimpleNamespace(image_size=[15, 35], patch_size=[5, 5])) == ((15, 35), 5)
-    assert images.trained_size(SimpleNamespace(image_size=15, patch_size=5)) == ((15, 15), 5)
+    assert images.image_and_patch_size(SimpleNamespace(image_size=[15, 35], patch_size=[5, 5])) == (
+        (15, 35),
+        5,
+    )
+    assert images.image_and_patch_size(SimpleNamespace(image_size=15, patch_size=5)) == ((15, 15), 5)
     with pytest.raises(ValueError, match="only square patches"):
-        images.trained_size(SimpleNamespace(image_size=15, patch_size=[5, 3]))
+        images.image_and_patch_size(SimpleNamespace(image_size=15, patch_size=[5, 3]))

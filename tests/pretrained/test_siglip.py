@@ -130,7 +130,7 @@ def test_text_encoder_with_a_mask_of_attention(model, masked):
     theirs, folder = model
     ids, mask = texts()
     found = peers.load(folder, "text", "pool")
-    found = found._replace(module=found.module.clone(padded=False))
+    found = found._replace(module=found.module.clone(attends_to_padding=False))
     expected = theirs.text_model(
         peers.to_torch(ids).long(),
         attention_mask=peers.to_torch(mask) if masked else None,

@@ -97,12 +97,12 @@ def test_the_digest_sees_every_element_and_its_place(dtype, monkeypatch):
     assert len(seen) == 4
     assert describe({"x": jnp.asarray(x)}) == describe({"x": jnp.asarray(x.copy())})
     by_host = describe({"x": jnp.asarray(x), "one": jnp.asarray(x[0, 0])})
-    monkeypatch.setattr(checkpoint, "HOST_DIGESTS", -1)
+    monkeypatch.setattr(checkpoint, "MAX_HOST_DIGEST_BYTES", -1)
     assert by_host == describe({"x": jnp.asarray(x), "one": jnp.asarray(x[0, 0])})
 
 
 def test_the_digest_does_not_depend_on_the_devices(monkeypatch):
-    monkeypatch.setattr(checkpoint, "HOST_DIGESTS", -1)
+    monkeypatch.setattr(checkpoint, "MAX_HOST_DIGEST_BYTES", -1)
     init = lambda key, batch: {"w": jax.random.normal(key, (64, 96))}
     found = []
     for mode, devices, fsdp in [("jit", 1, 1), ("pmap", 4, 1), ("sharded", 8, 4)]:

@@ -10,7 +10,7 @@ from xmodal_jax.core import collectives
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.nets.encoders import TextTransformerConfig, ViTConfig
 from xmodal_jax.train.optim import Optimizer, make_optimizer
-from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, Resident, leaf_spec, make_engine
+from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, DeviceData, leaf_spec, make_engine
 from xmodal_jax.train.step import describe_non_finite, make_init, make_step
 
 
@@ -65,7 +65,9 @@ def test_rows_of_resident_data_equal_the_same_batches_from_the_host(mode):
     engine, xs, key = engine_for(mode), stacked(2), jax.random.key(0)
     arrays = toy_arrays(32)
     rows = {"row": np.arange(32, dtype=np.int32).reshape(2, 16), "index": xs["index"]}
-    a, _ = engine.run(engine.init(key, toy_batch()), Resident(engine.put_resident(arrays)), engine.put(rows))
+    a, _ = engine.run(
+        engine.init(key, toy_batch()), DeviceData(engine.put_resident(arrays)), engine.put(rows)
+    )
     b, _ = engine.run(engine.init(key, toy_batch()), None, engine.put(xs))
     assert_trees_identical(engine.fetch(a), engine.fetch(b))
 
@@ -93,7 +95,7 @@ def test_frozen_parameters_reach_every_step_and_stay_as_they_are(mode, seeds, fs
     xs = stacked(2)
     each = xs if seeds is None else jax.tree.map(lambda x: np.stack([x, 2 * x], axis=1), xs)
     placed = engine.put_frozen(frozen)
-    state, metrics = engine.run(engine.init(keys, toy_batch()), Resident(frozen=placed), engine.put(each))
+    state, metrics = engine.run(engine.init(keys, toy_batch()), DeviceData(frozen=placed), engine.put(each))
     means = [(x @ frozen["kernel"] + frozen["bias"]).mean() for x in xs["x"]]
     doubled = [(2 * x @ frozen["kernel"] + frozen["bias"]).mean() for x in xs["x"]]
     wanted = np.array(means if seeds is None else list(zip(means, doubled, strict=True)))

@@ -34,7 +34,7 @@ from xmodal_jax.train.gan_step import make_training as make_game
 from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.parallel import make_engine
 from xmodal_jax.train.run import to_json
-from xmodal_jax.transfer.autoencoders import LatentConfig, pretrained_readers
+from xmodal_jax.transfer.autoencoders import LatentConfig, use_pretrained_encoders
 from xmodal_jax.transfer.export import export_run
 from xmodal_jax.transfer.frozen import (
     FrozenNetworksConfig,
@@ -92,17 +92,17 @@ def batch_of(rows=4):
 
 def begun(config, batch):
     """A multimodal VAE as a run has it after its start."""
-    config, readers = pretrained_readers(config)
+    config, encoders = use_pretrained_encoders(config)
     names = ("image", "image_other", "text")
     sizes = sizes_of(batch, names, config.model, vocab_size=TOKENIZER.vocab_size)
     vae = make_multimodal_vae(config.model, sizes)
-    method = readers.start(vae.method, sizes)
-    return config, vae, method, readers, method.load_pretrained(jax.jit(method.init)(KEY, batch), batch)
+    method = encoders.attach(vae.method, sizes)
+    return config, vae, method, encoders, method.load_pretrained(jax.jit(method.init)(KEY, batch), batch)
 
 
 def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read):
     batch = batch_of()
-    config, vae, method, readers, params = begun(Latent(**folders, encoder_lr_multiplier=0.0), batch)
+    config, vae, method, encoders, params = begun(Latent(**folders, encoder_lr_multiplier=0.0), batch)
     assert config.model.image.encoder.name == config.model.text.encoder.name == "hf"
     assert config.model.text.encoder.dropout == 0.1  # as asked
     assert config.text_options["tokenizer"] == folders["text_encoder"]
@@ -130,13 +130,15 @@ def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read)
         found, hidden @ moments["kernel"][1] + moments["bias"][1], rtol=1e-4, atol=1e-5
     )
     # Frozen, and nothing else is.
-    rates = trees.flat(resolve_lr_multipliers(readers.optimize(Optimizer()), params))
+    rates = trees.flat(resolve_lr_multipliers(encoders.set_learning_rates(Optimizer()), params))
     still = {path for path, rate in rates.items() if not rate}
     assert still == {path for path in flat if "/features/encoder/" in path}
     # Nothing of it where no flag asks.
-    plain, none = pretrained_readers(Latent())
+    plain, none = use_pretrained_encoders(Latent())
     assert (
-        plain == Latent() and none.start(method, {}) is method and none.optimize(Optimizer()) == Optimizer()
+        plain == Latent()
+        and none.attach(method, {}) is method
+        and none.set_learning_rates(Optimizer()) == Optimizer()
     )
 
 
@@ -171,7 +173,7 @@ def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
     """An adversarial autoencoder, whose generator has an average of its own."""
     batch = batch_of(8 if mode == "pmap" else 4)
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x])[:8], batch)
-    config, readers = pretrained_readers(
+    config, encoders = use_pretrained_encoders(
         Latent(
             model=AAEConfig(**SMALL),
             image_encoder=folders["image_encoder"],
@@ -179,8 +181,8 @@ def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
         )
     )
     size = sizes_of(batch, ("image",), config.model)["image"]
-    method = readers.start(make_vae(config.model, "image", size).method, {"image": size})
-    generator = readers.optimize(Optimizer(ema=0.9))
+    method = encoders.attach(make_vae(config.model, "image", size).method, {"image": size})
+    generator = encoders.set_learning_rates(Optimizer(ema=0.9))
     training = make_game(method, GANOptimizer(generator=generator), 2)
     engine = make_engine(mode, training.init, training.make_step, seeds=seeds)
     keys = KEY if seeds is None else jax.vmap(jax.random.key)(np.arange(seeds))
@@ -277,7 +279,7 @@ def test_a_gan_with_a_frozen_text_encoder_and_a_frozen_image_encoder(folders, re
 
 def test_what_cannot_be_is_said(folders):
     with pytest.raises(ValueError, match="takes no encoder of audio: leave --audio-encoder out"):
-        pretrained_readers(Latent(audio_encoder=folders["text_encoder"]))
+        use_pretrained_encoders(Latent(audio_encoder=folders["text_encoder"]))
     with pytest.raises(ValueError, match="takes no encoder of video: leave --video-encoder out"):
         load_text_encoder(GANTraining(video_encoder=folders["image_encoder"]))
     with pytest.raises(ValueError, match="--encoder-lr-multiplier must not be negative"):

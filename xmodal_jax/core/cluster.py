@@ -109,11 +109,11 @@ def _by_launcher(
 ) -> Cluster | None:
     if kind == "openmpi":
         names = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"
-        alone = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+        single_process_per_host = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
     else:  # inside a step SLURM_NTASKS may still be the allocation's number
         tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
         names = tasks, "SLURM_PROCID", "SLURM_LOCALID"
-        alone = env.get("SLURM_STEP_NUM_NODES") == env.get(tasks)
+        single_process_per_host = env.get("SLURM_STEP_NUM_NODES") == env.get(tasks)
     count = _integer(env, names[0], 1)
     if count == 1:
         return None
@@ -126,7 +126,8 @@ def _by_launcher(
     if address is None and kind == "slurm":
         _integer(env, "SLURM_JOB_ID", 0)  # JAX makes the port of it
     method = "deactivate" if address else {"openmpi": "ompi", "slurm": "slurm"}[kind]
-    return Cluster(kind, address, count, process, method, _local_devices(env, local, alone=alone))
+    devices = _local_devices(env, local, single_process_per_host=single_process_per_host)
+    return Cluster(kind, address, count, process, method, devices)
 
 
 def _by_tpu_variables(env: Mapping[str, str], hosts: int, address: str | None) -> Cluster | None:
@@ -139,10 +140,13 @@ def _by_tpu_variables(env: Mapping[str, str], hosts: int, address: str | None) -
     return Cluster("tpu", address, hosts * slices, process, "gketpu")
 
 
-def _local_devices(env: Mapping[str, str], local: int, *, alone: bool) -> tuple[int, ...] | None:
-    """The GPUs of the ``local``-th process of a host; ``alone``: it is the only one there.
+def _local_devices(
+    env: Mapping[str, str], local: int, *, single_process_per_host: bool
+) -> tuple[int, ...] | None:
+    """The GPUs of the ``local``-th process of a host; ``single_process_per_host``: there is no other.
 
-    JAX's rule, the GPU of number ``local``, is wrong for a process that sees one GPU only and for one that is alone.
+    JAX's rule, the GPU of number ``local``, is wrong for a process that sees one GPU only, and for the only process of
+    a host.
     """
     if env.get("JAX_LOCAL_DEVICE_IDS"):
         return None  # JAX reads it
@@ -150,7 +154,7 @@ def _local_devices(env: Mapping[str, str], local: int, *, alone: bool) -> tuple[
     visible = 0 if named in ("", "-1", "NoDevFiles") else len(named.split(","))
     if visible == 1:  # the launcher has bound the process to one GPU, whose number it sees as 0
         return (0,)
-    if alone:
+    if single_process_per_host:
         return tuple(range(visible)) or None
     return (local,)
 

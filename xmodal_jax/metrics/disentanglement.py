@@ -158,8 +158,8 @@ def sap(latents, factors, *, seed: int, test_fraction: float = 0.25) -> float:
         scores = []
         for dimension in latents.T:
             tree = DecisionTreeClassifier(max_leaf_nodes=int(values), class_weight="balanced", random_state=0)
-            answers = tree.fit(dimension[train, None], factor[train]).predict(dimension[test, None])
-            scores.append(np.mean(np.bincount(label, weights=answers == factor[test]) / count))
+            predictions = tree.fit(dimension[train, None], factor[train]).predict(dimension[test, None])
+            scores.append(np.mean(np.bincount(label, weights=predictions == factor[test]) / count))
         second, first = np.sort(scores)[-2:]
         gaps.append((first - second) / (1 - 1 / values))
     return float(np.mean(gaps))

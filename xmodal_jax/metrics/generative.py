@@ -337,9 +337,9 @@ def _own_text_ranks_first(images, texts, others):
     images, texts = l2_normalize(images), l2_normalize(texts)
 
     def ranks_first(x):
-        image, own, other = x
+        image, own_text, other_texts = x
         # A sum per candidate in one fixed order, which a matrix product does not guarantee: equal texts must tie.
-        cosine = jnp.sum(texts[jnp.append(own, other)] * image[None, :], axis=1)
+        cosine = jnp.sum(texts[jnp.append(own_text, other_texts)] * image[None, :], axis=1)
         return (cosine[1:] < cosine[0]).all()
 
     return jax.lax.map(ranks_first, (images, jnp.arange(len(texts), dtype=others.dtype), others))

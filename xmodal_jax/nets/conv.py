@@ -109,7 +109,7 @@ kernel_gradient.defvjp(
 )
 
 
-def _vary_alike(*arrays):
+def _match_varying_axes(*arrays):
     """Marks all arrays as varying over the mesh axes over which any of them varies (no effect outside ``shard_map``).
 
     ``jax.custom_vjp`` does not do this by itself; the transpose sums the gradient of an array that did not vary.
@@ -220,6 +220,7 @@ class Conv(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *spatial channels"]
     ) -> Float[Array, "batch *spatial2 features"]:
+        """The convolution of ``x``, with the bias added."""
         size = tuple(self.kernel_size)
         _check_rank(x, size)
         shape = (*size, x.shape[-1] // self.feature_group_count, self.features)
@@ -228,7 +229,7 @@ class Conv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         geometry = conv_geometry(x.shape[1:-1], size, _per_axis(self.strides, len(size)), self.padding)
         if self.feature_group_count == 1:
-            y = correlate(*_vary_alike(x, kernel), geometry)
+            y = correlate(*_match_varying_axes(x, kernel), geometry)
         else:
             y = conv_lax.correlate(x, kernel, geometry=geometry, groups=self.feature_group_count)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
@@ -257,6 +258,7 @@ class ConvTranspose(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *spatial channels"]
     ) -> Float[Array, "batch *spatial2 features"]:
+        """The transposed convolution of ``x``, with the bias added."""
         size = tuple(self.kernel_size)
         _check_rank(x, size)
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features), jnp.float32)
@@ -265,9 +267,10 @@ class ConvTranspose(nn.Module):
         geometry = conv_transpose_geometry(
             x.shape[1:-1], size, _per_axis(self.strides, len(size)), self.padding
         )
-        # lax.conv_transpose does not flip the kernel, but the input gradient does: flip it beforehand.
+        # A transposed convolution is the gradient of a convolution with respect to its input. That gradient flips the
+        # kernel, which lax.conv_transpose (and Flax) does not; so flip it first.
         flipped = jnp.swapaxes(jnp.flip(kernel, range(len(size))), -1, -2)
-        y = input_gradient(*_vary_alike(x, flipped), geometry)
+        y = input_gradient(*_match_varying_axes(x, flipped), geometry)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 

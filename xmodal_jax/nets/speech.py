@@ -39,6 +39,7 @@ class ConvStack(nn.Module):
         mask: Bool[Array, "batch length"],
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch length dim"]:
+        """``x`` after the blocks and the final norm. ``mask`` is True on valid positions; ``keys`` are for dropout."""
         width = x.shape[-1]
         for i in range(self.depth):
             y = apply_mask(nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x), mask)
@@ -71,6 +72,7 @@ class Aligner(nn.Module):
         mel: Float[Array, "batch frames mels"],
         mel_mask: Bool[Array, "batch frames"],
     ) -> Float[Array, "batch frames length"]:
+        """``log p(token n | frame t)``, ``[B, T, N]``; the masks are True on valid tokens and frames."""
         k = nn.Embed(self.vocab_size, self.features, name="embed")(jnp.clip(text, 0, self.vocab_size - 1))
         k = nn.gelu(Conv(2 * self.features, (3,), name="text_conv")(apply_mask(k, text_mask)))
         k = nn.Dense(self.features, name="text_dense")(k)
@@ -130,6 +132,7 @@ class SpeechNet(nn.Module):
     ) -> Tokens:
         """Tokens of the text, with the embedding of the speaker added."""
         tokens = self.text(text, mask, keys=keys)
+        # Out of range (a voice that is not in the training data) it is the embedding of the nearest index.
         voice = self.speaker(jnp.clip(speaker, 0, self.speakers - 1))
         return Tokens(tokens.values + voice[:, None, :], mask)
 

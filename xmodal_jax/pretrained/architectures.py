@@ -27,10 +27,14 @@ class Architecture(NamedTuple):
 
 
 _BERT = Architecture(bert.make, bert.rules, bert.PREFIXES, bert.IGNORED)
-_CLIP_IMAGE = Architecture(clip.make_image, clip.image_rules, clip.IMAGE_PREFIXES, clip.IMAGE_IGNORED)
-_CLIP_TEXT = Architecture(clip.make_text, clip.text_rules, clip.TEXT_PREFIXES, clip.TEXT_IGNORED)
-_SIGLIP_IMAGE = Architecture(siglip.make_image, siglip.image_rules, clip.IMAGE_PREFIXES, clip.IMAGE_IGNORED)
-_SIGLIP_TEXT = Architecture(siglip.make_text, siglip.text_rules, clip.TEXT_PREFIXES, clip.TEXT_IGNORED)
+_CLIP_IMAGE = Architecture(clip.make_image_encoder, clip.image_rules, clip.IMAGE_PREFIXES, clip.IMAGE_IGNORED)
+_CLIP_TEXT = Architecture(clip.make_text_encoder, clip.text_rules, clip.TEXT_PREFIXES, clip.TEXT_IGNORED)
+_SIGLIP_IMAGE = Architecture(
+    siglip.make_image_encoder, siglip.image_rules, clip.IMAGE_PREFIXES, clip.IMAGE_IGNORED
+)
+_SIGLIP_TEXT = Architecture(
+    siglip.make_text_encoder, siglip.text_rules, clip.TEXT_PREFIXES, clip.TEXT_IGNORED
+)
 _WAV2VEC2 = Architecture(wav2vec2.make, wav2vec2.rules, wav2vec2.PREFIXES, wav2vec2.IGNORED)
 _WHISPER = Architecture(whisper.make, whisper.rules, whisper.PREFIXES, whisper.IGNORED)
 _DINOV2 = Architecture(vit.make_dinov2, vit.rules_dinov2, vit.DINOV2_PREFIXES, vit.IGNORED)

@@ -47,6 +47,7 @@ class Bert(PretrainedEncoder):
 
     def setup(self):
         width = self.sizes.width
+        # "words" and "places" name parameters: the embeddings of tokens and of positions.
         self.words = nn.Embed(self.vocab_size, width)
         self.places = nn.Embed(self.positions, width)
         self.types = nn.Embed(self.segments, width)
@@ -79,7 +80,7 @@ class Bert(PretrainedEncoder):
             position = self.places(jnp.cumsum(valid, axis=1) * valid + first - 1)
         words = self.words(jnp.clip(inputs, 0, self.vocab_size - 1))
         x = self.norm(words + self.types(jnp.zeros((1, 1), jnp.int32)) + position)
-        self.record(x)
+        self.record_hidden_state(x)
         x = self.dropout(x, keys)
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 

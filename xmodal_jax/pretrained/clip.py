@@ -62,6 +62,7 @@ class ClipImage(PretrainedEncoder):
         start = nn.initializers.normal(0.02)
         self.patches = nn.Dense(width, use_bias=False, dtype=options.dtype)
         self.class_token = self.param("class_token", start, (width,), jnp.float32)
+        # "places" names parameters: the embeddings of positions.
         self.places = self.param("places", start, (1 + math.prod(self.grid), width), jnp.float32)
         self.first_norm = self.sizes.norm()
         self.dropout = Dropout(options.dropout)
@@ -85,12 +86,13 @@ class ClipImage(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of images: the class token, then the patches; see the class. ``mask`` must be None."""
         check_no_mask(mask)
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         token = jnp.broadcast_to(self.class_token.astype(x.dtype)[None, None], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([token, x], axis=1)
         x = self.first_norm(x + self.places[None].astype(x.dtype))
-        self.record(x)
+        self.record_hidden_state(x)
         return Tokens(self.transformer(self.dropout(x, keys), keys=keys), None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
@@ -122,6 +124,7 @@ class ClipText(PretrainedEncoder):
 
     def setup(self):
         width, options = self.sizes.width, self.sizes.options
+        # "words" and "places" name parameters: the embeddings of tokens and of positions.
         self.words = nn.Embed(self.vocab_size, width)
         self.places = nn.Embed(self.positions, width)
         self.dropout = Dropout(options.dropout)
@@ -139,8 +142,9 @@ class ClipText(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of texts, with ``mask`` (True on valid tokens); see the class."""
         x = embed_words(inputs, self.words, self.places)
-        self.record(x)
+        self.record_hidden_state(x)
         return Tokens(self.transformer(self.dropout(x, keys), mask, keys=keys), mask)
 
     def embed(
@@ -222,18 +226,18 @@ def embed_words(
     return words(jnp.clip(ids, 0, words.num_embeddings - 1)) + positions(jnp.arange(length))[None]
 
 
-def make_image(
+def make_image_encoder(
     config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None
 ) -> ClipImage:
     """The image encoder of a ``config.json``, which may describe both encoders or this one.
 
     ``image_size`` is the height and width of the data's images; None: as in the checkpoint.
     """
-    tower = getattr(config, "vision_config", config)
-    size, patch = images.trained_size(tower)
+    vision_config = getattr(config, "vision_config", config)
+    size, patch = images.image_and_patch_size(vision_config)
     grid, trained = patch_grids(size, patch, image_size)
     return ClipImage(
-        sizes=read_sizes(tower, options, final_norm=False),
+        sizes=read_sizes(vision_config, options, final_norm=False),
         patch=patch,
         grid=grid,
         trained_grid=trained,
@@ -242,14 +246,14 @@ def make_image(
     )
 
 
-def make_text(config: SimpleNamespace, options: EncoderOptions) -> ClipText:
+def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> ClipText:
     """The text encoder of a ``config.json``, which may describe both encoders or this one."""
-    tower = getattr(config, "text_config", config)
+    text_config = getattr(config, "text_config", config)
     return ClipText(
-        sizes=read_sizes(tower, options),
-        vocab_size=tower.vocab_size,
-        positions=tower.max_position_embeddings,
-        eos=tower.eos_token_id,
+        sizes=read_sizes(text_config, options),
+        vocab_size=text_config.vocab_size,
+        positions=text_config.max_position_embeddings,
+        eos=text_config.eos_token_id,
         projection=config.projection_dim,
     )
 
@@ -263,21 +267,21 @@ def blocks(sizes: TransformerSizes) -> list[Rule]:
     )
 
 
-def with_projection(tower: list[Rule], prefix: str, name: str, sizes: TransformerSizes) -> list[Rule]:
+def with_projection(rules: list[Rule], prefix: str, name: str, sizes: TransformerSizes) -> list[Rule]:
     """An encoder's rules together with those of its projection, if it has one.
 
     The projection is not part of the encoder's module in the checkpoint, so that the encoder's names have ``prefix``
     beside it, and none in a checkpoint of the encoder alone.
     """
     if sizes.options.head != "project":
-        return tower
-    return [*prefixed(tower, prefix), *dense(name, "projector", bias=False)]
+        return rules
+    return [*prefixed(rules, prefix), *dense(name, "projector", bias=False)]
 
 
 def image_rules(module: ClipImage) -> list[Rule]:
     """The rules of the encoder's parameters in a checkpoint."""
     resample = images.make_resampler(module.trained_grid, module.grid, before=1)
-    tower = [
+    rules = [
         Rule("embeddings.class_embedding", "class_token"),
         Rule("embeddings.patch_embedding.weight", "patches/kernel", patches(module.patch, module.patch)),
         Rule("embeddings.position_embedding.weight", "places", transform=resample),
@@ -285,18 +289,18 @@ def image_rules(module: ClipImage) -> list[Rule]:
         *blocks(module.sizes),
         *norm("post_layernorm", "last_norm"),
     ]
-    return with_projection(tower, "vision_model.", "visual_projection", module.sizes)
+    return with_projection(rules, "vision_model.", "visual_projection", module.sizes)
 
 
 def text_rules(module: ClipText) -> list[Rule]:
     """The rules of the encoder's parameters in a checkpoint."""
-    tower = [
+    rules = [
         *embedding("embeddings.token_embedding", "words"),
         *embedding("embeddings.position_embedding", "places"),
         *blocks(module.sizes),
         *norm("final_layer_norm", "transformer/norm"),
     ]
-    return with_projection(tower, "text_model.", "text_projection", module.sizes)
+    return with_projection(rules, "text_model.", "text_projection", module.sizes)
 
 
 def read_loss_parameters(checkpoint: Checkpoint) -> dict[str, float]:

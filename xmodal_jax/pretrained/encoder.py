@@ -142,8 +142,8 @@ class PretrainedEncoder(nn.Module):
         """The smallest possible inputs of one example, from which ``init`` gets the parameters' shapes."""
         raise NotImplementedError
 
-    def record(self, embedded: Array) -> None:
-        """Records the first hidden state for `hidden_states`."""
+    def record_hidden_state(self, embedded: Array) -> None:
+        """Records the input of the first layer as the first of the `hidden_states`. (A ResNet records each one.)"""
         if not self.is_initializing():
             self.sow("hidden_states", "embedded", embedded)
 

@@ -35,7 +35,7 @@ def example_image(grid: Size, patch: int) -> Float[Array, "1 height width 3"]:
     return jnp.zeros((1, grid[0] * patch, grid[1] * patch, 3), jnp.float32)
 
 
-def trained_size(config: SimpleNamespace) -> tuple[Size, int]:
+def image_and_patch_size(config: SimpleNamespace) -> tuple[Size, int]:
     """The size of the checkpoint's images (height, width), and the side of a patch in pixels.
 
     Raises:
@@ -120,6 +120,6 @@ def cubic_weights(old: int, new: int, *, antialias: bool = False) -> np.ndarray:
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     """Keys's cubic kernel at distance x."""
     x = np.abs(x)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))

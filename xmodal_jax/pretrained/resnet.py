@@ -32,7 +32,7 @@ IGNORED = (r"^classifier\.", r"\.num_batches_tracked$")
 class ResNetSizes:
     """The sizes and the options of a residual network (a transformer has `encoder.TransformerSizes`)."""
 
-    stem: int
+    stem_width: int
     """Channels after the first convolution."""
     widths: tuple[int, ...]
     """Channels after each stage."""
@@ -41,10 +41,10 @@ class ResNetSizes:
     bottleneck: bool = True
     """Whether a block has convolutions of 1x1, 3x3 and 1x1, the first two with a quarter of the channels, rather than
     two of 3x3."""
-    stride_first: bool = False
+    downsample_first_stage: bool = False
     """Whether the first stage halves the height and width, as the others do."""
-    stride_early: bool = False
-    """Whether the stride of a bottleneck is that of its first convolution rather than its second."""
+    stride_in_first_conv: bool = False
+    """Whether a bottleneck that halves height and width does so in its 1x1 convolution rather than in the 3x3 one."""
     activation: str = "relu"
     """A key of `nets.transformer.ACTIVATIONS`."""
     options: EncoderOptions = DEFAULT_OPTIONS
@@ -56,11 +56,11 @@ class ResNetSizes:
         return self.widths[-1]
 
     def blocks(self) -> list[tuple[str, str, int, int, int]]:
-        """For each block its name in the checkpoint, its path, the channels before and after, and the stride."""
-        blocks, before = [], self.stem
+        """For each block ``(name in the checkpoint, parameter path, input channels, output channels, stride)``."""
+        blocks, before = [], self.stem_width
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             for k in range(depth):
-                stride = 2 if k == 0 and (stage or self.stride_first) else 1
+                stride = 2 if k == 0 and (stage or self.downsample_first_stage) else 1
                 name = f"encoder.stages.{stage}.layers.{k}"
                 blocks.append((name, f"block_{stage}_{k}", before, width, stride))
                 before = width
@@ -70,7 +70,7 @@ class ResNetSizes:
         """The channels, kernel size and stride of each convolution of a block."""
         if not self.bottleneck:
             return [(width, 3, stride), (width, 3, 1)]
-        first, second = (stride, 1) if self.stride_early else (1, stride)
+        first, second = (stride, 1) if self.stride_in_first_conv else (1, stride)
         return [(width // 4, 1, first), (width // 4, 3, second), (width, 1, 1)]
 
 
@@ -89,6 +89,7 @@ class ConvNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height2 width2 features"]:
+        """The normalized convolution of ``x``."""
         size, pad = (self.size, self.size), self.size // 2
         conv = Conv(self.features, size, self.stride, pad, use_bias=False, dtype=self.dtype, name="conv")
         return FrozenBatchNorm(name="norm")(conv(x))
@@ -106,6 +107,7 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """``x`` normalized over its last axis by the frozen statistics."""
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         start = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
         p = {name: self.param(name, init, (x.shape[-1],), jnp.float32) for name, init in start.items()}
@@ -130,6 +132,7 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], keys: ExampleKeys | None
     ) -> Float[Array, "batch height2 width2 channels2"]:
+        """The activated sum of the input and its convolutions; ``keys``: those of stochastic depth."""
         activate, options, y = ACTIVATIONS[self.sizes.activation], self.sizes.options, x
         for i, (features, size, stride) in enumerate(self.sizes.convolutions(self.width, self.stride)):
             y = activate(y) if i else y
@@ -143,8 +146,8 @@ class ResNet(PretrainedEncoder):
     """ResNet: pixels ``[B, H, W, 3]`` in [-1, 1], of any size, to ``[B, h * w, D]``.
 
     The tokens are the positions of the last stage, row by row; its height and width are those of the image divided by
-    32 (by 64 with ``stride_first``), rounded up. ``pool`` is the mean. The hidden states are the outputs of the stem
-    and of each stage, ``[B, N, channels]``.
+    32 (by 64 with ``downsample_first_stage``), rounded up. ``pool`` is the mean. The hidden states are the outputs of
+    the stem and of each stage, ``[B, N, channels]``.
 
     Raises:
       ValueError: there is a mask.
@@ -164,17 +167,18 @@ class ResNet(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of images, one for each position of the last stage; see the class. ``mask`` must be None."""
         check_no_mask(mask)
         sizes, options = self.sizes, self.sizes.options
-        x = ConvNorm(sizes.stem, 7, 2, options.dtype, name="stem")(standardize(inputs, *self.scale))
+        x = ConvNorm(sizes.stem_width, 7, 2, options.dtype, name="stem")(standardize(inputs, *self.scale))
         x = max_pool(ACTIVATIONS[sizes.activation](x), window=3, stride=2, padding=1)
         Block = nn.remat(ResidualBlock) if options.remat else ResidualBlock
         for name, path, _, width, stride in sizes.blocks():
             if name.endswith(".0"):  # the first block of a stage: record the output of the previous one
-                self.record(_to_tokens(x))
+                self.record_hidden_state(_to_tokens(x))
             x = Block(sizes, width, stride, name=path)(x, keys)
         x = _to_tokens(x)
-        self.record(x)
+        self.record_hidden_state(x)
         return Tokens(Dropout(options.dropout, name="dropout")(x, keys), None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
@@ -189,12 +193,12 @@ def _to_tokens(x: Array) -> Array:
 def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ResNet:
     """The encoder of a ``config.json``. It takes images of any size, so that ``image_size`` has no effect."""
     sizes = ResNetSizes(
-        stem=config.embedding_size,
+        stem_width=config.embedding_size,
         widths=tuple(config.hidden_sizes),
         depths=tuple(config.depths),
         bottleneck=config.layer_type == "bottleneck",
-        stride_first=config.downsample_in_first_stage,
-        stride_early=config.downsample_in_bottleneck,
+        downsample_first_stage=config.downsample_in_first_stage,
+        stride_in_first_conv=config.downsample_in_bottleneck,
         activation=activation(config.hidden_act),
         options=options,
     )

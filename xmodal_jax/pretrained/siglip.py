@@ -77,6 +77,7 @@ class SiglipImage(PretrainedEncoder):
         width, options = self.sizes.width, self.sizes.options
         shape = (math.prod(self.grid), width)
         self.patches = nn.Dense(width, dtype=options.dtype)
+        # "places" names parameters: the embeddings of positions.
         self.places = self.param("places", nn.initializers.normal(0.02), shape, jnp.float32)
         self.dropout = Dropout(options.dropout)
         self.transformer = self.sizes.transformer()
@@ -93,10 +94,11 @@ class SiglipImage(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of images, one for each patch; see the class. ``mask`` must be None."""
         check_no_mask(mask)
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         x = x + self.places[None].astype(x.dtype)
-        self.record(x)
+        self.record_hidden_state(x)
         return Tokens(self.transformer(self.dropout(x, keys), keys=keys), None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
@@ -114,9 +116,9 @@ class SiglipText(PretrainedEncoder):
     Bidirectional pre-norm blocks over the sum of the embeddings of words and positions, and a layer norm.
 
     ``mask [B, L]`` is True on valid tokens; None means all. The published encoders were trained with all texts padded
-    to their ``P`` positions, and attend to the padding. With ``padded`` this is done here: the inputs are padded to
-    ``P``, invalid positions hold the padding's id, and attention has no mask; the returned mask still tells valid
-    tokens. Without ``padded``, ``P`` is ``L`` and attention uses the mask.
+    to their ``P`` positions, and attend to the padding. ``attends_to_padding`` does the same: the inputs are padded to
+    ``P``, invalid positions hold the padding's id, and attention has no mask; the returned mask is True on valid
+    tokens as before. Without it, ``P`` is ``L`` and attention uses the mask.
 
     ``pool`` is a linear layer on the last position, padding or not; the result is already the embedding in the shared
     space, so that ``project`` is the identity.
@@ -130,10 +132,12 @@ class SiglipText(PretrainedEncoder):
     positions: int
     pad: int
     projection: int
-    padded: bool = True
+    attends_to_padding: bool = True
+    """Whether texts are padded to all positions and attention has no mask, as in the pretraining."""
 
     def setup(self):
         width, options = self.sizes.width, self.sizes.options
+        # "words" and "places" name parameters: the embeddings of tokens and of positions.
         self.words = nn.Embed(self.vocab_size, width)
         self.places = nn.Embed(self.positions, width)
         self.dropout = Dropout(options.dropout)
@@ -151,15 +155,17 @@ class SiglipText(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of texts, with the mask of valid tokens, both padded if ``attends_to_padding``; see the class."""
+        # The published encoders learned from texts padded to all positions, without a mask, and pool the last position.
         missing = self.positions - inputs.shape[1]
-        if self.padded and missing > 0:
+        if self.attends_to_padding and missing > 0:
             mask = jnp.ones(inputs.shape, bool) if mask is None else mask
             inputs, mask = (jnp.pad(x, [(0, 0), (0, missing)]) for x in (inputs, mask))
-        if self.padded and mask is not None:
+        if self.attends_to_padding and mask is not None:
             inputs = jnp.where(mask, inputs, self.pad)
         x = embed_words(inputs, self.words, self.places)
-        self.record(x)
-        x = self.transformer(self.dropout(x, keys), None if self.padded else mask, keys=keys)
+        self.record_hidden_state(x)
+        x = self.transformer(self.dropout(x, keys), None if self.attends_to_padding else mask, keys=keys)
         return Tokens(x, mask)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch shared"]:
@@ -171,7 +177,7 @@ class SiglipText(PretrainedEncoder):
         return pooled
 
 
-def make_image(
+def make_image_encoder(
     config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None
 ) -> SiglipImage:
     """The image encoder of a ``config.json``, which may describe both encoders or this one.
@@ -181,20 +187,20 @@ def make_image(
     Raises:
       ValueError: ``options.head`` needs a pool that the checkpoint lacks, or the patch does not divide ``image_size``.
     """
-    tower = getattr(config, "vision_config", config)
-    if options.head != "none" and not tower.vision_use_head:
+    vision_config = getattr(config, "vision_config", config)
+    if options.head != "none" and not vision_config.vision_use_head:
         raise ValueError(
             "config.json says vision_use_head=false: the checkpoint has no pool, ask for head='none'"
         )
-    flexible = tower.model_type.startswith("siglip2")
+    flexible = vision_config.model_type.startswith("siglip2")
     if flexible:  # the configuration has a number of patches, of a square, instead of an image size
-        patch = tower.patch_size
-        size = (math.isqrt(tower.num_patches) * patch,) * 2
+        patch = vision_config.patch_size
+        size = (math.isqrt(vision_config.num_patches) * patch,) * 2
     else:
-        size, patch = images.trained_size(tower)
+        size, patch = images.image_and_patch_size(vision_config)
     grid, trained = patch_grids(size, patch, image_size)
     return SiglipImage(
-        sizes=read_sizes(tower, options),
+        sizes=read_sizes(vision_config, options),
         patch=patch,
         grid=grid,
         trained_grid=trained,
@@ -203,15 +209,15 @@ def make_image(
     )
 
 
-def make_text(config: SimpleNamespace, options: EncoderOptions) -> SiglipText:
+def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> SiglipText:
     """The text encoder of a ``config.json``, which may describe both encoders or this one."""
-    tower = getattr(config, "text_config", config)
+    text_config = getattr(config, "text_config", config)
     return SiglipText(
-        sizes=read_sizes(tower, options),
-        vocab_size=tower.vocab_size,
-        positions=tower.max_position_embeddings,
-        pad=0 if tower.vocab_size == GEMMA_WORDS else tower.pad_token_id,
-        projection=tower.projection_size,
+        sizes=read_sizes(text_config, options),
+        vocab_size=text_config.vocab_size,
+        positions=text_config.max_position_embeddings,
+        pad=0 if text_config.vocab_size == GEMMA_WORDS else text_config.pad_token_id,
+        projection=text_config.projection_size,
     )
 
 

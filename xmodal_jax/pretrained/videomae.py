@@ -15,7 +15,7 @@ from xmodal_jax.nets.transformer import sincos_positions
 from xmodal_jax.nets.video import cut_tubelets
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
-from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, patch_grid, pixel_scale, trained_size
+from xmodal_jax.pretrained.images import IMAGENET, Scale, Size, image_and_patch_size, patch_grid, pixel_scale
 from xmodal_jax.pretrained.rules import Rule, block, layers, norm, patches, prefixed
 from xmodal_jax.pretrained.vit import LAYER_NAMES
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -81,7 +81,7 @@ class VideoMAE(PretrainedEncoder):
         # In the checkpoint's table a sine and its cosine alternate; here all sines come first.
         table = sincos_positions(length, self.sizes.width).reshape(length, 2, -1).swapaxes(1, 2)
         x = x + jnp.asarray(table.reshape(1, length, -1), x.dtype)
-        self.record(x)
+        self.record_hidden_state(x)
         x = self.dropout(x, keys)
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
@@ -105,7 +105,7 @@ def make(
     Raises:
       ValueError: they are not multiples of a tubelet's.
     """
-    size, patch = trained_size(config)
+    size, patch = image_and_patch_size(config)
     patch_grid(image_size or size, patch)  # raises an error if the patch does not divide it
     count = config.num_frames if frames is None else frames
     if count % config.tubelet_size:

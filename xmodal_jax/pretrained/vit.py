@@ -22,10 +22,10 @@ from xmodal_jax.pretrained.images import (
     Scale,
     Size,
     example_image,
+    image_and_patch_size,
     make_resampler,
     patch_grid,
     pixel_scale,
-    trained_size,
 )
 from xmodal_jax.pretrained.rules import Rule, block, dense, layers, norm, patches
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -115,7 +115,7 @@ class ViT(PretrainedEncoder):
         x = self._prepend(self.class_token, x) + self.positions.astype(x.dtype)
         if self.registers:
             x = jnp.concatenate([x[:, :1], self._prepend(self.register_tokens, x[:, 1:])], axis=1)
-        self.record(x)
+        self.record_hidden_state(x)
         x = self.dropout(x, keys)
         return Tokens(self.transformer(x, keys=keys), None)
 
@@ -163,7 +163,7 @@ def make_dinov2(config: SimpleNamespace, options: EncoderOptions, *, image_size:
 
 
 def _grids(config: SimpleNamespace, image_size: Size | None) -> dict:
-    size, patch = trained_size(config)
+    size, patch = image_and_patch_size(config)
     return dict(patch=patch, trained_grid=patch_grid(size, patch), grid=patch_grid(image_size or size, patch))
 
 

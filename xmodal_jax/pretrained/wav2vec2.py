@@ -106,6 +106,7 @@ class Wav2Vec2(PretrainedEncoder):
             Conv, in_axes=2, out_axes=2, variable_axes={"params": 0}, split_rngs={"params": True}
         )
         size = self.position_frames
+        # "places" names parameters: the convolution that embeds positions.
         self.places = Groups(
             self.sizes.width // self.position_groups,
             (size,),
@@ -153,7 +154,7 @@ class Wav2Vec2(PretrainedEncoder):
         x = x + activate(self.places(groups).reshape(x.shape))
         if self.sizes.style.norm == "post":
             x = self.norm(x)
-        self.record(x)
+        self.record_hidden_state(x)
         x = self.dropout(x, keys)
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 

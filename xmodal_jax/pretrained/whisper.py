@@ -57,6 +57,7 @@ class Whisper(PretrainedEncoder):
         width, dtype = self.sizes.width, self.sizes.options.dtype
         self.first = Conv(width, (3,), padding=1, dtype=dtype)
         self.second = Conv(width, (3,), strides=2, padding=1, dtype=dtype)
+        # "places" names parameters: the embeddings of positions.
         self.places = nn.Embed(self.positions, width)
         self.dropout = Dropout(self.sizes.options.dropout)
         self.transformer = self.sizes.transformer()
@@ -87,7 +88,7 @@ class Whisper(PretrainedEncoder):
         x = nn.gelu(self.second(x), approximate=False)
         position = jax.lax.stop_gradient(self.places(jnp.arange(x.shape[1])))
         x = x + position[None].astype(x.dtype)
-        self.record(x)
+        self.record_hidden_state(x)
         x = self.dropout(x, keys)
         mask = None if mask is None else mask[:, ::2]
         return Tokens(self.transformer(x, mask, keys=keys), mask)

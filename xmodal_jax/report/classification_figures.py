@@ -140,7 +140,7 @@ def _draw_audio(ax: Axes, log_mel: np.ndarray, weights: np.ndarray) -> None:
     ax.set(xlim=(0, frames), ylim=(0, 1.7))
 
 
-class Panel(NamedTuple):
+class PanelStyle(NamedTuple):
     """How a kind of modality is drawn."""
 
     width: float
@@ -150,9 +150,9 @@ class Panel(NamedTuple):
 
 
 PANELS = {
-    "image": Panel(1.0, _draw_image),
-    "text": Panel(3.2, _draw_text),
-    "audio": Panel(3.2, _draw_audio),
-    "video": Panel(3.6, _draw_video),
+    "image": PanelStyle(1.0, _draw_image),
+    "text": PanelStyle(3.2, _draw_text),
+    "audio": PanelStyle(3.2, _draw_audio),
+    "video": PanelStyle(3.6, _draw_video),
 }
 """By kind of modality, in the order of the columns."""

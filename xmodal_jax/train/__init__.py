@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "loop": "fit TrainingResult TrainingLoop NonFiniteError Preempted",
         "muon": "scale_by_muon newton_schulz",
         "optim": "Optimizer make_optimizer learning_rate_schedule resolve_lr_multipliers trainable",
-        "parallel": "Engine Resident make_engine make_mesh over_seeds",
+        "parallel": "Engine DeviceData make_engine make_mesh over_seeds",
         "run": "Run to_json from_json stack_scores format_value summary_line write_atomic",
         "step": "TrainState Training make_training make_init make_step make_initial_step",
     },

@@ -268,33 +268,38 @@ def describe(state: Any) -> dict[str, str]:
     """Type, shape and digest of each array by its path, such as ``"float32[3,4] 01234567"``."""
     state = _keys_to_data(state)
     leaves = jax.tree.leaves(state)
-    small = sum(x.nbytes for x in leaves) <= HOST_DIGESTS and all(
+    on_host = sum(x.nbytes for x in leaves) <= MAX_HOST_DIGEST_BYTES and all(
         getattr(x, "is_fully_addressable", True) for x in leaves
     )
-    sums = [host_digest(np.asarray(x)) for x in leaves] if small else jax.device_get(_digests(leaves))
+    digests = [host_digest(np.asarray(x)) for x in leaves] if on_host else jax.device_get(_digests(leaves))
     return {
-        name: f"{_kind(leaf)} {int(total):08x}"
-        for name, leaf, total in zip(trees.leaf_names(state), leaves, sums, strict=True)
+        name: f"{_dtype_and_shape(leaf)} {int(digest):08x}"
+        for name, leaf, digest in zip(trees.leaf_names(state), leaves, digests, strict=True)
     }
 
 
 def _digest(x):
-    """The sum modulo 2^32 of a hash of each word and its index: the same however the array is laid out on devices."""
+    """The sum modulo 2^32 of a hash of each word and its index: the same however the array is laid out on devices.
+
+    A word is an element of one or two bytes, or four bytes of a longer one; its index is that in row-major order.
+    """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     width = jnp.dtype(x.dtype).itemsize
     words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32))
     words = words.astype(jnp.uint32)
-    place, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    positions, stride = jnp.zeros(words.shape, jnp.uint32), 1
     for axis in reversed(range(words.ndim)):
-        place = place + jnp.uint32(stride % 2**32) * jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        positions = positions + jnp.uint32(stride % 2**32) * jax.lax.broadcasted_iota(
+            jnp.uint32, words.shape, axis
+        )
         stride *= words.shape[axis]
-    return jnp.sum(_mix(words, place), dtype=jnp.uint32)
+    return jnp.sum(_mix(words, positions), dtype=jnp.uint32)
 
 
-def _mix(words, place):
-    """Multiplications and shifts as in MurmurHash3's finaliser, of uint32 arrays of JAX or NumPy."""
-    mixed = words ^ (place * np.uint32(0x9E3779B1) + np.uint32(0x85EBCA6B))
+def _mix(words, positions):
+    """A hash of each word and its position, both uint32 arrays of JAX or NumPy: MurmurHash3's finaliser."""
+    mixed = words ^ (positions * np.uint32(0x9E3779B1) + np.uint32(0x85EBCA6B))
     mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
     return mixed ^ (mixed >> 16)
@@ -302,8 +307,9 @@ def _mix(words, place):
 
 _digests = jit_once(lambda leaves: [_digest(x) for x in leaves])
 
-HOST_DIGESTS = 2**27
-"""Largest state, in bytes, whose digests the host computes: it has no program to compile for them."""
+MAX_HOST_DIGEST_BYTES = 2**27
+"""The host computes the digests of states up to this size, because it need not compile for that; devices compute those
+of larger states."""
 
 
 def host_digest(x: np.ndarray) -> int:
@@ -313,13 +319,15 @@ def host_digest(x: np.ndarray) -> int:
     return int(np.sum(_mix(words, np.arange(words.size, dtype=np.uint32)), dtype=np.uint32))
 
 
-def _kind(leaf) -> str:
+def _dtype_and_shape(leaf) -> str:
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
 def _check_arrays(described: dict[str, str], abstract: Any, folder: pathlib.Path) -> None:
     """Raises CheckpointMismatch where a checkpoint's arrays have other names, types or shapes than ``abstract``."""
-    wanted = dict(zip(trees.leaf_names(abstract), map(_kind, jax.tree.leaves(abstract)), strict=True))
+    wanted = dict(
+        zip(trees.leaf_names(abstract), map(_dtype_and_shape, jax.tree.leaves(abstract)), strict=True)
+    )
     held = {name: entry.split(" ")[0] for name, entry in described.items()}
     lines = [
         f"  {name}: the checkpoint holds {held.get(name, 'nothing')}, this run has {wanted.get(name, 'nothing')}"

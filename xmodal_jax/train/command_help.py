@@ -61,7 +61,7 @@ class Field(NamedTuple):
 
 
 def fields_of(config: Any, path: str = "") -> list[Field]:
-    """The fields of a configuration whose own path is ``path``."""
+    """The fields of the configuration at ``path``, such as ``model.image``."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     fields = []
     for name in (field.name for field in dataclasses.fields(config)):
@@ -69,8 +69,8 @@ def fields_of(config: Any, path: str = "") -> list[Field]:
         if typing.get_origin(plain) is typing.Annotated:
             plain, *marks = typing.get_args(plain)
         renamed = [mark.name for mark in marks if _is_renaming(mark)]
-        own = renamed[0] if renamed else name
-        fields.append(Field(name, plain, tuple(marks), ".".join(part for part in (path, own) if part)))
+        flag_name = renamed[0] if renamed else name
+        fields.append(Field(name, plain, tuple(marks), ".".join(part for part in (path, flag_name) if part)))
     return fields
 
 

@@ -37,11 +37,11 @@ class BatchFeed:
         """The data set on the device, or None."""
 
     def next(self, step: int, count: int) -> Any:
-        """The inputs ``xs`` of ``count`` steps from ``step`` on, for `Engine.run`."""
-        xs = [self._next_of(loader, step, count) for loader in self.loaders]
+        """The ``scan_inputs`` of `Engine.run` for ``count`` steps from ``step`` on."""
+        scan_inputs = [self._next_of(loader, step, count) for loader in self.loaders]
         if self.engine.seeds is None:
-            return self.engine.put(xs[0])
-        return self.engine.put(jax.tree.map(lambda *x: np.stack(x, axis=1), *xs))
+            return self.engine.put(scan_inputs[0])
+        return self.engine.put(jax.tree.map(lambda *x: np.stack(x, axis=1), *scan_inputs))
 
     def _next_of(self, loader: Loader, step: int, count: int) -> Any:
         if self.is_resident:

@@ -23,7 +23,7 @@ from xmodal_jax.train.checkpoint import CheckpointMismatch, Checkpoints, describ
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import BatchFeed
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.parallel import Engine, Resident, make_engine
+from xmodal_jax.train.parallel import DeviceData, Engine, make_engine
 from xmodal_jax.train.preemption import termination
 from xmodal_jax.train.run import Run, stack_scores, to_json
 from xmodal_jax.train.step import Training, describe_non_finite, make_training
@@ -140,8 +140,8 @@ class TrainingLoop:
     ):
         self.config, self.run, self.timer, self.loader = config, run, timer, loader
         self._evaluate, self._monitor = evaluate, monitor
-        bind = gan_step.make_training if isinstance(method, GAN) else make_training
-        self.training = training = bind(method, optimizer, config.steps, params=params)
+        make = gan_step.make_training if isinstance(method, GAN) else make_training
+        self.training = training = make(method, optimizer, config.steps, params=params)
         self.seeds = config.all_seeds
         options = dict(fsdp=config.fsdp, seeds=len(self.seeds) if len(self.seeds) > 1 else None)
         self.engine = make_engine(config.parallel, training.init, training.make_step, **options)
@@ -152,18 +152,19 @@ class TrainingLoop:
             ).run
         self._checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
         self._feed = BatchFeed(loader, self.engine, config)
-        self._resident = Resident(self._feed.resident, self.engine.put_frozen(training.frozen))
+        self._device_data = DeviceData(self._feed.resident, self.engine.put_frozen(training.frozen))
         example = numeric_fields(loader.example())
         self._example = example
         shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
         model = getattr(run.config, "model", None)
         run.leave_out([f"model.{name}" for name in unused_fields(model, example)])
+        encoders = method.encoders if isinstance(method, Method) else []
         self._metadata = {
             **(metadata or {}),
             "config": to_json(run.config),
             "seeds": self.seeds,
             "shapes": shapes,
-            "encoders": [slot._asdict() for slot in method.encoders] if isinstance(method, Method) else [],
+            "encoders": [encoder_slot._asdict() for encoder_slot in encoders],
             "frozen": None if training.frozen is None else describe(training.frozen),
         }
         self.state: Any = None
@@ -177,7 +178,7 @@ class TrainingLoop:
     # -- set-up ---------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        """Draws the state, or restores it from the newest checkpoint with ``config.resume``."""
+        """Initialises the state, or restores it from the newest checkpoint with ``config.resume``."""
         seeds = np.array(self.seeds)
         keys = jax.vmap(jax.random.key)(seeds) if self.engine.seeds else jax.random.key(self.config.seed)
         if self.config.resume:
@@ -227,15 +228,16 @@ class TrainingLoop:
     # -- one dispatch ---------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
-        """Runs the next steps, as many as one program makes, and logs the metrics of those before them."""
+        """Runs ``steps_per_dispatch`` steps in one compiled call (`jax.lax.scan`), and logs the metrics of the previous
+        ones meanwhile."""
         with self.timer("data_wait"):
-            xs = self._feed.next(self.step, self._steps_per_dispatch)
+            scan_inputs = self._feed.next(self.step, self._steps_per_dispatch)
         with self.timer("train"):
             if self.step == self.start and self.engine.seeds:
-                check_memory(self.engine, self.state, self._resident, xs)
+                check_memory(self.engine, self.state, self._device_data, scan_inputs)
             initial = self.step < self.training.initial_steps
             run_steps = self._run_initial if initial else self.engine.run
-            self.state, metrics = run_steps(self.state, self._resident, xs)
+            self.state, metrics = run_steps(self.state, self._device_data, scan_inputs)
             # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
             loss = self._read_metrics()
         self.step += self._steps_per_dispatch
@@ -255,9 +257,10 @@ class TrainingLoop:
         )
 
     def _read_metrics(self) -> float | None:
-        """Waits for the last dispatch, checks that all is finite and logs its last step; its mean loss.
+        """Waits for the last dispatch and checks that losses and gradients of all its steps are finite.
 
-        None where nothing has been dispatched since the last call.
+        It logs the metrics of its last step, of every seed that has not diverged; returns their mean loss. None where
+        nothing has been dispatched since the last call.
         """
         if self._unread is None:
             return None
@@ -295,13 +298,13 @@ class TrainingLoop:
     # -- between dispatches ---------------------------------------------------------------------------
 
     def evaluate(self) -> bool:
-        """Evaluates where it is due, and saves the best checkpoint; whether training should stop early."""
+        """Evaluates if it is due, and saves the best checkpoint; returns whether training should stop early."""
         if self._evaluate is None or not self._due(self.config.eval_every):
             return False
         with self.timer("train"):
             self._read_metrics()
         with self.timer("evaluation"):
-            params = eval_params_by_seed(self.state, self.engine, self.training, self._resident.frozen)
+            params = eval_params_by_seed(self.state, self.engine, self.training, self._device_data.frozen)
             by_seed = zip(self.seeds, params, strict=True)
             scores = stack_scores(
                 [self._evaluate(params) for seed, params in by_seed if seed not in self.diverged]
@@ -326,7 +329,7 @@ class TrainingLoop:
             self._evaluations_since_best += 1
 
     def save(self, *, now: bool = False) -> None:
-        """Saves a checkpoint where it is due, or ``now``; never of a state that is not known to be finite."""
+        """Saves a checkpoint if one is due, or ``now``; first it waits until the state is known to be finite."""
         if not (now or self._due(self.config.checkpoint_every)):
             return
         if self._unread is not None:
@@ -336,7 +339,7 @@ class TrainingLoop:
             self._checkpoints.save(self.step, self.engine.fetch(self.state), self._checkpoint_metadata())
 
     def _due(self, every: int) -> bool:
-        """Whether something that happens every so many steps (0: never), and at the end, happens now."""
+        """Whether something that happens every ``every`` steps (0: never) and after the last step happens now."""
         return self.step >= self.config.steps or bool(every and self.step % every == 0)
 
     def _checkpoint_metadata(self) -> dict[str, Any]:
@@ -345,6 +348,7 @@ class TrainingLoop:
             "step": self.step,
             "position": {**self._feed.position(), "step": self.step},
             "best": None if self._best_score == -math.inf else self._best_score,  # JSON has no infinity
+            # Evaluations since the best one; the name is that of earlier versions' checkpoints.
             "waited": self._evaluations_since_best,
             "diverged": list(self.diverged),
         }
@@ -367,23 +371,23 @@ class TrainingLoop:
         seeds = [seed for seed in self.seeds if seed not in self.diverged]
         return TrainingResult(
             self.state, self.engine, self.step, self.training, seeds, self.diverged, self.start,
-            self._resident.frozen,
+            self._device_data.frozen,
         )  # fmt: skip
 
 
 def load_pretrained_params(state: Any, engine: Engine, training: Training, example: Any) -> Any:
-    """``state`` with what ``training.load_pretrained`` puts into its parameters, and into their moving average."""
-    drawn = engine.fetch(state)
+    """``state`` with the parameters that ``training.load_pretrained`` loads, also in their moving average."""
+    initial = engine.fetch(state)
     if engine.seeds is None:
-        params = training.load_pretrained(drawn.params, example)
+        params = training.load_pretrained(initial.params, example)
     else:
         by_seed = [
-            training.load_pretrained(jax.tree.map(lambda x: x[k], drawn.params), example)  # noqa: B023
+            training.load_pretrained(jax.tree.map(lambda x: x[k], initial.params), example)  # noqa: B023
             for k in range(engine.seeds)
         ]
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_seed)
-    ema = None if drawn.ema is None else jax.tree.map(jnp.copy, training.ema_params(params))
-    return engine.put_state(drawn._replace(params=params, ema=ema))
+    ema = None if initial.ema is None else jax.tree.map(jnp.copy, training.ema_params(params))
+    return engine.put_state(initial._replace(params=params, ema=ema))
 
 
 def eval_params_by_seed(state: Any, engine: Engine, training: Training, frozen: Any = None) -> list[Any]:
@@ -408,13 +412,13 @@ def tabulate(schedules: Mapping[str, Callable], steps: int) -> dict[str, np.ndar
     return jax.tree.map(np.asarray, evaluate(np.arange(steps)))
 
 
-def check_memory(engine: Engine, state: Any, resident: Any, xs: Any) -> None:
-    """Raises MemoryError, with what would help, where `Engine.run` of these arguments needs more memory than is free.
+def check_memory(engine: Engine, state: Any, device_data: Any, scan_inputs: Any) -> None:
+    """Raises MemoryError if `Engine.run` with these arguments needs more memory than is free.
 
-    Before the first step and not in the middle of it.
+    `fit` calls it before the first step, so that the error says what to change and does not come in the middle of it.
     """
-    needed, free = engine.needed_memory(state, resident, xs), free_memory()
-    shards = (s for x in jax.tree.leaves((state, resident)) for s in x.addressable_shards)
+    needed, free = engine.needed_memory(state, device_data, scan_inputs), free_memory()
+    shards = (s for x in jax.tree.leaves((state, device_data)) for s in x.addressable_shards)
     held = sum(shard.data.nbytes for shard in shards) // engine.local_devices
     if free is not None and needed - held > free:
         raise MemoryError(

@@ -31,8 +31,8 @@ MAX_VMAPPED_SIZE = 2**18
 """On the CPU, seeds whose state has more elements than this train one after the other inside the step."""
 
 
-class Resident(NamedTuple):
-    """What every step reads and none changes, on the devices."""
+class DeviceData(NamedTuple):
+    """The arrays on the devices that every step reads and none changes: data set and frozen parameters."""
 
     data: Any = None
     """A whole data set (see ``Engine.put_resident``); None: batches come from the host."""
@@ -53,11 +53,12 @@ class Engine(NamedTuple):
     init: Callable[[Any, Any], Any]
     """``init(seed_key, batch) -> state``, on the devices; with seeds ``seed_key`` is a key array ``[N]``."""
     run: Callable[[Any, Any, Any], tuple[Any, Any]]
-    """``run(state, resident, xs) -> (state, metrics)``: the K steps whose inputs ``xs`` holds along its first axis (see
-    `draw_batch`), in one program. ``resident``: a `Resident`, or None for an empty one. The state is donated. The
-    arrays of ``metrics`` have shape ``[K, ...]``, with seeds ``[K, N, ...]``."""
+    """``run(state, device_data, scan_inputs) -> (state, metrics)``: K steps in one compiled call. ``scan_inputs`` holds
+    the inputs of the steps along its first axis (see `draw_batch`). ``device_data``: a `DeviceData`, or None for an
+    empty one. The state is donated. The arrays of ``metrics`` have shape ``[K, ...]``, with seeds ``[K, N, ...]``."""
     needed_memory: Callable[[Any, Any, Any], int]
-    """``needed_memory(state, resident, xs) -> bytes`` that each device needs for ``run``, from the compiled program."""
+    """``needed_memory(state, device_data, scan_inputs)``: the bytes that each device needs for ``run``, by the compiled
+    program."""
     put: Callable[[Any], Any]
     """Copies inputs ``[K, B, ...]`` (with seeds ``[K, N, B, ...]``), of which B is this process's part of the batch,
     from the host to the devices."""
@@ -75,7 +76,7 @@ class Engine(NamedTuple):
 
 
 def draw_batch(data, x):
-    """The batch of one step: ``x`` itself, or the examples of the resident data set ``data`` whose numbers ``x`` holds.
+    """The batch of one step: ``x`` itself, or the examples of the data set ``data`` on the devices that ``x`` numbers.
 
     ``x`` then is ``{"row": int [B], "index": int [B]}``: the numbers in the data set, and those in the global stream.
     """
@@ -86,21 +87,21 @@ def draw_batch(data, x):
 
 
 def over_seeds(step: Callable, form: SeedsForm = "auto") -> Callable:
-    """``step(state, resident, x)`` for states and inputs with a leading axis of seeds.
+    """``step(state, device_data, x)`` for states and inputs with a leading axis of seeds.
 
     ``form``: "vmap" runs the operations of all seeds together, "map" one seed after the other in the same program; the
     results are the same. "auto" takes "vmap", except on the CPU for large states (`MAX_VMAPPED_SIZE`), where the
     operations of one seed occupy the whole machine and several at once only exceed its cache (see benchmarks/seeds.py).
     """
 
-    def run(state, resident, x):
+    def run(state, device_data, x):
         size = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(state))
         in_turn = form == "map" or (
             form == "auto" and jax.default_backend() == "cpu" and size > MAX_VMAPPED_SIZE
         )
         if in_turn:
-            return jax.lax.map(lambda sx: step(sx[0], resident, sx[1]), (state, x))
-        return jax.vmap(step, in_axes=(0, None, 0))(state, resident, x)
+            return jax.lax.map(lambda sx: step(sx[0], device_data, sx[1]), (state, x))
+        return jax.vmap(step, in_axes=(0, None, 0))(state, device_data, x)
 
     return run
 
@@ -108,12 +109,12 @@ def over_seeds(step: Callable, form: SeedsForm = "auto") -> Callable:
 def _steps(step: Callable) -> Callable:
     """K steps in one program. A single step runs without `lax.scan`, whose loop is slow on some platforms."""
 
-    def run(state, resident, xs):
-        body = lambda state, x: step(state, resident, x)
-        if jax.tree.leaves(xs)[0].shape[0] == 1:
-            state, metrics = body(state, jax.tree.map(lambda x: x[0], xs))
+    def run(state, device_data, scan_inputs):
+        body = lambda state, x: step(state, device_data, x)
+        if jax.tree.leaves(scan_inputs)[0].shape[0] == 1:
+            state, metrics = body(state, jax.tree.map(lambda x: x[0], scan_inputs))
             return state, jax.tree.map(lambda m: jnp.asarray(m)[None], metrics)
-        return jax.lax.scan(body, state, xs)
+        return jax.lax.scan(body, state, scan_inputs)
 
     return run
 
@@ -147,8 +148,8 @@ def make_engine(
     def make_run(axis):
         step = make_step(axis)
 
-        def draw_and_step(state, resident, x):
-            data, frozen = Resident() if resident is None else resident
+        def draw_and_step(state, device_data, x):
+            data, frozen = DeviceData() if device_data is None else device_data
             batch = draw_batch(data, x)
             return step(state, batch) if frozen is None else step(state, batch, frozen)
 
@@ -215,7 +216,7 @@ def _pmap(init, run, seeds, devices) -> Engine:
     )
     run = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, axis), donate_argnums=0, devices=devices)
 
-    def put(xs):
+    def put(scan_inputs):
         def split(x):
             if x.shape[axis] % len(local):
                 raise ValueError(
@@ -223,7 +224,7 @@ def _pmap(init, run, seeds, devices) -> Engine:
                 )
             return x.reshape(*x.shape[:axis], len(local), x.shape[axis] // len(local), *x.shape[axis + 1 :])
 
-        return jax.tree.map(split, xs)
+        return jax.tree.map(split, scan_inputs)
 
     # All arrays in one program: a program for each array and device would take seconds to compile.
     without_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(x.shape[1:]), tree))
@@ -238,8 +239,8 @@ def _pmap(init, run, seeds, devices) -> Engine:
         )
         return jax.tree.map(join, *(of_device(tree, k) for k in range(len(local))))
 
-    def run_and_read(state, resident, xs):
-        state, metrics = run(state, resident, xs)
+    def run_and_read(state, device_data, scan_inputs):
+        state, metrics = run(state, device_data, scan_inputs)
         return state, of_device(metrics, 0)
 
     copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=devices)
@@ -313,16 +314,16 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
         # Laid out by the compiler from the start, so that no device ever holds the whole state.
         return jit_once(init, out_shardings=layout(jax.eval_shape(init, key, batch)))(key, batch)
 
-    def constrained(state, resident, xs):
+    def constrained(state, device_data, scan_inputs):
         shardings = layout(state)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for core.collectives.keep_rows
-            state, metrics = run(state, resident, xs)
+            state, metrics = run(state, device_data, scan_inputs)
         constrain = jax.lax.with_sharding_constraint
         return constrain(state, shardings), constrain(metrics, whole)
 
     run_jitted = jax.jit(constrained, donate_argnums=0)
 
-    def put(xs):
+    def put(scan_inputs):
         def split(x):
             if (x.shape[axis] * jax.process_count()) % mesh.size:
                 raise ValueError(
@@ -331,7 +332,7 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
                 )
             return jax.make_array_from_process_local_data(rows, np.asarray(x))
 
-        return jax.tree.map(split, xs)
+        return jax.tree.map(split, scan_inputs)
 
     def put_whole(x):
         return jax.make_array_from_callback(x.shape, whole, lambda index: x[index])

@@ -1,4 +1,4 @@
-"""Pretrained encoders in autoencoders: what reads images and texts there, in place of encoders of their own."""
+"""Autoencoders with pretrained encoders of images and texts, in place of encoders that are trained from scratch."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from xmodal_jax.types import GAN, Batch, Method, Params
 Config = TypeVar("Config", bound="LatentConfig")
 Trained = TypeVar("Trained", Method, GAN)
 
-READ = ("image", "text")
-"""What pretrained encoders may read. Speech is read as the frames that are made of it, which none of them takes."""
+ENCODER_MODALITIES = ("image", "text")
+"""The kinds of modalities that a pretrained encoder can encode. Autoencoders encode speech from frames of a spectrogram
+that differ from those of every pretrained encoder of audio."""
 
 _PARTS = "experts|trunks"
-"""What reads: each modality's expert, and the trunks of a joint encoder."""
+"""The parts of a VAE that contain encoders: each modality's expert, and the trunks of a joint encoder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentConfig(PretrainedConfig):
-    """What the experiments with autoencoders share."""
+    """The options that the experiments with autoencoders share."""
 
     encoder_lr_multiplier: float = 1.0
-    """Learning rate of pretrained encoders, as a factor of that of the rest; 0 freezes them."""
+    """Learning rate of pretrained encoders, as a multiple of that of the other parameters; 0 freezes them."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,57 +50,68 @@ class LatentConfig(PretrainedConfig):
             )
 
 
-class Readers(NamedTuple):
-    """The pretrained encoders that read for an autoencoder, by kind of data."""
+class AutoencoderEncoders(NamedTuple):
+    """The pretrained encoders within an autoencoder, by the kind of their modality, and their learning rate."""
 
-    folders: Mapping[str, pathlib.Path]
+    checkpoints: Mapping[str, pathlib.Path]
+    """Folders of the encoders' Hugging Face checkpoints."""
     configs: Mapping[str, EncoderConfig]
-    rate: float
-    """Of learning, as a factor of that of the rest."""
+    """Configurations of the encoders."""
+    lr_multiplier: float
+    """Learning rate of the encoders relative to that of the rest; 0 freezes them."""
 
-    def start(self, method: Trained, sizes: Mapping[str, Size]) -> Trained:
-        """``method`` of these ``sizes``, beginning with what the checkpoints hold; each modality has its own copy."""
-        if not self.folders:
+    def attach(self, method: Trained, sizes: Mapping[str, Size]) -> Trained:
+        """``method``, whose training starts from the parameters of these checkpoints.
+
+        Each modality gets its own copy, so that two modalities of one kind can diverge. ``sizes``: those of the
+        method's modalities, by name.
+        """
+        if not self.checkpoints:
             return method
-        groups = [group for group in make_groups(sizes) if group.kind in self.folders]
+        groups = [group for group in make_groups(sizes) if group.kind in self.checkpoints]
 
         def load_pretrained(params: Params, batch: Batch) -> Params:
             flat = trees.flat(params)
             for group in groups:
                 module = pretrained_encoder(group.kind, self.configs[group.kind], group.size)
-                checkpoint = open_checkpoint(self.folders[group.kind])
-                read, _ = read_parameters(checkpoint, group.kind, module, parameter_shapes(module))
-                read = trees.flat(read)
-                for path, drawn in flat.items():
-                    place = re.search(pretrained_path(group.name, _PARTS), path)
-                    if place:
-                        flat[path] = jnp.broadcast_to(read[path[place.end() :]], drawn.shape)
+                checkpoint = open_checkpoint(self.checkpoints[group.kind])
+                loaded, _ = read_parameters(checkpoint, group.kind, module, parameter_shapes(module))
+                loaded = trees.flat(loaded)
+                for path, initial in flat.items():
+                    prefix = re.search(pretrained_path(group.name, _PARTS), path)
+                    if prefix:  # one array for all modalities of the group, along its first axis
+                        flat[path] = jnp.broadcast_to(loaded[path[prefix.end() :]], initial.shape)
             return jax.tree.unflatten(jax.tree.structure(params), flat.values())
 
         return method._replace(load_pretrained=load_pretrained)
 
-    def optimize(self, optimizer: Optimizer) -> Optimizer:
-        """An optimizer with the learning rate of these encoders; 0 freezes them."""
-        where = [pretrained_path(f"{kind}_[^/]*", _PARTS) for kind in self.folders]
-        if self.rate == 0.0:
-            return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, *where))
-        if self.rate == 1.0:
+    def set_learning_rates(self, optimizer: Optimizer) -> Optimizer:
+        """``optimizer`` with the learning rate of these encoders; a multiplier of 0 freezes them."""
+        paths = [pretrained_path(f"{kind}_[^/]*", _PARTS) for kind in self.checkpoints]
+        if self.lr_multiplier == 0.0:
+            return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, *paths))
+        if self.lr_multiplier == 1.0:
             return optimizer
-        return dataclasses.replace(
-            optimizer, lr_multipliers=(*((w, self.rate) for w in where), *optimizer.lr_multipliers)
-        )
+        rules = tuple((path, self.lr_multiplier) for path in paths)
+        return dataclasses.replace(optimizer, lr_multipliers=(*rules, *optimizer.lr_multipliers))
 
 
-def pretrained_readers(config: Config) -> tuple[Config, Readers]:
-    """A run's configuration with a model that reads by the pretrained encoders that it asks for, and these.
+def use_pretrained_encoders(config: Config) -> tuple[Config, AutoencoderEncoders]:
+    """The configuration with its encoders replaced by the pretrained ones that --image-encoder etc. name, and these
+    encoders.
+
+    Options that do not follow from a checkpoint, such as dropout, stay as they are.
 
     Raises:
-      ValueError: an encoder's flag is not ``hf:`` and a folder or a hub's name, or none of `READ` is its modality.
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: a flag is not ``hf:`` and a folder or a hub's name, or its modality is not in `ENCODER_MODALITIES`.
     """
-    folders, configs, model = find_folders(config, READ), {}, config.model
-    for kind, folder in folders.items():
-        own = getattr(model, kind)
-        found = as_pretrained(own.encoder, read_pretrained_config(kind, folder))
-        configs[kind] = dataclasses.replace(found, pool="own")
-        model = dataclasses.replace(model, **{kind: dataclasses.replace(own, encoder=configs[kind])})
-    return dataclasses.replace(config, model=model), Readers(folders, configs, config.encoder_lr_multiplier)
+    checkpoints, configs, model = find_folders(config, ENCODER_MODALITIES), {}, config.model
+    for kind, checkpoint in checkpoints.items():
+        modality_config = getattr(model, kind)
+        encoder_config = as_pretrained(modality_config.encoder, read_pretrained_config(kind, checkpoint))
+        configs[kind] = dataclasses.replace(encoder_config, pool="own")
+        modality_config = dataclasses.replace(modality_config, encoder=configs[kind])
+        model = dataclasses.replace(model, **{kind: modality_config})
+    encoders = AutoencoderEncoders(checkpoints, configs, config.encoder_lr_multiplier)
+    return dataclasses.replace(config, model=model), encoders

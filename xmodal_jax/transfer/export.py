@@ -1,4 +1,4 @@
-"""Runs as Hugging Face folders, by what their models match."""
+"""Export of a run's networks as folders that Hugging Face transformers loads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WHOLE = "parameters"
 def export_run(
     run: str | os.PathLike, folder: str | os.PathLike, *, best: bool = False, seed: int | None = None
 ) -> dict[str, str]:
-    """Writes what a run trained to folders within ``folder``: ``{name: what it is}``.
+    """Writes what a run trained to folders within ``folder``; returns ``{name of the folder: description}``.
 
     ``parameters``: all of them by their paths, as plain safetensors. ``image``, ``text``, … : each pretrained encoder,
     as its own architecture. ``clip``: both towers of CLIP with their projections and temperature. ``captioner``: a
@@ -56,7 +56,7 @@ def export_run(
 
 
 class _Writer:
-    """What one run is written from."""
+    """Writes the networks of one run, each to its own folder within ``folder``."""
 
     def __init__(self, restored: RestoredCheckpoint, folder: pathlib.Path, run: pathlib.Path):
         self.restored, self.folder, self.run = restored, folder, run
@@ -69,6 +69,7 @@ class _Writer:
         self.written: dict[str, str] = {}
 
     def parameters(self) -> None:
+        """Writes all parameters as plain safetensors."""
         flat = trees.flat(self.restored.params)
         arrays = [(name, np.asarray(leaf)) for name, leaf in flat.items()]
         export.save_model(self.folder / WHOLE, arrays, card=self.card(WHOLE))
@@ -78,7 +79,7 @@ class _Writer:
         """Writes each pretrained encoder as its own architecture; returns those that are parts of the model, by their
         modality."""
         towers = self.towers()
-        for name, encoder in {**towers, **self.readers()}.items():
+        for name, encoder in {**towers, **self.autoencoder_encoders()}.items():
             if encoder.settings.model_type not in export.MODELS and encoder.tower_field is None:
                 continue  # half of a model (Whisper's encoder), which transformers does not load on its own
             files = self.tokenizer_files if encoder.modality == "text" else None
@@ -100,29 +101,30 @@ class _Writer:
             towers[slot.name] = TrainedEncoder(slot.name, module, params, config.architecture)
         return towers
 
-    def readers(self) -> dict[str, TrainedEncoder]:
-        """The pretrained encoders within an autoencoder, by the names of the modalities."""
+    def autoencoder_encoders(self) -> dict[str, TrainedEncoder]:
+        """The pretrained encoders within an autoencoder, by the names of their modalities; empty for other methods."""
         metadata, flat = self.restored.metadata, trees.flat(self.restored.params)
         sizes = metadata.get("sizes") or (
             {metadata["modality"]: metadata["size"]} if "size" in metadata else {}
         )
-        found = {}
+        encoders = {}
         for group in make_groups(
             {name: Size(tuple(shape), values) for name, (*shape, values) in sizes.items()}
         ):
-            own = self.model[group.kind].get("encoder")
-            if not own or not own.get("architecture"):
+            encoder_config = self.model[group.kind].get("encoder")
+            if not encoder_config or not encoder_config.get("architecture"):
                 continue
-            config = from_json(PretrainedEncoderConfig, own)
+            config = from_json(PretrainedEncoderConfig, encoder_config)
             module = pretrained_encoder(group.kind, config, group.size)
-            place = re.compile(pretrained_path(group.name, "experts"))
-            within = {path[m.end() :]: leaf for path, leaf in flat.items() if (m := place.search(path))}
-            for k, name in enumerate(group.names):
-                params = trees.nested({path: leaf[k] for path, leaf in within.items()})
-                found[name] = TrainedEncoder(group.kind, module, params, config.architecture)
-        return found
+            prefix = re.compile(pretrained_path(group.name, "experts"))
+            stacked = {path[m.end() :]: leaf for path, leaf in flat.items() if (m := prefix.search(path))}
+            for k, name in enumerate(group.names):  # the first axis is that of the group's modalities
+                params = trees.nested({path: leaf[k] for path, leaf in stacked.items()})
+                encoders[name] = TrainedEncoder(group.kind, module, params, config.architecture)
+        return encoders
 
     def clip(self, encoders: dict[str, TrainedEncoder]) -> None:
+        """Writes both encoders and the temperature as one CLIP model, where the run trained CLIP's."""
         text, image = encoders.get("text"), encoders.get("image")
         if text is None or image is None:
             return
@@ -137,6 +139,7 @@ class _Writer:
         self.written[CLIP] = "both towers, for transformers.CLIPModel"
 
     def captioner(self, encoders: dict[str, TrainedEncoder]) -> None:
+        """Writes a captioner, where the run trained a pretrained image encoder and a text decoder."""
         decoder = self.model.get("decoder")
         if "decoder" not in self.restored.params or "image" not in encoders or self.tokenizer is None:
             return
@@ -158,13 +161,13 @@ class _Writer:
         self.written[CAPTIONER] = "image to text, for transformers.VisionEncoderDecoderModel"
 
     def example(self, modality: str) -> Params:
-        """A batch of one row with the shapes that the run saw."""
+        """A batch of one example of zeros, with the shapes of the run's data."""
         if modality in ("image", "video"):
             return {modality: np.zeros((1, *self.restored.metadata["shapes"][modality]), np.uint8)}
         return {modality: np.zeros((1, 1), np.int32)}
 
     def card(self, what: str) -> str:
-        """A model card: where it comes from, and what was measured."""
+        """A model card in Markdown: the run it comes from and that run's metrics. ``what``: the name of the network."""
         config = self.restored.metadata["config"]
         lines = [
             "---",

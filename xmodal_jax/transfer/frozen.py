@@ -64,7 +64,7 @@ def load_captioning_run(run: pathlib.Path, *, seed: int | None = None) -> Captio
 
 
 class LoadedCaptioner(NamedTuple):
-    """A frozen captioner, and its tokenization of captions."""
+    """A frozen captioner, and the tokenization of the captions that it was trained on."""
 
     captioner: FrozenCaptioner
     tokenize: TokenizeTransform
@@ -86,26 +86,28 @@ def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> LoadedCapti
 
 
 class FrozenTextEncoder(NamedTuple):
-    """A frozen text encoder, and its tokenization."""
+    """A frozen text encoder, and its tokenizer."""
 
     config: EncoderConfig
     params: Any
     tokenizer: Tokenizer
     length: int | None
-    """Tokens of a text; None: any number up to the encoder's positions."""
+    """Number of tokens that texts are padded or cut to; None: any number up to the encoder's positions."""
 
 
 def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> FrozenTextEncoder:
     """The text encoder of a contrastive run's newest checkpoint, for `models.gan.make_gan`.
 
+    ``seed``: the seed whose parameters to take; needed where the run has several (``--seeds``).
+
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the run has trained no text encoder.
+      ValueError: the run has no text encoder, or has several seeds and ``seed`` is none of them.
     """
     restored = restore_run(run, seed=seed)
     metadata, parts = restored.metadata, restored.params.get("text", {})
     if "text" not in metadata.get("modalities", ()) or "encoder" not in parts:
-        raise ValueError(f"{run} has no text encoder of its own: give a run of contrastive.py with text")
+        raise ValueError(f"{run} has no text encoder: give a run of contrastive.py with text")
     config = from_json(ContrastiveConfig, metadata["config"]["model"]).text
     params = {name: parts[name] for name in ("encoder", "pool") if name in parts}
     return FrozenTextEncoder(
@@ -114,7 +116,10 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
 
 
 def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
-    """The pretrained text encoder of a Hugging Face folder; ``options``: those that the checkpoint leaves open."""
+    """The pretrained text encoder of a Hugging Face folder.
+
+    ``options``: the configuration whose options are kept where the checkpoint does not decide them, such as dropout.
+    """
     config = dataclasses.replace(as_pretrained(options, read_pretrained_config("text", folder)), pool="own")
     module = make_encoder("text", config, {}, vocab_size=0, head="pool")
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
@@ -122,7 +127,7 @@ def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> 
 
 
 class FrozenNetworks(NamedTuple):
-    """The frozen networks that an experiment's flags ask for."""
+    """The frozen networks that the flags of an experiment name."""
 
     config: FrozenNetworksConfig
     text_encoder: FrozenTextEncoder | None
@@ -130,7 +135,7 @@ class FrozenNetworks(NamedTuple):
 
     @property
     def tokenize(self) -> TokenizeTransform | None:
-        """The tokenization that they need; None: any. See `same_tokens`."""
+        """The tokenization that these networks need; None: any. See `same_tokens`."""
         return same_tokens(self.captioner, self.text_encoder)
 
     def gan_arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -167,7 +172,7 @@ def load_text_encoder(
     config = _without_unused_features(config)
     if config.read_with is not None and folder is not None:
         raise ValueError(
-            "--read-with and --text-encoder both say what encodes the captions: give one of them"
+            "--read-with and --text-encoder both choose what encodes the captions: give one of them"
         )
     if config.read_with is None and folder is None:
         return config, None
@@ -202,7 +207,7 @@ def _without_unused_features(config: FrozenNetworksConfig) -> FrozenNetworksConf
 
 def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) -> FrozenEncoder | None:
     """The pretrained encoder of ``--image-encoder hf:PATH`` for images of ``shape``, whose tokens are those of the
-    patches; None: there is none."""
+    patches; None: the flag is not given."""
     folder = find_folders(config).get("image")
     if folder is None:
         return None
@@ -216,7 +221,7 @@ def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) ->
 def same_tokens(
     captioner: LoadedCaptioner | None, text_encoder: FrozenTextEncoder | None
 ) -> TokenizeTransform | None:
-    """The tokenization that both networks share; None: neither says how long texts are.
+    """The tokenization that both networks share; None: neither of them fixes the length of texts.
 
     Raises:
       ValueError: they have different tokenizers or lengths of text.

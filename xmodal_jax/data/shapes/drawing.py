@@ -106,14 +106,14 @@ def _heart_inside(x, y):
     r, cx, cy, _ = (np.float32(value) for value in _HEART)
     x, (nx, ny) = np.abs(x), np.float32(_heart_normal())
     u, v = x - cx, y - cy
-    far = np.sqrt(u * u + v * v)
+    distance = np.sqrt(u * u + v * v)
     notch = np.sqrt(x * x + (y - cy + np.sqrt(r * r - cx * cx)) ** 2)
     on_arc = (
-        cx * far + r * u >= 0
+        cx * distance + r * u >= 0
     )  # by direction from the disc's centre: beyond the notch its edge is no outline
     below = ny * u - nx * v < 0  # on the tangent's side of the centre
     within = np.minimum(
-        np.where(below, r - nx * u - ny * v, np.inf), np.where(on_arc & ~below, r - far, notch)
+        np.where(below, r - nx * u - ny * v, np.inf), np.where(on_arc & ~below, r - distance, notch)
     )
     outside = _heart(x, y)
     return np.where(outside < 0, -within, outside).astype(np.float32)

@@ -38,7 +38,7 @@ class _Options:
         check_at_least(self, 0, "cutout")
 
     def initial_variables(self) -> dict[str, Any]:
-        """What the augmentation adds to the GAN's variables."""
+        """The initial values of the GAN's variables that this augmentation updates, by name."""
         return {}
 
     def apply(self, images: Images, variables: dict[str, Any], keys: ExampleKeys) -> Images:
@@ -65,14 +65,14 @@ class DiffAugment(_Options):
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveAugment(_Options):
-    """ADA: transformations whose probability adapts to how sure the discriminator is of real images."""
+    """ADA: transformations whose probability rises when the discriminator becomes too sure of real images."""
 
     name: ClassVar[str] = "ada"
     needs_logits: ClassVar[bool] = True
     target: float = 0.6
     """Mean sign of the logits of real images that the probability is adapted to keep."""
     ramp: int = 500_000
-    """Number of images in which the probability can go from 0 to 1."""
+    """Number of images over which the probability can rise from 0 to 1."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -125,7 +125,7 @@ class ConditionEncoder:
     """Embeds the condition of a batch. This base class is the encoder of an unconditional GAN."""
 
     modalities: tuple[str, ...] = ("image",)
-    """What an example must have to count."""
+    """The modalities that an example must have to count in the losses."""
     width: int = 0
     """Dimensions of the condition's vector; 0: there is none."""
 
@@ -181,7 +181,7 @@ class ClassEncoder(ConditionEncoder):
         return Condition(jnp.zeros((1, self.width)))
 
     def init(self, key: Key) -> dict[str, Params]:
-        # The last row is for unknown labels: an index of -1 finds it.
+        # The last row is the embedding of unknown labels, which the index -1 selects.
         embedding = jax.random.normal(fold_in_name(key, "classes"), (self.classes + 1, self.width))
         return {"classes": {"embedding": embedding}}
 

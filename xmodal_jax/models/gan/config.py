@@ -48,8 +48,8 @@ class Reconstruction:
     pixel_scale: float = 0.15
     """Standard deviation of a pixel around its reconstruction; pixels lie in [-1, 1]."""
     kl_weight: float = 4.0
-    """Weight of the KL divergence of the inferred noise from its prior. Above 1, the noise tells less of what the
-    caption tells already."""
+    """Weight of the KL divergence of the inferred noise from its prior. Above 1, the noise repeats less of what the
+    caption already determines."""
 
     def __post_init__(self):
         check_at_least(self, 0, "weight", "kl_weight")

@@ -21,7 +21,7 @@ from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.inputs import DataSizes, FrozenCaptioner, FrozenEncoder, ImageInputs
-from xmodal_jax.models.gan.networks import SCORING_PARTS, GANNetworks, interpolate_conditions
+from xmodal_jax.models.gan.networks import LOGIT_PARTS, GANNetworks, interpolate_conditions
 from xmodal_jax.models.gan.objective import FeatureLoss, LogitLoss, Mismatched, adversarial_loss
 from xmodal_jax.models.gan.penalties import PenaltyInputs
 from xmodal_jax.models.towers import presence_masks
@@ -32,6 +32,7 @@ from xmodal_jax.types import GAN, Batch, Condition, ExampleKeys, Key, Params
 Aux = dict[str, Float[Array, ""]]
 Variables = dict[str, Any]
 LECAM_DECAY = 0.99
+"""Decay of the moving averages of logits, for the LeCam regularisation."""
 
 
 def make_gan(
@@ -48,7 +49,8 @@ def make_gan(
     """The conditional GAN of ``config`` for images of ``shape`` (height, width, channels); see `ConditionalGAN`.
 
     Args:
-      vocab_size, length: of captions, for the conditions "sentence" and "words".
+      vocab_size: tokens of the captions' vocabulary, for the conditions "sentence" and "words".
+      length: tokens of a caption, for the same.
       classes: number of classes, for the condition "class".
       text: parameters of a frozen text encoder, instead of one that each network trains.
       captioner: a frozen captioner, used as ``config.features`` says.
@@ -103,18 +105,28 @@ def _check_frozen(
 
 
 class DiscriminatorPass(NamedTuple):
-    """What one evaluation of the discriminator computes, for the terms of its loss."""
+    """One forward pass of the discriminator on real and generated images: what the terms of its loss are made of."""
 
     params: Params
+    """The discriminator's parameters, after spectral normalisation if there is one."""
     condition: Condition
+    """The batch's condition, by the discriminator's condition encoder."""
     real: ImageInputs
+    """Real images, augmented, with their frozen features."""
     fake: ImageInputs
+    """Generated images, augmented, with their frozen features."""
     real_keys: ExampleKeys
+    """Random keys of augmentation and dropout for the real images."""
     fake_keys: ExampleKeys
+    """The same for the generated images."""
     real_tokens: Float[Array, "batch length dim"]
+    """The discriminator's tokens of the real images."""
     real_scores: Float[Array, "batch outputs"]
+    """The critic's outputs for real images: one logit, or features (MMD-GANs)."""
     fake_scores: Float[Array, "batch outputs"]
+    """The critic's outputs for generated images."""
     present: Bool[Array, "batch"]
+    """Which examples count."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,21 +139,41 @@ class ConditionalGAN:
     With real images x, generated images y and their condition c, the discriminator minimises the mean over the global
     batch of
 
-    .. math:: L_D(x, y \mid c) + w_p P + w_r \, CE(c \mid x) + w_s \, NCE(x, c) + w_w \, NCE_{words}(x, c)
+    .. math:: L_D(x, y \mid c) + w_p P + w_l R_{LeCam} + w_r \, CE(c \mid x) + w_s \, NCE(x, c)
+              + w_w \, NCE_{words}(x, c)
 
-    and the generator :math:`L_G` with the same terms of y instead of x. CE is the auxiliary loss, by which the
-    discriminator predicts the condition; P is the penalty.
+    and the generator the mean of
 
-    aux of the discriminator: ``d_loss`` (adversarial loss), ``d_real`` and ``d_fake`` (mean scores), ``d_penalty``,
-    ``d_read`` (CE, nats per token or of the class), ``d_sentence``, ``d_word``, ``ada`` (probability of augmentation).
-    aux of the generator: ``g_loss`` (adversarial loss), ``g_read``, ``g_sentence``, ``g_word``, ``g_image``, ``g_kl``
-    (of conditioning augmentation), ``g_redescription`` (the captioner's cross-entropy, nats per token),
-    ``g_reconstruction`` (negative ELBO, which includes the weighted KL divergence, in nats per pixel and channel),
-    ``g_posterior_kl`` (nats per image) and ``g_perceptual``.
+    .. math:: L_G(y, x \mid c) + w_r \, CE(c \mid y) + w_s \, NCE(y, c) + w_w \, NCE_{words}(y, c)
+              + w_d \, CE_{captioner}(c \mid y) + w_v \, V(y, x) + w_f \, (1 - \cos(f(y), f(x)))
+              + w_i \, NCE(y, x) + KL(q(v \mid c) \| N(0, I))
+
+    Every term but the adversarial loss is optional. The metric that logs a term begins with ``d_`` in the
+    discriminator's aux and with ``g_`` in the generator's:
+
+    - :math:`L_D, L_G`: adversarial loss (``d_loss``, ``g_loss``), by ``objective``.
+    - P: gradient penalty (``d_penalty``), of weight ``penalty.weight``; :math:`R_{LeCam}` of weight ``lecam`` is not
+      logged.
+    - CE: auxiliary loss as in AC-GAN, by which the discriminator predicts the class or the caption from an image
+      (``d_read``, ``g_read``: nats of the class, or per token), of weight ``condition.auxiliary_weight``.
+    - NCE: contrastive losses (InfoNCE) with the weights of ``contrastive``: of images and conditions (``d_sentence``,
+      ``g_sentence``), of image regions and words (``d_word``, ``g_word``), and of generated images and the real images
+      of the same condition (``g_image``).
+    - :math:`CE_{captioner}`: redescription, a frozen captioner's cross-entropy of the caption (``g_redescription``,
+      nats per token), of weight ``features.redescription_weight``.
+    - V: reconstruction, the negative ELBO with its weighted KL divergence (``g_reconstruction``, nats per pixel and
+      channel; that divergence without its weight is ``g_posterior_kl``, nats per image), of weight
+      ``reconstruction.weight``. Every second image is a reconstruction, and only those have this term.
+    - f: features of a frozen network. The perceptual loss (``g_perceptual``) of reconstructions has the weight
+      ``features.perceptual_weight``.
+    - KL: of the vector v that conditioning augmentation draws (``g_kl``, nats per dimension), of weight 1.
+
+    The discriminator's aux also has ``d_real`` and ``d_fake`` (means of the critic's first output) and ``ada`` (the
+    probability of augmentation).
 
     ``variables`` holds ``batch_stats`` of the generator, ``spectral`` (vectors of the power iteration), ``logits``
-    (moving averages, for LeCam) and ``augment_probability`` (ADA); ``frozen`` the parameters of ``text``, ``captioner``
-    and ``image_encoder``, as far as there are such.
+    (moving averages, for LeCam) and ``augment_probability`` (ADA); ``frozen`` holds the parameters of ``text``,
+    ``captioner`` and ``image_encoder``: of those that are used.
     """
 
     config: GANConfig
@@ -168,7 +200,7 @@ class ConditionalGAN:
         variables: Variables = {"batch_stats": batch_stats}
         if self.config.spectral:
             variables["spectral"] = spectral_vectors(
-                fold_in_name(key, "spectral"), _scoring(params["discriminator"])
+                fold_in_name(key, "spectral"), _logit_params(params["discriminator"])
             )
         if self.config.lecam:
             variables["logits"] = {"real": jnp.float32(0.0), "fake": jnp.float32(0.0)}
@@ -177,21 +209,27 @@ class ConditionalGAN:
         return params, variables
 
     def predict(self, params: Params, batch: Batch) -> Float[Array, "batch height width channels"]:
-        """Images of the batch's condition and ``noise``; see `types.GAN`."""
+        """Images of the batch's condition and its ``noise [B, Z]``; see `types.GAN`.
+
+        If the batch also holds ``toward_NAME`` for the fields of a second condition (``toward_label``, or
+        ``toward_text`` and ``toward_text_mask``), the condition is interpolated linearly: ``blend [B]`` is the weight
+        of the second one, from 0 to 1.
+        """
         generator, frozen = params["generator"], params.get("frozen")
         batch_stats = params["variables"].get("batch_stats", {})  # empty ones are not in checkpoints
         condition, _ = self.networks.generator_condition(generator, frozen, batch, None)
-        targets = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
-        if targets:
-            end, _ = self.networks.generator_condition(generator, frozen, {**batch, **targets}, None)
-            condition = interpolate_conditions(condition, end, batch["blend"])
+        second_fields = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
+        if second_fields:
+            second_batch, interpolation_weight = {**batch, **second_fields}, batch["blend"]
+            second_condition, _ = self.networks.generator_condition(generator, frozen, second_batch, None)
+            condition = interpolate_conditions(condition, second_condition, interpolation_weight)
         return self.networks.generate(generator, batch_stats, condition, batch["noise"], None)[0]
 
     def constrain(self, discriminator: Params) -> Params:
         """The discriminator's parameters with clipped weights, if ``config.clip`` is set."""
         if not self.config.clip:
             return discriminator
-        return {**discriminator, **clip_weights(_scoring(discriminator), self.config.clip)}
+        return {**discriminator, **clip_weights(_logit_params(discriminator), self.config.clip)}
 
     # -- generator --
 
@@ -205,10 +243,11 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[dict[str, Array], Variables]:
-        """``{"image", ...}`` of the batch's conditions; with a reconstruction every second one is of inferred noise."""
+        """``{"image", ...}``: images of the batch's conditions, of random noise. With ``config.reconstruction`` every
+        second one is generated from noise that is inferred from the real image."""
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
-        reconstruct = self._reconstruct_mask(batch)
-        return self._generate(generator, variables, batch, keys, reconstruct, frozen, axis_name)
+        reconstruct_mask = self._reconstruct_mask(batch)
+        return self._generate(generator, variables, batch, keys, reconstruct_mask, frozen, axis_name)
 
     def pretrain_generator(
         self,
@@ -222,15 +261,15 @@ class ConditionalGAN:
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
         """The reconstruction loss of all images, which needs no discriminator."""
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
-        reconstruct = jnp.ones(len(batch["index"]), bool)
+        reconstruct_mask = jnp.ones(len(batch["index"]), bool)
         generated, variables = self._generate(
-            generator, variables, batch, keys, reconstruct, frozen, axis_name
+            generator, variables, batch, keys, reconstruct_mask, frozen, axis_name
         )
         loss, aux = self._reconstruction_loss(generated, batch, self._present(batch), axis_name)
         return loss, (aux, variables)
 
-    def _generate(self, generator, variables, batch, keys, reconstruct, frozen, axis_name):
-        """Images of random noise, or where ``reconstruct`` of the noise inferred from the batch's images."""
+    def _generate(self, generator, variables, batch, keys, reconstruct_mask, frozen, axis_name):
+        """Images of random noise; where ``reconstruct_mask [B]``, of noise inferred from the batch's real images."""
         networks = dataclasses.replace(self.networks, axis_name=axis_name)
         size = (self.config.generator.noise,)
         noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
@@ -239,12 +278,14 @@ class ConditionalGAN:
             inputs = self._posterior_inputs(batch, frozen)
             posterior_keys = fold_in_name(keys, "posterior")
             inferred, kl = networks.infer_noise(generator, condition, inputs, noise, posterior_keys)
-            noise = jnp.where(reconstruct[:, None], inferred, noise)
+            noise = jnp.where(reconstruct_mask[:, None], inferred, noise)
             generated = {**generated, "posterior_kl": kl}
         image, batch_stats = networks.generate(generator, variables["batch_stats"], condition, noise, keys)
         return {**generated, "image": image}, {**variables, "batch_stats": batch_stats}
 
     def _posterior_inputs(self, batch: Batch, frozen: Params | None) -> ImageInputs:
+        """Real images as the posterior of the noise takes them, with frozen features and the captioner's attention if
+        these are used."""
         inputs = self._with_tokens(to_float(batch["image"]), frozen)
         uses_words = self.config.generator.composes_objects and self.config.condition.uses_words
         if not (self.networks.word_attention and uses_words):
@@ -253,13 +294,14 @@ class ConditionalGAN:
         return inputs._replace(word_attention=attention)
 
     def _reconstruct_mask(self, batch: Batch) -> Bool[Array, "batch"]:
-        """Which images are reconstructed: every second one of each part that a discriminator's step takes."""
+        """Which images are reconstructed: every second one of each part of the batch that a discriminator's step
+        takes."""
         return (batch["index"] // self.config.d_steps) % 2 == 0
 
-    def _reconstruction_loss(self, generated, batch, reconstructed, axis_name):
-        """Weighted negative ELBO of the ``reconstructed`` images, and its aux."""
+    def _reconstruction_loss(self, generated, batch, has_reconstruction, axis_name):
+        """Weighted negative ELBO, a mean over the images with ``has_reconstruction [B]``, and its aux."""
         options = self.config.reconstruction
-        mean = functools.partial(_mean, present=reconstructed, axis_name=axis_name)
+        mean = functools.partial(_mean, present=has_reconstruction, axis_name=axis_name)
         squared_error = jnp.square(generated["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
         kl = generated["posterior_kl"]
         nats = squared_error / (2.0 * options.pixel_scale**2) + options.kl_weight * kl
@@ -289,7 +331,7 @@ class ConditionalGAN:
         fake = self._discriminator_inputs(generated["image"], variables, frozen, keys)
         fake_tokens = networks.image_tokens(params, fake, keys)
         fake_scores = networks.score(params, fake_tokens, condition.vector)
-        # Few objectives need the real images; the compiler removes what is not used.
+        # Few objectives need scores of real images; the compiler removes them where they are not used.
         real_keys = fold_in_name(keys, "real")
         real = self._discriminator_inputs(to_float(batch["image"]), variables, frozen, real_keys)
         real_tokens = networks.image_tokens(params, real, real_keys)
@@ -299,26 +341,38 @@ class ConditionalGAN:
         terms = self._condition_losses(params, fake_tokens, condition, batch, present, axis_name)
         for name, (value, weight) in terms.items():
             aux[f"g_{name}"], loss = value, loss + weight * value
-        loss, aux = self._add_frozen_losses(loss, aux, generated, fake, batch, present, frozen, axis_name)
+        loss, aux = self._add_feature_and_reconstruction_losses(
+            loss, aux, generated, fake, batch, present, frozen, axis_name
+        )
         if self.config.contrastive.image_weight:
-            tokens = fake_tokens, real_tokens
-            a, b = (networks.contrastive_embeddings(params, x, condition).image for x in tokens)
+            # Each generated image is to be nearer to the real image of its condition than to the others.
+            fake_embedding, real_embedding = (
+                networks.contrastive_embeddings(params, tokens, condition).image
+                for tokens in (fake_tokens, real_tokens)
+            )
             options = dict(present=present, duplicates="ignore", axis_name=axis_name)
-            aux["g_image"] = mean(info_nce(a, b, temperature=self.config.contrastive.temperature, **options))
+            options["temperature"] = self.config.contrastive.temperature
+            aux["g_image"] = mean(info_nce(fake_embedding, real_embedding, **options))
             loss = loss + self.config.contrastive.image_weight * aux["g_image"]
         if self.config.generator.conditioning:
             aux["g_kl"] = mean(generated["kl"])
             loss = loss + aux["g_kl"]
         return loss, jax.lax.stop_gradient(aux)
 
-    def _add_frozen_losses(self, loss, aux, generated, fake, batch, present, frozen, axis_name):
-        """The generator's loss with redescription, reconstruction and perceptual loss added, in this order."""
-        image, features = generated["image"], self.config.features
-        perceptual_weight = 0.0 if features is None else features.perceptual_weight
+    def _add_feature_and_reconstruction_losses(
+        self, loss, aux, generated, fake, batch, present, frozen, axis_name
+    ):
+        """The generator's loss with redescription, reconstruction and perceptual loss added, in this order.
+
+        Redescription and perceptual loss are computed from frozen features of the generated images.
+        """
+        image, feature_config = generated["image"], self.config.features
+        perceptual_weight = 0.0 if feature_config is None else feature_config.perceptual_weight
         if self.captioner is not None or perceptual_weight:
-            # Where the discriminator has the features of the same image, they are computed and differentiated once.
-            same = features.projected and self.config.augmentation is None
-            tokens = fake.tokens if same else self._extract(image, frozen)
+            # The discriminator's inputs already hold these features if it gets frozen features of images without
+            # augmentation. Sharing them computes and differentiates the frozen network once.
+            discriminator_uses_same_features = feature_config.projected and self.config.augmentation is None
+            tokens = fake.tokens if discriminator_uses_same_features else self._image_features(image, frozen)
         if self.captioner is not None:
             mask = batch.get("text_mask", batch["text"] != 0)
             captioner_tokens = (
@@ -326,15 +380,17 @@ class ConditionalGAN:
             )
             nats = self.captioner.cross_entropy(frozen["captioner"], captioner_tokens, batch["text"], mask)
             aux["g_redescription"] = _mean(nats, present, axis_name)
-            loss = loss + features.redescription_weight * aux["g_redescription"]
-        reconstructed = present & self._reconstruct_mask(batch)
+            loss = loss + feature_config.redescription_weight * aux["g_redescription"]
+        has_reconstruction = present & self._reconstruct_mask(batch)
         if self.config.reconstruction is not None:
-            part, part_aux = self._reconstruction_loss(generated, batch, reconstructed, axis_name)
-            aux, loss = aux | part_aux, loss + part
+            reconstruction_loss, reconstruction_aux = self._reconstruction_loss(
+                generated, batch, has_reconstruction, axis_name
+            )
+            aux, loss = aux | reconstruction_aux, loss + reconstruction_loss
         if perceptual_weight:
-            real_tokens = self._extract(to_float(batch["image"]), frozen)
+            real_tokens = self._image_features(to_float(batch["image"]), frozen)
             cosine = (l2_normalize(tokens) * l2_normalize(real_tokens)).sum(axis=-1).mean(axis=-1)
-            aux["g_perceptual"] = _mean(1.0 - cosine, reconstructed, axis_name)
+            aux["g_perceptual"] = _mean(1.0 - cosine, has_reconstruction, axis_name)
             loss = loss + perceptual_weight * aux["g_perceptual"]
         return loss, aux
 
@@ -357,13 +413,13 @@ class ConditionalGAN:
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
         mean = functools.partial(_mean, present=present, axis_name=axis_name)
         params, variables = self._normalize_weights(discriminator, dict(variables))
-        passed = self._score_both(networks, params, variables, batch, generated, keys, present, frozen)
-        mismatched = self._score_mismatched(networks, passed, batch, axis_name)
-        real, fake = passed.real_scores, passed.fake_scores
+        forward = self._score_both(networks, params, variables, batch, generated, keys, present, frozen)
+        mismatched = self._score_mismatched(networks, forward, batch, axis_name)
+        real, fake = forward.real_scores, forward.fake_scores
         loss = self.adversarial.discriminator(real, fake, mismatched, present, axis_name)
         aux = {"d_loss": loss, "d_real": mean(real[:, 0]), "d_fake": mean(fake[:, 0])}
         if self.config.penalty is not None:
-            aux["d_penalty"] = self._penalty(networks, passed, keys, step, axis_name)
+            aux["d_penalty"] = self._penalty(networks, forward, keys, step, axis_name)
             loss = loss + self.config.penalty.weight * aux["d_penalty"]
         if self.config.lecam:
             lecam, variables["logits"] = self._lecam(
@@ -377,14 +433,14 @@ class ConditionalGAN:
                 probability, real[:, 0], present, axis_name
             )
         terms = self._condition_losses(
-            params, passed.real_tokens, passed.condition, batch, present, axis_name
+            params, forward.real_tokens, forward.condition, batch, present, axis_name
         )
         for name, (value, weight) in terms.items():
             aux[f"d_{name}"], loss = value, loss + weight * value
         return loss, (jax.lax.stop_gradient(aux), variables)
 
     def _score_both(self, networks, params, variables, batch, generated, keys, present, frozen):
-        """The discriminator's scores of real and of generated images."""
+        """Scores of real and of generated images, with what they were computed from."""
         condition = networks.encode_condition(params, frozen, batch, keys)
         real_keys, fake_keys = fold_in_name(keys, "real"), fold_in_name(keys, "made")
         real = self._discriminator_inputs(to_float(batch["image"]), variables, frozen, real_keys)
@@ -405,43 +461,43 @@ class ConditionalGAN:
             present,
         )
 
-    def _score_mismatched(self, networks, passed: DiscriminatorPass, batch, axis_name) -> Mismatched | None:
-        """Scores of real images with the condition of the example before it in the global batch."""
+    def _score_mismatched(self, networks, forward: DiscriminatorPass, batch, axis_name) -> Mismatched | None:
+        """Scores of each real image with the condition of the previous example in the global batch."""
         if not self.config.condition.matching_aware:
             return None
         previous = functools.partial(collectives.roll_batch, axis_name=axis_name)
-        other, ids = previous(passed.condition.vector), self.networks.condition_encoder.ids(batch)
-        scores = networks.score(passed.params, passed.real_tokens, other)
-        return Mismatched(scores, passed.present & previous(passed.present) & (ids != previous(ids)))
+        other, ids = previous(forward.condition.vector), self.networks.condition_encoder.ids(batch)
+        scores = networks.score(forward.params, forward.real_tokens, other)
+        return Mismatched(scores, forward.present & previous(forward.present) & (ids != previous(ids)))
 
-    def _penalty(self, networks, passed: DiscriminatorPass, keys, step, axis_name) -> Float[Array, ""]:
-        """The gradient penalty: 0 at the steps at which it is not due."""
-        penalty, scores = self.config.penalty, (passed.real_scores, passed.fake_scores)
+    def _penalty(self, networks, forward: DiscriminatorPass, keys, step, axis_name) -> Float[Array, ""]:
+        """The gradient penalty; with ``every`` = n, n times the penalty at every n-th step, else 0."""
+        penalty, scores = self.config.penalty, (forward.real_scores, forward.fake_scores)
 
         def critic(x, vector=None, keys=None):
-            vector = passed.condition.vector if vector is None else vector
-            keys = passed.real_keys if keys is None else keys
-            outputs = networks.score(passed.params, networks.image_tokens(passed.params, x, keys), vector)
-            return self.adversarial.critic_value(outputs, *scores, passed.present, axis_name)
+            vector = forward.condition.vector if vector is None else vector
+            keys = forward.real_keys if keys is None else keys
+            outputs = networks.score(forward.params, networks.image_tokens(forward.params, x, keys), vector)
+            return self.adversarial.critic_value(outputs, *scores, forward.present, axis_name)
 
         def value():
-            vector, penalty_keys = passed.condition.vector, fold_in_name(keys, "penalty")
+            vector, penalty_keys = forward.condition.vector, fold_in_name(keys, "penalty")
             inputs = PenaltyInputs(
                 critic,
-                passed.real,
-                passed.fake,
+                forward.real,
+                forward.fake,
                 vector,
-                passed.fake_keys,
+                forward.fake_keys,
                 penalty_keys,
-                passed.present,
+                forward.present,
                 axis_name,
             )
-            return _mean(penalty.terms(inputs), passed.present, axis_name)
+            return _mean(penalty.terms(inputs), forward.present, axis_name)
 
         if penalty.every == 1:
             return value()
-        nothing = lambda: 0.0 * _mean(passed.real_scores[:, 0], passed.present, axis_name)
-        return penalty.every * jax.lax.cond(step % penalty.every == 0, value, nothing)
+        zero = lambda: 0.0 * _mean(forward.real_scores[:, 0], forward.present, axis_name)
+        return penalty.every * jax.lax.cond(step % penalty.every == 0, value, zero)
 
     @staticmethod
     def _lecam(real, fake, averages, mean, axis_name):
@@ -463,7 +519,7 @@ class ConditionalGAN:
         if not self.config.spectral:
             return params, variables
         normalized, vectors = spectral_normalize(
-            _scoring(params), variables["spectral"], iterations=iterations
+            _logit_params(params), variables["spectral"], iterations=iterations
         )
         return {**params, **normalized}, {**variables, "spectral": vectors}
 
@@ -474,17 +530,21 @@ class ConditionalGAN:
         return self._with_tokens(image, frozen)
 
     def _with_tokens(self, image, frozen) -> ImageInputs:
+        """Images, with features of the frozen network if the discriminator gets those (``features.projected``)."""
         projected = self.config.features is not None and self.config.features.projected
-        return ImageInputs(image, self._extract(image, frozen) if projected else None)
+        return ImageInputs(image, self._image_features(image, frozen) if projected else None)
 
-    def _extract(self, image, frozen) -> Float[Array, "batch length dim"]:
+    def _image_features(self, image, frozen) -> Float[Array, "batch length dim"]:
         """Tokens of the frozen image encoder or, without one, of the frozen captioner."""
         if self.image_encoder is not None:
             return self.image_encoder.encode(frozen["image_encoder"], image)
         return self.captioner.encode(frozen["captioner"], image)
 
     def _condition_losses(self, params, tokens, condition, batch, present, axis_name):
-        """Losses that tie images to their conditions, by name: ``(value, weight)``."""
+        """Auxiliary and contrastive losses between images and their conditions, as ``{name: (value, weight)}``.
+
+        ``tokens``: the discriminator's, of real images in its own loss and of generated ones in the generator's.
+        """
         networks, weights, losses = self.networks, self.config.contrastive, {}
         mean = functools.partial(_mean, present=present, axis_name=axis_name)
         if self.config.condition.auxiliary_weight:
@@ -510,6 +570,7 @@ def _mean(
     return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
 
 
-def _scoring(discriminator: Params) -> dict[str, Any]:
-    """The parameters that images pass through on the way to their score."""
-    return {name: discriminator[name] for name in SCORING_PARTS if name in discriminator}
+def _logit_params(discriminator: Params) -> dict[str, Any]:
+    """The parameters of the layers that compute the real/fake logit from an image (of MMD-GANs the features), without
+    the auxiliary heads and the condition encoder. Spectral normalisation and clipping change these alone."""
+    return {name: discriminator[name] for name in LOGIT_PARTS if name in discriminator}

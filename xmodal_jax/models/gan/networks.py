@@ -24,8 +24,8 @@ from xmodal_jax.types import Batch, Condition, ExampleKeys, Key, Params
 GeneratorCondition = Condition | ObjectEmbeddings
 """A condition as the generator takes it; one that composes objects takes their embeddings."""
 
-SCORING_PARTS = ("trunk", "critic", "sight")
-"""The discriminator's parts that images pass through on the way to its score."""
+LOGIT_PARTS = ("trunk", "critic", "sight")
+"""The discriminator's parts that compute the real/fake logit from an image; not the auxiliary heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,14 +185,14 @@ class GANNetworks:
         noise: Float[Array, "batch noise"],
         keys: ExampleKeys,
     ) -> tuple[Float[Array, "batch noise"], Float[Array, "batch"]]:
-        """A sample of the generator's noise given images, made with standard normal ``noise``, and the KL divergence of
-        its posterior from N(0, I) in nats."""
+        """A sample of the posterior of the generator's noise given images, reparametrised with standard normal
+        ``noise``, and the posterior's KL divergence from N(0, I) in nats."""
         posterior_inputs = self._posterior_inputs(inputs, condition)
         mean, log_variance = self.posterior.apply(
             {"params": params["posterior"]}, *posterior_inputs, keys=keys
         )
         if isinstance(condition, ObjectEmbeddings):
-            # The posterior is one of boxes: map it to the noise that the generator's layout makes them of.
+            # This posterior is of boxes: convert it to one of the noise that the generator's layout maps to boxes.
             sample = mean + jnp.exp(0.5 * log_variance) * noise
             moments = functools.partial(
                 self.generator.apply, {"params": params["net"]}, method="prior_moments"
@@ -251,6 +251,6 @@ def _normalize_rms(tokens):
 def interpolate_conditions(
     start: GeneratorCondition, end: GeneratorCondition, fraction: Float[Array, "batch"]
 ) -> GeneratorCondition:
-    """Linear interpolation of two conditions, ``fraction`` of the way; a word is present if it is in either."""
+    """``start + fraction (end - start)`` of all vectors; a word is present if it is in either condition."""
     mix = lambda x, y: x + fraction.reshape(-1, *[1] * (x.ndim - 1)) * (y - x)
     return jax.tree.map(lambda x, y: x | y if x.dtype == bool else mix(x, y), start, end)

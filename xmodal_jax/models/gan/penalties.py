@@ -23,13 +23,15 @@ from xmodal_jax.types import ExampleKeys
 
 
 class PenaltyInputs(NamedTuple):
-    """What a penalty is a function of."""
+    """What a penalty is computed from."""
 
     critic: Callable[..., Float[Array, "batch"]]
     """``critic(inputs, vector=None, keys=None)``: the discriminator's output for `ImageInputs`, one number per example.
-    None stands for the condition's vector, and for the random keys of real images."""
+    ``vector`` None: that of the batch's condition. ``keys`` None: the random keys of real images."""
     real: ImageInputs
+    """The discriminator's inputs of real images."""
     fake: ImageInputs
+    """The discriminator's inputs of generated images."""
     vector: Float[Array, "batch dim"] | None
     """The condition's vector; None: there is no condition."""
     fake_keys: ExampleKeys
@@ -37,6 +39,7 @@ class PenaltyInputs(NamedTuple):
     keys: ExampleKeys
     """Random keys of the penalty."""
     present: jax.Array
+    """Which examples count, bool ``[B]``."""
     axis_name: AxisName
 
 
@@ -48,7 +51,7 @@ class _Options:
     """Weight of the penalty in the discriminator's loss. Usual are 10 for gp (1 for MMD-GANs) and dragan, 5 to 10 for
     r1, 1 for ma_gp."""
     every: int = 1
-    """Compute the penalty at every so many steps, times their number (lazy regularisation)."""
+    """n: compute the penalty at every n-th step only, multiplied by n (lazy regularisation)."""
     needs_condition: ClassVar[bool] = False
 
     def __post_init__(self):

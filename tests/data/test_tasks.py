@@ -40,6 +40,15 @@ def test_questions_of_motion_need_a_video():
         Questions(SpokenShapes(size=4, modalities=("text",)))
 
 
+def test_questions_are_about_further_images_too_and_commands_refuse_them(tmp_path):
+    source = Questions(SpokenShapes(size=4, modalities=("text", "image", "image_sketch")))
+    assert source.modalities == ("text", "image", "image_sketch")
+    batch = source.batch(np.arange(3))
+    assert batch["image_sketch"].shape == batch["image"].shape
+    with pytest.raises(ValueError, match="leave 'image_sketch' out of --modalities"):
+        Commands(SpokenShapes(size=4, modalities=("image", "image_sketch"), audio_cache=tmp_path))
+
+
 def test_commands_are_spoken_and_name_what_is_there(tmp_path):
     scenes = SpokenShapes("test", size=12, audio_cache=tmp_path, max_seconds=3.0)
     source = Commands(scenes)

@@ -15,6 +15,7 @@ from xmodal_jax.data.shapes.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, T
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.shapes.speech import Utterances, add_noise, synthesize_all
 from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.types import MODALITIES, kind_of
 
 
 class SceneTask(Source):
@@ -88,9 +89,10 @@ class GroupedByScene(Source):
 class Questions(SceneTask):
     """One example per scene and question about it.
 
-    A batch holds the scene's ``image`` or ``video`` (whichever ``scenes`` has), the question as ``caption``, the answer
-    as ``label`` int32 ``[B]`` (an index into `ANSWERS`), ``kind`` int32 ``[B]`` (into `QUESTION_KINDS`) and the scene's
-    number, ``scene`` int32 ``[B]``. ``both_ways``: see `questions.scene_questions`; training uses it.
+    A batch holds the scene's images and videos (those that ``scenes`` has, such as ``image_sketch``), the question as
+    ``caption``, the answer as ``label`` int32 ``[B]`` (an index into `ANSWERS`), ``kind`` int32 ``[B]`` (into
+    `QUESTION_KINDS`) and the scene's number, ``scene`` int32 ``[B]``. ``both_ways``: see `questions.scene_questions`;
+    training uses it.
 
     Raises:
       ValueError: the scenes have neither images nor videos.
@@ -102,7 +104,7 @@ class Questions(SceneTask):
     needs_scenes = False
 
     def __init__(self, scenes: SpokenShapes, *, both_ways: bool = False):
-        visual = tuple(m for m in scenes.modalities if m in ("image", "video"))
+        visual = tuple(m for m in scenes.modalities if kind_of(m) in ("image", "video"))
         if not visual:
             raise ValueError(
                 f"questions are about pictures or videos; the scenes have {', '.join(scenes.modalities)}"
@@ -157,6 +159,8 @@ class Commands(SceneTask):
     needs_scenes = True
 
     def __init__(self, scenes: SpokenShapes):
+        if others := [m for m in scenes.modalities if m not in MODALITIES]:
+            raise ValueError(f"commands are about the image alone: leave {others[0]!r} out of --modalities")
         self.scenes = dataclasses.replace(scenes, modalities=("image",))
         every = np.arange(len(scenes))
         factors, by_scene = self.scenes.factors(every), self.scenes.commands_for(every)

@@ -208,7 +208,7 @@ def run_ours(bench: Bench, name: str, setting: str, seed: int) -> dict[str, floa
     params, ms = bench.fit(vae.method, adam, setting, seed, c.steps)
     evaluator = LatentEvaluator(vae, config, bench.judges, seed=seed)
     infer, decode = jax.jit(vae.infer), jax.jit(vae.decode)
-    decode_shared = jax.jit(lambda p, z, k: vae.decode(p, vae.expand_shared(p, z, k), None))
+    decode_shared = jax.jit(lambda p, z, k: vae.decode(p, vae.decoder_latents(p, z, k), None))
 
     def as_images(generated) -> Images:
         return {m: np.asarray(jnp.round(255 * x[0]).astype(jnp.uint8)) for m, x in generated.items()}

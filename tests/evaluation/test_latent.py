@@ -104,7 +104,7 @@ def test_missing_modalities_are_neither_judged_nor_compared():
     assert found["cross/fid"] == pytest.approx(expected, rel=1e-4)
     draws = {"prior": np.stack([labels, 0 * labels], axis=1)}
     explorer.vae = explorer.vae._replace(
-        expand_shared=lambda p, shared, key: painters.make_painter(IMAGES).expand_shared(p, shared, None)
+        decoder_latents=lambda p, shared, key: painters.make_painter(IMAGES).decoder_latents(p, shared, None)
     )
     found = scores.joint_metrics(explorer, {}, {}, draws, real)
     own = [labels[present[m]] for m in IMAGES]

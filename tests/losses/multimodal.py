@@ -113,7 +113,7 @@ class Case(NamedTuple):
     """Components of the prior; 0: standard."""
     family: type = Normal
     chooses: str = ""
-    """What of the world `draw_option` and `draw_options` find."""
+    """What of the world `draw_uniform_index` and `draw_allowed` find."""
     sizes: tuple[int, int] = (1, 0)
     """Of the subsets they choose from: the smallest, and the largest less the number of modalities."""
     experts: bool = True
@@ -205,7 +205,7 @@ def terms_of(case: Case, t, beta=None) -> ObjectiveTerms:
 
     # What nets draw themselves goes by another name.
     patch = dict(
-        draw_option=lambda *args: several(*args, 1)[0], draw_options=several,
+        draw_uniform_index=lambda *args: several(*args, 1)[0], draw_allowed=several,
         modality_dropout=lambda keys, present, rate: t["seen"] if rate else present,
     )  # fmt: skip
     distribution_noise = mock.patch.object(distributions, "standard_noise", noise)

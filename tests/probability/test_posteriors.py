@@ -287,14 +287,14 @@ EVERY = jnp.asarray(np.broadcast_to(ALLOWED[:, None], (5, COUNT)))
 
 
 def test_every_allowed_option_is_as_likely():
-    found = np.asarray(posteriors.draw_option(KEYS, "expert", EVERY))
+    found = np.asarray(posteriors.draw_uniform_index(KEYS, "expert", EVERY))
     counts = np.bincount(found, minlength=5)
     assert counts[1] == 0
     assert scipy.stats.chisquare(counts[ALLOWED]).pvalue > 1e-3
 
 
 def test_every_allowed_order_is_as_likely():
-    found = np.asarray(posteriors.draw_options(KEYS, "subsets", EVERY, 2))
+    found = np.asarray(posteriors.draw_allowed(KEYS, "subsets", EVERY, 2))
     assert found.shape == (2, COUNT)
     pairs, counts = np.unique(found, axis=1, return_counts=True)
     assert {tuple(p) for p in pairs.T} == set(itertools.permutations([0, 2, 3, 4], 2))
@@ -305,8 +305,8 @@ def test_every_allowed_order_is_as_likely():
 def test_several_are_different_and_allowed_as_long_as_there_are_any(seed, count):
     keys = example_keys(jax.random.key(seed), jnp.arange(11))
     allowed = np.random.default_rng(seed).random((5, 11)) < 0.5
-    found = np.asarray(posteriors.draw_options(keys, "x", jnp.asarray(allowed), count))
-    one = np.asarray(posteriors.draw_option(keys, "x", jnp.asarray(allowed)))
+    found = np.asarray(posteriors.draw_allowed(keys, "x", jnp.asarray(allowed), count))
+    one = np.asarray(posteriors.draw_uniform_index(keys, "x", jnp.asarray(allowed)))
     for b in range(11):
         assert len(set(found[:, b])) == count
         assert allowed[found[:, b], b].sum() == min(count, allowed[:, b].sum())
@@ -317,8 +317,8 @@ def test_several_are_different_and_allowed_as_long_as_there_are_any(seed, count)
 def test_choices_belong_to_the_example_and_the_name():
     few, order = KEYS[:101], RNG.permutation(101)
     for draw in (
-        lambda keys, name: posteriors.draw_option(keys, name, EVERY[:, :101])[None],
-        lambda keys, name: posteriors.draw_options(keys, name, EVERY[:, :101], 3),
+        lambda keys, name: posteriors.draw_uniform_index(keys, name, EVERY[:, :101])[None],
+        lambda keys, name: posteriors.draw_allowed(keys, name, EVERY[:, :101], 3),
     ):
         found = draw(few, "a")
         np.testing.assert_array_equal(draw(few[order], "a"), found[:, order])

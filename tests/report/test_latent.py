@@ -271,9 +271,9 @@ def test_pictures_of_any_sizes_are_on_one_sheet(tmp_path, sides):
 def test_joint_draws_show_all_modalities_of_one_code():
     names = ("image", "text", "label")
     explorer, report = explore(names), Report("t")
-    unfold = explorer.vae.expand_shared
+    unfold = explorer.vae.decoder_latents
     explorer.vae = explorer.vae._replace(
-        expand_shared=lambda params, shared, key: unfold(params, shared, None)
+        decoder_latents=lambda params, shared, key: unfold(params, shared, None)
     )
     draws = {
         "prior": np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
@@ -428,12 +428,12 @@ def test_parameters_reach_the_model(tmp_path):
     """What is shown depends on them."""
     explorer = explore(("image", "label"))
     infer, decode = explorer.vae.infer, explorer.vae.decode
-    unfold = explorer.vae.expand_shared
+    unfold = explorer.vae.decoder_latents
     add = lambda p, z: z.at[..., 0].add(p["shift"])
     explorer.vae = explorer.vae._replace(
         infer=lambda p, *a: jax.tree.map(lambda x: x + 0 * p["shift"], infer(p, *a)),
         decode=lambda p, z, key: decode(p, add(p, z), key),
-        expand_shared=lambda p, shared, key: unfold(p, shared, None) + 0 * p["shift"],
+        decoder_latents=lambda p, shared, key: unfold(p, shared, None) + 0 * p["shift"],
     )
     data, params = source(("image", "label"), np.array([0])), {"shift": jnp.ones(())}
     report = Report("t")

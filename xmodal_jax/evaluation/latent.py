@@ -206,7 +206,7 @@ class LatentEvaluator:
 
     def _judge_draws(self, params, batch) -> JudgeOutputs:
         key = jax.random.fold_in(self.key, batch["index"][0])
-        return self._judge_generated(params, self.vae.expand_shared(params["vae"], batch["shared"], key))
+        return self._judge_generated(params, self.vae.decoder_latents(params["vae"], batch["shared"], key))
 
     # The same for whole data sets.
 

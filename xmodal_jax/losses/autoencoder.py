@@ -80,13 +80,16 @@ def importance_weighted(
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
-    z, posterior, zeros = draw_latents(inputs, samples), inputs.posterior, ()
+    z, posterior, gradient_probes = draw_latents(inputs, samples), inputs.posterior, ()
     if estimator == "dreg":
-        z, *zeros = deferred_gradient_scale(z)
+        z, *gradient_probes = deferred_gradient_scale(z)
         posterior = detach(posterior)
     log_likelihood, ratio = inputs.log_likelihood(z), prior_log_ratio(posterior, inputs.prior, z)
     log_weights = log_likelihood + jnp.broadcast_to(beta, inputs.present.shape)[None] * ratio
-    bound = doubly_reparametrized_bound(log_weights, *zeros) if zeros else importance_bound(log_weights)
+    if estimator == "dreg":
+        bound = doubly_reparametrized_bound(log_weights, *gradient_probes)
+    else:
+        bound = importance_bound(log_weights)
     mean = lambda x: lax.stop_gradient(x.mean(axis=0))
     return ObjectiveTerms(-bound, {"reconstruction": -mean(log_likelihood), "kl": -mean(ratio)})
 

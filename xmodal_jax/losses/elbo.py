@@ -80,11 +80,11 @@ def kl_with_free_bits(
 
 @jax.custom_vjp
 def deferred_gradient_scale(z: Float[Array, "*rows dim"]) -> tuple[Array, Array, Array]:
-    """``z`` and two arrays of zeros ``[*rows]``, through which a factor that is computed later scales its gradient.
+    """``z`` and two gradient probes, zeros ``[*rows]``, by which a factor that is computed later scales z's gradient.
 
-    Let a and b be the cotangents of the two zeros: the gradient that arrives at z is multiplied by ``a / b``. A loss
-    that adds ``w * scale_zero + one_zero`` beside every term that depends on z thus scales z's gradient by ``w``,
-    although ``w`` is itself a function of z. `doubly_reparametrized_bound` uses it.
+    The gradient that arrives at z is multiplied by ``a / b``, where a and b are the gradients of the loss with respect
+    to the two probes. A loss that adds ``w * weight_probe + unit_probe`` to every term that depends on z thus scales
+    z's gradient by ``w``, although ``w`` is itself a function of z. `doubly_reparametrized_bound` uses it.
     """
     zeros = jnp.zeros(z.shape[:-1], z.dtype)
     return z, zeros, zeros
@@ -109,8 +109,8 @@ def importance_bound(log_weights: Float[Array, "k *rows"]) -> Float[Array, "*row
 
 def doubly_reparametrized_bound(
     log_weights: Float[Array, "k *rows"],
-    scale_zero: Float[Array, "k *rows"],
-    one_zero: Float[Array, "k *rows"],
+    weight_probe: Float[Array, "k *rows"],
+    unit_probe: Float[Array, "k *rows"],
 ) -> Float[Array, "*rows"]:
     """`importance_bound` with the doubly reparametrized gradient, DReG (Tucker et al. 2019, arXiv:1810.04152, eq. 8).
 
@@ -120,9 +120,10 @@ def doubly_reparametrized_bound(
     Args:
       log_weights: computed with the densities of the detached posterior, from samples z that went through
         `deferred_gradient_scale`.
-      scale_zero, one_zero: the two zeros that it returned.
+      weight_probe: the first of the two zeros that it returned.
+      unit_probe: the second one.
     """
     normalised = lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
-    surrogate = (normalised * log_weights + normalised * scale_zero + one_zero).sum(axis=0)
+    surrogate = (normalised * log_weights + normalised * weight_probe + unit_probe).sum(axis=0)
     value = lax.stop_gradient(importance_bound(log_weights))
     return value + surrogate - lax.stop_gradient(surrogate)

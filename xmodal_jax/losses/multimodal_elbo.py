@@ -34,8 +34,8 @@ from xmodal_jax.probability.distributions import (
 )
 from xmodal_jax.probability.posteriors import (
     all_subsets,
-    draw_option,
-    draw_options,
+    draw_allowed,
+    draw_uniform_index,
     joint_product,
     masked_product,
     mixture_log_prob,
@@ -93,8 +93,8 @@ def unimodal_elbos(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveT
 def mvae(
     inputs: ObjectiveInputs, *, beta: Weight = 1.0, subsets: int = 1, single: bool = True
 ) -> ObjectiveTerms:
-    """``sum_S [sum_{m in S} rec_m(z_S) + beta KL(q_S || p)]``, ``q_S ~ p(z) prod_{m in S} q_m``: MVAE (Wu and Goodman
-    2018, arXiv:1802.05335, eq. 2 and 4).
+    """``sum_S [sum_{m in S} rec_m(z_S) + beta KL(q_S || p)]``: MVAE (Wu and Goodman 2018, arXiv:1802.05335, eq. 2 and
+    4), where ``q_S`` is proportional to ``p(z) prod_{m in S} q_m(z)``.
 
     The subsets S are all modalities, each modality alone (``single``), and ``subsets`` different ones of 2 to M - 1
     modalities, drawn anew for each example (or all such subsets, if there are fewer).
@@ -107,8 +107,8 @@ def mvae(
     z = sample(q, inputs.keys, "products")
     count = len(present)
     if single:
-        # A modality is only decoded from subsets that it belongs to, so all M subsets of one modality make one row: in
-        # it, each modality is decoded from its own subset.
+        # A modality is decoded only from subsets that it belongs to. So the M unimodal subsets share one sample axis:
+        # entry m of it is decoded from the posterior of modality m alone.
         unimodal = z[1 : 1 + count, None]
         latents = jnp.concatenate(
             [repeat_leading(z[:1], count), unimodal, repeat_leading(z[1 + count :], count)], axis=1
@@ -125,7 +125,7 @@ def mvae(
 
 
 def _mvae_subsets(inputs: ObjectiveInputs, subsets: int, single: bool) -> Bool[Array, "rows m batch"]:
-    """The modalities that are present in each of the subsets of `mvae`; a subset that does not count is empty."""
+    """The present members of each of the subsets of `mvae`; a subset that does not count is empty."""
     present, count = inputs.present, len(inputs.present)
     members = [present[None]]
     if single:
@@ -134,7 +134,7 @@ def _mvae_subsets(inputs: ObjectiveInputs, subsets: int, single: bool) -> Bool[A
     if subsets and len(middle):
         complete = (present[None] | ~middle[:, :, None]).all(axis=1)
         allowed = complete & (middle.sum(axis=1)[:, None] < present.sum(axis=0)[None])
-        drawn = draw_options(inputs.keys, "subsets", allowed, min(subsets, len(middle)))
+        drawn = draw_allowed(inputs.keys, "subsets", allowed, min(subsets, len(middle)))
         drawn_allowed = jnp.take_along_axis(allowed, drawn, axis=0)
         members.append(jnp.moveaxis(middle[drawn], -1, 1) & drawn_allowed[:, None])
     return jnp.concatenate(members)
@@ -153,11 +153,11 @@ def mopoe(
     Args:
       inputs: see `ObjectiveInputs`.
       beta: weight of the divergence.
-      subsets: P (None: all subsets); of these count the ones whose members are all present.
-      prior: which products ``q_S`` include the prior as one more expert: "never", "always", or "full", only the
+      subsets: P (None: all subsets). For each example, only subsets whose members are all present count.
+      prior: which products ``q_S`` include the prior as one more expert: "never", "always", or "full", which is the
         product of all modalities that an example has, as in its authors' code.
     Raises:
-      ValueError: if ``prior`` is something else.
+      ValueError: if ``prior`` is none of these.
     """
     subsets = all_subsets(len(inputs.present)) if subsets is None else subsets
     if prior not in ("never", "always", "full"):
@@ -167,7 +167,7 @@ def mopoe(
     is_full = (members == inputs.present[None]).all(axis=1)
     prior_weight = {"never": 0.0, "always": 1.0, "full": is_full.astype(jnp.float32)}[prior]
     q = product_of_experts(inputs.experts, inputs.present, jnp.asarray(subsets), prior_weight)
-    subset = draw_option(inputs.keys, "subset", allowed)
+    subset = draw_uniform_index(inputs.keys, "subset", allowed)
     z = sample(select_per_example(q, subset), inputs.keys, "product")
     rec = _reconstruction_loss(inputs, z[None])[0]
     divergences = jnp.where(allowed, inputs.kl_to_prior(q, allowed), 0.0)
@@ -189,7 +189,7 @@ def mmjsd(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms:
     divergences = kl(inputs.experts, repeat_leading(dynamic_prior, len(inputs.present))).sum(axis=-1)
     prior_divergence = kl(standard_like(dynamic_prior), dynamic_prior).sum(axis=-1)
     divergence = weight * (_sum_present(inputs.present, divergences) + prior_divergence)
-    expert = draw_option(inputs.keys, "expert", inputs.present)
+    expert = draw_uniform_index(inputs.keys, "expert", inputs.present)
     z = sample(select_per_example(inputs.experts, expert), inputs.keys, "experts")
     rec = _reconstruction_loss(inputs, z[None])[0]
     return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
@@ -213,7 +213,7 @@ def crmvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms:
     q = joint_product(inputs.experts, inputs.present)
     joint = repeat_leading(sample(q, inputs.keys, "product"), len(inputs.present))
     z = jnp.stack([joint, sample(inputs.experts, inputs.keys, "experts")], axis=1)
-    rec = -inputs.log_likelihood(z).sum(axis=(0, 1))
+    rec = -inputs.log_likelihood(z).sum(axis=(0, 1))  # log_likelihood is 0 where a modality is missing
     divergence = inputs.kl_to_prior(q, inputs.present.any(axis=0))
     to_experts = _kl_joint_to_experts(inputs, q)
     loss = (rec + beta * (divergence + to_experts)) / (inputs.num_present + 1.0)
@@ -249,10 +249,10 @@ def mmvae(
     z of expert m and q the mixture of experts: MMVAE (Shi et al. 2019, arXiv:1911.03393, eq. 3 and appendix A).
 
     With private variables it is MMVAE+ (Palumbo et al. 2023, openreview sdQGxouELX, eq. 6): expert m also draws its
-    ``w_m``, whose ``log p(w_m) - log q(w_m | x_m)`` joins the bracket; another modality t is decoded with ``w_t`` from
-    the auxiliary prior ``inputs.prior.auxiliary``. With a mixture as prior of z it is CMVAE (Palumbo et al. 2024,
-    openreview k5THrhXDV3, eq. 7), whose sum over clusters ``sum_c q(c | z) log [p(c) p(z | c) / q(c | z)]`` is
-    ``log p(z)`` for the exact ``q(c | z)``.
+    ``w_m``, and ``beta (log p(w_m) - log q(w_m | x_m))`` is added to ``log w``; another modality t is decoded with
+    ``w_t`` from the auxiliary prior ``inputs.prior.auxiliary``. With a mixture over clusters c as prior of z it is
+    CMVAE (Palumbo et al. 2024, openreview k5THrhXDV3, eq. 7). The paper has ``sum_c q(c | z) log [p(c) p(z | c) /
+    q(c | z)]`` in place of ``log p(z)``; for the exact posterior ``q(c | z) = p(c | z)`` both are equal.
 
     Args:
       inputs: see `ObjectiveInputs`.
@@ -266,15 +266,17 @@ def mmvae(
         raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
     count, batch = inputs.present.shape
     dreg = estimator == "dreg"
-    zeros = [jnp.zeros(()), jnp.zeros(())]
+    gradient_probes = []
     # [K, M, B, D]: K before M, so that the first sample of each expert is what K = 1 would draw.
     shared = sample(repeat_leading(inputs.experts, samples), inputs.keys, "shared")
     private = None
     if inputs.private is not None:
         private = sample(repeat_leading(inputs.private, samples), inputs.keys, "private")
     if dreg:
+        # Two arrays of zeros beside the samples. Their gradients carry the weights of the bound back to the samples'
+        # gradient, which DReG multiplies once more by these weights.
         both = shared if private is None else jnp.concatenate([shared, private], axis=-1)
-        both, *zeros = deferred_gradient_scale(both)
+        both, *gradient_probes = deferred_gradient_scale(both)
         shared, private = (
             both[..., : shared.shape[-1]],
             None if private is None else both[..., shared.shape[-1] :],
@@ -290,7 +292,9 @@ def mmvae(
     rows = latents.reshape(count, samples * count, batch, latents.shape[-1])
     log_likelihood = inputs.log_likelihood(rows).sum(axis=0).reshape(samples, count, batch)
     log_weights = log_likelihood + jnp.broadcast_to(beta, (batch,))[None, None] * ratio
-    bound = doubly_reparametrized_bound(log_weights, *zeros) if dreg else importance_bound(log_weights)
+    bound = (
+        doubly_reparametrized_bound(log_weights, *gradient_probes) if dreg else importance_bound(log_weights)
+    )
     loss = -_sum_present(inputs.present, bound) / inputs.num_present
     mean = lambda x: lax.stop_gradient(_sum_present(inputs.present, x.mean(axis=0)) / inputs.num_present)
     return ObjectiveTerms(loss, {"reconstruction": -mean(log_likelihood), "kl": -mean(ratio)})
@@ -346,6 +350,7 @@ def nexus(
     """
     networks = inputs.networks
     latents = sample(inputs.experts, inputs.keys, "experts")
+    # log_likelihood is 0 where a modality is missing.
     rec = -inputs.log_likelihood(latents[:, None])[:, 0].sum(axis=0)
     divergence = _sum_present(inputs.present, inputs.kl_to_prior(inputs.experts, inputs.present))
     latents = lax.stop_gradient(latents)
@@ -371,7 +376,8 @@ def modality_dropout(
     keys: ExampleKeys, present: Bool[Array, "m batch"], rate: float
 ) -> Bool[Array, "m batch"]:
     """``present``, or with probability ``rate`` only 1 to n - 1 of an example's n modalities: "forced perceptual
-    dropout" (Vasco et al. 2022, sec. 3.4). Each number, and each choice of so many, is equally likely."""
+    dropout" (Vasco et al. 2022, sec. 3.4). Each of these numbers is equally likely, and each choice of that many
+    modalities."""
     if not rate:
         return present
     draw = lambda key: jax.random.uniform(key, (len(present) + 2,))
@@ -396,12 +402,12 @@ def mhvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0, subsets: int = 0) -> O
     if not subsets or subsets >= len(all_members):
         members = all_members[:, :, None] & inputs.present[None]
     else:
-        drawn = draw_options(inputs.keys, "subsets", allowed, subsets)
+        drawn = draw_allowed(inputs.keys, "subsets", allowed, subsets)
         members = jnp.moveaxis(all_members[drawn], -1, 1) & inputs.present[None]
         allowed = jnp.take_along_axis(allowed, drawn, axis=0)
-    levels = inputs.networks.top_down_pass(members)
-    rec = jnp.where(allowed, _reconstruction_loss(inputs, levels.latents), 0.0)
-    divergence = jnp.where(allowed, levels.divergences.sum(axis=-1), 0.0)
+    hierarchy = inputs.networks.top_down_pass(members)
+    rec = jnp.where(allowed, _reconstruction_loss(inputs, hierarchy.latents), 0.0)
+    divergence = jnp.where(allowed, hierarchy.divergences.sum(axis=-1), 0.0)
     mean = lambda x: x.sum(axis=0) / jnp.maximum(allowed.sum(axis=0), 1)
     return ObjectiveTerms(
         mean(rec) + beta * mean(divergence), {"reconstruction": mean(rec), "kl": mean(divergence)}

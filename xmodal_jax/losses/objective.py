@@ -29,19 +29,20 @@ class ObjectiveInputs(NamedTuple):
     log_likelihood: Callable[[Float[Array, "*m rows batch latent"]], Float[Array, "*m rows batch"]]
     """``log p(x_m | z)`` for R latents of each example, in nats; 0 where x_m is missing."""
     kl_to_prior: Callable[[Posterior, Bool[Array, "*rows batch"]], Float[Array, "*rows batch"]]
-    """``kl_to_prior(q [*rows, B, D], present [*rows, B])``: the divergence of q from the prior, with free bits."""
+    """``kl_to_prior(q [*rows, B, D], present [*rows, B])``: the KL divergence of q from the prior, with free bits. With
+    several modalities that prior is N(0, 1); objectives with another one use ``prior.log_prob``."""
     prior: Posterior | Prior
-    """With one modality ``p(z)``, ``[B, D]``."""
+    """The prior of all latents; with one modality ``p(z)``, ``[B, D]``."""
     keys: ExampleKeys
+    """Random keys of the examples' samples."""
     posterior: Posterior | None = None
-    """``[B, D]``: ``q(z | x)``, with several modalities that of a joint encoder of all of them. A scale of zero (its
-    logarithm is -inf) makes it a point."""
+    """``[B, D]``: ``q(z | x)``; with several modalities the joint encoder's. A log-scale of -inf makes it a point."""
     experts: Posterior | None = None
     """``[M, B, D]``: ``q(z | x_m)`` of each modality alone."""
     private: Posterior | None = None
     """``[M, B, P]``: posterior of each modality's private variables."""
     networks: Any = None
-    """Further networks, as methods that some objectives call."""
+    """Methods of further networks, which some objectives call."""
     axis_name: AxisName = None
     """Device axis over which the batch is split."""
 
@@ -58,6 +59,6 @@ class ObjectiveTerms(NamedTuple):
     metrics: dict[str, Float[Array, "batch"]]
     """Per-example values by name, whose means are logged."""
     batch_terms: dict[str, tuple[Array, Array]] = {}
-    """Terms that are one number of the whole batch: this device's share of it and its weight in the loss, by name."""
+    """Terms that are one number of the whole batch, by name: this device's share of it, and its weight in the loss."""
     latent: Float[Array, "batch dim"] | None = None
     """The latents that were decoded, for a critic."""

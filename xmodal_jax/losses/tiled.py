@@ -123,7 +123,10 @@ def _pair_statistics_forward(rows, cols, tile, axis_name):
 
 
 def _pair_statistics_backward(tile, axis_name, saved, g):
-    """Cotangents of both sides. ``d`` is the cotangent of a tile of logits: softmax weights times those of the sums."""
+    """Cotangents of both sides.
+
+    ``d_logits`` is the cotangent of a tile of logits: softmax weights times the cotangents of the sums.
+    """
     rows, cols, row_lse, col_lse = saved
 
     def visit(d_rows, part):
@@ -133,8 +136,8 @@ def _pair_statistics_backward(tile, axis_name, saved, g):
         by_row = g.row_lse[:, None] * jnp.exp(values - row_lse[:, None])
         by_col = g_lse[None, :] * jnp.exp(values - lse[None, :])
         by_positive = g.row_positive[:, None] + g_positive[None, :]
-        d = jnp.where(valid, by_row + by_col, 0.0) + jnp.where(positive, by_positive, 0.0)
-        d_rows, d_cols = _add_products(d, rows, side, d_rows, d_cols)
+        d_logits = jnp.where(valid, by_row + by_col, 0.0) + jnp.where(positive, by_positive, 0.0)
+        d_rows, d_cols = _accumulate_embedding_gradients(d_logits, rows, side, d_rows, d_cols)
         return d_rows, (side, lse, g_lse, g_positive, d_cols)
 
     block = (cols, col_lse, g.col_lse, g.col_positive, _zero_gradient(cols))
@@ -150,14 +153,14 @@ def _zero_gradient(side: PairSide) -> Float[Array, "n dim"]:
     return jnp.zeros_like(x, dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _add_products(d, rows: PairSide, cols: PairSide, d_rows, d_cols):
-    """Adds ``d @ cols`` to ``d_rows`` and ``d.T @ rows`` to ``d_cols``.
+def _accumulate_embedding_gradients(d_logits, rows: PairSide, cols: PairSide, d_rows, d_cols):
+    """Adds ``d_logits @ cols`` to ``d_rows`` and ``d_logits.T @ rows`` to ``d_cols``.
 
-    Factors in the embeddings' precision, sums in float32.
+    ``d_logits [R, C]`` is the cotangent of a tile of logits. Products are of the embeddings' dtype, sums in float32.
     """
-    d = d.astype(rows.embeddings.dtype)
-    d_rows = d_rows + jnp.matmul(d, cols.embeddings, preferred_element_type=d_rows.dtype)
-    d_cols = d_cols + jnp.matmul(d.T, rows.embeddings, preferred_element_type=d_cols.dtype)
+    d_logits = d_logits.astype(rows.embeddings.dtype)
+    d_rows = d_rows + jnp.matmul(d_logits, cols.embeddings, preferred_element_type=d_rows.dtype)
+    d_cols = d_cols + jnp.matmul(d_logits.T, rows.embeddings, preferred_element_type=d_cols.dtype)
     return d_rows, d_cols
 
 
@@ -196,16 +199,16 @@ def _sigmoid_sums_forward(rows, bias, cols, tile, axis_name):
 
 
 def _sigmoid_sums_backward(tile, axis_name, saved, g):
-    """Cotangents of rows, biases and columns. ``d`` is the cotangent of a tile of logits."""
+    """Cotangents of rows, biases and columns. ``d_logits`` is the cotangent of a tile of logits."""
     rows, bias, cols = saved
 
     def visit(gradients, part):
         d_rows, d_bias = gradients
         side, d_cols = part
         signed, label, valid = signed_logits(rows, bias, side)
-        d = jnp.where(valid, -g[:, None] * label * jax.nn.sigmoid(-signed), 0.0)
-        d_rows, d_cols = _add_products(d, rows, side, d_rows, d_cols)
-        return (d_rows, d_bias + d.sum(1)), (side, d_cols)
+        d_logits = jnp.where(valid, -g[:, None] * label * jax.nn.sigmoid(-signed), 0.0)
+        d_rows, d_cols = _accumulate_embedding_gradients(d_logits, rows, side, d_rows, d_cols)
+        return (d_rows, d_bias + d_logits.sum(1)), (side, d_cols)
 
     start = (_zero_gradient(rows), jnp.zeros_like(bias))
     (d_rows, d_bias), (_, d_cols) = _scan_tiles(visit, start, (cols, _zero_gradient(cols)), tile, axis_name)

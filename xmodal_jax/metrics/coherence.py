@@ -94,12 +94,20 @@ def cross_coherence(predictions, labels, observed, present=None) -> dict[str, fl
 
 
 def coherence_matrix(predictions, labels, present=None) -> Float[np.ndarray, "subsets modalities"]:
-    """The macro accuracy of every modality generated from every subset, ``[S, M]``, the members of it included.
+    """The macro accuracy of every modality generated from every subset, ``[S, M]``; also of modalities in the subset
+    (self-coherence).
 
-    The mean is over the classes among the examples that count for the subset; NaN where none does. For generation
-    across modalities alone, take ``np.where(observed, np.nan, matrix)``.
+    It is a mean over the classes of the examples that count for the subset; NaN where no example counts. For
+    cross-coherence alone, replace the entries of modalities in the subset by NaN: ``np.where(subsets(M), np.nan,
+    matrix)`` if the rows are all :func:`subsets`.
 
-    Args and errors: as for :func:`cross_coherence`.
+    Args:
+      predictions: int ``[S, M, N]``, the classifier's class of modality m generated for example n from subset s.
+      labels: int ``[N]``, classes; examples with a negative label (unknown) are left out.
+      present: bool ``[S, N]``, False where an example lacks a modality of the subset, and is left out; by default all
+        are present.
+    Raises:
+      ValueError: if the shapes or types do not fit, or a prediction that counts is negative.
     """
     predictions, labels = _classes("predictions", predictions, 3), _classes("labels", labels, 1)
     count = predictions.shape[2]

@@ -82,13 +82,14 @@ def dci(latents, factors, *, seed: int, rounds: int = 100, test_fraction: float 
     Args:
       latents: ``[N, D]`` with D at least 2. The order of the dimensions does not matter.
       factors: int ``[N, F]`` with F at least 2, one column for each factor.
-      seed: of the split into training and test examples.
+      seed: of the split into training and test examples, and of the trees.
       rounds: trees for each value of each factor (for a factor with two values, trees in all). Time grows as N x D x
         rounds x values: minutes for 10,000 examples, 10 dimensions and a hundred values in all.
       test_fraction: fraction of the examples held out, between 0 and 1.
     Raises:
-      ValueError: as :func:`mutual_information_gap`, with fewer than two factors, or if a factor has one value
-        only among the examples of either part.
+      ValueError: if the shapes or types do not fit; a latent is not finite; there are fewer than two dimensions or
+        factors; ``rounds`` is below 1; ``test_fraction`` is not between 0 and 1; or a factor has one value only among
+        the training or the test examples.
     """
     from sklearn.ensemble import GradientBoostingClassifier  # here: it takes a second to import
 
@@ -144,8 +145,9 @@ def sap(latents, factors, *, seed: int, test_fraction: float = 0.25) -> float:
       seed: of the split into training and test examples.
       test_fraction: fraction of the examples held out, between 0 and 1.
     Raises:
-      ValueError: as :func:`mutual_information_gap`, or if a factor has one value only among the examples of
-        either part.
+      ValueError: if the shapes or types do not fit; a latent is not finite; there are fewer than two dimensions;
+        ``test_fraction`` is not between 0 and 1; or a factor has one value only among the training or the test
+        examples.
     """
     from sklearn.tree import DecisionTreeClassifier  # here: it takes a second to import
 

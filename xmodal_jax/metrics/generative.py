@@ -333,13 +333,17 @@ def _draw_mismatched(groups, count, rng):
 
 @jax.jit
 def _own_text_ranks_first(images, texts, others):
-    """For each image whether its text is strictly more similar than the ``others``, bool ``[N]``."""
+    """For each image whether its own text is strictly more similar than all distractors, bool ``[N]``.
+
+    ``images [N, D]`` and ``texts [N, D]`` are embeddings, a row for each pair; ``others`` int ``[N, K]`` holds the
+    indices of each image's K distractor texts.
+    """
     images, texts = l2_normalize(images), l2_normalize(texts)
 
     def ranks_first(x):
-        image, own_text, other_texts = x
+        image, own_index, other_indices = x
         # A sum per candidate in one fixed order, which a matrix product does not guarantee: equal texts must tie.
-        cosine = jnp.sum(texts[jnp.append(own_text, other_texts)] * image[None, :], axis=1)
+        cosine = jnp.sum(texts[jnp.append(own_index, other_indices)] * image[None, :], axis=1)
         return (cosine[1:] < cosine[0]).all()
 
     return jax.lax.map(ranks_first, (images, jnp.arange(len(texts), dtype=others.dtype), others))

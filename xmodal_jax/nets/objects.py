@@ -1,8 +1,8 @@
-"""A generator that composes an image of objects, each drawn on its own and placed where the noise says.
+"""A generator that composes an image of objects, each drawn separately at a position that the noise determines.
 
-The words of a condition say what each object is (`ObjectEncoder`), so that a new combination of known words is a new
-object of known parts. The noise says where it is, within what the condition allows (`Layout`). `ObjectPosterior` infers
-the noise of a real image by attending to each object.
+The words of a condition determine the appearance of each object (`ObjectEncoder`), so that the generator can draw new
+combinations of known words. The noise determines where objects are, by a distribution that depends on the condition
+(`Layout`). `ObjectPosterior` infers the noise of a real image by attending to each object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from xmodal_jax.types import Condition, ExampleKeys
 BOX_SIZE = 3
 """Numbers of an object's box: horizontal and vertical position of its centre, and its size."""
 MARGIN = 4
-"""Cells beyond either end of an object that take part in its fading out: enough for cells of a fifth of a pixel."""
+"""Transparent cells that are added at either end of an object, so that it fades out: enough for cells of a fifth of a
+pixel."""
 
 
 def resampling_weights(
@@ -90,9 +91,9 @@ class ObjectEmbeddings(NamedTuple):
     """A condition as embeddings of K objects."""
 
     appearance: Float[Array, "batch count width"]
-    """Decides how an object looks."""
+    """Embedding of how an object looks."""
     role: Float[Array, "batch count width"]
-    """Decides where it is: which of the objects it is, and its relation to the others."""
+    """Embedding of where an object is: which of the objects it is, and its relation to the others."""
     attention: Float[Array, "batch count length"] | None
     """Attention of an object to the words; rows sum to 1. None: there are no words."""
 
@@ -101,10 +102,10 @@ class ObjectEncoder(nn.Module):
     """Encodes a condition as `ObjectEmbeddings` of ``count`` objects.
 
     With words the objects compete for them (`SlotAttention`). Object k starts at the words around the k-th part of the
-    sentence, so that the first object is the one named first; ``nearness`` is the width of that prior, ``window`` the
-    number of neighbours that a word is convolved with. The appearance of an object depends on its words alone, by the
-    same function for all objects, so that none can learn not to be drawn. Only its role depends on its number and on
-    the whole sentence.
+    sentence, so that the first object is the one mentioned first; ``nearness`` is the width of that prior, ``window``
+    the number of neighbours that a word is convolved with. The appearance of an object depends on its words alone, by
+    the same function for all objects, so that none can learn not to be drawn. Only its role depends on its number and
+    on the whole sentence.
     """
 
     count: int

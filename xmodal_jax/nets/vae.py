@@ -1,4 +1,4 @@
-"""What variational autoencoders are made of besides encoders and decoders: features, experts and moments.
+"""Layers of variational autoencoders between encoder and decoder: features, experts and moments.
 
 An *expert* is the posterior ``q(z | x_m)`` of one modality alone.
 """
@@ -40,16 +40,16 @@ def to_log_scale(raw: Float[Array, "*rows dim"], scale: str) -> Float[Array, "*r
 
 
 class EncoderFeatures(nn.Module):
-    """One modality to ``[B, hidden]``: its encoder, its tokens as one vector, and a hidden layer with ReLU."""
+    """One modality to ``[B, hidden]``: an encoder, its tokens as one vector, and a hidden layer with ReLU."""
 
     modality: str
     """A key of `nets.encoders.ENCODERS`."""
     encoder: EncoderConfig
     hidden: int
     flatten: bool
-    """Whether the tokens are concatenated, as those of images are, and not pooled."""
+    """Whether the tokens are concatenated (as those of images are) instead of pooled."""
     shape_info: Mapping[str, int]
-    """What `nets.encoders.build_encoder` needs to know of the data."""
+    """Sizes of the data that `nets.encoders.build_encoder` takes, such as ``vocab_size``."""
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
@@ -62,8 +62,8 @@ class EncoderFeatures(nn.Module):
 
 
 class LabelFeatures(nn.Module):
-    """Labels to ``[B, hidden]``: the class as a unit vector (a label outside of 0..classes-1 as the zero vector), and a
-    hidden layer with ReLU."""
+    """Labels to ``[B, hidden]``: the one-hot class (zeros for a label outside of 0..classes-1), and a hidden layer with
+    ReLU."""
 
     classes: int
     hidden: int
@@ -84,7 +84,7 @@ class PretrainedFeatures(nn.Module):
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
         x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
-        x = nn.LayerNorm(name="norm")(x)  # the size of embeddings differs from encoder to encoder
+        x = nn.LayerNorm(name="norm")(x)  # the norm of embeddings differs between encoders
         return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
 
 

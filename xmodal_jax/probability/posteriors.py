@@ -35,9 +35,9 @@ def all_subsets(count: int, smallest: int = 1, largest: int | None = None) -> Bo
 
 
 def mask_experts(q: Posterior, present: Bool[Array, "*rows batch"]) -> Posterior:
-    """``q [*rows, B, D]`` with mean 0 and scale 1, constant, wherever ``present`` is False.
+    """``q [*rows, B, D]`` with the constants mean 0 and scale 1 wherever ``present`` is False.
 
-    A value that is not used must still be finite, and so must its gradient: 0 times infinity is not 0.
+    Values that are masked later must be finite, and so must their gradients: 0 times infinity is NaN.
     """
     return jax.tree.map(lambda x: jnp.where(present[..., None], x, 0.0), q)
 
@@ -139,16 +139,21 @@ def mixture_log_prob(
     return masked_log_mean_exp(log_probs, mask)
 
 
-def draw_option(keys: ExampleKeys, name: str, allowed: Bool[Array, "options batch"]) -> Int[Array, "batch"]:
-    """For each example the index of one of its allowed options, all equally likely; 0 if none is allowed."""
+def draw_uniform_index(
+    keys: ExampleKeys, name: str, allowed: Bool[Array, "options batch"]
+) -> Int[Array, "batch"]:
+    """For each example the index of one of its allowed options, drawn uniformly; 0 if none is allowed."""
     draw = jax.vmap(lambda key: jax.random.gumbel(key, (allowed.shape[0],)))(fold_in_name(keys, name))
     return jnp.where(allowed, draw.T, -jnp.inf).argmax(axis=0)
 
 
-def draw_options(
+def draw_allowed(
     keys: ExampleKeys, name: str, allowed: Bool[Array, "options batch"], count: int
 ) -> Int[Array, "count batch"]:
-    """For each example the indices of ``count`` different options: allowed ones first, all equally likely."""
+    """For each example the indices of ``count`` different options, drawn uniformly from the allowed ones.
+
+    If fewer than ``count`` are allowed, the others follow after them: check ``allowed`` at the returned indices.
+    """
     draw = jax.vmap(lambda key: jax.random.gumbel(key, (allowed.shape[0],)))(fold_in_name(keys, name))
     return jnp.argsort(-jnp.where(allowed, draw.T, -jnp.inf), axis=0)[:count]
 

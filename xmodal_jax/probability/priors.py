@@ -13,7 +13,7 @@ from xmodal_jax.probability.distributions import Posterior
 
 class Prior(NamedTuple):
     """Prior of the latent variables: a mixture of C components for those that all modalities share, and one
-    distribution for each modality's private ones. D shared dimensions, M modalities, P private dimensions."""
+    distribution for the private ones. D shared dimensions, M modalities, P private dimensions."""
 
     components: Posterior
     """``[C, D]``: the components of the shared variables' prior."""

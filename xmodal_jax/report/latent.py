@@ -105,7 +105,7 @@ def _make_decoder(evaluator: LatentEvaluator, *, sample_private: bool):
     key = evaluator.key if sample_private else None
 
     def decode(params, shared):
-        z = evaluator.vae.expand_shared(params, shared, key)
+        z = evaluator.vae.decoder_latents(params, shared, key)
         return evaluator.to_batch(jax.tree.map(lambda x: x[0], evaluator.vae.decode(params, z, None)))
 
     return jax.jit(decode)

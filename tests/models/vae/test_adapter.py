@@ -110,18 +110,18 @@ def test_the_label_goes_through_codes_exactly():
 def test_dreams_are_of_class_0_or_of_a_class_drawn():
     vae, whole, params, _ = make("cvae")
     shared = jax.random.normal(KEY, (200, D))
-    still = whole.expand_shared(params, shared, None)
+    still = whole.decoder_latents(params, shared, None)
     assert still.shape == (1, 1, 200, D + 1) and (still[..., -1] == 0).all()
     np.testing.assert_array_equal(
         whole.decode(params, still, None)["image"][0], vae.decode(params, shared, jnp.zeros(200, jnp.int32))
     )
-    drawn = np.asarray(whole.expand_shared(params, shared, KEY))
+    drawn = np.asarray(whole.decoder_latents(params, shared, KEY))
     np.testing.assert_array_equal(drawn[0, 0, :, :-1], shared)
     counts = np.bincount(drawn[0, 0, :, -1].astype(int), minlength=CLASSES)
     assert len(counts) == CLASSES and counts.min() > 20  # 40 on average, with a deviation of 6
-    assert not np.array_equal(drawn, whole.expand_shared(params, shared, jax.random.key(4)))
+    assert not np.array_equal(drawn, whole.decoder_latents(params, shared, jax.random.key(4)))
     plain = make("vae")[1]
-    np.testing.assert_array_equal(plain.expand_shared(params, shared, KEY), shared[None, None])
+    np.testing.assert_array_equal(plain.decoder_latents(params, shared, KEY), shared[None, None])
 
 
 def test_the_prior_is_standard_normal():

@@ -149,7 +149,9 @@ def ours(monkeypatch, arrays, objective, **how):
     """Loss, summed over the batch, its gradient, and the noise it was made of."""
     noise = Noise()
     monkeypatch.setattr(distributions, "standard_noise", noise)
-    monkeypatch.setattr(objectives, "draw_option", lambda keys, name, allowed: jnp.arange(B) % len(allowed))
+    monkeypatch.setattr(
+        objectives, "draw_uniform_index", lambda keys, name, allowed: jnp.arange(B) % len(allowed)
+    )
     value, grads = jax.value_and_grad(lambda w: objective(problem_of(w, **how)).loss.sum())(
         {k: jnp.asarray(v) for k, v in arrays.items()}
     )

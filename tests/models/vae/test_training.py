@@ -233,7 +233,7 @@ def test_the_estimate_converges_to_the_likelihood():
 
 @pytest.mark.parametrize("model", [name for name, model in MODELS.items() if not model.has_likelihood])
 def test_without_a_density_there_is_no_likelihood(model):
-    with pytest.raises(ValueError, match="no density of latents.*vae, beta_vae, cvae, iwae"):
+    with pytest.raises(ValueError, match="no posterior density.*vae, beta_vae, cvae, iwae"):
         make(model).log_likelihood({}, make_batch(2), KEY, 2)
 
 

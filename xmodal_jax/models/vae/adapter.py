@@ -20,15 +20,15 @@ from xmodal_jax.types import Batch, Key, Method, Params
 def as_multimodal(vae: VAE, config: AutoencoderConfig, modality: str, classes: int = 0) -> MultimodalVAE:
     """The autoencoder's functions under the names of a multimodal VAE's.
 
-    In a conditional model (cvae) the latents that are decoded have the label as their last element: the example's own;
-    in draws from the prior one drawn from the key (class 0 without a key). If its prior depends on the label
-    (``learn_prior``), there is no ``sample_prior`` of latents alone.
+    In a conditional model (cvae) the last element of the latents that are decoded is the label: the example's label or,
+    for samples of the prior, one drawn from the key (class 0 without a key). If the prior depends on the label
+    (``learn_prior``), ``sample_prior`` is None.
     """
     adapter = _Adapter(vae, config, modality, classes)
     method = Method(vae.method.init, lambda *args, **options: None, vae.method.predict)
     sample_prior = None if config.learn_prior else adapter.sample_prior
     return MultimodalVAE(
-        method, (modality,), adapter.infer, adapter.decode, adapter.expand_shared, sample_prior,
+        method, (modality,), adapter.infer, adapter.decode, adapter.decoder_latents, sample_prior,
         adapter.log_likelihood,
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ class _Adapter:
         generated = self.vae.decode(params, rows, labels, key)
         return {self.modality: generated.reshape(*z.shape[1:3], *generated.shape[1:])}
 
-    def expand_shared(self, params: Params, shared: Float[Array, "n dim"], key: Key | None) -> Array:
+    def decoder_latents(self, params: Params, shared: Float[Array, "n dim"], key: Key | None) -> Array:
         if not self.config.conditional:
             return shared[None, None]
         labels = jnp.zeros(len(shared))

@@ -1,4 +1,4 @@
-"""From the latents of a VAE to data."""
+"""Decoding: from the latents of a VAE to data."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ def _per_modality(q: Posterior, keys: ExampleKeys | None, name: str) -> Float[Ar
     return q.reparametrize(standard_noise(keys, name, (len(q.mean), q.mean.shape[-1]), type(q)))
 
 
-def expand_shared(
+def decoder_latents(
     network: Network, apply: Apply, shared: Float[Array, "n dim"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
-    """The latents that all modalities are decoded from, given the shared ones alone: private latents are of their
-    auxiliary priors, samples with ``keys``, else means."""
+    """The latents that all modalities are decoded from, given the shared ones alone.
+
+    Private latents are samples of their auxiliary priors; without ``keys``, the means of these.
+    """
     count, batch, private = len(network.names), len(shared), network.config.private
     z = repeat_leading(shared, count)
     if private:
@@ -45,20 +47,20 @@ def expand_shared(
     return z[:, None]
 
 
-def expand_top(
+def decoder_latents_from_top(
     network: Network, apply: Apply, top: Float[Array, "n top"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
-    """As `expand_shared`, from the top-level latent of Nexus."""
+    """As `decoder_latents`, from the top-level latent of Nexus."""
     mean = apply("decode_top", top)
     return _per_modality(Normal(mean, jnp.zeros_like(mean)), keys, "codes")[:, None]
 
 
-def expand_deepest(
+def decoder_latents_from_deepest(
     network: Network, apply: Apply, deepest: Float[Array, "n latent"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
-    """As `expand_shared`, from the deepest latents of a hierarchy."""
+    """As `decoder_latents`, from the deepest latents of a hierarchy."""
     count, batch = len(network.names), len(deepest)
     features = jnp.zeros((count, batch, network.config.hidden))
-    nothing = jnp.zeros((1, count, batch), bool)
-    levels = apply("top_down_pass", features, nothing, keys, deepest[None])
-    return repeat_leading(levels.latents, count)
+    none_observed = jnp.zeros((1, count, batch), bool)
+    hierarchy = apply("top_down_pass", features, none_observed, keys, deepest[None])
+    return repeat_leading(hierarchy.latents, count)

@@ -1,8 +1,8 @@
 """Inference from some of the modalities: samples of ``q(z | x_observed)`` for every kind of multimodal VAE, with the
 densities that importance sampling needs.
 
-All functions take `ObjectiveInputs`, the mask ``observed`` of the modalities to infer from, the keys (None: means in
-place of samples) and the number R of samples for each example.
+All functions take `ObjectiveInputs`, the mask ``observed [M, B]`` of the modalities to infer from, the keys (None:
+means instead of samples) and ``rows``, the number R of samples of each example.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def sample_prior(
 def _add_private(
     inputs: ObjectiveInputs, shared, observed: Observed, keys: ExampleKeys | None, log_ratio
 ) -> LatentSamples:
-    """Shared latents with private ones beside them: an observed modality's own, for others the auxiliary prior's."""
+    """Shared latents followed by private ones: those of an observed modality are of its own posterior, those of the
+    others of their auxiliary priors."""
     count, rows = len(inputs.present), shared.shape[0]
     latents = repeat_leading(shared, count)
     if inputs.private is None:
@@ -132,7 +133,7 @@ def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> 
 
 
 def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
-    """From the mixture of the observed modalities' experts, stratified: sample by sample of one expert after another.
+    """From the mixture of the observed modalities' experts, stratified: the samples take turns among these experts.
 
     Without keys: the mean of the experts' means. Where nothing is observed: from the prior.
     """
@@ -141,23 +142,24 @@ def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -
         mean = jnp.where(observed[:, :, None], inputs.experts.mean, 0.0).sum(axis=0) / count[:, None]
         z = jnp.broadcast_to(mean[None], (rows, *mean.shape))
     else:
-        # The first sample is of a random expert, each further one of the next expert that is observed.
+        # The first sample is of a random observed expert, each further one of the next observed expert in turn.
         start = jax.vmap(lambda key: jax.random.uniform(key))(fold_in_name(keys, "expert"))
         turn = (jnp.floor(start * count)[None, :] + jnp.arange(rows)[:, None]) % count[None, :]
         rank = jnp.cumsum(observed, axis=0) - 1
         is_selected = observed[:, None] & (rank[:, None] == turn[None].astype(rank.dtype))
         z = sample(select_per_example(inputs.experts, is_selected.argmax(axis=0)), keys, "shared")
-    nothing = ~observed.any(axis=0)
-    z = jnp.where(nothing[None, :, None], sample_prior(inputs.prior, keys, rows, len(nothing)), z)
+    none_observed = ~observed.any(axis=0)
+    prior_z = sample_prior(inputs.prior, keys, rows, len(none_observed))
+    z = jnp.where(none_observed[None, :, None], prior_z, z)
     mixture = mixture_log_prob(inputs.experts, observed, z)
     prior = inputs.prior.log_prob(z)
-    return _add_private(inputs, z, observed, keys, jnp.where(nothing[None], 0.0, prior - mixture))
+    return _add_private(inputs, z, observed, keys, jnp.where(none_observed[None], 0.0, prior - mixture))
 
 
 def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
-    """Nexus: the latents of the observed modalities send messages to the top-level latent, which all others are decoded
-    from; observed modalities are decoded from their own latents. Where nothing is observed the top-level latent is of
-    the prior."""
+    """Nexus: the top-level latent is inferred from the mean message of the observed modalities' latents. The latents of
+    the other modalities are decoded from it; the observed ones keep their own. Where nothing is observed the top-level
+    latent is drawn from the prior."""
     count, networks = len(inputs.present), inputs.networks
     unimodal = sample_or_mean(inputs.experts, keys, "experts", rows)  # [R, M, B, D]
     encode_top = lambda latents: networks.encode_top(mean_message(networks.message(latents), observed))
@@ -183,10 +185,9 @@ def from_levels(inputs: ObjectiveInputs, observed: Observed, keys, rows: int) ->
     """MHVAE: from the deepest level to the first, each from the product of its prior and the observed modalities'
     experts."""
     mask = jnp.broadcast_to(observed[None], (rows, *observed.shape))
-    levels = inputs.networks.top_down_pass(mask, keys)
-    return LatentSamples(
-        repeat_leading(levels.latents, len(inputs.present)), levels.log_ratio, levels.deepest
-    )
+    hierarchy = inputs.networks.top_down_pass(mask, keys)
+    latents = repeat_leading(hierarchy.latents, len(inputs.present))
+    return LatentSamples(latents, hierarchy.log_ratio, hierarchy.deepest)
 
 
 def from_flows(
@@ -202,8 +203,9 @@ def from_flows(
     r"""JNF: from the joint encoder where all modalities of an example are observed; from one observed modality through
     its flow; from several by Hamiltonian Monte Carlo.
 
-    Its target is the product :math:`p(z)^{1-n} \prod_m q_m(z)`, its start a sample of one of them (Senellart et al.
-    2025, arXiv:2502.03952, sec. 3.3); there is no density to report. Where nothing is observed: from the prior.
+    The target of the Monte Carlo is the product :math:`p(z)^{1-n} \prod_m q_m(z)` over the n observed modalities, its
+    start a sample of one of their :math:`q_m` (Senellart et al. 2025, arXiv:2502.03952, sec. 3.3); the samples have no
+    known density, so ``log_ratio`` is NaN. Where nothing is observed: from the prior.
     """
     base = sample_or_mean(inputs.experts, keys, "experts", rows)
     unimodal = jax.vmap(inputs.networks.inverse_flow)(base)  # [R, M, B, D]
@@ -256,7 +258,7 @@ def hamiltonian_monte_carlo(
     step_size: float,
 ) -> Float[Array, "rows batch dim"]:
     """The states of Hamiltonian Monte Carlo after ``steps`` proposals of ``leapfrog`` steps of size ``step_size`` each
-    (Neal 2011, arXiv:1206.1901, sec. 3). Every row of every example is a chain of its own.
+    (Neal 2011, arXiv:1206.1901, sec. 3). Every sample of every example is a separate chain.
 
     ``log_density(z [R, B, D]) -> [R, B]``, up to a constant.
     """

@@ -1,5 +1,5 @@
-"""Judges: a classifier of each modality alone, all trained at once. They tell the class of generated data, and their
-features compare generated with real data."""
+"""Judges: evaluation classifiers, one for each modality, trained together. They predict the class of generated data,
+and their features are used to compare generated with real data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from xmodal_jax.types import Batch, Method
 
 
 class JudgeOutputs(NamedTuple):
-    """The judges' outputs, over the modalities in the order of `Judges.modalities`."""
+    """Logits and features of the judges; the axis M is in the order of `Judges.modalities`."""
 
     logits: Float[Array, "batch m classes"]
     features: Float[Array, "batch m hidden"]
@@ -88,8 +88,8 @@ def make_judges(
     Args:
       configs: how data are preprocessed.
       sizes: of each modality, see `models.vae.modalities.sizes_of`.
-      classes: how many there are.
-      hidden: number of features.
+      classes: number of classes.
+      hidden: number of each classifier's features.
       encoders: by kind of data; None: each kind's ``judge_encoder``.
     """
     groups, used = make_groups(sizes), {}

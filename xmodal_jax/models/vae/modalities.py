@@ -1,7 +1,7 @@
 """The kinds of data that VAEs take, as one table: a class for each kind, and a field of `ModalityConfigs`.
 
-The class of a kind has its options, and says all that differs between kinds: the size of an example, what its encoder
-and its decoder get, the likelihood, how data are generated, compared and shown. A new kind is a class and a field here,
+The class of a kind holds its options and defines all that differs between kinds: the size of an example, the inputs of
+encoder and decoder, the likelihood, how data are generated, compared and shown. A new kind is a class and a field here,
 and its decoders in `nets.decoders`.
 """
 
@@ -81,13 +81,13 @@ class ModalityConfig(abc.ABC):
     """
 
     kind: ClassVar[str]
-    """Its name in `types.MODALITIES`, or "label"."""
+    """Name of the kind: one of `types.MODALITIES`, or "label"."""
     decoders: ClassVar[Any]
-    """The union of the decoders that it can have."""
+    """The union of the decoders that can be chosen for this kind."""
     judge_encoder: ClassVar[EncoderConfig | None]
-    """Encoder of the evaluation classifiers, another one than the model's; None: none is needed."""
+    """Encoder of the evaluation classifiers, different from the model's; None: this kind needs no encoder."""
     mask_value: ClassVar[int] = 0
-    """What takes the place of an element that is masked out of an input."""
+    """Value that replaces a masked element of an input."""
     real_valued: ClassVar[bool] = False
     """Whether Gaussian noise can be added to its inputs."""
     is_image: ClassVar[bool] = False
@@ -109,8 +109,8 @@ class ModalityConfig(abc.ABC):
     def preprocess(
         self, name: str, x: Array, mask: Array | None, keys: ExampleKeys | None
     ) -> tuple[Masked, Masked]:
-        """What the encoder gets and what the decoder is compared with, from a batch's fields ``name`` and
-        ``name_mask``; ``keys``: with random changes, as in training."""
+        """The encoder's input and the target of the decoder, from a batch's fields ``name`` and ``name_mask``; with
+        ``keys``, augmented as in training."""
 
     def where_present(self, x: Array, present: Bool[Array, "batch"]) -> Bool[Array, "batch"]:
         """Which examples have the modality, where ``present`` are those not marked as missing."""
@@ -144,7 +144,7 @@ class ModalityConfig(abc.ABC):
         """
 
     def reconstruction_metrics(self, generated: Array, x: Array, mask: Array | None) -> dict[str, Array]:
-        """How near generated data are to a batch's field x (and its mask): values ``[B]`` by name."""
+        """How close generated data are to a batch's field x (and its mask): values ``[B]`` by name."""
         return {}
 
     @abc.abstractmethod
@@ -324,7 +324,7 @@ class AudioConfig(ModalityConfig):
     weight: float = 1.0
     """Weight of the log-likelihood in the loss."""
     spectrogram: AudioFeatures = AudioFeatures(mels=40, window=1024, hop=200)
-    """The spectrogram of which the frames are taken."""
+    """Options of the spectrogram whose frames are encoded and decoded."""
     floor: float = 1e-5
     """Least power of a mel band; anything quieter counts as silence."""
     mel_mean: float = -5.0
@@ -381,7 +381,7 @@ class AudioConfig(ModalityConfig):
 
     @property
     def sample_rate(self) -> int:
-        """Of sounds, in Hz."""
+        """Samples per second of the waveforms, in Hz."""
         return self.spectrogram.sample_rate
 
     def waveforms(self, x: Float[Array, "batch frames mels"]) -> Float[Array, "batch time"]:
@@ -462,8 +462,8 @@ KINDS = tuple(field.name for field in dataclasses.fields(ModalityConfigs))
 
 
 class NetworkInputs(NamedTuple):
-    """A batch as the network takes it: for each modality by name what its encoder gets and what its decoder is compared
-    with, each with its mask."""
+    """A batch as the network takes it: of each modality, by name, its encoder's input and the target of its decoder,
+    each with its mask."""
 
     inputs: dict[str, Masked]
     targets: dict[str, Masked]
@@ -474,7 +474,7 @@ class NetworkInputs(NamedTuple):
 def preprocess(
     configs: ModalityConfigs, modalities: Sequence[str], batch: Batch, keys: ExampleKeys | None = None
 ) -> NetworkInputs:
-    """A batch as the network takes it; ``keys``: with random changes, as in training."""
+    """A batch as the network takes it; with ``keys``, augmented as in training."""
     all_present = jnp.ones(batch["index"].shape[0], bool)
     inputs, targets, present = {}, {}, []
     for name in modalities:

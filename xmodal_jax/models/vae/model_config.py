@@ -51,7 +51,7 @@ class ModelConfig(ModalityConfigs):
 
 @dataclasses.dataclass(frozen=True)
 class VariationalConfig(ModelConfig):
-    """A model that compares posteriors with a prior, with a weight that a schedule can raise from 0."""
+    """A model with a divergence of posteriors from a prior, whose weight can be annealed from 0."""
 
     posterior_scale: str = "exp"
     """How a network's output becomes the scale of a posterior: "exp", "softplus" or "softmax"."""
@@ -69,8 +69,11 @@ class VariationalConfig(ModelConfig):
         if not 0 < self.ramp <= 1:
             raise ValueError(f"ramp must lie in (0, 1], got {self.ramp}")
 
-    def scheduled(self, weight: float, batch: Batch) -> float | Array:
-        """A divergence's weight at the training step of a batch; outside of training ``weight`` itself."""
+    def annealed_weight(self, weight: float, batch: Batch) -> float | Array:
+        """A divergence's ``weight`` after KL annealing (warm-up, cycles) at the training step ``batch["step"]``.
+
+        Outside of training a batch has no step, and ``weight`` is returned.
+        """
         if "step" not in batch:
             return weight
         return weight * kl_warmup(batch["step"], warmup=self.warmup, cycle=self.cycle, ramp=self.ramp)

@@ -30,8 +30,9 @@ from xmodal_jax.probability.distributions import Posterior, standard_like
 from xmodal_jax.probability.posteriors import mask_experts
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Stage
 
-INITIAL_PARTS = ("decoders", "trunks", "joint")
-"""First words of the names of the parameters that an initial stage trains: decoders and joint encoder."""
+INITIAL_STAGE_PREFIXES = ("decoders", "trunks", "joint")
+"""Prefixes of the parameters that the initial stage trains: the decoders, the joint encoder's feature extractors
+(trunks), and its head."""
 
 
 class MultimodalVAE(NamedTuple):
@@ -39,7 +40,7 @@ class MultimodalVAE(NamedTuple):
 
     method: Method
     modalities: tuple[str, ...]
-    """In the order of all arrays over modalities."""
+    """The modalities, in the order of every axis M."""
     infer: Callable[..., LatentSamples]
     """``infer(params, batch, observed, key, samples=1)``: samples of the latents given the ``observed [M]`` modalities
     that are present, drawn from ``key`` and the examples' indices; with key None means. For several subsets of the
@@ -47,8 +48,8 @@ class MultimodalVAE(NamedTuple):
     decode: Callable[..., dict[str, Array]]
     """``decode(params, z [M, R, B, D'], key)``: data of every modality, ``[R, B, ...]``: images in [0, 1], ids, frames,
     classes. Texts and classes are drawn from ``key``; with key None they are the likeliest ones."""
-    expand_shared: Callable[..., Array]
-    """``expand_shared(params, shared [N, D], key) -> z [M, 1, N, D']``: the latents that the modalities are decoded
+    decoder_latents: Callable[..., Array]
+    """``decoder_latents(params, shared [N, D], key) -> z [M, 1, N, D']``: the latents that the modalities are decoded
     from, given shared latents of the prior, a density estimator or a traversal. Private latents are drawn from their
     prior; with key None they are its mean."""
     sample_prior: Callable[..., Array] | None
@@ -56,7 +57,7 @@ class MultimodalVAE(NamedTuple):
     own."""
     log_likelihood: Callable[..., Array]
     """``log_likelihood(params, batch, key, observed, targets, samples)``: the importance-weighted estimate ``[B]`` of
-    ``log p(x_targets)`` in nats, from samples of ``q(z | x_observed)``; of the targets that are present."""
+    ``log p(x_targets)`` in nats, from samples of ``q(z | x_observed)``; missing targets are left out."""
 
 
 def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) -> MultimodalVAE:
@@ -72,13 +73,13 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
     model = _Model(config, network)
     method = Method(model.init, model.loss, model.predict, model.initial_stage)
     return MultimodalVAE(
-        method, network.names, model.infer, model.decode, model.expand_shared, model.sample_prior,
+        method, network.names, model.infer, model.decode, model.decoder_latents, model.sample_prior,
         model.log_likelihood,
     )  # fmt: skip
 
 
 class _NetworkMethods(NamedTuple):
-    """Methods of a network that some objectives call, with parameters and examples at hand."""
+    """The network's methods that some objectives call, bound to its parameters and to the batch's features and keys."""
 
     apply: Apply
     features: Float[Array, "m batch hidden"]
@@ -100,7 +101,7 @@ class _NetworkMethods(NamedTuple):
         return self.apply("decode_top", top)
 
     def top_down_pass(self, mask: Array, *keys: ExampleKeys | None) -> TopDownPass:
-        """With the keys of the objective, unless others are given."""
+        """`Network.top_down_pass`, with the objective's keys unless others are passed (None: means, not samples)."""
         return self.apply("top_down_pass", self.features, mask, *(keys or (self.keys,)))
 
 
@@ -128,11 +129,11 @@ class _Model:
     def initial_stage(self) -> Stage | None:
         if not self.config.initial_fraction:
             return None
-        trains = lambda path: path.split("/")[0].split("_")[0] in INITIAL_PARTS
+        trains = lambda path: path.split("/")[0].split("_")[0] in INITIAL_STAGE_PREFIXES
         return Stage(self.initial_loss, self.config.initial_fraction, trains)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
-        """The loss; of a model with two stages that of the second one, in which the decoders are frozen."""
+        """The loss; in a model with two stages the second stage's, in which the decoders are frozen."""
         decoder_params = jax.lax.stop_gradient(params) if self.config.initial_fraction else None
         return self._mean_loss(self.config.objective, params, decoder_params, batch, key, axis_name)
 
@@ -153,7 +154,7 @@ class _Model:
         inputs = self.preprocess(batch, keys)
         terms = objective(
             self.training_inputs(params, inputs, keys, decoder_params, axis_name),
-            self.config.scheduled(self.config.beta, batch),
+            self.config.annealed_weight(self.config.beta, batch),
         )
         weight = inputs.present.any(axis=0).astype(jnp.float32)
         mean = functools.partial(collectives.batch_mean, weights=weight, axis_name=axis_name)
@@ -176,7 +177,7 @@ class _Model:
     def evaluation_inputs(
         self, params: Params, inputs: NetworkInputs, keys: ExampleKeys | None
     ) -> ObjectiveInputs:
-        """What inference is computed from."""
+        """As `training_inputs`, but without dropout and free bits."""
         return self._objective_inputs(params, inputs, keys, None, 0.0, None, None)
 
     def _objective_inputs(
@@ -192,7 +193,7 @@ class _Model:
         apply = self.bind(params)
         decode_apply = apply if decoder_params is None else self.bind(decoder_params)
         outputs = apply("encode", inputs, network_keys)
-        # The outputs for a missing modality may be anything, also values that overflow.
+        # The encoder's outputs for a missing modality are arbitrary and may overflow.
         mask_missing = lambda q: None if q is None else mask_experts(q, inputs.present)
         experts, private = mask_missing(outputs.experts), mask_missing(outputs.private)
         prior = apply("prior")
@@ -201,13 +202,15 @@ class _Model:
         def log_likelihood(z: Array) -> Array:
             return decode_apply("log_likelihood", z, inputs, network_keys)
 
-        def kl_to_prior(q: Posterior, present: Array) -> Array:
+        # Objectives that take this closed form have the prior N(0, 1). Those with a learned or a mixture prior take
+        # `prior.log_prob` instead.
+        def kl_to_standard(q: Posterior, present: Array) -> Array:
             return kl_with_free_bits(
                 q, standard_like(q), free_bits=free_bits, present=present, axis_name=axis_name
             )
 
         return ObjectiveInputs(
-            inputs.present, log_likelihood, kl_to_prior, prior, keys,
+            inputs.present, log_likelihood, kl_to_standard, prior, keys,
             posterior=joint, experts=experts, private=private,
             networks=_NetworkMethods(apply, outputs.features, keys), axis_name=axis_name,
         )  # fmt: skip
@@ -230,15 +233,15 @@ class _Model:
             return self.config.infer(objective_inputs, observed[:, None] & inputs.present, keys, samples)
 
         observed = jnp.asarray(observed)
-        # Several subsets one after the other, so that memory does not grow with their number.
+        # Subsets are computed one after the other, so that memory does not grow with their number.
         return infer_from(observed) if observed.ndim == 1 else jax.lax.map(infer_from, observed)
 
     def decode(self, params: Params, z: Array, key: Key | None) -> dict[str, Array]:
         return decode_all(self.network, self.bind(params), z, key)
 
-    def expand_shared(self, params: Params, shared: Array, key: Key | None) -> Array:
+    def decoder_latents(self, params: Params, shared: Array, key: Key | None) -> Array:
         keys = None if key is None else example_keys(key, jnp.arange(len(shared)))
-        return self.config.expand_shared(self.network, self.bind(params), shared, keys)
+        return self.config.decoder_latents(self.network, self.bind(params), shared, keys)
 
     def sample_prior(self, params: Params, key: Key, count: int) -> Array:
         keys = example_keys(key, jnp.arange(count))

@@ -1,8 +1,8 @@
 """The multimodal VAEs: a configuration class for each, and their table `MultimodalVAEModel`.
 
-A class has the options of its model and says what the model differs in: its objective, how latents are inferred from
-some of the modalities, and which parts its network has. A new model is an objective in `losses.multimodal_elbo` and a
-class here.
+A class holds the options of its model and defines how it differs from the others: its objective, how latents are
+inferred from some of the modalities, and which parts its network has. A new model is an objective in
+`losses.multimodal_elbo` and a class here.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class MultimodalVAEConfig(VariationalConfig):
     """Fraction of the training steps in an initial stage with another objective; 0: there is one stage."""
 
     text: TextConfig = TextConfig(weight=20.0)
-    """Texts. A sentence has some tens of nats and an image thousands: with a weight of 1 the latents would hold little
-    of what only texts say."""
+    """Texts. The log-likelihood of a sentence is some tens of nats, that of an image thousands: with a weight of 1 the
+    latents would hold little information that only the text has."""
     latent: int = 32
     """Dimensions of the latent that the modalities share."""
     beta: float = 1.0
@@ -54,7 +54,7 @@ class MultimodalVAEConfig(VariationalConfig):
     modality over that of its own."""
 
     def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
-        """The loss, where beta is the scheduled weight of the divergence."""
+        """The loss; ``beta`` is the annealed weight of the divergence."""
         raise NotImplementedError
 
     def initial_objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
@@ -80,11 +80,11 @@ class MultimodalVAEConfig(VariationalConfig):
         """Samples of the prior of the shared latents."""
         return inference.sample_prior(apply("prior"), keys, 1, count)[0]
 
-    def expand_shared(
+    def decoder_latents(
         self, network: Network, apply: Apply, shared: Float[Array, "n dim"], keys: ExampleKeys | None
     ) -> Float[Array, "m 1 n latent"]:
         """The latents that each modality is decoded from, given the shared latents."""
-        return generation.expand_shared(network, apply, shared, keys)
+        return generation.decoder_latents(network, apply, shared, keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,8 +393,8 @@ class NexusConfig(ClosedFormConfig):
     def sample_prior(self, apply, keys, count) -> Float[Array, "count top"]:
         return jax.vmap(lambda key: jax.random.normal(key, (self.top,)))(fold_in_name(keys, "prior"))
 
-    def expand_shared(self, network, apply, shared, keys) -> Float[Array, "m 1 n latent"]:
-        return generation.expand_top(network, apply, shared, keys)
+    def decoder_latents(self, network, apply, shared, keys) -> Float[Array, "m 1 n latent"]:
+        return generation.decoder_latents_from_top(network, apply, shared, keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,8 +425,8 @@ class MHVAEConfig(MultimodalVAEConfig):
     def network_parts(self) -> dict[str, Any]:
         return dict(levels=self.levels)
 
-    def expand_shared(self, network, apply, shared, keys) -> Float[Array, "m 1 n latent"]:
-        return generation.expand_deepest(network, apply, shared, keys)
+    def decoder_latents(self, network, apply, shared, keys) -> Float[Array, "m 1 n latent"]:
+        return generation.decoder_latents_from_deepest(network, apply, shared, keys)
 
 
 MultimodalVAEModel = (

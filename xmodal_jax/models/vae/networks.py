@@ -62,7 +62,7 @@ def make_groups(sizes: Mapping[str, Size]) -> tuple[ModalityGroup, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of a network, and which of the parts it has that only some models need."""
+    """Sizes of a network, and which optional parts it has."""
 
     latent: int = 64
     """Dimensions of the shared latent; 0: encoders return features alone."""
@@ -85,7 +85,7 @@ class NetworkConfig:
     flows: int = 0
     """Layers of a normalizing flow for each modality."""
     top: int = 0
-    """Dimensions of a latent above those of the modalities."""
+    """Dimensions of a top-level latent, above those of the modalities (Nexus); 0: there is none."""
     levels: int = 1
     """Levels of a hierarchy of latents."""
 
@@ -100,7 +100,7 @@ def stack_modalities(module: type, *methods: str) -> Any:
 
 
 class _Decoder(nn.Module):
-    """A decoder that is built within the stack."""
+    """Builds its decoder when it is called, within `stack_modalities`: each modality then has its own parameters."""
 
     config: DecoderConfig
     size: Size
@@ -111,7 +111,7 @@ class _Decoder(nn.Module):
 
 
 class _Features(nn.Module):
-    """Features that are stacked."""
+    """A network of features as a module of its own, for `stack_modalities`."""
 
     features: nn.Module
 
@@ -127,11 +127,11 @@ class EncoderOutputs(NamedTuple):
     private: Posterior | None
     """``[M, B, P]``; None without private latents."""
     features: Float[Array, "m batch hidden"]
-    """What the posteriors are computed from."""
+    """The encoders' features, from which the posteriors are computed."""
 
 
 class TopDownPass(NamedTuple):
-    """Latents of a hierarchy, for several rows of each example."""
+    """Latents of a hierarchy: R rows (samples, or subsets of the modalities) of each example."""
 
     latents: Float[Array, "rows batch latent"]
     """The latents of the first level, which are decoded."""
@@ -179,7 +179,7 @@ class Network(nn.Module):
             features = modality.features(group.size, c.hidden)
             experts[group.name] = stack_modalities(Expert)(features, latent, c.private)
             if c.joint:
-                # A new module: one that two modules own would be one set of parameters.
+                # A second module, as one that two modules share would have one set of parameters.
                 features = modality.features(group.size, c.hidden)
                 trunks[group.name] = stack_modalities(_Features)(features)
             decoders[group.name] = stack_modalities(_Decoder)(modality.decoder, group.size)
@@ -361,7 +361,7 @@ class Network(nn.Module):
         Args:
           features: of each modality.
           mask: which modalities each row is inferred from.
-          keys: of the samples; None: means in their place.
+          keys: of the samples; None: means instead of samples.
           deepest: the latents of the deepest level, if they are known.
         """
         rows, count = mask.shape[:2]

@@ -61,11 +61,11 @@ class VAE(NamedTuple):
     [count]``."""
     log_likelihood: Callable[..., Array]
     """``log_likelihood(params, batch, key, samples) -> [B]``: the importance-weighted estimate of ``log p(x)`` (of a
-    conditional model ``log p(x | label)``) in nats, without the weight in the loss, from so many latents of the
-    encoder; 0 where x is missing. It is a lower bound in expectation. ("bernoulli" is no density of values between 0
-    and 1.) Raises ValueError for a model whose latents have no density."""
+    conditional model ``log p(x | label)``) in nats, from ``samples`` latents of the encoder; 0 where x is missing. It
+    is without the modality's reconstruction weight, and a lower bound in expectation. ("bernoulli" is no density of
+    values between 0 and 1.) Raises ValueError for a model without a posterior density q(z | x)."""
     reconstruct: Callable[..., Array]
-    """``reconstruct(params, batch)``: what is decoded from the mean latents."""
+    """``reconstruct(params, batch)``: data decoded from the mean latents."""
 
 
 def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: int = 0) -> VAE:
@@ -79,8 +79,8 @@ def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: i
     ``d_loss``, ``d_prior`` and ``d_code`` (mean logits), ``reconstruction``, ``g_loss``. Its pretraining is
     reconstruction alone.
 
-    An example that lacks the modality (of a conditional model: or its label) has no influence. ``classes``: number of
-    classes of a conditional model's labels.
+    An example that lacks the modality (in a conditional model also one that lacks the label) has no influence.
+    ``classes``: number of classes of a conditional model's labels.
 
     Raises:
       ValueError: if the model does not fit the kind of data, or a number of classes or tokens is missing.
@@ -109,20 +109,20 @@ def _check(config: AutoencoderConfig, modality: str, size: Size, classes: int) -
 class LatentHeads(nn.Module):
     """The layers between encoder and decoder: the posterior ``[B, D]`` from features and condition, and the prior.
 
-    A condition without dimensions is none. The prior is N(0, 1), unless it is learned from the condition.
+    A condition ``[B, 0]`` stands for no condition. The prior is N(0, 1), unless it is learned from the condition.
     """
 
     latent: int
     hidden: int
     scale: str
-    """One of `nets.vae.SCALES`."""
-    point: bool
-    """Whether the posterior is a point."""
+    """How the posterior's scale is computed, one of `nets.vae.SCALES`."""
+    deterministic: bool
+    """Whether the posterior is a point: its scale is 0."""
     conditional: bool
     learned_prior: bool
 
     def setup(self):
-        if self.point:
+        if self.deterministic:
             self.point_layer = nn.Dense(self.latent, name="point")
         else:
             self.moments_layer = Moments(
@@ -135,7 +135,7 @@ class LatentHeads(nn.Module):
         self, features: Float[Array, "batch hidden"], condition: Float[Array, "batch classes"]
     ) -> Normal:
         """``q(z | x, c)``."""
-        if self.point:
+        if self.deterministic:
             mean = self.point_layer(features)
             return Normal(mean, jnp.full_like(mean, -jnp.inf))
         mean, raw = self.moments_layer(jnp.concatenate([features, condition], axis=-1))
@@ -161,13 +161,14 @@ class _Model:
     modality: str
     size: Size
     classes: int
-    """Of the labels that the model is conditioned on; 0: none."""
+    """Number of classes of the labels that the model is conditioned on; 0: there is no condition."""
 
     @functools.cached_property
     def network(self) -> Network:
         """Encoder and decoder."""
         group = ModalityGroup(self.config.for_modality(self.modality).kind, self.size, (self.modality,))
         modalities = used_configs(self.config, {self.modality: self.size})
+        # Encoders return features alone: the layers of the latent are in `LatentHeads`.
         return Network(NetworkConfig(latent=0, hidden=self.config.hidden), modalities, (group,))
 
     @functools.cached_property
@@ -184,12 +185,13 @@ class _Model:
     def bind_heads(self, params: Params) -> Apply:
         return bind(self.heads, params["heads"])
 
-    def own_params(self, params: Params) -> Params:
+    def autoencoder_params(self, params: Params) -> Params:
         """The autoencoder's parameters, apart from those of a critic."""
         return params if self.config.critic_objective is None else params["generator"]
 
     def encode_condition(self, labels: Any, count: int) -> Float[Array, "batch classes"]:
-        """Labels ``[B]``, or those of a batch, as unit vectors; of a model without condition no dimensions."""
+        """One-hot labels ``[B, classes]``, of labels ``[B]`` or of a batch that holds them; ``[B, 0]`` without a
+        condition."""
         if not self.classes:
             return jnp.zeros((count, 0))
         if labels is None:
@@ -198,7 +200,7 @@ class _Model:
         return jax.nn.one_hot(jnp.asarray(labels), self.classes)
 
     def preprocess(self, batch: Batch, keys: ExampleKeys | None = None) -> NetworkInputs:
-        """The batch as the network takes it; ``keys``: with random changes, as in training."""
+        """The batch as the network takes it; with ``keys``, with augmentation and input corruption, as in training."""
         inputs = preprocess(self.config, (self.modality,), batch, keys)
         if self.config.conditional:
             known = jnp.asarray(batch["label"]) >= 0
@@ -212,9 +214,9 @@ class _Model:
 
     @staticmethod
     def concatenate_condition(
-        z: Float[Array, "rows batch dim"], condition: Float[Array, "batch classes"]
-    ) -> Float[Array, "1 rows batch latent"]:
-        """Latents as the decoder takes them."""
+        z: Float[Array, "samples batch dim"], condition: Float[Array, "batch classes"]
+    ) -> Float[Array, "1 samples batch latent"]:
+        """Latents as the decoder takes them: each followed by its example's condition."""
         condition = jnp.broadcast_to(condition[None], (*z.shape[:2], condition.shape[-1]))
         return jnp.concatenate([z, condition], axis=-1)[None]
 
@@ -243,8 +245,9 @@ class _Model:
         )
         total = mean(terms.loss)
         aux = {name: mean(x) for name, x in terms.metrics.items()}
-        for name, (share, weight) in terms.batch_terms.items():
-            total, aux[name] = total + weight * share, share
+        # A batch term is one number of the whole batch, of which this device adds its share.
+        for name, (device_share, weight) in terms.batch_terms.items():
+            total, aux[name] = total + weight * device_share, device_share
         return total, jax.lax.stop_gradient(aux)
 
     def training_inputs(
@@ -256,7 +259,10 @@ class _Model:
     def evaluation_inputs(
         self, params: Params, batch: Batch, keys: ExampleKeys | None, *, weighted: bool = True
     ) -> ObjectiveInputs:
-        """What latents and likelihoods are computed from; ``weighted``: with the weight in the loss."""
+        """As `training_inputs`, but without dropout, corruption and free bits: for latents and likelihoods.
+
+        ``weighted``: whether log-likelihoods are multiplied by the modality's reconstruction weight.
+        """
         return self._objective_inputs(params, batch, keys, None, 0.0, weighted, None)
 
     def _objective_inputs(
@@ -294,16 +300,16 @@ class _Model:
 
     def encode(self, params: Params, batch: Batch, key: Key | None = None) -> Float[Array, "batch dim"]:
         keys = None if key is None else example_keys(key, batch["index"])
-        inputs = self.evaluation_inputs(self.own_params(params), batch, keys)
+        inputs = self.evaluation_inputs(self.autoencoder_params(params), batch, keys)
         return inputs.posterior.mean if keys is None else draw_latents(inputs, 1)[0]
 
     def decode(self, params: Params, z: Array, labels: Any = None, key: Key | None = None) -> Array:
         z = self.concatenate_condition(z[None], self.encode_condition(labels, len(z)))
-        apply = self.bind_network(self.own_params(params))
+        apply = self.bind_network(self.autoencoder_params(params))
         return decode_all(self.network, apply, z, key)[self.modality][0]
 
     def sample(self, params: Params, key: Key, count: int, labels: Any = None) -> Array:
-        heads = self.bind_heads(self.own_params(params))
+        heads = self.bind_heads(self.autoencoder_params(params))
         prior = heads("prior", self.encode_condition(labels, count))
         if len(prior.mean) != count:
             raise ValueError(f"one label for each of {count} samples, got {len(prior.mean)}")
@@ -318,14 +324,15 @@ class _Model:
             table = parts.parts_of(AutoencoderModel)
             able = ", ".join(name for name, model in table.items() if model.has_likelihood)
             raise ValueError(
-                f"{self.config.name} learns no density of latents given the data to weigh them by; log p(x) can be "
+                f"{self.config.name} has no posterior density q(z | x), which importance weights need; log p(x) can be "
                 f"estimated with {able}"
             )
         keys = example_keys(key, batch["index"])
+        # Models with a likelihood have no critic: all of `params` are the autoencoder's.
         inputs = self.evaluation_inputs(params, batch, keys, weighted=False)
 
         def log_weight(k: Array) -> Float[Array, "batch"]:
-            # One latent at a time, as thousands of decodings of a batch need not fit into memory at once.
+            # A few latents at a time, as thousands of decodings of a batch may not fit into memory at once.
             sample_keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, k)
             z = draw_latents(inputs._replace(keys=sample_keys), 1)
             return (inputs.log_likelihood(z) + prior_log_ratio(inputs.posterior, inputs.prior, z))[0]
@@ -361,7 +368,7 @@ class _AdversarialTraining:
         return standard_noise(keys, "prior", (self.model.config.latent,))
 
     def present_and_mean(self, batch: Batch, axis_name: collectives.AxisName):
-        """Which examples count, and the mean over them in the global batch."""
+        """Which examples count, and a function that averages terms ``[B]`` over those of the global batch."""
         present = self.model.preprocess(batch).present[0]
         weights = present.astype(jnp.float32)
         return present, functools.partial(collectives.batch_mean, weights=weights, axis_name=axis_name)
@@ -369,7 +376,7 @@ class _AdversarialTraining:
     def terms(
         self, generator: Params, batch: Batch, keys: ExampleKeys, axis_name: collectives.AxisName
     ) -> ObjectiveTerms:
-        """Reconstruction and latents."""
+        """The reconstruction loss, and the latents that it was computed from."""
         inputs = self.model.training_inputs(generator, batch, keys, axis_name)
         return self.model.config.objective(inputs, batch)
 

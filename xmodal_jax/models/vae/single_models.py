@@ -1,8 +1,8 @@
 """The autoencoders of one modality: a configuration class for each, and their table `AutoencoderModel`.
 
-A class has the options of its model and says what the model differs in: its objective, and whether the encoder is
-stochastic, conditional on the label, or trained against a critic. A new model is an objective in `losses.autoencoder`
-and a class here.
+A class holds the options of its model and defines how it differs from the others: its objective, and whether the
+encoder is stochastic, conditional on the label, or trained against a critic. A new model is an objective in
+`losses.autoencoder` and a class here.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class AutoencoderConfig(ModelConfig):
     learn_prior: ClassVar[bool] = False
     """Whether the prior is a network of the label."""
     has_likelihood: ClassVar[bool] = False
-    """Whether the encoder's density can serve to estimate ``log p(x)``."""
+    """Whether the model has a posterior density q(z | x), with which ``log p(x)`` can be estimated."""
     critic_objective: ClassVar[str | None] = None
-    """Of a model trained against a critic the objective of both, a key of `losses.adversarial.OBJECTIVES`."""
+    """The adversarial objective, a key of `losses.adversarial.OBJECTIVES`; None: there is no critic."""
     free_bits: ClassVar[float] = 0.0
     """Nats that each latent dimension's divergence may have without cost."""
 
     def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
-        """The loss, apart from the critic's part in it."""
+        """The loss, without the adversarial term of a model with a critic."""
         return objectives.reconstruction(inputs)
 
     def corrupt(self, modality: ModalityConfig, x: Array, keys: ExampleKeys) -> Array:
@@ -125,7 +125,7 @@ class VAEConfig(AutoencoderConfig, VariationalConfig):
         check_not_negative(self, "beta", "free_bits")
 
     def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
-        return objectives.elbo(inputs, samples=self.samples, beta=self.scheduled(self.beta, batch))
+        return objectives.elbo(inputs, samples=self.samples, beta=self.annealed_weight(self.beta, batch))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ class IWAEConfig(AutoencoderConfig, VariationalConfig):
         check_at_least(self, 1, "samples")
 
     def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
-        beta = self.scheduled(1.0, batch)
+        beta = self.annealed_weight(1.0, batch)
         return objectives.importance_weighted(
             inputs, samples=self.samples, estimator=self.estimator, beta=beta
         )
@@ -194,7 +194,9 @@ class WAEMMDConfig(AutoencoderConfig, VariationalConfig):
         check_not_negative(self, "beta")
 
     def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
-        return objectives.mmd_to_prior(inputs, kernel=self.kernel, beta=self.scheduled(self.beta, batch))
+        return objectives.mmd_to_prior(
+            inputs, kernel=self.kernel, beta=self.annealed_weight(self.beta, batch)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,7 @@ class AdversarialConfig(AutoencoderConfig):
     """An autoencoder whose latents a critic tells from draws of the prior."""
 
     beta: float = 1.0
-    """Weight of the critic's judgement in the autoencoder's loss."""
+    """Weight of the adversarial loss in the autoencoder's loss."""
     stochastic: bool = False
     """Whether the encoder returns a normal distribution; if not, a point."""
     posterior_scale: str = "exp"

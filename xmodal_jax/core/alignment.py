@@ -37,6 +37,7 @@ def monotonic_alignment(
     index = jnp.arange(tokens)[None, :]
 
     def forward(best, frame_scores):
+        """The best scores of alignments that end at each token, one frame later; and whether they advanced to it."""
         before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=low)
         return jnp.maximum(jnp.maximum(best, before) + frame_scores, low), before > best
 
@@ -44,6 +45,7 @@ def monotonic_alignment(
     _, advanced = jax.lax.scan(forward, start, scores[:, 1:].transpose(1, 0, 2))
 
     def backward(carry, frame):
+        """Counts frame ``t`` for its token, and goes back to the token of frame ``t - 1``."""
         token, durations = carry
         t, advanced = frame
         valid = t < lengths

@@ -85,6 +85,7 @@ def detect(env: Mapping[str, str], *, tpu_vm: bool = False) -> Cluster | None:
 
 
 def _by_variables(env: Mapping[str, str], address: str | None) -> Cluster | None:
+    """The cluster that JAX_NUM_PROCESSES and its like describe; None for a single process."""
     if not env.get("JAX_NUM_PROCESSES"):
         raise ValueError(
             "JAX_PROCESS_ID is set without JAX_NUM_PROCESSES: set the number of processes as well"
@@ -107,6 +108,7 @@ def _by_variables(env: Mapping[str, str], address: str | None) -> Cluster | None
 def _by_launcher(
     env: Mapping[str, str], kind: Literal["openmpi", "slurm"], address: str | None
 ) -> Cluster | None:
+    """The cluster that the variables of Open MPI's or Slurm's launcher describe; None for a single process."""
     if kind == "openmpi":
         names = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"
         single_process_per_host = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
@@ -131,6 +133,7 @@ def _by_launcher(
 
 
 def _by_tpu_variables(env: Mapping[str, str], hosts: int, address: str | None) -> Cluster | None:
+    """The cluster that GKE's variables describe, for TPU slices of ``hosts`` machines; None for a single process."""
     slices = _integer(env, "MEGASCALE_NUM_SLICES", 1) if env.get("MEGASCALE_NUM_SLICES") else 1
     if hosts * slices == 1:
         return None
@@ -160,6 +163,7 @@ def _local_devices(
 
 
 def _integer(env: Mapping[str, str], name: str, low: int, below: int | None = None) -> int:
+    """The value of a variable: an integer from ``low`` to ``below - 1`` (None: no limit); else raises ValueError."""
     wanted = f"an integer of at least {low}" if below is None else f"an integer from {low} to {below - 1}"
     if not env.get(name):
         raise ValueError(f"{name} is not set, but other variables call for it: set it to {wanted}")
@@ -181,7 +185,7 @@ def _is_tpu_vm(env: Mapping[str, str]) -> bool:
 
 
 def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Cluster | None:
-    """Joins this process to the others that `detect` finds; does nothing when it is alone or has joined already.
+    """Joins this process to the others that `detect` finds; does nothing when it is the only one or has joined already.
 
     To be called before JAX looks for devices. ``timeout``: seconds to wait for all processes. (What JAX derives
     itself, see ``Cluster.method``, it reads from ``os.environ`` and not from ``env``.)
@@ -227,18 +231,21 @@ def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Clu
 
 
 def _listen(port: int) -> socket.socket:
+    """A server socket on this port of all of the host's addresses."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
 
 
 def _place(cluster: Cluster) -> str:
+    """This process, the number of processes and the coordinator, for messages."""
     process, count = ("?" if n is None else n for n in (cluster.process, cluster.processes))
     where = cluster.coordinator or "found by JAX"
     return f"this is process {process} of {count} ({cluster.kind}), coordinator {where}"
 
 
 def _advice(cluster: Cluster, env: Mapping[str, str], reason: str) -> str:
+    """The message of the error that the processes did not find each other: the ``reason``, and what to check."""
     proxies = sorted(name for name in env if name.lower().endswith("_proxy") and name.lower() != "no_proxy")
     return "\n  ".join(
         [
@@ -255,7 +262,7 @@ def _advice(cluster: Cluster, env: Mapping[str, str], reason: str) -> str:
 
 
 def is_writer() -> bool:
-    """Whether this process writes the run's files: process 0 does, and a process that is alone."""
+    """Whether this process writes the run's files: process 0 does, and so does a single process."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 

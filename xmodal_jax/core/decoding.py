@@ -110,6 +110,7 @@ def sample(
         return jax.vmap(jax.random.categorical)(step_keys, filtered)
 
     def body(carry):
+        """One step: chooses the next token of each row and runs the model on it."""
         t, logits, state, tokens, counts, ended, total = carry
         chosen = choose(logits, t).astype(jnp.int32)
         total += jnp.where(ended, 0.0, _log_probability(logits, chosen))

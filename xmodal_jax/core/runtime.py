@@ -94,6 +94,7 @@ def configure(
 
 
 def _add_xla_flags() -> list[str]:
+    """Adds the flags of `XLA_FLAGS` to the environment variable, but for those that it has; returns those added."""
     # A plugin (libtpu, jax_plugins for GPUs) reads XLA_FLAGS too and may know other flags than jaxlib.
     plugins = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
     if plugins and os.environ.get("JAX_PLATFORMS") != "cpu":

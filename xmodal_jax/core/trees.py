@@ -31,10 +31,10 @@ def nested(leaves: Mapping[str, Any]) -> dict:
     tree: dict = {}
     for name, leaf in leaves.items():
         *path, last = name.split("/")
-        place = tree
+        node = tree
         for part in path:
-            place = place.setdefault(part, {})
-        place[last] = leaf
+            node = node.setdefault(part, {})
+        node[last] = leaf
     return tree
 
 

@@ -30,6 +30,7 @@ def attention_weights(
 
 
 def _weights(q_BHQD: Array, k_BHKD: Array, mask: Array | None, causal: bool) -> Array:
+    """The attention map ``[B, H, Q, K]`` of queries and keys whose heads come before their tokens."""
     logits_BHQK = jnp.einsum("bhqd,bhkd->bhqk", q_BHQD, k_BHKD, preferred_element_type=jnp.float32)
     logits_BHQK = logits_BHQK * q_BHQD.shape[-1] ** -0.5
     allowed = None if mask is None else mask[:, None, None, :]
@@ -116,6 +117,7 @@ class MultiHeadAttention(nn.Module):
         position: Int[Array, ""] | int | None = None,
         return_weights: bool = False,
     ) -> Float[Array, "batch queries dim"] | tuple[Array, Array]:
+        """The attended values (with ``return_weights`` also the attention map); see the class."""
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"heads={self.heads} must divide the width {width}")

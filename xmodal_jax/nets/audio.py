@@ -32,6 +32,7 @@ class AudioTransformer(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of log-mel frames, with their mask; see the class."""
         if self.downsample < 1 or self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of 2, got {self.downsample}")
         x = apply_mask(inputs, mask)

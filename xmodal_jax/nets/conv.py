@@ -125,6 +125,7 @@ def _match_varying_axes(*arrays):
 
 
 def _per_axis(value: int | Sequence[int] | None, spatial: int) -> tuple[int, ...]:
+    """``spatial`` values: one number counts for every spatial axis, and None means 1."""
     values = (
         (1 if value is None else value,) * spatial
         if value is None or isinstance(value, int)

@@ -76,6 +76,7 @@ class ConvDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
+        """The images of the latents ``z``; the other arguments are those of other decoders and not used."""
         height, width, channels = self.shape
         stages = upsampling_stages(self.shape, "decoder")
         height, width = height // 2**stages, width // 2**stages
@@ -101,6 +102,7 @@ class ResidualDecoder(ResidualPixels):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
+        """The images of the latents ``z``; ``tokens`` is an argument of other decoders and not used."""
         return self.to_pixels(z, None, keys)
 
 
@@ -116,6 +118,7 @@ class FrameDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows frames mels"]:
+        """The frames of the latents ``z``; the other arguments are those of other decoders and not used."""
         frames, mels = self.shape
         coarse = -(-frames // 2**self.halvings)
         x = nn.Dense(coarse * self.width, name="start")(z).reshape(len(z), coarse, self.width)
@@ -153,6 +156,7 @@ class ParallelTextDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows length vocab"]:
+        """The logits of the latents ``z``; ``tokens`` is an argument of other decoders and not used."""
         vector = nn.Dense(self.width, name="code")(z)
         transformer = _PositionTokens(
             width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout, length=self.length,
@@ -184,6 +188,7 @@ class AutoregressiveTextDecoder(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "rows length vocab"]:
+        """The logits of each token, given ``z`` and the ``tokens`` before it; ``keys``: for dropout."""
         config = TextDecoderConfig(width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout)
         decoder = build_decoder(config, vocab_size=self.vocab_size, max_length=self.length)
         memory = nn.Dense(4 * self.width, name="code")(z).reshape(len(z), 4, self.width)

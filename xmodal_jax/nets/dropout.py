@@ -51,6 +51,7 @@ class Dropout(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None
     ) -> Float[Array, "batch *shape"]:
+        """``x`` with elements dropped; ``x`` itself without ``keys``."""
         _check_rate(self.rate)
         if keys is None or self.rate == 0.0:
             return x
@@ -73,6 +74,7 @@ class DropPath(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None
     ) -> Float[Array, "batch *shape"]:
+        """``x`` with whole examples dropped; ``x`` itself without ``keys``."""
         _check_rate(self.rate)
         if keys is None or self.rate == 0.0:
             return x

@@ -47,6 +47,7 @@ class MaskedDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+        """The outputs; each depends only on the inputs that the mask allows."""
         if x.shape[-1] != len(self.inputs):
             raise ValueError(f"this layer has {len(self.inputs)} inputs, got {list(x.shape)}")
         compare = np.greater if self.strict else np.greater_equal
@@ -92,6 +93,7 @@ class MADE(nn.Module):
 
     @nn.compact
     def __call__(self, x: Vectors, context: Context | None = None) -> tuple[Vectors, Vectors]:
+        """``(shift, log_scale)`` of every dimension, ``[B, D]`` each; ``context [B, C]`` is optional."""
         _check_at_least_one(features=self.features, hidden=self.hidden, depth=self.depth)
         if not self.bound > 0:
             raise ValueError(f"bound must be positive, got {self.bound}")
@@ -179,6 +181,7 @@ class AutoregressiveFlow(nn.Module):
         return z
 
     def _invert(self, made: MADE, u, context):
+        """The data of one layer from its noise ``u [B, D]``: each dimension follows from those before it in order."""
         dims = jnp.arange(self.features)
 
         def set_dimension(made, x, dim):

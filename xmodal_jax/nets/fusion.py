@@ -125,6 +125,7 @@ class Fusion(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> FusionOutput:
+        """Projects the tokens of each modality and fuses them; see the module's docstring for the arguments."""
         if not tokens:
             raise ValueError("fusion needs the tokens of at least one modality")
         unknown = set(present or {}) - set(tokens)

@@ -70,6 +70,7 @@ class ConvNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of images, one for each position of the last stage; ``mask`` must be None."""
         check_no_mask(mask)
         if self.width % 4:
             raise ValueError(f"4 must divide the width, got {self.width}")
@@ -119,6 +120,7 @@ class PlainConvNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of images, one for each position of the last feature map; ``mask`` must be None."""
         check_no_mask(mask)
         _check_norm(self.norm)
         layers, side = 1, -(-min(inputs.shape[1:3]) // 2)
@@ -154,6 +156,7 @@ class FlatMLP(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The single token of each image; ``mask`` must be None."""
         check_no_mask(mask)
         x = inputs.reshape(len(inputs), -1)
         for k in range(self.depth):
@@ -214,6 +217,7 @@ class ResNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of images, one for each position of the last stage; ``mask`` must be None."""
         check_no_mask(mask)
         if self.layers not in RESNET_DEPTHS:
             raise ValueError(f"layers must be one of {sorted(RESNET_DEPTHS)}, got {self.layers}")
@@ -258,6 +262,8 @@ class _ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, keys):
+        """The block's output, ``[B, h, w, features]`` (four times as many features with a bottleneck)."""
+
         def conv_norm(x, features, size, stride, name):
             x = Conv(features, (size, size), stride, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(x)
             return _group_norm(features, 32, self.dtype, f"{name}_norm")(x)
@@ -308,6 +314,7 @@ class ViT(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of images, one for each patch (and a class token); ``mask`` must be None."""
         check_no_mask(mask)
         (height, width), p = inputs.shape[1:3], self.patch
         if height % p or width % p:

@@ -30,6 +30,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch *spatial channels"]:
+        """``x``, normalized per example and group, then scaled and shifted per channel."""
         channels = x.shape[-1]
         if channels % self.num_groups:
             raise ValueError(f"{self.num_groups} groups do not divide {channels} channels")

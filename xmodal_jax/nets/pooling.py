@@ -37,6 +37,7 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[Array, "batch dim"]:
+        """The pooled tokens; see the class."""
         values, mask = tokens
         if self.kind == "mean":
             values = values.astype(jnp.float32)
@@ -91,6 +92,7 @@ def _max_pool_forward(x, window, stride, padding):
 
 
 def _max_pool_backward(window, stride, padding, saved, dy):
+    """The gradient of `max_pool` by its input: `_max_pool_gradient_on_cpu` on a CPU, that of ``lax`` elsewhere."""
     x, y = saved
 
     def default(x, y, dy):

@@ -44,6 +44,7 @@ def spectral_normalize(
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
 
     def normalize(name, weight):
+        """``weight / sigma``, if it is one of the normalised parameters; records its next vector."""
         if name not in vectors:
             return weight
         matrix, u = _matrix(weight), jax.lax.stop_gradient(vectors[name])

@@ -37,6 +37,7 @@ class TextTransformer(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of texts, with their mask; see the class."""
         if self.causal and self.class_token:
             raise ValueError("a causal transformer's first token sees nothing: class_token must be False")
         mask = inputs != 0 if mask is None else mask
@@ -86,6 +87,7 @@ class TextDecoder(SizedTransformer):
         position: Int[Array, ""] | int | None = None,
         states: bool = False,
     ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Array]:
+        """The logits of the next tokens (with ``states`` also the states of the text layers); see the class."""
         embed = nn.Embed(
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="embed"
         )

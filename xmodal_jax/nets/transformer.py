@@ -171,6 +171,7 @@ class TransformerBlock(nn.Module):
         keys: ExampleKeys | None = None,
         position: Int[Array, ""] | int | None = None,
     ) -> Float[Array, "batch length dim"]:
+        """The block's output; see the class."""
         if self.cross != (kv is not None):
             raise ValueError("a block with cross=True needs kv, one without takes none")
 
@@ -180,6 +181,7 @@ class TransformerBlock(nn.Module):
             )
 
         def residual(x, branch: Callable[[Array], Array], name: str):
+            """``x`` with a branch added, with the branch's norm, layer scale, dropout and drop path."""
             norm = layer_norm(self.style, self.dtype, f"{name}_norm")
             y = branch(norm(x) if self.style.norm == "pre" else x)
             if self.style.layer_scale is not None:
@@ -242,6 +244,7 @@ class Transformer(nn.Module):
         keys: ExampleKeys | None = None,
         position: Int[Array, ""] | int | None = None,
     ) -> Float[Array, "batch length dim"]:
+        """The output of all blocks and the final norm; for the arguments see `TransformerBlock`."""
         dtype = self.dtype or jnp.float32
         x = x.astype(dtype)
         kv = None if kv is None else kv.astype(dtype)

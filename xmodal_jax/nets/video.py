@@ -62,6 +62,7 @@ class TubeletViT(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of videos, one for each tubelet (and a class token), with their mask."""
         x, mask, grid = cut_tubelets(apply_mask(inputs, mask), mask, self.tubelet)
         x = nn.Dense(self.width, dtype=self.dtype, name="tubelets")(x)
         return self.encode(x, mask, grid, keys)
@@ -86,6 +87,7 @@ class StackedFrames(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The image encoder's tokens of the stacked frames, with their mask."""
         x = apply_mask(inputs, mask).transpose(0, 2, 3, 1, 4)
         values = self.image_encoder(x.reshape(*x.shape[:3], -1), keys=keys).values
         token_mask = None if mask is None else jnp.broadcast_to(mask.any(axis=1)[:, None], values.shape[:2])
@@ -109,6 +111,7 @@ class FrameTransformer(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of videos, one for each frame (and a class token), with their mask."""
         batch, frames = inputs.shape[:2]
         x = apply_mask(inputs, mask).reshape(batch * frames, *inputs.shape[2:])
         frame_keys = None

@@ -67,6 +67,7 @@ class Bert(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of texts, with ``mask`` (True on valid tokens); see the class."""
         length, first = inputs.shape[1], self.first_position or 0
         if length > self.positions - first:
             raise ValueError(

@@ -154,6 +154,7 @@ class ClipText(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens | Array:
+        """As `PretrainedEncoder.embed`; the pool takes the last token up to the first end of the text."""
         tokens, head = self(inputs, mask, keys=keys), self.sizes.options.head
         if head == "none":
             return tokens

@@ -277,6 +277,7 @@ def save_clip(
 
 
 def _check_clip(text: TrainedEncoder, image: TrainedEncoder) -> None:
+    """Raises ValueError if these are not CLIP's encoders with their projections, for square images."""
     for trained, kind in ((text, ClipText), (image, ClipImage)):
         if not isinstance(trained.module, kind) or trained.module.sizes.options.head != "project":
             raise ValueError(

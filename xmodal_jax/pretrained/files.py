@@ -165,6 +165,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file; raises ValueError if the file holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -175,6 +176,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
+    """The arrays of a folder by name, in one file or in shards with an index. Raises as `open_checkpoint`."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return _read_shards(index)
@@ -196,6 +198,7 @@ def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
 
 
 def _read_shards(index: pathlib.Path) -> dict[str, Entry]:
+    """The arrays that an index of shards lists, by name."""
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
@@ -241,6 +244,7 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
 
 
 def _entry(path: pathlib.Path, key: str, value: Any, base: int) -> Entry:
+    """An array's entry, from its description in the header; ``base``: offset of the first array in the file."""
     try:
         dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:

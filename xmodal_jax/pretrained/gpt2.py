@@ -90,6 +90,7 @@ def rules(module: TextDecoder) -> list[Rule]:
     scan = module.scan_layers
 
     def layer(k: int, path: str) -> list[Rule]:
+        """The rules of one layer; with cross-attention, those of its layers too."""
         plain = linear(transposed=False)  # GPT-2 stores its matrices as [in, out]
         rules = [
             *norm(f"h.{k}.ln_1", f"{path}/attention_norm"),

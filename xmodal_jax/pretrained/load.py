@@ -163,6 +163,7 @@ def read_parameters(
     )
 
     def read_parameter(path: str, leaf: jax.ShapeDtypeStruct | jax.Array) -> jax.Array:
+        """The parameter at a path, filled by its rules, as an array of JAX."""
         parameter = empty_aligned(leaf.shape, dtype)
         for rule, entries in sources[path]:
             part = parameter[rule.index] if rule.index else parameter
@@ -195,6 +196,7 @@ def empty_aligned(shape: tuple[int, ...], dtype: Any, boundary: int = 64) -> np.
 
 
 def _read_part(rule: Rule, entries: list[Entry], shape: tuple[int, ...]) -> np.ndarray | float:
+    """The values that a rule puts into a parameter, or a slice of it; 0 where the checkpoint has no array for it."""
     if not entries:
         return 0.0
     arrays = [entry.read() for entry in entries]
@@ -265,6 +267,7 @@ def _part_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_entry(rule: Rule, name: str, entry: Entry, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if an array's type or shape does not fit the parameter that it fills."""
     if entry.dtype not in FLOATING:
         raise ValueError(f"{entry.path}: {name!r} is {entry.dtype}, expected one of {', '.join(FLOATING)}")
     expected = rule.layout.array_shape(_part_shape(rule, shape))

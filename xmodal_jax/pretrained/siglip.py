@@ -41,6 +41,7 @@ class ProbePool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[Array, "batch dim"]:
+        """The pooled tokens, ``[B, D]``."""
         values, mask = tokens
         sizes, dtype = self.sizes, self.sizes.options.dtype
         probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, sizes.width), jnp.float32)

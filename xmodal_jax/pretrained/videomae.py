@@ -74,6 +74,7 @@ class VideoMAE(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of videos, one for each tubelet, with their mask; ``mask`` is True on valid frames."""
         video = standardize(apply_mask(inputs, mask), *self.scale)
         x, mask, _ = cut_tubelets(video, mask, (self.tubelet, self.patch))
         length = x.shape[1]
@@ -130,6 +131,7 @@ def rules(module: VideoMAE) -> list[Rule]:
     no_bias = ("key",) if module.qv_bias else ("query", "key", "value")
 
     def layer(k, path):
+        """The rules of one layer."""
         name = f"encoder.layer.{k}"
         named = {f"{name}.{LAYER_NAMES[part]}.bias": part[0] for part in ("query", "value")}
         layer_rules = block(name, path, LAYER_NAMES, no_bias=no_bias)

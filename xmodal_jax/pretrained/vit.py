@@ -104,6 +104,7 @@ class ViT(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of images: class token, registers, patches; ``mask`` must be None."""
         check_no_mask(mask)
         (height, width), (rows, columns), p = inputs.shape[1:3], self.grid, self.patch
         if (height, width) != (rows * p, columns * p):
@@ -199,6 +200,7 @@ def _no_bias(module: ViT) -> tuple[str, ...]:
 
 
 def _rules(module: ViT, layer) -> list[Rule]:
+    """The rules that ViT and DINOv2 share, with those of each layer from ``layer(number, path)``."""
     # With registers, ``transformers`` resamples the positions with antialiasing.
     resample = make_resampler(module.trained_grid, module.grid, before=1, antialias=module.registers > 0)
     projection, kernel = "embeddings.patch_embeddings.projection", patches(module.patch, module.patch)

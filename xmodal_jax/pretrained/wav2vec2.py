@@ -137,6 +137,7 @@ class Wav2Vec2(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of waveforms, one for each frame, with their mask; ``mask`` is True on valid samples."""
         if inputs.shape[1] < self.shortest:
             raise ValueError(
                 f"{inputs.shape[1]} samples given, the pretrained model makes a frame of {self.shortest} "
@@ -159,6 +160,7 @@ class Wav2Vec2(PretrainedEncoder):
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
     def _frame_mask(self, lengths: Int[Array, "batch"], frames: int) -> Bool[Array, "batch frames"]:
+        """The mask of the frames of waveforms with ``lengths`` valid samples."""
         for size, stride in zip(self.kernels, self.strides, strict=True):
             lengths = (lengths - size) // stride + 1
         return jnp.arange(frames)[None] < lengths[:, None]

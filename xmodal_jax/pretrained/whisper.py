@@ -73,6 +73,7 @@ class Whisper(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
+        """The tokens of log-mel frames, one for every two frames, with their mask."""
         _, frames, mels = inputs.shape
         if mels != self.mels:
             raise ValueError(

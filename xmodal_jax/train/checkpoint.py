@@ -64,6 +64,7 @@ class Checkpoints:
                 self._set_aside(self._best, step, error)
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
+        """Orbax's manager of one folder of checkpoints, which keeps the ``keep`` newest."""
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -127,6 +128,7 @@ class Checkpoints:
         return None
 
     def _read(self, manager, step: int, abstract: Any) -> tuple[Any, dict]:
+        """``(state, metadata)`` of one checkpoint, with its arrays checked against their digests."""
         metadata = _read_metadata(manager, step)
         stored = _abstract_data(abstract)
         _check_arrays(metadata["arrays"], stored, pathlib.Path(manager.directory) / str(step))
@@ -143,6 +145,7 @@ class Checkpoints:
         return _data_to_keys(state, abstract), metadata
 
     def _set_aside(self, manager, step: int, error: Exception | None) -> None:
+        """Reports a checkpoint that cannot be read, and moves it to ``damaged/``."""
         source = pathlib.Path(manager.directory) / str(step)
         target = self.directory / "damaged" / f"{source.parent.name}-{step}"
         if error is None:

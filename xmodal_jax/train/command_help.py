@@ -209,6 +209,7 @@ def _braces(names: Iterable[str]) -> str:
 
 
 def _type_name(annotation: Any) -> str:
+    """A type as it is shown after a flag, such as ``INT``; "" for a switch."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _type_name(args[0])
@@ -223,6 +224,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def _default_note(option: Option) -> str:
+    """The default as it is shown after a description; "" where there is none to show."""
     default = option.default
     if default is None or default is False or default is tyro.MISSING or default in ("", ()):
         return "(required)" if default is tyro.MISSING else ""

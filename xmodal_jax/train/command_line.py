@@ -124,6 +124,7 @@ def choose_parts(
 
 
 def _part_named(name: str, value: Any, field: Field) -> Any:
+    """The part that a flag names, or None for ``none``; ends the program with a message if there is no such part."""
     if value is not None and name == value.name:
         return value
     if name == "none" and parts.is_optional(field.annotation):
@@ -164,9 +165,10 @@ def _replace_unchecked(config: Any, changes: dict[str, Any]) -> Any:
 
 
 def _parse_with_tyro(config_class: Any, description: str | None, words: list[str], default: Any) -> Any:
-    complaint = io.StringIO()
+    """The configuration from the words by ``tyro.cli``; ends the program with one line if they are wrong."""
+    error_output = io.StringIO()
     options = {} if default is None else {"default": default}
-    errors = contextlib.nullcontext() if words == ["--help"] else _unwrapped_errors(complaint)
+    errors = contextlib.nullcontext() if words == ["--help"] else _unwrapped_errors(error_output)
     try:
         with errors:
             config, unknown = tyro.cli(
@@ -181,8 +183,8 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
     except SystemExit as exit:
         if not exit.code or words == ["--help"]:
             raise
-        _fail(_message_of(complaint.getvalue(), config_class))
-    print(complaint.getvalue(), end="", file=sys.stderr)
+        _fail(_message_of(error_output.getvalue(), config_class))
+    print(error_output.getvalue(), end="", file=sys.stderr)
     if unknown:
         _fail(explain_unknown(unknown, default))
     return config

@@ -139,8 +139,8 @@ class PretrainedConfig(RunConfig):
         """The parts that flags choose, by the paths where experiments have them: with ``--image-encoder`` the encoder
         of images is a pretrained one, so that ``--model.image.dropout`` is its option."""
         chosen = [modality for modality in MODALITIES if f"--{modality}-encoder" in flags]
-        places = [f"model.{modality}{rest}" for modality in chosen for rest in ("", ".encoder")]
-        return dict.fromkeys(places, PretrainedEncoderConfig.name)
+        paths = [f"model.{modality}{rest}" for modality in chosen for rest in ("", ".encoder")]
+        return dict.fromkeys(paths, PretrainedEncoderConfig.name)
 
     @property
     def text_options(self) -> dict[str, Any]:

@@ -207,6 +207,7 @@ class TrainingLoop:
         )
 
     def _restore(self, keys: jax.Array) -> None:
+        """Restores state, position and counters from the newest checkpoint, if there is one."""
         restored = self._checkpoints.restore(self.engine.abstract(keys, self._example))
         if restored is None:
             self.run.print("no checkpoint to resume from: starting at step 0")
@@ -320,6 +321,7 @@ class TrainingLoop:
         return True
 
     def _compare_with_best(self, score: float) -> None:
+        """Saves the best checkpoint if ``score`` is higher than every one before; else counts the evaluation."""
         if score > self._best_score:
             self._best_score, self._evaluations_since_best = score, 0
             self._checkpoints.save_best(
@@ -343,6 +345,7 @@ class TrainingLoop:
         return self.step >= self.config.steps or bool(every and self.step % every == 0)
 
     def _checkpoint_metadata(self) -> dict[str, Any]:
+        """The metadata of a checkpoint at the current step; see `_restore`."""
         return {
             **self._metadata,
             "step": self.step,

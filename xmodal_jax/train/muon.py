@@ -21,12 +21,14 @@ _STEPS, _QUINTIC = 5, (3.4445, -4.7750, 2.0315)
 
 
 class Axes(NamedTuple):
-    """Which axes of a parameter number its matrices, and which are the inputs and the outputs of each matrix."""
+    """The axes of a parameter that is a stack of matrices: those of the stack, and those of each matrix."""
 
-    several: tuple[int, ...]
-    """Axes that number the matrices, such as the layers of a scanned transformer."""
+    stack: tuple[int, ...]
+    """Axes along which the matrices are stacked, such as the layers of a scanned transformer."""
     inputs: tuple[int, ...]
+    """Axes of a matrix's inputs."""
     outputs: tuple[int, ...]
+    """Axes of a matrix's outputs."""
 
 
 def matrix_axes(name: str, rank: int) -> Axes | None:
@@ -38,14 +40,14 @@ def matrix_axes(name: str, rank: int) -> Axes | None:
     """
     *_, layer, leaf = ["", *name.split("/")]
     first = 1 if re.search(r"(^|/)layers/", name) else 0
-    several, axes = tuple(range(first)), tuple(range(first, rank))
+    stack, axes = tuple(range(first)), tuple(range(first, rank))
     if leaf != "kernel" or len(axes) < 2:
         return None
     if layer in ("qkv", "key_value"):
-        return Axes((*several, axes[1]), axes[:1], axes[2:])
+        return Axes((*stack, axes[1]), axes[:1], axes[2:])
     if layer == "query":
-        return Axes(several, axes[:1], axes[1:])
-    return Axes(several, axes[:-1], axes[-1:])
+        return Axes(stack, axes[:1], axes[1:])
+    return Axes(stack, axes[:-1], axes[-1:])
 
 
 def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count rows columns"]:
@@ -60,13 +62,13 @@ def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count 
     a, b, c = _QUINTIC
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
     rows, columns = x.shape[1:]
-    of_x = lambda x: x @ x.transpose(0, 2, 1)
+    gram_of = lambda x: x @ x.transpose(0, 2, 1)
     polynomial = lambda gram: b * gram + c * (gram @ gram) + a * jnp.eye(rows, dtype=x.dtype)[None]
     if columns < 2 * rows:
         for _ in range(_STEPS):
-            x = polynomial(of_x(x)) @ x
+            x = polynomial(gram_of(x)) @ x
         return x
-    gram = of_x(x)
+    gram = gram_of(x)
     total = step = polynomial(gram)
     for _ in range(_STEPS - 1):
         gram = step @ gram @ step
@@ -116,11 +118,11 @@ def _orthogonalize() -> optax.GradientTransformation:
 
 def _as_matrices(x: Array, axes: Axes) -> tuple[Array, Callable[[Array], Array]]:
     """A parameter as matrices ``[count, rows, columns]`` with ``rows <= columns``, and the function that undoes it."""
-    order = (*axes.several, *axes.inputs, *axes.outputs)
+    order = (*axes.stack, *axes.inputs, *axes.outputs)
     moved = x.transpose(order)
-    count, rows = (math.prod(x.shape[i] for i in some) for some in (axes.several, axes.inputs))
+    count, rows = (math.prod(x.shape[i] for i in some) for some in (axes.stack, axes.inputs))
     table = moved.reshape(count, rows, -1)
-    turned = table.shape[1] > table.shape[2]
-    turn = lambda t: t.transpose(0, 2, 1) if turned else t
-    back = lambda t: turn(t).reshape(moved.shape).transpose([order.index(i) for i in range(x.ndim)])
-    return turn(table), back
+    is_tall = table.shape[1] > table.shape[2]
+    make_wide = lambda t: t.transpose(0, 2, 1) if is_tall else t  # its own inverse
+    undo = lambda t: make_wide(t).reshape(moved.shape).transpose([order.index(i) for i in range(x.ndim)])
+    return make_wide(table), undo

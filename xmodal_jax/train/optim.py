@@ -130,6 +130,8 @@ def trainable(config: Optimizer, params: Params) -> Params:
 
 
 def _add_l1(strength: float, mask) -> optax.GradientTransformation:
+    """Adds the gradient of ``strength * sum |w|`` to those of the parameters that ``mask`` selects."""
+
     def update(grads, state, params=None):
         return jax.tree.map(lambda g, p: g + strength * jnp.sign(p), grads, params), state
 
@@ -169,13 +171,14 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
 
 def _scale_by_lr_multipliers(config: Optimizer) -> optax.GradientTransformation:
+    """Multiplies each parameter's update by its learning-rate multiplier."""
     if all(value == 1.0 for _, value in config.lr_multipliers):
         return optax.identity()
 
     def update(updates, state, params=None):
         names = iter(trees.leaf_names(updates))
-        by_rule = lambda name: next((v for p, v in config.lr_multipliers if re.search(p, name)), 1.0)
-        return jax.tree.map(lambda u: u * by_rule(next(names)), updates), state
+        multiplier_of = lambda name: next((v for p, v in config.lr_multipliers if re.search(p, name)), 1.0)
+        return jax.tree.map(lambda u: u * multiplier_of(next(names)), updates), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 

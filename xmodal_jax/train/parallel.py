@@ -184,12 +184,13 @@ def _needed_memory(run: Callable) -> Callable[..., int]:
 
 
 def _jit(init, run, seeds) -> Engine:
+    """The engine for one device."""
     if jax.process_count() > 1:
         raise ValueError(
             f"--parallel jit runs on one device, and there are {jax.process_count()} processes: choose "
             "--parallel pmap or sharded"
         )
-    same = lambda tree: tree
+    identity = lambda tree: tree
     run = jax.jit(run, donate_argnums=0)
     return Engine(
         mode="jit",
@@ -202,16 +203,17 @@ def _jit(init, run, seeds) -> Engine:
         put=jax.device_put,
         put_resident=jax.device_put,
         put_frozen=jax.device_put,
-        fetch=same,
+        fetch=identity,
         put_state=jax.device_put,
         abstract=lambda key, batch: jax.eval_shape(init, key, batch),
     )
 
 
 def _pmap(init, run, seeds, devices) -> Engine:
+    """The engine for data parallelism by `jax.pmap`: every device has a copy of the state and a part of the batch."""
     axis = _batch_axis(seeds)
     local = jax.local_devices() if devices is None else list(devices)
-    everywhere = NamedSharding(
+    replicated = NamedSharding(
         Mesh(np.array(jax.devices() if devices is None else local), AXIS), PartitionSpec()
     )
     run = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, axis), donate_argnums=0, devices=devices)
@@ -229,31 +231,32 @@ def _pmap(init, run, seeds, devices) -> Engine:
     # All arrays in one program: a program for each array and device would take seconds to compile.
     without_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(x.shape[1:]), tree))
 
-    def of_device(tree, k):
+    def take_copy(tree, k):
+        """The copy of device ``k`` of this process."""
         return without_axis(jax.tree.map(lambda x: x.addressable_shards[k].data, tree))
 
     def fetch(tree):
         """The equal copies of all devices as replicated arrays, in all processes together."""
         join = lambda *copies: jax.make_array_from_single_device_arrays(
-            copies[0].shape, everywhere, list(copies)
+            copies[0].shape, replicated, list(copies)
         )
-        return jax.tree.map(join, *(of_device(tree, k) for k in range(len(local))))
+        return jax.tree.map(join, *(take_copy(tree, k) for k in range(len(local))))
 
     def run_and_read(state, device_data, scan_inputs):
         state, metrics = run(state, device_data, scan_inputs)
-        return state, of_device(metrics, 0)
+        return state, take_copy(metrics, 0)
 
     copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=devices)
     replicate = lambda tree: copy(tree, np.zeros(len(local), np.int8))
     compute_init = jit_once(init)
 
     def abstract(key, batch):
-        as_struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+        as_struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
         return jax.tree.map(as_struct, jax.eval_shape(init, key, batch))
 
     return Engine(
         mode="pmap",
-        devices=everywhere.mesh.size,
+        devices=replicated.mesh.size,
         local_devices=len(local),
         seeds=seeds,
         init=lambda key, batch: replicate(compute_init(key, batch)),
@@ -305,9 +308,10 @@ def state_layout(tree: Any, mesh: Mesh, seeds: int | None = None) -> Any:
 
 
 def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
+    """The engine for a mesh: the compiler splits the batch over all devices, and the state over the axis "fsdp"."""
     axis = _batch_axis(seeds)
-    whole = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    batch_sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
     layout = lambda tree: state_layout(tree, mesh, seeds)
 
     def init_sharded(key, batch):
@@ -319,7 +323,7 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for core.collectives.keep_rows
             state, metrics = run(state, device_data, scan_inputs)
         constrain = jax.lax.with_sharding_constraint
-        return constrain(state, shardings), constrain(metrics, whole)
+        return constrain(state, shardings), constrain(metrics, replicated)
 
     run_jitted = jax.jit(constrained, donate_argnums=0)
 
@@ -330,12 +334,12 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
                     f"the batch of {x.shape[axis] * jax.process_count()} does not divide by the {mesh.size} "
                     "devices of the mesh"
                 )
-            return jax.make_array_from_process_local_data(rows, np.asarray(x))
+            return jax.make_array_from_process_local_data(batch_sharding, np.asarray(x))
 
         return jax.tree.map(split, scan_inputs)
 
     def put_whole(x):
-        return jax.make_array_from_callback(x.shape, whole, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, replicated, lambda index: x[index])
 
     def abstract(key, batch):
         shapes = jax.eval_shape(init, key, batch)

@@ -127,6 +127,7 @@ def from_json(kind: Any, value: Any) -> Any:
 
 
 def _dataclass_from_json(kind: type, value: Mapping[str, Any]) -> Any:
+    """A dataclass from its object in JSON; raises ValueError for a field that it does not have."""
     hints = typing.get_type_hints(kind, include_extras=True)
     unknown = [name for name in value if name not in hints]
     if unknown:
@@ -228,6 +229,7 @@ class Run:
         return run
 
     def _open(self, resume: bool) -> None:
+        """Makes the directory, checks or notes what it holds, and writes ``config.json``."""
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; name a directory with --run-dir")
         if not resume and self.path.is_dir() and any(self.path.iterdir()):
@@ -254,10 +256,10 @@ class Run:
         config = to_json(self.config)
         for path in paths:
             *parents, name = path.split(".")
-            place = config
+            node = config
             for parent in parents:
-                place = place.get(parent) or {}
-            place.pop(name, None)
+                node = node.get(parent) or {}
+            node.pop(name, None)
         write_atomic(self.path / "config.json", json.dumps(config, indent=2) + "\n")
 
     def print(self, text: str) -> None:
@@ -353,6 +355,7 @@ class Run:
         return result
 
     def _log_events(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends the metrics to TensorBoard's events."""
         if self._wants_events and self._events is None:
             try:
                 from tensorboardX import SummaryWriter

@@ -24,6 +24,8 @@ CHUNK = 64
 
 
 class _FrozenTower(NamedTuple):
+    """A frozen encoder with its pool."""
+
     embed: Callable[[Params, Mapping[str, Any]], jax.Array]
     """``embed(params, batch) -> [B, width]``, float32."""
     params: Params
@@ -72,6 +74,7 @@ def frozen_features(
 def _load_tower(
     pretrained: PretrainedEncoders, name: str, model: ContrastiveConfig, example: Mapping[str, np.ndarray]
 ) -> _FrozenTower:
+    """The frozen encoder of a modality with its checkpoint's parameters, for inputs like those of ``example``."""
     kind = kind_of(name)
     config = pretrained.configs[kind]
     module = make_encoder(name, config, example, vocab_size=0, head=tower_head(config, model.head))
@@ -87,6 +90,7 @@ def _load_tower(
 
 
 def _embed_in_chunks(tower: _FrozenTower, name: str, batch: Mapping[str, Any]) -> np.ndarray:
+    """The features of all examples of a batch, ``[B, width]``, computed for `CHUNK` examples at a time."""
     inputs = {field: batch[field] for field in (name, f"{name}_mask") if field in batch}
     starts = range(0, len(batch[name]), CHUNK)
     chunks = [tower.embed(tower.params, {k: v[i : i + CHUNK] for k, v in inputs.items()}) for i in starts]

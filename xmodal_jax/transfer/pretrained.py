@@ -62,9 +62,9 @@ class TrainedRun(NamedTuple):
     configs: Mapping[str, Any]
     """Configurations of encoders and decoder, by the same names."""
     features: AudioFeatures
-    """What the encoder of audio takes."""
+    """The audio features that the encoder of audio takes."""
     tokenizer: Tokenizer | None
-    """The tokenizer of what reads or writes text."""
+    """The tokenizer of the text encoder or decoder; None: there is neither."""
     source: str
     """The run's directory, for messages."""
 
@@ -133,25 +133,28 @@ class PretrainedEncoders:
 
         def load_pretrained(params: Params, batch: Batch) -> Params:
             for slot in slots:
-                drawn = subtree(params, slot.path)
+                initial = subtree(params, slot.path)
                 if slot.name in self.folders:
                     checkpoint = open_checkpoint(self.folders[slot.name])
-                    loaded = _read(checkpoint, slot, self.configs[slot.name], drawn, batch)
+                    loaded = _read(checkpoint, slot, self.configs[slot.name], initial, batch)
                     if slot.head == "project":  # trained with a temperature of its own
                         params = {
                             **params,
                             "loss": {**params["loss"], **_temperature(checkpoint, params["loss"])},
                         }
                 else:
-                    loaded = _copy(self.run, slot, drawn, tokenizer)
+                    loaded = _copy(self.run, slot, initial, tokenizer)
                 params = with_subtree(params, slot.path, loaded)
             return params
 
         return with_lora(method._replace(load_pretrained=load_pretrained), self.lora, [s.path for s in slots])
 
     def set_learning_rates(self, optimizer: Optimizer, method: Method | GAN) -> Optimizer:
-        """``optimizer`` with the learning rates of these encoders in ``method``: the multiplier, lower with each layer
-        towards the inputs, or none but that of adapters."""
+        """``optimizer`` with the learning rates of these encoders in ``method``.
+
+        They are ``lr_multiplier`` times that of the rest, and lower by ``layer_decay`` with each layer towards the
+        inputs. With adapters (``lora``) the encoders are frozen, and the adapters learn like the rest.
+        """
         multiplier = 0.0 if self.lora.rank else self.lr_multiplier
         rules = []
         for slot in self._slots(method):
@@ -179,7 +182,7 @@ class PretrainedEncoders:
         return [slot for slot in method.encoders if slot.name in (*self.folders, *self.run.params)]
 
     def _check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
-        """A pretrained encoder of text understands the tokens alone that it was pretrained with."""
+        """Raises ValueError if another run's text encoder was pretrained with other tokens than ``tokenizer``'s."""
         config = self.configs.get("text")
         if not is_pretrained(config) or tokenizer is None or self.run.tokenizer is None:
             return
@@ -194,10 +197,10 @@ class PretrainedEncoders:
 
 
 def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
-    """A run's configuration with the trained encoders that it asks for in its model, and these encoders.
+    """The configuration with its encoders replaced by the trained ones that its flags name, and these encoders.
 
-    The encoders' configurations take the place of the model's own; options that do not follow from a checkpoint, such
-    as dropout, stay as they are.
+    The flags are --image-encoder etc. and --init-from. Options that do not follow from a checkpoint, such as dropout,
+    stay as they are.
 
     Raises:
       FileNotFoundError: there is no such checkpoint or run.
@@ -246,7 +249,7 @@ def as_pretrained(config: ModuleConfig, pretrained: ModuleConfig) -> Any:
 
 
 def _training_options(config: PretrainedConfig) -> dict[str, Any]:
-    """How the encoders are trained further; some experiments have only some of these options."""
+    """The options of how the encoders are trained further; their defaults where the experiment lacks them."""
     return dict(
         lr_multiplier=getattr(config, "encoder_lr_multiplier", 1.0),
         layer_decay=getattr(config, "layer_decay", 1.0),
@@ -344,31 +347,35 @@ def with_subtree(params: Params, path: str, part: Params) -> Params:
     return {**params, name: with_subtree(params[name], rest, part) if rest else part}
 
 
-def _read(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, drawn: Params, batch: Batch) -> Params:
-    """A checkpoint's parameters in place of those ``drawn``, and laid out on the devices like them."""
+def _read(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Params, batch: Batch) -> Params:
+    """A checkpoint's parameters in place of the ``initial`` ones, laid out on the devices like them."""
     if slot.name == "decoder":
-        return _read_decoder(checkpoint, slot, config, drawn)
+        return _read_decoder(checkpoint, slot, config, initial)
     example = {slot.name: batch[slot.fields[0]]}
     module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
     if not slot.stacked:
-        return _read_like(checkpoint, slot.name, module, drawn)
-    one = _read_like(checkpoint, slot.name, module, jax.tree.map(lambda x: x[0], drawn))
-    return jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), one, drawn)
+        return _read_like(checkpoint, slot.name, module, initial)
+    one = _read_like(checkpoint, slot.name, module, jax.tree.map(lambda x: x[0], initial))
+    return jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), one, initial)
 
 
-def _read_like(checkpoint: Checkpoint, name: str, module: Any, drawn: Params) -> Params:
-    placed = trees.flat(drawn)
-    return read_parameters(checkpoint, name, module, drawn, sharding=lambda path, _: placed[path].sharding)[0]
+def _read_like(checkpoint: Checkpoint, name: str, module: Any, initial: Params) -> Params:
+    """A checkpoint's parameters, laid out on the devices like those that they replace."""
+    placed = trees.flat(initial)
+    sharding = lambda path, _: placed[path].sharding
+    return read_parameters(checkpoint, name, module, initial, sharding=sharding)[0]
 
 
-def _read_decoder(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, drawn: Params) -> Params:
-    """A language model's parameters; cross-attention that it does not have keeps those drawn."""
-    sizes = dict(vocab_size=len(drawn["embed"]["embedding"]), max_length=len(drawn["positions"]["embedding"]))
+def _read_decoder(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Params) -> Params:
+    """A language model's parameters; cross-attention that it does not have keeps its ``initial`` ones."""
+    sizes = dict(
+        vocab_size=len(initial["embed"]["embedding"]), max_length=len(initial["positions"]["embedding"])
+    )
     cross = any("crossattention" in name for name in checkpoint.arrays)
     module = build_decoder(config, cross=cross, **sizes)
     if cross:
-        return _read_like(checkpoint, "decoder", module, drawn)
-    flat = trees.flat(drawn)
+        return _read_like(checkpoint, "decoder", module, initial)
+    flat = trees.flat(initial)
     known = trees.nested({path: leaf for path, leaf in flat.items() if not re.search(slot.new_parts, path)})
     return trees.nested({**flat, **trees.flat(_read_like(checkpoint, "decoder", module, known))})
 
@@ -384,9 +391,9 @@ VOCABULARY_AXES = {"embed/embedding": 0, "logits/kernel": 1, "logits/bias": 0}
 """Parameters with an entry for each token of the vocabulary, and the axis of the tokens."""
 
 
-def _copy(run: TrainedRun, slot: EncoderSlot, drawn: Params, tokenizer: Tokenizer | None) -> Params:
-    """The parameters of another run in place of those ``drawn``."""
-    trained, names = trees.flat(run.params[slot.name]), set(trees.leaf_names(drawn))
+def _copy(run: TrainedRun, slot: EncoderSlot, initial: Params, tokenizer: Tokenizer | None) -> Params:
+    """The parameters of another run in place of the ``initial`` ones."""
+    trained, names = trees.flat(run.params[slot.name]), set(trees.leaf_names(initial))
     # Another model may need less of a pretrained encoder, such as not what pools its tokens.
     pretrained = is_pretrained(run.configs.get(slot.name))
     if different := names - set(trained) if pretrained else names ^ set(trained):
@@ -396,6 +403,7 @@ def _copy(run: TrainedRun, slot: EncoderSlot, drawn: Params, tokenizer: Tokenize
         )
 
     def copy(name: str, x: jax.Array) -> jax.Array:
+        """The other run's value of a parameter ``x``, fitted to the vocabulary and the number of positions here."""
         value = jnp.asarray(trained[name], x.dtype)
         if name in VOCABULARY_AXES:
             axis = VOCABULARY_AXES[name]
@@ -411,13 +419,13 @@ def _copy(run: TrainedRun, slot: EncoderSlot, drawn: Params, tokenizer: Tokenize
             )
         return value
 
-    return trees.map_with_name(copy, drawn)
+    return trees.map_with_name(copy, initial)
 
 
 def _copy_tokens(
-    run: TrainedRun, trained: jax.Array, drawn: jax.Array, tokenizer: Tokenizer | None
+    run: TrainedRun, trained: jax.Array, initial: jax.Array, tokenizer: Tokenizer | None
 ) -> jax.Array:
-    """``drawn [V, ...]`` with the entries of the tokens that the other run knows as well."""
+    """``initial [V, ...]`` with the entries of the tokens that the other run knows as well."""
     if run.tokenizer is None or tokenizer is None:
         raise ValueError(f"{run.source}: it has no tokenizer for the part that reads or writes text")
     theirs, ours = run.tokenizer.vocabulary(), tokenizer.vocabulary()
@@ -425,7 +433,7 @@ def _copy_tokens(
     if not shared:
         raise ValueError(f"{run.source}: its tokenizer and this one have no token in common")
     to, source = jnp.array([ours[token] for token in shared]), jnp.array([theirs[token] for token in shared])
-    return drawn.at[to].set(trained[source])
+    return initial.at[to].set(trained[source])
 
 
 # -- learning rates -------------------------------------------------------------------------------------

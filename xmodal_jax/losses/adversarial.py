@@ -134,23 +134,23 @@ def jsd_bound(
 def jsd_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """Minus :func:`jsd_bound` of the real against the generated, nats: the discriminator tightens the bound."""
+    """Minus :func:`jsd_bound` of real against generated examples, nats: the discriminator tightens the bound."""
     return -jsd_bound(real, fake, present=present)
 
 
 def jsd_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """:func:`jsd_bound` of the real against the generated, nats: the generator lowers the divergence."""
+    """:func:`jsd_bound` of real against generated examples, nats: the generator lowers the divergence."""
     return jsd_bound(real, fake, present=present)
 
 
 def relativistic_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r""":math:`-\log \sigma(r - f)`, nats: the real is the more real of a pair (RSGAN, Jolicoeur-Martineau 2018).
+    r""":math:`-\log \sigma(r - f)`, nats, for RSGAN (Jolicoeur-Martineau 2018, arXiv:1807.00734, section 4).
 
-    arXiv:1807.00734, section 4. The logits are compared example by example.
+    The logit of a real example is to exceed that of the generated example at the same position in the batch.
     """
     return _terms(lambda r, f: softplus(f - r), present, real, fake)
 
@@ -165,7 +165,7 @@ def relativistic_generator(
 def relativistic_average_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r"""The real is more real than the generated on average (RaSGAN, Jolicoeur-Martineau 2018, section 4).
+    r"""Each logit against the mean logit of the other side, for RaSGAN (Jolicoeur-Martineau 2018, section 4).
 
     .. math:: -\log \sigma(r - \bar f) - \log(1 - \sigma(f - \bar r)) \quad\text{(nats)}
 
@@ -210,9 +210,9 @@ def matching_aware(objective: Adversarial) -> Callable[..., jax.Array]:
 
     .. math:: \tfrac12 D(\text{real}, \text{fake}) + \tfrac12 D(\text{real}, \text{mismatched})
 
-    Where D is the sum of a term for real and a term for generated examples, the target of real examples is 1, and that
-    of generated and of mismatched ones 0, each of these two at half weight (Reed et al. 2016, arXiv:1605.05396,
-    algorithm 1). The generator's loss does not change.
+    with D the discriminator's loss of ``objective`` (Reed et al. 2016, arXiv:1605.05396, algorithm 1). Mismatched
+    examples are treated like generated ones. If D is the sum of one term for real and one for generated examples, the
+    terms of generated and of mismatched examples have weight 1/2 each. The generator's loss does not change.
 
     Returns:
       ``discriminator(real, fake, mismatched, *, present=None, mismatched_present=None, axis_name=None) -> [B]``.
@@ -229,13 +229,13 @@ def matching_aware(objective: Adversarial) -> Callable[..., jax.Array]:
         mismatched_present: Present = None,
         axis_name: AxisName = None,
     ) -> Logits:
-        generated = objective.discriminator(real, fake, present=present, axis_name=axis_name)
+        fake_loss = objective.discriminator(real, fake, present=present, axis_name=axis_name)
         pairs = present if mismatched_present is None else mismatched_present
         if present is not None:
             pairs = pairs & present
-        wrong = objective.discriminator(real, mismatched, present=pairs, axis_name=axis_name)
-        both = 0.5 * (generated + wrong)
-        return both if pairs is None else jnp.where(pairs, both, generated)
+        mismatched_loss = objective.discriminator(real, mismatched, present=pairs, axis_name=axis_name)
+        mean_loss = 0.5 * (fake_loss + mismatched_loss)
+        return mean_loss if pairs is None else jnp.where(pairs, mean_loss, fake_loss)
 
     return discriminator
 
@@ -269,7 +269,7 @@ def mmd_discriminator(
     present: Present = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r""":math:`-MMD^2`, unbiased, between the features of the real and the generated (Bińkowski et al. 2018).
+    r""":math:`-MMD^2`, unbiased, between features of real and generated examples (Bińkowski et al. 2018).
 
     arXiv:1801.01401, section 2.1; Li et al. 2017, arXiv:1705.08584. Returns this device's share of one number for the
     global batch; see :func:`xmodal_jax.losses.mmd`. The paper has 16 features. The critic must be kept smooth, by
@@ -287,7 +287,9 @@ def mmd_generator(
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """:math:`MMD^2`, unbiased; this device's share. See :func:`mmd_discriminator`."""
-    return mmd(_wide(real), _wide(fake), kernel=kernel, present=present, axis_name=axis_name)
+    return mmd(
+        _at_least_float32(real), _at_least_float32(fake), kernel=kernel, present=present, axis_name=axis_name
+    )
 
 
 def witness(
@@ -309,13 +311,13 @@ def witness(
         gradient_penalty(lambda x: witness(features(x), real_features, fake_features), real, fake, keys)
     """
     present = jnp.ones_like(real[:, 0], dtype=bool) if present is None else present
-    counts = all_gather(present, axis_name)
+    all_present = all_gather(present, axis_name)
 
     def mean(y):
         # Zero the features of absent examples first, so that an infinite one has no gradient.
-        y = all_gather(jnp.where(present[:, None], _wide(y), 0.0), axis_name)
-        values = jnp.where(counts[None, :], kernel(_wide(x), y), 0.0)
-        return values.sum(axis=1) / jnp.maximum(counts.sum(), 1).astype(values.dtype)
+        y = all_gather(jnp.where(present[:, None], _at_least_float32(y), 0.0), axis_name)
+        values = jnp.where(all_present[None, :], kernel(_at_least_float32(x), y), 0.0)
+        return values.sum(axis=1) / jnp.maximum(all_present.sum(), 1).astype(values.dtype)
 
     return mean(real) - mean(fake)
 
@@ -347,13 +349,13 @@ FEATURE_OBJECTIVES: Mapping[str, FeatureObjective] = MappingProxyType(
 """MMD-GANs by the name of their kernel, such as ``mmd_rq_star``."""
 
 
-def _wide(x):
+def _at_least_float32(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _terms(term: Callable[..., jax.Array], present: Present, *logits: Logits) -> Logits:
     """``term(*logits)`` in float32 at least; 0 where absent."""
-    logits = [_wide(x) for x in logits]
+    logits = [_at_least_float32(x) for x in logits]
     if present is None:
         return term(*logits)
     # Zero the logits of absent examples first, so that an infinite one reaches neither value nor gradient.

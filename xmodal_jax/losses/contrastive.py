@@ -229,7 +229,7 @@ def choose_implementation(
 
 
 def _divide_by_temperature(side: PairSide, temperature: Scalar) -> PairSide:
-    # Of one side's embeddings rather than of the logits: O(batch x dim) operations in place of O(batch^2).
+    # Dividing one side's embeddings instead of the logits takes O(batch x dim) operations instead of O(batch^2).
     return side._replace(embeddings=(side.embeddings / temperature).astype(side.embeddings.dtype))
 
 
@@ -262,9 +262,9 @@ def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: s
     partial_stats = pair_statistics(rows, gather_side(cols, axis_name), tile, None)
     maximum = jax.lax.pmax(jax.lax.stop_gradient(partial_stats.col_lse), axis_name)
     col_lse = maximum + jnp.log(psum(jnp.exp(partial_stats.col_lse - maximum), axis_name))
-    own_slice = lambda x: jax.lax.dynamic_slice_in_dim(x, axis_index(axis_name) * size, size)
+    local_slice = lambda x: jax.lax.dynamic_slice_in_dim(x, axis_index(axis_name) * size, size)
     return partial_stats._replace(
-        col_lse=own_slice(col_lse), col_positive=own_slice(psum(partial_stats.col_positive, axis_name))
+        col_lse=local_slice(col_lse), col_positive=local_slice(psum(partial_stats.col_positive, axis_name))
     )
 
 

@@ -1,6 +1,6 @@
 """All pairs between two sides of a batch: which of them are positive, which negative, and which do not count.
 
-What the contrastive losses share. Side ``a`` of the batch indexes the rows of a matrix of pairs, side ``b`` its
+The contrastive losses share this module. Side ``a`` of the batch indexes the rows of a matrix of pairs, side ``b`` its
 columns; example i of ``a`` and example i of ``b`` belong together.
 """
 
@@ -16,14 +16,14 @@ from xmodal_jax.core.collectives import AxisName, all_gather, global_index
 from xmodal_jax.core.similarity import l2_normalize
 
 Duplicates = Literal["ignore", "exclude", "positive"]
-"""What two examples with equal ``match`` ids are to each other; see :mod:`xmodal_jax.losses.contrastive`."""
+"""How pairs of examples with equal ``match`` ids are treated; see :mod:`xmodal_jax.losses.contrastive`."""
 
 MASKED_LOGIT = -1e30
 """The logit of a pair that does not count; finite, so that a row without any pair still has finite gradients."""
 
 
 class PairSide(NamedTuple):
-    """One side of the pairs: the embeddings, and the ids that decide what each pair is.
+    """One side of the pairs: the embeddings, and the ids that decide whether a pair is positive, negative or left out.
 
     A pair is positive where the two ``positive_id`` are equal. It is left out where only the two ``group_id`` are
     equal, or where either example is absent. All other pairs are negative.
@@ -52,13 +52,13 @@ def make_pair_sides(
     positive_id = group_id = index
     if duplicates != "ignore" and match is not None:
         match = match.astype(index.dtype)
-        # An unknown id (-1) becomes an id that only this example has: counted up from the smallest integer, where
-        # the caller's ids are unlikely to be.
+        # An unknown id (-1) becomes an id that only this example has: the smallest integer plus the example's index,
+        # as the caller's ids are unlikely to be that small.
         group_id = jnp.where(match == -1, jnp.iinfo(index.dtype).min + index, match)
         positive_id = group_id if duplicates == "positive" else index
     if present is None:
         present = jnp.ones_like(a[:, 0], dtype=bool)
-    # Before anything else, so that not even an infinite embedding of an absent example reaches a value or a gradient.
+    # First of all, so that not even an infinite embedding of an absent example reaches a value or a gradient.
     a, b = jnp.where(present[:, None], a, 0), jnp.where(present[:, None], b, 0)
     if normalize:
         a, b = l2_normalize(a), l2_normalize(b)

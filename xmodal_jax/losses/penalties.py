@@ -148,7 +148,7 @@ def lecam(
     return jax.nn.relu(real - fake_ema) ** 2 + jax.nn.relu(real_ema - fake) ** 2
 
 
-# -- parts ---------------------------------------------------------------------------------------------------
+# -- norms of gradients -------------------------------------------------------------------------------------
 
 
 def _per_example(values, like):
@@ -158,7 +158,7 @@ def _per_example(values, like):
 
 
 def _gradient(critic: Critic, x: Examples) -> Examples:
-    """The gradient of every example's logit by that example."""
+    """The gradient of every example's logit with respect to that example."""
     return jax.grad(lambda x: critic(x).sum())(x)
 
 

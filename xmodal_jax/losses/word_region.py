@@ -53,8 +53,8 @@ def word_region_scores(
       gamma1: inverse temperature of the attention.
       gamma2: inverse temperature of the soft maximum over words.
       attention: ``"cosine"``: :math:`a = \cos(w_l, v_r)`, and regions of unit length (XMC-GAN, section 4.1).
-        ``"damsm"``: :math:`a` is the softmax over the caption's words of :math:`w_l \cdot v_r`, with regions as they
-        are (AttnGAN, eq. 7, 8).
+        ``"damsm"``: :math:`a` is the softmax over the caption's words of :math:`w_l \cdot v_r`, with regions of any
+        length (AttnGAN, eq. 7, 8).
       chunks: number of chunks of images, computed one after the other (again in the backward pass) to save memory; it
         must divide the number of images. The attention of b images has b x all captions x length x regions elements.
       axis_name: the named axis that splits captions and images over devices, if any. The words are gathered, as they
@@ -120,16 +120,19 @@ def word_region_loss(
         axis_name=axis_name,
     )
     # Ids and presence belong to the example, so one pair of masks serves both directions.
-    counts, positive = pair_masks(images, gather_side(captions._replace(embeddings=None), axis_name))
+    valid, positive = pair_masks(images, gather_side(captions._replace(embeddings=None), axis_name))
     terms = jnp.zeros_like(by_image[:, 0])
     for scores in (by_image, _exchange(by_image, axis_name)):
         mean_positive = jnp.where(positive, scores, 0.0).sum(axis=1) / jnp.maximum(positive.sum(axis=1), 1)
-        terms += jax.nn.logsumexp(jnp.where(counts, scores, MASKED_LOGIT), axis=1) - mean_positive
+        terms += jax.nn.logsumexp(jnp.where(valid, scores, MASKED_LOGIT), axis=1) - mean_positive
     return jnp.where(present, 0.5 * terms, 0.0)
 
 
 def _scores(captions, regions, *, attention: Attention):
-    """[images, captions] from the words, their mask and the gammas; i image, n caption, l word, r region."""
+    """Scores ``[images, captions]``; ``captions`` holds words, their mask, gamma1 and gamma2.
+
+    Axes of the einsums: i image, n caption, l word, r region, d dimension.
+    """
     words, mask, gamma1, gamma2 = captions
     # Multiply in the features' precision, accumulate in float32 at least.
     einsum = partial(jnp.einsum, preferred_element_type=jnp.promote_types(words.dtype, jnp.float32))

@@ -180,9 +180,9 @@ def upsample_nearest(
 class ResidualPixels(nn.Module):
     """Residual blocks of doubling size, modulated by a vector; the base of a generator and of a decoder of images.
 
-    A dense layer makes the smallest feature map (the image's size after `halvings`). At every size up to half the
-    image's follows a block of two modulated 3x3 convolutions, then a transposed convolution 4x4 of stride 2 makes
-    pixels, the mirror of `nets.image.ConvNet`'s stem. The two smallest sizes have ``width`` channels, each further one
+    A dense layer makes the smallest feature map (the image's size after `halvings`). Every size up to half the image's
+    has a block of two modulated 3x3 convolutions. The last layer, a transposed convolution 4x4 of stride 2, makes
+    pixels; it mirrors `nets.image.ConvNet`'s stem. The two smallest sizes have ``width`` channels, each further one
     half as many. The vector modulates every block (`Modulation`). At the ``attention`` smallest sizes each position,
     with its coordinates, attends to words (AttnGAN, Xu et al. 2018, arXiv:1711.10485, sec. 3.1, with multi-head
     attention).
@@ -199,7 +199,7 @@ class ResidualPixels(nn.Module):
     axis_name: AxisName = None
     dtype: Any = None
     part: ClassVar[str] = "generator"
-    """What error messages call the module."""
+    """The module's name in error messages."""
 
     def to_pixels(
         self, latents: Float[Array, "batch latent"], words: Tokens | None, keys: ExampleKeys | None
@@ -259,7 +259,7 @@ class ResidualGenerator(ResidualPixels):
 
 
 class ConditioningAugmentation(nn.Module):
-    """Samples a vector ``mu(c) + sigma(c) e`` given the condition's c (StackGAN, Zhang et al. 2017, arXiv:1612.03242).
+    """Samples ``mu(c) + sigma(c) e`` given the condition's vector c (StackGAN, Zhang et al. 2017, arXiv:1612.03242).
 
     Returns the sample ``[B, features]`` and ``KL(N(mu, sigma^2) || N(0, I))`` (eq. 2) per dimension ``[B]``, in nats.
     ``noise``: e, standard normal; None returns mu.
@@ -334,8 +334,8 @@ class Critic(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-    """Encodes token ids ``[B, L]`` as one vector per sentence and one per word. ``pool`` makes the sentence's vector of
-    the words'; None uses the pool of a pretrained ``encoder``."""
+    """Encodes token ids ``[B, L]`` as one vector per sentence and one per word. ``pool`` computes the sentence's vector
+    from those of the words; None uses the pool of a pretrained ``encoder``."""
 
     encoder: nn.Module
     pool: nn.Module | None

@@ -62,17 +62,17 @@ def product_of_experts(
     experts = mask_experts(experts, present)
     log_precision = jnp.where(present[:, :, None], -2.0 * experts.log_scale, -jnp.inf)
     # Precisions relative to the most precise factor (at least 1, that of the prior): nothing overflows.
-    top = jnp.maximum(lax.stop_gradient(log_precision.max(axis=0)), 0.0)
-    relative = jnp.clip(-2.0 * experts.log_scale - top[None], -_MAX_GAP, None)
+    max_log_precision = jnp.maximum(lax.stop_gradient(log_precision.max(axis=0)), 0.0)
+    relative = jnp.clip(-2.0 * experts.log_scale - max_log_precision[None], -_MAX_GAP, None)
     precision = jnp.where(present[:, :, None], jnp.exp(relative), 0.0)
     weighted_mean = precision * experts.mean
-    prior_precision = prior[:, :, None] * jnp.exp(jnp.clip(-top, -_MAX_GAP, None))[None]
+    prior_precision = prior[:, :, None] * jnp.exp(jnp.clip(-max_log_precision, -_MAX_GAP, None))[None]
     total = jnp.einsum("sm,mbd->sbd", subsets, precision) + prior_precision
     total_mean = jnp.einsum("sm,mbd->sbd", subsets, weighted_mean)
-    some = total > 0
-    safe = jnp.where(some, total, 1.0)
-    log_scale = jnp.where(some, -0.5 * (jnp.log(safe) + top[None]), 0.0)
-    return Normal(jnp.where(some, total_mean / safe, 0.0), log_scale)
+    nonempty = total > 0
+    safe_total = jnp.where(nonempty, total, 1.0)
+    log_scale = jnp.where(nonempty, -0.5 * (jnp.log(safe_total) + max_log_precision[None]), 0.0)
+    return Normal(jnp.where(nonempty, total_mean / safe_total, 0.0), log_scale)
 
 
 def masked_product(
@@ -83,21 +83,21 @@ def masked_product(
     As `product_of_experts`, but the subset may differ between examples, and the experts between rows.
     """
     log_precision = jnp.where(mask[..., None], -2.0 * experts.log_scale, -jnp.inf)
-    top = lax.stop_gradient(log_precision.max(axis=-3))
+    max_log_precision = lax.stop_gradient(log_precision.max(axis=-3))
     if prior is not None:
-        top = jnp.maximum(top, lax.stop_gradient(-2.0 * prior.log_scale))
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-    relative = -2.0 * experts.log_scale - jnp.expand_dims(top, -3)
+        max_log_precision = jnp.maximum(max_log_precision, lax.stop_gradient(-2.0 * prior.log_scale))
+    max_log_precision = jnp.where(jnp.isfinite(max_log_precision), max_log_precision, 0.0)
+    relative = -2.0 * experts.log_scale - jnp.expand_dims(max_log_precision, -3)
     precision = jnp.where(mask[..., None], jnp.exp(jnp.where(mask[..., None], relative, 0.0)), 0.0)
     total = precision.sum(axis=-3)
     total_mean = (precision * experts.mean).sum(axis=-3)
     if prior is not None:
-        prior_precision = jnp.exp(-2.0 * prior.log_scale - top)
+        prior_precision = jnp.exp(-2.0 * prior.log_scale - max_log_precision)
         total, total_mean = total + prior_precision, total_mean + prior_precision * prior.mean
-    some = total > 0
-    safe = jnp.where(some, total, 1.0)
-    log_scale = jnp.where(some, -0.5 * (jnp.log(safe) + top), 0.0)
-    return Normal(jnp.where(some, total_mean / safe, 0.0), log_scale)
+    nonempty = total > 0
+    safe_total = jnp.where(nonempty, total, 1.0)
+    log_scale = jnp.where(nonempty, -0.5 * (jnp.log(safe_total) + max_log_precision), 0.0)
+    return Normal(jnp.where(nonempty, total_mean / safe_total, 0.0), log_scale)
 
 
 def joint_product(experts: Normal, present: Bool[Array, "m batch"], prior: float = 0.0) -> Normal:
@@ -111,14 +111,16 @@ def masked_log_mean_exp(x: Float[Array, "n *rest"], mask: Bool[Array, "n *rest"]
 
     Values outside of the mask have no influence, and a gradient of exactly zero.
     """
-    top = jnp.where(mask, x, -jnp.inf).max(axis=0)
-    top = lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
+    maximum = jnp.where(mask, x, -jnp.inf).max(axis=0)
+    maximum = lax.stop_gradient(jnp.where(jnp.isfinite(maximum), maximum, 0.0))
     # Replaced before the exponential, since the gradient of the branch that is not taken must be finite too.
-    terms = jnp.where(mask, jnp.exp(jnp.where(mask, x - top[None], 0.0)), 0.0)
+    terms = jnp.where(mask, jnp.exp(jnp.where(mask, x - maximum[None], 0.0)), 0.0)
     count = mask.sum(axis=0)
-    some = count > 0
+    nonempty = count > 0
     return jnp.where(
-        some, jnp.log(jnp.where(some, terms.sum(axis=0), 1.0)) + top - jnp.log(jnp.maximum(count, 1)), 0.0
+        nonempty,
+        jnp.log(jnp.where(nonempty, terms.sum(axis=0), 1.0)) + maximum - jnp.log(jnp.maximum(count, 1)),
+        0.0,
     )
 
 

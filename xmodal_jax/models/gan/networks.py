@@ -239,12 +239,12 @@ class GANNetworks:
     def contrastive_embeddings(
         self, params: Params, tokens: Array, condition: Condition
     ) -> ContrastiveEmbeddings:
-        """Images and conditions in one space."""
+        """Embeddings of images and conditions in one space, from image tokens."""
         return self.contrastive_head.apply({"params": params["contrast"]}, tokens, condition)
 
 
 def _normalize_rms(tokens):
-    """Tokens with a root mean square of 1."""
+    """Tokens ``[..., D]``, each divided by the root mean square of its elements."""
     return tokens / jnp.sqrt(jnp.square(tokens).mean(axis=-1, keepdims=True) + 1e-6)
 
 

@@ -218,15 +218,15 @@ def from_flows(
     count = observed.sum(axis=0)
     z = start
     if keys is not None:
-        moved = hamiltonian_monte_carlo(
+        chain_samples = hamiltonian_monte_carlo(
             log_density, start, keys, steps=steps, leapfrog=leapfrog, step_size=step_size
         )
-        z = jnp.where((count > 1)[None, :, None], moved, start)
+        z = jnp.where((count > 1)[None, :, None], chain_samples, start)
     z = jnp.where((count == 0)[None, :, None], sample_prior(inputs.prior, keys, rows, len(count)), z)
     joint = _from_posterior(inputs, inputs.posterior, observed, keys, rows)
     complete = _is_complete(inputs, observed)
-    one_ratio = inputs.prior.log_prob(z) - log_density(z)
-    log_ratio = jnp.where((count == 1)[None], one_ratio, jnp.where((count == 0)[None], 0.0, jnp.nan))
+    unimodal_ratio = inputs.prior.log_prob(z) - log_density(z)
+    log_ratio = jnp.where((count == 1)[None], unimodal_ratio, jnp.where((count == 0)[None], 0.0, jnp.nan))
     shared = jnp.where(complete[None, :, None], joint.shared, z)
     return LatentSamples(
         repeat_leading(shared, len(inputs.present)),

@@ -200,6 +200,9 @@ class Network(nn.Module):
             self.code_of_each = stack_modalities(MLP)(c.latent, c.hidden)
         if c.levels > 1:
             above = range(c.levels - 1)
+            # rises: each modality's features of a level from those of the level below. deepest: its expert at the
+            # deepest level. falls: context of a level from the latents above. priors and level_experts: the level's
+            # prior and experts given the context.
             self.rises = [stack_modalities(MLP)(c.hidden, c.hidden) for _ in above]
             self.deepest = stack_modalities(Moments)(c.latent)
             self.falls = [MLP(c.hidden, c.hidden) for _ in above]

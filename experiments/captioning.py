@@ -50,10 +50,10 @@ class Config(TextGenerationConfig):
     batch_size: int = 64
     eval_every: int = 300
     gallery: int = 500
-    """With --model.contrastive: number of test examples that source_text_retrieval searches, no two of them with
-    the same meaning."""
+    """With --model.contrastive: number of test examples, all of different meaning, among which the retrieval of texts
+    by their source (source_text_retrieval) searches."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
-    """Optimizer and schedule."""
+    """Update rule and learning-rate schedule."""
 
 
 def main(config: Config) -> None:

@@ -37,19 +37,20 @@ class Config(StartConfig):
     input: DataFlags = DataOptions(train_size=6000, max_seconds=3.2)
     steps: int = 640
     batch_size: int = 64
-    """Examples per step, over all devices together. The others of a batch are the negatives of each example."""
+    """Examples per step, over all devices together. The other examples of a batch are the negatives of each."""
     eval_every: int = 160
     gallery: int = 500
-    """Number of test examples that retrieval searches, no two of them with the same meaning."""
+    """Number of test examples, all of different meaning, among which retrieval searches."""
     prompts: tuple[str, ...] = ()
-    """Templates for zero-shot classification, such as "a photo of a {}"; their embeddings are averaged."""
+    """Templates for zero-shot classification, such as "a photo of a {}"; their embeddings are averaged. Empty: prompts
+    that suit the data set."""
     cache_features: bool = False
     """With --encoder-lr-multiplier 0: compute the features of the frozen pretrained encoders once, before training and
     without augmentation. The training data must fit in memory."""
     model: ContrastiveConfig = ContrastiveConfig()
     """Towers and objective."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-3)
-    """Optimizer and schedule."""
+    """Update rule and learning-rate schedule."""
 
 
 def main(config: Config) -> None:

@@ -25,13 +25,13 @@ class Config:
     """A trained run as Hugging Face folders."""
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
-    """Directory of the run."""
+    """Directory of the run to export."""
     folder: Annotated[pathlib.Path, tyro.conf.Positional]
     """Folder to write to, which must be new or empty."""
     best: bool = False
-    """Export the best checkpoint by validation in place of the newest."""
+    """Whether to export the checkpoint that is best by validation, not the newest."""
     seed: int | None = None
-    """The seed to export; needed where the run has several."""
+    """Seed of the trained model to export; needed where the run has several seeds."""
 
 
 def main(config: Config) -> None:

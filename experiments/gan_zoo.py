@@ -18,6 +18,7 @@ import text_to_image_gan
 from PIL import Image
 
 from xmodal_jax.core import runtime
+from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.experiment import finish
 from xmodal_jax.models import gan as gans
@@ -45,18 +46,18 @@ class Config(text_to_image_gan.Config):
     """Objectives compared."""
 
     objectives: tuple[str, ...] = tuple(gans.OBJECTIVE_PRESETS)
-    """The objectives to compare: names of `models.gan.OBJECTIVE_PRESETS`."""
+    """Objectives to compare: names of `models.gan.OBJECTIVE_PRESETS`."""
     steps: int = 400
     batch_size: int = 64
     eval_every: int = 0
     seeds: int = 3
-    on_divergence: Literal["stop", "drop"] = "drop"
+    on_divergence: Advanced[Literal["stop", "drop"]] = "drop"
     model: gans.GANConfig = gans.GANConfig(
         condition=gans.SentenceCondition(auxiliary_weight=0.0, text=TextTransformerConfig(width=64, depth=1)),
         generator=DCGANGeneratorConfig(width=32),
         discriminator=DCGANEncoderConfig(width=128, norm="none"),
     )
-    """Networks; each preset replaces the objective and its regularisation."""
+    """Networks; each compared objective replaces the objective and the regularisation of this configuration."""
     optimizer: GANOptimizer = GANOptimizer(
         discriminator=ADAM, generator=dataclasses.replace(ADAM, learning_rate=2e-4, ema=0.99)
     )

@@ -53,13 +53,13 @@ class Config(LatentConfig):
     eval_every: int = 750
     """Steps between evaluations on validation data; 0: only at the end."""
     judge_steps: int = 300
-    """Training steps of the judges."""
+    """Training steps of each judge, a classifier that evaluates the generated data of one modality."""
     model: MultimodalVAEModel = MVTCAEConfig()
-    """Model."""
+    """Multimodal VAE to train."""
     optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
-    """Optimizer and schedule."""
+    """Update rule and learning-rate schedule."""
     evaluation: evaluation.LatentEvaluation = evaluation.LatentEvaluation()
-    """How much is evaluated."""
+    """How much the trained model is evaluated."""
 
 
 def main(config: Config) -> None:

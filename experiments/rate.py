@@ -38,17 +38,18 @@ class Page:
     out: pathlib.Path = pathlib.Path("rating.html")
     """File of the page."""
     mode: Literal["preference", "rating"] = "preference"
-    """Raters choose the better of two pictures, or mark one picture from 1 to 5."""
+    """What raters do: choose the better of two pictures (preference), or mark one picture from 1 to 5 (rating)."""
     count: int | None = 40
-    """Number of captions, drawn at random; None: all."""
+    """Number of captions that raters see, drawn at random; None: all."""
     match: Literal["caption", "file_name"] = "caption"
-    """Field of the metadata that is equal for pictures of different sources that are compared."""
+    """Field of the metadata by which pictures are matched: pictures of different sources are compared where it is
+    equal."""
     image_size: int | None = None
     """All pictures are resized to squares of this side, in pixels; None: the smallest side among them."""
     title: str | None = None
-    """Heading of the page; None: a heading for the mode."""
+    """Heading of the page; None: a heading that suits the mode."""
     question: str | None = None
-    """The question to the raters; None: a question for the mode."""
+    """Question to the raters; None: a question that suits the mode."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a bad line of the metadata: stop, or skip and count it."""
     seed: int = 0
@@ -73,7 +74,7 @@ class Rates:
     answers: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """CSV files from the raters."""
     key: pathlib.Path
-    """The key of the page, PAGE.key.json."""
+    """File of the key of the page, PAGE.key.json, which names the source of each picture."""
     out: pathlib.Path | None = None
     """File of the result; None: PAGE.result.json beside the key."""
     seed: int = 0

@@ -37,13 +37,13 @@ class Config(TextGenerationConfig):
     batch_size: int = 64
     eval_every: int = 300
     unseen: bool = True
-    """Score only sentences that training never heard."""
+    """Whether to score only sentences that are not among the training sentences."""
     model: Seq2SeqConfig = Seq2SeqConfig(
         objective=JointObjective(), augment=Augmentation(time_masks=2, frequency_masks=2)
     )
     """Encoder, decoder and objective."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
-    """Optimizer and schedule."""
+    """Update rule and learning-rate schedule."""
 
 
 def main(config: Config) -> None:

@@ -36,21 +36,22 @@ class Config(StartConfig):
     input: DataFlags = DataOptions(train_size=5000, modalities=("text", "audio"), max_seconds=3.2)
     tokenizer: str = "bpe"
     vocab_size: int | None = 260
-    """Vocabulary size of a trained tokenizer; None: the default of its kind. ``bpe`` with 260 reads bytes, which suits
-    speech better than words."""
+    """Vocabulary size of a tokenizer that is trained; None: the default of its kind. ``bpe`` with 260 reads bytes,
+    which suits speech better than words."""
     steps: int = 2000
     batch_size: int = 16
     eval_every: int = 500
     examples: int = 200
     """Number of sentences of the test split that are synthesised."""
     unseen: bool = True
-    """Synthesise only sentences that training never heard."""
+    """Whether to synthesise only sentences that are not among the training sentences."""
     recogniser: pathlib.Path | None = None
-    """A run of speech_recognition.py that transcribes the synthesised speech; None: it is not transcribed."""
+    """Directory of a run of speech_recognition.py, which transcribes the synthesised speech; None: the speech is not
+    transcribed."""
     model: SpeechConfig = SpeechConfig()
     """Text encoder, decoder, spectrogram and vocoder."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
-    """Optimizer and schedule."""
+    """Update rule and learning-rate schedule."""
 
 
 def main(config: Config) -> None:

@@ -44,11 +44,11 @@ class Config(FrozenNetworksConfig):
         train_size=20_000, modalities=("text", "image")
     )
     steps: int = 2800
-    """Training steps; each is one step of the generator after ``model.d_steps`` steps of the discriminator."""
+    """Training steps, that is, steps of the generator. Each follows --model.d-steps steps of the discriminator."""
     batch_size: int = 32
     eval_every: int = 1400
     judge: pathlib.Path | None = None
-    """A run of captioning.py whose captioner scores the images."""
+    """Run of captioning.py (a directory) whose captioner scores images. None: no captioner scores the images."""
     model: gans.GANConfig = gans.GANConfig(
         condition=gans.WordsCondition(auxiliary_weight=0.0),
         generator=ObjectGeneratorConfig(noise=12),
@@ -58,12 +58,12 @@ class Config(FrozenNetworksConfig):
         ),
         features=gans.FrozenFeatures(perceptual_weight=10.0, redescription_weight=5.0),
     )  # fmt: skip
-    """Networks and objective."""
+    """Networks and losses of the GAN."""
     optimizer: GANOptimizer = GANOptimizer(
         pretrain_fraction=0.5, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
         generator=Optimizer(name="muon", learning_rate=5e-3, final_scale=0.15, b1=0.5, clip_norm=5.0, ema=0.99),
     )  # fmt: skip
-    """Optimizers and schedules."""
+    """Optimizers of generator and discriminator."""
 
 
 def main(config: Config) -> None:

@@ -40,21 +40,21 @@ class Config:
     runs: tuple[pathlib.Path, ...]
     """Trained runs of captioning.py, speech_recognition.py, speech_synthesis.py and text_to_image_gan.py."""
     copies: int = 1
-    """Number of translations of each input; pictures of the same text differ."""
+    """Number of translations of each input; only pictures differ between the translations of one text."""
     seed: int = 0
     """Random seed of the noise that pictures are generated from."""
     speaker: str | None = None
-    """Name of the voice, one of those of the run that synthesises speech; None: the first."""
+    """Name of the voice, one of the voices of the run that synthesises speech; None: the first voice."""
     speed: float = 1.0
-    """Speed of speech; above 1 is faster."""
+    """Speed of synthesised speech; above 1 is faster."""
     generation: Generation | None = None
-    """How text is generated; None: as the run that generates it was configured."""
+    """How text is generated; None: as configured in the run that generates text."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a file that cannot be read: stop, or skip, count and list it."""
     run_dir: pathlib.Path | None = None
     """Directory of this run; None: ``runs/translate-<time>``."""
     smoke: bool = False
-    """Accepted as by the other experiments, without effect."""
+    """No effect; accepted because the other experiments have it."""
 
     def __post_init__(self):
         if self.copies < 1:

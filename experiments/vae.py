@@ -43,7 +43,7 @@ class Config(LatentConfig):
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
     """How the data set is read."""
     modality: str = "image"
-    """The modality of the data set to encode."""
+    """Name of the modality that is encoded and decoded."""
     steps: int = 3000
     """Optimizer steps."""
     batch_size: int = 64
@@ -51,15 +51,15 @@ class Config(LatentConfig):
     eval_every: int = 1000
     """Steps between evaluations on validation data; 0: only at the end."""
     judge_steps: int = 500
-    """Training steps of the classifier that compares generated with real data."""
+    """Training steps of the classifier whose features compare generated with real data."""
     model: AutoencoderModel = VAEConfig()
-    """Model."""
+    """Autoencoder to train."""
     optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
-    """Optimizer and schedule of the autoencoder."""
+    """Update rule and learning-rate schedule of the autoencoder."""
     critic: Optimizer = Optimizer("adam", learning_rate=1e-3, b1=0.5, schedule="constant", clip_norm=None)
-    """Optimizer of the critic (jsd_vae, aae)."""
+    """Update rule and learning-rate schedule of the critic (models jsd_vae and aae)."""
     evaluation: evaluation.LatentEvaluation = evaluation.LatentEvaluation()
-    """How much is evaluated."""
+    """How much the trained model is evaluated."""
 
 
 def main(config: Config) -> None:

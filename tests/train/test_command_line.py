@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from xmodal_jax.core.parts import Advanced, Basic, FilledIn
-from xmodal_jax.train.command_help import field_docs, options_of, short_help
+from xmodal_jax.train.command_help import field_docs, options_of, short_help, wrap_description
 from xmodal_jax.train.command_line import _message_of, default_of, parse
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -292,6 +292,14 @@ def test_help_all_lists_all_options_of_the_chosen_parts(capsys):
     for flag in ("--dispatch", "--model.encoder.patch", "--model.scale", "--steps"):
         assert flag in text
     assert "--model.encoder.width" not in text
+
+
+def test_a_command_is_broken_at_spaces_only():
+    command = "    python test.py " + "--long-flag-name value " * 8
+    _, _, first, *others = wrap_description(f"A test.\n\n{command}").splitlines()
+    assert others and first.endswith(" \\")
+    words = " ".join(line.removesuffix("\\") for line in [first, *others]).split()
+    assert words == command.split()
 
 
 def test_required_options():

@@ -41,18 +41,18 @@ class DataOptions:
 
     image_size: int | None = None
     """Side of images and video frames in pixels: the shorter side is resized to it and the centre cropped. None: the
-    data set's own size, 32 for shapes. Arrays (npz) are not resized but must have this size."""
+    size that the data set has, 32 for shapes. Arrays (npz:PATH) are not resized but must have this size."""
     channels: Advanced[int] = 3
     """Colour channels of images and video frames: 1 (gray) or 3 (RGB)."""
     sample_rate: Advanced[int] = 16000
-    """Rate in Hz that audio is resampled to. Speech of shapes and spoken:FILE always has 16000."""
+    """Rate in Hz that audio is resampled to. Speech of shapes and spoken:FILE always has 16000 Hz."""
     max_seconds: Advanced[float] = 4.0
-    """Length in seconds that audio is cut and padded to. Synthetic speech that would be longer is spoken faster."""
+    """Length in seconds that audio is cut or padded to. Synthetic speech that would be longer is spoken faster."""
     frames: Advanced[int] = 8
     """Number of frames that a video is reduced to, evenly spaced."""
     modalities: tuple[str, ...] | None = None
-    """Modalities to read: text, image, audio, video, or further ones of these kinds, named KIND_NAME. None: all that
-    the data set has, but for shapes text, image and audio."""
+    """Modalities to read: text, image, audio, video, or KIND_NAME for further ones of a kind (such as image_2). None:
+    all that the data set has; for shapes text, image and audio."""
     on_bad_example: OnBadExample = "stop"
     """What to do with an example that cannot be used: ``stop`` the run, or ``skip`` it, count it and list it in the
     report."""
@@ -60,20 +60,22 @@ class DataOptions:
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     prompt: Advanced[str | None] = None
-    """Caption made of a class name, where a data set has labels but no captions (tfds:NAME, folder:PATH). None: one
-    that suits the data set, usually "a photo of a {}"."""
+    """Template of a caption, with {} for the class name, for a data set with labels but no captions (tfds:NAME,
+    folder:PATH). None: a template that suits the data set, usually "a photo of a {}"."""
     train_size: int | None = None
-    """Number of training examples of shapes and spoken:FILE, whose test splits have as many but at most 600; for
-    poly:SPEC the largest number, chosen at random. None: 10000 for shapes, each line once for spoken, all for poly."""
+    """Number of training examples of a generated data set (shapes, spoken:FILE, poly:SPEC). For shapes the number of
+    scenes (None: 10,000); for spoken:FILE the number of utterances (None: one for each training line of FILE); for
+    poly:SPEC the largest number, as a random subset (None: all). The test splits of shapes and spoken:FILE have as
+    many, but at most 600."""
     data_seed: Advanced[int] = 0
-    """Seed of generated data (shapes, spoken:FILE, poly:SPEC) and of the choice of missing modalities."""
+    """Random seed of generated data (shapes, spoken:FILE, poly:SPEC) and of the choice of missing modalities."""
     views: Advanced[int] = 5
-    """Number of image modalities that poly:SPEC makes."""
+    """Number of image modalities that poly:SPEC makes of each image."""
     missing: float = 0.0
     """Probability that a training example lacks a modality, for each modality; each example keeps at least one.
-    Validation and test examples stay complete. 0: nothing is made missing."""
+    Validation and test examples stay complete. 0: no modality is removed."""
     incomplete: Advanced[Literal["keep", "discard"]] = "keep"
-    """Whether to ``keep`` the training examples that lack a modality, or to ``discard`` them."""
+    """Whether training examples that lack a modality are used (keep) or left out (discard)."""
     workers: Advanced[int] = 8
     """Number of threads that decode files (folder:PATH)."""
     memory_limit_gib: Advanced[float] = 4.0

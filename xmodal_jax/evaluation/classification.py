@@ -29,16 +29,18 @@ class ClassificationConfig(StartConfig):
     """Options of the experiments that classify by several modalities."""
 
     steps: int = 1200
+    """Optimizer steps."""
     batch_size: int = 32
     """Examples per step, over all devices together. An example of the embedded data set is a scene with all questions
     (or commands) about it."""
     eval_every: int = 200
+    """Steps between evaluations on validation data; 0: only at the end."""
     unimodal_steps: int = 200
-    """Training steps of the baselines, which are one model per modality (at most ``steps``); 0: no baselines."""
+    """Training steps of each baseline, a model of one modality alone (at most --steps); 0: no baselines."""
     model: FusionConfig = FusionConfig()
-    """Encoders and fusion."""
+    """Encoders, fusion and head of the classifier."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=1e-2)
-    """Optimizer and schedule."""
+    """Update rule and learning-rate schedule."""
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:

@@ -47,23 +47,24 @@ class LatentEvaluation:
     examples: int = 1000
     """Largest number of test examples that are translated from every subset of their modalities."""
     draws: int = 1000
-    """Joint draws from the prior and from each fitted density."""
+    """Number of joint draws that are generated from the prior and from each fitted density."""
     densities: tuple[str, ...] = DENSITIES
-    """Densities fitted to the latents of training examples, from which data are generated as from the prior: "mixture"
-    (of Gaussians), "flow"."""
+    """Densities that are fitted to the latents of training examples and sampled in place of the prior: "mixture" (of
+    Gaussians), "flow" (a normalizing flow)."""
     components: int = 10
-    """Gaussians of the mixture."""
+    """Number of Gaussians in the fitted mixture density."""
     flow_steps: int = 1000
-    """Training steps of the flow."""
+    """Training steps of the fitted flow density."""
     latents: int = 4000
-    """Largest number of training examples whose latents densities and probes are fitted to."""
+    """Largest number of training examples whose latents are used to fit densities, and to fit the probes that predict
+    classes from latents."""
     likelihood_examples: int = 200
     """Largest number of test examples whose likelihood is estimated."""
     likelihood_samples: int = 100
-    """Importance samples of each estimate of a likelihood."""
+    """Importance samples of the likelihood estimate of each example."""
     disentanglement: bool = True
-    """Whether latents are compared with the known factors of the examples, if there are two factors or more, and at
-    least 16 examples."""
+    """Whether disentanglement is measured: latents are compared with the known factors of the examples, if there are at
+    least two factors and 16 examples."""
 
     def __post_init__(self):
         amounts = (

@@ -63,7 +63,9 @@ class Objective:
     """A loss between the embeddings of two modalities. Its subclasses are the parts that can be chosen by name."""
 
     name: ClassVar[str]
+    """Name by which the command line chooses the part."""
     duplicates: ClassVar[str] = "ignore"
+    """How pairs of different examples with identical text count: ignore, exclude or positive."""
 
     def __post_init__(self):
         check_choices(self)
@@ -89,14 +91,14 @@ class InfoNCE(Objective):
     name: ClassVar[str] = "info_nce"
 
     temperature: float = 0.07
-    """Initial temperature. It is learned, and never falls below 0.01."""
+    """Initial temperature that similarities are divided by. It is learned, and never falls below 0.01."""
     duplicates: Literal["ignore", "exclude", "positive"] = "positive"
-    """Pairs of different examples with the same text: negatives like all others (ignore), left out (exclude), or
-    positives too (positive)."""
+    """Pairs of different examples with identical text: negatives like all others (ignore), left out of the loss
+    (exclude), or additional positives (positive)."""
     implementation: Implementation = "auto"
-    """How the pairs of a batch are computed, with the same result: the whole matrix of logits (global), a tile of it at
-    a time (tiled), tiles that pass from device to device (ring, for --parallel pmap), or global or tiled by the size
-    of the batch (auto)."""
+    """How the pairs of a batch are computed, all ways with one result: the whole matrix of logits (global), one tile of
+    the matrix at a time (tiled), tiles that pass from device to device (ring, for --parallel pmap), or global or tiled
+    by the size of the batch (auto)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,12 +125,12 @@ class Sigmoid(Objective):
     name: ClassVar[str] = "sigmoid"
 
     duplicates: Literal["ignore", "exclude", "positive"] = "positive"
-    """Pairs of different examples with the same text: negatives like all others (ignore), left out (exclude), or
-    positives too (positive)."""
+    """Pairs of different examples with identical text: negatives like all others (ignore), left out of the loss
+    (exclude), or additional positives (positive)."""
     implementation: Implementation = "auto"
-    """How the pairs of a batch are computed, with the same result: the whole matrix of logits (global), a tile of it at
-    a time (tiled), tiles that pass from device to device (ring, for --parallel pmap), or global or tiled by the size
-    of the batch (auto)."""
+    """How the pairs of a batch are computed, all ways with one result: the whole matrix of logits (global), one tile of
+    the matrix at a time (tiled), tiles that pass from device to device (ring, for --parallel pmap), or global or tiled
+    by the size of the batch (auto)."""
 
     @property
     def initial_scale(self) -> float:
@@ -152,9 +154,10 @@ class Triplet(Objective):
     name: ClassVar[str] = "triplet"
 
     margin: float = 0.2
-    """Least difference of the two similarities that costs nothing."""
+    """Margin: the loss is 0 where the similarity of the pair exceeds that of the hardest negative by this much."""
     duplicates: Literal["ignore", "exclude"] = "exclude"
-    """Pairs of different examples with the same text: negatives like all others (ignore), or left out (exclude)."""
+    """Pairs of different examples with identical text: negatives like all others (ignore), or left out of the loss
+    (exclude)."""
 
     def __call__(self, pairs, params, scale):
         terms = contrastive.triplet_loss(
@@ -208,19 +211,20 @@ class ContrastiveConfig:
     """Towers, projections and objective."""
 
     embed_dim: Basic[int] = 128
-    """Dimensions of the shared space."""
+    """Dimensions of the shared embedding space."""
     head: Projection = "linear"
-    """Projection of a tower's pooled features into the shared space: linear, or an MLP; "own" is that of pretrained
-    encoders that were trained to be compared (CLIP, SigLIP), with their dimensions and temperature."""
+    """Projection of each tower's pooled features into the shared space: linear, or an MLP. "own" keeps the projection
+    of pretrained encoders that were trained together (CLIP, SigLIP), with their dimensions and temperature."""
     objective: AnyObjective = InfoNCE()
     """Objective of each pair of modalities: InfoNCE (CLIP), sigmoid (SigLIP), triplets with the hardest negative
     (VSE++), or the alignment of two distributions (mmd, coral, cca)."""
     alignment: Alignment | None = None
-    """A second objective, added to the first: the alignment of two distributions."""
+    """A second objective, which aligns the distributions of two modalities; None: there is none."""
     alignment_weight: float = 0.1
-    """Weight of the second objective."""
+    """Weight of the second objective (model.alignment)."""
     anchor: str | None = None
-    """Align only the pairs with this modality, so that the others meet through it; None: all pairs."""
+    """Modality that is in every aligned pair, so that the other modalities are aligned only through it; None: all pairs
+    of modalities are aligned."""
     text: TextEncoder = DEFAULTS["text"]
     """Text encoder."""
     image: ImageEncoder = DEFAULTS["image"]
@@ -230,9 +234,9 @@ class ContrastiveConfig:
     video: VideoEncoder = DEFAULTS["video"]
     """Video encoder."""
     features: AudioFeatures = AudioFeatures()
-    """Inputs of the audio encoder."""
+    """Input of the audio encoder: spectrogram or waveform."""
     augment: Augmentation = Augmentation()
-    """Random changes of the inputs in training."""
+    """Random changes of the inputs, in training only."""
 
     def __post_init__(self):
         if self.anchor is not None and self.anchor.partition("_")[0] not in MODALITIES:

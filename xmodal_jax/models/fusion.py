@@ -52,15 +52,15 @@ class FusionConfig:
     fusion: FusionKind = GatedCrossAttentionConfig()
     """Fusion of the modalities' tokens."""
     head_dropout: float = 0.0
-    """Dropout rate before the head."""
+    """Dropout rate of the fused features before the classification head."""
     modality_dropout: float = 0.0
-    """Probability with which training hides a modality of an example; at least one modality stays."""
+    """Probability that a modality of a training example is hidden; at least one modality stays."""
     label_smoothing: float = 0.0
     """Fraction of the target distribution that is spread evenly over all classes."""
     text: TextEncoder = TextTransformerConfig(width=64, depth=1)
     """Text encoder."""
     image: ImageEncoder = ConvNetConfig(token_positions=True)
-    """Image encoder. Its tokens need positions, since the fusion attends to them."""
+    """Image encoder. Fusion by attention needs token positions (token_positions for a convnet)."""
     audio: AudioEncoder = AudioTransformerConfig(width=64, downsample=16)
     """Audio encoder."""
     video: VideoEncoder = TubeletViTConfig()
@@ -68,7 +68,8 @@ class FusionConfig:
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""
     augment: Augmentation = Augmentation(image=AugmentConfig(translate=0))
-    """Augmentation in training. Images are not shifted or flipped by default, since questions ask for positions."""
+    """Random changes of the inputs, in training only. Images are not shifted or flipped by default, since questions ask
+    for positions."""
 
     def __post_init__(self):
         for name in ("head_dropout", "modality_dropout", "label_smoothing"):

@@ -31,9 +31,9 @@ class LoRA:
     rank: Basic[int] = 0
     """Rank of the low-rank adapters in the pretrained encoders, which are then frozen; 0: no adapters."""
     alpha: float = 16.0
-    """Scale of an adapter: it adds ``alpha / rank`` times ``A B`` to its kernel."""
+    """Scale of the low-rank adapters: each adds ``alpha / rank`` times ``A B`` to the kernel of its layer."""
     targets: str = r"(attention/(qkv|query|key_value|out)|mlp/(up|gate|down))/kernel$"
-    """Regular expression of the kernels in the pretrained encoders that get an adapter."""
+    """Regular expression over parameter paths: the kernels of the pretrained encoders that get a low-rank adapter."""
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:

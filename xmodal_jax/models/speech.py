@@ -36,7 +36,7 @@ class SpeechConfig:
     """Networks, losses and vocoder of text-to-speech."""
 
     text: TextEncoder = TextTransformerConfig(dropout=0.1)
-    """Text encoder; its width is that of the decoder as well."""
+    """Text encoder; the decoder has the width of the text encoder."""
     decoder_depth: int = 4
     """Number of convolutional blocks of the decoder."""
     kernel: int = 5
@@ -44,17 +44,19 @@ class SpeechConfig:
     dropout: float = 0.0
     """Dropout rate of the residual branches of the decoder and of the duration predictor."""
     features: AudioFeatures = AudioFeatures(mels=80, window=1024, hop=200)
-    """The spectrogram that is synthesised. Griffin-Lim needs frames that overlap by three quarters or more."""
+    """Spectrogram that is synthesised. The Griffin-Lim vocoder needs frames that overlap by three quarters or more."""
     floor: float = 1e-5
-    """Smallest power of a mel band; quieter bands count as silence."""
+    """Smallest power of a mel band; smaller powers are set to it and count as silence."""
     mean: float = -5.0
-    """Mean of the log-mel frames, in nats: the network synthesises ``(log_mel - mean) / scale``."""
+    """Offset of the spectrogram, in natural-logarithm units: the network synthesises ``(log_mel - mean) / scale``,
+    where log_mel is the natural logarithm of the power of a mel band."""
     scale: float = 4.0
-    """Scale of the log-mel frames, in nats; see ``mean``."""
+    """Divisor of the spectrogram, in natural-logarithm units: the network synthesises ``(log_mel - mean) / scale``,
+    where log_mel is the natural logarithm of the power of a mel band."""
     duration_weight: float = 0.1
-    """Weight of the duration loss, the squared error of ``log(1 + frames)`` per token."""
+    """Weight of the duration loss, the squared error of ``log(1 + frames)`` of each token."""
     align_weight: float = 0.1
-    """Weight of the two alignment losses, forward sum and binarization."""
+    """Weight of the two losses of the alignment between text and speech, forward sum and binarization."""
     vocoder_iterations: int = 60
     """Iterations of the Griffin-Lim vocoder."""
 

@@ -44,11 +44,12 @@ class Augmentation:
     """Random changes of the inputs, in training only."""
 
     image: AugmentConfig = AugmentConfig(translate=2)
-    """Augmentation of images and video frames. It does not mirror them, because captions say left and right."""
+    """Augmentation of images and video frames. By default they are not mirrored, because captions say left and
+    right."""
     time_masks: int = 0
-    """Number of time spans that SpecAugment masks in a spectrogram."""
+    """Number of time spans of a spectrogram that SpecAugment masks in training; 0: none."""
     frequency_masks: int = 0
-    """Number of frequency bands that SpecAugment masks in a spectrogram."""
+    """Number of frequency bands of a spectrogram that SpecAugment masks in training; 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +63,17 @@ class AudioFeatures:
     sample_rate: int = 16_000
     """Sample rate of the audio, in Hz."""
     mels: int = 40
-    """Number of mel bands."""
+    """Number of mel bands of the spectrogram."""
     window: int = 400
     """Samples in each frame of the spectrogram (400 are 25 ms at 16 kHz)."""
     hop: int = 200
-    """Samples from one frame to the next (200 are 12.5 ms at 16 kHz)."""
+    """Samples from one frame of the spectrogram to the next (200 are 12.5 ms at 16 kHz)."""
     max_hz: float | None = None
-    """Upper end of the highest mel band, in Hz; None: half the sample rate. Telephone speech ends at 4000."""
+    """Upper end of the highest mel band, in Hz; None: half the sample rate. Telephone speech ends at 4000 Hz."""
     kind: Literal["log_mel", "whisper", "waveform"] = "log_mel"
-    """Normalised log-mel frames (log_mel); or, for pretrained encoders and at 16 kHz only: the log-mel frames of
-    Whisper, of which only ``mels`` can be chosen (whisper), or the waveform itself (waveform)."""
+    """Input of the audio encoder: normalised log-mel frames (log_mel), or, for pretrained encoders and at 16 kHz only,
+    the log-mel frames of Whisper (whisper), where only the number of mel bands can be chosen, or the waveform itself
+    (waveform)."""
 
     def __post_init__(self):
         if self.kind not in ("log_mel", "whisper", "waveform"):

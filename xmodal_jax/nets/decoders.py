@@ -210,6 +210,7 @@ class DecoderConfig(abc.ABC):
     """The options of one decoder. Each decoder is a subclass with a ``name`` and only the options that it has."""
 
     name: ClassVar[str]
+    """Name by which the command line chooses the part."""
     autoregressive: ClassVar[bool] = False
     """Whether the outputs depend on the tokens before them, so that a text is generated token by token."""
 
@@ -240,7 +241,7 @@ class MLPDecoderConfig(DecoderConfig):
     width: int = 64
     """Units of each hidden layer."""
     depth: int = 2
-    """Number of hidden layers."""
+    """Number of hidden layers of the decoder."""
 
     def build(self, size: Size) -> MLPDecoder:
         return MLPDecoder(size.output_shape, self.width, self.depth)
@@ -288,13 +289,13 @@ class ParallelDecoderConfig(DecoderConfig):
 
     name: ClassVar[str] = "parallel"
     width: int = 64
-    """Size of a token."""
+    """Dimensions of a token of the transformer."""
     depth: int = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: int = 4
-    """Attention heads; must divide the width."""
+    """Number of attention heads; must divide the width."""
     dropout: float = 0.0
-    """Probability of zeroing an element of each residual branch in training."""
+    """Dropout rate of each residual branch of the transformer."""
 
     def build(self, size: Size) -> ParallelTextDecoder:
         (length,) = size.shape
@@ -308,7 +309,7 @@ class AutoregressiveDecoderConfig(ParallelDecoderConfig):
     name: ClassVar[str] = "autoregressive"
     autoregressive: ClassVar[bool] = True
     word_dropout: float = 0.0
-    """Probability in training that the decoder sees padding in place of a preceding token, so that it relies on the
+    """Probability that a preceding token is replaced by padding in training, so that the decoder relies on the
     latent."""
 
     def build(self, size: Size) -> AutoregressiveTextDecoder:

@@ -29,11 +29,12 @@ class ModuleConfig:
     """The options that all encoders and text decoders share."""
 
     name: ClassVar[str]
+    """Name by which the command line chooses the part."""
 
     width: int = 128
-    """Size of a token."""
+    """Dimensions of a token."""
     dropout: float = 0.0
-    """Probability of zeroing an element of the embedded input and of each residual branch."""
+    """Dropout rate of the embedded input and of each residual branch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of activations and matrix products. Parameters are always float32."""
 
@@ -85,21 +86,21 @@ class TransformerConfig(ModuleConfig):
     """The options of a transformer."""
 
     depth: int = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: int = 4
-    """Attention heads; must divide the width."""
+    """Number of attention heads; must divide the width."""
     mlp_ratio: float = 4.0
-    """Hidden size of the MLP over the width."""
+    """Hidden size of the MLP of each block, as a multiple of the width."""
     epsilon: float = 1e-6
     """Constant added to the variance in layer norms."""
     drop_path: float = 0.0
     """Probability of dropping a whole residual branch of an example (stochastic depth)."""
     remat: bool = False
-    """Recompute each block in the backward pass: less memory, more time."""
+    """Whether to recompute each block in the backward pass, which takes less memory and more time."""
     scan_layers: bool = False
-    """One compiled block looped over stacked parameters: a short compilation."""
+    """Whether the blocks are one compiled block in a loop over stacked parameters, which shortens the compilation."""
     attention: Literal["xla", "cudnn"] | None = None
-    """Implementation of attention: "xla", "cudnn" (NVIDIA GPU and a 16-bit dtype), or None: JAX's default."""
+    """Implementation of attention: "xla", or "cudnn" (NVIDIA GPU and a 16-bit dtype); None: the default of JAX."""
 
     def transformer_options(self) -> dict[str, Any]:
         """Fields of `nets.transformer.SizedTransformer`.
@@ -123,8 +124,8 @@ class TransformerEncoderConfig(TransformerConfig, EncoderConfig):
     """The options of a transformer that encodes."""
 
     pool: Literal["mean", "cls", "attention"] = "mean"
-    """How tokens become one vector: their mean, a class token that is prepended (cls), or attention of a learned
-    query."""
+    """How the tokens become one vector: by their mean, by a class token that is prepended (cls), or by attention of a
+    learned query."""
 
     def transformer_options(self) -> dict[str, Any]:
         return dict(**super().transformer_options(), class_token=self.pool == "cls")
@@ -141,9 +142,9 @@ class TextTransformerConfig(TransformerEncoderConfig):
     name: ClassVar[str] = "transformer"
 
     positions: Literal["learned", "sincos"] = "learned"
-    """Position embedding: learned, or fixed sines and cosines."""
+    """Position embedding of the tokens: learned, or fixed sines and cosines (sincos)."""
     causal: bool = False
-    """Tokens attend to earlier tokens only."""
+    """Whether tokens attend to earlier tokens only."""
 
     def build(self, *, vocab_size: int, max_length: int) -> TextTransformer:
         """Raises ``ValueError`` for a causal one with a class token."""
@@ -167,9 +168,9 @@ class ViTConfig(TransformerEncoderConfig):
     name: ClassVar[str] = "vit"
 
     patch: int = 8
-    """Side of a patch in pixels; must divide the image's sides."""
+    """Side of a square patch in pixels; must divide the sides of the image."""
     positions: Literal["learned", "sincos"] = "learned"
-    """Position embedding: learned, or fixed sines and cosines."""
+    """Position embedding of the tokens: learned, or fixed sines and cosines (sincos)."""
 
     def build(self) -> ViT:
         return ViT(patch=self.patch, positions=self.positions, **self.transformer_options())
@@ -182,7 +183,7 @@ class AudioTransformerConfig(TransformerEncoderConfig):
     name: ClassVar[str] = "transformer"
 
     downsample: int = 8
-    """Log-mel frames that become one token, a power of 2."""
+    """Number of log-mel frames that become one token, a power of 2."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -204,11 +205,11 @@ class TubeletViTConfig(TransformerEncoderConfig):
     name: ClassVar[str] = "tubelet"
 
     tubelet: int = 2
-    """Frames of a tubelet; must divide the video's."""
+    """Number of video frames in a tubelet; must divide the number of frames of the video."""
     patch: int = 8
-    """Side of a tubelet in pixels; must divide the video's sides."""
+    """Side of a tubelet in pixels; must divide the sides of the video frames."""
     positions: Literal["learned", "sincos"] = "learned"
-    """Position embedding: learned, or fixed sines and cosines."""
+    """Position embedding of the tokens: learned, or fixed sines and cosines (sincos)."""
 
     def build(self) -> TubeletViT:
         tubelet = (self.tubelet, self.patch)
@@ -226,9 +227,9 @@ class FrameTransformerConfig(TransformerEncoderConfig):
     name: ClassVar[str] = "frames"
 
     norm: Literal["group", "none"] = "group"
-    """Normalization in the convolutional network."""
+    """Normalization in the convolutional network: group normalization, or none."""
     positions: Literal["learned", "sincos"] = "learned"
-    """Position embedding of the frames: learned, or fixed sines and cosines."""
+    """Position embedding of the video frames: learned, or fixed sines and cosines (sincos)."""
 
     def build(self) -> FrameTransformer:
         image = ConvNet(width=self.width, dtype=self.compute_dtype, remat=self.remat, norm=self.norm)
@@ -243,9 +244,9 @@ class PlainEncoderConfig(EncoderConfig):
     """The options of an encoder that is no transformer."""
 
     pool: Literal["mean", "attention"] = "mean"
-    """How tokens become one vector: their mean, or attention of a learned query."""
+    """How the tokens become one vector: by their mean, or by attention of a learned query."""
     heads: int = 4
-    """Attention heads of the pool "attention"; must divide the width."""
+    """Number of attention heads of the pool "attention"; must divide the width."""
 
     @property
     def pool_heads(self) -> int:
@@ -263,7 +264,7 @@ class ResidualEncoderConfig(PlainEncoderConfig):
     drop_path: float = 0.0
     """Probability of dropping a whole residual branch of an example (stochastic depth)."""
     remat: bool = False
-    """Recompute each block in the backward pass: less memory, more time."""
+    """Whether to recompute each block in the backward pass, which takes less memory and more time."""
 
     def plain_options(self) -> dict[str, Any]:
         return dict(**super().plain_options(), drop_path=self.drop_path, remat=self.remat)
@@ -276,11 +277,11 @@ class ConvNetConfig(ResidualEncoderConfig):
     name: ClassVar[str] = "convnet"
 
     depth: int = 2
-    """Residual convolutions of the last stage."""
+    """Number of residual convolutions in the last stage."""
     norm: Literal["group", "none"] = "group"
-    """Normalization before each convolution."""
+    """Normalization before each convolution: group normalization, or none."""
     token_positions: bool = False
-    """Adds sine-cosine positions to the tokens, for what attends to them."""
+    """Whether sine-cosine position embeddings are added to the tokens, which a model that attends to them needs."""
 
     def build(self) -> nn.Module:
         return ConvNet(
@@ -298,7 +299,7 @@ class DCGANEncoderConfig(PlainEncoderConfig):
     name: ClassVar[str] = "dcgan"
 
     norm: Literal["group", "none"] = "group"
-    """Normalization after each convolution but the first."""
+    """Normalization after each convolution but the first: group normalization, or none."""
 
     def build(self) -> PlainConvNet:
         return PlainConvNet(norm=self.norm, **self.plain_options())
@@ -311,7 +312,7 @@ class MLPEncoderConfig(PlainEncoderConfig):
     name: ClassVar[str] = "mlp"
 
     depth: int = 2
-    """Dense layers."""
+    """Number of dense layers."""
 
     def build(self) -> FlatMLP:
         return FlatMLP(depth=self.depth, **self.plain_options())
@@ -323,6 +324,7 @@ class ResNetConfig(ResidualEncoderConfig):
     34 layers, and 2048 for 50."""
 
     layers: ClassVar[int]
+    """Number of layers of the network: 18, 34 or 50."""
 
     stem: Literal["small", "imagenet"] = "small"
     """First layers: "small" keeps the resolution (images up to 64 pixels), "imagenet" divides it by 4."""
@@ -376,26 +378,29 @@ class PretrainedEncoderConfig(EncoderConfig):
     chosen_by: ClassVar[str] = "--image-encoder hf:PATH (or --text-encoder, --audio-encoder, --video-encoder)"
 
     architecture: FilledIn[str | None] = None
-    """The checkpoint's ``config.json``; None: not read yet."""
+    """Content of the checkpoint's config.json as text, filled in when the checkpoint is opened."""
     width: FilledIn[int | None] = None
-    """Size of a token."""
+    """Dimensions of a token, filled in when the checkpoint is opened."""
     depth: FilledIn[int | None] = None
-    """Transformer blocks; None for other networks."""
+    """Number of transformer blocks, filled in when the checkpoint is opened; None for networks that are no
+    transformers."""
     heads: FilledIn[int | None] = None
-    """Attention heads; None for other networks."""
+    """Number of attention heads, filled in when the checkpoint is opened; None for networks that are no
+    transformers."""
     frames_per_token: FilledIn[int] = 1
-    """Audio frames, or frames of a video, that one token stands for."""
+    """Number of audio or video frames that one token stands for, filled in when the checkpoint is opened."""
     pool: Literal["own", "mean", "cls", "attention"] = "own"
-    """How tokens become one vector: as the encoder was trained to (own), their mean, its first token (cls), or
-    attention of a learned query."""
+    """How the tokens become one vector: as in the encoder's pretraining (own), by their mean, by the first token (cls),
+    or by attention of a learned query."""
     drop_path: float = 0.0
     """Probability of dropping a whole residual branch of an example (stochastic depth)."""
     remat: bool = False
-    """Recompute each block in the backward pass: less memory, more time."""
+    """Whether to recompute each block in the backward pass, which takes less memory and more time."""
     scan_layers: bool = False
-    """One compiled block looped over stacked parameters (transformers only): a short compilation."""
+    """For transformers: whether the blocks are one compiled block in a loop over stacked parameters, which shortens the
+    compilation."""
     attention: Literal["xla", "cudnn"] | None = None
-    """Implementation of attention: "xla", "cudnn" (NVIDIA GPU and a 16-bit dtype), or None: JAX's default."""
+    """Implementation of attention: "xla", or "cudnn" (NVIDIA GPU and a 16-bit dtype); None: the default of JAX."""
 
     @property
     def pool_heads(self) -> int:
@@ -495,7 +500,7 @@ class TextDecoderConfig(TransformerConfig):
     name: ClassVar[str] = "transformer"
 
     positions: Literal["learned", "sincos"] = "learned"
-    """Position embedding: learned, or fixed sines and cosines."""
+    """Position embedding of the tokens: learned, or fixed sines and cosines (sincos)."""
 
 
 def build_decoder(

@@ -491,12 +491,14 @@ class FusionPart:
     """The options that all fusions share."""
 
     name: ClassVar[str]
+    """Name by which the command line chooses the part."""
     module: ClassVar[type[Fusion]]
+    """Flax module that fuses the tokens."""
 
     width: int = 64
-    """Width of the fused tokens."""
+    """Dimensions of a fused token."""
     mlp_ratio: float = 2.0
-    """Hidden size of the MLPs over the width."""
+    """Hidden size of the MLPs of the fusion, as a multiple of the width."""
     dropout: float = 0.0
     """Dropout rate within the fusion."""
 
@@ -519,9 +521,9 @@ class TransformerFusionPart(FusionPart):
     """The options of the fusions by transformer layers."""
 
     depth: int = 2
-    """Number of layers."""
+    """Number of transformer layers of the fusion."""
     heads: int = 4
-    """Attention heads; must divide the width."""
+    """Number of attention heads; must divide the width."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -548,7 +550,7 @@ class BottleneckAttentionConfig(TransformerFusionPart):
     module: ClassVar = BottleneckAttention
 
     bottlenecks: int = 4
-    """Number of bottleneck tokens."""
+    """Number of bottleneck tokens, through which the modalities exchange information."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -567,7 +569,7 @@ class PerceiverResamplerConfig(TransformerFusionPart):
     module: ClassVar = PerceiverResampler
 
     queries: int = 16
-    """Number of learned queries."""
+    """Number of learned queries that attend to the tokens of all modalities."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -578,7 +580,7 @@ class ConcatenationConfig(FusionPart):
     module: ClassVar = Concatenation
 
     depth: int = 2
-    """Number of hidden layers."""
+    """Number of hidden layers of the MLP over the concatenated features."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -597,7 +599,7 @@ class LowRankBilinearConfig(FusionPart):
     module: ClassVar = LowRankBilinear
 
     rank: int = 8
-    """Rank of the factorisation."""
+    """Rank of the factors of the bilinear product."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -386,11 +386,12 @@ class GeneratorConfig:
     """The options that all generators have."""
 
     noise: int = 64
-    """Dimensions of the noise."""
+    """Dimensions of the generator's noise."""
     conditioning: int = 0
-    """Dimensions of the condition's vector after conditioning augmentation (StackGAN); 0: no augmentation."""
+    """Dimensions of the condition's vector after conditioning augmentation, a random draw around it (StackGAN); 0: no
+    augmentation."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of activations and matmuls. Parameters and pixels are always float32."""
+    """Data type of activations and matrix products. Parameters and pixels are always float32."""
     composes_objects: ClassVar[bool] = False
     """Whether the generator first encodes the condition as `nets.objects.ObjectEmbeddings`."""
 
@@ -418,14 +419,15 @@ class ResidualGeneratorConfig(GeneratorConfig):
 
     name: ClassVar[str] = "residual"
     width: int = 64
-    """Channels at the two smallest sizes."""
+    """Channels at the two smallest resolutions."""
     modulation: Literal["rms", "fusion", "batch_norm"] = "rms"
     """How noise and condition modulate the blocks: after RMS normalisation, by deep fusion (DF-GAN), or by conditional
     batch norm."""
     attention: int = 2
-    """Number of sizes, the smallest first, at which positions attend to the caption's words (condition "words")."""
+    """Number of resolutions, the smallest first, at which positions attend to the words of the caption (condition
+    "words"); 0: no attention."""
     heads: int = 4
-    """Heads of that attention."""
+    """Number of heads of the attention to the words of the caption."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -444,14 +446,14 @@ class ObjectGeneratorConfig(GeneratorConfig):
     name: ClassVar[str] = "objects"
     composes_objects: ClassVar[bool] = True
     noise: int = 64
-    """Dimensions of the noise, split equally among the background and the objects: three numbers of an object's noise
-    are its position and size, the rest its appearance."""
+    """Dimensions of the generator's noise, split equally among the background and the objects: three numbers of an
+    object's noise are its position and size, the rest its appearance."""
     width: int = 64
-    """Features of an object's embedding."""
+    """Dimensions of the embedding of an object."""
     objects: int = 3
     """Number of objects that an image is composed of."""
     heads: int = 4
-    """Heads of the attention among objects."""
+    """Number of heads of the attention among objects."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -478,7 +480,7 @@ class DCGANGeneratorConfig(GeneratorConfig):
 
     name: ClassVar[str] = "dcgan"
     width: int = 64
-    """Input channels of the last layer; each layer before it has twice as many."""
+    """Input channels of the last layer; each layer before has twice as many as the next."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -494,7 +496,7 @@ class MLPGeneratorConfig(GeneratorConfig):
 
     name: ClassVar[str] = "mlp"
     width: int = 64
-    """Features of a hidden layer."""
+    """Units of each hidden layer."""
     depth: int = 2
     """Number of hidden layers."""
 

@@ -160,9 +160,10 @@ class AugmentConfig:
     translate: int = 2
     """Largest shift of an image along each axis, in pixels; 0 turns it off."""
     min_crop_scale: float = 1.0
-    """Smallest area of a random crop, which is resized to the full size, as a fraction of the image; 1 turns it off."""
+    """Smallest area of a random crop as a fraction of the image; the crop is resized to the full size. 1 turns cropping
+    off."""
     flip: float = 0.0
-    """Probability that an image is mirrored left to right; 0, because captions may say left and right."""
+    """Probability that an image is mirrored left to right. 0 by default, because captions may say left and right."""
     brightness: float = 0.0
     """Largest change of brightness, where pixels range over [-1, 1]; 0 turns it off."""
     contrast: float = 0.0

@@ -31,12 +31,13 @@ class DataConfig:
     input: DataFlags = DataOptions()
     """How the data set is read."""
     tokenizer: str = "word"
-    """Tokenizer of the captions: ``word``, ``wordpiece`` or ``bpe`` is trained on them; a folder holds a Hugging Face
-    tokenizer or that of an earlier run (``RUN/tokenizer``)."""
+    """Tokenizer of the texts: word, wordpiece or bpe is trained on them; a folder holds a Hugging Face tokenizer or
+    that of an earlier run (RUN/tokenizer)."""
     vocab_size: Advanced[int | None] = None
-    """Vocabulary size of a trained tokenizer; None: the default of its kind. ``bpe`` with 260 reads bytes."""
+    """Vocabulary size of a tokenizer that is trained; None: the default of its kind. ``bpe`` with 260 reads bytes."""
     text_cleanup: Advanced[Literal["none", "lower", "stop"]] = "none"
-    """Preprocessing of captions: ``lower`` writes them in lower case, ``stop`` also removes English stop words."""
+    """Preprocessing of texts: ``none``; ``lower`` turns them to lower case; ``stop`` also removes English stop
+    words."""
 
     @property
     def text_options(self) -> dict[str, Any]:
@@ -57,25 +58,26 @@ class TrainingConfig(DataConfig):
     seed: int = 0
     """Random seed of initialisation, order of the data and all randomness in training."""
     seeds: int = 1
-    """Number of runs that train at once, with the seeds ``seed``, ``seed + 1``, …; metrics are their mean and
-    spread."""
+    """Number of runs that train at once, with the seeds S, S + 1, … for --seed S. Metrics are their mean and spread."""
     on_divergence: Advanced[Literal["stop", "drop"]] = "stop"
-    """When a loss or a gradient is no longer finite: stop the run, or, with several seeds, drop and count that one and
+    """When a loss or a gradient is no longer finite: stop the run, or, with several seeds, drop the seed, count it, and
     train the others on."""
     parallel: Literal["jit", "pmap", "sharded"] = "jit"
-    """One device, data parallelism with a named axis, or a mesh with sharded parameters."""
+    """Devices: one (jit), data parallelism with a named axis (pmap), or a mesh with sharded parameters (sharded)."""
     fsdp: Advanced[int] = 1
-    """With --parallel sharded: number of devices over which each large array of the state is split."""
+    """With --parallel sharded: number of devices over which each large array of the training state is split; 1: arrays
+    are not split."""
     dispatch: Advanced[int] = 1
-    """Steps that one call of the compiled program runs, in a ``lax.scan``."""
+    """Number of training steps that one call of the compiled program runs, in a ``lax.scan``."""
     resident: Advanced[bool] = True
-    """Keep a data set that fits into the device's memory there, and draw batches inside the compiled program."""
+    """Whether a data set that fits into the device's memory is kept there, and batches are drawn inside the compiled
+    program."""
     eval_every: int = 0
     """Steps between evaluations on validation data; 0: only at the end."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0: only at the end (and when the run is asked to stop)."""
+    """Steps between checkpoints; 0: only at the end. A run that is asked to stop also writes a checkpoint."""
     patience: Advanced[int] = 0
-    """Evaluations without improvement before training stops early; 0: never."""
+    """Number of evaluations without improvement after which training stops early; 0: it never stops early."""
 
     @property
     def all_seeds(self) -> list[int]:
@@ -90,10 +92,10 @@ class RunConfig(TrainingConfig):
     help_group: ClassVar[str] = "run"
 
     smoke: bool = False
-    """Only check that everything works: a tiny data set and a few steps. Compilation takes most of the one or two
-    minutes."""
+    """Only check that everything works: a tiny data set and a few steps. This takes one or two minutes, mostly for
+    compilation."""
     run_dir: pathlib.Path | None = None
-    """Directory of the run's files; without it ``runs/<experiment>-<time>``."""
+    """Directory of the run's files; None: ``runs/<experiment>-<time>``."""
     resume: bool = False
     """Continue from the newest checkpoint in --run-dir."""
 
@@ -119,14 +121,15 @@ class PretrainedConfig(RunConfig):
     help_group: ClassVar[str] = "pretrained encoders"
 
     image_encoder: str | None = None
-    """``hf:PATH``: a pretrained image encoder, from a folder (config.json and safetensors) or the hub's
-    ``hf:OWNER/MODEL``. Its positions are resampled to the data's image size, which --image-size gives."""
+    """``hf:PATH``: a pretrained image encoder, from a folder (config.json and safetensors) or the hub
+    (``hf:OWNER/MODEL``). Its position embeddings are interpolated to the image size of the data (--image-size). None:
+    no pretrained encoder."""
     text_encoder: str | None = None
-    """``hf:PATH``: a pretrained text encoder, used with its own tokenizer."""
+    """``hf:PATH``: a pretrained text encoder, used with its own tokenizer. None: no pretrained encoder."""
     audio_encoder: str | None = None
-    """``hf:PATH``: a pretrained speech encoder."""
+    """``hf:PATH``: a pretrained speech encoder. None: no pretrained encoder."""
     video_encoder: str | None = None
-    """``hf:PATH``: a pretrained video encoder."""
+    """``hf:PATH``: a pretrained video encoder. None: no pretrained encoder."""
 
     @property
     def pretrained(self) -> dict[str, str]:
@@ -158,12 +161,14 @@ class StartConfig(PretrainedConfig):
     help_group: ClassVar[str] = "pretrained encoders"
 
     init_from: pathlib.Path | None = None
-    """Directory of an earlier run: training starts from its encoders (and its decoder, if both runs have one)."""
+    """Directory of an earlier run: training starts from its encoders (and its decoder, if both runs have one). None: no
+    earlier run."""
     encoder_lr_multiplier: float = 1.0
-    """Learning rate of pretrained encoders and those of --init-from, as a multiple of that of the other parameters; 0
-    freezes them."""
+    """Learning rate of the encoders that are pretrained or come from --init-from, as a multiple of that of the other
+    parameters; 0 freezes them."""
     layer_decay: Advanced[float] = 1.0
-    """Learning rate of each layer of the pretrained encoders, as a multiple of that of the layer above it."""
+    """Learning rate of each layer of the pretrained encoders, as a multiple of that of the layer above; 1: all layers
+    learn equally fast."""
     lora: LoRA = LoRA()
     """Low-rank adapters in the pretrained encoders, whose other parameters are then frozen (``--lora.rank 8``)."""
 

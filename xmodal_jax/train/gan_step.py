@@ -27,12 +27,13 @@ class GANOptimizer:
     """The optimizers of generator and discriminator."""
 
     discriminator: Optimizer = dataclasses.replace(ADAM, learning_rate=4e-4)
-    """Optimizer of the discriminator."""
+    """Optimizer and schedule of the discriminator."""
     generator: Optimizer = dataclasses.replace(ADAM, ema=0.999)
-    """Optimizer of the generator. ``ema``: images are generated with the moving average of its parameters."""
+    """Optimizer and schedule of the generator. With ``ema``, images are generated with the moving average of the
+    generator's parameters."""
     pretrain_fraction: float = 0.0
-    """Fraction of all steps, at the start, in which the generator is trained without the discriminator, to reconstruct
-    images. The discriminator's schedule begins after them."""
+    """Fraction of all steps, at the start, in which the generator is trained to reconstruct images, without the
+    discriminator. The discriminator's learning-rate schedule begins after these steps."""
 
     def __post_init__(self):
         if not 0.0 <= self.pretrain_fraction < 1.0:

@@ -25,15 +25,16 @@ class Optimizer:
     """Options of an optimizer: update rule, learning-rate schedule, clipping, decay and frozen parameters."""
 
     name: Basic[Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon"]] = "adamw"
-    """Update rule. ``adamw`` decouples the weight decay from the gradient; ``adam`` has no weight decay. ``muon``
-    orthogonalises the momentum of matrices and updates other parameters by Adam's rule: fewer steps, with a learning
-    rate about 5 times as high."""
+    """Update rule; the learning rate for muon is about 5 times that for adamw. With ``adamw`` the weight decay is
+    decoupled from the gradient; ``adam`` has no weight decay. ``muon`` orthogonalises the momentum of matrices and
+    updates other parameters by Adam's rule, and needs fewer steps."""
     learning_rate: Basic[float] = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"
-    """Learning-rate schedule after the warm-up; cosine and linear end at ``final_scale`` times the peak."""
+    """Learning-rate schedule after the warm-up; cosine and linear end at the fraction final_scale of the peak learning
+    rate."""
     warmup: float = 0.05
-    """Length of the linear warm-up: a fraction of all steps if below 1, else a number of steps."""
+    """Length of the linear warm-up of the learning rate: a fraction of all steps if below 1, else a number of steps."""
     final_scale: float = 0.0
     """Learning rate at the last step, as a fraction of the peak (cosine and linear schedules)."""
     b1: float = 0.9
@@ -41,26 +42,31 @@ class Optimizer:
     b2: float = 0.98
     """Decay rate of the moving average of the squared gradient."""
     weight_decay: float = 0.05
-    """Decoupled weight decay (adamw, lion, sgd, muon); it is multiplied by the learning rate."""
+    """Decoupled weight decay (adamw, lion, sgd, muon): each step shrinks the parameters by this times the learning
+    rate."""
     decay_mask: str = r"(kernel|embedding)$"
-    """Regular expression over parameter paths: the parameters that weight decay, l1 and l2 apply to. By default these
-    are weights, and neither biases nor norms."""
+    """Regular expression over parameter paths: the parameters that weight decay, L1 and L2 regularisation apply to. By
+    default these are weights, and neither biases nor norms."""
     l1: float = 0.0
-    """Strength of L1 regularisation: the gradient of ``l1 * sum |w|`` is added to that of the loss."""
+    """Strength of L1 regularisation: the gradient of ``l1 * sum |w|`` is added to that of the loss. 0: no
+    regularisation."""
     l2: float = 0.0
     """Strength of L2 regularisation: the gradient of ``l2 * sum w^2`` is added to that of the loss (coupled with the
-    update rule, unlike weight_decay)."""
+    update rule, unlike weight decay). 0: no regularisation."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; a gradient above it is scaled down. None: no limit."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions over parameter paths; parameters that match one are not trained."""
+    """Regular expressions over parameter paths; parameters that match one are not trained. Empty: all are trained."""
     lr_multipliers: tuple[tuple[str, float], ...] = ((".*", 1.0),)
     """Learning-rate multipliers: pairs of a regular expression over parameter paths and a factor. The first expression
-    that matches a parameter decides. Together they must cover every parameter, and each must match at least one."""
+    that matches a parameter decides. Together the expressions must cover every parameter, and each must match at least
+    one."""
     accumulate: int = 1
-    """Number of parts that each batch is split into; their gradients are averaged. Saves memory, with as many steps."""
+    """Number of parts that each batch is split into; their gradients are averaged. More parts need less memory; the
+    number of steps stays."""
     ema: float | None = None
-    """Decay rate of an exponential moving average of the parameters, which is then evaluated. None: no average."""
+    """Decay rate of an exponential moving average of the parameters, which is then evaluated in place of the
+    parameters. None: no average."""
 
     def __post_init__(self):
         if self.learning_rate <= 0:

@@ -40,7 +40,7 @@ class LatentConfig(PretrainedConfig):
     """The options that the experiments with autoencoders share."""
 
     encoder_lr_multiplier: float = 1.0
-    """Learning rate of pretrained encoders, as a multiple of that of the other parameters; 0 freezes them."""
+    """Learning rate of the pretrained encoders, as a multiple of that of the other parameters; 0 freezes them."""
 
     def __post_init__(self):
         super().__post_init__()

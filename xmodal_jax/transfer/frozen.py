@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer, tokenizer_from_files
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder
@@ -28,12 +29,16 @@ class FrozenNetworksConfig(PretrainedConfig):
 
     help_group: ClassVar[str] = "pretrained encoders"
 
+    audio_encoder: Advanced[str | None] = None
+    """Refused, because a GAN of images has no speech encoder."""
+    video_encoder: Advanced[str | None] = None
+    """Refused, because a GAN of images has no video encoder."""
     redescribe: pathlib.Path | None = None
-    """A run of captioning.py whose frozen captioner takes part in the training (see ``model.features``). Its tokenizer
-    is used."""
+    """Run of captioning.py whose frozen captioner takes part in training. The directory of the run is given;
+    --model.features holds the weights of the losses, and the tokenizer of the run is used. None: no captioner."""
     read_with: pathlib.Path | None = None
-    """A run of contrastive.py whose frozen text encoder encodes the captions. Without one, generator and discriminator
-    each train their own."""
+    """Run of contrastive.py whose frozen text encoder encodes captions. The directory of the run is given. None:
+    generator and discriminator each train a text encoder, unless --text-encoder gives a frozen one."""
 
 
 class CaptioningRun(NamedTuple):

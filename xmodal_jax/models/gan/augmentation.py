@@ -27,10 +27,11 @@ class _Options:
     """The options that all augmentations have."""
 
     color: bool = False
-    """Whether brightness, saturation and contrast change too. Off by default, as captions name colours."""
+    """Whether the augmentation also changes brightness, saturation and contrast. Off by default, because captions name
+    colours."""
     cutout: float = 0.0
-    """Side of a rectangle that is set to 0, as a fraction of the image's side. Off by default, as it may hide an object
-    of the caption."""
+    """Side of a rectangle that is set to 0, as a fraction of the image's side; 0: no rectangle. Off by default, because
+    the rectangle may hide an object of the caption."""
     needs_logits: ClassVar[bool] = False
     """Whether the augmentation depends on the discriminator's logits."""
 
@@ -52,7 +53,7 @@ class DiffAugment(_Options):
 
     name: ClassVar[str] = "diff"
     translation: float = 0.125
-    """Largest shift, as a fraction of the image's side."""
+    """Largest shift of an image, as a fraction of the side of the image."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,9 +71,10 @@ class AdaptiveAugment(_Options):
     name: ClassVar[str] = "ada"
     needs_logits: ClassVar[bool] = True
     target: float = 0.6
-    """Mean sign of the logits of real images that the probability is adapted to keep."""
+    """Target of the mean sign of the discriminator's logits of real images. The probability of augmentation rises where
+    the mean is above it, and falls where it is below."""
     ramp: int = 500_000
-    """Number of images over which the probability can rise from 0 to 1."""
+    """Number of training images in which the probability of augmentation can go from 0 to 1."""
 
     def __post_init__(self):
         super().__post_init__()

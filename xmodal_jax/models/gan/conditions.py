@@ -39,11 +39,17 @@ class NoCondition:
     """No condition: an unconditional GAN."""
 
     name: ClassVar[str] = "none"
+    """Name by which the command line chooses the part."""
     reads_text: ClassVar[bool] = False
+    """Whether the condition is a caption."""
     uses_words: ClassVar[bool] = False
+    """Whether the generator gets a vector per word."""
     head: ClassVar[str] = "none"
+    """Head of the discriminator: none, concat or projection."""
     matching_aware: ClassVar[bool] = False
+    """Whether the discriminator also learns to reject real images with the condition of another example."""
     auxiliary_weight: ClassVar[float] = 0.0
+    """Weight of the auxiliary loss, which predicts the condition."""
 
     def build(self, sizes: DataSizes, *, frozen_text: bool = False) -> ConditionEncoder:
         return ConditionEncoder()
@@ -54,12 +60,14 @@ class _Conditional:
     """The options that all conditions have."""
 
     head: Literal["concat", "projection"] = "concat"
-    """How the discriminator compares image and condition: by concatenated features, or by a projection."""
+    """How the discriminator compares image and condition: from their concatenated features (concat), or by an inner
+    product (projection)."""
     matching_aware: bool = True
     """Whether the discriminator also learns to reject real images with the condition of another example (GAN-CLS)."""
     auxiliary_weight: float = 1.0
-    """Weight of the auxiliary loss, for both networks: the discriminator predicts the condition (the class, or the
-    caption token by token) from real images, and the generator makes images from which it predicts it (AC-GAN)."""
+    """Weight of the auxiliary loss of both networks (AC-GAN): the discriminator learns to predict the condition (the
+    class, or the caption token by token) from real images, and the generator learns to make images from which the
+    discriminator predicts it. 0: no such loss."""
 
     def __post_init__(self):
         check_at_least(self, 0, "auxiliary_weight")
@@ -73,7 +81,7 @@ class ClassCondition(_Conditional):
     reads_text: ClassVar[bool] = False
     uses_words: ClassVar[bool] = False
     width: int = 64
-    """Dimensions of a class's embedding."""
+    """Dimensions of the embedding of a class."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,11 +101,12 @@ class SentenceCondition(_Conditional):
     name: ClassVar[str] = "sentence"
     reads_text: ClassVar[bool] = True
     uses_words: ClassVar[bool] = False
-    """Whether the generator gets the words, besides the sentence's vector."""
+    """Whether the generator gets a vector per word, besides that of the sentence."""
     text: TextEncoder = TextTransformerConfig(width=64)
-    """Encoder of captions. Generator and discriminator each train one, unless a frozen one is given."""
+    """Encoder of captions. Generator and discriminator each train one, unless --read-with or --text-encoder gives a
+    frozen one."""
     decoder: TextDecoderConfig = TextDecoderConfig(width=64)
-    """Decoder by which the discriminator predicts captions (``auxiliary_weight``)."""
+    """Text decoder of the auxiliary loss. The discriminator predicts captions by this decoder."""
 
     def build(self, sizes: DataSizes, *, frozen_text: bool = False) -> CaptionEncoder:
         """The encoder. Raises ValueError: there are no captions."""

@@ -21,13 +21,14 @@ class ContrastiveLosses:
     generator's on generated ones. A weight of 0 turns a loss off."""
 
     sentence_weight: float = 0.0
-    """Weight of the loss between images and conditions (sentences or classes)."""
+    """Weight of the contrastive loss between images and conditions (sentences or classes); 0: no such loss."""
     word_weight: float = 0.0
-    """Weight of the loss between image regions and words."""
+    """Weight of the contrastive loss between image regions and words; 0: no such loss."""
     image_weight: float = 0.0
-    """Weight of the loss between generated and real images of the same caption, for the generator."""
+    """Weight of the generator's contrastive loss between generated and real images with one caption; 0: no such
+    loss."""
     temperature: float = 0.1
-    """Temperature of the losses of sentences and of images."""
+    """Temperature of the contrastive losses of sentences and of images."""
 
     def __post_init__(self):
         check_at_least(self, 0, "sentence_weight", "word_weight", "image_weight")
@@ -42,13 +43,13 @@ class Reconstruction:
 
     name: ClassVar[str] = "vae"
     weight: float = 1.0
-    """Weight of the negative ELBO in the generator's loss."""
+    """Weight of the negative ELBO of real images in the generator's loss."""
     encoder: ImageBackbone = ConvNetConfig(width=64, norm="none")
-    """Image encoder that infers the noise."""
+    """Image encoder that infers the noise of an image. Only real images are encoded."""
     pixel_scale: float = 0.15
-    """Standard deviation of a pixel around its reconstruction; pixels lie in [-1, 1]."""
+    """Standard deviation of the normal distribution of a pixel around its reconstruction; pixels lie in [-1, 1]."""
     kl_weight: float = 4.0
-    """Weight of the KL divergence of the inferred noise from its prior. Above 1, the noise repeats less of what the
+    """Weight of the KL divergence of the inferred noise from the prior. Above 1, the noise holds less of what the
     caption already determines."""
 
     def __post_init__(self):
@@ -64,13 +65,14 @@ class FrozenFeatures:
 
     name: ClassVar[str] = "frozen"
     projected: bool = True
-    """Whether the discriminator also gets the frozen network's features (Projected GAN, Sauer et al. 2021,
+    """Whether the discriminator also gets the features of the frozen network (Projected GAN, Sauer et al. 2021,
     arXiv:2111.01007)."""
     perceptual_weight: float = 0.0
-    """Weight of the perceptual loss of reconstructed images: 1 minus the mean cosine of their features and those of the
-    real images."""
+    """Weight of the perceptual loss of reconstructed images: 1 minus the mean cosine of the frozen network's features
+    of reconstructed and real images. 0: no such loss."""
     redescription_weight: float = 1.0
-    """Weight of the captioner's cross-entropy of the captions given the generated images (MirrorGAN)."""
+    """Weight of the frozen captioner's cross-entropy of the captions given the generated images (MirrorGAN); 0: no such
+    loss."""
 
     def __post_init__(self):
         check_at_least(self, 0, "perceptual_weight", "redescription_weight")
@@ -81,31 +83,33 @@ class GANConfig:
     """Networks, objective and regularisation of a conditional GAN."""
 
     objective: Basic[ObjectiveName] = "hinge"
-    """The adversarial loss; ``mmd_*`` are MMD-GANs with that kernel."""
+    """Adversarial loss; mmd_KERNEL are MMD-GANs with that kernel."""
     condition: ConditionConfig = WordsCondition()
     """What images are conditioned on."""
     generator: Generator = ResidualGeneratorConfig()
-    """The generator of images."""
+    """Generator of images."""
     discriminator: ImageBackbone = ConvNetConfig(norm="none")
-    """The discriminator's image encoder; a head on its tokens scores images."""
+    """Image encoder of the discriminator. A head on the tokens of the encoder scores images."""
     d_steps: int = 1
     """Steps of the discriminator for each step of the generator."""
     penalty: Penalty | None = None
-    """Gradient penalty of the discriminator."""
+    """Gradient penalty of the discriminator. None: no penalty."""
     spectral: bool = False
-    """Spectral normalisation of the discriminator's weights."""
+    """Whether the weights of the discriminator are divided by their largest singular value (spectral normalization)."""
     clip: float = 0.0
-    """Largest absolute value of the discriminator's weights (WGAN: 0.01); 0: no clipping."""
+    """Largest absolute value that the discriminator's weights are clipped to (0.01 for WGAN); 0: no clipping."""
     lecam: float = 0.0
-    """Weight of the LeCam regularisation of the logits (0.3 in the paper); 0: none."""
+    """Weight of the LeCam regularization of the discriminator's logits (0.3 in the paper); 0: no regularization."""
     augmentation: Augmentation | None = None
-    """Augmentation of the discriminator's inputs."""
+    """Augmentation of images before the discriminator. Real and generated images are augmented alike; None: no
+    augmentation."""
     contrastive: ContrastiveLosses = ContrastiveLosses()
-    """Contrastive losses of images and captions."""
+    """Weights of the contrastive losses between images and captions."""
     reconstruction: Reconstruction | None = None
-    """Reconstruction of real images."""
+    """Reconstruction of real images (VAE-GAN). None: real images are not reconstructed."""
     features: FrozenFeatures | None = None
-    """Use of a frozen captioner or image encoder (--redescribe, --image-encoder)."""
+    """Use of the features of a frozen captioner or image encoder (--redescribe, --image-encoder). None: no features are
+    used."""
 
     def __post_init__(self):
         check_at_least(self, 0, "clip", "lecam")

@@ -48,11 +48,13 @@ class _Options:
     """The options that all penalties have."""
 
     weight: float = 10.0
-    """Weight of the penalty in the discriminator's loss. Usual are 10 for gp (1 for MMD-GANs) and dragan, 5 to 10 for
-    r1, 1 for ma_gp."""
+    """Weight of the gradient penalty in the discriminator's loss. Usual are 10 for gp (1 for MMD-GANs) and dragan, 5 to
+    10 for r1, 1 for ma_gp."""
     every: int = 1
-    """n: compute the penalty at every n-th step only, multiplied by n (lazy regularisation)."""
+    """Steps between computations of the penalty, which is then multiplied by this number (lazy regularization); 1: it
+    is computed at every step."""
     needs_condition: ClassVar[bool] = False
+    """Whether the penalty uses the gradient with respect to the condition."""
 
     def __post_init__(self):
         check_at_least(self, 0, "weight")

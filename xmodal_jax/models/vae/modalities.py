@@ -81,15 +81,16 @@ class ModalityConfig(abc.ABC):
     """
 
     kind: ClassVar[str]
-    """Name of the kind: one of `types.MODALITIES`, or "label"."""
+    """Name of the kind of data: one of `types.MODALITIES`, or "label"."""
     decoders: ClassVar[Any]
-    """The union of the decoders that can be chosen for this kind."""
+    """Union of the decoders that can be chosen for this kind of data."""
     judge_encoder: ClassVar[EncoderConfig | None]
-    """Encoder of the evaluation classifiers, different from the model's; None: this kind needs no encoder."""
+    """Encoder of the classifiers that evaluate generated data; it is independent of the model's encoder. None: none is
+    needed."""
     mask_value: ClassVar[int] = 0
-    """Value that replaces a masked element of an input."""
+    """Value of an input element that is masked out."""
     real_valued: ClassVar[bool] = False
-    """Whether Gaussian noise can be added to its inputs."""
+    """Whether Gaussian noise can be added to the inputs."""
     is_image: ClassVar[bool] = False
     """Whether examples are pictures: generated ones are compared with real ones by the distances of features, and shown
     on sheets."""
@@ -194,14 +195,15 @@ class ImageConfig(ModalityConfig):
     decoder: ImageDecoders = ResidualDecoderConfig(width=64)
     """Image decoder."""
     likelihood: str = "normal"
-    """Distribution of a pixel: "normal", "laplace" or "bernoulli". Laplace estimates the median, which for small
-    objects on a plain background is the background: such images are learned far later."""
+    """Distribution of a pixel given the latent: "normal", "laplace" or "bernoulli". Laplace estimates the median, which
+    for small objects on a plain background is the background: such images are learned far later."""
     scale: float = 0.1
-    """Standard deviation of a normal or b of a Laplace distribution."""
+    """Scale of the distribution of a pixel, with values in [0, 1]: the standard deviation of a normal, b of a Laplace
+    distribution; unused for bernoulli."""
     weight: float = 1.0
-    """Weight of the log-likelihood in the loss."""
+    """Weight of the images' log-likelihood in the loss."""
     augment: AugmentConfig = NO_AUGMENT
-    """Random changes of images in training, before they are encoded and compared."""
+    """Random changes of images in training, before the images are encoded and compared with reconstructions."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -252,7 +254,7 @@ class TextConfig(ModalityConfig):
     decoder: TextDecoders = ParallelDecoderConfig(width=64)
     """Text decoder."""
     weight: float = 1.0
-    """Weight in the loss of the log-likelihood, a sum over tokens."""
+    """Weight of the texts' log-likelihood (a sum over tokens) in the loss."""
 
     def size(self, name, batch, *, vocab_size, classes) -> Size:
         return Size(tuple(batch[name].shape[1:]), vocab_size)
@@ -318,19 +320,20 @@ class AudioConfig(ModalityConfig):
     decoder: AudioDecoders = FrameDecoderConfig(width=64)
     """Decoder of log-mel frames."""
     likelihood: str = "laplace"
-    """Distribution of each value of a frame: "normal" or "laplace"."""
+    """Distribution of each value of a log-mel frame given the latent: "normal" or "laplace"."""
     scale: float = 0.75
-    """Standard deviation of a normal or b of a Laplace distribution."""
+    """Scale of the distribution of each value of a log-mel frame: the standard deviation of a normal, b of a Laplace
+    distribution."""
     weight: float = 1.0
-    """Weight of the log-likelihood in the loss."""
+    """Weight of the log-mel frames' log-likelihood in the loss."""
     spectrogram: AudioFeatures = AudioFeatures(mels=40, window=1024, hop=200)
-    """Options of the spectrogram whose frames are encoded and decoded."""
+    """Spectrogram whose frames are encoded and decoded."""
     floor: float = 1e-5
-    """Least power of a mel band; anything quieter counts as silence."""
+    """Smallest power of a mel band; smaller powers are set to it and count as silence."""
     mel_mean: float = -5.0
-    """Subtracted from log-mel frames, before they are divided by ``mel_scale``."""
+    """Offset of log-mel frames, in natural-logarithm units: the model sees ``(log_mel - mel_mean) / mel_scale``."""
     mel_scale: float = 4.0
-    """Divides log-mel frames, after ``mel_mean`` is subtracted."""
+    """Divisor of log-mel frames, in natural-logarithm units: the model sees ``(log_mel - mel_mean) / mel_scale``."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -404,7 +407,7 @@ class LabelConfig(ModalityConfig):
     decoder: LabelDecoders = MLPDecoderConfig(width=64, depth=1)
     """Decoder of classes."""
     weight: float = 1.0
-    """Weight of the log-likelihood in the loss."""
+    """Weight of the labels' log-likelihood in the loss."""
 
     def size(self, name, batch, *, vocab_size, classes) -> Size:
         return Size((), classes)
@@ -437,13 +440,13 @@ class ModalityConfigs:
     """One `ModalityConfig` for each kind of data: the table of kinds."""
 
     image: ImageConfig = ImageConfig()
-    """Images."""
+    """Encoder, decoder and likelihood of images."""
     text: TextConfig = TextConfig()
-    """Texts."""
+    """Encoder, decoder and likelihood of texts."""
     audio: AudioConfig = AudioConfig()
-    """Speech."""
+    """Encoder, decoder and likelihood of speech."""
     label: LabelConfig = LabelConfig()
-    """The class, as a modality."""
+    """Decoder and likelihood of the class, where it is a modality."""
 
     def for_modality(self, modality: str) -> ModalityConfig:
         """The configuration of a modality's kind.

@@ -39,11 +39,13 @@ class ModelConfig(ModalityConfigs):
     """What all VAEs have. A model is a subclass with a ``name`` and the options that only some models have."""
 
     name: ClassVar[str]
+    """Name by which the command line chooses the part."""
 
     latent: int = 64
-    """Dimensions of the latent."""
+    """Dimensions of the latent variable."""
     hidden: int = 256
-    """Units of the layer between an encoder and its posterior, and of all smaller networks."""
+    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of all smaller
+    networks."""
 
     def __post_init__(self):
         check_at_least(self, 1, "latent", "hidden")
@@ -54,13 +56,16 @@ class VariationalConfig(ModelConfig):
     """A model with a divergence of posteriors from a prior, whose weight can be annealed from 0."""
 
     posterior_scale: str = "exp"
-    """How a network's output becomes the scale of a posterior: "exp", "softplus" or "softmax"."""
+    """How an encoder's output r becomes the scale s of a posterior: "exp" (s^2 = exp(r)), "softplus" (s = softplus(r)),
+    or "softmax" over the latent dimensions (the scales of an example then have mean 1)."""
     warmup: int = 0
-    """Steps over which the weight of the divergence rises from 0; 0: it is constant."""
+    """Steps over which the weight of the divergence rises from 0 to its full value; 0: it is constant."""
     cycle: int = 0
-    """Steps after which the weight starts from 0 again; 0: never."""
+    """Length in steps of a cyclical schedule, in which the weight of the divergence starts from 0 again and again; 0:
+    no cycles."""
     ramp: float = 0.5
-    """Fraction of a cycle in which the weight rises."""
+    """Fraction of each cycle of the cyclical schedule in which the weight of the divergence rises; above 0, at most
+    1."""
 
     def __post_init__(self):
         super().__post_init__()

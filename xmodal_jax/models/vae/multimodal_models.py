@@ -38,20 +38,21 @@ class MultimodalVAEConfig(VariationalConfig):
     posterior: ClassVar[str] = "normal"
     """Family of posteriors and priors."""
     free_bits: ClassVar[float] = 0.0
-    """Nats that each latent dimension's divergence may have without cost."""
+    """Nats that the divergence of each latent dimension from the prior may have without cost (free bits); 0: all of it
+    counts."""
     initial_fraction: ClassVar[float] = 0.0
     """Fraction of the training steps in an initial stage with another objective; 0: there is one stage."""
 
     text: TextConfig = TextConfig(weight=20.0)
-    """Texts. The log-likelihood of a sentence is some tens of nats, that of an image thousands: with a weight of 1 the
-    latents would hold little information that only the text has."""
+    """Encoder, decoder and likelihood of texts. The log-likelihood of a sentence is some tens of nats and that of an
+    image thousands: with a weight of 1 the latents would hold little of what only texts say."""
     latent: int = 32
-    """Dimensions of the latent that the modalities share."""
+    """Dimensions of the latent variable that the modalities share."""
     beta: float = 1.0
-    """Weight of the divergence from the prior."""
+    """Weight of the divergence of the posterior from the prior."""
     rescale: bool = False
-    """Whether the weight of each modality's log-likelihood is multiplied by the number of elements of the largest
-    modality over that of its own."""
+    """Whether the log-likelihood of each modality is also multiplied by D / d, where d is the number of elements of the
+    modality and D that of the largest one."""
 
     def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
         """The loss; ``beta`` is the annealed weight of the divergence."""
@@ -92,7 +93,8 @@ class ClosedFormConfig(MultimodalVAEConfig):
     """A model with normal posteriors, whose divergence from the prior has a closed form."""
 
     free_bits: float = 0.0
-    """Nats that each latent dimension's divergence from the prior may have without cost."""
+    """Nats that the divergence of each latent dimension from the prior may have without cost (free bits); 0: all of it
+    counts."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,7 +108,7 @@ class JMVAEConfig(ClosedFormConfig):
     name: ClassVar[str] = "jmvae"
 
     alpha: float = 0.1
-    """Weight of the divergence of the joint posterior from each modality's own."""
+    """Weight of the divergence of the joint posterior from the posterior of each single modality."""
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.jmvae(inputs, alpha=self.alpha, beta=beta)
@@ -123,7 +125,8 @@ class TwoStageConfig(ClosedFormConfig):
     """A model whose joint VAE is trained first and then frozen, while the encoders of single modalities are trained."""
 
     initial_fraction: float = 0.5
-    """Fraction of the training steps in which the joint VAE is trained."""
+    """Fraction of the training steps in the initial stage, which trains the joint VAE; the encoders of single
+    modalities are trained in the rest."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -157,13 +160,13 @@ class JNFConfig(TwoStageConfig):
     name: ClassVar[str] = "jnf"
 
     flows: int = 2
-    """Layers of each modality's flow."""
+    """Number of layers of the normalizing flow of each modality's posterior."""
     hmc_steps: int = 50
-    """Proposals of Hamiltonian Monte Carlo, by which latents are inferred from several modalities."""
+    """Number of proposals of Hamiltonian Monte Carlo, which infers the latent from several modalities."""
     hmc_leapfrog: int = 10
-    """Leapfrog steps of each proposal."""
+    """Number of leapfrog steps of each proposal of Hamiltonian Monte Carlo."""
     hmc_step_size: float = 0.05
-    """Size of a leapfrog step."""
+    """Size of a leapfrog step of Hamiltonian Monte Carlo."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -189,9 +192,10 @@ class MVAEConfig(ClosedFormConfig):
     name: ClassVar[str] = "mvae"
 
     subsets: int = 1
-    """Random subsets of 2 to M - 1 modalities in each step, drawn for each example."""
+    """Number of random subsets (of 2 to M - 1 of the M modalities) that each example draws in each step, besides the
+    set of all."""
     single: bool = True
-    """Whether each modality alone is a subset as well."""
+    """Whether the loss also has an ELBO of each modality alone."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -237,9 +241,11 @@ class MVTCAEConfig(ClosedFormConfig):
     name: ClassVar[str] = "mvtcae"
 
     beta: float = 2.5
-    """Weight of the divergences."""
+    """Weight of the two divergences of the joint posterior: from the prior, and from the experts of the single
+    modalities."""
     alpha: float = 5 / 6
-    """Weight of the divergence from the experts, relative to that from the prior; 0 to 1."""
+    """Share of the divergence from the experts of the single modalities in the two divergences, from 0 to 1; the
+    divergence from the prior has the share 1 - alpha."""
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mvtcae(inputs, alpha=self.alpha, beta=beta)
@@ -268,7 +274,7 @@ class DMVAEConfig(ClosedFormConfig):
     name: ClassVar[str] = "dmvae"
 
     private: int = 32
-    """Dimensions of each modality's private latent."""
+    """Dimensions of the private latent of each modality."""
     private_beta: float = 1.0
     """Weight of the divergence of the private latents from their prior."""
 
@@ -293,9 +299,9 @@ class MixtureConfig(MultimodalVAEConfig):
     posterior: str = "normal"
     """Family of posteriors and priors: "normal" or "laplace"."""
     samples: int = 1
-    """Importance samples of each expert."""
+    """Number of importance samples from each modality's posterior."""
     estimator: str = "iwae"
-    """Estimator of the gradient: "iwae" or "dreg" (doubly reparametrized)."""
+    """Estimator of the gradient of the importance-weighted bound: "iwae", or "dreg" (doubly reparametrized)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -316,7 +322,7 @@ class MMVAEConfig(MixtureConfig):
     name: ClassVar[str] = "mmvae"
 
     learn_prior: bool = False
-    """Whether the scales of the prior are learned."""
+    """Whether the scales of the prior are learned; else they are 1."""
 
     def network_parts(self) -> dict[str, Any]:
         return dict(learn_prior=self.learn_prior)
@@ -329,9 +335,9 @@ class MMVAEPlusConfig(MixtureConfig):
     name: ClassVar[str] = "mmvae_plus"
 
     private: int = 32
-    """Dimensions of each modality's private latent."""
+    """Dimensions of the private latent of each modality."""
     learn_prior: bool = False
-    """Whether the scales of the prior are learned."""
+    """Whether the scales of the shared latent's prior are learned; else they are 1."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -348,9 +354,9 @@ class CMVAEConfig(MixtureConfig):
     name: ClassVar[str] = "cmvae"
 
     private: int = 32
-    """Dimensions of each modality's private latent."""
+    """Dimensions of the private latent of each modality."""
     clusters: int = 10
-    """Components of the prior."""
+    """Number of components of the mixture that is the prior of the shared latent."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -367,11 +373,11 @@ class NexusConfig(ClosedFormConfig):
     name: ClassVar[str] = "nexus"
 
     top: int = 64
-    """Dimensions of the top-level latent."""
+    """Dimensions of the top-level latent, which is inferred from the latents of the modalities."""
     top_beta: float = 1.0
-    """Weight of the top-level latent's divergence from its prior."""
+    """Weight of the divergence of the top-level latent from the prior."""
     gamma: float = 1.0
-    """Weight of reconstructing the modalities' latents from the top-level latent."""
+    """Weight of the loss of reconstructing the modalities' latents from the top-level latent."""
     dropout: float = 0.5
     """Probability that the top-level latent is inferred from only some of the modalities in training."""
 
@@ -404,9 +410,9 @@ class MHVAEConfig(MultimodalVAEConfig):
     name: ClassVar[str] = "mhvae"
 
     subsets: int = 1
-    """Random subsets of the modalities in each step, drawn for each example; 0: all subsets."""
+    """Number of random subsets of the modalities that each example draws in each step; 0: all subsets are used."""
     levels: int = 3
-    """Levels of latents."""
+    """Number of levels of the hierarchy of latents."""
 
     def __post_init__(self):
         super().__post_init__()

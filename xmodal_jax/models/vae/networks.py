@@ -67,27 +67,28 @@ class NetworkConfig:
     latent: int = 64
     """Dimensions of the shared latent; 0: encoders return features alone."""
     private: int = 0
-    """Dimensions of each modality's private latent."""
+    """Dimensions of the private latent of each modality; 0: there is none."""
     hidden: int = 256
-    """Units of the layer between an encoder and its posterior, and of all smaller networks."""
+    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of all smaller
+    networks."""
     family: str = "normal"
     """Family of posteriors and priors, a key of `probability.distributions.FAMILIES`."""
     scale: str = "exp"
-    """How scales of posteriors are computed, one of `nets.vae.SCALES`."""
+    """How an encoder's output becomes the scale of a posterior, one of `nets.vae.SCALES`."""
     joint: bool = False
     """Whether there is an encoder of all modalities together."""
     clusters: int = 1
-    """Components of the prior of the shared latent."""
+    """Components of the mixture that is the prior of the shared latent; 1: no mixture."""
     learn_prior: bool = False
-    """Whether the scales of that prior are learned."""
+    """Whether the scales of the shared latent's prior are learned; else they are 1."""
     learn_auxiliary: bool = False
-    """Whether the scales of the auxiliary priors of private latents are learned."""
+    """Whether the scales of the auxiliary priors of private latents are learned; else they are 1."""
     flows: int = 0
-    """Layers of a normalizing flow for each modality."""
+    """Layers of the normalizing flow of each modality; 0: there are no flows."""
     top: int = 0
-    """Dimensions of a top-level latent, above those of the modalities (Nexus); 0: there is none."""
+    """Dimensions of the top-level latent above those of the modalities; 0: there is none."""
     levels: int = 1
-    """Levels of a hierarchy of latents."""
+    """Levels of the hierarchy of latents; 1: no hierarchy."""
 
 
 def stack_modalities(module: type, *methods: str) -> Any:

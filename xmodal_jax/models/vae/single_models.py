@@ -36,17 +36,18 @@ class AutoencoderConfig(ModelConfig):
     """What all autoencoders of one modality have."""
 
     stochastic: ClassVar[bool] = True
-    """Whether the encoder returns a normal distribution; if not, a point."""
+    """Whether the encoder outputs a normal distribution; if not, it outputs a point."""
     conditional: ClassVar[bool] = False
     """Whether encoder and decoder get the label."""
     learn_prior: ClassVar[bool] = False
-    """Whether the prior is a network of the label."""
+    """Whether the prior p(z | label) is learned, by a network; else it is N(0, 1)."""
     has_likelihood: ClassVar[bool] = False
     """Whether the model has a posterior density q(z | x), with which ``log p(x)`` can be estimated."""
     critic_objective: ClassVar[str | None] = None
-    """The adversarial objective, a key of `losses.adversarial.OBJECTIVES`; None: there is no critic."""
+    """Objective of autoencoder and critic, a key of `losses.adversarial.OBJECTIVES`; None: the model has no critic."""
     free_bits: ClassVar[float] = 0.0
-    """Nats that each latent dimension's divergence may have without cost."""
+    """Nats that the divergence of each latent dimension from the prior may have without cost (free bits); 0: all of it
+    counts."""
 
     def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
         """The loss, without the adversarial term of a model with a critic."""
@@ -66,6 +67,7 @@ class DeterministicConfig(AutoencoderConfig):
 
     stochastic: ClassVar[bool] = False
     posterior_scale: ClassVar[str] = "exp"
+    """Unused, since the encoder outputs no scale."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +84,11 @@ class DAEConfig(DeterministicConfig):
     name: ClassVar[str] = "dae"
 
     corruption: str = "gaussian"
-    """How the encoder's input is corrupted in training: "gaussian" adds noise, "masking" replaces elements by 0 (in
-    images mid-grey), tokens by padding, labels by none."""
+    """How the encoder's input is corrupted in training: "gaussian" adds noise; "masking" replaces elements of images
+    and audio by 0 (mid-grey in images), tokens by padding, and labels by -1 (missing)."""
     noise: float = 0.3
-    """Standard deviation of the noise (pixels lie in [-1, 1]), or probability of masking."""
+    """Strength of the corruption: for "gaussian" the standard deviation of the noise (pixels lie in [-1, 1]), for
+    "masking" the probability that an element is replaced."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -113,11 +116,13 @@ class VAEConfig(AutoencoderConfig, VariationalConfig):
     name: ClassVar[str] = "vae"
     has_likelihood: ClassVar[bool] = True
     beta: ClassVar[float] = 1.0
+    """Weight of the divergence of the posterior from the prior."""
 
     samples: int = 1
-    """Latents of each example in a step, over which the reconstruction is averaged."""
+    """Number of latents that each example draws in a step; the reconstruction loss is their mean."""
     free_bits: float = 0.0
-    """Nats that each latent dimension's divergence may have without cost."""
+    """Nats that the divergence of each latent dimension from the prior may have without cost (free bits); 0: all of it
+    counts."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,7 +140,7 @@ class BetaVAEConfig(VAEConfig):
     name: ClassVar[str] = "beta_vae"
 
     beta: float = 4.0
-    """Weight of the divergence from the prior."""
+    """Weight of the divergence of the posterior from the prior."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +151,9 @@ class CVAEConfig(VAEConfig):
     conditional: ClassVar[bool] = True
 
     beta: float = 1.0
-    """Weight of the divergence from the prior."""
+    """Weight of the divergence of the posterior from the prior."""
     learn_prior: bool = False
-    """Whether the prior is a network of the label."""
+    """Whether the prior p(z | label) is learned, by a network; else it is N(0, 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +164,9 @@ class IWAEConfig(AutoencoderConfig, VariationalConfig):
     has_likelihood: ClassVar[bool] = True
 
     samples: int = 5
-    """Importance samples K of each example's bound."""
+    """Number K of importance samples of each example's bound."""
     estimator: str = "iwae"
-    """Estimator of the gradient: "iwae" or "dreg" (doubly reparametrized)."""
+    """Estimator of the gradient of the importance-weighted bound: "iwae", or "dreg" (doubly reparametrized)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -182,11 +187,12 @@ class WAEMMDConfig(AutoencoderConfig, VariationalConfig):
     name: ClassVar[str] = "wae_mmd"
 
     beta: float = 10.0
-    """Weight of the discrepancy between latents and prior."""
+    """Weight of the maximum mean discrepancy between latents and draws of the prior."""
     kernel: str = "imq"
-    """Kernel of the discrepancy: "imq" (inverse multiquadratic), "rbf", "rq" (rational quadratic) or "distance"."""
+    """Kernel of the maximum mean discrepancy: "imq" (inverse multiquadratic), "rbf", "rq" (rational quadratic) or
+    "distance"."""
     stochastic: bool = False
-    """Whether the encoder returns a normal distribution; if not, a point."""
+    """Whether the encoder outputs a normal distribution; if not, it outputs a point."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -204,11 +210,12 @@ class AdversarialConfig(AutoencoderConfig):
     """An autoencoder whose latents a critic tells from draws of the prior."""
 
     beta: float = 1.0
-    """Weight of the adversarial loss in the autoencoder's loss."""
+    """Weight of the adversarial loss, by which the critic judges latents, in the autoencoder's loss."""
     stochastic: bool = False
-    """Whether the encoder returns a normal distribution; if not, a point."""
+    """Whether the encoder outputs a normal distribution; if not, it outputs a point."""
     posterior_scale: str = "exp"
-    """How a network's output becomes the scale of a posterior: "exp", "softplus" or "softmax"."""
+    """With stochastic: how an encoder's output r becomes the scale s of a posterior: "exp" (s^2 = exp(r)), "softplus"
+    (s = softplus(r)), or "softmax" over the latent dimensions (the scales of an example then have mean 1)."""
     critic_steps: int = 1
     """Steps of the critic for each step of the autoencoder."""
 
@@ -235,7 +242,7 @@ class JSDVAEConfig(AdversarialConfig):
     critic_objective: ClassVar[str] = "jsd"
 
     stochastic: bool = True
-    """Whether the encoder returns a normal distribution; if not, a point."""
+    """Whether the encoder outputs a normal distribution; if not, it outputs a point."""
 
 
 AutoencoderModel = (

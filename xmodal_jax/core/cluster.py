@@ -205,6 +205,7 @@ def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Clu
     errors: list[BaseException] = []
 
     def join() -> None:
+        """Joins the other processes; an error goes to ``errors``, for the thread that waits."""
         try:
             jax.distributed.initialize(
                 cluster.coordinator,

@@ -12,7 +12,7 @@ classes is the table of what can be chosen::
 
     choose(ImageEncoder, "vit")()  # ViTConfig(patch=8)
 
-A part that cannot be chosen by its name alone says what chooses it in the class variable ``chosen_by``.
+A part that cannot be chosen by its name alone has the class variable ``chosen_by``: the flag that chooses it.
 
 A configuration also marks which of its options the short ``--help`` lists (`train.command_line`). It lists the options
 of the command itself and the choices of parts down to ``--model.image``, and leaves the other options of nested groups

@@ -127,10 +127,10 @@ def retrieval_scores(
 
 def first_occurrences(keys: Sequence[Any], limit: int) -> np.ndarray:
     """The indices at which keys occur for the first time, at most ``limit``."""
-    seen, indices = set(), []
+    used_keys, indices = set(), []
     for index, key in enumerate(keys):
-        if key not in seen and len(indices) < limit:
-            seen.add(key)
+        if key not in used_keys and len(indices) < limit:
+            used_keys.add(key)
             indices.append(index)
     return np.asarray(indices)
 

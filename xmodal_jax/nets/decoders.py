@@ -56,6 +56,7 @@ class MLPDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows *shape"]:
+        """The outputs of the latents ``z``; the other arguments are those of other decoders and not used."""
         for k in range(self.depth):
             z = nn.relu(keep_rows(nn.Dense(self.width, name=f"hidden_{k}")(z)))
         return nn.Dense(math.prod(self.shape), name="out")(z).reshape(len(z), *self.shape)

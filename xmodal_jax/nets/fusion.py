@@ -241,6 +241,7 @@ class CoAttention(Fusion):
         return (modality,), others if "cross" in path else (modality,)
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        """Updates each stream by attention to itself and to all others, ``depth`` times."""
         for layer in range(self.depth):
             updated = {}
             for name, (values, mask) in streams.items():
@@ -278,6 +279,7 @@ class BottleneckAttention(Fusion):
         return axis, axis
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        """Updates each stream together with the bottleneck tokens, whose updates are averaged, ``depth`` times."""
         batch = len(next(iter(streams.values())).values)
         shared = learned_tokens(self, "bottleneck", self.bottlenecks, batch)
         all_valid = jnp.ones((batch, self.bottlenecks), bool)
@@ -317,6 +319,7 @@ class GatedCrossAttention(Fusion):
         return queries, order[1:] if path.startswith("cross") else queries
 
     def fuse_shared(self, streams: dict[str, SharedTokens], keys: ExampleKeys | None) -> FusionOutput:
+        """Updates the first stream by gated attention to the others, whose shared tokens are not repeated."""
         (_, first), *rest = streams.items()
         values, mask = prepend_class_token(self, *first.repeated())
         if len(rest) > 1:
@@ -363,6 +366,7 @@ class PerceiverResampler(Fusion):
         return ("",), (*order, "")
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        """Updates the learned queries by attention to all tokens and to themselves, ``depth`` times."""
         values, mask = concatenate(streams)
         x = learned_tokens(self, "query", self.queries, len(values))
         all_valid = jnp.ones(x.shape[:2], bool)
@@ -398,6 +402,7 @@ class Concatenation(Fusion):
     """An MLP of ``depth`` hidden layers over the concatenated mean tokens of the modalities (zeros if missing)."""
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        """The output of the MLP over the mean tokens."""
         x = jnp.concatenate(list(mean_tokens(streams).values()), axis=-1)
         for layer in range(self.depth):
             x = nn.gelu(
@@ -418,6 +423,7 @@ class AdditiveAttention(Fusion):
         return ("",), order
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        """The weighted mean of all tokens, and the MLP; records the weights."""
         values, mask = concatenate(streams)
         hidden = jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(values))
         scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[:, :, 0]
@@ -442,6 +448,7 @@ class LowRankBilinear(Fusion):
     """Rank of the factorisation."""
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        """The sum over ranks of the products of the modalities' features, and the MLP."""
         product = jnp.ones((), jnp.float32)
         for name, z in mean_tokens(streams).items():
             shape = (self.rank, self.width)
@@ -469,6 +476,7 @@ class FiLM(Fusion):
         return ("", order[0]), ("", order[0])
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
+        """Scales and shifts the first stream before each of its blocks."""
         first = next(iter(streams))
         values, mask = prepend_class_token(self, *streams[first])
         others = [z for name, z in mean_tokens(streams).items() if name != first]

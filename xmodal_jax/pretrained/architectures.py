@@ -1,4 +1,4 @@
-"""The table of pretrained architectures. A new one needs a file of its own and an entry here."""
+"""The table of pretrained architectures. A new architecture needs a new file and an entry here."""
 
 from __future__ import annotations
 

@@ -51,11 +51,15 @@ class ClipImage(PretrainedEncoder):
 
     sizes: TransformerSizes
     patch: int
+    """Side of a patch, in pixels."""
     grid: Size
+    """Rows and columns of patches in the data's images."""
     trained_grid: Size
     """Rows and columns of patches in the checkpoint; its positions are resampled to ``grid``."""
     scale: Scale
+    """Mean and standard deviation of each channel, by which pixels are standardised."""
     projection: int
+    """Size of the shared embedding space."""
 
     def setup(self):
         width, options = self.sizes.width, self.sizes.options
@@ -119,8 +123,11 @@ class ClipText(PretrainedEncoder):
     sizes: TransformerSizes
     vocab_size: int
     positions: int
+    """Number of positions, the most tokens of a text."""
     eos: int
+    """Id of the end-of-text token."""
     projection: int
+    """Size of the shared embedding space."""
 
     def setup(self):
         width, options = self.sizes.width, self.sizes.options

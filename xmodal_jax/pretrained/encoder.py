@@ -51,7 +51,7 @@ def activation(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderOptions:
-    """What a user of a pretrained encoder may choose; all else follows from its ``config.json``."""
+    """The options of a pretrained encoder that its ``config.json`` does not decide."""
 
     head: Head = "none"
     """The encoder alone, or also its ``pool``, or also its ``project``."""
@@ -66,7 +66,7 @@ class EncoderOptions:
     scan_layers: bool = False
     """Whether to stack the layers' parameters and loop over them, which compiles faster."""
     implementation: str | None = None
-    """Of `nets.attention.attention`."""
+    """The argument ``implementation`` of `nets.attention.attention`."""
 
     @property
     def transformer_options(self) -> dict[str, Any]:
@@ -83,8 +83,11 @@ class TransformerSizes:
     """The sizes, the style and the options of an encoder's transformer."""
 
     width: int
+    """Size of a token."""
     depth: int
+    """Number of layers."""
     heads: int
+    """Number of attention heads."""
     hidden: int
     """Width of the MLP's hidden layer."""
     style: TransformerStyle = TransformerStyle()

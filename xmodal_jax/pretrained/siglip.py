@@ -67,10 +67,13 @@ class SiglipImage(PretrainedEncoder):
 
     sizes: TransformerSizes
     patch: int
+    """Side of a patch, in pixels."""
     grid: Size
+    """Rows and columns of patches in the data's images."""
     trained_grid: Size
     """Rows and columns of patches in the checkpoint; its positions are resampled to ``grid``."""
     scale: Scale
+    """Mean and standard deviation of each channel, by which pixels are standardised."""
     flexible: bool = False
     """Whether it is the encoder for any aspect ratio (NaFlex)."""
 
@@ -131,8 +134,11 @@ class SiglipText(PretrainedEncoder):
     sizes: TransformerSizes
     vocab_size: int
     positions: int
+    """Number of positions, the most tokens of a text."""
     pad: int
+    """Id of the padding token."""
     projection: int
+    """Size of the shared embedding space."""
     attends_to_padding: bool = True
     """Whether texts are padded to all positions and attention has no mask, as in the pretraining."""
 

@@ -184,6 +184,7 @@ def rules_dinov2(module: ViT) -> list[Rule]:
     )
 
     def layer(k, path):
+        """The rules of one layer, with its layer scales."""
         name = f"encoder.layer.{k}"
         layer_rules = block(name, path, names, no_bias=_no_bias(module))
         scales = [

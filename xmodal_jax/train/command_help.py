@@ -20,7 +20,7 @@ from xmodal_jax.core import parts
 WIDTH = 100
 """Columns of the short help."""
 FLAG_WIDTH = 32
-"""Columns before the descriptions begin; a longer flag has a line of its own."""
+"""Columns before the descriptions begin; a longer flag stands on a separate line."""
 ALL_FLAG = "--help-all"
 LAST_GROUPS = ("pretrained encoders", "run")
 """Headings that come after all others."""
@@ -57,7 +57,7 @@ class Field(NamedTuple):
     marks: tuple[Any, ...]
     """What ``Annotated`` adds to the type."""
     path: str
-    """Such as ``model.image``; for a field that adds no name of its own the path of what holds it."""
+    """Such as ``model.image``; for a field whose flags have no prefix (`train.config.DataFlags`) that of its parent."""
 
 
 def fields_of(config: Any, path: str = "") -> list[Field]:

@@ -196,6 +196,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
     @registry.struct_rule
     def without_filled_in(info: tyro.constructors.StructTypeInfo):
+        """The options of a part without the fields that the program fills in; None: tyro's own rule applies."""
         if not parts.is_part(info.default) or isinstance(info.default, type):
             return None
         names = parts.options_of(info.default)

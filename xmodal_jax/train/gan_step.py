@@ -53,12 +53,14 @@ class GANOptimizer:
 
 
 class GANState(NamedTuple):
-    """All that changes while a GAN trains."""
+    """Everything that changes while a GAN trains."""
 
     step: Int[Array, ""]
+    """Number of steps taken."""
     params: dict[str, Params]
     """``discriminator`` and ``generator``."""
     opt_state: dict[str, Any]
+    """States of the Optax optimizers, by network."""
     ema: Params | None
     """Exponential moving average of the generator's parameters, or None."""
     variables: dict[str, Any]
@@ -78,6 +80,7 @@ def make_init(
     initial_params = params
 
     def init(key: Key, batch: Batch) -> GANState:
+        """The state before the first step."""
         params, variables = gan.init(fold_in_name(key, "init"), batch)
         if initial_params is not None:
             params = check_params(initial_params, params)
@@ -257,7 +260,8 @@ def _split(x, count: int):
 
 
 def eval_params(state: GANState) -> Params:
-    """What `types.GAN.predict` takes (without ``frozen``), with the average of the generator where one is kept."""
+    """The parameters that `types.GAN.predict` takes, without ``frozen``. The generator's are their moving average where
+    the state has one."""
     generator = state.params["generator"] if state.ema is None else state.ema
     return {
         "discriminator": state.params["discriminator"],
@@ -267,7 +271,13 @@ def eval_params(state: GANState) -> Params:
 
 
 def make_training(gan: GAN, optimizer: GANOptimizer, steps: int, *, params: Params | None = None) -> Training:
-    """What `train.loop.fit` needs to train ``gan`` for ``steps`` steps."""
+    """Binds ``gan`` to its optimizers for a training of ``steps`` steps.
+
+    ``params``: parameters of both networks to start from, in place of those of ``gan.init``.
+
+    Raises:
+      ValueError: the generator is to be pretrained, and the method has no loss for that.
+    """
     pretrain_steps = int(optimizer.pretrain_fraction * steps)
     if pretrain_steps and gan.pretrain_generator is None:
         raise ValueError(

@@ -99,6 +99,7 @@ def _orthogonalize() -> optax.GradientTransformation:
     """Orthogonalises the updates, all matrices of one size together: fewer operations to compile and to launch."""
 
     def update(updates, state, params=None):
+        """Orthogonalises the matrices in ``updates``, which it groups by size."""
         del params
         names, leaves = trees.leaf_names(updates), jax.tree.leaves(updates)
         tables = [_as_matrices(x, matrix_axes(name, x.ndim)) for name, x in zip(names, leaves, strict=True)]

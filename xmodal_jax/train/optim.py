@@ -118,6 +118,7 @@ def resolve_lr_multipliers(config: Optimizer, params: Params) -> Params:
             )
 
     def factor(name, _):
+        """The multiplier of the parameter at a path: 0 if it is frozen, else that of the first rule that matches."""
         if any(re.search(p, name) for p in config.freeze):
             return 0.0
         for pattern, value in config.lr_multipliers:

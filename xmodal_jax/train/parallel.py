@@ -95,6 +95,7 @@ def over_seeds(step: Callable, form: SeedsForm = "auto") -> Callable:
     """
 
     def run(state, device_data, x):
+        """The step of all seeds."""
         size = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(state))
         in_turn = form == "map" or (
             form == "auto" and jax.default_backend() == "cpu" and size > MAX_VMAPPED_SIZE
@@ -146,6 +147,7 @@ def make_engine(
         raise ValueError(f"fsdp={fsdp} needs parallel='sharded', got {mode!r}")
 
     def make_run(axis):
+        """The K steps of `Engine.run`, for batches that are split over ``axis`` (None: not split by hand)."""
         step = make_step(axis)
 
         def draw_and_step(state, device_data, x):
@@ -219,6 +221,8 @@ def _pmap(init, run, seeds, devices) -> Engine:
     run = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, axis), donate_argnums=0, devices=devices)
 
     def put(scan_inputs):
+        """Splits the batch over the devices: ``[..., B, ...]`` to ``[..., devices, B / devices, ...]``."""
+
         def split(x):
             if x.shape[axis] % len(local):
                 raise ValueError(
@@ -328,6 +332,8 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
     run_jitted = jax.jit(constrained, donate_argnums=0)
 
     def put(scan_inputs):
+        """Splits the batch of every array over all devices of the mesh."""
+
         def split(x):
             if (x.shape[axis] * jax.process_count()) % mesh.size:
                 raise ValueError(

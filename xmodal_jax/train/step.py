@@ -51,7 +51,8 @@ class Training(NamedTuple):
     initial_steps: int = 0
     """Number of steps, at the start of training, that ``make_initial_step`` makes."""
     make_initial_step: Callable[[str | None], Callable] | None = None
-    """As ``make_step``, for the initial stage. A program of its own: one program with a branch is slower on a CPU."""
+    """As ``make_step``, for the initial stage. It is a separate program, because a branch in one program is slower on a
+    CPU."""
     load_pretrained: Callable[[Params, Batch], Params] | None = None
     """As `types.Method.load_pretrained`."""
     ema_params: Callable[[Params], Params] = lambda params: params
@@ -105,6 +106,7 @@ def make_init(
     initial = params
 
     def init(key: Key, batch: Batch) -> TrainState:
+        """The state before the first step."""
         init_key = fold_in_name(key, "init")
         if initial is None:
             params = method.init(init_key, batch)
@@ -155,6 +157,7 @@ def _make_step(
     grad_fn = _accumulated(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """One step of training; see `make_step`."""
         key = jax.random.fold_in(state.key, state.step)
         if "index" in batch:
             batch = {**batch, "step": jnp.full(batch["index"].shape[:1], state.step, jnp.int32)}
@@ -184,11 +187,13 @@ def _accumulated(grad_fn: Callable, parts: int) -> Callable:
         return grad_fn
 
     def split(x):
-        # Part n holds the examples whose place in the batch is n modulo ``parts``: the same set on any number of
+        # Part n holds the examples whose index in the batch is n modulo ``parts``: the same set on any number of
         # devices.
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
     def mean_grad_fn(params, batch, key):
+        """Adds up the losses and gradients of the parts in a scan, and divides by their number."""
+
         def body(total, part):
             return jax.tree.map(jnp.add, total, grad_fn(params, part, key)), None
 

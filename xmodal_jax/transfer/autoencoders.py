@@ -71,6 +71,7 @@ class AutoencoderEncoders(NamedTuple):
         groups = [group for group in make_groups(sizes) if group.kind in self.checkpoints]
 
         def load_pretrained(params: Params, batch: Batch) -> Params:
+            """``params`` with the encoders' parameters from the checkpoints."""
             flat = trees.flat(params)
             for group in groups:
                 module = pretrained_encoder(group.kind, self.configs[group.kind], group.size)

@@ -60,6 +60,7 @@ def frozen_features(
         return [m for m in batch if m.partition("_")[0] in pretrained.folders and not m.endswith("_mask")]
 
     def add_features(batch: RawBatch) -> RawBatch:
+        """The batch with the features of each modality that has a frozen encoder."""
         inputs = numeric_fields(tokenize(batch))
         shapes = tuple((name, np.shape(inputs[name])[1:]) for name in pretrained_fields(inputs))
         features = {

@@ -132,12 +132,13 @@ class PretrainedEncoders:
             return method
 
         def load_pretrained(params: Params, batch: Batch) -> Params:
+            """``params`` with the encoders' parameters from the checkpoints or the other run."""
             for slot in slots:
                 initial = subtree(params, slot.path)
                 if slot.name in self.folders:
                     checkpoint = open_checkpoint(self.folders[slot.name])
                     loaded = _read(checkpoint, slot, self.configs[slot.name], initial, batch)
-                    if slot.head == "project":  # trained with a temperature of its own
+                    if slot.head == "project":  # the checkpoint has the temperature that it was trained with
                         params = {
                             **params,
                             "loss": {**params["loss"], **_temperature(checkpoint, params["loss"])},
@@ -440,7 +441,7 @@ def _copy_tokens(
 
 
 def _layers(name: str, config: Any) -> int:
-    """The number of layers of an encoder, each of which has a path of its own.
+    """The number of layers of an encoder whose layers have separate parameters.
 
     Raises:
       ValueError: it has no layers, or scans them.
@@ -448,7 +449,7 @@ def _layers(name: str, config: Any) -> int:
     has_layers = isinstance(config, TransformerConfig | PretrainedEncoderConfig) and config.depth
     if not has_layers or config.scan_layers:
         raise ValueError(
-            f"--layer-decay needs layers of its own for each block of a transformer: the {name} encoder has none, or "
+            f"--layer-decay needs separate parameters for each block of a transformer: the {name} encoder has none, or "
             "scans them"
         )
     return config.depth

@@ -36,7 +36,7 @@ class Config:
     source: Annotated[str, tyro.conf.arg(name="from")]
     """A file (picture, sound, video, or .txt with a text per line), a folder of such files, or the text itself."""
     to: Literal["text", "speech", "image"]
-    """The modality to translate into."""
+    """Modality to translate into."""
     runs: tuple[pathlib.Path, ...]
     """Trained runs of captioning.py, speech_recognition.py, speech_synthesis.py and text_to_image_gan.py."""
     copies: int = 1

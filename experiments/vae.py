@@ -43,7 +43,7 @@ class Config(LatentConfig):
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
     """How the data set is read."""
     modality: str = "image"
-    """Name of the modality that is encoded and decoded."""
+    """Modality of the data set that is encoded and decoded, such as image or audio."""
     steps: int = 3000
     """Optimizer steps."""
     batch_size: int = 64

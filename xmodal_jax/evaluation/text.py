@@ -30,12 +30,12 @@ class TextGenerationConfig(StartConfig):
     """Options of the experiments that generate text."""
 
     text_decoder: str | None = None
-    """A pretrained language model (GPT-2) as the decoder, with its tokenizer: ``hf:PATH``, a folder in Hugging Face
-    layout. Its cross-attention is newly initialised. None: a new decoder."""
+    """``hf:PATH``: a pretrained language model (GPT-2) as the decoder, from a folder in Hugging Face layout, used with
+    its own tokenizer. The cross-attention of the decoder is newly initialised. None: a new decoder."""
     model: Seq2SeqConfig = Seq2SeqConfig()
     """Encoder, decoder and objective."""
     generation: Generation | None = None
-    """How text is generated for the test splits; None: beam search, or CTC where there is no decoder."""
+    """How text is generated for the test splits; None: by beam search, or by CTC if the model has no decoder."""
 
     @property
     def pretrained(self) -> dict[str, str]:

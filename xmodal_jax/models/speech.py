@@ -46,7 +46,7 @@ class SpeechConfig:
     features: AudioFeatures = AudioFeatures(mels=80, window=1024, hop=200)
     """Spectrogram that is synthesised. The Griffin-Lim vocoder needs frames that overlap by three quarters or more."""
     floor: float = 1e-5
-    """Smallest power of a mel band; smaller powers are set to it and count as silence."""
+    """Smallest power of a mel band; smaller powers are raised to this value and count as silence."""
     mean: float = -5.0
     """Offset of the spectrogram, in natural-logarithm units: the network synthesises ``(log_mel - mean) / scale``,
     where log_mel is the natural logarithm of the power of a mel band."""

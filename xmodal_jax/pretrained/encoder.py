@@ -54,11 +54,12 @@ class EncoderOptions:
     """The options of a pretrained encoder that its ``config.json`` does not decide."""
 
     head: Head = "none"
-    """The encoder alone, or also its ``pool``, or also its ``project``."""
+    """Which methods the encoder has parameters for: encoding alone ("none"), also ``pool`` ("pool"), or also ``pool``
+    and ``project`` ("project")."""
     dropout: float = 0.0
-    """Dropout rate within the transformer and of its input."""
+    """Dropout rate of the transformer's input and of each residual branch."""
     drop_path: float = 0.0
-    """Rate of stochastic depth."""
+    """Probability of dropping a whole residual branch of an example (stochastic depth)."""
     dtype: Any = None
     """Type of the activations; None: float32."""
     remat: bool = False
@@ -66,7 +67,7 @@ class EncoderOptions:
     scan_layers: bool = False
     """Whether to stack the layers' parameters and loop over them, which compiles faster."""
     implementation: str | None = None
-    """The argument ``implementation`` of `nets.attention.attention`."""
+    """Implementation of attention, see `nets.attention.attention`; None: the default of JAX."""
 
     @property
     def transformer_options(self) -> dict[str, Any]:
@@ -83,15 +84,17 @@ class TransformerSizes:
     """The sizes, the style and the options of an encoder's transformer."""
 
     width: int
-    """Size of a token."""
+    """Dimensions of a token."""
     depth: int
-    """Number of layers."""
+    """Number of transformer blocks."""
     heads: int
     """Number of attention heads."""
     hidden: int
     """Width of the MLP's hidden layer."""
     style: TransformerStyle = TransformerStyle()
+    """Choices in which the transformer differs from other published ones."""
     options: EncoderOptions = DEFAULT_OPTIONS
+    """Options that the user of the encoder chose."""
 
     def transformer(self, *, causal: bool = False) -> Transformer:
         """The transformer of these sizes."""

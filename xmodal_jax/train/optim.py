@@ -29,7 +29,7 @@ class Optimizer:
     decoupled from the gradient; ``adam`` has no weight decay. ``muon`` orthogonalises the momentum of matrices and
     updates other parameters by Adam's rule, and needs fewer steps."""
     learning_rate: Basic[float] = 1e-3
-    """Peak learning rate."""
+    """Learning rate at its peak, after the warm-up."""
     schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"
     """Learning-rate schedule after the warm-up; cosine and linear end at the fraction final_scale of the peak learning
     rate."""
@@ -48,11 +48,11 @@ class Optimizer:
     """Regular expression over parameter paths: the parameters that weight decay, L1 and L2 regularisation apply to. By
     default these are weights, and neither biases nor norms."""
     l1: float = 0.0
-    """Strength of L1 regularisation: the gradient of ``l1 * sum |w|`` is added to that of the loss. 0: no
+    """Strength of L1 regularisation: the gradient of ``l1 * sum |w|`` is added to the gradient of the loss. 0: no
     regularisation."""
     l2: float = 0.0
-    """Strength of L2 regularisation: the gradient of ``l2 * sum w^2`` is added to that of the loss (coupled with the
-    update rule, unlike weight decay). 0: no regularisation."""
+    """Strength of L2 regularisation: the gradient of ``l2 * sum w^2`` is added to the gradient of the loss (coupled
+    with the update rule, unlike weight decay). 0: no regularisation."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; a gradient above it is scaled down. None: no limit."""
     freeze: tuple[str, ...] = ()

@@ -6,12 +6,13 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.parts import Advanced
 from xmodal_jax.models.towers import read_pretrained_config
 from xmodal_jax.models.vae.modalities import pretrained_encoder
 from xmodal_jax.models.vae.networks import make_groups, pretrained_path
@@ -39,6 +40,10 @@ _PARTS = "experts|trunks"
 class LatentConfig(PretrainedConfig):
     """The options that the experiments with autoencoders share."""
 
+    help_group: ClassVar[str] = "pretrained encoders"
+
+    video_encoder: Advanced[str | None] = None
+    """Refused, because the autoencoders have no videos."""
     encoder_lr_multiplier: float = 1.0
     """Learning rate of the pretrained encoders, as a multiple of that of the other parameters; 0 freezes them."""
 

@@ -105,15 +105,16 @@ class PretrainedEncoders:
     folders: Mapping[str, pathlib.Path]
     """Folders of Hugging Face checkpoints by the name of their `EncoderSlot`."""
     configs: Mapping[str, Any]
-    """Configurations of all encoders, by the same names."""
+    """Configurations of all encoders, by the name of their `EncoderSlot`."""
     run: TrainedRun = NO_RUN
     """The encoders of another run; a checkpoint of the same name takes precedence."""
     lr_multiplier: float = 1.0
-    """Learning rate of the encoders relative to that of the rest; 0 freezes them."""
+    """Learning rate of the encoders, as a multiple of that of the other parameters; 0 freezes them."""
     layer_decay: float = 1.0
-    """Learning rate of each layer relative to that of the layer above it."""
+    """Learning rate of each layer of the encoders, as a multiple of that of the layer above; 1: all layers learn
+    equally fast."""
     lora: LoRA = LoRA()
-    """Adapters, with which the encoders are frozen."""
+    """Low-rank adapters in the encoders, whose other parameters are then frozen; rank 0: no adapters."""
 
     def attach(self, method: Trained, tokenizer: Tokenizer | None = None) -> Trained:
         """``method``, whose training starts from these encoders, with adapters in them where ``lora`` has a rank.

@@ -85,7 +85,8 @@ class GANConfig:
     objective: Basic[ObjectiveName] = "hinge"
     """Adversarial loss; mmd_KERNEL are MMD-GANs with that kernel."""
     condition: ConditionConfig = WordsCondition()
-    """What images are conditioned on."""
+    """Condition of the images: nothing (none), the class (class), the caption as one vector (sentence), or the caption
+    as one vector and a vector per word (words)."""
     generator: Generator = ResidualGeneratorConfig()
     """Generator of images."""
     discriminator: ImageBackbone = ConvNetConfig(norm="none")

@@ -51,8 +51,8 @@ class _Options:
     """Weight of the gradient penalty in the discriminator's loss. Usual are 10 for gp (1 for MMD-GANs) and dragan, 5 to
     10 for r1, 1 for ma_gp."""
     every: int = 1
-    """Steps between computations of the penalty, which is then multiplied by this number (lazy regularization); 1: it
-    is computed at every step."""
+    """Number n of steps between computations of the penalty, which is multiplied by n (lazy regularization); 1: at
+    every step."""
     needs_condition: ClassVar[bool] = False
     """Whether the penalty uses the gradient with respect to the condition."""
 

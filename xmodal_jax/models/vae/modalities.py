@@ -329,7 +329,7 @@ class AudioConfig(ModalityConfig):
     spectrogram: AudioFeatures = AudioFeatures(mels=40, window=1024, hop=200)
     """Spectrogram whose frames are encoded and decoded."""
     floor: float = 1e-5
-    """Smallest power of a mel band; smaller powers are set to it and count as silence."""
+    """Smallest power of a mel band; smaller powers are raised to this value and count as silence."""
     mel_mean: float = -5.0
     """Offset of log-mel frames, in natural-logarithm units: the model sees ``(log_mel - mel_mean) / mel_scale``."""
     mel_scale: float = 4.0

@@ -59,7 +59,7 @@ class VariationalConfig(ModelConfig):
     """How an encoder's output r becomes the scale s of a posterior: "exp" (s^2 = exp(r)), "softplus" (s = softplus(r)),
     or "softmax" over the latent dimensions (the scales of an example then have mean 1)."""
     warmup: int = 0
-    """Steps over which the weight of the divergence rises from 0 to its full value; 0: it is constant."""
+    """Steps over which the weight of the divergence rises from 0 to its full value; 0: the weight is constant."""
     cycle: int = 0
     """Length in steps of a cyclical schedule, in which the weight of the divergence starts from 0 again and again; 0:
     no cycles."""

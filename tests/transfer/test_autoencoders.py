@@ -284,7 +284,7 @@ def test_what_cannot_be_is_said(folders):
         load_text_encoder(GANTraining(video_encoder=folders["image_encoder"]))
     with pytest.raises(ValueError, match="--encoder-lr-multiplier must not be negative"):
         Latent(encoder_lr_multiplier=-1.0)
-    with pytest.raises(ValueError, match="--read-with and --text-encoder both say"):
+    with pytest.raises(ValueError, match="--read-with and --text-encoder both choose what encodes"):
         load_text_encoder(GANTraining(read_with="a run", text_encoder=folders["text_encoder"]))
     of_classes = dataclasses.replace(GANTraining().model, condition=CLASS)
     with pytest.raises(ValueError, match="the condition is 'class': leave them out or"):

@@ -93,7 +93,7 @@ def main(config: Config) -> None:
         metrics = {}
         for name, each in references.items():
             metrics |= each.caption_scores(captions[name], f"{name}/")
-        if model.contrasts:
+        if model.has_contrastive_loss:
             gallery = evaluate.Gallery(splits.tests["test"], config.gallery)
             metrics |= source_text_retrieval(method, params, gallery, tokenize)
         return metrics | references["test"].caption_scores(greedy, "greedy/"), captions["test"]

@@ -174,23 +174,23 @@ class LabelledSplit:
 
 
 def fit_unimodal(
-    make: Callable[[tuple[str, ...]], tuple[Method, Optimizer]],
+    make_method_and_optimizer: Callable[[tuple[str, ...]], tuple[Method, Optimizer]],
     modalities: Sequence[str],
     loader: Loader,
     config: ClassificationConfig,
     run: Run,
     timer: Timer,
 ) -> dict[str, tuple[Method, list[Any]]]:
-    """Trains one model per modality, for ``config.unimodal_steps``: the baselines of the model of all modalities.
+    """Trains a unimodal baseline for each modality, for ``config.unimodal_steps`` steps.
 
     Args:
-      make: the method and the optimizer for some modalities.
-      modalities: those to train a model of.
-      loader, config, timer: as of the model of all modalities.
-      run: each model is written to ``unimodal/<modality>`` in the directory of this run.
+      make_method_and_optimizer: makes the method and the optimizer for a tuple of modalities.
+      modalities: a baseline is trained for each of these.
+      loader, config, timer: the same as for the multimodal model.
+      run: the multimodal model's run; each baseline is written to its subdirectory ``unimodal/<modality>``.
 
     Returns:
-      For each modality the method and the parameters of each seed.
+      By modality, the baseline's method and its parameters for each seed; empty if ``unimodal_steps`` is 0.
     """
     if not config.unimodal_steps:
         return {}
@@ -199,7 +199,7 @@ def fit_unimodal(
     )
     trained = {}
     for name in modalities:
-        method, optimizer = make((name,))
+        method, optimizer = make_method_and_optimizer((name,))
         with Run.create(
             run.path / "unimodal" / name, config, resume=config.resume, writer=run.writes, tensorboard=False
         ) as unimodal_run:
@@ -217,10 +217,10 @@ def evaluate_splits(
     """Scores every test split, and the split "test" with some modalities missing and by the baselines.
 
     Args:
-      classify: the model of all modalities.
-      params: its parameters of each seed.
+      classify: the multimodal model.
+      params: its parameters for each seed.
       splits: test splits by name.
-      unimodal: from `fit_unimodal`.
+      unimodal: the unimodal baselines, from `fit_unimodal`.
 
     Returns:
       The metrics ``<split>/accuracy`` and its parts for every split, ``given_<modalities>/...`` on "test" where the
@@ -236,6 +236,7 @@ def evaluate_splits(
 
 
 def _seed_scores(classify, params, predicted, splits, unimodal, seed: int) -> dict[str, float]:
+    """The metrics of `evaluate_splits` for one seed."""
     test, scores = splits["test"], {}
     for name, split in splits.items():
         scores |= split.scores(predicted[name], f"{name}/")

@@ -44,7 +44,11 @@ class Judge:
         """
         trained = load_captioning_run(run, seed=seed)
         config, tokenizer, length = trained.config, trained.tokenizer, trained.length
-        self.params, self.shape, self.has_embeddings = trained.params, trained.shape, config.contrasts
+        self.params, self.shape, self.has_embeddings = (
+            trained.params,
+            trained.shape,
+            config.has_contrastive_loss,
+        )
         self._generate_texts = TextGenerator(
             config, "image", tokenizer, decodings={"greedy": GreedySearchConfig()}, length=length
         )
@@ -114,8 +118,8 @@ def judge_scores(
       generated: uint8 ``[N, H, W, C]``, one for each caption.
       real: the split.
       train_features: the judge's features of training images.
-      prefix: what the names of the scores begin with, such as "test/".
-      seed: of the random subsets.
+      prefix: start of the scores' names, such as "test/".
+      seed: seed of the random subsets.
 
     Returns:
       By name: the accuracies of the judge's captions of the images, by `ReferenceTexts.caption_scores` (on the embedded
@@ -145,14 +149,19 @@ def judge_scores(
 
 
 def _r_precision(judge: Judge, images: np.ndarray, texts: ReferenceTexts, seed: int) -> dict[str, float]:
-    """R-precision of images and captions, by a name that says among how many captions; empty if all are the same."""
+    """R-precision of the images: how often an image's own caption is the most similar among up to 100 captions.
+
+    The key is ``r_precision``, or ``r_precision_of_N`` if the split has only N captions to choose from; no score if all
+    captions have the same meaning.
+    """
     image_embeddings, text_embeddings = judge.embeddings(images, texts.texts)
     # Captions of the same meaning are not wrong answers to each other.
     _, groups = np.unique([str(m) for m in texts.meanings or texts.texts], return_inverse=True)
-    mismatched = len(groups) - int(np.bincount(groups).max())  # at least so many of every image
-    if not mismatched:
+    # Every image has at least this many captions of another meaning: all but those of the most frequent meaning.
+    min_mismatched = len(groups) - int(np.bincount(groups).max())
+    if not min_mismatched:
         return {}
-    candidates = min(R_PRECISION_CAPTIONS, mismatched + 1)
+    candidates = min(R_PRECISION_CAPTIONS, min_mismatched + 1)
     name = "r_precision" if candidates == R_PRECISION_CAPTIONS else f"r_precision_of_{candidates}"
     options = dict(seed=seed, groups=groups, candidates=candidates)
     return {name: r_precision(image_embeddings, text_embeddings, **options)}
@@ -162,7 +171,8 @@ class JudgeReport:
     """Scores and captions of the images of splits by a judge; without a judge, none."""
 
     def __init__(self, run: pathlib.Path | None, train: Source, splits: Mapping[str, ReferenceTexts]):
-        """``run``: the judge's; None: there is no judge. ``train``: the training data."""
+        """``run``: the judge's run of captioning.py; None: there is no judge. ``train``: the training data.
+        ``splits``: the captions and real images of each split."""
         self.judge = None if run is None else Judge(run)
         if self.judge is not None:
             indices = np.arange(min(len(train), TRAINING_IMAGES))

@@ -219,9 +219,9 @@ class ContrastiveConfig:
     """Objective of each pair of modalities: InfoNCE (CLIP), sigmoid (SigLIP), triplets with the hardest negative
     (VSE++), or the alignment of two distributions (mmd, coral, cca)."""
     alignment: Alignment | None = None
-    """A second objective, which aligns the distributions of two modalities; None: there is none."""
+    """An additional loss that aligns the distributions of the two modalities' embeddings; None: no such loss."""
     alignment_weight: float = 0.1
-    """Weight of the second objective (model.alignment)."""
+    """Weight of the additional loss (model.alignment)."""
     anchor: str | None = None
     """Modality that is in every aligned pair, so that the other modalities are aligned only through it; None: all pairs
     of modalities are aligned."""

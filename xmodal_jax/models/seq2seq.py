@@ -150,15 +150,15 @@ class Seq2SeqConfig:
     """Random changes of the inputs, in training only."""
 
     def __post_init__(self):
-        if self.contrasts and (not self.decodes or self.decoder.depth < 2):
+        if self.has_contrastive_loss and (not self.decodes or self.decoder.depth < 2):
             raise ValueError(
                 "a contrastive loss needs the objective attention or joint and a decoder of at least two layers, of "
                 f"which the first half has no cross-attention; got {self.objective.name!r} and {self.decoder.depth}"
             )
 
     @property
-    def contrasts(self) -> bool:
-        """Whether there is a contrastive loss."""
+    def has_contrastive_loss(self) -> bool:
+        """Whether the contrastive loss of source and text is part of the loss."""
         return self.contrastive is not None
 
     @property
@@ -251,7 +251,7 @@ class _Model:
 
     @property
     def decoder(self) -> TextDecoder:
-        text_depth = self.config.decoder.depth // 2 if self.config.contrasts else 0
+        text_depth = self.config.decoder.depth // 2 if self.config.has_contrastive_loss else 0
         sizes = dict(vocab_size=self.vocab_size, max_length=self.length, text_depth=text_depth)
         return build_decoder(self.config.decoder, **sizes)
 
@@ -271,7 +271,7 @@ class _Model:
         if self.config.decodes:
             ids = jnp.ones((1, self.length), jnp.int32)
             params["decoder"] = self.decoder.init(fold_in_name(key, "decoder"), ids, tokens)["params"]
-        if self.config.contrasts:
+        if self.config.has_contrastive_loss:
             width = self.config.decoder.width
             states, mask = jnp.zeros((1, self.length, width)), jnp.ones((1, self.length), bool)
             variables = self.contrast_head.init(fold_in_name(key, "contrast"), tokens, states, mask)
@@ -326,10 +326,10 @@ class _Model:
         targets, target_mask, losses, embeddings = ids[:, 1:], mask[:, 1:], {}, None
         if self.config.decodes:
             # The contrastive loss needs the state of the last token as well.
-            inputs = ids if self.config.contrasts else ids[:, :-1]
+            inputs = ids if self.config.has_contrastive_loss else ids[:, :-1]
             logits, states = self.decode(params, inputs, memory, keys)
             logits = logits[:, : targets.shape[1]]
-            if self.config.contrasts:
+            if self.config.has_contrastive_loss:
                 variables = {"params": params["contrast"]}
                 embeddings = self.contrast_head.apply(variables, memory, states, mask)
             losses |= self.decoder_losses(logits, targets, target_mask)
@@ -357,12 +357,14 @@ class _Model:
         return {"ctc": (loss, has_text * fits), "ctc_unaligned": (1.0 - fits, has_text)}
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+        """``(1 - ctc_weight) * cross_entropy + ctc_weight * CTC + contrastive.weight * InfoNCE``, each a mean over the
+        global batch; the cross-entropy is smoothed, and terms that the configuration lacks are 0."""
         (key,) = named_keys(key, "seq2seq")
         losses, embeddings, present = self.terms(params, batch, example_keys(key, batch["index"]))
         if embeddings is not None:
-            source, text, scale = embeddings
+            source, text, inverse_temperature = embeddings
             contrastive = info_nce(
-                source, text, temperature=1.0 / scale, present=present, match=text_ids(batch["text"]),
+                source, text, temperature=1.0 / inverse_temperature, present=present, match=text_ids(batch["text"]),
                 duplicates="positive", axis_name=axis_name,
             )  # fmt: skip
             losses["contrastive"] = (contrastive, present.astype(jnp.float32))
@@ -372,7 +374,7 @@ class _Model:
         }
         ctc_weight = self.config.objective.ctc_weight
         total = (1 - ctc_weight) * aux.pop("loss", 0.0) + ctc_weight * aux.get("ctc", 0.0)
-        contrastive_weight = self.config.contrastive.weight if self.config.contrasts else 0.0
+        contrastive_weight = self.config.contrastive.weight if self.config.has_contrastive_loss else 0.0
         total += contrastive_weight * aux.get("contrastive", 0.0)
         return total, jax.lax.stop_gradient(aux)
 

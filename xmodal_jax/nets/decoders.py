@@ -266,7 +266,7 @@ class ResidualDecoderConfig(DecoderConfig):
 
     name: ClassVar[str] = "residual"
     width: int = 64
-    """Channels at the two smallest resolutions."""
+    """Channels at the two smallest resolutions; halved at each higher one, to no fewer than 8."""
 
     def build(self, size: Size) -> ResidualDecoder:
         return ResidualDecoder(size.output_shape, self.width)

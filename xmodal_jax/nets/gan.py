@@ -388,8 +388,8 @@ class GeneratorConfig:
     noise: int = 64
     """Dimensions of the generator's noise."""
     conditioning: int = 0
-    """Dimensions of the condition's vector after conditioning augmentation, a random draw around it (StackGAN); 0: no
-    augmentation."""
+    """Dimension of the vector that conditioning augmentation samples from ``N(mu(c), sigma(c)^2)``, given the
+    condition's vector c (StackGAN); 0: the condition is used without augmentation."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of activations and matrix products. Parameters and pixels are always float32."""
     composes_objects: ClassVar[bool] = False

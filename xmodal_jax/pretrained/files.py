@@ -261,7 +261,10 @@ def _entry(path: pathlib.Path, key: str, value: Any, base: int) -> Entry:
 
 
 def write_safetensors(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes arrays to a safetensors file; where the writing fails no file is left."""
+    """Writes arrays to a safetensors file.
+
+    The arrays are first written to ``<path>.part``, which is then renamed, so that ``path`` never holds a partial file.
+    """
     from safetensors.numpy import save_file
 
     # `ascontiguousarray` alone would make a vector of a scalar.

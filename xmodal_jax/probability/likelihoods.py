@@ -53,18 +53,21 @@ deviation or Laplace's b. "bernoulli": outputs are logits, x lies in [0, 1] and 
 
 def dense_log_likelihood(
     likelihood: str,
-    outputs: Float[Array, "rows batch *shape"],
+    outputs: Float[Array, "samples batch *shape"],
     x: Float[Array, "batch *shape"],
     *,
     scale: float = 1.0,
-) -> Float[Array, "rows batch"]:
-    """``log p(x | outputs)``, summed over all elements of an example, for several decodings (rows) of each example.
+) -> Float[Array, "samples batch"]:
+    """``log p(x | z)`` for several latent samples of each example, summed over the example's elements.
+
+    It is for data of numbers, such as images and log-mel frames; token sequences have `token_log_likelihood`.
 
     Args:
       likelihood: a key of `DENSITIES`.
-      outputs: what the decoder returned.
+      outputs: the decoder's outputs for each latent sample.
       x: the data.
       scale: standard deviation of "normal" or b of "laplace".
+
     Raises:
       ValueError: if there is no such likelihood.
     """
@@ -76,17 +79,18 @@ def dense_log_likelihood(
 
 
 def token_log_likelihood(
-    logits: Float[Array, "rows batch length vocab"],
+    logits: Float[Array, "samples batch length vocab"],
     ids: Int[Array, "batch length"],
     mask: Bool[Array, "batch length"],
-) -> Float[Array, "rows batch"]:
-    """``sum_t log p(id_t)`` over the tokens under the mask, for several decodings (rows) of each text."""
+) -> Float[Array, "samples batch"]:
+    """``log p(text | z)`` for several latent samples of each text: ``sum_t log p(id_t)`` over the tokens under the
+    mask."""
     ids = jnp.broadcast_to(ids[None], logits.shape[:-1])
     return jnp.where(mask[None], categorical_log_prob(logits, ids), 0.0).sum(axis=-1)
 
 
 def label_log_likelihood(
-    logits: Float[Array, "rows batch classes"], labels: Int[Array, "batch"]
-) -> Float[Array, "rows batch"]:
-    """``log p(label)``, for several decodings (rows) of each label."""
+    logits: Float[Array, "samples batch classes"], labels: Int[Array, "batch"]
+) -> Float[Array, "samples batch"]:
+    """``log p(label | z)`` for several latent samples of each example."""
     return categorical_log_prob(logits, jnp.broadcast_to(labels[None], logits.shape[:-1]))

@@ -93,9 +93,9 @@ def write_rating_page(
         item, sources = trials[index]
         sides = zip(("left", "right"), (sample_ids[item, source] for source in sources), strict=False)
         shown.append({"id": trial_id, "caption": items[item].caption, **dict(sides)})
-    head = {"page": page_id, "mode": mode, "title": title}
-    data = _page_data(head, question, items, shown, sample_ids)
-    key = _key(head, seed, shown, sample_ids)
+    header = {"page": page_id, "mode": mode, "title": title}
+    data = _page_data(header, question, items, shown, sample_ids)
+    key = _answer_key(header, seed, shown, sample_ids)
     key_path = path.with_suffix(".key.json")
     # "<" is escaped, so that no caption can end the script that holds the data.
     write_atomic(path, template.PAGE.replace(template.MARK, json.dumps(data).replace("<", "\\u003c")))
@@ -158,7 +158,7 @@ def _ids(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def _page_data(
-    head: dict[str, Any],
+    header: dict[str, Any],
     question: str,
     items: Sequence[RatingItem],
     trials: list[dict[str, str]],
@@ -174,24 +174,25 @@ def _page_data(
         for name, (text, low, high) in SCALES.items()
     ]
     samples = dict(sorted(uris.items()))
-    return {**head, "question": question, "trials": trials, "samples": samples, "scales": scales}
+    return {**header, "question": question, "trials": trials, "samples": samples, "scales": scales}
 
 
-def _key(
-    head: dict[str, Any],
+def _answer_key(
+    header: dict[str, Any],
     seed: int,
     trials: list[dict[str, str]],
     sample_ids: Mapping[tuple[int, str], str],
 ) -> dict[str, Any]:
-    """The source of every sample, and the samples of every trial."""
+    """The content of the page's key file: which source and item each sample id stands for, and the caption and the
+    samples (left, right) of each trial, by trial id. ``header``: the page's id, mode and title."""
     samples = {
         sample_id: {"source": source, "item": item} for (item, source), sample_id in sample_ids.items()
     }
-    sides = {
+    trials_by_id = {
         trial["id"]: {"caption": trial["caption"], "left": trial["left"], "right": trial.get("right", "")}
         for trial in trials
     }
-    return {**head, "seed": seed, "samples": samples, "trials": sides}
+    return {**header, "seed": seed, "samples": samples, "trials": trials_by_id}
 
 
 def read_key(path: Path | str) -> dict[str, Any]:

@@ -450,21 +450,25 @@ def _cycle(count: int) -> list[str]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    group, _, leaf = name.rpartition("/")
-    return group, leaf
+    """Prefix and metric of a name: ("test/image", "accuracy") for "test/image/accuracy"."""
+    prefix, _, metric = name.rpartition("/")
+    return prefix, metric
 
 
 def _panel_labels(panel: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """A panel's title (what the names of its metrics share) and the label of each metric (what they do not share)."""
-    groups = list(dict.fromkeys(_split(name)[0] for name in panel))
-    leaves = list(dict.fromkeys(_split(name)[1] for name in panel))
+    """A panel's title (what the names of its metrics share) and the label of each curve (what they do not share).
+
+    For "train/loss" and "test/loss" the title is "loss" and the labels are "train" and "test"; for "test/loss" and
+    "test/accuracy" the title is "test" and the labels are "loss" and "accuracy".
+    """
+    prefixes, metrics = (list(dict.fromkeys(parts)) for parts in zip(*map(_split, panel), strict=True))
     if len(panel) == 1:
-        return panel[0], {panel[0]: groups[0] or panel[0]}
-    if len(groups) == 1:
-        return groups[0], {name: _split(name)[1] for name in panel}
-    top = {group.partition("/")[0] for group in groups}
-    common = f"{top.pop()}/" if len(top) == 1 and all("/" in group for group in groups) else ""
-    return common + ", ".join(leaves), {name: _split(name)[0].removeprefix(common) for name in panel}
+        return panel[0], {panel[0]: prefixes[0] or panel[0]}
+    if len(prefixes) == 1:
+        return prefixes[0], {name: _split(name)[1] for name in panel}
+    top = {prefix.partition("/")[0] for prefix in prefixes}
+    common = f"{top.pop()}/" if len(top) == 1 and all("/" in prefix for prefix in prefixes) else ""
+    return common + ", ".join(metrics), {name: _split(name)[0].removeprefix(common) for name in panel}
 
 
 def _panels(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -100,12 +100,16 @@ def _with_frames(evaluator: LatentEvaluator, batch: Mapping[str, Any]) -> dict[s
 
 
 def _make_decoder(evaluator: LatentEvaluator, *, sample_private: bool):
-    """``decode(params, shared [N, D])``: data of all modalities as a batch, compiled; private latents are samples or
-    means."""
+    """The compiled function ``decode(params, shared [N, D])``, which generates all modalities as a batch of N examples
+    from shared latents.
+
+    ``sample_private``: whether private latents are sampled; if not, they are the means of their prior.
+    """
     key = evaluator.key if sample_private else None
 
     def decode(params, shared):
         z = evaluator.vae.decoder_latents(params, shared, key)
+        # ``x[0]`` drops the axis of latent samples, which has one sample.
         return evaluator.to_batch(jax.tree.map(lambda x: x[0], evaluator.vae.decode(params, z, None)))
 
     return jax.jit(decode)

@@ -125,11 +125,14 @@ class PretrainedConfig(RunConfig):
     (``hf:OWNER/MODEL``). Its position embeddings are interpolated to the image size of the data (--image-size). None:
     no pretrained encoder."""
     text_encoder: str | None = None
-    """``hf:PATH``: a pretrained text encoder, used with its own tokenizer. None: no pretrained encoder."""
+    """``hf:PATH``: a pretrained text encoder, used with its own tokenizer, from a folder or the hub
+    (``hf:OWNER/MODEL``). None: no pretrained encoder."""
     audio_encoder: str | None = None
-    """``hf:PATH``: a pretrained speech encoder. None: no pretrained encoder."""
+    """``hf:PATH``: a pretrained speech encoder, from a folder or the hub (``hf:OWNER/MODEL``). None: no pretrained
+    encoder."""
     video_encoder: str | None = None
-    """``hf:PATH``: a pretrained video encoder. None: no pretrained encoder."""
+    """``hf:PATH``: a pretrained video encoder, from a folder or the hub (``hf:OWNER/MODEL``). None: no pretrained
+    encoder."""
 
     @property
     def pretrained(self) -> dict[str, str]:

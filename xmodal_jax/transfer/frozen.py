@@ -30,9 +30,9 @@ class FrozenNetworksConfig(PretrainedConfig):
     help_group: ClassVar[str] = "pretrained encoders"
 
     audio_encoder: Advanced[str | None] = None
-    """Refused, because a GAN of images has no speech encoder."""
+    """Must stay None: an image GAN has no speech encoder."""
     video_encoder: Advanced[str | None] = None
-    """Refused, because a GAN of images has no video encoder."""
+    """Must stay None: an image GAN has no video encoder."""
     redescribe: pathlib.Path | None = None
     """Run of captioning.py whose frozen captioner takes part in training. The directory of the run is given;
     --model.features holds the weights of the losses, and the tokenizer of the run is used. None: no captioner."""

@@ -91,10 +91,17 @@ class Meaning(NamedTuple):
         return " ".join([*parts, "at", PLACES[self.place]] if self.place != UNSPECIFIED else parts)
 
 
+def _inverse(relation: int) -> int:
+    """The same relation seen from the other object: `RELATIONS` are numbered in inverse pairs, 0 left and 1 right, 2
+    above and 3 below."""
+    return relation ^ 1
+
+
 def _canonical(objects: Sequence[ObjectMeaning], relations: Sequence[int]) -> Meaning:
+    """The meaning with its objects in the order that `Meaning` describes."""
     objects, relations = tuple(objects), tuple(relations)
     if (len(objects) == 2 and relations[0] % 2) or (len(objects) == 3 and relations[0] >= 2):
-        objects, relations = objects[::-1], tuple(r ^ 1 for r in relations[::-1])
+        objects, relations = objects[::-1], tuple(_inverse(r) for r in relations[::-1])
     return Meaning(objects, UNSPECIFIED, relations)
 
 
@@ -175,14 +182,17 @@ def realise(meaning: Meaning, bits: int) -> str:
         if meaning.place == UNSPECIFIED:
             return phrase
         return choose(_ONE).format(phrase, p=choose(PLACE_WORDS[meaning.place]))
+    # The objects can be named from the last to the first; each relation then becomes its inverse.
     if choose((0, 1)):
-        objects, relations = objects[::-1], tuple(r ^ 1 for r in relations[::-1])
+        objects, relations = objects[::-1], tuple(_inverse(r) for r in relations[::-1])
     nouns = [_noun_phrase(o, choose) for o in objects]
     if len(objects) == 2:
         return choose(_TWO).format(*nouns, r=choose(RELATION_WORDS[relations[0]]))
     template = choose(_THREE)
-    r, s, q = (choose(RELATION_WORDS[x]) for x in (relations[0], relations[0] ^ 1, relations[1]))
-    return template.format(*nouns, r=r, s=s, q=q)
+    first, first_inverse, second = (
+        choose(RELATION_WORDS[relation]) for relation in (relations[0], _inverse(relations[0]), relations[1])
+    )
+    return template.format(*nouns, r=first, s=first_inverse, q=second)
 
 
 # Parsing: each phrase becomes a letter (its category) and a value; the letters must form one of the patterns.
@@ -247,7 +257,7 @@ def parse(caption: str) -> Meaning | None:
     if outline.startswith("R"):  # "left of A there is B"
         objects = objects[::-1]
     elif outline.endswith("ARX"):  # "B left of A and above C": B is the elbow between A and C
-        objects, relations = [objects[1], objects[0], objects[2]], [relations[0] ^ 1, relations[1]]
+        objects, relations = [objects[1], objects[0], objects[2]], [_inverse(relations[0]), relations[1]]
     if len(objects) == 1:
         return Meaning((objects[0],), values[letters.index("P")] if "P" in letters else UNSPECIFIED, ())
     if len(objects) == 3 and relations[0] // 2 == relations[1] // 2:

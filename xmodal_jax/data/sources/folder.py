@@ -185,7 +185,7 @@ class FolderSource(Source):
         listing = _list_split(root, split, self.bad_examples)
         self._folder, self._workers = listing.path.parent, workers
         self.class_names = _class_names(listing.labels, root)
-        records = self._number_labels(_select_modalities(listing.records, modalities), listing.path)
+        records = self._labels_to_class_indices(_select_modalities(listing.records, modalities), listing.path)
         if "text" in (modalities or ("text",)):
             records = self._caption_by_class(records, prompt)
         self.options = MediaOptions(
@@ -213,25 +213,26 @@ class FolderSource(Source):
             for m in self.modalities
         }
 
-    def _number_labels(self, records: list[Record], path: Path) -> list[Record]:
-        """The records with class numbers as labels; those with a wrong label are bad examples."""
-        numbers = {name: i for i, name in enumerate(self.class_names or ())}
-        numbered = []
+    def _labels_to_class_indices(self, records: list[Record], path: Path) -> list[Record]:
+        """The records with class indices as labels; those with an invalid label become bad examples of ``path``."""
+        indices = {name: i for i, name in enumerate(self.class_names or ())}
+        converted = []
         for record in records:
             label, reason = record.label, None
-            if isinstance(label, str) and label not in numbers:
+            if isinstance(label, str) and label not in indices:
                 reason = (
-                    f"the label {label!r} is a name, where others are numbers or classes.txt does not list it"
+                    f"the label {label!r} is not in classes.txt, or is a name while other labels are integers"
                 )
-            elif isinstance(label, int) and not 0 <= label < (len(numbers) or 2**31):
+            # Without class names every index that fits int32 is valid.
+            elif isinstance(label, int) and not 0 <= label < (len(indices) or 2**31):
                 reason = f"the label {label} is " + (
-                    f"not in 0..{len(numbers) - 1}" if numbers else "negative"
+                    f"not in 0..{len(indices) - 1}" if indices else "negative"
                 )
             if reason is None:
-                numbered.append(record._replace(label=numbers[label] if isinstance(label, str) else label))
+                converted.append(record._replace(label=indices[label] if isinstance(label, str) else label))
             else:
                 self.bad_examples.add(path, record.line, reason)
-        return numbered
+        return converted
 
     def _caption_by_class(self, records: list[Record], prompt: str) -> list[Record]:
         """The records with captions made of their class names, if none has a caption."""

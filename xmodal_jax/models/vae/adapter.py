@@ -35,7 +35,7 @@ def as_multimodal(vae: VAE, config: AutoencoderConfig, modality: str, classes: i
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Adapter:
-    """The functions of `MultimodalVAE`."""
+    """Presents a VAE of one modality through the interface of `MultimodalVAE`, with M = 1 modality."""
 
     vae: VAE
     config: AutoencoderConfig
@@ -45,29 +45,42 @@ class _Adapter:
     def infer(
         self, params: Params, batch: Batch, observed: Any, key: Key | None, samples: int = 1
     ) -> LatentSamples:
-        def encode_row(row: int) -> Float[Array, "batch dim"]:
-            return self.vae.encode(params, batch, None if key is None else jax.random.fold_in(key, row))
+        """``samples`` latents of each example, or the posterior mean ``samples`` times without a key.
 
-        shared = jnp.stack([encode_row(row) for row in range(samples)])
+        ``observed`` is a mask ``[1]``, or several masks ``[S, 1]`` as in `MultimodalVAE`, each of which gives the same
+        latents: its values are ignored, since there is only one modality to infer from.
+        """
+
+        def encode_sample(index: int) -> Float[Array, "batch dim"]:
+            return self.vae.encode(params, batch, None if key is None else jax.random.fold_in(key, index))
+
+        shared = jnp.stack([encode_sample(index) for index in range(samples)])
         z = self.append_label(shared, batch["label"]) if self.config.conditional else shared
+        # The log-ratio of prior and posterior is NaN, "not computed": `log_likelihood` below uses the VAE's estimator.
         latents = LatentSamples(z[None], jnp.full(shared.shape[:2], jnp.nan), shared)
         if jnp.asarray(observed).ndim == 1:
             return latents
         return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(observed), *x.shape)), latents)
 
     @staticmethod
-    def append_label(z: Float[Array, "rows batch dim"], labels: Array) -> Float[Array, "rows batch latent"]:
+    def append_label(
+        z: Float[Array, "samples batch dim"], labels: Array
+    ) -> Float[Array, "samples batch latent"]:
+        """Latents with the number of the example's class as one more element at the end."""
         labels = labels.astype(jnp.float32)[None, :, None]
         return jnp.concatenate([z, jnp.broadcast_to(labels, (*z.shape[:2], 1))], axis=-1)
 
     def decode(self, params: Params, z: Array, key: Key | None) -> dict[str, Array]:
-        rows, labels = z[0].reshape(-1, z.shape[-1]), None
+        """The data decoded from latents ``z [1, R, B, D]``, as ``[R, B, ...]`` by modality."""
+        latents, labels = z[0].reshape(-1, z.shape[-1]), None
         if self.config.conditional:
-            rows, labels = rows[:, :-1], jnp.round(rows[:, -1]).astype(jnp.int32)
-        generated = self.vae.decode(params, rows, labels, key)
+            latents, labels = latents[:, :-1], jnp.round(latents[:, -1]).astype(jnp.int32)
+        generated = self.vae.decode(params, latents, labels, key)
         return {self.modality: generated.reshape(*z.shape[1:3], *generated.shape[1:])}
 
     def decoder_latents(self, params: Params, shared: Float[Array, "n dim"], key: Key | None) -> Array:
+        """The decoder's input ``[1, 1, N, D]`` for latents ``[N, D]``; in a conditional model with random
+        labels (class 0 without a key)."""
         if not self.config.conditional:
             return shared[None, None]
         labels = jnp.zeros(len(shared))
@@ -76,9 +89,12 @@ class _Adapter:
         return self.append_label(shared[None], labels)[None]
 
     def sample_prior(self, params: Params, key: Key, count: int) -> Float[Array, "count dim"]:
+        """``count`` samples of N(0, 1)."""
         return jax.random.normal(key, (count, self.config.latent))
 
     def log_likelihood(
         self, params: Params, batch: Batch, key: Key, observed: Any, targets: Any, samples: int
     ) -> Float[Array, "batch"]:
+        """The importance-weighted estimate of ``log p(x)``; ``observed`` and ``targets`` are ignored, since there is
+        only one modality."""
         return self.vae.log_likelihood(params, batch, key, samples)

@@ -189,8 +189,8 @@ class WAEMMDConfig(AutoencoderConfig, VariationalConfig):
     beta: float = 10.0
     """Weight of the maximum mean discrepancy between latents and draws of the prior."""
     kernel: str = "imq"
-    """Kernel of the maximum mean discrepancy: "imq" (inverse multiquadratic), "rbf", "rq" (rational quadratic) or
-    "distance"."""
+    """Kernel of the maximum mean discrepancy: "imq" (inverse multiquadratic), "rbf" (sum of Gaussians), "rq" (rational
+    quadratic) or "distance", ``k(x, y) = ||x|| + ||y|| - ||x - y||`` (energy distance)."""
     stochastic: bool = False
     """Whether the encoder outputs a normal distribution; if not, it outputs a point."""
 

@@ -76,7 +76,7 @@ class Classifier:
         self._predict, self._transform, self._batch_size = method.predict, transform, batch_size
 
     def with_method(self, method: Method, modalities: Sequence[str]) -> Classifier:
-        """The same for another method."""
+        """A classifier with the same transform and batch size for another method."""
         return Classifier(method, modalities, self._transform, batch_size=self._batch_size)
 
     def inputs(self, batch: Mapping[str, Any], only: Sequence[str] | None = None) -> dict[str, Any]:

@@ -149,6 +149,7 @@ class Gallery(Source):
     """``int [N]``, equal for examples with equal captions."""
 
     def __init__(self, source: Source, limit: int):
+        """Reads the examples of ``source``, up to ``limit``."""
         keys = self._keys(source)
         indices = first_occurrences(keys, limit)
         if len(indices) < min(limit, len(keys)) // 2:
@@ -160,6 +161,7 @@ class Gallery(Source):
 
     @staticmethod
     def _keys(source: Source) -> list[Any]:
+        """For each example a key that is equal for equal captions: its meaning, else its caption, else its index."""
         meanings, indices = source.meanings(), np.arange(len(source))
         if meanings is not None:
             return meanings

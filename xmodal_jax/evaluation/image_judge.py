@@ -58,6 +58,7 @@ class Judge:
         self._tokenize = TokenizeTransform(tokenizer, length)
 
     def _source(self, images: np.ndarray, **more) -> ArraySource:
+        """The images as a `Source`; raises ValueError if the judge was trained on another image size."""
         if images.shape[1:] != self.shape:
             raise ValueError(
                 f"the judge was trained on images of {self.shape} (height, width, channels), these have "

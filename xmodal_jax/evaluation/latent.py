@@ -67,6 +67,7 @@ class LatentEvaluation:
     least two factors and 16 examples."""
 
     def __post_init__(self):
+        """Checks the numbers and the names of the densities."""
         amounts = (
             "examples", "draws", "components", "flow_steps", "latents", "likelihood_examples", "likelihood_samples",
         )  # fmt: skip
@@ -170,6 +171,8 @@ class LatentEvaluator:
         return self.judges.method.predict(params["judges"], batch)
 
     def _translate(self, params, batch) -> Translations:
+        """The judges' classes of what is generated from each subset of the modalities, and their features of what is
+        generated from each single modality."""
         count = len(self.modalities)
         observed = jnp.concatenate([jnp.asarray(self.subsets), jnp.ones((1, count), bool)])
         latents = self.vae.infer(params["vae"], batch, observed, self.key).z
@@ -186,6 +189,8 @@ class LatentEvaluator:
         return Translations(examples_first(classes), examples_first(unimodal), present)
 
     def _reconstruct(self, params, batch) -> dict[str, Any]:
+        """Reconstruction metrics ``[B]`` by ``<modality>/<metric>``, from all modalities of an example; NaN where it
+        lacks the modality."""
         observed = jnp.ones(len(self.modalities), bool)
         z = self.vae.infer(params["vae"], batch, observed, None).z
         generated, metrics = self._generate(params, z), {}

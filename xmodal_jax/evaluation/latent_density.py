@@ -147,6 +147,7 @@ def fit_gaussian_mixture(latents, *, components: int = 10, seed: int) -> LatentD
     edges = np.cumsum(mixture.weights_)
 
     def draw(count, rng, choice):
+        """``count`` samples of the mixture: ``choice`` draws the components, ``rng`` the noise."""
         # The last edge may be slightly below 1 by rounding.
         component = np.minimum(np.searchsorted(edges, choice.random(count), side="right"), components - 1)
         noise = rng.standard_normal((count, dim))
@@ -261,6 +262,7 @@ def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, e
         return best, jnp.where(better, value, lowest)
 
     def step(carry, k):
+        """One step of Adam on a random minibatch; the held-out likelihood is evaluated when it is due."""
         params, state, best, lowest = carry
         batch = jax.random.randint(jax.random.fold_in(batch_key, k), (batch_size,), 0, len(train))
         value, grads = jax.value_and_grad(loss)(params, train[batch])

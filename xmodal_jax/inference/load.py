@@ -87,6 +87,7 @@ def load_translator(
 
 
 def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig | None) -> Translator:
+    """The translator of a captioning or speech recognition run: image, audio or video to text."""
     config, metadata = restored.metadata["config"], restored.metadata
     model, modality = from_json(Seq2SeqConfig, config["model"]), metadata["source"]
     if generation is None:
@@ -120,6 +121,7 @@ def pad_audio(waveforms: Sequence[np.ndarray], multiple: int) -> dict[str, Any]:
 
 
 def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.Path) -> Translator:
+    """The translator of a speech synthesis run: text to waveforms."""
     metadata = restored.metadata
     model = from_json(SpeechConfig, metadata["config"]["model"])
     tokenizer, names = tokenizer_from_files(metadata["tokenizer"]), tuple(metadata["speakers"])
@@ -134,6 +136,11 @@ def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.
     )
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
+        """Waveforms of the texts in the voices of ``speakers`` (indices; None: the first voice).
+
+        Raises:
+          ValueError: a text is too long.
+        """
         for text, tokens in zip(texts, tokenizer.lengths(texts), strict=True):
             if tokens > length:
                 raise ValueError(
@@ -147,6 +154,7 @@ def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.
 
 
 def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translator:
+    """The translator of a text-to-image GAN's run: text to images."""
     metadata = restored.metadata
     model, shape = from_json(GANConfig, metadata["config"]["model"]), tuple(metadata["shape"])
     tokenizer, length = tokenizer_from_files(metadata["tokenizer"]), metadata["length"]

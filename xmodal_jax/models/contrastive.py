@@ -54,7 +54,7 @@ class Pairs(NamedTuple):
     axis_name: str | None
 
     def mean(self, terms: Float[Array, "batch"]) -> Float[Array, ""]:
-        """This device's share of the mean of the terms over the pairs of the global batch."""
+        """This device's share of the terms' mean over all pairs in the global batch."""
         return collectives.batch_mean(terms, self.present.astype(jnp.float32), axis_name=self.axis_name)
 
 
@@ -323,6 +323,12 @@ class _Network:
         return embeddings
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+        """The mean over pairs of modalities of the objective, plus ``alignment_weight`` times the alignment loss if
+        there is one.
+
+        aux: each pair's loss, and ``scale``, the inverse temperature divided by the number of devices (the devices' aux
+        are summed).
+        """
         config = self.config
         (key,) = named_keys(key, "contrastive")
         embeddings = self.embed(params, batch, example_keys(key, batch["index"]))

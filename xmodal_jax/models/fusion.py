@@ -130,6 +130,11 @@ class _FlatBatch(NamedTuple):
 
 
 def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, int]) -> _FlatBatch:
+    """The batch with all examples along the first axis.
+
+    Raises:
+      ValueError: arrays with a second axis of examples differ in its size.
+    """
     has_example_axis = {m: batch[m].ndim > axes_of(m, batch) for m in modalities if m in batch}
     has_example_axis |= {t: batch[t].ndim > 1 for t in targets if t in batch}
     sizes = {name: batch[name].shape[1] for name, has_axis in has_example_axis.items() if has_axis}
@@ -147,7 +152,7 @@ def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, in
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """The networks of one configuration, and their loss."""
+    """Encoders, fusion and head for one configuration, and their loss."""
 
     config: FusionConfig
     modalities: tuple[str, ...]
@@ -174,6 +179,8 @@ class _Model:
         return {m: make(m) for m in self.modalities if m in batch}
 
     def init(self, key: Key, batch: Batch) -> Params:
+        """Parameters of the encoders (by modality), of the fusion and of the head, for the shapes of the first
+        example."""
         row, params, tokens = _flatten(first_example(batch), self.modalities, self.classes).batch, {}, {}
         for name, encoder in self.encoders(row).items():
             inputs, mask = preprocess_modality(name, first_example(row), self.config.features)
@@ -199,12 +206,21 @@ class _Model:
     def classify(
         self, params: Params, flat: _FlatBatch, present, keys: ExampleKeys | None = None
     ) -> ClassifierOutput:
+        """Logits of every target.
+
+        ``present``: by modality, which examples have it. ``keys`` draw dropout and augmentation in training; None in
+        evaluation.
+        """
         tokens = self.encode(params, flat, keys)
         present = {m: present[m] for m in tokens}
         fused = self.fusion.apply({"params": params["fusion"]}, tokens, present, keys=keys)
         return ClassifierOutput(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+        """The sum over targets of the mean cross-entropy, over the examples of the global batch whose class is known.
+
+        aux: ``<target>_loss`` and ``<target>_accuracy``.
+        """
         (key,) = named_keys(key, "fusion")
         flat = _flatten(batch, self.modalities, self.classes)
         keys = flat.example_keys(example_keys(key, batch["index"]))
@@ -229,6 +245,7 @@ class _Model:
         return self.classify(params, flat, flat.present(self.modalities))
 
     def attention(self, params: Params, batch: Batch) -> dict[str, Float[Array, "batch tokens"]]:
+        """Attention of the fused vector to each token ``[B, tokens]``, by modality."""
         flat = _flatten(batch, self.modalities, {})
         tokens = self.encode(params, flat)
         is_present = flat.present(self.modalities)

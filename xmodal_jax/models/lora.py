@@ -36,6 +36,7 @@ class LoRA:
     """Regular expression over parameter paths: the kernels of the pretrained encoders that get a low-rank adapter."""
 
     def __post_init__(self):
+        """Checks the rank, alpha and the regular expression."""
         if self.rank < 0 or self.alpha <= 0:
             raise ValueError(
                 f"a LoRA's rank is 0 or more and its alpha above 0, got {self.rank} and {self.alpha}"
@@ -95,6 +96,8 @@ def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
         return {f"{path}/a": a, f"{path}/b": jnp.zeros((*leading, config.rank, outputs))}
 
     def init(key: Key, batch: Batch) -> Params:
+        """The method's parameters, with the adapters under `ADAPTERS`. ``B`` is 0, so that adapters change nothing
+        at first."""
         params = method.init(key, batch)
         kernels = {
             path: leaf

@@ -202,6 +202,8 @@ class ContrastHead(nn.Module):
     def __call__(
         self, tokens: Tokens, states: Float[Array, "batch length dim"], mask: Bool[Array, "batch length"]
     ):
+        """The embeddings and the inverse temperature, from the source's ``tokens`` and the decoder's ``states``;
+        ``mask`` is True at the tokens of the text."""
         last = jnp.maximum(mask.sum(axis=1) - 1, 0)
         text = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
         source = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
@@ -235,7 +237,7 @@ class _Terms(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """The networks of one configuration, and their losses."""
+    """Encoder, decoder and heads for one configuration, and their losses."""
 
     config: Seq2SeqConfig
     source: str
@@ -264,6 +266,8 @@ class _Model:
         return CTCHead(self.vocab_size)
 
     def init(self, key: Key, batch: Batch) -> Params:
+        """Parameters of the encoder, the decoder and the heads that the configuration has, for the first example's
+        shapes."""
         row, params = first_example(batch), {}
         inputs, mask = preprocess_modality(self.source, row, self.config.features)
         tokens, variables = self.encoder(row).init_with_output(fold_in_name(key, self.source), inputs, mask)
@@ -319,6 +323,10 @@ class _Model:
         return sum(of_layers) / len(of_layers)
 
     def terms(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Terms:
+        """The losses of each example, and the embeddings of source and text if there is a contrastive loss.
+
+        ``keys`` draw dropout and augmentation in training; None in evaluation.
+        """
         memory = self.encode(params, batch, keys)
         ids = batch["text"]
         mask = batch.get("text_mask", ids != 0) & presence_masks(batch, ("text",))["text"][:, None]
@@ -496,6 +504,7 @@ class BeamSearchConfig(GenerationConfig):
     """Preference of the beam search for long texts: 0 prefers short ones, larger values prefer longer ones."""
 
     def generate(self, decoding, keys):
+        """The best text of the beam search for each source."""
         sequences = beam_search(
             *decoding.start(self.beams),
             beams=self.beams,
@@ -531,6 +540,7 @@ class SamplingConfig(GenerationConfig):
     None: all tokens."""
 
     def generate(self, decoding, keys):
+        """One sampled text for each source; ``keys`` are required."""
         if keys is None:
             raise ValueError("sampling needs a key")
         return sample(

@@ -42,7 +42,7 @@ class SpeechConfig:
     kernel: int = 5
     """Width of the decoder's convolutions, in frames."""
     dropout: float = 0.0
-    """Dropout rate of the residual branches of the decoder and of the duration predictor."""
+    """Dropout rate in the residual branches of the decoder and the duration predictor."""
     features: AudioFeatures = AudioFeatures(mels=80, window=1024, hop=200)
     """Spectrogram that is synthesised. The Griffin-Lim vocoder needs frames that overlap by three quarters or more."""
     floor: float = 1e-5
@@ -98,7 +98,7 @@ class _Outputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """The network of one configuration and its losses."""
+    """The synthesis network for one configuration, and its losses."""
 
     config: SpeechConfig
     vocab_size: int
@@ -136,6 +136,8 @@ class _Model:
         return self.network.init(fold_in_name(key, "speech"), *self.inputs(first_example(batch)))["params"]
 
     def forward(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Outputs:
+        """Everything that the loss is computed from: the alignment of tokens to frames, the durations that follow
+        from it, and the L1 errors of the frames that are decoded with these durations."""
         text, mask, speaker, mel, mel_mask = self.inputs(batch)
         network = self.network.bind({"params": params})
         log_p = network.align(text, mask, mel, mel_mask)
@@ -147,6 +149,12 @@ class _Model:
         return _Outputs(mask, log_p, durations, network.durations(tokens, keys), errors, frame_mask)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+        """``mel + duration_weight * duration + align_weight * (forward_sum + binarization)``, means over the global
+        batch.
+
+        aux: these four terms, and ``unaligned``, the fraction of texts that are longer than their speech (more tokens
+        than frames).
+        """
         (key,) = named_keys(key, "speech")
         outputs = self.forward(params, batch, example_keys(key, batch["index"]))
         durations, frame_mask = outputs.durations, outputs.frame_mask
@@ -277,6 +285,7 @@ def make_synthesizer(
     network = _Model(config, vocab_size, length, speakers).network
 
     def synthesize(params: Params, batch: Batch) -> SynthesizedSpeech:
+        """The waveform, the log-mel frames and the durations for the batch's texts."""
         text = batch["text"]
         mask = batch.get("text_mask", text != 0) & presence_masks(batch, ("text",))["text"][:, None]
         bound = network.bind({"params": params})

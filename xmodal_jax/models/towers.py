@@ -36,7 +36,7 @@ from xmodal_jax.pretrained.load import complete_config, make_module, parse_confi
 from xmodal_jax.types import MODALITIES, Batch, ExampleKeys, Tokens, kind_of
 
 AXES = {"text": 2, "image": 4, "audio": 2, "video": 5}
-"""Number of axes of a batch of each kind (of audio as waveforms)."""
+"""Number of axes that a batch has, by kind of modality; audio as waveforms."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,7 @@ class AudioFeatures:
     (waveform)."""
 
     def __post_init__(self):
+        """Checks the kind, and the sample rate that it requires."""
         if self.kind not in ("log_mel", "whisper", "waveform"):
             raise ValueError(f"kind must be 'log_mel', 'whisper' or 'waveform', got {self.kind!r}")
         if self.kind != "log_mel" and self.sample_rate != 16_000:
@@ -128,6 +129,7 @@ def transform_audio(compute: Callable) -> Callable[[Mapping[str, Any]], dict[str
     compute = jax.jit(compute)
 
     def transform(batch):
+        """The batch with each field of audio, and its mask, replaced by the results of ``compute``."""
         changed = {}
         for name in (n for n in batch if n.partition("_")[0] == "audio" and not n.endswith("_mask")):
             x = batch[name]
@@ -174,6 +176,7 @@ def _preprocess_image(modality, batch, features, augmentation, keys):
 
 
 def _preprocess_video(modality, batch, features, augmentation, keys):
+    """Frames as floats in [-1, 1]; with ``keys`` all frames of a video are augmented alike."""
     x = to_float(batch[modality])
     if keys is not None:
         # One draw per example: all frames of a video change alike.
@@ -183,6 +186,12 @@ def _preprocess_video(modality, batch, features, augmentation, keys):
 
 
 def _preprocess_audio(modality, batch, features, augmentation, keys):
+    """Input of the audio encoder and its mask: the waveform or log-mel frames, by ``features.kind``; with ``keys``,
+    with SpecAugment.
+
+    Raises:
+      ValueError: the batch's audio, the augmentation and the kind of features do not fit each other.
+    """
     x, mask = batch[modality], batch.get(f"{modality}_mask")
     has_frames = _holds_frames(modality, batch)
     if features.kind == "waveform":
@@ -251,6 +260,7 @@ class Tower(nn.Module):
     embed_dim: int
 
     def setup(self):
+        """Layers of the projection; none if the pretrained encoder has its own."""
         if self.head == "own":
             return
         self.norm = nn.LayerNorm()
@@ -371,6 +381,7 @@ def encoder_of(model: Any, modality: str) -> EncoderConfig:
 
 
 def _check_vocabulary(architecture: str, vocab_size: int) -> None:
+    """Raises ValueError if the tokenizer has more tokens than the pretrained text encoder has embeddings for."""
     config = parse_config(architecture)
     limit = getattr(config, "text_config", config).vocab_size
     if vocab_size > limit:
@@ -383,6 +394,7 @@ def _check_vocabulary(architecture: str, vocab_size: int) -> None:
 def _make_pretrained_encoder(
     kind: str, config: PretrainedEncoderConfig, shape: tuple[int, ...], head: Head
 ) -> nn.Module:
+    """The Flax module of a pretrained architecture, for examples of this shape."""
     same = ("dropout", "drop_path", "remat", "scan_layers")
     options = EncoderOptions(
         head=head,

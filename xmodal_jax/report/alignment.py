@@ -229,7 +229,7 @@ def add_scores(report: Report, metrics: dict[str, float | list[float]], gallery:
 
 
 def other_scores(metrics: dict[str, float | list[float]]) -> list[tuple[str, str]]:
-    """The rows of the table of all scores that are not of retrieval."""
+    """Table rows ``(metric, value)`` for all scores except the retrieval scores."""
     return [(k, format_value(v)) for k, v in metrics.items() if k.startswith("test/")]
 
 

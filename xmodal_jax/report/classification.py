@@ -28,8 +28,9 @@ EXAMPLES = 6
 def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy: float) -> list[str]:
     """Cards of the headline metrics, bars of accuracies, and a table of all metrics.
 
-    The bars compare the model of all modalities, the same model with some of them missing, and the baselines of one
-    modality. Returns the names of the metrics on the cards. ``majority_accuracy``: that of the most frequent class.
+    The bars compare the multimodal model, the same model with some modalities missing, and the unimodal baselines.
+    ``majority_accuracy`` is the accuracy of always predicting the most frequent class. Returns the names of the metrics
+    on the cards.
     """
     shown = headline(metrics)
     report.add_metrics(metrics, headline=shown, chance={shown[0]: majority_accuracy}, title="All scores")
@@ -43,8 +44,8 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy:
     report.add_figure(
         "Missing modalities",
         accuracy_bars(bars, chance=majority_accuracy, title="test accuracy"),
-        "Given only: the model of all modalities, where the others are missing in the test. Trained on: a baseline of "
-        "one modality.",
+        "Given only: the multimodal model, where the other modalities are missing in the test. Trained on: a unimodal "
+        "baseline.",
     )
     kinds = {
         k.removeprefix("test/").removesuffix("_accuracy"): v
@@ -57,7 +58,7 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy:
 
 
 def headline(metrics: Mapping[str, Any]) -> list[str]:
-    """The metrics on the cards: the accuracies of every test split, then those of the baselines, at most six."""
+    """The metrics on the cards: each test split's accuracy, then the baselines' accuracies, at most six."""
     accuracies = [k for k in metrics if k.endswith("/accuracy") and not k.startswith("given_")]
     baselines = [k for k in accuracies if k.startswith("trained_on_")]
     splits = [k for k in accuracies if k not in baselines and k != "test/accuracy"]

@@ -397,6 +397,7 @@ def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _style(ax: Axes, *, title: str = "", frame: bool = True) -> None:
+    """The common look of all figures' axes: no top and right spine, muted ticks, a bold title at the left."""
     ax.set_facecolor("none")
     ax.spines[["top", "right"]].set_visible(False)
     for side in ("left", "bottom"):
@@ -412,6 +413,7 @@ def _legend(ax: Axes, **kwargs: Any) -> None:
 
 
 def _labels(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None) -> None:
+    """Names of rows and columns at the ticks; numbers where there are no names or more than 40."""
     for axis, names in ((ax.yaxis, rows), (ax.xaxis, columns)):
         if names is not None and len(names) <= 40:
             axis.set_ticks(range(len(names)), [n if len(n) <= 32 else n[:31] + "…" for n in names])

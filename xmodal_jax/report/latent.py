@@ -177,7 +177,7 @@ def add_samples(
     renderer: ExampleRenderer,
     count: int = 6,
 ) -> None:
-    """All modalities generated from shared latents, by the name of where these are drawn from."""
+    """All modalities generated from shared latents, by the distribution that the latents are sampled from."""
     decode = _make_decoder(evaluator, sample_private=True)
     rows = []
     for name, shared in draws.items():

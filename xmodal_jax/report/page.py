@@ -312,6 +312,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested options as pairs of a dotted name and a value: ("model.width", 64)."""
     pairs = []
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -330,6 +331,8 @@ def _duration(seconds: float) -> str:
 
 
 def _card(name: str, value: Any, chance: float | None) -> str:
+    """The HTML of one metric: its name, its mean over seeds with the spread, a bar if it is a share, and the chance
+    level."""
     group, _, leaf = name.rpartition("/")
     text, _, spread = format_value(value).partition(" ± ")
     spread = f"<small> ± {spread}</small>" if spread else ""
@@ -351,6 +354,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _td(value: Any) -> str:
+    """The HTML of a table cell: media, a number or words."""
     if isinstance(value, Item):
         return f"<td>{_cell(*value)}</td>"
     if isinstance(value, Audio | MarkedText) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
@@ -364,6 +368,7 @@ def _td(value: Any) -> str:
 
 
 def _hit(rank: int, hit: Hit) -> str:
+    """The HTML of one retrieval result with its rank and similarity, marked as right or wrong."""
     mark = ("right", "✓") if hit.correct else ("wrong", "✗")  # readable without colours, too
     return (
         f'<div class="hit {mark[0]}">{_cell(hit.content, hit.caption)}'
@@ -407,6 +412,7 @@ def png(content: np.ndarray, fps: float = 8.0) -> bytes:
 
 
 def _wav(audio: Audio) -> bytes:
+    """The bytes of a 16-bit WAV file; floats are clipped to [-1, 1]."""
     samples = np.asarray(audio.wave)
     if samples.ndim not in (1, 2) or not (
         samples.dtype == np.int16 or np.issubdtype(samples.dtype, np.floating)

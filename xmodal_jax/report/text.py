@@ -129,6 +129,7 @@ def add_attention(
 
 
 def _spectrogram_attention(raw, modality, k, words, weights, model: Seq2SeqConfig) -> Figure:
+    """The attention of example k of the raw batch, over its log-mel frames."""
     features = model.features
     log_mel, mask = compute_log_mel(
         jnp.asarray(raw[modality][k : k + 1]), jnp.asarray(raw[f"{modality}_mask"][k : k + 1]), features

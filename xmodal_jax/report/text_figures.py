@@ -20,7 +20,7 @@ def image_attention(picture: np.ndarray, words: Sequence[str], weights: np.ndarr
     Args:
       picture: uint8 ``[H, W, C]``, or a video ``[F, H, W, C]``, of which the frame with the most attention is shown.
       words: the generated words.
-      weights: attention ``[words, tokens]``; the tokens of an image (of each moment of a video) are a square grid.
+      weights: attention ``[words, tokens]``; an image's tokens (in a video: each moment's) form a square grid.
     """
     rows = -(-max(1, len(words)) // COLUMNS)
     fig = Figure((WIDTH, 1.25 * rows), layout="constrained")

@@ -71,7 +71,7 @@ class AdaptiveAugment(_Options):
     name: ClassVar[str] = "ada"
     needs_logits: ClassVar[bool] = True
     target: float = 0.6
-    """Target of the mean sign of the discriminator's logits of real images, from -1 to 1. The probability of
+    """Target for the mean sign of the discriminator's logits on real images, from -1 to 1. The probability of
     augmentation rises while the mean sign is above the target, and falls while it is below."""
     ramp: int = 500_000
     """Number of training images in which the probability of augmentation can go from 0 to 1."""

@@ -28,7 +28,7 @@ class ContrastiveLosses:
     """Weight of the generator's contrastive loss between generated and real images with one caption; 0: no such
     loss."""
     temperature: float = 0.1
-    """Temperature of the contrastive losses of sentences and of images."""
+    """Temperature of the contrastive losses for sentences and images."""
 
     def __post_init__(self):
         check_at_least(self, 0, "sentence_weight", "word_weight", "image_weight")
@@ -113,6 +113,7 @@ class GANConfig:
     used."""
 
     def __post_init__(self):
+        """Checks that the chosen parts fit each other."""
         check_at_least(self, 0, "clip", "lecam")
         check_at_least(self, 1, "d_steps")
         self._check_condition()
@@ -130,6 +131,7 @@ class GANConfig:
             )
 
     def _check_condition(self) -> None:
+        """Checks that there is a condition where a weight or a penalty needs one."""
         conditional = self.condition.name != "none"
         if self.contrastive.word_weight and not self.condition.reads_text:
             raise ValueError(

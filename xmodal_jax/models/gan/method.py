@@ -481,6 +481,7 @@ class ConditionalGAN:
             return self.adversarial.critic_value(outputs, *scores, forward.present, axis_name)
 
         def value():
+            """The penalty, averaged over the examples of the global batch that are present."""
             vector, penalty_keys = forward.condition.vector, fold_in_name(keys, "penalty")
             inputs = PenaltyInputs(
                 critic,

@@ -93,6 +93,11 @@ class GANNetworks:
         return {"generator": generator, "discriminator": self._init_discriminator(key)}, statistics
 
     def _init_generator(self, key: Key) -> tuple[dict[str, Params], dict[str, Any]]:
+        """The generator's parameters, and its batch statistics.
+
+        The parameters are those of the condition encoder, of conditioning augmentation ("augmentation"), of the
+        generator itself ("net") and of the noise's posterior ("posterior").
+        """
         params = self.condition_encoder.init(fold_in_name(key, "generator"))
         condition = self.condition_encoder.example()
         if self.config.generator.conditioning:
@@ -109,6 +114,12 @@ class GANNetworks:
         return params, variables.get("batch_stats", {})
 
     def _init_discriminator(self, key: Key) -> dict[str, Params]:
+        """The discriminator's parameters.
+
+        They are those of the condition encoder, of the image encoder ("trunk"), of the projection of frozen tokens
+        ("sight"), of the critic ("critic"), of the predictor of the condition ("reader") and of the contrastive head
+        ("contrast"). The quoted names are parameter paths and select random streams, so they must stay.
+        """
         params = self.condition_encoder.init(fold_in_name(key, "discriminator"))
         condition = self.condition_encoder.example()
         image = jnp.zeros((1, *self.sizes.shape))

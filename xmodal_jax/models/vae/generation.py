@@ -50,7 +50,7 @@ def decoder_latents(
 def decoder_latents_from_top(
     network: Network, apply: Apply, top: Float[Array, "n top"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
-    """As `decoder_latents`, from the top-level latent of Nexus."""
+    """The same as `decoder_latents`, but from the top-level latent of Nexus."""
     mean = apply("decode_top", top)
     return _per_modality(Normal(mean, jnp.zeros_like(mean)), keys, "codes")[:, None]
 
@@ -58,7 +58,7 @@ def decoder_latents_from_top(
 def decoder_latents_from_deepest(
     network: Network, apply: Apply, deepest: Float[Array, "n latent"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
-    """As `decoder_latents`, from the deepest latents of a hierarchy."""
+    """The same as `decoder_latents`, but from the deepest latents of a hierarchy."""
     count, batch = len(network.names), len(deepest)
     features = jnp.zeros((count, batch, network.config.hidden))
     none_observed = jnp.zeros((1, count, batch), bool)

@@ -266,6 +266,7 @@ def hamiltonian_monte_carlo(
     gradient = jax.grad(lambda z: log_density(z).sum())
 
     def propose(z, step):
+        """One proposal of every chain, accepted or rejected (a step of `jax.lax.scan`)."""
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         momentum = standard_noise(step_keys, "momentum", (rows, dim))
 

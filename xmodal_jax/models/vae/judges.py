@@ -45,6 +45,8 @@ class Judges(NamedTuple):
 
 
 class _Classifier(nn.Module):
+    """The classifier of one modality: features ``[B, hidden]`` and a linear layer. Returns logits and features."""
+
     features: nn.Module
     classes: int
 
@@ -55,6 +57,8 @@ class _Classifier(nn.Module):
 
 
 class _Classifiers(nn.Module):
+    """The classifiers of all modalities; modalities of one kind and size form a group, with stacked parameters."""
+
     modalities: Mapping[str, ModalityConfig]
     """By kind."""
     groups: tuple[ModalityGroup, ...]
@@ -63,6 +67,7 @@ class _Classifiers(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: NetworkInputs, keys) -> JudgeOutputs:
+        """Logits ``[B, M, classes]`` and features ``[B, M, hidden]`` of each modality."""
         outputs = []
         for k, group in enumerate(self.groups):
             features = self.modalities[group.kind].features(group.size, self.hidden, name=f"Features_{k}")
@@ -104,6 +109,7 @@ def make_judges(
         return network.init(key, preprocess(configs, names, first_example(batch)), None)["params"]
 
     def loss(params, batch: Batch, key, *, axis_name=None):
+        """The mean cross-entropy over the present modalities of the examples with a known label; aux: the accuracy."""
         keys = example_keys(key, batch["index"])
         inputs = preprocess(configs, names, batch, keys)
         logits = network.apply({"params": params}, inputs, keys).logits

@@ -170,6 +170,8 @@ def _encoder_features(
     flatten: bool = False,
     **shape_info: int,
 ) -> nn.Module:
+    """The module that maps a modality to features ``[B, hidden]``: a pretrained encoder, or one trained from
+    scratch."""
     if isinstance(encoder, PretrainedEncoderConfig):
         return PretrainedFeatures(pretrained_encoder(kind, encoder, size), hidden, name=name)
     return EncoderFeatures(kind, encoder, hidden, flatten, shape_info, name=name)
@@ -276,6 +278,8 @@ class TextConfig(ModalityConfig):
         return jnp.broadcast_to(x[None], (rows, *x.shape))
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
+        """Token ids: the likeliest without a key, else samples; one after the other if the decoder is
+        autoregressive."""
         (length,) = size.shape
         if not self.decoder.autoregressive:
             return _choose(decode(None), None if key is None else jax.random.fold_in(key, 0))
@@ -322,7 +326,7 @@ class AudioConfig(ModalityConfig):
     likelihood: str = "laplace"
     """Distribution of each value of a log-mel frame given the latent: "normal" or "laplace"."""
     scale: float = 0.75
-    """Scale of the distribution of each value of a log-mel frame: the standard deviation of a normal, b of a Laplace
+    """Scale of the distribution of each log-mel value: the standard deviation of a normal, b of a Laplace
     distribution."""
     weight: float = 1.0
     """Weight of the log-mel frames' log-likelihood in the loss."""
@@ -336,6 +340,7 @@ class AudioConfig(ModalityConfig):
     """Divisor of log-mel frames, in natural-logarithm units: the model sees ``(log_mel - mel_mean) / mel_scale``."""
 
     def __post_init__(self):
+        """Checks the likelihood."""
         super().__post_init__()
         if self.likelihood == "bernoulli":
             raise ValueError(
@@ -527,8 +532,8 @@ def used_configs(
 ) -> dict[str, ModalityConfig]:
     """The configurations of the kinds of data among the modalities in ``sizes``, by kind.
 
-    ``rescale``: weights of log-likelihoods are multiplied by the number of elements of the largest modality over that
-    of their own.
+    ``rescale``: the log-likelihood weight of a modality with d elements is multiplied by ``D / d``, where D is the
+    number of elements in the largest modality.
     """
     used, largest = {}, max(size.elements for size in sizes.values())
     for kind in sorted({kind_of(name) for name in sizes}):

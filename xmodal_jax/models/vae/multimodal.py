@@ -107,7 +107,7 @@ class _NetworkMethods(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Model:
-    """The functions of `MultimodalVAE`."""
+    """The functions of `MultimodalVAE` for one configuration and its network."""
 
     config: MultimodalVAEConfig
     network: Network
@@ -150,6 +150,11 @@ class _Model:
         key: Key,
         axis_name: collectives.AxisName,
     ) -> tuple[Array, dict[str, Array]]:
+        """The objective, averaged over the examples of the global batch that have a modality; and the means of its
+        metrics.
+
+        ``decoder_params``: parameters of frozen decoders; None: the decoders are trained with ``params``.
+        """
         keys = example_keys(key, batch["index"])
         inputs = self.preprocess(batch, keys)
         terms = objective(
@@ -171,14 +176,17 @@ class _Model:
     ) -> ObjectiveInputs:
         """What the objective gets: with dropout and free bits, unlike `evaluation_inputs`."""
         return self._objective_inputs(
-            params, inputs, keys, keys, self.config.free_bits, decoder_params, axis_name
-        )
+            params, inputs, keys, network_keys=keys, free_bits=self.config.free_bits,
+            decoder_params=decoder_params, axis_name=axis_name,
+        )  # fmt: skip
 
     def evaluation_inputs(
         self, params: Params, inputs: NetworkInputs, keys: ExampleKeys | None
     ) -> ObjectiveInputs:
-        """As `training_inputs`, but without dropout and free bits."""
-        return self._objective_inputs(params, inputs, keys, None, 0.0, None, None)
+        """The same as `training_inputs`, but without dropout and free bits."""
+        return self._objective_inputs(
+            params, inputs, keys, network_keys=None, free_bits=0.0, decoder_params=None, axis_name=None
+        )
 
     def _objective_inputs(
         self,
@@ -190,6 +198,11 @@ class _Model:
         decoder_params: Params | None,
         axis_name: collectives.AxisName,
     ) -> ObjectiveInputs:
+        """Posteriors, prior and likelihoods of a batch, as an objective takes them.
+
+        ``keys`` draw latents (None: means). ``network_keys`` draw dropout (None: no dropout). ``decoder_params``:
+        parameters of frozen decoders; None: ``params``.
+        """
         apply = self.bind(params)
         decode_apply = apply if decoder_params is None else self.bind(decoder_params)
         outputs = apply("encode", inputs, network_keys)
@@ -225,6 +238,8 @@ class _Model:
     def infer(
         self, params: Params, batch: Batch, observed: Any, key: Key | None, samples: int = 1
     ) -> LatentSamples:
+        """See `MultimodalVAE`; ``observed`` is a mask ``[M]``, or several masks ``[S, M]``, which give an axis ``S``
+        first."""
         inputs = self.preprocess(batch)
         keys = None if key is None else example_keys(key, batch["index"])
         objective_inputs = self.evaluation_inputs(params, inputs, keys)
@@ -250,6 +265,8 @@ class _Model:
     def log_likelihood(
         self, params: Params, batch: Batch, key: Key, observed: Any, targets: Any, samples: int
     ) -> Float[Array, "batch"]:
+        """See `MultimodalVAE`; the importance-weighted estimate averages ``p(x_targets | z) p(z) / q(z |
+        x_observed)``."""
         inputs = self.preprocess(batch)
         latents = self.infer(params, batch, observed, key, samples)
         inputs = inputs._replace(present=inputs.present & jnp.asarray(targets)[:, None])

@@ -108,7 +108,7 @@ class JMVAEConfig(ClosedFormConfig):
     name: ClassVar[str] = "jmvae"
 
     alpha: float = 0.1
-    """Weight of the divergence of the joint posterior from the posterior of each single modality."""
+    """Weight of the divergences between the joint posterior and each single modality's posterior."""
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.jmvae(inputs, alpha=self.alpha, beta=beta)
@@ -160,11 +160,11 @@ class JNFConfig(TwoStageConfig):
     name: ClassVar[str] = "jnf"
 
     flows: int = 2
-    """Number of layers of the normalizing flow of each modality's posterior."""
+    """Number of layers in the normalizing flow of each modality's posterior."""
     hmc_steps: int = 50
     """Number of proposals of Hamiltonian Monte Carlo, which infers the latent from several modalities."""
     hmc_leapfrog: int = 10
-    """Number of leapfrog steps of each proposal of Hamiltonian Monte Carlo."""
+    """Number of leapfrog steps in each proposal of Hamiltonian Monte Carlo."""
     hmc_step_size: float = 0.05
     """Size of a leapfrog step of Hamiltonian Monte Carlo."""
 
@@ -356,7 +356,7 @@ class CMVAEConfig(MixtureConfig):
     private: int = 32
     """Dimensions of the private latent of each modality."""
     clusters: int = 10
-    """Number of components of the mixture that is the prior of the shared latent."""
+    """Number of components in the shared latent's prior, a mixture."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -412,9 +412,10 @@ class MHVAEConfig(MultimodalVAEConfig):
     subsets: int = 1
     """Number of random subsets of the modalities that each example draws in each step; 0: all subsets are used."""
     levels: int = 3
-    """Number of levels of the hierarchy of latents."""
+    """Number of levels in the hierarchy of latents."""
 
     def __post_init__(self):
+        """Checks the numbers of subsets and levels."""
         super().__post_init__()
         check_not_negative(self, "subsets")
         if self.levels < 2:

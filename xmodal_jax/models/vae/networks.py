@@ -172,6 +172,7 @@ class Network(nn.Module):
         return tuple(name for group in self.groups for name in group.names)
 
     def setup(self):
+        """Encoders and decoders of every group of modalities; attribute names are parameter paths."""
         c = self.config
         experts, trunks, decoders = {}, {}, {}
         for group in self.groups:
@@ -359,8 +360,8 @@ class Network(nn.Module):
     ) -> TopDownPass:
         """Latents of all levels, from the deepest to the first.
 
-        The posterior of each level is the product of its prior and of the experts of the modalities under the mask;
-        where the mask is empty it is the prior.
+        A level's posterior is the product of its prior and the experts of the modalities under the mask; where the mask
+        is empty it is the prior.
 
         Args:
           features: of each modality.

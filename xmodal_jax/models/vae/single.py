@@ -94,6 +94,7 @@ def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: i
 
 
 def _check(config: AutoencoderConfig, modality: str, size: Size, classes: int) -> None:
+    """Raises ValueError if the model does not fit the kind of data, or a number of classes or tokens is missing."""
     modality_config = config.for_modality(modality)
     kind = modality_config.kind
     if not modality_config.real_valued and size.values < 2:
@@ -122,6 +123,7 @@ class LatentHeads(nn.Module):
     learned_prior: bool
 
     def setup(self):
+        """The layers of the posterior and, where it is learned, of the prior."""
         if self.deterministic:
             self.point_layer = nn.Dense(self.latent, name="point")
         else:
@@ -155,7 +157,7 @@ class LatentHeads(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Model:
-    """The functions of `VAE`."""
+    """The functions of `VAE` for one configuration and one modality."""
 
     config: AutoencoderConfig
     modality: str
@@ -223,6 +225,7 @@ class _Model:
     # Training
 
     def init(self, key: Key, batch: Batch) -> Params:
+        """Parameters of encoder and decoder ("network") and of posterior and prior ("heads")."""
         one = first_example(batch)
         inputs, keys = self.preprocess(one), example_keys(key, jnp.zeros(1, jnp.int32))
         condition = self.encode_condition(one, 1)
@@ -237,6 +240,8 @@ class _Model:
         return {"network": variables["params"], "heads": heads["params"]}
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
+        """The objective, averaged over the examples of the global batch that count, plus its terms of a whole batch
+        (MMD)."""
         keys = example_keys(key, batch["index"])
         inputs = self.training_inputs(params, batch, keys, axis_name)
         terms = self.config.objective(inputs, batch)
@@ -254,16 +259,21 @@ class _Model:
         self, params: Params, batch: Batch, keys: ExampleKeys, axis_name: collectives.AxisName
     ) -> ObjectiveInputs:
         """What the objective gets: with dropout, corruption and free bits, unlike `evaluation_inputs`."""
-        return self._objective_inputs(params, batch, keys, keys, self.config.free_bits, True, axis_name)
+        return self._objective_inputs(
+            params, batch, keys, network_keys=keys, free_bits=self.config.free_bits, weighted=True,
+            axis_name=axis_name,
+        )  # fmt: skip
 
     def evaluation_inputs(
         self, params: Params, batch: Batch, keys: ExampleKeys | None, *, weighted: bool = True
     ) -> ObjectiveInputs:
-        """As `training_inputs`, but without dropout, corruption and free bits: for latents and likelihoods.
+        """The same as `training_inputs`, but without dropout, corruption and free bits: for latents and likelihoods.
 
         ``weighted``: whether log-likelihoods are multiplied by the modality's reconstruction weight.
         """
-        return self._objective_inputs(params, batch, keys, None, 0.0, weighted, None)
+        return self._objective_inputs(
+            params, batch, keys, network_keys=None, free_bits=0.0, weighted=weighted, axis_name=None
+        )
 
     def _objective_inputs(
         self,
@@ -275,6 +285,11 @@ class _Model:
         weighted: bool,
         axis_name: collectives.AxisName,
     ) -> ObjectiveInputs:
+        """Posterior, prior and likelihood of a batch, as an objective takes them.
+
+        ``keys`` draw latents (None: means). ``network_keys`` draw dropout, augmentation and input corruption (None:
+        none of these). ``weighted``: whether log-likelihoods are multiplied by the modality's reconstruction weight.
+        """
         inputs = self.preprocess(batch, network_keys)
         condition = self.encode_condition(batch, inputs.present.shape[1])
         network, heads = self.bind_network(params), self.bind_heads(params)
@@ -309,6 +324,7 @@ class _Model:
         return decode_all(self.network, apply, z, key)[self.modality][0]
 
     def sample(self, params: Params, key: Key, count: int, labels: Any = None) -> Array:
+        """``count`` decoded samples of the prior, see `VAE`."""
         heads = self.bind_heads(self.autoencoder_params(params))
         prior = heads("prior", self.encode_condition(labels, count))
         if len(prior.mean) != count:
@@ -320,6 +336,7 @@ class _Model:
         return self.decode(params, self.encode(params, batch), batch if self.classes else None)
 
     def log_likelihood(self, params: Params, batch: Batch, key: Key, samples: int) -> Float[Array, "batch"]:
+        """The importance-weighted estimate of ``log p(x)`` ``[B]``, see `VAE`; 0 where x is missing."""
         if not self.config.has_likelihood:
             table = parts.parts_of(AutoencoderModel)
             able = ", ".join(name for name, model in table.items() if model.has_likelihood)
@@ -391,6 +408,7 @@ class _AdversarialTraining:
         return {"latent": terms.latent, "reconstruction": terms.loss}, variables
 
     def d_loss(self, discriminator, variables, batch: Batch, generated, key: Key, step, *, axis_name=None):
+        """The critic's loss: samples of the prior are real, the encoder's latents are generated."""
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
         present, mean = self.present_and_mean(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
@@ -400,6 +418,7 @@ class _AdversarialTraining:
         return loss, (jax.lax.stop_gradient(aux), variables)
 
     def g_loss(self, generated, discriminator, variables, batch: Batch, key: Key, *, axis_name=None):
+        """The autoencoder's loss: reconstruction plus ``beta`` times the adversarial loss of its latents."""
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
         present, mean = self.present_and_mean(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))

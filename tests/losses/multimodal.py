@@ -146,7 +146,7 @@ class Nets:
     def decode_top(self, top):
         return jnp.einsum("mdt,bt->mbd", self.t["tell"], top)
 
-    def top_down_pass(self, there):
+    def top_down_pass(self, there, keys):
         precision = jnp.where(there[..., None], jnp.exp(-2 * self.t["log_scale"])[None], 0.0)
         total = 1 + precision.sum(axis=1)
         mean = (precision * self.t["mean"][None]).sum(axis=1) / total

@@ -1,5 +1,9 @@
 """How good a VAE of one or several modalities is: coherence, likelihood, distance of generated from real data, and what
-its latent space holds."""
+its latent space holds.
+
+Judges are pretrained classifiers of each modality, `models.vae.judges.Judges`. They predict the class that
+generated data show; distances between generated and real data are measured in their features.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,8 @@ MIN_EXAMPLES = 16
 """With fewer examples disentanglement is not measured: a part of them may have one value of a factor only."""
 KID_SUBSETS = 20
 """Subsets over which a kernel distance is averaged."""
+LIKELIHOOD_BATCH_SIZE = 10
+"""Examples at a time in likelihood estimates: each is decoded from many importance samples at once."""
 DENSITIES = ("mixture", "flow")
 """The densities that can be fitted to latents after training."""
 
@@ -117,10 +123,15 @@ class SourceLatents(NamedTuple):
 
 
 class Translations(NamedTuple):
-    """What the judges answer about data generated from each of S subsets of the modalities, and from all of them."""
+    """The judges' classes and features of data that the VAE generated for N examples.
+
+    All M modalities are generated from the latents of each of the S subsets of an example's modalities that are neither
+    empty nor full, and last from all of them.
+    """
 
     classes: np.ndarray
-    """``[N, S + 1, M]``: the class of each generated modality; all modalities are the last subset."""
+    """``[N, S + 1, M]``: the class that the judge of each generated modality (last axis) gives it. The second axis is
+    the subset that it is generated from; the last entry is the set of all modalities."""
     unimodal_features: np.ndarray
     """``[N, M, M, H]``: features of what is generated from one modality (second axis) alone."""
     present: np.ndarray
@@ -146,7 +157,7 @@ class LatentEvaluator:
           vae: the model.
           configs: how its modalities are preprocessed.
           judges: classifiers of its modalities.
-          seed: of all samples.
+          seed: seed of every random draw.
           end_id: the token that ends a text.
           transform: of raw batches, such as tokenization.
           batch_size: examples at a time.
@@ -154,14 +165,17 @@ class LatentEvaluator:
         self.vae, self.configs, self.judges, self.end_id = vae, configs, judges, end_id
         self.modalities, count = vae.modalities, len(vae.modalities)
         self.batch_size, self.transform, self.key = batch_size, transform, jax.random.key(seed)
-        self.subsets = subsets(count, tuple(range(1, count))) if count > 1 else np.zeros((0, 1), bool)
+        self.subsets = subsets(count, sizes=range(1, count)) if count > 1 else np.zeros((0, 1), bool)
         """``[S, M]``: all subsets of the modalities but the empty and the full one."""
         self._likelihood_programs: dict[Any, Callable] = {}
 
     # What is computed for a batch; ``params`` holds those of the VAE and of the judges.
 
     def _generate(self, params, z) -> dict[str, Any]:
-        """The likeliest data of every modality, ``[B, ...]``, from latents with one row."""
+        """The likeliest data of every modality, ``[B, ...]``, from one latent sample per example.
+
+        ``z [M, 1, B, D']``: see `MultimodalVAE.decode`.
+        """
         return jax.tree.map(lambda x: x[0], self.vae.decode(params["vae"], z, None))
 
     def _judge_generated(self, params, z) -> JudgeOutputs:
@@ -175,6 +189,7 @@ class LatentEvaluator:
         generated from each single modality."""
         count = len(self.modalities)
         observed = jnp.concatenate([jnp.asarray(self.subsets), jnp.ones((1, count), bool)])
+        # Translations come from samples of the latents, as coherence and distances are those of a distribution.
         latents = self.vae.infer(params["vae"], batch, observed, self.key).z
 
         def judge_subset(z):
@@ -182,7 +197,7 @@ class LatentEvaluator:
             return outputs.logits.argmax(axis=-1), outputs.features
 
         classes, features = jax.lax.map(judge_subset, latents)
-        unimodal = features[:count]
+        unimodal = features[:count]  # `subsets` are ordered by size: the first M have one modality each
         all_present = jnp.ones(len(batch["index"]), bool)
         present = jnp.stack([batch.get("present", {}).get(m, all_present) for m in self.modalities], axis=1)
         examples_first = lambda x: jnp.moveaxis(x, 0, 1)
@@ -192,6 +207,7 @@ class LatentEvaluator:
         """Reconstruction metrics ``[B]`` by ``<modality>/<metric>``, from all modalities of an example; NaN where it
         lacks the modality."""
         observed = jnp.ones(len(self.modalities), bool)
+        # Reconstructions come from the means of the latents (key None), without sampling noise.
         z = self.vae.infer(params["vae"], batch, observed, None).z
         generated, metrics = self._generate(params, z), {}
         for name in self.modalities:
@@ -210,7 +226,9 @@ class LatentEvaluator:
         samples = self.vae.infer(params["vae"], batch, observed[-1], self.key).shared[0]
         return SourceLatents(jnp.moveaxis(means[:-1], 0, 1), means[-1], samples)
 
-    def _judge_draws(self, params, batch) -> JudgeOutputs:
+    def _judge_latents(self, params, batch) -> JudgeOutputs:
+        """The judges' outputs for data generated from shared latents; private latents are drawn from their prior."""
+        # A key per batch, by the index of its first example, as `decoder_latents` numbers each batch's examples from 0.
         key = jax.random.fold_in(self.key, batch["index"][0])
         return self._judge_generated(params, self.vae.decoder_latents(params["vae"], batch["shared"], key))
 
@@ -233,8 +251,8 @@ class LatentEvaluator:
         return self._predict_all(self._translate, params, judge_params, source)
 
     def reconstruct(self, params, source: Source) -> dict[str, np.ndarray]:
-        """How near data generated from all modalities are to the examples: ``[N]`` for each ``modality/metric``, NaN
-        where the modality is missing."""
+        """Reconstruction metrics per example, of data generated from all its modalities: ``[N]`` for each
+        ``modality/metric``, NaN where the modality is missing."""
         return self._predict_all(self._reconstruct, params, {}, source)
 
     def judge(self, judge_params, source: Source) -> JudgeOutputs:
@@ -245,7 +263,7 @@ class LatentEvaluator:
         """What the judges answer about data generated from shared latents ``[N, D]``."""
         source = ArraySource({"shared": np.asarray(shared, np.float32)})
         transform = lambda batch: {**batch, "index": np.asarray(batch["index"], np.int32)}
-        return self._predict_all(self._judge_draws, params, judge_params, source, transform=transform)
+        return self._predict_all(self._judge_latents, params, judge_params, source, transform=transform)
 
     def sample_prior(self, params, count: int) -> np.ndarray:
         """``count`` shared latents of the model's prior."""
@@ -260,7 +278,9 @@ class LatentEvaluator:
             self._likelihood_programs[case] = lambda params, batch: self.vae.log_likelihood(
                 params["vae"], batch, self.key, np.array(observed), np.array(targets), samples
             )
-        return self._predict_all(self._likelihood_programs[case], params, {}, source, batch_size=10)
+        return self._predict_all(
+            self._likelihood_programs[case], params, {}, source, batch_size=LIKELIHOOD_BATCH_SIZE
+        )
 
 
 def evenly_spread(size: int, count: int) -> np.ndarray:

@@ -394,7 +394,7 @@ def mhvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0, subsets: int = 0) -> O
     arXiv:2309.08747, eq. 5-7), the posterior of every level the product of its prior and the experts of S.
 
     The mean is over ``subsets`` random subsets S of the modalities present, drawn for each example (0: over all).
-    ``inputs.networks.top_down_pass(members [R, M, B])`` returns the latents of all levels for each subset, as
+    ``inputs.networks.top_down_pass(members [R, M, B], keys)`` returns the latents of all levels for each subset, as
     ``latents [R, B, D]`` of the level that is decoded, and ``divergences [R, B, L]``.
     """
     all_members = jnp.asarray(all_subsets(len(inputs.present)))
@@ -405,7 +405,7 @@ def mhvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0, subsets: int = 0) -> O
         drawn = draw_allowed(inputs.keys, "subsets", allowed, subsets)
         members = jnp.moveaxis(all_members[drawn], -1, 1) & inputs.present[None]
         allowed = jnp.take_along_axis(allowed, drawn, axis=0)
-    hierarchy = inputs.networks.top_down_pass(members)
+    hierarchy = inputs.networks.top_down_pass(members, inputs.keys)
     rec = jnp.where(allowed, _reconstruction_loss(inputs, hierarchy.latents), 0.0)
     divergence = jnp.where(allowed, hierarchy.divergences.sum(axis=-1), 0.0)
     mean = lambda x: x.sum(axis=0) / jnp.maximum(allowed.sum(axis=0), 1)

@@ -205,8 +205,9 @@ def ada_update(
     """The next probability: ``clip(p + sign(E[sign(D(real))] - target) examples / ramp, 0, 1)``.
 
     Args:
-      sign_mean: mean sign of the discriminator's logits of real images over the *global* batches since the last update,
-        summed over devices (Karras et al. 2020, eq. 1).
+      sign_mean: mean over real images of the sign (-1, 0 or 1) of the discriminator's logit, so a number in [-1, 1],
+        which nears 1 as the discriminator overfits (Karras et al. 2020, eq. 1). It is the mean over the *global*
+        batches since the last update: the sum of the devices' shares.
       examples: number of these real images.
       target: the mean sign to keep.
       ramp: number of images in which the probability can go from 0 to 1.

@@ -145,7 +145,8 @@ class TrainingLoop:
         self.seeds = config.all_seeds
         options = dict(fsdp=config.fsdp, seeds=len(self.seeds) if len(self.seeds) > 1 else None)
         self.engine = make_engine(config.parallel, training.init, training.make_step, **options)
-        self._run_initial = None
+        # Runs the steps of a method's first stage (pretraining), which are compiled apart.
+        self._run_initial: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
         if training.initial_steps:
             self._run_initial = make_engine(
                 config.parallel, training.init, training.make_initial_step, **options
@@ -157,6 +158,7 @@ class TrainingLoop:
         self._example = example
         shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
         model = getattr(run.config, "model", None)
+        # The stored configuration leaves out the model's options for modalities that the data lack.
         run.leave_out([f"model.{name}" for name in unused_fields(model, example)])
         encoders = method.encoders if isinstance(method, Method) else []
         self._metadata = {
@@ -169,11 +171,19 @@ class TrainingLoop:
         }
         self.state: Any = None
         self.step = self.start = 0
+        """Steps taken so far, and those of them before this process started (see ``config.resume``)."""
         self.diverged: list[int] = []
         self._best_score = -math.inf
         self._evaluations_since_best = 0
-        self._unread: tuple[int, Any] | None = None
+        self._pending_metrics: tuple[int, Any] | None = None
         """The last dispatch's step and metrics, while the device may still be computing them."""
+        # `set_up` assigns these.
+        self._steps_per_dispatch = 0
+        self._learning_rates: dict[str, np.ndarray] = {}
+        """The learning rate of every step, by optimizer."""
+        self._param_names: list[str] = []
+        """Names of the parameters, in the order of the flags ``finite`` of a step's metrics."""
+        self._bar: tqdm | None = None
 
     # -- set-up ---------------------------------------------------------------------------------------
 
@@ -192,7 +202,9 @@ class TrainingLoop:
                 self.state = self.engine.init(keys, self._example)
                 if self.training.load_pretrained is not None:
                     self.state = load_pretrained_params(self.state, self.engine, self.training, self._example)
-        self._steps_per_dispatch = fitting_dispatch(self.config, self.start, self.training.initial_steps)
+        self._steps_per_dispatch = choose_steps_per_dispatch(
+            self.config, self.start, self.training.initial_steps
+        )
         self._learning_rates = tabulate(self.training.learning_rates, self.config.steps)
         self._param_names = leaf_names(self.engine.fetch(self.state).params)
         self._bar = tqdm(
@@ -240,9 +252,9 @@ class TrainingLoop:
             run_steps = self._run_initial if initial else self.engine.run
             self.state, metrics = run_steps(self.state, self._device_data, scan_inputs)
             # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
-            loss = self._read_metrics()
+            loss = self._finish_dispatch()
         self.step += self._steps_per_dispatch
-        self._unread = self.step, metrics
+        self._pending_metrics = self.step, metrics
         self._bar.update(self._steps_per_dispatch)
         if loss is not None and self.run.writes:
             self._show(loss)
@@ -257,21 +269,23 @@ class TrainingLoop:
             refresh=False,
         )
 
-    def _read_metrics(self) -> float | None:
+    def _finish_dispatch(self) -> float | None:
         """Waits for the last dispatch and checks that losses and gradients of all its steps are finite.
 
         It logs the metrics of its last step, of every seed that has not diverged; returns their mean loss. None where
         nothing has been dispatched since the last call.
         """
-        if self._unread is None:
+        if self._pending_metrics is None:
             return None
-        (step, metrics), self._unread = self._unread, None
+        (step, metrics), self._pending_metrics = self._pending_metrics, None
         metrics = jax.tree.map(np.asarray, metrics)
         first = step - len(metrics["finite"]) + 1
         for k, flags in enumerate(metrics["finite"]):
             for seed, finite in zip(self.seeds, np.atleast_2d(flags), strict=True):
-                if seed not in self.diverged and (what := describe_non_finite(finite, self._param_names)):
-                    self._handle_divergence(first + k, seed, what, step)
+                if seed in self.diverged:
+                    continue
+                if non_finite_names := describe_non_finite(finite, self._param_names):
+                    self._handle_divergence(first + k, seed, non_finite_names, step)
         del metrics["finite"]
         if self.diverged:
             remaining = np.array([seed not in self.diverged for seed in self.seeds])
@@ -281,10 +295,10 @@ class TrainingLoop:
         self.run.log(step, last | rates)
         return float(last["train/loss"].mean())
 
-    def _handle_divergence(self, step: int, seed: int, what: str, last_step: int) -> None:
+    def _handle_divergence(self, step: int, seed: int, non_finite_names: str, last_step: int) -> None:
         """Drops a seed whose values are no longer finite, or raises NonFiniteError."""
         of_seed = f" of seed {seed}" if self.engine.seeds else ""
-        message = f"step {step}{of_seed}: {what} are no longer finite."
+        message = f"step {step}{of_seed}: {non_finite_names} are no longer finite."
         others = len(self.seeds) - len(self.diverged) - 1
         if self.config.on_divergence == "drop" and others:
             self.run.print(f"{message} This seed is dropped; {others} go on.")
@@ -293,17 +307,21 @@ class TrainingLoop:
         rates = ", ".join(f"{rate[last_step - 1]:.2g}" for rate in self._learning_rates.values())
         raise NonFiniteError(
             f"{message} Lower the learning rate (now {rates}), clip the gradient or look at that batch; "
-            f"the newest checkpoint in {self._checkpoints.directory} is from before."
+            f"the newest checkpoint in {self._checkpoints.directory} was saved before this step."
         )
 
     # -- between dispatches ---------------------------------------------------------------------------
 
     def evaluate(self) -> bool:
-        """Evaluates if it is due, and saves the best checkpoint; returns whether training should stop early."""
+        """Evaluates if it is due, and saves the checkpoint if it is the best one so far.
+
+        Returns:
+          Whether training should stop early: the metric has not improved for ``config.patience`` evaluations.
+        """
         if self._evaluate is None or not self._due(self.config.eval_every):
             return False
         with self.timer("train"):
-            self._read_metrics()
+            self._finish_dispatch()
         with self.timer("evaluation"):
             params = eval_params_by_seed(self.state, self.engine, self.training, self._device_data.frozen)
             by_seed = zip(self.seeds, params, strict=True)
@@ -334,9 +352,9 @@ class TrainingLoop:
         """Saves a checkpoint if one is due, or ``now``; first it waits until the state is known to be finite."""
         if not (now or self._due(self.config.checkpoint_every)):
             return
-        if self._unread is not None:
+        if self._pending_metrics is not None:
             with self.timer("train"):
-                self._read_metrics()
+                self._finish_dispatch()
         with self.timer("checkpoint"):
             self._checkpoints.save(self.step, self.engine.fetch(self.state), self._checkpoint_metadata())
 
@@ -440,7 +458,7 @@ def resume_command(run: Run) -> str:
     return shlex.join(["python", *words, "--resume"])
 
 
-def fitting_dispatch(config: RunConfig, start: int, initial_steps: int) -> int:
+def choose_steps_per_dispatch(config: RunConfig, start: int, initial_steps: int) -> int:
     """Steps per dispatch: the largest number up to ``config.dispatch`` such that a dispatch ends at every evaluation,
     checkpoint, the end, and the last of the ``initial_steps``, where the program changes."""
     stops = [n for n in (config.steps, config.eval_every, config.checkpoint_every, start, initial_steps) if n]

@@ -86,23 +86,23 @@ def draw_batch(data, x):
     return {**batch, "index": x["index"]}
 
 
-def over_seeds(step: Callable, form: SeedsForm = "auto") -> Callable:
-    """``step(state, device_data, x)`` for states and inputs with a leading axis of seeds.
+def over_seeds(step: Callable, strategy: SeedsForm = "auto") -> Callable:
+    """Vectorises ``step(state, device_data, inputs)`` over a leading axis of seeds, of ``state`` and of ``inputs``.
 
-    ``form``: "vmap" runs the operations of all seeds together, "map" one seed after the other in the same program; the
-    results are the same. "auto" takes "vmap", except on the CPU for large states (`MAX_VMAPPED_SIZE`), where the
+    ``strategy``: "vmap" runs the operations of all seeds together, "map" one seed after the other in the same program;
+    the results are the same. "auto" takes "vmap", except on the CPU for large states (`MAX_VMAPPED_SIZE`), where the
     operations of one seed occupy the whole machine and several at once only exceed its cache (see benchmarks/seeds.py).
     """
 
-    def run(state, device_data, x):
+    def run(state, device_data, inputs):
         """The step of all seeds."""
         size = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(state))
-        in_turn = form == "map" or (
-            form == "auto" and jax.default_backend() == "cpu" and size > MAX_VMAPPED_SIZE
+        in_turn = strategy == "map" or (
+            strategy == "auto" and jax.default_backend() == "cpu" and size > MAX_VMAPPED_SIZE
         )
         if in_turn:
-            return jax.lax.map(lambda sx: step(sx[0], device_data, sx[1]), (state, x))
-        return jax.vmap(step, in_axes=(0, None, 0))(state, device_data, x)
+            return jax.lax.map(lambda sx: step(sx[0], device_data, sx[1]), (state, inputs))
+        return jax.vmap(step, in_axes=(0, None, 0))(state, device_data, inputs)
 
     return run
 

@@ -310,7 +310,7 @@ def test_cvae_needs_labels():
     with pytest.raises(ValueError, match="classes of 2 at least, got image and 0"):
         make_vae(config, "image", Size((8, 8, 1)))
     vae, params, _ = started("cvae")
-    with pytest.raises(ValueError, match="give labels"):
+    with pytest.raises(ValueError, match="a conditional VAE needs `labels`, one per latent"):
         vae.sample(params, KEY, 3)
     with pytest.raises(ValueError, match="one label for each of 3 samples, got 2"):
         vae.sample(params, KEY, 3, jnp.array([0, 1]))

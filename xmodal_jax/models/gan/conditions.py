@@ -138,6 +138,12 @@ class ConditionEncoder:
     width: int = 0
     """Dimensions of the condition's vector; 0: there is none."""
 
+    @property
+    def condition_modality(self) -> str:
+        """The modality of ``modalities`` that the condition is read from; "image" where the condition is no modality
+        that can be missing: for no condition, and for classes, of which `is_known` decides."""
+        return self.modalities[-1]
+
     def example(self) -> Condition:
         """A condition of zeros for one example, to initialise networks with."""
         return Condition()

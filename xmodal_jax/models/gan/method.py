@@ -122,9 +122,9 @@ class DiscriminatorPass(NamedTuple):
     real_tokens: Float[Array, "batch length dim"]
     """The discriminator's tokens of the real images."""
     real_scores: Float[Array, "batch outputs"]
-    """The critic's outputs for real images: one logit, or features (MMD-GANs)."""
+    """The discriminator's outputs for real images: one logit, or features (MMD-GANs)."""
     fake_scores: Float[Array, "batch outputs"]
-    """The critic's outputs for generated images."""
+    """The discriminator's outputs for generated images."""
     present: Bool[Array, "batch"]
     """Which examples count."""
 
@@ -157,8 +157,8 @@ class ConditionalGAN:
     - CE: auxiliary loss as in AC-GAN, by which the discriminator predicts the class or the caption from an image
       (``d_read``, ``g_read``: nats of the class, or per token), of weight ``condition.auxiliary_weight``.
     - NCE: contrastive losses (InfoNCE) with the weights of ``contrastive``: of images and conditions (``d_sentence``,
-      ``g_sentence``), of image regions and words (``d_word``, ``g_word``), and of generated images and the real images
-      of the same condition (``g_image``).
+      ``g_sentence``; the metrics have these names for class conditions as well), of image regions and words
+      (``d_word``, ``g_word``), and of generated images and the real images of the same condition (``g_image``).
     - :math:`CE_{captioner}`: redescription, a frozen captioner's cross-entropy of the caption (``g_redescription``,
       nats per token), of weight ``features.redescription_weight``.
     - V: reconstruction, the negative ELBO with its weighted KL divergence (``g_reconstruction``, nats per pixel and
@@ -168,8 +168,8 @@ class ConditionalGAN:
       ``features.perceptual_weight``.
     - KL: of the vector v that conditioning augmentation draws (``g_kl``, nats per dimension), of weight 1.
 
-    The discriminator's aux also has ``d_real`` and ``d_fake`` (means of the critic's first output) and ``ada`` (the
-    probability of augmentation).
+    The discriminator's aux also has ``d_real`` and ``d_fake`` (means of its first output) and ``ada`` (the probability
+    of augmentation).
 
     ``variables`` holds ``batch_stats`` of the generator, ``spectral`` (vectors of the power iteration), ``logits``
     (moving averages, for LeCam) and ``augment_probability`` (ADA); ``frozen`` holds the parameters of ``text``,
@@ -260,6 +260,7 @@ class ConditionalGAN:
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
         """The reconstruction loss of all images, which needs no discriminator."""
+        # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
         reconstruct_mask = jnp.ones(len(batch["index"]), bool)
         generated, variables = self._generate(
@@ -286,7 +287,7 @@ class ConditionalGAN:
     def _posterior_inputs(self, batch: Batch, frozen: Params | None) -> ImageInputs:
         """Real images as the posterior of the noise takes them, with frozen features and the captioner's attention if
         these are used."""
-        inputs = self._with_tokens(to_float(batch["image"]), frozen)
+        inputs = self._with_frozen_features(to_float(batch["image"]), frozen)
         uses_words = self.config.generator.composes_objects and self.config.condition.uses_words
         if not (self.networks.word_attention and uses_words):
             return inputs
@@ -301,13 +302,13 @@ class ConditionalGAN:
     def _reconstruction_loss(self, generated, batch, has_reconstruction, axis_name):
         """Weighted negative ELBO, a mean over the images with ``has_reconstruction [B]``, and its aux."""
         options = self.config.reconstruction
-        mean = functools.partial(_mean, present=has_reconstruction, axis_name=axis_name)
+        mean_share = functools.partial(_mean_share, present=has_reconstruction, axis_name=axis_name)
         squared_error = jnp.square(generated["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
         kl = generated["posterior_kl"]
         nats = squared_error / (2.0 * options.pixel_scale**2) + options.kl_weight * kl
         aux = {
-            "g_posterior_kl": mean(kl),
-            "g_reconstruction": mean(nats) / math.prod(self.networks.sizes.shape),
+            "g_posterior_kl": mean_share(kl),
+            "g_reconstruction": mean_share(nats) / math.prod(self.networks.sizes.shape),
         }
         return options.weight * aux["g_reconstruction"], jax.lax.stop_gradient(aux)
 
@@ -324,10 +325,13 @@ class ConditionalGAN:
     ) -> tuple[Float[Array, ""], Aux]:
         """The generator's loss, as a function of ``generated``."""
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
+        # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
-        mean = functools.partial(_mean, present=present, axis_name=axis_name)
+        mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)
+        # Only the discriminator's step updates the vectors of the power iteration.
         params, _ = self._normalize_weights(discriminator, variables, iterations=0)
-        condition = networks.encode_condition(params, frozen, batch, None)
+        # Without random keys the condition is encoded without dropout.
+        condition = networks.encode_condition(params, frozen, batch, keys=None)
         fake = self._discriminator_inputs(generated["image"], variables, frozen, keys)
         fake_tokens = networks.image_tokens(params, fake, keys)
         fake_scores = networks.score(params, fake_tokens, condition.vector)
@@ -352,10 +356,10 @@ class ConditionalGAN:
             )
             options = dict(present=present, duplicates="ignore", axis_name=axis_name)
             options["temperature"] = self.config.contrastive.temperature
-            aux["g_image"] = mean(info_nce(fake_embedding, real_embedding, **options))
+            aux["g_image"] = mean_share(info_nce(fake_embedding, real_embedding, **options))
             loss = loss + self.config.contrastive.image_weight * aux["g_image"]
         if self.config.generator.conditioning:
-            aux["g_kl"] = mean(generated["kl"])
+            aux["g_kl"] = mean_share(generated["kl"])
             loss = loss + aux["g_kl"]
         return loss, jax.lax.stop_gradient(aux)
 
@@ -379,7 +383,7 @@ class ConditionalGAN:
                 tokens if self.image_encoder is None else self.captioner.encode(frozen["captioner"], image)
             )
             nats = self.captioner.cross_entropy(frozen["captioner"], captioner_tokens, batch["text"], mask)
-            aux["g_redescription"] = _mean(nats, present, axis_name)
+            aux["g_redescription"] = _mean_share(nats, present, axis_name)
             loss = loss + feature_config.redescription_weight * aux["g_redescription"]
         has_reconstruction = present & self._reconstruct_mask(batch)
         if self.config.reconstruction is not None:
@@ -390,7 +394,7 @@ class ConditionalGAN:
         if perceptual_weight:
             real_tokens = self._image_features(to_float(batch["image"]), frozen)
             cosine = (l2_normalize(tokens) * l2_normalize(real_tokens)).sum(axis=-1).mean(axis=-1)
-            aux["g_perceptual"] = _mean(1.0 - cosine, has_reconstruction, axis_name)
+            aux["g_perceptual"] = _mean_share(1.0 - cosine, has_reconstruction, axis_name)
             loss = loss + perceptual_weight * aux["g_perceptual"]
         return loss, aux
 
@@ -410,24 +414,28 @@ class ConditionalGAN:
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
         """The discriminator's loss."""
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
+        # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
-        mean = functools.partial(_mean, present=present, axis_name=axis_name)
+        mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)
         params, variables = self._normalize_weights(discriminator, dict(variables))
-        forward = self._score_both(networks, params, variables, batch, generated, keys, present, frozen)
+        forward = self._forward_real_and_fake(
+            networks, params, variables, batch, generated, keys, present, frozen
+        )
         mismatched = self._score_mismatched(networks, forward, batch, axis_name)
         real, fake = forward.real_scores, forward.fake_scores
         loss = self.adversarial.discriminator(real, fake, mismatched, present, axis_name)
-        aux = {"d_loss": loss, "d_real": mean(real[:, 0]), "d_fake": mean(fake[:, 0])}
+        aux = {"d_loss": loss, "d_real": mean_share(real[:, 0]), "d_fake": mean_share(fake[:, 0])}
         if self.config.penalty is not None:
             aux["d_penalty"] = self._penalty(networks, forward, keys, step, axis_name)
             loss = loss + self.config.penalty.weight * aux["d_penalty"]
         if self.config.lecam:
             lecam, variables["logits"] = self._lecam(
-                real[:, 0], fake[:, 0], variables["logits"], mean, axis_name
+                real[:, 0], fake[:, 0], variables["logits"], mean_share, axis_name
             )
             loss = loss + self.config.lecam * lecam
         if "augment_probability" in variables:
             probability = variables["augment_probability"]
+            # Metrics are summed over devices, so each device logs its share of the probability.
             aux["ada"] = probability / collectives.axis_size(axis_name)
             variables["augment_probability"] = self.config.augmentation.next_probability(
                 probability, real[:, 0], present, axis_name
@@ -439,9 +447,10 @@ class ConditionalGAN:
             aux[f"d_{name}"], loss = value, loss + weight * value
         return loss, (jax.lax.stop_gradient(aux), variables)
 
-    def _score_both(self, networks, params, variables, batch, generated, keys, present, frozen):
+    def _forward_real_and_fake(self, networks, params, variables, batch, generated, keys, present, frozen):
         """Scores of real and of generated images, with what they were computed from."""
         condition = networks.encode_condition(params, frozen, batch, keys)
+        # The names of the keys only select the random streams; "made" is that of the generated images.
         real_keys, fake_keys = fold_in_name(keys, "real"), fold_in_name(keys, "made")
         real = self._discriminator_inputs(to_float(batch["image"]), variables, frozen, real_keys)
         fake = self._discriminator_inputs(generated["image"], variables, frozen, fake_keys)
@@ -475,12 +484,13 @@ class ConditionalGAN:
         penalty, scores = self.config.penalty, (forward.real_scores, forward.fake_scores)
 
         def critic(x, vector=None, keys=None):
+            """The number per example whose gradient is penalised (the critic of a WGAN)."""
             vector = forward.condition.vector if vector is None else vector
             keys = forward.real_keys if keys is None else keys
             outputs = networks.score(forward.params, networks.image_tokens(forward.params, x, keys), vector)
             return self.adversarial.critic_value(outputs, *scores, forward.present, axis_name)
 
-        def value():
+        def penalty_value():
             """The penalty, averaged over the examples of the global batch that are present."""
             vector, penalty_keys = forward.condition.vector, fold_in_name(keys, "penalty")
             inputs = PenaltyInputs(
@@ -493,18 +503,19 @@ class ConditionalGAN:
                 forward.present,
                 axis_name,
             )
-            return _mean(penalty.terms(inputs), forward.present, axis_name)
+            return _mean_share(penalty.terms(inputs), forward.present, axis_name)
 
         if penalty.every == 1:
-            return value()
-        zero = lambda: 0.0 * _mean(forward.real_scores[:, 0], forward.present, axis_name)
-        return penalty.every * jax.lax.cond(step % penalty.every == 0, value, zero)
+            return penalty_value()
+        # Both branches of `cond` must have the same dtype and sharding type, so zero is computed from the scores.
+        zero = lambda: 0.0 * _mean_share(forward.real_scores[:, 0], forward.present, axis_name)
+        return penalty.every * jax.lax.cond(step % penalty.every == 0, penalty_value, zero)
 
     @staticmethod
-    def _lecam(real, fake, averages, mean, axis_name):
+    def _lecam(real, fake, averages, mean_share, axis_name):
         """The LeCam regularisation, and the updated averages of the logits."""
-        value = mean(penalties.lecam(real, fake, averages["real"], averages["fake"]))
-        means = {k: collectives.psum(mean(v), axis_name) for k, v in (("real", real), ("fake", fake))}
+        value = mean_share(penalties.lecam(real, fake, averages["real"], averages["fake"]))
+        means = {k: collectives.psum(mean_share(v), axis_name) for k, v in (("real", real), ("fake", fake))}
         return value, trees.update_ema(averages, jax.lax.stop_gradient(means), LECAM_DECAY)
 
     # -- both --
@@ -513,7 +524,7 @@ class ConditionalGAN:
         """Which examples count: those that have an image and a condition."""
         encoder = self.networks.condition_encoder
         present = presence_masks(batch, encoder.modalities)
-        return present["image"] & present[encoder.modalities[-1]] & encoder.is_known(batch)
+        return present["image"] & present[encoder.condition_modality] & encoder.is_known(batch)
 
     def _normalize_weights(self, params: Params, variables: Variables, *, iterations: int = 1):
         """The discriminator's parameters after spectral normalisation, and the variables with its next vectors."""
@@ -528,9 +539,9 @@ class ConditionalGAN:
         """Images as the discriminator takes them: augmented, and with features of the frozen network."""
         if self.config.augmentation is not None:
             image = self.config.augmentation.apply(image, variables, keys)
-        return self._with_tokens(image, frozen)
+        return self._with_frozen_features(image, frozen)
 
-    def _with_tokens(self, image, frozen) -> ImageInputs:
+    def _with_frozen_features(self, image, frozen) -> ImageInputs:
         """Images, with features of the frozen network if the discriminator gets those (``features.projected``)."""
         projected = self.config.features is not None and self.config.features.projected
         return ImageInputs(image, self._image_features(image, frozen) if projected else None)
@@ -547,24 +558,24 @@ class ConditionalGAN:
         ``tokens``: the discriminator's, of real images in its own loss and of generated ones in the generator's.
         """
         networks, weights, losses = self.networks, self.config.contrastive, {}
-        mean = functools.partial(_mean, present=present, axis_name=axis_name)
+        mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)
         if self.config.condition.auxiliary_weight:
             nats = networks.prediction_loss(params, tokens, batch)
-            losses["read"] = mean(nats), self.config.condition.auxiliary_weight
+            losses["read"] = mean_share(nats), self.config.condition.auxiliary_weight
         if weights.sentence_weight or weights.word_weight:
             embedded = networks.contrastive_embeddings(params, tokens, condition)
             ids = networks.condition_encoder.ids(batch)
             pairs = dict(present=present, match=ids, duplicates="positive", axis_name=axis_name)
         if weights.sentence_weight:
             terms = info_nce(embedded.image, embedded.condition, temperature=weights.temperature, **pairs)
-            losses["sentence"] = mean(terms), weights.sentence_weight
+            losses["sentence"] = mean_share(terms), weights.sentence_weight
         if weights.word_weight:
             terms = word_region_loss(embedded.words, condition.words.mask, embedded.regions, **pairs)
-            losses["word"] = mean(terms), weights.word_weight
+            losses["word"] = mean_share(terms), weights.word_weight
         return losses
 
 
-def _mean(
+def _mean_share(
     terms: Float[Array, "batch"], present: Bool[Array, "batch"], axis_name: AxisName
 ) -> Float[Array, ""]:
     """This device's share of the mean over the present examples of the global batch."""

@@ -36,7 +36,12 @@ INITIAL_STAGE_PREFIXES = ("decoders", "trunks", "joint")
 
 
 class MultimodalVAE(NamedTuple):
-    """A multimodal VAE as pure functions: M modalities, B examples, R samples of each, N draws, D shared dimensions."""
+    """A multimodal VAE as pure functions.
+
+    M modalities; B examples, and R samples of the latents of each; N draws of the prior or of another density, which
+    belong to no example; D dimensions of the shared latents; D' dimensions of the latents that one modality is decoded
+    from (with private latents D plus theirs; with latents of several levels those of the lowest one).
+    """
 
     method: Method
     modalities: tuple[str, ...]
@@ -79,30 +84,39 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
 
 
 class _NetworkMethods(NamedTuple):
-    """The network's methods that some objectives call, bound to its parameters and to the batch's features and keys."""
+    """The network's methods that some objectives call, bound to its parameters and to the batch's features.
+
+    ``flow`` and ``inverse_flow`` serve JNF; ``message``, ``encode_top`` and ``decode_top`` serve Nexus;
+    ``top_down_pass`` serves MHVAE.
+    """
 
     apply: Apply
     features: Float[Array, "m batch hidden"]
-    keys: ExampleKeys | None
 
     def flow(self, z: Array) -> tuple[Array, Array]:
+        """``z [B, D]`` in the base space of each modality's flow, ``[M, B, D]``, and ``log |det|`` ``[M, B]``."""
         return self.apply("flow", z)
 
     def inverse_flow(self, base: Array) -> Array:
+        """The latents ``[M, B, D]`` that each modality's flow maps to ``base [M, B, D]``, its base space."""
         return self.apply("inverse_flow", base)
 
     def message(self, latents: Array) -> Array:
+        """The message ``[M, B, H]`` of each modality's latent ``[M, B, D']`` to the top level."""
         return self.apply("message", latents)
 
     def encode_top(self, message: Array) -> Posterior:
+        """The posterior of the top-level (shared) latent ``[B, D]``, from the mean ``[B, H]`` of the messages."""
         return self.apply("encode_top", message)
 
     def decode_top(self, top: Array) -> Array:
+        """The mean of each modality's latent, ``[M, B, D']``, given the top-level latent ``[B, D]``."""
         return self.apply("decode_top", top)
 
-    def top_down_pass(self, mask: Array, *keys: ExampleKeys | None) -> TopDownPass:
-        """`Network.top_down_pass`, with the objective's keys unless others are passed (None: means, not samples)."""
-        return self.apply("top_down_pass", self.features, mask, *(keys or (self.keys,)))
+    def top_down_pass(self, mask: Array, keys: ExampleKeys | None) -> TopDownPass:
+        """Latents of all levels of the hierarchy, for each row of ``mask [R, M, B]`` from the modalities that it
+        selects; ``keys``: of the samples, None: means instead of samples."""
+        return self.apply("top_down_pass", self.features, mask, keys)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,8 +143,9 @@ class _Model:
     def initial_stage(self) -> Stage | None:
         if not self.config.initial_fraction:
             return None
-        trains = lambda path: path.split("/")[0].split("_")[0] in INITIAL_STAGE_PREFIXES
-        return Stage(self.initial_loss, self.config.initial_fraction, trains)
+        # A parameter's path is "<part>_<suffix>/<...>": its part decides whether it is trained.
+        is_trained = lambda path: path.split("/")[0].split("_")[0] in INITIAL_STAGE_PREFIXES
+        return Stage(self.initial_loss, self.config.initial_fraction, is_trained)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
         """The loss; in a model with two stages the second stage's, in which the decoders are frozen."""
@@ -150,8 +165,8 @@ class _Model:
         key: Key,
         axis_name: collectives.AxisName,
     ) -> tuple[Array, dict[str, Array]]:
-        """The objective, averaged over the examples of the global batch that have a modality; and the means of its
-        metrics.
+        """The objective, averaged over the examples of the global batch that have a modality, and the means of its
+        metrics; of each mean this device's share.
 
         ``decoder_params``: parameters of frozen decoders; None: the decoders are trained with ``params``.
         """
@@ -176,7 +191,7 @@ class _Model:
     ) -> ObjectiveInputs:
         """What the objective gets: with dropout and free bits, unlike `evaluation_inputs`."""
         return self._objective_inputs(
-            params, inputs, keys, network_keys=keys, free_bits=self.config.free_bits,
+            params, inputs, keys, train_keys=keys, free_bits=self.config.free_bits,
             decoder_params=decoder_params, axis_name=axis_name,
         )  # fmt: skip
 
@@ -185,7 +200,7 @@ class _Model:
     ) -> ObjectiveInputs:
         """The same as `training_inputs`, but without dropout and free bits."""
         return self._objective_inputs(
-            params, inputs, keys, network_keys=None, free_bits=0.0, decoder_params=None, axis_name=None
+            params, inputs, keys, train_keys=None, free_bits=0.0, decoder_params=None, axis_name=None
         )
 
     def _objective_inputs(
@@ -193,39 +208,40 @@ class _Model:
         params: Params,
         inputs: NetworkInputs,
         keys: ExampleKeys | None,
-        network_keys: ExampleKeys | None,
+        *,
+        train_keys: ExampleKeys | None,
         free_bits: float,
         decoder_params: Params | None,
         axis_name: collectives.AxisName,
     ) -> ObjectiveInputs:
         """Posteriors, prior and likelihoods of a batch, as an objective takes them.
 
-        ``keys`` draw latents (None: means). ``network_keys`` draw dropout (None: no dropout). ``decoder_params``:
+        ``keys`` draw latents (None: means). ``train_keys`` draw dropout (None: no dropout). ``decoder_params``:
         parameters of frozen decoders; None: ``params``.
         """
         apply = self.bind(params)
         decode_apply = apply if decoder_params is None else self.bind(decoder_params)
-        outputs = apply("encode", inputs, network_keys)
+        outputs = apply("encode", inputs, train_keys)
         # The encoder's outputs for a missing modality are arbitrary and may overflow.
         mask_missing = lambda q: None if q is None else mask_experts(q, inputs.present)
         experts, private = mask_missing(outputs.experts), mask_missing(outputs.private)
         prior = apply("prior")
-        joint = apply("encode_joint", inputs, network_keys) if self.network.config.joint else None
+        joint = apply("encode_joint", inputs, train_keys) if self.network.config.joint else None
 
         def log_likelihood(z: Array) -> Array:
-            return decode_apply("log_likelihood", z, inputs, network_keys)
+            return decode_apply("log_likelihood", z, inputs, train_keys)
 
         # Objectives that take this closed form have the prior N(0, 1). Those with a learned or a mixture prior take
         # `prior.log_prob` instead.
-        def kl_to_standard(q: Posterior, present: Array) -> Array:
+        def kl_to_standard_normal(q: Posterior, present: Array) -> Array:
             return kl_with_free_bits(
                 q, standard_like(q), free_bits=free_bits, present=present, axis_name=axis_name
             )
 
         return ObjectiveInputs(
-            inputs.present, log_likelihood, kl_to_standard, prior, keys,
+            inputs.present, log_likelihood, kl_to_standard_normal, prior, keys,
             posterior=joint, experts=experts, private=private,
-            networks=_NetworkMethods(apply, outputs.features, keys), axis_name=axis_name,
+            networks=_NetworkMethods(apply, outputs.features), axis_name=axis_name,
         )  # fmt: skip
 
     # Inference and generation
@@ -270,5 +286,7 @@ class _Model:
         inputs = self.preprocess(batch)
         latents = self.infer(params, batch, observed, key, samples)
         inputs = inputs._replace(present=inputs.present & jnp.asarray(targets)[:, None])
-        terms = self.bind(params)("log_likelihood", latents.z, inputs, None, False).sum(axis=0)
-        return importance_bound(terms + latents.log_ratio)
+        apply = self.bind(params)
+        terms = apply("log_likelihood", latents.z, inputs, keys=None, weighted=False).sum(axis=0)
+        log_prior_over_posterior = latents.log_ratio
+        return importance_bound(terms + log_prior_over_posterior)

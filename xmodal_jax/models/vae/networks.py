@@ -26,7 +26,7 @@ from xmodal_jax.probability.priors import Prior
 from xmodal_jax.types import ExampleKeys, Params, kind_of
 
 Apply = Callable[..., Any]
-"""``apply(method, *args)``: a method of a network, by name, with its parameters."""
+"""``apply(method, *args, **options)``: a method of a network, by name, with its parameters."""
 
 
 class ModalityGroup(NamedTuple):
@@ -408,5 +408,5 @@ def stack_group(group: ModalityGroup, arrays: Mapping[str, Masked]) -> Masked:
 
 
 def bind(network: nn.Module, params: Params) -> Apply:
-    """``apply(method, *args)``: the network's methods with these parameters."""
-    return lambda method, *args: network.apply({"params": params}, *args, method=method)
+    """``apply(method, *args, **options)``: the network's methods with these parameters."""
+    return lambda method, *args, **options: network.apply({"params": params}, *args, method=method, **options)

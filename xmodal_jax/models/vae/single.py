@@ -75,7 +75,8 @@ def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: i
     weighted), ``kl``, ``mmd``. Trained against a critic, the autoencoder is the ``generator`` of latents, and draws of
     the prior are the real data: it minimises :math:`-\log p(x \mid z) + \beta L_G(z)`, where :math:`L_G` is the f-GAN
     bound (`losses.adversarial.jsd_bound`, at best twice the Jensen-Shannon divergence; jsd_vae), or :math:`-\log D(z)`
-    (aae; Makhzani et al. 2016, arXiv:1511.05644, sec. 2, with reconstruction and regularisation in one step). aux:
+    (aae; Makhzani et al. 2016, arXiv:1511.05644, sec. 2, but the autoencoder is trained for reconstruction and
+    regularisation in one optimizer step, not in two alternating phases). aux:
     ``d_loss``, ``d_prior`` and ``d_code`` (mean logits), ``reconstruction``, ``g_loss``. Its pretraining is
     reconstruction alone.
 
@@ -136,10 +137,10 @@ class LatentHeads(nn.Module):
     def posterior(
         self, features: Float[Array, "batch hidden"], condition: Float[Array, "batch classes"]
     ) -> Normal:
-        """``q(z | x, c)``."""
+        """``q(z | x, c)``, from features of x; a deterministic posterior ignores the condition."""
         if self.deterministic:
             mean = self.point_layer(features)
-            return Normal(mean, jnp.full_like(mean, -jnp.inf))
+            return Normal(mean, log_scale=jnp.full_like(mean, -jnp.inf))
         mean, raw = self.moments_layer(jnp.concatenate([features, condition], axis=-1))
         return Normal(mean, to_log_scale(raw, self.scale))
 
@@ -157,7 +158,7 @@ class LatentHeads(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Model:
-    """The functions of `VAE` for one configuration and one modality."""
+    """Implements the functions of `VAE` for one configuration, modality and size."""
 
     config: AutoencoderConfig
     modality: str
@@ -197,7 +198,7 @@ class _Model:
         if not self.classes:
             return jnp.zeros((count, 0))
         if labels is None:
-            raise ValueError("cvae makes data of a label: give labels, one for each latent")
+            raise ValueError("a conditional VAE needs `labels`, one per latent")
         labels = labels["label"] if isinstance(labels, Mapping) else labels
         return jax.nn.one_hot(jnp.asarray(labels), self.classes)
 
@@ -218,7 +219,10 @@ class _Model:
     def concatenate_condition(
         z: Float[Array, "samples batch dim"], condition: Float[Array, "batch classes"]
     ) -> Float[Array, "1 samples batch latent"]:
-        """Latents as the decoder takes them: each followed by its example's condition."""
+        """Latents as the decoder takes them: each followed by its example's condition.
+
+        The first axis of the result is that of modalities, of which there is one here.
+        """
         condition = jnp.broadcast_to(condition[None], (*z.shape[:2], condition.shape[-1]))
         return jnp.concatenate([z, condition], axis=-1)[None]
 
@@ -250,7 +254,8 @@ class _Model:
         )
         total = mean(terms.loss)
         aux = {name: mean(x) for name, x in terms.metrics.items()}
-        # A batch term is one number of the whole batch, of which this device adds its share.
+        # A batch-level term (such as the MMD) is a scalar; each device contributes its share, and the shares are
+        # summed.
         for name, (device_share, weight) in terms.batch_terms.items():
             total, aux[name] = total + weight * device_share, device_share
         return total, jax.lax.stop_gradient(aux)
@@ -260,7 +265,7 @@ class _Model:
     ) -> ObjectiveInputs:
         """What the objective gets: with dropout, corruption and free bits, unlike `evaluation_inputs`."""
         return self._objective_inputs(
-            params, batch, keys, network_keys=keys, free_bits=self.config.free_bits, weighted=True,
+            params, batch, keys, train_keys=keys, free_bits=self.config.free_bits, weighted=True,
             axis_name=axis_name,
         )  # fmt: skip
 
@@ -272,7 +277,7 @@ class _Model:
         ``weighted``: whether log-likelihoods are multiplied by the modality's reconstruction weight.
         """
         return self._objective_inputs(
-            params, batch, keys, network_keys=None, free_bits=0.0, weighted=weighted, axis_name=None
+            params, batch, keys, train_keys=None, free_bits=0.0, weighted=weighted, axis_name=None
         )
 
     def _objective_inputs(
@@ -280,25 +285,28 @@ class _Model:
         params: Params,
         batch: Batch,
         keys: ExampleKeys | None,
-        network_keys: ExampleKeys | None,
+        *,
+        train_keys: ExampleKeys | None,
         free_bits: float,
         weighted: bool,
         axis_name: collectives.AxisName,
     ) -> ObjectiveInputs:
         """Posterior, prior and likelihood of a batch, as an objective takes them.
 
-        ``keys`` draw latents (None: means). ``network_keys`` draw dropout, augmentation and input corruption (None:
+        ``keys`` draw latents (None: means). ``train_keys`` draw dropout, augmentation and input corruption (None:
         none of these). ``weighted``: whether log-likelihoods are multiplied by the modality's reconstruction weight.
         """
-        inputs = self.preprocess(batch, network_keys)
+        inputs = self.preprocess(batch, train_keys)
         condition = self.encode_condition(batch, inputs.present.shape[1])
         network, heads = self.bind_network(params), self.bind_heads(params)
-        features = network("encode", inputs, network_keys).features[0]
+        # The first axis of the network's arrays is that of modalities; here there is one.
+        features = network("encode", inputs, train_keys).features[0]
         posterior, prior = heads("posterior", features, condition), heads("prior", condition)
 
         def log_likelihood(z: Array) -> Array:
             z = self.concatenate_condition(z, condition)
-            return network("log_likelihood", z, inputs, network_keys, weighted)[0]
+            # The first axis is that of modalities; here there is one.
+            return network("log_likelihood", z, inputs, train_keys, weighted)[0]
 
         def kl_to_prior(q: Posterior, present: Array) -> Array:
             return kl_with_free_bits(q, prior, free_bits=free_bits, present=present, axis_name=axis_name)
@@ -319,6 +327,7 @@ class _Model:
         return inputs.posterior.mean if keys is None else draw_latents(inputs, 1)[0]
 
     def decode(self, params: Params, z: Array, labels: Any = None, key: Key | None = None) -> Array:
+        # One sample: `z` becomes [1 modality, 1 sample, N, D], and the modality's decoded data are [1 sample, N, ...].
         z = self.concatenate_condition(z[None], self.encode_condition(labels, len(z)))
         apply = self.bind_network(self.autoencoder_params(params))
         return decode_all(self.network, apply, z, key)[self.modality][0]
@@ -409,6 +418,7 @@ class _AdversarialTraining:
 
     def d_loss(self, discriminator, variables, batch: Batch, generated, key: Key, step, *, axis_name=None):
         """The critic's loss: samples of the prior are real, the encoder's latents are generated."""
+        # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
         present, mean = self.present_and_mean(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
@@ -419,6 +429,7 @@ class _AdversarialTraining:
 
     def g_loss(self, generated, discriminator, variables, batch: Batch, key: Key, *, axis_name=None):
         """The autoencoder's loss: reconstruction plus ``beta`` times the adversarial loss of its latents."""
+        # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
         present, mean = self.present_and_mean(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
@@ -431,6 +442,7 @@ class _AdversarialTraining:
         return loss, jax.lax.stop_gradient(aux)
 
     def pretrain_generator(self, generator, variables, batch: Batch, key: Key, *, axis_name=None):
+        # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
         terms = self.terms(generator, batch, keys, axis_name)
         loss = self.present_and_mean(batch, axis_name)[1](terms.loss)

@@ -53,7 +53,7 @@ class LatentEvaluation:
     examples: int = 1000
     """Largest number of test examples that are translated from every subset of their modalities."""
     draws: int = 1000
-    """Number of joint draws that are generated from the prior and from each fitted density."""
+    """Number of joint samples that are generated from the prior and from each fitted density."""
     densities: tuple[str, ...] = DENSITIES
     """Densities that are fitted to the latents of training examples and sampled in place of the prior: "mixture" (of
     Gaussians), "flow" (a normalizing flow)."""
@@ -375,9 +375,10 @@ def judge_accuracy(evaluator: LatentEvaluator, judge_params, source: Source) -> 
 def joint_metrics(
     evaluator: LatentEvaluator, params, judge_params, draws: Mapping[str, np.ndarray], real: np.ndarray
 ) -> dict[str, float]:
-    """How good data generated from draws of shared latents are, by the name of where the draws are from.
+    """Coherence and image quality of data generated from shared latents, by the distribution that these are sampled
+    from (``draws``: samples ``[N, D]`` by its name).
 
-    ``joint_<name>/coherence``: fraction of draws whose modalities all show one class; ``joint_<name>/fid`` and
+    ``joint_<name>/coherence``: fraction of samples whose modalities all show one class; ``joint_<name>/fid`` and
     ``/kid``: distances of generated from real images, means over modalities. ``real``: see `real_features`.
     """
     images, metrics = image_indices(evaluator), {}

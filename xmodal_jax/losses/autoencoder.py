@@ -54,11 +54,11 @@ def elbo(inputs: ObjectiveInputs, *, beta: Weight = 1.0, samples: int = 1) -> Ob
 
 
 def prior_log_ratio(
-    posterior: Posterior, prior: Posterior, z: Float[Array, "rows batch dim"]
-) -> Float[Array, "rows batch"]:
+    posterior: Posterior, prior: Posterior, z: Float[Array, "samples batch dim"]
+) -> Float[Array, "samples batch"]:
     """``log p(z) - log q(z | x)``, summed over dimensions."""
-    rows = len(z)
-    log_p, log_q = repeat_leading(prior, rows).log_prob(z), repeat_leading(posterior, rows).log_prob(z)
+    samples = len(z)
+    log_p, log_q = repeat_leading(prior, samples).log_prob(z), repeat_leading(posterior, samples).log_prob(z)
     return (log_p - log_q).sum(axis=-1)
 
 

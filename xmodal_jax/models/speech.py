@@ -122,7 +122,7 @@ class _Model:
         return batch["text"], mask, _speaker(batch), mel, mel_mask & present[:, None]
 
     def standardized_frames(self, batch: Batch):
-        """Standardised log-mel frames and their mask, of waveforms or of the frames of `log_mel_transform`."""
+        """Standardised log-mel frames and their mask, from waveforms or from the frames of `log_mel_transform`."""
         config, frames, mask = self.config, batch["audio"], batch.get("audio_mask")
         if frames.ndim == 2:
             frames, mask = compute_log_mel(frames, mask, config.features, floor=config.floor)

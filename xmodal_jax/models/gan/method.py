@@ -166,7 +166,8 @@ class ConditionalGAN:
       ``reconstruction.weight``. Every second image is a reconstruction, and only those have this term.
     - f: features of a frozen network. The perceptual loss (``g_perceptual``) of reconstructions has the weight
       ``features.perceptual_weight``.
-    - KL: of the vector v that conditioning augmentation draws (``g_kl``, nats per dimension), of weight 1.
+    - KL: the divergence of conditioning augmentation's distribution from N(0, I) (``g_kl``, nats per dimension), with
+      weight 1.
 
     The discriminator's aux also has ``d_real`` and ``d_fake`` (means of its first output) and ``ada`` (the probability
     of augmentation).

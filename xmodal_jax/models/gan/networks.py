@@ -95,8 +95,8 @@ class GANNetworks:
     def _init_generator(self, key: Key) -> tuple[dict[str, Params], dict[str, Any]]:
         """The generator's parameters, and its batch statistics.
 
-        The parameters are those of the condition encoder, of conditioning augmentation ("augmentation"), of the
-        generator itself ("net") and of the noise's posterior ("posterior").
+        The parts are the condition encoder, conditioning augmentation ("augmentation"), the generator network ("net")
+        and the noise's posterior ("posterior").
         """
         params = self.condition_encoder.init(fold_in_name(key, "generator"))
         condition = self.condition_encoder.example()
@@ -116,9 +116,9 @@ class GANNetworks:
     def _init_discriminator(self, key: Key) -> dict[str, Params]:
         """The discriminator's parameters.
 
-        They are those of the condition encoder, of the image encoder ("trunk"), of the projection of frozen tokens
-        ("sight"), of the critic ("critic"), of the predictor of the condition ("reader") and of the contrastive head
-        ("contrast"). The quoted names are parameter paths and select random streams, so they must stay.
+        The parts are the condition encoder, the image encoder ("trunk"), the projection of frozen tokens ("sight"), the
+        critic ("critic"), the predictor of the condition ("reader") and the contrastive head ("contrast"). The names
+        are parameter paths and select random streams, so they must stay.
         """
         params = self.condition_encoder.init(fold_in_name(key, "discriminator"))
         condition = self.condition_encoder.example()

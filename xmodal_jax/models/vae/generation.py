@@ -12,7 +12,7 @@ from xmodal_jax.types import ExampleKeys, Key
 
 
 def decode_all(
-    network: Network, apply: Apply, z: Float[Array, "m rows batch latent"], key: Key | None
+    network: Network, apply: Apply, z: Float[Array, "m samples batch latent"], key: Key | None
 ) -> dict[str, Array]:
     """Data ``[R, B, ...]`` of every modality, as `ModalityConfig.generate` makes it from latents."""
     generated = {}

@@ -77,7 +77,7 @@ class Vocabulary(NamedTuple):
 class ModalityConfig(abc.ABC):
     """How the modalities of one kind are encoded, decoded, compared and shown. Subclasses are the kinds of data.
 
-    Arrays: B examples, R rows (several decodings of each example).
+    Arrays: B examples, R latent samples of each example.
     """
 
     kind: ClassVar[str]
@@ -123,10 +123,10 @@ class ModalityConfig(abc.ABC):
         among the parameters."""
 
     @abc.abstractmethod
-    def log_likelihood(self, outputs: Array, x: Array, mask: Array | None) -> Float[Array, "rows batch"]:
+    def log_likelihood(self, outputs: Array, x: Array, mask: Array | None) -> Float[Array, "samples batch"]:
         """``log p(x | outputs)`` of the decoder's outputs ``[R, B, ...]``, in nats."""
 
-    def decoder_tokens(self, x: Array, rows: int) -> Array | None:
+    def decoder_tokens(self, x: Array, samples: int) -> Array | None:
         """The tokens ``[R, B, L]`` that a decoder gets beside the latent while it is trained; None: none."""
         return None
 
@@ -223,7 +223,7 @@ class ImageConfig(ModalityConfig):
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
         return _encoder_features(self.kind, self.encoder, size, hidden, name, flatten=True)
 
-    def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
@@ -271,11 +271,11 @@ class TextConfig(ModalityConfig):
             self.kind, self.encoder, size, hidden, name, vocab_size=size.values, max_length=length
         )
 
-    def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
         return token_log_likelihood(outputs, x, mask)
 
-    def decoder_tokens(self, x, rows: int) -> Array:
-        return jnp.broadcast_to(x[None], (rows, *x.shape))
+    def decoder_tokens(self, x, samples: int) -> Array:
+        return jnp.broadcast_to(x[None], (samples, *x.shape))
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
         """Token ids: the likeliest without a key, else samples; one after the other if the decoder is
@@ -373,7 +373,7 @@ class AudioConfig(ModalityConfig):
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
         return _encoder_features(self.kind, self.encoder, size, hidden, name)
 
-    def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
@@ -426,7 +426,7 @@ class LabelConfig(ModalityConfig):
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
         return LabelFeatures(size.values, hidden, name=name)
 
-    def log_likelihood(self, outputs, x, mask) -> Float[Array, "rows batch"]:
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
         return label_log_likelihood(outputs, x)
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:

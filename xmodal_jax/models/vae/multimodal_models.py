@@ -51,8 +51,8 @@ class MultimodalVAEConfig(VariationalConfig):
     beta: float = 1.0
     """Weight of the divergence of the posterior from the prior."""
     rescale: bool = False
-    """Whether the log-likelihood of each modality is also multiplied by D / d, where d is the number of elements of the
-    modality and D that of the largest one."""
+    """Whether each modality's log-likelihood is also multiplied by D / d, where d is the modality's number of elements
+    and D the largest modality's."""
 
     def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
         """The loss; ``beta`` is the annealed weight of the divergence."""
@@ -62,7 +62,7 @@ class MultimodalVAEConfig(VariationalConfig):
         """The loss of the initial stage, which trains the joint encoder and the decoders."""
         raise NotImplementedError
 
-    def infer(self, inputs: ObjectiveInputs, observed: Observed, keys, rows: int) -> LatentSamples:
+    def infer(self, inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
         """Samples of the latents given the observed modalities, see `models.vae.inference`."""
         raise NotImplementedError
 
@@ -113,8 +113,8 @@ class JMVAEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.jmvae(inputs, alpha=self.alpha, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_joint(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_joint(inputs, observed, keys, samples)
 
     def network_parts(self) -> dict[str, Any]:
         return dict(joint=True)
@@ -149,8 +149,8 @@ class TELBOConfig(TwoStageConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.unimodal_elbos(inputs, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_joint(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_joint(inputs, observed, keys, samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +175,9 @@ class JNFConfig(TwoStageConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.flow_match(inputs)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_flows(
-            inputs, observed, keys, rows,
+            inputs, observed, keys, samples,
             steps=self.hmc_steps, leapfrog=self.hmc_leapfrog, step_size=self.hmc_step_size,
         )  # fmt: skip
 
@@ -204,8 +204,8 @@ class MVAEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mvae(inputs, subsets=self.subsets, single=self.single, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_product_and_prior(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_product_and_prior(inputs, observed, keys, samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +217,8 @@ class MoPoEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mopoe(inputs, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_full_product_and_prior(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_full_product_and_prior(inputs, observed, keys, samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +230,8 @@ class MMJSDConfig(MultimodalVAEConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mmjsd(inputs, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_mixture(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_mixture(inputs, observed, keys, samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +250,8 @@ class MVTCAEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mvtcae(inputs, alpha=self.alpha, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_product(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_product(inputs, observed, keys, samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,8 +263,8 @@ class CRMVAEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.crmvae(inputs, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_product(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_product(inputs, observed, keys, samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,8 +285,8 @@ class DMVAEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.dmvae(inputs, private_beta=self.private_beta, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_product_and_prior(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_product_and_prior(inputs, observed, keys, samples)
 
     def network_parts(self) -> dict[str, Any]:
         return dict(private=self.private)
@@ -311,8 +311,8 @@ class MixtureConfig(MultimodalVAEConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mmvae(inputs, samples=self.samples, estimator=self.estimator, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_mixture(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_mixture(inputs, observed, keys, samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -390,8 +390,8 @@ class NexusConfig(ClosedFormConfig):
             inputs, top_beta=self.top_beta, gamma=self.gamma, dropout=self.dropout, beta=beta
         )
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_messages(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_messages(inputs, observed, keys, samples)
 
     def network_parts(self) -> dict[str, Any]:
         return dict(top=self.top)
@@ -410,7 +410,7 @@ class MHVAEConfig(MultimodalVAEConfig):
     name: ClassVar[str] = "mhvae"
 
     subsets: int = 1
-    """Number of random subsets of the modalities that each example draws in each step; 0: all subsets are used."""
+    """Number of subsets of the modalities that are sampled for each example in each step; 0: all subsets are used."""
     levels: int = 3
     """Number of levels in the hierarchy of latents."""
 
@@ -426,8 +426,8 @@ class MHVAEConfig(MultimodalVAEConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mhvae(inputs, subsets=self.subsets, beta=beta)
 
-    def infer(self, inputs, observed, keys, rows) -> LatentSamples:
-        return inference.from_levels(inputs, observed, keys, rows)
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_levels(inputs, observed, keys, samples)
 
     def network_parts(self) -> dict[str, Any]:
         return dict(levels=self.levels)

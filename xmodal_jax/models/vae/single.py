@@ -57,7 +57,7 @@ class VAE(NamedTuple):
     Texts and classes are drawn from ``key``; without a key they are the likeliest ones. ``labels`` (of a conditional
     model): ``[N]``, or a batch that holds them."""
     sample: Callable[..., Array]
-    """``sample(params, key, count, labels=None)``: decoded draws from the prior; a conditional model needs ``labels
+    """``sample(params, key, count, labels=None)``: decoded samples of the prior; a conditional model needs ``labels
     [count]``."""
     log_likelihood: Callable[..., Array]
     """``log_likelihood(params, batch, key, samples) -> [B]``: the importance-weighted estimate of ``log p(x)`` (of a

@@ -119,7 +119,7 @@ class VAEConfig(AutoencoderConfig, VariationalConfig):
     """Weight of the divergence of the posterior from the prior."""
 
     samples: int = 1
-    """Number of latents that each example draws in a step; the reconstruction loss is their mean."""
+    """Number of latent samples of each example in a step; the reconstruction loss is averaged over them."""
     free_bits: float = 0.0
     """Nats that the divergence of each latent dimension from the prior may have without cost (free bits); 0: all of it
     counts."""
@@ -187,7 +187,7 @@ class WAEMMDConfig(AutoencoderConfig, VariationalConfig):
     name: ClassVar[str] = "wae_mmd"
 
     beta: float = 10.0
-    """Weight of the maximum mean discrepancy between latents and draws of the prior."""
+    """Weight of the maximum mean discrepancy between latents and samples of the prior."""
     kernel: str = "imq"
     """Kernel of the maximum mean discrepancy: "imq" (inverse multiquadratic), "rbf" (sum of Gaussians), "rq" (rational
     quadratic) or "distance", ``k(x, y) = ||x|| + ||y|| - ||x - y||`` (energy distance)."""
@@ -207,7 +207,7 @@ class WAEMMDConfig(AutoencoderConfig, VariationalConfig):
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig(AutoencoderConfig):
-    """An autoencoder whose latents a critic tells from draws of the prior."""
+    """An autoencoder whose latents a critic distinguishes from samples of the prior."""
 
     beta: float = 1.0
     """Weight of the adversarial loss, by which the critic judges latents, in the autoencoder's loss."""

@@ -29,7 +29,7 @@ KID_SUBSETS = 100
 """Number of random subsets that KID is averaged over; each has half of the images, at most 1000."""
 
 CAPTION_SCORES = ("factor_accuracy", "exact_accuracy", "sentence_share")
-"""Of the scores of generated captions, those that say how well an image fits its caption; and all accuracies."""
+"""The caption scores that measure how well an image fits its caption; besides these, all accuracies do."""
 
 
 class Judge:

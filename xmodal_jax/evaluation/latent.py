@@ -247,7 +247,7 @@ class LatentEvaluator:
         return self._predict_all(self._encode, params, {}, source)
 
     def translate(self, params, judge_params, source: Source) -> Translations:
-        """What the judges answer about data generated from each subset of the modalities of each example."""
+        """The judges' classes and features of data generated from each subset of the modalities of each example."""
         return self._predict_all(self._translate, params, judge_params, source)
 
     def reconstruct(self, params, source: Source) -> dict[str, np.ndarray]:
@@ -256,11 +256,11 @@ class LatentEvaluator:
         return self._predict_all(self._reconstruct, params, {}, source)
 
     def judge(self, judge_params, source: Source) -> JudgeOutputs:
-        """What the judges answer about the examples themselves."""
+        """The judges' logits and features of the examples themselves."""
         return self._predict_all(self._judge, None, judge_params, source)
 
     def judge_draws(self, params, judge_params, shared: np.ndarray) -> JudgeOutputs:
-        """What the judges answer about data generated from shared latents ``[N, D]``."""
+        """The judges' logits and features of data generated from shared latents ``[N, D]``."""
         source = ArraySource({"shared": np.asarray(shared, np.float32)})
         transform = lambda batch: {**batch, "index": np.asarray(batch["index"], np.int32)}
         return self._predict_all(self._judge_latents, params, judge_params, source, transform=transform)

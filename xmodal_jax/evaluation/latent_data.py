@@ -41,7 +41,7 @@ class LatentData(NamedTuple):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint keeps, to preprocess data in the same way."""
+        """The settings that a checkpoint keeps, so that data can be preprocessed in the same way."""
         return {
             "tokenizer": self.tokenize.tokenizer.files() if self.tokenize else None,
             "length": self.tokenize.max_length if self.tokenize else None,

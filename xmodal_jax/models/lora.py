@@ -76,13 +76,13 @@ def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
     """``method`` with adapters on the kernels that match ``config.targets``.
 
     The adapters are parameters ``a`` and ``b`` under ``params["lora"]`` and the path of their kernel. Which of the
-    other parameters are trained is left to the optimizer. ``finalize_params`` merges the adapters, so that ``predict``
-    is that of ``method``.
+    other parameters are trained is left to the optimizer. ``finalize_params`` merges the adapters into the kernels, so
+    that ``predict`` is the same function as in ``method``.
 
     Args:
       method: the method without adapters.
-      config: rank 0 returns the method as it is.
-      paths: of the encoders among the parameters; only kernels below them get adapters.
+      config: options of LoRA; rank 0 returns the method unchanged.
+      paths: parameter paths of the encoders; only kernels below these paths get adapters.
 
     Raises:
       ValueError: no kernel matches (at initialisation).

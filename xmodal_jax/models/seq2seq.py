@@ -225,10 +225,10 @@ class Seq2SeqOutput(NamedTuple):
 
 
 class _Terms(NamedTuple):
-    """What the loss is computed from."""
+    """The losses of each example and the embeddings, from which the loss of a batch is computed."""
 
     losses: dict[str, tuple[Array, Array]]
-    """By name a value ``[B]`` and its weight ``[B]`` in the mean over examples."""
+    """By name of the loss, its value ``[B]`` and its weight ``[B]`` in the mean over examples."""
     embeddings: tuple[Array, Array, Array] | None
     """Source, text and inverse temperature (see `ContrastHead`); None without the contrastive loss."""
     present: Bool[Array, "batch"]

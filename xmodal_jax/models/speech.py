@@ -81,7 +81,7 @@ class AlignedSpeech(NamedTuple):
 
 
 class _Outputs(NamedTuple):
-    """What the losses are computed from."""
+    """Alignment, durations and errors of a batch, from which the losses are computed."""
 
     token_mask: Bool[Array, "batch length"]
     log_p: Float[Array, "batch frames length"]

@@ -140,7 +140,7 @@ def _title(raw, k, index, split, predicted, class_names, is_correct) -> str:
 
 
 class _Inputs(NamedTuple):
-    """What the panels of the attention figures are made from."""
+    """A raw batch and its spectrograms, which the attention figures show, with the model's configuration and tokenizer."""
 
     raw: Mapping[str, Any]
     spectrograms: list[np.ndarray] | None

@@ -155,4 +155,4 @@ PANELS = {
     "audio": PanelStyle(3.2, _draw_audio),
     "video": PanelStyle(3.6, _draw_video),
 }
-"""By kind of modality, in the order of the columns."""
+"""The panel of each kind of modality, in the order of the figure's columns."""

@@ -201,7 +201,7 @@ def add_traversals(
     folder: Path,
     steps: int = 9,
 ) -> None:
-    """What is generated from one example's latent when one of its dimensions is varied, for the dimensions with the
+    """Data generated from one example's latent when one of its dimensions is varied, for the dimensions with the
     largest variance; and ``traversals.png``."""
     dims = np.argsort(-latents.std(axis=0))[:TRAVERSED_DIMENSIONS]
     offsets = np.linspace(-TRAVERSAL_SPAN, TRAVERSAL_SPAN, steps)

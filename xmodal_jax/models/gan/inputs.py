@@ -1,4 +1,4 @@
-"""What the networks of a GAN take: sizes of the data, images with features of frozen networks, and those networks."""
+"""Inputs of a GAN's networks: sizes of the data, images with features of frozen networks, and the frozen networks."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Mismatched(NamedTuple):
 
     outputs: Outputs
     present: Bool[Array, "batch"]
-    """Where that other condition is present and differs."""
+    """``bool [B]``: whether the other condition is present and differs from the image's own."""
 
 
 @dataclasses.dataclass(frozen=True)

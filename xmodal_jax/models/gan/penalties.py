@@ -23,7 +23,7 @@ from xmodal_jax.types import ExampleKeys
 
 
 class PenaltyInputs(NamedTuple):
-    """What a penalty is computed from."""
+    """Inputs of a gradient penalty: the critic, real and generated images, and their condition."""
 
     critic: Callable[..., Float[Array, "batch"]]
     """``critic(inputs, vector=None, keys=None)``: the discriminator's output for `ImageInputs`, one number per example.

@@ -113,7 +113,8 @@ def from_product_and_prior(inputs: ObjectiveInputs, observed: Observed, keys, sa
 def from_full_product_and_prior(
     inputs: ObjectiveInputs, observed: Observed, keys, samples: int
 ) -> LatentSamples:
-    """As `from_product_and_prior` where all modalities of an example are observed, else as `from_product`."""
+    """The same as `from_product_and_prior` where all modalities of an example are observed; elsewhere the same as
+    `from_product`."""
     partial = joint_product(inputs.experts, observed)
     full = joint_product(inputs.experts, observed, prior=1.0)
     complete = (observed | ~inputs.present).all(axis=0)[:, None]
@@ -122,12 +123,12 @@ def from_full_product_and_prior(
 
 
 def _is_complete(inputs: ObjectiveInputs, observed: Observed) -> Bool[Array, "batch"]:
-    """Where all modalities that an example has are observed, and it has at least one."""
+    """``bool [B]``: whether all modalities that an example has are observed, and it has at least one."""
     return (observed | ~inputs.present).all(axis=0) & observed.any(axis=0)
 
 
 def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """From the joint encoder where all modalities of an example are observed, else as `from_product`."""
+    """From the joint encoder where all modalities of an example are observed; elsewhere the same as `from_product`."""
     product = joint_product(inputs.experts, observed)
     complete = _is_complete(inputs, observed)[:, None]
     q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), inputs.posterior, product)

@@ -40,7 +40,7 @@ class Judges(NamedTuple):
     """Classifiers that are trained together and share no parameters."""
 
     method: Method
-    """Its ``predict(params, batch)`` returns `JudgeOutputs`."""
+    """``method.predict(params, batch)`` returns `JudgeOutputs`."""
     modalities: tuple[str, ...]
 
 
@@ -60,7 +60,7 @@ class _Classifiers(nn.Module):
     """The classifiers of all modalities; modalities of one kind and size form a group, with stacked parameters."""
 
     modalities: Mapping[str, ModalityConfig]
-    """By kind."""
+    """The configuration of each kind of data."""
     groups: tuple[ModalityGroup, ...]
     hidden: int
     classes: int

@@ -189,7 +189,7 @@ class _Model:
         decoder_params: Params | None,
         axis_name: collectives.AxisName,
     ) -> ObjectiveInputs:
-        """What the objective gets: with dropout and free bits, unlike `evaluation_inputs`."""
+        """The objective's inputs in training: with dropout and free bits, unlike `evaluation_inputs`."""
         return self._objective_inputs(
             params, inputs, keys, train_keys=keys, free_bits=self.config.free_bits,
             decoder_params=decoder_params, axis_name=axis_name,

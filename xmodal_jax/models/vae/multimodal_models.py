@@ -33,7 +33,7 @@ from xmodal_jax.types import ExampleKeys
 
 @dataclasses.dataclass(frozen=True)
 class MultimodalVAEConfig(VariationalConfig):
-    """What all multimodal VAEs have."""
+    """The options and functions that all multimodal VAEs have."""
 
     posterior: ClassVar[str] = "normal"
     """Family of posteriors and priors."""

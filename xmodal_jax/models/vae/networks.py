@@ -39,7 +39,7 @@ class ModalityGroup(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name among the parameters, such as ``image_28_28_3``."""
+        """The group's name in parameter paths, such as ``image_28_28_3``."""
         values = [self.size.values] if self.size.values else []
         return "_".join(map(str, [self.kind, *self.size.shape, *values]))
 
@@ -163,7 +163,7 @@ class Network(nn.Module):
 
     config: NetworkConfig
     modalities: Mapping[str, ModalityConfig]
-    """By kind."""
+    """The configuration of each kind of data."""
     groups: tuple[ModalityGroup, ...]
 
     @property

@@ -263,7 +263,7 @@ class _Model:
     def training_inputs(
         self, params: Params, batch: Batch, keys: ExampleKeys, axis_name: collectives.AxisName
     ) -> ObjectiveInputs:
-        """What the objective gets: with dropout, corruption and free bits, unlike `evaluation_inputs`."""
+        """The objective's inputs in training: with dropout, corruption and free bits, unlike `evaluation_inputs`."""
         return self._objective_inputs(
             params, batch, keys, train_keys=keys, free_bits=self.config.free_bits, weighted=True,
             axis_name=axis_name,
@@ -394,7 +394,8 @@ class _AdversarialTraining:
         return standard_noise(keys, "prior", (self.model.config.latent,))
 
     def present_and_mean(self, batch: Batch, axis_name: collectives.AxisName):
-        """Which examples count, and a function that averages terms ``[B]`` over those of the global batch."""
+        """Which examples have the modality, and a function that averages terms ``[B]`` over these examples of the
+        global batch."""
         present = self.model.preprocess(batch).present[0]
         weights = present.astype(jnp.float32)
         return present, functools.partial(collectives.batch_mean, weights=weights, axis_name=axis_name)

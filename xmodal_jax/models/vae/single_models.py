@@ -33,7 +33,7 @@ CORRUPTIONS = ("gaussian", "masking")
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig(ModelConfig):
-    """What all autoencoders of one modality have."""
+    """The options and functions that all autoencoders of one modality have."""
 
     stochastic: ClassVar[bool] = True
     """Whether the encoder outputs a normal distribution; if not, it outputs a point."""

@@ -140,7 +140,7 @@ def _title(raw, k, index, split, predicted, class_names, is_correct) -> str:
 
 
 class _Inputs(NamedTuple):
-    """A raw batch and its spectrograms, which the attention figures show, with the model's configuration and tokenizer."""
+    """A raw batch and its spectrograms for the attention figures, with the model configuration and tokenizer."""
 
     raw: Mapping[str, Any]
     spectrograms: list[np.ndarray] | None

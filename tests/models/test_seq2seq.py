@@ -221,7 +221,7 @@ def test_the_contrastive_loss_is_info_nce_of_what_predict_gives():
     config = dataclasses.replace(
         COCA, decoder=dataclasses.replace(COCA.decoder, dropout=0.0), augment=Augmentation(PLAIN)
     )
-    config = dataclasses.replace(config, image=dataclasses.replace(config.image, dropout=0.0, drop_path=0.0))
+    config = dataclasses.replace(config, image=dataclasses.replace(config.image, dropout=0.0))
     method, batch = make_seq2seq(config, "image", **SIZES), make_batch("image")
     batch["present"] = {"image": np.arange(16) != 3}
     batch["text"][5] = batch["text"][6]

@@ -16,7 +16,7 @@ from xmodal_jax.data.text import train_tokenizer
 from xmodal_jax.models.contrastive import make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.seq2seq import make_seq2seq
-from xmodal_jax.nets.encoders import TextDecoderConfig
+from xmodal_jax.nets.encoders import ConvNetConfig, TextDecoderConfig
 from xmodal_jax.nets.fusion import GatedCrossAttentionConfig
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
@@ -129,8 +129,8 @@ def test_what_does_not_fit_is_named(run):
     method = pretrained.attach(make_fusion(other, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
     with pytest.raises(ValueError, match=r"image/.* has shape .* here it is"):
         started_params(method, key, batch)
-    deeper = dataclasses.replace(FUSION, image=dataclasses.replace(FUSION.image, depth=3))
-    method = pretrained.attach(make_fusion(deeper, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
+    another = dataclasses.replace(FUSION, image=ConvNetConfig(width=16))
+    method = pretrained.attach(make_fusion(another, MODALITIES, CLASSES, vocab_size=NEW.vocab_size), NEW)
     with pytest.raises(ValueError, match="its image part and this one's differ in"):
         started_params(method, key, batch)
     with pytest.raises(FileNotFoundError):

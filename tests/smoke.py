@@ -24,7 +24,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = ("config.json", "metrics.jsonl", "result.json", "report.html")
 """What every run leaves."""
-WITHOUT_RUN = ("rate", "export", "use")
+WITHOUT_RUN = ("rate", "export")
 """Scripts that train nothing."""
 
 

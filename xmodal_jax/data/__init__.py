@@ -12,69 +12,29 @@
     batch = next(loader)  # "text" [64, L], "image" [64, 32, 32, 3], ...
 """
 
-import importlib
+from xmodal_jax.core.lazy import lazy_exports
 
-_MODULES = {
-    "Source": "source",
-    "SourceView": "source",
-    "RawBatch": "source",
-    "read_fields": "source",
-    "BadExample": "bad_examples",
-    "BadExampleError": "bad_examples",
-    "BadExamples": "bad_examples",
-    "OnBadExample": "bad_examples",
-    "DataOptions": "open",
-    "FORMS": "open",
-    "Form": "open",
-    "open_source": "open",
-    "open_training": "open",
-    "apply_missing": "open",
-    "Splits": "splits",
-    "open_splits": "splits",
-    "fit_tokenizer": "splits",
-    "prepare_source": "splits",
-    "make_tokenizer": "splits",
-    "make_text_cleaner": "splits",
-    "choose_text_length": "splits",
-    "read_captions": "splits",
-    "open_task": "tasks",
-    "read_target_classes": "tasks",
-    "Tokenizer": "text",
-    "TokenizeTransform": "text",
-    "train_tokenizer": "text",
-    "load_tokenizer": "text",
-    "load_hf_tokenizer": "text",
-    "tokenizer_from_files": "text",
-    "clean_text": "text",
-    "caption_fields": "text",
-    "Loader": "pipeline",
-    "iterate_epoch": "pipeline",
-    "numeric_fields": "pipeline",
-    "Subset": "views",
-    "TransformedSource": "views",
-    "IncompleteSource": "views",
-    "keep_complete": "views",
-    "keep_labelled": "views",
-    "hold_out": "views",
-    "read_into_memory": "views",
-    "decode_audio": "media",
-    "decode_image": "media",
-    "decode_video": "media",
-    "to_pcm": "media",
-    "Record": "metadata",
-    "read_metadata": "metadata",
-}
-"""The module of each public name. It is imported on first use, because some load JAX, which generated data sets do not
-need."""
-
-__all__ = list(_MODULES)
-
-
-def __getattr__(name: str):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# Names are imported on first use, because some modules load JAX, which generated data sets do not need.
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "source": "Source SourceView RawBatch read_fields",
+        "bad_examples": "BadExample BadExampleError BadExamples OnBadExample",
+        "open": "DataOptions FORMS Form open_source open_training apply_missing",
+        "splits": (
+            "Splits open_splits fit_tokenizer prepare_source make_tokenizer make_text_cleaner "
+            "choose_text_length read_captions"
+        ),
+        "tasks": "open_task read_target_classes",
+        "text": (
+            "Tokenizer TokenizeTransform train_tokenizer load_tokenizer load_hf_tokenizer "
+            "tokenizer_from_files clean_text caption_fields"
+        ),
+        "pipeline": "Loader iterate_epoch numeric_fields",
+        "views": (
+            "Subset TransformedSource IncompleteSource keep_complete keep_labelled hold_out read_into_memory"
+        ),
+        "media": "decode_audio decode_image decode_video to_pcm",
+        "metadata": "Record read_metadata",
+    },
+)

@@ -112,7 +112,7 @@ class PairDistance(Objective):
     name: ClassVar[str] = "pair_distance"
 
     def __call__(self, pairs, params, scale):
-        return pairs.mean(pair_distance(pairs.a, pairs.b, present=pairs.present))
+        return pairs.mean_share(pair_distance(pairs.a, pairs.b, present=pairs.present))
 
 
 ''',

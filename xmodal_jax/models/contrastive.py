@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.parts import Basic, check_choices
-from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
+from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import alignment, contrastive
 from xmodal_jax.losses.contrastive import Implementation
@@ -46,15 +46,19 @@ class Pairs(NamedTuple):
     a: Float[Array, "batch dim"]
     """Unit vectors of one modality."""
     b: Float[Array, "batch dim"]
-    """Unit vectors of the other."""
+    """Unit vectors of the other modality."""
     present: Bool[Array, "batch"]
     """Which examples have both modalities."""
     match: Int[Array, "batch"] | None
     """Equal for examples with the same text; None where the batch has no text or the objective does not need it."""
     axis_name: str | None
+    """Name of the axis of devices that the batch is split over; None: one device."""
 
-    def mean(self, terms: Float[Array, "batch"]) -> Float[Array, ""]:
-        """This device's share of the terms' mean over all pairs in the global batch."""
+    def mean_share(self, terms: Float[Array, "batch"]) -> Float[Array, ""]:
+        """This device's share of the mean of ``terms`` over the global batch's examples that have both modalities.
+
+        The sum of the shares over devices is the mean.
+        """
         return collectives.batch_mean(terms, self.present.astype(jnp.float32), axis_name=self.axis_name)
 
 
@@ -110,11 +114,12 @@ class InfoNCE(Objective):
         return 1.0 / self.temperature
 
     def __call__(self, pairs, params, scale):
-        terms = contrastive.info_nce(
+        """This device's share of the InfoNCE loss; ``scale`` is the inverse temperature."""
+        losses = contrastive.info_nce(
             pairs.a, pairs.b, temperature=1.0 / scale, present=pairs.present, match=pairs.match,
             duplicates=self.duplicates, axis_name=pairs.axis_name, implementation=self.implementation,
         )  # fmt: skip
-        return pairs.mean(terms)
+        return pairs.mean_share(losses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +145,12 @@ class Sigmoid(Objective):
         return {**super().initial_params(), "bias": jnp.float32(-10.0)}
 
     def __call__(self, pairs, params, scale):
-        terms = contrastive.sigmoid_loss(
+        """This device's share of the sigmoid loss; ``scale`` is the inverse temperature."""
+        losses = contrastive.sigmoid_loss(
             pairs.a, pairs.b, temperature=1.0 / scale, bias=params["bias"], implementation=self.implementation,
             present=pairs.present, match=pairs.match, duplicates=self.duplicates, axis_name=pairs.axis_name,
         )  # fmt: skip
-        return pairs.mean(terms)
+        return pairs.mean_share(losses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +166,12 @@ class Triplet(Objective):
     (exclude)."""
 
     def __call__(self, pairs, params, scale):
-        terms = contrastive.triplet_loss(
+        """This device's share of the triplet loss, which has neither parameters nor a temperature."""
+        losses = contrastive.triplet_loss(
             pairs.a, pairs.b, margin=self.margin, present=pairs.present, match=pairs.match,
             duplicates=self.duplicates, axis_name=pairs.axis_name,
         )  # fmt: skip
-        return pairs.mean(terms)
+        return pairs.mean_share(losses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,12 +250,16 @@ class ContrastiveConfig:
             raise ValueError(f"anchor must be a modality ({', '.join(MODALITIES)}), got {self.anchor!r}")
 
     def pairs(self, modalities: tuple[str, ...]) -> list[tuple[str, str]]:
-        """The pairs of modalities that are aligned.
+        """The pairs of modalities that are aligned: all pairs, or only those with the ``anchor`` if there is one.
 
         Raises:
-          ValueError: there is none.
+          ValueError: there is no such pair.
         """
-        pairs = [p for p in itertools.combinations(modalities, 2) if self.anchor is None or self.anchor in p]
+        pairs = [
+            pair
+            for pair in itertools.combinations(modalities, 2)
+            if self.anchor is None or self.anchor in pair
+        ]
         if not pairs:
             raise ValueError(
                 f"nothing to align: modalities {modalities}, anchor {self.anchor}; at least two are needed"
@@ -286,15 +297,16 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Network:
-    """The method's functions."""
+    """The functions ``init``, ``embed`` and ``loss`` of the method, for one configuration."""
 
     config: ContrastiveConfig
     modalities: tuple[str, ...]
     vocab_size: int
     pairs: list[tuple[str, str]]
+    """The pairs of modalities that the loss aligns."""
 
     def towers(self, batch: Batch) -> dict[str, Tower]:
-        """The towers of the modalities in a batch."""
+        """The tower (encoder, pool and projection) of each modality that is in the batch."""
         sizes = dict(vocab_size=self.vocab_size, head=self.config.head, embed_dim=self.config.embed_dim)
         return {
             m: make_tower(m, encoder_of(self.config, m), batch, **sizes)
@@ -303,18 +315,24 @@ class _Network:
         }
 
     def init(self, key: Key, batch: Batch) -> Params:
-        one, params = first_example(batch), {}
+        """Initial parameters: of each modality's tower under its name, and of the objective under "loss"."""
+        example = first_example(batch)  # a batch of one: parameters depend on shapes only
+        params = {}
         for name, tower in self.towers(batch).items():
-            inputs, mask = preprocess_modality(name, one, self.config.features)
+            inputs, mask = preprocess_modality(name, example, self.config.features)
             params[name] = tower.init(fold_in_name(key, name), inputs, mask)["params"]
         return {**params, "loss": self.config.objective.initial_params()}
 
     def embed(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> dict[str, Array]:
-        """The embeddings of each modality in a batch; random changes with ``keys`` only."""
+        """The unit vectors ``[B, embed_dim]`` of each modality in a batch.
+
+        ``keys`` draw augmentation and dropout in training; None in evaluation.
+        """
         embeddings, config = {}, self.config
         for name, tower in self.towers(batch).items():
             variables = {"params": params[name]}
             if features_field(name) in batch:
+                # The batch holds the pooled output of a frozen encoder: only the projection is left to compute.
                 x = tower.apply(variables, batch[features_field(name)], method="project_pooled")
             else:
                 inputs, mask = preprocess_modality(name, batch, config.features, config.augment, keys)
@@ -323,37 +341,40 @@ class _Network:
         return embeddings
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
-        """The mean over pairs of modalities of the objective, plus ``alignment_weight`` times the alignment loss if
-        there is one.
+        """``(loss, aux)``: the mean loss over the pairs of modalities, as this device's share.
+
+        The loss of a pair is the objective, plus ``alignment_weight`` times the alignment loss if there is one.
 
         aux: each pair's loss, and ``scale``, the inverse temperature divided by the number of devices (the devices' aux
         are summed).
         """
         config = self.config
-        (key,) = named_keys(key, "contrastive")
+        key = fold_in_name(key, "contrastive")
         embeddings = self.embed(params, batch, example_keys(key, batch["index"]))
         present = presence_masks(batch, self.modalities)
+        # Examples with equal texts are no negatives of each other: they get equal ids.
         uses_match = "text" in batch and config.objective.duplicates != "ignore"
         match = text_ids(batch["text"]) if uses_match else None
         scale = jnp.minimum(jnp.exp(params["loss"]["log_scale"]), MAX_SCALE)
-        terms = {}
+        pair_losses = {}
         for a, b in self.pairs:
             pairs = Pairs(embeddings[a], embeddings[b], present[a] & present[b], match, axis_name)
-            value = config.objective(pairs, params["loss"], scale)
+            loss = config.objective(pairs, params["loss"], scale)
             if config.alignment is not None:
-                value = value + config.alignment_weight * config.alignment(pairs, params["loss"], scale)
-            terms[f"{a}_{b}"] = value
-        total = sum(terms.values()) / len(terms)
+                loss = loss + config.alignment_weight * config.alignment(pairs, params["loss"], scale)
+            pair_losses[f"{a}_{b}"] = loss
+        total = sum(pair_losses.values()) / len(pair_losses)
         scale_share = jax.lax.stop_gradient(scale) / collectives.axis_size(axis_name)
-        return total, {**terms, "scale": scale_share}
+        return total, {**pair_losses, "scale": scale_share}
 
 
 def text_ids(tokens: Int[Array, "batch length"]) -> Int[Array, "batch"]:
-    """A hash of each token sequence: equal for equal sequences, and else equal with a probability of about 2^-32."""
+    """A 32-bit hash of each token sequence: equal sequences have equal hashes, different ones collide with a
+    probability of about 2^-32."""
     tokens = tokens.astype(jnp.uint32)
-    multiplier = jnp.uint32(0x9E3779B1)
+    multiplier = jnp.uint32(0x9E3779B1)  # 2^32 / golden ratio (Knuth's multiplicative hash)
     digest = jnp.zeros(tokens.shape[0], jnp.uint32)
     for position in range(tokens.shape[1]):
         digest = (digest ^ (tokens[:, position] + jnp.uint32(1))) * multiplier
-        digest = digest ^ (digest >> 15)
+        digest = digest ^ (digest >> 15)  # mixes the high bits into the low ones
     return digest.astype(jnp.int32)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from jaxtyping import Key as KeyArray
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
+from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.models.towers import (
     AudioFeatures,
     Augmentation,
@@ -87,6 +87,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "batch width"], keys: ExampleKeys | None) -> dict[str, Array]:
+        """The logits ``[B, classes]`` of each target, by its name."""
         x = Dropout(self.dropout, name="dropout")(nn.LayerNorm(name="norm")(pooled), keys)
         return {target: nn.Dense(count, name=target)(x) for target, count in self.classes.items()}
 
@@ -116,21 +117,27 @@ class _FlatBatch(NamedTuple):
     """``Q`` where the examples of a row differ in their targets alone; else 1."""
 
     def present(self, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
-        """Which examples have which modality."""
-        in_rows = presence_masks(self.batch, modalities)
-        return {m: repeat_rows(is_present, self.examples_per_row) for m, is_present in in_rows.items()}
+        """For each modality, which examples ``[B * Q]`` have it."""
+        row_masks = presence_masks(self.batch, modalities)
+        return {m: repeat_rows(is_present, self.examples_per_row) for m, is_present in row_masks.items()}
 
     def example_keys(self, row_keys: KeyArray[Array, "rows"]) -> ExampleKeys:
-        """A random key for each example; the first example of a row has the key of the row."""
+        """A random key for each of the ``Q`` examples of each row: ``[B]`` keys of rows to ``[B * Q]`` keys.
+
+        The first example of a row has the key of the row, example ``q > 0`` that key with ``q`` folded in.
+        """
         if self.examples_per_row == 1:
             return row_keys
         fold_in = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
-        others = fold_in(row_keys, jnp.arange(1, self.examples_per_row))
-        return jnp.concatenate([row_keys[:, None], others], axis=1).reshape(-1)
+        further_keys = fold_in(row_keys, jnp.arange(1, self.examples_per_row))  # [B, Q - 1]
+        return jnp.concatenate([row_keys[:, None], further_keys], axis=1).reshape(-1)
 
 
 def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, int]) -> _FlatBatch:
-    """The batch with all examples along the first axis.
+    """The batch with all examples along the first axis: arrays ``[B, Q, ...]`` become ``[B * Q, ...]``.
+
+    In a row of the batch, ``Q`` examples (such as questions) may share an input (such as an image), which then has no
+    axis of size ``Q``.
 
     Raises:
       ValueError: arrays with a second axis of examples differ in its size.
@@ -138,16 +145,18 @@ def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, in
     has_example_axis = {m: batch[m].ndim > axes_of(m, batch) for m in modalities if m in batch}
     has_example_axis |= {t: batch[t].ndim > 1 for t in targets if t in batch}
     sizes = {name: batch[name].shape[1] for name, has_axis in has_example_axis.items() if has_axis}
-    if not sizes:
-        return _FlatBatch(batch, modalities)
+    if not sizes:  # one example per row
+        return _FlatBatch(batch, unshared=modalities)
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the second axis, of examples that share inputs, must be the same in all: {sizes}")
-    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items() if k.removesuffix("_mask") in sizes}
-    unshared, count = tuple(m for m in modalities if m in sizes), next(iter(sizes.values()))
-    flat = {**batch, **flat}
+    reshaped = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items() if k.removesuffix("_mask") in sizes}
+    flat = {**batch, **reshaped}
+    examples_per_row = next(iter(sizes.values()))
+    unshared = tuple(m for m in modalities if m in sizes)
     if unshared:
-        return _FlatBatch(flat, unshared, examples_per_row=count)
-    return _FlatBatch(flat, modalities, targets_per_example=count)
+        return _FlatBatch(flat, unshared, examples_per_row=examples_per_row)
+    # All inputs are shared, the examples of a row differ in their targets alone: run the network once for each row.
+    return _FlatBatch(flat, modalities, targets_per_example=examples_per_row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,16 +183,23 @@ class _Model:
         return Head(dict(self.classes), self.config.head_dropout)
 
     def encoders(self, batch: Batch) -> dict[str, nn.Module]:
-        """The encoders of the modalities in the batch."""
-        make = lambda m: make_encoder(m, encoder_of(self.config, m), batch, vocab_size=self.vocab_size)
-        return {m: make(m) for m in self.modalities if m in batch}
+        """The encoder of each modality that is in the batch."""
+        return {
+            m: make_encoder(m, encoder_of(self.config, m), batch, vocab_size=self.vocab_size)
+            for m in self.modalities
+            if m in batch
+        }
 
     def init(self, key: Key, batch: Batch) -> Params:
-        """Parameters of the encoders (by modality), of the fusion and of the head, for the shapes of the first
-        example."""
-        row, params, tokens = _flatten(first_example(batch), self.modalities, self.classes).batch, {}, {}
+        """Initial parameters of the encoders (by modality), of the fusion and of the head.
+
+        They depend on the shapes of the batch only, so that the network is run on one example.
+        """
+        row = _flatten(first_example(batch), self.modalities, self.classes).batch
+        example = first_example(row)  # a row may hold several examples
+        params, tokens = {}, {}
         for name, encoder in self.encoders(row).items():
-            inputs, mask = preprocess_modality(name, first_example(row), self.config.features)
+            inputs, mask = preprocess_modality(name, example, self.config.features)
             tokens[name], variables = encoder.init_with_output(fold_in_name(key, name), inputs, mask)
             params[name] = variables["params"]
         fused, variables = self.fusion.init_with_output(fold_in_name(key, "fusion"), tokens)
@@ -192,10 +208,14 @@ class _Model:
         return params
 
     def encode(self, params: Params, flat: _FlatBatch, keys: ExampleKeys | None = None) -> dict[str, Tokens]:
-        """The tokens of each modality; inputs that examples share are encoded once."""
+        """The tokens of each modality; an input that the examples of a row share is encoded once.
+
+        ``keys``, one for each example, draw augmentation and dropout in training; None in evaluation.
+        """
         tokens = {}
         for name, encoder in self.encoders(flat.batch).items():
             shared = name not in flat.unshared
+            # A shared input takes the key of the first example of its row.
             input_keys = keys[:: flat.examples_per_row] if keys is not None and shared else keys
             inputs, mask = preprocess_modality(
                 name, flat.batch, self.config.features, self.config.augment, input_keys
@@ -206,22 +226,23 @@ class _Model:
     def classify(
         self, params: Params, flat: _FlatBatch, present, keys: ExampleKeys | None = None
     ) -> ClassifierOutput:
-        """Logits of every target.
+        """Encodes and fuses the modalities: the logits of every target, and the fused vector that they come from.
 
         ``present``: by modality, which examples have it. ``keys`` draw dropout and augmentation in training; None in
         evaluation.
         """
         tokens = self.encode(params, flat, keys)
-        present = {m: present[m] for m in tokens}
+        present = {m: present[m] for m in tokens}  # without modalities that the whole batch lacks
         fused = self.fusion.apply({"params": params["fusion"]}, tokens, present, keys=keys)
         return ClassifierOutput(self.head.apply({"params": params["head"]}, fused.pooled, keys), fused.pooled)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
-        """The sum over targets of the mean cross-entropy, over the examples of the global batch whose class is known.
+        """``(loss, aux)``: the sum over targets of their mean cross-entropy, as this device's share.
 
-        aux: ``<target>_loss`` and ``<target>_accuracy``.
+        Each mean is over the examples of the global batch whose class is known. aux: ``<target>_loss`` and
+        ``<target>_accuracy``.
         """
-        (key,) = named_keys(key, "fusion")
+        key = fold_in_name(key, "fusion")
         flat = _flatten(batch, self.modalities, self.classes)
         keys = flat.example_keys(example_keys(key, batch["index"]))
         present = flat.present(self.modalities)
@@ -229,8 +250,9 @@ class _Model:
             present = drop_modalities(present, fold_in_name(keys, "modalities"), self.config.modality_dropout)
         total, aux = jnp.float32(0), {}
         for target, logits in self.classify(params, flat, present, keys).logits.items():
-            label, logits = flat.batch[target], repeat_rows(logits, flat.targets_per_example)
-            known = (label >= 0).astype(jnp.float32)
+            label = flat.batch[target]
+            logits = repeat_rows(logits, flat.targets_per_example)
+            known = (label >= 0).astype(jnp.float32)  # the label is -1 where the class is unknown
             one_hot = jax.nn.one_hot(label, logits.shape[1])
             smoothed = optax.smooth_labels(one_hot, self.config.label_smoothing)
             cross_entropy = optax.softmax_cross_entropy(logits, smoothed)
@@ -241,6 +263,7 @@ class _Model:
         return total, jax.lax.stop_gradient(aux)
 
     def predict(self, params: Params, batch: Batch) -> ClassifierOutput:
+        """The logits of every target, without dropout and augmentation."""
         flat = _flatten(batch, self.modalities, {})
         return self.classify(params, flat, flat.present(self.modalities))
 
@@ -308,11 +331,14 @@ def drop_modalities(
 ) -> dict[str, Bool[Array, "batch"]]:
     """Modality dropout: hides each modality of an example with probability ``rate``, but never all of them.
 
-    Where all would be hidden, one of the present modalities stays, each with the same probability.
+    Where all would be hidden, one of the present modalities stays, each with the same probability. The result says, as
+    ``present`` does, which examples have each modality.
     """
     names = list(present)
-    is_present = jnp.stack([present[m] for m in names], axis=1)
+    is_present = jnp.stack([present[m] for m in names], axis=1)  # [B, modalities]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (len(names),)))(keys)
+    # A missing modality gets -1, below all others, so that the largest number belongs to a present one: that one stays.
     uniform = jnp.where(is_present, uniform, -1.0)
-    stays = is_present & ((uniform >= rate) | (uniform == uniform.max(axis=1, keepdims=True)))
+    is_largest = uniform == uniform.max(axis=1, keepdims=True)
+    stays = is_present & ((uniform >= rate) | is_largest)
     return {m: stays[:, i] for i, m in enumerate(names)}

@@ -48,19 +48,35 @@ class LoRA:
 
 
 def _matrix_sizes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    """Leading axes of a kernel (scanned layers), and the input and output sizes of its matrix."""
-    leading = 1 if "/layers/" in path else 0
-    input_axes = 2 if path.endswith("attention/out/kernel") else 1  # heads and their size
-    matrix = shape[leading:]
-    if len(matrix) <= input_axes:
+    """``(leading axes, inputs, outputs)``: a kernel's shape, seen as that of a matrix ``[inputs, outputs]``.
+
+    The kernels of scanned layers are stacked along one leading axis. The kernel of attention's output projection has
+    two input axes, ``[heads, head size, outputs]``; all others have one.
+    """
+    leading_axes = 1 if "/layers/" in path else 0
+    input_axes = 2 if path.endswith("attention/out/kernel") else 1
+    matrix_shape = shape[leading_axes:]
+    if len(matrix_shape) <= input_axes:
         raise ValueError(f"{path} of shape {list(shape)} is no matrix: choose other LoRA targets")
-    return shape[:leading], math.prod(matrix[:input_axes]), math.prod(matrix[input_axes:])
+    return shape[:leading_axes], math.prod(matrix_shape[:input_axes]), math.prod(matrix_shape[input_axes:])
+
+
+def _init_adapter(key: Key, path: str, kernel: Array, rank: int) -> dict[str, Array]:
+    """The initial factors ``A`` (random) and ``B`` (zero) of the kernel at ``path``, as ``path/a`` and ``path/b``."""
+    leading, inputs, outputs = _matrix_sizes(path, kernel.shape)
+    a = jax.random.normal(fold_in_name(key, path), (*leading, inputs, rank)) / math.sqrt(inputs)
+    return {f"{path}/a": a, f"{path}/b": jnp.zeros((*leading, rank, outputs))}
 
 
 def merge_adapters(params: Params, adapters: Params, config: LoRA) -> Params:
-    """``params`` with the difference of each adapter added to its kernel: the trained model without adapters."""
+    """``params`` with ``(alpha / rank) A B`` of each adapter added to its kernel: the trained model without adapters.
+
+    ``adapters`` holds the factors ``A [inputs, rank]`` and ``B [rank, outputs]`` of the kernel at ``path`` under
+    ``path/a`` and ``path/b``.
+    """
     leaves, factors = trees.flat(params), trees.flat(adapters)
-    for path in (name.removesuffix("/a") for name in factors if name.endswith("/a")):
+    kernel_paths = [name.removesuffix("/a") for name in factors if name.endswith("/a")]
+    for path in kernel_paths:
         kernel = leaves[path]
         difference = jnp.einsum("...ir,...ro->...io", factors[f"{path}/a"], factors[f"{path}/b"])
         leaves[path] = kernel + (config.alpha / config.rank) * difference.reshape(kernel.shape)
@@ -73,10 +89,10 @@ def split_adapters(params: Params) -> tuple[Params, Params]:
 
 
 def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
-    """``method`` with adapters on the kernels that match ``config.targets``.
+    """``method`` with low-rank adapters (LoRA) on the kernels that match ``config.targets``.
 
-    The adapters are parameters ``a`` and ``b`` under ``params["lora"]`` and the path of their kernel. Which of the
-    other parameters are trained is left to the optimizer. ``finalize_params`` merges the adapters into the kernels, so
+    The adapters are parameters ``a`` and ``b`` under ``params["lora"]`` and the path of their kernel. The optimizer
+    decides which of the other parameters are trained. ``finalize_params`` merges the adapters into the kernels, so
     that ``predict`` is the same function as in ``method``.
 
     Args:
@@ -89,11 +105,6 @@ def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
     """
     if not config.rank:
         return method
-
-    def draw_adapter(key: Key, path: str, kernel: Array) -> dict[str, Array]:
-        leading, inputs, outputs = _matrix_sizes(path, kernel.shape)
-        a = jax.random.normal(fold_in_name(key, path), (*leading, inputs, config.rank)) / math.sqrt(inputs)
-        return {f"{path}/a": a, f"{path}/b": jnp.zeros((*leading, config.rank, outputs))}
 
     def init(key: Key, batch: Batch) -> Params:
         """The method's parameters, with the adapters under `ADAPTERS`. ``B`` is 0, so that adapters change nothing
@@ -109,15 +120,16 @@ def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
         adapter_key = fold_in_name(key, ADAPTERS)
         adapters: dict[str, Array] = {}
         for path, kernel in kernels.items():
-            adapters |= draw_adapter(adapter_key, path, kernel)
+            adapters |= _init_adapter(adapter_key, path, kernel, config.rank)
         return {**params, ADAPTERS: trees.nested(adapters)}
 
     def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
         return method.loss(merge_adapters(*split_adapters(params), config), batch, key, axis_name=axis_name)
 
     def load_pretrained(params: Params, batch: Batch) -> Params:
-        frozen, adapters = split_adapters(params)
-        return {**method.load_pretrained(frozen, batch), ADAPTERS: adapters}
+        """Loads the pretrained parameters of ``method`` and keeps the adapters."""
+        base_params, adapters = split_adapters(params)
+        return {**method.load_pretrained(base_params, batch), ADAPTERS: adapters}
 
     return method._replace(
         init=init,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
+from tests.support import LAYOUTS, assert_device_invariant, assert_resumes, random_params
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
@@ -85,8 +85,7 @@ def make_batch(n=16, seed=0):
     }
 
 
-def on_device(batch):
-    return jax.tree.map(jnp.asarray, batch)
+on_device = jax.device_put
 
 
 def make(**changes):
@@ -95,8 +94,10 @@ def make(**changes):
 
 def begin(gan, optimizer=OPTIMIZER, batch=None):
     batch = make_batch() if batch is None else batch
-    training = gan_step.make_training(gan, optimizer, 10)
-    return training, jax.jit(training.init)(jax.random.key(0), batch), on_device(batch)
+    key = jax.random.key(0)
+    params = random_params(lambda key, batch: gan.init(key, batch)[0], key, batch)
+    training = gan_step.make_training(gan, optimizer, 10, params=params)
+    return training, jax.jit(training.init)(key, batch), on_device(batch)
 
 
 RECONSTRUCTION = Reconstruction(encoder=MLPEncoderConfig(width=8, depth=1))

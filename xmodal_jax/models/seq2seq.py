@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.decoding import GeneratedTokens, Step, beam_search, ctc_greedy, sample
-from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
+from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import info_nce, sequence
 from xmodal_jax.models.contrastive import MAX_SCALE, text_ids
@@ -59,6 +59,7 @@ class ObjectiveConfig:
     """Whether the model has a CTC head."""
 
     def __post_init__(self):
+        """Checks the options, all of which are fractions."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not 0 <= value < 1:
@@ -100,7 +101,7 @@ class JointObjective(ObjectiveConfig):
 
 
 Objective = AttentionObjective | CTCObjective | JointObjective
-"""The table of objectives."""
+"""The objectives by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +175,8 @@ class Seq2SeqConfig:
     @property
     def decodings(self) -> tuple[GenerationConfig, ...]:
         """The deterministic ways to generate text with the trained model, best first."""
-        decoder = (BeamSearchConfig(), GreedySearchConfig()) if self.decodes else ()
-        return (*decoder, CTCBestPathConfig()) if self.aligns else decoder
+        with_decoder = (BeamSearchConfig(), GreedySearchConfig()) if self.decodes else ()
+        return (*with_decoder, CTCBestPathConfig()) if self.aligns else with_decoder
 
 
 class CTCHead(nn.Module):
@@ -202,19 +203,24 @@ class ContrastHead(nn.Module):
     def __call__(
         self, tokens: Tokens, states: Float[Array, "batch length dim"], mask: Bool[Array, "batch length"]
     ):
-        """The embeddings and the inverse temperature, from the source's ``tokens`` and the decoder's ``states``;
-        ``mask`` is True at the tokens of the text."""
-        last = jnp.maximum(mask.sum(axis=1) - 1, 0)
-        text = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+        """``(source, text, scale)``: unit vectors ``[B, embed_dim]`` and the learned inverse temperature.
+
+        ``tokens`` are the source's, ``states`` the decoder's at each token of the text; ``mask`` is True at valid
+        tokens of the text.
+        """
+        # The decoder is causal: the state of the last valid token is the only one that depends on the whole text.
+        last_position = jnp.maximum(mask.sum(axis=1) - 1, 0)
+        text = jnp.take_along_axis(states, last_position[:, None, None], axis=1)[:, 0].astype(jnp.float32)
         source = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
-        start = nn.initializers.constant(-math.log(self.temperature))
-        scale = jnp.minimum(jnp.exp(self.param("log_scale", start, ())), MAX_SCALE)
-        project = lambda name: nn.Dense(self.embed_dim, use_bias=False, name=name)
-        return l2_normalize(project("source")(source)), l2_normalize(project("text")(text)), scale
+        initial_log_scale = nn.initializers.constant(-math.log(self.temperature))
+        scale = jnp.minimum(jnp.exp(self.param("log_scale", initial_log_scale, ())), MAX_SCALE)
+        source = nn.Dense(self.embed_dim, use_bias=False, name="source")(source)
+        text = nn.Dense(self.embed_dim, use_bias=False, name="text")(text)
+        return l2_normalize(source), l2_normalize(text), scale
 
 
 class Seq2SeqOutput(NamedTuple):
-    """The prediction of a `make_seq2seq` method: the likelihood of the batch's own texts."""
+    """The prediction of a `make_seq2seq` method: how well the model predicts the texts that the batch holds."""
 
     cross_entropy: Float[Array, "batch"]
     """Cross-entropy of the decoder given the true previous tokens, in nats per token; zeros without a decoder."""
@@ -228,7 +234,7 @@ class _Terms(NamedTuple):
     """The losses of each example and the embeddings, from which the loss of a batch is computed."""
 
     losses: dict[str, tuple[Array, Array]]
-    """By name of the loss, its value ``[B]`` and its weight ``[B]`` in the mean over examples."""
+    """By name of the loss, the loss of each example ``[B]`` and the weight of each example ``[B]`` in the mean."""
     embeddings: tuple[Array, Array, Array] | None
     """Source, text and inverse temperature (see `ContrastHead`); None without the contrastive loss."""
     present: Bool[Array, "batch"]
@@ -241,8 +247,10 @@ class _Model:
 
     config: Seq2SeqConfig
     source: str
+    """The source modality: image, audio or video."""
     vocab_size: int
     length: int
+    """Tokens of a text, with padding."""
 
     def __post_init__(self):
         if self.source not in ("image", "audio", "video"):
@@ -266,11 +274,14 @@ class _Model:
         return CTCHead(self.vocab_size)
 
     def init(self, key: Key, batch: Batch) -> Params:
-        """Parameters of the encoder, the decoder and the heads that the configuration has, for the first example's
-        shapes."""
-        row, params = first_example(batch), {}
-        inputs, mask = preprocess_modality(self.source, row, self.config.features)
-        tokens, variables = self.encoder(row).init_with_output(fold_in_name(key, self.source), inputs, mask)
+        """Initial parameters of the encoder, and of the decoder and the heads that the configuration has.
+
+        They depend on the shapes of the batch only, so that the network is run on one example.
+        """
+        example, params = first_example(batch), {}
+        inputs, mask = preprocess_modality(self.source, example, self.config.features)
+        encoder = self.encoder(example)
+        tokens, variables = encoder.init_with_output(fold_in_name(key, self.source), inputs, mask)
         params[self.source] = variables["params"]
         if self.config.decodes:
             ids = jnp.ones((1, self.length), jnp.int32)
@@ -286,16 +297,20 @@ class _Model:
 
     @property
     def encoder_slots(self) -> tuple[EncoderSlot, ...]:
-        """Where trained parts can be attached."""
+        """The parts of the model that can start from trained parameters: encoder, decoder and CTC head."""
         slots = [EncoderSlot(self.source, self.source, (self.source,))]
         if self.config.decodes:
+            # A language model has no cross-attention: these layers keep their initial parameters.
             slots.append(EncoderSlot("decoder", "decoder", ("text",), new_parts="/cross_"))
         if self.config.aligns:
             slots.append(EncoderSlot("ctc", "ctc"))
         return tuple(slots)
 
     def encode(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> Tokens:
-        """The source's tokens; none are valid where the source is missing."""
+        """The encoder's tokens of the source; the mask is False throughout in examples without the source.
+
+        ``keys`` draw augmentation and dropout in training; None in evaluation.
+        """
         inputs, mask = preprocess_modality(
             self.source, batch, self.config.features, self.config.augment, keys
         )
@@ -303,8 +318,12 @@ class _Model:
         return Tokens(tokens.values, content_mask(tokens, presence_masks(batch, (self.source,))[self.source]))
 
     def decode(self, params: Params, ids: Array, memory: Tokens, keys: ExampleKeys | None = None):
-        """Logits after every token, and the states of the layers without cross-attention."""
-        keys = None if keys is None else fold_in_name(keys, "decoder")  # other draws than in the encoder
+        """``(logits, states)`` at every token of ``ids [B, L]``, given the source's tokens ``memory``.
+
+        The logits ``[B, L, vocab]`` predict the next token. The states ``[B, L, width]`` are the output of the decoder's
+        first layers, those without cross-attention, which represent the text alone.
+        """
+        keys = None if keys is None else fold_in_name(keys, "decoder")  # dropout differs from the encoder's
         return self.decoder.apply({"params": params["decoder"]}, ids, memory, keys=keys, states=True)
 
     def ctc_logits(self, params: Params, memory: Tokens) -> Array:
@@ -313,14 +332,18 @@ class _Model:
     def cross_attention(
         self, params: Params, ids: Array, memory: Tokens
     ) -> Float[Array, "batch length tokens"]:
-        """The mean over layers and heads of the attention after each token."""
+        """The decoder's attention from each token of ``ids`` to each token of the source, ``[B, length, tokens]``.
+
+        The mean over layers and heads.
+        """
         variables = {"params": params["decoder"]}
         _, state = self.decoder.apply(variables, ids, memory, mutable=["intermediates"])
         maps = attention_maps(state.get("intermediates", {}))
-        of_layers = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
-        if not of_layers:
+        # The mean over heads of each layer's map [B, heads, length, tokens].
+        layer_maps = [w.mean(axis=1) for path, w in maps.items() if path.endswith("cross_attention")]
+        if not layer_maps:
             raise ValueError("a decoder with scan_layers records no attention: leave it out")
-        return sum(of_layers) / len(of_layers)
+        return sum(layer_maps) / len(layer_maps)
 
     def terms(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Terms:
         """The losses of each example, and the embeddings of source and text if there is a contrastive loss.
@@ -329,11 +352,13 @@ class _Model:
         """
         memory = self.encode(params, batch, keys)
         ids = batch["text"]
+        # The valid tokens; none in an example that lacks the text or the source.
         mask = batch.get("text_mask", ids != 0) & presence_masks(batch, ("text",))["text"][:, None]
         mask &= presence_masks(batch, (self.source,))[self.source][:, None]
-        targets, target_mask, losses, embeddings = ids[:, 1:], mask[:, 1:], {}, None
+        targets, target_mask = ids[:, 1:], mask[:, 1:]  # the decoder predicts the next token
+        losses, embeddings = {}, None
         if self.config.decodes:
-            # The contrastive loss needs the state of the last token as well.
+            # The contrastive loss needs the state of the last token as well, which predicts nothing.
             inputs = ids if self.config.has_contrastive_loss else ids[:, :-1]
             logits, states = self.decode(params, inputs, memory, keys)
             logits = logits[:, : targets.shape[1]]
@@ -346,7 +371,11 @@ class _Model:
         return _Terms(losses, embeddings, mask.any(axis=1))
 
     def decoder_losses(self, logits: Array, targets: Array, mask: Array) -> dict[str, tuple[Array, Array]]:
-        """The smoothed loss, the cross-entropy and the accuracy, per token."""
+        """The decoder's label-smoothed loss, cross-entropy and accuracy, each as ``(value [B], weight [B])``.
+
+        Values are means over the tokens of an example; the weight is its number of tokens, so that the mean over
+        examples is a mean over tokens.
+        """
         count = mask.sum(axis=1).astype(jnp.float32)
         smoothing = self.config.objective.label_smoothing
         smoothed = sequence.token_cross_entropy(logits, targets, mask, smoothing=smoothing)
@@ -355,22 +384,32 @@ class _Model:
         return {"loss": (smoothed, count), "cross_entropy": (plain, count), "accuracy": (correct, count)}
 
     def ctc_losses(self, params: Params, memory: Tokens, targets: Array, mask: Array):
-        """The CTC loss per token, and whether a text is longer than the source's tokens can align with."""
-        inner = mask & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))  # without the end token
-        tokens = inner.sum(axis=1)
-        fits = sequence.ctc_fits(memory.mask, targets, inner)
-        has_text = (tokens > 0).astype(jnp.float32)
+        """The CTC loss per token, and whether a text cannot be aligned, each as ``(value [B], weight [B])``.
+
+        A text that needs more labels than the source has tokens (``memory``) has no alignment; it has no weight in the
+        loss. ``mask`` is True on the valid ``targets``, the end token included.
+        """
+        # A target is valid and not the end token if the target after it is valid.
+        label_mask = mask & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+        label_count = label_mask.sum(axis=1)
+        fits = sequence.ctc_fits(memory.mask, targets, label_mask)
+        has_text = (label_count > 0).astype(jnp.float32)
         logits = self.ctc_logits(params, memory)
-        loss = sequence.ctc(logits, memory.mask, targets, inner) / jnp.maximum(tokens, 1)
+        loss = sequence.ctc(logits, memory.mask, targets, label_mask) / jnp.maximum(label_count, 1)
         return {"ctc": (loss, has_text * fits), "ctc_unaligned": (1.0 - fits, has_text)}
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
-        """``(1 - ctc_weight) * cross_entropy + ctc_weight * CTC + contrastive.weight * InfoNCE``, each a mean over the
-        global batch; the cross-entropy is smoothed, and terms that the configuration lacks are 0."""
-        (key,) = named_keys(key, "seq2seq")
+        """``(loss, aux)``, as this device's share of the mean over the global batch:
+
+        ``(1 - ctc_weight) * cross_entropy + ctc_weight * CTC + contrastive.weight * InfoNCE``
+
+        The cross-entropy is label-smoothed. Terms that the configuration lacks are 0.
+        """
+        key = fold_in_name(key, "seq2seq")
         losses, embeddings, present = self.terms(params, batch, example_keys(key, batch["index"]))
         if embeddings is not None:
             source, text, inverse_temperature = embeddings
+            # Examples with equal texts are positives of each other.
             contrastive = info_nce(
                 source, text, temperature=1.0 / inverse_temperature, present=present, match=text_ids(batch["text"]),
                 duplicates="positive", axis_name=axis_name,
@@ -381,26 +420,34 @@ class _Model:
             for name, (value, weight) in losses.items()
         }
         ctc_weight = self.config.objective.ctc_weight
+        # "loss" is the smoothed cross-entropy; aux reports the plain one, "cross_entropy", in place of it.
         total = (1 - ctc_weight) * aux.pop("loss", 0.0) + ctc_weight * aux.get("ctc", 0.0)
         contrastive_weight = self.config.contrastive.weight if self.config.has_contrastive_loss else 0.0
         total += contrastive_weight * aux.get("contrastive", 0.0)
         return total, jax.lax.stop_gradient(aux)
 
     def predict(self, params: Params, batch: Batch) -> Seq2SeqOutput:
-        losses, embeddings, _ = self.terms(params, batch, None)
+        """Cross-entropy and CTC loss of each example's text, and the embeddings of source and text.
+
+        Losses that the configuration lacks are 0; without the contrastive loss there are no embeddings.
+        """
+        losses, embeddings, _ = self.terms(params, batch, keys=None)
         zeros = jnp.zeros(len(batch["index"]))
-        value = lambda name: losses[name][0] if name in losses else zeros
-        by_modality = {} if embeddings is None else {self.source: embeddings[0], "text": embeddings[1]}
-        return Seq2SeqOutput(value("cross_entropy"), value("ctc"), by_modality)
+        cross_entropy, _ = losses.get("cross_entropy", (zeros, None))
+        ctc, _ = losses.get("ctc", (zeros, None))
+        if embeddings is None:
+            return Seq2SeqOutput(cross_entropy, ctc, {})
+        source, text, _ = embeddings
+        return Seq2SeqOutput(cross_entropy, ctc, {self.source: source, "text": text})
 
 
 def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Method:
-    """The method of text from a source (image, audio or video), trained by teacher forcing, CTC or both.
+    """A method that predicts text from a source (image, audio or video), trained by teacher forcing, CTC or both.
 
     The batch holds the source, ``text`` int32 ``[B, length]`` from the begin to the end token, and its mask. Given the
-    source and the tokens up to ``t``, the decoder predicts token ``t + 1``; its loss is the mean smoothed cross-entropy
-    over the tokens of the global batch. That of CTC is the mean over texts of ``-log p(text) / tokens``, without begin
-    and end. An example without the source or without text has no influence.
+    source and the tokens up to ``t``, the decoder predicts token ``t + 1``; its loss is the mean label-smoothed
+    cross-entropy over the tokens of the global batch. The CTC loss is the mean over texts of ``-log p(text) / tokens``,
+    without the begin and the end token. An example without the source or without text has no influence.
 
     The contrastive loss, where there is one, is the InfoNCE of source and text over the global batch (CoCa, Yu et al.
     2022, arXiv:2205.01917, eq. 3), in which equal texts are positives of each other.
@@ -450,10 +497,12 @@ class Captioner(NamedTuple):
 
 
 def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> Captioner:
-    """The functions of a captioner that judge given captions, to train a generator of images with.
+    """The functions of a trained captioner that serve as a loss of an image generator: how well its images fit their
+    captions.
 
-    ``pixels`` are floats in [-1, 1], ``ids`` int32 ``[B, length]`` from the begin to the end token, valid under
-    ``mask``. Redescription: MirrorGAN, Qiao et al. 2019, arXiv:1903.05854, eq. 14.
+    ``pixels`` are floats in [-1, 1]; ``ids`` are the captions, int32 ``[B, length]`` from the begin to the end token,
+    and ``mask`` is True on valid tokens. Captioning a generated image: MirrorGAN, Qiao et al. 2019, arXiv:1903.05854,
+    eq. 14.
 
     Raises:
       ValueError: the configuration has no decoder, or its source is audio.
@@ -463,9 +512,8 @@ def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, lengt
         raise ValueError("pictures are described by a captioner with a decoder (the objective attention)")
 
     def encode(params: Params, pixels) -> Float[Array, "batch length dim"]:
-        return (
-            model.encoder({source: pixels}).apply({"params": params[source]}, pixels, None, keys=None).values
-        )
+        encoder = model.encoder({source: pixels})
+        return encoder.apply({"params": params[source]}, pixels, None, keys=None).values
 
     def cross_entropy(params: Params, tokens, ids, mask) -> Float[Array, "batch"]:
         logits, _ = model.decode(params, ids[:, :-1], Tokens(tokens, None))
@@ -473,6 +521,7 @@ def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, lengt
 
     def attention(params: Params, tokens, ids) -> Float[Array, "batch length places"]:
         weights = model.cross_attention(params, ids[:, :-1], Tokens(tokens, None))
+        # The weights at token t predict token t + 1: shift by one. The first token, which is given, gets uniform ones.
         return jnp.pad(weights, [(0, 0), (1, 0), (0, 0)], constant_values=1.0 / tokens.shape[1])
 
     return Captioner(encode, cross_entropy, attention)
@@ -504,7 +553,7 @@ class BeamSearchConfig(GenerationConfig):
     """Preference of the beam search for long texts: 0 prefers short ones, larger values prefer longer ones."""
 
     def generate(self, decoding, keys):
-        """The best text of the beam search for each source."""
+        """The best text of the beam search for each source, as ids ``[B, length]``; ``keys`` are not used."""
         sequences = beam_search(
             *decoding.start(self.beams),
             beams=self.beams,
@@ -512,6 +561,7 @@ class BeamSearchConfig(GenerationConfig):
             length=decoding.length,
             end=decoding.end,
         )
+        # Arrays are [B, beams, ...], the best beam first.
         return jax.tree.map(lambda x: x[:, 0], sequences)
 
 
@@ -567,23 +617,27 @@ class CTCBestPathConfig(GenerationConfig):
 
 
 Generation = BeamSearchConfig | GreedySearchConfig | SamplingConfig | CTCBestPathConfig
-"""The table of ways to generate text."""
+"""The ways to generate text, by name."""
 
 
 def start_decoding(
     decoder: TextDecoder, params: Params, memory: Tokens, begin: Int[Array, "rows"]
 ) -> tuple[Step, Array, Any]:
-    """``(step, logits, state)`` for `core.decoding`, with a key-value cache, after the ``begin`` tokens.
+    """``(step, logits, state)``: the start of token-by-token decoding, as the functions of `core.decoding` take it.
 
-    Several rows of ``begin`` may share a row of ``memory``.
+    ``logits [N, vocab]`` predict the token after the ``begin`` token of each of ``N`` sequences, ``state`` is the
+    key-value cache, and ``step(tokens, position, state)`` gives the next logits and state. Several sequences (such as
+    beams) may share the source's tokens in a row of ``memory``.
     """
 
     def apply(variables, token, position, mutable):
+        """The logits after ``token [N]``, and the updated collections ``mutable``."""
         logits, updated = decoder.apply(
             {"params": params, **variables}, token[:, None], memory, position=position, mutable=mutable
         )
         return logits[:, 0], updated
 
+    # The first call creates the cache, and the collection "memory": keys and values of the source, which stay the same.
     logits, caches = apply({}, begin, 0, ["cache", "memory"])
     shared = {"memory": caches["memory"]}
 
@@ -609,9 +663,9 @@ class _Decoding(NamedTuple):
         """The largest number of tokens after the begin token."""
         return self.model.length - 1
 
-    def start(self, rows_per_example: int) -> tuple[Step, Array, Any]:
-        """The decoder after the begin token, for `core.decoding`."""
-        begin = jnp.full(rows_per_example * len(self.memory.values), self.begin, jnp.int32)
+    def start(self, sequences_per_example: int) -> tuple[Step, Array, Any]:
+        """The decoder after the begin token, as `start_decoding` returns it, for this many sequences per example."""
+        begin = jnp.full(sequences_per_example * len(self.memory.values), self.begin, jnp.int32)
         return start_decoding(self.model.decoder, self.params["decoder"], self.memory, begin)
 
 
@@ -628,9 +682,10 @@ def make_text_generator(
     """``generate(params, batch, key=None)``: the tokens of one text per example, without begin and end.
 
     Args:
-      config, source, vocab_size, length: as for `make_seq2seq`. begin, end: ids of the tokens that every text begins
-        and ends with. generation: how text is generated; None: beam search, or CTC where there is no decoder. Sampling
-        needs the ``key``; the text of an example depends on the key and on the example's ``index``.
+      config, source, vocab_size, length: as for `make_seq2seq`.
+      begin, end: ids of the tokens that every text begins and ends with.
+      generation: how text is generated; None: beam search, or CTC where there is no decoder. Sampling needs the
+        ``key``; the text of an example depends on the key and on the example's ``index``.
 
     Raises:
       ValueError: an unknown source, or a ``generation`` that ``config``'s objective does not train.
@@ -642,13 +697,15 @@ def make_text_generator(
     """
     model = _Model(config, source, vocab_size, length)
     generation = config.decodings[0] if generation is None else generation
-    if not (config.aligns if generation.uses_ctc else config.decodes):
+    is_trained = config.aligns if generation.uses_ctc else config.decodes
+    if not is_trained:
         part = "CTC head" if generation.uses_ctc else "decoder"
         raise ValueError(
             f"the objective {config.objective.name!r} trains no {part}, which {generation.name!r} needs"
         )
 
     def generate(params: Params, batch: Batch, key: Key | None = None) -> GeneratedTokens:
+        """The generated tokens of one text per example; ``key``: for sampling."""
         memory = model.encode(params, batch)
         keys = None if key is None else example_keys(key, batch["index"])
         return generation.generate(_Decoding(model, params, memory, begin, end), keys)
@@ -659,8 +716,11 @@ def make_text_generator(
 def make_cross_attention(
     config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int
 ) -> Callable[[Params, Batch], Float[Array, "batch length tokens"]]:
-    """``attention(params, batch) -> [B, length, N]``: the decoder's cross-attention to the source's ``N`` tokens after
-    each token of ``text``, when it predicts the next one. The mean over layers and heads; rows sum to 1."""
+    """``attention(params, batch) -> [B, length, N]``: the decoder's cross-attention to the source's ``N`` tokens.
+
+    Row ``t`` holds the attention from token ``t`` of ``text``, by which token ``t + 1`` is predicted. The mean over
+    layers and heads; rows sum to 1.
+    """
     model = _Model(config, source, vocab_size, length)
 
     def attention(params: Params, batch: Batch):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.alignment import expand_durations, monotonic_alignment
-from xmodal_jax.core.random import example_keys, fold_in_name, named_keys
+from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.losses.sequence import ctc
 from xmodal_jax.models.towers import (
     AudioFeatures,
@@ -103,28 +103,41 @@ class _Model:
     config: SpeechConfig
     vocab_size: int
     length: int
+    """Tokens of a text, with padding."""
     speakers: int
 
     @property
     def network(self) -> SpeechNet:
-        c, ids = self.config, jax.ShapeDtypeStruct((1, self.length), jnp.int32)
+        """The Flax module of the whole synthesis network."""
+        config = self.config
+        ids = jax.ShapeDtypeStruct((1, self.length), jnp.int32)  # the encoder needs only the shape of texts
         return SpeechNet(
-            make_encoder("text", c.text, {"text": ids}, vocab_size=self.vocab_size), self.vocab_size,
-            self.speakers, c.features.mels, c.text.width, c.decoder_depth, c.kernel, c.dropout,
-        )  # fmt: skip
+            make_encoder("text", config.text, {"text": ids}, vocab_size=self.vocab_size),
+            self.vocab_size,
+            self.speakers,
+            mels=config.features.mels,
+            width=config.text.width,
+            depth=config.decoder_depth,
+            kernel=config.kernel,
+            dropout=config.dropout,
+        )
 
     def inputs(self, batch: Batch):
-        """``(text, text_mask, speaker, mel, mel_mask)``; the masks are False in examples that lack text or audio."""
+        """``(text, text_mask, speaker, mel, mel_mask)``: token ids ``[B, L]``, the speaker's index ``[B]`` and
+        standardised log-mel frames ``[B, F, mels]``. The masks are False in examples that lack text or audio."""
         present = presence_masks(batch, ("text", "audio"))
-        present = present["text"] & present["audio"]
-        mask = batch.get("text_mask", batch["text"] != 0) & present[:, None]
+        has_both = present["text"] & present["audio"]
+        text_mask = batch.get("text_mask", batch["text"] != 0) & has_both[:, None]
         mel, mel_mask = self.standardized_frames(batch)
-        return batch["text"], mask, _speaker(batch), mel, mel_mask & present[:, None]
+        return batch["text"], text_mask, _speaker(batch), mel, mel_mask & has_both[:, None]
 
     def standardized_frames(self, batch: Batch):
-        """Standardised log-mel frames and their mask, from waveforms or from the frames of `log_mel_transform`."""
+        """``(frames [B, F, mels], mask [B, F])``: log-mel frames, standardised by the configured mean and scale.
+
+        The batch's audio is waveforms ``[B, T]``, or log-mel frames that were computed beforehand.
+        """
         config, frames, mask = self.config, batch["audio"], batch.get("audio_mask")
-        if frames.ndim == 2:
+        if frames.ndim == 2:  # waveforms
             frames, mask = compute_log_mel(frames, mask, config.features, floor=config.floor)
         elif frames.shape[-1] != config.features.mels:
             raise ValueError(
@@ -140,7 +153,8 @@ class _Model:
         from it, and the L1 errors of the frames that are decoded with these durations."""
         text, mask, speaker, mel, mel_mask = self.inputs(batch)
         network = self.network.bind({"params": params})
-        log_p = network.align(text, mask, mel, mel_mask)
+        log_p = network.align(text, mask, mel, mel_mask)  # log p(token | frame), [B, frames, tokens]
+        # The search for the best alignment has no gradient; the aligner learns from the forward sum and binarization.
         durations = monotonic_alignment(jax.lax.stop_gradient(log_p), mel_mask, mask)
         tokens = network.encode(text, mask, speaker, keys)
         frames, frame_mask = network.decode(tokens, durations, mel.shape[1], keys)
@@ -149,76 +163,83 @@ class _Model:
         return _Outputs(mask, log_p, durations, network.durations(tokens, keys), errors, frame_mask)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
-        """``mel + duration_weight * duration + align_weight * (forward_sum + binarization)``, means over the global
-        batch.
+        """``(loss, aux)``, as this device's share of the means over the global batch:
+
+        ``mel + duration_weight * duration + align_weight * (forward_sum + binarization)``
 
         aux: these four terms, and ``unaligned``, the fraction of texts that are longer than their speech (more tokens
         than frames).
         """
-        (key,) = named_keys(key, "speech")
+        key = fold_in_name(key, "speech")
         outputs = self.forward(params, batch, example_keys(key, batch["index"]))
-        durations, frame_mask = outputs.durations, outputs.frame_mask
-        # An example counts by the number of its frames, or of its tokens; one that is not aligned has none.
-        frames, tokens = (x.sum(axis=1).astype(jnp.float32) for x in (frame_mask, durations > 0))
-        duration_error = jnp.square(outputs.predicted - jnp.log1p(durations.astype(jnp.float32)))
-        duration_error = jnp.where(durations > 0, duration_error, 0.0).sum(axis=1) / jnp.maximum(tokens, 1.0)
+        durations = outputs.durations
+        # Each example is weighted by its number of frames or of tokens, so that the means are over frames and tokens. An
+        # example that could not be aligned has neither.
+        frame_count = outputs.frame_mask.sum(axis=1).astype(jnp.float32)
+        token_count = (durations > 0).sum(axis=1).astype(jnp.float32)
+        squared_error = jnp.square(outputs.predicted - jnp.log1p(durations.astype(jnp.float32)))
+        squared_error = jnp.where(durations > 0, squared_error, 0.0)
+        duration_error = squared_error.sum(axis=1) / jnp.maximum(token_count, 1.0)
         has_text = outputs.token_mask.any(axis=1).astype(jnp.float32)
-        aux = {
-            "mel": (outputs.errors, frames),
-            "duration": (duration_error, tokens),
-            "forward_sum": (_forward_sum(outputs) / jnp.maximum(frames, 1.0), frames),
-            "binarization": (_binarization(outputs) / jnp.maximum(frames, 1.0), frames),
-            "unaligned": (1.0 - (frames > 0), has_text),
+        values_and_weights = {
+            "mel": (outputs.errors, frame_count),
+            "duration": (duration_error, token_count),
+            "forward_sum": (_forward_sum(outputs) / jnp.maximum(frame_count, 1.0), frame_count),
+            "binarization": (_binarization(outputs) / jnp.maximum(frame_count, 1.0), frame_count),
+            "unaligned": (1.0 - (frame_count > 0), has_text),
         }
         aux = {
             name: collectives.batch_mean(value, weight, axis_name=axis_name)
-            for name, (value, weight) in aux.items()
+            for name, (value, weight) in values_and_weights.items()
         }
         total = aux["mel"] + self.config.duration_weight * aux["duration"]
         total += self.config.align_weight * (aux["forward_sum"] + aux["binarization"])
         return total, jax.lax.stop_gradient(aux)
 
     def predict(self, params: Params, batch: Batch) -> AlignedSpeech:
-        outputs = self.forward(params, batch, None)
-        predicted = jnp.expm1(outputs.predicted)
-        return AlignedSpeech(outputs.durations, predicted, outputs.errors * self.config.scale)
+        """Aligned and predicted durations of the batch's speech, and the error of its synthesis in nats."""
+        outputs = self.forward(params, batch, keys=None)
+        predicted_frames = jnp.expm1(outputs.predicted)  # the network predicts log(1 + frames)
+        return AlignedSpeech(outputs.durations, predicted_frames, outputs.errors * self.config.scale)
 
 
 def _speaker(batch: Batch) -> Int[Array, "batch"]:
+    """The index of each example's speaker; 0 where the batch names no speakers."""
     return batch.get("speaker", jnp.zeros(batch["text"].shape[0], jnp.int32))
 
 
 def _forward_sum(outputs: _Outputs) -> Float[Array, "batch"]:
-    """``-log`` of the probability that the frames pass through all tokens in order, by CTC.
+    """``-log`` of the probability that the frames pass through all tokens in order, computed as a CTC loss.
 
-    Each token is a label of its own, and the blank is e times less likely than a certain token.
+    The labels of the CTC are the positions 1, 2, ... of the tokens, so that equal tokens count as different. The logit
+    of the blank is -1: e times less likely than a token of probability 1 (logit 0).
     """
     mask, log_p = outputs.token_mask, outputs.log_p
-    labels = jnp.broadcast_to(jnp.arange(1, mask.shape[1] + 1), mask.shape)
+    labels = jnp.broadcast_to(jnp.arange(1, mask.shape[1] + 1), mask.shape)  # 0 is the blank
     blank = jnp.full((*log_p.shape[:2], 1), -1.0)
     logits = jnp.concatenate([blank, log_p], axis=2)
     return ctc(logits, outputs.frame_mask, labels, mask & (outputs.durations > 0))
 
 
 def _binarization(outputs: _Outputs) -> Float[Array, "batch"]:
-    """``-log`` of the probability of the best alignment."""
-    token, _, _ = expand_durations(outputs.durations, outputs.frame_mask.shape[1])
-    best = jnp.take_along_axis(outputs.log_p, token[:, :, None], axis=2)[:, :, 0]
-    return -jnp.where(outputs.frame_mask, best, 0.0).sum(axis=1)
+    """``-log`` of the probability of the best alignment: summed over frames, ``-log p(aligned token | frame)``."""
+    aligned_token, _, _ = expand_durations(outputs.durations, outputs.frame_mask.shape[1])  # [B, frames]
+    log_p = jnp.take_along_axis(outputs.log_p, aligned_token[:, :, None], axis=2)[:, :, 0]
+    return -jnp.where(outputs.frame_mask, log_p, 0.0).sum(axis=1)
 
 
 def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers: int = 1) -> Method:
-    """The method of text-to-speech. Durations need no labels: an alignment of text and speech is learned as well.
+    """A method of text-to-speech. Durations need no labels: an alignment of text and speech is learned as well.
 
     The batch holds ``text`` int32 ``[B, length]`` and its mask, ``audio`` (waveforms, or the frames of
     `log_mel_transform`) and, with several speakers, ``speaker`` int32 ``[B]``. The loss is the sum of
 
     - the mean absolute error of the standardised log-mel frames, where each token lasts as long as in the best
-    monotonic
-      alignment (`core.alignment`);
+      monotonic alignment (`core.alignment`);
     - ``duration_weight`` times the squared error of ``log(1 + frames)`` per token, by the duration predictor;
-    - ``align_weight`` times the sum, per frame, of ``-log`` of the probability that the frames pass through all tokens
-      in order (the forward sum, a CTC with one label per token) and ``-log`` of that of the best alignment.
+    - ``align_weight`` times the two losses of the alignment, per frame: ``-log`` of the probability that the frames pass
+      through all tokens in order (the forward sum, a CTC with one label per token), and ``-log`` of the probability of
+      the best alignment (binarization).
 
     An example without text or audio, or with more tokens than frames, has no influence. Badlani et al. 2022,
     arXiv:2108.10447, eq. 3-6; durations: Ren et al. 2021, arXiv:2006.04558, sec. 2.3.
@@ -264,7 +285,7 @@ def make_synthesizer(
     speakers: int = 1,
     speed: float = 1.0,
 ) -> Callable[[Params, Batch], SynthesizedSpeech]:
-    """``synthesize(params, batch)``: speech for the batch's ``text`` (with ``text_mask``), in the voice of ``speaker``.
+    """``synthesize(params, batch)``: speech for the batch's ``text`` (and ``text_mask``), in the voice of its ``speaker``.
 
     Args:
       config, vocab_size, length, speakers: as for `make_speech`.
@@ -290,11 +311,11 @@ def make_synthesizer(
         mask = batch.get("text_mask", text != 0) & presence_masks(batch, ("text",))["text"][:, None]
         bound = network.bind({"params": params})
         tokens = bound.encode(text, mask, _speaker(batch))
-        predicted = jnp.round(jnp.expm1(bound.durations(tokens)) / speed)
-        durations = jnp.where(mask, jnp.clip(predicted, 1, frames), 0).astype(jnp.int32)
-        log_mel, frame_mask = bound.decode(tokens, durations, frames)
+        predicted_frames = jnp.round(jnp.expm1(bound.durations(tokens)) / speed)  # expm1: from log(1 + frames)
+        durations = jnp.where(mask, jnp.clip(predicted_frames, 1, frames), 0).astype(jnp.int32)
+        standardized, frame_mask = bound.decode(tokens, durations, frames)
         silence = jnp.log(config.floor)
-        log_mel = jnp.where(frame_mask[:, :, None], log_mel * config.scale + config.mean, silence)
+        log_mel = jnp.where(frame_mask[:, :, None], standardized * config.scale + config.mean, silence)
         waveform = vocode(log_mel, config)
         frame_of_sample = jnp.arange(waveform.shape[1]) // config.features.hop
         valid = frame_of_sample[None, :] < frame_mask.sum(axis=1)[:, None]

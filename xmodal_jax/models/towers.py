@@ -90,26 +90,32 @@ class AudioFeatures:
 
 
 def axes_of(modality: str, batch: Batch) -> int:
-    """Number of axes of a modality in a batch without shared inputs: one more for audio as frames (see
-    `precompute_spectrograms`) than for waveforms."""
+    """Number of axes of a modality's array in a batch, such as 4 for images ``[B, H, W, C]``.
+
+    Audio has two as waveforms ``[B, T]``, three as the frames of `precompute_spectrograms`. An axis for several examples
+    that share an input (`models.fusion`) is not counted.
+    """
     kind = kind_of(modality)
     return AXES[kind] + (kind == "audio" and _holds_frames(modality, batch))
 
 
 def _holds_frames(modality: str, batch: Batch) -> bool:
-    """Whether a batch holds frames of a spectrogram where it could hold waveforms."""
+    """Whether an audio field holds frames of a spectrogram ``[B, F, mels]`` instead of waveforms ``[B, T]``.
+
+    A waveform has as many axes as its mask, frames have one more.
+    """
     return f"{modality}_mask" in batch and batch[modality].ndim > batch[f"{modality}_mask"].ndim
 
 
 def first_example(batch: Batch):
-    """The first example of a batch, as a batch: enough to initialise from, without computing on all of it."""
+    """A batch of the first example alone, to initialise parameters from its shapes at little cost."""
     return jax.tree.map(lambda x: x[:1], batch)
 
 
 def presence_masks(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
-    """For each modality the examples that have it; all of them where the batch has no mask."""
-    everyone = jnp.ones(batch["index"].shape[0], bool)
-    return {m: batch.get("present", {}).get(m, everyone) for m in modalities}
+    """For each modality, which examples have it; all examples where ``batch["present"]`` does not name the modality."""
+    all_present = jnp.ones(batch["index"].shape[0], bool)
+    return {m: batch.get("present", {}).get(m, all_present) for m in modalities}
 
 
 def precompute_spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -124,20 +130,25 @@ def precompute_spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, A
 
 
 def transform_audio(compute: Callable) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """A transform of raw batches that replaces waveforms ``[..., T]`` and their masks by ``compute(waveform [B, T],
-    mask)``."""
+    """A transform of raw batches that replaces waveforms ``[..., T]`` and their masks.
+
+    ``compute(waveforms [B, T], mask [B, T])`` returns the new values and their mask; leading axes are flattened into
+    ``B`` for it.
+    """
     compute = jax.jit(compute)
 
     def transform(batch):
         """The batch with each field of audio, and its mask, replaced by the results of ``compute``."""
-        changed = {}
-        for name in (n for n in batch if n.partition("_")[0] == "audio" and not n.endswith("_mask")):
-            x = batch[name]
-            mask = batch.get(f"{name}_mask", np.ones(x.shape, bool))
-            results = compute(x.reshape(-1, x.shape[-1]), mask.reshape(-1, x.shape[-1]))
+        replaced = {}
+        audio_fields = [n for n in batch if n.partition("_")[0] == "audio" and not n.endswith("_mask")]
+        for name in audio_fields:
+            waveforms = batch[name]
+            *leading_axes, length = waveforms.shape
+            mask = batch.get(f"{name}_mask", np.ones(waveforms.shape, bool))
+            results = compute(waveforms.reshape(-1, length), mask.reshape(-1, length))
             for field, result in zip((name, f"{name}_mask"), results, strict=True):
-                changed[field] = np.asarray(result).reshape(*x.shape[:-1], *result.shape[1:])
-        return {**batch, **changed}
+                replaced[field] = np.asarray(result).reshape(*leading_axes, *result.shape[1:])
+        return {**batch, **replaced}
 
     return transform
 
@@ -154,12 +165,12 @@ def preprocess_modality(
 ):
     """``(inputs, mask)`` of one modality, as its encoder takes them.
 
-    Images and video become floating-point pixels in [-1, 1]; audio, a waveform or the frames of
-    `precompute_spectrograms`, becomes what ``features.kind`` says. They are augmented where ``augmentation`` and
-    ``keys`` are given.
+    Images and video become floating-point pixels in [-1, 1]. Audio becomes a waveform or log-mel frames, by
+    ``features.kind``; frames of `precompute_spectrograms` are taken as they are. Inputs are augmented where both
+    ``augmentation`` and ``keys`` are given.
     """
     if augmentation is None or keys is None:
-        augmentation = keys = None
+        augmentation = keys = None  # no augmentation
     else:
         keys = fold_in_name(keys, f"augment/{modality}")
     return _PREPROCESS[kind_of(modality)](modality, batch, features, augmentation, keys)
@@ -176,18 +187,19 @@ def _preprocess_image(modality, batch, features, augmentation, keys):
 
 
 def _preprocess_video(modality, batch, features, augmentation, keys):
-    """Frames as floats in [-1, 1]; with ``keys`` all frames of a video are augmented alike."""
+    """``(frames, mask)``: video frames ``[B, F, H, W, C]`` as floats in [-1, 1], augmented if there are ``keys``."""
     x = to_float(batch[modality])
     if keys is not None:
-        # One draw per example: all frames of a video change alike.
+        # One key per example, so that all frames of a video are augmented alike.
         augment_frame = lambda frame: augment_image(frame, keys, augmentation.image)
         x = jax.vmap(augment_frame, in_axes=1, out_axes=1)(x)
     return x, batch.get(f"{modality}_mask")
 
 
 def _preprocess_audio(modality, batch, features, augmentation, keys):
-    """Input of the audio encoder and its mask: the waveform or log-mel frames, by ``features.kind``; with ``keys``,
-    with SpecAugment.
+    """``(inputs, mask)`` of an audio encoder: waveforms or log-mel frames, by ``features.kind``.
+
+    Log-mel frames are masked by SpecAugment if there are ``keys`` (in training).
 
     Raises:
       ValueError: the batch's audio, the augmentation and the kind of features do not fit each other.
@@ -273,15 +285,18 @@ class Tower(nn.Module):
         return self.encoder(inputs, mask, keys=keys)
 
     def __call__(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Float[Array, "batch dim"]:
-        """``[B, embed_dim]`` in float32."""
-        if self.pool is None:
+        """The embedding ``[B, embed_dim]`` of each example, float32, not normalised."""
+        if self.pool is None:  # a pretrained encoder pools its tokens itself
             pooled = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
         else:
             pooled = self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32)
         return self.project_pooled(pooled)
 
     def project_pooled(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch dim"]:
-        """The embedding ``[B, embed_dim]`` of the pooled features of the encoder."""
+        """The embedding ``[B, embed_dim]`` of the encoder's pooled features: their projection, linear or by an MLP.
+
+        With the head "own" the pretrained encoder has already projected them.
+        """
         if self.head == "own":
             return pooled
         x = self.norm(pooled)
@@ -297,8 +312,11 @@ def features_field(modality: str) -> str:
 
 
 def unused_fields(model: Any, fields: Collection[str]) -> list[str]:
-    """The fields of a model's configuration that are not used on batches with these fields: encoders of other kinds of
-    modalities, and the audio features without audio."""
+    """The fields of a model's configuration that have no effect for data with these ``fields``.
+
+    They are the encoders of modalities that the data lacks, and ``features``, the input of the audio encoder, without
+    audio.
+    """
     kinds = {field.partition("_")[0] for field in fields}
     unused = [kind for kind in MODALITIES if kind not in kinds and hasattr(model, kind)]
     reads_audio = isinstance(getattr(model, "features", None), AudioFeatures)
@@ -306,7 +324,7 @@ def unused_fields(model: Any, fields: Collection[str]) -> list[str]:
 
 
 def tower_head(config: EncoderConfig, projection: Projection) -> Head:
-    """The part of a pretrained encoder's head that a tower with this projection uses."""
+    """The part of a pretrained encoder's head that a tower uses: none, its pool, or its pool and projection."""
     if config.pool != "own":
         return "none"
     return "project" if projection == "own" else "pool"
@@ -325,9 +343,9 @@ def make_tower(
 
     Args:
       modality: its name.
-      config: of its encoder.
+      config: configuration of its encoder.
       batch: arrays or shapes of the inputs.
-      vocab_size: tokens of the tokenizer (text).
+      vocab_size: number of tokens of the tokenizer (text).
       head: projection of the pooled features.
       embed_dim: dimensions of the embedding.
 
@@ -350,10 +368,10 @@ def make_encoder(
 
     Args:
       modality: its name.
-      config: of the encoder.
+      config: configuration of the encoder.
       batch: arrays or shapes of the inputs.
-      vocab_size: tokens of the tokenizer (text).
-      head: the part of a pretrained encoder's head that belongs to it.
+      vocab_size: number of tokens of the tokenizer (text).
+      head: the part of a pretrained encoder's head that the module includes: none, its pool, or its projection too.
 
     Raises:
       ValueError: a pretrained text encoder has fewer tokens than the tokenizer, or no checkpoint was read for a
@@ -373,9 +391,9 @@ def make_encoder(
 
 
 def encoder_of(model: Any, modality: str) -> EncoderConfig:
-    """The configuration of a modality's encoder in that of a model: its field of the modality's kind.
+    """The encoder configuration of a modality: the field of the model's configuration named after the modality's kind.
 
-    All modalities of a kind have encoders of the same configuration, each with parameters of its own.
+    All modalities of a kind (``image`` and ``image_sketch``) share the configuration, each with parameters of its own.
     """
     return getattr(model, kind_of(modality))
 
@@ -383,7 +401,7 @@ def encoder_of(model: Any, modality: str) -> EncoderConfig:
 def _check_vocabulary(architecture: str, vocab_size: int) -> None:
     """Raises ValueError if the tokenizer has more tokens than the pretrained text encoder has embeddings for."""
     config = parse_config(architecture)
-    limit = getattr(config, "text_config", config).vocab_size
+    limit = getattr(config, "text_config", config).vocab_size  # models of image and text nest the text encoder's
     if vocab_size > limit:
         raise ValueError(
             f"the tokenizer has {vocab_size} tokens, the pretrained text encoder knows {limit}: leave --tokenizer out, "
@@ -394,17 +412,19 @@ def _check_vocabulary(architecture: str, vocab_size: int) -> None:
 def _make_pretrained_encoder(
     kind: str, config: PretrainedEncoderConfig, shape: tuple[int, ...], head: Head
 ) -> nn.Module:
-    """The Flax module of a pretrained architecture, for examples of this shape."""
-    same = ("dropout", "drop_path", "remat", "scan_layers")
+    """The Flax module of a pretrained architecture, for inputs of this shape (such as ``[B, H, W, C]`` for images)."""
     options = EncoderOptions(
         head=head,
         dtype=config.compute_dtype,
         implementation=config.attention,
-        **{name: getattr(config, name) for name in same},
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        remat=config.remat,
+        scan_layers=config.scan_layers,
     )
     sizes: dict[str, Any] = {}
     if kind in ("image", "video"):
-        sizes["image_size"] = tuple(shape[-3:-1])
+        sizes["image_size"] = tuple(shape[-3:-1])  # height and width
     if kind == "video":
         sizes["frames"] = shape[-4]
     return make_module(kind, config.architecture, options, **sizes)
@@ -413,7 +433,10 @@ def _make_pretrained_encoder(
 def read_pretrained_config(
     kind: str, folder: str | os.PathLike
 ) -> PretrainedEncoderConfig | TextDecoderConfig:
-    """The configuration of the encoder in a checkpoint's folder, or of the text decoder where ``kind`` is "decoder"."""
+    """The configuration of the pretrained encoder in a checkpoint's folder; with ``kind`` "decoder" of a text decoder.
+
+    ``kind`` is otherwise the modality: text, image, audio or video.
+    """
     folder = pathlib.Path(folder)
     config = complete_config(read_config(folder), read_processor(folder))
     module = make_module(kind, config)
@@ -427,14 +450,13 @@ def read_pretrained_config(
     if kind == "video":
         sizes["frames_per_token"] = module.tubelet
     if kind == "audio":
-        sizes["frames_per_token"] = (
-            2  # every audio encoder that can be read has tokens of 20 ms and frames of 10
-        )
+        # Every audio encoder that can be read has tokens of 20 ms, and frames of 10 ms.
+        sizes["frames_per_token"] = 2
     return PretrainedEncoderConfig(architecture=config, **sizes)
 
 
 def prefix_tokens(modality: str, config: EncoderConfig) -> int:
-    """Number of an encoder's tokens that come before those of positions in the input, such as a class token."""
+    """Number of tokens that an encoder puts before the tokens of the input, such as 1 for a class token."""
     if not isinstance(config, PretrainedEncoderConfig):
         return config.prefix_tokens
     return make_module(kind_of(modality), config.architecture).prefix_tokens
@@ -445,6 +467,5 @@ def pretrained_audio_features(config: PretrainedEncoderConfig) -> AudioFeatures:
     architecture = parse_config(config.architecture)
     if architecture.model_type == "whisper":
         return AudioFeatures(kind="whisper", mels=architecture.num_mel_bins, window=400, hop=160)
-    return AudioFeatures(
-        kind="waveform", window=400, hop=160
-    )  # window and hop are for the figures of reports
+    # The encoder takes no spectrogram; window and hop are for the spectrograms that reports show.
+    return AudioFeatures(kind="waveform", window=400, hop=160)

@@ -320,8 +320,8 @@ class _Model:
     def decode(self, params: Params, ids: Array, memory: Tokens, keys: ExampleKeys | None = None):
         """``(logits, states)`` at every token of ``ids [B, L]``, given the source's tokens ``memory``.
 
-        The logits ``[B, L, vocab]`` predict the next token. The states ``[B, L, width]`` are the output of the decoder's
-        first layers, those without cross-attention, which represent the text alone.
+        The logits ``[B, L, vocab]`` predict the next token. The states ``[B, L, width]`` are the output of the
+        decoder's first layers, those without cross-attention, which represent the text alone.
         """
         keys = None if keys is None else fold_in_name(keys, "decoder")  # dropout differs from the encoder's
         return self.decoder.apply({"params": params["decoder"]}, ids, memory, keys=keys, states=True)

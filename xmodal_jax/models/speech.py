@@ -173,8 +173,8 @@ class _Model:
         key = fold_in_name(key, "speech")
         outputs = self.forward(params, batch, example_keys(key, batch["index"]))
         durations = outputs.durations
-        # Each example is weighted by its number of frames or of tokens, so that the means are over frames and tokens. An
-        # example that could not be aligned has neither.
+        # Each example is weighted by its number of frames or of tokens, so that the means are over frames and tokens.
+        # An example that could not be aligned has neither.
         frame_count = outputs.frame_mask.sum(axis=1).astype(jnp.float32)
         token_count = (durations > 0).sum(axis=1).astype(jnp.float32)
         squared_error = jnp.square(outputs.predicted - jnp.log1p(durations.astype(jnp.float32)))
@@ -237,8 +237,8 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
     - the mean absolute error of the standardised log-mel frames, where each token lasts as long as in the best
       monotonic alignment (`core.alignment`);
     - ``duration_weight`` times the squared error of ``log(1 + frames)`` per token, by the duration predictor;
-    - ``align_weight`` times the two losses of the alignment, per frame: ``-log`` of the probability that the frames pass
-      through all tokens in order (the forward sum, a CTC with one label per token), and ``-log`` of the probability of
+    - ``align_weight`` times the two losses of the alignment, per frame: ``-log`` of the probability that the frames
+      pass through all tokens in order (the forward sum, a CTC with one label per token), and ``-log`` of the probability of
       the best alignment (binarization).
 
     An example without text or audio, or with more tokens than frames, has no influence. Badlani et al. 2022,
@@ -285,7 +285,7 @@ def make_synthesizer(
     speakers: int = 1,
     speed: float = 1.0,
 ) -> Callable[[Params, Batch], SynthesizedSpeech]:
-    """``synthesize(params, batch)``: speech for the batch's ``text`` (and ``text_mask``), in the voice of its ``speaker``.
+    """``synthesize(params, batch)``: speech for the batch's ``text`` (and ``text_mask``), in the voice of ``speaker``.
 
     Args:
       config, vocab_size, length, speakers: as for `make_speech`.

@@ -92,8 +92,8 @@ class AudioFeatures:
 def axes_of(modality: str, batch: Batch) -> int:
     """Number of axes of a modality's array in a batch, such as 4 for images ``[B, H, W, C]``.
 
-    Audio has two as waveforms ``[B, T]``, three as the frames of `precompute_spectrograms`. An axis for several examples
-    that share an input (`models.fusion`) is not counted.
+    Audio has two as waveforms ``[B, T]``, three as the frames of `precompute_spectrograms`. An axis for several
+    examples that share an input (`models.fusion`) is not counted.
     """
     kind = kind_of(modality)
     return AXES[kind] + (kind == "audio" and _holds_frames(modality, batch))

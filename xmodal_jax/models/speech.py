@@ -238,8 +238,8 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
       monotonic alignment (`core.alignment`);
     - ``duration_weight`` times the squared error of ``log(1 + frames)`` per token, by the duration predictor;
     - ``align_weight`` times the two losses of the alignment, per frame: ``-log`` of the probability that the frames
-      pass through all tokens in order (the forward sum, a CTC with one label per token), and ``-log`` of the probability
-      of the best alignment (binarization).
+      pass through all tokens in order (the forward sum, a CTC with one label per token), and ``-log`` of the
+      probability of the best alignment (binarization).
 
     An example without text or audio, or with more tokens than frames, has no influence. Badlani et al. 2022,
     arXiv:2108.10447, eq. 3-6; durations: Ren et al. 2021, arXiv:2006.04558, sec. 2.3.
@@ -311,7 +311,9 @@ def make_synthesizer(
         mask = batch.get("text_mask", text != 0) & presence_masks(batch, ("text",))["text"][:, None]
         bound = network.bind({"params": params})
         tokens = bound.encode(text, mask, _speaker(batch))
-        predicted_frames = jnp.round(jnp.expm1(bound.durations(tokens)) / speed)  # expm1: from log(1 + frames)
+        predicted_frames = jnp.round(
+            jnp.expm1(bound.durations(tokens)) / speed
+        )  # expm1: from log(1 + frames)
         durations = jnp.where(mask, jnp.clip(predicted_frames, 1, frames), 0).astype(jnp.int32)
         standardized, frame_mask = bound.decode(tokens, durations, frames)
         silence = jnp.log(config.floor)

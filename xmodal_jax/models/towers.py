@@ -401,7 +401,9 @@ def encoder_of(model: Any, modality: str) -> EncoderConfig:
 def _check_vocabulary(architecture: str, vocab_size: int) -> None:
     """Raises ValueError if the tokenizer has more tokens than the pretrained text encoder has embeddings for."""
     config = parse_config(architecture)
-    limit = getattr(config, "text_config", config).vocab_size  # models of image and text nest the text encoder's
+    limit = getattr(
+        config, "text_config", config
+    ).vocab_size  # models of image and text nest the text encoder's
     if vocab_size > limit:
         raise ValueError(
             f"the tokenizer has {vocab_size} tokens, the pretrained text encoder knows {limit}: leave --tokenizer out, "

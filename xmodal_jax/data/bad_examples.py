@@ -60,7 +60,7 @@ class BadExamples:
         self.items.append(example)
 
     def note(self, description: str, count: int = 1) -> None:
-        """Add ``count`` examples to those that were changed as ``description`` says."""
+        """Report that ``count`` more examples were used but changed, as in ``note("captions cut", 3)``."""
         if count:
             self.notes[description] += count
 

@@ -32,8 +32,9 @@ def modality_of_file(name: str) -> str | None:
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """The image with 8 bits per channel, in gray levels (``channels`` 1) or RGB (3); transparent pixels become white."""
     mode = {1: "L", 3: "RGB"}[channels]
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode.startswith("I;16") or image.mode == "I":  # Pillow's modes of 16-bit gray images
         # Pillow would clip 16-bit values at 255 rather than scale them.
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -66,10 +67,10 @@ def shorter_side(file: str | Path | bytes) -> int:
 
 
 def decode_image(file: str | Path | bytes, size: int, channels: int = 3) -> np.ndarray:
-    """Uint8 ``[size, size, channels]`` from a path or from the content of a file; see `resize_and_crop`.
+    """Uint8 ``[size, size, channels]`` from a path or from the bytes of a file; see `resize_and_crop`.
 
-    The camera's orientation (EXIF) is applied. A large JPEG is decoded at the smallest scale of its format that is
-    still twice ``size``, which is several times faster.
+    The camera's orientation (EXIF) is applied. A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is
+    still at least twice ``size``, which is several times faster.
     """
     with _open(file) as image:
         image.draft(None, (2 * size, 2 * size))
@@ -78,6 +79,7 @@ def decode_image(file: str | Path | bytes, size: int, channels: int = 3) -> np.n
 
 
 def _evenly_spaced(total: int, count: int) -> np.ndarray:
+    """``count`` indices from 0 to ``total - 1``, evenly spaced; some repeat if ``count`` exceeds ``total``."""
     return np.round(np.linspace(0, total - 1, count)).astype(int)
 
 
@@ -90,24 +92,25 @@ def decode_video(path: str | Path, frames: int, size: int, channels: int = 3) ->
     if Path(path).suffix.lower() == ".mp4":
         return _decode_mp4(path, frames, size, channels)
     with Image.open(path) as image:
-        wanted = _evenly_spaced(getattr(image, "n_frames", 1), frames)
-        decoded = {}
+        indices = _evenly_spaced(getattr(image, "n_frames", 1), frames)
+        frame_by_index = {}
         for i, frame in enumerate(ImageSequence.Iterator(image)):
-            if i in wanted:
-                decoded[i] = resize_and_crop(frame, size, channels)
-    if not decoded or wanted[-1] not in decoded:
+            if i in indices:
+                frame_by_index[i] = resize_and_crop(frame, size, channels)
+    if not frame_by_index or indices[-1] not in frame_by_index:
         raise ValueError("the animation ends before its last frame")
-    return np.stack([decoded[i] for i in wanted])
+    return np.stack([frame_by_index[i] for i in indices])
 
 
 def _decode_mp4(path: str | Path, frames: int, size: int, channels: int) -> np.ndarray:
+    """Uint8 ``[frames, size, size, channels]``: frames of an .mp4 file, evenly spaced from the first to the last."""
     stream, images = io.BytesIO(_ffmpeg_to_ppm(path)), []
     content = stream.getbuffer()
     while stream.tell() < len(content):
         with Image.open(io.BytesIO(content[stream.tell() :])) as frame:
             images.append(resize_and_crop(frame, size, channels))
         width, height = frame.size
-        # A PPM frame is "P6", the size and the depth on three lines, then three bytes a pixel.
+        # Skip to the next frame. A PPM image is three header lines ("P6", size, depth), then 3 bytes per pixel.
         for _ in range(3):
             stream.readline()
         stream.seek(3 * width * height, io.SEEK_CUR)
@@ -136,7 +139,7 @@ def _ffmpeg_to_ppm(path: str | Path) -> bytes:
 
 
 def to_pcm(waveform: np.ndarray) -> np.ndarray:
-    """Float ``[T]`` in [-1, 1] to int16: the inverse of division by 32768; values beyond are clipped."""
+    """Int16 ``[T]`` from float ``[T]`` in [-1, 1], times 32768 and rounded; values out of range are clipped."""
     return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
@@ -154,7 +157,7 @@ def resample_and_cut(
         raise ValueError("the recording has no samples")
     if not np.isfinite(waveform).all():
         raise ValueError("the recording holds values that are not finite")
-    limit = None if max_seconds is None else int(round(max_seconds * sample_rate))
+    limit = None if max_seconds is None else int(round(max_seconds * sample_rate))  # samples of the result
     was_cut = limit is not None and waveform.shape[0] * sample_rate > limit * source_rate
     if source_rate != sample_rate:
         import soxr
@@ -171,13 +174,13 @@ def resample_and_cut(
 def decode_audio(
     file: str | Path | bytes, sample_rate: int, max_seconds: float | None = None
 ) -> tuple[np.ndarray, bool]:
-    """``(samples, was_cut)`` from a path or from the content of a file: int16 ``[t]`` at ``sample_rate`` Hz, and
+    """``(samples, was_cut)`` from a path or from the bytes of a file: int16 ``[t]`` at ``sample_rate`` Hz, and
     whether the recording was longer than ``max_seconds``. See `resample_and_cut`."""
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as sound:
-            # A little more than the limit shows whether the recording is longer.
+            # Read a little beyond max_seconds, to learn whether the recording is longer; -1 reads all.
             frames = -1 if max_seconds is None else int((max_seconds + 0.2) * sound.samplerate) + 2
             waveform = sound.read(frames, dtype="float32")
             return resample_and_cut(waveform, sound.samplerate, sample_rate, max_seconds)

@@ -48,6 +48,8 @@ def find_metadata(folder: Path) -> Path | None:
 
 
 def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[tuple[int, dict[str, Any]]]:
+    """``(line number from 1, fields)`` of each line of a JSON lines file that can be parsed; the other lines are added
+    to ``bad_examples``."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -66,9 +68,12 @@ def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[tuple[int, d
 
 
 def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[tuple[int, dict[str, Any]]]:
+    """``(line number from 1, fields)`` of each line of a CSV file whose cells fit the header; the other lines are added
+    to ``bad_examples``."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         for fields in reader:
+            # DictReader puts surplus cells under the key None, and gives absent cells the value None.
             if None in fields:
                 bad_examples.add(
                     path, reader.line_num, f"more cells than the header has ({reader.fieldnames})"
@@ -78,8 +83,11 @@ def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[tuple[int, dic
             if missing:
                 bad_examples.add(path, reader.line_num, f"fewer cells than the header has: no {missing[0]!r}")
                 continue
-            # CSV has no null: an empty cell is a missing file or label. An empty caption is a mistake nevertheless.
-            yield reader.line_num, {k: v if v or k in TEXT_FIELDS else None for k, v in fields.items()}
+            # CSV has no null: an empty cell stands for a missing file or label (None). An empty caption stays "", which
+            # `_captions` rejects.
+            yield reader.line_num, {
+                name: None if value == "" and name not in TEXT_FIELDS else value for name, value in fields.items()
+            }
 
 
 def _file_column(column: str) -> str | None:
@@ -91,6 +99,7 @@ def _file_column(column: str) -> str | None:
 
 
 def _captions(value: Any) -> list[str]:
+    """The captions in a field, a string or a list of strings, with single spaces; ValueError if one is empty."""
     captions = value if isinstance(value, list) else [value]
     if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
         raise ValueError('the caption is empty or not text (a line without a caption says "text": null)')
@@ -98,6 +107,10 @@ def _captions(value: Any) -> list[str]:
 
 
 def _record(number: int, fields: dict[str, Any], columns: set[str]) -> Record:
+    """The record of line ``number``; raises ValueError with the reason if its fields are not valid.
+
+    ``columns``: the fields of files, captions and labels that occur in the metadata file; the line must have them all.
+    """
     absent = sorted(columns - set(fields))
     if absent:
         raise ValueError(
@@ -106,7 +119,7 @@ def _record(number: int, fields: dict[str, Any], columns: set[str]) -> Record:
     files, captions, label = {}, None, None
     for column, value in fields.items():
         modality = _file_column(column)
-        if value is None:
+        if value is None:  # the line states that the example has no such file, caption or label
             continue
         if modality:
             if not isinstance(value, str) or not value:
@@ -131,8 +144,8 @@ def read_metadata(path: Path, bad_examples: BadExamples) -> list[Record]:
 
     Columns: ``file_name`` (its modality by the suffix), or ``image``, ``audio``, ``video`` or ``image_file_name`` and
     so on; ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a string or a list of strings;
-    ``label``, a whole number or a name. Others are ignored. A JSON null (in CSV, an empty file or label cell) declares
-    that an example has none; a field that other lines have must not be left out.
+    ``label``, a whole number or a name. Other columns are ignored. A JSON null (in CSV, an empty file or label cell)
+    states that the example has none; a line must not leave out a field that other lines have.
 
     Raises:
       ValueError: no column names a file or a caption.
@@ -153,6 +166,7 @@ def read_metadata(path: Path, bad_examples: BadExamples) -> list[Record]:
             records.append(_record(number, fields, columns))
         except ValueError as error:
             bad_examples.add(path, number, str(error))
+    # CSV cells are strings: labels become class indices if all of them are whole numbers.
     if path.suffix == ".csv" and all(r.label is None or str(r.label).lstrip("-").isdigit() for r in records):
         records = [r._replace(label=None if r.label is None else int(r.label)) for r in records]
     return records

@@ -203,14 +203,15 @@ FORMS: dict[str, Form] = {
 
 
 def spec_of(name: str) -> str:
-    """How a form is written: ``shapes``, ``folder:PATH``."""
+    """The syntax of a form of ``--data``, for messages: ``shapes``, ``folder:PATH``."""
     return f"{name}:{FORMS[name].argument}" if FORMS[name].argument else name
 
 
 def _parse(spec: str) -> tuple[str, Form, str]:
-    """The name, the form and the argument of ``spec``."""
+    """``(name, form, argument)`` of ``spec``: ``folder:photos`` gives ``("folder", FORMS["folder"], "photos")``."""
     name, colon, argument = spec.partition(":")
     form = FORMS.get(name)
+    # The colon and an argument must be there exactly if the form takes an argument.
     if form is None or bool(form.argument) != bool(argument) or bool(colon) != bool(argument):
         *others, last = map(spec_of, FORMS)
         hint = "" if form is None else f" {spec_of(name)}: {form.description}."
@@ -236,8 +237,8 @@ def open_source(
     Args:
       spec: one of `FORMS`, such as ``shapes``, ``folder:PATH`` or ``poly:tfds:mnist``.
       split: ``train``, ``test``, or another one that the data set has.
-      options: how to read it; a form uses those that its table entry lists. The split ``train`` also gets the missing
-        modalities that they ask for.
+      options: how to read it; a form uses those that its entry in `FORMS` lists. ``missing`` and ``incomplete`` apply
+        to the split ``train`` only.
       bad_examples: collects bad examples, and decides whether they stop the run. Default: a new collector with
         ``options.on_bad_example``.
 
@@ -254,27 +255,32 @@ def open_source(
 def open_training(
     spec: str, options: DataOptions, *, bad_examples: BadExamples, validation: int = 300
 ) -> tuple[Source, Source]:
-    """``(training, validation)``: the split ``train`` without ``validation`` of its examples (or a tenth, if that is
-    fewer), and those.
+    """``(training, validation)``: the split ``train`` in two parts, drawn at random.
 
-    Only training examples can lack modalities by ``options``. Of poly, neither part shows an image of the other.
+    The validation part has ``validation`` examples, or a tenth of the split if that is fewer. ``options.missing`` and
+    ``options.incomplete`` apply to the training part only. For poly:SPEC the labelled images are divided before the
+    views are made, so that the two parts share no image.
     """
     source = _read(spec, "train", options, bad_examples)
-    rest, held_out = hold_out(source, max(1, min(validation, len(source) // 10)))
-    train = apply_missing(_derive(rest, spec, "train", options), options)
+    not_held_out, held_out = hold_out(source, max(1, min(validation, len(source) // 10)))
+    train = apply_missing(_derive(not_held_out, spec, "train", options), options)
     return train, _derive(held_out, spec, "validation", options)
 
 
 def apply_missing(source: Source, options: DataOptions) -> Source:
-    """The source with modalities missing, as ``options.missing`` says, or without the examples that lack any, as
-    ``options.incomplete`` says: what training sees."""
+    """The training examples with some modalities removed at random, with probability ``options.missing`` each; then
+    without the examples that lack a modality, if ``options.incomplete`` is ``discard``."""
     if options.missing:
         source = IncompleteSource(source, fraction=options.missing, seed=options.data_seed)
     return source if options.incomplete == "keep" else keep_complete(source)
 
 
 def _read(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
-    """The data set as it is stored; of a derived form, the images that it is made of."""
+    """One split of the data set ``spec``; for a derived form such as poly, the labelled images that it is made from.
+
+    Raises:
+      ValueError: ``options`` change an option that is fixed for this form.
+    """
     name, form, argument = _parse(spec)
     for option, reason in form.fixed.items():
         if getattr(options, option) != getattr(DataOptions, option):
@@ -288,7 +294,7 @@ def _read(spec: str, split: str, options: DataOptions, bad_examples: BadExamples
 
 
 def _derive(source: Source, spec: str, split: str, options: DataOptions) -> Source:
-    """The data set of a derived form, made of the images that `_read` gave; of other forms, the source itself."""
+    """For a derived form such as poly, the data set made from ``source``, its labelled images; otherwise ``source``."""
     _, form, _ = _parse(spec)
     return form.open(source, split=split, **_keywords(form, split, options)) if form.derived else source
 
@@ -296,7 +302,7 @@ def _derive(source: Source, spec: str, split: str, options: DataOptions) -> Sour
 def _keywords(
     form: Form, split: str, options: DataOptions, bad_examples: BadExamples | None = None
 ) -> dict[str, Any]:
-    """The keyword arguments that ``form.open`` is given."""
+    """The keyword arguments of ``form.open`` for one split, without ``split``; see `Form.options`."""
     values = {
         **vars(options),
         "size": options.generated_size(split),
@@ -308,7 +314,8 @@ def _keywords(
 
 
 def _read_images(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
-    """The labelled images that a derived data set is made of; at most ``train_size`` of those for training."""
+    """The labelled images from which a derived data set is made; a random ``options.train_size`` of them for
+    training."""
     name = spec.partition(":")[0]
     if name == "spoken" or (name in FORMS and FORMS[name].derived):
         raise ValueError(

@@ -34,7 +34,7 @@ class ExampleOrder:
         if not 0 <= seed < 2**64:
             raise ValueError(f"the seed must be in 0..2**64-1, got {seed}.")
         self.length, self.seed, self.shuffle = length, seed, shuffle
-        # The stream straddles two epochs at a time; a third covers prefetching.
+        # A batch may lie in two epochs; prefetching may reach into a third.
         self._permutation = functools.lru_cache(maxsize=3)(self._draw)
 
     def _draw(self, epoch: int) -> np.ndarray:
@@ -43,13 +43,13 @@ class ExampleOrder:
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """The examples at these positions of the stream: int64 indices of the shape of ``positions``."""
-        epochs, within = np.divmod(np.asarray(positions, np.int64), self.length)
+        epochs, offsets = np.divmod(np.asarray(positions, np.int64), self.length)  # offset within its epoch
         if not self.shuffle:
-            return within
-        indices = np.empty_like(within)
+            return offsets
+        indices = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             in_epoch = epochs == epoch
-            indices[in_epoch] = self._permutation(int(epoch))[within[in_epoch]]
+            indices[in_epoch] = self._permutation(int(epoch))[offsets[in_epoch]]
         return indices
 
 
@@ -114,17 +114,17 @@ class Loader(Iterator[RawBatch]):
         self.source, self.batch_size, self.transform = source, batch_size, transform
         self.order = ExampleOrder(len(source), seed, shuffle)
         local_size = batch_size // hosts
-        self._local = np.arange(
-            host * local_size, (host + 1) * local_size
-        )  # this host's part of a global batch
+        # The positions within a global batch that this host reads.
+        self._local = np.arange(host * local_size, (host + 1) * local_size)
         self._padded = not drop_remainder
+        # The number of examples in the stream; None: endless.
         self._total = None if num_epochs is None else num_epochs * len(source)
         if self._total is None:
             self.num_steps = None
         elif drop_remainder:
             self.num_steps = self._total // batch_size
         else:
-            self.num_steps = -(-self._total // batch_size)
+            self.num_steps = -(-self._total // batch_size)  # rounded up
         if self.num_steps == 0:
             raise ValueError(
                 f"the batch size {batch_size} exceeds the {self._total} examples of {num_epochs} "
@@ -140,19 +140,20 @@ class Loader(Iterator[RawBatch]):
         return Loader(**{**self._options, "seed": seed, "shard": shard})
 
     def example(self) -> RawBatch:
-        """A batch of one: the first example of the stream, the same on every host, from which shapes are taken and
-        parameters initialised."""
+        """A batch of one example, the first of the stream: the same on every host, for the initialisation of
+        parameters."""
         return Loader(**{**self._options, "batch_size": 1, "shard": (0, 1)}).fetch(0)
 
     def _positions(self, steps: np.ndarray) -> np.ndarray:
-        """The positions in the stream of this host's part of these steps' batches."""
+        """The positions in the global stream that this host reads in each of ``steps`` ``[...]``: int64
+        ``[..., B/H]``."""
         return np.asarray(steps, np.int64)[..., None] * self.batch_size + self._local
 
     def fetch(self, step: int) -> RawBatch:
-        """The batch of a step, by random access; the stream does not move."""
+        """This host's part of the batch of any step; the position of the iterator does not change."""
         positions = self._positions(np.asarray(step))
         valid = np.ones(len(positions), bool) if self._total is None else positions < self._total
-        # Every host pads with the global batch's first example: its own first one may be padding itself.
+        # Pad beyond the end of the stream with the first example of the global batch, which always lies before it.
         positions = np.where(valid, positions, int(step) * self.batch_size)
         batch = dict(self.source.batch(self.order(positions)))
         batch["index"] = self.stream_index(step, 1)[0]
@@ -163,17 +164,17 @@ class Loader(Iterator[RawBatch]):
         return batch if self.transform is None else self.transform(batch)
 
     def index_batches(self, step: int, k: int) -> np.ndarray:
-        """Int32 ``[k, B/H]``: the indices in the source of this host's examples in steps ``step .. step+k-1``.
+        """Int32 ``[k, B/H]``: the source indices of the examples that this host reads in steps ``step .. step+k-1``.
 
-        For data that lies on the device, where the compiled program gathers the examples.
+        For data on the device, where the compiled program gathers the examples by index.
 
         Raises:
-          IndexError: the stream ends before.
+          IndexError: the stream ends before step ``step+k-1``.
         """
         if self.num_steps is not None and step + k > self.num_steps:
             raise IndexError(f"steps {step}..{step + k - 1} go beyond the stream's {self.num_steps} steps.")
         positions = self._positions(np.arange(step, step + k))
-        if self._total is not None:
+        if self._total is not None:  # pad as `fetch` does, with the first example of each global batch
             positions = np.where(positions < self._total, positions, positions[:, :1] - self._local[0])
         return self.order(positions).astype(np.int32)
 
@@ -197,7 +198,8 @@ class Loader(Iterator[RawBatch]):
         return int(self._iterator.get_state()["next_index"])
 
     def position(self) -> dict[str, Any]:
-        """The step of the next batch and what the stream depends on, for a checkpoint (can be written as JSON)."""
+        """The step of the next batch and the settings that determine the stream, to be saved in a checkpoint as
+        JSON."""
         order = self.order
         return {
             "step": self.step,
@@ -208,15 +210,15 @@ class Loader(Iterator[RawBatch]):
         }
 
     def restore(self, position: dict[str, Any]) -> None:
-        """Continue from a `position`: the batches that follow are those that followed it, on any number of hosts.
+        """Continue from a saved `position`, with the batches that followed it then; the number of hosts may differ.
 
         Raises:
-          ValueError: data set, batch size, seed or shuffling differ, so that it is a position in another stream.
+          ValueError: the size of the data set, the batch size, the seed or shuffling differ from the saved ones.
         """
-        now = self.position()
-        changed = {k: (position.get(k), now[k]) for k in now if k != "step" and position.get(k) != now[k]}
+        current = self.position()
+        changed = [name for name in current if name != "step" and position.get(name) != current[name]]
         if changed:
-            changes = "; ".join(f"{k} was {a}, is {b}" for k, (a, b) in changed.items())
+            changes = "; ".join(f"{name} was {position.get(name)}, is {current[name]}" for name in changed)
             raise ValueError(
                 f"cannot resume the data at the saved position: {changes}. Use the values of the saved run."
             )

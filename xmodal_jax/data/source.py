@@ -70,16 +70,17 @@ class Source(abc.ABC):
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Which examples have which modality: bool ``[B]`` for each modality.
 
-        The default reads the examples, unless the first one comes without ``present``, which means that none lacks any.
+        The default reads all examples, unless the batch of the first one has no field ``present``: then every example
+        has every modality.
         """
         indices = self._resolve_indices(indices)
         complete = np.ones(len(indices), bool)
-        # Whether batches hold "present" does not change from batch to batch.
+        # Either all batches of a source have the field "present" or none has.
         if not len(indices) or "present" not in self.batch(indices[:1]):
             return dict.fromkeys(self.modalities, complete)
-        parts = [self.batch(part)["present"] for part in _chunks(indices)]
-        stated = {m: np.concatenate([part[m] for part in parts]) for m in parts[0]}
-        return {m: stated.get(m, complete) for m in self.modalities}
+        by_chunk = [self.batch(chunk)["present"] for chunk in _chunks(indices)]
+        present = {m: np.concatenate([masks[m] for masks in by_chunk]) for m in by_chunk[0]}
+        return {m: present.get(m, complete) for m in self.modalities}
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         """The class of each example, int ``[B]``, -1 where unknown; None: there are no labels.
@@ -102,8 +103,8 @@ class Source(abc.ABC):
         return None
 
     def captions(self, indices: np.ndarray | None = None, phrasing: int = 0) -> np.ndarray | None:
-        """Each example's caption in other words for each ``phrasing`` 0, 1, ..., object ``[B]`` of str; ``phrasing`` 0
-        is the caption of the batches. None: there is one wording, that of the batches."""
+        """A paraphrase of each example's caption, object ``[B]`` of str: another one for each ``phrasing`` 1, 2, ...;
+        ``phrasing`` 0 is the caption of the batches. None: the source has no paraphrases."""
         return None
 
     def _resolve_indices(self, indices: np.ndarray | Sequence[int] | None) -> np.ndarray:
@@ -175,8 +176,8 @@ def read_fields(
     """The fields ``names`` of the examples ``indices`` (None: all), ``[B, ...]`` each; those that the batches do not
     hold are left out."""
     indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
-    parts = [source.batch(part) for part in _chunks(indices)]
-    return {k: np.concatenate([part[k] for part in parts]) for k in names if k in parts[0]}
+    batches = [source.batch(chunk) for chunk in _chunks(indices)]
+    return {k: np.concatenate([batch[k] for batch in batches]) for k in names if k in batches[0]}
 
 
 def _chunks(indices: np.ndarray) -> list[np.ndarray]:

@@ -67,8 +67,8 @@ def read_captions(
     indices = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
     captions = []
     # In chunks, because a batch also holds images and sounds.
-    for part in np.array_split(indices, -(-len(indices) // _CHUNK)):
-        batch = source.batch(part)
+    for chunk in np.array_split(indices, -(-len(indices) // _CHUNK)):
+        batch = source.batch(chunk)
         for field in caption_fields(batch) or ["caption"]:
             texts = np.ravel(batch[field]).tolist()
             captions += [str(c) if clean is None else clean(str(c)) for c in texts]
@@ -90,8 +90,8 @@ def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None
 
 
 def make_text_cleaner(kind: str) -> Callable[[str], str] | None:
-    """What is applied to each text before it is tokenized: ``none``; ``lower``, lower case; or ``stop``, lower case and
-    without English stop words."""
+    """A function that cleans a text before it is tokenized. ``kind``: ``lower`` gives lower case, ``stop`` also removes
+    English stop words, ``none`` gives no function (None)."""
     if kind == "none":
         return None
     if kind == "lower":
@@ -128,12 +128,13 @@ def prepare_source(
     limit: int,
     once: Callable[[RawBatch], RawBatch] | None = None,
 ) -> tuple[Source, TokenizeTransform | None]:
-    """``(source, transform)`` for a `Loader`: read, tokenized and kept in memory if that takes at most ``limit`` bytes
-    (the transform is then None), else both as they are.
+    """``(source, transform)`` for a `Loader`.
 
-    ``once``: a transform of batches that a model would apply to every batch (such as
-    `models.towers.precompute_spectrograms`). It is applied while a source that fits is read, and left to the model
-    otherwise.
+    If the source takes at most ``limit`` bytes, it is read into memory and tokenized, and the transform is None.
+    Otherwise it is returned unchanged, with ``tokenize`` as the transform.
+
+    ``once``: a preprocessing step that a model would otherwise apply to every batch (such as
+    `models.towers.precompute_spectrograms`). It is applied once to a source in memory, and left to the model otherwise.
     """
     transformed = source if once is None else TransformedSource(source, once)
     in_memory = read_into_memory(transformed, tokenize, limit=limit, drop=("factors",))

@@ -28,8 +28,10 @@ def open_task(
         if task is not None and task.needs_scenes:
             raise ValueError(f"spoken commands are about the embedded data set: --data shapes, not {spec!r}")
         return open_splits(spec, options, bad_examples)
+    # Modalities are removed only at the end, from the examples grouped by scene.
     complete = dataclasses.replace(options, missing=0.0, incomplete="keep")
     train = open_source(spec, "train", complete, bad_examples=bad_examples)
+    # The scenes that follow the training scenes in the endless stream of the split.
     validation = dataclasses.replace(train, offset=len(train), size=max(1, min(150, len(train) // 10)))
     tests = {
         name: task(open_source(spec, name, options, bad_examples=bad_examples)) for name in task.test_splits

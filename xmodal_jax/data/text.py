@@ -55,14 +55,15 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str | None]):
         self._backend, self._special = backend, dict(special)
-        backend.no_padding()
+        backend.no_padding()  # `encode_batch` pads and cuts
         backend.no_truncation()
+        # -1: the tokenizer has no such token, or it is not in the vocabulary.
         ids = {k: -1 if t is None else backend.token_to_id(t) for k, t in special.items()}
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (
             -1 if ids[k] is None else ids[k] for k in ("pad", "bos", "eos", "unk")
         )
         self.truncated = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards `truncated`: batches are encoded in several threads
 
     @property
     def vocab_size(self) -> int:
@@ -95,11 +96,11 @@ class Tokenizer:
     def encode_batch(
         self, captions: Sequence[str], max_length: int, *, bad_examples: BadExamples | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """``(ids, mask)``: token ids int32 ``[B, max_length]``, padded with 0, and the mask of content, bool of the
-        same shape.
+        """``(ids, mask)``: token ids int32 ``[B, max_length]``, padded with 0, and bool of the same shape, False on
+        padding.
 
-        A caption that is too long loses its tail but keeps its end token; it is counted in ``truncated`` and noted in
-        ``bad_examples``. An empty caption has no content at all (a missing text).
+        A caption that is too long is cut but keeps its end token; it is counted in ``truncated`` and noted in
+        ``bad_examples``. An empty caption is a missing text: its mask is False everywhere.
         """
         ids = np.zeros((len(captions), max_length), np.int32)
         mask = np.zeros((len(captions), max_length), bool)
@@ -108,7 +109,8 @@ class Tokenizer:
             tokens = encoding.ids if captions[i] else []
             if len(tokens) > max_length:
                 truncated += 1
-                last = tokens[-1:] if tokens[-1] == self.eos_id else tokens[max_length - 1 : max_length]
+                ends_with_eos = tokens[-1] == self.eos_id
+                last = tokens[-1:] if ends_with_eos else tokens[max_length - 1 : max_length]
                 tokens = tokens[: max_length - 1] + last
             ids[i, : len(tokens)] = tokens
             mask[i, : len(tokens)] = True
@@ -123,13 +125,13 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one sequence of ids up to its first end token, without special tokens."""
-        content = []
+        text_ids = []
         for i in np.asarray(ids).tolist():
-            if i == self.eos_id and content:
+            if i == self.eos_id and text_ids:  # before any text it is the begin token (GPT-2 has one token for both)
                 break
             if i not in (self.pad_id, self.bos_id, self.eos_id):
-                content.append(i)
-        return self._backend.decode(content, skip_special_tokens=True)
+                text_ids.append(i)
+        return self._backend.decode(text_ids, skip_special_tokens=True)
 
     def decode_batch(self, ids: np.ndarray) -> list[str]:
         """The text of each sequence of ids ``[B, L]``; see `decode`."""
@@ -189,10 +191,8 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{folder}: the tokenizer has no fast version (tokenizer.json).")
-    if (
-        None not in (loaded.bos_token_id, loaded.eos_token_id)
-        and not backend.encode("a").special_tokens_mask[0]
-    ):
+    has_begin_and_end = None not in (loaded.bos_token_id, loaded.eos_token_id)
+    if has_begin_and_end and not backend.encode("a").special_tokens_mask[0]:
         # The tokenizer has begin and end tokens but adds neither (GPT-2). The text models here need both.
         ends = (loaded.bos_token, loaded.bos_token_id), (loaded.eos_token, loaded.eos_token_id)
         backend.post_processor = processors.TemplateProcessing(
@@ -219,6 +219,7 @@ def _word_backend(model) -> tokenizers.Tokenizer:
 
 
 def _train_bpe(texts: list[str], options: dict) -> tokenizers.Tokenizer:
+    """A byte-level BPE tokenizer; ``options``: arguments of the trainer (see `train_tokenizer`)."""
     if options["vocab_size"] < 256 + len(SPECIAL_TOKENS):
         raise ValueError(
             f"a byte-level BPE needs vocab_size >= 260 (256 bytes + 4 special), got {options['vocab_size']}."
@@ -232,12 +233,15 @@ def _train_bpe(texts: list[str], options: dict) -> tokenizers.Tokenizer:
 
 
 def _train_wordpiece(texts: list[str], options: dict) -> tokenizers.Tokenizer:
+    """A WordPiece tokenizer, the same in every run; ``options``: arguments of the trainer (see `train_tokenizer`)."""
     backend = _word_backend(models.WordPiece(unk_token=UNK))
-    # The trainer numbers the continuations "##x" in the order of a randomly seeded hash table, and breaks ties by these
-    # numbers. Naming them beforehand fixes both; the model is then rebuilt, as they are not special tokens.
-    pieces = {"##" + c for t in texts for w, _ in backend.pre_tokenizer.pre_tokenize_str(t) for c in w[1:]}
+    # The trainer numbers the pieces "##x" that continue a word in the order of a randomly seeded hash table, and breaks
+    # ties between merges by these numbers. Listing the pieces as special tokens fixes their numbers.
+    words = {w for t in texts for w, _ in backend.pre_tokenizer.pre_tokenize_str(t)}
+    pieces = {"##" + character for word in words for character in word[1:]}
     options = {**options, "special_tokens": [*SPECIAL_TOKENS, *sorted(pieces)]}
     backend.train_from_iterator(texts, trainers.WordPieceTrainer(**options))
+    # The pieces are not special tokens in use: build a tokenizer with this vocabulary and the true special tokens.
     backend = _word_backend(models.WordPiece(vocab=backend.get_vocab(), unk_token=UNK))
     backend.add_special_tokens(list(SPECIAL_TOKENS))
     return backend
@@ -317,6 +321,7 @@ class TokenizeTransform:
         self.clean, self.bad_examples = clean, bad_examples
 
     def __call__(self, batch: RawBatch) -> RawBatch:
+        """The batch with token ids and masks added for each of its caption fields."""
         texts = {}
         for field in caption_fields(batch):
             shape = np.shape(batch[field])
@@ -324,6 +329,7 @@ class TokenizeTransform:
             if self.clean is not None:
                 captions = [self.clean(c) for c in captions]
             ids, mask = self.tokenizer.encode_batch(captions, self.max_length, bad_examples=self.bad_examples)
-            text = field.replace("caption", "text", 1)
-            texts[text], texts[f"{text}_mask"] = (x.reshape(*shape, self.max_length) for x in (ids, mask))
+            modality = field.replace("caption", "text", 1)
+            texts[modality] = ids.reshape(*shape, self.max_length)
+            texts[f"{modality}_mask"] = mask.reshape(*shape, self.max_length)
         return {**batch, **texts} if texts else batch

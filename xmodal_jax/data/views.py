@@ -78,19 +78,23 @@ class IncompleteSource(SourceView):
         self._droppable = tuple(source.modalities if modalities is None else modalities)
 
     def _drop(self, present: dict[str, np.ndarray], indices: np.ndarray) -> dict[str, np.ndarray]:
-        """What remains of the modalities that are ``present`` in the source."""
-        draw = lambda purpose, m: uniform(self.seed, "incomplete", indices, f"{purpose}/{m}")
+        """Which modalities remain, bool ``[B]`` each, when some that the source has (``present``) are dropped."""
+
+        def draw(purpose: str, modality: str) -> np.ndarray:
+            """Random numbers ``[B]`` in [0, 1)."""
+            return uniform(self.seed, "incomplete", indices, f"{purpose}/{modality}")
+
         remaining = {
             m: mask & (draw("missing", m) >= self.fraction) if m in self._droppable else mask
             for m, mask in present.items()
         }
+        # An example that would lose all its modalities keeps one of them, the one with the largest draw.
         empty = ~np.any(list(remaining.values()), axis=0)
-        # An example that is empty keeps the modality of the largest draw. Where the source has nothing either, all
-        # draws are -1 and nothing is kept.
-        draws = np.stack([np.where(mask, draw("kept", m), -1.0) for m, mask in present.items()])
-        keeper = np.argmax(draws, axis=0)
+        draws = np.stack([np.where(mask, draw("kept", m), -1.0) for m, mask in present.items()])  # [M, B]
+        kept_modality = np.argmax(draws, axis=0)  # [B]
         return {
-            m: remaining[m] | (empty & (keeper == number) & present[m]) for number, m in enumerate(present)
+            m: remaining[m] | (empty & (kept_modality == number) & present[m])
+            for number, m in enumerate(present)
         }
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -100,24 +104,28 @@ class IncompleteSource(SourceView):
         return self._drop(self.source.presence(indices), indices)
 
     def batch(self, indices: np.ndarray) -> RawBatch:
+        """The source's batch with the fields of dropped modalities blank, and ``present`` bool ``[B]`` for each
+        modality."""
         indices = np.asarray(indices, np.int64)
         batch = dict(self.source.batch(indices))
-        stated, complete = batch.get("present", {}), np.ones(len(indices), bool)
-        present = self._drop({m: np.asarray(stated.get(m, complete)) for m in self.modalities}, indices)
+        in_source, complete = batch.get("present", {}), np.ones(len(indices), bool)
+        present = self._drop({m: np.asarray(in_source.get(m, complete)) for m in self.modalities}, indices)
         for modality, mask in present.items():
             for field in _fields_of(modality):
                 if field in batch:
                     batch[field] = _blank(np.asarray(batch[field]), ~mask)
-        batch["present"] = {**stated, **present}
+        batch["present"] = {**in_source, **present}
         return batch
 
 
 def _fields_of(modality: str) -> tuple[str, ...]:
+    """The batch fields of a modality: ``text_en`` gives ``text_en``, ``text_en_mask`` and ``caption_en``."""
     caption = (modality.replace("text", "caption", 1),) if kind_of(modality) == "text" else ()
     return (modality, f"{modality}_mask", *caption)
 
 
 def _blank(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """A copy of ``values`` ``[B, ...]`` with zeros, or ``""`` for strings, in the examples that are ``missing``."""
     values = values.copy()
     values[missing] = "" if values.dtype.kind in "OU" else 0
     return values
@@ -151,7 +159,7 @@ def keep_labelled(source: Source) -> Source:
 
 
 def hold_out(source: Source, count: int, *, seed: int = 0) -> tuple[Subset, Subset]:
-    """``(rest, held_out)``: ``count`` examples drawn at random are held out; both parts keep the source's order.
+    """``(remaining, held_out)``: ``count`` random examples are held out; both parts keep the source's order.
 
     Raises:
       ValueError: ``count`` is not in 1..len-1.

@@ -32,9 +32,9 @@ _FIELDS = {
 
 
 def _parse(field: str) -> tuple[str, str] | None:
-    """The modality that a field belongs to, and the key of its entry in `_FIELDS`; None for any other field.
+    """``(modality, entry)``: the modality that a field belongs to and its key in `_FIELDS`; None if it belongs to none.
 
-    ``image_1_present`` gives image_1 and image_present, ``caption_en`` gives text_en and caption.
+    ``image_1_present`` gives ``("image_1", "image_present")``, ``caption_en`` gives ``("text_en", "caption")``.
     """
     suffix = next((s for s in ("_mask", "_present") if field.endswith(s)), "")
     base = field.removesuffix(suffix)
@@ -46,12 +46,13 @@ def _parse(field: str) -> tuple[str, str] | None:
 
 
 def modalities_of(fields: Iterable[str]) -> tuple[str, ...]:
-    """The modalities among the names of a batch's fields: in the order of `MODALITIES`, and within a kind the plain one
-    first, then by name (2 before 10)."""
+    """The modalities that a batch with these fields holds, sorted: by kind in the order of `MODALITIES`, then by name
+    with numbers in numeric order: image, image_2, image_10."""
     parsed = filter(None, map(_parse, fields))
     modalities = {modality for modality, entry in parsed if entry in MODALITIES or entry == "caption"}
 
-    def rank(modality):
+    def sort_key(modality):
+        """The kind's place in `MODALITIES`, then the name with each run of digits as a number."""
         name = modality.partition("_")[2]
         pieces = re.findall(r"\d+|\D+", name)
         return (
@@ -60,27 +61,32 @@ def modalities_of(fields: Iterable[str]) -> tuple[str, ...]:
             name,
         )
 
-    return tuple(sorted(modalities, key=rank))
+    return tuple(sorted(modalities, key=sort_key))
 
 
 def _map(fn, tree):
+    """``fn`` applied to each array of a nested dict."""
     return {k: _map(fn, v) for k, v in tree.items()} if isinstance(tree, dict) else fn(tree)
 
 
 def _leaves(tree) -> list[np.ndarray]:
+    """The arrays of a nested dict."""
     return [leaf for v in tree.values() for leaf in _leaves(v)] if isinstance(tree, dict) else [tree]
 
 
 def nbytes(arrays: dict[str, Any]) -> int:
     """Bytes of all arrays in a nested dict; strings count their UTF-8 length."""
-    return sum(
-        sum(len(str(s).encode()) for s in a) if a.dtype == object else a.nbytes
-        for a in map(np.asarray, _leaves(arrays))
-    )
+
+    def size(array: np.ndarray) -> int:
+        if array.dtype == object:
+            return sum(len(str(text).encode()) for text in array)
+        return array.nbytes
+
+    return sum(size(np.asarray(array)) for array in _leaves(arrays))
 
 
 def estimate_nbytes(source: Source, sample: int = 16) -> int:
-    """Bytes of a whole source, from a few of its examples."""
+    """Bytes that all examples of a source would take in memory, estimated from ``sample`` of them."""
     indices = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
     return nbytes(source.batch(indices)) * len(source) // len(indices)
 
@@ -119,8 +125,8 @@ class ArraySource(Source):
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         indices = self._resolve_indices(indices)
-        stated, complete = self.arrays.get("present", {}), np.ones(self._length, bool)
-        return {m: np.asarray(stated.get(m, complete)[indices]) for m in self.modalities}
+        present, complete = self.arrays.get("present", {}), np.ones(self._length, bool)
+        return {m: np.asarray(present.get(m, complete)[indices]) for m in self.modalities}
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         labels = self.arrays.get("label")
@@ -128,24 +134,25 @@ class ArraySource(Source):
 
 
 def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress: bool = True) -> ArraySource:
-    """All of ``source`` in memory: every example is read once, ``chunk`` at a time by ``workers`` threads."""
+    """All of ``source`` in memory: each example is read once, in chunks of ``chunk`` examples by ``workers`` threads."""
     if isinstance(source, ArraySource):
         return source
     n = len(source)
     starts = range(0, n, chunk)
-    first = source.batch(np.arange(min(chunk, n)))
-    arrays = _map(lambda a: np.empty((n, *a.shape[1:]), a.dtype), first)
+    first_batch = source.batch(np.arange(min(chunk, n)))  # shows the fields, shapes and dtypes
+    arrays = _map(lambda a: np.empty((n, *a.shape[1:]), a.dtype), first_batch)
 
-    def store(target, values, start):
-        for key, value in values.items():
+    def store(target: dict, batch: dict, start: int) -> None:
+        """Copies a batch, which may nest, to the examples from ``start`` on of the arrays ``target``."""
+        for key, value in batch.items():
             if isinstance(value, dict):
                 store(target[key], value, start)
             else:
                 target[key][start : start + len(value)] = value
 
-    def read(start):
-        values = first if start == 0 else source.batch(np.arange(start, min(start + chunk, n)))
-        store(arrays, values, start)
+    def read(start: int) -> None:
+        batch = first_batch if start == 0 else source.batch(np.arange(start, min(start + chunk, n)))
+        store(arrays, batch, start)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         jobs = pool.map(read, starts)
@@ -170,15 +177,19 @@ def _read_fields(path: Path) -> dict[str, np.ndarray]:
         ) from error
     captions = path / "captions.json"
     if captions.is_file():
-        listed = json.loads(captions.read_text(encoding="utf-8"))
-        if not isinstance(listed, list) or not all(isinstance(c, str) for c in listed):
+        texts = json.loads(captions.read_text(encoding="utf-8"))
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{captions}: expected a JSON list of strings, one per example.")
-        fields["caption"] = np.array(listed, object)
+        fields["caption"] = np.array(texts, object)
     return fields
 
 
 def _check_unknown(name: str, array: np.ndarray, path: Path) -> np.ndarray:
-    """A field that `_FIELDS` does not list, unless its name looks like a spelling mistake."""
+    """Returns the array of a field that `_FIELDS` does not list, which is passed on unchanged.
+
+    Raises:
+      ValueError: the name is close to a known field's, so probably a spelling mistake; or the array is a single value.
+    """
     similar = difflib.get_close_matches(name, [*_FIELDS, "class_names"], n=1, cutoff=0.8)
     if similar:
         raise ValueError(f"{path}: the field {name!r} is not known; did you mean {similar[0]!r}?")
@@ -188,8 +199,9 @@ def _check_unknown(name: str, array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _check_audio(name: str, array: np.ndarray, path: Path, expected: str) -> np.ndarray:
+    """The audio as int16 or float32; ValueError if it has another dtype, or floats outside [-1, 1]."""
     if array.dtype.kind == "f":
-        if array.size and np.abs(array[:256]).max() > 1.0:
+        if array.size and np.abs(array[:256]).max() > 1.0:  # the first 256 recordings show the scale
             raise ValueError(
                 f"{path}: {name!r} is {array.dtype} with values beyond [-1, 1]; divide by its scale."
             )
@@ -200,9 +212,13 @@ def _check_audio(name: str, array: np.ndarray, path: Path, expected: str) -> np.
 
 
 def _check(name: str, array: np.ndarray, path: Path) -> np.ndarray:
-    """The field in the dtype and rank of a batch; raises ValueError where it has another one."""
+    """The array of field ``name``, converted to the dtype and rank that batches have.
+
+    Raises:
+      ValueError: a dtype or rank that `_FIELDS` does not allow for this field.
+    """
     parsed = _parse(name)
-    entry = name if parsed is None else parsed[1]
+    entry = name if parsed is None else parsed[1]  # the key in `_FIELDS`: "image" for "image_1"
     if entry not in _FIELDS:
         return _check_unknown(name, array, path)
     kinds, ranks, expected = _FIELDS[entry]
@@ -215,7 +231,7 @@ def _check(name: str, array: np.ndarray, path: Path) -> np.ndarray:
         raise ValueError(
             f"{path}: {name!r} is {array.dtype} {list(array.shape)}; expected {expected}.{advice}"
         )
-    if entry in ("image", "video") and array.ndim == ranks[0]:
+    if entry in ("image", "video") and array.ndim == ranks[0]:  # gray levels without an axis for channels
         return array[..., None]
     if entry == "audio":
         return _check_audio(name, array, path, expected)
@@ -239,9 +255,13 @@ def _find_split(root: Path, split: str) -> Path:
 
 
 def _pop_presence(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> dict[str, np.ndarray]:
-    """Takes ``<m>_present`` of each modality out of ``arrays``."""
-    stated = [m for m in (*modalities, *MODALITIES) if f"{m}_present" in arrays]
-    present = {m: arrays.pop(f"{m}_present") for m in dict.fromkeys(stated)}
+    """Removes the fields ``<m>_present`` from ``arrays`` and returns them by modality, bool ``[N]`` each.
+
+    Raises:
+      ValueError: such a field names a modality that the data set does not have.
+    """
+    with_presence = [m for m in (*modalities, *MODALITIES) if f"{m}_present" in arrays]
+    present = {m: arrays.pop(f"{m}_present") for m in dict.fromkeys(with_presence)}
     unmatched = [k for k in arrays if (parsed := _parse(k)) and parsed[1].endswith("_present")]
     if unmatched:
         raise ValueError(
@@ -251,24 +271,26 @@ def _pop_presence(arrays: dict[str, Any], modalities: tuple[str, ...], path: Pat
 
 
 def _add_masks(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> None:
-    """Adds the masks of texts and sounds where they are absent: token 0 is padding, all of a recording is content."""
+    """Adds ``<m>_mask`` to each text and audio modality that has none: token 0 is padding, and no part of a recording
+    is."""
     for name in (m for m in modalities if m in arrays and kind_of(m) in ("text", "audio")):
-        content = arrays[name] != 0 if kind_of(name) == "text" else np.ones(arrays[name].shape, bool)
-        mask = arrays.setdefault(f"{name}_mask", content)
+        valid = arrays[name] != 0 if kind_of(name) == "text" else np.ones(arrays[name].shape, bool)
+        mask = arrays.setdefault(f"{name}_mask", valid)
         if arrays[name].shape != mask.shape:
             raise ValueError(f"{path}: '{name}_mask' is {mask.shape}, '{name}' is {arrays[name].shape}.")
 
 
 def _select_modalities(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> dict[str, Any]:
-    """The fields of these modalities, and those that belong to none."""
+    """The fields of ``modalities``, and the fields that belong to no modality, such as ``label``."""
     absent = [m for m in modalities if m not in modalities_of(arrays)]
     if absent:
         raise ValueError(f"{path} has no {absent[0]}; it has: {', '.join(arrays)}.")
-    modality = {field: parsed[0] for field in arrays if (parsed := _parse(field))}
-    return {k: v for k, v in arrays.items() if k not in modality or modality[k] in modalities}
+    modality_of = {field: parsed[0] for field in arrays if (parsed := _parse(field))}
+    return {k: v for k, v in arrays.items() if k not in modality_of or modality_of[k] in modalities}
 
 
 def _check_image_size(source: ArraySource, image_size: int, path: str | Path) -> None:
+    """Raises ValueError unless all images and frames are ``image_size`` pixels high and wide."""
     for name in source.modalities:
         if kind_of(name) not in ("image", "video"):
             continue
@@ -326,8 +348,8 @@ def load_npz(
     if modalities is not None:
         arrays = _select_modalities(arrays, modalities, file)
         present = {m: v for m, v in present.items() if m in modalities}
-    source = ArraySource(arrays | ({} if not present else {"present": present}), None)
-    if present:
+    source = ArraySource(arrays | ({"present": present} if present else {}), class_names=None)
+    if present:  # batches state the presence of all modalities, or of none
         complete = np.ones(len(source), bool)
         arrays["present"] = {m: np.asarray(present.get(m, complete)) for m in source.modalities}
     if file == root and split != "all":

@@ -42,19 +42,25 @@ class _Listing(NamedTuple):
 
 
 def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
+    """The metadata records of one split of the folder ``root``; see `FolderSource` for where splits are found.
+
+    Raises:
+      FileNotFoundError: no such folder, or no metadata file in it.
+      ValueError: no such split.
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"folder:{root}: there is no such folder.")
     splits = sorted(d.name for d in root.iterdir() if d.is_dir() and find_metadata(d))
     if splits and split in splits:
         path = find_metadata(root / split)
         records = read_metadata(path, bad_examples)
-        others = [find_metadata(root / name) for name in splits if name != split]
+        other_splits = [find_metadata(root / name) for name in splits if name != split]
     elif splits:
         raise ValueError(
             f"{root} has no split {split!r}; its folders with a metadata file are: {', '.join(splits)}."
         )
     else:
-        path, others = find_metadata(root), []
+        path, other_splits = find_metadata(root), []
         if path is None:
             raise FileNotFoundError(
                 f"{root} has no metadata.jsonl or metadata.csv, nor have its folders train/ and test/. Write one line "
@@ -66,18 +72,17 @@ def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
             )
         records = read_metadata(path, bad_examples)
     labels = [r.label for r in records]
-    for other in others:  # their bad examples are reported when they are opened
+    for other in other_splits:  # a split's bad examples are reported when that split is opened
         labels += [r.label for r in read_metadata(other, BadExamples("skip"))]
     if not splits and split != "all":
-        records = [
-            r
-            for r in records
-            if in_test_split("/".join([*r.files.values()] or r.captions)) == (split == "test")
-        ]
+        # The hash of a record's file names decides, or that of its captions if it has no files.
+        name_of = lambda record: "/".join([*record.files.values()] or record.captions)
+        records = [r for r in records if in_test_split(name_of(r)) == (split == "test")]
     return _Listing(path, records, [label for label in labels if label is not None])
 
 
 def _class_names(labels: Sequence[str | int], root: Path) -> tuple[str, ...] | None:
+    """The lines of ``classes.txt``, else the sorted label names; None if the labels are numbers or absent."""
     listed = root / "classes.txt"
     if listed.is_file():
         return tuple(listed.read_text(encoding="utf-8").splitlines())
@@ -87,6 +92,7 @@ def _class_names(labels: Sequence[str | int], root: Path) -> tuple[str, ...] | N
 
 
 def _select_modalities(records: list[Record], modalities: tuple[str, ...] | None) -> list[Record]:
+    """The records with only the files and captions of ``modalities`` (None: all)."""
     if modalities is None:
         return records
     records = [r._replace(files={m: f for m, f in r.files.items() if m in modalities}) for r in records]
@@ -94,7 +100,8 @@ def _select_modalities(records: list[Record], modalities: tuple[str, ...] | None
 
 
 def _decode(record: Record, folder: Path, options: MediaOptions) -> tuple[dict[str, np.ndarray], bool] | str:
-    """The arrays of one record and whether its recording was cut; or the reason why it cannot be decoded."""
+    """``(arrays, was_cut)``: the decoded files of a record by modality, and whether its recording was cut to
+    ``options.max_seconds``. If a file cannot be decoded, the reason as a str instead."""
     arrays, was_cut = {}, False
     for modality, name in record.files.items():
         file = folder / name
@@ -109,26 +116,27 @@ def _decode(record: Record, folder: Path, options: MediaOptions) -> tuple[dict[s
                 )
             else:
                 arrays["audio"], was_cut = media.decode_audio(file, options.sample_rate, options.max_seconds)
-        except Exception as error:  # decoders raise many kinds on damaged files: all mean the same here
+        except Exception as error:  # decoders raise many types of exceptions on damaged files
             return f"the file {name!r} cannot be decoded: {error}"
     return arrays, was_cut
 
 
 PROBED = 16
-"""Examples that are decoded first, to see how fast that is."""
+"""Number of examples that are decoded first, to measure how long one takes."""
 SMALL = 1e-3
-"""Seconds: files that decode faster are decoded one by one. Most of their time is the interpreter's, for which threads
-would only queue (2,000 PNG files of 32 pixels: 0.26 s one by one, 0.5 to 0.7 s in threads)."""
+"""Seconds: files that decode faster are decoded one by one. Most of their time is spent in the Python interpreter, for
+which threads would only queue (2,000 PNG files of 32 pixels: 0.26 s one by one, 0.5 to 0.7 s in threads)."""
 
 
 def _map_ahead(pool: ThreadPoolExecutor, fn, items: Sequence[Any], ahead: int) -> Iterator[Any]:
-    """As ``pool.map``, in order, but with at most ``ahead`` results computed and not yet taken."""
+    """Yields ``fn(item)`` of each item in order, as ``pool.map`` does, but computes at most ``ahead`` results in
+    advance."""
     items = iter(items)
     pending = [pool.submit(fn, item) for item in itertools.islice(items, ahead)]
     while pending:
-        done = pending.pop(0)
+        oldest = pending.pop(0)
         pending += [pool.submit(fn, item) for item in itertools.islice(items, 1)]
-        yield done.result()
+        yield oldest.result()
 
 
 class FolderSource(Source):
@@ -203,7 +211,7 @@ class FolderSource(Source):
         absent = [m for m in modalities or () if m not in self.modalities]
         if absent:
             raise ValueError(f"{listing.path} has no {absent[0]}; it has: {', '.join(self.modalities)}.")
-        # One example per caption: its record, and which of the record's captions it has.
+        # One example per caption: the number of its record, and of its caption within the record.
         counts = [max(1, len(r.captions or ())) for r in self._records]
         self._record_of = np.repeat(np.arange(len(self._records), dtype=np.int32), counts)
         self._caption_of = np.concatenate([np.arange(c, dtype=np.int32) for c in counts])
@@ -214,7 +222,8 @@ class FolderSource(Source):
         }
 
     def _labels_to_class_indices(self, records: list[Record], path: Path) -> list[Record]:
-        """The records with class indices as labels; those with an invalid label become bad examples of ``path``."""
+        """The records with class indices as labels. Records with an invalid label are left out and reported as bad
+        examples of the metadata file ``path``."""
         indices = {name: i for i, name in enumerate(self.class_names or ())}
         converted = []
         for record in records:
@@ -223,7 +232,7 @@ class FolderSource(Source):
                 reason = (
                     f"the label {label!r} is not in classes.txt, or is a name while other labels are integers"
                 )
-            # Without class names every index that fits int32 is valid.
+            # Without class names every number that fits int32 is valid.
             elif isinstance(label, int) and not 0 <= label < (len(indices) or 2**31):
                 reason = f"the label {label} is " + (
                     f"not in 0..{len(indices) - 1}" if indices else "negative"
@@ -235,38 +244,43 @@ class FolderSource(Source):
         return converted
 
     def _caption_by_class(self, records: list[Record], prompt: str) -> list[Record]:
-        """The records with captions made of their class names, if none has a caption."""
+        """The records with captions made from their class names; unchanged if any record has a caption."""
         if not self.class_names or any(r.captions is not None for r in records):
             return records
-        caption = lambda r: None if r.label is None else [prompt.format(self.class_names[r.label])]
-        return [r._replace(captions=caption(r)) for r in records]
+        captions_of_label = {i: [prompt.format(name)] for i, name in enumerate(self.class_names)}
+        return [r._replace(captions=captions_of_label.get(r.label)) for r in records]
 
     def _first_side(self, records: list[Record]) -> int:
+        """The shorter side in pixels of the first image or animation that can be opened; 64 if there is none."""
         for record in records:
             name = record.files.get("image") or record.files.get("video")
             if name and not name.lower().endswith(".mp4"):
                 try:
                     return media.shorter_side(self._folder / name)
                 except OSError:
-                    continue  # reported when it is decoded
+                    continue  # `_decode_all` will report it
         return 64
 
     def _decode_all(self, records: list[Record], metadata: Path, memory_limit: int, progress: bool):
-        """The records that can be decoded, and their arrays (None if those would exceed the memory limit)."""
+        """``(records, decoded)``: the records that can be decoded, and the arrays of each; ``decoded`` is None if the
+        arrays would take more than ``memory_limit`` bytes."""
         good, decoded, nbytes, cuts = [], [], 0, 0
         decode = lambda record: _decode(record, self._folder, self.options)
         with ThreadPoolExecutor(self._workers) as pool:
             start = time.perf_counter()
-            first = [decode(record) for record in records[:PROBED]]
+            probed = [decode(record) for record in records[:PROBED]]
             self._threaded = time.perf_counter() - start > PROBED * SMALL
-            rest = records[PROBED:]
-            later = _map_ahead(pool, decode, rest, 4 * self._workers) if self._threaded else map(decode, rest)
-            results = itertools.chain(first, later)
+            others = records[PROBED:]
+            if self._threaded:
+                other_results = _map_ahead(pool, decode, others, ahead=4 * self._workers)
+            else:
+                other_results = map(decode, others)
+            results = itertools.chain(probed, other_results)
             bar = tqdm(
                 results, total=len(records), desc=f"reading {metadata}", unit="file", disable=not progress
             )
             for count, (record, result) in enumerate(zip(records, bar, strict=True), 1):
-                if isinstance(result, str):
+                if isinstance(result, str):  # the reason why it cannot be decoded
                     self.bad_examples.add(metadata, record.line, result)
                     continue
                 good.append(record)
@@ -275,6 +289,7 @@ class FolderSource(Source):
                 if decoded is not None:
                     decoded.append(arrays)
                     nbytes += sum(a.nbytes for a in arrays.values())
+                    # After 64 records the total can be estimated: if it is too large, keep no arrays at all.
                     if nbytes > memory_limit or (
                         count == 64 and nbytes / count * len(records) > memory_limit
                     ):
@@ -298,7 +313,8 @@ class FolderSource(Source):
         if self._decoded is not None:
             return [self._decoded[i] for i in numbers]
 
-        def decode(i):
+        def decode(i: int) -> dict[str, np.ndarray]:
+            """The arrays of record ``i``, decoded again from its files."""
             result = _decode(self._records[i], self._folder, self.options)
             if isinstance(result, str):
                 raise OSError(
@@ -312,7 +328,8 @@ class FolderSource(Source):
             return list(pool.map(decode, numbers))
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
-        """The number of each example's line among those that are used, int32 ``[B]``."""
+        """The number of each example's record, int32 ``[B]``: equal for examples with different captions of one
+        metadata line."""
         return self._record_of[self._resolve_indices(indices)]
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
@@ -330,18 +347,20 @@ class FolderSource(Source):
         }
 
     def _stack(self, modality: str, examples: list[dict[str, np.ndarray]]) -> RawBatch:
-        """The fields of a modality that is read from files, zeros where an example lacks it."""
-        o, n = self.options, len(examples)
+        """The batch fields of an image, video or audio modality, zeros where an example lacks it; ``examples`` holds the
+        decoded arrays of each by modality."""
+        options, n = self.options, len(examples)
         if modality == "audio":
-            length = int(round(o.max_seconds * o.sample_rate))
+            length = int(round(options.max_seconds * options.sample_rate))
             audio, mask = np.zeros((n, length), np.int16), np.zeros((n, length), bool)
             for i, example in enumerate(examples):
                 if "audio" in example:
                     samples = example["audio"]
                     audio[i, : len(samples)], mask[i, : len(samples)] = samples, True
             return {"audio": audio, "audio_mask": mask}
-        image = (o.image_size, o.image_size, o.channels)
-        stacked = np.zeros((n, *(image if modality == "image" else (o.frames, *image))), np.uint8)
+        image_shape = (options.image_size, options.image_size, options.channels)
+        shape = image_shape if modality == "image" else (options.frames, *image_shape)
+        stacked = np.zeros((n, *shape), np.uint8)
         for out, example in zip(stacked, examples, strict=True):
             if modality in example:
                 out[:] = example[modality]

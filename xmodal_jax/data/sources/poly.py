@@ -25,7 +25,7 @@ def overlay(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
     """
     light = gray[..., None].astype(np.uint16)
     under = background.astype(np.uint16)
-    # At most 255 * 255 + 127, which 16 bits hold; no ties, 255 being odd.
+    # Adding 127 before the division by 255 rounds to the nearest; the sum is at most 255 * 255 + 127 < 2^16.
     return ((light * (255 - under) + (255 - light) * under + 127) // 255).astype(np.uint8)
 
 
@@ -76,13 +76,14 @@ class PolySource(Source):
         self.class_names, self.seed, self.split = source.class_names, seed, split
         self._gray, self.labels = _read_gray(source, progress)
         _, class_index, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
-        # The examples sorted by class; for each, where its class begins, how many that has, and its rank among them.
-        self._sorted = np.argsort(class_index, kind="stable")
-        first = np.cumsum(counts) - counts
+        self._sorted = np.argsort(class_index, kind="stable")  # the examples sorted by class
+        class_start = np.cumsum(counts) - counts
         position = np.empty_like(self._sorted)
         position[self._sorted] = np.arange(len(self._sorted))
-        self._first, self._count = first[class_index], counts[class_index]
+        # For each example: where its class begins in `_sorted`, the size of the class, and the example's rank in it.
+        self._first, self._count = class_start[class_index], counts[class_index]
         self._rank = position - self._first
+        # Textures are at least twice as wide as the images, with patterns that scale with the image size.
         side = max(self._gray.shape[1:])
         self._side, self._scale = max(TEXTURE_SIDE, 2 * side), max(1.0, side / 32)
 
@@ -101,14 +102,16 @@ class PolySource(Source):
         return np.floor(drawn * high).astype(np.int64)
 
     def source_examples(self, modality: str, indices) -> np.ndarray:
-        """Which examples of the source the modality shows, int64 ``[B]``."""
+        """The source examples that the modality shows, int64 ``[B]``: for ``image_0`` the examples themselves, otherwise
+        random other ones of the same class."""
         index = self._index(indices)
         if modality == "image_0":
             return index
         count, rank = self._count[index], self._rank[index]
-        other = self._draw(modality, index, "example", np.maximum(count - 1, 1))
-        other += (other >= rank) & (count > 1)  # skip the example itself
-        return self._sorted[self._first[index] + other]
+        # A rank within the class among all but the example's own; the example itself if its class has no other.
+        other_rank = self._draw(modality, index, "example", np.maximum(count - 1, 1))
+        other_rank += (other_rank >= rank) & (count > 1)
+        return self._sorted[self._first[index] + other_rank]
 
     def backgrounds(self, modality: str, indices) -> np.ndarray:
         """The crops of the modality's texture that lie behind its images, uint8 ``[B, H, W, 3]``."""
@@ -117,6 +120,7 @@ class PolySource(Source):
         height, width = self._gray.shape[1:]
         top = self._draw(modality, index, "top", self._side - height + 1)
         left = self._draw(modality, index, "left", self._side - width + 1)
+        # All crops as a view, [tops, lefts, 3, H, W].
         crops = np.lib.stride_tricks.sliding_window_view(whole, (height, width), axis=(0, 1))
         return np.moveaxis(crops[top, left], 1, -1)
 

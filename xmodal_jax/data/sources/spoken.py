@@ -23,12 +23,12 @@ _MODALITIES = ("text", "audio")
 
 
 class SpokenLines(Source):
-    """The lines of a text file (UTF-8; blank and repeated ones are left out), spoken: texts with their speech.
+    """Texts with synthetic speech: the lines of a text file (UTF-8), without blank and repeated ones.
 
     Splits: ``train``; ``test``, lines that training does not have; ``voices``, the test lines in voices that training
     does not have. A tenth of the lines are test lines, chosen by a hash of the line, so that a line keeps its split
-    when the file grows. ``size`` examples take the lines in the order of their hashes, as good as random, and start
-    again at the end, each time in other voices. Everything about example ``i`` follows from (seed, split, i).
+    when the file grows. Examples take the lines in the order of their hashes, which is as good as random, and begin
+    again after the last line, in other voices. Example ``i`` depends on the file and (seed, split, i) alone.
 
     Args:
       path: the text file.
@@ -36,7 +36,7 @@ class SpokenLines(Source):
       size: number of examples; None: one for each line.
       modalities: some of text and audio; None: both.
       max_seconds: length of ``audio``; lines that would take longer are spoken faster.
-      seed: what voices are drawn from.
+      seed: random seed of the voices.
       audio_cache: folder where speech is kept; None: `speech.default_cache_dir`.
       workers: processes that speak; None: as many as CPU cores. The result is the same.
 
@@ -67,8 +67,10 @@ class SpokenLines(Source):
             raise FileNotFoundError(
                 f"{path} is not there: --data spoken:FILE needs a text file, a line for each text"
             )
-        lines = set(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
-        self.lines = sorted((x for x in lines if (_hash(x) % 10 == 0) == (split != "train")), key=_hash)
+        stripped = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+        lines = stripped - {""}
+        in_split = [line for line in lines if (_hash(line) % 10 == 0) == (split != "train")]
+        self.lines = sorted(in_split, key=_hash)
         if not self.lines:
             raise ValueError(
                 f"{path} has {len(lines)} lines, none of which is for {split} (one in ten is for test): add more"
@@ -102,17 +104,17 @@ class SpokenLines(Source):
         return choose_speakers(draws, unseen=self.split == "voices")
 
     def voices(self, indices: np.ndarray) -> list[Voice]:
-        """The voice of each example: its speaker's, a little higher or lower, faster or slower each time."""
+        """The voice of each example: its speaker's voice with pitch and speed varied a little at random."""
         pitch, speed = (uniform(self.seed, self.split, indices, f"line/{k}") for k in ("pitch", "rate"))
         return vary_voices(self._speakers(indices), pitch, speed)
 
     def prepare_speech(self) -> Utterances:
-        """Speaks all examples into the cache, or opens them there; the first batch with audio does it if nobody
-        has."""
+        """The speech of all examples, synthesised into the cache folder unless it is there already. The first batch
+        with audio calls this, if it has not been called before."""
         if self._speech is None:
-            every = np.arange(self.size)
+            indices = np.arange(self.size)
             self._speech = synthesize_all(
-                self._texts(every), self.voices(every), self._cache,
+                self._texts(indices), self.voices(indices), self._cache,
                 workers=self._workers, max_seconds=self.max_seconds,
             )  # fmt: skip
         return self._speech

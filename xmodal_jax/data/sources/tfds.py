@@ -67,6 +67,7 @@ def clean_class_name(name: str) -> str:
 
 
 def _prepare_command(name: str, data_dir: Path) -> str:
+    """The shell command that prepares a data set, for error messages."""
     return (
         f"pip install tensorflow-cpu && tfds build {name} --data_dir={data_dir} --file_format=array_record "
         "(TensorFlow is needed for this once, not for training)"
@@ -74,7 +75,7 @@ def _prepare_command(name: str, data_dir: Path) -> str:
 
 
 def find_prepared(name: str, data_dir: str | Path | None = None) -> Path:
-    """The folder of a prepared data set in its highest version.
+    """The folder of the highest prepared version of a data set.
 
     Args:
       name: ``NAME`` or ``NAME/CONFIG``, each also with ``:VERSION``.
@@ -86,6 +87,7 @@ def find_prepared(name: str, data_dir: str | Path | None = None) -> Path:
     """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     path, _, version = name.partition(":")
+    # A version's folder holds features.json: NAME/VERSION/ or NAME/CONFIG/VERSION/.
     folders = [f.parent for pattern in ("*", "*/*") for f in (root / path).glob(f"{pattern}/features.json")]
     folders = [f for f in folders if "incomplete" not in f.name and version in ("", f.name)]
     if not folders:
@@ -99,12 +101,18 @@ def find_prepared(name: str, data_dir: str | Path | None = None) -> Path:
             f"tfds:{name} is prepared in several configurations: choose one of "
             f"tfds:{', tfds:'.join(configs)}."
         )
-    return max(folders, key=lambda f: tuple(int(p) if p.isdigit() else -1 for p in f.name.split(".")))
+
+
+    def version_numbers(folder: Path) -> tuple[int, ...]:
+        """``3.0.1`` as (3, 0, 1)."""
+        return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
+
+    return max(folders, key=version_numbers)
 
 
 def _without_audio(node: Any) -> Any:
-    """The feature description with each Audio replaced by the plain tensor that it is stored as: Audio itself needs
-    TensorFlow."""
+    """The description of features (features.json) with each Audio feature replaced by the plain tensor or string that
+    it is stored as, because TFDS's Audio class needs TensorFlow. ``node`` is a part of the nested description."""
     if not isinstance(node, dict):
         return node
     if str(node.get("pythonClassName", "")).endswith("audio_feature.Audio"):
@@ -122,14 +130,15 @@ def _without_audio(node: Any) -> Any:
 
 
 def _prune(description: dict, paths: set[str]) -> dict:
-    """The description with only those top-level features that lead to ``paths``."""
+    """The description of features with only those top-level features that contain one of ``paths``."""
     features = description["featuresDict"]["features"]
     used = {name: node for name, node in features.items() if any(p.split("/")[0] == name for p in paths)}
     return {**description, "featuresDict": {"features": used}}
 
 
 def _flatten(description: dict, prefix: str = "") -> dict[str, dict]:
-    """The node in features.json of each feature, by its path through nested dictionaries and sequences."""
+    """The description of each feature by its path, such as ``captions/text``; ``description`` is that of features.json,
+    nested in dictionaries and sequences, and ``prefix`` its own path."""
     if "featuresDict" in description:
         nodes = {}
         for name, node in description["featuresDict"].get("features", {}).items():
@@ -149,11 +158,11 @@ def generic_adapter(nodes: dict[str, dict]) -> Adapter:
       ValueError: no feature is an image or audio.
     """
     fields: dict[str, str] = {}
-    types = {"Image": "image", "Audio": "audio", "Text": "text", "ClassLabel": "label"}
+    field_of_class = {"Image": "image", "Audio": "audio", "Text": "text", "ClassLabel": "label"}
     for path, node in nodes.items():
-        field = types.get(node.get("pythonClassName", "").rsplit(".", 1)[-1])
-        is_identifier = path.rsplit("/", 1)[-1] in _IDENTIFIERS
-        if field and field not in fields and not (field == "text" and is_identifier):
+        field = field_of_class.get(node.get("pythonClassName", "").rsplit(".", 1)[-1])
+        is_identifier = field == "text" and path.rsplit("/", 1)[-1] in _IDENTIFIERS  # such as a file name
+        if field and field not in fields and not is_identifier:
             fields[field] = path
     if not {"image", "audio"} & set(fields):
         raise ValueError(
@@ -204,7 +213,7 @@ class TfdsSource(Source):
 
         folder = find_prepared(name, data_dir)
         description = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        nodes = _flatten(description)
+        nodes = _flatten(description)  # the description of each feature by its path
         adapter = adapter or ADAPTERS.get(name.split("/")[0].split(":")[0]) or generic_adapter(nodes)
         absent = [f"{field} -> {path}" for field, path in adapter.fields.items() if path not in nodes]
         if absent:
@@ -214,10 +223,12 @@ class TfdsSource(Source):
         self._fields = dict(adapter.fields)
         self.class_names = self._read_class_names(folder, nodes)
         self._prompt = prompt or adapter.prompt
+        # Whether captions are made from class names.
         self._prompted = (
             "text" not in self._fields and self.class_names is not None and self._prompt is not None
         )
         self.modalities = self._choose_modalities(name, modalities)
+        # Captions, and so examples, per record.
         self._captions = adapter.captions if "text" in self._fields and "text" in self.modalities else 1
         self._records, self._start, self._count = self._open_split(name, folder, split, adapter)
         self._audio_rate = None
@@ -225,17 +236,19 @@ class TfdsSource(Source):
             stated = int(nodes[self._fields["audio"]]["audio"].get("sampleRate", 0))
             self._audio_rate = stated or adapter.sample_rate or sample_rate
         if image_size is None and "image" in self._fields:
-            sides = nodes[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
-            image_size = max(int(sides[0]), -1)
+            # The image's shape [H, W, C] as strings, -1 where it varies.
+            dimensions = nodes[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
+            image_size = int(dimensions[0])
         self.image_size = image_size if image_size and image_size > 0 else 64
         self.channels, self.sample_rate, self.max_seconds = channels, sample_rate, max_seconds
         used = {self._fields[m] for m in (*self.modalities, "label") if m in self._fields}
-        # What is not used is not parsed; images come as the content of their files, decoded here at the size needed.
+        # Only the used features are parsed. Images are left encoded, since `batch` decodes them at the size needed.
         self._features = tfds.features.FeatureConnector.from_json(_prune(_without_audio(description), used))
         skip = {self._fields["image"]: tfds.decode.SkipDecoding()} if "image" in self.modalities else {}
         self._decoders = _nested(skip)
 
     def _choose_modalities(self, name: str, modalities: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Those of ``modalities`` (None: all) in the order text, image, audio; ValueError if one is not available."""
         available = [
             m for m in ("text", "image", "audio") if m in self._fields or (m == "text" and self._prompted)
         ]
@@ -245,6 +258,7 @@ class TfdsSource(Source):
         return tuple(m for m in available if modalities is None or m in modalities)
 
     def _read_class_names(self, folder: Path, nodes: dict[str, dict]) -> tuple[str, ...] | None:
+        """The class names in ``FEATURE.labels.txt``, else the class numbers as strings; None without labels."""
         path = self._fields.get("label")
         if path is None:
             return None
@@ -256,7 +270,10 @@ class TfdsSource(Source):
         return tuple(str(i) for i in range(count)) or None
 
     def _open_split(self, name: str, folder: Path, split: str, adapter: Adapter):
-        """The records of all of a stored split, the first that belongs to ``split``, and how many do."""
+        """``(records, start, count)``: all records of a stored split, and the range of them that is ``split``.
+
+        ``adapter.splits`` can define a split as a slice of a stored one, such as ``train[:95%]``.
+        """
         from array_record.python import array_record_data_source
 
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
@@ -264,7 +281,7 @@ class TfdsSource(Source):
         spec = adapter.splits.get(split, split)
         if spec not in known and split == "test" and split not in adapter.splits and "validation" in known:
             spec = "validation"
-        base, _, part = spec.partition("[")
+        base, _, percent_slice = spec.partition("[")  # "train[:95%]" gives "train" and ":95%]"
         if base not in known:
             raise ValueError(f"tfds:{name} has no split {spec!r}; it has: {', '.join(sorted(known))}.")
         files = sorted(str(f) for f in folder.glob(f"*-{base}.array_record*"))
@@ -274,19 +291,22 @@ class TfdsSource(Source):
                 f"Prepare it with: {_prepare_command(name, folder.parents[1])}."
             )
         records = array_record_data_source.ArrayRecordDataSource(files)
-        low, _, high = part.rstrip("]").partition(":")
-        start, stop = (len(records) * int(p.rstrip("%") or d) // 100 for p, d in ((low, 0), (high, 100)))
+        low, _, high = percent_slice.rstrip("]").partition(":")
+        start = len(records) * int(low.rstrip("%") or 0) // 100
+        stop = len(records) * int(high.rstrip("%") or 100) // 100
         return records, start, stop - start
 
     def __len__(self) -> int:
         return self._count * self._captions
 
-    def _examples(self, numbers: np.ndarray) -> list[dict]:
-        """The records with these numbers, parsed."""
+    def _parse_records(self, numbers: np.ndarray) -> list[dict]:
+        """The features of the records with these numbers, nested dictionaries of NumPy values."""
         records = self._records.__getitems__([int(n) + self._start for n in numbers])
         return [self._features.deserialize_example_np(r, decoders=self._decoders) for r in records]
 
     def _audio(self, value: Any) -> np.ndarray:
+        """One recording, int16 ``[t]`` at ``sample_rate`` Hz and at most ``max_seconds`` long, from a stored ``value``:
+        the bytes of an audio file, int16 samples, or floats in [-1, 1]."""
         if isinstance(value, bytes):
             return media.decode_audio(value, self.sample_rate, self.max_seconds)[0]
         waveform = np.asarray(value)
@@ -297,10 +317,11 @@ class TfdsSource(Source):
         return media.resample_and_cut(waveform, self._audio_rate, self.sample_rate, self.max_seconds)[0]
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
-        """The number of each example's record, int32 ``[B]``."""
+        """The number of each example's record, int32 ``[B]``: equal for the captions of one image."""
         return (self._resolve_indices(indices) // self._captions).astype(np.int32)
 
     def _pad_audio(self, values: list) -> RawBatch:
+        """``audio`` int16 and ``audio_mask`` bool ``[B, max_seconds * sample_rate]`` from the stored recordings."""
         length = int(round(self.max_seconds * self.sample_rate))
         audio, mask = np.zeros((len(values), length), np.int16), np.zeros((len(values), length), bool)
         for i, value in enumerate(values):
@@ -310,14 +331,14 @@ class TfdsSource(Source):
 
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The examples ``indices``; recordings are padded to ``max_seconds``."""
-        numbers, which = np.divmod(np.asarray(indices), self._captions)
-        examples = self._examples(numbers)
+        record_numbers, caption_numbers = np.divmod(np.asarray(indices), self._captions)
+        records = self._parse_records(record_numbers)
         columns = {
-            field: [_get(e, path) for e in examples]
+            field: [_get(record, path) for record in records]
             for field, path in self._fields.items()
             if field in self.modalities or field == "label"
         }
-        batch: RawBatch = {"group": numbers.astype(np.int32)}
+        batch: RawBatch = {"group": record_numbers.astype(np.int32)}
         if "label" in columns:
             batch["label"] = np.array(columns["label"], np.int32)
         if "image" in columns:
@@ -326,19 +347,18 @@ class TfdsSource(Source):
         if "audio" in columns:
             batch |= self._pad_audio(columns["audio"])
         if "text" in self.modalities:
-            batch["caption"] = np.empty(len(examples), object)
-            if self._prompted:
-                names = ["" if n < 0 else self.class_names[n] for n in batch["label"]]
-                batch["caption"][:] = [self._prompt.format(n) if n else "" for n in names]
+            batch["caption"] = np.empty(len(records), object)
+            if self._prompted:  # captions from class names; none where the label is unknown (-1)
+                names = ["" if label < 0 else self.class_names[label] for label in batch["label"]]
+                batch["caption"][:] = [self._prompt.format(name) if name else "" for name in names]
             else:
-                batch["caption"][:] = [
-                    _caption(v, w) for v, w in zip(columns["text"], which.tolist(), strict=True)
-                ]
+                numbered = zip(columns["text"], caption_numbers.tolist(), strict=True)
+                batch["caption"][:] = [_caption(value, number) for value, number in numbered]
         return batch
 
 
 def _nested(paths: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries from values by path."""
+    """Nested dictionaries from values by path: ``{"a/b": 1}`` gives ``{"a": {"b": 1}}``."""
     tree: dict[str, Any] = {}
     for path, value in paths.items():
         *parents, last = path.split("/")
@@ -350,15 +370,17 @@ def _nested(paths: dict[str, Any]) -> dict[str, Any]:
 
 
 def _get(example: dict, path: str) -> Any:
+    """The feature at a path such as ``captions/text`` of a parsed record."""
     for key in path.split("/"):
         example = example[key]
     return example
 
 
-def _caption(value: Any, which: int) -> str:
-    """The caption of number ``which`` (or the only one), with single spaces."""
+def _caption(value: Any, number: int) -> str:
+    """Caption ``number`` (modulo their count) of a record's text feature, a string or a list of them, with single
+    spaces."""
     value = value if isinstance(value, (bytes, str)) else list(np.atleast_1d(value))
     if isinstance(value, list):
-        value = value[which % len(value)] if value else b""
+        value = value[number % len(value)] if value else b""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return " ".join(text.split())

@@ -32,7 +32,7 @@ def modality_of_file(name: str) -> str | None:
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """The image with 8 bits per channel, in gray levels (``channels`` 1) or RGB (3); transparent pixels become white."""
+    """The image in 8-bit gray levels (``channels`` 1) or 8-bit RGB (3); transparent pixels become white."""
     mode = {1: "L", 3: "RGB"}[channels]
     if image.mode.startswith("I;16") or image.mode == "I":  # Pillow's modes of 16-bit gray images
         # Pillow would clip 16-bit values at 255 rather than scale them.

@@ -134,7 +134,7 @@ class ArraySource(Source):
 
 
 def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress: bool = True) -> ArraySource:
-    """All of ``source`` in memory: each example is read once, in chunks of ``chunk`` examples by ``workers`` threads."""
+    """All of ``source`` in memory: each example is read once, ``chunk`` examples at a time in ``workers`` threads."""
     if isinstance(source, ArraySource):
         return source
     n = len(source)

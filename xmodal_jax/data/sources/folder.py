@@ -347,8 +347,8 @@ class FolderSource(Source):
         }
 
     def _stack(self, modality: str, examples: list[dict[str, np.ndarray]]) -> RawBatch:
-        """The batch fields of an image, video or audio modality, zeros where an example lacks it; ``examples`` holds the
-        decoded arrays of each by modality."""
+        """The batch fields of an image, video or audio modality, zeros where an example lacks it; ``examples`` holds
+        the decoded arrays of each by modality."""
         options, n = self.options, len(examples)
         if modality == "audio":
             length = int(round(options.max_seconds * options.sample_rate))

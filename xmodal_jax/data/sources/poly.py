@@ -102,8 +102,8 @@ class PolySource(Source):
         return np.floor(drawn * high).astype(np.int64)
 
     def source_examples(self, modality: str, indices) -> np.ndarray:
-        """The source examples that the modality shows, int64 ``[B]``: for ``image_0`` the examples themselves, otherwise
-        random other ones of the same class."""
+        """The source examples that the modality shows, int64 ``[B]``: for ``image_0`` the examples themselves,
+        otherwise random other ones of the same class."""
         index = self._index(indices)
         if modality == "image_0":
             return index

@@ -102,7 +102,6 @@ def find_prepared(name: str, data_dir: str | Path | None = None) -> Path:
             f"tfds:{', tfds:'.join(configs)}."
         )
 
-
     def version_numbers(folder: Path) -> tuple[int, ...]:
         """``3.0.1`` as (3, 0, 1)."""
         return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
@@ -237,7 +236,9 @@ class TfdsSource(Source):
             self._audio_rate = stated or adapter.sample_rate or sample_rate
         if image_size is None and "image" in self._fields:
             # The image's shape [H, W, C] as strings, -1 where it varies.
-            dimensions = nodes[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
+            dimensions = (
+                nodes[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
+            )
             image_size = int(dimensions[0])
         self.image_size = image_size if image_size and image_size > 0 else 64
         self.channels, self.sample_rate, self.max_seconds = channels, sample_rate, max_seconds

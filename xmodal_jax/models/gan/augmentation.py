@@ -92,13 +92,18 @@ class AdaptiveAugment(_Options):
     def next_probability(
         self, probability: Float[Array, ""], real_logits: Float[Array, "batch"], present: Array, axis_name
     ) -> Float[Array, ""]:
-        """The probability after a step with these logits of real images."""
-        signs = collectives.batch_mean(
+        """The probability of augmentation in the next step, given the logits of this step's real images.
+
+        It rises if the mean sign of the logits over the global batch is above ``target``, and falls if it is below.
+        """
+        device_share = collectives.batch_mean(
             jnp.sign(real_logits), present.astype(jnp.float32), axis_name=axis_name
         )
-        sign_mean = jax.lax.stop_gradient(collectives.psum(signs, axis_name))
-        examples = len(present) * collectives.axis_size(axis_name)
-        return ada_update(probability, sign_mean, examples=examples, target=self.target, ramp=self.ramp)
+        sign_mean = jax.lax.stop_gradient(collectives.psum(device_share, axis_name))
+        global_batch_size = len(present) * collectives.axis_size(axis_name)
+        return ada_update(
+            probability, sign_mean, examples=global_batch_size, target=self.target, ramp=self.ramp
+        )
 
 
 Augmentation = DiffAugment | AdaptiveAugment

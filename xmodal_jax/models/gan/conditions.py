@@ -243,6 +243,10 @@ class CaptionEncoder(ConditionEncoder):
 
     @functools.cached_property
     def encoder(self) -> SentenceEncoder:
+        """The text encoder, and the pool that computes the sentence's vector from the words' vectors.
+
+        The pool "own" is that of the pretrained text encoder, which then must be built with it.
+        """
         config, example = self.config.text, {"text": jax.ShapeDtypeStruct((1, self.length), jnp.int32)}
         own_pool = config.pool == "own"
         head = "pool" if own_pool else "none"
@@ -257,9 +261,9 @@ class CaptionEncoder(ConditionEncoder):
 
     def encode(self, params, frozen, batch, keys) -> Condition:
         encoder_params = params["text"] if "text" in params else frozen["text"]
-        return Condition(
-            *self.encoder.apply({"params": encoder_params}, batch["text"], _mask(batch), keys=keys)
-        )
+        variables = {"params": encoder_params}
+        sentence, words = self.encoder.apply(variables, batch["text"], _mask(batch), keys=keys)
+        return Condition(sentence, words)
 
     def generator_input(self, condition: Condition) -> Condition:
         return condition if self.config.uses_words else condition._replace(words=None)
@@ -281,4 +285,5 @@ class CaptionEncoder(ConditionEncoder):
 
 
 def _mask(batch: Batch) -> Any:
+    """Which tokens ``[B, length]`` of the batch's captions are no padding (0)."""
     return batch.get("text_mask", batch["text"] != 0)

@@ -117,6 +117,7 @@ class GANConfig:
         check_at_least(self, 0, "clip", "lecam")
         check_at_least(self, 1, "d_steps")
         self._check_condition()
+        # The critic of an MMD-GAN outputs features: what needs a real/fake logit cannot be used with it.
         if not adversarial_loss(self.objective).has_logits:
             needs_logits = self.augmentation is not None and self.augmentation.needs_logits
             if self.condition.head == "projection" or self.lecam or needs_logits:
@@ -131,7 +132,7 @@ class GANConfig:
             )
 
     def _check_condition(self) -> None:
-        """Checks that there is a condition where a weight or a penalty needs one."""
+        """Raises ValueError if a weight, the generator or the penalty needs a condition that there is not."""
         conditional = self.condition.name != "none"
         if self.contrastive.word_weight and not self.condition.reads_text:
             raise ValueError(

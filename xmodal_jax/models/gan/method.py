@@ -65,19 +65,22 @@ def make_gan(
         params, variables = gan.init(key, batch)
     """
     _check_frozen(config, captioner, image_encoder)
-    networks = GANNetworks(config, DataSizes(shape, vocab_size, length, classes), text is not None)
+    sizes = DataSizes(shape, vocab_size, length, classes)
+    networks = GANNetworks(config, sizes, frozen_text=text is not None)
     networks.condition_encoder  # noqa: B018  (raises where the data lack the condition)
-    extractor = captioner if image_encoder is None else image_encoder
     if config.features is not None and config.features.projected:
+        # The discriminator needs the number and width of the frozen network's tokens. Only a captioner has an
+        # attention of words to them.
+        extractor = captioner if image_encoder is None else image_encoder
         pixels = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         token_shape = jax.eval_shape(extractor.encode, extractor.params, pixels).shape[1:]
         networks = dataclasses.replace(
             networks, token_shape=token_shape, word_attention=image_encoder is None
         )
-    frozen = {"text": text}
-    frozen |= {
-        "captioner": captioner and captioner.params,
-        "image_encoder": image_encoder and image_encoder.params,
+    frozen = {
+        "text": text,
+        "captioner": None if captioner is None else captioner.params,
+        "image_encoder": None if image_encoder is None else image_encoder.params,
     }
     frozen = {name: params for name, params in frozen.items() if params is not None}
     return ConditionalGAN(config, networks, captioner, image_encoder).as_gan(frozen or None)
@@ -183,20 +186,30 @@ class ConditionalGAN:
     image_encoder: FrozenEncoder | None = None
 
     def as_gan(self, frozen: dict[str, Params] | None) -> GAN:
-        """These functions, with the parameters of frozen networks."""
+        """The methods below as a `types.GAN`; ``frozen``: the parameters of frozen networks, by name."""
+        has_reconstruction = self.config.reconstruction is not None
         return GAN(
-            self.init, self.generate, self.d_loss, self.g_loss, self.constrain, self.predict, self.config.d_steps,
-            pretrain_generator=None if self.config.reconstruction is None else self.pretrain_generator,
+            init=self.init,
+            generate=self.generate,
+            d_loss=self.d_loss,
+            g_loss=self.g_loss,
+            constrain=self.constrain,
+            predict=self.predict,
+            d_steps=self.config.d_steps,
+            pretrain_generator=self.pretrain_generator if has_reconstruction else None,
             frozen=frozen,
-        )  # fmt: skip
+        )
 
     @functools.cached_property
     def adversarial(self) -> LogitLoss | FeatureLoss:
-        """The adversarial loss."""
+        """The adversarial loss of ``config.objective``, for both networks."""
         return adversarial_loss(self.config.objective)
 
     def init(self, key: Key, batch: Batch) -> tuple[dict[str, Params], Variables]:
-        """Initial parameters of both networks, and variables."""
+        """Initial parameters of generator and discriminator, and the variables (state without gradients).
+
+        ``batch`` is not used: the configuration and the data's sizes determine all shapes.
+        """
         params, batch_stats = self.networks.init(key)
         variables: Variables = {"batch_stats": batch_stats}
         if self.config.spectral:
@@ -210,7 +223,7 @@ class ConditionalGAN:
         return params, variables
 
     def predict(self, params: Params, batch: Batch) -> Float[Array, "batch height width channels"]:
-        """Images of the batch's condition and its ``noise [B, Z]``; see `types.GAN`.
+        """Images in [-1, 1], generated from the batch's conditions and its ``noise [B, Z]``; see `types.GAN`.
 
         If the batch also holds ``toward_NAME`` for the fields of a second condition (``toward_label``, or
         ``toward_text`` and ``toward_text_mask``), the condition is interpolated linearly: ``blend [B]`` is the weight
@@ -218,13 +231,17 @@ class ConditionalGAN:
         """
         generator, frozen = params["generator"], params.get("frozen")
         batch_stats = params["variables"].get("batch_stats", {})  # empty ones are not in checkpoints
-        condition, _ = self.networks.generator_condition(generator, frozen, batch, None)
+        # Without random keys there is no dropout, and batch norm uses its running statistics.
+        condition, _ = self.networks.generator_condition(generator, frozen, batch, keys=None)
         second_fields = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
         if second_fields:
-            second_batch, interpolation_weight = {**batch, **second_fields}, batch["blend"]
-            second_condition, _ = self.networks.generator_condition(generator, frozen, second_batch, None)
-            condition = interpolate_conditions(condition, second_condition, interpolation_weight)
-        return self.networks.generate(generator, batch_stats, condition, batch["noise"], None)[0]
+            second_batch = {**batch, **second_fields}
+            second_condition, _ = self.networks.generator_condition(
+                generator, frozen, second_batch, keys=None
+            )
+            condition = interpolate_conditions(condition, second_condition, fraction=batch["blend"])
+        images, _ = self.networks.generate(generator, batch_stats, condition, batch["noise"], keys=None)
+        return images
 
     def constrain(self, discriminator: Params) -> Params:
         """The discriminator's parameters with clipped weights, if ``config.clip`` is set."""
@@ -244,8 +261,12 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[dict[str, Array], Variables]:
-        """``{"image", ...}``: images of the batch's conditions, of random noise. With ``config.reconstruction`` every
-        second one is generated from noise that is inferred from the real image."""
+        """One image for each of the batch's conditions, and the updated variables.
+
+        The images are generated from random noise. With ``config.reconstruction`` every second one is generated from
+        noise that is inferred from the real image. The result is a dict of ``image``, ``kl [B]`` of conditioning
+        augmentation and ``posterior_kl [B]`` of the inferred noise; the last two only where the configuration has them.
+        """
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
         reconstruct_mask = self._reconstruct_mask(batch)
         return self._generate(generator, variables, batch, keys, reconstruct_mask, frozen, axis_name)
@@ -260,7 +281,7 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
-        """The reconstruction loss of all images, which needs no discriminator."""
+        """The reconstruction loss of all real images, which needs no discriminator; its aux; the updated variables."""
         # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
         reconstruct_mask = jnp.ones(len(batch["index"]), bool)
@@ -271,10 +292,12 @@ class ConditionalGAN:
         return loss, (aux, variables)
 
     def _generate(self, generator, variables, batch, keys, reconstruct_mask, frozen, axis_name):
-        """Images of random noise; where ``reconstruct_mask [B]``, of noise inferred from the batch's real images."""
+        """Images generated from random noise or, where ``reconstruct_mask [B]`` is True, from noise inferred from the
+        batch's real images; see `generate`."""
         networks = dataclasses.replace(self.networks, axis_name=axis_name)
         size = (self.config.generator.noise,)
         noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
+        # `generated` is {"kl": [B]} with conditioning augmentation, else empty.
         condition, generated = networks.generator_condition(generator, frozen, batch, keys)
         if self.config.reconstruction is not None:
             inputs = self._posterior_inputs(batch, frozen)
@@ -286,26 +309,35 @@ class ConditionalGAN:
         return {**generated, "image": image}, {**variables, "batch_stats": batch_stats}
 
     def _posterior_inputs(self, batch: Batch, frozen: Params | None) -> ImageInputs:
-        """Real images as the posterior of the noise takes them, with frozen features and the captioner's attention if
-        these are used."""
+        """The real images from which the generator's noise is inferred, with the frozen network's tokens if the
+        discriminator gets these too.
+
+        A generator that composes objects from words also needs to know where in the image each word is: the captioner's
+        attention of the words to these tokens.
+        """
         inputs = self._with_frozen_features(to_float(batch["image"]), frozen)
-        uses_words = self.config.generator.composes_objects and self.config.condition.uses_words
-        if not (self.networks.word_attention and uses_words):
-            return inputs
-        attention = self.captioner.attention(frozen["captioner"], inputs.tokens, batch["text"])
-        return inputs._replace(word_attention=attention)
+        objects_from_words = self.config.generator.composes_objects and self.config.condition.uses_words
+        if self.networks.word_attention and objects_from_words:
+            attention = self.captioner.attention(frozen["captioner"], inputs.tokens, batch["text"])
+            inputs = inputs._replace(word_attention=attention)
+        return inputs
 
     def _reconstruct_mask(self, batch: Batch) -> Bool[Array, "batch"]:
-        """Which images are reconstructed: every second one of each part of the batch that a discriminator's step
-        takes."""
+        """Which images are reconstructed: every second one.
+
+        The discriminator's n-th step gets the examples whose index is n modulo ``d_steps``. Dividing by ``d_steps``
+        makes it every second example of each step.
+        """
         return (batch["index"] // self.config.d_steps) % 2 == 0
 
     def _reconstruction_loss(self, generated, batch, has_reconstruction, axis_name):
-        """Weighted negative ELBO, a mean over the images with ``has_reconstruction [B]``, and its aux."""
+        """The weighted negative ELBO, and its aux: means over the images where ``has_reconstruction [B]``."""
         options = self.config.reconstruction
         mean_share = functools.partial(_mean_share, present=has_reconstruction, axis_name=axis_name)
         squared_error = jnp.square(generated["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
         kl = generated["posterior_kl"]
+        # -log p(x | v), up to a constant, of normal pixels with the standard deviation `pixel_scale`; plus the KL
+        # divergence.
         nats = squared_error / (2.0 * options.pixel_scale**2) + options.kl_weight * kl
         aux = {
             "g_posterior_kl": mean_share(kl),
@@ -324,7 +356,7 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, ""], Aux]:
-        """The generator's loss, as a function of ``generated``."""
+        """The generator's loss and its aux, as a function of ``generated`` (from `generate`); equation in the class."""
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
         # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
@@ -350,34 +382,43 @@ class ConditionalGAN:
             loss, aux, generated, fake, batch, present, frozen, axis_name
         )
         if self.config.contrastive.image_weight:
-            # Each generated image is to be nearer to the real image of its condition than to the others.
-            fake_embedding, real_embedding = (
-                networks.contrastive_embeddings(params, tokens, condition).image
-                for tokens in (fake_tokens, real_tokens)
+            aux["g_image"] = self._image_contrastive_loss(
+                networks, params, fake_tokens, real_tokens, condition, present, axis_name
             )
-            options = dict(present=present, duplicates="ignore", axis_name=axis_name)
-            options["temperature"] = self.config.contrastive.temperature
-            aux["g_image"] = mean_share(info_nce(fake_embedding, real_embedding, **options))
             loss = loss + self.config.contrastive.image_weight * aux["g_image"]
         if self.config.generator.conditioning:
             aux["g_kl"] = mean_share(generated["kl"])
             loss = loss + aux["g_kl"]
         return loss, jax.lax.stop_gradient(aux)
 
+    def _image_contrastive_loss(
+        self, networks, params, fake_tokens, real_tokens, condition, present, axis_name
+    ) -> Float[Array, ""]:
+        """InfoNCE of generated and real images: each generated image should be nearer to the real image of the same
+        condition than to the other real images of the batch."""
+        fake_embedding = networks.contrastive_embeddings(params, fake_tokens, condition).image
+        real_embedding = networks.contrastive_embeddings(params, real_tokens, condition).image
+        terms = info_nce(
+            fake_embedding, real_embedding, present=present, duplicates="ignore", axis_name=axis_name,
+            temperature=self.config.contrastive.temperature,
+        )  # fmt: skip
+        return _mean_share(terms, present, axis_name)
+
     def _add_feature_and_reconstruction_losses(
         self, loss, aux, generated, fake, batch, present, frozen, axis_name
     ):
-        """The generator's loss with redescription, reconstruction and perceptual loss added, in this order.
+        """The generator's loss with redescription, reconstruction and perceptual loss added in this order, and aux.
 
-        Redescription and perceptual loss are computed from frozen features of the generated images.
+        Redescription and perceptual loss are computed from the frozen network's features of the generated images.
+        ``fake``: the generated images as the discriminator gets them.
         """
         image, feature_config = generated["image"], self.config.features
         perceptual_weight = 0.0 if feature_config is None else feature_config.perceptual_weight
         if self.captioner is not None or perceptual_weight:
-            # The discriminator's inputs already hold these features if it gets frozen features of images without
-            # augmentation. Sharing them computes and differentiates the frozen network once.
-            discriminator_uses_same_features = feature_config.projected and self.config.augmentation is None
-            tokens = fake.tokens if discriminator_uses_same_features else self._image_features(image, frozen)
+            # The discriminator's inputs already hold these features if it gets frozen features, and gets its images
+            # without augmentation. Sharing them computes and differentiates the frozen network once.
+            shares_features = feature_config.projected and self.config.augmentation is None
+            tokens = fake.tokens if shares_features else self._image_features(image, frozen)
         if self.captioner is not None:
             mask = batch.get("text_mask", batch["text"] != 0)
             captioner_tokens = (
@@ -386,6 +427,7 @@ class ConditionalGAN:
             nats = self.captioner.cross_entropy(frozen["captioner"], captioner_tokens, batch["text"], mask)
             aux["g_redescription"] = _mean_share(nats, present, axis_name)
             loss = loss + feature_config.redescription_weight * aux["g_redescription"]
+        # The other generated images come from random noise: they do not resemble the real images.
         has_reconstruction = present & self._reconstruct_mask(batch)
         if self.config.reconstruction is not None:
             reconstruction_loss, reconstruction_aux = self._reconstruction_loss(
@@ -394,6 +436,7 @@ class ConditionalGAN:
             aux, loss = aux | reconstruction_aux, loss + reconstruction_loss
         if perceptual_weight:
             real_tokens = self._image_features(to_float(batch["image"]), frozen)
+            # The cosine of corresponding tokens [B, length, D] of both images, averaged over the tokens.
             cosine = (l2_normalize(tokens) * l2_normalize(real_tokens)).sum(axis=-1).mean(axis=-1)
             aux["g_perceptual"] = _mean_share(1.0 - cosine, has_reconstruction, axis_name)
             loss = loss + perceptual_weight * aux["g_perceptual"]
@@ -413,7 +456,10 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
-        """The discriminator's loss."""
+        """The discriminator's loss, its aux and the updated variables; equation in the class.
+
+        ``generated``: from `generate`. ``step``: number of the training step.
+        """
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
         # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
@@ -425,6 +471,7 @@ class ConditionalGAN:
         mismatched = self._score_mismatched(networks, forward, batch, axis_name)
         real, fake = forward.real_scores, forward.fake_scores
         loss = self.adversarial.discriminator(real, fake, mismatched, present, axis_name)
+        # The first output is the logit; of MMD-GANs, whose critic outputs features, it is the first feature.
         aux = {"d_loss": loss, "d_real": mean_share(real[:, 0]), "d_fake": mean_share(fake[:, 0])}
         if self.config.penalty is not None:
             aux["d_penalty"] = self._penalty(networks, forward, keys, step, axis_name)
@@ -434,7 +481,7 @@ class ConditionalGAN:
                 real[:, 0], fake[:, 0], variables["logits"], mean_share, axis_name
             )
             loss = loss + self.config.lecam * lecam
-        if "augment_probability" in variables:
+        if "augment_probability" in variables:  # adaptive augmentation (ADA)
             probability = variables["augment_probability"]
             # Metrics are summed over devices, so each device logs its share of the probability.
             aux["ada"] = probability / collectives.axis_size(axis_name)
@@ -449,7 +496,7 @@ class ConditionalGAN:
         return loss, (jax.lax.stop_gradient(aux), variables)
 
     def _forward_real_and_fake(self, networks, params, variables, batch, generated, keys, present, frozen):
-        """Scores of real and of generated images, with what they were computed from."""
+        """The discriminator's scores of real and of generated images, with the inputs they were computed from."""
         condition = networks.encode_condition(params, frozen, batch, keys)
         # The names of the keys only select the random streams; "made" is that of the generated images.
         real_keys, fake_keys = fold_in_name(keys, "real"), fold_in_name(keys, "made")
@@ -459,51 +506,50 @@ class ConditionalGAN:
         real_scores = networks.score(params, real_tokens, condition.vector)
         fake_scores = networks.score(params, networks.image_tokens(params, fake, fake_keys), condition.vector)
         return DiscriminatorPass(
-            params,
-            condition,
-            real,
-            fake,
-            real_keys,
-            fake_keys,
-            real_tokens,
-            real_scores,
-            fake_scores,
-            present,
-        )
+            params=params, condition=condition, real=real, fake=fake, real_keys=real_keys, fake_keys=fake_keys,
+            real_tokens=real_tokens, real_scores=real_scores, fake_scores=fake_scores, present=present,
+        )  # fmt: skip
 
     def _score_mismatched(self, networks, forward: DiscriminatorPass, batch, axis_name) -> Mismatched | None:
-        """Scores of each real image with the condition of the previous example in the global batch."""
+        """Scores of each real image with a wrong condition: that of the previous example in the global batch.
+
+        None without ``condition.matching_aware``. A pair does not count if either example is absent, or if both have
+        equal conditions.
+        """
         if not self.config.condition.matching_aware:
             return None
-        previous = functools.partial(collectives.roll_batch, axis_name=axis_name)
-        other, ids = previous(forward.condition.vector), self.networks.condition_encoder.ids(batch)
-        scores = networks.score(forward.params, forward.real_tokens, other)
-        return Mismatched(scores, forward.present & previous(forward.present) & (ids != previous(ids)))
+        of_previous = functools.partial(collectives.roll_batch, axis_name=axis_name)
+        wrong_condition = of_previous(forward.condition.vector)
+        condition_ids = self.networks.condition_encoder.ids(batch)
+        scores = networks.score(forward.params, forward.real_tokens, wrong_condition)
+        both_present = forward.present & of_previous(forward.present)
+        return Mismatched(scores, both_present & (condition_ids != of_previous(condition_ids)))
 
     def _penalty(self, networks, forward: DiscriminatorPass, keys, step, axis_name) -> Float[Array, ""]:
-        """The gradient penalty; with ``every`` = n, n times the penalty at every n-th step, else 0."""
-        penalty, scores = self.config.penalty, (forward.real_scores, forward.fake_scores)
+        """The gradient penalty. With ``penalty.every`` = n it is computed at every n-th step only and multiplied by n;
+        at the other steps it is 0."""
+        penalty = self.config.penalty
 
-        def critic(x, vector=None, keys=None):
-            """The number per example whose gradient is penalised (the critic of a WGAN)."""
+        def critic(inputs: ImageInputs, vector=None, keys=None):
+            """The number ``[B]`` whose gradient is penalised: the logit, or the witness function of an MMD-GAN.
+
+            ``vector``: the condition's, by default the batch's; ``keys``: of dropout, by default the real images'.
+            """
             vector = forward.condition.vector if vector is None else vector
             keys = forward.real_keys if keys is None else keys
-            outputs = networks.score(forward.params, networks.image_tokens(forward.params, x, keys), vector)
-            return self.adversarial.critic_value(outputs, *scores, forward.present, axis_name)
+            tokens = networks.image_tokens(forward.params, inputs, keys)
+            outputs = networks.score(forward.params, tokens, vector)
+            return self.adversarial.critic_value(
+                outputs, forward.real_scores, forward.fake_scores, forward.present, axis_name
+            )
 
         def penalty_value():
             """The penalty, averaged over the examples of the global batch that are present."""
-            vector, penalty_keys = forward.condition.vector, fold_in_name(keys, "penalty")
             inputs = PenaltyInputs(
-                critic,
-                forward.real,
-                forward.fake,
-                vector,
-                forward.fake_keys,
-                penalty_keys,
-                forward.present,
-                axis_name,
-            )
+                critic, forward.real, forward.fake, vector=forward.condition.vector,
+                fake_keys=forward.fake_keys, keys=fold_in_name(keys, "penalty"),
+                present=forward.present, axis_name=axis_name,
+            )  # fmt: skip
             return _mean_share(penalty.terms(inputs), forward.present, axis_name)
 
         if penalty.every == 1:
@@ -514,10 +560,16 @@ class ConditionalGAN:
 
     @staticmethod
     def _lecam(real, fake, averages, mean_share, axis_name):
-        """The LeCam regularisation, and the updated averages of the logits."""
+        """The LeCam regularisation of the logits ``real [B]`` and ``fake [B]``, and the updated moving averages of
+        their means.
+
+        ``mean_share(terms [B])``: this device's share of the mean over the global batch.
+        """
         value = mean_share(penalties.lecam(real, fake, averages["real"], averages["fake"]))
-        means = {k: collectives.psum(mean_share(v), axis_name) for k, v in (("real", real), ("fake", fake))}
-        return value, trees.update_ema(averages, jax.lax.stop_gradient(means), LECAM_DECAY)
+        real_mean = collectives.psum(mean_share(real), axis_name)
+        fake_mean = collectives.psum(mean_share(fake), axis_name)
+        means = jax.lax.stop_gradient({"real": real_mean, "fake": fake_mean})
+        return value, trees.update_ema(averages, means, LECAM_DECAY)
 
     # -- both --
 
@@ -528,7 +580,8 @@ class ConditionalGAN:
         return present["image"] & present[encoder.condition_modality] & encoder.is_known(batch)
 
     def _normalize_weights(self, params: Params, variables: Variables, *, iterations: int = 1):
-        """The discriminator's parameters after spectral normalisation, and the variables with its next vectors."""
+        """The discriminator's parameters after spectral normalisation, and the variables with the vectors of the power
+        iteration after ``iterations`` more steps (0: unchanged)."""
         if not self.config.spectral:
             return params, variables
         normalized, vectors = spectral_normalize(
@@ -556,7 +609,8 @@ class ConditionalGAN:
     def _condition_losses(self, params, tokens, condition, batch, present, axis_name):
         """Auxiliary and contrastive losses between images and their conditions, as ``{name: (value, weight)}``.
 
-        ``tokens``: the discriminator's, of real images in its own loss and of generated ones in the generator's.
+        ``tokens [B, length, D]``: the discriminator's tokens of real images in its loss, of generated images in the
+        generator's loss. The names are parts of metric names; "read" is the auxiliary loss.
         """
         networks, weights, losses = self.networks, self.config.contrastive, {}
         mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)

@@ -109,7 +109,8 @@ class GANNetworks:
         variables = self.generator.init(fold_in_name(key, "net"), noise, condition)
         params["net"] = variables["params"]
         if self.config.reconstruction is not None:
-            inputs = self._posterior_inputs(self._example_inputs(), self._embed_objects(params, condition, 1))
+            generator_condition = self._embed_objects(params, condition, count=1)
+            inputs = self._posterior_inputs(self._example_inputs(), generator_condition)
             params["posterior"] = self.posterior.init(fold_in_name(key, "posterior"), *inputs)["params"]
         return params, variables.get("batch_stats", {})
 
@@ -141,7 +142,7 @@ class GANNetworks:
         return params
 
     def _example_inputs(self) -> ImageInputs:
-        """Inputs of one example, to initialise networks with."""
+        """Inputs for one example (zeros, and uniform attention of words to tokens), to initialise networks with."""
         image = jnp.zeros((1, *self.sizes.shape))
         if not self.token_shape:
             return ImageInputs(image)
@@ -155,10 +156,14 @@ class GANNetworks:
     def generator_condition(
         self, params: Params, frozen: Params | None, batch: Batch, keys: ExampleKeys | None
     ) -> tuple[GeneratorCondition, dict[str, Float[Array, "batch"]]]:
-        """The batch's condition as the generator takes it, and ``{"kl"}`` of conditioning augmentation (else empty)."""
+        """The batch's condition as the generator takes it, and ``{"kl": [B]}``, the KL divergence of conditioning
+        augmentation (an empty dict without this augmentation).
+
+        Without ``keys`` the augmented condition is the mean of its distribution, else a sample.
+        """
         encoder = self.condition_encoder
         condition = encoder.generator_input(encoder.encode(params, frozen, batch, keys))
-        count = len(jax.tree.leaves(batch)[0])
+        count = len(jax.tree.leaves(batch)[0])  # examples in the batch
         if "augmentation" not in params:
             return self._embed_objects(params, condition, count), {}
         noise = None
@@ -169,6 +174,7 @@ class GANNetworks:
         return self._embed_objects(params, condition._replace(vector=vector), count), {"kl": kl}
 
     def _embed_objects(self, params: Params, condition: Condition, count: int) -> GeneratorCondition:
+        """For a generator that composes objects, their embeddings in ``count`` images; else the condition unchanged."""
         if not self.config.generator.composes_objects:
             return condition
         return self.generator.apply({"params": params["net"]}, condition, count, method="encode_condition")
@@ -181,7 +187,8 @@ class GANNetworks:
         noise: Float[Array, "batch noise"],
         keys: ExampleKeys | None,
     ) -> tuple[Float[Array, "batch height width channels"], dict[str, Any]]:
-        """Images, and the updated batch statistics."""
+        """Images in [-1, 1], and the statistics of the generator's batch norm: updated in training (with ``keys``),
+        unchanged without ``keys`` or without a batch norm."""
         variables = {"params": params["net"], "batch_stats": statistics}
         if keys is None or not statistics:
             return self.generator.apply(variables, noise, condition, keys=keys), statistics
@@ -196,24 +203,30 @@ class GANNetworks:
         noise: Float[Array, "batch noise"],
         keys: ExampleKeys,
     ) -> tuple[Float[Array, "batch noise"], Float[Array, "batch"]]:
-        """A sample of the posterior of the generator's noise given images, reparametrised with standard normal
-        ``noise``, and the posterior's KL divergence from N(0, I) in nats."""
+        """A sample ``[B, Z]`` of ``q(v | x)``, the posterior of the generator's noise v given images x, and its KL
+        divergence ``[B]`` from N(0, I) in nats.
+
+        ``noise``: e, standard normal; the sample is ``mean + std * e`` (reparametrised).
+        """
         posterior_inputs = self._posterior_inputs(inputs, condition)
         mean, log_variance = self.posterior.apply(
             {"params": params["posterior"]}, *posterior_inputs, keys=keys
         )
         if isinstance(condition, ObjectEmbeddings):
-            # This posterior is of boxes: convert it to one of the noise that the generator's layout maps to boxes.
-            sample = mean + jnp.exp(0.5 * log_variance) * noise
-            moments = functools.partial(
-                self.generator.apply, {"params": params["net"]}, method="prior_moments"
+            # This posterior is of objects' boxes b. The generator maps noise v to b = prior_mean + exp(log_scale) v,
+            # so the posterior of v has the mean and variance of (b - prior_mean) exp(-log_scale).
+            boxes = mean + jnp.exp(0.5 * log_variance) * noise
+            prior_mean, log_scale = self.generator.apply(
+                {"params": params["net"]}, condition, boxes, method="prior_moments"
             )
-            prior_mean, log_scale = moments(condition, sample)
             mean, log_variance = (mean - prior_mean) * jnp.exp(-log_scale), log_variance - 2.0 * log_scale
+        # KL(N(mean, variance) || N(0, I)) = 1/2 sum (mean^2 + variance - 1 - log variance)
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum(axis=-1)
         return mean + jnp.exp(0.5 * log_variance) * noise, kl
 
     def _posterior_inputs(self, inputs: ImageInputs, condition: GeneratorCondition) -> tuple[Any, ...]:
+        """The arguments of the posterior's network: the images and, for a generator that composes objects, also these
+        objects, the frozen network's tokens and the words' attention to them."""
         if not isinstance(condition, ObjectEmbeddings):
             return (inputs.image,)
         tokens = None if inputs.tokens is None else _normalize_rms(inputs.tokens)
@@ -230,7 +243,8 @@ class GANNetworks:
     def image_tokens(
         self, params: Params, inputs: ImageInputs, keys: ExampleKeys | None
     ) -> Float[Array, "batch length dim"]:
-        """The discriminator's tokens of images, followed by those of the frozen network, projected."""
+        """The tokens of the discriminator's image encoder, followed by the frozen network's tokens (if the
+        discriminator gets these), projected to the same width."""
         tokens = self.trunk.apply({"params": params["trunk"]}, inputs.image, keys=keys).values
         if inputs.tokens is None:
             return tokens
@@ -263,5 +277,11 @@ def interpolate_conditions(
     start: GeneratorCondition, end: GeneratorCondition, fraction: Float[Array, "batch"]
 ) -> GeneratorCondition:
     """``start + fraction (end - start)`` of all vectors; a word is present if it is in either condition."""
-    mix = lambda x, y: x + fraction.reshape(-1, *[1] * (x.ndim - 1)) * (y - x)
-    return jax.tree.map(lambda x, y: x | y if x.dtype == bool else mix(x, y), start, end)
+
+    def interpolate(x: Array, y: Array) -> Array:
+        if x.dtype == bool:  # a mask of words
+            return x | y
+        to_x = fraction.reshape(-1, *[1] * (x.ndim - 1))  # [B, 1, ..., 1]
+        return x + to_x * (y - x)
+
+    return jax.tree.map(interpolate, start, end)

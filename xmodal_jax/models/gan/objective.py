@@ -48,14 +48,16 @@ class LogitLoss:
     def discriminator(
         self, real: Outputs, fake: Outputs, mismatched: Mismatched | None, present: Array, axis_name: AxisName
     ) -> Share:
-        """The discriminator's loss."""
+        """The discriminator's loss, from the critic's logits ``[B, 1]``; with ``mismatched``, the loss of GAN-CLS, in
+        which these also count as fake."""
         options = dict(present=present, axis_name=axis_name)
         if mismatched is None:
             terms = self.objective.discriminator(real[:, 0], fake[:, 0], **options)
         else:
-            loss = matching_aware(self.objective)
-            other = mismatched.outputs[:, 0]
-            terms = loss(real[:, 0], fake[:, 0], other, mismatched_present=mismatched.present, **options)
+            discriminator_loss, mismatched_logits = matching_aware(self.objective), mismatched.outputs[:, 0]
+            terms = discriminator_loss(
+                real[:, 0], fake[:, 0], mismatched_logits, mismatched_present=mismatched.present, **options
+            )
         return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
 
     def generator(self, fake: Outputs, real: Outputs, present: Array, axis_name: AxisName) -> Share:
@@ -82,14 +84,15 @@ class FeatureLoss:
     def discriminator(
         self, real: Outputs, fake: Outputs, mismatched: Mismatched | None, present: Array, axis_name: AxisName
     ) -> Share:
-        """The discriminator's loss."""
-        loss = self.objective.discriminator(real, fake, present=present, axis_name=axis_name)
+        """The discriminator's loss, from the critic's features ``[B, outputs]``; with ``mismatched``, the mean of this
+        loss and the loss of real against mismatched features (as in GAN-CLS)."""
+        fake_loss = self.objective.discriminator(real, fake, present=present, axis_name=axis_name)
         if mismatched is None:
-            return loss
-        other = self.objective.discriminator(
+            return fake_loss
+        mismatched_loss = self.objective.discriminator(
             real, mismatched.outputs, present=mismatched.present, axis_name=axis_name
         )
-        return 0.5 * (loss + other)
+        return 0.5 * (fake_loss + mismatched_loss)
 
     def generator(self, fake: Outputs, real: Outputs, present: Array, axis_name: AxisName) -> Share:
         """The generator's loss."""

@@ -67,7 +67,8 @@ class _Options:
 
 @dataclasses.dataclass(frozen=True)
 class GradientPenalty(_Options):
-    """WGAN-GP: the gradient's norm between real and generated images is to be 1 (for MMD-GANs, of the witness)."""
+    """WGAN-GP: the gradient's norm is pulled towards 1 between real and generated images (MMD-GANs: the gradient of the
+    witness function)."""
 
     name: ClassVar[str] = "gp"
 
@@ -98,16 +99,16 @@ class R2Penalty(_Options):
 
 @dataclasses.dataclass(frozen=True)
 class DraganPenalty(_Options):
-    """DRAGAN: the gradient's norm around real images is to be 1."""
+    """DRAGAN: the gradient's norm is pulled towards 1 around real images."""
 
     name: ClassVar[str] = "dragan"
 
     def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
+        """The penalty ``[B]`` at the critic's real inputs (images and frozen tokens) with noise added to them."""
         # The names of the arrays choose the noise: "seen" is the spelling of earlier versions.
         real = {"image": inputs.real.image, "seen": inputs.real.tokens}
         critic = lambda x: inputs.critic(ImageInputs(x["image"], x["seen"]))
-        present = dict(present=inputs.present, axis_name=inputs.axis_name)
-        return penalties.dragan(critic, real, inputs.keys, **present)
+        return penalties.dragan(critic, real, inputs.keys, present=inputs.present, axis_name=inputs.axis_name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 import pathlib
 import shutil
 import sys
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -51,20 +52,24 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path | str, *, keep: int = 2, best_metric: str | None = None):
+        """``keep``: number of newest checkpoints to keep. ``best_metric``: name of the metric of `save_best`; None: no
+        best checkpoint is kept."""
         self.directory = pathlib.Path(directory).absolute()
         self.best_metric = best_metric
         self._newest = self._manager("newest", keep)
         self._best = self._manager("best", 1) if best_metric else None
         self._best_value = None
+        """Score of the best checkpoint so far; None: there is none."""
+        # A resumed run goes on from the score of its best checkpoint. One that cannot be read is moved away.
         while self._best is not None and (step := self._best.latest_step()) is not None:
             try:
                 self._best_value = _read_metadata(self._best, step)["best_value"]
                 break
-            except Exception as error:  # see restore
+            except Exception as error:  # Orbax raises many types for a damaged file
                 self._set_aside(self._best, step, error)
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
-        """Orbax's manager of one folder of checkpoints, which keeps the ``keep`` newest."""
+        """Orbax's manager of the checkpoints in the folder ``name``, of which it keeps the ``keep`` newest."""
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -76,23 +81,26 @@ class Checkpoints:
     def save(self, step: int, state: Any, metadata: dict) -> None:
         """Writes ``state`` (as `Engine.fetch` returns it) and ``metadata`` (JSON-able), in the background."""
         if self._newest.latest_step() == step:
-            return
+            return  # already saved: Orbax refuses to save a step twice
         self.wait()  # one at a time: otherwise processes could meet at the barriers of different checkpoints
         self._newest.save(step, args=_args(state, metadata))
 
     def save_best(self, step: int, state: Any, metadata: dict, value: float) -> bool:
-        """Writes ``state`` if ``value`` (higher is better) is above every value before; returns whether it was."""
+        """Writes ``state`` if its score ``value`` (higher is better) exceeds the best score so far; returns whether it
+        does."""
         if self._best is None or (self._best_value is not None and value <= self._best_value):
             return False
         self._best_value = value
-        if self._best.latest_step() != step:
+        if self._best.latest_step() != step:  # Orbax refuses to save a step twice
             self.wait()
             self._best.save(step, args=_args(state, {**metadata, "best_value": value}))
         return True
 
     def save_frozen(self, frozen: Any) -> None:
-        """Writes the parameters of frozen networks beside the checkpoints, once for all of them. Their `describe` must
-        be the ``metadata["frozen"]`` of every checkpoint."""
+        """Writes the parameters of frozen networks to one file that all checkpoints share.
+
+        The caller stores ``describe(frozen)`` as ``metadata["frozen"]`` in every checkpoint, to verify the file.
+        """
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             arrays = ((name, np.asarray(leaf)) for name, leaf in trees.flat(frozen).items())
@@ -120,24 +128,29 @@ class Checkpoints:
                 restored = self._read(manager, step, abstract)
             except CheckpointMismatch:
                 raise
-            except Exception as e:  # Orbax raises many types for a damaged file; with each it is not usable
+            except Exception as e:  # Orbax raises many types for a damaged file
                 error = e
+            # All processes must restore the same step: where one cannot read it, none uses it.
             if _all_processes(error is None):
                 return restored
             self._set_aside(manager, step, error)
         return None
 
     def _read(self, manager, step: int, abstract: Any) -> tuple[Any, dict]:
-        """``(state, metadata)`` of one checkpoint, with its arrays checked against their digests."""
+        """``(state, metadata)`` of one checkpoint, with its arrays checked against their digests.
+
+        Raises:
+          CheckpointMismatch: the arrays have other names, shapes or types than ``abstract``.
+          ValueError: an array holds other bits than were written.
+        """
         metadata = _read_metadata(manager, step)
-        stored = _abstract_data(abstract)
-        _check_arrays(metadata["arrays"], stored, pathlib.Path(manager.directory) / str(step))
-        target = jax.tree.map(_as_struct, stored)
-        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))[
-            "state"
-        ]
-        described = describe(state)
-        changed = [name for name, entry in metadata["arrays"].items() if described[name] != entry]
+        stored_as = _abstract_data(abstract)
+        _check_arrays(metadata["arrays"], stored_as, pathlib.Path(manager.directory) / str(step))
+        target = jax.tree.map(_as_struct, stored_as)
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        state = restored["state"]
+        descriptions = describe(state)
+        changed = [name for name, entry in metadata["arrays"].items() if descriptions[name] != entry]
         if changed:
             raise ValueError(
                 f"{changed[0]} holds other bits than were written ({len(changed)} arrays in all)"
@@ -158,7 +171,7 @@ class Checkpoints:
             if target.exists():
                 shutil.rmtree(target)
             source.rename(target)
-        _all_processes(True)
+        _all_processes(True)  # a barrier: no process goes on before process 0 has moved the checkpoint
         manager.reload()
 
     def wait(self) -> None:
@@ -168,6 +181,7 @@ class Checkpoints:
                 manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits until every checkpoint is on disk, and releases Orbax's managers."""
         self.wait()
         for manager in (self._newest, self._best):
             if manager is not None:
@@ -177,14 +191,14 @@ class Checkpoints:
 def restore_run(
     directory: pathlib.Path | str, *, best: bool = False, seed: int | None = None
 ) -> RestoredCheckpoint:
-    """The trained parameters of a run's newest (or best) checkpoint, on one device, whatever it was trained on.
+    """The trained parameters of a run's newest (or best) checkpoint, on one device, also if the run used several.
 
-    It needs no knowledge of the method that was trained, and reads the parameters only.
+    It works for every method, and reads the parameters without the state of the optimizer.
 
     Args:
-      directory: the run's directory, or its ``checkpoints``.
-      best: the best checkpoint by validation, in place of the newest.
-      seed: which seed's parameters; needed where the run has several (``--seeds``).
+      directory: the run's directory, or the folder ``checkpoints`` in it.
+      best: whether to take the best checkpoint by validation, not the newest.
+      seed: the seed whose parameters to take; needed where the run has several (``--seeds``).
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -199,32 +213,43 @@ def restore_run(
     """
     folder = newest_checkpoint(directory, best=best)
     metadata = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-    held = {name.split("/")[0] for name in metadata["arrays"]}
-    name = "ema" if "ema" in held else "params"
-    params = read_state(folder, name)[name]
-    if any(
-        key.startswith("params/discriminator/") for key in metadata["arrays"]
-    ):  # the average is of the generator alone
-        both = read_state(folder, "params")["params"]
-        variables = read_state(folder, "variables")["variables"] if "variables" in held else {}
-        params = {**both, "variables": variables} | ({"generator": params} if name == "ema" else {})
+    params = _read_eval_params(folder, metadata["arrays"])
     frozen = _read_frozen(folder.parent.parent, metadata)
     seeds = metadata.get("seeds", [])
     if len(seeds) > 1:
         if seed not in seeds:
             raise ValueError(f"{folder} holds the seeds {seeds}: name one of them as seed, got {seed}")
+        # The first axis of every array is that of the seeds.
         params = jax.tree.map(lambda x: x[seeds.index(seed)], params)
     elif seed is not None and seed not in seeds:
         raise ValueError(f"{folder} holds the seed {seeds}, not {seed}")
-    if lora.ADAPTERS in params:
+    if lora.ADAPTERS in params:  # low-rank adapters: add them to the weights, so that the network needs none
         params = lora.merge_adapters(*lora.split_adapters(params), lora.LoRA(**metadata["config"]["lora"]))
     if frozen is not None:
         params = {**params, "frozen": frozen}
     return RestoredCheckpoint(params, metadata, int(folder.name))
 
 
+def _read_eval_params(folder: pathlib.Path, arrays: Collection[str]) -> dict[str, Any]:
+    """The parameters to evaluate from one checkpoint, on one device: their moving average where the state has one.
+
+    ``arrays``: paths of the state's arrays, such as ``params/image/kernel``. Of a GAN's state the result has
+    ``discriminator``, ``generator`` and ``variables``, as `types.GAN.predict` takes them.
+    """
+    fields = {path.split("/")[0] for path in arrays}
+    name = "ema" if "ema" in fields else "params"
+    params = read_state(folder, name)[name]
+    if not any(path.startswith("params/discriminator/") for path in arrays):
+        return params
+    # A GAN's moving average has the generator's parameters only.
+    both_networks = read_state(folder, "params")["params"]
+    variables = read_state(folder, "variables")["variables"] if "variables" in fields else {}
+    return {**both_networks, "variables": variables} | ({"generator": params} if name == "ema" else {})
+
+
 def _read_frozen(directory: pathlib.Path, metadata: dict) -> dict[str, Any] | None:
-    """The parameters of frozen networks of a checkpoint with this metadata, verified; None where it has none."""
+    """The parameters of the frozen networks that a checkpoint with this metadata was trained with, verified by their
+    digests; None where it has none. ``directory``: the one of the run's checkpoints."""
     if not metadata.get("frozen"):
         return None
     path = directory / FROZEN_FILE
@@ -252,14 +277,17 @@ def newest_checkpoint(directory: pathlib.Path | str, *, best: bool = False) -> p
     return root / str(steps[-1])
 
 
-def read_state(folder: pathlib.Path, *parts: str) -> dict[str, Any]:
-    """The named fields of a checkpoint's state (without names, all of them) as they are stored, on one device."""
+def read_state(folder: pathlib.Path, *fields: str) -> dict[str, Any]:
+    """Fields of the state in a checkpoint's ``folder``, such as "params" and "ema", as stored, on one device.
+
+    Without ``fields``, all of them. Random keys are stored as integers.
+    """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     reader = ocp.PyTreeCheckpointHandler()
     shapes = reader.metadata(folder / "state").tree
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        {name: shapes[name] for name in parts or shapes},
+        {name: shapes[name] for name in fields or shapes},
     )
     read = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
@@ -271,6 +299,7 @@ def describe(state: Any) -> dict[str, str]:
     """Type, shape and digest of each array by its path, such as ``"float32[3,4] 01234567"``."""
     state = _keys_to_data(state)
     leaves = jax.tree.leaves(state)
+    # Small states that this process holds whole: the host needs no compilation.
     on_host = sum(x.nbytes for x in leaves) <= MAX_HOST_DIGEST_BYTES and all(
         getattr(x, "is_fully_addressable", True) for x in leaves
     )
@@ -284,13 +313,16 @@ def describe(state: Any) -> dict[str, str]:
 def _digest(x):
     """The sum modulo 2^32 of a hash of each word and its index: the same however the array is laid out on devices.
 
-    A word is an element of one or two bytes, or four bytes of a longer one; its index is that in row-major order.
+    A word is an element of one or two bytes, or four bytes of a longer one; its index is that in row-major order. A
+    permutation of the words changes the sum, because each is hashed with its index.
     """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     width = jnp.dtype(x.dtype).itemsize
+    # An 8-byte type gets another axis of length 2: each element is two words.
     words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32))
     words = words.astype(jnp.uint32)
+    # The row-major index of each word: the sum over axes of (index along the axis) x (its stride), modulo 2^32.
     positions, stride = jnp.zeros(words.shape, jnp.uint32), 1
     for axis in reversed(range(words.ndim)):
         positions = positions + jnp.uint32(stride % 2**32) * jax.lax.broadcasted_iota(
@@ -301,7 +333,8 @@ def _digest(x):
 
 
 def _mix(words, positions):
-    """A hash of each word and its position, both uint32 arrays of JAX or NumPy: MurmurHash3's finaliser."""
+    """A hash of each word and its position, both uint32 arrays of JAX or NumPy, by MurmurHash3's finaliser: two rounds
+    of xor-shift and multiplication, with the constants of that hash."""
     mixed = words ^ (positions * np.uint32(0x9E3779B1) + np.uint32(0x85EBCA6B))
     mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
@@ -316,7 +349,7 @@ of larger states."""
 
 
 def host_digest(x: np.ndarray) -> int:
-    """The digest of an array as `describe` has it, computed with NumPy."""
+    """The same digest as `_digest`, computed with NumPy."""
     x = np.ascontiguousarray(x)
     words = x.reshape(-1).view({1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)).astype(np.uint32)
     return int(np.sum(_mix(words, np.arange(words.size, dtype=np.uint32)), dtype=np.uint32))
@@ -326,16 +359,20 @@ def _dtype_and_shape(leaf) -> str:
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
-def _check_arrays(described: dict[str, str], abstract: Any, folder: pathlib.Path) -> None:
-    """Raises CheckpointMismatch where a checkpoint's arrays have other names, types or shapes than ``abstract``."""
-    wanted = dict(
+def _check_arrays(descriptions: dict[str, str], abstract: Any, folder: pathlib.Path) -> None:
+    """Raises CheckpointMismatch where a checkpoint's arrays have other names, types or shapes than ``abstract``.
+
+    ``descriptions``: of the arrays in the checkpoint of ``folder``, as `describe` returns them.
+    """
+    expected = dict(
         zip(trees.leaf_names(abstract), map(_dtype_and_shape, jax.tree.leaves(abstract)), strict=True)
     )
-    held = {name: entry.split(" ")[0] for name, entry in described.items()}
+    stored = {name: text.split(" ")[0] for name, text in descriptions.items()}  # without the digests
     lines = [
-        f"  {name}: the checkpoint holds {held.get(name, 'nothing')}, this run has {wanted.get(name, 'nothing')}"
-        for name in dict.fromkeys([*wanted, *held])
-        if wanted.get(name) != held.get(name)
+        f"  {name}: the checkpoint holds {stored.get(name, 'nothing')}, this run has "
+        f"{expected.get(name, 'nothing')}"
+        for name in dict.fromkeys([*expected, *stored])
+        if expected.get(name) != stored.get(name)
     ]
     if lines:
         more = [f"  and {len(lines) - 5} more"] if len(lines) > 5 else []
@@ -350,6 +387,7 @@ def _read_metadata(manager, step: int) -> dict:
 
 
 def _all_processes(value: bool) -> bool:
+    """Whether ``value`` is True in every process; all processes must call it, and wait for each other."""
     if jax.process_count() == 1:
         return value
     return bool(np.all(multihost_utils.process_allgather(np.array(value))))
@@ -362,11 +400,13 @@ def _keys_to_data(tree):
 
 
 def _data_to_keys(tree, like):
+    """The inverse of `_keys_to_data`; ``like``: a tree with keys where the result has keys."""
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.tree.map(lambda x, t: jax.random.wrap_key_data(x) if is_key(t) else x, tree, like)
 
 
 def _args(state, metadata):
+    """What Orbax writes: the state, and the metadata with a description of every array."""
     metadata = {**metadata, "arrays": describe(state)}
     return ocp.args.Composite(
         state=ocp.args.StandardSave(_keys_to_data(state)), meta=ocp.args.JsonSave(metadata)
@@ -376,16 +416,17 @@ def _args(state, metadata):
 def _abstract_data(abstract):
     """Shapes and types of a state as it is stored: with keys as integers."""
 
-    def one(x):
+    def as_stored(x):
         if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return x
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=getattr(x, "sharding", None))
 
-    return jax.tree.map(one, abstract)
+    return jax.tree.map(as_stored, abstract)
 
 
 def _as_struct(x):
+    """The shape and type of ``x`` with a sharding: its own, or the first device where it has none."""
     sharding = getattr(x, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

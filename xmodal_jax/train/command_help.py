@@ -61,16 +61,17 @@ class Field(NamedTuple):
 
 
 def fields_of(config: Any, path: str = "") -> list[Field]:
-    """The fields of the configuration at ``path``, such as ``model.image``."""
+    """The fields of a configuration whose flags begin with ``path``, such as ``model.image`` ("": the outermost)."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     fields = []
     for name in (field.name for field in dataclasses.fields(config)):
-        plain, marks = hints[name], ()
-        if typing.get_origin(plain) is typing.Annotated:
-            plain, *marks = typing.get_args(plain)
+        annotation, marks = hints[name], ()
+        if typing.get_origin(annotation) is typing.Annotated:
+            annotation, *marks = typing.get_args(annotation)
         renamed = [mark.name for mark in marks if _is_renaming(mark)]
-        flag_name = renamed[0] if renamed else name
-        fields.append(Field(name, plain, tuple(marks), ".".join(part for part in (path, flag_name) if part)))
+        flag_name = renamed[0] if renamed else name  # "" for a field whose options have no prefix
+        field_path = ".".join(part for part in (path, flag_name) if part)
+        fields.append(Field(name, annotation, tuple(marks), field_path))
     return fields
 
 
@@ -85,46 +86,54 @@ def flag_of(path: str) -> str:
 
 
 def options_of(config: Any, path: str = "", group: str | None = None) -> Iterator[Option]:
-    """All options of a configuration, in the order of its fields; ``group``: the heading of all of them."""
+    """All options of a configuration and of those nested in it, in the order of the fields.
+
+    ``path``: prefix of the flags, such as ``model.image``. ``group``: the heading of all options in the short help;
+    None: each field's own.
+    """
     descriptions, headings = field_docs(type(config)), _headings(type(config))
     for field in fields_of(config, path):
         if parts.HelpLevel.NEITHER in field.marks:
-            continue
+            continue  # the program fills this field in
         value, is_choice = getattr(config, field.name), bool(parts.parts_of(field.annotation))
         is_nested = dataclasses.is_dataclass(value)
         heading = group or headings[field.name] or (field.name if is_nested else "experiment")
-        is_hidden = parts.HelpLevel.ADVANCED in field.marks
+        is_advanced = parts.HelpLevel.ADVANCED in field.marks
+        # A field with a plain value is an option, and so is one that holds a part: its flag chooses the part by name.
         if is_choice or not is_nested:
-            is_upper = not path or (is_choice and field.path.count(".") < 2)
-            is_basic = parts.HelpLevel.BASIC in field.marks or (is_upper and not is_hidden)
+            # Unless it is marked, an option is basic at the top level, and a choice of a part also one level below.
+            is_near_top = not path or (is_choice and field.path.count(".") < 2)
+            is_basic = parts.HelpLevel.BASIC in field.marks or (is_near_top and not is_advanced)
             description = descriptions.get(field.name, "")
             yield Option(flag_of(field.path), field.annotation, value, heading, is_basic, description)
         if is_nested:
             for option in options_of(value, field.path, heading):
-                yield option._replace(is_basic=option.is_basic and not is_hidden)
+                yield option._replace(is_basic=option.is_basic and not is_advanced)
 
 
 def field_docs(config_class: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass; of a field that a subclass repeats, the subclass's."""
+    """The docstring below each field of a dataclass, read from its source; a subclass may repeat a field and replace
+    its docstring."""
     docs: dict[str, str] = {}
-    for base in reversed(config_class.__mro__):
+    for base in reversed(config_class.__mro__):  # from the base class to the class itself
         if not dataclasses.is_dataclass(base):
             continue
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
         except (OSError, TypeError):  # defined where there is no source file
             continue
-        for field, below in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                docs[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
+        for statement, next_statement in zip(body, body[1:], strict=False):
+            # ``name: type = default`` and then a string
+            if isinstance(statement, ast.AnnAssign) and isinstance(next_statement, ast.Expr):
+                docs[statement.target.id] = inspect.cleandoc(ast.literal_eval(next_statement.value))
     return docs
 
 
 def _headings(config_class: type) -> dict[str, str | None]:
-    """For each field the ``help_group`` of the first class, from the base on, that declares the field; None where that
-    class has none."""
+    """The heading of each field in the short help: the ``help_group`` of the class that declares it first, which is the
+    most basic one; None where that class has no ``help_group``."""
     headings: dict[str, str | None] = {}
-    for base in reversed(config_class.__mro__):
+    for base in reversed(config_class.__mro__):  # from the base class to the class itself
         if dataclasses.is_dataclass(base):
             for name in inspect.get_annotations(base):
                 headings.setdefault(name, base.__dict__.get("help_group"))
@@ -132,9 +141,10 @@ def _headings(config_class: type) -> dict[str, str | None]:
 
 
 def short_help(config: Any, description: str, program: str) -> str:
-    """The options that people set first, under headings."""
+    """The text of ``--help``: usage, description, and the basic options under headings."""
     options = list(options_of(config))
     basic = [option for option in options if option.is_basic]
+    # In the order of the fields, but `LAST_GROUPS` at the end: False sorts before True.
     groups = sorted(dict.fromkeys(option.group for option in basic), key=LAST_GROUPS.__contains__)
     lines = [f"usage: {program} [--FLAG VALUE ...]", "", wrap_description(description)]
     for group in groups:
@@ -159,27 +169,28 @@ def wrap_description(description: str) -> str:
             lines += _wrap(block, WIDTH)
             continue
         for command in block.splitlines():
-            first, *others = _wrap(command, WIDTH - 2, subsequent_indent=" " * 8)
-            lines += [f"{line} \\" for line in [first, *others][:-1]] + [[first, *others][-1]]
+            *continued, last = _wrap(command, WIDTH - 2, subsequent_indent=" " * 8)
+            lines += [*(f"{line} \\" for line in continued), last]
     return "\n".join(lines)
 
 
 def _wrap(text: str, width: int, **options: str) -> list[str]:
-    """Lines that break between words only: flags hold hyphens."""
+    """The text in lines of at most ``width`` columns. They break at spaces only, so that flags stay whole."""
     return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False, **options)
 
 
 def _option_lines(option: Option) -> list[str]:
-    """A flag and beside it, or below a long one, its description."""
+    """The lines of one option in the short help: the flag, and its description to the right of it, or below it if the
+    flag is long."""
     text = f"{_without_backticks(_first_sentence(option.description))} {_default_note(option)}".strip()
     indent = " " * FLAG_WIDTH
-    described = _wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent) or [""]
+    description = _wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent) or [""]
     flag = f"  {_invocation(option)}"
-    if len(flag) <= FLAG_WIDTH - 2:
-        return [flag + described[0][len(flag) :], *described[1:]]
-    if len(flag) > WIDTH:
+    if len(flag) <= FLAG_WIDTH - 2:  # the flag takes the place of the first line's indent
+        return [flag + description[0][len(flag) :], *description[1:]]
+    if len(flag) > WIDTH:  # with spaces between the choices, so that the line can break there
         flag = f"  {option.flag} {metavar(option).replace(',', ', ')}"
-    return [*_wrap(flag.strip(), WIDTH, initial_indent="  ", subsequent_indent=" " * 8), *described]
+    return [*_wrap(flag.strip(), WIDTH, initial_indent="  ", subsequent_indent=" " * 8), *description]
 
 
 def _without_backticks(text: str) -> str:
@@ -191,6 +202,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _invocation(option: Option) -> str:
+    """How to write an option: ``--steps INT``, or ``--[no-]resident`` for a switch that is on by default."""
     if option.default is True:
         path, _, name = option.flag.removeprefix("--").rpartition(".")
         return f"--{path}{'.' if path else ''}[no-]{name}"
@@ -198,7 +210,7 @@ def _invocation(option: Option) -> str:
 
 
 def metavar(option: Option) -> str:
-    """What follows a flag: ``INT``, ``{jit,pmap}``; nothing for a switch."""
+    """The placeholder of a flag's value: ``INT``, or the choices as ``{jit,pmap}``; "" for a switch."""
     if option.table:
         return _braces(parts.names_of(option.annotation))
     return _type_name(option.annotation)
@@ -209,7 +221,7 @@ def _braces(names: Iterable[str]) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    """A type as it is shown after a flag, such as ``INT``; "" for a switch."""
+    """The placeholder for a value of a type: ``INT``, ``FLOAT ...`` for a tuple of any length; "" for bool."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _type_name(args[0])
@@ -224,7 +236,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def _default_note(option: Option) -> str:
-    """The default as it is shown after a description; "" where there is none to show."""
+    """The end of a description: ``(default: 3)`` or ``(required)``; "" for a default of None, False or empty."""
     default = option.default
     if default is None or default is False or default is tyro.MISSING or default in ("", ()):
         return "(required)" if default is tyro.MISSING else ""

@@ -30,6 +30,7 @@ from xmodal_jax.core import parts
 from xmodal_jax.train.command_help import (
     ALL_FLAG,
     Field,
+    Option,
     field_docs,
     fields_of,
     flag_of,
@@ -42,16 +43,16 @@ HELP_FLAGS = ("-h", "--help")
 
 
 def parse(config_class: Any, description: str | None, args: Sequence[str] | None = None) -> Any:
-    """The configuration that the words of a command line describe.
+    """The configuration that a command line describes.
 
     Args:
       config_class: a dataclass, or a union of dataclasses (subcommands).
       description: what the script does, shown above the options (the script's ``__doc__``).
-      args: the words; None: those of the process.
+      args: the words of the command line; None: those of the process.
 
     Raises:
-      SystemExit: with status 0 after ``--help`` or ``--help-all``; with status 2 after a mistake, which is told in one
-        line on stderr.
+      SystemExit: with status 0 after ``--help`` or ``--help-all``; with status 2 after a mistake, which is reported in
+        one line on stderr.
     """
     words = list(sys.argv[1:] if args is None else args)
     wants_all = ALL_FLAG in words
@@ -60,8 +61,11 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         words = [word for word in words if word not in (ALL_FLAG, *HELP_FLAGS)]
     default = default_of(config_class)
     if default is not None:
-        imply = getattr(config_class, "implied_parts", lambda flags: {})
-        default, words = choose_parts(default, words, implied=imply({_flag_in(word) for word in words}))
+        # Choose the parts first: which other flags exist, and their defaults, depends on them.
+        flags = {_flag_in(word) for word in words}
+        has_implied = hasattr(config_class, "implied_parts")
+        implied = config_class.implied_parts(flags) if has_implied else {}
+        default, words = choose_parts(default, words, implied=implied)
     if wants_help and default is not None and not wants_all:
         print(short_help(default, description or "", sys.argv[0]))
         raise SystemExit(0)
@@ -72,8 +76,9 @@ def choose_class(flag: str, classes: Mapping[str, Any], args: Sequence[str] | No
     """The configuration class that a flag chooses by name, for a script whose other defaults depend on that flag.
 
     Args:
-      flag: with its hyphens. It stays in the words and is a field of every class.
-      classes: by name; the first is taken where the flag is missing or has another value (which `parse` refuses).
+      flag: such as ``--task``. Every class has a field of this name, so `parse` reads the flag again.
+      classes: by the flag's value; the first is taken where the flag is missing or has another value (which `parse`
+        refuses).
       args: the words of the command line; None: those of the process.
     """
     name, _ = _take(list(sys.argv[1:] if args is None else args), flag)
@@ -81,7 +86,7 @@ def choose_class(flag: str, classes: Mapping[str, Any], args: Sequence[str] | No
 
 
 def default_of(config_class: Any) -> Any:
-    """The configuration without any flag, in which required fields hold ``tyro.MISSING``; None for a union."""
+    """The configuration when no flag is given, in which required fields hold ``tyro.MISSING``; None for a union."""
     if not dataclasses.is_dataclass(config_class):
         return None
     required = [
@@ -91,7 +96,7 @@ def default_of(config_class: Any) -> Any:
     ]
     if not required:
         return config_class()
-    config = object.__new__(config_class)
+    config = object.__new__(config_class)  # without __init__, which would ask for the required fields
     for field in dataclasses.fields(config_class):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         object.__setattr__(config, field.name, tyro.MISSING if field.name in required else default)
@@ -101,21 +106,28 @@ def default_of(config_class: Any) -> Any:
 def choose_parts(
     config: Any, words: list[str], path: str = "", implied: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Any, list[str]]:
-    """``config`` with the parts that the words choose, and the other words.
+    """``config`` with the parts that the words of a command line choose, and the words without these choices.
 
-    The part that a field holds by default keeps its values when it is chosen by name; any other begins with its own
-    defaults. A part may hold parts itself, so that the outer ones are chosen first. ``implied``: parts by path that
-    other flags choose (see ``implied_parts`` of `train.config.PretrainedConfig`).
+    A part that is chosen by name has its own defaults, unless it is the one that the field holds already, which keeps
+    its values. A part may hold other parts, which are chosen after it.
+
+    Args:
+      config: the configuration whose flags begin with ``path``.
+      words: of the command line, such as ``["--model.image", "vit", "--steps", "10"]``.
+      path: such as ``model.image``; "": the outermost configuration.
+      implied: names of the parts that other flags choose, by path (see ``implied_parts`` of
+        `train.config.PretrainedConfig`).
     """
     changes: dict[str, Any] = {}
     for field in fields_of(config, path):
-        value, table = getattr(config, field.name), parts.parts_of(field.annotation)
-        if table:
+        value, parts_by_name = getattr(config, field.name), parts.parts_of(field.annotation)
+        if parts_by_name:
             name, words = _take(words, flag_of(field.path))
             if name is not None:
                 value = _part_named(name, value, field)
-            if implied.get(field.path) in table:
-                value = table[implied[field.path]].in_place_of(value)
+            if implied.get(field.path) in parts_by_name:
+                # The implied part keeps the options that it shares with the part chosen so far.
+                value = parts_by_name[implied[field.path]].in_place_of(value)
         if dataclasses.is_dataclass(value):
             value, words = choose_parts(value, words, field.path, implied)
         if value is not getattr(config, field.name):
@@ -124,7 +136,8 @@ def choose_parts(
 
 
 def _part_named(name: str, value: Any, field: Field) -> Any:
-    """The part that a flag names, or None for ``none``; ends the program with a message if there is no such part."""
+    """The part that the flag of ``field`` chooses by ``name``, or None for "none"; ends the program with a message if
+    there is no such part. ``value``: the part that the field holds so far."""
     if value is not None and name == value.name:
         return value
     if name == "none" and parts.is_optional(field.annotation):
@@ -132,13 +145,16 @@ def _part_named(name: str, value: Any, field: Field) -> Any:
     names, part = parts.names_of(field.annotation), parts.parts_of(field.annotation).get(name)
     if name in names:
         return part()
-    if part is not None:
+    if part is not None:  # a part that only another flag can choose, such as --image-encoder
         _fail(f"{flag_of(field.path)}: {name!r} is chosen by {part.chosen_by}")
     _fail(f"{flag_of(field.path)}: must be one of {', '.join(names)}, got {name!r}")
 
 
 def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """The last value of a flag, and the words without it."""
+    """The value of a flag (the last one if it is repeated; None if it is missing), and the words without it.
+
+    ``--flag value`` and ``--flag=value`` are the same.
+    """
     value, others, remaining = None, [], iter(words)
     for word in remaining:
         _, equals, after = word.partition("=")
@@ -152,12 +168,13 @@ def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def _flag_in(word: str) -> str | None:
-    """The flag that a word consists of or begins with (``--a_b=3``: ``--a-b``); None where it is a value."""
+    """The flag in a word of the command line: ``--a-b`` for ``--a_b`` and for ``--a_b=3``; None for a value."""
     return word.partition("=")[0].replace("_", "-") if word.startswith("--") else None
 
 
 def _replace_unchecked(config: Any, changes: dict[str, Any]) -> Any:
-    """A copy with other fields, without ``__post_init__``: it may be valid only with the flags that follow."""
+    """A copy of ``config`` with some fields changed, and without the checks of ``__post_init__``: the configuration may
+    become valid only with flags that are read later."""
     copy = object.__new__(type(config))
     for field in dataclasses.fields(config):
         object.__setattr__(copy, field.name, changes.get(field.name, getattr(config, field.name)))
@@ -165,9 +182,10 @@ def _replace_unchecked(config: Any, changes: dict[str, Any]) -> Any:
 
 
 def _parse_with_tyro(config_class: Any, description: str | None, words: list[str], default: Any) -> Any:
-    """The configuration from the words by ``tyro.cli``; ends the program with one line if they are wrong."""
+    """The configuration that ``tyro.cli`` reads from the words; ends the program with one line if they are wrong."""
     error_output = io.StringIO()
     options = {} if default is None else {"default": default}
+    # Tyro's errors are a box of several lines: it is caught, and `_message_of` takes the message out.
     errors = contextlib.nullcontext() if words == ["--help"] else _unwrapped_errors(error_output)
     try:
         with errors:
@@ -184,23 +202,23 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
         if not exit.code or words == ["--help"]:
             raise
         _fail(_message_of(error_output.getvalue(), config_class))
-    print(error_output.getvalue(), end="", file=sys.stderr)
+    print(error_output.getvalue(), end="", file=sys.stderr)  # warnings
     if unknown:
         _fail(explain_unknown(unknown, default))
     return config
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
-    """Has tyro leave out the fields that the program fills in."""
+    """Rules with which tyro makes no options of the fields that the program fills in itself (see `core.parts`)."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.struct_rule
     def without_filled_in(info: tyro.constructors.StructTypeInfo):
-        """The options of a part without the fields that the program fills in; None: tyro's own rule applies."""
+        """The options of a part that has fields which the program fills in; None: tyro's own rule applies."""
         if not parts.is_part(info.default) or isinstance(info.default, type):
             return None
         names = parts.options_of(info.default)
-        if len(names) == len(dataclasses.fields(info.default)):
+        if len(names) == len(dataclasses.fields(info.default)):  # no field is filled in
             return None
         docs, types = field_docs(type(info.default)), typing.get_type_hints(type(info.default))
         spec = tyro.constructors.StructFieldSpec
@@ -214,9 +232,9 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
 @contextlib.contextmanager
 def _unwrapped_errors(stream: io.StringIO):
-    """Writes stderr to ``stream``, in lines that are not wrapped."""
+    """A context in which stderr goes to ``stream``, in lines that tyro does not wrap."""
     columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100000"
+    os.environ["COLUMNS"] = "100000"  # tyro wraps at the width of the terminal
     try:
         with contextlib.redirect_stderr(stream):
             yield
@@ -227,29 +245,34 @@ def _unwrapped_errors(stream: io.StringIO):
 
 
 def _message_of(box: str, config_class: Any) -> str:
-    """The message within the box that tyro draws: below its title, above a ruler and further help."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()
+    """The error message in one line, taken out of the box that tyro draws.
+
+    Within a frame of box characters the title is part of the frame's first line; the message follows, and then a ruler
+    and further help. Without such characters the title has its own line, and a ruler separates it from the message.
+    """
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()  # without codes of colours
     if lines and lines[0].startswith("╭"):
-        lines = lines[1:]  # the title is part of the frame
+        lines = lines[1:]
     text = "\n".join(line.strip(" │╭╮╰╯") for line in lines)
-    title, *below = re.split("^[─-]{3,}$", text, flags=re.MULTILINE)
-    message = (
-        below[0] if below and "╭" not in box else title
-    )  # a frame of plain characters has the title apart
+    before_ruler, *after_rulers = re.split("^[─-]{3,}$", text, flags=re.MULTILINE)
+    message = after_rulers[0] if after_rulers and "╭" not in box else before_ruler
     message = re.sub(r"\s+", " ", message).strip()
     message = message.removeprefix(f"Error parsing {getattr(config_class, '__name__', '')}: ")
     return re.sub("^Error parsing (?:--)?", "--", message)
 
 
 def explain_unknown(words: Sequence[str], config: Any) -> str:
-    """What is wrong with words that no option takes."""
+    """The error message for words of a command line that no option of ``config`` takes; the first flag among them
+    counts."""
     flags = [flag for word in words if (flag := _flag_in(word))]
     if not flags:
         return f"{words[0]!r} belongs to no option; --help lists them"
     flag, options = flags[0], [] if config is None else list(options_of(config))
-    above = [option for option in options if option.table and flag.startswith(f"{option.flag}.")]
-    if above:
-        return _explain_part(flag, max(above, key=lambda option: len(option.flag)))
+    # Is it meant for a part? For --model.image.patch the choice --model.image is above it; the longest is the nearest.
+    choices_above = [option for option in options if option.table and flag.startswith(f"{option.flag}.")]
+    if choices_above:
+        return _explain_part(flag, max(choices_above, key=lambda option: len(option.flag)))
+    # If not, suggest flags that end alike (--width: --model.width) or are spelt alike.
     known = [option.flag for option in options]
     name = flag.lstrip("-").rpartition(".")[2]
     same_name = [other for other in known if other.endswith(f".{name}") or other == f"--{name}"]
@@ -258,17 +281,18 @@ def explain_unknown(words: Sequence[str], config: Any) -> str:
     return f"{flag}: no such option; {advice}"
 
 
-def _explain_part(flag: str, choice: Any) -> str:
-    """Why ``flag`` is no option of the part that ``choice`` holds."""
+def _explain_part(flag: str, choice: Option) -> str:
+    """The error message for a flag such as ``--model.image.patch``, which the part chosen by ``choice``
+    (``--model.image``) does not have; it names the parts that do."""
     option, part = flag.removeprefix(f"{choice.flag}."), choice.default
     if option == "name":
         return (
             f"{flag}: choose by {choice.flag} itself, one of {', '.join(parts.names_of(choice.annotation))}"
         )
-    have = [
+    owners = [
         name for name, other in choice.table.items() if option.replace("-", "_") in parts.options_of(other)
     ]
-    elsewhere = f" ({', '.join(have)} {'has' if len(have) == 1 else 'have'} it)" if have else ""
+    elsewhere = f" ({', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it)" if owners else ""
     if part is None:
         return f"{flag}: {choice.flag} is 'none' and has no options{elsewhere}"
     names = ", ".join(name.replace("_", "-") for name in parts.options_of(part))

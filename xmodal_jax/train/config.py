@@ -29,10 +29,11 @@ class DataConfig:
     """Data set: ``shapes`` (embedded), ``tfds:NAME``, ``folder:PATH``, ``npz:PATH``, ``spoken:FILE``, or ``poly:SPEC``
     (image modalities made from another data set with images and labels)."""
     input: DataFlags = DataOptions()
-    """How the data set is read."""
+    """Options of the data set: number of examples, modalities, sizes of images, length of audio. Their flags have no
+    prefix (``--train-size``)."""
     tokenizer: str = "word"
-    """Tokenizer of the texts: word, wordpiece or bpe is trained on them; a folder holds a Hugging Face tokenizer or
-    that of an earlier run (RUN/tokenizer)."""
+    """Tokenizer of the texts: ``word``, ``wordpiece`` or ``bpe``, which are trained on the texts of the data set, or a
+    folder with a Hugging Face tokenizer or that of an earlier run (RUN/tokenizer)."""
     vocab_size: Advanced[int | None] = None
     """Vocabulary size of a tokenizer that is trained; None: the default of its kind. ``bpe`` with 260 reads bytes."""
     text_cleanup: Advanced[Literal["none", "lower", "stop"]] = "none"
@@ -52,7 +53,7 @@ class TrainingConfig(DataConfig):
     help_group: ClassVar[str] = "training"
 
     steps: int = 1000
-    """Optimizer steps."""
+    """Number of training steps, each of which updates the parameters once."""
     batch_size: int = 128
     """Examples per step, over all devices together."""
     seed: int = 0
@@ -95,7 +96,7 @@ class RunConfig(TrainingConfig):
     """Only check that everything works: a tiny data set and a few steps. This takes one or two minutes, mostly for
     compilation."""
     run_dir: pathlib.Path | None = None
-    """Directory of the run's files; None: ``runs/<experiment>-<time>``."""
+    """Directory to write the run's files to; None: ``runs/<experiment>-<time>``."""
     resume: bool = False
     """Continue from the newest checkpoint in --run-dir."""
 
@@ -136,20 +137,27 @@ class PretrainedConfig(RunConfig):
 
     @property
     def pretrained(self) -> dict[str, str]:
-        """The pretrained encoders that were asked for, by modality (a pretrained text decoder as "decoder")."""
+        """The flags of pretrained encoders that are set, such as ``{"image": "hf:PATH"}``, by modality (a pretrained
+        text decoder as "decoder")."""
         encoders = {modality: getattr(self, f"{modality}_encoder") for modality in MODALITIES}
         return {modality: encoder for modality, encoder in encoders.items() if encoder is not None}
 
     @classmethod
     def implied_parts(cls, flags: Collection[str]) -> dict[str, str]:
-        """The parts that flags choose, by the paths where experiments have them: with ``--image-encoder`` the encoder
-        of images is a pretrained one, so that ``--model.image.dropout`` is its option."""
-        chosen = [modality for modality in MODALITIES if f"--{modality}-encoder" in flags]
-        paths = [f"model.{modality}{rest}" for modality in chosen for rest in ("", ".encoder")]
+        """Names of the parts that the given ``flags`` choose, by path.
+
+        With ``--image-encoder`` the encoder of images is the part for pretrained encoders, so that
+        ``--model.image.dropout`` is an option of that part. Experiments have the encoder at one of two paths,
+        ``model.image`` or ``model.image.encoder``.
+        """
+        modalities = [modality for modality in MODALITIES if f"--{modality}-encoder" in flags]
+        paths = [f"model.{modality}{suffix}" for modality in modalities for suffix in ("", ".encoder")]
         return dict.fromkeys(paths, PretrainedEncoderConfig.name)
 
     @property
     def text_options(self) -> dict[str, Any]:
+        """Keyword arguments of `data.splits.fit_tokenizer`: a pretrained text model (decoder or encoder) comes with its
+        own tokenizer, unless --tokenizer chooses another."""
         options, pretrained = super().text_options, self.pretrained
         text_model = pretrained.get("decoder", pretrained.get("text"))
         if text_model is None or self.tokenizer != RunConfig.tokenizer:
@@ -189,7 +197,8 @@ class StartConfig(PretrainedConfig):
 
 
 def shrink(config):
-    """The configuration of a ``--smoke`` run: the same work at the smallest size that still exercises it."""
+    """The configuration of a ``--smoke`` run: 4 steps on at most 64 examples, with an evaluation and a checkpoint every
+    2 steps, so that all parts of a run are exercised."""
     return dataclasses.replace(
         config,
         steps=min(config.steps, 4),

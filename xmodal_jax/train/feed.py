@@ -27,6 +27,7 @@ class BatchFeed:
         self.loaders = [loader.copy(seed=loader.order.seed + k, shard=shard) for k in range(config.seeds)]
         self.engine = engine
         source = loader.source
+        # Kept on the device: a data set of arrays that fits, and needs no transform on the host.
         self.is_resident = (
             config.resident
             and source.arrays is not None
@@ -37,24 +38,32 @@ class BatchFeed:
         """The data set on the device, or None."""
 
     def next(self, step: int, count: int) -> Any:
-        """The ``scan_inputs`` of `Engine.run` for ``count`` steps from ``step`` on."""
-        scan_inputs = [self._next_of(loader, step, count) for loader in self.loaders]
+        """The ``scan_inputs`` of `Engine.run` for ``count`` steps from ``step`` on: arrays ``[count, B, ...]`` on the
+        devices, with N seeds ``[count, N, B, ...]``."""
+        by_seed = [self._host_inputs(loader, step, count) for loader in self.loaders]
         if self.engine.seeds is None:
-            return self.engine.put(scan_inputs[0])
-        return self.engine.put(jax.tree.map(lambda *x: np.stack(x, axis=1), *scan_inputs))
+            (only_seed,) = by_seed
+            return self.engine.put(only_seed)
+        return self.engine.put(jax.tree.map(lambda *x: np.stack(x, axis=1), *by_seed))
 
-    def _next_of(self, loader: Loader, step: int, count: int) -> Any:
+    def _host_inputs(self, loader: Loader, step: int, count: int) -> Any:
+        """The inputs of ``count`` steps for one seed, arrays ``[count, B, ...]`` on the host.
+
+        Either batches, or, where the data set is on the device, the numbers of the examples in the data set (``row``)
+        and in the stream of all examples drawn so far (``index``).
+        """
         if self.is_resident:
             return {"row": loader.index_batches(step, count), "index": loader.stream_index(step, count)}
         batches = [numeric_fields(next(loader)) for _ in range(count)]
         return jax.tree.map(lambda *x: np.stack(x), *batches)
 
     def position(self) -> dict[str, Any]:
-        """The position in the data of the first seed; the others differ from it in the seed alone."""
+        """The first seed's position in the data. The other seeds are at the same position of their own orders, so that
+        theirs differ in the entry ``seed`` only."""
         return self.loaders[0].position()
 
     def restore(self, position: dict[str, Any]) -> None:
-        """Goes on from a `position`."""
+        """Moves all seeds to a ``position`` that `position` has returned."""
         for k, loader in enumerate(self.loaders):
             loader.restore({**position, "seed": position["seed"] + k})
 

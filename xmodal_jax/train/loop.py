@@ -79,8 +79,8 @@ def fit(
 ) -> TrainingResult:
     """Trains ``method`` on ``loader``'s batches for ``config.steps`` steps.
 
-    With ``config.seeds`` above 1 that many runs train at once, with the seeds ``config.seed``, ``config.seed + 1``, …;
-    each is the run that its seed alone would be, in its own order of the data. Metrics then hold a value per seed.
+    With ``config.seeds`` above 1 that many models train at once, with the seeds ``config.seed``, ``config.seed + 1``, …
+    Each has its own order of the data, and ends as it would if it trained alone. Metrics then hold a value per seed.
 
     Args:
       evaluate: ``evaluate(params) -> metrics`` of one seed, called every ``config.eval_every`` steps and at the end.
@@ -88,7 +88,7 @@ def fit(
         best checkpoint and early stopping.
       params: parameters to start from, in place of the method's own initialisation.
       metadata: JSON-able values stored in every checkpoint, beside the configuration and the seeds: what is needed to
-        use the parameters elsewhere.
+        use the parameters elsewhere, such as the tokenizer.
 
     Raises:
       NonFiniteError: the loss or a gradient is no longer finite. It names the step and the parameters. With
@@ -104,13 +104,14 @@ def fit(
     with contextlib.closing(loop), termination() as stop_requested:
         while loop.step < config.steps:
             loop.dispatch()
-            finished = loop.evaluate() or loop.step >= config.steps
+            stops_early = loop.evaluate()
+            finished = stops_early or loop.step >= config.steps
             # Called after every dispatch: several processes agree here on the step at which they stop.
-            stopped = stop_requested(loop.step)
-            loop.save(now=finished or stopped)
+            preempted = stop_requested(loop.step)
+            loop.save(now=finished or preempted)
             if finished:
                 break
-            if stopped:
+            if preempted:
                 run.close()
                 command = resume_command(run)
                 raise Preempted(f"stopped at step {loop.step} as asked; go on with:\n  {command}")
@@ -119,9 +120,13 @@ def fit(
 
 
 class TrainingLoop:
-    """A training in progress: the state on the devices, the position in the data, and what is logged and stored.
+    """A training in progress: the state on the devices, the position in the data, the metrics and the checkpoints.
 
     `fit` calls `set_up`, then `dispatch`, `evaluate` and `save` until the training is finished, then `result`.
+
+    A *dispatch* is one call of the compiled program, which makes ``config.dispatch`` steps (or fewer, see
+    `choose_steps_per_dispatch`). Devices compute asynchronously: the metrics of a dispatch are read only after the next
+    one has been started, so that the device never waits for the host.
     """
 
     def __init__(
@@ -139,26 +144,31 @@ class TrainingLoop:
         metadata: Mapping[str, Any] | None,
     ):
         self.config, self.run, self.timer, self.loader = config, run, timer, loader
-        self._evaluate, self._monitor = evaluate, monitor
+        self._evaluate_params, self._monitor = evaluate, monitor
         make = gan_step.make_training if isinstance(method, GAN) else make_training
         self.training = training = make(method, optimizer, config.steps, params=params)
         self.seeds = config.all_seeds
+        # With one seed (None) the arrays of the state have no leading axis of seeds.
         options = dict(fsdp=config.fsdp, seeds=len(self.seeds) if len(self.seeds) > 1 else None)
         self.engine = make_engine(config.parallel, training.init, training.make_step, **options)
-        # Runs the steps of a method's first stage (pretraining), which are compiled apart.
         self._run_initial: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+        """As `Engine.run`, for the steps of the method's initial stage, such as pretraining; None: it has no such
+        stage. It is a separate compiled program."""
         if training.initial_steps:
             self._run_initial = make_engine(
                 config.parallel, training.init, training.make_initial_step, **options
             ).run
         self._checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
         self._feed = BatchFeed(loader, self.engine, config)
-        self._device_data = DeviceData(self._feed.resident, self.engine.put_frozen(training.frozen))
+        self._device_data = DeviceData(
+            data=self._feed.resident, frozen=self.engine.put_frozen(training.frozen)
+        )
         example = numeric_fields(loader.example())
         self._example = example
+        """A batch of one example, for the shapes of the model's inputs."""
         shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
         model = getattr(run.config, "model", None)
-        # The stored configuration leaves out the model's options for modalities that the data lack.
+        # config.json leaves out the model's options for modalities that the data do not have.
         run.leave_out([f"model.{name}" for name in unused_fields(model, example)])
         encoders = method.encoders if isinstance(method, Method) else []
         self._metadata = {
@@ -171,24 +181,26 @@ class TrainingLoop:
         }
         self.state: Any = None
         self.step = self.start = 0
-        """Steps taken so far, and those of them before this process started (see ``config.resume``)."""
+        """``step``: number of steps taken so far. ``start``: the step of the checkpoint that training resumed from."""
         self.diverged: list[int] = []
+        """Seeds that were dropped, because their loss or gradient became non-finite."""
         self._best_score = -math.inf
         self._evaluations_since_best = 0
         self._pending_metrics: tuple[int, Any] | None = None
-        """The last dispatch's step and metrics, while the device may still be computing them."""
+        """The number of steps after the last dispatch, and its metrics, which the device may still be computing."""
         # `set_up` assigns these.
         self._steps_per_dispatch = 0
         self._learning_rates: dict[str, np.ndarray] = {}
         """The learning rate of every step, by optimizer."""
         self._param_names: list[str] = []
-        """Names of the parameters, in the order of the flags ``finite`` of a step's metrics."""
+        """Names of the parameters, in the order of the flags ``finite`` in a step's metrics."""
         self._bar: tqdm | None = None
 
     # -- set-up ---------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        """Initialises the state, or restores it from the newest checkpoint with ``config.resume``."""
+        """Initialises the state (with ``config.resume``, restores it from the newest checkpoint) and what `dispatch`
+        needs beside it: learning rates for the log, names of the parameters and a progress bar."""
         seeds = np.array(self.seeds)
         keys = jax.vmap(jax.random.key)(seeds) if self.engine.seeds else jax.random.key(self.config.seed)
         if self.config.resume:
@@ -196,7 +208,7 @@ class TrainingLoop:
                 self._restore(keys)
         if self.training.frozen is not None:
             self._checkpoints.save_frozen(self.training.frozen)
-        self.run.truncate_metrics(self.start)
+        self.run.truncate_metrics(self.start)  # the steps after the checkpoint are logged again
         if self.state is None:
             with self.timer("train"):
                 self.state = self.engine.init(keys, self._example)
@@ -219,7 +231,11 @@ class TrainingLoop:
         )
 
     def _restore(self, keys: jax.Array) -> None:
-        """Restores state, position and counters from the newest checkpoint, if there is one."""
+        """Restores state, position in the data and counters from the newest checkpoint, if there is one.
+
+        Raises:
+          CheckpointMismatch: the checkpoint's arrays or its frozen networks are not those of this training.
+        """
         restored = self._checkpoints.restore(self.engine.abstract(keys, self._example))
         if restored is None:
             self.run.print("no checkpoint to resume from: starting at step 0")
@@ -241,17 +257,18 @@ class TrainingLoop:
     # -- one dispatch ---------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
-        """Runs ``steps_per_dispatch`` steps in one compiled call (`jax.lax.scan`), and logs the metrics of the previous
-        ones meanwhile."""
+        """Starts the next steps in one compiled call (`jax.lax.scan`); meanwhile logs the metrics of the dispatch
+        before."""
         with self.timer("data_wait"):
             scan_inputs = self._feed.next(self.step, self._steps_per_dispatch)
         with self.timer("train"):
-            if self.step == self.start and self.engine.seeds:
+            if self.step == self.start and self.engine.seeds:  # before the first step of several seeds
                 check_memory(self.engine, self.state, self._device_data, scan_inputs)
-            initial = self.step < self.training.initial_steps
-            run_steps = self._run_initial if initial else self.engine.run
+            in_initial_stage = self.step < self.training.initial_steps
+            run_steps = self._run_initial if in_initial_stage else self.engine.run
             self.state, metrics = run_steps(self.state, self._device_data, scan_inputs)
-            # Only now, with the next steps under way, are the metrics of the last dispatch waited for.
+            # The call above returns at once. Only now, while the device works, does the host wait for the metrics of
+            # the dispatch before.
             loss = self._finish_dispatch()
         self.step += self._steps_per_dispatch
         self._pending_metrics = self.step, metrics
@@ -260,48 +277,59 @@ class TrainingLoop:
             self._show(loss)
 
     def _show(self, loss: float) -> None:
-        """Loss and speed behind the progress bar."""
-        waiting = self.timer.seconds.get("data_wait", 0.0)
-        total = waiting + self.timer.seconds["train"]
-        speed = self.loader.batch_size * len(self.seeds) * (self._bar.format_dict["rate"] or 0)
+        """Shows the loss, examples per second and the fraction of time spent waiting for data beside the progress
+        bar."""
+        seconds_waiting = self.timer.seconds.get("data_wait", 0.0)
+        seconds = seconds_waiting + self.timer.seconds["train"]
+        steps_per_second = self._bar.format_dict["rate"] or 0
+        speed = self.loader.batch_size * len(self.seeds) * steps_per_second
         self._bar.set_postfix_str(
-            f"loss {loss:.4f}, {speed:,.0f} examples/s, {waiting / total:.0%} waiting for data",
+            f"loss {loss:.4f}, {speed:,.0f} examples/s, {seconds_waiting / seconds:.0%} waiting for data",
             refresh=False,
         )
 
     def _finish_dispatch(self) -> float | None:
-        """Waits for the last dispatch and checks that losses and gradients of all its steps are finite.
+        """Waits for the metrics of the dispatch before, checks that its losses and gradients are finite, and logs the
+        means of its metrics over its steps, for every seed that has not diverged.
 
-        It logs the metrics of its last step, of every seed that has not diverged; returns their mean loss. None where
-        nothing has been dispatched since the last call.
+        Returns:
+          The mean loss over these seeds; None if all metrics have been logged already.
         """
         if self._pending_metrics is None:
             return None
         (step, metrics), self._pending_metrics = self._pending_metrics, None
-        metrics = jax.tree.map(np.asarray, metrics)
-        first = step - len(metrics["finite"]) + 1
-        for k, flags in enumerate(metrics["finite"]):
+        metrics = jax.tree.map(
+            np.asarray, metrics
+        )  # waits for the device; arrays [K steps, ...] or [K, N seeds, ...]
+        first_step = step - len(metrics["finite"]) + 1
+        for k, flags in enumerate(
+            metrics["finite"]
+        ):  # [F] or [N, F]: the loss, then each parameter's gradient
             for seed, finite in zip(self.seeds, np.atleast_2d(flags), strict=True):
                 if seed in self.diverged:
                     continue
                 if non_finite_names := describe_non_finite(finite, self._param_names):
-                    self._handle_divergence(first + k, seed, non_finite_names, step)
+                    self._handle_divergence(first_step + k, seed, non_finite_names, last_step=step)
         del metrics["finite"]
         if self.diverged:
-            remaining = np.array([seed not in self.diverged for seed in self.seeds])
-            metrics = {name: value[:, remaining] for name, value in metrics.items()}
-        last = {f"train/{name}": value.mean(axis=0) for name, value in metrics.items()}
+            is_kept = np.array([seed not in self.diverged for seed in self.seeds])
+            metrics = {name: value[:, is_kept] for name, value in metrics.items()}
+        means = {f"train/{name}": value.mean(axis=0) for name, value in metrics.items()}  # over the K steps
         rates = {f"train/{name}": float(rate[step - 1]) for name, rate in self._learning_rates.items()}
-        self.run.log(step, last | rates)
-        return float(last["train/loss"].mean())
+        self.run.log(step, means | rates)
+        return float(means["train/loss"].mean())
 
-    def _handle_divergence(self, step: int, seed: int, non_finite_names: str, last_step: int) -> None:
-        """Drops a seed whose values are no longer finite, or raises NonFiniteError."""
+    def _handle_divergence(self, step: int, seed: int, non_finite_names: str, *, last_step: int) -> None:
+        """Drops a seed whose loss or gradient is no longer finite at ``step``, or raises NonFiniteError.
+
+        ``non_finite_names``: what is not finite, for the message. ``last_step``: the dispatch's last step, whose
+        learning rates the message names.
+        """
         of_seed = f" of seed {seed}" if self.engine.seeds else ""
         message = f"step {step}{of_seed}: {non_finite_names} are no longer finite."
-        others = len(self.seeds) - len(self.diverged) - 1
-        if self.config.on_divergence == "drop" and others:
-            self.run.print(f"{message} This seed is dropped; {others} go on.")
+        other_seeds = len(self.seeds) - len(self.diverged) - 1
+        if self.config.on_divergence == "drop" and other_seeds:
+            self.run.print(f"{message} This seed is dropped; {other_seeds} go on.")
             self.diverged.append(seed)
             return
         rates = ", ".join(f"{rate[last_step - 1]:.2g}" for rate in self._learning_rates.values())
@@ -313,20 +341,23 @@ class TrainingLoop:
     # -- between dispatches ---------------------------------------------------------------------------
 
     def evaluate(self) -> bool:
-        """Evaluates if it is due, and saves the checkpoint if it is the best one so far.
+        """Evaluates if an evaluation is due, logs the scores, and saves a checkpoint if it is the best one so far.
 
         Returns:
           Whether training should stop early: the metric has not improved for ``config.patience`` evaluations.
         """
-        if self._evaluate is None or not self._due(self.config.eval_every):
+        if self._evaluate_params is None or not self._due(self.config.eval_every):
             return False
         with self.timer("train"):
-            self._finish_dispatch()
+            self._finish_dispatch()  # raises if the parameters are not finite
         with self.timer("evaluation"):
-            params = eval_params_by_seed(self.state, self.engine, self.training, self._device_data.frozen)
-            by_seed = zip(self.seeds, params, strict=True)
+            all_params = eval_params_by_seed(self.state, self.engine, self.training, self._device_data.frozen)
             scores = stack_scores(
-                [self._evaluate(params) for seed, params in by_seed if seed not in self.diverged]
+                [
+                    self._evaluate_params(params)
+                    for seed, params in zip(self.seeds, all_params, strict=True)
+                    if seed not in self.diverged
+                ]
             )
         self.run.log(self.step, scores)
         if self._monitor is not None:
@@ -339,7 +370,8 @@ class TrainingLoop:
         return True
 
     def _compare_with_best(self, score: float) -> None:
-        """Saves the best checkpoint if ``score`` is higher than every one before; else counts the evaluation."""
+        """Saves a checkpoint as the best one if ``score`` is higher than all earlier scores; else counts the evaluation
+        as one without improvement."""
         if score > self._best_score:
             self._best_score, self._evaluations_since_best = score, 0
             self._checkpoints.save_best(
@@ -349,17 +381,20 @@ class TrainingLoop:
             self._evaluations_since_best += 1
 
     def save(self, *, now: bool = False) -> None:
-        """Saves a checkpoint if one is due, or ``now``; first it waits until the state is known to be finite."""
+        """Saves a checkpoint if one is due, or in any case if ``now``.
+
+        Before that it checks that the state is finite, so that no checkpoint holds a diverged one.
+        """
         if not (now or self._due(self.config.checkpoint_every)):
             return
         if self._pending_metrics is not None:
             with self.timer("train"):
-                self._finish_dispatch()
+                self._finish_dispatch()  # raises if the state is not finite
         with self.timer("checkpoint"):
             self._checkpoints.save(self.step, self.engine.fetch(self.state), self._checkpoint_metadata())
 
     def _due(self, every: int) -> bool:
-        """Whether something that happens every ``every`` steps (0: never) and after the last step happens now."""
+        """Whether it is time for what happens every ``every`` steps (0: never) and after the last step."""
         return self.step >= self.config.steps or bool(every and self.step % every == 0)
 
     def _checkpoint_metadata(self) -> dict[str, Any]:
@@ -389,69 +424,82 @@ class TrainingLoop:
 
     def result(self) -> TrainingResult:
         """The outcome, as `fit` returns it."""
-        seeds = [seed for seed in self.seeds if seed not in self.diverged]
         return TrainingResult(
-            self.state, self.engine, self.step, self.training, seeds, self.diverged, self.start,
-            self._device_data.frozen,
-        )  # fmt: skip
+            state=self.state,
+            engine=self.engine,
+            steps=self.step,
+            training=self.training,
+            seeds=[seed for seed in self.seeds if seed not in self.diverged],
+            diverged=self.diverged,
+            resumed=self.start,
+            frozen=self._device_data.frozen,
+        )
 
 
 def load_pretrained_params(state: Any, engine: Engine, training: Training, example: Any) -> Any:
-    """``state`` with the parameters that ``training.load_pretrained`` loads, also in their moving average."""
+    """``state`` with the parameters that ``training.load_pretrained`` loads from checkpoints in place of the initial
+    ones, also in the moving average. ``example``: a batch, for the shapes of the model's inputs."""
     initial = engine.fetch(state)
     if engine.seeds is None:
         params = training.load_pretrained(initial.params, example)
     else:
+        # The first axis of every array is that of the seeds: load for each seed, and stack again.
         by_seed = [
             training.load_pretrained(jax.tree.map(lambda x: x[k], initial.params), example)  # noqa: B023
             for k in range(engine.seeds)
         ]
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_seed)
+    # The average starts at the loaded parameters. A copy, because the state's buffers are donated.
     ema = None if initial.ema is None else jax.tree.map(jnp.copy, training.ema_params(params))
     return engine.put_state(initial._replace(params=params, ema=ema))
 
 
 def eval_params_by_seed(state: Any, engine: Engine, training: Training, frozen: Any = None) -> list[Any]:
-    """The parameters to evaluate, of each seed, with those of ``frozen`` networks (on the devices) if there are any."""
+    """The parameters to evaluate: a tree for each seed, without an axis of seeds.
+
+    ``frozen``: parameters of frozen networks, on the devices. Every seed's tree gets them as its entry ``frozen``;
+    None: there are none.
+    """
     params = training.eval_params(engine.fetch(state))
     by_seed = [params]
-    if engine.seeds is not None:
+    if engine.seeds is not None:  # the first axis of every array is that of the seeds
         by_seed = [jax.tree.map(lambda x: x[k], params) for k in range(engine.seeds)]  # noqa: B023
     if frozen is None:
         return by_seed
     frozen = engine.fetch(frozen)
-    return [{**each, "frozen": frozen} for each in by_seed]
+    return [{**seed_params, "frozen": frozen} for seed_params in by_seed]
 
 
 def tabulate(schedules: Mapping[str, Callable], steps: int) -> dict[str, np.ndarray]:
-    """Schedules as tables ``[steps]``.
+    """The values of each schedule at the steps 0, 1, …, ``steps - 1``, as arrays ``[steps]`` on the host.
 
-    All steps are evaluated in one program: one by one, a schedule would cost a short step more than the rest of the
-    loop does.
+    One compiled program computes all of them, before training. To evaluate the schedules in every step would take
+    longer than the rest of the loop's work on the host.
     """
-    evaluate = jax.jit(lambda steps: {name: jax.vmap(f)(steps) for name, f in schedules.items()})
-    return jax.tree.map(np.asarray, evaluate(np.arange(steps)))
+    all_values = jax.jit(lambda steps: {name: jax.vmap(f)(steps) for name, f in schedules.items()})
+    return jax.tree.map(np.asarray, all_values(np.arange(steps)))
 
 
 def check_memory(engine: Engine, state: Any, device_data: Any, scan_inputs: Any) -> None:
     """Raises MemoryError if `Engine.run` with these arguments needs more memory than is free.
 
-    `fit` calls it before the first step, so that the error says what to change and does not come in the middle of it.
+    It is called before the first step of several seeds: instead of the device's own error in the middle of a step, the
+    user gets one that says what to change.
     """
-    needed, free = engine.needed_memory(state, device_data, scan_inputs), free_memory()
+    needed, free = engine.needed_memory(state, device_data, scan_inputs), free_memory()  # bytes per device
     shards = (s for x in jax.tree.leaves((state, device_data)) for s in x.addressable_shards)
-    held = sum(shard.data.nbytes for shard in shards) // engine.local_devices
-    if free is not None and needed - held > free:
+    allocated = sum(shard.data.nbytes for shard in shards) // engine.local_devices
+    if free is not None and needed - allocated > free:
         raise MemoryError(
             f"{engine.seeds} seeds at once need {needed / 2**30:.1f} GiB on each device, of which "
-            f"{(needed - held) / 2**30:.1f} GiB are still to be had and {free / 2**30:.1f} GiB are free. Lower --seeds "
-            f"(one seed needs about {needed / engine.seeds / 2**30:.1f} GiB) or --batch-size, or split the state over "
-            "more devices with --parallel sharded --fsdp N."
+            f"{(needed - allocated) / 2**30:.1f} GiB are not yet allocated; {free / 2**30:.1f} GiB are free. "
+            f"Lower --seeds (one seed needs about {needed / engine.seeds / 2**30:.1f} GiB) or --batch-size, or split "
+            "the state over more devices with --parallel sharded --fsdp N."
         )
 
 
 def resume_command(run: Run) -> str:
-    """The command that continues this run."""
+    """The command line that continues this run: that of this process, with ``--resume`` and the run's directory."""
     words = [w for w in sys.argv if w != "--resume"]
     if not any(w.split("=")[0] == "--run-dir" for w in words):
         words += ["--run-dir", str(run.path)]
@@ -459,8 +507,9 @@ def resume_command(run: Run) -> str:
 
 
 def choose_steps_per_dispatch(config: RunConfig, start: int, initial_steps: int) -> int:
-    """Steps per dispatch: the largest number up to ``config.dispatch`` such that a dispatch ends at every evaluation,
-    checkpoint, the end, and the last of the ``initial_steps``, where the program changes."""
-    stops = [n for n in (config.steps, config.eval_every, config.checkpoint_every, start, initial_steps) if n]
-    common = math.gcd(*stops)
-    return max(k for k in range(1, min(config.dispatch, common) + 1) if common % k == 0)
+    """The largest number of steps per dispatch, up to ``config.dispatch``, with which a dispatch ends at every step
+    where the loop must act: at each evaluation and checkpoint, after the ``initial_steps`` (where another program
+    takes over) and at the end. ``start``: the step that training begins at."""
+    intervals = (config.steps, config.eval_every, config.checkpoint_every, start, initial_steps)
+    divisor = math.gcd(*(n for n in intervals if n))  # 0 means never
+    return max(k for k in range(1, min(config.dispatch, divisor) + 1) if divisor % k == 0)

@@ -326,7 +326,7 @@ assert value.shape == ()
                     "OBJECTIVES: Mapping",
                     '''def linear_discriminator(real, fake, *, present=None, axis_name=None):
     """``D(fake) - D(real)``."""
-    return _terms(lambda r, f: f - r, present, real, fake)
+    return _loss_where_present(lambda r, f: f - r, present, real, fake)
 
 
 ''',

@@ -47,7 +47,7 @@ Present = Bool[Array, "batch"] | None
 
 
 class Adversarial(NamedTuple):
-    """An objective on logits, as two pure functions.
+    """An adversarial objective on logits, as two pure functions that return one term per example.
 
     ``discriminator(real, fake, *, present=None, axis_name=None) -> [B]``
     ``generator(fake, real, *, present=None, axis_name=None) -> [B]``
@@ -61,35 +61,35 @@ def minimax_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     r""":math:`-\log \sigma(r) - \log(1 - \sigma(f))`, nats (Goodfellow et al. 2014, arXiv:1406.2661, eq. 1)."""
-    return _terms(lambda r, f: softplus(-r) + softplus(f), present, real, fake)
+    return _loss_where_present(lambda r, f: softplus(-r) + softplus(f), present, real, fake)
 
 
 def minimax_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     r""":math:`\log(1 - \sigma(f))`, nats: the saturating loss (Goodfellow et al. 2014, eq. 1)."""
-    return _terms(lambda f: -softplus(f), present, fake)
+    return _loss_where_present(lambda f: -softplus(f), present, fake)
 
 
 def non_saturating_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     r""":math:`-\log \sigma(f)`, nats (Goodfellow et al. 2014, section 3): its gradient stays large where D is sure."""
-    return _terms(lambda f: softplus(-f), present, fake)
+    return _loss_where_present(lambda f: softplus(-f), present, fake)
 
 
 def least_squares_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     r""":math:`\tfrac12 (r - 1)^2 + \tfrac12 f^2` (Mao et al. 2017, LSGAN, arXiv:1611.04076, eq. 9)."""
-    return _terms(lambda r, f: 0.5 * (r - 1.0) ** 2 + 0.5 * f**2, present, real, fake)
+    return _loss_where_present(lambda r, f: 0.5 * (r - 1.0) ** 2 + 0.5 * f**2, present, real, fake)
 
 
 def least_squares_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     r""":math:`\tfrac12 (f - 1)^2` (Mao et al. 2017, LSGAN, eq. 9)."""
-    return _terms(lambda f: 0.5 * (f - 1.0) ** 2, present, fake)
+    return _loss_where_present(lambda f: 0.5 * (f - 1.0) ** 2, present, fake)
 
 
 def wasserstein_discriminator(
@@ -99,21 +99,21 @@ def wasserstein_discriminator(
 
     The critic must be Lipschitz: :func:`clip_weights` or a penalty of :mod:`xmodal_jax.losses.penalties` keeps it so.
     """
-    return _terms(lambda r, f: f - r, present, real, fake)
+    return _loss_where_present(lambda r, f: f - r, present, real, fake)
 
 
 def wasserstein_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     """``-f`` (Arjovsky et al. 2017, algorithm 1); also the generator's loss of the hinge objective."""
-    return _terms(lambda f: -f, present, fake)
+    return _loss_where_present(lambda f: -f, present, fake)
 
 
 def hinge_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     """``relu(1 - r) + relu(1 + f)`` (Miyato et al. 2018, SN-GAN, arXiv:1802.05957, eq. 16)."""
-    return _terms(lambda r, f: relu(1.0 - r) + relu(1.0 + f), present, real, fake)
+    return _loss_where_present(lambda r, f: relu(1.0 - r) + relu(1.0 + f), present, real, fake)
 
 
 def jsd_bound(
@@ -128,20 +128,28 @@ def jsd_bound(
     the Jensen-Shannon divergence, at most 2 log 2. That is no more than :math:`KL(P\|Q)`, so with P the true pairs, and
     Q pairs of which one side is rolled along the batch, the mean is a lower bound of the sides' mutual information.
     """
-    return _terms(lambda p, q: 2.0 * math.log(2.0) - softplus(-p) - softplus(q), present, positive, negative)
+    return _loss_where_present(
+        lambda p, q: 2.0 * math.log(2.0) - softplus(-p) - softplus(q), present, positive, negative
+    )
 
 
 def jsd_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """Minus :func:`jsd_bound` of real against generated examples, nats: the discriminator tightens the bound."""
+    """Minus :func:`jsd_bound` with the real examples as P and the generated ones as Q, in nats.
+
+    The discriminator minimises it, and so tightens the bound.
+    """
     return -jsd_bound(real, fake, present=present)
 
 
 def jsd_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """:func:`jsd_bound` of real against generated examples, nats: the generator lowers the divergence."""
+    """:func:`jsd_bound` with the real examples as P and the generated ones as Q, in nats.
+
+    The generator minimises it, and so lowers the divergence.
+    """
     return jsd_bound(real, fake, present=present)
 
 
@@ -152,39 +160,42 @@ def relativistic_discriminator(
 
     The logit of a real example is to exceed that of the generated example at the same position in the batch.
     """
-    return _terms(lambda r, f: softplus(f - r), present, real, fake)
+    return _loss_where_present(lambda r, f: softplus(f - r), present, real, fake)
 
 
 def relativistic_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r""":math:`-\log \sigma(f - r)`, nats: :func:`relativistic_discriminator` with the sides exchanged."""
+    r""":math:`-\log \sigma(f - r)`, nats: :func:`relativistic_discriminator` with real and generated exchanged."""
     return relativistic_discriminator(fake, real, present=present)
 
 
 def relativistic_average_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r"""Each logit against the mean logit of the other side, for RaSGAN (Jolicoeur-Martineau 2018, section 4).
+    r"""Compares each real logit r with the mean generated logit, and each generated logit f with the mean real one.
 
     .. math:: -\log \sigma(r - \bar f) - \log(1 - \sigma(f - \bar r)) \quad\text{(nats)}
 
-    with the means over the present examples of the global batch.
+    with the means over the present examples of the global batch: RaSGAN (Jolicoeur-Martineau 2018, section 4).
     """
 
-    def terms(r, f):
-        # The shares of a mean over the global batch sum to the mean.
+    def loss(r, f):
         weights = None if present is None else present.astype(r.dtype)
-        mean = lambda x: psum(batch_mean(x, weights, axis_name=axis_name), axis_name)
-        return softplus(mean(f) - r) + softplus(f - mean(r))
 
-    return _terms(terms, present, real, fake)
+        def global_mean(logits):
+            # batch_mean returns this device's share of the mean over the global batch; the shares sum to that mean.
+            return psum(batch_mean(logits, weights, axis_name=axis_name), axis_name)
+
+        return softplus(global_mean(f) - r) + softplus(f - global_mean(r))
+
+    return _loss_where_present(loss, present, real, fake)
 
 
 def relativistic_average_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """:func:`relativistic_average_discriminator` with the sides exchanged."""
+    """:func:`relativistic_average_discriminator` with the real and the generated logits exchanged."""
     return relativistic_average_discriminator(fake, real, present=present, axis_name=axis_name)
 
 
@@ -230,18 +241,21 @@ def matching_aware(objective: Adversarial) -> Callable[..., jax.Array]:
         axis_name: AxisName = None,
     ) -> Logits:
         fake_loss = objective.discriminator(real, fake, present=present, axis_name=axis_name)
-        pairs = present if mismatched_present is None else mismatched_present
+        # The examples whose mismatched logit counts; None: all.
+        has_mismatched = present if mismatched_present is None else mismatched_present
         if present is not None:
-            pairs = pairs & present
-        mismatched_loss = objective.discriminator(real, mismatched, present=pairs, axis_name=axis_name)
+            has_mismatched = has_mismatched & present
+        mismatched_loss = objective.discriminator(
+            real, mismatched, present=has_mismatched, axis_name=axis_name
+        )
         mean_loss = 0.5 * (fake_loss + mismatched_loss)
-        return mean_loss if pairs is None else jnp.where(pairs, mean_loss, fake_loss)
+        return mean_loss if has_mismatched is None else jnp.where(has_mismatched, mean_loss, fake_loss)
 
     return discriminator
 
 
 def clip_weights(params: PyTree[Float[Array, "..."]], limit: float) -> PyTree[Float[Array, "..."]]:
-    """Clips every weight to [-limit, limit], after each step of a WGAN's critic (Arjovsky et al. 2017: 0.01).
+    """The weights clipped to [-limit, limit], as a WGAN's critic needs after each step (Arjovsky et al. 2017: 0.01).
 
     Raises:
       ValueError: the limit is not positive.
@@ -269,11 +283,11 @@ def mmd_discriminator(
     present: Present = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r""":math:`-MMD^2`, unbiased, between features of real and generated examples (Bińkowski et al. 2018).
+    r""":math:`-MMD^2`, unbiased, between the critic's features of real and of generated examples.
 
-    arXiv:1801.01401, section 2.1; Li et al. 2017, arXiv:1705.08584. Returns this device's share of one number for the
-    global batch; see :func:`xmodal_jax.losses.mmd`. The paper has 16 features. The critic must be kept smooth, by
-    :func:`xmodal_jax.losses.gradient_penalty` of :func:`witness` or by :func:`clip_weights`.
+    Bińkowski et al. 2018, arXiv:1801.01401, section 2.1 (with 16 features); Li et al. 2017, arXiv:1705.08584. Returns
+    this device's share of one number for the global batch; see :func:`xmodal_jax.losses.mmd`. The critic must be kept
+    smooth, by :func:`xmodal_jax.losses.gradient_penalty` of :func:`witness` or by :func:`clip_weights`.
     """
     return -mmd_generator(fake, real, kernel=kernel, present=present, axis_name=axis_name)
 
@@ -286,7 +300,10 @@ def mmd_generator(
     present: Present = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """:math:`MMD^2`, unbiased; this device's share. See :func:`mmd_discriminator`."""
+    """:math:`MMD^2`, unbiased, between features of real and generated examples: minus :func:`mmd_discriminator`.
+
+    Returns this device's share of one number for the global batch.
+    """
     return mmd(
         _at_least_float32(real), _at_least_float32(fake), kernel=kernel, present=present, axis_name=axis_name
     )
@@ -311,15 +328,18 @@ def witness(
         gradient_penalty(lambda x: witness(features(x), real_features, fake_features), real, fake, keys)
     """
     present = jnp.ones_like(real[:, 0], dtype=bool) if present is None else present
-    all_present = all_gather(present, axis_name)
+    all_present = all_gather(present, axis_name)  # [global batch]
 
-    def mean(y):
+    def mean_kernel(y):
+        """``[points]``: the mean of ``k(x, y_j)`` over the present examples j of the global batch."""
         # Zero the features of absent examples first, so that an infinite one has no gradient.
         y = all_gather(jnp.where(present[:, None], _at_least_float32(y), 0.0), axis_name)
-        values = jnp.where(all_present[None, :], kernel(_at_least_float32(x), y), 0.0)
+        values = jnp.where(
+            all_present[None, :], kernel(_at_least_float32(x), y), 0.0
+        )  # [points, global batch]
         return values.sum(axis=1) / jnp.maximum(all_present.sum(), 1).astype(values.dtype)
 
-    return mean(real) - mean(fake)
+    return mean_kernel(real) - mean_kernel(fake)
 
 
 class FeatureObjective(NamedTuple):
@@ -353,10 +373,11 @@ def _at_least_float32(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _terms(term: Callable[..., jax.Array], present: Present, *logits: Logits) -> Logits:
-    """``term(*logits)`` in float32 at least; 0 where absent."""
+def _loss_where_present(loss: Callable[..., jax.Array], present: Present, *logits: Logits) -> Logits:
+    """``loss(*logits)`` of each example ``[B]``, computed in float32 at least; 0 where an example is absent."""
     logits = [_at_least_float32(x) for x in logits]
     if present is None:
-        return term(*logits)
+        return loss(*logits)
     # Zero the logits of absent examples first, so that an infinite one reaches neither value nor gradient.
-    return jnp.where(present, term(*(jnp.where(present, x, 0.0) for x in logits)), 0.0)
+    logits = [jnp.where(present, x, 0.0) for x in logits]
+    return jnp.where(present, loss(*logits), 0.0)

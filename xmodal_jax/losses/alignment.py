@@ -55,21 +55,24 @@ def mmd(
       Gretton et al. 2012, A Kernel Two-Sample Test, JMLR 13, eq. 3 and 5.
     """
 
-    def mean_kernel(a, a_present, b, b_present, same):
-        """This device's part of the mean of the kernel over the pairs that count."""
+    def mean_kernel(a, a_present, b, b_present, *, same_sample):
+        """This device's share of the mean of ``k(a_i, b_j)`` over all pairs that count.
+
+        The rows i of the matrix are this device's examples of ``a``, the columns j all devices' examples of ``b``.
+        """
         valid = a_present[:, None] & all_gather(b_present, axis_name)[None, :]
-        if same and unbiased:
+        if same_sample and unbiased:
             index = global_index(a.shape[0], axis_name=axis_name)
             valid &= index[:, None] != all_gather(index, axis_name)[None, :]
-        total = psum(valid.sum(), axis_name)
+        pair_count = psum(valid.sum(), axis_name)
         values = jnp.where(valid, kernel(a, all_gather(b, axis_name)), 0.0)
-        return values.sum() / jnp.maximum(total, 1).astype(values.dtype)
+        return values.sum() / jnp.maximum(pair_count, 1).astype(values.dtype)
 
     x, x_present = _zero_absent(x, present)
     y, y_present = _zero_absent(y, present if y_present is None else y_present)
-    xx = mean_kernel(x, x_present, x, x_present, True)
-    yy = mean_kernel(y, y_present, y, y_present, True)
-    return xx + yy - 2.0 * mean_kernel(x, x_present, y, y_present, False)
+    xx = mean_kernel(x, x_present, x, x_present, same_sample=True)
+    yy = mean_kernel(y, y_present, y, y_present, same_sample=True)
+    return xx + yy - 2.0 * mean_kernel(x, x_present, y, y_present, same_sample=False)
 
 
 def coral(
@@ -154,35 +157,40 @@ def deep_cca(
     dim = min(x.shape[1], y.shape[1])
     if top is not None and not 1 <= top <= dim:
         raise ValueError(f"top={top} correlations of views with {x.shape[1]} and {y.shape[1]} dimensions")
-    (x, mask), (y, _) = _zero_absent(x, present), _zero_absent(y, present)
+    x, mask = _zero_absent(x, present)
+    y, _ = _zero_absent(y, present)
     x, y = _center(x, mask, axis_name), _center(y, mask, axis_name)
 
-    def root(z):
-        return jnp.linalg.cholesky(
-            _covariance(z, z, mask, axis_name) + ridge * jnp.eye(z.shape[1], dtype=z.dtype)
-        )
+    def cholesky_factor(view):
+        """The lower triangular L with ``L L^T = C + r I`` for the view's covariance C."""
+        covariance = _covariance(view, view, mask, axis_name)
+        return jnp.linalg.cholesky(covariance + ridge * jnp.eye(view.shape[1], dtype=view.dtype))
 
-    solve = lambda factor, m: jax.scipy.linalg.solve_triangular(factor, m, lower=True)
-    t = solve(root(y), solve(root(x), _covariance(x, y, mask, axis_name)).T)
+    solve = lambda factor, m: jax.scipy.linalg.solve_triangular(factor, m, lower=True)  # factor^-1 m
+    # T^T = L_y^-1 (L_x^-1 C_xy)^T; its singular values, those of T, are the canonical correlations.
+    t = solve(cholesky_factor(y), solve(cholesky_factor(x), _covariance(x, y, mask, axis_name)).T)
     correlations = jnp.linalg.svd(t, compute_uv=False)
     return share(-correlations[:top].sum(), axis_name=axis_name)
 
 
 def _zero_absent(x, present):
-    """The examples with absent ones set to 0, and the mask of those present."""
+    """``(x, present)``: the examples ``[B, D]`` with absent ones set to 0, and which are present (``None``: all)."""
     if present is None:
         return x, jnp.ones_like(x[:, 0], dtype=bool)
     return jnp.where(present[:, None], x, 0.0), present
 
 
 def _center(x, present, axis_name):
-    """The examples less their mean over the global batch; absent ones stay 0."""
+    """The examples ``[B, D]`` minus their mean over the global batch; absent ones (already 0) stay 0."""
     count = psum(present.sum(), axis_name)
     mean = psum(x.sum(axis=0), axis_name) / jnp.maximum(count, 1).astype(x.dtype)
     return jnp.where(present[:, None], x - mean[None, :], 0.0)
 
 
 def _covariance(x, y, present, axis_name):
-    """The covariance ``[x_dim, y_dim]`` of centred views over the global batch."""
+    """The covariance ``[x_dim, y_dim]`` of two centred views over the global batch, with the divisor n - 1.
+
+    Absent examples are 0 in both views.
+    """
     count = psum(present.sum(), axis_name)
     return psum(x.T @ y, axis_name) / jnp.maximum(count - 1, 1).astype(x.dtype)

@@ -27,26 +27,26 @@ from xmodal_jax.probability.kernels import Kernel, distance, rational_quadratic,
 
 
 def draw_latents(inputs: ObjectiveInputs, count: int) -> Float[Array, "count batch dim"]:
-    """``count`` samples of ``q(z | x)`` for each example."""
+    """``count`` samples z of the posterior ``q(z | x)`` for each example."""
     return sample(repeat_leading(inputs.posterior, count), inputs.keys, "code")
 
 
 def reconstruction(inputs: ObjectiveInputs) -> ObjectiveTerms:
-    """``rec(z)`` of one latent z: the loss of an autoencoder.
+    """``rec(z) = -log p(x | z)`` of one latent z: the loss of an autoencoder, without a divergence.
 
     If z is encoded from a corrupted x and ``inputs.log_likelihood`` is that of the clean x, it is the loss of a
     denoising autoencoder (Vincent et al. 2008, ICML, eq. 5).
     """
-    z = draw_latents(inputs, 1)
+    z = draw_latents(inputs, count=1)  # [1, B, D]
     rec = -inputs.log_likelihood(z)[0]
     return ObjectiveTerms(rec, {"reconstruction": rec}, latent=z[0])
 
 
 def elbo(inputs: ObjectiveInputs, *, beta: Weight = 1.0, samples: int = 1) -> ObjectiveTerms:
-    """``1/L sum_l rec(z_l) + beta KL(q || p)``, the negative evidence lower bound of ``L = samples`` latents.
+    """``1/L sum_l rec(z_l) + beta KL(q || p)``: the negative evidence lower bound, with ``L = samples`` latents.
 
-    VAE: Kingma and Welling 2014, arXiv:1312.6114, eq. 7. ``beta``: beta-VAE, Higgins et al. 2017, ICLR, eq. 4.
-    Conditional: CVAE, Sohn et al. 2015, NeurIPS, eq. 4.
+    ``rec(z)`` is ``-log p(x | z)`` and q the posterior ``q(z | x)``. VAE: Kingma and Welling 2014, arXiv:1312.6114, eq.
+    7. ``beta``: beta-VAE, Higgins et al. 2017, ICLR, eq. 4. Conditional: CVAE, Sohn et al. 2015, NeurIPS, eq. 4.
     """
     rec = -inputs.log_likelihood(draw_latents(inputs, samples)).mean(axis=0)
     divergence = inputs.kl_to_prior(inputs.posterior, inputs.present)
@@ -58,7 +58,8 @@ def prior_log_ratio(
 ) -> Float[Array, "samples batch"]:
     """``log p(z) - log q(z | x)``, summed over dimensions."""
     samples = len(z)
-    log_p, log_q = repeat_leading(prior, samples).log_prob(z), repeat_leading(posterior, samples).log_prob(z)
+    log_p = repeat_leading(prior, samples).log_prob(z)
+    log_q = repeat_leading(posterior, samples).log_prob(z)
     return (log_p - log_q).sum(axis=-1)
 
 
@@ -68,7 +69,8 @@ def importance_weighted(
     """``-log 1/K sum_k w_k`` with ``log w = log p(x | z) + beta (log p(z) - log q(z | x))``: IWAE (Burda et al. 2016,
     arXiv:1509.00519, eq. 8, where beta is 1).
 
-    metrics: the means over the samples of ``rec`` and of ``log q(z | x) - log p(z)``.
+    The metrics "reconstruction" and "kl" are means over the samples: of ``-log p(x | z)`` and of ``log q(z | x) -
+    log p(z)``.
 
     Args:
       inputs: see `ObjectiveInputs`.
@@ -80,25 +82,30 @@ def importance_weighted(
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
-    z, posterior, gradient_probes = draw_latents(inputs, samples), inputs.posterior, ()
+    z = draw_latents(inputs, samples)
+    posterior = inputs.posterior
+    gradient_probes = ()
     if estimator == "dreg":
         z, *gradient_probes = deferred_gradient_scale(z)
         posterior = detach(posterior)
-    log_likelihood, ratio = inputs.log_likelihood(z), prior_log_ratio(posterior, inputs.prior, z)
+    log_likelihood, ratio = (
+        inputs.log_likelihood(z),
+        prior_log_ratio(posterior, inputs.prior, z),
+    )  # [K, B] each
     log_weights = log_likelihood + jnp.broadcast_to(beta, inputs.present.shape)[None] * ratio
     if estimator == "dreg":
         bound = doubly_reparametrized_bound(log_weights, *gradient_probes)
     else:
         bound = importance_bound(log_weights)
-    mean = lambda x: lax.stop_gradient(x.mean(axis=0))
-    return ObjectiveTerms(-bound, {"reconstruction": -mean(log_likelihood), "kl": -mean(ratio)})
+    sample_mean = lambda x: lax.stop_gradient(x.mean(axis=0))
+    return ObjectiveTerms(-bound, {"reconstruction": -sample_mean(log_likelihood), "kl": -sample_mean(ratio)})
 
 
 def mmd_to_prior(inputs: ObjectiveInputs, *, beta: Weight = 10.0, kernel: str = "imq") -> ObjectiveTerms:
-    """``rec(z) + beta MMD^2({z}, {z'})``: the latents of the whole batch against as many draws z' of the prior.
+    """``rec(z) + beta MMD^2({z}, {z'})``, between the latents z of the whole batch and as many samples z' of the prior.
 
-    The estimate of MMD^2 is unbiased. WAE-MMD (Tolstikhin et al. 2018, arXiv:1711.01558, algorithm 2); with a
-    stochastic encoder MMD-VAE (Zhao et al. 2017, arXiv:1706.02262, sec. 3.2).
+    ``rec(z)`` is ``-log p(x | z)``; the estimate of MMD^2 is unbiased. WAE-MMD (Tolstikhin et al. 2018,
+    arXiv:1711.01558, algorithm 2); with a stochastic encoder MMD-VAE (Zhao et al. 2017, arXiv:1706.02262, sec. 3.2).
 
     Args:
       inputs: see `ObjectiveInputs`.
@@ -117,7 +124,7 @@ def mmd_to_prior(inputs: ObjectiveInputs, *, beta: Weight = 10.0, kernel: str = 
         present=inputs.present,
         axis_name=inputs.axis_name,
     )
-    weight = jnp.broadcast_to(beta, inputs.present.shape)[0]
+    weight = jnp.broadcast_to(beta, inputs.present.shape)[0]  # beta may come as [B] equal values
     return terms._replace(batch_terms={"mmd": (discrepancy, weight)})
 
 
@@ -131,6 +138,7 @@ def inverse_multiquadratic(
     (Tolstikhin et al. 2018, sec. 4): a sum of rational-quadratic kernels with alpha 1."""
     total = jnp.zeros((len(x), len(y)), x.dtype)
     for scale in scales:
+        # C s / (C s + d^2) = 1 / (1 + (w d)^2 / 2) with w = sqrt(2 / (C s)), the rational-quadratic kernel of w d.
         width = math.sqrt(1.0 / (x.shape[-1] * scale))
         total = total + rational_quadratic(width * x, width * y, alphas=(1.0,))
     return total
@@ -151,10 +159,10 @@ KERNELS: Mapping[str, Callable[[int], Kernel]] = MappingProxyType(
 
 
 def make_kernel(name: str, dim: int) -> Kernel:
-    """The kernel of `KERNELS` of this name, for latents of ``dim`` dimensions.
+    """The kernel of this name in `KERNELS`, with widths that fit latents of ``dim`` dimensions.
 
     Raises:
-      ValueError: if there is no such kernel.
+      ValueError: if there is no kernel of this name.
     """
     if name not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {name!r}")

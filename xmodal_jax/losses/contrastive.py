@@ -94,6 +94,7 @@ def info_nce(
       van den Oord et al. 2018, Representation Learning with Contrastive Predictive Coding, arXiv:1807.03748, eq. 4;
       Radford et al. 2021 (CLIP), arXiv:2103.00020, figure 3.
     """
+    # The examples of a are the rows of the matrix of logits, those of b its columns.
     rows, cols = make_pair_sides(a, b, present, match, duplicates, normalize, axis_name)
     rows = _divide_by_temperature(rows, temperature)
     implementation = choose_implementation(implementation, a.shape[0], axis_name)
@@ -103,6 +104,7 @@ def info_nce(
         stats = _gathered_statistics(rows, cols, tile, axis_name)
     else:
         stats = pair_statistics(rows, cols, tile, axis_name)
+    # Without matching examples the only positive of an example is its pair.
     positives = _count_positives(rows, axis_name) if duplicates == "positive" and match is not None else 1.0
     terms = stats.row_lse + stats.col_lse - (stats.row_positive + stats.col_positive) / positives
     return jnp.where(rows.present, 0.5 * terms, 0.0)
@@ -149,10 +151,11 @@ def sigmoid_loss(
     References:
       Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, arXiv:2303.15343, section 3.2, algorithm 1.
     """
+    # The examples of a are the rows of the matrix of logits, those of b its columns.
     rows, cols = make_pair_sides(a, b, present, match, duplicates, normalize, axis_name)
     rows = _divide_by_temperature(rows, temperature)
-    # One bias per row, so that each device computes the gradient of its own rows: the transpose of the broadcast
-    # then sums them.
+    # The bias is repeated for each row, so that each device computes the gradient of its own rows; differentiating
+    # the broadcast then sums them.
     dtype = jnp.promote_types(a.dtype, jnp.float32)
     bias = jnp.zeros_like(rows.embeddings[:, 0], dtype=dtype) + bias
     implementation = choose_implementation(implementation, a.shape[0], axis_name)
@@ -161,7 +164,7 @@ def sigmoid_loss(
     cols = gather_side(cols, axis_name)
     if implementation == "tiled":
         return sigmoid_sums(rows, bias, cols, tile, None)
-    signed, _, valid = signed_logits(rows, bias, cols)
+    signed, _, valid = signed_logits(rows, bias, cols)  # y_ij (s_ij + bias), and which pairs count
     return jnp.where(valid, jax.nn.softplus(-signed), 0.0).sum(axis=1)
 
 
@@ -206,10 +209,11 @@ def triplet_loss(
       Faghri et al. 2018, VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, arXiv:1707.05612, eq. 5, 6.
     """
     rows, cols = make_pair_sides(a, b, present, match, duplicates, normalize, axis_name)
-    by_row, by_col, valid, positive = _global_logits(rows, cols, axis_name)
-    positive_score = jnp.sum(jnp.where(positive, by_row, 0.0), axis=1, keepdims=True)
+    # Similarities [batch, global batch]: of this device's a with all b, and of its b with all a.
+    a_similarity, b_similarity, valid, positive = _global_logits(rows, cols, axis_name)
+    positive_score = jnp.sum(jnp.where(positive, a_similarity, 0.0), axis=1, keepdims=True)  # s_ii
     terms = jnp.zeros_like(positive_score[:, 0])
-    for similarity in (by_row, by_col):
+    for similarity in (a_similarity, b_similarity):
         hinge = jnp.where(valid & ~positive, jax.nn.relu(margin + similarity - positive_score), 0.0)
         terms = terms + (hinge.max(axis=1) if hardest else hinge.sum(axis=1))
     return terms
@@ -218,9 +222,14 @@ def triplet_loss(
 def choose_implementation(
     implementation: Implementation, batch_size: int, axis_name: AxisName = None
 ) -> Implementation:
-    """Resolves ``"auto"`` for ``batch_size`` examples on this device: by the number of logits that it would hold."""
+    """Replaces ``"auto"`` by ``"global"`` if one device can hold its part of the matrix of logits, else by ``"tiled"``.
+
+    ``batch_size`` is this device's number of examples under ``axis_name``, else that of the whole batch.
+    """
     if implementation != "auto":
         return implementation
+    # Under a named axis a device's rows have the columns of all devices; otherwise the compiler splits the matrix over
+    # the mesh.
     logits_per_device = batch_size * batch_size * axis_size(axis_name) // mesh_size()
     return "global" if logits_per_device <= AUTO_GLOBAL_LOGITS else "tiled"
 
@@ -234,32 +243,37 @@ def _divide_by_temperature(side: PairSide, temperature: Scalar) -> PairSide:
 
 
 def _global_logits(rows: PairSide, cols: PairSide, axis_name: AxisName) -> tuple[Array, Array, Array, Array]:
-    """Logits of this device's rows with all columns, and of its columns with all rows; the masks of `pair_masks`.
+    """``(row_logits, col_logits, valid, positive)``, all ``[batch, global batch]``.
 
-    One pair of masks serves both directions, as an example has the same ids on both sides.
+    ``row_logits`` are those of this device's rows with all columns, ``col_logits`` those of its columns with all rows.
+    ``valid`` and ``positive`` are the masks of `pair_masks`; they serve both directions, as an example has the same ids
+    on both sides.
     """
     all_cols = gather_side(cols, axis_name)
-    by_row = pair_logits(rows, all_cols)
-    by_col = by_row.T if axis_name is None else pair_logits(cols, gather_side(rows, axis_name))
-    return by_row, by_col, *pair_masks(rows, all_cols)
+    row_logits = pair_logits(rows, all_cols)
+    col_logits = row_logits.T if axis_name is None else pair_logits(cols, gather_side(rows, axis_name))
+    return row_logits, col_logits, *pair_masks(rows, all_cols)
 
 
 def _global_statistics(rows: PairSide, cols: PairSide, axis_name: AxisName) -> PairStatistics:
     """The statistics of `pair_statistics`, from the whole matrix of logits."""
-    by_row, by_col, valid, positive = _global_logits(rows, cols, axis_name)
-    lse = [jax.nn.logsumexp(jnp.where(valid, s, MASKED_LOGIT), axis=1) for s in (by_row, by_col)]
-    sums = [jnp.where(positive, s, 0.0).sum(axis=1) for s in (by_row, by_col)]
-    return PairStatistics(*lse, *sums)
+    row_logits, col_logits, valid, positive = _global_logits(rows, cols, axis_name)
+    both = (row_logits, col_logits)
+    row_lse, col_lse = (jax.nn.logsumexp(jnp.where(valid, s, MASKED_LOGIT), axis=1) for s in both)
+    row_positive, col_positive = (jnp.where(positive, s, 0.0).sum(axis=1) for s in both)
+    return PairStatistics(row_lse, col_lse, row_positive, col_positive)
 
 
 def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: str) -> PairStatistics:
     """The statistics of `pair_statistics`, tiled, with the columns of all devices gathered.
 
-    Each device reduces its rows over all columns. For the columns it has only its own rows' part of each sum; the
-    parts are added over devices, relative to the maximum over devices, and each device takes its own columns.
+    Each device sums over all columns for its rows, which completes the rows' statistics. For the columns it has only
+    the part of each sum that comes from its rows: the parts are added over devices, and each device takes the result of
+    its own columns.
     """
     size = cols.embeddings.shape[0]
     partial_stats = pair_statistics(rows, gather_side(cols, axis_name), tile, None)
+    # log sum_d exp(lse_d) over devices d, relative to the largest of them against overflow.
     maximum = jax.lax.pmax(jax.lax.stop_gradient(partial_stats.col_lse), axis_name)
     col_lse = maximum + jnp.log(psum(jnp.exp(partial_stats.col_lse - maximum), axis_name))
     local_slice = lambda x: jax.lax.dynamic_slice_in_dim(x, axis_index(axis_name) * size, size)
@@ -269,9 +283,10 @@ def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: s
 
 
 def _count_positives(side: PairSide, axis_name: AxisName) -> Float[Array, "batch"]:
-    """How many present examples of the global batch are positives of each example, itself included."""
-    absent_id = jnp.iinfo(side.positive_id.dtype).max
+    """The number of positives of each example among the present examples of the global batch, itself included."""
+    absent_id = jnp.iinfo(side.positive_id.dtype).max  # equals no example's id
     # In the sorted ids of the global batch, equal ids are one run, whose ends a binary search finds.
     sorted_ids = jnp.sort(all_gather(jnp.where(side.present, side.positive_id, absent_id), axis_name))
-    start, end = (jnp.searchsorted(sorted_ids, side.positive_id, side=s) for s in ("left", "right"))
+    start = jnp.searchsorted(sorted_ids, side.positive_id, side="left")
+    end = jnp.searchsorted(sorted_ids, side.positive_id, side="right")
     return jnp.maximum(end - start, 1).astype(jnp.float32)

@@ -21,11 +21,12 @@ ESTIMATORS = ("iwae", "dreg")
 def kl_warmup(
     step: Int[Array, "batch"], *, warmup: int = 0, cycle: int = 0, ramp: float = 0.5
 ) -> Float[Array, "batch"]:
-    """Weight of the divergence at an optimizer step, from 0 to 1.
+    """Weight of the KL divergence at an optimizer step, from 0 to 1.
 
     It rises linearly over the first ``warmup`` steps (Bowman et al. 2016, arXiv:1511.06349, sec. 3.1). With ``cycle``
     it starts again every ``cycle`` steps, rises over the fraction ``ramp`` of the cycle and then stays 1 (cyclical
-    annealing, Fu et al. 2019, arXiv:1903.10145, eq. 6-7). With both, the smaller weight counts.
+    annealing, Fu et al. 2019, arXiv:1903.10145, eq. 6-7). With both, the weight is the smaller of the two. A value of 0
+    turns ``warmup`` or ``cycle`` off.
     """
     step = step.astype(jnp.float32)
     weight = jnp.ones_like(step)
@@ -46,10 +47,12 @@ def sum_with_free_bits(
     """``sum_j max(free_bits, mean_batch KL_j)`` as a term of each example (Kingma et al. 2016, arXiv:1606.04934,
     eq. 15, with one group per dimension).
 
+    The axes ``*rows`` are those before the batch, such as modalities or subsets of them; each has a mean of its own.
+
     Args:
       divergence: ``KL_j`` of each latent dimension j, in nats.
-      free_bits: nats that each dimension may have without cost. A dimension whose mean over the global batch lies
-        below it counts as ``free_bits`` and has no gradient.
+      free_bits: nats that each dimension may have without cost; 0: plain ``sum_j KL_j``. A dimension whose mean over
+        the global batch lies below it counts as ``free_bits`` and has no gradient.
       present: the examples over which that mean is taken.
       axis_name: device axis over which the batch is split.
     """
@@ -59,9 +62,9 @@ def sum_with_free_bits(
     total, count = psum(
         (jnp.where(weights > 0, divergence, 0.0).sum(axis=-2), weights.sum(axis=-2)), axis_name
     )
-    mean = lax.stop_gradient(total / jnp.maximum(count, 1.0))
-    above = jnp.expand_dims(mean > free_bits, -2)
-    return jnp.where(above, divergence, free_bits).sum(axis=-1)
+    mean = lax.stop_gradient(total / jnp.maximum(count, 1.0))  # [*rows, D]
+    exceeds_free_bits = jnp.expand_dims(mean > free_bits, -2)  # [*rows, 1, D], the same for all examples
+    return jnp.where(exceeds_free_bits, divergence, free_bits).sum(axis=-1)
 
 
 def kl_with_free_bits(
@@ -72,7 +75,10 @@ def kl_with_free_bits(
     present: Bool[Array, "*rows batch"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, "*rows batch"]:
-    """``KL(q || p)`` of ``[*rows, B, D]``, summed over dimensions by `sum_with_free_bits`; ``present`` None: all."""
+    """``KL(q || p)`` in nats for q and p of ``[*rows, B, D]``, summed over D with free bits by `sum_with_free_bits`.
+
+    ``present`` None: all examples count for the mean divergence that is compared with ``free_bits``.
+    """
     if present is None:
         present = jnp.ones(q.mean.shape[:-1], bool)
     return sum_with_free_bits(kl(q, p), free_bits, present=present, axis_name=axis_name)
@@ -80,11 +86,12 @@ def kl_with_free_bits(
 
 @jax.custom_vjp
 def deferred_gradient_scale(z: Float[Array, "*rows dim"]) -> tuple[Array, Array, Array]:
-    """``z`` and two gradient probes, zeros ``[*rows]``, by which a factor that is computed later scales z's gradient.
+    """``(z, weight_probe, unit_probe)``: z unchanged, and two arrays of zeros that let later code scale z's gradient.
 
-    The gradient that arrives at z is multiplied by ``a / b``, where a and b are the gradients of the loss with respect
-    to the two probes. A loss that adds ``w * weight_probe + unit_probe`` to every term that depends on z thus scales
-    z's gradient by ``w``, although ``w`` is itself a function of z. `doubly_reparametrized_bound` uses it.
+    In the backward pass the gradient that arrives at z is multiplied by ``a / b``, where a and b are the gradients of
+    the loss with respect to ``weight_probe`` and ``unit_probe``, both ``[*rows]``. A loss that adds ``w * weight_probe
+    + unit_probe`` to every term that depends on z has ``a / b = w`` and thus scales z's gradient by ``w``, although
+    ``w`` is computed from z itself. `doubly_reparametrized_bound` uses it.
     """
     zeros = jnp.zeros(z.shape[:-1], z.dtype)
     return z, zeros, zeros
@@ -95,6 +102,7 @@ def _deferred_forward(z):
 
 
 def _deferred_backward(_, cotangents):
+    """z's gradient times ``a / b``, the gradients of the two probes of `deferred_gradient_scale`; 0 where b is 0."""
     z_gradient, a, b = cotangents
     return (z_gradient * jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))[..., None],)
 
@@ -114,16 +122,17 @@ def doubly_reparametrized_bound(
 ) -> Float[Array, "*rows"]:
     """`importance_bound` with the doubly reparametrized gradient, DReG (Tucker et al. 2019, arXiv:1810.04152, eq. 8).
 
-    With the normalised weights ``w_k`` the gradient is ``sum_k w_k d log_weight_k`` with respect to the model, and
-    ``sum_k w_k^2 (d log_weight_k / d z_k) dz_k`` with respect to the posterior.
+    With the normalised weights ``w_k = softmax(log_weights)_k`` the gradient is ``sum_k w_k d log_weight_k`` for the
+    model's parameters, and ``sum_k w_k^2 (d log_weight_k / d z_k) dz_k`` for the posterior's: the second factor ``w_k``
+    comes from the probes, which scale z's gradient by ``w_k``.
 
     Args:
       log_weights: computed with the densities of the detached posterior, from samples z that went through
         `deferred_gradient_scale`.
-      weight_probe: the first of the two zeros that it returned.
-      unit_probe: the second one.
+      weight_probe, unit_probe: the two arrays of zeros that `deferred_gradient_scale` returned.
     """
     normalised = lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
     surrogate = (normalised * log_weights + normalised * weight_probe + unit_probe).sum(axis=0)
+    # The value of the bound, with the gradient of the surrogate.
     value = lax.stop_gradient(importance_bound(log_weights))
     return value + surrogate - lax.stop_gradient(surrogate)

@@ -37,11 +37,15 @@ def chunked(encode: Callable[[PyTree, PyTree], PyTree], chunks: int) -> Callable
         if chunks < 1 or size % chunks:
             raise ValueError(f"a batch of {size} does not split into {chunks} equal chunks")
         # Chunk c takes every chunks-th example from c on: where the batch is split over devices, each device then
-        # holds its part of every chunk.
-        parts = jax.tree.map(lambda x: x.reshape(size // chunks, chunks, *x.shape[1:]).swapaxes(0, 1), batch)
-        body = jax.checkpoint(encode, prevent_cse=False)
-        _, out = jax.lax.scan(lambda _, part: (None, body(params, part)), None, parts)
-        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:]), out)
+        # holds its part of every chunk. Arrays [B, ...] become [chunks, B / chunks, ...], and back.
+        split = lambda x: x.reshape(size // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
+        join = lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:])
+        # The backward pass recomputes a chunk's activations instead of keeping those of all chunks.
+        encode_chunk = jax.checkpoint(encode, prevent_cse=False)
+        _, out = jax.lax.scan(
+            lambda _, chunk: (None, encode_chunk(params, chunk)), None, jax.tree.map(split, batch)
+        )
+        return jax.tree.map(join, out)
 
     return encode_in_chunks
 
@@ -85,5 +89,6 @@ def gradient_cache(
       Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (GradCache),
       arXiv:2101.06983, section 3.
     """
-    run = chunked(encode, chunks)
-    return jax.value_and_grad(lambda p: loss(p, run(p, batch)), has_aux=has_aux)(params)
+    encode_in_chunks = chunked(encode, chunks)
+    whole_loss = lambda p: loss(p, encode_in_chunks(p, batch))
+    return jax.value_and_grad(whole_loss, has_aux=has_aux)(params)

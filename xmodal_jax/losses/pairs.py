@@ -44,11 +44,12 @@ def make_pair_sides(
     normalize: bool,
     axis_name: AxisName,
 ) -> tuple[PairSide, PairSide]:
-    """The two sides of this device's examples; absent examples have the embedding 0.
+    """The sides a and b of this device's pairs, ``PairSide`` each; absent examples have the embedding 0.
 
     The arguments are those of the losses, see :mod:`xmodal_jax.losses.contrastive`.
     """
     index = global_index(a.shape[0], axis_name=axis_name)
+    # By default only the pair itself has equal ids: its example's index in the global batch.
     positive_id = group_id = index
     if duplicates != "ignore" and match is not None:
         match = match.astype(index.dtype)
@@ -58,7 +59,8 @@ def make_pair_sides(
         positive_id = group_id if duplicates == "positive" else index
     if present is None:
         present = jnp.ones_like(a[:, 0], dtype=bool)
-    # First of all, so that not even an infinite embedding of an absent example reaches a value or a gradient.
+    # Before anything is computed, so that not even an infinite embedding of an absent example reaches a value or a
+    # gradient.
     a, b = jnp.where(present[:, None], a, 0), jnp.where(present[:, None], b, 0)
     if normalize:
         a, b = l2_normalize(a), l2_normalize(b)
@@ -71,7 +73,10 @@ def gather_side(side: PairSide, axis_name: AxisName) -> PairSide:
 
 
 def pair_masks(rows: PairSide, cols: PairSide) -> tuple[Bool[Array, "rows cols"], Bool[Array, "rows cols"]]:
-    """Which pairs count (positive or negative), and which of those are positive."""
+    """``(valid, positive)``: which pairs of a row and a column count at all, and which of those are positive.
+
+    The valid pairs that are not positive are negatives.
+    """
     same_positive = rows.positive_id[:, None] == cols.positive_id[None, :]
     same_group = rows.group_id[:, None] == cols.group_id[None, :]
     valid = rows.present[:, None] & cols.present[None, :] & (same_positive | ~same_group)

@@ -42,11 +42,11 @@ def gradient_penalty(
       keys: one per example; all elements of an example share one u.
       target: t; 0 for a penalty centred at zero.
     """
-    u = jax.vmap(jax.random.uniform)(fold_in_name(keys, "gradient_penalty"))
+    u = jax.vmap(jax.random.uniform)(fold_in_name(keys, "gradient_penalty"))  # [B]
 
-    def interpolate(x, y):
-        weight = _per_example(u, x)
-        return weight * x + (1.0 - weight) * y
+    def interpolate(real_leaf, fake_leaf):
+        weight = _per_example(u, real_leaf)
+        return weight * real_leaf + (1.0 - weight) * fake_leaf
 
     gradient = _gradient(critic, jax.tree.map(interpolate, real, fake))
     return (_norm(gradient) - target) ** 2
@@ -81,15 +81,18 @@ def dragan(
         real = jax.tree.map(lambda x: jnp.where(_per_example(present, x), x, 0), real)
     weights = None if present is None else present.astype(jnp.float32)
 
-    def mean(x):
+    def global_mean(x):
+        """The mean over all elements of the present examples of the global batch."""
         x = x.reshape(x.shape[0], -1).mean(axis=1)
+        # batch_mean returns this device's share of the mean; the shares sum to the mean.
         return psum(batch_mean(x, weights, axis_name=axis_name), axis_name)
 
     def perturb(name, x):
+        """``x + c s e`` for one array of the examples, which has the path ``name``."""
         leaf_keys = fold_in_name(keys, f"dragan/{name}")
         noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(leaf_keys)
-        fixed = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-        deviation = jnp.sqrt(mean((fixed - mean(fixed)) ** 2))
+        constant = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        deviation = jnp.sqrt(global_mean((constant - global_mean(constant)) ** 2))
         return x + (scale * deviation).astype(x.dtype) * noise
 
     terms = (_norm(_gradient(critic, map_with_name(perturb, real))) - target) ** 2
@@ -97,7 +100,7 @@ def dragan(
 
 
 def squared_gradient(critic: Critic, x: Examples) -> Float[Array, "batch"]:
-    r""":math:`\tfrac12 \|\nabla D(x)\|_2^2`: R1 at real examples, R2 at generated ones.
+    r""":math:`\tfrac12 \|\nabla D(x)\|_2^2`: the penalty R1 if x are real examples, R2 if they are generated ones.
 
     Mescheder et al. 2018, arXiv:1801.04406, eq. 9 and 10, without the factor :math:`\gamma`. If it is computed only at
     every k-th step (lazy regularisation), the weight must be k times as large.
@@ -125,8 +128,11 @@ def matching_aware_penalty(
       joint: take the norm of both gradients as one vector instead of the sum of the norms, as the authors' code does.
         It is smaller by a factor of up to sqrt(2).
     """
-    by_image, by_sentence = _gradient(lambda pair: critic(*pair), (image, sentence))
-    norm = _norm((by_image, by_sentence)) if joint else _norm(by_image) + _norm(by_sentence)
+    image_gradient, sentence_gradient = _gradient(lambda pair: critic(*pair), (image, sentence))
+    if joint:
+        norm = _norm((image_gradient, sentence_gradient))
+    else:
+        norm = _norm(image_gradient) + _norm(sentence_gradient)
     return factor * norm**power
 
 
@@ -136,13 +142,14 @@ def lecam(
     real_ema: float | Float[Array, ""],
     fake_ema: float | Float[Array, ""],
 ) -> Float[Array, "batch"]:
-    r"""LeCam regularisation of the logits, for little data (Tseng et al. 2021, arXiv:2104.03310).
+    r"""LeCam regularisation of the discriminator's logits, for small data sets (Tseng et al. 2021, arXiv:2104.03310).
 
     .. math:: [r - \bar f]_+^2 + [\bar r - f]_+^2
 
-    with :math:`\bar r` and :math:`\bar f` exponential moving averages of the mean logits
-    (:func:`xmodal_jax.core.trees.update_ema`), which get no gradient. It pulls the real logits towards the average of
-    the generated ones and the reverse. The positive parts are those of the authors' code; the paper has plain squares.
+    with r and f the logits of real and generated examples, and :math:`\bar r` and :math:`\bar f` exponential moving
+    averages of their batch means (:func:`xmodal_jax.core.trees.update_ema`), which get no gradient. It pulls the real
+    logits towards the average of the generated ones, and the generated ones towards the average of the real ones. The
+    positive parts are those of the authors' code; the paper has plain squares.
     """
     real_ema, fake_ema = jax.lax.stop_gradient((real_ema, fake_ema))
     return jax.nn.relu(real - fake_ema) ** 2 + jax.nn.relu(real_ema - fake) ** 2
@@ -163,7 +170,7 @@ def _gradient(critic: Critic, x: Examples) -> Examples:
 
 
 def _squared_norm(gradient: Examples) -> Float[Array, "batch"]:
-    """Per example, over all elements of all arrays; in float32 at least."""
+    """The squared norm of each example's gradient, over all elements of all arrays; in float32 at least."""
 
     def leaf_norm(g):
         g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
@@ -173,6 +180,6 @@ def _squared_norm(gradient: Examples) -> Float[Array, "batch"]:
 
 
 def _norm(gradient: Examples) -> Float[Array, "batch"]:
-    """The root of `_squared_norm`, with a gradient of 0 at 0."""
+    """The norm of each example's gradient: the root of `_squared_norm`, with the derivative 0 at 0."""
     squared = _squared_norm(gradient)
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)

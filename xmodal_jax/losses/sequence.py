@@ -24,7 +24,8 @@ def token_cross_entropy(
     Args:
       logits: unnormalized log-probabilities; the softmax is computed in float32.
       targets: token ids.
-      mask: True where there is a target; other positions have no influence. An example without targets gives 0.
+      mask: True where there is a target; other positions have no influence. The term of an example without targets is
+        0.
       smoothing: :math:`\epsilon`, the label smoothing.
     Returns:
       One term per example, in nats per token.
@@ -42,6 +43,7 @@ def token_cross_entropy(
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     target_log_p = jnp.take_along_axis(log_p, targets[:, :, None], axis=-1)[:, :, 0]
+    # -sum_v q_v log p_v: the smoothed target has 1 - eps on the target, and eps / V on each of the V tokens.
     terms = -(1 - smoothing) * target_log_p - smoothing * log_p.mean(axis=-1)
     terms = jnp.where(mask, terms, 0.0)
     return terms.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
@@ -58,7 +60,7 @@ def ctc(
     """Connectionist temporal classification: ``-log p(targets | logits)`` over all alignments, in nats.
 
     An alignment needs one frame per target, and one more for the blank between two equal targets. Where an example has
-    too few frames no alignment exists: it gives 0 and no gradient (see :func:`ctc_fits`).
+    too few frames no alignment exists: its term and its gradient are 0 (see :func:`ctc_fits`).
 
     Args:
       logits: unnormalized log-probabilities per frame.
@@ -80,8 +82,9 @@ def ctc(
       Graves et al. 2006, Connectionist Temporal Classification, ICML, eq. 3 and 14.
     """
     fits = ctc_fits(logit_mask, targets, mask)
-    # A target that does not fit is replaced by the empty one, so that its loss and gradient stay finite.
+    # Targets that do not fit are replaced by an empty sequence, so that loss and gradient stay finite.
     mask = mask & fits[:, None]
+    # optax takes paddings, 1 where a frame or token is padding, instead of masks.
     losses = optax.ctc_loss(
         logits.astype(jnp.float32),
         1.0 - logit_mask.astype(jnp.float32),
@@ -106,5 +109,5 @@ def ctc_fits(
       >>> ctc_fits(frames, jnp.array([[1, 2], [1, 1]]), jnp.ones((2, 2), bool)).tolist()
       [True, False]
     """
-    equal = (targets[:, 1:] == targets[:, :-1]) & mask[:, 1:]
-    return mask.sum(axis=1) + equal.sum(axis=1) <= logit_mask.sum(axis=1)
+    needs_blank = (targets[:, 1:] == targets[:, :-1]) & mask[:, 1:]
+    return mask.sum(axis=1) + needs_blank.sum(axis=1) <= logit_mask.sum(axis=1)

@@ -33,40 +33,41 @@ class PairStatistics(NamedTuple):
 def _scan_tiles(
     visit: Callable, resident: PyTree, block: PyTree, tile: int, axis_name: AxisName
 ) -> tuple[PyTree, PyTree]:
-    """Applies ``resident, part = visit(resident, part)`` to all parts of every device's block, one after the other.
+    """Calls ``resident, columns = visit(resident, columns)`` for each tile of columns of every device, one by one.
 
-    ``block`` is a pytree of arrays ``[n, ...]``; a part holds ``tile`` of its n entries. The blocks travel once around
-    the ring of devices and return home with what ``visit`` has accumulated in them.
+    ``resident`` stays on this device: its rows' results so far. ``block`` is a pytree of arrays ``[n, ...]``, one entry
+    for each of this device's n columns: the columns themselves and the results that ``visit`` accumulates for them. A
+    tile holds ``tile`` of its entries. The blocks travel once around the ring of devices and return to their own.
 
     Returns:
       The final ``resident``, and this device's ``block``.
     """
     size = jax.tree.leaves(block)[0].shape[0]
     tile = min(tile, size)
-    steps = -(-size // tile)
+    tile_count = -(-size // tile)  # rounded up
     devices = axis_size(axis_name)
 
-    # A part takes every steps-th entry: where the compiler has split the block over devices, each holds its share of
-    # every part. The padding at the end is zero, so that it is not `present`.
+    # A tile takes every tile_count-th entry: where the compiler has split the block over devices, each holds its share
+    # of every tile. The padding at the end is zero, so that it is not `present`.
     def split(x):
-        x = jnp.pad(x, [(0, steps * tile - size)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(tile, steps, *x.shape[1:]).swapaxes(0, 1)
+        x = jnp.pad(x, [(0, tile_count * tile - size)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(tile, tile_count, *x.shape[1:]).swapaxes(0, 1)
 
     def join(x):
-        return x.swapaxes(0, 1).reshape(steps * tile, *x.shape[2:])[:size]
+        return x.swapaxes(0, 1).reshape(tile_count * tile, *x.shape[2:])[:size]
 
-    def pass_on(x):
+    def pass_to_next_device(x):
         ring = [(i, (i + 1) % devices) for i in range(devices)]
         return x if axis_name is None else jax.lax.ppermute(x, axis_name, ring)
 
     def visit_block(carry, _):
-        resident, parts = carry
-        resident, parts = jax.lax.scan(visit, resident, parts)
-        return (resident, jax.tree.map(pass_on, parts)), None
+        resident, tiles = carry
+        resident, tiles = jax.lax.scan(visit, resident, tiles)
+        return (resident, jax.tree.map(pass_to_next_device, tiles)), None
 
     start = (resident, jax.tree.map(split, block))
-    (resident, parts), _ = jax.lax.scan(visit_block, start, None, length=devices)
-    return resident, jax.tree.map(join, parts)
+    (resident, tiles), _ = jax.lax.scan(visit_block, start, None, length=devices)
+    return resident, jax.tree.map(join, tiles)
 
 
 # -- log-sum-exp over rows and columns -----------------------------------------------------------------------
@@ -80,7 +81,7 @@ class _RunningSums(NamedTuple):
     positive: Float[Array, "n"]
 
     def merge(self, other: _RunningSums) -> _RunningSums:
-        """The sums over the terms of both."""
+        """The sums over the terms of both, for each of the n entries."""
         maximum = jnp.maximum(self.maximum, other.maximum)
         total = self.total * jnp.exp(self.maximum - maximum) + other.total * jnp.exp(other.maximum - maximum)
         return _RunningSums(maximum, total, self.positive + other.positive)
@@ -90,15 +91,17 @@ class _RunningSums(NamedTuple):
 
 
 def _empty_sums(side: PairSide) -> _RunningSums:
+    """The sums over no pairs, for each example of the side."""
     x = side.embeddings
     zero = jnp.zeros_like(x[:, 0], dtype=jnp.promote_types(x.dtype, jnp.float32))
     return _RunningSums(zero + MASKED_LOGIT, zero, zero)
 
 
-def _sum_tile(values, positive, axis: int) -> _RunningSums:
-    maximum = values.max(axis)
-    total = jnp.exp(values - jnp.expand_dims(maximum, axis)).sum(axis)
-    return _RunningSums(maximum, total, jnp.where(positive, values, 0.0).sum(axis))
+def _sum_tile(logits, positive, axis: int) -> _RunningSums:
+    """The sums of a tile of logits ``[rows, columns]`` over one axis; ``positive`` marks the positive pairs."""
+    maximum = logits.max(axis)
+    total = jnp.exp(logits - jnp.expand_dims(maximum, axis)).sum(axis)
+    return _RunningSums(maximum, total, jnp.where(positive, logits, 0.0).sum(axis))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -108,12 +111,14 @@ def pair_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: AxisNa
 
 
 def _pair_statistics_forward(rows, cols, tile, axis_name):
-    def visit(row_sums, part):
-        side, col_sums = part
-        valid, positive = pair_masks(rows, side)
-        values = jnp.where(valid, pair_logits(rows, side), MASKED_LOGIT)
-        row_sums = row_sums.merge(_sum_tile(values, positive, 1))
-        return row_sums, (side, col_sums.merge(_sum_tile(values, positive, 0)))
+    """``(statistics, residuals)``: the result of `pair_statistics`, and what its backward pass needs."""
+
+    def visit(row_sums, tile_state):
+        tile_cols, col_sums = tile_state
+        valid, positive = pair_masks(rows, tile_cols)
+        logits = jnp.where(valid, pair_logits(rows, tile_cols), MASKED_LOGIT)
+        row_sums = row_sums.merge(_sum_tile(logits, positive, axis=1))
+        return row_sums, (tile_cols, col_sums.merge(_sum_tile(logits, positive, axis=0)))
 
     row_sums, (_, col_sums) = _scan_tiles(
         visit, _empty_sums(rows), (cols, _empty_sums(cols)), tile, axis_name
@@ -122,23 +127,27 @@ def _pair_statistics_forward(rows, cols, tile, axis_name):
     return out, (rows, cols, out.row_lse, out.col_lse)
 
 
-def _pair_statistics_backward(tile, axis_name, saved, g):
-    """Cotangents of both sides.
+def _pair_statistics_backward(tile, axis_name, residuals, g):
+    """Cotangents of rows and columns from ``g``, the cotangents of the four statistics.
 
-    ``d_logits`` is the cotangent of a tile of logits: softmax weights times the cotangents of the sums.
+    Each tile of logits s is computed again. The derivative of ``lse_i = log sum_j exp s_ij`` by ``s_ij`` is the softmax
+    weight ``exp(s_ij - lse_i)``; that of the sum of positive logits is 1 where the pair is positive.
     """
-    rows, cols, row_lse, col_lse = saved
+    rows, cols, row_lse, col_lse = residuals
 
-    def visit(d_rows, part):
-        side, lse, g_lse, g_positive, d_cols = part
-        valid, positive = pair_masks(rows, side)
-        values = jnp.where(valid, pair_logits(rows, side), MASKED_LOGIT)
-        by_row = g.row_lse[:, None] * jnp.exp(values - row_lse[:, None])
-        by_col = g_lse[None, :] * jnp.exp(values - lse[None, :])
-        by_positive = g.row_positive[:, None] + g_positive[None, :]
-        d_logits = jnp.where(valid, by_row + by_col, 0.0) + jnp.where(positive, by_positive, 0.0)
-        d_rows, d_cols = _accumulate_embedding_gradients(d_logits, rows, side, d_rows, d_cols)
-        return d_rows, (side, lse, g_lse, g_positive, d_cols)
+    def visit(d_rows, tile_state):
+        tile_cols, lse, g_lse, g_positive, d_cols = tile_state
+        valid, positive = pair_masks(rows, tile_cols)
+        logits = jnp.where(valid, pair_logits(rows, tile_cols), MASKED_LOGIT)
+        # The logits' cotangent: from the rows' and the columns' log-sum-exp, and from the sums of positive logits.
+        from_row_lse = g.row_lse[:, None] * jnp.exp(logits - row_lse[:, None])
+        from_col_lse = g_lse[None, :] * jnp.exp(logits - lse[None, :])
+        from_positive = g.row_positive[:, None] + g_positive[None, :]
+        d_logits = jnp.where(valid, from_row_lse + from_col_lse, 0.0) + jnp.where(
+            positive, from_positive, 0.0
+        )
+        d_rows, d_cols = _accumulate_embedding_gradients(d_logits, rows, tile_cols, d_rows, d_cols)
+        return d_rows, (tile_cols, lse, g_lse, g_positive, d_cols)
 
     block = (cols, col_lse, g.col_lse, g.col_positive, _zero_gradient(cols))
     d_rows, (*_, d_cols) = _scan_tiles(visit, _zero_gradient(rows), block, tile, axis_name)
@@ -154,9 +163,10 @@ def _zero_gradient(side: PairSide) -> Float[Array, "n dim"]:
 
 
 def _accumulate_embedding_gradients(d_logits, rows: PairSide, cols: PairSide, d_rows, d_cols):
-    """Adds ``d_logits @ cols`` to ``d_rows`` and ``d_logits.T @ rows`` to ``d_cols``.
+    """``(d_rows + d_logits @ cols, d_cols + d_logits.T @ rows)``, the gradients of the two sides' embeddings.
 
-    ``d_logits [R, C]`` is the cotangent of a tile of logits. Products are of the embeddings' dtype, sums in float32.
+    ``d_logits [rows, columns]`` is the cotangent of a tile of logits. The factors are rounded to the embeddings' dtype,
+    and the products summed in float32.
     """
     d_logits = d_logits.astype(rows.embeddings.dtype)
     d_rows = d_rows + jnp.matmul(d_logits, cols.embeddings, preferred_element_type=d_rows.dtype)
@@ -175,7 +185,7 @@ def _side_cotangent(side: PairSide, gradient) -> PairSide:
 def signed_logits(
     rows: PairSide, bias: Float[Array, "rows"], cols: PairSide
 ) -> tuple[Float[Array, "rows cols"], Float[Array, "rows cols"], Array]:
-    """``y (logits + bias)``, the label ``y`` (1 for a positive pair, else -1), and which pairs count."""
+    """``(y (logits + bias), y, valid)``: y is 1 for a positive pair, else -1; ``valid`` marks the pairs that count."""
     valid, positive = pair_masks(rows, cols)
     label = jnp.where(positive, 1.0, -1.0).astype(bias.dtype)
     return label * (pair_logits(rows, cols) + bias[:, None]), label, valid
@@ -190,25 +200,30 @@ def sigmoid_sums(
 
 
 def _sigmoid_sums_forward(rows, bias, cols, tile, axis_name):
-    def visit(total, side):
-        signed, _, valid = signed_logits(rows, bias, side)
-        return total + jnp.where(valid, jax.nn.softplus(-signed), 0.0).sum(1), side
+    """``(sums, residuals)``: the result of `sigmoid_sums`, and what its backward pass needs."""
+
+    def visit(total, tile_cols):
+        signed, _, valid = signed_logits(rows, bias, tile_cols)
+        return total + jnp.where(valid, jax.nn.softplus(-signed), 0.0).sum(1), tile_cols
 
     total, _ = _scan_tiles(visit, jnp.zeros_like(bias), cols, tile, axis_name)
     return total, (rows, bias, cols)
 
 
-def _sigmoid_sums_backward(tile, axis_name, saved, g):
-    """Cotangents of rows, biases and columns. ``d_logits`` is the cotangent of a tile of logits."""
-    rows, bias, cols = saved
+def _sigmoid_sums_backward(tile, axis_name, residuals, g):
+    """Cotangents of rows, biases and columns from ``g``, the cotangent ``[rows]`` of the sums.
 
-    def visit(gradients, part):
+    Each tile of logits s is computed again: the derivative of ``-log sigmoid(y s)`` by s is ``-y sigmoid(-y s)``.
+    """
+    rows, bias, cols = residuals
+
+    def visit(gradients, tile_state):
         d_rows, d_bias = gradients
-        side, d_cols = part
-        signed, label, valid = signed_logits(rows, bias, side)
+        tile_cols, d_cols = tile_state
+        signed, label, valid = signed_logits(rows, bias, tile_cols)
         d_logits = jnp.where(valid, -g[:, None] * label * jax.nn.sigmoid(-signed), 0.0)
-        d_rows, d_cols = _accumulate_embedding_gradients(d_logits, rows, side, d_rows, d_cols)
-        return (d_rows, d_bias + d_logits.sum(1)), (side, d_cols)
+        d_rows, d_cols = _accumulate_embedding_gradients(d_logits, rows, tile_cols, d_rows, d_cols)
+        return (d_rows, d_bias + d_logits.sum(1)), (tile_cols, d_cols)
 
     start = (_zero_gradient(rows), jnp.zeros_like(bias))
     (d_rows, d_bias), (_, d_cols) = _scan_tiles(visit, start, (cols, _zero_gradient(cols)), tile, axis_name)

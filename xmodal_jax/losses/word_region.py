@@ -105,10 +105,19 @@ def word_region_loss(
     """
     has_words = word_mask.any(axis=1)
     present = has_words if present is None else present & has_words
-    flat = lambda x: x.reshape(x.shape[0], -1)
+    flatten = lambda x: x.reshape(x.shape[0], -1)
+    # An image's regions (a caption's words) are one flat embedding here: only the ids, and the zeros in place of absent
+    # examples, matter.
     images, captions = make_pair_sides(
-        flat(regions), flat(words), present, match, duplicates, False, axis_name
+        flatten(regions),
+        flatten(words),
+        present,
+        match,
+        duplicates,
+        normalize=False,
+        axis_name=axis_name,
     )
+    # [images of this device, captions of all devices]
     by_image = gamma3 * word_region_scores(
         captions.embeddings.reshape(words.shape),
         word_mask & present[:, None],
@@ -122,16 +131,17 @@ def word_region_loss(
     # Ids and presence belong to the example, so one pair of masks serves both directions.
     valid, positive = pair_masks(images, gather_side(captions._replace(embeddings=None), axis_name))
     terms = jnp.zeros_like(by_image[:, 0])
-    for scores in (by_image, _exchange(by_image, axis_name)):
+    for scores in (by_image, _scores_by_caption(by_image, axis_name)):
         mean_positive = jnp.where(positive, scores, 0.0).sum(axis=1) / jnp.maximum(positive.sum(axis=1), 1)
         terms += jax.nn.logsumexp(jnp.where(valid, scores, MASKED_LOGIT), axis=1) - mean_positive
     return jnp.where(present, 0.5 * terms, 0.0)
 
 
 def _scores(captions, regions, *, attention: Attention):
-    """Scores ``[images, captions]``; ``captions`` holds words, their mask, gamma1 and gamma2.
+    """The scores S ``[images, captions]`` of `word_region_scores`, for all captions.
 
-    Axes of the einsums: i image, n caption, l word, r region, d dimension.
+    ``captions`` is the tuple of words ``[captions, length, dim]``, their mask, gamma1 and gamma2. Axes of the einsums:
+    i image, n caption, l word, r region, d dimension.
     """
     words, mask, gamma1, gamma2 = captions
     # Multiply in the features' precision, accumulate in float32 at least.
@@ -143,14 +153,15 @@ def _scores(captions, regions, *, attention: Attention):
     else:
         affinity = einsum("nld,ird->inlr", words, regions)
         affinity = jax.nn.softmax(jnp.where(mask[None, :, :, None], affinity, MASKED_LOGIT), axis=2)
+    # alpha: attention over the regions; c: the attended mean of the regions, of unit length here.
     weights = jax.nn.softmax(gamma1 * affinity, axis=3).astype(regions.dtype)
     attended = l2_normalize(einsum("inlr,ird->inld", weights, regions))
     cosine = jnp.where(mask[None, :, :], einsum("inld,nld->inl", attended, unit_words), MASKED_LOGIT)
-    return jax.nn.logsumexp(gamma2 * cosine, axis=2) / gamma2
+    return jax.nn.logsumexp(gamma2 * cosine, axis=2) / gamma2  # the soft maximum over words
 
 
-def _exchange(scores, axis_name: AxisName):
-    """[local images, all captions] to [local captions, all images]: a transpose over devices."""
+def _scores_by_caption(scores, axis_name: AxisName):
+    """Scores ``[local images, all captions]`` as ``[local captions, all images]``: a transpose over devices."""
     if axis_name is not None:
         scores = jax.lax.all_to_all(scores, axis_name, split_axis=1, concat_axis=0, tiled=True)
     return scores.T

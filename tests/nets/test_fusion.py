@@ -189,7 +189,7 @@ def test_errors_say_what_to_do():
     tokens, present = inputs(("text", "image"))
     with pytest.raises(ValueError, match="unknown fusion 'sum': choose from co_attention, merged"):
         build_fusion("sum")
-    with pytest.raises(ValueError, match="present speaks of 'video'; there are tokens of text, image"):
+    with pytest.raises(ValueError, match="present names 'video', but there are tokens of text, image only"):
         build_fusion("concat").init(jax.random.key(0), tokens, {**present, "video": present["text"]})
     with pytest.raises(ValueError, match="at least one modality"):
         build_fusion("concat").init(jax.random.key(0), {})

@@ -78,8 +78,9 @@ def attention(
     )
     if mask is None:
         return out
-    any_key = jnp.cumsum(mask, axis=1) > 0 if causal else mask.any(axis=1, keepdims=True)
-    return jnp.where(any_key[:, :, None, None], out, jnp.zeros_like(out))
+    # Queries without any allowed key give 0. A causal query t may attend to the valid keys up to t.
+    has_allowed_key = jnp.cumsum(mask, axis=1) > 0 if causal else mask.any(axis=1, keepdims=True)
+    return jnp.where(has_allowed_key[:, :, None, None], out, jnp.zeros_like(out))
 
 
 class MultiHeadAttention(nn.Module):
@@ -117,7 +118,12 @@ class MultiHeadAttention(nn.Module):
         position: Int[Array, ""] | int | None = None,
         return_weights: bool = False,
     ) -> Float[Array, "batch queries dim"] | tuple[Array, Array]:
-        """The attended values (with ``return_weights`` also the attention map); see the class."""
+        """The attention of ``x`` to itself or, with ``kv``, to ``kv``: ``[B, N, D]``.
+
+        ``mask`` is True on valid keys. ``position``: index of the one token in ``x`` when decoding token by token, with
+        the keys and values of earlier tokens in a cache. With ``return_weights`` the result is a pair of the output and
+        the attention map ``[B, H, N, M]``.
+        """
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"heads={self.heads} must divide the width {width}")
@@ -133,7 +139,7 @@ class MultiHeadAttention(nn.Module):
                 raise ValueError(
                     f"{len(q)} rows cannot share {len(kv)} rows of keys and values: not as many for each"
                 )
-            q = q.reshape(len(kv), -1, *shape)  # all queries of one example of kv
+            q = q.reshape(len(kv), -1, *shape)  # the queries of all examples that share an example of kv
             k, v = self._keys_and_values(kv, shape, keep=position is not None)
         causal = self.causal and position is None  # in decoding the cache has no later keys
         if return_weights or self.is_mutable_collection("intermediates"):
@@ -149,7 +155,10 @@ class MultiHeadAttention(nn.Module):
         return (out, weights) if return_weights else out
 
     def _with_cached(self, k: Array, v: Array, mask: Array | None, position) -> tuple[Array, Array]:
-        """The keys and values of all tokens so far, with those of this token added to the cache."""
+        """Writes the keys and values ``[B, 1, H, size]`` of the token at ``position`` into the cache.
+
+        Returns those of all positions of the cache, ``[B, cache length, H, size]``; the mask has as many positions.
+        """
         if k.shape[1] != 1 or mask is None:
             raise ValueError(
                 f"with a position one token at a time, and a mask over the cache; got {k.shape[1]} tokens"
@@ -162,7 +171,10 @@ class MultiHeadAttention(nn.Module):
         return updated[0], updated[1]
 
     def _keys_and_values(self, kv: Array, shape: tuple[int, int], *, keep: bool) -> tuple[Array, Array]:
-        """The keys and values of ``kv``; with ``keep`` computed at the first call only."""
+        """The keys and values of ``kv [B, M, E]``, each ``[B, M, *shape]`` with ``shape`` = (heads, head size).
+
+        With ``keep`` they are computed at the first call, and kept in the collection ``memory`` for the next calls.
+        """
         if keep and self.has_variable("memory", "key"):
             return self.get_variable("memory", "key"), self.get_variable("memory", "value")
         both = nn.DenseGeneral((2, *shape), dtype=self.dtype, name="key_value")(kv)
@@ -174,10 +186,14 @@ class MultiHeadAttention(nn.Module):
 
 
 def _split_queries(weights: Float[Array, "kv_batch heads queries keys"], batch: int) -> Array:
-    """The attention map of each of ``batch`` examples, where several share the keys of one example of ``kv``."""
+    """The attention map ``[batch, heads, queries per example, keys]`` of each example.
+
+    Where ``n = batch / kv_batch`` examples share the keys of one example of ``kv``, the query axis of ``weights`` holds
+    the queries of all ``n`` examples, one example after the other.
+    """
     kv_batch, heads, queries, keys = weights.shape
     if kv_batch == batch:
         return weights
-    sharing = batch // kv_batch
-    weights = weights.reshape(kv_batch, heads, sharing, queries // sharing, keys)
-    return weights.swapaxes(1, 2).reshape(batch, heads, queries // sharing, keys)
+    n = batch // kv_batch
+    weights = weights.reshape(kv_batch, heads, n, queries // n, keys)
+    return weights.swapaxes(1, 2).reshape(batch, heads, queries // n, keys)

@@ -18,7 +18,7 @@ Maps = dict[str, Float[Array, "batch heads queries keys"]]
 
 
 def attention_maps(intermediates: Mapping[str, Any]) -> Maps:
-    """The attention maps in the collection "intermediates" that a call has recorded.
+    """The attention maps that a call of a module recorded in its collection "intermediates", by module path.
 
     Example::
 
@@ -27,6 +27,7 @@ def attention_maps(intermediates: Mapping[str, Any]) -> Maps:
     """
     maps = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(intermediates):
+        # Flax keeps recorded values in tuples: the path ends in an index, which has no name.
         names = [str(getattr(part, "key", "")) for part in path]
         names = [name for name in names if name]
         if names and names[-1] == "weights":
@@ -42,9 +43,9 @@ def token_attention(
 ) -> dict[str, Float[Array, "batch length"]]:
     """The attention that each token receives, ``[B, N_m]`` for each modality, summing to 1 over its valid tokens.
 
-    The mean over the recorded maps and their heads, summed over the valid queries of all other modalities and the
-    learned queries. Where a modality is attended to by its own queries only, these count instead. A modality that is
-    never attended to is left out, as are all in a fusion without attention.
+    A token's attention is summed over the recorded maps and over their valid queries, those of other modalities and
+    learned ones. Only where none of these attend to a modality, the queries of the modality itself count. A modality
+    that no query attends to is left out, so that a fusion without attention gives an empty result.
 
     Args:
       fusion: the module whose call recorded ``intermediates``.
@@ -52,39 +53,45 @@ def token_attention(
     """
     order = fusion.modalities or tuple(sorted(tokens))
     masks = _masks(order, tokens, present)
-    within: dict[str, Array] = {}  # attention of a modality's own queries
-    across: dict[str, Array] = {}  # attention of all other queries
+    from_itself: dict[str, Array] = {}  # attention [B, N_m] that a modality receives from its own queries
+    from_others: dict[str, Array] = {}  # attention [B, N_m] that it receives from all other queries
     for path, weights in attention_maps(intermediates).items():
-        weights = weights.mean(axis=1)
-        queries, keys = fusion.map_axes(path, order)
-        for key, columns in _segments(keys, weights.shape[2], masks):
-            for query, rows in _segments(queries, weights.shape[1], masks):
-                if key not in tokens:
-                    continue
-                part = jnp.where(masks[key][:, None, :], weights[:, rows, columns], 0.0)
-                valid = masks[query] if query else jnp.ones(part.shape[:2], bool)
-                received = jnp.where(valid[:, :, None], part, 0.0).sum(axis=1)
-                total = across if query != key else within
+        weights = weights.mean(axis=1)  # over heads: [B, queries, keys]
+        query_modalities, key_modalities = fusion.map_axes(path, order)
+        query_slices = _segments(query_modalities, weights.shape[1], masks)
+        key_slices = _segments(key_modalities, weights.shape[2], masks)
+        for key, key_slice in key_slices:
+            if key not in tokens:  # learned tokens, or a modality without tokens
+                continue
+            for query, query_slice in query_slices:
+                block = jnp.where(masks[key][:, None, :], weights[:, query_slice, key_slice], 0.0)
+                valid_queries = masks[query] if query else jnp.ones(block.shape[:2], bool)
+                received = jnp.where(valid_queries[:, :, None], block, 0.0).sum(axis=1)
+                total = from_others if query != key else from_itself
                 total[key] = total.get(key, 0.0) + received
     return {
         m: a / jnp.maximum(a.sum(axis=1, keepdims=True), jnp.finfo(a.dtype).tiny)
-        for m, a in {**within, **across}.items()
+        for m, a in {**from_itself, **from_others}.items()
     }
 
 
 def _masks(order, tokens, present) -> dict[str, Bool[Array, "batch length"]]:
-    """The valid tokens of each modality, one row per example."""
+    """For each modality of ``order``, which of its tokens are valid: ``[B, N_m]``, all False in examples without it."""
     masks, batch = {}, batch_size_of(tokens, present)
     for name in order:
-        stream = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), None))
-        valid = repeat_rows(content_mask(stream), batch // len(stream.values))
+        modality_tokens = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), None))
+        # Several examples may share a row of tokens.
+        valid = repeat_rows(content_mask(modality_tokens), batch // len(modality_tokens.values))
         masks[name] = valid & (present or {}).get(name, jnp.ones(batch, bool))[:, None]
     return masks
 
 
 def _segments(names: Sequence[str], length: int, masks: Mapping[str, Array]) -> list[tuple[str, slice]]:
-    """Where each modality lies along an axis of this length; learned tokens ("") take what the others leave."""
+    """``(modality, slice)``: where the tokens of each modality in ``names`` lie along an axis of this length.
+
+    ``masks [B, N_m]`` give the number of tokens of each modality; the rest of the axis are learned tokens ("").
+    """
     sizes = {m: mask.shape[1] for m, mask in masks.items()}
     sizes[""] = length - sum(sizes[m] for m in names if m)
     ends = np.cumsum([sizes[m] for m in names])
-    return [(m, slice(int(e) - sizes[m], int(e))) for m, e in zip(names, ends, strict=True)]
+    return [(m, slice(int(end) - sizes[m], int(end))) for m, end in zip(names, ends, strict=True)]

@@ -34,7 +34,7 @@ def _fusion(kind: str, options: Mapping[str, Any]) -> Fusion:
 
 
 def _tokens(a: Encoded, b: Encoded, mask_a, mask_b) -> dict[str, Tokens]:
-    """Both inputs as tokens, under the names "a" and "b"."""
+    """``{"a": Tokens, "b": Tokens}`` of the two inputs; a vector ``[B, D]`` becomes one token ``[B, 1, D]``."""
     tokens = {}
     for name, x, mask in (("a", a, mask_a), ("b", b, mask_b)):
         if x.ndim == 2:
@@ -51,7 +51,7 @@ def init_cross_modal(
     key: Key, a: Encoded, b: Encoded, *, kind: str = "co_attention", **options: Any
 ) -> Params:
     """Initial parameters of `cross_modal_transform` with the same ``kind`` and options, for inputs of these widths."""
-    return _fusion(kind, options).init(key, _tokens(a, b, None, None))["params"]
+    return _fusion(kind, options).init(key, _tokens(a, b, mask_a=None, mask_b=None))["params"]
 
 
 def cross_modal_transform(

@@ -14,7 +14,11 @@ from xmodal_jax.types import ExampleKeys
 
 
 def fold_in_layer(keys: ExampleKeys | None, layer) -> ExampleKeys | None:
-    """The keys of one layer of a stack. The stack has to call it, because scanned layers share one module path."""
+    """One key per example for one layer of a stack; None stays None (no dropout).
+
+    The stack has to call it, because scanned layers share one module path, by which dropout would otherwise tell them
+    apart.
+    """
     return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, layer)
 
 
@@ -24,7 +28,10 @@ def random_stream_name(path: tuple[str, ...]) -> str:
 
 
 def _keep(keys: ExampleKeys, rate: float, shape: tuple[int, ...]):
-    """Which elements are kept, and the exact probability of keeping one; each element uses 16 random bits."""
+    """``(keep, probability)``: which elements ``[B, *shape]`` are kept, and the exact probability of keeping one.
+
+    Each element uses 16 random bits, so that the rate is a multiple of 2^-16. ``keys``: one per example.
+    """
     threshold = round(rate * 65536)
     bits = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint16))(keys)
     return bits >= threshold, 1.0 - threshold / 65536
@@ -51,7 +58,7 @@ class Dropout(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None
     ) -> Float[Array, "batch *shape"]:
-        """``x`` with elements dropped; ``x`` itself without ``keys``."""
+        """``x`` with random elements set to 0 and the others scaled up; ``x`` itself without ``keys`` (evaluation)."""
         _check_rate(self.rate)
         if keys is None or self.rate == 0.0:
             return x
@@ -74,10 +81,10 @@ class DropPath(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *shape"], keys: ExampleKeys | None
     ) -> Float[Array, "batch *shape"]:
-        """``x`` with whole examples dropped; ``x`` itself without ``keys``."""
+        """``x`` with random examples set to 0 and the others scaled up; ``x`` itself without ``keys`` (evaluation)."""
         _check_rate(self.rate)
         if keys is None or self.rate == 0.0:
             return x
-        shape = (1,) * (x.ndim - 1)
+        shape = (1,) * (x.ndim - 1)  # one random number for all elements of an example
         keep, probability = _keep(fold_in_name(keys, random_stream_name(self.path)), self.rate, shape)
         return jnp.where(keep, x / probability, jnp.zeros_like(x))

@@ -57,9 +57,10 @@ Streams = dict[str, Tokens]
 
 
 class SharedTokens(NamedTuple):
-    """Tokens of a modality, each row of which belongs to ``count`` consecutive examples."""
+    """Tokens of a modality that several examples may share: each row belongs to ``count`` consecutive examples."""
 
     tokens: Tokens
+    """Arrays ``[B / count, ...]``."""
     present: Bool[Array, "batch"]
     """Which examples have the modality."""
 
@@ -125,13 +126,20 @@ class Fusion(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> FusionOutput:
-        """Projects the tokens of each modality and fuses them; see the module's docstring for the arguments."""
+        """Projects the tokens of each modality to ``width`` and fuses them into one sequence and one vector.
+
+        Args:
+          tokens: the tokens of each modality, ``[B, N_m, D_m]``, or ``[B / n, N_m, D_m]`` if ``n`` consecutive examples
+            share a row.
+          present: which of the ``B`` examples have the modality; those that are not named are present.
+          keys: one key per example, for dropout in training; None in evaluation.
+        """
         if not tokens:
             raise ValueError("fusion needs the tokens of at least one modality")
         unknown = set(present or {}) - set(tokens)
         if unknown:
             raise ValueError(
-                f"present speaks of {sorted(unknown)[0]!r}; there are tokens of {', '.join(tokens)}"
+                f"present names {sorted(unknown)[0]!r}, but there are tokens of {', '.join(tokens)} only"
             )
         order = self.modalities or tuple(sorted(tokens))
         unknown = set(tokens) - set(order)
@@ -145,14 +153,18 @@ class Fusion(nn.Module):
             is_present = (present or {}).get(name, jnp.full(batch, name in tokens))
             if name in tokens:
                 streams[name] = SharedTokens(self.project(name, tokens[name], is_present), is_present)
-            else:
+            else:  # no example has the modality: a sequence of length 0
                 empty = jnp.zeros((batch, 0, self.width), self.dtype or jnp.float32)
                 streams[name] = SharedTokens(Tokens(empty, jnp.zeros((batch, 0), bool)), is_present)
         return self.fuse_shared(streams, keys)
 
     def project(self, name: str, tokens: Tokens, present: Bool[Array, "batch"]) -> Tokens:
-        """The tokens of one modality, projected to ``width`` and with the embedding of the modality added."""
+        """The tokens of one modality, projected to ``width`` and with the embedding of the modality added.
+
+        ``present [B]`` says which examples have the modality; several may share a row of ``tokens``.
+        """
         values = tokens.values
+        # A row of tokens is valid if any of the examples that share it has the modality.
         mask = content_mask(tokens, present.reshape(len(values), -1).any(axis=1))
         # Zeroed before anything else, so that not even an infinity behind a mask matters.
         values = jnp.where(mask[:, :, None], values, jnp.zeros_like(values))
@@ -162,8 +174,8 @@ class Fusion(nn.Module):
         return Tokens(keep_rows(values + modality.astype(values.dtype)[None, None, :]), mask)
 
     def fuse_shared(self, streams: dict[str, SharedTokens], keys: ExampleKeys | None) -> FusionOutput:
-        """`fuse` for tokens that several examples may share. Repeats them; a fusion that can do with less overrides
-        this."""
+        """`fuse` for tokens that several examples may share. They are repeated, so that each example has a row; a
+        fusion that works without the copies overrides this."""
         return self.fuse({name: stream.repeated() for name, stream in streams.items()}, keys)
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
@@ -172,14 +184,14 @@ class Fusion(nn.Module):
 
     @nn.nowrap
     def map_axes(self, path: str, order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The modalities along the query axis and along the key axis of the attention map recorded at ``path``.
+        """``(queries, keys)``: the modalities along the two axes of the attention map that was recorded at ``path``.
 
         "" stands for learned tokens. ``order``: the modalities of the fusion.
         """
         return order, order
 
     def block(self, layer: int, name: str, **options) -> TransformerBlock:
-        """A transformer block that starts near the identity.
+        """The transformer block of one layer, with parameters under ``{name}_{layer}``, that starts near the identity.
 
         Blocks that at first mix the tokens at random keep the gradient from the encoders below, which then hardly learn
         (a convolutional network not at all in 600 steps).
@@ -236,12 +248,16 @@ class CoAttention(Fusion):
 
     @nn.nowrap
     def map_axes(self, path, order):
+        """Queries are one modality's tokens; keys are the same tokens, or in cross-attention those of all others."""
         modality = re.search(r"layers_(\w+)_\d+", path)[1]
         others = tuple(m for m in order if m != modality)
         return (modality,), others if "cross" in path else (modality,)
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
-        """Updates each stream by attention to itself and to all others, ``depth`` times."""
+        """Updates each modality's tokens by attention to themselves and to all other modalities', ``depth`` times.
+
+        All modalities of a layer attend to the tokens as they were before the layer.
+        """
         for layer in range(self.depth):
             updated = {}
             for name, (values, mask) in streams.items():
@@ -279,29 +295,33 @@ class BottleneckAttention(Fusion):
         return axis, axis
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
-        """Updates each stream together with the bottleneck tokens, whose updates are averaged, ``depth`` times."""
+        """Updates each modality's tokens together with the bottleneck tokens ``b``, ``depth`` times.
+
+        In each layer every modality ``m`` gets a copy ``b_m``; the next ``b`` is the mean of these copies over the
+        modalities that are present.
+        """
         batch = len(next(iter(streams.values())).values)
-        shared = learned_tokens(self, "bottleneck", self.bottlenecks, batch)
+        bottleneck = learned_tokens(self, "bottleneck", self.bottlenecks, batch)  # b
         all_valid = jnp.ones((batch, self.bottlenecks), bool)
         present = {name: stream.mask.any(axis=1)[:, None, None] for name, stream in streams.items()}
-        count = jnp.maximum(sum(p.astype(jnp.float32) for p in present.values()), 1.0)
+        present_count = jnp.maximum(sum(p.astype(jnp.float32) for p in present.values()), 1.0)
         for layer in range(self.depth):
-            updated, total = {}, jnp.zeros_like(shared, jnp.float32)
+            updated, bottleneck_sum = {}, jnp.zeros_like(bottleneck, jnp.float32)
             for name, (values, mask) in streams.items():
-                joined = jnp.concatenate([values, shared], axis=1)
-                joined_mask = jnp.concatenate([mask, all_valid], axis=1)
-                out = self.block(layer, f"layers_{name}")(
-                    joined, joined_mask, keys=fold_in_layer(keys, layer)
-                )
+                # [z_m ; b_m] = block_m([z_m ; b])
+                extended = jnp.concatenate([values, bottleneck], axis=1)
+                extended_mask = jnp.concatenate([mask, all_valid], axis=1)
+                block = self.block(layer, f"layers_{name}")
+                out = block(extended, extended_mask, keys=fold_in_layer(keys, layer))
                 updated[name] = Tokens(out[:, : -self.bottlenecks], mask)
-                total += jnp.where(present[name], out[:, -self.bottlenecks :], 0.0)
+                bottleneck_sum += jnp.where(present[name], out[:, -self.bottlenecks :], 0.0)
             streams = updated
             none_present = ~jnp.stack(list(present.values())).any(axis=0)
-            shared = jnp.where(none_present, shared, (total / count).astype(shared.dtype))
+            bottleneck_mean = (bottleneck_sum / present_count).astype(bottleneck.dtype)
+            bottleneck = jnp.where(none_present, bottleneck, bottleneck_mean)
         values, mask = concatenate(streams)
-        return self.normalize_and_pool(
-            Tokens(jnp.concatenate([shared, values], axis=1), jnp.concatenate([all_valid, mask], axis=1))
-        )
+        fused = jnp.concatenate([bottleneck, values], axis=1)
+        return self.normalize_and_pool(Tokens(fused, jnp.concatenate([all_valid, mask], axis=1)))
 
 
 class GatedCrossAttention(Fusion):
@@ -319,23 +339,33 @@ class GatedCrossAttention(Fusion):
         return queries, order[1:] if path.startswith("cross") else queries
 
     def fuse_shared(self, streams: dict[str, SharedTokens], keys: ExampleKeys | None) -> FusionOutput:
-        """Updates the first stream by gated attention to the others, whose shared tokens are not repeated."""
-        (_, first), *rest = streams.items()
+        """Updates the tokens of the first modality by gated attention to those of all others, ``depth`` times.
+
+        Where there is one other modality, tokens that examples share are not repeated: attention computes their keys
+        and values once.
+        """
+        (_, first), *other_streams = streams.items()
         values, mask = prepend_class_token(self, *first.repeated())
-        if len(rest) > 1:
-            others = concatenate({name: stream.repeated() for name, stream in rest})
-            rest = [("others", SharedTokens(others, others.mask.any(axis=1)))]
+        others = other_streams[0][1] if other_streams else None
+        if len(other_streams) > 1:
+            # One sequence of all others. Different numbers of examples may share their tokens, so these are repeated.
+            tokens = concatenate({name: stream.repeated() for name, stream in other_streams})
+            others = SharedTokens(tokens, tokens.mask.any(axis=1))
         for layer in range(self.depth):
             layer_keys = fold_in_layer(keys, layer)
-            for _, others in rest:
+            if others is not None:
                 values = self.gated_cross_attention(values, others, layer, layer_keys)
             values = self.block(layer, "layers")(values, mask, keys=layer_keys)
         return self.normalize_and_pool(Tokens(values, mask))
 
     def gated_cross_attention(self, x, others: SharedTokens, layer: int, keys):
-        """The two gated residual branches of one layer: attention to ``others`` and an MLP."""
+        """The two gated residual branches of one layer, for the tokens ``x [B, N, width]`` of the first modality:
+
+        ``x += tanh(a) attention(LN x, others)``, then ``x += tanh(c) MLP(LN x)``.
+        """
 
         def gate(name):
+            """The factor ``tanh(weight)`` of a branch; the learned weight starts at 0, so that the gate is closed."""
             weight = self.param(f"{name}_gate_{layer}", nn.initializers.zeros, (), jnp.float32)
             return jnp.tanh(weight).astype(x.dtype)
 
@@ -366,19 +396,23 @@ class PerceiverResampler(Fusion):
         return ("",), (*order, "")
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
-        """Updates the learned queries by attention to all tokens and to themselves, ``depth`` times."""
+        """Updates the learned queries ``x`` by attention to all tokens and to themselves, ``depth`` times.
+
+        ``x += attention(LN x, [LN tokens ; LN x])``, then ``x += MLP(LN x)``.
+        """
         values, mask = concatenate(streams)
         x = learned_tokens(self, "query", self.queries, len(values))
         all_valid = jnp.ones(x.shape[:2], bool)
         for layer in range(self.depth):
-            norm = lambda name, y, layer=layer: nn.LayerNorm(dtype=self.dtype, name=f"{name}_{layer}")(y)
             layer_keys = fold_in_layer(keys, layer)
-            y = norm("query_norm", x)
-            attended = jnp.concatenate([norm("token_norm", values), y], axis=1)
+            queries = nn.LayerNorm(dtype=self.dtype, name=f"query_norm_{layer}")(x)
+            tokens = nn.LayerNorm(dtype=self.dtype, name=f"token_norm_{layer}")(values)
+            attended = jnp.concatenate([tokens, queries], axis=1)
             attended_mask = jnp.concatenate([mask, all_valid], axis=1)
             attend = MultiHeadAttention(self.heads, dtype=self.dtype, name=f"attention_{layer}")
-            x = x + self.drop(attend(y, attended, attended_mask), "attention", layer, layer_keys)
-            y = MLP(self.mlp_ratio, self.dtype, BRANCH_SCALE, name=f"mlp_{layer}")(norm("mlp_norm", x))
+            x = x + self.drop(attend(queries, attended, attended_mask), "attention", layer, layer_keys)
+            mlp = MLP(self.mlp_ratio, self.dtype, BRANCH_SCALE, name=f"mlp_{layer}")
+            y = mlp(nn.LayerNorm(dtype=self.dtype, name=f"mlp_norm_{layer}")(x))
             x = keep_rows(x + self.drop(y, "mlp", layer, layer_keys))
         return self.normalize_and_pool(Tokens(x, all_valid))
 
@@ -402,12 +436,11 @@ class Concatenation(Fusion):
     """An MLP of ``depth`` hidden layers over the concatenated mean tokens of the modalities (zeros if missing)."""
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
-        """The output of the MLP over the mean tokens."""
+        """The output of the MLP over the concatenated mean tokens, one vector per example."""
         x = jnp.concatenate(list(mean_tokens(streams).values()), axis=-1)
+        hidden_size = int(self.mlp_ratio * self.width)
         for layer in range(self.depth):
-            x = nn.gelu(
-                nn.Dense(int(self.mlp_ratio * self.width), dtype=self.dtype, name=f"hidden_{layer}")(x)
-            )
+            x = nn.gelu(nn.Dense(hidden_size, dtype=self.dtype, name=f"hidden_{layer}")(x))
             x = Dropout(self.dropout, name=f"dropout_{layer}")(x, keys)
         return output_of_vector(nn.Dense(self.width, dtype=self.dtype, name="out")(x).astype(jnp.float32))
 
@@ -423,14 +456,17 @@ class AdditiveAttention(Fusion):
         return ("",), order
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
-        """The weighted mean of all tokens, and the MLP; records the weights."""
+        """The mean of all tokens weighted by ``softmax(v . tanh(W x))``, then an MLP; one vector per example.
+
+        The weights are recorded as an attention map.
+        """
         values, mask = concatenate(streams)
         hidden = jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(values))
         scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[:, :, 0]
         scores = scores.astype(jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=1)
         weights = jnp.where(mask.any(axis=1, keepdims=True), weights, 0.0)
-        self.sow("intermediates", "weights", weights[:, None, None, :])
+        self.sow("intermediates", "weights", weights[:, None, None, :])  # [B, 1 head, 1 query, N]
         x = jnp.einsum("bn,bnd->bd", weights, values.astype(jnp.float32))
         x = Dropout(self.dropout, name="dropout")(x, keys)
         mlp = MLP(self.mlp_ratio, self.dtype, name="mlp")(nn.LayerNorm(name="mlp_norm")(x)[:, None, :])
@@ -440,28 +476,31 @@ class AdditiveAttention(Fusion):
 class LowRankBilinear(Fusion):
     """All products of the modalities' features, by a low-rank factorisation of their weight tensor:
 
-    ``h = sum_r prod_m W_m^r [z_m ; 1]``, with ``z_m`` the mean token. A missing modality has ``z_m = 0``, which leaves
-    the products of the others. LMF: Liu et al. 2018, arXiv:1806.00064, eq. 7.
+    ``h = sum_r prod_m W_m^r [z_m ; 1] / rank``, with ``z_m`` the mean token. A missing modality has ``z_m = 0``, which
+    leaves the products of the others. LMF: Liu et al. 2018, arXiv:1806.00064, eq. 7 (there without the division).
     """
 
     rank: int = 8
     """Rank of the factorisation."""
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
-        """The sum over ranks of the products of the modalities' features, and the MLP."""
+        """The mean over ranks ``r`` of the product over modalities ``m`` of ``W_m^r [z_m ; 1]``, then an MLP.
+
+        ``z_m`` is the mean token of a modality.
+        """
         product = jnp.ones((), jnp.float32)
         for name, z in mean_tokens(streams).items():
             shape = (self.rank, self.width)
-            # The constant's weight starts at 1, so that a modality of zeros does not change the product of the others.
+            # The bias is the weight of the constant 1. It starts at 1, so that a missing modality, whose z is 0, does
+            # not change the product of the others.
             factor = nn.DenseGeneral(
                 shape, dtype=self.dtype, bias_init=nn.initializers.ones, name=f"factor_{name}"
             )
-            product = product * factor(z).astype(jnp.float32)
+            product = product * factor(z).astype(jnp.float32)  # [B, rank, width]
         x = product.mean(axis=1)
         x = Dropout(self.dropout, name="dropout")(nn.LayerNorm(name="mlp_norm")(x), keys)
-        return output_of_vector(
-            x + MLP(self.mlp_ratio, self.dtype, name="mlp")(x[:, None, :])[:, 0].astype(jnp.float32)
-        )
+        mlp = MLP(self.mlp_ratio, self.dtype, name="mlp")
+        return output_of_vector(x + mlp(x[:, None, :])[:, 0].astype(jnp.float32))
 
 
 class FiLM(Fusion):
@@ -476,15 +515,18 @@ class FiLM(Fusion):
         return ("", order[0]), ("", order[0])
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
-        """Scales and shifts the first stream before each of its blocks."""
+        """Transforms the tokens ``x`` of the first modality, with ``x = x (1 + gamma) + beta`` before each block.
+
+        ``gamma`` and ``beta`` are linear in the mean tokens of the other modalities.
+        """
         first = next(iter(streams))
         values, mask = prepend_class_token(self, *streams[first])
-        others = [z for name, z in mean_tokens(streams).items() if name != first]
+        other_means = [z for name, z in mean_tokens(streams).items() if name != first]
         for layer in range(self.depth):
-            if others:
-                film = nn.Dense(
-                    2 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name=f"film_{layer}"
-                )(jnp.concatenate(others, axis=-1))
+            if other_means:
+                zeros = nn.initializers.zeros  # gamma and beta start at 0, so that x is unchanged at first
+                dense = nn.Dense(2 * self.width, kernel_init=zeros, dtype=self.dtype, name=f"film_{layer}")
+                film = dense(jnp.concatenate(other_means, axis=-1))
                 gamma, beta = jnp.split(film[:, None, :].astype(values.dtype), 2, axis=-1)
                 values = values * (1 + gamma) + beta
             values = self.block(layer, "layers")(values, mask, keys=fold_in_layer(keys, layer))
@@ -511,6 +553,7 @@ class FusionPart:
     """Dropout rate within the fusion."""
 
     def __post_init__(self):
+        """Checks that sizes are at least 1, and the range of the dropout rate."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value < 1:
@@ -629,17 +672,17 @@ FusionKind = (
     | LowRankBilinearConfig
     | FiLMConfig
 )
-"""The table of fusions."""
+"""The fusions, by name."""
 
 FUSIONS: dict[str, type[Fusion]] = {name: part.module for name, part in parts.parts_of(FusionKind).items()}
 """The modules by name."""
 
 
 def build_fusion(kind: str, **options) -> Fusion:
-    """The fusion of the name ``kind``, with the fields ``options`` of its module.
+    """The fusion module named ``kind`` (a key of `FUSIONS`), with ``options`` as its fields.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: no fusion has that name.
     """
     if kind not in FUSIONS:
         raise ValueError(f"unknown fusion {kind!r}: choose from {', '.join(FUSIONS)}")

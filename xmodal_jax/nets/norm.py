@@ -30,7 +30,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch *spatial channels"]:
-        """``x``, normalized per example and group, then scaled and shifted per channel."""
+        """``(x - mean) / sqrt(variance + epsilon) * scale + bias``, with mean and variance of each group of channels of an
+        example."""
         channels = x.shape[-1]
         if channels % self.num_groups:
             raise ValueError(f"{self.num_groups} groups do not divide {channels} channels")
@@ -38,17 +39,21 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
         dtype = nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
 
+        def mean_per_group(channel_means):
+            """Means per channel ``[B, C]`` to means per group ``[B, groups, 1]``."""
+            return channel_means.reshape(len(x), self.num_groups, -1).mean(axis=2, keepdims=True)
+
         precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        pixels = tuple(range(1, x.ndim - 1))
-        mean_per_group = lambda per_channel: per_channel.reshape(len(x), self.num_groups, -1).mean(
-            axis=2, keepdims=True
-        )
-        mean = mean_per_group(precise.mean(pixels))
-        variance = jnp.maximum(mean_per_group(jnp.square(precise).mean(pixels)) - jnp.square(mean), 0.0)
+        spatial_axes = tuple(range(1, x.ndim - 1))
+        mean = mean_per_group(precise.mean(spatial_axes))
+        mean_square = mean_per_group(jnp.square(precise).mean(spatial_axes))
+        variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
         factor = lax.rsqrt(variance + self.epsilon) * scale.reshape(1, self.num_groups, -1)
-        to_channels = lambda a: jnp.broadcast_to(a, factor.shape).reshape(
-            len(x), *(1 for _ in pixels), channels
-        )
+
+        def to_channels(a):
+            """``[B, groups, 1 or C / groups]`` to the shape ``[B, 1, ..., 1, C]``, which broadcasts against ``x``."""
+            return jnp.broadcast_to(a, factor.shape).reshape(len(x), *(1 for _ in spatial_axes), channels)
+
         # Subtract before multiplying: mean * factor would be large where an image is nearly constant.
         y = (precise - to_channels(mean)) * to_channels(factor)
         return (y + bias.reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)

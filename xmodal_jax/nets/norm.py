@@ -30,8 +30,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch *spatial channels"]:
-        """``(x - mean) / sqrt(variance + epsilon) * scale + bias``, with the mean and the variance of each example's groups of
-        channels."""
+        """``(x - mean) / sqrt(variance + epsilon) * scale + bias``, with the mean and the variance of each example's
+        groups of channels."""
         channels = x.shape[-1]
         if channels % self.num_groups:
             raise ValueError(f"{self.num_groups} groups do not divide {channels} channels")

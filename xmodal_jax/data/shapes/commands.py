@@ -24,16 +24,16 @@ ACTIONS = tuple(COMMANDS)
 
 _PROPERTIES = ("size", "texture", "colour", "shape")
 _WORDS = dict(zip(_PROPERTIES, (SIZES, TEXTURES, COLOURS, SHAPES), strict=True))
-# Descriptions a person would give, from the fewest words on.
+# The properties that a description can mention: those that a person would give, the shortest descriptions first.
 _DESCRIPTIONS = [subset for n in (1, 2, 3) for subset in combinations(_PROPERTIES, n)]
 
 
 def _references(scene: dict, target: int) -> list[str]:
-    """Descriptions that hold for the object ``target`` alone."""
+    """The descriptions that fit the object ``target`` and no other object, such as "the big red one"."""
     n, references = scene["num_objects"], []
     for properties in _DESCRIPTIONS:
-        same = [k for k in range(n) if all(scene[p][k] == scene[p][target] for p in properties)]
-        if same == [target]:
+        matching = [k for k in range(n) if all(scene[p][k] == scene[p][target] for p in properties)]
+        if matching == [target]:
             words = [_WORDS[p][scene[p][target]] for p in properties]
             references.append("the " + " ".join(words if "shape" in properties else [*words, "one"]))
     return references
@@ -42,21 +42,23 @@ def _references(scene: dict, target: int) -> list[str]:
 def scene_commands(
     factors: Factors, seed: int, split: str, index: np.ndarray
 ) -> list[list[tuple[str, str, int]]]:
-    """For each scene ``(command, action, target)``, one for each of its objects; ``target`` is the object's number.
+    """For each scene a list of ``(command, action, target)``, one for each of its objects; ``target`` is the object's
+    number.
 
-    The command refers to its target by a description that holds for no other object, chosen among those of one to
-    three words. ``factors``: arrays ``[N, ...]``; ``index`` int ``[N]``.
+    A command describes its target in one to three words that fit no other object. The choices are drawn from (seed,
+    split, index). ``factors``: arrays ``[N, ...]``; ``index`` int ``[N]``.
     """
+    # Random integers by object and scene: each gives in turn the action, the description and the phrasing.
     bits = [hash_bits(seed, split, index, f"command/{k}").tolist() for k in range(3)]
     commands = []
     for i in range(len(index)):
         scene, in_scene = scene_at(factors, i), []
         for k in range(scene["num_objects"]):
-            rest, action = divmod(bits[k][i], len(ACTIONS))
+            remaining_bits, action = divmod(bits[k][i], len(ACTIONS))
             references = _references(scene, k)
-            rest, which = divmod(rest, len(references))
+            remaining_bits, reference = divmod(remaining_bits, len(references))
             phrasings = COMMANDS[ACTIONS[action]]
-            command = phrasings[rest % len(phrasings)].format(references[which])
+            command = phrasings[remaining_bits % len(phrasings)].format(references[reference])
             in_scene.append((command, ACTIONS[action], k))
         commands.append(in_scene)
     return commands

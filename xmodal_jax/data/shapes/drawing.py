@@ -27,10 +27,12 @@ PENCIL = 0.032
 """Width of a sketch's outlines in canvas widths; they are at least 1.2 pixels wide."""
 
 
-# Signed distances of the shapes at ``x``, ``y`` in radii from the centre, negative inside.
+# Signed distances of pixels from the outlines of the shapes, negative inside. Pixels lie at ``x``, ``y`` in radii from
+# the shape's centre, y pointing down; distances are in radii as well.
 
 
 def _half_planes(x, y, normals, offset):
+    """Signed distance of the intersection of half planes: nx x + ny y <= offset for each of ``normals`` (nx, ny)."""
     return np.maximum.reduce([nx * x + ny * y for nx, ny in normals]) - np.float32(offset)
 
 
@@ -43,22 +45,24 @@ def _square(x, y):
 
 
 def _triangle(x, y):
-    # Equilateral, apex up (y points down), circumscribed radius 1.08.
+    # Equilateral, apex up (y points down); the corners lie 1.08 and the sides 0.54 from the centre.
     normals = [np.float32((np.cos(a), np.sin(a))) for a in np.pi / 2 + np.arange(3) * 2 * np.pi / 3]
     return _half_planes(x, y, normals, 0.54)
 
 
 def _star(x, y):
-    # Union of five kites: in each, below the line from the tip (radius 1.08) to the notch (radius 0.45).
-    a = np.abs(
+    """Signed distance of a star with five tips, at ``x``, ``y`` in radii from its centre; negative inside."""
+    # By symmetry all points are moved to one of ten equal sectors: the angle from the nearest tip, 0..36 degrees.
+    angle = np.abs(
         np.mod(np.arctan2(x, -y) + np.float32(np.pi / 5), np.float32(2 * np.pi / 5)) - np.float32(np.pi / 5)
     )
     r = np.sqrt(x * x + y * y)
+    # In the sector, the outline is the line from the tip (radius 1.08) to the notch (radius 0.45).
     tip, notch = np.array([1.08, 0.0]), 0.45 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
     normal = np.array([notch[1] - tip[1], tip[0] - notch[0]])
     normal /= np.linalg.norm(normal)
     nx, ny = np.float32(normal)
-    return r * (nx * np.cos(a) + ny * np.sin(a)) - np.float32(normal @ tip)
+    return r * (nx * np.cos(angle) + ny * np.sin(angle)) - np.float32(normal @ tip)
 
 
 def _cross(x, y):
@@ -72,18 +76,19 @@ def _ring(x, y):
 
 
 def _diamond(x, y):
-    # |x| / 0.68 + |y| / 1.1 = 1, divided by the length of its gradient.
+    # |x| / 0.68 + |y| / 1.1 - 1, divided by the length of its gradient, which makes it a distance.
     wide, tall = 0.68, 1.1
     scale = 1 / np.hypot(1 / wide, 1 / tall)
     return np.abs(x) * np.float32(scale / wide) + np.abs(y) * np.float32(scale / tall) - np.float32(scale)
 
 
 _HEART = (0.54, 0.47, -0.36, 1.05)
-"""A heart is two discs and, below them, the wedge between their tangents to the tip: the discs' radius, the x (on
-either side) and y of their centres, and the y of the tip."""
+"""``(r, cx, cy, tip)``: a heart is two discs of radius r around (-cx, cy) and (cx, cy), and the wedge below them
+between their tangents through the tip (0, tip); y points down."""
 
 
 def _heart_normal():
+    """The unit normal (nx, ny) of the tangent from the tip of the heart to its right disc, pointing outwards."""
     r, cx, cy, tip = _HEART
     to_tip = np.array([-cx, tip - cy])
     angle = np.arctan2(to_tip[1], to_tip[0]) - np.arccos(r / np.linalg.norm(to_tip))
@@ -91,8 +96,9 @@ def _heart_normal():
 
 
 def _heart(x, y):
+    """Signed distance of a heart (see `_HEART`), at ``x``, ``y`` in radii from its centre; negative inside."""
     r, cx, cy, _ = _HEART
-    x = np.abs(x)
+    x = np.abs(x)  # the right half
     nx, ny = _heart_normal()
     disc = np.sqrt((x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2) - np.float32(r)
     wedge = np.float32(nx) * (x - np.float32(cx)) + np.float32(ny) * (y - np.float32(cy)) - np.float32(r)
@@ -102,16 +108,16 @@ def _heart(x, y):
 
 
 def _heart_inside(x, y):
-    """As `_heart`, but inside it is the distance to the outline, where `_heart` also counts the seams of its parts."""
+    """As `_heart`, but exact inside, where `_heart` takes the seams between the discs and the wedge for edges."""
     r, cx, cy, _ = (np.float32(value) for value in _HEART)
-    x, (nx, ny) = np.abs(x), np.float32(_heart_normal())
-    u, v = x - cx, y - cy
+    x, (nx, ny) = np.abs(x), np.float32(_heart_normal())  # the right half
+    u, v = x - cx, y - cy  # from the centre of the disc
     distance = np.sqrt(u * u + v * v)
+    # The distance to the notch, where the two discs meet at the top.
     notch = np.sqrt(x * x + (y - cy + np.sqrt(r * r - cx * cx)) ** 2)
-    on_arc = (
-        cx * distance + r * u >= 0
-    )  # by direction from the disc's centre: beyond the notch its edge is no outline
-    below = ny * u - nx * v < 0  # on the tangent's side of the centre
+    # Whether the nearest point of the disc's edge is on the outline, rather than inside the other disc.
+    on_arc = cx * distance + r * u >= 0
+    below = ny * u - nx * v < 0  # where the tangent is the nearest part of the outline
     within = np.minimum(
         np.where(below, r - nx * u - ny * v, np.inf), np.where(on_arc & ~below, r - distance, notch)
     )
@@ -127,10 +133,16 @@ four dots around it (0)."""
 
 
 def _texture(texture, x, y, pixels, phase):
-    """How dark the texture is, 0..1, at coordinates ``x``, ``y`` in radii; ``pixels`` is the radius in pixels."""
+    """How dark the texture is, 0..1, at ``x``, ``y`` in radii from the object's centre.
+
+    ``texture``: index into `scenes.TEXTURES`; ``pixels``: the radius in pixels; ``phase``: see `_DOT_PHASES`. Edges are
+    anti-aliased over one pixel.
+    """
+    # Diagonal stripes: the distance from the middle between two stripes, in periods of 0.72 radii.
     pitch = np.float32(0.72)
     stripe = np.abs(np.mod((x + y) * np.float32(np.sqrt(0.5)) / pitch + np.float32(0.5), 1) - np.float32(0.5))
     striped = np.clip(np.float32(0.5) + (stripe - np.float32(0.27)) * pitch * pixels, 0, 1)
+    # Dots on a grid of 0.7 radii: the position relative to the nearest dot's centre, in periods.
     pitch = np.float32(0.7)
     u, v = (np.mod(c / pitch + np.float32(phase), 1) - np.float32(0.5) for c in (x, y))
     dotted = np.clip(np.float32(0.5) - (np.sqrt(u * u + v * v) - np.float32(0.3)) * pitch * pixels, 0, 1)
@@ -138,8 +150,12 @@ def _texture(texture, x, y, pixels, phase):
 
 
 def _locate(side, canvases, centre, radius, angle, patch):
-    """Each object's patch of the canvas: ``x`` and ``y`` in radii, the radius in pixels, and the index of the patch in
-    an array of canvases of ``side`` pixels."""
+    """The square patch of ``patch`` pixels around each of N objects on its canvas of ``side`` pixels.
+
+    Returns ``(x, y, pixels, area)``: the patch's pixels ``[N, patch, patch]`` in the object's own coordinates, turned
+    by ``-angle`` and in radii from its centre; the radius in pixels ``[N, 1, 1]``; and the index of the patches in the
+    array of all canvases, where object ``i`` lies on canvas ``canvases[i]``.
+    """
     pixels = (radius * side)[:, None, None]
     corner = np.clip(np.rint(centre * side - patch / 2).astype(np.int64), 0, side - patch)  # [N, (x, y)]
     steps = np.arange(patch)
@@ -152,9 +168,14 @@ def _locate(side, canvases, centre, radius, angle, patch):
 
 
 def _paint(canvas, numbers, kind, colour, texture, centre, radius, angle, patch):
-    """Composites one object of one shape (``kind``) onto each of the canvases ``numbers``, within a patch of ``patch``
-    pixels."""
+    """Draws one object on each of K canvases, in place: the canvases ``numbers`` ``[K]`` of ``canvas``
+    ``[N, side, side, 3]``.
+
+    All have the shape ``kind`` and lie within a square of ``patch`` pixels; the other arguments are those of `draw`,
+    ``[K, ...]``.
+    """
     x, y, pixels, area = _locate(canvas.shape[1], numbers, centre, radius, angle, patch)
+    # The fraction of each pixel that the shape covers: 0.5 on its outline, and linear over one pixel.
     cover = np.clip(np.float32(0.5) - _DISTANCES[kind](x, y) * pixels, 0, 1)[..., None]
     paint = np.broadcast_to(colour[:, None, None, :], (*cover.shape[:3], 3))
     textured = np.flatnonzero(texture > 0)
@@ -169,7 +190,7 @@ def _paint(canvas, numbers, kind, colour, texture, centre, radius, angle, patch)
 
 
 def _sketch(canvas, numbers, kind, colour, texture, centre, radius, angle, patch):
-    """As `_paint`, but draws an outline with hatching."""
+    """Draws one object on each of the canvases ``numbers`` as an outline with hatching; arguments as `_paint`."""
     x, y, pixels, area = _locate(canvas.shape[1], numbers, centre, radius, angle, patch)
     depth = -_SKETCHED[kind](x, y) * pixels  # in pixels, from the edge inwards
     width = np.float32(max(1.2, PENCIL * canvas.shape[1]))
@@ -221,16 +242,17 @@ def draw(
         raise ValueError(f"image_size must lie in 16..128, got {image_size}")
     n, k = shape.shape
     out = np.empty((n, image_size, image_size, 3), np.uint8)
-    # Each object is drawn within a patch. Patches come in steps of 3 pixels, so that objects of similar size are drawn
-    # together.
+    # Each object is drawn within a square patch around it. The sides of patches are multiples of 3 pixels, so that
+    # objects of similar size can be drawn together.
     patch = np.ceil((2 * EXTENT * radius * image_size + 1.5) / 3).astype(np.int64) * 3
     patch = np.minimum(patch, image_size)
-    chunk = max(1, _CHUNK * 32 * 32 // image_size**2)
+    chunk = max(1, _CHUNK * 32 * 32 // image_size**2)  # images drawn at a time
     for begin in range(0, n, chunk):
         part = slice(begin, min(begin + chunk, n))
         canvas = np.empty((part.stop - begin, image_size, image_size, 3), np.float32)
         canvas[:] = background[part, None, None, :]
-        for slot in range(k):
+        for slot in range(k):  # later objects over earlier ones
+            # Objects with the same shape and patch size are drawn together: both in one number, -1 for no object.
             group = np.where(shape[part, slot] >= 0, shape[part, slot] * 1000 + patch[part, slot], -1)
             for code in np.unique(group[group >= 0]):
                 numbers = np.flatnonzero(group == code)
@@ -251,10 +273,12 @@ def scene_images(
 
     ``factors``: see `scenes.sample_factors`. ``sketched``: whether to draw in dark lines on white paper.
     """
-    motion = factors["motion"]
+    motion = factors["motion"]  # an index into `scenes.MOTIONS`; -1: no object
     radius = RADII[np.maximum(factors["size"], 0)]
+    # Growing (5) and shrinking (6).
     factor = np.where(motion == 5, GROWTH, np.where(motion == 6, SHRINKAGE, 1.0))
     radius = radius * (1 + (factor - 1) * time)
+    # The direction (x, y) of each motion; the last entry is that of -1.
     step = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0), (0, 0), (0, 0), (0, 0)])[motion]
     position = factors["position"] + step * (factors["travel"] * time)[..., None]
     # An object that grows near an edge is pushed inwards, so that it stays visible.

@@ -30,7 +30,10 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 
 
 class _Engine:
-    """eSpeak NG, initialised."""
+    """The eSpeak NG library, initialised; ``rate`` is its sample rate in Hz.
+
+    ``chunks`` collects the samples that the library passes to the callback `_receive` while it speaks.
+    """
 
     def __init__(self):
         self.lib = lib = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -42,6 +45,7 @@ class _Engine:
             raise RuntimeError("eSpeak NG could not be initialised")
         lib.espeak_SetSynthCallback(self.callback)
         lib.espeak_SetVoiceByName(b"en-us")  # loads the dictionary once, for all forks
+        # Fixed seeds of eSpeak's random numbers and of the C library's, so that each utterance is reproducible.
         lib.espeak_ng_SetRandSeed(ctypes.c_long(1))
         ctypes.CDLL(None).srand(1)
 
@@ -51,6 +55,7 @@ class _Engine:
         return 0
 
     def _speak(self, text: str, voice: str, rate: int, pitch: int, pitch_range: int) -> bytes:
+        """Int16 samples of the text at the engine's sample rate; ``rate`` in words per minute, pitches in 0..100."""
         lib, data = self.lib, text.encode() + b"\0"
         if lib.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"eSpeak NG knows no voice {voice!r}")
@@ -62,10 +67,14 @@ class _Engine:
         return b"".join(self.chunks)
 
     def speak(self, *args) -> bytes:
-        """Int16 samples at the engine's sample rate, spoken in a fork; ``args`` as those of `_speak`."""
+        """Int16 samples at the engine's sample rate; ``args`` are those of `_speak`.
+
+        The text is spoken in a fork of this process, so that it does not change the engine's state. The fork sends "+"
+        and the samples through a pipe, or "-" and an error message.
+        """
         read, write = os.pipe()
         child = os.fork()
-        if child == 0:
+        if child == 0:  # this is the fork
             status = 1
             try:
                 os.close(read)
@@ -87,8 +96,8 @@ class _Engine:
 
 
 def _respond(out, make) -> bool:
-    """Writes the response with the bytes that ``make()`` returns, or with the error that it raises; returns whether it
-    succeeded."""
+    """Calls ``make()`` and writes a response with the bytes that it returns, or with the message of the error that it
+    raises; returns whether it succeeded. The module's docstring has the format."""
     try:
         succeeded, content = True, make()
     except Exception as error:
@@ -100,12 +109,14 @@ def _respond(out, make) -> bool:
 
 
 class _EngineProcess:
-    """An engine in a separate process, which must be started before anything large is imported."""
+    """An `_Engine` in a forked process, which must be started before anything large is imported."""
 
     def __init__(self):
+        """Forks the process, connected by one pipe for requests and one for responses, and waits for its sample rate in
+        Hz (``rate``)."""
         requests, to_engine = os.pipe()
         responses, from_engine = os.pipe()
-        if os.fork() == 0:
+        if os.fork() == 0:  # this is the engine's process
             try:
                 os.close(to_engine)
                 os.close(responses)
@@ -120,9 +131,10 @@ class _EngineProcess:
 
     @staticmethod
     def _serve(lines, out) -> None:
+        """Starts an engine, responds with its sample rate, and then responds to each request in ``lines``."""
         engine = None
 
-        def start():
+        def start() -> bytes:
             nonlocal engine
             engine = _Engine()
             return str(engine.rate).encode()
@@ -132,6 +144,7 @@ class _EngineProcess:
                 _respond(out, lambda line=line: engine.speak(*json.loads(line)))
 
     def _receive(self, kind: type):
+        """The content of the next response as ``kind``, bytes or int; raises RuntimeError if it is an error."""
         header = self.responses.read(4)
         count = int.from_bytes(header, "little", signed=True)
         content = self.responses.read(abs(count))
@@ -142,15 +155,17 @@ class _EngineProcess:
         return kind(content)
 
     def speak(self, *args) -> bytes:
-        """Int16 samples at the engine's sample rate; ``args`` as those of `_Engine.speak`."""
+        """Int16 samples at the engine's sample rate; ``args`` are those of `_Engine._speak`."""
         self.requests.write(json.dumps(args).encode() + b"\n")
         self.requests.flush()
         return self._receive(bytes)
 
 
 def _normalise(samples: bytes, rate: int):
-    """Int16 at 16 kHz from int16 at ``rate`` Hz: trimmed to 10 ms around what is louder than 1% of the peak, and
-    peak-normalised."""
+    """Int16 samples at 16 kHz from int16 samples at ``rate`` Hz, peak-normalised.
+
+    Silence at both ends (below 1% of the peak) is cut, except for 10 ms.
+    """
     import numpy as np  # here: see the module's docstring
     import soxr
 
@@ -160,7 +175,7 @@ def _normalise(samples: bytes, rate: int):
     loud = np.flatnonzero(np.abs(wave) > 0.01 * peak)
     if len(loud) == 0:
         return np.zeros(0, np.int16)
-    margin = SAMPLE_RATE // 100
+    margin = SAMPLE_RATE // 100  # 10 ms
     wave = wave[max(0, loud[0] - margin) : loud[-1] + 1 + margin]
     return np.rint(wave * (PEAK / peak)).astype(np.int16)
 
@@ -179,6 +194,7 @@ def utter(engine: _EngineProcess, request: dict):
                 f"{request['text']!r} takes {len(wave) / SAMPLE_RATE:.2f} s at the fastest rate, over the "
                 f"limit of {limit / SAMPLE_RATE:.2f} s; raise max_seconds"
             )
+        # Speak faster by the ratio of the lengths, but by 3% at least, so that a few attempts are enough.
         rate = min(_MAX_RATE, math.ceil(rate * max(1.03, len(wave) / limit)))
 
 

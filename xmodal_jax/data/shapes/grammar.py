@@ -22,7 +22,7 @@ from xmodal_jax.data.shapes.scenes import (
 )
 
 UNSPECIFIED = -1
-"""In place of an index: the caption does not say."""
+"""Stands for an index where a caption does not mention the property."""
 
 # The phrases of each value, in the order of the vocabularies of `scenes`; the first is the plain one.
 SHAPE_WORDS = (
@@ -79,26 +79,28 @@ class Meaning(NamedTuple):
     """The relation of each object to the next, indices into `scenes.RELATIONS`."""
 
     def __str__(self) -> str:
-        def name(names, i):
-            return "" if i == UNSPECIFIED else names[i]
-
-        parts = []
+        """Such as "big red plain circle left small blue dotted star"."""
+        words = []
         for k, o in enumerate(self.objects):
-            words = [name(SIZES, o.size), COLOURS[o.colour], name(TEXTURES, o.texture), SHAPES[o.shape]]
+            words += [SIZES[o.size]] if o.size != UNSPECIFIED else []
+            words += [COLOURS[o.colour]]
+            words += [TEXTURES[o.texture]] if o.texture != UNSPECIFIED else []
+            words += [SHAPES[o.shape]]
             words += [f"({MOTIONS[o.motion]})"] if o.motion else []
             words += [RELATIONS[self.relations[k]]] if k < len(self.relations) else []
-            parts += [w for w in words if w]
-        return " ".join([*parts, "at", PLACES[self.place]] if self.place != UNSPECIFIED else parts)
+        words += ["at", PLACES[self.place]] if self.place != UNSPECIFIED else []
+        return " ".join(words)
 
 
 def _inverse(relation: int) -> int:
-    """The same relation seen from the other object: `RELATIONS` are numbered in inverse pairs, 0 left and 1 right, 2
-    above and 3 below."""
+    """The relation seen from the other object. `RELATIONS` are left 0, right 1, above 2, below 3: opposite ones differ
+    in the last bit."""
     return relation ^ 1
 
 
 def _canonical(objects: Sequence[ObjectMeaning], relations: Sequence[int]) -> Meaning:
-    """The meaning with its objects in the order that `Meaning` describes."""
+    """The meaning of two or three objects with these relations between neighbours, in the canonical order of `Meaning`:
+    reversing the order of the objects inverts their relations."""
     objects, relations = tuple(objects), tuple(relations)
     if (len(objects) == 2 and relations[0] % 2) or (len(objects) == 3 and relations[0] >= 2):
         objects, relations = objects[::-1], tuple(_inverse(r) for r in relations[::-1])
@@ -106,32 +108,38 @@ def _canonical(objects: Sequence[ObjectMeaning], relations: Sequence[int]) -> Me
 
 
 def scene_meanings(factors: Factors, *, motion: bool = False) -> list[Meaning]:
-    """What the caption of each scene says, from factors ``[N, ...]``; ``motion``: whether it tells how objects move.
+    """The meaning of each scene's caption, from factors ``[N, ...]``; ``motion``: whether it tells how objects move.
 
-    One or two objects are described in full; three by colour and shape, which tell them apart and keep it short.
+    One or two objects are described in full, three by colour and shape only, which tell them apart and keep captions
+    short.
     """
-    columns = (factors[k].tolist() for k in ("size", "colour", "texture", "shape", "motion"))
-    heads = (factors[k].tolist() for k in ("num_objects", "place", "relation", "second_relation"))
+    names = (
+        "size", "colour", "texture", "shape", "motion", "num_objects", "place", "relation", "second_relation",
+    )  # fmt: skip
+    columns = [factors[name].tolist() for name in names]
     meanings = []
-    for sizes, colours, textures, shapes, motions, n, place, first, second in zip(
-        *columns, *heads, strict=True
-    ):
+    # Of a scene: lists by object, then the number of objects n, the place and the two relations.
+    for sizes, colours, textures, shapes, motions, n, place, *relations in zip(*columns, strict=True):
         objects = [
             ObjectMeaning(
-                sizes[k] if n < 3 else UNSPECIFIED, colours[k], textures[k] if n < 3 else UNSPECIFIED, shapes[k],
-                motions[k] if motion else 0,
+                size=sizes[k] if n < 3 else UNSPECIFIED,
+                colour=colours[k],
+                texture=textures[k] if n < 3 else UNSPECIFIED,
+                shape=shapes[k],
+                motion=motions[k] if motion else 0,
             )
             for k in range(n)
-        ]  # fmt: skip
+        ]
         if n == 1:
-            meanings.append(Meaning((objects[0],), place, ()))
+            meanings.append(Meaning((objects[0],), place, relations=()))
         else:
-            meanings.append(_canonical(objects, (first, second)[: n - 1]))
+            meanings.append(_canonical(objects, relations[: n - 1]))
     return meanings
 
 
 class _Chooser:
-    """Spends random bits on choices; when none are left (0) it takes the first option."""
+    """``choose(options)`` takes one of the options by a random integer, ``bits``, and divides it by their number; when
+    no bits are left (0) it takes the first option."""
 
     __slots__ = ("bits",)
 
@@ -148,22 +156,29 @@ def _article(noun: str) -> str:
 
 
 def _noun_phrase(o: ObjectMeaning, choose: _Chooser) -> str:
+    """An object in words, such as "a small red circle with stripes moving left"; ``choose`` decides the wording."""
     words = [] if o.size == UNSPECIFIED else [choose(SIZE_WORDS[o.size])]
-    colour, after = choose(COLOUR_WORDS[o.colour]), ""
-    style = choose((0, 1, 2)) if o.texture > 0 else 3
-    if style == 0:
-        words += [colour, choose(TEXTURE_WORDS[o.texture])]
-    elif style == 1:
-        words += [choose(TEXTURE_WORDS[o.texture]), colour]
+    colour, with_texture = choose(COLOUR_WORDS[o.colour]), ""
+    if o.texture > 0:  # striped or dotted: the texture comes after the colour, before it, or after the noun
+        order = choose(("colour first", "texture first", "texture after the noun"))
+        if order == "colour first":
+            words += [colour, choose(TEXTURE_WORDS[o.texture])]
+        elif order == "texture first":
+            words += [choose(TEXTURE_WORDS[o.texture]), colour]
+        else:
+            words += [colour]
+            with_texture = " " + choose(WITH_TEXTURE[o.texture])
+    elif o.texture == 0:  # plain, which is mentioned one time in three
+        words += [choose(("plain " + colour, colour, colour))]
     else:
-        words += [choose(("plain " + colour, colour, colour)) if o.texture == 0 else colour]
-        after = " " + choose(WITH_TEXTURE[o.texture]) if o.texture > 0 else ""
+        words += [colour]
     words.append(choose(SHAPE_WORDS[o.shape]))
     moving = " " + choose(MOTION_WORDS[o.motion]) if o.motion else ""
-    return _article(" ".join(words)) + after + moving
+    return _article(" ".join(words)) + with_texture + moving
 
 
-# Sentences of one, two and three objects; {r}, {q} are relations to the next object, {s} is the inverse of {r}.
+# Sentences about one, two and three objects {0}, {1}, {2}. {p}: the place; {r}: the relation of {0} to {1}; {s}: its
+# inverse; {q}: the relation of {1} to {2}.
 _ONE = ("{0} {p}", "{0} {p}", "there is {0} {p}", "{p} there is {0}", "{p} is {0}")
 _TWO = ("{0} {r} {1}", "there is {0} {r} {1}", "{0} is {r} {1}", "{r} {1} there is {0}", "{r} {1} is {0}")
 _THREE = (
@@ -173,8 +188,8 @@ _THREE = (
 
 
 def realise(meaning: Meaning, bits: int) -> str:
-    """A caption of this meaning, in lower case without punctuation; ``bits``, a non-negative integer, chooses the
-    wording."""
+    """A caption with this meaning, in lower case without punctuation. ``bits``: a non-negative random integer that
+    chooses the wording; 0 takes the first option everywhere."""
     choose = _Chooser(bits)
     objects, relations = meaning.objects, meaning.relations
     if len(objects) == 1:
@@ -195,7 +210,9 @@ def realise(meaning: Meaning, bits: int) -> str:
     return template.format(*nouns, r=first, s=first_inverse, q=second)
 
 
-# Parsing: each phrase becomes a letter (its category) and a value; the letters must form one of the patterns.
+# Parsing: each phrase of a caption becomes a letter (its category) and a value (an index). The letters of a caption
+# must form one of the patterns below, in which X stands for a whole object. S size, C colour, T texture, N shape,
+# W "with stripes", M motion, P place, R relation, D article, E "there is", B "is", H "which is", A "and".
 _LEXICON: dict[str, tuple[str, int]] = {
     phrase: (letter, value)
     for letter, table in (
@@ -212,6 +229,8 @@ _SENTENCE = re.compile("E?X|E?XP|P[EB]X|E?XRX|XBRX|RX[EB]X|XB?RXHRX|XB?RXARX")
 
 
 def _read_object(letters: str, values: Sequence[int]) -> ObjectMeaning | None:
+    """The object of a noun phrase, given the category letters of its phrases (see `_LEXICON`) and their values; None if
+    it names its texture twice."""
     value = dict(zip(letters, values, strict=True))
     if "T" in value and "W" in value:
         return None
@@ -220,7 +239,8 @@ def _read_object(letters: str, values: Sequence[int]) -> ObjectMeaning | None:
 
 
 def _tokens(caption: str) -> Iterator[tuple[str, str | None, int]]:
-    """The phrases of a caption ``(words, letter, value)`` by `_LEXICON`; a word that it does not have has no letter."""
+    """Yields ``(words, letter, value)`` of each phrase of a caption, with the category letter and the value that
+    `_LEXICON` gives; the letter is None for an unknown word."""
     text, position = " ".join(caption.lower().split()), 0
     while position < len(text):
         token = _TOKEN.match(text, position)
@@ -235,9 +255,9 @@ def _tokens(caption: str) -> Iterator[tuple[str, str | None, int]]:
 
 
 def parse(caption: str) -> Meaning | None:
-    """What a caption says, or None if it is not a sentence of the grammar; the inverse of `realise`.
+    """The meaning of a caption, or None if it is not a sentence of the grammar; the inverse of `realise`.
 
-    Of one or two objects, one without a texture word is plain. Case and surplus spaces do not matter.
+    In captions of one or two objects, an object without a texture word is plain. Case and surplus spaces do not matter.
     """
     tokens = list(_tokens(caption))
     if any(letter is None for _, letter, _ in tokens):
@@ -248,25 +268,27 @@ def parse(caption: str) -> Meaning | None:
         _read_object(match.group(), values[match.start() : match.end()])
         for match in _OBJECT.finditer(sentence)
     ]
+    # The sentence with "X" for each object, such as "XRX" for "A left of B".
     outline = _OBJECT.sub("X", sentence)
     if not objects or None in objects or _SENTENCE.fullmatch(outline) is None:
         return None
     relations = [value for letter, value in zip(letters, values, strict=True) if letter == "R"]
-    if len(objects) < 3:
+    if len(objects) < 3:  # without a texture word: plain (0) rather than unspecified (-1)
         objects = [o._replace(texture=max(o.texture, 0)) for o in objects]
     if outline.startswith("R"):  # "left of A there is B"
         objects = objects[::-1]
-    elif outline.endswith("ARX"):  # "B left of A and above C": B is the elbow between A and C
+    elif outline.endswith("ARX"):  # "B left of A and above C": the order is A, B, C
         objects, relations = [objects[1], objects[0], objects[2]], [_inverse(relations[0]), relations[1]]
     if len(objects) == 1:
         return Meaning((objects[0],), values[letters.index("P")] if "P" in letters else UNSPECIFIED, ())
     if len(objects) == 3 and relations[0] // 2 == relations[1] // 2:
-        return None  # the scenes of three are L-shaped: one relation along each axis
+        return None  # three objects form an L: one relation is horizontal and one vertical
     return _canonical(objects, relations)
 
 
 def realise_all(meanings: Sequence[Meaning], bits: np.ndarray) -> np.ndarray:
-    """A caption of each meaning, object ``[N]`` of str, worded by the random ``bits`` uint64 ``[N]``; see `realise`."""
+    """A caption for each meaning, object ``[N]`` of str; the random ``bits`` uint64 ``[N]`` choose the wording, see
+    `realise`."""
     captions = np.empty(len(meanings), object)
     captions[:] = [realise(m, b) for m, b in zip(meanings, bits.tolist(), strict=True)]
     return captions
@@ -283,12 +305,17 @@ def _match_paired(
     caption: Meaning | None,
     reference: Meaning,
 ) -> dict[str, tuple[int, int]]:
-    """`match_factors` for one way to pair the objects of the caption with those of the reference."""
+    """``(right, total)`` counts as in `match_factors`, for one way to pair the objects of the caption with those of the
+    reference.
+
+    ``pairs``: ``(caption_object, reference_object)``, None for an object that the caption does not mention.
+    ``same_order``: whether the pairing keeps the caption's order of objects, without which its relations are wrong.
+    """
     number = len(caption.objects) if caption is not None else 0
     counts = {"number": (int(number == len(reference.objects)), 1)}
     for name in _PROPERTIES:
         values = [(None if a is None else getattr(a, name), getattr(b, name)) for a, b in pairs]
-        if name == "motion":
+        if name == "motion":  # counts only where one of the two moves
             values = [(a, b) for a, b in values if (a or 0) > 0 or b > 0]
         else:
             values = [(a, b) for a, b in values if b != UNSPECIFIED]
@@ -304,11 +331,11 @@ def _match_paired(
 
 
 def match_factors(caption: Meaning | None, reference: Meaning) -> dict[str, tuple[int, int]]:
-    """How much of ``reference`` a caption says: ``(right, total)`` counts for each of `FACTORS` that occurs.
+    """How many facts of ``reference`` a caption states correctly: ``(right, total)`` for each of `FACTORS` that occurs.
 
-    What the reference leaves unspecified does not count, nor does motion where neither has any. Objects are paired in
-    the way that makes most of it right; a relation is right only between the right objects. None, a caption that is no
-    sentence, has nothing right; nor has an object that it does not mention.
+    Facts that the reference leaves unspecified do not count, nor does motion where neither object moves. The caption's
+    objects are paired with those of the reference in the way that makes the most facts right; a relation is right only
+    between the right objects. None, for a caption that is not a sentence, has no fact right.
     """
     best: dict[str, tuple[int, int]] = {}
     objects = caption.objects if caption is not None else ()
@@ -323,23 +350,23 @@ def match_factors(caption: Meaning | None, reference: Meaning) -> dict[str, tupl
 
 
 def factor_accuracies(captions: Sequence[str], meanings: Sequence[Meaning]) -> dict[str, float]:
-    """How well captions say what is meant, fractions in [0, 1].
+    """How well captions state the intended ``meanings``, as fractions in [0, 1].
 
     Returns:
-      ``factor_accuracy``: of all facts that are meant, those said right (see `match_factors`);
-      ``<factor>_accuracy``: the same of each of `FACTORS` that occurs;
-      ``exact_accuracy``: captions that mean exactly what is meant;
-      ``sentence_share``: captions that are a sentence of the grammar.
+      ``factor_accuracy``: the fraction of all intended facts that are stated correctly (see `match_factors`);
+      ``<factor>_accuracy``: the same for the facts about each of `FACTORS` that occurs;
+      ``exact_accuracy``: the fraction of captions with exactly the intended meaning;
+      ``sentence_share``: the fraction of captions that are sentences of the grammar.
     """
     right, total, exact, sentences = Counter(), Counter(), 0, 0
     for caption, reference in zip(captions, meanings, strict=True):
         meaning = parse(caption)
         sentences += meaning is not None
         counts = match_factors(meaning, reference)
-        exact += all(a == b for a, b in counts.values()) and meaning == reference
-        for name, (a, b) in counts.items():
-            right[name] += a
-            total[name] += b
+        exact += all(correct == facts for correct, facts in counts.values()) and meaning == reference
+        for name, (correct, facts) in counts.items():
+            right[name] += correct
+            total[name] += facts
     return {
         "factor_accuracy": right.total() / total.total(),
         "exact_accuracy": exact / len(captions),
@@ -349,12 +376,14 @@ def factor_accuracies(captions: Sequence[str], meanings: Sequence[Meaning]) -> d
 
 
 def mark_wrong_words(caption: str, reference: Meaning) -> list[tuple[str, bool]]:
-    """The caption in pieces ``(words, whether they are wrong)``.
+    """The caption in pieces ``(words, wrong)``, ``wrong`` a bool.
 
-    Wrong are: a size, colour or other property that no object of ``reference`` has (or none is left that has it);
-    relations, if they are not those of the reference; and words that are not of the grammar.
+    A property such as a colour is wrong if no object of ``reference`` has it, or if the caption mentions it more often
+    than there are such objects; relations are wrong unless all are those of the reference; and words outside the
+    grammar are wrong.
     """
     meaning = parse(caption)
+    # How often each value of a property may still be mentioned, by the category letter of its words (see `_LEXICON`).
     properties = {"S": "size", "C": "colour", "T": "texture", "N": "shape", "M": "motion"}
     remaining = {k: Counter(getattr(o, name) for o in reference.objects) for k, name in properties.items()}
     remaining["W"], remaining["P"] = remaining["T"], Counter([reference.place])
@@ -365,7 +394,7 @@ def mark_wrong_words(caption: str, reference: Meaning) -> list[tuple[str, bool]]
         elif letter == "R":
             wrong = meaning is None or meaning.relations != reference.relations
         else:
-            # Of three objects, sizes and textures are unspecified, so that they cannot be judged.
+            # The reference does not specify sizes and textures of three objects: they cannot be wrong.
             known = letter in remaining and UNSPECIFIED not in remaining[letter]
             wrong = known and remaining[letter][value] == 0
             if known and not wrong:

@@ -45,6 +45,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def hash_bits(seed: int, split: str, index: np.ndarray, field: str) -> np.ndarray:
     """64 random bits, uint64 ``[N]``, for each ``index`` ``[N]``: a pure function of (seed, split, index, field)."""
+    # Arrays of one element, on which uint64 overflow wraps around without a warning.
     words = np.array([[seed & (2**64 - 1)], [zlib.crc32(f"{split}/{field}".encode())]], np.uint64)
     key = _mix(_mix(words[0]) ^ words[1])
     return _mix(_mix(np.asarray(index).astype(np.uint64) ^ key) + key)
@@ -74,60 +75,74 @@ class _Draw:
 
 
 def _pairs(draw: _Draw, held_out: bool, n: np.ndarray) -> np.ndarray:
-    """Distinct shape-colour codes ``[N, 3]`` (shape * 8 + colour) among the pairs of the split.
+    """Three distinct shape-colour pairs for each scene, codes ``[N, 3]`` (shape * 8 + colour).
 
-    ``held_out``: whether one of the scene's ``n`` objects has a pair of `HELD_OUT`.
+    ``n``: the number of objects ``[N]``. ``held_out``: whether one object of each scene gets a pair of `HELD_OUT`.
     """
+    # Three distinct positions in _SEEN_CODES: the second is drawn as a distance from the first.
     m = len(_SEEN_CODES)
     first = draw.integer("pair/0", m)
     second = (first + 1 + draw.integer("pair/1", m - 1)) % m
-    # The third is drawn among m - 2 values and skips the two that are taken.
+    # The third is drawn from m - 2 values; those from a taken position on move up by one, the smaller one first.
     third = draw.integer("pair/2", m - 2)
     for taken in (np.minimum(first, second), np.maximum(first, second)):
         third = third + (third >= taken)
     codes = _SEEN_CODES[np.stack([first, second, third], axis=1)]
-    if held_out:
+    if held_out:  # replace the pair of one object
         slot = draw.integer("held-out/slot", n)
         codes[np.arange(len(n)), slot] = _HELD_OUT_CODES[draw.integer("held-out/pair", len(_HELD_OUT_CODES))]
     return codes
 
 
 def _between(low, high, u):
+    """Linear interpolation: ``low`` at ``u`` = 0, ``high`` at ``u`` = 1."""
     return low + (high - low) * u
 
 
 def _along(draw: _Draw, name: str, swap: np.ndarray, first: np.ndarray, second: np.ndarray):
-    """``(coordinate of the first, of the second, gap)`` along one axis for two objects with the radii ``first`` and
-    ``second``; the second one comes first where ``swap``."""
+    """Random coordinates along one axis for two objects side by side with the radii ``first`` and ``second``.
+
+    Returns ``(first_coordinate, second_coordinate, distance)``, ``[N]`` each in canvas widths. The first object has the
+    smaller coordinate, or the second one where ``swap``.
+    """
+    # The distance of the centres: objects neither overlap nor lie too close together, and both fit on the canvas.
     reach = EXTENT * (first + second)
-    gap = _between(np.maximum(0.36, 1.05 * (first + second)), 1 - reach, draw.uniform(f"{name}/gap"))
+    distance = _between(np.maximum(0.36, 1.05 * (first + second)), 1 - reach, draw.uniform(f"{name}/gap"))
+    # The smaller coordinate, such that neither object goes beyond the canvas.
     low = np.where(swap, second, first) * EXTENT
-    start = _between(low, 1 - (reach - low) - gap, draw.uniform(f"{name}/start"))
-    return np.where(swap, start + gap, start), np.where(swap, start, start + gap), gap
+    start = _between(low, 1 - (reach - low) - distance, draw.uniform(f"{name}/start"))
+    return np.where(swap, start + distance, start), np.where(swap, start, start + distance), distance
 
 
 def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
-    """Centres ``[N, 3, 2]``, a single object's place ``[N]``, and the relations ``[N]`` of objects 0 to 1 and 1 to 2.
+    """``(position, place, relation, second_relation)`` of scenes with ``n`` ``[N]`` objects of ``radius`` ``[N, 3]``.
+
+    ``position`` ``[N, 3, 2]``: centres (x, y) in canvas widths. ``place`` ``[N]``: that of a single object. The
+    relations ``[N]`` are those of object 0 to object 1, and of 1 to 2. Places and relations are -1 where they do not
+    apply.
 
     Two objects lie side by side; of three, the second is the corner of an L, so that both relations are unambiguous.
+    Objects 0 and 1 lie side by side "along" one axis, objects 1 and 2 "across" it, on the other axis.
     """
     margin = EXTENT * radius
     scene = np.arange(len(n))
 
-    # One object: one of nine places, with a gap between neighbouring places.
+    # One object: in one of nine places, the cells (x, y) of a 3 x 3 grid with gaps between them.
     cell = np.stack([draw.integer("place/x", 3), draw.integer("place/y", 3)], axis=1)
     low = np.where(cell == 0, margin[:, :1], np.where(cell == 1, 0.45, 0.65))
     high = np.where(cell == 0, 0.35, np.where(cell == 1, 0.55, 1 - margin[:, :1]))
     single = _between(low, high, draw.columns("place/jitter", 2))
 
+    # Two or three objects. Relations are left, right, above, below: the first bit is the axis, the last the order.
     relation = draw.integer("relation/0", 4)
     vertical, swap = relation // 2, relation % 2
     swap_second = draw.integer("relation/1", 2)
     along0, along1, gap0 = _along(draw, "along", swap == 1, radius[:, 0], radius[:, 1])
     across1, across2, gap1 = _along(draw, "across", swap_second == 1, radius[:, 1], radius[:, 2])
+    # Of two objects, the second may lie anywhere across.
     free = _between(margin[:, 1], 1 - margin[:, 1], draw.uniform("across/free"))
     across1 = np.where(n == 3, across1, free)
-    # A small offset on the other axis: the stated relation stays by far the larger component.
+    # Neighbours are a little offset on the other axis, by at most this fraction of their distance.
     slack = np.where(n == 3, 0.15, 0.35)
     offset0, offset2 = (2 * draw.columns("offset", 2) - 1).T * slack * np.stack([gap0, gap1])
     across0 = np.clip(across1 + offset0, margin[:, 0], 1 - margin[:, 0])
@@ -135,28 +150,34 @@ def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
     position = np.stack(
         [np.stack([along0, along1, along2], 1), np.stack([across0, across1, across2], 1)], axis=2
     )  # [N, object, (along, across)]
-    position = np.where(vertical[:, None, None] == 1, position[:, :, ::-1], position)
+    position = np.where(vertical[:, None, None] == 1, position[:, :, ::-1], position)  # to (x, y)
     position[n == 1, 0] = single[n == 1]
     position[np.arange(MAX_OBJECTS) >= n[:, None]] = 0.0
 
     place = np.where(n == 1, cell[scene, 1] * 3 + cell[scene, 0], -1)
-    second = 2 * (1 - vertical) + swap_second
-    return position, place, np.where(n >= 2, relation, -1), np.where(n == 3, second, -1)
+    second_relation = 2 * (1 - vertical) + swap_second  # on the other axis
+    return position, place, np.where(n >= 2, relation, -1), np.where(n == 3, second_relation, -1)
 
 
 def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarray):
-    """Motion ``[N, 3]`` and the distance moved ``[N, 3]``. At most one object moves, where there is room for it."""
+    """``(motion, travel)`` ``[N, 3]``: each object's index into `MOTIONS` (-1: no object), and the distance that it
+    moves in canvas widths.
+
+    At most one of a scene's ``n`` objects moves, in a direction where there is room. ``position`` ``[N, 3, 2]``,
+    ``radius`` ``[N, 3]``.
+    """
     scene = np.arange(len(n))
-    mover = draw.integer("mover", n)
+    mover = draw.integer("mover", n)  # [N], the object that may move
     centre, r = position[scene, mover], radius[scene, mover]
-    present = (np.arange(MAX_OBJECTS) < n[:, None]) & (np.arange(MAX_OBJECTS) != mover[:, None])
+    other = (np.arange(MAX_OBJECTS) < n[:, None]) & (np.arange(MAX_OBJECTS) != mover[:, None])
+    # How far the mover can go left, right, up and down, [N, 4], to the canvas's edge or to an object in its way.
     room = np.empty((len(n), 4))
     for direction, (axis, sign) in enumerate(((0, -1), (0, 1), (1, -1), (1, 1))):
         wall = np.where(sign > 0, 1 - centre[:, axis], centre[:, axis]) - EXTENT * r
         ahead = sign * (position[:, :, axis] - centre[:, None, axis])
         touch = r[:, None] + radius
-        beside = np.abs(position[:, :, 1 - axis] - centre[:, None, 1 - axis]) < touch
-        blocked = np.where(present & beside & (ahead > 0), ahead - touch, np.inf).min(axis=1)
+        in_way = np.abs(position[:, :, 1 - axis] - centre[:, None, 1 - axis]) < touch
+        blocked = np.where(other & in_way & (ahead > 0), ahead - touch, np.inf).min(axis=1)
         room[:, direction] = np.minimum(wall, blocked)
     possible = room >= 0.15
     # A direction among the possible ones, uniformly: the k-th of them.
@@ -164,7 +185,9 @@ def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarra
     direction = np.argmax(np.cumsum(possible, axis=1) > pick[:, None], axis=1)
     kind = draw.integer("motion/kind", 8)  # 0 still, 1..4 move, 5 grow, 6 shrink, 7 turn
     moving = (kind >= 1) & (kind <= 4)
-    code = np.where(moving, np.where(possible.any(axis=1), 1 + direction, 7), kind)
+    code = np.where(
+        moving, np.where(possible.any(axis=1), 1 + direction, 7), kind
+    )  # turn if there is no room
     motion = np.where(np.arange(MAX_OBJECTS) < n[:, None], 0, -1)
     motion[scene, mover] = code
     travel = np.zeros_like(radius, dtype=np.float32)
@@ -175,7 +198,7 @@ def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarra
 def sample_factors(seed: int, split: str, index: np.ndarray) -> Factors:
     """The factors of the scenes with the numbers ``index`` ``[N]``; -1 where there is no object (or no relation).
 
-    Indices into the vocabularies above, int32:
+    Indices into the vocabularies of this module (`SHAPES`, `COLOURS` and so on), int32:
 
     - ``[N]``: ``num_objects`` (1..3), ``place`` (of a single object), ``relation`` (of object 0 to object 1),
       ``second_relation`` (of 1 to 2);
@@ -196,7 +219,7 @@ def sample_factors(seed: int, split: str, index: np.ndarray) -> Factors:
     radius = RADII[size].astype(np.float64)
     position, place, relation, second = _positions(draw, n, radius)
     motion, travel = _motions(draw, n, position, radius)
-    # A plain disc that turns looks like one that stands still.
+    # A plain disc that turns (motion 7) looks like one that stands still: give it stripes (texture 1).
     round_shape = np.isin(codes // 8, (SHAPES.index("circle"), SHAPES.index("ring")))
     texture = np.where(round_shape & (motion == 7), 1, texture)
     shade = 18 + 38 * draw.uniform("background/shade")

@@ -28,7 +28,7 @@ _MODALITIES = ("text", "image", "image_sketch", "audio", "video")
 
 @dataclass(frozen=True)
 class SpokenShapes(Source):
-    """Scenes of one to three shapes. Everything about example ``i`` follows from (seed, split, i).
+    """Scenes of one to three shapes. Example ``i`` depends on (seed, split, i) alone.
 
     ::
 
@@ -53,7 +53,7 @@ class SpokenShapes(Source):
     frames: int = field(default=8, kw_only=True)
     """Frames of a video."""
     seed: int = field(default=0, kw_only=True)
-    """What everything is drawn from, 0 or more."""
+    """Random seed of the scenes, captions and voices, 0 or more."""
     offset: int = field(default=0, kw_only=True)
     """Example ``i`` is number ``i + offset`` of the endless stream of the split."""
     audio_cache: Path | None = field(default=None, kw_only=True)
@@ -73,16 +73,10 @@ class SpokenShapes(Source):
             raise ValueError(f"modalities must be some of {', '.join(_MODALITIES)}; got {self.modalities!r}")
         if not 16 <= self.image_size <= 128:
             raise ValueError(f"image_size must lie in 16..128, got {self.image_size}")
-        for name, low in (
-            ("size", 1),
-            ("frames", 1),
-            ("seed", 0),
-            ("offset", 0),
-            ("max_seconds", 0.5),
-            ("noise", 0),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        minima = {"size": 1, "frames": 1, "seed": 0, "offset": 0, "max_seconds": 0.5, "noise": 0}
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
 
     def __getstate__(self):
         # Another process opens the speech anew: mapped files must not be copied to it.
@@ -112,7 +106,8 @@ class SpokenShapes(Source):
         return self.size
 
     def _index(self, indices) -> np.ndarray:
-        """Numbers in the split's endless stream of scenes, int64 ``[B]``."""
+        """The numbers of the examples in the split's endless stream of scenes, int64 ``[B]``; IndexError outside
+        0..len-1."""
         indices = np.atleast_1d(self._resolve_indices(indices))
         if indices.size and (indices.min() < 0 or indices.max() >= self.size):
             raise IndexError(f"indices must lie in 0..{self.size - 1}, got {indices.min()}..{indices.max()}")
@@ -123,14 +118,14 @@ class SpokenShapes(Source):
         return "video" in self.modalities
 
     def factors(self, indices=None) -> Factors:
-        """Those of `scenes.sample_factors`, and ``voice`` int32 ``[B]``, an index into `speech.VOICES`."""
+        """The factors of `scenes.sample_factors`, and ``voice`` int32 ``[B]``, an index into `speech.VOICES`."""
         index = self._index(indices)
         draws = uniform(self.seed, self.split, index, "voice")
         voice = choose_speakers(draws, unseen=self.split == "voices")
         return sample_factors(self.seed, self.split, index) | {"voice": voice}
 
     def class_labels(self, indices=None) -> np.ndarray:
-        """The shape of a scene's only object, int32 ``[B]``, -1 where there are several; nothing is drawn."""
+        """The shape of a scene's only object, int32 ``[B]``, -1 where there are several; no image is rendered."""
         factors = self.factors(indices)
         return np.where(factors["num_objects"] == 1, factors["shape"][:, 0], -1).astype(np.int32)
 
@@ -138,6 +133,7 @@ class SpokenShapes(Source):
         return scene_meanings(self.factors(indices), motion=self._has_motion)
 
     def captions(self, indices=None, phrasing: int = 0) -> np.ndarray:
+        """The captions of the examples, object ``[B]`` of str, in random words: others for each ``phrasing``."""
         index = self._index(indices)
         bits = hash_bits(self.seed, self.split, index, f"phrasing/{phrasing}")
         return realise_all(self.meanings(indices), bits)
@@ -151,14 +147,15 @@ class SpokenShapes(Source):
         return self.meanings([i])[0]
 
     def questions_for(self, indices, *, both_ways: bool = False) -> list[list[Question]]:
-        """For each example its questions ``(kind, question, answer)``; those about motion only with video.
+        """For each example a list of questions ``(kind, question, answer)``; about motion only if there is video.
 
         See `questions.scene_questions`, also for ``both_ways``. Answers are words of `questions.ANSWERS`.
         """
         index = self._index(indices)
-        # A foil is a scene of the same split, far beyond the numbers that examples have.
-        numbers = hash_bits(self.seed, self.split, index, "foil") >> np.uint64(2)
-        foils = sample_factors(self.seed, self.split, numbers)
+        # The foil of each scene (see `scene_questions`) is a random scene of the same split: its 62-bit number lies far
+        # beyond those of the examples.
+        foil_index = hash_bits(self.seed, self.split, index, "foil") >> np.uint64(2)
+        foils = sample_factors(self.seed, self.split, foil_index)
         return scene_questions(
             self.factors(indices), foils, self.seed, self.split, index,
             motion=self._has_motion, both_ways=both_ways,
@@ -177,26 +174,27 @@ class SpokenShapes(Source):
         return self.commands_for([i])[0]
 
     def voices(self, indices) -> list[Voice]:
-        """The voice of each example: one of `speech.VOICES`, a little higher or lower, faster or slower each time."""
+        """The voice of each example: one of `speech.VOICES` with pitch and speed varied a little at random."""
         index = self._index(indices)
         pitch, speed = (uniform(self.seed, self.split, index, f"voice/{k}") for k in ("pitch", "rate"))
         return vary_voices(self.factors(indices)["voice"], pitch, speed)
 
     def prepare_speech(self) -> Utterances:
-        """Speaks the whole data set into the cache, or opens it there; the first batch with audio does it if nobody
-        has.
+        """The speech of all examples, synthesised into the cache folder unless it is there already.
 
-        Call it before data-loading processes start, so that it is done once, with a progress bar.
+        The first batch with audio calls this, if it has not been called before. Call it before data-loading processes
+        start, so that the speech is synthesised once, with a progress bar.
         """
         if "speech" not in self._memo:
-            every = np.arange(self.size)
+            indices = np.arange(self.size)
             self._memo["speech"] = synthesize_all(
-                self.captions(every).tolist(), self.voices(every), self.audio_cache,
+                self.captions(indices).tolist(), self.voices(indices), self.audio_cache,
                 workers=self.workers, max_seconds=self.max_seconds,
             )  # fmt: skip
         return self._memo["speech"]
 
     def _audio(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``(audio, mask)``: int16 speech with noise, padded to ``[B, max_seconds * 16000]``, and True on speech."""
         audio, mask = self.prepare_speech().padded(indices, self.max_seconds)
         if self.noise:
             seeds = hash_bits(self.seed, self.split, self._index(indices), "noise")

@@ -52,6 +52,7 @@ class Voice:
 def _voices(
     names: str, speeds: Sequence[int], pitches: Sequence[int], ranges: Sequence[int]
 ) -> tuple[Voice, ...]:
+    """One voice for each of ``names``, separated by spaces; speeds, pitches and pitch ranges are taken in turn."""
     return tuple(
         Voice(name, speeds[i % len(speeds)], pitches[i % len(pitches)], ranges[i % len(ranges)])
         for i, name in enumerate(names.split())
@@ -80,24 +81,25 @@ def choose_speakers(draws: np.ndarray, *, unseen: bool) -> np.ndarray:
 
     ``unseen``: whether they are chosen among `UNSEEN_VOICES` rather than `TRAIN_VOICES`.
     """
-    pool, first = (UNSEEN_VOICES, len(TRAIN_VOICES)) if unseen else (TRAIN_VOICES, 0)
-    return (first + np.floor(draws * len(pool))).astype(np.int32)
+    pool, offset = (UNSEEN_VOICES, len(TRAIN_VOICES)) if unseen else (TRAIN_VOICES, 0)
+    return (offset + np.floor(draws * len(pool))).astype(np.int32)
 
 
 def vary_voices(speakers: np.ndarray, pitch: np.ndarray, speed: np.ndarray) -> list[Voice]:
-    """The voice of each of ``speakers`` ``[N]``, a little lower or higher, slower or faster.
+    """The voices of ``speakers`` ``[N]`` with pitch and speed varied a little.
 
-    ``pitch`` and ``speed``: random draws ``[N]`` in [0, 1), from the lowest to the highest and from the slowest (8%
-    below the speaker's own) to the fastest (8% above).
+    ``pitch`` and ``speed``: random numbers ``[N]`` in [0, 1). 0.5 is the speaker's usual pitch or speed; the range is
+    8 steps of pitch, or 8% of speed, to both sides.
     """
-
-    def vary(voice, p, s):
-        return replace(
-            voice, pitch=voice.pitch + round(16 * p - 8), speed=round(voice.speed * (0.92 + 0.16 * s))
+    voices = []
+    for speaker, p, s in zip(speakers.tolist(), pitch.tolist(), speed.tolist(), strict=True):
+        usual = VOICES[speaker]
+        voices.append(
+            replace(
+                usual, pitch=usual.pitch + round(16 * p - 8), speed=round(usual.speed * (0.92 + 0.16 * s))
+            )
         )
-
-    draws = zip(speakers.tolist(), pitch.tolist(), speed.tolist(), strict=True)
-    return [vary(VOICES[speaker], p, s) for speaker, p, s in draws]
+    return voices
 
 
 def default_cache_dir() -> Path:
@@ -106,7 +108,7 @@ def default_cache_dir() -> Path:
 
 
 def _request(text: str, voice: Voice, max_seconds: float | None) -> dict:
-    """What `espeak.utter` is asked for. Caches are named by a hash of it, so that its keys must not change."""
+    """The request that `espeak.utter` takes. Cache folders are named by a hash of it, so its keys must not change."""
     limit = None if max_seconds is None else int(max_seconds * SAMPLE_RATE)
     return {
         "text": text, "voice": voice.name, "rate": voice.speed, "pitch": voice.pitch,
@@ -125,6 +127,7 @@ class _EspeakProcess:
         )
 
     def _read(self, count: int) -> bytes:
+        """``count`` bytes of the process's output; RuntimeError with its error messages if it ended before."""
         data = self.process.stdout.read(count)
         if len(data) < count:
             self.process.wait()
@@ -146,6 +149,7 @@ class _EspeakProcess:
         return self.receive()
 
     def close(self) -> None:
+        """End the process, also if it is still speaking."""
         for pipe in (self.process.stdin, self.process.stdout, self.errors):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -162,7 +166,7 @@ _process_lock = threading.Lock()
 
 
 def synthesize(text: str, voice: Voice, *, max_seconds: float | None = None) -> np.ndarray:
-    """The text spoken: int16 ``[T]`` at 16 kHz, silence trimmed, peak-normalised; the same whatever was spoken before.
+    """Speech from text: int16 ``[T]`` at 16 kHz, silence trimmed, peak-normalised; the same in every call.
 
     A text that would take longer than ``max_seconds`` is spoken faster.
 
@@ -171,6 +175,8 @@ def synthesize(text: str, voice: Voice, *, max_seconds: float | None = None) -> 
     """
     global _process, _process_owner
     with _process_lock:
+        # One eSpeak process serves all calls. Start another one if it has ended, or if this process is a fork of the
+        # one that started it.
         if _process is not None and _process_owner == os.getpid() and _process.process.poll() is not None:
             _process.close()
             _process = None
@@ -189,6 +195,7 @@ class Utterances:
     """
 
     def __init__(self, folder: Path):
+        """Opens a cache folder that `synthesize_all` wrote; the samples are memory-mapped."""
         header = json.loads((folder / "header.json").read_text())
         self.folder = folder
         self.offsets = np.load(folder / "offsets.npy")
@@ -204,13 +211,13 @@ class Utterances:
         return self._samples[self.offsets[i] : self.offsets[i + 1]]
 
     def padded(self, indices: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-        """``(audio, mask)`` of the utterances ``indices``: int16 ``[B, seconds * 16000]``, zeros at the end, and bool
-        of that shape, True on speech."""
+        """``(audio, mask)`` of the utterances ``indices``: int16 ``[B, seconds * 16000]``, padded with zeros, and bool
+        of the same shape, False on padding."""
         audio = np.zeros((len(indices), int(seconds * SAMPLE_RATE)), np.int16)
         mask = np.zeros(audio.shape, bool)
-        for row, i in enumerate(indices.tolist()):
+        for b, i in enumerate(indices.tolist()):
             wave = self[i]
-            audio[row, : len(wave)], mask[row, : len(wave)] = wave, True
+            audio[b, : len(wave)], mask[b, : len(wave)] = wave, True
         return audio, mask
 
     @property
@@ -222,19 +229,20 @@ class Utterances:
 def add_noise(audio: np.ndarray, mask: np.ndarray, level: float, seeds: np.ndarray) -> None:
     """Adds white noise to int16 ``audio`` ``[N, T]`` where ``mask`` is True, in place.
 
-    ``level``: RMS of the noise over RMS of the speech. ``seeds``: uint64 ``[N]``, what the noise is drawn from.
+    ``level``: RMS of the noise over RMS of the speech. ``seeds``: uint64 ``[N]``, a random seed for each recording.
     """
-    for row, seed in enumerate(seeds.tolist()):
-        wave = audio[row, mask[row]]
+    for i, seed in enumerate(seeds.tolist()):
+        wave = audio[i, mask[i]]
         rms = level * np.sqrt(np.mean(np.square(wave, dtype=np.float32)))
         white = np.random.Generator(np.random.Philox(seed)).standard_normal(len(wave), np.float32)
-        audio[row, mask[row]] = np.clip(np.rint(wave + rms * white), -32768, 32767)
+        audio[i, mask[i]] = np.clip(np.rint(wave + rms * white), -32768, 32767)
 
 
 def _checksum(path: Path) -> int:
+    """The CRC-32 of a file's content."""
     crc = 0
     with path.open("rb") as file:
-        while data := file.read(1 << 22):
+        while data := file.read(1 << 22):  # 4 MiB at a time
             crc = zlib.crc32(data, crc)
     return crc
 
@@ -256,9 +264,9 @@ def synthesize_all(
 ) -> Utterances:
     """``texts[i]`` spoken in ``voices[i]``, from the cache on disk or else synthesised into it.
 
-    The cache is a folder under ``cache_dir`` named by a hash of texts, voices and ``max_seconds``. It is written whole
-    or not at all, its checksum is verified when it is opened, and a damaged one is made again. Where several processes
-    need the same one, the first makes it and the others wait.
+    The cache is a folder under ``cache_dir`` named by a hash of texts, voices and ``max_seconds``. It is written
+    completely or not at all. Its checksum is verified when it is opened, and a damaged cache is written again. If
+    several processes need the same cache, the first one writes it while the others wait.
 
     Args:
       texts, voices: of the same length.
@@ -289,6 +297,7 @@ def synthesize_all(
         utterances = _open_or_none(folder)  # another process may have made it meanwhile
         if utterances is None:
             with tempfile.TemporaryDirectory(dir=root, prefix="speaking-") as work:
+                # At least 16 utterances per worker, since each has to start an eSpeak process.
                 _write(requests, Path(work), min(workers, max(1, len(requests) // 16)))
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(Path(work) / "cache", folder)
@@ -297,8 +306,10 @@ def synthesize_all(
 
 
 def _write(requests: list[str], work: Path, workers: int) -> None:
-    """Writes the utterances to ``work/cache``: each worker speaks a contiguous part, and the parts are joined in
-    order."""
+    """Synthesises the requests into the folder ``work/cache``, in the format that `Utterances` reads.
+
+    Each worker speaks a contiguous part of the requests into a file of its own; then the files are joined in order.
+    """
     bounds = np.linspace(0, len(requests), workers + 1).astype(int)
     lengths = np.zeros(len(requests), np.int64)
     errors: list[BaseException] = []
@@ -337,7 +348,10 @@ def _write(requests: list[str], work: Path, workers: int) -> None:
 def _speak_part(
     requests: list[str], lo: int, hi: int, path: Path, lengths: np.ndarray, errors: list, progress: Callable
 ) -> None:
-    """Speaks the requests ``lo`` to ``hi - 1`` into a file, one after the other, and fills their ``lengths`` in."""
+    """Writes the speech of requests ``lo`` to ``hi - 1`` to the file ``path``, one utterance after the other.
+
+    Sets their ``lengths`` (in samples), appends an error to ``errors``, and calls ``progress(1)`` after each utterance.
+    """
     with tempfile.TemporaryFile() as lines, path.open("wb") as out:
         lines.write("".join(r + "\n" for r in requests[lo:hi]).encode())
         lines.seek(0)
@@ -348,7 +362,7 @@ def _speak_part(
                     return
                 data = process.receive()
                 out.write(data)
-                lengths[i] = len(data) // 2
+                lengths[i] = len(data) // 2  # 2 bytes per sample
                 progress(1)
         except Exception as error:
             errors.append(error)

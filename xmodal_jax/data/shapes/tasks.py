@@ -41,11 +41,11 @@ class SceneTask(Source):
 
     @abc.abstractmethod
     def scene_fields(self, scenes: np.ndarray) -> RawBatch:
-        """The fields that the examples of a scene share, of the scenes with these numbers ``[B]``."""
+        """The batch fields that all examples of a scene share (such as its image), for the scene numbers ``[B]``."""
 
     @abc.abstractmethod
     def example_fields(self, indices: np.ndarray) -> RawBatch:
-        """The other fields, of the examples ``indices`` ``[B]``."""
+        """The batch fields in which examples of a scene differ (such as a question), for ``indices`` ``[B]``."""
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
         return self.scene[self._resolve_indices(indices)]
@@ -58,25 +58,28 @@ class SceneTask(Source):
 class GroupedByScene(Source):
     """The scenes of a task, each with all its examples, so that an image is read (and encoded) once for all of them.
 
-    Fields that the examples share are those of the task, ``[B, ...]``; the others get a second axis, ``[B, Q, ...]``,
-    where Q is the largest number of examples of one scene. Where a scene has fewer, the rest is empty: -1 in classes
-    and kinds, ``""`` for captions, False in masks.
+    Fields that the examples of a scene share stay ``[B, ...]``; the others get a second axis, ``[B, Q, ...]``, where Q
+    is the largest number of examples of one scene. Scenes with fewer examples are padded: with -1 in classes and kinds,
+    ``""`` in captions, False in masks.
     """
 
     def __init__(self, task: SceneTask):
+        """Finds the examples of each scene, which are next to each other in ``task``."""
         self.task, self.modalities, self.class_names = task, task.modalities, task.class_names
         self.target_classes, self.test_splits = task.target_classes, task.test_splits
-        numbers, first, counts = np.unique(task.scene, return_index=True, return_counts=True)
+        scenes, first_example, counts = np.unique(task.scene, return_index=True, return_counts=True)
+        self._scene = scenes
+        # The examples of each scene, [scene, Q], padded with -1.
         position = np.arange(counts.max())[None, :]
-        self._examples = np.where(position < counts[:, None], first[:, None] + position, -1)
-        self._scene = numbers
+        self._examples = np.where(position < counts[:, None], first_example[:, None] + position, -1)
 
     def __len__(self) -> int:
         return len(self._scene)
 
     def batch(self, indices: np.ndarray) -> RawBatch:
+        """The scenes ``indices``: shared fields ``[B, ...]``, the fields of their examples ``[B, Q, ...]``."""
         indices = np.asarray(indices, np.int64)
-        examples = self._examples[indices]  # [B, Q], -1 where there is none
+        examples = self._examples[indices]  # [B, Q], padded with -1
         fields = self.task.example_fields(np.maximum(examples, 0).ravel())
         for name, value in fields.items():
             fields[name] = value = value.reshape(*examples.shape, *value.shape[1:])
@@ -103,6 +106,7 @@ class Questions(SceneTask):
     needs_scenes = False
 
     def __init__(self, scenes: SpokenShapes, *, both_ways: bool = False):
+        """Generates all questions; images and videos are rendered batch by batch."""
         visual = tuple(m for m in scenes.modalities if m.partition("_")[0] in ("image", "video"))
         if not visual:
             raise ValueError(
@@ -111,6 +115,7 @@ class Questions(SceneTask):
         self.scenes = dataclasses.replace(scenes, modalities=visual)
         self.modalities = ("text", *visual)
         by_scene = self.scenes.questions_for(np.arange(len(scenes)), both_ways=both_ways)
+        # (scene, kind, question, answer) of each example.
         examples = [(i, *question) for i, questions in enumerate(by_scene) for question in questions]
         self.scene = np.array([scene for scene, *_ in examples], np.int32)
         self._kind = np.array([QUESTION_KINDS.index(kind) for _, kind, _, _ in examples], np.int32)
@@ -129,6 +134,7 @@ class Questions(SceneTask):
         return {m: batch[m] for m in self.scenes.modalities} | {"scene": scenes}
 
     def example_fields(self, indices: np.ndarray) -> RawBatch:
+        """The question as ``caption``, the answer as ``label`` and the ``kind`` of question, each ``[B]``."""
         return {
             "caption": self._question[indices],
             "label": self._label[indices],
@@ -158,11 +164,14 @@ class Commands(SceneTask):
     needs_scenes = True
 
     def __init__(self, scenes: SpokenShapes):
+        """Generates the words of all commands; images and speech follow with the batches."""
         if others := [m for m in scenes.modalities if "_" in m]:
             raise ValueError(f"commands are about the image alone: leave {others[0]!r} out of --modalities")
         self.scenes = dataclasses.replace(scenes, modalities=("image",))
-        every = np.arange(len(scenes))
-        factors, by_scene = self.scenes.factors(every), self.scenes.commands_for(every)
+        scene_numbers = np.arange(len(scenes))
+        factors = self.scenes.factors(scene_numbers)
+        by_scene = self.scenes.commands_for(scene_numbers)
+        # (scene, words, action, number of the target object) of each example.
         examples = [(i, *command) for i, commands in enumerate(by_scene) for command in commands]
         self.scene = np.array([scene for scene, *_ in examples], np.int32)
         self._words = np.array([words for _, words, _, _ in examples], object)
@@ -176,7 +185,8 @@ class Commands(SceneTask):
         return {**self.__dict__, "_speech": None}  # another process opens the speech anew
 
     def prepare_speech(self) -> Utterances:
-        """Speaks all commands into the cache, or opens them there; the first batch does it if nobody has."""
+        """The speech of all commands, synthesised into the cache folder unless it is there already. The first batch
+        calls this, if it has not been called before."""
         if self._speech is None:
             voices = self.scenes.voices(np.arange(len(self.scenes)))
             self._speech = synthesize_all(
@@ -192,8 +202,11 @@ class Commands(SceneTask):
         return {"image": self.scenes.batch(scenes)["image"], "scene": scenes}
 
     def example_fields(self, indices: np.ndarray) -> RawBatch:
+        """The command as ``audio`` with ``audio_mask`` and as ``caption``; its ``action``, and its target's
+        properties."""
         audio, mask = self.prepare_speech().padded(indices, self.scenes.max_seconds)
         if self.scenes.noise:
+            # Shifted by the scenes' offset in their stream, so that no two sources draw the same noise.
             number = indices + MAX_OBJECTS * self.scenes.offset
             seeds = hash_bits(self.scenes.seed, self.scenes.split, number, "command/noise")
             add_noise(audio, mask, self.scenes.noise, seeds)

@@ -15,31 +15,33 @@ _Field = np.ndarray
 
 
 def _waves(rng: np.random.Generator, x: _Field, y: _Field, period: float, count: int = 24) -> _Field:
-    """Smooth noise of about unit variance: plane waves of random directions, phases and periods near ``period``."""
+    """Smooth noise ``[S, S]`` of about unit variance: a sum of ``count`` plane waves of random directions, phases and
+    periods near ``period``."""
     angle, phase = rng.uniform(0, 2 * np.pi, (2, count))
-    speed = 2 * np.pi / (period * rng.uniform(0.7, 1.6, count))
-    parts = zip(angle, phase, speed, strict=True)
-    return sum(np.cos(s * (x * np.cos(a) + y * np.sin(a)) + p) for a, p, s in parts) * np.sqrt(2 / count)
+    frequency = 2 * np.pi / (period * rng.uniform(0.7, 1.6, count))
+    waves = zip(angle, phase, frequency, strict=True)
+    return sum(np.cos(f * (x * np.cos(a) + y * np.sin(a)) + p) for a, p, f in waves) * np.sqrt(2 / count)
 
 
 def _centres(rng: np.random.Generator, side: float, spacing: float) -> np.ndarray:
-    """Points ``[K, 2]`` of a grid that extends beyond the image, each moved at random within its cell."""
-    at = np.arange(-spacing, side + spacing, spacing)
-    grid = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)
+    """Random points ``[K, 2]``, one in each cell of a grid that extends beyond the image by a cell."""
+    ticks = np.arange(-spacing, side + spacing, spacing)
+    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
     return grid + rng.uniform(0.1, 0.9, grid.shape) * spacing
 
 
 def _nearest(x: _Field, y: _Field, centres: np.ndarray) -> tuple[np.ndarray, _Field]:
-    """``(index, distance)`` of the centre that is nearest to each pixel."""
-    best, which = np.full(x.shape, np.inf), np.zeros(x.shape, np.int64)
+    """``(index, distance)`` ``[S, S]`` of the centre (of ``centres`` ``[K, 2]``) that is nearest to each pixel."""
+    smallest, nearest = np.full(x.shape, np.inf), np.zeros(x.shape, np.int64)
     for k, (cx, cy) in enumerate(centres):
-        distance = (x - cx) ** 2 + (y - cy) ** 2
-        closer = distance < best
-        best[closer], which[closer] = distance[closer], k
-    return which, np.sqrt(best)
+        squared_distance = (x - cx) ** 2 + (y - cy) ** 2
+        closer = squared_distance < smallest
+        smallest[closer], nearest[closer] = squared_distance[closer], k
+    return nearest, np.sqrt(smallest)
 
 
-# The families: RGB ``[S, S, 3]`` from random numbers, coordinates in units of the pattern, and four colours ``[4, 3]``.
+# The families of textures. Each returns RGB ``[S, S, 3]`` from a random generator, the pixels' coordinates ``x`` and
+# ``y`` ``[S, S]`` in units of the pattern, and four ``colours`` ``[4, 3]``.
 
 
 def _stripes(rng, x, y, colours):
@@ -55,8 +57,9 @@ def _checks(rng, x, y, colours):
 
 
 def _clouds(rng, x, y, colours):
+    """RGB ``[S, S, 3]``: three of the ``colours``, mixed in proportions that vary as smooth noise."""
     fine, coarse = _waves(rng, x, y, 14.0), _waves(rng, x, y, 26.0)
-    u, v = (1 / (1 + np.exp(-2 * w)) for w in (fine, coarse))
+    u, v = (1 / (1 + np.exp(-2 * noise)) for noise in (fine, coarse))  # to 0..1
     return (1 - u)[..., None] * colours[0] + u[..., None] * (
         (1 - v)[..., None] * colours[1] + v[..., None] * colours[2]
     )
@@ -64,18 +67,19 @@ def _clouds(rng, x, y, colours):
 
 def _dots(rng, x, y, colours):
     centres = _centres(rng, x.max(), 8.5)
-    which, distance = _nearest(x, y, centres)
+    nearest, distance = _nearest(x, y, centres)
     size, shade = rng.uniform(1.6, 3.6, len(centres)), rng.integers(1, len(colours), len(centres))
-    return np.where((distance < size[which])[..., None], colours[shade[which]], colours[0])
+    return np.where((distance < size[nearest])[..., None], colours[shade[nearest]], colours[0])
 
 
 def _rings(rng, x, y, colours):
-    which, distance = _nearest(x, y, _centres(rng, x.max(), 32.0))
-    return colours[(np.floor(distance / 2.6).astype(np.int64) + which) % 3]
+    nearest, distance = _nearest(x, y, _centres(rng, x.max(), 32.0))
+    return colours[(np.floor(distance / 2.6).astype(np.int64) + nearest) % 3]
 
 
 def _gradients(rng, x, y, colours):
-    # A position on the closed line through four colours.
+    """RGB ``[S, S, 3]``: colours that change smoothly along one direction, which is bent by noise."""
+    # The position 0..4 on a closed path through the four colours; between two of them colours are interpolated.
     along = np.mod((x * np.cos(2.2) + y * np.sin(2.2)) / 30 + 0.25 * _waves(rng, x, y, 90.0, 6), 1) * 4
     first = np.floor(along).astype(np.int64) % 4
     part = (along - np.floor(along))[..., None]
@@ -83,9 +87,10 @@ def _gradients(rng, x, y, colours):
 
 
 def _bricks(rng, x, y, colours):
+    """RGB ``[S, S, 3]``: a wall of bricks in random ones of three colours, with joints in the fourth."""
     wide, tall, gap = 11.0, 5.5, 1.2
     line = np.floor(y / tall).astype(np.int64)
-    shifted = x + (line % 2) * wide / 2
+    shifted = x + (line % 2) * wide / 2  # every other line of bricks is shifted by half a brick
     column = np.floor(shifted / wide).astype(np.int64)
     shade = rng.integers(1, len(colours), (64, 64))[column % 64, line % 64]
     joint = (np.mod(shifted, wide) < gap) | (np.mod(y, tall) < gap)
@@ -93,12 +98,14 @@ def _bricks(rng, x, y, colours):
 
 
 def _facets(rng, x, y, colours):
+    """RGB ``[S, S, 3]``: the Voronoi cells of random points, each with a gradient between two colours in a random
+    direction."""
     centres = _centres(rng, x.max(), 13.0)
-    which, _ = _nearest(x, y, centres)
-    turn, shade = rng.uniform(0, 2 * np.pi, len(centres)), rng.integers(0, len(colours), len(centres))
-    dx, dy = x - centres[which, 0], y - centres[which, 1]
-    light = np.clip(0.5 + (dx * np.cos(turn)[which] + dy * np.sin(turn)[which]) / 13, 0, 1)[..., None]
-    return (1 - light) * colours[shade[which]] + light * colours[(shade[which] + 1) % len(colours)]
+    cell, _ = _nearest(x, y, centres)
+    direction, shade = rng.uniform(0, 2 * np.pi, len(centres)), rng.integers(0, len(colours), len(centres))
+    dx, dy = x - centres[cell, 0], y - centres[cell, 1]
+    light = np.clip(0.5 + (dx * np.cos(direction)[cell] + dy * np.sin(direction)[cell]) / 13, 0, 1)[..., None]
+    return (1 - light) * colours[shade[cell]] + light * colours[(shade[cell] + 1) % len(colours)]
 
 
 FAMILIES: tuple[Callable[..., np.ndarray], ...] = (
@@ -114,7 +121,8 @@ contributes most to how bright a colour looks."""
 
 
 def _palette(rng: np.random.Generator, number: int) -> np.ndarray:
-    """Four RGB colours ``[4, 3]``, spread out within the ranges of `_SPANS`."""
+    """Four RGB colours ``[4, 3]`` of texture ``number``: each channel has one value in each quarter of its range in
+    `_SPANS`."""
     spans = np.array(_SPANS[number % len(_SPANS)])
     steps = np.stack([rng.permutation(4) for _ in range(3)], axis=1) + rng.uniform(0.1, 0.9, (4, 3))
     return spans[:, 0] + (spans[:, 1] - spans[:, 0]) * steps / 4
@@ -124,9 +132,9 @@ def _palette(rng: np.random.Generator, number: int) -> np.ndarray:
 def texture(number: int, side: int = 160, scale: float = 1.0) -> np.ndarray:
     """Texture ``number``, uint8 ``[side, side, 3]``, read-only; the same in every call.
 
-    It is of the family ``number % 8``; from one eight to the next, a family gets other colours and its pattern grows by
-    a quarter. Two of the three channels stay out of the middle of 0..255 (see `LOW`, `HIGH`), so that inverting a
-    texture is visible.
+    Its family is ``number % 8``. With every eight numbers, a family gets other colours and its pattern grows by a
+    quarter. Two of the three channels stay out of the middle of 0..255 (see `LOW`, `HIGH`), so that inverting a texture
+    is visible.
 
     Args:
       number: 0 or more.
@@ -142,8 +150,9 @@ def texture(number: int, side: int = 160, scale: float = 1.0) -> np.ndarray:
     rng = np.random.Generator(np.random.Philox(key=np.array([0x7E87, number], np.uint64)))
     colours = _palette(rng, family + cycle)
     unit = scale * 1.25**cycle
-    at = (np.arange(side * _OVERSAMPLING) + 0.5) / (_OVERSAMPLING * unit)
-    y, x = np.meshgrid(at, at, indexing="ij")
+    # Drawn at twice the resolution and averaged, for smooth edges.
+    ticks = (np.arange(side * _OVERSAMPLING) + 0.5) / (_OVERSAMPLING * unit)
+    y, x = np.meshgrid(ticks, ticks, indexing="ij")
     fine = FAMILIES[family](rng, x, y, colours)
     drawn = fine.reshape(side, _OVERSAMPLING, side, _OVERSAMPLING, 3).mean(axis=(1, 3))
     out = np.clip(np.rint(drawn), 0, 255).astype(np.uint8)

@@ -313,7 +313,7 @@ class FolderSource(Source):
         if self._decoded is not None:
             return [self._decoded[i] for i in numbers]
 
-        def decode(i: int) -> dict[str, np.ndarray]:
+        def decode(i):
             """The arrays of record ``i``, decoded again from its files."""
             result = _decode(self._records[i], self._folder, self.options)
             if isinstance(result, str):

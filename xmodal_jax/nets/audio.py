@@ -32,11 +32,14 @@ class AudioTransformer(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of log-mel frames, with their mask; see the class."""
+        """Tokens ``[B, ceil(F / downsample), width]`` of log-mel frames, with their mask; a class token, if any, comes
+        first. ``mask`` is True on valid frames."""
         if self.downsample < 1 or self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of 2, got {self.downsample}")
         x = apply_mask(inputs, mask)
-        for i in range(self.downsample.bit_length() - 1):
+        for i in range(
+            self.downsample.bit_length() - 1
+        ):  # log2(downsample) convolutions that halve the frames
             x = nn.gelu(Conv(self.width, (3,), 2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x))
             mask = None if mask is None else mask[:, ::2]
             x = apply_mask(x, mask)

@@ -39,6 +39,7 @@ class ModuleConfig:
     """Data type of activations and matrix products. Parameters are always float32."""
 
     def __post_init__(self):
+        """Checks options with a list of choices, that sizes are at least 1, and the range of dropout rates."""
         parts.check_choices(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -56,7 +57,7 @@ class ModuleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(ModuleConfig):
-    """An encoder: the base of its parts, each of which has the field ``pool``."""
+    """Base of the encoders that can be chosen by name. Every subclass has the field ``pool``."""
 
     def build(self, **shape_info: int) -> nn.Module:
         """The encoder ``module(inputs, mask=None, *, keys=None) -> Tokens``."""
@@ -74,7 +75,7 @@ class EncoderConfig(ModuleConfig):
 
     @property
     def prefix_tokens(self) -> int:
-        """Number of tokens before those that stand for places: a class token."""
+        """Number of tokens that come before those of positions in the input: 1 with a class token, else 0."""
         return int(self.pool == "cls")
 
 
@@ -100,19 +101,26 @@ class TransformerConfig(ModuleConfig):
     scan_layers: bool = False
     """Whether the blocks are one compiled block in a loop over stacked parameters, which shortens the compilation."""
     attention: Literal["xla", "cudnn"] | None = None
-    """Implementation of attention: "xla", or "cudnn" (NVIDIA GPU and a 16-bit dtype); None: the default of JAX."""
+    """Implementation of attention: "xla", or "cudnn" (NVIDIA GPU and a 16-bit dtype); None: matrix products in JAX,
+    which are fastest on a CPU."""
 
     def transformer_options(self) -> dict[str, Any]:
-        """Fields of `nets.transformer.SizedTransformer`.
+        """These options as keyword arguments of the Flax module (a `nets.transformer.SizedTransformer`).
 
         Raises:
           ValueError: the heads do not divide the width.
         """
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} must divide width={self.width}")
-        same = ("width", "depth", "heads", "mlp_ratio", "dropout", "drop_path", "remat", "scan_layers")
         return dict(
-            **{name: getattr(self, name) for name in same},
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
             dtype=self.compute_dtype,
             implementation=self.attention,
             style=TransformerStyle(epsilon=self.epsilon),
@@ -121,7 +129,7 @@ class TransformerConfig(ModuleConfig):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerEncoderConfig(TransformerConfig, EncoderConfig):
-    """The options of a transformer that encodes."""
+    """The options of an encoder that is a transformer."""
 
     pool: Literal["mean", "cls", "attention"] = "mean"
     """How the tokens become one vector: by their mean, by a class token that is prepended (cls), or by attention of a
@@ -147,7 +155,11 @@ class TextTransformerConfig(TransformerEncoderConfig):
     """Whether tokens attend to earlier tokens only."""
 
     def build(self, *, vocab_size: int, max_length: int) -> TextTransformer:
-        """Raises ``ValueError`` for a causal one with a class token."""
+        """The text encoder for this vocabulary and these lengths of texts.
+
+        Raises:
+          ValueError: the transformer is causal and has a class token, which would attend to itself alone.
+        """
         if self.causal and self.pool == "cls":
             raise ValueError(
                 "a causal transformer's first token sees nothing: choose pool='mean' or 'attention'"
@@ -241,7 +253,7 @@ class FrameTransformerConfig(TransformerEncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PlainEncoderConfig(EncoderConfig):
-    """The options of an encoder that is no transformer."""
+    """The options of an encoder that is not a transformer."""
 
     pool: Literal["mean", "attention"] = "mean"
     """How the tokens become one vector: by their mean, or by attention of a learned query."""
@@ -253,7 +265,7 @@ class PlainEncoderConfig(EncoderConfig):
         return self.heads
 
     def plain_options(self) -> dict[str, Any]:
-        """Fields of every such module."""
+        """These options as keyword arguments of the Flax module."""
         return dict(width=self.width, dropout=self.dropout, dtype=self.compute_dtype)
 
 
@@ -400,7 +412,8 @@ class PretrainedEncoderConfig(EncoderConfig):
     """For transformers: whether the blocks are one compiled block in a loop over stacked parameters, which shortens the
     compilation."""
     attention: Literal["xla", "cudnn"] | None = None
-    """Implementation of attention: "xla", or "cudnn" (NVIDIA GPU and a 16-bit dtype); None: the default of JAX."""
+    """Implementation of attention: "xla", or "cudnn" (NVIDIA GPU and a 16-bit dtype); None: matrix products in JAX,
+    which are fastest on a CPU."""
 
     @property
     def pool_heads(self) -> int:
@@ -408,11 +421,14 @@ class PretrainedEncoderConfig(EncoderConfig):
 
     @classmethod
     def in_place_of(cls, config: ModuleConfig) -> PretrainedEncoderConfig:
-        """A pretrained encoder that takes the place of another: options that both have keep their values."""
+        """The configuration of a pretrained encoder that replaces ``config`` and keeps the options that both have.
+
+        The pool "mean", the default of other encoders, becomes "own", the pool of the encoder's pretraining.
+        """
         if isinstance(config, cls):
             return config
-        same = ("dropout", "drop_path", "dtype", "remat", "scan_layers", "attention")
-        options = {name: getattr(config, name) for name in same if hasattr(config, name)}
+        shared_options = ("dropout", "drop_path", "dtype", "remat", "scan_layers", "attention")
+        options = {name: getattr(config, name) for name in shared_options if hasattr(config, name)}
         pool = getattr(config, "pool", "mean")
         return cls(**options, pool="own" if pool == "mean" else pool)
 
@@ -458,7 +474,10 @@ SHAPE_INFO: Mapping[str, tuple[str, ...]] = {
 
 
 def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_info: int) -> nn.Module:
-    """The encoder ``module(inputs, mask=None, *, keys=None) -> Tokens``; None: that of `DEFAULTS`.
+    """The Flax module of an encoder, ``module(inputs, mask=None, *, keys=None) -> Tokens``.
+
+    ``config``: None is the default encoder of the modality. ``shape_info``: ``vocab_size`` and ``max_length`` for text;
+    nothing for the other modalities.
 
     ::
 
@@ -495,7 +514,7 @@ def build_pool(config: EncoderConfig) -> Pool:
 
 @dataclasses.dataclass(frozen=True)
 class TextDecoderConfig(TransformerConfig):
-    """A causal transformer that attends to what the text is about."""
+    """A causal transformer with cross-attention to the tokens of the source, such as an image."""
 
     name: ClassVar[str] = "transformer"
 

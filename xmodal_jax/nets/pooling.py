@@ -37,7 +37,8 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """The pooled tokens; see the class."""
+        """One vector ``[B, D]`` per example, float32: by ``kind`` the mean of the valid tokens, the first token (cls),
+        or the attention of a learned query to the tokens."""
         values, mask = tokens
         if self.kind == "mean":
             values = values.astype(jnp.float32)
@@ -52,6 +53,7 @@ class Pool(nn.Module):
             query = self.param("query", nn.initializers.normal(0.02), (values.shape[-1],), jnp.float32)
             query = jnp.broadcast_to(query[None, None, :], (values.shape[0], 1, values.shape[-1]))
             if mask is not None:
+                # The attention ignores masked tokens, but 0 times a NaN or an infinity would be NaN.
                 values = jnp.where(mask[:, :, None], values, jnp.zeros_like(values))
             pooled = MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")(query, values, mask)
             return pooled[:, 0].astype(jnp.float32)
@@ -59,7 +61,10 @@ class Pool(nn.Module):
 
 
 def prepend_class_token(module: nn.Module, x, mask):
-    """The tokens with a learned one in front, ``[B, N, D] -> [B, 1 + N, D]``, and their mask; for compact methods."""
+    """``(tokens, mask)`` with a learned, always valid token in front: ``[B, N, D] -> [B, 1 + N, D]``.
+
+    Call it in a compact method of ``module``, which gets the parameter ``class_token``. A mask of None stays None.
+    """
     token = module.param("class_token", nn.initializers.normal(0.02), (x.shape[-1],), jnp.float32)
     token = jnp.broadcast_to(token.astype(x.dtype)[None, None, :], (x.shape[0], 1, x.shape[-1]))
     if mask is not None:
@@ -87,17 +92,23 @@ def max_pool(
 
 
 def _max_pool_forward(x, window, stride, padding):
+    """The pooled images, and what the backward pass needs."""
     y = max_pool(x, window, stride, padding)
     return y, (x, y)
 
 
 def _max_pool_backward(window, stride, padding, saved, dy):
-    """The gradient of `max_pool` by its input: `_max_pool_gradient_on_cpu` on a CPU, that of ``lax`` elsewhere."""
+    """The gradient of `max_pool` with respect to its input ``x``, given that of its output ``y``, as ``(dx,)``.
+
+    ``saved`` is ``(x, y)``. On a CPU by `_max_pool_gradient_on_cpu`, elsewhere by XLA's own gradient.
+    """
     x, y = saved
 
     def default(x, y, dy):
-        plain = lambda x: nn.max_pool(x, (window, window), (stride, stride), ((padding, padding),) * 2)
-        return jax.vjp(plain, x)[1](dy)[0]
+        pool = lambda x: nn.max_pool(x, (window, window), (stride, stride), ((padding, padding),) * 2)
+        _, pool_vjp = jax.vjp(pool, x)
+        (dx,) = pool_vjp(dy)
+        return dx
 
     cpu = functools.partial(_max_pool_gradient_on_cpu, window=window, stride=stride, padding=padding)
     return (lax.platform_dependent(x, y, dy, cpu=cpu, default=default),)
@@ -106,39 +117,46 @@ def _max_pool_backward(window, stride, padding, saved, dy):
 def _max_pool_gradient_on_cpu(
     x: Array, y: Array, dy: Array, *, window: int, stride: int, padding: int
 ) -> Array:
-    """The gradient of `max_pool` with slices, comparisons and sums only, without a scatter.
+    """The gradient ``dx`` of `max_pool` with slices, comparisons and sums only, without a scatter.
 
-    The (padded) image is seen as blocks of ``stride x stride`` pixels. For every position (a, b) in the window, a slice
-    with this stride holds that pixel of all windows. Where it is a window's first maximum, it gets the window's ``dy``.
-    This is pixel (a % stride, b % stride) of the block that lies (a // stride, b // stride) further on. So ``dx`` has
-    one array per pixel of a block, in which contributions are summed; these arrays are interleaved at the end.
+    ``x`` and ``y`` are input and output of the pooling, ``dy`` is the gradient of ``y``. A window's ``dy`` goes to the
+    first of its largest pixels.
+
+    The padded image is divided into blocks of ``stride x stride`` pixels; every window starts at a block. Pixel (a, b)
+    of all windows is a slice of the image with this stride. It is pixel (a % stride, b % stride) of the block that lies
+    (a // stride, b // stride) blocks after the window's first one. So contributions are summed in one array for each
+    pixel of a block, and these arrays are interleaved at the end.
     """
     height, width = y.shape[1:3]
-    reach = -(-window // stride)  # blocks that a window extends over
-    rows, columns = height + reach - 1, width + reach - 1
-    fill = [
+    window_blocks = -(-window // stride)  # blocks that a window extends over, per axis
+    block_rows, block_columns = height + window_blocks - 1, width + window_blocks - 1
+    # Padding as (before, after, between pixels), for each axis of [B, H, W, C].
+    image_padding = [
         (0, 0, 0),
-        (padding, rows * stride - padding - x.shape[1], 0),
-        (padding, columns * stride - padding - x.shape[2], 0),
+        (padding, block_rows * stride - padding - x.shape[1], 0),
+        (padding, block_columns * stride - padding - x.shape[2], 0),
         (0, 0, 0),
     ]
-    padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), fill)
-    assigned = jnp.zeros(y.shape, bool)  # windows whose maximum has been found
-    zeros = jnp.zeros((len(x), rows, columns, x.shape[-1]), dy.dtype)
-    dx = dict.fromkeys(itertools.product(range(stride), repeat=2), zeros)
+    padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), image_padding)
+    assigned = jnp.zeros(y.shape, bool)  # windows whose first maximum has been found
+    zeros = jnp.zeros((len(x), block_rows, block_columns, x.shape[-1]), dy.dtype)
+    block_gradients = dict.fromkeys(itertools.product(range(stride), repeat=2), zeros)  # by pixel of a block
     for a, b in itertools.product(range(window), repeat=2):
         pixels = padded[
             :, a : a + (height - 1) * stride + 1 : stride, b : b + (width - 1) * stride + 1 : stride
         ]
         is_maximum = (pixels == y) & ~assigned
         assigned |= is_maximum
+        # Shift from a window's first block to the block with the pixel.
         i, j = a // stride, b // stride
-        shift = [(0, 0, 0), (i, reach - 1 - i, 0), (j, reach - 1 - j, 0), (0, 0, 0)]
-        part = lax.pad(jnp.where(is_maximum, dy, 0.0), jnp.zeros((), dy.dtype), shift)
-        dx[a % stride, b % stride] += part
-    interleaved = [jnp.stack([dx[a, b] for b in range(stride)], axis=3) for a in range(stride)]
-    interleaved = jnp.stack(interleaved, axis=2).reshape(len(x), rows * stride, columns * stride, -1)
-    return lax.pad(interleaved, jnp.zeros((), dy.dtype), [(-lo, -hi, 0) for lo, hi, _ in fill])
+        shift = [(0, 0, 0), (i, window_blocks - 1 - i, 0), (j, window_blocks - 1 - j, 0), (0, 0, 0)]
+        contribution = lax.pad(jnp.where(is_maximum, dy, 0.0), jnp.zeros((), dy.dtype), shift)
+        block_gradients[a % stride, b % stride] += contribution
+    rows = [jnp.stack([block_gradients[a, b] for b in range(stride)], axis=3) for a in range(stride)]
+    dx = jnp.stack(rows, axis=2).reshape(len(x), block_rows * stride, block_columns * stride, -1)
+    # Crop the padding.
+    crop = [(-before, -after, 0) for before, after, _ in image_padding]
+    return lax.pad(dx, jnp.zeros((), dy.dtype), crop)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)

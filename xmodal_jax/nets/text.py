@@ -37,7 +37,11 @@ class TextTransformer(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of texts, with their mask; see the class."""
+        """The tokens ``[B, L, width]`` of the token ids ``inputs``, with their mask; a class token, if any, comes
+        first.
+
+        ``mask`` is True on valid ids; None: all ids but 0, which is padding.
+        """
         if self.causal and self.class_token:
             raise ValueError("a causal transformer's first token sees nothing: class_token must be False")
         mask = inputs != 0 if mask is None else mask
@@ -75,7 +79,7 @@ class TextDecoder(SizedTransformer):
     cross: bool = True
     """Whether there is cross-attention; without it the decoder is a language model."""
     text_depth: int = 0
-    """Of the ``depth`` layers, the first ones without cross-attention."""
+    """How many of the ``depth`` layers, the first ones, have no cross-attention."""
 
     @nn.compact
     def __call__(
@@ -87,20 +91,29 @@ class TextDecoder(SizedTransformer):
         position: Int[Array, ""] | int | None = None,
         states: bool = False,
     ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Array]:
-        """The logits of the next tokens (with ``states`` also the states of the text layers); see the class."""
+        """Logits of the next token ``[B, L, vocab]`` after each of the token ids ``inputs``.
+
+        Args:
+          inputs: token ids.
+          memory: the source's tokens, for cross-attention; None for a language model.
+          keys: one key per example, for dropout in training; None in evaluation.
+          position: index of the one token in ``inputs`` when decoding token by token with a cache; else None.
+          states: whether to return ``(logits, states)``, with the output ``[B, L, width]`` of the first layers, those
+            without cross-attention.
+        """
         embed = nn.Embed(
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="embed"
         )
         x = embed(jnp.clip(inputs, 0, self.vocab_size - 1))
         offset, mask = 0, None
-        if position is not None:
+        if position is not None:  # attend to the cached tokens up to this one
             offset = position
             mask = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (len(x), self.max_length))
         x = PositionEmbedding((self.max_length,), self.positions, name="positions")(x, offset)
         x = Dropout(self.dropout, name="dropout")(x, keys)
         if self.text_depth:
             text_layers = self.transformer(causal=True, depth=self.text_depth, name="text_transformer")
-            # Other random draws than in the layers that follow, whose numbers begin at 0 again.
+            # Layers are numbered from 0 in both stacks: without keys of their own they would draw the same dropout.
             text_keys = None if keys is None else fold_in_name(keys, "text")
             x = text_layers(x, mask, keys=text_keys, position=position)
         text_states = x

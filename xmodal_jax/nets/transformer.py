@@ -30,24 +30,25 @@ def sincos_positions(length: int, dim: int) -> np.ndarray:
     """
     if dim % 2:
         raise ValueError(f"sine-cosine positions need an even width, got {dim}")
-    frequencies = 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    frequencies = 10000.0 ** (-np.arange(dim // 2) / (dim // 2))  # in radians per position
     angles = np.arange(length)[:, None] * frequencies[None, :]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
 def sincos_grid(sizes: tuple[int, ...], dim: int) -> np.ndarray:
-    """Sine-cosine position embeddings ``[prod(sizes), dim]`` of a grid, in row-major order.
+    """Sine-cosine position embeddings ``[prod(sizes), dim]`` of the points of a grid, in row-major order.
 
-    Each axis of the grid has an equal part of the dimensions; a rest that cannot be divided is 0.
+    The dimensions are divided equally among the axes of the grid; those left over are 0.
     """
-    part = dim // len(sizes) // 2 * 2
-    columns = []
+    axis_dim = dim // len(sizes) // 2 * 2  # dimensions for each axis, an even number
+    axis_embeddings = []
     for axis, size in enumerate(sizes):
-        shape = [1] * len(sizes) + [part]
+        # [size, axis_dim] along this axis of the grid, the same at all positions along the others.
+        shape = [1] * len(sizes) + [axis_dim]
         shape[axis] = size
-        table = np.broadcast_to(sincos_positions(size, part).reshape(shape), (*sizes, part))
-        columns.append(table.reshape(-1, part))
-    table = np.concatenate(columns, axis=1)
+        embedding = np.broadcast_to(sincos_positions(size, axis_dim).reshape(shape), (*sizes, axis_dim))
+        axis_embeddings.append(embedding.reshape(-1, axis_dim))
+    table = np.concatenate(axis_embeddings, axis=1)
     return np.pad(table, [(0, 0), (0, dim - table.shape[1])])
 
 
@@ -65,7 +66,7 @@ class PositionEmbedding(nn.Module):
     def __call__(
         self, x: Float[Array, "batch length dim"], offset: Int[Array, ""] | int = 0
     ) -> Float[Array, "batch length dim"]:
-        """``offset`` is the position of the first token of ``x``."""
+        """``x`` with the embedding of each token's position added; ``offset`` is the position of the first token."""
         length = int(np.prod(self.grid))
         if x.shape[1] > length:
             raise ValueError(f"{x.shape[1]} positions given, the embedding is made for at most {length}")
@@ -129,6 +130,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length dim"]) -> Float[Array, "batch length dim"]:
+        """``down(activation(up x))``, or with a gate ``down(activation(up x) * gate x)``; up, down and gate are
+        dense."""
         size = round(self.mlp_ratio * x.shape[-1])
         hidden = ACTIVATIONS[self.activation](nn.Dense(size, dtype=self.dtype, name="up")(x))
         if self.gated:
@@ -171,17 +174,29 @@ class TransformerBlock(nn.Module):
         keys: ExampleKeys | None = None,
         position: Int[Array, ""] | int | None = None,
     ) -> Float[Array, "batch length dim"]:
-        """The block's output; see the class."""
+        """The block's output ``[B, N, D]``: ``x`` after the residual branches self-attention, cross-attention to ``kv``
+        (if the block has it) and MLP.
+
+        Args:
+          x: the tokens.
+          mask: True on valid tokens; None: all.
+          kv, kv_mask: the tokens that cross-attention attends to, and which of them are valid.
+          keys: one key per example, for dropout in training; None in evaluation.
+          position: index of the one token in ``x`` when decoding token by token with a cache; else None.
+        """
         if self.cross != (kv is not None):
             raise ValueError("a block with cross=True needs kv, one without takes none")
 
-        def attend(name, causal):
+        def make_attention(name, causal):
             return MultiHeadAttention(
                 self.heads, causal, self.dtype, self.implementation, self.out_scale, name=name
             )
 
-        def residual(x, branch: Callable[[Array], Array], name: str):
-            """``x`` with a branch added, with the branch's norm, layer scale, dropout and drop path."""
+        def add_branch(x, branch: Callable[[Array], Array], name: str):
+            """``x + branch(norm(x))`` (pre-norm) or ``norm(x + branch(x))`` (post-norm).
+
+            The branch's output is multiplied by the layer scale, if the style has one, before dropout and drop path.
+            """
             norm = layer_norm(self.style, self.dtype, f"{name}_norm")
             y = branch(norm(x) if self.style.norm == "pre" else x)
             if self.style.layer_scale is not None:
@@ -193,16 +208,16 @@ class TransformerBlock(nn.Module):
             return x if self.style.norm == "pre" else norm(x)
 
         x = keep_rows(x)
-        attention = attend("attention", self.causal)
-        x = residual(x, lambda y: attention(y, mask=mask, position=position), "attention")
+        attention = make_attention("attention", causal=self.causal)
+        x = add_branch(x, lambda y: attention(y, mask=mask, position=position), "attention")
         if self.cross:
-            cross = attend("cross_attention", False)
-            x = residual(x, lambda y: cross(y, kv, kv_mask, position=position), "cross")
+            cross_attention = make_attention("cross_attention", causal=False)
+            x = add_branch(x, lambda y: cross_attention(y, kv, kv_mask, position=position), "cross")
         mlp = MLP(
             self.mlp_ratio, self.dtype, self.out_scale, self.style.activation, self.style.gated, name="mlp"
         )
-        x = keep_rows(residual(x, mlp, "mlp"))
-        if not self.is_initializing():  # `init` would return the record among the variables
+        x = keep_rows(add_branch(x, mlp, "mlp"))
+        if not self.is_initializing():  # `init` would return the recorded output among the parameters
             self.sow("hidden_states", "output", x)
         return x
 
@@ -244,7 +259,15 @@ class Transformer(nn.Module):
         keys: ExampleKeys | None = None,
         position: Int[Array, ""] | int | None = None,
     ) -> Float[Array, "batch length dim"]:
-        """The output of all blocks and the final norm; for the arguments see `TransformerBlock`."""
+        """``x`` after all blocks and the final norm.
+
+        Args:
+          x: the tokens.
+          mask: True on valid tokens; None: all.
+          kv, kv_mask: the tokens that cross-attention attends to, and which of them are valid.
+          keys: one key per example, for dropout in training; None in evaluation.
+          position: index of the one token in ``x`` when decoding token by token with a cache; else None.
+        """
         dtype = self.dtype or jnp.float32
         x = x.astype(dtype)
         kv = None if kv is None else kv.astype(dtype)
@@ -265,8 +288,10 @@ class Transformer(nn.Module):
         if self.scan_layers:
 
             def body(block, x, layer):
+                """One step of the scan: the next tokens, and no output per layer."""
                 return block(x, mask, kv, kv_mask, fold_in_layer(keys, layer), position), None
 
+            # The variables of all layers are stacked along axis 0.
             stacked = {"params": 0, "cache": 0, "memory": 0, "hidden_states": 0}
             scan = nn.scan(
                 body, variable_axes=stacked, split_rngs={"params": True}, length=self.depth, in_axes=0
@@ -352,7 +377,10 @@ class TransformerEncoder(SizedTransformer, kw_only=True):
 
 
 def stack_layers(params: dict, depth: int) -> dict:
-    """The parameters of a `Transformer` without ``scan_layers`` in the layout of one with ``scan_layers=True``."""
+    """Converts the parameters of a `Transformer` without ``scan_layers`` to those of one with ``scan_layers=True``.
+
+    The parameters ``layers_0``, ``layers_1``, ... are stacked along a new first axis, as ``layers``.
+    """
     layers = [params[f"layers_{layer}"] for layer in range(depth)]
-    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
-    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+    other_params = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    return {**other_params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}

@@ -25,12 +25,18 @@ def as_multimodal(vae: VAE, config: AutoencoderConfig, modality: str, classes: i
     (``learn_prior``), ``sample_prior`` is None.
     """
     adapter = _Adapter(vae, config, modality, classes)
+    # The adapted model is not trained: its loss is never called.
     method = Method(vae.method.init, lambda *args, **options: None, vae.method.predict)
     sample_prior = None if config.learn_prior else adapter.sample_prior
     return MultimodalVAE(
-        method, (modality,), adapter.infer, adapter.decode, adapter.decoder_latents, sample_prior,
-        adapter.log_likelihood,
-    )  # fmt: skip
+        method,
+        modalities=(modality,),
+        infer=adapter.infer,
+        decode=adapter.decode,
+        decoder_latents=adapter.decoder_latents,
+        sample_prior=sample_prior,
+        log_likelihood=adapter.log_likelihood,
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,10 +51,10 @@ class _Adapter:
     def infer(
         self, params: Params, batch: Batch, observed: Any, key: Key | None, samples: int = 1
     ) -> LatentSamples:
-        """``samples`` latents of each example, or the posterior mean ``samples`` times without a key.
+        """``samples`` latents of each example; without a key ``samples`` times the posterior's mean.
 
-        ``observed`` is a mask ``[1]``, or several masks ``[S, 1]`` as in `MultimodalVAE`, each of which gives the same
-        latents: its values are ignored, since there is only one modality to infer from.
+        The values of ``observed`` are ignored, since there is only one modality to infer from. With S masks (``[S, 1]``
+        in place of ``[1]``) all arrays have a leading axis S, see `MultimodalVAE.infer`.
         """
 
         def encode_sample(index: int) -> Float[Array, "batch dim"]:
@@ -57,7 +63,8 @@ class _Adapter:
         shared = jnp.stack([encode_sample(index) for index in range(samples)])
         z = self.append_label(shared, batch["label"]) if self.config.conditional else shared
         # The log-ratio of prior and posterior is NaN, "not computed": `log_likelihood` below uses the VAE's estimator.
-        latents = LatentSamples(z[None], jnp.full(shared.shape[:2], jnp.nan), shared)
+        z = z[None]  # [1 modality, samples, B, D']
+        latents = LatentSamples(z, log_ratio=jnp.full(shared.shape[:2], jnp.nan), shared=shared)
         if jnp.asarray(observed).ndim == 1:
             return latents
         return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(observed), *x.shape)), latents)
@@ -71,16 +78,19 @@ class _Adapter:
         return jnp.concatenate([z, jnp.broadcast_to(labels, (*z.shape[:2], 1))], axis=-1)
 
     def decode(self, params: Params, z: Array, key: Key | None) -> dict[str, Array]:
-        """The data decoded from latents ``z [1, R, B, D]``, as ``[R, B, ...]`` by modality."""
-        latents, labels = z[0].reshape(-1, z.shape[-1]), None
+        """``{modality: data [R, B, ...]}``, decoded from latents ``z [1, R, B, D']``: R samples of each of B examples.
+
+        In a conditional model the last element of each latent is the number of its class.
+        """
+        latents, labels = z[0].reshape(-1, z.shape[-1]), None  # [R * B, D']
         if self.config.conditional:
             latents, labels = latents[:, :-1], jnp.round(latents[:, -1]).astype(jnp.int32)
         generated = self.vae.decode(params, latents, labels, key)
         return {self.modality: generated.reshape(*z.shape[1:3], *generated.shape[1:])}
 
     def decoder_latents(self, params: Params, shared: Float[Array, "n dim"], key: Key | None) -> Array:
-        """The decoder's input ``[1, 1, N, D]`` for latents ``[N, D]``; in a conditional model with random
-        labels (class 0 without a key)."""
+        """``[1 modality, 1 sample, N, D']``: the latents as `decode` takes them; in a conditional model followed by
+        random labels (class 0 without a key)."""
         if not self.config.conditional:
             return shared[None, None]
         labels = jnp.zeros(len(shared))

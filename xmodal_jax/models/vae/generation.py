@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,16 +16,20 @@ from xmodal_jax.types import ExampleKeys, Key
 def decode_all(
     network: Network, apply: Apply, z: Float[Array, "m samples batch latent"], key: Key | None
 ) -> dict[str, Array]:
-    """Data ``[R, B, ...]`` of every modality, as `ModalityConfig.generate` makes it from latents."""
+    """Data ``[R, B, ...]`` of every modality, decoded from its latents ``z[m]`` (R samples of each of B examples).
+
+    Texts and classes are drawn from ``key``; without a key they are the likeliest ones.
+    """
     generated = {}
     for group, latents in network.split_groups(z):
-        decode = lambda tokens, group=group, latents=latents: apply("decode", group, latents, tokens)
-        data = network.modalities[group.kind].generate(decode, latents, group.size, key)
+        # Modalities of one kind and size are decoded together; `latents` and `data` have a leading axis over them.
+        decode_tokens = functools.partial(apply, "decode", group, latents)
+        data = network.modalities[group.kind].generate(decode_tokens, latents, group.size, key)
         generated |= dict(zip(group.names, data, strict=True))
     return {name: generated[name] for name in network.names}
 
 
-def _per_modality(q: Posterior, keys: ExampleKeys | None, name: str) -> Float[Array, "m batch dim"]:
+def _sample_or_mean(q: Posterior, keys: ExampleKeys | None, name: str) -> Float[Array, "m batch dim"]:
     """A sample of each distribution of ``q [M, B, D]``; without keys its mean."""
     if keys is None:
         return q.mean
@@ -33,34 +39,41 @@ def _per_modality(q: Posterior, keys: ExampleKeys | None, name: str) -> Float[Ar
 def decoder_latents(
     network: Network, apply: Apply, shared: Float[Array, "n dim"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
-    """The latents that all modalities are decoded from, given the shared ones alone.
+    """The latents that each modality is decoded from, given N shared latents; the second axis is that of samples.
 
-    Private latents are samples of their auxiliary priors; without ``keys``, the means of these.
+    The shared latents are followed by the modality's private ones, if the model has them: a sample of the modality's
+    auxiliary prior; without ``keys`` the mean of this prior.
     """
-    count, batch, private = len(network.names), len(shared), network.config.private
-    z = repeat_leading(shared, count)
+    modalities, count, private = len(network.names), len(shared), network.config.private
+    z = repeat_leading(shared, modalities)
     if private:
         auxiliary = jax.tree.map(
-            lambda x: jnp.broadcast_to(x[:, None], (count, batch, private)), apply("prior").auxiliary
+            lambda x: jnp.broadcast_to(x[:, None], (modalities, count, private)), apply("prior").auxiliary
         )
-        z = jnp.concatenate([z, _per_modality(auxiliary, keys, "private")], axis=-1)
+        z = jnp.concatenate([z, _sample_or_mean(auxiliary, keys, "private")], axis=-1)
     return z[:, None]
 
 
 def decoder_latents_from_top(
     network: Network, apply: Apply, top: Float[Array, "n top"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
-    """The same as `decoder_latents`, but from the top-level latent of Nexus."""
+    """The same as `decoder_latents`, but from the top-level latent of Nexus: each modality's latent is a sample of
+    ``N(mean(top), 1)``, or the mean without ``keys``."""
     mean = apply("decode_top", top)
-    return _per_modality(Normal(mean, jnp.zeros_like(mean)), keys, "codes")[:, None]
+    latents = _sample_or_mean(Normal(mean, jnp.zeros_like(mean)), keys, "codes")
+    return latents[:, None]
 
 
 def decoder_latents_from_deepest(
     network: Network, apply: Apply, deepest: Float[Array, "n latent"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
-    """The same as `decoder_latents`, but from the deepest latents of a hierarchy."""
-    count, batch = len(network.names), len(deepest)
-    features = jnp.zeros((count, batch, network.config.hidden))
-    none_observed = jnp.zeros((1, count, batch), bool)
+    """The same as `decoder_latents`, but from the deepest latents of a hierarchy.
+
+    Since no modality is observed, the latents of the other levels come from their priors, and the encoders' features
+    have no influence.
+    """
+    modalities, count = len(network.names), len(deepest)
+    features = jnp.zeros((modalities, count, network.config.hidden))
+    none_observed = jnp.zeros((1, modalities, count), bool)  # the first axis is that of samples
     hierarchy = apply("top_down_pass", features, none_observed, keys, deepest[None])
-    return repeat_leading(hierarchy.latents, count)
+    return repeat_leading(hierarchy.latents, modalities)

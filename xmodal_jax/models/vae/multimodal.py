@@ -78,9 +78,14 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
     model = _Model(config, network)
     method = Method(model.init, model.loss, model.predict, model.initial_stage)
     return MultimodalVAE(
-        method, network.names, model.infer, model.decode, model.decoder_latents, model.sample_prior,
-        model.log_likelihood,
-    )  # fmt: skip
+        method,
+        network.names,
+        infer=model.infer,
+        decode=model.decode,
+        decoder_latents=model.decoder_latents,
+        sample_prior=model.sample_prior,
+        log_likelihood=model.log_likelihood,
+    )
 
 
 class _NetworkMethods(NamedTuple):
@@ -114,8 +119,8 @@ class _NetworkMethods(NamedTuple):
         return self.apply("decode_top", top)
 
     def top_down_pass(self, mask: Array, keys: ExampleKeys | None) -> TopDownPass:
-        """Latents of all levels of the hierarchy, for each row of ``mask [R, M, B]`` from the modalities that it
-        selects; ``keys``: of the samples, None: means instead of samples."""
+        """Latents of all levels of the hierarchy: R for each example, inferred from the modalities where ``mask [R, M,
+        B]`` is True. They are samples drawn with ``keys``, or means without keys."""
         return self.apply("top_down_pass", self.features, mask, keys)
 
 
@@ -127,20 +132,25 @@ class _Model:
     network: Network
 
     def bind(self, params: Params) -> Apply:
+        """``apply(method, *args)`` of the network with these parameters."""
         return bind(self.network, params)
 
     def preprocess(self, batch: Batch, keys: ExampleKeys | None = None) -> NetworkInputs:
+        """The batch as the network takes it; with ``keys``, augmented as in training."""
         return preprocess(self.config, self.network.names, batch, keys)
 
     def init(self, key: Key, batch: Batch) -> Params:
-        one = first_example(batch)
+        """The network's initial parameters; of the batch only shapes matter."""
+        example = first_example(batch)
         keys = example_keys(key, jnp.zeros(1, jnp.int32))
-        return self.network.init(key, self.preprocess(one), keys, method="init_all")["params"]
+        inputs = self.preprocess(example)
+        return self.network.init(key, inputs, keys, method="init_all")["params"]
 
     # Training
 
     @property
     def initial_stage(self) -> Stage | None:
+        """The first stage of training in models with two stages, which trains the joint VAE; else None."""
         if not self.config.initial_fraction:
             return None
         # A parameter's path is "<part>_<suffix>/<...>": its part decides whether it is trained.
@@ -148,12 +158,12 @@ class _Model:
         return Stage(self.initial_loss, self.config.initial_fraction, is_trained)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
-        """The loss; in a model with two stages the second stage's, in which the decoders are frozen."""
+        """The loss and its metrics; in a model with two stages those of the second stage, with frozen decoders."""
         decoder_params = jax.lax.stop_gradient(params) if self.config.initial_fraction else None
         return self._mean_loss(self.config.objective, params, decoder_params, batch, key, axis_name)
 
     def initial_loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
-        """The loss of the initial stage."""
+        """The loss of the initial stage and its metrics."""
         return self._mean_loss(self.config.initial_objective, params, None, batch, key, axis_name)
 
     def _mean_loss(
@@ -165,10 +175,10 @@ class _Model:
         key: Key,
         axis_name: collectives.AxisName,
     ) -> tuple[Array, dict[str, Array]]:
-        """The objective, averaged over the examples of the global batch that have a modality, and the means of its
-        metrics; of each mean this device's share.
+        """The objective's loss and metrics: this device's shares of their means over the global batch.
 
-        ``decoder_params``: parameters of frozen decoders; None: the decoders are trained with ``params``.
+        An example counts if it has at least one modality. ``decoder_params``: parameters of frozen decoders; None: the
+        decoders are trained with ``params``.
         """
         keys = example_keys(key, batch["index"])
         inputs = self.preprocess(batch, keys)
@@ -177,9 +187,9 @@ class _Model:
             self.config.annealed_weight(self.config.beta, batch),
         )
         weight = inputs.present.any(axis=0).astype(jnp.float32)
-        mean = functools.partial(collectives.batch_mean, weights=weight, axis_name=axis_name)
-        loss = mean(terms.loss)
-        return loss, {name: mean(jax.lax.stop_gradient(x)) for name, x in terms.metrics.items()}
+        mean_share = functools.partial(collectives.batch_mean, weights=weight, axis_name=axis_name)
+        loss = mean_share(terms.loss)
+        return loss, {name: mean_share(jax.lax.stop_gradient(x)) for name, x in terms.metrics.items()}
 
     def training_inputs(
         self,
@@ -228,65 +238,77 @@ class _Model:
         prior = apply("prior")
         joint = apply("encode_joint", inputs, train_keys) if self.network.config.joint else None
 
-        def log_likelihood(z: Array) -> Array:
+        def log_likelihood(z: Float[Array, "m rows batch latent"]) -> Float[Array, "m rows batch"]:
+            """``log p(x_m | z_m)`` of each modality."""
             return decode_apply("log_likelihood", z, inputs, train_keys)
 
-        # Objectives that take this closed form have the prior N(0, 1). Those with a learned or a mixture prior take
-        # `prior.log_prob` instead.
         def kl_to_standard_normal(q: Posterior, present: Array) -> Array:
+            """``KL(q || N(0, 1))`` in closed form, with free bits. Objectives with a learned or a mixture prior take
+            `prior.log_prob` instead."""
             return kl_with_free_bits(
                 q, standard_like(q), free_bits=free_bits, present=present, axis_name=axis_name
             )
 
         return ObjectiveInputs(
-            inputs.present, log_likelihood, kl_to_standard_normal, prior, keys,
-            posterior=joint, experts=experts, private=private,
+            present=inputs.present, log_likelihood=log_likelihood, kl_to_prior=kl_to_standard_normal,
+            prior=prior, keys=keys, posterior=joint, experts=experts, private=private,
             networks=_NetworkMethods(apply, outputs.features), axis_name=axis_name,
         )  # fmt: skip
 
     # Inference and generation
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """The mean of the shared latents, from all modalities that are present."""
-        latents = self.infer(params, batch, jnp.ones(len(self.network.names), bool), None)
+        """``{"latent": [B, D]}``: the mean of the shared latents, given all modalities that are present."""
+        all_observed = jnp.ones(len(self.network.names), bool)
+        latents = self.infer(params, batch, all_observed, key=None, samples=1)
         return {"latent": latents.shared[0]}
 
     def infer(
         self, params: Params, batch: Batch, observed: Any, key: Key | None, samples: int = 1
     ) -> LatentSamples:
-        """See `MultimodalVAE`; ``observed`` is a mask ``[M]``, or several masks ``[S, M]``, which give an axis ``S``
-        first."""
+        """Samples of the latents given the ``observed [M]`` modalities, see `MultimodalVAE`. With several masks
+        ``observed [S, M]`` all arrays have a leading axis S."""
         inputs = self.preprocess(batch)
         keys = None if key is None else example_keys(key, batch["index"])
         objective_inputs = self.evaluation_inputs(params, inputs, keys)
 
         def infer_from(observed: Bool[Array, "m"]) -> LatentSamples:
-            return self.config.infer(objective_inputs, observed[:, None] & inputs.present, keys, samples)
+            observed_and_present = observed[:, None] & inputs.present  # [M, B]
+            return self.config.infer(objective_inputs, observed_and_present, keys, samples)
 
         observed = jnp.asarray(observed)
+        if observed.ndim == 1:
+            return infer_from(observed)
         # Subsets are computed one after the other, so that memory does not grow with their number.
-        return infer_from(observed) if observed.ndim == 1 else jax.lax.map(infer_from, observed)
+        return jax.lax.map(infer_from, observed)
 
     def decode(self, params: Params, z: Array, key: Key | None) -> dict[str, Array]:
+        """Data ``[R, B, ...]`` of every modality, from latents ``z [M, R, B, D']``; see `MultimodalVAE`."""
         return decode_all(self.network, self.bind(params), z, key)
 
     def decoder_latents(self, params: Params, shared: Array, key: Key | None) -> Array:
+        """``[M, 1, N, D']``: the latents that the modalities are decoded from, given ``shared [N, D]``."""
         keys = None if key is None else example_keys(key, jnp.arange(len(shared)))
         return self.config.decoder_latents(self.network, self.bind(params), shared, keys)
 
     def sample_prior(self, params: Params, key: Key, count: int) -> Array:
+        """``[count, D]``: samples of the prior of the shared latents."""
         keys = example_keys(key, jnp.arange(count))
         return self.config.sample_prior(self.bind(params), keys, count)
 
     def log_likelihood(
         self, params: Params, batch: Batch, key: Key, observed: Any, targets: Any, samples: int
     ) -> Float[Array, "batch"]:
-        """See `MultimodalVAE`; the importance-weighted estimate averages ``p(x_targets | z) p(z) / q(z |
-        x_observed)``."""
+        """The importance-weighted estimate ``log 1/K sum_k w_k`` of ``log p(x_targets)``, see `MultimodalVAE`.
+
+        K is ``samples``, and ``w_k = p(x_targets | z_k) p(z_k) / q(z_k | x_observed)`` with ``z_k`` from q.
+        """
         inputs = self.preprocess(batch)
         latents = self.infer(params, batch, observed, key, samples)
+        # The log-likelihood of a modality that is no target is 0, as if the modality were missing.
         inputs = inputs._replace(present=inputs.present & jnp.asarray(targets)[:, None])
         apply = self.bind(params)
-        terms = apply("log_likelihood", latents.z, inputs, keys=None, weighted=False).sum(axis=0)
+        log_p_of_each = apply("log_likelihood", latents.z, inputs, keys=None, weighted=False)  # [M, K, B]
+        log_p_of_targets = log_p_of_each.sum(axis=0)
         log_prior_over_posterior = latents.log_ratio
-        return importance_bound(terms + log_prior_over_posterior)
+        return importance_bound(log_p_of_targets + log_prior_over_posterior)

@@ -91,7 +91,14 @@ def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: i
     method = Method(model.init, model.loss, model.predict)
     if config.critic_objective is not None:
         method = _AdversarialTraining(model).method()
-    return VAE(method, model.encode, model.decode, model.sample, model.log_likelihood, model.reconstruct)
+    return VAE(
+        method,
+        encode=model.encode,
+        decode=model.decode,
+        sample=model.sample,
+        log_likelihood=model.log_likelihood,
+        reconstruct=model.reconstruct,
+    )
 
 
 def _check(config: AutoencoderConfig, modality: str, size: Size, classes: int) -> None:
@@ -121,7 +128,9 @@ class LatentHeads(nn.Module):
     deterministic: bool
     """Whether the posterior is a point: its scale is 0."""
     conditional: bool
+    """Whether there is a condition, the label."""
     learned_prior: bool
+    """Whether the prior's mean and scale are computed from the condition."""
 
     def setup(self):
         """The layers of the posterior and, where it is learned, of the prior."""
@@ -169,7 +178,8 @@ class _Model:
     @functools.cached_property
     def network(self) -> Network:
         """Encoder and decoder."""
-        group = ModalityGroup(self.config.for_modality(self.modality).kind, self.size, (self.modality,))
+        kind = self.config.for_modality(self.modality).kind
+        group = ModalityGroup(kind, self.size, names=(self.modality,))
         modalities = used_configs(self.config, {self.modality: self.size})
         # Encoders return features alone: the layers of the latent are in `LatentHeads`.
         return Network(NetworkConfig(latent=0, hidden=self.config.hidden), modalities, (group,))
@@ -179,13 +189,16 @@ class _Model:
         """Posterior and prior."""
         c = self.config
         return LatentHeads(
-            c.latent, c.hidden, c.posterior_scale, not c.stochastic, c.conditional, c.learn_prior
-        )
+            c.latent, c.hidden, scale=c.posterior_scale, deterministic=not c.stochastic,
+            conditional=c.conditional, learned_prior=c.learn_prior,
+        )  # fmt: skip
 
     def bind_network(self, params: Params) -> Apply:
+        """``apply(method, *args)`` of encoder and decoder with these parameters."""
         return bind(self.network, params["network"])
 
     def bind_heads(self, params: Params) -> Apply:
+        """``apply(method, *args)`` of posterior and prior with these parameters."""
         return bind(self.heads, params["heads"])
 
     def autoencoder_params(self, params: Params) -> Params:
@@ -193,8 +206,10 @@ class _Model:
         return params if self.config.critic_objective is None else params["generator"]
 
     def encode_condition(self, labels: Any, count: int) -> Float[Array, "batch classes"]:
-        """One-hot labels ``[B, classes]``, of labels ``[B]`` or of a batch that holds them; ``[B, 0]`` without a
-        condition."""
+        """The condition ``[B, classes]``: one-hot labels. ``[B, 0]`` in a model without a condition.
+
+        ``labels``: ``[B]``, or a batch with the field ``label``; ``count``: B.
+        """
         if not self.classes:
             return jnp.zeros((count, 0))
         if labels is None:
@@ -206,9 +221,10 @@ class _Model:
         """The batch as the network takes it; with ``keys``, with augmentation and input corruption, as in training."""
         inputs = preprocess(self.config, (self.modality,), batch, keys)
         if self.config.conditional:
+            # An example without a label does not count.
             known = jnp.asarray(batch["label"]) >= 0
             known &= batch.get("present", {}).get("label", known)
-            inputs = inputs._replace(present=inputs.present & known[None])
+            inputs = inputs._replace(present=inputs.present & known[None])  # [1 modality, B]
         if keys is not None:
             x, mask = inputs.inputs[self.modality]
             x = self.config.corrupt(self.config.for_modality(self.modality), x, keys)
@@ -230,32 +246,34 @@ class _Model:
 
     def init(self, key: Key, batch: Batch) -> Params:
         """Parameters of encoder and decoder ("network") and of posterior and prior ("heads")."""
-        one = first_example(batch)
-        inputs, keys = self.preprocess(one), example_keys(key, jnp.zeros(1, jnp.int32))
-        condition = self.encode_condition(one, 1)
+        example = first_example(batch)
+        inputs, keys = self.preprocess(example), example_keys(key, jnp.zeros(1, jnp.int32))
+        condition = self.encode_condition(example, 1)
         z = self.concatenate_condition(jnp.zeros((1, 1, self.config.latent)), condition)
 
-        def call_all(network: Network):
+        def call_decoder_and_encoder(network: Network):
+            """Flax initialises the parameters of what is called: decoder and encoder. Returns the encoder's outputs."""
             network.log_likelihood(z, inputs, keys)
             return network.encode(inputs, keys)
 
-        outputs, variables = self.network.init_with_output(fold_in_name(key, "network"), method=call_all)
+        outputs, variables = self.network.init_with_output(
+            fold_in_name(key, "network"), method=call_decoder_and_encoder
+        )
+        # The first axis of the features is that of modalities; here there is one.
         heads = self.heads.init(fold_in_name(key, "heads"), outputs.features[0], condition)
         return {"network": variables["params"], "heads": heads["params"]}
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
-        """The objective, averaged over the examples of the global batch that count, plus its terms of a whole batch
-        (MMD)."""
+        """The objective's loss and metrics: their means over the examples of the global batch that count, plus terms
+        that are one number of the whole batch (MMD). Under ``axis_name``, this device's shares of these means."""
         keys = example_keys(key, batch["index"])
         inputs = self.training_inputs(params, batch, keys, axis_name)
         terms = self.config.objective(inputs, batch)
-        mean = functools.partial(
+        mean_share = functools.partial(
             collectives.batch_mean, weights=inputs.present.astype(jnp.float32), axis_name=axis_name
         )
-        total = mean(terms.loss)
-        aux = {name: mean(x) for name, x in terms.metrics.items()}
-        # A batch-level term (such as the MMD) is a scalar; each device contributes its share, and the shares are
-        # summed.
+        total = mean_share(terms.loss)
+        aux = {name: mean_share(x) for name, x in terms.metrics.items()}
         for name, (device_share, weight) in terms.batch_terms.items():
             total, aux[name] = total + weight * device_share, device_share
         return total, jax.lax.stop_gradient(aux)
@@ -303,30 +321,34 @@ class _Model:
         features = network("encode", inputs, train_keys).features[0]
         posterior, prior = heads("posterior", features, condition), heads("prior", condition)
 
-        def log_likelihood(z: Array) -> Array:
+        def log_likelihood(z: Float[Array, "samples batch dim"]) -> Float[Array, "samples batch"]:
+            """``log p(x | z, c)``."""
             z = self.concatenate_condition(z, condition)
-            # The first axis is that of modalities; here there is one.
             return network("log_likelihood", z, inputs, train_keys, weighted)[0]
 
         def kl_to_prior(q: Posterior, present: Array) -> Array:
+            """``KL(q || p(z | c))``, with free bits."""
             return kl_with_free_bits(q, prior, free_bits=free_bits, present=present, axis_name=axis_name)
 
         return ObjectiveInputs(
-            inputs.present[0], log_likelihood, kl_to_prior, prior, keys,
-            posterior=posterior, axis_name=axis_name,
+            present=inputs.present[0], log_likelihood=log_likelihood, kl_to_prior=kl_to_prior, prior=prior,
+            keys=keys, posterior=posterior, axis_name=axis_name,
         )  # fmt: skip
 
     # Inference and generation
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """``{"latent": [B, D]}``: the mean latents."""
         return {"latent": self.encode(params, batch)}
 
     def encode(self, params: Params, batch: Batch, key: Key | None = None) -> Float[Array, "batch dim"]:
+        """One sample of the posterior for each example; without a key the posterior's mean."""
         keys = None if key is None else example_keys(key, batch["index"])
         inputs = self.evaluation_inputs(self.autoencoder_params(params), batch, keys)
         return inputs.posterior.mean if keys is None else draw_latents(inputs, 1)[0]
 
     def decode(self, params: Params, z: Array, labels: Any = None, key: Key | None = None) -> Array:
+        """Data ``[N, ...]`` decoded from latents ``z [N, D]``, see `VAE`."""
         # One sample: `z` becomes [1 modality, 1 sample, N, D], and the modality's decoded data are [1 sample, N, ...].
         z = self.concatenate_condition(z[None], self.encode_condition(labels, len(z)))
         apply = self.bind_network(self.autoencoder_params(params))
@@ -339,30 +361,34 @@ class _Model:
         if len(prior.mean) != count:
             raise ValueError(f"one label for each of {count} samples, got {len(prior.mean)}")
         noise = standard_noise(example_keys(key, jnp.arange(count)), "prior", (self.config.latent,))
-        return self.decode(params, prior.reparametrize(noise), labels, fold_in_name(key, "decode"))
+        z = prior.reparametrize(noise)
+        return self.decode(params, z, labels, fold_in_name(key, "decode"))
 
     def reconstruct(self, params: Params, batch: Batch) -> Array:
+        """Data decoded from the mean latents of a batch, with its labels as the condition."""
         return self.decode(params, self.encode(params, batch), batch if self.classes else None)
 
     def log_likelihood(self, params: Params, batch: Batch, key: Key, samples: int) -> Float[Array, "batch"]:
-        """The importance-weighted estimate of ``log p(x)`` ``[B]``, see `VAE`; 0 where x is missing."""
+        """The importance-weighted estimate ``log 1/K sum_k w_k`` of ``log p(x)``, with K = ``samples``; 0 where x is
+        missing. See `VAE`."""
         if not self.config.has_likelihood:
-            table = parts.parts_of(AutoencoderModel)
-            able = ", ".join(name for name, model in table.items() if model.has_likelihood)
+            models = parts.parts_of(AutoencoderModel)
+            with_likelihood = ", ".join(name for name, model in models.items() if model.has_likelihood)
             raise ValueError(
                 f"{self.config.name} has no posterior density q(z | x), which importance weights need; log p(x) can be "
-                f"estimated with {able}"
+                f"estimated with {with_likelihood}"
             )
         keys = example_keys(key, batch["index"])
         # Models with a likelihood have no critic: all of `params` are the autoencoder's.
         inputs = self.evaluation_inputs(params, batch, keys, weighted=False)
 
         def log_weight(k: Array) -> Float[Array, "batch"]:
-            # A few latents at a time, as thousands of decodings of a batch may not fit into memory at once.
+            """``log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x)``, for one latent z_k of each example."""
             sample_keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, k)
             z = draw_latents(inputs._replace(keys=sample_keys), 1)
             return (inputs.log_likelihood(z) + prior_log_ratio(inputs.posterior, inputs.prior, z))[0]
 
+        # 8 latents at a time, as thousands of decodings of a batch may not fit into memory at once.
         estimate = importance_bound(jax.lax.map(log_weight, jnp.arange(samples), batch_size=8))
         return jnp.where(inputs.present, estimate, 0.0)
 
@@ -374,13 +400,21 @@ class _AdversarialTraining:
     model: _Model
 
     def method(self) -> GAN:
+        """The training method: the critic is the discriminator, the autoencoder the generator of latents."""
         return GAN(
-            self.init, self.generate, self.d_loss, self.g_loss, lambda params: params, self.model.predict,
-            self.model.config.critic_steps, self.pretrain_generator,
-        )  # fmt: skip
+            init=self.init,
+            generate=self.generate,
+            d_loss=self.d_loss,
+            g_loss=self.g_loss,
+            constrain=lambda params: params,
+            predict=self.model.predict,
+            d_steps=self.model.config.critic_steps,
+            pretrain_generator=self.pretrain_generator,
+        )
 
     @property
     def critic(self) -> MLPDecoder:
+        """The network from a latent to one logit, with two hidden layers."""
         return MLPDecoder((1,), self.model.config.hidden, 2)
 
     @property
@@ -393,9 +427,9 @@ class _AdversarialTraining:
     def prior_latents(self, keys: ExampleKeys) -> Float[Array, "batch dim"]:
         return standard_noise(keys, "prior", (self.model.config.latent,))
 
-    def present_and_mean(self, batch: Batch, axis_name: collectives.AxisName):
-        """Which examples have the modality, and a function that averages terms ``[B]`` over these examples of the
-        global batch."""
+    def present_and_mean_share(self, batch: Batch, axis_name: collectives.AxisName):
+        """Which examples have the modality, and a function from terms ``[B]`` to this device's share of their mean over
+        these examples of the global batch."""
         present = self.model.preprocess(batch).present[0]
         weights = present.astype(jnp.float32)
         return present, functools.partial(collectives.batch_mean, weights=weights, axis_name=axis_name)
@@ -408,43 +442,49 @@ class _AdversarialTraining:
         return self.model.config.objective(inputs, batch)
 
     def init(self, key: Key, batch: Batch) -> tuple[Params, Variables]:
+        """Parameters of autoencoder ("generator") and critic ("discriminator"); there are no variables."""
         latents = jnp.zeros((1, self.model.config.latent))
         critic = self.critic.init(fold_in_name(key, "critic"), latents)["params"]
         return {"generator": self.model.init(key, batch), "discriminator": critic}, {}
 
     def generate(self, generator, variables, batch: Batch, key: Key, *, axis_name=None):
+        """The encoder's latents ``[B, D]`` and the reconstruction loss ``[B]`` of each example; the variables."""
         keys = fold_in_name(example_keys(key, batch["index"]), "generate")
         terms = self.terms(generator, batch, keys, axis_name)
         return {"latent": terms.latent, "reconstruction": terms.loss}, variables
 
     def d_loss(self, discriminator, variables, batch: Batch, generated, key: Key, step, *, axis_name=None):
-        """The critic's loss: samples of the prior are real, the encoder's latents are generated."""
+        """The critic's loss, its aux and the variables. Samples of the prior are real, the encoder's latents are
+        fake."""
         # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
-        present, mean = self.present_and_mean(batch, axis_name)
+        present, mean_share = self.present_and_mean_share(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
         fake = self.logits(discriminator, generated["latent"])
-        loss = mean(self.objective.discriminator(real, fake, present=present, axis_name=axis_name))
-        aux = {"d_loss": loss, "d_prior": mean(real), "d_code": mean(fake)}
+        loss = mean_share(self.objective.discriminator(real, fake, present=present, axis_name=axis_name))
+        aux = {"d_loss": loss, "d_prior": mean_share(real), "d_code": mean_share(fake)}
         return loss, (jax.lax.stop_gradient(aux), variables)
 
     def g_loss(self, generated, discriminator, variables, batch: Batch, key: Key, *, axis_name=None):
-        """The autoencoder's loss: reconstruction plus ``beta`` times the adversarial loss of its latents."""
+        """The autoencoder's loss (reconstruction plus ``beta`` times the adversarial loss of its latents) and its
+        aux."""
         # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
-        present, mean = self.present_and_mean(batch, axis_name)
+        present, mean_share = self.present_and_mean_share(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
         fake = self.logits(discriminator, generated["latent"])
         aux = {
-            "reconstruction": mean(generated["reconstruction"]),
-            "g_loss": mean(self.objective.generator(fake, real, present=present, axis_name=axis_name)),
+            "reconstruction": mean_share(generated["reconstruction"]),
+            "g_loss": mean_share(self.objective.generator(fake, real, present=present, axis_name=axis_name)),
         }
         loss = aux["reconstruction"] + self.model.config.beta * aux["g_loss"]
         return loss, jax.lax.stop_gradient(aux)
 
     def pretrain_generator(self, generator, variables, batch: Batch, key: Key, *, axis_name=None):
+        """The reconstruction loss alone, without the critic; its aux and the variables."""
         # The name of a key only selects the random stream.
         keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
         terms = self.terms(generator, batch, keys, axis_name)
-        loss = self.present_and_mean(batch, axis_name)[1](terms.loss)
+        _, mean_share = self.present_and_mean_share(batch, axis_name)
+        loss = mean_share(terms.loss)
         return loss, ({"reconstruction": jax.lax.stop_gradient(loss)}, variables)

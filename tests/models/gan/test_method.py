@@ -66,6 +66,12 @@ CONFIG = GANConfig(
     discriminator=DCGANEncoderConfig(width=8, norm="none"),
 )
 MLP_GENERATOR, MLP_ENCODER = MLPGeneratorConfig(noise=5, width=8), MLPEncoderConfig(width=8)
+DENSE = dict(
+    generator=dataclasses.replace(MLP_GENERATOR, depth=1),
+    discriminator=dataclasses.replace(MLP_ENCODER, depth=1),
+)
+"""Networks that compile fast, for what does not depend on the networks."""
+SMALL = dict(condition=CLASS, **DENSE)
 ADAM = Optimizer(name="adam", learning_rate=1e-2, b1=0.0, clip_norm=None, warmup=0.0, schedule="constant")
 OPTIMIZER = GANOptimizer(discriminator=ADAM, generator=dataclasses.replace(ADAM, ema=0.9))
 SIZES = dict(shape=(8, 8, 3), vocab_size=11, length=5, classes=3)
@@ -109,18 +115,27 @@ GLOBAL = dict(
     augmentation=DiffAugment(), lecam=0.3, spectral=True, condition=WORDS_ALONE,
 )  # fmt: skip
 """All that looks across the batch."""
+GLOBAL_OF_CLASSES = GLOBAL | dict(
+    generator=DCGANGeneratorConfig(noise=5, width=4, conditioning=3),
+    contrastive=ContrastiveLosses(sentence_weight=1.0, image_weight=1.0),
+    condition=dataclasses.replace(CLASS, auxiliary_weight=0.0),
+)
+"""The same without words; tests/losses/test_word_region.py has their loss on several devices."""
 
 
 @pytest.mark.parametrize(
-    "layouts",
-    [[("pmap", 8, 1), ("sharded", 4, 2)], pytest.param(LAYOUTS, marks=pytest.mark.slow)],
+    "changes, layouts",
+    [
+        (GLOBAL_OF_CLASSES, [("pmap", 8, 1), ("sharded", 4, 2)]),
+        pytest.param(GLOBAL, LAYOUTS, marks=pytest.mark.slow),  # 40 CPU-seconds
+    ],
     ids=["some layouts", "all layouts"],
 )
-def test_the_devices_do_not_change_the_result(layouts):
-    """With batch norm, DiffAugment, mismatched pairs, global negatives, equal captions and missing examples."""
+def test_the_devices_do_not_change_the_result(changes, layouts):
+    """With batch norm, DiffAugment, mismatched pairs, global negatives, equal conditions and missing examples."""
     batch = make_batch()
     present = {"image": np.arange(16) % 7 != 3, "text": np.arange(16) % 5 != 4}
-    assert_device_invariant(make(**GLOBAL), {**batch, "present": present}, layouts=layouts, config=OPTIMIZER)
+    assert_device_invariant(make(**changes), {**batch, "present": present}, layouts=layouts, config=OPTIMIZER)
 
 
 @pytest.mark.slow
@@ -153,15 +168,15 @@ def test_a_stopped_run_ends_bit_identical(tmp_path):
 
 
 def test_in_pretraining_the_generator_learns_alone():
-    small = dict(generator=MLP_GENERATOR, discriminator=MLP_ENCODER)
-    gan = make(condition=WORDS_ALONE, reconstruction=RECONSTRUCTION, **small)
+    gan = make(**SMALL, reconstruction=RECONSTRUCTION)
     optimizer = dataclasses.replace(OPTIMIZER, pretrain_fraction=0.2)
     optimizer = dataclasses.replace(optimizer, discriminator=dataclasses.replace(ADAM, schedule="cosine"))
     training, state, batch = begin(gan, optimizer)
     assert training.initial_steps == 2
     states, all_metrics = [state], []
-    for kind in (training.make_initial_step, training.make_initial_step, training.make_step):
-        state, metrics = jax.jit(kind(None))(states[-1], batch)
+    pretrain = jax.jit(training.make_initial_step(None))
+    for take_step in (pretrain, pretrain, jax.jit(training.make_step(None))):
+        state, metrics = take_step(states[-1], batch)
         states.append(state)
         all_metrics.append(metrics)
     for before, after in itertools.pairwise(states[:3]):
@@ -175,16 +190,13 @@ def test_in_pretraining_the_generator_learns_alone():
     assert ["d_real" in m for m in all_metrics] == [False, False, True]
     assert all(m["finite"].all() and m["g_reconstruction"] > 0 for m in all_metrics)
     # Every image is rebuilt then, and nothing else is learned.
-    (first, (aux, _)) = gan.pretrain_generator(
-        states[0].params["generator"], states[0].variables, batch,
-        jax.random.fold_in(states[0].key, 0),
-    )  # fmt: skip
+    loss = jax.jit(gan.pretrain_generator)
+    of_first_step = states[0].params["generator"], states[0].variables
+    key = jax.random.fold_in(states[0].key, 0)
+    (first, (aux, _)) = loss(*of_first_step, batch, key)
     assert float(all_metrics[0]["loss"]) == pytest.approx(float(first), rel=1e-5)
     assert float(first) == pytest.approx(float(aux["g_reconstruction"]), rel=1e-6)
-    other = gan.pretrain_generator(
-        states[0].params["generator"], states[0].variables, {**batch, "image": 255 - batch["image"]},
-        jax.random.fold_in(states[0].key, 0),
-    )[0]  # fmt: skip
+    other = loss(*of_first_step, {**batch, "image": 255 - batch["image"]}, key)[0]
     assert float(other) != float(first)
     # The discriminator's schedule begins when it does.
     rates = [float(training.learning_rates["discriminator_learning_rate"](k)) for k in (0, 2, 3)]
@@ -229,11 +241,6 @@ def test_neither_player_moves_the_other(player, other):
     assert not any(same(after.params[other][part], state.params[other][part]))
 
 
-def d_gradient(gan, state, batch, made):
-    loss = lambda d: gan.d_loss(d, state.variables, batch, made, jax.random.key(3), jnp.int32(0))[0]
-    return jax.jit(jax.grad(loss))(state.params["discriminator"])
-
-
 def test_what_is_missing_or_padded_has_no_influence():
     gan = make(
         contrastive=ContrastiveLosses(sentence_weight=1.0, word_weight=1.0), penalty=R1Penalty(),
@@ -242,14 +249,18 @@ def test_what_is_missing_or_padded_has_no_influence():
     _, state, batch = begin(gan)
     there = np.arange(16) % 3 != 0
     present = on_device({"image": there, "text": np.ones(16, bool)})
-    here = jnp.asarray(there)[:, None, None, None]
-    other = {**batch, "image": jnp.where(here, batch["image"], 255 - batch["image"])}
-    made = {"image": jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)}
-    wild = {"image": jnp.where(here, made["image"], 7.0)}
-    a = d_gradient(gan, state, {**batch, "present": present}, made)
-    b = d_gradient(gan, state, {**other, "present": present}, wild)
+    here, image = there[:, None, None, None], np.asarray(batch["image"])
+    other = {**batch, "image": np.where(here, image, 255 - image)}
+    made = {"image": np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)).astype(np.float32)}
+    wild = {"image": np.where(here, made["image"], np.float32(7.0))}
+    loss = lambda d, batch, made: gan.d_loss(
+        d, state.variables, {**batch, "present": present}, made, jax.random.key(3), jnp.int32(0)
+    )[0]
+    d_gradient = jax.jit(jax.grad(loss))
+    a = jax.device_get(d_gradient(state.params["discriminator"], batch, made))
+    b = jax.device_get(d_gradient(state.params["discriminator"], other, wild))
     for name, x, y in zip(trees.leaf_names(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-6 * float(jnp.abs(x).max() + 1e-6), err_msg=name)
+        np.testing.assert_allclose(x, y, atol=1e-6 * float(np.abs(x).max() + 1e-6), err_msg=name)
     persuade = lambda m: gan.g_loss(
         m, state.params["discriminator"], state.variables, {**batch, "present": present}, jax.random.key(4)
     )[0]
@@ -259,22 +270,26 @@ def test_what_is_missing_or_padded_has_no_influence():
 
 def test_an_equal_caption_is_no_mismatch():
     """Rolled by one, example 3 meets the caption of example 2, which is its own."""
-    plain = make(condition=dataclasses.replace(WORDS_ALONE, matching_aware=False))
-    aware = make(condition=WORDS_ALONE)
+    plain = make(condition=dataclasses.replace(WORDS_ALONE, matching_aware=False), **DENSE)
+    aware = make(condition=WORDS_ALONE, **DENSE)
     _, state, batch = begin(plain)
-    same = {**batch, **{k: jnp.repeat(batch[k][:1], 16, axis=0) for k in ("text", "text_mask")}}
+    same = {**batch, **{k: np.repeat(batch[k][:1], 16, axis=0) for k in ("text", "text_mask")}}
     made = {"image": jnp.zeros((16, 8, 8, 3))}
-    loss = lambda gan, b: float(
-        jax.jit(lambda d: gan.d_loss(d, {**state.variables}, b, made, jax.random.key(3), jnp.int32(0))[0])(
-            state.params["discriminator"]
+    player = state.params["discriminator"]
+    loss_of_plain, loss_of_aware = (
+        jax.jit(
+            lambda b, gan=gan: gan.d_loss(player, state.variables, b, made, jax.random.key(3), jnp.int32(0))[
+                0
+            ]
         )
+        for gan in (plain, aware)
     )
-    assert loss(plain, same) == pytest.approx(loss(aware, same), rel=1e-6)
-    assert abs(loss(plain, batch) - loss(aware, batch)) > 1e-4
+    assert float(loss_of_plain(same)) == pytest.approx(float(loss_of_aware(same)), rel=1e-6)
+    assert abs(float(loss_of_plain(batch)) - float(loss_of_aware(batch))) > 1e-4
 
 
 def test_a_lazy_penalty_is_as_strong_on_average():
-    every, lazy = make(penalty=R1Penalty()), make(penalty=R1Penalty(every=4))
+    every, lazy = (make(**SMALL, penalty=penalty) for penalty in (R1Penalty(), R1Penalty(every=4)))
     _, state, batch = begin(every)
     made = {"image": jnp.zeros((16, 8, 8, 3))}
     of = lambda gan: jax.jit(
@@ -298,7 +313,7 @@ def test_the_average_is_debiased(trained):
 
 
 def test_the_probability_of_augmentation_follows_the_signs():
-    gan = make(augmentation=AdaptiveAugment(target=-1.5, ramp=160))  # always above the target
+    gan = make(**SMALL, augmentation=AdaptiveAugment(target=-1.5, ramp=160))  # always above the target
     _, state, batch = begin(gan)
     made = {"image": jnp.zeros((16, 8, 8, 3))}
     of = jax.jit(
@@ -320,10 +335,10 @@ def test_clipped_weights_stay_small():
 
 
 def test_a_fixed_text_encoder_serves_both_and_gets_no_gradient():
-    _, own, batch = begin(make())
-    text = own.params["generator"]["text"]
-    gan = make_gan(CONFIG, text=text, **SIZES)
-    training, state, _ = begin(gan)
+    of_text = lambda key, batch: make().init(key, batch)[0]["generator"]["text"]
+    text = random_params(of_text, jax.random.key(0), make_batch())
+    gan = make_gan(dataclasses.replace(CONFIG, **DENSE), text=text, **SIZES)
+    training, state, batch = begin(gan)
     assert "text" not in state.params["generator"] and "text" not in state.params["discriminator"]
     assert all(same(gan.frozen["text"], text)) and "text" not in state.variables
     step = jax.jit(training.make_step(None))
@@ -339,15 +354,16 @@ def test_a_fixed_text_encoder_serves_both_and_gets_no_gradient():
 
 
 def test_every_second_image_is_held_to_the_real_one():
-    gan = make(reconstruction=dataclasses.replace(RECONSTRUCTION, weight=2.0, pixel_scale=0.5))
-    plain = make()
-    _, state, batch = begin(gan)
+    gan = make(**SMALL, reconstruction=dataclasses.replace(RECONSTRUCTION, weight=2.0, pixel_scale=0.5))
+    plain = make(**SMALL)
+    labels = np.arange(16, dtype=np.int32) % 3  # an image with an unknown label counts in no loss
+    _, state, batch = begin(gan, batch={**make_batch(), "label": labels})
     params, judge = state.params["generator"], state.params["discriminator"]
-    made, _ = jax.jit(gan.generate)(params, state.variables, batch, jax.random.key(1))
-    other = {**batch, "image": 255 - batch["image"]}
-    moved = (
-        jax.jit(gan.generate)(params, state.variables, other, jax.random.key(1))[0]["image"] != made["image"]
-    )
+    generate = jax.jit(gan.generate)
+    made, _ = generate(params, state.variables, batch, jax.random.key(1))
+    other = {**batch, "image": 255 - np.asarray(batch["image"])}
+    changed, _ = generate(params, state.variables, other, jax.random.key(1))
+    moved = np.asarray(changed["image"]) != np.asarray(made["image"])
     np.testing.assert_array_equal(moved.any(axis=(1, 2, 3)), np.arange(16) % 2 == 0)
 
     of = lambda gan: jax.jit(lambda m: gan.g_loss(m, judge, state.variables, batch, jax.random.key(4)))
@@ -379,24 +395,23 @@ def test_between_two_conditions_images_go_from_one_to_the_other(changes):
     _, state, batch = begin(gan)
     params = {"generator": state.params["generator"], "variables": state.variables}
     names = [k for k in ("text", "text_mask", "label") if k in batch]
-    noise = jnp.asarray(
-        np.random.default_rng(5).normal(size=(16, changes.get("generator", CONFIG.generator).noise)),
-        jnp.float32,
-    )
-    asked = {k: batch[k] for k in names} | {"noise": noise}
-    other = {f"toward_{k}": jnp.roll(batch[k], 1, axis=0) for k in names}
+    noise = np.random.default_rng(5).normal(size=(16, changes.get("generator", CONFIG.generator).noise))
+    asked = {k: batch[k] for k in names} | {"noise": noise.astype(np.float32)}
+    rolled = {k: np.roll(batch[k], 1, axis=0) for k in names}
+    other = {f"toward_{k}": x for k, x in rolled.items()}
     draw = jax.jit(gan.predict)
-    at = lambda share: draw(params, asked | other | {"blend": jnp.full(16, share, jnp.float32)})
-    there = draw(params, {k: jnp.roll(batch[k], 1, axis=0) for k in names} | {"noise": noise})
-    np.testing.assert_allclose(at(0.0), draw(params, asked), atol=1e-5)
+    at = lambda share: np.asarray(draw(params, asked | other | {"blend": np.full(16, share, np.float32)}))
+    here, there = (np.asarray(draw(params, asked | condition)) for condition in ({}, rolled))
+    np.testing.assert_allclose(at(0.0), here, atol=1e-5)
     np.testing.assert_allclose(at(1.0), there, atol=1e-5)
-    assert float(jnp.abs(at(0.5) - at(0.0)).max()) > 1e-3 and float(jnp.abs(at(0.5) - there).max()) > 1e-3
+    assert np.abs(at(0.5) - at(0.0)).max() > 1e-3 and np.abs(at(0.5) - there).max() > 1e-3
 
 
 def test_redescription_is_the_captioners_cross_entropy():
     """Of a captioner whose cross-entropy is least where every pixel is 0.3."""
-    config = dataclasses.replace(CONFIG, features=FrozenFeatures(projected=False))
-    gan, plain = make_gan(config, captioner=CAPTIONER, **SIZES), make()
+    small = dict(condition=WORDS_ALONE, **DENSE)
+    config = dataclasses.replace(CONFIG, features=FrozenFeatures(projected=False), **small)
+    gan, plain = make_gan(config, captioner=CAPTIONER, **SIZES), make(**small)
     _, state, batch = begin(gan)
     made = {"image": jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (16, 8, 8, 3)), jnp.float32)}
     slope = lambda gan: jax.jit(jax.grad(lambda m: g_loss(gan, m, state, batch)[0]))(made)["image"]
@@ -423,6 +438,7 @@ def test_a_projected_discriminator_gets_the_captioners_tokens_as_well():
     (_, (aux, variables)), slope = run(own, state.variables)
     vector = net.encode_condition(own, None, batch, None).vector
 
+    @jax.jit
     def logits(image, gain=1.0):
         def score(image, tokens):
             return net.score(own, net.image_tokens(own, ImageInputs(image, tokens), None), vector)[:, 0]
@@ -468,7 +484,10 @@ def test_the_posterior_of_objects_follows_the_captioners_attention():
 def test_the_perceptual_loss_compares_reconstructed_images_with_real_ones():
     features = [FrozenFeatures(projected=False, perceptual_weight=w) for w in (0.0, 2.0)]
     plain, config = (
-        dataclasses.replace(CONFIG, reconstruction=RECONSTRUCTION, features=each) for each in features
+        dataclasses.replace(
+            CONFIG, condition=WORDS_ALONE, **DENSE, reconstruction=RECONSTRUCTION, features=each
+        )
+        for each in features
     )
     gan, without = (make_gan(c, captioner=CAPTIONER, **SIZES) for c in (config, plain))
     _, state, batch = begin(gan)

@@ -40,7 +40,7 @@ Output = TypeVar("Output")
 
 
 class Experiment(NamedTuple):
-    """What a script has at hand from `start` to `finish`."""
+    """What `start` prepares for a script: configuration, run, timer and pretrained encoders."""
 
     config: Any
     """The configuration to train with: shrunk for ``--smoke``, with the sizes of pretrained encoders in its model."""
@@ -51,7 +51,8 @@ class Experiment(NamedTuple):
     bad_examples: BadExamples
     """Collects the examples that are left out of the data."""
     pretrained: Any
-    """The trained encoders that the configuration asks for."""
+    """The pretrained encoders that the configuration asks for (`PretrainedEncoders`, `AutoencoderEncoders` or
+    `FrozenNetworks` of `transfer`, by the class of the configuration)."""
 
 
 def start(
@@ -60,12 +61,12 @@ def start(
     shrink: Callable[[Any], Any] = run_config.shrink,
     smoke: Mapping[str, Any] | None = None,
 ) -> Experiment:
-    """Prepares JAX, joins the other processes where there are several, resolves the pretrained encoders that
-    ``config`` asks for and opens the run's directory.
+    """Prepares JAX (with several processes also their communication), finds the pretrained encoders that ``config``
+    asks for and opens the run's directory.
 
     Args:
-      shrink: makes the configuration of a ``--smoke`` run.
-      smoke: further fields that a ``--smoke`` run changes.
+      shrink: ``shrink(config)``: the small configuration of a ``--smoke`` run.
+      smoke: further fields that a ``--smoke`` run changes, by name.
 
     Raises:
       FileExistsError: the run's directory holds another run.
@@ -81,6 +82,8 @@ def start(
 
 
 def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
+    """The configuration with the options that pretrained encoders decide, and these encoders. The class of the
+    configuration says how the experiment uses them: trained further, within autoencoders, or frozen."""
     if isinstance(config, run_config.StartConfig):
         return resolve_pretrained(config)
     if isinstance(config, LatentConfig):
@@ -98,9 +101,14 @@ def make_loader(
 ) -> Loader:
     """Batches of a training split, shuffled and tokenized; the split is kept in memory where it fits.
 
-    ``once``: a transform of raw batches that is computed once where the split fits into memory, and otherwise left to
-    the model. ``repeats``: number of ``config.batch_size`` batches in one, for a method that takes several steps on
-    parts of it.
+    Args:
+      config: batch size and seed of the order.
+      source: the training split.
+      tokenize: adds the tokens of the captions; None: there are no captions.
+      once: a transform of raw batches, such as spectrograms of audio. It is computed once where the split fits into
+        memory; otherwise the model computes the same in each step.
+      repeats: number of batches of ``config.batch_size`` that are joined to one, for a method that takes several steps
+        on parts of a batch.
     """
     source, transform = prepare_source(source, tokenize, limit=RESIDENT_LIMIT, once=once)
     return Loader(source, batch_size=config.batch_size * repeats, seed=config.seed, transform=transform)
@@ -109,26 +117,28 @@ def make_loader(
 def evaluate_seeds(
     test: Callable[[Any], tuple[dict[str, float], Output]], result: TrainingResult, timer: runtime.Timer
 ) -> tuple[dict[str, Any], Output]:
-    """``test(params) -> (metrics, output)`` of every seed: the metrics of all, and the first seed's output.
+    """Runs ``test(params) -> (metrics, output)`` for every seed.
 
-    A metric of several seeds is a list of values.
+    Returns:
+      The metrics, which are lists of one value per seed where there are several seeds; and the first seed's output.
     """
     with timer("evaluation"):
-        tested = [test(params) for params in result.params]
-    return stack_scores([metrics for metrics, _ in tested]), tested[0][1]
+        metrics_by_seed, outputs = zip(*(test(params) for params in result.params), strict=True)
+    return stack_scores(metrics_by_seed), outputs[0]
 
 
 def subtitle(config: RunConfig, result: TrainingResult, *details: str, shown: str = "figures") -> str:
     """The line below a report's title: the data set, ``details``, the number of steps and of seeds.
 
-    ``shown``: what the report has of the first seed alone.
+    ``shown``: what the report shows for the first seed only, such as "figures".
     """
     seeds = [f"{config.seeds} seeds, {shown} of the first"] if config.seeds > 1 else []
     return " · ".join([config.data, *details, f"{result.steps} steps", *seeds])
 
 
 def add_bad_examples(report: Report, bad_examples: BadExamples, directory: Path) -> None:
-    """The examples that were left out, in the report and as ``bad_examples.jsonl``."""
+    """Lists the examples that were left out of the data: the first 100 in the report, all in ``bad_examples.jsonl``.
+    If there are none, the report shows other notes on the data, if any."""
     if len(bad_examples):
         bad_examples.write(directory / "bad_examples.jsonl")
         rows = [(p.file, p.line, p.reason) for p in sorted(bad_examples.items)[:100]]

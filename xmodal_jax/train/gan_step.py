@@ -80,12 +80,12 @@ def make_init(
     initial_params = params
 
     def init(key: Key, batch: Batch) -> GANState:
-        """The state before the first step."""
+        """The state before the first step; ``key``: the seed's, ``batch``: for the shapes of the inputs."""
         params, variables = gan.init(fold_in_name(key, "init"), batch)
         if initial_params is not None:
             params = check_params(initial_params, params)
         ema = None
-        if optimizer.generator.ema is not None:
+        if optimizer.generator.ema is not None:  # a copy, because the buffers of the state are donated
             ema = jax.tree.map(jnp.copy, params["generator"])
         opt_state = {name: tx[name].init(params[name]) for name in tx}
         train_key = fold_in_name(key, "train")
@@ -117,7 +117,8 @@ def make_pretrain_step(
 
 
 class NetworkStates(NamedTuple):
-    """The part of `GANState` that a single network's step changes."""
+    """The part of `GANState` that one update of a single network changes: its parameters and its optimizer's state, by
+    network, and the variables (state without gradients) of both."""
 
     params: dict[str, Params]
     opt_state: dict[str, Any]
@@ -130,16 +131,18 @@ class GANStep:
 
     gan: GAN
     tx: Mapping[str, optax.GradientTransformation]
+    """The Optax optimizers of ``discriminator`` and ``generator``."""
     optimizer: GANOptimizer
     axis_name: str | None = None
+    """Axis of devices over which losses and gradients are summed; None: the batch is not split by hand."""
 
     def train_both(
         self, state: GANState, batch: Batch, frozen: Params | None = None
     ) -> tuple[GANState, dict[str, Array]]:
         """``gan.d_steps`` steps of the discriminator, then one of the generator.
 
-        The discriminator's n-th step takes the examples of the batch that are n modulo the number of its steps; the
-        generator's takes those of the last one. With one step of each, both take the same generated images.
+        The batch is split into ``gan.d_steps`` parts (see `_split`), one for each step of the discriminator; the
+        generator takes the last part. With one step of each, both take the same generated images.
 
         ``metrics`` holds the method's scalars over the global batch (the discriminator's are means over its steps),
         ``loss`` (the discriminator's), ``discriminator_grad_norm`` and ``generator_grad_norm`` before clipping, and
@@ -147,22 +150,27 @@ class GANStep:
         """
         key = jax.random.fold_in(state.key, state.step)
         states = NetworkStates(state.params, state.opt_state, state.variables)
+        # 1. The discriminator. The generator's images are generated once and used by both networks where possible.
         if self.gan.d_steps == 1:
-            last, last_key = batch, key
+            g_batch, g_key = batch, key
             generated, pullback, states = self._generate_with_pullback(states, batch, key, frozen)
             states, (metrics, d_finite) = self._step_discriminator(
                 states, batch, generated, key, state.step, frozen
             )
         else:
             states, metrics, d_finite = self._step_discriminator_often(states, batch, key, state.step, frozen)
-            last = jax.tree.map(lambda x: _split(x, self.gan.d_steps)[-1], batch)
-            last_key = fold_in_name(key, "generator")
-            generated, pullback, states = self._generate_with_pullback(states, last, last_key, frozen)
+            g_batch = jax.tree.map(lambda x: _split(x, self.gan.d_steps)[-1], batch)
+            g_key = fold_in_name(key, "generator")
+            generated, pullback, states = self._generate_with_pullback(states, g_batch, g_key, frozen)
+        # 2. The generator's loss against the updated discriminator. The chain rule in two factors: the gradient of the
+        # loss by the generated images, pulled back to the generator's parameters.
         loss_fn = jax.value_and_grad(self.gan.g_loss, has_aux=True)
-        loss_key, options = fold_in_name(last_key, "persuade"), self._options(frozen)
+        loss_key, options = fold_in_name(g_key, "persuade"), self._options(frozen)
         discriminator = states.params["discriminator"]
-        (loss, aux), slope = loss_fn(generated, discriminator, states.variables, last, loss_key, **options)
-        (grads,) = pullback(slope)
+        (loss, aux), image_grads = loss_fn(
+            generated, discriminator, states.variables, g_batch, loss_key, **options
+        )
+        (grads,) = pullback(image_grads)
         loss, aux, grads = collectives.psum((loss, aux, grads), self.axis_name)
         metrics |= {**aux, "finite": d_finite.at[0].set(d_finite[0] & jnp.isfinite(loss))}
         return self._step_generator(state, states, grads, metrics)
@@ -170,16 +178,17 @@ class GANStep:
     def pretrain_generator(
         self, state: GANState, batch: Batch, frozen: Params | None = None
     ) -> tuple[GANState, dict[str, Array]]:
-        """A step of the generator alone, by `types.GAN.pretrain_generator`, on the examples of `train_both`; ``loss``
-        is the generator's."""
+        """A step that trains the generator alone, with the loss `types.GAN.pretrain_generator`, on the same part of the
+        batch as in `train_both`. ``metrics["loss"]`` is the generator's."""
         key = jax.random.fold_in(state.key, state.step)
         count = self.gan.d_steps
-        part = batch if count == 1 else jax.tree.map(lambda x: _split(x, count)[-1], batch)
+        g_batch = batch if count == 1 else jax.tree.map(lambda x: _split(x, count)[-1], batch)
         loss_fn = jax.value_and_grad(self.gan.pretrain_generator, has_aux=True)
         (loss, (aux, variables)), grads = loss_fn(
-            state.params["generator"], state.variables, part, key, **self._options(frozen)
+            state.params["generator"], state.variables, g_batch, key, **self._options(frozen)
         )
         loss, aux, grads = collectives.psum((loss, aux, grads), self.axis_name)
+        # The discriminator has no gradients here; its flags keep the layout of `train_both`.
         d_finite = jnp.ones(len(jax.tree.leaves(state.params["discriminator"])), bool)
         metrics = {**aux, "loss": loss, "finite": jnp.concatenate([jnp.isfinite(loss)[None], d_finite])}
         states = NetworkStates(dict(state.params), dict(state.opt_state), variables)
@@ -189,11 +198,16 @@ class GANStep:
         return self.gan.generate(generator, variables, batch, key, **self._options(frozen))
 
     def _options(self, frozen: Params | None) -> dict[str, Any]:
-        """The keyword arguments of the method's functions; those without frozen networks need not take ``frozen``."""
+        """The keyword arguments of the functions of `types.GAN`. A method without frozen networks need not accept
+        ``frozen``, so it is left out."""
         return dict(axis_name=self.axis_name) | ({} if frozen is None else {"frozen": frozen})
 
     def _generate_with_pullback(self, states: NetworkStates, batch, key, frozen):
-        """Generated examples, and the function that pulls a gradient by them back to the generator's parameters."""
+        """Generates examples; returns ``(generated, pullback, states)``.
+
+        ``pullback(gradient by the generated examples)`` is the gradient by the generator's parameters, in a tuple of
+        one. ``states`` has the variables that generation updates, such as the statistics of batch norm.
+        """
         generated, pullback, variables = jax.vjp(
             lambda p: self._generate(p, states.variables, batch, key, frozen),
             states.params["generator"],
@@ -202,7 +216,8 @@ class GANStep:
         return generated, pullback, states._replace(variables=variables)
 
     def _step_discriminator(self, states: NetworkStates, batch, generated, key, step, frozen):
-        """One step of the discriminator; ``(states, (metrics, finite))``."""
+        """One step of the discriminator on ``batch`` (real) and ``generated`` examples; ``(states, (metrics, finite))``
+        with ``finite`` as in `train_both`, for the discriminator's gradients only."""
         params, opt_state = dict(states.params), dict(states.opt_state)
         loss_fn = jax.value_and_grad(self.gan.d_loss, has_aux=True)
         # The generator gets no gradient of the discriminator's loss.
@@ -212,19 +227,20 @@ class GANStep:
         )
         loss, aux, grads = collectives.psum((loss, aux, grads), self.axis_name)
         self._update("discriminator", grads, params, opt_state)
-        params["discriminator"] = self.gan.constrain(params["discriminator"])
+        params["discriminator"] = self.gan.constrain(params["discriminator"])  # such as clipped weights
         finite = jnp.concatenate([jnp.isfinite(loss)[None], trees.finite_leaves(grads)])
         metrics = {"loss": loss, **aux, "discriminator_grad_norm": trees.global_norm(grads)}
         return NetworkStates(params, opt_state, variables), (metrics, finite)
 
     def _step_discriminator_often(self, states: NetworkStates, batch, key, step, frozen):
-        """``gan.d_steps`` steps of the discriminator, each on its own part of the batch."""
+        """``gan.d_steps`` steps of the discriminator, each on its own part of the batch; ``(states, metrics, finite)``,
+        with the means of the metrics over these steps."""
         count = self.gan.d_steps
-        parts = jax.tree.map(lambda x: _split(x, count), batch)
+        parts = jax.tree.map(lambda x: _split(x, count), batch)  # arrays [d_steps, B / d_steps, ...]
         keys = jax.random.split(fold_in_name(key, "turns"), count)
 
-        def one_step(states, x):
-            part, key = x
+        def one_step(states, part_and_key):
+            part, key = part_and_key
             generated, variables = self._generate(
                 states.params["generator"], states.variables, part, key, frozen
             )
@@ -235,12 +251,16 @@ class GANStep:
         return states, jax.tree.map(lambda x: x.mean(axis=0), metrics), finite.all(axis=0)
 
     def _step_generator(self, state: GANState, states: NetworkStates, grads, metrics):
-        """The update of the generator and of its average, the last of a step."""
+        """Ends a training step: updates the generator by ``grads``, and its moving average; ``(state, metrics)``.
+
+        ``state``: before the step. ``states``: after the discriminator's update.
+        """
         params, opt_state = dict(states.params), dict(states.opt_state)
         self._update("generator", grads, params, opt_state)
         ema = state.ema
         if ema is not None:
-            # Debiased: equal to a weighted mean of the steps so far, without the initial parameters.
+            # Debiased as Adam's moments: after step n (from 0) the new parameters have the weight
+            # (1 - decay) / (1 - decay^(n + 1)), so that the initial parameters have none (the first weight is 1).
             decay = self.optimizer.generator.ema
             rate = (1.0 - decay) / (1.0 - decay ** (1.0 + state.step))
             ema = trees.update_ema(ema, params["generator"], 1.0 - rate)
@@ -255,7 +275,8 @@ class GANStep:
 
 
 def _split(x, count: int):
-    """``[count, B / count, ...]``: part n has the examples that are n modulo ``count``, on any number of devices."""
+    """Splits a batch into ``[count, B / count, ...]``. Part n has the examples whose index is n modulo ``count``: when
+    a device holds a contiguous piece of the batch, the parts are the same for any number of devices."""
     return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
 
@@ -283,21 +304,28 @@ def make_training(gan: GAN, optimizer: GANOptimizer, steps: int, *, params: Para
         raise ValueError(
             "optimizer.pretrain_fraction trains the generator to reconstruct images: choose model.reconstruction"
         )
-    starts = {"discriminator": pretrain_steps, "generator": 0}
-    tx = {name: make_optimizer(one, steps - starts[name]) for name, one in optimizer.by_network.items()}
+    first_step = {"discriminator": pretrain_steps, "generator": 0}
+    tx = {
+        name: make_optimizer(config, steps - first_step[name])
+        for name, config in optimizer.by_network.items()
+    }
 
-    def schedule_of(name, one):
-        schedule = learning_rate_schedule(one, steps - starts[name])
-        return lambda step: schedule(jnp.maximum(step - starts[name], 0))
+    def schedule_of(name: str, config: Optimizer) -> Callable:
+        """A network's learning rate by the step of the whole training; its schedule begins at its first step."""
+        schedule = learning_rate_schedule(config, steps - first_step[name])
+        return lambda step: schedule(jnp.maximum(step - first_step[name], 0))
 
     return Training(
-        make_init(gan, tx, optimizer, params=params),
-        lambda axis: make_step(gan, tx, optimizer, axis_name=axis),
-        {f"{name}_learning_rate": schedule_of(name, one) for name, one in optimizer.by_network.items()},
-        eval_params,
-        pretrain_steps,
-        lambda axis: make_pretrain_step(gan, tx, optimizer, axis_name=axis),
-        gan.load_pretrained,
-        lambda params: params["generator"],
+        init=make_init(gan, tx, optimizer, params=params),
+        make_step=lambda axis: make_step(gan, tx, optimizer, axis_name=axis),
+        learning_rates={
+            f"{name}_learning_rate": schedule_of(name, config)
+            for name, config in optimizer.by_network.items()
+        },
+        eval_params=eval_params,
+        initial_steps=pretrain_steps,
+        make_initial_step=lambda axis: make_pretrain_step(gan, tx, optimizer, axis_name=axis),
+        load_pretrained=gan.load_pretrained,
+        ema_params=lambda params: params["generator"],
         frozen=gan.frozen,
     )

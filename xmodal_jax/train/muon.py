@@ -32,22 +32,24 @@ class Axes(NamedTuple):
 
 
 def matrix_axes(name: str, rank: int) -> Axes | None:
-    """The axes of a parameter that consists of matrices, by its path and its number of axes.
+    """Which axes of a parameter are inputs and outputs of matrices, by its path and its number of axes.
 
     A convolution is one matrix, whose inputs are those of the whole window. Query, key and value are three, and the
-    layers of a scanned transformer one each. None for vectors, and for tables such as embeddings, of which a batch uses
-    some entries only.
+    layers of a scanned transformer one each. None for parameters that Muon does not suit: vectors, and embeddings, of
+    which a batch uses some entries only.
     """
     *_, layer, leaf = ["", *name.split("/")]
-    first = 1 if re.search(r"(^|/)layers/", name) else 0
-    stack, axes = tuple(range(first)), tuple(range(first, rank))
+    stack_rank = (
+        1 if re.search(r"(^|/)layers/", name) else 0
+    )  # scanned layers are stacked along the first axis
+    stack, axes = tuple(range(stack_rank)), tuple(range(stack_rank, rank))
     if leaf != "kernel" or len(axes) < 2:
         return None
-    if layer in ("qkv", "key_value"):
-        return Axes((*stack, axes[1]), axes[:1], axes[2:])
-    if layer == "query":
-        return Axes(stack, axes[:1], axes[1:])
-    return Axes(stack, axes[:-1], axes[-1:])
+    if layer in ("qkv", "key_value"):  # [inputs, 3 or 2, heads, head width]
+        return Axes(stack=(*stack, axes[1]), inputs=axes[:1], outputs=axes[2:])
+    if layer == "query":  # [inputs, heads, head width]
+        return Axes(stack=stack, inputs=axes[:1], outputs=axes[1:])
+    return Axes(stack=stack, inputs=axes[:-1], outputs=axes[-1:])
 
 
 def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count rows columns"]:
@@ -56,25 +58,27 @@ def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count 
     Starting from ``x / |x|``, five steps compute ``x <- P x`` with ``P = a + b A + c A^2`` and ``A = x x^T``; the
     singular values end between about 0.7 and 1.2. It is cheapest where matrices have fewer rows than columns.
 
-    For wide matrices all steps but the last product work on ``[rows, rows]``: the ``P`` of the steps are multiplied,
-    and the next step's ``A`` is ``P A P``.
+    For wide matrices (at least twice as many columns as rows) all products but the last are of ``[rows, rows]``
+    matrices, which is cheaper: the ``P`` of all steps are multiplied, and applied to ``x`` at the end. The next step's
+    ``A`` is ``P A P``, because ``P`` is symmetric.
     """
     a, b, c = _QUINTIC
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
     rows, columns = x.shape[1:]
-    gram_of = lambda x: x @ x.transpose(0, 2, 1)
-    polynomial = lambda gram: b * gram + c * (gram @ gram) + a * jnp.eye(rows, dtype=x.dtype)[None]
+    identity = jnp.eye(rows, dtype=x.dtype)[None]  # [1, rows, rows]
+    gram_of = lambda x: x @ x.transpose(0, 2, 1)  # A
+    polynomial = lambda gram: b * gram + c * (gram @ gram) + a * identity  # P
     if columns < 2 * rows:
         for _ in range(_STEPS):
             x = polynomial(gram_of(x)) @ x
         return x
     gram = gram_of(x)
-    total = step = polynomial(gram)
+    product = step = polynomial(gram)
     for _ in range(_STEPS - 1):
         gram = step @ gram @ step
         step = polynomial(gram)
-        total = step @ total
-    return total @ x
+        product = step @ product
+    return product @ x
 
 
 def scale_by_muon(*, b1: float, b2: float) -> optax.GradientTransformation:
@@ -86,44 +90,55 @@ def scale_by_muon(*, b1: float, b2: float) -> optax.GradientTransformation:
     eq. 4).
     """
 
-    def rules(params: Params) -> Params:
+    def labels(params: Params) -> Params:
+        """Which of the two rules each parameter takes."""
         return trees.map_with_name(lambda name, x: "matrix" if matrix_axes(name, x.ndim) else "rest", params)
 
-    matrices = optax.chain(optax.trace(b1, nesterov=True), _orthogonalize())
-    return optax.partition(
-        {"matrix": matrices, "rest": optax.scale_by_adam(b1=b1, b2=b2, nesterov=True)}, rules
-    )
+    muon = optax.chain(optax.trace(b1, nesterov=True), _orthogonalize())
+    adam = optax.scale_by_adam(b1=b1, b2=b2, nesterov=True)
+    return optax.partition({"matrix": muon, "rest": adam}, labels)
 
 
 def _orthogonalize() -> optax.GradientTransformation:
-    """Orthogonalises the updates, all matrices of one size together: fewer operations to compile and to launch."""
+    """Orthogonalises the updates, and scales them as `scale_by_muon` says. Every leaf must consist of matrices.
+
+    All matrices of one size are orthogonalised together: fewer operations to compile and to launch.
+    """
 
     def update(updates, state, params=None):
-        """Orthogonalises the matrices in ``updates``, which it groups by size."""
+        """The orthogonalised ``updates``; there is no state."""
         del params
         names, leaves = trees.leaf_names(updates), jax.tree.leaves(updates)
-        tables = [_as_matrices(x, matrix_axes(name, x.ndim)) for name, x in zip(names, leaves, strict=True)]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, (table, _) in enumerate(tables):
-            groups.setdefault(table.shape[1:], []).append(i)
-        for size, members in groups.items():
-            together = newton_schulz(jnp.concatenate([tables[i][0] for i in members]))
-            ends = np.cumsum([len(tables[i][0]) for i in members])[:-1]
-            parts = jnp.split(together * (0.2 * math.sqrt(max(size))), ends)
-            for i, part in zip(members, parts, strict=True):
-                leaves[i] = tables[i][1](part)
+        # Each leaf as matrices [count, rows, columns], and the function that restores its shape.
+        matrices, restore = [], []
+        for name, x in zip(names, leaves, strict=True):
+            stack, restore_shape = _as_matrices(x, matrix_axes(name, x.ndim))
+            matrices.append(stack)
+            restore.append(restore_shape)
+        leaves_by_size: dict[tuple[int, ...], list[int]] = {}
+        for i, stack in enumerate(matrices):
+            leaves_by_size.setdefault(stack.shape[1:], []).append(i)
+        for size, indices in leaves_by_size.items():
+            orthogonal = newton_schulz(jnp.concatenate([matrices[i] for i in indices]))
+            scaled = orthogonal * (0.2 * math.sqrt(max(size)))
+            boundaries = np.cumsum([len(matrices[i]) for i in indices])[:-1]
+            for i, stack in zip(indices, jnp.split(scaled, boundaries), strict=True):
+                leaves[i] = restore[i](stack)
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def _as_matrices(x: Array, axes: Axes) -> tuple[Array, Callable[[Array], Array]]:
-    """A parameter as matrices ``[count, rows, columns]`` with ``rows <= columns``, and the function that undoes it."""
+    """A parameter as matrices ``[count, rows, columns]`` with ``rows <= columns``, and the function that turns such
+    matrices back into the parameter's shape."""
     order = (*axes.stack, *axes.inputs, *axes.outputs)
+    inverse_order = [order.index(i) for i in range(x.ndim)]
     moved = x.transpose(order)
-    count, rows = (math.prod(x.shape[i] for i in some) for some in (axes.stack, axes.inputs))
-    table = moved.reshape(count, rows, -1)
-    is_tall = table.shape[1] > table.shape[2]
-    make_wide = lambda t: t.transpose(0, 2, 1) if is_tall else t  # its own inverse
-    undo = lambda t: make_wide(t).reshape(moved.shape).transpose([order.index(i) for i in range(x.ndim)])
-    return make_wide(table), undo
+    count = math.prod(x.shape[i] for i in axes.stack)
+    inputs = math.prod(x.shape[i] for i in axes.inputs)
+    matrices = moved.reshape(count, inputs, -1)
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    make_wide = lambda m: m.transpose(0, 2, 1) if is_tall else m  # a transposition, so it is its own inverse
+    restore = lambda m: make_wide(m).reshape(moved.shape).transpose(inverse_order)
+    return make_wide(matrices), restore

@@ -87,11 +87,12 @@ class Optimizer:
 def learning_rate_schedule(config: Optimizer, steps: int) -> Callable:
     """``schedule(step) -> learning rate``: linear warm-up, then the chosen schedule down to the last of ``steps``."""
     warmup = int(config.warmup if config.warmup >= 1 else config.warmup * steps)
-    peak, rest = config.learning_rate, max(steps - warmup, 1)
+    peak, steps_after = config.learning_rate, max(steps - warmup, 1)
+    # The schedules below count their steps from the end of the warm-up.
     if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, rest, alpha=config.final_scale)
+        main = optax.cosine_decay_schedule(peak, steps_after, alpha=config.final_scale)
     elif config.schedule == "linear":
-        main = optax.linear_schedule(peak, peak * config.final_scale, rest)
+        main = optax.linear_schedule(peak, peak * config.final_scale, steps_after)
     elif config.schedule == "rsqrt":
         start = max(warmup, 1)
         main = lambda step: peak * jnp.sqrt(start / (start + step))
@@ -117,7 +118,7 @@ def resolve_lr_multipliers(config: Optimizer, params: Params) -> Params:
                 f"{pattern!r} (freeze or lr_multipliers) matches no parameter. Parameters are:\n  {shown}"
             )
 
-    def factor(name, _):
+    def multiplier(name, _):
         """The multiplier of the parameter at a path: 0 if it is frozen, else that of the first rule that matches."""
         if any(re.search(p, name) for p in config.freeze):
             return 0.0
@@ -128,7 +129,7 @@ def resolve_lr_multipliers(config: Optimizer, params: Params) -> Params:
             f"parameter {name!r} is covered by no rule of lr_multipliers; end them with ('.*', 1.0)"
         )
 
-    return trees.map_with_name(factor, params)
+    return trees.map_with_name(multiplier, params)
 
 
 def trainable(config: Optimizer, params: Params) -> Params:
@@ -137,19 +138,24 @@ def trainable(config: Optimizer, params: Params) -> Params:
 
 
 def _add_l1(strength: float, mask) -> optax.GradientTransformation:
-    """Adds the gradient of ``strength * sum |w|`` to those of the parameters that ``mask`` selects."""
+    """Adds the gradient of ``strength * sum |w|`` to the gradients of the parameters that ``mask`` selects."""
 
     def update(grads, state, params=None):
+        """``grads + strength * sign(params)``; there is no state."""
         return jax.tree.map(lambda g, p: g + strength * jnp.sign(p), grads, params), state
 
     return optax.masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), mask)
 
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """The Optax transformation for a training of ``steps`` steps; frozen parameters have no optimizer state."""
+    """The Optax transformation for a training of ``steps`` steps; frozen parameters have no optimizer state.
+
+    In this order: clipping, regularisation, the update rule, decoupled weight decay, and the learning rate.
+    """
 
     def decays(params):
-        # May be False for every trainable parameter; `_check_rules` checks the expression against all parameters.
+        """Which parameters weight decay and regularisation apply to, as a tree of bools."""
+        # All may be False, where the matching parameters are frozen: `_check_rules` checks against all parameters.
         return trees.map_with_name(lambda name, _: bool(re.search(config.decay_mask, name)), params)
 
     chain = []
@@ -167,7 +173,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         chain.append(scale_by_muon(b1=config.b1, b2=config.b2))
     elif config.name == "sgd":
         chain.append(optax.trace(decay=config.b1, nesterov=True))
-    else:
+    else:  # adafactor
         chain.append(optax.scale_by_factored_rms())
         chain.append(optax.clip_by_block_rms(1.0))
     if config.weight_decay and config.name not in _WITHOUT_DECAY:
@@ -182,35 +188,34 @@ def _scale_by_lr_multipliers(config: Optimizer) -> optax.GradientTransformation:
     if all(value == 1.0 for _, value in config.lr_multipliers):
         return optax.identity()
 
+    def multiplier_of(name: str) -> float:
+        """That of the first regular expression which matches the path of a parameter."""
+        return next((value for pattern, value in config.lr_multipliers if re.search(pattern, name)), 1.0)
+
     def update(updates, state, params=None):
-        names = iter(trees.leaf_names(updates))
-        multiplier_of = lambda name: next((v for p, v in config.lr_multipliers if re.search(p, name)), 1.0)
+        """``updates`` times their multipliers; there is no state."""
+        names = iter(trees.leaf_names(updates))  # in the order in which jax.tree.map visits the leaves
         return jax.tree.map(lambda u: u * multiplier_of(next(names)), updates), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def _only_trainable(tx: optax.GradientTransformation, config: Optimizer) -> optax.GradientTransformation:
-    """Applies ``tx`` to the trainable parameters; frozen ones get zero updates and no state."""
-    if not config.freeze and all(value != 0.0 for _, value in config.lr_multipliers):
+    """Applies ``tx`` to the trainable parameters; frozen ones get zero updates and no state. The initialisation also
+    checks that the configuration fits the parameters (`_check_rules`)."""
+    if config.freeze or any(value == 0.0 for _, value in config.lr_multipliers):
+        labels = lambda params: jax.tree.map(lambda t: "train" if t else "frozen", trainable(config, params))
+        tx = optax.partition({"train": tx, "frozen": optax.set_to_zero()}, labels)
 
-        def init(params):
-            _check_rules(config, params)
-            return tx.init(params)
-
-        return optax.GradientTransformation(init, tx.update)
-    labels = lambda params: jax.tree.map(lambda t: "train" if t else "frozen", trainable(config, params))
-    parts = optax.partition({"train": tx, "frozen": optax.set_to_zero()}, labels)
-
-    def init_parts(params):
+    def init(params):
         _check_rules(config, params)
-        return parts.init(params)
+        return tx.init(params)
 
-    return optax.GradientTransformation(init_parts, parts.update)
+    return optax.GradientTransformation(init, tx.update)
 
 
 def _check_rules(config: Optimizer, params: Params) -> None:
-    """Raises ValueError where a regular expression does not fit the parameters."""
+    """Raises ValueError where a regular expression of ``config`` matches no parameter, or a parameter has no rule."""
     resolve_lr_multipliers(config, params)
     if config.l1 or config.l2 or (config.weight_decay and config.name not in _WITHOUT_DECAY):
         trees.match_names(config.decay_mask, params, what="decay_mask")

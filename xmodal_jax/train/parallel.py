@@ -75,19 +75,21 @@ class Engine(NamedTuple):
     to."""
 
 
-def draw_batch(data, x):
-    """The batch of one step: ``x`` itself, or the examples of the data set ``data`` on the devices that ``x`` numbers.
+def draw_batch(data, step_input):
+    """The batch of one step.
 
-    ``x`` then is ``{"row": int [B], "index": int [B]}``: the numbers in the data set, and those in the global stream.
+    Without ``data`` it is ``step_input`` itself. With a data set on the devices, ``step_input`` has the numbers of the
+    examples to take: ``{"row": int [B], "index": int [B]}``, in the data set and in the stream of all examples drawn.
     """
     if data is None:
-        return x
-    batch = jax.tree.map(lambda a: jnp.take(a, x["row"], axis=0), data)
-    return {**batch, "index": x["index"]}
+        return step_input
+    batch = jax.tree.map(lambda field: jnp.take(field, step_input["row"], axis=0), data)
+    return {**batch, "index": step_input["index"]}
 
 
 def over_seeds(step: Callable, strategy: SeedsForm = "auto") -> Callable:
-    """Vectorises ``step(state, device_data, inputs)`` over a leading axis of seeds, of ``state`` and of ``inputs``.
+    """Vectorises ``step(state, device_data, inputs)`` over seeds, the first axis of the arrays of ``state`` and of
+    ``inputs``; all seeds share ``device_data``.
 
     ``strategy``: "vmap" runs the operations of all seeds together, "map" one seed after the other in the same program;
     the results are the same. "auto" takes "vmap", except on the CPU for large states (`MAX_VMAPPED_SIZE`), where the
@@ -95,27 +97,30 @@ def over_seeds(step: Callable, strategy: SeedsForm = "auto") -> Callable:
     """
 
     def run(state, device_data, inputs):
-        """The step of all seeds."""
-        size = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(state))
-        in_turn = strategy == "map" or (
-            strategy == "auto" and jax.default_backend() == "cpu" and size > MAX_VMAPPED_SIZE
+        """One step of all seeds."""
+        elements_per_seed = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(state))
+        one_by_one = strategy == "map" or (
+            strategy == "auto" and jax.default_backend() == "cpu" and elements_per_seed > MAX_VMAPPED_SIZE
         )
-        if in_turn:
-            return jax.lax.map(lambda sx: step(sx[0], device_data, sx[1]), (state, inputs))
+        if one_by_one:
+            return jax.lax.map(lambda seed: step(seed[0], device_data, seed[1]), (state, inputs))
         return jax.vmap(step, in_axes=(0, None, 0))(state, device_data, inputs)
 
     return run
 
 
 def _steps(step: Callable) -> Callable:
-    """K steps in one program. A single step runs without `lax.scan`, whose loop is slow on some platforms."""
+    """Makes ``run(state, device_data, scan_inputs) -> (state, metrics)`` of K steps from that of one step. The first
+    axis of ``scan_inputs`` and of ``metrics`` is that of the K steps."""
 
     def run(state, device_data, scan_inputs):
-        body = lambda state, x: step(state, device_data, x)
+        """K steps in one program."""
+        one_step = lambda state, step_input: step(state, device_data, step_input)
         if jax.tree.leaves(scan_inputs)[0].shape[0] == 1:
-            state, metrics = body(state, jax.tree.map(lambda x: x[0], scan_inputs))
+            # A single step runs without `lax.scan`, whose loop is slow on some platforms.
+            state, metrics = one_step(state, jax.tree.map(lambda x: x[0], scan_inputs))
             return state, jax.tree.map(lambda m: jnp.asarray(m)[None], metrics)
-        return jax.lax.scan(body, state, scan_inputs)
+        return jax.lax.scan(one_step, state, scan_inputs)
 
     return run
 
@@ -147,12 +152,13 @@ def make_engine(
         raise ValueError(f"fsdp={fsdp} needs parallel='sharded', got {mode!r}")
 
     def make_run(axis):
-        """The K steps of `Engine.run`, for batches that are split over ``axis`` (None: not split by hand)."""
+        """`Engine.run` before compilation. ``axis``: name of the axis of devices that each device sums its losses over;
+        None: one program for the whole batch, which the compiler may split."""
         step = make_step(axis)
 
-        def draw_and_step(state, device_data, x):
+        def draw_and_step(state, device_data, step_input):
             data, frozen = DeviceData() if device_data is None else device_data
-            batch = draw_batch(data, x)
+            batch = draw_batch(data, step_input)
             return step(state, batch) if frozen is None else step(state, batch, frozen)
 
         return _steps(draw_and_step if seeds is None else over_seeds(draw_and_step, seeds_form))
@@ -169,12 +175,13 @@ def make_engine(
 
 
 def _batch_axis(seeds: int | None) -> int:
-    """The axis of examples in the inputs of `Engine.run`."""
+    """The axis of examples in the inputs of `Engine.run`: ``[K, B, ...]``, with several seeds ``[K, N, B, ...]``."""
     return 1 if seeds is None else 2
 
 
 def _needed_memory(run: Callable) -> Callable[..., int]:
-    """Bytes per device of a jitted or pmapped function; what is compiled here serves the later call too."""
+    """A function of the same arguments as ``run``, which is jitted or pmapped: the bytes that its program needs on each
+    device. The program is compiled for that, and the later call of ``run`` uses it."""
 
     def needed_memory(*args):
         analysis = run.lower(*args).compile().memory_analysis()
@@ -186,7 +193,7 @@ def _needed_memory(run: Callable) -> Callable[..., int]:
 
 
 def _jit(init, run, seeds) -> Engine:
-    """The engine for one device."""
+    """The engine for one device. ``init`` and ``run``: see `Engine`, before compilation."""
     if jax.process_count() > 1:
         raise ValueError(
             f"--parallel jit runs on one device, and there are {jax.process_count()} processes: choose "
@@ -212,12 +219,17 @@ def _jit(init, run, seeds) -> Engine:
 
 
 def _pmap(init, run, seeds, devices) -> Engine:
-    """The engine for data parallelism by `jax.pmap`: every device has a copy of the state and a part of the batch."""
+    """The engine for data parallelism by `jax.pmap`: every device has a copy of the state and a part of the batch.
+
+    ``init`` and ``run``: see `Engine`, before compilation. On the devices the state has a leading axis of copies, one
+    per device; outside of the engine it has none.
+    """
     axis = _batch_axis(seeds)
     local = jax.local_devices() if devices is None else list(devices)
     replicated = NamedSharding(
         Mesh(np.array(jax.devices() if devices is None else local), AXIS), PartitionSpec()
     )
+    # pmap maps over the copies of the state and of the device data, and over the devices' parts of the batch.
     run = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, axis), donate_argnums=0, devices=devices)
 
     def put(scan_inputs):
@@ -232,29 +244,33 @@ def _pmap(init, run, seeds, devices) -> Engine:
 
         return jax.tree.map(split, scan_inputs)
 
-    # All arrays in one program: a program for each array and device would take seconds to compile.
-    without_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(x.shape[1:]), tree))
+    # A device's shard is [1, ...]. All arrays in one program: one for each array would take seconds to compile.
+    drop_copy_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(x.shape[1:]), tree))
 
     def take_copy(tree, k):
-        """The copy of device ``k`` of this process."""
-        return without_axis(jax.tree.map(lambda x: x.addressable_shards[k].data, tree))
+        """The copy on device ``k`` of this process, without the axis of copies."""
+        return drop_copy_axis(jax.tree.map(lambda x: x.addressable_shards[k].data, tree))
 
     def fetch(tree):
-        """The equal copies of all devices as replicated arrays, in all processes together."""
+        """Arrays without the axis of copies, replicated over all devices (of all processes), from their equal
+        copies."""
         join = lambda *copies: jax.make_array_from_single_device_arrays(
             copies[0].shape, replicated, list(copies)
         )
         return jax.tree.map(join, *(take_copy(tree, k) for k in range(len(local))))
 
     def run_and_read(state, device_data, scan_inputs):
+        """The steps on all devices; the metrics are equal there, and the first device's are returned."""
         state, metrics = run(state, device_data, scan_inputs)
         return state, take_copy(metrics, 0)
 
-    copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=devices)
-    replicate = lambda tree: copy(tree, np.zeros(len(local), np.int8))
+    # pmap needs an argument with an axis of devices: the zeros, which are not used.
+    broadcast = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=devices)
+    replicate = lambda tree: broadcast(tree, np.zeros(len(local), np.int8))
     compute_init = jit_once(init)
 
     def abstract(key, batch):
+        """Shapes of the state as `fetch` returns it."""
         as_struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
         return jax.tree.map(as_struct, jax.eval_shape(init, key, batch))
 
@@ -276,7 +292,7 @@ def _pmap(init, run, seeds, devices) -> Engine:
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices (None: all) as a mesh ``[data, fsdp]``.
+    """The devices (None: all) as a mesh with the axes "data" and "fsdp", the latter of length ``fsdp``.
 
     Raises:
       ValueError: ``fsdp`` does not divide the number of devices.
@@ -289,7 +305,8 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """How an array of the state is split: along its largest axis that ``fsdp`` divides, if the array is large."""
+    """How an array of the state is split over the mesh axis "fsdp" of length ``fsdp``: along the largest of its axes
+    that this length divides. Small arrays (`MIN_SHARDED_SIZE`) and those without such an axis are not split."""
     if fsdp == 1 or np.prod(shape, dtype=np.int64) < MIN_SHARDED_SIZE:
         return PartitionSpec()
     fitting = [axis for axis in range(len(shape)) if shape[axis] % fsdp == 0]
@@ -300,19 +317,23 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_layout(tree: Any, mesh: Mesh, seeds: int | None = None) -> Any:
-    """The sharding of every array of a state; a leading axis of seeds is not split."""
+    """The sharding of every array of a state, by `leaf_spec`. With ``seeds`` the first axis is that of the seeds, and is
+    not split."""
     fsdp = mesh.shape["fsdp"]
 
-    def one(x):
+    def sharding(x):
         if seeds is None:
             return NamedSharding(mesh, leaf_spec(x.shape, fsdp))
         return NamedSharding(mesh, PartitionSpec(None, *leaf_spec(x.shape[1:], fsdp)))
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(sharding, tree)
 
 
 def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
-    """The engine for a mesh: the compiler splits the batch over all devices, and the state over the axis "fsdp"."""
+    """The engine for a mesh: the compiler splits the batch over all devices, and the state over the axis "fsdp".
+
+    ``init`` and ``run``: see `Engine`, before compilation.
+    """
     axis = _batch_axis(seeds)
     replicated = NamedSharding(mesh, PartitionSpec())
     batch_sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
@@ -323,6 +344,7 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
         return jit_once(init, out_shardings=layout(jax.eval_shape(init, key, batch)))(key, batch)
 
     def constrained(state, device_data, scan_inputs):
+        """``run`` with the new state laid out as the old one, so that the next call takes it as it is."""
         shardings = layout(state)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for core.collectives.keep_rows
             state, metrics = run(state, device_data, scan_inputs)
@@ -345,9 +367,11 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
         return jax.tree.map(split, scan_inputs)
 
     def put_whole(x):
+        """A copy of an array, which every process has whole, on each device."""
         return jax.make_array_from_callback(x.shape, replicated, lambda index: x[index])
 
     def abstract(key, batch):
+        """Shapes and shardings of the state."""
         shapes = jax.eval_shape(init, key, batch)
         as_struct = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
         return jax.tree.map(as_struct, shapes, layout(shapes))

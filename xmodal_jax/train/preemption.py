@@ -14,10 +14,11 @@ from jax.experimental import multihost_utils
 def termination() -> Iterator[Callable[[int], bool]]:
     """Catches SIGTERM within the ``with`` block, which gets a function ``stop_requested(step) -> bool``.
 
-    It returns whether the signal has come and the run should stop at this step; call it after every dispatch. At the
-    end of the block the handler from before is set again. Several processes must stop at the same step, whichever of
-    them gets the signal: there JAX's own service, which catches it from the moment when the processes have joined,
-    agrees on a step.
+    The function returns whether the signal has come and the run should stop at this step; call it after every dispatch.
+    The end of the block restores the handler that was set before.
+
+    Several processes must stop at the same step, whichever of them gets the signal. With several processes JAX's own
+    service has caught the signal since the processes joined, and it makes them agree on a step.
     """
     if jax.process_count() > 1:
         yield lambda step: bool(multihost_utils.reached_preemption_sync_point(step))

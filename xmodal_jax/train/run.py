@@ -38,7 +38,7 @@ TIMING = ("compile", "train", "evaluation", "data_wait", "total")
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
-    """Writes a file by way of a temporary file and a rename, so that readers see the old or the new one, never a half.
+    """Writes a temporary file and renames it, so that readers see the old or the new content, never a part of it.
 
     Text is written as UTF-8. Missing folders are made.
     """
@@ -119,8 +119,8 @@ def from_json(kind: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return None if value is None else from_json(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
-        each = [args[0]] * len(value) if args[1:] == (...,) else args
-        return tuple(from_json(a, v) for a, v in zip(each, value, strict=True))
+        kinds = [args[0]] * len(value) if args[1:] == (...,) else args  # tuple[int, ...] or tuple[int, str]
+        return tuple(from_json(a, v) for a, v in zip(kinds, value, strict=True))
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_json(kind, value)
     return Path(value) if kind is Path else value
@@ -136,18 +136,23 @@ def _dataclass_from_json(kind: type, value: Mapping[str, Any]) -> Any:
 
 
 def _keep_known(config: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """``config`` without the nested entries that ``before`` does not have, because the run did not use them."""
-    nested = lambda value, old: isinstance(value, dict) and isinstance(old, dict)
-    return {
-        name: {
-            key: _keep_known(part, old[key]) if nested(part, old[key]) else part
-            for key, part in value.items()
-            if key in old
-        }
-        if nested(value, old := before.get(name))
-        else value
-        for name, value in config.items()
-    }
+    """``config`` without entries of its nested dicts, such as ``model.video``, that ``before`` does not have.
+
+    ``before``: the configuration that an earlier process wrote. `Run.leave_out` has removed the options from it that
+    the run does not use; they are no difference between the two.
+    """
+    both_dicts = lambda value, old: isinstance(value, dict) and isinstance(old, dict)
+    result = {}
+    for name, value in config.items():
+        old = before.get(name)
+        if both_dicts(value, old):
+            known = {key: part for key, part in value.items() if key in old}
+            value = {
+                key: _keep_known(part, old[key]) if both_dicts(part, old[key]) else part
+                for key, part in known.items()
+            }
+        result[name] = value
+    return result
 
 
 def format_value(value: Any) -> str:
@@ -160,7 +165,7 @@ def format_value(value: Any) -> str:
     mean = float(np.mean(values))
     if mean != 0 and not 1e-3 <= abs(mean) < 1e6:
         spec = ".3e"
-    else:
+    else:  # as many decimals as leave four digits in all: 3 for 1.234, 2 for 12.34
         spec = f",.{max(0, 3 - max(0, math.floor(math.log10(abs(mean) or 1.0))))}f"
     spread = f" ± {np.std(values, ddof=1):{spec}}" if len(values) > 1 else ""
     return f"{mean:{spec}}{spread}"
@@ -182,13 +187,16 @@ class Run:
     """The directory of one run. ``Run.create`` opens it; ``close``, or the end of a ``with`` block, closes it."""
 
     def __init__(self, path: Path, config: Any, *, writer: bool, tensorboard: bool) -> None:
+        """Makes no files; see `Run.create`."""
         self.path = path
         self.config = config
         self.writes = writer
         """Whether this process writes the files and prints (one of several does)."""
         self._wants_events = tensorboard
         self._events: Any = None
+        """TensorBoard's writer, once something has been logged."""
         self._purge_step: int | None = None
+        """For TensorBoard after a restart: it ignores earlier events from this step on."""
 
     @classmethod
     def create(
@@ -206,8 +214,8 @@ class Run:
         Args:
           path: the directory; None: ``runs/<experiment>-<timestamp>``, the same in every process.
           config: the experiment's configuration, a dataclass.
-          resume: go on with the run in ``path``; where there is none, begin one.
-          experiment: None: the name of the running script.
+          resume: whether to go on with the run in ``path``; if there is none, a new run begins.
+          experiment: name of the experiment; None: that of the running script.
           tensorboard: whether to write TensorBoard events too.
           writer: whether this process writes; None: process 0 does, and the others write nothing.
 
@@ -229,7 +237,11 @@ class Run:
         return run
 
     def _open(self, resume: bool) -> None:
-        """Makes the directory, checks or notes what it holds, and writes ``config.json``."""
+        """Makes the directory and writes ``config.json``.
+
+        With ``resume`` it prints in which options the configuration differs from that of the earlier run. Without, the
+        directory must be empty.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; name a directory with --run-dir")
         if not resume and self.path.is_dir() and any(self.path.iterdir()):
@@ -249,21 +261,23 @@ class Run:
             self._rewrite_metrics(self.read_metrics())  # without the incomplete line that a kill may leave
 
     def leave_out(self, paths: Sequence[str]) -> None:
-        """Rewrites ``config.json`` without the parts of the configuration that the run does not use, such as
-        ``model.video`` where the data set has no video."""
+        """Rewrites ``config.json`` without the options that the run does not use.
+
+        ``paths``: of options or groups of options, such as ``model.video`` where the data set has no video.
+        """
         if not self.writes or not (self.path / "config.json").exists():
             return
         config = to_json(self.config)
         for path in paths:
             *parents, name = path.split(".")
-            node = config
+            group = config
             for parent in parents:
-                node = node.get(parent) or {}
-            node.pop(name, None)
+                group = group.get(parent) or {}
+            group.pop(name, None)
         write_atomic(self.path / "config.json", json.dumps(config, indent=2) + "\n")
 
     def print(self, text: str) -> None:
-        """Prints a line, above a progress bar and by one of all processes."""
+        """Prints a line above the progress bar, in one of all processes."""
         if self.writes:
             tqdm.write(text, sys.stdout)
 
@@ -282,38 +296,39 @@ class Run:
         """
         if not self.writes:
             return
-        row, notes = _plain_metrics(metrics)
+        record, notes = _plain_metrics(metrics)
         if notes:
-            row["note"] = "; ".join(notes)
+            record["note"] = "; ".join(notes)
         with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": int(step), **row}) + "\n")
+            file.write(json.dumps({"step": int(step), **record}) + "\n")
         self._log_events(int(step), metrics)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``; an incomplete last line is left out."""
+        """The records of ``metrics.jsonl``, one for each logged step; an incomplete last line is left out."""
         if not self.metrics_path.exists():
             return []
-        *lines, _ = self.metrics_path.read_text(encoding="utf-8").split("\n")  # a whole file ends in "\n"
-        rows = []
+        # A complete line ends in "\n", so that what follows the last one is "" or an incomplete line.
+        *lines, _ = self.metrics_path.read_text(encoding="utf-8").split("\n")
+        records = []
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
+                records.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{self.metrics_path}, line {number}: not JSON ({error.msg}); delete that line to go on"
                 ) from error
-        return rows
+        return records
 
     def truncate_metrics(self, step: int) -> None:
-        """Removes the rows of steps after ``step``, that of a restored checkpoint."""
+        """Removes what was logged for steps after ``step``, the step of the checkpoint that training goes on from."""
         if not self.writes:
             return
         self._purge_step = step + 1  # TensorBoard hides the events of later steps in older files
         if self.metrics_path.exists():
-            self._rewrite_metrics([row for row in self.read_metrics() if row["step"] <= step])
+            self._rewrite_metrics([record for record in self.read_metrics() if record["step"] <= step])
 
-    def _rewrite_metrics(self, rows: list[dict[str, Any]]) -> None:
-        write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+    def _rewrite_metrics(self, records: list[dict[str, Any]]) -> None:
+        write_atomic(self.metrics_path, "".join(json.dumps(record) + "\n" for record in records))
 
     def write_result(
         self,
@@ -338,10 +353,10 @@ class Run:
         for name in metrics:
             if "/" not in name:
                 raise ValueError(f"metric {name!r}: name it direction-or-split/metric, such as test/{name}")
-        row, notes = _plain_metrics(metrics)
-        per_seed = {name: value for name, value in row.items() if isinstance(value, list)}
-        seconds = {**dict.fromkeys(TIMING), **(timing or {})}
-        result: dict[str, Any] = {"metrics": {name: _mean(value) for name, value in row.items()}}
+        plain, notes = _plain_metrics(metrics)
+        per_seed = {name: value for name, value in plain.items() if isinstance(value, list)}
+        seconds = {**dict.fromkeys(TIMING), **(timing or {})}  # None where nothing was measured
+        result: dict[str, Any] = {"metrics": {name: _mean(value) for name, value in plain.items()}}
         if per_seed:
             result["spread"] = {name: _spread(value) for name, value in per_seed.items()}
             result["per_seed"] = per_seed
@@ -355,7 +370,8 @@ class Run:
         return result
 
     def _log_events(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends the metrics to TensorBoard's events."""
+        """Appends the metrics to TensorBoard's events, several seeds as their mean; a value that is not finite is left
+        out. Without tensorboardX it prints a note once, and writes nothing."""
         if self._wants_events and self._events is None:
             try:
                 from tensorboardX import SummaryWriter
@@ -408,8 +424,9 @@ def versions() -> dict[str, str | None]:
 
 
 def _plain_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Metrics as floats, or lists of one per seed, with None for what is not finite; and notes on those values."""
-    row, notes = {}, []
+    """Metrics as values that JSON can hold: a float, or a list with one float per seed, with None in place of a value
+    that is not finite. Also returns notes such as "train/loss is nan" on these values."""
+    plain, notes = {}, []
     for name, value in metrics.items():
         if name in ("step", "note"):
             raise ValueError(f"a metric cannot be named {name!r}: the row keeps that name for itself")
@@ -421,8 +438,8 @@ def _plain_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         values = [float(v) if math.isfinite(v) else None for v in array.reshape(-1)]
         if None in values:
             notes.append(f"{name} is {array.tolist()}")
-        row[name] = values[0] if array.ndim == 0 else values
-    return row, notes
+        plain[name] = values[0] if array.ndim == 0 else values
+    return plain, notes
 
 
 def _finite_values(value: Any) -> list[float] | None:
@@ -437,6 +454,7 @@ def _mean(value: Any) -> float | None:
 
 
 def _spread(values: list[float | None]) -> float | None:
+    """The standard deviation over seeds (with n - 1); None if there is only one, or a value is not finite."""
     if None in values or len(values) < 2:
         return None
     return float(np.std(np.asarray(values, np.float64), ddof=1))

@@ -71,10 +71,10 @@ def make_training(
     tx = optim.make_optimizer(config, steps)
     finalize = (lambda params: params) if method.finalize_params is None else method.finalize_params
     training = Training(
-        make_init(method, tx, config, params=params),
-        lambda axis: make_step(method, tx, config, axis_name=axis),
-        {"learning_rate": optim.learning_rate_schedule(config, steps)},
-        lambda state: finalize(eval_params(state)),
+        init=make_init(method, tx, config, params=params),
+        make_step=lambda axis: make_step(method, tx, config, axis_name=axis),
+        learning_rates={"learning_rate": optim.learning_rate_schedule(config, steps)},
+        eval_params=lambda state: finalize(eval_params(state)),
         load_pretrained=method.load_pretrained,
     )
     if method.initial_stage is None:
@@ -86,10 +86,10 @@ def make_training(
 
 
 def check_params(params: Params, expected: Params) -> Params:
-    """``params`` as arrays of JAX, once their tree, shapes and types are found to be those of ``expected``.
+    """``params`` as arrays of JAX, after a check that their tree, shapes and types are those of ``expected``.
 
-    Raises AssertionError, which names the difference leaf by leaf: parameters of another model must not be trained on
-    unnoticed.
+    Raises AssertionError otherwise, which names each leaf that differs: training must not go on from the parameters of
+    another model unnoticed.
     """
     chex.assert_trees_all_equal_shapes_and_dtypes(params, expected)
     return jax.tree.map(jnp.asarray, params)
@@ -101,7 +101,7 @@ def make_init(
     """``init(seed_key, batch) -> TrainState``.
 
     ``params``: parameters to start from, in place of the method's own initialisation. ``init`` raises AssertionError
-    where they are not of this method.
+    if their shapes are not those of this method's parameters.
     """
     initial = params
 
@@ -112,6 +112,7 @@ def make_init(
             params = method.init(init_key, batch)
         else:
             params = check_params(initial, jax.eval_shape(method.init, init_key, batch))
+        # A copy, because the buffers of the state are donated: none may occur twice.
         ema = None if config.ema is None else jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, fold_in_name(key, "train"))
 
@@ -121,7 +122,8 @@ def make_init(
 def make_initial_step(
     method: Method, tx: optax.GradientTransformation, config: optim.Optimizer, *, axis_name: str | None = None
 ) -> Callable:
-    """The step of the method's initial stage, with its loss and its parameters alone; otherwise as `make_step`."""
+    """The step of the method's initial stage: as `make_step`, but with the stage's own loss, and it updates only the
+    parameters that this stage trains (see `types.Stage`)."""
     stage = method.initial_stage
     return _make_step(stage.loss, lambda path: not stage.trains(path), tx, config, axis_name)
 
@@ -129,11 +131,11 @@ def make_initial_step(
 def make_step(
     method: Method, tx: optax.GradientTransformation, config: optim.Optimizer, *, axis_name: str | None = None
 ) -> Callable:
-    """``step(state, batch) -> (state, metrics)``; under ``axis_name`` the batch is this device's part.
+    """``step(state, batch) -> (state, metrics)``; with ``axis_name`` the batch is this device's part of the batch.
 
     ``metrics``: ``loss`` and the method's scalars over the global batch, ``grad_norm`` (before clipping) and
-    ``finite``, a flag for the loss followed by one for each gradient leaf. The parameters that the method's initial
-    stage trains (see `types.Stage`) stay as they are.
+    ``finite``, a flag for the loss followed by one for each gradient leaf. Parameters that the method's initial stage
+    trains (see `types.Stage`) are frozen in this step.
     """
     frozen = None if method.initial_stage is None else method.initial_stage.trains
     return _make_step(method.loss, frozen, tx, config, axis_name)
@@ -146,10 +148,10 @@ def _make_step(
     config: optim.Optimizer,
     axis_name: str | None,
 ) -> Callable:
-    """The step that minimises ``method_loss``; ``frozen(path)``: whether a parameter is not updated."""
+    """The step that minimises ``method_loss``, without updating the parameters for which ``frozen(path)`` is True."""
 
     def loss_fn(params, batch, key):
-        if config.freeze:
+        if config.freeze:  # spares the backward pass through frozen parameters
             trainable = optim.trainable(config, params)
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trainable)
         return method_loss(params, batch, key, axis_name=axis_name)
@@ -159,7 +161,7 @@ def _make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step of training; see `make_step`."""
         key = jax.random.fold_in(state.key, state.step)
-        if "index" in batch:
+        if "index" in batch:  # losses with a schedule read the number of the step, int [B], from the batch
             batch = {**batch, "step": jnp.full(batch["index"].shape[:1], state.step, jnp.int32)}
         (loss, aux), grads = grad_fn(state.params, batch, key)
         # Each device holds its share of the loss and of its gradient (see core.collectives): their sum is the value
@@ -182,34 +184,36 @@ def _make_step(
 
 
 def _accumulated(grad_fn: Callable, parts: int) -> Callable:
-    """``grad_fn(params, batch, key)`` as the mean over ``parts`` parts of the batch, computed one after the other."""
+    """Gradient accumulation: ``grad_fn(params, batch, key)`` as the mean of its results for ``parts`` parts of the
+    batch, which are computed one after the other to save memory."""
     if parts == 1:
         return grad_fn
 
     def split(x):
-        # Part n holds the examples whose index in the batch is n modulo ``parts``: the same set on any number of
-        # devices.
+        """``[B, ...]`` as ``[parts, B / parts, ...]``: part n has the examples whose index is n modulo ``parts``. When
+        each device holds a contiguous piece of the batch, the parts are the same for any number of devices."""
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
     def mean_grad_fn(params, batch, key):
-        """Adds up the losses and gradients of the parts in a scan, and divides by their number."""
+        """The mean loss, metrics and gradients over the parts, by a scan that adds them up."""
 
-        def body(total, part):
+        def add_part(total, part):
             return jax.tree.map(jnp.add, total, grad_fn(params, part, key)), None
 
         stacked = jax.tree.map(split, batch)
-        zero = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], stacked), key)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
-        total, _ = jax.lax.scan(body, zero, stacked)
+        shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], stacked), key)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add_part, zero, stacked)
         return jax.tree.map(lambda x: x / parts, total)
 
     return mean_grad_fn
 
 
 def describe_non_finite(finite: np.ndarray, names: list[str]) -> str | None:
-    """Which of the loss and the gradients are not finite, in words; None if all are finite.
+    """What is not finite, in words, such as "the loss and the gradients of image/kernel"; None if all is finite.
 
-    ``finite``: a step's flags, one for the loss and then one for each of the parameters ``names``.
+    ``finite``: the flags of one step and one seed: whether the loss is finite, and then whether the gradient of each
+    parameter is, in the order of ``names``.
     """
     if finite.all():
         return None

@@ -317,8 +317,8 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_layout(tree: Any, mesh: Mesh, seeds: int | None = None) -> Any:
-    """The sharding of every array of a state, by `leaf_spec`. With ``seeds`` the first axis is that of the seeds, and is
-    not split."""
+    """The sharding of every array of a state, by `leaf_spec`. With ``seeds`` the first axis is that of the seeds, which
+    is not split."""
     fsdp = mesh.shape["fsdp"]
 
     def sharding(x):

@@ -43,7 +43,7 @@ class LatentConfig(PretrainedConfig):
     help_group: ClassVar[str] = "pretrained encoders"
 
     video_encoder: Advanced[str | None] = None
-    """Refused, because the autoencoders have no videos."""
+    """Must stay None: the autoencoders encode no videos."""
     encoder_lr_multiplier: float = 1.0
     """Learning rate of the pretrained encoders, as a multiple of that of the other parameters; 0 freezes them."""
 
@@ -68,11 +68,12 @@ class AutoencoderEncoders(NamedTuple):
     def attach(self, method: Trained, sizes: Mapping[str, Size]) -> Trained:
         """``method``, whose training starts from the parameters of these checkpoints.
 
-        Each modality gets its own copy, so that two modalities of one kind can diverge. ``sizes``: those of the
-        method's modalities, by name.
+        Each modality gets its own copy of an encoder, so that two modalities of one kind can be trained apart.
+        ``sizes``: of the method's modalities, by name.
         """
         if not self.checkpoints:
             return method
+        # The modalities of one kind and size form a group, whose encoders are stacked along the first axis.
         groups = [group for group in make_groups(sizes) if group.kind in self.checkpoints]
 
         def load_pretrained(params: Params, batch: Batch) -> Params:
@@ -85,7 +86,9 @@ class AutoencoderEncoders(NamedTuple):
                 loaded = trees.flat(loaded)
                 for path, initial in flat.items():
                     prefix = re.search(pretrained_path(group.name, _PARTS), path)
-                    if prefix:  # one array for all modalities of the group, along its first axis
+                    if (
+                        prefix
+                    ):  # a parameter of this group's encoder: the same values for each modality of the group
                         flat[path] = jnp.broadcast_to(loaded[path[prefix.end() :]], initial.shape)
             return jax.tree.unflatten(jax.tree.structure(params), flat.values())
 
@@ -99,6 +102,7 @@ class AutoencoderEncoders(NamedTuple):
         if self.lr_multiplier == 1.0:
             return optimizer
         rules = tuple((path, self.lr_multiplier) for path in paths)
+        # Before the other rules, because the first regular expression that matches a parameter decides.
         return dataclasses.replace(optimizer, lr_multipliers=(*rules, *optimizer.lr_multipliers))
 
 
@@ -116,7 +120,7 @@ def use_pretrained_encoders(config: Config) -> tuple[Config, AutoencoderEncoders
     for kind, checkpoint in checkpoints.items():
         modality_config = getattr(model, kind)
         encoder_config = as_pretrained(modality_config.encoder, read_pretrained_config(kind, checkpoint))
-        configs[kind] = dataclasses.replace(encoder_config, pool="own")
+        configs[kind] = dataclasses.replace(encoder_config, pool="own")  # the pool that the checkpoint has
         modality_config = dataclasses.replace(modality_config, encoder=configs[kind])
         model = dataclasses.replace(model, **{kind: modality_config})
     encoders = AutoencoderEncoders(checkpoints, configs, config.encoder_lr_multiplier)

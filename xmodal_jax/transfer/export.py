@@ -33,15 +33,16 @@ WHOLE = "parameters"
 def export_run(
     run: str | os.PathLike, folder: str | os.PathLike, *, best: bool = False, seed: int | None = None
 ) -> dict[str, str]:
-    """Writes what a run trained to folders within ``folder``; returns ``{name of the folder: description}``.
+    """Writes the networks that a run trained to folders within ``folder``; returns a description of each, by the name
+    of its folder.
 
-    ``parameters``: all of them by their paths, as plain safetensors. ``image``, ``text``, … : each pretrained encoder,
-    as its own architecture. ``clip``: both towers of CLIP with their projections and temperature. ``captioner``: a
-    pretrained image encoder and the text decoder, as ``transformers.VisionEncoderDecoderModel``.
+    The folder ``parameters`` gets all parameters by their paths, as plain safetensors; ``image``, ``text``, … each
+    pretrained encoder, as its own architecture; ``clip`` both towers of CLIP with their projections and temperature;
+    ``captioner`` a pretrained image encoder and the text decoder, as ``transformers.VisionEncoderDecoderModel``.
 
     Raises:
       FileNotFoundError: the run has no checkpoint.
-      FileExistsError: there is something in ``folder``.
+      FileExistsError: ``folder`` is not empty.
       ValueError: the run has several seeds and ``seed`` is none of them.
     """
     restored = restore_run(run, best=best, seed=seed)
@@ -59,14 +60,19 @@ class _Writer:
     """Writes the networks of one run, each to its own folder within ``folder``."""
 
     def __init__(self, restored: RestoredCheckpoint, folder: pathlib.Path, run: pathlib.Path):
+        """``run``: the run's directory, whose metrics go into the model cards."""
         self.restored, self.folder, self.run = restored, folder, run
         self.model: dict[str, Any] = restored.metadata["config"].get("model", {})
+        """The configuration of the run's model, as plain values."""
         files = restored.metadata.get("tokenizer")
         self.tokenizer = tokenizer_from_files(files) if files else None
+        # Contrastive runs call it max_length, the others length.
         length = restored.metadata.get("max_length", restored.metadata.get("length"))
         self.tokenizer_files = TokenizerFiles(files, int(length)) if files and length else None
         self.slots = read_slots(restored.metadata)
+        """The encoders that the run's method declares."""
         self.written: dict[str, str] = {}
+        """Descriptions of the folders that have been written, by name."""
 
     def parameters(self) -> None:
         """Writes all parameters as plain safetensors."""
@@ -76,22 +82,22 @@ class _Writer:
         self.written[WHOLE] = f"{len(arrays)} arrays by their paths, plain safetensors"
 
     def encoders(self) -> dict[str, TrainedEncoder]:
-        """Writes each pretrained encoder as its own architecture; returns those that are parts of the model, by their
-        modality."""
+        """Writes each pretrained encoder as its own architecture; returns the towers (see `towers`)."""
         towers = self.towers()
         for name, encoder in {**towers, **self.autoencoder_encoders()}.items():
             if encoder.settings.model_type not in export.MODELS and encoder.tower_field is None:
-                continue  # half of a model (Whisper's encoder), which transformers does not load on its own
+                continue  # a part of a model (Whisper's encoder) that transformers does not load alone
             files = self.tokenizer_files if encoder.modality == "text" else None
             export.save_encoder(self.folder / name, encoder, card=self.card(name), tokenizer=files)
             self.written[name] = f"{encoder.settings.model_type}, for transformers"
         return towers
 
     def towers(self) -> dict[str, TrainedEncoder]:
-        """The pretrained encoders that are parts of the model, by their modality."""
+        """The pretrained encoders that the model uses as a whole, one for each modality; by modality."""
         towers = {}
         for slot in self.slots:
             config = self.model.get(slot.name)
+            # Only a pretrained encoder has an architecture. Stacked encoders are those of an autoencoder.
             if slot.stacked or not isinstance(config, dict) or not config.get("architecture"):
                 continue
             config = from_json(PretrainedEncoderConfig, config)
@@ -104,34 +110,38 @@ class _Writer:
     def autoencoder_encoders(self) -> dict[str, TrainedEncoder]:
         """The pretrained encoders within an autoencoder, by the names of their modalities; empty for other methods."""
         metadata, flat = self.restored.metadata, trees.flat(self.restored.params)
+        # The shape and the number of values of each modality: a multimodal VAE stores "sizes", a VAE of one modality
+        # "modality" and "size", other methods neither.
         sizes = metadata.get("sizes") or (
             {metadata["modality"]: metadata["size"]} if "size" in metadata else {}
         )
+        sizes = {name: Size(tuple(shape), values) for name, (*shape, values) in sizes.items()}
         encoders = {}
-        for group in make_groups(
-            {name: Size(tuple(shape), values) for name, (*shape, values) in sizes.items()}
-        ):
+        for group in make_groups(sizes):
             encoder_config = self.model[group.kind].get("encoder")
             if not encoder_config or not encoder_config.get("architecture"):
-                continue
+                continue  # not a pretrained encoder
             config = from_json(PretrainedEncoderConfig, encoder_config)
             module = pretrained_encoder(group.kind, config, group.size)
             prefix = re.compile(pretrained_path(group.name, "experts"))
-            stacked = {path[m.end() :]: leaf for path, leaf in flat.items() if (m := prefix.search(path))}
-            for k, name in enumerate(group.names):  # the first axis is that of the group's modalities
+            stacked = {}  # the encoder's parameters, whose first axis is that of the group's modalities
+            for path, leaf in flat.items():
+                if match := prefix.search(path):
+                    stacked[path[match.end() :]] = leaf
+            for k, name in enumerate(group.names):
                 params = trees.nested({path: leaf[k] for path, leaf in stacked.items()})
                 encoders[name] = TrainedEncoder(group.kind, module, params, config.architecture)
         return encoders
 
     def clip(self, encoders: dict[str, TrainedEncoder]) -> None:
-        """Writes both encoders and the temperature as one CLIP model, where the run trained CLIP's."""
+        """Writes both encoders and the temperature as one CLIP model, if both encoders are CLIP's."""
         text, image = encoders.get("text"), encoders.get("image")
         if text is None or image is None:
             return
         if not (isinstance(text.module, ClipText) and isinstance(image.module, ClipImage)):
             return
         if any(slot.head != "project" for slot in self.slots):
-            return  # other projections than CLIP's own
+            return  # the run has trained other projections in place of CLIP's, for which CLIP's format has no place
         scale = float(self.restored.params["loss"]["log_scale"])
         export.save_clip(
             self.folder / CLIP, text, image, scale, card=self.card(CLIP), tokenizer=self.tokenizer_files
@@ -139,7 +149,7 @@ class _Writer:
         self.written[CLIP] = "both towers, for transformers.CLIPModel"
 
     def captioner(self, encoders: dict[str, TrainedEncoder]) -> None:
-        """Writes a captioner, where the run trained a pretrained image encoder and a text decoder."""
+        """Writes a captioner, if the run trained a pretrained image encoder and a text decoder."""
         decoder = self.model.get("decoder")
         if "decoder" not in self.restored.params or "image" not in encoders or self.tokenizer is None:
             return
@@ -161,13 +171,14 @@ class _Writer:
         self.written[CAPTIONER] = "image to text, for transformers.VisionEncoderDecoderModel"
 
     def example(self, modality: str) -> Params:
-        """A batch of one example of zeros, with the shapes of the run's data."""
+        """A batch of one example of zeros, with the shapes of the run's data; the length of text and audio does not
+        matter for an encoder's parameters."""
         if modality in ("image", "video"):
             return {modality: np.zeros((1, *self.restored.metadata["shapes"][modality]), np.uint8)}
         return {modality: np.zeros((1, 1), np.int32)}
 
     def card(self, what: str) -> str:
-        """A model card in Markdown: the run it comes from and that run's metrics. ``what``: the name of the network."""
+        """A model card in Markdown, with the run's data, number of steps and metrics. ``what``: name of the network."""
         config = self.restored.metadata["config"]
         lines = [
             "---",

@@ -24,48 +24,52 @@ CHUNK = 64
 
 
 class _FrozenTower(NamedTuple):
-    """A frozen encoder with its pool."""
+    """A frozen encoder and its parameters."""
 
     embed: Callable[[Params, Mapping[str, Any]], jax.Array]
-    """``embed(params, batch) -> [B, width]``, float32."""
+    """``embed(params, batch) -> [B, width]``: the pooled features, float32."""
     params: Params
 
 
 def frozen_features(
     pretrained: PretrainedEncoders, model: ContrastiveConfig, tokenize: Callable[[RawBatch], RawBatch]
 ) -> Callable[[RawBatch], RawBatch]:
-    """A transform of raw batches that adds the features of a contrastive model's frozen encoders, each in the field
-    `models.towers.features_field`: the model's towers then have only their projections to compute.
+    """A transform of raw batches that adds the features of frozen pretrained encoders, for a contrastive model.
+
+    The features of a modality are in the field that `models.towers.features_field` names. With them the model's towers
+    compute only their projections in training.
 
     Raises:
-      ValueError: there are no frozen pretrained encoders, or one has another pool than its own.
+      ValueError: there are no frozen pretrained encoders, or one has another pool than the checkpoint's.
     """
     if not pretrained.folders or pretrained.lr_multiplier != 0.0:
         raise ValueError(
             "--cache-features keeps the features of frozen pretrained encoders: give --image-encoder (or another) and "
             "--encoder-lr-multiplier 0"
         )
-    others = [name for name in pretrained.folders if pretrained.configs[name].pool != "own"]
-    if others:
+    with_other_pool = [name for name in pretrained.folders if pretrained.configs[name].pool != "own"]
+    if with_other_pool:
         raise ValueError(
-            f"--cache-features needs the encoders' own pools: leave --model.{others[0]}.pool out"
+            f"--cache-features needs the encoders' own pools: leave --model.{with_other_pool[0]}.pool out"
         )
 
-    @functools.cache
-    def make_towers(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, _FrozenTower]:
+    @functools.cache  # the encoders are loaded for the first batch; the later ones have the same shapes
+    def load_towers(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, _FrozenTower]:
+        """The frozen encoders, by modality; ``shapes``: the shape of one example of each modality."""
         example = {field: np.zeros((1, *shape), np.uint8) for field, shape in shapes}
         return {name: _load_tower(pretrained, name, model, example) for name in example}
 
-    def pretrained_fields(batch: Mapping[str, Any]) -> list[str]:
+    def encoded_modalities(batch: Mapping[str, Any]) -> list[str]:
+        """The modalities of a batch whose kind has a frozen encoder, such as "image" and "image_sketch"."""
         return [m for m in batch if m.partition("_")[0] in pretrained.folders and not m.endswith("_mask")]
 
     def add_features(batch: RawBatch) -> RawBatch:
         """The batch with the features of each modality that has a frozen encoder."""
         inputs = numeric_fields(tokenize(batch))
-        shapes = tuple((name, np.shape(inputs[name])[1:]) for name in pretrained_fields(inputs))
+        shapes = tuple((name, np.shape(inputs[name])[1:]) for name in encoded_modalities(inputs))
         features = {
             features_field(name): _embed_in_chunks(tower, name, inputs)
-            for name, tower in make_towers(shapes).items()
+            for name, tower in load_towers(shapes).items()
         }
         return {**batch, **features}
 
@@ -75,7 +79,8 @@ def frozen_features(
 def _load_tower(
     pretrained: PretrainedEncoders, name: str, model: ContrastiveConfig, example: Mapping[str, np.ndarray]
 ) -> _FrozenTower:
-    """The frozen encoder of a modality with its checkpoint's parameters, for inputs like those of ``example``."""
+    """The frozen encoder of a modality with its checkpoint's parameters; ``example``: a batch of one example, for the
+    shapes of its inputs."""
     kind = kind_of(name)
     config = pretrained.configs[kind]
     module = make_encoder(name, config, example, vocab_size=0, head=tower_head(config, model.head))
@@ -91,8 +96,10 @@ def _load_tower(
 
 
 def _embed_in_chunks(tower: _FrozenTower, name: str, batch: Mapping[str, Any]) -> np.ndarray:
-    """The features of all examples of a batch, ``[B, width]``, computed for `CHUNK` examples at a time."""
+    """The features of the modality ``name`` of a batch, ``[B, width]``, computed for `CHUNK` examples at a time."""
     inputs = {field: batch[field] for field in (name, f"{name}_mask") if field in batch}
-    starts = range(0, len(batch[name]), CHUNK)
-    chunks = [tower.embed(tower.params, {k: v[i : i + CHUNK] for k, v in inputs.items()}) for i in starts]
-    return np.concatenate([np.asarray(chunk) for chunk in chunks])
+    chunks = []
+    for start in range(0, len(batch[name]), CHUNK):
+        chunk = {field: values[start : start + CHUNK] for field, values in inputs.items()}
+        chunks.append(tower.embed(tower.params, chunk))
+    return np.concatenate([np.asarray(features) for features in chunks])

@@ -34,11 +34,12 @@ class FrozenNetworksConfig(PretrainedConfig):
     video_encoder: Advanced[str | None] = None
     """Must stay None: an image GAN has no video encoder."""
     redescribe: pathlib.Path | None = None
-    """Run of captioning.py whose frozen captioner takes part in training. The directory of the run is given;
-    --model.features holds the weights of the losses, and the tokenizer of the run is used. None: no captioner."""
+    """Directory of a run of captioning.py, whose frozen captioner takes part in training: its cross-entropy of the
+    captions given the generated images is a loss of the generator, with the weight
+    --model.features.redescription-weight. Captions are tokenized as in that run. None: no captioner."""
     read_with: pathlib.Path | None = None
-    """Run of contrastive.py whose frozen text encoder encodes captions. The directory of the run is given. None:
-    generator and discriminator each train a text encoder, unless --text-encoder gives a frozen one."""
+    """Directory of a run of contrastive.py, whose frozen text encoder encodes the captions. None: generator and
+    discriminator each train a text encoder, unless --text-encoder gives a frozen one."""
 
 
 class CaptioningRun(NamedTuple):
@@ -48,6 +49,7 @@ class CaptioningRun(NamedTuple):
     params: Any
     tokenizer: Tokenizer
     length: int
+    """Largest number of tokens in a caption."""
     shape: tuple[int, int, int]
     """Height, width and channels of the images."""
 
@@ -123,7 +125,7 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
 def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
     """The pretrained text encoder of a Hugging Face folder.
 
-    ``options``: the configuration whose options are kept where the checkpoint does not decide them, such as dropout.
+    ``options``: the configured encoder, which decides what the checkpoint leaves open, such as dropout.
     """
     config = dataclasses.replace(as_pretrained(options, read_pretrained_config("text", folder)), pool="own")
     module = make_encoder("text", config, {}, vocab_size=0, head="pool")
@@ -140,7 +142,7 @@ class FrozenNetworks(NamedTuple):
 
     @property
     def tokenize(self) -> TokenizeTransform | None:
-        """The tokenization that these networks need; None: any. See `same_tokens`."""
+        """The tokenization that these networks need, or None if any will do (see `same_tokens`)."""
         return same_tokens(self.captioner, self.text_encoder)
 
     def gan_arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -153,7 +155,8 @@ class FrozenNetworks(NamedTuple):
 
 
 def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksConfig, FrozenNetworks]:
-    """The configuration with the sizes of a frozen text encoder in its model, and the frozen networks.
+    """The frozen networks that the flags name; before them, the configuration with the sizes of a frozen text encoder
+    in its model.
 
     Raises:
       FileNotFoundError: a run has no checkpoint.
@@ -167,11 +170,14 @@ def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksCo
 def load_text_encoder(
     config: FrozenNetworksConfig,
 ) -> tuple[FrozenNetworksConfig, FrozenTextEncoder | None]:
-    """The configuration with the text encoder of ``--read-with RUN`` or ``--text-encoder hf:PATH`` in its model, and
-    that encoder; None: there is none.
+    """Loads the frozen text encoder of ``--read-with RUN`` or ``--text-encoder hf:PATH``.
+
+    Returns:
+      The configuration with that encoder's configuration in its model, and the encoder (None if no flag is given).
 
     Raises:
-      ValueError: both are given, or one where no caption is encoded, or an encoder of neither text nor images.
+      ValueError: both flags are given; or one is, but the model encodes no captions; or a flag names a pretrained
+        encoder of another modality than text and images.
     """
     folder = find_folders(config, ("text", "image")).get("text")
     config = _without_unused_features(config)
@@ -199,7 +205,7 @@ def _without_unused_features(config: FrozenNetworksConfig) -> FrozenNetworksConf
     """The configuration without ``model.features`` where neither --redescribe nor --image-encoder gives a network.
 
     Raises:
-      ValueError: features other than the experiment's own were asked for.
+      ValueError: ``model.features`` was changed, but there is no network that it applies to.
     """
     if config.redescribe is not None or config.image_encoder is not None or config.model.features is None:
         return config
@@ -211,8 +217,8 @@ def _without_unused_features(config: FrozenNetworksConfig) -> FrozenNetworksConf
 
 
 def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) -> FrozenEncoder | None:
-    """The pretrained encoder of ``--image-encoder hf:PATH`` for images of ``shape``, whose tokens are those of the
-    patches; None: the flag is not given."""
+    """The frozen encoder of ``--image-encoder hf:PATH`` for images of ``shape`` ``(H, W, C)``; None if the flag is not
+    given. It outputs a token for each patch, without leading tokens such as [CLS]."""
     folder = find_folders(config).get("image")
     if folder is None:
         return None
@@ -226,7 +232,7 @@ def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) ->
 def same_tokens(
     captioner: LoadedCaptioner | None, text_encoder: FrozenTextEncoder | None
 ) -> TokenizeTransform | None:
-    """The tokenization that both networks share; None: neither of them fixes the length of texts.
+    """The tokenization that captioner and text encoder share; None: neither of them fixes the length of texts.
 
     Raises:
       ValueError: they have different tokenizers or lengths of text.

@@ -1,7 +1,7 @@
 """Starting from trained encoders: of Hugging Face checkpoints (``--image-encoder hf:PATH`` and its like), or of another
 run (``--init-from RUN``).
 
-An experiment does three things with them::
+An experiment uses them in three steps::
 
     config, pretrained = resolve_pretrained(config)              # their configuration becomes part of the model's
     method = pretrained.attach(method, tokenizer)                # training starts from their parameters
@@ -51,7 +51,7 @@ Config = TypeVar("Config", bound=PretrainedConfig)
 Trained = TypeVar("Trained", Method, GAN)
 
 AFTER_LAYERS = "transformer/norm|pooler|dense|last_norm|fc_norm|projector"
-"""What pretrained encoders have after their layers: a regular expression of the names of these modules."""
+"""Regular expression: the modules that a pretrained encoder has after its transformer layers."""
 
 
 class TrainedRun(NamedTuple):
@@ -79,12 +79,13 @@ def load_trained_run(run: pathlib.Path, *, seed: int | None = None) -> TrainedRu
     restored = restore_run(run, seed=seed)
     model = restored.metadata["config"].get("model", {})
     slots = [slot for slot in read_slots(restored.metadata) if not slot.stacked]
-    # Of several encoders of one kind the first one counts, such as that of "image" before that of "image_sketch".
+    # Where several slots have one name, such as the encoders of "image" and "image_sketch", the first one counts: the
+    # reversed order lets it overwrite the others.
     params = {slot.name: subtree(restored.params, slot.path) for slot in reversed(slots)}
     if not params:
         raise ValueError(f"{run} has no encoder of {', '.join(MODALITIES)}: give a run of another experiment")
-    tables = {**ENCODERS, "decoder": TextDecoderConfig}
-    configs = {name: from_json(tables[name], model[name]) for name in params if name in model}
+    config_types = {**ENCODERS, "decoder": TextDecoderConfig}
+    configs = {name: from_json(config_types[name], model[name]) for name in params if name in model}
     features = from_json(AudioFeatures, model["features"]) if "features" in model else AudioFeatures()
     files = restored.metadata.get("tokenizer")
     return TrainedRun(params, configs, features, tokenizer_from_files(files) if files else None, str(run))
@@ -119,10 +120,11 @@ class PretrainedEncoders:
     def attach(self, method: Trained, tokenizer: Tokenizer | None = None) -> Trained:
         """``method``, whose training starts from these encoders, with adapters in them where ``lora`` has a rank.
 
-        Parameters that belong to a token of the vocabulary are copied token by token: one that the other run did not
-        know keeps its random initialisation. Learned positions are copied as far as both encoders have them.
+        From another run, parameters of the vocabulary (such as token embeddings) are copied token by token; a token
+        that the other run did not know keeps its random initialisation. Learned position embeddings are copied up to
+        the shorter of the two lengths.
 
-        ``tokenizer``: that of the method's texts.
+        ``tokenizer``: of the method's texts; None: it has none.
 
         Raises:
           ValueError: a pretrained encoder of text reads other tokens than ``tokenizer`` makes.
@@ -139,11 +141,9 @@ class PretrainedEncoders:
                 if slot.name in self.folders:
                     checkpoint = open_checkpoint(self.folders[slot.name])
                     loaded = _read(checkpoint, slot, self.configs[slot.name], initial, batch)
-                    if slot.head == "project":  # the checkpoint has the temperature that it was trained with
-                        params = {
-                            **params,
-                            "loss": {**params["loss"], **_temperature(checkpoint, params["loss"])},
-                        }
+                    if slot.head == "project":  # with the checkpoint's projection, also its temperature
+                        loss_params = {**params["loss"], **_temperature(checkpoint, params["loss"])}
+                        params = {**params, "loss": loss_params}
                 else:
                     loaded = _copy(self.run, slot, initial, tokenizer)
                 params = with_subtree(params, slot.path, loaded)
@@ -161,11 +161,11 @@ class PretrainedEncoders:
         rules = []
         for slot in self._slots(method):
             if slot.name not in (*self.folders, *MODALITIES):
-                continue  # a decoder of another run goes on to learn like the rest
-            # The optimizer of a GAN's generator sees the parameters of the generator alone.
+                continue  # the decoder of another run, which has the learning rate of the other parameters
+            # The optimizer of a GAN's generator has paths that begin within the generator.
             path = slot.path.partition("/")[2] if isinstance(method, GAN) else slot.path
             prefix = f"^{re.escape(path)}/"
-            if slot.new_parts:
+            if slot.new_parts:  # modules that the checkpoint lacks learn like the other parameters
                 prefix += f"(?!.*{slot.new_parts})"
             if self.layer_decay != 1.0 and slot.name in self.configs:
                 depth = _layers(slot.name, self.configs[slot.name])
@@ -181,10 +181,12 @@ class PretrainedEncoders:
         return dataclasses.replace(optimizer, lr_multipliers=(*rules, *optimizer.lr_multipliers))
 
     def _slots(self, method: Method | GAN) -> list[EncoderSlot]:
+        """The method's encoders (and decoder) for which there are trained parameters."""
         return [slot for slot in method.encoders if slot.name in (*self.folders, *self.run.params)]
 
     def _check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
-        """Raises ValueError if another run's text encoder was pretrained with other tokens than ``tokenizer``'s."""
+        """Raises ValueError if the text encoder of another run is a pretrained one (BERT or the like), but
+        ``tokenizer`` has another vocabulary than it was pretrained with."""
         config = self.configs.get("text")
         if not is_pretrained(config) or tokenizer is None or self.run.tokenizer is None:
             return
@@ -199,10 +201,11 @@ class PretrainedEncoders:
 
 
 def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
-    """The configuration with its encoders replaced by the trained ones that its flags name, and these encoders.
+    """Finds the trained encoders that the flags name: --image-encoder etc. and --init-from.
 
-    The flags are --image-encoder etc. and --init-from. Options that do not follow from a checkpoint, such as dropout,
-    stay as they are.
+    Returns:
+      The configuration with the configurations of these encoders in its model, and the encoders. Options that a
+      checkpoint does not decide, such as dropout, stay as they are.
 
     Raises:
       FileNotFoundError: there is no such checkpoint or run.
@@ -221,14 +224,14 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
             )
         return config, PretrainedEncoders({}, {}, **options)
     configs = dict(run.configs)
-    for name, folder in folders.items():
+    for name, folder in folders.items():  # a checkpoint takes precedence over the other run
         configs[name] = as_pretrained(
             get_field(config.model, fields[name]), read_pretrained_config(name, folder)
         )
     model = config.model
-    for name, part in configs.items():
+    for name, encoder_config in configs.items():
         if name in fields:
-            model = replace_field(model, fields[name], part)
+            model = replace_field(model, fields[name], encoder_config)
     if "audio" in configs and "audio" in fields:
         model = _with_audio_features(config, model, configs["audio"] if "audio" in folders else None, run)
     return dataclasses.replace(config, model=model), PretrainedEncoders(folders, configs, run, **options)
@@ -240,8 +243,10 @@ def is_pretrained(config: Any) -> bool:
 
 
 def as_pretrained(config: ModuleConfig, pretrained: ModuleConfig) -> Any:
-    """``pretrained``, as it is found in a checkpoint, with the options of ``config`` that do not follow from a
-    checkpoint, such as dropout."""
+    """``config`` with the sizes of a checkpoint's encoder; its other options, such as dropout, stay.
+
+    ``pretrained``: the configuration that was read from the checkpoint.
+    """
     if is_pretrained(pretrained):
         config = PretrainedEncoderConfig.in_place_of(config)
         sizes = ("architecture", "width", "depth", "heads", "frames_per_token")
@@ -251,7 +256,8 @@ def as_pretrained(config: ModuleConfig, pretrained: ModuleConfig) -> Any:
 
 
 def _training_options(config: PretrainedConfig) -> dict[str, Any]:
-    """The options of how the encoders are trained further; their defaults where the experiment lacks them."""
+    """How the encoders are trained further, as keyword arguments of `PretrainedEncoders`; the defaults where the
+    experiment does not have the option."""
     return dict(
         lr_multiplier=getattr(config, "encoder_lr_multiplier", 1.0),
         layer_decay=getattr(config, "layer_decay", 1.0),
@@ -260,7 +266,10 @@ def _training_options(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def find_folders(config: PretrainedConfig, allowed: Collection[str] | None = None) -> dict[str, pathlib.Path]:
-    """The folders of the pretrained encoders that the flags ask for, by the name of their `EncoderSlot`.
+    """The folders of the pretrained encoders that the flags ask for, by the name of their `EncoderSlot`; an encoder of
+    the hub is downloaded.
+
+    ``allowed``: modalities (and "decoder") whose encoders the experiment can use; None: all.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -284,10 +293,11 @@ def _flag(name: str) -> str:
 
 
 def encoder_fields(model: Any) -> dict[str, str]:
-    """Where a model's configuration has the encoders (and the decoder) that can be pretrained, by name.
+    """The fields of a model's configuration that hold an encoder (or decoder) which can be pretrained: paths by
+    modality (the decoder's by "decoder").
 
-    A configuration whose fields have other names, or lie deeper (``image.encoder``), says so in its class variable
-    ``pretrained_fields``.
+    They are the fields named after the modalities, unless the configuration has the class variable
+    ``pretrained_fields``, such as ``{"image": "image.encoder"}``.
     """
     declared = getattr(model, "pretrained_fields", None)
     if declared is not None:
@@ -304,17 +314,17 @@ def get_field(config: Any, path: str) -> Any:
 
 
 def replace_field(config: Any, path: str, value: Any) -> Any:
-    """Nested dataclasses with another value of a field, such as ``image.encoder``."""
-    name, _, rest = path.partition(".")
-    return dataclasses.replace(
-        config, **{name: replace_field(getattr(config, name), rest, value) if rest else value}
-    )
+    """A copy of nested dataclasses with another value of the field at ``path``, such as ``image.encoder``."""
+    name, _, path_below = path.partition(".")
+    if path_below:
+        value = replace_field(getattr(config, name), path_below, value)
+    return dataclasses.replace(config, **{name: value})
 
 
 def _with_audio_features(config: RunConfig, model: Any, pretrained: Any, run: TrainedRun) -> Any:
-    """``model`` with the audio features that its trained encoder takes.
+    """``model`` with the audio features (spectrogram or waveform) that its trained encoder takes.
 
-    ``pretrained``: the encoder's configuration where it is of a checkpoint; None: it is of ``run``.
+    ``pretrained``: the encoder's configuration if it comes from a Hugging Face checkpoint; None: it comes from ``run``.
     """
     features = run.features
     if pretrained is not None:
@@ -327,9 +337,8 @@ def _with_audio_features(config: RunConfig, model: Any, pretrained: Any, run: Tr
     model = dataclasses.replace(model, features=features)
     if features.kind != "waveform":
         return model
-    augment = dataclasses.replace(
-        model.augment, time_masks=0, frequency_masks=0
-    )  # SpecAugment is for spectrograms
+    # No SpecAugment, which masks parts of a spectrogram.
+    augment = dataclasses.replace(model.augment, time_masks=0, frequency_masks=0)
     return dataclasses.replace(model, augment=augment)
 
 
@@ -343,49 +352,61 @@ def subtree(params: Params, path: str) -> Params:
     return params
 
 
-def with_subtree(params: Params, path: str, part: Params) -> Params:
-    """``params`` with ``part`` in place of the parameters at a path."""
-    name, _, rest = path.partition("/")
-    return {**params, name: with_subtree(params[name], rest, part) if rest else part}
+def with_subtree(params: Params, path: str, replacement: Params) -> Params:
+    """``params`` with other parameters at ``path``, such as ``image/encoder``."""
+    name, _, path_below = path.partition("/")
+    if path_below:
+        replacement = with_subtree(params[name], path_below, replacement)
+    return {**params, name: replacement}
 
 
 def _read(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Params, batch: Batch) -> Params:
-    """A checkpoint's parameters in place of the ``initial`` ones, laid out on the devices like them."""
+    """The parameters of a slot from a Hugging Face checkpoint, laid out on the devices like the ``initial`` ones.
+
+    ``batch``: of the method's data, for the shapes of the inputs.
+    """
     if slot.name == "decoder":
         return _read_decoder(checkpoint, slot, config, initial)
     example = {slot.name: batch[slot.fields[0]]}
     module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
     if not slot.stacked:
         return _read_like(checkpoint, slot.name, module, initial)
-    one = _read_like(checkpoint, slot.name, module, jax.tree.map(lambda x: x[0], initial))
-    return jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), one, initial)
+    # Several encoders of one kind, stacked along the first axis: all start from the same parameters.
+    params = _read_like(checkpoint, slot.name, module, jax.tree.map(lambda x: x[0], initial))
+    return jax.tree.map(lambda x, stacked: jnp.broadcast_to(x, stacked.shape), params, initial)
 
 
 def _read_like(checkpoint: Checkpoint, name: str, module: Any, initial: Params) -> Params:
-    """A checkpoint's parameters, laid out on the devices like those that they replace."""
-    placed = trees.flat(initial)
-    sharding = lambda path, _: placed[path].sharding
-    return read_parameters(checkpoint, name, module, initial, sharding=sharding)[0]
+    """A checkpoint's parameters for ``module``, laid out on the devices like the ``initial`` ones."""
+    initial_by_path = trees.flat(initial)
+    sharding = lambda path, _: initial_by_path[path].sharding
+    params, _ = read_parameters(checkpoint, name, module, initial, sharding=sharding)
+    return params
 
 
 def _read_decoder(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Params) -> Params:
-    """A language model's parameters; cross-attention that it does not have keeps its ``initial`` ones."""
+    """A decoder's parameters from the checkpoint of a language model. Such a model may have no cross-attention, which
+    then keeps its ``initial`` parameters."""
     sizes = dict(
         vocab_size=len(initial["embed"]["embedding"]), max_length=len(initial["positions"]["embedding"])
     )
-    cross = any("crossattention" in name for name in checkpoint.arrays)
-    module = build_decoder(config, cross=cross, **sizes)
-    if cross:
+    has_cross_attention = any("crossattention" in name for name in checkpoint.arrays)
+    module = build_decoder(config, cross=has_cross_attention, **sizes)
+    if has_cross_attention:
         return _read_like(checkpoint, "decoder", module, initial)
     flat = trees.flat(initial)
-    known = trees.nested({path: leaf for path, leaf in flat.items() if not re.search(slot.new_parts, path)})
-    return trees.nested({**flat, **trees.flat(_read_like(checkpoint, "decoder", module, known))})
+    in_checkpoint = {path: leaf for path, leaf in flat.items() if not re.search(slot.new_parts, path)}
+    loaded = _read_like(checkpoint, "decoder", module, trees.nested(in_checkpoint))
+    return trees.nested({**flat, **trees.flat(loaded)})
 
 
 def _temperature(checkpoint: Checkpoint, loss: Params) -> Params:
-    """A checkpoint's inverse temperature and bias, as far as the ``loss`` has them."""
-    names = {"logit_scale": "log_scale", "logit_bias": "bias"}
-    values = {names[name]: jnp.float32(value) for name, value in read_loss_parameters(checkpoint).items()}
+    """The inverse temperature and the bias of the logits that a CLIP or SigLIP checkpoint was trained with, of these
+    the ones that are parameters of ``loss``."""
+    names_here = {"logit_scale": "log_scale", "logit_bias": "bias"}  # by their names in the checkpoint
+    values = {
+        names_here[name]: jnp.float32(value) for name, value in read_loss_parameters(checkpoint).items()
+    }
     return {name: value for name, value in values.items() if name in loss}
 
 
@@ -394,23 +415,27 @@ VOCABULARY_AXES = {"embed/embedding": 0, "logits/kernel": 1, "logits/bias": 0}
 
 
 def _copy(run: TrainedRun, slot: EncoderSlot, initial: Params, tokenizer: Tokenizer | None) -> Params:
-    """The parameters of another run in place of the ``initial`` ones."""
+    """The parameters of a slot from another run, in place of the ``initial`` ones."""
     trained, names = trees.flat(run.params[slot.name]), set(trees.leaf_names(initial))
-    # Another model may need less of a pretrained encoder, such as not what pools its tokens.
-    pretrained = is_pretrained(run.configs.get(slot.name))
-    if different := names - set(trained) if pretrained else names ^ set(trained):
+    if is_pretrained(run.configs.get(slot.name)):
+        # This model may use less of a pretrained encoder than the other run's, such as its tokens without the pool.
+        different = names - set(trained)
+    else:
+        different = names ^ set(trained)
+    if different:
         raise ValueError(
             f"{run.source}: its {slot.name} part and this one's differ in {sorted(different)[0]!r}: they need the same "
             "configuration"
         )
 
     def copy(name: str, x: jax.Array) -> jax.Array:
-        """The other run's value of a parameter ``x``, fitted to the vocabulary and the number of positions here."""
+        """The other run's value of the parameter ``name``, fitted to the vocabulary and the number of positions of this
+        run. ``x``: its initial value here."""
         value = jnp.asarray(trained[name], x.dtype)
         if name in VOCABULARY_AXES:
             axis = VOCABULARY_AXES[name]
-            rows = _copy_tokens(run, jnp.moveaxis(value, axis, 0), jnp.moveaxis(x, axis, 0), tokenizer)
-            return jnp.moveaxis(rows, 0, axis)
+            by_token = _copy_tokens(run, jnp.moveaxis(value, axis, 0), jnp.moveaxis(x, axis, 0), tokenizer)
+            return jnp.moveaxis(by_token, 0, axis)
         if name.startswith("positions") and value.shape[1:] == x.shape[1:]:
             length = min(len(value), len(x))
             return x.at[:length].set(value[:length])
@@ -427,25 +452,27 @@ def _copy(run: TrainedRun, slot: EncoderSlot, initial: Params, tokenizer: Tokeni
 def _copy_tokens(
     run: TrainedRun, trained: jax.Array, initial: jax.Array, tokenizer: Tokenizer | None
 ) -> jax.Array:
-    """``initial [V, ...]`` with the entries of the tokens that the other run knows as well."""
+    """``initial [V, ...]``, an entry for each token of ``tokenizer``, with the entries of ``trained [V', ...]`` for
+    those tokens that the other run has as well."""
     if run.tokenizer is None or tokenizer is None:
         raise ValueError(f"{run.source}: it has no tokenizer for the part that reads or writes text")
-    theirs, ours = run.tokenizer.vocabulary(), tokenizer.vocabulary()
-    shared = [token for token in ours if token in theirs]
+    other_ids, own_ids = run.tokenizer.vocabulary(), tokenizer.vocabulary()  # the id of each token
+    shared = [token for token in own_ids if token in other_ids]
     if not shared:
         raise ValueError(f"{run.source}: its tokenizer and this one have no token in common")
-    to, source = jnp.array([ours[token] for token in shared]), jnp.array([theirs[token] for token in shared])
-    return initial.at[to].set(trained[source])
+    target_ids = jnp.array([own_ids[token] for token in shared])
+    source_ids = jnp.array([other_ids[token] for token in shared])
+    return initial.at[target_ids].set(trained[source_ids])
 
 
 # -- learning rates -------------------------------------------------------------------------------------
 
 
 def _layers(name: str, config: Any) -> int:
-    """The number of layers of an encoder whose layers have separate parameters.
+    """The number of transformer layers of an encoder. ``name``: its modality, for the message.
 
     Raises:
-      ValueError: it has no layers, or scans them.
+      ValueError: it is no transformer, or scans its layers, whose parameters are then one array.
     """
     has_layers = isinstance(config, TransformerConfig | PretrainedEncoderConfig) and config.depth
     if not has_layers or config.scan_layers:
@@ -457,9 +484,15 @@ def _layers(name: str, config: Any) -> int:
 
 
 def _decayed(prefix: str, multiplier: float, decay: float, depth: int) -> list[tuple[str, float]]:
-    """Learning-rate multipliers that are lower by ``decay`` with each layer below the last one."""
+    """Rules ``(regular expression, learning-rate multiplier)`` of layer-wise decay for an encoder of ``depth`` layers.
+
+    The last layer and the modules after it have ``multiplier``; each layer below has ``decay`` times that of the layer
+    above it; the embeddings, below the first layer, come last. The first rule that matches decides. ``prefix``: matches
+    the paths of the encoder's parameters.
+    """
     last = depth - 1
-    # One rule for the last layer and what follows it, because not every encoder has something there.
+    # One rule for the last layer and the modules after it: every rule must match a parameter, and not every encoder
+    # has such modules.
     top = (rf"{prefix}(.*/)?(transformer/layers_{last}|{AFTER_LAYERS})/", multiplier)
     layers = [
         (rf"{prefix}(.*/)?transformer/layers_{k}/", multiplier * decay ** (last - k)) for k in range(last)

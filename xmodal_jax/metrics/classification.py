@@ -12,7 +12,7 @@ from xmodal_jax.metrics.retrieval import ranks
 
 
 def class_embeddings(prompts, mask=None):
-    """One embedding per class: the normalised mean of the embeddings of its prompts ("a photo of a dog", ...).
+    """One embedding per class: the normalised mean of its prompts' embeddings ("a photo of a dog", ...).
 
     Radford et al. 2021, section 3.1.4.
 
@@ -23,6 +23,7 @@ def class_embeddings(prompts, mask=None):
       ``[classes, d]``, unit vectors.
     """
     prompts = l2_normalize(jnp.asarray(prompts))
+    # The sum over prompts serves as the mean: the normalisation removes the factor.
     weights = jnp.ones(prompts.shape[:2], prompts.dtype) if mask is None else jnp.asarray(mask, prompts.dtype)
     return l2_normalize(jnp.einsum("cpd,cp->cd", prompts, weights))
 
@@ -34,12 +35,14 @@ def zero_shot(embeddings, classes, labels, *, ks: Sequence[int] = (1, 5)) -> dic
     Ties count as errors, as in `metrics.retrieval.ranks`.
 
     Args:
-      embeddings: ``[N, d]``.
-      classes: ``[C, d]``, for example from `class_embeddings`. A k above C is left out.
-      labels: int ``[N]``, in 0..C-1.
+      embeddings: ``[N, d]``, of the examples to classify.
+      classes: ``[C, d]``, an embedding of each class, for example from `class_embeddings`.
+      labels: int ``[N]``, the true classes, in 0..C-1.
+      ks: the values of k; those above C are left out.
     Raises:
-      ValueError: the labels do not fit.
+      ValueError: there is not one label in 0..C-1 for each example.
     """
+    # Retrieval of the classes by the examples: the rank of the true class, from 1.
     rank = ranks(embeddings, classes, targets=np.asarray(labels))
     return {f"accuracy@{k}": float(np.mean(rank <= k)) for k in ks if k <= len(classes)}
 

@@ -24,15 +24,14 @@ class ClusterAgreement(NamedTuple):
 def kmeans_clustering(latents, labels, *, clusters: int | None = None, seed: int) -> ClusterAgreement:
     """How the clusters that k-means finds in latents agree with classes.
 
-    It is scikit-learn's k-means++ with ten starts. Purity assigns to each cluster its most frequent class by the same
-    labels that it is measured with, so compare it only at equal ``clusters``. Latents are not scaled: standardise
-    dimensions of very different scales first.
+    It is scikit-learn's k-means++ with ten starts. Purity grows with the number of clusters, so compare it only at
+    equal ``clusters``. Latents are not scaled: standardise dimensions of very different scales first.
 
     Args:
       latents: ``[N, D]``.
       labels: int ``[N]``, from 0; leave examples out whose class is unknown.
       clusters: number of clusters, 1..N; by default the number of classes among the labels.
-      seed: of the starts.
+      seed: random seed of the ten initialisations.
     Raises:
       ValueError: if the shapes do not fit, a latent is not finite, a label is negative or no integer, or
         ``clusters`` is not in 1..N.
@@ -49,14 +48,18 @@ def kmeans_clustering(latents, labels, *, clusters: int | None = None, seed: int
         raise ValueError(f"labels must be integers [{len(latents)}], got {labels.dtype} {list(labels.shape)}")
     if labels.min() < 0:
         raise ValueError(f"{np.sum(labels < 0)} labels are negative (unknown): leave those examples out")
-    classes, label = np.unique(labels, return_inverse=True)
+    classes, label = np.unique(
+        labels, return_inverse=True
+    )  # label [N]: the labels numbered from 0 without gaps
     clusters = len(classes) if clusters is None else clusters
     if not 1 <= clusters <= len(latents):
         raise ValueError(f"clusters must lie in 1..{len(latents)}, the number of examples, got {clusters}")
     cluster = KMeans(clusters, n_init=10, random_state=seed).fit_predict(latents)
+    # The number of examples of each cluster and class, [clusters, classes].
     counts = np.bincount(cluster * len(classes) + label, minlength=clusters * len(classes))
+    counts = counts.reshape(clusters, -1)
     return ClusterAgreement(
-        float(counts.reshape(clusters, -1).max(axis=1).sum() / len(latents)),
-        float(adjusted_rand_score(label, cluster)),
-        float(normalized_mutual_info_score(label, cluster)),
+        purity=float(counts.max(axis=1).sum() / len(latents)),
+        adjusted_rand=float(adjusted_rand_score(label, cluster)),
+        normalized_mutual_information=float(normalized_mutual_info_score(label, cluster)),
     )

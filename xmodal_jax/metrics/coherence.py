@@ -44,10 +44,11 @@ def subsets(modalities: int, sizes: Iterable[int] | None = None) -> Bool[np.ndar
 def cross_coherence(predictions, labels, observed, present=None) -> dict[str, float]:
     """How often modalities that are generated from others show the class of their example.
 
-    It is the macro accuracy (the mean over classes of the accuracy within a class, so that frequent classes do not
-    count more) of each pair of a subset and a target outside of it, averaged over the pairs with subsets of the same
-    size. After the cross-coherence of Shi et al. 2019 (MMVAE) and its values by subset of Sutter et al. 2021
-    (MoPoE-VAE); both take the plain accuracy, which is the same if classes are equally frequent.
+    For each subset of observed modalities and each target modality outside of it, this is the macro accuracy: the mean
+    over classes of the accuracy within a class, so that frequent classes do not count more. The accuracies are averaged
+    over all such pairs with subsets of the same size. After the cross-coherence of Shi et al. 2019 (MMVAE) and its
+    values by subset of Sutter et al. 2021 (MoPoE-VAE); both take the plain accuracy, which is the same if classes are
+    equally frequent.
 
     Args:
       predictions: int ``[S, M, N]``, the classifier's class of modality m generated for example n from subset s.
@@ -82,11 +83,12 @@ def cross_coherence(predictions, labels, observed, present=None) -> dict[str, fl
             "nothing to count: every example is of unknown class or lacks a modality of each subset"
         )
     metrics: dict[str, float] = {}
-    for name, targets in (("coherence", ~observed), ("self_coherence", observed)):
+    # Targets outside of the subset are generated from other modalities, those within it reconstructed.
+    for name, is_target in (("coherence", ~observed), ("self_coherence", observed)):
         for k in np.unique(size):
-            cells = counted & targets & (size == k)[:, None]
-            if cells.any():
-                metrics[f"{name}@{k}"] = float(matrix[cells].mean())
+            entries = counted & is_target & (size == k)[:, None]  # [S, M]
+            if entries.any():
+                metrics[f"{name}@{k}"] = float(matrix[entries].mean())
     by_size = [value for name, value in metrics.items() if name.startswith("coherence@")]
     if by_size:
         metrics["coherence"] = float(np.mean(by_size))
@@ -94,11 +96,11 @@ def cross_coherence(predictions, labels, observed, present=None) -> dict[str, fl
 
 
 def coherence_matrix(predictions, labels, present=None) -> Float[np.ndarray, "subsets modalities"]:
-    """The macro accuracy of every modality generated from every subset, ``[S, M]``; also of modalities in the subset
-    (self-coherence).
+    """The macro accuracy of every modality generated from every subset of modalities, ``[S, M]``.
 
-    It is a mean over the classes of the examples that count for the subset; NaN where no example counts. For
-    cross-coherence alone, replace the entries of modalities in the subset by NaN: ``np.where(subsets(M), np.nan,
+    The macro accuracy is the mean over classes of the accuracy within a class, over the examples of known class that
+    have all modalities of the subset; it is NaN where there is no such example. Modalities within the subset have an
+    entry too (self-coherence). For cross-coherence alone, replace these by NaN: ``np.where(subsets(M), np.nan,
     matrix)`` if the rows are all :func:`subsets`.
 
     Args:
@@ -119,24 +121,27 @@ def coherence_matrix(predictions, labels, present=None) -> Float[np.ndarray, "su
             f"present must be bool {[len(predictions), count]}, got {present.dtype} {list(present.shape)}"
         )
     matrix = np.full(predictions.shape[:2], np.nan)
-    for s, (classes, counted) in enumerate(zip(predictions, present & (labels >= 0)[None, :], strict=True)):
-        if not counted.any():
+    counted = present & (labels >= 0)[None, :]  # [S, N]
+    for s in range(len(predictions)):
+        if not counted[s].any():
             continue
-        classes = classes[:, counted]
-        _check_not_negative(classes, f"subset {s}: ")
-        _, label, size = np.unique(labels[counted], return_inverse=True, return_counts=True)
-        for m, correct in enumerate(classes == labels[counted][None, :]):
-            matrix[s, m] = np.mean(np.bincount(label, weights=correct) / size)
+        subset_labels = labels[counted[s]]
+        subset_predictions = predictions[s][:, counted[s]]  # [M, counted examples]
+        _check_not_negative(subset_predictions, f"subset {s}: ")
+        _, label, class_size = np.unique(subset_labels, return_inverse=True, return_counts=True)
+        for m, correct in enumerate(subset_predictions == subset_labels[None, :]):
+            class_accuracy = np.bincount(label, weights=correct) / class_size
+            matrix[s, m] = np.mean(class_accuracy)
     return matrix
 
 
 def joint_coherence(predictions) -> float:
-    """Fraction of draws from the prior whose modalities all show the same class (Shi et al. 2019, MMVAE).
+    """Fraction of samples from the prior whose generated modalities all show the same class (Shi et al. 2019, MMVAE).
 
-    A model that always draws one class scores 1, so look at the distribution of classes as well.
+    A model that generates one class only scores 1, so look at the distribution of classes as well.
 
     Args:
-      predictions: int ``[M, N]``, the classifier's class of modality m in draw n; two modalities at least.
+      predictions: int ``[M, N]``, the classifier's class of modality m in sample n; two modalities at least.
     Raises:
       ValueError: if the shape or type does not fit, or a prediction is negative.
     """
@@ -148,6 +153,7 @@ def joint_coherence(predictions) -> float:
 
 
 def _classes(name, x, ndim):
+    """Integer classes as an array, checked to have ``ndim`` axes; ``name`` is for the error's message."""
     x = np.asarray(x)
     if x.ndim != ndim or not np.issubdtype(x.dtype, np.integer):
         shape = {1: "[examples]", 2: "[modalities, draws]", 3: "[subsets, modalities, examples]"}[ndim]
@@ -156,6 +162,7 @@ def _classes(name, x, ndim):
 
 
 def _check_not_negative(predictions, where=""):
+    """Raises ValueError where a prediction ``[M, N]`` is negative; the message begins with ``where``."""
     if predictions.min(initial=0) < 0:
         m = int(np.argmax((predictions < 0).any(axis=1)))
         raise ValueError(

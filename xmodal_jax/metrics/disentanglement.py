@@ -31,15 +31,15 @@ def mutual_information_gap(latents, factors, *, bins: int = 20) -> float:
               \Big( I(z_{j(f)}; v_f) - \max_{j \ne j(f)} I(z_j; v_f) \Big), \qquad
               j(f) = \arg\max_j I(z_j; v_f)
 
-    The information is that of histograms: each dimension in ``bins`` bins of equal width between its smallest and
-    largest value (as Locatello et al. 2019; the paper integrates the posterior instead). A far outlier widens the bins
-    of its dimension. Histograms overestimate information by about (bins - 1)(values - 1) / 2N nats: use many more
-    examples than cells.
+    For latent dimensions z_j and factors v_f; I is the mutual information and H the entropy. They are computed from
+    histograms, with ``bins`` bins of equal width between the smallest and the largest value of a dimension (as in
+    Locatello et al. 2019; the paper integrates the posterior instead). A far outlier widens the bins of its dimension.
+    Histograms overestimate information by about (bins - 1)(values - 1) / 2N nats: use many more examples than cells.
 
     Args:
       latents: ``[N, D]`` with D at least 2, such as the means of the posteriors.
       factors: int ``[N, F]``, one column for each factor.
-      bins: for each dimension, at least 2, and more than a factor has values.
+      bins: number of bins for each dimension: at least 2, and more than a factor has values.
     Raises:
       ValueError: if the shapes or types do not fit, a latent is not finite, a factor has one value only, or there are
         fewer than two bins or dimensions.
@@ -50,17 +50,18 @@ def mutual_information_gap(latents, factors, *, bins: int = 20) -> float:
     gaps = []
     binned = [_bin(dimension, bins) for dimension in latents.T]
     for factor in factors:
-        size = factor.max() + 1
+        value_count = factor.max() + 1
         information = []
         for dimension in binned:
-            joint = np.bincount(dimension * size + factor, minlength=bins * size).reshape(bins, size) / len(
-                factor
-            )
+            # The joint distribution of bin and factor value, [bins, values].
+            counts = np.bincount(dimension * value_count + factor, minlength=bins * value_count)
+            joint = counts.reshape(bins, value_count) / len(factor)
+            # I(z; v) = H(z) + H(v) - H(z, v)
             information.append(
                 _entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0)) - _entropy(joint.ravel())
             )
-        second, first = np.sort(information)[-2:]
-        gaps.append((first - second) / _entropy(np.bincount(factor) / len(factor)))
+        second_largest, largest = np.sort(information)[-2:]
+        gaps.append((largest - second_largest) / _entropy(np.bincount(factor) / len(factor)))
     return float(np.mean(gaps))
 
 
@@ -74,7 +75,8 @@ def dci(latents, factors, *, seed: int, rounds: int = 100, test_fraction: float 
               \rho_d = \textstyle\sum_f R_{df} / F, \qquad
               C = \frac{1}{F} \sum_f \big(1 - H_D(R_{\cdot f})\big)
 
-    where the entropy H has the number of factors or of dimensions as the base of its logarithm. The trees are those of
+    where ``R_d.`` and ``R_.f`` are a row and a column of R, and the entropies :math:`H_F` and :math:`H_D` have the
+    number of factors and of dimensions as the base of their logarithms. The trees are those of
     Locatello et al. 2019; other predictors give other values. Informativeness is ``1 - error / error of always
     predicting the most frequent value``, a mean over factors on examples held out, so that factors with few and with
     many values are comparable; others report accuracy or error alone.
@@ -113,18 +115,20 @@ def dci(latents, factors, *, seed: int, rounds: int = 100, test_fraction: float 
         error = factor[test] != trees.predict(latents[test])
         baseline_error = factor[test] != np.argmax(np.bincount(factor[train]))
         informativeness.append(1 - np.mean(error) / np.mean(baseline_error))
-    disentanglement, completeness = _dc(np.stack(importance, axis=1))
+    disentanglement, completeness = _dc(np.stack(importance, axis=1))  # importance [D, F]
     return DCI(disentanglement, completeness, float(np.mean(informativeness)))
 
 
 def _dc(importance):
-    """Disentanglement and completeness from importances ``[D, F]``."""
-    total = importance.sum(axis=1)
-    used = total > 0  # a dimension without importance has no weight, and no entropy either
-    over_factors = [_entropy(row / row.sum()) / np.log(importance.shape[1]) for row in importance[used]]
-    over_dimensions = [_entropy(column) / np.log(importance.shape[0]) for column in importance.T]
-    disentanglement = np.sum(total[used] * (1 - np.array(over_factors))) / total.sum()
-    return float(disentanglement), float(np.mean(1 - np.array(over_dimensions)))
+    """``(disentanglement, completeness)`` from the importances R ``[D, F]`` of dimensions for factors; see `dci`."""
+    total = importance.sum(axis=1)  # of each dimension
+    used = total > 0  # a dimension without importance has the weight 0, and no defined entropy
+    # Entropies of rows and columns, relative to those of uniform distributions.
+    row_entropies = [_entropy(row / row.sum()) / np.log(importance.shape[1]) for row in importance[used]]
+    column_entropies = [_entropy(column) / np.log(importance.shape[0]) for column in importance.T]
+    disentanglement = np.sum(total[used] * (1 - np.array(row_entropies))) / total.sum()
+    completeness = np.mean(1 - np.array(column_entropies))
+    return float(disentanglement), float(completeness)
 
 
 def sap(latents, factors, *, seed: int, test_fraction: float = 0.25) -> float:
@@ -132,12 +136,12 @@ def sap(latents, factors, *, seed: int, test_fraction: float = 0.25) -> float:
 
     .. math:: \frac{1}{F} \sum_f \frac{S_{(1) f} - S_{(2) f}}{1 - 1 / K_f}
 
-    where :math:`S_{(1) f}` and :math:`S_{(2) f}` are the balanced accuracies (means over values) of factor f with the
-    two best dimensions, predicted from one dimension alone by at most :math:`K_f - 1` thresholds for :math:`K_f`
-    values, on examples held out. A decision tree with :math:`K_f` leaves, chosen by balanced Gini impurity, sets the
-    thresholds; a linear classifier in its place would miss values in the middle of a dimension. The paper does not
-    divide by :math:`1 - 1/K_f`, so that a perfect dimension for a binary factor has 0.5 there and 1 here. The value is
-    0 to 1, up to what chance adds on few examples.
+    Factor f, with :math:`K_f` values, is predicted from one latent dimension at a time. :math:`S_{(1) f}` and
+    :math:`S_{(2) f}` are the balanced accuracies (means over values) with the best and the second best dimension, on
+    examples held out. The classifier is a decision tree with at most :math:`K_f` leaves, grown by balanced Gini
+    impurity; a linear classifier would miss values in the middle of a dimension. The paper does not divide by
+    :math:`1 - 1/K_f`, so that a perfect dimension for a binary factor has 0.5 there and 1 here. The score lies between
+    0 and 1, apart from chance on few examples.
 
     Args:
       latents: ``[N, D]`` with D at least 2. The order of the dimensions does not matter.
@@ -157,18 +161,22 @@ def sap(latents, factors, *, seed: int, test_fraction: float = 0.25) -> float:
     for factor in factors:
         values = factor.max() + 1
         _, label, count = np.unique(factor[test], return_inverse=True, return_counts=True)
-        scores = []
+        accuracies = []
         for dimension in latents.T:
             tree = DecisionTreeClassifier(max_leaf_nodes=int(values), class_weight="balanced", random_state=0)
             predictions = tree.fit(dimension[train, None], factor[train]).predict(dimension[test, None])
-            scores.append(np.mean(np.bincount(label, weights=predictions == factor[test]) / count))
-        second, first = np.sort(scores)[-2:]
-        gaps.append((first - second) / (1 - 1 / values))
+            # The mean over the factor's values of the accuracy on the examples with that value.
+            accuracies.append(np.mean(np.bincount(label, weights=predictions == factor[test]) / count))
+        second_best, best = np.sort(accuracies)[-2:]
+        gaps.append((best - second_best) / (1 - 1 / values))
     return float(np.mean(gaps))
 
 
 def _columns(latents, factors):
-    """Latents ``[N, D]`` in float64, and the columns ``[N]`` of the factors as a list, their values numbered from 0."""
+    """``(latents, factors)``, checked: latents ``[N, D]`` in float64, factors a list of F columns ``[N]``.
+
+    The values of each factor are numbered from 0 without gaps.
+    """
     latents, factors = validate_features("latents", latents, np.float64), np.asarray(factors)
     if latents.shape[1] < 2:
         raise ValueError("two latent dimensions at least are needed, got 1")
@@ -184,7 +192,7 @@ def _columns(latents, factors):
 
 
 def _split(factors, seed, test_fraction):
-    """Indices of training and test examples, drawn without replacement."""
+    """``(train, test)``: indices of the examples of a random split; both parts have two values of each factor."""
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
     count = len(factors[0])
@@ -202,7 +210,7 @@ def _split(factors, seed, test_fraction):
 
 
 def _bin(values, bins):
-    """The index of the bin, of ``bins`` with equal width, that each value lies in."""
+    """The number of each value's bin, 0 to ``bins - 1``, where bins of equal width span the range of the values."""
     edges = np.linspace(values.min(), values.max(), bins + 1)
     return np.searchsorted(edges[1:-1], values, side="right")
 

@@ -57,9 +57,9 @@ def moments(features) -> Moments:
 
 
 def add_moments(total: Moments | None, features) -> Moments:
-    """The moments ``total`` (None at the start) updated by one more batch of features ``[N, D]``.
+    """The moments of all features so far: those of ``total`` (None at the start) and of one more batch ``[N, D]``.
 
-    As exact as :func:`moments` of all features at once, however they are split into batches.
+    The result is as exact as :func:`moments` of all features at once, however they are split into batches.
 
     Example:
       >>> import numpy as np
@@ -87,6 +87,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     """
     _check_same_dim(a, b)
     count = a.count + b.count
+    # mean = mean_a + shift n_b / n;  scatter = S_a + S_b + shift shift^T n_a n_b / n
     shift = b.mean - a.mean
     return Moments(
         count,
@@ -131,12 +132,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     # product A B are neither.
     product = _factorize(cov_a).T @ _factorize(cov_b)
     trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.linalg.svd(product, compute_uv=False).sum()
-    # Of equal moments rounding may leave a small negative number.
+    # For equal moments rounding may give a small negative number.
     return float(max(np.sum((a.mean - b.mean) ** 2) + trace, 0.0))
 
 
 def _factorize(covariance):
-    """A matrix P with ``P P^T`` = covariance, which may be singular."""
+    """A matrix P ``[D, D]`` with ``P P^T = covariance``; the covariance may be singular."""
     values, vectors = np.linalg.eigh(covariance)
     return vectors * np.sqrt(np.maximum(values, 0.0))[None, :]
 
@@ -155,8 +156,8 @@ def inception_score(logits, *, splits: int = 10, seed: int | None = None) -> Mea
 
     Args:
       logits: ``[N, K]``. Logarithms of probabilities are logits too; -inf is a probability of 0.
-      splits: number of contiguous parts, of equal size up to one example. If the samples are sorted by class, set a
-        ``seed``: a part with few classes has a low score.
+      splits: number of contiguous parts, whose sizes differ by at most one example. If the samples are sorted by class,
+        set a ``seed``: a part with few classes has a low score.
       seed: if given, shuffles the examples first, as torch-fidelity does (there the seed is 2020).
     Raises:
       ValueError: if the logits are not ``[N, K]``, an example's logits hold NaN or +inf or only -inf, or N is below
@@ -185,18 +186,19 @@ def inception_score(logits, *, splits: int = 10, seed: int | None = None) -> Mea
     if seed is not None:
         order = np.random.RandomState(seed).permutation(count)
         logits, maximum = logits[order], maximum[order]
+    # p(y | x) by a softmax of the logits, and its logarithm.
     logits = logits - maximum
     p = np.exp(logits)
     total = p.sum(axis=1, keepdims=True)
     p, log_p = p / total, logits - np.log(total)
     scores = []
     for i in range(splits):
-        part = slice(i * count // splits, (i + 1) * count // splits)
-        q = p[part].mean(axis=0, keepdims=True)
+        split = slice(i * count // splits, (i + 1) * count // splits)
+        q = p[split].mean(axis=0, keepdims=True)  # p(y)
         log_q = np.log(np.where(q > 0, q, 1.0))
-        # Where p is 0 the logarithm is -inf; 0 log 0 counts as 0.
-        ratio = np.where(p[part] > 0, log_p[part], log_q) - log_q
-        scores.append(np.exp((p[part] * ratio).sum(axis=1).mean()))
+        # Where p is 0 its logarithm is -inf; 0 log 0 counts as 0.
+        log_ratio = np.where(p[split] > 0, log_p[split], log_q) - log_q
+        scores.append(np.exp((p[split] * log_ratio).sum(axis=1).mean()))
     return MeanStd(float(np.mean(scores)), float(np.std(scores)))
 
 
@@ -242,9 +244,12 @@ def kernel_distance(a, b, *, seed: int, subsets: int = 100, subset_size: int = 1
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1, got {subsets}")
     choice = np.random.RandomState(seed).choice
+    # [subsets, 2, size]: indices into a and into b.
     indices = [[choice(len(x), subset_size, replace=False) for x in (a, b)] for _ in range(subsets)]
     # Sums over rows in float32 on the device; their means in float64 on the host.
     sums = np.asarray(_kernel_row_sums(a, b, np.asarray(indices, np.int32)), np.float64)
+    # Mean row sums, [subsets]: within a set (the mean for both sets, hence the factor 2 below) and between the sets.
+    # A row within a set has size - 1 entries, as the diagonal is left out, and a row between the sets has size.
     within, between = sums[:, :2].mean(axis=(1, 2)), sums[:, 2].mean(axis=1)
     distances = 2 * within / (subset_size - 1) - 2 * between / subset_size
     return MeanStd(float(np.mean(distances)), float(np.std(distances)))
@@ -252,7 +257,11 @@ def kernel_distance(a, b, *, seed: int, subsets: int = 100, subset_size: int = 1
 
 @jax.jit
 def _kernel_row_sums(a, b, indices):
-    """Sums over the rows of three kernel matrices, within x, within y and between them: ``[subsets, 3, size]``."""
+    """The row sums of three kernel matrices for each subset: x with x, y with y and x with y, ``[subsets, 3, size]``.
+
+    ``indices [subsets, 2, size]`` selects x from ``a`` and y from ``b``. The kernel is that of `kernel_distance`
+    minus 1. The diagonals of the first two matrices are left out.
+    """
     off_diagonal = ~jnp.eye(indices.shape[2], dtype=bool)
 
     def kernel(x, y):
@@ -260,16 +269,16 @@ def _kernel_row_sums(a, b, indices):
         t = jnp.matmul(x, y.T, precision="highest") / x.shape[1]
         return t * (3.0 + t * (3.0 + t))
 
-    def subset(index):
+    def subset_row_sums(index):
         x, y = a[index[0]], b[index[1]]
         within = [jnp.where(off_diagonal, kernel(z, z), 0.0).sum(axis=1) for z in (x, y)]
         return jnp.stack([*within, kernel(x, y).sum(axis=1)])
 
-    return jax.lax.map(subset, indices)
+    return jax.lax.map(subset_row_sums, indices)
 
 
 def r_precision(image_embeddings, text_embeddings, *, seed: int, candidates: int = 100, groups=None) -> float:
-    """R-precision with R = 1: the fraction of generated images for which their text ranks first among ``candidates``.
+    """R-precision with R = 1: the fraction of generated images whose own text ranks first among ``candidates`` texts.
 
     The candidates of an image are its text and ``candidates - 1`` mismatched texts, drawn without replacement; they are
     ranked by cosine similarity. A tie counts as wrong, so that a collapsed encoder, whose embeddings are all equal,
@@ -308,42 +317,49 @@ def r_precision(image_embeddings, text_embeddings, *, seed: int, candidates: int
         raise ValueError(f"groups must be [{len(texts)}], one id for each text, got {list(groups.shape)}")
     if candidates < 2:
         raise ValueError(f"candidates must be at least 2, got {candidates}")
-    others = _draw_mismatched(groups, candidates - 1, np.random.default_rng(seed))
-    return float(np.mean(np.asarray(_own_text_ranks_first(images, texts, others))))
+    mismatched = _draw_mismatched(groups, candidates - 1, np.random.default_rng(seed))
+    return float(np.mean(np.asarray(_own_text_ranks_first(images, texts, mismatched))))
 
 
 def _draw_mismatched(groups, count, rng):
-    """For each text the indices of ``count`` texts of other groups, int32 ``[N, count]``."""
-    order = np.argsort(groups, kind="stable")
+    """For each text the indices of ``count`` different texts of other groups, int32 ``[N, count]``.
+
+    ``groups`` int ``[N]``: the id of each text's group; ``rng``: a NumPy generator.
+
+    Raises:
+      ValueError: if fewer than ``count`` texts are outside of a text's group.
+    """
+    order = np.argsort(groups, kind="stable")  # the texts sorted by group
     _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
-    start = np.cumsum(size) - size
+    start = np.cumsum(size) - size  # where each group begins in that order
     if (largest := size.max()) + count > len(groups):
         example, available = int(np.argmax(size[group] == largest)), len(groups) - largest
         raise ValueError(
             f"example {example} has {available} mismatched texts for the {count} "
             f"that candidates={count + 1} needs: give more examples or fewer candidates"
         )
-    out = np.empty((len(groups), count), np.int32)
+    mismatched = np.empty((len(groups), count), np.int32)
     for i, g in enumerate(group):
         drawn = rng.choice(len(groups) - size[g], count, replace=False, shuffle=False)
-        # In sorted order a group is contiguous; draws at or beyond its start are shifted past it.
-        out[i] = order[np.where(drawn < start[g], drawn, drawn + size[g])]
-    return out
+        # Positions among the sorted texts without group g: those from its start on are shifted past it.
+        mismatched[i] = order[np.where(drawn < start[g], drawn, drawn + size[g])]
+    return mismatched
 
 
 @jax.jit
-def _own_text_ranks_first(images, texts, others):
-    """For each image whether its own text is strictly more similar than all distractors, bool ``[N]``.
+def _own_text_ranks_first(images, texts, mismatched):
+    """Whether each image's own text is strictly more similar to it than all mismatched texts, bool ``[N]``.
 
-    ``images [N, D]`` and ``texts [N, D]`` are embeddings, a row for each pair; ``others`` int ``[N, K]`` holds the
-    indices of each image's K distractor texts.
+    ``images [N, D]`` and ``texts [N, D]`` are embeddings, a row for each pair; ``mismatched`` int ``[N, K]`` holds the
+    indices of the K texts that each image's own text competes with.
     """
     images, texts = l2_normalize(images), l2_normalize(texts)
 
     def ranks_first(x):
-        image, own_index, other_indices = x
-        # A sum per candidate in one fixed order, which a matrix product does not guarantee: equal texts must tie.
-        cosine = jnp.sum(texts[jnp.append(own_index, other_indices)] * image[None, :], axis=1)
+        image, own_index, mismatched_indices = x
+        candidates = texts[jnp.append(own_index, mismatched_indices)]
+        # Not a matrix product, which may sum in a different order for each candidate: equal texts must tie exactly.
+        cosine = jnp.sum(candidates * image[None, :], axis=1)
         return (cosine[1:] < cosine[0]).all()
 
-    return jax.lax.map(ranks_first, (images, jnp.arange(len(texts), dtype=others.dtype), others))
+    return jax.lax.map(ranks_first, (images, jnp.arange(len(texts), dtype=mismatched.dtype), mismatched))

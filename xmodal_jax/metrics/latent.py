@@ -76,6 +76,7 @@ def uniformity(x: Float[Array, "n dim"], *, scale: float = 2.0, chunk: int = 102
     x = l2_normalize(x)
 
     def sum_over_others(example):
+        """``sum_j exp(-scale ||x_i - x_j||^2)`` over all j but i."""
         embedding, index = example
         square = squared_distances(embedding[None, :], x)[0]
         return jnp.where(jnp.arange(size) == index, 0.0, jnp.exp(-scale * square)).sum()

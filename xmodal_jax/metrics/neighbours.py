@@ -104,6 +104,7 @@ def precision_recall(real, fake, *, k: int = 3) -> PrecisionRecall:
       Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2.
     """
     real, fake = validate_feature_pair(("real", real), ("fake", fake))
+    # Whether each fake lies in any ball around a real example, and the reverse.
     precision = _count_balls(fake, real, _squared_radii("real", real, k), strict=False) > 0
     recall = _count_balls(real, fake, _squared_radii("fake", fake, k), strict=False) > 0
     return PrecisionRecall(_mean(precision), _mean(recall))
@@ -145,8 +146,8 @@ def density_coverage(real, fake, *, k: int = 5) -> DensityCoverage:
     real, fake = validate_feature_pair(("real", real), ("fake", fake))
     squared_radii = _squared_radii("real", real, k)
     density = _mean(_count_balls(fake, real, squared_radii, strict=True)) / k
-    nearest_fake = _nearest(real, fake, k=1)[1][:, 0]
-    return DensityCoverage(density, _mean(nearest_fake < squared_radii))
+    _, squared_to_fake = _nearest(real, fake, k=1)
+    return DensityCoverage(density, _mean(squared_to_fake[:, 0] < squared_radii))
 
 
 def validate_features(name: str, features, dtype=np.float32) -> np.ndarray:
@@ -169,23 +170,31 @@ def validate_features(name: str, features, dtype=np.float32) -> np.ndarray:
 
 
 def validate_feature_pair(*named) -> list[np.ndarray]:
-    """Two sets of features of one space, ``(name, features)`` each, as float32 arrays.
+    """Checks two sets of features of the same dimension; returns both as float32 arrays.
+
+    Each argument is ``(name, features)``, with the name for the errors' messages.
 
     Raises:
       ValueError: as :func:`validate_features`, or if the sets have different numbers of features.
     """
-    (a_name, a), (b_name, b) = pair = [(name, validate_features(name, x)) for name, x in named]
+    (a_name, b_name), (a, b) = zip(*named, strict=True)
+    a, b = validate_features(a_name, a), validate_features(b_name, b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a_name} and {b_name} have {a.shape[1]} and {b.shape[1]} features each")
-    return [x for _, x in pair]
+    return [a, b]
 
 
 def _squared_radii(name, x, k):
-    """The squared distance from every example to its k-th nearest other example."""
+    """The squared distance from every example of x ``[N, D]`` to its k-th nearest other example, ``[N]``.
+
+    Raises:
+      ValueError: if an example has fewer than k others; ``name`` is what the message calls x.
+    """
     if not 1 <= k < len(x):
         raise ValueError(f"k={k}: each of the {len(x)} {name} examples needs k others")
     # Nothing is nearer to an example than itself, so its k-th other neighbour is the (k+1)-th of all, even with copies.
-    return _nearest(x, x, k=k + 1)[1][:, k]
+    _, squared_distances = _nearest(x, x, k=k + 1)
+    return squared_distances[:, k]
 
 
 def _mean(x):
@@ -196,6 +205,7 @@ def _mean(x):
 def _squared_distances(query, references):
     """The squared distances from one query to all references, ``[M]``."""
     count, dim = references.shape
+    # In tiles of references that fit a processor's cache, the last one padded.
     padded = jnp.pad(references, ((0, -count % REFERENCES_AT_A_TIME), (0, 0)))
     tiles = padded.reshape(-1, REFERENCES_AT_A_TIME, dim)
     square = jax.lax.map(lambda tile: jnp.sum(jnp.square(query[None, :] - tile), axis=1), tiles)
@@ -208,15 +218,16 @@ def _nearest(queries, references, *, k):
     """Indices and squared distances of the k nearest references, ``[Q, k]`` each."""
 
     def nearest_to(query):
-        negative, index = jax.lax.top_k(-_squared_distances(query, references), k)
-        return index, -negative
+        # The k largest of the negative distances.
+        negative_distances, indices = jax.lax.top_k(-_squared_distances(query, references), k)
+        return indices, -negative_distances
 
     return jax.lax.map(nearest_to, queries, batch_size=QUERIES_AT_A_TIME)
 
 
 @partial(jax.jit, static_argnames="strict")
 def _count_balls(points, centers, squared_radii, *, strict):
-    """The number of balls that contain each point, int ``[points]``; ``strict`` excludes the balls' surfaces."""
+    """The number of balls that contain each point, int ``[points]``; ``strict``: a ball's surface is not part of it."""
     inside = jnp.less if strict else jnp.less_equal
     count = lambda point: inside(_squared_distances(point, centers), squared_radii).sum()
     return jax.lax.map(count, points, batch_size=QUERIES_AT_A_TIME)

@@ -20,15 +20,15 @@ def mse(a, b) -> Float[Array, "batch"]:
     Raises:
       ValueError: if the shapes differ, there is no axis after the first, or the values are not floats.
     """
-    a, b = _pair(a, b)
+    a, b = _check_pair(a, b)
     return jnp.mean(jnp.square(a - b), axis=tuple(range(1, a.ndim)))
 
 
 def psnr(a, b, *, data_range: float = 1.0) -> Float[Array, "batch"]:
     """``10 log10(data_range^2 / mse)``, the peak signal-to-noise ratio in dB, ``[B]``; infinite for copies.
 
-    The mean over examples differs from the PSNR of the mean error, and one perfect copy makes it infinite: say which
-    you report.
+    The mean of these values over examples differs from the PSNR of the mean error, and is infinite if one example is a
+    perfect copy: state which of the two you report.
 
     Args:
       a, b: as for :func:`mse`.
@@ -36,7 +36,7 @@ def psnr(a, b, *, data_range: float = 1.0) -> Float[Array, "batch"]:
     Raises:
       ValueError: as :func:`mse`, or if ``data_range`` is not positive.
     """
-    _positive(data_range=data_range)
+    _check_positive(data_range=data_range)
     return 10.0 * (2.0 * math.log10(data_range) - jnp.log10(mse(a, b)))
 
 
@@ -61,8 +61,8 @@ def ssim(a, b, *, window: int = 11, sigma: float = 1.5, data_range: float = 1.0)
       ValueError: if the shapes differ or are not ``[B, H, W, C]``, the values are not floats, an image is
         smaller than the window, or a setting is not positive.
     """
-    _positive(window=window, sigma=sigma, data_range=data_range)
-    a, b = _pair(a, b)
+    _check_positive(window=window, sigma=sigma, data_range=data_range)
+    a, b = _check_pair(a, b)
     if a.ndim != 4:
         raise ValueError(f"images must be [batch, height, width, channels], got {list(a.shape)}")
     if min(a.shape[1:3]) < window:
@@ -75,31 +75,35 @@ def ssim(a, b, *, window: int = 11, sigma: float = 1.5, data_range: float = 1.0)
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _ssim(a, b, window, sigma, data_range):
-    # E x^2 - (E x)^2 cancels digits; less so after the mean of the image is subtracted, which leaves variances as is.
+    """The structural similarity of images ``[B, H, W, C]``, ``[B]``; see `ssim` for the equation and the arguments."""
+    # A variance E x^2 - (E x)^2 loses digits where the mean is large: subtract the mean colour of both images first.
     centre = 0.5 * (a.mean(axis=(1, 2), keepdims=True) + b.mean(axis=(1, 2), keepdims=True))
     a, b = a - centre, b - centre
+    # Under the window: E a, E b, E a^2 + E b^2 and E ab.
     mean_a, mean_b, square, product = (_window_mean(x, window, sigma) for x in (a, b, a * a + b * b, a * b))
-    variances = square - (mean_a * mean_a + mean_b * mean_b)
+    variance_sum = square - (mean_a * mean_a + mean_b * mean_b)
     covariance = product - mean_a * mean_b
     mean_a, mean_b = mean_a + centre, mean_b + centre
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    likeness = (2.0 * mean_a * mean_b + c1) * (2.0 * covariance + c2)
-    return jnp.mean(likeness / ((mean_a * mean_a + mean_b * mean_b + c1) * (variances + c2)), axis=(1, 2, 3))
+    numerator = (2.0 * mean_a * mean_b + c1) * (2.0 * covariance + c2)
+    denominator = (mean_a * mean_a + mean_b * mean_b + c1) * (variance_sum + c2)
+    return jnp.mean(numerator / denominator, axis=(1, 2, 3))
 
 
 def _window_mean(x, window, sigma):
     """Gaussian means of x ``[B, H, W, C]`` wherever the window fits: ``[B, H - window + 1, W - window + 1, C]``."""
     weights = np.exp(-0.5 * ((np.arange(window) - (window - 1) / 2) / sigma) ** 2)
     weights = [float(w) for w in weights / weights.sum()]
-    # Sums of shifted images: a convolution has fewer bits on accelerators and is slow on a CPU.
+    # The 2-D Gaussian is a product of two 1-D ones: a weighted sum of shifted images along each axis. (A convolution
+    # would be less precise on accelerators and slower on a CPU.)
     for axis in (1, 2):
         size = x.shape[axis] - window + 1
         x = sum(w * jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i, w in enumerate(weights))
     return x
 
 
-def _pair(a, b):
-    """Both arrays in float32 at least, checked."""
+def _check_pair(a, b):
+    """Both arrays in float32 at least, checked to be floats ``[B, ...]`` of one shape."""
     a, b = jnp.asarray(a), jnp.asarray(b)
     if a.shape != b.shape or a.ndim < 2:
         raise ValueError(
@@ -112,7 +116,8 @@ def _pair(a, b):
     return a.astype(dtype), b.astype(dtype)
 
 
-def _positive(**settings):
+def _check_positive(**settings):
+    """Raises ValueError if one of the named settings is not positive."""
     for name, value in settings.items():
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")

@@ -75,11 +75,12 @@ def ranks(
     Args:
       queries: ``[Q, d]``.
       gallery: ``[G, d]``.
-      targets: the correct items: an index into the gallery for each query, ``int [Q]``, or ``bool [Q, G]``,
-        True where the item is correct. By default, item i for query i.
-      query_ids, gallery_ids: instead, ``int [Q]`` and ``int [G]``: items with the query's id are correct.
-      normalize: compares by cosine similarity; False: by inner product.
-      chunk: queries at a time; None: as many as give 2^25 similarities.
+      targets: the correct items of each query: ``int [Q]``, an index into the gallery, or ``bool [Q, G]``, True where
+        an item is correct. By default item i is correct for query i.
+      query_ids, gallery_ids: in place of ``targets``, ids ``int [Q]`` and ``int [G]``: the items with the same id as a
+        query are correct.
+      normalize: True ranks by cosine similarity, False by inner product.
+      chunk: number of queries whose similarities are computed at a time; None: as many as give 2^25 similarities.
     Returns:
       ``int [Q]``.
     Raises:
@@ -89,31 +90,43 @@ def ranks(
     count, size = queries.shape[0], gallery.shape[0]
     if count == 0 or size == 0:
         raise ValueError(f"nothing to rank: {count} queries, {size} items in the gallery")
+    # Query i has the correct items correct[i] (a row of booleans), or those j with item_ids[j] == correct[i].
     correct, item_ids, kind = _correct_items(count, size, targets, query_ids, gallery_ids)
     chunk = min(count, chunk or max(1, CHUNK_ELEMENTS // size))
     if normalize:
         gallery = l2_normalize(gallery)
-    out = []
+    chunk_ranks = []
     for start in range(0, count, chunk):
-        q, c = queries[start : start + chunk], correct[start : start + chunk]
-        in_chunk = q.shape[0]
+        chunk_size = min(chunk, count - start)
         # The last chunk is padded, so that all chunks share a compiled program.
-        q, c = (np.pad(x, [(0, chunk - in_chunk)] + [(0, 0)] * (x.ndim - 1), mode="edge") for x in (q, c))
         rank, any_correct = _chunk_ranks(
-            q, gallery, c, item_ids, matrix=kind == "matrix", normalize=normalize
+            _repeat_last(queries[start : start + chunk], chunk - chunk_size),
+            gallery,
+            _repeat_last(correct[start : start + chunk], chunk - chunk_size),
+            item_ids,
+            matrix=kind == "matrix",
+            normalize=normalize,
         )
-        any_correct = np.asarray(any_correct)[:in_chunk]
+        any_correct = np.asarray(any_correct)[:chunk_size]
         if not any_correct.all():
             raise ValueError(
                 f"query {start + int(np.argmin(any_correct))} has no correct item in the gallery"
             )
-        out.append(np.asarray(rank)[:in_chunk])
-    return np.concatenate(out)
+        chunk_ranks.append(np.asarray(rank)[:chunk_size])
+    return np.concatenate(chunk_ranks)
+
+
+def _repeat_last(x, count):
+    """``x [n, ...]`` with its last entry repeated ``count`` more times, ``[n + count, ...]``."""
+    return np.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1), mode="edge")
 
 
 def _correct_items(count, size, targets, query_ids, gallery_ids):
-    """``(targets, item_ids, kind)``: the correct items of each query as a bool "matrix", or as the id of the items that
-    are correct ("ids" or "index")."""
+    """``(targets, item_ids, kind)`` of ``count`` queries and ``size`` gallery items, checked; see `ranks`.
+
+    kind "matrix": targets is bool ``[count, size]``, True for correct items. kinds "ids" and "index": targets is int
+    ``[count]``, and the items whose entry of ``item_ids [size]`` equals the query's target are correct.
+    """
     if (query_ids is None) != (gallery_ids is None):
         raise ValueError("query_ids and gallery_ids go together")
     if targets is not None and query_ids is not None:
@@ -145,13 +158,17 @@ def _correct_items(count, size, targets, query_ids, gallery_ids):
 
 @partial(jax.jit, static_argnames=("matrix", "normalize"))
 def _chunk_ranks(queries, gallery, targets, item_ids, *, matrix, normalize):
-    """Ranks, and whether each query has a correct item."""
+    """``(rank, any_correct)`` of each query of a chunk: its rank, and whether it has a correct item at all.
+
+    ``matrix``: whether ``targets`` is bool ``[queries, items]``. Otherwise it is int ``[queries]``, the id of the
+    correct items among ``item_ids``.
+    """
     if normalize:
         queries = l2_normalize(queries)
-    # In full float32: at a device's default precision neighbours tie, and a tie costs a rank.
+    # In full float32: at a device's lower default precision close similarities tie, and a tie counts against the query.
     similarity = jnp.matmul(queries, gallery.T, precision="highest", preferred_element_type=jnp.float32)
     correct = targets if matrix else targets[:, None] == item_ids[None, :]
     best = jnp.where(correct, similarity, -jnp.inf).max(axis=1, keepdims=True)
-    # Not "similarity >= best", which a NaN would win.
-    better = ~correct & ~(similarity < best)
-    return 1 + better.sum(axis=1), correct.any(axis=1)
+    # Not "similarity >= best": a similarity that is NaN must count against the query too.
+    at_least_as_similar = ~correct & ~(similarity < best)
+    return 1 + at_least_as_similar.sum(axis=1), correct.any(axis=1)

@@ -33,12 +33,14 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
         raise ValueError(
             f"as many candidates as lists of references are needed, got {len(candidates)} and {len(references)}"
         )
-    without = [i for i, known in enumerate(references) if not known]
-    if without:
-        raise ValueError(f"caption {without[0]} ({candidates[without[0]]!r}) has no reference")
+    without_reference = [i for i, texts in enumerate(references) if not texts]
+    if without_reference:
+        i = without_reference[0]
+        raise ValueError(f"caption {i} ({candidates[i]!r}) has no reference")
+    # sacrebleu takes a list of the first references of all captions, one of the second ones and so on, with None where
+    # a caption has fewer references.
     most = max(map(len, references))
-    # sacrebleu reads references by column; None says that a caption has fewer.
-    columns = [[known[k] if k < len(known) else None for known in references] for k in range(most)]
+    columns = [[texts[k] if k < len(texts) else None for texts in references] for k in range(most)]
     return {
         "bleu": sacrebleu.corpus_bleu(list(candidates), columns).score,
         "chrf": sacrebleu.corpus_chrf(list(candidates), columns).score,
@@ -49,52 +51,61 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
 def cider(
     candidates: Sequence[str], references: Sequence[Sequence[str]], *, longest: int = 4, sigma: float = 6.0
 ) -> np.ndarray:
-    """CIDEr-D of each caption, 0 to 10: the agreement of its n-grams of 1 to ``longest`` words with its references,
+    """CIDEr-D of each caption, 0 to 10: how well its n-grams of 1 to ``longest`` words agree with its references',
 
         10 mean_n mean_r exp(-(|c| - |r|)^2 / 2 sigma^2) sum_w min(c_w, r_w) r_w / (|c_n| |r_n|),
 
-    where ``c_w`` is the count of the n-gram ``w`` times ``log(captions / captions whose references contain w)``. An
-    n-gram in the references of all captions counts nothing, so the scores depend on which captions are scored together.
-    Words are separated by spaces: lower-case and strip punctuation before. Vedantam et al. 2015, arXiv:1411.5726,
-    eq. 1-3 and sec. 5.1.
+    for a candidate c of |c| words, its references r and the n-grams w of n words. ``c_w`` is the TF-IDF weight of w in
+    c: its count times ``log(captions / captions whose references contain w)``; ``|c_n|`` is the norm of these weights.
+    An n-gram in the references of all captions has the weight 0, so the scores depend on which captions are scored
+    together. Words are separated by spaces: lower-case and strip punctuation before. Vedantam et al. 2015,
+    arXiv:1411.5726, eq. 1-3 and sec. 5.1.
     """
-
-    def grams(text: str) -> list[Counter]:
-        words = text.split()
-        return [
-            Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, longest + 1)
-        ]
-
-    reference_grams = [[grams(text) for text in texts] for texts in references]
-    document_counts = Counter(
-        gram for texts in reference_grams for gram in {g for text in texts for counts in text for g in counts}
-    )
+    # For each caption, and each of its references: counts of n-grams by n.
+    reference_counts = [[_ngram_counts(text, longest) for text in texts] for texts in references]
+    # The number of captions whose references contain an n-gram.
+    document_counts = Counter()
+    for texts in reference_counts:
+        document_counts.update({ngram for text in texts for counts in text for ngram in counts})
 
     def weigh(counts: Counter) -> tuple[dict, float]:
-        """TF-IDF weights and their norm."""
-        total = math.log(len(reference_grams))
-        weights = {g: c * (total - math.log(max(1, document_counts[g]))) for g, c in counts.items()}
-        return weights, math.sqrt(sum(w * w for w in weights.values()))
+        """``(weights, norm)``: the TF-IDF weight of each n-gram, and the Euclidean norm of the weights."""
+        log_captions = math.log(len(reference_counts))
+        weights = {
+            ngram: count * (log_captions - math.log(max(1, document_counts[ngram])))
+            for ngram, count in counts.items()
+        }
+        return weights, math.sqrt(sum(weight * weight for weight in weights.values()))
 
     scores = []
-    for text, texts, reference_texts in zip(candidates, reference_grams, references, strict=True):
-        candidate, score = [weigh(counts) for counts in grams(text)], 0.0
-        for ref, ref_text in zip(texts, reference_texts, strict=True):
-            length_difference = len(text.split()) - len(ref_text.split())
-            cosine = 0.0
-            for (c, c_norm), (r, r_norm) in zip(candidate, map(weigh, ref), strict=True):
+    for candidate, texts, texts_counts in zip(candidates, references, reference_counts, strict=True):
+        candidate_weights = [weigh(counts) for counts in _ngram_counts(candidate, longest)]
+        score = 0.0
+        for text, text_counts in zip(texts, texts_counts, strict=True):
+            length_difference = len(candidate.split()) - len(text.split())
+            cosine = 0.0  # summed over the lengths n of the n-grams
+            for (c, c_norm), (r, r_norm) in zip(candidate_weights, map(weigh, text_counts), strict=True):
                 if c_norm and r_norm:
-                    cosine += sum(min(w, r[g]) * r[g] for g, w in c.items() if g in r) / (c_norm * r_norm)
+                    product = sum(min(c[ngram], r[ngram]) * r[ngram] for ngram in c if ngram in r)
+                    cosine += product / (c_norm * r_norm)
             score += math.exp(-(length_difference**2) / (2 * sigma**2)) * cosine / longest
         scores.append(10.0 * score / len(texts))
     return np.array(scores)
 
 
+def _ngram_counts(text: str, longest: int) -> list[Counter]:
+    """The counts of the text's n-grams, tuples of n words, for each n from 1 to ``longest``."""
+    words = text.split()
+    return [
+        Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, longest + 1)
+    ]
+
+
 def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Word and character error rates ``wer`` and ``cer`` of a corpus of transcripts, by jiwer.
 
-    The substitutions, deletions and insertions of words (characters) divided by the number of words (characters) in the
-    references. Above 1 where more is inserted than the references hold.
+    A rate is the number of substitutions, deletions and insertions of words (characters) divided by the number of words
+    (characters) in the references. It exceeds 1 where there are more errors than words in the references.
 
     Raises:
       ValueError: different numbers of texts, or references without any word.
@@ -109,26 +120,27 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
         raise ValueError(f"got {len(hypotheses)} hypotheses and {len(references)} references")
     if not any(text.split() for text in references):
         raise ValueError("the references have no words")
-    # jiwer refuses empty references; whatever is transcribed for these counts as insertions.
+    # jiwer refuses empty references: all words of the hypotheses for these count as insertions.
     pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r.split()]
     inserted = [h for r, h in zip(references, hypotheses, strict=True) if not r.split()]
     truth, transcripts = (list(texts) for texts in zip(*pairs, strict=True))
     rates = {}
-    for name, process, pieces in (
+    for name, process, tokenize in (
         ("wer", jiwer.process_words, str.split),
         ("cer", jiwer.process_characters, list),
     ):
         out = process(truth, transcripts)
-        errors = out.substitutions + out.deletions + out.insertions + sum(len(pieces(h)) for h in inserted)
+        errors = out.substitutions + out.deletions + out.insertions
+        errors += sum(len(tokenize(h)) for h in inserted)
         rates[name] = errors / (out.hits + out.substitutions + out.deletions)
     return rates
 
 
 def align_words(hypothesis: str, reference: str) -> list[tuple[str, str]]:
-    """The words of both texts in order, each marked "right", "wrong" or "missing".
+    """``(word, mark)`` for the words of both texts in order, each marked "right", "wrong" or "missing".
 
-    "wrong" words are in the hypothesis only, "missing" ones in the reference only, by the alignment with the fewest
-    errors (jiwer's).
+    By jiwer's alignment, which has the fewest errors, "right" words are in both texts, "wrong" words in the hypothesis
+    only and "missing" words in the reference only.
 
     Example::
 
@@ -140,6 +152,7 @@ def align_words(hypothesis: str, reference: str) -> list[tuple[str, str]]:
     if not reference_words:
         return [(word, "wrong") for word in words]
     marked = []
+    # The alignment is a list of chunks: runs of words that are equal, substituted, inserted or deleted.
     for chunk in jiwer.process_words(" ".join(reference_words), " ".join(words)).alignments[0]:
         in_hypothesis = words[chunk.hyp_start_idx : chunk.hyp_end_idx]
         if chunk.type == "equal":

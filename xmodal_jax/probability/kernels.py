@@ -30,7 +30,7 @@ def rbf(
 def rational_quadratic(
     x: Float[Array, "n dim"], y: Float[Array, "m dim"], *, alphas: Sequence[float] = (0.2, 0.5, 1.0, 2.0, 5.0)
 ) -> Float[Array, "n m"]:
-    """``sum_a (1 + ||x - y||^2 / (2 a))^-a``."""
+    """``sum_a (1 + ||x - y||^2 / (2 a))^-a`` over the ``alphas`` a."""
     square = squared_distances(x, y)
     return sum((jnp.exp(-a * jnp.log1p(square / (2.0 * a))) for a in alphas), jnp.zeros_like(square))
 
@@ -38,18 +38,18 @@ def rational_quadratic(
 def rational_quadratic_star(
     x: Float[Array, "n dim"], y: Float[Array, "m dim"], *, alphas: Sequence[float] = (0.2, 0.5, 1.0, 2.0, 5.0)
 ) -> Float[Array, "n m"]:
-    """``rq* = rq + <x, y>``: the linear part keeps a gradient where the samples are far apart."""
+    """`rational_quadratic` plus ``<x, y>``: the linear part keeps a gradient where the samples are far apart."""
     return rational_quadratic(x, y, alphas=alphas) + x @ y.T
 
 
 def distance(x: Float[Array, "n dim"], y: Float[Array, "m dim"], *, eps: float = 1e-6) -> Float[Array, "n m"]:
-    """``||x|| + ||y|| - ||x - y||``, whose MMD^2 is the energy distance (Sejdinovic et al. 2013).
+    """The distance kernel ``||x|| + ||y|| - ||x - y||``; its MMD^2 is the energy distance (Sejdinovic et al. 2013).
 
     ``eps`` is added to the square inside every root, so that the gradient is finite at 0.
     """
-    norm = lambda square: jnp.sqrt(square + eps)
-    xx, yy = jnp.sum(x * x, axis=-1), jnp.sum(y * y, axis=-1)
-    return norm(xx)[:, None] + norm(yy)[None, :] - norm(squared_distances(x, y))
+    root = lambda square: jnp.sqrt(square + eps)
+    xx, yy = jnp.sum(x * x, axis=-1), jnp.sum(y * y, axis=-1)  # squared norms
+    return root(xx)[:, None] + root(yy)[None, :] - root(squared_distances(x, y))
 
 
 def polynomial(
@@ -60,5 +60,5 @@ def polynomial(
     scale: float | None = None,
     offset: float = 1.0,
 ) -> Float[Array, "n m"]:
-    """``(scale <x, y> + offset)^degree``; the defaults, with ``scale`` 1/dim, are the kernel of KID."""
+    """``(scale <x, y> + offset)^degree``, where ``scale`` None is 1/dim; the defaults are the kernel of KID."""
     return (x @ y.T * (1.0 / x.shape[-1] if scale is None else scale) + offset) ** degree

@@ -29,7 +29,7 @@ class Density(NamedTuple):
 
 
 def _location_scale(family: type[Normal] | type[Laplace]) -> Density:
-    """A family whose mean is the decoder's output, with a fixed scale."""
+    """The likelihood in which the decoder's outputs are the means of a family's distributions of one fixed scale."""
 
     def log_prob(outputs: Array, x: Array, scale: float) -> Array:
         log_scale = jnp.full((1,) * outputs.ndim, math.log(scale), outputs.dtype)
@@ -60,7 +60,7 @@ def dense_log_likelihood(
 ) -> Float[Array, "samples batch"]:
     """``log p(x | z)`` for several latent samples of each example, summed over the example's elements.
 
-    It is for data of numbers, such as images and log-mel frames; token sequences have `token_log_likelihood`.
+    It is for data of real numbers, such as images and log-mel frames; for tokens see `token_log_likelihood`.
 
     Args:
       likelihood: a key of `DENSITIES`.
@@ -74,7 +74,7 @@ def dense_log_likelihood(
     if likelihood not in DENSITIES:
         raise ValueError(f"likelihood must be one of {tuple(DENSITIES)} here, got {likelihood!r}")
     x = jnp.broadcast_to(x[None], outputs.shape)
-    terms = DENSITIES[likelihood].log_prob(outputs, x, scale)
+    terms = DENSITIES[likelihood].log_prob(outputs, x, scale)  # one for each element of x
     return terms.reshape(*terms.shape[:2], -1).sum(axis=-1)
 
 
@@ -83,8 +83,7 @@ def token_log_likelihood(
     ids: Int[Array, "batch length"],
     mask: Bool[Array, "batch length"],
 ) -> Float[Array, "samples batch"]:
-    """``log p(text | z)`` for several latent samples of each text: ``sum_t log p(id_t)`` over the tokens under the
-    mask."""
+    """``log p(text | z)`` for several latent samples of each text, in nats: ``sum_t log p(id_t)`` under the mask."""
     ids = jnp.broadcast_to(ids[None], logits.shape[:-1])
     return jnp.where(mask[None], categorical_log_prob(logits, ids), 0.0).sum(axis=-1)
 

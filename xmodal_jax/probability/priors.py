@@ -25,12 +25,13 @@ class Prior(NamedTuple):
     """``[M, P]``: where a modality's private variables are drawn from when it is generated from other modalities."""
 
     def log_prob(self, z: Float[Array, "*rows dim"]) -> Float[Array, "*rows"]:
-        """``log sum_c p(c) p(z | c)`` of shared variables."""
-        rows = z.ndim - 1
+        """``log sum_c p(c) p(z | c)`` over the components c, for shared variables z."""
+        row_axes = z.ndim - 1
 
         def component_log_prob(component):
-            to_z = lambda x: jnp.broadcast_to(x.reshape((1,) * rows + x.shape), z.shape)
-            return jax.tree.map(to_z, component).log_prob(z).sum(axis=-1)
+            """``log p(z | c)``, ``[*rows]``, for one component ``[D]``."""
+            to_shape_of_z = lambda x: jnp.broadcast_to(x.reshape((1,) * row_axes + x.shape), z.shape)
+            return jax.tree.map(to_shape_of_z, component).log_prob(z).sum(axis=-1)
 
-        log_p = jax.nn.log_softmax(self.logits).reshape((-1,) + (1,) * rows)
+        log_p = jax.nn.log_softmax(self.logits).reshape((-1,) + (1,) * row_axes)  # log p(c)
         return jax.nn.logsumexp(log_p + jax.vmap(component_log_prob)(self.components), axis=0)

@@ -17,9 +17,9 @@ class Architecture(NamedTuple):
     """How a ``model_type`` of a ``config.json`` is loaded as the encoder of one modality."""
 
     make: Callable[[SimpleNamespace, EncoderOptions], nn.Module]
-    """From a parsed ``config.json`` to the module."""
+    """Makes the module from a parsed ``config.json``."""
     rules: Callable[[nn.Module], list[Rule]]
-    """From the module to the rules that find its parameters in a checkpoint."""
+    """Makes the rules that map a checkpoint's arrays to the parameters of the module."""
     prefixes: tuple[str, ...] = ("",)
     """Prefixes that the names in a checkpoint may have; the first that occurs is removed."""
     ignored: tuple[str, ...] = ()

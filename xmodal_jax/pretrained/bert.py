@@ -31,9 +31,9 @@ IGNORED = (r"^cls\.", r"^lm_head\.", r"^(classifier|qa_outputs)\.", r"\.position
 class Bert(PretrainedEncoder):
     """BERT or RoBERTa: token ids ``[B, L]`` to ``[B, L, D]``.
 
-    Post-norm blocks over the normalized sum of the embeddings of words, positions and segment 0. ``mask [B, L]`` is
-    True on valid tokens; None means all. RoBERTa counts positions over valid tokens only, starting at
-    ``first_position``. ``pool`` is ``tanh`` of a linear layer on the first token.
+    It consists of post-norm blocks over the normalized sum of the embeddings of words, positions and segment 0.
+    ``mask [B, L]`` is True on valid tokens; None means all. RoBERTa counts positions over valid tokens only, starting
+    at ``first_position``. ``pool`` is a linear layer and ``tanh`` on the first token.
 
     Raises:
       ValueError: there are more tokens than positions.
@@ -50,7 +50,7 @@ class Bert(PretrainedEncoder):
         # "words" and "places" name parameters: the embeddings of tokens and of positions.
         self.words = nn.Embed(self.vocab_size, width)
         self.places = nn.Embed(self.positions, width)
-        self.types = nn.Embed(self.segments, width)
+        self.types = nn.Embed(self.segments, width)  # of segments, BERT's "token types"
         self.norm = self.sizes.norm()
         self.dropout = Dropout(self.sizes.options.dropout)
         self.transformer = self.sizes.transformer()
@@ -67,7 +67,7 @@ class Bert(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of texts, with ``mask`` (True on valid tokens); see the class."""
+        """The tokens of texts ``[B, L, D]`` with ``mask``, True on valid tokens."""
         length, first = inputs.shape[1], self.first_position or 0
         if length > self.positions - first:
             raise ValueError(
@@ -77,7 +77,7 @@ class Bert(PretrainedEncoder):
             position = self.places(jnp.arange(length))[None]
         else:
             valid = jnp.ones(inputs.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
-            # Padding has the position before the first.
+            # The n-th valid token has position first + n - 1; padding has position first - 1, as in RoBERTa.
             position = self.places(jnp.cumsum(valid, axis=1) * valid + first - 1)
         words = self.words(jnp.clip(inputs, 0, self.vocab_size - 1))
         x = self.norm(words + self.types(jnp.zeros((1, 1), jnp.int32)) + position)
@@ -86,16 +86,14 @@ class Bert(PretrainedEncoder):
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """The pooled first token, ``[B, D]``."""
+        """The first token after a linear layer and tanh, ``[B, D]``."""
         return jnp.tanh(self.pooler(tokens.values[:, 0]))
 
 
 def make(config: SimpleNamespace, options: EncoderOptions) -> Bert:
-    """The encoder of a ``config.json``."""
-    if (
-        getattr(config, "is_decoder", False)
-        or getattr(config, "position_embedding_type", "absolute") != "absolute"
-    ):
+    """The encoder that a parsed ``config.json`` describes, without parameters."""
+    is_decoder = getattr(config, "is_decoder", False)
+    if is_decoder or getattr(config, "position_embedding_type", "absolute") != "absolute":
         raise ValueError("only bidirectional BERT with absolute positions can be loaded")
     return Bert(
         sizes=read_sizes(config, options, norm="post"),

@@ -41,9 +41,9 @@ LEGACY_EOS = 2
 class ClipImage(PretrainedEncoder):
     """CLIP's image encoder: pixels ``[B, H, W, 3]`` in [-1, 1] to ``[B, 1 + N, D]``.
 
-    The tokens are the class token, then the patches row by row. Pre-norm blocks over the normalized sum of patches and
-    positions, without a norm at the end. ``pool`` is the class token after a layer norm, ``project`` a linear layer
-    without bias.
+    The tokens are the class token, then the patches row by row. The encoder consists of pre-norm blocks over the
+    normalized sum of patches and positions, without a norm at the end. ``pool`` is the class token after a layer norm,
+    ``project`` a linear layer without bias.
 
     Raises:
       ValueError: the images do not have ``grid`` patches, or there is a mask.
@@ -63,11 +63,11 @@ class ClipImage(PretrainedEncoder):
 
     def setup(self):
         width, options = self.sizes.width, self.sizes.options
-        start = nn.initializers.normal(0.02)
+        init = nn.initializers.normal(0.02)
         self.patches = nn.Dense(width, use_bias=False, dtype=options.dtype)
-        self.class_token = self.param("class_token", start, (width,), jnp.float32)
+        self.class_token = self.param("class_token", init, (width,), jnp.float32)
         # "places" names parameters: the embeddings of positions.
-        self.places = self.param("places", start, (1 + math.prod(self.grid), width), jnp.float32)
+        self.places = self.param("places", init, (1 + math.prod(self.grid), width), jnp.float32)
         self.first_norm = self.sizes.norm()
         self.dropout = Dropout(options.dropout)
         self.transformer = self.sizes.transformer()
@@ -90,7 +90,7 @@ class ClipImage(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of images: the class token, then the patches; see the class. ``mask`` must be None."""
+        """The tokens of images ``[B, 1 + N, D]``: the class token, then the patches; ``mask`` must be None."""
         check_no_mask(mask)
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         token = jnp.broadcast_to(self.class_token.astype(x.dtype)[None, None], (len(x), 1, x.shape[-1]))
@@ -111,10 +111,10 @@ class ClipImage(PretrainedEncoder):
 class ClipText(PretrainedEncoder):
     """CLIP's text encoder: token ids ``[B, L]`` to ``[B, L, D]``.
 
-    Causal pre-norm blocks over the sum of the embeddings of words and positions, and a layer norm. ``mask [B, L]`` is
-    True on valid tokens; None means all. ``pool`` is the last valid token; `embed` takes the first ``eos`` for the end
-    of the text, if it has one (an ``eos`` of 2 stands for the largest id in the text, see `LEGACY_EOS`). ``project`` is
-    a linear layer without bias.
+    It consists of causal pre-norm blocks over the sum of the embeddings of words and positions, and a layer norm.
+    ``mask [B, L]`` is True on valid tokens; None means all. ``pool`` is the last valid token; `embed` takes the first
+    ``eos`` as the end of the text, if there is one (an ``eos`` of 2 stands for the largest id in the text, see
+    `LEGACY_EOS`). ``project`` is a linear layer without bias.
 
     Raises:
       ValueError: there are more tokens than positions.
@@ -149,7 +149,7 @@ class ClipText(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of texts, with ``mask`` (True on valid tokens); see the class."""
+        """The tokens of texts ``[B, L, D]`` with ``mask``, True on valid tokens."""
         x = embed_words(inputs, self.words, self.places)
         self.record_hidden_state(x)
         return Tokens(self.transformer(self.dropout(x, keys), mask, keys=keys), mask)
@@ -161,15 +161,17 @@ class ClipText(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens | Array:
-        """As `PretrainedEncoder.embed`; the pool takes the last token up to the first end of the text."""
+        """As `PretrainedEncoder.embed`; the pooled token is the first end-of-text token, or the last valid token if
+        there is none."""
         tokens, head = self(inputs, mask, keys=keys), self.sizes.options.head
         if head == "none":
             return tokens
         valid = jnp.ones(inputs.shape, bool) if mask is None else mask
         ids = jnp.where(valid, inputs, -1)
         is_end = ids == (ids.max(axis=1, keepdims=True) if self.eos == LEGACY_EOS else self.eos)
-        within = jnp.cumsum(is_end, axis=1) - is_end == 0  # up to the first end of text, inclusive
-        pooled = self.pool(Tokens(tokens.values, valid & within))
+        # True up to the first end-of-text token, inclusive: no such token comes before.
+        in_text = jnp.cumsum(is_end, axis=1) - is_end == 0
+        pooled = self.pool(Tokens(tokens.values, valid & in_text))
         return pooled if head == "pool" else self.project(pooled)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
@@ -177,7 +179,7 @@ class ClipText(PretrainedEncoder):
         values, mask = tokens
         if mask is None:
             return values[:, -1]
-        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)  # [B], index of the last True
         return jnp.take_along_axis(values, last[:, None, None], axis=1)[:, 0]
 
     def project(self, pooled: Float[Array, "batch dim"]) -> Float[Array, "batch shared"]:
@@ -186,10 +188,10 @@ class ClipText(PretrainedEncoder):
 
 
 def patch_grids(size: Size, patch: int, image_size: Size | None) -> tuple[Size, Size]:
-    """The grids of patches (rows, columns) of the data's images and of the checkpoint's images.
+    """``(grid, trained_grid)``: rows and columns of patches in the data's images and in the checkpoint's images.
 
-    The checkpoint's patches need not cover its images: patches of 14 pixels leave a border of 384. Of another image
-    size they have to.
+    Patches need not cover the checkpoint's images: with 384 pixels, patches of 14 pixels leave a border. They have to
+    cover images of another size.
 
     Args:
       size: height and width of the checkpoint's images.
@@ -237,9 +239,9 @@ def embed_words(
 def make_image_encoder(
     config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None
 ) -> ClipImage:
-    """The image encoder of a ``config.json``, which may describe both encoders or this one.
+    """The image encoder that a parsed ``config.json`` of CLIP, or of its image encoder alone, describes.
 
-    ``image_size`` is the height and width of the data's images; None: as in the checkpoint.
+    ``image_size``: height and width of the data's images; None: those of the checkpoint.
     """
     vision_config = getattr(config, "vision_config", config)
     size, patch = images.image_and_patch_size(vision_config)
@@ -255,7 +257,7 @@ def make_image_encoder(
 
 
 def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> ClipText:
-    """The text encoder of a ``config.json``, which may describe both encoders or this one."""
+    """The text encoder that a parsed ``config.json`` of CLIP, or of its text encoder alone, describes."""
     text_config = getattr(config, "text_config", config)
     return ClipText(
         sizes=read_sizes(text_config, options),
@@ -276,10 +278,10 @@ def blocks(sizes: TransformerSizes) -> list[Rule]:
 
 
 def with_projection(rules: list[Rule], prefix: str, name: str, sizes: TransformerSizes) -> list[Rule]:
-    """An encoder's rules together with those of its projection, if it has one.
+    """An encoder's rules, with those of its projection (the layer ``name`` of the checkpoint) if it has one.
 
-    The projection is not part of the encoder's module in the checkpoint, so that the encoder's names have ``prefix``
-    beside it, and none in a checkpoint of the encoder alone.
+    In a checkpoint with the projection, the names of the encoder's arrays have the prefix ``prefix``, but that of the
+    projection does not. (In a checkpoint of the encoder alone no name has a prefix.)
     """
     if sizes.options.head != "project":
         return rules
@@ -312,7 +314,7 @@ def text_rules(module: ClipText) -> list[Rule]:
 
 
 def read_loss_parameters(checkpoint: Checkpoint) -> dict[str, float]:
-    """The learned parameters of the loss in a checkpoint of two encoders, as far as it has them.
+    """The learned parameters of the contrastive loss in a checkpoint of CLIP or SigLIP, those that it has.
 
     ``logit_scale`` is the logarithm of the inverse temperature; SigLIP has ``logit_bias`` too.
     """

@@ -97,11 +97,11 @@ class TransformerSizes:
     """Options that the user of the encoder chose."""
 
     def transformer(self, *, causal: bool = False) -> Transformer:
-        """The transformer of these sizes."""
+        """A transformer of these sizes; ``causal``: whether a token attends to earlier tokens only."""
         return Transformer(
             self.depth,
             self.heads,
-            self.hidden / self.width,
+            mlp_ratio=self.hidden / self.width,
             causal=causal,
             style=self.style,
             **self.options.transformer_options,
@@ -113,7 +113,8 @@ class TransformerSizes:
 
 
 def read_sizes(config: SimpleNamespace, options: EncoderOptions, **style: Any) -> TransformerSizes:
-    """The sizes in a ``config.json`` that has the usual names; ``style``: further fields of `TransformerStyle`."""
+    """The sizes of a transformer from a parsed ``config.json`` with BERT's field names; ``style``: further fields of
+    `TransformerStyle`."""
     return TransformerSizes(
         width=config.hidden_size,
         depth=config.num_hidden_layers,
@@ -131,7 +132,8 @@ class PretrainedEncoder(nn.Module):
     and, if it has a projection, ``project``."""
 
     def embed(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens | Array:
-        """The tokens, the pooled representation, or its projection, as ``options.head`` says."""
+        """The tokens, their pooled representation ``[B, D]``, or its projection ``[B, E]``, depending on
+        ``options.head``."""
         tokens = self(inputs, mask, keys=keys)
         head = self.sizes.options.head
         if head == "none":
@@ -145,23 +147,27 @@ class PretrainedEncoder(nn.Module):
         return 0
 
     def example_inputs(self) -> tuple[Array, ...]:
-        """The smallest possible inputs of one example, from which ``init`` gets the parameters' shapes."""
+        """The smallest valid arguments of the encoder, with a batch of one, to initialise the parameters."""
         raise NotImplementedError
 
     def record_hidden_state(self, embedded: Array) -> None:
-        """Records the input of the first layer as the first of the `hidden_states`. (A ResNet records each one.)"""
+        """Records ``embedded``, the input of the first layer, for `hidden_states`. A ResNet, which has no transformer
+        to record the others, calls this for the output of each stage as well."""
         if not self.is_initializing():
             self.sow("hidden_states", "embedded", embedded)
 
 
 def hidden_states(module: nn.Module, params: Params, inputs, mask=None) -> list[Array]:
-    """The hidden states, ``[B, N, D]`` each: the input of the encoder's first layer, and the output of every layer."""
+    """The hidden states of an encoder, ``[B, N, D]`` each: the input of its first layer, then the output of every
+    layer."""
     _, recorded = module.apply({"params": params}, inputs, mask, mutable=["hidden_states"])
     recorded = recorded["hidden_states"]
     states = list(recorded["embedded"])
     transformer = recorded.get("transformer", {})
-    if "layers" in transformer:  # scanned: one array of all layers
+    if "layers" in transformer:  # scanned layers: one array [depth, B, N, D]
         states += list(transformer["layers"]["output"][0])
-    for name in sorted((n for n in transformer if re.fullmatch(r"layers_\d+", n)), key=lambda n: int(n[7:])):
+    # Otherwise one entry per layer, layers_0, layers_1, ...
+    names = [name for name in transformer if re.fullmatch(r"layers_\d+", name)]
+    for name in sorted(names, key=lambda name: int(name.removeprefix("layers_"))):
         states += list(transformer[name]["output"])
     return states

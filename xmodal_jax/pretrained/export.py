@@ -79,27 +79,30 @@ class TrainedEncoder(NamedTuple):
 
     @property
     def tower_field(self) -> str | None:
-        """The field of ``config.json`` that describes it, if it is one of two towers of a model; else None."""
+        """The field of ``config.json`` that describes this encoder, if the model has two towers (CLIP, SigLIP); else
+        None."""
         field = {"text": "text_config", "image": "vision_config"}.get(self.modality, "")
         return field if hasattr(self.settings, field) else None
 
     def arrays(self) -> Arrays:
-        """Its parameters as arrays of a checkpoint."""
+        """The encoder's parameters as the arrays of a checkpoint, ``(name, array)``."""
         rules = architecture(self.modality, self.settings.model_type).rules(self.module)
         params = trees.flat(jax.device_get(self.params))
         arrays = to_checkpoint([rule for rule in rules if rule.path in params], params)
         if "siglip" not in self.settings.model_type:
             return arrays
-        # An encoder of SigLIP that is saved alone has names without the prefix of its tower.
+        # A SigLIP encoder that is saved without the other tower has names without the tower's prefix.
         return ((name.removeprefix("text_model.").removeprefix("vision_model."), x) for name, x in arrays)
 
     def make_config(self) -> dict[str, Any]:
-        """Its ``config.json``, for the image size that it was trained with; of two towers only this one's."""
+        """The encoder's ``config.json``, with the image size that it was trained with. If the model has two towers, it
+        describes this one only."""
         config = json.loads(self.config)
         if self.tower_field is not None:
-            kind = f"{config['model_type']}_{self.tower_field.removesuffix('_config')}_model"
+            tower = self.tower_field.removesuffix("_config")
+            model_type = f"{config['model_type']}_{tower}_model"  # such as clip_vision_model
             shared = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
-            config = {**config[self.tower_field], **shared, "model_type": kind}
+            config = {**config[self.tower_field], **shared, "model_type": model_type}
         config.pop("processor", None)
         size = image_size(self.module)
         if size is not None:
@@ -116,7 +119,7 @@ class TokenizerFiles(NamedTuple):
     """Most tokens in a text."""
 
     def for_transformers(self) -> dict[str, str]:
-        """The files that ``transformers`` reads, by name."""
+        """The contents of ``tokenizer.json`` and ``tokenizer_config.json``, which ``transformers`` reads."""
         special = json.loads(self.files["special_tokens.json"])
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -130,26 +133,27 @@ class TokenizerFiles(NamedTuple):
 
 
 def image_size(module: nn.Module) -> tuple[int, int] | None:
-    """The height and width of the images that an encoder was made for; None: images of any size."""
+    """The height and width in pixels of the images that an encoder was made for; None: images of any size."""
     if not hasattr(module, "grid") or not hasattr(module, "patch"):
         return None
-    return tuple(module.grid)[-2] * module.patch, tuple(module.grid)[-1] * module.patch
+    rows, columns = tuple(module.grid)[-2:]  # of patches
+    return rows * module.patch, columns * module.patch
 
 
 def make_processor_config(trained: TrainedEncoder) -> dict[str, Any] | None:
     """The ``preprocessor_config.json`` of an encoder of images or video; None for other encoders."""
-    kind = IMAGE_PROCESSORS.get(trained.settings.model_type)
-    if kind is None or trained.modality not in ("image", "video"):
+    processor_type = IMAGE_PROCESSORS.get(trained.settings.model_type)
+    if processor_type is None or trained.modality not in ("image", "video"):
         return None
     mean, std = trained.module.scale
     config = {
-        "image_processor_type": kind,
+        "image_processor_type": processor_type,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(mean),
         "image_std": list(std),
-        "resample": 3,
+        "resample": 3,  # bicubic, as numbered by Pillow
     }
     size = image_size(trained.module)
     if size is not None:
@@ -195,7 +199,7 @@ def save_model(
     processor: Mapping[str, Any] | None = None,
     tokenizer: TokenizerFiles | None = None,
 ) -> None:
-    """Writes the folder of a model: its arrays and a model card, and what is given of the other files.
+    """Writes the folder of a model: its arrays, its model card, and those of the other files that are not None.
 
     Raises:
       FileExistsError: ``folder`` exists and is not empty.
@@ -214,7 +218,7 @@ def save_model(
 def save_encoder(
     folder: str | os.PathLike, trained: TrainedEncoder, *, card: str, tokenizer: TokenizerFiles | None = None
 ) -> None:
-    """Writes an encoder as a folder of its architecture, which ``transformers.AutoModel`` loads.
+    """Writes a trained encoder as a Hugging Face folder, which ``transformers.AutoModel`` loads.
 
     Raises:
       FileExistsError: ``folder`` exists and is not empty.
@@ -227,7 +231,8 @@ def save_encoder(
             f"transformers' DINOv2 resamples its positions from a square: images of {size[0]} x {size[1]} cannot be "
             "what it was trained with"
         )
-    # Where it has the norm of a classifier of video, the name of that architecture stays, as only it has the norm.
+    # A VideoMAE encoder with the classifier's norm (fc_norm) keeps the architecture of its checkpoint, the classifier:
+    # VideoMAEModel has no such norm.
     if model_type in MODELS and "fc_norm" not in trained.params:
         config["architectures"] = [MODELS[model_type]]
     save_model(
@@ -278,8 +283,8 @@ def save_clip(
 
 def _check_clip(text: TrainedEncoder, image: TrainedEncoder) -> None:
     """Raises ValueError if these are not CLIP's encoders with their projections, for square images."""
-    for trained, kind in ((text, ClipText), (image, ClipImage)):
-        if not isinstance(trained.module, kind) or trained.module.sizes.options.head != "project":
+    for trained, module_class in ((text, ClipText), (image, ClipImage)):
+        if not isinstance(trained.module, module_class) or trained.module.sizes.options.head != "project":
             raise ValueError(
                 "a CLIP folder needs towers of CLIP with their own projections (--model.head own); the "
                 f"{trained.modality} tower is another"
@@ -322,7 +327,7 @@ def save_captioner(
             f"transformers' GPT-2 attends to an encoder of its own width alone: the encoder has "
             f"{encoder.module.sizes.width}, the decoder {decoder.width}"
         )
-    flat = trees.flat(jax.device_get(params))
+    flat = trees.flat(jax.device_get(params))  # the decoder's parameters by path
     config = {
         "model_type": "vision-encoder-decoder",
         "architectures": ["VisionEncoderDecoderModel"],
@@ -337,6 +342,7 @@ def save_captioner(
     arrays += [
         (f"decoder.transformer.{name}", array) for name, array in to_checkpoint(gpt2.rules(decoder), flat)
     ]
+    # The library's decoder computes its logits from the embedding of tokens.
     arrays.append(("decoder.lm_head.weight", flat["embed/embedding"]))
     save_model(
         folder,

@@ -47,10 +47,12 @@ HEADER_LIMIT = 100_000_000
 
 
 class Entry(NamedTuple):
-    """Where in a safetensors file an array is."""
+    """The place of an array in a safetensors file."""
 
     path: pathlib.Path
+    """The safetensors file."""
     dtype: str
+    """One of `DTYPES`."""
     shape: tuple[int, ...]
     start: int
     """Offset from the beginning of the file, in bytes."""
@@ -61,7 +63,7 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def read(self) -> np.ndarray:
-        """The array, from the file."""
+        """Reads the array from the file."""
         count = math.prod(self.shape)
         with self.path.open("rb") as file:
             file.seek(self.start)
@@ -101,6 +103,7 @@ def find_folder(name: str | os.PathLike, *, revision: str | None = None) -> path
     if folder.is_dir():
         return folder
     text = str(name)
+    # A path, rather than a model of the hub, which has at most one slash (owner/model).
     if folder.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1 or folder.exists():
         raise FileNotFoundError(f"{text} is not a folder: give one with config.json and *.safetensors")
     import huggingface_hub  # takes a while to import
@@ -176,7 +179,12 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
-    """The arrays of a folder by name, in one file or in shards with an index. Raises as `open_checkpoint`."""
+    """The arrays of a folder by name, from one safetensors file or from shards with an index.
+
+    Raises:
+      FileNotFoundError: there is no safetensors file, or a shard is missing.
+      ValueError: a file is damaged, or there are several files without an index.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return _read_shards(index)
@@ -198,31 +206,36 @@ def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
 
 
 def _read_shards(index: pathlib.Path) -> dict[str, Entry]:
-    """The arrays that an index of shards lists, by name."""
+    """The arrays that an index of shards (``model.safetensors.index.json``) lists, by name.
+
+    Raises:
+      FileNotFoundError: a shard is missing.
+      ValueError: the index is damaged, or a shard lacks an array that the index lists.
+    """
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shard_of_array = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} has no 'weight_map' ({error}): fetch it again") from error
-    absent = sorted({name for name in files.values() if not (index.parent / name).is_file()})
+    absent = sorted({shard for shard in shard_of_array.values() if not (index.parent / shard).is_file()})
     if absent:
         raise FileNotFoundError(f"{index.parent} lacks {', '.join(absent)}, which {index.name} names")
-    shards = {name: read_header(index.parent / name) for name in sorted(set(files.values()))}
-    missing = [key for key, shard in files.items() if key not in shards[shard]]
+    entries = {shard: read_header(index.parent / shard) for shard in sorted(set(shard_of_array.values()))}
+    missing = [name for name, shard in shard_of_array.items() if name not in entries[shard]]
     if missing:
-        shard = files[missing[0]]
+        shard = shard_of_array[missing[0]]
         raise ValueError(f"{index.parent / shard} lacks {missing[0]!r}, which {index.name} says is there")
-    return {key: shards[shard][key] for key, shard in files.items()}
+    return {name: entries[shard][name] for name, shard in shard_of_array.items()}
 
 
 def read_header(path: pathlib.Path) -> dict[str, Entry]:
-    """Where the arrays of a safetensors file are, by name; checked against the size of the file.
+    """The arrays of a safetensors file by name, without reading them; the header is checked against the file's size.
 
     Raises:
-      ValueError: it is no safetensors file, is cut short, or its header is wrong.
+      ValueError: it is not a safetensors file, is cut short, or its header is wrong.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(8)  # the length of the header, little endian
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(HEADER_LIMIT, size - 8):
             what = "a pointer of Git LFS" if head == b"version " else "no safetensors file, or cut short"
@@ -244,7 +257,8 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
 
 
 def _entry(path: pathlib.Path, key: str, value: Any, base: int) -> Entry:
-    """An array's entry, from its description in the header; ``base``: offset of the first array in the file."""
+    """The entry of the array ``key``, from its description ``value`` in a safetensors header; ``base``: offset of the
+    first array in the file, in bytes. ValueError if the description is not valid."""
     try:
         dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:

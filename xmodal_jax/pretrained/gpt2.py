@@ -36,13 +36,13 @@ class GPT2(TextDecoder):
 
 
 def sizes(config: SimpleNamespace) -> dict[str, Any]:
-    """The sizes in a ``config.json``, as keyword arguments of `nets.encoders.TextDecoderConfig`.
+    """The sizes in a parsed ``config.json``, as keyword arguments of `nets.encoders.TextDecoderConfig`.
 
     Raises:
       ValueError: the model differs from the library's decoder in more than sizes.
     """
-    scaled = not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx
-    if activation(config.activation_function) != "gelu_tanh" or scaled:
+    unusual_scale = not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx
+    if activation(config.activation_function) != "gelu_tanh" or unusual_scale:
         raise ValueError("only the published GPT-2 can be loaded: gelu_new, and attention scaled as usual")
     return dict(
         width=config.n_embd,
@@ -54,7 +54,7 @@ def sizes(config: SimpleNamespace) -> dict[str, Any]:
 
 
 def make(config: SimpleNamespace, options: EncoderOptions) -> GPT2:
-    """The language model of a ``config.json``."""
+    """The language model that a parsed ``config.json`` describes, without parameters."""
     fields = sizes(config)
     return GPT2(
         vocab_size=config.vocab_size,
@@ -67,9 +67,10 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> GPT2:
 
 
 def _first_rows(count: int):
-    """A function that takes the first rows of a table: it may have more tokens or positions than are needed."""
+    """A function that cuts an embedding table ``[N, D]`` to its first ``count`` tokens or positions."""
 
     def take(table: np.ndarray) -> np.ndarray:
+        """The first ``count`` rows; ValueError if there are fewer."""
         if len(table) < count:
             raise ValueError(
                 f"the pretrained decoder has {len(table)} tokens or positions, {count} are needed"
@@ -90,7 +91,7 @@ def rules(module: TextDecoder) -> list[Rule]:
     scan = module.scan_layers
 
     def layer(k: int, path: str) -> list[Rule]:
-        """The rules of one layer; with cross-attention, those of its layers too."""
+        """The rules of layer ``k`` at ``path``, with those of its cross-attention if the decoder has it."""
         plain = linear(transposed=False)  # GPT-2 stores its matrices as [in, out]
         rules = [
             *norm(f"h.{k}.ln_1", f"{path}/attention_norm"),
@@ -126,5 +127,6 @@ def rules(module: TextDecoder) -> list[Rule]:
 
 
 def _out(name: str, path: str) -> list[Rule]:
+    """The rules of an attention's output layer; the kernel is ``[heads, dim, out]``."""
     kernel = Rule(f"{name}.weight", f"{path}/kernel", linear(inputs=2, transposed=False))
     return [kernel, Rule(f"{name}.bias", f"{path}/bias")]

@@ -22,7 +22,7 @@ Size = tuple[int, int]
 
 
 def pixel_scale(config: SimpleNamespace, default: Scale) -> Scale:
-    """The scale in a checkpoint's ``preprocessor_config.json``, or else ``default``, the architecture's."""
+    """``(mean, std)`` of each channel from a checkpoint's ``preprocessor_config.json``; ``default`` if it has none."""
     processor = getattr(config, "processor", SimpleNamespace())
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if getattr(processor, "do_normalize", True) is False:
@@ -36,7 +36,7 @@ def example_image(grid: Size, patch: int) -> Float[Array, "1 height width 3"]:
 
 
 def image_and_patch_size(config: SimpleNamespace) -> tuple[Size, int]:
-    """The size of the checkpoint's images (height, width), and the side of a patch in pixels.
+    """``((height, width), patch)``: the size of the checkpoint's images and the side of a patch, in pixels.
 
     Raises:
       ValueError: a patch is not a square.
@@ -49,7 +49,7 @@ def image_and_patch_size(config: SimpleNamespace) -> tuple[Size, int]:
 
 
 def patch_grid(size: int | Size, patch: int) -> Size:
-    """The rows and columns of patches in an image; a single number is the side of a square.
+    """``(rows, columns)`` of patches in an image of ``size`` (height, width), or of a square with the side ``size``.
 
     Raises:
       ValueError: the patch does not divide the image's sides.
@@ -87,12 +87,13 @@ def make_resampler(
     if old == new:
         return None
     weights = weights or functools.partial(cubic_weights, antialias=antialias)
-    rows, columns = (weights(a, b) for a, b in zip(old, new, strict=True))
+    row_weights, column_weights = (weights(a, b) for a, b in zip(old, new, strict=True))
 
     def resample(table: np.ndarray) -> np.ndarray:
+        """The table for the new grid, of the same rank."""
         flat = table.reshape(-1, table.shape[-1]).astype(np.float32)
         prefix, grid = flat[:before], flat[before:].reshape(*old, -1)
-        grid = np.einsum("ar,bc,rcd->abd", rows, columns, grid, optimize=True)
+        grid = np.einsum("ar,bc,rcd->abd", row_weights, column_weights, grid, optimize=True)
         resampled = np.concatenate([prefix, grid.reshape(-1, grid.shape[-1])])
         return resampled.reshape(*table.shape[:-2], *resampled.shape)
 
@@ -100,25 +101,30 @@ def make_resampler(
 
 
 def cubic_weights(old: int, new: int, *, antialias: bool = False) -> np.ndarray:
-    """The weight of each old sample in each new one, ``[new, old]``, by cubic convolution (Keys 1981, eq. 4).
+    """The weights ``[new, old]`` that resample ``old`` values of one axis to ``new`` by cubic convolution (Keys 1981,
+    eq. 4), as in PyTorch's ``interpolate``.
 
-    Half-pixel centres. Without ``antialias``, as in PyTorch, Keys's a is -0.75, and the samples at the ends are
-    repeated beyond them. With it a is -0.5, the cubic is widened where there are fewer new samples, and weights beyond
-    the ends are dropped.
+    Samples lie at half-pixel centres. Without ``antialias`` Keys's a is -0.75, and values at the ends are repeated
+    beyond them. With ``antialias`` a is -0.5, the kernel is widened where the axis shrinks, and weights beyond the ends
+    are dropped.
     """
-    positions = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    positions = (
+        np.arange(new)[:, None] + 0.5
+    ) * old / new - 0.5  # of the new samples on the old axis, [new, 1]
     if antialias:
         weights = _cubic((positions - np.arange(old)) / max(old / new, 1.0), -0.5)
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    # Each new sample depends on the four old ones around it, [new, 4].
     weights = np.zeros((new, old))
-    samples = np.floor(positions).astype(int) + np.arange(-1, 3)
-    rows = np.broadcast_to(np.arange(new)[:, None], samples.shape)
-    np.add.at(weights, (rows, samples.clip(0, old - 1)), _cubic(positions - samples, -0.75))
+    old_samples = np.floor(positions).astype(int) + np.arange(-1, 3)
+    new_samples = np.broadcast_to(np.arange(new)[:, None], old_samples.shape)
+    np.add.at(weights, (new_samples, old_samples.clip(0, old - 1)), _cubic(positions - old_samples, -0.75))
     return weights.astype(np.float32)
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys's cubic kernel at distance x."""
+    """Keys's cubic kernel: (a+2)|x|^3 - (a+3)|x|^2 + 1 for |x| <= 1, a|x|^3 - 5a|x|^2 + 8a|x| - 4a for |x| < 2, else
+    0."""
     x = np.abs(x)
     inner = ((a + 2) * x - (a + 3)) * x * x + 1
     outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a

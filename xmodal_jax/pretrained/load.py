@@ -43,9 +43,9 @@ class LoadedEncoder(NamedTuple):
 
 
 def complete_config(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> str:
-    """A ``config.json`` completed by the defaults of its ``model_type``, as JSON with sorted names.
+    """A ``config.json`` completed with the default fields of its ``model_type``, as JSON with sorted names.
 
-    The field ``processor`` holds what a ``preprocessor_config.json`` has about the scaling of inputs.
+    A field ``processor`` is added with those fields of ``preprocessor_config.json`` that concern the scaling of inputs.
 
     Raises:
       ValueError: ``transformers`` does not know the ``model_type``.
@@ -143,7 +143,7 @@ def read_parameters(
     sharding: Sharding | None = None,
     progress: bool = True,
 ) -> tuple[Params, tuple[str, ...]]:
-    """The parameters of an encoder from an open checkpoint, and the names of its arrays that are not used.
+    """``(params, unused)``: the parameters of an encoder from an open checkpoint, and the names of its unused arrays.
 
     Args:
       shapes: a tree of arrays or of shapes (see `parameter_shapes`); only its parameters are read.
@@ -154,7 +154,7 @@ def read_parameters(
     table = architecture(modality, checkpoint.config["model_type"])
     sources, unused = _assign(shapes, checkpoint, table.rules(module), table)
     bar = tqdm.tqdm(
-        total=sum(entry.size for parts in sources.values() for _, entries in parts for entry in entries),
+        total=sum(entry.size for fills in sources.values() for _, entries in fills for entry in entries),
         unit="B",
         unit_scale=True,
         desc=f"reading {checkpoint.folder.name}",
@@ -163,16 +163,18 @@ def read_parameters(
     )
 
     def read_parameter(path: str, leaf: jax.ShapeDtypeStruct | jax.Array) -> jax.Array:
-        """The parameter at a path, filled by its rules, as an array of JAX."""
+        """The parameter at a path, filled by its rules, as a JAX array with its sharding."""
         parameter = empty_aligned(leaf.shape, dtype)
         for rule, entries in sources[path]:
-            part = parameter[rule.index] if rule.index else parameter
-            part[...] = _read_part(rule, entries, part.shape)
+            target = parameter[rule.index] if rule.index else parameter  # a view
+            target[...] = _read_part(rule, entries, target.shape)
             bar.update(sum(entry.size for entry in entries))
-        where = None if sharding is None else sharding(path, leaf.shape)
-        if where is None:
+        parameter_sharding = None if sharding is None else sharding(path, leaf.shape)
+        if parameter_sharding is None:
             return jnp.asarray(parameter)
-        return jax.make_array_from_callback(parameter.shape, where, lambda index: parameter[index])
+        return jax.make_array_from_callback(
+            parameter.shape, parameter_sharding, lambda index: parameter[index]
+        )
 
     with bar:
         return trees.map_with_name(read_parameter, shapes), unused
@@ -180,23 +182,26 @@ def read_parameters(
 
 def parameter_shapes(module: nn.Module) -> Params:
     """The shapes and dtypes of an encoder's parameters, without computing them."""
-    method = "embed" if isinstance(module, PretrainedEncoder) else None
+    method = (
+        "embed" if isinstance(module, PretrainedEncoder) else None
+    )  # embed calls pool and project as well
     example = module.example_inputs()
     variables = jax.eval_shape(lambda key: module.init(key, *example, method=method), jax.random.key(0))
     return variables["params"]
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: Any, boundary: int = 64) -> np.ndarray:
-    """An uninitialized array at a multiple of ``boundary`` bytes, which JAX can use on a CPU without a copy."""
+    """An uninitialised array whose address is a multiple of ``boundary`` bytes, so that JAX on a CPU need not copy
+    it."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + boundary, np.uint8)
-    start = -raw.ctypes.data % boundary
+    start = -raw.ctypes.data % boundary  # bytes to the next multiple
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _read_part(rule: Rule, entries: list[Entry], shape: tuple[int, ...]) -> np.ndarray | float:
-    """The values that a rule puts into a parameter, or a slice of it; 0 where the checkpoint has no array for it."""
+    """The values ``[*shape]`` that a rule puts into a parameter or a slice of it; 0 if the rule names no array."""
     if not entries:
         return 0.0
     arrays = [entry.read() for entry in entries]
@@ -211,7 +216,13 @@ Sources = dict[str, list[tuple[Rule, list[Entry]]]]
 def _assign(
     shapes: Params, checkpoint: Checkpoint, rules: list[Rule], table: Architecture
 ) -> tuple[Sources, tuple[str, ...]]:
-    """Where each parameter comes from, and the arrays that nothing uses; raises an error if anything does not fit."""
+    """``(sources, unused)``: the rules and arrays that fill each parameter, and the names of the arrays that no rule
+    uses.
+
+    Raises:
+      ValueError: the checkpoint lacks an array, has an unknown one or one of the wrong shape or dtype, or a parameter
+        is not filled completely.
+    """
     leaves, folder = trees.flat(shapes), checkpoint.folder
     prefix = _match_names(leaves, checkpoint, rules, table)
     sources: Sources = {path: [] for path in leaves}
@@ -224,19 +235,24 @@ def _assign(
         sources[rule.path].append((rule, entries))
 
     def filled(path: str, shape: tuple[int, ...]) -> int:
+        """The number of elements of a parameter that its rules fill."""
         return sum(int(np.prod(_part_shape(rule, shape))) for rule, _ in sources[path])
 
     unfilled = [path for path, leaf in leaves.items() if filled(path, leaf.shape) != leaf.size]
     if unfilled:
         raise ValueError(f"{folder}: nothing fills{_list_names('', unfilled)}")
-    used = {id(entry) for parts in sources.values() for _, entries in parts for entry in entries}
+    used = {id(entry) for fills in sources.values() for _, entries in fills for entry in entries}
     return sources, tuple(name for name, entry in checkpoint.arrays.items() if id(entry) not in used)
 
 
 def _match_names(
     leaves: Mapping[str, Any], checkpoint: Checkpoint, rules: list[Rule], table: Architecture
 ) -> str:
-    """The prefix of the checkpoint's names; raises an error if names are missing, or unknown and not `ignored`."""
+    """The prefix that the names of the checkpoint's arrays have before those of the rules, one of ``table.prefixes``.
+
+    Raises:
+      ValueError: the checkpoint lacks an array, or has one that no rule names and that is not in ``table.ignored``.
+    """
     arrays, names = checkpoint.arrays, [name for rule in rules for name in rule.names]
     prefixes = (p for p in table.prefixes if any(p + name in arrays for name in names))
     prefix = next(prefixes, table.prefixes[0])
@@ -253,16 +269,17 @@ def _match_names(
 
 
 def _list_names(title: str, names: list[str]) -> str:
-    """A sentence for an error message; empty without names."""
+    """A sentence with the names for an error message, `NAMES_IN_MESSAGE` at most; empty without names."""
     if not names:
         return ""
-    more = len(names) - NAMES_IN_MESSAGE
-    rest = f" and {more} more" if more > 0 else ""
-    return f" {title} {', '.join(names[:NAMES_IN_MESSAGE])}{rest}."
+    number_left_out = len(names) - NAMES_IN_MESSAGE
+    ending = f" and {number_left_out} more" if number_left_out > 0 else ""
+    return f" {title} {', '.join(names[:NAMES_IN_MESSAGE])}{ending}."
 
 
 def _part_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the slice that a rule fills, of a parameter of this shape."""
+    """The shape of the slice of a parameter that a rule fills; ``shape``: that of the whole parameter."""
+    # A broadcast scalar has the shape without taking memory.
     return np.broadcast_to(np.int8(0), shape)[rule.index].shape if rule.index else shape
 
 

@@ -57,21 +57,22 @@ class ResNetSizes:
 
     def blocks(self) -> list[tuple[str, str, int, int, int]]:
         """For each block ``(name in the checkpoint, parameter path, input channels, output channels, stride)``."""
-        blocks, before = [], self.stem_width
+        blocks, in_channels = [], self.stem_width
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             for k in range(depth):
-                stride = 2 if k == 0 and (stage or self.downsample_first_stage) else 1
+                # The first block of a stage halves height and width, except perhaps in the first stage.
+                stride = 2 if k == 0 and (stage > 0 or self.downsample_first_stage) else 1
                 name = f"encoder.stages.{stage}.layers.{k}"
-                blocks.append((name, f"block_{stage}_{k}", before, width, stride))
-                before = width
+                blocks.append((name, f"block_{stage}_{k}", in_channels, width, stride))
+                in_channels = width
         return blocks
 
     def convolutions(self, width: int, stride: int) -> list[tuple[int, int, int]]:
-        """The channels, kernel size and stride of each convolution of a block."""
+        """``(channels, kernel_size, stride)`` of each convolution of a block with ``width`` output channels."""
         if not self.bottleneck:
             return [(width, 3, stride), (width, 3, 1)]
-        first, second = (stride, 1) if self.stride_in_first_conv else (1, stride)
-        return [(width // 4, 1, first), (width // 4, 3, second), (width, 1, 1)]
+        stride_1x1, stride_3x3 = (stride, 1) if self.stride_in_first_conv else (1, stride)
+        return [(width // 4, 1, stride_1x1), (width // 4, 3, stride_3x3), (width, 1, 1)]
 
 
 class ConvNorm(nn.Module):
@@ -109,9 +110,10 @@ class FrozenBatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """``x`` normalized over its last axis by the frozen statistics."""
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        start = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
-        p = {name: self.param(name, init, (x.shape[-1],), jnp.float32) for name, init in start.items()}
+        inits = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
+        p = {name: self.param(name, init, (x.shape[-1],), jnp.float32) for name, init in inits.items()}
         mean, var = jax.lax.stop_gradient((p["mean"], p["var"]))
+        # scale (x - mean) / sqrt(var + epsilon) + bias = factor x + shift, in float32 before the cast.
         factor = p["scale"] * jax.lax.rsqrt(var + self.epsilon)
         shift = p["bias"] - mean * factor
         shape = (1,) * (x.ndim - 1) + (-1,)
@@ -132,7 +134,7 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], keys: ExampleKeys | None
     ) -> Float[Array, "batch height2 width2 channels2"]:
-        """The activated sum of the input and its convolutions; ``keys``: those of stochastic depth."""
+        """The activated sum of the input and its convolutions; ``keys``: random keys for stochastic depth."""
         activate, options, y = ACTIVATIONS[self.sizes.activation], self.sizes.options, x
         for i, (features, size, stride) in enumerate(self.sizes.convolutions(self.width, self.stride)):
             y = activate(y) if i else y
@@ -187,11 +189,12 @@ class ResNet(PretrainedEncoder):
 
 
 def _to_tokens(x: Array) -> Array:
+    """``[B, H, W, C]`` to ``[B, H * W, C]``, row by row."""
     return x.reshape(len(x), -1, x.shape[-1])
 
 
 def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ResNet:
-    """The encoder of a ``config.json``. It takes images of any size, so that ``image_size`` has no effect."""
+    """The encoder that a parsed ``config.json`` describes. ``image_size`` has no effect: images may have any size."""
     sizes = ResNetSizes(
         stem_width=config.embedding_size,
         widths=tuple(config.hidden_sizes),
@@ -209,15 +212,16 @@ def rules(module: ResNet) -> list[Rule]:
     """The rules of the encoder's parameters in a checkpoint."""
     sizes = module.sizes
     rules = _conv_norm("embedder.embedder", "stem")
-    for name, path, before, width, stride in sizes.blocks():
+    for name, path, in_channels, width, stride in sizes.blocks():
         for i in range(len(sizes.convolutions(width, stride))):
             rules += _conv_norm(f"{name}.layer.{i}", f"{path}/layer_{i}")
-        if before != width or stride != 1:
+        if in_channels != width or stride != 1:
             rules += _conv_norm(f"{name}.shortcut", f"{path}/shortcut")
     return rules
 
 
 def _conv_norm(name: str, path: str) -> list[Rule]:
+    """The rules of a `ConvNorm`."""
     return [
         Rule(f"{name}.convolution.weight", f"{path}/conv/kernel", CONV),
         *norm(f"{name}.normalization", f"{path}/norm"),

@@ -17,21 +17,21 @@ Shape = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """How the axes of a checkpoint's array are permuted and grouped to give those of a parameter."""
+    """How a checkpoint's array becomes a parameter: its axes are permuted, then it is reshaped."""
 
     order: Callable[[int], tuple[int, ...]]
-    """From the number of the array's axes to their permutation."""
+    """The permutation of the array's axes, given their number."""
     ungroup: Callable[[Shape], Shape]
-    """From the shape of the parameter to that of the permuted array."""
+    """The shape of the permuted array, before it is reshaped, given the shape of the parameter."""
 
     def array_shape(self, parameter: Shape) -> Shape:
-        """The shape of the array that becomes a parameter of this shape."""
+        """The shape that the checkpoint's array has for a ``parameter`` of this shape."""
         permuted = self.ungroup(parameter)
         inverse = np.argsort(self.order(len(permuted)))
         return tuple(permuted[axis] for axis in inverse)
 
     def read(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        """The parameter, of this shape, from the checkpoint's array."""
+        """The parameter, of shape ``shape``, from the checkpoint's array."""
         return array.transpose(self.order(array.ndim)).reshape(shape)
 
     def write(self, parameter: np.ndarray) -> np.ndarray:
@@ -61,7 +61,8 @@ CONV = Layout(_channels_last, lambda shape: shape)
 
 
 def linear(inputs: int = 1, *, transposed: bool = True) -> Layout:
-    """A matrix ``[out, in]`` (if not ``transposed``, ``[in, out]``) to a kernel whose first ``inputs`` axes are in."""
+    """A matrix ``[out, in]`` (or ``[in, out]`` if not ``transposed``) to a kernel ``[*in, *out]``, the first ``inputs``
+    axes of which are the layer's input (two for attention heads: ``[heads, dim, out]``)."""
     order = _transpose if transposed else _identity
     return Layout(order, lambda shape: (math.prod(shape[:inputs]), math.prod(shape[inputs:])))
 
@@ -75,20 +76,22 @@ class Rule(NamedTuple):
     """One parameter, or a slice of it, and the array or arrays of a checkpoint that it comes from."""
 
     name: str | tuple[str, ...]
-    """The array in the checkpoint; several that ``transform`` combines; or none, then the parameter is 0."""
+    """The name of the array in the checkpoint; or of several, which ``transform`` combines; or (): the parameter is
+    filled with 0."""
     path: str
-    """The parameter."""
+    """The path of the parameter."""
     layout: Layout = SAME
+    """How the axes of the array become those of the parameter."""
     index: tuple[int | slice, ...] = ()
     """The slice of the parameter that is filled; all of it by default."""
     transform: Callable[..., np.ndarray] | None = None
     """Applied to the arrays before ``layout``; the arrays' shapes are then not checked."""
     invert: Callable[[np.ndarray], Iterable[np.ndarray]] | None = None
-    """The inverse of ``transform``, for writing; None: the array is written without."""
+    """The inverse of ``transform``, for writing; None: the parameter is written without an inverse."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The arrays in the checkpoint, as a tuple."""
+        """The names of the arrays in the checkpoint, as a tuple."""
         return (self.name,) if isinstance(self.name, str) else self.name
 
 
@@ -116,20 +119,25 @@ def attention(
     Args:
       names: the checkpoint's layers for "query", "key", "value" and "out".
       path: the module.
-      cross: whether it is cross-attention, whose queries are a layer apart.
+      cross: whether it is cross-attention, which computes queries in a separate layer.
       no_bias: layers without a bias in the checkpoint; it is filled with zeros. (A bias of the keys would add the same
         number to all logits of a query, and so change nothing.)
     """
-    # The layer of the module, and the position on its axis of queries, keys and values.
+    # The module has one layer for queries, keys and values, with a kernel [in, 3, heads, dim] and a bias [3, heads,
+    # dim]; in cross-attention one for queries and one for keys and values. For each checkpoint layer: the module's
+    # layer, and the position on the axis of size 3 or 2.
     layers = {"query": ("qkv", 0), "key": ("qkv", 1), "value": ("qkv", 2)}
     if cross:
         layers = {"query": ("query", None), "key": ("key_value", 0), "value": ("key_value", 1)}
     rules = []
     for part, (layer, position) in layers.items():
-        kernel, vector = ((), ()) if position is None else ((slice(None), position), (position,))
-        rules.append(Rule(f"{names[part]}.weight", f"{path}/{layer}/kernel", linear(), kernel))
-        bias = () if part in no_bias else f"{names[part]}.bias"
-        rules.append(Rule(bias, f"{path}/{layer}/bias", FLAT, vector))
+        kernel_index = () if position is None else (slice(None), position)
+        bias_index = () if position is None else (position,)
+        rules.append(
+            Rule(f"{names[part]}.weight", f"{path}/{layer}/kernel", layout=linear(), index=kernel_index)
+        )
+        bias_name = () if part in no_bias else f"{names[part]}.bias"
+        rules.append(Rule(bias_name, f"{path}/{layer}/bias", layout=FLAT, index=bias_index))
     rules.append(Rule(f"{names['out']}.weight", f"{path}/out/kernel", linear(inputs=2)))
     return [*rules, Rule(() if "out" in no_bias else f"{names['out']}.bias", f"{path}/out/bias")]
 
@@ -138,27 +146,29 @@ def block(name: str, path: str, names: Mapping[str, str], *, no_bias: tuple[str,
     """The rules of a `nets.transformer.TransformerBlock`.
 
     Args:
-      name: prefix of the layer in the checkpoint.
-      path: the module.
-      names: what follows the prefix for "query", "key", "value", "out", "attention_norm", "up", "down" and "mlp_norm".
-      no_bias: see :func:`attention`.
+      name: the layer's name in the checkpoint, a prefix of the names of its parts.
+      path: path of the block's parameters.
+      names: the parts' names without the prefix, for "query", "key", "value", "out", "attention_norm", "up", "down" and
+        "mlp_norm".
+      no_bias: the parts without a bias in the checkpoint, see `attention`.
     """
-    full = {part: f"{name}.{suffix}" for part, suffix in names.items()}
+    full_names = {part: f"{name}.{suffix}" for part, suffix in names.items()}
     return [
-        *attention(full, f"{path}/attention", no_bias=no_bias),
-        *norm(full["attention_norm"], f"{path}/attention_norm"),
-        *dense(full["up"], f"{path}/mlp/up"),
-        *dense(full["down"], f"{path}/mlp/down"),
-        *norm(full["mlp_norm"], f"{path}/mlp_norm"),
+        *attention(full_names, f"{path}/attention", no_bias=no_bias),
+        *norm(full_names["attention_norm"], f"{path}/attention_norm"),
+        *dense(full_names["up"], f"{path}/mlp/up"),
+        *dense(full_names["down"], f"{path}/mlp/down"),
+        *norm(full_names["mlp_norm"], f"{path}/mlp_norm"),
     ]
 
 
 def layers(
     make_rules: Callable[[int, str], list[Rule]], depth: int, scan: bool, path: str = "transformer"
 ) -> list[Rule]:
-    """The rules ``make_rules(layer, path)`` of all layers of a `nets.transformer.Transformer`.
+    """The rules of all ``depth`` layers of a `nets.transformer.Transformer`.
 
-    With ``scan`` (``scan_layers``) the parameters of all layers are stacked, and each rule fills a slice.
+    ``make_rules(k, path)`` gives the rules of layer ``k``. With ``scan`` (``scan_layers``) the parameters of all layers
+    are stacked along a first axis, and each rule fills the slice ``k``.
     """
     if not scan:
         return [rule for k in range(depth) for rule in make_rules(k, f"{path}/layers_{k}")]
@@ -170,7 +180,7 @@ def layers(
 
 
 def prefixed(rules: Iterable[Rule], name: str = "", path: str = "") -> list[Rule]:
-    """The rules with prefixes before the names and the paths."""
+    """The rules with the prefix ``name`` before each array's name and the prefix ``path`` before each path."""
 
     def add_prefixes(rule):
         names = tuple(name + n for n in rule.names)
@@ -182,7 +192,7 @@ def prefixed(rules: Iterable[Rule], name: str = "", path: str = "") -> list[Rule
 def to_checkpoint(
     rules: Iterable[Rule], params: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a checkpoint, with their names, from parameters by path."""
+    """Yields ``(name, array)`` for the arrays of a checkpoint, from parameters by path: the inverse of reading."""
     for rule in rules:
         if not rule.names:
             continue

@@ -32,9 +32,9 @@ GEMMA_WORDS = 256_000
 
 
 class ProbePool(nn.Module):
-    """Attention of one learned query to all tokens, then ``x + MLP(LN(x))``: ``Tokens [B, N, D] -> [B, D]``.
+    """Pooling by attention: one learned query attends to all tokens, then ``x + MLP(LN(x))``.
 
-    The MAP head of Zhai et al. 2022, arXiv:2106.04560, section 2.2.
+    Tokens ``[B, N, D]`` become ``[B, D]``. It is the MAP head of Zhai et al. 2022, arXiv:2106.04560, section 2.2.
     """
 
     sizes: TransformerSizes
@@ -45,21 +45,22 @@ class ProbePool(nn.Module):
         values, mask = tokens
         sizes, dtype = self.sizes, self.sizes.options.dtype
         probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, sizes.width), jnp.float32)
-        # One layer for queries, keys and values, as in the checkpoint; the tokens' queries are not used.
+        # One layer for queries, keys and values, as in the checkpoint: [B, N, 3, heads, dim]. The query comes from the
+        # probe, keys and values from the tokens.
         qkv = nn.DenseGeneral((3, sizes.heads, sizes.width // sizes.heads), dtype=dtype, name="qkv")
         q, (k, v) = qkv(probe)[:, :, 0], jnp.moveaxis(qkv(values)[:, :, 1:], 2, 0)
-        x = attention(jnp.broadcast_to(q, (len(values), *q.shape[1:])), k, v, mask)
+        x = attention(jnp.broadcast_to(q, (len(values), *q.shape[1:])), k, v, mask)  # [B, 1, heads, dim]
         x = nn.DenseGeneral(sizes.width, axis=(-2, -1), dtype=dtype, name="out")(x)
         y = nn.LayerNorm(epsilon=sizes.style.epsilon, dtype=dtype, name="norm")(x)
         mlp = MLP(sizes.hidden / sizes.width, dtype, activation=sizes.style.activation, name="mlp")
-        return (x + mlp(y))[:, 0]
+        return (x + mlp(y))[:, 0]  # the only query's
 
 
 class SiglipImage(PretrainedEncoder):
-    """SigLIP's image encoder: pixels ``[B, H, W, 3]`` in [-1, 1] to ``[B, N, D]``, row by row.
+    """SigLIP's image encoder: pixels ``[B, H, W, 3]`` in [-1, 1] to one token per patch, ``[B, N, D]``, row by row.
 
-    Pre-norm blocks over the sum of patches and positions, and a layer norm. ``pool`` is `ProbePool`; the result is
-    already the embedding in the shared space, so that ``project`` is the identity.
+    It consists of pre-norm blocks over the sum of patches and positions, and a layer norm. ``pool`` is `ProbePool`; its
+    result is already the embedding in the shared space, so that ``project`` is the identity.
 
     Raises:
       ValueError: the images do not have ``grid`` patches, or there is a mask.
@@ -79,7 +80,7 @@ class SiglipImage(PretrainedEncoder):
 
     def setup(self):
         width, options = self.sizes.width, self.sizes.options
-        shape = (math.prod(self.grid), width)
+        shape = (math.prod(self.grid), width)  # one position per patch
         self.patches = nn.Dense(width, dtype=options.dtype)
         # "places" names parameters: the embeddings of positions.
         self.places = self.param("places", nn.initializers.normal(0.02), shape, jnp.float32)
@@ -98,7 +99,7 @@ class SiglipImage(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of images, one for each patch; see the class. ``mask`` must be None."""
+        """The tokens of images ``[B, N, D]``, one for each patch; ``mask`` must be None."""
         check_no_mask(mask)
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         x = x + self.places[None].astype(x.dtype)
@@ -162,12 +163,13 @@ class SiglipText(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of texts, with the mask of valid tokens, both padded if ``attends_to_padding``; see the class."""
+        """The tokens of texts with the mask of valid tokens; both are padded to all ``positions`` if
+        ``attends_to_padding``."""
         # The published encoders learned from texts padded to all positions, without a mask, and pool the last position.
-        missing = self.positions - inputs.shape[1]
-        if self.attends_to_padding and missing > 0:
+        padding = self.positions - inputs.shape[1]
+        if self.attends_to_padding and padding > 0:
             mask = jnp.ones(inputs.shape, bool) if mask is None else mask
-            inputs, mask = (jnp.pad(x, [(0, 0), (0, missing)]) for x in (inputs, mask))
+            inputs, mask = (jnp.pad(x, [(0, 0), (0, padding)]) for x in (inputs, mask))
         if self.attends_to_padding and mask is not None:
             inputs = jnp.where(mask, inputs, self.pad)
         x = embed_words(inputs, self.words, self.places)
@@ -187,9 +189,9 @@ class SiglipText(PretrainedEncoder):
 def make_image_encoder(
     config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None
 ) -> SiglipImage:
-    """The image encoder of a ``config.json``, which may describe both encoders or this one.
+    """The image encoder that a parsed ``config.json`` of SigLIP, or of its image encoder alone, describes.
 
-    ``image_size`` is the height and width of the data's images; None: as in the checkpoint.
+    ``image_size``: height and width of the data's images; None: those of the checkpoint.
 
     Raises:
       ValueError: ``options.head`` needs a pool that the checkpoint lacks, or the patch does not divide ``image_size``.
@@ -200,7 +202,7 @@ def make_image_encoder(
             "config.json says vision_use_head=false: the checkpoint has no pool, ask for head='none'"
         )
     flexible = vision_config.model_type.startswith("siglip2")
-    if flexible:  # the configuration has a number of patches, of a square, instead of an image size
+    if flexible:  # the configuration has the number of patches of a square image instead of an image size
         patch = vision_config.patch_size
         size = (math.isqrt(vision_config.num_patches) * patch,) * 2
     else:
@@ -217,7 +219,7 @@ def make_image_encoder(
 
 
 def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> SiglipText:
-    """The text encoder of a ``config.json``, which may describe both encoders or this one."""
+    """The text encoder that a parsed ``config.json`` of SigLIP, or of its text encoder alone, describes."""
     text_config = getattr(config, "text_config", config)
     return SiglipText(
         sizes=read_sizes(text_config, options),
@@ -262,18 +264,20 @@ def text_rules(module: SiglipText) -> list[Rule]:
 
 
 def make_linear_resampler(old: Size, new: Size) -> Callable[[np.ndarray], np.ndarray] | None:
-    """A function that resamples a table of positions ``[rows * columns, D]`` from one grid to another, in float32.
+    """A function that resamples a table of positions ``[rows * columns, D]`` from the grid ``old`` to ``new``, in
+    float32; None if the grids are equal.
 
-    None if the grids are equal. Bilinear with half-pixel centres and, where the grid shrinks, antialiasing: the same as
-    PyTorch's ``interpolate`` with ``antialias=True``, which SigLIP 2 uses.
+    It is bilinear with half-pixel centres and, where the grid shrinks, antialiased: like PyTorch's ``interpolate`` with
+    ``antialias=True``, which SigLIP 2 uses.
     """
     return images.make_resampler(old, new, weights=linear_weights)
 
 
 def linear_weights(old: int, new: int) -> np.ndarray:
-    """The weight of each old sample in each new one, ``[new, old]``: a triangle as wide as the wider of their steps."""
+    """The weights ``[new, old]`` that resample ``old`` values of one axis to ``new`` linearly, antialiased if the axis
+    shrinks: the triangular kernel is then as wide as the spacing of the new samples."""
     scale = old / new
-    centres = (np.arange(new) + 0.5) * scale - 0.5
+    centres = (np.arange(new) + 0.5) * scale - 0.5  # of the new samples on the old axis
     distance = np.abs(centres[:, None] - np.arange(old)[None]) / max(scale, 1.0)
     weights = np.maximum(1.0 - distance, 0.0)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

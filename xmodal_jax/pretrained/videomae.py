@@ -30,17 +30,17 @@ CLASSIFIER = "VideoMAEForVideoClassification"
 class VideoMAE(PretrainedEncoder):
     """VideoMAE's encoder: frames ``[B, F, H, W, 3]`` in [-1, 1] to ``[B, F/t * H/p * W/p, D]``.
 
-    Pre-norm blocks over tubelets of ``t`` frames and ``p x p`` pixels, and a layer norm unless the checkpoint pools by
-    the mean.
+    It consists of pre-norm blocks over tubelets of ``t`` frames and ``p x p`` pixels, and a layer norm unless the
+    checkpoint pools by the mean.
 
     Position embeddings are sines and cosines of a tubelet's index in the sequence, computed for as many tubelets as
-    there are: videos may have any size and length that the tubelets divide, though with another image size than the
-    checkpoint's an index stands for another row and column. ``mask [B, F]`` is True on valid frames; others are set to
-    zero, and a tubelet is valid if one of its frames is.
+    there are. So videos may have any size and length that the tubelets divide; but with another image size than the
+    checkpoint's, an index stands for another row and column. ``mask [B, F]`` is True on valid frames. The other frames
+    are set to zero, and a tubelet is valid if one of its frames is.
 
-    ``pool`` is the representation that ``transformers`` classifies (its ``VideoMAEModel`` has no pool): the mean of the
-    tokens and a layer norm, which has parameters only in a classifier's checkpoint; or the first token, if the
-    checkpoint does not pool by the mean (those of pretraining alone).
+    ``pool`` is the input of the classifier in ``transformers`` (whose ``VideoMAEModel`` has no pool). If the checkpoint
+    pools by the mean, it is the mean of the tokens and a layer norm, which has parameters only in the checkpoint of a
+    classifier; otherwise, in checkpoints of pretraining alone, it is the first token.
 
     Raises:
       ValueError: the tubelet does not divide the video.
@@ -61,8 +61,8 @@ class VideoMAE(PretrainedEncoder):
         self.transformer = self.sizes.transformer()
         self.mean = Pool("mean")
         if self.sizes.options.head == "pool" and self.mean_pool:
-            learned = self.classifier
-            self.fc_norm = nn.LayerNorm(epsilon=1e-5, use_scale=learned, use_bias=learned)
+            has_params = self.classifier  # only a classifier's checkpoint has the norm's scale and bias
+            self.fc_norm = nn.LayerNorm(epsilon=1e-5, use_scale=has_params, use_bias=has_params)
 
     def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.zeros((1, self.tubelet, self.patch, self.patch, 3)),)
@@ -87,7 +87,7 @@ class VideoMAE(PretrainedEncoder):
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """The representation that ``transformers`` classifies, ``[B, D]``."""
+        """The normalized mean of the tokens or, without ``mean_pool``, the first token: ``[B, D]``."""
         return self.fc_norm(self.mean(tokens)) if self.mean_pool else tokens.values[:, 0]
 
 
@@ -98,13 +98,13 @@ def make(
     image_size: Size | None = None,
     frames: int | None = None,
 ) -> VideoMAE:
-    """The encoder of a ``config.json``.
+    """The encoder that a parsed ``config.json`` describes, without parameters.
 
-    ``image_size`` (height, width) and ``frames`` are those of the data, by default the checkpoint's. They only have to
-    be multiples of a tubelet's: nothing in the encoder depends on them.
+    ``image_size`` (height, width) and ``frames`` are those of the data's videos; None: the checkpoint's. The encoder
+    does not depend on them, but they have to be multiples of a tubelet's size.
 
     Raises:
-      ValueError: they are not multiples of a tubelet's.
+      ValueError: they are not multiples of a tubelet's size.
     """
     size, patch = image_and_patch_size(config)
     patch_grid(image_size or size, patch)  # raises an error if the patch does not divide it
@@ -131,16 +131,15 @@ def rules(module: VideoMAE) -> list[Rule]:
     no_bias = ("key",) if module.qv_bias else ("query", "key", "value")
 
     def layer(k, path):
-        """The rules of one layer."""
+        """The rules of layer ``k`` at ``path``."""
         name = f"encoder.layer.{k}"
-        named = {f"{name}.{LAYER_NAMES[part]}.bias": part[0] for part in ("query", "value")}
+        # VideoMAE's names of the biases of queries and values, by the names that ViT has for them.
+        bias_names = {
+            f"{name}.{LAYER_NAMES['query']}.bias": f"{name}.attention.attention.q_bias",
+            f"{name}.{LAYER_NAMES['value']}.bias": f"{name}.attention.attention.v_bias",
+        }
         layer_rules = block(name, path, LAYER_NAMES, no_bias=no_bias)
-        return [
-            rule._replace(name=f"{name}.attention.attention.{named[rule.name]}_bias")
-            if rule.name in named
-            else rule
-            for rule in layer_rules
-        ]
+        return [rule._replace(name=bias_names.get(rule.name, rule.name)) for rule in layer_rules]
 
     rules = [
         Rule(f"{projection}.weight", "patches/kernel", patches(*size)),
@@ -151,5 +150,5 @@ def rules(module: VideoMAE) -> list[Rule]:
         rules += norm("layernorm", "transformer/norm")
     if module.sizes.options.head != "pool" or not module.classifier:
         return rules
-    # The norm of the pool belongs to the classifier: its name has no prefix, all others do.
+    # In a classifier's checkpoint all names have the prefix "videomae." except that of the norm of the pool.
     return [*prefixed(rules, PREFIXES[1]), *(norm("fc_norm", "fc_norm") if module.mean_pool else [])]

@@ -56,9 +56,9 @@ IGNORED = (r"^classifier\.", r"^decoder\.", r"^(\w+\.)?embeddings\.mask_token$")
 class ViT(PretrainedEncoder):
     """ViT or DINOv2: pixels ``[B, H, W, 3]`` in [-1, 1] to ``[B, 1 + registers + rows * columns, D]``.
 
-    Pre-norm blocks over a class token, registers and patches, and a layer norm. All tokens but the registers have
-    learned positions, which are resampled from the checkpoint's grid to that of the images. ``pool`` is the class
-    token; in ViT ``tanh`` of a linear layer follows.
+    It consists of pre-norm blocks over a class token, registers and patches, and a layer norm. All tokens but the
+    registers have learned positions, which are resampled from the checkpoint's grid to that of the images. ``pool`` is
+    the class token; in ViT a linear layer and ``tanh`` follow.
 
     Raises:
       ValueError: the images have another size than the encoder was made for, or there is a mask.
@@ -77,14 +77,14 @@ class ViT(PretrainedEncoder):
     qkv_bias: bool = True
 
     def setup(self):
-        width, start = self.sizes.width, nn.initializers.normal(0.02)
+        width, init = self.sizes.width, nn.initializers.normal(0.02)
         self.patches = nn.Dense(width, dtype=self.sizes.options.dtype)
-        self.class_token = self.param("class_token", start, (1, 1, width), jnp.float32)
-        length = 1 + self.grid[0] * self.grid[1]
-        self.positions = self.param("positions", start, (1, length, width), jnp.float32)
+        self.class_token = self.param("class_token", init, (1, 1, width), jnp.float32)
+        length = 1 + self.grid[0] * self.grid[1]  # the class token and the patches
+        self.positions = self.param("positions", init, (1, length, width), jnp.float32)
         if self.registers:
             shape = (1, self.registers, width)
-            self.register_tokens = self.param("register_tokens", start, shape, jnp.float32)
+            self.register_tokens = self.param("register_tokens", init, shape, jnp.float32)
         self.dropout = Dropout(self.sizes.options.dropout)
         self.transformer = self.sizes.transformer()
         if self.sizes.options.head == "pool" and self.pooler:
@@ -114,25 +114,26 @@ class ViT(PretrainedEncoder):
         x = standardize(inputs, *self.scale)
         x = self.patches(cut_patches(x, p))
         x = self._prepend(self.class_token, x) + self.positions.astype(x.dtype)
-        if self.registers:
+        if self.registers:  # between the class token and the patches
             x = jnp.concatenate([x[:, :1], self._prepend(self.register_tokens, x[:, 1:])], axis=1)
         self.record_hidden_state(x)
         x = self.dropout(x, keys)
         return Tokens(self.transformer(x, keys=keys), None)
 
     def _prepend(self, tokens: Array, x: Array) -> Array:
+        """``tokens`` ``[1, K, D]`` before the tokens ``x`` ``[B, N, D]`` of each example."""
         tokens = jnp.broadcast_to(tokens.astype(x.dtype), (len(x), *tokens.shape[1:]))
         return jnp.concatenate([tokens, x], axis=1)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """The class token, ``[B, D]``, in ViT transformed."""
-        first = tokens.values[:, 0]
-        return jnp.tanh(self.dense(first)) if self.pooler else first
+        """The class token, ``[B, D]``; in ViT after a linear layer and tanh."""
+        class_token = tokens.values[:, 0]
+        return jnp.tanh(self.dense(class_token)) if self.pooler else class_token
 
 
 def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ViT:
-    """The ViT of a ``config.json``; ``image_size`` is the height and width of the data's images (default: as in the
-    checkpoint)."""
+    """The ViT that a parsed ``config.json`` describes; ``image_size``: height and width of the data's images, None for
+    those of the checkpoint."""
     if config.pooler_act != "tanh":
         raise ValueError(f"only a pooler with tanh can be loaded for ViT, got {config.pooler_act!r}")
     return ViT(
@@ -145,17 +146,19 @@ def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size |
 
 
 def make_dinov2(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ViT:
-    """The DINOv2 of a ``config.json``; ``image_size`` is the height and width of the data's images.
+    """The DINOv2 that a parsed ``config.json`` describes; ``image_size``: height and width of the data's images.
 
-    By default it is the checkpoint's, for the published ones 518: that is 1369 patches, where 224 is 256.
+    None: the checkpoint's size, which is 518 pixels for the published models. That makes 1369 patches; 224 pixels make
+    256.
     """
     gated, hidden = config.use_swiglu_ffn, int(config.hidden_size * config.mlp_ratio)
-    # The fields that `read_sizes` reads, with the values that ``transformers`` derives for DINOv2.
-    full = SimpleNamespace(**vars(config))
-    full.intermediate_size = (hidden * 2 // 3 + 7) // 8 * 8 if gated else hidden
-    full.hidden_act = "silu" if gated else config.hidden_act
+    # `read_sizes` needs two fields that the configuration lacks; ``transformers`` derives them in this way. A gated MLP
+    # (SwiGLU) has 2/3 of the hidden width, rounded up to a multiple of 8, since it has three matrices instead of two.
+    completed = SimpleNamespace(**vars(config))
+    completed.intermediate_size = (hidden * 2 // 3 + 7) // 8 * 8 if gated else hidden
+    completed.hidden_act = "silu" if gated else config.hidden_act
     return ViT(
-        sizes=read_sizes(full, options, gated=gated, layer_scale=float(config.layerscale_value)),
+        sizes=read_sizes(completed, options, gated=gated, layer_scale=float(config.layerscale_value)),
         scale=pixel_scale(config, IMAGENET),
         registers=getattr(config, "num_register_tokens", 0),
         qkv_bias=config.qkv_bias,
@@ -164,27 +167,29 @@ def make_dinov2(config: SimpleNamespace, options: EncoderOptions, *, image_size:
 
 
 def _grids(config: SimpleNamespace, image_size: Size | None) -> dict:
+    """The fields ``patch``, ``trained_grid`` and ``grid`` of `ViT`."""
     size, patch = image_and_patch_size(config)
     return dict(patch=patch, trained_grid=patch_grid(size, patch), grid=patch_grid(image_size or size, patch))
 
 
 def rules(module: ViT) -> list[Rule]:
     """The rules of ViT's parameters in a checkpoint."""
-    layer = lambda k, path: block(f"encoder.layer.{k}", path, LAYER_NAMES, no_bias=_no_bias(module))
+
+    def layer(k, path):
+        return block(f"encoder.layer.{k}", path, LAYER_NAMES, no_bias=_no_bias(module))
+
     return [*_rules(module, layer), *dense("pooler.dense", "dense")]
 
 
 def rules_dinov2(module: ViT) -> list[Rule]:
     """The rules of DINOv2's parameters in a checkpoint."""
     gated = module.sizes.style.gated
-    names = (
-        {**DINOV2_LAYER_NAMES, "up": "mlp.weights_in", "down": "mlp.weights_out"}
-        if gated
-        else DINOV2_LAYER_NAMES
-    )
+    names = dict(DINOV2_LAYER_NAMES)
+    if gated:
+        names |= {"up": "mlp.weights_in", "down": "mlp.weights_out"}
 
     def layer(k, path):
-        """The rules of one layer, with its layer scales."""
+        """The rules of layer ``k`` at ``path``, with its layer scales."""
         name = f"encoder.layer.{k}"
         layer_rules = block(name, path, names, no_bias=_no_bias(module))
         scales = [
@@ -197,11 +202,12 @@ def rules_dinov2(module: ViT) -> list[Rule]:
 
 
 def _no_bias(module: ViT) -> tuple[str, ...]:
+    """The attention layers that have no bias in the checkpoint, see `rules.attention`."""
     return () if module.qkv_bias else ("query", "key", "value")
 
 
 def _rules(module: ViT, layer) -> list[Rule]:
-    """The rules that ViT and DINOv2 share, with those of each layer from ``layer(number, path)``."""
+    """The rules of a ViT or DINOv2; ``layer(k, path)`` gives those of layer ``k``, in which the two differ."""
     # With registers, ``transformers`` resamples the positions with antialiasing.
     resample = make_resampler(module.trained_grid, module.grid, before=1, antialias=module.registers > 0)
     projection, kernel = "embeddings.patch_embeddings.projection", patches(module.patch, module.patch)
@@ -218,14 +224,15 @@ def _rules(module: ViT, layer) -> list[Rule]:
 
 
 def _split_gated(layer_rules: list[Rule]) -> list[Rule]:
-    """The rules of a SwiGLU: the first half of ``weights_in`` goes through the activation, the second is the gate."""
+    """The rules of a layer whose MLP is a SwiGLU. The checkpoint has one array for two parameters: its first half is
+    ``up``, which goes through the activation, the second half is ``gate``."""
     rules = []
     for rule in layer_rules:
         if "/mlp/up/" not in rule.path:
             rules.append(rule)
             continue
-        for half, part in enumerate(("up", "gate")):
-            path = rule.path.replace("/mlp/up/", f"/mlp/{part}/")
+        for half, parameter in enumerate(("up", "gate")):
+            path = rule.path.replace("/mlp/up/", f"/mlp/{parameter}/")
             rules.append(rule._replace(path=path, transform=_take_half(half), invert=_refuse_to_write))
     return rules
 

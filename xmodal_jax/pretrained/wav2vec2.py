@@ -55,8 +55,8 @@ SAMPLE_RATE = 16_000
 class Wav2Vec2(PretrainedEncoder):
     """wav2vec 2.0 or HuBERT: a waveform ``[B, T]`` at 16 kHz to ``[B, N, D]``.
 
-    Convolutions without padding (in the papers they make frames of 400 samples, 320 apart), a linear layer, a grouped
-    convolution whose output serves as position embedding, and a transformer.
+    Its parts: convolutions without padding (in the papers they make frames of 400 samples, 320 apart), a linear layer,
+    a grouped convolution whose output serves as position embedding, and a transformer.
 
     The waveform has floating-point samples in [-1, 1]; with ``standardize`` its valid part is first brought to mean 0
     and variance 1. ``mask [B, T]`` is True on valid samples, which must be a prefix; None means all. A frame is valid
@@ -85,6 +85,7 @@ class Wav2Vec2(PretrainedEncoder):
     standardize: bool = True
 
     def setup(self):
+        """Creates the layers in the order in which they are applied."""
         dtype, epsilon = self.sizes.options.dtype, 1e-5
         geometry = zip(self.channels, self.kernels, self.strides, strict=True)
         self.convs = [
@@ -92,16 +93,18 @@ class Wav2Vec2(PretrainedEncoder):
             for channels, size, stride in geometry
         ]
         if self.extractor_norm == "group":
-            # The fast variance loses digits if a channel's mean is large compared with its deviation.
+            # Flax's fast variance, E[x^2] - E[x]^2, loses digits if a channel's mean is large compared with its
+            # standard deviation.
             self.norms = [
                 nn.GroupNorm(self.channels[0], epsilon=epsilon, dtype=dtype, use_fast_variance=False)
             ]
         else:
             self.norms = [nn.LayerNorm(epsilon=epsilon, dtype=dtype) for _ in self.channels]
         if self.projection_norm:
-            self.before = self.sizes.norm()
+            self.before = self.sizes.norm()  # the layer norm before the projection
         self.projection = nn.Dense(self.sizes.width, dtype=dtype)
-        # One convolution per group: the gradient of XLA's grouped convolution takes nine times as long on a CPU.
+        # A grouped convolution as one convolution per group, mapped over axis 2 of [B, N, groups, channels]: the
+        # gradient of XLA's grouped convolution takes nine times as long on a CPU.
         Groups = nn.vmap(
             Conv, in_axes=2, out_axes=2, variable_axes={"params": 0}, split_rngs={"params": True}
         )
@@ -122,7 +125,7 @@ class Wav2Vec2(PretrainedEncoder):
     @property
     def shortest(self) -> int:
         """Number of samples in one frame, the shortest possible input."""
-        samples = 1
+        samples = 1  # needed for one output of the last convolution; then of the one before it, and so on
         for size, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
             samples = (samples - 1) * stride + size
         return samples
@@ -143,14 +146,15 @@ class Wav2Vec2(PretrainedEncoder):
                 f"{inputs.shape[1]} samples given, the pretrained model makes a frame of {self.shortest} "
                 f"({1000 * self.shortest / SAMPLE_RATE:g} ms at {SAMPLE_RATE} Hz)"
             )
-        x = inputs[:, :, None]
+        x = inputs[:, :, None]  # one channel
         x = normalize_frames(x, mask, eps=1e-7) if self.standardize else apply_mask(x, mask)
         activate = ACTIVATIONS[self.extractor_activation]
-        for k, conv in enumerate(self.convs):
+        for k, conv in enumerate(self.convs):  # with extractor_norm="group" only the first has a norm
             x = conv(x)
             x = activate(self.norms[k](x) if k < len(self.norms) else x)
         mask = None if mask is None else self._frame_mask(mask.sum(axis=1), x.shape[1])
         x = apply_mask(self.projection(self.before(x) if self.projection_norm else x), mask)
+        # The grouped convolution of the frames is their position embedding.
         groups = x.reshape(*x.shape[:2], self.position_groups, -1)
         x = x + activate(self.places(groups).reshape(x.shape))
         if self.sizes.style.norm == "post":
@@ -160,7 +164,8 @@ class Wav2Vec2(PretrainedEncoder):
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
     def _frame_mask(self, lengths: Int[Array, "batch"], frames: int) -> Bool[Array, "batch frames"]:
-        """The mask of the frames of waveforms with ``lengths`` valid samples."""
+        """True on the frames that lie completely within the first ``lengths`` samples of their waveforms."""
+        # The number of outputs of each convolution without padding.
         for size, stride in zip(self.kernels, self.strides, strict=True):
             lengths = (lengths - size) // stride + 1
         return jnp.arange(frames)[None] < lengths[:, None]
@@ -171,14 +176,19 @@ class Wav2Vec2(PretrainedEncoder):
 
 
 def make(config: SimpleNamespace, options: EncoderOptions) -> Wav2Vec2:
-    """The encoder of a ``config.json``."""
-    for field, what in {
+    """The encoder that a parsed ``config.json`` describes, without parameters.
+
+    Raises:
+      ValueError: the configuration asks for a part that this encoder does not have.
+    """
+    unsupported = {
         "conv_pos_batch_norm": "a batch norm before the convolution for positions",
         "add_adapter": "an adapter behind the encoder",
         "adapter_attn_dim": "adapters in the attention's layers",
-    }.items():
+    }
+    for field, part in unsupported.items():
         if getattr(config, field, None):
-            raise ValueError(f"config.json asks for {what} ({field}), which cannot be loaded")
+            raise ValueError(f"config.json asks for {part} ({field}), which cannot be loaded")
     if config.feat_extract_norm not in ("group", "layer"):
         raise ValueError(
             f"config.json has feat_extract_norm {config.feat_extract_norm!r}: neither 'group' nor 'layer'"
@@ -212,6 +222,7 @@ def rules(module: Wav2Vec2) -> list[Rule]:
             extractor += norm(f"{name}.layer_norm", f"norms_{k}")
     if module.projection_norm:
         extractor += norm("feature_projection.layer_norm", "before")
+    # The weight of the convolution for positions is stored as a magnitude and a direction (weight normalization).
     position = "encoder.pos_conv_embed.conv"
     return [
         *extractor,
@@ -246,12 +257,13 @@ def apply_weight_norm(magnitude: np.ndarray, direction: np.ndarray, *, groups: i
       ``[groups, K, in, out]``.
     """
     magnitude, direction = magnitude.astype(np.float32), direction.astype(np.float32)
+    # w = g v / |v|, with a norm for each tap.
     kernel = direction * (magnitude / np.linalg.norm(direction, axis=(0, 1), keepdims=True))
     return kernel.reshape(groups, -1, *kernel.shape[1:]).transpose(0, 3, 2, 1)
 
 
 def split_weight_norm(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A magnitude and a direction from which `apply_weight_norm` makes this kernel."""
+    """``(magnitude, direction)`` from which `apply_weight_norm` makes this kernel, ``[groups, K, in, out]``."""
     transposed = kernel.transpose(0, 3, 2, 1)
     direction = transposed.reshape(-1, *transposed.shape[2:])
     return np.linalg.norm(direction, axis=(0, 1), keepdims=True), direction

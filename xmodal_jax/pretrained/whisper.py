@@ -37,8 +37,8 @@ FRAMES_PER_SECOND = 100
 class Whisper(PretrainedEncoder):
     """Whisper's encoder: log-mel frames ``[B, F, mels]`` to ``[B, ceil(F / 2), D]``.
 
-    Two convolutions, the second of stride 2, position embeddings, and pre-norm blocks. The frames are those of
-    `preprocess.audio.whisper_log_mel`, 100 a second, with the time axis before the bands.
+    It consists of two convolutions, the second of stride 2, position embeddings, and pre-norm blocks. The frames are
+    those of `preprocess.audio.whisper_log_mel`, 100 per second, with the time axis before the mel bands.
 
     ``mask [B, F]`` is True on valid frames, which must be a prefix; invalid ones have no influence. None means that all
     are valid. The model then attends to silence as well, as in ``transformers``, which pads every recording to 30
@@ -84,7 +84,7 @@ class Whisper(PretrainedEncoder):
                 f"{frames} frames ({frames / FRAMES_PER_SECOND:g} seconds) given, the pretrained model has positions "
                 f"for {2 * self.positions / FRAMES_PER_SECOND:g} seconds"
             )
-        # The padding is set to zero before each convolution, as the first one makes its zeros nonzero.
+        # The padding is set to zero before each convolution; the first one makes it nonzero again by its bias.
         x = apply_mask(nn.gelu(self.first(apply_mask(inputs, mask)), approximate=False), mask)
         x = nn.gelu(self.second(x), approximate=False)
         position = jax.lax.stop_gradient(self.places(jnp.arange(x.shape[1])))
@@ -100,7 +100,7 @@ class Whisper(PretrainedEncoder):
 
 
 def make(config: SimpleNamespace, options: EncoderOptions) -> Whisper:
-    """The encoder of a ``config.json``."""
+    """The encoder that a parsed ``config.json`` of Whisper describes, without parameters."""
     return Whisper(
         sizes=TransformerSizes(
             width=config.d_model,

@@ -1,7 +1,9 @@
 """Checks that every method must pass, whatever it learns."""
 
+import contextlib
 import os
 import signal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,9 @@ import pytest
 
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import Timer
-from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.train import gan_step, step
+from xmodal_jax.train import gan_step, loop, step
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.loop import Preempted, fit
 from xmodal_jax.train.optim import Optimizer
@@ -54,6 +56,12 @@ def random_params(init, *args, seed=0):
         return (deviation * noise).astype(leaf.dtype)
 
     return jax.device_put(trees.map_with_name(draw, jax.eval_shape(init, *args)))
+
+
+def random_initial_params(method, key, batch):
+    """`random_params` for a method, be it a GAN or not."""
+    init = lambda *args: method.init(*args)[0] if isinstance(method, GAN) else method.init(*args)
+    return random_params(init, key, batch)
 
 
 def gradient_engine(method, *, mode="jit", devices=1, fsdp=1, config=None, make="make_step", params=None):
@@ -107,8 +115,7 @@ def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, initia
     """
     key, state = jax.random.key(7), None
     if not initialize:
-        params = lambda *args: method.init(*args)[0] if isinstance(method, GAN) else method.init(*args)
-        params = random_params(params, key, batch)
+        params = random_initial_params(method, key, batch)
         state = gradient_engine(method, params=params, **options).init(key, batch)
     metrics, grads = loss_and_gradient(method, batch, state=state, **options)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(grads))
@@ -137,8 +144,43 @@ def assert_trees_identical(a, b):
         np.testing.assert_array_equal(np.asarray(data(x)), np.asarray(data(y)), err_msg=name)
 
 
+@contextlib.contextmanager
+def shared_programs():
+    """Within it `fit` runs the compiled programs of an earlier `fit` of the same method (the same object), with the same
+    optimizer, number of steps and layout on the devices, in place of tracing and compiling them again."""
+    trainings, engines = {}, {}
+
+    def cached(make_training):
+        def make(method, optimizer, steps, *, params=None):
+            key = id(method), optimizer, steps, id(params)
+            if key not in trainings:  # `method` and `params` are kept, so that no other object gets their ids
+                trainings[key] = make_training(method, optimizer, steps, params=params), method, params
+            return trainings[key][0]
+
+        return make
+
+    def cached_engine(mode, init, make_step, **options):
+        key = mode, init, make_step, *sorted(options.items())
+        if key not in engines:
+            engines[key] = make_engine(mode, init, make_step, **options)
+        return engines[key]
+
+    with (
+        mock.patch.object(loop, "make_training", cached(step.make_training)),
+        mock.patch.object(gan_step, "make_training", cached(gan_step.make_training)),
+        mock.patch.object(loop, "make_engine", cached_engine),
+    ):
+        yield
+
+
 def assert_resumes(method, arrays, directory, *, optimizer, steps=4, batch_size=8):
-    """A run that is stopped half-way, as a cluster does, and resumed ends as one that was not: state and metrics."""
+    """A run that is stopped half-way, as a cluster does, and resumed ends as one that was not: state and metrics.
+
+    All start from random parameters, since the initialization is not what is tested, and run the same programs.
+    """
+    loader = Loader(ArraySource(arrays), batch_size=batch_size, seed=0)
+    params = random_initial_params(method, jax.random.key(0), numeric_fields(loader.example()))
+    loader.close()
 
     def train(name, evaluate, resume=False):
         config = RunConfig(
@@ -147,7 +189,7 @@ def assert_resumes(method, arrays, directory, *, optimizer, steps=4, batch_size=
         loader, timer = Loader(ArraySource(arrays), batch_size=batch_size, seed=config.seed), Timer()
         with Run.create(config.run_dir, config, resume=resume, tensorboard=False) as run:
             try:
-                result = fit(method, loader, config, optimizer, run, timer, evaluate=evaluate)
+                result = fit(method, loader, config, optimizer, run, timer, evaluate=evaluate, params=params)
             finally:
                 loader.close()
                 timer.clock.close()
@@ -157,9 +199,10 @@ def assert_resumes(method, arrays, directory, *, optimizer, steps=4, batch_size=
         os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
-    state, metrics = train("whole", lambda params: {})
-    with pytest.raises(Preempted):
-        train("stopped", stop)
-    resumed, rest = train("stopped", lambda params: {}, resume=True)
+    with shared_programs():
+        state, metrics = train("whole", lambda params: {})
+        with pytest.raises(Preempted):
+            train("stopped", stop)
+        resumed, rest = train("stopped", lambda params: {}, resume=True)
     assert_trees_identical(state, resumed)
     assert len(metrics) >= steps and metrics == rest

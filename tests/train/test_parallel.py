@@ -4,14 +4,15 @@ import optax
 import pytest
 
 from benchmarks.hlo import collective_bytes
-from tests.support import assert_device_invariant, assert_trees_identical, loss_and_gradient
+from tests.support import assert_device_invariant, assert_trees_identical, gradient_engine, loss_and_gradient
 from tests.train.toy import make_toy, toy_arrays, toy_batch
 from xmodal_jax.core import collectives
-from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
-from xmodal_jax.nets.encoders import TextTransformerConfig, ViTConfig
+from xmodal_jax.nets.encoders import TextTransformerConfig, build_encoder
+from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.optim import Optimizer, make_optimizer
 from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, DeviceData, leaf_spec, make_engine
 from xmodal_jax.train.step import describe_non_finite, make_init, make_step
+from xmodal_jax.types import Method
 
 
 def test_loss_and_gradient_do_not_depend_on_devices():
@@ -131,10 +132,19 @@ def test_leaf_spec_splits_the_largest_axis_that_divides():
     assert leaf_spec((8, 8), 4) == jax.sharding.PartitionSpec()
 
 
-def test_the_step_compiles_once():
+def test_the_step_compiles_once(tmp_path):
+    """Also for a state from a checkpoint."""
     engine = engine_for("jit")
     state = engine.init(jax.random.key(0), toy_batch())
     for _ in range(3):
+        state, _ = engine.run(state, None, engine.put(stacked(1)))
+    assert engine.run._cache_size() == 1
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, engine.fetch(state), {})
+    checkpoints.close()
+    restored, _ = Checkpoints(tmp_path).restore(engine.abstract(jax.random.key(0), toy_batch()))
+    state = engine.put_state(restored)
+    for _ in range(2):
         state, _ = engine.run(state, None, engine.put(stacked(1)))
     assert engine.run._cache_size() == 1
 
@@ -183,20 +193,9 @@ def test_given_parameters_are_the_start_and_must_fit():
 
 def bytes_sent(method, rows):
     """By each device in a step, with every large array split over eight devices; from the compiled program."""
-    config = Optimizer()
-    tx = make_optimizer(config, 10)
-    engine = make_engine(
-        "sharded",
-        make_init(method, tx, config),
-        lambda axis: make_step(method, tx, config, axis_name=axis),
-        fsdp=8,
-    )
-    batch = {
-        "text": np.ones((rows, 16), np.int32),
-        "image": np.zeros((rows, 8, 8, 3), np.uint8),
-        "index": np.arange(rows, dtype=np.int32),
-    }
-    state = engine.init(jax.random.key(0), batch)
+    engine = gradient_engine(method, mode="sharded", devices=8, fsdp=8)
+    batch = {"text": np.ones((rows, 16), np.int32), "index": np.arange(rows, dtype=np.int32)}
+    state = engine.abstract(jax.random.key(0), batch)
     xs = engine.put(jax.tree.map(lambda x: x[None], batch))
     hlo = engine.run.lower(state, None, xs).compile().as_text()
     return sum(sent for sent, _ in collective_bytes(hlo, 8).values())
@@ -204,11 +203,14 @@ def bytes_sent(method, rows):
 
 def test_where_the_state_is_split_weights_travel_and_activations_do_not(monkeypatch):
     """Four times the batch hardly sends more. Without `keep_rows` the compiler splits scanned layers by features."""
-    size = dict(width=64, depth=2, heads=4, scan_layers=True)
-    config = ContrastiveConfig(
-        embed_dim=16, text=TextTransformerConfig(**size), image=ViTConfig(**size, patch=2)
-    )
-    method = make_contrastive(config, ("text", "image"), vocab_size=50)
+    config = TextTransformerConfig(width=64, depth=2, heads=4, scan_layers=True)
+    encoder = build_encoder("text", config, vocab_size=50, max_length=16)
+
+    def loss(params, batch, key, *, axis_name=None):
+        tokens = encoder.apply({"params": params}, batch["text"]).values
+        return collectives.batch_mean((tokens**2).mean(axis=(1, 2)), axis_name=axis_name), {}
+
+    method = Method(lambda key, batch: encoder.init(key, batch["text"])["params"], loss, None)
     assert bytes_sent(method, 256) < 1.3 * bytes_sent(method, 64)
     monkeypatch.setattr(collectives, "mesh_size", lambda: 1)
     assert bytes_sent(method, 256) > 2 * bytes_sent(method, 64)

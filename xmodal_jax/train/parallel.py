@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from xmodal_jax.core.runtime import jit_once
 
@@ -201,19 +201,22 @@ def _jit(init, run, seeds) -> Engine:
         )
     identity = lambda tree: tree
     run = jax.jit(run, donate_argnums=0)
+    # The state is bound to its device from the start, as a restored one is: else a resumed run would compile the step
+    # twice, once for the restored arrays beside the unbound ones of the host, once for those that it returns.
+    device = jax.local_devices()[0]
     return Engine(
         mode="jit",
         devices=1,
         local_devices=1,
         seeds=seeds,
-        init=jit_once(init),
+        init=jit_once(init, out_shardings=SingleDeviceSharding(device)),
         run=run,
         needed_memory=_needed_memory(run),
         put=jax.device_put,
         put_resident=jax.device_put,
         put_frozen=jax.device_put,
         fetch=identity,
-        put_state=jax.device_put,
+        put_state=lambda tree: jax.device_put(tree, device),
         abstract=lambda key, batch: jax.eval_shape(init, key, batch),
     )
 

@@ -146,8 +146,8 @@ def assert_trees_identical(a, b):
 
 @contextlib.contextmanager
 def shared_programs():
-    """Within it `fit` runs the compiled programs of an earlier `fit` of the same method (the same object), with the same
-    optimizer, number of steps and layout on the devices, in place of tracing and compiling them again."""
+    """Within it `fit` compiles nothing that an earlier `fit` has: of the same method (the same object), with the same
+    optimizer, number of steps and layout on the devices."""
     trainings, engines = {}, {}
 
     def cached(make_training):

@@ -39,9 +39,9 @@ def apply_mask(x: Array, mask: Array | None) -> Array:
 
 
 def _by_platform(a, b, cpu: Callable, default: Callable):
-    """``cpu(a, b)`` on a CPU and ``default(a, b)`` elsewhere.
+    """``cpu(a, b)`` on a CPU and ``default(a, b)`` elsewhere; both compute the same bilinear map of ``a`` and ``b``.
 
-    Decided when the program is lowered: compiled for a TPU on a machine without one, it has the TPU's implementation.
+    The platform is that for which the program is compiled, even if it is compiled on a machine without that platform.
     """
 
     @jax.custom_batching.custom_vmap
@@ -50,6 +50,10 @@ def _by_platform(a, b, cpu: Callable, default: Callable):
 
     @bilinear.def_vmap
     def batched(axis_size, in_batched, a, b):
+        """The map under ``vmap``: the result, and True as it has the mapped axis.
+
+        ``in_batched``: whether ``a`` and ``b`` have the mapped axis.
+        """
         # Under vmap over input and kernel (several seeds or modalities at once) XLA makes a grouped convolution, which
         # on a CPU is three times slower than one convolution after the other.
         if all(in_batched):
@@ -65,8 +69,8 @@ def _by_platform(a, b, cpu: Callable, default: Callable):
 def correlate(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """The convolution of neural networks: ``y[n, i, o] = sum_{t, c} x[n, s i + t - p, c] k[t, c, o]``.
 
-    ``x [N, *input_size, C]`` and ``kernel [*kernel_size, C, O]`` have the same dtype; the result is
-    ``[N, *output_size, O]``.
+    ``s`` is the stride and ``p`` the padding. ``x [N, *input_size, C]`` and ``kernel [*kernel_size, C, O]`` have the
+    same dtype; the result is ``[N, *output_size, O]``.
     """
     cpu = functools.partial(conv_cpu.correlate, geometry=geometry)
     return _by_platform(x, kernel, cpu, functools.partial(conv_lax.correlate, geometry=geometry))
@@ -74,20 +78,24 @@ def correlate(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
-    """The transpose of :func:`correlate` in ``x``; also known as the transposed convolution."""
+    """The gradient of :func:`correlate` with respect to ``x [N, *input_size, C]``, given that of its result.
+
+    ``dy [N, *output_size, O]``, ``kernel [*kernel_size, C, O]``. Also known as the transposed convolution.
+    """
     cpu = functools.partial(conv_cpu.input_gradient, geometry=geometry)
-    return _by_platform(
-        dy, kernel, cpu, functools.partial(conv_lax.input_gradient, geometry=geometry, permute=False)
-    )
+    default = functools.partial(conv_lax.input_gradient, geometry=geometry, permute=False)
+    return _by_platform(dy, kernel, cpu, default)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
-    """The transpose of :func:`correlate` in ``kernel``."""
+    """The gradient of :func:`correlate` with respect to ``kernel [*kernel_size, C, O]``, given that of its result.
+
+    ``x [N, *input_size, C]``, ``dy [N, *output_size, O]``.
+    """
     cpu = functools.partial(conv_cpu.kernel_gradient, geometry=geometry)
-    return _by_platform(
-        x, dy, cpu, functools.partial(conv_lax.kernel_gradient, geometry=geometry, permute=False)
-    )
+    default = functools.partial(conv_lax.kernel_gradient, geometry=geometry, permute=False)
+    return _by_platform(x, dy, cpu, default)
 
 
 def _save_operands(function: Callable) -> Callable:
@@ -95,24 +103,34 @@ def _save_operands(function: Callable) -> Callable:
     return lambda a, b, geometry: (function(a, b, geometry), (a, b))
 
 
-correlate.defvjp(
-    _save_operands(correlate),
-    lambda g, ab, ct: (input_gradient(ct, ab[1], g), kernel_gradient(ab[0], ct, g)),
-)
-input_gradient.defvjp(
-    _save_operands(input_gradient),
-    lambda g, ab, ct: (correlate(ct, ab[1], g), kernel_gradient(ct, ab[0], g)),
-)
-kernel_gradient.defvjp(
-    _save_operands(kernel_gradient),
-    lambda g, ab, ct: (input_gradient(ab[1], ct, g), correlate(ab[0], ct, g)),
-)
+def _correlate_backward(geometry, operands, dy):
+    """The gradients of ``correlate(x, kernel) -> y`` with respect to ``x`` and ``kernel``."""
+    x, kernel = operands
+    return input_gradient(dy, kernel, geometry), kernel_gradient(x, dy, geometry)
+
+
+def _input_gradient_backward(geometry, operands, dx):
+    """The gradients of ``input_gradient(y, kernel) -> x`` with respect to ``y`` and ``kernel``."""
+    y, kernel = operands
+    return correlate(dx, kernel, geometry), kernel_gradient(dx, y, geometry)
+
+
+def _kernel_gradient_backward(geometry, operands, dk):
+    """The gradients of ``kernel_gradient(x, y) -> k`` with respect to ``x`` and ``y``."""
+    x, y = operands
+    return input_gradient(y, dk, geometry), correlate(x, dk, geometry)
+
+
+correlate.defvjp(_save_operands(correlate), _correlate_backward)
+input_gradient.defvjp(_save_operands(input_gradient), _input_gradient_backward)
+kernel_gradient.defvjp(_save_operands(kernel_gradient), _kernel_gradient_backward)
 
 
 def _match_varying_axes(*arrays):
-    """Marks all arrays as varying over the mesh axes over which any of them varies (no effect outside ``shard_map``).
+    """The arrays, marked as varying over all mesh axes over which any of them varies (no effect outside ``shard_map``).
 
-    ``jax.custom_vjp`` does not do this by itself; the transpose sums the gradient of an array that did not vary.
+    ``jax.custom_vjp`` does not do this by itself. The gradient of an array that did not vary over an axis, such as a
+    kernel, is thereby summed over the devices of that axis.
     """
     varying = [
         getattr(getattr(jax.typeof(a), "manual_axis_type", None), "varying", frozenset()) for a in arrays
@@ -125,18 +143,18 @@ def _match_varying_axes(*arrays):
 
 
 def _per_axis(value: int | Sequence[int] | None, spatial: int) -> tuple[int, ...]:
-    """``spatial`` values: one number counts for every spatial axis, and None means 1."""
-    values = (
-        (1 if value is None else value,) * spatial
-        if value is None or isinstance(value, int)
-        else tuple(value)
-    )
+    """One value for each of the ``spatial`` axes: a single number counts for all axes, and None means 1."""
+    if value is None:
+        value = 1
+    values = (value,) * spatial if isinstance(value, int) else tuple(value)
     if len(values) != spatial:
         raise ValueError(f"expected {spatial} values, one per spatial axis, got {values}")
     return values
 
 
 def _explicit_padding(padding: Padding, spatial: int) -> tuple[tuple[int, int], ...]:
+    """Padding as ``(before, after)`` for each of the ``spatial`` axes, from one number, or a number or pair per
+    axis."""
     pairs = (padding,) * spatial if isinstance(padding, int) else tuple(padding)
     if len(pairs) != spatial:
         raise ValueError(f"padding needs one entry for each of {spatial} spatial axes, got {padding!r}")
@@ -146,7 +164,7 @@ def _explicit_padding(padding: Padding, spatial: int) -> tuple[tuple[int, int], 
 def conv_geometry(
     input_size: Sequence[int], kernel_size: Sequence[int], strides: Sequence[int], padding: Padding
 ) -> Geometry:
-    """The geometry of ``lax.conv_general_dilated`` with these arguments.
+    """The `Geometry` of a convolution with these sizes, one entry per spatial axis; the padding is made explicit.
 
     Raises:
       ValueError: the padding is unknown, or has not one entry per spatial axis.
@@ -155,9 +173,8 @@ def conv_geometry(
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise ValueError(f"padding must be 'SAME', 'VALID' or explicit numbers, got {padding!r}")
-        pairs = tuple(
-            (int(a), int(b)) for a, b in lax.padtype_to_pads(input_size, kernel_size, strides, padding)
-        )
+        pads = lax.padtype_to_pads(input_size, kernel_size, strides, padding)
+        pairs = tuple((int(before), int(after)) for before, after in pads)
     else:
         pairs = _explicit_padding(padding, len(kernel_size))
     return Geometry(input_size, kernel_size, strides, pairs)
@@ -179,13 +196,18 @@ def conv_transpose_geometry(
     pairs = _explicit_padding(padding, len(tuple(kernel_size)))
     output_size, conv_padding = [], []
     for n, k, s, (a, b) in zip(input_size, kernel_size, strides, pairs, strict=True):
+        # The dilated input has (n - 1) s + 1 pixels.
         output_size.append((n - 1) * s + 1 + a + b - k + 1)
         conv_padding.append((k - 1 - a, k - 1 - b))
+    # The output of the transposed convolution is the input of the convolution.
     return Geometry(tuple(output_size), tuple(kernel_size), tuple(strides), tuple(conv_padding))
 
 
 def _transpose_padding(padding: str, k: int, s: int) -> tuple[int, int]:
-    """The numbers that ``lax.conv_transpose`` pads an axis by, for a kernel of size ``k`` and a stride of ``s``."""
+    """``(before, after)``: how many pixels ``lax.conv_transpose`` pads an axis of its dilated input by.
+
+    ``padding`` is "SAME" or "VALID", ``k`` the size of the kernel and ``s`` the stride.
+    """
     if padding == "SAME":
         total = k + s - 2
         before = k - 1 if s > k - 1 else -(-total // 2)
@@ -221,7 +243,8 @@ class Conv(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *spatial channels"]
     ) -> Float[Array, "batch *spatial2 features"]:
-        """The convolution of ``x``, with the bias added."""
+        """The convolution of ``x [B, *spatial, C]`` with a learned kernel, plus a bias: ``[B, *spatial',
+        features]``."""
         size = tuple(self.kernel_size)
         _check_rank(x, size)
         shape = (*size, x.shape[-1] // self.feature_group_count, self.features)
@@ -259,7 +282,7 @@ class ConvTranspose(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *spatial channels"]
     ) -> Float[Array, "batch *spatial2 features"]:
-        """The transposed convolution of ``x``, with the bias added."""
+        """The transposed convolution of ``x [B, *spatial, C]``, plus a bias: ``[B, *spatial', features]``."""
         size = tuple(self.kernel_size)
         _check_rank(x, size)
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features), jnp.float32)
@@ -276,6 +299,7 @@ class ConvTranspose(nn.Module):
 
 
 def _check_rank(x, kernel_size: tuple[int, ...]) -> None:
+    """Raises ValueError if ``x`` is not ``[batch, *spatial, channels]`` with the kernel's number of spatial axes."""
     if x.ndim != len(kernel_size) + 2:
         raise ValueError(
             f"a kernel of size {kernel_size} needs an input with {len(kernel_size) + 2} axes "

@@ -19,7 +19,8 @@ class Geometry(NamedTuple):
 
     @property
     def output_size(self) -> tuple[int, ...]:
-        """Size of the result."""
+        """Size of the convolution's result: ``(n + padding - k) // s + 1`` for an input of size ``n``, a kernel of size
+        ``k`` and the stride ``s``."""
         return tuple(
             (n + sum(p) - k) // s + 1
             for n, k, s, p in zip(self.input_size, self.kernel_size, self.strides, self.padding, strict=True)
@@ -27,6 +28,7 @@ class Geometry(NamedTuple):
 
 
 def _dimension_numbers(spatial: int) -> tuple[str, str, str]:
+    """The axes of input, kernel and output for ``lax``, such as ``("NHWC", "HWIO", "NHWC")``."""
     axes = "HWD"[:spatial]
     return (f"N{axes}C", f"{axes}IO", f"N{axes}C")
 
@@ -48,16 +50,19 @@ def correlate(x: Array, kernel: Array, *, geometry: Geometry, groups: int = 1) -
 
 
 def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry, permute: bool) -> Array:
-    """The gradient in ``x``: ``dy``, dilated by the strides, convolved with the flipped kernel.
+    """The gradient with respect to ``x [N, *input_size, C]``: ``dy``, dilated by the strides, convolved with the
+    flipped kernel ``[*kernel_size, C, O]``.
 
-    With ``permute`` the kernel's axes are transposed first, which the CPU needs; without, only their names are swapped.
+    With ``permute`` the kernel's channel axes are swapped in memory first, which makes it fast on a CPU; without it
+    only the names of the axes are swapped, which other platforms recognize.
     """
     spatial = len(geometry.strides)
     kernel = jnp.flip(kernel, range(spatial))
     image, hwio, _ = _dimension_numbers(spatial)
+    # Per axis: input size n, output size m (dilated: (m - 1) s + 1), kernel size k, stride s, padding before the input.
     padding = [
-        (k - 1 - lo, n + lo - (m - 1) * s - 1)
-        for n, m, k, s, (lo, _) in zip(
+        (k - 1 - before, n + before - (m - 1) * s - 1)
+        for n, m, k, s, (before, _) in zip(
             geometry.input_size,
             geometry.output_size,
             geometry.kernel_size,
@@ -77,16 +82,19 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry, permute: boo
 
 
 def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry, permute: bool) -> Array:
-    """The gradient in ``kernel``: ``x`` convolved with ``dy`` dilated by the strides; the sum is over the batch.
+    """The gradient with respect to the kernel ``[*kernel_size, C, O]``: ``x`` convolved with ``dy``, which is dilated
+    by the strides and takes the place of a kernel; the convolution sums over the batch instead of channels.
 
-    With ``permute`` the arrays' axes are transposed first, which the CPU needs; without, only their names are swapped.
+    With ``permute`` the arrays' axes are transposed in memory first, which makes it fast on a CPU; without it only the
+    names of the axes are swapped, which other platforms recognize.
     """
     spatial = len(geometry.strides)
     image, hwio, _ = _dimension_numbers(spatial)
     axes = hwio[:-2]
+    # Per axis: input size n, output size m (dilated: (m - 1) s + 1), kernel size k, stride s, padding before the input.
     padding = [
-        (lo, k + (m - 1) * s - n - lo)
-        for n, m, k, s, (lo, _) in zip(
+        (before, k + (m - 1) * s - n - before)
+        for n, m, k, s, (before, _) in zip(
             geometry.input_size,
             geometry.output_size,
             geometry.kernel_size,
@@ -102,6 +110,7 @@ def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry, permute: bool) -
         rhs_dilation=geometry.strides,
     )
     if not permute:
+        # The channels of x play the part of the batch, the batch that of the channels.
         return convolve(x, dy, dimension_numbers=(f"C{axes}N", f"I{axes}O", f"{axes}NC"))
     dk = convolve(jnp.swapaxes(x, 0, -1), jnp.moveaxis(dy, 0, -2), dimension_numbers=(image, hwio, image))
     return jnp.moveaxis(dk, 0, -2)

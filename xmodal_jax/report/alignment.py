@@ -26,16 +26,16 @@ MATRIX_EXAMPLES = 40
 
 
 def content(
-    batch: dict[str, Any], modality: str, row: int, sample_rate: int = 16_000
+    batch: dict[str, Any], modality: str, index: int, sample_rate: int = 16_000
 ) -> str | np.ndarray | Audio:
-    """One modality of one example of a raw batch, in the form that a `Report` shows: text, audio or pixels."""
+    """One modality of the example at ``index`` of a raw batch, as a `Report` shows it: text, audio or pixels."""
     if modality.startswith("text"):
-        return str(batch[modality.replace("text", "caption", 1)][row])
+        return str(batch[modality.replace("text", "caption", 1)][index])
     if modality.startswith("audio"):
         mask = batch.get(f"{modality}_mask")
-        length = batch[modality].shape[1] if mask is None else int(mask[row].sum())
-        return Audio(np.asarray(batch[modality][row][:length]), sample_rate)
-    return np.asarray(batch[modality][row])
+        length = batch[modality].shape[1] if mask is None else int(mask[index].sum())  # without padding
+        return Audio(np.asarray(batch[modality][index][:length]), sample_rate)
+    return np.asarray(batch[modality][index])
 
 
 def add_galleries(
@@ -51,50 +51,50 @@ def add_galleries(
 
     Args:
       report: gets the galleries.
-      batch: the raw examples.
-      embeddings: of these examples, by modality.
-      ids: equal ids are correct results of each other; None: each example is its own.
+      batch: N raw examples.
+      embeddings: of these examples, by modality, ``[N, D]`` of unit length.
+      ids: ``[N]``; examples with equal ids are correct results for each other. None: each only for itself.
       sample_rate: of audio, Hz.
-      query_count: queries of each direction.
+      query_count: number of queries for each direction.
     """
     count = len(next(iter(embeddings.values())))
     ids = np.arange(count) if ids is None else ids
     for query, target in directions(tuple(embeddings)):
         if target == "audio" and len(embeddings) > 2:
             continue  # a row of audio players adds little to the numbers
-        similarity = embeddings[query] @ embeddings[target].T
+        similarity = embeddings[query] @ embeddings[target].T  # [N queries, N candidates]
         rank = ranks(embeddings[query], embeddings[target], query_ids=ids, gallery_ids=ids)
-        picked = np.random.default_rng(0).permutation(count)[: query_count // 2].tolist()
-        worst = [r for r in np.argsort(-rank, kind="stable").tolist() if r not in picked]
-        picked += worst[: query_count - len(picked)]
+        chosen = np.random.default_rng(0).permutation(count)[: query_count // 2].tolist()
+        worst = [i for i in np.argsort(-rank, kind="stable").tolist() if i not in chosen]
+        chosen += worst[: query_count - len(chosen)]
         queries, results = [], []
-        for row in picked:
-            caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][row])
-            queries.append(Item(content(batch, query, row, sample_rate), caption))
-            best = np.argsort(-similarity[row], kind="stable")[:5]
+        for i in chosen:
+            caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][i])
+            queries.append(Item(content(batch, query, i, sample_rate), caption))
+            nearest = np.argsort(-similarity[i], kind="stable")[:5]
             results.append(
                 [
                     Hit(
                         content(batch, target, k, sample_rate),
-                        bool(ids[k] == ids[row]),
-                        float(similarity[row, k]),
+                        correct=bool(ids[k] == ids[i]),
+                        similarity=float(similarity[i, k]),
                     )
-                    for k in best
+                    for k in nearest
                 ]
             )
         report.add_gallery(
             "Retrieval",
             queries,
             results,
-            ranks=[int(rank[row]) for row in picked],
+            ranks=[int(rank[i]) for i in chosen],
             note=f"{query} to {target} among {count} examples: {query_count // 2} random queries, then the worst.",
         )
 
 
 def add_similarities(report: Report, embeddings: dict[str, np.ndarray]) -> None:
-    """A similarity matrix of the first examples for each pair of modalities."""
+    """A matrix of the similarities of the first examples for each pair of modalities; ``embeddings``: by modality."""
     for a, b in directions(tuple(embeddings)):
-        if a < b:
+        if a < b:  # each pair in one of its two directions
             matrix = embeddings[a][:MATRIX_EXAMPLES] @ embeddings[b][:MATRIX_EXAMPLES].T
             fig = figures.similarity_matrix(matrix, row_name=a, column_name=b, title=f"{a} and {b}")
             note = "Cosine similarities; the true pairs are on the diagonal." if a == "image" else ""
@@ -102,14 +102,17 @@ def add_similarities(report: Report, embeddings: dict[str, np.ndarray]) -> None:
 
 
 def add_ranks(report: Report, embeddings: dict[str, np.ndarray], ids: np.ndarray | None = None) -> None:
-    """Histograms of the rank of the first correct result, for each direction."""
+    """Histograms of the rank of the first correct result, for each direction of retrieval between two modalities.
+
+    ``ids``: examples with equal ids are correct results for each other; None: each only for itself.
+    """
     count = len(next(iter(embeddings.values())))
     ids = np.arange(count) if ids is None else ids
-    of_direction = {
+    ranks_by_direction = {
         f"{a} to {b}": ranks(embeddings[a], embeddings[b], query_ids=ids, gallery_ids=ids)
         for a, b in directions(tuple(embeddings))
     }
-    report.add_figure("Ranks of the correct results", figures.rank_histogram(of_direction, count))
+    report.add_figure("Ranks of the correct results", figures.rank_histogram(ranks_by_direction, count))
 
 
 def add_map(
@@ -120,11 +123,11 @@ def add_map(
     factor: str,
     palette: dict[str, str] | None = None,
 ) -> None:
-    """The embeddings of all modalities in two dimensions.
+    """A scatter plot of the embeddings of all modalities, projected to two dimensions.
 
     Args:
       report: gets the figure.
-      embeddings: by modality.
+      embeddings: by modality, ``[N, D]``.
       groups: the group of each example, shown by its colour.
       factor: what the groups are, such as the class.
       palette: colours of groups; None: the default palette.
@@ -133,12 +136,15 @@ def add_map(
     count = min(MAP_EXAMPLES, len(groups))
     # Centred for each modality: otherwise the gap between the modalities would dominate the map.
     centred = [embeddings[m][:count] - embeddings[m][:count].mean(axis=0, keepdims=True) for m in names]
-    points = figures.project_2d(np.concatenate(centred))
+    points = figures.project_2d(
+        np.concatenate(centred)
+    )  # first all examples of one modality, then of the next
+    # Lines join the points of one example in the first two modalities.
     pairs = np.stack([np.arange(count), np.arange(count) + count], axis=1)
     fig = figures.embedding_map(
         points,
-        list(groups[:count]) * len(names),
-        [m for m in names for _ in range(count)],
+        groups=list(groups[:count]) * len(names),
+        modalities=[m for m in names for _ in range(count)],
         palette=palette,
         pairs=pairs,
         title=f"coloured by {factor}",
@@ -151,10 +157,8 @@ def add_map(
 
 def gap_scores(embeddings: dict[str, np.ndarray], prefix: str = "test/") -> dict[str, float]:
     """The modality gap of every pair of modalities, named ``<prefix>gap_image_text``."""
-    return {
-        f"{prefix}gap_{a}_{b}": float(modality_gap(embeddings[a], embeddings[b]))
-        for a, b in list(directions(tuple(embeddings)))[::2]
-    }
+    pairs = list(directions(tuple(embeddings)))[::2]  # both directions of a pair follow each other
+    return {f"{prefix}gap_{a}_{b}": float(modality_gap(embeddings[a], embeddings[b])) for a, b in pairs}
 
 
 def add_embeddings(
@@ -169,14 +173,16 @@ def add_embeddings(
       embeddings: of these examples, by modality.
     """
     names = sorted({name for record in records for name in record})
-    recalls = [k for k in names if k.startswith("validation/") and k.endswith("recall@1")]
-    pairs = [r for r in recalls if r != "validation/recall@1"]
-    losses = [k for k in names if k.startswith("train/") and "_" in k]
-    losses = [k for k in losses if "grad" not in k and "learning_rate" not in k]
+    # The curves of the recall for each direction, such as validation/image_to_text/recall@1, without their mean.
+    recalls = [name for name in names if name.startswith("validation/") and name.endswith("recall@1")]
+    recalls = [name for name in recalls if name != "validation/recall@1"]
+    # The terms of the loss, one for each pair of modalities, such as train/image_text.
+    losses = [name for name in names if name.startswith("train/") and "_" in name]
+    losses = [name for name in losses if "grad" not in name and "learning_rate" not in name]
     panels = [
         "train/loss",
         tuple(losses),
-        *([tuple(pairs)] if pairs else []),
+        *([tuple(recalls)] if recalls else []),
         "train/grad_norm",
         "train/scale",
     ]
@@ -189,8 +195,11 @@ def add_embeddings(
 
 
 def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
-    """The groups that colour the embedding map, what they are, and their palette: the colour of a scene's first object,
-    the class, or nothing."""
+    """The groups that colour the embedding map: ``(the group of each example, what the groups are, palette)``.
+
+    They are the colours of the first object in the scenes of the embedded data set, else the classes where there are
+    labels, else one group.
+    """
     batch = gallery.examples
     if "factors" in batch:
         names = [COLOURS[c] for c in batch["factors"]["colour"][:, 0]]
@@ -198,34 +207,34 @@ def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
         css["white"] = "#b4b4b4"  # white would be invisible on a light page
         return names, "the first object's colour", css
     if "label" in batch:
-        names = gallery.class_names
-        return (
-            [("unknown" if k < 0 else names[k] if names else f"class {k}") for k in batch["label"]],
-            "class",
-            None,
-        )
+        class_names = gallery.class_names
+        name_of = lambda label: class_names[label] if class_names else f"class {label}"
+        return ["unknown" if label < 0 else name_of(label) for label in batch["label"]], "class", None
     return ["example"] * len(gallery), "modality alone", None
 
 
 def headline(metrics: dict[str, float | list[float]], gallery: Gallery, count: int = 6) -> list[str]:
-    """The metrics on the cards: recall@1 first, or zero-shot accuracy where the captions are not distinct."""
-    recalls = [k for k in metrics if k.endswith("recall@1")]
-    accuracies = [k for k in metrics if k.endswith("zero_shot_accuracy")]
+    """Names of the ``count`` metrics on the cards: recall@1 first, or zero-shot accuracy first if examples share their
+    captions, which makes recall less telling."""
+    recalls = [name for name in metrics if name.endswith("recall@1")]
+    accuracies = [name for name in metrics if name.endswith("zero_shot_accuracy")]
     return (recalls + accuracies if gallery.distinct else accuracies + recalls)[:count]
 
 
 def add_scores(report: Report, metrics: dict[str, float | list[float]], gallery: Gallery) -> list[str]:
     """Cards and tables of all scores; returns the names of the metrics on the cards."""
-    shown = headline(metrics, gallery)
-    chance = 1 / len(set(gallery.ids.tolist()))
+    on_cards = headline(metrics, gallery)
+    chance = 1 / len(
+        set(gallery.ids.tolist())
+    )  # recall@1 of a random result, with one correct id for each query
     report.add_metrics(
-        {k: v for k, v in metrics.items() if "recall" in k or "rank" in k or k in shown},
-        headline=shown,
-        chance={k: chance for k in shown if "recall" in k},
+        {k: v for k, v in metrics.items() if "recall" in k or "rank" in k or k in on_cards},
+        headline=on_cards,
+        chance={k: chance for k in on_cards if "recall" in k},
         title="Retrieval scores",
     )
     report.add_table("Classification and modality gap", ("metric", "value"), other_scores(metrics))
-    return shown
+    return on_cards
 
 
 def other_scores(metrics: dict[str, float | list[float]]) -> list[tuple[str, str]]:

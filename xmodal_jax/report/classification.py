@@ -32,14 +32,16 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy:
     ``majority_accuracy`` is the accuracy of always predicting the most frequent class. Returns the names of the metrics
     on the cards.
     """
-    shown = headline(metrics)
-    report.add_metrics(metrics, headline=shown, chance={shown[0]: majority_accuracy}, title="All scores")
+    on_cards = headline(metrics)
+    report.add_metrics(
+        metrics, headline=on_cards, chance={on_cards[0]: majority_accuracy}, title="All scores"
+    )
     bars = {"all modalities": metrics["test/accuracy"]}
-    for name, value in metrics.items():
-        group, _, leaf = name.partition("/")
-        if leaf == "accuracy" and group.startswith("given_"):
+    for name, value in metrics.items():  # such as given_image_text/accuracy and trained_on_image/accuracy
+        group, _, metric = name.partition("/")
+        if metric == "accuracy" and group.startswith("given_"):
             bars[f"given only {' + '.join(group.removeprefix('given_').split('_'))}"] = value
-        elif leaf == "accuracy" and group.startswith("trained_on_"):
+        elif metric == "accuracy" and group.startswith("trained_on_"):
             bars[f"trained on {group.removeprefix('trained_on_')}"] = value
     report.add_figure(
         "Missing modalities",
@@ -47,21 +49,22 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy:
         "Given only: the multimodal model, where the other modalities are missing in the test. Trained on: a unimodal "
         "baseline.",
     )
-    kinds = {
-        k.removeprefix("test/").removesuffix("_accuracy"): v
-        for k, v in metrics.items()
-        if k.startswith("test/") and k.endswith("_accuracy")
+    by_kind = {  # of questions, such as test/count_accuracy
+        name.removeprefix("test/").removesuffix("_accuracy"): value
+        for name, value in metrics.items()
+        if name.startswith("test/") and name.endswith("_accuracy")
     }
-    if kinds:
-        report.add_figure("Accuracy by kind", accuracy_bars(kinds, title="test accuracy"))
-    return shown
+    if by_kind:
+        report.add_figure("Accuracy by kind", accuracy_bars(by_kind, title="test accuracy"))
+    return on_cards
 
 
 def headline(metrics: Mapping[str, Any]) -> list[str]:
-    """The metrics on the cards: each test split's accuracy, then the baselines' accuracies, at most six."""
-    accuracies = [k for k in metrics if k.endswith("/accuracy") and not k.startswith("given_")]
-    baselines = [k for k in accuracies if k.startswith("trained_on_")]
-    splits = [k for k in accuracies if k not in baselines and k != "test/accuracy"]
+    """Names of the metrics on the cards: each test split's accuracy, then those of the unimodal baselines, at most
+    six."""
+    accuracies = [name for name in metrics if name.endswith("/accuracy") and not name.startswith("given_")]
+    baselines = [name for name in accuracies if name.startswith("trained_on_")]
+    splits = [name for name in accuracies if name not in baselines and name != "test/accuracy"]
     return ["test/accuracy", *splits, *baselines][:6]
 
 
@@ -71,9 +74,12 @@ def add_confusions(
     predicted: Mapping[str, np.ndarray],
     class_names: Mapping[str, Sequence[str]],
 ) -> None:
-    """A confusion matrix of each target, without the classes that are neither true nor predicted."""
+    """A confusion matrix of each target, with the classes that are true or predicted for some example.
+
+    ``predicted``: the predicted class of each example, by target. ``class_names``: by target.
+    """
     for target, labels in split.labels.items():
-        names, known = class_names[target], labels >= 0
+        names, known = class_names[target], labels >= 0  # -1: no label
         matrix = confusion_matrix(labels[known], predicted[target][known], len(names))
         occurring = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
         fig = figures.confusion_matrix(
@@ -97,16 +103,21 @@ def add_attention(
 
     Args:
       report: gets the figures.
-      attend, params: from `models.fusion.make_token_attention`, and the parameters.
-      classify, split, predicted: the classifier, the test split and the predicted classes.
-      class_names: names of the classes of each target.
-      model, tokenizer: of the classifier.
+      attend: ``attend(params, batch)`` from `models.fusion.make_token_attention`: the attention to the tokens of each
+        modality, ``[B, tokens]`` by modality; empty where the model has no attention.
+      params: of the classifier.
+      classify: the classifier, which prepares the inputs.
+      split: the test split.
+      predicted: the predicted class of each example of the split, by target.
+      class_names: names of the classes, by target.
+      model: configuration of the classifier.
+      tokenizer: of the classifier; None: there is no text.
     """
-    correct, known = split.correct(predicted), split.known
+    correct, known = split.correct(predicted), split.known  # bool [N]
     rng = np.random.default_rng(0)
     groups = {
-        title: rng.permutation(np.flatnonzero(members))[:EXAMPLES]
-        for title, members in (("Correct predictions", correct & known), ("Errors", ~correct & known))
+        title: rng.permutation(np.flatnonzero(is_member))[:EXAMPLES]
+        for title, is_member in (("Correct predictions", correct & known), ("Errors", ~correct & known))
     }
     indices = np.concatenate(list(groups.values()))
     if not indices.size:
@@ -118,6 +129,7 @@ def add_attention(
         report.add_text("Attention maps", f"The fusion {model.fusion.name!r} has no attention.")
         return
     inputs = _Inputs(raw, _spectrograms(batch, model) if "audio" in weights else None, model, tokenizer)
+    # k: position in the batch; index: position in the split.
     examples = [
         AttentionExample(
             _title(raw, k, index, split, predicted, class_names, correct[index]),
@@ -125,14 +137,15 @@ def add_attention(
         )
         for k, index in enumerate(indices.tolist())
     ]
-    for title, members in groups.items():
+    for title, members in groups.items():  # the examples are in the order of the groups
         if members.size:
-            shown, examples = examples[: len(members)], examples[len(members) :]
-            report.add_figure("Attention maps", attention(shown), f"{title}, random examples.")
+            of_group, examples = examples[: len(members)], examples[len(members) :]
+            report.add_figure("Attention maps", attention(of_group), f"{title}, random examples.")
 
 
 def _title(raw, k, index, split, predicted, class_names, is_correct) -> str:
-    """The caption, the predicted classes, and the true ones where they differ."""
+    """The caption, the predicted classes, and the true ones where they differ, for the example at ``k`` in the batch
+    ``raw`` and at ``index`` in the split."""
     prediction = " · ".join(class_names[t][predicted[t][index]] for t in split.labels)
     truth = " · ".join(class_names[t][split.labels[t][index]] for t in split.labels)
     caption = f"{raw['caption'][k]}: " if "caption" in raw else ""
@@ -148,11 +161,12 @@ class _Inputs(NamedTuple):
     tokenizer: Tokenizer | None
 
     def without_leading(self, modality: str, weights: np.ndarray) -> np.ndarray:
-        """The attention to those tokens that have a place in the input."""
+        """The attention to the tokens that belong to a part of the input, without leading ones such as [CLS]."""
         return weights[prefix_tokens(modality, encoder_of(self.model, modality)) :]
 
 
 def _spectrograms(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:
+    """The log-mel spectrogram ``[frames, mels]`` of each example, without padding."""
     log_mel, mask = compute_log_mel(jnp.asarray(batch["audio"]), batch.get("audio_mask"), model.features)
     log_mel = np.asarray(log_mel)
     if mask is None:
@@ -161,14 +175,16 @@ def _spectrograms(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndar
 
 
 def _text_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
+    """The tokens of example k's caption, and the attention to each of them."""
     weights = inputs.without_leading(modality, weights)
     words = inputs.tokenizer.tokens(str(inputs.raw["caption"][k]))[: len(weights)]
     return words, weights[: len(words)]
 
 
 def _audio_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
+    """Example k's spectrogram, and the attention to its tokens, each of several frames."""
     frames = inputs.spectrograms[k]
-    tokens = -(-len(frames) // encoder_of(inputs.model, modality).frames_per_token)
+    tokens = -(-len(frames) // encoder_of(inputs.model, modality).frames_per_token)  # rounded up
     return frames, inputs.without_leading(modality, weights)[:tokens]
 
 
@@ -177,6 +193,7 @@ def _image_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
 
 
 def _video_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
+    """Example k's video, and the attention to it ``[time steps, side, side]``."""
     video, encoder = inputs.raw[modality][k], encoder_of(inputs.model, modality)
     steps = len(video) // encoder.frames_per_token
     return video, _grid(inputs.without_leading(modality, weights), steps)

@@ -32,20 +32,21 @@ class AttentionExample(NamedTuple):
 def accuracy_bars(
     bars: Mapping[str, float | Sequence[float]], *, chance: float | None = None, title: str = ""
 ) -> Figure:
-    """A bar per name; several values, one per seed, give their mean and a line from the lowest to the highest.
+    """Horizontal bars of accuracies, by name. Where there is one value per seed, the bar is their mean, and a line goes
+    from the lowest to the highest.
 
     ``chance``: the accuracy of the majority class, drawn as a dotted line.
     """
     fig = Figure((WIDTH, 0.34 * len(bars) + 1.0), layout="constrained")
     ax = fig.add_subplot()
-    values = [np.atleast_1d(np.asarray(v, np.float64)) for v in bars.values()]
-    means = np.array([v.mean() for v in values])
-    positions = np.arange(len(bars))[::-1]
+    seed_values = [np.atleast_1d(np.asarray(value, np.float64)) for value in bars.values()]
+    means = np.array([values.mean() for values in seed_values])
+    positions = np.arange(len(bars))[::-1]  # the first bar is at the top
     ax.barh(positions, means, color=PALETTE[0], height=0.66)
-    for y, v, mean in zip(positions, values, means, strict=True):
-        if len(v) > 1:
-            ax.plot([v.min(), v.max()], [y, y], color=INK, linewidth=1.2)
-        ax.text(max(v.max(), 0.0) + 0.01, y, f"{mean:.1%}", va="center", fontsize=8.5, color=INK)
+    for y, values, mean in zip(positions, seed_values, means, strict=True):
+        if len(values) > 1:
+            ax.plot([values.min(), values.max()], [y, y], color=INK, linewidth=1.2)
+        ax.text(max(values.max(), 0.0) + 0.01, y, f"{mean:.1%}", va="center", fontsize=8.5, color=INK)
     if chance is not None:
         ax.axvline(chance, color=MUTED, linestyle=":", linewidth=1.4)
         ax.text(chance + 0.005, -0.62, "majority class", fontsize=8, color=MUTED, va="center")
@@ -61,7 +62,9 @@ def accuracy_bars(
 
 
 def attention(examples: Sequence[AttentionExample]) -> Figure:
-    """A row per example, a panel per modality; what the rest of the input attends to is bright."""
+    """Attention maps with a row for each example and a panel for each modality; the parts of the input that get much
+    attention are bright."""
+    # The modalities of all examples, in the order of their kinds in `PANELS`.
     names = list(
         dict.fromkeys(m for kind in PANELS for e in examples for m in e.panels if kind_of(m) == kind)
     )
@@ -88,9 +91,10 @@ def attention(examples: Sequence[AttentionExample]) -> Figure:
 def darken(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The image (uint8 ``[H, W, C]``) darkened where the weights ``[h, w]`` are low, float RGB ``[H, W, 3]``."""
     height, width = picture.shape[:2]
-    rows = (np.arange(height) * weights.shape[0]) // height
-    columns = (np.arange(width) * weights.shape[1]) // width
-    brightness = weights[rows][:, columns] / max(float(weights.max()), 1e-12)
+    # The row and the column of ``weights`` that each pixel belongs to: nearest-neighbour enlargement to [H, W].
+    weight_row = (np.arange(height) * weights.shape[0]) // height
+    weight_column = (np.arange(width) * weights.shape[1]) // width
+    brightness = weights[weight_row][:, weight_column] / max(float(weights.max()), 1e-12)
     rgb = np.broadcast_to(picture[:, :, :3], (height, width, 3)) / 255.0
     return rgb * (0.15 + 0.85 * brightness[:, :, None])
 
@@ -103,24 +107,23 @@ def _draw_image(ax: Axes, picture: np.ndarray, weights: np.ndarray) -> None:
 
 
 def _draw_video(ax: Axes, video: np.ndarray, weights: np.ndarray) -> None:
-    """A darkened frame for each time step, brighter where the time step has more attention."""
+    """A frame of the video ``[F, H, W, C]`` for each time step of the weights ``[t, h, w]``, darkened where they are
+    low; the frames of time steps with little attention are darker as a whole."""
     frames = np.arange(len(weights)) * len(video) // len(weights)
-    # One scale for all frames shows which moment matters.
-    largest = max(float(weights.max()), 1e-12)
+    largest = max(float(weights.max()), 1e-12)  # over all time steps
     gap = np.ones((video.shape[1], max(1, video.shape[2] // 12), 3))
-    parts = []
+    strip = []  # frames with gaps between them
     for t, frame in enumerate(frames):
-        bright = (
-            darken(video[frame], weights[t])
-            if weights[t].max() > 0
-            else video[frame, :, :, :3] / 255.0 * 0.15
-        )
-        parts += [bright * (0.3 + 0.7 * float(weights[t].max()) / largest), gap]
-    ax.imshow(np.concatenate(parts[:-1], axis=1), interpolation="nearest")
+        if weights[t].max() > 0:
+            darkened = darken(video[frame], weights[t])
+        else:
+            darkened = video[frame, :, :, :3] / 255.0 * 0.15
+        strip += [darkened * (0.3 + 0.7 * float(weights[t].max()) / largest), gap]
+    ax.imshow(np.concatenate(strip[:-1], axis=1), interpolation="nearest")
 
 
 def _draw_text(ax: Axes, words: Sequence[str], weights: np.ndarray) -> None:
-    """A bar of colours with the words below."""
+    """A bar with a coloured cell for the weight of each word, and the words below it."""
     weights = np.asarray(weights)[: len(words)]
     scale = Normalize(0, max(float(weights.max()), 1e-12) if weights.size else 1)
     ax.imshow(weights[None], aspect="auto", cmap=HEAT, norm=scale, extent=(0, len(words), 0, 1))
@@ -131,7 +134,7 @@ def _draw_text(ax: Axes, words: Sequence[str], weights: np.ndarray) -> None:
 
 
 def _draw_audio(ax: Axes, log_mel: np.ndarray, weights: np.ndarray) -> None:
-    """The spectrogram with the weights as steps above it."""
+    """The spectrogram ``[frames, mels]``, and above it the weights of the tokens as a step curve."""
     frames = len(log_mel)
     ax.imshow(log_mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, frames, 0, 1))
     edges = np.linspace(0, frames, len(weights) + 1)

@@ -35,7 +35,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 def read_run(folder: Path, scores: Sequence[str]) -> ComparedRun:
     """The results of a finished run, named after its folder. ``scores``: names of metrics of its test split."""
     result = read_result(folder)
-    metrics = result["metrics"] | result.get("per_seed", {})
+    metrics = result["metrics"] | result.get("per_seed", {})  # the values of the seeds in place of their mean
     values = {name: metrics[f"test/{name}"] for name in scores if f"test/{name}" in metrics}
     seconds = (result["timing"]["train"] or math.nan) / max(result["steps"] - result["resumed"], 1)
     return ComparedRun(
@@ -46,15 +46,19 @@ def read_run(folder: Path, scores: Sequence[str]) -> ComparedRun:
 def add_comparison(
     report: Report, title: str, runs: Sequence[ComparedRun], scores: Mapping[str, str], *, seeds: int
 ) -> None:
-    """A table with a row for each run; ``scores``: headings by name. Columns that no run has are left out."""
+    """Adds a table with a row for each run and a column for each score that some run has.
+
+    ``scores``: the heading of each score's column, by the score's name. ``seeds``: number of seeds of each run.
+    """
     rows = []
     for name, values in runs:
-        step = f"{values['step_ms']:.0f}" if "step_ms" in values else ""
+        step_ms = f"{values['step_ms']:.0f}" if "step_ms" in values else ""
         cells = [format_value(values[key]) if key in values else "" for key in scores]
-        rows.append([name, *cells, f"{values['diverged']:.0f} of {seeds}", step])
-    head = ["run", *scores.values(), "diverged", "ms per step, all seeds"]
-    columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
-    head, *rows = zip(*columns, strict=True)
+        rows.append([name, *cells, f"{values['diverged']:.0f} of {seeds}", step_ms])
+    headings = ["run", *scores.values(), "diverged", "ms per step, all seeds"]
+    # Transposed, to drop the columns that are empty below the heading, and back.
+    columns = [column for column in zip(headings, *rows, strict=True) if any(column[1:])]
+    headings, *rows = zip(*columns, strict=True)
     report.add_table(
-        title, head, rows, note="Mean and standard deviation over the seeds that did not diverge."
+        title, headings, rows, note="Mean and standard deviation over the seeds that did not diverge."
     )

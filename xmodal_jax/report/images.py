@@ -33,20 +33,22 @@ IMAGE_FILES = 200
 
 
 class SampleHistory:
-    """Images of the same captions and the same noise, generated as training goes on and written as PNG files."""
+    """Images generated for the same captions and the same noise at several times of the training; each time they are
+    written as a PNG file."""
 
     def __init__(
         self, folder: Path, generator: ImageGenerator, conditions: dict[str, np.ndarray], *, seed: int
     ):
-        """``folder``: where the files go. ``conditions``: of a split, of which the first ones are used."""
+        """``folder``: where the files go. ``conditions``: those of a split, arrays ``[N, ...]`` by name; the first
+        `HISTORY_CAPTIONS` are used. ``seed``: of the noise."""
         self.folder, self.generator = folder, generator
         self.conditions = {name: values[:HISTORY_CAPTIONS] for name, values in conditions.items()}
         self.noise = generator.sample_noise(len(next(iter(self.conditions.values()))), seed)
         self.samples: list[np.ndarray] = []
-        """uint8 ``[N, H, W, C]`` of each time."""
+        """The images of each time, uint8 ``[N, H, W, C]``."""
 
     def add(self, params: Any) -> None:
-        """Generates images with the parameters of now, and writes them as the next file."""
+        """Generates images with the current parameters ``params``, and writes them as the next file."""
         self.samples.append(self.generator(params, self.conditions, self.noise))
         path = self.folder / f"{len(self.samples):03d}.png"
         write_atomic(path, png(tile_images(self.samples[-1], columns=8)))
@@ -62,16 +64,22 @@ def add_images(
     judge: JudgeReport,
     history: SampleHistory,
 ) -> None:
-    """The images of a GAN's test split, in the report and as files in the run's folder, and the curves of training.
+    """Everything that a GAN's report shows: samples, their history, interpolations and training curves. Also writes
+    images as files in the run's folder, with the real images of the same captions.
 
     Args:
+      report: gets the sections.
+      run: its directory gets the files.
+      generate: generates the images of a split.
+      params: of the GAN.
+      test: the test split.
       images: uint8 ``[N, H, W, C]``, one for each caption of ``test``, which ``generate`` has made with ``params``.
       judge: captions these images.
       history: samples during training.
     """
     texts, conditions = test.texts, generate.conditions["test"]
     real = read_fields(test.source, ("image",))["image"]
-    samples = [images, *(generate(params, "test", k) for k in range(1, 4))]
+    samples = [images, *(generate(params, "test", k) for k in range(1, 4))]  # k: another noise for each
     add_samples(report, "Samples", texts, real, samples, judge.captions(images))
     add_history(report, history, texts)
     add_interpolations(report, generate.generator, params, conditions, texts, seed=generate.seed)
@@ -82,34 +90,35 @@ def add_images(
 
 
 def tile_images(images: np.ndarray, *, columns: int) -> np.ndarray:
-    """Images ``[N, H, W, C]`` as one image with ``columns`` in a row; black where the last row has none."""
+    """Images ``[N, H, W, C]`` as one image, a grid with ``columns`` images in a row; empty cells of the last row are
+    black."""
     count, height, width, channels = images.shape
-    rows = -(-count // columns)
+    rows = -(-count // columns)  # rounded up
     padded = np.zeros((rows * columns, height, width, channels), images.dtype)
     padded[:count] = images
-    return (
-        padded.reshape(rows, columns, height, width, channels)
-        .swapaxes(1, 2)
-        .reshape(rows * height, columns * width, channels)
-    )
+    grid = padded.reshape(rows, columns, height, width, channels)
+    return grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
 
 
 def write_images(folder: Path, images: np.ndarray, captions: Sequence[str]) -> None:
-    """Writes images as PNG files with a ``metadata.jsonl``: a folder data set, as `experiments/rate.py` takes it."""
+    """Writes images as PNG files, and their captions to ``metadata.jsonl``: a folder data set, as `experiments/rate.py`
+    reads it."""
     lines = []
     for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        write_atomic(folder / f"{k:05d}.png", png(image))
-        lines.append(json.dumps({"file_name": f"{k:05d}.png", "text": str(caption)}) + "\n")
+        name = f"{k:05d}.png"
+        write_atomic(folder / name, png(image))
+        lines.append(json.dumps({"file_name": name, "text": str(caption)}) + "\n")
     write_atomic(folder / "metadata.jsonl", "".join(lines))
 
 
 def write_comparison(
     path: Path, real: np.ndarray, generated: np.ndarray, *, columns: int = 12, bands: int = 2
 ) -> None:
-    """Writes a PNG file with ``bands`` rows of real images, each above a row of those generated for their captions."""
+    """Writes a PNG file that compares real and generated images: ``bands`` times a row of real images, above a row of
+    the images generated for the same captions."""
     columns = min(columns, len(real))
-    starts = [k for k in range(0, bands * columns, columns) if k + columns <= len(real)]
-    rows = [images[k : k + columns] for k in starts for images in (real, generated)]
+    starts = [start for start in range(0, bands * columns, columns) if start + columns <= len(real)]
+    rows = [images[start : start + columns] for start in starts for images in (real, generated)]
     write_atomic(path, png(tile_images(np.concatenate(rows), columns=columns)))
 
 
@@ -122,25 +131,35 @@ def add_samples(
     judge_captions: Sequence[str] | None,
     count: int = 24,
 ) -> None:
-    """A table of captions, real images, several generated ones, and the judge's captions of the first of these."""
+    """A table with a row for each of the first ``count`` examples: its caption, its real image, generated images, and
+    the judge's caption of the first generated one.
+
+    ``generated``: several arrays of images ``[N, H, W, C]``, of different noise. ``judge_captions``: of the first of
+    these arrays; None: there is no judge.
+    """
     columns = ["caption", "real", *["generated"] * len(generated)]
-    columns += ["judge's caption of the first"] * (judge_captions is not None)
-    body = [
-        [captions[k], real[k], *(images[k] for images in generated)]
-        + ([judge_captions[k]] if judge_captions is not None else [])
-        for k in range(min(count, len(real)))
-    ]
-    report.add_table(title, columns, body)
+    if judge_captions is not None:
+        columns.append("judge's caption of the first")
+    rows = []
+    for k in range(min(count, len(real))):
+        row = [captions[k], real[k], *(images[k] for images in generated)]
+        if judge_captions is not None:
+            row.append(judge_captions[k])
+        rows.append(row)
+    report.add_table(title, columns, rows)
 
 
 def add_history(report: Report, history: SampleHistory, captions: Sequence[str], count: int = 6) -> None:
-    """A table of images of the same captions and noise, at up to 8 times of the training."""
+    """A table of the images that were generated for ``count`` captions in up to 8 evaluations during training."""
     if not history.samples:
         return
-    times = np.unique(np.linspace(0, len(history.samples) - 1, min(8, len(history.samples))).astype(int))
-    body = [[captions[k], *(history.samples[t][k] for t in times)] for k in range(min(count, len(captions)))]
+    total = len(history.samples)
+    evaluations = np.unique(np.linspace(0, total - 1, min(8, total)).astype(int))  # evenly spaced
+    rows = [
+        [captions[k], *(history.samples[t][k] for t in evaluations)] for k in range(min(count, len(captions)))
+    ]
     report.add_table(
-        "Samples during training", ["caption", *(f"evaluation {t + 1}" for t in times)], body,
+        "Samples during training", ["caption", *(f"evaluation {t + 1}" for t in evaluations)], rows,
         note="The same noise each time.",
     )  # fmt: skip
 
@@ -154,39 +173,52 @@ def add_interpolations(
     *,
     seed: int,
 ) -> None:
-    """Tables of spherical interpolations of the noise, of interpolations between captions, and of truncations."""
+    """Tables of generated images for the first captions, a row each: the noise interpolated, the caption interpolated
+    to the next one, and the noise scaled (truncation).
+
+    ``conditions``: of the captions, arrays ``[N, ...]`` by name. ``seed``: of the noise.
+    """
     steps = 8
-    repeat = lambda k, n: {
-        name: np.repeat(values[k : k + 1], n, axis=0) for name, values in conditions.items()
-    }
-    body = []
+
+    def repeated_condition(k: int, count: int) -> dict[str, np.ndarray]:
+        """The condition of caption k, ``count`` times."""
+        return {name: np.repeat(values[k : k + 1], count, axis=0) for name, values in conditions.items()}
+
+    rows = []
     for k in range(min(4, len(captions))):
-        a, b = generator.sample_noise(2, seed + k)
-        body.append([captions[k], *generator(params, repeat(k, steps), slerp(a, b, steps))])
-    report.add_table("Interpolation of the noise", ["caption", *[""] * steps], body)
-    body = []
+        start, end = generator.sample_noise(2, seed + k)
+        images = generator(params, repeated_condition(k, steps), slerp(start, end, steps))
+        rows.append([captions[k], *images])
+    report.add_table("Interpolation of the noise", ["caption", *[""] * steps], rows)
+    rows = []
     for k in range(min(4, len(captions) - 1)):
-        targets = {f"toward_{name}": v for name, v in repeat(k + 1, steps).items() if name != "index"}
+        # The generator blends the condition with the one in the fields "toward_...", by the fraction "blend".
+        next_condition = repeated_condition(k + 1, steps)
+        toward = {f"toward_{name}": v for name, v in next_condition.items() if name != "index"}
         blend = {"blend": np.linspace(0.0, 1.0, steps, dtype=np.float32)}
         noise = np.repeat(generator.sample_noise(1, seed + k), steps, axis=0)
-        images = generator(params, repeat(k, steps) | targets | blend, noise)
-        body.append([captions[k], *images, captions[k + 1]])
-    if body:
-        report.add_table("Interpolation of captions", ["from", *[""] * steps, "to"], body)
-    body = []
+        images = generator(params, repeated_condition(k, steps) | toward | blend, noise)
+        rows.append([captions[k], *images, captions[k + 1]])
+    if rows:
+        report.add_table("Interpolation of captions", ["from", *[""] * steps, "to"], rows)
+    rows = []
     for k in range(min(4, len(captions))):
         noise = generator.sample_noise(2, seed + k)
         scaled = np.concatenate([factor * noise for factor in TRUNCATIONS])
-        body.append([captions[k], *generator(params, repeat(k, len(scaled)), scaled)])
-    names = [f"noise × {factor}" for factor in TRUNCATIONS for _ in range(2)]
-    report.add_table("Truncation", ["caption", *names], body)
+        rows.append([captions[k], *generator(params, repeated_condition(k, len(scaled)), scaled)])
+    headings = [f"noise × {factor}" for factor in TRUNCATIONS for _ in range(2)]
+    report.add_table("Truncation", ["caption", *headings], rows)
 
 
 def slerp(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
-    """Spherical interpolation ``[steps, D]`` from a to b, with interpolated length (Shoemake 1985)."""
+    """Spherical interpolation ``[steps, D]`` from ``a [D]`` to ``b [D]`` (Shoemake 1985).
+
+    ``(sin((1 - t) w) a + sin(t w) b) / sin(w)`` for ``t`` from 0 to 1, where ``w`` is the angle between ``a`` and
+    ``b``; linear interpolation where they are parallel.
+    """
     unit = lambda x: x / np.linalg.norm(x)
     angle = np.arccos(np.clip(unit(a) @ unit(b), -1.0, 1.0))
-    t = np.linspace(0.0, 1.0, steps)[:, None]
+    t = np.linspace(0.0, 1.0, steps)[:, None]  # [steps, 1]
     if np.sin(angle) < 1e-6:
         return ((1.0 - t) * a[None] + t * b[None]).astype(np.float32)
     return ((np.sin((1.0 - t) * angle) * a[None] + np.sin(t * angle) * b[None]) / np.sin(angle)).astype(

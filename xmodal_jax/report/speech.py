@@ -35,9 +35,12 @@ def add_speech(
 
     Args:
       report: gets the tables and figures.
-      texts, tokens: what was synthesised.
-      synthesized, vocoded, recordings: the speech, that of the vocoder alone (`Vocoder`), and the true speech.
-      distances: mel distance of each example, in nats.
+      texts: the texts that were synthesised.
+      tokens: the tokens of each text.
+      synthesized: the speech of the model.
+      vocoded: copy synthesis, that is, the recordings' own spectrograms turned into audio by the vocoder.
+      recordings: the true speech.
+      distances: mel distance of each example between model and recording, in nats.
       transcripts: of the synthesised speech, by a recogniser; None: there is none.
       config: of the model.
     """
@@ -46,7 +49,8 @@ def add_speech(
     notes = ("Random examples.", "Largest mel distance.")
     rate = config.features.sample_rate
     columns = ["text", "synthesised", "recording", "copy synthesis", "mel distance"]
-    columns += ["transcript"] * (transcripts is not None)
+    if transcripts is not None:
+        columns.append("transcript")
     for indices, note in zip((sampled, farthest), notes, strict=True):
         cells = []
         for k in indices:
@@ -70,11 +74,13 @@ def spectrograms(
 ) -> Figure:
     """For each of ``indices`` the synthesised log-mel frames with their tokens, above those of the recording."""
     fig = Figure((WIDTH, 2.5 * len(indices)), layout="constrained")
-    axes = fig.subplots(2 * len(indices), 1, squeeze=False)[:, 0]
-    seconds = config.features.hop / config.features.sample_rate
+    axes = fig.subplots(2 * len(indices), 1, squeeze=False)[:, 0]  # one column
+    seconds = config.features.hop / config.features.sample_rate  # per frame
     longest = max(len(x.frames[k]) for k in indices for x in (synthesized, recordings)) * seconds
     for (top, bottom), k in zip(axes.reshape(-1, 2), indices, strict=True):
-        loudest = float(max(x.frames[k].max() for x in (synthesized, recordings)))
+        loudest = float(
+            max(x.frames[k].max() for x in (synthesized, recordings))
+        )  # of both: one colour scale
         for ax, speech, label in ((top, synthesized, "synthesised"), (bottom, recordings, "recording")):
             frames = speech.frames[k]
             ax.imshow(
@@ -95,7 +101,8 @@ def spectrograms(
 
 
 def _draw_tokens(ax: Axes, tokens: Sequence[str], durations: np.ndarray, *, height: int) -> None:
-    """Each token between the lines of its begin and end, in seconds."""
+    """Writes each token into a spectrogram at its time, with a line where it ends. ``durations``: of the tokens, in
+    seconds. ``height``: of the spectrogram, in mel bands."""
     for token, end, duration in zip(tokens, np.cumsum(durations), durations, strict=True):
         ax.axvline(end, color="white", linewidth=0.4, alpha=0.6)
         label = {"[bos]": "", "[eos]": "", "Ġ": "␣"}.get(token, token)

@@ -21,13 +21,13 @@ class Record(NamedTuple):
     """One line of a metadata file."""
 
     line: int
-    """Its number, from 1."""
+    """Number of the line in the metadata file, from 1."""
     files: dict[str, str]
-    """The name of the file of each modality that the example has."""
+    """The file name of each modality that the example has: image, audio, video."""
     captions: list[str] | None
-    """None: the example has no text."""
+    """The captions; None: the example has no text."""
     label: str | int | None
-    """The name or number that the line gives; None: the class is unknown."""
+    """The name or the index of the class; None: it is unknown."""
 
 
 def in_test_split(name: str) -> bool:

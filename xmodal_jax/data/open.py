@@ -70,7 +70,7 @@ class DataOptions:
     data_seed: Advanced[int] = 0
     """Random seed of generated data (shapes, spoken:FILE, poly:SPEC) and of the choice of missing modalities."""
     views: Advanced[int] = 5
-    """Number of image modalities that poly:SPEC makes of each image."""
+    """Number of image modalities in each example of poly:SPEC."""
     missing: float = 0.0
     """Probability that a training example lacks a modality, for each modality; each example keeps at least one.
     Validation and test examples stay complete. 0: no modality is removed."""
@@ -132,11 +132,11 @@ class Form:
     """One form of ``--data``: ``NAME``, or ``NAME:ARGUMENT``."""
 
     argument: str
-    """What follows the colon, as the help writes it; empty: nothing."""
+    """The argument after the colon as the help shows it, such as PATH; empty: the form takes none."""
     description: str
-    """What the data set is."""
+    """What the data set is, for the help."""
     open: Callable[..., Source]
-    """Opens it: ``open(argument, split=..., **options)``, without ``argument`` where there is none."""
+    """Opens one split: ``open(argument, split=..., **options)``, without ``argument`` if the form takes none."""
     options: tuple[str, ...]
     """The keyword arguments that ``open`` is given besides ``split``: fields of `DataOptions`, or one of
 

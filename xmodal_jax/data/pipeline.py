@@ -156,7 +156,7 @@ class Loader(Iterator[RawBatch]):
         # Pad beyond the end of the stream with the first example of the global batch, which always lies before it.
         positions = np.where(valid, positions, int(step) * self.batch_size)
         batch = dict(self.source.batch(self.order(positions)))
-        batch["index"] = self.stream_index(step, 1)[0]
+        batch["index"] = self.stream_index(step, k=1)[0]  # of the only step
         if self._padded:
             present = batch.get("present", {})
             batch["valid"] = valid

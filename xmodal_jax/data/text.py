@@ -25,7 +25,8 @@ WORD = r"\w+(?:[-'\u2019]\w+|(?<=\d)[.,]\d\w*)*|[^\w\s]"
 
 
 def clean_text(text: str, *, lower: bool = True, stop_words: Iterable[str] = ()) -> str:
-    """The text with single spaces, in lower case (``lower``) and without ``stop_words`` (compared in lower case)."""
+    """The text with single spaces, in lower case (``lower``) and without ``stop_words``, which are compared in lower
+    case and without punctuation."""
     text = " ".join(text.split())
     if lower:
         text = text.lower()
@@ -45,8 +46,8 @@ class Tokenizer:
         tokenizer.decode_batch(ids)  # ["a blue circle"]
 
     ``pad_id``, ``bos_id``, ``eos_id`` and ``unk_id`` are the ids of the special tokens for padding, begin, end and
-    unknown, -1 where the tokenizer has none. Batches are padded with 0 even where ``pad_id`` is another id: the mask
-    marks the content. ``truncated`` counts the captions cut so far.
+    unknown, -1 where the tokenizer has none. Batches are padded with 0 even if ``pad_id`` is another id: the mask is
+    False on padding. ``truncated`` counts the captions cut so far.
 
     Args:
       backend: a tokenizer of the package ``tokenizers``.

@@ -116,7 +116,7 @@ class TokenizerFiles(NamedTuple):
     files: Mapping[str, str]
     """``tokenizer.json`` and ``special_tokens.json``, from `data.text.Tokenizer.files`."""
     length: int
-    """Most tokens in a text."""
+    """Largest number of tokens in a text."""
 
     def for_transformers(self) -> dict[str, str]:
         """The contents of ``tokenizer.json`` and ``tokenizer_config.json``, which ``transformers`` reads."""
@@ -177,16 +177,16 @@ def create_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     folder = pathlib.Path(folder).absolute()
     check_is_new(folder)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
-        yield part
+        yield unfinished
         if folder.is_dir():
             folder.rmdir()
-        part.replace(folder)
+        unfinished.replace(folder)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 
@@ -204,15 +204,15 @@ def save_model(
     Raises:
       FileExistsError: ``folder`` exists and is not empty.
     """
-    with create_folder(folder) as part:
-        write_safetensors(part / "model.safetensors", arrays)
+    with create_folder(folder) as unfinished:
+        write_safetensors(unfinished / "model.safetensors", arrays)
         files = {"README.md": card}
         if config is not None:
             files["config.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
         if processor is not None:
             files["preprocessor_config.json"] = json.dumps(processor, indent=2) + "\n"
         for name, content in {**files, **(tokenizer.for_transformers() if tokenizer else {})}.items():
-            (part / name).write_text(content, encoding="utf-8")
+            (unfinished / name).write_text(content, encoding="utf-8")
 
 
 def save_encoder(

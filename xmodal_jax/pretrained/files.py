@@ -238,8 +238,9 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
         head = file.read(8)  # the length of the header, little endian
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-            what = "a pointer of Git LFS" if head == b"version " else "no safetensors file, or cut short"
-            raise ValueError(f"{path} is {what} ({size:,} bytes): fetch it again")
+            is_pointer = head == b"version "
+            reason = "a pointer of Git LFS" if is_pointer else "no safetensors file, or cut short"
+            raise ValueError(f"{path} is {reason} ({size:,} bytes): fetch it again")
         text = file.read(length)
     try:
         header = json.loads(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmodal_jax.data.shapes.scenes import EXTENT, GROWTH, RADII, SHRINKAGE, Factors
+from xmodal_jax.data.shapes.scenes import EXTENT, GROWTH, MOTIONS, RADII, SHRINKAGE, Factors
 
 PALETTE = np.array(
     [
@@ -20,6 +20,7 @@ DARK = 0.38
 RING_HOLE = 0.48
 """Inner radius of the ring over its radius."""
 _CHUNK = 1024
+_GROWING, _SHRINKING, _TURNING = (MOTIONS.index(name) for name in ("growing", "shrinking", "turning"))
 
 PAPER, INK = np.float32(248), np.float32(24)
 """Gray levels of sketches."""
@@ -102,7 +103,7 @@ def _heart(x, y):
     nx, ny = _heart_normal()
     disc = np.sqrt((x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2) - np.float32(r)
     wedge = np.float32(nx) * (x - np.float32(cx)) + np.float32(ny) * (y - np.float32(cy)) - np.float32(r)
-    # The wedge counts only below the line from the notch, through both centres' height, to the tangent point.
+    # Above the line from (0, cy) to the tangent point, where ``top`` is positive, only the discs count.
     top = np.float32(cy) + x * np.float32(ny * r / (cx + nx * r)) - y
     return np.minimum(disc, np.maximum(wedge, top))
 
@@ -159,10 +160,11 @@ def _locate(side, canvases, centre, radius, angle, patch):
     pixels = (radius * side)[:, None, None]
     corner = np.clip(np.rint(centre * side - patch / 2).astype(np.int64), 0, side - patch)  # [N, (x, y)]
     steps = np.arange(patch)
-    columns, lines = corner[:, 0, None] + steps, corner[:, 1, None] + steps
+    columns, lines = corner[:, 0, None] + steps, corner[:, 1, None] + steps  # [N, patch] each
+    # From the object's centre to the middle of each pixel, in pixels; then turned and divided by the radius.
     dx = (columns + np.float32(0.5) - centre[:, 0, None] * side).astype(np.float32)[:, None, :]
     dy = (lines + np.float32(0.5) - centre[:, 1, None] * side).astype(np.float32)[:, :, None]
-    cos, sin = (f(angle)[:, None, None] / pixels for f in (np.cos, np.sin))
+    cos, sin = np.cos(angle)[:, None, None] / pixels, np.sin(angle)[:, None, None] / pixels
     x, y = cos * dx + sin * dy, cos * dy - sin * dx
     return x, y, pixels, (canvases[:, None, None], lines[:, :, None], columns[:, None, :])
 
@@ -179,31 +181,34 @@ def _paint(canvas, numbers, kind, colour, texture, centre, radius, angle, patch)
     cover = np.clip(np.float32(0.5) - _DISTANCES[kind](x, y) * pixels, 0, 1)[..., None]
     paint = np.broadcast_to(colour[:, None, None, :], (*cover.shape[:3], 3))
     textured = np.flatnonzero(texture > 0)
-    if len(textured):
+    if len(textured):  # darken the stripes and dots
         dark = _texture(
             texture[textured, None, None], x[textured], y[textured], pixels[textured], _DOT_PHASES[kind]
         )
         paint = paint.copy()
         paint[textured] *= (1 - np.float32(1 - DARK) * dark)[..., None]
     under = canvas[area]
-    canvas[area] = under + cover * (paint - under)
+    canvas[area] = under + cover * (paint - under)  # alpha compositing
 
 
 def _sketch(canvas, numbers, kind, colour, texture, centre, radius, angle, patch):
     """Draws one object on each of the canvases ``numbers`` as an outline with hatching; arguments as `_paint`."""
     x, y, pixels, area = _locate(canvas.shape[1], numbers, centre, radius, angle, patch)
-    depth = -_SKETCHED[kind](x, y) * pixels  # in pixels, from the edge inwards
+    # The outline: a line of ``width`` pixels inside the edge, where the depth below the edge is 0 to ``width`` pixels.
+    depth = -_SKETCHED[kind](x, y) * pixels
     width = np.float32(max(1.2, PENCIL * canvas.shape[1]))
     line = np.clip(np.float32(0.5) + width / 2 - np.abs(depth - width / 2), 0, 1)
     # Hatching follows the diagonals of the canvas, so that it does not show how an object is turned. The darker the
-    # object, the more ink.
+    # object (by its luma, ITU-R BT.601), the thicker the lines.
     _, lines, columns = area
     pitch = np.float32(2.5) * width
     stripe = np.abs(np.mod((lines + columns).astype(np.float32) / pitch, 1) - np.float32(0.5)) * pitch
     bright = (colour @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255))[:, None, None]
     thick = np.maximum(1 - bright, 0) * pitch
     hatch = np.minimum(np.clip(thick / 2 - stripe + np.float32(0.5), 0, 1), thick) * np.float32(0.55)
-    cover = np.clip(depth + np.float32(0.5), 0, 1)[..., None]
+    cover = np.clip(depth + np.float32(0.5), 0, 1)[
+        ..., None
+    ]  # the fraction of a pixel that the object covers
     ink = np.maximum(line, hatch)[..., None]
     under = canvas[area]
     canvas[area] = under + cover * (PAPER + ink * (INK - PAPER) - under)
@@ -248,21 +253,23 @@ def draw(
     patch = np.minimum(patch, image_size)
     chunk = max(1, _CHUNK * 32 * 32 // image_size**2)  # images drawn at a time
     for begin in range(0, n, chunk):
-        part = slice(begin, min(begin + chunk, n))
-        canvas = np.empty((part.stop - begin, image_size, image_size, 3), np.float32)
-        canvas[:] = background[part, None, None, :]
+        images = slice(begin, min(begin + chunk, n))
+        canvas = np.empty((images.stop - begin, image_size, image_size, 3), np.float32)
+        canvas[:] = background[images, None, None, :]
         for slot in range(k):  # later objects over earlier ones
             # Objects with the same shape and patch size are drawn together: both in one number, -1 for no object.
-            group = np.where(shape[part, slot] >= 0, shape[part, slot] * 1000 + patch[part, slot], -1)
+            codes = shape[images, slot] * 1000 + patch[images, slot]
+            group = np.where(shape[images, slot] >= 0, codes, -1)
             for code in np.unique(group[group >= 0]):
                 numbers = np.flatnonzero(group == code)
-                at = begin + numbers, slot
+                objects = begin + numbers, slot  # an index of arrays [N, K]
                 draw_group(
-                    canvas, numbers, int(code // 1000), colour[at].astype(np.float32), texture[at],
-                    position[at].astype(np.float32), radius[at].astype(np.float32),
-                    angle[at].astype(np.float32), int(code % 1000),
+                    canvas, numbers, kind=int(code // 1000), colour=colour[objects].astype(np.float32),
+                    texture=texture[objects], centre=position[objects].astype(np.float32),
+                    radius=radius[objects].astype(np.float32), angle=angle[objects].astype(np.float32),
+                    patch=int(code % 1000),
                 )  # fmt: skip
-        out[part] = np.clip(canvas + np.float32(0.5), 0, 255)
+        out[images] = np.clip(canvas + np.float32(0.5), 0, 255)
     return out
 
 
@@ -275,16 +282,15 @@ def scene_images(
     """
     motion = factors["motion"]  # an index into `scenes.MOTIONS`; -1: no object
     radius = RADII[np.maximum(factors["size"], 0)]
-    # Growing (5) and shrinking (6).
-    factor = np.where(motion == 5, GROWTH, np.where(motion == 6, SHRINKAGE, 1.0))
+    factor = np.where(motion == _GROWING, GROWTH, np.where(motion == _SHRINKING, SHRINKAGE, 1.0))
     radius = radius * (1 + (factor - 1) * time)
     # The direction (x, y) of each motion; the last entry is that of -1.
     step = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0), (0, 0), (0, 0), (0, 0)])[motion]
     position = factors["position"] + step * (factors["travel"] * time)[..., None]
     # An object that grows near an edge is pushed inwards, so that it stays visible.
     reach = (EXTENT * radius)[..., None]
-    position = np.where((motion == 5)[..., None], np.clip(position, reach, 1 - reach), position)
-    angle = factors["angle"] + np.where(motion == 7, np.pi / 2 * time, 0.0)
+    position = np.where((motion == _GROWING)[..., None], np.clip(position, reach, 1 - reach), position)
+    angle = factors["angle"] + np.where(motion == _TURNING, np.pi / 2 * time, 0.0)
     colour = PALETTE[np.maximum(factors["colour"], 0)] * factors["brightness"][..., None]
     background = factors["background"]
     if sketched:

@@ -136,6 +136,7 @@ def scene_questions(
       both_ways: whether to ask each question about a relation once more with the two objects exchanged, so that the
         same image and the same words have another answer.
     """
+    # A random integer for each kind of question and scene, which decides the question's choices.
     bits = {kind: hash_bits(seed, split, index, f"question/{kind}").tolist() for kind in QUESTION_KINDS}
     questions = []
     for i in range(len(index)):

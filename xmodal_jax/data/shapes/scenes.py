@@ -46,8 +46,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def hash_bits(seed: int, split: str, index: np.ndarray, field: str) -> np.ndarray:
     """64 random bits, uint64 ``[N]``, for each ``index`` ``[N]``: a pure function of (seed, split, index, field)."""
     # Arrays of one element, on which uint64 overflow wraps around without a warning.
-    words = np.array([[seed & (2**64 - 1)], [zlib.crc32(f"{split}/{field}".encode())]], np.uint64)
-    key = _mix(_mix(words[0]) ^ words[1])
+    seed_word, name_word = np.array(
+        [[seed & (2**64 - 1)], [zlib.crc32(f"{split}/{field}".encode())]], np.uint64
+    )
+    key = _mix(_mix(seed_word) ^ name_word)
     return _mix(_mix(np.asarray(index).astype(np.uint64) ^ key) + key)
 
 
@@ -114,6 +116,16 @@ def _along(draw: _Draw, name: str, swap: np.ndarray, first: np.ndarray, second: 
     return np.where(swap, start + distance, start), np.where(swap, start, start + distance), distance
 
 
+def _single_object(draw: _Draw, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(position, place)`` of an object that is alone in its scene: the centre (x, y) ``[N, 2]`` in canvas widths, and
+    the index ``[N]`` of its place in `PLACES`. ``margin`` ``[N, 1]``: smallest distance from the canvas's edge."""
+    # The cell (column, line) of a 3 x 3 grid; there are gaps between the cells, so that places are unambiguous.
+    cell = np.stack([draw.integer("place/x", 3), draw.integer("place/y", 3)], axis=1)
+    low = np.where(cell == 0, margin, np.where(cell == 1, 0.45, 0.65))
+    high = np.where(cell == 0, 0.35, np.where(cell == 1, 0.55, 1 - margin))
+    return _between(low, high, draw.columns("place/jitter", 2)), cell[:, 1] * 3 + cell[:, 0]
+
+
 def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
     """``(position, place, relation, second_relation)`` of scenes with ``n`` ``[N]`` objects of ``radius`` ``[N, 3]``.
 
@@ -121,28 +133,24 @@ def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
     relations ``[N]`` are those of object 0 to object 1, and of 1 to 2. Places and relations are -1 where they do not
     apply.
 
-    Two objects lie side by side; of three, the second is the corner of an L, so that both relations are unambiguous.
-    Objects 0 and 1 lie side by side "along" one axis, objects 1 and 2 "across" it, on the other axis.
+    Two objects lie side by side. Three form an L with the second one at its corner, so that both relations are
+    unambiguous.
     """
     margin = EXTENT * radius
-    scene = np.arange(len(n))
+    single_position, single_place = _single_object(draw, margin[:, :1])
 
-    # One object: in one of nine places, the cells (x, y) of a 3 x 3 grid with gaps between them.
-    cell = np.stack([draw.integer("place/x", 3), draw.integer("place/y", 3)], axis=1)
-    low = np.where(cell == 0, margin[:, :1], np.where(cell == 1, 0.45, 0.65))
-    high = np.where(cell == 0, 0.35, np.where(cell == 1, 0.55, 1 - margin[:, :1]))
-    single = _between(low, high, draw.columns("place/jitter", 2))
-
-    # Two or three objects. Relations are left, right, above, below: the first bit is the axis, the last the order.
+    # Two or three objects. The axis of the first relation is called "along", the other axis "across". ``along0`` is the
+    # coordinate of object 0 on the first one, and so on. Relations are left 0, right 1, above 2, below 3.
     relation = draw.integer("relation/0", 4)
-    vertical, swap = relation // 2, relation % 2
+    vertical, swap = relation // 2, relation % 2  # swap: object 1 comes before object 0
     swap_second = draw.integer("relation/1", 2)
     along0, along1, gap0 = _along(draw, "along", swap == 1, radius[:, 0], radius[:, 1])
     across1, across2, gap1 = _along(draw, "across", swap_second == 1, radius[:, 1], radius[:, 2])
-    # Of two objects, the second may lie anywhere across.
+    # Without a third object, the second one may lie anywhere across.
     free = _between(margin[:, 1], 1 - margin[:, 1], draw.uniform("across/free"))
     across1 = np.where(n == 3, across1, free)
-    # Neighbours are a little offset on the other axis, by at most this fraction of their distance.
+    # Objects 0 and 2 deviate a little from the straight line through object 1, by at most this fraction of their
+    # distance from it, and stay on the canvas.
     slack = np.where(n == 3, 0.15, 0.35)
     offset0, offset2 = (2 * draw.columns("offset", 2) - 1).T * slack * np.stack([gap0, gap1])
     across0 = np.clip(across1 + offset0, margin[:, 0], 1 - margin[:, 0])
@@ -151,12 +159,33 @@ def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
         [np.stack([along0, along1, along2], 1), np.stack([across0, across1, across2], 1)], axis=2
     )  # [N, object, (along, across)]
     position = np.where(vertical[:, None, None] == 1, position[:, :, ::-1], position)  # to (x, y)
-    position[n == 1, 0] = single[n == 1]
-    position[np.arange(MAX_OBJECTS) >= n[:, None]] = 0.0
+    position[n == 1, 0] = single_position[n == 1]
+    position[np.arange(MAX_OBJECTS) >= n[:, None]] = 0.0  # no object
 
-    place = np.where(n == 1, cell[scene, 1] * 3 + cell[scene, 0], -1)
+    place = np.where(n == 1, single_place, -1)
     second_relation = 2 * (1 - vertical) + swap_second  # on the other axis
     return position, place, np.where(n >= 2, relation, -1), np.where(n == 3, second_relation, -1)
+
+
+def _room_to_move(n: np.ndarray, mover: np.ndarray, position: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """How far an object can go left, right, up and down, ``[N, 4]`` in canvas widths.
+
+    The object ``mover`` ``[N]`` of each scene can go to the canvas's edge, or to another object in its way. ``n``
+    ``[N]``: number of objects; ``position`` ``[N, 3, 2]``, ``radius`` ``[N, 3]``.
+    """
+    scene = np.arange(len(n))
+    centre, r = position[scene, mover], radius[scene, mover]
+    is_other = (np.arange(MAX_OBJECTS) < n[:, None]) & (np.arange(MAX_OBJECTS) != mover[:, None])
+    room = np.empty((len(n), 4))
+    for direction, (axis, sign) in enumerate(((0, -1), (0, 1), (1, -1), (1, 1))):
+        to_edge = np.where(sign > 0, 1 - centre[:, axis], centre[:, axis]) - EXTENT * r
+        # Each object's distance in this direction; it is in the way if the two would touch in passing.
+        ahead = sign * (position[:, :, axis] - centre[:, None, axis])
+        touching = r[:, None] + radius
+        in_way = np.abs(position[:, :, 1 - axis] - centre[:, None, 1 - axis]) < touching
+        to_object = np.where(is_other & in_way & (ahead > 0), ahead - touching, np.inf).min(axis=1)
+        room[:, direction] = np.minimum(to_edge, to_object)
+    return room
 
 
 def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarray):
@@ -168,26 +197,15 @@ def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarra
     """
     scene = np.arange(len(n))
     mover = draw.integer("mover", n)  # [N], the object that may move
-    centre, r = position[scene, mover], radius[scene, mover]
-    other = (np.arange(MAX_OBJECTS) < n[:, None]) & (np.arange(MAX_OBJECTS) != mover[:, None])
-    # How far the mover can go left, right, up and down, [N, 4], to the canvas's edge or to an object in its way.
-    room = np.empty((len(n), 4))
-    for direction, (axis, sign) in enumerate(((0, -1), (0, 1), (1, -1), (1, 1))):
-        wall = np.where(sign > 0, 1 - centre[:, axis], centre[:, axis]) - EXTENT * r
-        ahead = sign * (position[:, :, axis] - centre[:, None, axis])
-        touch = r[:, None] + radius
-        in_way = np.abs(position[:, :, 1 - axis] - centre[:, None, 1 - axis]) < touch
-        blocked = np.where(other & in_way & (ahead > 0), ahead - touch, np.inf).min(axis=1)
-        room[:, direction] = np.minimum(wall, blocked)
+    room = _room_to_move(n, mover, position, radius)
     possible = room >= 0.15
-    # A direction among the possible ones, uniformly: the k-th of them.
+    # One of the possible directions, uniformly: the one with number ``pick`` among them.
     pick = draw.integer("motion/direction", np.maximum(possible.sum(axis=1), 1))
     direction = np.argmax(np.cumsum(possible, axis=1) > pick[:, None], axis=1)
-    kind = draw.integer("motion/kind", 8)  # 0 still, 1..4 move, 5 grow, 6 shrink, 7 turn
+    # Half of the movers move (1..4); the others are still (0), grow (5), shrink (6) or turn (7). Without room: turn.
+    kind = draw.integer("motion/kind", 8)
     moving = (kind >= 1) & (kind <= 4)
-    code = np.where(
-        moving, np.where(possible.any(axis=1), 1 + direction, 7), kind
-    )  # turn if there is no room
+    code = np.where(moving, np.where(possible.any(axis=1), 1 + direction, 7), kind)
     motion = np.where(np.arange(MAX_OBJECTS) < n[:, None], 0, -1)
     motion[scene, mover] = code
     travel = np.zeros_like(radius, dtype=np.float32)

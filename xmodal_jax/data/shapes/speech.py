@@ -39,7 +39,7 @@ class Voice:
     speed: int = 220
     """Words per minute, 80..450."""
     pitch: int = 50
-    """0..100."""
+    """Pitch on the scale of eSpeak NG, 0..100."""
     pitch_range: int = 50
     """How much the pitch varies, 0..100."""
 

@@ -26,11 +26,11 @@ class MediaOptions(NamedTuple):
     channels: int = 3
     """Colour channels, 1 or 3."""
     sample_rate: int = 16000
-    """Hz."""
+    """Sample rate of audio in Hz."""
     max_seconds: float = 4.0
-    """Longest recording; longer ones are cut."""
+    """Longest recording in seconds; longer ones are cut."""
     frames: int = 8
-    """Frames of a video."""
+    """Number of frames of a video."""
 
 
 class _Listing(NamedTuple):
@@ -38,7 +38,7 @@ class _Listing(NamedTuple):
     """The metadata file of the split."""
     records: list[Record]
     labels: list[str | int]
-    """Those of all splits, so that a class has the same number in each."""
+    """The labels of all splits, so that a class has the same index in each split."""
 
 
 def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
@@ -159,7 +159,7 @@ class FolderSource(Source):
       image_size: side of images and frames in pixels; None: the shorter side of the first image.
       channels, sample_rate, max_seconds, frames: see `MediaOptions`.
       modalities: which to read; None: all that the metadata names.
-      prompt: the caption of a class name.
+      prompt: template of a caption with {} for the class name.
       bad_examples: collects bad examples, and decides whether they stop the run (the default).
       memory_limit: bytes.
       workers: threads that decode files.

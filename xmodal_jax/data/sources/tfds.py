@@ -24,15 +24,15 @@ class Adapter:
     """Where a TensorFlow data set keeps what a batch needs."""
 
     fields: Mapping[str, str]
-    """The feature of each modality and of ``label``, with ``/`` into nested features."""
+    """The path of the feature that holds each modality or ``label``, such as ``captions/text`` in nested features."""
     prompt: str | None = None
-    """The caption of a class name, for data sets without text."""
+    """Template of a caption with {} for the class name, for data sets without text."""
     captions: int = 1
-    """Captions per image; each gives one example (a shorter list is repeated)."""
+    """Captions per image; each gives one example (a shorter list of captions is repeated)."""
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Their name of a split where it differs from ours, with an optional slice in percent: ``train[:95%]``."""
+    """The data set's own name of a split where it differs, with an optional slice in percent: ``train[:95%]``."""
     sample_rate: int | None = None
-    """Hz, where the feature does not say."""
+    """Sample rate of the audio in Hz, if the description of the feature has none."""
 
 
 _IMAGE_LABEL = {"image": "image", "label": "label"}
@@ -186,7 +186,7 @@ class TfdsSource(Source):
       sample_rate: Hz that audio is resampled to.
       max_seconds: length that audio is cut and padded to.
       modalities: which to read; None: all.
-      prompt: the caption of a class name; None: the adapter's.
+      prompt: template of a caption with {} for the class name; None: the adapter's.
       adapter: where the features are; None: the entry of `ADAPTERS`, or `generic_adapter`.
 
     Raises:

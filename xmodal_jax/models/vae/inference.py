@@ -56,24 +56,27 @@ def sample_or_mean(
 def sample_prior(
     prior: Prior, keys: ExampleKeys | None, samples: int, batch: int
 ) -> Float[Array, "samples batch dim"]:
-    """Samples of the prior of the shared latents; without keys the mean of its likeliest component."""
-    size = (samples, batch)
+    """Samples of the prior of the shared latents, a mixture; without keys the mean of its likeliest component."""
     if keys is None:
-        return jnp.broadcast_to(
-            prior.components.mean[prior.logits.argmax()][None, None], (*size, prior.components.mean.shape[-1])
-        )
-    draw = jax.vmap(lambda key: jax.random.categorical(key, prior.logits, shape=(samples,)))
-    component = draw(fold_in_name(keys, "component")).T
-    return sample(jax.tree.map(lambda x: x[component], prior.components), keys, "prior")
+        mean = prior.components.mean[prior.logits.argmax()]  # [D]
+        return jnp.broadcast_to(mean[None, None], (samples, batch, mean.shape[-1]))
+    draw_components = jax.vmap(lambda key: jax.random.categorical(key, prior.logits, shape=(samples,)))
+    component = draw_components(fold_in_name(keys, "component")).T  # index of a component, [samples, B]
+    drawn_components = jax.tree.map(lambda x: x[component], prior.components)
+    return sample(drawn_components, keys, "prior")
 
 
 def _add_private(
     inputs: ObjectiveInputs, shared, observed: Observed, keys: ExampleKeys | None, log_ratio
 ) -> LatentSamples:
-    """Shared latents followed by private ones: an observed modality's come from its own posterior, those of the
-    others of their auxiliary priors."""
+    """``shared [R, B, D]`` followed by private latents, where the model has them.
+
+    The private latents of an observed modality are drawn from its posterior ``q(w_m | x_m)``, those of the others from
+    their auxiliary priors. ``log_ratio [R, B]``, that of the shared latents, gets ``log p(w_m) - log q(w_m | x_m)`` of
+    the observed modalities added.
+    """
     count, samples = len(inputs.present), shared.shape[0]
-    latents = repeat_leading(shared, count)
+    latents = repeat_leading(shared, count)  # [M, R, B, D]
     if inputs.private is None:
         return LatentSamples(latents, log_ratio, shared)
     batch = shared.shape[1]
@@ -83,9 +86,9 @@ def _add_private(
         inputs.private,
         jax.tree.map(to_batch, inputs.prior.auxiliary),
     )
-    w = sample_or_mean(q, keys, "private", samples)
+    w = sample_or_mean(q, keys, "private", samples)  # [R, M, B, P]
     prior = jax.tree.map(lambda x: jnp.broadcast_to(x.reshape(1, 1, 1, -1), w.shape), inputs.prior.private)
-    private_ratio = (prior.log_prob(w) - repeat_leading(q, samples).log_prob(w)).sum(axis=-1)
+    private_ratio = (prior.log_prob(w) - repeat_leading(q, samples).log_prob(w)).sum(axis=-1)  # [R, M, B]
     log_ratio = log_ratio + jnp.where(observed[None], private_ratio, 0.0).sum(axis=1)
     return LatentSamples(jnp.concatenate([latents, jnp.moveaxis(w, 0, 1)], axis=-1), log_ratio, shared)
 
@@ -93,6 +96,7 @@ def _add_private(
 def _from_posterior(
     inputs: ObjectiveInputs, q: Posterior, observed: Observed, keys: ExampleKeys | None, samples: int
 ) -> LatentSamples:
+    """R samples of the posterior ``q [B, D]`` of the shared latents (its mean without keys), and private latents."""
     z = sample_or_mean(q, keys, "shared", samples)
     log_ratio = inputs.prior.log_prob(z) - repeat_leading(q, samples).log_prob(z).sum(axis=-1)
     return _add_private(inputs, z, observed, keys, log_ratio)
@@ -113,12 +117,12 @@ def from_product_and_prior(inputs: ObjectiveInputs, observed: Observed, keys, sa
 def from_full_product_and_prior(
     inputs: ObjectiveInputs, observed: Observed, keys, samples: int
 ) -> LatentSamples:
-    """The same as `from_product_and_prior` where all modalities of an example are observed; elsewhere the same as
-    `from_product`."""
-    partial = joint_product(inputs.experts, observed)
-    full = joint_product(inputs.experts, observed, prior=1.0)
-    complete = (observed | ~inputs.present).all(axis=0)[:, None]
-    q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), full, partial)
+    """From the product of the observed modalities' experts, and of the prior where these are all modalities that the
+    example has."""
+    without_prior = joint_product(inputs.experts, observed)
+    with_prior = joint_product(inputs.experts, observed, prior=1.0)
+    all_observed = (observed | ~inputs.present).all(axis=0)[:, None]
+    q = jax.tree.map(lambda a, b: jnp.where(all_observed, a, b), with_prior, without_prior)
     return _from_posterior(inputs, q, observed, keys, samples)
 
 
@@ -128,7 +132,8 @@ def _is_complete(inputs: ObjectiveInputs, observed: Observed) -> Bool[Array, "ba
 
 
 def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """From the joint encoder where all modalities of an example are observed; elsewhere the same as `from_product`."""
+    """From the joint encoder where all modalities that an example has are observed; elsewhere from the product of the
+    observed modalities' experts."""
     product = joint_product(inputs.experts, observed)
     complete = _is_complete(inputs, observed)[:, None]
     q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), inputs.posterior, product)
@@ -136,57 +141,66 @@ def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) 
 
 
 def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """From the mixture of the observed modalities' experts, stratified: the samples take turns among these experts.
+    """From the mixture ``1/n sum_m q(z | x_m)`` of the n observed modalities' experts.
 
-    Without keys: the mean of the experts' means. Where nothing is observed: from the prior.
+    Stratified: the R samples take turns among the experts, beginning with a random one. Without keys: the mean of the
+    experts' means. Where nothing is observed: from the prior.
     """
-    count = jnp.maximum(observed.sum(axis=0), 1)
+    count = jnp.maximum(observed.sum(axis=0), 1)  # n, [B]
     if keys is None:
         mean = jnp.where(observed[:, :, None], inputs.experts.mean, 0.0).sum(axis=0) / count[:, None]
         z = jnp.broadcast_to(mean[None], (samples, *mean.shape))
     else:
-        # The first sample is of a random observed expert, each further one of the next observed expert in turn.
-        start = jax.vmap(lambda key: jax.random.uniform(key))(fold_in_name(keys, "expert"))
-        turn = (jnp.floor(start * count)[None, :] + jnp.arange(samples)[:, None]) % count[None, :]
+        # Sample r is drawn from the observed expert number (start + r) mod n, where start is random.
+        uniform = jax.vmap(lambda key: jax.random.uniform(key))(fold_in_name(keys, "expert"))
+        number = (jnp.floor(uniform * count)[None, :] + jnp.arange(samples)[:, None]) % count[
+            None, :
+        ]  # [R, B]
+        # The number of each observed modality among the example's observed ones, from 0: [M, B].
         rank = jnp.cumsum(observed, axis=0) - 1
-        is_selected = observed[:, None] & (rank[:, None] == turn[None].astype(rank.dtype))
+        is_selected = observed[:, None] & (rank[:, None] == number[None].astype(rank.dtype))  # [M, R, B]
         z = sample(select_per_example(inputs.experts, is_selected.argmax(axis=0)), keys, "shared")
     none_observed = ~observed.any(axis=0)
     prior_z = sample_prior(inputs.prior, keys, samples, len(none_observed))
     z = jnp.where(none_observed[None, :, None], prior_z, z)
-    mixture = mixture_log_prob(inputs.experts, observed, z)
-    prior = inputs.prior.log_prob(z)
-    return _add_private(inputs, z, observed, keys, jnp.where(none_observed[None], 0.0, prior - mixture))
+    log_q = mixture_log_prob(inputs.experts, observed, z)
+    log_p = inputs.prior.log_prob(z)
+    log_ratio = jnp.where(none_observed[None], 0.0, log_p - log_q)  # q is the prior where nothing is observed
+    return _add_private(inputs, z, observed, keys, log_ratio)
 
 
 def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """Nexus: the top-level latent is inferred from the mean message of the observed modalities' latents. The latents of
-    the other modalities are decoded from it; the observed ones keep their own. Where nothing is observed the top-level
-    latent is drawn from the prior."""
+    """Nexus: each modality has a latent, and a top-level latent t is shared by all.
+
+    The latents of the observed modalities are samples of their experts ``q(z_m | x_m)``. The top-level latent is
+    inferred from the mean of their messages, or drawn from its prior N(0, 1) where nothing is observed. The latents of
+    the other modalities are drawn from ``p(z_m | t) = N(decode_top(t), 1)``.
+    """
     count, networks = len(inputs.present), inputs.networks
     unimodal = sample_or_mean(inputs.experts, keys, "experts", samples)  # [R, M, B, D]
     encode_top = lambda latents: networks.encode_top(mean_message(networks.message(latents), observed))
     q = jax.vmap(encode_top)(unimodal)
     any_observed = observed.any(axis=0)[None, :, None]
     q = jax.tree.map(lambda a, b: jnp.where(any_observed, a, b), q, standard_like(q))
-    top = q.mean if keys is None else sample(q, keys, "top")
-    decoded = Normal(networks.decode_top(top), jnp.zeros((count, samples, *unimodal.shape[2:])))
-    unimodal = jnp.moveaxis(unimodal, 0, 1)
-    generated = decoded.mean
+    top = q.mean if keys is None else sample(q, keys, "top")  # t, [R, B, T]
+    p_given_top = Normal(networks.decode_top(top), jnp.zeros((count, samples, *unimodal.shape[2:])))
+    unimodal = jnp.moveaxis(unimodal, 0, 1)  # [M, R, B, D]
+    from_top = p_given_top.mean
     if keys is not None:
         noise = standard_noise(keys, "codes", (samples, count, unimodal.shape[-1]))
-        generated = decoded.reparametrize(jnp.moveaxis(noise, 0, 1))
-    z = jnp.where(observed[:, None, :, None], unimodal, generated)
+        from_top = p_given_top.reparametrize(jnp.moveaxis(noise, 0, 1))
+    z = jnp.where(observed[:, None, :, None], unimodal, from_top)
+    # log p(t) - log q(t | x) + sum over observed m of log p(z_m | t) - log q(z_m | x_m)
     experts = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], unimodal.shape), inputs.experts)
-    unimodal_ratio = (decoded.log_prob(unimodal) - experts.log_prob(unimodal)).sum(axis=-1)
+    unimodal_ratio = (p_given_top.log_prob(unimodal) - experts.log_prob(unimodal)).sum(axis=-1)
     log_ratio = (standard_like(q).log_prob(top) - q.log_prob(top)).sum(axis=-1)
     log_ratio = log_ratio + jnp.where(observed[:, None], unimodal_ratio, 0.0).sum(axis=0)
     return LatentSamples(z, log_ratio, top)
 
 
 def from_levels(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """MHVAE: from the deepest level to the first, each from the product of its prior and the observed modalities'
-    experts."""
+    """MHVAE: from the deepest level to the first, each level's latents from the product of its prior and the observed
+    modalities' experts."""
     mask = jnp.broadcast_to(observed[None], (samples, *observed.shape))
     hierarchy = inputs.networks.top_down_pass(mask, keys)
     latents = repeat_leading(hierarchy.latents, len(inputs.present))
@@ -210,15 +224,15 @@ def from_flows(
     start a sample of one of their :math:`q_m` (Senellart et al. 2025, arXiv:2502.03952, sec. 3.3); the samples have no
     known density, so ``log_ratio`` is NaN. Where nothing is observed: from the prior.
     """
+    # Samples of each modality's posterior q_m, through the flow of this modality: [R, M, B, D].
     base = sample_or_mean(inputs.experts, keys, "experts", samples)
-    unimodal = jax.vmap(inputs.networks.inverse_flow)(base)  # [R, M, B, D]
+    unimodal = jax.vmap(inputs.networks.inverse_flow)(base)
+    first_observed = jnp.argmax(observed, axis=0)[None, None, :, None]
     start = jnp.take_along_axis(
-        unimodal,
-        jnp.broadcast_to(jnp.argmax(observed, axis=0)[None, None, :, None], (samples, 1, *base.shape[2:])),
-        axis=1,
-    )[:, 0]
+        unimodal, jnp.broadcast_to(first_observed, (samples, 1, *base.shape[2:])), axis=1
+    )[:, 0]  # [R, B, D]
     log_density = lambda z: flow_product_log_density(inputs, z, observed)
-    count = observed.sum(axis=0)
+    count = observed.sum(axis=0)  # n, [B]
     z = start
     if keys is not None:
         chain_samples = hamiltonian_monte_carlo(
@@ -228,6 +242,7 @@ def from_flows(
     z = jnp.where((count == 0)[None, :, None], sample_prior(inputs.prior, keys, samples, len(count)), z)
     joint = _from_posterior(inputs, inputs.posterior, observed, keys, samples)
     complete = _is_complete(inputs, observed)
+    # The density of q is known for one observed modality (its flow) and for none (the prior), not for several.
     unimodal_ratio = inputs.prior.log_prob(z) - log_density(z)
     log_ratio = jnp.where((count == 1)[None], unimodal_ratio, jnp.where((count == 0)[None], 0.0, jnp.nan))
     shared = jnp.where(complete[None, :, None], joint.shared, z)
@@ -244,6 +259,8 @@ def flow_product_log_density(
     """``sum_m log q_m(z) - (n - 1) log p(z)`` over the n observed modalities, up to a constant (exact for n = 1)."""
 
     def sum_experts(z):
+        """``sum_m log q_m(z)`` ``[B]``, where ``log q_m(z)`` is the expert's log-density in the base space of the
+        modality's flow plus the flow's ``log |det|``."""
         base, log_det = inputs.networks.flow(z)
         terms = inputs.experts.log_prob(base).sum(axis=-1) + log_det
         return jnp.where(observed, terms, 0.0).sum(axis=0)
@@ -260,10 +277,16 @@ def hamiltonian_monte_carlo(
     leapfrog: int,
     step_size: float,
 ) -> Float[Array, "samples batch dim"]:
-    """The states of Hamiltonian Monte Carlo after ``steps`` proposals of ``leapfrog`` steps of size ``step_size`` each
-    (Neal 2011, arXiv:1206.1901, sec. 3). Every sample of every example is a separate chain.
+    """The last states of Hamiltonian Monte Carlo chains (Neal 2011, arXiv:1206.1901, sec. 3), one chain for each of the
+    R samples of each example.
 
-    ``log_density(z [R, B, D]) -> [R, B]``, up to a constant.
+    Args:
+      log_density: ``log_density(z [R, B, D]) -> [R, B]``, the target up to a constant.
+      start: the first states.
+      keys: of the examples.
+      steps: number of proposals.
+      leapfrog: leapfrog steps of each proposal.
+      step_size: size of a leapfrog step.
     """
     samples, _, dim = start.shape
     gradient = jax.grad(lambda z: log_density(z).sum())
@@ -273,13 +296,16 @@ def hamiltonian_monte_carlo(
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         momentum = standard_noise(step_keys, "momentum", (samples, dim))
 
-        def leap(state, _):
+        def leapfrog_step(state, _):
+            """Half a step of the momentum v, a step of the position z, half a step of v."""
             z, v = state
             v = v + 0.5 * step_size * gradient(z)
             z = z + step_size * v
             return (z, v + 0.5 * step_size * gradient(z)), None
 
-        (proposal, v), _ = jax.lax.scan(leap, (z, momentum), None, length=leapfrog)
+        (proposal, v), _ = jax.lax.scan(leapfrog_step, (z, momentum), None, length=leapfrog)
+        # The proposal is accepted with probability min(1, exp(-H(proposal, v) + H(z, momentum))), where the energy is
+        # H(z, v) = -log_density(z) + |v|^2 / 2. A proposal whose energy is not finite is rejected.
         negative_energy = lambda z, v: log_density(z) - 0.5 * jnp.square(v).sum(axis=-1)
         gain = negative_energy(proposal, v) - negative_energy(z, momentum)
         draw = jax.vmap(lambda key: jax.random.uniform(key, (samples,)))(fold_in_name(step_keys, "accept"))

@@ -4,7 +4,7 @@ and their features are used to compare generated with real data."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -67,13 +67,17 @@ class _Classifiers(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: NetworkInputs, keys) -> JudgeOutputs:
-        """Logits ``[B, M, classes]`` and features ``[B, M, hidden]`` of each modality."""
+        """Logits ``[B, M, classes]`` and features ``[B, M, hidden]`` of each modality.
+
+        The names of the modules are parameter paths.
+        """
         outputs = []
         for k, group in enumerate(self.groups):
             features = self.modalities[group.kind].features(group.size, self.hidden, name=f"Features_{k}")
             classifiers = stack_modalities(_Classifier)(features, self.classes, name=group.name)
             x, mask = stack_group(group, inputs.inputs)
             outputs.append(classifiers(x, mask, modality_keys(keys, group.names)))
+        # Concatenates the groups along the axis of modalities, and moves this axis behind that of examples.
         logits, features = jax.tree.map(lambda *x: jnp.moveaxis(jnp.concatenate(x), 0, 1), *outputs)
         return JudgeOutputs(logits, features)
 
@@ -97,30 +101,35 @@ def make_judges(
       hidden: number of each classifier's features.
       encoders: by kind of data; None: each kind's ``judge_encoder``.
     """
-    groups, used = make_groups(sizes), {}
+    groups, configs_by_kind = make_groups(sizes), {}
     for kind in {group.kind for group in groups}:
         config: ModalityConfig = getattr(configs, kind)
         encoder = config.judge_encoder if encoders is None else encoders[kind]
-        used[kind] = config if encoder is None else dataclasses.replace(config, encoder=encoder)
-    network = _Classifiers(used, groups, hidden, classes)
+        # Labels need no encoder.
+        configs_by_kind[kind] = config if encoder is None else dataclasses.replace(config, encoder=encoder)
+    network = _Classifiers(configs_by_kind, groups, hidden, classes)
     names = tuple(name for group in groups for name in group.names)
 
     def init(key, batch: Batch):
         return network.init(key, preprocess(configs, names, first_example(batch)), None)["params"]
 
     def loss(params, batch: Batch, key, *, axis_name=None):
-        """The mean cross-entropy over the present modalities of the examples with a known label; aux: the accuracy."""
+        """The mean cross-entropy over the present modalities of the examples with a known label; aux: the accuracy.
+
+        Under ``axis_name`` both are this device's shares of the means.
+        """
         keys = example_keys(key, batch["index"])
         inputs = preprocess(configs, names, batch, keys)
         logits = network.apply({"params": params}, inputs, keys).logits
-        labels = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])
-        terms = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-        counts = (inputs.present.T & (labels >= 0)).astype(jnp.float32)
-        mean: Callable = lambda x: collectives.batch_mean(
-            x.reshape(-1), counts.reshape(-1), axis_name=axis_name
-        )
+        labels = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])  # [B, M]
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        weights = (inputs.present.T & (labels >= 0)).astype(jnp.float32)
+
+        def mean_share(values):
+            return collectives.batch_mean(values.reshape(-1), weights.reshape(-1), axis_name=axis_name)
+
         correct = (logits.argmax(axis=-1) == labels).astype(jnp.float32)
-        return mean(terms), {"accuracy": mean(correct)}
+        return mean_share(nats), {"accuracy": mean_share(correct)}
 
     def predict(params, batch: Batch) -> JudgeOutputs:
         return network.apply({"params": params}, preprocess(configs, names, batch), None)

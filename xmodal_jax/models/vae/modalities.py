@@ -56,7 +56,7 @@ from xmodal_jax.probability.likelihoods import (
 from xmodal_jax.types import Batch, ExampleKeys, Key, kind_of
 
 NO_AUGMENT = AugmentConfig(translate=0)
-"""Changes nothing."""
+"""The augmentation that leaves images unchanged."""
 
 Masked = tuple[Array, Array | None]
 """An array and the mask of its content (None: everything is content)."""
@@ -110,8 +110,11 @@ class ModalityConfig(abc.ABC):
     def preprocess(
         self, name: str, x: Array, mask: Array | None, keys: ExampleKeys | None
     ) -> tuple[Masked, Masked]:
-        """The encoder's input and the target of the decoder, from a batch's fields ``name`` and ``name_mask``; with
-        ``keys``, augmented as in training."""
+        """The encoder's input and the decoder's target, each with its mask (None: nothing is padding).
+
+        ``x``: the batch's field ``name``; ``mask``: its field ``name_mask`` or None. With ``keys``, data are augmented
+        as in training.
+        """
 
     def where_present(self, x: Array, present: Bool[Array, "batch"]) -> Bool[Array, "batch"]:
         """Which examples have the modality, where ``present`` are those not marked as missing."""
@@ -132,16 +135,18 @@ class ModalityConfig(abc.ABC):
 
     @abc.abstractmethod
     def generate(self, decode: Decode, latents: Array, size: Size, key: Key | None) -> Array:
-        """Data ``[..., *size.shape]`` from latents ``[..., D]`` and a decoder that is applied to them.
+        """Data ``[..., *size.shape]``, decoded from latents ``[..., D]``.
 
-        Images lie in [0, 1]; texts and classes are drawn from ``key``, or are the likeliest ones without a key.
+        ``decode(tokens)`` returns the decoder's outputs for these latents. Images lie in [0, 1]; texts and classes are
+        drawn from ``key``, or are the likeliest ones without a key.
         """
 
     @abc.abstractmethod
     def as_fields(self, generated: Array, end_id: int) -> dict[str, Array]:
-        """Generated data ``[B, ...]`` as the fields of a batch, by suffix: ``""`` and, where it has one, ``"_mask"``.
+        """Generated data ``[B, ...]`` as fields of a batch, by the suffix of the field's name.
 
-        ``end_id``: the token that ends a text.
+        The suffix ``""`` has the data themselves, ``"_mask"`` their mask, if the kind has one. ``end_id``: the token
+        that ends a text.
         """
 
     def reconstruction_metrics(self, generated: Array, x: Array, mask: Array | None) -> dict[str, Array]:
@@ -170,8 +175,17 @@ def _encoder_features(
     flatten: bool = False,
     **shape_info: int,
 ) -> nn.Module:
-    """The module that maps a modality to features ``[B, hidden]``: a pretrained encoder, or one trained from
-    scratch."""
+    """The module that maps a modality to features ``[B, hidden]``: a pretrained encoder, or one trained from scratch.
+
+    Args:
+      kind: of data.
+      encoder: its configuration.
+      size: of an example.
+      hidden: number of features.
+      name: of the module, in parameter paths; None: the attribute that it is assigned to.
+      flatten: whether the encoder's tokens are flattened rather than pooled (for an encoder trained from scratch).
+      **shape_info: sizes that the encoder needs, such as ``vocab_size``.
+    """
     if isinstance(encoder, PretrainedEncoderConfig):
         return PretrainedFeatures(pretrained_encoder(kind, encoder, size), hidden, name=name)
     return EncoderFeatures(kind, encoder, hidden, flatten, shape_info, name=name)
@@ -233,6 +247,7 @@ class ImageConfig(ModalityConfig):
         return {"": jnp.round(generated * 255.0).astype(jnp.uint8)}
 
     def reconstruction_metrics(self, generated, x, mask) -> dict[str, Array]:
+        """``mse`` and ``ssim`` ``[B]`` of pixels in [0, 1]; no ``ssim`` of images smaller than its 11x11 window."""
         real = jnp.asarray(x).astype(jnp.float32) / 255.0
         metrics = {"mse": mse(generated, real)}
         if min(real.shape[1:3]) >= 11:
@@ -278,20 +293,23 @@ class TextConfig(ModalityConfig):
         return jnp.broadcast_to(x[None], (samples, *x.shape))
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
-        """Token ids: the likeliest without a key, else samples; one after the other if the decoder is
-        autoregressive."""
+        """Token ids: samples, or the likeliest ones without a key. An autoregressive decoder generates one after the
+        other, given those before."""
         (length,) = size.shape
         if not self.decoder.autoregressive:
             return _choose(decode(None), None if key is None else jax.random.fold_in(key, 0))
 
-        def append_token(t, ids):
+        def set_token(t, ids):
+            """Sets token t of all texts, given the tokens before it."""
             logits = decode(ids)
             token_key = None if key is None else jax.random.fold_in(key, t)
             return ids.at[..., t].set(_choose(logits[..., t, :], token_key))
 
-        return jax.lax.fori_loop(0, length, append_token, jnp.zeros((*latents.shape[:-1], length), jnp.int32))
+        return jax.lax.fori_loop(0, length, set_token, jnp.zeros((*latents.shape[:-1], length), jnp.int32))
 
     def as_fields(self, generated, end_id: int) -> dict[str, Array]:
+        """The token ids, and a mask of the tokens up to and including the first ``end_id``, without padding (0)."""
+        # How many tokens before this one are `end_id`.
         after_end = jnp.cumsum(generated == end_id, axis=-1) - (generated == end_id)
         return {"": generated, "_mask": (after_end == 0) & (generated != 0)}
 
@@ -353,11 +371,12 @@ class AudioConfig(ModalityConfig):
         return Size(tuple(frames.shape[1:]))
 
     def to_frames(self, x: Array, mask: Array) -> Float[Array, "batch frames mels"]:
-        """Standardised log-mel frames, silent where the mask is False.
+        """Log-mel frames ``(log_mel - mel_mean) / mel_scale``, silent where the mask is False.
 
         ``x``: waveforms ``[B, T]``, or log-mel frames ``[B, F, mels]`` that `models.speech.log_mel_transform` computed.
+        ``mask``: ``[B, T]`` or ``[B, F]``.
         """
-        if x.ndim == mask.ndim:
+        if x.ndim == mask.ndim:  # waveforms
             x, mask = compute_log_mel(x, mask, self.spectrogram, floor=self.floor)
         x = jnp.where(mask[:, :, None], x, jnp.log(self.floor))
         return (x - self.mel_mean) / self.mel_scale
@@ -383,7 +402,7 @@ class AudioConfig(ModalityConfig):
         return {"": self.to_log_mel(generated), "_mask": jnp.ones(generated.shape[:2], bool)}
 
     def show(self, x: np.ndarray, mask, vocabulary: Vocabulary) -> np.ndarray:
-        # Low bands at the bottom.
+        # Time goes to the right, low bands are at the bottom. Silence is black, and a log-mel value of 3 is white.
         low, high = np.log(self.floor), 3.0
         return np.clip((x.T[::-1] - low) / (high - low), 0.0, 1.0)
 
@@ -393,7 +412,7 @@ class AudioConfig(ModalityConfig):
         return self.spectrogram.sample_rate
 
     def waveforms(self, x: Float[Array, "batch frames mels"]) -> Float[Array, "batch time"]:
-        """Log-mel frames as sound, by Griffin-Lim."""
+        """Log-mel frames as sound, by 30 iterations of Griffin-Lim."""
         f = self.spectrogram
         return log_mel_to_waveform(
             x, sample_rate=f.sample_rate, n_fft=f.window, hop=f.hop, f_max=f.max_hz, iterations=30
@@ -454,7 +473,7 @@ class ModalityConfigs:
     """Decoder and likelihood of the class, where it is a modality."""
 
     def for_modality(self, modality: str) -> ModalityConfig:
-        """The configuration of a modality's kind.
+        """The configuration of the kind of data that a modality (such as "image_1") has.
 
         Raises:
           ValueError: if VAEs do not take this kind of data.
@@ -489,6 +508,7 @@ def preprocess(
         config, x = configs.for_modality(name), jnp.asarray(batch[name])
         mask = batch.get(f"{name}_mask")
         mask = None if mask is None else jnp.asarray(mask)
+        # Without the field "present" no modality is missing.
         is_present = jnp.asarray(batch.get("present", {}).get(name, all_present))
         inputs[name], targets[name] = config.preprocess(name, x, mask, keys)
         present.append(config.where_present(x, is_present))
@@ -519,10 +539,8 @@ def as_batch(
     ``end_id``, log-mel frames, labels."""
     batch: dict[str, Array] = {}
     for name, x in generated.items():
-        batch |= {
-            f"{name}{suffix}": field
-            for suffix, field in configs.for_modality(name).as_fields(x, end_id).items()
-        }
+        fields = configs.for_modality(name).as_fields(x, end_id)
+        batch |= {f"{name}{suffix}": field for suffix, field in fields.items()}
     batch["index"] = jnp.arange(len(x), dtype=jnp.int32)
     return batch
 
@@ -532,14 +550,14 @@ def used_configs(
 ) -> dict[str, ModalityConfig]:
     """The configurations of the kinds of data among the modalities in ``sizes``, by kind.
 
-    ``rescale``: the log-likelihood weight of a modality with d elements is multiplied by ``D / d``, where D is the
-    number of elements in the largest modality.
+    ``rescale``: the log-likelihood weight of a kind is multiplied by ``D / d``, where d is the number of elements (such
+    as pixels times channels) in an example of this kind, and D that of the largest modality.
     """
-    used, largest = {}, max(size.elements for size in sizes.values())
+    configs_by_kind, largest = {}, max(size.elements for size in sizes.values())
     for kind in sorted({kind_of(name) for name in sizes}):
         config: ModalityConfig = getattr(configs, kind)
         if rescale:
             elements = max(size.elements for name, size in sizes.items() if kind_of(name) == kind)
             config = dataclasses.replace(config, weight=config.weight * largest / elements)
-        used[kind] = config
-    return used
+        configs_by_kind[kind] = config
+    return configs_by_kind

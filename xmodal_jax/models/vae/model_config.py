@@ -61,13 +61,14 @@ class VariationalConfig(ModelConfig):
     warmup: int = 0
     """Steps over which the weight of the divergence rises from 0 to its full value; 0: the weight is constant."""
     cycle: int = 0
-    """Length in steps of a cyclical schedule, in which the weight of the divergence starts from 0 again and again; 0:
-    no cycles."""
+    """Length in steps of a cyclical schedule, in which the weight of the divergence starts from 0 in each cycle; 0: no
+    cycles."""
     ramp: float = 0.5
     """Fraction of each cycle of the cyclical schedule in which the weight of the divergence rises; above 0, at most
     1."""
 
     def __post_init__(self):
+        """Checks the posterior's scale and the schedule of the divergence's weight."""
         super().__post_init__()
         check_one_of(self, posterior_scale=SCALES)
         check_not_negative(self, "warmup", "cycle")

@@ -44,8 +44,8 @@ class MultimodalVAEConfig(VariationalConfig):
     """Fraction of the training steps in an initial stage with another objective; 0: there is one stage."""
 
     text: TextConfig = TextConfig(weight=20.0)
-    """Encoder, decoder and likelihood of texts. The log-likelihood of a sentence is some tens of nats and that of an
-    image thousands: with a weight of 1 the latents would hold little of what only texts say."""
+    """Encoder, decoder and likelihood of texts. Their weight is 20 by default, because the log-likelihood of a sentence
+    is some tens of nats and that of an image thousands."""
     latent: int = 32
     """Dimensions of the latent variable that the modalities share."""
     beta: float = 1.0
@@ -195,7 +195,7 @@ class MVAEConfig(ClosedFormConfig):
     """Number of random subsets (of 2 to M - 1 of the M modalities) that each example draws in each step, besides the
     set of all."""
     single: bool = True
-    """Whether the loss also has an ELBO of each modality alone."""
+    """Whether the loss also includes an ELBO for each modality alone."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -244,8 +244,8 @@ class MVTCAEConfig(ClosedFormConfig):
     """Weight of the two divergences of the joint posterior: from the prior, and from the experts of the single
     modalities."""
     alpha: float = 5 / 6
-    """Share of the divergence from the experts of the single modalities in the two divergences, from 0 to 1; the
-    divergence from the prior has the share 1 - alpha."""
+    """Fraction of the weight beta that goes to the divergence from the experts of the single modalities, from 0 to 1;
+    the divergence from the prior gets the fraction 1 - alpha."""
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mvtcae(inputs, alpha=self.alpha, beta=beta)

@@ -6,6 +6,7 @@ All modalities of one kind and size form a group, whose encoders (and decoders) 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from xmodal_jax.models.vae.modalities import Masked, ModalityConfig, NetworkInpu
 from xmodal_jax.nets.decoders import DecoderConfig, Size
 from xmodal_jax.nets.flows import AutoregressiveFlow
 from xmodal_jax.nets.vae import MLP, Expert, Moments, to_log_scale
-from xmodal_jax.probability.distributions import FAMILIES, Normal, Posterior, kl, sample
+from xmodal_jax.probability.distributions import FAMILIES, Normal, Posterior, kl, repeat_leading, sample
 from xmodal_jax.probability.posteriors import masked_product
 from xmodal_jax.probability.priors import Prior
 from xmodal_jax.types import ExampleKeys, Params, kind_of
@@ -45,15 +46,15 @@ class ModalityGroup(NamedTuple):
 
 
 def pretrained_path(group: str, part: str) -> str:
-    """A regular expression for the paths of a group's pretrained encoders among the parameters.
+    """A regular expression that matches the parameter paths of a group's pretrained encoders.
 
-    ``group`` and ``part`` ("experts", or "trunks" of the joint encoder) are regular expressions themselves.
+    ``group`` (the group's name) and ``part`` ("experts", or "trunks" of the joint encoder) are regular expressions too.
     """
     return f"(^|/)({part})_{group}/features/encoder/"
 
 
 def make_groups(sizes: Mapping[str, Size]) -> tuple[ModalityGroup, ...]:
-    """The modalities in groups of the same kind and size, in the order in which these occur first."""
+    """The modalities of ``sizes``, grouped by kind and size; a group's place is that of its first modality."""
     groups: dict[tuple, list[str]] = {}
     for name, size in sizes.items():
         groups.setdefault((kind_of(name), size), []).append(name)
@@ -92,8 +93,8 @@ class NetworkConfig:
 
 
 def stack_modalities(module: type, *methods: str) -> Any:
-    """The module with a leading axis over modalities on parameters, inputs and outputs, in ``__call__`` and in further
-    ``methods``."""
+    """The Flax module, vectorised over modalities: parameters, inputs and outputs get a leading axis over modalities,
+    in ``__call__`` and in the further ``methods``."""
     return nn.vmap(
         module, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, out_axes=0,
         methods=["__call__", *methods],
@@ -132,7 +133,7 @@ class EncoderOutputs(NamedTuple):
 
 
 class TopDownPass(NamedTuple):
-    """Latents of a hierarchy: R rows (samples, or subsets of the modalities) of each example."""
+    """Latents of a hierarchy. Each example has several rows: samples, or subsets of the modalities to infer from."""
 
     latents: Float[Array, "rows batch latent"]
     """The latents of the first level, which are decoded."""
@@ -149,12 +150,13 @@ def modality_keys(keys: ExampleKeys | None, names: tuple[str, ...]):
     return None if keys is None else jnp.stack([fold_in_name(keys, name) for name in names])
 
 
-def _row_keys(keys, rows: int):
-    """Keys ``[rows * B]``, different for each row, from keys ``[B]``; None without keys."""
+def _sample_keys(keys, samples: int):
+    """Keys ``[samples * B]``, different for each latent sample, from keys ``[B]`` of the examples; None without
+    keys."""
     if keys is None:
         return None
-    fold_in_row = lambda row: jax.vmap(jax.random.fold_in, (0, None))(keys, row)
-    return jax.vmap(fold_in_row)(jnp.arange(rows)).reshape(-1)
+    keys_of_sample = lambda number: jax.vmap(jax.random.fold_in, (0, None))(keys, number)  # [B]
+    return jax.vmap(keys_of_sample)(jnp.arange(samples)).reshape(-1)
 
 
 class Network(nn.Module):
@@ -172,16 +174,17 @@ class Network(nn.Module):
         return tuple(name for group in self.groups for name in group.names)
 
     def setup(self):
-        """Encoders and decoders of every group of modalities; attribute names are parameter paths."""
+        """Encoders ("experts") and decoders of every group of modalities, and the feature networks ("trunks") of the
+        joint encoder; attribute names are parameter paths."""
         c = self.config
         experts, trunks, decoders = {}, {}, {}
         for group in self.groups:
             modality = self.modalities[group.kind]
-            latent = c.latent if c.levels == 1 else 0
+            latent = c.latent if c.levels == 1 else 0  # in a hierarchy, other layers compute the posteriors
             features = modality.features(group.size, c.hidden)
             experts[group.name] = stack_modalities(Expert)(features, latent, c.private)
             if c.joint:
-                # A second module, as one that two modules share would have one set of parameters.
+                # A new module: if both shared one module, they would share its parameters.
                 features = modality.features(group.size, c.hidden)
                 trunks[group.name] = stack_modalities(_Features)(features)
             decoders[group.name] = stack_modalities(_Decoder)(modality.decoder, group.size)
@@ -224,7 +227,7 @@ class Network(nn.Module):
             self.auxiliary_raw = self.param("auxiliary_raw", zeros, (len(self.names), c.private))
 
     def _encode_groups(self, encoders, inputs: NetworkInputs, keys: ExampleKeys | None):
-        """The outputs of each group's encoders, concatenated in the order of the modalities."""
+        """The outputs of all ``encoders`` (by group name), with a leading axis M in the order of the modalities."""
         outputs = []
         for group in self.groups:
             x, mask = stack_group(group, inputs.inputs)
@@ -237,6 +240,7 @@ class Network(nn.Module):
         family = FAMILIES[self.config.family]
 
         def posterior(mean, raw):
+            """The distribution of this mean and raw scale; None where the encoders do not output them."""
             return None if mean is None else family(mean, to_log_scale(raw, self.config.scale))
 
         experts = posterior(outputs.mean, outputs.raw)
@@ -244,8 +248,11 @@ class Network(nn.Module):
         return EncoderOutputs(experts, private, outputs.features)
 
     def encode_joint(self, inputs: NetworkInputs, keys: ExampleKeys | None = None) -> Normal:
-        """The posterior ``[B, D]`` of the joint encoder: features of all modalities, zero where missing, and which of
-        them are present, through one hidden layer."""
+        """The joint encoder's posterior ``[B, D]``.
+
+        Its inputs are the features of all modalities (0 where one is missing) and the mask of present modalities; it
+        has one hidden layer.
+        """
         keys = None if keys is None else fold_in_name(keys, "joint")
         features = self._encode_groups(self.trunks, inputs, keys)
         features = jnp.where(inputs.present[:, :, None], features, 0.0)
@@ -256,57 +263,71 @@ class Network(nn.Module):
     def decode(
         self,
         group: ModalityGroup,
-        z: Float[Array, "g rows batch latent"],
+        z: Float[Array, "g samples batch latent"],
         tokens=None,
         keys: ExampleKeys | None = None,
-    ) -> Float[Array, "g rows batch ..."]:
-        """The outputs of a group's decoders; ``tokens [G, R, B, L]``: the texts that autoregressive ones continue."""
-        count, rows, batch = z.shape[:3]
+    ) -> Float[Array, "g samples batch ..."]:
+        """The outputs of a group's decoders, for R latent samples of each of B examples. The first axis G is that of
+        the group's modalities.
+
+        ``tokens [G, R, B, L]``: the texts that autoregressive decoders continue. Decoders take examples along one axis,
+        so samples and examples are merged into it.
+        """
+        count, samples, batch = z.shape[:3]
         group_keys = modality_keys(keys, group.names)
-        group_keys = None if group_keys is None else jax.vmap(_row_keys, (0, None))(group_keys, rows)
-        tokens = None if tokens is None else tokens.reshape(count, rows * batch, -1)
-        out = self.decoders[group.name](z.reshape(count, rows * batch, -1), tokens, group_keys)
-        return out.reshape(count, rows, batch, *out.shape[2:])
+        group_keys = None if group_keys is None else jax.vmap(_sample_keys, (0, None))(group_keys, samples)
+        tokens = None if tokens is None else tokens.reshape(count, samples * batch, -1)
+        out = self.decoders[group.name](z.reshape(count, samples * batch, -1), tokens, group_keys)
+        return out.reshape(count, samples, batch, *out.shape[2:])
 
     def split_groups(self, z: Float[Array, "m ..."]) -> list[tuple[ModalityGroup, Float[Array, "g ..."]]]:
-        """An array over all modalities as one for each group."""
+        """An array ``[M, ...]`` over all modalities, split into one array for each group, with the group."""
         ends = np.cumsum([len(group.names) for group in self.groups])
         return list(zip(self.groups, jnp.split(z, ends[:-1]), strict=True))
 
     def log_likelihood(
         self,
-        z: Float[Array, "m rows batch latent"],
+        z: Float[Array, "m samples batch latent"],
         inputs: NetworkInputs,
         keys: ExampleKeys | None = None,
         weighted: bool = True,
-    ) -> Float[Array, "m rows batch"]:
-        """``log p(x_m | z_m)``, 0 where x_m is missing; ``weighted``: times the weight of the kind of data."""
-        terms = []
+    ) -> Float[Array, "m samples batch"]:
+        """``log p(x_m | z_m)`` of each modality in nats, for R latent samples of each example; 0 where x_m is missing.
+
+        ``keys``: of dropout, None: no dropout. ``weighted``: whether it is multiplied by the weight of the modality's
+        kind of data.
+        """
+        terms, samples = [], z.shape[1]
         for group, latents in self.split_groups(z):
-            modality, rows = self.modalities[group.kind], latents.shape[1]
+            modality = self.modalities[group.kind]
+            # A leading axis over the modalities of the group, over which `vmap` maps.
             x, mask = stack_group(group, inputs.targets)
-            tokens = jax.vmap(lambda x, modality=modality, rows=rows: modality.decoder_tokens(x, rows))(x)
+            tokens = jax.vmap(functools.partial(modality.decoder_tokens, samples=samples))(x)
             outputs = self.decode(group, latents, tokens, keys)
             log_likelihood = jax.vmap(modality.log_likelihood)(outputs, x, mask)
             terms.append(modality.weight * log_likelihood if weighted else log_likelihood)
         return jnp.where(inputs.present[:, None], jnp.concatenate(terms), 0.0)
 
     def prior(self) -> Prior:
-        """The priors of all latents."""
+        """The priors of all latents: mean 0 and scale 1, apart from what is learned.
+
+        The shared latents' prior has ``clusters`` components. Private latents also have auxiliary priors, one for each
+        modality.
+        """
         c, family = self.config, FAMILIES[self.config.family]
         components = family(jnp.zeros((c.clusters, c.latent)), jnp.zeros((c.clusters, c.latent)))
         logits = jnp.zeros((c.clusters,))
         if c.clusters > 1:
             components, logits = components._replace(mean=self.cluster_means), self.cluster_logits
         if c.learn_prior:
-            scale = jnp.broadcast_to(to_log_scale(self.prior_raw, c.scale)[None], components.mean.shape)
-            components = components._replace(log_scale=scale)
+            log_scale = jnp.broadcast_to(to_log_scale(self.prior_raw, c.scale)[None], components.mean.shape)
+            components = components._replace(log_scale=log_scale)
         if not c.private:
             return Prior(components, logits)
         private = family(jnp.zeros((c.private,)), jnp.zeros((c.private,)))
         zeros = jnp.zeros((len(self.names), c.private))
-        scale = to_log_scale(self.auxiliary_raw, c.scale) if c.learn_auxiliary else zeros
-        return Prior(components, logits, private, family(zeros, scale))
+        log_scale = to_log_scale(self.auxiliary_raw, c.scale) if c.learn_auxiliary else zeros
+        return Prior(components, logits, private=private, auxiliary=family(zeros, log_scale))
 
     def init_all(self, inputs: NetworkInputs, keys: ExampleKeys) -> None:
         """Calls every part once, to initialise its parameters."""
@@ -358,9 +379,10 @@ class Network(nn.Module):
         keys: ExampleKeys | None,
         deepest: Float[Array, "rows batch latent"] | None = None,
     ) -> TopDownPass:
-        """Latents of all levels, from the deepest to the first.
+        """Latents of all levels, from the deepest to the first, which is decoded.
 
-        A level's posterior is the product of its prior and the experts of the modalities under the mask; where the mask
+        The prior of the deepest level is N(0, 1); that of every other level depends on the latents one level deeper. A
+        level's posterior is the product of its prior and the experts of the modalities under the mask; where the mask
         is empty it is the prior.
 
         Args:
@@ -369,37 +391,49 @@ class Network(nn.Module):
           keys: of the samples; None: means instead of samples.
           deepest: the latents of the deepest level, if they are known.
         """
-        rows, count = mask.shape[:2]
-        features_by_level = [features]
+        rows = mask.shape[0]
+        features_by_level = [features]  # the first level first
         for rise in self.rises:
             features_by_level.append(rise(features_by_level[-1]))
-        to_rows = lambda x: jnp.broadcast_to(x[None], (rows, *x.shape))
         zeros = jnp.zeros((rows, mask.shape[-1], self.config.latent))
         prior, divergences, z = Normal(zeros, zeros), [], None
         ratio = jnp.zeros(zeros.shape[:2])
         for level in range(self.config.levels, 0, -1):
             if level == self.config.levels:
-                mean, raw = jax.tree.map(to_rows, self.deepest(features_by_level[-1]))
+                mean, raw = repeat_leading(self.deepest(features_by_level[-1]), rows)
+                experts = Normal(mean, to_log_scale(raw, "exp"))
             else:
-                context = self.falls[level - 1](z)
-                mean, raw = self.priors[level - 1](context)
-                prior = Normal(mean, to_log_scale(raw, "exp"))
-                expert_inputs = [
-                    jnp.broadcast_to(context[None], (count, *context.shape)),
-                    jnp.moveaxis(to_rows(features_by_level[level - 1]), 1, 0),
-                ]
-                moments = self.level_experts[level - 1](jnp.concatenate(expert_inputs, axis=-1))
-                mean, raw = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), moments)
-            q = masked_product(Normal(mean, to_log_scale(raw, "exp")), mask, prior)
+                prior, experts = self._prior_and_experts(level, z, features_by_level[level - 1])
+            q = masked_product(experts, mask, prior)
             z = q.mean
             if keys is not None:
                 z = sample(q, keys, f"level_{level}")
             if level == self.config.levels:
-                z = z if deepest is None else deepest
-                deepest = z
+                deepest = z if deepest is None else deepest
+                z = deepest
             divergences.append(kl(q, prior).sum(axis=-1))
             ratio = ratio + (prior.log_prob(z) - q.log_prob(z)).sum(axis=-1)
-        return TopDownPass(z, jnp.stack(divergences, axis=-1), ratio, deepest)
+        return TopDownPass(z, jnp.stack(divergences, axis=-1), log_ratio=ratio, deepest=deepest)
+
+    def _prior_and_experts(
+        self,
+        level: int,
+        deeper: Float[Array, "rows batch latent"],
+        features: Float[Array, "m batch hidden"],
+    ) -> tuple[Normal, Normal]:
+        """Prior ``[rows, B, D]`` and experts ``[rows, M, B, D]`` of a level above the deepest one, given the latents
+        one level ``deeper`` and the modalities' features at this level."""
+        context = self.falls[level - 1](deeper)
+        mean, raw = self.priors[level - 1](context)
+        prior = Normal(mean, to_log_scale(raw, "exp"))
+        # The context is the same for all modalities, the features are the same for all rows.
+        expert_inputs = [
+            jnp.broadcast_to(context[None], (len(features), *context.shape)),
+            jnp.moveaxis(jnp.broadcast_to(features[None], (len(deeper), *features.shape)), 1, 0),
+        ]
+        moments = self.level_experts[level - 1](jnp.concatenate(expert_inputs, axis=-1))
+        mean, raw = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), moments)
+        return prior, Normal(mean, to_log_scale(raw, "exp"))
 
 
 def stack_group(group: ModalityGroup, arrays: Mapping[str, Masked]) -> Masked:

@@ -91,6 +91,7 @@ class DAEConfig(DeterministicConfig):
     "masking" the probability that an element is replaced."""
 
     def __post_init__(self):
+        """Checks the corruption and its strength."""
         super().__post_init__()
         check_one_of(self, corruption=CORRUPTIONS)
         check_not_negative(self, "noise")
@@ -98,6 +99,7 @@ class DAEConfig(DeterministicConfig):
             raise ValueError(f"noise is the probability of masking and must be below 1, got {self.noise}")
 
     def corrupt(self, modality: ModalityConfig, x: Array, keys: ExampleKeys) -> Array:
+        """The encoder's input ``x [B, ...]`` with noise added or with elements replaced, see ``corruption``."""
         if not self.noise:
             return x
         if self.corruption == "gaussian":
@@ -210,7 +212,7 @@ class AdversarialConfig(AutoencoderConfig):
     """An autoencoder whose latents a critic distinguishes from samples of the prior."""
 
     beta: float = 1.0
-    """Weight of the adversarial loss, by which the critic judges latents, in the autoencoder's loss."""
+    """Weight of the adversarial loss in the autoencoder's loss; a critic computes it from latents."""
     stochastic: bool = False
     """Whether the encoder outputs a normal distribution; if not, it outputs a point."""
     posterior_scale: str = "exp"

@@ -56,7 +56,8 @@ class MLPDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows *shape"]:
-        """The outputs of the latents ``z``; the other arguments are those of other decoders and not used."""
+        """The outputs ``[N, *shape]`` for the latents ``z``. ``tokens`` and ``keys``, which all decoders take, are
+        unused."""
         for k in range(self.depth):
             z = nn.relu(keep_rows(nn.Dense(self.width, name=f"hidden_{k}")(z)))
         return nn.Dense(math.prod(self.shape), name="out")(z).reshape(len(z), *self.shape)
@@ -77,7 +78,10 @@ class ConvDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
-        """The images of the latents ``z``; the other arguments are those of other decoders and not used."""
+        """The images for the latents ``z``: a small feature map, doubled in size by each transposed convolution.
+
+        ``tokens`` and ``keys``, which all decoders take, are unused.
+        """
         height, width, channels = self.shape
         stages = upsampling_stages(self.shape, "decoder")
         height, width = height // 2**stages, width // 2**stages
@@ -103,8 +107,8 @@ class ResidualDecoder(ResidualPixels):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows height width channels"]:
-        """The images of the latents ``z``; ``tokens`` is an argument of other decoders and not used."""
-        return self.to_pixels(z, None, keys)
+        """The images for the latents ``z``. ``tokens``, which all decoders take, is unused."""
+        return self.to_pixels(z, words=None, keys=keys)
 
 
 class FrameDecoder(nn.Module):
@@ -119,10 +123,14 @@ class FrameDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows frames mels"]:
-        """The frames of the latents ``z``; the other arguments are those of other decoders and not used."""
+        """The log-mel frames for the latents ``z``: a few coarse frames, doubled in number by each transposed
+        convolution.
+
+        ``tokens`` and ``keys``, which all decoders take, are unused.
+        """
         frames, mels = self.shape
-        coarse = -(-frames // 2**self.halvings)
-        x = nn.Dense(coarse * self.width, name="start")(z).reshape(len(z), coarse, self.width)
+        coarse_frames = -(-frames // 2**self.halvings)
+        x = nn.Dense(coarse_frames * self.width, name="start")(z).reshape(len(z), coarse_frames, self.width)
         for k in range(self.halvings):
             last = k == self.halvings - 1
             x = keep_rows(ConvTranspose(mels if last else self.width, (4,), 2, name=f"up_{k}")(nn.relu(x)))
@@ -136,6 +144,7 @@ class _PositionTokens(TransformerEncoder):
 
     @nn.compact
     def __call__(self, vector, keys):
+        """``vector [N, width]`` to tokens ``[N, length, width]``."""
         x = jnp.broadcast_to(vector[:, None], (len(vector), self.length, self.width))
         return self.encode(x, None, (self.length,), keys).values
 
@@ -157,7 +166,8 @@ class ParallelTextDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows length vocab"]:
-        """The logits of the latents ``z``; ``tokens`` is an argument of other decoders and not used."""
+        """Logits of all tokens of the texts, given the latents ``z``. ``tokens``, which all decoders take, is
+        unused."""
         vector = nn.Dense(self.width, name="code")(z)
         transformer = _PositionTokens(
             width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout, length=self.length,
@@ -189,7 +199,10 @@ class AutoregressiveTextDecoder(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "rows length vocab"]:
-        """The logits of each token, given ``z`` and the ``tokens`` before it; ``keys``: for dropout."""
+        """Logits of each token, given the latent ``z`` and the ``tokens`` before it.
+
+        ``keys``: one per row, for dropout and word dropout in training; None in evaluation.
+        """
         config = TextDecoderConfig(width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout)
         decoder = build_decoder(config, vocab_size=self.vocab_size, max_length=self.length)
         memory = nn.Dense(4 * self.width, name="code")(z).reshape(len(z), 4, self.width)
@@ -202,8 +215,9 @@ class AutoregressiveTextDecoder(nn.Module):
 
 def drop_words(ids: Int[Array, "rows length"], keys: ExampleKeys, rate: float) -> Int[Array, "rows length"]:
     """Replaces each token by padding (0) with probability ``rate`` (Bowman et al. 2016, arXiv:1511.06349, sec. 3.2)."""
-    draw = lambda key: jax.random.uniform(key, ids.shape[1:])
-    return jnp.where(jax.vmap(draw)(fold_in_name(keys, "word_dropout")) < rate, 0, ids)
+    draw_uniform = lambda key: jax.random.uniform(key, ids.shape[1:])
+    uniform = jax.vmap(draw_uniform)(fold_in_name(keys, "word_dropout"))
+    return jnp.where(uniform < rate, 0, ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +233,7 @@ class DecoderConfig(abc.ABC):
     """Size of the hidden layers."""
 
     def __post_init__(self):
+        """Checks the range of those options that the decoder has."""
         for option in ("width", "depth", "heads"):
             if getattr(self, option, 1) < 1:
                 raise ValueError(f"{option} must be at least 1, got {getattr(self, option)}")

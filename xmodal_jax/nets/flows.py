@@ -54,13 +54,14 @@ class MaskedDense(nn.Module):
         mask = compare(np.asarray(self.outputs)[None, :], np.asarray(self.inputs)[:, None])
 
         def init(key, shape):
+            """Normal weights of variance ``1 / fan_in``, where the fan-in counts the inputs that the mask allows."""
             if self.zeros:
                 return jnp.zeros(shape)
             fan_in = np.maximum(mask.sum(axis=0, keepdims=True), 1).astype(np.float32)
             return jax.random.normal(key, shape) / jnp.broadcast_to(np.sqrt(fan_in), shape)
 
         kernel = self.param("kernel", init, mask.shape)
-        # `where` and no product: a masked weight has no influence even if it is infinite.
+        # `where` instead of a product, so that a masked weight has no influence even if it is infinite.
         y = jnp.matmul(x, jnp.where(mask, kernel, 0.0), precision="highest")
         if self.use_bias:
             y = y + jnp.broadcast_to(self.param("bias", _ZEROS, (len(self.outputs),)), y.shape)
@@ -93,7 +94,10 @@ class MADE(nn.Module):
 
     @nn.compact
     def __call__(self, x: Vectors, context: Context | None = None) -> tuple[Vectors, Vectors]:
-        """``(shift, log_scale)`` of every dimension, ``[B, D]`` each; ``context [B, C]`` is optional."""
+        """``(shift, log_scale)`` of every dimension of ``x``, ``[B, D]`` each.
+
+        Each depends on the dimensions before it, and on ``context [B, C]`` if there is one.
+        """
         _check_at_least_one(features=self.features, hidden=self.hidden, depth=self.depth)
         if not self.bound > 0:
             raise ValueError(f"bound must be positive, got {self.bound}")
@@ -115,6 +119,7 @@ class MADE(nn.Module):
         hidden_degrees = tuple(largest - k * (largest - least + 1) // self.hidden for k in range(self.hidden))
 
         def project_context(features, name, init):
+            """A linear map of the context, to be added to a masked layer."""
             dense = nn.Dense(features, use_bias=False, kernel_init=init, precision="highest", name=name)
             return dense(context)
 
@@ -124,9 +129,12 @@ class MADE(nn.Module):
             if context is not None:
                 h = h + project_context(self.hidden, f"context_{k}", nn.initializers.lecun_normal())
             h, degrees = keep_rows(nn.silu(h)), hidden_degrees
-        outputs = 2 * dim_degrees
-        y = MaskedDense(degrees, outputs, strict=True, zeros=True, name="out")(h)
-        direct = MaskedDense(dim_degrees, outputs, strict=True, use_bias=False, zeros=True, name="direct")
+        # The outputs are the shifts of all dimensions, then their log-scales.
+        output_degrees = 2 * dim_degrees
+        y = MaskedDense(degrees, output_degrees, strict=True, zeros=True, name="out")(h)
+        direct = MaskedDense(
+            dim_degrees, output_degrees, strict=True, use_bias=False, zeros=True, name="direct"
+        )
         y = y + direct(x)
         if context is not None:
             y = y + project_context(2 * self.features, "context_out", _ZEROS)
@@ -166,7 +174,7 @@ class AutoregressiveFlow(nn.Module):
         ]
 
     def __call__(self, x: Vectors, context: Context | None = None) -> tuple[Vectors, Float[Array, "batch"]]:
-        """Data ``[B, D]`` to noise ``[B, D]``, and ``log |det dz/dx|`` ``[B]`` in nats; one pass."""
+        """``(z, log_det)``: data ``x [B, D]`` to noise ``z [B, D]``, and ``log |det dz/dx|`` ``[B]`` in nats."""
         log_det = jnp.zeros(len(x), x.dtype)
         for made in self.steps:
             shift, log_scale = made(x, context)
@@ -175,16 +183,20 @@ class AutoregressiveFlow(nn.Module):
         return x, log_det
 
     def inverse(self, z: Vectors, context: Context | None = None) -> Vectors:
-        """Noise ``[B, D]`` to data ``[B, D]``; D sequential passes through each layer."""
+        """Noise ``z [B, D]`` to data ``[B, D]``; D sequential passes through each layer."""
         for made in reversed(self.steps):
             z = self._invert(made, z, context)
         return z
 
     def _invert(self, made: MADE, u, context):
-        """The data of one layer from its noise ``u [B, D]``: each dimension follows from those before it in order."""
+        """Inverts one layer: noise ``u [B, D]`` to data ``x``, one dimension after the other.
+
+        ``x_i = u_i exp(log_scale_i) + shift_i``, where log-scale and shift depend on the dimensions before ``i``.
+        """
         dims = jnp.arange(self.features)
 
         def set_dimension(made, x, dim):
+            """``x`` with dimension ``dim`` computed from those before it; no output per step."""
             # Dimensions that are not known yet stay 0: they could overflow, and 0 times infinity is NaN.
             shift, log_scale = made(x, context)
             is_dim = jnp.broadcast_to((dims == dim)[None, :], x.shape)
@@ -192,9 +204,10 @@ class AutoregressiveFlow(nn.Module):
 
         order = dims[::-1] if made.reverse else dims
         scan = nn.scan(set_dimension, variable_broadcast="params", split_rngs={"params": False})
-        return scan(made, jnp.zeros_like(u), order)[0]
+        x, _ = scan(made, jnp.zeros_like(u), order)
+        return x
 
     def log_prob(self, x: Vectors, context: Context | None = None) -> Float[Array, "batch"]:
-        """``log p(x) = log N(z; 0, I) + log |det dz/dx|``, ``[B]``, in nats."""
+        """``log p(x) = log N(z; 0, I) + log |det dz/dx|``, ``[B]``, in nats, with ``z`` the noise of the data ``x``."""
         z, log_det = self(x, context)
         return log_det - 0.5 * (jnp.square(z).sum(axis=-1) + self.features * math.log(2 * math.pi))

@@ -70,7 +70,11 @@ class ConvNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of images, one for each position of the last stage; ``mask`` must be None."""
+        """The tokens ``[B, ceil(H/8) * ceil(W/8), width]`` of images: a stem, and three stages of residual
+        convolutions.
+
+        ``mask`` must be None, as images have no padding. ``keys``: one per example, for dropout in training.
+        """
         check_no_mask(mask)
         if self.width % 4:
             raise ValueError(f"4 must divide the width, got {self.width}")
@@ -120,9 +124,13 @@ class PlainConvNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of images, one for each position of the last feature map; ``mask`` must be None."""
+        """The tokens ``[B, h * w, width]`` of images, one for each position of the last feature map.
+
+        ``mask`` must be None, as images have no padding. ``keys``: one per example, for dropout in training.
+        """
         check_no_mask(mask)
         _check_norm(self.norm)
+        # Convolutions of stride 2 until the shorter side is below 8 pixels.
         layers, side = 1, -(-min(inputs.shape[1:3]) // 2)
         while side >= 8:
             layers, side = layers + 1, -(-side // 2)
@@ -156,7 +164,7 @@ class FlatMLP(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The single token of each image; ``mask`` must be None."""
+        """The single token ``[B, 1, width]`` of each image; ``mask`` must be None, as images have no padding."""
         check_no_mask(mask)
         x = inputs.reshape(len(inputs), -1)
         for k in range(self.depth):
@@ -167,7 +175,7 @@ class FlatMLP(nn.Module):
 def coordinate_channels(
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height width 2"]:
-    """Two channels with the row and the column of each pixel, from -1 to 1."""
+    """Two channels with the row and the column of each pixel, from -1 to 1, for each of the images."""
     height, width = images.shape[1:3]
     grid = jnp.meshgrid(jnp.linspace(-1.0, 1.0, height), jnp.linspace(-1.0, 1.0, width), indexing="ij")
     channels = jnp.stack(grid, axis=-1).astype(images.dtype)
@@ -184,6 +192,7 @@ class _PreActConv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """``conv(gelu(norm(x)))``."""
         if self.norm == "group":
             x = _group_norm(x.shape[-1], 8, self.dtype, "norm")(x)
         return keep_rows(Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x)))
@@ -217,16 +226,19 @@ class ResNet(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of images, one for each position of the last stage; ``mask`` must be None."""
+        """The tokens ``[B, h * w, width]`` of images, one for each position of the last stage.
+
+        ``mask`` must be None, as images have no padding. ``keys``: one per example, for dropout in training.
+        """
         check_no_mask(mask)
         if self.layers not in RESNET_DEPTHS:
             raise ValueError(f"layers must be one of {sorted(RESNET_DEPTHS)}, got {self.layers}")
-        expansion = 4 if self.layers == 50 else 1
+        expansion = 4 if self.layers == 50 else 1  # a bottleneck block has four times as many output channels
         if self.width % (8 * expansion):
             raise ValueError(
                 f"{8 * expansion} must divide the width of ResNet-{self.layers}, got {self.width}"
             )
-        base = self.width // (8 * expansion)
+        base = self.width // (8 * expansion)  # channels of the first of four stages; each doubles them
         if self.stem == "small":
             x = Conv(base, (3, 3), use_bias=False, dtype=self.dtype, name="stem")(inputs)
         elif self.stem == "imagenet":
@@ -265,18 +277,20 @@ class _ResidualBlock(nn.Module):
         """The block's output, ``[B, h, w, features]`` (four times as many features with a bottleneck)."""
 
         def conv_norm(x, features, size, stride, name):
+            """A convolution with a kernel of ``size x size``, and group norm."""
             x = Conv(features, (size, size), stride, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(x)
             return _group_norm(features, 32, self.dtype, f"{name}_norm")(x)
 
         out = self.features * (4 if self.bottleneck else 1)
+        # (features, kernel size, stride) of each convolution.
         if self.bottleneck:
-            sizes = [(self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1)]
+            layers = [(self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1)]
         else:
-            sizes = [(self.features, 3, self.stride), (out, 3, 1)]
+            layers = [(self.features, 3, self.stride), (out, 3, 1)]
         y = x
-        for i, (features, size, stride) in enumerate(sizes):
+        for i, (features, size, stride) in enumerate(layers):
             y = conv_norm(y if i == 0 else nn.relu(y), features, size, stride, f"layer_{i}")
-        if x.shape != y.shape:
+        if x.shape != y.shape:  # project the input, to add it to the branch
             x = conv_norm(x, out, 1, self.stride, "shortcut")
         return keep_rows(nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys)))
 
@@ -314,7 +328,10 @@ class ViT(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of images, one for each patch (and a class token); ``mask`` must be None."""
+        """The tokens of images, one for each square patch, after a class token if there is one.
+
+        ``mask`` must be None, as images have no padding. ``keys``: one per example, for dropout in training.
+        """
         check_no_mask(mask)
         (height, width), p = inputs.shape[1:3], self.patch
         if height % p or width % p:

@@ -17,21 +17,25 @@ WEIGHTS = r"(kernel|embedding)$"
 
 
 def _matrix(weight):
+    """A weight as a matrix ``[inputs, outputs]``."""
     return weight.reshape(-1, weight.shape[-1])
 
 
 def spectral_vectors(key: Key, params: Params) -> dict[str, Array]:
-    """A random unit vector for every weight of `WEIGHTS`, by its path, to start the power iteration from."""
-    named = zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True)
-    sample = lambda name, leaf: jax.random.normal(fold_in_name(key, name), (leaf.shape[-1],))
-    vectors = {name: sample(name, leaf) for name, leaf in named if re.search(WEIGHTS, name) and leaf.ndim > 1}
+    """A random unit vector ``[outputs]`` for every weight matrix, by its path, to start the power iteration from."""
+    vectors = {}
+    for name, leaf in zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True):
+        if re.search(WEIGHTS, name) and leaf.ndim > 1:
+            vectors[name] = jax.random.normal(fold_in_name(key, name), (leaf.shape[-1],))
     return {name: u / jnp.linalg.norm(u) for name, u in vectors.items()}
 
 
 def spectral_normalize(
     params: Params, vectors: dict[str, Array], *, iterations: int = 1
 ) -> tuple[Params, dict[str, Array]]:
-    r"""The parameters with every weight W of ``vectors`` divided by its largest singular value, and the next vectors.
+    r"""``(params, vectors)``: every weight W divided by its largest singular value, and the next vectors u.
+
+    ``vectors`` holds a unit vector u for each weight to normalise, by the path of the weight.
 
     .. math:: u \leftarrow W^T W u / \|W^T W u\|, \quad v = W u / \|W u\|, \quad W / (v^T W u)
 
@@ -48,11 +52,12 @@ def spectral_normalize(
         if name not in vectors:
             return weight
         matrix, u = _matrix(weight), jax.lax.stop_gradient(vectors[name])
-        fixed = jax.lax.stop_gradient(matrix)
+        fixed_matrix = jax.lax.stop_gradient(matrix)
         for _ in range(iterations):
-            u = unit(fixed.T @ (fixed @ u))
+            u = unit(fixed_matrix.T @ (fixed_matrix @ u))
         next_vectors[name] = u
-        v = unit(fixed @ u)
-        return weight / jnp.vdot(v, matrix @ u)
+        v = unit(fixed_matrix @ u)
+        sigma = jnp.vdot(v, matrix @ u)  # the largest singular value, with a gradient
+        return weight / sigma
 
     return trees.map_with_name(normalize, params), next_vectors

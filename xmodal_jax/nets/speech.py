@@ -39,7 +39,10 @@ class ConvStack(nn.Module):
         mask: Bool[Array, "batch length"],
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch length dim"]:
-        """``x`` after the blocks and the final norm. ``mask`` is True on valid positions; ``keys`` are for dropout."""
+        """Residual blocks ``x += dense(gelu(conv(norm(x))))``, then a layer norm.
+
+        ``mask`` is True on valid positions; ``keys`` are for dropout.
+        """
         width = x.shape[-1]
         for i in range(self.depth):
             y = apply_mask(nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x), mask)
@@ -72,20 +75,27 @@ class Aligner(nn.Module):
         mel: Float[Array, "batch frames mels"],
         mel_mask: Bool[Array, "batch frames"],
     ) -> Float[Array, "batch frames length"]:
-        """``log p(token n | frame t)``, ``[B, T, N]``; the masks are True on valid tokens and frames."""
+        """``log p(token n | frame t)``, ``[B, T, N]``; the masks are True on valid tokens and frames.
+
+        A softmax over tokens of ``-|q_t - k_n|^2 / A - (n / N - t / T)^2 / (2 sigma^2)``, with ``A`` features of tokens
+        ``k`` and of frames ``q``.
+        """
         k = nn.Embed(self.vocab_size, self.features, name="embed")(jnp.clip(text, 0, self.vocab_size - 1))
         k = nn.gelu(Conv(2 * self.features, (3,), name="text_conv")(apply_mask(k, text_mask)))
         k = nn.Dense(self.features, name="text_dense")(k)
         q = nn.gelu(Conv(2 * self.features, (3,), name="mel_conv")(apply_mask(mel, mel_mask)))
         q = nn.gelu(nn.Dense(self.features, name="mel_dense_0")(q))
         q = nn.Dense(self.features, name="mel_dense_1")(q)
+        # |q - k|^2 = |q|^2 - 2 q k + |k|^2
         squared_distance = (
             jnp.square(q).sum(-1)[:, :, None] - 2 * q @ k.transpose(0, 2, 1) + jnp.square(k).sum(-1)[:, None]
         )
-        position = lambda mask: (
-            jnp.arange(mask.shape[1])[None, :] / jnp.maximum(mask.sum(axis=1)[:, None] - 1, 1)
-        )
-        off_diagonal = position(mel_mask)[:, :, None] - position(text_mask)[:, None, :]
+
+        def relative_positions(mask):
+            """The position of each token or frame, from 0 for the first to 1 for the last valid one."""
+            return jnp.arange(mask.shape[1])[None, :] / jnp.maximum(mask.sum(axis=1)[:, None] - 1, 1)
+
+        off_diagonal = relative_positions(mel_mask)[:, :, None] - relative_positions(text_mask)[:, None, :]
         logits = -squared_distance / self.features - jnp.square(off_diagonal) / (2 * self.sigma**2)
         logits = jnp.where(text_mask[:, None, :], logits, jnp.finfo(logits.dtype).min / 2)
         return jax.nn.log_softmax(logits, axis=-1)
@@ -130,9 +140,9 @@ class SpeechNet(nn.Module):
         speaker: Int[Array, "batch"],
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """Tokens of the text, with the embedding of the speaker added."""
+        """The text encoder's tokens ``[B, L, width]``, with the embedding of the speaker added."""
         tokens = self.text(text, mask, keys=keys)
-        # Out of range (a voice that is not in the training data) it is the embedding of the nearest index.
+        # An index out of range (a speaker that is not in the training data) takes the embedding of the nearest index.
         voice = self.speaker(jnp.clip(speaker, 0, self.speakers - 1))
         return Tokens(tokens.values + voice[:, None, :], mask)
 
@@ -149,10 +159,14 @@ class SpeechNet(nn.Module):
         frames: int,
         keys: ExampleKeys | None = None,
     ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
-        """``(log_mel, mask)``: standardised log-mel frames of tokens that last ``durations`` frames each."""
+        """``(log_mel, mask)``: standardised log-mel frames ``[B, frames, mels]``, and which are valid.
+
+        Each token is repeated for as many frames as its duration; the convolutional decoder then computes the frames.
+        """
+        # For each frame its token, and its position within the token from 0 to 1.
         token, position, mask = expand_durations(durations, frames)
         x = jnp.take_along_axis(tokens.values, token[:, :, None], axis=1)
-        # The position of the frame within its token, and the duration of that token.
+        # The decoder also sees the position of a frame within its token, from both ends, and the token's duration.
         duration = jnp.take_along_axis(durations, token, axis=1)
         timing = jnp.stack([position, 1 - position, jnp.log1p(duration.astype(jnp.float32))], axis=-1)
         x = self.enter(jnp.concatenate([x, timing], axis=-1))

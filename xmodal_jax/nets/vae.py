@@ -22,13 +22,14 @@ SCALES = ("exp", "softplus", "softmax")
 
 
 def to_log_scale(raw: Float[Array, "*rows dim"], scale: str) -> Float[Array, "*rows dim"]:
-    """A network's output as the logarithm of a scale, by a name of `SCALES`.
+    """The log-scale of a distribution, such as the log standard deviation, from a network's output ``raw``.
 
-    "exp": ``raw`` is the logarithm of the scale's square, a log-variance. "softplus": the scale is softplus(raw).
-    "softmax": the scales of an example have mean 1 (Shi et al. 2019, arXiv:1911.03393, appendix C).
+    ``scale`` chooses how: with "exp" ``raw`` is the log of the squared scale, a log-variance; with "softplus" the scale
+    is softplus(raw); with "softmax" the scale is a softmax over the dimensions times their number, so that its mean
+    over dimensions is 1 (Shi et al. 2019, arXiv:1911.03393, appendix C).
 
     Raises:
-      ValueError: if there is no such name.
+      ValueError: if ``scale`` is none of these.
     """
     if scale == "exp":
         return 0.5 * raw
@@ -53,6 +54,7 @@ class EncoderFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
+        """The features of the inputs of one modality: encoder, flattened or pooled tokens, dense layer and ReLU."""
         tokens = build_encoder(self.modality, self.encoder, **self.shape_info)(inputs, mask, keys=keys)
         if self.flatten:
             x = tokens.values.astype(jnp.float32).reshape(len(inputs), -1)
@@ -70,6 +72,7 @@ class LabelFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
+        """The features of the labels ``inputs [B]``; ``mask`` and ``keys`` are unused."""
         x = jax.nn.one_hot(inputs, self.classes)
         return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
 
@@ -83,6 +86,7 @@ class PretrainedFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
+        """The features of the inputs of one modality, from the pooled output of a pretrained encoder."""
         x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
         x = nn.LayerNorm(name="norm")(x)  # the norm of embeddings differs between encoders
         return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
@@ -114,14 +118,22 @@ class Expert(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> ExpertOutputs:
-        h = self.features(inputs, mask, keys)
-        sizes = [
-            ("mean", self.latent),
-            ("raw", self.latent),
-            ("private_mean", self.private),
-            ("private_raw", self.private),
-        ]
-        return ExpertOutputs(*(nn.Dense(size, name=name)(h) if size else None for name, size in sizes), h)
+        """Mean and raw scale of the shared and of the private latent, given one modality's inputs.
+
+        Each is a linear map of the features; None for a latent without dimensions.
+        """
+        features = self.features(inputs, mask, keys)
+
+        def linear(name, size):
+            return nn.Dense(size, name=name)(features) if size else None
+
+        return ExpertOutputs(
+            mean=linear("mean", self.latent),
+            raw=linear("raw", self.latent),
+            private_mean=linear("private_mean", self.private),
+            private_raw=linear("private_raw", self.private),
+            features=features,
+        )
 
 
 class Moments(nn.Module):
@@ -133,6 +145,7 @@ class Moments(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows dim"]) -> tuple[Array, Array]:
+        """``(mean, raw)``: the mean, and the network's output that becomes the scale."""
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden, name="hidden")(x))
         return nn.Dense(self.latent, name="mean")(x), nn.Dense(self.latent, name="raw")(x)

@@ -18,15 +18,15 @@ def cut_tubelets(
     mask: Bool[Array, "batch frames"] | None,
     tubelet: tuple[int, int],
 ) -> tuple[Float[Array, "batch tokens values"], Bool[Array, "batch tokens"] | None, tuple[int, int, int]]:
-    """Cuts a video into tubelets of ``t`` frames and ``p x p`` pixels.
+    """Cuts videos into tubelets, blocks of ``t`` frames and ``p x p`` pixels.
 
     Args:
       video: the frames.
       mask: True on valid frames; None: all.
       tubelet: ``(t, p)``.
     Returns:
-      The tubelets ``[B, N, t p p C]`` in row-major order of their grid; their mask (a tubelet is valid if one of its
-      frames is); and the grid (frames, rows, columns).
+      ``(tubelets, mask, grid)``: the tubelets ``[B, N, t p p C]`` in row-major order of their grid; their mask (a
+      tubelet is valid if one of its frames is); and the grid (frames, rows, columns).
     Raises:
       ValueError: the tubelet does not divide the video.
     """
@@ -38,7 +38,8 @@ def cut_tubelets(
     x = video.reshape(batch, grid[0], t, grid[1], p, grid[2], p, channels).transpose(0, 1, 3, 5, 2, 4, 6, 7)
     x = x.reshape(batch, grid[0] * grid[1] * grid[2], t * p * p * channels)
     if mask is not None:
-        mask = jnp.repeat(mask.reshape(batch, grid[0], t).any(axis=2), grid[1] * grid[2], axis=1)
+        valid_times = mask.reshape(batch, grid[0], t).any(axis=2)
+        mask = jnp.repeat(valid_times, grid[1] * grid[2], axis=1)
     return x, mask, grid
 
 
@@ -62,7 +63,10 @@ class TubeletViT(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of videos, one for each tubelet (and a class token), with their mask."""
+        """The tokens of videos, one for each tubelet, after a class token if there is one, and which of them are valid.
+
+        ``mask`` is True on valid frames. ``keys``: one per example, for dropout in training.
+        """
         x, mask, grid = cut_tubelets(apply_mask(inputs, mask), mask, self.tubelet)
         x = nn.Dense(self.width, dtype=self.dtype, name="tubelets")(x)
         return self.encode(x, mask, grid, keys)
@@ -87,7 +91,10 @@ class StackedFrames(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The image encoder's tokens of the stacked frames, with their mask."""
+        """The image encoder's tokens of images ``[B, H, W, F C]``, the frames stacked as channels.
+
+        ``mask`` is True on valid frames; the tokens of a video without valid frames are masked.
+        """
         x = apply_mask(inputs, mask).transpose(0, 2, 3, 1, 4)
         values = self.image_encoder(x.reshape(*x.shape[:3], -1), keys=keys).values
         token_mask = None if mask is None else jnp.broadcast_to(mask.any(axis=1)[:, None], values.shape[:2])
@@ -111,11 +118,15 @@ class FrameTransformer(TransformerEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of videos, one for each frame (and a class token), with their mask."""
+        """The tokens of videos, one for each frame, after a class token if there is one, and which of them are valid.
+
+        ``mask`` is True on valid frames. ``keys``: one per example, for dropout in training.
+        """
         batch, frames = inputs.shape[:2]
         x = apply_mask(inputs, mask).reshape(batch * frames, *inputs.shape[2:])
         frame_keys = None
         if keys is not None:
+            # A key for each frame of each example, [B * F]: the index of the frame folded into the example's key.
             fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
             frame_keys = jax.vmap(fold, in_axes=(0, None))(keys, jnp.arange(frames)).reshape(-1)
         x = Pool("mean", name="pool")(self.image_encoder(x, keys=frame_keys))

@@ -178,7 +178,7 @@ def test_the_bound_rises_with_the_samples_to_the_evidence():
     assert abs(means[-1] - evidence) < 0.05 < evidence - means[0]
 
 
-def posterior_gradient(estimator, log_scale, mean, p, samples):
+def posterior_gradient(estimator, log_scale, mean, p, samples, beta=1.0):
     """By the parameters of one posterior that all examples share, an example's at a time."""
 
     def one(key, x):
@@ -187,25 +187,29 @@ def posterior_gradient(estimator, log_scale, mean, p, samples):
             own = inputs_of(
                 q, Normal(*[jnp.zeros_like(q.mean)] * 2), linear(x[None]), jnp.ones(1, bool), key[None]
             )
-            return autoencoder.importance_weighted(own, samples=samples, estimator=estimator).loss[0]
+            how = dict(samples=samples, estimator=estimator, beta=beta)
+            return autoencoder.importance_weighted(own, **how).loss[0]
 
         return jnp.concatenate(jax.grad(loss, (0, 1))(mean, log_scale))
 
     return np.float64(jax.jit(jax.vmap(one, (0, None)))(p.keys, jnp.asarray(DATA[0], jnp.float32)))
 
 
-def test_dreg_has_the_same_mean_gradient():
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.5])
+def test_dreg_has_the_same_mean_gradient(beta):
+    """As the plain gradient of the value, by Monte-Carlo; with beta 1 also a smaller variance."""
     count = 20000
     x, n, keys, _ = many(count, seed=1)
     mean, cov = oracle.linear_posterior(x, W, OFFSET, SCALE)
     q = as_float(0.5 * np.log(2 * np.diag(cov)), mean + 0.15)
     p = problem()._replace(keys=keys)
-    plain, dreg = (posterior_gradient(name, *q, p, 4) for name in ("iwae", "dreg"))
+    plain, dreg = (posterior_gradient(name, *q, p, 4, beta) for name in ("iwae", "dreg"))
     errors = np.sqrt((plain.var(axis=0) + dreg.var(axis=0)) / count)
     gap = np.abs(plain.mean(axis=0) - dreg.mean(axis=0))
     assert np.all(gap < 4 * errors), (gap, errors)
     assert (np.abs(dreg.mean(axis=0)) / errors).max() > 20  # there is something to agree on
-    assert np.all(dreg.var(axis=0) < plain.var(axis=0))
+    if beta == 1.0:
+        assert np.all(dreg.var(axis=0) < plain.var(axis=0))
 
 
 def test_dreg_has_no_gradient_at_the_true_posterior():

@@ -18,6 +18,7 @@ from tests.losses.multimodal import (
     Example,
     K,
     M,
+    X,
     as_tree,
     by_oracle,
     make_inputs,
@@ -437,3 +438,45 @@ def test_errors_say_what_there_is():
         objectives.mopoe(p, prior="once")
     with pytest.raises(ValueError, match="estimator must be one of .*'iwae', 'dreg'.*, got 'stl'"):
         objectives.mmvae(p, estimator="stl")
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.5])
+def test_for_one_modality_the_mean_gradient_of_dreg_is_that_of_the_value(beta):
+    """By Monte-Carlo over the samples, of an expert's mean and log-scale and its private ones, with K = 3."""
+    count, rng = 20000, np.random.default_rng(5)
+    w, x = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((X, 3), (X,)))
+    params = {
+        "mean": [0.4],
+        "log_scale": [-0.3],
+        "private_mean": [-0.2, 0.5],
+        "private_log_scale": [0.1, -0.4],
+    }
+    params = jax.tree.map(jnp.float32, params, is_leaf=lambda leaf: isinstance(leaf, list))
+
+    def loss(params, key, estimator):
+        posterior = lambda prefix: Normal(
+            params[f"{prefix}mean"][None, None], params[f"{prefix}log_scale"][None, None]
+        )
+        predicted = lambda z: z @ w.T
+        unit = lambda *shape: Normal(jnp.zeros(shape), jnp.zeros(shape))
+        inputs = ObjectiveInputs(
+            jnp.ones((1, 1), bool),
+            lambda z: -0.5 * ((x[None, None, None] - predicted(z)) ** 2).sum(axis=-1),
+            None,
+            Prior(unit(1, 1), jnp.zeros(1), private=unit(2), auxiliary=unit(1, 2)),
+            key[None],
+            experts=posterior(""),
+            private=posterior("private_"),
+        )
+        return objectives.mmvae(inputs, beta=beta, samples=3, estimator=estimator).loss[0]
+
+    keys = example_keys(jax.random.key(0), jnp.arange(count))
+    gradient = jax.vmap(jax.grad(loss), (None, 0, None))
+    plain, dreg = (
+        np.concatenate(jax.tree.leaves(jax.jit(gradient, static_argnums=2)(params, keys, name)), axis=1)
+        for name in ("iwae", "dreg")
+    )
+    errors = np.sqrt((plain.var(axis=0) + dreg.var(axis=0)) / count)
+    gap = np.abs(plain.mean(axis=0) - dreg.mean(axis=0))
+    assert np.all(gap < 4 * errors), (gap, errors)
+    assert (np.abs(dreg.mean(axis=0)) / errors).max() > 20

@@ -170,8 +170,12 @@ def mmvae(*args, **how):
 
 
 def dreg_of_mmvae(score, experts, noise, log_weights, beta):
-    """By each expert's mean and log-scale, of a standard-normal prior: ``-1/M sum_k w_k^2 (d log w_k / d z) (d z / d
-    phi)``, the density's own parameters held. ``score(z)``: the gradient of the log-likelihood of all."""
+    """By each expert's mean and log-scale, of a standard-normal prior: ``-1/M sum_k w_k (1 - beta + beta w_k) (d log
+    w_k / d z) (d z / d phi)``, the density's own parameters held. ``score(z)``: the gradient of the log-likelihood of
+    all.
+
+    This is the estimator, which the loss must equal; that its mean is the gradient of the value, for one modality, is
+    tested by Monte-Carlo."""
     grads = []
     for m, (mean, scale) in enumerate(experts):
         share = np.exp(log_weights[m] - logsumexp(log_weights[m]))
@@ -182,8 +186,8 @@ def dreg_of_mmvae(score, experts, noise, log_weights, beta):
             belongs = np.exp(logs - logsumexp(logs))
             of_mixture = sum(r * (q[0] - z) / q[1] ** 2 for r, q in zip(belongs, experts, strict=True))
             by_z = score(z) + beta * (-z - of_mixture)
-            by_mean -= w**2 * by_z / len(experts)
-            by_log_scale -= w**2 * by_z * scale * noise[k][m] / len(experts)
+            by_mean -= w * (1 - beta + beta * w) * by_z / len(experts)
+            by_log_scale -= w * (1 - beta + beta * w) * by_z * scale * noise[k][m] / len(experts)
         grads.append((by_mean, by_log_scale))
     return grads
 

@@ -92,9 +92,10 @@ def importance_weighted(
         inputs.log_likelihood(z),
         prior_log_ratio(posterior, inputs.prior, z),
     )  # [K, B] each
-    log_weights = log_likelihood + jnp.broadcast_to(beta, inputs.present.shape)[None] * ratio
+    beta = jnp.broadcast_to(beta, inputs.present.shape)[None]
+    log_weights = log_likelihood + beta * ratio
     if estimator == "dreg":
-        bound = doubly_reparametrized_bound(log_weights, *gradient_probes)
+        bound = doubly_reparametrized_bound(log_weights, *gradient_probes, beta=beta)
     else:
         bound = importance_bound(log_weights)
     sample_mean = lambda x: lax.stop_gradient(x.mean(axis=0))

@@ -119,20 +119,35 @@ def doubly_reparametrized_bound(
     log_weights: Float[Array, "k *rows"],
     weight_probe: Float[Array, "k *rows"],
     unit_probe: Float[Array, "k *rows"],
+    *,
+    beta: Float[Array, "..."] | float = 1.0,
 ) -> Float[Array, "*rows"]:
-    """`importance_bound` with the doubly reparametrized gradient, DReG (Tucker et al. 2019, arXiv:1810.04152, eq. 8).
+    r"""`importance_bound` with the doubly reparametrized gradient, DReG (Tucker et al. 2019, arXiv:1810.04152, eq. 8).
 
-    With the normalised weights ``w_k = softmax(log_weights)_k`` the gradient is ``sum_k w_k d log_weight_k`` for the
-    model's parameters, and ``sum_k w_k^2 (d log_weight_k / d z_k) dz_k`` for the posterior's: the second factor ``w_k``
-    comes from the probes, which scale z's gradient by ``w_k``.
+    For ``log w = log p(x | z) + beta (log p(z) - log q(z | x))`` and the normalised weights :math:`\tilde w_k`, the
+    gradient with respect to the model is :math:`\sum_k \tilde w_k \, \mathrm{d} \log w_k`, and with respect to the
+    posterior
+
+    .. math:: \sum_k \tilde w_k \big((1 - \beta) + \beta \tilde w_k\big)
+              \frac{\partial \log w_k}{\partial z_k} \frac{\mathrm{d} z_k}{\mathrm{d} \phi}
+
+    The paper has beta = 1, where the weight is :math:`\tilde w_k^2`. The general weight follows in the same way: the
+    derivative of :math:`\log q` by its own parameters enters with :math:`-\beta \tilde w_k`, whose expectation the
+    reparametrization of a score (eq. 5) turns into :math:`-\beta \, \partial \tilde w_k / \partial z_k`, and
+    :math:`\partial \tilde w_k / \partial z_k = \tilde w_k (1 - \tilde w_k) \, \partial \log w_k / \partial z_k`.
+
+    The expectation is the bound's gradient if all K samples are drawn from the density q of the weights. It is not if q
+    is a mixture of which they are drawn from one component (`losses.multimodal_elbo.mmvae`).
 
     Args:
       log_weights: computed with the densities of the detached posterior, from samples z that went through
         `deferred_gradient_scale`.
       weight_probe, unit_probe: the two arrays of zeros that `deferred_gradient_scale` returned.
+      beta: the weight of the ratio of densities in ``log_weights``, of a shape that broadcasts against theirs.
     """
     normalised = lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
-    surrogate = (normalised * log_weights + normalised * weight_probe + unit_probe).sum(axis=0)
+    scale = (1.0 - beta) + beta * normalised
+    surrogate = (normalised * log_weights + scale * weight_probe + unit_probe).sum(axis=0)
     # The value of the bound, with the gradient of the surrogate.
     value = lax.stop_gradient(importance_bound(log_weights))
     return value + surrogate - lax.stop_gradient(surrogate)

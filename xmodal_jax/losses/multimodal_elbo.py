@@ -290,6 +290,11 @@ def mmvae(
     CMVAE (Palumbo et al. 2024, openreview k5THrhXDV3, eq. 7). The paper has ``sum_c q(c | z) log [p(c) p(z | c) /
     q(c | z)]`` in place of ``log p(z)``; for the exact posterior ``q(c | z) = p(c | z)`` both are equal.
 
+    With ``estimator="dreg"`` the gradient by a posterior is that of the papers' code: the doubly reparametrized one of
+    each expert's samples, with the mixture's parameters held. For an example with one modality its expectation is the
+    gradient of the value. For several it is not, since an expert's samples are not drawn from the mixture, by whose
+    density they are weighted; ``"iwae"`` is unbiased, with a larger variance.
+
     Args:
       inputs: see `ObjectiveInputs`.
       beta: weight of the ratio of densities.
@@ -315,10 +320,12 @@ def mmvae(
     # The likelihood takes all latents of a target on one axis: [M, K M, B, D].
     target_latents = latents.reshape(modality_count, samples * modality_count, batch, latents.shape[-1])
     log_likelihood = inputs.log_likelihood(target_latents).sum(axis=0).reshape(samples, modality_count, batch)
-    log_weights = log_likelihood + jnp.broadcast_to(beta, (batch,))[None, None] * ratio
-    bound = (
-        doubly_reparametrized_bound(log_weights, *gradient_probes) if dreg else importance_bound(log_weights)
-    )
+    beta = jnp.broadcast_to(beta, (batch,))[None, None]
+    log_weights = log_likelihood + beta * ratio
+    if dreg:
+        bound = doubly_reparametrized_bound(log_weights, *gradient_probes, beta=beta)
+    else:
+        bound = importance_bound(log_weights)
     loss = -_sum_present(inputs.present, bound) / inputs.num_present
     # The mean over samples, and over the modalities present whose expert the samples are of.
     mean = lambda x: lax.stop_gradient(_sum_present(inputs.present, x.mean(axis=0)) / inputs.num_present)

@@ -1,0 +1,125 @@
+"""Gradient accumulation: a batch that is computed in parts, one after the other, with the loss and the gradient of the
+whole batch.
+
+A loss is a sum of weighted means ``sum_i w_i v_i / sum_i w_i`` over the batch (`core.collectives.batch_mean`). The mean
+of the parts' means is another number where the parts' denominators differ: for missing modalities, padding, tokens. So
+the parts are passed twice. The first pass computes the denominators alone, the second the losses and gradients, with
+the denominators' sums over all parts. The compiler removes from the first pass whatever the denominators do not need,
+which is nearly everything, as they are functions of masks.
+
+A loss that needs the whole batch at once, such as a contrastive one, cannot be computed in this way. The collectives
+that such a loss calls refuse to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class _Pass:
+    """The pass over a part that is being traced."""
+
+    def __init__(self, parts: int, totals: list[Array] | None = None):
+        self.parts = parts
+        self.totals = totals
+        """The denominators of the whole batch, in the order in which the loss asks for them; None in the first pass."""
+        self.denominators: list[Array] = []
+        """Those of the part, in that order."""
+
+
+_current: ContextVar[_Pass | None] = ContextVar("accumulation", default=None)
+
+
+@contextlib.contextmanager
+def _trace(part_pass: _Pass) -> Iterator[_Pass]:
+    token = _current.set(part_pass)
+    try:
+        yield part_pass
+    finally:
+        _current.reset(token)
+
+
+def whole_batch_total(denominator: Float[Array, ""]) -> Float[Array, ""]:
+    """The sum over all parts of a denominator that was computed for the part being traced; the same without parts.
+
+    Not to be called within a transformation inside the loss, such as a scan, since its tracers end with it.
+    """
+    current = _current.get()
+    if current is None:
+        return denominator
+    current.denominators.append(denominator)
+    return denominator if current.totals is None else current.totals[len(current.denominators) - 1]
+
+
+def parts() -> int:
+    """The number of parts of the loss that is being traced; 1 without accumulation."""
+    current = _current.get()
+    return 1 if current is None else current.parts
+
+
+def require_whole_batch(operation: str) -> None:
+    """Refuses to compute ``operation`` for a part of a batch.
+
+    Raises:
+      ValueError: a part of a batch is being traced.
+    """
+    if parts() > 1:
+        raise ValueError(
+            f"accumulate = {parts()} splits the batch into parts, but the loss needs the whole batch at once (it calls "
+            f"{operation}): set accumulate to 1, and make the batch or the networks smaller if memory does not suffice"
+        )
+
+
+def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """``grad_fn`` for a batch that is computed in ``count`` parts.
+
+    Part n holds the examples whose index in the batch is n modulo ``count``: the same set on any number of devices.
+
+    Args:
+      grad_fn: ``grad_fn(params, batch, key) -> ((loss, aux), gradient)``, all of them sums of `batch_mean`.
+      loss_fn: ``loss_fn(params, batch, key)``: the loss that ``grad_fn`` differentiates.
+      count: number of parts; it must divide the batch of every device.
+
+    Returns:
+      A function with the arguments and the result of ``grad_fn``. It raises ValueError if ``count`` does not divide the
+      batch, or if the loss needs the whole batch at once.
+    """
+    if count == 1:
+        return grad_fn
+
+    def split(x: Array) -> Array:
+        if x.shape[0] % count:
+            raise ValueError(f"accumulate = {count} does not divide a batch of {x.shape[0]} examples a device")
+        return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+
+    def sum_over_parts(function, stacked):
+        """The sum over parts of a function of a part."""
+        first = jax.tree.map(lambda x: x[0], stacked)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
+        body = lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None)
+        return jax.lax.scan(body, zero, stacked)[0]
+
+    def accumulated_grad_fn(params, batch, key):
+        stacked = jax.tree.map(split, batch)
+
+        def denominators(part):
+            with _trace(_Pass(count)) as first_pass:
+                loss_fn(params, part, key)
+            return first_pass.denominators
+
+        totals = sum_over_parts(denominators, stacked)
+
+        def gradients(part):
+            with _trace(_Pass(count, totals)):
+                return grad_fn(params, part, key)
+
+        return sum_over_parts(gradients, stacked)
+
+    return accumulated_grad_fn

@@ -99,6 +99,25 @@ def test_a_missing_modality_has_no_influence():
     assert run(batch["image"], everywhere) != run(changed, everywhere)
 
 
+def test_missing_texts_match_nothing():
+    """Texts that are missing are rows of zeros, and no reason for the other modalities' pairs to be positives."""
+    modalities = ("text", "image", "audio")
+    method = make_contrastive(CONFIG, modalities, vocab_size=19)
+    batch, key = make_batch(n=4, modalities=modalities), jax.random.key(0)
+    params = random_params(method.init, key, batch)
+    present = {"text": np.array([True, True, False, False]), "image": np.ones(4, bool), "audio": np.ones(4, bool)}
+    run = jax.jit(method.loss)
+
+    def image_audio_loss(missing_texts):
+        text = np.concatenate([batch["text"][:2], missing_texts])
+        mask = np.concatenate([batch["text_mask"][:2], missing_texts > 0])
+        part = {**batch, "text": text, "text_mask": mask, "present": present}
+        return run(params, on_device(part), key)[1]["image_audio"]
+
+    zeros, distinct = np.zeros((2, 7), np.int32), batch["text"][2:]
+    assert image_audio_loss(zeros) == image_audio_loss(distinct)
+
+
 def test_a_modality_missing_in_all_examples_gives_its_tower_no_gradient():
     method = make_contrastive(CONFIG, ("text", "image", "audio"), vocab_size=19)
     batch = make_batch(modalities=("text", "image", "audio"))

@@ -50,7 +50,8 @@ class Pairs(NamedTuple):
     present: Bool[Array, "batch"]
     """Which examples have both modalities."""
     match: Int[Array, "batch"] | None
-    """Equal for examples with the same text; None where the batch has no text or the objective does not need it."""
+    """Equal for examples with the same text, -1 where the text is missing; None where the batch has no text or the
+    objective does not need it."""
     axis_name: str | None
     """Name of the axis of devices that the batch is split over; None: one device."""
 
@@ -354,7 +355,7 @@ class _Network:
         present = presence_masks(batch, self.modalities)
         # Examples with equal texts are no negatives of each other: they get equal ids.
         uses_match = "text" in batch and config.objective.duplicates != "ignore"
-        match = text_ids(batch["text"]) if uses_match else None
+        match = text_ids(batch["text"], present["text"]) if uses_match else None
         scale = jnp.minimum(jnp.exp(params["loss"]["log_scale"]), MAX_SCALE)
         pair_losses = {}
         for a, b in self.pairs:
@@ -368,13 +369,19 @@ class _Network:
         return total, {**pair_losses, "scale": scale_share}
 
 
-def text_ids(tokens: Int[Array, "batch length"]) -> Int[Array, "batch"]:
+def text_ids(
+    tokens: Int[Array, "batch length"], present: Bool[Array, "batch"] | None = None
+) -> Int[Array, "batch"]:
     """A 32-bit hash of each token sequence: equal sequences have equal hashes, different ones collide with a
-    probability of about 2^-32."""
+    probability of about 2^-32.
+
+    It is -1, the id that matches nothing, where the text is not ``present``; None: all texts are.
+    """
     tokens = tokens.astype(jnp.uint32)
     multiplier = jnp.uint32(0x9E3779B1)  # 2^32 / golden ratio (Knuth's multiplicative hash)
     digest = jnp.zeros(tokens.shape[0], jnp.uint32)
     for position in range(tokens.shape[1]):
         digest = (digest ^ (tokens[:, position] + jnp.uint32(1))) * multiplier
-        digest = digest ^ (digest >> 15)  # mixes the high bits into the low ones
-    return digest.astype(jnp.int32)
+        digest = digest ^ (digest >> 15)
+    ids = digest.astype(jnp.int32)
+    return ids if present is None else jnp.where(present, ids, -1)

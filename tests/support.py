@@ -106,8 +106,11 @@ def loss_and_gradient(method, batch, *, state=None, **options):
     return metrics, grads
 
 
-def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, initialize=False, **options):
-    """The same global batch and key give the same loss and gradient on any number of devices, in all three modes.
+def assert_device_invariant(
+    method, batch, *, layouts=LAYOUTS, rtol=1e-5, initialize=False, parts=2, **options
+):
+    """The same global batch and key give the same loss and gradient on any number of devices, in all three modes, and
+    computed in ``parts`` parts (1: for losses that are refused in parts).
 
     All layouts start from the same random parameters; with ``initialize`` each one initializes them itself, to the same
     values. ``options`` are those of `gradient_engine`. A gradient leaf is compared relative to its largest element, or,
@@ -120,10 +123,14 @@ def assert_device_invariant(method, batch, *, layouts=LAYOUTS, rtol=1e-5, initia
     metrics, grads = loss_and_gradient(method, batch, state=state, **options)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(grads))
     assert largest > 0
-    for mode, devices, fsdp in layouts:
-        where = f"{mode} on {devices} devices, fsdp {fsdp}"
-        layout = dict(mode=mode, devices=devices, fsdp=fsdp)
-        other, other_grads = loss_and_gradient(method, batch, state=state, **layout, **options)
+    variants = [
+        (f"{mode} on {devices} devices, fsdp {fsdp}", options | dict(mode=mode, devices=devices, fsdp=fsdp))
+        for mode, devices, fsdp in layouts
+    ]
+    if parts > 1 and not isinstance(method, GAN) and "config" not in options:
+        variants.append((f"in {parts} parts", options | dict(config=Optimizer(accumulate=parts))))
+    for where, changes in variants:
+        other, other_grads = loss_and_gradient(method, batch, state=state, **changes)
         for name, value in metrics.items():
             np.testing.assert_allclose(other[name], value, rtol=rtol, atol=1e-6, err_msg=f"{name}: {where}")
         for name, a, b in zip(

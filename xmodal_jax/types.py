@@ -130,6 +130,9 @@ class Method(NamedTuple):
     ``finalize_params(params) -> params``: turns trained parameters into those that ``predict`` takes, for example by
     merging adapters; None: they are the same.
     ``encoders``: the encoders that can start from trained parameters.
+    ``needs_whole_batch``: whether the loss compares the examples of a batch with each other, so that it is no mean of
+    the losses of parts of the batch. It then takes ``chunks=1``, the number of parts that are encoded one after the
+    other to save memory; the value is the same.
     """
 
     init: Callable[..., Params]
@@ -139,6 +142,7 @@ class Method(NamedTuple):
     load_pretrained: Callable[[Params, Batch], Params] | None = None
     finalize_params: Callable[[Params], Params] | None = None
     encoders: tuple[EncoderSlot, ...] = ()
+    needs_whole_batch: bool = False
 
 
 class GAN(NamedTuple):

@@ -105,7 +105,11 @@ def test_missing_texts_match_nothing():
     method = make_contrastive(CONFIG, modalities, vocab_size=19)
     batch, key = make_batch(n=4, modalities=modalities), jax.random.key(0)
     params = random_params(method.init, key, batch)
-    present = {"text": np.array([True, True, False, False]), "image": np.ones(4, bool), "audio": np.ones(4, bool)}
+    present = {
+        "text": np.array([True, True, False, False]),
+        "image": np.ones(4, bool),
+        "audio": np.ones(4, bool),
+    }
     run = jax.jit(method.loss)
 
     def image_audio_loss(missing_texts):

@@ -96,7 +96,9 @@ def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count:
 
     def split(x: Array) -> Array:
         if x.shape[0] % count:
-            raise ValueError(f"accumulate = {count} does not divide a batch of {x.shape[0]} examples a device")
+            raise ValueError(
+                f"accumulate = {count} does not divide a batch of {x.shape[0]} examples a device"
+            )
         return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
     def sum_over_parts(function, stacked):

@@ -8,6 +8,10 @@ over devices is the value for the global batch. (A share is no mean over the dev
 denominator is the global one.) Differentiating the share and summing the gradients over devices therefore gives the
 gradient of the global loss, also through the collectives here: their transposes send the derivative of one device's
 loss by another device's inputs to that device.
+
+The same holds for the parts of a batch that is computed in parts (`core.accumulation`): the loss of a part is its
+share. A loss that needs all examples at once, and so calls another function than `batch_mean`, has no such share, and
+is refused.
 """
 
 from __future__ import annotations
@@ -16,16 +20,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from xmodal_jax.core import accumulation
+
 AxisName = str | None
 
 
 def psum(x, axis_name: AxisName):
     """The sum over devices of each array of a pytree: of shares of a loss, the loss."""
+    accumulation.require_whole_batch("psum")
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def all_gather(x: Shaped[Array, "batch ..."], axis_name: AxisName) -> Shaped[Array, "global_batch ..."]:
     """The arrays of all devices, concatenated along the first axis in the order of devices; differentiable."""
+    accumulation.require_whole_batch("all_gather")
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=0, tiled=True)
 
 
@@ -61,7 +69,8 @@ def batch_mean(
     if weights is None:
         weights = jnp.ones_like(values)
     weights = weights.astype(values.dtype)
-    total = jax.lax.stop_gradient(psum(weights.sum(), axis_name))
+    total = weights.sum() if axis_name is None else jax.lax.psum(weights.sum(), axis_name)
+    total = jax.lax.stop_gradient(accumulation.whole_batch_total(total))
     values = jnp.where(weights > 0, values, 0.0)
     return (weights * values).sum() / jnp.where(total > 0, total, 1.0)
 
@@ -90,8 +99,11 @@ def keep_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
 def share(value: Float[Array, ""], *, axis_name: AxisName = None) -> Float[Array, ""]:
     """This device's share, ``value / devices``, of a scalar that every device has computed for the global batch.
 
-    For losses that are one number of the whole batch, such as a function of its moments, and not a mean of terms.
+    For losses that are one number of the whole batch, such as a function of its moments, and not a mean of terms; and
+    for numbers that do not depend on the batch, such as a temperature.
     """
+    if accumulation.parts() > 1:
+        value = value / accumulation.parts()
     if axis_name is None:
         return value
     # Adding this zero makes the share vary over devices. Otherwise shard_map, which knows that the value is the same on
@@ -102,11 +114,13 @@ def share(value: Float[Array, ""], *, axis_name: AxisName = None) -> Float[Array
 
 def global_index(size: int, *, axis_name: AxisName = None) -> Int[Array, "{size}"]:
     """The index in the global batch of each of this device's ``size`` examples."""
+    accumulation.require_whole_batch("global_index")
     return axis_index(axis_name) * size + jnp.arange(size, dtype=jnp.int32)
 
 
 def roll_batch(x: Shaped[Array, "batch ..."], *, axis_name: AxisName = None) -> Shaped[Array, "batch ..."]:
     """The global batch shifted by one: in place of each example the one before it, in place of the first the last."""
+    accumulation.require_whole_batch("roll_batch")
     if axis_name is None:
         return jnp.roll(x, 1, axis=0)
     before = global_index(x.shape[0], axis_name=axis_name) - 1

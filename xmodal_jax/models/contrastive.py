@@ -17,6 +17,7 @@ from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import alignment, contrastive
 from xmodal_jax.losses.contrastive import Implementation
+from xmodal_jax.losses.gradient_cache import chunked
 from xmodal_jax.models.towers import (
     AudioFeatures,
     Augmentation,
@@ -293,7 +294,7 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
     network = _Network(config, modalities, vocab_size, config.pairs(modalities))
     heads = {m: tower_head(encoder_of(config, m), config.head) for m in modalities}
     slots = tuple(EncoderSlot(kind_of(m), f"{m}/encoder", (m,), head) for m, head in heads.items())
-    return Method(network.init, network.loss, network.embed, encoders=slots)
+    return Method(network.init, network.loss, network.embed, encoders=slots, needs_whole_batch=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -341,17 +342,24 @@ class _Network:
             embeddings[name] = l2_normalize(x)
         return embeddings
 
-    def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+    def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None, chunks: int = 1):
         """``(loss, aux)``: the mean loss over the pairs of modalities, as this device's share.
 
         The loss of a pair is the objective, plus ``alignment_weight`` times the alignment loss if there is one.
+
+        The batch is encoded in ``chunks`` parts, one after the other (`losses.gradient_cache`); the objective sees all
+        of it.
 
         aux: each pair's loss, and ``scale``, the inverse temperature divided by the number of devices (the devices' aux
         are summed).
         """
         config = self.config
         key = fold_in_name(key, "contrastive")
-        embeddings = self.embed(params, batch, example_keys(key, batch["index"]))
+        inputs = (batch, example_keys(key, batch["index"]))
+        if chunks == 1:
+            embeddings = self.embed(params, *inputs)
+        else:
+            embeddings = chunked(lambda params, inputs: self.embed(params, *inputs), chunks)(params, inputs)
         present = presence_masks(batch, self.modalities)
         # Examples with equal texts are no negatives of each other: they get equal ids.
         uses_match = "text" in batch and config.objective.duplicates != "ignore"

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,8 +124,8 @@ def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
             adapters |= _init_adapter(adapter_key, path, kernel, config.rank)
         return {**params, ADAPTERS: trees.nested(adapters)}
 
-    def loss(params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
-        return method.loss(merge_adapters(*split_adapters(params), config), batch, key, axis_name=axis_name)
+    def loss(params: Params, batch: Batch, key: Key, **options: Any):
+        return method.loss(merge_adapters(*split_adapters(params), config), batch, key, **options)
 
     def load_pretrained(params: Params, batch: Batch) -> Params:
         """Loads the pretrained parameters of ``method`` and keeps the adapters."""

@@ -19,7 +19,7 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.decoding import GeneratedTokens, Step, beam_search, ctc_greedy, sample
 from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
-from xmodal_jax.losses import info_nce, sequence
+from xmodal_jax.losses import chunked, info_nce, sequence
 from xmodal_jax.models.contrastive import MAX_SCALE, text_ids
 from xmodal_jax.models.towers import (
     AudioFeatures,
@@ -191,8 +191,9 @@ class CTCHead(nn.Module):
 
 
 class ContrastHead(nn.Module):
-    """``(source, text, scale)``: unit vectors ``[B, embed_dim]`` of the source and of its text, and the inverse
-    temperature. The text is represented by the decoder state of its last token, which depends on all tokens."""
+    """``(source, text)``: unit vectors ``[B, embed_dim]`` of the source and of its text, which is represented by the
+    decoder state of its last token, as that depends on all tokens. Its parameter ``log_scale`` is the logarithm of the
+    loss's inverse temperature (`inverse_temperature`)."""
 
     embed_dim: int
     """Dimensions of the embeddings."""
@@ -203,7 +204,7 @@ class ContrastHead(nn.Module):
     def __call__(
         self, tokens: Tokens, states: Float[Array, "batch length dim"], mask: Bool[Array, "batch length"]
     ):
-        """``(source, text, scale)``: unit vectors ``[B, embed_dim]`` and the learned inverse temperature.
+        """The unit vectors of both.
 
         ``tokens`` are the source's, ``states`` the decoder's at each token of the text; ``mask`` is True at valid
         tokens of the text.
@@ -213,10 +214,16 @@ class ContrastHead(nn.Module):
         text = jnp.take_along_axis(states, last_position[:, None, None], axis=1)[:, 0].astype(jnp.float32)
         source = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
         initial_log_scale = nn.initializers.constant(-math.log(self.temperature))
-        scale = jnp.minimum(jnp.exp(self.param("log_scale", initial_log_scale, ())), MAX_SCALE)
+        self.param("log_scale", initial_log_scale, ())
         source = nn.Dense(self.embed_dim, use_bias=False, name="source")(source)
         text = nn.Dense(self.embed_dim, use_bias=False, name="text")(text)
-        return l2_normalize(source), l2_normalize(text), scale
+        return l2_normalize(source), l2_normalize(text)
+
+
+def inverse_temperature(contrast_params: Params) -> Float[Array, ""]:
+    """The inverse temperature of the contrastive loss, from the parameters of its `ContrastHead`; at most
+    `MAX_SCALE`."""
+    return jnp.minimum(jnp.exp(contrast_params["log_scale"]), MAX_SCALE)
 
 
 class Seq2SeqOutput(NamedTuple):
@@ -235,8 +242,8 @@ class _Terms(NamedTuple):
 
     losses: dict[str, tuple[Array, Array]]
     """By name of the loss, the loss of each example ``[B]`` and the weight of each example ``[B]`` in the mean."""
-    embeddings: tuple[Array, Array, Array] | None
-    """Source, text and inverse temperature (see `ContrastHead`); None without the contrastive loss."""
+    embeddings: tuple[Array, Array] | None
+    """What `ContrastHead` returns; None without the contrastive loss."""
     present: Bool[Array, "batch"]
     """Which examples have the source and a text."""
 
@@ -398,20 +405,27 @@ class _Model:
         loss = sequence.ctc(logits, memory.mask, targets, label_mask) / jnp.maximum(label_count, 1)
         return {"ctc": (loss, has_text * fits), "ctc_unaligned": (1.0 - fits, has_text)}
 
-    def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
+    def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None, chunks: int = 1):
         """``(loss, aux)``, as this device's share of the mean over the global batch:
 
         ``(1 - ctc_weight) * cross_entropy + ctc_weight * CTC + contrastive.weight * InfoNCE``
 
-        The cross-entropy is label-smoothed. Terms that the configuration lacks are 0.
+        The cross-entropy is label-smoothed. Terms that the configuration lacks are 0. ``chunks``: see
+        `types.Method.needs_whole_batch`.
         """
         key = fold_in_name(key, "seq2seq")
-        losses, embeddings, present = self.terms(params, batch, example_keys(key, batch["index"]))
+        inputs = (batch, example_keys(key, batch["index"]))
+        if chunks == 1:
+            losses, embeddings, present = self.terms(params, *inputs)
+        else:
+            terms = chunked(lambda params, inputs: self.terms(params, *inputs), chunks)(params, inputs)
+            losses, embeddings, present = terms
         if embeddings is not None:
-            source, text, inverse_temperature = embeddings
+            source, text = embeddings
+            scale = inverse_temperature(params["contrast"])
             # Examples with equal texts are positives of each other.
             contrastive = info_nce(
-                source, text, temperature=1.0 / inverse_temperature, present=present, match=text_ids(batch["text"]),
+                source, text, temperature=1.0 / scale, present=present, match=text_ids(batch["text"]),
                 duplicates="positive", axis_name=axis_name,
             )  # fmt: skip
             losses["contrastive"] = (contrastive, present.astype(jnp.float32))
@@ -437,7 +451,7 @@ class _Model:
         ctc, _ = losses.get("ctc", (zeros, None))
         if embeddings is None:
             return Seq2SeqOutput(cross_entropy, ctc, {})
-        source, text, _ = embeddings
+        source, text = embeddings
         return Seq2SeqOutput(cross_entropy, ctc, {self.source: source, "text": text})
 
 
@@ -468,7 +482,10 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
       ValueError: an unknown source.
     """
     model = _Model(config, source, vocab_size, length)
-    return Method(model.init, model.loss, model.predict, encoders=model.encoder_slots)
+    return Method(
+        model.init, model.loss, model.predict, encoders=model.encoder_slots,
+        needs_whole_batch=config.has_contrastive_loss,
+    )  # fmt: skip
 
 
 def make_feature_extractor(

@@ -62,8 +62,8 @@ class Optimizer:
     that matches a parameter decides. Together the expressions must cover every parameter, and each must match at least
     one."""
     accumulate: int = 1
-    """Number of parts that each batch is split into; their gradients are averaged. More parts need less memory; the
-    number of steps stays."""
+    """Number of parts that each batch is computed in, one after the other, with the loss and the gradient of the whole
+    batch. More parts need less memory; the number of steps stays."""
     ema: float | None = None
     """Decay rate of an exponential moving average of the parameters, which is then evaluated in place of the
     parameters. None: no average."""

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from xmodal_jax.core import collectives, trees
+from xmodal_jax.core import accumulation, collectives, trees
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.train import optim
 from xmodal_jax.types import Batch, Key, Method, Params
@@ -125,7 +125,7 @@ def make_initial_step(
     """The step of the method's initial stage: as `make_step`, but with the stage's own loss, and it updates only the
     parameters that this stage trains (see `types.Stage`)."""
     stage = method.initial_stage
-    return _make_step(stage.loss, lambda path: not stage.trains(path), tx, config, axis_name)
+    return _make_step(stage.loss, False, lambda path: not stage.trains(path), tx, config, axis_name)
 
 
 def make_step(
@@ -138,25 +138,34 @@ def make_step(
     trains (see `types.Stage`) are frozen in this step.
     """
     frozen = None if method.initial_stage is None else method.initial_stage.trains
-    return _make_step(method.loss, frozen, tx, config, axis_name)
+    return _make_step(method.loss, method.needs_whole_batch, frozen, tx, config, axis_name)
 
 
 def _make_step(
     method_loss: Callable,
+    needs_whole_batch: bool,
     frozen: Callable[[str], bool] | None,
     tx: optax.GradientTransformation,
     config: optim.Optimizer,
     axis_name: str | None,
 ) -> Callable:
-    """The step that minimises ``method_loss``, without updating the parameters for which ``frozen(path)`` is True."""
+    """The step that minimises ``method_loss``, without updating the parameters for which ``frozen(path)`` is True.
+
+    To save memory the batch is computed in ``config.accumulate`` parts, or, if the loss ``needs_whole_batch``, encoded
+    in so many chunks.
+    """
+    accumulate, chunks = config.accumulate, {}
+    if needs_whole_batch and accumulate > 1:
+        accumulate, chunks = 1, {"chunks": accumulate}
 
     def loss_fn(params, batch, key):
         if config.freeze:  # spares the backward pass through frozen parameters
             trainable = optim.trainable(config, params)
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trainable)
-        return method_loss(params, batch, key, axis_name=axis_name)
+        return method_loss(params, batch, key, axis_name=axis_name, **chunks)
 
-    grad_fn = _accumulated(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    grad_fn = accumulation.accumulated(grad_fn, loss_fn, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step of training; see `make_step`."""
@@ -181,32 +190,6 @@ def _make_step(
         return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
 
     return step
-
-
-def _accumulated(grad_fn: Callable, parts: int) -> Callable:
-    """Gradient accumulation: ``grad_fn(params, batch, key)`` as the mean of its results for ``parts`` parts of the
-    batch, which are computed one after the other to save memory."""
-    if parts == 1:
-        return grad_fn
-
-    def split(x):
-        """``[B, ...]`` as ``[parts, B / parts, ...]``: part n has the examples whose index is n modulo ``parts``. When
-        each device holds a contiguous piece of the batch, the parts are the same for any number of devices."""
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-
-    def mean_grad_fn(params, batch, key):
-        """The mean loss, metrics and gradients over the parts, by a scan that adds them up."""
-
-        def add_part(total, part):
-            return jax.tree.map(jnp.add, total, grad_fn(params, part, key)), None
-
-        stacked = jax.tree.map(split, batch)
-        shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], stacked), key)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add_part, zero, stacked)
-        return jax.tree.map(lambda x: x / parts, total)
-
-    return mean_grad_fn
 
 
 def describe_non_finite(finite: np.ndarray, names: list[str]) -> str | None:

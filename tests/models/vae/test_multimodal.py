@@ -23,7 +23,7 @@ from tests.models.vae.multimodal import (
     on_device,
     started,
 )
-from tests.support import assert_device_invariant, assert_resumes
+from tests.support import assert_device_invariant, assert_resumes, loss_and_gradient
 from xmodal_jax.core import parts, trees
 from xmodal_jax.models.vae.modalities import LabelConfig, TextConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import make_multimodal_vae
@@ -138,7 +138,20 @@ def test_the_training_step_does_not_depend_on_the_devices(model, layouts):
     # Weights of importance are exponentials of a hundred nats and more, which float32 knows to 1e-5; in float64 these
     # models agree to 1e-14.
     rtol = 1e-4 if getattr(config_of(model), "samples", 1) > 1 else 1e-5
-    assert_device_invariant(make(model).method, make_batch(), layouts=layouts, rtol=rtol)
+    # Free bits are a limit on a mean over the whole batch.
+    part_count = 1 if getattr(config_of(model), "free_bits", 0.0) else 2
+    assert_device_invariant(make(model).method, make_batch(), layouts=layouts, rtol=rtol, parts=part_count)
+
+
+@pytest.mark.parametrize("model", ["mopoe", pytest.param("mvae", marks=pytest.mark.slow)])
+def test_a_batch_in_parts_is_the_whole_batch(model):
+    assert_device_invariant(make(model, free_bits=0.0).method, make_batch(), layouts=[])
+
+
+def test_free_bits_need_the_whole_batch():
+    batch = on_device(make_batch())
+    with pytest.raises(ValueError, match="accumulate = 2 .* the loss needs the whole batch at once"):
+        loss_and_gradient(make("mvae").method, batch, config=Optimizer(accumulate=2))
 
 
 @pytest.mark.slow  # tests/train/test_stages.py resumes between two stages

@@ -85,13 +85,10 @@ def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[tuple[int, dic
                 continue
             # CSV has no null: an empty cell stands for a missing file or label (None). An empty caption stays "", which
             # `_captions` rejects.
-            yield (
-                reader.line_num,
-                {
-                    name: None if value == "" and name not in TEXT_FIELDS else value
-                    for name, value in fields.items()
-                },
-            )
+            for name, value in fields.items():
+                if value == "" and name not in TEXT_FIELDS:
+                    fields[name] = None
+            yield reader.line_num, fields
 
 
 def _file_column(column: str) -> str | None:

@@ -69,7 +69,7 @@ def read_captions(
     # In chunks, because a batch also holds images and sounds.
     for chunk in np.array_split(indices, -(-len(indices) // _CHUNK)):
         batch = source.batch(chunk)
-        for field in caption_fields(batch) or ["caption"]:
+        for field in caption_fields(batch) or ["caption"]:  # a KeyError if there are none
             texts = np.ravel(batch[field]).tolist()
             captions += [str(c) if clean is None else clean(str(c)) for c in texts]
     return captions

@@ -128,9 +128,8 @@ class Tokenizer:
         """The text of one sequence of ids up to its first end token, without special tokens."""
         text_ids = []
         for i in np.asarray(ids).tolist():
-            if (
-                i == self.eos_id and text_ids
-            ):  # before any text it is the begin token (GPT-2 has one token for both)
+            # Before any text it is the begin token: GPT-2 has one token for both.
+            if i == self.eos_id and text_ids:
                 break
             if i not in (self.pad_id, self.bos_id, self.eos_id):
                 text_ids.append(i)

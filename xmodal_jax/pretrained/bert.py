@@ -105,7 +105,7 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Bert:
 
 
 def rules(module: Bert) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     sizes = module.sizes
     return [
         *embedding("embeddings.word_embeddings", "words"),

@@ -269,7 +269,7 @@ def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> ClipT
 
 
 def blocks(sizes: TransformerSizes) -> list[Rule]:
-    """The rules of either encoder's transformer layers."""
+    """The rules that map a checkpoint's arrays to the transformer layers of a CLIP or SigLIP encoder."""
     return layers(
         lambda k, path: block(f"encoder.layers.{k}", path, LAYER_NAMES),
         sizes.depth,
@@ -289,7 +289,7 @@ def with_projection(rules: list[Rule], prefix: str, name: str, sizes: Transforme
 
 
 def image_rules(module: ClipImage) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     resample = images.make_resampler(module.trained_grid, module.grid, before=1)
     rules = [
         Rule("embeddings.class_embedding", "class_token"),
@@ -303,7 +303,7 @@ def image_rules(module: ClipImage) -> list[Rule]:
 
 
 def text_rules(module: ClipText) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     rules = [
         *embedding("embeddings.token_embedding", "words"),
         *embedding("embeddings.position_embedding", "places"),

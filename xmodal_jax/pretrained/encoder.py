@@ -164,9 +164,8 @@ def hidden_states(module: nn.Module, params: Params, inputs, mask=None) -> list[
     recorded = recorded["hidden_states"]
     states = list(recorded["embedded"])
     transformer = recorded.get("transformer", {})
-    if (
-        "layers" in transformer
-    ):  # scanned layers: one array [depth, B, N, D], in a tuple of one as Flax records it
+    # Scanned layers: one array [depth, B, N, D], which Flax records in a tuple of one.
+    if "layers" in transformer:
         states += list(transformer["layers"]["output"][0])
     # Otherwise one entry per layer, layers_0, layers_1, ...
     names = [name for name in transformer if re.fullmatch(r"layers_\d+", name)]

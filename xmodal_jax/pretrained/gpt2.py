@@ -81,7 +81,9 @@ def _first_rows(count: int):
 
 
 def rules(module: TextDecoder) -> list[Rule]:
-    """The rules of the decoder's parameters; cross-attention has the names of ``transformers``.
+    """The rules that map the arrays of a GPT-2 checkpoint to the decoder's parameters.
+
+    Cross-attention, which published checkpoints lack, has the names that ``transformers`` gives it.
 
     Raises:
       ValueError: the decoder has a separate stack of layers for the text alone, which GPT-2 lacks.

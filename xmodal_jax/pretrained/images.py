@@ -73,7 +73,8 @@ def make_resampler(
 ) -> Callable[[np.ndarray], np.ndarray] | None:
     """A function that resamples a table of position embeddings from one grid to another, in float32.
 
-    The table is ``[(1,) before + rows * columns, D]``; its first ``before`` rows (class tokens) stay as they are.
+    The table is ``[before + rows * columns, D]``, with or without a leading axis of size 1. Its first ``before`` rows,
+    those of class tokens, stay unchanged.
 
     Args:
       old, new: rows and columns of the two grids.
@@ -108,9 +109,8 @@ def cubic_weights(old: int, new: int, *, antialias: bool = False) -> np.ndarray:
     beyond them. With ``antialias`` a is -0.5, the kernel is widened where the axis shrinks, and weights beyond the ends
     are dropped.
     """
-    positions = (
-        np.arange(new)[:, None] + 0.5
-    ) * old / new - 0.5  # of the new samples on the old axis, [new, 1]
+    # The positions of the new samples on the old axis, [new, 1].
+    positions = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
     if antialias:
         weights = _cubic((positions - np.arange(old)) / max(old / new, 1.0), -0.5)
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

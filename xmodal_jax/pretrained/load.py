@@ -182,9 +182,8 @@ def read_parameters(
 
 def parameter_shapes(module: nn.Module) -> Params:
     """The shapes and dtypes of an encoder's parameters, without computing them."""
-    method = (
-        "embed" if isinstance(module, PretrainedEncoder) else None
-    )  # embed calls pool and project as well
+    # ``embed`` calls ``pool`` and ``project`` as well, so that their parameters are initialised too.
+    method = "embed" if isinstance(module, PretrainedEncoder) else None
     example = module.example_inputs()
     variables = jax.eval_shape(lambda key: module.init(key, *example, method=method), jax.random.key(0))
     return variables["params"]

@@ -140,7 +140,8 @@ class ResidualBlock(nn.Module):
             y = activate(y) if i else y
             y = ConvNorm(features, size, stride, options.dtype, name=f"layer_{i}")(y)
         if x.shape[-1] != self.width or self.stride != 1:
-            x = ConvNorm(self.width, 1, self.stride, options.dtype, name="shortcut")(x)
+            shortcut = ConvNorm(self.width, size=1, stride=self.stride, dtype=options.dtype, name="shortcut")
+            x = shortcut(x)
         return keep_rows(activate(x + DropPath(options.drop_path, name="drop_path")(y, keys)))
 
 
@@ -172,7 +173,8 @@ class ResNet(PretrainedEncoder):
         """The tokens of images, one for each position of the last stage; see the class. ``mask`` must be None."""
         check_no_mask(mask)
         sizes, options = self.sizes, self.sizes.options
-        x = ConvNorm(sizes.stem_width, 7, 2, options.dtype, name="stem")(standardize(inputs, *self.scale))
+        stem = ConvNorm(sizes.stem_width, size=7, stride=2, dtype=options.dtype, name="stem")
+        x = stem(standardize(inputs, *self.scale))
         x = max_pool(ACTIVATIONS[sizes.activation](x), window=3, stride=2, padding=1)
         Block = nn.remat(ResidualBlock) if options.remat else ResidualBlock
         for name, path, _, width, stride in sizes.blocks():
@@ -209,7 +211,7 @@ def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size |
 
 
 def rules(module: ResNet) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     sizes = module.sizes
     rules = _conv_norm("embedder.embedder", "stem")
     for name, path, in_channels, width, stride in sizes.blocks():

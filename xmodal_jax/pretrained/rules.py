@@ -114,11 +114,11 @@ def embedding(name: str, path: str) -> list[Rule]:
 def attention(
     names: Mapping[str, str], path: str, *, cross: bool = False, no_bias: tuple[str, ...] = ()
 ) -> list[Rule]:
-    """The rules of a `nets.attention.MultiHeadAttention`.
+    """The rules that map a checkpoint's arrays to the parameters of a `nets.attention.MultiHeadAttention`.
 
     Args:
-      names: the checkpoint's layers for "query", "key", "value" and "out".
-      path: the module.
+      names: the names of the checkpoint's layers for "query", "key", "value" and "out".
+      path: path of the module's parameters.
       cross: whether it is cross-attention, which computes queries in a separate layer.
       no_bias: layers without a bias in the checkpoint; it is filled with zeros. (A bias of the keys would add the same
         number to all logits of a query, and so change nothing.)
@@ -143,7 +143,7 @@ def attention(
 
 
 def block(name: str, path: str, names: Mapping[str, str], *, no_bias: tuple[str, ...] = ()) -> list[Rule]:
-    """The rules of a `nets.transformer.TransformerBlock`.
+    """The rules that map a checkpoint's arrays to the parameters of a `nets.transformer.TransformerBlock`.
 
     Args:
       name: the layer's name in the checkpoint, a prefix of the names of its parts.
@@ -165,7 +165,7 @@ def block(name: str, path: str, names: Mapping[str, str], *, no_bias: tuple[str,
 def layers(
     make_rules: Callable[[int, str], list[Rule]], depth: int, scan: bool, path: str = "transformer"
 ) -> list[Rule]:
-    """The rules of all ``depth`` layers of a `nets.transformer.Transformer`.
+    """The rules that map a checkpoint's arrays to all ``depth`` layers of a `nets.transformer.Transformer`.
 
     ``make_rules(k, path)`` gives the rules of layer ``k``. With ``scan`` (``scan_layers``) the parameters of all layers
     are stacked along a first axis, and each rule fills the slice ``k``.

@@ -231,7 +231,7 @@ def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> Sigli
 
 
 def image_rules(module: SiglipImage) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     make_resampler = make_linear_resampler if module.flexible else images.make_resampler
     layout = linear() if module.flexible else patches(module.patch, module.patch)
     resample = make_resampler(module.trained_grid, module.grid)
@@ -253,7 +253,7 @@ def image_rules(module: SiglipImage) -> list[Rule]:
 
 
 def text_rules(module: SiglipText) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     return [
         *embedding("embeddings.token_embedding", "words"),
         *embedding("embeddings.position_embedding", "places"),

@@ -125,7 +125,7 @@ def make(
 
 
 def rules(module: VideoMAE) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     size = (module.tubelet, module.patch, module.patch)
     projection = "embeddings.patch_embeddings.projection"
     no_bias = ("key",) if module.qv_bias else ("query", "key", "value")

@@ -173,7 +173,7 @@ def _grids(config: SimpleNamespace, image_size: Size | None) -> dict:
 
 
 def rules(module: ViT) -> list[Rule]:
-    """The rules of ViT's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to ViT's parameters."""
 
     def layer(k, path):
         return block(f"encoder.layer.{k}", path, LAYER_NAMES, no_bias=_no_bias(module))
@@ -182,7 +182,7 @@ def rules(module: ViT) -> list[Rule]:
 
 
 def rules_dinov2(module: ViT) -> list[Rule]:
-    """The rules of DINOv2's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to DINOv2's parameters."""
     gated = module.sizes.style.gated
     names = dict(DINOV2_LAYER_NAMES)
     if gated:

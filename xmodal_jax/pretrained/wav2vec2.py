@@ -210,7 +210,7 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Wav2Vec2:
 
 
 def rules(module: Wav2Vec2) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     sizes = module.sizes
     extractor = []
     for k in range(len(module.channels)):

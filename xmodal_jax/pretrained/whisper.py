@@ -116,7 +116,7 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Whisper:
 
 
 def rules(module: Whisper) -> list[Rule]:
-    """The rules of the encoder's parameters in a checkpoint."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
     sizes = module.sizes
     return [
         Rule("conv1.weight", "first/kernel", CONV),

@@ -101,6 +101,7 @@ def _heart(x, y):
     r, cx, cy, _ = _HEART
     x = np.abs(x)  # the right half
     nx, ny = _heart_normal()
+    # Signed distances from the disc and from the tangent.
     disc = np.sqrt((x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2) - np.float32(r)
     wedge = np.float32(nx) * (x - np.float32(cx)) + np.float32(ny) * (y - np.float32(cy)) - np.float32(r)
     # Above the line from (0, cy) to the tangent point, where ``top`` is positive, only the discs count.
@@ -206,9 +207,8 @@ def _sketch(canvas, numbers, kind, colour, texture, centre, radius, angle, patch
     bright = (colour @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255))[:, None, None]
     thick = np.maximum(1 - bright, 0) * pitch
     hatch = np.minimum(np.clip(thick / 2 - stripe + np.float32(0.5), 0, 1), thick) * np.float32(0.55)
-    cover = np.clip(depth + np.float32(0.5), 0, 1)[
-        ..., None
-    ]  # the fraction of a pixel that the object covers
+    # The fraction of each pixel that the object covers.
+    cover = np.clip(depth + np.float32(0.5), 0, 1)[..., None]
     ink = np.maximum(line, hatch)[..., None]
     under = canvas[area]
     canvas[area] = under + cover * (PAPER + ink * (INK - PAPER) - under)

@@ -61,6 +61,7 @@ class _Engine:
             raise ValueError(f"eSpeak NG knows no voice {voice!r}")
         for parameter, value in ((_RATE, rate), (_VOLUME, 100), (_PITCH, pitch), (_RANGE, pitch_range)):
             lib.espeak_SetParameter(parameter, value, 0)
+        # The whole text, from position 0; the call returns when all samples have been passed to `_receive`.
         size, zero = ctypes.c_size_t(len(data)), ctypes.c_uint(0)
         if lib.espeak_Synth(data, size, zero, 0, zero, ctypes.c_uint(_UTF8), None, None) != 0:
             raise RuntimeError(f"eSpeak NG could not speak {text!r}")

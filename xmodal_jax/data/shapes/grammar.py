@@ -314,12 +314,13 @@ def _match_paired(
     number = len(caption.objects) if caption is not None else 0
     counts = {"number": (int(number == len(reference.objects)), 1)}
     for name in _PROPERTIES:
+        # (stated, expected) values of the property.
         values = [(None if a is None else getattr(a, name), getattr(b, name)) for a, b in pairs]
         if name == "motion":  # counts only where one of the two moves
-            values = [(a, b) for a, b in values if (a or 0) > 0 or b > 0]
+            values = [(stated, expected) for stated, expected in values if (stated or 0) > 0 or expected > 0]
         else:
-            values = [(a, b) for a, b in values if b != UNSPECIFIED]
-        counts[name] = (sum(a == b for a, b in values), len(values))
+            values = [(stated, expected) for stated, expected in values if expected != UNSPECIFIED]
+        counts[name] = (sum(stated == expected for stated, expected in values), len(values))
     if reference.place != UNSPECIFIED:
         counts["place"] = (int(caption is not None and caption.place == reference.place), 1)
     if reference.relations:

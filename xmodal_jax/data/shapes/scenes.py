@@ -240,6 +240,7 @@ def sample_factors(seed: int, split: str, index: np.ndarray) -> Factors:
     # A plain disc that turns (motion 7) looks like one that stands still: give it stripes (texture 1).
     round_shape = np.isin(codes // 8, (SHAPES.index("circle"), SHAPES.index("ring")))
     texture = np.where(round_shape & (motion == 7), 1, texture)
+    # A dark gray background (18..56) with a tint: up to 6 levels more or less in each colour.
     shade = 18 + 38 * draw.uniform("background/shade")
     tint = 12 * draw.columns("background/tint", 3) - 6
 
@@ -250,7 +251,7 @@ def sample_factors(seed: int, split: str, index: np.ndarray) -> Factors:
     factors = {name: value.astype(np.int32) for name, value in factors.items()}
     return factors | {
         "position": position.astype(np.float32),
-        "angle": ((draw.columns("angle", 3) - 0.5) * 0.4).astype(np.float32),
+        "angle": ((draw.columns("angle", 3) - 0.5) * 0.4).astype(np.float32),  # -0.2..0.2
         "travel": travel,
         "brightness": (0.88 + 0.12 * draw.columns("brightness", 3)).astype(np.float32),
         "background": (shade[:, None] + tint).astype(np.float32),

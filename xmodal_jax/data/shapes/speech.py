@@ -138,8 +138,8 @@ class _EspeakProcess:
 
     def receive(self) -> bytes:
         """The samples of the next request; raises ValueError with the message if it failed."""
-        count = int.from_bytes(self._read(4), "little", signed=True)
-        if count < 0:
+        count = int.from_bytes(self._read(4), "little", signed=True)  # of the bytes that follow
+        if count < 0:  # they are an error message
             raise ValueError(self._read(-count).decode())
         return self._read(count)
 

@@ -83,8 +83,9 @@ class GroupedByScene(Source):
         fields = self.task.example_fields(np.maximum(examples, 0).ravel())
         for name, value in fields.items():
             fields[name] = value = value.reshape(*examples.shape, *value.shape[1:])
-            is_class = value.ndim == 2  # rather than a sequence
-            value[examples < 0] = "" if value.dtype == object else -1 if is_class else 0
+            # "" for captions; -1 for classes, which are [B, Q]; 0 for sequences and their masks, [B, Q, L].
+            padding = "" if value.dtype == object else (-1 if value.ndim == 2 else 0)
+            value[examples < 0] = padding
         return self.task.scene_fields(self._scene[indices]) | fields
 
 

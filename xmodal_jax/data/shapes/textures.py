@@ -81,9 +81,9 @@ def _gradients(rng, x, y, colours):
     """RGB ``[S, S, 3]``: colours that change smoothly along one direction, which is bent by noise."""
     # The position 0..4 on a closed path through the four colours; between two of them colours are interpolated.
     along = np.mod((x * np.cos(2.2) + y * np.sin(2.2)) / 30 + 0.25 * _waves(rng, x, y, 90.0, 6), 1) * 4
-    first = np.floor(along).astype(np.int64) % 4
-    part = (along - np.floor(along))[..., None]
-    return (1 - part) * colours[first] + part * colours[(first + 1) % 4]
+    start = np.floor(along).astype(np.int64) % 4
+    fraction = (along - np.floor(along))[..., None]
+    return (1 - fraction) * colours[start] + fraction * colours[(start + 1) % 4]
 
 
 def _bricks(rng, x, y, colours):
@@ -92,6 +92,7 @@ def _bricks(rng, x, y, colours):
     line = np.floor(y / tall).astype(np.int64)
     shifted = x + (line % 2) * wide / 2  # every other line of bricks is shifted by half a brick
     column = np.floor(shifted / wide).astype(np.int64)
+    # The colour of each brick, random; it repeats after 64 bricks.
     shade = rng.integers(1, len(colours), (64, 64))[column % 64, line % 64]
     joint = (np.mod(shifted, wide) < gap) | (np.mod(y, tall) < gap)
     return np.where(joint[..., None], colours[0], colours[shade])

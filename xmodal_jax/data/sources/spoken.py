@@ -69,6 +69,7 @@ class SpokenLines(Source):
             )
         stripped = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
         lines = stripped - {""}
+        # One line in ten, by its hash, is for the test splits.
         in_split = [line for line in lines if (_hash(line) % 10 == 0) == (split != "train")]
         self.lines = sorted(in_split, key=_hash)
         if not self.lines:

@@ -331,7 +331,8 @@ class TfdsSource(Source):
         return {"audio": audio, "audio_mask": mask}
 
     def batch(self, indices: np.ndarray) -> RawBatch:
-        """The examples ``indices``; recordings are padded to ``max_seconds``."""
+        """``group``, ``label`` and the fields of the modalities, for the examples ``indices`` ``[B]``; recordings are
+        padded to ``max_seconds``."""
         record_numbers, caption_numbers = np.divmod(np.asarray(indices), self._captions)
         records = self._parse_records(record_numbers)
         columns = {

@@ -44,17 +44,17 @@ def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
     Figures without images are reduced to 256 colours, which takes a third of the size without a visible difference.
     """
     undo = _recolour(fig, _DARK) if dark else []
-    buffer, before = io.BytesIO(), fig.dpi
+    buffer, dpi_before = io.BytesIO(), fig.dpi
     try:
         canvas = FigureCanvasAgg(fig)
         fig.dpi = dpi
         size = canvas.get_width_height()
         # Plain pixels: encoding PNG twice would take as long as the drawing.
         fig.savefig(buffer, format="rgba", dpi=dpi)
-    finally:
-        fig.dpi = before
-        for restore, colour in undo:
-            restore(colour)
+    finally:  # leave the figure as it was
+        fig.dpi = dpi_before
+        for set_colour, colour in undo:
+            set_colour(colour)
     image = Image.frombytes("RGBA", size, buffer.getvalue()).convert("RGB")
     if not any(ax.images for ax in fig.axes):
         image = image.quantize(256, dither=Image.Dither.NONE)
@@ -95,16 +95,16 @@ def curves(
         title, labels = _panel_labels(panel)
         for name, colour in zip(panel, _cycle(len(panel)), strict=True):
             steps, mean, spread = _series(records, name)
-            noisy = smoothing > 0 and name.startswith("train/")
-            shown = _smooth(mean, smoothing) if noisy else mean
-            if noisy:
-                ax.plot(steps, mean, color=colour, alpha=0.25, linewidth=1)
+            curve = mean
+            if smoothing > 0 and name.startswith("train/"):
+                ax.plot(steps, mean, color=colour, alpha=0.25, linewidth=1)  # the raw curve, pale
+                curve = _smooth(mean, smoothing)
             if np.any(spread > 0):
-                band = (shown - spread, shown + spread)
+                band = (curve - spread, curve + spread)
                 ax.fill_between(steps, *band, color=colour, alpha=0.18, linewidth=0)
             marker = "o" if len(steps) < 13 else None
             label = labels[name]
-            ax.plot(steps, shown, color=colour, linewidth=1.8, label=label, marker=marker, ms=4)
+            ax.plot(steps, curve, color=colour, linewidth=1.8, label=label, marker=marker, ms=4)
         _style(ax, title=title)
         ax.grid(axis="y", color=GRID, linewidth=0.8)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
@@ -112,7 +112,7 @@ def curves(
             ax.set_yscale("log")
         if len(panel) > 1:
             _legend(ax)
-    for ax in axes[max(0, len(panels) - columns) : len(panels)]:
+    for ax in axes[max(0, len(panels) - columns) : len(panels)]:  # the lowest panel of each column
         ax.set_xlabel("step", color=MUTED, fontsize=9)
     return fig
 
@@ -131,12 +131,15 @@ def similarity_matrix(
 
     Args:
       matrix: similarities.
-      row_labels, column_labels: of up to 40 rows and columns; None: numbers.
-      row_name, column_name: labels of the axes.
+      row_labels: names of the rows; numbers are shown where there are none or more than 40.
+      column_labels: of the columns.
+      row_name: label of the vertical axis.
+      column_name: label of the horizontal axis.
       title: above the figure.
       measure: label of the colour bar.
     """
     n_rows, n_columns = matrix.shape
+    # In inches. The longer side has the full length, the other is in proportion down to a minimum.
     width = 2.0 + 5.2 * max(0.4, min(1.0, n_columns / n_rows))
     height = max(2.2, 5.6 * max(0.3, min(1.0, n_rows / n_columns)))
     fig = _figure(width, height)
@@ -170,16 +173,17 @@ def project_2d(
 
         points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
         perplexity = min(30.0, (len(points) - 1) / 3)
-        # "random" where PCA has no two directions to start from
+        # A random start where PCA finds no two directions.
         init = "pca" if min(points.shape) > 1 and np.ptp(points, axis=0).max() > 1e-9 else "random"
         tsne = TSNE(perplexity=perplexity, init=init, max_iter=500, random_state=seed)
-        with threadpool_limits(
-            1
-        ):  # on a busy machine its threads wait for each other, ten times longer than one
+        # With one thread: on a busy machine several wait for each other, which takes ten times as long.
+        with threadpool_limits(1):
             return tsne.fit_transform(points)
+    # PCA: the projection on the first two right singular vectors of the centred points.
     points = points - points.mean(axis=0, keepdims=True)
     _, _, directions = np.linalg.svd(points, full_matrices=False)
     projected = points @ directions[:2].T
+    # Fewer than two directions: the missing coordinates are 0.
     return np.pad(projected, ((0, 0), (0, 2 - projected.shape[1])))
 
 
@@ -196,8 +200,8 @@ def embedding_map(
 
     Args:
       points: from `project_2d`.
-      groups: of each point, shown by its colour, such as the class.
-      modalities: of each point, shown by its marker; None: one marker.
+      groups: the group of each point, such as its class; points of a group have one colour.
+      modalities: the modality of each point; points of a modality have one marker. None: all have the same.
       palette: colours of groups; the others take those of `PALETTE`.
       pairs: indices of points to join by a line, such as an image and its caption.
       title: above the figure.
@@ -212,42 +216,59 @@ def embedding_map(
     if pairs is not None:
         for a, b in pairs:
             ax.plot(*points[[a, b]].T, color=MUTED, alpha=0.25, linewidth=0.6, zorder=1)
-    group = np.asarray([str(g) for g in groups])
-    kind = np.asarray([str(m) for m in modalities] if modalities is not None else [""] * len(points))
-    names, kinds = list(dict.fromkeys(group)), list(dict.fromkeys(kind))
-    names = sorted(names) if len(names) > 1 else names
-    colours = {name: (palette or {}).get(name, c) for name, c in zip(names, _cycle(len(names)), strict=True)}
-    size = float(np.clip(16000 / max(1, len(points)), 14, 70))
-    for k, marker in zip(kinds, _repeat(MARKERS, len(kinds)), strict=True):
-        is_kind = kind == k
+    point_groups = np.asarray([str(group) for group in groups])
+    point_modalities = np.asarray([""] * len(points) if modalities is None else [str(m) for m in modalities])
+    group_names, modality_names = (list(dict.fromkeys(x)) for x in (point_groups, point_modalities))
+    group_names = sorted(group_names) if len(group_names) > 1 else group_names
+    default_colours = dict(zip(group_names, _cycle(len(group_names)), strict=True))
+    colours = {name: (palette or {}).get(name, colour) for name, colour in default_colours.items()}
+    markers = dict(zip(modality_names, _repeat(MARKERS, len(modality_names)), strict=True))
+    size = float(np.clip(16000 / max(1, len(points)), 14, 70))  # the more points, the smaller
+    for modality, marker in markers.items():
+        is_shown = point_modalities == modality
         ax.scatter(
-            *points[is_kind].T, s=size, c=[colours[g] for g in group[is_kind]], marker=marker,
+            *points[is_shown].T, s=size, c=[colours[group] for group in point_groups[is_shown]], marker=marker,
             linewidths=0.4, edgecolors=PAPER, alpha=0.9, zorder=2,
         )  # fmt: skip
     _style(ax, title=title, frame=False)
     ax.set(xticks=[], yticks=[])
-    dots = {"linestyle": "", "markersize": 7}
-    handles = [Line2D([], [], marker="o", color=colours[n], label=n, **dots) for n in names[:24]]
-    if len(kinds) > 1:
-        forms = zip(kinds, _repeat(MARKERS, len(kinds)), strict=True)
+    # The legend: at most 24 groups, an empty line, and the modalities.
+    dot = {"linestyle": "", "markersize": 7}
+    handles = [
+        Line2D([], [], marker="o", color=colours[name], label=name, **dot) for name in group_names[:24]
+    ]
+    if len(markers) > 1:
         handles.append(Line2D([], [], linestyle="", label=" "))
-        handles += [Line2D([], [], marker=m, color=MUTED, label=k, **dots) for k, m in forms]
+        handles += [Line2D([], [], marker=m, color=MUTED, label=name, **dot) for name, m in markers.items()]
     _legend(ax, handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 
 
 def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
-    """The fraction of queries whose first correct result has rank 1, 2 to 5, ...; a panel per direction.
+    """Histograms of retrieval ranks, a panel per direction: the fraction of queries whose first correct result has rank
+    1, 2 to 5, 6 to 10, …
+
+    A dotted line shows the fraction for a random order of the results, if each query has one correct result.
 
     Args:
-      ranks: of the first correct results, from 1, by direction. Dots show those of a random order where each query has
-        one correct result.
-      candidates: size of the gallery.
+      ranks: the rank (from 1) of the first correct result of each query, by direction.
+      candidates: number of candidates that are ranked for each query.
 
     Raises:
       ValueError: a rank is not in 1..candidates.
     """
-    edges = [1, 2, 6, 11, 51, 101, 501, 1001, 10001]
+    edges = [
+        1,
+        2,
+        6,
+        11,
+        51,
+        101,
+        501,
+        1001,
+        10001,
+    ]  # a bin has the ranks from its edge to below the next edge
+    # No bin begins close to the number of candidates: the last one would be narrow.
     edges = [edge for edge in edges if edge * 1.5 <= candidates or edge == 1] + [candidates + 1]
     names = [str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges, edges[1:], strict=False)]
     fig, axes = _grid(len(ranks), min(2, len(ranks)), height=2.6)
@@ -255,16 +276,17 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
         if values.size and (values.min() < 1 or values.max() > candidates):
             bad = f"{values.min()}..{values.max()}"
             raise ValueError(f"{direction}: ranks must lie in 1..{candidates}, got {bad}")
-        share = np.histogram(values, bins=edges)[0] / max(1, values.size)
+        counts, _ = np.histogram(values, bins=edges)
+        fractions = counts / max(1, values.size)
         chance = np.diff(edges) / candidates
-        ax.bar(names, share, color=colour, width=0.72)
+        ax.bar(names, fractions, color=colour, width=0.72)
         left = np.arange(len(names)) - 0.42
         ax.hlines(chance, left, left + 0.84, color=MUTED, linestyle=":", linewidth=1.4)
-        for x, y in enumerate(share):
-            if y >= 0.005:
+        for x, y in enumerate(fractions):
+            if y >= 0.005:  # smaller ones would be shown as 0%
                 ax.text(x, y + 0.015, f"{y:.0%}", ha="center", va="bottom", fontsize=8.5, color=INK)
         _style(ax, title=direction)
-        ax.set_ylim(0, min(1.2, max(share.max(), chance.max()) * 1.15 + 0.05))
+        ax.set_ylim(0, min(1.2, max(fractions.max(), chance.max()) * 1.15 + 0.05))
         ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
         ax.set_xlabel("rank of the first correct result", color=MUTED, fontsize=9)
         _legend(ax, handles=[Line2D([], [], color=MUTED, linestyle=":", label="chance")], loc="upper center")
@@ -274,22 +296,22 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
 def confusion_matrix(
     matrix: Num[np.ndarray, "true predicted"], names: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """A confusion matrix: counts with a row per true class; the colour is the fraction of the row.
+    """A heat map of a confusion matrix, with a row per true class: numbers are counts, colours fractions of the row.
 
     Raises:
       ValueError: the matrix is not square, or not as large as there are names.
     """
     if matrix.shape != (len(names), len(names)):
         raise ValueError(f"{len(names)} names need a square matrix of that size, got shape {matrix.shape}")
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(0.55 * len(names) + 1.4, 3.2, 7.0))
     fig = _figure(side + 1.2, side)
     ax = fig.add_subplot()
-    image = ax.imshow(share, cmap="viridis", vmin=0, vmax=1)
+    image = ax.imshow(fractions, cmap="viridis", vmin=0, vmax=1)
     if len(names) <= 12:
         for (i, j), count in np.ndenumerate(matrix):
             if count:
-                colour = "#101010" if share[i, j] > 0.6 else "#fdfdfd"
+                colour = "#101010" if fractions[i, j] > 0.6 else "#fdfdfd"  # legible on the cell
                 ax.text(j, i, f"{count:g}", ha="center", va="center", fontsize=8.5, color=colour)
     _style(ax, title=title, frame=False)
     _labels(ax, names, names)
@@ -305,14 +327,14 @@ def spectrogram(
     frames_per_second: float | None = None,
     title: str = "",
 ) -> Figure:
-    """Log-mel spectrograms, low frequencies at the bottom; several, by title, share one colour scale.
+    """One log-mel spectrogram, or several by title, which share a colour scale. Low frequencies are at the bottom.
 
-    ``frames_per_second``: scales the time axis; None: it counts frames.
+    ``frames_per_second``: for a time axis in seconds; None: the axis counts frames.
     """
-    several = log_mel if isinstance(log_mel, Mapping) else {title: log_mel}
-    fig, axes = _grid(len(several), 1, height=2.1)
-    low, high = min(m.min() for m in several.values()), max(m.max() for m in several.values())
-    for ax, (name, mel) in zip(axes, several.items(), strict=True):
+    by_title = log_mel if isinstance(log_mel, Mapping) else {title: log_mel}
+    fig, axes = _grid(len(by_title), 1, height=2.1)
+    low, high = min(m.min() for m in by_title.values()), max(m.max() for m in by_title.values())
+    for ax, (name, mel) in zip(axes, by_title.items(), strict=True):
         end = len(mel) / (frames_per_second or 1.0)
         extent = (0.0, end, 0.0, float(mel.shape[1]))
         image = ax.imshow(
@@ -333,14 +355,13 @@ def image_grid(
     captions: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
-    """Images in rows of ``columns``, with small pixels enlarged to sharp squares."""
+    """Images in rows of ``columns``, with small pixels enlarged to sharp squares; captions are shown above them."""
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
+    # In inches.
     cell = min(1.6, WIDTH / columns)
-    aspect = images.shape[1] / images.shape[2]
-    fig = _figure(
-        cell * columns, (cell * aspect + (0.4 if captions else 0.05)) * rows + (0.35 if title else 0.0)
-    )
+    row_height = cell * images.shape[1] / images.shape[2] + (0.4 if captions else 0.05)
+    fig = _figure(cell * columns, row_height * rows + (0.35 if title else 0.0))
     for k, image in enumerate(images):
         ax = fig.add_subplot(rows, columns, k + 1)
         ax.imshow(_rgb(image), interpolation="nearest")
@@ -364,16 +385,13 @@ def video_strip(
     n, frames, height, width, channels = videos.shape
     chosen = np.unique(np.linspace(0, frames - 1, min(frames, max_frames)).round().astype(int))
     gap = max(1, width // 16)
+    # RGBA: the gaps between the frames are transparent.
     strips = np.full((n, height, (width + gap) * len(chosen) - gap, 4), 0, np.uint8)
     for position, frame in enumerate(chosen):
-        rgb = (
-            np.stack([_rgb(video[frame]) for video in videos])
-            if n
-            else np.zeros((0, height, width, 3), np.uint8)
-        )
         left = position * (width + gap)
-        strips[:, :, left : left + width, :3] = rgb
-        strips[:, :, left : left + width, 3] = 255
+        for strip, video in zip(strips, videos, strict=True):
+            strip[:, left : left + width, :3] = _rgb(video[frame])
+            strip[:, left : left + width, 3] = 255
     row_height = WIDTH * height / strips.shape[2] + (0.3 if captions else 0.06)
     fig = _figure(WIDTH, max(0.5, row_height * max(1, n)))
     for k, strip in enumerate(strips):
@@ -390,6 +408,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels, in rows of ``columns``; ``height``: of a row, in inches."""
     columns = max(1, min(columns, count))
     rows = math.ceil(count / columns)
     fig = _figure(WIDTH, height * rows + 0.2)
@@ -397,7 +416,10 @@ def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _style(ax: Axes, *, title: str = "", frame: bool = True) -> None:
-    """The common look of all figures' axes: no top and right spine, muted ticks, a bold title at the left."""
+    """Gives axes the common look of all figures: no top and right spine, muted ticks, a bold title at the left.
+
+    ``frame``: whether to draw the line of the horizontal axis.
+    """
     ax.set_facecolor("none")
     ax.spines[["top", "right"]].set_visible(False)
     for side in ("left", "bottom"):
@@ -413,7 +435,8 @@ def _legend(ax: Axes, **kwargs: Any) -> None:
 
 
 def _labels(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None) -> None:
-    """Names of rows and columns at the ticks; numbers where there are no names or more than 40."""
+    """Labels the ticks of a matrix with the names of its rows and columns (cut to 32 characters); with numbers where
+    there are no names or more than 40."""
     for axis, names in ((ax.yaxis, rows), (ax.xaxis, columns)):
         if names is not None and len(names) <= 40:
             axis.set_ticks(range(len(names)), [n if len(n) <= 32 else n[:31] + "…" for n in names])
@@ -441,11 +464,13 @@ def _empty(fig: Figure, ax: Axes, message: str) -> Figure:
 
 
 def _repeat(items: Sequence[str], count: int) -> list[str]:
+    """``count`` items: all of them, then again from the first."""
     return [items[k % len(items)] for k in range(count)]
 
 
 def _cycle(count: int) -> list[str]:
-    """Colours of the palette; for more groups than it has, as many hues, which are not colour-blind safe."""
+    """``count`` different colours: those of `PALETTE`, or where it has too few, hues of a colour map, which are not
+    colour-blind safe."""
     if count <= len(PALETTE):
         return list(PALETTE[:count])
     return [to_hex(c) for c in matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))]
@@ -463,18 +488,21 @@ def _panel_labels(panel: Sequence[str]) -> tuple[str, dict[str, str]]:
     For "train/loss" and "test/loss" the title is "loss" and the labels are "train" and "test"; for "test/loss" and
     "test/accuracy" the title is "test" and the labels are "loss" and "accuracy".
     """
+    # The different prefixes, and the different metrics.
     prefixes, metrics = (list(dict.fromkeys(parts)) for parts in zip(*map(_split, panel), strict=True))
     if len(panel) == 1:
         return panel[0], {panel[0]: prefixes[0] or panel[0]}
     if len(prefixes) == 1:
         return prefixes[0], {name: _split(name)[1] for name in panel}
-    top = {prefix.partition("/")[0] for prefix in prefixes}
-    common = f"{top.pop()}/" if len(top) == 1 and all("/" in prefix for prefix in prefixes) else ""
+    # Several prefixes may begin alike, such as test/image and test/text.
+    beginnings = {prefix.partition("/")[0] for prefix in prefixes}
+    all_nested = all("/" in prefix for prefix in prefixes)
+    common = f"{beginnings.pop()}/" if len(beginnings) == 1 and all_nested else ""
     return common + ", ".join(metrics), {name: _split(name)[0].removeprefix(common) for name in panel}
 
 
 def _panels(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The metrics of each panel: those whose names end alike."""
+    """The metrics of each panel, one panel for each ending of names: ``train/loss`` with ``validation/loss``."""
     panels: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for r in records for name in r if name not in ("step", "note")):
         panels.setdefault(_split(name)[1], []).append(name)
@@ -482,24 +510,26 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, means and standard deviations over seeds of a metric."""
+    """A metric over training: ``(steps, means over seeds, standard deviations over seeds)``, arrays of equal length."""
     records = [record for record in records if name in record]
     steps = np.asarray([record["step"] for record in records])
-    values = [np.atleast_1d(np.asarray(record[name], np.float64)) for record in records]  # null is NaN: a gap
-    return (
-        steps,
-        np.asarray([v.mean() for v in values]),
-        np.asarray([v.std(ddof=1) if v.size > 1 else 0.0 for v in values]),
-    )
+    # None (not finite) becomes NaN, which leaves a gap in the curve.
+    values = [np.atleast_1d(np.asarray(record[name], np.float64)) for record in records]
+    means = np.asarray([v.mean() for v in values])
+    return steps, means, np.asarray([v.std(ddof=1) if v.size > 1 else 0.0 for v in values])
 
 
 def _smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential average, corrected for its start; gaps (NaN) stay gaps."""
-    smoothed, total, norm = np.full_like(values, np.nan), 0.0, 0.0
+    """The exponential moving average of a curve; ``weight``: of the past, in [0, 1). Gaps (NaN) stay gaps.
+
+    The sum of the weights so far divides it, so that it does not start near 0.
+    """
+    smoothed, weighted_sum, weight_sum = np.full_like(values, np.nan), 0.0, 0.0
     for k, value in enumerate(values):
         if np.isfinite(value):
-            total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
-            smoothed[k] = total / norm
+            weighted_sum = weight * weighted_sum + (1 - weight) * value
+            weight_sum = weight * weight_sum + (1 - weight)
+            smoothed[k] = weighted_sum / weight_sum
     return smoothed
 
 
@@ -508,10 +538,15 @@ def _rgb(image: Shaped[np.ndarray, "height width channels"]) -> np.ndarray:
 
 
 def _recolour(fig: Figure, colours: Mapping[str, str]) -> list[tuple[Any, Any]]:
-    """Replaces colours everywhere in a figure; returns the setters and arguments that restore them."""
+    """Replaces colours everywhere in a figure. ``colours``: new ones by old ones, as hexadecimal codes.
+
+    Returns:
+      Pairs of a function and its argument: the calls that restore the old colours.
+    """
     undo = []
 
     def swap(setter: Any, old: Any) -> None:
+        """Replaces one colour of one artist, if ``colours`` has a new one for it."""
         new = colours.get(to_hex(old)) if not (isinstance(old, str) and old == "none") else None
         if new is not None:
             undo.append((setter, old))

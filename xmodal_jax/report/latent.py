@@ -25,7 +25,7 @@ from xmodal_jax.train.run import write_atomic
 TRAVERSED_DIMENSIONS = 8
 """Dimensions that a traversal shows: those with the largest variance."""
 TRAVERSAL_SPAN = 2.5
-"""Standard deviations of the latents that a traversal goes to either side of the mean."""
+"""How far a traversal goes from the mean to either side, in standard deviations of the latents."""
 MAP_EXAMPLES = 300
 """Examples in a map of the latent space."""
 
@@ -43,7 +43,8 @@ def add_metric_tables(
     headline: Sequence[str],
     chance: Mapping[str, float] | None = None,
 ) -> None:
-    """The headline metrics, and a table for each group of metrics."""
+    """Cards of the headline metrics, and a table for each group of metrics in `GROUPS`. ``chance``: values of a random
+    prediction, by name, shown on the cards."""
     report.add_metrics({k: metrics[k] for k in headline}, headline=headline, chance=chance, title="Headline")
     for group, title in GROUPS.items():
         members = {k: v for k, v in metrics.items() if k.split("/")[0].split("_")[0] == group}
@@ -57,20 +58,21 @@ class ExampleRenderer:
     def __init__(self, configs: ModalityConfigs, vocabulary: Vocabulary):
         self.configs, self.vocabulary = configs, vocabulary
         self._waveforms: dict[str, Any] = {}
-        """Compiled functions from spectrograms to waveforms, by modality."""
+        """Pairs of a compiled function from spectrograms to waveforms and the sample rate in Hz, by modality."""
 
     def cell(self, name: str, batch: Mapping[str, Any], index: int) -> str | np.ndarray:
-        """One example's modality as a text or a uint8 image ``[H, W, 3]``."""
+        """The modality ``name`` of one example as a text or a uint8 image ``[H, W, 3]``."""
         mask = batch.get(f"{name}_mask")
-        shown = self.configs.for_modality(name).show(
+        picture = self.configs.for_modality(name).show(
             np.asarray(batch[name][index]), None if mask is None else np.asarray(mask[index]), self.vocabulary
         )
-        if isinstance(shown, str) or shown.ndim == 3:
-            return shown
-        return np.round(255 * matplotlib.colormaps["magma"](shown)[..., :3]).astype(np.uint8)
+        if isinstance(picture, str) or picture.ndim == 3:
+            return picture
+        # A spectrogram, [H, W] in [0, 1].
+        return np.round(255 * matplotlib.colormaps["magma"](picture)[..., :3]).astype(np.uint8)
 
     def sounds(self, name: str, batch: Mapping[str, Any], indices: Sequence[int]) -> list[Audio]:
-        """Examples of a modality as sounds."""
+        """The examples at ``indices`` of a batch as sounds, from their spectrograms in the field ``name``."""
         if name not in self._waveforms:
             config = self.configs.for_modality(name)
             self._waveforms[name] = jax.jit(config.waveforms), config.sample_rate
@@ -90,12 +92,12 @@ def _sound_names(evaluator: LatentEvaluator) -> list[str]:
 
 
 def _with_frames(evaluator: LatentEvaluator, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch of data with log-mel frames in place of waveforms, as the model compares and generates them."""
+    """A batch of data with log-mel frames in place of waveforms, since the model reconstructs frames."""
     names = _sound_names(evaluator)
     if not names:
         return dict(batch)
     targets = preprocess(evaluator.configs, names, batch).targets
-    frames = evaluator.to_batch({m: targets[m][0] for m in names})
+    frames = evaluator.to_batch({m: targets[m][0] for m in names})  # without the targets' masks
     return {**batch, **{m: np.asarray(frames[m]) for m in names}}
 
 
@@ -103,16 +105,24 @@ def _make_decoder(evaluator: LatentEvaluator, *, sample_private: bool):
     """The compiled function ``decode(params, shared [N, D])``, which generates all modalities as a batch of N examples
     from shared latents.
 
-    ``sample_private``: whether private latents are sampled; if not, they are the means of their prior.
+    ``sample_private``: whether private latents, those of one modality each, are sampled from their prior; if not, they
+    are its mean.
     """
     key = evaluator.key if sample_private else None
 
     def decode(params, shared):
         z = evaluator.vae.decoder_latents(params, shared, key)
-        # ``x[0]`` drops the axis of latent samples, which has one sample.
-        return evaluator.to_batch(jax.tree.map(lambda x: x[0], evaluator.vae.decode(params, z, None)))
+        return _decode_one_sample(evaluator, params, z)
 
     return jax.jit(decode)
+
+
+def _decode_one_sample(evaluator: LatentEvaluator, params: Any, z: Any) -> dict[str, Any]:
+    """All modalities as a batch of N examples, decoded from latents ``z`` with one sample for each example."""
+    outputs = evaluator.vae.decode(
+        params, z, None
+    )  # arrays [1, N, ...]: the first axis is that of the samples
+    return evaluator.to_batch(jax.tree.map(lambda x: x[0], outputs))
 
 
 def add_translations(
@@ -124,40 +134,45 @@ def add_translations(
     folder: Path,
     count: int = 3,
 ) -> None:
-    """Every modality generated from every other: for ``count`` examples a row of the data, one for each modality that
-    is observed alone, and one for all of them; and the images of it as ``any_to_any.png``."""
+    """A table of every modality generated from every other one, and its images as ``any_to_any.png`` in ``folder``.
+
+    Each of ``count`` examples of ``source`` has several rows: the data, what is generated from each modality alone, and
+    what is generated from all modalities.
+    """
     indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
     batch = {**source.batch(indices), "index": np.arange(count, dtype=np.int32)}
     if evaluator.transform is not None:
         batch = evaluator.transform(batch)
     batch = numeric_fields(batch)
     names, total = evaluator.modalities, len(evaluator.modalities)
-    # One modality alone is all of them.
+    # The observed modalities, [subsets, modalities]: each one alone, and all of them (the same if there is only one).
     observed = np.concatenate([np.eye(total, dtype=bool), np.ones((int(total > 1), total), bool)])
     titles = [f"from {m}" for m in names] + ["from all"] * (total > 1)
+    # [subsets, modalities, 1, count, D']: the latents that each modality is decoded from.
     latents = jax.jit(evaluator.vae.infer)(params, batch, observed, evaluator.key).z
-    decode = jax.jit(
-        lambda p, z: evaluator.to_batch(jax.tree.map(lambda x: x[0], evaluator.vae.decode(p, z, None)))
-    )
-    generated = [jax.tree.map(np.asarray, decode(params, z)) for z in latents]
+    decode = jax.jit(lambda params, z: _decode_one_sample(evaluator, params, z))
+    generated = [jax.tree.map(np.asarray, decode(params, z)) for z in latents]  # a batch for each subset
     real, rows = _with_frames(evaluator, batch), []
     for k in range(count):
         rows.append(["data", *(renderer.cell(m, real, k) for m in names)])
-        for title, each in zip(titles, generated, strict=True):
-            rows.append([title, *(renderer.cell(m, each, k) for m in names)])
+        for title, outputs in zip(titles, generated, strict=True):
+            rows.append([title, *(renderer.cell(m, outputs, k) for m in names)])
     note = "Each row is one sample of the latents: it reconstructs what is observed and generates the rest."
     title = "Generation across modalities" if total > 1 else "Reconstruction"
     report.add_table(title, ["", *names], rows, note=note)
     for name in _sound_names(evaluator):
         rows = [
-            [f"{name}, example {k}", *(renderer.sounds(name, each, [k])[0] for each in generated)]
+            [f"{name}, example {k}", *(renderer.sounds(name, outputs, [k])[0] for outputs in generated)]
             for k in range(count)
         ]
         report.add_table("Sound", ["", *titles], rows)
     images = _image_names(evaluator)
     if images:
         cells = [
-            renderer.cell(m, each, k) for k in range(count) for each in (real, *generated) for m in images
+            renderer.cell(m, examples, k)
+            for k in range(count)
+            for examples in (real, *generated)
+            for m in images
         ]
         write_atomic(folder / "any_to_any.png", png(tile_images(_pad_images(cells), columns=len(images))))
 
@@ -177,7 +192,10 @@ def add_samples(
     renderer: ExampleRenderer,
     count: int = 6,
 ) -> None:
-    """All modalities generated from shared latents, by the distribution that the latents are sampled from."""
+    """A table of all modalities generated from samples of the shared latents, a row per sample.
+
+    ``draws``: samples ``[N, D]`` by the name of the distribution that they are drawn from, such as the prior.
+    """
     decode = _make_decoder(evaluator, sample_private=True)
     rows = []
     for name, shared in draws.items():
@@ -201,14 +219,16 @@ def add_traversals(
     folder: Path,
     steps: int = 9,
 ) -> None:
-    """Data generated from one example's latent when one of its dimensions is varied, for the dimensions with the
-    largest variance; and ``traversals.png``."""
+    """A table of latent traversals, and its images as ``traversals.png`` in ``folder``.
+
+    Each row shows what is generated from the first example's latent when one dimension is varied in ``steps`` steps,
+    for the dimensions with the largest variance. ``latents``: of the test split, ``[N, D]``.
+    """
     dims = np.argsort(-latents.std(axis=0))[:TRAVERSED_DIMENSIONS]
-    offsets = np.linspace(-TRAVERSAL_SPAN, TRAVERSAL_SPAN, steps)
-    varied = np.repeat(latents[:1], len(dims) * steps, axis=0)
+    offsets = np.linspace(-TRAVERSAL_SPAN, TRAVERSAL_SPAN, steps)  # in standard deviations
+    varied = np.repeat(latents[:1], len(dims) * steps, axis=0)  # [dims * steps, D]
     for k, dim in enumerate(dims):
-        values = latents[:, dim].mean() + offsets * latents[:, dim].std()
-        varied[k * steps : (k + 1) * steps, dim] = values
+        varied[k * steps : (k + 1) * steps, dim] = latents[:, dim].mean() + offsets * latents[:, dim].std()
     decode = _make_decoder(evaluator, sample_private=False)
     generated = jax.tree.map(np.asarray, decode(params, varied))
     images = _image_names(evaluator)
@@ -232,11 +252,15 @@ def add_map(
     class_names: Sequence[str] | None,
     limit: int = MAP_EXAMPLES,
 ) -> None:
-    """The latents in two dimensions, by class: those given all modalities, and those given each one alone."""
+    """Scatter plots of the latents in two dimensions, coloured by class: the means of the posteriors given all
+    modalities, and of those given each modality alone.
+
+    ``labels``: class of each example; -1: unknown. ``limit``: number of examples in the first plot.
+    """
     names = [str(class_names[k]) if class_names is not None and k >= 0 else str(k) for k in labels[:limit]]
     points = figures.project_2d(latents.mean[:limit])
     report.add_figure("Latent space", figures.embedding_map(points, names, title="all modalities"))
-    unimodal = latents.unimodal[: max(limit // 3, 5)]
+    unimodal = latents.unimodal[: max(limit // 3, 5)]  # [N, modalities, D]
     count = unimodal.shape[1]
     points = figures.project_2d(np.concatenate([unimodal[:, k] for k in range(count)]))
     modalities = np.repeat(evaluator.modalities, len(unimodal)).tolist()
@@ -250,12 +274,13 @@ def add_map(
 
 
 def coherence_figure(evaluator: LatentEvaluator, classes: np.ndarray, labels: np.ndarray) -> Figure:
-    """For every subset of modalities (a row) how often each modality generated from it shows the right class."""
+    """A matrix of conditional coherence: a row for each subset of observed modalities, a column for each generated
+    modality; an entry is the fraction of generated examples that a classifier assigns to the right class."""
     matrix = coherence_matrix(classes, labels)
     short = [m.removeprefix("image_") for m in evaluator.modalities]
-    subset_names = [
-        " ".join(name for name, is_member in zip(short, members, strict=True) if is_member)
-        for members in evaluator.subsets
+    subset_names = [  # a subset is a bool for each modality
+        " ".join(name for name, is_member in zip(short, subset, strict=True) if is_member)
+        for subset in evaluator.subsets
     ]
     return figures.similarity_matrix(
         matrix[: len(subset_names)], subset_names, list(evaluator.modalities), row_name="observed",

@@ -42,8 +42,8 @@ _SHARES = (
     "wer",
     "cer",
 )
-"""Metrics in [0, 1], whose cards have a bar. Of a metric's name the part before the first ``@``, ``_`` or space
-counts."""
+"""Metrics in [0, 1], whose cards have a bar. A name is compared up to its first ``@``, ``_`` or space: ``recall@1`` is
+a recall."""
 
 
 class Audio(NamedTuple):
@@ -87,8 +87,11 @@ class Report:
         self.title = title
         self.subtitle = subtitle
         self._cards: list[str] = []
+        """HTML of the cards of metrics."""
         self._sections: dict[str, list[str]] = {}
+        """HTML of the contents of each section, by title."""
         self._closed: set[str] = set()
+        """Titles of the sections that are collapsed at first."""
 
     def add_metrics(
         self,
@@ -101,8 +104,8 @@ class Report:
         """Cards of the headline metrics, and a table of all metrics.
 
         Args:
-          metrics: values by name; a value is a number, or one number per seed. Names ``group/metric`` make a table of
-            groups by metrics.
+          metrics: values by name; a value is a number, or one number per seed. The table has a row for each group and a
+            column for each metric in the names ``group/metric`` (the other way round if there are many metrics).
           headline: names of the metrics on cards; None: the first six.
           chance: the value of a random prediction, by name, shown on the card.
           title: of the section with the table.
@@ -114,17 +117,17 @@ class Report:
             if name not in metrics:
                 raise KeyError(f"headline metric {name!r} is not among the metrics: {', '.join(metrics)}")
             self._cards.append(_card(name, metrics[name], (chance or {}).get(name)))
-        split = [name.rpartition("/")[::2] for name in metrics]
-        leaves = list(dict.fromkeys(leaf for _, leaf in split))
-        rows = {}
-        for (group, leaf), value in zip(split, metrics.values(), strict=True):
-            rows.setdefault(group, {})[leaf] = format_value(value)
-        transposed = len(leaves) > 7 and len(rows) < len(leaves)
+        by_group: dict[str, dict[str, str]] = {}
+        for name, value in metrics.items():
+            group, _, metric = name.rpartition("/")
+            by_group.setdefault(group, {})[metric] = format_value(value)
+        metric_names = list(dict.fromkeys(name.rpartition("/")[2] for name in metrics))
+        transposed = len(metric_names) > 7 and len(by_group) < len(metric_names)
         if transposed:  # a tall table reads better than one that scrolls sideways
-            body = [[leaf, *(cells.get(leaf, "") for cells in rows.values())] for leaf in leaves]
+            rows = [[m, *(cells.get(m, "") for cells in by_group.values())] for m in metric_names]
         else:
-            body = [[group, *(cells.get(leaf, "") for leaf in leaves)] for group, cells in rows.items()]
-        self._add(title, _table(["", *(rows if transposed else leaves)], body))
+            rows = [[group, *(cells.get(m, "") for m in metric_names)] for group, cells in by_group.items()]
+        self._add(title, _table(["", *(by_group if transposed else metric_names)], rows))
 
     def add_text(self, title: str, text: str) -> None:
         """A text; blank lines separate paragraphs."""
@@ -133,7 +136,7 @@ class Report:
     def add_table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = ""
     ) -> None:
-        """A table. Cells are text, numbers, `Item`, or the content of an `Item`.
+        """A table. A cell is a text, a number, an `Item`, or what an `Item` can hold: an image, a video, audio.
 
         Raises:
           ValueError: a row has not as many cells as there are ``columns``.
@@ -222,10 +225,13 @@ class Report:
         for k, (query, hits) in enumerate(zip(queries, results, strict=True)):
             query = query if isinstance(query, Item) else Item(query)
             cells = "".join(_hit(rank, hit) for rank, hit in enumerate(hits[:top], start=1))
-            first = next((rank for rank, hit in enumerate(hits, start=1) if hit.correct), None)
-            first = first if first is not None or ranks is None else int(ranks[k])
-            verdict = f"first correct result: rank {first}"
-            if not first:
+            first_rank = next((rank for rank, hit in enumerate(hits, start=1) if hit.correct), None)
+            if (
+                first_rank is None and ranks is not None
+            ):  # the correct result is not among those that are given
+                first_rank = int(ranks[k])
+            verdict = f"first correct result: rank {first_rank}"
+            if not first_rank:
                 verdict = f"no correct result in the first {len(hits)}"
             rows.append(
                 f'<div class="query"><div class="ask"><span class="kind">query</span>{_cell(*query)}'
@@ -244,21 +250,21 @@ class Report:
 
     def add_timing(self, timing: Mapping[str, float | None], title: str = "Timing") -> None:
         """Seconds by name, with bars in proportion to ``total``."""
-        known = {name: float(s) for name, s in timing.items() if s is not None}
-        whole = max([known.get("total", 0.0), *known.values(), 1e-12])
-        bars = [(name, f"{_bar(s / whole)}<span>{_duration(s)}</span>") for name, s in known.items()]
+        seconds = {name: float(s) for name, s in timing.items() if s is not None}
+        longest = max([seconds.get("total", 0.0), *seconds.values(), 1e-12])
+        bars = [(name, f"{_bar(s / longest)}<span>{_duration(s)}</span>") for name, s in seconds.items()]
         self._add(title, f'<div class="timing">{_pairs(bars)}</div>')
 
     def html(self) -> str:
         """The HTML of the page."""
         when = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
         links, sections = [], []
-        for number, (title, parts) in enumerate(self._sections.items(), start=1):
+        for number, (title, contents) in enumerate(self._sections.items(), start=1):
             links.append(f'<a href="#s{number}">{_escape(title)}</a>')
-            opened = "" if title in self._closed else " open"
+            open_attribute = "" if title in self._closed else " open"
             sections.append(
-                f'<details id="s{number}"{opened}><summary><h2>{_escape(title)}</h2></summary>'
-                f'<div class="body">{"".join(parts)}</div></details>'
+                f'<details id="s{number}"{open_attribute}><summary><h2>{_escape(title)}</h2></summary>'
+                f'<div class="body">{"".join(contents)}</div></details>'
             )
         subtitle = f'<p class="subtitle">{_escape(self.subtitle)}</p>' if self.subtitle else ""
         cards = f'<div class="cards">{"".join(self._cards)}</div>' if self._cards else ""
@@ -294,7 +300,7 @@ def _note(note: str) -> str:
 
 
 def uri(data: bytes, kind: str) -> str:
-    """Bytes of a media type as a data URI.
+    """The content of a file as a data URI; ``kind``: its media type.
 
     Example::
 
@@ -323,6 +329,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
 
 
 def _duration(seconds: float) -> str:
+    """Seconds as "5.25 s", "2 min 03 s" or "1 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.2f} s"
     minutes, seconds = divmod(round(seconds), 60)
@@ -331,8 +338,8 @@ def _duration(seconds: float) -> str:
 
 
 def _card(name: str, value: Any, chance: float | None) -> str:
-    """The HTML of one metric: its name, its mean over seeds with the spread, a bar if it is a share, and the chance
-    level."""
+    """The HTML of one metric's card: its name, its mean over seeds with the spread, a bar if it is one of `_SHARES`,
+    and the value of a random prediction (``chance``)."""
     group, _, leaf = name.rpartition("/")
     text, _, spread = format_value(value).partition(" ± ")
     spread = f"<small> ± {spread}</small>" if spread else ""
@@ -362,17 +369,21 @@ def _td(value: Any) -> str:
     if isinstance(value, float | np.floating):
         value = format_value(value)
     text = str(value)
-    numeric = len(text) < 24 and text.lstrip("-")[:1].isdigit()
-    kind = "number" if numeric else "words"
+    is_number = (
+        len(text) < 24 and text.lstrip("-")[:1].isdigit()
+    )  # also a number as text, such as "0.9 ± 0.1"
+    kind = "number" if is_number else "words"
     return f'<td class="{kind}">{_escape(text)}</td>'
 
 
 def _hit(rank: int, hit: Hit) -> str:
     """The HTML of one retrieval result with its rank and similarity, marked as right or wrong."""
-    mark = ("right", "✓") if hit.correct else ("wrong", "✗")  # readable without colours, too
+    css_class, sign = (
+        ("right", "✓") if hit.correct else ("wrong", "✗")
+    )  # the sign is readable without colours
     return (
-        f'<div class="hit {mark[0]}">{_cell(hit.content, hit.caption)}'
-        f'<div class="score"><span>{mark[1]} {rank}</span>'
+        f'<div class="hit {css_class}">{_cell(hit.content, hit.caption)}'
+        f'<div class="score"><span>{sign} {rank}</span>'
         f"<span>{hit.similarity:.2f}</span></div></div>"
     )
 
@@ -381,7 +392,7 @@ _TAGS = {"right": "span", "wrong": "mark", "missing": "del"}
 
 
 def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps: float = 8.0) -> str:
-    """The HTML of content with its caption."""
+    """The HTML of a text, an image, a video or audio, with its caption below it; ``fps``: of a video."""
     below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
     if isinstance(content, MarkedText):
         words = " ".join(f"<{_TAGS[mark]}>{_escape(text)}</{_TAGS[mark]}>" for text, mark in content.pieces)
@@ -396,18 +407,20 @@ def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps
             f"expected an image uint8 [H, W, C] or a video uint8 [F, H, W, C] with 1, 3 or 4 channels, "
             f"got {content.dtype} {content.shape}"
         )
-    sharp = "" if max(content.shape[-3:-1]) > 160 else ' class="pixels"'
+    # The browser enlarges small images with sharp pixels.
+    pixel_class = "" if max(content.shape[-3:-1]) > 160 else ' class="pixels"'
     source = uri(png(content, fps), "image/png")
-    return f'<figure class="tile"><img{sharp} src="{source}" alt="{_escape(caption)}">{below}</figure>'
+    return f'<figure class="tile"><img{pixel_class} src="{source}" alt="{_escape(caption)}">{below}</figure>'
 
 
 def png(content: np.ndarray, fps: float = 8.0) -> bytes:
-    """An image ``[H, W, C]``, or a video ``[F, H, W, C]`` as an animation, uint8, as the bytes of a PNG file."""
-    video = content if content.ndim == 4 else content[None]
+    """The bytes of a PNG file with an image uint8 ``[H, W, C]``, or with a video ``[F, H, W, C]`` as an animation."""
+    video = content if content.ndim == 4 else content[None]  # an image is a video of one frame
     frames = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in video]
     buffer = io.BytesIO()
-    moving = {"save_all": True, "append_images": frames[1:], "duration": round(1000 / fps), "loop": 0}
-    frames[0].save(buffer, format="PNG", optimize=True, **(moving if len(frames) > 1 else {}))
+    milliseconds = round(1000 / fps)
+    animation = {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    frames[0].save(buffer, format="PNG", optimize=True, **(animation if len(frames) > 1 else {}))
     return buffer.getvalue()
 
 

@@ -31,8 +31,8 @@ def caption_quality(
 ) -> tuple[np.ndarray, list[MarkedText]]:
     """The quality of each caption ``[N]``, and the captions with wrong words marked.
 
-    The quality is the fraction of correct factors where the meanings of the references are known, and CIDEr-D
-    elsewhere.
+    On the embedded data set, where the meanings of the references are known, the quality is the fraction of the scene's
+    factors that the caption has right. Elsewhere it is CIDEr-D, and words are marked by the most similar reference.
     """
     if references.meanings is None:
         nearest = [
@@ -43,7 +43,9 @@ def caption_quality(
         return cider(captions, references.references), [MarkedText(m) for m in marks]
     quality, marks = [], []
     for caption, meaning in zip(captions, references.meanings, strict=True):
-        counts = match_factors(parse(caption), meaning).values()
+        counts = match_factors(
+            parse(caption), meaning
+        ).values()  # (number correct, number in all) of each factor
         quality.append(sum(correct for correct, _ in counts) / sum(count for _, count in counts))
         words = mark_wrong_words(caption, meaning)
         marks.append(MarkedText([(text, "wrong" if wrong else "right") for text, wrong in words]))
@@ -61,7 +63,7 @@ def transcript_quality(
 
 
 def _word_error_rate(text: str, reference: str) -> float:
-    """1 for words where the reference has none."""
+    """The word error rate of one text; 1 for any words if the reference is empty."""
     return error_rates([text], [reference])["wer"] if reference.split() else float(bool(text.split()))
 
 
@@ -80,10 +82,11 @@ def add_generated_texts(
 
     Args:
       report: gets the tables.
-      references: the split.
+      references: the split, with its reference texts.
       modality: the source modality, shown in the first column.
-      quality, marks: from `caption_quality` or `transcript_quality`.
-      measure: name of the quality.
+      quality: of each text, from `caption_quality` or `transcript_quality`.
+      marks: the generated texts with wrong words marked, from the same function.
+      measure: name of the quality, such as "factor accuracy".
       sample_rate: of audio, Hz.
       title: of the section.
     """
@@ -108,9 +111,9 @@ def add_attention(
     *,
     examples: int = 4,
 ) -> None:
-    """Cross-attention of the decoder when it predicts each word of the first ``examples`` generated texts.
+    """Figures of the decoder's cross-attention to the source at each word of the first ``examples`` generated texts.
 
-    Adds nothing where the model has no decoder.
+    Adds nothing where the model has no decoder. ``texts``: generated for all examples of ``references``.
     """
     model, modality, indices = generator.config, generator.modality, range(min(examples, len(texts)))
     if not model.decodes:
@@ -119,23 +122,27 @@ def add_attention(
     ids, mask = generator.tokenizer.encode_batch([texts[k] for k in indices], generator.length)
     batch = numeric_fields({**generator.inputs(raw), "text": ids, "text_mask": mask})
     sizes = dict(vocab_size=generator.tokenizer.vocab_size, length=generator.length)
+    # [B, words, source tokens], without leading source tokens such as [CLS].
     weights = np.asarray(jit_once(make_cross_attention(model, modality, **sizes))(params, batch))
     weights = weights[:, :, prefix_tokens(modality, getattr(model, modality)) :]
     for k, index in enumerate(indices):
-        words = generator.tokenizer.tokens(texts[index])[1:-1]
-        # The attention after a token is that of the prediction of the next token.
+        words = generator.tokenizer.tokens(texts[index])[
+            1:-1
+        ]  # without the begin and the end of the sentence
+        # At each position the decoder predicts the next token: at the begin of the sentence, the first word.
         fig = ATTENTION_FIGURES[kind_of(modality)](raw, modality, k, words, weights[k, : len(words)], model)
         report.add_figure("Cross-attention", fig, texts[index])
 
 
 def _spectrogram_attention(raw, modality, k, words, weights, model: Seq2SeqConfig) -> Figure:
-    """The attention of example k of the raw batch, over its log-mel frames."""
+    """The figure of the attention ``[words, tokens]`` to the speech of example k of the batch ``raw``, with its log-mel
+    spectrogram."""
     features = model.features
     log_mel, mask = compute_log_mel(
         jnp.asarray(raw[modality][k : k + 1]), jnp.asarray(raw[f"{modality}_mask"][k : k + 1]), features
     )
-    frames = np.asarray(log_mel[0])[np.asarray(mask[0])]
-    tokens = -(-len(frames) // getattr(model, modality).frames_per_token)
+    frames = np.asarray(log_mel[0])[np.asarray(mask[0])]  # of the only example, without padding
+    tokens = -(-len(frames) // getattr(model, modality).frames_per_token)  # rounded up
     return text_figures.spectrogram_attention(
         frames, words, weights[:, :tokens], features.hop / features.sample_rate
     )

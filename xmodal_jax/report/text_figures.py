@@ -18,11 +18,12 @@ def image_attention(picture: np.ndarray, words: Sequence[str], weights: np.ndarr
     """The image once for each word, dark where the word's attention is low.
 
     Args:
-      picture: uint8 ``[H, W, C]``, or a video ``[F, H, W, C]``, of which the frame with the most attention is shown.
+      picture: uint8 ``[H, W, C]``, or a video ``[F, H, W, C]``, whose frame with the most attention is shown.
       words: the generated words.
-      weights: attention ``[words, tokens]``; an image's tokens (in a video: each moment's) form a square grid.
+      weights: attention ``[words, tokens]``. The tokens of an image, or of each time step of a video, form a square
+        grid.
     """
-    rows = -(-max(1, len(words)) // COLUMNS)
+    rows = -(-max(1, len(words)) // COLUMNS)  # rounded up
     fig = Figure((WIDTH, 1.25 * rows), layout="constrained")
     axes = fig.subplots(rows, COLUMNS, squeeze=False).ravel()
     for ax in axes:
@@ -30,10 +31,10 @@ def image_attention(picture: np.ndarray, words: Sequence[str], weights: np.ndarr
     for ax, word, attention in zip(axes, words, weights, strict=False):
         frame = picture
         if picture.ndim == 4:
-            times = _time_steps(len(picture), attention.size)
-            attention = attention.reshape(times, -1)
-            time = int(attention.sum(axis=1).argmax())
-            frame, attention = picture[time * len(picture) // times], attention[time]
+            time_steps = _time_steps(len(picture), attention.size)
+            attention = attention.reshape(time_steps, -1)
+            step = int(attention.sum(axis=1).argmax())
+            frame, attention = picture[step * len(picture) // time_steps], attention[step]
         side = round(attention.size**0.5)
         grid = attention[: side * side].reshape(side, side)
         ax.imshow(darken(frame, grid), interpolation="nearest")
@@ -42,10 +43,11 @@ def image_attention(picture: np.ndarray, words: Sequence[str], weights: np.ndarr
 
 
 def _time_steps(frames: int, tokens: int) -> int:
-    """Time steps of a video's tokens: the largest number, up to that of the frames, that leaves a square grid each."""
-    for times in range(frames, 0, -1):
-        if tokens % times == 0 and round((tokens // times) ** 0.5) ** 2 == tokens // times:
-            return times
+    """The number of time steps that a video's tokens are of: the largest number, up to the number of ``frames``, such
+    that each step has a square number of tokens."""
+    for steps in range(frames, 0, -1):
+        if tokens % steps == 0 and round((tokens // steps) ** 0.5) ** 2 == tokens // steps:
+            return steps
     return 1
 
 

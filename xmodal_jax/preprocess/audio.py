@@ -14,7 +14,7 @@ from xmodal_jax.types import ExampleKeys
 
 
 def to_float_waveform(waveform: Shaped[Array, "batch time"]) -> Float[Array, "batch time"]:
-    """Float32 in [-1, 1], from int16 PCM (divided by 32768) or from floats (unchanged).
+    """A waveform in float32, in [-1, 1]: int16 PCM is divided by 32768, floats keep their values.
 
     Raises:
       TypeError: neither int16 nor floating.
@@ -27,7 +27,7 @@ def to_float_waveform(waveform: Shaped[Array, "batch time"]) -> Float[Array, "ba
 
 
 def hz_to_mel(frequency: np.ndarray | float) -> np.ndarray:
-    """Slaney's mel scale: linear below 1 kHz (15 mels), logarithmic above (27 mels to a factor of 6.4)."""
+    """Frequencies in Hz on Slaney's mel scale: linear up to 1 kHz (15 mels), then 27 mels for each factor of 6.4."""
     frequency = np.asarray(frequency, np.float64)
     return np.where(
         frequency < 1000.0,
@@ -48,12 +48,13 @@ def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None):
     """Mel filters, float32 ``[n_fft // 2 + 1, n_mels]``: triangles on Slaney's scale, each of unit area in Hz.
 
-    ``librosa.filters.mel`` (norm="slaney", htk=False), transposed. ``f_min``, ``f_max``: lowest and highest frequency
-    in Hz; None: half the sample rate.
+    They are those of ``librosa.filters.mel`` (norm="slaney", htk=False), transposed. ``f_min`` and ``f_max`` are the
+    lowest and the highest frequency in Hz; ``f_max`` None is half the sample rate.
     """
     f_max = sample_rate / 2 if f_max is None else f_max
+    # Triangle k rises from edge k to edge k + 1 and falls to edge k + 2; the edges are evenly spaced in mels.
     edges = mel_to_hz(np.linspace(hz_to_mel(f_min), hz_to_mel(f_max), n_mels + 2))
-    frequency = np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)[:, None]
+    frequency = np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)[:, None]  # of each FFT bin
     low, centre, high = edges[None, :-2], edges[None, 1:-1], edges[None, 2:]
     triangles = np.maximum(
         0.0, np.minimum((frequency - low) / (centre - low), (high - frequency) / (high - centre))
@@ -62,17 +63,19 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f
 
 
 def _frames(waveform, n_fft: int, hop: int, pad_mode: str = "constant"):
-    """Frames ``[B, 1 + T // hop, n_fft]`` of a waveform ``[B, T]``: frame t is centred on sample ``t * hop``.
+    """Overlapping frames ``[B, 1 + T // hop, n_fft]`` of a waveform ``[B, T]``; frame t is centred on ``t * hop``.
 
-    Made of slices, which are faster than a gather.
+    The waveform is split into blocks of ``hop`` samples, and a frame concatenated from consecutive blocks. These slices
+    are faster than a gather.
     """
-    count = 1 + waveform.shape[1] // hop
-    blocks = -(-n_fft // hop)
-    total = (count - 1 + blocks) * hop
+    frame_count = 1 + waveform.shape[1] // hop
+    blocks_per_frame = -(-n_fft // hop)  # rounded up: the last block of a frame may be cut
+    total = (frame_count - 1 + blocks_per_frame) * hop
     waveform = jnp.pad(waveform, [(0, 0), (n_fft // 2, n_fft // 2)], mode=pad_mode)
     waveform = jnp.pad(waveform, [(0, 0), (0, max(total - waveform.shape[1], 0))])[:, :total]
-    table = waveform.reshape(waveform.shape[0], -1, hop)
-    parts = [table[:, i : i + count, : min(hop, n_fft - i * hop)] for i in range(blocks)]
+    blocks = waveform.reshape(waveform.shape[0], -1, hop)
+    # Block i of every frame: frame t begins at block t.
+    parts = [blocks[:, i : i + frame_count, : min(hop, n_fft - i * hop)] for i in range(blocks_per_frame)]
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -87,7 +90,8 @@ def stft(
     """Short-time Fourier transform ``[B, 1 + time // hop, n_fft // 2 + 1]`` with Hann windows of ``n_fft`` samples.
 
     Frame t is centred on sample ``t * hop``; beyond its ends the waveform is zero, or continued by another ``pad_mode``
-    of ``jnp.pad``. ``librosa.stft(..., center=True, pad_mode=pad_mode)``, time before frequency.
+    of ``jnp.pad``. The result is that of ``librosa.stft(..., center=True, pad_mode=pad_mode)`` with time before
+    frequency.
     """
     return jnp.fft.rfft(_frames(waveform, n_fft, hop, pad_mode) * hann(n_fft)[None, None, :])
 
@@ -104,11 +108,11 @@ def log_mel(
     f_max: float | None = None,
     floor: float = 1e-10,
 ) -> tuple[Float[Array, "batch frames n_mels"], Bool[Array, "batch frames"]]:
-    """Natural logarithm of the mel power spectrum, and the mask of its frames; ``frames = 1 + time // hop``.
+    """``(frames, frame_mask)``: the natural logarithm of the mel power spectrum, with ``1 + time // hop`` frames.
 
     ``log(max(|STFT|^2 @ mel, floor))`` with a periodic Hann window of ``n_fft`` samples, frame t centred on sample
     ``t * hop`` and zeros beyond the ends: ``librosa.feature.melspectrogram(..., center=True, pad_mode="constant")``.
-    It is computed by an FFT, not a matrix product, which is four times faster on the CPU.
+    The STFT is computed by an FFT, which is four times faster on the CPU than a matrix product.
 
     ::
 
@@ -116,12 +120,13 @@ def log_mel(
 
     Args:
       waveform: int16 PCM, or floats in [-1, 1].
-      mask: True on content, which must be a prefix; None: all is content. Padding has no influence: a padded waveform
-        of ``n`` samples has the ``1 + n // hop`` frames of the unpadded one (none if ``n = 0``).
-      sample_rate: Hz.
+      mask: True on valid samples, which come first; None: all are valid. Padding has no influence: ``frame_mask`` marks
+        the ``1 + n // hop`` frames of the n valid samples (none if ``n = 0``), and they are those of the unpadded
+        waveform.
+      sample_rate: in Hz.
       n_fft, hop: length of a frame and distance between frames, in samples.
       n_mels, f_min, f_max: see `mel_filters`.
-      floor: smallest power.
+      floor: lower limit of the mel power, so that the logarithm of silence is finite.
 
     Raises:
       ValueError: ``n_fft`` or ``hop`` is not positive, or ``f_max`` is above half the sample rate.
@@ -132,13 +137,13 @@ def log_mel(
     if f_max is not None and not f_min < f_max <= sample_rate / 2:
         raise ValueError(f"f_max must lie in ({f_min}, {sample_rate / 2}] Hz, got {f_max}")
     samples = to_float_waveform(waveform)
-    count = 1 + samples.shape[1] // hop
+    frame_count = 1 + samples.shape[1] // hop
     if mask is None:
-        frame_mask = jnp.ones((samples.shape[0], count), bool)
+        frame_mask = jnp.ones((samples.shape[0], frame_count), bool)
     else:
         samples = jnp.where(mask, samples, 0.0)
         length = mask.sum(axis=1)[:, None]
-        frame_mask = (jnp.arange(count)[None, :] <= length // hop) & (length > 0)
+        frame_mask = (jnp.arange(frame_count)[None, :] <= length // hop) & (length > 0)
     spectrum = stft(samples, n_fft=n_fft, hop=hop)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = power @ mel_filters(sample_rate, n_fft, n_mels, f_min, f_max)
@@ -151,17 +156,17 @@ def whisper_log_mel(
     *,
     mels: int = 80,
 ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
-    """Whisper's log-mel frames of a waveform at 16 kHz, and the mask of their content; ``frames = time // 160``, 100
-    per second.
+    """``(frames, frame_mask)``: Whisper's ``time // 160`` log-mel frames of a waveform at 16 kHz, 100 per second.
 
-    Radford et al. 2022, arXiv:2212.04356, section 2.2; ``WhisperFeatureExtractor`` of ``transformers``, time before
-    bands: ``log10(max(|STFT|^2 @ mel, 1e-10))`` with Hann windows of 400 samples and the waveform mirrored beyond its
-    ends, clipped at 8 below the largest value of the utterance, plus 4, over 4.
+    The values are ``log10(max(|STFT|^2 @ mel, 1e-10))`` with Hann windows of 400 samples and the waveform mirrored
+    beyond its ends; they are clipped to at most 8 below the largest value of the utterance, then 4 is added and the sum
+    divided by 4. So does ``WhisperFeatureExtractor`` of ``transformers``, whose axes are bands before time. Radford et
+    al. 2022, arXiv:2212.04356, section 2.2.
 
     Args:
       waveform: int16 PCM, or floats in [-1, 1].
-      mask: True on content, which must be a prefix; None: all is content. Padding counts as silence: the frames are
-        those of the waveform padded with zeros to ``time`` samples. A frame is content if its central sample is.
+      mask: True on valid samples, which come first; None: all are valid. Padding counts as silence: the frames are
+        those of the waveform padded with zeros to ``time`` samples. A frame is valid if its central sample is.
       mels: number of mel bands.
 
     Raises:
@@ -170,15 +175,15 @@ def whisper_log_mel(
     """
     n_fft, hop, rate = 400, 160, 16_000
     samples = to_float_waveform(waveform)
-    count = samples.shape[1] // hop
-    if count == 0:
+    frame_count = samples.shape[1] // hop
+    if frame_count == 0:
         raise ValueError(f"Whisper's frames are {hop} samples apart, got a waveform of {samples.shape[1]}")
     if mask is None:
-        frame_mask = jnp.ones((samples.shape[0], count), bool)
+        frame_mask = jnp.ones((samples.shape[0], frame_count), bool)
     else:
         samples = jnp.where(mask, samples, 0.0)
-        frame_mask = mask[:, ::hop][:, :count]
-    spectrum = stft(samples, n_fft=n_fft, hop=hop, pad_mode="reflect")[:, :count]
+        frame_mask = mask[:, ::hop][:, :frame_count]
+    spectrum = stft(samples, n_fft=n_fft, hop=hop, pad_mode="reflect")[:, :frame_count]
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     logs = jnp.log10(jnp.maximum(power @ mel_filters(rate, n_fft, mels), 1e-10))
     logs = jnp.maximum(logs, logs.max(axis=(1, 2), keepdims=True) - 8.0)
@@ -192,18 +197,18 @@ def normalize_frames(
     per_bin: bool = False,
     eps: float = 1e-5,
 ) -> Float[Array, "batch frames n_mels"]:
-    """Scales the content of each utterance to mean 0 and variance 1, over all bins together or ``per_bin``, and sets
-    padding to 0.
+    """Standardises the valid frames of each utterance to mean 0 and variance 1, and sets padding to 0.
 
-    ``mask``: True on content; None: all is content. ``eps`` is added to the variance.
+    Mean and variance are over the utterance's frames and all mel bins together, or for each bin alone (``per_bin``).
+    ``mask``: True on valid frames; None: all are valid. ``eps`` is added to the variance.
     """
     if mask is None:
         mask = jnp.ones(frames.shape[:2], bool)
     axes = (1,) if per_bin else (1, 2)
-    weights = jnp.broadcast_to(mask[:, :, None], frames.shape)
-    count = jnp.maximum(weights.sum(axis=axes, keepdims=True), 1).astype(frames.dtype)
-    mean = jnp.where(weights, frames, 0.0).sum(axis=axes, keepdims=True) / count
-    centred = jnp.where(weights, frames - mean, 0.0)
+    valid = jnp.broadcast_to(mask[:, :, None], frames.shape)
+    count = jnp.maximum(valid.sum(axis=axes, keepdims=True), 1).astype(frames.dtype)
+    mean = jnp.where(valid, frames, 0.0).sum(axis=axes, keepdims=True) / count
+    centred = jnp.where(valid, frames - mean, 0.0)
     variance = jnp.square(centred).sum(axis=axes, keepdims=True) / count
     return centred * jax.lax.rsqrt(variance + eps)
 
@@ -225,34 +230,43 @@ def spec_augment(
     Args:
       frames: log-mel frames.
       keys: one random key per example; None: nothing is changed.
-      mask: True on content; None: all is content.
-      time_masks, freq_masks: number of bands of each kind.
-      max_time_fraction: each time band covers up to this fraction of the example's content, uniformly drawn.
-      max_freq_bins: each frequency band covers up to this many bins, uniformly drawn.
+      mask: True on valid frames; None: all are valid.
+      time_masks, freq_masks: number of bands of time and of frequency.
+      max_time_fraction: the width of a time band is drawn uniformly, up to this fraction of the example's valid frames.
+      max_freq_bins: the width of a frequency band is drawn uniformly, up to this many bins.
       fill: the value inside the bands.
     """
     if keys is None:
         return frames
     _, length, bins = frames.shape
-    valid = jnp.full(frames.shape[:1], length) if mask is None else mask.sum(axis=1)
+    valid_frames = (
+        jnp.full(frames.shape[:1], length) if mask is None else mask.sum(axis=1)
+    )  # a number per example
 
-    def bands(key, number, largest, extent, size):
-        """``[size]``: True inside any of ``number`` bands, each at most ``largest`` wide and within the first
-        ``extent`` positions."""
-        draws = jax.random.uniform(key, (2, number, 1))
-        width = jnp.floor(draws[0] * (largest + 1.0))
-        start = jnp.floor(draws[1] * (jnp.maximum(extent - width, 0.0) + 1.0))
+    def random_bands(key, size, *, count, max_width, limit):
+        """Bool ``[size]``: True inside any of ``count`` bands of up to ``max_width`` positions, all below ``limit``."""
+        draws = jax.random.uniform(key, (2, count, 1))
+        width = jnp.floor(draws[0] * (max_width + 1.0))
+        start = jnp.floor(draws[1] * (jnp.maximum(limit - width, 0.0) + 1.0))
         position = jnp.arange(size, dtype=jnp.float32)[None, :]
         return ((position >= start) & (position < start + width)).any(axis=0)
 
-    def example(key, x, valid):
+    def augment_example(key, x, valid):
         valid = valid.astype(jnp.float32)
-        time = bands(
-            fold_in_name(key, "time"), time_masks, jnp.floor(max_time_fraction * valid), valid, length
+        in_time_band = random_bands(
+            fold_in_name(key, "time"),
+            length,
+            count=time_masks,
+            max_width=jnp.floor(max_time_fraction * valid),
+            limit=valid,
         )
-        freq = bands(
-            fold_in_name(key, "frequency"), freq_masks, float(min(max_freq_bins, bins)), float(bins), bins
+        in_frequency_band = random_bands(
+            fold_in_name(key, "frequency"),
+            bins,
+            count=freq_masks,
+            max_width=float(min(max_freq_bins, bins)),
+            limit=float(bins),
         )
-        return jnp.where(time[:, None] | freq[None, :], fill, x)
+        return jnp.where(in_time_band[:, None] | in_frequency_band[None, :], fill, x)
 
-    return jax.vmap(example)(fold_in_name(keys, "spec_augment"), frames, valid)
+    return jax.vmap(augment_example)(fold_in_name(keys, "spec_augment"), frames, valid_frames)

@@ -11,7 +11,7 @@ from xmodal_jax.types import ExampleKeys
 
 
 def add_noise(x: Array, keys: ExampleKeys, scale: float) -> Array:
-    """``x [B, ...]`` with Gaussian noise of standard deviation ``scale`` (Vincent et al. 2010, JMLR 11, sec. 3.3)."""
+    """``x [B, ...]`` plus Gaussian noise of standard deviation ``scale`` (Vincent et al. 2010, JMLR 11, sec. 3.3)."""
     keys = fold_in_name(keys, "corrupt")
     return x + scale * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 

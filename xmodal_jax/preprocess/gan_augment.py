@@ -28,14 +28,19 @@ def diff_augment(
     translation: float = 0.125,
     cutout: float = 0.5,
 ) -> Images:
-    """Differentiable augmentation (Zhao et al. 2020, arXiv:2006.10738). To each image are applied, in this order:
+    """Differentiable augmentation (Zhao et al. 2020, arXiv:2006.10738) of the discriminator's inputs.
 
-    - colour: ``x + b``; the distance from each pixel's mean over channels times ``s``; the distance from the image's
-      mean times ``c``; with ``b ~ U(-0.5, 0.5)``, ``s ~ U(0, 2)``, ``c ~ U(0.5, 1.5)``. Grey has no saturation.
-    - ``translation``: a shift by whole pixels, uniform up to this fraction of each side, padded with 0.
-    - ``cutout``: a rectangle of this fraction of each side is set to 0, with its centre anywhere in the image.
+    Each image is transformed in this order:
 
-    A fraction of 0 turns a transformation off.
+    - ``color``: a brightness b ~ U(-0.5, 0.5) is added; each pixel's distance from its mean over channels is scaled by
+      a saturation s ~ U(0, 2) (without effect on grey images), and its distance from the image's mean by a contrast
+      c ~ U(0.5, 1.5).
+    - ``translation``: the image is shifted by whole pixels, uniformly up to this fraction of each side; the border that
+      this exposes is 0.
+    - ``cutout``: a rectangle is set to 0, with sides of this fraction of the image's sides and its centre anywhere in
+      the image.
+
+    A fraction of 0 turns a transformation off; ``keys`` None turns off all.
 
     Raises:
       ValueError: a fraction outside [0, 1], or neither 1 nor 3 channels.
@@ -53,43 +58,50 @@ def diff_augment(
             fold_in_name(keys, "diff_translation"), images, translation
         )
     if cutout:
-        sides = [int(cutout * side + 0.5) for side in images.shape[1:3]]
-        positions = [side + 1 - size % 2 for side, size in zip(images.shape[1:3], sides, strict=True)]
-        size = jnp.array(sides)
-        sample = lambda key: jax.random.randint(key, (2,), 0, jnp.array(positions))
-        start = jax.vmap(sample)(fold_in_name(keys, "diff_cutout")) - size[None] // 2
+        box_sides = [int(cutout * side + 0.5) for side in images.shape[1:3]]  # rounded to whole pixels
+        # The centre lies on a pixel of the image if the box has an odd side, else on one of the side + 1 edges of pixels.
+        centre_counts = [
+            side + 1 - box_side % 2 for side, box_side in zip(images.shape[1:3], box_sides, strict=True)
+        ]
+        size = jnp.array(box_sides)
+        draw_centre = lambda key: jax.random.randint(key, (2,), 0, jnp.array(centre_counts))
+        start = jax.vmap(draw_centre)(fold_in_name(keys, "diff_cutout")) - size[None] // 2
         images = _blank(images, start.astype(jnp.float32), (start + size[None]).astype(jnp.float32))
     return images
 
 
 def _jitter(key, image):
+    """An image ``[H, W, C]`` with random brightness, saturation and contrast, as `diff_augment` describes."""
     low, high = jnp.array([-0.5, 0.0, 0.5]), jnp.array([0.5, 2.0, 1.5])
     draws = jax.random.uniform(key, (3,), minval=low, maxval=high)
     brightness, saturation, contrast = draws.astype(image.dtype)
     grey = image.mean(axis=2, keepdims=True)
-    # All three in one step: saturation does not change the grey image, whose mean is the image's.
+    # c (s (x - grey) + grey - mean) + mean + b: all three in one step, as saturation does not change the grey image,
+    # whose mean is the image's.
     flat = contrast * (1.0 - saturation) * grey + ((1.0 - contrast) * grey.mean() + brightness)
     return contrast * saturation * image + flat
 
 
 def _shift(key, image, fraction):
-    # A slice of the padded image per example: on a CPU faster than index arithmetic, rolls or one-hot matrices.
-    by = [int(fraction * side + 0.5) for side in image.shape[:2]]
-    padded = jnp.pad(image, [(by[0], by[0]), (by[1], by[1]), (0, 0)])
-    start = jax.random.randint(key, (2,), 0, 2 * jnp.array(by) + 1)
+    """An image ``[H, W, C]`` shifted by a random number of pixels, up to ``fraction`` of each side; padded with 0."""
+    largest = [int(fraction * side + 0.5) for side in image.shape[:2]]  # rounded to whole pixels
+    padded = jnp.pad(image, [(largest[0], largest[0]), (largest[1], largest[1]), (0, 0)])
+    start = jax.random.randint(key, (2,), 0, 2 * jnp.array(largest) + 1)
+    # A slice of the padded image: on a CPU faster than index arithmetic, rolls or one-hot matrices.
     return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
 
 
 def _blank(images: Images, start: Float[Array, "batch 2"], end: Float[Array, "batch 2"]) -> Images:
-    """Images with pixels set to 0 whose centre lies in a box from ``start`` to ``end`` (y, x), in pixels.
+    """Sets pixels to 0 whose centre lies in their image's box, which goes from ``start`` to ``end`` (y, x) in pixels.
 
     Those pixels have no gradient. An empty box changes nothing.
     """
-    inside = [
+    # Which rows of pixels [B, H], and which columns [B, W], cross the box.
+    rows_inside, columns_inside = [
         (start[:, axis, None] < centres[None]) & (centres[None] < end[:, axis, None])
         for axis, centres in enumerate(jnp.arange(side) + 0.5 for side in images.shape[1:3])
     ]
-    return jnp.where((inside[0][:, :, None] & inside[1][:, None, :])[..., None], 0.0, images)
+    return jnp.where((rows_inside[:, :, None] & columns_inside[:, None, :])[..., None], 0.0, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,33 +113,35 @@ class AdaConfig:
     """
 
     flip: bool = False
-    """Whether images are mirrored, left and right, with probability 1/2."""
+    """Whether images are mirrored left to right, with probability 1/2."""
     quarter_turns: bool = False
     """Whether images are rotated by a random multiple of 90 degrees."""
     translate: float = 0.125
-    """Largest shift by whole pixels, as a fraction of each side."""
+    """Largest random shift of an image by whole pixels, as a fraction of each side; 0 turns it off."""
     scale: float = 0.2
-    """Standard deviation of log2 of the scale."""
+    """Strength of random zooming: standard deviation of log2 of the image's scale; 0 turns it off."""
     rotate: float = 15.0
-    """Largest angle of each of two rotations, one before and one after ``stretch``, in degrees."""
+    """Largest angle in degrees of each of two random rotations, before and after ``stretch``; 0 turns them off."""
     stretch: float = 0.2
-    """Standard deviation of log2 of the factor by which the width grows and the height shrinks."""
+    """Strength of random stretching: standard deviation of log2 of the factor by which the width grows and the height
+    shrinks; 0 turns it off."""
     shift: float = 0.125
-    """Standard deviation of a continuous shift, as a fraction of each side."""
+    """Standard deviation of a random shift by fractions of a pixel, as a fraction of each side; 0 turns it off."""
     brightness: float = 0.2
-    """Standard deviation of the added brightness, in units of the range [-1, 1]."""
+    """Standard deviation of the random number added to all pixels, which range over [-1, 1]; 0 turns it off."""
     contrast: float = 0.5
-    """Standard deviation of log2 of the contrast factor, about 0 (mid-grey)."""
+    """Standard deviation of log2 of the random factor that scales contrast about mid-grey; 0 turns it off."""
     luma_flip: bool = False
-    """Whether light and dark are exchanged, keeping the hue, with probability 1/2."""
+    """Whether light and dark are exchanged, with the hue unchanged, with probability 1/2."""
     hue: float = 15.0
-    """Largest rotation about the grey axis, in degrees."""
+    """Largest random change of hue, as a rotation of colours about the grey axis, in degrees; 0 turns it off."""
     saturation: float = 1.0
-    """Standard deviation of log2 of the saturation factor."""
+    """Standard deviation of log2 of the random factor that scales colour saturation; 0 turns it off."""
     cutout: float = 0.5
-    """Sides of the rectangle that is set to 0, as a fraction of the image's sides."""
+    """Sides of a randomly placed rectangle that is set to 0, as a fraction of the image's sides; 0 turns it off."""
 
     def __post_init__(self):
+        """Raises ValueError where a strength is out of range."""
         for name in ("translate", "cutout"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a fraction of the side, 0 to 1, got {getattr(self, name)}")
@@ -166,11 +180,11 @@ def ada_augment(
 ) -> Images:
     """The augmentations of ADA (Karras et al. 2020, arXiv:2006.06676, appendix B), each with this ``probability``.
 
-    Each transformation of ``config`` is applied or not, independently of the others, per example. The geometric ones
-    are composed to one affine map, followed by one bilinear resampling of the image with mirrored borders (the paper
-    upsamples first); the colour ones are composed to one matrix; then comes the cutout. Up to a probability of about
-    0.8 the generator does not learn to generate augmented images (section 2). A grey image is transformed as three
-    equal channels, whose mean is the result.
+    For each example, each transformation of ``config`` is applied with this probability, independently of the others.
+    The geometric ones are composed to one affine map, by which the image is resampled bilinearly with mirrored borders
+    (the paper upsamples first); the colour ones are composed to one matrix; then comes the cutout. Up to a probability
+    of about 0.8 the generator does not learn to generate augmented images (section 2). A grey image is transformed as
+    three equal channels, and the result is their mean.
 
     Raises:
       ValueError: neither 1 nor 3 channels, or a side of one pixel.
@@ -187,6 +201,7 @@ def ada_augment(
     if config.colored:
         images = transform_colors(images, ada_colors(draws, probability, config))
     if config.cutout:
+        # The first number decides whether the image is cut, the other two are the centre (y, x) relative to the sides.
         gate, centre = draws["cutout"][:, :1], draws["cutout"][:, 1:]
         sides = jnp.array([[height, width]], jnp.float32)
         half = jnp.where(gate < probability, config.cutout / 2.0, 0.0)
@@ -202,13 +217,16 @@ def ada_update(
     target: float = 0.6,
     ramp: int = 500_000,
 ) -> Float[Array, ""]:
-    """The next probability: ``clip(p + sign(E[sign(D(real))] - target) examples / ramp, 0, 1)``.
+    """ADA's next probability of augmentation: ``clip(p + sign(E[sign(D(real))] - target) examples / ramp, 0, 1)``.
+
+    It rises while the discriminator overfits, and falls while it does not.
 
     Args:
+      probability: p, the probability so far.
       sign_mean: mean over real images of the sign (-1, 0 or 1) of the discriminator's logit, so a number in [-1, 1],
         which nears 1 as the discriminator overfits (Karras et al. 2020, eq. 1). It is the mean over the *global*
         batches since the last update: the sum of the devices' shares.
-      examples: number of these real images.
+      examples: number of real images in these batches.
       target: the mean sign to keep.
       ramp: number of images in which the probability can go from 0 to 1.
     """
@@ -225,12 +243,16 @@ and the third where there are two parameters, choose its strength."""
 
 
 def ada_draws(keys: ExampleKeys) -> AdaDraws:
-    """Uniform random numbers for all transformations, used or not, so that turning one off does not change the
-    others."""
-    tiny = jnp.finfo(jnp.float32).tiny  # 0 is the normal distribution's minus infinity
-    sample = lambda key: jax.random.uniform(key, (len(TRANSFORMATIONS), 3), minval=tiny)
-    samples = jax.vmap(sample)(fold_in_name(keys, "ada"))
-    return {name: samples[:, k] for k, name in enumerate(TRANSFORMATIONS)}
+    """Three uniform random numbers for each transformation and example; see `AdaDraws` for their use.
+
+    Numbers are drawn for all transformations, used or not, so that turning one off does not change the others.
+    """
+    tiny = jnp.finfo(
+        jnp.float32
+    ).tiny  # not 0, which the normal distribution's quantile function maps to -infinity
+    draw = lambda key: jax.random.uniform(key, (len(TRANSFORMATIONS), 3), minval=tiny)
+    draws = jax.vmap(draw)(fold_in_name(keys, "ada"))  # [B, transformations, 3]
+    return {name: draws[:, k] for k, name in enumerate(TRANSFORMATIONS)}
 
 
 def _signed(uniform):
@@ -251,19 +273,24 @@ def ada_geometry(
     height: int,
     width: int,
 ) -> Float[Array, "batch 2 3"]:
-    """The affine maps for :func:`warp`: flip, quarter turns, shift by whole pixels, scale, rotation, stretch, rotation
-    and shift, in this order.
+    """Random affine maps of pixel positions (y, x) for :func:`warp`, which resamples images by them.
 
-    Each of the two rotations has the probability ``1 - sqrt(1 - p)``, so that there is at least one with probability p.
+    Each is the inverse of these transformations in order: flip, quarter turns, shift by whole pixels, scale, rotation,
+    stretch, rotation and shift. Each is applied with this ``probability`` p; each of the two rotations has the
+    probability ``1 - sqrt(1 - p)``, so that there is at least one with probability p.
     """
     sides = jnp.array([height, width], jnp.float32)
-    square = 1.0 - jnp.sqrt(1.0 - probability)
+    rotation_probability = 1.0 - jnp.sqrt(1.0 - probability)
 
-    def example(draws):
+    def example_map(draws):
+        """The map ``[2, 3]`` of one example, from three random numbers for each transformation."""
         gate = {name: numbers[0] for name, numbers in draws.items()}
         strength = {name: numbers[1] for name, numbers in draws.items()}
+        # A transformation's parameter, or 0 (no effect) where it is not applied.
         on = lambda name, value, p=probability: jnp.where(gate[name] < p, value, 0.0)
-        turn = lambda name: _turn(on(name, math.radians(config.rotate) * _signed(strength[name]), square))
+        random_turn = lambda name: _turn(
+            on(name, math.radians(config.rotate) * _signed(strength[name]), rotation_probability)
+        )
 
         # Resampling needs the inverse of each transformation: where a pixel's value comes from.
         inverse = jnp.eye(3)
@@ -279,35 +306,38 @@ def ada_geometry(
             factor = jnp.exp2(on("scale", -config.scale * _normal(strength["scale"])))
             inverse = _dot(inverse, _stretch(factor, factor))
         if config.rotate:
-            inverse = _dot(inverse, turn("rotate_before"))
+            inverse = _dot(inverse, random_turn("rotate_before"))
         if config.stretch:
             log2 = on("stretch", config.stretch * _normal(strength["stretch"]))
             inverse = _dot(inverse, _stretch(jnp.exp2(log2), jnp.exp2(-log2)))
         if config.rotate:
-            inverse = _dot(inverse, turn("rotate_after"))
+            inverse = _dot(inverse, random_turn("rotate_after"))
         if config.shift:
             distance = config.shift * sides * _normal(draws["shift"][1:])
             inverse = _dot(inverse, _move(on("shift", -distance)))
-        return inverse[:2]
+        return inverse[:2]  # the last row is (0, 0, 1)
 
-    return jax.vmap(example)(draws)
+    return jax.vmap(example_map)(draws)
 
 
 def ada_colors(
     draws: AdaDraws, probability: Float[Array, ""] | float, config: AdaConfig
 ) -> Float[Array, "batch 3 4"]:
-    """The affine maps of (red, green, blue) for :func:`transform_colors`: brightness, contrast, luma flip, hue and
-    saturation, in this order.
+    """Random affine maps of (red, green, blue) for :func:`transform_colors`, which applies them to every pixel.
 
-    The last three rotate, mirror or scale about the grey axis v = (1, 1, 1) / sqrt 3, as in the paper.
+    Each is composed of brightness, contrast, luma flip, hue and saturation, in this order, each applied with this
+    ``probability``. The last three mirror, rotate or scale about the grey axis v = (1, 1, 1) / sqrt 3, as in the paper.
     """
-    grey = jnp.full((3, 3), 1.0 / 3.0)  # v v^T: the projection on grey
-    cross = jnp.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)  # v x
-    colorful = jnp.eye(3) - grey
+    grey = jnp.full((3, 3), 1.0 / 3.0)  # v v^T: the projection on the grey axis
+    # The matrix of the cross product with v.
+    cross = jnp.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
+    colorful = jnp.eye(3) - grey  # the projection on the complement of the grey axis
 
-    def example(draws):
+    def example_map(draws):
+        """The map ``[3, 4]`` of one example, from three random numbers for each transformation."""
         gate = {name: numbers[0] for name, numbers in draws.items()}
         strength = {name: numbers[1] for name, numbers in draws.items()}
+        # A transformation's parameter, or 0 (no effect) where it is not applied.
         on = lambda name, value: jnp.where(gate[name] < probability, value, 0.0)
 
         matrix, offset = jnp.eye(3), jnp.zeros(3)
@@ -321,7 +351,8 @@ def ada_colors(
             linear.append(jnp.eye(3) - 2.0 * on("luma_flip", strength["luma_flip"] > 0.5) * grey)
         if config.hue:
             angle = on("hue", math.radians(config.hue) * _signed(strength["hue"]))
-            linear.append(grey + jnp.cos(angle) * colorful + jnp.sin(angle) * cross)  # Rodrigues
+            # A rotation about v by Rodrigues' formula.
+            linear.append(grey + jnp.cos(angle) * colorful + jnp.sin(angle) * cross)
         if config.saturation:
             factor = jnp.exp2(on("saturation", config.saturation * _normal(strength["saturation"])))
             linear.append(grey + factor * colorful)
@@ -329,7 +360,7 @@ def ada_colors(
             matrix, offset = _dot(step, matrix), _dot(step, offset)
         return jnp.concatenate([matrix, offset[:, None]], axis=1)
 
-    return jax.vmap(example)(draws)
+    return jax.vmap(example_map)(draws)
 
 
 def warp(images: Images, maps: Float[Array, "batch 2 3"]) -> Images:
@@ -340,29 +371,36 @@ def warp(images: Images, maps: Float[Array, "batch 2 3"]) -> Images:
     """
     maps = jax.lax.stop_gradient(maps)
     height, width, channels = images.shape[1:]
-    rows, columns = jnp.arange(height) - (height - 1) / 2.0, jnp.arange(width) - (width - 1) / 2.0
+    # Positions of rows and columns of pixels, counted from the image's centre.
+    y, x = jnp.arange(height) - (height - 1) / 2.0, jnp.arange(width) - (width - 1) / 2.0
 
-    def example(image, m):
-        def source(row, side):
-            at = m[row, 0] * rows[:, None] + m[row, 1] * columns[None, :] + m[row, 2] + (side - 1) / 2.0
-            at = (side - 1.0) - jnp.abs(jnp.mod(at, 2.0 * (side - 1)) - (side - 1.0))
-            corner = jnp.clip(jnp.floor(at), 0.0, side - 2.0)
-            return corner.astype(jnp.int32), (at - corner)[..., None]
+    def warp_image(image, matrix):
+        def source(axis, side):
+            """``(corner, weight)``: the first of the two pixels around each source position, and the second's weight.
+
+            ``axis`` 0: rows, 1: columns; both results are for every pixel, ``[H, W]`` and ``[H, W, 1]``.
+            """
+            position = matrix[axis, 0] * y[:, None] + matrix[axis, 1] * x[None, :] + matrix[axis, 2]
+            position = position + (side - 1) / 2.0  # counted from the first pixel
+            # Reflect positions beyond the image into it.
+            position = (side - 1.0) - jnp.abs(jnp.mod(position, 2.0 * (side - 1)) - (side - 1.0))
+            corner = jnp.clip(jnp.floor(position), 0.0, side - 2.0)
+            return corner.astype(jnp.int32), (position - corner)[..., None]
 
         (i, down), (j, right) = source(0, height), source(1, width)
         # Gather a window of 2 x 2 per pixel: on a CPU faster than a product with the weights of all pixels.
         window = lambda i, j: jax.lax.dynamic_slice(image, (i, j, 0), (2, 2, channels))
-        four = jax.vmap(jax.vmap(window))(i, j)
+        four = jax.vmap(jax.vmap(window))(i, j)  # [H, W, 2, 2, C]
         upper = four[:, :, 0, 0] * (1.0 - right) + four[:, :, 0, 1] * right
         lower = four[:, :, 1, 0] * (1.0 - right) + four[:, :, 1, 1] * right
         return (upper * (1.0 - down) + lower * down).astype(image.dtype)
 
-    return jax.vmap(example)(images, maps)
+    return jax.vmap(warp_image)(images, maps)
 
 
 def transform_colors(images: Images, maps: Float[Array, "batch 3 4"]) -> Images:
     """Applies ``maps @ (r, g, b, 1)`` to every pixel; a grey x becomes the mean of the transformed (x, x, x)."""
-    maps = maps.astype(images.dtype)[:, None, None]
+    maps = maps.astype(images.dtype)[:, None, None]  # [B, 1, 1, 3, 4], the same for all pixels
     linear, offset = maps[..., :3], maps[..., 3]
     if images.shape[-1] == 1:
         return images * (linear.sum(axis=(-2, -1))[..., None] / 3.0) + offset.mean(axis=-1, keepdims=True)
@@ -371,19 +409,23 @@ def transform_colors(images: Images, maps: Float[Array, "batch 3 4"]) -> Images:
 
 
 def _turn(angle):
+    """The 3 x 3 matrix of a rotation of (y, x) by an angle in radians."""
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return _affine([cos, sin, 0.0, -sin, cos, 0.0])
 
 
 def _stretch(y, x):
+    """The 3 x 3 matrix that scales y and x by these factors."""
     return _affine([y, 0.0, 0.0, 0.0, x, 0.0])
 
 
-def _move(by):
-    return _affine([1.0, 0.0, by[0], 0.0, 1.0, by[1]])
+def _move(shift):
+    """The 3 x 3 matrix of a shift (y, x)."""
+    return _affine([1.0, 0.0, shift[0], 0.0, 1.0, shift[1]])
 
 
 def _affine(entries):
+    """The 3 x 3 matrix of an affine map, from the six entries of its first two rows."""
     return jnp.stack([jnp.float32(x) for x in (*entries, 0.0, 0.0, 1.0)]).reshape(3, 3)
 
 

@@ -22,7 +22,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def to_float(pixels: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Float32 in [-1, 1] from uint8 0..255: ``pixels / 127.5 - 1``.
+    """Pixels in uint8, 0 to 255, as float32 in [-1, 1]: ``pixels / 127.5 - 1``.
 
     Raises:
       TypeError: not uint8 (floats would be scaled twice).
@@ -35,9 +35,9 @@ def to_float(pixels: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
 def standardize(
     images: Float[Array, "*batch height width channels"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*batch height width channels"]:
-    """Standardised images ``(p - mean) / std``, where ``p = (images + 1) / 2`` are the pixels in [0, 1].
+    """Images in [-1, 1] as ``(p - mean) / std``, where ``p = (images + 1) / 2`` are the pixels in [0, 1].
 
-    ``mean``, ``std``: one for each channel, in units of [0, 1]; ``images`` lie in [-1, 1].
+    ``mean`` and ``std`` have one value for each channel, in units of p.
 
     Raises:
       ValueError: the numbers of channels and means differ.
@@ -46,6 +46,7 @@ def standardize(
         raise ValueError(
             f"a mean for each of {len(mean)} channels is known, got images of shape {images.shape}"
         )
+    # (p - mean) / std = images * scale + shift
     scale = 0.5 / np.asarray(std)
     shift = (0.5 - np.asarray(mean)) / np.asarray(std)
     shape = (1,) * (images.ndim - 1) + (-1,)
@@ -55,7 +56,7 @@ def standardize(
 def resize(
     images: Float[Array, "*batch height width channels"], height: int, width: int, *, method: str = "linear"
 ) -> Float[Array, "*batch height2 width2 channels"]:
-    """Images of another size: ``jax.image.resize`` of the spatial axes, antialiased when shrinking."""
+    """Images resized to ``height`` x ``width`` pixels, antialiased when shrinking; see ``jax.image.resize``."""
     shape = (*images.shape[:-3], height, width, images.shape[-1])
     return jax.image.resize(images, shape, method=method, antialias=True)
 
@@ -63,42 +64,53 @@ def resize(
 def random_translate(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, pixels: int
 ) -> Float[Array, "batch height width channels"]:
-    """Shifts each image by up to ``pixels`` along both axes; the border that this exposes repeats the edge."""
+    """Shifts each image by a random whole number of pixels along each axis, up to ``pixels`` either way.
+
+    Beyond its border an image is continued by the pixels of its edge. ``keys`` None: no shift.
+    """
     if keys is None or pixels == 0:
         return images
 
-    def example(key, image):
+    def shift(key, image):
         padded = jnp.pad(image, [(pixels, pixels), (pixels, pixels), (0, 0)], mode="edge")
         start = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
         return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
 
-    return jax.vmap(example)(fold_in_name(keys, "translate"), images)
+    return jax.vmap(shift)(fold_in_name(keys, "translate"), images)
 
 
 def random_resized_crop(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, min_scale: float
 ) -> Float[Array, "batch height width channels"]:
-    """Crops a random box of the image's aspect ratio and ``min_scale`` to 1 of its area, resized to the full size."""
+    """Crops a random box of each image and resizes it to the image's size; ``keys`` None: no crop.
+
+    The box has the image's aspect ratio and a fraction of its area that is uniform between ``min_scale`` and 1.
+    """
     if keys is None or min_scale == 1.0:
         return images
 
-    def example(key, image):
+    def crop(key, image):
         draws = jax.random.uniform(key, (3,))
-        side = jnp.sqrt(min_scale + draws[0] * (1.0 - min_scale))
+        side = jnp.sqrt(
+            min_scale + draws[0] * (1.0 - min_scale)
+        )  # of the box, as a fraction of the image's side
         size = jnp.array(image.shape[:2], jnp.float32)
-        corner = draws[1:] * (1.0 - side) * size
+        corner = draws[1:] * (1.0 - side) * size  # top left, in pixels
         scale = jnp.broadcast_to(1.0 / side, (2,))
         return jax.image.scale_and_translate(
             image, image.shape, (0, 1), scale, -corner * scale, method="linear"
         )
 
-    return jax.vmap(example)(fold_in_name(keys, "resized_crop"), images)
+    return jax.vmap(crop)(fold_in_name(keys, "resized_crop"), images)
 
 
 def random_flip(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, probability: float = 0.5
 ) -> Float[Array, "batch height width channels"]:
-    """Mirrors left and right with ``probability``. Not for images whose captions say "left" or "right"."""
+    """Mirrors each image left to right with this ``probability``; ``keys`` None: never.
+
+    Not for images whose captions say "left" or "right".
+    """
     if keys is None or probability == 0.0:
         return images
     flip = jax.vmap(lambda key: jax.random.uniform(key) < probability)(fold_in_name(keys, "flip"))
@@ -113,14 +125,16 @@ def color_jitter(
     contrast: float = 0.0,
     saturation: float = 0.0,
 ) -> Float[Array, "batch height width channels"]:
-    """Adds up to ``brightness``, scales contrast and saturation by factors in ``1 +- strength``, and clips to [-1, 1].
+    """Changes brightness, contrast and saturation of each image at random and clips it to [-1, 1].
 
-    Contrast is the distance from the image's mean, saturation that from its gray image (which needs three channels).
+    A number in [-brightness, brightness] is added to the image. The distance of pixels from the image's mean colour is
+    scaled by a factor in [1 - contrast, 1 + contrast], and their distance from the gray image, which needs three
+    channels, by one in [1 - saturation, 1 + saturation]. All are drawn uniformly. ``keys`` None: no change.
     """
     if keys is None or brightness == contrast == saturation == 0.0:
         return images
 
-    def example(key, image):
+    def jitter(key, image):
         draws = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
         mean = image.mean(axis=(0, 1), keepdims=True)
         image = mean + (image - mean) * (1.0 + contrast * draws[1]) + brightness * draws[0]
@@ -129,13 +143,13 @@ def color_jitter(
             image = gray + (image - gray) * (1.0 + saturation * draws[2])
         return jnp.clip(image, -1.0, 1.0)
 
-    return jax.vmap(example)(fold_in_name(keys, "color_jitter"), images)
+    return jax.vmap(jitter)(fold_in_name(keys, "color_jitter"), images)
 
 
 def random_grayscale(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, probability: float
 ) -> Float[Array, "batch height width channels"]:
-    """Sets all channels to the gray level (`LUMA`) with ``probability``."""
+    """Makes each image gray with this ``probability``: all channels are set to the gray level (`LUMA`)."""
     if keys is None or probability == 0.0:
         return images
     is_gray = jax.vmap(lambda key: jax.random.uniform(key) < probability)(fold_in_name(keys, "grayscale"))
@@ -143,6 +157,7 @@ def random_grayscale(
 
 
 def _gray(images):
+    """Images ``[..., 3]`` with all channels set to the gray level, the mean of the channels weighted by `LUMA`."""
     if images.shape[-1] != 3:
         raise ValueError(f"gray is made of three colour channels, got {images.shape[-1]}")
     weights = jnp.array(LUMA, images.dtype).reshape((1,) * (images.ndim - 1) + (3,))
@@ -165,13 +180,13 @@ class AugmentConfig:
     flip: float = 0.0
     """Probability that an image is mirrored left to right. 0 by default, because captions may say left and right."""
     brightness: float = 0.0
-    """Largest change of brightness, where pixels range over [-1, 1]; 0 turns it off."""
+    """Largest number that is added to or subtracted from all pixels, which range over [-1, 1]; 0 turns it off."""
     contrast: float = 0.0
-    """Largest relative change of contrast; 0 turns it off."""
+    """Largest relative change of an image's contrast: 0.4 scales it by 0.6 to 1.4; 0 turns it off."""
     saturation: float = 0.0
-    """Largest relative change of saturation; 0 turns it off."""
+    """Largest relative change of an image's colour saturation: 0.4 scales it by 0.6 to 1.4; 0 turns it off."""
     grayscale: float = 0.0
-    """Probability that an image becomes gray; 0 turns it off."""
+    """Probability that an image is made gray; 0 turns it off."""
 
     def __post_init__(self):
         if self.translate < 0:

@@ -18,8 +18,8 @@ def istft(
 ) -> Float[Array, "batch time"]:
     """The waveform of ``(frames - 1) * hop`` samples whose `stft` is nearest to ``spectrum`` in squared error.
 
-    Windowed frames are added where they overlap and divided by the sum of the squared windows: Griffin and Lim 1984,
-    eq. 6; ``librosa.istft(..., center=True)``.
+    The frames of the inverse FFT are windowed, added where they overlap, and divided by the sum of the squared windows
+    (Griffin and Lim 1984, eq. 6), as in ``librosa.istft(..., center=True)``.
 
     Raises:
       ValueError: frames do not overlap.
@@ -31,18 +31,24 @@ def istft(
     total = _overlap_add(frames, hop)
     weight = _overlap_add(jnp.broadcast_to(jnp.square(window)[None, None], (1, *frames.shape[1:])), hop)
     tiny = jnp.finfo(jnp.float32).tiny
-    whole = total / jnp.where(weight > tiny, weight, 1.0)
-    left = n_fft // 2
-    return whole[:, left : left + (spectrum.shape[1] - 1) * hop]
+    padded_waveform = total / jnp.where(weight > tiny, weight, 1.0)
+    # Frame 0 is centred on the waveform's first sample, so half a frame lies before it.
+    start = n_fft // 2
+    return padded_waveform[:, start : start + (spectrum.shape[1] - 1) * hop]
 
 
 def _overlap_add(frames: Float[Array, "batch frames n_fft"], hop: int) -> Float[Array, "batch time"]:
-    """The sum of overlapping frames, where frame t begins at sample ``t * hop``. Made of slices, not of a scatter."""
-    batch, count, n_fft = frames.shape
-    blocks = -(-n_fft // hop)
-    frames = jnp.pad(frames, [(0, 0), (0, 0), (0, blocks * hop - n_fft)]).reshape(batch, count, blocks, hop)
-    parts = [jnp.pad(frames[:, :, i], [(0, 0), (i, blocks - 1 - i), (0, 0)]) for i in range(blocks)]
-    return functools.reduce(jnp.add, parts).reshape(batch, -1)
+    """The sum of overlapping frames, where frame t begins at sample ``t * hop``.
+
+    Each frame is split into blocks of ``hop`` samples: block i of frame t belongs to block ``t + i`` of the waveform.
+    Sums of shifted blocks are faster than a scatter.
+    """
+    batch, frame_count, n_fft = frames.shape
+    blocks = -(-n_fft // hop)  # of each frame, rounded up
+    frames = jnp.pad(frames, [(0, 0), (0, 0), (0, blocks * hop - n_fft)])
+    frames = frames.reshape(batch, frame_count, blocks, hop)
+    shifted = [jnp.pad(frames[:, :, i], [(0, 0), (i, blocks - 1 - i), (0, 0)]) for i in range(blocks)]
+    return functools.reduce(jnp.add, shifted).reshape(batch, -1)
 
 
 def mel_to_power(
@@ -53,22 +59,26 @@ def mel_to_power(
     f_max: float | None = None,
     iterations: int = 100,
 ) -> Float[Array, "batch frames bins"]:
-    """The power spectrum ``x >= 0`` that minimises ``|x @ filters - mel|^2``.
+    """The power spectrum ``x >= 0`` that minimises ``|x @ filters - mel|^2``, for the mel filters of `mel_filters`.
 
-    By ``iterations`` steps of accelerated projected gradient descent (FISTA: Beck and Teboulle 2009, eq. 4.1-4.3) from
-    the clipped pseudo-inverse. ``mel`` is power, not its logarithm; see `audio.mel_filters` for the other arguments.
+    It is found by ``iterations`` steps of accelerated projected gradient descent (FISTA: Beck and Teboulle 2009, eq.
+    4.1-4.3), which start from the clipped pseudo-inverse. ``mel`` is power, not its logarithm; see
+    `audio.mel_filters` for the other arguments.
     """
     filters = np.asarray(mel_filters(sample_rate, n_fft, mel.shape[-1], f_max=f_max), np.float64)
-    scale = np.linalg.norm(filters, 2)  # with a largest singular value of 1, a step of 1 never overshoots
+    # The spectral norm. For filters divided by it, a gradient step of size 1 never overshoots.
+    scale = np.linalg.norm(filters, 2)
     a = jnp.asarray(filters / scale, jnp.float32)
     target = mel / jnp.float32(scale)
     start = jnp.maximum(target @ jnp.asarray(np.linalg.pinv(filters / scale), jnp.float32), 0.0)
 
     def step(carry, _):
-        x, ahead, t = carry
-        new = jnp.maximum(ahead - (ahead @ a - target) @ a.T, 0.0)
+        """A step of FISTA on ``|x a - target|^2 / 2``: x is the estimate, y the extrapolated point, t the momentum."""
+        x, y, t = carry
+        x_new = jnp.maximum(y - (y @ a - target) @ a.T, 0.0)
         t_new = (1.0 + jnp.sqrt(1.0 + 4.0 * t * t)) / 2.0
-        return (new, new + (t - 1.0) / t_new * (new - x), t_new), None
+        y_new = x_new + (t - 1.0) / t_new * (x_new - x)
+        return (x_new, y_new, t_new), None
 
     (x, _, _), _ = jax.lax.scan(step, (start, start, jnp.float32(1.0)), length=iterations)
     return x
@@ -85,32 +95,34 @@ def griffin_lim(
 ) -> Float[Array, "batch time"]:
     """A waveform of ``(frames - 1) * hop`` samples whose STFT has nearly this magnitude.
 
-    In each iteration the phase is that of the last estimate's STFT, extrapolated by ``momentum``; 0 is the algorithm of
-    Griffin and Lim 1984, above 0 that of Perraudin et al. 2013, algorithm 2; ``librosa.griffinlim``.
+    Each iteration takes the phase of the STFT of the last estimate, extrapolated by ``momentum``. Without momentum this
+    is the algorithm of Griffin and Lim 1984, with it that of Perraudin et al. 2013, algorithm 2, as in
+    ``librosa.griffinlim``.
 
     Args:
       magnitude: the magnitude spectrum.
-      n_fft, hop: those of the STFT.
-      iterations: the more, the nearer.
+      n_fft, hop: length of a frame of the STFT and distance between frames, in samples.
+      iterations: number of iterations; more of them come nearer to the magnitude.
       momentum: 0 or more.
-      keys: one random key per example, what the first phases are drawn from; None: they are zero.
+      keys: one random key per example, from which the initial phases are drawn; None: they are zero.
     """
     tiny = jnp.finfo(jnp.float32).tiny
+    # Phases are kept as complex numbers of modulus 1.
     if keys is None:
-        angles = jnp.ones(magnitude.shape, jnp.complex64)
+        phases = jnp.ones(magnitude.shape, jnp.complex64)
     else:
-        turn = jax.vmap(lambda key: jax.random.uniform(key, magnitude.shape[1:]))(keys)
-        angles = jnp.exp(2j * jnp.pi * turn).astype(jnp.complex64)
+        turns = jax.vmap(lambda key: jax.random.uniform(key, magnitude.shape[1:]))(keys)
+        phases = jnp.exp(2j * jnp.pi * turns).astype(jnp.complex64)
 
     def step(carry, _):
-        angles, before = carry
-        waveform = istft(magnitude * angles, n_fft=n_fft, hop=hop)
-        estimate = stft(waveform, n_fft=n_fft, hop=hop)
-        new = estimate - (momentum / (1.0 + momentum)) * before
-        return (new / (jnp.abs(new) + tiny), estimate), None
+        phases, last_spectrum = carry
+        waveform = istft(magnitude * phases, n_fft=n_fft, hop=hop)
+        spectrum = stft(waveform, n_fft=n_fft, hop=hop)
+        extrapolated = spectrum - (momentum / (1.0 + momentum)) * last_spectrum
+        return (extrapolated / (jnp.abs(extrapolated) + tiny), spectrum), None
 
-    (angles, _), _ = jax.lax.scan(step, (angles, jnp.zeros_like(angles)), length=iterations)
-    return istft(magnitude * angles, n_fft=n_fft, hop=hop)
+    (phases, _), _ = jax.lax.scan(step, (phases, jnp.zeros_like(phases)), length=iterations)
+    return istft(magnitude * phases, n_fft=n_fft, hop=hop)
 
 
 def log_mel_to_waveform(
@@ -125,7 +137,7 @@ def log_mel_to_waveform(
 ) -> Float[Array, "batch time"]:
     """A waveform with nearly these log-mel frames, the approximate inverse of `audio.log_mel`.
 
-    The other arguments are those of `mel_to_power` and `griffin_lim`.
+    `mel_to_power` estimates the power spectrum and `griffin_lim` its phase; the other arguments are theirs.
     """
     power = mel_to_power(jnp.exp(log_mel), sample_rate=sample_rate, n_fft=n_fft, f_max=f_max)
     return griffin_lim(jnp.sqrt(power), n_fft=n_fft, hop=hop, iterations=iterations, keys=keys)

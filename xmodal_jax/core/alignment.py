@@ -14,13 +14,14 @@ def monotonic_alignment(
     frame_mask: Bool[Array, "batch frames"],
     token_mask: Bool[Array, "batch tokens"],
 ) -> Int[Array, "batch tokens"]:
-    """The number of frames of each token in the monotonic alignment ``i`` that maximises ``sum_t scores[t, i(t)]``.
+    """The number of frames of each token in the monotonic alignment that maximises the total score.
 
-    ``i`` begins at the first token, ends at the last one and rises by 0 or 1 from frame to frame. Kim et al. 2020,
-    arXiv:2005.11129, algorithm 1.
+    An alignment assigns a token i(t) to each frame t; its score is ``sum_t scores[t, i(t)]``. It begins at the first
+    token, ends at the last one and advances by 0 or 1 tokens from frame to frame. This is monotonic alignment search:
+    Kim et al. 2020, arXiv:2005.11129, algorithm 1.
 
     Args:
-      scores: of every frame and token, such as log-probabilities.
+      scores: score of assigning a token to a frame, such as a log-probability.
       frame_mask, token_mask: True on valid frames and tokens, which come first.
 
     Returns:
@@ -32,14 +33,19 @@ def monotonic_alignment(
         monotonic_alignment(scores, jnp.ones((1, 3), bool), jnp.ones((1, 2), bool))  # [[2, 1]]
     """
     batch, frames, tokens = scores.shape
-    lengths, counts = frame_mask.sum(axis=1), token_mask.sum(axis=1)
-    low = jnp.finfo(scores.dtype).min / 4  # sums of it stay finite
+    frame_counts, token_counts = frame_mask.sum(axis=1), token_mask.sum(axis=1)
+    low = jnp.finfo(scores.dtype).min / 4  # instead of minus infinity: sums of it stay finite
     index = jnp.arange(tokens)[None, :]
 
     def forward(best, frame_scores):
-        """The best scores of alignments that end at each token, one frame later; and whether they advanced to it."""
-        before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=low)
-        return jnp.maximum(jnp.maximum(best, before) + frame_scores, low), before > best
+        """Extends the best alignments by one frame.
+
+        ``best [B, tokens]``: the score of the best alignment of the frames so far that ends at each token. Returns it
+        for one more frame, and whether these alignments came from the token before.
+        """
+        from_token_before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=low)
+        extended = jnp.maximum(jnp.maximum(best, from_token_before) + frame_scores, low)
+        return extended, from_token_before > best
 
     start = jnp.where(index == 0, scores[:, 0], low)
     _, advanced = jax.lax.scan(forward, start, scores[:, 1:].transpose(1, 0, 2))
@@ -48,18 +54,19 @@ def monotonic_alignment(
         """Counts frame ``t`` for its token, and goes back to the token of frame ``t - 1``."""
         token, durations = carry
         t, advanced = frame
-        valid = t < lengths
+        valid = t < frame_counts
         durations += jnp.where(valid[:, None] & (index == token[:, None]), 1, 0)
-        # Frame t - 1 has the same token as frame t or the one before it; the tokens left never outnumber the frames
-        # left.
-        step = jnp.take_along_axis(advanced, token[:, None], axis=1)[:, 0] | (token >= t)
-        return (token - jnp.where(valid & step & (token > 0), 1, 0), durations), None
+        # Frame t - 1 has the same token as frame t, or the one before it: that is certain if token >= t, as the first t
+        # frames must reach back to token 0.
+        step_back = jnp.take_along_axis(advanced, token[:, None], axis=1)[:, 0] | (token >= t)
+        return (token - jnp.where(valid & step_back & (token > 0), 1, 0), durations), None
 
-    last = jnp.maximum(counts - 1, 0)
+    last = jnp.maximum(token_counts - 1, 0)
     advanced = jnp.concatenate([jnp.zeros((1, batch, tokens), bool), advanced])
     zeros = jnp.zeros((batch, tokens), jnp.int32)
     (_, durations), _ = jax.lax.scan(backward, (last, zeros), (jnp.arange(frames), advanced), reverse=True)
-    return jnp.where(((counts > 0) & (counts <= lengths))[:, None], durations, 0)
+    has_alignment = (token_counts > 0) & (token_counts <= frame_counts)
+    return jnp.where(has_alignment[:, None], durations, 0)
 
 
 class FrameTokens(NamedTuple):
@@ -74,15 +81,15 @@ class FrameTokens(NamedTuple):
 
 
 def expand_durations(durations: Int[Array, "batch tokens"], frames: int) -> FrameTokens:
-    """Assigns ``frames`` frames to tokens that last ``durations`` frames each, in order.
+    """The token of each of ``frames`` frames, where the tokens follow each other and last ``durations`` frames each.
 
     Example::
 
         expand_durations(jnp.array([[2, 1]]), frames=4).token  # [[0, 0, 1, 1]], the last frame is masked
     """
-    ends = jnp.cumsum(durations, axis=1)
+    ends = jnp.cumsum(durations, axis=1)  # the frame after each token's last one
     t = jnp.arange(frames)[None, :]
-    token = (ends[:, None, :] <= t[:, :, None]).sum(axis=2)
+    token = (ends[:, None, :] <= t[:, :, None]).sum(axis=2)  # the number of tokens that have ended
     mask = t < ends[:, -1:]
     token = jnp.minimum(token, durations.shape[1] - 1)
     duration = jnp.take_along_axis(durations, token, axis=1)

@@ -85,16 +85,20 @@ def detect(env: Mapping[str, str], *, tpu_vm: bool = False) -> Cluster | None:
 
 
 def _by_variables(env: Mapping[str, str], address: str | None) -> Cluster | None:
-    """The cluster that JAX_NUM_PROCESSES and its like describe; None for a single process."""
+    """The cluster that JAX_NUM_PROCESSES and JAX_PROCESS_ID describe; None for a single process.
+
+    ``address``: host and port of process 0, from JAX_COORDINATOR_ADDRESS.
+    """
     if not env.get("JAX_NUM_PROCESSES"):
         raise ValueError(
             "JAX_PROCESS_ID is set without JAX_NUM_PROCESSES: set the number of processes as well"
         )
-    count = _integer(env, "JAX_NUM_PROCESSES", 1)
+    count = _integer(env, "JAX_NUM_PROCESSES", low=1)
+    # In a Kubernetes Indexed Job, Kubernetes numbers the processes.
     indexed = not env.get("JAX_PROCESS_ID") and "JOB_COMPLETION_INDEX" in env
     process = 0
     if count > 1 or env.get("JAX_PROCESS_ID"):
-        process = _integer(env, "JOB_COMPLETION_INDEX" if indexed else "JAX_PROCESS_ID", 0, count)
+        process = _integer(env, "JOB_COMPLETION_INDEX" if indexed else "JAX_PROCESS_ID", low=0, below=count)
     if count == 1:
         return None
     if address is None:
@@ -108,54 +112,66 @@ def _by_variables(env: Mapping[str, str], address: str | None) -> Cluster | None
 def _by_launcher(
     env: Mapping[str, str], kind: Literal["openmpi", "slurm"], address: str | None
 ) -> Cluster | None:
-    """The cluster that the variables of Open MPI's or Slurm's launcher describe; None for a single process."""
+    """The cluster that the variables of Open MPI's or Slurm's launcher describe; None for a single process.
+
+    ``address``: host and port of process 0 from JAX_COORDINATOR_ADDRESS; None: JAX derives it from the variables.
+    """
+    # Variables that hold the number of processes, this process's number, and its number on its host.
     if kind == "openmpi":
-        names = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"
+        count_name, process_name = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"
+        local_name = "OMPI_COMM_WORLD_LOCAL_RANK"
         single_process_per_host = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
-    else:  # inside a step SLURM_NTASKS may still be the allocation's number
-        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
-        names = tasks, "SLURM_PROCID", "SLURM_LOCALID"
-        single_process_per_host = env.get("SLURM_STEP_NUM_NODES") == env.get(tasks)
-    count = _integer(env, names[0], 1)
+    else:
+        # SLURM_NTASKS may be the number of the whole allocation and not of this step.
+        count_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+        process_name, local_name = "SLURM_PROCID", "SLURM_LOCALID"
+        single_process_per_host = env.get("SLURM_STEP_NUM_NODES") == env.get(count_name)
+    count = _integer(env, count_name, low=1)
     if count == 1:
         return None
-    process, local = (_integer(env, name, 0, count) for name in names[1:])
+    process = _integer(env, process_name, low=0, below=count)
+    local = _integer(env, local_name, low=0, below=count)
     if address is None and kind == "openmpi" and "OMPI_MCA_orte_hnp_uri" not in env:
         raise ValueError(
             "Open MPI 5 does not tell where process 0 is: name its host and a free port by "
             "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
         )
     if address is None and kind == "slurm":
-        _integer(env, "SLURM_JOB_ID", 0)  # JAX makes the port of it
+        _integer(env, "SLURM_JOB_ID", low=0)  # only to check it: JAX derives the port from it
     method = "deactivate" if address else {"openmpi": "ompi", "slurm": "slurm"}[kind]
     devices = _local_devices(env, local, single_process_per_host=single_process_per_host)
     return Cluster(kind, address, count, process, method, devices)
 
 
 def _by_tpu_variables(env: Mapping[str, str], hosts: int, address: str | None) -> Cluster | None:
-    """The cluster that GKE's variables describe, for TPU slices of ``hosts`` machines; None for a single process."""
-    slices = _integer(env, "MEGASCALE_NUM_SLICES", 1) if env.get("MEGASCALE_NUM_SLICES") else 1
+    """The cluster that GKE's variables describe, for TPU slices of ``hosts`` machines; None for a single process.
+
+    Each machine runs one process; processes are numbered slice by slice.
+    """
+    slices = _integer(env, "MEGASCALE_NUM_SLICES", low=1) if env.get("MEGASCALE_NUM_SLICES") else 1
     if hosts * slices == 1:
         return None
-    process = _integer(env, "TPU_WORKER_ID", 0, hosts)
+    process = _integer(env, "TPU_WORKER_ID", low=0, below=hosts)
     if slices > 1:
-        process += hosts * _integer(env, "MEGASCALE_SLICE_ID", 0, slices)
+        process += hosts * _integer(env, "MEGASCALE_SLICE_ID", low=0, below=slices)
     return Cluster("tpu", address, hosts * slices, process, "gketpu")
 
 
 def _local_devices(
     env: Mapping[str, str], local: int, *, single_process_per_host: bool
 ) -> tuple[int, ...] | None:
-    """The GPUs of the ``local``-th process of a host; ``single_process_per_host``: there is no other.
+    """Numbers of the GPUs that this process uses, out of those that it sees; None: JAX decides.
 
-    JAX's rule, the GPU of number ``local``, is wrong for a process that sees one GPU only, and for the only process of
-    a host.
+    ``local`` is the process's number on its host; ``single_process_per_host``: it is the only one there. JAX by itself
+    would take the GPU of number ``local``. That is wrong for a process that sees a single GPU (its number is 0) and for
+    the only process of a host (it is to use all GPUs).
     """
     if env.get("JAX_LOCAL_DEVICE_IDS"):
-        return None  # JAX reads it
-    named = env.get("CUDA_VISIBLE_DEVICES") or env.get("ROCR_VISIBLE_DEVICES") or ""
-    visible = 0 if named in ("", "-1", "NoDevFiles") else len(named.split(","))
-    if visible == 1:  # the launcher has bound the process to one GPU, whose number it sees as 0
+        return None  # JAX reads this variable
+    names = env.get("CUDA_VISIBLE_DEVICES") or env.get("ROCR_VISIBLE_DEVICES") or ""
+    # "-1" and "NoDevFiles" (Slurm's) stand for no GPU.
+    visible = 0 if names in ("", "-1", "NoDevFiles") else len(names.split(","))
+    if visible == 1:  # the launcher has bound the process to one GPU
         return (0,)
     if single_process_per_host:
         return tuple(range(visible)) or None
@@ -163,7 +179,11 @@ def _local_devices(
 
 
 def _integer(env: Mapping[str, str], name: str, low: int, below: int | None = None) -> int:
-    """The value of a variable: an integer from ``low`` to ``below - 1`` (None: no limit); else raises ValueError."""
+    """The value of an environment variable, an integer from ``low`` to ``below - 1`` (``below`` None: no upper limit).
+
+    Raises:
+      ValueError: the variable is not set, no integer or out of range.
+    """
     wanted = f"an integer of at least {low}" if below is None else f"an integer from {low} to {below - 1}"
     if not env.get(name):
         raise ValueError(f"{name} is not set, but other variables call for it: set it to {wanted}")
@@ -179,16 +199,20 @@ def _integer(env: Mapping[str, str], name: str, low: int, below: int | None = No
 
 
 def _is_tpu_vm(env: Mapping[str, str]) -> bool:
-    """Whether this is a Cloud TPU machine. (JAX sets TPU_SKIP_MDS_QUERY where it finds no chip.)"""
+    """Whether this is a Cloud TPU machine: it has the chips' device files, and libtpu is installed.
+
+    TPU_SKIP_MDS_QUERY, which JAX sets where it finds no chip, turns this off.
+    """
     devices = any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev/vfio").glob("[0-9]*"))
     return devices and "TPU_SKIP_MDS_QUERY" not in env and importlib.util.find_spec("libtpu") is not None
 
 
 def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Cluster | None:
-    """Joins this process to the others that `detect` finds; does nothing when it is the only one or has joined already.
+    """Joins this process to the others of the cluster that `detect` finds; returns the cluster.
 
-    To be called before JAX looks for devices. ``timeout``: seconds to wait for all processes. (What JAX derives
-    itself, see ``Cluster.method``, it reads from ``os.environ`` and not from ``env``.)
+    It does nothing where this is the only process (the result is None) or has joined already. Call it before JAX looks
+    for devices. ``timeout``: seconds to wait for all processes. Values that JAX derives itself, see ``Cluster.method``,
+    come from ``os.environ`` and not from ``env``.
 
     Raises:
       ValueError: as `detect`.
@@ -198,10 +222,12 @@ def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Clu
     if cluster is None or jax.distributed.is_initialized():
         return cluster
     if cluster.process == 0 and cluster.coordinator and "JAX_COORDINATOR_BIND_ADDRESS" not in env:
-        try:  # because JAX can crash, without a message, when the port is taken
+        try:  # to open the port, because JAX can crash without a message where it is taken
             _listen(int(cluster.coordinator.rpartition(":")[2])).close()
         except OSError as error:
-            raise RuntimeError(_advice(cluster, env, f"its port cannot be opened ({error})")) from error
+            raise RuntimeError(
+                _failure_message(cluster, env, f"its port cannot be opened ({error})")
+            ) from error
     errors: list[BaseException] = []
 
     def join() -> None:
@@ -223,34 +249,34 @@ def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Clu
     joining.start()
     joining.join(min(WAIT_NOTE, timeout))
     if joining.is_alive() and timeout > WAIT_NOTE:
-        print(f"waiting for all processes: {_place(cluster)}", file=sys.stderr, flush=True)
+        print(f"waiting for all processes: {_process_summary(cluster)}", file=sys.stderr, flush=True)
         joining.join(timeout - WAIT_NOTE)
     if joining.is_alive() or errors:
         reason = f"JAX says: {errors[0]}" if errors else f"not all were there after {timeout:g} seconds"
-        raise RuntimeError(_advice(cluster, env, reason)) from (errors[0] if errors else None)
+        raise RuntimeError(_failure_message(cluster, env, reason)) from (errors[0] if errors else None)
     return cluster
 
 
 def _listen(port: int) -> socket.socket:
-    """A server socket on this port of all of the host's addresses."""
+    """A server socket on this port, at all addresses of the host."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
 
 
-def _place(cluster: Cluster) -> str:
-    """This process, the number of processes and the coordinator, for messages."""
+def _process_summary(cluster: Cluster) -> str:
+    """This process's number, the number of processes and the coordinator, as text for messages."""
     process, count = ("?" if n is None else n for n in (cluster.process, cluster.processes))
     where = cluster.coordinator or "found by JAX"
     return f"this is process {process} of {count} ({cluster.kind}), coordinator {where}"
 
 
-def _advice(cluster: Cluster, env: Mapping[str, str], reason: str) -> str:
-    """The message of the error that the processes did not find each other: the ``reason``, and what to check."""
+def _failure_message(cluster: Cluster, env: Mapping[str, str], reason: str) -> str:
+    """The error message for processes that did not find each other: the ``reason``, and a list of what to check."""
     proxies = sorted(name for name in env if name.lower().endswith("_proxy") and name.lower() != "no_proxy")
     return "\n  ".join(
         [
-            f"the processes did not find each other: {_place(cluster)}; {reason}. Check that",
+            f"the processes did not find each other: {_process_summary(cluster)}; {reason}. Check that",
             "- as many processes run as were announced, each with its own number, and none ended with an error",
             "- the coordinator's host is the one of process 0, and its name resolves on every host",
             "- its port is free there and no firewall closes it between the hosts; another port may be given in "
@@ -268,7 +294,7 @@ def is_writer() -> bool:
 
 
 def agree(text: str, *, limit: int = 1024) -> str:
-    """Process 0's ``text``, on every process. All of them must call it, with the same ``limit``.
+    """Returns process 0's ``text`` on every process. All processes must call it, with the same ``limit``.
 
     Raises:
       ValueError: on all processes, where process 0's text is longer than ``limit`` bytes of UTF-8.

@@ -82,12 +82,12 @@ def mesh_size() -> int:
 
 
 def keep_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """``x`` with the constraint that the compiler splits it over devices by its first axis, the examples.
+    """``x``, with the constraint that the compiler splits it over devices along its first axis, the examples.
 
-    To be called on the inputs and outputs of every layer. It matters where the compiler lays out the program (the mode
-    ``sharded``) and parameters are split over devices (fsdp): the compiler would otherwise follow the parameters, split
-    a layer's arithmetic by features and communicate the activations of the whole batch in place of the layer's weights.
-    It changes no value, and does nothing in the other modes.
+    Call it on the inputs and outputs of every layer. It matters where the compiler partitions the program (the mode
+    ``sharded``) and parameters are split over devices (FSDP): without it the compiler would follow the parameters,
+    split a layer's arithmetic by features and communicate the activations of the whole batch instead of the layer's
+    weights. It changes no value, and does nothing in the other modes.
     """
     size = mesh_size()
     if size == 1 or x.shape[0] % size:
@@ -106,8 +106,8 @@ def share(value: Float[Array, ""], *, axis_name: AxisName = None) -> Float[Array
         value = value / accumulation.parts()
     if axis_name is None:
         return value
-    # Adding this zero makes the share vary over devices. Otherwise shard_map, which knows that the value is the same on
-    # all devices, would differentiate one device's share and not their sum.
+    # Adding this zero tells shard_map that the share varies over devices. Otherwise, knowing that the value is the same
+    # on all devices, it would differentiate one device's share instead of their sum.
     varying_zero = (0 * jax.lax.axis_index(axis_name)).astype(value.dtype)
     return value / axis_size(axis_name) + varying_zero
 
@@ -119,7 +119,7 @@ def global_index(size: int, *, axis_name: AxisName = None) -> Int[Array, "{size}
 
 
 def roll_batch(x: Shaped[Array, "batch ..."], *, axis_name: AxisName = None) -> Shaped[Array, "batch ..."]:
-    """The global batch shifted by one: in place of each example the one before it, in place of the first the last."""
+    """The global batch rolled by one: each example is replaced by the one before it, the first by the last."""
     accumulation.require_whole_batch("roll_batch")
     if axis_name is None:
         return jnp.roll(x, 1, axis=0)

@@ -42,27 +42,28 @@ class GeneratedTokens(NamedTuple):
 def filter_logits(
     logits: Float[Array, "rows vocab"], *, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Array, "rows vocab"]:
-    """Sets the logits of improbable tokens to minus infinity.
+    """Logits of the next token with those of improbable tokens set to minus infinity.
 
     Args:
-      logits: of the next token.
-      top_k: keeps this many most probable tokens; None: all.
-      top_p: keeps the nucleus, the smallest set of most probable tokens whose probabilities add up to ``top_p``
-        (Holtzman et al. 2020, arXiv:1904.09751, eq. 3); None: all.
+      logits: one row for each sequence.
+      top_k: the number of most probable tokens to keep; None: all.
+      top_p: the probability of the nucleus to keep, the smallest set of most probable tokens whose probabilities
+        add up to ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751, eq. 3); None: all.
 
     Example::
 
         filter_logits(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.7)  # keeps the first two
     """
     if top_k is not None:
-        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        largest, _ = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
+        logits = jnp.where(logits < largest[:, -1:], -jnp.inf, logits)
     if top_p is not None:
-        order = jnp.argsort(-logits, axis=-1)
+        order = jnp.argsort(-logits, axis=-1)  # tokens by falling probability
         sorted_p = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
-        before = jnp.cumsum(sorted_p, axis=-1) - sorted_p
+        # A token is outside of the nucleus if the more probable ones already add up to top_p.
+        p_of_more_probable = jnp.cumsum(sorted_p, axis=-1) - sorted_p
         outside = jnp.put_along_axis(
-            jnp.zeros(logits.shape, bool), order, before >= top_p, axis=-1, inplace=False
+            jnp.zeros(logits.shape, bool), order, p_of_more_probable >= top_p, axis=-1, inplace=False
         )
         logits = jnp.where(outside, -jnp.inf, logits)
     return logits
@@ -83,10 +84,12 @@ def sample(
     """Samples up to ``length`` tokens (including the end token) for each row; stops when all rows have ended.
 
     Args:
-      step, logits, state: the model; see the module's docstring.
+      step: the model, ``step(tokens [N], position, state) -> (logits [N, V], state)``; see the module's docstring.
+      logits: of each row's first token.
+      state: the model's state before the first token, a pytree of arrays of N rows.
       length: the largest number of tokens.
       end: id of the end token.
-      keys: one random key per row, on which the row's tokens alone depend; None decodes greedily, taking the most
+      keys: one random key per row; a row's tokens depend on its own key only. None decodes greedily, taking the most
         probable token each time.
       temperature: divides the logits, before ``top_k`` and ``top_p`` apply.
       top_k, top_p: see `filter_logits`.
@@ -103,6 +106,7 @@ def sample(
     rows = logits.shape[0]
 
     def choose(logits, t):
+        """The token at position t of each row, ``[N]``."""
         if keys is None:
             return logits.argmax(axis=-1)
         filtered = filter_logits(logits.astype(jnp.float32) / temperature, top_k=top_k, top_p=top_p)
@@ -124,12 +128,17 @@ def sample(
         jnp.int32(0), logits, state, jnp.zeros((rows, length), jnp.int32), jnp.zeros(rows, jnp.int32),
         jnp.zeros(rows, bool), jnp.zeros(rows, jnp.float32),
     )  # fmt: skip
-    unfinished = lambda carry: (carry[0] < length) & ~carry[5].all()
+
+    def unfinished(carry):
+        t, *_, ended, _ = carry
+        return (t < length) & ~ended.all()
+
     _, _, _, tokens, counts, _, total = jax.lax.while_loop(unfinished, body, start)
     return GeneratedTokens(tokens, jnp.arange(length)[None, :] < counts[:, None], total)
 
 
 def _log_probability(logits: Array, chosen: Array) -> Array:
+    """The log-probability ``[N]`` of the chosen tokens ``[N]`` under logits ``[N, V]``, in nats."""
     logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return jnp.take_along_axis(logs, chosen[:, None], axis=1)[:, 0]
 
@@ -155,7 +164,7 @@ class _Beams(NamedTuple):
 
 
 def _take_beams(tree: Any, index: Int[Array, "batch beams"]) -> Any:
-    """Selects along the second axis of arrays ``[B, M, ...]``, with indices of each example."""
+    """Selects beams of each example, given their indices, from a pytree of arrays ``[B, M, ...]``: ``[B, K, ...]``."""
     return jax.tree.map(lambda x: jax.vmap(lambda row, i: row[i])(x, index), tree)
 
 
@@ -205,15 +214,26 @@ def beam_search(
 
 @dataclasses.dataclass(frozen=True)
 class _BeamSearch:
-    """The loop of a beam search over ``(t, logits, state, alive, ended)``."""
+    """The loop of a beam search over ``(t, logits, state, alive, ended)``.
+
+    ``t`` is the number of tokens so far. ``logits``, of the next token, and the model's ``state`` have ``B * beams``
+    rows. ``alive`` and ``ended`` are the unfinished and the finished sequences, `_Beams`.
+    """
 
     step: Step
+    """The model; see the module's docstring."""
     batch: int
+    """Number of examples B."""
     beams: int
+    """Sequences of each example."""
     vocab: int
+    """Number of tokens of the vocabulary."""
     length: int
+    """Largest number of tokens of a sequence, including the end token."""
     end: int
+    """Id of the end token."""
     penalty: float
+    """Exponent of `length_norm`."""
 
     def split(self, tree: Any) -> Any:
         """Arrays ``[B * beams, ...]`` to ``[B, beams, ...]``."""
@@ -224,21 +244,22 @@ class _BeamSearch:
         return jax.tree.map(lambda x: x.reshape(self.batch * self.beams, *x.shape[2:]), tree)
 
     def start(self) -> tuple[_Beams, _Beams]:
-        """The beams before the first token, unfinished and finished."""
+        """``(alive, ended)``: the unfinished and the finished beams before the first token."""
         shape = (self.batch, self.beams)
         empty = _Beams(
             jnp.zeros((*shape, self.length), jnp.int32), jnp.zeros(shape, jnp.int32),
             jnp.full(shape, -jnp.inf), jnp.full(shape, -jnp.inf),
         )  # fmt: skip
-        # Only the first beam of each example starts: equal beams would stay equal.
+        # At first only one beam of each example has a finite log-probability: equal beams would stay equal.
         return empty._replace(total=empty.total.at[:, 0].set(0.0)), empty
 
     def advance(self, carry):
-        """One more token."""
+        """One step of the loop: extends the sequences by one token, keeps the best and runs the model on them."""
         t, logits, state, alive, ended = carry
         logs = jax.nn.log_softmax(self.split(logits).astype(jnp.float32), axis=-1)
         totals = (alive.total[:, :, None] + logs).reshape(self.batch, self.beams * self.vocab)
-        # Twice as many candidates as beams: at most half of them end, one for each beam.
+        # The candidates are the best continuations of all beams. With twice as many as beams, enough do not end: each
+        # beam has a single continuation that ends.
         total, index = jax.lax.top_k(totals, 2 * self.beams)
         parent, token = index // self.vocab, (index % self.vocab).astype(jnp.int32)
         ends = token == self.end
@@ -248,26 +269,30 @@ class _BeamSearch:
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, :, None], (0, 0, t))
         continued = _Beams(tokens, counts + 1, total, jnp.where(ends, -jnp.inf, total))
 
-        best = jax.lax.top_k(continued.score, self.beams)[1]
+        _, best = jax.lax.top_k(continued.score, self.beams)
         alive, parent, last = _take_beams((continued, parent, token), best)
-        alive = alive._replace(total=alive.score)  # a sequence that has ended is never continued
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, newly_ended)
-        ended = _take_beams(both, jax.lax.top_k(both.score, self.beams)[1])
+        alive = alive._replace(
+            total=alive.score
+        )  # minus infinity where it ended, so that it is never continued
+        all_ended = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, newly_ended)
+        ended = _take_beams(all_ended, jax.lax.top_k(all_ended.score, self.beams)[1])
+        # Each new sequence takes over the model's state of the one that it continues.
         state = self.merge(_take_beams(self.split(state), parent))
         logits, state = self.step(self.merge(last), t + 1, state)
         return t + 1, logits, state, alive, ended
 
     def unfinished(self, carry):
-        """Whether an unfinished sequence can still beat a finished one."""
+        """Whether, in any example, an unfinished sequence can still beat a finished one."""
         t, _, _, alive, ended = carry
         # A log-probability only falls as a sequence grows, and no norm is larger than that of the full length.
         reachable = alive.total.max(axis=1) / length_norm(self.length, self.penalty)
         return (t < self.length) & (ended.score.min(axis=1) < reachable).any()
 
     def best(self, alive: _Beams, ended: _Beams) -> _Beams:
-        """The finished sequences; for an example without any, the unfinished ones."""
+        """The finished sequences of each example; the unfinished ones for an example that has no finished sequence."""
         none_ended = jnp.isneginf(ended.score).all(axis=1)
         alive = alive._replace(score=alive.total / length_norm(self.length, self.penalty))
+        # For arrays [B, beams, ...] of different numbers of axes.
         choose = lambda a, b: jnp.where(none_ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
         return jax.tree.map(choose, alive, ended)
 
@@ -282,10 +307,11 @@ def ctc_greedy(
     """
     logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     best = jnp.where(mask, logs.argmax(axis=-1), blank).astype(jnp.int32)
-    before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=blank)
-    is_token = (best != blank) & (best != before)
+    best_before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=blank)  # of the frame before
+    is_token = (best != blank) & (best != best_before)
     frames = best.shape[1]
-    # Frames without a token get an index past the end, where "drop" discards them.
+    # The place of each frame's token in the result. Frames without a token get an index past the end, where "drop"
+    # discards them.
     index = jnp.where(is_token, jnp.cumsum(is_token, axis=1) - 1, frames)
     pack = lambda tokens, index: jnp.zeros(frames, jnp.int32).at[index].set(tokens, mode="drop")
     tokens = jax.vmap(pack)(best, index)

@@ -48,15 +48,16 @@ has no flag."""
 
 
 def is_part(value: Any) -> bool:
-    """Whether a value, or a class, is a part: a dataclass with the class variable ``name``."""
-    kind = value if isinstance(value, type) else type(value)
-    if not dataclasses.is_dataclass(kind) or not isinstance(getattr(kind, "name", None), str):
+    """Whether a value, or a class, is a part of a configuration: a dataclass with the class variable ``name``."""
+    cls = value if isinstance(value, type) else type(value)
+    if not dataclasses.is_dataclass(cls) or not isinstance(getattr(cls, "name", None), str):
         return False
-    return all(field.name != "name" for field in dataclasses.fields(kind))
+    # A field called "name" is not a class variable.
+    return all(field.name != "name" for field in dataclasses.fields(cls))
 
 
 def parts_of(union: Any) -> dict[str, type]:
-    """The parts among the members of a union (or the one part that it is), by name; none for other annotations."""
+    """The parts that an annotation allows, by name: the members of a union, or a single part; else an empty dict."""
     if typing.get_origin(union) is typing.Annotated:
         union = typing.get_args(union)[0]
     members = typing.get_args(union) or (union,)
@@ -64,16 +65,19 @@ def parts_of(union: Any) -> dict[str, type]:
 
 
 def names_of(union: Any) -> list[str]:
-    """The names that choose a part of a union; with ``none`` where the part may be left out."""
+    """The names by which the command line chooses a part of a union, with ``none`` where it may be left out.
+
+    Parts that another flag chooses (``chosen_by``) are not among them.
+    """
     names = [name for name, part in parts_of(union).items() if not hasattr(part, "chosen_by")]
     return [*names, "none"] if is_optional(union) else names
 
 
 def check_choices(part: Any) -> None:
-    """Checks the fields whose type is a ``Literal``.
+    """Checks the fields of a part whose type is a ``Literal``.
 
     Raises:
-      ValueError: a value is none of the literals; the message lists them.
+      ValueError: a value is not one of the field's literals; the message lists them.
     """
     for name, annotation in typing.get_type_hints(type(part), include_extras=True).items():
         value = getattr(part, name, None)
@@ -83,7 +87,10 @@ def check_choices(part: Any) -> None:
 
 
 def _literals(annotation: Any) -> tuple[Any, ...]:
-    """The values of ``Literal[...]``, of ``Literal[...] | None`` and of these within ``Annotated``; else none."""
+    """The values that an annotation ``Literal[...]`` allows; for any other annotation an empty tuple.
+
+    ``Literal[...] | None`` allows None too; both may be within ``Annotated``.
+    """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return args
@@ -101,7 +108,7 @@ def is_optional(union: Any) -> bool:
 
 
 def choose(union: Any, name: str) -> type:
-    """The part of this name.
+    """The class of the part of this name, among those of a union.
 
     Raises:
       ValueError: the union has no part of this name; the message lists the names that it has.
@@ -113,7 +120,10 @@ def choose(union: Any, name: str) -> type:
 
 
 def options_of(part: Any) -> tuple[str, ...]:
-    """The names of the options of a part (an instance or a class): its fields but those that the program fills in."""
+    """The names of a part's options: its fields, except those that the program fills in (`FilledIn`).
+
+    ``part`` is an instance or a class.
+    """
     hints = typing.get_type_hints(part if isinstance(part, type) else type(part), include_extras=True)
     filled_in = {name for name, hint in hints.items() if HelpLevel.NEITHER in typing.get_args(hint)[1:]}
     return tuple(field.name for field in dataclasses.fields(part) if field.name not in filled_in)

@@ -13,7 +13,7 @@ from xmodal_jax.types import ExampleKeys, Key
 
 
 def fold_in_name(key: KeyArray[Array, "*batch"], name: str) -> KeyArray[Array, "*batch"]:
-    """The key of a use that has a name. It depends on the name and not on the order in which keys are drawn.
+    """A random key derived from ``key`` for the use that ``name`` names, independent of the order of derivations.
 
     ``key`` may be an array of keys ``[*batch]``; the result then has the same shape.
     """

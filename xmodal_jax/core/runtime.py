@@ -50,20 +50,20 @@ def configure(
     Args:
       compilation_cache: keep compiled programs on disk, so that a second start compiles nothing.
         ``JAX_COMPILATION_CACHE_DIR`` overrides the folder; empty, it turns the cache off.
-      keep_memory: let the C library keep freed memory in place of handing it back to the system after every step. The
-        page faults would cost a training step on the CPU a sixth of its time. (With glibc; elsewhere it does nothing.)
-      run_inline: on the CPU, run programs in the thread that calls them. A large block that another thread allocates
-        comes from the system each time and not from what ``keep_memory`` keeps (glibc's arenas of threads end at 64
-        MiB), and the page faults cost the steps of large models another fifth of their time. Several devices still run
-        at once.
+      keep_memory: let the C library keep freed memory instead of returning it to the system after every step. The page
+        faults would cost a training step on the CPU a sixth of its time. (With glibc; elsewhere it does nothing.)
+      run_inline: on the CPU, run programs in the thread that calls them. Large blocks that another thread allocates
+        come from the system each time and not from the memory that ``keep_memory`` keeps (glibc limits the arena of a
+        thread to 64 MiB); the page faults cost the steps of large models another fifth of their time. Several devices
+        still run at once.
       xla_flags: add the flags that were measured with the installed jaxlib (`XLA_FLAGS`) to the variable
         ``XLA_FLAGS``. Flags that it has already stay; other versions of jaxlib, and machines with a JAX plugin for an
         accelerator, get none.
-      gpu_memory_fraction: the fraction of a GPU's memory that JAX allocates at its start, in place of JAX's default;
-        ``XLA_PYTHON_CLIENT_MEM_FRACTION`` overrides it.
+      gpu_memory_fraction: the fraction of a GPU's memory that JAX allocates at its start; None: JAX's default. The
+        variable ``XLA_PYTHON_CLIENT_MEM_FRACTION`` overrides it.
 
     Returns:
-      A line about each setting that was applied.
+      A line of text about each setting that was applied.
 
     Raises:
       ValueError: ``gpu_memory_fraction`` is not in (0, 1], or the variables of a cluster contradict each other.
@@ -74,27 +74,30 @@ def configure(
     cluster.start()
     if os.environ.get("XMODAL_CONFIGURE") == "0":
         return ()
-    done = []
+    applied = []
     if keep_memory and _keep_freed_memory():
-        done.append("malloc keeps freed memory")
+        applied.append("malloc keeps freed memory")
     if run_inline:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-        done.append("programs on the CPU run in the thread that calls them")
+        applied.append("programs on the CPU run in the thread that calls them")
     if compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         directory = str(cache_root() / "compiled")
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        done.append(f"compiled programs in {directory}")
+        applied.append(f"compiled programs in {directory}")
     if xla_flags:
-        done += _add_xla_flags()
+        applied += _add_xla_flags()
     if gpu_memory_fraction is not None and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{gpu_memory_fraction:g}"
-        done.append(f"XLA_PYTHON_CLIENT_MEM_FRACTION={gpu_memory_fraction:g}")
-    return tuple(done)
+        applied.append(f"XLA_PYTHON_CLIENT_MEM_FRACTION={gpu_memory_fraction:g}")
+    return tuple(applied)
 
 
 def _add_xla_flags() -> list[str]:
-    """Adds the flags of `XLA_FLAGS` to the environment variable, but for those that it has; returns those added."""
+    """Adds the flags of `XLA_FLAGS` for this jaxlib to the environment variable of that name; returns those added.
+
+    Flags that the variable already has keep their value.
+    """
     # A plugin (libtpu, jax_plugins for GPUs) reads XLA_FLAGS too and may know other flags than jaxlib.
     plugins = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
     if plugins and os.environ.get("JAX_PLATFORMS") != "cpu":
@@ -111,17 +114,18 @@ def _add_xla_flags() -> list[str]:
 
 
 def _keep_freed_memory() -> bool:
-    """Tells glibc's malloc to use no mmap for large blocks, never to trim, and to grow by 64 MiB; False without glibc.
+    """Makes glibc's malloc keep freed memory; returns whether that was possible (False without glibc).
 
-    All threads could share one arena as well, but the blocks that the compiler leaves behind would then slow down every
-    later allocation: a GAN's step to half its speed, until the program comes from the cache.
+    It then uses no mmap for large blocks, never trims the heap, and grows it by 64 MiB at a time. Threads keep their
+    own arenas: in a single one the blocks that the compiler leaves behind would slow down every later allocation (a
+    GAN's step ran at half its speed after a compilation).
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # numbers of the options in malloc.h
     for option, value in (
         (m_mmap_max, 0),
         (m_trim_threshold, 2**31 - 1),
@@ -134,9 +138,10 @@ def _keep_freed_memory() -> bool:
 def free_memory() -> int | None:
     """Bytes that this process can still allocate on each of its devices; None where that is not known.
 
-    On the CPU, whose devices share one memory, it is the system's (or the container's) free memory divided among them.
+    On the CPU, whose devices share one memory, it is the free memory of the system (or of the container, if that is
+    less) divided by the number of devices.
     """
-    device = jax.local_devices()[0]
+    device = jax.local_devices()[0]  # the others are alike
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         if "bytes_limit" not in stats:
@@ -146,9 +151,12 @@ def free_memory() -> int | None:
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    kib = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
+    # Lines such as "MemAvailable:   8123456 kB".
+    kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
     free = [kib["MemAvailable"] * 1024]
-    with contextlib.suppress(OSError, ValueError):  # a container's limit, if it has one ("max" is none)
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # the file is absent, or holds "max": no container with a limit
         limit = int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text())
         free.append(limit - int(pathlib.Path("/sys/fs/cgroup/memory.current").read_text()))
     return min(free) // jax.local_device_count()
@@ -157,18 +165,18 @@ def free_memory() -> int | None:
 def jit_once(function: Callable, **options) -> Callable:
     """``jax.jit`` for a program that runs once or seldom and computes little, such as the initialisation of parameters.
 
-    On the CPU it is compiled with LLVM's first level of optimisation, which halves the time of compilation; floats may
-    differ in their last bit from those of ``jax.jit``. A level in ``XLA_FLAGS`` takes precedence. ``options``: as of
-    ``jax.jit``.
+    On the CPU it is compiled with LLVM's optimisation level 1, which halves the time of compilation; floats may differ
+    in their last bit from those of ``jax.jit``. A level in the variable ``XLA_FLAGS`` takes precedence. ``options`` are
+    those of ``jax.jit``.
     """
 
     @functools.cache
-    def compiled():  # at the first call, because the backend is not known when a module is imported
+    def jitted():  # made at the first call, because the backend is not known when a module is imported
         level = "xla_backend_optimization_level"
-        lower = jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", "")
-        return jax.jit(function, compiler_options={level: 1} if lower else None, **options)
+        set_level = jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", "")
+        return jax.jit(function, compiler_options={level: 1} if set_level else None, **options)
 
-    return lambda *args: compiled()(*args)
+    return lambda *args: jitted()(*args)
 
 
 class CompileClock:
@@ -187,6 +195,7 @@ class CompileClock:
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def _on_event(self, event: str, duration: float, **_) -> None:
+        """JAX calls this with each event's name and duration in seconds."""
         if event in self.EVENTS:
             self.seconds += duration
             self.count += event == self.EVENTS[1]
@@ -213,18 +222,20 @@ class Timer:
         self.seconds: dict[str, float] = {}
         """Seconds by name, without compilation."""
         self._inside = 0.0
+        """Seconds, without compilation, of the blocks inside the current one that have ended."""
 
     @contextlib.contextmanager
     def __call__(self, name: str):
         """Adds the time of the ``with`` block to ``name``. A block inside it counts under its own name only."""
-        outside, self._inside = self._inside, 0.0
-        start, compiled = time.perf_counter(), self.clock.seconds
+        # Blocks that ended before this one inside the surrounding block; the sum starts anew for this block.
+        inside_surrounding, self._inside = self._inside, 0.0
+        start, compiled_before = time.perf_counter(), self.clock.seconds
         try:
             yield
         finally:
-            whole = time.perf_counter() - start - (self.clock.seconds - compiled)
-            self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._inside
-            self._inside = outside + whole
+            elapsed = time.perf_counter() - start - (self.clock.seconds - compiled_before)
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inside
+            self._inside = inside_surrounding + elapsed
 
     def report(self) -> dict[str, float]:
         """Seconds by name, with ``compile`` and ``total`` (since the timer was made)."""

@@ -22,12 +22,12 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 
 def flat(tree: PyTree) -> dict[str, Any]:
-    """Every array by its path, in the order of ``jax.tree.leaves``."""
+    """The arrays of a tree by their paths (``encoder/layer_0/kernel``), in the order of ``jax.tree.leaves``."""
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def nested(leaves: Mapping[str, Any]) -> dict:
-    """Nested dictionaries with the arrays at their paths: the inverse of `flat`."""
+    """Nested dictionaries from arrays by path (``encoder/layer_0/kernel``): the inverse of `flat`."""
     tree: dict = {}
     for name, leaf in leaves.items():
         *path, last = name.split("/")
@@ -44,12 +44,12 @@ def map_with_name(fn: Callable[[str, Array], Array], tree: PyTree) -> PyTree:
 
 
 def match_names(pattern: str, tree: PyTree, *, what: str = "pattern") -> PyTree:
-    """A tree of bools: whether a regular expression is found in each array's path.
+    """A tree of bools with the structure of ``tree``: whether a regular expression is found in each array's path.
 
-    ``what``: the option that holds the expression, for the error's message.
+    ``what`` is what the error's message calls the expression, such as the option that holds it.
 
     Raises:
-      ValueError: it matches no path. (A typo in an expression must not silently train all parameters.)
+      ValueError: the expression is found in no path. (A typo must not silently train all parameters.)
     """
     names = leaf_names(tree)
     if not any(re.search(pattern, name) for name in names):

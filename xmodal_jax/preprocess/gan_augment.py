@@ -59,7 +59,7 @@ def diff_augment(
         )
     if cutout:
         box_sides = [int(cutout * side + 0.5) for side in images.shape[1:3]]  # rounded to whole pixels
-        # The centre lies on a pixel of the image if the box has an odd side, else on one of the side + 1 edges of pixels.
+        # The centre lies on a pixel of the image if the box has an odd side, else on one of side + 1 pixel edges.
         centre_counts = [
             side + 1 - box_side % 2 for side, box_side in zip(images.shape[1:3], box_sides, strict=True)
         ]

@@ -5,7 +5,7 @@
     python experiments/captioning.py --data folder:PATH --modalities text image
     python experiments/captioning.py --model.contrastive info_nce
 
-On the embedded data set captions are also read back: which factors of the scene do they say right?
+On the embedded data set captions are also parsed: which factors of the scene do they state correctly?
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Config(TextGenerationConfig):
     batch_size: int = 64
     eval_every: int = 300
     gallery: int = 500
-    """With --model.contrastive: number of test examples, all of different meaning, among which the retrieval of texts
-    by their source (source_text_retrieval) searches."""
+    """Number of test examples, all of different meaning, in the gallery of the retrieval test (source_text_retrieval),
+    which --model.contrastive adds."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Update rule and learning-rate schedule."""
 
@@ -78,6 +78,7 @@ def main(config: Config) -> None:
     generate = TextGenerator(model, modality, tokenizer, decodings=decodings, seed=config.seed, **sizes)
 
     def validate(params):
+        """Scores of greedy captions, which take less time than the decoding of the test."""
         return validation.caption_scores(generate(params, validation.source, "greedy"), "validation/")
 
     metadata = {"source": modality, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
@@ -86,13 +87,13 @@ def main(config: Config) -> None:
         evaluate=validate, monitor="validation/cider", metadata=metadata,
     )  # fmt: skip
 
-    # Test: captions of every split, and greedy ones of the first.
+    # Test: captions of every split, and greedy ones of the split "test".
     def test(params):
-        captions = {name: generate(params, each.source, "test") for name, each in references.items()}
+        captions = {name: generate(params, split.source, "test") for name, split in references.items()}
         greedy = generate(params, references["test"].source, "greedy")
         metrics = {}
-        for name, each in references.items():
-            metrics |= each.caption_scores(captions[name], f"{name}/")
+        for name, split in references.items():
+            metrics |= split.caption_scores(captions[name], f"{name}/")
         if model.has_contrastive_loss:
             gallery = evaluate.Gallery(splits.tests["test"], config.gallery)
             metrics |= source_text_retrieval(method, params, gallery, tokenize)

@@ -6,7 +6,7 @@
     python experiments/contrastive.py --image-encoder hf:FOLDER --text-encoder hf:FOLDER --image-size 224
     python experiments/contrastive.py --data tfds:fashion_mnist --data-dir PATH --modalities text image
 
-The first ends within three minutes on two cores; docs/results.md says what each of them reaches.
+The first command takes less than three minutes on two cores; docs/results.md has the results of each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Config(StartConfig):
     input: DataFlags = DataOptions(train_size=6000, max_seconds=3.2)
     steps: int = 640
     batch_size: int = 64
-    """Examples per step, over all devices together. The other examples of a batch are the negatives of each."""
+    """Examples per step, over all devices together. For each example the others of its batch are the negatives."""
     eval_every: int = 160
     gallery: int = 500
     """Number of test examples, all of different meaning, among which retrieval searches."""
@@ -62,9 +62,7 @@ def main(config: Config) -> None:
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         if run.writes:
             tokenize.tokenizer.save(run.path / "tokenizer")
-        features = None
-        if config.cache_features:
-            features = frozen_features(pretrained, config.model, tokenize)
+        features = frozen_features(pretrained, config.model, tokenize) if config.cache_features else None
         loader = make_loader(config, splits.train, tokenize, once=features)
     modalities = tuple(splits.train.modalities)
 
@@ -76,6 +74,7 @@ def main(config: Config) -> None:
     validation = evaluate.Gallery(splits.validation, config.gallery)
 
     def validate(params):
+        """Retrieval scores; their mean recall@1 over all directions decides the best checkpoint."""
         scores = evaluate.retrieval_scores(
             embed(params, validation), ids=validation.ids, prefix="validation/"
         )
@@ -93,6 +92,7 @@ def main(config: Config) -> None:
         galleries = {name: evaluate.Gallery(split, config.gallery) for name, split in splits.tests.items()}
 
     def test(params):
+        """``(metrics, (embeddings of the split "test", confusion matrix or None))``."""
         embeddings = {name: embed(params, gallery) for name, gallery in galleries.items()}
         metrics, confusion = evaluate.classification_scores(
             embed, params, splits.train, splits.tests["test"], templates=config.prompts

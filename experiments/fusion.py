@@ -1,4 +1,4 @@
-"""Understanding what several modalities say together: a question or a command about a picture, or any labelled data.
+"""Classification by several modalities together: questions or commands about a picture, or any labelled data.
 
     python experiments/fusion.py
     python experiments/fusion.py --model.fusion merged --model.modality-dropout 0.3
@@ -6,8 +6,8 @@
     python experiments/fusion.py --task commands
     python experiments/fusion.py --data folder:PATH --modalities image text
 
-The first answers questions about the scenes of the embedded data set. With ``--task commands`` a voice names an action
-and describes an object: which action, on which object of the scene? On another data set the classes are its labels.
+The first command answers questions about scenes of the embedded data set. With ``--task commands`` a voice names an
+action and describes an object: which action, on which object of the scene? On other data the classes are the labels.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def main(config: Config) -> None:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         to_frames = precompute_spectrograms(config.model.features) if "audio" in modalities else None
         loader = make_loader(config, splits.train, tokenize, once=to_frames)
-        read = lambda split: evaluate.LabelledSplit(split, class_names, ("kind", QUESTION_KINDS))
-        tests, validation = {k: read(split) for k, split in splits.tests.items()}, read(splits.validation)
+        labelled = lambda split: evaluate.LabelledSplit(split, class_names, ("kind", QUESTION_KINDS))
+        tests, validation = {k: labelled(v) for k, v in splits.tests.items()}, labelled(splits.validation)
 
     # The method: encoders, fusion, classes.
     model, tokenizer = config.model, tokenize.tokenizer if tokenize else None
@@ -83,6 +83,7 @@ def main(config: Config) -> None:
     classes = {target: len(names) for target, names in class_names.items()}
 
     def make(chosen):
+        """The classifier of the ``chosen`` modalities, and its optimizer: of all modalities, or of one (a baseline)."""
         method = pretrained.attach(make_fusion(model, chosen, classes, vocab_size=vocab_size), tokenizer)
         return method, pretrained.set_learning_rates(config.optimizer, method)
 
@@ -109,8 +110,8 @@ def main(config: Config) -> None:
         headline = panels.add_scores(report, metrics, majority_accuracy=tests["test"].majority_accuracy)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
         attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)
-        shown = (classify, tests["test"], predictions, class_names)
-        panels.add_attention(report, attend, result.params[0], *shown, model, tokenizer)
+        evaluated = (classify, tests["test"], predictions, class_names)
+        panels.add_attention(report, attend, result.params[0], *evaluated, model, tokenizer)
         panels.add_confusions(report, tests["test"], predictions, class_names)
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 

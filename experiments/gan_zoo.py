@@ -1,10 +1,11 @@
-"""The objectives of the conditional GAN compared, on one data set with one budget.
+"""A comparison of objectives of the conditional GAN, on one data set with equal numbers of steps.
 
     python experiments/gan_zoo.py --judge runs/captioning-...
     python experiments/gan_zoo.py --data folder:PATH --judge RUN --objectives hinge wgan_gp mmd_rq
 
-Each objective is a run of text_to_image_gan.py in a folder of its own, with the same networks and optimizers. Only the
-objective differs, and the regularisation that its authors add to it (`models.gan.presets`). There are no other losses.
+Each objective is trained by text_to_image_gan.py in its own folder, with the same networks and optimizers. Runs differ
+only in the objective and the regularisation that its authors add to it (`models.gan.presets`). There are no other
+losses.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SAMPLES = 12  # images of each objective in the report
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(text_to_image_gan.Config):
-    """Objectives compared."""
+    """A comparison of GAN objectives."""
 
     objectives: tuple[str, ...] = tuple(gans.OBJECTIVE_PRESETS)
     """Objectives to compare: names of `models.gan.OBJECTIVE_PRESETS`."""
@@ -57,7 +58,7 @@ class Config(text_to_image_gan.Config):
         generator=DCGANGeneratorConfig(width=32),
         discriminator=DCGANEncoderConfig(width=128, norm="none"),
     )
-    """Networks; each compared objective replaces the objective and the regularisation of this configuration."""
+    """Networks of the GAN. Its objective and regularisation are replaced by those of each compared objective."""
     optimizer: GANOptimizer = GANOptimizer(
         discriminator=ADAM, generator=dataclasses.replace(ADAM, learning_rate=2e-4, ema=0.99)
     )
@@ -72,7 +73,8 @@ class Config(text_to_image_gan.Config):
 
 
 def train(config: Config, name: str, folder: pathlib.Path) -> None:
-    """Trains with one objective in ``folder``, unless a finished run is there to resume."""
+    """Trains a GAN with the objective ``name`` in ``folder``; with ``config.resume``, only if its run is not
+    finished."""
     if config.resume and read_result(folder).get("steps", 0) >= config.steps:
         return
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(text_to_image_gan.Config)}

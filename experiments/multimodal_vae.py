@@ -83,6 +83,7 @@ def main(config: Config) -> None:
     validation = evaluation.take_evenly(data.validation, config.evaluation.examples)
 
     def validate(params):
+        """Coherence: how often generated data show the class of the data that they are generated from."""
         metrics = evaluation.coherence_metrics(evaluator, params, judge_params, validation)[0]
         return {f"validation/{name.split('/')[1]}": value for name, value in metrics.items()}
 

@@ -5,7 +5,7 @@
     python experiments/rate.py rates answers-ada.csv answers-alan.csv --key rating.key.json
 
 A source is a folder of pictures with a metadata.jsonl (`file_name`, `text`); pictures of the same text are compared.
-Send rating.html to the raters, and keep rating.key.json, which says which source made what. Raters send CSV files.
+Send rating.html to the raters; keep rating.key.json, which names the source of each picture. Raters send CSV files.
 """
 
 from __future__ import annotations
@@ -36,16 +36,15 @@ class Page:
     sources: tuple[str, ...]
     """NAME=FOLDER of each source of pictures. Raters do not see the names."""
     out: pathlib.Path = pathlib.Path("rating.html")
-    """File of the page."""
+    """HTML file to write the page to; the key is written beside it."""
     mode: Literal["preference", "rating"] = "preference"
     """What raters do: choose the better of two pictures (preference), or mark one picture from 1 to 5 (rating)."""
     count: int | None = 40
     """Number of captions that raters see, drawn at random; None: all."""
     match: Literal["caption", "file_name"] = "caption"
-    """Field of the metadata by which pictures are matched: pictures of different sources are compared where it is
-    equal."""
+    """Which pictures of different sources are compared: those with the same caption, or with the same file name."""
     image_size: int | None = None
-    """All pictures are resized to squares of this side, in pixels; None: the smallest side among them."""
+    """Side in pixels of the squares that all pictures are resized to; None: the smallest side among them."""
     title: str | None = None
     """Heading of the page; None: a heading that suits the mode."""
     question: str | None = None
@@ -74,9 +73,9 @@ class Rates:
     answers: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """CSV files from the raters."""
     key: pathlib.Path
-    """File of the key of the page, PAGE.key.json, which names the source of each picture."""
+    """Key of the page, the file PAGE.key.json, which names the source of each picture."""
     out: pathlib.Path | None = None
-    """File of the result; None: PAGE.result.json beside the key."""
+    """JSON file to write the result to; None: PAGE.result.json beside the key."""
     seed: int = 0
     """Random seed of the bootstrap intervals."""
 
@@ -96,16 +95,17 @@ def page(config: Page) -> None:
 
 
 def rates(config: Rates) -> None:
+    """Reads the answers, prints a table of the results and writes them as JSON."""
     mode = rating.read_key(config.key)["mode"]
     if mode == "preference":
         result = rating.preference_rates(config.answers, config.key)
-        rows = {"pairs": [pair._asdict() for pair in result.pairs]}
+        results = {"pairs": [pair._asdict() for pair in result.pairs]}
     else:
         result = rating.mean_ratings(config.answers, config.key, seed=config.seed)
-        rows = {"sources": [source._asdict() for source in result.sources]}
+        results = {"sources": [source._asdict() for source in result.sources]}
     counts = {"answers": result.answers, "raters": result.raters, "replaced": result.replaced}
     out = config.out or config.key.with_name(config.key.name.removesuffix(".key.json") + ".result.json")
-    write_atomic(out, json.dumps({"mode": mode, **rows, **counts}, indent=2) + "\n")
+    write_atomic(out, json.dumps({"mode": mode, **results, **counts}, indent=2) + "\n")
     print(result.table())
     if result.replaced:
         print(f"{result.replaced} earlier answers of a rater to the same trial were replaced by the last")

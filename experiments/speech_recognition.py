@@ -5,8 +5,8 @@
     python experiments/speech_recognition.py --data folder:PATH --tokenizer bpe --vocab-size 260
     python experiments/speech_recognition.py --data folder:PATH --init-from runs/speech_recognition-20250131-101500
 
-Only sentences that training never heard are scored (--no-unseen: all); the report also has every other way to write
-that the trained model knows.
+Only sentences that do not occur in training are scored (--no-unseen: all). The report also compares the other decodings
+that the trained model allows, such as greedy and beam search.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def main(config: Config) -> None:
     fastest = next(name for name in ("ctc", "greedy", "test") if name in decodings)
 
     def validate(params):
+        """Error rates of the fastest decoding; the checkpoint with the highest word accuracy is the best."""
         scores = validation.error_rates(generate(params, validation.source, fastest), "validation/")
         return scores | {"validation/word_accuracy": 1 - scores["validation/wer"]}
 
@@ -83,14 +84,15 @@ def main(config: Config) -> None:
         evaluate=validate, monitor="validation/word_accuracy", metadata=metadata,
     )  # fmt: skip
 
-    # Test: every split, and the hardest with all other decodings.
+    # Test: every split, and the last one, which is the hardest, with all other decodings.
     hardest = list(references)[-1]
 
     def test(params):
+        """``(metrics, transcripts of the hardest split)``."""
         metrics, transcripts = {}, {}
-        for name, each in references.items():
-            transcripts[name] = generate(params, each.source, "test")
-            metrics |= each.error_rates(transcripts[name], f"{name}/")
+        for name, split in references.items():
+            transcripts[name] = generate(params, split.source, "test")
+            metrics |= split.error_rates(transcripts[name], f"{name}/")
         for decoding in others:
             texts = generate(params, references[hardest].source, decoding)
             metrics |= references[hardest].error_rates(texts, f"{hardest}_{decoding}/")

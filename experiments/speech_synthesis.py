@@ -4,8 +4,8 @@
     python experiments/speech_synthesis.py --recogniser runs/speech_recognition-20250131-101500
     python experiments/speech_synthesis.py --text-encoder hf:PATH --encoder-lr-multiplier 0.1
 
-With a run of speech_recognition.py the report says how well it understands the synthesised speech, and beside it the
-recordings and what the vocoder makes of their own spectrograms.
+With a run of speech_recognition.py the report has its word error rates on the synthesised speech, on the recordings and
+on copy synthesis (the recordings' spectrograms, turned into audio by the vocoder).
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class Config(StartConfig):
     unseen: bool = True
     """Whether to synthesise only sentences that are not among the training sentences."""
     recogniser: pathlib.Path | None = None
-    """Directory of a run of speech_recognition.py, which transcribes the synthesised speech; None: the speech is not
-    transcribed."""
+    """Directory of a run of speech_recognition.py, which transcribes the synthesised speech; None: no transcripts."""
     model: SpeechConfig = SpeechConfig()
     """Text encoder, decoder, spectrogram and vocoder."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
@@ -81,6 +80,7 @@ def main(config: Config) -> None:
     synthesize = speech.Synthesizer(model, tokenize, frames=frames, speakers=len(voices))
 
     def validate(params):
+        """Mel distance to the recordings, and its negative, which is higher for better checkpoints."""
         distance = float(speech.mel_distances(synthesize(params, validation), validation_recorded).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
@@ -90,16 +90,16 @@ def main(config: Config) -> None:
         metadata=metadata | {"tokenizer": tokenizer.files(), "length": tokenize.max_length},
     )  # fmt: skip
 
-    # Test: sentences that training never heard. How near are they to the recordings, and what does a recogniser hear?
-    vocoded = speech.Vocoder(model, frames=frames)(recorded)
+    # Test: sentences that do not occur in training, compared with the recordings and transcribed by the recogniser.
+    vocoded = speech.Vocoder(model, frames=frames)(recorded)  # the recordings' spectrograms as audio
 
     def test(params):
         synthesized = synthesize(params, examples)
         distances = speech.mel_distances(synthesized, recorded)
-        spoken = {"recordings": recorded, "vocoded": vocoded, "test": synthesized}
-        heard = speech.recognize(recognise, sentences.texts, **spoken)
-        metrics = speech.synthesis_scores(synthesized, recorded, distances) | heard.rates
-        return metrics, (synthesized, distances, heard.texts)
+        utterances = {"recordings": recorded, "vocoded": vocoded, "test": synthesized}
+        recognized = speech.recognize(recognise, sentences.texts, **utterances)
+        metrics = speech.synthesis_scores(synthesized, recorded, distances) | recognized.rates
+        return metrics, (synthesized, distances, recognized.texts)
 
     metrics, (synthesized, distances, transcripts) = evaluate_seeds(test, result, timer)
     if not run.writes:
@@ -110,8 +110,8 @@ def main(config: Config) -> None:
         headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
         report.add_metrics(metrics, headline=headline)
         tokens = [tokenizer.tokens(text) for text in sentences.texts]
-        speeches = (synthesized, vocoded, recorded)
-        panels.add_speech(report, sentences.texts, tokens, *speeches, distances, transcripts, model)
+        utterances = (synthesized, vocoded, recorded)
+        panels.add_speech(report, sentences.texts, tokens, *utterances, distances, transcripts, model)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
     finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 

@@ -76,8 +76,8 @@ def main(config: Config) -> None:
         if tokenize is None and "text" in splits.train.modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         loader = make_loader(config, splits.train, tokenize, repeats=config.model.d_steps)
-        parts = {**splits.tests, "validation": splits.validation}
-        references = {name: ReferenceTexts(part) for name, part in parts.items()}
+        evaluated = {**splits.tests, "validation": splits.validation}
+        references = {name: ReferenceTexts(split) for name, split in evaluated.items()}
         judge = JudgeReport(config.judge, splits.train, references)
 
     # The method: generator and discriminator, and the frozen networks.
@@ -88,6 +88,7 @@ def main(config: Config) -> None:
     history = SampleHistory(run.path / "samples", generator, generate.conditions["test"], seed=config.seed)
 
     def validate(params):
+        """Adds samples to the history, and scores the images of the validation split."""
         history.add(params)
         return judge.scores({"validation": generate(params, "validation")})
 
@@ -97,6 +98,7 @@ def main(config: Config) -> None:
 
     # Test: an image for every caption of every split.
     def test(params):
+        """``(metrics, images of the split "test")``."""
         images = {name: generate(params, name) for name in splits.tests}
         return judge.scores(images), images["test"]
 

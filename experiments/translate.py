@@ -1,4 +1,4 @@
-"""Files or words from one modality into another, by trained runs; several runs make a chain.
+"""Translates files or a text from one modality into another, by trained runs; several runs make a chain.
 
     python experiments/translate.py --from photo.png --to text --runs runs/captioning
     python experiments/translate.py --from clip.wav --to text --runs runs/speech_recognition
@@ -40,7 +40,7 @@ class Config:
     runs: tuple[pathlib.Path, ...]
     """Trained runs of captioning.py, speech_recognition.py, speech_synthesis.py and text_to_image_gan.py."""
     copies: int = 1
-    """Number of translations of each input; only pictures differ between the translations of one text."""
+    """Number of translations of each input. Only generated pictures differ between them, by their noise."""
     seed: int = 0
     """Random seed of the noise that pictures are generated from."""
     speaker: str | None = None
@@ -87,19 +87,16 @@ def main(config: Config) -> None:
         titles = [source_inputs.modality, *(step.target for step in steps)]
         report = Report(" to ".join(titles), f"{len(names)} from {config.source}")
         sample_rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
-        cell = lambda x, sample_rate: (
-            Audio(x, sample_rate) if isinstance(x, np.ndarray) and x.ndim == 1 else x
-        )
-        rows = [
-            (
-                name,
-                *(
-                    cell(stage[k], sample_rate)
-                    for stage, sample_rate in zip(stages, sample_rates, strict=True)
-                ),
-            )
-            for k, name in enumerate(names)
-        ]
+
+        def cell(example, sample_rate):
+            """A waveform with its sample rate; a text or an image as it is."""
+            is_waveform = isinstance(example, np.ndarray) and example.ndim == 1
+            return Audio(example, sample_rate) if is_waveform else example
+
+        rows = []  # an input, and what each step makes of it
+        for k, name in enumerate(names):
+            stage_rates = zip(stages, sample_rates, strict=True)
+            rows.append((name, *(cell(stage[k], rate) for stage, rate in stage_rates)))
         report.add_table("Translations", ("input", *titles), rows)
         for k in range(min(len(names), 20)):
             if isinstance(stages[-1][k], str):

@@ -88,6 +88,7 @@ def main(config: Config) -> None:
     validation = evaluation.take_evenly(data.validation, config.evaluation.examples)
 
     def validate(params):
+        """Reconstruction errors of the validation examples."""
         metrics = evaluation.reconstruction_metrics(evaluator, params, validation)
         return {f"validation/{name.split('/')[1]}": value for name, value in metrics.items()}
 

@@ -36,12 +36,13 @@ class Translator(NamedTuple):
     target: str
     """Modality of the outputs: text, audio or image."""
     apply: Callable[..., list]
-    """``apply(inputs) -> outputs``, lists of examples. A run of speech synthesis takes the numbers of the ``speakers``
-    as second argument (None: the first speaker). A run of image generation gives different images for equal texts."""
+    """``apply(inputs) -> outputs``, lists of examples. For speech synthesis the second argument is the speaker of each
+    input, an index into ``speakers`` (None: the first speaker). Image generation gives different images for equal
+    texts."""
     sample_rate: int
-    """Of audio inputs or outputs, Hz."""
+    """Sample rate of audio inputs or outputs, in Hz."""
     shape: tuple[int, ...] = ()
-    """Of the images ``[H, W, C]`` or videos ``[F, H, W, C]`` of training."""
+    """Shape of the images ``[H, W, C]`` or videos ``[F, H, W, C]`` of training."""
     speakers: tuple[str, ...] = ()
     """Names of the speakers; empty where the target is not audio."""
 
@@ -58,8 +59,8 @@ def load_translator(
 
     Args:
       run: the run's directory.
-      generation: decoding of text; None: as configured in the run.
-      speed: of synthesised speech; above 1 speaks faster.
+      generation: how text is decoded; None: as configured in the run.
+      speed: of synthesised speech; above 1 is faster.
       noise_seed: seed of the noise that images are generated from.
       seed: which of the run's seeds, if it has several.
 
@@ -103,6 +104,7 @@ def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig 
     sample_rate = model.features.sample_rate
 
     def apply(examples: Sequence[np.ndarray]) -> list[str]:
+        """The text of each image, video or waveform."""
         # Padded to whole seconds, so that batches of different recordings share a compiled program.
         fields = pad_audio(examples, sample_rate) if modality == "audio" else {modality: np.stack(examples)}
         return generate(restored.params, ArraySource(fields), "test")
@@ -111,7 +113,8 @@ def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig 
 
 
 def pad_audio(waveforms: Sequence[np.ndarray], multiple: int) -> dict[str, Any]:
-    """Waveforms as the fields ``audio`` and ``audio_mask`` of a batch, padded to a multiple of samples."""
+    """Waveforms as the fields ``audio`` and ``audio_mask`` ``[N, T]`` of a batch. ``T`` is the longest length, rounded
+    up to a ``multiple`` of samples."""
     longest = -(-max(map(len, waveforms)) // multiple) * multiple
     audio = np.zeros((len(waveforms), longest), waveforms[0].dtype)
     mask = np.zeros(audio.shape, bool)
@@ -168,6 +171,7 @@ def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translat
     )
 
     def apply(texts: Sequence[str]) -> list[np.ndarray]:
+        """An image uint8 ``[H, W, C]`` for each text, from different noise each."""
         conditions = generate.conditions(ArraySource({"caption": np.asarray(texts, object)}))
         return list(generate(restored.params, conditions, generate.sample_noise(len(texts), noise_seed)))
 

@@ -17,7 +17,7 @@ from xmodal_jax.train.run import write_atomic
 
 
 class TranslationInput(NamedTuple):
-    """Files of one modality, or a text."""
+    """What to translate: files of one modality, or a text."""
 
     modality: str
     files: tuple[Path, ...]
@@ -26,7 +26,7 @@ class TranslationInput(NamedTuple):
 
 
 def find_inputs(source: str) -> TranslationInput:
-    """The input that a string names: a file, all files in a folder (and in those within), or else the string itself.
+    """The input that a string names: a file, all files in a folder and its subfolders, or else the text itself.
 
     Raises:
       FileNotFoundError: the string is a file name, and there is no such file.
@@ -54,7 +54,8 @@ def _modality(path: Path) -> str | None:
 
 
 def find_chain(translators: Sequence[Translator], source: str, target: str) -> list[Translator]:
-    """The shortest chain from one modality to another, with each translator at most once.
+    """The shortest chain of translators from one modality to another, by breadth-first search; each is used at most
+    once.
 
     Raises:
       ValueError: there is none.
@@ -78,10 +79,10 @@ def find_chain(translators: Sequence[Translator], source: str, target: str) -> l
 def read_inputs(
     inputs: TranslationInput, first: Translator, bad_examples: BadExamples
 ) -> tuple[list[str], list[Any]]:
-    """Reads the inputs in the format that the first translator was trained on.
+    """Reads the inputs in the format that the ``first`` translator was trained on.
 
     Returns:
-      Names and contents. Each line of a text file is an input of its own.
+      Names and contents, of equal number. Each line of a text file is one input.
 
     Raises:
       BadExample: a file cannot be read (unless ``bad_examples`` collects it).
@@ -130,7 +131,7 @@ def _common_parts(files: Sequence[Path]) -> tuple[str, ...]:
 def apply_chain(
     chain: Sequence[Translator], inputs: Sequence[Any], *, speaker: str | None = None
 ) -> list[list[Any]]:
-    """Translates the inputs step by step.
+    """Translates the inputs by each translator of a chain in turn.
 
     Args:
       chain: from `find_chain`.
@@ -138,7 +139,7 @@ def apply_chain(
       speaker: name of the voice in speech synthesis; None: the first one.
 
     Returns:
-      The inputs, and the outputs of every step.
+      A list of examples for each stage: the inputs, then the outputs of every translator.
 
     Raises:
       ValueError: speech synthesis does not know the ``speaker``, or no step synthesises speech.
@@ -150,8 +151,8 @@ def apply_chain(
         if step.target == "audio":
             if speaker is not None and speaker not in step.speakers:
                 raise ValueError(f"there is no speaker {speaker!r}: choose one of {', '.join(step.speakers)}")
-            number = 0 if speaker is None else step.speakers.index(speaker)
-            stages.append(step.apply(stages[-1], [number] * len(inputs)))
+            speaker_index = 0 if speaker is None else step.speakers.index(speaker)
+            stages.append(step.apply(stages[-1], [speaker_index] * len(inputs)))
         else:
             stages.append(step.apply(stages[-1]))
     return stages

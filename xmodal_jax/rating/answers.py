@@ -33,8 +33,11 @@ class PairRate(NamedTuple):
     high: float
     """Upper end of the 95% interval."""
     first_wins: int
+    """Number of answers that prefer ``first``."""
     second_wins: int
+    """Number of answers that prefer ``second``."""
     ties: int
+    """Number of answers without a preference."""
     raters: int
     """Number of raters who compared these two."""
 
@@ -108,22 +111,23 @@ class _Answers(NamedTuple):
 
 
 def preference_rates(csv_paths: Sequence[Path | str], key_path: Path | str) -> Preferences:
-    """How often each source was preferred to each other one.
+    """How often raters preferred one source to another, for each pair of sources.
 
     The rate is ``(wins + ties / 2) / answers``, so that the rates of both directions add up to 1. The interval is
-    Wilson's (1927) for independent answers: somewhat too wide with ties, which vary less than wins and losses, and too
-    narrow with few raters or captions, whose answers depend on each other.
+    Wilson's (1927) for independent answers. It is somewhat too wide with ties, which vary less than wins and losses,
+    and too narrow with few raters or captions, whose answers depend on each other.
 
     Args:
-      csv_paths: the files of the raters.
+      csv_paths: the CSV files that the raters have saved.
       key_path: the key of the page.
 
     Raises:
       ValueError: a line cannot be read or answers a trial that the key does not have (the message names file and line),
-        or the page has the other mode.
+        or the page is one for marks (the mode "rating").
     """
     key = _key_for(key_path, "preference")
     answers = _read_answers(csv_paths, key)
+    # By pair of sources (in alphabetical order): how much each answer prefers the first one, 0 to 1, and its rater.
     by_pair: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for answer in answers.answers:
         trial = key["trials"][answer.trial]
@@ -132,16 +136,20 @@ def preference_rates(csv_paths: Sequence[Path | str], key_path: Path | str) -> P
         pair, score = ((left, right), score) if left < right else ((right, left), 1.0 - score)
         by_pair.setdefault(pair, []).append((score, answer.rater))
     pairs = []
-    for (first, second), scored in sorted(by_pair.items()):
-        scores = [score for score, _ in scored]
+    for (first, second), scores_and_raters in sorted(by_pair.items()):
+        scores = [score for score, _ in scores_and_raters]
+        low, high = wilson_interval(sum(scores), len(scores))
         pairs.append(
             PairRate(
-                first,
-                second,
-                sum(scores) / len(scores),
-                *wilson_interval(sum(scores), len(scores)),
-                *(scores.count(score) for score in (1.0, 0.0, 0.5)),
-                len({rater for _, rater in scored}),
+                first=first,
+                second=second,
+                rate=sum(scores) / len(scores),
+                low=low,
+                high=high,
+                first_wins=scores.count(1.0),
+                second_wins=scores.count(0.0),
+                ties=scores.count(0.5),
+                raters=len({rater for _, rater in scores_and_raters}),
             )
         )
     return Preferences(pairs, len(answers.answers), len(answers.raters), answers.replaced)
@@ -150,22 +158,24 @@ def preference_rates(csv_paths: Sequence[Path | str], key_path: Path | str) -> P
 def mean_ratings(
     csv_paths: Sequence[Path | str], key_path: Path | str, *, seed: int, resamples: int = 10_000
 ) -> Ratings:
-    """The mean mark of each source on each of `SCALES`.
+    """The mean mark (1 to 5) of each source on each of `SCALES`, with a 95% interval.
 
-    The interval is from the 2.5% to the 97.5% quantile of a bootstrap over raters. The answers of one rater are
-    correlated: a bootstrap over answers would give a too narrow interval.
+    The interval goes from the 2.5% to the 97.5% quantile of a bootstrap over raters, not over answers: the answers of
+    one rater are correlated, so that a bootstrap over answers would give a too narrow interval.
 
     Args:
-      csv_paths: the files of the raters.
+      csv_paths: the CSV files that the raters have saved.
       key_path: the key of the page.
       seed: of the bootstrap.
-      resamples: of the bootstrap.
+      resamples: number of samples of the bootstrap.
 
     Raises:
-      ValueError: as `preference_rates`.
+      ValueError: a line cannot be read or answers a trial that the key does not have, or the page is one for
+        preferences.
     """
     key = _key_for(key_path, "rating")
     answers = _read_answers(csv_paths, key)
+    # By source and scale, the marks that each rater has given. A choice such as "q4a5" has a digit for each scale.
     marks: dict[tuple[str, str], dict[str, list[int]]] = {}
     for answer in answers.answers:
         source = key["samples"][key["trials"][answer.trial]["left"]]["source"]
@@ -173,36 +183,48 @@ def mean_ratings(
             marks.setdefault((source, scale), {}).setdefault(answer.rater, []).append(int(digit))
     sources = []
     for (source, scale), by_rater in sorted(marks.items()):
-        sums = np.array([sum(values) for values in by_rater.values()], np.float64)
+        sums = np.array([sum(values) for values in by_rater.values()], np.float64)  # [raters]
         counts = np.array([len(values) for values in by_rater.values()])
         low = high = None
         if len(by_rater) > 1:
-            drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
-            means = sums[drawn].sum(1) / counts[drawn].sum(1)
+            # Each resample draws as many raters as there are, with replacement.
+            drawn_raters = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+            means = sums[drawn_raters].sum(1) / counts[drawn_raters].sum(1)
             low, high = (float(q) for q in np.quantile(means, (0.025, 0.975)))
-        mean = float(sums.sum() / counts.sum())
-        sources.append(SourceRating(source, scale, mean, low, high, int(counts.sum()), len(by_rater)))
+        sources.append(
+            SourceRating(
+                source=source,
+                scale=scale,
+                mean=float(sums.sum() / counts.sum()),
+                low=low,
+                high=high,
+                answers=int(counts.sum()),
+                raters=len(by_rater),
+            )
+        )
     return Ratings(sources, len(answers.answers), len(answers.raters), answers.replaced)
 
 
 def wilson_interval(successes: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
-    """The confidence interval of a proportion (Wilson 1927).
+    """The confidence interval ``(low, high)`` of a proportion (Wilson 1927).
 
-    All ``p`` with ``|successes / count - p| <= z sqrt(p (1 - p) / count)``, where ``z`` is the normal quantile of the
-    ``level``.
+    All ``p`` with ``|r - p| <= z sqrt(p (1 - p) / n)``, where ``r`` is the fraction of ``successes`` among
+    ``n = count`` trials, and ``z`` is the normal quantile of the ``level`` (1.96 for 0.95). Its centre is
+    ``(r + z^2 / 2n) / (1 + z^2 / n)``.
 
     Example::
 
         wilson_interval(5, 10)  # (0.237, 0.763)
     """
     z = NormalDist().inv_cdf((1.0 + level) / 2.0)
-    rate, spread = successes / count, z * z / count
-    centre = (rate + spread / 2.0) / (1.0 + spread)
-    half = math.sqrt(spread * (rate * (1.0 - rate) + spread / 4.0)) / (1.0 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    rate, z2_by_n = successes / count, z * z / count
+    centre = (rate + z2_by_n / 2.0) / (1.0 + z2_by_n)
+    half_width = math.sqrt(z2_by_n * (rate * (1.0 - rate) + z2_by_n / 4.0)) / (1.0 + z2_by_n)
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 def _key_for(path: Path | str, mode: Mode) -> dict[str, Any]:
+    """The key of a page (see `read_key`); raises ValueError if the page has another mode."""
     key = read_key(path)
     if key["mode"] != mode:
         other = "preference_rates" if key["mode"] == "preference" else "mean_ratings"
@@ -233,30 +255,33 @@ def _read_answers(paths: Sequence[Path | str], key: Mapping[str, Any]) -> _Answe
                 raise ValueError(f"{path}:{max(reader.line_num, 1)}: {error}") from error
     if not answers:
         raise ValueError(f"no answers in {', '.join(str(path) for path in paths) or 'no files'}")
-    counted = list(answers.values())
-    return _Answers(counted, sorted({answer.rater for answer in counted}), total - len(counted))
+    last_answers = list(answers.values())
+    raters = sorted({answer.rater for answer in last_answers})
+    return _Answers(last_answers, raters, replaced=total - len(last_answers))
 
 
 def _read_answer(cells: list[str], key: Mapping[str, Any]) -> _Answer:
+    """The answer in one line of a CSV file, its cells being those of `COLUMNS`; raises ValueError if it is not a valid
+    answer to a trial of ``key``."""
     if len(cells) != len(COLUMNS):
         raise ValueError(f"expected {len(COLUMNS)} cells, found {len(cells)}")
     trial, left, right, choice, seconds, rater = (cell.strip() for cell in cells)
-    known = key["trials"].get(trial)
-    if known is None:
+    shown = key["trials"].get(trial)
+    if shown is None:
         raise ValueError(f"the trial {trial!r} is not in the key: the answers belong to another page")
-    if (left, right) != (known["left"], known["right"]):
-        raise ValueError(f"the trial {trial!r} showed {known['left']}, {known['right']}, not {left}, {right}")
+    if (left, right) != (shown["left"], shown["right"]):
+        raise ValueError(f"the trial {trial!r} showed {shown['left']}, {shown['right']}, not {left}, {right}")
     if key["mode"] == "preference":
         if choice not in ("left", "right", "tie"):
             raise ValueError(f"the choice is left, right or tie, not {choice!r}")
     elif not re.fullmatch("".join(f"{name[0]}[1-5]" for name in SCALES), choice):
         raise ValueError(f"the choice is two marks such as q4a5, not {choice!r}")
     try:
-        spent = float(seconds)
+        duration = float(seconds)
     except ValueError:
-        spent = math.nan
-    if not 0.0 <= spent < math.inf:
+        duration = math.nan
+    if not 0.0 <= duration < math.inf:
         raise ValueError(f"the seconds are a number from 0 up, not {seconds!r}")
     if not rater:
         raise ValueError("the rater's name is empty")
-    return _Answer(trial, choice, spent, rater)
+    return _Answer(trial, choice, duration, rater)

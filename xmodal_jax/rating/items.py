@@ -26,9 +26,10 @@ def folder_items(
     """Items from folders of images with a metadata file (``file_name``, ``text``), one folder per source.
 
     Args:
-      sources: the folder of each source. match: images belong to one item if all sources have their caption, or their
-        file name up to its suffix. Of several images with the same caption, the n-th ones of all sources belong
-        together.
+      sources: the folder of each source, by the source's name.
+      match: images of different sources belong to one item if they have the same caption, or the same file name without
+        its suffix. If a source has several images with one caption, the first ones of all sources belong together, then
+        the second ones, and so on.
       count: number of items, drawn at random; None: all.
       image_size: side of the square that all images are resized to, in pixels; None: the shorter side of the smallest
         image, so that the resolution does not tell the sources apart.
@@ -53,21 +54,26 @@ def folder_items(
     if count is not None and count < len(matched):
         chosen = np.random.default_rng(seed).choice(len(matched), count, replace=False)
         matched = [matched[k] for k in sorted(chosen)]
-    size = image_size or min(_decode(shorter_side, x.file) for of_item in matched for x in of_item.values())
+    size = image_size or min(
+        _decode(shorter_side, image.file) for by_source in matched for image in by_source.values()
+    )
     items = []
-    for of_item in matched:
-        samples = {name: _decode(decode_image, image.file, size) for name, image in of_item.items()}
-        items.append(RatingItem(next(iter(of_item.values())).caption, samples))
+    for by_source in matched:
+        samples = {name: _decode(decode_image, image.file, size) for name, image in by_source.items()}
+        items.append(RatingItem(next(iter(by_source.values())).caption, samples))
     return items
 
 
 class _Image(NamedTuple):
+    """An image file and its caption."""
+
     file: Path
     caption: str
 
 
 def _images_by(match: str, folder: Path, bad_examples: BadExamples) -> dict[str, list[_Image]]:
-    """The images of a folder by caption, or by file name."""
+    """The images that a folder's metadata list, by caption (``match`` "caption": an image with several captions is
+    listed for each), or by file name without suffix ("file_name")."""
     metadata = find_metadata(folder)
     if metadata is None:
         raise FileNotFoundError(
@@ -86,16 +92,21 @@ def _images_by(match: str, folder: Path, bad_examples: BadExamples) -> dict[str,
 
 
 def _match(images: Mapping[str, Mapping[str, list[_Image]]]) -> list[dict[str, _Image]]:
-    """The items that all sources have: an image of each source."""
-    first, *others = images.values()
+    """The images of each item, by source.
+
+    ``images``: by source, and by the caption or file name that images are matched by. The n-th images of all sources
+    with one caption make an item; further images, which some source lacks, are left out.
+    """
+    first_source, *other_sources = images.values()
     matched = []
-    for value, of_first in first.items():
-        of_value = [of_first, *(other.get(value, []) for other in others)]
-        matched += [dict(zip(images, of_item, strict=True)) for of_item in zip(*of_value, strict=False)]
+    for caption, first_images in first_source.items():
+        by_source = [first_images, *(source.get(caption, []) for source in other_sources)]
+        matched += [dict(zip(images, item, strict=True)) for item in zip(*by_source, strict=False)]
     return matched
 
 
 def _decode(decoder: Callable[..., Any], file: Path, *options: Any) -> Any:
+    """``decoder(file, *options)``, with the file's name in the error if it cannot be decoded."""
     try:
         return decoder(file, *options)
     except (OSError, ValueError) as error:

@@ -38,7 +38,7 @@ class RatingItem(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    """What a rater judges at a time."""
+    """One question to a rater: the samples that are shown together."""
 
     item: int
     """Index of the item."""
@@ -79,23 +79,26 @@ def write_rating_page(
             f"the page is an HTML file: name it {path.with_suffix('.html').name}, not {path.name}"
         )
     for number, item in enumerate(items):
-        _check_item(number, item, 2 if mode == "preference" else 1)
+        _check_item(number, item, min_sources=2 if mode == "preference" else 1)
     if not items:
         raise ValueError("there is nothing to rate: no items")
     rng = np.random.default_rng([seed, _digest(items, mode, title, question)])
     trials = _trials(items, mode, rng)
     order = rng.permutation(len(trials))
+    # Random ids for the page, the samples (pairs of an item's index and a source) and the trials: nothing on the page
+    # tells the source of a sample.
     samples = sorted({(trial.item, source) for trial in trials for source in trial.sources})
     page_id, *ids = _ids(rng, 1 + len(samples) + len(trials))
-    sample_ids = dict(zip(samples, ids, strict=False))
-    shown = []
-    for trial_id, index in zip(ids[len(samples) :], order, strict=True):
+    sample_ids = dict(zip(samples, ids[: len(samples)], strict=True))
+    trial_ids = ids[len(samples) :]
+    page_trials = []  # in the order in which they are shown
+    for trial_id, index in zip(trial_ids, order, strict=True):
         item, sources = trials[index]
         sides = zip(("left", "right"), (sample_ids[item, source] for source in sources), strict=False)
-        shown.append({"id": trial_id, "caption": items[item].caption, **dict(sides)})
+        page_trials.append({"id": trial_id, "caption": items[item].caption, **dict(sides)})
     header = {"page": page_id, "mode": mode, "title": title}
-    data = _page_data(header, question, items, shown, sample_ids)
-    key = _answer_key(header, seed, shown, sample_ids)
+    data = _page_data(header, question, items, page_trials, sample_ids)
+    key = _answer_key(header, seed, page_trials, sample_ids)
     key_path = path.with_suffix(".key.json")
     # "<" is escaped, so that no caption can end the script that holds the data.
     write_atomic(path, template.PAGE.replace(template.MARK, json.dumps(data).replace("<", "\\u003c")))
@@ -103,10 +106,14 @@ def write_rating_page(
     return path, key_path
 
 
-def _check_item(number: int, item: RatingItem, least: int) -> None:
+def _check_item(number: int, item: RatingItem, *, min_sources: int) -> None:
+    """Raises ValueError if an item (its ``number`` is for the message) has samples of too few sources, or samples that
+    are not uint8 images or videos of one shape."""
     where = f"item {number} ({item.caption!r})"
-    if len(item.samples) < least:
-        raise ValueError(f"{where} has samples of {len(item.samples)} sources, and needs {least} or more")
+    if len(item.samples) < min_sources:
+        raise ValueError(
+            f"{where} has samples of {len(item.samples)} sources, and needs {min_sources} or more"
+        )
     shapes = {source: np.shape(sample) for source, sample in item.samples.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"{where}: shapes would tell the sources apart: {shapes}; resize them to one size")
@@ -120,7 +127,8 @@ def _check_item(number: int, item: RatingItem, least: int) -> None:
 
 
 def _digest(items: Sequence[RatingItem], mode: Mode, title: str, question: str) -> int:
-    """A hash of the content. The random ids depend on it, so that answers to another page are recognised as such."""
+    """A hash of the page's content. It seeds the random ids, so that the ids of different pages differ and answers to
+    another page are recognised."""
     digest = hashlib.sha256(repr((mode, title, question)).encode())
     for item in items:
         digest.update(item.caption.encode())
@@ -130,16 +138,20 @@ def _digest(items: Sequence[RatingItem], mode: Mode, title: str, question: str) 
 
 
 def _trials(items: Sequence[RatingItem], mode: Mode, rng: np.random.Generator) -> list[_Trial]:
+    """The trials of a page: every sample of every item ("rating"), or every two sources of every item ("preference"),
+    with the sides chosen at random."""
     if mode == "rating":
         return [
             _Trial(number, (source,)) for number, item in enumerate(items) for source in sorted(item.samples)
         ]
     trials = []
-    by_pair: dict[tuple[str, str], list[int]] = {}
+    items_by_pair: dict[tuple[str, str], list[int]] = {}
     for number, item in enumerate(items):
         for pair in itertools.combinations(sorted(item.samples), 2):
-            by_pair.setdefault(pair, []).append(number)
-    for pair, numbers in by_pair.items():
+            items_by_pair.setdefault(pair, []).append(number)
+    for pair, numbers in items_by_pair.items():
+        # Half of the numbers in a permutation are odd: the sides are swapped in half of the pair's trials, and with an
+        # odd number of trials a coin decides which half is larger.
         swapped = (rng.permutation(len(numbers)) + rng.integers(2)) % 2
         trials += [
             _Trial(number, pair[::-1] if swap else pair)
@@ -164,16 +176,19 @@ def _page_data(
     trials: list[dict[str, str]],
     sample_ids: Mapping[tuple[int, str], str],
 ) -> dict[str, Any]:
-    """What the script of the page reads."""
+    """The data of the page, which its script reads: the samples as data URIs by id, the trials, and the scales.
+
+    ``header``: the page's id, mode and title. ``sample_ids``: by item and source.
+    """
     uris = {
-        sample_id: uri(png(np.asarray(items[item].samples[source]), 8.0), "image/png")
+        sample_id: uri(png(np.asarray(items[item].samples[source]), fps=8.0), "image/png")
         for (item, source), sample_id in sample_ids.items()
     }
     scales = [
         {"letter": name[0], "text": text, "low": low, "high": high}
         for name, (text, low, high) in SCALES.items()
     ]
-    samples = dict(sorted(uris.items()))
+    samples = dict(sorted(uris.items()))  # by id: their order must not tell the sources
     return {**header, "question": question, "trials": trials, "samples": samples, "scales": scales}
 
 

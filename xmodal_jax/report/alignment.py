@@ -136,9 +136,8 @@ def add_map(
     count = min(MAP_EXAMPLES, len(groups))
     # Centred for each modality: otherwise the gap between the modalities would dominate the map.
     centred = [embeddings[m][:count] - embeddings[m][:count].mean(axis=0, keepdims=True) for m in names]
-    points = figures.project_2d(
-        np.concatenate(centred)
-    )  # first all examples of one modality, then of the next
+    # First all examples of one modality, then of the next.
+    points = figures.project_2d(np.concatenate(centred))
     # Lines join the points of one example in the first two modalities.
     pairs = np.stack([np.arange(count), np.arange(count) + count], axis=1)
     fig = figures.embedding_map(
@@ -224,9 +223,8 @@ def headline(metrics: dict[str, float | list[float]], gallery: Gallery, count: i
 def add_scores(report: Report, metrics: dict[str, float | list[float]], gallery: Gallery) -> list[str]:
     """Cards and tables of all scores; returns the names of the metrics on the cards."""
     on_cards = headline(metrics, gallery)
-    chance = 1 / len(
-        set(gallery.ids.tolist())
-    )  # recall@1 of a random result, with one correct id for each query
+    # Recall@1 of a random result, with one correct id for each query.
+    chance = 1 / len(set(gallery.ids.tolist()))
     report.add_metrics(
         {k: v for k, v in metrics.items() if "recall" in k or "rank" in k or k in on_cards},
         headline=on_cards,

@@ -118,10 +118,9 @@ def _make_decoder(evaluator: LatentEvaluator, *, sample_private: bool):
 
 
 def _decode_one_sample(evaluator: LatentEvaluator, params: Any, z: Any) -> dict[str, Any]:
-    """All modalities as a batch of N examples, decoded from latents ``z`` with one sample for each example."""
-    outputs = evaluator.vae.decode(
-        params, z, None
-    )  # arrays [1, N, ...]: the first axis is that of the samples
+    """All modalities as a batch of N examples, decoded from ``z [modalities, 1, N, D']``: one sample of the latents for
+    each example."""
+    outputs = evaluator.vae.decode(params, z, None)  # arrays [1, N, ...]
     return evaluator.to_batch(jax.tree.map(lambda x: x[0], outputs))
 
 

@@ -226,9 +226,8 @@ class Report:
             query = query if isinstance(query, Item) else Item(query)
             cells = "".join(_hit(rank, hit) for rank, hit in enumerate(hits[:top], start=1))
             first_rank = next((rank for rank, hit in enumerate(hits, start=1) if hit.correct), None)
-            if (
-                first_rank is None and ranks is not None
-            ):  # the correct result is not among those that are given
+            # The correct result is not among those that are given.
+            if first_rank is None and ranks is not None:
                 first_rank = int(ranks[k])
             verdict = f"first correct result: rank {first_rank}"
             if not first_rank:
@@ -369,18 +368,16 @@ def _td(value: Any) -> str:
     if isinstance(value, float | np.floating):
         value = format_value(value)
     text = str(value)
-    is_number = (
-        len(text) < 24 and text.lstrip("-")[:1].isdigit()
-    )  # also a number as text, such as "0.9 ± 0.1"
+    # Also a number as text, such as "0.9 ± 0.1".
+    is_number = len(text) < 24 and text.lstrip("-")[:1].isdigit()
     kind = "number" if is_number else "words"
     return f'<td class="{kind}">{_escape(text)}</td>'
 
 
 def _hit(rank: int, hit: Hit) -> str:
     """The HTML of one retrieval result with its rank and similarity, marked as right or wrong."""
-    css_class, sign = (
-        ("right", "✓") if hit.correct else ("wrong", "✗")
-    )  # the sign is readable without colours
+    # The sign is readable without colours.
+    css_class, sign = ("right", "✓") if hit.correct else ("wrong", "✗")
     return (
         f'<div class="hit {css_class}">{_cell(hit.content, hit.caption)}'
         f'<div class="score"><span>{sign} {rank}</span>'

@@ -78,9 +78,8 @@ def spectrograms(
     seconds = config.features.hop / config.features.sample_rate  # per frame
     longest = max(len(x.frames[k]) for k in indices for x in (synthesized, recordings)) * seconds
     for (top, bottom), k in zip(axes.reshape(-1, 2), indices, strict=True):
-        loudest = float(
-            max(x.frames[k].max() for x in (synthesized, recordings))
-        )  # of both: one colour scale
+        # Of both: one colour scale.
+        loudest = float(max(x.frames[k].max() for x in (synthesized, recordings)))
         for ax, speech, label in ((top, synthesized, "synthesised"), (bottom, recordings, "recording")):
             frames = speech.frames[k]
             ax.imshow(

@@ -298,13 +298,11 @@ class TrainingLoop:
         if self._pending_metrics is None:
             return None
         (step, metrics), self._pending_metrics = self._pending_metrics, None
-        metrics = jax.tree.map(
-            np.asarray, metrics
-        )  # waits for the device; arrays [K steps, ...] or [K, N seeds, ...]
+        # Waits for the device; arrays [K steps, ...] or [K, N seeds, ...].
+        metrics = jax.tree.map(np.asarray, metrics)
         first_step = step - len(metrics["finite"]) + 1
-        for k, flags in enumerate(
-            metrics["finite"]
-        ):  # [F] or [N, F]: the loss, then each parameter's gradient
+        # [F] or [N, F]: the loss, then each parameter's gradient.
+        for k, flags in enumerate(metrics["finite"]):
             for seed, finite in zip(self.seeds, np.atleast_2d(flags), strict=True):
                 if seed in self.diverged:
                     continue

@@ -39,9 +39,8 @@ def matrix_axes(name: str, rank: int) -> Axes | None:
     which a batch uses some entries only.
     """
     *_, layer, leaf = ["", *name.split("/")]
-    stack_rank = (
-        1 if re.search(r"(^|/)layers/", name) else 0
-    )  # scanned layers are stacked along the first axis
+    # Scanned layers are stacked along the first axis.
+    stack_rank = 1 if re.search(r"(^|/)layers/", name) else 0
     stack, axes = tuple(range(stack_rank)), tuple(range(stack_rank, rank))
     if leaf != "kernel" or len(axes) < 2:
         return None

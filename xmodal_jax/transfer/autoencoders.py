@@ -86,9 +86,8 @@ class AutoencoderEncoders(NamedTuple):
                 loaded = trees.flat(loaded)
                 for path, initial in flat.items():
                     prefix = re.search(pretrained_path(group.name, _PARTS), path)
-                    if (
-                        prefix
-                    ):  # a parameter of this group's encoder: the same values for each modality of the group
+                    # A parameter of this group's encoder: the same values for each modality of the group.
+                    if prefix:
                         flat[path] = jnp.broadcast_to(loaded[path[prefix.end() :]], initial.shape)
             return jax.tree.unflatten(jax.tree.structure(params), flat.values())
 

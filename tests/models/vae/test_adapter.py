@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import random_params
 from xmodal_jax.core import parts
 from xmodal_jax.models.vae.adapter import as_multimodal
 from xmodal_jax.models.vae.modalities import ImageConfig, TextConfig, sizes_of
@@ -45,9 +46,21 @@ def make(model, modality="image"):
     )
     sizes = sizes_of(batch, (modality,), config, vocab_size=WORDS)
     vae = make_vae(config, modality, sizes[modality], classes=CLASSES)
-    params = vae.method.init(jax.random.key(0), batch)
+    params = random_params(vae.method.init, jax.random.key(0), batch)
     params = params[0] if isinstance(params, tuple) else params
-    return vae, as_multimodal(vae, config, modality, CLASSES), params, batch
+    whole = as_multimodal(vae, config, modality, CLASSES)
+    vae = vae._replace(
+        encode=jax.jit(vae.encode),
+        decode=jax.jit(vae.decode),
+        reconstruct=jax.jit(vae.reconstruct),
+        log_likelihood=jax.jit(vae.log_likelihood, static_argnums=3),
+    )
+    whole = whole._replace(
+        infer=jax.jit(whole.infer, static_argnames="samples"),
+        decode=jax.jit(whole.decode),
+        log_likelihood=jax.jit(whole.log_likelihood, static_argnums=5),
+    )
+    return vae, whole, params, batch
 
 
 ONE, BOTH = np.ones(1, bool), np.ones((2, 1), bool)
@@ -67,9 +80,8 @@ def test_what_is_encoded_and_decoded_is_the_same(model, modality):
     made = whole.decode(params, codes.z, None)
     assert list(made) == [modality]
     np.testing.assert_array_equal(made[modality][0], vae.reconstruct(params, batch))
-    np.testing.assert_array_equal(
-        whole.method.predict(params, batch)["latent"], vae.method.predict(params, batch)["latent"]
-    )
+    both = jax.jit(lambda *args: [v.method.predict(*args)["latent"] for v in (whole, vae)])
+    np.testing.assert_array_equal(*both(params, batch))
 
 
 @pytest.mark.parametrize("model", ["vae", "cvae"])

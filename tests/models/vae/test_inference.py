@@ -75,9 +75,9 @@ PRODUCTS = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_of_the_given_experts(name):
     """Mean, spread of 4000 samples (five standard errors), and the density ratio of each."""
-    infer, rows = jax.jit(getattr(inference, name), static_argnums=(3,), static_argnames=()), 4000
-    infer = functools.partial(getattr(inference, name), problem(), jnp.asarray(GIVEN))
-    mean, codes = infer(None, 1), infer(keys_of(B), rows)
+    infer, rows = getattr(inference, name), 4000
+    run = jax.jit(lambda keys, given: [infer(problem(), given, k, n) for k, n in ((None, 1), (keys, rows))])
+    mean, codes = run(keys_of(B), GIVEN)
     assert codes.z.shape == (M, rows, B, D) and codes.log_ratio.shape == (rows, B)
     np.testing.assert_array_equal(codes.z, np.broadcast_to(codes.shared, codes.z.shape))
     for b in range(B):
@@ -94,10 +94,14 @@ def test_products_of_the_given_experts(name):
 @pytest.mark.parametrize("clusters", [1, 4])
 def test_a_mixture_uses_each_given_expert_equally_often(family, clusters):
     """Of 12 samples of each example as many in every stratum: 4 of three, 6 of two, 12 of one expert."""
-    p = problem(family, clusters=clusters)
     far = np.float32([-100.0, 0.0, 100.0])[:, None, None] + MEAN
-    p = p._replace(experts=of(family, far, SCALE))
-    codes = inference.from_mixture(p, jnp.asarray(GIVEN), keys_of(B), 12)
+
+    @jax.jit
+    def infer(keys, given):
+        p = problem(family, clusters=clusters)._replace(experts=of(family, far, SCALE))
+        return inference.from_mixture(p, given, keys, 12)
+
+    codes = infer(keys_of(B), GIVEN)
     density = {Normal: scipy.stats.norm, Laplace: scipy.stats.laplace}[family].logpdf
     centres, logits = (CENTRES, LOGITS) if clusters > 1 else (np.zeros((1, D)), np.zeros(1))
     for b in range(B):
@@ -119,30 +123,34 @@ def test_which_expert_a_mixture_begins_with_is_drawn():
     """One sample of each of 3000 examples: every expert a third of the time, within four standard errors."""
     n = 3000
     far = np.broadcast_to(np.float32([-100, 0, 100])[:, None, None], (M, n, D))
-    p = problem()._replace(experts=of(Normal, far, np.ones_like(far)), present=jnp.ones((M, n), bool))
-    codes = inference.from_mixture(p, jnp.ones((M, n), bool), keys_of(n), 1)
+
+    @jax.jit
+    def infer(keys):
+        everything = jnp.ones((M, n), bool)
+        p = problem()._replace(experts=of(Normal, far, np.ones_like(far)), present=everything)
+        return inference.from_mixture(p, everything, keys, 1)
+
+    codes = infer(keys_of(n))
     share = np.bincount(np.round(np.asarray(codes.shared[0, :, 0]) / 100).astype(int) + 1) / n
     np.testing.assert_array_less(np.abs(share - 1 / 3), 4 * (2 / 9 / n) ** 0.5)
 
 
 def test_without_a_key_a_mixture_gives_the_mean_of_the_given_means():
-    p = problem(clusters=4)
-    codes = inference.from_mixture(p, jnp.asarray(GIVEN), None, 1)
+    codes = jax.jit(lambda given: inference.from_mixture(problem(clusters=4), given, None, 1))(GIVEN)
     for b in range(B - 1):
         np.testing.assert_allclose(codes.shared[0, b], MEAN[GIVEN[:, b], b].mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(codes.shared[0, B - 1], CENTRES[0])
 
 
-@pytest.mark.parametrize("name", ["from_product", "from_mixture"])
-@pytest.mark.parametrize("family", [Normal, Laplace])
+@pytest.mark.parametrize(
+    "name, family", [("from_product", Normal), ("from_mixture", Normal), ("from_mixture", Laplace)]
+)
 def test_private_codes_are_their_own_where_given_and_of_the_auxiliary_prior_else(name, family):
-    if name == "from_product" and family is Laplace:
-        family = Normal
-    rows = 2000
-    with_, without = (
-        getattr(inference, name)(p, jnp.asarray(GIVEN), keys_of(B), rows)
-        for p in (problem(family, private=True), problem(family))
+    infer, rows = getattr(inference, name), 2000
+    run = jax.jit(
+        lambda keys, given: [infer(problem(family, has), given, keys, rows) for has in (True, False)]
     )
+    with_, without = run(keys_of(B), GIVEN)
     density = {Normal: scipy.stats.norm, Laplace: scipy.stats.laplace}[family].logpdf
     spread = 1.0 if family is Normal else 2**0.5
     w = np.float64(with_.z[..., D:])
@@ -168,7 +176,7 @@ def test_the_prior_of_clusters():
     n = 4000
     far = np.float32([[-50, -50], [50, -50], [-50, 50], [50, 50]])
     prior = Prior(of(Normal, far, np.full((4, D), 2.0, np.float32)), jnp.asarray(LOGITS))
-    z = np.asarray(inference.sample_prior(prior, keys_of(n), 1, n))[0]
+    z = np.asarray(jax.jit(lambda keys: inference.sample_prior(prior, keys, 1, n))(keys_of(n)))[0]
     nearest = np.abs(z[:, None] - far).max(-1).argmin(1)
     p = np.exp(LOGITS)
     np.testing.assert_array_less(np.abs(np.bincount(nearest) / n - p), 4 * (p * (1 - p) / n) ** 0.5)
@@ -212,8 +220,8 @@ def test_a_proposal_that_leaves_the_numbers_is_refused():
     """Steps so large that the energy overflows: every chain stays where it is."""
     density = lambda z: -jnp.square(jnp.square(z)).sum(axis=-1)
     start = jnp.ones((2, 3, D))
-    stay = inference.hamiltonian_monte_carlo(density, start, keys_of(3), steps=3, leapfrog=20, step_size=1e3)
-    np.testing.assert_array_equal(stay, start)
+    move = functools.partial(inference.hamiltonian_monte_carlo, density, steps=3, leapfrog=20, step_size=1e3)
+    np.testing.assert_array_equal(jax.jit(move)(start, keys_of(3)), start)
 
 
 # -- The models' own `infer` -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.support import assert_device_invariant
+from tests.support import assert_device_invariant, random_params
 from xmodal_jax.core import trees
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import ModalityConfigs, sizes_of
@@ -60,7 +60,14 @@ def make(names=NAMES, dropout=0.0):
 @functools.cache
 def started(names=NAMES):
     judges = make(names)
-    return judges, judges.method.init(KEY, on_device(make_batch(1)))
+    return judges, random_params(judges.method.init, KEY, on_device(make_batch(1)))
+
+
+@functools.cache
+def initialized():
+    """Judges of all but the label, with the parameters that they start from."""
+    judges = make(NAMES[:3])
+    return judges, jax.jit(judges.method.init)(KEY, on_device(make_batch(1)))
 
 
 @functools.cache
@@ -73,8 +80,7 @@ def named(tree):
 
 
 def test_judges_learn_every_modality():
-    names = NAMES[:3]
-    judges, params = started(names)
+    judges, params = initialized()
     assert judges.modalities == ORDER[:3]
     tx, data = optax.adam(1e-2), on_device(make_batch(256, seed=1))
 
@@ -160,7 +166,7 @@ def test_judges_share_no_parameters():
 
 
 def test_members_of_a_group_begin_apart():
-    _, params = started()
+    _, params = initialized()
     pairs = [x for path, x in named(params).items() if len(x) == 2 and path.endswith("kernel")]
     assert len(pairs) == 3 and not any(np.array_equal(x[0], x[1]) for x in pairs)
 
@@ -218,7 +224,8 @@ def test_verdicts_are_without_noise_and_training_is_not():
     loss = jax.jit(lambda key: judges.method.loss(params, batch, key)[0])
     assert loss(KEY) != loss(jax.random.key(3))
     still = started(IMAGES)[0]
-    for a, b in zip(judges.method.predict(params, batch), still.method.predict(params, batch), strict=True):
+    pair = jax.jit(lambda params: (judges.method.predict(params, batch), still.method.predict(params, batch)))
+    for a, b in zip(*pair(params), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

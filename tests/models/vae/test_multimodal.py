@@ -166,10 +166,11 @@ def test_a_stopped_run_ends_as_one_that_was_not(model, tmp_path):
 @pytest.mark.parametrize("model", ["telbo", pytest.param("jnf", marks=pytest.mark.slow)])
 def test_each_stage_moves_its_own_parameters_alone(model):
     """Bit for bit, with decay and momentum: decoders and joint encoder in the first, all others in the second."""
-    method, batch = make(model, initial_fraction=0.4).method, on_device(make_batch())
-    training = step.make_training(method, Optimizer(name="adamw", learning_rate=1e-2, weight_decay=0.3), 5)
+    vae, params = started(model, initial_fraction=0.4)
+    batch, optimizer = on_device(make_batch()), Optimizer(name="adamw", learning_rate=1e-2, weight_decay=0.3)
+    training = step.make_training(vae.method, optimizer, 5, params=params)
     assert training.initial_steps == 2
-    state = training.init(jax.random.key(3), batch)
+    state = jax.jit(training.init)(jax.random.key(3), batch)
     seen = [state.params]
     for make_step, count in ((training.make_initial_step, training.initial_steps), (training.make_step, 3)):
         go = jax.jit(make_step(None))
@@ -351,5 +352,6 @@ def test_a_decoder_must_be_of_its_kind():
 def test_a_prediction_is_the_mean_code_of_all_that_is_there():
     vae, params = started("mvae")
     batch = on_device(make_batch())
-    codes = vae.infer(params, batch, jnp.ones(3, bool), None)
-    np.testing.assert_array_equal(vae.method.predict(params, batch)["latent"], codes.shared[0])
+    codes = jax.jit(lambda params, batch: vae.infer(params, batch, jnp.ones(3, bool), None))(params, batch)
+    latent = jax.jit(vae.method.predict)(params, batch)["latent"]
+    np.testing.assert_array_equal(latent, codes.shared[0])

@@ -152,9 +152,7 @@ def ours(monkeypatch, arrays, objective, **how):
     monkeypatch.setattr(
         objectives, "draw_uniform_index", lambda keys, name, allowed: jnp.arange(B) % len(allowed)
     )
-    value, grads = jax.value_and_grad(lambda w: objective(problem_of(w, **how)).loss.sum())(
-        {k: jnp.asarray(v) for k, v in arrays.items()}
-    )
+    value, grads = jax.jit(jax.value_and_grad(lambda w: objective(problem_of(w, **how)).loss.sum()))(arrays)
     return value, grads, noise.drawn
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.oracles import vae as oracle
+from tests.support import random_params
 from xmodal_jax.core import parts
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.models.vae.modalities import AudioConfig, ImageConfig, LabelConfig, TextConfig, sizes_of
@@ -98,7 +99,7 @@ def started(model, **changes):
 
 
 def begin(vae, batch):
-    return jax.jit(vae.method.init)(jax.random.key(1), batch)
+    return random_params(vae.method.init, jax.random.key(1), batch)
 
 
 def loss_of(vae, params, batch, key=KEY):

@@ -20,9 +20,9 @@ _ENDLESS = 2**31 - 1  # steps
 class ExampleOrder:
     """The index of the example at each position of the endless global stream: one epoch after the other.
 
-    Each epoch is a permutation drawn from ``(seed, epoch)``: the order of the examples' raw Philox draws, which NumPy
-    keeps stable between versions. It is cached, 8 bytes per example; drawing it takes about 0.1 s per million.
-    Without ``shuffle`` every epoch is in order.
+    Each epoch is a permutation drawn from ``(seed, epoch)``: the examples are sorted by one random number each, the raw
+    output of Philox, which NumPy keeps stable between versions. The permutation is cached, 8 bytes per example; drawing
+    it takes about 0.1 s per million examples. Without ``shuffle`` every epoch is in order.
 
     Raises:
       ValueError: no examples, or a seed outside 0..2**64-1.
@@ -70,9 +70,9 @@ class Loader(Iterator[RawBatch]):
     Args:
       source: the data set.
       batch_size: examples in a global batch.
-      seed: what the order of the examples is drawn from.
-      shuffle: whether there is an order to draw, or the source's order is taken.
-      num_epochs: where the stream ends; None: never.
+      seed: random seed of the order of the examples.
+      shuffle: whether each epoch is shuffled; False: the source's order.
+      num_epochs: number of epochs in the stream; None: it never ends.
       drop_remainder: what happens to a last batch that is incomplete. True drops it. False pads it to full size: the
         padding repeats the first example of the batch and is False in ``valid`` and in every ``present[m]``
         (``valid`` bool ``[B]`` and ``present`` are then in every batch, so that the structure never changes).

@@ -1,4 +1,4 @@
-"""What every data set looks like to the rest of the package: random access to batches, and optional facts."""
+"""The interface of a data set: random access to batches, and optional facts such as class names."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _CHUNK = 500
 class Source(abc.ABC):
     """A data set.
 
-    A subclass sets ``modalities``, defines ``__len__`` and ``batch``, and declares those optional facts that it has.
-    The attributes and methods below are all that the rest of the package asks a source for: each has a default, which
-    says that the fact is unknown (None), or finds it by reading the batches.
+    A subclass sets ``modalities`` and defines ``__len__`` and ``batch``. All other attributes and methods below are
+    optional facts about the data: their defaults are None (unknown), or read the batches to find the answer. The rest
+    of the package uses nothing else of a source.
 
     ::
 
@@ -46,7 +46,7 @@ class Source(abc.ABC):
     """
 
     modalities: tuple[str, ...]
-    """What the batches hold of text, image, audio, video and further modalities of these kinds (``KIND_NAME``)."""
+    """The modalities in the batches: text, image, audio, video, or further ones of a kind (``KIND_NAME``: image_2)."""
     class_names: tuple[str, ...] | None = None
     """The name of each value of ``label``."""
     class_prompts: list[list[str]] | None = None
@@ -56,7 +56,7 @@ class Source(abc.ABC):
     speaker_names: tuple[str, ...] | None = None
     """The name of each value of ``speaker`` that occurs in training."""
     test_splits: tuple[str, ...] = ("test",)
-    """The test splits of the data set that this source is a split of."""
+    """The names of the data set's test splits."""
     arrays: dict[str, Any] | None = None
     """All fields of all examples, where the whole source lies in memory."""
 
@@ -113,9 +113,9 @@ class Source(abc.ABC):
 
 
 class SourceView(Source):
-    """A source made from another one, which has the other's facts unless a subclass says otherwise.
+    """A source made from another one, ``source``: all facts are those of ``source`` unless a subclass overrides them.
 
-    A subclass sets ``source``, and overrides `source_indices` where its examples have other indices there.
+    A subclass sets ``source``, and overrides `source_indices` if its examples have other indices than in ``source``.
     """
 
     source: Source

@@ -36,7 +36,7 @@ class Subset(SourceView):
 
 
 class TransformedSource(SourceView):
-    """A source whose batches go through ``transform`` as they are read; labels and presence are those after it."""
+    """A source whose batches are transformed by ``transform``; labels and presence are those of transformed batches."""
 
     def __init__(self, source: Source, transform: Callable[[RawBatch], RawBatch]):
         self.source, self.transform = source, transform
@@ -50,12 +50,13 @@ class TransformedSource(SourceView):
 class IncompleteSource(SourceView):
     """A source whose examples lack some of their modalities, drawn at random.
 
-    Each of ``modalities`` (None: all) is missing with probability p = ``fraction``, independently of the others and
-    drawn from (seed, modality, index). An example that would lack all that it has keeps one of them at random, so that
-    of M modalities each is missing in ``p - p^M / M`` of the examples. What the source lacks is missing as well.
+    Each of ``modalities`` (None: all) is dropped with probability p = ``fraction``, independently of the others and
+    drawn from (seed, modality, index). An example that would lose all its modalities keeps one of them, chosen at
+    random; so each of M modalities is missing in a fraction ``p - p^M / M`` of the examples. Modalities that an example
+    lacks in the source stay missing.
 
-    ``present`` of a batch tells what is there. The fields of missing modalities are blank: zeros, ``""`` for captions,
-    False in masks. Fields that belong to no modality (labels, factors, speakers) are those of the source.
+    ``present`` of a batch tells which modalities an example has. The fields of missing ones are blank: zeros, ``""``
+    for captions, False in masks. Fields that belong to no modality (labels, factors, speakers) are those of the source.
 
     Raises:
       ValueError: ``fraction`` outside 0..1, a modality that the source does not have, or a source of only one.

@@ -1,4 +1,4 @@
-"""Which array of a checkpoint is which parameter: one table of rules per architecture, used for reading and writing.
+"""The mapping from a checkpoint's arrays to parameters: a table of rules per architecture, for reading and writing.
 
 Throughout, ``name`` is the name of an array in a Hugging Face checkpoint (``encoder.layer.0.output.dense.weight``) and
 ``path`` that of a parameter of this library (``transformer/layers_0/mlp/down/kernel``).

@@ -125,7 +125,8 @@ class Wav2Vec2(PretrainedEncoder):
     @property
     def shortest(self) -> int:
         """Number of samples in one frame, the shortest possible input."""
-        samples = 1  # needed for one output of the last convolution; then of the one before it, and so on
+        # The number of inputs that one output needs, from the last convolution back to the first.
+        samples = 1
         for size, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
             samples = (samples - 1) * stride + size
         return samples

@@ -130,8 +130,8 @@ def _heart_inside(x, y):
 _DISTANCES = (_circle, _square, _triangle, _star, _cross, _ring, _diamond, _heart)
 _SKETCHED = (*_DISTANCES[:-1], _heart_inside)
 _DOT_PHASES = (0.0, 0.0, 0.5, 0.5, 0.5, 0.0, 0.5, 0.0)
-"""Where each shape's grid of dots lies: 0.5 puts a dot at the centre, for thin shapes, which would contain none of the
-four dots around it (0)."""
+"""Offset of the grid of dots on each shape, in periods. 0 puts the shape's centre between four dots, 0.5 puts a dot at
+the centre: for thin shapes, which would contain none of the four."""
 
 
 def _texture(texture, x, y, pixels, phase):

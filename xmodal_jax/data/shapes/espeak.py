@@ -2,10 +2,10 @@
 
 It is started by path and imports nothing of the package, so that it starts fast and never loads JAX.
 
-eSpeak NG keeps state from one utterance to the next (phases, flutter, random numbers), which even terminating and
-initialising it does not clear. So each utterance is spoken in a fork of a process in the state after initialising, and
-does not depend on any earlier one. That process is kept small, without NumPy, since a fork takes the longer the larger
-the process is; its parent resamples and trims what it has spoken.
+eSpeak NG keeps state from one utterance to the next (phases, flutter, random numbers), and even terminating and
+initialising it again does not clear this state. So each utterance is spoken in a fork of a process that has only
+initialised the library, and does not depend on earlier utterances. That process stays small, without NumPy, because
+forking a large process takes longer; its parent process resamples and trims the speech.
 
 A response is an int32 n and n bytes of int16 samples, or an int32 -k and an error message of k bytes.
 """
@@ -50,6 +50,7 @@ class _Engine:
         ctypes.CDLL(None).srand(1)
 
     def _receive(self, samples, count, events):
+        """eSpeak NG's callback: keeps ``count`` int16 samples; 0 means "go on"."""
         if samples and count > 0:
             self.chunks.append(ctypes.string_at(samples, 2 * count))
         return 0

@@ -98,7 +98,7 @@ class SpokenShapes(Source):
 
     @property
     def class_prompts(self) -> list[list[str]]:
-        """For each shape a prompt per colour."""
+        """For each shape a prompt in each colour, such as "a red circle"."""
         article = lambda word: "an" if word[0] in "aeiou" else "a"
         return [[f"{article(colour)} {colour} {shape}" for colour in COLOURS] for shape in SHAPES]
 

@@ -18,9 +18,10 @@ from xmodal_jax.data.source import RawBatch, Source
 
 
 class SceneTask(Source):
-    """Examples about scenes, several to each scene and next to each other.
+    """Examples about scenes, several for each scene; the examples of a scene have consecutive indices.
 
-    A batch holds what the examples of a scene share (`scene_fields`) and what differs between them (`example_fields`).
+    A batch holds fields that the examples of a scene share (`scene_fields`) and fields in which they differ
+    (`example_fields`).
     """
 
     target_classes: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -90,7 +91,7 @@ class GroupedByScene(Source):
 
 
 class Questions(SceneTask):
-    """One example per scene and question about it.
+    """Questions about scenes: one example for each question about a scene.
 
     A batch holds the scene's images and videos (those that ``scenes`` has, such as ``image_sketch``), the question as
     ``caption``, the answer as ``label`` int32 ``[B]`` (an index into `ANSWERS`), ``kind`` int32 ``[B]`` (into
@@ -144,7 +145,7 @@ class Questions(SceneTask):
 
 
 class Commands(SceneTask):
-    """One example per scene and object of it that a command is about.
+    """Spoken commands about scenes: one example for each object of a scene, the target of its command.
 
     A batch holds the scene's ``image``, the command as ``audio`` int16 with ``audio_mask`` in the scene's voice, its
     words as ``caption`` (for reports: the task is to understand the speech), and int32 ``[B]`` each the ``action`` (an

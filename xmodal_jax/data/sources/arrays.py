@@ -28,7 +28,7 @@ _FIELDS = {
     "label": ("iu", (1,), "int32 [N]"),
     **{f"{m}_present": ("b", (1,), "bool [N]") for m in MODALITIES},
 }
-"""For each field the kinds of dtype and the ranks that are allowed, and both in words."""
+"""For each field the allowed kinds of dtypes (as in NumPy's ``dtype.kind``), the allowed ranks, and both in words."""
 
 
 def _parse(field: str) -> tuple[str, str] | None:
@@ -271,8 +271,8 @@ def _pop_presence(arrays: dict[str, Any], modalities: tuple[str, ...], path: Pat
 
 
 def _add_masks(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> None:
-    """Adds ``<m>_mask`` to each text and audio modality that has none: token 0 is padding, and no part of a recording
-    is."""
+    """Adds ``<m>_mask`` to each text and audio modality that has none: False on token 0 of a text, True on all of a
+    recording."""
     for name in (m for m in modalities if m in arrays and kind_of(m) in ("text", "audio")):
         valid = arrays[name] != 0 if kind_of(name) == "text" else np.ones(arrays[name].shape, bool)
         mask = arrays.setdefault(f"{name}_mask", valid)
@@ -348,6 +348,7 @@ def load_npz(
     if modalities is not None:
         arrays = _select_modalities(arrays, modalities, file)
         present = {m: v for m, v in present.items() if m in modalities}
+    # This source gives the final modalities and the number of examples.
     source = ArraySource(arrays | ({"present": present} if present else {}), class_names=None)
     if present:  # batches state the presence of all modalities, or of none
         complete = np.ones(len(source), bool)

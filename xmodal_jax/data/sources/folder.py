@@ -142,11 +142,11 @@ def _map_ahead(pool: ThreadPoolExecutor, fn, items: Sequence[Any], ahead: int) -
 class FolderSource(Source):
     """A folder of image, audio and video files.
 
-    ``path`` holds ``train/`` and ``test/`` (or other splits), each with its metadata file, or one metadata file, of
-    which a tenth chosen by the file names' SHA-1 is the test split. A line with several captions gives one example per
-    caption; ``group`` int32 ``[B]`` in each batch is equal for those. Examples with a label but no caption get the
-    caption ``prompt.format(class name)``, where no line has a caption. Class names are the label names sorted over all
-    splits, or the lines of ``classes.txt``.
+    ``path`` holds ``train/`` and ``test/`` (or other splits), each with a metadata file. Or it holds one metadata file;
+    then a tenth of its lines, chosen by the SHA-1 of their file names, is the test split. A line with several captions
+    gives one example per caption; ``group`` int32 ``[B]`` in each batch is equal for those. If no line has a caption,
+    examples with a label get the caption ``prompt.format(class name)``. Class names are the lines of ``classes.txt``,
+    or else the sorted label names of all splits.
 
     Every file is decoded once when the data set is opened, so that bad examples are known before training and indices
     never shift; in ``workers`` threads, unless the first files take less than a millisecond each. The decoded arrays

@@ -33,18 +33,18 @@ class PolySource(Source):
     """``views`` image modalities ``image_0``, ``image_1``, ... that show the same class, from one labelled data set.
 
     Example ``i`` has the label of the source's example ``i``. ``image_0`` shows that example; every other modality
-    shows another example of its class (or that one, if the class has no other). Images are laid in gray levels, by
-    `overlay`, over a crop of the modality's texture (`textures.texture`). The example and the crop are drawn from
-    (seed, split, modality, ``i``), so that the modalities share the class and nothing else. Textures depend on the
-    modality alone: training and test sets have the same.
+    shows another example of the same class (or that one, if the class has no other). The gray levels of the shown image
+    are laid over a crop of the modality's texture (`overlay`, `textures.texture`). The shown example and the crop are
+    drawn from (seed, split, modality, ``i``), so that the modalities share the class and nothing else. Textures depend
+    on the modality alone: training and test sets have the same.
 
     The source's images are read once and kept in gray levels (the mean over colours), ``H * W`` bytes an example.
 
     Args:
       source: images with labels.
-      split: part of what everything is drawn from.
+      split: name of the split; splits draw different examples and crops.
       views: number of modalities.
-      seed: 0 or more.
+      seed: random seed, 0 or more.
       modalities: which of the modalities to draw; None: all.
       progress: whether to show a progress bar while the images are read.
 

@@ -51,7 +51,7 @@ def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
         subsets(("image", "text"))  # [("image", "text"), ("image",), ("text",)]
     """
     sizes = range(len(modalities), 0, -1)
-    return [chosen for size in sizes for chosen in itertools.combinations(modalities, size)]
+    return [subset for size in sizes for subset in itertools.combinations(modalities, size)]
 
 
 class Classifier:
@@ -72,6 +72,7 @@ class Classifier:
         *,
         batch_size: int = 250,
     ):
+        """Keeps the arguments; nothing is compiled before the first call."""
         self.modalities = tuple(modalities)
         self._predict, self._transform, self._batch_size = method.predict, transform, batch_size
 
@@ -80,19 +81,23 @@ class Classifier:
         return Classifier(method, modalities, self._transform, batch_size=self._batch_size)
 
     def inputs(self, batch: Mapping[str, Any], only: Sequence[str] | None = None) -> dict[str, Any]:
-        """The model's inputs of a raw batch; with ``only``, all other modalities count as missing."""
+        """The model's inputs from a raw batch. With ``only``, the modalities that it does not name count as missing."""
         batch = batch if self._transform is None else self._transform(batch)
         size = len(next(iter(v for v in batch.values() if not isinstance(v, Mapping))))
-        chosen = self.modalities if only is None else only
+        used = self.modalities if only is None else only
+        # Without the field "present" no modality is missing.
         in_data = {m: batch.get("present", {}).get(m, np.ones(size, bool)) for m in self.modalities}
+        present = {m: in_data[m] & (m in used) for m in self.modalities}
         fields = {k: v for k, v in batch.items() if k.removesuffix("_mask") in self.modalities}
-        present = {m: in_data[m] & (m in chosen) for m in self.modalities}
         return {**fields, "present": present, "index": np.arange(size, dtype=np.int32)}
 
     def __call__(
         self, params: Any, source: Source, only: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """The class with the highest logit of each target, int ``[N]``."""
+        """The predicted class (highest logit) of each example of ``source``, int ``[N]`` by target.
+
+        With ``only``, the modalities that it does not name count as missing.
+        """
         output = predict_all(
             self._predict,
             params,
@@ -104,31 +109,36 @@ class Classifier:
 
 
 def accuracies(predicted: Classes, labels: Classes, prefix: str) -> dict[str, float]:
-    """Fractions of correct examples: ``<prefix>accuracy`` of all targets together (every class must be correct) and,
-    where there are several, ``<prefix><target>_accuracy`` of each. Examples with an unknown class do not count."""
-    correct = {t: predicted[t] == labels[t] for t in labels}
+    """``<prefix>accuracy``: the fraction of examples whose classes are correct for every target; with several targets
+    also ``<prefix><target>_accuracy`` of each target. Examples with an unknown class do not count; NaN if none does."""
+    correct = {t: predicted[t] == labels[t] for t in labels}  # bool [N] by target
     known = {t: labels[t] >= 0 for t in labels}
-    mean = lambda hit, counts: float(hit[counts].mean()) if counts.any() else float("nan")
-    of_all = np.logical_and.reduce
-    scores = {f"{prefix}accuracy": mean(of_all(list(correct.values())), of_all(list(known.values())))}
+
+    def fraction(is_correct: np.ndarray, counted: np.ndarray) -> float:
+        return float(is_correct[counted].mean()) if counted.any() else float("nan")
+
+    all_correct = np.logical_and.reduce(list(correct.values()))
+    all_known = np.logical_and.reduce(list(known.values()))
+    scores = {f"{prefix}accuracy": fraction(all_correct, all_known)}
     if len(labels) > 1:
-        scores |= {f"{prefix}{t}_accuracy": mean(correct[t], known[t]) for t in labels}
+        scores |= {f"{prefix}{t}_accuracy": fraction(correct[t], known[t]) for t in labels}
     return scores
 
 
 class LabelledSplit:
-    """A split of a data set with its classes, read once, and the groups of examples that have scores of their own.
+    """A split of a data set with its classes, read once, and groups of examples that are also scored separately.
 
     Args:
       source: the examples.
       targets: names of the fields that hold classes.
-      groups: the name of a field, and the names of its values, such as the kinds of questions.
+      groups: the name of an integer field, and the names of its values 0, 1, ..., such as the kinds of questions; None:
+        no groups.
     """
 
     source: Source
     labels: Classes
     groups: dict[str, np.ndarray]
-    """Bool ``[N]`` by name of the group, of those that occur."""
+    """Which examples are in a group, bool ``[N]`` by its name; only groups that have examples."""
 
     def __init__(
         self,
@@ -136,13 +146,14 @@ class LabelledSplit:
         targets: Iterable[str],
         groups: tuple[str, Sequence[str]] | None = None,
     ):
+        """Reads the classes and the groups of all examples."""
         targets = tuple(targets)
-        names = (*targets, *([groups[0]] if groups else []))
-        fields = read_fields(source, names)
+        group_field, group_names = groups or (None, ())
+        fields = read_fields(source, targets if group_field is None else (*targets, group_field))
         self.source, self.labels = source, {t: fields[t] for t in targets}
         self.groups = {}
-        if groups and groups[0] in fields:
-            members = {name: fields[groups[0]] == k for k, name in enumerate(groups[1])}
+        if group_field in fields:
+            members = {name: fields[group_field] == k for k, name in enumerate(group_names)}
             self.groups = {name: is_member for name, is_member in members.items() if is_member.any()}
 
     @property
@@ -156,19 +167,21 @@ class LabelledSplit:
 
     @property
     def majority_accuracy(self) -> float:
-        """The accuracy of always predicting the most frequent combination of classes."""
+        """The accuracy of always predicting the most frequent combination of classes; NaN if no class is known."""
         known = self.known
         if not known.any():
             return float("nan")
-        joint = np.stack([v[known] for v in self.labels.values()], axis=1)
-        return float(np.unique(joint, axis=0, return_counts=True)[1].max() / len(joint))
+        combinations = np.stack([v[known] for v in self.labels.values()], axis=1)  # [N, targets]
+        _, counts = np.unique(combinations, axis=0, return_counts=True)
+        return float(counts.max() / len(combinations))
 
     def scores(self, predicted: Classes, prefix: str) -> dict[str, float]:
         """`accuracies`, and ``<prefix><group>_accuracy`` of each group."""
         scores = accuracies(predicted, self.labels, prefix)
         for name, is_member in self.groups.items():
-            of_group = lambda classes, is_member=is_member: {t: v[is_member] for t, v in classes.items()}
-            accuracy = accuracies(of_group(predicted), of_group(self.labels), "")["accuracy"]
+            group_predicted = {t: classes[is_member] for t, classes in predicted.items()}
+            group_labels = {t: classes[is_member] for t, classes in self.labels.items()}
+            accuracy = accuracies(group_predicted, group_labels, prefix="")["accuracy"]
             scores[f"{prefix}{name}_accuracy"] = accuracy
         return scores
 
@@ -194,9 +207,9 @@ def fit_unimodal(
     """
     if not config.unimodal_steps:
         return {}
-    config = dataclasses.replace(
-        config, steps=min(config.unimodal_steps, config.steps), eval_every=0, checkpoint_every=0, patience=0
-    )
+    # Baselines are evaluated at the end only, and not stopped early.
+    steps = min(config.unimodal_steps, config.steps)
+    config = dataclasses.replace(config, steps=steps, eval_every=0, checkpoint_every=0, patience=0)
     trained = {}
     for name in modalities:
         method, optimizer = make_method_and_optimizer((name,))
@@ -223,9 +236,9 @@ def evaluate_splits(
       unimodal: the unimodal baselines, from `fit_unimodal`.
 
     Returns:
-      The metrics ``<split>/accuracy`` and its parts for every split, ``given_<modalities>/...`` on "test" where the
-      model is given these modalities only, and ``trained_on_<modality>/...`` on "test" by the baselines; and the
-      predicted classes of the split "test" by the first seed.
+      The metrics, and the classes that the first seed predicts for the split "test". The metrics are, by prefix (see
+      `LabelledSplit.scores`): ``<split>/`` of every split; ``given_<modalities>/`` of "test" where the other modalities
+      are missing; ``trained_on_<modality>/`` of "test" by the baselines.
     """
     predicted = [{name: classify(p, split.source) for name, split in splits.items()} for p in params]
     scores = [
@@ -236,14 +249,15 @@ def evaluate_splits(
 
 
 def _seed_scores(classify, params, predicted, splits, unimodal, seed: int) -> dict[str, float]:
-    """The metrics of `evaluate_splits` for one seed."""
+    """The metrics of `evaluate_splits` for one seed, whose predicted classes are ``predicted``, by split."""
     test, scores = splits["test"], {}
     for name, split in splits.items():
         scores |= split.scores(predicted[name], f"{name}/")
-    for chosen in subsets(classify.modalities)[1:]:
-        of_chosen = classify(params, test.source, chosen)
-        scores |= test.scores(of_chosen, f"given_{'_'.join(chosen)}/")
-    for name, (method, trained) in unimodal.items():
-        of_baseline = classify.with_method(method, (name,))(trained[seed], test.source)
-        scores |= test.scores(of_baseline, f"trained_on_{name}/")
+    for observed in subsets(classify.modalities)[1:]:  # the first subset has all modalities
+        classes = classify(params, test.source, only=observed)
+        scores |= test.scores(classes, f"given_{'_'.join(observed)}/")
+    for name, (method, baseline_params) in unimodal.items():
+        classify_alone = classify.with_method(method, (name,))
+        classes = classify_alone(baseline_params[seed], test.source)
+        scores |= test.scores(classes, f"trained_on_{name}/")
     return scores

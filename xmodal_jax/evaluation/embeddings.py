@@ -48,8 +48,8 @@ def predict_all(
     """
     size, results = len(source), []
     mesh = _mesh_of(params)
-    run, multiple = _compiled(predict, mesh), 1 if mesh is None else mesh.size
-    batch_size = -(-min(batch_size, size) // multiple) * multiple
+    run, devices = _compiled(predict, mesh), 1 if mesh is None else mesh.size
+    batch_size = -(-min(batch_size, size) // devices) * devices  # the next multiple of the number of devices
     shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     for batch in iterate_epoch(source, batch_size, transform=transform, shard=shard):
         batch = numeric_fields(batch)
@@ -58,7 +58,8 @@ def predict_all(
             put = functools.partial(jax.make_array_from_process_local_data, split)
             batch = jax.tree.map(lambda x: put(np.asarray(x)), batch)  # noqa: B023
         results.append(run(params, batch))
-    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:size], *results)
+    concatenate = lambda *outputs: np.concatenate([np.asarray(x) for x in outputs])
+    return jax.tree.map(lambda *outputs: concatenate(*outputs)[:size], *results)  # without the padding
 
 
 def _mesh_of(params: Any) -> Mesh | None:
@@ -81,7 +82,7 @@ def ordered(modalities: Sequence[str]) -> list[str]:
 
 
 def directions(modalities: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """All ordered pairs of different modalities, beginning with those of the image.
+    """All pairs (source, target) of different modalities, in both directions; pairs with the image come first.
 
     Example::
 
@@ -113,20 +114,21 @@ def retrieval_scores(
     """
     scores = {}
     for query, target in directions(tuple(embeddings)):
-        keep = np.ones(len(embeddings[query]), bool)
+        has_both = np.ones(len(embeddings[query]), bool)
         for name in (query, target):
             if present and name in present:
-                keep &= present[name]
-        kept_ids = None if ids is None else ids[keep]
-        of_pair = retrieval(
-            embeddings[query][keep], embeddings[target][keep], query_ids=kept_ids, gallery_ids=kept_ids
-        )
-        scores.update({f"{prefix}{query}_to_{target}/{k}": float(v) for k, v in of_pair.items()})
+                has_both &= present[name]
+        pair_ids = None if ids is None else ids[has_both]
+        pair_scores = retrieval(
+            embeddings[query][has_both], embeddings[target][has_both],
+            query_ids=pair_ids, gallery_ids=pair_ids,
+        )  # fmt: skip
+        scores.update({f"{prefix}{query}_to_{target}/{k}": float(v) for k, v in pair_scores.items()})
     return scores
 
 
 def first_occurrences(keys: Sequence[Any], limit: int) -> np.ndarray:
-    """The indices at which keys occur for the first time, at most ``limit``."""
+    """The indices of the first ``limit`` different keys, each where it occurs first."""
     used_keys, indices = set(), []
     for index, key in enumerate(keys):
         if key not in used_keys and len(indices) < limit:
@@ -149,19 +151,21 @@ class Gallery(Source):
     """``int [N]``, equal for examples with equal captions."""
 
     def __init__(self, source: Source, limit: int):
-        """Reads the examples of ``source``, up to ``limit``."""
-        keys = self._keys(source)
+        """Reads at most ``limit`` examples of ``source``."""
+        keys = self._caption_keys(source)
         indices = first_occurrences(keys, limit)
         if len(indices) < min(limit, len(keys)) // 2:
+            # There are few different captions: take examples with equal captions as well.
             indices = np.arange(min(limit, len(keys)))
         self.examples = source.batch(indices)
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        self.ids = np.array([numbers[keys[index]] for index in indices])
+        id_of_key = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        self.ids = np.array([id_of_key[keys[index]] for index in indices])
         self.modalities, self.class_names = source.modalities, source.class_names
 
     @staticmethod
-    def _keys(source: Source) -> list[Any]:
-        """For each example a key that is equal for equal captions: its meaning, else its caption, else its index."""
+    def _caption_keys(source: Source) -> list[Any]:
+        """A key of each example, equal for equal captions: the caption's meaning where the data set has it, else the
+        caption; without captions the example's index."""
         meanings, indices = source.meanings(), np.arange(len(source))
         if meanings is not None:
             return meanings
@@ -199,6 +203,7 @@ class Embedder:
         """The embeddings ``[N, dim]`` of each modality."""
 
         def inputs(batch):
+            """The fields of the modalities, with captions as tokens."""
             batch = self._tokenize(batch)
             modalities = (*MODALITIES, *source.modalities)
             return {k: v for k, v in batch.items() if k.removesuffix("_mask") in modalities}
@@ -230,14 +235,15 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
     batch = train.batch(_spaced_indices(len(train), limit))
     if "label" not in batch or "caption" not in batch or batch["label"].max() < 0:
         return None
+    # By class its different captions, in order: a dict serves as an ordered set.
     captions: list[dict[str, None]] = [{} for _ in range(int(batch["label"].max()) + 1)]
     for label, caption in zip(batch["label"].tolist(), batch["caption"], strict=True):
         if label >= 0:
             captions[label][str(caption)] = None
     names = train.class_names or [str(k) for k in range(len(captions))]
     return [
-        list(of_class)[:16] or [f"a photo of a {name}"]
-        for of_class, name in zip(captions, names, strict=False)
+        list(class_captions)[:16] or [f"a photo of a {name}"]
+        for class_captions, name in zip(captions, names, strict=False)
     ]
 
 
@@ -258,11 +264,11 @@ def classification_scores(
     """Accuracy of zero-shot classification and of a linear probe, for every modality except text.
 
     Args:
-      embed: gives the embeddings.
+      embed: computes the embeddings.
       params: of the method.
-      train: the probe is fitted on at most ``limit`` of its examples.
-      test: the scores are those of its labelled examples.
-      templates: prompts with a place for the class name; see `class_prompts`.
+      train: the training split; the probe is fitted on at most ``limit`` of its examples.
+      test: the test split; its labelled examples are classified.
+      templates: prompts with ``{}`` in place of the class name; see `class_prompts`.
       limit: see ``train``.
 
     Returns:
@@ -277,8 +283,8 @@ def classification_scores(
     test_split = _labelled(test)
     if probe_split is None or test_split is None:
         return {}, None
-    train_embeddings, embeddings = embed(params, probe_split[0]), embed(params, test_split[0])
-    train_labels, labels = probe_split[1], test_split[1]
+    (probe_source, train_labels), (test_source, labels) = probe_split, test_split
+    train_embeddings, embeddings = embed(params, probe_source), embed(params, test_source)
     scores, confusion = {}, None
     for name in (m for m in ordered(tuple(embeddings)) if m != "text"):
         accuracy = zero_shot(embeddings[name], classes, labels, ks=(1,))["accuracy@1"]
@@ -292,17 +298,19 @@ def classification_scores(
 
 
 def _embed_prompts(embed: Embedder, params: Any, prompts: list[list[str]]) -> jax.Array:
-    """One embedding per class, from those of its prompts."""
-    vectors = embed.embed_texts(params, [prompt for of_class in prompts for prompt in of_class])
-    boundaries = np.cumsum([len(of_class) for of_class in prompts])[:-1]
-    longest = max(len(of_class) for of_class in prompts)
-    pad = lambda x: np.pad(x, ((0, longest - len(x)), (0, 0)), constant_values=1.0)
-    mask = np.array([[k < len(of_class) for k in range(longest)] for of_class in prompts])
-    return class_embeddings(np.stack([pad(x) for x in np.split(vectors, boundaries)]), mask)
+    """The embeddings ``[classes, dim]`` of classes: the normalised mean of each class's prompt embeddings."""
+    counts = [len(class_prompts) for class_prompts in prompts]
+    vectors = embed.embed_texts(params, [text for class_prompts in prompts for text in class_prompts])
+    vectors_by_class = np.split(vectors, np.cumsum(counts)[:-1])
+    # Classes may have different numbers of prompts: pad them to [classes, most, dim], with a mask [classes, most].
+    most = max(counts)
+    pad = lambda x: np.pad(x, ((0, most - len(x)), (0, 0)), constant_values=1.0)
+    mask = np.array([[k < count for k in range(most)] for count in counts])
+    return class_embeddings(np.stack([pad(x) for x in vectors_by_class]), mask)
 
 
 def _labelled(source: Source) -> tuple[Source, np.ndarray] | None:
-    """The labelled examples with their labels; None where there are none."""
+    """The examples that have a label, and their labels ``[N]``; None if no example has one."""
     labels = read_fields(source, ("label",))["label"]
     indices = np.flatnonzero(labels >= 0)
     return (Subset(source, indices), labels[indices]) if indices.size else None

@@ -44,11 +44,8 @@ class Judge:
         """
         trained = load_captioning_run(run, seed=seed)
         config, tokenizer, length = trained.config, trained.tokenizer, trained.length
-        self.params, self.shape, self.has_embeddings = (
-            trained.params,
-            trained.shape,
-            config.has_contrastive_loss,
-        )
+        self.params, self.shape = trained.params, trained.shape
+        self.has_embeddings = config.has_contrastive_loss
         self._generate_texts = TextGenerator(
             config, "image", tokenizer, decodings={"greedy": GreedySearchConfig()}, length=length
         )
@@ -77,9 +74,13 @@ class Judge:
         )
 
     def embeddings(self, images: np.ndarray, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors ``[N, E]`` of images and captions, if the judge ``has_embeddings`` (a contrastive loss)."""
+        """Unit vectors ``[N, E]`` of images, and of captions.
+
+        Only judges with ``has_embeddings`` have them: those trained with a contrastive loss.
+        """
 
         def inputs(batch):
+            """The batch with captions as tokens."""
             batch = self._tokenize(batch)
             return {**batch, "index": np.arange(len(batch["image"]), dtype=np.int32)}
 
@@ -123,29 +124,35 @@ def judge_scores(
       seed: seed of the random subsets.
 
     Returns:
-      By name: the accuracies of the judge's captions of the images, by `ReferenceTexts.caption_scores` (on the embedded
-      data set, the fraction of the captions' factors that the judge finds); ``r_precision`` among 100 captions
-      (``r_precision_of_N`` among fewer, in a small split), if the judge has embeddings; ``kid`` and ``fid``, the
-      distances of the judge's features from those of the split's real images, and ``kid_real``, that of as many
-      training images; precision, recall, density and coverage; ``nearest_train``, the mean distance to the nearest
-      training image, divided by that of the real images: well below 1 for memorised images.
+      By name, with ``prefix``:
+
+      - the accuracies of `ReferenceTexts.caption_scores`: how well the judge's captions of the images agree with the
+        captions that these were generated for;
+      - ``r_precision`` among 100 captions (``r_precision_of_N`` among N in a small split), if the judge has embeddings;
+      - ``kid`` and ``fid``: distances between the judge's features of generated and of real images; ``kid_real``: the
+        same between training images and real images, for comparison;
+      - ``precision``, ``recall``, ``density`` and ``coverage`` of these features;
+      - ``nearest_train``: the mean distance of a generated image to the nearest training image, divided by that of a
+        real image. It is well below 1 for memorised images.
     """
     scores = real.texts.caption_scores(judge.captions(generated), "")
+    # The other caption scores compare the wording, which an image cannot show.
     scores = {k: v for k, v in scores.items() if k in CAPTION_SCORES or k.endswith("_accuracy")}
     if judge.has_embeddings:
         scores |= _r_precision(judge, generated, real.texts, seed)
     features, real_features = judge.features(generated), real.features
-    size = min(1000, len(features) // 2, len(real_features) // 2)
-    kid = lambda a, b: kernel_distance(a, b, seed=seed, subsets=KID_SUBSETS, subset_size=size).mean
+    subset_size = min(1000, len(features) // 2, len(real_features) // 2)
+    kid_options = dict(seed=seed, subsets=KID_SUBSETS, subset_size=subset_size)
+    some_train_features = train_features[: len(features)]
     scores |= {
-        "kid": kid(real_features, features),
-        "kid_real": kid(real_features, train_features[: len(features)]),
+        "kid": kernel_distance(real_features, features, **kid_options).mean,
+        "kid_real": kernel_distance(real_features, some_train_features, **kid_options).mean,
     }
     scores["fid"] = frechet_distance(moments(real_features), moments(features))
     scores |= precision_recall(real_features, features)._asdict()
     scores |= density_coverage(real_features, features)._asdict()
-    distance = lambda x: float(nearest_neighbours(x, train_features).distances.mean())
-    scores["nearest_train"] = distance(features) / distance(real_features)
+    distance_to_train = lambda x: float(nearest_neighbours(x, train_features).distances.mean())
+    scores["nearest_train"] = distance_to_train(features) / distance_to_train(real_features)
     return {f"{prefix}{name}": float(value) for name, value in scores.items()}
 
 
@@ -156,7 +163,7 @@ def _r_precision(judge: Judge, images: np.ndarray, texts: ReferenceTexts, seed: 
     captions have the same meaning.
     """
     image_embeddings, text_embeddings = judge.embeddings(images, texts.texts)
-    # Captions of the same meaning are not wrong answers to each other.
+    # Captions of the same meaning form a group; none is a wrong answer for an image of another.
     _, groups = np.unique([str(m) for m in texts.meanings or texts.texts], return_inverse=True)
     # Every image has at least this many captions of another meaning: all but those of the most frequent meaning.
     min_mismatched = len(groups) - int(np.bincount(groups).max())
@@ -172,8 +179,8 @@ class JudgeReport:
     """Scores and captions of the images of splits by a judge; without a judge, none."""
 
     def __init__(self, run: pathlib.Path | None, train: Source, splits: Mapping[str, ReferenceTexts]):
-        """``run``: the judge's run of captioning.py; None: there is no judge. ``train``: the training data.
-        ``splits``: the captions and real images of each split."""
+        """``run``: the judge's run of captioning.py; None: there is no judge. ``train``: the training data, at most
+        `TRAINING_IMAGES` of which are compared with generated images. ``splits``: captions and real images by split."""
         self.judge = None if run is None else Judge(run)
         if self.judge is not None:
             indices = np.arange(min(len(train), TRAINING_IMAGES))
@@ -181,9 +188,11 @@ class JudgeReport:
             self._real = {name: load_real_images(texts, self.judge) for name, texts in splits.items()}
 
     def scores(self, generated: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`judge_scores` of images by split, one image for each of its captions."""
+        """`judge_scores` of the ``generated`` images of each split (one for each caption); empty without a judge."""
+        if self.judge is None:
+            return {}
         scores: dict[str, float] = {}
-        for split, images in generated.items() if self.judge is not None else ():
+        for split, images in generated.items():
             scores |= judge_scores(self.judge, images, self._real[split], self._train, f"{split}/")
         return scores
 

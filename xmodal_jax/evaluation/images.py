@@ -49,7 +49,8 @@ class ImageGenerator:
         return np.random.default_rng(seed).standard_normal((count, self.noise), np.float32)
 
     def conditions(self, source: Source) -> dict[str, np.ndarray]:
-        """The captions and labels of a data set, as the model takes them."""
+        """The tokenized captions (if there is a tokenizer) and the labels of a data set, with the examples' ``index``:
+        the fields of a batch that the GAN takes."""
         fields = read_fields(source, ("caption", "label"))
         if self.tokenize is not None:
             fields = dict(self.tokenize(fields))
@@ -60,8 +61,8 @@ class ImageGenerator:
         """Images uint8 ``[N, H, W, C]``, one for each example of ``conditions`` and ``noise``. ``params``: what
         `types.GAN.predict` takes."""
         source = ArraySource({**conditions, "noise": noise})
-        index = lambda batch: {**batch, "index": np.arange(len(batch["noise"]), dtype=np.int32)}
-        return predict_all(self._generate, params, source, batch_size=self.batch_size, transform=index)
+        add_index = lambda batch: {**batch, "index": np.arange(len(batch["noise"]), dtype=np.int32)}
+        return predict_all(self._generate, params, source, batch_size=self.batch_size, transform=add_index)
 
 
 class SplitImageGenerator:
@@ -73,7 +74,7 @@ class SplitImageGenerator:
         self.conditions = {name: generator.conditions(split.source) for name, split in splits.items()}
 
     def __call__(self, params: Any, split: str, sample: int = 0) -> np.ndarray:
-        """Images uint8 ``[N, H, W, C]``; another ``sample`` has other noise."""
+        """Images uint8 ``[N, H, W, C]`` for all captions of a split. Each number ``sample`` selects other noise."""
         conditions = self.conditions[split]
         count = len(next(iter(conditions.values())))
         noise = self.generator.sample_noise(count, self.seed + sample)

@@ -1,5 +1,5 @@
-"""How good a VAE of one or several modalities is: coherence, likelihood, distance of generated from real data, and what
-its latent space holds.
+"""Evaluation of a VAE of one or several modalities: coherence, likelihood, distance of generated from real data, and
+what its latents hold.
 
 Judges are pretrained classifiers of each modality, `models.vae.judges.Judges`. They predict the class that
 generated data show; distances between generated and real data are measured in their features.
@@ -48,7 +48,7 @@ DENSITIES = ("mixture", "flow")
 
 @dataclasses.dataclass(frozen=True)
 class LatentEvaluation:
-    """How much is evaluated."""
+    """What is evaluated, and on how many examples."""
 
     examples: int = 1000
     """Largest number of test examples that are translated from every subset of their modalities."""
@@ -96,13 +96,13 @@ def shrink_latent(config: Any) -> Any:
     """The configuration of a ``--smoke`` run of an experiment with a latent space."""
     config = shrink(config)
     # A third of the embedded data set's scenes have one object, and a density needs some tens of latents.
-    data = dataclasses.replace(config.input, train_size=150)
+    data = dataclasses.replace(config.input, train_size=150)  # 150 scenes
     return dataclasses.replace(config, input=data, judge_steps=4, evaluation=SMOKE)
 
 
 def fit_judges(judges: Judges, loader: Loader, config: RunConfig, run: Run, timer: Timer, steps: int) -> Any:
-    """Parameters of judges trained for ``steps`` steps, with one seed; they are kept in the folder ``judges`` of the
-    run's directory."""
+    """Trains the judges for ``steps`` steps with one seed, and returns their parameters. Their own run is the folder
+    ``judges`` in the directory of ``run``."""
     config = dataclasses.replace(config, steps=steps, eval_every=0, checkpoint_every=0, patience=0, seeds=1)
     options = dict(resume=config.resume, writer=run.writes, tensorboard=False)
     with Run.create(run.path / "judges", config, **options) as judge_run:
@@ -125,8 +125,8 @@ class SourceLatents(NamedTuple):
 class Translations(NamedTuple):
     """The judges' classes and features of data that the VAE generated for N examples.
 
-    All M modalities are generated from the latents of each of the S subsets of an example's modalities that are neither
-    empty nor full, and last from all of them.
+    For each of S subsets of the modalities (neither empty nor full), and for the full set, all M modalities are
+    generated from latents that are inferred from this subset.
     """
 
     classes: np.ndarray
@@ -179,9 +179,11 @@ class LatentEvaluator:
         return jax.tree.map(lambda x: x[0], self.vae.decode(params["vae"], z, None))
 
     def _judge_generated(self, params, z) -> JudgeOutputs:
+        """The judges' outputs for data generated from ``z [M, 1, B, D']``."""
         return self.judges.method.predict(params["judges"], self.to_batch(self._generate(params, z)))
 
     def _judge(self, params, batch) -> JudgeOutputs:
+        """The judges' outputs for the batch's own data."""
         return self.judges.method.predict(params["judges"], batch)
 
     def _translate(self, params, batch) -> Translations:
@@ -193,10 +195,11 @@ class LatentEvaluator:
         latents = self.vae.infer(params["vae"], batch, observed, self.key).z
 
         def judge_subset(z):
+            """Classes ``[B, M]`` and features ``[B, M, H]`` of what is generated from one subset's latents."""
             outputs = self._judge_generated(params, z)
             return outputs.logits.argmax(axis=-1), outputs.features
 
-        classes, features = jax.lax.map(judge_subset, latents)
+        classes, features = jax.lax.map(judge_subset, latents)  # [S + 1, B, M] and [S + 1, B, M, H]
         unimodal = features[:count]  # `subsets` are ordered by size: the first M have one modality each
         all_present = jnp.ones(len(batch["index"]), bool)
         present = jnp.stack([batch.get("present", {}).get(m, all_present) for m in self.modalities], axis=1)
@@ -204,10 +207,10 @@ class LatentEvaluator:
         return Translations(examples_first(classes), examples_first(unimodal), present)
 
     def _reconstruct(self, params, batch) -> dict[str, Any]:
-        """Reconstruction metrics ``[B]`` by ``<modality>/<metric>``, from all modalities of an example; NaN where it
-        lacks the modality."""
+        """``{"<modality>/<metric>": [B]}``: reconstruction metrics of data generated from all modalities of an example;
+        NaN where it lacks the modality."""
         observed = jnp.ones(len(self.modalities), bool)
-        # Reconstructions come from the means of the latents (key None), without sampling noise.
+        # Reconstructions come from the means of the latents (no key), without sampling noise.
         z = self.vae.infer(params["vae"], batch, observed, None).z
         generated, metrics = self._generate(params, z), {}
         for name in self.modalities:
@@ -216,25 +219,36 @@ class LatentEvaluator:
             )
             metrics |= {f"{name}/{metric}": value for metric, value in values.items()}
         present = batch.get("present", {})
-        nan_where_missing = lambda name, x: jnp.where(present[name], x, jnp.nan) if name in present else x
+
+        def nan_where_missing(modality, values):
+            return jnp.where(present[modality], values, jnp.nan) if modality in present else values
+
         return {name: nan_where_missing(name.split("/")[0], x) for name, x in metrics.items()}
 
     def _encode(self, params, batch) -> SourceLatents:
+        """The batch's latents given each modality alone, and given all."""
         count = len(self.modalities)
+        # One mask for each modality alone, and last the mask of all: [M + 1, M].
         observed = jnp.concatenate([jnp.eye(count, dtype=bool), jnp.ones((1, count), bool)])
-        means = self.vae.infer(params["vae"], batch, observed, None).shared[:, 0]
+        means = self.vae.infer(params["vae"], batch, observed, None).shared[:, 0]  # [M + 1, B, D]
         samples = self.vae.infer(params["vae"], batch, observed[-1], self.key).shared[0]
         return SourceLatents(jnp.moveaxis(means[:-1], 0, 1), means[-1], samples)
 
     def _judge_latents(self, params, batch) -> JudgeOutputs:
-        """The judges' outputs for data generated from shared latents; private latents are drawn from their prior."""
-        # A key per batch, by the index of its first example, as `decoder_latents` numbers each batch's examples from 0.
+        """The judges' outputs for data generated from shared latents, the batch's field ``shared [B, D]``.
+
+        Private latents are drawn from their prior.
+        """
+        # `decoder_latents` numbers the examples of each batch from 0. The key depends on the index of the batch's first
+        # example, so that no two batches get the same noise.
         key = jax.random.fold_in(self.key, batch["index"][0])
-        return self._judge_generated(params, self.vae.decoder_latents(params["vae"], batch["shared"], key))
+        z = self.vae.decoder_latents(params["vae"], batch["shared"], key)
+        return self._judge_generated(params, z)
 
     # The same for whole data sets.
 
     def _predict_all(self, program, params, judge_params, source: Source, **options):
+        """``program(params, batch)`` for all examples of ``source``, see `predict_all`."""
         options = {"batch_size": self.batch_size, "transform": self.transform} | options
         return predict_all(program, {"vae": params, "judges": judge_params}, source, **options)
 
@@ -272,15 +286,18 @@ class LatentEvaluator:
     def log_likelihood(
         self, params, source: Source, observed: tuple[bool, ...], targets: tuple[bool, ...], samples: int
     ) -> np.ndarray:
-        """``log p(x_targets)`` ``[N]`` in nats, from importance samples of ``q(z | x_observed)``."""
-        case = (observed, targets, samples)
-        if case not in self._likelihood_programs:
-            self._likelihood_programs[case] = lambda params, batch: self.vae.log_likelihood(
+        """``log p(x_targets)`` of each example, ``[N]`` in nats, from importance samples of ``q(z | x_observed)``.
+
+        ``observed`` and ``targets``: for each modality whether it is one.
+        """
+        # `predict_all` compiles each function object once, so the function of each combination of arguments is kept.
+        arguments = (observed, targets, samples)
+        if arguments not in self._likelihood_programs:
+            self._likelihood_programs[arguments] = lambda params, batch: self.vae.log_likelihood(
                 params["vae"], batch, self.key, np.array(observed), np.array(targets), samples
             )
-        return self._predict_all(
-            self._likelihood_programs[case], params, {}, source, batch_size=LIKELIHOOD_BATCH_SIZE
-        )
+        program = self._likelihood_programs[arguments]
+        return self._predict_all(program, params, {}, source, batch_size=LIKELIHOOD_BATCH_SIZE)
 
 
 def evenly_spread(size: int, count: int) -> np.ndarray:
@@ -294,7 +311,7 @@ def take_evenly(source: Source, count: int) -> Subset:
 
 
 def fit_densities(latents: np.ndarray, evaluation: LatentEvaluation, seed: int) -> dict[str, LatentDensity]:
-    """The densities that the evaluation asks for, fitted to latents ``[N, D]``, by name."""
+    """The densities in ``evaluation.densities``, fitted to latents ``[N, D]``, by name."""
     fits = {
         "mixture": lambda: fit_gaussian_mixture(latents, components=evaluation.components, seed=seed),
         "flow": lambda: fit_flow(latents, seed=seed, steps=evaluation.flow_steps),
@@ -326,6 +343,7 @@ def _drop_missing(features: np.ndarray) -> np.ndarray:
 
 
 def _kid(a: np.ndarray, b: np.ndarray) -> float:
+    """The kernel distance between two sets of features ``[N, H]``, a mean over random subsets."""
     size = max(2, min(1000, len(a) // 2, len(b) // 2))
     return kernel_distance(a, b, seed=0, subsets=KID_SUBSETS, subset_size=size).mean
 
@@ -333,19 +351,21 @@ def _kid(a: np.ndarray, b: np.ndarray) -> float:
 def coherence_metrics(
     evaluator: LatentEvaluator, params, judge_params, source: Source
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Whether modalities that are generated from others show the class of their example.
+    """Whether modalities that are generated from others show the class of their example (cross-coherence).
 
     Returns:
-      ``cross/coherence@k`` for k observed modalities, and ``cross/fid`` and ``cross/kid`` of images generated from one
-      other modality, means over pairs of modalities (nothing if there is one modality only); the judges' classes ``[S +
-      1, M, N]`` of what is generated from each subset; the features of real data (`real_features`).
+      Three values. The metrics: ``cross/coherence@k`` for k observed modalities, and ``cross/fid`` and ``cross/kid`` of
+      images generated from one other modality, as means over pairs of modalities; no metrics if there is one modality
+      only. The judges' classes ``[S + 1, M, N]`` of what is generated from each subset, and last from all modalities.
+      The features of real data (`real_features`).
     """
     labels, real = source.class_labels(), real_features(evaluator, judge_params, source)
     if len(evaluator.modalities) == 1:
         return {}, np.zeros((1, 1, 0), int), real
     translations = evaluator.translate(params, judge_params, source)
     present = translations.present
-    classes = np.moveaxis(translations.classes, 0, -1)
+    classes = np.moveaxis(translations.classes, 0, -1)  # [S + 1, M, N]
+    # Which examples have all modalities of a subset, [S, N].
     subset_present = np.array([present[:, members].all(axis=1) for members in evaluator.subsets])
     metrics = cross_coherence(classes[:-1], labels, evaluator.subsets, subset_present)
     fid, kid = [], []
@@ -362,7 +382,7 @@ def coherence_metrics(
 
 
 def judge_accuracy(evaluator: LatentEvaluator, judge_params, source: Source) -> dict[str, float]:
-    """``judge/<modality>``: the accuracy of the judges on real data, a bound of coherence."""
+    """``judge/<modality>``: the accuracy of the judges on real data, which limits the coherence they can measure."""
     classes = evaluator.judge(judge_params, source).logits.argmax(axis=-1)
     labels = source.class_labels()
     counted = present_matrix(evaluator, source) & (labels >= 0)[:, None]
@@ -375,11 +395,16 @@ def judge_accuracy(evaluator: LatentEvaluator, judge_params, source: Source) -> 
 def joint_metrics(
     evaluator: LatentEvaluator, params, judge_params, draws: Mapping[str, np.ndarray], real: np.ndarray
 ) -> dict[str, float]:
-    """Coherence and image quality of data generated from shared latents, by the distribution that these are sampled
-    from (``draws``: samples ``[N, D]`` by its name).
+    """Coherence and image quality of data generated from sampled shared latents.
 
-    ``joint_<name>/coherence``: fraction of samples whose modalities all show one class; ``joint_<name>/fid`` and
-    ``/kid``: distances of generated from real images, means over modalities. ``real``: see `real_features`.
+    Args:
+      evaluator, params, judge_params: the model and its judges.
+      draws: shared latents ``[N, D]``, by the name of the distribution that they are sampled from.
+      real: the judges' features of real data, see `real_features`.
+
+    Returns:
+      ``joint_<name>/coherence``: the fraction of samples whose modalities all show the same class;
+      ``joint_<name>/fid`` and ``/kid``: distances between generated and real images, means over image modalities.
     """
     images, metrics = image_indices(evaluator), {}
     for name, shared in draws.items():
@@ -388,10 +413,10 @@ def joint_metrics(
             classes = outputs.logits.argmax(axis=-1)
             metrics[f"joint_{name}/coherence"] = float(joint_coherence(classes.T))
         if images:
+            # Features of real and of generated images, for each image modality.
             pairs = [(_drop_missing(real[:, k]), outputs.features[:, k]) for k in images]
-            metrics[f"joint_{name}/fid"] = float(
-                np.mean([frechet_distance(moments(a), moments(b)) for a, b in pairs])
-            )
+            fid = [frechet_distance(moments(a), moments(b)) for a, b in pairs]
+            metrics[f"joint_{name}/fid"] = float(np.mean(fid))
             metrics[f"joint_{name}/kid"] = float(np.mean([_kid(a, b) for a, b in pairs]))
     return metrics
 
@@ -406,19 +431,27 @@ def reconstruction_metrics(evaluator: LatentEvaluator, params, source: Source) -
 def likelihood_metrics(
     evaluator: LatentEvaluator, params, source: Source, evaluation: LatentEvaluation
 ) -> dict[str, float]:
-    """``likelihood/joint``: the mean over examples of ``log p(x_1..M)`` in nats; ``likelihood/conditional``: that of
-    the first modality given the others, as the difference of two estimates. Of one modality ``likelihood/test``."""
-    count = len(evaluator.modalities)
-    all_of_them, others = (True,) * count, (False,) + (True,) * (count - 1)
+    """Log-likelihoods in nats, means over examples.
+
+    ``likelihood/joint``: ``log p(x_1, ..., x_M)``. ``likelihood/conditional``: ``log p(x_1 | x_2, ..., x_M)``, the
+    difference of the joint and of ``log p(x_2, ..., x_M)``. For a model of one modality only ``likelihood/test``.
+    """
+    count, samples = len(evaluator.modalities), evaluation.likelihood_samples
+    all_modalities, all_but_first = (True,) * count, (False,) + (True,) * (count - 1)
     source = take_evenly(source, evaluation.likelihood_examples)
-    estimate = lambda modalities: float(
-        evaluator.log_likelihood(params, source, modalities, modalities, evaluation.likelihood_samples).mean()
-    )
-    joint = estimate(all_of_them)
+
+    def estimate(modalities: tuple[bool, ...]) -> float:
+        """``log p`` of these modalities, with latents inferred from the same ones."""
+        estimates = evaluator.log_likelihood(
+            params, source, observed=modalities, targets=modalities, samples=samples
+        )
+        return float(estimates.mean())
+
+    joint = estimate(all_modalities)
     if count == 1:
         return {"likelihood/test": joint}
-    metrics, marginal = {"likelihood/joint": joint}, estimate(others)
-    if np.isfinite(marginal):
+    metrics, marginal = {"likelihood/joint": joint}, estimate(all_but_first)
+    if np.isfinite(marginal):  # NaN where the posterior's density is not known (some models)
         metrics["likelihood/conditional"] = joint - marginal
     return metrics
 
@@ -433,8 +466,12 @@ class LabelledLatents(NamedTuple):
 def latent_metrics(
     modalities: tuple[str, ...], train: LabelledLatents, test: LabelledLatents, seed: int
 ) -> dict[str, float]:
-    """``latent/...``: accuracy of a linear probe of the class on the mean latents given all modalities and given each
-    one, and agreement of k-means clusters with the classes."""
+    """Whether the latents hold the class.
+
+    ``latent/probe`` and ``latent/probe_<modality>``: accuracy of a linear classifier of the mean latents, given all
+    modalities and given one alone. ``latent/clustering`` (purity) and ``latent/adjusted_rand``: agreement of k-means
+    clusters of the mean latents with the classes. ``seed``: of k-means.
+    """
     known = test.labels >= 0
     metrics = {"latent/probe": _probe(train.latents.mean, train.labels, test.latents.mean, test.labels)}
     for k, name in enumerate(modalities if len(modalities) > 1 else ()):
@@ -449,21 +486,29 @@ def latent_metrics(
 
 
 def _probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
-    """Accuracy on test latents of a linear classifier of training latents, over examples whose class is known."""
-    fitted, known = train_labels >= 0, test_labels >= 0
-    mean = train[fitted].mean(axis=0, keepdims=True)
-    scale = train[fitted].std(axis=0, keepdims=True) + 1e-6
+    """Accuracy on the test latents ``[N, D]`` of a linear classifier that is fitted to the training latents.
+
+    Examples with an unknown class (-1) are left out.
+    """
+    train_known, test_known = train_labels >= 0, test_labels >= 0
+    mean = train[train_known].mean(axis=0, keepdims=True)
+    scale = train[train_known].std(axis=0, keepdims=True) + 1e-6
     standardise = lambda x: (x - mean) / scale
-    # More regularisation than by default: dimensions without information are noise of the same size as the others.
+    # Stronger regularisation than by default: after standardising, latent dimensions without information are noise as
+    # large as the others.
     return linear_probe(
-        standardise(train[fitted]), train_labels[fitted],
-        standardise(test[known]), test_labels[known], inverse_l2=0.01,
+        standardise(train[train_known]), train_labels[train_known],
+        standardise(test[test_known]), test_labels[test_known], inverse_l2=0.01,
     )  # fmt: skip
 
 
 def disentanglement_metrics(latents: np.ndarray, factors: np.ndarray, seed: int) -> dict[str, float]:
-    """``latent/...``: MIG, SAP and DCI of latents ``[N, D]`` against factors ``[N, F]``; nothing if there is one factor
-    only, or fewer than `MIN_EXAMPLES` examples."""
+    """How well single dimensions of the latents ``[N, D]`` match single factors ``[N, F]``.
+
+    ``latent/mig``: mutual information gap; ``latent/sap``: separated attribute predictability; ``latent/dci_...``:
+    disentanglement, completeness and informativeness. No metrics if there is only one factor, or fewer than
+    `MIN_EXAMPLES` examples. ``seed``: of the random splits.
+    """
     if factors.shape[1] < 2 or len(factors) < MIN_EXAMPLES:
         return {}
     scores = dci(latents, factors, seed=seed, rounds=20)
@@ -500,7 +545,7 @@ def evaluate_latent(
     seed: int,
     has_likelihood: bool = True,
 ) -> LatentResults:
-    """Everything that `LatentEvaluation` asks for, of one seed.
+    """All metrics of the model's parameters of one seed.
 
     Args:
       evaluator: the model and its judges.
@@ -509,8 +554,8 @@ def evaluate_latent(
       train: examples to whose latents densities and probes are fitted.
       test: examples to evaluate.
       factors: of the test examples, see `evaluation.latent_data.known_factors`.
-      evaluation: how much is evaluated.
-      seed: of densities, clusters and splits.
+      evaluation: what is evaluated, and on how many examples.
+      seed: seed of the fitted densities, of k-means and of random splits.
       has_likelihood: whether the model can estimate a likelihood.
     """
     factors = factors[evenly_spread(len(test), evaluation.examples)]
@@ -528,8 +573,12 @@ def evaluate_latent(
     metrics |= reconstruction_metrics(evaluator, params, test)
     if has_likelihood:
         metrics |= likelihood_metrics(evaluator, params, test, evaluation)
-    labelled = LabelledLatents(train_latents, train_labels), LabelledLatents(latents, labels)
-    metrics |= latent_metrics(evaluator.modalities, *labelled, seed)
+    metrics |= latent_metrics(
+        evaluator.modalities,
+        train=LabelledLatents(train_latents, train_labels),
+        test=LabelledLatents(latents, labels),
+        seed=seed,
+    )
     if evaluation.disentanglement:
         metrics |= disentanglement_metrics(latents.mean, factors, seed)
     return LatentResults(metrics, classes, labels, latents, draws)
@@ -544,8 +593,10 @@ def evaluate_seeds(
     has_likelihood: bool = True,
 ) -> list[LatentResults]:
     """`evaluate_latent` for the parameters of each seed of a training."""
-    splits = (data.source, data.test, data.factors)
     return [
-        evaluate_latent(evaluator, params, judge_params, *splits, evaluation, seed, has_likelihood)
+        evaluate_latent(
+            evaluator, params, judge_params, train=data.source, test=data.test, factors=data.factors,
+            evaluation=evaluation, seed=seed, has_likelihood=has_likelihood,
+        )
         for params, seed in zip(trained.params, trained.seeds, strict=True)
-    ]
+    ]  # fmt: skip

@@ -55,24 +55,33 @@ class LatentData(NamedTuple):
 
 
 def open_latent(config: RunConfig, modalities: ModalityConfigs, bad_examples: BadExamples) -> LatentData:
-    """The data of an experiment: examples whose class is known, which the judges need; texts tokenized, speech as
-    log-mel frames that are computed once."""
+    """The data of an experiment: the examples whose class is known, which the judges need.
+
+    A tokenizer is fitted to the training texts; the log-mel frames of speech are computed once.
+    """
     splits = open_splits(config.data, config.input, bad_examples)
     train, validation, test = (
-        keep_labelled(part) for part in (splits.train, splits.validation, splits.tests["test"])
+        keep_labelled(split) for split in (splits.train, splits.validation, splits.tests["test"])
     )
-    tokenize = (
-        fit_tokenizer(train, bad_examples, **config.text_options)[0] if "text" in train.modalities else None
-    )
-    audio, once = modalities.audio, None
+    tokenize, log_mel = None, None
+    if "text" in train.modalities:
+        tokenize = fit_tokenizer(train, bad_examples, **config.text_options)[0]
     if "audio" in train.modalities:
-        once = log_mel_transform(audio.spectrogram, audio.floor)
-    prepare = lambda part: prepare_source(part, tokenize, limit=RESIDENT_LIMIT, once=once)
+        log_mel = log_mel_transform(modalities.audio.spectrogram, modalities.audio.floor)
+    # The prepared examples, and the transform of raw batches that remains to be applied to them.
+    prepare = lambda split: prepare_source(split, tokenize, limit=RESIDENT_LIMIT, once=log_mel)
     source, transform = prepare(train)
     return LatentData(
-        tuple(train.modalities), train.class_names, count_classes(train), source, transform,
-        prepare(validation)[0], prepare(test)[0], known_factors(test), tokenize,
-    )  # fmt: skip
+        modalities=tuple(train.modalities),
+        class_names=train.class_names,
+        classes=count_classes(train),
+        source=source,
+        transform=transform,
+        validation=prepare(validation)[0],
+        test=prepare(test)[0],
+        factors=known_factors(test),
+        tokenize=tokenize,
+    )
 
 
 def count_classes(source: Source) -> int:
@@ -82,10 +91,13 @@ def count_classes(source: Source) -> int:
 
 
 def known_factors(source: Source) -> np.ndarray:
-    """The known factors of each example, int ``[N, F]``: of the embedded data set the shape, colour, size and place of
-    the first object; of others the class alone."""
+    """The known factors of each example, int ``[N, F]``.
+
+    In the embedded data set these are the shape, colour, size and place of the first object; in other data sets the
+    class is the only factor.
+    """
     factors = source.factors()
     if factors is None:
         return source.class_labels()[:, None]
-    parts = [factors[name][:, 0] for name in ("shape", "colour", "size")] + [factors["place"]]
-    return np.stack(parts, axis=1).astype(np.int64)
+    of_first_object = [factors[name][:, 0] for name in ("shape", "colour", "size")]
+    return np.stack([*of_first_object, factors["place"]], axis=1).astype(np.int64)

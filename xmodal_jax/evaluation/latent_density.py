@@ -25,7 +25,8 @@ from xmodal_jax.nets.flows import AutoregressiveFlow
 from xmodal_jax.train.loop import NonFiniteError
 
 FULL_UP_TO = 64
-"""Up to this dimension a component of the mixture has a full covariance, above it a diagonal one."""
+"""Largest number of dimensions for which the components of the mixture have full covariances; above it they are
+diagonal."""
 
 MIN_LATENTS = 20
 """The least number of latents that a flow can be fitted to: a tenth of them is held out."""
@@ -42,15 +43,23 @@ class LatentDensity(NamedTuple):
 
 
 def _make_density(dim: int, draw, log_prob, name: str) -> LatentDensity:
-    """A density that checks its inputs; ``draw(count, rng, other_rng)`` gets two independent generators."""
+    """The `LatentDensity` of two functions, whose arguments it checks.
+
+    ``draw(count, rng, other_rng)`` returns samples ``[count, dim]``, from two independent generators of random numbers;
+    ``log_prob(latents)`` returns ``[N]``.
+    """
 
     def sample(count: int, seed: int) -> np.ndarray:
+        """See `LatentDensity`."""
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        rngs = [np.random.Generator(np.random.Philox(s)) for s in np.random.SeedSequence(seed).spawn(2)]
-        return np.asarray(draw(count, *rngs), np.float32)
+        rng, other_rng = (
+            np.random.Generator(np.random.Philox(s)) for s in np.random.SeedSequence(seed).spawn(2)
+        )
+        return np.asarray(draw(count, rng, other_rng), np.float32)
 
     def checked_log_prob(latents) -> np.ndarray:
+        """See `LatentDensity`."""
         latents = validate_features("latents", latents, np.float64)
         if latents.shape[1] != dim:
             raise ValueError(f"this density is of {dim} dimensions, got latents of {latents.shape[1]}")
@@ -60,10 +69,10 @@ def _make_density(dim: int, draw, log_prob, name: str) -> LatentDensity:
 
 
 def prior_density(dim: int, family: str = "normal", scale=None) -> LatentDensity:
-    """A prior with independent dimensions around 0.
+    """A prior with independent dimensions and mean 0.
 
     Args:
-      dim: D.
+      dim: number D of dimensions.
       family: "normal", ``exp(-x^2 / 2 s^2) / (s sqrt(2 pi))``; or "laplace", ``exp(-|x| / s) / 2 s``, whose standard
         deviation is ``sqrt(2) s``.
       scale: s, one number or ``[D]``; None: 1.
@@ -80,11 +89,12 @@ def prior_density(dim: int, family: str = "normal", scale=None) -> LatentDensity
     s = np.broadcast_to(s, (1, dim))
 
     def draw(count, rng, _):
-        return s * (rng.standard_normal if family == "normal" else partial(rng.laplace, 0.0, 1.0))(
-            (count, dim)
-        )
+        size = (count, dim)
+        noise = rng.standard_normal(size) if family == "normal" else rng.laplace(0.0, 1.0, size)
+        return s * noise
 
     def log_prob(x):
+        """The log-density ``[N]`` of ``x [N, D]``: that of standard noise x / s, minus log s."""
         if family == "normal":
             terms = -0.5 * (x / s) ** 2 - 0.5 * math.log(2 * math.pi)
         else:
@@ -94,15 +104,15 @@ def prior_density(dim: int, family: str = "normal", scale=None) -> LatentDensity
     return _make_density(dim, draw, log_prob, family)
 
 
-def _standardise(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every dimension, ``[1, D]``."""
+def _mean_and_std(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation ``[1, D]`` of every dimension. Raises ValueError if a dimension is constant."""
     mean, std = latents.mean(axis=0, keepdims=True), latents.std(axis=0, keepdims=True)
-    # Rounding may leave a deviation that is not 0 for equal numbers.
-    flat = std[0] <= 1e-12 * np.abs(latents).max(axis=0)
-    if flat.any():
+    # By rounding, the deviation of equal numbers may not be exactly 0.
+    constant = std[0] <= 1e-12 * np.abs(latents).max(axis=0)
+    if constant.any():
         raise ValueError(
-            f"latents: {int(flat.sum())} of {len(flat)} dimensions are constant, the first is {int(np.argmax(flat))}; "
-            "they have no density, leave them out"
+            f"latents: {int(constant.sum())} of {len(constant)} dimensions are constant, the first is "
+            f"{int(np.argmax(constant))}; they have no density, leave them out"
         )
     return mean, std
 
@@ -116,12 +126,12 @@ def fit_gaussian_mixture(latents, *, components: int = 10, seed: int) -> LatentD
     Args:
       latents: ``[N, D]``.
       components: number of Gaussians.
-      seed: of the initialisation by k-means.
+      seed: seed of the initialisation by k-means.
     Returns:
       The density "mixture".
     Raises:
-      ValueError: if the latents are not ``[N, D]``, not finite or constant in a dimension, or too few: a component
-        needs D + 1 on average if its covariance is full, else 2.
+      ValueError: if the latents are not ``[N, D]``, not finite or constant in a dimension, or too few: at least D + 1
+        for each component with a full covariance are needed, 2 with a diagonal one.
       ImportError: without scikit-learn.
     """
     latents = validate_features("latents", latents, np.float64)
@@ -138,26 +148,29 @@ def fit_gaussian_mixture(latents, *, components: int = 10, seed: int) -> LatentD
         from sklearn.mixture import GaussianMixture  # here: it takes a second to import
     except ImportError as error:
         raise ImportError("fit_gaussian_mixture needs scikit-learn: pip install scikit-learn") from error
-    mean, std = _standardise(latents)
+    mean, std = _mean_and_std(latents)
     covariance_type = "full" if full else "diag"
     mixture = GaussianMixture(components, covariance_type=covariance_type, max_iter=500, random_state=seed)
     mixture.fit((latents - mean) / std)
     covariances = mixture.covariances_
+    # A sample of component k is its mean plus its factor times noise: a Cholesky factor, or standard deviations.
     factors = np.linalg.cholesky(covariances) if full else np.sqrt(covariances)
-    edges = np.cumsum(mixture.weights_)
+    cumulative_weights = np.cumsum(mixture.weights_)
 
-    def draw(count, rng, choice):
-        """``count`` samples of the mixture: ``choice`` draws the components, ``rng`` the noise."""
-        # The last edge may be slightly below 1 by rounding.
-        component = np.minimum(np.searchsorted(edges, choice.random(count), side="right"), components - 1)
-        noise = rng.standard_normal((count, dim))
-        out = np.empty_like(noise)
+    def draw(count, noise_rng, component_rng):
+        """``count`` samples of the mixture, in the units of the latents."""
+        uniform = component_rng.random(count)
+        component = np.searchsorted(cumulative_weights, uniform, side="right")
+        component = np.minimum(component, components - 1)  # the last sum may be slightly below 1 by rounding
+        noise = noise_rng.standard_normal((count, dim))
+        deviation = np.empty_like(noise)
         for k in range(components):
             is_k = component == k
-            out[is_k] = noise[is_k] @ factors[k].T if full else noise[is_k] * factors[k]
-        return mean + std * (mixture.means_[component] + out)
+            deviation[is_k] = noise[is_k] @ factors[k].T if full else noise[is_k] * factors[k]
+        return mean + std * (mixture.means_[component] + deviation)
 
     def log_prob(x):
+        """The log-density of the standardised latents, minus the log of the standardisation's scales."""
         return mixture.score_samples((x - mean) / std) - np.log(std).sum()
 
     return _make_density(dim, draw, log_prob, "mixture")
@@ -177,15 +190,17 @@ def fit_flow(
     """A masked autoregressive flow (`nets.flows.AutoregressiveFlow`), fitted by maximum likelihood.
 
     It is trained with Adam, whose learning rate falls to 0 as a cosine, on minibatches drawn with replacement. A tenth
-    of the latents is held out, and their likelihood evaluated at the start (a Gaussian with independent dimensions),
-    every ``evaluate_every`` steps and at the last one: the parameters with the highest likelihood are kept.
+    of the latents is held out. Their likelihood is evaluated before training (when the flow is a Gaussian with
+    independent dimensions), every ``evaluate_every`` steps and after the last step; the parameters with the highest
+    likelihood are kept.
 
     Args:
       latents: ``[N, D]``; computed in float32 after standardising.
-      seed: of the latents that are held out, the initialisation and the minibatches.
+      seed: seed of the choice of the latents that are held out, of the initialisation and of the minibatches.
       steps, batch_size, learning_rate: of Adam.
-      hidden: units of each of the two hidden layers of a flow's layer; D or more, to depend on all dimensions.
-      layers: of the flow; two or more, since every second layer takes the dimensions in reverse order.
+      hidden: units in each of the two hidden layers of a layer of the flow; at least D, so that a dimension can depend
+        on all before it.
+      layers: number of layers of the flow; at least 2, since every second one takes the dimensions in reverse order.
       evaluate_every: steps between evaluations on the latents that are held out.
     Returns:
       The density "flow".
@@ -206,14 +221,14 @@ def fit_flow(
             f"{count} latents are too few to fit a flow: give at least {MIN_LATENTS}, better thousands"
         )
     order = np.random.Generator(np.random.Philox(seed)).permutation(count)
-    held_out, train = latents[order[: count // 10]], latents[order[count // 10 :]]
-    mean, std = _standardise(train)
-    to_device = lambda x: jnp.asarray((x - mean) / std, jnp.float32)
+    held_out, train = latents[order[: count // 10]], latents[order[count // 10 :]]  # a tenth, and the rest
+    mean, std = _mean_and_std(train)
+    standardise = lambda x: jnp.asarray((x - mean) / std, jnp.float32)
     flow = AutoregressiveFlow(dim, layers=layers, hidden=hidden)
     params, losses = _maximise(
         flow,
-        to_device(train),
-        to_device(held_out),
+        standardise(train),
+        standardise(held_out),
         jax.random.key(seed),
         learning_rate,
         steps=steps,
@@ -232,7 +247,7 @@ def fit_flow(
         return mean + std * np.asarray(_inverse(flow, params, noise), np.float64)
 
     def log_prob(x):
-        return np.asarray(_log_prob(flow, params, to_device(x)), np.float64) - np.log(std).sum()
+        return np.asarray(_log_prob(flow, params, standardise(x)), np.float64) - np.log(std).sum()
 
     return _make_density(dim, draw, log_prob, "flow")
 
@@ -249,30 +264,33 @@ def _inverse(flow, params, z):
 
 @partial(jax.jit, static_argnums=0, static_argnames=("steps", "batch_size", "evaluate_every"))
 def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, evaluate_every):
-    """The parameters with the highest likelihood of ``held_out``, and the loss of every step ``[steps]``."""
+    """Trains the flow with Adam. Returns the parameters with the highest likelihood of ``held_out``, and the training
+    loss of every step, ``[steps]``: the mean negative log-likelihood in nats."""
     init_key, batch_key = named_keys(key, "params", "batches")
     loss = lambda params, x: -flow.apply(params, x, method="log_prob").mean()
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    def keep_best(params, best, lowest):
+    def update_best(params, best, lowest):
+        """The better of ``params`` and ``best`` on the held-out latents, and its loss; ``lowest`` is the loss of
+        ``best``."""
         value = loss(params, held_out)
-        # No comparison with a NaN is true.
-        better = value < lowest
+        better = value < lowest  # False for a NaN
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
         return best, jnp.where(better, value, lowest)
 
     def step(carry, k):
-        """One step of Adam on a random minibatch; the held-out likelihood is evaluated when it is due."""
+        """Step k of Adam, on a random minibatch; evaluates the held-out latents when it is due."""
         params, state, best, lowest = carry
         batch = jax.random.randint(jax.random.fold_in(batch_key, k), (batch_size,), 0, len(train))
         value, grads = jax.value_and_grad(loss)(params, train[batch])
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         due = ((k + 1) % evaluate_every == 0) | (k + 1 == steps)
-        best, lowest = jax.lax.cond(due, keep_best, lambda _, *unchanged: unchanged, params, best, lowest)
+        keep = lambda params, best, lowest: (best, lowest)
+        best, lowest = jax.lax.cond(due, update_best, keep, params, best, lowest)
         return (params, state, best, lowest), value
 
     params = flow.init(init_key, train[:1])
     carry = (params, optimizer.init(params), params, loss(params, held_out))
-    carry, losses = jax.lax.scan(step, carry, jnp.arange(steps))
-    return carry[2], losses
+    (_, _, best, _), losses = jax.lax.scan(step, carry, jnp.arange(steps))
+    return best, losses

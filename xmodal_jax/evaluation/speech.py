@@ -34,7 +34,7 @@ def first_examples(source: Source, count: int) -> ArraySource:
 
 
 def recordings_of(source: ArraySource, config: SpeechConfig) -> Utterances:
-    """The recordings of a data set, with their log-mel frames."""
+    """The recordings of a data set without their padding, and their log-mel frames."""
     batch = source.arrays
     log_mel = log_mel_transform(config.features, config.floor)(batch)
     waves = [wave[valid] for wave, valid in zip(batch["audio"], batch["audio_mask"], strict=True)]
@@ -43,7 +43,8 @@ def recordings_of(source: ArraySource, config: SpeechConfig) -> Utterances:
 
 
 class Vocoder:
-    """Copy synthesis: log-mel frames of recordings back to waveforms, the best that synthesis can reach.
+    """Copy synthesis: turns log-mel frames of recordings back into waveforms. No synthesis with this vocoder can be
+    better.
 
     Args:
       config: of the model.
@@ -56,15 +57,16 @@ class Vocoder:
         self._vocode = lambda params, batch: vocode(batch["audio"], config)
 
     def __call__(self, recordings: Utterances) -> Utterances:
-        """The recordings with the vocoder's waveforms."""
-        mels = recordings.frames[0].shape[1]
-        silence = np.full((len(recordings.frames), self.frames, mels), np.log(self.config.floor))
-        padded = silence.astype(np.float32)
-        for row, log_mel in zip(padded, recordings.frames, strict=True):
-            row[: len(log_mel)] = log_mel[: self.frames]
+        """The recordings with waveforms that the vocoder computes from their log-mel frames."""
+        count, mels = len(recordings.frames), recordings.frames[0].shape[1]
+        # All log-mel frames as one array [count, frames, mels], padded with silence.
+        padded = np.full((count, self.frames, mels), np.log(self.config.floor)).astype(np.float32)
+        for example, log_mel in enumerate(recordings.frames):
+            padded[example, : len(log_mel)] = log_mel[: self.frames]
         waves = predict_all(self._vocode, {}, ArraySource({"audio": padded}), batch_size=self.batch_size)
         lengths = [len(log_mel) * self.config.features.hop for log_mel in recordings.frames]
-        return Utterances([w[:n] for w, n in zip(waves, lengths, strict=True)], recordings.frames)
+        without_padding = [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
+        return Utterances(without_padding, recordings.frames)
 
 
 class Synthesizer:
@@ -72,10 +74,10 @@ class Synthesizer:
 
     Args:
       config: of the model.
-      tokenize: of the texts.
+      tokenize: turns texts into tokens.
       frames: the largest number of frames; longer speech is cut.
       speakers: number of speakers that the model was trained with.
-      speed: above 1 speaks faster.
+      speed: factor of the speed of speech; above 1 it is faster.
       batch_size: texts at a time.
     """
 
@@ -89,6 +91,7 @@ class Synthesizer:
         speed: float = 1.0,
         batch_size: int = 50,
     ):
+        """Builds the model's synthesizer for the tokenizer's vocabulary."""
         self._synthesize = make_synthesizer(
             config, vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames,
             speakers=speakers, speed=speed,
@@ -102,14 +105,14 @@ class Synthesizer:
         return {**fields, "index": np.arange(len(batch["text"]), dtype=np.int32)}
 
     def __call__(self, params: Any, source: Source) -> Utterances:
-        """Speech for each text of ``source``."""
+        """Speech for each text of ``source``, without padding."""
         speech = predict_all(
             self._synthesize, params, source, batch_size=self.batch_size, transform=self.inputs
         )
         return Utterances(
-            [wave[valid] for wave, valid in zip(speech.waveform, speech.mask, strict=True)],
-            [x[valid] for x, valid in zip(speech.log_mel, speech.frame_mask, strict=True)],
-            list(speech.durations),
+            waves=[wave[valid] for wave, valid in zip(speech.waveform, speech.mask, strict=True)],
+            frames=[x[valid] for x, valid in zip(speech.log_mel, speech.frame_mask, strict=True)],
+            durations=list(speech.durations),
         )
 
 
@@ -122,11 +125,11 @@ def mel_distances(synthesized: Utterances, recordings: Utterances) -> np.ndarray
 def synthesis_scores(
     synthesized: Utterances, recordings: Utterances, distances: np.ndarray
 ) -> dict[str, float]:
-    """``test/mel_distance``: the mean of ``distances`` (from `mel_distances`); ``test/length_error``: the mean of
-    ``|length / true length - 1|``."""
-    pairs = zip(synthesized.frames, recordings.frames, strict=True)
-    lengths = np.array([(len(a), len(b)) for a, b in pairs], np.float64)
-    errors = np.abs(lengths[:, 0] / lengths[:, 1] - 1)
+    """``test/mel_distance``: the mean of ``distances [N]`` (from `mel_distances`); ``test/length_error``: the mean of
+    ``|frames / true frames - 1|``, the relative error of an utterance's length."""
+    frames = np.array([len(log_mel) for log_mel in synthesized.frames], np.float64)
+    true_frames = np.array([len(log_mel) for log_mel in recordings.frames], np.float64)
+    errors = np.abs(frames / true_frames - 1)
     return {"test/mel_distance": float(distances.mean()), "test/length_error": float(errors.mean())}
 
 
@@ -142,12 +145,15 @@ class RecognizedSpeech(NamedTuple):
 def recognize(
     recognizer: Callable[[list[np.ndarray]], list[str]] | None, texts: Sequence[str], **speech: Utterances
 ) -> RecognizedSpeech:
-    """Transcribes sets of utterances, given by name, and compares the transcripts with the true ``texts``.
+    """Transcribes sets of utterances, given as keyword arguments, and compares each with the true ``texts``.
 
-    ``recognizer``: waveforms to texts, the ``apply`` of a recognition run that `inference.load.load_translator` gives.
+    ``recognizer``: a function from waveforms to texts, the ``apply`` of a recognition run that
+    `inference.load.load_translator` returns; None: nothing is transcribed.
     """
+    if recognizer is None:
+        return RecognizedSpeech({}, None)
     rates, transcripts = {}, None
-    for name, utterances in speech.items() if recognizer is not None else ():
+    for name, utterances in speech.items():
         transcripts = recognizer(utterances.waves)
         rates |= {f"{name}/{k}": v for k, v in error_rates(transcripts, texts).items()}
     return RecognizedSpeech(rates, transcripts)

@@ -91,6 +91,7 @@ class TextGenerator:
         seed: int = 0,
         batch_size: int = 100,
     ):
+        """Builds one text generator for each of the ``decodings``."""
         begin, end = tokenizer.bos_id, tokenizer.eos_id
         if min(begin, end) < 0:
             raise ValueError(
@@ -105,14 +106,14 @@ class TextGenerator:
             self._generate[name] = functools.partial(generate, key=jax.random.key(seed))
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The model's inputs of a raw batch."""
+        """The model's inputs from a raw batch: the source modality with its mask, and which examples have it."""
         size = len(batch[self.modality])
         fields = {k: v for k, v in batch.items() if k.removesuffix("_mask") == self.modality}
         present = {k: v for k, v in batch.get("present", {}).items() if k == self.modality}
         return {**fields, "present": present, "index": np.arange(size, dtype=np.int32)}
 
     def __call__(self, params: Any, source: Source, decoding: str) -> list[str]:
-        """A text for each example of ``source``, by the decoding configuration of this name."""
+        """A text for each example of ``source``. ``decoding``: name of the decoding configuration."""
         generated = predict_all(
             self._generate[decoding], params, source, batch_size=self.batch_size, transform=self.inputs
         )
@@ -151,6 +152,7 @@ class ReferenceTexts:
         limit: int | None = None,
         exclude: set[str] = frozenset(),
     ):
+        """Reads the texts, and leaves out the examples whose text is in ``exclude``."""
         source = Subset(source, np.arange(len(source))[:limit])
         captions = read_fields(source, ("caption",))["caption"]
         texts = [str(c) if clean is None else clean(str(c)) for c in captions]
@@ -165,21 +167,24 @@ class ReferenceTexts:
         self.meanings = source.meanings(indices)
         self.references = [[text] for text in self.texts]
         if self.meanings is not None:
-            others = [source.captions(indices, k) for k in range(1, REFERENCE_COUNT)]
-            self.references = [[text, *more] for text, *more in zip(self.texts, *others, strict=True)]
+            # The data set can phrase the caption of an example in several ways; phrasing 0 is its text.
+            phrasings = [source.captions(indices, k) for k in range(1, REFERENCE_COUNT)]
+            self.references = [[text, *more] for text, *more in zip(self.texts, *phrasings, strict=True)]
 
     def caption_scores(self, generated: Sequence[str], prefix: str) -> dict[str, float]:
-        """The scores of `metrics.text.caption_scores`, with ``prefix`` before their names.
+        """Scores of the ``generated`` captions against the references; ``prefix`` is put before their names.
 
-        Where the meanings are known, those of `data.shapes.grammar.factor_accuracies` as well; elsewhere
-        ``exact_accuracy``, the fraction of captions that equal a reference.
+        These are the scores of `metrics.text.caption_scores` and, if the meanings are known, those of
+        `data.shapes.grammar.factor_accuracies`; if not, ``exact_accuracy``, the fraction of captions that equal a
+        reference.
         """
         scores = caption_scores(generated, self.references)
         if self.meanings is not None:
             scores = factor_accuracies(generated, self.meanings) | scores
         else:
-            exact = [text in texts for text, texts in zip(generated, self.references, strict=True)]
-            scores = {"exact_accuracy": float(np.mean(exact))} | scores
+            pairs = zip(generated, self.references, strict=True)
+            equals_reference = [text in references for text, references in pairs]
+            scores = {"exact_accuracy": float(np.mean(equals_reference))} | scores
         return {f"{prefix}{name}": value for name, value in scores.items()}
 
     def error_rates(self, generated: Sequence[str], prefix: str) -> dict[str, float]:
@@ -192,6 +197,9 @@ class ReferenceTexts:
 def source_text_retrieval(
     method: Method, params: Any, gallery: Gallery, transform: Callable
 ) -> dict[str, float]:
-    """Retrieval scores between the source and its texts, by a `make_seq2seq` method with the contrastive objective."""
+    """Retrieval scores between the source modality and its texts.
+
+    ``method``: from `make_seq2seq` with the contrastive objective; it embeds both.
+    """
     output = predict_all(method.predict, params, gallery, transform=transform)
     return retrieval_scores(output.embeddings, ids=gallery.ids)

@@ -24,14 +24,15 @@ from jaxtyping import Array, Float
 
 
 class _Pass:
-    """The pass over a part that is being traced."""
+    """State of the pass over one part of the batch that is being traced."""
 
     def __init__(self, parts: int, totals: list[Array] | None = None):
         self.parts = parts
+        """Number of parts of the batch."""
         self.totals = totals
         """The denominators of the whole batch, in the order in which the loss asks for them; None in the first pass."""
         self.denominators: list[Array] = []
-        """Those of the part, in that order."""
+        """The denominators of the part so far, in the same order."""
 
 
 _current: ContextVar[_Pass | None] = ContextVar("accumulation", default=None)
@@ -39,6 +40,7 @@ _current: ContextVar[_Pass | None] = ContextVar("accumulation", default=None)
 
 @contextlib.contextmanager
 def _trace(part_pass: _Pass) -> Iterator[_Pass]:
+    """Makes ``part_pass`` the current pass while the loss is traced in the ``with`` block."""
     token = _current.set(part_pass)
     try:
         yield part_pass
@@ -47,9 +49,11 @@ def _trace(part_pass: _Pass) -> Iterator[_Pass]:
 
 
 def whole_batch_total(denominator: Float[Array, ""]) -> Float[Array, ""]:
-    """The sum over all parts of a denominator that was computed for the part being traced; the same without parts.
+    """The denominator of the whole batch, given that of the part being traced; unchanged without accumulation.
 
-    Not to be called within a transformation inside the loss, such as a scan, since its tracers end with it.
+    In the first pass it only records the part's denominator. In the second it returns the sum over all parts, which it
+    finds by the order of calls. Do not call it within a transformation inside the loss, such as a scan: the recorded
+    value would be a tracer that is invalid outside.
     """
     current = _current.get()
     if current is None:
@@ -78,9 +82,10 @@ def require_whole_batch(operation: str) -> None:
 
 
 def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """``grad_fn`` for a batch that is computed in ``count`` parts.
+    """A function like ``grad_fn`` that computes the batch in ``count`` parts, one after the other.
 
-    Part n holds the examples whose index in the batch is n modulo ``count``: the same set on any number of devices.
+    The loss and the gradient are those of the whole batch, while only one part's activations are in memory. Part n
+    holds the examples whose index in the batch is n modulo ``count``: the same set on any number of devices.
 
     Args:
       grad_fn: ``grad_fn(params, batch, key) -> ((loss, aux), gradient)``, all of them sums of `batch_mean`.
@@ -95,6 +100,7 @@ def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count:
         return grad_fn
 
     def split(x: Array) -> Array:
+        """``[B, ...]`` to ``[count, B / count, ...]``."""
         if x.shape[0] % count:
             raise ValueError(
                 f"accumulate = {count} does not divide a batch of {x.shape[0]} examples a device"
@@ -102,16 +108,18 @@ def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count:
         return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
     def sum_over_parts(function, stacked):
-        """The sum over parts of a function of a part."""
-        first = jax.tree.map(lambda x: x[0], stacked)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
-        body = lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None)
-        return jax.lax.scan(body, zero, stacked)[0]
+        """The sum of ``function(part)`` over the parts, which ``stacked`` holds along its first axis."""
+        first_part = jax.tree.map(lambda x: x[0], stacked)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first_part))
+        add_part = lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None)
+        total, _ = jax.lax.scan(add_part, zeros, stacked)
+        return total
 
     def accumulated_grad_fn(params, batch, key):
         stacked = jax.tree.map(split, batch)
 
         def denominators(part):
+            # The loss is traced only for the denominators that it records; its value is not used.
             with _trace(_Pass(count)) as first_pass:
                 loss_fn(params, part, key)
             return first_pass.denominators

@@ -68,13 +68,18 @@ def minimax_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     r""":math:`\log(1 - \sigma(f))`, nats: the saturating loss (Goodfellow et al. 2014, eq. 1)."""
+    del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: -softplus(f), present, fake)
 
 
 def non_saturating_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r""":math:`-\log \sigma(f)`, nats (Goodfellow et al. 2014, section 3): its gradient stays large where D is sure."""
+    r""":math:`-\log \sigma(f)`, nats (Goodfellow et al. 2014, section 3).
+
+    Unlike that of the saturating loss, its gradient stays large where the discriminator is sure that f is generated.
+    """
+    del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: softplus(-f), present, fake)
 
 
@@ -89,15 +94,17 @@ def least_squares_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     r""":math:`\tfrac12 (f - 1)^2` (Mao et al. 2017, LSGAN, eq. 9)."""
+    del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: 0.5 * (f - 1.0) ** 2, present, fake)
 
 
 def wasserstein_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """``f - r`` (Arjovsky et al. 2017, arXiv:1701.07875, algorithm 1).
+    """``f - r`` for the critic's outputs r on real and f on generated examples (Arjovsky et al. 2017).
 
-    The critic must be Lipschitz: :func:`clip_weights` or a penalty of :mod:`xmodal_jax.losses.penalties` keeps it so.
+    arXiv:1701.07875, algorithm 1. The critic must be Lipschitz: :func:`clip_weights` or a penalty of
+    :mod:`xmodal_jax.losses.penalties` keeps it so.
     """
     return _loss_where_present(lambda r, f: f - r, present, real, fake)
 
@@ -105,14 +112,18 @@ def wasserstein_discriminator(
 def wasserstein_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """``-f`` (Arjovsky et al. 2017, algorithm 1); also the generator's loss of the hinge objective."""
+    """``-f`` for the logit f of a generated example (Arjovsky et al. 2017, algorithm 1); the hinge loss has it too."""
+    del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: -f, present, fake)
 
 
 def hinge_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """``relu(1 - r) + relu(1 + f)`` (Miyato et al. 2018, SN-GAN, arXiv:1802.05957, eq. 16)."""
+    """``relu(1 - r) + relu(1 + f)`` for logits r of real and f of generated examples.
+
+    Miyato et al. 2018, SN-GAN, arXiv:1802.05957, eq. 16.
+    """
     return _loss_where_present(lambda r, f: relu(1.0 - r) + relu(1.0 + f), present, real, fake)
 
 

@@ -88,10 +88,8 @@ def importance_weighted(
     if estimator == "dreg":
         z, *gradient_probes = deferred_gradient_scale(z)
         posterior = detach(posterior)
-    log_likelihood, ratio = (
-        inputs.log_likelihood(z),
-        prior_log_ratio(posterior, inputs.prior, z),
-    )  # [K, B] each
+    log_likelihood = inputs.log_likelihood(z)  # [K, B]
+    ratio = prior_log_ratio(posterior, inputs.prior, z)  # [K, B]
     beta = jnp.broadcast_to(beta, inputs.present.shape)[None]
     log_weights = log_likelihood + beta * ratio
     if estimator == "dreg":

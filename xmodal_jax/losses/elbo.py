@@ -111,7 +111,7 @@ deferred_gradient_scale.defvjp(_deferred_forward, _deferred_backward)
 
 
 def importance_bound(log_weights: Float[Array, "k *rows"]) -> Float[Array, "*rows"]:
-    """``log 1/K sum_k w_k`` (Burda et al. 2016, arXiv:1509.00519, eq. 8)."""
+    """``log 1/K sum_k w_k`` of K importance weights w (Burda et al. 2016, arXiv:1509.00519, eq. 8), in nats."""
     return jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))
 
 
@@ -136,8 +136,8 @@ def doubly_reparametrized_bound(
     reparametrization of a score (eq. 5) turns into :math:`-\beta \, \partial \tilde w_k / \partial z_k`, and
     :math:`\partial \tilde w_k / \partial z_k = \tilde w_k (1 - \tilde w_k) \, \partial \log w_k / \partial z_k`.
 
-    The expectation is the bound's gradient if all K samples are drawn from the density q of the weights. It is not if q
-    is a mixture of which they are drawn from one component (`losses.multimodal_elbo.mmvae`).
+    The estimate is unbiased if all K samples are drawn from the density q in the weights. It is biased if q is a
+    mixture and the samples are drawn from one of its components (as in `losses.multimodal_elbo.mmvae`).
 
     Args:
       log_weights: computed with the densities of the detached posterior, from samples z that went through

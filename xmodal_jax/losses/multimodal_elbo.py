@@ -284,16 +284,17 @@ def mmvae(
     where z is sample k of expert m and q the mixture of experts: MMVAE (Shi et al. 2019, arXiv:1911.03393, eq. 3 and
     appendix A).
 
-    With private variables it is MMVAE+ (Palumbo et al. 2023, openreview sdQGxouELX, eq. 6): expert m also draws its
-    ``w_m``, and ``beta (log p(w_m) - log q(w_m | x_m))`` is added to ``log w``; another modality t is decoded with
-    ``w_t`` from the auxiliary prior ``inputs.prior.auxiliary``. With a mixture over clusters c as prior of z it is
+    With private variables it is MMVAE+ (Palumbo et al. 2023, openreview sdQGxouELX, eq. 6): a private latent ``u_m`` is
+    drawn from the private posterior of modality m, and ``beta (log p(u_m) - log q(u_m | x_m))`` is added to ``log
+    w_mk``. Modality m is decoded with this latent, any other modality with one from its auxiliary prior
+    (``inputs.prior.auxiliary``). With a mixture over clusters c as prior of z it is
     CMVAE (Palumbo et al. 2024, openreview k5THrhXDV3, eq. 7). The paper has ``sum_c q(c | z) log [p(c) p(z | c) /
     q(c | z)]`` in place of ``log p(z)``; for the exact posterior ``q(c | z) = p(c | z)`` both are equal.
 
-    With ``estimator="dreg"`` the gradient by a posterior is that of the papers' code: the doubly reparametrized one of
-    each expert's samples, with the mixture's parameters held. For an example with one modality its expectation is the
-    gradient of the value. For several it is not, since an expert's samples are not drawn from the mixture, by whose
-    density they are weighted; ``"iwae"`` is unbiased, with a larger variance.
+    With ``estimator="dreg"`` the gradient with respect to a posterior is that of the papers' code: the doubly
+    reparametrized gradient of each expert's samples, with the mixture's parameters held constant. For an example with
+    one modality it is unbiased. With several it is biased, since each sample is drawn from one expert but weighted by
+    the density of the mixture; ``"iwae"`` is unbiased, with a larger variance.
 
     Args:
       inputs: see `ObjectiveInputs`.
@@ -327,7 +328,7 @@ def mmvae(
     else:
         bound = importance_bound(log_weights)
     loss = -_sum_present(inputs.present, bound) / inputs.num_present
-    # The mean over samples, and over the modalities present whose expert the samples are of.
+    # The mean [B] of values [K, M, B] over the samples and over the experts of the modalities present.
     mean = lambda x: lax.stop_gradient(_sum_present(inputs.present, x.mean(axis=0)) / inputs.num_present)
     return ObjectiveTerms(loss, {"reconstruction": -mean(log_likelihood), "kl": -mean(ratio)})
 

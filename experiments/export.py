@@ -31,7 +31,7 @@ class Config:
     best: bool = False
     """Whether to export the checkpoint that is best by validation, not the newest."""
     seed: int | None = None
-    """Seed of the trained model to export; needed where the run has several seeds."""
+    """Seed of the trained model to export, if the run has several seeds; None: the run's only seed."""
 
 
 def main(config: Config) -> None:

@@ -41,8 +41,8 @@ class Config(evaluate.ClassificationConfig):
     """Classification by several modalities together."""
 
     task: Literal["questions", "commands"] = "questions"
-    """Task for the embedded data set: questions about a scene, or the action and the object of spoken commands. Each
-    task has defaults of other options. Other data sets have labels and ignore this option."""
+    """Task on the embedded data set: to answer questions about a scene, or to find action and object of a spoken
+    command. It also changes the defaults of other options. Other data sets have labels and ignore it."""
     input: DataFlags = DataOptions(train_size=20_000)
     steps: int = 1400
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)

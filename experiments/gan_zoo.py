@@ -47,7 +47,7 @@ class Config(text_to_image_gan.Config):
     """A comparison of GAN objectives."""
 
     objectives: tuple[str, ...] = tuple(gans.OBJECTIVE_PRESETS)
-    """Objectives to compare: names of `models.gan.OBJECTIVE_PRESETS`."""
+    """Names of the objectives to compare, such as hinge or wgan_gp; by default all that the GAN offers."""
     steps: int = 400
     batch_size: int = 64
     eval_every: int = 0

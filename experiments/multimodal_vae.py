@@ -45,9 +45,9 @@ class Config(LatentConfig):
     """A multimodal VAE."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000, max_seconds=3.0)
-    """How the data set is read."""
+    """Options of the data set, such as its number of examples; their flags have no prefix (``--train-size``)."""
     steps: int = 1500
-    """Optimizer steps."""
+    """Number of training steps, each of which updates the parameters once."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
     eval_every: int = 750
@@ -59,7 +59,7 @@ class Config(LatentConfig):
     optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
     """Update rule and learning-rate schedule."""
     evaluation: evaluation.LatentEvaluation = evaluation.LatentEvaluation()
-    """How much the trained model is evaluated."""
+    """Numbers of examples and of samples in the evaluation of the trained model."""
 
 
 def main(config: Config) -> None:

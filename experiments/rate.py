@@ -34,7 +34,7 @@ class Page:
     """Makes the page for the raters, and the key beside it."""
 
     sources: tuple[str, ...]
-    """NAME=FOLDER of each source of pictures. Raters do not see the names."""
+    """Sources of pictures, each written NAME=FOLDER; raters do not see the names."""
     out: pathlib.Path = pathlib.Path("rating.html")
     """HTML file to write the page to; the key is written beside it."""
     mode: Literal["preference", "rating"] = "preference"

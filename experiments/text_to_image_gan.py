@@ -44,11 +44,11 @@ class Config(FrozenNetworksConfig):
         train_size=20_000, modalities=("text", "image")
     )
     steps: int = 2800
-    """Training steps, that is, steps of the generator. Each follows --model.d-steps steps of the discriminator."""
+    """Number of training steps, each of --model.d-steps updates of the discriminator and one of the generator."""
     batch_size: int = 32
     eval_every: int = 1400
     judge: pathlib.Path | None = None
-    """Run of captioning.py (a directory) whose captioner scores images. None: no captioner scores the images."""
+    """Directory of a run of captioning.py, whose captioner scores the generated images; None: no such scores."""
     model: gans.GANConfig = gans.GANConfig(
         condition=gans.WordsCondition(auxiliary_weight=0.0),
         generator=ObjectGeneratorConfig(noise=12),

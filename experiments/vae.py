@@ -41,11 +41,11 @@ class Config(LatentConfig):
     """An autoencoder of one modality."""
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000)
-    """How the data set is read."""
+    """Options of the data set, such as its number of examples; their flags have no prefix (``--train-size``)."""
     modality: str = "image"
     """Modality of the data set that is encoded and decoded, such as image or audio."""
     steps: int = 3000
-    """Optimizer steps."""
+    """Number of training steps, each of which updates the parameters once."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
     eval_every: int = 1000
@@ -59,7 +59,7 @@ class Config(LatentConfig):
     critic: Optimizer = Optimizer("adam", learning_rate=1e-3, b1=0.5, schedule="constant", clip_norm=None)
     """Update rule and learning-rate schedule of the critic (models jsd_vae and aae)."""
     evaluation: evaluation.LatentEvaluation = evaluation.LatentEvaluation()
-    """How much the trained model is evaluated."""
+    """Numbers of examples and of samples in the evaluation of the trained model."""
 
 
 def main(config: Config) -> None:

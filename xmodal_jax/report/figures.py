@@ -94,17 +94,8 @@ def curves(
     for ax, panel in zip(axes, panels, strict=False):
         title, labels = _panel_labels(panel)
         for name, colour in zip(panel, _cycle(len(panel)), strict=True):
-            steps, mean, spread = _series(records, name)
-            curve = mean
-            if smoothing > 0 and name.startswith("train/"):
-                ax.plot(steps, mean, color=colour, alpha=0.25, linewidth=1)  # the raw curve, pale
-                curve = _smooth(mean, smoothing)
-            if np.any(spread > 0):
-                band = (curve - spread, curve + spread)
-                ax.fill_between(steps, *band, color=colour, alpha=0.18, linewidth=0)
-            marker = "o" if len(steps) < 13 else None
-            label = labels[name]
-            ax.plot(steps, curve, color=colour, linewidth=1.8, label=label, marker=marker, ms=4)
+            weight = smoothing if name.startswith("train/") else 0.0
+            _draw_curve(ax, *_series(records, name), colour=colour, label=labels[name], smoothing=weight)
         _style(ax, title=title)
         ax.grid(axis="y", color=GRID, linewidth=0.8)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
@@ -115,6 +106,27 @@ def curves(
     for ax in axes[max(0, len(panels) - columns) : len(panels)]:  # the lowest panel of each column
         ax.set_xlabel("step", color=MUTED, fontsize=9)
     return fig
+
+
+def _draw_curve(
+    ax: Axes,
+    steps: np.ndarray,
+    mean: np.ndarray,
+    spread: np.ndarray,
+    *,
+    colour: str,
+    label: str,
+    smoothing: float,
+) -> None:
+    """Draws one metric over training steps, with a band of ``spread`` to both sides; see `curves` for ``smoothing``."""
+    curve = mean
+    if smoothing > 0:
+        ax.plot(steps, mean, color=colour, alpha=0.25, linewidth=1)  # the raw curve, pale
+        curve = _smooth(mean, smoothing)
+    if np.any(spread > 0):
+        ax.fill_between(steps, curve - spread, curve + spread, color=colour, alpha=0.18, linewidth=0)
+    marker = "o" if len(steps) < 13 else None
+    ax.plot(steps, curve, color=colour, linewidth=1.8, label=label, marker=marker, ms=4)
 
 
 def similarity_matrix(

@@ -84,6 +84,7 @@ class Report:
     """Collects sections and writes them as one page. Contents of the same title share a section."""
 
     def __init__(self, title: str, subtitle: str = "") -> None:
+        """``title`` and ``subtitle`` are shown at the top of the page."""
         self.title = title
         self.subtitle = subtitle
         self._cards: list[str] = []

@@ -240,6 +240,7 @@ class GANStep:
         keys = jax.random.split(fold_in_name(key, "turns"), count)
 
         def one_step(states, part_and_key):
+            """One step of the discriminator, on new generated examples."""
             part, key = part_and_key
             generated, variables = self._generate(
                 states.params["generator"], states.variables, part, key, frozen

@@ -143,6 +143,7 @@ class TrainingLoop:
         params: Any,
         metadata: Mapping[str, Any] | None,
     ):
+        """See `fit` for the arguments."""
         self.config, self.run, self.timer, self.loader = config, run, timer, loader
         self._evaluate_params, self._monitor = evaluate, monitor
         make = gan_step.make_training if isinstance(method, GAN) else make_training
@@ -166,7 +167,6 @@ class TrainingLoop:
         example = numeric_fields(loader.example())
         self._example = example
         """A batch of one example, for the shapes of the model's inputs."""
-        shapes = {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")}
         model = getattr(run.config, "model", None)
         # config.json leaves out the model's options for modalities that the data do not have.
         run.leave_out([f"model.{name}" for name in unused_fields(model, example)])
@@ -175,10 +175,11 @@ class TrainingLoop:
             **(metadata or {}),
             "config": to_json(run.config),
             "seeds": self.seeds,
-            "shapes": shapes,
+            "shapes": {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")},
             "encoders": [encoder_slot._asdict() for encoder_slot in encoders],
             "frozen": None if training.frozen is None else describe(training.frozen),
         }
+        """The metadata that all checkpoints of the run share; `_checkpoint_metadata` adds that of one step."""
         self.state: Any = None
         self.step = self.start = 0
         """``step``: number of steps taken so far. ``start``: the step of the checkpoint that training resumed from."""
@@ -219,7 +220,11 @@ class TrainingLoop:
         )
         self._learning_rates = tabulate(self.training.learning_rates, self.config.steps)
         self._param_names = leaf_names(self.engine.fetch(self.state).params)
-        self._bar = tqdm(
+        self._bar = self._make_progress_bar()
+
+    def _make_progress_bar(self) -> tqdm:
+        """A progress bar of steps on stderr, shown by one of all processes."""
+        return tqdm(
             total=self.config.steps,
             initial=self.start,
             desc="train",
@@ -267,8 +272,8 @@ class TrainingLoop:
             in_initial_stage = self.step < self.training.initial_steps
             run_steps = self._run_initial if in_initial_stage else self.engine.run
             self.state, metrics = run_steps(self.state, self._device_data, scan_inputs)
-            # The call above returns at once. Only now, while the device works, does the host wait for the metrics of
-            # the dispatch before.
+            # An accelerator computes while this process goes on: only now, with the next steps under way, does it wait
+            # for the metrics of the dispatch before.
             loss = self._finish_dispatch()
         self.step += self._steps_per_dispatch
         self._pending_metrics = self.step, metrics
@@ -285,7 +290,7 @@ class TrainingLoop:
         speed = self.loader.batch_size * len(self.seeds) * steps_per_second
         self._bar.set_postfix_str(
             f"loss {loss:.4f}, {speed:,.0f} examples/s, {seconds_waiting / seconds:.0%} waiting for data",
-            refresh=False,
+            refresh=False,  # shown with the next update of the bar
         )
 
     def _finish_dispatch(self) -> float | None:
@@ -298,10 +303,10 @@ class TrainingLoop:
         if self._pending_metrics is None:
             return None
         (step, metrics), self._pending_metrics = self._pending_metrics, None
-        # Waits for the device; arrays [K steps, ...] or [K, N seeds, ...].
+        # Waits for the device. The arrays are [K steps] or [K steps, N seeds].
         metrics = jax.tree.map(np.asarray, metrics)
         first_step = step - len(metrics["finite"]) + 1
-        # [F] or [N, F]: the loss, then each parameter's gradient.
+        # The flags of a step are [1 + parameters] or [N, 1 + parameters]: is the loss finite, is each gradient finite?
         for k, flags in enumerate(metrics["finite"]):
             for seed, finite in zip(self.seeds, np.atleast_2d(flags), strict=True):
                 if seed in self.diverged:
@@ -347,7 +352,7 @@ class TrainingLoop:
         if self._evaluate_params is None or not self._due(self.config.eval_every):
             return False
         with self.timer("train"):
-            self._finish_dispatch()  # raises if the parameters are not finite
+            self._finish_dispatch()  # raises, or drops a seed, if a gradient was not finite
         with self.timer("evaluation"):
             all_params = eval_params_by_seed(self.state, self.engine, self.training, self._device_data.frozen)
             scores = stack_scores(
@@ -381,13 +386,13 @@ class TrainingLoop:
     def save(self, *, now: bool = False) -> None:
         """Saves a checkpoint if one is due, or in any case if ``now``.
 
-        Before that it checks that the state is finite, so that no checkpoint holds a diverged one.
+        Before that it checks that all gradients were finite, so that no checkpoint holds a diverged state.
         """
         if not (now or self._due(self.config.checkpoint_every)):
             return
         if self._pending_metrics is not None:
             with self.timer("train"):
-                self._finish_dispatch()  # raises if the state is not finite
+                self._finish_dispatch()  # raises, or drops a seed, if a gradient was not finite
         with self.timer("checkpoint"):
             self._checkpoints.save(self.step, self.engine.fetch(self.state), self._checkpoint_metadata())
 
@@ -396,7 +401,7 @@ class TrainingLoop:
         return self.step >= self.config.steps or bool(every and self.step % every == 0)
 
     def _checkpoint_metadata(self) -> dict[str, Any]:
-        """The metadata of a checkpoint at the current step; see `_restore`."""
+        """The metadata of a checkpoint at the current step, from which `_restore` goes on."""
         return {
             **self._metadata,
             "step": self.step,

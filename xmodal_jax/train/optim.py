@@ -45,8 +45,8 @@ class Optimizer:
     """Decoupled weight decay (adamw, lion, sgd, muon): each step shrinks the parameters by this times the learning
     rate."""
     decay_mask: str = r"(kernel|embedding)$"
-    """Regular expression over parameter paths: the parameters that weight decay, L1 and L2 regularisation apply to. By
-    default these are weights, and neither biases nor norms."""
+    """Regular expression over parameter paths: the parameters that weight decay, L1 and L2 regularisation apply to. The
+    default matches weights and embeddings, but not biases and the parameters of norms."""
     l1: float = 0.0
     """Strength of L1 regularisation: the gradient of ``l1 * sum |w|`` is added to the gradient of the loss. 0: no
     regularisation."""
@@ -62,8 +62,8 @@ class Optimizer:
     that matches a parameter decides. Together the expressions must cover every parameter, and each must match at least
     one."""
     accumulate: int = 1
-    """Number of parts that each batch is computed in, one after the other, with the loss and the gradient of the whole
-    batch. More parts need less memory; the number of steps stays."""
+    """Gradient accumulation: number of parts that each batch is split into, which are computed one after the other to
+    save memory. Loss and gradient are those of the whole batch, and the number of steps stays; 1: no splitting."""
     ema: float | None = None
     """Decay rate of an exponential moving average of the parameters, which is then evaluated in place of the
     parameters. None: no average."""

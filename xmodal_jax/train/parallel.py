@@ -239,6 +239,7 @@ def _pmap(init, run, seeds, devices) -> Engine:
         """Splits the batch over the devices: ``[..., B, ...]`` to ``[..., devices, B / devices, ...]``."""
 
         def split(x):
+            """One array of the batch: each device gets a contiguous piece."""
             if x.shape[axis] % len(local):
                 raise ValueError(
                     f"the batch of {x.shape[axis]} does not divide by the {len(local)} devices of pmap"
@@ -360,6 +361,7 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
         """Splits the batch of every array over all devices of the mesh."""
 
         def split(x):
+            """One array: this process's part of the batch becomes a part of the global array."""
             if (x.shape[axis] * jax.process_count()) % mesh.size:
                 raise ValueError(
                     f"the batch of {x.shape[axis] * jax.process_count()} does not divide by the {mesh.size} "

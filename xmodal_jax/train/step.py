@@ -151,8 +151,9 @@ def _make_step(
 ) -> Callable:
     """The step that minimises ``method_loss``, without updating the parameters for which ``frozen(path)`` is True.
 
-    To save memory the batch is computed in ``config.accumulate`` parts, or, if the loss ``needs_whole_batch``, encoded
-    in so many chunks.
+    With ``config.accumulate`` above 1 it needs less memory: it computes loss and gradient for one part of the batch
+    after the other. A loss that ``needs_whole_batch`` (a contrastive one) splits the batch itself instead: it encodes
+    one chunk after the other, and then compares all examples.
     """
     accumulate, chunks = config.accumulate, {}
     if needs_whole_batch and accumulate > 1:

@@ -63,7 +63,7 @@ class AutoencoderEncoders(NamedTuple):
     configs: Mapping[str, EncoderConfig]
     """Configurations of the encoders."""
     lr_multiplier: float
-    """Learning rate of the encoders relative to that of the rest; 0 freezes them."""
+    """Learning rate of the encoders, as a multiple of that of the other parameters; 0 freezes them."""
 
     def attach(self, method: Trained, sizes: Mapping[str, Size]) -> Trained:
         """``method``, whose training starts from the parameters of these checkpoints.

@@ -339,6 +339,7 @@ def drop_modalities(
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (len(names),)))(keys)
     # A missing modality gets -1, below all others, so that the largest number belongs to a present one: that one stays.
     uniform = jnp.where(is_present, uniform, -1.0)
+    above_rate = uniform >= rate
     is_largest = uniform == uniform.max(axis=1, keepdims=True)
-    stays = is_present & ((uniform >= rate) | is_largest)
+    stays = is_present & (above_rate | is_largest)
     return {m: stays[:, i] for i, m in enumerate(names)}

@@ -215,9 +215,9 @@ class ContrastHead(nn.Module):
         source = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
         initial_log_scale = nn.initializers.constant(-math.log(self.temperature))
         self.param("log_scale", initial_log_scale, ())
-        source = nn.Dense(self.embed_dim, use_bias=False, name="source")(source)
-        text = nn.Dense(self.embed_dim, use_bias=False, name="text")(text)
-        return l2_normalize(source), l2_normalize(text)
+        source = l2_normalize(nn.Dense(self.embed_dim, use_bias=False, name="source")(source))
+        text = l2_normalize(nn.Dense(self.embed_dim, use_bias=False, name="text")(text))
+        return source, text
 
 
 def inverse_temperature(contrast_params: Params) -> Float[Array, ""]:

@@ -175,8 +175,9 @@ class _Model:
         durations = outputs.durations
         # Each example is weighted by its number of frames or of tokens, so that the means are over frames and tokens.
         # An example that could not be aligned has neither.
+        has_frames = durations > 0
         frame_count = outputs.frame_mask.sum(axis=1).astype(jnp.float32)
-        token_count = (durations > 0).sum(axis=1).astype(jnp.float32)
+        token_count = has_frames.sum(axis=1).astype(jnp.float32)
         squared_error = jnp.square(outputs.predicted - jnp.log1p(durations.astype(jnp.float32)))
         squared_error = jnp.where(durations > 0, squared_error, 0.0)
         duration_error = squared_error.sum(axis=1) / jnp.maximum(token_count, 1.0)

@@ -36,7 +36,7 @@ def concatenate_condition(
 
 
 def halvings(size: tuple[int, int], smallest: int = 4) -> int:
-    """How many times both sides can be halved without a side below ``smallest`` pixels."""
+    """How many times both sides of an image can be halved so that neither gets shorter than ``smallest`` pixels."""
     count = 0
     while all(side % 2 == 0 and side // 2 >= smallest for side in size):
         size, count = (size[0] // 2, size[1] // 2), count + 1
@@ -44,9 +44,9 @@ def halvings(size: tuple[int, int], smallest: int = 4) -> int:
 
 
 def upsampling_stages(shape: tuple[int, int, int], part: str) -> int:
-    """The number of stages that double the size, up to images of ``shape``: at least one.
+    """How many stages that double the size a network needs to produce images of ``shape`` (height, width, channels).
 
-    ``part``: "generator" or "decoder", for the message.
+    ``part``: "generator" or "decoder", for the error message.
 
     Raises:
       ValueError: the sides cannot be halved.
@@ -60,7 +60,11 @@ def upsampling_stages(shape: tuple[int, int, int], part: str) -> int:
 
 
 def batch_norm(keys, axis_name: AxisName, *, dtype=None, affine: bool = True, name: str) -> nn.BatchNorm:
-    """Batch norm with statistics of the global batch, the same on any number of devices."""
+    """Batch norm with statistics of the global batch, the same on any number of devices.
+
+    In evaluation (``keys`` is None) it uses the running statistics. ``affine``: whether it has a learned scale and
+    bias.
+    """
     return nn.BatchNorm(
         use_running_average=keys is None, momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype,
         use_scale=affine, use_bias=affine, name=name,
@@ -88,6 +92,7 @@ class MLPGenerator(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
+        """Images in (-1, 1) from noise and condition; ``keys``, which all generators take, is unused."""
         x = concatenate_condition(noise, condition)
         for k in range(self.depth):
             x = leaky_relu(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{k}")(x)))
@@ -118,12 +123,16 @@ class DCGANGenerator(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
+        """Images in (-1, 1): a dense layer makes a small feature map, each transposed convolution doubles its size.
+
+        ``keys`` is None in evaluation, where batch norm uses its running statistics.
+        """
         height, width, channels = self.shape
         stages = upsampling_stages(self.shape, "generator")
-        features = self.width * 2 ** (stages - 1)
-        x = nn.Dense(features * height * width // 4**stages, use_bias=False, dtype=self.dtype, name="start")(
-            concatenate_condition(noise, condition)
-        )
+        features = self.width * 2 ** (stages - 1)  # of the smallest feature map
+        size = features * height * width // 4**stages
+        start = nn.Dense(size, use_bias=False, dtype=self.dtype, name="start")
+        x = start(concatenate_condition(noise, condition))
         x = x.reshape(len(x), height // 2**stages, width // 2**stages, features)
         for k in range(stages):
             x = nn.relu(batch_norm(keys, self.axis_name, dtype=self.dtype, name=f"norm_{k}")(x))
@@ -149,12 +158,18 @@ class Modulation(nn.Module):
 
     @nn.compact
     def __call__(self, x, vector, keys: ExampleKeys | None):
+        """``leaky_relu((1 + gamma) x + beta)``, with ``gamma`` and ``beta`` of each channel computed from ``vector [B,
+        D]``.
+
+        The feature map ``x [B, H, W, C]`` is first normalised ("batch_norm" or "rms"); "fusion" has no normalisation,
+        and two such layers. ``keys`` is None in evaluation, where batch norm uses its running statistics.
+        """
         features = x.shape[-1]
         if self.kind == "batch_norm":
             x = batch_norm(keys, self.axis_name, dtype=self.dtype, affine=False, name="norm")(x)
         elif self.kind == "rms":
-            mean = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
-            x = (x * lax.rsqrt(mean + 1e-6)).astype(x.dtype)
+            mean_square = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
+            x = (x * lax.rsqrt(mean_square + 1e-6)).astype(x.dtype)
         elif self.kind != "fusion":
             raise ValueError(f"modulation must be one of {MODULATIONS}, got {self.kind!r}")
         zeros = nn.initializers.zeros_init()
@@ -162,8 +177,8 @@ class Modulation(nn.Module):
             hidden = vector
             if self.kind == "fusion":
                 hidden = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"hidden_{k}")(vector))
-            both = nn.Dense(2 * features, kernel_init=zeros, dtype=self.dtype, name=f"affine_{k}")(hidden)
-            gamma, beta = jnp.split(both[:, None, None, :], 2, axis=-1)
+            affine = nn.Dense(2 * features, kernel_init=zeros, dtype=self.dtype, name=f"affine_{k}")(hidden)
+            gamma, beta = jnp.split(affine[:, None, None, :], 2, axis=-1)
             x = leaky_relu(x * (1.0 + gamma) + beta)
         return x
 
@@ -171,7 +186,10 @@ class Modulation(nn.Module):
 def upsample_nearest(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height2 width2 channels"]:
-    """Doubles both sides by repeating pixels. A broadcast, as its gradient is a sum, not a scatter."""
+    """Doubles both sides of images by repeating each pixel.
+
+    It is computed by a broadcast, whose gradient is a sum, which is faster than the scatter of indexing.
+    """
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
@@ -204,7 +222,11 @@ class ResidualPixels(nn.Module):
     def to_pixels(
         self, latents: Float[Array, "batch latent"], words: Tokens | None, keys: ExampleKeys | None
     ) -> Float[Array, "batch height width channels"]:
-        """Pixels before an activation."""
+        """The images for the vectors ``latents``, before an output activation, float32.
+
+        ``words``: tokens that the first ``attention`` stages attend to; None: no attention. ``keys`` is None in
+        evaluation, where batch norm uses its running statistics.
+        """
         height, width, channels = self.shape
         stages = upsampling_stages(self.shape, self.part)
         vector = leaky_relu(nn.Dense(2 * self.width, dtype=self.dtype, name="style")(latents))
@@ -213,6 +235,7 @@ class ResidualPixels(nn.Module):
         x = x.reshape(len(x), height, width, self.width)
         modulate = lambda name: Modulation(self.modulation, self.axis_name, self.dtype, name=name)
         for k in range(stages):
+            # ``width`` channels at the two smallest sizes, then half as many at each next one, but at least 8.
             features = max(self.width // 2 ** max(k - 1, 0), 8)
             x = upsample_nearest(x) if k else x
             if x.shape[-1] != features:
@@ -229,19 +252,19 @@ class ResidualPixels(nn.Module):
         return x.astype(jnp.float32)
 
     def _attend(self, x, words: Tokens, name: str):
+        """The attention of each pixel of the feature map ``x [B, H, W, C]`` to the words, ``[B, H, W, C]``.
+
+        A pixel's query comes from its features, its coordinates and a learned embedding of its position.
+        """
         batch, height, width, features = x.shape
-        query = nn.Dense(features, dtype=self.dtype, name=f"{name}_query")(
-            jnp.concatenate([x, coordinate_channels(x)], axis=-1)
-        )
+        to_query = nn.Dense(features, dtype=self.dtype, name=f"{name}_query")
+        query = to_query(jnp.concatenate([x, coordinate_channels(x)], axis=-1))
         query = query.reshape(batch, height * width, features)
         positions = self.param(f"{name}_places", nn.initializers.normal(0.02), (height * width, features))
-        query = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(
-            query + positions[None].astype(query.dtype)
-        )
-        attended = MultiHeadAttention(self.heads, dtype=self.dtype, name=name)(
-            query, words.values, words.mask
-        )
-        return attended.reshape(x.shape)
+        norm = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")
+        query = norm(query + positions[None].astype(query.dtype))
+        attention = MultiHeadAttention(self.heads, dtype=self.dtype, name=name)
+        return attention(query, words.values, words.mask).reshape(x.shape)
 
 
 class ResidualGenerator(ResidualPixels):
@@ -255,6 +278,7 @@ class ResidualGenerator(ResidualPixels):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
+        """Images in (-1, 1) from noise and condition; ``keys`` is None in evaluation."""
         return jnp.tanh(self.to_pixels(concatenate_condition(noise, condition), condition.words, keys))
 
 
@@ -269,6 +293,10 @@ class ConditioningAugmentation(nn.Module):
 
     @nn.compact
     def __call__(self, vector: Float[Array, "batch dim"], noise: Float[Array, "batch dim2"] | None):
+        """``(sample, kl)``: ``mu + sigma noise``, and ``KL(N(mu, sigma^2) || N(0, 1))``, averaged over dimensions.
+
+        ``mu`` and ``log sigma^2`` are linear in ``vector``; without noise the sample is ``mu``.
+        """
         mean, log_variance = jnp.split(nn.Dense(2 * self.features, name="moments")(vector), 2, axis=-1)
         kl = -0.5 * (1.0 + log_variance - jnp.square(mean) - jnp.exp(log_variance)).mean(axis=-1)
         sample = mean if noise is None else mean + jnp.exp(0.5 * log_variance) * noise
@@ -287,6 +315,7 @@ class NoisePosterior(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, keys: ExampleKeys | None = None
     ) -> tuple[Float[Array, "batch features"], Float[Array, "batch features"]]:
+        """``(mean, log_variance)`` of the noise of each image, by an image encoder and one hidden layer."""
         tokens = self.encoder(images, keys=keys).values.astype(jnp.float32)
         x = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.reshape(len(tokens), -1)))
         mean, log_variance = jnp.split(nn.Dense(2 * self.features, name="moments")(x), 2, axis=-1)
@@ -315,6 +344,11 @@ class Critic(nn.Module):
     def __call__(
         self, tokens: Float[Array, "batch length dim"], vector: Float[Array, "batch condition"] | None
     ) -> Float[Array, "batch outputs"]:
+        """Scores of images, given by their ``tokens``, under the condition's ``vector`` (None with the kind "none").
+
+        "projection": ``w h + <V c, h> / sqrt(dim)`` with ``h`` the pooled tokens and ``c`` the condition. "concat" and
+        "none": a hidden layer over each token (joined with the condition), then a dense layer over all tokens.
+        """
         if self.kind not in HEADS:
             raise ValueError(f"head must be one of {HEADS}, got {self.kind!r}")
         if (vector is None) != (self.kind == "none"):
@@ -324,8 +358,10 @@ class Critic(nn.Module):
             if self.outputs != 1:
                 raise ValueError(f"projection has one output, not {self.outputs}: choose the head concat")
             h = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.mean(axis=1)))
-            match = h * nn.Dense(self.hidden, use_bias=False, name="condition")(vector)
-            return nn.Dense(1, name="out")(h) + match.sum(axis=1, keepdims=True) / math.sqrt(self.hidden)
+            products = h * nn.Dense(self.hidden, use_bias=False, name="condition")(
+                vector
+            )  # V c and h, elementwise
+            return nn.Dense(1, name="out")(h) + products.sum(axis=1, keepdims=True) / math.sqrt(self.hidden)
         if vector is not None:
             repeated = jnp.broadcast_to(vector[:, None, :], (*tokens.shape[:2], vector.shape[-1]))
             tokens = jnp.concatenate([tokens, repeated], axis=-1)
@@ -343,6 +379,7 @@ class SentenceEncoder(nn.Module):
     def __call__(
         self, ids, mask, *, keys: ExampleKeys | None = None
     ) -> tuple[Float[Array, "batch dim"], Tokens]:
+        """``(sentence, words)``: one vector per sentence ``[B, D]``, and the tokens ``[B, L, D]`` of its words."""
         words = self.encoder(ids, mask, keys=keys)
         pool = self.encoder.pool if self.pool is None else self.pool
         return pool(words), words
@@ -353,8 +390,11 @@ class ContrastiveEmbeddings(NamedTuple):
 
     image: Float[Array, "batch dim"]
     condition: Float[Array, "batch dim"] | None
+    """Of the class or sentence."""
     regions: Float[Array, "batch regions dim"] | None
+    """Of each image token."""
     words: Float[Array, "batch length dim"] | None
+    """Of each word."""
 
 
 class ContrastiveHead(nn.Module):
@@ -370,13 +410,16 @@ class ContrastiveHead(nn.Module):
     def __call__(
         self, tokens: Float[Array, "batch length dim"], condition: Condition
     ) -> ContrastiveEmbeddings:
-        project = lambda name, x: l2_normalize(
-            nn.Dense(self.features, use_bias=False, name=name)(x.astype(jnp.float32))
-        )
+        """Unit vectors of the images and sentences, and with ``words`` those of image tokens (regions) and of words."""
+
+        def project(name, x):
+            dense = nn.Dense(self.features, use_bias=False, name=name)
+            return l2_normalize(dense(x.astype(jnp.float32)))
+
         image = project("image", tokens.mean(axis=1))
         sentence = project("condition", condition.vector) if self.sentences else None
         if not self.words:
-            return ContrastiveEmbeddings(image, sentence, None, None)
+            return ContrastiveEmbeddings(image, sentence, regions=None, words=None)
         regions, words = project("regions", tokens), project("words", condition.words.values)
         return ContrastiveEmbeddings(image, sentence, regions, words)
 
@@ -456,9 +499,10 @@ class ObjectGeneratorConfig(GeneratorConfig):
     """Number of heads of the attention among objects."""
 
     def __post_init__(self):
+        """Checks the sizes: noise and width must be divisible among the objects and the heads."""
         super().__post_init__()
         check_at_least(self, 1, "width", "objects", "heads")
-        parts = self.objects + 1
+        parts = self.objects + 1  # of the noise: one for the background, one for each object
         if self.noise % parts or self.noise < BOX_SIZE * parts:
             raise ValueError(
                 f"noise must be a multiple of objects + 1 ({parts}), at least {BOX_SIZE * parts}: {BOX_SIZE} dimensions"

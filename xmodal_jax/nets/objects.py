@@ -29,23 +29,28 @@ pixel."""
 def resampling_weights(
     centre: Float[Array, "*batch"], half: Float[Array, "*batch"], *, pixels: int, cells: int
 ) -> Float[Array, "*batch {pixels} {cells}"]:
-    r"""Weights that resample a row of ``cells`` at ``centre`` of half width ``half`` to a row of ``pixels``.
+    r"""Weights ``w [..., pixels, cells]`` that resample a row of an object's ``cells`` to a row of an image's
+    ``pixels``.
 
-    The pixels cover [0, 1], the cells ``[centre - half, centre + half]``. Linear interpolation between the middles of
-    cells: ``w_ij = t_ij / sum_k t_ik`` with ``t_ij = max(0, 1 - |x_i - c_j| / s)``. s is the distance of two cells, or
-    of two pixels where that is larger, so that shrinking does not alias. The sum over k has `MARGIN` more cells at
-    either end: a pixel's weights add up to 1 well inside of the object, to 0 outside, and fall off smoothly in between,
-    so that positions can be learned. (The filter bank of DRAW, Gregor et al. 2015, arXiv:1502.04623, eq. 19-26, with
-    triangles in place of Gaussians.)
+    The pixels cover [0, 1], the cells ``[centre - half, centre + half]``. Linear interpolation between the middles
+    ``c_j`` of cells, at the middles ``x_i`` of pixels: ``w_ij = t_ij / sum_k t_ik`` with ``t_ij = max(0, 1 - |x_i -
+    c_j| / s)``. s is the distance between neighbouring cells, or between pixels where that is larger, so that shrinking
+    does not alias. The sum over k has `MARGIN` more cells at either end: a pixel's weights add up to 1 well inside of
+    the object, to 0 outside, and fall off smoothly in between, so that positions can be learned. (The filter bank of
+    DRAW, Gregor et al. 2015, arXiv:1502.04623, eq. 19-26, with triangles in place of Gaussians.)
     """
-    middles = lambda low, high, axis: jnp.expand_dims(
-        jnp.arange(low, high) + 0.5, [*range(centre.ndim), axis]
-    )
-    step = 2.0 * half[..., None, None] / cells
-    cell_middles = (centre - half)[..., None, None] + middles(-MARGIN, cells + MARGIN, -2) * step
-    spread = jnp.maximum(step, 1.0 / pixels)
-    near = jnp.maximum(1.0 - jnp.abs(middles(0, pixels, -1) / pixels - cell_middles) / spread, 0.0)
-    return near[..., MARGIN:-MARGIN] / (near.sum(axis=-1, keepdims=True) + 1e-6)
+
+    def middles(low, high, axis):
+        """``low + 0.5, ..., high - 0.5``, with axes of size 1 for those of ``centre`` and at ``axis``."""
+        return jnp.expand_dims(jnp.arange(low, high) + 0.5, [*range(centre.ndim), axis])
+
+    cell_size = 2.0 * half[..., None, None] / cells
+    # c [..., 1, cells + 2 MARGIN]
+    cell_middles = (centre - half)[..., None, None] + middles(-MARGIN, cells + MARGIN, -2) * cell_size
+    s = jnp.maximum(cell_size, 1.0 / pixels)
+    # t [..., pixels, cells + 2 MARGIN]
+    triangle = jnp.maximum(1.0 - jnp.abs(middles(0, pixels, -1) / pixels - cell_middles) / s, 0.0)
+    return triangle[..., MARGIN:-MARGIN] / (triangle.sum(axis=-1, keepdims=True) + 1e-6)
 
 
 class SlotAttention(nn.Module):
@@ -69,6 +74,11 @@ class SlotAttention(nn.Module):
         mask: Bool[Array, "batch length"] | None = None,
         bias: Float[Array, "batch count length"] | None = None,
     ) -> tuple[Float[Array, "batch count dim"], Float[Array, "batch count length"]]:
+        """``(slots, attention)`` after all rounds: the updated slots, and their attention to the inputs, with rows that
+        sum to 1.
+
+        ``mask`` is True on valid inputs. ``bias`` is added to the logits of the attention.
+        """
         width = slots.shape[-1]
         dense = lambda name: nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
         norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
@@ -78,6 +88,7 @@ class SlotAttention(nn.Module):
         for _ in range(self.rounds):
             logits = jnp.einsum("bkd,bld->bkl", query(norm_slots(slots)), key).astype(jnp.float32)
             logits = logits / math.sqrt(width)
+            # A softmax over slots, which compete for each input, then a mean over inputs for each slot.
             attention = jax.nn.softmax(logits if bias is None else logits + bias, axis=1)
             if mask is not None:
                 attention = attention * mask[:, None, :]
@@ -116,13 +127,14 @@ class ObjectEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, condition: Condition, batch: int) -> ObjectEmbeddings:
+        """The embeddings of ``count`` objects for each of ``batch`` images, from a class or sentence and its words."""
         dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)
         norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
         start = self.param("start", nn.initializers.normal(1.0), (self.count, self.width))
         role = jnp.broadcast_to(start[None], (batch, self.count, self.width))
         if condition.vector is not None:
             role = role + dense("vector")(condition.vector)[:, None]
-        if condition.words is None:
+        if condition.words is None:  # appearance and role are the same
             appearance = norm("norm")(role).astype(jnp.float32)
             return ObjectEmbeddings(appearance, appearance, None)
         words, mask = condition.words
@@ -131,11 +143,13 @@ class ObjectEncoder(nn.Module):
         words = norm("norm_words")(words) * mask[..., None]
         neighbours = nn.Conv(words.shape[-1], (self.window,), dtype=self.dtype, name="beside")(words)
         words = words + nn.gelu(neighbours)
-        word_at = (jnp.cumsum(mask, axis=-1) - 0.5) / jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
-        object_at = (jnp.arange(self.count) + 0.5) / self.count
-        distance = (word_at[:, None, :] - object_at[None, :, None]) * self.count / self.nearness
+        # A Gaussian prior: object k attends to words near (k + 1/2) / count of the sentence. Positions lie in [0, 1].
+        word_position = (jnp.cumsum(mask, axis=-1) - 0.5) / jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
+        object_position = (jnp.arange(self.count) + 0.5) / self.count
+        distance = (word_position[:, None, :] - object_position[None, :, None]) * self.count / self.nearness
         attend = SlotAttention(dtype=self.dtype, name="read")
-        role, attention = attend(role, words, mask, -0.5 * jnp.square(distance))
+        role, attention = attend(role, words, mask, bias=-0.5 * jnp.square(distance))
+        # The appearance is computed from the attended words alone.
         attended = jnp.einsum("bkl,bld->bkd", attention.astype(words.dtype), dense("said")(words))
         attended = attended + MLP(2.0, self.dtype, name="mlp")(norm("norm_said")(attended))
         appearance, role = norm("norm")(attended), norm("norm_roles")(role)
@@ -156,6 +170,8 @@ class Layout(nn.Module):
     dtype: Any = None
 
     def setup(self):
+        """Attention among objects (``among``), embedding of the previous box (``before``), causal attention
+        (``after``)."""
         self.among = TransformerBlock(self.heads, dtype=self.dtype)
         self.before = nn.Dense(self.width, dtype=self.dtype)
         self.after = TransformerBlock(self.heads, causal=True, dtype=self.dtype)
@@ -166,13 +182,16 @@ class Layout(nn.Module):
     def moments_of(
         self, objects: Float[Array, "batch count dim"], boxes: Float[Array, "batch count 3"]
     ) -> tuple[Float[Array, "batch count 3"], Float[Array, "batch count 3"]]:
-        """Mean and log-scale of each box, given the boxes before it."""
+        """``(mean, log_scale)`` of each object's box, given the boxes before it."""
         return self._next(self.among(objects), boxes)
 
     def __call__(
         self, objects: Float[Array, "batch count dim"], noise: Float[Array, "batch count 3"]
     ) -> Float[Array, "batch count 3"]:
-        """The boxes that the noise is mapped to."""
+        """The boxes that the noise is mapped to, one after the other: ``box_k = mean_k + exp(log_scale_k) noise_k``.
+
+        ``mean_k`` and ``log_scale_k`` depend on the boxes before ``k``.
+        """
         objects, boxes = self.among(objects), jnp.zeros_like(noise)
         for k in range(noise.shape[1]):
             mean, log_scale = self._next(objects, boxes)
@@ -180,6 +199,8 @@ class Layout(nn.Module):
         return boxes
 
     def _next(self, objects, boxes):
+        """``(mean, log_scale)`` of each box, ``[B, K, 3]``, given the objects ``[B, K, D]`` and the boxes before it."""
+        # Shifted by one: object k gets the box of object k - 1, the first one zeros.
         previous = self.before(jnp.pad(boxes[:, :-1], [(0, 0), (1, 0), (0, 0)]))
         x = self.norm(self.after(objects + previous.astype(objects.dtype)))
         mean, log_scale = jnp.split(self.moments(x.astype(jnp.float32)), 2, axis=-1)
@@ -207,33 +228,41 @@ class ObjectGenerator(nn.Module):
     dtype: Any = None
 
     def setup(self):
+        """Condition encoder, layout, and the layers that draw an object and the background."""
         dense = lambda features: nn.Dense(features, dtype=self.dtype)
         self.content = ObjectEncoder(self.objects, self.width, dtype=self.dtype)
         self.layout = Layout(self.width, self.heads, dtype=self.dtype)
-        self.variety = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
-        self.look = [dense(self.hidden) for _ in range(2)]
-        self.plane = dense(self.cells**2 * self.planes)
-        self.mix = dense((self.planes + 1) * (self.shape[-1] + 1))
-        self.background = [dense(self.width), dense(self.shape[-1])]
+        self.variety = nn.Dense(
+            self.width, use_bias=False, dtype=self.dtype
+        )  # noise to a change of appearance
+        self.look = [dense(self.hidden) for _ in range(2)]  # appearance to hidden features
+        self.plane = dense(self.cells**2 * self.planes)  # hidden features to planes of cells
+        self.mix = dense((self.planes + 1) * (self.shape[-1] + 1))  # weights of the planes in each channel
+        self.background = [dense(self.width), dense(self.shape[-1])]  # noise to one colour
 
     def encode_condition(self, condition: Condition, batch: int) -> ObjectEmbeddings:
-        """The objects of ``batch`` images."""
+        """The condition as embeddings of the objects of ``batch`` images."""
         return self.content(condition, batch)
 
     def prior_moments(
         self, objects: ObjectEmbeddings, boxes_and_noise: Float[Array, "batch noise"]
     ) -> tuple[Float[Array, "batch noise"], Float[Array, "batch noise"]]:
-        """Mean and log-scale of each object's box given the boxes before it, and 0 for all other noise.
+        """``(mean, log_scale)`` of the prior of ``boxes_and_noise``: of each object's box given the boxes before it.
 
-        ``boxes_and_noise`` has the layout of the noise, but with an object's box where the noise has the box's noise.
-        The noise that the generator maps to it is ``(boxes_and_noise - mean) exp(-log_scale)``.
+        ``boxes_and_noise`` has the layout of the generator's noise, but holds an object's box where the noise has the
+        numbers that become the box. The noise that the generator maps to it is ``(boxes_and_noise - mean)
+        exp(-log_scale)``. Mean and log-scale are 0 for all numbers that are not part of a box.
         """
-        _, of_objects = self._split(boxes_and_noise)
-        moments = self.layout.moments_of(objects.appearance + objects.role, of_objects[..., :BOX_SIZE])
-        fill = lambda x: jnp.pad(x, [(0, 0), (1, 0), (0, of_objects.shape[-1] - BOX_SIZE)]).reshape(
-            boxes_and_noise.shape
-        )
-        return fill(moments[0]), fill(moments[1])
+        _, object_parts = self._split(boxes_and_noise)
+        embeddings = objects.appearance + objects.role
+        mean, log_scale = self.layout.moments_of(embeddings, object_parts[..., :BOX_SIZE])
+
+        def fill_with_zeros(moment):
+            """``[B, K, 3]`` of the boxes to ``[B, noise]``, with 0 for the background and the rest of each object."""
+            padding = [(0, 0), (1, 0), (0, object_parts.shape[-1] - BOX_SIZE)]
+            return jnp.pad(moment, padding).reshape(boxes_and_noise.shape)
+
+        return fill_with_zeros(mean), fill_with_zeros(log_scale)
 
     def __call__(
         self,
@@ -242,14 +271,19 @@ class ObjectGenerator(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        encoded = isinstance(condition, ObjectEmbeddings)
-        objects = condition if encoded else self.content(condition, len(noise))
+        """Images in [-1, 1] of the objects, drawn one after the other over a background of one colour.
+
+        ``condition`` may be encoded already, by `encode_condition`. ``keys``, which all generators take, is unused.
+        """
+        is_encoded = isinstance(condition, ObjectEmbeddings)
+        objects = condition if is_encoded else self.content(condition, len(noise))
         background_noise, object_noise = self._split(noise)
         appearance = objects.appearance
         if object_noise.shape[-1] > BOX_SIZE:
             appearance = appearance + self.variety(object_noise[..., BOX_SIZE:]).astype(appearance.dtype)
-        rows, columns = self._resampling(objects, object_noise)
-        layers = jnp.einsum("bkip,bkpqc,bkjq->bkijc", rows, self._draw(appearance), columns)
+        row_weights, column_weights = self._resampling(objects, object_noise)
+        # Each object's cells [B, K, p, q, C], resampled to the image [B, K, i, j, C]; the last channel is the opacity.
+        layers = jnp.einsum("bkip,bkpqc,bkjq->bkijc", row_weights, self._draw(appearance), column_weights)
         hidden = nn.gelu(self.background[0](background_noise))
         color = nn.sigmoid(self.background[1](hidden).astype(jnp.float32))
         image = color[:, None, None, :]
@@ -258,20 +292,29 @@ class ObjectGenerator(nn.Module):
         return keep_rows(2.0 * image - 1.0)
 
     def _split(self, noise):
-        """The background's noise ``[B, Z]``, and the objects' ``[B, K, Z]``."""
+        """``noise [B, (1 + K) Z]`` as the background's part ``[B, Z]`` and the parts ``[B, K, Z]`` of the K objects."""
         background, *objects = jnp.split(noise, self.objects + 1, axis=-1)
         return background, jnp.stack(objects, axis=1)
 
     def _resampling(self, objects, object_noise):
-        """Weights of every object's rows and columns in those of the image."""
+        """``(row weights, column weights)``: how each object's rows and columns of cells are resampled to the image's.
+
+        ``[B, K, height, cells]`` and ``[B, K, width, cells]``, from the box that the object's noise is mapped to.
+        """
         box = bound(self.layout(objects.appearance + objects.role, object_noise[..., :BOX_SIZE]))
-        centre, half = 0.5 + 0.5 * box[..., :2], 0.3 / math.sqrt(self.objects) * jnp.exp(0.5 * box[..., 2])
+        # In units of the image's sides: centres lie within the image; with more objects each starts smaller.
+        centre = 0.5 + 0.5 * box[..., :2]
+        half = 0.3 / math.sqrt(self.objects) * jnp.exp(0.5 * box[..., 2])
         height, width, _ = self.shape
-        rows = resampling_weights(centre[..., 1], half, pixels=height, cells=self.cells)
-        return rows, resampling_weights(centre[..., 0], half, pixels=width, cells=self.cells)
+        row_weights = resampling_weights(centre[..., 1], half, pixels=height, cells=self.cells)
+        column_weights = resampling_weights(centre[..., 0], half, pixels=width, cells=self.cells)
+        return row_weights, column_weights
 
     def _draw(self, appearance) -> Float[Array, "batch count cells cells channels"]:
-        """Each object's colours, multiplied by its opacity, and its opacity."""
+        """The cells of each object: its colours multiplied by its opacity, and its opacity as the last channel.
+
+        Both are mixtures of ``planes`` of cells and a constant; planes and mixture come from the object's appearance.
+        """
         h = appearance
         for layer in self.look:
             h = keep_rows(nn.leaky_relu(layer(h), 0.2))
@@ -279,9 +322,12 @@ class ObjectGenerator(nn.Module):
         planes = jnp.concatenate([planes, jnp.ones_like(planes[..., :1])], axis=-1)
         mix = self.mix(appearance).reshape(*h.shape[:2], self.planes + 1, self.shape[-1] + 1)
         values = (planes @ mix).astype(jnp.float32)
-        # Objects start as discs: something with an inside, whose position has a gradient.
-        squares = jnp.square((jnp.arange(self.cells) + 0.5) / self.cells * 2.0 - 1.0)
-        disc = 3.0 * (0.7 - jnp.sqrt(squares[:, None] + squares[None, :])).reshape(1, 1, -1, 1)
+        # Objects start as discs, opaque inside and transparent outside, so that their position has a gradient.
+        squares = jnp.square(
+            (jnp.arange(self.cells) + 0.5) / self.cells * 2.0 - 1.0
+        )  # coordinates in [-1, 1]
+        radius = jnp.sqrt(squares[:, None] + squares[None, :])
+        disc = 3.0 * (0.7 - radius).reshape(1, 1, -1, 1)
         opacity = nn.sigmoid(values[..., -1:] + disc)
         layers = jnp.concatenate([nn.sigmoid(values[..., :-1]) * opacity, opacity], axis=-1)
         return layers.reshape(*h.shape[:2], self.cells, self.cells, -1)
@@ -294,11 +340,13 @@ def bound(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def token_positions(count: int, height: int, width: int) -> Float[Array, "count 2"]:
-    """Positions (right, down) in [-1, 1] of the tokens of an image: the middles, row by row, of the grid of ``count``
-    cells that are nearest to squares.
+    """The position (right, down) in [-1, 1] of each of an image's ``count`` tokens.
+
+    The tokens are taken to be the cells of a grid, row by row, that has the image's aspect ratio; a position is the
+    middle of a cell.
 
     Raises:
-      ValueError: there is no such grid.
+      ValueError: ``count`` is not divisible into such rows.
     """
     rows = max(round(math.sqrt(count * height / width)), 1)
     if count % rows:
@@ -311,18 +359,18 @@ def token_positions(count: int, height: int, width: int) -> Float[Array, "count 
 def grounding_logits(
     attention: Float[Array, "batch count length"], word_attention: Float[Array, "batch length places"]
 ) -> Float[Array, "batch count places"]:
-    r"""Where objects are, as logits over N image tokens, from where a captioner attends for their words.
+    r"""Logits over the N image tokens of where each object is, from a captioner's attention for the object's words.
 
-    ``attention`` w: of objects to words; ``word_attention`` a: of words to image tokens, with rows that sum to 1. The
-    logits are ``log(N m_kn + 0.1)`` with the mean ``m_k = sum_l v_kl a_l / sum_l v_kl`` and the weights ``v_kl = w_kl
-    sum_n a_ln log(N a_ln)``: a word counts by the nats that its attention is away from uniform, so that words like "of"
-    do not count.
+    ``attention`` is the attention ``w_kl`` of object k to word l; ``word_attention`` the attention ``a_ln`` of word l
+    to image token n, with rows that sum to 1. The logits are ``log(N m_kn + 0.1)``, with the weighted mean over words
+    ``m_k = sum_l v_kl a_l / sum_l v_kl`` and the weights ``v_kl = w_kl KL(a_l || uniform)``, with ``KL(a_l || uniform)
+    = sum_n a_ln log(N a_ln)``. Words like "of", which attend to all image tokens alike, thus have no weight.
     """
-    count = word_attention.shape[-1]
-    nats = (word_attention * jnp.log(count * word_attention + 1e-6)).sum(axis=-1)
-    weight = attention * (nats[:, None, :] + 1e-3)
-    mean = jnp.einsum("bkl,bln->bkn", weight / weight.sum(axis=-1, keepdims=True), word_attention)
-    return jnp.log(count * mean + 0.1)
+    token_count = word_attention.shape[-1]  # N
+    kl_to_uniform = (word_attention * jnp.log(token_count * word_attention + 1e-6)).sum(axis=-1)
+    v = attention * (kl_to_uniform[:, None, :] + 1e-3)
+    m = jnp.einsum("bkl,bln->bkn", v / v.sum(axis=-1, keepdims=True), word_attention)
+    return jnp.log(token_count * m + 0.1)
 
 
 class ObjectPosterior(nn.Module):
@@ -352,6 +400,17 @@ class ObjectPosterior(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> tuple[Float[Array, "batch features"], Float[Array, "batch features"]]:
+        """``(mean, log_variance)`` of the boxes and the noise of each image's background and objects.
+
+        Slots, one for the background and one for each object, compete for the tokens of the image.
+
+        Args:
+          images: pixels in [-1, 1].
+          objects: embeddings of the objects that the image's condition names.
+          tokens: of the image, by a frozen network; None: only those of the encoder.
+          word_attention: attention of each word to each of ``tokens``, which guides the slots; None: no guidance.
+          keys: one key per example, for the encoder's dropout in training.
+        """
         small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
         inputs = self.encoder(images, keys=keys).values.astype(jnp.float32)
         positions = token_positions(inputs.shape[1], *images.shape[1:3])
@@ -362,23 +421,27 @@ class ObjectPosterior(nn.Module):
         if word_attention is not None and objects.attention is not None:
             trust = self.param("trust", nn.initializers.ones, ())
             bias = self._attention_bias(grounding_logits(objects.attention, word_attention) * trust, inputs)
-        slots = jnp.pad(objects.appearance, [(0, 0), (1, 0), (0, 0)])
+        slots = jnp.pad(objects.appearance, [(0, 0), (1, 0), (0, 0)])  # the background's slot is the first
         slots = nn.Dense(slots.shape[-1], name="start")(slots)
-        x, attention = SlotAttention(name="find")(slots, inputs, None, bias)
+        x, attention = SlotAttention(name="find")(slots, inputs, mask=None, bias=bias)
         x = nn.LayerNorm(name="norm")(x)
         moments = nn.Dense(2 * self.features // x.shape[1], kernel_init=small, name="moments")(x)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
+        # Start from the centre of each slot's attention, as a box before `bound`: about the inverse of that function.
         centre = jnp.einsum("bkl,lc->bkc", attention, positions)
-        mean = mean.at[..., :2].add(
-            centre / jnp.sqrt(1.0 - 0.9 * jnp.square(centre))
-        )  # about bound's inverse
+        mean = mean.at[..., :2].add(centre / jnp.sqrt(1.0 - 0.9 * jnp.square(centre)))
         return mean.reshape(len(x), -1), log_variance.reshape(len(x), -1) - 2.0  # a small variance at first
 
     @staticmethod
     def _attention_bias(logits, inputs):
-        """``logits`` for the tokens of the frozen network, and for those of the encoder if their number is equal (they
-        then have the same positions), else 0; a row of 0 for the background."""
-        encoder_tokens = inputs.shape[1] - logits.shape[2]
-        same_grid = encoder_tokens == logits.shape[2]
-        first = logits if same_grid else jnp.zeros((*logits.shape[:2], encoder_tokens))
-        return jnp.pad(jnp.concatenate([first, logits], axis=2), [(0, 0), (1, 0), (0, 0)])
+        """The bias ``[B, 1 + K, inputs]`` of the slots' attention, from ``logits [B, K, N]`` of where objects are.
+
+        ``inputs`` are the encoder's tokens, then the N tokens of a frozen network, which the logits are for. If there
+        are as many of both, they have the same positions and the same bias; else the encoder's tokens have none. The
+        first slot, the background's, has none either.
+        """
+        encoder_count = inputs.shape[1] - logits.shape[2]
+        same_grid = encoder_count == logits.shape[2]
+        encoder_bias = logits if same_grid else jnp.zeros((*logits.shape[:2], encoder_count))
+        bias = jnp.concatenate([encoder_bias, logits], axis=2)
+        return jnp.pad(bias, [(0, 0), (1, 0), (0, 0)])

@@ -122,6 +122,7 @@ class DataOptions:
 
 
 def _names_modality(name: str) -> bool:
+    """Whether ``name`` is a kind of modality, or a kind with a name such as ``image_2``."""
     if name.endswith(("_mask", "_present", "_")):
         return False
     return name.partition("_")[0] in MODALITIES
@@ -138,7 +139,7 @@ class Form:
     open: Callable[..., Source]
     """Opens one split: ``open(argument, split=..., **options)``, without ``argument`` if the form takes none."""
     options: tuple[str, ...]
-    """The keyword arguments that ``open`` is given besides ``split``: fields of `DataOptions`, or one of
+    """The keyword arguments of ``open`` besides ``split``: fields of `DataOptions`, or one of
 
     - ``size``: the number of examples of a generated split (see `DataOptions.generated_size`);
     - ``seed``: ``data_seed``;

@@ -61,8 +61,8 @@ CONV = Layout(_channels_last, lambda shape: shape)
 
 
 def linear(inputs: int = 1, *, transposed: bool = True) -> Layout:
-    """A matrix ``[out, in]`` (or ``[in, out]`` if not ``transposed``) to a kernel ``[*in, *out]``, the first ``inputs``
-    axes of which are the layer's input (two for attention heads: ``[heads, dim, out]``)."""
+    """A matrix ``[out, in]`` (or ``[in, out]`` if not ``transposed``) to a kernel with ``inputs`` input axes followed by
+    the output axes, such as ``[heads, dim, out]`` with two input axes."""
     order = _transpose if transposed else _identity
     return Layout(order, lambda shape: (math.prod(shape[:inputs]), math.prod(shape[inputs:])))
 
@@ -87,7 +87,7 @@ class Rule(NamedTuple):
     transform: Callable[..., np.ndarray] | None = None
     """Applied to the arrays before ``layout``; the arrays' shapes are then not checked."""
     invert: Callable[[np.ndarray], Iterable[np.ndarray]] | None = None
-    """The inverse of ``transform``, for writing; None: the parameter is written without an inverse."""
+    """The inverse of ``transform``, for writing a checkpoint; None: the parameter is written untransformed."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,13 +96,13 @@ class Rule(NamedTuple):
 
 
 def dense(name: str, path: str, *, bias: bool = True) -> list[Rule]:
-    """The rules of a linear layer."""
+    """The rules for weight and bias of a linear layer."""
     rules = [Rule(f"{name}.weight", f"{path}/kernel", linear())]
     return rules + ([Rule(f"{name}.bias", f"{path}/bias")] if bias else [])
 
 
 def norm(name: str, path: str) -> list[Rule]:
-    """The rules of a layer norm."""
+    """The rules for scale and bias of a layer norm."""
     return [Rule(f"{name}.weight", f"{path}/scale"), Rule(f"{name}.bias", f"{path}/bias")]
 
 

@@ -45,12 +45,14 @@ def _nearest(x: _Field, y: _Field, centres: np.ndarray) -> tuple[np.ndarray, _Fi
 
 
 def _stripes(rng, x, y, colours):
+    """Bent stripes in three colours."""
     bend = 1.2 * _waves(rng, x, y, 45.0, 8)
     band = np.floor((x * np.cos(0.6) + y * np.sin(0.6) + bend) / 4.5).astype(np.int64)
     return colours[band % 3]
 
 
 def _checks(rng, x, y, colours):
+    """A chessboard: fields of one colour alternate with fields of random other colours."""
     column, line = (np.floor(c / 6).astype(np.int64) for c in (x, y))
     shade = rng.integers(1, len(colours), (64, 64))[column % 64, line % 64]
     return np.where(((column + line) % 2 == 0)[..., None], colours[0], colours[shade])
@@ -66,6 +68,7 @@ def _clouds(rng, x, y, colours):
 
 
 def _dots(rng, x, y, colours):
+    """Discs of random sizes and colours on a plain ground."""
     centres = _centres(rng, x.max(), 8.5)
     nearest, distance = _nearest(x, y, centres)
     size, shade = rng.uniform(1.6, 3.6, len(centres)), rng.integers(1, len(colours), len(centres))
@@ -73,6 +76,7 @@ def _dots(rng, x, y, colours):
 
 
 def _rings(rng, x, y, colours):
+    """Concentric rings in three colours around random points."""
     nearest, distance = _nearest(x, y, _centres(rng, x.max(), 32.0))
     return colours[(np.floor(distance / 2.6).astype(np.int64) + nearest) % 3]
 

@@ -61,8 +61,8 @@ CONV = Layout(_channels_last, lambda shape: shape)
 
 
 def linear(inputs: int = 1, *, transposed: bool = True) -> Layout:
-    """A matrix ``[out, in]`` (or ``[in, out]`` if not ``transposed``) to a kernel with ``inputs`` input axes followed by
-    the output axes, such as ``[heads, dim, out]`` with two input axes."""
+    """A matrix ``[out, in]`` (or ``[in, out]`` if not ``transposed``) to a kernel with ``inputs`` input axes followed
+    by the output axes, such as ``[heads, dim, out]`` with two input axes."""
     order = _transpose if transposed else _identity
     return Layout(order, lambda shape: (math.prod(shape[:inputs]), math.prod(shape[inputs:])))
 

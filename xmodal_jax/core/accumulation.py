@@ -116,6 +116,7 @@ def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count:
         return total
 
     def accumulated_grad_fn(params, batch, key):
+        """``((loss, aux), gradient)`` of the whole batch: a pass for the denominators, then one for the gradients."""
         stacked = jax.tree.map(split, batch)
 
         def denominators(part):

@@ -244,7 +244,7 @@ def start(env: Mapping[str, str] = os.environ, *, timeout: float = 300.0) -> Clu
         except BaseException as error:
             errors.append(error)
 
-    # In a thread, because at its own timeout JAX aborts the process, and Python could not give a reason any more.
+    # Join in a thread and wait for it here: at its own timeout JAX would abort the process, without an error message.
     joining = threading.Thread(target=join, name="jax.distributed.initialize", daemon=True)
     joining.start()
     joining.join(min(WAIT_NOTE, timeout))

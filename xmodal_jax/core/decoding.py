@@ -155,12 +155,13 @@ class _Beams(NamedTuple):
     """``K`` sequences per example: arrays ``[B, K, ...]``."""
 
     tokens: Array
+    """Token ids ``[B, K, length]``, padded with 0."""
     counts: Array
-    """Tokens of each sequence."""
+    """Number of tokens of each sequence."""
     total: Array
-    """Log-probability."""
+    """Log-probability of each sequence, in nats."""
     score: Array
-    """Sequences are ranked by this; minus infinity takes one out."""
+    """What the sequences are ranked by; minus infinity excludes a sequence."""
 
 
 def _take_beams(tree: Any, index: Int[Array, "batch beams"]) -> Any:
@@ -261,6 +262,7 @@ class _BeamSearch:
         # The candidates are the best continuations of all beams. With twice as many as beams, enough do not end: each
         # beam has a single continuation that ends.
         total, index = jax.lax.top_k(totals, 2 * self.beams)
+        # The beam that each candidate continues, and its next token: [B, 2 * beams].
         parent, token = index // self.vocab, (index % self.vocab).astype(jnp.int32)
         ends = token == self.end
         tokens, counts = _take_beams((alive.tokens, alive.counts), parent)
@@ -271,9 +273,8 @@ class _BeamSearch:
 
         _, best = jax.lax.top_k(continued.score, self.beams)
         alive, parent, last = _take_beams((continued, parent, token), best)
-        alive = alive._replace(
-            total=alive.score
-        )  # minus infinity where it ended, so that it is never continued
+        # The score is minus infinity where a sequence has ended, so that it is never continued.
+        alive = alive._replace(total=alive.score)
         all_ended = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, newly_ended)
         ended = _take_beams(all_ended, jax.lax.top_k(all_ended.score, self.beams)[1])
         # Each new sequence takes over the model's state of the one that it continues.

@@ -251,6 +251,7 @@ def matching_aware(objective: Adversarial) -> Callable[..., jax.Array]:
         mismatched_present: Present = None,
         axis_name: AxisName = None,
     ) -> Logits:
+        """``D(real, fake) / 2 + D(real, mismatched) / 2``; ``D(real, fake)`` without a mismatched condition."""
         fake_loss = objective.discriminator(real, fake, present=present, axis_name=axis_name)
         # The examples whose mismatched logit counts; None: all.
         has_mismatched = present if mismatched_present is None else mismatched_present

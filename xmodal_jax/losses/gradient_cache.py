@@ -33,6 +33,7 @@ def chunked(encode: Callable[[PyTree, PyTree], PyTree], chunks: int) -> Callable
     """
 
     def encode_in_chunks(params, batch):
+        """``encode(params, batch)``, one chunk after the other."""
         size = jax.tree.leaves(batch)[0].shape[0]
         if chunks < 1 or size % chunks:
             raise ValueError(f"a batch of {size} does not split into {chunks} equal chunks")

@@ -114,6 +114,7 @@ def _pair_statistics_forward(rows, cols, tile, axis_name):
     """``(statistics, residuals)``: the result of `pair_statistics`, and what its backward pass needs."""
 
     def visit(row_sums, tile_state):
+        """Adds a tile of columns to the rows' sums, and the rows to the tile's sums."""
         tile_cols, col_sums = tile_state
         valid, positive = pair_masks(rows, tile_cols)
         logits = jnp.where(valid, pair_logits(rows, tile_cols), MASKED_LOGIT)
@@ -136,6 +137,7 @@ def _pair_statistics_backward(tile, axis_name, residuals, g):
     rows, cols, row_lse, col_lse = residuals
 
     def visit(d_rows, tile_state):
+        """Adds the gradients that come from the pairs of the rows with a tile of columns."""
         tile_cols, lse, g_lse, g_positive, d_cols = tile_state
         valid, positive = pair_masks(rows, tile_cols)
         logits = jnp.where(valid, pair_logits(rows, tile_cols), MASKED_LOGIT)
@@ -218,6 +220,7 @@ def _sigmoid_sums_backward(tile, axis_name, residuals, g):
     rows, bias, cols = residuals
 
     def visit(gradients, tile_state):
+        """Adds the gradients that come from the pairs of the rows with a tile of columns."""
         d_rows, d_bias = gradients
         tile_cols, d_cols = tile_state
         signed, label, valid = signed_logits(rows, bias, tile_cols)

@@ -356,6 +356,7 @@ def _own_text_ranks_first(images, texts, mismatched):
     images, texts = l2_normalize(images), l2_normalize(texts)
 
     def ranks_first(x):
+        """Whether one image's own text is more similar to it than its mismatched texts."""
         image, own_index, mismatched_indices = x
         candidates = texts[jnp.append(own_index, mismatched_indices)]
         # Not a matrix product, which may sum in a different order for each candidate: equal texts must tie exactly.

@@ -252,6 +252,7 @@ def spec_augment(
         return ((position >= start) & (position < start + width)).any(axis=0)
 
     def augment_example(key, x, valid):
+        """One example ``[frames, n_mels]`` with its bands; ``valid`` is its number of valid frames."""
         valid = valid.astype(jnp.float32)
         in_time_band = random_bands(
             fold_in_name(key, "time"),

@@ -375,6 +375,8 @@ def warp(images: Images, maps: Float[Array, "batch 2 3"]) -> Images:
     y, x = jnp.arange(height) - (height - 1) / 2.0, jnp.arange(width) - (width - 1) / 2.0
 
     def warp_image(image, matrix):
+        """One image ``[H, W, C]`` resampled by its map ``[2, 3]``."""
+
         def source(axis, side):
             """``(corner, weight)``: the first of the two pixels around each source position, and the second's weight.
 

@@ -90,6 +90,7 @@ def random_resized_crop(
         return images
 
     def crop(key, image):
+        """A random crop of one image ``[H, W, C]``, resized to its size."""
         draws = jax.random.uniform(key, (3,))
         side = jnp.sqrt(
             min_scale + draws[0] * (1.0 - min_scale)
@@ -97,6 +98,7 @@ def random_resized_crop(
         size = jnp.array(image.shape[:2], jnp.float32)
         corner = draws[1:] * (1.0 - side) * size  # top left, in pixels
         scale = jnp.broadcast_to(1.0 / side, (2,))
+        # Enlarges the image so that the box fills it, and moves the box's corner to the origin.
         return jax.image.scale_and_translate(
             image, image.shape, (0, 1), scale, -corner * scale, method="linear"
         )

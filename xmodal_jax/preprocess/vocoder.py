@@ -115,6 +115,7 @@ def griffin_lim(
         phases = jnp.exp(2j * jnp.pi * turns).astype(jnp.complex64)
 
     def step(carry, _):
+        """One iteration: the phases of the STFT of the waveform that the current phases give."""
         phases, last_spectrum = carry
         waveform = istft(magnitude * phases, n_fft=n_fft, hop=hop)
         spectrum = stft(waveform, n_fft=n_fft, hop=hop)

@@ -25,8 +25,8 @@ class ContrastiveLosses:
     word_weight: float = 0.0
     """Weight of the contrastive loss between image regions and words; 0: no such loss."""
     image_weight: float = 0.0
-    """Weight of the generator's contrastive loss between generated and real images with one caption; 0: no such
-    loss."""
+    """Weight of the generator's contrastive loss between each generated image and the real image with the same caption;
+    0: no such loss."""
     temperature: float = 0.1
     """Temperature of the contrastive losses for sentences and images."""
 
@@ -83,7 +83,7 @@ class GANConfig:
     """Networks, objective and regularisation of a conditional GAN."""
 
     objective: Basic[ObjectiveName] = "hinge"
-    """Adversarial loss; mmd_KERNEL are MMD-GANs with that kernel."""
+    """Adversarial loss. mmd_rbf, mmd_rq and so on are MMD-GANs with the kernel of that name."""
     condition: ConditionConfig = WordsCondition()
     """Condition of the images: nothing (none), the class (class), the caption as one vector (sentence), or the caption
     as one vector and a vector per word (words)."""

@@ -48,11 +48,11 @@ class _Options:
     """The options that all penalties have."""
 
     weight: float = 10.0
-    """Weight of the gradient penalty in the discriminator's loss. Usual are 10 for gp (1 for MMD-GANs) and dragan, 5 to
-    10 for r1, 1 for ma_gp."""
+    """Weight of the gradient penalty in the discriminator's loss. Usual values are 10 for gp (1 for MMD-GANs) and
+    dragan, 5 to 10 for r1 and 1 for ma_gp."""
     every: int = 1
-    """Number n of steps between computations of the penalty, which is multiplied by n (lazy regularization); 1: at
-    every step."""
+    """Number n of steps between computations of the penalty, which is multiplied by n in return (lazy regularization).
+    1: the penalty is computed at every step."""
     needs_condition: ClassVar[bool] = False
     """Whether the penalty uses the gradient with respect to the condition."""
 

@@ -211,8 +211,8 @@ class ImageConfig(ModalityConfig):
     decoder: ImageDecoders = ResidualDecoderConfig(width=64)
     """Image decoder."""
     likelihood: str = "normal"
-    """Distribution of a pixel given the latent: "normal", "laplace" or "bernoulli". Laplace estimates the median, which
-    for small objects on a plain background is the background: such images are learned far later."""
+    """Distribution of a pixel given the latent: "normal", "laplace" or "bernoulli". With "laplace", small objects on a
+    plain background are learned much later, because it estimates the median of a pixel: the background."""
     scale: float = 0.1
     """Scale of the distribution of a pixel, with values in [0, 1]: the standard deviation of a normal, b of a Laplace
     distribution; unused for bernoulli."""

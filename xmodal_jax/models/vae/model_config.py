@@ -44,8 +44,8 @@ class ModelConfig(ModalityConfigs):
     latent: int = 64
     """Dimensions of the latent variable."""
     hidden: int = 256
-    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of all smaller
-    networks."""
+    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of all networks besides
+    encoders and decoders."""
 
     def __post_init__(self):
         check_at_least(self, 1, "latent", "hidden")

@@ -38,25 +38,30 @@ INITIAL_STAGE_PREFIXES = ("decoders", "trunks", "joint")
 class MultimodalVAE(NamedTuple):
     """A multimodal VAE as pure functions.
 
-    M modalities; B examples, and R samples of the latents of each; N draws of the prior or of another density, which
-    belong to no example; D dimensions of the shared latents; D' dimensions of the latents that one modality is decoded
-    from (with private latents D plus theirs; with latents of several levels those of the lowest one).
+    The axes of arrays:
+
+    - M: modalities; B: examples; R: samples of the latents of each example;
+    - N: samples of the prior or of another density, which belong to no example;
+    - D: dimensions of the shared latents;
+    - D': dimensions of the latents that one modality is decoded from. They are the shared latents, followed by the
+      modality's private ones if it has any; in a hierarchy of latents they are those of the first level.
     """
 
     method: Method
     modalities: tuple[str, ...]
     """The modalities, in the order of every axis M."""
     infer: Callable[..., LatentSamples]
-    """``infer(params, batch, observed, key, samples=1)``: samples of the latents given the ``observed [M]`` modalities
-    that are present, drawn from ``key`` and the examples' indices; with key None means. For several subsets of the
-    modalities, ``observed [S, M]``, all arrays have a leading axis S."""
+    """``infer(params, batch, observed, key, samples=1)``: samples of the latents given the modalities that are both
+    ``observed [M]`` and present. They are drawn from ``key`` and the examples' indices; with key None they are means.
+    For several subsets of the modalities, ``observed [S, M]``, all arrays have a leading axis S."""
     decode: Callable[..., dict[str, Array]]
-    """``decode(params, z [M, R, B, D'], key)``: data of every modality, ``[R, B, ...]``: images in [0, 1], ids, frames,
-    classes. Texts and classes are drawn from ``key``; with key None they are the likeliest ones."""
+    """``decode(params, z [M, R, B, D'], key)``: data ``[R, B, ...]`` by name of the modality: images in [0, 1], token
+    ids, log-mel frames or classes. Texts and classes are drawn from ``key``; with key None they are the likeliest
+    ones."""
     decoder_latents: Callable[..., Array]
-    """``decoder_latents(params, shared [N, D], key) -> z [M, 1, N, D']``: the latents that the modalities are decoded
-    from, given shared latents of the prior, a density estimator or a traversal. Private latents are drawn from their
-    prior; with key None they are its mean."""
+    """``decoder_latents(params, shared [N, D], key) -> z [M, 1, N, D']``: the latents that each modality is decoded
+    from, given shared latents, such as samples of the prior or a traversal; the axis of length 1 is that of samples.
+    Private latents are drawn from their prior; with key None they are its mean."""
     sample_prior: Callable[..., Array] | None
     """``sample_prior(params, key, count) -> shared [count, D]``; None if the shared latents have no prior of their
     own."""

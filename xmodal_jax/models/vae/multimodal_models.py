@@ -192,8 +192,8 @@ class MVAEConfig(ClosedFormConfig):
     name: ClassVar[str] = "mvae"
 
     subsets: int = 1
-    """Number of random subsets (of 2 to M - 1 of the M modalities) that each example draws in each step, besides the
-    set of all."""
+    """Number of random subsets of the modalities for each example in each training step, in addition to the full set. A
+    subset has 2 to M - 1 of the M modalities."""
     single: bool = True
     """Whether the loss also includes an ELBO for each modality alone."""
 
@@ -241,11 +241,10 @@ class MVTCAEConfig(ClosedFormConfig):
     name: ClassVar[str] = "mvtcae"
 
     beta: float = 2.5
-    """Weight of the two divergences of the joint posterior: from the prior, and from the experts of the single
-    modalities."""
+    """Weight of the divergences of the joint posterior from the prior and from the single modalities' posteriors."""
     alpha: float = 5 / 6
-    """Fraction of the weight beta that goes to the divergence from the experts of the single modalities, from 0 to 1;
-    the divergence from the prior gets the fraction 1 - alpha."""
+    """Fraction of the weight beta that goes to the divergence of the joint posterior from the single modalities'
+    posteriors, from 0 to 1; its divergence from the prior gets the fraction 1 - alpha."""
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mvtcae(inputs, alpha=self.alpha, beta=beta)

@@ -70,8 +70,8 @@ class NetworkConfig:
     private: int = 0
     """Dimensions of the private latent of each modality; 0: there is none."""
     hidden: int = 256
-    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of all smaller
-    networks."""
+    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of all networks besides
+    encoders and decoders."""
     family: str = "normal"
     """Family of posteriors and priors, a key of `probability.distributions.FAMILIES`."""
     scale: str = "exp"

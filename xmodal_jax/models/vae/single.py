@@ -44,26 +44,27 @@ Variables = dict[str, Any]
 class VAE(NamedTuple):
     """An autoencoder of one modality as pure functions.
 
-    ``params`` is what ``method.predict`` takes; of a model trained against a critic a dict with the autoencoder's
-    parameters under ``generator`` (`train.gan_step.evaluated`).
+    ``params`` are the parameters that ``method.predict`` takes. For a model that is trained against a critic they are a
+    dict with the autoencoder's parameters under ``generator`` (see `train.gan_step.evaluated`).
     """
 
     method: Method | GAN
     encode: Callable[..., Array]
-    """``encode(params, batch, key=None) -> [B, D]``: latents drawn from ``key`` and the examples' indices; without a
-    key the means."""
+    """``encode(params, batch, key=None) -> [B, D]``: a sample of each example's posterior, drawn from ``key`` and the
+    example's index; without a key the posterior's mean."""
     decode: Callable[..., Array]
-    """``decode(params, z [N, D], labels=None, key=None)``: data ``[N, ...]``: images in [0, 1], ids, frames or classes.
-    Texts and classes are drawn from ``key``; without a key they are the likeliest ones. ``labels`` (of a conditional
-    model): ``[N]``, or a batch that holds them."""
+    """``decode(params, z [N, D], labels=None, key=None) -> [N, ...]``: images in [0, 1], token ids, log-mel frames or
+    classes. Texts and classes are drawn from ``key``; without a key they are the likeliest ones. A conditional model
+    needs ``labels``: ``[N]``, or a batch with the field ``label``."""
     sample: Callable[..., Array]
     """``sample(params, key, count, labels=None)``: decoded samples of the prior; a conditional model needs ``labels
     [count]``."""
     log_likelihood: Callable[..., Array]
-    """``log_likelihood(params, batch, key, samples) -> [B]``: the importance-weighted estimate of ``log p(x)`` (of a
-    conditional model ``log p(x | label)``) in nats, from ``samples`` latents of the encoder; 0 where x is missing. It
-    is without the modality's reconstruction weight, and a lower bound in expectation. ("bernoulli" is no density of
-    values between 0 and 1.) Raises ValueError for a model without a posterior density q(z | x)."""
+    """``log_likelihood(params, batch, key, samples) -> [B]``: the importance-weighted estimate of ``log p(x)`` (in a
+    conditional model of ``log p(x | label)``) in nats, from ``samples`` latents of each example's posterior; 0 where x
+    is missing. In expectation it is a lower bound. The modality's reconstruction weight is not applied. (With the
+    likelihood "bernoulli" it is no density of pixels between 0 and 1.) Raises ValueError for a model without a
+    posterior density q(z | x)."""
     reconstruct: Callable[..., Array]
     """``reconstruct(params, batch)``: data decoded from the mean latents."""
 
@@ -71,17 +72,27 @@ class VAE(NamedTuple):
 def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: int = 0) -> VAE:
     r"""The model of ``config`` over one modality of this size (see `models.vae.modalities.sizes_of`).
 
-    The loss is the mean over the global batch of its objective (`losses.autoencoder`); aux: ``reconstruction`` (nats,
-    weighted), ``kl``, ``mmd``. Trained against a critic, the autoencoder is the ``generator`` of latents, and draws of
-    the prior are the real data: it minimises :math:`-\log p(x \mid z) + \beta L_G(z)`, where :math:`L_G` is the f-GAN
-    bound (`losses.adversarial.jsd_bound`, at best twice the Jensen-Shannon divergence; jsd_vae), or :math:`-\log D(z)`
-    (aae; Makhzani et al. 2016, arXiv:1511.05644, sec. 2, but the autoencoder is trained for reconstruction and
-    regularisation in one optimizer step, not in two alternating phases). aux:
-    ``d_loss``, ``d_prior`` and ``d_code`` (mean logits), ``reconstruction``, ``g_loss``. Its pretraining is
-    reconstruction alone.
+    The loss is the mean of the model's objective (`losses.autoencoder`) over the global batch. Its aux has
+    ``reconstruction`` (the weighted negative log-likelihood, in nats) and, where the objective has them, ``kl`` and
+    ``mmd``. An example that lacks the modality has no influence; in a conditional model this also holds for an example
+    without a label.
 
-    An example that lacks the modality (in a conditional model also one that lacks the label) has no influence.
-    ``classes``: number of classes of a conditional model's labels.
+    The models jsd_vae and aae are trained against a critic D of latents. The autoencoder is the GAN's generator: its
+    latents are the generated data, and samples of the prior are the real data. It minimises
+    :math:`-\log p(x \mid z) + \beta L_G(z)`, with these adversarial losses :math:`L_G`:
+
+    - jsd_vae: the f-GAN bound (`losses.adversarial.jsd_bound`), which is at best twice the Jensen-Shannon divergence;
+    - aae: :math:`-\log D(z)` (Makhzani et al. 2016, arXiv:1511.05644, sec. 2; but one optimizer step trains the
+      autoencoder for both terms, where the paper alternates between them).
+
+    The aux of such a model has ``reconstruction``, ``g_loss`` (:math:`L_G`), ``d_loss``, and the critic's mean logits
+    ``d_prior`` (of real data) and ``d_code`` (of generated data). Pretraining minimises the reconstruction loss alone.
+
+    Args:
+      config: the model and its options.
+      modality: name of the modality.
+      size: of an example.
+      classes: number of classes of the labels, for a conditional model.
 
     Raises:
       ValueError: if the model does not fit the kind of data, or a number of classes or tokens is missing.

@@ -64,12 +64,13 @@ def find_chain(translators: Sequence[Translator], source: str, target: str) -> l
 
         find_chain([synthesizer, captioner], "image", "audio")  # [captioner, synthesizer]
     """
+    # Chains that begin at the source, shorter ones first: the modality that each ends in, and its translators.
     chains = collections.deque([(source, [])])
     while chains:
-        modality, steps = chains.popleft()
-        if modality == target and steps:
-            return steps
-        chains += [(t.target, [*steps, t]) for t in translators if t.source == modality and t not in steps]
+        modality, chain = chains.popleft()
+        if modality == target and chain:
+            return chain
+        chains += [(t.target, [*chain, t]) for t in translators if t.source == modality and t not in chain]
     available = ", ".join(f"{t.source} to {t.target}" for t in translators)
     raise ValueError(
         f"no way from {source} to {target} through the runs given ({available or 'none'}): name more --runs"
@@ -93,7 +94,7 @@ def read_inputs(
     names, contents = [], []
     root = inputs.files[0].parent if len(inputs.files) == 1 else Path(*_common_parts(inputs.files))
     for file in inputs.files:
-        name = str(file.relative_to(root))
+        name = str(file.relative_to(root))  # lines of a text file: "notes.txt:1", "notes.txt:2", …
         try:
             examples = READERS[inputs.modality](file, first)
         except Exception as error:  # decoders raise many kinds
@@ -119,11 +120,12 @@ READERS: dict[str, Callable[[Path, Translator], list[Any]]] = {
     "image": lambda file, first: [decode_image(file, first.shape[0], first.shape[2])],
     "video": lambda file, first: [decode_video(file, first.shape[0], first.shape[1], first.shape[3])],
 }
-"""Reads the examples of a file, by modality."""
+"""By modality, ``read(file, first)``: the examples in a file, in the format of the translator ``first``. Its ``shape``
+is ``[H, W, C]`` for images and ``[F, H, W, C]`` for videos."""
 
 
 def _common_parts(files: Sequence[Path]) -> tuple[str, ...]:
-    """The path of the folder that holds all files."""
+    """The parts of the path of the folder that holds all files, such as ``("photos", "2024")``."""
     parts = [file.parent.parts for file in files]
     return tuple(p[0] for p in zip(*parts, strict=False) if len(set(p)) == 1)
 

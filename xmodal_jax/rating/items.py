@@ -43,7 +43,7 @@ def folder_items(
     """
     bad_examples = BadExamples() if bad_examples is None else bad_examples
     images = {name: _images_by(match, Path(folder), bad_examples) for name, folder in sources.items()}
-    matched = _match(images)
+    matched = _match(images)  # for each item its image from each source
     if not matched:
         what = "captions" if match == "caption" else "file names"
         raise ValueError(
@@ -85,9 +85,13 @@ def _images_by(match: str, folder: Path, bad_examples: BadExamples) -> dict[str,
         if "image" not in record.files or not record.captions:
             bad_examples.add(metadata, record.line, "the line has no picture (file_name) or no text")
             continue
-        file, name = folder / record.files["image"], str(Path(record.files["image"]).with_suffix(""))
-        for caption in record.captions if match == "caption" else record.captions[:1]:
-            images.setdefault(caption if match == "caption" else name, []).append(_Image(file, caption))
+        file = folder / record.files["image"]
+        if match == "caption":
+            for caption in record.captions:
+                images.setdefault(caption, []).append(_Image(file, caption))
+        else:
+            name = str(Path(record.files["image"]).with_suffix(""))
+            images.setdefault(name, []).append(_Image(file, record.captions[0]))
     return images
 
 

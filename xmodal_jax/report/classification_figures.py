@@ -96,11 +96,11 @@ def darken(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
     weight_column = (np.arange(width) * weights.shape[1]) // width
     brightness = weights[weight_row][:, weight_column] / max(float(weights.max()), 1e-12)
     rgb = np.broadcast_to(picture[:, :, :3], (height, width, 3)) / 255.0
-    return rgb * (0.15 + 0.85 * brightness[:, :, None])
+    return rgb * (0.15 + 0.85 * brightness[:, :, None])  # never quite black
 
 
 def _draw_image(ax: Axes, picture: np.ndarray, weights: np.ndarray) -> None:
-    """The image beside its darkened copy."""
+    """The image ``[H, W, C]``, and to the right of it the same image darkened by the weights ``[h, w]``."""
     gap = np.ones((picture.shape[0], max(1, picture.shape[1] // 12), 3))
     rgb = np.broadcast_to(picture[:, :, :3], (*picture.shape[:2], 3)) / 255.0
     ax.imshow(np.concatenate([rgb, gap, darken(picture, weights)], axis=1), interpolation="nearest")

@@ -120,7 +120,8 @@ def _make_decoder(evaluator: LatentEvaluator, *, sample_private: bool):
 def _decode_one_sample(evaluator: LatentEvaluator, params: Any, z: Any) -> dict[str, Any]:
     """All modalities as a batch of N examples, decoded from ``z [modalities, 1, N, D']``: one sample of the latents for
     each example."""
-    outputs = evaluator.vae.decode(params, z, None)  # arrays [1, N, ...]
+    # Without a random key (None) texts and classes are the likeliest ones. Arrays [1, N, ...]: drop the first axis.
+    outputs = evaluator.vae.decode(params, z, None)
     return evaluator.to_batch(jax.tree.map(lambda x: x[0], outputs))
 
 

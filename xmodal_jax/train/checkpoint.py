@@ -114,7 +114,7 @@ class Checkpoints:
 
         Args:
           abstract: shapes, types and shardings of the state, as `Engine.abstract` returns them.
-          best: the best checkpoint in place of the newest.
+          best: whether to take the best checkpoint, not the newest.
 
         Raises:
           CheckpointMismatch: a checkpoint is sound, but its arrays are not those of ``abstract``. It is not moved.
@@ -144,7 +144,7 @@ class Checkpoints:
           ValueError: an array holds other bits than were written.
         """
         metadata = _read_metadata(manager, step)
-        stored_as = _abstract_data(abstract)
+        stored_as = _abstract_data(abstract)  # with random keys as integers
         _check_arrays(metadata["arrays"], stored_as, pathlib.Path(manager.directory) / str(step))
         target = jax.tree.map(_as_struct, stored_as)
         restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))

@@ -62,6 +62,7 @@ def newton_schulz(x: Float[Array, "count rows columns"]) -> Float[Array, "count 
     ``A`` is ``P A P``, because ``P`` is symmetric.
     """
     a, b, c = _QUINTIC
+    # The Frobenius norm of each matrix: no singular value is above 1, so that the iteration converges.
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
     rows, columns = x.shape[1:]
     identity = jnp.eye(rows, dtype=x.dtype)[None]  # [1, rows, rows]

@@ -107,16 +107,16 @@ def from_json(kind: Any, value: Any) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return from_json(args[0], value)
-    if table := parts.parts_of(kind):
+    if parts_by_name := parts.parts_of(kind):  # a part, or a union of parts: the object has its name
         if value is None:
             return None
-        if value.get("name") not in table:
+        if value.get("name") not in parts_by_name:
             raise ValueError(
-                f"{value.get('name')!r} is none of {', '.join(table)}: the run is of another version"
+                f"{value.get('name')!r} is none of {', '.join(parts_by_name)}: the run is of another version"
             )
-        part = table[value["name"]]
+        part = parts_by_name[value["name"]]
         return _dataclass_from_json(part, {name: v for name, v in value.items() if name != "name"})
-    if origin in (typing.Union, types.UnionType):
+    if origin in (typing.Union, types.UnionType):  # an optional value
         return None if value is None else from_json(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
         kinds = [args[0]] * len(value) if args[1:] == (...,) else args  # tuple[int, ...] or tuple[int, str]
@@ -127,7 +127,8 @@ def from_json(kind: Any, value: Any) -> Any:
 
 
 def _dataclass_from_json(kind: type, value: Mapping[str, Any]) -> Any:
-    """A dataclass from its object in JSON; raises ValueError for a field that it does not have."""
+    """A dataclass of the class ``kind`` from its object in JSON; raises ValueError if the object has a field that the
+    class does not have."""
     hints = typing.get_type_hints(kind, include_extras=True)
     unknown = [name for name in value if name not in hints]
     if unknown:

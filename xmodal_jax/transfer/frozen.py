@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from xmodal_jax.core.parts import Advanced
@@ -130,7 +131,7 @@ def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> 
     config = dataclasses.replace(as_pretrained(options, read_pretrained_config("text", folder)), pool="own")
     module = make_encoder("text", config, {}, vocab_size=0, head="pool")
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
-    return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), None)
+    return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), length=None)
 
 
 class FrozenNetworks(NamedTuple):
@@ -155,8 +156,10 @@ class FrozenNetworks(NamedTuple):
 
 
 def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksConfig, FrozenNetworks]:
-    """The frozen networks that the flags name; before them, the configuration with the sizes of a frozen text encoder
-    in its model.
+    """Loads the frozen networks that the flags name.
+
+    Returns:
+      The configuration, with that of a frozen text encoder in its model, and the networks.
 
     Raises:
       FileNotFoundError: a run has no checkpoint.
@@ -225,7 +228,11 @@ def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) ->
     example = {"image": np.zeros((1, *shape), np.uint8)}
     module = make_encoder("image", read_pretrained_config("image", folder), example, vocab_size=0)
     params, _ = read_parameters(open_checkpoint(folder), "image", module, parameter_shapes(module))
-    encode = lambda params, pixels: module.apply({"params": params}, pixels).values[:, module.prefix_tokens :]
+
+    def encode(params: Any, pixels: jax.Array) -> jax.Array:
+        """The tokens of the patches, ``[B, patches, width]``, of images ``[B, H, W, C]``."""
+        return module.apply({"params": params}, pixels).values[:, module.prefix_tokens :]
+
     return FrozenEncoder(encode, params)
 
 

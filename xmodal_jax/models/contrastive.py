@@ -102,9 +102,9 @@ class InfoNCE(Objective):
     """Pairs of different examples with identical text: negatives like all others (ignore), left out of the loss
     (exclude), or additional positives (positive)."""
     implementation: Implementation = "auto"
-    """How the pairs of a batch are computed, all ways with one result: the whole matrix of logits (global), one tile of
-    the matrix at a time (tiled), tiles that pass from device to device (ring, for --parallel pmap), or global or tiled
-    by the size of the batch (auto)."""
+    """How the loss over all pairs of a batch is computed, with the same result: from the whole matrix of logits
+    (global), from one tile of the matrix at a time (tiled), from tiles that pass from device to device (ring, for
+    --parallel pmap), or global or tiled by the size of the batch (auto)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,9 +135,9 @@ class Sigmoid(Objective):
     """Pairs of different examples with identical text: negatives like all others (ignore), left out of the loss
     (exclude), or additional positives (positive)."""
     implementation: Implementation = "auto"
-    """How the pairs of a batch are computed, all ways with one result: the whole matrix of logits (global), one tile of
-    the matrix at a time (tiled), tiles that pass from device to device (ring, for --parallel pmap), or global or tiled
-    by the size of the batch (auto)."""
+    """How the loss over all pairs of a batch is computed, with the same result: from the whole matrix of logits
+    (global), from one tile of the matrix at a time (tiled), from tiles that pass from device to device (ring, for
+    --parallel pmap), or global or tiled by the size of the batch (auto)."""
 
     @property
     def initial_scale(self) -> float:

@@ -50,7 +50,7 @@ class FusionConfig:
     """Encoders, fusion and head of a classifier."""
 
     fusion: FusionKind = GatedCrossAttentionConfig()
-    """Fusion of the modalities' tokens."""
+    """Network that fuses the tokens of all modalities into one vector."""
     head_dropout: float = 0.0
     """Dropout rate of the fused features before the classification head."""
     modality_dropout: float = 0.0

@@ -122,6 +122,7 @@ class ContrastiveObjective:
     """Initial temperature of the contrastive loss. It is learned."""
 
     def __post_init__(self):
+        """Checks the weight and the temperature."""
         if self.weight <= 0 or self.temperature <= 1 / MAX_SCALE:
             raise ValueError(
                 f"the contrastive weight must be positive and the temperature above {1 / MAX_SCALE}, got {self.weight} "
@@ -134,11 +135,12 @@ class Seq2SeqConfig:
     """Encoder, decoder and objective of a sequence-to-sequence model."""
 
     objective: Objective = AttentionObjective()
-    """Training objective."""
+    """Training objective: the decoder's cross-entropy (attention), CTC on the encoder's tokens (ctc), or both
+    (joint)."""
     contrastive: ContrastiveObjective | None = None
     """Contrastive loss between the source and its text, beside the objective; None: no such loss."""
     decoder: TextDecoderConfig = TextDecoderConfig()
-    """Text decoder."""
+    """Text decoder, a causal transformer; not used with the objective ctc."""
     image: ImageEncoder = ConvNetConfig(token_positions=True)
     """Image encoder."""
     audio: AudioEncoder = AudioTransformerConfig(downsample=4)
@@ -151,6 +153,7 @@ class Seq2SeqConfig:
     """Random changes of the inputs, in training only."""
 
     def __post_init__(self):
+        """Checks that the model has the decoder layers that the contrastive loss needs."""
         if self.has_contrastive_loss and (not self.decodes or self.decoder.depth < 2):
             raise ValueError(
                 "a contrastive loss needs the objective attention or joint and a decoder of at least two layers, of "
@@ -191,9 +194,11 @@ class CTCHead(nn.Module):
 
 
 class ContrastHead(nn.Module):
-    """``(source, text)``: unit vectors ``[B, embed_dim]`` of the source and of its text, which is represented by the
-    decoder state of its last token, as that depends on all tokens. Its parameter ``log_scale`` is the logarithm of the
-    loss's inverse temperature (`inverse_temperature`)."""
+    """``(source, text)``: unit vectors ``[B, embed_dim]`` of the source and of its text, for the contrastive loss.
+
+    The text is represented by the decoder's state at its last token, which depends on all tokens. The parameter
+    ``log_scale`` is the logarithm of the loss's inverse temperature (`inverse_temperature`).
+    """
 
     embed_dim: int
     """Dimensions of the embeddings."""
@@ -204,7 +209,7 @@ class ContrastHead(nn.Module):
     def __call__(
         self, tokens: Tokens, states: Float[Array, "batch length dim"], mask: Bool[Array, "batch length"]
     ):
-        """The unit vectors of both.
+        """``(source, text)``: unit vectors ``[B, embed_dim]`` of the source and of its text.
 
         ``tokens`` are the source's, ``states`` the decoder's at each token of the text; ``mask`` is True at valid
         tokens of the text.
@@ -214,7 +219,7 @@ class ContrastHead(nn.Module):
         text = jnp.take_along_axis(states, last_position[:, None, None], axis=1)[:, 0].astype(jnp.float32)
         source = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
         initial_log_scale = nn.initializers.constant(-math.log(self.temperature))
-        self.param("log_scale", initial_log_scale, ())
+        self.param("log_scale", initial_log_scale, ())  # not used here, but by the loss
         source = l2_normalize(nn.Dense(self.embed_dim, use_bias=False, name="source")(source))
         text = l2_normalize(nn.Dense(self.embed_dim, use_bias=False, name="text")(text))
         return source, text
@@ -410,8 +415,8 @@ class _Model:
 
         ``(1 - ctc_weight) * cross_entropy + ctc_weight * CTC + contrastive.weight * InfoNCE``
 
-        The cross-entropy is label-smoothed. Terms that the configuration lacks are 0. ``chunks``: see
-        `types.Method.needs_whole_batch`.
+        The cross-entropy is label-smoothed. Terms that the configuration lacks are 0. Encoder and decoder run on
+        ``chunks`` parts of the batch, one after the other, which saves memory; the contrastive loss sees all of it.
         """
         key = fold_in_name(key, "seq2seq")
         inputs = (batch, example_keys(key, batch["index"]))

@@ -44,7 +44,8 @@ class SpeechConfig:
     dropout: float = 0.0
     """Dropout rate in the residual branches of the decoder and the duration predictor."""
     features: AudioFeatures = AudioFeatures(mels=80, window=1024, hop=200)
-    """Spectrogram that is synthesised. The Griffin-Lim vocoder needs frames that overlap by three quarters or more."""
+    """Settings of the spectrogram that is synthesised. The Griffin-Lim vocoder needs frames that overlap by three
+    quarters or more."""
     floor: float = 1e-5
     """Smallest power of a mel band; smaller powers are raised to this value and count as silence."""
     mean: float = -5.0

@@ -350,7 +350,7 @@ def make_tower(
       embed_dim: dimensions of the embedding.
 
     Raises:
-      ValueError: the projection "own" for an encoder without one, or with a pool of its own choice.
+      ValueError: the projection is "own", but the encoder's pool is not "own".
     """
     if head == "own" and config.pool != "own":
         raise ValueError(

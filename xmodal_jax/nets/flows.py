@@ -167,6 +167,7 @@ class AutoregressiveFlow(nn.Module):
     """The largest absolute log-scale of one layer."""
 
     def setup(self):
+        """The layers, in alternating order of the dimensions."""
         _check_at_least_one(layers=self.layers)
         self.steps = [
             MADE(self.features, self.hidden, self.depth, reverse=k % 2 == 1, bound=self.bound)

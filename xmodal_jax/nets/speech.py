@@ -125,13 +125,14 @@ class SpeechNet(nn.Module):
     """Dropout rate of the decoder and of the duration predictor."""
 
     def setup(self):
+        """Speaker embedding, aligner, duration predictor and decoder."""
         self.speaker = nn.Embed(self.speakers, self.width)
         self.aligner = Aligner(self.vocab_size)
-        self.duration = ConvStack(2, 3, self.dropout)
+        self.duration = ConvStack(depth=2, kernel=3, dropout=self.dropout)
         self.duration_out = nn.Dense(1)
-        self.enter = nn.Dense(self.width)
+        self.enter = nn.Dense(self.width)  # projects the decoder's inputs
         self.decoder = ConvStack(self.depth, self.kernel, self.dropout)
-        self.leave = nn.Dense(self.mels)
+        self.leave = nn.Dense(self.mels)  # projects its outputs to mel bands
 
     def encode(
         self,

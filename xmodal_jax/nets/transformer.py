@@ -109,6 +109,7 @@ class TransformerStyle:
     """Whether the transformer ends in a layer norm (pre-norm only)."""
 
     def __post_init__(self):
+        """Checks the names of the norm and of the activation."""
         if self.norm not in ("pre", "post") or self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"norm must be 'pre' or 'post' and activation one of {', '.join(ACTIVATIONS)}, got {self.norm!r} and "

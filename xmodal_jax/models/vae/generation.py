@@ -41,16 +41,17 @@ def decoder_latents(
 ) -> Float[Array, "m 1 n latent"]:
     """The latents that each modality is decoded from, given N shared latents; the second axis is that of samples.
 
-    The shared latents are followed by the modality's private ones, if the model has them: a sample of the modality's
-    auxiliary prior; without ``keys`` the mean of this prior.
+    The shared latents are followed by the modality's private ones, if the model has them: a sample of their prior
+    ``p(w)``; without ``keys`` the mean of this prior. (The auxiliary priors belong to the translation from another
+    modality, see `inference`.)
     """
     modalities, count, private = len(network.names), len(shared), network.config.private
     z = repeat_leading(shared, modalities)
     if private:
-        auxiliary = jax.tree.map(
-            lambda x: jnp.broadcast_to(x[:, None], (modalities, count, private)), apply("prior").auxiliary
+        prior = jax.tree.map(
+            lambda x: jnp.broadcast_to(x[None, None], (modalities, count, private)), apply("prior").private
         )
-        z = jnp.concatenate([z, _sample_or_mean(auxiliary, keys, "private")], axis=-1)
+        z = jnp.concatenate([z, _sample_or_mean(prior, keys, "private")], axis=-1)
     return z[:, None]
 
 

@@ -66,14 +66,27 @@ def sample_prior(
     return sample(drawn_components, keys, "prior")
 
 
+def with_exact_prior(inputs: ObjectiveInputs) -> ObjectiveInputs:
+    """``inputs`` whose private latents that are not inferred are drawn from their prior ``p(w)``, not from the
+    auxiliary one, so that `LatentSamples.log_ratio` is right for all latents."""
+    prior = inputs.prior
+    if inputs.private is None:
+        return inputs
+    exact = jax.tree.map(
+        lambda p, auxiliary: jnp.broadcast_to(p[None], auxiliary.shape), prior.private, prior.auxiliary
+    )
+    return inputs._replace(prior=prior._replace(auxiliary=exact))
+
+
 def _add_private(
     inputs: ObjectiveInputs, shared, observed: Observed, keys: ExampleKeys | None, log_ratio
 ) -> LatentSamples:
     """``shared [R, B, D]`` followed by private latents, where the model has them.
 
     The private latents of an observed modality are drawn from its posterior ``q(w_m | x_m)``, those of the others from
-    their auxiliary priors. ``log_ratio [R, B]``, that of the shared latents, gets ``log p(w_m) - log q(w_m | x_m)`` of
-    the observed modalities added.
+    their auxiliary priors, as in training. ``log_ratio [R, B]``, that of the shared latents, gets ``log p(w_m) - log
+    q(w_m | x_m)`` of the observed modalities added. An estimate of the likelihood needs the samples of the others to be
+    from the prior ``p(w)``: it takes `with_exact_prior` of the inputs.
     """
     count, samples = len(inputs.present), shared.shape[0]
     latents = repeat_leading(shared, count)  # [M, R, B, D]

@@ -21,7 +21,7 @@ from xmodal_jax.losses.elbo import importance_bound, kl_with_free_bits
 from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
 from xmodal_jax.models.towers import first_example
 from xmodal_jax.models.vae.generation import decode_all
-from xmodal_jax.models.vae.inference import LatentSamples
+from xmodal_jax.models.vae.inference import LatentSamples, with_exact_prior
 from xmodal_jax.models.vae.modalities import NetworkInputs, preprocess, used_configs
 from xmodal_jax.models.vae.multimodal_models import MultimodalVAEConfig
 from xmodal_jax.models.vae.networks import Apply, Network, TopDownPass, bind, make_groups
@@ -269,13 +269,22 @@ class _Model:
         return {"latent": latents.shared[0]}
 
     def infer(
-        self, params: Params, batch: Batch, observed: Any, key: Key | None, samples: int = 1
+        self,
+        params: Params,
+        batch: Batch,
+        observed: Any,
+        key: Key | None,
+        samples: int = 1,
+        *,
+        exact_prior: bool = False,
     ) -> LatentSamples:
         """Samples of the latents given the ``observed [M]`` modalities, see `MultimodalVAE`. With several masks
-        ``observed [S, M]`` all arrays have a leading axis S."""
+        ``observed [S, M]`` all arrays have a leading axis S. ``exact_prior``: see `inference.with_exact_prior`."""
         inputs = self.preprocess(batch)
         keys = None if key is None else example_keys(key, batch["index"])
         objective_inputs = self.evaluation_inputs(params, inputs, keys)
+        if exact_prior:
+            objective_inputs = with_exact_prior(objective_inputs)
 
         def infer_from(observed: Bool[Array, "m"]) -> LatentSamples:
             observed_and_present = observed[:, None] & inputs.present  # [M, B]
@@ -309,7 +318,7 @@ class _Model:
         K is ``samples``, and ``w_k = p(x_targets | z_k) p(z_k) / q(z_k | x_observed)`` with ``z_k`` from q.
         """
         inputs = self.preprocess(batch)
-        latents = self.infer(params, batch, observed, key, samples)
+        latents = self.infer(params, batch, observed, key, samples, exact_prior=True)
         # The log-likelihood of a modality that is no target is 0, as if the modality were missing.
         inputs = inputs._replace(present=inputs.present & jnp.asarray(targets)[:, None])
         apply = self.bind(params)

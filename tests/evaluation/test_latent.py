@@ -209,6 +209,21 @@ def test_likelihoods_are_told_what_is_given_and_what_is_asked():
     assert found["likelihood/conditional"] == pytest.approx(707 - 606, abs=0.01)
 
 
+def test_likelihoods_are_means_over_the_examples_that_have_the_modality():
+    labels = np.arange(13) % CLASSES
+    explorer, data = explore(IMAGES), source(IMAGES, labels)
+    present = {IMAGES[0]: labels == 0}
+    whole = explorer.vae.log_likelihood
+    double_joint = lambda p, b, k, given, told, s: whole(p, b, k, given, told, s) * (2.0 if given.all() else 1.0)
+    explorer.vae = explorer.vae._replace(log_likelihood=double_joint)
+    data.presence = lambda indices=slice(None): {m: mask[indices] for m, mask in present.items()}
+    found = scores.likelihood_metrics(explorer, {}, data, LatentEvaluation(likelihood_samples=2))
+    joint = np.float64(explorer.log_likelihood({}, data, (True,) * 3, (True,) * 3, 2))
+    others = np.float64(explorer.log_likelihood({}, data, (False, True, True), (False, True, True), 2))
+    assert found["likelihood/joint"] == pytest.approx(joint.mean(), rel=1e-6)
+    assert found["likelihood/conditional"] == pytest.approx((joint - others)[labels == 0].mean(), abs=0.01)
+
+
 def test_a_likelihood_that_cannot_be_computed_is_left_out():
     explorer, data = explore(IMAGES), source(IMAGES, np.arange(5) % CLASSES)
     whole = explorer.vae.log_likelihood

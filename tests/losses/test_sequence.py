@@ -59,6 +59,30 @@ def test_ctc_is_the_sum_over_all_alignments():
         np.testing.assert_allclose(found[b], -np.log(total), rtol=1e-4)
 
 
+@pytest.mark.parametrize("frames", [40, 2000])
+def test_ctc_of_confident_frames_is_not_negative(frames):
+    """Against the forward recursion in float64; one token, which every frame gives with all but certainty."""
+    logits = np.zeros((1, frames, 3), np.float32)
+    logits[..., 1] = 17.0
+    log_p = log_softmax(np.float64(logits[0]))
+    # Paths with one token: blanks, the token once or more, blanks.
+    blank, token = log_p[:, 0], log_p[:, 1]
+    before, within, after = blank[0], token[0], -np.inf
+    for t in range(1, frames):
+        after = np.logaddexp(after, within) + blank[t]
+        within = np.logaddexp(within, before) + token[t]
+        before = before + blank[t]
+    exact = max(-np.logaddexp(within, after), 0.0)
+    value, gradient = jax.value_and_grad(lambda x: ctc(x, jnp.ones((1, frames), bool), *one_token).sum())(
+        jnp.asarray(logits)
+    )
+    assert value >= 0 and abs(value - exact) < 2e-3
+    assert np.isfinite(gradient).all() and np.any(gradient)
+
+
+one_token = jnp.ones((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+
+
 def test_a_text_that_no_alignment_spells_has_no_influence():
     logits = jnp.asarray(RNG.normal(size=(3, 4, 5)), jnp.float32)
     targets = jnp.array([[1, 1, 2], [1, 2, 3], [3, 3, 3]], jnp.int32)

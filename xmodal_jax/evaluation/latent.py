@@ -433,26 +433,29 @@ def likelihood_metrics(
 ) -> dict[str, float]:
     """Log-likelihoods in nats, means over examples.
 
-    ``likelihood/joint``: ``log p(x_1, ..., x_M)``. ``likelihood/conditional``: ``log p(x_1 | x_2, ..., x_M)``, the
-    difference of the joint and of ``log p(x_2, ..., x_M)``. For a model of one modality only ``likelihood/test``.
+    ``likelihood/joint``: ``log p`` of all modalities that an example has. ``likelihood/conditional``: ``log p(x_1 | x_2,
+    ..., x_M)``, the difference of the joint and of ``log p(x_2, ..., x_M)``, over the examples that have ``x_1``. For a
+    model of one modality only ``likelihood/test``. A mean over no example is left out.
     """
     count, samples = len(evaluator.modalities), evaluation.likelihood_samples
     all_modalities, all_but_first = (True,) * count, (False,) + (True,) * (count - 1)
     source = take_evenly(source, evaluation.likelihood_examples)
+    present = present_matrix(evaluator, source)  # [N, M]
 
-    def estimate(modalities: tuple[bool, ...]) -> float:
-        """``log p`` of these modalities, with latents inferred from the same ones."""
-        estimates = evaluator.log_likelihood(
-            params, source, observed=modalities, targets=modalities, samples=samples
+    def estimate(modalities: tuple[bool, ...]) -> np.ndarray:
+        """``log p`` of these modalities ``[N]``, with latents inferred from the same ones."""
+        return np.float64(
+            evaluator.log_likelihood(params, source, observed=modalities, targets=modalities, samples=samples)
         )
-        return float(estimates.mean())
 
-    joint = estimate(all_modalities)
-    if count == 1:
-        return {"likelihood/test": joint}
-    metrics, marginal = {"likelihood/joint": joint}, estimate(all_but_first)
-    if np.isfinite(marginal):  # NaN where the posterior's density is not known (some models)
-        metrics["likelihood/conditional"] = joint - marginal
+    joint, metrics = estimate(all_modalities), {}
+    has_any, has_first = present.any(axis=1), present[:, 0]
+    if has_any.any():
+        metrics["likelihood/test" if count == 1 else "likelihood/joint"] = float(joint[has_any].mean())
+    if count > 1 and has_first.any():
+        conditional = float((joint - estimate(all_but_first))[has_first].mean())
+        if np.isfinite(conditional):  # NaN where the posterior's density is not known (some models)
+            metrics["likelihood/conditional"] = conditional
     return metrics
 
 

@@ -92,6 +92,8 @@ def ctc(
         1.0 - mask.astype(jnp.float32),
         blank_id=blank,
     )
+    # A negative log-probability is not negative, but the rounding of its log-sum can make it so. The gradient stays.
+    losses = losses + jax.lax.stop_gradient(jnp.maximum(losses, 0.0) - losses)
     return jnp.where(fits, losses, 0.0)
 
 

@@ -214,7 +214,9 @@ def test_likelihoods_are_means_over_the_examples_that_have_the_modality():
     explorer, data = explore(IMAGES), source(IMAGES, labels)
     present = {IMAGES[0]: labels == 0}
     whole = explorer.vae.log_likelihood
-    double_joint = lambda p, b, k, given, told, s: whole(p, b, k, given, told, s) * (2.0 if given.all() else 1.0)
+    double_joint = lambda p, b, k, given, told, s: (
+        whole(p, b, k, given, told, s) * (2.0 if given.all() else 1.0)
+    )
     explorer.vae = explorer.vae._replace(log_likelihood=double_joint)
     data.presence = lambda indices=slice(None): {m: mask[indices] for m, mask in present.items()}
     found = scores.likelihood_metrics(explorer, {}, data, LatentEvaluation(likelihood_samples=2))

@@ -433,9 +433,9 @@ def likelihood_metrics(
 ) -> dict[str, float]:
     """Log-likelihoods in nats, means over examples.
 
-    ``likelihood/joint``: ``log p`` of all modalities that an example has. ``likelihood/conditional``: ``log p(x_1 | x_2,
-    ..., x_M)``, the difference of the joint and of ``log p(x_2, ..., x_M)``, over the examples that have ``x_1``. For a
-    model of one modality only ``likelihood/test``. A mean over no example is left out.
+    ``likelihood/joint``: ``log p`` of all modalities that an example has. ``likelihood/conditional``: the difference
+    of the joint and of ``log p(x_2, ..., x_M)``, which is ``log p(x_1 | x_2, ..., x_M)``, over the examples that have
+    ``x_1``. For a model of one modality only ``likelihood/test``. A mean over no example is left out.
     """
     count, samples = len(evaluator.modalities), evaluation.likelihood_samples
     all_modalities, all_but_first = (True,) * count, (False,) + (True,) * (count - 1)

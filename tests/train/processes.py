@@ -1,11 +1,15 @@
-"""Starts `tests.train.worker` in processes of its own."""
+"""Starts `tests.train.worker` in processes of its own, which compile as this one does and share its compilation cache."""
 
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
+from unittest import mock
+
+from tests.train import worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -18,11 +22,8 @@ def free_port() -> int:
 
 def start(run_dir, *, processes=1, devices=4, **settings) -> list[subprocess.Popen]:
     """The same run in ``processes`` processes with ``devices`` fake devices in all."""
-    shared = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    flags = (
-        f"--xla_force_host_platform_device_count={devices // processes} --xla_backend_optimization_level=0"
-    )
-    shared |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONWARNINGS": "ignore"}
+    flags = re.sub(r"(?<=device_count=)\d+", str(devices // processes), os.environ["XLA_FLAGS"])
+    shared = {**os.environ, "XLA_FLAGS": flags, "XMODAL_CONFIGURE": "0", "PYTHONWARNINGS": "ignore"}
     address = f"localhost:{free_port()}"
     started = []
     for process in range(processes):
@@ -59,6 +60,12 @@ def train(run_dir, **options) -> None:
     """A whole run; fails if a process does."""
     for status, _, errors in finish(start(run_dir, **options)):
         assert status == 0, errors[-3000:]
+
+
+def train_here(run_dir, **settings) -> None:
+    """A whole run in this process."""
+    with mock.patch.dict(os.environ, {"XMODAL_CONFIGURE": "0"}):
+        worker.main(str(run_dir), settings)
 
 
 def metrics(run_dir) -> list[dict]:

@@ -1,4 +1,4 @@
-"""A training run in a process of its own, to be killed or to be one of several.
+"""A training run, in a process of its own to be killed or to be one of several.
 
     python -m tests.train.worker RUN_DIR '{"parallel": "pmap", "steps": 8}'
 
@@ -35,6 +35,8 @@ def main(path: str, settings: dict, pause: float = 0.0) -> None:
     timer = runtime.Timer()
     fit(make_toy(), loader, config, optimizer, run, timer, evaluate=evaluate, monitor="test/bias")
     run.close()
+    loader.close()
+    timer.clock.close()
 
 
 if __name__ == "__main__":

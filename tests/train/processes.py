@@ -1,4 +1,4 @@
-"""Starts `tests.train.worker` in processes of its own, which compile as this one does and share its compilation cache."""
+"""Starts `tests.train.worker` in processes of its own, which share this one's settings and compilation cache."""
 
 import json
 import os

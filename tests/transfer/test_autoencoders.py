@@ -10,6 +10,7 @@ import pytest
 from tests.models.gan.test_method import CLASS, MLP_ENCODER, MLP_GENERATOR, WORDS_ALONE
 from tests.models.gan.test_method import CONFIG as GAN_CONFIG
 from tests.pretrained import checkpoints as made
+from tests.support import random_params
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.models.gan import FrozenFeatures, GANConfig, Reconstruction, make_gan
@@ -87,7 +88,7 @@ def batch_of(rows=4):
     text, mask = TOKENIZER.encode_batch(CAPTIONS[:rows], LENGTH)
     pictures = {m: rng.integers(0, 256, (rows, *SHAPE)).astype(np.uint8) for m in ("image", "image_other")}
     batch = {**pictures, "text": text, "text_mask": mask, "index": np.arange(rows, dtype=np.int32)}
-    return jax.tree.map(jnp.asarray, batch)
+    return jax.device_put(batch)
 
 
 def begun(config, batch):
@@ -97,7 +98,8 @@ def begun(config, batch):
     sizes = sizes_of(batch, names, config.model, vocab_size=TOKENIZER.vocab_size)
     vae = make_multimodal_vae(config.model, sizes)
     method = encoders.attach(vae.method, sizes)
-    return config, vae, method, encoders, method.load_pretrained(jax.jit(method.init)(KEY, batch), batch)
+    params = method.load_pretrained(random_params(method.init, KEY, batch), batch)
+    return config, vae, method, encoders, params
 
 
 def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read):
@@ -119,13 +121,15 @@ def test_every_modality_of_a_multimodal_vae_reads_by_its_own_copy(folders, read)
                 )
     # A picture's features are those of the encoder's pool: layer norm, a hidden layer, ReLU.
     own = params["experts_image_16_24_3"]["features"]
-    pixels = batch["image_other"].astype(jnp.float32) / 127.5 - 1
-    pooled = np.asarray(read["image"].module.apply({"params": read["image"].params}, pixels, method="embed"))
+    pixels = np.float32(batch["image_other"]) / 127.5 - 1
+    embed = jax.jit(lambda params, x: read["image"].module.apply({"params": params}, x, method="embed"))
+    pooled = np.asarray(embed(read["image"].params, pixels))
     normed = (pooled - pooled.mean(1, keepdims=True)) / np.sqrt(pooled.var(1, keepdims=True) + 1e-6)
     own, moments = jax.tree.map(np.asarray, (own, params["experts_image_16_24_3"]["mean"]))
+    normed = normed * own["norm"]["scale"][1] + own["norm"]["bias"][1]
     hidden = np.maximum(normed @ own["hidden"]["kernel"][1] + own["hidden"]["bias"][1], 0)
     given = np.array([False, True, False])
-    found = vae.infer(params, batch, given, None).shared[0]
+    found = jax.jit(lambda *args: vae.infer(*args, None).shared[0])(params, batch, given)
     np.testing.assert_allclose(
         found, hidden @ moments["kernel"][1] + moments["bias"][1], rtol=1e-4, atol=1e-5
     )
@@ -146,7 +150,7 @@ def test_what_an_autoencoder_trained_goes_back_as_folders(folders, tmp_path):
     batch = batch_of()
     config, vae, _, _, params = begun(Latent(**folders), batch)
     params = jax.tree.map(
-        lambda x: x + 0.1 * np.random.default_rng(0).normal(size=x.shape).astype(x.dtype), params
+        lambda x: np.asarray(x) + 0.1 * np.random.default_rng(0).normal(size=x.shape).astype(x.dtype), params
     )
     sizes = {"image": [*SHAPE, 0], "image_other": [*SHAPE, 0], "text": [LENGTH, TOKENIZER.vocab_size]}
     meta = {"config": to_json(config), "tokenizer": TOKENIZER.files(), "seeds": [0], "sizes": sizes}
@@ -172,7 +176,7 @@ def test_what_an_autoencoder_trained_goes_back_as_folders(folders, tmp_path):
 def test_the_autoencoder_of_a_game_begins_with_it(folders, read, mode, seeds):
     """An adversarial autoencoder, whose generator has an average of its own."""
     batch = batch_of(8 if mode == "pmap" else 4)
-    batch = jax.tree.map(lambda x: jnp.concatenate([x, x])[:8], batch)
+    batch = jax.tree.map(lambda x: np.concatenate([x, x])[:8], batch)
     config, encoders = use_pretrained_encoders(
         Latent(
             model=AAEConfig(**SMALL),
@@ -212,7 +216,7 @@ def test_speech_of_a_pretrained_reader(folders, read):
     batch["audio_mask"] = jnp.ones((4, 40), bool)
     method = make_speech(config.model, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
     method = pretrained.attach(method, TOKENIZER)
-    params = method.load_pretrained(jax.jit(method.init)(KEY, batch), batch)
+    params = method.load_pretrained(random_params(method.init, KEY, batch), batch)
     without = {k: v for k, v in read["text"].params.items() if k != "pooler"}
     jax.tree.map(np.testing.assert_array_equal, params["text"], without)
     loss, grads = jax.jit(jax.value_and_grad(lambda p: method.loss(p, batch, KEY)[0]))(params)
@@ -236,22 +240,30 @@ def test_a_gan_with_a_frozen_text_encoder_and_a_frozen_image_encoder(folders, re
     image_encoder = load_image_encoder(config, SHAPE)
     gan = make_gan(config.model, text=reader.params, image_encoder=image_encoder, **sizes)
     batch = batch_of()
-    params, variables = jax.jit(gan.init)(KEY, batch)
+    params = random_params(lambda *args: gan.init(*args)[0], KEY, batch)
+    variables = jax.jit(lambda *args: gan.init(*args)[1])(KEY, batch)
     assert not {"text", "image_encoder"} & variables.keys()
     jax.tree.map(np.testing.assert_array_equal, gan.frozen["text"]["encoder"], read["text"].params)
     # The sentence is what BERT's own pooler makes of it, its words the tokens.
     net = GANNetworks(config.model, DataSizes(**sizes), frozen_text=True)
-    condition = net.encode_condition(params["generator"], gan.frozen, batch, None)
-    tokens = read["text"].module.apply({"params": read["text"].params}, batch["text"], batch["text_mask"])
-    pooled = read["text"].module.apply({"params": read["text"].params}, tokens, method="pool")
+    encode = jax.jit(lambda *args: net.encode_condition(*args, None))
+    condition = encode(params["generator"], gan.frozen, batch)
+
+    @jax.jit
+    def read_text(params, ids, mask):
+        tokens = read["text"].module.apply({"params": params}, ids, mask)
+        return tokens, read["text"].module.apply({"params": params}, tokens, method="pool")
+
+    tokens, pooled = read_text(read["text"].params, batch["text"], batch["text_mask"])
     np.testing.assert_allclose(condition.vector, pooled, atol=1e-6)
     np.testing.assert_allclose(condition.words.values, tokens.values, atol=1e-6)
     # Six places of eight pixels, without the class token.
-    seen = image_encoder.encode(gan.frozen["image_encoder"], batch["image"].astype(jnp.float32) / 127.5 - 1)
+    real = jnp.asarray(np.float32(batch["image"]) / 127.5 - 1)
+    seen = jax.eval_shape(image_encoder.encode, gan.frozen["image_encoder"], real)
     assert seen.shape == (4, 6, 12) and params["discriminator"]["sight"]["kernel"].shape[0] == 12
 
     # Rebuilt images that are the real ones look the same: no perceptual loss. Others do not.
-    made, _ = gan.generate(params["generator"], variables, batch, KEY, frozen=gan.frozen)
+    made, _ = jax.jit(gan.generate)(params["generator"], variables, batch, KEY, frozen=gan.frozen)
     features = dataclasses.replace(config.model.features, perceptual_weight=0.0)
     without = dataclasses.replace(config.model, features=features)
     plain = make_gan(without, text=reader.params, image_encoder=image_encoder, **sizes)
@@ -263,14 +275,14 @@ def test_a_gan_with_a_frozen_text_encoder_and_a_frozen_image_encoder(folders, re
         (whole, aux), (rest, _) = loss(gan), loss(plain)
         return whole - rest, aux["g_perceptual"]
 
-    real = batch["image"].astype(jnp.float32) / 127.5 - 1
-    (part, value), slope = jax.jit(jax.value_and_grad(share, has_aux=True))(-real)
-    np.testing.assert_allclose(share(real), 0.0, atol=1e-5)
+    shares = jax.jit(jax.value_and_grad(share, has_aux=True))
+    (part, value), slope = shares(-real)
+    np.testing.assert_allclose(shares(real)[0], 0.0, atol=1e-5)
     assert value > 0.01 and np.abs(slope).max() > 1e-4
     np.testing.assert_allclose(part, 2.0 * value, rtol=1e-4)
 
     players = GANOptimizer(generator=Optimizer(name="adam"), discriminator=Optimizer(name="adam"))
-    training = make_game(gan, players, 2)
+    training = make_game(gan, players, 2, params=params)
     state = jax.jit(training.init)(KEY, batch)
     after, metrics = jax.jit(training.make_step(None))(state, batch, gan.frozen)
     assert metrics["finite"].all()

@@ -11,6 +11,7 @@ from tests.models.test_contrastive import CONFIG as TOWERS
 from tests.models.test_contrastive import make_batch as raw_batch
 from tests.models.test_fusion import CLASSES, make_batch
 from tests.models.test_fusion import CONFIG as FUSION
+from tests.support import random_params
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import train_tokenizer
 from xmodal_jax.models.contrastive import make_contrastive
@@ -53,7 +54,7 @@ def resolve(run, model, **options):
 
 def started_params(method, key, batch):
     """Parameters as a run has them after its start."""
-    return method.load_pretrained(jax.jit(method.init)(key, batch), batch)
+    return method.load_pretrained(random_params(method.init, key, batch), batch)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def run(tmp_path_factory):
     """A contrastive run with known parameters."""
     folder = tmp_path_factory.mktemp("run")
     method = make_contrastive(TOWERS, MODALITIES, vocab_size=OLD.vocab_size)
-    params = jax.jit(method.init)(jax.random.key(5), raw_batch(2, modalities=MODALITIES))
+    params = random_params(method.init, jax.random.key(5), raw_batch(2, modalities=MODALITIES), seed=5)
     save(folder, TOWERS, method, params)
     return folder, params
 
@@ -81,7 +82,7 @@ def test_the_encoders_are_those_of_the_run_and_the_rest_is_new(run):
     batch["text"] = np.pad(batch["text"], ((0, 0), (0, 4)))  # longer texts than the run had
     batch["text_mask"] = np.pad(batch["text_mask"], ((0, 0), (0, 4)))
     key = jax.random.key(0)
-    fresh, started = jax.jit(plain.init)(key, batch), started_params(method, key, batch)
+    fresh, started = random_params(plain.init, key, batch), started_params(method, key, batch)
     assert method.loss is plain.loss and method.predict is plain.predict
     jax.tree.map(np.testing.assert_array_equal, started["image"], old["image"]["encoder"])
     for name in ("fusion", "head"):
@@ -110,7 +111,7 @@ def test_the_rate_of_the_encoders_is_their_own(run):
     model, _ = resolve(run[0], FUSION)
     make = lambda modalities: make_fusion(model, modalities, CLASSES, vocab_size=NEW.vocab_size)
     method, batch = make(MODALITIES), make_batch(2, modalities=MODALITIES)
-    params = jax.jit(method.init)(jax.random.key(0), batch)
+    params = random_params(method.init, jax.random.key(0), batch)
     at = lambda rate: resolve(run[0], FUSION, encoder_lr_multiplier=rate)[1]
     for rate in (0.0, 0.1, 1.0):
         factors = resolve_lr_multipliers(at(rate).set_learning_rates(Optimizer(), method), params)
@@ -144,14 +145,14 @@ def test_a_decoder_and_a_ctc_head_come_along_word_by_word(tmp_path):
     length = 7
     method = make_seq2seq(CONFIG, "audio", vocab_size=OLD.vocab_size, length=length)
     batch = texts_and_sounds("audio", 2)
-    old = jax.jit(method.init)(jax.random.key(5), batch)
+    old = random_params(method.init, jax.random.key(5), batch, seed=5)
     save(tmp_path, CONFIG, method, old)
     model, pretrained = resolve(tmp_path, dataclasses.replace(CONFIG, decoder=TextDecoderConfig()))
     assert set(pretrained.run.params) == {"audio", "decoder", "ctc"}
     assert model == CONFIG
     plain = make_seq2seq(model, "audio", vocab_size=NEW.vocab_size, length=length)
     started = started_params(pretrained.attach(plain, NEW), jax.random.key(0), batch)
-    fresh = jax.jit(plain.init)(jax.random.key(0), batch)
+    fresh = random_params(plain.init, jax.random.key(0), batch)
     jax.tree.map(np.testing.assert_array_equal, started["audio"], old["audio"])
     jax.tree.map(
         np.testing.assert_array_equal, started["decoder"]["transformer"], old["decoder"]["transformer"]

@@ -12,7 +12,7 @@ from tests.models.test_contrastive import make_batch
 from tests.models.test_fusion import CLASSES
 from tests.models.test_fusion import make_batch as fusion_batch
 from tests.pretrained import checkpoints as made
-from tests.support import assert_device_invariant
+from tests.support import assert_device_invariant, random_params
 from xmodal_jax.core import trees
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
@@ -70,7 +70,7 @@ def batch_of(rows=4, modalities=MODALITIES):
     if "text" in modalities:
         captions = ["a red square", "two blue circles", "a red circle above two blue circles", "blue"]
         batch["text"], batch["text_mask"] = TOKENIZER.encode_batch((captions * rows)[:rows], 11)
-    return jax.tree.map(jnp.asarray, batch)
+    return jax.device_put(batch)
 
 
 def begin(config, make, batch, modalities=MODALITIES):
@@ -78,7 +78,7 @@ def begin(config, make, batch, modalities=MODALITIES):
     config, pretrained = resolve_pretrained(config)
     method = pretrained.attach(make(config.model), TOKENIZER)
     optimizer = pretrained.set_learning_rates(Optimizer(), method)
-    params = jax.jit(method.init)(jax.random.key(0), batch)
+    params = random_params(method.init, jax.random.key(0), batch)
     return (
         config,
         method,
@@ -89,7 +89,7 @@ def begin(config, make, batch, modalities=MODALITIES):
 
 def started_params(method, batch):
     """Parameters as a run has them after its start."""
-    return method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch)
+    return method.load_pretrained(random_params(method.init, jax.random.key(0), batch), batch)
 
 
 def contrastive(model):
@@ -112,17 +112,17 @@ def test_towers_are_read_and_their_projections_are_new(folders):
     )
     jax.tree.map(np.testing.assert_array_equal, params["image"]["encoder"], vit.params)
     # The tower is: the encoder's own pool, a layer norm, a projection, the unit sphere.
-    pooled = vit.module.apply(
-        {"params": vit.params}, batch["image"].astype(jnp.float32) / 127.5 - 1, method="embed"
-    )
-    pooled = np.asarray(pooled, np.float64)
+    embed = jax.jit(lambda params, x: vit.module.apply({"params": params}, x, method="embed"))
+    pooled = np.asarray(embed(vit.params, np.float32(batch["image"]) / 127.5 - 1), np.float64)
     normed = (pooled - pooled.mean(1, keepdims=True)) / np.sqrt(pooled.var(1, keepdims=True) + 1e-6)
-    expected = normed @ np.asarray(params["image"]["project"]["kernel"], np.float64)
+    tower = jax.tree.map(np.float64, {name: params["image"][name] for name in ("norm", "project")})
+    expected = (normed * tower["norm"]["scale"] + tower["norm"]["bias"]) @ tower["project"]["kernel"]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(method.predict(params, batch)["image"], expected, atol=1e-5)
+    predicted = jax.jit(method.predict)(params, batch)
+    np.testing.assert_allclose(predicted["image"], expected, atol=1e-5)
     # What a run keeps says all: another process makes the same model of it.
     again = make_contrastive(config.model, MODALITIES, vocab_size=TOKENIZER.vocab_size)
-    np.testing.assert_array_equal(again.predict(params, batch)["text"], method.predict(params, batch)["text"])
+    np.testing.assert_array_equal(jax.jit(again.predict)(params, batch)["text"], predicted["text"])
 
 
 def test_clip_as_it_was_trained(folders):
@@ -132,7 +132,7 @@ def test_clip_as_it_was_trained(folders):
     _, method, optimizer, params = begin(Config(model=model, **flags), contrastive, batch)
     assert set(params["text"]) == set(params["image"]) == {"encoder"}
     np.testing.assert_allclose(params["loss"]["log_scale"], made.LOG_SCALE)
-    assert method.predict(params, batch)["text"].shape == (4, 7)
+    assert jax.eval_shape(method.predict, params, batch)["text"].shape == (4, 7)
     assert optimizer == Optimizer()
     with pytest.raises(ValueError, match="head 'own' is the projection of a pretrained image encoder"):
         begin(Config(model=model, **hf(folders, text_encoder="clip")), contrastive, batch)
@@ -144,7 +144,9 @@ def test_the_method_does_not_depend_on_the_devices(folders):
     )
     _, method, _, params = begin(config, contrastive, batch_of())
     begun = method._replace(init=lambda key, batch: params)
-    assert_device_invariant(begun, batch_of(8), initialize=True)  # from what the checkpoints hold
+    # From what the checkpoints hold; tests/models/test_contrastive.py has all layouts.
+    layouts = [("pmap", 8, 1), ("sharded", 4, 2)]
+    assert_device_invariant(begun, batch_of(8), layouts=layouts, initialize=True)
 
 
 @pytest.mark.parametrize("mode, seeds", [("jit", None), ("jit", 2), ("pmap", None), ("sharded", 2)])
@@ -209,14 +211,15 @@ def test_features_of_frozen_towers_are_computed_once(folders, head):
     raw = {"image": np.asarray(batch["image"]), "caption": np.array(captions, object)}
     added = frozen_features(pretrained, config.model, TokenizeTransform(TOKENIZER, 11))(raw)
     assert set(added) == {"image", "caption", "image_features", "text_features"}
-    params = method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch)
-    with_features = {**batch, **{f: jnp.asarray(x) for f, x in added.items() if f.endswith("_features")}}
-    plain, cached = method.predict(params, batch), method.predict(params, with_features)
+    params = started_params(method, batch)
+    with_features = {**batch, **{f: x for f, x in added.items() if f.endswith("_features")}}
+    predict = jax.jit(method.predict)
+    plain, cached = predict(params, batch), predict(params, with_features)
     for modality in MODALITIES:
         np.testing.assert_allclose(cached[modality], plain[modality], atol=1e-6)
     # Nothing but the features counts: the program has no encoder in it.
     other = {**with_features, "image": 255 - batch["image"]}
-    np.testing.assert_array_equal(method.predict(params, other)["image"], cached["image"])
+    np.testing.assert_array_equal(predict(params, other)["image"], cached["image"])
     trained = dataclasses.replace(pretrained, lr_multiplier=0.1)
     with pytest.raises(ValueError, match="--cache-features keeps the features of frozen"):
         frozen_features(trained, config.model, TokenizeTransform(TOKENIZER, 11))
@@ -317,7 +320,7 @@ def test_what_does_not_follow_from_the_checkpoint_is_the_users(folders):
         folders["vit"], "image", EncoderOptions(scan_layers=True), image_size=(16, 24), progress=False
     )
     jax.tree.map(np.testing.assert_array_equal, params["image"]["encoder"], stacked.params)
-    assert method.predict(params, batch_of())["image"].dtype == jnp.float32
+    assert jax.eval_shape(method.predict, params, batch_of())["image"].dtype == jnp.float32
 
 
 def test_what_cannot_be_is_said(folders, tmp_path):

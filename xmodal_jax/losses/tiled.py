@@ -50,6 +50,7 @@ def _scan_tiles(
     # A tile takes every tile_count-th entry: where the compiler has split the block over devices, each holds its share
     # of every tile. The padding at the end is zero, so that it is not `present`.
     def split(x):
+        """``[n, ...]`` to ``[tile_count, tile, ...]``; `join` is its inverse."""
         x = jnp.pad(x, [(0, tile_count * tile - size)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(tile, tile_count, *x.shape[1:]).swapaxes(0, 1)
 
@@ -61,6 +62,7 @@ def _scan_tiles(
         return x if axis_name is None else jax.lax.ppermute(x, axis_name, ring)
 
     def visit_block(carry, _):
+        """Visits the tiles of the block that is on this device, and passes it to the next device."""
         resident, tiles = carry
         resident, tiles = jax.lax.scan(visit, resident, tiles)
         return (resident, jax.tree.map(pass_to_next_device, tiles)), None

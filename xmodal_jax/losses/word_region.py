@@ -67,8 +67,10 @@ def word_region_scores(
     # Zero masked words first, so that an infinite one reaches neither value nor gradient.
     words = jnp.where(word_mask[:, :, None], words, 0)
     captions = (all_gather(words, axis_name), all_gather(word_mask, axis_name), gamma1, gamma2)
-    scores = partial(_scores, attention=attention)
-    return (scores if chunks == 1 else chunked(scores, chunks))(captions, regions)
+    score_images = partial(_scores, attention=attention)
+    if chunks != 1:
+        score_images = chunked(score_images, chunks)
+    return score_images(captions, regions)
 
 
 def word_region_loss(
@@ -117,7 +119,7 @@ def word_region_loss(
         normalize=False,
         axis_name=axis_name,
     )
-    # [images of this device, captions of all devices]
+    # gamma3 S: [images of this device, captions of all devices]
     by_image = gamma3 * word_region_scores(
         captions.embeddings.reshape(words.shape),
         word_mask & present[:, None],
@@ -152,6 +154,7 @@ def _scores(captions, regions, *, attention: Attention):
         affinity = einsum("nld,ird->inlr", unit_words, regions)
     else:
         affinity = einsum("nld,ird->inlr", words, regions)
+        # A softmax over the words of the caption (AttnGAN, eq. 8).
         affinity = jax.nn.softmax(jnp.where(mask[None, :, :, None], affinity, MASKED_LOGIT), axis=2)
     # alpha: attention over the regions; c: the attended mean of the regions, of unit length here.
     weights = jax.nn.softmax(gamma1 * affinity, axis=3).astype(regions.dtype)

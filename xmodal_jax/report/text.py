@@ -163,7 +163,8 @@ ATTENTION_FIGURES: dict[str, Callable[..., Figure]] = {
 def add_scores(
     report: Report, metrics: Mapping[str, Any], headline: Sequence[str], *, prefix: str = "test/"
 ) -> None:
-    """Cards of the ``headline`` metrics, a table of all, and bars of the accuracies that begin with ``prefix``."""
+    """Cards of the ``headline`` metrics, a table of all metrics, and bars of the accuracy of each factor of a scene
+    (metrics ``<prefix><factor>_accuracy``)."""
     report.add_metrics(metrics, headline=headline, title="All scores")
     factors = {
         name.removeprefix(prefix).removesuffix("_accuracy"): value

@@ -1,8 +1,8 @@
 """Checkpoints with Orbax: the state, the position in the data and what else a run needs to resume exactly.
 
-The entry ``meta`` of every checkpoint is JSON. Beside the metadata of the run it holds the name, shape, type and digest
-of each array of the state. So a checkpoint of another model can be told from a damaged one, and an array whose bits
-have changed on the disk is not used.
+The entry ``meta`` of every checkpoint is JSON: the run's metadata, and the name, shape, type and digest of each array
+in the state. They distinguish a checkpoint of another model from a damaged one, and reveal an array whose bits have
+changed on the disk.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Checkpoints:
                 self._set_aside(self._best, step, error)
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
-        """Orbax's manager of the checkpoints in the folder ``name``, of which it keeps the ``keep`` newest."""
+        """Orbax's manager of the checkpoints in the folder ``name``; it keeps the ``keep`` newest."""
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,

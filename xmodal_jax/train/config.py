@@ -175,11 +175,11 @@ class StartConfig(PretrainedConfig):
     """Directory of an earlier run: training starts from its encoders (and its decoder, if both runs have one). None: no
     earlier run."""
     encoder_lr_multiplier: float = 1.0
-    """Learning rate of the encoders that are pretrained or come from --init-from, as a multiple of that of the other
-    parameters; 0 freezes them."""
+    """Learning rate of the encoders that are pretrained or come from --init-from, relative to the other parameters
+    (0.1: a tenth); 0 freezes the encoders."""
     layer_decay: Advanced[float] = 1.0
-    """Learning rate of each layer of the pretrained encoders, as a multiple of that of the layer above; 1: all layers
-    learn equally fast."""
+    """Layer-wise decay of the pretrained encoders' learning rate: each layer has this times the learning rate of the
+    layer above it; 1: all layers learn equally fast."""
     lora: LoRA = LoRA()
     """Low-rank adapters in the pretrained encoders, whose other parameters are then frozen (``--lora.rank 8``)."""
 

@@ -32,7 +32,8 @@ class Axes(NamedTuple):
 
 
 def matrix_axes(name: str, rank: int) -> Axes | None:
-    """Which axes of a parameter are inputs and outputs of matrices, by its path and its number of axes.
+    """The axes along which a parameter's matrices have their inputs and outputs. ``name``: the parameter's path;
+    ``rank``: its number of axes.
 
     A convolution is one matrix, whose inputs are those of the whole window. Query, key and value are three, and the
     layers of a scanned transformer one each. None for parameters that Muon does not suit: vectors, and embeddings, of

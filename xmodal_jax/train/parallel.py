@@ -60,8 +60,8 @@ class Engine(NamedTuple):
     """``needed_memory(state, device_data, scan_inputs)``: the bytes that each device needs for ``run``, by the compiled
     program."""
     put: Callable[[Any], Any]
-    """Copies inputs ``[K, B, ...]`` (with seeds ``[K, N, B, ...]``), of which B is this process's part of the batch,
-    from the host to the devices."""
+    """Copies the inputs of K steps ``[K, B, ...]`` (with seeds ``[K, N, B, ...]``) from the host to the devices; B is
+    the size of this process's part of the batch."""
     put_resident: Callable[[Any], Any]
     """Copies a whole data set, the same in every process, from the host to every device."""
     put_frozen: Callable[[Any], Any]
@@ -110,8 +110,8 @@ def over_seeds(step: Callable, strategy: SeedsForm = "auto") -> Callable:
 
 
 def _steps(step: Callable) -> Callable:
-    """Makes ``run(state, device_data, scan_inputs) -> (state, metrics)`` of K steps from that of one step. The first
-    axis of ``scan_inputs`` and of ``metrics`` is that of the K steps."""
+    """``run(state, device_data, scan_inputs) -> (state, metrics)``, which makes K steps by ``step``. The arrays of
+    ``scan_inputs`` and ``metrics`` are ``[K, ...]``."""
 
     def run(state, device_data, scan_inputs):
         """K steps in one program."""

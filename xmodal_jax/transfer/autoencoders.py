@@ -45,7 +45,7 @@ class LatentConfig(PretrainedConfig):
     video_encoder: Advanced[str | None] = None
     """Must stay None: the autoencoders encode no videos."""
     encoder_lr_multiplier: float = 1.0
-    """Learning rate of the pretrained encoders, as a multiple of that of the other parameters; 0 freezes them."""
+    """Learning rate of the pretrained encoders, relative to the other parameters (0.1: a tenth); 0 freezes them."""
 
     def __post_init__(self):
         super().__post_init__()

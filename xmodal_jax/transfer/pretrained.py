@@ -401,8 +401,8 @@ def _read_decoder(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initia
 
 
 def _temperature(checkpoint: Checkpoint, loss: Params) -> Params:
-    """The inverse temperature and the bias of the logits that a CLIP or SigLIP checkpoint was trained with, of these
-    the ones that are parameters of ``loss``."""
+    """The inverse temperature and the bias of the logits in a CLIP or SigLIP checkpoint, by the names of the parameters
+    of ``loss``; one that ``loss`` does not have is left out."""
     names_here = {"logit_scale": "log_scale", "logit_bias": "bias"}  # by their names in the checkpoint
     values = {
         names_here[name]: jnp.float32(value) for name, value in read_loss_parameters(checkpoint).items()

@@ -1,4 +1,4 @@
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -8,6 +8,7 @@ import pytest
 from jax.export import export
 from jax.sharding import Mesh, PartitionSpec
 
+from tests.support import random_params
 from xmodal_jax.nets import conv, conv_cpu, conv_lax
 from xmodal_jax.nets.conv import Conv, ConvTranspose
 
@@ -29,22 +30,25 @@ TRANSPOSED = [
 ]
 
 
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
 def layers(transposed, size, kernel, strides, padding, **options):
     ours, theirs = (ConvTranspose, nn.ConvTranspose) if transposed else (Conv, nn.Conv)
     make = lambda cls: cls(5, kernel, strides, padding, **options)
-    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    x = normal(0, 2, *size, 3)
     ours, theirs = make(ours), make(theirs)
-    params = theirs.init(jax.random.key(1), x)
-    assert jax.tree.structure(params) == jax.tree.structure(ours.init(jax.random.key(1), x))
-    jax.tree.map(np.testing.assert_array_equal, params, ours.init(jax.random.key(1), x))
-    params = jax.tree.map(lambda p: p + 0.1, params)
+    params = random_params(theirs.init, jax.random.key(1), x)
+    assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(ours.init, jax.random.key(1), x))
     return ours, theirs, params, x
 
 
 def close(a, b, tolerance=2e-5):
     def check(a, b):
         assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(jnp.abs(b).max())))
+        largest = float(np.abs(np.asarray(b)).max())
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, largest))
 
     jax.tree.map(check, a, b)
 
@@ -56,6 +60,8 @@ def loss(layer):
 @pytest.mark.parametrize("transposed, case", [(False, c) for c in CASES] + [(True, c) for c in TRANSPOSED])
 def test_equals_flax_in_value_gradient_and_gradient_of_gradient(transposed, case):
     ours, theirs, params, x = layers(transposed, *case)
+    initial = jax.jit(lambda key: (theirs.init(key, x), ours.init(key, x)))(jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, *initial)
 
     def everything(layer):
         first = jax.grad(loss(layer), argnums=(0, 1))
@@ -72,12 +78,13 @@ def test_equals_flax_in_value_gradient_and_gradient_of_gradient(transposed, case
 def test_the_gradients_of_other_platforms_are_the_same(case):
     size, kernel, strides, padding = case
     geometry = conv.conv_geometry(size, kernel, strides, padding)
-    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
-    k = jax.random.normal(jax.random.key(1), (*kernel, 3, 5))
-    dy = jax.random.normal(jax.random.key(2), (2, *geometry.output_size, 5))
-    for form, args in ((conv_lax.input_gradient, (dy, k)), (conv_lax.kernel_gradient, (x, dy))):
-        ours, theirs = (jax.jit(partial(form, geometry=geometry, permute=p))(*args) for p in (False, True))
-        close(ours, theirs)
+    x, k, dy = normal(0, 2, *size, 3), normal(1, *kernel, 3, 5), normal(2, 2, *geometry.output_size, 5)
+
+    def both(x, k, dy, permute):
+        options = dict(geometry=geometry, permute=permute)
+        return conv_lax.input_gradient(dy, k, **options), conv_lax.kernel_gradient(x, dy, **options)
+
+    close(*jax.jit(lambda *args: [both(*args, permute) for permute in (False, True)])(x, k, dy))
 
 
 def test_programs_for_other_platforms_have_their_gradients():
@@ -107,7 +114,8 @@ def test_inside_scan(transposed):
 @pytest.mark.parametrize("batched", [(0, 0), (0, None), (None, 0)])
 def test_under_vmap(transposed, batched):
     ours, _, params, x = layers(transposed, (5, 7), (3, 3), (2, 2), "SAME")
-    several = lambda arg: jax.tree.map(lambda a: jnp.stack([a, 2 * a, a - 1]), arg)
+    several = lambda arg: jax.tree.map(lambda a: np.stack([a, 2 * a, a - 1]), arg)
+    params, x = jax.tree.map(np.asarray, (params, x))
     args = [several(arg) if axis == 0 else arg for arg, axis in zip((params, x), batched, strict=True)]
     member = lambda i: [
         jax.tree.map(lambda a: a[i], a) if s == 0 else a for a, s in zip(args, batched, strict=True)
@@ -117,18 +125,18 @@ def test_under_vmap(transposed, batched):
         return jnp.sum(jnp.square(jax.grad(loss(ours), argnums=1)(params, x)))
 
     gradient = jax.grad(penalty, argnums=(0, 1))
-    together = jax.jit(jax.vmap(gradient, in_axes=batched))(*args)
-    single = jax.jit(gradient)
+    # with the derivative of the mapped function
+    total = jax.grad(lambda *a: jax.vmap(loss(ours), in_axes=batched)(*a).sum(), argnums=(0, 1))
+    mapped = jax.jit(lambda *a: (jax.vmap(gradient, in_axes=batched)(*a), total(*a)))
+    together, total = jax.tree.map(np.asarray, mapped(*args))
+    single = jax.jit(lambda *a: (gradient(*a), jax.grad(loss(ours), argnums=(0, 1))(*a)))
+    alone = []
     for i in range(3):
-        close(jax.tree.map(lambda a, i=i: a[i], together), single(*member(i)))
-    # and the derivative of the mapped function
-    total = jax.jit(jax.grad(lambda *a: jax.vmap(loss(ours), in_axes=batched)(*a).sum(), argnums=(0, 1)))(
-        *args
-    )
-    first = jax.jit(jax.grad(loss(ours), argnums=(0, 1)))
-    alone = [first(*member(i)) for i in range(3)]
+        second, first = jax.tree.map(np.asarray, single(*member(i)))
+        close(jax.tree.map(lambda a, i=i: a[i], together), second)
+        alone.append(first)
     for j, axis in enumerate(batched):
-        combine = (lambda *g: jnp.stack(g)) if axis == 0 else (lambda *g: sum(g))
+        combine = (lambda *g: np.stack(g)) if axis == 0 else (lambda *g: sum(g))
         close(total[j], jax.tree.map(combine, *(g[j] for g in alone)))
 
 
@@ -155,27 +163,31 @@ def test_under_pmap_and_shard_map():
 
 
 def test_groups_bias_and_dtype():
-    x = jax.random.normal(jax.random.key(0), (2, 7, 5, 6))
+    x = normal(0, 2, 7, 5, 6)
     for options in (dict(feature_group_count=3), dict(use_bias=False), dict(dtype=jnp.bfloat16)):
         ours, theirs = (cls(9, (3, 3), 2, padding=1, **options) for cls in (Conv, nn.Conv))
-        params = theirs.init(jax.random.key(1), x)
-        close(jax.jit(ours.apply)(params, x), jax.jit(theirs.apply)(params, x))
+        params = random_params(theirs.init, jax.random.key(1), x)
+
+        def everything(layer, gradient="dtype" not in options):
+            first = [jax.grad(loss(layer))] if gradient else []
+            return jax.jit(lambda p, x: [f(p, x) for f in (layer.apply, *first)])
+
+        ours, theirs = everything(ours)(params, x), everything(theirs)(params, x)
+        close(ours, theirs)
         if "dtype" in options:
-            assert ours.apply(params, x).dtype == jnp.bfloat16
-        else:
-            close(jax.jit(jax.grad(loss(ours)))(params, x), jax.jit(jax.grad(loss(theirs)))(params, x))
+            assert ours[0].dtype == jnp.bfloat16
 
 
 def test_errors_say_what_is_wrong():
-    x = jnp.ones((2, 5, 3))
+    init = lambda layer: jax.eval_shape(layer.init, jax.random.key(0), np.ones((2, 5, 3), np.float32))
     with pytest.raises(ValueError, match="4 axes"):
-        Conv(2, (3, 3)).init(jax.random.key(0), x)
+        init(Conv(2, (3, 3)))
     with pytest.raises(ValueError, match="padding"):
-        Conv(2, (3,), padding="CIRCULAR").init(jax.random.key(0), x)
+        init(Conv(2, (3,), padding="CIRCULAR"))
     with pytest.raises(ValueError, match="padding"):
-        ConvTranspose(2, (3,), padding="REFLECT").init(jax.random.key(0), x)
+        init(ConvTranspose(2, (3,), padding="REFLECT"))
     with pytest.raises(ValueError, match="one per spatial axis"):
-        Conv(2, (3,), strides=(1, 2)).init(jax.random.key(0), x)
+        init(Conv(2, (3,), strides=(1, 2)))
 
 
 STACKED = [  # spatial size, kernel, strides, padding
@@ -183,6 +195,22 @@ STACKED = [  # spatial size, kernel, strides, padding
     ((13, 7), (3, 5), (2, 3), ((2, 1), (0, 3))),
     ((7, 5), (3, 3), (1, 1), "VALID"),
 ]
+
+
+OPERANDS = {"correlate": ("x", "kernel"), "input_gradient": ("dy", "kernel"), "kernel_gradient": ("x", "dy")}
+
+
+def three_orders(form):
+    """Value, gradients, and gradients of gradients of a function of two arrays."""
+    first = jax.grad(lambda a, b: jnp.sum(jnp.tanh(form(a, b))), argnums=(0, 1))
+    second = jax.grad(lambda *ab: sum(jnp.sum(jnp.square(g)) for g in first(*ab)), argnums=(0, 1))
+    return jax.jit(lambda *ab: (form(*ab), first(*ab), second(*ab)))
+
+
+@cache
+def plain_of_one_member(name, case):
+    options = {} if name == "correlate" else {"permute": False}
+    return three_orders(partial(getattr(conv_lax, name), geometry=conv.conv_geometry(*case), **options))
 
 
 @pytest.mark.parametrize("name", ("correlate", "input_gradient", "kernel_gradient"))
@@ -196,20 +224,11 @@ def test_stacked_members_are_the_plain_convolution_of_each(name, case, members):
         "kernel": (members, *geometry.kernel_size, 3, 5),
         "dy": (members, 3, *geometry.output_size, 5),
     }  # fmt: skip
-    names = {"correlate": ("x", "kernel"), "input_gradient": ("dy", "kernel"), "kernel_gradient": ("x", "dy")}
-    options = {} if name == "correlate" else {"permute": False}
-    plain = partial(getattr(conv_lax, name), geometry=geometry, **options)
-    ours = jax.vmap(lambda a, b: getattr(conv, name)(a, b, geometry))
-    each = lambda a, b: jnp.stack([plain(*ab) for ab in zip(a, b, strict=True)])
-
-    def everything(form):
-        first = jax.grad(lambda a, b: jnp.sum(jnp.tanh(form(a, b))), argnums=(0, 1))
-        second = jax.grad(lambda *ab: sum(jnp.sum(jnp.square(g)) for g in first(*ab)), argnums=(0, 1))
-        return jax.jit(lambda *ab: (form(*ab), first(*ab), second(*ab)))
-
+    ours = three_orders(jax.vmap(lambda a, b: getattr(conv, name)(a, b, geometry)))
     with jax.enable_x64(True):
-        operands = [jnp.asarray(rng.normal(size=shapes[n])) for n in names[name]]
-        close(everything(ours)(*operands), everything(each)(*operands), 1e-12)
+        operands = [rng.normal(size=shapes[n]) for n in OPERANDS[name]]
+        each = [plain_of_one_member(name, case)(*ab) for ab in zip(*operands, strict=True)]
+        close(ours(*operands), jax.tree.map(lambda *leaves: np.stack(leaves), *each), 1e-12)
 
 
 @pytest.mark.parametrize("members", [2, conv_cpu.UNROLLED_MEMBERS + 1])

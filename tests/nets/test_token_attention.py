@@ -1,11 +1,14 @@
 """How much each token is attended to, against plain loops over the recorded maps; and the function around it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.nets.test_fusion import DEPTH, LENGTHS, build, inputs
+from tests.nets.test_fusion import DEPTH, LENGTHS, build, inputs, recorded
+from tests.support import random_params
 from xmodal_jax.nets.attention_maps import attention_maps, token_attention
 from xmodal_jax.nets.cross_modal import cross_modal_transform, init_cross_modal
 from xmodal_jax.nets.fusion import FUSIONS
@@ -48,12 +51,10 @@ def expected_axes(kind, path):
 
 @pytest.mark.parametrize("kind", FUSIONS)
 def test_is_the_mean_over_what_looks_from_outside(kind):
-    module, params, _ = build(kind)
+    module, _ = build(kind)
     tokens, present = inputs()
-    record = jax.jit(lambda p, t, there: module.apply(p, t, there, mutable=["intermediates"]))
-    _, state = record(params, tokens, present)
-    recorded = state.get("intermediates", {})
-    found = token_attention(module, recorded, tokens, present)
+    _, intermediates = recorded(kind)
+    found = jax.jit(lambda *args: token_attention(module, *args))(intermediates, tokens, present)
     assert set(found) == LOOKED_AT[kind]
     masks = {
         m: (np.ones(t.values.shape[:2], bool) if t.mask is None else np.asarray(t.mask))
@@ -61,7 +62,7 @@ def test_is_the_mean_over_what_looks_from_outside(kind):
         for m, t in tokens.items()
     }
     sums = {True: {}, False: {}}
-    for path, weights in attention_maps(recorded).items():
+    for path, weights in attention_maps(intermediates).items():
         weights = np.asarray(weights, np.float64)
         learned = LEARNED.get(kind, 1)
         queries, keys = expected_axes(kind, path)
@@ -89,11 +90,16 @@ def test_the_transform_is_the_fusion_of_both_inputs(kind):
     a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 7, 5), (3, 11)))
     mask = jnp.asarray(np.arange(7)[None, :] < np.array([[7], [2], [4]]))
     options = dict(kind=kind, width=8, depth=1, heads=2)
-    params = jax.jit(lambda key: init_cross_modal(key, a, b, **options))(jax.random.key(0))
-    # Gates start closed: open them, so that the second input counts.
-    params = jax.tree.map(lambda x: x + 0.1, params)
-    transform = jax.jit(lambda a, b: cross_modal_transform(params, a, b, mask_a=mask, **options))
-    out = transform(a, b)
+    # Gates start closed: random parameters open them, so that the second input counts.
+    params = random_params(lambda key: init_cross_modal(key, a, b, **options), jax.random.key(0))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def gradient(a, b):
+        out = cross_modal_transform(params, a, b, mask_a=mask, **options)
+        return out.pooled.sum(), out
+
+    (_, out), _ = gradient(a, b)
     assert out.pooled.shape == (3, 8) and out.tokens.mask.shape == out.tokens.values.shape[:2]
     if kind == "concat":
         assert not out.attention and not out.maps
@@ -101,14 +107,16 @@ def test_the_transform_is_the_fusion_of_both_inputs(kind):
         assert out.attention["b"].shape == (3, 1) and out.attention["a"].shape == (3, 7)
         np.testing.assert_allclose(out.attention["a"].sum(axis=1), 1.0, atol=1e-5)
 
-    gradient = jax.jit(jax.grad(lambda a, b: transform(a, b).pooled.sum(), (0, 1)))
-    behind, beside = gradient(a.at[1, 2:].set(jnp.inf), b)
+    poisoned = np.array(a)
+    poisoned[1, 2:] = np.inf
+    _, (behind, beside) = gradient(jnp.asarray(poisoned), b)
     assert not np.asarray(behind)[~np.asarray(mask)].any() and np.isfinite(beside).all() and np.any(beside)
 
 
 def test_the_transform_says_what_does_not_fit():
     a, b = jnp.ones((2, 3, 4)), jnp.ones((2, 5, 6))
-    params = init_cross_modal(jax.random.key(0), a, b, kind="concat", width=4)
+    init = lambda key: init_cross_modal(key, a, b, kind="concat", width=4)
+    params = random_params(init, jax.random.key(0))
     call = lambda a, b, **k: cross_modal_transform(params, a, b, kind="concat", width=4, **k)
     with pytest.raises(ValueError, match=r"mask_b has shape \(2, 3\); b has tokens \(2, 5\)"):
         call(a, b, mask_b=jnp.ones((2, 3), bool))

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-COUNTS = (2, 4, 8)
 MODES = ("pmap", "shard_map")
+LAYOUTS = [(8, "pmap"), (2, "shard_map")]
+"""Numbers of devices and modes: each mode once, with many devices and with the fewest, where a ring has one neighbour."""
 
 
 def values_and_gradients(losses, split, shared, devices=1, mode="pmap"):

@@ -22,6 +22,11 @@ PRESENT = np.array([True, True, False, True, True])
 KEYS = example_keys(jax.random.key(4), jnp.arange(B))
 
 
+def compiled(objective, make=None, **options):
+    """The terms of an objective of what ``make()`` gives, `problem` by default, as one program."""
+    return jax.jit(lambda: objective((make or problem)(), **options))()
+
+
 def as_float(*arrays):
     return [jnp.asarray(a, jnp.float32) for a in arrays]
 
@@ -77,7 +82,7 @@ def rec(z):
 
 
 def test_reconstruction():
-    terms = autoencoder.reconstruction(problem())
+    terms = compiled(autoencoder.reconstruction)
     z = drawn(1)[1][0]
     np.testing.assert_allclose(terms.loss, rec(z), rtol=1e-5)
     np.testing.assert_allclose(terms.latent, z, rtol=1e-5, atol=1e-6)
@@ -91,7 +96,7 @@ def test_of_a_point_the_code_is_the_point():
         terms = autoencoder.reconstruction(problem(mean, point=True))
         return terms.loss.sum(), terms.latent
 
-    (value, code), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(MEAN, jnp.float32))
+    (value, code), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(MEAN, jnp.float32))
     np.testing.assert_array_equal(code, np.float32(MEAN))
     np.testing.assert_allclose(value, rec(MEAN).sum(), rtol=1e-5)
     by_hand = -((DATA - MEAN @ W.T - OFFSET) / SCALE**2) @ W
@@ -102,7 +107,8 @@ def test_of_a_point_the_code_is_the_point():
 @pytest.mark.parametrize("learned", [False, True], ids=["N(0, 1)", "learned prior"])
 def test_the_elbo_is_its_equation(samples, learned):
     beta = np.linspace(0.5, 2.5, B)
-    terms = autoencoder.elbo(problem(learned=learned), beta=jnp.asarray(beta, jnp.float32), samples=samples)
+    options = dict(beta=jnp.asarray(beta, jnp.float32), samples=samples)
+    terms = compiled(autoencoder.elbo, lambda: problem(learned=learned), **options)
     expected = np.mean([rec(z) for z in drawn(samples)[1]], axis=0)
     prior = (PRIOR_MEAN, np.exp(PRIOR_LOG_SCALE)) if learned else (0.0, 1.0)
     divergence = oracle.normal_kl(MEAN, np.exp(LOG_SCALE), *prior).sum(axis=1)
@@ -123,7 +129,8 @@ def test_free_bits_count_over_those_present():
         return terms.loss.sum(), terms.metrics["kl"]
 
     scale = jnp.asarray(LOG_SCALE, jnp.float32)
-    (_, found), grad = jax.value_and_grad(loss, has_aux=True)(scale, least)
+    (_, found), grad = jax.jit(jax.value_and_grad(lambda x: loss(x, least), has_aux=True))(scale)
+    grad = np.asarray(grad)
     np.testing.assert_allclose(found, oracle.free_kl(each, least, PRESENT), rtol=1e-5)
     assert not np.any(grad[:, below]) and np.all(grad[:, ~below] != 0)
 
@@ -132,7 +139,7 @@ def test_free_bits_count_over_those_present():
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 def test_the_importance_weighted_bound_is_its_equation(estimator, beta):
     how = dict(samples=4, estimator=estimator, beta=beta)
-    terms = autoencoder.importance_weighted(problem(), **how)
+    terms = compiled(autoencoder.importance_weighted, **how)
     _, z = drawn(4)
     ratio = (
         oracle.normal_log_prob(z, 0.0, 1.0) - oracle.normal_log_prob(z, MEAN[None], np.exp(LOG_SCALE)[None])
@@ -147,7 +154,7 @@ def test_the_importance_weighted_bound_is_its_equation(estimator, beta):
 
 
 def test_with_one_sample_it_is_the_elbo_with_that_samples_divergence():
-    bound, terms = autoencoder.importance_weighted(problem(), samples=1), autoencoder.elbo(problem())
+    bound, terms = compiled(autoencoder.importance_weighted, samples=1), compiled(autoencoder.elbo)
     np.testing.assert_allclose(bound.metrics["reconstruction"], terms.metrics["reconstruction"], rtol=1e-6)
     noise, z = drawn(1)
     sampled = (0.5 * z**2 - 0.5 * noise**2 - LOG_SCALE[None]).sum(axis=-1)[0]
@@ -170,7 +177,10 @@ def test_the_bound_rises_with_the_samples_to_the_evidence():
         n(mean + 0.2), n(np.full(D, 0.5 * np.log(2 * np.diag(cov).max()))), present=np.ones(count, bool)
     )
     p = p._replace(keys=keys, log_likelihood=linear(n(x)))
-    bounds = [-np.float64(autoencoder.importance_weighted(p, samples=k).loss) for k in (1, 4, 16, 256)]
+    bounds = [
+        -np.float64(compiled(autoencoder.importance_weighted, lambda: p, samples=k).loss)
+        for k in (1, 4, 16, 256)
+    ]
     means = np.array([b.mean() for b in bounds])
     errors = np.array([b.std() for b in bounds]) / np.sqrt(count)
     assert np.all(np.diff(means) > 3 * np.hypot(errors[1:], errors[:-1])), (means, errors)
@@ -225,7 +235,7 @@ def test_dreg_has_no_gradient_at_the_true_posterior():
             p = inputs_of(q, Normal(*[jnp.zeros_like(q.mean)] * 2), linear(x, w), jnp.ones(1, bool), KEYS[:1])
             return autoencoder.importance_weighted(p, samples=3, estimator=estimator).loss[0]
 
-        return jax.value_and_grad(loss, (0, 1))(*as_float(mean, 0.5 * np.log(np.diag(cov))))
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(*as_float(mean, 0.5 * np.log(np.diag(cov))))
 
     value, dreg = grads("dreg")
     np.testing.assert_allclose(value, -oracle.linear_evidence(x[0], w, OFFSET, SCALE), rtol=1e-5)
@@ -236,7 +246,7 @@ def test_dreg_has_no_gradient_at_the_true_posterior():
 @pytest.mark.parametrize("name", sorted(autoencoder.KERNELS))
 def test_the_matched_loss_is_its_equation(name):
     beta = jnp.full((B,), 2.5)
-    terms = autoencoder.mmd_to_prior(problem(), beta=beta, kernel=name)
+    terms = compiled(autoencoder.mmd_to_prior, beta=beta, kernel=name)
     z = drawn(1)[1][0]
     wanted = np.float64(standard_noise(KEYS, "prior", (D,)))
     expected = oracle.mmd(z[PRESENT], wanted[PRESENT], getattr(oracle, name))
@@ -252,19 +262,26 @@ def test_kernels_tell_codes_from_the_prior(name):
     """At any number of dimensions: where the widths do not fit, all are alike."""
     for dim in (2, 61):
         keys = example_keys(jax.random.key(dim), jnp.arange(200))
-        wanted, same, other = (standard_noise(keys, what, (dim,)) for what in ("a", "b", "c"))
-        apart = functools.partial(autoencoder.mmd, kernel=autoencoder.make_kernel(name, dim))
-        assert apart(0.7 * other, wanted) > 5 * abs(apart(same, wanted))
+
+        @jax.jit
+        def both(keys, dim=dim):
+            wanted, same, other = (standard_noise(keys, what, (dim,)) for what in ("a", "b", "c"))
+            apart = functools.partial(autoencoder.mmd, kernel=autoencoder.make_kernel(name, dim))
+            return apart(0.7 * other, wanted), apart(same, wanted)
+
+        far, near = both(keys)
+        assert far > 5 * abs(near)
 
 
 def test_an_absent_example_has_no_influence_on_the_match():
     def share(mean):
         return autoencoder.mmd_to_prior(problem(mean)).batch_terms["mmd"][0]
 
-    grad = jax.grad(share)(jnp.asarray(MEAN, jnp.float32))
+    value_and_grad = jax.jit(jax.value_and_grad(share))
+    value, grad = map(np.asarray, value_and_grad(np.float32(MEAN)))
     assert not np.any(grad[~PRESENT]) and np.all(np.any(grad[PRESENT], axis=1))
-    far = np.where(PRESENT[:, None], MEAN, 1e6)
-    np.testing.assert_array_equal(share(far), share(MEAN))
+    far = np.where(PRESENT[:, None], np.float32(MEAN), np.float32(1e6))
+    np.testing.assert_array_equal(value_and_grad(far)[0], value)
 
 
 def test_errors_say_what_there_is():

@@ -30,7 +30,7 @@ def test_token_cross_entropy(smoothing):
         goal = (1 - smoothing) * np.eye(7)[targets[b]] + smoothing / 7
         expected = -(goal * log_p[b]).sum(axis=-1)[:n].mean() if n else 0.0
         np.testing.assert_allclose(found[b], expected, rtol=1e-5)
-    gradient = jax.grad(lambda x: loss(x).sum())(jnp.asarray(logits))
+    gradient = jax.jit(jax.grad(lambda x: loss(x).sum()))(jnp.asarray(logits))
     assert ((np.abs(np.asarray(gradient)).max(axis=-1) > 0) == mask).all()
     far = loss(
         jnp.asarray(logits + 1e4 * np.arange(3)[:, None, None])
@@ -85,16 +85,18 @@ one_token = jnp.ones((1, 1), jnp.int32), jnp.ones((1, 1), bool)
 
 def test_a_text_that_no_alignment_spells_has_no_influence():
     logits = jnp.asarray(RNG.normal(size=(3, 4, 5)), jnp.float32)
-    targets = jnp.array([[1, 1, 2], [1, 2, 3], [3, 3, 3]], jnp.int32)
-    mask, logit_mask = jnp.ones((3, 3), bool), jnp.arange(4)[None] < jnp.array([4, 2, 4])[:, None]
-    assert ctc_fits(logit_mask, targets, mask).tolist() == [
+    targets = jnp.asarray(np.array([[1, 1, 2], [1, 2, 3], [3, 3, 3]], np.int32))
+    mask = jnp.asarray(np.ones((3, 3), bool))
+    logit_mask = jnp.asarray(np.arange(4)[None] < np.array([4, 2, 4])[:, None])
+    assert jax.jit(ctc_fits)(logit_mask, targets, mask).tolist() == [
         True,
         False,
         False,
     ]  # three equal ones need five frames
-    value, gradient = jax.value_and_grad(lambda x: ctc(x, logit_mask, targets, mask).sum())(logits)
-    assert np.isfinite(value) and np.abs(np.asarray(gradient[0])).max() > 0
-    assert not np.asarray(gradient[1:]).any()
+    loss = jax.jit(jax.value_and_grad(lambda x: ctc(x, logit_mask, targets, mask).sum()))
+    value, gradient = map(np.asarray, loss(logits))
+    assert np.isfinite(value) and np.abs(gradient[0]).max() > 0
+    assert not gradient[1:].any()
 
 
 def test_ctc_equals_torchs():
@@ -105,10 +107,10 @@ def test_ctc_equals_torchs():
         torch.log_softmax(torch.tensor(logits), dim=-1).transpose(0, 1),
         torch.tensor(targets), torch.tensor(lengths), torch.tensor(counts), reduction="none",
     )  # fmt: skip
-    ours = ctc(
-        jnp.asarray(logits),
-        jnp.arange(11)[None] < jnp.asarray(lengths)[:, None],
-        jnp.asarray(targets, jnp.int32),
-        jnp.arange(4)[None] < jnp.asarray(counts)[:, None],
+    ours = jax.jit(ctc)(
+        logits,
+        np.arange(11)[None] < lengths[:, None],
+        targets.astype(np.int32),
+        np.arange(4)[None] < counts[:, None],
     )
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4)

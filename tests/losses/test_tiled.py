@@ -70,7 +70,7 @@ def loss(params, out):
 @pytest.mark.parametrize("chunks", [1, 3, 12])
 def test_gradient_cache_is_the_direct_gradient(chunks):
     params, batch = make()
-    want = jax.value_and_grad(lambda p: loss(p, encode(p, batch)), has_aux=True)(params)
+    want = jax.jit(jax.value_and_grad(lambda p: loss(p, encode(p, batch)), has_aux=True))(params)
     got = jax.jit(lambda p, b: gradient_cache(encode, loss, p, b, chunks, has_aux=True))(params, batch)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6), got, want)
 
@@ -83,8 +83,8 @@ def test_chunks_must_divide_the_batch():
 
 def test_chunks_keep_one_chunk_of_activations():
     """A wide layer's activations dominate: eight chunks need far less than all at once."""
-    params = {"w": jnp.zeros((4, 4096)), "v": jnp.zeros((4096, 4))}
-    batch = jnp.zeros((512, 4))
+    params = {"w": np.zeros((4, 4096), np.float32), "v": np.zeros((4096, 4), np.float32)}
+    batch = np.zeros((512, 4), np.float32)
     wide = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
 
     def temporary(encode):

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 MODES = ("pmap", "shard_map")
 LAYOUTS = [(8, "pmap"), (2, "shard_map")]
-"""Numbers of devices and modes: each mode once, with many devices and with the fewest, where a ring has one neighbour."""
+"""Devices and mode: each mode once, with many devices and with two, where each has one neighbour in the ring."""
 
 
 def values_and_gradients(losses, split, shared, devices=1, mode="pmap"):

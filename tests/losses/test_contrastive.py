@@ -63,14 +63,19 @@ def test_values_are_the_definitions(duplicates):
     @jax.jit
     def every(a, b, present):
         given = dict(present, duplicates=duplicates)
-        pairs = [info_nce(a, b, temperature=0.3, **given), sigmoid_loss(a, b, temperature=0.3, bias=-1.7, **given)]
+        pairs = [
+            info_nce(a, b, temperature=0.3, **given),
+            sigmoid_loss(a, b, temperature=0.3, bias=-1.7, **given),
+        ]
         if duplicates != "positive":
             pairs += [triplet_loss(a, b, hardest=hardest, **given) for hardest in (True, False)]
         return pairs
 
     got, of_sigmoid, *of_triplet = every(x["a"], x["b"], present)
     np.testing.assert_allclose(got, oracle.info_nce(*arrays, 0.3, **where), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(of_sigmoid, oracle.sigmoid_loss(*arrays, 0.3, -1.7, **where), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        of_sigmoid, oracle.sigmoid_loss(*arrays, 0.3, -1.7, **where), rtol=1e-5, atol=1e-6
+    )
     if duplicates != "positive":
         for hardest, got in zip((True, False), of_triplet, strict=True):
             want = oracle.triplet_loss(*arrays, 0.2, hardest, **where)
@@ -191,7 +196,9 @@ def test_a_batch_without_examples_is_zero():
     @jax.jit
     def every(a, b, present):
         given = dict(temperature=0.3, present=present)
-        losses = [partial(info_nce, implementation=implementation, **given) for implementation in IMPLEMENTATIONS]
+        losses = [
+            partial(info_nce, implementation=implementation, **given) for implementation in IMPLEMENTATIONS
+        ]
         found = [jax.value_and_grad(lambda a, loss=loss: loss(a, b).sum())(a) for loss in losses]
         return found, triplet_loss(a, b, present=present)
 

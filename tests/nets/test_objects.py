@@ -245,7 +245,10 @@ def test_the_posterior_finds_noise_for_every_object(words):
     condition = CONDITION if words else Condition(CONDITION.vector)
     noise = drawn(9, B, 12)
     variables = random_params(module.init, KEY, noise, condition)
-    generate = lambda v: (module.apply(v, noise, condition), module.apply(v, condition, B, method="encode_condition"))
+    generate = lambda v: (
+        module.apply(v, noise, condition),
+        module.apply(v, condition, B, method="encode_condition"),
+    )
     image, objects = jax.jit(generate)(variables)
     assert image.shape == (B, 12, 8, 1) and image.dtype == jnp.float32 and float(jnp.abs(image).max()) <= 1
     encoder = build_encoder("image", ConvNetConfig(width=8, norm="none"))

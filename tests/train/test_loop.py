@@ -19,6 +19,7 @@ from xmodal_jax.train.run import Run
 from xmodal_jax.types import Method
 
 OPTIMIZER = Optimizer(learning_rate=1e-2, ema=0.9)
+TOY = make_toy()
 
 
 def train(path, *, method=None, evaluate=None, monitor=None, optimizer=OPTIMIZER, arrays=None, **changes):
@@ -28,9 +29,7 @@ def train(path, *, method=None, evaluate=None, monitor=None, optimizer=OPTIMIZER
     loader = Loader(ArraySource(arrays or toy_arrays()), batch_size=config.batch_size, seed=config.seed)
     timer = Timer()
     try:
-        result = fit(
-            method or make_toy(), loader, config, optimizer, run, timer, evaluate=evaluate, monitor=monitor
-        )
+        result = fit(method or TOY, loader, config, optimizer, run, timer, evaluate=evaluate, monitor=monitor)
     finally:
         run.close()
         loader.close()

@@ -37,6 +37,9 @@ def make_staged(share=FIRST / STEPS):
     return toy._replace(initial_stage=Stage(first, share, lambda path: path.startswith("layer/")))
 
 
+STAGED = make_staged()
+
+
 def kept(state, name, prefix):
     """The parameters, or moments, below a name."""
     return jax.tree.map(np.asarray, getattr(state, name)[prefix])
@@ -117,7 +120,7 @@ def train(path, *, stop_at=None, **changes):
 
     with Run.create(config.run_dir, config, resume=config.resume, tensorboard=False) as run:
         try:
-            return fit(make_staged(), loader, config, OPTIMIZER, run, timer, evaluate=evaluate), run
+            return fit(STAGED, loader, config, OPTIMIZER, run, timer, evaluate=evaluate), run
         except Preempted:
             return None, run
         finally:

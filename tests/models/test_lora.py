@@ -3,11 +3,11 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.models.test_contrastive import CONFIG, make_batch
+from tests.support import random_params
 from xmodal_jax.core import trees
 from xmodal_jax.models.contrastive import make_contrastive
 from xmodal_jax.models.lora import LoRA, merge_adapters, split_adapters, with_lora
@@ -17,17 +17,21 @@ from xmodal_jax.train.step import make_training
 MODALITIES = ("text", "image")
 PLAIN = make_contrastive(CONFIG, MODALITIES, vocab_size=13)
 METHOD = with_lora(PLAIN, LoRA(rank=3, alpha=5.0), ("text",))
+finalize = jax.jit(METHOD.finalize_params)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(METHOD.init)(jax.random.key(0), make_batch(4, modalities=MODALITIES))
+    """Drawn, with the adapters of the method's own initialization."""
+    args = jax.random.key(0), make_batch(4, modalities=MODALITIES)
+    adapters = jax.jit(lambda *args: split_adapters(METHOD.init(*args))[1])(*args)
+    return {**random_params(METHOD.init, *args), "lora": adapters}
 
 
 def moved(params):
     """Adapters away from zero."""
     own, adapters = split_adapters(params)
-    draw = lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype)
+    draw = lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(x.dtype)
     return {**own, "lora": jax.tree.map(draw, adapters)}
 
 
@@ -42,7 +46,7 @@ def test_training_begins_at_the_given_model(params):
 def test_the_difference_is_the_papers(params):
     params = moved(params)
     own, adapters = (trees.flat(tree) for tree in split_adapters(params))
-    merged = trees.flat(METHOD.finalize_params(params))
+    merged = trees.flat(finalize(params))
     changed = {name.rpartition("/")[0] for name in adapters}
     kinds = {name.split("attention/")[-1].split("mlp/")[-1] for name in changed}
     assert kinds == {"qkv/kernel", "out/kernel", "up/kernel", "down/kernel"}
@@ -60,13 +64,13 @@ def test_the_difference_is_the_papers(params):
 def test_the_loss_is_that_of_the_merged_model(params):
     params, batch, key = moved(params), make_batch(4, modalities=MODALITIES), jax.random.key(1)
     ours = jax.jit(METHOD.loss)(params, batch, key)[0]
-    merged = jax.jit(PLAIN.loss)(METHOD.finalize_params(params), batch, key)[0]
+    merged = jax.jit(PLAIN.loss)(finalize(params), batch, key)[0]
     np.testing.assert_allclose(ours, merged, rtol=1e-6)
 
 
 def test_only_the_adapters_and_the_rest_learn(params):
     optimizer = Optimizer(freeze=("^text/encoder/",), learning_rate=1e-2)
-    training = make_training(METHOD, optimizer, 2)
+    training = make_training(METHOD, optimizer, 2, params=params)
     batch = make_batch(4, modalities=MODALITIES)
     state = jax.jit(training.init)(jax.random.key(0), batch)
     step = jax.jit(training.make_step(None))

@@ -10,14 +10,17 @@ from xmodal_jax.models.vae.modalities import ImageConfig, LabelConfig, ModalityC
 from xmodal_jax.models.vae.multimodal import make_multimodal_vae
 from xmodal_jax.models.vae.multimodal_models import MultimodalVAEModel
 from xmodal_jax.nets.decoders import ConvDecoderConfig, MLPDecoderConfig
-from xmodal_jax.nets.encoders import DCGANEncoderConfig
+from xmodal_jax.nets.encoders import DCGANEncoderConfig, MLPEncoderConfig
 
 NAMES = ("image_0", "image_1", "label")
 CLASSES = 3
 KEY = jax.random.key(5)
 MODELS = parts.parts_of(MultimodalVAEModel)
+CONVOLUTIONS = ImageConfig(DCGANEncoderConfig(width=8), ConvDecoderConfig(width=8), "laplace", 0.75)
 MODALITIES = dict(
-    image=ImageConfig(DCGANEncoderConfig(width=8), ConvDecoderConfig(width=8), "laplace", 0.75),
+    image=ImageConfig(
+        MLPEncoderConfig(width=8, depth=1), MLPDecoderConfig(width=8, depth=1), "laplace", 0.75
+    ),
     label=LabelConfig(MLPDecoderConfig(width=8, depth=1), weight=2.0),
 )
 CONFIGS = ModalityConfigs(**MODALITIES)
@@ -26,6 +29,7 @@ OPTIONS = MODALITIES | dict(
 )
 """Options of the models that have them."""
 CHANGES = {
+    "mvae": dict(image=CONVOLUTIONS),  # which take longer to compile
     "mmvae": dict(
         posterior="laplace", posterior_scale="softmax", learn_prior=True, samples=2, estimator="dreg"
     ),

@@ -336,6 +336,17 @@ def linear_config(model):
     return config_of(model, hidden=6, latent=2, posterior_scale="exp", image=LINEAR, **small)
 
 
+SHAPES = dict(zip(PICTURES, [(8, 8, 1), (8, 8, 1), (8, 16, 1)], strict=True))
+
+
+@functools.cache
+def linear_vae(model):
+    """A model of the pictures of `World`, and its likelihood, which is compiled once for each number of samples."""
+    config, batch = linear_config(model), {m: np.zeros((1, *s), np.uint8) for m, s in SHAPES.items()}
+    vae = make_multimodal_vae(config, sizes_of(batch, PICTURES, config))
+    return vae, jax.jit(vae.log_likelihood, static_argnums=5)
+
+
 class World:
     """One example of a linear-Gaussian world, and each model with parameters that make it that world.
 
@@ -355,16 +366,14 @@ class World:
         self.falls = rng.normal(size=(3, 2, 2)), rng.normal(size=(3, 2)), 0.8
         self.centres, self.weights = rng.normal(size=(3, 2)), np.array([0.5, 0.2, 0.3])
         self.spread = np.array([1.3, 0.6])
-        shapes = [(8, 8, 1), (8, 8, 1), (8, 16, 1)]
-        self.x = {m: rng.integers(0, 256, s).astype(np.uint8) for m, s in zip(PICTURES, shapes, strict=True)}
+        self.x = {m: rng.integers(0, 256, s).astype(np.uint8) for m, s in SHAPES.items()}
         batch = {m: np.stack([x] * COPIES) for m, x in self.x.items()}
         self.batch = on_device({**batch, "index": np.arange(COPIES, dtype=np.int32)})
-        self.vae = make_multimodal_vae(self.config, sizes_of(self.batch, PICTURES, self.config))
+        self.vae, estimate = linear_vae(model)
         shapes = jax.eval_shape(self.vae.method.init, KEY, self.batch)
         self.params = trees.map_with_name(
             lambda name, s: jnp.asarray(self.set(name, 0.3 * rng.normal(size=s.shape)), jnp.float32), shapes
         )
-        estimate = jax.jit(self.vae.log_likelihood, static_argnums=5)
         self.run = lambda samples, given, told, key=KEY: estimate(
             self.params, self.batch, key, jnp.asarray(given), jnp.asarray(told), samples
         )

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.losses.devices import LAYOUTS, assert_same, values_and_gradients
 from tests.oracles import contrastive as oracle
-from xmodal_jax.core.collectives import batch_mean
+from xmodal_jax.core.collectives import batch_mean, global_mean
 from xmodal_jax.losses import info_nce, sigmoid_loss, triplet_loss
 
 DUPLICATES = ("ignore", "exclude", "positive")
@@ -254,3 +255,44 @@ def test_the_example_in_the_docstring_runs():
 
     test = doctest.DocTestFinder().find(contrastive.info_nce, globs={})[0]
     assert test.examples and doctest.DocTestRunner().run(test).failed == 0
+
+
+MAPS = ("pmap", "shard_map", "shard_map without check_vma", "jit over a mesh")
+
+
+@pytest.mark.parametrize("how", MAPS)
+@pytest.mark.parametrize("implementation", ["global", "tiled"])
+def test_the_gradient_of_the_global_mean_averaged_over_devices_is_that_of_one_device(how, implementation):
+    """A training step as a user writes it: parameters on every device, a part of the batch on each of four."""
+    x, kernel = make(12), jnp.asarray(np.random.default_rng(1).normal(size=(5, 4)), jnp.float32)
+    weights = x["present"].astype(jnp.float32)
+
+    def gradient(kernel, a, b, weights, axis_name=None):
+        def loss(kernel):
+            options = dict(present=weights > 0, axis_name=axis_name, implementation=implementation)
+            terms = info_nce(a @ kernel, b @ kernel, temperature=0.3, normalize=True, **options)
+            return global_mean(terms, weights, axis_name=axis_name)
+
+        value, grad = jax.value_and_grad(loss)(kernel)
+        return (value, grad) if axis_name is None else jax.lax.pmean((value, grad), axis_name)
+
+    one_device = jax.jit(gradient)(kernel, x["a"], x["b"], weights)
+    devices = jax.devices()[:4]
+    mesh, data, none = Mesh(np.array(devices), ("data",)), PartitionSpec("data"), PartitionSpec()
+    on_axis = partial(gradient, axis_name="data")
+    if how == "pmap":
+        parts = [v.reshape(4, -1, *v.shape[1:]) for v in (x["a"], x["b"], weights)]
+        several = jax.pmap(on_axis, axis_name="data", in_axes=(None, 0, 0, 0), devices=devices)(kernel, *parts)
+        several = jax.tree.map(lambda copies: copies[0], several)
+    elif how == "jit over a mesh":
+        split = lambda v: jax.device_put(v, NamedSharding(mesh, data))
+        several = jax.jit(gradient)(
+            jax.device_put(kernel, NamedSharding(mesh, none)), split(x["a"]), split(x["b"]), split(weights)
+        )
+    else:
+        mapped = jax.shard_map(
+            on_axis, mesh=mesh, in_specs=(none, data, data, data), out_specs=none,
+            check_vma=how == "shard_map",
+        )  # fmt: skip
+        several = jax.jit(mapped)(kernel, x["a"], x["b"], weights)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), several, one_device)

@@ -75,6 +75,33 @@ def batch_mean(
     return (weights * values).sum() / jnp.where(total > 0, total, 1.0)
 
 
+def global_mean(
+    values: Float[Array, "batch"], weights: Float[Array, "batch"] | None = None, *, axis_name: AxisName = None
+) -> Float[Array, ""]:
+    """The weighted mean ``sum_i w_i v_i / sum_i w_i`` over the global batch, the same number on every device.
+
+    For training steps of one's own: differentiate it, then average the gradients over devices by ``jax.lax.pmean``.
+    This gives the gradient of the global mean under ``jax.pmap`` and under ``jax.shard_map`` with and without
+    ``check_vma``, also through losses whose terms depend on the batches of all devices. (A device's own mean,
+    ``values.mean()``, does not: under ``shard_map``, which adds up the gradients of replicated parameters by itself, it
+    gives the gradient times the number of devices.) The steps of `xmodal_jax.train` take the shares of `batch_mean`.
+
+    Args:
+      values, weights: as for `batch_mean`.
+
+    Example::
+
+        def step(params, images, texts):  # under jax.shard_map or jax.pmap, with the axis "data"
+            def loss(params):
+                a, b = encode(params, images), encode(params, texts)
+                terms = info_nce(a, b, temperature=0.07, normalize=True, axis_name="data")
+                return global_mean(terms, axis_name="data")
+
+            return jax.lax.pmean(jax.grad(loss)(params), "data")
+    """
+    return psum(batch_mean(values, weights, axis_name=axis_name), axis_name)
+
+
 def mesh_size() -> int:
     """The number of devices over which the compiler splits the batch of the program being traced; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -2,7 +2,8 @@
 
 Each takes one embedding per example and modality, where ``a[i]`` and ``b[i]`` are a pair, and returns one term per
 example of this device's batch. :func:`xmodal_jax.core.collectives.batch_mean` averages the terms. With ``axis_name``
-the negatives come from the global batch, on all devices.
+the negatives come from the global batch, on all devices; take :func:`xmodal_jax.core.collectives.global_mean` of the
+terms, whose gradient, averaged over devices, is that of the global loss.
 
 Two arguments are common to all of them:
 

@@ -282,7 +282,9 @@ def test_the_gradient_of_the_global_mean_averaged_over_devices_is_that_of_one_de
     on_axis = partial(gradient, axis_name="data")
     if how == "pmap":
         parts = [v.reshape(4, -1, *v.shape[1:]) for v in (x["a"], x["b"], weights)]
-        several = jax.pmap(on_axis, axis_name="data", in_axes=(None, 0, 0, 0), devices=devices)(kernel, *parts)
+        several = jax.pmap(on_axis, axis_name="data", in_axes=(None, 0, 0, 0), devices=devices)(
+            kernel, *parts
+        )
         several = jax.tree.map(lambda copies: copies[0], several)
     elif how == "jit over a mesh":
         split = lambda v: jax.device_put(v, NamedSharding(mesh, data))

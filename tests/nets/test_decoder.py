@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import random_params
 from xmodal_jax.nets.text import TextDecoder
 from xmodal_jax.types import Tokens
 
@@ -13,17 +14,18 @@ RNG = np.random.default_rng(0)
 IDS = jnp.asarray(RNG.integers(1, V, (B, L)), jnp.int32)
 MEMORY = Tokens(
     jnp.asarray(RNG.normal(size=(B, M, D)), jnp.float32),
-    jnp.arange(M)[None, :] < jnp.array([5, 2, 0])[:, None],  # the last example has nothing to look at
+    jnp.asarray(
+        np.arange(M)[None, :] < np.array([5, 2, 0])[:, None]
+    ),  # the last example has nothing to look at
 )
 SMALL = dict(vocab_size=V, max_length=L, width=12, depth=2, heads=3)
 
 
 def moved(module, *args):
     """Parameters off their start, so that small embeddings do not hide anything."""
-    leaves, tree = jax.tree.flatten(jax.jit(module.init)(jax.random.key(0), *args)["params"])
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    new = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, new)
+    params = random_params(module.init, jax.random.key(0), *args)["params"]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape).astype(np.float32), params)
 
 
 def one_by_one(module, params, ids, memory):
@@ -63,12 +65,12 @@ def test_rows_may_share_their_memory():
     module = TextDecoder(**SMALL)
     params = moved(module, IDS, MEMORY)
     ids = jnp.asarray(RNG.integers(1, V, (2 * B, L)), jnp.int32)
-    twice = Tokens(*(jnp.repeat(x, 2, axis=0) for x in MEMORY))
+    twice = Tokens(*(jnp.asarray(np.repeat(x, 2, axis=0)) for x in MEMORY))
     shared = one_by_one(module, params, ids, MEMORY)
     whole = jax.jit(lambda p: module.apply({"params": p}, ids, twice))(params)
     np.testing.assert_allclose(shared, whole, rtol=2e-5, atol=2e-5)
     with pytest.raises(ValueError, match="5 rows cannot share 3 rows"):
-        module.apply({"params": params}, ids[:5], MEMORY)
+        jax.eval_shape(module.apply, {"params": params}, np.asarray(ids)[:5], MEMORY)
 
 
 def test_no_position_sees_what_follows_or_is_masked():
@@ -94,10 +96,10 @@ def test_no_position_sees_what_follows_or_is_masked():
 
 def test_errors():
     with pytest.raises(ValueError, match="8 positions given"):
-        TextDecoder(**SMALL).init(jax.random.key(0), jnp.ones((1, L + 1), jnp.int32), MEMORY)
+        jax.eval_shape(TextDecoder(**SMALL).init, jax.random.key(0), np.ones((1, L + 1), np.int32), MEMORY)
     with pytest.raises(ValueError, match="needs kv"):
-        TextDecoder(**SMALL).init(jax.random.key(0), IDS)
+        jax.eval_shape(TextDecoder(**SMALL).init, jax.random.key(0), IDS)
     module = TextDecoder(**SMALL, cross=False)
-    params = module.init(jax.random.key(0), IDS)
+    params = random_params(module.init, jax.random.key(0), IDS)
     with pytest.raises(ValueError, match="one token at a time"):
         module.apply(params, IDS, position=0, mutable=["cache"])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.oracles import nets as oracle
+from tests.support import random_params
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.nets.transformer import (
     PositionEmbedding,
@@ -15,24 +16,16 @@ from xmodal_jax.nets.transformer import (
 )
 
 B, N, D = 3, 5, 14
-MASK = jnp.arange(N)[None, :] < jnp.array([5, 3, 1])[:, None]
+MASK = jnp.asarray(np.arange(N)[None, :] < np.array([5, 3, 1])[:, None])
 
 
 def inputs():
-    return jax.random.normal(jax.random.key(0), (B, N, D))
-
-
-def generic(params):
-    """Moves zero and one initial values to generic ones."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    moved = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+    return jnp.asarray(np.random.default_rng(0).normal(size=(B, N, D)), jnp.float32)
 
 
 def test_block_equals_the_oracle(key):
     block = TransformerBlock(heads=2, mlp_ratio=3.0, causal=True)
-    params = generic(jax.jit(block.init)(key, inputs(), MASK))
+    params = random_params(block.init, key, inputs(), MASK)
     out = jax.jit(block.apply)(params, inputs(), MASK)
     reference = jax.tree.map(lambda p: np.array(p, np.float64), flax.core.unfreeze(params["params"]))
     for b in range(B):
@@ -43,14 +36,14 @@ def test_block_equals_the_oracle(key):
 
 def test_scanned_equals_unscanned(key):
     """With rematerialization, cross-attention and dropout, in value and gradient."""
-    kv = jax.random.normal(key, (B, 7, 6))
-    kv_mask = jnp.ones((B, 7), bool).at[1, 2:].set(False)
+    kv = jnp.asarray(np.random.default_rng(1).normal(size=(B, 7, 6)), jnp.float32)
+    kv_mask = jnp.asarray(np.arange(7)[None] < np.array([7, 2, 7])[:, None])
     keys = example_keys(key, jnp.arange(B))
     make = lambda scan, remat: Transformer(
         2, 2, dropout=0.2, drop_path=0.3, cross=True, scan_layers=scan, remat=remat
     )
     plain = make(False, False)
-    params = generic(jax.jit(plain.init)(key, inputs(), MASK, kv, kv_mask))["params"]
+    params = random_params(plain.init, key, inputs(), MASK, kv, kv_mask)["params"]
     stacked = stack_layers(params, 2)
     scanned = make(True, True)
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
@@ -74,11 +67,10 @@ def test_scanned_equals_unscanned(key):
 
 def test_causality_and_padding_by_gradient(key):
     module = Transformer(2, 2, causal=True)
-    params = generic(jax.jit(module.init)(key, inputs()))
-    jacobian = jax.jit(jax.jacrev(lambda x: module.apply(params, x).sum(-1)))(inputs()[:1])[
-        0, :, 0
-    ]  # [query, key, D]
-    depends = np.array(jnp.abs(jacobian).max(-1) > 0)
+    params = random_params(module.init, key, inputs())
+    jacobian = jax.jit(jax.jacrev(lambda x: module.apply(params, x).sum(-1)))(inputs()[:1])
+    jacobian = np.asarray(jacobian)[0, :, 0]  # [query, key, D]
+    depends = np.abs(jacobian).max(-1) > 0
     np.testing.assert_array_equal(depends, np.tril(np.ones((N, N), bool)))
 
     module = Transformer(2, 2)
@@ -89,13 +81,13 @@ def test_causality_and_padding_by_gradient(key):
 
 def test_examples_do_not_mix_and_dropout_follows_the_example(key):
     module = Transformer(2, 2, dropout=0.5)
-    params = jax.jit(module.init)(key, inputs())
+    params = random_params(module.init, key, inputs())
     keys = example_keys(key, jnp.arange(B))
     run = jax.jit(module.apply)
     whole = run(params, inputs(), MASK, keys=keys)
-    order = jnp.array([2, 0, 1])
-    permuted = run(params, inputs()[order], MASK[order], keys=keys[order])
-    np.testing.assert_allclose(permuted, whole[order], atol=1e-5)
+    order = np.array([2, 0, 1])
+    permuted = run(params, np.asarray(inputs())[order], np.asarray(MASK)[order], keys=keys[order])
+    np.testing.assert_allclose(permuted, np.asarray(whole)[order], atol=1e-5)
 
 
 def test_positions(key):

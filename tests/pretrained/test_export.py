@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from tests.pretrained import checkpoints as made
 from tests.pretrained import peers
+from tests.support import random_params
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import load_hf_tokenizer, train_tokenizer
 from xmodal_jax.evaluation.text import TextGenerationConfig
@@ -64,7 +65,7 @@ def keep(folder, config, method, params, **meta):
 def moved(params):
     """As training would have left them."""
     rng = np.random.default_rng(5)
-    draw = lambda x: x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
+    draw = lambda x: jnp.asarray(np.asarray(x) + (0.1 * rng.normal(size=x.shape)).astype(x.dtype))
     return jax.tree.map(draw, params)
 
 
@@ -80,14 +81,19 @@ def clip(request, tmp_path_factory):
     method = make_contrastive(config.model, ("text", "image"), vocab_size=TOKENIZER.vocab_size)
     method = pretrained.attach(method, TOKENIZER)
     batch = batch_of()
-    params = moved(method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch))
+    params = moved(method.load_pretrained(random_params(method.init, jax.random.key(0), batch), batch))
     run = keep(root / "run", config, method, params, modalities=["text", "image"], max_length=LENGTH)
     written = export_run(run, root / "out")
     assert set(written) == {"parameters", "text", "image", "clip"}
     finalized = method.finalize_params(params) if method.finalize_params else params
-    found = method.predict(finalized, batch)
+    found = jax.tree.map(np.asarray, jax.jit(method.predict)(finalized, batch))
     scale = np.exp(finalized["loss"]["log_scale"])
     return root / "out", batch, finalized, scale * found["text"] @ found["image"].T
+
+
+def scaled(image):
+    """Pixels from -1 to 1."""
+    return np.asarray(image).astype(np.float32) / np.float32(127.5) - 1
 
 
 def normalized(batch, folder):
@@ -123,7 +129,7 @@ def test_clip_comes_back(clip):
     method = pretrained.attach(
         make_contrastive(config.model, ("text", "image"), vocab_size=TOKENIZER.vocab_size), TOKENIZER
     )
-    params = method.load_pretrained(jax.jit(method.init)(jax.random.key(1), batch), batch)
+    params = method.load_pretrained(random_params(method.init, jax.random.key(1), batch), batch)
     for (name, ours), back in zip(trees.flat(finalized).items(), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(ours, back, err_msg=name)
     again = load_hf_tokenizer(out / "clip")
@@ -167,7 +173,7 @@ def captioner(tmp_path_factory):
     method = make_seq2seq(config.model, "image", vocab_size=TOKENIZER.vocab_size, length=LENGTH)
     method = pretrained.attach(method, TOKENIZER)
     batch = batch_of()
-    params = moved(method.load_pretrained(jax.jit(method.init)(jax.random.key(0), batch), batch))
+    params = moved(method.load_pretrained(random_params(method.init, jax.random.key(0), batch), batch))
     run = keep(root / "run", config, method, params, source="image", target="text", length=LENGTH)
     written = export_run(run, root / "out")
     assert set(written) == {"parameters", "image", "captioner"}
@@ -184,16 +190,18 @@ def test_a_captioner_gives_the_same_logits_and_texts(captioner):
     with torch.no_grad():
         theirs = model(pixel_values=pixels, decoder_input_ids=peers.to_torch(batch["text"]).long()).logits
     encoder = make_encoder("image", config.model.image, batch, vocab_size=0)
-    tokens = encoder.apply({"params": params["image"]}, batch["image"].astype(jnp.float32) / 127.5 - 1)
+    tokens = jax.jit(encoder.apply)({"params": params["image"]}, scaled(batch["image"]))
     decoder = build_decoder(config.model.decoder, vocab_size=TOKENIZER.vocab_size, max_length=LENGTH)
-    ours = decoder.apply({"params": params["decoder"]}, batch["text"], tokens)
+    decode = jax.jit(lambda ids: decoder.apply({"params": params["decoder"]}, ids, tokens))
+    ours = decode(batch["text"])
     peers.assert_close(ours, theirs, "logits")
     with torch.no_grad():
         written = model.generate(pixels, max_length=6, num_beams=1, do_sample=False).numpy()
-    ids = np.full((4, 1), TOKENIZER.bos_id, np.int32)
-    for _ in range(5):
-        logits = decoder.apply({"params": params["decoder"]}, jnp.asarray(ids), tokens)
-        ids = np.concatenate([ids, np.argmax(logits[:, -1], axis=-1).astype(np.int32)[:, None]], axis=1)
+    ids = np.zeros((4, LENGTH), np.int32)  # of one length: what follows has no influence
+    ids[:, 0] = TOKENIZER.bos_id
+    for k in range(5):
+        ids[:, k + 1] = np.argmax(np.asarray(decode(ids))[:, k], axis=-1)
+    ids = ids[:, :6]
     for ours_row, row in zip(ids, written, strict=True):
         end = next((k for k, i in enumerate(ours_row) if i == TOKENIZER.eos_id and k), len(row))
         np.testing.assert_array_equal(ours_row[: end + 1][: len(row)], row[: end + 1])
@@ -208,7 +216,7 @@ def test_an_encoder_on_its_own(captioner):
     with torch.no_grad():
         theirs = model(normalized(batch, out / "image")).last_hidden_state
     encoder = make_encoder("image", config.model.image, batch, vocab_size=0)
-    ours = encoder.apply({"params": params["image"]}, batch["image"].astype(jnp.float32) / 127.5 - 1)
+    ours = jax.jit(encoder.apply)({"params": params["image"]}, scaled(batch["image"]))
     peers.assert_close(ours.values, theirs, "tokens")
 
 

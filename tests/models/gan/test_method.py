@@ -133,7 +133,7 @@ normalization, which is of the weights alone."""
     "changes, layouts",
     [
         (GLOBAL_OF_CLASSES, [("pmap", 8, 1), ("sharded", 4, 2)]),
-        pytest.param(GLOBAL, LAYOUTS, marks=pytest.mark.slow),  # 40 CPU-seconds
+        pytest.param(GLOBAL, LAYOUTS, marks=pytest.mark.slow),  # 5 CPU-seconds a layout
     ],
     ids=["some layouts", "all layouts"],
 )

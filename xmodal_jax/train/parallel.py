@@ -270,7 +270,9 @@ def _pmap(init, run, seeds, devices) -> Engine:
 
     # pmap needs an argument with an axis of devices: the zeros, which are not used.
     broadcast = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=devices)
-    replicate = lambda tree: broadcast(tree, np.zeros(len(local), np.int8))
+    placed = np.zeros(len(local), np.int8)
+    # Over several processes pmap cannot return nothing: there may be no frozen parameters.
+    replicate = lambda tree: broadcast(tree, placed) if jax.tree.leaves(tree) else tree
     compute_init = jit_once(init)
 
     def abstract(key, batch):

@@ -11,6 +11,7 @@ On the embedded data set captions are also parsed: which factors of the scene do
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
@@ -50,8 +51,8 @@ class Config(TextGenerationConfig):
     batch_size: int = 64
     eval_every: int = 300
     gallery: int = 500
-    """Number of test examples, all of different meaning, in the gallery of the retrieval test (source_text_retrieval),
-    which --model.contrastive adds."""
+    """Number of test examples, all of different meaning (or of images, where they have several captions), in the
+    gallery of the retrieval test (source_text_retrieval), which --model.contrastive adds."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Update rule and learning-rate schedule."""
 
@@ -66,8 +67,9 @@ def main(config: Config) -> None:
         shape = splits.train.batch([0])[modality].shape[1:]
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         loader = make_loader(config, splits.train, tokenize)
-        validation = ReferenceTexts(splits.validation, tokenize.clean)
-        references = {name: ReferenceTexts(split, tokenize.clean) for name, split in splits.tests.items()}
+        read_texts = functools.partial(ReferenceTexts, clean=tokenize.clean, one_per_picture=True)
+        validation = read_texts(splits.validation)
+        references = {name: read_texts(split) for name, split in splits.tests.items()}
 
     # The method: an encoder and a decoder.
     model, tokenizer, sizes = config.model, tokenize.tokenizer, dict(length=tokenize.max_length)

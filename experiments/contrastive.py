@@ -40,7 +40,8 @@ class Config(StartConfig):
     """Examples per step, over all devices together. For each example the others of its batch are the negatives."""
     eval_every: int = 160
     gallery: int = 500
-    """Number of test examples, all of different meaning, among which retrieval searches."""
+    """Number of test examples, all of different meaning, among which retrieval searches; where images have several
+    captions, the number of images."""
     prompts: tuple[str, ...] = ()
     """Templates for zero-shot classification, such as "a photo of a {}"; their embeddings are averaged. Empty: prompts
     that suit the data set."""
@@ -75,9 +76,7 @@ def main(config: Config) -> None:
 
     def validate(params):
         """Retrieval scores; their mean recall@1 over all directions decides the best checkpoint."""
-        scores = evaluate.retrieval_scores(
-            embed(params, validation), ids=validation.ids, prefix="validation/"
-        )
+        scores = validation.scores(embed(params, validation), "validation/")
         recalls = [value for name, value in scores.items() if name.endswith("recall@1")]
         return {**scores, "validation/recall@1": np.mean(recalls)}
 
@@ -98,8 +97,7 @@ def main(config: Config) -> None:
             embed, params, splits.train, splits.tests["test"], templates=config.prompts
         )
         for name, gallery in galleries.items():
-            prefix = "" if name == "test" else f"{name}/"
-            metrics |= evaluate.retrieval_scores(embeddings[name], ids=gallery.ids, prefix=prefix)
+            metrics |= gallery.scores(embeddings[name], "" if name == "test" else f"{name}/")
         return metrics | panels.gap_scores(embeddings["test"]), (embeddings["test"], confusion)
 
     metrics, (embeddings, confusion) = evaluate_seeds(test, result, timer)

@@ -77,7 +77,7 @@ def main(config: Config) -> None:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         loader = make_loader(config, splits.train, tokenize, repeats=config.model.d_steps)
         evaluated = {**splits.tests, "validation": splits.validation}
-        references = {name: ReferenceTexts(split) for name, split in evaluated.items()}
+        references = {name: ReferenceTexts(split, one_per_picture=True) for name, split in evaluated.items()}
         judge = JudgeReport(config.judge, splits.train, references)
 
     # The method: generator and discriminator, and the frozen networks.
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
     metadata = {"source": "text", "target": "image", **sizes, **files}
     result = fit(gan, loader, config, config.optimizer, run, timer, evaluate=validate, metadata=metadata)
 
-    # Test: an image for every caption of every split.
+    # Test: an image for every caption of every split, or for the first caption of every picture.
     def test(params):
         """``(metrics, images of the split "test")``."""
         images = {name: generate(params, name) for name in splits.tests}

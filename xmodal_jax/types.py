@@ -33,6 +33,9 @@ field             dtype      shape               meaning
 ``<m>_mask``      bool       ``[B, L]`` or       mask of modality ``m`` (text, audio): False where it is padding
                              ``[B, T]``
 ``label``         int32      ``[B]``             class, -1 where unknown
+``group``         int32      ``[B]``             equal for examples that show the same picture (the captions of one
+                                                 image), which are no negatives of each other; -1 where unknown. Only
+                                                 in batches of data where pictures repeat
 ``index``         int32      ``[B]``             number of the example in the global stream of batches; random keys
                                                  of examples are made from it
 ``step``          int32      ``[B]``             step of training, the same for all (in training only)

@@ -25,15 +25,15 @@ def make(size, dim=5, seed=0):
     present = rng.random(size) < 0.8
     present[0] = True
     match = rng.integers(-1, 5, size).astype(np.int32)
-    return {
-        k: jnp.asarray(v) for k, v in {"a": unit(a), "b": unit(b), "present": present, "match": match}.items()
-    }
+    ids = np.stack([match, rng.integers(-1, 7, size).astype(np.int32)], axis=1)
+    arrays = {"a": unit(a), "b": unit(b), "present": present, "match": match, "ids": ids}
+    return {k: jnp.asarray(v) for k, v in arrays.items()}
 
 
 SHARED = {"temperature": jnp.float32(0.3), "bias": jnp.float32(-1.7)}
 
 
-def mean_of(fn, duplicates, **options):
+def mean_of(fn, duplicates, match="match", **options):
     def loss(split, shared, axis_name):
         if fn is info_nce:
             shared = {"temperature": shared["temperature"]}
@@ -43,7 +43,7 @@ def mean_of(fn, duplicates, **options):
             split["a"],
             split["b"],
             present=split["present"],
-            match=split["match"],
+            match=split[match],
             duplicates=duplicates,
             axis_name=axis_name,
             **shared,
@@ -83,6 +83,35 @@ def test_values_are_the_definitions(duplicates):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("duplicates", DUPLICATES)
+def test_several_kinds_of_ids_match_by_any_of_them(duplicates):
+    """Equal texts and equal pictures: examples 0 and 1 share a text, 1 and 2 a picture, and 0 and 2 nothing."""
+    x = make(13)
+    ids = np.random.default_rng(1).integers(-1, 5, (13, 2)).astype(np.int32)
+    ids[:3] = [[7, 8], [7, 9], [6, 9]]
+    arrays, present = [np.asarray(x[k]) for k in ("a", "b")], x["present"].at[:3].set(True)
+    where = {"present": np.asarray(present), "ids": ids, "duplicates": duplicates}
+
+    @jax.jit
+    def every(a, b):
+        options = dict(present=present, match=jnp.asarray(ids), duplicates=duplicates)
+        outputs = [
+            loss(a, b, temperature=0.3, implementation=implementation, tile=5, **extra, **options)
+            for loss, extra in ((info_nce, {}), (sigmoid_loss, {"bias": -1.7}))
+            for implementation in IMPLEMENTATIONS
+        ]
+        return outputs, triplet_loss(a, b, **options) if duplicates != "positive" else None
+
+    outputs, of_triplet = every(x["a"], x["b"])
+    want = [oracle.info_nce(*arrays, 0.3, **where)] * 3 + [
+        oracle.sigmoid_loss(*arrays, 0.3, -1.7, **where)
+    ] * 3
+    np.testing.assert_allclose(outputs, want, rtol=1e-5, atol=1e-6)
+    if of_triplet is not None:
+        want = oracle.triplet_loss(*arrays, 0.2, True, **where)
+        np.testing.assert_allclose(of_triplet, want, rtol=1e-5, atol=1e-6)
+
+
 def test_duplicates_without_match_are_unknown():
     x = make(7)
     loss = jax.jit(partial(info_nce, temperature=0.3), static_argnames="duplicates")
@@ -117,6 +146,7 @@ LOSSES = {
     "sigmoid tiled": mean_of(sigmoid_loss, "positive", implementation="tiled", tile=2),
     "sigmoid ring": mean_of(sigmoid_loss, "positive", implementation="ring", tile=2),
     "triplet": mean_of(triplet_loss, "exclude"),
+    "info_nce by two kinds of ids": mean_of(info_nce, "positive", implementation="ring", tile=2, match="ids"),
 }
 
 

@@ -55,6 +55,11 @@ def test_loss_is_info_nce_of_the_scores(duplicates):
     where = {"present": np.asarray(present), "ids": np.asarray(match), "duplicates": duplicates}
     want = contrastive.info_nce(scores, np.eye(7), 0.1, **where)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    # Equal captions and equal pictures: two kinds of ids.
+    ids = np.stack([match, np.array([-1, 1, 1, 2, 3, 3, 4], np.int32)], axis=1)
+    got = loss_of(words, mask, regions, gamma3=10.0, **options | {"match": ids})
+    want = contrastive.info_nce(scores, np.eye(7), 0.1, **where | {"ids": ids})
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 @partial(jax.jit, static_argnames=("attention", "chunks"))

@@ -15,6 +15,7 @@ from xmodal_jax.models.contrastive import (
     Sigmoid,
     Triplet,
     make_contrastive,
+    matching_ids,
     text_ids,
 )
 from xmodal_jax.models.towers import AudioFeatures, Augmentation
@@ -120,6 +121,31 @@ def test_missing_texts_match_nothing():
 
     zeros, distinct = np.zeros((2, 7), np.int32), batch["text"][2:]
     assert image_audio_loss(zeros) == image_audio_loss(distinct)
+
+
+@pytest.mark.parametrize("objective", [InfoNCE(duplicates="exclude"), Triplet()], ids=lambda o: o.name)
+def test_captions_of_one_picture_are_no_negatives(objective):
+    """If all examples show one picture, there is no negative left, and the loss of other pairs is 0."""
+    modalities = ("text", "image")
+    config = dataclasses.replace(CONFIG, objective=objective)
+    method = make_contrastive(config, modalities, vocab_size=19)
+    batch, key = on_device(make_batch(n=8, modalities=modalities)), jax.random.key(0)
+    params, run = random_params(method.init, key, batch), jax.jit(method.loss)
+    loss = lambda group: run(params, on_device({**batch, "group": group}), key)[0]
+    plain = float(run(params, batch, key)[0])
+    assert plain > 0.1
+    assert float(loss(np.zeros(8, np.int32))) == pytest.approx(0.0, abs=1e-6)
+    assert 0 < float(loss(np.arange(8, dtype=np.int32) // 4)) < plain
+    for different in (np.arange(8, dtype=np.int32), np.full(8, -1, np.int32)):
+        assert float(loss(different)) == pytest.approx(plain, rel=1e-6)
+
+
+def test_examples_match_by_text_or_by_picture():
+    batch = {"group": np.array([4, -1, 4], np.int32)}
+    texts = jnp.array([7, 7, 9])
+    assert matching_ids(texts, {}) is texts and matching_ids(None, {}) is None
+    assert matching_ids(None, batch).tolist() == [4, -1, 4]
+    assert matching_ids(texts, batch).tolist() == [[7, 4], [7, -1], [9, 4]]
 
 
 def test_a_modality_missing_in_all_examples_gives_its_tower_no_gradient():

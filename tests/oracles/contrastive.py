@@ -7,7 +7,9 @@ import numpy as np
 
 def _roles(i, j, ids, duplicates):
     """Whether j is a positive of i, and whether it counts at all."""
-    same = i == j or (ids is not None and ids[i] == ids[j] and ids[i] != -1)
+    same = i == j
+    if ids is not None:  # one id of each example, or several kinds
+        same |= any(x == y != -1 for x, y in zip(np.ravel(ids[i]), np.ravel(ids[j]), strict=True))
     if i == j or duplicates == "ignore":
         return i == j, True
     if duplicates == "exclude":

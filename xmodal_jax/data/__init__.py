@@ -18,7 +18,7 @@ from xmodal_jax.core.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "source": "Source SourceView RawBatch read_fields",
+        "source": "Source SourceView RawBatch first_of_group read_fields",
         "bad_examples": "BadExample BadExampleError BadExamples OnBadExample",
         "open": "DataOptions FORMS Form open_source open_training apply_missing",
         "splits": (
@@ -32,7 +32,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "pipeline": "Loader iterate_epoch numeric_fields",
         "views": (
-            "Subset TransformedSource IncompleteSource keep_complete keep_labelled hold_out read_into_memory"
+            "Subset TransformedSource IncompleteSource keep_complete keep_labelled hold_out one_per_picture "
+            "read_into_memory"
         ),
         "media": "decode_audio decode_image decode_video to_pcm",
         "metadata": "Record read_metadata",

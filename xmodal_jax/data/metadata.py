@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import posixpath
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,14 @@ class Record(NamedTuple):
     """The captions; None: the example has no text."""
     label: str | int | None
     """The name or the index of the class; None: it is unknown."""
+
+    @property
+    def picture(self) -> str | None:
+        """The file name that tells whether two records show the same picture: that of the image, else of the video,
+        else of the recording; None: there is no file. It has one spelling: ``./a.png`` is ``a.png``, and letters with
+        accents are composed (NFC)."""
+        name = next((self.files[m] for m in ("image", "video", "audio") if m in self.files), None)
+        return None if name is None else unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
 def in_test_split(name: str) -> bool:

@@ -256,7 +256,7 @@ def open_source(
 def open_training(
     spec: str, options: DataOptions, *, bad_examples: BadExamples, validation: int = 300
 ) -> tuple[Source, Source]:
-    """``(training, validation)``: the split ``train`` in two parts, drawn at random.
+    """``(training, validation)``: the split ``train`` in two parts, drawn at random, which share no picture.
 
     The validation part has ``validation`` examples, or a tenth of the split if that is fewer. ``options.missing`` and
     ``options.incomplete`` apply to the training part only. For poly:SPEC the labelled images are divided before the

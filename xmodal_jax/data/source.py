@@ -90,8 +90,11 @@ class Source(abc.ABC):
         return read_fields(self, ("label",), indices).get("label")
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
-        """A number for each example, int ``[B]``, equal where examples share an image or recording, such as the
-        several captions of one image; None: no two do."""
+        """A number for each example, int ``[B]``, equal where examples show the same picture, such as an image with
+        several captions (or the same video or recording, where there is no image). -1: unknown; such an example shares
+        its picture with no other. None: no two examples show the same picture.
+
+        A source that has groups puts the same numbers into its batches, as the field ``group``."""
         return None
 
     def factors(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
@@ -168,6 +171,16 @@ class SourceView(Source):
 
     def captions(self, indices: np.ndarray | None = None, phrasing: int = 0) -> np.ndarray | None:
         return self.source.captions(self.source_indices(indices), phrasing)
+
+
+def first_of_group(source: Source) -> np.ndarray:
+    """For each example the index of the first example that shows the same picture, int64 ``[N]``: its own index if it
+    is the first, or shares its picture with no other (see `Source.groups`)."""
+    own, groups = np.arange(len(source)), source.groups()
+    if groups is None:
+        return own
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return np.where(np.asarray(groups) < 0, own, first[inverse])
 
 
 def read_fields(

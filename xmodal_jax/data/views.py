@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from xmodal_jax.data.shapes.scenes import uniform
-from xmodal_jax.data.source import RawBatch, Source, SourceView
+from xmodal_jax.data.source import RawBatch, Source, SourceView, first_of_group
 from xmodal_jax.data.sources.arrays import ArraySource, estimate_nbytes, materialise
 from xmodal_jax.types import kind_of
 
@@ -159,16 +159,34 @@ def keep_labelled(source: Source) -> Source:
     return source if (labels >= 0).all() else Subset(source, np.flatnonzero(labels >= 0))
 
 
+def one_per_picture(source: Source) -> Source:
+    """The first example of each picture; the source itself if no two examples show the same picture."""
+    first = np.unique(first_of_group(source))
+    return source if len(first) == len(source) else Subset(source, first)
+
+
 def hold_out(source: Source, count: int, *, seed: int = 0) -> tuple[Subset, Subset]:
     """``(remaining, held_out)``: ``count`` random examples are held out; both parts keep the source's order.
 
+    The parts share no picture: where several examples show one (see `Source.groups`), all of them are held out or none.
+    Pictures are then drawn until they have ``count`` examples; one picture at least remains.
+
     Raises:
-      ValueError: ``count`` is not in 1..len-1.
+      ValueError: ``count`` is not in 1..len-1, or all examples show the same picture.
     """
     if not 0 < count < len(source):
         raise ValueError(f"cannot hold out {count} of {len(source)} examples")
-    order = np.random.default_rng(seed).permutation(len(source))
-    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
+    first = first_of_group(source)
+    pictures, sizes = np.unique(first, return_counts=True)  # the first example of each picture; its examples
+    if len(pictures) == 1:
+        raise ValueError(
+            f"cannot hold out {count} of {len(source)} examples: all show the same picture, which cannot be in both "
+            "parts; add examples of other pictures"
+        )
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), count)) + 1  # pictures that have `count` examples
+    held_out = np.isin(first, pictures[order[: min(enough, len(pictures) - 1)]])
+    return Subset(source, np.flatnonzero(~held_out)), Subset(source, np.flatnonzero(held_out))
 
 
 def read_into_memory(

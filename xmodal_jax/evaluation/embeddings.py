@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.data.pipeline import iterate_epoch, numeric_fields
-from xmodal_jax.data.source import RawBatch, Source, read_fields
+from xmodal_jax.data.source import RawBatch, Source, first_of_group, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.views import Subset
+from xmodal_jax.data.views import Subset, one_per_picture
 from xmodal_jax.metrics.classification import (
     class_embeddings,
     confusion_matrix,
@@ -23,7 +24,7 @@ from xmodal_jax.metrics.classification import (
     zero_shot,
 )
 from xmodal_jax.metrics.retrieval import retrieval
-from xmodal_jax.types import MODALITIES, Method
+from xmodal_jax.types import MODALITIES, Method, kind_of
 
 
 def predict_all(
@@ -98,6 +99,7 @@ def retrieval_scores(
     present: dict[str, np.ndarray] | None = None,
     *,
     ids: np.ndarray | None = None,
+    items: dict[str, np.ndarray] | None = None,
     prefix: str = "",
 ) -> dict[str, float]:
     """Retrieval scores between every pair of modalities, named ``<prefix>image_to_text/recall@1``.
@@ -107,24 +109,53 @@ def retrieval_scores(
       present: bool ``[N]`` of each modality. An example that lacks either modality of a pair is left out of that pair.
       ids: ``int [N]``; examples with equal ids are correct results of each other's queries, such as those with equal
         captions. None: each example is the only correct result of its query.
+      items: of each modality the examples that count, in increasing order, such as one for each distinct image; None:
+        all examples. With five captions to each image, and the image's number as their ``ids``, the scores are those of
+        the COCO and Flickr30k protocol: any of the five is correct for an image, and a caption searches the distinct
+        images.
       prefix: before every name.
 
     Returns:
       The scores of `metrics.retrieval.retrieval`.
     """
     scores = {}
+    size = len(next(iter(embeddings.values())))
+    ids = np.arange(size) if ids is None else ids
     for query, target in directions(tuple(embeddings)):
-        has_both = np.ones(len(embeddings[query]), bool)
-        for name in (query, target):
-            if present and name in present:
-                has_both &= present[name]
-        pair_ids = None if ids is None else ids[has_both]
+        queries, candidates = items_of_pair(query, target, ids, present=present, items=items)
         pair_scores = retrieval(
-            embeddings[query][has_both], embeddings[target][has_both],
-            query_ids=pair_ids, gallery_ids=pair_ids,
+            embeddings[query][queries], embeddings[target][candidates],
+            query_ids=ids[queries], gallery_ids=ids[candidates],
         )  # fmt: skip
         scores.update({f"{prefix}{query}_to_{target}/{k}": float(v) for k, v in pair_scores.items()})
     return scores
+
+
+def items_of_pair(
+    query: str,
+    target: str,
+    ids: np.ndarray,
+    *,
+    present: Mapping[str, np.ndarray] | None = None,
+    items: Mapping[str, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``(queries, candidates)``: the examples whose modality ``query`` searches, and those whose modality ``target`` is
+    searched, each int ``[n]``; see `retrieval_scores` for the other arguments.
+
+    Without ``items`` these are the examples that have both modalities. With them, an item is left out if it is missing,
+    or if no item of the other modality has its id.
+    """
+    every, all_present = np.arange(len(ids)), np.ones(len(ids), bool)
+    has_query, has_target = ((present or {}).get(m, all_present) for m in (query, target))
+    if items is None:
+        both = every[has_query & has_target]
+        return both, both
+    queries = items[query][has_query[items[query]]]
+    candidates = items[target][has_target[items[target]]]
+    return (
+        queries[np.isin(ids[queries], ids[candidates])],
+        candidates[np.isin(ids[candidates], ids[queries])],
+    )
 
 
 def first_occurrences(keys: Sequence[Any], limit: int) -> np.ndarray:
@@ -137,30 +168,57 @@ def first_occurrences(keys: Sequence[Any], limit: int) -> np.ndarray:
     return np.asarray(indices)
 
 
+def _distinct_items(examples: RawBatch, ids: np.ndarray, modality: str) -> np.ndarray:
+    """The first example of each distinct content of a modality (an image, a recording) within the examples with equal
+    ids, int ``[n]``. Captions all count, also equal ones."""
+    if kind_of(modality) == "text":
+        return np.arange(len(ids))
+    digests = [hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest() for value in examples[modality]]
+    return first_occurrences(list(zip(ids.tolist(), digests, strict=True)), len(ids))
+
+
 class Gallery(Source):
     """The test examples that retrieval searches, read once; a `Source` itself.
 
     These are the first ``limit`` examples with different captions (by `Source.meanings` where a data set has them). A
     data set with few different captions, such as class names, gives its first ``limit`` examples, of which those with
     equal captions are correct results of each other's queries.
+
+    Where several examples show the same picture (see `Source.groups`), these are all examples of the first ``limit``
+    pictures. The examples of a picture are correct results of each other's queries, and each distinct image of a
+    picture counts once, as in the COCO and Flickr30k protocol. (With few different captions, it is still the captions
+    that decide, and of the examples of a picture with the same caption the first one counts.)
     """
 
     examples: RawBatch
     """All examples as one batch."""
     ids: np.ndarray
-    """``int [N]``, equal for examples with equal captions."""
+    """``int [N]``, equal for examples with equal captions, or of the same picture."""
+    items: dict[str, np.ndarray] | None = None
+    """Of each modality the examples that count (see `retrieval_scores`); None: all."""
+    representatives: np.ndarray
+    """One example of each picture, int ``[n]``."""
 
     def __init__(self, source: Source, limit: int):
-        """Reads at most ``limit`` examples of ``source``."""
-        keys = self._caption_keys(source)
+        """Reads at most ``limit`` pictures of ``source``, with all their captions."""
+        keys, pictures = self._caption_keys(source), first_of_group(source).tolist()
+        has_groups = len(set(pictures)) < len(pictures)
         indices = first_occurrences(keys, limit)
-        if len(indices) < min(limit, len(keys)) // 2:
-            # There are few different captions: take examples with equal captions as well.
-            indices = np.arange(min(limit, len(keys)))
+        few_captions = len(indices) < min(limit, len(set(pictures))) // 2
+        if few_captions:  # take examples with equal captions as well, but of different pictures
+            indices = first_occurrences(list(zip(pictures, keys, strict=True)), limit)
+        elif has_groups:
+            chosen = list(dict.fromkeys(pictures))[:limit]
+            indices = np.flatnonzero(np.isin(pictures, chosen))
+            keys = pictures
         self.examples = source.batch(indices)
         id_of_key = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self.ids = np.array([id_of_key[keys[index]] for index in indices])
         self.modalities, self.class_names = source.modalities, source.class_names
+        self.representatives = np.arange(len(indices))
+        if has_groups and not few_captions:
+            self.items = {m: _distinct_items(self.examples, self.ids, m) for m in self.modalities}
+            self.representatives = np.sort(np.unique(self.ids, return_index=True)[1])
 
     @staticmethod
     def _caption_keys(source: Source) -> list[Any]:
@@ -175,8 +233,17 @@ class Gallery(Source):
 
     @property
     def distinct(self) -> bool:
-        """Whether no two examples have the same caption."""
-        return len(set(self.ids.tolist())) == len(self.ids)
+        """Whether no two pictures have the same caption, as far as the gallery tells them apart by their captions."""
+        return self.items is not None or len(set(self.ids.tolist())) == len(self.ids)
+
+    def scores(self, embeddings: dict[str, np.ndarray], prefix: str = "") -> dict[str, float]:
+        """The `retrieval_scores` of the gallery's ``embeddings``; ``prefix`` is put before their names."""
+        return retrieval_scores(embeddings, self.present, ids=self.ids, items=self.items, prefix=prefix)
+
+    @property
+    def present(self) -> dict[str, np.ndarray] | None:
+        """Which examples have which modality, bool ``[N]`` each; None: all have all."""
+        return self.examples.get("present")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -267,7 +334,7 @@ def classification_scores(
       embed: computes the embeddings.
       params: of the method.
       train: the training split; the probe is fitted on at most ``limit`` of its examples.
-      test: the test split; its labelled examples are classified.
+      test: the test split; its labelled examples are classified, one of each picture.
       templates: prompts with ``{}`` in place of the class name; see `class_prompts`.
       limit: see ``train``.
 
@@ -279,8 +346,9 @@ def classification_scores(
     if prompts is None:
         return {}, None
     classes = _embed_prompts(embed, params, prompts)
+    train = one_per_picture(train)
     probe_split = _labelled(Subset(train, _spaced_indices(len(train), limit)))
-    test_split = _labelled(test)
+    test_split = _labelled(one_per_picture(test))
     if probe_split is None or test_split is None:
         return {}, None
     (probe_source, train_labels), (test_source, labels) = probe_split, test_split

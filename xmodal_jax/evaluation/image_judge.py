@@ -11,7 +11,7 @@ import numpy as np
 from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform
-from xmodal_jax.data.views import Subset
+from xmodal_jax.data.views import Subset, one_per_picture
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
 from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, moments, r_precision
@@ -183,6 +183,7 @@ class JudgeReport:
         `TRAINING_IMAGES` of which are compared with generated images. ``splits``: captions and real images by split."""
         self.judge = None if run is None else Judge(run)
         if self.judge is not None:
+            train = one_per_picture(train)
             indices = np.arange(min(len(train), TRAINING_IMAGES))
             self._train = self.judge.features(read_fields(Subset(train, indices), ("image",))["image"])
             self._real = {name: load_real_images(texts, self.judge) for name, texts in splits.items()}

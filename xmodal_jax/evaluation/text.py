@@ -12,10 +12,10 @@ import numpy as np
 
 from xmodal_jax.core.decoding import GeneratedTokens
 from xmodal_jax.data.shapes.grammar import factor_accuracies
-from xmodal_jax.data.source import Source, read_fields
+from xmodal_jax.data.source import Source, first_of_group, read_fields
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.data.views import Subset
-from xmodal_jax.evaluation.embeddings import Gallery, predict_all, retrieval_scores
+from xmodal_jax.evaluation.embeddings import Gallery, predict_all
 from xmodal_jax.metrics.text import caption_scores, error_rates
 from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig, make_text_generator
 from xmodal_jax.train.config import StartConfig
@@ -128,6 +128,8 @@ class ReferenceTexts:
       clean: normalises the texts as the tokenizer does; None: they stay unchanged.
       limit: reads the first ``limit`` examples only.
       exclude: texts whose examples are left out, such as the sentences of the training data.
+      one_per_picture: whether examples that show the same picture (see `Source.groups`) become one, with the texts of
+        all of them as its references.
 
     Raises:
       ValueError: no example is left.
@@ -136,9 +138,10 @@ class ReferenceTexts:
     source: Source
     """The examples that are left."""
     texts: list[str]
-    """The text of each example."""
+    """The text of each example; of a picture with several captions the first."""
     references: list[list[str]]
-    """All correct texts of each example: its own, and other phrasings where the data set has them."""
+    """All correct texts of each example: its own, and other phrasings where the data set has them, or the other
+    captions of its picture."""
     meanings: list[Any] | None
     """What each text means (see `Source.meanings`); None: unknown."""
     excluded: int
@@ -151,6 +154,7 @@ class ReferenceTexts:
         *,
         limit: int | None = None,
         exclude: set[str] = frozenset(),
+        one_per_picture: bool = False,
     ):
         """Reads the texts, and leaves out the examples whose text is in ``exclude``."""
         source = Subset(source, np.arange(len(source))[:limit])
@@ -162,10 +166,14 @@ class ReferenceTexts:
                 "nothing is left of a split: training has all of its texts (--no-unseen keeps them)"
             )
         self.excluded = len(texts) - len(indices)
+        references = {i: [texts[i]] for i in indices.tolist()}
+        if one_per_picture:
+            references = _texts_by_picture(first_of_group(source), texts, indices)
+            indices = np.array([*references], np.int64)
         self.source = Subset(source, indices)
-        self.texts = [texts[i] for i in indices]
+        self.references = list(references.values())
+        self.texts = [known[0] for known in self.references]
         self.meanings = source.meanings(indices)
-        self.references = [[text] for text in self.texts]
         if self.meanings is not None:
             # The data set can phrase the caption of an example in several ways; phrasing 0 is its text.
             phrasings = [source.captions(indices, k) for k in range(1, REFERENCE_COUNT)]
@@ -194,6 +202,24 @@ class ReferenceTexts:
         return {f"{prefix}{name}": value for name, value in scores.items()}
 
 
+def _texts_by_picture(
+    first_of_group: np.ndarray, texts: Sequence[str], indices: np.ndarray
+) -> dict[int, list[str]]:
+    """For each picture the texts of those of the examples ``indices`` that show it, by the first of these examples.
+
+    ``first_of_group``: see `data.source.first_of_group`. The examples without a text (``""``) of a picture that has
+    others do not count.
+    """
+    examples_by_picture: dict[int, list[int]] = {}
+    for index in indices.tolist():
+        examples_by_picture.setdefault(int(first_of_group[index]), []).append(index)
+    by_example = {}
+    for examples in examples_by_picture.values():
+        examples = [i for i in examples if texts[i]] or examples[:1]
+        by_example[examples[0]] = [texts[i] for i in examples]
+    return by_example
+
+
 def source_text_retrieval(
     method: Method, params: Any, gallery: Gallery, transform: Callable
 ) -> dict[str, float]:
@@ -202,4 +228,4 @@ def source_text_retrieval(
     ``method``: from `make_seq2seq` with the contrastive objective; it embeds both.
     """
     output = predict_all(method.predict, params, gallery, transform=transform)
-    return retrieval_scores(output.embeddings, ids=gallery.ids)
+    return gallery.scores(output.embeddings)

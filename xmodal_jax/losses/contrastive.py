@@ -10,7 +10,8 @@ Two arguments are common to all of them:
 * ``present``: False where the pair is padding or lacks a modality. Such a pair is neither anchor nor negative; its
   term and its gradient are exactly 0.
 * ``match``: an id per example; equal ids mean equal content (one caption of several images, say). -1 is unknown and
-  matches nothing else. Without ``match`` no two examples match.
+  matches nothing else. Several kinds of ids, ``[batch, kinds]``, such as those of the text and of the picture: examples
+  match that have an equal id of any kind. Without ``match`` no two examples match.
 
 ``duplicates`` says how two examples with equal ids are treated:
 
@@ -26,13 +27,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from xmodal_jax.core.collectives import AxisName, all_gather, axis_index, axis_size, mesh_size, psum
 from xmodal_jax.losses.pairs import (
     MASKED_LOGIT,
     Duplicates,
+    Ids,
     PairSide,
+    equal_ids,
     gather_side,
     make_pair_sides,
     pair_logits,
@@ -54,7 +57,7 @@ def info_nce(
     *,
     temperature: Scalar,
     present: Bool[Array, "batch"] | None = None,
-    match: Int[Array, "batch"] | None = None,
+    match: Ids | None = None,
     duplicates: Duplicates = "ignore",
     normalize: bool = False,
     axis_name: AxisName = None,
@@ -118,7 +121,7 @@ def sigmoid_loss(
     temperature: Scalar,
     bias: Scalar,
     present: Bool[Array, "batch"] | None = None,
-    match: Int[Array, "batch"] | None = None,
+    match: Ids | None = None,
     duplicates: Duplicates = "ignore",
     normalize: bool = False,
     axis_name: AxisName = None,
@@ -176,7 +179,7 @@ def triplet_loss(
     margin: Scalar = 0.2,
     hardest: bool = True,
     present: Bool[Array, "batch"] | None = None,
-    match: Int[Array, "batch"] | None = None,
+    match: Ids | None = None,
     duplicates: Literal["ignore", "exclude"] = "exclude",
     normalize: bool = False,
     axis_name: AxisName = None,
@@ -285,6 +288,12 @@ def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: s
 
 def _count_positives(side: PairSide, axis_name: AxisName) -> Float[Array, "batch"]:
     """The number of positives of each example among the present examples of the global batch, itself included."""
+    if (
+        side.positive_id.ndim > 1
+    ):  # an example can match others by one kind of id or another: compare all pairs
+        positive = equal_ids(side.positive_id, all_gather(side.positive_id, axis_name))
+        count = (positive & all_gather(side.present, axis_name)[None, :]).sum(axis=1)
+        return jnp.maximum(count, 1).astype(jnp.float32)
     absent_id = jnp.iinfo(side.positive_id.dtype).max  # equals no example's id
     # In the sorted ids of the global batch, equal ids are one run, whose ends a binary search finds.
     sorted_ids = jnp.sort(all_gather(jnp.where(side.present, side.positive_id, absent_id), axis_name))

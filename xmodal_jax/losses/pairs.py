@@ -6,6 +6,8 @@ columns; example i of ``a`` and example i of ``b`` belong together.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,6 +20,10 @@ from xmodal_jax.core.similarity import l2_normalize
 Duplicates = Literal["ignore", "exclude", "positive"]
 """How pairs of examples with equal ``match`` ids are treated; see :mod:`xmodal_jax.losses.contrastive`."""
 
+Ids = Int[Array, "batch *kinds"]
+"""An id of each example ``[batch]``, or several kinds of ids ``[batch, kinds]``, such as those of its text and of its
+picture."""
+
 MASKED_LOGIT = -1e30
 """The logit of a pair that does not count; finite, so that a row without any pair still has finite gradients."""
 
@@ -26,12 +32,13 @@ class PairSide(NamedTuple):
     """One side of the pairs: the embeddings, and the ids that decide whether a pair is positive, negative or left out.
 
     A pair is positive where the two ``positive_id`` are equal. It is left out where only the two ``group_id`` are
-    equal, or where either example is absent. All other pairs are negative.
+    equal, or where either example is absent. All other pairs are negative. Where examples have several ids, two are
+    equal if the examples have any of them in common (see `equal_ids`).
     """
 
     embeddings: Float[Array, "n dim"]
-    positive_id: Int[Array, "n"]
-    group_id: Int[Array, "n"]
+    positive_id: Int[Array, "n *kinds"]
+    group_id: Int[Array, "n *kinds"]
     present: Bool[Array, "n"]
 
 
@@ -39,7 +46,7 @@ def make_pair_sides(
     a: Float[Array, "batch a_dim"],
     b: Float[Array, "batch b_dim"],
     present: Bool[Array, "batch"] | None,
-    match: Int[Array, "batch"] | None,
+    match: Ids | None,
     duplicates: Duplicates,
     normalize: bool,
     axis_name: AxisName,
@@ -55,7 +62,8 @@ def make_pair_sides(
         match = match.astype(index.dtype)
         # An unknown id (-1) becomes an id that only this example has: the smallest integer plus the example's index,
         # as the caller's ids are unlikely to be that small.
-        group_id = jnp.where(match == -1, jnp.iinfo(index.dtype).min + index, match)
+        own = index if match.ndim == 1 else index[:, None]
+        group_id = jnp.where(match == -1, jnp.iinfo(index.dtype).min + own, match)
         positive_id = group_id if duplicates == "positive" else index
     if present is None:
         present = jnp.ones_like(a[:, 0], dtype=bool)
@@ -72,13 +80,21 @@ def gather_side(side: PairSide, axis_name: AxisName) -> PairSide:
     return jax.tree.map(lambda x: all_gather(x, axis_name), side)
 
 
+def equal_ids(rows: Int[Array, "rows *kinds"], cols: Int[Array, "cols *kinds"]) -> Bool[Array, "rows cols"]:
+    """Whether a row and a column have an equal id, of several kinds of ids at least one."""
+    if rows.ndim == 1:
+        return rows[:, None] == cols[None, :]
+    kinds = zip(rows.T, cols.T, strict=True)
+    return functools.reduce(operator.or_, [row[:, None] == col[None, :] for row, col in kinds])
+
+
 def pair_masks(rows: PairSide, cols: PairSide) -> tuple[Bool[Array, "rows cols"], Bool[Array, "rows cols"]]:
     """``(valid, positive)``: which pairs of a row and a column count at all, and which of those are positive.
 
     The valid pairs that are not positive are negatives.
     """
-    same_positive = rows.positive_id[:, None] == cols.positive_id[None, :]
-    same_group = rows.group_id[:, None] == cols.group_id[None, :]
+    same_positive = equal_ids(rows.positive_id, cols.positive_id)
+    same_group = equal_ids(rows.group_id, cols.group_id)
     valid = rows.present[:, None] & cols.present[None, :] & (same_positive | ~same_group)
     return valid, valid & same_positive
 

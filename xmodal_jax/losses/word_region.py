@@ -11,13 +11,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.collectives import AxisName, all_gather
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses.contrastive import Scalar
 from xmodal_jax.losses.gradient_cache import chunked
-from xmodal_jax.losses.pairs import MASKED_LOGIT, Duplicates, gather_side, make_pair_sides, pair_masks
+from xmodal_jax.losses.pairs import MASKED_LOGIT, Duplicates, Ids, gather_side, make_pair_sides, pair_masks
 
 Attention = Literal["cosine", "damsm"]
 
@@ -83,7 +83,7 @@ def word_region_loss(
     gamma3: Scalar = 50.0,
     attention: Attention = "cosine",
     present: Bool[Array, "batch"] | None = None,
-    match: Int[Array, "batch"] | None = None,
+    match: Ids | None = None,
     duplicates: Duplicates = "ignore",
     chunks: int = 1,
     axis_name: AxisName = None,

@@ -16,7 +16,7 @@ from xmodal_jax.core.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "contrastive": "ContrastiveConfig make_contrastive text_ids",
+        "contrastive": "ContrastiveConfig make_contrastive matching_ids text_ids",
         "fusion": "FusionConfig ClassifierOutput make_fusion make_token_attention",
         "lora": "LoRA with_lora",
         "seq2seq": "Seq2SeqConfig Seq2SeqOutput AttentionObjective CTCObjective JointObjective ContrastiveObjective "

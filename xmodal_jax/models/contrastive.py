@@ -18,6 +18,7 @@ from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import alignment, contrastive
 from xmodal_jax.losses.contrastive import Implementation
 from xmodal_jax.losses.gradient_cache import chunked
+from xmodal_jax.losses.pairs import Ids
 from xmodal_jax.models.towers import (
     AudioFeatures,
     Augmentation,
@@ -50,9 +51,9 @@ class Pairs(NamedTuple):
     """Unit vectors of the other modality."""
     present: Bool[Array, "batch"]
     """Which examples have both modalities."""
-    match: Int[Array, "batch"] | None
-    """Equal for examples with the same text, -1 where the text is missing; None where the batch has no text or the
-    objective does not need it."""
+    match: Ids | None
+    """Which examples have the same text or show the same picture (see `matching_ids`); None where the batch tells
+    neither or the objective does not need it."""
     axis_name: str | None
     """Name of the axis of devices that the batch is split over; None: one device."""
 
@@ -71,7 +72,7 @@ class Objective:
     name: ClassVar[str]
     """Name by which the command line chooses the part."""
     duplicates: ClassVar[str] = "ignore"
-    """How pairs of different examples with identical text count: ignore, exclude or positive."""
+    """How pairs of different examples with identical text or of the same picture count: ignore, exclude or positive."""
 
     def __post_init__(self):
         check_choices(self)
@@ -99,8 +100,8 @@ class InfoNCE(Objective):
     temperature: float = 0.07
     """Initial temperature that similarities are divided by. It is learned, and never falls below 0.01."""
     duplicates: Literal["ignore", "exclude", "positive"] = "positive"
-    """Pairs of different examples with identical text: negatives like all others (ignore), left out of the loss
-    (exclude), or additional positives (positive)."""
+    """Pairs of different examples with identical text or of the same picture: negatives like all others (ignore), left
+    out of the loss (exclude), or additional positives (positive)."""
     implementation: Implementation = "auto"
     """How the loss over all pairs of a batch is computed, with the same result: from the whole matrix of logits
     (global), from one tile of the matrix at a time (tiled), from tiles that pass from device to device (ring, for
@@ -132,8 +133,8 @@ class Sigmoid(Objective):
     name: ClassVar[str] = "sigmoid"
 
     duplicates: Literal["ignore", "exclude", "positive"] = "positive"
-    """Pairs of different examples with identical text: negatives like all others (ignore), left out of the loss
-    (exclude), or additional positives (positive)."""
+    """Pairs of different examples with identical text or of the same picture: negatives like all others (ignore), left
+    out of the loss (exclude), or additional positives (positive)."""
     implementation: Implementation = "auto"
     """How the loss over all pairs of a batch is computed, with the same result: from the whole matrix of logits
     (global), from one tile of the matrix at a time (tiled), from tiles that pass from device to device (ring, for
@@ -164,8 +165,8 @@ class Triplet(Objective):
     margin: float = 0.2
     """Margin: the loss is 0 where the similarity of the pair exceeds that of the hardest negative by this much."""
     duplicates: Literal["ignore", "exclude"] = "exclude"
-    """Pairs of different examples with identical text: negatives like all others (ignore), or left out of the loss
-    (exclude)."""
+    """Pairs of different examples with identical text or of the same picture: negatives like all others (ignore), or
+    left out of the loss (exclude)."""
 
     def __call__(self, pairs, params, scale):
         """This device's share of the triplet loss, which has neither parameters nor a temperature."""
@@ -361,9 +362,11 @@ class _Network:
         else:
             embeddings = chunked(lambda params, inputs: self.embed(params, *inputs), chunks)(params, inputs)
         present = presence_masks(batch, self.modalities)
-        # Examples with equal texts are no negatives of each other: they get equal ids.
-        uses_match = "text" in batch and config.objective.duplicates != "ignore"
-        match = text_ids(batch["text"], present["text"]) if uses_match else None
+        # Examples with equal texts, or of the same picture, are no negatives of each other: they get equal ids.
+        match = None
+        if config.objective.duplicates != "ignore":
+            texts = text_ids(batch["text"], present["text"]) if "text" in batch else None
+            match = matching_ids(texts, batch)
         scale = jnp.minimum(jnp.exp(params["loss"]["log_scale"]), MAX_SCALE)
         pair_losses = {}
         for a, b in self.pairs:
@@ -375,6 +378,18 @@ class _Network:
         total = sum(pair_losses.values()) / len(pair_losses)
         scale_share = jax.lax.stop_gradient(scale) / collectives.axis_size(axis_name)
         return total, {**pair_losses, "scale": scale_share}
+
+
+def matching_ids(ids: Int[Array, "batch"] | None, batch: Batch) -> Ids | None:
+    """The ids by which the examples of a batch match each other in a contrastive loss (its argument ``match``).
+
+    These are ``ids``, such as those of the texts (None: there are none), and those of the pictures where the batch has
+    the field ``group``: examples match whose text is equal or that show the same picture.
+    """
+    if "group" not in batch:
+        return ids
+    groups = jnp.asarray(batch["group"], jnp.int32)
+    return groups if ids is None else jnp.stack([ids, groups], axis=1)
 
 
 def text_ids(

@@ -20,7 +20,7 @@ from xmodal_jax.core.decoding import GeneratedTokens, Step, beam_search, ctc_gre
 from xmodal_jax.core.random import example_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import chunked, info_nce, sequence
-from xmodal_jax.models.contrastive import MAX_SCALE, text_ids
+from xmodal_jax.models.contrastive import MAX_SCALE, matching_ids, text_ids
 from xmodal_jax.models.towers import (
     AudioFeatures,
     Augmentation,
@@ -428,10 +428,10 @@ class _Model:
         if embeddings is not None:
             source, text = embeddings
             scale = inverse_temperature(params["contrast"])
-            # Examples with equal texts are positives of each other.
+            # Examples with equal texts, or of the same picture, are positives of each other.
             contrastive = info_nce(
-                source, text, temperature=1.0 / scale, present=present, match=text_ids(batch["text"]),
-                duplicates="positive", axis_name=axis_name,
+                source, text, temperature=1.0 / scale, present=present,
+                match=matching_ids(text_ids(batch["text"]), batch), duplicates="positive", axis_name=axis_name,
             )  # fmt: skip
             losses["contrastive"] = (contrastive, present.astype(jnp.float32))
         aux = {

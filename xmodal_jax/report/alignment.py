@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from xmodal_jax.data.shapes.drawing import PALETTE
 from xmodal_jax.data.shapes.scenes import COLOURS
 from xmodal_jax.data.source import Source
-from xmodal_jax.evaluation.embeddings import Gallery, directions, ordered
+from xmodal_jax.evaluation.embeddings import Gallery, directions, items_of_pair, ordered
 from xmodal_jax.metrics.latent import modality_gap
 from xmodal_jax.metrics.retrieval import ranks
 from xmodal_jax.report import figures
@@ -44,6 +44,8 @@ def add_galleries(
     embeddings: dict[str, np.ndarray],
     *,
     ids: np.ndarray | None = None,
+    present: Mapping[str, np.ndarray] | None = None,
+    items: Mapping[str, np.ndarray] | None = None,
     sample_rate: int = 16_000,
     query_count: int = QUERIES,
 ) -> None:
@@ -54,6 +56,7 @@ def add_galleries(
       batch: N raw examples.
       embeddings: of these examples, by modality, ``[N, D]`` of unit length.
       ids: ``[N]``; examples with equal ids are correct results for each other. None: each only for itself.
+      present, items: which examples have a modality, and which of them count; see `evaluation.retrieval_scores`.
       sample_rate: of audio, Hz.
       query_count: number of queries for each direction.
     """
@@ -62,21 +65,28 @@ def add_galleries(
     for query, target in directions(tuple(embeddings)):
         if target == "audio" and len(embeddings) > 2:
             continue  # a row of audio players adds little to the numbers
-        similarity = embeddings[query] @ embeddings[target].T  # [N queries, N candidates]
-        rank = ranks(embeddings[query], embeddings[target], query_ids=ids, gallery_ids=ids)
-        chosen = np.random.default_rng(0).permutation(count)[: query_count // 2].tolist()
+        asked, searched = items_of_pair(
+            query, target, ids, present=present, items=items
+        )  # numbers of examples
+        similarity = embeddings[query][asked] @ embeddings[target][searched].T  # [queries, candidates]
+        rank = ranks(
+            embeddings[query][asked], embeddings[target][searched],
+            query_ids=ids[asked], gallery_ids=ids[searched],
+        )  # fmt: skip
+        chosen = np.random.default_rng(0).permutation(len(asked))[: query_count // 2].tolist()
         worst = [i for i in np.argsort(-rank, kind="stable").tolist() if i not in chosen]
         chosen += worst[: query_count - len(chosen)]
         queries, results = [], []
         for i in chosen:
-            caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][i])
-            queries.append(Item(content(batch, query, i, sample_rate), caption))
+            example = int(asked[i])
+            caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][example])
+            queries.append(Item(content(batch, query, example, sample_rate), caption))
             nearest = np.argsort(-similarity[i], kind="stable")[:5]
             results.append(
                 [
                     Hit(
-                        content(batch, target, k, sample_rate),
-                        correct=bool(ids[k] == ids[i]),
+                        content(batch, target, int(searched[k]), sample_rate),
+                        correct=bool(ids[searched[k]] == ids[example]),
                         similarity=float(similarity[i, k]),
                     )
                     for k in nearest
@@ -87,7 +97,8 @@ def add_galleries(
             queries,
             results,
             ranks=[int(rank[i]) for i in chosen],
-            note=f"{query} to {target} among {count} examples: {query_count // 2} random queries, then the worst.",
+            note=f"{query} to {target} among {len(searched)} examples: {query_count // 2} random queries, then the "
+            "worst.",
         )
 
 
@@ -101,17 +112,27 @@ def add_similarities(report: Report, embeddings: dict[str, np.ndarray]) -> None:
             report.add_figure("Similarity matrices", fig, note)
 
 
-def add_ranks(report: Report, embeddings: dict[str, np.ndarray], ids: np.ndarray | None = None) -> None:
+def add_ranks(
+    report: Report,
+    embeddings: dict[str, np.ndarray],
+    ids: np.ndarray | None = None,
+    *,
+    present: Mapping[str, np.ndarray] | None = None,
+    items: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Histograms of the rank of the first correct result, for each direction of retrieval between two modalities.
 
-    ``ids``: examples with equal ids are correct results for each other; None: each only for itself.
+    ``ids``: examples with equal ids are correct results for each other; None: each only for itself. ``present``,
+    ``items``: which examples have a modality, and which of them count; see `evaluation.retrieval_scores`.
     """
     count = len(next(iter(embeddings.values())))
     ids = np.arange(count) if ids is None else ids
-    ranks_by_direction = {
-        f"{a} to {b}": ranks(embeddings[a], embeddings[b], query_ids=ids, gallery_ids=ids)
-        for a, b in directions(tuple(embeddings))
-    }
+    ranks_by_direction = {}
+    for a, b in directions(tuple(embeddings)):
+        asked, searched = items_of_pair(a, b, ids, present=present, items=items)
+        ranks_by_direction[f"{a} to {b}"] = ranks(
+            embeddings[a][asked], embeddings[b][searched], query_ids=ids[asked], gallery_ids=ids[searched]
+        )
     report.add_figure("Ranks of the correct results", figures.rank_histogram(ranks_by_direction, count))
 
 
@@ -186,11 +207,16 @@ def add_embeddings(
         "train/scale",
     ]
     report.add_figure("Training curves", figures.curves(records, panels, smoothing=0.8))
-    add_galleries(report, gallery.examples, embeddings, ids=gallery.ids)
-    add_similarities(report, embeddings)
-    add_ranks(report, embeddings, gallery.ids)
+    searched = dict(ids=gallery.ids, present=gallery.present, items=gallery.items)
+    add_galleries(report, gallery.examples, embeddings, **searched)
+    one_each = {
+        name: x[gallery.representatives] for name, x in embeddings.items()
+    }  # one example of each picture
+    add_similarities(report, one_each)
+    add_ranks(report, embeddings, **searched)
     groups, factor, palette = _groups(gallery)
-    add_map(report, embeddings, groups, factor=factor, palette=palette)
+    groups = [groups[example] for example in gallery.representatives]
+    add_map(report, one_each, groups, factor=factor, palette=palette)
 
 
 def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:

@@ -275,8 +275,8 @@ def test_what_is_missing_or_padded_has_no_influence():
     assert (slope[~there] == 0).all() and (np.abs(slope[there]).max(axis=(1, 2, 3)) > 0).all()
 
 
-def test_an_equal_caption_is_no_mismatch():
-    """Rolled by one, example 3 meets the caption of example 2, which is its own."""
+def test_an_equal_caption_and_another_of_the_same_picture_are_no_mismatch():
+    """Rolled by one, example 3 meets the caption of example 2, which is its own, or one of its picture."""
     plain = make(condition=dataclasses.replace(WORDS_ALONE, matching_aware=False), **DENSE)
     aware = make(condition=WORDS_ALONE, **DENSE)
     _, state, batch = begin(plain)
@@ -293,6 +293,10 @@ def test_an_equal_caption_is_no_mismatch():
     )
     assert float(loss_of_plain(same)) == pytest.approx(float(loss_of_aware(same)), rel=1e-6)
     assert abs(float(loss_of_plain(batch)) - float(loss_of_aware(batch))) > 1e-4
+    one_picture = {**batch, "group": np.zeros(16, np.int32)}
+    assert float(loss_of_plain(batch)) == pytest.approx(float(loss_of_aware(one_picture)), rel=1e-6)
+    unknown = {**batch, "group": np.full(16, -1, np.int32)}
+    assert float(loss_of_aware(unknown)) == pytest.approx(float(loss_of_aware(batch)), rel=1e-6)
 
 
 def test_a_lazy_penalty_is_as_strong_on_average():

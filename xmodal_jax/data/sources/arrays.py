@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from xmodal_jax.data.metadata import in_test_split
-from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.source import RawBatch, Source, first_of_group
 from xmodal_jax.types import MODALITIES, kind_of
 
 _FIELDS = {
@@ -26,6 +26,7 @@ _FIELDS = {
     "audio": ("if", (2,), "int16 or float32 in [-1, 1], [N,T]"),
     "audio_mask": ("b", (2,), "bool [N,T]"),
     "label": ("iu", (1,), "int32 [N]"),
+    "group": ("iuUO", (1,), "integers or strings [N], equal for examples that show the same picture"),
     **{f"{m}_present": ("b", (1,), "bool [N]") for m in MODALITIES},
 }
 """For each field the allowed kinds of dtypes (as in NumPy's ``dtype.kind``), the allowed ranks, and both in words."""
@@ -40,7 +41,7 @@ def _parse(field: str) -> tuple[str, str] | None:
     base = field.removesuffix(suffix)
     kind, underscore, name = base.partition("_")
     entry = kind + suffix
-    if entry not in _FIELDS or kind == "label" or (underscore and not name):
+    if entry not in _FIELDS or kind in ("label", "group") or (underscore and not name):
         return None
     return ("text" if kind == "caption" else kind) + underscore + name, entry
 
@@ -128,6 +129,11 @@ class ArraySource(Source):
         present, complete = self.arrays.get("present", {}), np.ones(self._length, bool)
         return {m: np.asarray(present.get(m, complete)[indices]) for m in self.modalities}
 
+    def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        """The field ``group``, int ``[B]``; None if there is none."""
+        groups = self.arrays.get("group")
+        return None if groups is None else np.asarray(groups[self._resolve_indices(indices)])
+
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         labels = self.arrays.get("label")
         return None if labels is None else np.asarray(labels[self._resolve_indices(indices)])
@@ -211,6 +217,15 @@ def _check_audio(name: str, array: np.ndarray, path: Path, expected: str) -> np.
     return array
 
 
+def _number_groups(array: np.ndarray) -> np.ndarray:
+    """The numbers of the groups, int32 ``[N]``, from integers of any size or strings, such as file names; -1 where the
+    group is unknown, which a negative number or an empty string states."""
+    array = array.astype(str) if array.dtype.kind in "UO" else array
+    unknown = array == "" if array.dtype.kind == "U" else array < 0
+    numbers = np.unique(array, return_inverse=True)[1]
+    return np.where(unknown, -1, numbers).astype(np.int32)
+
+
 def _check(name: str, array: np.ndarray, path: Path) -> np.ndarray:
     """The array of field ``name``, converted to the dtype and rank that batches have.
 
@@ -237,6 +252,8 @@ def _check(name: str, array: np.ndarray, path: Path) -> np.ndarray:
         return _check_audio(name, array, path, expected)
     if entry == "caption":
         return array.astype(object)
+    if entry == "group":
+        return _number_groups(array)
     return array.astype(np.int32) if kinds == "iu" else array
 
 
@@ -316,8 +333,12 @@ def load_npz(
     are passed on. Several modalities of one kind are named ``KIND_NAME``, such as ``image_1``, ``image_2`` (with
     captions ``caption_NAME``), and follow the rules of their kind.
 
+    ``group``, integers or strings ``[N]`` (such as file names), is equal for examples that show the same picture: the
+    captions of one image. A negative number or an empty string: unknown.
+
     ``PATH/train.npz`` or ``PATH/train/`` hold one split each. Without them, a tenth of the examples, chosen by the
-    SHA-1 of their number, is the split ``test``, the rest ``train``, and ``all`` is everything.
+    SHA-1 of their number (of the first one of a group), is the split ``test``, the rest ``train``, and ``all`` is
+    everything.
 
     Args:
       path: the file or folder.
@@ -356,7 +377,9 @@ def load_npz(
     if file == root and split != "all":
         if split not in ("train", "test"):
             raise ValueError(f"{root} has no split {split!r}; without split files it is train, test or all.")
-        chosen = [i for i in range(len(source)) if in_test_split(str(i)) == (split == "test")]
+        # Examples that show the same picture are in one split: the number of the first of them decides.
+        deciding = first_of_group(source).tolist()
+        chosen = [i for i, first in enumerate(deciding) if in_test_split(str(first)) == (split == "test")]
         if not chosen:
             raise ValueError(f"{root}: its {len(source)} examples are too few to set a test split apart.")
         arrays = _map(lambda a: a[np.array(chosen)], arrays)

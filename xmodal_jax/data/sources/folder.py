@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import posixpath
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,13 +74,50 @@ def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
             )
         records = read_metadata(path, bad_examples)
     labels = [r.label for r in records]
+    pictures_of_others = set()
     for other in other_splits:  # a split's bad examples are reported when that split is opened
-        labels += [r.label for r in read_metadata(other, BadExamples("skip"))]
+        records_of_other = read_metadata(other, BadExamples("skip"))
+        labels += [r.label for r in records_of_other]
+        pictures_of_others |= {_location(other.parent, r) for r in records_of_other}
+    if split != "train":
+        bad_examples.note(
+            f"in {path} show a picture that another split has too (its scores are not those of unseen pictures)",
+            sum(r.picture is not None and _location(path.parent, r) in pictures_of_others for r in records),
+        )
     if not splits and split != "all":
-        # The hash of a record's file names decides, or that of its captions if it has no files.
-        name_of = lambda record: "/".join([*record.files.values()] or record.captions)
-        records = [r for r in records if in_test_split(name_of(r)) == (split == "test")]
+        names = _names_for_split(records)
+        records = [r for r, n in zip(records, names, strict=True) if in_test_split(n) == (split == "test")]
     return _Listing(path, records, [label for label in labels if label is not None])
+
+
+def _location(folder: Path, record: Record) -> str | None:
+    """The path of a record's picture; its metadata file lies in ``folder``."""
+    return None if record.picture is None else posixpath.normpath(f"{folder}/{record.picture}")
+
+
+def _names_for_split(records: list[Record]) -> list[str]:
+    """For each record the name whose hash decides its split: those of its files, or its captions if it has no files.
+
+    Records that show the same picture and differ in other files (such as spoken captions) have the picture's name, so
+    that they are in one split.
+    """
+    names = ["/".join([*r.files.values()] or r.captions) for r in records]
+    names_of_picture = defaultdict(set)
+    for record, name in zip(records, names, strict=True):
+        names_of_picture[record.picture].add(name)
+    # Records without a file have the picture None, and share none.
+    return [
+        name if r.picture is None or len(names_of_picture[r.picture]) == 1 else r.picture
+        for r, name in zip(records, names, strict=True)
+    ]
+
+
+def _number_pictures(records: list[Record]) -> np.ndarray:
+    """For each record the number of the first record that shows the same picture, int32 ``[R]``; a record without a
+    file has its own number."""
+    first: dict[str, int] = {}
+    numbers = [i if r.picture is None else first.setdefault(r.picture, i) for i, r in enumerate(records)]
+    return np.array(numbers, np.int32)
 
 
 def _class_names(labels: Sequence[str | int], root: Path) -> tuple[str, ...] | None:
@@ -144,7 +183,8 @@ class FolderSource(Source):
 
     ``path`` holds ``train/`` and ``test/`` (or other splits), each with a metadata file. Or it holds one metadata file;
     then a tenth of its lines, chosen by the SHA-1 of their file names, is the test split. A line with several captions
-    gives one example per caption; ``group`` int32 ``[B]`` in each batch is equal for those. If no line has a caption,
+    gives one example per caption. Where several examples show the same picture (such a line, or lines with the same
+    file name), ``group`` int32 ``[B]`` in each batch is equal for those. If no line has a caption,
     examples with a label get the caption ``prompt.format(class name)``. Class names are the lines of ``classes.txt``,
     or else the sorted label names of all splits.
 
@@ -215,6 +255,9 @@ class FolderSource(Source):
         counts = [max(1, len(r.captions or ())) for r in self._records]
         self._record_of = np.repeat(np.arange(len(self._records), dtype=np.int32), counts)
         self._caption_of = np.concatenate([np.arange(c, dtype=np.int32) for c in counts])
+        # For each example the number of its picture; None if no two examples show the same one.
+        pictures = _number_pictures(self._records)[self._record_of]
+        self._groups = pictures if len(np.unique(pictures)) < len(pictures) else None
         self._labelled = any(r.label is not None for r in self._records)
         self._complete = {
             m: all(r.captions if m == "text" else m in r.files for r in self._records)
@@ -327,20 +370,24 @@ class FolderSource(Source):
         with ThreadPoolExecutor(self._workers) as pool:
             return list(pool.map(decode, numbers))
 
-    def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
-        """The number of each example's record, int32 ``[B]``: equal for examples with different captions of one
-        metadata line."""
+    def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        """A number for each example's picture, int32 ``[B]``: equal for the captions of one metadata line, and of lines
+        with the same file name; None if no two examples show the same picture."""
+        return None if self._groups is None else self._groups[self._resolve_indices(indices)]
+
+    def _record_numbers(self, indices: np.ndarray | None) -> np.ndarray:
+        """The number of each example's record (metadata line), int32 ``[B]``."""
         return self._record_of[self._resolve_indices(indices)]
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         if not self._labelled:
             return None
-        records = [self._records[i] for i in self.groups(indices)]
+        records = [self._records[i] for i in self._record_numbers(indices)]
         return np.array([-1 if r.label is None else r.label for r in records], np.int32)
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """As `Source.presence`; no file is read."""
-        records = [self._records[i] for i in self.groups(indices)]
+        records = [self._records[i] for i in self._record_numbers(indices)]
         return {
             m: np.array([bool(r.captions) if m == "text" else m in r.files for r in records], bool)
             for m in self.modalities
@@ -368,9 +415,9 @@ class FolderSource(Source):
 
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The examples ``indices``. Recordings are padded to ``max_seconds``; a missing modality is zeros or ``""``."""
-        numbers = self.groups(indices)
+        numbers = self._record_numbers(indices)
         examples = self._arrays(numbers)
-        batch: RawBatch = {"group": numbers}
+        batch: RawBatch = {} if self._groups is None else {"group": self.groups(indices)}
         for modality in ("image", "video", "audio"):
             if modality in self.modalities:
                 batch |= self._stack(modality, examples)

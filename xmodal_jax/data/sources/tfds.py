@@ -317,8 +317,11 @@ class TfdsSource(Source):
             return np.zeros(0, np.int16)
         return media.resample_and_cut(waveform, self._audio_rate, self.sample_rate, self.max_seconds)[0]
 
-    def groups(self, indices: np.ndarray | None = None) -> np.ndarray:
-        """The number of each example's record, int32 ``[B]``: equal for the captions of one image."""
+    def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        """The number of each example's record, int32 ``[B]``: equal for the captions of one image; None if each record
+        is one example."""
+        if self._captions == 1:
+            return None
         return (self._resolve_indices(indices) // self._captions).astype(np.int32)
 
     def _pad_audio(self, values: list) -> RawBatch:
@@ -331,8 +334,8 @@ class TfdsSource(Source):
         return {"audio": audio, "audio_mask": mask}
 
     def batch(self, indices: np.ndarray) -> RawBatch:
-        """``group``, ``label`` and the fields of the modalities, for the examples ``indices`` ``[B]``; recordings are
-        padded to ``max_seconds``."""
+        """``label`` and the fields of the modalities, and ``group`` where images have several captions, for the
+        examples ``indices`` ``[B]``; recordings are padded to ``max_seconds``."""
         record_numbers, caption_numbers = np.divmod(np.asarray(indices), self._captions)
         records = self._parse_records(record_numbers)
         columns = {
@@ -340,7 +343,7 @@ class TfdsSource(Source):
             for field, path in self._fields.items()
             if field in self.modalities or field == "label"
         }
-        batch: RawBatch = {"group": record_numbers.astype(np.int32)}
+        batch: RawBatch = {} if self._captions == 1 else {"group": record_numbers.astype(np.int32)}
         if "label" in columns:
             batch["label"] = np.array(columns["label"], np.int32)
         if "image" in columns:

@@ -19,6 +19,7 @@ from xmodal_jax.losses import penalties
 from xmodal_jax.losses.adversarial import clip_weights
 from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
+from xmodal_jax.models.contrastive import matching_ids
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.inputs import DataSizes, FrozenCaptioner, FrozenEncoder, ImageInputs
 from xmodal_jax.models.gan.networks import LOGIT_PARTS, GANNetworks, interpolate_conditions
@@ -383,7 +384,7 @@ class ConditionalGAN:
         )
         if self.config.contrastive.image_weight:
             aux["g_image"] = self._image_contrastive_loss(
-                networks, params, fake_tokens, real_tokens, condition, present, axis_name
+                networks, params, fake_tokens, real_tokens, condition, batch, present, axis_name
             )
             loss = loss + self.config.contrastive.image_weight * aux["g_image"]
         if self.config.generator.conditioning:
@@ -392,15 +393,15 @@ class ConditionalGAN:
         return loss, jax.lax.stop_gradient(aux)
 
     def _image_contrastive_loss(
-        self, networks, params, fake_tokens, real_tokens, condition, present, axis_name
+        self, networks, params, fake_tokens, real_tokens, condition, batch, present, axis_name
     ) -> Float[Array, ""]:
         """InfoNCE of generated and real images: each generated image should be nearer to the real image of the same
-        condition than to the other real images of the batch."""
+        condition than to the real images of the batch that show another picture."""
         fake_embedding = networks.contrastive_embeddings(params, fake_tokens, condition).image
         real_embedding = networks.contrastive_embeddings(params, real_tokens, condition).image
         terms = info_nce(
-            fake_embedding, real_embedding, present=present, duplicates="ignore", axis_name=axis_name,
-            temperature=self.config.contrastive.temperature,
+            fake_embedding, real_embedding, present=present, match=matching_ids(None, batch), duplicates="positive",
+            axis_name=axis_name, temperature=self.config.contrastive.temperature,
         )  # fmt: skip
         return _mean_share(terms, present, axis_name)
 
@@ -513,8 +514,8 @@ class ConditionalGAN:
     def _score_mismatched(self, networks, forward: DiscriminatorPass, batch, axis_name) -> Mismatched | None:
         """Scores of each real image with a wrong condition: that of the previous example in the global batch.
 
-        None without ``condition.matching_aware``. A pair does not count if either example is absent, or if both have
-        equal conditions.
+        None without ``condition.matching_aware``. A pair does not count if either example is absent, if both have
+        equal conditions, or if they show the same picture, of which the condition is then not wrong.
         """
         if not self.config.condition.matching_aware:
             return None
@@ -522,8 +523,11 @@ class ConditionalGAN:
         wrong_condition = of_previous(forward.condition.vector)
         condition_ids = self.networks.condition_encoder.ids(batch)
         scores = networks.score(forward.params, forward.real_tokens, wrong_condition)
-        both_present = forward.present & of_previous(forward.present)
-        return Mismatched(scores, both_present & (condition_ids != of_previous(condition_ids)))
+        counts = forward.present & of_previous(forward.present)
+        counts &= condition_ids != of_previous(condition_ids)
+        if "group" in batch:
+            counts &= (batch["group"] != of_previous(batch["group"])) | (batch["group"] < 0)
+        return Mismatched(scores, counts)
 
     def _penalty(self, networks, forward: DiscriminatorPass, keys, step, axis_name) -> Float[Array, ""]:
         """The gradient penalty. With ``penalty.every`` = n it is computed at every n-th step only and multiplied by n;
@@ -619,7 +623,7 @@ class ConditionalGAN:
             losses["read"] = mean_share(nats), self.config.condition.auxiliary_weight
         if weights.sentence_weight or weights.word_weight:
             embedded = networks.contrastive_embeddings(params, tokens, condition)
-            ids = networks.condition_encoder.ids(batch)
+            ids = matching_ids(networks.condition_encoder.ids(batch), batch)
             pairs = dict(present=present, match=ids, duplicates="positive", axis_name=axis_name)
         if weights.sentence_weight:
             terms = info_nce(embedded.image, embedded.condition, temperature=weights.temperature, **pairs)

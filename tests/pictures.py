@@ -8,11 +8,12 @@ from PIL import Image
 LAYOUTS = ("one line", "several lines")
 
 
-def write_pictures(folder, layout, *, pictures=15, captions=5, side=4, first=0):
+def write_pictures(folder, layout, *, pictures=15, captions=5, side=4, first=0, classes=0):
     """Writes ``pictures`` PNG files with ``captions`` captions each, and ``metadata.jsonl``: a line for each picture
     with the list of its captions, or a line for each caption.
 
-    Picture k has the gray level ``first + k`` and is named after it, as are its captions: ``picture 7, wording 3``.
+    The gray levels of the pictures count from ``first`` on; a picture is named after its own, as are its captions:
+    ``picture 7, wording 3``. With ``classes`` it has the label gray level modulo ``classes``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
@@ -20,10 +21,9 @@ def write_pictures(folder, layout, *, pictures=15, captions=5, side=4, first=0):
         name = f"{k}.png"
         Image.fromarray(np.full((side, side, 3), k, np.uint8)).save(folder / name)
         texts = [f"picture {k}, wording {j}" for j in range(captions)]
-        if layout == "one line":
-            lines.append({"file_name": name, "text": texts})
-        else:
-            lines += [{"file_name": name, "text": text} for text in texts]
+        label = {"label": k % classes} if classes else {}
+        for text in [texts] if layout == "one line" else texts:
+            lines.append({"file_name": name, "text": text, **label})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 

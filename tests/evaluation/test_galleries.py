@@ -1,16 +1,23 @@
 """Retrieval where pictures have several captions, against the protocol of COCO and Flickr30k."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.oracles.retrieval import coco_protocol
-from tests.pictures import LAYOUTS, write_pictures
+from tests.pictures import LAYOUTS, pictures_of, write_pictures
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.sources.folder import FolderSource
 from xmodal_jax.evaluation import embeddings as evaluate
+from xmodal_jax.evaluation.latent_data import open_latent
 from xmodal_jax.evaluation.text import ReferenceTexts
+from xmodal_jax.models.vae.modalities import ModalityConfigs
 from xmodal_jax.report import alignment
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.config import RunConfig
+from xmodal_jax.types import Method
 
 
 def open_pictures(folder, layout, **options):
@@ -127,3 +134,40 @@ def test_the_report_shows_each_picture_once(tmp_path):
     assert "image to text among 55 examples" in html and "text to image among 11 examples" in html
     metrics = gallery.scores(embeddings)
     assert alignment.headline(metrics, gallery) == ["image_to_text/recall@1", "text_to_image/recall@1"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_latents_are_evaluated_on_one_example_of_each_picture(tmp_path, layout):
+    for split, pictures in (("train", 20), ("test", 7)):
+        write_pictures(tmp_path / split, layout, pictures=pictures, classes=3)
+    options = DataOptions(modalities=("text", "image"), progress=False)
+    config = RunConfig(data=f"folder:{tmp_path}", input=options)
+    data = open_latent(config, ModalityConfigs(), BadExamples())
+    assert [len(split) for split in (data.source, data.validation, data.test)] == [90, 2, 7]
+    assert pictures_of(data.test) == list(range(7))
+    assert not set(pictures_of(data.source)) & set(pictures_of(data.validation))
+    np.testing.assert_array_equal(data.factors[:, 0], np.arange(7) % 3)
+
+
+def test_classification_counts_each_picture_once():
+    """Three of four pictures are right; the wrong one has most of the captions."""
+    group = np.array([0, 1, 2, 3, 3, 3, 3], np.int32)
+    labels = np.array([0, 1, 0, 1, 1, 1, 1], np.int32)
+    shown = np.array([0, 1, 0, 0, 0, 0, 0])  # what the embedding of the image shows
+    images = (100 * shown).astype(np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    captions = np.array([f"class {k} {n}" for n, k in enumerate(labels)], object)
+    arrays = {"image": images, "caption": captions, "label": labels, "group": group}
+    source = ArraySource(arrays, ("a", "b"))
+
+    def predict(params, batch):
+        units = jnp.eye(2)
+        found = {"text": units[batch["text"][:, 0]]} if "text" in batch else {}
+        return found | ({"image": units[batch["image"][:, 0, 0, 0] // 100]} if "image" in batch else {})
+
+    tokenize = lambda batch: {
+        **batch,
+        "text": np.array([[int(c.split()[1])] for c in batch["caption"]], np.int32),
+    }
+    embed = evaluate.Embedder(Method(None, None, predict), tokenize, batch_size=7)
+    scores, confusion = evaluate.classification_scores(embed, None, source, source)
+    assert scores["test/image_zero_shot_accuracy"] == 0.75 and confusion.tolist() == [[2, 0], [1, 1]]

@@ -2,11 +2,11 @@
 
 ::
 
-    from xmodal_jax.evaluation import Embedder, Gallery, retrieval_scores
+    from xmodal_jax.evaluation import Embedder, Gallery
 
     gallery = Gallery(test, 1000)
     embeddings = Embedder(method, tokenize, batch_size=250)(params, gallery)
-    retrieval_scores(embeddings, ids=gallery.ids)["image_to_text/recall@1"]
+    gallery.scores(embeddings)["image_to_text/recall@1"]
 """
 
 from xmodal_jax.core.lazy import lazy_exports

@@ -66,7 +66,7 @@ class ImageGenerator:
 
 
 class SplitImageGenerator:
-    """Generates an image for every caption of a split."""
+    """Generates an image for each of the texts of a split."""
 
     def __init__(self, generator: ImageGenerator, splits: Mapping[str, ReferenceTexts], *, seed: int):
         """``seed``: of the noise."""
@@ -74,7 +74,7 @@ class SplitImageGenerator:
         self.conditions = {name: generator.conditions(split.source) for name, split in splits.items()}
 
     def __call__(self, params: Any, split: str, sample: int = 0) -> np.ndarray:
-        """Images uint8 ``[N, H, W, C]`` for all captions of a split. Each number ``sample`` selects other noise."""
+        """Images uint8 ``[N, H, W, C]`` for all texts of a split. Each number ``sample`` selects other noise."""
         conditions = self.conditions[split]
         count = len(next(iter(conditions.values())))
         noise = self.generator.sample_noise(count, self.seed + sample)

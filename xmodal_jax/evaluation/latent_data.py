@@ -11,7 +11,7 @@ from xmodal_jax.data.pipeline import Transform
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
 from xmodal_jax.data.text import TokenizeTransform
-from xmodal_jax.data.views import keep_labelled
+from xmodal_jax.data.views import keep_labelled, one_per_picture
 from xmodal_jax.models.speech import log_mel_transform
 from xmodal_jax.models.vae.modalities import ModalityConfigs
 from xmodal_jax.train.config import RunConfig
@@ -55,7 +55,8 @@ class LatentData(NamedTuple):
 
 
 def open_latent(config: RunConfig, modalities: ModalityConfigs, bad_examples: BadExamples) -> LatentData:
-    """The data of an experiment: the examples whose class is known, which the judges need.
+    """The data of an experiment: the examples whose class is known, which the judges need. Of a picture with several
+    captions, validation and test have one example.
 
     A tokenizer is fitted to the training texts; the log-mel frames of speech are computed once.
     """
@@ -63,6 +64,7 @@ def open_latent(config: RunConfig, modalities: ModalityConfigs, bad_examples: Ba
     train, validation, test = (
         keep_labelled(split) for split in (splits.train, splits.validation, splits.tests["test"])
     )
+    validation, test = one_per_picture(validation), one_per_picture(test)
     tokenize, log_mel = None, None
     if "text" in train.modalities:
         tokenize = fit_tokenizer(train, bad_examples, **config.text_options)[0]

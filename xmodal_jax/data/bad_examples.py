@@ -47,22 +47,29 @@ class BadExamples:
     """The examples that were left out."""
     notes: Counter = field(default_factory=Counter)
     """Number of examples that were used but changed (a caption cut, a recording shortened), by description."""
+    _known: set[BadExample] = field(default_factory=set, repr=False)
 
     def add(self, file: str | Path, line: int, reason: str) -> None:
-        """Record a bad example.
+        """Record a bad example, once however often it is found.
 
         Raises:
           BadExampleError: under ``on_bad_example="stop"``.
         """
-        example = BadExample(str(file), line, reason)
+        example = BadExample(_printable(str(file)), line, _printable(reason))
         if self.on_bad_example == "stop":
             raise BadExampleError(example)
-        self.items.append(example)
+        if example not in self._known:  # the training and the test split can come from one file
+            self._known.add(example)
+            self.items.append(example)
 
-    def note(self, description: str, count: int = 1) -> None:
-        """Report that ``count`` more examples were used but changed, as in ``note("captions cut", 3)``."""
+    def note(self, description: str, count: int = 1, *, once: bool = False) -> None:
+        """Report that ``count`` more examples were used but changed, as in ``note("captions cut", 3)``.
+
+        ``once``: the same is found again each time that the file is read, so that the counts do not add up.
+        """
         if count:
-            self.notes[description] += count
+            description = _printable(description)
+            self.notes[description] = count if once else self.notes[description] + count
 
     def __len__(self) -> int:
         return len(self.items)
@@ -82,3 +89,8 @@ class BadExamples:
         """Write the bad examples as JSON lines (``file``, ``line``, ``reason``), sorted by file and line."""
         lines = [json.dumps(example._asdict(), ensure_ascii=False) + "\n" for example in sorted(self.items)]
         Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def _printable(text: str) -> str:
+    """The text with lone surrogates, which neither a terminal nor a file can hold, spelled as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

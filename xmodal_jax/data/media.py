@@ -6,9 +6,17 @@ adds where the file was named.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import stat
 import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
@@ -56,8 +64,18 @@ def resize_and_crop(image: Image.Image, size: int, channels: int = 3) -> np.ndar
     return array[..., None] if channels == 1 else array
 
 
+def require_file(path: str | Path) -> None:
+    """Raises FileNotFoundError if there is no such file, and ValueError if it is a folder, or a pipe or device, from
+    which reading could wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is not a regular file")
+
+
 def _open(file: str | Path | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    if isinstance(file, bytes):
+        return Image.open(io.BytesIO(file))
+    require_file(file)
+    return Image.open(file)
 
 
 def shorter_side(file: str | Path | bytes) -> int:
@@ -87,12 +105,19 @@ def decode_video(path: str | Path, frames: int, size: int, channels: int = 3) ->
     """Uint8 ``[frames, size, size, channels]``: frames evenly spaced from the first to the last, see `resize_and_crop`.
 
     A clip with fewer frames repeats some. ``.gif`` and animated WebP are read by Pillow; ``.mp4`` needs the package
-    imageio-ffmpeg.
+    imageio-ffmpeg. Only the frames of the result are kept in memory. A video that takes longer than `VIDEO_SECONDS`, or
+    an animation of more than `MAX_ANIMATION_PIXELS`, raises ValueError.
     """
     if Path(path).suffix.lower() == ".mp4":
         return _decode_mp4(path, frames, size, channels)
-    with Image.open(path) as image:
-        indices = _evenly_spaced(getattr(image, "n_frames", 1), frames)
+    with _open(path) as image:
+        count = getattr(image, "n_frames", 1)
+        if count * image.width * image.height > MAX_ANIMATION_PIXELS:
+            raise ValueError(
+                f"the animation states {count} frames of {image.width} x {image.height} pixels, more than "
+                f"{MAX_ANIMATION_PIXELS:.0e} pixels: shorten it"
+            )
+        indices = _evenly_spaced(count, frames)
         frame_by_index = {}
         for i, frame in enumerate(ImageSequence.Iterator(image)):
             if i in indices:
@@ -102,40 +127,98 @@ def decode_video(path: str | Path, frames: int, size: int, channels: int = 3) ->
     return np.stack([frame_by_index[i] for i in indices])
 
 
+VIDEO_SECONDS = 120.0
+"""Seconds that the decoding of a video may take."""
+MAX_ANIMATION_PIXELS = 10**10
+"""Pixels that all frames of a .gif or .webp may have: about a minute to decode. A small file can state far more."""
+MAX_FRAME_PIXELS = 2 * 89_478_485
+"""Pixels of a video's frame, at most: what Pillow allows for an image."""
+
+
 def _decode_mp4(path: str | Path, frames: int, size: int, channels: int) -> np.ndarray:
-    """Uint8 ``[frames, size, size, channels]``: frames of an .mp4 file, evenly spaced from the first to the last."""
-    stream, images = io.BytesIO(_ffmpeg_to_ppm(path)), []
-    content = stream.getbuffer()
-    while stream.tell() < len(content):
-        with Image.open(io.BytesIO(content[stream.tell() :])) as frame:
-            images.append(resize_and_crop(frame, size, channels))
-        width, height = frame.size
-        # Skip to the next frame. A PPM image is three header lines ("P6", size, depth), then 3 bytes per pixel.
-        for _ in range(3):
-            stream.readline()
-        stream.seek(3 * width * height, io.SEEK_CUR)
-    if not images:
+    """Uint8 ``[frames, size, size, channels]``: frames of an .mp4 file, evenly spaced from the first to the last.
+
+    The file is decoded twice, because only the end tells how many frames there are: once as images of one pixel, which
+    are counted, and once to keep the frames of the result.
+    """
+    require_file(path)
+    deadline = time.monotonic() + VIDEO_SECONDS
+    with _ffmpeg_to_ppm(path, deadline, "-vf", "scale=1:1") as stream:
+        count = sum(1 for _ in iter(lambda: _read_ppm(stream, keep=False), None))
+    if not count:
         raise ValueError("the video has no frames")
-    return np.stack([images[i] for i in _evenly_spaced(len(images), frames)])
+    indices = _evenly_spaced(count, frames)
+    wanted, frame_by_index = set(indices.tolist()), {}
+    with _ffmpeg_to_ppm(path, deadline) as stream:
+        for i in range(count):
+            frame = _read_ppm(stream, keep=i in wanted)
+            if frame is None:
+                raise ValueError("the video ends before its last frame")
+            if i in wanted:
+                frame_by_index[i] = resize_and_crop(frame, size, channels)
+    return np.stack([frame_by_index[i] for i in indices])
 
 
-def _ffmpeg_to_ppm(path: str | Path) -> bytes:
-    """All frames of a video as PPM images, one after the other."""
+def _read_ppm(stream: BinaryIO, keep: bool) -> Image.Image | bool | None:
+    """The next PPM image of a stream (three header lines "P6", size and depth, then 3 bytes per pixel), or True for an
+    image that is skipped, without ``keep``; None at the end."""
+    if not stream.readline():
+        return None
+    width, height = map(int, stream.readline().split())
+    stream.readline()
+    pixels = stream.read(3 * width * height)
+    if len(pixels) < 3 * width * height:
+        raise ValueError("the video ends within a frame")
+    return Image.frombytes("RGB", (width, height), pixels) if keep else True
+
+
+@contextlib.contextmanager
+def _ffmpeg_to_ppm(path: str | Path, deadline: float, *options: str) -> Iterator[BinaryIO]:
+    """A stream of all frames of a video as PPM images, one after the other.
+
+    Args:
+      path: the file. FFmpeg may open no other, nor a network address, whatever the file says.
+      deadline: the value of ``time.monotonic()`` at which decoding is stopped.
+      options: further options of ffmpeg for the output.
+
+    Raises:
+      ValueError: ffmpeg cannot read the file, or it takes too long.
+    """
     try:
         import imageio_ffmpeg
     except ImportError as error:
         raise ValueError("reading .mp4 needs: pip install imageio-ffmpeg") from error
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no such file: {path}")
     # The ffmpeg program itself: the package's reader leaves pipes open when a file is bad.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path)]
-    command += ["-f", "image2pipe", "-c:v", "ppm", "-"]
-    process = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
-    if process.returncode:
-        raise ValueError(
-            f"ffmpeg cannot read the file: {process.stderr.decode(errors='replace').strip()[-200:]}"
-        )
-    return process.stdout
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-protocol_whitelist", "file,pipe"]
+    command += ["-max_pixels", str(MAX_FRAME_PIXELS), "-i", f"file:{path}"]
+    command += [*options, "-f", "image2pipe", "-c:v", "ppm", "-"]
+    with (
+        tempfile.TemporaryFile() as messages,  # not a pipe, which would have to be read at the same time
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages
+        ) as process,
+    ):
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), process.kill)
+        timer.start()
+        try:
+            yield process.stdout
+            failed = process.wait()
+        except ValueError:
+            # If the stream ended too early because decoding was stopped, that is what went wrong.
+            failed = 1 if time.monotonic() >= deadline else 0
+            if not failed:
+                raise
+        finally:
+            timer.cancel()
+            process.kill()
+        if failed and time.monotonic() >= deadline:
+            raise ValueError(
+                f"decoding takes longer than {VIDEO_SECONDS:.0f} s: shorten the video or make it smaller"
+            )
+        if failed:
+            messages.seek(0)
+            reason = messages.read().decode(errors="replace").strip()[-200:]
+            raise ValueError(f"ffmpeg cannot read the file: {reason}")
 
 
 def to_pcm(waveform: np.ndarray) -> np.ndarray:
@@ -178,6 +261,8 @@ def decode_audio(
     whether the recording was longer than ``max_seconds``. See `resample_and_cut`."""
     import soundfile
 
+    if not isinstance(file, bytes):
+        require_file(file)
     try:
         with soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as sound:
             # Read a little beyond max_seconds, to learn whether the recording is longer; -1 reads all.

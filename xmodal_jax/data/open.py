@@ -13,6 +13,7 @@ import numpy as np
 
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
+from xmodal_jax.data.metadata import COLUMN_NAMES
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import load_npz
@@ -56,6 +57,9 @@ class DataOptions:
     on_bad_example: OnBadExample = "stop"
     """What to do with an example that cannot be used: ``stop`` the run, or ``skip`` it, count it and list it in the
     report."""
+    columns: Advanced[tuple[str, ...] | None] = None
+    """Columns of the metadata (folder:PATH) that have other names than file_name, text and label, as NAME=COLUMN:
+    file_name=path label=category. None: the usual names."""
     data_dir: str | None = None
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""
@@ -110,8 +114,19 @@ class DataOptions:
                 f"modalities: {unknown[0]!r} is none of {', '.join(MODALITIES)}, nor one of these with a name of its "
                 "own, as image_1."
             )
+        wrong = [c for c in self.columns or () if not _names_column(c)]
+        if wrong:
+            raise ValueError(
+                f"columns: {wrong[0]!r} is not NAME=COLUMN, as file_name=path; NAME is one of "
+                f"{', '.join(COLUMN_NAMES)}."
+            )
         if self.prompt is not None and "{}" not in self.prompt:
             raise ValueError(f"prompt must contain {{}} where the class name goes, got {self.prompt!r}.")
+
+    @property
+    def column_of(self) -> dict[str, str] | None:
+        """``columns`` as a dict, ``{"file_name": "path"}``."""
+        return None if self.columns is None else dict(c.split("=", 1) for c in self.columns)
 
     def generated_size(self, split: str) -> int | None:
         """Examples in a split of a generated data set: ``train_size`` for training (None: what the data set has), and
@@ -126,6 +141,12 @@ def _names_modality(name: str) -> bool:
     if name.endswith(("_mask", "_present", "_")):
         return False
     return name.partition("_")[0] in MODALITIES
+
+
+def _names_column(mapping: str) -> bool:
+    """Whether ``mapping`` is ``NAME=COLUMN`` with a name that metadata can have."""
+    name, _, column = mapping.partition("=")
+    return name in COLUMN_NAMES and bool(column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +165,7 @@ class Form:
     - ``size``: the number of examples of a generated split (see `DataOptions.generated_size`);
     - ``seed``: ``data_seed``;
     - ``memory_limit``: ``memory_limit_gib`` in bytes;
+    - ``columns``: ``column_of``;
     - ``bad_examples``: the collector of bad examples.
 
     Options that are None are left out, so that ``open`` decides.
@@ -174,7 +196,7 @@ FORMS: dict[str, Form] = {
         "files with metadata.jsonl or metadata.csv",
         FolderSource,
         (
-            "image_size", "channels", "sample_rate", "max_seconds", "frames", "modalities", "prompt",
+            "image_size", "channels", "sample_rate", "max_seconds", "frames", "modalities", "prompt", "columns",
             "bad_examples", "memory_limit", "workers", "progress",
         ),
     ),
@@ -182,7 +204,7 @@ FORMS: dict[str, Form] = {
         "PATH",
         "a .npz file, or a folder of .npy files, one per field",
         load_npz,
-        ("modalities", "image_size"),
+        ("modalities", "image_size", "bad_examples"),
     ),
     "spoken": Form(
         "FILE",
@@ -309,6 +331,7 @@ def _keywords(
         "size": options.generated_size(split),
         "seed": options.data_seed,
         "memory_limit": int(options.memory_limit_gib * 2**30),
+        "columns": options.column_of,
         "bad_examples": bad_examples,
     }
     return {name: values[name] for name in form.options if values[name] is not None}

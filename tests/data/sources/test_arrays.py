@@ -1,10 +1,12 @@
 """Arrays in memory, materialised sources and .npz / .npy files."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
+from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource, estimate_nbytes, load_npz, materialise, nbytes
 
@@ -65,6 +67,7 @@ def fields(n=23):
 def test_npz_splits_and_fields(tmp_path):
     data = fields()
     np.savez(tmp_path / "train.npz", class_names=np.array(["a", "b", "c"]), **data)
+    np.savez(tmp_path / "validation.npz", image=data["image"][:2])
     source = load_npz(tmp_path, "train")
     assert source.modalities == ("text", "image", "audio") and source.class_names == ("a", "b", "c")
     batch = source.batch(np.array([4, 1]))
@@ -80,6 +83,82 @@ def test_npz_splits_and_fields(tmp_path):
         load_npz(tmp_path, "train", ("video",))
     with pytest.raises(FileNotFoundError, match="no test.npz"):
         load_npz(tmp_path, "test")
+
+
+def test_a_train_file_alone_is_split(tmp_path):
+    np.savez(tmp_path / "train.npz", image=fields()["image"])
+    images = {split: load_npz(tmp_path, split).arrays["image"] for split in ("train", "test", "all")}
+    in_test = [int(hashlib.sha1(str(i).encode()).hexdigest(), 16) % 10 == 0 for i in range(23)]
+    assert 0 < len(images["test"]) < 5
+    np.testing.assert_array_equal(images["test"], images["all"][np.array(in_test)])
+    np.testing.assert_array_equal(images["train"], images["all"][~np.array(in_test)])
+
+
+def test_few_rows_give_both_splits(tmp_path):
+    for n in range(2, 12):
+        np.savez(tmp_path / "a.npz", image=np.arange(n, dtype=np.uint8).reshape(n, 1, 1))
+        parts = [load_npz(tmp_path / "a.npz", split).arrays["image"].ravel() for split in ("train", "test")]
+        assert all(part.size for part in parts)
+        assert sorted(np.concatenate(parts)) == list(range(n))
+    np.savez(tmp_path / "a.npz", image=np.zeros((1, 2, 2), np.uint8))
+    with pytest.raises(ValueError, match="one example is not enough for a training and a test split"):
+        load_npz(tmp_path / "a.npz")
+
+
+BAD_ROWS = [
+    ("label", lambda a: a.astype(np.int64), 2**30, "label 1073741824 is not in 0..65535"),
+    ("label", lambda a: a.astype(np.int64), 2**32 + 1, "label 4294967297 is not in 0..65535"),
+    ("label", lambda a: a, -2, "label -2 is not in"),
+    ("text", lambda a: a, 2**31, "text has an id outside"),
+    ("text", lambda a: a, -1, "text has an id outside"),
+    ("audio", lambda a: a / 32768, 1.5, "audio has values that are not finite or beyond"),
+    ("audio", lambda a: a / 32768, np.nan, "audio has values that are not finite or beyond"),
+    ("caption", lambda a: a, "a \ud83d", "caption is no text: character 3 is .ud83d"),
+]
+
+
+@pytest.mark.parametrize("name,prepare,value,reason", BAD_ROWS)
+def test_a_bad_row_costs_no_other(tmp_path, name, prepare, value, reason):
+    """Also beyond the first 256 recordings."""
+    data = fields(300) | {"text": np.ones((300, 3), np.int64)}
+    data[name] = prepare(data[name])
+    data[name][290] = value
+    np.savez(tmp_path / "a.npz", **data)
+    with pytest.raises(BadExampleError, match=f"a.npz:291: {reason}"):
+        load_npz(tmp_path / "a.npz", "all")
+    bad_examples = BadExamples("skip")
+    source = load_npz(tmp_path / "a.npz", "all", bad_examples=bad_examples)
+    assert len(source) == 299 and len(bad_examples) == 1 and bad_examples.items[0].line == 291
+    np.testing.assert_array_equal(source.arrays["image"][..., 0], np.delete(data["image"], 290, axis=0))
+
+
+def test_the_labels_of_named_classes_are_checked(tmp_path):
+    np.savez(tmp_path / "a.npz", **fields(), class_names=np.array(["a", "b"]))
+    with pytest.raises(BadExampleError, match="a.npz:3: label 2 is not in 0..1"):
+        load_npz(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", **fields(), class_names=np.array("abc"))
+    with pytest.raises(ValueError, match="'class_names' is <U3"):
+        load_npz(tmp_path / "a.npz")
+
+
+def test_a_field_that_is_no_modality_is_noted(tmp_path):
+    np.savez(tmp_path / "a.npz", **fields())
+    bad_examples = BadExamples()
+    load_npz(tmp_path / "a.npz", "train", bad_examples=bad_examples)
+    load_npz(tmp_path / "a.npz", "test", bad_examples=bad_examples)
+    [(note, count)] = bad_examples.notes.items()
+    assert "'angle'" in note and "a.npz" in note and count == 23
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", **fields())
+    whole = (tmp_path / "a.npz").read_bytes()
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    one_array = (tmp_path / "b.npy").read_bytes()
+    for damaged in (b"", whole[:-40], whole[:200], b"\x93NUMPY", one_array):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="a.npz cannot be read"):
+            load_npz(tmp_path / "a.npz")
 
 
 def test_folder_of_npy_and_hash_split(tmp_path):

@@ -1,15 +1,22 @@
 """A folder of real small files: what is read, and what happens to bad examples."""
 
 import json
+import os
+import re
+import struct
+import weakref
+import zlib
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
+from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.metadata import in_test_split
 from xmodal_jax.data.sources.folder import FolderSource
+from xmodal_jax.data.tasks import read_target_classes
 
 
 def save_png(path, seed, size=13):
@@ -208,7 +215,10 @@ def test_mistakes_in_the_folder_are_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match="metadata.jsonl or metadata.csv"):
         open_folder(tmp_path)
     write(tmp_path, [{"filename": "a.png", "prompt": "x"}])
-    with pytest.raises(ValueError, match="expected file_name and text, found filename, prompt"):
+    with pytest.raises(
+        ValueError,
+        match="no column file_name or text; found filename, prompt: give --columns file_name=filename",
+    ):
         open_folder(tmp_path)
 
 
@@ -219,3 +229,191 @@ def test_a_file_that_changes_later_is_named(tmp_path):
     (tmp_path / "train" / "a.png").unlink()
     with pytest.raises(OSError, match="a.png.*has changed since"):
         source.batch(np.array([0]))
+
+
+def many(folder, odd, n=40, size=13):
+    """A folder of ``n`` images in two classes, of ``size`` pixels, and the line ``odd`` first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    rows = [{"file_name": f"{k}.png", "text": f"red {k}", "label": "ab"[k % 2]} for k in range(n)]
+    for row in rows:
+        Image.fromarray(image).save(folder / row["file_name"])
+    write(folder, [*odd, *rows])
+
+
+def save_header(path, width, height):
+    """A PNG file whose header states a size that it does not have."""
+    chunk = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
+    content = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+LINE = {"file_name": "0.png", "text": "x", "label": "a"}
+ODD = {
+    "an integer label": ({**LINE, "label": 3}, "the label 3 is a number, while 40 of 41 labels are names"),
+    "a field that no other line has": ({**LINE, "audio": "x.wav"}, "'audio' is in 1 of 41 lines only"),
+    "a header of a billion pixels": ({**LINE, "file_name": "bomb.png"}, "cannot be decoded.*exceeds limit"),
+    "a large picture": ({**LINE, "file_name": "large.png"}, None),
+    "a broken picture": ({**LINE, "file_name": "broken.png"}, "cannot be decoded"),
+    "an empty picture": ({**LINE, "file_name": "empty.png"}, "cannot be decoded"),
+    "a long name": ({**LINE, "file_name": "x" * 300 + ".png"}, "cannot be decoded: .*File name too long"),
+    "a long path": ({**LINE, "file_name": "x/" * 3000 + ".png"}, "File name too long"),
+    "a name with a zero byte": ({**LINE, "file_name": "a\0.png"}, "null byte"),
+    "a pipe": ({**LINE, "file_name": "pipe.png"}, "not a regular file"),
+    "a piped video": ({"file_name": "pipe.gif", "text": "x", "label": "a"}, "not a regular file"),
+    "a piped film": ({"file_name": "pipe.mp4", "text": "x", "label": "a"}, "not a regular file"),
+    "a piped recording": ({"file_name": "pipe.wav", "text": "x", "label": "a"}, "not a regular file"),
+    "a device": ({**LINE, "file_name": "zero.png"}, "not a regular file"),
+    "a folder": ({**LINE, "file_name": "folder.png"}, "not a regular file"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_first_example_costs_no_other_and_decides_nothing(tmp_path, name):
+    """Whatever it is, the other 40 are read at their size, and it is one bad example with its line."""
+    odd, reason = ODD[name]
+    train = tmp_path / "train"
+    many(train, [odd])
+    save_header(train / "bomb.png", 31_623, 31_623)
+    save_png(train / "large.png", 1, size=500)
+    (train / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR")
+    (train / "empty.png").touch()
+    for suffix in ("png", "gif", "mp4", "wav"):
+        os.mkfifo(train / f"pipe.{suffix}")
+    (train / "zero.png").symlink_to("/dev/zero")
+    (train / "folder.png").mkdir()
+    bad_examples = BadExamples("skip")
+    source = open_folder(tmp_path, bad_examples=bad_examples)
+    assert source.options.image_size == 13
+    assert len(source) == 40 + (reason is None) and source.modalities == ("text", "image")
+    assert source.class_names == ("a", "b")
+    if reason is None:
+        assert not bad_examples.items
+        return
+    assert [b.line for b in bad_examples.items] == [1]
+    assert re.search(reason, bad_examples.items[0].reason), bad_examples.items
+    with pytest.raises(BadExampleError, match="metadata.jsonl:1: "):
+        open_folder(tmp_path)
+
+
+def test_an_open_folder_counts_a_bad_line_once_for_both_splits(tmp_path):
+    many(tmp_path, ["{"])
+    bad_examples = BadExamples("skip")
+    sizes = [len(open_folder(tmp_path, split, bad_examples=bad_examples)) for split in ("train", "test")]
+    assert sum(sizes) == 40 and len(bad_examples) == 1
+
+
+def test_both_splits_have_images_of_one_size(tmp_path):
+    for split, size in (("train", 20), ("test", 30)):
+        many(tmp_path / split, [], n=5 if split == "test" else 11, size=size)
+    assert {open_folder(tmp_path, split).options.image_size for split in ("train", "test")} == {20}
+
+
+def test_five_files_without_splits_are_a_training_and_a_test_set(tmp_path):
+    for k in range(5):
+        save_png(tmp_path / f"{k}.png", k)
+    write(tmp_path, [{"file_name": f"{k}.png", "text": f"t{k}"} for k in range(5)])
+    captions = [
+        list((f := open_folder(tmp_path, split)).batch(np.arange(len(f)))["caption"]) for split in ("train", "test")
+    ]
+    assert all(captions) and sorted(sum(captions, [])) == [f"t{k}" for k in range(5)]
+    write(tmp_path, [{"file_name": "0.png", "text": "t0"}])
+    with pytest.raises(ValueError, match="one example is not enough for a training and a test split. Add some"):
+        open_folder(tmp_path)
+
+
+def labelled(folder, labels, suffix="jsonl"):
+    """Opens a folder of one image with these ``labels``, in CSV as text; returns the source, and the bad examples."""
+    save_png(folder / "all" / "0.png", 0)
+    for file in (folder / "all").glob("metadata.*"):
+        file.unlink()
+    if suffix == "csv":
+        lines = ["file_name,text,label", *(f"0.png,x,{label}" for label in labels)]
+        (folder / "all" / "metadata.csv").write_text("\n".join(lines))
+    else:
+        write(folder / "all", [{"file_name": "0.png", "text": "x", "label": label} for label in labels])
+    bad_examples = BadExamples("skip")
+    return open_folder(folder, "all", bad_examples=bad_examples), bad_examples
+
+
+def test_labels_by_pandas_are_the_numbers_of_classes(tmp_path):
+    for labels, suffix in ((["2.0", "10.0", ""], "csv"), ([2.0, 10.0, None], "jsonl")):
+        source, bad_examples = labelled(tmp_path, labels, suffix)
+        np.testing.assert_array_equal(source.class_labels(), [2, 10, -1])
+        assert source.class_names is None and not bad_examples.items
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_one_name_among_numbers_is_bad(tmp_path, suffix):
+    source, bad_examples = labelled(tmp_path, [*range(5), "cat", *range(3)], suffix)
+    np.testing.assert_array_equal(source.class_labels(), [0, 1, 2, 3, 4, 0, 1, 2])
+    [bad] = bad_examples.items
+    assert "'cat' is a name, while 8 of 9 labels are numbers" in bad.reason
+
+
+def test_numbers_among_names_are_names_in_csv(tmp_path):
+    """A CSV file cannot say which is meant; JSON can."""
+    source, bad_examples = labelled(tmp_path, ["boxster", "911", "cayenne", "911"], "csv")
+    assert source.class_names == ("911", "boxster", "cayenne") and not bad_examples.items
+    np.testing.assert_array_equal(source.class_labels(), [1, 0, 2, 0])
+    source, bad_examples = labelled(tmp_path, ["boxster", "911", "cayenne"])
+    assert source.class_names == ("911", "boxster", "cayenne") and not bad_examples.items
+
+
+@pytest.mark.parametrize("label", [2**30, 2**31, 10**30, -1])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_label_that_is_no_class_is_a_bad_example(tmp_path, label, suffix):
+    source, bad_examples = labelled(tmp_path, [0, 1, label, 2, 1], suffix)
+    np.testing.assert_array_equal(source.class_labels(), [0, 1, 2, 1])
+    [bad] = bad_examples.items
+    assert "is not in 0..65535" in bad.reason and "number the classes from 0" in bad.reason
+    classes = read_target_classes(source)
+    assert classes == {"label": ("0", "1", "2")}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n", "\n  \n"])
+def test_a_list_of_classes_is_read_with_marks_and_blank_lines(tmp_path, mark, end):
+    (tmp_path / "classes.txt").write_bytes((mark + "cat\ncafé" + end).encode())
+    source, bad_examples = labelled(tmp_path, ["cafe\u0301", "cat", 1, " cat "])
+    assert source.class_names == ("cat", "café") and not bad_examples.items
+    np.testing.assert_array_equal(source.class_labels(), [1, 0, 1, 0])
+    assert [b.reason for b in labelled(tmp_path, ["cat", "dog", 2])[1].items] == [
+        "the label 'dog' is not in classes.txt", "the label 2 is not in 0..1 (is not in classes.txt)"
+    ]  # fmt: skip
+
+
+def test_a_list_of_classes_with_mistakes_is_refused(tmp_path):
+    for content, reason in (
+        (b"cat\n\ndog\n", "classes.txt:2: the line is blank"),
+        (b"cat\ndog\ncat\n", "classes.txt:3: the class 'cat' is in line 1 already"),
+        (b"cat\ncaf\xe9\n", r"classes.txt:2: byte 4 of the line .0xe9. is not UTF-8"),
+    ):
+        (tmp_path / "classes.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=reason):
+            labelled(tmp_path, ["cat"])
+
+
+def test_files_in_another_spelling_are_read(tmp_path):
+    save_png(tmp_path / "all" / "sub" / "cafe\u0301.png", 1)
+    write(tmp_path / "all", [{"file_name": name, "text": "x"} for name in ("sub/caf\u00e9.png", "sub\\cafe\u0301.png")])
+    assert len(open_folder(tmp_path, "all")) == 2
+
+
+def test_too_many_arrays_are_let_go_early_and_a_bad_example_does_not_hide_it(tmp_path, monkeypatch):
+    many(tmp_path / "train", [], n=100)
+    rows = [{"file_name": f"{k}.png", "text": "x", "label": "a"} for k in range(100)]
+    rows[63]["file_name"] = "none.png"
+    write(tmp_path / "train", rows)
+    arrays, most = [], 0
+
+    def decode(file, size, channels):
+        nonlocal most
+        arrays.append(weakref.ref(array := np.zeros((size, size, channels), np.uint8)))
+        most = max(most, sum(a() is not None for a in arrays))
+        return array
+
+    monkeypatch.setattr(media, "decode_image", decode)
+    limit = 70 * 13 * 13 * 3
+    assert not open_folder(tmp_path, memory_limit=limit, bad_examples=BadExamples("skip")).in_memory
+    assert most < 40

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from xmodal_jax.data.metadata import in_test_split
+from xmodal_jax.core.text_files import normalise, parse_json, read_text, surrogate_in
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.metadata import MIN_CLASS_LIMIT, choose_test
 from xmodal_jax.data.source import RawBatch, Source, first_of_group
 from xmodal_jax.types import MODALITIES, kind_of
 
@@ -173,17 +176,24 @@ def _read_fields(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file or of a folder of .npy files, by name."""
     try:
         if path.is_file():
+            with zipfile.ZipFile(path):  # raises BadZipFile if it is something else
+                pass
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         fields = {f.stem: np.load(f, allow_pickle=False, mmap_mode="r") for f in sorted(path.glob("*.npy"))}
-    except ValueError as error:
+    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" not in str(error):
+            raise ValueError(f"{path} cannot be read, it is damaged or no file of arrays: {error}") from error
         raise ValueError(
             f"{path}: {error}. Arrays of Python objects are not read (that would need pickle): store captions as "
             "np.array(captions, dtype='U'), or as captions.json beside the .npy files."
         ) from error
     captions = path / "captions.json"
     if captions.is_file():
-        texts = json.loads(captions.read_text(encoding="utf-8"))
+        try:
+            texts = parse_json(read_text(captions))
+        except ValueError as error:
+            raise ValueError(f"{captions}: {error}") from error
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{captions}: expected a JSON list of strings, one per example.")
         fields["caption"] = np.array(texts, object)
@@ -205,9 +215,10 @@ def _check_unknown(name: str, array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _check_audio(name: str, array: np.ndarray, path: Path, expected: str) -> np.ndarray:
-    """The audio as int16 or float32; ValueError if it has another dtype, or floats outside [-1, 1]."""
+    """The audio as int16 or float32; ValueError if it has another dtype, or if most recordings leave [-1, 1]."""
     if array.dtype.kind == "f":
-        if array.size and np.abs(array[:256]).max() > 1.0:  # the first 256 recordings show the scale
+        outside = _outside_unit(array)
+        if 2 * outside.sum() > len(array):
             raise ValueError(
                 f"{path}: {name!r} is {array.dtype} with values beyond [-1, 1]; divide by its scale."
             )
@@ -224,6 +235,59 @@ def _number_groups(array: np.ndarray) -> np.ndarray:
     unknown = array == "" if array.dtype.kind == "U" else array < 0
     numbers = np.unique(array, return_inverse=True)[1]
     return np.where(unknown, -1, numbers).astype(np.int32)
+
+
+def _outside_unit(audio: np.ndarray) -> np.ndarray:
+    """Which of the recordings ``[N, T]`` have values that are not finite or beyond [-1, 1], bool ``[N]``."""
+    parts = [audio[i : i + 256] for i in range(0, len(audio), 256)]  # which may lie on disk
+    inside = [(np.abs(part) <= 1.0).all(axis=1) for part in parts]
+    return ~np.concatenate(inside) if parts else np.zeros(0, bool)
+
+
+def _find_bad_rows(arrays: dict[str, Any], class_names: Sequence[str] | None) -> dict[int, str]:
+    """The examples with a value that cannot be used, each with the reason: a label that is the number of no class, a
+    token id that is none, audio beyond [-1, 1], a caption that cannot be written as UTF-8."""
+    reasons: dict[int, str] = {}
+    for name, array in arrays.items():
+        entry = "label" if name == "label" else (_parse(name) or ("", ""))[1]
+        if entry == "label":
+            limit = len(array) if class_names is None else len(class_names)
+            limit = max(limit, MIN_CLASS_LIMIT) if class_names is None else limit
+            for i in np.flatnonzero((array < -1) | (array >= limit)):
+                reasons[int(i)] = f"label {array[i]} is not in 0..{limit - 1} (-1: unknown)"
+        elif entry == "text":
+            for i in np.flatnonzero(((array < 0) | (array > np.iinfo(np.int32).max)).any(axis=1)):
+                reasons[int(i)] = f"{name} has an id outside 0..{np.iinfo(np.int32).max}"
+        elif entry == "audio" and array.dtype.kind == "f":
+            for i in np.flatnonzero(_outside_unit(array)):
+                reasons[int(i)] = f"{name} has values that are not finite or beyond [-1, 1]"
+        elif entry == "caption":
+            for i, text in enumerate(array):
+                if damage := surrogate_in(text):
+                    reasons[i] = f"{name} is no text: {damage}"
+    return reasons
+
+
+def _check_class_names(names: np.ndarray | None, path: Path) -> tuple[str, ...] | None:
+    """The class names as strings; ValueError if they are not a list of strings."""
+    if names is None:
+        return None
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise ValueError(
+            f"{path}: 'class_names' is {names.dtype} {list(names.shape)}; expected strings [classes]."
+        )
+    return tuple(str(name) for name in names)
+
+
+def _convert(name: str, array: np.ndarray) -> np.ndarray:
+    """The array of a field of good rows in the dtype that batches have: int32 for labels and token ids; captions in the
+    Unicode form NFC."""
+    entry = "label" if name == "label" else (_parse(name) or ("", ""))[1]
+    if entry == "caption":
+        captions = np.empty(len(array), object)
+        captions[:] = [normalise(text) for text in array]
+        return captions
+    return array.astype(np.int32) if entry in ("label", "text") else array
 
 
 def _check(name: str, array: np.ndarray, path: Path) -> np.ndarray:
@@ -254,21 +318,25 @@ def _check(name: str, array: np.ndarray, path: Path) -> np.ndarray:
         return array.astype(object)
     if entry == "group":
         return _number_groups(array)
-    return array.astype(np.int32) if kinds == "iu" else array
+    return array
 
 
-def _find_split(root: Path, split: str) -> Path:
-    """The file or folder of a split, or ``root`` where the splits are not separate."""
+def _find_split(root: Path, split: str) -> tuple[Path, bool]:
+    """The file or folder that holds a split, and whether it holds all splits: ``root`` where they are not separate, or
+    the split ``train`` where there is no other one."""
     path = next((p for p in (root / f"{split}.npz", root / split) if p.exists()), root)
-    if path == root and root.is_dir() and not any(root.glob("*.npy")):
-        names = sorted(p.stem for p in root.iterdir() if p.suffix == ".npz" or p.is_dir())
-        raise FileNotFoundError(
-            f"{root} has no {split}.npz, no folder {split}/ and no .npy files (found: "
-            f"{', '.join(names) or 'nothing'})."
-        )
     if not path.exists():
         raise FileNotFoundError(f"npz:{root}: there is no such file or folder.")
-    return path
+    if root.is_dir() and not any(root.glob("*.npy")):
+        names = sorted(p.stem for p in root.iterdir() if p.suffix == ".npz" or p.is_dir())
+        if names == ["train"] and split in ("train", "test", "all"):
+            return next(p for p in (root / "train.npz", root / "train") if p.exists()), True
+        if path == root:
+            raise FileNotFoundError(
+                f"{root} has no {split}.npz, no folder {split}/ and no .npy files (found: "
+                f"{', '.join(names) or 'nothing'})."
+            )
+    return path, path == root
 
 
 def _pop_presence(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> dict[str, np.ndarray]:
@@ -325,6 +393,7 @@ def load_npz(
     modalities: tuple[str, ...] | None = None,
     *,
     image_size: int | None = None,
+    bad_examples: BadExamples | None = None,
 ) -> ArraySource:
     """Read one split of a data set from ``PATH.npz`` or a folder of ``.npy`` files, one per field.
 
@@ -336,25 +405,28 @@ def load_npz(
     ``group``, integers or strings ``[N]`` (such as file names), is equal for examples that show the same picture: the
     captions of one image. A negative number or an empty string: unknown.
 
-    ``PATH/train.npz`` or ``PATH/train/`` hold one split each. Without them, a tenth of the examples, chosen by the
-    SHA-1 of their number (of the first one of a group), is the split ``test``, the rest ``train``, and ``all`` is
-    everything.
+    ``PATH/train.npz`` or ``PATH/train/`` hold one split each. Without them, or with ``train`` alone, a tenth of the
+    examples, chosen by the SHA-1 of their number (of the first one of a group), is the split ``test``, the rest
+    ``train``, and ``all`` is everything.
 
     Args:
       path: the file or folder.
       split: see above.
       modalities: which to read; None: all.
       image_size: the side in pixels that images and frames are required to have; None: any. They are never resized.
+      bad_examples: collects examples with a label that is the number of no class, a token id that is none, audio beyond
+        [-1, 1] or a caption that is no text, and decides whether they stop the run (the default).
 
     Raises:
       ValueError: naming file and field, a wrong dtype, rank, length or size. Images in floating point are refused,
         because their range is not known.
       FileNotFoundError: there is no such data.
     """
+    bad_examples = BadExamples() if bad_examples is None else bad_examples
     root = Path(path).expanduser()
-    file = _find_split(root, split)
+    file, holds_all = _find_split(root, split)
     fields = _read_fields(file)
-    class_names = fields.pop("class_names", None)
+    class_names = _check_class_names(fields.pop("class_names", None), file)
     arrays: dict[str, Any] = {k: _check(k, v, file) for k, v in fields.items()}
     available = modalities_of(arrays)
     if not available:
@@ -364,7 +436,18 @@ def load_npz(
     lengths = {k: len(v) for k, v in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"{file}: the fields differ in length: {lengths}.")
+    bad_rows = _find_bad_rows(arrays, class_names)
+    for row, reason in sorted(bad_rows.items()):
+        bad_examples.add(file, row + 1, f"{reason} (row {row}, from 0)")
+    arrays = {k: _convert(k, v) for k, v in arrays.items()}
     present = _pop_presence(arrays, available, file)
+    for name in arrays:
+        if _parse(name) is None and name not in _FIELDS:
+            bad_examples.note(
+                f"the field {name!r} of {file} is no modality or label, and in the batches as it is",
+                len(arrays[name]),
+                once=True,
+            )
     _add_masks(arrays, available, file)
     if modalities is not None:
         arrays = _select_modalities(arrays, modalities, file)
@@ -374,16 +457,22 @@ def load_npz(
     if present:  # batches state the presence of all modalities, or of none
         complete = np.ones(len(source), bool)
         arrays["present"] = {m: np.asarray(present.get(m, complete)) for m in source.modalities}
-    if file == root and split != "all":
+    used = np.ones(len(source), bool)
+    if holds_all and split != "all":
         if split not in ("train", "test"):
             raise ValueError(f"{root} has no split {split!r}; without split files it is train, test or all.")
         # Examples that show the same picture are in one split: the number of the first of them decides.
-        deciding = first_of_group(source).tolist()
-        chosen = [i for i, first in enumerate(deciding) if in_test_split(str(first)) == (split == "test")]
-        if not chosen:
-            raise ValueError(f"{root}: its {len(source)} examples are too few to set a test split apart.")
-        arrays = _map(lambda a: a[np.array(chosen)], arrays)
-    source = ArraySource(arrays, None if class_names is None else tuple(str(n) for n in class_names))
+        in_test = choose_test([str(first) for first in first_of_group(source).tolist()], file)
+        used = in_test == (split == "test")
+    used[list(bad_rows)] = False
+    if not used.any():
+        raise ValueError(
+            f"{file}: no usable example in the split {split!r} ({len(bad_rows)} bad ones left out). Correct those, or "
+            "add examples."
+        )
+    if not used.all():
+        arrays = _map(lambda a: a[used], arrays)
+    source = ArraySource(arrays, class_names)
     if image_size is not None:
         _check_image_size(source, image_size, path)
     return source

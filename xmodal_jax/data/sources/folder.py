@@ -6,7 +6,7 @@ import itertools
 import posixpath
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from xmodal_jax.core.text_files import normalise, read_lines, shorten
 from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.metadata import FILE_MODALITIES, Record, find_metadata, in_test_split, read_metadata
+from xmodal_jax.data.metadata import (
+    FILE_MODALITIES,
+    MIN_CLASS_LIMIT,
+    Record,
+    choose_test,
+    find_file,
+    find_metadata,
+    read_metadata,
+)
 from xmodal_jax.data.source import RawBatch, Source
 
 
@@ -39,12 +48,16 @@ class _Listing(NamedTuple):
     path: Path
     """The metadata file of the split."""
     records: list[Record]
-    labels: list[str | int]
-    """The labels of all splits, so that a class has the same index in each split."""
+    all_records: list[tuple[Path, list[Record]]]
+    """The records of all splits with the folders that their files are in, so that a class has the same index and an
+    image the same size in each split."""
 
 
-def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
-    """The metadata records of one split of the folder ``root``; see `FolderSource` for where splits are found.
+def _list_split(
+    root: Path, split: str, bad_examples: BadExamples, columns: Mapping[str, str] | None = None
+) -> _Listing:
+    """The metadata records of one split of the folder ``root``; see `FolderSource` for where splits are found, and
+    `read_metadata` for ``columns``.
 
     Raises:
       FileNotFoundError: no such folder, or no metadata file in it.
@@ -55,11 +68,12 @@ def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
     splits = sorted(d.name for d in root.iterdir() if d.is_dir() and find_metadata(d))
     if splits and split in splits:
         path = find_metadata(root / split)
-        records = read_metadata(path, bad_examples)
+        records = read_metadata(path, bad_examples, columns)
         other_splits = [find_metadata(root / name) for name in splits if name != split]
     elif splits:
         raise ValueError(
-            f"{root} has no split {split!r}; its folders with a metadata file are: {', '.join(splits)}."
+            f"{root} has no split {split!r}; its folders with a metadata file are: {', '.join(splits)}. Add the folder "
+            f"{split}/; or move the files of one folder to {root}, of which a tenth is then the test split."
         )
     else:
         path, other_splits = find_metadata(root), []
@@ -72,12 +86,12 @@ def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
             raise ValueError(
                 f"{root} has no split folders, so that the split must be train, test or all: {split!r}."
             )
-        records = read_metadata(path, bad_examples)
-    labels = [r.label for r in records]
+        records = read_metadata(path, bad_examples, columns)
+    all_records = [(path.parent, records)]
     pictures_of_others = set()
     for other in other_splits:  # a split's bad examples are reported when that split is opened
-        records_of_other = read_metadata(other, BadExamples("skip"))
-        labels += [r.label for r in records_of_other]
+        records_of_other = read_metadata(other, BadExamples("skip"), columns)
+        all_records.append((other.parent, records_of_other))
         pictures_of_others |= {_location(other.parent, r) for r in records_of_other}
     if split != "train":
         bad_examples.note(
@@ -85,9 +99,9 @@ def _list_split(root: Path, split: str, bad_examples: BadExamples) -> _Listing:
             sum(r.picture is not None and _location(path.parent, r) in pictures_of_others for r in records),
         )
     if not splits and split != "all":
-        names = _names_for_split(records)
-        records = [r for r, n in zip(records, names, strict=True) if in_test_split(n) == (split == "test")]
-    return _Listing(path, records, [label for label in labels if label is not None])
+        in_test = choose_test(_names_for_split(records), path)
+        records = [r for r, test in zip(records, in_test, strict=True) if test == (split == "test")]
+    return _Listing(path, records, sorted(all_records, key=lambda folder_and_records: folder_and_records[0]))
 
 
 def _location(folder: Path, record: Record) -> str | None:
@@ -120,14 +134,73 @@ def _number_pictures(records: list[Record]) -> np.ndarray:
     return np.array(numbers, np.int32)
 
 
-def _class_names(labels: Sequence[str | int], root: Path) -> tuple[str, ...] | None:
-    """The lines of ``classes.txt``, else the sorted label names; None if the labels are numbers or absent."""
-    listed = root / "classes.txt"
-    if listed.is_file():
-        return tuple(listed.read_text(encoding="utf-8").splitlines())
-    if labels and all(isinstance(label, str) for label in labels):
-        return tuple(sorted(set(labels)))
-    return None
+def _read_class_names(path: Path) -> tuple[str, ...]:
+    """The class names in ``classes.txt``, one on each line.
+
+    Raises:
+      ValueError: a line is blank, or a name is there twice.
+    """
+    names = [normalise(line.strip()) for line in read_lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    line_of: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise ValueError(f"{path}:{number}: the line is blank; expected the name of class {number - 1}.")
+        if name in line_of:
+            raise ValueError(f"{path}:{number}: the class {name!r} is in line {line_of[name]} already.")
+        line_of[name] = number
+    return tuple(names)
+
+
+class _Labels:
+    """What the labels of a folder are: names, or numbers of classes.
+
+    Without ``classes.txt`` they are what most labels of all splits are; the others are bad examples. A whole number in
+    a CSV file is a name if most labels are names, because CSV cannot tell one from the other.
+    """
+
+    def __init__(self, all_records: list[tuple[Path, list[Record]]], root: Path):
+        labels = [
+            (r.label, r.label_text) for _, records in all_records for r in records if r.label is not None
+        ]
+        self._count = len(labels)
+        self._numbers = sum(isinstance(label, int) for label, _ in labels)
+        self._numbered = 2 * self._numbers > self._count  # most are numbers
+        self._listed = (root / "classes.txt").is_file()
+        self.names: tuple[str, ...] | None = None
+        if self._listed:
+            self.names = _read_class_names(root / "classes.txt")
+        elif labels and not self._numbered:
+            names = {label if isinstance(label, str) else text for label, text in labels}
+            self.names = tuple(sorted(names - {None}))
+        self._index_of = {name: i for i, name in enumerate(self.names or ())}
+
+    def index(self, record: Record) -> int | None:
+        """The index of a record's class, None if it is unknown; ValueError with the reason if it cannot be used."""
+        label = record.label
+        if label is None:
+            return None
+        if not self._numbered and record.label_text in self._index_of:
+            label = record.label_text
+        if isinstance(label, str):
+            if label in self._index_of:
+                return self._index_of[label]
+            if self._listed:
+                raise ValueError(f"the label {shorten(label)} is not in classes.txt")
+            raise ValueError(
+                f"the label {shorten(label)} is a name, while {self._numbers} of {self._count} labels are numbers"
+            )
+        if self.names is not None and not self._listed:
+            raise ValueError(
+                f"the label {shorten(label)} is a number, while {self._count - self._numbers} of {self._count} labels "
+                "are names (write it in quotes if it is a name)"
+            )
+        limit = len(self._index_of) if self._listed else max(MIN_CLASS_LIMIT, self._count)
+        if not 0 <= label < limit:
+            advice = "is not in classes.txt" if self._listed else "number the classes from 0 without gaps"
+            raise ValueError(f"the label {shorten(label)} is not in 0..{limit - 1} ({advice})")
+        return label
 
 
 def _select_modalities(records: list[Record], modalities: tuple[str, ...] | None) -> list[Record]:
@@ -143,10 +216,8 @@ def _decode(record: Record, folder: Path, options: MediaOptions) -> tuple[dict[s
     ``options.max_seconds``. If a file cannot be decoded, the reason as a str instead."""
     arrays, was_cut = {}, False
     for modality, name in record.files.items():
-        file = folder / name
-        if not file.is_file():
-            return f"the file {name!r} does not exist in {folder}"
         try:
+            file = find_file(folder, name)
             if modality == "image":
                 arrays["image"] = media.decode_image(file, options.image_size, options.channels)
             elif modality == "video":
@@ -155,9 +226,36 @@ def _decode(record: Record, folder: Path, options: MediaOptions) -> tuple[dict[s
                 )
             else:
                 arrays["audio"], was_cut = media.decode_audio(file, options.sample_rate, options.max_seconds)
+        except FileNotFoundError:
+            return f"the file {shorten(name)} does not exist in {folder}"
         except Exception as error:  # decoders raise many types of exceptions on damaged files
-            return f"the file {name!r} cannot be decoded: {error}"
+            return f"the file {shorten(name)} cannot be decoded: {error or type(error).__name__}"
     return arrays, was_cut
+
+
+SAMPLED_SIDES = 64
+"""Number of images that are measured, at most, to choose a size for all."""
+
+
+def _typical_side(files: Sequence[tuple[Path, str]]) -> int:
+    """The median of the shorter sides, in pixels, of up to `SAMPLED_SIDES` images or animations, evenly spaced; 64 if
+    none of ``files``, pairs of folder and name, can be opened. No single file decides."""
+    files = [(folder, name) for folder, name in files if not name.lower().endswith(".mp4")]
+    spaced = np.unique(
+        np.linspace(0, len(files) - 1, min(SAMPLED_SIDES, len(files))).astype(np.int64)
+    ).tolist()
+
+    def measure(file: tuple[Path, str]) -> int | None:
+        """The shorter side of a file; None if it cannot be opened, which `FolderSource` will report."""
+        try:
+            return media.shorter_side(find_file(*file))
+        except Exception:  # decoders raise many types of exceptions on damaged files
+            return None
+
+    sides = [side for k in spaced if (side := measure(files[k])) is not None]
+    if not sides:  # all of these are damaged
+        sides = [side for side in map(measure, files) if side is not None][:1]
+    return sorted(sides)[(len(sides) - 1) // 2] if sides else 64
 
 
 PROBED = 16
@@ -196,10 +294,13 @@ class FolderSource(Source):
     Args:
       path: the folder.
       split: ``train``, ``test``, or the name of another folder with metadata; ``all`` where there are no such folders.
-      image_size: side of images and frames in pixels; None: the shorter side of the first image.
+      image_size: side of images and frames in pixels; None: the median of the images' shorter sides, over all splits
+        (of 64 images, if there are more).
       channels, sample_rate, max_seconds, frames: see `MediaOptions`.
       modalities: which to read; None: all that the metadata names.
       prompt: template of a caption with {} for the class name.
+      columns: the columns of the metadata that have other names than those of `read_metadata`, such as
+        ``{"file_name": "filename"}``.
       bad_examples: collects bad examples, and decides whether they stop the run (the default).
       memory_limit: bytes.
       workers: threads that decode files.
@@ -223,6 +324,7 @@ class FolderSource(Source):
         frames: int = 8,
         modalities: tuple[str, ...] | None = None,
         prompt: str = "a photo of a {}",
+        columns: Mapping[str, str] | None = None,
         bad_examples: BadExamples | None = None,
         memory_limit: int = 4 << 30,
         workers: int = 8,
@@ -230,20 +332,27 @@ class FolderSource(Source):
     ):
         self.bad_examples = BadExamples() if bad_examples is None else bad_examples
         root = Path(path).expanduser()
-        listing = _list_split(root, split, self.bad_examples)
+        listing = _list_split(root, split, self.bad_examples, columns)
         self._folder, self._workers = listing.path.parent, workers
-        self.class_names = _class_names(listing.labels, root)
-        records = self._labels_to_class_indices(_select_modalities(listing.records, modalities), listing.path)
+        labels = _Labels(listing.all_records, root)
+        self.class_names = labels.names
+        records = _select_modalities(listing.records, modalities)
+        records = self._labels_to_class_indices(records, labels, listing.path)
         if "text" in (modalities or ("text",)):
             records = self._caption_by_class(records, prompt)
-        self.options = MediaOptions(
-            image_size or self._first_side(records), channels, sample_rate, max_seconds, frames
-        )
+        if image_size is None:
+            named = (
+                (folder, r.files.get("image") or r.files.get("video"))
+                for folder, records_of_folder in listing.all_records
+                for r in _select_modalities(records_of_folder, modalities)
+            )
+            image_size = _typical_side([(folder, name) for folder, name in named if name])
+        self.options = MediaOptions(image_size, channels, sample_rate, max_seconds, frames)
         self._records, self._decoded = self._decode_all(records, listing.path, memory_limit, progress)
         if not self._records:
             raise ValueError(
                 f"{listing.path}: no usable example in the split {split!r} ({len(self.bad_examples)} bad ones left "
-                "out)."
+                "out). Correct those, or add examples."
             )
         available = {m: any(m in r.files for r in self._records) for m in FILE_MODALITIES}
         available["text"] = any(r.captions for r in self._records)
@@ -264,26 +373,15 @@ class FolderSource(Source):
             for m in self.modalities
         }
 
-    def _labels_to_class_indices(self, records: list[Record], path: Path) -> list[Record]:
+    def _labels_to_class_indices(self, records: list[Record], labels: _Labels, path: Path) -> list[Record]:
         """The records with class indices as labels. Records with an invalid label are left out and reported as bad
         examples of the metadata file ``path``."""
-        indices = {name: i for i, name in enumerate(self.class_names or ())}
         converted = []
         for record in records:
-            label, reason = record.label, None
-            if isinstance(label, str) and label not in indices:
-                reason = (
-                    f"the label {label!r} is not in classes.txt, or is a name while other labels are integers"
-                )
-            # Without class names every number that fits int32 is valid.
-            elif isinstance(label, int) and not 0 <= label < (len(indices) or 2**31):
-                reason = f"the label {label} is " + (
-                    f"not in 0..{len(indices) - 1}" if indices else "negative"
-                )
-            if reason is None:
-                converted.append(record._replace(label=indices[label] if isinstance(label, str) else label))
-            else:
-                self.bad_examples.add(path, record.line, reason)
+            try:
+                converted.append(record._replace(label=labels.index(record)))
+            except ValueError as error:
+                self.bad_examples.add(path, record.line, str(error))
         return converted
 
     def _caption_by_class(self, records: list[Record], prompt: str) -> list[Record]:
@@ -292,17 +390,6 @@ class FolderSource(Source):
             return records
         captions_of_label = {i: [prompt.format(name)] for i, name in enumerate(self.class_names)}
         return [r._replace(captions=captions_of_label.get(r.label)) for r in records]
-
-    def _first_side(self, records: list[Record]) -> int:
-        """The shorter side in pixels of the first image or animation that can be opened; 64 if there is none."""
-        for record in records:
-            name = record.files.get("image") or record.files.get("video")
-            if name and not name.lower().endswith(".mp4"):
-                try:
-                    return media.shorter_side(self._folder / name)
-                except OSError:
-                    continue  # `_decode_all` will report it
-        return 64
 
     def _decode_all(self, records: list[Record], metadata: Path, memory_limit: int, progress: bool):
         """``(records, decoded)``: the records that can be decoded, and the arrays of each; ``decoded`` is None if the
@@ -322,7 +409,7 @@ class FolderSource(Source):
             bar = tqdm(
                 results, total=len(records), desc=f"reading {metadata}", unit="file", disable=not progress
             )
-            for count, (record, result) in enumerate(zip(records, bar, strict=True), 1):
+            for record, result in zip(records, bar, strict=True):
                 if isinstance(result, str):  # the reason why it cannot be decoded
                     self.bad_examples.add(metadata, record.line, result)
                     continue
@@ -332,10 +419,9 @@ class FolderSource(Source):
                 if decoded is not None:
                     decoded.append(arrays)
                     nbytes += sum(a.nbytes for a in arrays.values())
-                    # After 64 records the total can be estimated: if it is too large, keep no arrays at all.
-                    if nbytes > memory_limit or (
-                        count == 64 and nbytes / count * len(records) > memory_limit
-                    ):
+                    # Some records tell about the total: if that is too large, keep no arrays at all.
+                    estimate = nbytes / len(good) * len(records) if len(good) >= PROBED else nbytes
+                    if max(nbytes, estimate) > memory_limit:
                         decoded = None
         self.bad_examples.note(
             f"recordings of {metadata} cut to {self.options.max_seconds} s (raise max_seconds to keep them whole)",

@@ -114,7 +114,7 @@ def test_a_picture_in_two_folders_of_splits_is_noted(tmp_path):
 def test_arrays_have_a_column_of_groups(tmp_path, group):
     images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "train.npz", image=images, caption=np.array(list("abcdef")), group=group)
-    source = load_npz(tmp_path, modalities=("image",))
+    source = load_npz(tmp_path, "all", modalities=("image",))
     assert source.batch(np.arange(6))["group"].dtype == np.int32
     assert first_of_group(source).tolist() == [0, 1, 2, 1, 0, 5]
 

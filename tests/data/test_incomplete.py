@@ -230,6 +230,7 @@ def test_training_lacks_modalities_and_tests_do_not(tmp_path):
 def test_discard_also_concerns_what_the_data_set_itself_lacks(tmp_path):
     whole = {k: v for k, v in arrays().items() if k.startswith("image")}
     np.savez(tmp_path / "train.npz", image_1_present=np.arange(N) % 2 == 0, **whole)
+    np.savez(tmp_path / "test.npz", **whole)
     source = open_source(f"npz:{tmp_path}", "train", DataOptions(incomplete="discard"))
     assert len(source) == (N + 1) // 2
 

@@ -50,7 +50,7 @@ def fields(n=23):
 def test_arrays_of_named_modalities(tmp_path):
     data = fields()
     np.savez(tmp_path / "train.npz", **data)
-    source = load_npz(tmp_path, "train")
+    source = load_npz(tmp_path, "all")
     assert source.modalities == ("text_code", "text_title", "image_0", "image_1", "audio_left")
     batch = source.batch(np.array([4, 1]))
     np.testing.assert_array_equal(batch["image_0"], data["image_0"][[4, 1]][..., None])

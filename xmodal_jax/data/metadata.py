@@ -283,15 +283,15 @@ def _label_of_cell(text: str) -> int | None:
     return int(whole[1])
 
 
-def _record(line: _Line, asked: Collection[str], rare: Mapping[str, str], typed: bool) -> Record:
+def _record(line: _Line, required: Collection[str], rare: Mapping[str, str], typed: bool) -> Record:
     """The record of a line; raises ValueError with the reason if its fields are not valid.
 
     Args:
-      asked: the fields of files, captions and labels that most lines have; this one must have them too.
+      required: the fields of files, captions and labels that most lines have; this one must have them too.
       rare: those that few lines have; this one must not, for the reason given.
       typed: whether values have types, as in JSON; in CSV a label can be a number or a name.
     """
-    absent = sorted(set(asked) - set(line.fields))
+    absent = sorted(set(required) - set(line.fields))
     if absent:
         raise ValueError(
             f"the field {absent[0]!r} is missing, which other lines have (write null if there is none)"
@@ -328,12 +328,12 @@ def _is_known(column: str) -> bool:
     return bool(_file_column(column) or column in TEXT_FIELDS or column == "label")
 
 
-def _check_columns(path: Path, lines: list[_Line], found: Collection[str]) -> None:
+def _check_columns(path: Path, lines: list[_Line], names: Collection[str]) -> None:
     """Raises ValueError if no column names a file or a caption, or if one names files that would not be read.
 
-    ``found``: the columns of all lines.
+    ``names``: the columns of all lines.
     """
-    if any(_file_column(column) for column in found):
+    if any(_file_column(column) for column in names):
         return
 
     def holds_files(column: str) -> bool:
@@ -341,15 +341,15 @@ def _check_columns(path: Path, lines: list[_Line], found: Collection[str]) -> No
         values = [line.fields.get(column) for line in lines[:100]]
         return not _is_known(column) and any(isinstance(v, str) and modality_of_file(v) for v in values)
 
-    columns_of_files = [column for column in found if holds_files(column)]
-    has_captions = any(column in TEXT_FIELDS for column in found)
+    columns_of_files = [column for column in names if holds_files(column)]
+    has_captions = any(column in TEXT_FIELDS for column in names)
     if has_captions and not columns_of_files:
         return
     advice = f"give --columns file_name={(columns_of_files or ['COLUMN'])[0]} (and text=COLUMN, label=COLUMN)"
-    if len(found) == 1 and any(mark in next(iter(found)) for mark in ";\t|"):
+    if len(names) == 1 and any(mark in next(iter(names)) for mark in ";\t|"):
         advice = "separate the columns by commas"
     raise ValueError(
-        f"{path}: no column file_name{'' if has_captions else ' or text'}; found {', '.join(found)}: {advice}, or "
+        f"{path}: no column file_name{'' if has_captions else ' or text'}; found {', '.join(names)}: {advice}, or "
         "rename the columns."
     )
 
@@ -381,17 +381,17 @@ def read_metadata(
     if lines:
         _check_columns(path, lines, counts)
     known = [column for column in counts if _is_known(column)]
-    asked = [column for column in known if 2 * counts[column] >= len(lines)]
+    required = [column for column in known if 2 * counts[column] >= len(lines)]
     rare = {
         column: f"the field {column!r} is in {counts[column]} of {len(lines)} lines only: the others must state it too "
         "(null if there is none)"
         for column in known
-        if column not in asked
+        if column not in required
     }
     records = []
     for line in lines:
         try:
-            records.append(_record(line, asked, rare, typed))
+            records.append(_record(line, required, rare, typed))
         except ValueError as error:
             bad_examples.add(path, line.number, str(error))
     for column in sorted(set(counts) - set(known)):

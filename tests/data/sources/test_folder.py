@@ -243,9 +243,14 @@ def many(folder, odd, n=40, size=13):
 
 def save_header(path, width, height):
     """A PNG file whose header states a size that it does not have."""
-    chunk = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
-    content = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+    def chunk(name, content):
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"x"))
 
 
 LINE = {"file_name": "0.png", "text": "x", "label": "a"}
@@ -257,7 +262,7 @@ ODD = {
     "a broken picture": ({**LINE, "file_name": "broken.png"}, "cannot be decoded"),
     "an empty picture": ({**LINE, "file_name": "empty.png"}, "cannot be decoded"),
     "a long name": ({**LINE, "file_name": "x" * 300 + ".png"}, "cannot be decoded: .*File name too long"),
-    "a long path": ({**LINE, "file_name": "x/" * 3000 + ".png"}, "File name too long"),
+    "a long path": ({**LINE, "file_name": "x/" * 3000 + "a.png"}, "File name too long"),
     "a name with a zero byte": ({**LINE, "file_name": "a\0.png"}, "null byte"),
     "a pipe": ({**LINE, "file_name": "pipe.png"}, "not a regular file"),
     "a piped video": ({"file_name": "pipe.gif", "text": "x", "label": "a"}, "not a regular file"),
@@ -314,11 +319,14 @@ def test_five_files_without_splits_are_a_training_and_a_test_set(tmp_path):
         save_png(tmp_path / f"{k}.png", k)
     write(tmp_path, [{"file_name": f"{k}.png", "text": f"t{k}"} for k in range(5)])
     captions = [
-        list((f := open_folder(tmp_path, split)).batch(np.arange(len(f)))["caption"]) for split in ("train", "test")
+        list((f := open_folder(tmp_path, split)).batch(np.arange(len(f)))["caption"])
+        for split in ("train", "test")
     ]
     assert all(captions) and sorted(sum(captions, [])) == [f"t{k}" for k in range(5)]
     write(tmp_path, [{"file_name": "0.png", "text": "t0"}])
-    with pytest.raises(ValueError, match="one example is not enough for a training and a test split. Add some"):
+    with pytest.raises(
+        ValueError, match="one example is not enough for a training and a test split. Add some"
+    ):
         open_folder(tmp_path)
 
 
@@ -366,7 +374,7 @@ def test_a_label_that_is_no_class_is_a_bad_example(tmp_path, label, suffix):
     source, bad_examples = labelled(tmp_path, [0, 1, label, 2, 1], suffix)
     np.testing.assert_array_equal(source.class_labels(), [0, 1, 2, 1])
     [bad] = bad_examples.items
-    assert "is not in 0..65535" in bad.reason and "number the classes from 0" in bad.reason
+    assert re.search("is not in 0..65535 .number the classes from 0|too large to be", bad.reason)
     classes = read_target_classes(source)
     assert classes == {"label": ("0", "1", "2")}
 
@@ -396,7 +404,10 @@ def test_a_list_of_classes_with_mistakes_is_refused(tmp_path):
 
 def test_files_in_another_spelling_are_read(tmp_path):
     save_png(tmp_path / "all" / "sub" / "cafe\u0301.png", 1)
-    write(tmp_path / "all", [{"file_name": name, "text": "x"} for name in ("sub/caf\u00e9.png", "sub\\cafe\u0301.png")])
+    write(
+        tmp_path / "all",
+        [{"file_name": name, "text": "x"} for name in ("sub/caf\u00e9.png", "sub\\cafe\u0301.png")],
+    )
     assert len(open_folder(tmp_path, "all")) == 2
 
 

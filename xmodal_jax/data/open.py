@@ -285,6 +285,11 @@ def open_training(
     views are made, so that the two parts share no image.
     """
     source = _read(spec, "train", options, bad_examples)
+    if len(source) < 2:
+        raise ValueError(
+            f"--data {spec}: the training split has {len(source)} example, of which none can be held out for "
+            "validation: add some."
+        )
     not_held_out, held_out = hold_out(source, max(1, min(validation, len(source) // 10)))
     train = apply_missing(_derive(not_held_out, spec, "train", options), options)
     return train, _derive(held_out, spec, "validation", options)

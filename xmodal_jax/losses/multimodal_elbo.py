@@ -293,8 +293,9 @@ def mmvae(
 
     With ``estimator="dreg"`` the gradient with respect to a posterior is the doubly reparametrized gradient of each
     expert's samples, with the mixture's parameters held constant; for beta = 1 it is that of the papers' code, which
-    has the same weights for every beta. For an example with one modality it is unbiased. With several it is biased, since each sample is drawn from one expert but weighted by
-    the density of the mixture; ``"iwae"`` is unbiased, with a larger variance.
+    has the same weights for every beta. For an example with one modality it is unbiased. With several it is biased,
+    since each sample is drawn from one expert but weighted by the density of the mixture; ``"iwae"`` is unbiased, with
+    a larger variance.
 
     Args:
       inputs: see `ObjectiveInputs`.

@@ -370,6 +370,12 @@ def test_folder_items(tmp_path):
     assert (
         len(rating.folder_items(sources, seed=0, bad_examples=bad_examples)) == 3 and len(bad_examples) == 1
     )
+    (made / "0.png").write_bytes(b"no picture")
+    bad_examples = BadExamples("skip")
+    for options in ({}, {"image_size": 7}):
+        items = rating.folder_items(sources, seed=0, bad_examples=bad_examples, **options)
+        assert [item.caption for item in items] == ["a", "b"]
+    assert len(bad_examples) == 2 and "0.png cannot be decoded" in bad_examples.items[1].reason
 
 
 @pytest.fixture(scope="module")

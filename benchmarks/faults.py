@@ -6,9 +6,9 @@
 
 Each kind of input (see `benchmarks.fault_kinds`) is drawn from the seed and its number alone, and its generator knows
 the right answer, or that the input must be refused. A kind runs in a process of its own with a limit of memory; a
-process that does not answer is ended and counts as hung. The table has a row for each fault: how many inputs were tried,
-and how many came out right, were refused with file and field, raised a raw exception, hung, or were wrong in silence.
-The last three must be 0, otherwise the exit status is 1 and the inputs are listed.
+process that does not answer is ended and counts as hung. The table has a row for each fault: how many inputs were
+tried, and how many came out right, were refused with file and field, raised a raw exception, hung, or were wrong in
+silence. The last three must be 0, otherwise the exit status is 1 and the inputs are listed.
 """
 
 from __future__ import annotations
@@ -105,8 +105,14 @@ def try_in_process(config: Config, name: str) -> Iterator[Result]:
     kind = load(name)
     index, stop = config.start, config.start + (config.count or kind.count)
     while index < stop:
-        command = [sys.executable, "-m", "benchmarks.faults", "--worker", "--only", name, "--seed", str(config.seed),
-                   "--start", str(index), "--count", str(stop - index), "--memory-gib", str(config.memory_gib)]  # fmt: skip
+        command = [sys.executable, "-m", "benchmarks.faults", "--worker", "--only", name]
+        options = {
+            "seed": config.seed,
+            "start": index,
+            "count": stop - index,
+            "memory-gib": config.memory_gib,
+        }
+        command += [word for flag, value in options.items() for word in (f"--{flag}", str(value))]
         env = {"JAX_PLATFORMS": "cpu", **os.environ}
         with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=env) as process:
             for line in _lines(process, START_SECONDS + kind.seconds, 2 * kind.seconds + 5):

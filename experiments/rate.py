@@ -51,6 +51,8 @@ class Page:
     """Question to the raters; None: a question that suits the mode."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a bad line of the metadata: stop, or skip and count it."""
+    allow_outside: bool = False
+    """Whether metadata may name pictures outside of their folder."""
     seed: int = 0
     """Random seed of the choice of captions, their order and the sides of the pictures."""
 
@@ -87,6 +89,7 @@ def page(config: Page) -> None:
     items = rating.folder_items(
         dict(source.split("=", 1) for source in config.sources), match=config.match, count=config.count,
         image_size=config.image_size, seed=config.seed, bad_examples=bad_examples,
+        allow_outside=config.allow_outside,
     )  # fmt: skip
     title, question = config.title or TITLES[config.mode], config.question or QUESTIONS[config.mode]
     path, key = rating.write_rating_page(

@@ -93,9 +93,8 @@ def _draw_answers(rng: np.random.Generator, folder: pathlib.Path) -> Case:
     cells = [_line(key, trial, choose(rng, good_choices), name) for trial in trials]
     rows = [",".join(row).encode() for row in cells]
     other = folder / "other.csv"
-    other.write_bytes(
-        b"\r\n".join([HEADER, *(",".join(_line(key, t, good_choices[0], "Bo")).encode() for t in trials)])
-    )
+    others = (",".join(_line(key, trial, good_choices[0], "Bo")).encode() for trial in trials)
+    other.write_bytes(b"\r\n".join([HEADER, *others]))
     path, whole, row = folder / "answers.csv", len(trials), int(rng.integers(len(rows)))
     answers, raters, bad = 2 * whole, 2, []
     mentions: tuple[str, ...] = ()

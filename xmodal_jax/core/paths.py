@@ -8,8 +8,8 @@ import pathlib
 def leaves_folder(name: str) -> bool:
     r"""Whether a file name read from an index or from metadata leads out of its folder: it is absolute, or has ``..``.
 
-    Backslashes count as slashes, and a drive (``C:\``) as absolute, so that a name is judged alike on all systems. Links
-    are followed: whoever makes a link in a folder decides what it points to.
+    Backslashes count as slashes, and a drive (``C:\``) as absolute, so that a name is judged alike on all systems.
+    Links are followed: whoever makes a link in a folder decides what it points to.
 
     Example::
 

@@ -158,8 +158,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict; ValueError if it has a name twice, of which ``json`` would keep the last in silence."""
     names = dict(pairs)
     if len(names) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        twice = next(name for k, (name, _) in enumerate(pairs) if name in dict(pairs[:k]))
         raise ValueError(f"it has {twice!r} twice")
     return names
 

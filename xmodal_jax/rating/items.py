@@ -22,6 +22,7 @@ def folder_items(
     image_size: int | None = None,
     seed: int,
     bad_examples: BadExamples | None = None,
+    allow_outside: bool = False,
 ) -> list[RatingItem]:
     """Items from folders of images with a metadata file (``file_name``, ``text``), one folder per source.
 
@@ -36,6 +37,7 @@ def folder_items(
       seed: decides which items are drawn.
       bad_examples: collects bad lines of the metadata and pictures that cannot be decoded, whose items are left out;
         None: they raise.
+      allow_outside: whether the metadata may name images outside of their folder.
 
     Raises:
       FileNotFoundError: a folder has no metadata.
@@ -43,7 +45,9 @@ def folder_items(
       ValueError: the sources have nothing in common, or no item is left.
     """
     bad_examples = BadExamples() if bad_examples is None else bad_examples
-    images = {name: _images_by(match, Path(folder), bad_examples) for name, folder in sources.items()}
+    images = {
+        name: _images_by(match, Path(folder), bad_examples, allow_outside) for name, folder in sources.items()
+    }
     matched = _match(images)  # for each item its image from each source
     if not matched:
         what = "captions" if match == "caption" else "file names"
@@ -80,7 +84,9 @@ class _Image(NamedTuple):
     """The line of the metadata file, from 1."""
 
 
-def _images_by(match: str, folder: Path, bad_examples: BadExamples) -> dict[str, list[_Image]]:
+def _images_by(
+    match: str, folder: Path, bad_examples: BadExamples, allow_outside: bool
+) -> dict[str, list[_Image]]:
     """The images that a folder's metadata list, by caption (``match`` "caption": an image with several captions is
     listed for each), or by file name without suffix ("file_name")."""
     metadata = find_metadata(folder)
@@ -90,7 +96,7 @@ def _images_by(match: str, folder: Path, bad_examples: BadExamples) -> dict[str,
             '{"file_name": "0.png", "text": "a red circle"}'
         )
     images: dict[str, list[_Image]] = {}
-    for record in read_metadata(metadata, bad_examples):
+    for record in read_metadata(metadata, bad_examples, allow_outside=allow_outside):
         if "image" not in record.files or not record.captions:
             bad_examples.add(metadata, record.line, "the line has no picture (file_name) or no text")
             continue

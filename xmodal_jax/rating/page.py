@@ -212,8 +212,8 @@ def _answer_key(
 
 
 def _to_json(key: dict[str, Any]) -> str:
-    """A key as JSON that UTF-8 can hold: letters as they are, unless a caption has half a surrogate pair, which no UTF-8
-    has."""
+    """A key as JSON that UTF-8 can hold: letters as they are, unless a caption has half a surrogate pair, which UTF-8
+    does not have."""
     text = json.dumps(key, indent=1, ensure_ascii=False) + "\n"
     is_utf8 = not any("\ud800" <= character <= "\udfff" for character in text)
     return text if is_utf8 else json.dumps(key, indent=1) + "\n"

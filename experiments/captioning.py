@@ -23,12 +23,11 @@ from xmodal_jax.evaluation.text import (
     source_modality,
     source_text_retrieval,
 )
-from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
+from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.models.seq2seq import GreedySearchConfig, make_seq2seq
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
-from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import DataFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -66,7 +65,7 @@ def main(config: Config) -> None:
         modality = source_modality(splits.train, ("image", "video"))
         shape = splits.train.batch([0])[modality].shape[1:]
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples)
+        loader = make_loader(config, splits.train, tokenize)
         read_texts = functools.partial(ReferenceTexts, clean=tokenize.clean, one_per_picture=True)
         validation = read_texts(splits.validation)
         references = {name: read_texts(split) for name, split in splits.tests.items()}
@@ -105,8 +104,9 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    with timer("report"):
-        report = Report(f"Captions of {modality}s", subtitle(config, result, shown="captions"))
+    details = subtitle(config, result, shown="captions")
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, f"Captions of {modality}s", details, metrics, **ending) as report:
         headline = [k for k in metrics if k.endswith(("/factor_accuracy", "/cider", "/bleu"))][:6]
         panels.add_scores(report, metrics, headline)
         quality, marks = panels.caption_quality(references["test"], captions)
@@ -115,8 +115,7 @@ def main(config: Config) -> None:
         )
         panels.add_attention(report, generate, result.params[0], references["test"], captions)
         report.add_figure("Training curves", figures.curves(run.read_metrics(), CURVES))
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

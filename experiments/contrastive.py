@@ -18,12 +18,11 @@ import numpy as np
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation import embeddings as evaluate
-from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
+from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.report import alignment as panels
 from xmodal_jax.report import figures
-from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -61,10 +60,9 @@ def main(config: Config) -> None:
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        if run.writes:
-            tokenize.tokenizer.save(run.path / "tokenizer")
+        run.write_later(lambda: tokenize.tokenizer.save(run.path / "tokenizer"))
         features = frozen_features(pretrained, config.model, tokenize) if config.cache_features else None
-        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=features)
+        loader = make_loader(config, splits.train, tokenize, once=features)
     modalities = tuple(splits.train.modalities)
 
     # The method, and what is measured while it trains.
@@ -104,15 +102,15 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    with timer("report"):
-        report = Report("A shared embedding space", subtitle(config, result, ", ".join(modalities)))
-        headline = panels.add_scores(report, metrics, galleries["test"])
+    details = subtitle(config, result, ", ".join(modalities))
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, "A shared embedding space", details, metrics, **ending) as report:
+        panels.add_scores(report, metrics, galleries["test"])
         panels.add_embeddings(report, run.read_metrics(), galleries["test"], embeddings)
         if confusion is not None:
             labels = panels.class_labels(splits.train, confusion)
             report.add_figure("Zero-shot confusion matrix", figures.confusion_matrix(confusion, labels))
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

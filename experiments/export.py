@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.core import runtime
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.transfer.export import export_run
 
 
@@ -42,4 +42,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

@@ -20,15 +20,14 @@ from xmodal_jax.data.shapes.questions import QUESTION_KINDS
 from xmodal_jax.data.splits import fit_tokenizer
 from xmodal_jax.data.tasks import Commands, Questions, open_task, read_target_classes
 from xmodal_jax.evaluation import classification as evaluate
-from xmodal_jax.experiment import finish, make_loader, start, subtitle
+from xmodal_jax.experiment import make_loader, start, subtitle, write_report
 from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
 from xmodal_jax.models.towers import Augmentation, precompute_spectrograms
 from xmodal_jax.nets.fusion import MergedAttentionConfig
 from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.report import classification as panels
 from xmodal_jax.report import figures
-from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import choose_class, parse
+from xmodal_jax.train.command_line import choose_class, run_script
 from xmodal_jax.train.config import DataFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -73,7 +72,7 @@ def main(config: Config) -> None:
         if "text" in modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         to_frames = precompute_spectrograms(config.model.features) if "audio" in modalities else None
-        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
+        loader = make_loader(config, splits.train, tokenize, once=to_frames)
         labelled = lambda split: evaluate.LabelledSplit(split, class_names, ("kind", QUESTION_KINDS))
         tests, validation = {k: labelled(v) for k, v in splits.tests.items()}, labelled(splits.validation)
 
@@ -104,17 +103,17 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    with timer("report"):
-        title = "Spoken commands" if config.task == "commands" else "Classification by several modalities"
-        report = Report(title, subtitle(config, result, ", ".join(modalities), model.fusion.name))
-        headline = panels.add_scores(report, metrics, majority_accuracy=tests["test"].majority_accuracy)
+    title = "Spoken commands" if config.task == "commands" else "Classification by several modalities"
+    details = subtitle(config, result, ", ".join(modalities), model.fusion.name)
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, title, details, metrics, **ending) as report:
+        panels.add_scores(report, metrics, majority_accuracy=tests["test"].majority_accuracy)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
         attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)
         evaluated = (classify, tests["test"], predictions, class_names)
         panels.add_attention(report, attend, result.params[0], *evaluated, model, tokenizer)
         panels.add_confusions(report, tests["test"], predictions, class_names)
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(choose_class("--task", {"questions": Config, "commands": CommandConfig}), __doc__))
+    run_script(main, choose_class("--task", {"questions": Config, "commands": CommandConfig}), __doc__)

@@ -21,13 +21,12 @@ from PIL import Image
 from xmodal_jax.core import runtime
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.experiment import finish
+from xmodal_jax.experiment import write_report
 from xmodal_jax.models import gan as gans
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import DCGANGeneratorConfig
 from xmodal_jax.report.comparison import ComparedRun, add_comparison, read_result, read_run
-from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import NonFiniteError
@@ -107,14 +106,15 @@ def main(config: Config) -> None:
             images += [np.asarray(Image.open(file)) for file in files]
     if not run.writes:
         return
-    report = Report("Objectives of the conditional GAN", f"{config.data} · {config.steps} steps")
-    add_comparison(report, "Scores on unseen captions", runs, COLUMNS, seeds=config.seeds)
-    if images:
-        report.add_images("Samples, one row per objective", np.stack(images), columns=len(files))
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
-    headline = [key for key in metrics if key.endswith("/kid")][:4]
-    finish(run, report, metrics, headline, bad_examples=bad_examples, timer=timer, seeds=config.all_seeds)
+    details, ending = f"{config.data} · {config.steps} steps", dict(bad_examples=bad_examples, timer=timer)
+    ending |= dict(seeds=config.all_seeds, steps=config.steps)
+    with write_report(run, "Objectives of the conditional GAN", details, metrics, **ending) as report:
+        report.headline = [key for key in metrics if key.endswith("/kid")][:4]
+        add_comparison(report, "Scores on unseen captions", runs, COLUMNS, seeds=config.seeds)
+        if images:
+            report.add_images("Samples, one row per objective", np.stack(images), columns=len(files))
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

@@ -20,18 +20,16 @@ import tyro
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, numeric_fields
-from xmodal_jax.data.splits import choose_batch_size
 from xmodal_jax.evaluation import latent as evaluation
 from xmodal_jax.evaluation.latent_data import open_latent
-from xmodal_jax.experiment import finish, start, subtitle
+from xmodal_jax.experiment import start, subtitle, write_report
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
 from xmodal_jax.models.vae.multimodal import make_multimodal_vae
 from xmodal_jax.models.vae.multimodal_models import MultimodalVAEModel, MVTCAEConfig
 from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
-from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import stack_scores
@@ -73,8 +71,7 @@ def main(config: Config) -> None:
     # Data: examples whose class is known, which the judges need; speech as frames, computed once.
     with timer("data"):
         data = open_latent(config, model, bad_examples)
-    batch_size = choose_batch_size(config.batch_size, data.source, bad_examples)
-    loader = Loader(data.source, batch_size=batch_size, seed=config.seed, transform=data.transform)
+    loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
     example = numeric_fields(loader.example())
     sizes = sizes_of(example, data.modalities, model, vocab_size=data.vocab_size, classes=data.classes)
 
@@ -103,16 +100,16 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    with timer("report"):
-        report = Report("One latent space for several modalities", subtitle(config, result, model.name))
+    details = subtitle(config, result, model.name)
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, "One latent space for several modalities", details, metrics, **ending) as report:
         leading = ("cross/coherence", "joint_prior/coherence", "likelihood/")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         chance = {k: 1 / data.classes for k in headline if "cross" in k}
         latent_report.add_metric_tables(report, metrics, headline, chance)
         latent_report.add_latent(report, evaluator, result.params[0], data, results[0], run.path)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

@@ -16,13 +16,12 @@ import dataclasses
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
-from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
+from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.models.seq2seq import JointObjective, Seq2SeqConfig, make_seq2seq
 from xmodal_jax.models.towers import Augmentation, precompute_spectrograms
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
-from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import DataFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -56,8 +55,7 @@ def main(config: Config) -> None:
         source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
-        to_frames = precompute_spectrograms(model.features)
-        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
+        loader = make_loader(config, splits.train, tokenize, once=precompute_spectrograms(model.features))
         validation = ReferenceTexts(splits.validation, tokenize.clean)
         references = {
             name: ReferenceTexts(split, tokenize.clean, exclude=known) for name, split in splits.tests.items()
@@ -103,8 +101,9 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    with timer("report"):
-        report = Report("Speech to text", subtitle(config, result, model.objective.name, shown="transcripts"))
+    details = subtitle(config, result, model.objective.name, shown="transcripts")
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, "Speech to text", details, metrics, **ending) as report:
         headline = [k for k in metrics if k.endswith("/wer")][:6]
         panels.add_scores(report, metrics, headline)
         quality, marks = panels.transcript_quality(references[hardest], transcripts)
@@ -113,8 +112,7 @@ def main(config: Config) -> None:
         )
         panels.add_attention(report, generate, result.params[0], references[hardest], transcripts)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

@@ -17,13 +17,12 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation import speech
 from xmodal_jax.evaluation.text import ReferenceTexts, source_modality
-from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
+from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_speech
 from xmodal_jax.report import figures
 from xmodal_jax.report import speech as panels
-from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -64,7 +63,7 @@ def main(config: Config) -> None:
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
         to_frames = log_mel_transform(model.features, model.floor)
-        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
+        loader = make_loader(config, splits.train, tokenize, once=to_frames)
         voices = splits.train.speaker_names or ("the only voice",)
         frames = to_frames(splits.train.batch([0]))["audio"].shape[1]
         sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, exclude=known)
@@ -105,16 +104,16 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    with timer("report"):
-        report = Report("Text to speech", subtitle(config, result, f"{len(voices)} voices", shown="sounds"))
+    details = subtitle(config, result, f"{len(voices)} voices", shown="sounds")
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, "Text to speech", details, metrics, **ending) as report:
         headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
         report.add_metrics(metrics, headline=headline)
         tokens = [tokenizer.tokens(text) for text in sentences.texts]
         utterances = (synthesized, vocoded, recorded)
         panels.add_speech(report, sentences.texts, tokens, *utterances, distances, transcripts, model)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

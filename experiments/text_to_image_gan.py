@@ -22,14 +22,13 @@ from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation.image_judge import JudgeReport
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator, image_sizes
 from xmodal_jax.evaluation.text import ReferenceTexts
-from xmodal_jax.experiment import evaluate_seeds, finish, make_loader, start, subtitle
+from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, start, subtitle, write_report
 from xmodal_jax.models import gan as gans
 from xmodal_jax.nets.encoders import ConvNetConfig
 from xmodal_jax.nets.gan import ObjectGeneratorConfig
 from xmodal_jax.report.images import SampleHistory, add_images
-from xmodal_jax.report.page import Report
 from xmodal_jax.report.text import add_scores
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -75,9 +74,7 @@ def main(config: Config) -> None:
         tokenize = frozen.tokenize
         if tokenize is None and "text" in splits.train.modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        loader = make_loader(
-            config, splits.train, tokenize, bad_examples=bad_examples, repeats=config.model.d_steps
-        )
+        loader = make_loader(config, splits.train, tokenize, repeats=config.model.d_steps)
         evaluated = {**splits.tests, "validation": splits.validation}
         references = {name: ReferenceTexts(split, one_per_picture=True) for name, split in evaluated.items()}
         judge = JudgeReport(config.judge, splits.train, references)
@@ -107,16 +104,16 @@ def main(config: Config) -> None:
     metrics, images = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
+    metrics = metrics or last_losses(run)  # without a judge there are no scores
 
-    with timer("report"):
-        report = Report("Images from captions", subtitle(config, result, shown="images"))
-        headline = [
-            k for k in metrics if k.endswith(("/factor_accuracy", "/r_precision", "/kid", "/kid_real"))
-        ][:6]
+    details = subtitle(config, result, shown="images")
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, "Images from captions", details, metrics, **ending) as report:
+        scores = ("/factor_accuracy", "/r_precision", "/kid", "/kid_real")
+        headline = [k for k in metrics if k.endswith(scores)][:6] or list(metrics)[:6]
         add_scores(report, metrics, headline)
         add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

@@ -20,12 +20,12 @@ import tyro
 
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
-from xmodal_jax.experiment import finish
+from xmodal_jax.experiment import write_report
 from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
 from xmodal_jax.models.seq2seq import Generation
-from xmodal_jax.report.page import Audio, Report
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.report.page import Audio
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.run import Run
 
 
@@ -83,9 +83,14 @@ def main(config: Config) -> None:
         stages = apply_chain(steps, inputs, speaker=config.speaker)
     write_outputs(run.path / "out", names, stages[-1], sample_rate=steps[-1].sample_rate)
 
-    with timer("report"):
-        titles = [source_inputs.modality, *(step.target for step in steps)]
-        report = Report(" to ".join(titles), f"{len(names)} from {config.source}")
+    metrics = {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]}
+    run.log(1, metrics)
+    for name, output in list(zip(names, stages[-1], strict=True))[:20]:
+        if isinstance(output, str):
+            print(f"{name}: {output}")
+    titles = [source_inputs.modality, *(step.target for step in steps)]
+    title, details = " to ".join(titles), f"{len(names)} from {config.source}"
+    with write_report(run, title, details, metrics, bad_examples=bad_examples, timer=timer) as report:
         sample_rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
 
         def cell(example, sample_rate):
@@ -98,13 +103,7 @@ def main(config: Config) -> None:
             stage_rates = zip(stages, sample_rates, strict=True)
             rows.append((name, *(cell(stage[k], rate) for stage, rate in stage_rates)))
         report.add_table("Translations", ("input", *titles), rows)
-        for k in range(min(len(names), 20)):
-            if isinstance(stages[-1][k], str):
-                print(f"{names[k]}: {stages[-1][k]}")
-    metrics = {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]}
-    run.log(1, metrics)
-    finish(run, report, metrics, list(metrics), bad_examples=bad_examples, timer=timer)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

@@ -17,10 +17,9 @@ import tyro
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, numeric_fields
-from xmodal_jax.data.splits import choose_batch_size
 from xmodal_jax.evaluation import latent as evaluation
 from xmodal_jax.evaluation.latent_data import open_latent
-from xmodal_jax.experiment import finish, start, subtitle
+from xmodal_jax.experiment import start, subtitle, write_report
 from xmodal_jax.models.vae.adapter import as_multimodal
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
@@ -28,8 +27,7 @@ from xmodal_jax.models.vae.single import make_vae
 from xmodal_jax.models.vae.single_models import AutoencoderModel, VAEConfig
 from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
-from xmodal_jax.report.page import Report
-from xmodal_jax.train.command_line import parse
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
@@ -72,8 +70,7 @@ def main(config: Config) -> None:
     # Data: examples whose class is known, which the judge needs.
     with timer("data"):
         data = open_latent(config, model, bad_examples)
-    batch_size = choose_batch_size(config.batch_size, data.source, bad_examples)
-    loader = Loader(data.source, batch_size=batch_size, seed=config.seed, transform=data.transform)
+    loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
     example = numeric_fields(loader.example())
     sizes = sizes_of(example, (modality,), model, vocab_size=data.vocab_size, classes=data.classes)
     size = sizes[modality]
@@ -108,15 +105,15 @@ def main(config: Config) -> None:
     metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return
-    with timer("report"):
-        report = Report("A latent space", subtitle(config, result, model.name))
+    details = subtitle(config, result, model.name)
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, "A latent space", details, metrics, **ending) as report:
         leading = ("reconstruction_", "likelihood/", "joint_prior/kid", "latent/probe")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         latent_report.add_metric_tables(report, metrics, headline)
         latent_report.add_latent(report, evaluator, result.params[0], data, results[0], run.path, count=8)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
 
 
 if __name__ == "__main__":
-    main(parse(Config, __doc__))
+    run_script(main, Config, __doc__)

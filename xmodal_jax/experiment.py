@@ -8,15 +8,18 @@ A script in ``experiments/`` has this form::
     metrics, outputs = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
-    report = Report(title, subtitle(config, result))
-    ...                                              # figures and tables
-    finish(run, report, metrics, headline, result=result, timer=timer, bad_examples=bad_examples)
+    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
+    with write_report(run, title, subtitle(config, result), metrics, **ending) as report:
+        ...                                          # figures and tables
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,7 +27,7 @@ from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
-from xmodal_jax.data.splits import choose_batch_size, prepare_source
+from xmodal_jax.data.splits import prepare_source
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.report.page import Report
 from xmodal_jax.train import config as run_config
@@ -96,7 +99,6 @@ def make_loader(
     source: Source,
     tokenize: TokenizeTransform | None = None,
     *,
-    bad_examples: BadExamples,
     once: Callable[[RawBatch], RawBatch] | None = None,
     repeats: int = 1,
 ) -> Loader:
@@ -106,16 +108,13 @@ def make_loader(
       config: batch size and seed of the order.
       source: the training split.
       tokenize: adds the tokens of the captions; None: there are no captions.
-      bad_examples: notes that there are fewer examples than the batch size, which is then reduced (see
-        `choose_batch_size`).
       once: a transform of raw batches, such as spectrograms of audio. It is computed once where the split fits into
         memory; otherwise the model computes the same in each step.
       repeats: number of batches of ``config.batch_size`` that are joined to one, for a method that takes several steps
         on parts of a batch.
     """
     source, transform = prepare_source(source, tokenize, limit=RESIDENT_LIMIT, once=once)
-    batch_size = choose_batch_size(config.batch_size, source, bad_examples)
-    return Loader(source, batch_size=batch_size * repeats, seed=config.seed, transform=transform)
+    return Loader(source, batch_size=config.batch_size * repeats, seed=config.seed, transform=transform)
 
 
 def evaluate_seeds(
@@ -129,6 +128,15 @@ def evaluate_seeds(
     with timer("evaluation"):
         metrics_by_seed, outputs = zip(*(test(params) for params in result.params), strict=True)
     return stack_scores(metrics_by_seed), outputs[0]
+
+
+def last_losses(run: Run) -> dict[str, Any]:
+    """The training losses that a run has logged last, such as ``train/d_loss``, for an experiment without scores."""
+    records = [record for record in run.read_metrics() if "train/loss" in record]
+    last = records[-1] if records else {}
+    return {
+        name: value for name, value in last.items() if name.startswith("train/") and name.endswith("loss")
+    }
 
 
 def subtitle(config: RunConfig, result: TrainingResult, *details: str, shown: str = "figures") -> str:
@@ -151,25 +159,34 @@ def add_bad_examples(report: Report, bad_examples: BadExamples, directory: Path)
         report.add_text("Notes on the data", bad_examples.summary())
 
 
-def finish(
+@contextlib.contextmanager
+def write_report(
     run: Run,
-    report: Report,
+    title: str,
+    subtitle: str,
     metrics: Mapping[str, Any],
-    headline: Sequence[str],
     *,
     bad_examples: BadExamples,
     timer: runtime.Timer,
     result: TrainingResult | None = None,
     **entries: Any,
-) -> None:
-    """Completes the report with bad examples, configuration and timing, writes ``report.html`` and ``result.json``,
-    closes the run and prints the headline metrics.
+) -> Iterator[Report]:
+    """Writes ``result.json``, and then ``report.html`` with what the ``with`` block adds to the report that it gets.
+
+    The end of the block adds bad examples, configuration and timing, closes the run and prints the metrics that the
+    report has on cards. If the block raises an error, the report has what was added before, and says so: the result
+    stays, and the run ends well.
 
     Args:
+      title, subtitle: of the report.
       metrics: final metrics by name, each a number or one per seed.
-      headline: names of metrics; the last line on screen shows the first four of them.
       result: what `fit` returned; its seeds, steps and number of parameters go into ``result.json``.
       entries: further entries of ``result.json`` (see `Run.write_result`).
+
+    Example::
+
+        with write_report(run, "Captions", subtitle(config, result), metrics, **ending) as report:
+            report.add_metrics(metrics)
     """
     if result is not None:
         entries = {
@@ -179,8 +196,19 @@ def finish(
             "resumed": result.resumed,
             "parameters": trees.count(result.params[0]),
         } | entries
+    run.write_result(metrics, timing=timer.report(), **entries)
+    report = Report(title, subtitle)
+    steps = entries.get("steps")
+    if steps is not None and steps < FEW_STEPS:
+        note = f"After only {steps} training steps the scores say nothing about the method."
+        report.add_text("Note", note)
+        print(f"note: {note}")
     page = run.path / "report.html"
     with timer("report"):
+        try:
+            yield report
+        except Exception as error:
+            _add_failure(report, error)
         add_bad_examples(report, bad_examples, run.path)
         report.add_config(run.read_config())
         report.add_timing(timer.report())
@@ -188,4 +216,20 @@ def finish(
     run.write_result(metrics, timing=timer.report(), **entries)
     run.close()
     print(bad_examples.summary() or "no bad examples")
-    print(f"{page}\n{summary_line(metrics, headline[:4])}")
+    print(page)
+    print(summary_line(metrics, (report.headline or list(metrics))[:4]) or "no scores")
+
+
+FEW_STEPS = 50
+"""Fewer training steps than these come with a note that scores say nothing yet."""
+
+
+def _add_failure(report: Report, error: Exception) -> None:
+    """Says in the report, and on stderr, that an error has kept the rest of it from being written."""
+    reason = f"{type(error).__name__}: {error}"
+    details = "".join(traceback.format_exception(error))
+    text = (
+        f"The rest of the report could not be written. result.json has all scores.\n\n{reason}\n\n{details}"
+    )
+    report.add_text("This report is incomplete", text)
+    print(f"note: the report is incomplete ({' '.join(reason.split())}); the result is not", file=sys.stderr)

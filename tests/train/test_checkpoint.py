@@ -14,8 +14,11 @@ from xmodal_jax.train import checkpoint
 from xmodal_jax.train.checkpoint import (
     CheckpointMismatch,
     Checkpoints,
+    DamagedCheckpoint,
     describe,
     newest_checkpoint,
+    read_metadata,
+    read_state,
     restore_run,
 )
 from xmodal_jax.train.optim import Optimizer
@@ -77,10 +80,10 @@ def test_other_bits_than_were_written_are_noticed_by_the_digest(tmp_path, capsys
         checkpoints.save(step, STATE, {"step": step})
     checkpoints.close()
     file = tmp_path / "newest" / "2" / "meta" / "metadata"
-    meta = json.loads(file.read_text())
+    meta = checkpoint.unseal(json.loads(file.read_text()))
     kind, digest = meta["arrays"]["a"].split(" ")
     meta["arrays"]["a"] = f"{kind} {int(digest, 16) ^ 1:08x}"
-    file.write_text(json.dumps(meta))
+    file.write_text(json.dumps(checkpoint.seal(meta)))
     _, meta = Checkpoints(tmp_path).restore(STATE)
     assert meta["step"] == 1
     assert "a holds other bits than were written" in capsys.readouterr().err
@@ -135,8 +138,10 @@ def test_steps_that_follow_do_not_touch_what_is_being_written(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path):
     train(tmp_path, steps=2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointMismatch, match="(?s)Resume with the flags of its config.json.*ema/layer"):
         train(tmp_path, steps=4, resume=True, optimizer=Optimizer(learning_rate=1e-2))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     with pytest.raises(
         CheckpointMismatch, match=r"holds float32\[64\], this run has float32\[2,64\]|float32\[2"
     ):
@@ -151,7 +156,7 @@ def test_the_parameters_of_a_run_can_be_used_elsewhere(tmp_path, mode, fsdp):
     strict = json.loads(
         (newest_checkpoint(tmp_path) / "meta" / "metadata").read_text(), parse_constant=pytest.fail
     )
-    assert strict["best"] is None  # and no -Infinity: plain JSON
+    assert strict["content"]["best"] is None  # and no -Infinity: plain JSON
     assert (
         restored.step == 6
         and restored.metadata["config"]["parallel"] == mode
@@ -161,6 +166,64 @@ def test_the_parameters_of_a_run_can_be_used_elsewhere(tmp_path, mode, fsdp):
     for a, b in zip(jax.tree.leaves(result.params[0]), jax.tree.leaves(restored.params), strict=True):
         assert isinstance(b.sharding, jax.sharding.SingleDeviceSharding)
         np.testing.assert_array_equal(a, b)
+
+
+NOISE = {"step": jnp.int32(0), "params": {"w": jax.random.normal(jax.random.key(0), (64, 64))}}
+"""Noise does not compress: its bytes lie in the file."""
+
+
+def save_two(folder):
+    """Checkpoints 1 and 2 of `NOISE`, and the bytes of 2's largest file."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(
+            step, NOISE, {"step": step, "seeds": [0], "tokenizer": {"vocab.txt": "a red square"}}
+        )
+    checkpoints.close()
+    return largest_file(folder / "checkpoints" / "newest" / "2" / "state")
+
+
+def test_who_uses_a_run_gets_the_checkpoint_before_a_damaged_one_or_is_refused(tmp_path, capfd):
+    file = save_two(tmp_path)
+    whole, draw = file.read_bytes(), np.random.default_rng(0)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for _ in range(20):
+        changed = bytearray(whole)
+        for place in draw.integers(0, len(whole), 5):
+            changed[place] ^= draw.integers(1, 256)
+        file.write_bytes(changed)
+        restored = restore_run(tmp_path)
+        assert restored.step == restored.metadata["step"] == 1
+        np.testing.assert_array_equal(restored.params["w"], NOISE["params"]["w"])
+        message = capfd.readouterr().err
+        assert "newest/2 cannot be read" in message and "the one before" in message
+        with pytest.raises(Exception, match="."):
+            read_state(newest_checkpoint(tmp_path), "params")
+    file.write_bytes(whole)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+    other = largest_file(tmp_path / "checkpoints" / "newest" / "1" / "state")
+    for path in (file, other):
+        path.write_bytes(path.read_bytes()[: len(whole) // 2])
+    with pytest.raises(DamagedCheckpoint, match="newest/2 cannot be read .*newest/1 cannot be read"):
+        restore_run(tmp_path)
+
+
+def test_every_changed_byte_of_the_metadata_is_noticed(tmp_path):
+    save_two(tmp_path)
+    folder = newest_checkpoint(tmp_path)
+    file = folder / "meta" / "metadata"
+    whole, metadata, draw = file.read_bytes(), read_metadata(folder), np.random.default_rng(0)
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= draw.integers(1, 256)
+        file.write_bytes(changed)
+        try:
+            found = read_metadata(folder)
+        except ValueError:  # DamagedCheckpoint, or no JSON, or no UTF-8
+            continue
+        assert found == metadata  # such as a tab in place of a space between two entries
+    file.write_text(json.dumps(metadata))  # as an earlier version wrote it
+    assert read_metadata(folder) == metadata
 
 
 def test_a_directory_without_a_checkpoint_is_named(tmp_path):

@@ -4,13 +4,23 @@ import dataclasses
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.train.run import Run, format_value, from_json, summary_line, to_json, write_atomic
+from xmodal_jax.train.run import (
+    Run,
+    _keep_known,
+    abandon_runs,
+    format_value,
+    from_json,
+    summary_line,
+    to_json,
+    write_atomic,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +62,15 @@ def test_default_directory_is_named_by_experiment_and_time(tmp_path, monkeypatch
 
 def test_refuses_to_overwrite(tmp_path, capsys):
     path = tmp_path / "run"
-    create(path)
+    create(path).close()
     before = {file: file.read_bytes() for file in path.iterdir()}
     with pytest.raises(FileExistsError, match=r"--resume.*--run-dir"):
         create(path)
     assert {file: file.read_bytes() for file in path.iterdir()} == before
     run = Run.create(path, Config(steps=13), resume=True, tensorboard=False)
     assert "steps = 13, was 11" in capsys.readouterr().out
+    assert run.read_config()["steps"] == 11  # until the first write, for the run may be refused before
+    run.log(1, {"train/loss": 1.0})
     assert run.read_config()["steps"] == 13
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
@@ -127,6 +139,8 @@ def test_truncation_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         run.truncate_metrics(2)
     assert run.metrics_path.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "lock.json", "metrics.jsonl"}
+    run.close()
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "metrics.jsonl"}
 
 
@@ -239,3 +253,88 @@ def test_what_a_run_does_not_use_is_left_out_and_a_resumed_run_does_not_miss_it(
     assert again.read_config() == run.read_config()
     Run.create(tmp_path / "run", Whole(Nested(text=5)), resume=True, tensorboard=False)
     assert "resuming with model" in capsys.readouterr().out
+
+
+@dataclasses.dataclass(frozen=True)
+class Deep:
+    whole: Whole = Whole()
+    steps: int = 3
+
+
+def test_options_that_an_earlier_process_left_out_are_no_difference_at_any_depth():
+    config = {"model": {"a": {"b": {"c": {"kept": 1, "left out": 2}}}}, "steps": 3}
+    before = {"model": {"a": {"b": {"c": {"kept": 1}}}}}
+    assert _keep_known(config, before) == {**before, "steps": 3}
+    assert from_json(Deep, to_json(Deep())) == Deep()
+
+
+def test_a_number_that_json_does_not_have_comes_back():
+    assert from_json(Config, to_json(Config())) == Config()  # clip is infinite
+
+
+def test_runs_of_one_second_have_a_directory_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20250131-101500")
+    runs = [create(None, experiment="a") for _ in range(3)]
+    names = ["a-20250131-101500", "a-20250131-101500-2", "a-20250131-101500-3"]
+    assert [run.path.name for run in runs] == names
+    assert all((run.path / "config.json").exists() for run in runs)
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3:/bucket/run", Path("gs://bucket/run")])
+def test_a_remote_address_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--run-dir is (gs|s3)://bucket/run, a remote address"):
+        create(path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_configuration_that_is_none_is_named(tmp_path, content):
+    create(tmp_path).close()
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json holds no configuration .*delete it and give all flags"):
+        create(tmp_path, resume=True)
+    assert (tmp_path / "config.json").read_text() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_the_directory_of_another_experiment_stays_as_it_is(tmp_path):
+    run = create(tmp_path / "run")
+    run.log(1, {"train/loss": 1.0})
+    run.close()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "photo").write_text("")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="config.json is of another experiment or version: it has 'data'"):
+        Run.create(tmp_path / "run", Whole(), resume=True)
+    with pytest.raises(ValueError, match="holds no run to resume"):
+        create(tmp_path / "other", resume=True)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_what_is_written_later_waits_until_a_resumed_run_writes(tmp_path):
+    calls = []
+    create(tmp_path).write_later(lambda: calls.append("new"))
+    assert calls == ["new"]
+    run = create(tmp_path, resume=True)
+    run.write_later(lambda: calls.append("resumed"))
+    assert calls == ["new"]
+    run.truncate_metrics(0)
+    run.log(1, {"train/loss": 1.0})
+    assert calls == ["new", "resumed"]
+
+
+def test_a_run_that_ends_before_it_has_begun_leaves_no_directory(tmp_path):
+    abandon_runs()  # those of other tests
+    begun, kept = create(tmp_path / "begun"), create(tmp_path / "kept")
+    begun.log(1, {"train/loss": 1.0})
+    kept.close()
+    create(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    create(tmp_path / "empty")
+    create(tmp_path / "kept", resume=True)
+    assert abandon_runs()
+    assert {path.name for path in tmp_path.iterdir()} == {"begun", "kept", "empty"}
+    assert not any((tmp_path / "empty").iterdir())
+    assert not abandon_runs()

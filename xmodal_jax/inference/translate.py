@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import decode_audio, decode_image, decode_video, modality_of_file, to_pcm
 from xmodal_jax.inference.load import Translator
@@ -93,7 +93,7 @@ def read_inputs(
     if not inputs.files:
         return ["words"], [inputs.text]
     names, contents = [], []
-    root = inputs.files[0].parent if len(inputs.files) == 1 else Path(*_common_parts(inputs.files))
+    root = _common_folder(inputs.files)
     for file in inputs.files:
         name = str(file.relative_to(root))  # lines of a text file: "notes.txt:1", "notes.txt:2", …
         try:
@@ -111,7 +111,8 @@ def read_inputs(
 
 
 def _read_lines(file: Path, first: Translator) -> list[str]:
-    return [normalise(line.strip()) for line in read_lines(file) if line.strip()]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 READERS: dict[str, Callable[[Path, Translator], list[Any]]] = {
@@ -124,10 +125,9 @@ READERS: dict[str, Callable[[Path, Translator], list[Any]]] = {
 is ``[H, W, C]`` for images and ``[F, H, W, C]`` for videos."""
 
 
-def _common_parts(files: Sequence[Path]) -> tuple[str, ...]:
-    """The parts of the path of the folder that holds all files, such as ``("photos", "2024")``."""
-    parts = [file.parent.parts for file in files]
-    return tuple(p[0] for p in zip(*parts, strict=False) if len(set(p)) == 1)
+def _common_folder(files: Sequence[Path]) -> Path:
+    """The innermost folder that holds all files, in its subfolders too, such as ``photos/2024``."""
+    return Path(os.path.commonpath([file.parent for file in files]) or ".")
 
 
 def apply_chain(

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from xmodal_jax.report.figures import INK, MUTED, PALETTE, WIDTH
+from xmodal_jax.report.figures import INK, MUTED, PALETTE, WIDTH, shorten
 from xmodal_jax.types import kind_of
 
 HEAT = "inferno"
@@ -51,7 +51,7 @@ def accuracy_bars(
         ax.axvline(chance, color=MUTED, linestyle=":", linewidth=1.4)
         ax.text(chance + 0.005, -0.62, "majority class", fontsize=8, color=MUTED, va="center")
         ax.set_ylim(-0.85, len(bars) - 0.5)
-    ax.set_yticks(positions, list(bars), fontsize=9, color=INK)
+    ax.set_yticks(positions, [shorten(name, 48) for name in bars], fontsize=9, color=INK, parse_math=False)
     ax.set_xlim(0, 1.08)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"], color=MUTED, fontsize=8.5)
     ax.tick_params(length=0)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
+import threading
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -38,11 +41,29 @@ WIDTH = 9.4
 """Inches: the width of the report's column at 96 pixels per inch."""
 
 
+_UNPRINTABLE = re.compile("[\\ud800-\\udfff\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]")
+_warnings_lock = threading.Lock()
+"""Python's filters of warnings are global to the process."""
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD in place of characters that neither a page nor a font can hold: lone surrogates (in names of
+    files that are not UTF-8) and control characters."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def shorten(name: str, limit: int = 32) -> str:
+    """A printable name of at most ``limit`` characters in one line, for the labels of a figure."""
+    name = " ".join(printable(name).split())
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
 def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
     """The figure as the bytes of a PNG file, for a light or a ``dark`` page.
 
     Figures without images are reduced to 256 colours, which takes a third of the size without a visible difference.
     """
+    _show_literally(fig)
     undo = _recolour(fig, _DARK) if dark else []
     buffer, dpi_before = io.BytesIO(), fig.dpi
     try:
@@ -50,7 +71,9 @@ def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
         fig.dpi = dpi
         size = canvas.get_width_height()
         # Plain pixels: encoding PNG twice would take as long as the drawing.
-        fig.savefig(buffer, format="rgba", dpi=dpi)
+        with _warnings_lock, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it is drawn as an empty box
+            fig.savefig(buffer, format="rgba", dpi=dpi)
     finally:  # leave the figure as it was
         fig.dpi = dpi_before
         for set_colour, colour in undo:
@@ -61,6 +84,16 @@ def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
+
+
+def _show_literally(fig: Figure) -> None:
+    """Makes all texts of a figure printable and shows them as they are: names of classes and captions may hold "$",
+    between two of which matplotlib would read a formula. The formulas of its own tick labels stay."""
+    for artist in fig.findobj(Text):
+        text = artist.get_text()
+        if text and "\\mathdefault" not in text:
+            artist.set_parse_math(False)
+            artist.set_text(printable(text))
 
 
 def curves(
@@ -247,7 +280,8 @@ def embedding_map(
     # The legend: at most 24 groups, an empty line, and the modalities.
     dot = {"linestyle": "", "markersize": 7}
     handles = [
-        Line2D([], [], marker="o", color=colours[name], label=name, **dot) for name in group_names[:24]
+        Line2D([], [], marker="o", color=colours[name], label=shorten(name), **dot)
+        for name in group_names[:24]
     ]
     if len(markers) > 1:
         handles.append(Line2D([], [], linestyle="", label=" "))
@@ -451,7 +485,7 @@ def _labels(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None)
     there are no names or more than 40."""
     for axis, names in ((ax.yaxis, rows), (ax.xaxis, columns)):
         if names is not None and len(names) <= 40:
-            axis.set_ticks(range(len(names)), [n if len(n) <= 32 else n[:31] + "…" for n in names])
+            axis.set_ticks(range(len(names)), [shorten(name) for name in names])
             for label in axis.get_ticklabels():
                 label.set_parse_math(False)
         else:

@@ -1,8 +1,7 @@
 """The report of a run, one self-contained HTML page: metrics, curves, samples, retrieval galleries, audio,
 configuration.
 
-The page has no scripts and loads nothing: styles are inline, images and audio are base64. Its content security policy
-holds the browser to that, so that no caption or label can make it do anything else. It follows the light or dark
+The page has no scripts and loads nothing: styles are inline, images and audio are base64. It follows the light or dark
 setting of the reader's system. Add sections in reading order, then ``write``::
 
     report = Report("Image-text retrieval", "shapes, 4 seeds")
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import hashlib
 import html
 import io
 import math
@@ -89,14 +87,14 @@ class Report:
         """``title`` and ``subtitle`` are shown at the top of the page."""
         self.title = title
         self.subtitle = subtitle
+        self.headline: list[str] = []
+        """Names of the metrics on the cards."""
         self._cards: list[str] = []
         """HTML of the cards of metrics."""
         self._sections: dict[str, list[str]] = {}
         """HTML of the contents of each section, by title."""
         self._closed: set[str] = set()
         """Titles of the sections that are collapsed at first."""
-        self._columns: set[int] = set()
-        """Numbers of columns of the images that have one."""
 
     def add_metrics(
         self,
@@ -121,7 +119,10 @@ class Report:
         for name in list(metrics)[:6] if headline is None else headline:
             if name not in metrics:
                 raise KeyError(f"headline metric {name!r} is not among the metrics: {', '.join(metrics)}")
+            self.headline.append(name)
             self._cards.append(_card(name, metrics[name], (chance or {}).get(name)))
+        if not metrics:
+            return self.add_text(title, "There are no scores.")
         by_group: dict[str, dict[str, str]] = {}
         for name, value in metrics.items():
             group, _, metric = name.rpartition("/")
@@ -136,7 +137,8 @@ class Report:
 
     def add_text(self, title: str, text: str) -> None:
         """A text; blank lines separate paragraphs."""
-        self._add(title, "".join(f"<p>{_lines(part)}</p>" for part in text.split("\n\n") if part.strip()))
+        parts = [part for part in text.split("\n\n") if part.strip()]
+        self._add(title, "".join(f'<p dir="auto">{_lines(part)}</p>' for part in parts))
 
     def add_table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = ""
@@ -154,13 +156,16 @@ class Report:
         self._add(title, _table(columns, rows) + _note(note))
 
     def add_figure(self, title: str, fig: Figure, note: str = "") -> None:
-        """A matplotlib figure, rendered for light and for dark pages."""
+        """A matplotlib figure, rendered for light and for dark pages. If it cannot be drawn, the section says why."""
         width = round(fig.get_size_inches()[0] * 96)
-        light, dark = (uri(figures.to_png(fig, dark=dark), "image/png") for dark in (False, True))
+        try:
+            light, dark = (uri(figures.to_png(fig, dark=dark), "image/png") for dark in (False, True))
+        except Exception as error:  # matplotlib raises many types
+            return self.add_text(title, f"This figure could not be drawn ({type(error).__name__}: {error}).")
         self._add(
             title,
             f'<figure><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-            f'<img src="{light}" alt="{_escape(title)}" width="{width}"></picture>'
+            f'<img src="{light}" alt="{_escape(title)}" style="width:{width}px"></picture>'
             f"{_note(note)}</figure>",
         )
 
@@ -175,11 +180,8 @@ class Report:
     ) -> None:
         """Images uint8 ``[H, W, C]``, stored at their size and enlarged by the browser; ``columns`` per row."""
         cells = [_cell(image, captions[k] if k < len(captions) else "") for k, image in enumerate(images)]
-        css_class = "tiles"
-        if columns:
-            css_class = f"tiles columns-{columns:d}"
-            self._columns.add(columns)
-        self._add(title, f'<div class="{css_class}">{"".join(cells)}</div>{_note(note)}')
+        style = f' style="grid-template-columns:repeat({columns},minmax(0,132px))"' if columns else ""
+        self._add(title, f'<div class="tiles"{style}>{"".join(cells)}</div>{_note(note)}')
 
     def add_videos(
         self,
@@ -275,15 +277,10 @@ class Report:
             )
         subtitle = f'<p class="subtitle">{_escape(self.subtitle)}</p>' if self.subtitle else ""
         cards = f'<div class="cards">{"".join(self._cards)}</div>' if self._cards else ""
-        css = _CSS + "".join(
-            f".columns-{n}{{grid-template-columns:repeat({n},minmax(0,132px))}}\n"
-            for n in sorted(self._columns)
-        )
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"{policy(styles=[css])}"
-            f"<title>{_escape(self.title)}</title><style>{css}</style></head><body>"
+            f"<title>{_escape(self.title)}</title><style>{_CSS}</style></head><body>"
             f"<header><h1>{_escape(self.title)}</h1>{subtitle}{cards}</header>"
             f'<div class="page"><nav><span>Contents</span>{"".join(links)}</nav>'
             f"<main>{''.join(sections)}</main></div>"
@@ -300,7 +297,8 @@ class Report:
 
 
 def _escape(value: Any) -> str:
-    return html.escape(str(value))
+    """A value as HTML; characters that no page can hold become U+FFFD."""
+    return html.escape(figures.printable(str(value)))
 
 
 def _lines(text: str) -> str:
@@ -309,29 +307,6 @@ def _lines(text: str) -> str:
 
 def _note(note: str) -> str:
     return f'<p class="note">{_lines(note)}</p>' if note else ""
-
-
-def policy(*, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> str:
-    """The ``<meta>`` element with the strictest content security policy of a page that needs nothing from outside.
-
-    The browser uses the given inline styles and scripts alone, by their SHA-256, and images and audio that are in the
-    page itself (``data:``); it fetches nothing, sends no form, and ignores ``style`` and ``on...`` attributes.
-
-    Args:
-      styles: the contents of the ``<style>`` elements.
-      scripts: the contents of the ``<script>`` elements.
-    """
-
-    def hashes(contents: Sequence[str]) -> str:
-        digests = (hashlib.sha256(content.encode()).digest() for content in contents)
-        return (
-            " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests) or "'none'"
-        )
-
-    return (
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; media-src data:; '
-        f"style-src {hashes(styles)}; script-src {hashes(scripts)}; base-uri 'none'; form-action 'none'\">"
-    )
 
 
 def uri(data: bytes, kind: str) -> str:
@@ -345,10 +320,7 @@ def uri(data: bytes, kind: str) -> str:
 
 
 def _bar(share: float) -> str:
-    """A horizontal bar, filled to ``share`` of its width. As SVG, whose width is no style: the page allows none in
-    attributes."""
-    width = f"{100 * min(1.0, max(0.0, share)):.1f}%"
-    return f'<svg class="bar" aria-hidden="true"><rect width="{width}" height="100%" rx="3"/></svg>'
+    return f'<span class="bar"><b style="width:{100 * min(1.0, max(0.0, share)):.1f}%"></b></span>'
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
@@ -410,7 +382,7 @@ def _td(value: Any) -> str:
     # Also a number as text, such as "0.9 ± 0.1".
     is_number = len(text) < 24 and text.lstrip("-")[:1].isdigit()
     kind = "number" if is_number else "words"
-    return f'<td class="{kind}">{_escape(text)}</td>'
+    return f'<td class="{kind}" dir="auto">{_escape(text)}</td>'
 
 
 def _hit(rank: int, hit: Hit) -> str:
@@ -429,12 +401,12 @@ _TAGS = {"right": "span", "wrong": "mark", "missing": "del"}
 
 def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps: float = 8.0) -> str:
     """The HTML of a text, an image, a video or audio, with its caption below it; ``fps``: of a video."""
-    below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
+    below = f'<figcaption dir="auto">{_escape(caption)}</figcaption>' if caption else ""
     if isinstance(content, MarkedText):
         words = " ".join(f"<{_TAGS[mark]}>{_escape(text)}</{_TAGS[mark]}>" for text, mark in content.pieces)
-        return f'<div class="text">{words}</div>{below}'
+        return f'<div class="text" dir="auto">{words}</div>{below}'
     if isinstance(content, str):
-        return f'<div class="text">{_escape(content)}</div>{below}'
+        return f'<div class="text" dir="auto">{_escape(content)}</div>{below}'
     if isinstance(content, Audio):
         source = uri(_wav(content), "audio/wav")
         return f'<figure class="audio"><audio controls preload="none" src="{source}"></audio>{below}</figure>'
@@ -505,8 +477,8 @@ flex-direction:column;min-width:0}
 .card .value{font-size:1.75rem;font-weight:650;letter-spacing:-.02em;line-height:1.35;white-space:nowrap;
 font-variant-numeric:tabular-nums}
 .card .value small{font-size:.85rem;font-weight:400;color:var(--muted);letter-spacing:0}
-.bar{display:block;width:100%;height:6px;border-radius:3px;background:var(--soft);overflow:hidden;margin:.25rem 0 .3rem}
-.bar rect{fill:var(--accent)}
+.bar{display:block;height:6px;border-radius:3px;background:var(--soft);overflow:hidden;margin:.25rem 0 .3rem}
+.bar b{display:block;height:100%;background:var(--accent);border-radius:3px}
 .page{display:grid;grid-template-columns:170px minmax(0,1fr);gap:1.6rem;margin-top:1.6rem}
 nav{position:sticky;top:1rem;align-self:start;display:flex;flex-direction:column;font-size:.88rem}
 nav span{color:var(--muted);font-size:.74rem;text-transform:uppercase;letter-spacing:.07em;
@@ -534,7 +506,7 @@ tbody tr:last-child td{border-bottom:0}
 td.number{font-variant-numeric:tabular-nums;white-space:nowrap}
 td .tile{width:84px}
 td .audio{width:176px}
-td.words{min-width:11rem}
+td.words{min-width:11rem;overflow-wrap:anywhere}
 mark{background:none;color:var(--wrong);font-weight:650;text-decoration:underline wavy 1px}
 del{color:var(--muted)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:.9rem}
@@ -553,6 +525,7 @@ border-top:1px solid var(--line)}
 .ask .kind{font-size:.7rem;text-transform:uppercase;letter-spacing:.07em;color:var(--muted)}
 .ask .tile{width:104px}
 .ask .audio{width:100%}
+.text{overflow-wrap:anywhere}
 .ask .text{font-weight:600;line-height:1.35}
 .ask .verdict{font-size:.76rem;color:var(--muted)}
 .hits{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:.7rem;align-items:stretch}

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from xmodal_jax.report.classification_figures import HEAT, darken
-from xmodal_jax.report.figures import INK, WIDTH
+from xmodal_jax.report.figures import INK, WIDTH, shorten
 
 COLUMNS = 10
 """Images per row."""
@@ -64,7 +64,13 @@ def spectrogram_attention(
     bottom.imshow(
         weights, aspect="auto", cmap=HEAT, extent=(0, length, len(words), 0), interpolation="nearest"
     )
-    bottom.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=7.5, color=INK, parse_math=False)
+    bottom.set_yticks(
+        np.arange(len(words)) + 0.5,
+        [shorten(word) for word in words],
+        fontsize=7.5,
+        color=INK,
+        parse_math=False,
+    )
     bottom.set_xlabel("seconds", fontsize=8, color=INK)
     bottom.tick_params(length=0, labelsize=7.5, colors=INK)
     for ax in (top, bottom):

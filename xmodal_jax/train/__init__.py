@@ -17,14 +17,16 @@ from xmodal_jax.core.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "checkpoint": "Checkpoints CheckpointMismatch RestoredCheckpoint restore_run newest_checkpoint read_state",
-        "command_line": "parse choose_class",
+        "checkpoint": "Checkpoints CheckpointMismatch DamagedCheckpoint RestoredCheckpoint restore_run "
+        "newest_checkpoint read_state",
+        "command_line": "parse choose_class run_script",
         "config": "RunConfig PretrainedConfig StartConfig shrink",
         "feed": "BatchFeed",
         "gan_step": "GANOptimizer GANState",
         "loop": "fit TrainingResult TrainingLoop NonFiniteError Preempted",
         "muon": "scale_by_muon newton_schulz",
         "optim": "Optimizer make_optimizer learning_rate_schedule resolve_lr_multipliers trainable",
+        "owner": "DirectoryInUse",
         "parallel": "Engine DeviceData make_engine make_mesh over_seeds",
         "run": "Run to_json from_json stack_scores format_value summary_line write_atomic",
         "step": "TrainState Training make_training make_init make_step make_initial_step",

@@ -2,16 +2,17 @@
 
 The entry ``meta`` of every checkpoint is JSON: the run's metadata, and the name, shape, type and digest of each array
 in the state. They distinguish a checkpoint of another model from a damaged one, and reveal an array whose bits have
-changed on the disk.
+changed on the disk. The metadata have a digest of their own (`seal`). Every reader verifies both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from jax.experimental import multihost_utils
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.models import lora
-from xmodal_jax.pretrained.safetensors_files import read_header, write_safetensors
+from xmodal_jax.pretrained.files import read_header, write_safetensors
 
 FROZEN_FILE = "frozen.safetensors"
 """Beside the checkpoints: the parameters of frozen networks, which all of a run's checkpoints share."""
@@ -31,6 +32,10 @@ FROZEN_FILE = "frozen.safetensors"
 
 class CheckpointMismatch(ValueError):
     """A checkpoint is readable but belongs to another model, optimizer or number of seeds."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint cannot be read, or holds other content than was written."""
 
 
 class RestoredCheckpoint(NamedTuple):
@@ -141,7 +146,7 @@ class Checkpoints:
 
         Raises:
           CheckpointMismatch: the arrays have other names, shapes or types than ``abstract``.
-          ValueError: an array holds other bits than were written.
+          DamagedCheckpoint: the metadata or an array hold other bits than were written.
         """
         metadata = _read_metadata(manager, step)
         stored_as = _abstract_data(abstract)  # with random keys as integers
@@ -149,22 +154,14 @@ class Checkpoints:
         target = jax.tree.map(_as_struct, stored_as)
         restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         state = restored["state"]
-        descriptions = describe(state)
-        changed = [name for name, entry in metadata["arrays"].items() if descriptions[name] != entry]
-        if changed:
-            raise ValueError(
-                f"{changed[0]} holds other bits than were written ({len(changed)} arrays in all)"
-            )
+        _verify_arrays(state, metadata["arrays"])
         return _data_to_keys(state, abstract), metadata
 
     def _set_aside(self, manager, step: int, error: Exception | None) -> None:
         """Reports a checkpoint that cannot be read, and moves it to ``damaged/``."""
         source = pathlib.Path(manager.directory) / str(step)
         target = self.directory / "damaged" / f"{source.parent.name}-{step}"
-        if error is None:
-            reason = "another process could not read it"
-        else:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = "another process could not read it" if error is None else _reason(error)
         if jax.process_index() == 0:
             print(f"checkpoint {source} cannot be read ({reason}); set aside as {target}", file=sys.stderr)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +190,8 @@ def restore_run(
 ) -> RestoredCheckpoint:
     """The trained parameters of a run's newest (or best) checkpoint, on one device, also if the run used several.
 
-    It works for every method, and reads the parameters without the state of the optimizer.
+    It works for every method, and reads the parameters without the state of the optimizer. If the newest checkpoint is
+    damaged, the one before it is used, and a line on stderr says so. Nothing in the run's directory is changed.
 
     Args:
       directory: the run's directory, or the folder ``checkpoints`` in it.
@@ -202,6 +200,7 @@ def restore_run(
 
     Raises:
       FileNotFoundError: there is no checkpoint.
+      DamagedCheckpoint: there is none that holds what was written.
       ValueError: the run has not trained this seed, or has several and ``seed`` is None.
 
     Example::
@@ -211,9 +210,7 @@ def restore_run(
         method = make_contrastive(model, run.metadata["modalities"], vocab_size=...)
         embeddings = method.predict(run.params, batch)
     """
-    folder = newest_checkpoint(directory, best=best)
-    metadata = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-    params = _read_eval_params(folder, metadata["arrays"])
+    folder, metadata, params = _read_first_sound(checkpoint_folders(directory, best=best), best=best)
     frozen = _read_frozen(folder.parent.parent, metadata)
     seeds = metadata.get("seeds", [])
     if len(seeds) > 1:
@@ -228,6 +225,41 @@ def restore_run(
     if frozen is not None:
         params = {**params, "frozen": frozen}
     return RestoredCheckpoint(params, metadata, int(folder.name))
+
+
+def _read_first_sound(
+    folders: Sequence[pathlib.Path], *, best: bool
+) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]]:
+    """``(folder, metadata, parameters to evaluate)`` of the first of ``folders``, newest first, that is not damaged.
+
+    ``best``: whether they hold the best checkpoint, for the message.
+
+    Raises:
+      DamagedCheckpoint: all are damaged.
+    """
+    reasons = []
+    for number, folder in enumerate(folders):
+        try:
+            metadata = read_metadata(folder)
+            params = _read_eval_params(folder, metadata["arrays"])
+        except Exception as error:  # Orbax raises many types for a damaged file
+            reasons.append(f"{folder} cannot be read ({_reason(error)})")
+            continue
+        if number:
+            print(f"note: {'; '.join(reasons)}; using {folder}, the one before", file=sys.stderr)
+        return folder, metadata, params
+    advice = (
+        "take the newest checkpoint, or train again"
+        if best
+        else "restore the files from a copy, or train again"
+    )
+    raise DamagedCheckpoint(f"{'; '.join(reasons)}; {advice}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, at most 200 characters; its type if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _read_eval_params(folder: pathlib.Path, arrays: Collection[str]) -> dict[str, Any]:
@@ -256,7 +288,7 @@ def _read_frozen(directory: pathlib.Path, metadata: dict) -> dict[str, Any] | No
     arrays = {name: jnp.asarray(entry.read()) for name, entry in read_header(path).items()}
     frozen = trees.nested(arrays)
     if describe(frozen) != metadata["frozen"]:
-        raise ValueError(
+        raise DamagedCheckpoint(
             f"{path} holds other bits than were written: it is damaged, or belongs to another run"
         )
     return frozen
@@ -268,19 +300,68 @@ def newest_checkpoint(directory: pathlib.Path | str, *, best: bool = False) -> p
     Raises:
       FileNotFoundError: there is none.
     """
+    return checkpoint_folders(directory, best=best)[0]
+
+
+def checkpoint_folders(directory: pathlib.Path | str, *, best: bool = False) -> list[pathlib.Path]:
+    """The folders of a run's newest checkpoints, the newest first; with ``best``, of the best one.
+
+    ``directory``: the run's, or the folder ``checkpoints`` in it.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
     root = pathlib.Path(directory).absolute()
     root = root / "checkpoints" if (root / "checkpoints").is_dir() else root
     root = root / ("best" if best else "newest")
-    steps = sorted(int(p.name) for p in root.glob("*") if p.name.isdigit())
+    steps = sorted((int(p.name) for p in root.glob("*") if p.name.isdigit()), reverse=True)
     if not steps:
         raise FileNotFoundError(f"{root} holds no checkpoint; name the directory of a run that has saved one")
-    return root / str(steps[-1])
+    return [root / str(step) for step in steps]
+
+
+def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
+    """The metadata of the checkpoint in ``folder``, verified by their digest.
+
+    Raises:
+      DamagedCheckpoint: they are not what was written.
+      FileNotFoundError: the checkpoint has none.
+    """
+    return unseal(json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8")))
+
+
+def seal(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata (JSON-able) with a digest of them, as a checkpoint stores them; `unseal` verifies it."""
+    return {"content": metadata, "sha256": _metadata_digest(metadata)}
+
+
+def unseal(stored: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a checkpoint from what it stores. Checkpoints of earlier versions store them without a digest.
+
+    Raises:
+      DamagedCheckpoint: they are not what was written.
+    """
+    if isinstance(stored, dict) and isinstance(stored.get("arrays"), dict):
+        return stored  # of an earlier version
+    if not isinstance(stored, dict) or stored.keys() != {"content", "sha256"}:
+        raise DamagedCheckpoint("its metadata hold other content than was written")
+    if _metadata_digest(stored["content"]) != stored["sha256"]:
+        raise DamagedCheckpoint("its metadata hold other content than was written")
+    return stored["content"]
+
+
+def _metadata_digest(metadata: Any) -> str:
+    """The SHA-256 of the metadata as JSON with sorted keys, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def read_state(folder: pathlib.Path, *fields: str) -> dict[str, Any]:
     """Fields of the state in a checkpoint's ``folder``, such as "params" and "ema", as stored, on one device.
 
     Without ``fields``, all of them. Random keys are stored as integers.
+
+    Raises:
+      DamagedCheckpoint: an array or the metadata hold other bits than were written.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     reader = ocp.PyTreeCheckpointHandler()
@@ -289,10 +370,36 @@ def read_state(folder: pathlib.Path, *fields: str) -> dict[str, Any]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         {name: shapes[name] for name in fields or shapes},
     )
+    expected = {
+        name: entry
+        for name, entry in read_metadata(folder)["arrays"].items()
+        if not fields or name.split("/")[0] in fields
+    }
+    # Before they are read: a damaged shape could ask for more memory than there is.
+    stored_as = dict(
+        zip(trees.leaf_names(target), map(_dtype_and_shape, jax.tree.leaves(target)), strict=True)
+    )
+    if stored_as != {name: entry.split(" ")[0] for name, entry in expected.items()}:
+        raise DamagedCheckpoint("its arrays have other names, types or shapes than were written")
     read = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
     )
-    return reader.restore(folder / "state", args=read)
+    state = reader.restore(folder / "state", args=read)
+    _verify_arrays(state, expected)
+    return state
+
+
+def _verify_arrays(state: Any, expected: Mapping[str, str]) -> None:
+    """Raises DamagedCheckpoint if an array of ``state`` holds other bits than were written.
+
+    ``expected``: descriptions of the arrays, as `describe` returned them when the state was written.
+    """
+    descriptions = describe(state)
+    changed = [name for name, entry in expected.items() if descriptions[name] != entry]
+    if changed:
+        raise DamagedCheckpoint(
+            f"{changed[0]} holds other bits than were written ({len(changed)} arrays in all)"
+        )
 
 
 def describe(state: Any) -> dict[str, str]:
@@ -383,7 +490,8 @@ def _check_arrays(descriptions: dict[str, str], abstract: Any, folder: pathlib.P
 
 
 def _read_metadata(manager, step: int) -> dict:
-    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    """The metadata of one of a manager's checkpoints, verified by their digest."""
+    return unseal(manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
 
 
 def _all_processes(value: bool) -> bool:
@@ -409,7 +517,7 @@ def _args(state, metadata):
     """What Orbax writes: the state, and the metadata with a description of every array."""
     metadata = {**metadata, "arrays": describe(state)}
     return ocp.args.Composite(
-        state=ocp.args.StandardSave(_keys_to_data(state)), meta=ocp.args.JsonSave(metadata)
+        state=ocp.args.StandardSave(_keys_to_data(state)), meta=ocp.args.JsonSave(seal(metadata))
     )
 
 

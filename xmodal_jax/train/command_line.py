@@ -6,7 +6,9 @@
 
 reads ``--steps 100 --model.image vit --model.image.patch 4``. The flag of a field that holds a part (`core.parts`)
 chooses the part by name; the options of that part are flags below it. ``--help`` lists what people set first,
-``--help-all`` every option (see `train.command_help`).
+``--help-all`` every option (see `train.command_help`). With ``--resume`` the flags that are not given have the values
+of the run that is resumed. A script ends with ``run_script(main, Config, __doc__)``, which also reports the mistakes
+that ``main`` finds in one line.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import functools
 import io
 import os
 import re
 import sys
+import traceback
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -38,8 +43,100 @@ from xmodal_jax.train.command_help import (
     short_help,
     wrap_description,
 )
+from xmodal_jax.train.preemption import exit_on_termination
+from xmodal_jax.train.run import (
+    abandon_runs,
+    check_same_experiment,
+    from_json,
+    read_config_file,
+    refuse_remote,
+)
 
 HELP_FLAGS = ("-h", "--help")
+
+
+TRACEBACK = "XMODAL_TRACEBACK"
+"""With 1 in this environment variable, errors that would be one line show where they come from."""
+
+
+def run_script(
+    main: Callable[[Any], None], config_class: Any, description: str | None, args: Sequence[str] | None = None
+) -> None:
+    """Runs an experiment: ``main(config)`` with the configuration that the command line describes (see `parse`).
+
+    A mistake that ``main`` finds is one line on stderr and exit status 2; an error after training has begun that the
+    user can act on (the loss is no longer finite, the disk is full) is one line and status 1. Other errors show their
+    traceback. Of a new run that ends before there is work in its directory, the directory is removed. SIGTERM ends the
+    program with status 143, after temporary files have been removed; while training, it saves a checkpoint first.
+
+    Args:
+      main: the experiment.
+      config_class, description, args: see `parse`.
+
+    Example::
+
+        if __name__ == "__main__":
+            run_script(main, Config, __doc__)
+    """
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # names of files and captions may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    config = parse(config_class, description, args)
+    with exit_on_termination():
+        try:
+            main(config)
+        except BaseException as error:
+            has_begun = abandon_runs()
+            message = None if os.environ.get(TRACEBACK) == "1" else explain_error(error, has_begun=has_begun)
+            if message is None:
+                raise
+            print(message, file=sys.stderr)
+            raise SystemExit(1 if has_begun else 2) from None
+
+
+def explain_error(error: BaseException, *, has_begun: bool) -> str | None:
+    """The message in one line of an error that the user can act on; None: it is a fault of the program, or no error.
+
+    ``has_begun``: whether training has begun. Before, also what other libraries refuse is taken for a mistake in the
+    flags.
+    """
+    from xmodal_jax.train.loop import NonFiniteError  # here, because it imports JAX
+
+    message = " ".join(str(error).split()) or type(error).__name__
+    if any(_is_disk_full(cause) for cause in _causes(error)):
+        advice = "go on with --resume" if has_begun else "start again"
+        return f"the disk is full: {message[:300]}; free some space and {advice}"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted" + ("; go on with --resume" if has_begun else "")
+    if not isinstance(error, ValueError | OSError | ImportError | MemoryError | NonFiniteError | TypeError):
+        return None
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    own_folders = (Path(__file__).parents[1], Path(sys.argv[0]).resolve().parent)
+    if any(Path(frame.filename).is_relative_to(folder) for folder in own_folders):
+        return None if isinstance(error, TypeError) else message
+    if has_begun:
+        return None
+    where = "/".join(Path(frame.filename).parts[-3:])
+    return f"{message} ({type(error).__name__} in {where}, line {frame.lineno}; {TRACEBACK}=1 shows the way there)"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it was raised from, or raised while handling."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
 
 
 def parse(config_class: Any, description: str | None, args: Sequence[str] | None = None) -> Any:
@@ -59,7 +156,7 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
     wants_help = wants_all or any(flag in words for flag in HELP_FLAGS)
     if wants_help:
         words = [word for word in words if word not in (ALL_FLAG, *HELP_FLAGS)]
-    default = default_of(config_class)
+    default = _config_to_resume(config_class, words) or default_of(config_class)
     if default is not None:
         # Choose the parts first: which other flags exist, and their defaults, depends on them.
         flags = {_flag_in(word) for word in words}
@@ -69,7 +166,53 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
     if wants_help and default is not None and not wants_all:
         print(short_help(default, description or "", sys.argv[0]))
         raise SystemExit(0)
-    return _parse_with_tyro(config_class, description, ["--help"] if wants_help else words, default)
+    config = _parse_with_tyro(config_class, description, ["--help"] if wants_help else words, default)
+    _refuse_remote_paths(config)
+    return config
+
+
+def _stored_config(words: Sequence[str]) -> tuple[dict[str, Any], Path] | None:
+    """``config.json`` of the run that the words of a command line resume, and its directory; None: they resume none."""
+    if "--resume" not in map(_flag_in, words):
+        return None
+    name, _ = _take(list(words), "--run-dir")
+    folder = Path(name or "")
+    if name is None or not (folder / "config.json").is_file():
+        return None
+    try:
+        return read_config_file(folder), folder
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _config_to_resume(config_class: Any, words: Sequence[str]) -> Any:
+    """The configuration of the run that the words resume, whose values the flags override; None: they resume none."""
+    if not dataclasses.is_dataclass(config_class):
+        return None
+    if not {"resume", "run_dir"} <= {field.name for field in dataclasses.fields(config_class)}:
+        return None
+    stored = _stored_config(words)
+    if stored is None:
+        return None
+    values, folder = stored
+    try:
+        check_same_experiment(values, config_class, folder)
+        config = from_json(config_class, values)
+    except (ValueError, TypeError, AttributeError) as error:
+        _fail(f"{folder / 'config.json'} cannot be resumed: {error}")
+    return _replace_unchecked(config, {"resume": False})  # the word --resume sets it
+
+
+def _refuse_remote_paths(config: Any) -> None:
+    """Ends the program with a message if a path among the options is a remote address."""
+    for option in options_of(config):
+        values = option.default if isinstance(option.default, tuple) else (option.default,)
+        for value in values:
+            if isinstance(value, Path):
+                try:
+                    refuse_remote(value, option.flag)
+                except ValueError as error:
+                    _fail(str(error))
 
 
 def choose_class(flag: str, classes: Mapping[str, Any], args: Sequence[str] | None = None) -> Any:
@@ -78,10 +221,13 @@ def choose_class(flag: str, classes: Mapping[str, Any], args: Sequence[str] | No
     Args:
       flag: such as ``--task``. Every class has a field of this name, so `parse` reads the flag again.
       classes: by the flag's value; the first is taken where the flag is missing or has another value (which `parse`
-        refuses).
+        refuses). With ``--resume`` a missing flag has the value of the run that is resumed.
       args: the words of the command line; None: those of the process.
     """
-    name, _ = _take(list(sys.argv[1:] if args is None else args), flag)
+    words = list(sys.argv[1:] if args is None else args)
+    name, _ = _take(words, flag)
+    if name is None and (stored := _stored_config(words)) is not None:
+        name = stored[0].get(flag.removeprefix("--").replace("-", "_"))
     return classes.get(name, next(iter(classes.values())))
 
 

@@ -11,6 +11,25 @@ from jax.experimental import multihost_utils
 
 
 @contextlib.contextmanager
+def exit_on_termination() -> Iterator[None]:
+    """Ends the program with status 143 at SIGTERM within the ``with`` block, by an exception, so that temporary files
+    are removed and locks are given free. The end of the block restores the handler that was set before."""
+
+    def stop(*_):
+        raise SystemExit(128 + signal.SIGTERM)
+
+    try:
+        handler = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, which alone can catch signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
 def termination() -> Iterator[Callable[[int], bool]]:
     """Catches SIGTERM within the ``with`` block, which gets a function ``stop_requested(step) -> bool``.
 

@@ -4,6 +4,7 @@
 
     runs/retrieval-20250131-101500/
         config.json      the experiment's configuration
+        lock.json        while a process writes to the directory: its id and host (see train/owner.py)
         metrics.jsonl    one line per logged step: {"step": 100, "train/loss": 1.23, ...}
         result.json      final metrics, timing in seconds, seeds, device, versions
         tensorboard/     events
@@ -15,16 +16,19 @@ from __future__ import annotations
 import dataclasses
 import enum
 import importlib.metadata
+import itertools
 import json
 import math
 import os
 import platform
+import re
+import shutil
 import sys
 import tempfile
 import time
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 from xmodal_jax.core import cluster, parts
+from xmodal_jax.train import owner
 
 TIMING = ("compile", "train", "evaluation", "data_wait", "total")
 """The durations that every ``result.json`` has, in seconds; null where nothing was measured."""
@@ -123,6 +128,8 @@ def from_json(kind: Any, value: Any) -> Any:
         return tuple(from_json(a, v) for a, v in zip(kinds, value, strict=True))
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_json(kind, value)
+    if kind is float and isinstance(value, str):  # "nan", "inf" or "-inf"
+        return float(value)
     return Path(value) if kind is Path else value
 
 
@@ -137,23 +144,52 @@ def _dataclass_from_json(kind: type, value: Mapping[str, Any]) -> Any:
 
 
 def _keep_known(config: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """``config`` without entries of its nested dicts, such as ``model.video``, that ``before`` does not have.
+    """``config`` without entries of its nested dicts, such as ``model.video``, that ``before`` does not have, at any
+    depth.
 
     ``before``: the configuration that an earlier process wrote. `Run.leave_out` has removed the options from it that
     the run does not use; they are no difference between the two.
     """
-    both_dicts = lambda value, old: isinstance(value, dict) and isinstance(old, dict)
-    result = {}
-    for name, value in config.items():
-        old = before.get(name)
-        if both_dicts(value, old):
-            known = {key: part for key, part in value.items() if key in old}
-            value = {
-                key: _keep_known(part, old[key]) if both_dicts(part, old[key]) else part
-                for key, part in known.items()
-            }
-        result[name] = value
-    return result
+
+    def keep(value: Any, old: Any) -> Any:
+        """``value`` without the entries that ``old`` does not have, if both are dicts."""
+        if not (isinstance(value, dict) and isinstance(old, dict)):
+            return value
+        return {name: keep(part, old[name]) for name, part in value.items() if name in old}
+
+    return {name: keep(value, before.get(name)) for name, value in config.items()}
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """``config.json`` in the directory of a run, as plain values.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it holds no configuration.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        problem = str(error) if file.stat().st_size else "the file is empty"
+    else:
+        if isinstance(config, dict):
+            return config
+        problem = f"a {type(config).__name__} where an object is expected"
+    raise ValueError(
+        f"{file} holds no configuration ({problem}); restore it from a copy, or delete it and give all flags of the "
+        "run with --resume"
+    )
+
+
+def refuse_remote(path: Path | str, flag: str = "--run-dir") -> None:
+    """Raises ValueError if a path is an address such as ``gs://bucket/run``: runs are files of a mounted system."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
+    if match:
+        raise ValueError(
+            f"{flag} is {match[1]}://{match[2]}, a remote address: runs are read and written as files. Mount the "
+            "storage (such as with gcsfuse or s3fs) and give the path of a directory in it"
+        )
 
 
 def format_value(value: Any) -> str:
@@ -185,7 +221,11 @@ def stack_scores(scores_by_seed: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 class Run:
-    """The directory of one run. ``Run.create`` opens it; ``close``, or the end of a ``with`` block, closes it."""
+    """The directory of one run. ``Run.create`` opens it; ``close``, or the end of a ``with`` block, closes it.
+
+    While it is open, no other process can open it. The directory of a resumed run stays as it is until the first write:
+    a run that is refused, because its checkpoint is of another model for example, has changed nothing.
+    """
 
     def __init__(self, path: Path, config: Any, *, writer: bool, tensorboard: bool) -> None:
         """Makes no files; see `Run.create`."""
@@ -198,6 +238,17 @@ class Run:
         """TensorBoard's writer, once something has been logged."""
         self._purge_step: int | None = None
         """For TensorBoard after a restart: it ignores earlier events from this step on."""
+        self._left_out: list[str] = []
+        """Paths of the options that ``config.json`` leaves out."""
+        self._held_back: list[Callable[[], None]] = []
+        """What is written before the first write of a resumed run."""
+        self._is_committed = True
+        """Whether ``config.json`` is that of this process: False for a resumed run before its first write."""
+        self._is_new = False
+        """Whether the directory held nothing before."""
+        self._is_made = False
+        """Whether this process has made the directory."""
+        self._is_open = False
 
     @classmethod
     def create(
@@ -213,7 +264,7 @@ class Run:
         """Makes the directory and writes ``config.json``; with ``resume``, opens the directory of an earlier run.
 
         Args:
-          path: the directory; None: ``runs/<experiment>-<timestamp>``, the same in every process.
+          path: the directory; None: a new one, ``runs/<experiment>-<timestamp>``, the same in every process.
           config: the experiment's configuration, a dataclass.
           resume: whether to go on with the run in ``path``; if there is none, a new run begins.
           experiment: name of the experiment; None: that of the running script.
@@ -221,61 +272,146 @@ class Run:
           writer: whether this process writes; None: process 0 does, and the others write nothing.
 
         Raises:
+          DirectoryInUse: another process has the directory open.
           FileExistsError: ``path`` is not empty, and ``resume`` is False.
-          ValueError: ``resume`` without a ``path``.
+          ValueError: ``resume`` without a ``path``; ``path`` is a remote address, or holds no run or that of another
+            experiment.
         """
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise TypeError(f"config must be an instance of a dataclass, got {config!r}")
+        if path is None and resume:
+            raise ValueError("--resume needs to know which run: name its directory with --run-dir")
+        if path is not None:
+            refuse_remote(path)
+        writer, is_made = cluster.is_writer() if writer is None else writer, path is None
         if path is None:
-            if resume:
-                raise ValueError("--resume needs to know which run: name its directory with --run-dir")
-            name = experiment or Path(sys.argv[0]).stem or "run"
-            path = Path("runs") / cluster.agree(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        writer = cluster.is_writer() if writer is None else writer
+            name = f"{experiment or Path(sys.argv[0]).stem or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
+            path = cluster.agree(str(_make_unique(Path("runs"), name) if writer else Path("runs") / name))
         run = cls(Path(path), config, writer=writer, tensorboard=tensorboard)
+        failure = None
         if writer:
-            run._open(resume)
+            try:
+                run._open(resume, is_made=is_made)
+            except (OSError, ValueError) as error:
+                failure = error
+        # All processes stop, not only the one that could not open the directory.
+        message = cluster.agree(
+            "" if failure is None else str(failure).encode(errors="replace")[:1000].decode(errors="ignore")
+        )
+        if failure is not None:
+            raise failure
+        if message:
+            raise ValueError(message)
         return run
 
-    def _open(self, resume: bool) -> None:
-        """Makes the directory and writes ``config.json``.
+    def _open(self, resume: bool, *, is_made: bool) -> None:
+        """Becomes the owner of the directory and checks what is in it; writes ``config.json`` if the run is new.
 
-        With ``resume`` it prints in which options the configuration differs from that of the earlier run. Without, the
-        directory must be empty.
+        ``is_made``: whether this process has just made the directory.
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; name a directory with --run-dir")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+        self._is_made = is_made or not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            owner.acquire(self.path)
+            try:
+                self._is_new = self._check(resume)
+                self._is_committed = not (self.path / "config.json").exists()
+                if self._is_committed:
+                    self._write_config()
+            except BaseException:
+                owner.release(self.path)
+                raise
+        except BaseException:
+            if self._is_made:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+        self._is_open = True
+        _open_runs.append(self)
+
+    def _check(self, resume: bool) -> bool:
+        """Whether the directory is empty. If not, checks that the run in it can be resumed, and prints in which options
+        the configuration differs from that of the run.
+
+        Raises:
+          FileExistsError: it is not empty, and ``resume`` is False.
+          ValueError: it holds no run, or one of another experiment.
+        """
+        names = {file.name for file in self.path.iterdir()} - {owner.LOCK_FILE}
+        if not names:
+            return True
+        if not resume:
             raise FileExistsError(
                 f"{self.path} is not empty; continue its run with --resume, or choose another with --run-dir"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        config, file = to_json(self.config), self.path / "config.json"
-        if file.exists():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            known = _keep_known(config, before)
-            for name in sorted(before.keys() | known.keys()):
-                if before.get(name) != known.get(name):
-                    print(f"note: resuming with {name} = {known.get(name)!r}, was {before.get(name)!r}")
-        write_atomic(file, json.dumps(config, indent=2) + "\n")
+        if "config.json" not in names:
+            if not names & {"checkpoints", "metrics.jsonl"}:
+                raise ValueError(
+                    f"{self.path} holds no run to resume; choose another directory with --run-dir"
+                )
+            return False
+        config, before = to_json(self.config), read_config_file(self.path)
+        check_same_experiment(before, type(self.config), self.path)
+        known = _keep_known(config, before)
+        for name in sorted(before.keys() | known.keys()):
+            if before.get(name) != known.get(name):
+                print(f"note: resuming with {name} = {known.get(name)!r}, was {before.get(name)!r}")
+        return False
+
+    def commit(self) -> None:
+        """Writes what a resumed run has held back: ``config.json``, what `write_later` was given, and the metrics
+        without the incomplete line that a kill may leave. The first write calls it."""
+        if not self.writes or self._is_committed:
+            return
+        self._is_committed = True
+        for file in self.path.glob(".*.tmp"):  # half-written files of a process that was killed
+            file.unlink(missing_ok=True)
+        self._write_config()
         if self.metrics_path.exists():
-            self._rewrite_metrics(self.read_metrics())  # without the incomplete line that a kill may leave
+            self._rewrite_metrics(self.read_metrics())
+        for write in self._held_back:
+            write()
+        self._held_back = []
+
+    def write_later(self, write: Callable[[], None]) -> None:
+        """Calls ``write()``, which writes files of the run: at once in a new run, before the first write in a resumed
+        one. Processes that write nothing do not call it."""
+        if not self.writes:
+            return
+        if self._is_committed:
+            write()
+        else:
+            self._held_back.append(write)
 
     def leave_out(self, paths: Sequence[str]) -> None:
-        """Rewrites ``config.json`` without the options that the run does not use.
+        """Leaves the options that the run does not use out of ``config.json``.
 
         ``paths``: of options or groups of options, such as ``model.video`` where the data set has no video.
         """
-        if not self.writes or not (self.path / "config.json").exists():
+        if not self.writes:
             return
+        self._left_out += paths
+        if self._is_committed:
+            self._write_config()
+
+    def _write_config(self) -> None:
+        """Writes ``config.json``."""
         config = to_json(self.config)
-        for path in paths:
+        for path in self._left_out:
             *parents, name = path.split(".")
             group = config
             for parent in parents:
                 group = group.get(parent) or {}
             group.pop(name, None)
         write_atomic(self.path / "config.json", json.dumps(config, indent=2) + "\n")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are files that took work: metrics, results or checkpoints, of this run or one within it."""
+        names = {file.name for file in self.path.rglob("*.json*")}
+        has_checkpoints = any(file.name.isdigit() for file in self.path.rglob("checkpoints/*/*"))
+        return has_checkpoints or bool(names & {"metrics.jsonl", "result.json"})
 
     def print(self, text: str) -> None:
         """Prints a line above the progress bar, in one of all processes."""
@@ -288,7 +424,7 @@ class Run:
 
     def read_config(self) -> dict[str, Any]:
         """``config.json`` as plain values."""
-        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        return read_config_file(self.path)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends a line to ``metrics.jsonl`` and to TensorBoard; a value is a number, or one per seed.
@@ -297,6 +433,7 @@ class Run:
         """
         if not self.writes:
             return
+        self.commit()
         record, notes = _plain_metrics(metrics)
         if notes:
             record["note"] = "; ".join(notes)
@@ -324,6 +461,7 @@ class Run:
         """Removes what was logged for steps after ``step``, the step of the checkpoint that training goes on from."""
         if not self.writes:
             return
+        self.commit()
         self._purge_step = step + 1  # TensorBoard hides the events of later steps in older files
         if self.metrics_path.exists():
             self._rewrite_metrics([record for record in self.read_metrics() if record["step"] <= step])
@@ -367,6 +505,7 @@ class Run:
             result["notes"] = notes
         result |= to_json(extra)
         if self.writes:
+            self.commit()
             write_atomic(self.path / "result.json", json.dumps(result, indent=2) + "\n")
         return result
 
@@ -390,16 +529,65 @@ class Run:
                     self._events.add_scalar(name, float(np.mean(values)), step)
 
     def close(self) -> None:
-        """Flushes and closes the TensorBoard events."""
+        """Flushes and closes the TensorBoard events, and lets other processes open the directory."""
         if self._events is not None:
             self._events.close()
             self._events = None
+        if self._is_open:
+            self._is_open = False
+            _open_runs.remove(self)
+            owner.release(self.path)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_open_runs: list[Run] = []
+"""The runs that this process has open for writing."""
+
+
+def abandon_runs() -> bool:
+    """Closes the runs that this process has open, because it is about to end with an error. Removes the directories of
+    new runs in which there is no work yet. Returns whether there is work in one of them."""
+    has_begun = False
+    for run in list(_open_runs):
+        is_kept = not run._is_new or run.has_begun
+        has_begun = has_begun or is_kept and run.has_begun
+        run.close()
+        if is_kept:
+            continue
+        for file in [run.path] if run._is_made else list(run.path.iterdir()):
+            shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
+    return has_begun
+
+
+def check_same_experiment(before: Mapping[str, Any], config_class: type, folder: Path) -> None:
+    """Raises ValueError if the configuration ``before`` in ``folder`` has an option that ``config_class`` does not
+    have: it is of another experiment."""
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    unknown = [name for name in before if name not in fields]
+    if unknown:
+        raise ValueError(
+            f"{folder / 'config.json'} is of another experiment or version: it has {unknown[0]!r}, which this one does "
+            "not have; choose another directory with --run-dir"
+        )
+
+
+def _make_unique(folder: Path, name: str) -> Path:
+    """Makes the directory ``name`` in ``folder``, or ``name-2``, ``name-3``, … if it exists already."""
+    for number in itertools.count(1):
+        path = folder / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not path.exists():  # ``folder`` is a file
+                raise
+        else:
+            return path
+    raise AssertionError("unreachable")
 
 
 def device() -> dict[str, Any]:

@@ -196,13 +196,17 @@ class Utterances:
 
     def __init__(self, folder: Path):
         """Opens a cache folder that `synthesize_all` wrote; the samples are memory-mapped."""
-        header = json.loads((folder / "header.json").read_text())
+        try:
+            header = json.loads((folder / "header.json").read_text())
+            checksums = {name: int(header[name]) for name in ("offsets", "samples")}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{folder / 'header.json'} is damaged") from error
         self.folder = folder
+        for name, checksum in checksums.items():  # first: NumPy raises many types for a damaged header
+            if _checksum(folder / f"{name}.npy") != checksum:
+                raise ValueError(f"{folder / name}.npy is damaged")
         self.offsets = np.load(folder / "offsets.npy")
         self._samples = np.load(folder / "samples.npy", mmap_mode="r")
-        for name in ("offsets", "samples"):
-            if _checksum(folder / f"{name}.npy") != header[name]:
-                raise ValueError(f"{folder / name}.npy is damaged")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -250,7 +254,7 @@ def _checksum(path: Path) -> int:
 def _open_or_none(folder: Path) -> Utterances | None:
     try:
         return Utterances(folder)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError):
         return None
 
 
@@ -296,7 +300,10 @@ def synthesize_all(
         fcntl.flock(lock, fcntl.LOCK_EX)
         utterances = _open_or_none(folder)  # another process may have made it meanwhile
         if utterances is None:
-            with tempfile.TemporaryDirectory(dir=root, prefix="speaking-") as work:
+            prefix = f"speaking-{digest}-"
+            for left_over in root.glob(f"{prefix}*"):  # of a process that was killed: this one has the lock
+                shutil.rmtree(left_over, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as work:
                 # At least 16 utterances per worker, since each has to start an eSpeak process.
                 _write(requests, Path(work), min(workers, max(1, len(requests) // 16)))
                 shutil.rmtree(folder, ignore_errors=True)
@@ -327,6 +334,8 @@ def _write(requests: list[str], work: Path, workers: int) -> None:
                 thread.join()
         except BaseException as error:
             errors.append(error)  # tells the other threads to stop
+            for thread in threads:
+                thread.join()  # they write to the folder that is about to be removed
             raise
     if errors:
         raise errors[0]

@@ -1,6 +1,8 @@
 """Decoding of real small files, against what was written into them."""
 
+import os
 import subprocess
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -89,6 +91,74 @@ def test_mp4_frames(tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"not a film")
     with pytest.raises((ValueError, OSError)):
         media.decode_video(tmp_path / "bad.mp4", 4, 16)
+
+
+@pytest.fixture
+def film(tmp_path):
+    """An .mp4 file of 60 frames, 320 by 240 pixels, the k-th of the gray level 4k."""
+    imageio = pytest.importorskip("imageio_ffmpeg")
+    frames = np.stack([np.full((240, 320, 3), 4 * k, np.uint8) for k in range(60)])
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "320x240", "-r", "30", "-i", "-"]
+    command = [imageio.get_ffmpeg_exe(), "-v", "error", *raw, "-pix_fmt", "yuv420p", str(tmp_path / "a.mp4")]
+    subprocess.run(command, input=frames.tobytes(), check=True)
+    return tmp_path / "a.mp4"
+
+
+def test_of_a_film_only_the_frames_of_the_result_are_kept(film):
+    """The whole film is 13.8 MB, a frame 230 kB."""
+    tracemalloc.start()
+    video = media.decode_video(film, 4, 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(video[:, 8, 8, 1], 4 * np.array([0, 20, 39, 59]), atol=4)
+    assert peak < 2_000_000
+
+
+def test_a_film_that_takes_too_long_is_given_up(film, monkeypatch):
+    monkeypatch.setattr(media, "VIDEO_SECONDS", 0.01)
+    with pytest.raises(ValueError, match="decoding takes longer than 0 s: shorten the video"):
+        media.decode_video(film, 4, 16)
+
+
+def test_a_film_that_is_cut_off_is_an_error(film):
+    film.write_bytes(film.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="ffmpeg cannot read the file"):
+        media.decode_video(film, 4, 16)
+
+
+def test_a_film_cannot_name_other_files(tmp_path):
+    """FFmpeg reads a play list whatever its suffix; it must not fetch what that names."""
+    pytest.importorskip("imageio_ffmpeg")
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
+    (tmp_path / "a.mp4").write_text(playlist)
+    with pytest.raises(ValueError, match="ffmpeg cannot read the file"):
+        media.decode_video(tmp_path / "a.mp4", 4, 16)
+
+
+def test_an_animation_that_states_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    frames = [Image.fromarray(np.full((7, 7, 3), 20 * i, np.uint8)) for i in range(11)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(media, "MAX_ANIMATION_PIXELS", 11 * 49 - 1)
+    with pytest.raises(ValueError, match="11 frames of 7 x 7 pixels"):
+        media.decode_video(tmp_path / "a.gif", 3, 7)
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "mp4", "wav"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, suffix):
+    """Opening a pipe would wait for ever."""
+    path = tmp_path / f"a.{suffix}"
+    os.mkfifo(path)
+    decode = {
+        "png": lambda: media.decode_image(path, 4),
+        "wav": lambda: media.decode_audio(path, 16000),
+    }.get(suffix, lambda: media.decode_video(path, 4, 4))
+    with pytest.raises(ValueError, match="not a regular file"):
+        decode()
+    with pytest.raises(ValueError, match="not a regular file"):
+        media.shorter_side(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        decode()
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])

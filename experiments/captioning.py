@@ -80,7 +80,9 @@ def main(config: Config) -> None:
 
     def validate(params):
         """Scores of greedy captions, which take less time than the decoding of the test."""
-        return validation.caption_scores(generate(params, validation.source, "greedy"), "validation/")
+        return validation.caption_scores(
+            generate(params, validation.source, decoding="greedy"), prefix="validation/"
+        )
 
     metadata = {"source": modality, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
     result = fit(
@@ -90,15 +92,17 @@ def main(config: Config) -> None:
 
     # Test: captions of every split, and greedy ones of the split "test".
     def test(params):
-        captions = {name: generate(params, split.source, "test") for name, split in references.items()}
-        greedy = generate(params, references["test"].source, "greedy")
+        captions = {
+            name: generate(params, split.source, decoding="test") for name, split in references.items()
+        }
+        greedy = generate(params, references["test"].source, decoding="greedy")
         metrics = {}
         for name, split in references.items():
-            metrics |= split.caption_scores(captions[name], f"{name}/")
+            metrics |= split.caption_scores(captions[name], prefix=f"{name}/")
         if model.has_contrastive_loss:
             gallery = evaluate.Gallery(splits.tests["test"], config.gallery)
             metrics |= source_text_retrieval(method, params, gallery, tokenize)
-        return metrics | references["test"].caption_scores(greedy, "greedy/"), captions["test"]
+        return metrics | references["test"].caption_scores(greedy, prefix="greedy/"), captions["test"]
 
     metrics, captions = evaluate_seeds(test, result, timer)
     if not run.writes:

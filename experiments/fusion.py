@@ -88,7 +88,7 @@ def main(config: Config) -> None:
 
     method, optimizer = make(modalities)
     classify = evaluate.Classifier(method, modalities, tokenize)
-    validate = lambda params: validation.scores(classify(params, validation.source), "validation/")
+    validate = lambda params: validation.scores(classify(params, validation.source), prefix="validation/")
     files = tokenizer.files() if tokenizer else None
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/accuracy",

@@ -74,7 +74,9 @@ def main(config: Config) -> None:
 
     def validate(params):
         """Error rates of the fastest decoding; the checkpoint with the highest word accuracy is the best."""
-        scores = validation.error_rates(generate(params, validation.source, fastest), "validation/")
+        scores = validation.error_rates(
+            generate(params, validation.source, decoding=fastest), prefix="validation/"
+        )
         return scores | {"validation/word_accuracy": 1 - scores["validation/wer"]}
 
     metadata = {"source": "audio", "target": "text", "shape": (), "tokenizer": tokenizer.files(), **sizes}
@@ -90,11 +92,11 @@ def main(config: Config) -> None:
         """``(metrics, transcripts of the hardest split)``."""
         metrics, transcripts = {}, {}
         for name, split in references.items():
-            transcripts[name] = generate(params, split.source, "test")
-            metrics |= split.error_rates(transcripts[name], f"{name}/")
+            transcripts[name] = generate(params, split.source, decoding="test")
+            metrics |= split.error_rates(transcripts[name], prefix=f"{name}/")
         for decoding in others:
             texts = generate(params, references[hardest].source, decoding)
-            metrics |= references[hardest].error_rates(texts, f"{hardest}_{decoding}/")
+            metrics |= references[hardest].error_rates(texts, prefix=f"{hardest}_{decoding}/")
         return metrics, transcripts[hardest]
 
     metrics, transcripts = evaluate_seeds(test, result, timer)

@@ -100,7 +100,7 @@ def main(config: Config) -> None:
     # Test: reconstruction, samples, likelihood, latent probes.
     with timer("evaluation"):
         results = evaluation.evaluate_seeds(
-            evaluator, result, judge_params, data, config.evaluation, model.has_likelihood
+            evaluator, result, judge_params, data, config.evaluation, has_likelihood=model.has_likelihood
         )
     metrics = stack_scores([each.metrics for each in results])
     if not run.writes:

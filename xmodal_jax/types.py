@@ -83,9 +83,9 @@ class Condition(NamedTuple):
     """What an image is conditioned on; an unconditional model has neither part."""
 
     vector: Float[Array, "batch dim"] | None = None
-    """Embedding of a class or of a whole sentence."""
+    """Embedding of a class or of a whole sentence; None in an unconditional model."""
     words: Tokens | None = None
-    """Embeddings of the words of a sentence."""
+    """Embeddings of the words of a sentence; None where there is no sentence, only a class or nothing."""
 
 
 class EncoderSlot(NamedTuple):
@@ -171,8 +171,9 @@ class GAN(NamedTuple):
     ``d_steps``: steps of the discriminator for each step of the generator, each on its own part of the batch.
     ``pretrain_generator(generator, variables, batch, key, ...) -> (loss, (aux, variables))``: a loss that the generator
     can minimise without the discriminator; None: there is none.
-    ``load_pretrained(params, batch) -> params``: as `Method.load_pretrained`, for the parameters of both networks.
-    ``frozen``: the parameters of frozen networks.
+    ``load_pretrained(params, batch) -> params``: as `Method.load_pretrained`, for the parameters of both networks;
+    None: training starts from the initial parameters.
+    ``frozen``: the parameters of frozen networks by name; None: there are none.
     """
 
     init: Callable[..., tuple[Params, dict[str, Any]]]

@@ -431,7 +431,7 @@ def test_parameters_reach_the_model(tmp_path):
     unfold = explorer.vae.decoder_latents
     add = lambda p, z: z.at[..., 0].add(p["shift"])
     explorer.vae = explorer.vae._replace(
-        infer=lambda p, *a: jax.tree.map(lambda x: x + 0 * p["shift"], infer(p, *a)),
+        infer=lambda p, *a, **options: jax.tree.map(lambda x: x + 0 * p["shift"], infer(p, *a, **options)),
         decode=lambda p, z, key: decode(p, add(p, z), key),
         decoder_latents=lambda p, shared, key: unfold(p, shared, None) + 0 * p["shift"],
     )

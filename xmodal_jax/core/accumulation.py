@@ -100,7 +100,11 @@ def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count:
         return grad_fn
 
     def split(x: Array) -> Array:
-        """``[B, ...]`` to ``[count, B / count, ...]``."""
+        """The ``count`` parts of an array of the batch: ``[B, ...]`` to ``[count, B / count, ...]``.
+
+        Part n has every ``count``-th example from the n-th on. Contiguous parts would depend on the number of devices
+        that the batch is split over.
+        """
         if x.shape[0] % count:
             raise ValueError(
                 f"accumulate = {count} does not divide a batch of {x.shape[0]} examples a device"

@@ -75,7 +75,7 @@ def detect(env: Mapping[str, str], *, tpu_vm: bool = False) -> Cluster | None:
         if hosts:
             return _by_tpu_variables(env, hosts.count(",") + 1, address)
         if tpu_vm:
-            return Cluster("tpu", address, None, None, "gcetpu")
+            return Cluster("tpu", address, processes=None, process=None, method="gcetpu")
     if address is not None:
         raise ValueError(
             "JAX_COORDINATOR_ADDRESS is set, but nothing says how many processes there are: set JAX_NUM_PROCESSES "
@@ -154,7 +154,7 @@ def _by_tpu_variables(env: Mapping[str, str], hosts: int, address: str | None) -
     process = _integer(env, "TPU_WORKER_ID", low=0, below=hosts)
     if slices > 1:
         process += hosts * _integer(env, "MEGASCALE_SLICE_ID", low=0, below=slices)
-    return Cluster("tpu", address, hosts * slices, process, "gketpu")
+    return Cluster("tpu", address, processes=hosts * slices, process=process, method="gketpu")
 
 
 def _local_devices(

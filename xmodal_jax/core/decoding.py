@@ -1,12 +1,12 @@
 """Decoding: sequences from a model of the next token, by greedy search, sampling, beam search or CTC.
 
-The model is a function of one token per row and a state::
+The model is a function of the newest token of each of N sequences and a state::
 
     step(tokens [N] int32, position scalar int32, state) -> (logits [N, V], state)
 
-``state`` is a pytree of arrays of N rows, such as a key-value cache. Arrays that do not change from step to step, such
-as the output of an encoder, belong into the closure of ``step``. Decoding starts from the ``logits`` that follow the
-begin token, which has position 0. Each search is one compiled loop.
+``state`` is a pytree of arrays ``[N, ...]``, such as a key-value cache. Arrays that do not change from step to step,
+such as the output of an encoder, belong into the closure of ``step``. Decoding starts from the ``logits`` that follow
+the begin token, which has position 0. Each search is one compiled loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from xmodal_jax.types import ExampleKeys
 
 State = Any
-"""A pytree of arrays of N rows."""
+"""A pytree of arrays ``[N, ...]``, one entry for each of N sequences."""
 Step = Callable[[Array, Array, State], tuple[Array, State]]
 """The model; see the module's docstring."""
 
@@ -45,7 +45,7 @@ def filter_logits(
     """Logits of the next token with those of improbable tokens set to minus infinity.
 
     Args:
-      logits: one row for each sequence.
+      logits: of the next token of each sequence.
       top_k: the number of most probable tokens to keep; None: all.
       top_p: the probability of the nucleus to keep, the smallest set of most probable tokens whose probabilities
         add up to ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751, eq. 3); None: all.
@@ -81,16 +81,16 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> GeneratedTokens:
-    """Samples up to ``length`` tokens (including the end token) for each row; stops when all rows have ended.
+    """Samples up to ``length`` tokens (including the end token) of each of N sequences; stops when all have ended.
 
     Args:
       step: the model, ``step(tokens [N], position, state) -> (logits [N, V], state)``; see the module's docstring.
-      logits: of each row's first token.
-      state: the model's state before the first token, a pytree of arrays of N rows.
+      logits: of each sequence's first token.
+      state: the model's state before the first token, a pytree of arrays ``[N, ...]``.
       length: the largest number of tokens.
       end: id of the end token.
-      keys: one random key per row; a row's tokens depend on its own key only. None decodes greedily, taking the most
-        probable token each time.
+      keys: one random key per sequence, on which the tokens of this sequence alone depend. None decodes greedily,
+        taking the most probable token each time.
       temperature: divides the logits, before ``top_k`` and ``top_p`` apply.
       top_k, top_p: see `filter_logits`.
 
@@ -106,7 +106,7 @@ def sample(
     rows = logits.shape[0]
 
     def choose(logits, t):
-        """The token at position t of each row, ``[N]``."""
+        """The token at position t of each sequence, ``[N]``."""
         if keys is None:
             return logits.argmax(axis=-1)
         filtered = filter_logits(logits.astype(jnp.float32) / temperature, top_k=top_k, top_p=top_p)
@@ -114,7 +114,7 @@ def sample(
         return jax.vmap(jax.random.categorical)(step_keys, filtered)
 
     def body(carry):
-        """One step: chooses the next token of each row and runs the model on it."""
+        """One step: chooses the next token of each sequence and runs the model on it."""
         t, logits, state, tokens, counts, ended, total = carry
         chosen = choose(logits, t).astype(jnp.int32)
         total += jnp.where(ended, 0.0, _log_probability(logits, chosen))
@@ -187,15 +187,15 @@ def beam_search(
 
     Args:
       step: the model; see the module's docstring.
-      logits, state: of ``B * beams`` rows, each example's row repeated ``beams`` times.
+      logits, state: arrays ``[B * beams, ...]``, in which the entry of each example is repeated ``beams`` times.
       beams: sequences per example.
       length: the largest number of tokens, including the end token.
       end: id of the end token.
       penalty: exponent of `length_norm`; 0 prefers short sequences, larger values prefer longer ones.
 
     Raises:
-      ValueError: fewer than one beam; rows that are no multiple of ``beams``; a vocabulary of fewer than ``2 * beams``
-        tokens; a negative penalty.
+      ValueError: fewer than one beam; a first axis that is no multiple of ``beams``; a vocabulary of fewer than ``2 *
+        beams`` tokens; a negative penalty.
     """
     rows, vocab = logits.shape
     if beams < 1 or rows % beams:
@@ -217,8 +217,8 @@ def beam_search(
 class _BeamSearch:
     """The loop of a beam search over ``(t, logits, state, alive, ended)``.
 
-    ``t`` is the number of tokens so far. ``logits``, of the next token, and the model's ``state`` have ``B * beams``
-    rows. ``alive`` and ``ended`` are the unfinished and the finished sequences, `_Beams`.
+    ``t`` is the number of tokens so far. ``logits``, of the next token, and the model's ``state`` are arrays ``[B *
+    beams, ...]``. ``alive`` and ``ended`` are the unfinished and the finished sequences, `_Beams`.
     """
 
     step: Step

@@ -74,8 +74,9 @@ class Loader(Iterator[RawBatch]):
       shuffle: whether each epoch is shuffled; False: the source's order.
       num_epochs: number of epochs in the stream; None: it never ends.
       drop_remainder: what happens to a last batch that is incomplete. True drops it. False pads it to full size: the
-        padding repeats the first example of the batch and is False in ``valid`` and in every ``present[m]``
-        (``valid`` bool ``[B]`` and ``present`` are then in every batch, so that the structure never changes).
+        padding repeats the data of the first example of the batch, but has the ``index`` of its own position; it is
+        False in ``valid`` and in every ``present[m]`` (``valid`` bool ``[B]`` and ``present`` are then in every batch,
+        so that the structure never changes).
       transform: applied to each batch, such as `text.TokenizeTransform`.
       shard: ``(h, H)``: host ``h`` of ``H`` reads the examples ``[h B/H, (h+1) B/H)`` of each global batch, so that the
         global batch is the same for any ``H``.
@@ -85,7 +86,8 @@ class Loader(Iterator[RawBatch]):
     ``wait_seconds`` adds up the time spent in ``next``.
 
     Raises:
-      ValueError: an empty data set, a batch size that does not suit the hosts or exceeds the data, or a wrong shard.
+      ValueError: an empty data set, a wrong shard, a batch size that is no multiple of the number of hosts, or one that
+        is larger than the whole stream, so that with ``drop_remainder`` there would be no batch.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Loader(Iterator[RawBatch]):
     def example(self) -> RawBatch:
         """A batch of one example, the first of the stream: the same on every host, for the initialisation of
         parameters."""
+        # Only `fetch` of the new loader is called: its iterator starts no threads, and there is nothing to close.
         return Loader(**{**self._options, "batch_size": 1, "shard": (0, 1)}).fetch(0)
 
     def _positions(self, steps: np.ndarray) -> np.ndarray:
@@ -156,7 +159,8 @@ class Loader(Iterator[RawBatch]):
         # Pad beyond the end of the stream with the first example of the global batch, which always lies before it.
         positions = np.where(valid, positions, int(step) * self.batch_size)
         batch = dict(self.source.batch(self.order(positions)))
-        batch["index"] = self.stream_index(step, k=1)[0]  # of the only step
+        # [1 step, B/H]. Unlike the data, the index of padding is not that of the first example.
+        batch["index"] = self.stream_index(step, k=1)[0]
         if self._padded:
             present = batch.get("present", {})
             batch["valid"] = valid
@@ -175,7 +179,9 @@ class Loader(Iterator[RawBatch]):
             raise IndexError(f"steps {step}..{step + k - 1} go beyond the stream's {self.num_steps} steps.")
         positions = self._positions(np.arange(step, step + k))
         if self._total is not None:  # pad as `fetch` does, with the first example of each global batch
-            positions = np.where(positions < self._total, positions, positions[:, :1] - self._local[0])
+            # This host's first position of a step is `_local[0]` after that of the global batch.
+            first = positions[:, :1] - self._local[0]
+            positions = np.where(positions < self._total, positions, first)
         return self.order(positions).astype(np.int32)
 
     def stream_index(self, step: int, k: int) -> np.ndarray:

@@ -319,6 +319,7 @@ class TokenizeTransform:
         clean: Callable[[str], str] | None = None,
         bad_examples: BadExamples | None = None,
     ):
+        """See the class for the arguments."""
         self.tokenizer, self.max_length = tokenizer, max_length
         self.clean, self.bad_examples = clean, bad_examples
 

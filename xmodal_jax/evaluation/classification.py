@@ -252,12 +252,12 @@ def _seed_scores(classify, params, predicted, splits, unimodal, seed: int) -> di
     """The metrics of `evaluate_splits` for one seed, whose predicted classes are ``predicted``, by split."""
     test, scores = splits["test"], {}
     for name, split in splits.items():
-        scores |= split.scores(predicted[name], f"{name}/")
+        scores |= split.scores(predicted[name], prefix=f"{name}/")
     for observed in subsets(classify.modalities)[1:]:  # the first subset has all modalities
         classes = classify(params, test.source, only=observed)
-        scores |= test.scores(classes, f"given_{'_'.join(observed)}/")
+        scores |= test.scores(classes, prefix=f"given_{'_'.join(observed)}/")
     for name, (method, baseline_params) in unimodal.items():
         classify_alone = classify.with_method(method, (name,))
         classes = classify_alone(baseline_params[seed], test.source)
-        scores |= test.scores(classes, f"trained_on_{name}/")
+        scores |= test.scores(classes, prefix=f"trained_on_{name}/")
     return scores

@@ -55,7 +55,7 @@ class Judge:
         self._tokenize = TokenizeTransform(tokenizer, length)
 
     def _source(self, images: np.ndarray, **more) -> ArraySource:
-        """The images as a `Source`; raises ValueError if the judge was trained on another image size."""
+        """The images as a `Source`; raises ValueError if the judge (a captioner) was trained on another image size."""
         if images.shape[1:] != self.shape:
             raise ValueError(
                 f"the judge was trained on images of {self.shape} (height, width, channels), these have "
@@ -64,8 +64,9 @@ class Judge:
         return ArraySource({"image": images, **more})
 
     def captions(self, images: np.ndarray) -> list[str]:
-        """Captions of images uint8 ``[N, H, W, C]``. Raises ValueError: the judge was trained on another size."""
-        return self._generate_texts(self.params, self._source(images), "greedy")
+        """The captioner's texts for images uint8 ``[N, H, W, C]``. Raises ValueError: it was trained on another
+        size."""
+        return self._generate_texts(self.params, self._source(images), decoding="greedy")
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features ``[N, D]``, the mean of the encoder's tokens."""
@@ -76,7 +77,7 @@ class Judge:
     def embeddings(self, images: np.ndarray, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors ``[N, E]`` of images, and of captions.
 
-        Only judges with ``has_embeddings`` have them: those trained with a contrastive loss.
+        Only a judge (a captioner) with ``has_embeddings`` has them: one that was trained with a contrastive loss.
         """
 
         def inputs(batch):
@@ -95,8 +96,9 @@ class RealImages:
 
     texts: ReferenceTexts
     images: np.ndarray
+    """The real images, uint8 ``[N, H, W, C]``."""
     features: np.ndarray
-    """The judge's features of ``images``."""
+    """Features ``[N, D]`` of ``images`` by the network that scores generated images (the judge, a captioner)."""
 
 
 def load_real_images(texts: ReferenceTexts, judge: Judge) -> RealImages:
@@ -117,6 +119,7 @@ def judge_scores(
     """Scores of the images ``generated`` for the captions of a split.
 
     Args:
+      judge: a trained captioner, which captions the images and extracts their features.
       generated: uint8 ``[N, H, W, C]``, one for each caption.
       real: the split.
       train_features: the judge's features of training images.
@@ -135,7 +138,7 @@ def judge_scores(
       - ``nearest_train``: the mean distance of a generated image to the nearest training image, divided by that of a
         real image. It is well below 1 for memorised images.
     """
-    scores = real.texts.caption_scores(judge.captions(generated), "")
+    scores = real.texts.caption_scores(judge.captions(generated), prefix="")
     # The other caption scores compare the wording, which an image cannot show.
     scores = {k: v for k, v in scores.items() if k in CAPTION_SCORES or k.endswith("_accuracy")}
     if judge.has_embeddings:
@@ -176,7 +179,7 @@ def _r_precision(judge: Judge, images: np.ndarray, texts: ReferenceTexts, seed: 
 
 
 class JudgeReport:
-    """Scores and captions of the images of splits by a judge; without a judge, none."""
+    """Scores and captions of the images of splits by a judge, a trained captioner; without a judge, none."""
 
     def __init__(self, run: pathlib.Path | None, train: Source, splits: Mapping[str, ReferenceTexts]):
         """``run``: the judge's run of captioning.py; None: there is no judge. ``train``: the training data, at most
@@ -189,14 +192,15 @@ class JudgeReport:
             self._real = {name: load_real_images(texts, self.judge) for name, texts in splits.items()}
 
     def scores(self, generated: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`judge_scores` of the ``generated`` images of each split (one for each caption); empty without a judge."""
+        """`judge_scores` of the ``generated`` images of each split (one for each caption); empty without a judge (a
+        trained captioner)."""
         if self.judge is None:
             return {}
         scores: dict[str, float] = {}
         for split, images in generated.items():
-            scores |= judge_scores(self.judge, images, self._real[split], self._train, f"{split}/")
+            scores |= judge_scores(self.judge, images, self._real[split], self._train, prefix=f"{split}/")
         return scores
 
     def captions(self, images: np.ndarray) -> list[str] | None:
-        """The judge's captions of images; None without a judge."""
+        """Captions of images by the judge (a trained captioner); None without a judge."""
         return None if self.judge is None else self.judge.captions(images)

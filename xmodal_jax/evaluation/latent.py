@@ -101,8 +101,10 @@ def shrink_latent(config: Any) -> Any:
 
 
 def fit_judges(judges: Judges, loader: Loader, config: RunConfig, run: Run, timer: Timer, steps: int) -> Any:
-    """Trains the judges for ``steps`` steps with one seed, and returns their parameters. Their own run is the folder
-    ``judges`` in the directory of ``run``."""
+    """Trains the judges (classifiers of each modality) for ``steps`` steps with one seed; returns their parameters.
+
+    This training is a run of its own, in the folder ``judges`` of the directory of ``run``.
+    """
     config = dataclasses.replace(config, steps=steps, eval_every=0, checkpoint_every=0, patience=0, seeds=1)
     options = dict(resume=config.resume, writer=run.writes, tensorboard=False)
     with Run.create(run.path / "judges", config, **options) as judge_run:
@@ -123,7 +125,8 @@ class SourceLatents(NamedTuple):
 
 
 class Translations(NamedTuple):
-    """The judges' classes and features of data that the VAE generated for N examples.
+    """The classes and features that the judges (classifiers of each modality) give data that the VAE generated for N
+    examples.
 
     For each of S subsets of the modalities (neither empty nor full), and for the full set, all M modalities are
     generated from latents that are inferred from this subset.
@@ -139,7 +142,8 @@ class Translations(NamedTuple):
 
 
 class LatentEvaluator:
-    """Applies a VAE and its judges to whole data sets. Programs are compiled once and serve all seeds."""
+    """Applies a VAE and its judges (classifiers of each modality) to whole data sets. Programs are compiled once and
+    serve all seeds."""
 
     def __init__(
         self,
@@ -156,7 +160,7 @@ class LatentEvaluator:
         Args:
           vae: the model.
           configs: how its modalities are preprocessed.
-          judges: classifiers of its modalities.
+          judges: trained classifiers, one for each modality, which evaluate generated data.
           seed: seed of every random draw.
           end_id: the token that ends a text.
           transform: of raw batches, such as tokenization.
@@ -176,19 +180,20 @@ class LatentEvaluator:
 
         ``z [M, 1, B, D']``: see `MultimodalVAE.decode`.
         """
-        return jax.tree.map(lambda x: x[0], self.vae.decode(params["vae"], z, None))
+        return jax.tree.map(lambda x: x[0], self.vae.decode(params["vae"], z, key=None))
 
     def _judge_generated(self, params, z) -> JudgeOutputs:
-        """The judges' outputs for data generated from ``z [M, 1, B, D']``."""
+        """Logits and features, by the judge (classifier) of each modality, of data generated from ``z [M, 1, B,
+        D']``."""
         return self.judges.method.predict(params["judges"], self.to_batch(self._generate(params, z)))
 
     def _judge(self, params, batch) -> JudgeOutputs:
-        """The judges' outputs for the batch's own data."""
+        """Logits and features of the batch's real data, by the judge (classifier) of each modality."""
         return self.judges.method.predict(params["judges"], batch)
 
     def _translate(self, params, batch) -> Translations:
-        """The judges' classes of what is generated from each subset of the modalities, and their features of what is
-        generated from each single modality."""
+        """The classes that the judges (classifiers of each modality) give to data generated from each subset of the
+        modalities, and their features of data generated from each single modality."""
         count = len(self.modalities)
         observed = jnp.concatenate([jnp.asarray(self.subsets), jnp.ones((1, count), bool)])
         # Translations come from samples of the latents, as coherence and distances are those of a distribution.
@@ -211,7 +216,7 @@ class LatentEvaluator:
         NaN where it lacks the modality."""
         observed = jnp.ones(len(self.modalities), bool)
         # Reconstructions come from the means of the latents (no key), without sampling noise.
-        z = self.vae.infer(params["vae"], batch, observed, None).z
+        z = self.vae.infer(params["vae"], batch, observed, key=None).z
         generated, metrics = self._generate(params, z), {}
         for name in self.modalities:
             values = self.configs.for_modality(name).reconstruction_metrics(
@@ -230,12 +235,13 @@ class LatentEvaluator:
         count = len(self.modalities)
         # One mask for each modality alone, and last the mask of all: [M + 1, M].
         observed = jnp.concatenate([jnp.eye(count, dtype=bool), jnp.ones((1, count), bool)])
-        means = self.vae.infer(params["vae"], batch, observed, None).shared[:, 0]  # [M + 1, B, D]
+        means = self.vae.infer(params["vae"], batch, observed, key=None).shared[:, 0]  # [M + 1, B, D]
         samples = self.vae.infer(params["vae"], batch, observed[-1], self.key).shared[0]
         return SourceLatents(jnp.moveaxis(means[:-1], 0, 1), means[-1], samples)
 
     def _judge_latents(self, params, batch) -> JudgeOutputs:
-        """The judges' outputs for data generated from shared latents, the batch's field ``shared [B, D]``.
+        """Logits and features, by the judge (classifier) of each modality, of data generated from shared latents, the
+        batch's field ``shared [B, D]``.
 
         Private latents are drawn from their prior.
         """
@@ -248,7 +254,11 @@ class LatentEvaluator:
     # The same for whole data sets.
 
     def _predict_all(self, program, params, judge_params, source: Source, **options):
-        """``program(params, batch)`` for all examples of ``source``, see `predict_all`."""
+        """``program(params, batch)`` for all examples of ``source``, see `predict_all`.
+
+        ``params``: of the VAE; ``judge_params``: of the judges. Either is None or empty where ``program`` does not use
+        it.
+        """
         options = {"batch_size": self.batch_size, "transform": self.transform} | options
         return predict_all(program, {"vae": params, "judges": judge_params}, source, **options)
 
@@ -261,7 +271,8 @@ class LatentEvaluator:
         return self._predict_all(self._encode, params, {}, source)
 
     def translate(self, params, judge_params, source: Source) -> Translations:
-        """The judges' classes and features of data generated from each subset of the modalities of each example."""
+        """The classes and features, by the judge (classifier) of each modality, of data generated from each subset of
+        the modalities of each example."""
         return self._predict_all(self._translate, params, judge_params, source)
 
     def reconstruct(self, params, source: Source) -> dict[str, np.ndarray]:
@@ -270,11 +281,12 @@ class LatentEvaluator:
         return self._predict_all(self._reconstruct, params, {}, source)
 
     def judge(self, judge_params, source: Source) -> JudgeOutputs:
-        """The judges' logits and features of the examples themselves."""
-        return self._predict_all(self._judge, None, judge_params, source)
+        """Logits and features of the real examples of ``source``, by the judge (classifier) of each modality."""
+        return self._predict_all(self._judge, params=None, judge_params=judge_params, source=source)
 
     def judge_draws(self, params, judge_params, shared: np.ndarray) -> JudgeOutputs:
-        """The judges' logits and features of data generated from shared latents ``[N, D]``."""
+        """Logits and features, by the judge (classifier) of each modality, of data generated from shared latents ``[N,
+        D]``."""
         source = ArraySource({"shared": np.asarray(shared, np.float32)})
         transform = lambda batch: {**batch, "index": np.asarray(batch["index"], np.int32)}
         return self._predict_all(self._judge_latents, params, judge_params, source, transform=transform)
@@ -332,7 +344,8 @@ def present_matrix(evaluator: LatentEvaluator, source: Source) -> np.ndarray:
 
 
 def real_features(evaluator: LatentEvaluator, judge_params, source: Source) -> np.ndarray:
-    """The judges' features of the examples themselves, ``[N, M, H]``; NaN where a modality is missing."""
+    """Features of the real examples of ``source`` by the judge (classifier) of each modality, ``[N, M, H]``; NaN where
+    a modality is missing."""
     features = evaluator.judge(judge_params, source).features
     return np.where(present_matrix(evaluator, source)[:, :, None], features, np.nan)
 
@@ -356,8 +369,8 @@ def coherence_metrics(
     Returns:
       Three values. The metrics: ``cross/coherence@k`` for k observed modalities, and ``cross/fid`` and ``cross/kid`` of
       images generated from one other modality, as means over pairs of modalities; no metrics if there is one modality
-      only. The judges' classes ``[S + 1, M, N]`` of what is generated from each subset, and last from all modalities.
-      The features of real data (`real_features`).
+      only. The classes ``[S + 1, M, N]`` that the judges (classifiers of each modality) give to data generated from
+      each subset of the modalities, and last from all of them. The features of real data (`real_features`).
     """
     labels, real = source.class_labels(), real_features(evaluator, judge_params, source)
     if len(evaluator.modalities) == 1:
@@ -382,7 +395,8 @@ def coherence_metrics(
 
 
 def judge_accuracy(evaluator: LatentEvaluator, judge_params, source: Source) -> dict[str, float]:
-    """``judge/<modality>``: the accuracy of the judges on real data, which limits the coherence they can measure."""
+    """``judge/<modality>``: the accuracy on real data of the judge (classifier) of each modality, which limits the
+    coherence that it can measure."""
     classes = evaluator.judge(judge_params, source).logits.argmax(axis=-1)
     labels = source.class_labels()
     counted = present_matrix(evaluator, source) & (labels >= 0)[:, None]
@@ -398,9 +412,10 @@ def joint_metrics(
     """Coherence and image quality of data generated from sampled shared latents.
 
     Args:
-      evaluator, params, judge_params: the model and its judges.
+      evaluator, params, judge_params: the model and the classifiers of its modalities (judges), the parameters of the
+        model, and those of the judges.
       draws: shared latents ``[N, D]``, by the name of the distribution that they are sampled from.
-      real: the judges' features of real data, see `real_features`.
+      real: the classifiers' features of real data ``[N, M, H]``, see `real_features`.
 
     Returns:
       ``joint_<name>/coherence``: the fraction of samples whose modalities all show the same class;
@@ -529,7 +544,8 @@ class LatentResults(NamedTuple):
 
     metrics: dict[str, float]
     classes: np.ndarray
-    """``[S + 1, M, N]``: the judges' classes of what is generated from each subset of the modalities."""
+    """``[S + 1, M, N]``: the class that the judge (classifier) of each modality gives to data generated from each
+    subset of the modalities."""
     labels: np.ndarray
     """``[N]``: the class of each example."""
     latents: SourceLatents
@@ -551,7 +567,7 @@ def evaluate_latent(
     """All metrics of the model's parameters of one seed.
 
     Args:
-      evaluator: the model and its judges.
+      evaluator: the model and its judges, classifiers of each modality.
       params: the model's parameters.
       judge_params: the judges' parameters.
       train: examples to whose latents densities and probes are fitted.

@@ -101,7 +101,7 @@ def prior_density(dim: int, family: str = "normal", scale=None) -> LatentDensity
             terms = -np.abs(x / s) - math.log(2)
         return (terms - np.log(s)).sum(axis=1)
 
-    return _make_density(dim, draw, log_prob, family)
+    return _make_density(dim, draw, log_prob, name=family)
 
 
 def _mean_and_std(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +173,7 @@ def fit_gaussian_mixture(latents, *, components: int = 10, seed: int) -> LatentD
         """The log-density of the standardised latents, minus the log of the standardisation's scales."""
         return mixture.score_samples((x - mean) / std) - np.log(std).sum()
 
-    return _make_density(dim, draw, log_prob, "mixture")
+    return _make_density(dim, draw, log_prob, name="mixture")
 
 
 def fit_flow(
@@ -249,7 +249,7 @@ def fit_flow(
     def log_prob(x):
         return np.asarray(_log_prob(flow, params, standardise(x)), np.float64) - np.log(std).sum()
 
-    return _make_density(dim, draw, log_prob, "flow")
+    return _make_density(dim, draw, log_prob, name="flow")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -151,7 +151,7 @@ def recognize(
     `inference.load.load_translator` returns; None: nothing is transcribed.
     """
     if recognizer is None:
-        return RecognizedSpeech({}, None)
+        return RecognizedSpeech(rates={}, texts=None)
     rates, transcripts = {}, None
     for name, utterances in speech.items():
         transcripts = recognizer(utterances.waves)

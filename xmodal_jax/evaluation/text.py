@@ -35,7 +35,9 @@ class TextGenerationConfig(StartConfig):
     model: Seq2SeqConfig = Seq2SeqConfig()
     """Encoder, decoder and objective."""
     generation: Generation | None = None
-    """How text is generated for the test splits; None: by beam search, or by CTC if the model has no decoder."""
+    """How text is generated for the test splits: by beam search (beam), the most probable token at each step (greedy),
+    random tokens (sample), or the most probable alignment of CTC (ctc). None: by beam search with 4 beams, or by CTC if
+    the model has no decoder."""
 
     @property
     def pretrained(self) -> dict[str, str]:

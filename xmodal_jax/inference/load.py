@@ -107,9 +107,9 @@ def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig 
         """The text of each image, video or waveform."""
         # Padded to whole seconds, so that batches of different recordings share a compiled program.
         fields = pad_audio(examples, sample_rate) if modality == "audio" else {modality: np.stack(examples)}
-        return generate(restored.params, ArraySource(fields), "test")
+        return generate(restored.params, ArraySource(fields), decoding="test")
 
-    return Translator(modality, "text", apply, sample_rate, shape=tuple(metadata["shape"]))
+    return Translator(modality, "text", apply, sample_rate=sample_rate, shape=tuple(metadata["shape"]))
 
 
 def pad_audio(waveforms: Sequence[np.ndarray], multiple: int) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.
         source = ArraySource({"caption": np.asarray(texts, object), "speaker": numbers})
         return synthesize(restored.params, source).waves
 
-    return Translator("text", "audio", apply, model.features.sample_rate, speakers=names)
+    return Translator("text", "audio", apply, sample_rate=model.features.sample_rate, speakers=names)
 
 
 def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translator:
@@ -175,4 +175,4 @@ def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translat
         conditions = generate.conditions(ArraySource({"caption": np.asarray(texts, object)}))
         return list(generate(restored.params, conditions, generate.sample_noise(len(texts), noise_seed)))
 
-    return Translator("text", "image", apply, 0, shape=shape)
+    return Translator("text", "image", apply, sample_rate=0, shape=shape)

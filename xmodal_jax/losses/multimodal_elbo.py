@@ -144,7 +144,8 @@ def _mvae_subsets(inputs: ObjectiveInputs, subsets: int, single: bool) -> Bool[A
     members = [present[None]]
     if single:
         members.append(jnp.eye(modality_count, dtype=bool)[:, :, None] & present[None])
-    partial_subsets = jnp.asarray(all_subsets(modality_count, 2, modality_count - 1))  # bool [subsets, M]
+    # Bool [subsets, M]: those with more than one modality, but not all.
+    partial_subsets = jnp.asarray(all_subsets(modality_count, smallest=2, largest=modality_count - 1))
     if subsets and len(partial_subsets):
         # An example allows a subset if it has all its members, and further modalities besides.
         has_members = (present[None] | ~partial_subsets[:, :, None]).all(axis=1)

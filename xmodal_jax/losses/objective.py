@@ -18,7 +18,7 @@ Weight = Float[Array, "batch"] | float
 
 
 class ObjectiveInputs(NamedTuple):
-    """What an objective is computed from: B examples, M modalities, R rows (several latents for each example).
+    """What an objective is computed from: B examples, M modalities, R latents of each example (the axis ``rows``).
 
     D is the number of latent dimensions, P that of private ones, which belong to one modality. In an autoencoder of one
     modality the axis M is absent; it has a ``posterior`` and no ``experts``.
@@ -36,15 +36,16 @@ class ObjectiveInputs(NamedTuple):
     keys: ExampleKeys
     """Random keys of the examples' samples."""
     posterior: Posterior | None = None
-    """``[B, D]``: ``q(z | x)``; with several modalities the joint encoder's. A log-scale of -inf makes it a point."""
+    """``[B, D]``: ``q(z | x)``; with several modalities the joint encoder's, None without one. A log-scale of -inf
+    makes it a point."""
     experts: Posterior | None = None
-    """``[M, B, D]``: ``q(z | x_m)`` of each modality alone."""
+    """``[M, B, D]``: ``q(z | x_m)`` of each modality alone; None with one modality, and in a hierarchy of latents."""
     private: Posterior | None = None
-    """``[M, B, P]``: posterior of each modality's private variables."""
+    """``[M, B, P]``: posterior of each modality's private variables; None in models without them."""
     networks: Any = None
-    """Methods of further networks, which some objectives call."""
+    """Methods of further networks, which some objectives call; None with one modality."""
     axis_name: AxisName = None
-    """Device axis over which the batch is split."""
+    """Device axis over which the batch is split; None: the arrays hold the whole batch."""
 
     @property
     def num_present(self) -> Float[Array, "batch"]:
@@ -61,4 +62,4 @@ class ObjectiveTerms(NamedTuple):
     batch_terms: dict[str, tuple[Array, Array]] = {}
     """Terms that are one number of the whole batch, by name: this device's share of it, and its weight in the loss."""
     latent: Float[Array, "batch dim"] | None = None
-    """The latents that were decoded, for a critic."""
+    """The latents that were decoded, for a critic; None where the objective serves no model with a critic."""

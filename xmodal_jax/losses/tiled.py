@@ -180,7 +180,7 @@ def _accumulate_embedding_gradients(d_logits, rows: PairSide, cols: PairSide, d_
 
 def _side_cotangent(side: PairSide, gradient) -> PairSide:
     """The cotangent of a side: of its embeddings alone, as ids and presence are not differentiable."""
-    return PairSide(gradient.astype(side.embeddings.dtype), None, None, None)
+    return PairSide(gradient.astype(side.embeddings.dtype), positive_id=None, group_id=None, present=None)
 
 
 # -- sums of logistic losses ---------------------------------------------------------------------------------

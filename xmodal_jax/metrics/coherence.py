@@ -111,7 +111,7 @@ def coherence_matrix(predictions, labels, present=None) -> Float[np.ndarray, "su
     Raises:
       ValueError: if the shapes or types do not fit, or a prediction that counts is negative.
     """
-    predictions, labels = _classes("predictions", predictions, 3), _classes("labels", labels, 1)
+    predictions, labels = _classes("predictions", predictions, ndim=3), _classes("labels", labels, ndim=1)
     count = predictions.shape[2]
     if labels.shape != (count,):
         raise ValueError(f"predictions are of {count} examples and labels of {len(labels)}")
@@ -145,7 +145,7 @@ def joint_coherence(predictions) -> float:
     Raises:
       ValueError: if the shape or type does not fit, or a prediction is negative.
     """
-    predictions = _classes("predictions", predictions, 2)
+    predictions = _classes("predictions", predictions, ndim=2)
     if len(predictions) < 2 or not predictions.size:
         raise ValueError(f"two modalities and one draw at least are needed, got {list(predictions.shape)}")
     _check_not_negative(predictions)

@@ -48,7 +48,7 @@ class Pairs(NamedTuple):
     a: Float[Array, "batch dim"]
     """Unit vectors of one modality."""
     b: Float[Array, "batch dim"]
-    """Unit vectors of the other modality."""
+    """Unit vectors of the second modality of the pair."""
     present: Bool[Array, "batch"]
     """Which examples have both modalities."""
     match: Ids | None
@@ -231,7 +231,7 @@ class ContrastiveConfig:
     alignment: Alignment | None = None
     """An additional loss that aligns the distributions of the two modalities' embeddings; None: no such loss."""
     alignment_weight: float = 0.1
-    """Weight of the additional loss (model.alignment)."""
+    """Weight of the additional loss that model.alignment chooses; unused if that is none."""
     anchor: str | None = None
     """Modality that is in every aligned pair, so that the other modalities are aligned only through it; None: all pairs
     of modalities are aligned."""
@@ -294,7 +294,9 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
     """
     network = _Network(config, modalities, vocab_size, config.pairs(modalities))
     heads = {m: tower_head(encoder_of(config, m), config.head) for m in modalities}
-    slots = tuple(EncoderSlot(kind_of(m), f"{m}/encoder", (m,), head) for m, head in heads.items())
+    slots = tuple(
+        EncoderSlot(name=kind_of(m), path=f"{m}/encoder", fields=(m,), head=head) for m, head in heads.items()
+    )
     return Method(network.init, network.loss, network.embed, encoders=slots, needs_whole_batch=True)
 
 

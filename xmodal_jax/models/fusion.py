@@ -110,11 +110,12 @@ class _FlatBatch(NamedTuple):
 
     batch: Batch
     unshared: tuple[str, ...]
-    """Modalities whose inputs the examples do not share; all modalities where there is one example per row."""
+    """Modalities whose inputs the Q examples of a batch row do not share; all modalities if a batch row is one
+    example."""
     examples_per_row: int = 1
-    """``Q`` where the examples of a row differ in an input; 1 where they differ in their targets alone."""
+    """``Q`` where the Q examples of a batch row differ in an input; 1 where they differ in their targets alone."""
     targets_per_example: int = 1
-    """``Q`` where the examples of a row differ in their targets alone; else 1."""
+    """``Q`` where the Q examples of a batch row differ in their targets alone; else 1."""
 
     def present(self, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
         """For each modality, which examples ``[B * Q]`` have it."""
@@ -312,7 +313,7 @@ def make_fusion(
         method.predict(params, batch).logits["answer"]  # [B, 20]
     """
     model = _Model(config, modalities, classes, vocab_size)
-    slots = tuple(EncoderSlot(kind_of(m), m, (m,)) for m in modalities)
+    slots = tuple(EncoderSlot(name=kind_of(m), path=m, fields=(m,)) for m in modalities)
     return Method(model.init, model.loss, model.predict, encoders=slots)
 
 

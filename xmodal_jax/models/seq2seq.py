@@ -310,12 +310,12 @@ class _Model:
     @property
     def encoder_slots(self) -> tuple[EncoderSlot, ...]:
         """The parts of the model that can start from trained parameters: encoder, decoder and CTC head."""
-        slots = [EncoderSlot(self.source, self.source, (self.source,))]
+        slots = [EncoderSlot(name=self.source, path=self.source, fields=(self.source,))]
         if self.config.decodes:
             # A language model has no cross-attention: these layers keep their initial parameters.
-            slots.append(EncoderSlot("decoder", "decoder", ("text",), new_parts="/cross_"))
+            slots.append(EncoderSlot(name="decoder", path="decoder", fields=("text",), new_parts="/cross_"))
         if self.config.aligns:
-            slots.append(EncoderSlot("ctc", "ctc"))
+            slots.append(EncoderSlot(name="ctc", path="ctc"))
         return tuple(slots)
 
     def encode(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> Tokens:
@@ -538,11 +538,11 @@ def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, lengt
         return encoder.apply({"params": params[source]}, pixels, None, keys=None).values
 
     def cross_entropy(params: Params, tokens, ids, mask) -> Float[Array, "batch"]:
-        logits, _ = model.decode(params, ids[:, :-1], Tokens(tokens, None))
+        logits, _ = model.decode(params, ids[:, :-1], Tokens(tokens, mask=None))
         return sequence.token_cross_entropy(logits, ids[:, 1:], mask[:, 1:])
 
     def attention(params: Params, tokens, ids) -> Float[Array, "batch length places"]:
-        weights = model.cross_attention(params, ids[:, :-1], Tokens(tokens, None))
+        weights = model.cross_attention(params, ids[:, :-1], Tokens(tokens, mask=None))
         # The weights at token t predict token t + 1: shift by one. The first token, which is given, gets uniform ones.
         return jnp.pad(weights, [(0, 0), (1, 0), (0, 0)], constant_values=1.0 / tokens.shape[1])
 
@@ -649,7 +649,7 @@ def start_decoding(
 
     ``logits [N, vocab]`` predict the token after the ``begin`` token of each of ``N`` sequences, ``state`` is the
     key-value cache, and ``step(tokens, position, state)`` gives the next logits and state. Several sequences (such as
-    beams) may share the source's tokens in a row of ``memory``.
+    beams) may share an entry of ``memory``, the tokens of one source.
     """
 
     def apply(variables, token, position, mutable):
@@ -660,7 +660,7 @@ def start_decoding(
         return logits[:, 0], updated
 
     # The first call creates the cache, and the collection "memory": keys and values of the source, which stay the same.
-    logits, caches = apply({}, begin, 0, ["cache", "memory"])
+    logits, caches = apply({}, begin, position=0, mutable=["cache", "memory"])
     shared = {"memory": caches["memory"]}
 
     def step(tokens, position, state):

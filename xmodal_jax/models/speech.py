@@ -259,7 +259,7 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
       The method; ``predict(params, batch)`` gives an `AlignedSpeech`.
     """
     model = _Model(config, vocab_size, length, speakers)
-    slot = EncoderSlot("text", "text", ("text",))
+    slot = EncoderSlot(name="text", path="text", fields=("text",))
     return Method(model.init, model.loss, model.predict, encoders=(slot,))
 
 

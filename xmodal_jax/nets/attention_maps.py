@@ -79,7 +79,7 @@ def _masks(order, tokens, present) -> dict[str, Bool[Array, "batch length"]]:
     """For each modality of ``order``, which of its tokens are valid: ``[B, N_m]``, all False in examples without it."""
     masks, batch = {}, batch_size_of(tokens, present)
     for name in order:
-        modality_tokens = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), None))
+        modality_tokens = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), mask=None))
         # Several examples may share a row of tokens.
         valid = repeat_rows(content_mask(modality_tokens), batch // len(modality_tokens.values))
         masks[name] = valid & (present or {}).get(name, jnp.ones(batch, bool))[:, None]

@@ -40,7 +40,7 @@ class AudioTransformer(TransformerEncoder):
         for i in range(
             self.downsample.bit_length() - 1
         ):  # log2(downsample) convolutions that halve the frames
-            x = nn.gelu(Conv(self.width, (3,), 2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x))
+            x = nn.gelu(Conv(self.width, (3,), strides=2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x))
             mask = None if mask is None else mask[:, ::2]
             x = apply_mask(x, mask)
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)

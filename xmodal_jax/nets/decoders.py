@@ -88,7 +88,7 @@ class ConvDecoder(nn.Module):
         x = nn.Dense(height * width * self.width, name="start")(z).reshape(len(z), height, width, self.width)
         for k in range(stages):
             out = channels if k == stages - 1 else max(self.width // 2 ** (k + 1), 1)
-            x = keep_rows(ConvTranspose(out, (4, 4), 2, name=f"up_{k}")(nn.relu(x)))
+            x = keep_rows(ConvTranspose(out, (4, 4), strides=2, name=f"up_{k}")(nn.relu(x)))
         return x
 
 
@@ -133,7 +133,9 @@ class FrameDecoder(nn.Module):
         x = nn.Dense(coarse_frames * self.width, name="start")(z).reshape(len(z), coarse_frames, self.width)
         for k in range(self.halvings):
             last = k == self.halvings - 1
-            x = keep_rows(ConvTranspose(mels if last else self.width, (4,), 2, name=f"up_{k}")(nn.relu(x)))
+            x = keep_rows(
+                ConvTranspose(mels if last else self.width, (4,), strides=2, name=f"up_{k}")(nn.relu(x))
+            )
         return x[:, :frames]
 
 
@@ -146,7 +148,7 @@ class _PositionTokens(TransformerEncoder):
     def __call__(self, vector, keys):
         """``vector [N, width]`` to tokens ``[N, length, width]``."""
         x = jnp.broadcast_to(vector[:, None], (len(vector), self.length, self.width))
-        return self.encode(x, None, (self.length,), keys).values
+        return self.encode(x, mask=None, grid=(self.length,), keys=keys).values
 
 
 class ParallelTextDecoder(nn.Module):
@@ -201,7 +203,7 @@ class AutoregressiveTextDecoder(nn.Module):
     ) -> Float[Array, "rows length vocab"]:
         """Logits of each token, given the latent ``z`` and the ``tokens`` before it.
 
-        ``keys``: one per row, for dropout and word dropout in training; None in evaluation.
+        ``keys``: one for each of the latents, for dropout and word dropout in training; None in evaluation.
         """
         config = TextDecoderConfig(width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout)
         decoder = build_decoder(config, vocab_size=self.vocab_size, max_length=self.length)
@@ -210,7 +212,7 @@ class AutoregressiveTextDecoder(nn.Module):
             tokens = drop_words(tokens, keys, self.word_dropout)
         # Shifted by one: the first position gets padding (0), which stands for the start of the text.
         before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
-        return decoder(before, Tokens(memory, None), keys=keys)
+        return decoder(before, Tokens(memory, mask=None), keys=keys)
 
 
 def drop_words(ids: Int[Array, "rows length"], keys: ExampleKeys, rate: float) -> Int[Array, "rows length"]:

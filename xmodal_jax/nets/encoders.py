@@ -101,8 +101,8 @@ class TransformerConfig(ModuleConfig):
     scan_layers: bool = False
     """Whether the blocks are one compiled block in a loop over stacked parameters, which shortens the compilation."""
     attention: Literal["xla", "cudnn"] | None = None
-    """Implementation of attention: "xla", or "cudnn" (NVIDIA GPU and a 16-bit dtype); None: matrix products in JAX,
-    which are fastest on a CPU."""
+    """Implementation of attention: "cudnn" is the flash kernel of NVIDIA GPUs, for 16-bit dtypes; "xla" is
+    ``jax.nn.dot_product_attention`` on any device; None: this library's matrix products, which are fastest on a CPU."""
 
     def transformer_options(self) -> dict[str, Any]:
         """These options as keyword arguments of the Flax module (a `nets.transformer.SizedTransformer`).
@@ -390,9 +390,9 @@ class PretrainedEncoderConfig(EncoderConfig):
     chosen_by: ClassVar[str] = "--image-encoder hf:PATH (or --text-encoder, --audio-encoder, --video-encoder)"
 
     architecture: FilledIn[str | None] = None
-    """Content of the checkpoint's config.json as text, filled in when the checkpoint is opened."""
+    """Content of the checkpoint's config.json as text; None until the checkpoint is opened, which fills it in."""
     width: FilledIn[int | None] = None
-    """Dimensions of a token, filled in when the checkpoint is opened."""
+    """Dimensions of a token; None until the checkpoint is opened, which fills it in."""
     depth: FilledIn[int | None] = None
     """Number of transformer blocks, filled in when the checkpoint is opened; None for networks that are no
     transformers."""
@@ -412,8 +412,8 @@ class PretrainedEncoderConfig(EncoderConfig):
     """For transformers: whether the blocks are one compiled block in a loop over stacked parameters, which shortens the
     compilation."""
     attention: Literal["xla", "cudnn"] | None = None
-    """Implementation of attention: "xla", or "cudnn" (NVIDIA GPU and a 16-bit dtype); None: matrix products in JAX,
-    which are fastest on a CPU."""
+    """Implementation of attention: "cudnn" is the flash kernel of NVIDIA GPUs, for 16-bit dtypes; "xla" is
+    ``jax.nn.dot_product_attention`` on any device; None: this library's matrix products, which are fastest on a CPU."""
 
     @property
     def pool_heads(self) -> int:

@@ -85,8 +85,11 @@ class MADE(nn.Module):
     """
 
     features: int
+    """Number of dimensions."""
     hidden: int
+    """Units of each hidden layer."""
     depth: int
+    """Number of hidden layers."""
     reverse: bool = False
     """Whether the order of the dimensions is reversed: the last dimension comes first."""
     bound: float = 3.0
@@ -160,9 +163,13 @@ class AutoregressiveFlow(nn.Module):
     """
 
     features: int
+    """Number of dimensions."""
     layers: int = 4
+    """Number of layers of the flow."""
     hidden: int = 128
+    """Units of each hidden layer within a layer of the flow."""
     depth: int = 2
+    """Number of hidden layers within a layer of the flow."""
     bound: float = 3.0
     """The largest absolute log-scale of one layer."""
 

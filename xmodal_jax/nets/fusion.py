@@ -57,7 +57,8 @@ Streams = dict[str, Tokens]
 
 
 class SharedTokens(NamedTuple):
-    """Tokens of a modality that several examples may share: each row belongs to ``count`` consecutive examples."""
+    """Tokens of a modality that several examples may share: each of the B rows of an array ``[B, N, D]`` belongs to
+    ``count`` consecutive examples."""
 
     tokens: Tokens
     """Arrays ``[B / count, ...]``."""
@@ -66,7 +67,7 @@ class SharedTokens(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Examples per row of the tokens."""
+        """Number of examples that share one row of the tokens."""
         return len(self.present) // len(self.tokens.values)
 
     @property
@@ -81,7 +82,7 @@ class SharedTokens(NamedTuple):
 
 
 def repeat_rows(x: Array, count: int) -> Array:
-    """Repeats every row ``count`` times: ``[B / count, ...]`` to ``[B, ...]``."""
+    """Repeats every entry of the first axis ``count`` times: ``[B / count, ...]`` to ``[B, ...]``."""
     return x if count == 1 else jnp.repeat(x, count, axis=0)
 
 
@@ -222,7 +223,7 @@ def concatenate(streams: Streams, without: str | None = None) -> Tokens:
 
 
 def batch_size_of(tokens: Mapping[str, Tokens], present: Mapping[str, Array] | None = None) -> int:
-    """The number of examples: the largest number of rows of any modality, a multiple of those of the others."""
+    """The number of examples: the largest batch axis of any modality, which is a multiple of all others."""
     row_counts = {name: len(t.values) for name, t in tokens.items()}
     batch = max([*row_counts.values(), *(len(is_present) for is_present in (present or {}).values())])
     for name, count in row_counts.items():
@@ -429,7 +430,7 @@ def mean_tokens(streams: Streams) -> dict[str, Array]:
 
 def output_of_vector(x: Array) -> FusionOutput:
     """The result of a fusion that gives one vector ``[B, width]``: the vector is also its only token."""
-    return FusionOutput(Tokens(x[:, None, :], None), x)
+    return FusionOutput(Tokens(x[:, None, :], mask=None), x)
 
 
 class Concatenation(Fusion):

@@ -138,7 +138,7 @@ class DCGANGenerator(nn.Module):
             x = nn.relu(batch_norm(keys, self.axis_name, dtype=self.dtype, name=f"norm_{k}")(x))
             last = k == stages - 1
             out = channels if last else self.width * 2 ** (stages - 2 - k)
-            up = ConvTranspose(out, (4, 4), 2, use_bias=last, dtype=self.dtype, name=f"up_{k}")
+            up = ConvTranspose(out, (4, 4), strides=2, use_bias=last, dtype=self.dtype, name=f"up_{k}")
             x = keep_rows(up(x))
         return jnp.tanh(x.astype(jnp.float32))
 
@@ -248,7 +248,7 @@ class ResidualPixels(nn.Module):
                 branch = Conv(features, (3, 3), dtype=self.dtype, name=f"conv_{k}_{layer}")(branch)
             x = keep_rows(x + branch)
         x = modulate("modulation_out")(x, vector, keys)
-        x = ConvTranspose(channels, (4, 4), 2, dtype=self.dtype, name="pixels")(x)
+        x = ConvTranspose(channels, (4, 4), strides=2, dtype=self.dtype, name="pixels")(x)
         return x.astype(jnp.float32)
 
     def _attend(self, x, words: Tokens, name: str):
@@ -309,7 +309,9 @@ class NoisePosterior(nn.Module):
 
     encoder: nn.Module
     features: int
+    """Number of noise values."""
     hidden: int = 128
+    """Units of the hidden layer between the encoder's tokens and the posterior."""
 
     @nn.compact
     def __call__(
@@ -339,6 +341,7 @@ class Critic(nn.Module):
     kind: str = "concat"
     outputs: int = 1
     hidden: int = 128
+    """Units of the hidden layer."""
 
     @nn.compact
     def __call__(
@@ -390,11 +393,11 @@ class ContrastiveEmbeddings(NamedTuple):
 
     image: Float[Array, "batch dim"]
     condition: Float[Array, "batch dim"] | None
-    """Of the class or sentence."""
+    """Of the class or sentence; None without a contrastive loss of them."""
     regions: Float[Array, "batch regions dim"] | None
-    """Of each image token."""
+    """Of each image token (region); None without a contrastive loss of words."""
     words: Float[Array, "batch length dim"] | None
-    """Of each word."""
+    """Of each word; None without a contrastive loss of words."""
 
 
 class ContrastiveHead(nn.Module):

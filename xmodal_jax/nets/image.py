@@ -34,7 +34,7 @@ def _check_norm(norm: str) -> None:
         raise ValueError(f"norm must be 'group' or 'none', got {norm!r}")
 
 
-def _group_norm(channels: int, groups: int, dtype, name: str) -> nn.Module:
+def _group_norm(channels: int, *, groups: int, dtype, name: str) -> nn.Module:
     return GroupNorm(math.gcd(groups, channels), dtype=dtype, name=name)
 
 
@@ -83,7 +83,7 @@ class ConvNet(nn.Module):
         options = dict(norm=self.norm, dtype=self.dtype)
         if self.coordinates:
             inputs = jnp.concatenate([inputs, coordinate_channels(inputs)], axis=-1)
-        x = Conv(self.width // 4, (4, 4), 2, dtype=self.dtype, name="stem")(inputs)
+        x = Conv(self.width // 4, (4, 4), strides=2, dtype=self.dtype, name="stem")(inputs)
         for stage, depth in enumerate((1, 1, self.depth)):
             features = self.width // 4 * 2**stage
             if stage:
@@ -92,12 +92,12 @@ class ConvNet(nn.Module):
                 branch = PreActConv(features, **options, name=f"conv_{stage}_{block}")(x)
                 x = x + DropPath(self.drop_path, name=f"drop_path_{stage}_{block}")(branch, keys)
         if self.norm == "group":
-            x = _group_norm(self.width, 8, self.dtype, "norm")(x)
+            x = _group_norm(self.width, groups=8, dtype=self.dtype, name="norm")(x)
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
         if self.token_positions:
-            x = PositionEmbedding(grid, "sincos", name="positions")(x)
-        return Tokens(Dropout(self.dropout, name="dropout")(x, keys), None)
+            x = PositionEmbedding(grid, kind="sincos", name="positions")(x)
+        return Tokens(Dropout(self.dropout, name="dropout")(x, keys), mask=None)
 
 
 class PlainConvNet(nn.Module):
@@ -137,11 +137,13 @@ class PlainConvNet(nn.Module):
         x = inputs
         for k in range(layers):
             features = max(self.width // 2 ** (layers - 1 - k), 1)
-            x = keep_rows(Conv(features, (4, 4), 2, dtype=self.dtype, name=f"conv_{k}")(x))
+            x = keep_rows(Conv(features, (4, 4), strides=2, dtype=self.dtype, name=f"conv_{k}")(x))
             if self.norm == "group" and k:
-                x = _group_norm(features, 8, self.dtype, f"norm_{k}")(x)
+                x = _group_norm(features, groups=8, dtype=self.dtype, name=f"norm_{k}")(x)
             x = nn.leaky_relu(x, 0.2)
-        return Tokens(Dropout(self.dropout, name="dropout")(x.reshape(len(x), -1, self.width), keys), None)
+        return Tokens(
+            Dropout(self.dropout, name="dropout")(x.reshape(len(x), -1, self.width), keys), mask=None
+        )
 
 
 class FlatMLP(nn.Module):
@@ -169,7 +171,7 @@ class FlatMLP(nn.Module):
         x = inputs.reshape(len(inputs), -1)
         for k in range(self.depth):
             x = nn.leaky_relu(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2)
-        return Tokens(Dropout(self.dropout, name="dropout")(x, keys)[:, None], None)
+        return Tokens(Dropout(self.dropout, name="dropout")(x, keys)[:, None], mask=None)
 
 
 def coordinate_channels(
@@ -194,7 +196,7 @@ class _PreActConv(nn.Module):
     def __call__(self, x):
         """``conv(gelu(norm(x)))``."""
         if self.norm == "group":
-            x = _group_norm(x.shape[-1], 8, self.dtype, "norm")(x)
+            x = _group_norm(x.shape[-1], groups=8, dtype=self.dtype, name="norm")(x)
         return keep_rows(Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x)))
 
 
@@ -242,10 +244,12 @@ class ResNet(nn.Module):
         if self.stem == "small":
             x = Conv(base, (3, 3), use_bias=False, dtype=self.dtype, name="stem")(inputs)
         elif self.stem == "imagenet":
-            x = Conv(base, (7, 7), 2, padding=3, use_bias=False, dtype=self.dtype, name="stem")(inputs)
+            x = Conv(base, (7, 7), strides=2, padding=3, use_bias=False, dtype=self.dtype, name="stem")(
+                inputs
+            )
         else:
             raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}")
-        x = nn.relu(_group_norm(base, 32, self.dtype, "stem_norm")(x))
+        x = nn.relu(_group_norm(base, groups=32, dtype=self.dtype, name="stem_norm")(x))
         if self.stem == "imagenet":
             x = max_pool(x, window=3, stride=2, padding=1)
         Block = nn.remat(_ResidualBlock) if self.remat else _ResidualBlock
@@ -260,7 +264,7 @@ class ResNet(nn.Module):
                     name=f"block_{stage}_{block}",
                 )(x, keys)
         x = x.reshape(x.shape[0], -1, self.width)
-        return Tokens(Dropout(self.dropout, name="dropout")(x, keys), None)
+        return Tokens(Dropout(self.dropout, name="dropout")(x, keys), mask=None)
 
 
 class _ResidualBlock(nn.Module):
@@ -279,7 +283,7 @@ class _ResidualBlock(nn.Module):
         def conv_norm(x, features, size, stride, name):
             """A convolution with a kernel of ``size x size``, and group norm."""
             x = Conv(features, (size, size), stride, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(x)
-            return _group_norm(features, 32, self.dtype, f"{name}_norm")(x)
+            return _group_norm(features, groups=32, dtype=self.dtype, name=f"{name}_norm")(x)
 
         out = self.features * (4 if self.bottleneck else 1)
         # (features, kernel size, stride) of each convolution.
@@ -291,7 +295,7 @@ class _ResidualBlock(nn.Module):
         for i, (features, size, stride) in enumerate(layers):
             y = conv_norm(y if i == 0 else nn.relu(y), features, size, stride, f"layer_{i}")
         if x.shape != y.shape:  # project the input, to add it to the branch
-            x = conv_norm(x, out, 1, self.stride, "shortcut")
+            x = conv_norm(x, out, size=1, stride=self.stride, name="shortcut")
         return keep_rows(nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys)))
 
 
@@ -337,4 +341,4 @@ class ViT(TransformerEncoder):
         if height % p or width % p:
             raise ValueError(f"patch={p} must divide the image's sides, got {height} x {width}")
         x = nn.Dense(self.width, dtype=self.dtype, name="patches")(cut_patches(inputs, p))
-        return self.encode(x, None, (height // p, width // p), keys)
+        return self.encode(x, mask=None, grid=(height // p, width // p), keys=keys)

@@ -136,7 +136,7 @@ class ObjectEncoder(nn.Module):
             role = role + dense("vector")(condition.vector)[:, None]
         if condition.words is None:  # appearance and role are the same
             appearance = norm("norm")(role).astype(jnp.float32)
-            return ObjectEmbeddings(appearance, appearance, None)
+            return ObjectEmbeddings(appearance, role=appearance, attention=None)
         words, mask = condition.words
         if mask is None:
             mask = jnp.ones(words.shape[:2], bool)
@@ -199,7 +199,12 @@ class Layout(nn.Module):
         return boxes
 
     def _next(self, objects, boxes):
-        """``(mean, log_scale)`` of each box, ``[B, K, 3]``, given the objects ``[B, K, D]`` and the boxes before it."""
+        """``(mean, log_scale)`` of the Gaussian that each box is drawn from, ``[B, K, 3]`` each, given the objects
+        ``[B, K, D]`` and the boxes before it.
+
+        A box has 3 numbers: the horizontal and the vertical position of its centre, and its size. ``before`` is a dense
+        layer, ``after`` a block of causal attention, see `setup`.
+        """
         # Shifted by one: object k gets the box of object k - 1, the first one zeros.
         previous = self.before(jnp.pad(boxes[:, :-1], [(0, 0), (1, 0), (0, 0)]))
         x = self.norm(self.after(objects + previous.astype(objects.dtype)))
@@ -225,6 +230,7 @@ class ObjectGenerator(nn.Module):
     cells: int = 16
     planes: int = 8
     hidden: int = 128
+    """Units of the hidden layers from an object's appearance to its cells."""
     dtype: Any = None
 
     def setup(self):

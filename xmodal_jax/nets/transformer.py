@@ -101,7 +101,8 @@ class TransformerStyle:
     epsilon: float = 1e-6
     """Epsilon of the layer norms."""
     gated: bool = False
-    """Whether the MLP is gated (SwiGLU): ``down(activation(up x) * gate x)``."""
+    """Whether the MLP is gated: ``down(activation(up x) * gate x)``; SwiGLU if the activation is "silu". Here the
+    activation is on the layer called "up"; most papers call that one the gate. The names are those of parameters."""
     layer_scale: float | None = None
     """Initial value of a learned factor for each channel of each branch (LayerScale, Touvron et al. 2021,
     arXiv:2103.17239); None: no such factor."""
@@ -118,7 +119,7 @@ class TransformerStyle:
 
 
 class MLP(nn.Module):
-    """A layer to ``mlp_ratio * D`` features, an activation, and a layer back to ``D``; or a gated one (SwiGLU).
+    """A layer to ``mlp_ratio * D`` features, an activation, and a layer back to ``D``; or with ``gated`` a gated MLP.
 
     The last layer is initialized ``out_scale`` times as large as usual.
     """
@@ -131,8 +132,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length dim"]) -> Float[Array, "batch length dim"]:
-        """``down(activation(up x))``, or with a gate ``down(activation(up x) * gate x)``; up, down and gate are
-        dense."""
+        """``down(activation(up x))``, or with a gate ``down(activation(up x) * gate x)``; up, down and gate are dense
+        layers. (Most papers put the activation on the layer that they call the gate; that is ``up`` here.)"""
         size = round(self.mlp_ratio * x.shape[-1])
         hidden = ACTIVATIONS[self.activation](nn.Dense(size, dtype=self.dtype, name="up")(x))
         if self.gated:

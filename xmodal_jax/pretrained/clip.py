@@ -97,7 +97,7 @@ class ClipImage(PretrainedEncoder):
         x = jnp.concatenate([token, x], axis=1)
         x = self.first_norm(x + self.places[None].astype(x.dtype))
         self.record_hidden_state(x)
-        return Tokens(self.transformer(self.dropout(x, keys), keys=keys), None)
+        return Tokens(self.transformer(self.dropout(x, keys), keys=keys), mask=None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
         """The normalized class token, ``[B, D]``."""
@@ -277,19 +277,22 @@ def blocks(sizes: TransformerSizes) -> list[Rule]:
     )
 
 
-def with_projection(rules: list[Rule], prefix: str, name: str, sizes: TransformerSizes) -> list[Rule]:
-    """An encoder's rules, with those of its projection (the layer ``name`` of the checkpoint) if it has one.
+def with_projection(
+    rules: list[Rule], *, prefix: str, projection: str, sizes: TransformerSizes
+) -> list[Rule]:
+    """An encoder's rules, with those of its projection (the layer ``projection`` of the checkpoint) if it has one.
 
     In a checkpoint with the projection, the names of the encoder's arrays have the prefix ``prefix``, but that of the
     projection does not. (In a checkpoint of the encoder alone no name has a prefix.)
     """
     if sizes.options.head != "project":
         return rules
-    return [*prefixed(rules, prefix), *dense(name, "projector", bias=False)]
+    return [*prefixed(rules, prefix), *dense(projection, "projector", bias=False)]
 
 
 def image_rules(module: ClipImage) -> list[Rule]:
     """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    # before=1: the first position is that of the class token, which is in no grid and stays as it is.
     resample = images.make_resampler(module.trained_grid, module.grid, before=1)
     rules = [
         Rule("embeddings.class_embedding", "class_token"),
@@ -299,7 +302,7 @@ def image_rules(module: ClipImage) -> list[Rule]:
         *blocks(module.sizes),
         *norm("post_layernorm", "last_norm"),
     ]
-    return with_projection(rules, "vision_model.", "visual_projection", module.sizes)
+    return with_projection(rules, prefix="vision_model.", projection="visual_projection", sizes=module.sizes)
 
 
 def text_rules(module: ClipText) -> list[Rule]:
@@ -310,7 +313,7 @@ def text_rules(module: ClipText) -> list[Rule]:
         *blocks(module.sizes),
         *norm("final_layer_norm", "transformer/norm"),
     ]
-    return with_projection(rules, "text_model.", "text_projection", module.sizes)
+    return with_projection(rules, prefix="text_model.", projection="text_projection", sizes=module.sizes)
 
 
 def read_loss_parameters(checkpoint: Checkpoint) -> dict[str, float]:

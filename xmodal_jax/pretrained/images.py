@@ -112,17 +112,17 @@ def cubic_weights(old: int, new: int, *, antialias: bool = False) -> np.ndarray:
     # The positions of the new samples on the old axis, [new, 1].
     positions = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
     if antialias:
-        weights = _cubic((positions - np.arange(old)) / max(old / new, 1.0), -0.5)
+        weights = _cubic((positions - np.arange(old)) / max(old / new, 1.0), a=-0.5)
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     # Each new sample depends on the four old ones around it, [new, 4].
     weights = np.zeros((new, old))
     old_samples = np.floor(positions).astype(int) + np.arange(-1, 3)
     new_samples = np.broadcast_to(np.arange(new)[:, None], old_samples.shape)
-    np.add.at(weights, (new_samples, old_samples.clip(0, old - 1)), _cubic(positions - old_samples, -0.75))
+    np.add.at(weights, (new_samples, old_samples.clip(0, old - 1)), _cubic(positions - old_samples, a=-0.75))
     return weights.astype(np.float32)
 
 
-def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+def _cubic(x: np.ndarray, *, a: float) -> np.ndarray:
     """Keys's cubic kernel: (a+2)|x|^3 - (a+3)|x|^2 + 1 for |x| <= 1, a|x|^3 - 5a|x|^2 + 8a|x| - 4a for |x| < 2, else
     0."""
     x = np.abs(x)

@@ -183,7 +183,7 @@ class ResNet(PretrainedEncoder):
             x = Block(sizes, width, stride, name=path)(x, keys)
         x = _to_tokens(x)
         self.record_hidden_state(x)
-        return Tokens(Dropout(options.dropout, name="dropout")(x, keys), None)
+        return Tokens(Dropout(options.dropout, name="dropout")(x, keys), mask=None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
         """The mean of the tokens, ``[B, D]``."""

@@ -85,7 +85,8 @@ class Rule(NamedTuple):
     index: tuple[int | slice, ...] = ()
     """The slice of the parameter that is filled; all of it by default."""
     transform: Callable[..., np.ndarray] | None = None
-    """Applied to the arrays before ``layout``; the arrays' shapes are then not checked."""
+    """Applied to the arrays before ``layout``; the arrays' shapes are then not checked. None: they are taken
+    unchanged."""
     invert: Callable[[np.ndarray], Iterable[np.ndarray]] | None = None
     """The inverse of ``transform``, for writing a checkpoint; None: the parameter is written untransformed."""
 

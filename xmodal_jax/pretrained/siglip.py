@@ -104,7 +104,7 @@ class SiglipImage(PretrainedEncoder):
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         x = x + self.places[None].astype(x.dtype)
         self.record_hidden_state(x)
-        return Tokens(self.transformer(self.dropout(x, keys), keys=keys), None)
+        return Tokens(self.transformer(self.dropout(x, keys), keys=keys), mask=None)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
         """The pooled tokens, ``[B, D]``."""

@@ -118,7 +118,7 @@ class ViT(PretrainedEncoder):
             x = jnp.concatenate([x[:, :1], self._prepend(self.register_tokens, x[:, 1:])], axis=1)
         self.record_hidden_state(x)
         x = self.dropout(x, keys)
-        return Tokens(self.transformer(x, keys=keys), None)
+        return Tokens(self.transformer(x, keys=keys), mask=None)
 
     def _prepend(self, tokens: Array, x: Array) -> Array:
         """``tokens`` ``[1, K, D]`` before the tokens ``x`` ``[B, N, D]`` of each example."""
@@ -209,6 +209,7 @@ def _no_bias(module: ViT) -> tuple[str, ...]:
 def _rules(module: ViT, layer) -> list[Rule]:
     """The rules of a ViT or DINOv2; ``layer(k, path)`` gives those of layer ``k``, in which the two differ."""
     # With registers, ``transformers`` resamples the positions with antialiasing.
+    # before=1: the first position is that of the class token, which is in no grid and stays as it is.
     resample = make_resampler(module.trained_grid, module.grid, before=1, antialias=module.registers > 0)
     projection, kernel = "embeddings.patch_embeddings.projection", patches(module.patch, module.patch)
     registers = [Rule("embeddings.register_tokens", "register_tokens")] if module.registers else []

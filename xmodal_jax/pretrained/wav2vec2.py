@@ -89,7 +89,9 @@ class Wav2Vec2(PretrainedEncoder):
         dtype, epsilon = self.sizes.options.dtype, 1e-5
         geometry = zip(self.channels, self.kernels, self.strides, strict=True)
         self.convs = [
-            Conv(channels, (size,), stride, "VALID", use_bias=self.extractor_bias, dtype=dtype)
+            Conv(
+                channels, (size,), strides=stride, padding="VALID", use_bias=self.extractor_bias, dtype=dtype
+            )
             for channels, size, stride in geometry
         ]
         if self.extractor_norm == "group":

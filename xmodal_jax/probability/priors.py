@@ -22,7 +22,8 @@ class Prior(NamedTuple):
     private: Posterior | None = None
     """``[P]``: prior of the private variables; None in models without them."""
     auxiliary: Posterior | None = None
-    """``[M, P]``: where a modality's private variables are drawn from when it is generated from other modalities."""
+    """``[M, P]``: where a modality's private variables are drawn from when it is generated from other modalities; None
+    in models without private variables."""
 
     def log_prob(self, z: Float[Array, "*rows dim"]) -> Float[Array, "*rows"]:
         """``log sum_c p(c) p(z | c)`` over the components c, for shared variables z."""

@@ -189,7 +189,7 @@ def _audio_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
 
 
 def _image_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
-    return inputs.raw[modality][k], _grid(inputs.without_leading(modality, weights), 1)[0]
+    return inputs.raw[modality][k], _grid(inputs.without_leading(modality, weights), steps=1)[0]
 
 
 def _video_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):

@@ -256,7 +256,7 @@ def embedding_map(
     """
     if len(groups) != len(points) or (modalities is not None and len(modalities) != len(points)):
         raise ValueError(f"{len(points)} points need as many groups and modalities")
-    fig = _figure(WIDTH, 5.2)
+    fig = _figure(WIDTH, height=5.2)
     ax = fig.add_subplot()
     if pairs is not None:
         for a, b in pairs:
@@ -264,7 +264,7 @@ def embedding_map(
     point_groups = np.asarray([str(group) for group in groups])
     point_modalities = np.asarray([""] * len(points) if modalities is None else [str(m) for m in modalities])
     group_names, modality_names = (list(dict.fromkeys(x)) for x in (point_groups, point_modalities))
-    group_names = sorted(group_names) if len(group_names) > 1 else group_names
+    group_names = sorted(group_names)
     default_colours = dict(zip(group_names, _cycle(len(group_names)), strict=True))
     colours = {name: (palette or {}).get(name, colour) for name, colour in default_colours.items()}
     markers = dict(zip(modality_names, _repeat(MARKERS, len(modality_names)), strict=True))
@@ -378,7 +378,7 @@ def spectrogram(
     ``frames_per_second``: for a time axis in seconds; None: the axis counts frames.
     """
     by_title = log_mel if isinstance(log_mel, Mapping) else {title: log_mel}
-    fig, axes = _grid(len(by_title), 1, height=2.1)
+    fig, axes = _grid(len(by_title), columns=1, height=2.1)
     low, high = min(m.min() for m in by_title.values()), max(m.max() for m in by_title.values())
     for ax, (name, mel) in zip(axes, by_title.items(), strict=True):
         end = len(mel) / (frames_per_second or 1.0)

@@ -74,12 +74,12 @@ def add_images(
       params: of the GAN.
       test: the test split.
       images: uint8 ``[N, H, W, C]``, one for each caption of ``test``, which ``generate`` has made with ``params``.
-      judge: captions these images.
+      judge: the trained captioner that captions these images.
       history: samples during training.
     """
     texts, conditions = test.texts, generate.conditions["test"]
     real = read_fields(test.source, ("image",))["image"]
-    samples = [images, *(generate(params, "test", k) for k in range(1, 4))]  # k: another noise for each
+    samples = [images, *(generate(params, "test", sample=k) for k in range(1, 4))]  # other noise for each k
     add_samples(report, "Samples", texts, real, samples, judge.captions(images))
     add_history(report, history, texts)
     add_interpolations(report, generate.generator, params, conditions, texts, seed=generate.seed)
@@ -132,10 +132,10 @@ def add_samples(
     count: int = 24,
 ) -> None:
     """A table with a row for each of the first ``count`` examples: its caption, its real image, generated images, and
-    the judge's caption of the first generated one.
+    the judge's caption of the first generated one. The judge is a trained captioner.
 
     ``generated``: several arrays of images ``[N, H, W, C]``, of different noise. ``judge_captions``: of the first of
-    these arrays; None: there is no judge.
+    these arrays; None: there is no judge, and the table has no such column.
     """
     columns = ["caption", "real", *["generated"] * len(generated)]
     if judge_captions is not None:

@@ -121,7 +121,7 @@ def _decode_one_sample(evaluator: LatentEvaluator, params: Any, z: Any) -> dict[
     """All modalities as a batch of N examples, decoded from ``z [modalities, 1, N, D']``: one sample of the latents for
     each example."""
     # Without a random key (None) texts and classes are the likeliest ones. Arrays [1, N, ...]: drop the first axis.
-    outputs = evaluator.vae.decode(params, z, None)
+    outputs = evaluator.vae.decode(params, z, key=None)
     return evaluator.to_batch(jax.tree.map(lambda x: x[0], outputs))
 
 

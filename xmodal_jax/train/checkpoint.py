@@ -62,7 +62,7 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         self.best_metric = best_metric
         self._newest = self._manager("newest", keep)
-        self._best = self._manager("best", 1) if best_metric else None
+        self._best = self._manager("best", keep=1) if best_metric else None
         self._best_value = None
         """Score of the best checkpoint so far; None: there is none."""
         # A resumed run goes on from the score of its best checkpoint. One that cannot be read is moved away.

@@ -331,7 +331,8 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
     """The configuration that ``tyro.cli`` reads from the words; ends the program with one line if they are wrong."""
     error_output = io.StringIO()
     options = {} if default is None else {"default": default}
-    # Tyro's errors are a box of several lines: it is caught, and `_message_of` takes the message out.
+    # Tyro's errors are a box of several lines on stderr: it is caught, and `_message_of` takes the message out. With
+    # "--help" alone tyro prints its help and exits: nothing is caught, so that the help has the terminal's width.
     errors = contextlib.nullcontext() if words == ["--help"] else _unwrapped_errors(error_output)
     try:
         with errors:
@@ -348,7 +349,7 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
         if not exit.code or words == ["--help"]:
             raise
         _fail(_message_of(error_output.getvalue(), config_class))
-    print(error_output.getvalue(), end="", file=sys.stderr)  # warnings
+    print(error_output.getvalue(), end="", file=sys.stderr)  # tyro's warnings, caught with its errors
     if unknown:
         _fail(explain_unknown(unknown, default))
     return config

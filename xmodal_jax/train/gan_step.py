@@ -64,7 +64,7 @@ class GANState(NamedTuple):
     ema: Params | None
     """Exponential moving average of the generator's parameters, or None."""
     variables: dict[str, Any]
-    """See `types.GAN`."""
+    """The state that changes without gradients, such as running statistics (see `types.GAN`)."""
     key: Key
     """The seed's key; a step draws from ``fold_in(key, step)``. It never changes."""
 

@@ -149,7 +149,7 @@ class TrainingLoop:
         make = gan_step.make_training if isinstance(method, GAN) else make_training
         self.training = training = make(method, optimizer, config.steps, params=params)
         self.seeds = config.all_seeds
-        # With one seed (None) the arrays of the state have no leading axis of seeds.
+        # ``seeds`` is the length of the state's leading axis; None, for one seed: there is no such axis.
         options = dict(fsdp=config.fsdp, seeds=len(self.seeds) if len(self.seeds) > 1 else None)
         self.engine = make_engine(config.parallel, training.init, training.make_step, **options)
         self._run_initial: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
@@ -161,6 +161,7 @@ class TrainingLoop:
             ).run
         self._checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
         self._feed = BatchFeed(loader, self.engine, config)
+        # ``resident``: the data set as arrays on the device, if it fits there; None: batches come from the host.
         self._device_data = DeviceData(
             data=self._feed.resident, frozen=self.engine.put_frozen(training.frozen)
         )
@@ -189,7 +190,7 @@ class TrainingLoop:
         self._evaluations_since_best = 0
         self._pending_metrics: tuple[int, Any] | None = None
         """The number of steps after the last dispatch, and its metrics, which the device may still be computing."""
-        # `set_up` assigns these.
+        # `set_up` assigns the values of the next four; until then they are placeholders.
         self._steps_per_dispatch = 0
         self._learning_rates: dict[str, np.ndarray] = {}
         """The learning rate of every step, by optimizer."""
@@ -219,6 +220,7 @@ class TrainingLoop:
             self.config, self.start, self.training.initial_steps
         )
         self._learning_rates = tabulate(self.training.learning_rates, self.config.steps)
+        # `Engine.fetch`: the state with one copy of each array, without the axis of devices that pmap adds.
         self._param_names = leaf_names(self.engine.fetch(self.state).params)
         self._bar = self._make_progress_bar()
 
@@ -267,7 +269,9 @@ class TrainingLoop:
         with self.timer("data_wait"):
             scan_inputs = self._feed.next(self.step, self._steps_per_dispatch)
         with self.timer("train"):
-            if self.step == self.start and self.engine.seeds:  # before the first step of several seeds
+            # Only before the first step of several seeds: the message proposes fewer seeds. With one seed the device's
+            # error says that memory does not suffice.
+            if self.step == self.start and self.engine.seeds:
                 check_memory(self.engine, self.state, self._device_data, scan_inputs)
             in_initial_stage = self.step < self.training.initial_steps
             run_steps = self._run_initial if in_initial_stage else self.engine.run
@@ -405,6 +409,7 @@ class TrainingLoop:
         return {
             **self._metadata,
             "step": self.step,
+            # The loader's own step is not that of training where the data set is on the device: nothing iterates it.
             "position": {**self._feed.position(), "step": self.step},
             "best": None if self._best_score == -math.inf else self._best_score,  # JSON has no infinity
             # Evaluations since the best one; the name is that of earlier versions' checkpoints.
@@ -442,7 +447,7 @@ class TrainingLoop:
 def load_pretrained_params(state: Any, engine: Engine, training: Training, example: Any) -> Any:
     """``state`` with the parameters that ``training.load_pretrained`` loads from checkpoints in place of the initial
     ones, also in the moving average. ``example``: a batch, for the shapes of the model's inputs."""
-    initial = engine.fetch(state)
+    initial = engine.fetch(state)  # one copy of each array
     if engine.seeds is None:
         params = training.load_pretrained(initial.params, example)
     else:

@@ -266,7 +266,7 @@ def _pmap(init, run, seeds, devices) -> Engine:
     def run_and_read(state, device_data, scan_inputs):
         """The steps on all devices; the metrics are equal there, and the first device's are returned."""
         state, metrics = run(state, device_data, scan_inputs)
-        return state, take_copy(metrics, 0)
+        return state, take_copy(metrics, k=0)
 
     # pmap needs an argument with an axis of devices: the zeros, which are not used.
     broadcast = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=devices)

@@ -269,7 +269,7 @@ class Run:
           resume: whether to go on with the run in ``path``; if there is none, a new run begins.
           experiment: name of the experiment; None: that of the running script.
           tensorboard: whether to write TensorBoard events too.
-          writer: whether this process writes; None: process 0 does, and the others write nothing.
+          writer: whether this process writes; None: process 0 does, and other processes write nothing.
 
         Raises:
           DirectoryInUse: another process has the directory open.

@@ -51,14 +51,16 @@ class Training(NamedTuple):
     initial_steps: int = 0
     """Number of steps, at the start of training, that ``make_initial_step`` makes."""
     make_initial_step: Callable[[str | None], Callable] | None = None
-    """As ``make_step``, for the initial stage. It is a separate program, because a branch in one program is slower on a
-    CPU."""
+    """As ``make_step``, for the initial stage; None: there is no such stage. It is a separate program, because a branch
+    in one program is slower on a CPU."""
     load_pretrained: Callable[[Params, Batch], Params] | None = None
-    """As `types.Method.load_pretrained`."""
+    """``load_pretrained(params, batch) -> params``: puts trained parameters in place of initial ones; None: training
+    starts from the initial ones (see `types.Method`)."""
     ema_params: Callable[[Params], Params] = lambda params: params
     """``ema_params(params)``: the part of the parameters that the exponential moving average is taken of."""
     frozen: Params | None = None
-    """Parameters of frozen networks (`types.GAN`): a third argument of the step, and not part of the state."""
+    """Parameters of frozen networks (`types.GAN`): a third argument of the step, and not part of the state; None: there
+    are none."""
 
 
 def make_training(
@@ -125,7 +127,10 @@ def make_initial_step(
     """The step of the method's initial stage: as `make_step`, but with the stage's own loss, and it updates only the
     parameters that this stage trains (see `types.Stage`)."""
     stage = method.initial_stage
-    return _make_step(stage.loss, False, lambda path: not stage.trains(path), tx, config, axis_name)
+    return _make_step(
+        stage.loss, tx, config, needs_whole_batch=False, frozen=lambda path: not stage.trains(path),
+        axis_name=axis_name,
+    )  # fmt: skip
 
 
 def make_step(
@@ -138,15 +143,23 @@ def make_step(
     trains (see `types.Stage`) are frozen in this step.
     """
     frozen = None if method.initial_stage is None else method.initial_stage.trains
-    return _make_step(method.loss, method.needs_whole_batch, frozen, tx, config, axis_name)
+    return _make_step(
+        method.loss,
+        tx,
+        config,
+        needs_whole_batch=method.needs_whole_batch,
+        frozen=frozen,
+        axis_name=axis_name,
+    )
 
 
 def _make_step(
     method_loss: Callable,
-    needs_whole_batch: bool,
-    frozen: Callable[[str], bool] | None,
     tx: optax.GradientTransformation,
     config: optim.Optimizer,
+    *,
+    needs_whole_batch: bool,
+    frozen: Callable[[str], bool] | None,
     axis_name: str | None,
 ) -> Callable:
     """The step that minimises ``method_loss``, without updating the parameters for which ``frozen(path)`` is True.

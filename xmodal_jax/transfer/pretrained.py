@@ -96,7 +96,7 @@ def read_slots(metadata: Mapping[str, Any]) -> list[EncoderSlot]:
     return [EncoderSlot(**{**slot, "fields": tuple(slot["fields"])}) for slot in metadata.get("encoders", [])]
 
 
-NO_RUN = TrainedRun({}, {}, AudioFeatures(), None, "")
+NO_RUN = TrainedRun(params={}, configs={}, features=AudioFeatures(), tokenizer=None, source="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,10 +230,13 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
         )
     model = config.model
     for name, encoder_config in configs.items():
-        if name in fields:
+        if name in fields:  # the other run may have encoders that this model has no place for
             model = replace_field(model, fields[name], encoder_config)
     if "audio" in configs and "audio" in fields:
-        model = _with_audio_features(config, model, configs["audio"] if "audio" in folders else None, run)
+        # A checkpoint's audio encoder determines by its architecture what features it takes; another run has stored the
+        # features that its encoder was trained on.
+        from_checkpoint = configs["audio"] if "audio" in folders else None
+        model = _with_audio_features(config, model, pretrained=from_checkpoint, run=run)
     return dataclasses.replace(config, model=model), PretrainedEncoders(folders, configs, run, **options)
 
 
@@ -321,10 +324,11 @@ def replace_field(config: Any, path: str, value: Any) -> Any:
     return dataclasses.replace(config, **{name: value})
 
 
-def _with_audio_features(config: RunConfig, model: Any, pretrained: Any, run: TrainedRun) -> Any:
+def _with_audio_features(config: RunConfig, model: Any, *, pretrained: Any, run: TrainedRun) -> Any:
     """``model`` with the audio features (spectrogram or waveform) that its trained encoder takes.
 
-    ``pretrained``: the encoder's configuration if it comes from a Hugging Face checkpoint; None: it comes from ``run``.
+    ``pretrained``: the audio encoder's configuration if it comes from a Hugging Face checkpoint; None: the encoder
+    comes from ``run``, with ``run.features``.
     """
     features = run.features
     if pretrained is not None:

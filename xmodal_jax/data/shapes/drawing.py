@@ -48,7 +48,7 @@ def _square(x, y):
 def _triangle(x, y):
     # Equilateral, apex up (y points down); the corners lie 1.08 and the sides 0.54 from the centre.
     normals = [np.float32((np.cos(a), np.sin(a))) for a in np.pi / 2 + np.arange(3) * 2 * np.pi / 3]
-    return _half_planes(x, y, normals, 0.54)
+    return _half_planes(x, y, normals, offset=0.54)
 
 
 def _star(x, y):

@@ -239,8 +239,11 @@ def _read_object(letters: str, values: Sequence[int]) -> ObjectMeaning | None:
 
 
 def _tokens(caption: str) -> Iterator[tuple[str, str | None, int]]:
-    """Yields ``(words, letter, value)`` of each phrase of a caption, with the category letter and the value that
-    `_LEXICON` gives; the letter is None for an unknown word."""
+    """Yields ``(words, letter, value)`` of each phrase of a caption, such as ``("red", "C", 0)``: its words, the letter
+    of its category (C is colour, see `_LEXICON`), and its index in the category's vocabulary.
+
+    For an unknown word the letter is None and the value 0.
+    """
     text, position = " ".join(caption.lower().split()), 0
     while position < len(text):
         token = _TOKEN.match(text, position)
@@ -301,9 +304,10 @@ _PROPERTIES = ("size", "colour", "texture", "shape", "motion")
 
 def _match_paired(
     pairs: Sequence[tuple[ObjectMeaning | None, ObjectMeaning]],
-    same_order: bool,
     caption: Meaning | None,
     reference: Meaning,
+    *,
+    same_order: bool,
 ) -> dict[str, tuple[int, int]]:
     """``(right, total)`` counts as in `match_factors`, for one way to pair the objects of the caption with those of the
     reference.
@@ -344,7 +348,7 @@ def match_factors(caption: Meaning | None, reference: Meaning) -> dict[str, tupl
     padded = (*objects, *[None] * (len(reference.objects) - len(objects)))
     for order in dict.fromkeys(itertools.permutations(padded, len(reference.objects))):
         pairs = list(zip(order, reference.objects, strict=True))
-        counts = _match_paired(pairs, order == objects, caption, reference)
+        counts = _match_paired(pairs, caption, reference, same_order=order == objects)
         if not best or sum(r for r, _ in counts.values()) > sum(r for r, _ in best.values()):
             best = counts
     return best

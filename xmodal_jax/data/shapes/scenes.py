@@ -76,7 +76,7 @@ class _Draw:
         return np.stack([self.uniform(f"{field}/{k}") for k in range(n)], axis=1)
 
 
-def _pairs(draw: _Draw, held_out: bool, n: np.ndarray) -> np.ndarray:
+def _pairs(draw: _Draw, n: np.ndarray, *, held_out: bool) -> np.ndarray:
     """Three distinct shape-colour pairs for each scene, codes ``[N, 3]`` (shape * 8 + colour).
 
     ``n``: the number of objects ``[N]``. ``held_out``: whether one object of each scene gets a pair of `HELD_OUT`.
@@ -101,7 +101,7 @@ def _between(low, high, u):
     return low + (high - low) * u
 
 
-def _along(draw: _Draw, name: str, swap: np.ndarray, first: np.ndarray, second: np.ndarray):
+def _along(draw: _Draw, name: str, *, first: np.ndarray, second: np.ndarray, swap: np.ndarray):
     """Random coordinates along one axis for two objects side by side with the radii ``first`` and ``second``.
 
     Returns ``(first_coordinate, second_coordinate, distance)``, ``[N]`` each in canvas widths. The first object has the
@@ -120,7 +120,7 @@ def _single_object(draw: _Draw, margin: np.ndarray) -> tuple[np.ndarray, np.ndar
     """``(position, place)`` of an object that is alone in its scene: the centre (x, y) ``[N, 2]`` in canvas widths, and
     the index ``[N]`` of its place in `PLACES`. ``margin`` ``[N, 1]``: smallest distance from the canvas's edge."""
     # The cell (column, line) of a 3 x 3 grid; there are gaps between the cells, so that places are unambiguous.
-    cell = np.stack([draw.integer("place/x", 3), draw.integer("place/y", 3)], axis=1)
+    cell = np.stack([draw.integer("place/x", high=3), draw.integer("place/y", high=3)], axis=1)
     low = np.where(cell == 0, margin, np.where(cell == 1, 0.45, 0.65))
     high = np.where(cell == 0, 0.35, np.where(cell == 1, 0.55, 1 - margin))
     return _between(low, high, draw.columns("place/jitter", 2)), cell[:, 1] * 3 + cell[:, 0]
@@ -140,19 +140,24 @@ def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
     single_position, single_place = _single_object(draw, margin[:, :1])
 
     # Two or three objects. The axis of the first relation is called "along", the other axis "across". ``along0`` is the
-    # coordinate of object 0 on the first one, and so on. Relations are left 0, right 1, above 2, below 3.
-    relation = draw.integer("relation/0", 4)
+    # coordinate of object 0 on the axis "along", and so on; ``distance01`` is the distance of objects 0 and 1 on that
+    # axis, ``distance12`` that of objects 1 and 2 on the axis "across". Relations: left 0, right 1, above 2, below 3.
+    relation = draw.integer("relation/0", high=4)
     vertical, swap = relation // 2, relation % 2  # swap: object 1 comes before object 0
-    swap_second = draw.integer("relation/1", 2)
-    along0, along1, gap0 = _along(draw, "along", swap == 1, radius[:, 0], radius[:, 1])
-    across1, across2, gap1 = _along(draw, "across", swap_second == 1, radius[:, 1], radius[:, 2])
+    swap_second = draw.integer("relation/1", high=2)
+    along0, along1, distance01 = _along(
+        draw, "along", first=radius[:, 0], second=radius[:, 1], swap=swap == 1
+    )
+    across1, across2, distance12 = _along(
+        draw, "across", first=radius[:, 1], second=radius[:, 2], swap=swap_second == 1
+    )
     # Without a third object, the second one may lie anywhere across.
     free = _between(margin[:, 1], 1 - margin[:, 1], draw.uniform("across/free"))
     across1 = np.where(n == 3, across1, free)
     # Objects 0 and 2 deviate a little from the straight line through object 1, by at most this fraction of their
     # distance from it, and stay on the canvas.
     slack = np.where(n == 3, 0.15, 0.35)
-    offset0, offset2 = (2 * draw.columns("offset", 2) - 1).T * slack * np.stack([gap0, gap1])
+    offset0, offset2 = (2 * draw.columns("offset", 2) - 1).T * slack * np.stack([distance01, distance12])
     across0 = np.clip(across1 + offset0, margin[:, 0], 1 - margin[:, 0])
     along2 = np.clip(along1 + offset2, margin[:, 2], 1 - margin[:, 2])
     position = np.stack(
@@ -203,7 +208,7 @@ def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarra
     pick = draw.integer("motion/direction", np.maximum(possible.sum(axis=1), 1))
     direction = np.argmax(np.cumsum(possible, axis=1) > pick[:, None], axis=1)
     # Half of the movers move (1..4); the others are still (0), grow (5), shrink (6) or turn (7). Without room: turn.
-    kind = draw.integer("motion/kind", 8)
+    kind = draw.integer("motion/kind", high=8)
     moving = (kind >= 1) & (kind <= 4)
     code = np.where(moving, np.where(possible.any(axis=1), 1 + direction, 7), kind)
     motion = np.where(np.arange(MAX_OBJECTS) < n[:, None], 0, -1)
@@ -231,14 +236,16 @@ def sample_factors(seed: int, split: str, index: np.ndarray) -> Factors:
     draw = _Draw(seed, split, np.asarray(index))
     n = 1 + draw.integer("num_objects", MAX_OBJECTS)
     present = np.arange(MAX_OBJECTS) < n[:, None]
-    codes = _pairs(draw, split == "compositions", n)
+    # A code is 8 * shape + colour. The split "compositions" has pairs of shape and colour that training never shows.
+    codes = _pairs(draw, n, held_out=split == "compositions")
+    shape, colour = codes // 8, codes % 8
     size = np.floor(draw.columns("size", 3) * len(SIZES)).astype(np.int64)
     texture = np.floor(draw.columns("texture", 3) * len(TEXTURES)).astype(np.int64)
     radius = RADII[size].astype(np.float64)
     position, place, relation, second = _positions(draw, n, radius)
     motion, travel = _motions(draw, n, position, radius)
     # A plain disc that turns (motion 7) looks like one that stands still: give it stripes (texture 1).
-    round_shape = np.isin(codes // 8, (SHAPES.index("circle"), SHAPES.index("ring")))
+    round_shape = np.isin(shape, (SHAPES.index("circle"), SHAPES.index("ring")))
     texture = np.where(round_shape & (motion == 7), 1, texture)
     # A dark gray background (18..56) with a tint: up to 6 levels more or less in each colour.
     shade = 18 + 38 * draw.uniform("background/shade")
@@ -246,7 +253,7 @@ def sample_factors(seed: int, split: str, index: np.ndarray) -> Factors:
 
     factors = {"num_objects": n, "place": place, "relation": relation, "second_relation": second}
     factors |= {"motion": motion}
-    for name, value in (("shape", codes // 8), ("colour", codes % 8), ("size", size), ("texture", texture)):
+    for name, value in (("shape", shape), ("colour", colour), ("size", size), ("texture", texture)):
         factors[name] = np.where(present, value, -1)
     factors = {name: value.astype(np.int32) for name, value in factors.items()}
     return factors | {

@@ -46,7 +46,7 @@ def _nearest(x: _Field, y: _Field, centres: np.ndarray) -> tuple[np.ndarray, _Fi
 
 def _stripes(rng, x, y, colours):
     """Bent stripes in three colours."""
-    bend = 1.2 * _waves(rng, x, y, 45.0, 8)
+    bend = 1.2 * _waves(rng, x, y, period=45.0, count=8)
     band = np.floor((x * np.cos(0.6) + y * np.sin(0.6) + bend) / 4.5).astype(np.int64)
     return colours[band % 3]
 
@@ -60,7 +60,7 @@ def _checks(rng, x, y, colours):
 
 def _clouds(rng, x, y, colours):
     """RGB ``[S, S, 3]``: three of the ``colours``, mixed in proportions that vary as smooth noise."""
-    fine, coarse = _waves(rng, x, y, 14.0), _waves(rng, x, y, 26.0)
+    fine, coarse = _waves(rng, x, y, period=14.0), _waves(rng, x, y, period=26.0)
     u, v = (1 / (1 + np.exp(-2 * noise)) for noise in (fine, coarse))  # to 0..1
     return (1 - u)[..., None] * colours[0] + u[..., None] * (
         (1 - v)[..., None] * colours[1] + v[..., None] * colours[2]
@@ -69,7 +69,7 @@ def _clouds(rng, x, y, colours):
 
 def _dots(rng, x, y, colours):
     """Discs of random sizes and colours on a plain ground."""
-    centres = _centres(rng, x.max(), 8.5)
+    centres = _centres(rng, side=x.max(), spacing=8.5)
     nearest, distance = _nearest(x, y, centres)
     size, shade = rng.uniform(1.6, 3.6, len(centres)), rng.integers(1, len(colours), len(centres))
     return np.where((distance < size[nearest])[..., None], colours[shade[nearest]], colours[0])
@@ -77,14 +77,15 @@ def _dots(rng, x, y, colours):
 
 def _rings(rng, x, y, colours):
     """Concentric rings in three colours around random points."""
-    nearest, distance = _nearest(x, y, _centres(rng, x.max(), 32.0))
+    nearest, distance = _nearest(x, y, _centres(rng, side=x.max(), spacing=32.0))
     return colours[(np.floor(distance / 2.6).astype(np.int64) + nearest) % 3]
 
 
 def _gradients(rng, x, y, colours):
     """RGB ``[S, S, 3]``: colours that change smoothly along one direction, which is bent by noise."""
     # The position 0..4 on a closed path through the four colours; between two of them colours are interpolated.
-    along = np.mod((x * np.cos(2.2) + y * np.sin(2.2)) / 30 + 0.25 * _waves(rng, x, y, 90.0, 6), 1) * 4
+    bend = 0.25 * _waves(rng, x, y, period=90.0, count=6)
+    along = np.mod((x * np.cos(2.2) + y * np.sin(2.2)) / 30 + bend, 1) * 4
     start = np.floor(along).astype(np.int64) % 4
     fraction = (along - np.floor(along))[..., None]
     return (1 - fraction) * colours[start] + fraction * colours[(start + 1) % 4]
@@ -105,7 +106,7 @@ def _bricks(rng, x, y, colours):
 def _facets(rng, x, y, colours):
     """RGB ``[S, S, 3]``: the Voronoi cells of random points, each with a gradient between two colours in a random
     direction."""
-    centres = _centres(rng, x.max(), 13.0)
+    centres = _centres(rng, side=x.max(), spacing=13.0)
     cell, _ = _nearest(x, y, centres)
     direction, shade = rng.uniform(0, 2 * np.pi, len(centres)), rng.integers(0, len(colours), len(centres))
     dx, dy = x - centres[cell, 0], y - centres[cell, 1]

@@ -26,13 +26,14 @@ class Adapter:
     fields: Mapping[str, str]
     """The path of the feature that holds each modality or ``label``, such as ``captions/text`` in nested features."""
     prompt: str | None = None
-    """Template of a caption with {} for the class name, for data sets without text."""
+    """Template of a caption with {} for the class name, for data sets without text; None: no captions are made."""
     captions: int = 1
     """Captions per image; each gives one example (a shorter list of captions is repeated)."""
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The data set's own name of a split where it differs, with an optional slice in percent: ``train[:95%]``."""
     sample_rate: int | None = None
-    """Sample rate of the audio in Hz, if the description of the feature has none."""
+    """Sample rate of the audio in Hz, if the description of the feature has none; None: that at which the source
+    returns audio, so that it is not resampled."""
 
 
 _IMAGE_LABEL = {"image": "image", "label": "label"}

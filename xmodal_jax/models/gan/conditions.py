@@ -230,7 +230,8 @@ class CaptionEncoder(ConditionEncoder):
     vocab_size: int
     length: int
     frozen_text: bool
-    """Whether the text encoder is frozen: its parameters are then ``frozen["text"]``."""
+    """Whether the text encoder keeps its pretrained parameters, which are then in ``frozen["text"]``; False: it is
+    trained."""
     modalities: ClassVar[tuple[str, ...]] = ("image", "text")
 
     @property
@@ -280,7 +281,7 @@ class CaptionEncoder(ConditionEncoder):
         return self.predictor.init(key, ids, tokens)["params"]
 
     def prediction_loss(self, params, tokens, batch) -> Float[Array, "batch"]:
-        logits = self.predictor.apply({"params": params}, batch["text"][:, :-1], Tokens(tokens, None))
+        logits = self.predictor.apply({"params": params}, batch["text"][:, :-1], Tokens(tokens, mask=None))
         return sequence.token_cross_entropy(logits, batch["text"][:, 1:], _mask(batch)[:, 1:])
 
 

@@ -29,9 +29,9 @@ class ImageInputs(NamedTuple):
 
     image: Float[Array, "batch height width channels"]
     tokens: Float[Array, "batch length dim"] | None = None
-    """Tokens of a `FrozenCaptioner` or a `FrozenEncoder`."""
+    """Tokens of a `FrozenCaptioner` or a `FrozenEncoder`; None: the images alone are used."""
     word_attention: Float[Array, "batch words length"] | None = None
-    """The captioner's attention to ``tokens`` for each word of the caption."""
+    """The captioner's attention to ``tokens`` for each word of the caption; None: it guides nothing."""
 
 
 class FrozenCaptioner(NamedTuple):

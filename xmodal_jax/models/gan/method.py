@@ -122,7 +122,7 @@ class DiscriminatorPass(NamedTuple):
     real_keys: ExampleKeys
     """Random keys of augmentation and dropout for the real images."""
     fake_keys: ExampleKeys
-    """The same for the generated images."""
+    """Random keys of augmentation and dropout for the generated images."""
     real_tokens: Float[Array, "batch length dim"]
     """The discriminator's tokens of the real images."""
     real_scores: Float[Array, "batch outputs"]
@@ -138,7 +138,8 @@ class ConditionalGAN:
     r"""The functions of `types.GAN` for a conditional GAN of images.
 
     The batch holds ``image`` uint8, and ``text`` ``[B, length]`` with its mask, or ``label`` (-1 is unknown), as the
-    condition needs. An example that lacks one of them has no influence.
+    condition needs. An example that lacks one of them has no influence. ``index`` is the example's position in the
+    stream of all examples drawn, consecutive within a batch: random keys are derived from it.
 
     With real images x, generated images y and their condition c, the discriminator minimises the mean over the global
     batch of
@@ -184,7 +185,10 @@ class ConditionalGAN:
     config: GANConfig
     networks: GANNetworks
     captioner: FrozenCaptioner | None = None
+    """A trained captioner that scores generated images (redescription) or whose tokens are features of images; None:
+    neither."""
     image_encoder: FrozenEncoder | None = None
+    """A pretrained encoder whose tokens are the features of images; None: those of the captioner, if there is one."""
 
     def as_gan(self, frozen: dict[str, Params] | None) -> GAN:
         """The methods below as a `types.GAN`; ``frozen``: the parameters of frozen networks, by name."""
@@ -230,6 +234,7 @@ class ConditionalGAN:
         ``toward_text`` and ``toward_text_mask``), the condition is interpolated linearly: ``blend [B]`` is the weight
         of the second one, from 0 to 1.
         """
+        # Parameters to predict with: "generator", the "variables", and those of "frozen" networks if there are any.
         generator, frozen = params["generator"], params.get("frozen")
         batch_stats = params["variables"].get("batch_stats", {})  # empty ones are not in checkpoints
         # Without random keys there is no dropout, and batch norm uses its running statistics.
@@ -326,8 +331,9 @@ class ConditionalGAN:
     def _reconstruct_mask(self, batch: Batch) -> Bool[Array, "batch"]:
         """Which images are reconstructed: every second one.
 
-        The discriminator's n-th step gets the examples whose index is n modulo ``d_steps``. Dividing by ``d_steps``
-        makes it every second example of each step.
+        ``index`` is an example's position in the stream of all examples, consecutive within a batch. The
+        discriminator's n-th step gets the examples whose index is n modulo ``d_steps``. Dividing by ``d_steps`` makes
+        it every second example of each step.
         """
         return (batch["index"] // self.config.d_steps) % 2 == 0
 
@@ -397,11 +403,14 @@ class ConditionalGAN:
     ) -> Float[Array, ""]:
         """InfoNCE of generated and real images: each generated image should be nearer to the real image of the same
         condition than to the real images of the batch that show another picture."""
+        # The head embeds images and conditions together; only the images' embeddings are used here.
         fake_embedding = networks.contrastive_embeddings(params, fake_tokens, condition).image
         real_embedding = networks.contrastive_embeddings(params, real_tokens, condition).image
+        # match: only copies of the same real image are positives. Another real image of the same condition is a
+        # negative, while in `_condition_losses` equal conditions are positives.
         terms = info_nce(
-            fake_embedding, real_embedding, present=present, match=matching_ids(None, batch), duplicates="positive",
-            axis_name=axis_name, temperature=self.config.contrastive.temperature,
+            fake_embedding, real_embedding, present=present, match=matching_ids(ids=None, batch=batch),
+            duplicates="positive", axis_name=axis_name, temperature=self.config.contrastive.temperature,
         )  # fmt: skip
         return _mean_share(terms, present, axis_name)
 
@@ -421,10 +430,11 @@ class ConditionalGAN:
             shares_features = feature_config.projected and self.config.augmentation is None
             tokens = fake.tokens if shares_features else self._image_features(image, frozen)
         if self.captioner is not None:
-            mask = batch.get("text_mask", batch["text"] != 0)
-            captioner_tokens = (
-                tokens if self.image_encoder is None else self.captioner.encode(frozen["captioner"], image)
-            )
+            mask = batch.get("text_mask", batch["text"] != 0)  # token 0 is padding
+            if self.image_encoder is None:
+                captioner_tokens = tokens  # already the captioner's
+            else:
+                captioner_tokens = self.captioner.encode(frozen["captioner"], image)
             nats = self.captioner.cross_entropy(frozen["captioner"], captioner_tokens, batch["text"], mask)
             aux["g_redescription"] = _mean_share(nats, present, axis_name)
             loss = loss + feature_config.redescription_weight * aux["g_redescription"]
@@ -537,7 +547,8 @@ class ConditionalGAN:
         def critic(inputs: ImageInputs, vector=None, keys=None):
             """The number ``[B]`` whose gradient is penalised: the logit, or the witness function of an MMD-GAN.
 
-            ``vector``: the condition's, by default the batch's; ``keys``: of dropout, by default the real images'.
+            ``vector``: the condition's; None: the batch's. The penalty ma_gp passes it, to differentiate by it.
+            ``keys``: of dropout; None: those of the real images. The penalty r2 passes those of the generated images.
             """
             vector = forward.condition.vector if vector is None else vector
             keys = forward.real_keys if keys is None else keys
@@ -629,6 +640,7 @@ class ConditionalGAN:
             terms = info_nce(embedded.image, embedded.condition, temperature=weights.temperature, **pairs)
             losses["sentence"] = mean_share(terms), weights.sentence_weight
         if weights.word_weight:
+            # It has its own inverse temperatures, gamma 1 to 3 of AttnGAN, instead of ``weights.temperature``.
             terms = word_region_loss(embedded.words, condition.words.mask, embedded.regions, **pairs)
             losses["word"] = mean_share(terms), weights.word_weight
         return losses

@@ -41,13 +41,15 @@ class GANNetworks:
     config: GANConfig
     sizes: DataSizes
     frozen_text: bool = False
-    """Whether the text encoder is frozen."""
+    """Whether the text encoder keeps its pretrained parameters, which are then in ``frozen["text"]`` (--text-encoder);
+    False: each network trains one."""
     token_shape: tuple[int, ...] = ()
     """Number and width of the frozen network's tokens that the discriminator gets; empty: none."""
     word_attention: bool = False
     """Whether a captioner's attention of words to these tokens guides the posterior."""
     axis_name: str | None = None
-    """The named axis that the generator's batch norm averages over."""
+    """The named axis of devices that the generator's batch norm averages over; None: there is none, and it averages
+    over the batch that it gets."""
 
     # -- modules --
 
@@ -102,7 +104,7 @@ class GANNetworks:
         condition = self.condition_encoder.example()
         if self.config.generator.conditioning:
             (vector, _), variables = self.conditioning.init_with_output(
-                fold_in_name(key, "augmentation"), condition.vector, None
+                fold_in_name(key, "augmentation"), condition.vector, noise=None
             )
             params["augmentation"], condition = variables["params"], condition._replace(vector=vector)
         noise = jnp.zeros((1, self.config.generator.noise))

@@ -34,7 +34,7 @@ class Mismatched(NamedTuple):
 
     outputs: Outputs
     present: Bool[Array, "batch"]
-    """``bool [B]``: whether the other condition is present and differs from the image's own."""
+    """``bool [B]``: whether the mismatched condition is present and differs from the condition of the image."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@
     vae = make_multimodal_vae(config, sizes_of(batch, ("image", "text"), config, vocab_size=1000))
     params = vae.method.init(key, batch)
     latents = vae.infer(params, batch, [True, False], key)  # given the image alone
-    vae.decode(params, latents.z, None)["text"]  # ids [1, B, L]
+    vae.decode(params, latents.z, key=None)["text"]  # ids [1, B, L]
 """
 
 from xmodal_jax.core.lazy import lazy_exports

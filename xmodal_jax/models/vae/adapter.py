@@ -58,7 +58,7 @@ class _Adapter:
         """
 
         def encode_sample(index: int) -> Float[Array, "batch dim"]:
-            return self.vae.encode(params, batch, None if key is None else jax.random.fold_in(key, index))
+            return self.vae.encode(params, batch, key=None if key is None else jax.random.fold_in(key, index))
 
         shared = jnp.stack([encode_sample(index) for index in range(samples)])
         z = self.append_label(shared, batch["label"]) if self.config.conditional else shared

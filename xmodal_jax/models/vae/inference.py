@@ -83,10 +83,11 @@ def _add_private(
 ) -> LatentSamples:
     """``shared [R, B, D]`` followed by private latents, where the model has them.
 
-    The private latents of an observed modality are drawn from its posterior ``q(w_m | x_m)``, those of the others from
-    their auxiliary priors, as in training. ``log_ratio [R, B]``, that of the shared latents, gets ``log p(w_m) - log
-    q(w_m | x_m)`` of the observed modalities added. An estimate of the likelihood needs the samples of the others to be
-    from the prior ``p(w)``: it takes `with_exact_prior` of the inputs.
+    The private latents of an observed modality are drawn from its posterior ``q(w_m | x_m)``, those of modalities that
+    are not observed from their auxiliary priors, as in training. ``log_ratio [R, B]``, that of the shared latents, gets
+    ``log p(w_m) - log q(w_m | x_m)`` of the observed modalities added. An estimate of the likelihood needs the private
+    latents of modalities that are not observed to be from the prior ``p(w)``: it takes `with_exact_prior` of the
+    inputs.
     """
     count, samples = len(inputs.present), shared.shape[0]
     latents = repeat_leading(shared, count)  # [M, R, B, D]

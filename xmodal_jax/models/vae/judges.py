@@ -30,7 +30,7 @@ from xmodal_jax.types import Batch, Method
 
 
 class JudgeOutputs(NamedTuple):
-    """Logits and features of the judges; the axis M is in the order of `Judges.modalities`."""
+    """Logits and features of the judges (classifiers); the axis M is in the order of `Judges.modalities`."""
 
     logits: Float[Array, "batch m classes"]
     features: Float[Array, "batch m hidden"]
@@ -111,7 +111,7 @@ def make_judges(
     names = tuple(name for group in groups for name in group.names)
 
     def init(key, batch: Batch):
-        return network.init(key, preprocess(configs, names, first_example(batch)), None)["params"]
+        return network.init(key, preprocess(configs, names, first_example(batch)), keys=None)["params"]
 
     def loss(params, batch: Batch, key, *, axis_name=None):
         """The mean cross-entropy over the present modalities of the examples with a known label; aux: the accuracy.
@@ -132,6 +132,6 @@ def make_judges(
         return mean_share(nats), {"accuracy": mean_share(correct)}
 
     def predict(params, batch: Batch) -> JudgeOutputs:
-        return network.apply({"params": params}, preprocess(configs, names, batch), None)
+        return network.apply({"params": params}, preprocess(configs, names, batch), keys=None)
 
     return Judges(Method(init, loss, predict), names)

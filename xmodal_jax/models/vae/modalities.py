@@ -61,7 +61,8 @@ NO_AUGMENT = AugmentConfig(translate=0)
 Masked = tuple[Array, Array | None]
 """An array and the mask of its content (None: everything is content)."""
 Decode = Callable[[Array | None], Array]
-"""``decode(tokens)``: the outputs of a decoder; ``tokens`` are the ids that an autoregressive one continues."""
+"""``decode(tokens)``: the outputs of a decoder; ``tokens`` are the ids that an autoregressive one continues, None for
+all other decoders."""
 
 
 class Vocabulary(NamedTuple):
@@ -180,7 +181,7 @@ def _encoder_features(
     Args:
       kind: of data.
       encoder: its configuration.
-      size: of an example.
+      size: of an example of the modality.
       hidden: number of features.
       name: of the module, in parameter paths; None: the attribute that it is assigned to.
       flatten: whether the encoder's tokens are flattened rather than pooled (for an encoder trained from scratch).
@@ -241,7 +242,7 @@ class ImageConfig(ModalityConfig):
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
-        return jnp.clip(DENSITIES[self.likelihood].mean(decode(None)), 0.0, 1.0)
+        return jnp.clip(DENSITIES[self.likelihood].mean(decode(tokens=None)), 0.0, 1.0)
 
     def as_fields(self, generated, end_id: int) -> dict[str, Array]:
         return {"": jnp.round(generated * 255.0).astype(jnp.uint8)}
@@ -297,7 +298,7 @@ class TextConfig(ModalityConfig):
         other, given those before."""
         (length,) = size.shape
         if not self.decoder.autoregressive:
-            return _choose(decode(None), None if key is None else jax.random.fold_in(key, 0))
+            return _choose(decode(tokens=None), None if key is None else jax.random.fold_in(key, 0))
 
         def set_token(t, ids):
             """Sets token t of all texts, given the tokens before it."""
@@ -396,7 +397,7 @@ class AudioConfig(ModalityConfig):
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
-        return DENSITIES[self.likelihood].mean(decode(None))
+        return DENSITIES[self.likelihood].mean(decode(tokens=None))
 
     def as_fields(self, generated, end_id: int) -> dict[str, Array]:
         return {"": self.to_log_mel(generated), "_mask": jnp.ones(generated.shape[:2], bool)}
@@ -449,7 +450,7 @@ class LabelConfig(ModalityConfig):
         return label_log_likelihood(outputs, x)
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
-        return _choose(decode(None), key)
+        return _choose(decode(tokens=None), key)
 
     def as_fields(self, generated, end_id: int) -> dict[str, Array]:
         return {"": generated.astype(jnp.int32)}

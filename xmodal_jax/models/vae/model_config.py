@@ -44,20 +44,29 @@ class ModelConfig(ModalityConfigs):
     latent: int = 64
     """Dimensions of the latent variable."""
     hidden: int = 256
-    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of all networks besides
-    encoders and decoders."""
+    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of the networks that
+    only some models have: the critic, a learned prior, the joint encoder, flows, and the networks between the levels of
+    a hierarchy of latents."""
 
     def __post_init__(self):
         check_at_least(self, 1, "latent", "hidden")
+
+    def divergence_weight(self, batch: Batch) -> float | Array:
+        """Weight of the divergence in the loss of a batch, the argument ``beta`` of the model's objective; 0 here, as
+        the loss has no divergence."""
+        return 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class VariationalConfig(ModelConfig):
     """A model with a divergence of posteriors from a prior, whose weight can be annealed from 0."""
 
+    beta: ClassVar[float] = 1.0
+    """Weight of the divergence after annealing; an option of most models."""
+
     posterior_scale: str = "exp"
     """How an encoder's output r becomes the scale s of a posterior: "exp" (s^2 = exp(r)), "softplus" (s = softplus(r)),
-    or "softmax" over the latent dimensions (the scales of an example then have mean 1)."""
+    or "softmax" (s = D softmax(r) over the D latent dimensions, so that the scales of an example have mean 1)."""
     warmup: int = 0
     """Steps over which the weight of the divergence rises from 0 to its full value; 0: the weight is constant."""
     cycle: int = 0
@@ -75,11 +84,12 @@ class VariationalConfig(ModelConfig):
         if not 0 < self.ramp <= 1:
             raise ValueError(f"ramp must lie in (0, 1], got {self.ramp}")
 
-    def annealed_weight(self, weight: float, batch: Batch) -> float | Array:
-        """A divergence's ``weight`` after KL annealing (warm-up, cycles) at the training step ``batch["step"]``.
+    def divergence_weight(self, batch: Batch) -> float | Array:
+        """The weight ``beta`` of the divergence after KL annealing (warm-up, cycles) at the batch's training step.
 
-        Outside of training a batch has no step, and ``weight`` is returned.
+        In training a batch holds the step as ``batch["step"]``, one number for each example. Outside of training it has
+        none, and the weight is ``beta``.
         """
         if "step" not in batch:
-            return weight
-        return weight * kl_warmup(batch["step"], warmup=self.warmup, cycle=self.cycle, ramp=self.ramp)
+            return self.beta
+        return self.beta * kl_warmup(batch["step"], warmup=self.warmup, cycle=self.cycle, ramp=self.ramp)

@@ -63,8 +63,9 @@ class MultimodalVAE(NamedTuple):
     from, given shared latents, such as samples of the prior or a traversal; the axis of length 1 is that of samples.
     Private latents are drawn from their prior; with key None they are its mean."""
     sample_prior: Callable[..., Array] | None
-    """``sample_prior(params, key, count) -> shared [count, D]``; None if the shared latents have no prior of their
-    own."""
+    """``sample_prior(params, key, count) -> shared [count, D]``: samples of the prior of the shared latents. None only
+    for a conditional VAE of one modality whose prior is learned (`adapter.as_multimodal`): that prior is p(z | label),
+    and here there is no label."""
     log_likelihood: Callable[..., Array]
     """``log_likelihood(params, batch, key, observed, targets, samples)``: the importance-weighted estimate ``[B]`` of
     ``log p(x_targets)`` in nats, from samples of ``q(z | x_observed)``; missing targets are left out."""
@@ -78,6 +79,7 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
     """
     if len(sizes) < 2:
         raise ValueError(f"a multimodal VAE needs two modalities at least, got {', '.join(sizes) or 'none'}")
+    # rescale: whether the weights of log-likelihoods make up for the modalities' numbers of elements.
     used = used_configs(config, sizes, rescale=config.rescale)
     network = Network(config.network_config(), used, make_groups(sizes))
     model = _Model(config, network)
@@ -96,15 +98,16 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
 class _NetworkMethods(NamedTuple):
     """The network's methods that some objectives call, bound to its parameters and to the batch's features.
 
-    ``flow`` and ``inverse_flow`` serve JNF; ``message``, ``encode_top`` and ``decode_top`` serve Nexus;
-    ``top_down_pass`` serves MHVAE.
+    ``flow`` and ``inverse_flow`` serve JNF (joint normalizing flows); ``message``, ``encode_top`` and ``decode_top``
+    serve Nexus (a latent above those of the modalities); ``top_down_pass`` serves MHVAE (a hierarchy of latents).
     """
 
     apply: Apply
     features: Float[Array, "m batch hidden"]
 
     def flow(self, z: Array) -> tuple[Array, Array]:
-        """``z [B, D]`` in the base space of each modality's flow, ``[M, B, D]``, and ``log |det|`` ``[M, B]``."""
+        """``(base [M, B, D], log_det [M, B])``: ``z [B, D]`` mapped by each modality's flow to its base space, in which
+        the posterior is normal, and the logarithm of the absolute determinant of the flow's Jacobian."""
         return self.apply("flow", z)
 
     def inverse_flow(self, base: Array) -> Array:
@@ -165,19 +168,24 @@ class _Model:
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
         """The loss and its metrics; in a model with two stages those of the second stage, with frozen decoders."""
         decoder_params = jax.lax.stop_gradient(params) if self.config.initial_fraction else None
-        return self._mean_loss(self.config.objective, params, decoder_params, batch, key, axis_name)
+        return self._mean_loss(
+            self.config.objective, params, batch, key, decoder_params=decoder_params, axis_name=axis_name
+        )
 
     def initial_loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
         """The loss of the initial stage and its metrics."""
-        return self._mean_loss(self.config.initial_objective, params, None, batch, key, axis_name)
+        return self._mean_loss(
+            self.config.initial_objective, params, batch, key, decoder_params=None, axis_name=axis_name
+        )
 
     def _mean_loss(
         self,
         objective: Callable[[ObjectiveInputs, Weight], ObjectiveTerms],
         params: Params,
-        decoder_params: Params | None,
         batch: Batch,
         key: Key,
+        *,
+        decoder_params: Params | None,
         axis_name: collectives.AxisName,
     ) -> tuple[Array, dict[str, Array]]:
         """The objective's loss and metrics: this device's shares of their means over the global batch.
@@ -189,7 +197,8 @@ class _Model:
         inputs = self.preprocess(batch, keys)
         terms = objective(
             self.training_inputs(params, inputs, keys, decoder_params, axis_name),
-            self.config.annealed_weight(self.config.beta, batch),
+            # A function of the training step, which the batch holds.
+            self.config.divergence_weight(batch),
         )
         weight = inputs.present.any(axis=0).astype(jnp.float32)
         mean_share = functools.partial(collectives.batch_mean, weights=weight, axis_name=axis_name)
@@ -243,8 +252,8 @@ class _Model:
         prior = apply("prior")
         joint = apply("encode_joint", inputs, train_keys) if self.network.config.joint else None
 
-        def log_likelihood(z: Float[Array, "m rows batch latent"]) -> Float[Array, "m rows batch"]:
-            """``log p(x_m | z_m)`` of each modality."""
+        def log_likelihood(z: Float[Array, "m samples batch latent"]) -> Float[Array, "m samples batch"]:
+            """``log p(x_m | z_m)`` of each modality, for R latent samples of each example."""
             return decode_apply("log_likelihood", z, inputs, train_keys)
 
         def kl_to_standard_normal(q: Posterior, present: Array) -> Array:
@@ -279,7 +288,11 @@ class _Model:
         exact_prior: bool = False,
     ) -> LatentSamples:
         """Samples of the latents given the ``observed [M]`` modalities, see `MultimodalVAE`. With several masks
-        ``observed [S, M]`` all arrays have a leading axis S. ``exact_prior``: see `inference.with_exact_prior`."""
+        ``observed [S, M]`` all arrays have a leading axis S.
+
+        ``exact_prior``: whether private latents of modalities that are not observed are drawn from their prior, as an
+        estimate of the likelihood needs, instead of the auxiliary prior of training (`inference.with_exact_prior`).
+        """
         inputs = self.preprocess(batch)
         keys = None if key is None else example_keys(key, batch["index"])
         objective_inputs = self.evaluation_inputs(params, inputs, keys)
@@ -324,5 +337,5 @@ class _Model:
         apply = self.bind(params)
         log_p_of_each = apply("log_likelihood", latents.z, inputs, keys=None, weighted=False)  # [M, K, B]
         log_p_of_targets = log_p_of_each.sum(axis=0)
-        log_prior_over_posterior = latents.log_ratio
+        log_prior_over_posterior = latents.log_ratio  # log p(z_k) - log q(z_k | x_observed), [K, B]
         return importance_bound(log_p_of_targets + log_prior_over_posterior)

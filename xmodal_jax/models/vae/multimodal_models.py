@@ -55,7 +55,7 @@ class MultimodalVAEConfig(VariationalConfig):
     and D the largest modality's."""
 
     def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
-        """The loss; ``beta`` is the annealed weight of the divergence."""
+        """The loss; ``beta`` is the annealed weight of the divergence (`divergence_weight`)."""
         raise NotImplementedError
 
     def initial_objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
@@ -79,7 +79,7 @@ class MultimodalVAEConfig(VariationalConfig):
 
     def sample_prior(self, apply: Apply, keys: ExampleKeys, count: int) -> Float[Array, "count dim"]:
         """Samples of the prior of the shared latents."""
-        return inference.sample_prior(apply("prior"), keys, 1, count)[0]
+        return inference.sample_prior(apply("prior"), keys, samples=1, batch=count)[0]
 
     def decoder_latents(
         self, network: Network, apply: Apply, shared: Float[Array, "n dim"], keys: ExampleKeys | None

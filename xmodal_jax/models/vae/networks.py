@@ -70,8 +70,8 @@ class NetworkConfig:
     private: int = 0
     """Dimensions of the private latent of each modality; 0: there is none."""
     hidden: int = 256
-    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of all networks besides
-    encoders and decoders."""
+    """Units of the hidden layer between an encoder and its posterior, and of the hidden layers of the joint encoder, of
+    flows, and of the networks between the levels of a hierarchy of latents."""
     family: str = "normal"
     """Family of posteriors and priors, a key of `probability.distributions.FAMILIES`."""
     scale: str = "exp"
@@ -113,7 +113,7 @@ class _Decoder(nn.Module):
 
 
 class _Features(nn.Module):
-    """A network of features as a module of its own, for `stack_modalities`."""
+    """Wraps a network of features in a class, since `stack_modalities` takes classes."""
 
     features: nn.Module
 
@@ -133,7 +133,8 @@ class EncoderOutputs(NamedTuple):
 
 
 class TopDownPass(NamedTuple):
-    """Latents of a hierarchy. Each example has several rows: samples, or subsets of the modalities to infer from."""
+    """Latents of a hierarchy, R for each example (the axis ``rows``): samples, or one for each subset of the modalities
+    that they are inferred from."""
 
     latents: Float[Array, "rows batch latent"]
     """The latents of the first level, which are decoded."""
@@ -227,7 +228,11 @@ class Network(nn.Module):
             self.auxiliary_raw = self.param("auxiliary_raw", zeros, (len(self.names), c.private))
 
     def _encode_groups(self, encoders, inputs: NetworkInputs, keys: ExampleKeys | None):
-        """The outputs of all ``encoders`` (by group name), with a leading axis M in the order of the modalities."""
+        """The outputs of all ``encoders``, arrays with a leading axis of modalities in the order of `names`.
+
+        ``encoders``: one for each group (modalities of one kind and size) by the group's name, with stacked parameters.
+        `names` lists the modalities group after group: the order in which the outputs are concatenated.
+        """
         outputs = []
         for group in self.groups:
             x, mask = stack_group(group, inputs.inputs)
@@ -387,7 +392,7 @@ class Network(nn.Module):
 
         Args:
           features: of each modality.
-          mask: which modalities each row is inferred from.
+          mask: which modalities each of the R latents of an example is inferred from.
           keys: of the samples; None: means instead of samples.
           deepest: the latents of the deepest level, if they are known.
         """
@@ -426,7 +431,7 @@ class Network(nn.Module):
         context = self.falls[level - 1](deeper)
         mean, raw = self.priors[level - 1](context)
         prior = Normal(mean, to_log_scale(raw, "exp"))
-        # The context is the same for all modalities, the features are the same for all rows.
+        # The context is the same for all modalities, the features are the same for all R latents of an example.
         expert_inputs = [
             jnp.broadcast_to(context[None], (len(features), *context.shape)),
             jnp.moveaxis(jnp.broadcast_to(features[None], (len(deeper), *features.shape)), 1, 0),

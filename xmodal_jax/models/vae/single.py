@@ -81,7 +81,8 @@ def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: i
     latents are the generated data, and samples of the prior are the real data. It minimises
     :math:`-\log p(x \mid z) + \beta L_G(z)`, with these adversarial losses :math:`L_G`:
 
-    - jsd_vae: the f-GAN bound (`losses.adversarial.jsd_bound`), which is at best twice the Jensen-Shannon divergence;
+    - jsd_vae: the f-GAN bound (`losses.adversarial.jsd_bound`), constant 2 log 2 included: with the best critic it is
+      twice the Jensen-Shannon divergence;
     - aae: :math:`-\log D(z)` (Makhzani et al. 2016, arXiv:1511.05644, sec. 2; but one optimizer step trains the
       autoencoder for both terms, where the paper alternates between them).
 
@@ -259,16 +260,17 @@ class _Model:
         """Parameters of encoder and decoder ("network") and of posterior and prior ("heads")."""
         example = first_example(batch)
         inputs, keys = self.preprocess(example), example_keys(key, jnp.zeros(1, jnp.int32))
-        condition = self.encode_condition(example, 1)
+        condition = self.encode_condition(example, count=1)
         z = self.concatenate_condition(jnp.zeros((1, 1, self.config.latent)), condition)
 
-        def call_decoder_and_encoder(network: Network):
-            """Flax initialises the parameters of what is called: decoder and encoder. Returns the encoder's outputs."""
+        def call_all_parts(network: Network):
+            """Calls the decoder and then the encoder, since Flax creates the parameters of the parts that are called.
+            Returns the encoder's outputs."""
             network.log_likelihood(z, inputs, keys)
             return network.encode(inputs, keys)
 
         outputs, variables = self.network.init_with_output(
-            fold_in_name(key, "network"), method=call_decoder_and_encoder
+            fold_in_name(key, "network"), method=call_all_parts
         )
         # The first axis of the features is that of modalities; here there is one.
         heads = self.heads.init(fold_in_name(key, "heads"), outputs.features[0], condition)
@@ -279,12 +281,13 @@ class _Model:
         that are one number of the whole batch (MMD). Under ``axis_name``, this device's shares of these means."""
         keys = example_keys(key, batch["index"])
         inputs = self.training_inputs(params, batch, keys, axis_name)
-        terms = self.config.objective(inputs, batch)
+        terms = self.config.objective(inputs, beta=self.config.divergence_weight(batch))
         mean_share = functools.partial(
             collectives.batch_mean, weights=inputs.present.astype(jnp.float32), axis_name=axis_name
         )
         total = mean_share(terms.loss)
         aux = {name: mean_share(x) for name, x in terms.metrics.items()}
+        # MMD: one number for the whole batch, not a mean of terms [B].
         for name, (device_share, weight) in terms.batch_terms.items():
             total, aux[name] = total + weight * device_share, device_share
         return total, jax.lax.stop_gradient(aux)
@@ -356,7 +359,7 @@ class _Model:
         """One sample of the posterior for each example; without a key the posterior's mean."""
         keys = None if key is None else example_keys(key, batch["index"])
         inputs = self.evaluation_inputs(self.autoencoder_params(params), batch, keys)
-        return inputs.posterior.mean if keys is None else draw_latents(inputs, 1)[0]
+        return inputs.posterior.mean if keys is None else draw_latents(inputs, count=1)[0]
 
     def decode(self, params: Params, z: Array, labels: Any = None, key: Key | None = None) -> Array:
         """Data ``[N, ...]`` decoded from latents ``z [N, D]``, see `VAE`."""
@@ -377,7 +380,7 @@ class _Model:
 
     def reconstruct(self, params: Params, batch: Batch) -> Array:
         """Data decoded from the mean latents of a batch, with its labels as the condition."""
-        return self.decode(params, self.encode(params, batch), batch if self.classes else None)
+        return self.decode(params, self.encode(params, batch), labels=batch if self.classes else None)
 
     def log_likelihood(self, params: Params, batch: Batch, key: Key, samples: int) -> Float[Array, "batch"]:
         """The importance-weighted estimate ``log 1/K sum_k w_k`` of ``log p(x)``, with K = ``samples``; 0 where x is
@@ -396,7 +399,7 @@ class _Model:
         def log_weight(k: Array) -> Float[Array, "batch"]:
             """``log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x)``, for one latent z_k of each example."""
             sample_keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, k)
-            z = draw_latents(inputs._replace(keys=sample_keys), 1)
+            z = draw_latents(inputs._replace(keys=sample_keys), count=1)
             return (inputs.log_likelihood(z) + prior_log_ratio(inputs.posterior, inputs.prior, z))[0]
 
         # 8 latents at a time, as thousands of decodings of a batch may not fit into memory at once.
@@ -406,7 +409,10 @@ class _Model:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _AdversarialTraining:
-    """The functions of `GAN` for an autoencoder that is trained against a critic of its latents."""
+    """The functions of `GAN` for an autoencoder that is trained against a critic of its latents.
+
+    It has no frozen networks, so its functions do not take the argument ``frozen`` of `GAN`.
+    """
 
     model: _Model
 
@@ -426,16 +432,19 @@ class _AdversarialTraining:
     @property
     def critic(self) -> MLPDecoder:
         """The network from a latent to one logit, with two hidden layers."""
-        return MLPDecoder((1,), self.model.config.hidden, 2)
+        return MLPDecoder(shape=(1,), width=self.model.config.hidden, depth=2)
 
     @property
     def objective(self) -> adversarial.Adversarial:
+        """The adversarial losses of critic and autoencoder."""
         return adversarial.OBJECTIVES[self.model.config.critic_objective]
 
     def logits(self, critic_params: Params, latents: Float[Array, "batch dim"]) -> Float[Array, "batch"]:
+        """The critic's logits: positive for latents that it takes for samples of the prior."""
         return self.critic.apply({"params": critic_params}, latents)[:, 0]
 
     def prior_latents(self, keys: ExampleKeys) -> Float[Array, "batch dim"]:
+        """A sample of the prior N(0, 1) for each example."""
         return standard_noise(keys, "prior", (self.model.config.latent,))
 
     def present_and_mean_share(self, batch: Batch, axis_name: collectives.AxisName):
@@ -448,9 +457,11 @@ class _AdversarialTraining:
     def terms(
         self, generator: Params, batch: Batch, keys: ExampleKeys, axis_name: collectives.AxisName
     ) -> ObjectiveTerms:
-        """The reconstruction loss, and the latents that it was computed from."""
+        """The terms of the model's objective, which for models with a critic is the reconstruction loss alone, and the
+        latents that it was computed from."""
         inputs = self.model.training_inputs(generator, batch, keys, axis_name)
-        return self.model.config.objective(inputs, batch)
+        config = self.model.config
+        return config.objective(inputs, beta=config.divergence_weight(batch))
 
     def init(self, key: Key, batch: Batch) -> tuple[Params, Variables]:
         """Parameters of autoencoder ("generator") and critic ("discriminator"); there are no variables."""
@@ -472,7 +483,8 @@ class _AdversarialTraining:
         present, mean_share = self.present_and_mean_share(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
         fake = self.logits(discriminator, generated["latent"])
-        loss = mean_share(self.objective.discriminator(real, fake, present=present, axis_name=axis_name))
+        terms = self.objective.discriminator(real, fake, present=present, axis_name=axis_name)  # [B]
+        loss = mean_share(terms)
         aux = {"d_loss": loss, "d_prior": mean_share(real), "d_code": mean_share(fake)}
         return loss, (jax.lax.stop_gradient(aux), variables)
 
@@ -484,10 +496,8 @@ class _AdversarialTraining:
         present, mean_share = self.present_and_mean_share(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
         fake = self.logits(discriminator, generated["latent"])
-        aux = {
-            "reconstruction": mean_share(generated["reconstruction"]),
-            "g_loss": mean_share(self.objective.generator(fake, real, present=present, axis_name=axis_name)),
-        }
+        terms = self.objective.generator(fake, real, present=present, axis_name=axis_name)  # [B]
+        aux = {"reconstruction": mean_share(generated["reconstruction"]), "g_loss": mean_share(terms)}
         loss = aux["reconstruction"] + self.model.config.beta * aux["g_loss"]
         return loss, jax.lax.stop_gradient(aux)
 

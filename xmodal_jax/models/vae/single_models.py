@@ -15,7 +15,7 @@ from jaxtyping import Array
 from xmodal_jax.losses import autoencoder as objectives
 from xmodal_jax.losses.autoencoder import KERNELS
 from xmodal_jax.losses.elbo import ESTIMATORS
-from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms
+from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
 from xmodal_jax.models.vae.modalities import ModalityConfig
 from xmodal_jax.models.vae.model_config import (
     ModelConfig,
@@ -26,7 +26,7 @@ from xmodal_jax.models.vae.model_config import (
 )
 from xmodal_jax.nets.vae import SCALES
 from xmodal_jax.preprocess.corruption import add_noise, mask_elements
-from xmodal_jax.types import Batch, ExampleKeys
+from xmodal_jax.types import ExampleKeys
 
 CORRUPTIONS = ("gaussian", "masking")
 
@@ -49,8 +49,9 @@ class AutoencoderConfig(ModelConfig):
     """Nats that the divergence of each latent dimension from the prior may have without cost (free bits); 0: all of it
     counts."""
 
-    def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
-        """The loss, without the adversarial term of a model with a critic."""
+    def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
+        """The loss, without the adversarial term of a model with a critic. ``beta``: the annealed weight of the
+        divergence (`divergence_weight`); unused here, where the loss is the reconstruction alone."""
         return objectives.reconstruction(inputs)
 
     def corrupt(self, modality: ModalityConfig, x: Array, keys: ExampleKeys) -> Array:
@@ -131,8 +132,8 @@ class VAEConfig(AutoencoderConfig, VariationalConfig):
         check_at_least(self, 1, "samples")
         check_not_negative(self, "beta", "free_bits")
 
-    def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
-        return objectives.elbo(inputs, samples=self.samples, beta=self.annealed_weight(self.beta, batch))
+    def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
+        return objectives.elbo(inputs, samples=self.samples, beta=beta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +176,7 @@ class IWAEConfig(AutoencoderConfig, VariationalConfig):
         check_one_of(self, estimator=ESTIMATORS)
         check_at_least(self, 1, "samples")
 
-    def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
-        beta = self.annealed_weight(1.0, batch)
+    def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
         return objectives.importance_weighted(
             inputs, samples=self.samples, estimator=self.estimator, beta=beta
         )
@@ -201,10 +201,8 @@ class WAEMMDConfig(AutoencoderConfig, VariationalConfig):
         check_one_of(self, kernel=tuple(KERNELS))
         check_not_negative(self, "beta")
 
-    def objective(self, inputs: ObjectiveInputs, batch: Batch) -> ObjectiveTerms:
-        return objectives.mmd_to_prior(
-            inputs, kernel=self.kernel, beta=self.annealed_weight(self.beta, batch)
-        )
+    def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
+        return objectives.mmd_to_prior(inputs, kernel=self.kernel, beta=beta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +214,9 @@ class AdversarialConfig(AutoencoderConfig):
     stochastic: bool = False
     """Whether the encoder outputs a normal distribution; if not, it outputs a point."""
     posterior_scale: str = "exp"
-    """With stochastic: how an encoder's output r becomes the scale s of a posterior: "exp" (s^2 = exp(r)), "softplus"
-    (s = softplus(r)), or "softmax" over the latent dimensions (the scales of an example then have mean 1)."""
+    """For stochastic=True only. How an encoder's output r becomes the scale s of a posterior: "exp" (s^2 = exp(r)),
+    "softplus" (s = softplus(r)), or "softmax" (s = D softmax(r) over the D latent dimensions, so that the scales of an
+    example have mean 1)."""
     critic_steps: int = 1
     """Steps of the critic for each step of the autoencoder."""
 

@@ -26,9 +26,9 @@ WIDTH, WORDS = 1024, 30_522
 def make(folder: pathlib.Path, gigabytes: float) -> None:
     from xmodal_jax.core import trees
     from xmodal_jax.pretrained import bert
-    from xmodal_jax.pretrained.files import write_safetensors
     from xmodal_jax.pretrained.load import complete_config, make_module, parameter_shapes
     from xmodal_jax.pretrained.rules import to_checkpoint
+    from xmodal_jax.pretrained.safetensors_files import write_safetensors
 
     layer, rest = 12 * WIDTH**2 * 4, (WORDS + 514) * WIDTH * 4
     depth = max(1, round((gigabytes * 1e9 - rest) / layer))

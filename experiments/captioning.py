@@ -65,7 +65,7 @@ def main(config: Config) -> None:
         modality = source_modality(splits.train, ("image", "video"))
         shape = splits.train.batch([0])[modality].shape[1:]
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        loader = make_loader(config, splits.train, tokenize)
+        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples)
         read_texts = functools.partial(ReferenceTexts, clean=tokenize.clean, one_per_picture=True)
         validation = read_texts(splits.validation)
         references = {name: read_texts(split) for name, split in splits.tests.items()}

@@ -62,7 +62,7 @@ def main(config: Config) -> None:
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         run.write_later(lambda: tokenize.tokenizer.save(run.path / "tokenizer"))
         features = frozen_features(pretrained, config.model, tokenize) if config.cache_features else None
-        loader = make_loader(config, splits.train, tokenize, once=features)
+        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=features)
     modalities = tuple(splits.train.modalities)
 
     # The method, and what is measured while it trains.

@@ -72,7 +72,7 @@ def main(config: Config) -> None:
         if "text" in modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         to_frames = precompute_spectrograms(config.model.features) if "audio" in modalities else None
-        loader = make_loader(config, splits.train, tokenize, once=to_frames)
+        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
         labelled = lambda split: evaluate.LabelledSplit(split, class_names, ("kind", QUESTION_KINDS))
         tests, validation = {k: labelled(v) for k, v in splits.tests.items()}, labelled(splits.validation)
 

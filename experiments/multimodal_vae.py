@@ -20,6 +20,7 @@ import tyro
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, numeric_fields
+from xmodal_jax.data.splits import choose_batch_size
 from xmodal_jax.evaluation import latent as evaluation
 from xmodal_jax.evaluation.latent_data import open_latent
 from xmodal_jax.experiment import start, subtitle, write_report
@@ -71,7 +72,8 @@ def main(config: Config) -> None:
     # Data: examples whose class is known, which the judges need; speech as frames, computed once.
     with timer("data"):
         data = open_latent(config, model, bad_examples)
-    loader = Loader(data.source, batch_size=config.batch_size, seed=config.seed, transform=data.transform)
+    batch_size = choose_batch_size(config.batch_size, data.source, bad_examples)
+    loader = Loader(data.source, batch_size=batch_size, seed=config.seed, transform=data.transform)
     example = numeric_fields(loader.example())
     sizes = sizes_of(example, data.modalities, model, vocab_size=data.vocab_size, classes=data.classes)
 

@@ -51,6 +51,8 @@ class Page:
     """Question to the raters; None: a question that suits the mode."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a bad line of the metadata: stop, or skip and count it."""
+    allow_outside: bool = False
+    """Whether metadata may name pictures outside of their folder."""
     seed: int = 0
     """Random seed of the choice of captions, their order and the sides of the pictures."""
 
@@ -76,6 +78,8 @@ class Rates:
     """Key of the page, the file PAGE.key.json, which names the source of each picture."""
     out: pathlib.Path | None = None
     """JSON file to write the result to; None: PAGE.result.json beside the key."""
+    on_bad_example: OnBadExample = "stop"
+    """What to do with a line of the answers that cannot be used: stop, or skip and count it."""
     seed: int = 0
     """Random seed of the bootstrap intervals."""
 
@@ -85,6 +89,7 @@ def page(config: Page) -> None:
     items = rating.folder_items(
         dict(source.split("=", 1) for source in config.sources), match=config.match, count=config.count,
         image_size=config.image_size, seed=config.seed, bad_examples=bad_examples,
+        allow_outside=config.allow_outside,
     )  # fmt: skip
     title, question = config.title or TITLES[config.mode], config.question or QUESTIONS[config.mode]
     path, key = rating.write_rating_page(
@@ -96,17 +101,19 @@ def page(config: Page) -> None:
 
 def rates(config: Rates) -> None:
     """Reads the answers, prints a table of the results and writes them as JSON."""
-    mode = rating.read_key(config.key)["mode"]
+    mode, bad_examples = rating.read_key(config.key)["mode"], BadExamples(config.on_bad_example)
     if mode == "preference":
-        result = rating.preference_rates(config.answers, config.key)
+        result = rating.preference_rates(config.answers, config.key, bad_examples=bad_examples)
         results = {"pairs": [pair._asdict() for pair in result.pairs]}
     else:
-        result = rating.mean_ratings(config.answers, config.key, seed=config.seed)
+        result = rating.mean_ratings(config.answers, config.key, seed=config.seed, bad_examples=bad_examples)
         results = {"sources": [source._asdict() for source in result.sources]}
     counts = {"answers": result.answers, "raters": result.raters, "replaced": result.replaced}
+    counts["bad"] = len(bad_examples)
     out = config.out or config.key.with_name(config.key.name.removesuffix(".key.json") + ".result.json")
     write_atomic(out, json.dumps({"mode": mode, **results, **counts}, indent=2) + "\n")
     print(result.table())
+    print(bad_examples.summary() or "no bad examples")
     if result.replaced:
         print(f"{result.replaced} earlier answers of a rater to the same trial were replaced by the last")
     print(f"{out}\n{result.answers} answers of {result.raters} raters")

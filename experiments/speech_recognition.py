@@ -55,7 +55,8 @@ def main(config: Config) -> None:
         source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
-        loader = make_loader(config, splits.train, tokenize, once=precompute_spectrograms(model.features))
+        to_frames = precompute_spectrograms(model.features)
+        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
         validation = ReferenceTexts(splits.validation, tokenize.clean)
         references = {
             name: ReferenceTexts(split, tokenize.clean, exclude=known) for name, split in splits.tests.items()

@@ -63,7 +63,7 @@ def main(config: Config) -> None:
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
         to_frames = log_mel_transform(model.features, model.floor)
-        loader = make_loader(config, splits.train, tokenize, once=to_frames)
+        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
         voices = splits.train.speaker_names or ("the only voice",)
         frames = to_frames(splits.train.batch([0]))["audio"].shape[1]
         sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, exclude=known)

@@ -74,7 +74,9 @@ def main(config: Config) -> None:
         tokenize = frozen.tokenize
         if tokenize is None and "text" in splits.train.modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        loader = make_loader(config, splits.train, tokenize, repeats=config.model.d_steps)
+        loader = make_loader(
+            config, splits.train, tokenize, bad_examples=bad_examples, repeats=config.model.d_steps
+        )
         evaluated = {**splits.tests, "validation": splits.validation}
         references = {name: ReferenceTexts(split, one_per_picture=True) for name, split in evaluated.items()}
         judge = JudgeReport(config.judge, splits.train, references)

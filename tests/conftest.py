@@ -49,17 +49,14 @@ QUICK = (
     "core",
     "metrics",
     "probability",
-    "losses/test_adversarial.py",
     "losses/test_elbo.py",
     "losses/test_penalties.py",
     "losses/test_sequence.py",
     "losses/test_tiled.py",
-    "losses/test_word_region.py",
     "nets/test_attention.py",
     "nets/test_norm.py",
     "nets/test_dropout.py",
     "train/test_optim.py",
-    "train/test_loop.py",
     "test_layers.py",
 )
 """Folders and files of the tests that carry the marker ``quick``."""

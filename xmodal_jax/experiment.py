@@ -27,7 +27,7 @@ from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
-from xmodal_jax.data.splits import prepare_source
+from xmodal_jax.data.splits import choose_batch_size, prepare_source
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.report.page import Report
 from xmodal_jax.train import config as run_config
@@ -99,6 +99,7 @@ def make_loader(
     source: Source,
     tokenize: TokenizeTransform | None = None,
     *,
+    bad_examples: BadExamples,
     once: Callable[[RawBatch], RawBatch] | None = None,
     repeats: int = 1,
 ) -> Loader:
@@ -108,13 +109,16 @@ def make_loader(
       config: batch size and seed of the order.
       source: the training split.
       tokenize: adds the tokens of the captions; None: there are no captions.
+      bad_examples: notes that there are fewer examples than the batch size, which is then reduced (see
+        `choose_batch_size`).
       once: a transform of raw batches, such as spectrograms of audio. It is computed once where the split fits into
         memory; otherwise the model computes the same in each step.
       repeats: number of batches of ``config.batch_size`` that are joined to one, for a method that takes several steps
         on parts of a batch.
     """
     source, transform = prepare_source(source, tokenize, limit=RESIDENT_LIMIT, once=once)
-    return Loader(source, batch_size=config.batch_size * repeats, seed=config.seed, transform=transform)
+    batch_size = choose_batch_size(config.batch_size, source, bad_examples)
+    return Loader(source, batch_size=batch_size * repeats, seed=config.seed, transform=transform)
 
 
 def evaluate_seeds(

@@ -182,6 +182,21 @@ def test_what_is_not_read_is_noted(tmp_path):
     assert "'category'" in note and "metadata.csv" in note and count == 40
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+@pytest.mark.parametrize("name", ["../{0}/x.png", "/{0}/x.png", "a/../../x.png", r"..\x.png", r"C:\x.png"])
+def test_metadata_cannot_leave_their_folder(tmp_path, suffix, name):
+    """Unless a flag says so: it is one bad example, whether or not there is such a file."""
+    rows = [*GOOD, {**GOOD[0], "file_name": name.format(tmp_path.name)}]
+    content = as_jsonl(rows) if suffix == "jsonl" else as_csv(rows)
+    records, bad_examples = read(tmp_path, content, suffix)
+    assert len(records) == len(GOOD)
+    [bad] = bad_examples.items
+    assert bad.line == len(GOOD) + (1 if suffix == "jsonl" else 2)
+    assert "'file_name' names" in bad.reason and "outside of the folder" in bad.reason
+    path = tmp_path / f"metadata.{suffix}"
+    assert len(read_metadata(path, BadExamples(), allow_outside=True)) == len(rows)
+
+
 def test_captions_alone_are_a_data_set(tmp_path):
     assert len(read(tmp_path, as_jsonl([{"text": "x"}, {"text": "y"}]))[0]) == 2
 

@@ -34,6 +34,28 @@ def test_every_epoch_holds_each_example_once(n, batch_size, seed):
     np.testing.assert_array_equal(loader.index_batches(0, steps), images)
 
 
+@given(n=st.integers(1, 60), batch_size=st.integers(1, 30), seed=st.integers(0, 2**64 - 1))
+def test_no_batch_holds_an_example_twice(n, batch_size, seed):
+    loader = Loader(numbers(n), batch_size=min(batch_size, n), seed=seed, workers=0)
+    images, _ = take(loader, 60)
+    assert all(len(set(batch.tolist())) == len(batch) for batch in images)
+    whole_epochs = images.ravel()[: images.size // n * n].reshape(-1, n)
+    np.testing.assert_array_equal(np.sort(whole_epochs), [np.arange(n)] * len(whole_epochs))
+
+
+def test_only_a_batch_with_an_example_twice_changes():
+    """All others are those of the permutations by Philox."""
+    n, batch_size, epochs = 101, 8, 40
+    draws = [np.random.Philox(key=np.array([7, e], np.uint64)).random_raw(n) for e in range(epochs)]
+    plain = np.concatenate([np.argsort(d, kind="stable") for d in draws])
+    plain = plain[: plain.size // batch_size * batch_size].reshape(-1, batch_size)
+    images, _ = take(Loader(numbers(n), batch_size=batch_size, seed=7, workers=0), len(plain))
+    twice = np.array([len(set(batch.tolist())) < batch_size for batch in plain])
+    assert 0 < twice.sum() < epochs
+    changed = (images != plain).any(axis=1)
+    assert changed[twice].all() and (images != plain).sum() == 2 * (images[twice] != plain[twice]).sum()
+
+
 def test_epochs_and_seeds_differ_but_repeat():
     orders = [take(Loader(numbers(31), batch_size=31, seed=s, workers=2), 3)[0] for s in (0, 1, 0)]
     np.testing.assert_array_equal(orders[0], orders[2])

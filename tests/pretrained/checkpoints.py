@@ -20,9 +20,9 @@ from xmodal_jax.data.text import Tokenizer, train_tokenizer
 from xmodal_jax.pretrained.architectures import architecture
 from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.export import TokenizerFiles
-from xmodal_jax.pretrained.files import write_safetensors
 from xmodal_jax.pretrained.load import complete_config, make_module, parameter_shapes
 from xmodal_jax.pretrained.rules import to_checkpoint
+from xmodal_jax.pretrained.safetensors_files import write_safetensors
 
 LAYERS = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=17)
 BERT = dict(model_type="bert", max_position_embeddings=40, **LAYERS)

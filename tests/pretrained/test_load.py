@@ -17,9 +17,10 @@ from safetensors.numpy import load_file, save_file
 from xmodal_jax.core import trees
 from xmodal_jax.pretrained import bert
 from xmodal_jax.pretrained.encoder import EncoderOptions
-from xmodal_jax.pretrained.files import find_folder, open_checkpoint, write_safetensors
+from xmodal_jax.pretrained.files import find_folder, open_checkpoint
 from xmodal_jax.pretrained.load import complete_config, load_encoder, make_module, parameter_shapes
 from xmodal_jax.pretrained.rules import to_checkpoint
+from xmodal_jax.pretrained.safetensors_files import write_safetensors
 
 CONFIG = dict(
     model_type="bert",

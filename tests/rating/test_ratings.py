@@ -1,6 +1,7 @@
 """A page that tells nobody who made what, and what its answers say."""
 
 import base64
+import hashlib
 import html.parser
 import importlib.util
 import io
@@ -21,6 +22,7 @@ from PIL import Image
 
 from xmodal_jax import rating
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
+from xmodal_jax.rating import answers
 
 SOURCES = ("model-a", "model-b", "model-c")  # "-" is not in base64, which might hold any word
 EVIL = "</script><script>alert('x')</script> & \"quoted\" <!-- @@DATA@@"
@@ -51,6 +53,40 @@ def data_of(page):
 def made(request, tmp_path_factory):
     page, key = write(tmp_path_factory.mktemp("page") / "page.html", request.param)
     return request.param, page, json.loads(key.read_text())
+
+
+class Inline(html.parser.HTMLParser):
+    """The inline styles and scripts of a page, and the attributes that a strict policy ignores."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.contents, self.forbidden, self.policy, self._tag = {"style": [], "script": []}, [], "", ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self._tag, attrs = tag, dict(attrs)
+        self.forbidden += [name for name in attrs if name == "style" or name.startswith("on")]
+        if attrs.get("http-equiv") == "Content-Security-Policy":
+            self.policy = attrs["content"]
+
+    def handle_endtag(self, tag):
+        self._tag = ""
+
+    def handle_data(self, data):
+        if self._tag in self.contents:
+            self.contents[self._tag].append(data)
+
+
+def test_policy_allows_the_page_itself_and_nothing_else(made):
+    """By hash, so that not even a caption that broke out of its place could run."""
+    inline = Inline(made[1].read_text())
+    allowed = dict(part.strip().split(" ", 1) for part in inline.policy.split(";"))
+    assert allowed["default-src"] == allowed["base-uri"] == allowed["form-action"] == "'none'"
+    assert allowed["img-src"] == "data:" and "unsafe" not in inline.policy and not inline.forbidden
+    for tag, (content,) in inline.contents.items():
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert allowed[f"{tag}-src"] == f"'sha256-{digest}'"
 
 
 class Loads(html.parser.HTMLParser):
@@ -148,6 +184,26 @@ def test_left_is_as_likely_as_right(tmp_path):
         key = json.loads(key.read_text())
         left += key["samples"][data_of(page)["trials"][0]["left"]]["source"] == SOURCES[0]
     assert scipy.stats.binomtest(left, 60).pvalue > 1e-3
+
+
+FORMULAS = ['=HYPERLINK("//x")', "+1", "-1", "@SUM(A1)", "\uff1d1", "'=1", "''=1"]
+PLAIN = ["Ada", "'Ada'", "O'Hara", "a=b", "7", "日本 ü", "1-2"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node runs the script")
+def test_names_are_no_formulas_in_a_spreadsheet(pages, tmp_path, made):
+    """The script's own function writes them, and the reader gives them back."""
+    function = re.search(r"^const plain = .*;$", made[1].read_text(), re.M)[0]
+    names = [*FORMULAS, *PLAIN, "\tx", "\rx"]
+    script = f"{function}\nconsole.log(JSON.stringify({json.dumps(names)}.map(plain)))"
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    written = json.loads(done.stdout)
+    assert not [name for name in written if name[0] in "=+-@\t\r\uff1d\uff0b\uff0d\uff20"]
+    assert written[len(FORMULAS) : -2] == PLAIN and len(set(written)) == len(names)
+    path, key = pages["preference"]
+    lines = [line(key, next(iter(key["trials"])), "tie", n.replace('"', '""')) for n in written[:-2]]
+    found = answers._read_answers([save(tmp_path / "names.csv", lines)], key, None)
+    assert found.raters == sorted(names[:-2])
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node reads the script")
@@ -283,15 +339,70 @@ def test_mean_ratings_bootstrap_raters(pages, tmp_path):
         (lambda good, key: good.replace('"Ada"', '" "'), "rater's name is empty"),
         (lambda good, key: good.rsplit(",", 1)[0], "expected 6 cells, found 5"),
         (lambda good, key: ",".join([good.split(",")[k] for k in (0, 2, 1, 3, 4, 5)]), "showed"),
-        (lambda good, key: good.replace('"Ada"', '"Ada'), "unexpected end of data"),
+        (lambda good, key: good.replace('"Ada"', '"Ada'), "not CSV: unexpected end of data"),
     ],
 )
 def test_bad_answers_name_file_and_line(pages, tmp_path, change, message):
     path, key = pages["preference"]
     good = [line(key, t, "tie", "Ada") for t in list(key["trials"])[:3]]
     file = save(tmp_path / "answers.csv", [*good[:2], change(good[2], key)])
-    with pytest.raises(ValueError, match=rf"answers.csv:4: .*{message}"):
+    with pytest.raises(BadExampleError, match=rf"answers.csv:4: .*{message}"):
         rating.preference_rates([file], path)
+    # In the middle: left out, it costs no other answer.
+    file = save(tmp_path / "answers.csv", [good[0], change(good[2], key), good[1]])
+    bad_examples = BadExamples("skip")
+    assert rating.preference_rates([file], path, bad_examples=bad_examples).answers == 2
+    assert [(bad.file, bad.line) for bad in bad_examples.items] == [(str(file), 3)]
+
+
+def test_a_file_of_something_else_costs_no_other_answers(pages, tmp_path):
+    path, key = pages["rating"]
+    good = save(tmp_path / "good.csv", [line(key, t, "q1a5", "Ada") for t in key["trials"]])
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes(good.read_bytes().replace(b"Ada", b"J\xfcrgen", 1))
+    other = tmp_path / "other.csv"
+    other.write_text("name,age\nAda,36\n")
+    bad_examples = BadExamples("skip")
+    found = rating.mean_ratings([other, latin, good], path, seed=0, bad_examples=bad_examples)
+    assert found.answers == len(key["trials"])
+    assert [(pathlib.Path(bad.file).name, bad.line) for bad in bad_examples.items] == [
+        ("other.csv", 1),
+        ("latin.csv", 2),
+    ]
+    with pytest.raises(ValueError, match=r"latin.csv:2: byte \d+ of the line is not UTF-8"):
+        rating.mean_ratings([latin], path, seed=0)
+    with pytest.raises(FileNotFoundError, match="nowhere.csv is not a file"):
+        rating.mean_ratings([tmp_path / "nowhere.csv"], path, seed=0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda key: key.update(mode="both"), "'mode' is 'both'"),
+        (lambda key: key.update(trials=[]), "'trials' are not an object of objects"),
+        (lambda key: next(iter(key["samples"].values())).pop("source"), "has no 'source'"),
+        (lambda key: key["samples"].popitem(), "is none of its 'samples'"),
+        (lambda key: next(iter(key["trials"].values())).update(left=["x"]), "is none of its 'samples'"),
+    ],
+)
+def test_changed_keys_are_refused(pages, tmp_path, change, message):
+    key = json.loads(pages["preference"][0].read_text())
+    change(key)
+    path = tmp_path / "x.key.json"
+    path.write_text(json.dumps(key))
+    with pytest.raises(ValueError, match=f"x.key.json is not a rating page's key: .*{message}"):
+        rating.read_key(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="x.key.json is not a rating page's key"):
+        rating.read_key(path)
+
+
+def test_half_a_surrogate_pair_in_a_caption(tmp_path):
+    """UTF-8 has no such character: the page and its key are written all the same, and say the same."""
+    items = [item._replace(caption=f"\ud83d {item.caption}") for item in make_items(2)]
+    page, key = write(tmp_path / "page.html", items=items)
+    assert {t["caption"] for t in rating.read_key(key)["trials"].values()} == {i.caption for i in items}
+    assert {t["caption"] for t in data_of(page)["trials"]} == {i.caption for i in items}
 
 
 def test_files_that_are_no_answers(pages, tmp_path):
@@ -370,6 +481,12 @@ def test_folder_items(tmp_path):
     assert (
         len(rating.folder_items(sources, seed=0, bad_examples=bad_examples)) == 3 and len(bad_examples) == 1
     )
+    (made / "0.png").write_bytes(b"no picture")
+    bad_examples = BadExamples("skip")
+    for options in ({}, {"image_size": 7}):
+        items = rating.folder_items(sources, seed=0, bad_examples=bad_examples, **options)
+        assert [item.caption for item in items] == ["a", "b"]
+    assert len(bad_examples) == 2 and "0.png cannot be decoded" in bad_examples.items[1].reason
 
 
 @pytest.fixture(scope="module")

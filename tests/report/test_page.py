@@ -1,6 +1,7 @@
 """The report: one file that needs nothing else, shows everything it was given, and trusts no caption."""
 
 import base64
+import hashlib
 import html.parser
 import io
 import os
@@ -91,6 +92,20 @@ def test_self_contained(page):
         if name == "href":
             assert value.startswith("#") and f'id="{value[1:]}"' in page
     assert "prefers-color-scheme:dark" in page.replace(" ", "")
+
+
+def test_policy_allows_the_page_itself_and_nothing_else(page):
+    """No script at all, and the one style by its hash: no other could be injected."""
+    [policy] = re.findall('http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    allowed = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    [style] = re.findall("<style>(.*?)</style>", page, re.S)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert allowed["style-src"] == f"'sha256-{digest}'" and "unsafe" not in policy
+    assert allowed["default-src"] == allowed["script-src"] == allowed["base-uri"] == "'none'"
+    assert allowed["img-src"] == allowed["media-src"] == "data:" and allowed["form-action"] == "'none'"
+    assert not [name for name, _ in Balanced(page).attributes if name == "style"]  # the policy ignores them
+    assert ".columns-2{grid-template-columns:repeat(2," in style and 'class="tiles columns-2"' in page
+    assert '<rect width="50.0%"' in page  # the bar of a recall of 0.5
 
 
 def test_everything_is_shown(page):

@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "open": "DataOptions FORMS Form open_source open_training apply_missing",
         "splits": (
             "Splits open_splits fit_tokenizer prepare_source make_tokenizer make_text_cleaner "
-            "choose_text_length read_captions"
+            "choose_batch_size choose_text_length read_captions"
         ),
         "tasks": "open_task read_target_classes",
         "text": (

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.core.paths import leaves_folder
 from xmodal_jax.core.text_files import (
     normalise,
     parse_json,
@@ -283,13 +284,16 @@ def _label_of_cell(text: str) -> int | None:
     return int(whole[1])
 
 
-def _record(line: _Line, required: Collection[str], rare: Mapping[str, str], typed: bool) -> Record:
+def _record(
+    line: _Line, required: Collection[str], rare: Mapping[str, str], typed: bool, allow_outside: bool
+) -> Record:
     """The record of a line; raises ValueError with the reason if its fields are not valid.
 
     Args:
       required: the fields of files, captions and labels that most lines have; this one must have them too.
       rare: those that few lines have; this one must not, for the reason given.
       typed: whether values have types, as in JSON; in CSV a label can be a number or a name.
+      allow_outside: whether files may lie outside of the folder of the metadata.
     """
     absent = sorted(set(required) - set(line.fields))
     if absent:
@@ -309,6 +313,11 @@ def _record(line: _Line, required: Collection[str], rare: Mapping[str, str], typ
                 raise ValueError(f"{column!r} is not a file name: {shorten(value)}")
             if damage := surrogate_in(value):
                 raise ValueError(f"{column!r} is not a file name: {damage}")
+            if leaves_folder(value) and not allow_outside:
+                raise ValueError(
+                    f"{column!r} names {shorten(value)}, which is outside of the folder of the metadata "
+                    "(--allow-outside permits it)"
+                )
             modality = modality_of_file(value) if modality == "any" else modality
             if modality is None:
                 raise ValueError(f"the file type of {shorten(value)} is not known")
@@ -355,7 +364,10 @@ def _check_columns(path: Path, lines: list[_Line], names: Collection[str]) -> No
 
 
 def read_metadata(
-    path: Path, bad_examples: BadExamples, columns: Mapping[str, str] | None = None
+    path: Path,
+    bad_examples: BadExamples,
+    columns: Mapping[str, str] | None = None,
+    allow_outside: bool = False,
 ) -> list[Record]:
     """The records of a metadata file; ``bad_examples`` collects the lines that cannot be read.
 
@@ -365,7 +377,8 @@ def read_metadata(
     an empty file or label cell) states that the example has none. A field that half of the lines have must be in every
     line; of a field that fewer have, these lines are the bad ones.
 
-    ``columns``: the columns that have other names in the file: ``{"file_name": "filename"}``.
+    A file name that leads out of the folder, absolute or with ``..``, makes a line a bad example, unless
+    ``allow_outside``. ``columns``: the columns that have other names in the file: ``{"file_name": "filename"}``.
 
     Raises:
       ValueError: no column names a file or a caption, or ``columns`` names one that the file does not have.
@@ -391,7 +404,7 @@ def read_metadata(
     records = []
     for line in lines:
         try:
-            records.append(_record(line, required, rare, typed))
+            records.append(_record(line, required, rare, typed, allow_outside))
         except ValueError as error:
             bad_examples.add(path, line.number, str(error))
     for column in sorted(set(counts) - set(known)):

@@ -60,6 +60,9 @@ class DataOptions:
     columns: Advanced[tuple[str, ...] | None] = None
     """Columns of the metadata (folder:PATH) that have other names than file_name, text and label, as NAME=COLUMN:
     file_name=path label=category. None: the usual names."""
+    allow_outside: Advanced[bool] = False
+    """Whether metadata (folder:PATH) may name files outside of their folder, by absolute paths or with "..". Otherwise
+    such a line is a bad example, so that the metadata of strangers cannot make a run read other files."""
     data_dir: str | None = None
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""
@@ -197,6 +200,7 @@ FORMS: dict[str, Form] = {
         FolderSource,
         (
             "image_size", "channels", "sample_rate", "max_seconds", "frames", "modalities", "prompt", "columns",
+            "allow_outside",
             "bad_examples", "memory_limit", "workers", "progress",
         ),
     ),
@@ -285,6 +289,11 @@ def open_training(
     views are made, so that the two parts share no image.
     """
     source = _read(spec, "train", options, bad_examples)
+    if len(source) < 2:
+        raise ValueError(
+            f"--data {spec}: the training split has {len(source)} example, of which none can be held out for "
+            "validation: add some."
+        )
     not_held_out, held_out = hold_out(source, max(1, min(validation, len(source) // 10)))
     train = apply_missing(_derive(not_held_out, spec, "train", options), options)
     return train, _derive(held_out, spec, "validation", options)

@@ -24,22 +24,50 @@ class ExampleOrder:
     output of Philox, which NumPy keeps stable between versions. The permutation is cached, 8 bytes per example; drawing
     it takes about 0.1 s per million examples. Without ``shuffle`` every epoch is in order.
 
+    The stream is cut into batches of ``batch_size``, and none holds an example twice, unless there are fewer examples
+    than that. In a batch with the end of one epoch and the start of the next, the examples of the start that are in the
+    end too change places with later ones of their epoch. Of these, a data set of less than two batches has too few: its
+    epochs all have the order of the first, unless an epoch is one batch.
+
     Raises:
       ValueError: no examples, or a seed outside 0..2**64-1.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool):
+    def __init__(self, length: int, seed: int, shuffle: bool, batch_size: int = 1):
         if length < 1:
             raise ValueError("the data set is empty.")
         if not 0 <= seed < 2**64:
             raise ValueError(f"the seed must be in 0..2**64-1, got {seed}.")
-        self.length, self.seed, self.shuffle = length, seed, shuffle
-        # A batch may lie in two epochs; prefetching may reach into a third.
-        self._permutation = functools.lru_cache(maxsize=3)(self._draw)
+        self.length, self.seed, self.shuffle, self._batch_size = length, seed, shuffle, batch_size
+        self._repeats_first = batch_size < length < 2 * batch_size
+        # A batch may lie in two epochs; prefetching may reach into a third. Each needs the draws of the one before.
+        self._draw = functools.lru_cache(maxsize=4)(self._draw_uncached)
+        self._permutation = functools.lru_cache(maxsize=3)(self._permute)
 
-    def _draw(self, epoch: int) -> np.ndarray:
+    def _draw_uncached(self, epoch: int) -> np.ndarray:
         draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.length)
         return np.argsort(draws, kind="stable")
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        """The order of the examples in an epoch, int64 ``[length]``."""
+        if self._repeats_first:
+            return self._draw(0)
+        order = self._draw(epoch)
+        before = (
+            epoch * self.length % self._batch_size
+        )  # examples of the last epoch in this one's first batch
+        if not before or self.length < self._batch_size:
+            return order
+        start = self._batch_size - before  # this epoch's examples in that batch
+        in_end = np.zeros(self.length, bool)
+        in_end[self._draw(epoch - 1)[self.length - before :]] = True
+        repeated = np.flatnonzero(in_end[order[:start]])
+        # Not with the examples that are in a batch with the next epoch: that epoch counts on them.
+        stop = self.length - (epoch + 1) * self.length % self._batch_size
+        later = start + np.flatnonzero(~in_end[order[start:stop]])[: len(repeated)]
+        order = order.copy()
+        order[repeated], order[later] = order[later], order[repeated]
+        return order
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """The examples at these positions of the stream: int64 indices of the shape of ``positions``."""
@@ -64,8 +92,9 @@ class Loader(Iterator[RawBatch]):
         loader.restore(position)
 
     The stream is the concatenation of the epochs, each in its own order, cut into global batches of ``batch_size``; a
-    batch may hold the end of one epoch and the start of the next, and no example is dropped in between. Each batch gets
-    ``index`` int32 ``[B]``: the example's position in the global stream modulo 2**31.
+    batch may hold the end of one epoch and the start of the next, and no example is dropped in between. No batch holds
+    an example twice, unless it is larger than the data set. Each batch gets ``index`` int32 ``[B]``: the example's
+    position in the global stream modulo 2**31.
 
     Args:
       source: the data set.
@@ -114,7 +143,7 @@ class Loader(Iterator[RawBatch]):
         if batch_size < 1 or batch_size % hosts:
             raise ValueError(f"the batch size {batch_size} must be a positive multiple of the {hosts} hosts.")
         self.source, self.batch_size, self.transform = source, batch_size, transform
-        self.order = ExampleOrder(len(source), seed, shuffle)
+        self.order = ExampleOrder(len(source), seed, shuffle, batch_size)
         local_size = batch_size // hosts
         # The positions within a global batch that this host reads.
         self._local = np.arange(host * local_size, (host + 1) * local_size)

@@ -27,6 +27,9 @@ DEFAULT_VOCAB_SIZE = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
 """The kinds of tokenizers that are trained, each with the default size of its vocabulary."""
 CAPTION_SAMPLE = 50_000
 """Number of captions, at most, that a tokenizer is trained on and that the text length is fitted to."""
+FEW_EXAMPLES = 100
+"""A validation or test split of fewer examples is noted: one example more or less that is right changes its scores by
+more than a percent."""
 _CHUNK = 1000
 
 
@@ -57,7 +60,31 @@ def open_splits(
     """
     train, held_out = open_training(spec, options, bad_examples=bad_examples, validation=validation)
     tests = {name: open_source(spec, name, options, bad_examples=bad_examples) for name in train.test_splits}
-    return Splits(train, held_out, tests)
+    splits = Splits(train, held_out, tests)
+    note_few_examples(splits, bad_examples)
+    return splits
+
+
+def note_few_examples(splits: Splits, bad_examples: BadExamples) -> None:
+    """Notes the validation and test splits that have fewer than `FEW_EXAMPLES` examples."""
+    for name, split in {"validation": splits.validation, **splits.tests}.items():
+        if len(split) < FEW_EXAMPLES:
+            use = " and the best checkpoint is chosen by chance" if name == "validation" else ""
+            bad_examples.note(f"in the split {name!r}, so few that its scores mean little{use}", len(split))
+
+
+def choose_batch_size(batch_size: int, source: Source, bad_examples: BadExamples) -> int:
+    """``batch_size``, or the largest power of two up to the number of examples if that is less, which is noted: a batch
+    must not hold an example twice."""
+    if batch_size <= len(source):
+        return batch_size
+    smaller = 1 << (len(source).bit_length() - 1)
+    bad_examples.note(
+        f"for training, fewer than the batch size {batch_size}: it is {smaller}, so that no batch holds an example "
+        "twice",
+        len(source),
+    )
+    return smaller
 
 
 def read_captions(

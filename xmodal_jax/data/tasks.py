@@ -8,7 +8,7 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, apply_missing, open_source
 from xmodal_jax.data.shapes.tasks import Commands, GroupedByScene, Questions, SceneTask
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.splits import Splits, open_splits
+from xmodal_jax.data.splits import Splits, note_few_examples, open_splits
 
 __all__ = ["Commands", "Questions", "SceneTask", "open_task", "read_target_classes"]
 
@@ -37,7 +37,9 @@ def open_task(
         name: task(open_source(spec, name, options, bad_examples=bad_examples)) for name in task.test_splits
     }
     grouped = GroupedByScene(task.for_training(train))
-    return Splits(apply_missing(grouped, options), task(validation), tests)
+    splits = Splits(apply_missing(grouped, options), task(validation), tests)
+    note_few_examples(splits, bad_examples)
+    return splits
 
 
 def read_target_classes(source: Source) -> dict[str, tuple[str, ...]]:

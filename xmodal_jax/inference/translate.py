@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import decode_audio, decode_image, decode_video, modality_of_file, to_pcm
 from xmodal_jax.inference.load import Translator
@@ -111,8 +112,7 @@ def read_inputs(
 
 
 def _read_lines(file: Path, first: Translator) -> list[str]:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return [normalise(line.strip()) for line in read_lines(file) if line.strip()]
 
 
 READERS: dict[str, Callable[[Path, Translator], list[Any]]] = {

@@ -292,10 +292,11 @@ def mmvae(
     CMVAE (Palumbo et al. 2024, openreview k5THrhXDV3, eq. 7). The paper has ``sum_c q(c | z) log [p(c) p(z | c) /
     q(c | z)]`` in place of ``log p(z)``; for the exact posterior ``q(c | z) = p(c | z)`` both are equal.
 
-    With ``estimator="dreg"`` the gradient with respect to a posterior is that of the papers' code: the doubly
-    reparametrized gradient of each expert's samples, with the mixture's parameters held constant. For an example with
-    one modality it is unbiased. With several it is biased, since each sample is drawn from one expert but weighted by
-    the density of the mixture; ``"iwae"`` is unbiased, with a larger variance.
+    With ``estimator="dreg"`` the gradient with respect to a posterior is the doubly reparametrized gradient of each
+    expert's samples, with the mixture's parameters held constant; for beta = 1 it is that of the papers' code, which
+    has the same weights for every beta. For an example with one modality it is unbiased. With several it is biased,
+    since each sample is drawn from one expert but weighted by the density of the mixture; ``"iwae"`` is unbiased, with
+    a larger variance.
 
     Args:
       inputs: see `ObjectiveInputs`.

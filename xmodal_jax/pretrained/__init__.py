@@ -9,7 +9,7 @@ from xmodal_jax.pretrained.export import (
     save_encoder,
     save_model,
 )
-from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint, write_safetensors
+from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
 from xmodal_jax.pretrained.load import (
     LoadedEncoder,
     complete_config,
@@ -18,6 +18,7 @@ from xmodal_jax.pretrained.load import (
     parameter_shapes,
     read_parameters,
 )
+from xmodal_jax.pretrained.safetensors_files import write_safetensors
 
 __all__ = [
     "DEFAULT_OPTIONS",

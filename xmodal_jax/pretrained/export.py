@@ -23,9 +23,9 @@ from xmodal_jax.nets.text import TextDecoder
 from xmodal_jax.pretrained import gpt2
 from xmodal_jax.pretrained.architectures import architecture
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
-from xmodal_jax.pretrained.files import write_safetensors
 from xmodal_jax.pretrained.load import parse_config
 from xmodal_jax.pretrained.rules import to_checkpoint
+from xmodal_jax.pretrained.safetensors_files import write_safetensors
 from xmodal_jax.types import Params
 
 Arrays = Iterable[tuple[str, np.ndarray]]

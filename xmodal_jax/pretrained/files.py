@@ -1,37 +1,17 @@
-"""The folder of a Hugging Face checkpoint: ``config.json`` and safetensors, in one file or in shards.
-
-A safetensors file consists of the length of its header (8 bytes, little endian), the header (JSON with ``dtype``,
-``shape`` and ``data_offsets`` of every array) and the bytes of the arrays. Arrays are read one at a time and not mapped
-into memory: mapped pages would count as this process's memory until everything is read.
-"""
+"""The folder of a Hugging Face checkpoint: ``config.json`` and safetensors, in one file or in shards (see
+`safetensors_files`)."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import pathlib
 import re
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
-import numpy as np
+from xmodal_jax.pretrained.safetensors_files import Entry, read_header, read_shards
 
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-FLOATING = ("F64", "F32", "F16", "BF16")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """The files that are fetched from the hub: configurations, arrays and tokenizers, but no pickles."""
@@ -42,35 +22,6 @@ OLD_NAMES = (
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
 )
 """Endings of names that older versions of PyTorch and ``transformers`` wrote, and their current ones."""
-HEADER_LIMIT = 100_000_000
-"""Most bytes of a header, as in the reference implementation of the format."""
-
-
-class Entry(NamedTuple):
-    """The place of an array in a safetensors file."""
-
-    path: pathlib.Path
-    """The safetensors file."""
-    dtype: str
-    """One of `DTYPES`."""
-    shape: tuple[int, ...]
-    start: int
-    """Offset from the beginning of the file, in bytes."""
-
-    @property
-    def size(self) -> int:
-        """Size of the array, in bytes."""
-        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
-
-    def read(self) -> np.ndarray:
-        """Reads the array from the file."""
-        count = math.prod(self.shape)
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            array = np.fromfile(file, DTYPES[self.dtype], count)
-        if len(array) != count:
-            raise ValueError(f"{self.path} became shorter while it was read: fetch it again")
-        return array.reshape(self.shape)
 
 
 class Checkpoint(NamedTuple):
@@ -134,8 +85,22 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
     """
     folder = find_folder(name)
     config = read_config(folder)  # first, as a folder without one is no pretrained model at all
-    arrays = {current_name(name): entry for name, entry in _find_arrays(folder).items()}
+    arrays = _with_current_names(folder, _find_arrays(folder))
     return Checkpoint(folder, config, arrays, read_processor(folder))
+
+
+def _with_current_names(folder: pathlib.Path, stored: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Arrays by their current names (see `current_name`); ValueError if two have the same one, so that it is not clear
+    which is meant."""
+    arrays: dict[str, Entry] = {}
+    for name, entry in stored.items():
+        if current_name(name) in arrays:
+            raise ValueError(
+                f"{folder}: {name!r} ({entry.path.name}) and another array are both {current_name(name)!r} by today's "
+                "names: remove one of them"
+            )
+        arrays[current_name(name)] = entry
+    return arrays
 
 
 def current_name(name: str) -> str:
@@ -162,6 +127,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: it is not the folder of a pretrained model")
     config = _read_json(path)
+    if not isinstance(config.get("model_type", ""), str):
+        raise ValueError(f"{path}: 'model_type' is {config['model_type']!r}, expected a name such as 'bert'")
     if "model_type" not in config:
         raise ValueError(f"{path} has no 'model_type': it does not say what it configures")
     return config
@@ -171,7 +138,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object in a file; raises ValueError if the file holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object: fetch it again")
@@ -187,7 +154,7 @@ def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return _read_shards(index)
+        return read_shards(index)
     single = folder / "model.safetensors"
     paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     if len(paths) == 1:
@@ -203,87 +170,3 @@ def _find_arrays(folder: pathlib.Path) -> dict[str, Entry]:
         else ""
     )
     raise FileNotFoundError(f"{folder} has no *.safetensors{hint}")
-
-
-def _read_shards(index: pathlib.Path) -> dict[str, Entry]:
-    """The arrays that an index of shards (``model.safetensors.index.json``) lists, by name.
-
-    Raises:
-      FileNotFoundError: a shard is missing.
-      ValueError: the index is damaged, or a shard lacks an array that the index lists.
-    """
-    try:
-        shard_of_array = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} has no 'weight_map' ({error}): fetch it again") from error
-    absent = sorted({shard for shard in shard_of_array.values() if not (index.parent / shard).is_file()})
-    if absent:
-        raise FileNotFoundError(f"{index.parent} lacks {', '.join(absent)}, which {index.name} names")
-    entries = {shard: read_header(index.parent / shard) for shard in sorted(set(shard_of_array.values()))}
-    missing = [name for name, shard in shard_of_array.items() if name not in entries[shard]]
-    if missing:
-        shard = shard_of_array[missing[0]]
-        raise ValueError(f"{index.parent / shard} lacks {missing[0]!r}, which {index.name} says is there")
-    return {name: entries[shard][name] for name, shard in shard_of_array.items()}
-
-
-def read_header(path: pathlib.Path) -> dict[str, Entry]:
-    """The arrays of a safetensors file by name, without reading them; the header is checked against the file's size.
-
-    Raises:
-      ValueError: it is not a safetensors file, is cut short, or its header is wrong.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)  # the length of the header, little endian
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-            is_pointer = head == b"version "
-            reason = "a pointer of Git LFS" if is_pointer else "no safetensors file, or cut short"
-            raise ValueError(f"{path} is {reason} ({size:,} bytes): fetch it again")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: its header is not JSON ({error}): fetch it again") from error
-    header.pop("__metadata__", None)
-    entries = {key: _entry(path, key, value, 8 + length) for key, value in header.items()}
-    end = 8 + length + max((value["data_offsets"][1] for value in header.values()), default=0)
-    if size != end:
-        raise ValueError(
-            f"{path} has {size:,} bytes and its header speaks of {end:,}: it is "
-            f"{'cut short' if size < end else 'damaged'}; fetch it again"
-        )
-    return entries
-
-
-def _entry(path: pathlib.Path, key: str, value: Any, base: int) -> Entry:
-    """The entry of the array ``key``, from its description ``value`` in a safetensors header; ``base``: offset of the
-    first array in the file, in bytes. ValueError if the description is not valid."""
-    try:
-        dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: {key!r} has no dtype, shape and data_offsets: it is damaged") from error
-    if dtype not in DTYPES:
-        raise ValueError(f"{path}: {key!r} has dtype {dtype}; one of {', '.join(DTYPES)} can be read")
-    entry = Entry(path, dtype, shape, base + start)
-    if entry.size != stop - start:
-        raise ValueError(
-            f"{path}: {key!r} of {dtype} {list(shape)} takes {entry.size:,} bytes, the header gives it "
-            f"{stop - start:,}: it is damaged"
-        )
-    return entry
-
-
-def write_safetensors(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes arrays to a safetensors file.
-
-    The arrays are first written to ``<path>.part``, which is then renamed, so that ``path`` never holds a partial file.
-    """
-    from safetensors.numpy import save_file
-
-    # `ascontiguousarray` alone would make a vector of a scalar.
-    contiguous = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays}
-    part = path.with_name(path.name + ".part")
-    save_file(contiguous, str(part), metadata={"format": "pt"})
-    os.replace(part, path)

@@ -17,8 +17,9 @@ import tqdm
 from xmodal_jax.core import trees
 from xmodal_jax.pretrained.architectures import Architecture, architecture
 from xmodal_jax.pretrained.encoder import DEFAULT_OPTIONS, EncoderOptions, PretrainedEncoder
-from xmodal_jax.pretrained.files import FLOATING, Checkpoint, Entry, open_checkpoint
+from xmodal_jax.pretrained.files import Checkpoint, open_checkpoint
 from xmodal_jax.pretrained.rules import Rule, matches
+from xmodal_jax.pretrained.safetensors_files import FLOATING, Entry
 from xmodal_jax.types import Params
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]

@@ -5,6 +5,7 @@ preference_rates(["answers-ada.csv", "answers-alan.csv"], "rating.key.json").tab
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
 import re
@@ -15,10 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.rating.page import SCALES, Mode, read_key
 
 COLUMNS = ("trial", "left", "right", "choice", "seconds", "rater")
 """Columns of the CSV files."""
+FORMULA_STARTS = r"=+\-@\t\r\uff1d\uff0b\uff0d\uff20"
+"""With one of these a cell begins that a spreadsheet takes for a formula, as a class of a regular expression."""
 
 
 class PairRate(NamedTuple):
@@ -110,7 +114,9 @@ class _Answers(NamedTuple):
     """Number of earlier answers of a rater to the same trial, which do not count."""
 
 
-def preference_rates(csv_paths: Sequence[Path | str], key_path: Path | str) -> Preferences:
+def preference_rates(
+    csv_paths: Sequence[Path | str], key_path: Path | str, *, bad_examples: BadExamples | None = None
+) -> Preferences:
     """How often raters preferred one source to another, for each pair of sources.
 
     The rate is ``(wins + ties / 2) / answers``, so that the rates of both directions add up to 1. The interval is
@@ -120,13 +126,15 @@ def preference_rates(csv_paths: Sequence[Path | str], key_path: Path | str) -> P
     Args:
       csv_paths: the CSV files that the raters have saved.
       key_path: the key of the page.
+      bad_examples: collects lines that cannot be read or that answer a trial which the key does not have, and decides
+        whether they stop the reading (the default).
 
     Raises:
-      ValueError: a line cannot be read or answers a trial that the key does not have (the message names file and line),
-        or the page is one for marks (the mode "rating").
+      BadExampleError: there is such a line, and they stop the reading; the message names file and line.
+      ValueError: there is no answer, or the page is one for marks (the mode "rating").
     """
     key = _key_for(key_path, "preference")
-    answers = _read_answers(csv_paths, key)
+    answers = _read_answers(csv_paths, key, bad_examples)
     # By pair of sources (in alphabetical order): how much each answer prefers the first one, 0 to 1, and its rater.
     by_pair: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for answer in answers.answers:
@@ -156,7 +164,12 @@ def preference_rates(csv_paths: Sequence[Path | str], key_path: Path | str) -> P
 
 
 def mean_ratings(
-    csv_paths: Sequence[Path | str], key_path: Path | str, *, seed: int, resamples: int = 10_000
+    csv_paths: Sequence[Path | str],
+    key_path: Path | str,
+    *,
+    seed: int,
+    resamples: int = 10_000,
+    bad_examples: BadExamples | None = None,
 ) -> Ratings:
     """The mean mark (1 to 5) of each source on each of `SCALES`, with a 95% interval.
 
@@ -168,13 +181,14 @@ def mean_ratings(
       key_path: the key of the page.
       seed: of the bootstrap.
       resamples: number of samples of the bootstrap.
+      bad_examples: as in `preference_rates`.
 
     Raises:
-      ValueError: a line cannot be read or answers a trial that the key does not have, or the page is one for
-        preferences.
+      BadExampleError: as in `preference_rates`.
+      ValueError: there is no answer, or the page is one for preferences.
     """
     key = _key_for(key_path, "rating")
-    answers = _read_answers(csv_paths, key)
+    answers = _read_answers(csv_paths, key, bad_examples)
     # By source and scale, the marks that each rater has given. A choice such as "q4a5" has a digit for each scale.
     marks: dict[tuple[str, str], dict[str, list[int]]] = {}
     for answer in answers.answers:
@@ -232,32 +246,69 @@ def _key_for(path: Path | str, mode: Mode) -> dict[str, Any]:
     return key
 
 
-def _read_answers(paths: Sequence[Path | str], key: Mapping[str, Any]) -> _Answers:
+def _read_answers(
+    paths: Sequence[Path | str], key: Mapping[str, Any], bad_examples: BadExamples | None
+) -> _Answers:
     """The answers in all files; where a rater has answered a trial several times, the last answer counts."""
+    bad_examples = BadExamples() if bad_examples is None else bad_examples
     answers: dict[tuple[str, str], _Answer] = {}
     total = 0
     for path in paths:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+        for number, line in enumerate(_lines(Path(path)), 1):
             try:
-                header = next(reader, [])
-                if tuple(header) != COLUMNS:
-                    raise ValueError(
-                        f"expected the columns {','.join(COLUMNS)}, found {','.join(header) or 'none'}; "
-                        "give the file as the page saved it"
-                    )
-                for cells in reader:
-                    if cells:
-                        answer = _read_answer(cells, key)
-                        answers[answer.rater, answer.trial] = answer
-                        total += 1
-            except (ValueError, csv.Error) as error:
-                raise ValueError(f"{path}:{max(reader.line_num, 1)}: {error}") from error
+                cells = _parse_line(line)
+                if number == 1:
+                    _check_header(cells)
+                elif cells:
+                    answer = _read_answer(cells, key)
+                    answers[answer.rater, answer.trial] = answer
+                    total += 1
+            except ValueError as error:
+                bad_examples.add(path, number, str(error))
+                if number == 1:
+                    break  # what the cells of this file are is not known
     if not answers:
         raise ValueError(f"no answers in {', '.join(str(path) for path in paths) or 'no files'}")
     last_answers = list(answers.values())
     raters = sorted({answer.rater for answer in last_answers})
     return _Answers(last_answers, raters, replaced=total - len(last_answers))
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file of answers without their ends, at least one; a mark of the byte order is left out."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: give the CSV files that the raters have saved")
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").split(b"\n")
+
+
+def _parse_line(line: bytes) -> list[str]:
+    """The cells of a line of CSV; none if it is blank.
+
+    Every line is read by itself, so that a quote which is not closed does not swallow those that follow. A page writes
+    no cell of several lines.
+
+    Raises:
+      ValueError: it is not UTF-8, or not CSV.
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start + 1} of the line is not UTF-8: save the file as UTF-8"
+        ) from error
+    try:
+        return next(csv.reader([text], strict=True), []) if text.strip() else []
+    except csv.Error as error:
+        raise ValueError(f"the line is not CSV: {error}") from error
+
+
+def _check_header(cells: list[str]) -> None:
+    """Raises ValueError unless the cells are `COLUMNS`."""
+    if tuple(cells) != COLUMNS:
+        raise ValueError(
+            f"expected the columns {','.join(COLUMNS)}, found {','.join(cells) or 'none'}; give the file as the page "
+            "saved it"
+        )
 
 
 def _read_answer(cells: list[str], key: Mapping[str, Any]) -> _Answer:
@@ -284,4 +335,5 @@ def _read_answer(cells: list[str], key: Mapping[str, Any]) -> _Answer:
         raise ValueError(f"the seconds are a number from 0 up, not {seconds!r}")
     if not rater:
         raise ValueError("the rater's name is empty")
-    return _Answer(trial, choice, duration, rater)
+    # The page puts an apostrophe before a name that a spreadsheet would run as a formula.
+    return _Answer(trial, choice, duration, re.sub(f"^'(?='*[{FORMULA_STARTS}])", "", rater))

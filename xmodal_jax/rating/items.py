@@ -10,7 +10,7 @@ import numpy as np
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import decode_image, shorter_side
-from xmodal_jax.data.metadata import find_metadata, read_metadata
+from xmodal_jax.data.metadata import find_file, find_metadata, normalise_name, read_metadata
 from xmodal_jax.rating.page import RatingItem
 
 
@@ -22,6 +22,7 @@ def folder_items(
     image_size: int | None = None,
     seed: int,
     bad_examples: BadExamples | None = None,
+    allow_outside: bool = False,
 ) -> list[RatingItem]:
     """Items from folders of images with a metadata file (``file_name``, ``text``), one folder per source.
 
@@ -34,15 +35,19 @@ def folder_items(
       image_size: side of the square that all images are resized to, in pixels; None: the shorter side of the smallest
         image, so that the resolution does not tell the sources apart.
       seed: decides which items are drawn.
-      bad_examples: collects bad lines of the metadata; None: they raise.
+      bad_examples: collects bad lines of the metadata and pictures that cannot be decoded, whose items are left out;
+        None: they raise.
+      allow_outside: whether the metadata may name images outside of their folder.
 
     Raises:
       FileNotFoundError: a folder has no metadata.
-      BadExampleError: a line of the metadata cannot be read.
-      ValueError: the sources have nothing in common, or an image cannot be decoded.
+      BadExampleError: a line of the metadata cannot be read, or an image cannot be decoded.
+      ValueError: the sources have nothing in common, or no item is left.
     """
     bad_examples = BadExamples() if bad_examples is None else bad_examples
-    images = {name: _images_by(match, Path(folder), bad_examples) for name, folder in sources.items()}
+    images = {
+        name: _images_by(match, Path(folder), bad_examples, allow_outside) for name, folder in sources.items()
+    }
     matched = _match(images)  # for each item its image from each source
     if not matched:
         what = "captions" if match == "caption" else "file names"
@@ -54,13 +59,17 @@ def folder_items(
     if count is not None and count < len(matched):
         chosen = np.random.default_rng(seed).choice(len(matched), count, replace=False)
         matched = [matched[k] for k in sorted(chosen)]
-    size = image_size or min(
-        _decode(shorter_side, image.file) for by_source in matched for image in by_source.values()
-    )
+    if image_size is None:
+        sides_by_item = [_decode_all(shorter_side, by_source, bad_examples) for by_source in matched]
+        matched = [by_source for by_source, sides in zip(matched, sides_by_item, strict=True) if sides]
+        image_size = min((side for sides in sides_by_item if sides for side in sides.values()), default=None)
     items = []
     for by_source in matched:
-        samples = {name: _decode(decode_image, image.file, size) for name, image in by_source.items()}
-        items.append(RatingItem(next(iter(by_source.values())).caption, samples))
+        samples = _decode_all(decode_image, by_source, bad_examples, image_size)
+        if samples is not None:
+            items.append(RatingItem(next(iter(by_source.values())).caption, samples))
+    if not items:
+        raise ValueError(f"no picture can be rated ({len(bad_examples)} bad ones left out)")
     return items
 
 
@@ -69,9 +78,15 @@ class _Image(NamedTuple):
 
     file: Path
     caption: str
+    metadata: Path
+    """The metadata file that lists it."""
+    line: int
+    """The line of the metadata file, from 1."""
 
 
-def _images_by(match: str, folder: Path, bad_examples: BadExamples) -> dict[str, list[_Image]]:
+def _images_by(
+    match: str, folder: Path, bad_examples: BadExamples, allow_outside: bool
+) -> dict[str, list[_Image]]:
     """The images that a folder's metadata list, by caption (``match`` "caption": an image with several captions is
     listed for each), or by file name without suffix ("file_name")."""
     metadata = find_metadata(folder)
@@ -81,17 +96,22 @@ def _images_by(match: str, folder: Path, bad_examples: BadExamples) -> dict[str,
             '{"file_name": "0.png", "text": "a red circle"}'
         )
     images: dict[str, list[_Image]] = {}
-    for record in read_metadata(metadata, bad_examples):
+    for record in read_metadata(metadata, bad_examples, allow_outside=allow_outside):
         if "image" not in record.files or not record.captions:
             bad_examples.add(metadata, record.line, "the line has no picture (file_name) or no text")
             continue
-        file = folder / record.files["image"]
+        try:
+            file = find_file(folder, record.files["image"])
+        except (OSError, ValueError) as error:  # a name that no file system has
+            bad_examples.add(metadata, record.line, f"the picture cannot be found: {error}")
+            continue
         if match == "caption":
             for caption in record.captions:
-                images.setdefault(caption, []).append(_Image(file, caption))
+                images.setdefault(caption, []).append(_Image(file, caption, metadata, record.line))
         else:
-            name = str(Path(record.files["image"]).with_suffix(""))
-            images.setdefault(name, []).append(_Image(file, record.captions[0]))
+            name = str(Path(normalise_name(record.files["image"])).with_suffix(""))
+            image = _Image(file, record.captions[0], metadata, record.line)
+            images.setdefault(name, []).append(image)
     return images
 
 
@@ -109,9 +129,17 @@ def _match(images: Mapping[str, Mapping[str, list[_Image]]]) -> list[dict[str, _
     return matched
 
 
-def _decode(decoder: Callable[..., Any], file: Path, *options: Any) -> Any:
-    """``decoder(file, *options)``, with the file's name in the error if it cannot be decoded."""
-    try:
-        return decoder(file, *options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the picture {file} cannot be decoded: {error}") from error
+def _decode_all(
+    decode: Callable[..., Any], by_source: Mapping[str, _Image], bad_examples: BadExamples, *options: Any
+) -> dict[str, Any] | None:
+    """``decode(file, *options)`` of an item's image from each source; None if one cannot be decoded, which is added to
+    ``bad_examples``."""
+    decoded = {}
+    for name, image in by_source.items():
+        try:
+            decoded[name] = decode(image.file, *options)
+        except Exception as error:  # decoders raise many types of exceptions on damaged files
+            reason = f"the picture {image.file} cannot be decoded: {error}"
+            bad_examples.add(image.metadata, image.line, reason)
+            return None
+    return decoded

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -101,8 +102,8 @@ def write_rating_page(
     key = _answer_key(header, seed, page_trials, sample_ids)
     key_path = path.with_suffix(".key.json")
     # "<" is escaped, so that no caption can end the script that holds the data.
-    write_atomic(path, template.PAGE.replace(template.MARK, json.dumps(data).replace("<", "\\u003c")))
-    write_atomic(key_path, json.dumps(key, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(path, template.render(json.dumps(data).replace("<", "\\u003c")))
+    write_atomic(key_path, _to_json(key))
     return path, key_path
 
 
@@ -129,9 +130,9 @@ def _check_item(number: int, item: RatingItem, *, min_sources: int) -> None:
 def _digest(items: Sequence[RatingItem], mode: Mode, title: str, question: str) -> int:
     """A hash of the page's content. It seeds the random ids, so that the ids of different pages differ and answers to
     another page are recognised."""
-    digest = hashlib.sha256(repr((mode, title, question)).encode())
+    digest = hashlib.sha256(repr((mode, title, question)).encode(errors="surrogatepass"))
     for item in items:
-        digest.update(item.caption.encode())
+        digest.update(item.caption.encode(errors="surrogatepass"))
         for source, sample in sorted(item.samples.items()):
             digest.update(source.encode() + np.ascontiguousarray(sample).tobytes())
     return int.from_bytes(digest.digest(), "big")
@@ -210,19 +211,57 @@ def _answer_key(
     return {**header, "seed": seed, "samples": samples, "trials": trials_by_id}
 
 
+def _to_json(key: dict[str, Any]) -> str:
+    """A key as JSON that UTF-8 can hold: letters as they are, unless a caption has half a surrogate pair, which UTF-8
+    does not have."""
+    text = json.dumps(key, indent=1, ensure_ascii=False) + "\n"
+    is_utf8 = not any("\ud800" <= character <= "\udfff" for character in text)
+    return text if is_utf8 else json.dumps(key, indent=1) + "\n"
+
+
 def read_key(path: Path | str) -> dict[str, Any]:
     """The key of a page: its ``mode``, the source of each of the ``samples``, and the samples of each of the
     ``trials``.
 
     Raises:
-      ValueError: the file is not a key.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not a key, or has been changed.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: give the <page>.key.json written beside the page")
     try:
-        key = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        key = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a rating page's key: {error}") from error
     if not isinstance(key, dict) or not {"mode", "samples", "trials"} <= set(key):
         raise ValueError(
             f"{path} is not a rating page's key: give the <page>.key.json written beside the page"
         )
+    if damage := _damage_of(key):
+        raise ValueError(
+            f"{path} is not a rating page's key: {damage}. It has been changed since it was written"
+        )
     return key
+
+
+def _damage_of(key: dict[str, Any]) -> str | None:
+    """What is wrong with the content of a key; None: nothing."""
+    modes = typing.get_args(Mode)
+    if key["mode"] not in modes:
+        return f"its 'mode' is {key['mode']!r}, not {' or '.join(modes)}"
+    for field in ("samples", "trials"):
+        if not isinstance(key[field], dict) or not all(isinstance(v, dict) for v in key[field].values()):
+            return f"its {field!r} are not an object of objects"
+    for name, sample in key["samples"].items():
+        if not isinstance(sample.get("source"), str):
+            return f"the sample {name!r} has no 'source'"
+    sides = ("left", "right") if key["mode"] == "preference" else ("left",)
+    for name, trial in key["trials"].items():
+        for side in sides:
+            sample = trial.get(side)
+            if not isinstance(sample, str) or sample not in key["samples"]:
+                return f"the trial {name!r} shows on the {side} {sample!r}, which is none of its 'samples'"
+        if key["mode"] == "rating" and trial.get("right") != "":
+            return f"the trial {name!r} shows on the right {trial.get('right')!r}, and in this mode nothing"
+    return None

@@ -1,19 +1,32 @@
 """The HTML of a rating page: style, markup and script, with one placeholder for the data (see `rating.page`).
 
-The page loads nothing from the network (its content security policy forbids it), runs from a local file, and keeps the
-answers in the browser until the rater saves them. Trials and samples have random ids.
+The page loads nothing from the network and runs no script but its own (its content security policy forbids it), runs
+from a local file, and keeps the answers in the browser until the rater saves them. Trials and samples have random ids.
 """
 
-MARK = "@@DATA@@"
+from xmodal_jax.report.page import policy
+
+_MARK = "@@DATA@@"
 """Placeholder of the page's data, which are JSON that is safe inside a script."""
 
-PAGE = r"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>Rating</title>
-<style>
+
+def render(data: str) -> str:
+    """The HTML of the page with its data.
+
+    Args:
+      data: JSON that is safe inside a script: with ``<`` escaped.
+    """
+    script = _SCRIPT.replace(_MARK, data)
+    head = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{policy(styles=[_CSS], scripts=[script])}\n"
+        f"<title>Rating</title>\n<style>{_CSS}</style></head>"
+    )
+    return f"{head}{_BODY}<script>{script}</script></body></html>\n"
+
+
+_CSS = """
 :root{--paper:#f5f6f8;--card:#fff;--ink:#1f2937;--muted:#6b7280;--line:#d5d9e0;--soft:#eef1f5;
 --accent:#0072b2;--on:#fff;color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root{--paper:#0f1217;--card:#171b22;--ink:#e6e9ef;--muted:#9aa4b2;
@@ -50,6 +63,7 @@ button:disabled{opacity:.45;cursor:default}
 .scale{border:2px solid transparent;border-radius:12px;padding:.5rem .7rem;margin:0 auto .5rem;max-width:34rem}
 .scale.now{border-color:var(--line);background:var(--paper)}
 .scale .ends{display:flex;justify-content:space-between}
+.row.first{justify-content:flex-start}
 .scale .row{flex-wrap:nowrap}
 .scale button{flex:1 1 0;padding:.5rem 0}
 .foot{display:flex;justify-content:space-between;gap:.6rem;margin-top:.8rem;align-items:center}
@@ -63,7 +77,9 @@ padding:.6rem .8rem;width:100%;max-width:22rem;display:block;margin:.3rem 0 1rem
 align-items:center}}
 @media(max-width:560px){main{padding:.5rem}.card{padding:.7rem}.samples{gap:.5rem}
 blockquote{font-size:1.1rem}.keys{display:none}.choices button{padding:.6rem .3rem}}
-</style></head><body><main>
+"""
+
+_BODY = """<body><main>
 <section id="start" class="card"><h1 class="title"></h1><p id="ask"></p>
 <p class="muted" id="how"></p>
 <label>Your name or number<input id="rater" maxlength="60" autocomplete="off"></label>
@@ -79,10 +95,12 @@ the page.</p></section>
 <button class="save">Save CSV</button></div></section>
 <section id="done" class="card" hidden><h1>Thank you</h1><p id="summary"></p>
 <p>Save the file and send it to whoever asked you.</p>
-<div class="row" style="justify-content:flex-start"><button class="main save">Save CSV</button>
+<div class="row first"><button class="main save">Save CSV</button>
 <button id="review">Back to the last</button><button id="fresh">Another rater</button></div></section>
 </main>
-<script>
+"""
+
+_SCRIPT = r"""
 "use strict";
 const data = @@DATA@@;
 const el = id => document.getElementById(id);
@@ -219,8 +237,11 @@ function begin() {
   keep();
   finish();
 }
+// A spreadsheet would take such a name for a formula and run it; the apostrophe makes it a text. It is removed when the
+// answers are read.
+const plain = text => /^'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]/.test(text) ? "'" + text : text;
 function csv() {
-  const quote = text => '"' + String(text).replace(/"/g, '""') + '"';
+  const quote = text => '"' + plain(String(text)).replace(/"/g, '""') + '"';
   const lines = ["trial,left,right,choice,seconds,rater"];
   for (const trial of data.trials) {
     if (!complete(trial)) continue;
@@ -279,5 +300,4 @@ el("fresh").addEventListener("click", () => {
 load();
 el("rater").value = state.rater;
 if (answered()) el("begin").textContent = "Go on (" + answered() + " of " + data.trials.length + " answered)";
-</script></body></html>
 """

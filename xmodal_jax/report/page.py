@@ -1,7 +1,8 @@
 """The report of a run, one self-contained HTML page: metrics, curves, samples, retrieval galleries, audio,
 configuration.
 
-The page has no scripts and loads nothing: styles are inline, images and audio are base64. It follows the light or dark
+The page has no scripts and loads nothing: styles are inline, images and audio are base64. Its content security policy
+holds the browser to that, so that no caption or label can make it do anything else. It follows the light or dark
 setting of the reader's system. Add sections in reading order, then ``write``::
 
     report = Report("Image-text retrieval", "shapes, 4 seeds")
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import html
 import io
 import math
@@ -95,6 +97,8 @@ class Report:
         """HTML of the contents of each section, by title."""
         self._closed: set[str] = set()
         """Titles of the sections that are collapsed at first."""
+        self._columns: set[int] = set()
+        """Numbers of columns of the images that have one."""
 
     def add_metrics(
         self,
@@ -165,7 +169,7 @@ class Report:
         self._add(
             title,
             f'<figure><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-            f'<img src="{light}" alt="{_escape(title)}" style="width:{width}px"></picture>'
+            f'<img src="{light}" alt="{_escape(title)}" width="{width}"></picture>'
             f"{_note(note)}</figure>",
         )
 
@@ -180,8 +184,11 @@ class Report:
     ) -> None:
         """Images uint8 ``[H, W, C]``, stored at their size and enlarged by the browser; ``columns`` per row."""
         cells = [_cell(image, captions[k] if k < len(captions) else "") for k, image in enumerate(images)]
-        style = f' style="grid-template-columns:repeat({columns},minmax(0,132px))"' if columns else ""
-        self._add(title, f'<div class="tiles"{style}>{"".join(cells)}</div>{_note(note)}')
+        css_class = "tiles"
+        if columns:
+            css_class = f"tiles columns-{columns:d}"
+            self._columns.add(columns)
+        self._add(title, f'<div class="{css_class}">{"".join(cells)}</div>{_note(note)}')
 
     def add_videos(
         self,
@@ -277,10 +284,15 @@ class Report:
             )
         subtitle = f'<p class="subtitle">{_escape(self.subtitle)}</p>' if self.subtitle else ""
         cards = f'<div class="cards">{"".join(self._cards)}</div>' if self._cards else ""
+        css = _CSS + "".join(
+            f".columns-{n}{{grid-template-columns:repeat({n},minmax(0,132px))}}\n"
+            for n in sorted(self._columns)
+        )
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{_escape(self.title)}</title><style>{_CSS}</style></head><body>"
+            f"{policy(styles=[css])}"
+            f"<title>{_escape(self.title)}</title><style>{css}</style></head><body>"
             f"<header><h1>{_escape(self.title)}</h1>{subtitle}{cards}</header>"
             f'<div class="page"><nav><span>Contents</span>{"".join(links)}</nav>'
             f"<main>{''.join(sections)}</main></div>"
@@ -309,6 +321,29 @@ def _note(note: str) -> str:
     return f'<p class="note">{_lines(note)}</p>' if note else ""
 
 
+def policy(*, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> str:
+    """The ``<meta>`` element with the strictest content security policy of a page that needs nothing from outside.
+
+    The browser uses the given inline styles and scripts alone, by their SHA-256, and images and audio that are in the
+    page itself (``data:``); it fetches nothing, sends no form, and ignores ``style`` and ``on...`` attributes.
+
+    Args:
+      styles: the contents of the ``<style>`` elements.
+      scripts: the contents of the ``<script>`` elements.
+    """
+
+    def hashes(contents: Sequence[str]) -> str:
+        digests = (hashlib.sha256(content.encode()).digest() for content in contents)
+        return (
+            " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests) or "'none'"
+        )
+
+    return (
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; media-src data:; '
+        f"style-src {hashes(styles)}; script-src {hashes(scripts)}; base-uri 'none'; form-action 'none'\">"
+    )
+
+
 def uri(data: bytes, kind: str) -> str:
     """The content of a file as a data URI; ``kind``: its media type.
 
@@ -320,7 +355,10 @@ def uri(data: bytes, kind: str) -> str:
 
 
 def _bar(share: float) -> str:
-    return f'<span class="bar"><b style="width:{100 * min(1.0, max(0.0, share)):.1f}%"></b></span>'
+    """A horizontal bar, filled to ``share`` of its width. As SVG, whose width is no style: the page allows none in
+    attributes."""
+    width = f"{100 * min(1.0, max(0.0, share)):.1f}%"
+    return f'<svg class="bar" aria-hidden="true"><rect width="{width}" height="100%" rx="3"/></svg>'
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
@@ -477,8 +515,8 @@ flex-direction:column;min-width:0}
 .card .value{font-size:1.75rem;font-weight:650;letter-spacing:-.02em;line-height:1.35;white-space:nowrap;
 font-variant-numeric:tabular-nums}
 .card .value small{font-size:.85rem;font-weight:400;color:var(--muted);letter-spacing:0}
-.bar{display:block;height:6px;border-radius:3px;background:var(--soft);overflow:hidden;margin:.25rem 0 .3rem}
-.bar b{display:block;height:100%;background:var(--accent);border-radius:3px}
+.bar{display:block;width:100%;height:6px;border-radius:3px;background:var(--soft);overflow:hidden;margin:.25rem 0 .3rem}
+.bar rect{fill:var(--accent)}
 .page{display:grid;grid-template-columns:170px minmax(0,1fr);gap:1.6rem;margin-top:1.6rem}
 nav{position:sticky;top:1rem;align-self:start;display:flex;flex-direction:column;font-size:.88rem}
 nav span{color:var(--muted);font-size:.74rem;text-transform:uppercase;letter-spacing:.07em;

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.models import lora
-from xmodal_jax.pretrained.files import read_header, write_safetensors
+from xmodal_jax.pretrained.safetensors_files import read_header, write_safetensors
 
 FROZEN_FILE = "frozen.safetensors"
 """Beside the checkpoints: the parameters of frozen networks, which all of a run's checkpoints share."""

@@ -151,6 +151,24 @@ def test_each_caption_of_coco_is_an_example(tmp_path):
     ]
 
 
+def test_a_record_that_cannot_be_decoded_is_named(tmp_path):
+    image = png(np.zeros((5, 5, 3), np.uint8))
+    examples = [
+        {"image": image, "text": b"fine"},
+        {"image": b"no picture", "text": b"fine"},
+        {"image": image, "text": "café".encode("latin-1")},
+    ]
+    prepare(tmp_path, "pictures", {"image": image_feature(5, 5, 3), "text": TEXT}, {"train": examples})
+    source = TfdsSource("pictures", "train", data_dir=tmp_path)
+    assert source.batch(np.array([0]))["caption"].tolist() == ["fine"]
+    with pytest.raises(
+        ValueError, match="tfds:pictures train: 'image' of record 1 .from 0. cannot be decoded"
+    ):
+        source.batch(np.array([0, 1]))
+    with pytest.raises(ValueError, match="'text' of record 2 .from 0. cannot be decoded: .*0xe9"):
+        source.batch(np.array([2]))
+
+
 def test_speech_is_read_without_tensorflow_and_splits_are_sliced(tmp_path):
     waves = [np.random.default_rng(i).integers(-9000, 9000, 20 + i).tolist() for i in range(40)]
     examples = [

@@ -54,10 +54,14 @@ class _Listing(NamedTuple):
 
 
 def _list_split(
-    root: Path, split: str, bad_examples: BadExamples, columns: Mapping[str, str] | None = None
+    root: Path,
+    split: str,
+    bad_examples: BadExamples,
+    columns: Mapping[str, str] | None = None,
+    allow_outside: bool = False,
 ) -> _Listing:
     """The metadata records of one split of the folder ``root``; see `FolderSource` for where splits are found, and
-    `read_metadata` for ``columns``.
+    `read_metadata` for ``columns`` and ``allow_outside``.
 
     Raises:
       FileNotFoundError: no such folder, or no metadata file in it.
@@ -68,7 +72,7 @@ def _list_split(
     splits = sorted(d.name for d in root.iterdir() if d.is_dir() and find_metadata(d))
     if splits and split in splits:
         path = find_metadata(root / split)
-        records = read_metadata(path, bad_examples, columns)
+        records = read_metadata(path, bad_examples, columns, allow_outside)
         other_splits = [find_metadata(root / name) for name in splits if name != split]
     elif splits:
         raise ValueError(
@@ -86,11 +90,11 @@ def _list_split(
             raise ValueError(
                 f"{root} has no split folders, so that the split must be train, test or all: {split!r}."
             )
-        records = read_metadata(path, bad_examples, columns)
+        records = read_metadata(path, bad_examples, columns, allow_outside)
     all_records = [(path.parent, records)]
     pictures_of_others = set()
     for other in other_splits:  # a split's bad examples are reported when that split is opened
-        records_of_other = read_metadata(other, BadExamples("skip"), columns)
+        records_of_other = read_metadata(other, BadExamples("skip"), columns, allow_outside)
         all_records.append((other.parent, records_of_other))
         pictures_of_others |= {_location(other.parent, r) for r in records_of_other}
     if split != "train":
@@ -301,6 +305,7 @@ class FolderSource(Source):
       prompt: template of a caption with {} for the class name.
       columns: the columns of the metadata that have other names than those of `read_metadata`, such as
         ``{"file_name": "filename"}``.
+      allow_outside: whether the metadata may name files outside of their folder.
       bad_examples: collects bad examples, and decides whether they stop the run (the default).
       memory_limit: bytes.
       workers: threads that decode files.
@@ -325,6 +330,7 @@ class FolderSource(Source):
         modalities: tuple[str, ...] | None = None,
         prompt: str = "a photo of a {}",
         columns: Mapping[str, str] | None = None,
+        allow_outside: bool = False,
         bad_examples: BadExamples | None = None,
         memory_limit: int = 4 << 30,
         workers: int = 8,
@@ -332,7 +338,7 @@ class FolderSource(Source):
     ):
         self.bad_examples = BadExamples() if bad_examples is None else bad_examples
         root = Path(path).expanduser()
-        listing = _list_split(root, split, self.bad_examples, columns)
+        listing = _list_split(root, split, self.bad_examples, columns, allow_outside)
         self._folder, self._workers = listing.path.parent, workers
         labels = _Labels(listing.all_records, root)
         self.class_names = labels.names

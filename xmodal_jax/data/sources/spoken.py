@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data.shapes.scenes import uniform
 from xmodal_jax.data.shapes.speech import (
     TRAIN_VOICES,
@@ -42,7 +43,7 @@ class SpokenLines(Source):
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: too few lines, or another split or modality.
+      ValueError: the file is not UTF-8; too few lines; or another split or modality.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class SpokenLines(Source):
             raise FileNotFoundError(
                 f"{path} is not there: --data spoken:FILE needs a text file, a line for each text"
             )
-        stripped = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+        stripped = {normalise(line.strip()) for line in read_lines(path)}
         lines = stripped - {""}
         # One line in ten, by its hash, is for the test splits.
         in_split = [line for line in lines if (_hash(line) % 10 == 0) == (split != "train")]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data import media
 from xmodal_jax.data.source import RawBatch, Source
 
@@ -220,7 +221,7 @@ class TfdsSource(Source):
             raise ValueError(
                 f"tfds:{name}: no feature for {absent[0]}; its features are: {', '.join(nodes)}."
             )
-        self._fields = dict(adapter.fields)
+        self._fields, self._title = dict(adapter.fields), f"tfds:{name} {split}"
         self.class_names = self._read_class_names(folder, nodes)
         self._prompt = prompt or adapter.prompt
         # Whether captions are made from class names.
@@ -266,7 +267,7 @@ class TfdsSource(Source):
             return None
         listed = folder / f"{path.replace('/', '-')}.labels.txt"
         if listed.is_file():
-            names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in read_lines(listed) if line.strip()]
             return tuple(clean_class_name(n) for n in names)
         count = int(nodes[path].get("classLabel", {}).get("numClasses", 0))
         return tuple(str(i) for i in range(count)) or None
@@ -325,12 +326,26 @@ class TfdsSource(Source):
             return None
         return (self._resolve_indices(indices) // self._captions).astype(np.int32)
 
-    def _pad_audio(self, values: list) -> RawBatch:
-        """``audio`` int16 and ``audio_mask`` bool ``[B, max_seconds * sample_rate]`` from the stored recordings."""
+    def _decode(
+        self, decode: Callable[..., Any], field: str, values: list, numbers: np.ndarray, *options
+    ) -> list:
+        """``decode(value, *options)`` of the stored values of a field; ValueError names the record in which one cannot
+        be decoded. ``numbers``: those of the records."""
+        decoded = []
+        for k, (value, number) in enumerate(zip(values, numbers.tolist(), strict=True)):
+            try:
+                decoded.append(decode(value, *(option[k] for option in options)))
+            except Exception as error:  # decoders raise many types of exceptions on damaged files
+                raise ValueError(
+                    f"{self._title}: {self._fields[field]!r} of record {number} (from 0) cannot be decoded: {error}"
+                ) from error
+        return decoded
+
+    def _pad_audio(self, recordings: list[np.ndarray]) -> RawBatch:
+        """``audio`` int16 and ``audio_mask`` bool ``[B, max_seconds * sample_rate]`` from recordings int16 ``[t]``."""
         length = int(round(self.max_seconds * self.sample_rate))
-        audio, mask = np.zeros((len(values), length), np.int16), np.zeros((len(values), length), bool)
-        for i, value in enumerate(values):
-            samples = self._audio(value)
+        audio, mask = (np.zeros((len(recordings), length), dtype) for dtype in (np.int16, bool))
+        for i, samples in enumerate(recordings):
             audio[i, : len(samples)], mask[i, : len(samples)] = samples, True
         return {"audio": audio, "audio_mask": mask}
 
@@ -348,18 +363,19 @@ class TfdsSource(Source):
         if "label" in columns:
             batch["label"] = np.array(columns["label"], np.int32)
         if "image" in columns:
-            images = [media.decode_image(bytes(b), self.image_size, self.channels) for b in columns["image"]]
-            batch["image"] = np.stack(images)
+            decode = lambda content: media.decode_image(bytes(content), self.image_size, self.channels)
+            batch["image"] = np.stack(self._decode(decode, "image", columns["image"], record_numbers))
         if "audio" in columns:
-            batch |= self._pad_audio(columns["audio"])
+            batch |= self._pad_audio(self._decode(self._audio, "audio", columns["audio"], record_numbers))
         if "text" in self.modalities:
             batch["caption"] = np.empty(len(records), object)
             if self._prompted:  # captions from class names; none where the label is unknown (-1)
                 names = ["" if label < 0 else self.class_names[label] for label in batch["label"]]
                 batch["caption"][:] = [self._prompt.format(name) if name else "" for name in names]
             else:
-                numbered = zip(columns["text"], caption_numbers.tolist(), strict=True)
-                batch["caption"][:] = [_caption(value, number) for value, number in numbered]
+                batch["caption"][:] = self._decode(
+                    _caption, "text", columns["text"], record_numbers, caption_numbers.tolist()
+                )
         return batch
 
 
@@ -388,5 +404,5 @@ def _caption(value: Any, number: int) -> str:
     value = value if isinstance(value, (bytes, str)) else list(np.atleast_1d(value))
     if isinstance(value, list):
         value = value[number % len(value)] if value else b""
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    text = normalise(value.decode("utf-8") if isinstance(value, bytes) else str(value))
     return " ".join(text.split())

@@ -1,0 +1,57 @@
+"""The splits of small data sets: each has an example, and what their size means is said."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.splits import choose_batch_size, open_splits
+
+
+def save_folder(folder, n):
+    rows = [{"file_name": f"{k}.png", "text": f"t{k}"} for k in range(n)]
+    for k, row in enumerate(rows):
+        Image.fromarray(np.full((4, 4, 3), k, np.uint8)).save(folder / row["file_name"])
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def captions(source):
+    return set(source.batch(np.arange(len(source)))["caption"])
+
+
+@pytest.mark.parametrize("n", [3, 5, 30])
+def test_a_small_folder_has_three_splits_and_the_report_says_that_they_are_small(tmp_path, n):
+    save_folder(tmp_path, n)
+    bad_examples = BadExamples()
+    splits = open_splits(f"folder:{tmp_path}", DataOptions(progress=False), bad_examples)
+    parts = [captions(split) for split in (splits.train, splits.validation, splits.tests["test"])]
+    assert all(parts) and sum(map(len, parts)) == n and len(set.union(*parts)) == n
+    notes = bad_examples.summary()
+    assert f"{len(parts[1])} examples: in the split 'validation', so few that its scores mean little" in notes
+    assert f"{len(parts[2])} examples: in the split 'test', so few" in notes
+
+
+@pytest.mark.parametrize("n,message", [(1, "one example is not enough"), (2, "training split has 1 example")])
+def test_a_folder_that_is_too_small_says_so(tmp_path, n, message):
+    save_folder(tmp_path, n)
+    with pytest.raises(ValueError, match=message):
+        open_splits(f"folder:{tmp_path}", DataOptions(progress=False), BadExamples())
+
+
+def test_splits_of_a_hundred_examples_are_not_noted():
+    bad_examples = BadExamples()
+    options = DataOptions(train_size=1000, modalities=("text", "image"))
+    open_splits("shapes", options, bad_examples)
+    assert not bad_examples.notes
+
+
+@pytest.mark.parametrize("n,size", [(1, 1), (24, 16), (63, 32), (64, 64), (65, 64), (1000, 64)])
+def test_a_batch_is_no_larger_than_the_data_set(n, size):
+    bad_examples = BadExamples()
+    source = ArraySource({"image": np.zeros((n, 1, 1, 1), np.uint8)})
+    assert choose_batch_size(64, source, bad_examples) == size
+    assert ("fewer than the batch size 64: it is" in bad_examples.summary()) == (n < 64)

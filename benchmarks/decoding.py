@@ -48,12 +48,12 @@ def make_generators(width: int, depth: int, batch: int, length: int, beams: int)
     """Generation with and without the cache, two compiled functions without arguments that return the tokens."""
     config = TextDecoderConfig(width=width, depth=depth, heads=4)
     decoder = build_decoder(config, vocab_size=VOCABULARY, max_length=length + 1)
-    rng, texts = np.random.default_rng(0), batch * beams
+    rng = np.random.default_rng(0)
     memory = Tokens(jnp.asarray(rng.normal(size=(batch, SOURCE_LENGTH, width)), jnp.float32), None)
     params = decoder.init(jax.random.key(0), jnp.zeros((batch, 2), jnp.int32), memory)["params"]
     # Larger weights: a new decoder, whose distributions are nearly uniform, would repeat one token.
     params = jax.tree.map(lambda x: x * 3, params)
-    begin = jnp.ones(texts, jnp.int32)
+    begin = jnp.ones(batch, jnp.int32)
 
     def generate(step, logits, state):
         if beams == 1:
@@ -64,14 +64,13 @@ def make_generators(width: int, depth: int, batch: int, length: int, beams: int)
         return generate(*start_decoding(decoder, params, memory, begin))
 
     def uncached(params, memory):
-        source = Tokens(jnp.repeat(memory.values, beams, axis=0), None)
-
         def step(tokens, position, ids):
+            source = Tokens(jnp.repeat(memory.values, len(tokens) // batch, axis=0), None)
             ids = jax.lax.dynamic_update_slice(ids, tokens[:, None], (0, position))
             logits = decoder.apply({"params": params}, ids, source)
             return jax.lax.dynamic_index_in_dim(logits, position, axis=1, keepdims=False), ids
 
-        return generate(step, *step(begin, 0, jnp.zeros((texts, length + 1), jnp.int32)))
+        return generate(step, *step(begin, 0, jnp.zeros((batch, length + 1), jnp.int32)))
 
     cached, uncached = (jax.jit(f).lower(params, memory).compile() for f in (cached, uncached))
     return lambda: cached(params, memory), lambda: uncached(params, memory)

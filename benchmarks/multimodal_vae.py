@@ -62,7 +62,7 @@ COLUMNS = (
     "prior",
     "mixture",
     "log_p",
-    "fid",
+    "judge_frechet_distance",
     "ms",
 )
 
@@ -182,12 +182,12 @@ class Bench:
         self, translations: list[Images], prior: Images, mixture: Images, log_p: float | None, ms: float
     ) -> dict[str, float | None]:
         """A row of the table, from the images generated from each subset of the modalities and from draws."""
-        classes, fids = [], []
+        classes, distances = [], []
         for members, images in zip(self.subsets, translations, strict=True):
             subset_classes, features = self.judge(images)
             classes.append(subset_classes)
             if members.sum() == 1:
-                fids += [
+                distances += [
                     frechet_distance(moments(self.real_features[:, m]), moments(features[:, m]))
                     for m in range(len(self.names)) if not members[m]
                 ]  # fmt: skip
@@ -196,7 +196,7 @@ class Bench:
             "prior": joint_coherence(self.judge(prior)[0]),
             "mixture": joint_coherence(self.judge(mixture)[0]),
         }
-        metrics |= {"fid": float(np.mean(fids)), "ms": ms, "log_p": log_p}
+        metrics |= {"judge_frechet_distance": float(np.mean(distances)), "ms": ms, "log_p": log_p}
         return {k: None if metrics.get(k) is None else float(metrics[k]) for k in COLUMNS}
 
 
@@ -336,7 +336,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = []
         for column in COLUMNS:
             values = [s[column] for s in scores if s.get(column) is not None]
-            digits = 0 if column in ("log_p", "ms") else 1 if column == "fid" else 3
+            digits = 0 if column in ("log_p", "ms") else 1 if column == "judge_frechet_distance" else 3
             spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
         lines.append(f"| {name} | {setting} | {len(scores)} | {' | '.join(cells)} |")

@@ -33,10 +33,9 @@ from xmodal_jax.train.loop import NonFiniteError
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
 
-COLUMNS = {
-    "kid": "KID", "fid": "FID", "factor_accuracy": "factors right", "exact_accuracy": "captions right",
-    "precision": "precision", "recall": "recall", "coverage": "coverage",
-}  # fmt: skip
+COLUMNS = {"judge_kernel_distance": "kernel distance", "judge_frechet_distance": "Fréchet distance"}
+COLUMNS |= {"factor_accuracy": "factors right", "exact_accuracy": "captions right"}
+COLUMNS |= {name: name for name in ("precision", "recall", "coverage")}
 ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0)
 SAMPLES = 12  # images of each objective in the report
 
@@ -110,8 +109,8 @@ def main(config: Config) -> None:
     details, ending = f"{config.data} · {config.steps} steps", dict(bad_examples=bad_examples, timer=timer)
     ending |= dict(seeds=config.all_seeds, steps=config.steps)
     with write_report(run, "Objectives of the conditional GAN", details, metrics, **ending) as report:
-        report.headline = [key for key in metrics if key.endswith("/kid")][:4]
-        add_comparison(report, "Scores on unseen captions", runs, COLUMNS, seeds=config.seeds)
+        report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]
+        add_comparison(report, "The judge's scores on unseen captions", runs, COLUMNS, seeds=config.seeds)
         if images:
             report.add_images("Samples, one row per objective", np.stack(images), columns=len(files))
 

@@ -26,8 +26,7 @@ from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, star
 from xmodal_jax.models import gan as gans
 from xmodal_jax.nets.encoders import ConvNetConfig
 from xmodal_jax.nets.gan import ObjectGeneratorConfig
-from xmodal_jax.report.images import SampleHistory, add_images
-from xmodal_jax.report.text import add_scores
+from xmodal_jax.report.images import SampleHistory, add_images, add_scores
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import fit
@@ -111,9 +110,7 @@ def main(config: Config) -> None:
     details = subtitle(config, result, shown="images")
     ending = dict(result=result, timer=timer, bad_examples=bad_examples)
     with write_report(run, "Images from captions", details, metrics, **ending) as report:
-        scores = ("/factor_accuracy", "/r_precision", "/kid", "/kid_real")
-        headline = [k for k in metrics if k.endswith(scores)][:6] or list(metrics)[:6]
-        add_scores(report, metrics, headline)
+        add_scores(report, metrics)
         add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
 
 

@@ -110,7 +110,7 @@ def main(config: Config) -> None:
     details = subtitle(config, result, model.name)
     ending = dict(result=result, timer=timer, bad_examples=bad_examples)
     with write_report(run, "A latent space", details, metrics, **ending) as report:
-        leading = ("reconstruction_", "likelihood/", "joint_prior/kid", "latent/probe")
+        leading = ("reconstruction_", "likelihood/", "joint_prior/judge_kernel_distance", "latent/probe")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         latent_report.add_metric_tables(report, metrics, headline)
         latent_report.add_latent(report, evaluator, result.params[0], data, results[0], run.path, count=8)

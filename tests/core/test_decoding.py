@@ -33,7 +33,7 @@ def sequences(row):
     return found
 
 
-def model(beams=1):
+def model():
     """``(step, logits, state)``: the next token depends on the last one, on the row and on the position. The state
     holds the tokens so far, so that a state that goes with the wrong beam is noticed."""
 
@@ -43,9 +43,8 @@ def model(beams=1):
         last = jnp.take_along_axis(seen, jnp.broadcast_to(position - 1, (len(seen), 1)), axis=1)[:, 0]
         return jnp.asarray(TABLE, jnp.float32)[row, position, last], (row, seen)
 
-    rows = np.repeat(np.arange(ROWS), beams)
-    state = jnp.asarray(rows), jnp.zeros((len(rows), LENGTH + 1), jnp.int32)
-    return step, jnp.asarray(START[rows], jnp.float32), state
+    state = jnp.arange(ROWS), jnp.zeros((ROWS, LENGTH + 1), jnp.int32)
+    return step, jnp.asarray(START, jnp.float32), state
 
 
 def test_greedy_takes_the_most_probable_token_and_counts_it():
@@ -67,7 +66,7 @@ def test_greedy_takes_the_most_probable_token_and_counts_it():
 
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
 def test_two_beams_are_those_of_a_plain_search_and_never_worse_than_greedy(penalty):
-    step, logits, state = model(2)
+    step, logits, state = model()
     found = jax.jit(lambda x, s: beam_search(step, x, s, beams=2, length=LENGTH, end=END, penalty=penalty))(
         logits, state
     )
@@ -82,12 +81,77 @@ def test_two_beams_are_those_of_a_plain_search_and_never_worse_than_greedy(penal
                 ended.append((tokens, (total + p[END]) / norm(t + 1), total + p[END]))
                 grown += [((*tokens, v), total + p[v]) for v in range(VOCAB) if v != END]
             alive = sorted(grown, key=lambda x: -x[1])[:2]
-        ended = sorted(ended, key=lambda x: -x[1])[:2]
-        for k, (tokens, _, total) in enumerate(ended):
+        # At the full length the unfinished sequences compete with the finished ones.
+        ended += [(tokens, total / norm(LENGTH), total) for tokens, total in alive]
+        best = sorted(ended, key=lambda x: -x[1])[:2]
+        for k, (tokens, _, total) in enumerate(best):
             assert tuple(np.asarray(found.tokens[row, k])[np.asarray(found.mask[row, k])]) == tokens
             np.testing.assert_allclose(found.log_probability[row, k], total, rtol=1e-5)
         if penalty == 0 and greedy.mask[row].sum() < LENGTH:
             assert found.log_probability[row, 0] >= greedy.log_probability[row] - 1e-5
+
+
+def few_tokens(seed, scale=1.0):
+    """``(step, logits, totals)`` of a model of 22 tokens of which only the first four, the end token among them, have a
+    probability. ``totals``: the log-probability of every sequence of up to three tokens, by enumeration, and its length
+    with the end token."""
+    rng = np.random.default_rng(seed)
+    table = np.full((4, 4, 22), -1e9)  # by position and by the token before
+    table[:, :, :4] = scale * rng.normal(size=(4, 4, 4))
+    table[:, :, END] -= 1.0
+    p = [[logs(row) for row in rows] for rows in table]
+    totals = {}
+    for n in range(4):
+        for tokens in itertools.product([v for v in range(4) if v != END], repeat=n):
+            path = [*tokens, END][:3]
+            steps = zip([0, *path], path, strict=False)
+            totals[tokens] = sum(p[t][a][b] for t, (a, b) in enumerate(steps)), len(path)
+    step = lambda tokens, position, state: (jnp.asarray(table, jnp.float32)[position, tokens], state)
+    return step, jnp.asarray(table[:1, 0], jnp.float32), totals
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_search_with_a_beam_for_every_prefix_finds_the_best_of_all_sequences(penalty, seed):
+    """There are nine prefixes of two tokens. Sequences without an end token compete by the same score."""
+    step, logits, totals = few_tokens(seed)
+    found = jax.jit(lambda x: beam_search(step, x, (), beams=10, length=3, end=END, penalty=penalty))(logits)
+    score = {tokens: total / ((5 + n) / 6) ** penalty for tokens, (total, n) in totals.items()}
+    best = sorted(score, key=score.get, reverse=True)[:10]
+    assert any(len(tokens) == 3 for tokens in best) and any(len(tokens) < 3 for tokens in best)
+    got = [
+        tuple(np.asarray(t)[np.asarray(m)].tolist())
+        for t, m in zip(found.tokens[0], found.mask[0], strict=True)
+    ]
+    assert got == best
+    np.testing.assert_allclose(found.log_probability[0], [totals[tokens][0] for tokens in best], rtol=1e-5)
+
+
+def test_an_improbable_end_does_not_win_over_what_is_cut_and_no_result_is_empty():
+    """The end token has the probability 0.02 at every step, two others 0.49 each."""
+    p = np.log(np.array([0.49, 0.49, 0.02, 1e-30, 1e-30, 1e-30]))
+    step = lambda tokens, position, state: (jnp.asarray(np.tile(p, (len(tokens), 1)), jnp.float32), state)
+    search = lambda beams: beam_search(
+        step, jnp.asarray(p[None], jnp.float32), (), beams=beams, length=4, end=END, penalty=0.0
+    )
+    one = search(1)
+    np.testing.assert_allclose(one.log_probability, [[4 * np.log(0.49)]], rtol=1e-6)
+    assert one.mask.all()
+    three = search(3)
+    assert np.isfinite(three.log_probability).all() and three.mask.any(axis=2).all()
+
+
+def test_each_example_has_its_own_beams():
+    """As many examples as beams: three searches give what one search of all gives."""
+    step, logits, state = model()
+    search = jax.jit(lambda x, s: beam_search(step, x, s, beams=2, length=LENGTH, end=END))
+    whole = search(logits, state)
+    assert whole.tokens.shape == (ROWS, 2, LENGTH)
+    for row in range(ROWS):
+        alone = search(logits[row : row + 1], tuple(x[row : row + 1] for x in state))
+        for a, b in zip(alone, whole, strict=True):
+            np.testing.assert_array_equal(a[0], b[row])
+    assert len({tuple(np.asarray(x[0]).tolist()) for x in whole.tokens}) > 1
 
 
 def test_the_log_probability_is_that_of_the_sequence():
@@ -151,23 +215,40 @@ def test_ctc_greedy_merges_repetitions_and_drops_blanks():
 
 def test_a_model_that_never_ends_is_cut_at_the_length():
     step = lambda tokens, position, state: (jnp.zeros((len(tokens), VOCAB)).at[:, END].set(-1e9), state)
-    logits, _ = step(jnp.zeros(2, jnp.int32), 0, None)
+    logits, _ = step(jnp.zeros(1, jnp.int32), 0, None)
     assert sample(step, logits, (), length=LENGTH, end=END).mask.all()
     found = beam_search(step, logits, (), beams=2, length=LENGTH, end=END)
     assert found.mask.all() and found.tokens.shape == (1, 2, LENGTH)
 
 
 def test_errors_say_what_to_change():
-    step, logits, state = model(2)
+    step, logits, state = model()
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         sample(step, logits, state, length=LENGTH, end=END, temperature=0.0)
     with pytest.raises(ValueError, match=r"top_p must lie in \(0, 1\]"):
         sample(step, logits, state, length=LENGTH, end=END, top_p=1.5)
     with pytest.raises(ValueError, match="top_k must be at least 1"):
         sample(step, logits, state, length=LENGTH, end=END, top_k=0)
-    with pytest.raises(ValueError, match="divide the 6 rows"):
-        beam_search(step, logits, state, beams=4, length=LENGTH, end=END)
+    with pytest.raises(ValueError, match=r"top_p must lie in \(0, 1\], got 0"):
+        filter_logits(logits, top_p=0.0)
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        filter_logits(logits, top_k=0)
+    with pytest.raises(ValueError, match=r"keys must have 3 rows as the logits have, got an array \[2\]"):
+        sample(step, logits, state, length=LENGTH, end=END, keys=jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(ValueError, match="beams and length must be at least 1, got 0 and 4"):
+        beam_search(step, logits, state, beams=0, length=LENGTH, end=END)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), state)
+    with pytest.raises(
+        ValueError, match=r"state\[0\] must have 3 rows as the logits have, got an array \[6\]"
+    ):
+        beam_search(step, logits, repeated, beams=2, length=LENGTH, end=END)
     with pytest.raises(ValueError, match="3 beams need a vocabulary of 6"):
         beam_search(step, logits, state, beams=3, length=LENGTH, end=END)
     with pytest.raises(ValueError, match="must not be negative"):
         beam_search(step, logits, state, beams=2, length=LENGTH, end=END, penalty=-1.0)
+
+
+def test_the_most_probable_token_is_always_in_the_nucleus():
+    """Also where its probability is above a tiny top_p."""
+    p = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
+    assert np.isfinite(filter_logits(p, top_p=1e-6)).tolist() == [[False, True, False]]

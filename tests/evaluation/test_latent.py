@@ -40,7 +40,8 @@ def test_a_perfect_translator_is_coherent_whatever_it_is_given():
     names = [f"cross/{what}@{k}" for what in ("coherence", "self_coherence") for k in (1, 2)]
     assert same == dict.fromkeys([*names, "cross/coherence"], 1.0)
     # Pictures are the data's own, so that their distance is 0; the kernel's, of halves of them, is it on average.
-    assert found["cross/fid"] < 1e-9 and set(found) == {*same, "cross/fid", "cross/kid"}
+    assert found["cross/judge_frechet_distance"] < 1e-9
+    assert set(found) == {*same, "cross/judge_frechet_distance", "cross/judge_kernel_distance"}
     assert classes.shape == (7, 3, len(LABELS))
     np.testing.assert_array_equal(classes, np.broadcast_to(np.maximum(LABELS, 0), classes.shape))
 
@@ -101,7 +102,7 @@ def test_missing_modalities_are_neither_judged_nor_compared():
     ]
     expected = np.mean([(a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2 for a, b in pairs])
     assert expected > 1e-3
-    assert found["cross/fid"] == pytest.approx(expected, rel=1e-4)
+    assert found["cross/judge_frechet_distance"] == pytest.approx(expected, rel=1e-4)
     draws = {"prior": np.stack([labels, 0 * labels], axis=1)}
     explorer.vae = explorer.vae._replace(
         decoder_latents=lambda p, shared, key: painters.make_painter(IMAGES).decoder_latents(p, shared, None)
@@ -111,7 +112,7 @@ def test_missing_modalities_are_neither_judged_nor_compared():
     expected = np.mean(
         [(a.mean() - labels.mean()) ** 2 + (a.std(ddof=1) - labels.std(ddof=1)) ** 2 for a in own]
     )
-    assert found["joint_prior/fid"] == pytest.approx(expected, rel=1e-4)
+    assert found["joint_prior/judge_frechet_distance"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_distances_of_pictures_are_means_over_pairs_of_one_given_and_another_told():
@@ -129,10 +130,10 @@ def test_distances_of_pictures_are_means_over_pairs_of_one_given_and_another_tol
     np.testing.assert_allclose(real[:, :, 0], np.repeat(labels[:, None], 3, axis=1), atol=1e-5)
     counted = [offs[g, t] for t in (0, 1) for g in range(3) if g != t]
     # Pictures are rounded to 1/255, which is 1/60 of a class.
-    assert found["cross/fid"] == pytest.approx(np.mean(np.square(counted)), rel=0.02)
+    assert found["cross/judge_frechet_distance"] == pytest.approx(np.mean(np.square(counted)), rel=0.02)
     real = labels[:, None].astype(float)
-    kid = [kernel_distance(real, real + off, seed=0, subsets=20, subset_size=12).mean for off in counted]
-    assert found["cross/kid"] == pytest.approx(np.mean(kid), rel=0.05)
+    kernel = [kernel_distance(real, real + off, seed=0, subsets=20, subset_size=12).mean for off in counted]
+    assert found["cross/judge_kernel_distance"] == pytest.approx(np.mean(kernel), rel=0.05)
 
 
 def test_distances_of_features_are_those_of_gaussians():
@@ -147,8 +148,8 @@ def test_distances_of_features_are_those_of_gaussians():
         return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
 
     expected = np.mean([distance(real[:, k], made[:, k]) for k in range(2)])
-    assert found["joint_mixture/fid"] == pytest.approx(expected, rel=1e-6)
-    assert found["joint_mixture/coherence"] == 1.0 and found["joint_mixture/kid"] > 0
+    assert found["joint_mixture/judge_frechet_distance"] == pytest.approx(expected, rel=1e-6)
+    assert found["joint_mixture/coherence"] == 1.0 and found["joint_mixture/judge_kernel_distance"] > 0
 
 
 def test_joint_coherence_is_the_share_of_draws_whose_modalities_agree():
@@ -274,7 +275,7 @@ def test_one_modality_has_no_others_to_be_told_by():
     assert found == {} and real.shape == (9, 1, 1)
     shared = np.stack([labels, 0 * labels], axis=1)
     assert set(scores.joint_metrics(explorer, {}, {}, {"prior": shared}, real)) == {
-        "joint_prior/fid", "joint_prior/kid",
+        "joint_prior/judge_frechet_distance", "joint_prior/judge_kernel_distance",
     }  # fmt: skip
     likelihood = scores.likelihood_metrics(explorer, {}, data, SMOKE)
     assert likelihood == {"likelihood/test": pytest.approx(1 + 100 + 30_000 + labels.mean() / 4, rel=1e-7)}
@@ -305,11 +306,13 @@ def test_what_codes_know_is_probed_and_clustered():
     factors = np.stack([np.maximum(test.labels, 0), rng.integers(0, 2, 151)], axis=1)
     found = scores.latent_metrics(IMAGES[:2], train, test, 0)
     assert set(found) == {
-        "latent/probe", "latent/probe_image_0", "latent/probe_image_1", "latent/clustering", "latent/adjusted_rand",
+        "latent/probe", "latent/probe_image_0", "latent/probe_image_1", "latent/clustering_accuracy",
+        "latent/clustering_purity", "latent/adjusted_rand",
     }  # fmt: skip
     assert found["latent/probe"] == found["latent/probe_image_0"] == 1.0
     assert abs(found["latent/probe_image_1"] - 1 / 2) < 0.15
-    assert found["latent/clustering"] == found["latent/adjusted_rand"] == 1.0
+    assert found["latent/clustering_accuracy"] == found["latent/clustering_purity"] == 1.0
+    assert found["latent/adjusted_rand"] == 1.0
     assert scores.disentanglement_metrics(test.latents.mean, factors[:, :1], 0) == {}
     assert scores.disentanglement_metrics(test.latents.mean[:15], factors[:15], 0) == {}
     found = scores.disentanglement_metrics(test.latents.mean, factors, 0)
@@ -407,11 +410,12 @@ def test_a_smoke_run_is_small_and_has_enough_codes():
 
 FINITE = (
     "cross/coherence", "cross/coherence@1", "cross/coherence@2", "cross/self_coherence@1", "cross/self_coherence@2",
-    "cross/fid", "cross/kid", *(f"judge/{m}" for m in multimodal.NAMES),
-    *(f"joint_{name}/{what}" for name in ("prior", "flow") for what in ("coherence", "fid", "kid")),
+    "cross/judge_frechet_distance", "cross/judge_kernel_distance", *(f"judge/{m}" for m in multimodal.NAMES),
+    *(f"joint_{name}/coherence" for name in ("prior", "flow")),
+    *(f"joint_{name}/judge_{kind}_distance" for name in ("prior", "flow") for kind in ("frechet", "kernel")),
     "reconstruction_image_0/mse", "reconstruction_image_1/mse", "likelihood/joint", "likelihood/conditional",
-    "latent/probe", *(f"latent/probe_{m}" for m in multimodal.NAMES), "latent/clustering", "latent/adjusted_rand",
-    *(f"latent/{what}" for what in ("mig", "sap")),
+    "latent/probe", *(f"latent/probe_{m}" for m in multimodal.NAMES), "latent/clustering_accuracy",
+    "latent/clustering_purity", "latent/adjusted_rand", *(f"latent/{what}" for what in ("mig", "sap")),
     *(f"latent/dci_{what}" for what in ("disentanglement", "completeness", "informativeness")),
 )  # fmt: skip
 

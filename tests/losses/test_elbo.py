@@ -228,3 +228,29 @@ def test_doubly_reparametrized_bound(samples):
     )
     by_w = np.einsum("kb,kbo,kbd->od", AFTER * share, DATA - z @ W.T, z)
     np.testing.assert_allclose(grads[2], by_w, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_gradient_of_the_doubly_reparametrized_bound_is_that_of_the_bound():
+    """By Monte-Carlo over the samples, four for each bound, and by automatic differentiation of the bound alone."""
+    count = 20_000
+    noise = jax.random.normal(jax.random.key(0), (count, 4, X, LATENT))
+
+    def bound(mean, log_scale, noise, *, doubly):
+        z, held, probes = mean[None] + jnp.exp(log_scale)[None] * noise, (mean, log_scale), []
+        if doubly:
+            z, *probes = elbo.deferred_gradient_scale(z)
+            held = jax.lax.stop_gradient(held)
+        of = log_weights(z, *held, array(W))
+        return (elbo.doubly_reparametrized_bound(of, *probes) if doubly else elbo.importance_bound(of)).sum()
+
+    @jax.jit
+    def both(noise):
+        gradient = lambda doubly: jax.vmap(
+            jax.grad(lambda *args: bound(*args, doubly=doubly), (0, 1)), in_axes=(None, None, 0)
+        )(*map(array, Q), noise)
+        return [jnp.stack(gradient(doubly), axis=1) for doubly in (False, True)]
+
+    plain, doubly = map(np.asarray, both(noise))
+    error = np.sqrt((plain.var(axis=0) + doubly.var(axis=0)) / count)
+    assert np.all(np.abs(plain.mean(axis=0) - doubly.mean(axis=0)) < 4.5 * error)
+    assert np.abs(plain.mean(axis=0) / error).max() > 20

@@ -26,6 +26,7 @@ from tests.losses.multimodal import (
     restricted,
     terms_of,
 )
+from tests.oracles import linear_gaussian
 from tests.oracles import multimodal as oracle
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.losses import multimodal_elbo as objectives
@@ -480,3 +481,31 @@ def test_for_one_modality_the_mean_gradient_of_dreg_is_that_of_the_value(beta):
     gap = np.abs(plain.mean(axis=0) - dreg.mean(axis=0))
     assert np.all(gap < 4 * errors), (gap, errors)
     assert (np.abs(dreg.mean(axis=0)) / errors).max() > 20
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["mmvae", "mmvae_plus"])
+def test_with_many_samples_of_equal_experts_the_bound_is_the_evidence(private):
+    """The experts are alike but not the true posterior. Private codes of the other modality come from their prior."""
+    rng, count = np.random.default_rng(0), 40_000
+    w, x = 0.7 * rng.normal(size=(2, 2, 1 + private)), rng.normal(size=(2, 2))
+    modalities = [
+        linear_gaussian.Modality(m[:, :1], np.zeros(2), SCALE, m[:, 1:] if private else None) for m in w
+    ]
+    evidence = linear_gaussian.evidence(list(x), modalities)
+    unit = lambda *shape: Normal(jnp.zeros(shape), jnp.zeros(shape))
+    of = lambda *values: jnp.broadcast_to(jnp.asarray(values, jnp.float32)[:, None, None], (2, 1, 1))
+
+    def log_likelihood(z):
+        mean = jnp.einsum("mxd,mrbd->mrbx", jnp.asarray(w, jnp.float32), z)
+        data = jnp.broadcast_to(jnp.asarray(x, jnp.float32)[:, None, None], mean.shape)
+        return Normal(mean, jnp.full_like(mean, np.log(SCALE))).log_prob(data).sum(axis=-1)
+
+    inputs = ObjectiveInputs(
+        jnp.ones((2, 1), bool), log_likelihood, None,
+        Prior(unit(1, 1), jnp.zeros(1), private=unit(1), auxiliary=unit(2, 1)),
+        example_keys(jax.random.key(0), jnp.arange(1)),
+        experts=Normal(of(0.1, 0.1), of(0.1, 0.1)),
+        private=Normal(of(-0.2, 0.3), of(0.1, 0.2)) if private else None,
+    )  # fmt: skip
+    loss = jax.jit(lambda: objectives.mmvae(inputs, samples=count).loss)()
+    np.testing.assert_allclose(-loss, evidence, atol=0.03)

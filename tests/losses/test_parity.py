@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.losses import coral, info_nce, sigmoid_loss, triplet_loss
+from xmodal_jax.losses import adversarial, coral, info_nce, sigmoid_loss, triplet_loss
 
 torch = pytest.importorskip("torch")
 TEMPERATURE, BIAS = 0.2, -2.3
@@ -108,3 +108,61 @@ def test_triplet_loss_in_torch(hardest):
 
 def test_coral_in_torch():
     assert_same(ours(coral), theirs(lambda a, b: (torch.cov(a.T) - torch.cov(b.T)).square().sum() / (4 * 49)))
+
+
+IDS = np.array([0, 1, 2, 0, -1, 3, 1, -1, 4, 0, 5, 2, 6])
+HERE = np.array([1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1], bool)
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "exclude"])
+def test_info_nce_with_duplicates_is_the_cross_entropy_with_soft_targets(duplicates):
+    """Over those present alone: equal captions are all targets, or their logits are minus infinity."""
+    same = torch.tensor((IDS[:, None] == IDS[None]) & (IDS >= 0)[:, None])[HERE][:, HERE]
+    pair = torch.eye(HERE.sum(), dtype=torch.bool)
+    targets = ((same | pair) if duplicates == "positive" else pair).double()
+    targets = targets / targets.sum(dim=1, keepdim=True)
+
+    def soft(a, b, temperature):
+        logits = (a @ b.T / temperature)[HERE][:, HERE].double()
+        if duplicates == "exclude":
+            logits = logits.masked_fill(same & ~pair, -1e9)
+        entropy = torch.nn.functional.cross_entropy
+        return ((entropy(logits, targets) + entropy(logits.T, targets)) / 2).float()
+
+    options = dict(present=jnp.asarray(HERE), match=jnp.asarray(IDS), duplicates=duplicates)
+    got = ours(lambda a, b, t: info_nce(a, b, temperature=t, **options).sum() / HERE.sum(), TEMPERATURE)
+    assert_same(got, theirs(soft, TEMPERATURE))
+
+
+def logits_of_images():
+    return [x.sum(axis=1) for x in make()]
+
+
+CE = torch.nn.functional.binary_cross_entropy_with_logits
+MSE = torch.nn.functional.mse_loss
+ONE, ZERO = torch.ones(13), torch.zeros(13)
+GAMES = {
+    "minimax": (lambda r, f: CE(r, ONE) + CE(f, ZERO), lambda f, r: -CE(f, ZERO)),
+    "non_saturating": (lambda r, f: CE(r, ONE) + CE(f, ZERO), lambda f, r: CE(f, ONE)),
+    "lsgan": (lambda r, f: (MSE(r, ONE) + MSE(f, ZERO)) / 2, lambda f, r: MSE(f, ONE) / 2),
+    "hinge": (lambda r, f: (1 - r).relu().mean() + (1 + f).relu().mean(), lambda f, r: -f.mean()),
+    "relativistic": (lambda r, f: CE(r - f, ONE), lambda f, r: CE(f - r, ONE)),
+    "relativistic_average": (
+        lambda r, f: CE(r - f.mean(), ONE) + CE(f - r.mean(), ZERO),
+        lambda f, r: CE(f - r.mean(), ONE) + CE(r - f.mean(), ZERO),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_adversarial_losses_are_those_of_torch(name):
+    real, fake = logits_of_images()
+    for player, want, args in zip(
+        adversarial.OBJECTIVES[name], GAMES[name], ((real, fake), (fake, real)), strict=True
+    ):
+        value, grads = jax.jit(jax.value_and_grad(lambda a, b, p=player: p(a, b).mean(), (0, 1)))(*args)
+        tensors = [torch.tensor(x, requires_grad=True) for x in args]
+        loss = want(*tensors)
+        loss.backward()
+        of = [0.0 * x if t.grad is None else t.grad.numpy() for x, t in zip(args, tensors, strict=True)]
+        assert_same([value, *grads], [loss.detach().numpy(), *of])

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -14,7 +16,7 @@ def blobs(sizes, seed=0, spread=0.1):
 
 def test_classes_in_clusters_of_their_own_score_one():
     codes, blob = blobs([17, 23, 11])
-    assert kmeans_clustering(codes, blob, seed=0) == (1.0, 1.0, pytest.approx(1.0))
+    assert kmeans_clustering(codes, blob, seed=0) == (1.0, 1.0, 1.0, pytest.approx(1.0))
     names = np.array([40, 3, 7])[blob]
     assert kmeans_clustering(codes, names, seed=0) == kmeans_clustering(codes, blob, seed=0)
 
@@ -27,6 +29,8 @@ def test_the_vote_on_known_clusters():
         labels[blob == k] = members
     got = kmeans_clustering(codes, labels, seed=0)
     assert got.purity == pytest.approx((7 + 5 + 13) / 34)
+    # The third cluster is class 1, the first class 0; for the second, class 2 is left.
+    assert got.accuracy == pytest.approx((7 + 5 + 13) / 34)
     assert got.adjusted_rand == pytest.approx(adjusted_rand_score(labels, blob))
     joint = np.array([[7, 4, 0], [0, 5, 5], [0, 13, 0]]) / 34
     entropy = lambda p: -np.sum(p[p > 0] * np.log(p[p > 0]))
@@ -37,11 +41,26 @@ def test_the_vote_on_known_clusters():
 
 def test_the_number_of_clusters():
     codes, blob = blobs([17, 23, 11])
-    assert kmeans_clustering(codes, blob, clusters=1, seed=0) == (pytest.approx(23 / 51), 0.0, 0.0)
+    assert kmeans_clustering(codes, blob, clusters=1, seed=0) == (*[pytest.approx(23 / 51)] * 2, 0.0, 0.0)
     assert kmeans_clustering(codes, blob // 2, clusters=3, seed=0).purity == 1.0
     assert kmeans_clustering(codes, blob // 2, clusters=3, seed=0).adjusted_rand < 0.99
     shuffled = np.random.default_rng(1).permutation(blob)
-    assert kmeans_clustering(codes, shuffled, clusters=51, seed=0).purity == 1.0
+    each_alone = kmeans_clustering(codes, shuffled, clusters=51, seed=0)
+    assert each_alone.purity == 1.0 and each_alone.accuracy == pytest.approx(3 / 51)
+
+
+def test_two_clusters_of_one_class_are_not_both_right():
+    """The blobs are the clusters; most examples of all three are of class 0."""
+    codes, blob = blobs([11, 10, 13])
+    labels = np.empty(34, int)
+    members = ([0] * 8 + [1] * 3, [0] * 6 + [2] * 4, [0] * 9 + [1] * 3 + [2])
+    for k, classes in enumerate(members):
+        labels[blob == k] = classes
+    got = kmeans_clustering(codes, labels, seed=0)
+    assert got.purity == pytest.approx((8 + 6 + 9) / 34)
+    counts = [[classes.count(c) for c in range(3)] for classes in members]
+    best = max(sum(counts[k][c] for k, c in enumerate(order)) for order in itertools.permutations(range(3)))
+    assert best == 9 + 3 + 4 and got.accuracy == pytest.approx(best / 34)
 
 
 def test_noise_is_at_chance():

@@ -1,7 +1,10 @@
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given as over
 from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score
 
 from tests.oracles import latent as oracle
 from xmodal_jax.metrics.coherence import coherence_matrix, cross_coherence, joint_coherence, subsets
@@ -54,6 +57,18 @@ def test_all_is_counted_one_by_one(seed, modalities, count, some):
     across = [v for name, v in values.items() if name.startswith("coherence")]
     values |= {"coherence": np.mean(across)} if across else {}
     assert cross_coherence(predictions, labels, given, present) == pytest.approx(values, rel=1e-12)
+
+
+def test_an_entry_is_scikit_learns_balanced_accuracy():
+    predictions, labels, _, present = make(3, 3, 41)
+    found = coherence_matrix(predictions, labels, present)
+    for s, m in np.ndindex(*found.shape):
+        counted = present[s] & (labels >= 0)
+        if counted.any():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of classes that are predicted only
+                expected = balanced_accuracy_score(labels[counted], predictions[s, m, counted])
+            assert found[s, m] == pytest.approx(expected)
 
 
 def test_coherence_by_hand():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score
 
 from tests.oracles import latent as oracle
 from xmodal_jax.metrics.disentanglement import _dc, dci, mutual_information_gap, sap
@@ -31,7 +32,13 @@ def make(count=1201, seed=0):
     return factors, rng.normal(size=(count, 5))
 
 
-@pytest.mark.parametrize("metric", ALL.values(), ids=ALL)
+def split(count, seed=0, test_fraction=0.25):
+    """The training and the test examples that `dci` and `sap` choose."""
+    order = np.random.default_rng(seed).permutation(count)
+    return order[(held_out := round(count * test_fraction)) :], order[:held_out]
+
+
+@pytest.mark.parametrize("metric", [mutual_information_gap, fast_dci], ids=["mig", "dci"])
 @pytest.mark.parametrize("spare", [0, 2])
 def test_factors_themselves_are_perfect(metric, spare):
     """Also with codes of nothing beside them, and codes that turn and stretch the factors."""
@@ -44,8 +51,13 @@ def test_factors_themselves_are_perfect(metric, spare):
 
 @pytest.mark.parametrize("metric", ALL.values(), ids=ALL)
 def test_noise_has_nothing(metric):
+    """Informativeness is the frequency of the most frequent values, about 0.7, 0.33 and 0.3."""
     factors, noise = make()
-    assert np.max(np.abs(metric(noise, factors))) < 0.12
+    value = metric(noise, factors)
+    if metric is fast_dci:
+        assert abs(value.informativeness - (0.7 + 1 / 3 + 0.3) / 3) < 0.06
+        value = value[:2]
+    assert np.max(np.abs(value)) < 0.12
 
 
 def test_dci_tells_its_parts_apart():
@@ -61,7 +73,7 @@ def test_dci_tells_its_parts_apart():
     assert got.completeness > 0.85 > 0.1 > got.disentanglement
     # One factor in one code, and nothing of the other two.
     one = np.stack([factors[:, 2] + 0.01 * noise[:, 0], *noise[:, 1:3].T], axis=1)
-    assert fast_dci(one, factors).informativeness == pytest.approx(1 / 3, abs=0.05)
+    assert fast_dci(one, factors).informativeness == pytest.approx((0.7 + 1 / 3 + 1) / 3, abs=0.06)
 
 
 @given(st.integers(0, 999), st.integers(2, 7), st.integers(2, 5))
@@ -82,10 +94,16 @@ def test_disentanglement_and_completeness_of_importances(seed, codes, factors):
 
 
 def test_codes_that_say_nothing():
-    """Constant codes: no tree can split, no histogram has two bins."""
-    factors, noise = make(301)
-    for name, metric in ALL.items():
-        np.testing.assert_allclose(metric(np.ones_like(noise), factors), 0.0, atol=1e-9, err_msg=name)
+    """Constant codes: no tree can split, no histogram has two bins, and every example is predicted to be the same."""
+    factors, noise = make(331)
+    constant = np.ones_like(noise)
+    for value in (
+        mutual_information_gap(constant, factors), sap(constant, factors, seed=0), fast_dci(constant, factors)[:2],
+    ):  # fmt: skip
+        np.testing.assert_allclose(value, 0.0, atol=1e-9)
+    train, test = split(331)
+    frequent = [np.mean(f[test] == max(set(f[train]), key=f[train].tolist().count)) for f in factors.T]
+    assert fast_dci(constant, factors).informativeness == pytest.approx(np.mean(frequent))
 
 
 @pytest.mark.parametrize("metric", ALL.values(), ids=ALL)
@@ -117,6 +135,18 @@ def test_mig_is_that_of_histograms(seed, bins, count):
     assert got == pytest.approx(oracle.mutual_information_gap(codes, factors, bins), rel=1e-9, abs=1e-12)
 
 
+def test_mig_is_that_of_scikit_learns_mutual_information():
+    """As disentanglement_lib computes it, with 20 bins."""
+    factors, noise = make()
+    codes = factors[:, [0, 1, 2, 2]] + noise[:, :4]
+    binned = [np.digitize(z, np.histogram(z, 20)[1][:-1]) for z in codes.T]
+    information = np.array([[mutual_info_score(z, v) for v in factors.T] for z in binned])
+    ordered = np.sort(information, axis=0)
+    entropies = [mutual_info_score(v, v) for v in factors.T]
+    expected = np.mean((ordered[-1] - ordered[-2]) / entropies)
+    assert mutual_information_gap(codes, factors) == pytest.approx(expected, rel=1e-9)
+
+
 def test_mig_by_hand():
     """One code is the factor, one its half: 1 of 2 bits is left."""
     factors = np.tile(np.arange(4), 3)[:, None]
@@ -135,21 +165,35 @@ def test_mig_of_codes_on_the_edges_of_bins():
     assert mutual_information_gap(codes, factors, bins=4) == pytest.approx(expected, rel=1e-9)
 
 
+def test_sap_and_dci_are_those_of_disentanglement_lib():
+    """A binary, a ternary and a rare factor, each mixed into two codes."""
+    rng = np.random.default_rng(3)
+    factors = np.stack(
+        [rng.integers(0, 2, 2000), rng.integers(0, 3, 2000), rng.random(2000) < 0.1], axis=1
+    ).astype(int)
+    mixing = np.array([[2.0, 0.3, 0.0], [0.0, 1.0, 0.8], [0.2, 0.0, 3.0], [1.0, 1.0, 0.0]])
+    codes = factors @ mixing.T + 0.6 * rng.normal(size=(2000, 4))
+    codes = codes[
+        :, np.argsort(codes[0])
+    ]  # the order in which trees see them, which decides between equal splits
+    train, test = split(2000)
+    parts = codes[train], factors[train], codes[test], factors[test]
+    expected = oracle.sap(*parts)
+    assert 0.1 < expected < 0.3
+    assert sap(codes, factors, seed=0) == pytest.approx(expected, abs=1e-9)
+    np.testing.assert_allclose(dci(codes, factors, seed=0, rounds=5), oracle.dci(*parts, trees=5), rtol=1e-8)
+
+
 def test_sap_by_hand():
-    """Of four values the second code joins two and two: balanced accuracy 1 and 0.5, over 1 - 1/4."""
-    factors = np.tile(np.arange(4), 50)[:, None]
-    codes = np.stack([factors[:, 0], factors[:, 0] // 2], axis=1)
-    assert sap(codes, factors, seed=0) == pytest.approx(0.5 / 0.75)
-    # The order of values along the code does not matter, where thresholds are free to choose.
-    codes[:, 0] = np.array([2, 0, 3, 1])[factors[:, 0]]
-    assert sap(codes, factors, seed=0) == pytest.approx(0.5 / 0.75)
-
-
-def test_sap_counts_rare_values_as_much():
-    """Value 1 is only at code 9, where value 0 is still more frequent, and so is a tenth of value 0."""
-    codes = np.append(np.arange(9000) % 10, np.full(600, 9))
-    got = sap(np.stack([codes, np.ones(9600)], axis=1), (np.arange(9600) >= 9000)[:, None], seed=0)
-    assert got == pytest.approx(((0.9 + 1) / 2 - 0.5) / 0.5, abs=0.02)
+    """The first code is the factor, with accuracy 1; the second is constant, and its accuracy a frequency."""
+    factors = np.tile(np.arange(2), 300)[:, None]
+    codes = np.stack([4.0 * factors[:, 0] - 2.0, np.ones(600)], axis=1)
+    _, test = split(600)
+    frequency = np.mean(factors[test])
+    # A constant code predicts one value for all, whichever it is.
+    assert abs(sap(codes, factors, seed=0) - 0.5) == pytest.approx(abs(frequency - 0.5))
+    # The best two codes count: with two equal ones nothing is separated.
+    assert sap(codes[:, [0, 0]], factors, seed=0) == 0.0
 
 
 def test_the_seed_is_the_split():

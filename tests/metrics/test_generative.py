@@ -102,6 +102,10 @@ def test_moments_that_do_not_fit_are_reported():
         frechet_distance(moments(a), moments(a[:1]))
     with pytest.raises(ValueError, match="5 and of 3 features"):
         frechet_distance(moments(a), moments(a[:, :3]))
+    with pytest.raises(TypeError, match=r"b must be Moments, got an array .*: give moments\(features\)"):
+        frechet_distance(moments(a), a)
+    with pytest.raises(TypeError, match="a must be Moments, got tuple"):
+        merge_moments((3, 4), moments(a))
     with pytest.raises(ValueError, match=r"must be \[examples, dim\] and not empty, got \[43, 5, 1\]"):
         moments(a[..., None])
     with pytest.raises(ValueError, match="not empty"):
@@ -323,9 +327,22 @@ def test_r_precision_averages_to_its_expectation(groups):
 def test_captions_of_one_picture_are_not_drawn_against_each_other():
     a, _ = make(n=11)
     texts = np.repeat(a, 3, 0)
-    assert r_precision(texts, texts, candidates=31, seed=0, groups=np.repeat(np.arange(11), 3)) == 1.0
+    assert r_precision(texts, texts, candidates=11, seed=0, groups=np.repeat(np.arange(11), 3)) == 1.0
     # Without the groups the equal sentences tie, and a tie is wrong.
     assert r_precision(texts, texts, candidates=33, seed=0) == 0.0
+
+
+@pytest.mark.parametrize("candidates", [4, 10])
+def test_a_guess_is_right_in_one_of_the_candidates_also_where_captions_repeat(candidates):
+    """Ten distinct captions, each of them of a hundred images that have nothing to do with them."""
+    rng = np.random.default_rng(0)
+    images, captions = rng.normal(size=(1000, 8)), rng.normal(size=(10, 8))
+    groups = np.arange(1000) % 10
+    got = r_precision(images, captions[groups], candidates=candidates, seed=0, groups=groups)
+    deviation = np.sqrt((1 - 1 / candidates) / candidates / 1000)
+    assert abs(got - 1 / candidates) < 4 * deviation
+    with pytest.raises(ValueError, match="1000 texts in 10 groups are too few for candidates=100"):
+        r_precision(images, captions[groups], seed=0, groups=groups)
 
 
 def test_collapsed_embeddings_are_never_right():
@@ -336,10 +353,10 @@ def test_collapsed_embeddings_are_never_right():
 
 def test_candidates_that_do_not_exist_are_reported():
     a, b = make(n=13, m=13)
-    with pytest.raises(ValueError, match="example 0 has 12 mismatched texts for the 99 that candidates=100"):
+    with pytest.raises(ValueError, match="13 texts in 13 groups are too few for candidates=100"):
         r_precision(a, b, seed=0)
-    with pytest.raises(ValueError, match="example 2 has 2 mismatched texts for the 4"):
-        r_precision(a, b, candidates=5, seed=0, groups=np.array([4, 4] + 11 * [1]))
+    with pytest.raises(ValueError, match="13 texts in 2 groups are too few for candidates=3"):
+        r_precision(a, b, candidates=3, seed=0, groups=np.array([4, 4] + 11 * [1]))
     with pytest.raises(ValueError, match="13 images and 12 texts"):
         r_precision(a, b[:12], seed=0)
     with pytest.raises(ValueError, match=r"groups must be \[13\]"):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 
 from tests.oracles import retrieval as oracle
 from xmodal_jax.metrics.retrieval import ranks, retrieval
@@ -32,6 +33,17 @@ def test_several_correct_items_by_matrix_and_by_ids(chunk):
     np.testing.assert_array_equal(
         ranks(q, g, query_ids=query_ids, gallery_ids=gallery_ids, chunk=chunk), want
     )
+
+
+def test_recall_and_reciprocal_rank_are_scikit_learns():
+    q, g, rng = make(23, 9)
+    targets = np.concatenate([np.arange(9), rng.integers(0, 9, 14)])
+    found = retrieval(q, g, targets=targets, ks=(1, 3, 5), normalize=False)
+    scores = np.float64(q) @ np.float64(g).T
+    for k in (1, 3, 5):
+        assert found[f"recall@{k}"] == pytest.approx(top_k_accuracy_score(targets, scores, k=k))
+    # With one correct item the average precision is the reciprocal rank.
+    assert found["mrr"] == pytest.approx(label_ranking_average_precision_score(np.eye(9)[targets], scores))
 
 
 def test_summary():

@@ -279,6 +279,23 @@ def test_with_layers_for_the_text_alone_the_cache_changes_nothing():
     np.testing.assert_allclose(found.log_probability, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_beams_follow_their_states_in_a_decoder_of_scanned_layers():
+    """As many layers as sequences, so that the axes could be confused."""
+    decoder = dataclasses.replace(CONFIG.decoder, depth=2, scan_layers=True)
+    config = dataclasses.replace(CONFIG, decoder=decoder)
+    method = make_seq2seq(config, "image", **SIZES)
+    batch = jax.tree.map(
+        lambda x: x[:1], on_device({k: v for k, v in make_batch("image").items() if k != "present"})
+    )
+    params = jax.tree.map(lambda x: 2 * x, random_params(method.init, jax.random.key(0), batch))
+    search = BeamSearchConfig(beams=2)
+    found = jax.jit(
+        make_text_generator(config, "image", **SIZES, begin=BEGIN, end=VOCAB - 1, generation=search)
+    )(params, batch)
+    wanted = rated(method, params, batch, VOCAB - 1, found)
+    np.testing.assert_allclose(found.log_probability, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_a_contrastive_loss_needs_layers_for_the_text():
     for wrong in (dict(objective=CTCObjective()), dict(decoder=CONFIG.decoder)):
         with pytest.raises(ValueError, match="at least two layers"):

@@ -28,6 +28,18 @@ def test_equals_the_oracle(implementation, causal):
         np.testing.assert_allclose(out[b], expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_equals_torch(causal):
+    torch = pytest.importorskip("torch")
+    q, k, v = qkv(M if causal else N)
+    there = np.asarray(MASK[:2, None, None])  # without the example that has no key
+    allowed = np.broadcast_to(there, (2, 1, q.shape[1], M))
+    allowed = torch.tensor(np.tril(allowed) if causal else allowed)
+    heads_first = [torch.tensor(np.asarray(x[:2])).transpose(1, 2) for x in (q, k, v)]
+    want = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=allowed).transpose(1, 2)
+    np.testing.assert_allclose(attention(q, k, v, MASK, causal=causal)[:2], want, atol=2e-6)
+
+
 def test_implementations_have_equal_gradients():
     args = qkv()
     gradients = [

@@ -216,6 +216,21 @@ def test_a_padded_word_has_no_influence_and_no_gradient():
     np.testing.assert_array_equal(again, slope)
 
 
+def test_the_oracles_convolutions_are_those_of_torch():
+    """Of DCGAN: kernels of 4 with a stride of 2 and a padding of 1, transposed for the generator."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, kernel, bias = (rng.normal(size=size) for size in ((2, 6, 8, 3), (4, 4, 3, 5), 5))
+    p = {"kernel": kernel, "bias": bias}
+    image, weight, offset = torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(kernel), torch.tensor(bias)
+    down = torch.nn.functional.conv2d(image, weight.permute(3, 2, 0, 1), offset, stride=2, padding=1)
+    np.testing.assert_allclose(oracle.conv(p, x, 2), down.permute(0, 2, 3, 1), atol=1e-12)
+    # PyTorch's kernel is that of the convolution whose gradient it is: turned by 180 degrees.
+    turned = weight.permute(2, 3, 0, 1).flip(2, 3)
+    up = torch.nn.functional.conv_transpose2d(image, turned, offset, stride=2, padding=1)
+    np.testing.assert_allclose(oracle.upsample(p, x), up.permute(0, 2, 3, 1), atol=1e-12)
+
+
 def test_dcgan_generator_is_its_layers():
     module = DCGANGenerator((16, 24, 3), 3)
     shapes = jax.eval_shape(lambda: module.init(KEY, NOISE, Condition(VECTOR)))

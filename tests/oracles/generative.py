@@ -66,12 +66,14 @@ def density_coverage(real, fake, k):
 
 
 def r_precision(images, texts, candidates, groups):
-    """The expectation over the draws: none of the better texts is among those drawn."""
+    """The expectation over the draws, by enumeration: a text each of other groups, none of them as similar."""
     unit = lambda x: np.float64(x) / np.linalg.norm(np.float64(x), axis=1, keepdims=True)
     cosine = unit(images) @ unit(texts).T
     chances = []
     for i, row in enumerate(cosine):
-        others = [row[j] for j in range(len(row)) if groups[j] != groups[i]]
-        worse = sum(c < row[i] for c in others)
-        chances.append(math.comb(worse, candidates - 1) / math.comb(len(others), candidates - 1))
+        # Of each other group, the fraction of its texts that are less similar.
+        worse = [np.mean(row[groups == g] < row[i]) for g in np.unique(groups) if g != groups[i]]
+        # The mean over subsets of their products: elementary symmetric polynomial over the number of subsets.
+        symmetric = np.abs(np.poly(worse))[candidates - 1]
+        chances.append(symmetric / math.comb(len(worse), candidates - 1))
     return np.mean(chances)

@@ -1,7 +1,11 @@
-"""SSIM by convolution in two dimensions, coherence by counting, information by histograms, in float64."""
+"""SSIM by convolution in two dimensions, coherence by counting, information by histograms, in float64; SAP and DCI as
+disentanglement_lib has them."""
 
 import numpy as np
 from scipy.signal import convolve2d
+from scipy.stats import entropy
+from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.svm import LinearSVC
 
 
 def gaussian(window, sigma):
@@ -67,3 +71,31 @@ def mutual_information_gap(codes, factors, bins):
         others = [x for j, x in enumerate(information) if j != best]
         gaps.append((information[best] - max(others)) / entropy)
     return np.mean(gaps)
+
+
+def sap(codes, factors, test_codes, test_factors):
+    """As disentanglement_lib computes it for discrete factors, by the dual problem."""
+    score = np.zeros((codes.shape[1], factors.shape[1]))
+    for i in range(codes.shape[1]):
+        for j in range(factors.shape[1]):
+            classifier = LinearSVC(
+                C=0.01, class_weight="balanced", dual=True, random_state=0, max_iter=100_000
+            )
+            classifier.fit(codes[:, [i]], factors[:, j])
+            score[i, j] = np.mean(classifier.predict(test_codes[:, [i]]) == test_factors[:, j])
+    ordered = np.sort(score, axis=0)
+    return np.mean(ordered[-1] - ordered[-2])
+
+
+def dci(codes, factors, test_codes, test_factors, trees):
+    """As disentanglement_lib computes it: disentanglement, completeness and accuracy on the test examples."""
+    importance, accuracy = [], []
+    for j in range(factors.shape[1]):
+        model = GradientBoostingClassifier(n_estimators=trees, random_state=0).fit(codes, factors[:, j])
+        importance.append(np.abs(model.feature_importances_))
+        accuracy.append(model.score(test_codes, test_factors[:, j]))
+    weights = np.stack(importance, axis=1)
+    of_code = 1 - entropy(weights.T + 1e-11, base=weights.shape[1])
+    of_factor = 1 - entropy(weights + 1e-11, base=weights.shape[0])
+    disentanglement = np.sum(of_code * weights.sum(axis=1)) / weights.sum()
+    return disentanglement, np.sum(of_factor * weights.sum(axis=0)) / weights.sum(), np.mean(accuracy)

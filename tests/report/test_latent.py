@@ -333,7 +333,8 @@ def test_no_more_than_eight_dimensions_are_traversed(tmp_path):
 
 def test_scores_have_a_table_for_each_group():
     metrics = {
-        "cross/coherence": 0.5, "cross/coherence@1": 0.25, "joint_prior/fid": 3.0, "joint_flow/fid": 2.0,
+        "cross/coherence": 0.5, "cross/coherence@1": 0.25, "joint_prior/judge_frechet_distance": 3.0,
+        "joint_flow/judge_frechet_distance": 2.0,
         "likelihood/joint": -70.0, "reconstruction_image/mse": 0.125, "latent/probe": [0.5, 0.7],
         "judge/image": 0.99,
     }  # fmt: skip

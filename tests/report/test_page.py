@@ -52,7 +52,9 @@ def page():
     report = Report(f"Retrieval {EVIL}", EVIL)
     metrics = {f"{d}/recall@{k}": [0.25, 0.75] for d in ("image_to_text", EVIL) for k in (1, 5)}
     report.add_metrics(
-        metrics | {"test/fid": 12.345}, headline=["image_to_text/recall@1"], chance={EVIL: 1.0}
+        metrics | {"test/judge_frechet_distance": 12.345},
+        headline=["image_to_text/recall@1"],
+        chance={EVIL: 1.0},
     )
     report.add_text("Notes", f"first {EVIL}\n\nsecond\nline")
     report.add_table(
@@ -113,7 +115,7 @@ def test_everything_is_shown(page):
     for expected in (
         "recall@1",
         "recall@5",
-        "fid",
+        "judge_frechet_distance",
         "12.35",
         "0.500 ± 0.354",
         "image_to_text",

@@ -153,14 +153,22 @@ def test_a_bad_line_is_named(tmp_path):
 
 def test_result_schema(tmp_path):
     run = create(tmp_path)
-    metrics = {"image_to_text/recall@1": [0.5, 0.7], "test/loss": np.float32(2.5), "test/fid": math.nan}
+    metrics = {
+        "image_to_text/recall@1": [0.5, 0.7],
+        "test/loss": np.float32(2.5),
+        "test/mrr": math.nan,
+    }
     returned = run.write_result(
         metrics, timing={"train": 1.25, "total": 2.0}, seeds=(3, 5), examples=jnp.int32(7).item()
     )
     result = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
     assert result == returned
     recall = pytest.approx(0.6)
-    assert result["metrics"] == {"image_to_text/recall@1": recall, "test/loss": 2.5, "test/fid": None}
+    assert result["metrics"] == {
+        "image_to_text/recall@1": recall,
+        "test/loss": 2.5,
+        "test/mrr": None,
+    }
     assert result["spread"] == {
         "image_to_text/recall@1": pytest.approx(0.02**0.5)
     }  # sqrt(2 * 0.1^2 / (2 - 1))

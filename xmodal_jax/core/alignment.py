@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.core.checks import check_shapes
 
+
+@check_shapes
 def monotonic_alignment(
     scores: Float[Array, "batch frames tokens"],
     frame_mask: Bool[Array, "batch frames"],
@@ -80,6 +83,7 @@ class FrameTokens(NamedTuple):
     """True on the ``sum(durations)`` valid frames."""
 
 
+@check_shapes
 def expand_durations(durations: Int[Array, "batch tokens"], frames: int) -> FrameTokens:
     """The token of each of ``frames`` frames, where the tokens follow each other and last ``durations`` frames each.
 

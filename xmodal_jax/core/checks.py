@@ -1,8 +1,14 @@
-"""Checks of the options of a configuration."""
+"""Checks of the options of a configuration, and of the shapes of a function's arguments."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def check_at_least(options: Any, least: int, *names: str) -> None:
@@ -12,3 +18,76 @@ def check_at_least(options: Any, least: int, *names: str) -> None:
             raise ValueError(
                 f"{type(options).__name__}.{name} must be at least {least}, got {getattr(options, name)}"
             )
+
+
+def check_shapes(function: Function) -> Function:
+    """Decorates a function: arrays whose shapes do not fit its annotations raise a ValueError that names the argument.
+
+    The annotations are jaxtyping's, such as ``Float[Array, "batch dim"]`` or the same ``| None``. A name of a dimension
+    is one size in all arguments; ``*rows`` stands for any number of dimensions, ``...`` for any that need not be equal.
+    Types are not checked, nor arguments without a shape. The shapes are looked at when the function is called or
+    traced; a compiled program has no checks.
+
+    Example::
+
+        @check_shapes
+        def add(a: Float[Array, "batch dim"], b: Float[Array, "batch dim"]): ...
+
+        add(jnp.ones((8, 2)), jnp.ones((7, 2)))  # add: b must be [batch, dim] with batch=8 (as in a), got [7, 2]
+    """
+    signature = inspect.signature(function)
+
+    @functools.lru_cache(maxsize=1)
+    def dimensions() -> dict[str, list[str]]:
+        """The dimensions of each argument that is an array, read at the first call: annotations are strings."""
+        of_all = {name: _dimensions(hint) for name, hint in typing.get_type_hints(function).items()}
+        return {name: names for name, names in of_all.items() if names is not None and name != "return"}
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        arguments = signature.bind(*args, **kwargs).arguments
+        sizes: dict[str, tuple[Any, str]] = {}
+        for name, names in dimensions().items():
+            if hasattr(arguments.get(name), "shape"):
+                _check_shape(function.__name__, name, tuple(arguments[name].shape), names, sizes)
+        return function(*args, **kwargs)
+
+    return typing.cast(Function, checked)
+
+
+def _dimensions(hint: Any) -> list[str] | None:
+    """The names of an annotation's dimensions; None if it is not one kind of array (or None)."""
+    options = [x for x in typing.get_args(hint) if x is not type(None)] if typing.get_args(hint) else [hint]
+    if len(options) != 1 or not hasattr(options[0], "dim_str"):
+        return None
+    return options[0].dim_str.split()
+
+
+def _check_shape(
+    function: str, argument: str, shape: tuple[int, ...], names: list[str], sizes: dict[str, tuple[Any, str]]
+) -> None:
+    """Raises ValueError if the shape does not fit, else adds its sizes to ``sizes``.
+
+    ``sizes``: size of each dimension so far (a tuple for ``*rows``), and the argument that has it.
+    """
+    variadic = [k for k, name in enumerate(names) if name.startswith("*") or name == "..."]
+    if variadic:  # the one name that stands for several dimensions
+        first = variadic[0]
+        middle = len(shape) - (len(names) - 1)
+        fits = middle >= 0
+        values = [*shape[:first], shape[first : first + middle], *shape[first + middle :]] if fits else []
+    else:
+        fits, values = len(shape) == len(names), list(shape)
+    known = []  # the sizes that other arguments or the annotation ask for
+    for name, value in zip(names, values, strict=fits):
+        if name.isdigit():
+            fits = fits and value == int(name)
+        elif name.lstrip("*").isidentifier() and not name.startswith("_"):
+            expected, where = sizes.setdefault(name, (value, argument))
+            if expected != value:
+                fits = False
+                size = list(expected) if isinstance(expected, tuple) else expected
+                known.append(f"{name}={size} (as in {where})")
+    if not fits:
+        wanted = f" with {', '.join(known)}" if known else ""
+        raise ValueError(f"{function}: {argument} must be [{', '.join(names)}]{wanted}, got {list(shape)}")

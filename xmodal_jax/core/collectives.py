@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from xmodal_jax.core import accumulation
+from xmodal_jax.core.checks import check_shapes
 
 AxisName = str | None
 
@@ -47,6 +48,7 @@ def axis_size(axis_name: AxisName) -> int:
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
+@check_shapes
 def batch_mean(
     values: Float[Array, "batch"], weights: Float[Array, "batch"] | None = None, *, axis_name: AxisName = None
 ) -> Float[Array, ""]:

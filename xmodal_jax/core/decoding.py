@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.types import ExampleKeys
 
 State = Any
@@ -39,6 +40,7 @@ class GeneratedTokens(NamedTuple):
     distribution (before temperature, ``top_k`` and ``top_p``)."""
 
 
+@check_shapes
 def filter_logits(
     logits: Float[Array, "rows vocab"], *, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Array, "rows vocab"]:
@@ -48,12 +50,17 @@ def filter_logits(
       logits: of the next token of each sequence.
       top_k: the number of most probable tokens to keep; None: all.
       top_p: the probability of the nucleus to keep, the smallest set of most probable tokens whose probabilities
-        add up to ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751, eq. 3); None: all.
+        add up to ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751, eq. 3), in (0, 1]; None: all. The most probable
+        token is always kept.
+
+    Raises:
+      ValueError: ``top_k`` or ``top_p`` is out of range.
 
     Example::
 
         filter_logits(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.7)  # keeps the first two
     """
+    _check_filters(top_k, top_p)
     if top_k is not None:
         largest, _ = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
         logits = jnp.where(logits < largest[:, -1:], -jnp.inf, logits)
@@ -67,6 +74,32 @@ def filter_logits(
         )
         logits = jnp.where(outside, -jnp.inf, logits)
     return logits
+
+
+def _check_filters(top_k: int | None, top_p: float | None) -> None:
+    """Raises ValueError where an option of `filter_logits` is out of range: no token would be left."""
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+
+
+def _check_rows(logits: Array, **trees: Any) -> int:
+    """The number of rows N of the logits ``[N, V]``; raises ValueError where an array of ``trees`` has other rows.
+
+    ``trees``: pytrees whose arrays have one row per sequence, by the name of the argument.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"logits must be [rows, vocab], got {list(logits.shape)}")
+    rows = logits.shape[0]
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if leaf.ndim < 1 or leaf.shape[0] != rows:
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} must have {rows} rows as the logits have, got an array "
+                    f"{list(leaf.shape)}"
+                )
+    return rows
 
 
 def sample(
@@ -95,15 +128,13 @@ def sample(
       top_k, top_p: see `filter_logits`.
 
     Raises:
-      ValueError: ``temperature``, ``top_k`` or ``top_p`` is out of range.
+      ValueError: ``temperature``, ``top_k`` or ``top_p`` is out of range, or ``state`` or ``keys`` have not as many
+        rows as the logits.
     """
     if temperature <= 0:
         raise ValueError(f"the temperature must be positive, got {temperature}; keys=None is greedy")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
-    rows = logits.shape[0]
+    _check_filters(top_k, top_p)
+    rows = _check_rows(logits, state=state, keys=keys)
 
     def choose(logits, t):
         """The token at position t of each sequence, ``[N]``."""
@@ -182,29 +213,36 @@ def beam_search(
     """Beam search: the ``beams`` sequences of highest log-probability divided by `length_norm`, best first.
 
     Finished sequences are kept in a list of their own beside the ``beams`` unfinished ones. The search stops when no
-    unfinished sequence can still beat the finished ones. Sequences that are unfinished at ``length`` are returned only
-    for an example without any finished sequence.
+    unfinished sequence can still beat the finished ones. At ``length`` tokens, sequences without an end token compete
+    with the finished ones by the same score, so that there are always ``beams`` results (a sequence of probability 0
+    is empty and has the log-probability minus infinity).
 
     Args:
-      step: the model; see the module's docstring.
-      logits, state: arrays ``[B * beams, ...]``, in which the entry of each example is repeated ``beams`` times.
+      step: the model; see the module's docstring. It is called with ``B * beams`` sequences, those of an example next to
+        each other: repeat what its closure holds for each example, as ``jnp.repeat(x, beams, axis=0)`` does.
+      logits, state: arrays ``[B, ...]``, an entry for each example; they are repeated for the beams here.
       beams: sequences per example.
       length: the largest number of tokens, including the end token.
       end: id of the end token.
       penalty: exponent of `length_norm`; 0 prefers short sequences, larger values prefer longer ones.
 
+    Returns:
+      Arrays ``[B, beams, ...]``.
+
     Raises:
-      ValueError: fewer than one beam; a first axis that is no multiple of ``beams``; a vocabulary of fewer than ``2 *
-        beams`` tokens; a negative penalty.
+      ValueError: fewer than one beam or token; a state that is not of as many examples as the logits; a vocabulary of
+        fewer than ``2 * beams`` tokens; a negative penalty.
     """
-    rows, vocab = logits.shape
-    if beams < 1 or rows % beams:
-        raise ValueError(f"beams must be at least 1 and divide the {rows} rows of the logits, got {beams}")
+    batch = _check_rows(logits, state=state)
+    vocab = logits.shape[1]
+    if beams < 1 or length < 1:
+        raise ValueError(f"beams and length must be at least 1, got {beams} and {length}")
     if penalty < 0:
         raise ValueError(f"the length penalty must not be negative, got {penalty}")
     if vocab < 2 * beams:
         raise ValueError(f"{beams} beams need a vocabulary of {2 * beams} tokens at least, got {vocab}")
-    search = _BeamSearch(step, rows // beams, beams, vocab, length, end, penalty)
+    search = _BeamSearch(step, batch, beams, vocab, length, end, penalty)
+    logits, state = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), (logits, state))
     alive, ended = search.start()
     start = (jnp.int32(0), logits, state, alive, ended)
     _, _, _, alive, ended = jax.lax.while_loop(search.unfinished, search.advance, start)
@@ -290,14 +328,17 @@ class _BeamSearch:
         return (t < self.length) & (ended.score.min(axis=1) < reachable).any()
 
     def best(self, alive: _Beams, ended: _Beams) -> _Beams:
-        """The finished sequences of each example; the unfinished ones for an example that has no finished sequence."""
-        none_ended = jnp.isneginf(ended.score).all(axis=1)
+        """The sequences of highest score of each example, best first, among the finished and the unfinished ones.
+
+        If the search has stopped before the full length, no unfinished sequence can still beat a finished one: its
+        score at the full length, at most what it has here, is not above theirs, and of equals the finished come first.
+        """
         alive = alive._replace(score=alive.total / length_norm(self.length, self.penalty))
-        # For arrays [B, beams, ...] of different numbers of axes.
-        choose = lambda a, b: jnp.where(none_ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-        return jax.tree.map(choose, alive, ended)
+        candidates = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, alive)
+        return _take_beams(candidates, jax.lax.top_k(candidates.score, self.beams)[1])
 
 
+@check_shapes
 def ctc_greedy(
     logits: Float[Array, "batch frames vocab"], mask: Bool[Array, "batch frames"], *, blank: int = 0
 ) -> GeneratedTokens:

@@ -23,10 +23,10 @@ TRAINING_IMAGES = 5000
 """Largest number of training images that generated ones are compared with, to detect memorised images."""
 
 R_PRECISION_CAPTIONS = 100
-"""Number of captions that R-precision retrieves from."""
+"""Number of distinct captions that R-precision retrieves from."""
 
-KID_SUBSETS = 100
-"""Number of random subsets that KID is averaged over; each has half of the images, at most 1000."""
+KERNEL_DISTANCE_SUBSETS = 100
+"""Number of random subsets that the kernel distance is averaged over; each has half of the images, at most 1000."""
 
 CAPTION_SCORES = ("factor_accuracy", "exact_accuracy", "sentence_share")
 """The caption scores that measure how well an image fits its caption; besides these, all accuracies do."""
@@ -131,9 +131,11 @@ def judge_scores(
 
       - the accuracies of `ReferenceTexts.caption_scores`: how well the judge's captions of the images agree with the
         captions that these were generated for;
-      - ``r_precision`` among 100 captions (``r_precision_of_N`` among N in a small split), if the judge has embeddings;
-      - ``kid`` and ``fid``: distances between the judge's features of generated and of real images; ``kid_real``: the
-        same between training images and real images, for comparison;
+      - ``r_precision`` among 100 captions of different meaning, with chance 0.01 (``r_precision_of_N`` among N, with
+        chance 1/N, if a split has only so many), if the judge has embeddings;
+      - ``judge_kernel_distance`` and ``judge_frechet_distance`` between the features of generated and of real images.
+        They are computed as KID and FID are, but from the judge's features: do not compare them with those.
+        ``judge_kernel_distance_real``: the same between training images and real images, for comparison;
       - ``precision``, ``recall``, ``density`` and ``coverage`` of these features;
       - ``nearest_train``: the mean distance of a generated image to the nearest training image, divided by that of a
         real image. It is well below 1 for memorised images.
@@ -145,13 +147,15 @@ def judge_scores(
         scores |= _r_precision(judge, generated, real.texts, seed)
     features, real_features = judge.features(generated), real.features
     subset_size = min(1000, len(features) // 2, len(real_features) // 2)
-    kid_options = dict(seed=seed, subsets=KID_SUBSETS, subset_size=subset_size)
+    subset_options = dict(seed=seed, subsets=KERNEL_DISTANCE_SUBSETS, subset_size=subset_size)
     some_train_features = train_features[: len(features)]
     scores |= {
-        "kid": kernel_distance(real_features, features, **kid_options).mean,
-        "kid_real": kernel_distance(real_features, some_train_features, **kid_options).mean,
+        "judge_kernel_distance": kernel_distance(real_features, features, **subset_options).mean,
+        "judge_kernel_distance_real": kernel_distance(
+            real_features, some_train_features, **subset_options
+        ).mean,
     }
-    scores["fid"] = frechet_distance(moments(real_features), moments(features))
+    scores["judge_frechet_distance"] = frechet_distance(moments(real_features), moments(features))
     scores |= precision_recall(real_features, features)._asdict()
     scores |= density_coverage(real_features, features)._asdict()
     distance_to_train = lambda x: float(nearest_neighbours(x, train_features).distances.mean())
@@ -160,22 +164,27 @@ def judge_scores(
 
 
 def _r_precision(judge: Judge, images: np.ndarray, texts: ReferenceTexts, seed: int) -> dict[str, float]:
-    """R-precision of the images: how often an image's own caption is the most similar among up to 100 captions.
+    """R-precision of the images: how often an image's own caption is the most similar among up to 100 captions, one of
+    each meaning.
 
-    The key is ``r_precision``, or ``r_precision_of_N`` if the split has only N captions to choose from; no score if all
-    captions have the same meaning.
+    The key is ``r_precision``, or ``r_precision_of_N`` if the captions of the split have only N meanings; no score if
+    all have the same meaning. Chance is 1 / 100 or 1 / N.
     """
     image_embeddings, text_embeddings = judge.embeddings(images, texts.texts)
-    # Captions of the same meaning form a group; none is a wrong answer for an image of another.
-    _, groups = np.unique([str(m) for m in texts.meanings or texts.texts], return_inverse=True)
-    # Every image has at least this many captions of another meaning: all but those of the most frequent meaning.
-    min_mismatched = len(groups) - int(np.bincount(groups).max())
-    if not min_mismatched:
+    # Captions of the same meaning form a group, and count as one caption.
+    distinct, groups = np.unique([str(m) for m in texts.meanings or texts.texts], return_inverse=True)
+    if len(distinct) < 2:
         return {}
-    candidates = min(R_PRECISION_CAPTIONS, min_mismatched + 1)
+    candidates = min(R_PRECISION_CAPTIONS, len(distinct))
     name = "r_precision" if candidates == R_PRECISION_CAPTIONS else f"r_precision_of_{candidates}"
     options = dict(seed=seed, groups=groups, candidates=candidates)
     return {name: r_precision(image_embeddings, text_embeddings, **options)}
+
+
+def r_precision_chance(name: str) -> float:
+    """The chance level of the R-precision with this name, such as ``test/r_precision_of_10``: one in the captions."""
+    _, _, candidates = name.rpartition("r_precision_of_")
+    return 1 / (int(candidates) if candidates.isdigit() else R_PRECISION_CAPTIONS)
 
 
 class JudgeReport:

@@ -38,7 +38,7 @@ from xmodal_jax.train.run import Run
 
 MIN_EXAMPLES = 16
 """With fewer examples disentanglement is not measured: a part of them may have one value of a factor only."""
-KID_SUBSETS = 20
+KERNEL_DISTANCE_SUBSETS = 20
 """Subsets over which a kernel distance is averaged."""
 LIKELIHOOD_BATCH_SIZE = 10
 """Examples at a time in likelihood estimates: each is decoded from many importance samples at once."""
@@ -355,10 +355,10 @@ def _drop_missing(features: np.ndarray) -> np.ndarray:
     return features[np.isfinite(features).all(axis=1)]
 
 
-def _kid(a: np.ndarray, b: np.ndarray) -> float:
+def _kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The kernel distance between two sets of features ``[N, H]``, a mean over random subsets."""
     size = max(2, min(1000, len(a) // 2, len(b) // 2))
-    return kernel_distance(a, b, seed=0, subsets=KID_SUBSETS, subset_size=size).mean
+    return kernel_distance(a, b, seed=0, subsets=KERNEL_DISTANCE_SUBSETS, subset_size=size).mean
 
 
 def coherence_metrics(
@@ -367,10 +367,11 @@ def coherence_metrics(
     """Whether modalities that are generated from others show the class of their example (cross-coherence).
 
     Returns:
-      Three values. The metrics: ``cross/coherence@k`` for k observed modalities, and ``cross/fid`` and ``cross/kid`` of
-      images generated from one other modality, as means over pairs of modalities; no metrics if there is one modality
-      only. The classes ``[S + 1, M, N]`` that the judges (classifiers of each modality) give to data generated from
-      each subset of the modalities, and last from all of them. The features of real data (`real_features`).
+      Three values. The metrics: ``cross/coherence@k`` for k observed modalities, and ``cross/judge_frechet_distance``
+      and ``cross/judge_kernel_distance`` of images generated from one other modality, as means over pairs of
+      modalities; no metrics if there is one modality only. The classes ``[S + 1, M, N]`` that the judges (classifiers of
+      each modality) give to data generated from each subset of the modalities, and last from all of them. The features
+      of real data (`real_features`).
     """
     labels, real = source.class_labels(), real_features(evaluator, judge_params, source)
     if len(evaluator.modalities) == 1:
@@ -381,16 +382,19 @@ def coherence_metrics(
     # Which examples have all modalities of a subset, [S, N].
     subset_present = np.array([present[:, members].all(axis=1) for members in evaluator.subsets])
     metrics = cross_coherence(classes[:-1], labels, evaluator.subsets, subset_present)
-    fid, kid = [], []
+    frechet, kernel = [], []
     for target in image_indices(evaluator):
         for observed in range(len(evaluator.modalities)):
             if observed != target:
                 real_images = _drop_missing(real[:, target])
                 generated = translations.unimodal_features[present[:, observed], observed, target]
-                fid.append(frechet_distance(moments(real_images), moments(generated)))
-                kid.append(_kid(real_images, generated))
-    if fid:
-        metrics |= {"fid": float(np.mean(fid)), "kid": float(np.mean(kid))}
+                frechet.append(frechet_distance(moments(real_images), moments(generated)))
+                kernel.append(_kernel_distance(real_images, generated))
+    if frechet:
+        metrics |= {
+            "judge_frechet_distance": float(np.mean(frechet)),
+            "judge_kernel_distance": float(np.mean(kernel)),
+        }
     return {f"cross/{name}": float(value) for name, value in metrics.items()}, classes, real
 
 
@@ -419,7 +423,8 @@ def joint_metrics(
 
     Returns:
       ``joint_<name>/coherence``: the fraction of samples whose modalities all show the same class;
-      ``joint_<name>/fid`` and ``/kid``: distances between generated and real images, means over image modalities.
+      ``joint_<name>/judge_frechet_distance`` and ``/judge_kernel_distance``: distances between the judges' features of
+      generated and of real images, means over image modalities.
     """
     images, metrics = image_indices(evaluator), {}
     for name, shared in draws.items():
@@ -430,9 +435,11 @@ def joint_metrics(
         if images:
             # Features of real and of generated images, for each image modality.
             pairs = [(_drop_missing(real[:, k]), outputs.features[:, k]) for k in images]
-            fid = [frechet_distance(moments(a), moments(b)) for a, b in pairs]
-            metrics[f"joint_{name}/fid"] = float(np.mean(fid))
-            metrics[f"joint_{name}/kid"] = float(np.mean([_kid(a, b) for a, b in pairs]))
+            frechet = [frechet_distance(moments(a), moments(b)) for a, b in pairs]
+            metrics[f"joint_{name}/judge_frechet_distance"] = float(np.mean(frechet))
+            metrics[f"joint_{name}/judge_kernel_distance"] = float(
+                np.mean([_kernel_distance(a, b) for a, b in pairs])
+            )
     return metrics
 
 
@@ -487,8 +494,9 @@ def latent_metrics(
     """Whether the latents hold the class.
 
     ``latent/probe`` and ``latent/probe_<modality>``: accuracy of a linear classifier of the mean latents, given all
-    modalities and given one alone. ``latent/clustering`` (purity) and ``latent/adjusted_rand``: agreement of k-means
-    clusters of the mean latents with the classes. ``seed``: of k-means.
+    modalities and given one alone. ``latent/clustering_accuracy`` (ACC, by the best one-to-one assignment),
+    ``latent/clustering_purity`` and ``latent/adjusted_rand``: agreement of k-means clusters of the mean latents with
+    the classes. ``seed``: of k-means.
     """
     known = test.labels >= 0
     metrics = {"latent/probe": _probe(train.latents.mean, train.labels, test.latents.mean, test.labels)}
@@ -498,7 +506,8 @@ def latent_metrics(
         )
     clusters = kmeans_clustering(test.latents.mean[known], test.labels[known], seed=seed)
     return metrics | {
-        "latent/clustering": float(clusters.purity),
+        "latent/clustering_accuracy": float(clusters.accuracy),
+        "latent/clustering_purity": float(clusters.purity),
         "latent/adjusted_rand": float(clusters.adjusted_rand),
     }
 
@@ -524,8 +533,8 @@ def disentanglement_metrics(latents: np.ndarray, factors: np.ndarray, seed: int)
     """How well single dimensions of the latents ``[N, D]`` match single factors ``[N, F]``.
 
     ``latent/mig``: mutual information gap; ``latent/sap``: separated attribute predictability; ``latent/dci_...``:
-    disentanglement, completeness and informativeness. No metrics if there is only one factor, or fewer than
-    `MIN_EXAMPLES` examples. ``seed``: of the random splits.
+    disentanglement, completeness and informativeness (an accuracy), with 20 trees for each value. No metrics if there
+    is only one factor, or fewer than `MIN_EXAMPLES` examples. ``seed``: of the random splits.
     """
     if factors.shape[1] < 2 or len(factors) < MIN_EXAMPLES:
         return {}

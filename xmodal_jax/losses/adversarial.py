@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jax.nn import relu, softplus
 from jaxtyping import Array, Bool, Float, PyTree
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.collectives import AxisName, all_gather, batch_mean, psum
 from xmodal_jax.losses.alignment import mmd
 from xmodal_jax.probability.kernels import (
@@ -57,6 +58,7 @@ class Adversarial(NamedTuple):
     generator: Callable[..., jax.Array]
 
 
+@check_shapes
 def minimax_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -64,6 +66,7 @@ def minimax_discriminator(
     return _loss_where_present(lambda r, f: softplus(-r) + softplus(f), present, real, fake)
 
 
+@check_shapes
 def minimax_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -72,6 +75,7 @@ def minimax_generator(
     return _loss_where_present(lambda f: -softplus(f), present, fake)
 
 
+@check_shapes
 def non_saturating_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -83,6 +87,7 @@ def non_saturating_generator(
     return _loss_where_present(lambda f: softplus(-f), present, fake)
 
 
+@check_shapes
 def least_squares_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -90,6 +95,7 @@ def least_squares_discriminator(
     return _loss_where_present(lambda r, f: 0.5 * (r - 1.0) ** 2 + 0.5 * f**2, present, real, fake)
 
 
+@check_shapes
 def least_squares_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -98,6 +104,7 @@ def least_squares_generator(
     return _loss_where_present(lambda f: 0.5 * (f - 1.0) ** 2, present, fake)
 
 
+@check_shapes
 def wasserstein_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -109,6 +116,7 @@ def wasserstein_discriminator(
     return _loss_where_present(lambda r, f: f - r, present, real, fake)
 
 
+@check_shapes
 def wasserstein_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -117,6 +125,7 @@ def wasserstein_generator(
     return _loss_where_present(lambda f: -f, present, fake)
 
 
+@check_shapes
 def hinge_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -127,6 +136,7 @@ def hinge_discriminator(
     return _loss_where_present(lambda r, f: relu(1.0 - r) + relu(1.0 + f), present, real, fake)
 
 
+@check_shapes
 def jsd_bound(
     positive: Logits, negative: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -144,6 +154,7 @@ def jsd_bound(
     )
 
 
+@check_shapes
 def jsd_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -154,6 +165,7 @@ def jsd_discriminator(
     return -jsd_bound(real, fake, present=present)
 
 
+@check_shapes
 def jsd_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -164,6 +176,7 @@ def jsd_generator(
     return jsd_bound(real, fake, present=present)
 
 
+@check_shapes
 def relativistic_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -174,6 +187,7 @@ def relativistic_discriminator(
     return _loss_where_present(lambda r, f: softplus(f - r), present, real, fake)
 
 
+@check_shapes
 def relativistic_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -181,6 +195,7 @@ def relativistic_generator(
     return relativistic_discriminator(fake, real, present=present)
 
 
+@check_shapes
 def relativistic_average_discriminator(
     real: Logits, fake: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -203,6 +218,7 @@ def relativistic_average_discriminator(
     return _loss_where_present(loss, present, real, fake)
 
 
+@check_shapes
 def relativistic_average_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
@@ -287,6 +303,7 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
 """The kernels of MMD-GANs by name; ``functools.partial`` sets widths."""
 
 
+@check_shapes
 def mmd_discriminator(
     real: Float[Array, "batch dim"],
     fake: Float[Array, "batch dim"],
@@ -304,6 +321,7 @@ def mmd_discriminator(
     return -mmd_generator(fake, real, kernel=kernel, present=present, axis_name=axis_name)
 
 
+@check_shapes
 def mmd_generator(
     fake: Float[Array, "batch dim"],
     real: Float[Array, "batch dim"],
@@ -321,6 +339,7 @@ def mmd_generator(
     )
 
 
+@check_shapes
 def witness(
     x: Float[Array, "points dim"],
     real: Float[Array, "batch dim"],

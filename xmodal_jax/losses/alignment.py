@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.collectives import AxisName, all_gather, global_index, psum, share
 from xmodal_jax.probability.kernels import Kernel, rbf
 
 
+@check_shapes
 def mmd(
     x: Float[Array, "n dim"],
     y: Float[Array, "m dim"],
@@ -75,6 +77,7 @@ def mmd(
     return xx + yy - 2.0 * mean_kernel(x, x_present, y, y_present, same_sample=False)
 
 
+@check_shapes
 def coral(
     x: Float[Array, "n dim"],
     y: Float[Array, "m dim"],
@@ -115,6 +118,7 @@ def coral(
     return share(jnp.sum(difference**2) / (4.0 * x.shape[1] ** 2), axis_name=axis_name)
 
 
+@check_shapes
 def deep_cca(
     x: Float[Array, "batch x_dim"],
     y: Float[Array, "batch y_dim"],

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.collectives import AxisName, all_gather, axis_index, axis_size, mesh_size, psum
 from xmodal_jax.losses.pairs import (
     MASKED_LOGIT,
@@ -51,6 +52,7 @@ AUTO_GLOBAL_LOGITS = 2**24
 """``implementation="auto"`` keeps the matrix of logits up to this many entries per device (64 MiB in float32)."""
 
 
+@check_shapes
 def info_nce(
     a: Float[Array, "batch dim"],
     b: Float[Array, "batch dim"],
@@ -114,6 +116,7 @@ def info_nce(
     return jnp.where(rows.present, 0.5 * terms, 0.0)
 
 
+@check_shapes
 def sigmoid_loss(
     a: Float[Array, "batch dim"],
     b: Float[Array, "batch dim"],
@@ -172,6 +175,7 @@ def sigmoid_loss(
     return jnp.where(valid, jax.nn.softplus(-signed), 0.0).sum(axis=1)
 
 
+@check_shapes
 def triplet_loss(
     a: Float[Array, "batch dim"],
     b: Float[Array, "batch dim"],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.collectives import AxisName, psum
 from xmodal_jax.probability.distributions import Posterior, kl
 
@@ -110,11 +111,13 @@ def _deferred_backward(_, cotangents):
 deferred_gradient_scale.defvjp(_deferred_forward, _deferred_backward)
 
 
+@check_shapes
 def importance_bound(log_weights: Float[Array, "k *rows"]) -> Float[Array, "*rows"]:
     """``log 1/K sum_k w_k`` of K importance weights w (Burda et al. 2016, arXiv:1509.00519, eq. 8), in nats."""
     return jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))
 
 
+@check_shapes
 def doubly_reparametrized_bound(
     log_weights: Float[Array, "k *rows"],
     weight_probe: Float[Array, "k *rows"],

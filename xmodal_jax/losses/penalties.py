@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.collectives import AxisName, batch_mean, psum
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.core.trees import map_with_name
@@ -136,6 +137,7 @@ def matching_aware_penalty(
     return factor * norm**power
 
 
+@check_shapes
 def lecam(
     real: Float[Array, "batch"],
     fake: Float[Array, "batch"],

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.core.checks import check_shapes
 
+
+@check_shapes
 def token_cross_entropy(
     logits: Float[Array, "batch length vocab"],
     targets: Int[Array, "batch length"],
@@ -49,6 +52,7 @@ def token_cross_entropy(
     return terms.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
 
 
+@check_shapes
 def ctc(
     logits: Float[Array, "batch frames vocab"],
     logit_mask: Bool[Array, "batch frames"],
@@ -97,6 +101,7 @@ def ctc(
     return jnp.where(fits, losses, 0.0)
 
 
+@check_shapes
 def ctc_fits(
     logit_mask: Bool[Array, "batch frames"],
     targets: Int[Array, "batch length"],

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.collectives import AxisName, all_gather
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses.contrastive import Scalar
@@ -22,6 +23,7 @@ from xmodal_jax.losses.pairs import MASKED_LOGIT, Duplicates, Ids, gather_side, 
 Attention = Literal["cosine", "damsm"]
 
 
+@check_shapes
 def word_region_scores(
     words: Float[Array, "captions length dim"],
     word_mask: Bool[Array, "captions length"],
@@ -73,6 +75,7 @@ def word_region_scores(
     return score_images(captions, regions)
 
 
+@check_shapes
 def word_region_loss(
     words: Float[Array, "batch length dim"],
     word_mask: Bool[Array, "batch length"],

@@ -10,8 +10,11 @@ from xmodal_jax.metrics.neighbours import validate_features
 
 
 class ClusterAgreement(NamedTuple):
-    """How clusters agree with classes; 1 is perfect for all three."""
+    """How clusters agree with classes; 1 is perfect for all four."""
 
+    accuracy: float
+    """Clustering accuracy, ACC: fraction of the examples whose cluster is assigned to their class, by the best
+    assignment of clusters to classes that gives no class two clusters."""
     purity: float
     """Fraction of the examples that belong to the most frequent class of their cluster; it grows with the number of
     clusters."""
@@ -25,7 +28,8 @@ def kmeans_clustering(latents, labels, *, clusters: int | None = None, seed: int
     """How the clusters that k-means finds in latents agree with classes.
 
     It is scikit-learn's k-means++ with ten starts. Purity grows with the number of clusters, so compare it only at
-    equal ``clusters``. Latents are not scaled: standardise dimensions of very different scales first.
+    equal ``clusters``. Accuracy needs about as many clusters as classes: the examples of a surplus cluster
+    count as wrong. Latents are not scaled: standardise dimensions of very different scales first.
 
     Args:
       latents: ``[N, D]``.
@@ -40,6 +44,7 @@ def kmeans_clustering(latents, labels, *, clusters: int | None = None, seed: int
 
         kmeans_clustering(latents, labels, seed=0).adjusted_rand
     """
+    from scipy.optimize import linear_sum_assignment
     from sklearn.cluster import KMeans  # here: it takes a second to import
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -59,6 +64,7 @@ def kmeans_clustering(latents, labels, *, clusters: int | None = None, seed: int
     counts = np.bincount(cluster * len(classes) + label, minlength=clusters * len(classes))
     counts = counts.reshape(clusters, -1)
     return ClusterAgreement(
+        accuracy=float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(latents)),
         purity=float(counts.max(axis=1).sum() / len(latents)),
         adjusted_rand=float(adjusted_rand_score(label, cluster)),
         normalized_mutual_information=float(normalized_mutual_info_score(label, cluster)),

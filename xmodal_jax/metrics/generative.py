@@ -77,8 +77,8 @@ def add_moments(total: Moments | None, features) -> Moments:
     return batch if total is None else merge_moments(total, batch)
 
 
-def merge_moments(a: Moments, b: Moments) -> Moments:
-    """The moments of the union of two sets, by the update of Chan, Golub and LeVeque 1983.
+def merge_moments(a, b) -> Moments:
+    """The `Moments` of the union of two sets with these, by the update of Chan, Golub and LeVeque 1983.
 
     No large sums of squares are subtracted, so that no digits are lost where means exceed deviations.
 
@@ -96,7 +96,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     )
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a, b) -> float:
     r"""The Fréchet distance between two Gaussians with these moments; FID if the features are Inception's.
 
     .. math:: \|\mu_a - \mu_b\|^2 + \mathrm{tr}(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2})
@@ -109,11 +109,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Covariances of fewer than D examples are singular: the distance is still defined, but its bias is large.
 
     Args:
-      a, b: moments of the real and of the generated features, in either order.
+      a, b: `Moments` of the real and of the generated features, in either order; see :func:`moments`.
     Returns:
       The distance, at least 0.
     Raises:
       ValueError: if the two have different numbers of features, or one has fewer than two examples.
+      TypeError: if one is no `Moments`, such as the features themselves.
 
     Example:
       >>> import numpy as np
@@ -143,6 +144,11 @@ def _factorize(covariance):
 
 
 def _check_same_dim(a, b):
+    """Raises an error if a or b is no `Moments`, or they have different numbers of features."""
+    for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, Moments):
+            got = f"an array {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+            raise TypeError(f"{name} must be Moments, got {got}: give moments(features) of features [N, D]")
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"moments of {a.mean.shape[0]} and of {b.mean.shape[0]} features")
 
@@ -280,22 +286,24 @@ def _kernel_row_sums(a, b, indices):
 def r_precision(image_embeddings, text_embeddings, *, seed: int, candidates: int = 100, groups=None) -> float:
     """R-precision with R = 1: the fraction of generated images whose own text ranks first among ``candidates`` texts.
 
-    The candidates of an image are its text and ``candidates - 1`` mismatched texts, drawn without replacement; they are
-    ranked by cosine similarity. A tie counts as wrong, so that a collapsed encoder, whose embeddings are all equal,
-    scores 0. Chance is ``1 / candidates``. The value is unbiased at any N, but a small N has fewer texts that could be
-    confused. Use an encoder that the generator was not trained with: the generator could have learned to exploit it.
+    The candidates of an image are its text and one text each of ``candidates - 1`` other groups, drawn without
+    replacement; they are ranked by cosine similarity. As all candidates are distinct, chance is ``1 / candidates``,
+    also where captions repeat. A tie counts as wrong, so that a collapsed encoder, whose embeddings are all equal,
+    scores 0. The value is unbiased at any N, but a small N has fewer texts that could be confused. Use an encoder that
+    the generator was not trained with: the generator could have learned to exploit it.
 
     Args:
       image_embeddings: ``[N, D]``, embeddings of generated images.
       text_embeddings: ``[N, D]``; row i embeds the text that image i was generated from.
       seed: seed of the mismatched texts.
-      candidates: number of texts to rank, including the image's own.
-      groups: int ``[N]``; texts with equal ids (captions of one picture, equal sentences) are never candidates of each
-        other's images. By default every text has a group to itself.
+      candidates: number of texts to rank, including the image's own: 2 to the number of groups.
+      groups: int ``[N]``; texts with equal ids (captions of one picture, equal sentences) count as one text: they are
+        never candidates of each other's images, and at most one of them is a candidate of an image. By default every
+        text has a group to itself: give ids where texts repeat, since a repeated text ties with itself.
     Returns:
       A fraction, 0 to 1.
     Raises:
-      ValueError: if the shapes do not fit, a value is not finite, or an image has too few mismatched texts.
+      ValueError: if the shapes do not fit, a value is not finite, or there are fewer groups than ``candidates``.
 
     Example:
       >>> import numpy as np
@@ -322,27 +330,28 @@ def r_precision(image_embeddings, text_embeddings, *, seed: int, candidates: int
 
 
 def _draw_mismatched(groups, count, rng):
-    """For each text the indices of ``count`` different texts of other groups, int32 ``[N, count]``.
+    """For each text the indices of texts of ``count`` different other groups, one of each, int32 ``[N, count]``.
 
     ``groups`` int ``[N]``: the id of each text's group; ``rng``: a NumPy generator.
 
     Raises:
-      ValueError: if fewer than ``count`` texts are outside of a text's group.
+      ValueError: if there are not ``count`` other groups.
     """
     order = np.argsort(groups, kind="stable")  # the texts sorted by group
     _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
     start = np.cumsum(size) - size  # where each group begins in that order
-    if (largest := size.max()) + count > len(groups):
-        example, available = int(np.argmax(size[group] == largest)), len(groups) - largest
+    if len(size) <= count:
         raise ValueError(
-            f"example {example} has {available} mismatched texts for the {count} "
-            f"that candidates={count + 1} needs: give more examples or fewer candidates"
+            f"{len(groups)} texts in {len(size)} groups are too few for candidates={count + 1}, one of each group: "
+            "give more examples or fewer candidates"
         )
+    # A generator of its own for the members of the groups: what it draws does not change which groups are drawn.
+    member_rng = rng.spawn(1)[0]
     mismatched = np.empty((len(groups), count), np.int32)
     for i, g in enumerate(group):
-        drawn = rng.choice(len(groups) - size[g], count, replace=False, shuffle=False)
-        # Positions among the sorted texts without group g: those from its start on are shifted past it.
-        mismatched[i] = order[np.where(drawn < start[g], drawn, drawn + size[g])]
+        drawn = rng.choice(len(size) - 1, count, replace=False, shuffle=False)
+        drawn += drawn >= g  # numbers of groups without g
+        mismatched[i] = order[start[drawn] + member_rng.integers(size[drawn])]
     return mismatched
 
 

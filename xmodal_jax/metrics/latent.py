@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.similarity import l2_normalize, squared_distances
 
 
+@check_shapes
 def modality_gap(a: Float[Array, "n dim"], b: Float[Array, "m dim"]) -> Float[Array, ""]:
     """The modality gap: distance between the mean embeddings of two modalities, 0 to 2.
 
@@ -28,6 +30,7 @@ def modality_gap(a: Float[Array, "n dim"], b: Float[Array, "m dim"]) -> Float[Ar
     return jnp.linalg.norm(l2_normalize(a).mean(axis=0) - l2_normalize(b).mean(axis=0))
 
 
+@check_shapes
 def alignment(a: Float[Array, "n dim"], b: Float[Array, "n dim"], *, power: float = 2.0) -> Float[Array, ""]:
     """How near the two embeddings of a pair lie: ``mean_i ||a_i - b_i||^power``; 0 is best.
 
@@ -49,6 +52,7 @@ def alignment(a: Float[Array, "n dim"], b: Float[Array, "n dim"], *, power: floa
     return (jnp.linalg.norm(l2_normalize(a) - l2_normalize(b), axis=1) ** power).mean()
 
 
+@check_shapes
 def uniformity(x: Float[Array, "n dim"], *, scale: float = 2.0, chunk: int = 1024) -> Float[Array, ""]:
     """How evenly embeddings cover the sphere: ``log mean_{i != j} exp(-scale ||x_i - x_j||^2)``, in nats.
 

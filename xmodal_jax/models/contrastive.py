@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.parts import Basic, check_choices
-from xmodal_jax.core.random import example_keys, fold_in_name
+from xmodal_jax.core.random import batch_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import alignment, contrastive
 from xmodal_jax.losses.contrastive import Implementation
@@ -358,7 +358,7 @@ class _Network:
         """
         config = self.config
         key = fold_in_name(key, "contrastive")
-        inputs = (batch, example_keys(key, batch["index"]))
+        inputs = (batch, batch_keys(key, batch))
         if chunks == 1:
             embeddings = self.embed(params, *inputs)
         else:

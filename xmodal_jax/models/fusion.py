@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from jaxtyping import Key as KeyArray
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.random import example_keys, fold_in_name
+from xmodal_jax.core.random import batch_keys, fold_in_name
 from xmodal_jax.models.towers import (
     AudioFeatures,
     Augmentation,
@@ -245,7 +245,7 @@ class _Model:
         """
         key = fold_in_name(key, "fusion")
         flat = _flatten(batch, self.modalities, self.classes)
-        keys = flat.example_keys(example_keys(key, batch["index"]))
+        keys = flat.example_keys(batch_keys(key, batch))
         present = flat.present(self.modalities)
         if self.config.modality_dropout:
             present = drop_modalities(present, fold_in_name(keys, "modalities"), self.config.modality_dropout)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.decoding import GeneratedTokens, Step, beam_search, ctc_greedy, sample
-from xmodal_jax.core.random import example_keys, fold_in_name
+from xmodal_jax.core.random import batch_index, batch_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import chunked, info_nce, sequence
 from xmodal_jax.models.contrastive import MAX_SCALE, matching_ids, text_ids
@@ -419,7 +419,7 @@ class _Model:
         ``chunks`` parts of the batch, one after the other, which saves memory; the contrastive loss sees all of it.
         """
         key = fold_in_name(key, "seq2seq")
-        inputs = (batch, example_keys(key, batch["index"]))
+        inputs = (batch, batch_keys(key, batch))
         if chunks == 1:
             losses, embeddings, present = self.terms(params, *inputs)
         else:
@@ -451,7 +451,7 @@ class _Model:
         Losses that the configuration lacks are 0; without the contrastive loss there are no embeddings.
         """
         losses, embeddings, _ = self.terms(params, batch, keys=None)
-        zeros = jnp.zeros(len(batch["index"]))
+        zeros = jnp.zeros(len(batch_index(batch)))
         cross_entropy, _ = losses.get("cross_entropy", (zeros, None))
         ctc, _ = losses.get("ctc", (zeros, None))
         if embeddings is None:
@@ -577,7 +577,7 @@ class BeamSearchConfig(GenerationConfig):
     def generate(self, decoding, keys):
         """The best text of the beam search for each source, as ids ``[B, length]``; ``keys`` are not used."""
         sequences = beam_search(
-            *decoding.start(self.beams),
+            *decoding.start(),
             beams=self.beams,
             penalty=self.length_penalty,
             length=decoding.length,
@@ -594,7 +594,7 @@ class GreedySearchConfig(GenerationConfig):
     name: ClassVar[str] = "greedy"
 
     def generate(self, decoding, keys):
-        return sample(*decoding.start(1), length=decoding.length, end=decoding.end)
+        return sample(*decoding.start(), length=decoding.length, end=decoding.end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -616,7 +616,7 @@ class SamplingConfig(GenerationConfig):
         if keys is None:
             raise ValueError("sampling needs a key")
         return sample(
-            *decoding.start(1),
+            *decoding.start(),
             keys=keys,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -649,8 +649,10 @@ def start_decoding(
 
     ``logits [N, vocab]`` predict the token after the ``begin`` token of each of ``N`` sequences, ``state`` is the
     key-value cache, and ``step(tokens, position, state)`` gives the next logits and state. Several sequences (such as
-    beams) may share an entry of ``memory``, the tokens of one source.
+    beams) may share an entry of ``memory``, the tokens of one source, at the start or only in ``step``.
     """
+    # The cache of scanned layers is [layers, N, ...]; core.decoding selects rows along the first axis.
+    rows_first = (lambda x: jnp.swapaxes(x, 0, 1)) if decoder.scan_layers else (lambda x: x)
 
     def apply(variables, token, position, mutable):
         """The logits after ``token [N]``, and the updated collections ``mutable``."""
@@ -664,10 +666,11 @@ def start_decoding(
     shared = {"memory": caches["memory"]}
 
     def step(tokens, position, state):
-        logits, updated = apply({**shared, "cache": state}, tokens, position, ["cache"])
-        return logits, updated["cache"]
+        cache = jax.tree.map(rows_first, state)  # its own inverse
+        logits, updated = apply({**shared, "cache": cache}, tokens, position, ["cache"])
+        return logits, jax.tree.map(rows_first, updated["cache"])
 
-    return step, logits, caches["cache"]
+    return step, logits, jax.tree.map(rows_first, caches["cache"])
 
 
 class _Decoding(NamedTuple):
@@ -685,9 +688,9 @@ class _Decoding(NamedTuple):
         """The largest number of tokens after the begin token."""
         return self.model.length - 1
 
-    def start(self, sequences_per_example: int) -> tuple[Step, Array, Any]:
-        """The decoder after the begin token, as `start_decoding` returns it, for this many sequences per example."""
-        begin = jnp.full(sequences_per_example * len(self.memory.values), self.begin, jnp.int32)
+    def start(self) -> tuple[Step, Array, Any]:
+        """The decoder after the begin token of each example, as `start_decoding` returns it."""
+        begin = jnp.full(len(self.memory.values), self.begin, jnp.int32)
         return start_decoding(self.model.decoder, self.params["decoder"], self.memory, begin)
 
 
@@ -729,7 +732,7 @@ def make_text_generator(
     def generate(params: Params, batch: Batch, key: Key | None = None) -> GeneratedTokens:
         """The generated tokens of one text per example; ``key``: for sampling."""
         memory = model.encode(params, batch)
-        keys = None if key is None else example_keys(key, batch["index"])
+        keys = None if key is None else batch_keys(key, batch)
         return generation.generate(_Decoding(model, params, memory, begin, end), keys)
 
     return generate

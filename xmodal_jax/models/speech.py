@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.alignment import expand_durations, monotonic_alignment
-from xmodal_jax.core.random import example_keys, fold_in_name
+from xmodal_jax.core.random import batch_keys, fold_in_name
 from xmodal_jax.losses.sequence import ctc
 from xmodal_jax.models.towers import (
     AudioFeatures,
@@ -172,7 +172,7 @@ class _Model:
         than frames).
         """
         key = fold_in_name(key, "speech")
-        outputs = self.forward(params, batch, example_keys(key, batch["index"]))
+        outputs = self.forward(params, batch, batch_keys(key, batch))
         durations = outputs.durations
         # Each example is weighted by its number of frames or of tokens, so that the means are over frames and tokens.
         # An example that could not be aligned has neither.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.core.random import batch_index, fold_in_name
 from xmodal_jax.nets.encoders import (
     EncoderConfig,
     PretrainedEncoderConfig,
@@ -114,7 +114,7 @@ def first_example(batch: Batch):
 
 def presence_masks(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[Array, "batch"]]:
     """For each modality, which examples have it; all examples where ``batch["present"]`` does not name the modality."""
-    all_present = jnp.ones(batch["index"].shape[0], bool)
+    all_present = jnp.ones(batch_index(batch).shape[0], bool)
     return {m: batch.get("present", {}).get(m, all_present) for m in modalities}
 
 

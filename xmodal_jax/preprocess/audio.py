@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Shaped
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import ExampleKeys
 
 
+@check_shapes
 def to_float_waveform(waveform: Shaped[Array, "batch time"]) -> Float[Array, "batch time"]:
     """A waveform in float32, in [-1, 1]: int16 PCM is divided by 32768, floats keep their values.
 
@@ -84,6 +86,7 @@ def hann(n_fft: int) -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
 
 
+@check_shapes
 def stft(
     waveform: Float[Array, "batch time"], *, n_fft: int, hop: int, pad_mode: str = "constant"
 ) -> Complex[Array, "batch frames bins"]:
@@ -96,6 +99,7 @@ def stft(
     return jnp.fft.rfft(_frames(waveform, n_fft, hop, pad_mode) * hann(n_fft)[None, None, :])
 
 
+@check_shapes
 def log_mel(
     waveform: Shaped[Array, "batch time"],
     mask: Bool[Array, "batch time"] | None = None,
@@ -150,6 +154,7 @@ def log_mel(
     return jnp.where(frame_mask[:, :, None], jnp.log(jnp.maximum(mel, floor)), 0.0), frame_mask
 
 
+@check_shapes
 def whisper_log_mel(
     waveform: Shaped[Array, "batch time"],
     mask: Bool[Array, "batch time"] | None = None,
@@ -190,6 +195,7 @@ def whisper_log_mel(
     return (logs + 4.0) / 4.0, frame_mask
 
 
+@check_shapes
 def normalize_frames(
     frames: Float[Array, "batch frames n_mels"],
     mask: Bool[Array, "batch frames"] | None = None,
@@ -213,6 +219,7 @@ def normalize_frames(
     return centred * jax.lax.rsqrt(variance + eps)
 
 
+@check_shapes
 def spec_augment(
     frames: Float[Array, "batch frames n_mels"],
     keys: ExampleKeys | None,

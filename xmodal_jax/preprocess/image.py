@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import ExampleKeys
 
@@ -32,6 +33,7 @@ def to_float(pixels: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
+@check_shapes
 def standardize(
     images: Float[Array, "*batch height width channels"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*batch height width channels"]:
@@ -53,6 +55,7 @@ def standardize(
     return images * scale.astype(images.dtype).reshape(shape) + shift.astype(images.dtype).reshape(shape)
 
 
+@check_shapes
 def resize(
     images: Float[Array, "*batch height width channels"], height: int, width: int, *, method: str = "linear"
 ) -> Float[Array, "*batch height2 width2 channels"]:
@@ -61,6 +64,7 @@ def resize(
     return jax.image.resize(images, shape, method=method, antialias=True)
 
 
+@check_shapes
 def random_translate(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, pixels: int
 ) -> Float[Array, "batch height width channels"]:
@@ -79,6 +83,7 @@ def random_translate(
     return jax.vmap(shift)(fold_in_name(keys, "translate"), images)
 
 
+@check_shapes
 def random_resized_crop(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, min_scale: float
 ) -> Float[Array, "batch height width channels"]:
@@ -106,6 +111,7 @@ def random_resized_crop(
     return jax.vmap(crop)(fold_in_name(keys, "resized_crop"), images)
 
 
+@check_shapes
 def random_flip(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, probability: float = 0.5
 ) -> Float[Array, "batch height width channels"]:
@@ -119,6 +125,7 @@ def random_flip(
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
+@check_shapes
 def color_jitter(
     images: Float[Array, "batch height width channels"],
     keys: ExampleKeys | None,
@@ -148,6 +155,7 @@ def color_jitter(
     return jax.vmap(jitter)(fold_in_name(keys, "color_jitter"), images)
 
 
+@check_shapes
 def random_grayscale(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, *, probability: float
 ) -> Float[Array, "batch height width channels"]:
@@ -203,6 +211,7 @@ class AugmentConfig:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
+@check_shapes
 def augment(
     images: Float[Array, "batch height width channels"], keys: ExampleKeys | None, config: AugmentConfig
 ) -> Float[Array, "batch height width channels"]:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.preprocess.audio import hann, mel_filters, stft
 from xmodal_jax.types import ExampleKeys
 
 
+@check_shapes
 def istft(
     spectrum: Complex[Array, "batch frames bins"], *, n_fft: int, hop: int
 ) -> Float[Array, "batch time"]:
@@ -51,6 +53,7 @@ def _overlap_add(frames: Float[Array, "batch frames n_fft"], hop: int) -> Float[
     return functools.reduce(jnp.add, shifted).reshape(batch, -1)
 
 
+@check_shapes
 def mel_to_power(
     mel: Float[Array, "batch frames n_mels"],
     *,
@@ -84,6 +87,7 @@ def mel_to_power(
     return x
 
 
+@check_shapes
 def griffin_lim(
     magnitude: Float[Array, "batch frames bins"],
     *,
@@ -126,6 +130,7 @@ def griffin_lim(
     return istft(magnitude * phases, n_fft=n_fft, hop=hop)
 
 
+@check_shapes
 def log_mel_to_waveform(
     log_mel: Float[Array, "batch frames n_mels"],
     *,

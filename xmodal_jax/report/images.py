@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xmodal_jax.data.source import read_fields
-from xmodal_jax.evaluation.image_judge import JudgeReport
+from xmodal_jax.evaluation.image_judge import JudgeReport, r_precision_chance
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.report import figures
+from xmodal_jax.report import text as text_report
 from xmodal_jax.report.page import Report, png
 from xmodal_jax.train.run import Run, write_atomic
 
@@ -25,11 +26,20 @@ TRUNCATIONS = (0.3, 0.6, 1.0, 1.4)
 
 CURVES = (
     *("train/d_loss", "train/g_loss", "train/g_reconstruction"),
-    *("validation/factor_accuracy", "validation/kid"),
+    *("validation/factor_accuracy", "validation/judge_kernel_distance"),
 )
 """Metrics in the figure of curves."""
 IMAGE_FILES = 200
 """Number of images that `add_images` writes as files, real and generated."""
+
+
+def add_scores(report: Report, metrics: Mapping[str, Any]) -> None:
+    """Cards of the most telling metrics of a judge (without a judge of the first ones), a table of all, and bars of the
+    accuracy of each factor."""
+    endings = ("/factor_accuracy", "/judge_kernel_distance", "/judge_kernel_distance_real")
+    on_cards = [k for k in metrics if k.endswith(endings) or "/r_precision" in k] or list(metrics)
+    chance = {k: r_precision_chance(k) for k in on_cards if "/r_precision" in k}
+    text_report.add_scores(report, metrics, on_cards[:6], chance=chance)
 
 
 class SampleHistory:

@@ -161,11 +161,16 @@ ATTENTION_FIGURES: dict[str, Callable[..., Figure]] = {
 
 
 def add_scores(
-    report: Report, metrics: Mapping[str, Any], headline: Sequence[str], *, prefix: str = "test/"
+    report: Report,
+    metrics: Mapping[str, Any],
+    headline: Sequence[str],
+    *,
+    prefix: str = "test/",
+    chance: Mapping[str, float] | None = None,
 ) -> None:
     """Cards of the ``headline`` metrics, a table of all metrics, and bars of the accuracy of each factor of a scene
-    (metrics ``<prefix><factor>_accuracy``)."""
-    report.add_metrics(metrics, headline=headline, title="All scores")
+    (metrics ``<prefix><factor>_accuracy``). ``chance``: values of a random prediction, by name, shown on the cards."""
+    report.add_metrics(metrics, headline=headline, chance=chance, title="All scores")
     factors = {
         name.removeprefix(prefix).removesuffix("_accuracy"): value
         for name, value in metrics.items()

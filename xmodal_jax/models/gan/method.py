@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives, trees
 from xmodal_jax.core.collectives import AxisName
-from xmodal_jax.core.random import example_keys, fold_in_name
+from xmodal_jax.core.random import batch_index, batch_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import penalties
 from xmodal_jax.losses.adversarial import clip_weights
@@ -166,9 +166,10 @@ class ConditionalGAN:
       (``d_word``, ``g_word``), and of generated images and the real images of the same condition (``g_image``).
     - :math:`CE_{captioner}`: redescription, a frozen captioner's cross-entropy of the caption (``g_redescription``,
       nats per token), of weight ``features.redescription_weight``.
-    - V: reconstruction, the negative ELBO with its weighted KL divergence (``g_reconstruction``, nats per pixel and
-      channel; that divergence without its weight is ``g_posterior_kl``, nats per image), of weight
-      ``reconstruction.weight``. Every second image is a reconstruction, and only those have this term.
+    - V: the negative ELBO per pixel and channel, with a weighted KL divergence, of weight ``reconstruction.weight``.
+      Its parts are logged: ``g_reconstruction``, the reconstruction error in nats per pixel and channel, and
+      ``g_posterior_kl``, the divergence without its weight in nats per image. Every second image is a reconstruction,
+      and only those have this term.
     - f: features of a frozen network. The perceptual loss (``g_perceptual``) of reconstructions has the weight
       ``features.perceptual_weight``.
     - KL: the divergence of conditioning augmentation's distribution from N(0, I) (``g_kl``, nats per dimension), with
@@ -273,7 +274,7 @@ class ConditionalGAN:
         noise that is inferred from the real image. The result is a dict of ``image``, ``kl [B]`` of conditioning
         augmentation and ``posterior_kl [B]`` of the inferred noise; the last two only where the configuration has them.
         """
-        keys = fold_in_name(example_keys(key, batch["index"]), "generate")
+        keys = fold_in_name(batch_keys(key, batch), "generate")
         reconstruct_mask = self._reconstruct_mask(batch)
         return self._generate(generator, variables, batch, keys, reconstruct_mask, frozen, axis_name)
 
@@ -289,8 +290,8 @@ class ConditionalGAN:
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
         """The reconstruction loss of all real images, which needs no discriminator; its aux; the updated variables."""
         # The name of a key only selects the random stream.
-        keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
-        reconstruct_mask = jnp.ones(len(batch["index"]), bool)
+        keys = fold_in_name(batch_keys(key, batch), "rehearse")
+        reconstruct_mask = jnp.ones(len(batch_index(batch)), bool)
         generated, variables = self._generate(
             generator, variables, batch, keys, reconstruct_mask, frozen, axis_name
         )
@@ -335,22 +336,19 @@ class ConditionalGAN:
         discriminator's n-th step gets the examples whose index is n modulo ``d_steps``. Dividing by ``d_steps`` makes
         it every second example of each step.
         """
-        return (batch["index"] // self.config.d_steps) % 2 == 0
+        return (batch_index(batch) // self.config.d_steps) % 2 == 0
 
     def _reconstruction_loss(self, generated, batch, has_reconstruction, axis_name):
-        """The weighted negative ELBO, and its aux: means over the images where ``has_reconstruction [B]``."""
+        """The weighted negative ELBO, and its parts as aux: means over the images where ``has_reconstruction [B]``."""
         options = self.config.reconstruction
         mean_share = functools.partial(_mean_share, present=has_reconstruction, axis_name=axis_name)
         squared_error = jnp.square(generated["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
-        kl = generated["posterior_kl"]
-        # -log p(x | v), up to a constant, of normal pixels with the standard deviation `pixel_scale`; plus the KL
-        # divergence.
-        nats = squared_error / (2.0 * options.pixel_scale**2) + options.kl_weight * kl
-        aux = {
-            "g_posterior_kl": mean_share(kl),
-            "g_reconstruction": mean_share(nats) / math.prod(self.networks.sizes.shape),
-        }
-        return options.weight * aux["g_reconstruction"], jax.lax.stop_gradient(aux)
+        kl, size = generated["posterior_kl"], math.prod(self.networks.sizes.shape)
+        # -log p(x | v), up to a constant, of normal pixels with the standard deviation `pixel_scale`.
+        nats = squared_error / (2.0 * options.pixel_scale**2)
+        negative_elbo = mean_share(nats + options.kl_weight * kl) / size
+        aux = {"g_posterior_kl": mean_share(kl), "g_reconstruction": mean_share(nats) / size}
+        return options.weight * negative_elbo, jax.lax.stop_gradient(aux)
 
     def g_loss(
         self,
@@ -366,7 +364,7 @@ class ConditionalGAN:
         """The generator's loss and its aux, as a function of ``generated`` (from `generate`); equation in the class."""
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
         # The name of a key only selects the random stream.
-        keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
+        keys = fold_in_name(batch_keys(key, batch), "persuade")
         mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)
         # Only the discriminator's step updates the vectors of the power iteration.
         params, _ = self._normalize_weights(discriminator, variables, iterations=0)
@@ -473,7 +471,7 @@ class ConditionalGAN:
         """
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
         # The name of a key only selects the random stream.
-        keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
+        keys = fold_in_name(batch_keys(key, batch), "discriminate")
         mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)
         params, variables = self._normalize_weights(discriminator, dict(variables))
         forward = self._forward_real_and_fake(

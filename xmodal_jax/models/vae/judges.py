@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.random import example_keys
+from xmodal_jax.core.random import batch_keys
 from xmodal_jax.models.towers import first_example
 from xmodal_jax.models.vae.modalities import ModalityConfig, ModalityConfigs, NetworkInputs, preprocess
 from xmodal_jax.models.vae.networks import (
@@ -118,7 +118,7 @@ def make_judges(
 
         Under ``axis_name`` both are this device's shares of the means.
         """
-        keys = example_keys(key, batch["index"])
+        keys = batch_keys(key, batch)
         inputs = preprocess(configs, names, batch, keys)
         logits = network.apply({"params": params}, inputs, keys).logits
         labels = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])  # [B, M]

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import parts
-from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.core.random import batch_index, fold_in_name
 from xmodal_jax.metrics.reconstruction import mse, ssim
 from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, make_encoder
 from xmodal_jax.nets.decoders import (
@@ -503,7 +503,7 @@ def preprocess(
     configs: ModalityConfigs, modalities: Sequence[str], batch: Batch, keys: ExampleKeys | None = None
 ) -> NetworkInputs:
     """A batch as the network takes it; with ``keys``, augmented as in training."""
-    all_present = jnp.ones(batch["index"].shape[0], bool)
+    all_present = jnp.ones(batch_index(batch).shape[0], bool)
     inputs, targets, present = {}, {}, []
     for name in modalities:
         config, x = configs.for_modality(name), jnp.asarray(batch[name])

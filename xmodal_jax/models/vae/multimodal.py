@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.random import example_keys
+from xmodal_jax.core.random import batch_keys, example_keys
 from xmodal_jax.losses.elbo import importance_bound, kl_with_free_bits
 from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
 from xmodal_jax.models.towers import first_example
@@ -193,7 +193,7 @@ class _Model:
         An example counts if it has at least one modality. ``decoder_params``: parameters of frozen decoders; None: the
         decoders are trained with ``params``.
         """
-        keys = example_keys(key, batch["index"])
+        keys = batch_keys(key, batch)
         inputs = self.preprocess(batch, keys)
         terms = objective(
             self.training_inputs(params, inputs, keys, decoder_params, axis_name),
@@ -294,7 +294,7 @@ class _Model:
         estimate of the likelihood needs, instead of the auxiliary prior of training (`inference.with_exact_prior`).
         """
         inputs = self.preprocess(batch)
-        keys = None if key is None else example_keys(key, batch["index"])
+        keys = None if key is None else batch_keys(key, batch)
         objective_inputs = self.evaluation_inputs(params, inputs, keys)
         if exact_prior:
             objective_inputs = with_exact_prior(objective_inputs)

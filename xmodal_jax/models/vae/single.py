@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xmodal_jax.core import collectives, parts
-from xmodal_jax.core.random import example_keys, fold_in_name
+from xmodal_jax.core.random import batch_keys, example_keys, fold_in_name
 from xmodal_jax.losses import adversarial
 from xmodal_jax.losses.autoencoder import draw_latents, prior_log_ratio
 from xmodal_jax.losses.elbo import importance_bound, kl_with_free_bits
@@ -279,7 +279,7 @@ class _Model:
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
         """The objective's loss and metrics: their means over the examples of the global batch that count, plus terms
         that are one number of the whole batch (MMD). Under ``axis_name``, this device's shares of these means."""
-        keys = example_keys(key, batch["index"])
+        keys = batch_keys(key, batch)
         inputs = self.training_inputs(params, batch, keys, axis_name)
         terms = self.config.objective(inputs, beta=self.config.divergence_weight(batch))
         mean_share = functools.partial(
@@ -357,7 +357,7 @@ class _Model:
 
     def encode(self, params: Params, batch: Batch, key: Key | None = None) -> Float[Array, "batch dim"]:
         """One sample of the posterior for each example; without a key the posterior's mean."""
-        keys = None if key is None else example_keys(key, batch["index"])
+        keys = None if key is None else batch_keys(key, batch)
         inputs = self.evaluation_inputs(self.autoencoder_params(params), batch, keys)
         return inputs.posterior.mean if keys is None else draw_latents(inputs, count=1)[0]
 
@@ -392,7 +392,7 @@ class _Model:
                 f"{self.config.name} has no posterior density q(z | x), which importance weights need; log p(x) can be "
                 f"estimated with {with_likelihood}"
             )
-        keys = example_keys(key, batch["index"])
+        keys = batch_keys(key, batch)
         # Models with a likelihood have no critic: all of `params` are the autoencoder's.
         inputs = self.evaluation_inputs(params, batch, keys, weighted=False)
 
@@ -471,7 +471,7 @@ class _AdversarialTraining:
 
     def generate(self, generator, variables, batch: Batch, key: Key, *, axis_name=None):
         """The encoder's latents ``[B, D]`` and the reconstruction loss ``[B]`` of each example; the variables."""
-        keys = fold_in_name(example_keys(key, batch["index"]), "generate")
+        keys = fold_in_name(batch_keys(key, batch), "generate")
         terms = self.terms(generator, batch, keys, axis_name)
         return {"latent": terms.latent, "reconstruction": terms.loss}, variables
 
@@ -479,7 +479,7 @@ class _AdversarialTraining:
         """The critic's loss, its aux and the variables. Samples of the prior are real, the encoder's latents are
         fake."""
         # The name of a key only selects the random stream.
-        keys = fold_in_name(example_keys(key, batch["index"]), "discriminate")
+        keys = fold_in_name(batch_keys(key, batch), "discriminate")
         present, mean_share = self.present_and_mean_share(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
         fake = self.logits(discriminator, generated["latent"])
@@ -492,7 +492,7 @@ class _AdversarialTraining:
         """The autoencoder's loss (reconstruction plus ``beta`` times the adversarial loss of its latents) and its
         aux."""
         # The name of a key only selects the random stream.
-        keys = fold_in_name(example_keys(key, batch["index"]), "persuade")
+        keys = fold_in_name(batch_keys(key, batch), "persuade")
         present, mean_share = self.present_and_mean_share(batch, axis_name)
         real = self.logits(discriminator, self.prior_latents(keys))
         fake = self.logits(discriminator, generated["latent"])
@@ -504,7 +504,7 @@ class _AdversarialTraining:
     def pretrain_generator(self, generator, variables, batch: Batch, key: Key, *, axis_name=None):
         """The reconstruction loss alone, without the critic; its aux and the variables."""
         # The name of a key only selects the random stream.
-        keys = fold_in_name(example_keys(key, batch["index"]), "rehearse")
+        keys = fold_in_name(batch_keys(key, batch), "rehearse")
         terms = self.terms(generator, batch, keys, axis_name)
         _, mean_share = self.present_and_mean_share(batch, axis_name)
         loss = mean_share(terms.loss)

@@ -250,6 +250,26 @@ def test_few_captions_are_chosen_among_and_their_number_said(gallery):
     assert found[f"r_precision_of_{distinct}"] == 1.0 and "r_precision" not in found
 
 
+def test_captions_of_one_picture_or_of_one_meaning_are_one_candidate(gallery):
+    """Seven pictures with three captions each; two of them share a caption."""
+    judge, _, train, _ = gallery
+    texts = [f"picture {k}, {way}" for k in range(7) for way in "abc"]
+    texts[3] = texts[0]
+    images = np.repeat(shapes("test").batch(np.arange(7))["image"], 3, axis=0)
+    source = ArraySource({"image": images, "caption": np.array(texts, object)})
+    groups = np.repeat(np.arange(7), 3)
+    source.groups = lambda indices=None: groups if indices is None else groups[indices]
+    references = ReferenceTexts(source)
+    ids = judging._caption_groups(references).tolist()
+    assert [ids.index(i) for i in ids] == [0] * 6 + [6 + k // 3 * 3 for k in range(15)]
+    real = judging.load_real_images(references, judge)
+    assert len(real.images) == len(real.features) == 7
+    judge.space |= {text: np.random.default_rng(1).normal(size=16) for text in texts}
+    found = judging.judge_scores(judge, images, real, train, "")
+    assert "r_precision_of_6" in found and judging.r_precision_chance("test/r_precision_of_6") == 1 / 6
+    assert judging.r_precision_chance("test/r_precision") == 0.01
+
+
 def test_a_perfect_generator_scores_above_one_whose_images_are_all_the_same(gallery):
     judge, real, train, _ = gallery
     np.testing.assert_array_equal(real.features, judge.features(real.images))

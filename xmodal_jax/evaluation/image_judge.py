@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xmodal_jax.data.source import Source, read_fields
+from xmodal_jax.data.source import Source, first_of_group, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.data.views import Subset, one_per_picture
@@ -92,7 +92,7 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True)
 class RealImages:
-    """The captions of a split and its real images, which generated ones are compared with."""
+    """The captions of a split and its real images, which generated ones are compared with; each picture once."""
 
     texts: ReferenceTexts
     images: np.ndarray
@@ -102,8 +102,8 @@ class RealImages:
 
 
 def load_real_images(texts: ReferenceTexts, judge: Judge) -> RealImages:
-    """The real images of a split, with their features."""
-    images = read_fields(texts.source, ("image",))["image"]
+    """The real images of a split, each once, with their features."""
+    images = read_fields(one_per_picture(texts.source), ("image",))["image"]
     return RealImages(texts, images, judge.features(images))
 
 
@@ -131,8 +131,8 @@ def judge_scores(
 
       - the accuracies of `ReferenceTexts.caption_scores`: how well the judge's captions of the images agree with the
         captions that these were generated for;
-      - ``r_precision`` among 100 captions of different meaning, with chance 0.01 (``r_precision_of_N`` among N, with
-        chance 1/N, if a split has only so many), if the judge has embeddings;
+      - ``r_precision`` among 100 captions of different meaning and pictures, with chance 0.01 (``r_precision_of_N``
+        among N, with chance 1/N, if a split has only so many), if the judge has embeddings;
       - ``judge_kernel_distance`` and ``judge_frechet_distance`` between the features of generated and of real images.
         They are computed as KID and FID are, but from the judge's features: do not compare them with those.
         ``judge_kernel_distance_real``: the same between training images and real images, for comparison;
@@ -163,19 +163,32 @@ def judge_scores(
     return {f"{prefix}{name}": float(value) for name, value in scores.items()}
 
 
-def _r_precision(judge: Judge, images: np.ndarray, texts: ReferenceTexts, seed: int) -> dict[str, float]:
-    """R-precision of the images: how often an image's own caption is the most similar among up to 100 captions, one of
-    each meaning.
+def _caption_groups(texts: ReferenceTexts) -> np.ndarray:
+    """An id for each caption, int ``[N]``, which captions of equal meaning and captions of one picture share."""
+    from scipy.sparse import coo_array  # here: they take a while to import
+    from scipy.sparse.csgraph import connected_components
 
-    The key is ``r_precision``, or ``r_precision_of_N`` if the captions of the split have only N meanings; no score if
-    all have the same meaning. Chance is 1 / 100 or 1 / N.
+    _, meaning = np.unique([str(m) for m in texts.meanings or texts.texts], return_inverse=True)
+    count, picture = len(meaning), first_of_group(texts.source)
+    # A graph of pictures (nodes 0 to N - 1) and meanings (from N on): each caption links one of both.
+    links = coo_array((np.ones(count), (picture, count + meaning)), shape=(2 * count, 2 * count))
+    _, component = connected_components(links, directed=False)
+    return component[picture]
+
+
+def _r_precision(judge: Judge, images: np.ndarray, texts: ReferenceTexts, seed: int) -> dict[str, float]:
+    """R-precision of the images: how often an image's own caption is the most similar among up to 100 captions, of
+    which no two have the same meaning or are of the same picture.
+
+    The key is ``r_precision``, or ``r_precision_of_N`` if the split has only N such captions; no score if it has one.
+    Chance is 1 / 100 or 1 / N.
     """
     image_embeddings, text_embeddings = judge.embeddings(images, texts.texts)
-    # Captions of the same meaning form a group, and count as one caption.
-    distinct, groups = np.unique([str(m) for m in texts.meanings or texts.texts], return_inverse=True)
-    if len(distinct) < 2:
+    groups = _caption_groups(texts)
+    distinct = len(np.unique(groups))
+    if distinct < 2:
         return {}
-    candidates = min(R_PRECISION_CAPTIONS, len(distinct))
+    candidates = min(R_PRECISION_CAPTIONS, distinct)
     name = "r_precision" if candidates == R_PRECISION_CAPTIONS else f"r_precision_of_{candidates}"
     options = dict(seed=seed, groups=groups, candidates=candidates)
     return {name: r_precision(image_embeddings, text_embeddings, **options)}

@@ -203,8 +203,8 @@ def test_in_pretraining_the_generator_learns_alone():
     assert float(all_metrics[0]["loss"]) == pytest.approx(float(first), rel=1e-5)
     # What is logged as reconstruction is that alone: the divergence, with its weight, comes on top.
     divergence = RECONSTRUCTION.kl_weight * float(aux["g_posterior_kl"]) / np.prod(batch["image"].shape[1:])
-    assert divergence > 1e-3 * float(first)
-    assert float(first) == pytest.approx(float(aux["g_reconstruction"]) + divergence, rel=1e-5)
+    assert divergence > 0.005
+    assert float(first) - float(aux["g_reconstruction"]) == pytest.approx(divergence, rel=1e-3)
     other = loss(*of_first_step, {**batch, "image": 255 - batch["image"]}, key)[0]
     assert float(other) != float(first)
     # The discriminator's schedule begins when it does.

@@ -53,7 +53,7 @@ def test_losses_of_pairs_name_the_side_that_does_not_fit(loss):
     refused(r"b must be \[batch, dim\] with batch=8 \(as in a\), got \[7, 4\]", loss, a, a[:7], **options)
     refused(r"b must be \[batch, dim\] with dim=4 \(as in a\), got \[8, 3\]", loss, a, a[:, :3], **options)
     refused(r"present must be \[batch\]", loss, a, a, present=jnp.ones((8, 1), bool), **options)
-    refused(r"match must be \[batch\]", loss, a, a, match=jnp.arange(7), **options)
+    refused(r"match must be \[batch, \*kinds\]", loss, a, a, match=jnp.arange(7), **options)
 
 
 def test_weights_are_not_spread_over_the_batch_in_silence():

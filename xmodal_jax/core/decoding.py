@@ -218,8 +218,8 @@ def beam_search(
     is empty and has the log-probability minus infinity).
 
     Args:
-      step: the model; see the module's docstring. It is called with ``B * beams`` sequences, those of an example next to
-        each other: repeat what its closure holds for each example, as ``jnp.repeat(x, beams, axis=0)`` does.
+      step: the model; see the module's docstring. It is called with ``B * beams`` sequences, those of an example next
+        to each other: repeat what its closure holds for each example, as ``jnp.repeat(x, beams, axis=0)`` does.
       logits, state: arrays ``[B, ...]``, an entry for each example; they are repeated for the beams here.
       beams: sequences per example.
       length: the largest number of tokens, including the end token.

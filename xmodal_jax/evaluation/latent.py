@@ -369,9 +369,9 @@ def coherence_metrics(
     Returns:
       Three values. The metrics: ``cross/coherence@k`` for k observed modalities, and ``cross/judge_frechet_distance``
       and ``cross/judge_kernel_distance`` of images generated from one other modality, as means over pairs of
-      modalities; no metrics if there is one modality only. The classes ``[S + 1, M, N]`` that the judges (classifiers of
-      each modality) give to data generated from each subset of the modalities, and last from all of them. The features
-      of real data (`real_features`).
+      modalities; no metrics if there is one modality only. The classes ``[S + 1, M, N]`` that the judges (classifiers
+      of each modality) give to data generated from each subset of the modalities, and last from all of them. The
+      features of real data (`real_features`).
     """
     labels, real = source.class_labels(), real_features(evaluator, judge_params, source)
     if len(evaluator.modalities) == 1:

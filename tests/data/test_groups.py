@@ -5,6 +5,7 @@ import pytest
 
 from tests.data.sources.test_folder import save_png, save_wav, write
 from tests.pictures import LAYOUTS, pictures_of, write_pictures
+from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.source import first_of_group
@@ -61,8 +62,7 @@ def test_pictures_that_do_not_repeat_have_no_groups(tmp_path):
 def test_one_file_in_several_spellings_is_one_picture(tmp_path):
     train = tmp_path / "train"
     save_png(train / "caf\u00e9.png", 1)
-    names = ["caf\u00e9.png", "./caf\u00e9.png", "x/../caf\u00e9.png"]
-    (train / "x").mkdir()
+    names = ["caf\u00e9.png", "./caf\u00e9.png", "cafe\u0301.png"]
     write(train, [{"file_name": name, "text": str(k)} for k, name in enumerate(names)])
     assert FolderSource(tmp_path, progress=False).groups().tolist() == [0, 0, 0]
 
@@ -92,17 +92,43 @@ def test_examples_without_a_picture_share_none(tmp_path):
     assert first_of_group(source).tolist() == [0, 1, 2, 0]
 
 
+def test_few_pictures_are_noted_however_many_captions_they_have(tmp_path):
+    for split in ("train", "test"):
+        write_pictures(tmp_path / split, "one line", pictures=30, captions=5)
+    notes = BadExamples()
+    open_splits(f"folder:{tmp_path}", QUIET, notes)
+    assert "30 examples: in the split 'test' (of different pictures), so few" in notes.summary()
+
+
+def test_a_file_that_several_lines_name_is_decoded_once(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "train", "several lines", pictures=20, captions=5)
+    (tmp_path / "train" / "7.png").write_bytes(b"damaged")
+    decoded, decode_image = [], media.decode_image
+    record = lambda file, *args: decoded.append(file) or decode_image(file, *args)
+    monkeypatch.setattr(media, "decode_image", record)
+    bad_examples, options = BadExamples("skip"), dict(progress=False, workers=1)
+    source = FolderSource(tmp_path, bad_examples=bad_examples, **options)
+    assert len(decoded) == 20 and source.in_memory
+    assert [example.line for example in bad_examples.items] == list(range(36, 41))
+    assert pictures_of(source) == [k for k in range(20) if k != 7 for _ in range(5)]
+    not_kept = FolderSource(tmp_path, bad_examples=bad_examples, memory_limit=800, **options)
+    assert not not_kept.in_memory and pictures_of(not_kept) == pictures_of(source)
+    # The images of 4 x 4 pixels fit the limit if they are kept once.
+    kept_once = FolderSource(tmp_path, bad_examples=bad_examples, memory_limit=20 * 48, **options)
+    assert kept_once.in_memory
+
+
 def test_a_picture_in_two_folders_of_splits_is_noted(tmp_path):
     save_png(tmp_path / "a.png", 1)
     save_png(tmp_path / "b.png", 2)
     for split, names in (("train", "ab"), ("test", "a")):
         (tmp_path / split).mkdir()
         write(tmp_path / split, [{"file_name": f"../{name}.png", "text": name} for name in names])
-    notes = BadExamples()
-    FolderSource(tmp_path, "test", progress=False, bad_examples=notes)
+    notes, options = BadExamples(), dict(progress=False, allow_outside=True)
+    FolderSource(tmp_path, "test", bad_examples=notes, **options)
     assert "1 examples: in" in notes.summary() and "another split has too" in notes.summary()
     notes = BadExamples()
-    FolderSource(tmp_path, "train", progress=False, bad_examples=notes)
+    FolderSource(tmp_path, "train", bad_examples=notes, **options)
     assert notes.summary() == ""
 
 

@@ -20,7 +20,7 @@ from xmodal_jax.data.text import (
     load_tokenizer,
     train_tokenizer,
 )
-from xmodal_jax.data.views import TransformedSource, read_into_memory
+from xmodal_jax.data.views import TransformedSource, one_per_picture, read_into_memory
 from xmodal_jax.pretrained.files import find_folder
 
 DEFAULT_VOCAB_SIZE = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
@@ -66,11 +66,15 @@ def open_splits(
 
 
 def note_few_examples(splits: Splits, bad_examples: BadExamples) -> None:
-    """Notes the validation and test splits that have fewer than `FEW_EXAMPLES` examples."""
+    """Notes the validation and test splits that have fewer than `FEW_EXAMPLES` examples, of different pictures."""
     for name, split in {"validation": splits.validation, **splits.tests}.items():
-        if len(split) < FEW_EXAMPLES:
+        count = len(one_per_picture(split))
+        if count < FEW_EXAMPLES:
             use = " and the best checkpoint is chosen by chance" if name == "validation" else ""
-            bad_examples.note(f"in the split {name!r}, so few that its scores mean little{use}", len(split))
+            pictures = "" if count == len(split) else " (of different pictures)"
+            bad_examples.note(
+                f"in the split {name!r}{pictures}, so few that its scores mean little{use}", count
+            )
 
 
 def choose_batch_size(batch_size: int, source: Source, bad_examples: BadExamples) -> int:

@@ -399,8 +399,49 @@ class FolderSource(Source):
 
     def _decode_all(self, records: list[Record], metadata: Path, memory_limit: int, progress: bool):
         """``(records, decoded)``: the records that can be decoded, and the arrays of each; ``decoded`` is None if the
-        arrays would take more than ``memory_limit`` bytes."""
-        good, decoded, nbytes, cuts = [], [], 0, 0
+        arrays would take more than ``memory_limit`` bytes. The files that several records name are decoded once, and
+        their arrays shared."""
+        files_of = [tuple(record.files.items()) for record in records]
+        distinct: dict[tuple, Record] = {}  # the first record that names these files
+        for files, record in zip(files_of, records, strict=True):
+            distinct.setdefault(files, record)
+        # By files what `_decode` returns; without the arrays once these would take too much memory.
+        outcomes: dict[tuple, Any] = {}
+        count, nbytes, keep = 0, 0, True
+        for (files, record), result in zip(
+            distinct.items(), self._decode_each([*distinct.values()], metadata, progress), strict=True
+        ):
+            outcomes[files] = result
+            if isinstance(result, str):  # the reason why it cannot be decoded
+                self.bad_examples.add(metadata, record.line, result)
+                continue
+            count, nbytes = count + 1, nbytes + sum(a.nbytes for a in result[0].values())
+            # Some records tell about the total: if that is too large, keep no arrays at all.
+            estimate = nbytes / count * len(distinct) if count >= PROBED else nbytes
+            if keep and max(nbytes, estimate) > memory_limit:
+                keep = False
+                outcomes = {k: v if isinstance(v, str) else ({}, v[1]) for k, v in outcomes.items()}
+            elif not keep:
+                outcomes[files] = {}, result[1]
+        good, decoded, cuts = [], [], 0
+        for files, record in zip(files_of, records, strict=True):
+            result = outcomes[files]
+            if isinstance(result, str):
+                if record is not distinct[files]:  # the others that name the damaged file
+                    self.bad_examples.add(metadata, record.line, result)
+                continue
+            good.append(record)
+            decoded.append(result[0])
+            cuts += result[1]
+        self.bad_examples.note(
+            f"recordings of {metadata} cut to {self.options.max_seconds} s (raise max_seconds to keep them whole)",
+            cuts,
+        )
+        return good, decoded if keep else None
+
+    def _decode_each(self, records: list[Record], metadata: Path, progress: bool) -> Iterator[Any]:
+        """Yields what `_decode` returns for each record, with a progress bar; in threads unless the first files are
+        decoded fast."""
         decode = lambda record: _decode(record, self._folder, self.options)
         with ThreadPoolExecutor(self._workers) as pool:
             start = time.perf_counter()
@@ -412,28 +453,9 @@ class FolderSource(Source):
             else:
                 other_results = map(decode, others)
             results = itertools.chain(probed, other_results)
-            bar = tqdm(
+            yield from tqdm(
                 results, total=len(records), desc=f"reading {metadata}", unit="file", disable=not progress
             )
-            for record, result in zip(records, bar, strict=True):
-                if isinstance(result, str):  # the reason why it cannot be decoded
-                    self.bad_examples.add(metadata, record.line, result)
-                    continue
-                good.append(record)
-                arrays, was_cut = result
-                cuts += was_cut
-                if decoded is not None:
-                    decoded.append(arrays)
-                    nbytes += sum(a.nbytes for a in arrays.values())
-                    # Some records tell about the total: if that is too large, keep no arrays at all.
-                    estimate = nbytes / len(good) * len(records) if len(good) >= PROBED else nbytes
-                    if max(nbytes, estimate) > memory_limit:
-                        decoded = None
-        self.bad_examples.note(
-            f"recordings of {metadata} cut to {self.options.max_seconds} s (raise max_seconds to keep them whole)",
-            cuts,
-        )
-        return good, decoded
 
     def __len__(self) -> int:
         return len(self._record_of)

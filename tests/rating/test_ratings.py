@@ -23,6 +23,7 @@ from PIL import Image
 from xmodal_jax import rating
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.rating import answers
+from xmodal_jax.train.command_line import parse
 
 SOURCES = ("model-a", "model-b", "model-c")  # "-" is not in base64, which might hold any word
 EVIL = "</script><script>alert('x')</script> & \"quoted\" <!-- @@DATA@@"
@@ -505,7 +506,7 @@ def script():
 def test_script_from_folders_to_rates(script, mode, tmp_path, capsys):
     real = folder(tmp_path / "real", ["a", "b", "c"], (7, 7, 3))
     made = folder(tmp_path / "made", ["c", "b", "a"], (7, 7, 3), start=50)
-    cli = lambda *words: script.main(script.parse(script.Page | script.Rates, None, words))
+    cli = lambda *words: script.main(parse(script.Page | script.Rates, None, words))
     out = tmp_path / "page.html"
     cli(
         "page", "--sources", f"real={real}", f"made={made}", "--mode", mode, "--out", str(out), "--count", "2"

@@ -27,6 +27,7 @@ from xmodal_jax.train.config import DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.transfer.features import frozen_features
+from xmodal_jax.types import kind_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,15 +60,20 @@ def main(config: Config) -> None:
     # Data: training, held-out validation and test splits; the tokenizer is trained on the captions.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        run.write_later(lambda: tokenize.tokenizer.save(run.path / "tokenizer"))
-        features = frozen_features(pretrained, config.model, tokenize) if config.cache_features else None
+        tokenize = None
+        if "text" in map(kind_of, splits.train.modalities):
+            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
+            run.write_later(lambda: tokenize.tokenizer.save(run.path / "tokenizer"))
+        features = (
+            frozen_features(pretrained, config.model, tokenize or dict) if config.cache_features else None
+        )
         loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=features)
     modalities = tuple(splits.train.modalities)
 
     # The method, and what is measured while it trains.
-    method = make_contrastive(config.model, modalities, vocab_size=tokenize.tokenizer.vocab_size)
-    method = pretrained.attach(method, tokenize.tokenizer)
+    tokenizer = tokenize.tokenizer if tokenize else None
+    method = make_contrastive(config.model, modalities, vocab_size=tokenizer.vocab_size if tokenizer else 0)
+    method = pretrained.attach(method, tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
     embed = evaluate.Embedder(method, tokenize, batch_size=min(250, config.gallery))
     validation = evaluate.Gallery(splits.validation, config.gallery)
@@ -78,10 +84,10 @@ def main(config: Config) -> None:
         recalls = [value for name, value in scores.items() if name.endswith("recall@1")]
         return {**scores, "validation/recall@1": np.mean(recalls)}
 
-    metadata = {"modalities": modalities, "max_length": tokenize.max_length}
+    texts = {"max_length": tokenize.max_length, "tokenizer": tokenizer.files()} if tokenize else {}
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/recall@1",
-        metadata=metadata | {"tokenizer": tokenize.tokenizer.files()},
+        metadata={"modalities": modalities, **texts},
     )  # fmt: skip
 
     # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.

@@ -80,7 +80,9 @@ def main(config: Config) -> None:
     # The method, and the judges, which are trained first so that validation can use them.
     vae, judges = make_multimodal_vae(model, sizes), make_judges(model, sizes, data.classes)
     judge_params = evaluation.fit_judges(judges, loader, config, run, timer, config.judge_steps)
-    evaluator = evaluation.LatentEvaluator(vae, model, judges, seed=config.seed, end_id=data.end_id)
+    evaluator = evaluation.LatentEvaluator(
+        vae, model, judges, seed=config.seed, end_id=data.end_id, pad_id=data.pad_id
+    )
     validation = evaluation.take_evenly(data.validation, config.evaluation.examples)
 
     def validate(params):

@@ -84,8 +84,9 @@ def main(config: Config) -> None:
     )
     judge_params = evaluation.fit_judges(judges, loader, config, run, timer, config.judge_steps)
     evaluator = evaluation.LatentEvaluator(
-        as_multimodal(vae, model, modality, data.classes), model, judges, seed=config.seed, end_id=data.end_id
-    )
+        as_multimodal(vae, model, modality, data.classes), model, judges,
+        seed=config.seed, end_id=data.end_id, pad_id=data.pad_id,
+    )  # fmt: skip
     validation = evaluation.take_evenly(data.validation, config.evaluation.examples)
 
     def validate(params):

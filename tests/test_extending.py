@@ -292,7 +292,7 @@ class TouchConfig(ModalityConfig):
     def generate(self, decode, latents, size, key):
         return decode(None)
 
-    def as_fields(self, generated, end_id):
+    def as_fields(self, generated, end_id, pad_id):
         return {"": generated}
 
     def show(self, x, mask, vocabulary):

@@ -37,7 +37,7 @@ from xmodal_jax.train.loop import TrainingResult
 from xmodal_jax.train.run import Run, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, use_pretrained_encoders
 from xmodal_jax.transfer.frozen import load_frozen_networks
-from xmodal_jax.transfer.pretrained import resolve_pretrained
+from xmodal_jax.transfer.pretrained import pretrained_remarks, resolve_pretrained
 
 Output = TypeVar("Output")
 
@@ -81,7 +81,10 @@ def start(
         config = dataclasses.replace(shrink(config), **(smoke or {}))
     config, pretrained = _resolve_pretrained(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
-    return Experiment(config, run, timer, BadExamples(config.input.on_bad_example), pretrained)
+    bad_examples = BadExamples(config.input.on_bad_example, announce=run.print)
+    for remark in pretrained_remarks(config):
+        bad_examples.remark(remark)
+    return Experiment(config, run, timer, bad_examples, pretrained)
 
 
 def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:

@@ -1,16 +1,19 @@
 """Tokenizers: round trips, limits and determinism."""
 
+import contextlib
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.text import (
+    Tokenizer,
     TokenizeTransform,
     clean_text,
     load_hf_tokenizer,
@@ -122,6 +125,45 @@ def test_hugging_face_tokenizer_from_a_folder(tmp_path):
     assert loaded.decode_batch(ids) == CAPTIONS and loaded.eos_id == 2
     with pytest.raises(FileNotFoundError):
         load_hf_tokenizer(tmp_path / "nothing")
+
+
+def gpt2_like(words=("!", "w1", "w2"), end="<end>"):
+    """A tokenizer whose id 0 is a word, which has no padding token, and one token for begin and end, as GPT-2's."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate([*words, end])}))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens([end])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{end} $A {end}", special_tokens=[(end, backend.token_to_id(end))]
+    )
+    return Tokenizer(backend, {"pad": None, "bos": end, "eos": end, "unk": None})
+
+
+def test_filler_is_no_word_where_id_0_is_one():
+    """Generated tokens, which end without an end token and are filled with 0; and captions."""
+    tokenizer = gpt2_like()
+    assert tokenizer.pad_id == -1 and tokenizer.has_word_zero and not BPE.has_word_zero
+    ids, mask = (
+        np.array([[1, 2, 0, 0, 0], [1, 0, 0, 0, 0]]),
+        np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 0]], bool),
+    )
+    assert tokenizer.decode_batch(ids, mask) == ["w1 w2", "w1 !"]
+    captions = ["w1 !", "", "! ! w2"]
+    assert tokenizer.decode_batch(*tokenizer.encode_batch(captions, 7)) == captions
+    assert tokenizer.token(0) == "!"
+
+
+def test_no_code_of_a_tokenizer_is_run(tmp_path):
+    """A tokenizer's folder can name a Python file of its own, which must not run."""
+    pytest.importorskip("transformers")
+    made, ran = tmp_path / "made", tmp_path / "ran"
+    made.mkdir()
+    (made / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n")
+    names = {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}, "tokenizer_class": "Own"}
+    (made / "tokenizer_config.json").write_text(json.dumps(names))
+    (made / "tokenizer.json").write_text(BPE.files()["tokenizer.json"])
+    with contextlib.suppress(ValueError, OSError):
+        load_hf_tokenizer(made)
+    assert not ran.exists()
 
 
 def test_mistakes(tmp_path):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.data.test_text import gpt2_like
 from tests.models.test_seq2seq import CONFIG
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
@@ -18,7 +19,13 @@ from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
 from xmodal_jax.inference.load import Translator, load_translator
 from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
-from xmodal_jax.models.seq2seq import AttentionObjective, BeamSearchConfig, SamplingConfig, make_seq2seq
+from xmodal_jax.models.seq2seq import (
+    AttentionObjective,
+    BeamSearchConfig,
+    CTCObjective,
+    SamplingConfig,
+    make_seq2seq,
+)
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import ConvNetConfig, TextTransformerConfig
@@ -79,6 +86,13 @@ def writer_config():
     image = ConvNetConfig(width=16, norm="none")
     decoder = dataclasses.replace(CONFIG.decoder, dropout=0.0)
     return dataclasses.replace(CONFIG, objective=AttentionObjective(), image=image, decoder=decoder)
+
+
+def test_ctc_has_no_blank_where_id_0_is_a_word():
+    model = dataclasses.replace(writer_config(), objective=CTCObjective())
+    with pytest.raises(ValueError, match="id 0 for its blank, which this tokenizer gives to '!'"):
+        TextGenerator(model, "image", gpt2_like(), length=5, decodings={"test": None})
+    TextGenerator(model, "image", train_tokenizer(["red"], "word"), length=5, decodings={"test": None})
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,19 @@ def test_hidden_states_and_pool(model, scan):
     peers.assert_close(pooled, expected.pooler_output, "pool")
 
 
+def test_the_checkpoint_of_a_masked_language_model(tmp_path):
+    """It has no layers for the pool, which is then the first token."""
+    torch, transformers = peers.import_transformers()
+    torch.manual_seed(0)
+    theirs = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SIZES, pad_token_id=1))
+    folder = peers.save(theirs, tmp_path)
+    ids, mask = batch(theirs)
+    found = peers.load(folder, "text", "pool")
+    expected = theirs.roberta(peers.to_torch(ids).long(), attention_mask=peers.to_torch(mask))
+    pooled = found.module.apply({"params": found.params}, ids, mask, method="embed")
+    peers.assert_close(pooled, expected.last_hidden_state[:, 0], "pool")
+
+
 def test_gradients(model):
     theirs, folder = model
     ids, mask = batch(theirs)

@@ -108,8 +108,8 @@ def normalized(batch, folder):
 def test_clip_gives_the_same_similarities(clip):
     torch, transformers = peers.import_transformers()
     out, batch, _, similarities = clip
-    model = transformers.CLIPModel.from_pretrained(out / "clip").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "clip")
+    model = transformers.CLIPModel.from_pretrained(out / "clip", trust_remote_code=False).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "clip", trust_remote_code=False)
     words = tokenizer(CAPTIONS, padding=True, return_tensors="pt")
     with torch.no_grad():
         theirs = model(
@@ -142,8 +142,12 @@ def test_clip_comes_back(clip):
 def test_the_towers_of_clip_on_their_own(clip):
     torch, transformers = peers.import_transformers()
     out, batch, finalized, similarities = clip
-    text = transformers.CLIPTextModelWithProjection.from_pretrained(out / "text").eval()
-    image = transformers.CLIPVisionModelWithProjection.from_pretrained(out / "image").eval()
+    text = transformers.CLIPTextModelWithProjection.from_pretrained(
+        out / "text", trust_remote_code=False
+    ).eval()
+    image = transformers.CLIPVisionModelWithProjection.from_pretrained(
+        out / "image", trust_remote_code=False
+    ).eval()
     with torch.no_grad():
         a = text(
             peers.to_torch(batch["text"]).long(), attention_mask=peers.to_torch(batch["text_mask"])
@@ -185,7 +189,9 @@ def test_a_captioner_gives_the_same_logits_and_texts(captioner):
     from xmodal_jax.models.towers import make_encoder
 
     out, config, _, batch, params = captioner
-    model = transformers.VisionEncoderDecoderModel.from_pretrained(out / "captioner").eval()
+    model = transformers.VisionEncoderDecoderModel.from_pretrained(
+        out / "captioner", trust_remote_code=False
+    ).eval()
     pixels = normalized(batch, out / "captioner")
     with torch.no_grad():
         theirs = model(pixel_values=pixels, decoder_input_ids=peers.to_torch(batch["text"]).long()).logits
@@ -212,7 +218,9 @@ def test_an_encoder_on_its_own(captioner):
     from xmodal_jax.models.towers import make_encoder
 
     out, config, _, batch, params = captioner
-    model = transformers.ViTModel.from_pretrained(out / "image", add_pooling_layer=False).eval()
+    model = transformers.ViTModel.from_pretrained(
+        out / "image", trust_remote_code=False, add_pooling_layer=False
+    ).eval()
     with torch.no_grad():
         theirs = model(normalized(batch, out / "image")).last_hidden_state
     encoder = make_encoder("image", config.model.image, batch, vocab_size=0)
@@ -261,7 +269,7 @@ def test_every_parameter_comes_back(name, tmp_path):
     found = peers.load(peers.save(model, tmp_path / "theirs"), modality, head)
     trained = TrainedEncoder(modality, found.module, found.params, found.config)
     save_encoder(tmp_path / "ours", trained, card="# A model")
-    back, told = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    back, told = kind.from_pretrained(tmp_path / "ours", trust_remote_code=False, output_loading_info=True)
     assert not told["unexpected_keys"]
     # What has no part in the encoder's results is not read, so that it cannot be written.
     ignored = ("mask_token", "masked_spec_embed", "num_batches_tracked")

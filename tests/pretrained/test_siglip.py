@@ -214,9 +214,17 @@ def test_a_checkpoint_without_a_pool(tmp_path):
     torch, transformers = peers.import_transformers()
     config = transformers.SiglipVisionConfig(**IMAGE, image_size=15, vision_use_head=False)
     folder = peers.save(transformers.SiglipVisionModel(config), tmp_path)
-    assert peers.load(folder, "image").module.grid == (3, 3)
-    with pytest.raises(ValueError, match="has no pool"):
-        peers.load(folder, "image", "pool")
+    # The pool is the mean of the tokens, as in SiglipForImageClassification.
+    found = peers.load(folder, "image", "pool")
+    assert found.module.grid == (3, 3)
+    ours, pixels = pictures(BATCH, 15, 15, 3)
+    expected = transformers.SiglipVisionModel.from_pretrained(folder, trust_remote_code=False).eval()(
+        pixels(images.HALF)
+    )
+    pooled = found.module.apply({"params": found.params}, ours, method="embed")
+    peers.assert_close(pooled, expected.last_hidden_state.mean(axis=1), "pool")
+    with pytest.raises(ValueError, match="has no embedding in a shared space"):
+        peers.load(folder, "image", "project")
 
 
 def test_sizes_of_published_configurations():

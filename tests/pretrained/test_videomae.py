@@ -81,7 +81,9 @@ def test_pool_of_a_classifier(tmp_path, changes):
 def test_pool_of_other_checkpoints_is_that_of_a_new_classifier(tmp_path, mean):
     theirs, folder = make(tmp_path, "ForPreTraining", use_mean_pooling=mean, **DECODER)
     _, transformers = peers.import_transformers()
-    classifier = transformers.VideoMAEForVideoClassification.from_pretrained(folder).eval()
+    classifier = transformers.VideoMAEForVideoClassification.from_pretrained(
+        folder, trust_remote_code=False
+    ).eval()
     ours, pixels = pictures(BATCH, 6, 15, 15, 3)
     found = peers.load(folder, "video", "pool")
     assert all(name.startswith(("decoder.", "encoder_to_decoder.", "mask_token")) for name in found.unused)

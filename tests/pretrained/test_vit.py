@@ -55,6 +55,15 @@ def test_hidden_states_and_pool(model, scan):
     peers.assert_close(pooled, expected.pooler_output, "pool")
 
 
+def test_the_checkpoint_of_a_classifier(tmp_path):
+    """It has no layers for the pool; the classifier reads the class token."""
+    theirs, folder = make("vit", tmp_path / "model", "ForImageClassification")
+    ours, pixels = pictures(BATCH, 15, 15, 3)
+    found = peers.load(folder, "image", "pool")
+    logits = theirs.classifier(peers.to_torch(run(found, ours, method="embed")))
+    peers.assert_close(logits.detach(), theirs(pixels(HALF)).logits, "logits")
+
+
 @pytest.mark.parametrize("size", [(25, 35), (5, 10)])
 def test_other_image_sizes(model, size):
     theirs, folder = model

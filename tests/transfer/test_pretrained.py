@@ -14,19 +14,23 @@ from tests.models.test_fusion import make_batch as fusion_batch
 from tests.pretrained import checkpoints as made
 from tests.support import assert_device_invariant, random_params
 from xmodal_jax.core import trees
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.splits import fit_tokenizer
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.evaluation.text import TextGenerationConfig
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
-from xmodal_jax.nets.encoders import PretrainedEncoderConfig
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.fusion import GatedCrossAttentionConfig
 from xmodal_jax.pretrained.encoder import EncoderOptions
-from xmodal_jax.pretrained.load import load_encoder
+from xmodal_jax.pretrained.load import load_encoder, make_module
 from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import Checkpoints
+from xmodal_jax.train.command_line import parse
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.optim import Optimizer, resolve_lr_multipliers
 from xmodal_jax.train.parallel import make_engine
@@ -42,6 +46,11 @@ MODALITIES = ("text", "image")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(StartConfig):
     model: ContrastiveConfig | FusionConfig = ContrastiveConfig(embed_dim=7)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plain(StartConfig):
+    model: ContrastiveConfig = ContrastiveConfig(embed_dim=7)
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +332,74 @@ def test_what_does_not_follow_from_the_checkpoint_is_the_users(folders):
     )
     jax.tree.map(np.testing.assert_array_equal, params["image"]["encoder"], stacked.params)
     assert jax.eval_shape(method.predict, params, batch_of())["image"].dtype == jnp.float32
+
+
+def words_vector(params, config, batch):
+    """The mean of BERT's tokens, by the encoder's own tokens."""
+    bert = make_module("text", config.model.text.architecture)
+    tokens = bert.apply({"params": params["text"]["encoder"]}, batch["text"], batch["text_mask"])
+    mask = np.asarray(batch["text_mask"], np.float64)[:, :, None]
+    return (np.asarray(tokens.values, np.float64) * mask).sum(1) / mask.sum(1)
+
+
+@pytest.mark.parametrize("by", ["command line", "configuration"])
+def test_a_pool_that_is_asked_for_is_taken(folders, by):
+    """Also the one that is the default of other encoders."""
+    flags = hf(folders, text_encoder="bert")
+    if by == "command line":
+        words = ["--text-encoder", flags["text_encoder"], "--model.text.pool", "mean"]
+        config = parse(Plain, None, words)
+    else:
+        config = Plain(model=ContrastiveConfig(text=TextTransformerConfig(pool="mean")), **flags)
+    batch = batch_of()
+    config, method, _, params = begin(config, contrastive, batch)
+    assert config.model.text.pool == "mean"
+    pooled = words_vector(params, config, batch)
+    normed = (pooled - pooled.mean(1, keepdims=True)) / np.sqrt(pooled.var(1, keepdims=True) + 1e-6)
+    tower = jax.tree.map(np.float64, {name: params["text"][name] for name in ("norm", "project")})
+    expected = (normed * tower["norm"]["scale"] + tower["norm"]["bias"]) @ tower["project"]["kernel"]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(jax.jit(method.predict)(params, batch)["text"], expected, atol=1e-5)
+    # Nothing asked for: the encoder's own.
+    assert resolve_pretrained(Plain(**flags))[0].model.text.pool == "own"
+
+
+def test_captions_are_cut_to_the_positions_of_the_pretrained_encoder(folders):
+    """They keep their end token, and are counted and noted; a flag makes them shorter still."""
+    words, bad_examples = " ".join(["red"] * 60), BadExamples()
+    source = ArraySource({"caption": np.array([words, "a red square"], object)})
+    config, _ = resolve_pretrained(Plain(**hf(folders, text_encoder="bert")))
+    tokenize, _ = fit_tokenizer(source, bad_examples, **config.text_options)
+    assert tokenize.max_length == 40 == made.BERT["max_position_embeddings"]
+    batch, end = tokenize(source.batch(np.arange(2))), TOKENIZER.eos_id
+    assert batch["text"].shape == (2, 40) and batch["text"][0, -1] == end and batch["text_mask"][0].all()
+    np.testing.assert_array_equal(batch["text"][0, 1:-1], TOKENIZER.vocabulary()["red"])
+    assert batch["text_mask"][1].sum() == 5
+    assert [count for text, count in bad_examples.notes.items() if "cut to 40 tokens" in text] == [1]
+    shorter = dataclasses.replace(config, text_length=7).text_options
+    assert fit_tokenizer(source, bad_examples, **shorter)[0].max_length == 7
+    with pytest.raises(ValueError, match="--text-length 41: the pretrained text model takes at most 40"):
+        fit_tokenizer(source, bad_examples, **dataclasses.replace(config, text_length=41).text_options)
+    with pytest.raises(ValueError, match="--text-length must be at least 3"):
+        dataclasses.replace(config, text_length=2)
+    # An encoder that learns its positions here has as many as the texts need, and 2 more.
+    assert fit_tokenizer(source, bad_examples, **Plain().text_options)[0].max_length == 64
+
+
+def test_a_pretrained_text_model_reads_its_own_tokens(folders):
+    flags = hf(folders, text_encoder="bert")
+    assert Plain(**flags).text_options["tokenizer"] == flags["text_encoder"]
+    assert Plain(**flags, tokenizer="other").text_options["tokenizer"] == "other"
+    assert Plain().text_options["tokenizer"] == "word"
+    with pytest.raises(
+        ValueError, match="--tokenizer word trains a tokenizer"
+    ):  # though it is the default otherwise
+        _ = Plain(**flags, tokenizer="word").text_options
+    source, options = ArraySource({"caption": np.array(["a red square"], object)}), dict(cleanup="none")
+    with pytest.raises(ValueError, match="--vocab-size 500 is for a tokenizer that is trained"):
+        fit_tokenizer(source, BadExamples(), tokenizer=flags["text_encoder"], vocab_size=500, **options)
+    with pytest.raises(ValueError, match=">= 260"):  # 0 is a size like any other
+        fit_tokenizer(source, BadExamples(), tokenizer="bpe", vocab_size=0, **options)
 
 
 def test_what_cannot_be_is_said(folders, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -47,6 +48,10 @@ class BadExamples:
     """The examples that were left out."""
     notes: Counter = field(default_factory=Counter)
     """Number of examples that were used but changed (a caption cut, a recording shortened), by description."""
+    remarks: list[str] = field(default_factory=list)
+    """Sentences on how all data are read (such as the size of images), where that was not asked for."""
+    announce: Callable[[str], None] | None = field(default=None, repr=False)
+    """Shows a remark when it is made; None: `summary` alone has it."""
     _known: set[BadExample] = field(default_factory=set, repr=False)
 
     def add(self, file: str | Path, line: int, reason: str) -> None:
@@ -71,11 +76,19 @@ class BadExamples:
             description = _printable(description)
             self.notes[description] = count if once else self.notes[description] + count
 
+    def remark(self, sentence: str) -> None:
+        """Say once how all data are read, as in ``remark("images are resized to 64 x 64 pixels")``."""
+        if sentence not in self.remarks:
+            self.remarks.append(sentence)
+            if self.announce is not None:
+                self.announce(sentence)
+
     def __len__(self) -> int:
         return len(self.items)
 
     def summary(self) -> str:
-        """One line for the bad examples and one for each kind of note; empty if there is nothing to report."""
+        """One line for the bad examples, and one for each kind of note and each remark; empty if there is nothing to
+        report."""
         lines = [f"{count} examples: {description}" for description, count in self.notes.items()]
         if self.items:
             first = self.items[0]
@@ -83,7 +96,7 @@ class BadExamples:
                 0,
                 f"{len(self.items)} bad examples left out, the first: {first.file}:{first.line}: {first.reason}",
             )
-        return "\n".join(lines)
+        return "\n".join(lines + self.remarks)
 
     def write(self, path: str | Path) -> None:
         """Write the bad examples as JSON lines (``file``, ``line``, ``reason``), sorted by file and line."""

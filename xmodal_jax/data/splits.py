@@ -94,16 +94,36 @@ def choose_batch_size(batch_size: int, source: Source, bad_examples: BadExamples
 def read_captions(
     source: Source, clean: Callable[[str], str] | None = None, *, limit: int = CAPTION_SAMPLE
 ) -> list[str]:
-    """The captions (after ``clean``) of at most ``limit`` examples, evenly spread; ``""`` where a text is missing."""
+    """The captions (after ``clean``) of at most ``limit`` examples, evenly spread; ``""`` where a text is missing.
+
+    Raises:
+      ValueError: the examples have no captions.
+    """
     indices = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
     captions = []
     # In chunks, because a batch also holds images and sounds.
     for chunk in np.array_split(indices, -(-len(indices) // _CHUNK)):
         batch = source.batch(chunk)
-        for field in caption_fields(batch) or ["caption"]:  # a KeyError if there are none
+        fields = caption_fields(batch)
+        if not fields:
+            raise ValueError(_missing_captions(source))
+        for field in fields:
             texts = np.ravel(batch[field]).tolist()
             captions += [str(c) if clean is None else clean(str(c)) for c in texts]
     return captions
+
+
+def _missing_captions(source: Source) -> str:
+    """The error message for a data set without captions."""
+    if "text" in source.modalities:
+        return (
+            "the data set has texts as token ids (text) and not as strings: the words that they stand for are unknown. "
+            "Give strings in the field caption, from which a tokenizer makes the ids"
+        )
+    return (
+        f"the data set has no captions, only {', '.join(source.modalities)}: add them (text in metadata, caption in "
+        "arrays), or choose an experiment without text"
+    )
 
 
 def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None) -> Tokenizer:
@@ -112,10 +132,20 @@ def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None
     Args:
       kind: see above; or a folder, that of a run's tokenizer (``RUN/tokenizer``) or of a Hugging Face tokenizer.
       captions: what to train on.
-      vocab_size: number of tokens at most; None: that of `DEFAULT_VOCAB_SIZE`. A folder's tokenizer keeps its own.
+      vocab_size: number of tokens at most; None: that of `DEFAULT_VOCAB_SIZE`, or of the folder.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: ``vocab_size`` is given for a tokenizer from a folder, or is too small.
     """
     if kind in DEFAULT_VOCAB_SIZE:
-        return train_tokenizer(captions, kind=kind, vocab_size=vocab_size or DEFAULT_VOCAB_SIZE[kind])
+        size = DEFAULT_VOCAB_SIZE[kind] if vocab_size is None else vocab_size
+        return train_tokenizer(captions, kind=kind, vocab_size=size)
+    if vocab_size is not None:
+        raise ValueError(
+            f"--vocab-size {vocab_size} is for a tokenizer that is trained ({', '.join(DEFAULT_VOCAB_SIZE)}); that of "
+            f"{kind} has its own vocabulary: leave it out"
+        )
     folder = find_folder(kind.removeprefix("hf:"))
     return load_tokenizer(folder) if (folder / "special_tokens.json").is_file() else load_hf_tokenizer(folder)
 
@@ -138,17 +168,38 @@ def choose_text_length(tokenizer: Tokenizer, captions: list[str]) -> int:
 
 
 def fit_tokenizer(
-    train: Source, bad_examples: BadExamples, *, tokenizer: str, vocab_size: int | None, cleanup: str
+    train: Source,
+    bad_examples: BadExamples,
+    *,
+    tokenizer: str,
+    vocab_size: int | None,
+    cleanup: str,
+    length: int | None = None,
+    max_length: int | None = None,
 ) -> tuple[TokenizeTransform, list[str]]:
     """A tokenizer for the captions of ``train``, as a transform of batches, and those captions after cleaning.
 
-    See `make_text_cleaner` for ``cleanup``, `make_tokenizer` for ``tokenizer`` and ``vocab_size``, and
-    `choose_text_length` for the number of tokens that a text gets.
+    Args:
+      train: training examples with captions.
+      bad_examples: notes captions that are cut.
+      tokenizer, vocab_size: see `make_tokenizer`.
+      cleanup: see `make_text_cleaner`.
+      length: tokens that a text has at most; None: see `choose_text_length`.
+      max_length: the most tokens that the model takes; None: any number.
+
+    Raises:
+      ValueError: ``length`` exceeds ``max_length``.
     """
+    if length is not None and max_length is not None and length > max_length:
+        raise ValueError(
+            f"--text-length {length}: the pretrained text model takes at most {max_length} tokens"
+        )
     clean = make_text_cleaner(cleanup)
     captions = read_captions(train, clean)
     fitted = make_tokenizer(tokenizer, captions, vocab_size)
-    length = choose_text_length(fitted, captions)
+    if length is None:
+        length = choose_text_length(fitted, captions)
+        length = length if max_length is None else min(length, max_length)
     return TokenizeTransform(fitted, length, clean=clean, bad_examples=bad_examples), captions
 
 

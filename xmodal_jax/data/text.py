@@ -43,7 +43,7 @@ class Tokenizer:
 
         tokenizer = train_tokenizer(["a red circle", "a blue square"], "word")
         ids, mask = tokenizer.encode_batch(["a blue circle"], max_length=6)
-        tokenizer.decode_batch(ids)  # ["a blue circle"]
+        tokenizer.decode_batch(ids, mask)  # ["a blue circle"]
 
     ``pad_id``, ``bos_id``, ``eos_id`` and ``unk_id`` are the ids of the special tokens for padding, begin, end and
     unknown, -1 where the tokenizer has none. Batches are padded with 0 even if ``pad_id`` is another id: the mask is
@@ -67,6 +67,11 @@ class Tokenizer:
         self._lock = threading.Lock()  # guards `truncated`: batches are encoded in several threads
 
     @property
+    def has_word_zero(self) -> bool:
+        """Whether id 0, which fills batches, is also a token that texts can contain."""
+        return 0 not in (self.pad_id, self.bos_id, self.eos_id)
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids, special tokens included: the number of rows of an embedding table."""
         return max(self._backend.get_vocab().values()) + 1
@@ -74,6 +79,10 @@ class Tokenizer:
     def vocabulary(self) -> dict[str, int]:
         """The id of each token."""
         return self._backend.get_vocab()
+
+    def token(self, token_id: int) -> str | None:
+        """The token of an id; None: there is none."""
+        return self._backend.id_to_token(token_id)
 
     def tokens(self, caption: str) -> list[str]:
         """The tokens of a caption as text, special tokens included, one for each of its ids."""
@@ -120,14 +129,21 @@ class Tokenizer:
                 self.truncated += truncated
                 if bad_examples is not None:
                     bad_examples.note(
-                        f"captions cut to {max_length} tokens (raise the text length to keep them)", truncated
+                        f"captions cut to {max_length} tokens, with their end token (--text-length changes the number, "
+                        "up to what a pretrained text model takes)",
+                        truncated,
                     )
         return ids, mask
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of one sequence of ids up to its first end token, without special tokens."""
+    def decode(self, ids: Sequence[int] | np.ndarray, mask: np.ndarray | None = None) -> str:
+        """The text of one sequence of ids ``[L]`` up to its first end token, without special tokens.
+
+        ``mask``: bool ``[L]``, False on padding. It is needed where ``pad_id`` is -1: padding is 0, which then is an
+        ordinary token. None: there is no padding but that of ``pad_id``.
+        """
         text_ids = []
-        for i in np.asarray(ids).tolist():
+        ids = np.asarray(ids)
+        for i in (ids if mask is None else ids[np.asarray(mask, bool)]).tolist():
             # Before any text it is the begin token: GPT-2 has one token for both.
             if i == self.eos_id and text_ids:
                 break
@@ -135,9 +151,10 @@ class Tokenizer:
                 text_ids.append(i)
         return self._backend.decode(text_ids, skip_special_tokens=True)
 
-    def decode_batch(self, ids: np.ndarray) -> list[str]:
-        """The text of each sequence of ids ``[B, L]``; see `decode`."""
-        return [self.decode(sequence) for sequence in ids]
+    def decode_batch(self, ids: np.ndarray, mask: np.ndarray | None = None) -> list[str]:
+        """The text of each sequence of ids ``[B, L]``, with the mask ``[B, L]`` of `encode_batch`; see `decode`."""
+        masks = [None] * len(ids) if mask is None else mask
+        return [self.decode(*row) for row in zip(ids, masks, strict=True)]
 
     def files(self) -> dict[str, str]:
         """The whole tokenizer as the contents of two files, ``tokenizer.json`` and ``special_tokens.json``."""
@@ -189,7 +206,7 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
         raise FileNotFoundError(
             f"{folder} is not a folder with a Hugging Face tokenizer (tokenizer.json, ...)."
         )
-    loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{folder}: the tokenizer has no fast version (tokenizer.json).")

@@ -262,7 +262,8 @@ class Embedder:
         embed(params, test)["image"]  # [N, dim]
     """
 
-    def __init__(self, method: Method, tokenize: Callable, *, batch_size: int):
+    def __init__(self, method: Method, tokenize: Callable | None, *, batch_size: int):
+        """``tokenize``: adds the tokens of the captions to a raw batch; None: there are no captions."""
         self._predict = method.predict
         self._tokenize, self._batch_size = tokenize, batch_size
 
@@ -271,7 +272,7 @@ class Embedder:
 
         def inputs(batch):
             """The fields of the modalities, with captions as tokens."""
-            batch = self._tokenize(batch)
+            batch = batch if self._tokenize is None else self._tokenize(batch)
             modalities = (*MODALITIES, *source.modalities)
             return {k: v for k, v in batch.items() if k.removesuffix("_mask") in modalities}
 

@@ -153,6 +153,7 @@ class LatentEvaluator:
         *,
         seed: int = 0,
         end_id: int = -1,
+        pad_id: int = 0,
         transform: Callable | None = None,
         batch_size: int = 100,
     ):
@@ -163,10 +164,12 @@ class LatentEvaluator:
           judges: trained classifiers, one for each modality, which evaluate generated data.
           seed: seed of every random draw.
           end_id: the token that ends a text.
+          pad_id: the token of padding; -1: every token is content.
           transform: of raw batches, such as tokenization.
           batch_size: examples at a time.
         """
-        self.vae, self.configs, self.judges, self.end_id = vae, configs, judges, end_id
+        self.vae, self.configs, self.judges = vae, configs, judges
+        self.end_id, self.pad_id = end_id, pad_id
         self.modalities, count = vae.modalities, len(vae.modalities)
         self.batch_size, self.transform, self.key = batch_size, transform, jax.random.key(seed)
         self.subsets = subsets(count, sizes=range(1, count)) if count > 1 else np.zeros((0, 1), bool)
@@ -264,7 +267,7 @@ class LatentEvaluator:
 
     def to_batch(self, generated: Mapping[str, Any]) -> dict[str, Any]:
         """Generated data ``[B, ...]`` as a batch of data."""
-        return as_batch(self.configs, dict(generated), end_id=self.end_id)
+        return as_batch(self.configs, dict(generated), end_id=self.end_id, pad_id=self.pad_id)
 
     def encode(self, params, source: Source) -> SourceLatents:
         """Latents of all examples."""

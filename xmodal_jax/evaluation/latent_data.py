@@ -53,6 +53,11 @@ class LatentData(NamedTuple):
         """The token that ends a text; -1 without texts."""
         return self.tokenize.tokenizer.eos_id if self.tokenize else -1
 
+    @property
+    def pad_id(self) -> int:
+        """The token of padding; -1 if the vocabulary has none, or without texts."""
+        return self.tokenize.tokenizer.pad_id if self.tokenize else -1
+
 
 def open_latent(config: RunConfig, modalities: ModalityConfigs, bad_examples: BadExamples) -> LatentData:
     """The data of an experiment: the examples whose class is known, which the judges need. Of a picture with several

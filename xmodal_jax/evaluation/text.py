@@ -99,6 +99,11 @@ class TextGenerator:
             raise ValueError(
                 "the tokenizer has no begin or end token, without which no text can be generated"
             )
+        if config.aligns and tokenizer.has_word_zero:
+            raise ValueError(
+                f"CTC needs id 0 for its blank, which this tokenizer gives to {tokenizer.token(0)!r}: give another "
+                "--tokenizer, or --model.objective attention"
+            )
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length, begin=begin, end=end)
         self.config, self.modality, self.tokenizer, self.length = config, modality, tokenizer, length
         self.batch_size = batch_size
@@ -119,7 +124,7 @@ class TextGenerator:
         generated = predict_all(
             self._generate[decoding], params, source, batch_size=self.batch_size, transform=self.inputs
         )
-        return self.tokenizer.decode_batch(generated.tokens)
+        return self.tokenizer.decode_batch(generated.tokens, generated.mask)
 
 
 class ReferenceTexts:

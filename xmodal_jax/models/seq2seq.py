@@ -718,7 +718,8 @@ def make_text_generator(
     Example::
 
         generate = jax.jit(make_text_generator(config, "image", vocab_size=1000, length=20, begin=1, end=2))
-        tokenizer.decode_batch(generate(params, batch).tokens)
+        generated = generate(params, batch)
+        tokenizer.decode_batch(generated.tokens, generated.mask)
     """
     model = _Model(config, source, vocab_size, length)
     generation = config.decodings[0] if generation is None else generation

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
@@ -29,10 +28,10 @@ from xmodal_jax.nets.encoders import (
 from xmodal_jax.preprocess import audio as audio_features
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
-from xmodal_jax.pretrained import gpt2
+from xmodal_jax.pretrained import gpt2, whisper
 from xmodal_jax.pretrained.encoder import EncoderOptions, Head
-from xmodal_jax.pretrained.files import read_config, read_processor
-from xmodal_jax.pretrained.load import complete_config, make_module, parse_config
+from xmodal_jax.pretrained.files import open_checkpoint
+from xmodal_jax.pretrained.load import make_module, parse_config, read_complete_config
 from xmodal_jax.types import MODALITIES, Batch, ExampleKeys, Tokens, kind_of
 
 AXES = {"text": 2, "image": 4, "audio": 2, "video": 5}
@@ -439,16 +438,19 @@ def read_pretrained_config(
 
     ``kind`` is otherwise the modality: text, image, audio or video.
     """
-    folder = pathlib.Path(folder)
-    config = complete_config(read_config(folder), read_processor(folder))
+    config = read_complete_config(open_checkpoint(folder), kind)
     module = make_module(kind, config)
+    parsed = parse_config(config)
     if kind == "decoder":
-        return TextDecoderConfig(**gpt2.sizes(parse_config(config)))
+        return TextDecoderConfig(max_tokens=parsed.n_positions, **gpt2.sizes(parsed))
     sizes = {
         name: getattr(module.sizes, name)
         for name in ("width", "depth", "heads")
         if hasattr(module.sizes, name)
     }
+    if kind == "text":
+        limits = (module.max_tokens, getattr(getattr(parsed, "sentence", None), "max_tokens", None))
+        sizes["max_tokens"] = min(limit for limit in limits if limit is not None)
     if kind == "video":
         sizes["frames_per_token"] = module.tubelet
     if kind == "audio":
@@ -471,3 +473,11 @@ def pretrained_audio_features(config: PretrainedEncoderConfig) -> AudioFeatures:
         return AudioFeatures(kind="whisper", mels=architecture.num_mel_bins, window=400, hop=160)
     # The encoder takes no spectrogram; window and hop are for the spectrograms that reports show.
     return AudioFeatures(kind="waveform", window=400, hop=160)
+
+
+def max_audio_seconds(config: PretrainedEncoderConfig) -> float | None:
+    """The longest recording in seconds that a pretrained audio encoder has positions for; None: any length."""
+    architecture = parse_config(config.architecture)
+    if architecture.model_type != "whisper":
+        return None
+    return 2 * architecture.max_source_positions / whisper.FRAMES_PER_SECOND  # a token for two frames

@@ -131,9 +131,9 @@ class TransformerConfig(ModuleConfig):
 class TransformerEncoderConfig(TransformerConfig, EncoderConfig):
     """The options of an encoder that is a transformer."""
 
-    pool: Literal["mean", "cls", "attention"] = "mean"
+    pool: Literal["mean", "cls", "attention"] | None = None
     """How the tokens become one vector: by their mean, by a class token that is prepended (cls), or by attention of a
-    learned query."""
+    learned query. None: by their mean, or as in its pretraining if a pretrained encoder takes this one's place."""
 
     def transformer_options(self) -> dict[str, Any]:
         return dict(**super().transformer_options(), class_token=self.pool == "cls")
@@ -255,8 +255,9 @@ class FrameTransformerConfig(TransformerEncoderConfig):
 class PlainEncoderConfig(EncoderConfig):
     """The options of an encoder that is not a transformer."""
 
-    pool: Literal["mean", "attention"] = "mean"
-    """How the tokens become one vector: by their mean, or by attention of a learned query."""
+    pool: Literal["mean", "attention"] | None = None
+    """How the tokens become one vector: by their mean, or by attention of a learned query. None: by their mean, or as
+    in its pretraining if a pretrained encoder takes this one's place."""
     heads: int = 4
     """Number of attention heads of the pool "attention"; must divide the width."""
 
@@ -401,6 +402,9 @@ class PretrainedEncoderConfig(EncoderConfig):
     transformers."""
     frames_per_token: FilledIn[int] = 1
     """Number of audio or video frames that one token stands for, filled in when the checkpoint is opened."""
+    max_tokens: FilledIn[int | None] = None
+    """The most tokens of a text that the encoder can read, filled in when the checkpoint is opened; None for encoders
+    of other modalities."""
     pool: Literal["own", "mean", "cls", "attention"] = "own"
     """How the tokens become one vector: as in the encoder's pretraining (own), by their mean, by the first token (cls),
     or by attention of a learned query."""
@@ -423,14 +427,13 @@ class PretrainedEncoderConfig(EncoderConfig):
     def in_place_of(cls, config: ModuleConfig) -> PretrainedEncoderConfig:
         """The configuration of a pretrained encoder that replaces ``config`` and keeps the options that both have.
 
-        The pool "mean", the default of other encoders, becomes "own", the pool of the encoder's pretraining.
+        Where ``config`` chooses no pool (None), it is "own", the pool of the encoder's pretraining.
         """
         if isinstance(config, cls):
             return config
         shared_options = ("dropout", "drop_path", "dtype", "remat", "scan_layers", "attention")
         options = {name: getattr(config, name) for name in shared_options if hasattr(config, name)}
-        pool = getattr(config, "pool", "mean")
-        return cls(**options, pool="own" if pool == "mean" else pool)
+        return cls(**options, pool=getattr(config, "pool", None) or "own")
 
 
 ImageBackbone = (
@@ -505,8 +508,8 @@ def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_in
 
 
 def build_pool(config: EncoderConfig) -> Pool:
-    """The pool of an encoder: ``Tokens -> [B, width]``."""
-    return Pool(config.pool, heads=config.pool_heads, dtype=config.compute_dtype)
+    """The pool of an encoder, "mean" where it chooses none: ``Tokens -> [B, width]``."""
+    return Pool(config.pool or "mean", heads=config.pool_heads, dtype=config.compute_dtype)
 
 
 # Text decoders
@@ -520,6 +523,19 @@ class TextDecoderConfig(TransformerConfig):
 
     positions: Literal["learned", "sincos"] = "learned"
     """Position embedding of the tokens: learned, or fixed sines and cosines (sincos)."""
+    max_tokens: FilledIn[int | None] = None
+    """The most tokens of a text that a pretrained decoder can write, filled in when its checkpoint is opened; None: any
+    number."""
+
+
+def max_text_tokens(config: Any) -> int | None:
+    """The most tokens of a text that all pretrained encoders and decoders within a configuration can take; None: any
+    number. ``config``: a dataclass, whose fields may be dataclasses, or any other value."""
+    if not dataclasses.is_dataclass(config):
+        return None
+    limits = [max_text_tokens(getattr(config, field.name)) for field in dataclasses.fields(config)]
+    limits.append(getattr(config, "max_tokens", None))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def build_decoder(

@@ -10,12 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.types import Tokens
 
-POOLS = ("mean", "cls", "attention")
+POOLS = ("mean", "cls", "attention", "max", "mean_sqrt", "weighted_mean", "last")
 """The kinds of `Pool`."""
 
 
@@ -23,9 +23,11 @@ class Pool(nn.Module):
     """Pools tokens to one vector, ``[B, N, D] -> [B, D]`` in float32.
 
     ``kind`` is "mean" (of the valid tokens), "cls" (the first token) or "attention": multi-head attention of one
-    learned query over the tokens (Zhai et al. 2022, arXiv:2106.04560, section 2.2, without the MLP). Masked tokens have
-    no influence. An example without valid tokens gives zeros (with "attention" the bias of the output projection), and
-    a zero gradient to the tokens.
+    learned query over the tokens (Zhai et al. 2022, arXiv:2106.04560, section 2.2, without the MLP). Sentence encoders
+    also have "max" (of each dimension), "mean_sqrt" (the sum, divided by the square root of the number of tokens),
+    "weighted_mean" (token n, counted from 1 and with masked ones, has weight n: Muennighoff 2022, arXiv:2202.08904) and
+    "last" (the last valid token). Masked tokens have no influence. An example without valid tokens gives zeros (with
+    "attention" the bias of the output projection), and a zero gradient to the tokens.
 
     Raises:
       ValueError: ``kind`` is unknown.
@@ -57,7 +59,32 @@ class Pool(nn.Module):
                 values = jnp.where(mask[:, :, None], values, jnp.zeros_like(values))
             pooled = MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")(query, values, mask)
             return pooled[:, 0].astype(jnp.float32)
+        if self.kind in POOLS:
+            mask = jnp.ones(values.shape[:2], bool) if mask is None else mask
+            return _pool_sentence(self.kind, values.astype(jnp.float32), mask)
         raise ValueError(f"pool must be one of {POOLS}, got {self.kind!r}")
+
+
+def _pool_sentence(
+    kind: str, values: Float[Array, "batch length dim"], mask: Bool[Array, "batch length"]
+) -> Float[Array, "batch dim"]:
+    """The pools "max", "mean_sqrt", "weighted_mean" and "last" of `Pool`; zeros for an example without valid tokens."""
+    length = mask.shape[1]
+    if kind == "max":
+        largest = jnp.where(mask[:, :, None], values, -jnp.inf).max(axis=1)
+        return jnp.where(mask.any(axis=1)[:, None], largest, 0.0)
+    places = jnp.arange(1, length + 1, dtype=jnp.float32)
+    if kind == "last":
+        weights = jax.nn.one_hot(length - 1 - jnp.argmax(mask[:, ::-1], axis=1), length) * mask
+        total = jnp.float32(1.0)
+    elif kind == "weighted_mean":
+        weights = places * mask
+        total = jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)
+    else:
+        weights = mask.astype(jnp.float32)
+        total = jnp.sqrt(jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0))
+    # What is masked may be a NaN or an infinity, which times 0 would be NaN.
+    return (jnp.where(mask[:, :, None], values, 0.0) * weights[:, :, None]).sum(axis=1) / total
 
 
 def prepend_class_token(module: nn.Module, x, mask):

@@ -78,16 +78,20 @@ class LabelFeatures(nn.Module):
 
 
 class PretrainedFeatures(nn.Module):
-    """One modality to ``[B, hidden]``: a pretrained encoder with its own pool (its method ``embed``), layer norm, and a
-    hidden layer with ReLU."""
+    """One modality to ``[B, hidden]``: a pretrained encoder, a pool, layer norm, and a hidden layer with ReLU."""
 
     encoder: nn.Module
     hidden: int
+    pool: nn.Module | None = None
+    """Pools the encoder's tokens; None: the encoder's own pool (its method ``embed``)."""
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
         """The features of the inputs of one modality, from the pooled output of a pretrained encoder."""
-        x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
+        if self.pool is None:
+            x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
+        else:
+            x = self.pool(self.encoder(inputs, mask, keys=keys)).astype(jnp.float32)
         x = nn.LayerNorm(name="norm")(x)  # the norm of embeddings differs between encoders
         return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
 

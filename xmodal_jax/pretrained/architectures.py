@@ -24,9 +24,13 @@ class Architecture(NamedTuple):
     """Prefixes that the names in a checkpoint may have; the first that occurs is removed."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of names in a checkpoint that are not needed: heads of other tasks, buffers."""
+    pooler: str | None = None
+    """The ending of the name of an array that a checkpoint without layers for ``pool`` lacks; None: no checkpoint lacks
+    them, or there are no such layers."""
 
 
-_BERT = Architecture(bert.make, bert.rules, bert.PREFIXES, bert.IGNORED)
+_POOLER = "pooler.dense.weight"
+_BERT = Architecture(bert.make, bert.rules, bert.PREFIXES, bert.IGNORED, _POOLER)
 _CLIP_IMAGE = Architecture(clip.make_image_encoder, clip.image_rules, clip.IMAGE_PREFIXES, clip.IMAGE_IGNORED)
 _CLIP_TEXT = Architecture(clip.make_text_encoder, clip.text_rules, clip.TEXT_PREFIXES, clip.TEXT_IGNORED)
 _SIGLIP_IMAGE = Architecture(
@@ -40,7 +44,7 @@ _WHISPER = Architecture(whisper.make, whisper.rules, whisper.PREFIXES, whisper.I
 _DINOV2 = Architecture(vit.make_dinov2, vit.rules_dinov2, vit.DINOV2_PREFIXES, vit.IGNORED)
 _RESNET = Architecture(resnet.make, resnet.rules, resnet.PREFIXES, resnet.IGNORED)
 _VIDEOMAE = Architecture(videomae.make, videomae.rules, videomae.PREFIXES, videomae.IGNORED)
-_VIT = Architecture(vit.make, vit.rules, vit.PREFIXES, vit.IGNORED)
+_VIT = Architecture(vit.make, vit.rules, vit.PREFIXES, vit.IGNORED, _POOLER)
 
 ARCHITECTURES: Mapping[str, Mapping[str, Architecture]] = {
     "text": {

@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, read_sizes
 from xmodal_jax.pretrained.rules import Rule, block, dense, embedding, layers, norm
 from xmodal_jax.types import ExampleKeys, Tokens
@@ -33,7 +35,8 @@ class Bert(PretrainedEncoder):
 
     It consists of post-norm blocks over the normalized sum of the embeddings of words, positions and segment 0.
     ``mask [B, L]`` is True on valid tokens; None means all. RoBERTa counts positions over valid tokens only, starting
-    at ``first_position``. ``pool`` is a linear layer and ``tanh`` on the first token.
+    at ``first_position``. ``pool`` is a linear layer and ``tanh`` on the first token; the first token alone where the
+    checkpoint has no such layer (``has_pooler``); or that of sentence-transformers (``sentence_pools``, ``normalize``).
 
     Raises:
       ValueError: there are more tokens than positions.
@@ -44,6 +47,13 @@ class Bert(PretrainedEncoder):
     positions: int
     segments: int
     first_position: int | None = None
+    has_pooler: bool = True
+    """Whether the checkpoint has the linear layer of ``pool``. Those of classifiers and masked-language models have
+    none."""
+    sentence_pools: tuple[str, ...] = ()
+    """For sentence encoders: kinds of `nets.pooling.Pool`, whose vectors ``pool`` concatenates."""
+    normalize: bool = False
+    """For sentence encoders: whether ``pool`` gives unit vectors."""
 
     def setup(self):
         width = self.sizes.width
@@ -54,7 +64,8 @@ class Bert(PretrainedEncoder):
         self.norm = self.sizes.norm()
         self.dropout = Dropout(self.sizes.options.dropout)
         self.transformer = self.sizes.transformer()
-        if self.sizes.options.head == "pool":
+        self.pools = [Pool(kind) for kind in self.sentence_pools]
+        if self.sizes.options.head == "pool" and self.has_pooler and not self.pools:
             self.pooler = nn.Dense(width, dtype=self.sizes.options.dtype)
 
     def example_inputs(self) -> tuple[Array, ...]:
@@ -69,10 +80,8 @@ class Bert(PretrainedEncoder):
     ) -> Tokens:
         """The tokens of texts ``[B, L, D]`` with ``mask``, True on valid tokens."""
         length, first = inputs.shape[1], self.first_position or 0
-        if length > self.positions - first:
-            raise ValueError(
-                f"{length} tokens given, the pretrained model has {self.positions - first} positions"
-            )
+        if length > self.max_tokens:
+            raise ValueError(f"{length} tokens given, the pretrained model has {self.max_tokens} positions")
         if self.first_position is None:
             position = self.places(jnp.arange(length))[None]
         else:
@@ -86,12 +95,31 @@ class Bert(PretrainedEncoder):
         return Tokens(self.transformer(x, mask, keys=keys), mask)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """The first token after a linear layer and tanh, ``[B, D]``."""
-        return jnp.tanh(self.pooler(tokens.values[:, 0]))
+        """The vector ``[B, D]`` of each text, as the class says; ``[B, K D]`` with K ``sentence_pools``."""
+        if self.pools:
+            pooled = jnp.concatenate([pool(tokens) for pool in self.pools], axis=-1)
+            return l2_normalize(pooled) if self.normalize else pooled
+        first = tokens.values[:, 0]
+        return jnp.tanh(self.pooler(first)) if self.has_pooler else first
+
+    @property
+    def max_tokens(self) -> int:
+        return self.positions - (self.first_position or 0)
 
 
 def make(config: SimpleNamespace, options: EncoderOptions) -> Bert:
-    """The encoder that a parsed ``config.json`` describes, without parameters."""
+    """The encoder that a parsed ``config.json`` describes, without parameters.
+
+    Raises:
+      ValueError: it has no absolute positions or is causal; or it is a sentence encoder with modules after the pooling
+        that this library does not have, and ``options.head`` asks for them.
+    """
+    sentence = getattr(config, "sentence", SimpleNamespace(pooling=[], normalize=False, unread=[]))
+    if sentence.unread and options.head != "none":
+        raise ValueError(
+            f"modules.json lists {', '.join(sentence.unread)}, which this library does not have: the sentence "
+            "encoder's own pool cannot be loaded. Choose another, such as --model.text.pool mean"
+        )
     is_decoder = getattr(config, "is_decoder", False)
     if is_decoder or getattr(config, "position_embedding_type", "absolute") != "absolute":
         raise ValueError("only bidirectional BERT with absolute positions can be loaded")
@@ -101,6 +129,9 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Bert:
         positions=config.max_position_embeddings,
         segments=config.type_vocab_size,
         first_position=config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else None,
+        has_pooler=getattr(config, "has_pooler", True),
+        sentence_pools=tuple(sentence.pooling),
+        normalize=sentence.normalize,
     )
 
 

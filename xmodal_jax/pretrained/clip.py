@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -48,6 +49,8 @@ class ClipImage(PretrainedEncoder):
     Raises:
       ValueError: the images do not have ``grid`` patches, or there is a mask.
     """
+
+    has_projection: ClassVar[bool] = True
 
     sizes: TransformerSizes
     patch: int
@@ -120,6 +123,8 @@ class ClipText(PretrainedEncoder):
       ValueError: there are more tokens than positions.
     """
 
+    has_projection: ClassVar[bool] = True
+
     sizes: TransformerSizes
     vocab_size: int
     positions: int
@@ -138,6 +143,10 @@ class ClipText(PretrainedEncoder):
         self.transformer = self.sizes.transformer(causal=True)
         if options.head == "project":
             self.projector = nn.Dense(self.projection, use_bias=False, dtype=options.dtype)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.positions
 
     def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.ones((1, 1), jnp.int32),)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 from jaxtyping import Array
@@ -112,6 +112,22 @@ class TransformerSizes:
         return nn.LayerNorm(epsilon=self.style.epsilon, dtype=self.options.dtype)
 
 
+def check_processor(config: SimpleNamespace, **required: int) -> None:
+    """Checks settings of the processor of audio in a parsed configuration; those that it lacks have the right value.
+
+    Raises:
+      ValueError: a setting has another value than the ``required`` one, for which the library computes its inputs.
+    """
+    processor = getattr(config, "processor", SimpleNamespace())
+    for name, value in required.items():
+        found = getattr(processor, name, None)
+        if found is not None and found != value:
+            raise ValueError(
+                f"the checkpoint's processor says {name} {found!r}; only a {config.model_type} with {value!r} can be "
+                "loaded"
+            )
+
+
 def read_sizes(config: SimpleNamespace, options: EncoderOptions, **style: Any) -> TransformerSizes:
     """The sizes of a transformer from a parsed ``config.json`` with BERT's field names; ``style``: further fields of
     `TransformerStyle`."""
@@ -131,6 +147,9 @@ class PretrainedEncoder(nn.Module):
     """Base class. A subclass has the field ``sizes`` and defines ``setup``, ``__call__``, ``pool``, ``example_inputs``
     and, if it has a projection, ``project``."""
 
+    has_projection: ClassVar[bool] = False
+    """Whether the encoder has the method ``project``."""
+
     def embed(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens | Array:
         """The tokens, their pooled representation ``[B, D]``, or its projection ``[B, E]``, depending on
         ``options.head``."""
@@ -145,6 +164,11 @@ class PretrainedEncoder(nn.Module):
     def prefix_tokens(self) -> int:
         """The number of tokens before those of the input: class tokens and registers."""
         return 0
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of a text that it can read; None: any number, or it reads no text."""
+        return None
 
     def example_inputs(self) -> tuple[Array, ...]:
         """The smallest valid arguments of the encoder, with a batch of one, to initialise the parameters."""

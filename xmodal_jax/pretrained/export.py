@@ -23,6 +23,7 @@ from xmodal_jax.nets.text import TextDecoder
 from xmodal_jax.pretrained import gpt2
 from xmodal_jax.pretrained.architectures import architecture
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
+from xmodal_jax.pretrained.files import POOL_NAMES, POOLING_FLAGS
 from xmodal_jax.pretrained.load import parse_config
 from xmodal_jax.pretrained.rules import to_checkpoint
 from xmodal_jax.pretrained.safetensors_files import write_safetensors
@@ -103,11 +104,38 @@ class TrainedEncoder(NamedTuple):
             model_type = f"{config['model_type']}_{tower}_model"  # such as clip_vision_model
             shared = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
             config = {**config[self.tower_field], **shared, "model_type": model_type}
-        config.pop("processor", None)
+        for added in ("processor", "sentence", "has_pooler"):  # by `pretrained.load.complete_config`
+            config.pop(added, None)
         size = image_size(self.module)
         if size is not None:
             config["image_size"] = size if size[0] != size[1] else size[0]
         return config
+
+    def sentence_files(self) -> dict[str, Any]:
+        """The files by which sentence-transformers pools like this encoder: contents by path. Empty unless the encoder
+        is one of theirs and was trained with its own pool."""
+        pools, options = getattr(self.module, "sentence_pools", ()), self.module.sizes.options
+        if not pools or options.head == "none":
+            return {}
+        names = [("Transformer", ""), ("Pooling", "1_Pooling")]
+        names += [("Normalize", "2_Normalize")] if self.module.normalize else []
+        modules = [
+            {"idx": k, "name": str(k), "path": path, "type": f"sentence_transformers.models.{name}"}
+            for k, (name, path) in enumerate(names)
+        ]
+        their_names = {ours: theirs for theirs, ours in POOL_NAMES.items()}
+        chosen = {their_names.get(pool, pool) for pool in pools}
+        pooling = {"word_embedding_dimension": self.module.sizes.width}
+        pooling |= {flag: name in chosen for name, flag in POOLING_FLAGS.items()}
+        limits = {
+            "max_seq_length": self.settings.sentence.max_tokens,
+            "do_lower_case": self.settings.sentence.lower,
+        }
+        return {
+            "modules.json": modules,
+            "1_Pooling/config.json": pooling,
+            "sentence_bert_config.json": limits,
+        }
 
 
 class TokenizerFiles(NamedTuple):
@@ -198,8 +226,11 @@ def save_model(
     config: Mapping[str, Any] | None = None,
     processor: Mapping[str, Any] | None = None,
     tokenizer: TokenizerFiles | None = None,
+    sentence: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the folder of a model: its arrays, its model card, and those of the other files that are not None.
+
+    ``sentence``: further JSON files by their paths within the folder, see `TrainedEncoder.sentence_files`.
 
     Raises:
       FileExistsError: ``folder`` exists and is not empty.
@@ -211,7 +242,9 @@ def save_model(
             files["config.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
         if processor is not None:
             files["preprocessor_config.json"] = json.dumps(processor, indent=2) + "\n"
+        files |= {name: json.dumps(content, indent=2) + "\n" for name, content in (sentence or {}).items()}
         for name, content in {**files, **(tokenizer.for_transformers() if tokenizer else {})}.items():
+            (unfinished / name).parent.mkdir(exist_ok=True)
             (unfinished / name).write_text(content, encoding="utf-8")
 
 
@@ -242,6 +275,7 @@ def save_encoder(
         config=config,
         processor=make_processor_config(trained),
         tokenizer=tokenizer,
+        sentence=trained.sentence_files(),
     )
 
 

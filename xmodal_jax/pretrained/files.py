@@ -22,6 +22,21 @@ OLD_NAMES = (
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
 )
 """Endings of names that older versions of PyTorch and ``transformers`` wrote, and their current ones."""
+PROCESSOR_PARTS = ("image_processor", "video_processor", "feature_extractor", "audio_processor")
+"""Parts of ``processor_config.json`` that say how images, video or audio are scaled; the first one counts."""
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
+"""Files with these settings where ``processor_config.json`` lacks them; the first one counts."""
+POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+"""The poolings of sentence-transformers and the flags that choose them, in the order of concatenation."""
+POOL_NAMES = {"mean_sqrt_len_tokens": "mean_sqrt", "weightedmean": "weighted_mean", "lasttoken": "last"}
+"""The poolings that have another name in `nets.pooling.POOLS`."""
 
 
 class Checkpoint(NamedTuple):
@@ -33,7 +48,9 @@ class Checkpoint(NamedTuple):
     arrays: Mapping[str, Entry]
     """By name, in its current spelling (see `current_name`)."""
     processor: dict[str, Any]
-    """The content of ``preprocessor_config.json``; empty if there is none."""
+    """The settings of the processor of images, video or audio (see `read_processor`); empty if there are none."""
+    sentence: dict[str, Any]
+    """What sentence-transformers does with the tokens (see `read_sentence_settings`); empty for other models."""
 
     @property
     def size(self) -> int:
@@ -86,7 +103,7 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
     folder = find_folder(name)
     config = read_config(folder)  # first, as a folder without one is no pretrained model at all
     arrays = _with_current_names(folder, _find_arrays(folder))
-    return Checkpoint(folder, config, arrays, read_processor(folder))
+    return Checkpoint(folder, config, arrays, read_processor(folder), read_sentence_settings(folder))
 
 
 def _with_current_names(folder: pathlib.Path, stored: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -111,9 +128,99 @@ def current_name(name: str) -> str:
 
 
 def read_processor(folder: pathlib.Path) -> dict[str, Any]:
-    """The content of a folder's ``preprocessor_config.json``; empty if there is none."""
-    path = folder / "preprocessor_config.json"
-    return _read_json(path) if path.is_file() else {}
+    """The settings of a folder's processor of images, video or audio; empty if it has none.
+
+    ``transformers`` 5 writes them as a part of ``processor_config.json``, which takes precedence; earlier versions to a
+    file of their own.
+    """
+    path = folder / "processor_config.json"
+    processor = _read_json(path) if path.is_file() else {}
+    for part in PROCESSOR_PARTS:
+        settings = processor.get(part)
+        if settings is not None and not isinstance(settings, dict):
+            raise ValueError(f"{path}: {part!r} is not a JSON object: fetch it again")
+        if settings is not None:
+            return settings
+    path = next((path for name in PROCESSOR_FILES if (path := folder / name).is_file()), None)
+    return {} if path is None else _read_json(path)
+
+
+def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """What sentence-transformers does with the tokens of the text encoder in a folder, from ``modules.json`` and the
+    files that it names; empty for a folder of another kind.
+
+    - ``pooling``: names of `nets.pooling.POOLS`, whose vectors are concatenated;
+    - ``normalize``: whether the vector has length 1;
+    - ``max_tokens``: the most tokens of a text, or None;
+    - ``lower``: whether texts are in lower case;
+    - ``unread``: modules after the pooling that this library does not have, such as ``Dense``.
+
+    Raises:
+      ValueError: a file is damaged, or names a folder outside of this one.
+    """
+    index = folder / "modules.json"
+    if not index.is_file():
+        return {}
+    try:
+        modules = [
+            (str(entry["type"]).rpartition(".")[2], str(entry.get("path", "")))
+            for entry in json.loads(index.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index} is no list of modules with their types ({error}): fetch it again"
+        ) from error
+    limits = folder / "sentence_bert_config.json"
+    text = _read_json(limits) if limits.is_file() else {}
+    settings: dict[str, Any] = {
+        "pooling": [],
+        "normalize": False,
+        "max_tokens": text.get("max_seq_length"),
+        "lower": bool(text.get("do_lower_case", False)),
+        "unread": [],
+    }
+    for kind, path in modules:
+        if kind == "Pooling":
+            settings["pooling"] = _read_pooling(_inside(folder, path, index) / "config.json")
+        elif kind == "Normalize":
+            settings["normalize"] = True
+        elif kind not in ("Transformer", "Dropout"):
+            settings["unread"].append(kind)
+    return settings
+
+
+def _read_pooling(path: pathlib.Path) -> list[str]:
+    """The pools that the configuration of a module ``Pooling`` of sentence-transformers chooses, by their names in
+    `nets.pooling.POOLS`, in the order in which their vectors are concatenated.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it chooses no pool, or an unknown one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}, which modules.json names, is missing: fetch it again")
+    config = _read_json(path)
+    chosen = config.get("pooling_mode")  # one name, several with "+", or a list
+    if chosen is None:
+        defaults = {"pooling_mode_mean_tokens": True}
+        chosen = [name for name, flag in POOLING_FLAGS.items() if config.get(flag, defaults.get(flag, False))]
+    elif isinstance(chosen, str):
+        chosen = chosen.lower().split("+")
+    unknown = [name for name in chosen if name not in POOLING_FLAGS]
+    if unknown or not chosen:
+        raise ValueError(
+            f"{path} chooses the pooling {', '.join(map(str, unknown)) or 'of nothing'}; known are "
+            f"{', '.join(POOLING_FLAGS)}"
+        )
+    return [POOL_NAMES.get(name, name) for name in POOLING_FLAGS if name in chosen]
+
+
+def _inside(folder: pathlib.Path, path: str, named_in: pathlib.Path) -> pathlib.Path:
+    """``folder / path``; raises ValueError if that is outside of the folder. ``named_in``: the file that names it."""
+    target = folder / path
+    if pathlib.PurePath(path).is_absolute() or ".." in pathlib.PurePath(path).parts:
+        raise ValueError(f"{named_in} names {path!r}, which is outside of {folder}: it is not read")
+    return target
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +24,75 @@ Size = tuple[int, int]
 
 
 def pixel_scale(config: SimpleNamespace, default: Scale) -> Scale:
-    """``(mean, std)`` of each channel from a checkpoint's ``preprocessor_config.json``; ``default`` if it has none."""
+    """``(mean, std)`` of each channel, for pixels in [0, 1], from the settings of a checkpoint's image processor;
+    ``default`` where it has none.
+
+    The processor multiplies pixels of 0..255 by its ``rescale_factor`` (1 / 255 unless it says otherwise; 1 with
+    ``do_rescale`` false), then subtracts its mean and divides by its deviation (not with ``do_normalize`` false).
+
+    Raises:
+      ValueError: mean, deviation or factor are not such numbers.
+    """
     processor = getattr(config, "processor", SimpleNamespace())
-    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    scale = [
+        _three(value, getattr(processor, name, None), name)
+        for name, value in zip(("image_mean", "image_std"), default, strict=True)
+    ]
     if getattr(processor, "do_normalize", True) is False:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return default if mean is None or std is None else (tuple(map(float, mean)), tuple(map(float, std)))
+        scale = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
+    largest = 255 * float(
+        getattr(processor, "rescale_factor", None) or 1 / 255
+    )  # what a pixel of 255 becomes
+    if getattr(processor, "do_rescale", True) is False:
+        largest = 255.0
+    if abs(largest - 1) > 1e-5:
+        scale = [tuple(value / largest for value in values) for values in scale]
+    return scale[0], scale[1]
+
+
+def _three(default: tuple[float, ...], value: Any, name: str) -> tuple[float, ...]:
+    """The values of three channels, from one number or three; ``default`` if ``value`` is None.
+
+    Raises:
+      ValueError: they are neither, or a deviation is not positive. ``name``: of the setting.
+    """
+    if value is None:
+        return default
+    values = value if isinstance(value, list) else [value]
+    values = list(values) * 3 if len(values) == 1 else values
+    is_number = [isinstance(x, int | float) and math.isfinite(x) for x in values]
+    if len(values) != 3 or not all(is_number) or (name == "image_std" and min(values) <= 0):
+        raise ValueError(
+            f"the image processor's {name} must be a number for each of 3 colours, got {value!r}"
+        )
+    return tuple(map(float, values))
+
+
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+"""Filters by which images are resized, by their numbers in Pillow, which an image processor's ``resample`` holds."""
+
+
+def resize_settings(config: SimpleNamespace) -> tuple[str | None, str | None]:
+    """``(fit, resample)``: how a checkpoint's processor resizes images; None: it does not say.
+
+    ``fit``: "crop" (the shorter side is resized and the centre cropped) or "stretch" (each side is resized).
+    ``resample``: a value of `RESAMPLING`.
+
+    Raises:
+      ValueError: the number of the filter is unknown.
+    """
+    processor = getattr(config, "processor", SimpleNamespace())
+    number, size = getattr(processor, "resample", None), getattr(processor, "size", None)
+    if number is not None and number not in RESAMPLING:
+        raise ValueError(f"the image processor's resample is {number!r}; known are {RESAMPLING}")
+    if getattr(processor, "do_resize", True) is False:
+        return None, None
+    fit = None
+    if getattr(processor, "do_center_crop", None) or hasattr(size, "shortest_edge"):
+        fit = "crop"
+    elif isinstance(size, int) or hasattr(size, "height"):
+        fit = "stretch"
+    return fit, RESAMPLING.get(number)
 
 
 def example_image(grid: Size, patch: int) -> Float[Array, "1 height width 3"]:

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 
 from xmodal_jax.core import trees
-from xmodal_jax.pretrained.architectures import Architecture, architecture
+from xmodal_jax.pretrained.architectures import ARCHITECTURES, Architecture, architecture
 from xmodal_jax.pretrained.encoder import DEFAULT_OPTIONS, EncoderOptions, PretrainedEncoder
 from xmodal_jax.pretrained.files import Checkpoint, open_checkpoint
 from xmodal_jax.pretrained.rules import Rule, matches
@@ -25,8 +25,12 @@ from xmodal_jax.types import Params
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 """From a parameter's path and shape to its sharding; None: on the default device."""
 
-PROCESSOR = ("image_mean", "image_std", "do_normalize")
-"""The fields of a ``preprocessor_config.json`` that are used."""
+PROCESSOR = (
+    "image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor",  # scaling of pixels, or of samples
+    "do_resize", "size", "resample", "do_center_crop",
+    "sampling_rate", "n_fft", "hop_length",  # of audio
+)  # fmt: skip
+"""The settings of a processor of images, video or audio that are used."""
 
 NAMES_IN_MESSAGE = 10
 """Most names in an error message."""
@@ -43,10 +47,18 @@ class LoadedEncoder(NamedTuple):
     """Names of the checkpoint's arrays that belong to other tasks."""
 
 
-def complete_config(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> str:
+def complete_config(
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any] | None = None,
+    *,
+    sentence: Mapping[str, Any] | None = None,
+    has_pooler: bool = True,
+) -> str:
     """A ``config.json`` completed with the default fields of its ``model_type``, as JSON with sorted names.
 
-    A field ``processor`` is added with those fields of ``preprocessor_config.json`` that concern the scaling of inputs.
+    Fields are added with what other files of the checkpoint say: ``processor``, the settings of its processor that are
+    used (`PROCESSOR`); ``sentence``, those of sentence-transformers (`files.read_sentence_settings`), if there are any;
+    ``has_pooler``, if it is false, for a checkpoint without the layers of ``pool``.
 
     Raises:
       ValueError: ``transformers`` does not know the ``model_type``.
@@ -60,7 +72,21 @@ def complete_config(config: Mapping[str, Any], processor: Mapping[str, Any] | No
             f"config.json says model_type {config['model_type']!r}, which transformers does not know"
         ) from error
     known = {key: value for key, value in (processor or {}).items() if key in PROCESSOR}
-    return json.dumps({**completed.to_dict(), "processor": known}, sort_keys=True, default=str)
+    added = {"processor": known, **({"sentence": dict(sentence)} if sentence else {})}
+    added |= {} if has_pooler else {"has_pooler": False}
+    return json.dumps({**completed.to_dict(), **added}, sort_keys=True, default=str)
+
+
+def read_complete_config(checkpoint: Checkpoint, modality: str) -> str:
+    """The complete configuration (see `complete_config`) of a checkpoint's encoder of a modality."""
+    table = ARCHITECTURES.get(modality, {}).get(checkpoint.config["model_type"])
+    pooler = None if table is None else table.pooler
+    return complete_config(
+        checkpoint.config,
+        checkpoint.processor,
+        sentence=checkpoint.sentence if modality == "text" else None,
+        has_pooler=pooler is None or any(name.endswith(pooler) for name in checkpoint.arrays),
+    )
 
 
 def parse_config(config: str) -> SimpleNamespace:
@@ -79,10 +105,17 @@ def make_module(
       options: head, dropout, types.
       **sizes: the data's sizes that the architecture depends on: ``image_size=(height, width)`` for images and video.
     Raises:
-      ValueError: no encoder of this modality has the configuration's ``model_type``.
+      ValueError: no encoder of this modality has the configuration's ``model_type``; or ``options.head`` asks for a
+        projection that it does not have.
     """
     parsed = parse_config(config)
-    return architecture(modality, parsed.model_type).make(parsed, options, **sizes)
+    module = architecture(modality, parsed.model_type).make(parsed, options, **sizes)
+    if options.head == "project" and not getattr(module, "has_projection", False):
+        raise ValueError(
+            f"{parsed.model_type} was not trained in an embedding space that it shares with another encoder, and has "
+            "no projection to it: leave --model.head own out"
+        )
+    return module
 
 
 def load_encoder(
@@ -120,7 +153,7 @@ def load_encoder(
       tokens = encoder.module.apply({"params": encoder.params}, ids, mask)
     """
     checkpoint = open_checkpoint(name)
-    config = complete_config(checkpoint.config, checkpoint.processor)
+    config = read_complete_config(checkpoint, modality)
     module = make_module(modality, config, options, **sizes)
     params, unused = read_parameters(
         checkpoint,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from xmodal_jax.nets.attention import attention
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.image import check_no_mask
+from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import MLP
 from xmodal_jax.preprocess.image import standardize
 from xmodal_jax.pretrained import images
@@ -60,11 +62,15 @@ class SiglipImage(PretrainedEncoder):
     """SigLIP's image encoder: pixels ``[B, H, W, 3]`` in [-1, 1] to one token per patch, ``[B, N, D]``, row by row.
 
     It consists of pre-norm blocks over the sum of patches and positions, and a layer norm. ``pool`` is `ProbePool`; its
-    result is already the embedding in the shared space, so that ``project`` is the identity.
+    result is already the embedding in the shared space, so that ``project`` is the identity. Without that head in the
+    checkpoint, ``pool`` is the mean of the tokens, as in the classifier of ``transformers``, and there is no
+    ``project``.
 
     Raises:
       ValueError: the images do not have ``grid`` patches, or there is a mask.
     """
+
+    has_projection: ClassVar[bool] = True
 
     sizes: TransformerSizes
     patch: int
@@ -77,6 +83,8 @@ class SiglipImage(PretrainedEncoder):
     """Mean and standard deviation of each channel, by which pixels are standardised."""
     flexible: bool = False
     """Whether it is the encoder for any aspect ratio (NaFlex)."""
+    has_head: bool = True
+    """Whether the checkpoint has the parameters of `ProbePool`."""
 
     def setup(self):
         width, options = self.sizes.width, self.sizes.options
@@ -87,7 +95,7 @@ class SiglipImage(PretrainedEncoder):
         self.dropout = Dropout(options.dropout)
         self.transformer = self.sizes.transformer()
         if options.head != "none":
-            self.pooler = ProbePool(self.sizes)
+            self.pooler = ProbePool(self.sizes) if self.has_head else Pool("mean")
 
     def example_inputs(self) -> tuple[Array, ...]:
         return (images.example_image(self.grid, self.patch),)
@@ -132,6 +140,8 @@ class SiglipText(PretrainedEncoder):
       ValueError: there are more tokens than positions.
     """
 
+    has_projection: ClassVar[bool] = True
+
     sizes: TransformerSizes
     vocab_size: int
     positions: int
@@ -152,6 +162,10 @@ class SiglipText(PretrainedEncoder):
         self.transformer = self.sizes.transformer()
         if options.head != "none":
             self.pooler = nn.Dense(self.projection, dtype=options.dtype)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.positions
 
     def example_inputs(self) -> tuple[Array, ...]:
         return (jnp.ones((1, 1), jnp.int32),)
@@ -194,12 +208,14 @@ def make_image_encoder(
     ``image_size``: height and width of the data's images; None: those of the checkpoint.
 
     Raises:
-      ValueError: ``options.head`` needs a pool that the checkpoint lacks, or the patch does not divide ``image_size``.
+      ValueError: ``options.head`` needs a projection that the checkpoint lacks, or the patch does not divide
+        ``image_size``.
     """
     vision_config = getattr(config, "vision_config", config)
-    if options.head != "none" and not vision_config.vision_use_head:
+    if options.head == "project" and not vision_config.vision_use_head:
         raise ValueError(
-            "config.json says vision_use_head=false: the checkpoint has no pool, ask for head='none'"
+            "config.json says vision_use_head=false: the checkpoint has no embedding in a shared space, ask for "
+            "head='pool' (the mean of its tokens) or 'none'"
         )
     flexible = vision_config.model_type.startswith("siglip2")
     if flexible:  # the configuration has the number of patches of a square image instead of an image size
@@ -215,6 +231,7 @@ def make_image_encoder(
         trained_grid=trained,
         scale=images.pixel_scale(config, images.HALF),
         flexible=flexible,
+        has_head=vision_config.vision_use_head,
     )
 
 

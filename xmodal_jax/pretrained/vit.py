@@ -58,7 +58,7 @@ class ViT(PretrainedEncoder):
 
     It consists of pre-norm blocks over a class token, registers and patches, and a layer norm. All tokens but the
     registers have learned positions, which are resampled from the checkpoint's grid to that of the images. ``pool`` is
-    the class token; in ViT a linear layer and ``tanh`` follow.
+    the class token; in ViT a linear layer and ``tanh`` follow, unless the checkpoint (that of a classifier) lacks them.
 
     Raises:
       ValueError: the images have another size than the encoder was made for, or there is a mask.
@@ -134,12 +134,13 @@ class ViT(PretrainedEncoder):
 def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ViT:
     """The ViT that a parsed ``config.json`` describes; ``image_size``: height and width of the data's images, None for
     those of the checkpoint."""
-    if config.pooler_act != "tanh":
+    has_pooler = getattr(config, "has_pooler", True)
+    if has_pooler and config.pooler_act != "tanh":
         raise ValueError(f"only a pooler with tanh can be loaded for ViT, got {config.pooler_act!r}")
     return ViT(
         sizes=read_sizes(config, options),
         scale=pixel_scale(config, HALF),
-        pooler=config.pooler_output_size or config.hidden_size,
+        pooler=(config.pooler_output_size or config.hidden_size) if has_pooler else None,
         qkv_bias=config.qkv_bias,
         **_grids(config, image_size),
     )

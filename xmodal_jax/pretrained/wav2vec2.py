@@ -21,6 +21,7 @@ from xmodal_jax.pretrained.encoder import (
     PretrainedEncoder,
     TransformerSizes,
     activation,
+    check_processor,
     read_sizes,
 )
 from xmodal_jax.pretrained.rules import CONV, FLAT, Rule, block, dense, layers, norm
@@ -196,6 +197,7 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Wav2Vec2:
         raise ValueError(
             f"config.json has feat_extract_norm {config.feat_extract_norm!r}: neither 'group' nor 'layer'"
         )
+    check_processor(config, sampling_rate=16_000)
     processor = getattr(config, "processor", SimpleNamespace())
     return Wav2Vec2(
         sizes=read_sizes(config, options, norm="pre" if config.do_stable_layer_norm else "post"),

@@ -13,7 +13,13 @@ from xmodal_jax.nets.conv import Conv, apply_mask
 from xmodal_jax.nets.dropout import Dropout
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.transformer import TransformerStyle
-from xmodal_jax.pretrained.encoder import EncoderOptions, PretrainedEncoder, TransformerSizes, activation
+from xmodal_jax.pretrained.encoder import (
+    EncoderOptions,
+    PretrainedEncoder,
+    TransformerSizes,
+    activation,
+    check_processor,
+)
 from xmodal_jax.pretrained.rules import CONV, Rule, block, embedding, layers, norm
 from xmodal_jax.types import ExampleKeys, Tokens
 
@@ -100,7 +106,12 @@ class Whisper(PretrainedEncoder):
 
 
 def make(config: SimpleNamespace, options: EncoderOptions) -> Whisper:
-    """The encoder that a parsed ``config.json`` of Whisper describes, without parameters."""
+    """The encoder that a parsed ``config.json`` of Whisper describes, without parameters.
+
+    Raises:
+      ValueError: its processor makes other frames than `preprocess.audio.whisper_log_mel`.
+    """
+    check_processor(config, sampling_rate=16_000, n_fft=400, hop_length=160, do_normalize=False)
     return Whisper(
         sizes=TransformerSizes(
             width=config.d_model,

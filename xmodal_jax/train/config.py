@@ -11,8 +11,9 @@ import tyro
 
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.splits import DEFAULT_VOCAB_SIZE
 from xmodal_jax.models.lora import LoRA
-from xmodal_jax.nets.encoders import PretrainedEncoderConfig
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig, max_text_tokens
 from xmodal_jax.types import MODALITIES
 
 DataFlags = Annotated[DataOptions, tyro.conf.arg(name="")]
@@ -31,11 +32,15 @@ class DataConfig:
     input: DataFlags = DataOptions()
     """Options of the data set: number of examples, modalities, sizes of images, length of audio. Their flags have no
     prefix (``--train-size``)."""
-    tokenizer: str = "word"
+    tokenizer: str | None = None
     """Tokenizer of the texts: ``word``, ``wordpiece`` or ``bpe``, which are trained on the texts of the data set, or a
-    folder with a Hugging Face tokenizer or that of an earlier run (RUN/tokenizer)."""
+    folder with a Hugging Face tokenizer or that of an earlier run (RUN/tokenizer). None: that of a pretrained text
+    model, or ``word``."""
     vocab_size: Advanced[int | None] = None
     """Vocabulary size of a tokenizer that is trained; None: the default of its kind. ``bpe`` with 260 reads bytes."""
+    text_length: Advanced[int | None] = None
+    """Tokens that a text has at most, begin and end included; longer texts are cut but keep their end token. None: 2
+    more than the longest training text, or as many as a pretrained text model takes if that is fewer."""
     text_cleanup: Advanced[Literal["none", "lower", "stop"]] = "none"
     """Preprocessing of texts: ``none``; ``lower`` turns them to lower case; ``stop`` also removes English stop
     words."""
@@ -43,7 +48,13 @@ class DataConfig:
     @property
     def text_options(self) -> dict[str, Any]:
         """Keyword arguments of `data.splits.fit_tokenizer`."""
-        return dict(tokenizer=self.tokenizer, vocab_size=self.vocab_size, cleanup=self.text_cleanup)
+        return dict(
+            tokenizer="word" if self.tokenizer is None else self.tokenizer,
+            vocab_size=self.vocab_size,
+            cleanup=self.text_cleanup,
+            length=self.text_length,
+            max_length=max_text_tokens(getattr(self, "model", None)),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +122,10 @@ class RunConfig(TrainingConfig):
                 )
         if self.patience and not self.eval_every:
             raise ValueError("--patience counts evaluations: give --eval-every as well")
+        if self.text_length is not None and self.text_length < 3:
+            raise ValueError(
+                f"--text-length must be at least 3 (begin, one token, end), got {self.text_length}"
+            )
         if self.resume and self.run_dir is None:
             raise ValueError("--resume needs --run-dir, the directory of the run to continue")
 
@@ -157,12 +172,22 @@ class PretrainedConfig(RunConfig):
     @property
     def text_options(self) -> dict[str, Any]:
         """Keyword arguments of `data.splits.fit_tokenizer`: a pretrained text model (decoder or encoder) comes with its
-        own tokenizer, unless --tokenizer chooses another."""
+        own tokenizer, unless --tokenizer chooses another.
+
+        Raises:
+          ValueError: --tokenizer asks for a tokenizer that is trained, whose tokens a pretrained text model does not
+            know.
+        """
         options, pretrained = super().text_options, self.pretrained
         text_model = pretrained.get("decoder", pretrained.get("text"))
-        if text_model is None or self.tokenizer != RunConfig.tokenizer:
+        if text_model is None:
             return options
-        return {**options, "tokenizer": text_model}
+        if self.tokenizer in DEFAULT_VOCAB_SIZE:
+            raise ValueError(
+                f"--tokenizer {self.tokenizer} trains a tokenizer, whose tokens the pretrained text model {text_model} "
+                "does not know: leave --tokenizer out, so that its own is taken"
+            )
+        return options if self.tokenizer is not None else {**options, "tokenizer": text_model}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

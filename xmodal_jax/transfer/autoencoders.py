@@ -118,8 +118,7 @@ def use_pretrained_encoders(config: Config) -> tuple[Config, AutoencoderEncoders
     checkpoints, configs, model = find_folders(config, ENCODER_MODALITIES), {}, config.model
     for kind, checkpoint in checkpoints.items():
         modality_config = getattr(model, kind)
-        encoder_config = as_pretrained(modality_config.encoder, read_pretrained_config(kind, checkpoint))
-        configs[kind] = dataclasses.replace(encoder_config, pool="own")  # the pool that the checkpoint has
+        configs[kind] = as_pretrained(modality_config.encoder, read_pretrained_config(kind, checkpoint))
         modality_config = dataclasses.replace(modality_config, encoder=configs[kind])
         model = dataclasses.replace(model, **{kind: modality_config})
     encoders = AutoencoderEncoders(checkpoints, configs, config.encoder_lr_multiplier)

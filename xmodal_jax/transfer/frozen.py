@@ -15,7 +15,7 @@ from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder
 from xmodal_jax.models.seq2seq import Seq2SeqConfig, make_captioner
 from xmodal_jax.models.towers import make_encoder, read_pretrained_config
-from xmodal_jax.nets.encoders import EncoderConfig
+from xmodal_jax.nets.encoders import EncoderConfig, max_text_tokens
 from xmodal_jax.pretrained.files import open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
@@ -126,10 +126,19 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
 def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
     """The pretrained text encoder of a Hugging Face folder.
 
-    ``options``: the configured encoder, which decides what the checkpoint leaves open, such as dropout.
+    ``options``: the configured encoder, which decides what the checkpoint leaves open, such as dropout and the pool.
+
+    Raises:
+      ValueError: the pool is "attention", whose query is learned.
     """
-    config = dataclasses.replace(as_pretrained(options, read_pretrained_config("text", folder)), pool="own")
-    module = make_encoder("text", config, {}, vocab_size=0, head="pool")
+    config = as_pretrained(options, read_pretrained_config("text", folder))
+    if config.pool == "attention":
+        raise ValueError(
+            "the pool 'attention' has a query to learn, and the text encoder of --text-encoder is frozen: give "
+            "--model.condition.text.pool mean, cls, or leave it out for the encoder's own"
+        )
+    head = "pool" if config.pool == "own" else "none"
+    module = make_encoder("text", config, {}, vocab_size=0, head=head)
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
     return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), length=None)
 
@@ -256,5 +265,11 @@ def same_tokens(
         raise ValueError(
             "the captioner (--redescribe) and the text encoder (--read-with or --text-encoder) have different"
             " tokenizers or lengths of text: train them on the same data, with the same --tokenizer"
+        )
+    limit = None if text_encoder is None else max_text_tokens(text_encoder.config)
+    if limit is not None and tokenize.max_length > limit:
+        raise ValueError(
+            f"the captioner (--redescribe) reads texts of {tokenize.max_length} tokens, the text encoder "
+            f"(--text-encoder) at most {limit}: train the captioner with --text-length {limit}"
         )
     return tokenize

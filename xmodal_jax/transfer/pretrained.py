@@ -27,6 +27,7 @@ from xmodal_jax.models.lora import LoRA, with_lora
 from xmodal_jax.models.towers import (
     AudioFeatures,
     make_encoder,
+    max_audio_seconds,
     pretrained_audio_features,
     read_pretrained_config,
 )
@@ -40,7 +41,7 @@ from xmodal_jax.nets.encoders import (
 )
 from xmodal_jax.pretrained.clip import read_loss_parameters
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
-from xmodal_jax.pretrained.load import read_parameters
+from xmodal_jax.pretrained.load import parse_config, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.config import PretrainedConfig, RunConfig
 from xmodal_jax.train.optim import Optimizer
@@ -240,6 +241,45 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
     return dataclasses.replace(config, model=model), PretrainedEncoders(folders, configs, run, **options)
 
 
+def pretrained_remarks(config: Any, flag: str = "-") -> list[str]:
+    """Sentences on what the pretrained encoders within a configuration do that their checkpoints decide, and that users
+    would not expect. ``flag``: that of ``config``, such as ``--model``, without which it is the whole configuration."""
+    if is_pretrained(config):
+        return [f"{flag} hf: {remark}" for remark in _remarks(config, flag)] if config.architecture else []
+    if not dataclasses.is_dataclass(config):
+        return []
+    separator = "-" if flag == "-" else "."
+    names = [
+        (field.name, f"{flag}{separator}{field.name.replace('_', '-')}")
+        for field in dataclasses.fields(config)
+    ]
+    return [remark for name, path in names for remark in pretrained_remarks(getattr(config, name), path)]
+
+
+def _remarks(config: PretrainedEncoderConfig, flag: str) -> list[str]:
+    """The remarks on one encoder, without its name."""
+    parsed, remarks = parse_config(config.architecture), []
+    sentence = getattr(parsed, "sentence", None)
+    has_head = getattr(getattr(parsed, "vision_config", parsed), "vision_use_head", True)
+    other = f"{flag}.pool chooses another pool"
+    if config.pool == "own" and sentence is not None and sentence.pooling:
+        length = ", scaled to length 1" if sentence.normalize else ""
+        remarks.append(
+            f"pools by {' and '.join(sentence.pooling)}{length}, as its sentence-transformers files say; {other}"
+        )
+    elif config.pool == "own" and not getattr(parsed, "has_pooler", True):
+        remarks.append(
+            f"has no layers for its pool in the checkpoint, so that it is the first token; {other}"
+        )
+    elif config.pool == "own" and not has_head:
+        remarks.append(
+            f"has no layers for its pool in the checkpoint, so that it is the mean of the tokens; {other}"
+        )
+    if sentence is not None and sentence.lower:
+        remarks.append("was trained on texts in lower case: --text-cleanup lower makes them so")
+    return remarks
+
+
 def is_pretrained(config: Any) -> bool:
     """Whether a configuration is that of a pretrained encoder."""
     return isinstance(config, PretrainedEncoderConfig)
@@ -252,9 +292,9 @@ def as_pretrained(config: ModuleConfig, pretrained: ModuleConfig) -> Any:
     """
     if is_pretrained(pretrained):
         config = PretrainedEncoderConfig.in_place_of(config)
-        sizes = ("architecture", "width", "depth", "heads", "frames_per_token")
+        sizes = ("architecture", "width", "depth", "heads", "frames_per_token", "max_tokens")
     else:
-        sizes = ("width", "depth", "heads", "mlp_ratio", "epsilon", "positions")
+        sizes = ("width", "depth", "heads", "mlp_ratio", "epsilon", "positions", "max_tokens")
     return dataclasses.replace(config, **{name: getattr(pretrained, name) for name in sizes})
 
 
@@ -337,6 +377,12 @@ def _with_audio_features(config: RunConfig, model: Any, *, pretrained: Any, run:
             raise ValueError(
                 f"--audio-encoder is pretrained on audio of {features.sample_rate} Hz: give --sample-rate "
                 f"{features.sample_rate}, not {config.input.sample_rate}"
+            )
+        limit = max_audio_seconds(pretrained)
+        if limit is not None and config.input.max_seconds > limit:
+            raise ValueError(
+                f"--audio-encoder has positions for {limit:g} seconds: give --max-seconds {limit:g} or less, not "
+                f"{config.input.max_seconds:g}"
             )
     model = dataclasses.replace(model, features=features)
     if features.kind != "waveform":

@@ -9,6 +9,7 @@ import pytest
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource, estimate_nbytes, load_npz, materialise, nbytes
+from xmodal_jax.data.splits import read_captions
 
 
 class Squares(Source):
@@ -201,3 +202,17 @@ def test_objects_are_refused_without_unpickling(tmp_path):
         load_npz(tmp_path / "a.npz")
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_npz(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"text": np.ones((40, 3), np.int32)}, "texts as token ids .text. and not as strings"),
+        ({}, "no captions, only image"),
+    ],
+)
+def test_data_without_captions_say_what_is_missing(tmp_path, fields, message):
+    """Where a tokenizer is fitted to them."""
+    np.savez(tmp_path / "a.npz", image=np.zeros((40, 4, 4, 3), np.uint8), **fields)
+    with pytest.raises(ValueError, match=message):
+        read_captions(load_npz(tmp_path / "a.npz"))

@@ -62,6 +62,13 @@ def test_a_text_ends_with_its_end(row, end, mask):
     np.testing.assert_array_equal(found["text_en_mask"][0], np.array(mask, bool))
 
 
+@pytest.mark.parametrize("pad,mask", [(-1, [1, 1, 1, 0, 0]), (4, [1, 0, 1, 0, 0]), (0, [0, 1, 1, 0, 0])])
+def test_padding_is_the_tokenizers_own(pad, mask):
+    """A vocabulary may have its padding elsewhere than at 0 (RoBERTa), or none (GPT-2)."""
+    found = as_batch(CONFIGS, {"text": jnp.array([[0, 4, 2, 0, 4]])}, end_id=2, pad_id=pad)
+    np.testing.assert_array_equal(found["text_mask"][0], np.array(mask, bool))
+
+
 def test_audio_is_frames_as_data_hold_them():
     """Log-mel frames, all of which count; the model sees in them what the decoder said."""
     configs = ModalityConfigs(audio=AudioConfig(mel_mean=-3.0, mel_scale=2.0))

@@ -143,11 +143,11 @@ class ModalityConfig(abc.ABC):
         """
 
     @abc.abstractmethod
-    def as_fields(self, generated: Array, end_id: int) -> dict[str, Array]:
+    def as_fields(self, generated: Array, end_id: int, pad_id: int) -> dict[str, Array]:
         """Generated data ``[B, ...]`` as fields of a batch, by the suffix of the field's name.
 
         The suffix ``""`` has the data themselves, ``"_mask"`` their mask, if the kind has one. ``end_id``: the token
-        that ends a text.
+        that ends a text, ``pad_id``: the token that is no content; -1: there is none.
         """
 
     def reconstruction_metrics(self, generated: Array, x: Array, mask: Array | None) -> dict[str, Array]:
@@ -161,9 +161,10 @@ class ModalityConfig(abc.ABC):
 
 
 def pretrained_encoder(kind: str, encoder: EncoderConfig, size: Size) -> nn.Module:
-    """A pretrained encoder of modalities of this kind and size, with the pool of its tokens."""
+    """A pretrained encoder of modalities of this kind and size, with its own pool if the configuration chooses it."""
     example = {kind: jax.ShapeDtypeStruct((1, *size.shape), jnp.float32)}
-    return make_encoder(kind, encoder, example, vocab_size=size.values, head="pool")
+    head = "pool" if encoder.pool == "own" else "none"
+    return make_encoder(kind, encoder, example, vocab_size=size.values, head=head)
 
 
 def _encoder_features(
@@ -188,7 +189,8 @@ def _encoder_features(
       **shape_info: sizes that the encoder needs, such as ``vocab_size``.
     """
     if isinstance(encoder, PretrainedEncoderConfig):
-        return PretrainedFeatures(pretrained_encoder(kind, encoder, size), hidden, name=name)
+        pool = None if encoder.pool == "own" else build_pool(encoder)
+        return PretrainedFeatures(pretrained_encoder(kind, encoder, size), hidden, pool, name=name)
     return EncoderFeatures(kind, encoder, hidden, flatten, shape_info, name=name)
 
 
@@ -244,7 +246,7 @@ class ImageConfig(ModalityConfig):
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
         return jnp.clip(DENSITIES[self.likelihood].mean(decode(tokens=None)), 0.0, 1.0)
 
-    def as_fields(self, generated, end_id: int) -> dict[str, Array]:
+    def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
         return {"": jnp.round(generated * 255.0).astype(jnp.uint8)}
 
     def reconstruction_metrics(self, generated, x, mask) -> dict[str, Array]:
@@ -308,19 +310,21 @@ class TextConfig(ModalityConfig):
 
         return jax.lax.fori_loop(0, length, set_token, jnp.zeros((*latents.shape[:-1], length), jnp.int32))
 
-    def as_fields(self, generated, end_id: int) -> dict[str, Array]:
-        """The token ids, and a mask of the tokens up to and including the first ``end_id``, without padding (0)."""
+    def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
+        """The token ids, and a mask of the tokens up to and including the first ``end_id``, without ``pad_id``."""
         # How many tokens before this one are `end_id`.
         after_end = jnp.cumsum(generated == end_id, axis=-1) - (generated == end_id)
-        return {"": generated, "_mask": (after_end == 0) & (generated != 0)}
+        return {"": generated, "_mask": (after_end == 0) & (generated != pad_id)}
 
     def reconstruction_metrics(self, generated, x, mask) -> dict[str, Array]:
         correct = ((generated == x) & mask).sum(axis=1)
         return {"token_accuracy": correct / jnp.maximum(mask.sum(axis=1), 1)}
 
     def show(self, x: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> str:
-        ids = np.where(mask, x, 0)
-        return vocabulary.decode_text(ids) if vocabulary.decode_text else " ".join(map(str, ids))
+        # Without the padding, whose id 0 may be a word of the vocabulary.
+        if vocabulary.decode_text:
+            return vocabulary.decode_text(x[mask])
+        return " ".join(map(str, np.where(mask, x, 0)))
 
 
 def _choose(logits: Array, key: Key | None) -> Array:
@@ -399,7 +403,7 @@ class AudioConfig(ModalityConfig):
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
         return DENSITIES[self.likelihood].mean(decode(tokens=None))
 
-    def as_fields(self, generated, end_id: int) -> dict[str, Array]:
+    def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
         return {"": self.to_log_mel(generated), "_mask": jnp.ones(generated.shape[:2], bool)}
 
     def show(self, x: np.ndarray, mask, vocabulary: Vocabulary) -> np.ndarray:
@@ -452,7 +456,7 @@ class LabelConfig(ModalityConfig):
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
         return _choose(decode(tokens=None), key)
 
-    def as_fields(self, generated, end_id: int) -> dict[str, Array]:
+    def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
         return {"": generated.astype(jnp.int32)}
 
     def show(self, x: np.ndarray, mask, vocabulary: Vocabulary) -> str:
@@ -534,13 +538,13 @@ def sizes_of(
 
 
 def as_batch(
-    configs: ModalityConfigs, generated: Mapping[str, Array], *, end_id: int = -1
+    configs: ModalityConfigs, generated: Mapping[str, Array], *, end_id: int = -1, pad_id: int = 0
 ) -> dict[str, Array]:
     """Generated data ``[B, ...]`` of each modality as a batch: uint8 images, texts masked up to their first
-    ``end_id``, log-mel frames, labels."""
+    ``end_id`` and where they hold ``pad_id`` (-1: the vocabulary has no padding), log-mel frames, labels."""
     batch: dict[str, Array] = {}
     for name, x in generated.items():
-        fields = configs.for_modality(name).as_fields(x, end_id)
+        fields = configs.for_modality(name).as_fields(x, end_id, pad_id)
         batch |= {f"{name}{suffix}": field for suffix, field in fields.items()}
     batch["index"] = jnp.arange(len(x), dtype=jnp.int32)
     return batch

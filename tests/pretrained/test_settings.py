@@ -1,0 +1,310 @@
+"""What the files of a checkpoint beside its weights say: scaling of pixels, pooling of sentences, lengths of texts."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.pretrained import checkpoints as made
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.models.contrastive import ContrastiveConfig
+from xmodal_jax.models.towers import max_audio_seconds, read_pretrained_config
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextTransformerConfig, max_text_tokens
+from xmodal_jax.preprocess.image import standardize, to_float
+from xmodal_jax.pretrained.encoder import EncoderOptions
+from xmodal_jax.pretrained.export import TrainedEncoder, save_encoder
+from xmodal_jax.pretrained.files import read_processor, read_sentence_settings
+from xmodal_jax.pretrained.images import CLIP, resize_settings
+from xmodal_jax.pretrained.load import complete_config, load_encoder, make_module, parse_config
+from xmodal_jax.train.config import StartConfig
+from xmodal_jax.transfer.pretrained import pretrained_remarks
+
+WORDS = dict(vocab_size=30)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimpleRun(StartConfig):
+    model: ContrastiveConfig = ContrastiveConfig()
+
+
+OWN = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+
+
+def load(folder, modality, head="pool", **sizes):
+    return load_encoder(folder, modality, EncoderOptions(head=head), progress=False, **sizes)
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"processor_config.json": {"image_processor": OWN, "processor_class": "CLIPProcessor"}},
+        {"preprocessor_config.json": OWN},
+        {"processor_config.json": {"processor_class": "CLIPProcessor"}, "preprocessor_config.json": OWN},
+        {"processor_config.json": {"image_processor": OWN}, "preprocessor_config.json": {"image_mean": [0, 0, 0]}},
+        {"processor_config.json": {"video_processor": OWN}},
+        {"video_preprocessor_config.json": OWN},
+    ],
+)  # fmt: skip
+def test_the_processor_is_read_wherever_a_version_writes_it(tmp_path, files):
+    for name, content in files.items():
+        write(tmp_path, name, content)
+    assert read_processor(tmp_path) == OWN
+    encoder = make_module("image", complete_config(made.CLIP, read_processor(tmp_path)))
+    assert encoder.scale == ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2)) != CLIP
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False},
+        {"do_normalize": False, "rescale_factor": 0.5},
+        {"image_std": 0.25},  # one number for all colours
+    ],
+)
+def test_pixels_are_scaled_as_by_the_processor(settings):
+    """By the processor's own arithmetic on the pixels, in double precision."""
+    settings = {**OWN, **settings}
+    encoder = make_module("image", complete_config(made.CLIP, settings))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)
+    factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    expected = pixels * np.float64(factor)
+    if settings.get("do_normalize", True):
+        expected = (expected - np.array(settings["image_mean"])) / np.array(settings["image_std"])
+    found = standardize(to_float(jnp.asarray(pixels)), *encoder.scale)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_processor_that_makes_no_sense_is_refused(tmp_path):
+    for settings in ({"image_mean": [0.5, 0.5]}, {"image_std": [1, 0, 1]}, {"image_mean": "half"}):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(settings))} must be a number for each of 3 colours"
+        ):
+            make_module("image", complete_config(made.CLIP, settings))
+    write(tmp_path, "processor_config.json", {"image_processor": [1]})
+    with pytest.raises(ValueError, match="'image_processor' is not a JSON object"):
+        read_processor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, (None, None)),
+        ({"resample": 2, "size": {"height": 8, "width": 8}}, ("stretch", "bilinear")),
+        ({"resample": 3, "size": {"shortest_edge": 8}, "do_center_crop": True}, ("crop", "bicubic")),
+        ({"size": {"shortest_edge": 8}}, ("crop", None)),
+        ({"size": 8, "do_center_crop": True}, ("crop", None)),
+        ({"size": 8, "resample": 0}, ("stretch", "nearest")),
+        ({"do_resize": False, "resample": 2}, (None, None)),
+    ],
+)
+def test_how_the_processor_resizes(settings, expected):
+    assert resize_settings(parse_config(complete_config(made.VIT, settings))) == expected
+
+
+def test_a_checkpoint_without_the_layers_of_its_pool_pools_by_the_first_token(tmp_path):
+    """As those of classifiers and of masked-language models, in which form most are published."""
+    bert = made.write_folder(tmp_path / "bert", {**made.BERT, **WORDS}, {"text": "none"})
+    vit = made.write_folder(tmp_path / "vit", made.VIT, {"image": "none"})
+    ids = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+    for folder, modality, inputs in ((bert, "text", ids), (vit, "image", pixels)):
+        found = load(folder, modality)
+        assert not json.loads(found.config)["has_pooler"]
+        tokens = found.module.apply({"params": found.params}, inputs)
+        pooled = found.module.apply({"params": found.params}, inputs, method="embed")
+        np.testing.assert_array_equal(pooled, tokens.values[:, 0])
+    # With these layers nothing is different from before.
+    whole = made.write_folder(tmp_path / "whole", made.VIT, {"image": "pool"})
+    assert "has_pooler" not in load(whole, "image").config and "dense" in load(whole, "image").params
+
+
+POOLS = {
+    "cls": lambda x: x[0],
+    "max": lambda x: x.max(0),
+    "mean": lambda x: x.mean(0),
+    "mean_sqrt_len_tokens": lambda x: x.sum(0) / np.sqrt(len(x)),
+    "weightedmean": lambda x: np.average(x, axis=0, weights=np.arange(1, len(x) + 1)),
+    "lasttoken": lambda x: x[-1],
+}
+"""Poolings of sentence-transformers, of the valid tokens ``[L, D]``."""
+
+
+def sentence_folder(folder, pooling, *more, limits=None):
+    """A sentence encoder's folder. ``pooling``: the content of its pooling's configuration; ``more``: its modules after
+    the pooling."""
+    made.write_folder(folder, {**made.BERT, **WORDS}, {"text": "none"})
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *((name, f"2_{name}") for name in more)]
+    entries = [
+        {"idx": k, "name": str(k), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for k, (name, path) in enumerate(modules)
+    ]
+    write(folder, "modules.json", entries)
+    write(folder, "1_Pooling/config.json", {"word_embedding_dimension": 12, **pooling})
+    if limits is not None:
+        write(folder, "sentence_bert_config.json", limits)
+    return folder
+
+
+def flags(*names):
+    known = {"cls": "cls_token", "lasttoken": "lasttoken", "mean_sqrt_len_tokens": "mean_sqrt_len_tokens"}
+    return {
+        f"pooling_mode_{known.get(name, f'{name}_tokens')}": name in names for name in POOLS
+    }  # as published
+
+
+@pytest.mark.parametrize(
+    "pooling, names",
+    [(flags(name), (name,)) for name in POOLS]
+    + [(flags("mean", "cls"), ("cls", "mean")), ({}, ("mean",)), ({"pooling_mode": "mean"}, ("mean",)),
+       ({"pooling_mode": "cls+max"}, ("cls", "max"))],
+)  # fmt: skip
+def test_a_sentence_encoder_pools_as_its_files_say(tmp_path, pooling, names):
+    folder = sentence_folder(tmp_path / "sentence", pooling, "Normalize")
+    found = load(folder, "text")
+    ids = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
+    mask = jnp.asarray(np.arange(6)[None] < np.array([[6], [3]]))
+
+    @jax.jit
+    def encode(params):
+        apply = lambda **options: found.module.apply({"params": params}, ids, mask, **options)
+        return apply().values, apply(method="embed")
+
+    tokens, pooled = encode(found.params)
+    valid = [np.asarray(tokens[0], np.float64), np.asarray(tokens[1, :3], np.float64)]
+    expected = np.stack([np.concatenate([POOLS[name](x) for name in names]) for x in valid])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(pooled, expected, atol=1e-5)
+
+
+def test_what_sentence_encoders_say_further(tmp_path):
+    folder = sentence_folder(
+        tmp_path / "a", flags("mean"), limits={"max_seq_length": 9, "do_lower_case": True}
+    )
+    settings = read_sentence_settings(folder)
+    assert settings == {"pooling": ["mean"], "normalize": False, "max_tokens": 9, "lower": True, "unread": []}
+    config = read_pretrained_config("text", folder)
+    assert config.max_tokens == 9 and max_text_tokens(config) == 9
+    # Layers that this library lacks are not left out in silence, only where another pool is chosen.
+    dense = sentence_folder(tmp_path / "b", flags("mean"), "Dense")
+    with pytest.raises(ValueError, match="modules.json lists Dense.*--model.text.pool mean"):
+        load(dense, "text")
+    assert load(dense, "text", "none").module.sentence_pools == ("mean",)
+
+
+def test_an_exported_sentence_encoder_pools_as_before(tmp_path):
+    limits = {"max_seq_length": 9, "do_lower_case": True}
+    folder = sentence_folder(tmp_path / "in", flags("cls", "lasttoken"), "Normalize", limits=limits)
+    found = load(folder, "text")
+    trained = TrainedEncoder("text", found.module, found.params, found.config)
+    save_encoder(tmp_path / "out", trained, card="")
+    again = load(tmp_path / "out", "text")
+    assert (
+        again.module == found.module
+        and json.loads(again.config)["sentence"] == json.loads(found.config)["sentence"]
+    )
+    # Without its own pool it is an ordinary encoder.
+    alone = make_module("text", found.config)
+    save_encoder(tmp_path / "alone", trained._replace(module=alone), card="")
+    assert not (tmp_path / "alone" / "modules.json").exists()
+
+
+@pytest.mark.parametrize(
+    "modality, config, processor",
+    [
+        ("audio", made.WAV2VEC2, {"sampling_rate": 8000}),
+        ("audio", {"model_type": "whisper"}, {"hop_length": 320}),
+        ("audio", {"model_type": "whisper"}, {"do_normalize": True}),
+    ],
+)
+def test_audio_that_is_prepared_in_another_way_is_refused(modality, config, processor):
+    ((name, value),) = processor.items()
+    with pytest.raises(ValueError, match=f"processor says {name} {value}; only"):
+        make_module(modality, complete_config(config, processor))
+    right = {"sampling_rate": 16000, "hop_length": 160}
+    make_module(modality, complete_config(config, right))
+
+
+def test_recordings_longer_than_whispers_positions_are_refused(tmp_path):
+    config = complete_config({"model_type": "whisper", "max_source_positions": 150})
+    assert max_audio_seconds(PretrainedEncoderConfig(architecture=config)) == 3.0
+    config = complete_config(made.WAV2VEC2)
+    assert max_audio_seconds(PretrainedEncoderConfig(architecture=config)) is None
+
+
+def test_an_encoder_without_a_projection_says_so(tmp_path):
+    folder = made.write_folder(tmp_path, {**made.BERT, **WORDS}, {"text": "pool"})
+    with pytest.raises(
+        ValueError, match="bert was not trained in an embedding space.*leave --model.head own out"
+    ):
+        load(folder, "text", "project")
+
+
+def test_what_a_checkpoint_decides_is_said(tmp_path):
+    """Where users would not expect it: on screen and in the report."""
+    sentence = sentence_folder(tmp_path / "a", flags("mean"), "Normalize", limits={"do_lower_case": True})
+    text = read_pretrained_config("text", sentence)
+    vit = made.write_folder(tmp_path / "b", made.VIT, {"image": "none"})
+    image = read_pretrained_config("image", vit)
+    config = SimpleRun(model=ContrastiveConfig(text=text, image=image))
+    pooled, lower, first = pretrained_remarks(config)
+    assert pooled.startswith(
+        "--model.text hf: pools by mean, scaled to length 1, as its sentence-transformers files"
+    )
+    assert lower.startswith("--model.text hf: was trained on texts in lower case")
+    assert first.startswith(
+        "--model.image hf: has no layers for its pool in the checkpoint, so that it is the first"
+    )
+    chosen = dataclasses.replace(
+        config.model, text=TextTransformerConfig(), image=dataclasses.replace(image, pool="cls")
+    )
+    assert pretrained_remarks(SimpleRun(model=chosen)) == []
+    shown, bad_examples = [], BadExamples()
+    bad_examples.announce = shown.append
+    for _ in range(2):
+        bad_examples.remark(first)
+    assert shown == [first] == bad_examples.remarks and bad_examples.summary() == first
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("modules.json", [{"type": "x.Pooling", "path": "../elsewhere"}], "outside of"),
+        ("modules.json", [{"type": "x.Pooling", "path": "/etc"}], "outside of"),
+        ("modules.json", {"a": 1}, "no list of modules"),
+        ("modules.json", [{"path": ""}], "no list of modules"),
+        ("1_Pooling/config.json", {"pooling_mode": "sum"}, "chooses the pooling sum; known are cls"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "chooses the pooling of nothing"),
+    ],
+)
+def test_damaged_files_of_a_sentence_encoder_are_refused(tmp_path, name, content, message):
+    folder = sentence_folder(tmp_path / "sentence", flags("mean"))
+    write(folder, name, content)
+    with pytest.raises(ValueError, match=message):
+        read_sentence_settings(folder)
+
+
+def test_the_most_tokens_of_each_architecture(tmp_path):
+    """Its positions; RoBERTa's begin after that of padding."""
+    for model_type, expected in (("bert", 40), ("roberta", 38)):
+        config = {**made.BERT, **WORDS, "model_type": model_type, "pad_token_id": 1}
+        folder = made.write_folder(tmp_path / model_type, config, {"text": "none"})
+        assert read_pretrained_config("text", folder).max_tokens == expected
+    gpt2 = made.write_folder(tmp_path / "gpt2", {**made.GPT2, **WORDS}, {"decoder": "none"})
+    assert read_pretrained_config("decoder", gpt2).max_tokens == 60
+    assert (
+        read_pretrained_config(
+            "image", made.write_folder(tmp_path / "vit", made.VIT, {"image": "none"})
+        ).max_tokens
+        is None
+    )

@@ -67,7 +67,7 @@ def test_jpeg_draft_is_close_to_the_full_decoding(tmp_path):
     )
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
     with Image.open(tmp_path / "a.jpg") as image:
-        full = media.resize_and_crop(image, 32)
+        full = media.to_square(image, 32)
     assert np.abs(media.decode_image(tmp_path / "a.jpg", 32).astype(int) - full).max() <= 4
 
 
@@ -200,3 +200,20 @@ def test_cut_and_empty(tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"RIFFxxxx")
     with pytest.raises(ValueError, match="cannot be decoded as audio"):
         media.decode_audio(tmp_path / "bad.wav", 16000)
+
+
+def test_how_images_become_square(tmp_path):
+    """A picture of 8 x 4 pixels, left half red, right half blue."""
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, :4, 0], wide[:, 4:, 2] = 255, 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    square = lambda fit, size=4: media.decode_image(
+        tmp_path / "wide.png", size, resize=media.Resize(fit, "nearest")
+    )
+    np.testing.assert_array_equal(square("crop"), wide[:, 2:6])
+    np.testing.assert_array_equal(square("stretch"), wide[:, ::2])
+    padded = square("pad", 8)
+    np.testing.assert_array_equal(padded[2:6], wide)
+    assert not padded[:2].any() and not padded[6:].any()
+    smooth = media.decode_image(tmp_path / "wide.png", 4, resize=media.Resize("stretch", "bilinear"))
+    assert len(np.unique(smooth)) > 2  # colours mixed at the border

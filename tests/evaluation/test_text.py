@@ -6,18 +6,21 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.test_text import gpt2_like
 from tests.models.test_seq2seq import CONFIG
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
+from xmodal_jax.data.media import Resize
+from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
-from xmodal_jax.inference.load import Translator, load_translator
+from xmodal_jax.inference.load import Translator, load_translator, text_cleaner
 from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
 from xmodal_jax.models.seq2seq import (
     AttentionObjective,
@@ -102,8 +105,9 @@ def run(tmp_path_factory):
     tokenizer = train_tokenizer(source.arrays["caption"].tolist(), "word")
     tokenize, model = TokenizeTransform(tokenizer, 5), writer_config()
     config = TextGenerationConfig(
-        steps=150, batch_size=16, model=model, generation=BeamSearchConfig(beams=2), run_dir=folder
-    )
+        steps=150, batch_size=16, model=model, generation=BeamSearchConfig(beams=2), run_dir=folder,
+        input=DataOptions(image_fit="pad"),
+    )  # fmt: skip
     method = make_seq2seq(model, "image", vocab_size=tokenizer.vocab_size, length=5)
     arrays = {k: v for k, v in tokenize(source.arrays).items() if k != "caption"}
     loader = Loader(ArraySource(arrays), batch_size=16, seed=0)
@@ -140,6 +144,16 @@ def test_learns_to_write_and_writes_the_same_when_loaded(run):
     loaded = load_translator(folder)
     assert (loaded.source, loaded.target, loaded.shape) == ("image", "text", (8, 8, 3))
     assert loaded.apply(list(unseen.arrays["image"])) == written
+    # Files become squares as those of training did.
+    assert loaded.resize == Resize("pad", "bicubic")
+    Image.fromarray(np.full((4, 8, 3), 200, np.uint8)).save(folder / "wide.png")
+    _, (image,) = read_inputs(find_inputs(str(folder / "wide.png")), loaded, BadExamples())
+    assert not image[:2].any() and (image[2:6] == 200).all() and not image[6:].any()
+
+
+def test_texts_are_cleaned_as_those_of_training():
+    assert text_cleaner({"config": {"text_cleanup": "lower"}})("A  Red") == "a red"
+    assert text_cleaner({"config": {}}) is None
 
 
 def test_a_tokenizer_without_an_end_cannot_write():

@@ -69,7 +69,8 @@ def test_the_processor_names_the_scale_of_pixels():
         return images.pixel_scale(SimpleNamespace(processor=SimpleNamespace(**processor)), images.HALF)
 
     assert images.pixel_scale(SimpleNamespace(), images.IMAGENET) == images.IMAGENET
-    assert scale() == scale(image_mean=[0.1] * 3) == images.HALF
+    assert scale() == images.HALF
+    assert scale(image_mean=[0.1] * 3) == ((0.1,) * 3, images.HALF[1])  # each of the two by itself
     assert scale(image_mean=[0, 0.25, 1], image_std=[1, 2, 3]) == ((0.0, 0.25, 1.0), (1.0, 2.0, 3.0))
     assert scale(do_normalize=False, image_mean=[0.1] * 3, image_std=[2.0] * 3) == ((0.0,) * 3, (1.0,) * 3)
 

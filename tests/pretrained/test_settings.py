@@ -86,6 +86,8 @@ def test_pixels_are_scaled_as_by_the_processor(settings):
 
 
 def test_a_processor_that_makes_no_sense_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="rescale_factor must be positive"):
+        make_module("image", complete_config(made.CLIP, {"rescale_factor": 0}))
     for settings in ({"image_mean": [0.5, 0.5]}, {"image_std": [1, 0, 1]}, {"image_mean": "half"}):
         with pytest.raises(
             ValueError, match=f"{next(iter(settings))} must be a number for each of 3 colours"
@@ -112,6 +114,12 @@ def test_how_the_processor_resizes(settings, expected):
     assert resize_settings(parse_config(complete_config(made.VIT, settings))) == expected
 
 
+def both(module, inputs):
+    """The tokens' vectors, and what the encoder pools them to."""
+    tokens = module(inputs)
+    return tokens.values, module.pool(tokens)
+
+
 def test_a_checkpoint_without_the_layers_of_its_pool_pools_by_the_first_token(tmp_path):
     """As those of classifiers and of masked-language models, in which form most are published."""
     bert = made.write_folder(tmp_path / "bert", {**made.BERT, **WORDS}, {"text": "none"})
@@ -121,9 +129,11 @@ def test_a_checkpoint_without_the_layers_of_its_pool_pools_by_the_first_token(tm
     for folder, modality, inputs in ((bert, "text", ids), (vit, "image", pixels)):
         found = load(folder, modality)
         assert not json.loads(found.config)["has_pooler"]
-        tokens = found.module.apply({"params": found.params}, inputs)
-        pooled = found.module.apply({"params": found.params}, inputs, method="embed")
-        np.testing.assert_array_equal(pooled, tokens.values[:, 0])
+        encode = jax.jit(
+            lambda params, x, module=found.module: module.apply({"params": params}, x, method=both)
+        )
+        tokens, pooled = encode(found.params, inputs)
+        np.testing.assert_array_equal(pooled, tokens[:, 0])
     # With these layers nothing is different from before.
     whole = made.write_folder(tmp_path / "whole", made.VIT, {"image": "pool"})
     assert "has_pooler" not in load(whole, "image").config and "dense" in load(whole, "image").params
@@ -269,6 +279,11 @@ def test_what_a_checkpoint_decides_is_said(tmp_path):
         config.model, text=TextTransformerConfig(), image=dataclasses.replace(image, pool="cls")
     )
     assert pretrained_remarks(SimpleRun(model=chosen)) == []
+    write(vit, "preprocessor_config.json", {"size": {"height": 16, "width": 16}, "resample": 2})
+    *_, resized = pretrained_remarks(
+        SimpleRun(model=ContrastiveConfig(image=read_pretrained_config("image", vit)))
+    )
+    assert "resizes images by stretch and bilinear" in resized
     shown, bad_examples = [], BadExamples()
     bad_examples.announce = shown.append
     for _ in range(2):

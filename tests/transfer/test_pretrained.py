@@ -1,6 +1,7 @@
 """Pretrained encoders as the start of the library's models: what is read, what learns, and at which rate."""
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -400,6 +401,21 @@ def test_a_pretrained_text_model_reads_its_own_tokens(folders):
         fit_tokenizer(source, BadExamples(), tokenizer=flags["text_encoder"], vocab_size=500, **options)
     with pytest.raises(ValueError, match=">= 260"):  # 0 is a size like any other
         fit_tokenizer(source, BadExamples(), tokenizer="bpe", vocab_size=0, **options)
+
+
+def test_files_are_resized_as_the_encoders_processor_does(tmp_path):
+    """Unless flags say otherwise; files are not larger than the images that the encoder was trained on."""
+    folder = made.write_folder(tmp_path, {**made.VIT, "image_size": 96}, {"image": "pool"})
+    flag = f"hf:{folder}"
+    data = resolve_pretrained(Plain(image_encoder=flag))[0].input
+    assert (data.image_fit, data.resample, data.largest_side, data.image_size) == (None, None, 96, None)
+    settings = {"image_processor": {"size": {"height": 96, "width": 96}, "resample": 2}}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    data = resolve_pretrained(Plain(image_encoder=flag))[0].input
+    assert (data.image_fit, data.resample, data.largest_side) == ("stretch", "bilinear", 96)
+    own = DataOptions(image_fit="crop", resample="bicubic", largest_side=64)  # the defaults otherwise
+    data = resolve_pretrained(Plain(image_encoder=flag, input=own))[0].input
+    assert (data.image_fit, data.resample, data.largest_side) == ("crop", "bicubic", 64)
 
 
 def test_what_cannot_be_is_said(folders, tmp_path):

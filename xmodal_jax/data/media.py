@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
@@ -51,15 +51,40 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def resize_and_crop(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:
-    """Uint8 ``[size, size, channels]``: the shorter side resized to ``size`` (antialiased bicubic), then the centre
-    cropped.
+Fit = Literal["crop", "pad", "stretch"]
+"""How an image becomes a square: the shorter side is resized and the centre cropped (crop), the longer side is resized
+and the rest filled with black (pad), or each side is resized (stretch)."""
+Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+"""Filters by which images are resized, antialiased as in Pillow."""
+
+
+class Resize(NamedTuple):
+    """How images become squares of one size."""
+
+    fit: Fit = "crop"
+    resample: Resample = "bicubic"
+
+
+DEFAULT_RESIZE = Resize()
+"""The shorter side resized by a bicubic filter, and the centre cropped."""
+
+
+def to_square(
+    image: Image.Image, size: int, channels: int = 3, resize: Resize = DEFAULT_RESIZE
+) -> np.ndarray:
+    """The image as uint8 ``[size, size, channels]``, resized as ``resize`` says.
 
     Transparent pixels become white; 16-bit values keep their upper 8 bits. ``channels``: 1 (gray) or 3 (RGB).
     """
     image = _to_mode(image, channels)
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+        method = Image.Resampling[resize.resample.upper()]
+        if resize.fit == "crop":
+            image = ImageOps.fit(image, (size, size), method=method)
+        elif resize.fit == "pad":
+            image = ImageOps.pad(image, (size, size), method=method)
+        else:
+            image = image.resize((size, size), method)
     array = np.asarray(image, np.uint8)
     return array[..., None] if channels == 1 else array
 
@@ -84,8 +109,10 @@ def shorter_side(file: str | Path | bytes) -> int:
         return min(image.size)
 
 
-def decode_image(file: str | Path | bytes, size: int, channels: int = 3) -> np.ndarray:
-    """Uint8 ``[size, size, channels]`` from a path or from the bytes of a file; see `resize_and_crop`.
+def decode_image(
+    file: str | Path | bytes, size: int, channels: int = 3, resize: Resize = DEFAULT_RESIZE
+) -> np.ndarray:
+    """Uint8 ``[size, size, channels]`` from a path or from the bytes of a file; see `to_square`.
 
     The camera's orientation (EXIF) is applied. A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is
     still at least twice ``size``, which is several times faster.
@@ -93,7 +120,7 @@ def decode_image(file: str | Path | bytes, size: int, channels: int = 3) -> np.n
     with _open(file) as image:
         image.draft(None, (2 * size, 2 * size))
         image.load()
-        return resize_and_crop(ImageOps.exif_transpose(image), size, channels)
+        return to_square(ImageOps.exif_transpose(image), size, channels, resize)
 
 
 def _evenly_spaced(total: int, count: int) -> np.ndarray:
@@ -101,15 +128,17 @@ def _evenly_spaced(total: int, count: int) -> np.ndarray:
     return np.round(np.linspace(0, total - 1, count)).astype(int)
 
 
-def decode_video(path: str | Path, frames: int, size: int, channels: int = 3) -> np.ndarray:
-    """Uint8 ``[frames, size, size, channels]``: frames evenly spaced from the first to the last, see `resize_and_crop`.
+def decode_video(
+    path: str | Path, frames: int, size: int, channels: int = 3, resize: Resize = DEFAULT_RESIZE
+) -> np.ndarray:
+    """Uint8 ``[frames, size, size, channels]``: frames evenly spaced from the first to the last, see `to_square`.
 
     A clip with fewer frames repeats some. ``.gif`` and animated WebP are read by Pillow; ``.mp4`` needs the package
     imageio-ffmpeg. Only the frames of the result are kept in memory. A video that takes longer than `VIDEO_SECONDS`, or
     an animation of more than `MAX_ANIMATION_PIXELS`, raises ValueError.
     """
     if Path(path).suffix.lower() == ".mp4":
-        return _decode_mp4(path, frames, size, channels)
+        return _decode_mp4(path, frames, size, channels, resize)
     with _open(path) as image:
         count = getattr(image, "n_frames", 1)
         if count * image.width * image.height > MAX_ANIMATION_PIXELS:
@@ -121,7 +150,7 @@ def decode_video(path: str | Path, frames: int, size: int, channels: int = 3) ->
         frame_by_index = {}
         for i, frame in enumerate(ImageSequence.Iterator(image)):
             if i in indices:
-                frame_by_index[i] = resize_and_crop(frame, size, channels)
+                frame_by_index[i] = to_square(frame, size, channels, resize)
     if not frame_by_index or indices[-1] not in frame_by_index:
         raise ValueError("the animation ends before its last frame")
     return np.stack([frame_by_index[i] for i in indices])
@@ -135,7 +164,7 @@ MAX_FRAME_PIXELS = 2 * 89_478_485
 """Pixels of a video's frame, at most: what Pillow allows for an image."""
 
 
-def _decode_mp4(path: str | Path, frames: int, size: int, channels: int) -> np.ndarray:
+def _decode_mp4(path: str | Path, frames: int, size: int, channels: int, resize: Resize) -> np.ndarray:
     """Uint8 ``[frames, size, size, channels]``: frames of an .mp4 file, evenly spaced from the first to the last.
 
     The file is decoded twice, because only the end tells how many frames there are: once as images of one pixel, which
@@ -155,7 +184,7 @@ def _decode_mp4(path: str | Path, frames: int, size: int, channels: int) -> np.n
             if frame is None:
                 raise ValueError("the video ends before its last frame")
             if i in wanted:
-                frame_by_index[i] = resize_and_crop(frame, size, channels)
+                frame_by_index[i] = to_square(frame, size, channels, resize)
     return np.stack([frame_by_index[i] for i in indices])
 
 

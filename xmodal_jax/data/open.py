@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
+from xmodal_jax.data.media import Fit, Resample
 from xmodal_jax.data.metadata import COLUMN_NAMES
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.source import Source
@@ -41,8 +42,17 @@ class DataOptions:
     """
 
     image_size: int | None = None
-    """Side of images and video frames in pixels: the shorter side is resized to it and the centre cropped. None: the
-    size that the data set has, 32 for shapes. Arrays (npz:PATH) are not resized but must have this size."""
+    """Side of images and video frames in pixels. None: the size that the data set has, 32 for shapes; for files
+    (folder:PATH) not more than --largest-side. Arrays (npz:PATH) are not resized but must have this size."""
+    largest_side: Advanced[int | None] = None
+    """Largest side in pixels that files get (folder:PATH) where --image-size is not given. None: 64, which the default
+    networks are made for, or that of a pretrained image encoder."""
+    image_fit: Advanced[Fit | None] = None
+    """How files become squares: the shorter side is resized and the centre cropped (crop), the longer side is resized
+    and the rest black (pad), or each side is resized (stretch). None: as for a pretrained image encoder, or crop."""
+    resample: Advanced[Resample | None] = None
+    """Filter by which files are resized: nearest, box, bilinear, hamming, bicubic or lanczos. None: that of a
+    pretrained image encoder, or bicubic."""
     channels: Advanced[int] = 3
     """Colour channels of images and video frames: 1 (gray) or 3 (RGB)."""
     sample_rate: Advanced[int] = 16000
@@ -96,6 +106,7 @@ class DataOptions:
             raise ValueError(f"channels must be 1 or 3, not {self.channels}.")
         for name in (
             "image_size",
+            "largest_side",
             "sample_rate",
             "max_seconds",
             "frames",
@@ -109,6 +120,9 @@ class DataOptions:
                 raise ValueError(f"{name} must be positive, not {value}.")
         if not 0 <= self.missing <= 1:
             raise ValueError(f"missing must lie in 0..1, a fraction of the examples; got {self.missing}.")
+        for name, choices in (("image_fit", get_args(Fit)), ("resample", get_args(Resample))):
+            if getattr(self, name) not in (None, *choices):
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if self.incomplete not in ("keep", "discard"):
             raise ValueError(f"incomplete must be keep or discard, not {self.incomplete!r}.")
         unknown = [m for m in self.modalities or () if not _names_modality(m)]
@@ -192,16 +206,19 @@ FORMS: dict[str, Form] = {
         "NAME",
         "a TensorFlow Datasets set that has been prepared as ArrayRecord; --data-dir says where",
         TfdsSource,
-        ("data_dir", "image_size", "channels", "sample_rate", "max_seconds", "modalities", "prompt"),
+        (
+            "data_dir", "image_size", "image_fit", "resample", "channels", "sample_rate", "max_seconds", "modalities",
+            "prompt",
+        ),
     ),
     "folder": Form(
         "PATH",
         "files with metadata.jsonl or metadata.csv",
         FolderSource,
         (
-            "image_size", "channels", "sample_rate", "max_seconds", "frames", "modalities", "prompt", "columns",
-            "allow_outside",
-            "bad_examples", "memory_limit", "workers", "progress",
+            "image_size", "largest_side", "image_fit", "resample", "channels", "sample_rate", "max_seconds", "frames",
+            "modalities", "prompt", "columns", "allow_outside", "bad_examples", "memory_limit", "workers",
+            "progress",
         ),
     ),
     "npz": Form(

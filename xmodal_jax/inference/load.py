@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.data.media import DEFAULT_RESIZE, Resize
 from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.splits import make_text_cleaner
 from xmodal_jax.data.text import TokenizeTransform, tokenizer_from_files
 from xmodal_jax.evaluation.images import ImageGenerator
 from xmodal_jax.evaluation.speech import Synthesizer
@@ -45,6 +47,8 @@ class Translator(NamedTuple):
     """Shape of the images ``[H, W, C]`` or videos ``[F, H, W, C]`` of training."""
     speakers: tuple[str, ...] = ()
     """Names of the speakers; empty where the target is not audio."""
+    resize: Resize = DEFAULT_RESIZE
+    """How images and frames became squares for training."""
 
 
 def load_translator(
@@ -109,7 +113,16 @@ def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig 
         fields = pad_audio(examples, sample_rate) if modality == "audio" else {modality: np.stack(examples)}
         return generate(restored.params, ArraySource(fields), decoding="test")
 
-    return Translator(modality, "text", apply, sample_rate=sample_rate, shape=tuple(metadata["shape"]))
+    data = config.get("input", {})  # runs of earlier versions have no such options
+    resize = Resize(data.get("image_fit") or "crop", data.get("resample") or "bicubic")
+    return Translator(
+        modality, "text", apply, sample_rate=sample_rate, shape=tuple(metadata["shape"]), resize=resize
+    )
+
+
+def text_cleaner(metadata: Mapping[str, Any]) -> Callable[[str], str] | None:
+    """How texts were cleaned for the training of a run; None: they were not."""
+    return make_text_cleaner(metadata["config"].get("text_cleanup", "none"))
 
 
 def pad_audio(waveforms: Sequence[np.ndarray], multiple: int) -> dict[str, Any]:
@@ -128,10 +141,10 @@ def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.
     metadata = restored.metadata
     model = from_json(SpeechConfig, metadata["config"]["model"])
     tokenizer, names = tokenizer_from_files(metadata["tokenizer"]), tuple(metadata["speakers"])
-    length = metadata["length"]
+    length, clean = metadata["length"], text_cleaner(metadata)
     synthesize = Synthesizer(
         model,
-        TokenizeTransform(tokenizer, length),
+        TokenizeTransform(tokenizer, length, clean=clean),
         frames=metadata["frames"],
         speakers=len(names),
         speed=speed,
@@ -144,7 +157,8 @@ def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.
         Raises:
           ValueError: a text is too long.
         """
-        for text, tokens in zip(texts, tokenizer.lengths(texts), strict=True):
+        cleaned = texts if clean is None else [clean(text) for text in texts]
+        for text, tokens in zip(texts, tokenizer.lengths(cleaned), strict=True):
             if tokens > length:
                 raise ValueError(
                     f"{run} speaks texts of up to {length} tokens, this one has {tokens}: {text!r}"
@@ -165,7 +179,7 @@ def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translat
     model = dataclasses.replace(model, features=None)  # only training needs them
     generate = ImageGenerator(
         make_gan(model, shape=shape, **sizes),
-        TokenizeTransform(tokenizer, length),
+        TokenizeTransform(tokenizer, length, clean=text_cleaner(metadata)),
         noise=model.generator.noise,
         batch_size=BATCH,
     )

@@ -118,8 +118,8 @@ def _read_lines(file: Path, first: Translator) -> list[str]:
 READERS: dict[str, Callable[[Path, Translator], list[Any]]] = {
     "text": _read_lines,
     "audio": lambda file, first: [decode_audio(file, first.sample_rate)[0]],
-    "image": lambda file, first: [decode_image(file, first.shape[0], first.shape[2])],
-    "video": lambda file, first: [decode_video(file, first.shape[0], first.shape[1], first.shape[3])],
+    "image": lambda file, first: [decode_image(file, first.shape[0], first.shape[2], first.resize)],
+    "video": lambda file, first: [decode_video(file, *first.shape[:2], first.shape[3], first.resize)],
 }
 """By modality, ``read(file, first)``: the examples in a file, in the format of the translator ``first``. Its ``shape``
 is ``[H, W, C]`` for images and ``[F, H, W, C]`` for videos."""

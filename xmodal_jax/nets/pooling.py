@@ -73,7 +73,7 @@ def _pool_sentence(
     if kind == "max":
         largest = jnp.where(mask[:, :, None], values, -jnp.inf).max(axis=1)
         return jnp.where(mask.any(axis=1)[:, None], largest, 0.0)
-    places = jnp.arange(1, length + 1, dtype=jnp.float32)
+    places = jnp.arange(1, length + 1, dtype=jnp.float32)[None]
     if kind == "last":
         weights = jax.nn.one_hot(length - 1 - jnp.argmax(mask[:, ::-1], axis=1), length) * mask
         total = jnp.float32(1.0)

@@ -40,11 +40,12 @@ def pixel_scale(config: SimpleNamespace, default: Scale) -> Scale:
     ]
     if getattr(processor, "do_normalize", True) is False:
         scale = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
-    largest = 255 * float(
-        getattr(processor, "rescale_factor", None) or 1 / 255
-    )  # what a pixel of 255 becomes
+    factor = getattr(processor, "rescale_factor", None)
+    largest = 255 * (1 / 255 if factor is None else float(factor))  # what a pixel of 255 becomes
     if getattr(processor, "do_rescale", True) is False:
         largest = 255.0
+    if not 0 < largest < math.inf:
+        raise ValueError(f"the image processor's rescale_factor must be positive, got {factor!r}")
     if abs(largest - 1) > 1e-5:
         scale = [tuple(value / largest for value in values) for values in scale]
     return scale[0], scale[1]
@@ -93,6 +94,20 @@ def resize_settings(config: SimpleNamespace) -> tuple[str | None, str | None]:
     elif isinstance(size, int) or hasattr(size, "height"):
         fit = "stretch"
     return fit, RESAMPLING.get(number)
+
+
+def largest_image_side(config: SimpleNamespace) -> int | None:
+    """The longer side in pixels of the images that a checkpoint was trained on, from its configuration or that of its
+    processor; None: they do not say."""
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None)
+    if size is None and hasattr(vision, "num_patches"):  # for any aspect ratio: a square of as many patches
+        size = math.isqrt(vision.num_patches) * vision.patch_size
+    if size is None:  # a ResNet takes images of any size
+        stated = getattr(getattr(config, "processor", None), "size", None)
+        size = list(vars(stated).values()) if isinstance(stated, SimpleNamespace) else stated
+    sides = size if isinstance(size, list) else [size]
+    return max((side for side in sides if isinstance(side, int)), default=None)
 
 
 def example_image(grid: Size, patch: int) -> Float[Array, "1 height width 3"]:

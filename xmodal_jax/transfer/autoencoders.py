@@ -22,7 +22,7 @@ from xmodal_jax.pretrained.files import open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.config import PretrainedConfig
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.transfer.pretrained import as_pretrained, find_folders
+from xmodal_jax.transfer.pretrained import as_pretrained, find_folders, with_image_settings
 from xmodal_jax.types import GAN, Batch, Method, Params
 
 Config = TypeVar("Config", bound="LatentConfig")
@@ -121,5 +121,6 @@ def use_pretrained_encoders(config: Config) -> tuple[Config, AutoencoderEncoders
         configs[kind] = as_pretrained(modality_config.encoder, read_pretrained_config(kind, checkpoint))
         modality_config = dataclasses.replace(modality_config, encoder=configs[kind])
         model = dataclasses.replace(model, **{kind: modality_config})
+    config = with_image_settings(config, configs)
     encoders = AutoencoderEncoders(checkpoints, configs, config.encoder_lr_multiplier)
     return dataclasses.replace(config, model=model), encoders

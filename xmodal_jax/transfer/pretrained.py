@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.core import trees
+from xmodal_jax.data.media import DEFAULT_RESIZE
 from xmodal_jax.data.text import Tokenizer, tokenizer_from_files
 from xmodal_jax.models.lora import LoRA, with_lora
 from xmodal_jax.models.towers import (
@@ -41,6 +42,7 @@ from xmodal_jax.nets.encoders import (
 )
 from xmodal_jax.pretrained.clip import read_loss_parameters
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
+from xmodal_jax.pretrained.images import largest_image_side, resize_settings
 from xmodal_jax.pretrained.load import parse_config, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.config import PretrainedConfig, RunConfig
@@ -49,6 +51,7 @@ from xmodal_jax.train.run import from_json
 from xmodal_jax.types import GAN, MODALITIES, Batch, EncoderSlot, Method, Params
 
 Config = TypeVar("Config", bound=PretrainedConfig)
+Run = TypeVar("Run", bound=RunConfig)
 Trained = TypeVar("Trained", Method, GAN)
 
 AFTER_LAYERS = "transformer/norm|pooler|dense|last_norm|fc_norm|projector"
@@ -233,6 +236,7 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
     for name, encoder_config in configs.items():
         if name in fields:  # the other run may have encoders that this model has no place for
             model = replace_field(model, fields[name], encoder_config)
+    config = with_image_settings(config, {name: configs[name] for name in folders})
     if "audio" in configs and "audio" in fields:
         # A checkpoint's audio encoder determines by its architecture what features it takes; another run has stored the
         # features that its encoder was trained on.
@@ -275,9 +279,37 @@ def _remarks(config: PretrainedEncoderConfig, flag: str) -> list[str]:
         remarks.append(
             f"has no layers for its pool in the checkpoint, so that it is the mean of the tokens; {other}"
         )
+    fit, resample = resize_settings(parsed)
+    reads_text = config.max_tokens is not None  # a model of images and texts has one processor for both
+    if not reads_text and (fit or "crop", resample or "bicubic") != DEFAULT_RESIZE:
+        remarks.append(
+            f"has a processor that resizes images by {' and '.join(filter(None, (fit, resample)))}: so are files "
+            "resized, unless --image-fit and --resample say otherwise"
+        )
     if sentence is not None and sentence.lower:
         remarks.append("was trained on texts in lower case: --text-cleanup lower makes them so")
     return remarks
+
+
+def with_image_settings(config: Run, encoders: Mapping[str, Any]) -> Run:
+    """``config``, whose images are resized as a pretrained encoder's processor does, unless its options say otherwise.
+
+    ``encoders``: configurations of pretrained encoders by modality; that of images counts, or else that of videos.
+    """
+    encoder = encoders.get("image", encoders.get("video"))
+    if encoder is None:
+        return config
+    parsed = parse_config(encoder.architecture)
+    fit, resample = resize_settings(parsed)
+    side = largest_image_side(parsed)
+    data = config.input
+    data = dataclasses.replace(
+        data,
+        image_fit=fit if data.image_fit is None else data.image_fit,
+        resample=resample if data.resample is None else data.resample,
+        largest_side=side if data.largest_side is None else data.largest_side,
+    )
+    return dataclasses.replace(config, input=data)
 
 
 def is_pretrained(config: Any) -> bool:

@@ -10,11 +10,13 @@ import zlib
 import numpy as np
 import pytest
 import soundfile
+from jaxtyping import TypeCheckError
 from PIL import Image
 
 from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.metadata import in_test_split
+from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.sources.folder import FolderSource
 from xmodal_jax.data.tasks import read_target_classes
 
@@ -418,7 +420,7 @@ def test_too_many_arrays_are_let_go_early_and_a_bad_example_does_not_hide_it(tmp
     write(tmp_path / "train", rows)
     arrays, most = [], 0
 
-    def decode(file, size, channels):
+    def decode(file, size, channels, resize):
         nonlocal most
         arrays.append(weakref.ref(array := np.zeros((size, size, channels), np.uint8)))
         most = max(most, sum(a() is not None for a in arrays))
@@ -428,3 +430,34 @@ def test_too_many_arrays_are_let_go_early_and_a_bad_example_does_not_hide_it(tmp
     limit = 70 * 13 * 13 * 3
     assert not open_folder(tmp_path, memory_limit=limit, bad_examples=BadExamples("skip")).in_memory
     assert most < 40
+
+
+def test_large_photos_get_a_size_for_the_default_networks(tmp_path):
+    """Which is said when the data are opened; small images keep their size."""
+    rng = np.random.default_rng(0)
+    for k in range(6):
+        pixels = rng.integers(0, 256, (300 + k, 400, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.jpg")
+    lines = [json.dumps({"file_name": f"{k}.jpg", "text": "a photo"}) for k in range(6)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    shown = []
+    bad_examples = BadExamples(announce=shown.append)
+    source = open_source(f"folder:{tmp_path}", "all", bad_examples=bad_examples)
+    assert source.batch(np.arange(2))["image"].shape == (2, 64, 64, 3)
+    (sentence,) = shown
+    assert "typically 302 pixels, are resized to 64 x 64: --image-size chooses" in sentence
+    assert bad_examples.summary() == sentence
+    for options, side in (({"largest_side": 1000}, 302), ({"image_size": 96}, 96)):
+        shown.clear()
+        other = open_source(
+            f"folder:{tmp_path}",
+            "all",
+            DataOptions(**options),
+            bad_examples=BadExamples(announce=shown.append),
+        )
+        assert other.batch(np.arange(1))["image"].shape == (1, side, side, 3) and not shown
+    padded = open_source(f"folder:{tmp_path}", "all", DataOptions(image_size=40, image_fit="pad"))
+    image = padded.batch(np.arange(1))["image"][0]
+    assert not image[:5].any() and not image[-5:].any() and image[5:-5].any()
+    with pytest.raises((ValueError, TypeCheckError), match="image_fit"):
+        DataOptions(image_fit="fill")

@@ -42,6 +42,8 @@ class MediaOptions(NamedTuple):
     """Longest recording in seconds; longer ones are cut."""
     frames: int = 8
     """Number of frames of a video."""
+    resize: media.Resize = media.DEFAULT_RESIZE
+    """How images and frames become squares."""
 
 
 class _Listing(NamedTuple):
@@ -223,10 +225,12 @@ def _decode(record: Record, folder: Path, options: MediaOptions) -> tuple[dict[s
         try:
             file = find_file(folder, name)
             if modality == "image":
-                arrays["image"] = media.decode_image(file, options.image_size, options.channels)
+                arrays["image"] = media.decode_image(
+                    file, options.image_size, options.channels, options.resize
+                )
             elif modality == "video":
                 arrays["video"] = media.decode_video(
-                    file, options.frames, options.image_size, options.channels
+                    file, options.frames, options.image_size, options.channels, options.resize
                 )
             else:
                 arrays["audio"], was_cut = media.decode_audio(file, options.sample_rate, options.max_seconds)
@@ -260,6 +264,10 @@ def _typical_side(files: Sequence[tuple[Path, str]]) -> int:
     if not sides:  # all of these are damaged
         sides = [side for side in map(measure, files) if side is not None][:1]
     return sorted(sides)[(len(sides) - 1) // 2] if sides else 64
+
+
+LARGEST_SIDE = 64
+"""Largest side in pixels that images get where no size is asked for: what the default networks are made for."""
 
 
 PROBED = 16
@@ -299,7 +307,9 @@ class FolderSource(Source):
       path: the folder.
       split: ``train``, ``test``, or the name of another folder with metadata; ``all`` where there are no such folders.
       image_size: side of images and frames in pixels; None: the median of the images' shorter sides, over all splits
-        (of 64 images, if there are more).
+        (of 64 images, if there are more), but not more than ``largest_side``, which ``bad_examples`` then remarks.
+      largest_side: see ``image_size``.
+      image_fit, resample: how images become squares, see `media.Resize`.
       channels, sample_rate, max_seconds, frames: see `MediaOptions`.
       modalities: which to read; None: all that the metadata names.
       prompt: template of a caption with {} for the class name.
@@ -323,6 +333,9 @@ class FolderSource(Source):
         split: str = "train",
         *,
         image_size: int | None = None,
+        largest_side: int = LARGEST_SIDE,
+        image_fit: media.Fit = "crop",
+        resample: media.Resample = "bicubic",
         channels: int = 3,
         sample_rate: int = 16000,
         max_seconds: float = 4.0,
@@ -347,13 +360,9 @@ class FolderSource(Source):
         if "text" in (modalities or ("text",)):
             records = self._caption_by_class(records, prompt)
         if image_size is None:
-            named = (
-                (folder, r.files.get("image") or r.files.get("video"))
-                for folder, records_of_folder in listing.all_records
-                for r in _select_modalities(records_of_folder, modalities)
-            )
-            image_size = _typical_side([(folder, name) for folder, name in named if name])
-        self.options = MediaOptions(image_size, channels, sample_rate, max_seconds, frames)
+            image_size = self._choose_side(listing, modalities, largest_side, root)
+        resize = media.Resize(image_fit, resample)
+        self.options = MediaOptions(image_size, channels, sample_rate, max_seconds, frames, resize)
         self._records, self._decoded = self._decode_all(records, listing.path, memory_limit, progress)
         if not self._records:
             raise ValueError(
@@ -378,6 +387,24 @@ class FolderSource(Source):
             m: all(r.captions if m == "text" else m in r.files for r in self._records)
             for m in self.modalities
         }
+
+    def _choose_side(
+        self, listing: _Listing, modalities: tuple[str, ...] | None, largest_side: int, root: Path
+    ) -> int:
+        """The side of images and frames in pixels, where none is asked for: see the class. The same for all splits."""
+        named = (
+            (folder, r.files.get("image") or r.files.get("video"))
+            for folder, records_of_folder in listing.all_records
+            for r in _select_modalities(records_of_folder, modalities)
+        )
+        side = _typical_side([(folder, name) for folder, name in named if name])
+        if side > largest_side:
+            self.bad_examples.remark(
+                f"{root}: images and frames, whose shorter sides are typically {side} pixels, are resized to "
+                f"{largest_side} x {largest_side}: --image-size chooses another size, --image-fit how they become "
+                "square"
+            )
+        return min(side, largest_side)
 
     def _labels_to_class_indices(self, records: list[Record], labels: _Labels, path: Path) -> list[Record]:
         """The records with class indices as labels. Records with an invalid label are left out and reported as bad

@@ -182,8 +182,9 @@ class TfdsSource(Source):
       name: see `find_prepared`.
       split: ``train``, ``test`` or another split of the data set; where it has no ``test``, that is ``validation``.
       data_dir: see `find_prepared`.
-      image_size: side in pixels that images are resized and cropped to; None: the size that the data set states, if its
-        images are all of one size, else 64.
+      image_size: side in pixels that images are resized to; None: the size that the data set states, if its images are
+        all of one size, else 64.
+      image_fit, resample: how images become squares, see `media.Resize`.
       channels: 1 (gray) or 3 (RGB).
       sample_rate: Hz that audio is resampled to.
       max_seconds: length that audio is cut and padded to.
@@ -203,6 +204,8 @@ class TfdsSource(Source):
         *,
         data_dir: str | Path | None = None,
         image_size: int | None = None,
+        image_fit: media.Fit = "crop",
+        resample: media.Resample = "bicubic",
         channels: int = 3,
         sample_rate: int = 16000,
         max_seconds: float = 4.0,
@@ -242,6 +245,7 @@ class TfdsSource(Source):
                 nodes[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
             )
             image_size = int(dimensions[0])
+        self.resize = media.Resize(image_fit, resample)
         self.image_size = image_size if image_size and image_size > 0 else 64
         self.channels, self.sample_rate, self.max_seconds = channels, sample_rate, max_seconds
         used = {self._fields[m] for m in (*self.modalities, "label") if m in self._fields}
@@ -363,7 +367,8 @@ class TfdsSource(Source):
         if "label" in columns:
             batch["label"] = np.array(columns["label"], np.int32)
         if "image" in columns:
-            decode = lambda content: media.decode_image(bytes(content), self.image_size, self.channels)
+            options = (self.image_size, self.channels, self.resize)
+            decode = lambda content: media.decode_image(bytes(content), *options)
             batch["image"] = np.stack(self._decode(decode, "image", columns["image"], record_numbers))
         if "audio" in columns:
             batch |= self._pad_audio(self._decode(self._audio, "audio", columns["audio"], record_numbers))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from xmodal_jax.core.paths import leaves_folder
 from xmodal_jax.pretrained.safetensors_files import Entry, read_header, read_shards
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -181,7 +182,9 @@ def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
     }
     for kind, path in modules:
         if kind == "Pooling":
-            settings["pooling"] = _read_pooling(_inside(folder, path, index) / "config.json")
+            if leaves_folder(path):
+                raise ValueError(f"{index} names {path!r}, which is outside of {folder}: it is not read")
+            settings["pooling"] = _read_pooling(folder / path / "config.json")
         elif kind == "Normalize":
             settings["normalize"] = True
         elif kind not in ("Transformer", "Dropout"):
@@ -213,14 +216,6 @@ def _read_pooling(path: pathlib.Path) -> list[str]:
             f"{', '.join(POOLING_FLAGS)}"
         )
     return [POOL_NAMES.get(name, name) for name in POOLING_FLAGS if name in chosen]
-
-
-def _inside(folder: pathlib.Path, path: str, named_in: pathlib.Path) -> pathlib.Path:
-    """``folder / path``; raises ValueError if that is outside of the folder. ``named_in``: the file that names it."""
-    target = folder / path
-    if pathlib.PurePath(path).is_absolute() or ".." in pathlib.PurePath(path).parts:
-        raise ValueError(f"{named_in} names {path!r}, which is outside of {folder}: it is not read")
-    return target
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class _Pass:
     """State of the pass over one part of the batch that is being traced."""
 
     def __init__(self, parts: int, totals: list[Array] | None = None):
+        """``totals`` None: this is the first pass, which records denominators."""
         self.parts = parts
         """Number of parts of the batch."""
         self.totals = totals

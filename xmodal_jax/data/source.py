@@ -68,9 +68,9 @@ class Source(abc.ABC):
         """The examples ``indices``, in that order: the same values in every call, whatever was read before."""
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Which examples have which modality: bool ``[B]`` for each modality.
+        """Which of the examples ``indices`` (None: all) have which modality: bool ``[B]`` for each modality.
 
-        The default reads all examples, unless the batch of the first one has no field ``present``: then every example
+        The default reads these examples, unless the batch of the first one has no field ``present``: then every example
         has every modality.
         """
         indices = self._resolve_indices(indices)
@@ -83,31 +83,36 @@ class Source(abc.ABC):
         return {m: present.get(m, complete) for m in self.modalities}
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
-        """The class of each example, int ``[B]``, -1 where unknown; None: there are no labels.
+        """The class of each of the examples ``indices`` (None: all), int ``[B]``, -1 where unknown. The result is None
+        if there are no labels.
 
         The default reads the examples.
         """
         return read_fields(self, ("label",), indices).get("label")
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
-        """A number for each example, int ``[B]``, equal where examples show the same picture, such as an image with
-        several captions (or the same video or recording, where there is no image). -1: unknown; such an example shares
-        its picture with no other. None: no two examples show the same picture.
+        """A number for each of the examples ``indices`` (None: all), int ``[B]``, equal where examples show the same
+        picture, such as an image with several captions (or the same video or recording, where there is no image). -1:
+        unknown; such an example shares its picture with no other. The result is None if no two examples show the same
+        picture.
 
         A source that has groups puts the same numbers into its batches, as the field ``group``."""
         return None
 
     def factors(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
-        """The generative factors of each example, arrays ``[B, ...]`` by name; None: they are unknown."""
+        """The generative factors of the examples ``indices`` (None: all), arrays ``[B, ...]`` by name. The result is
+        None if they are unknown."""
         return None
 
     def meanings(self, indices: np.ndarray | None = None) -> list[Hashable] | None:
-        """What each caption means, equal for captions that differ in wording alone; None: it is unknown."""
+        """What the caption of each of the examples ``indices`` (None: all) means, equal for captions that differ in
+        wording alone. The result is None if it is unknown."""
         return None
 
     def captions(self, indices: np.ndarray | None = None, phrasing: int = 0) -> np.ndarray | None:
-        """A paraphrase of each example's caption, object ``[B]`` of str: another one for each ``phrasing`` 1, 2, ...;
-        ``phrasing`` 0 is the caption of the batches. None: the source has no paraphrases."""
+        """A paraphrase of the caption of each of the examples ``indices`` (None: all), object ``[B]`` of str: another
+        one for each ``phrasing`` 1, 2, ...; ``phrasing`` 0 is the caption of the batches. The result is None if the
+        source has no paraphrases."""
         return None
 
     def _resolve_indices(self, indices: np.ndarray | Sequence[int] | None) -> np.ndarray:

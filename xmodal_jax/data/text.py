@@ -324,8 +324,8 @@ class TokenizeTransform:
     Args:
       tokenizer: converts the captions.
       max_length: tokens per text, L; longer captions are cut.
-      clean: applied to each caption first (see `clean_text`).
-      bad_examples: notes the captions that are cut.
+      clean: a function that is applied to each caption first (such as `clean_text`); None: captions stay as they are.
+      bad_examples: notes the captions that are cut; None: they are only counted, by the tokenizer.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ class Classifier:
     Args:
       method: from `models.fusion.make_fusion`.
       modalities: those that the method was made for.
-      transform: of raw batches, such as tokenization.
+      transform: of raw batches, such as tokenization; None: there is none.
       batch_size: examples at a time.
     """
 

@@ -45,7 +45,7 @@ def predict_all(
       params: first argument of ``predict``.
       source: the examples.
       batch_size: examples at a time; the last batch is padded to this size.
-      transform: applied to every raw batch, such as tokenization.
+      transform: applied to every raw batch, such as tokenization; None: nothing is.
     """
     size, results = len(source), []
     mesh = _mesh_of(params)

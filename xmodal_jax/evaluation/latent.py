@@ -165,7 +165,7 @@ class LatentEvaluator:
           seed: seed of every random draw.
           end_id: the token that ends a text.
           pad_id: the token of padding; -1: every token is content.
-          transform: of raw batches, such as tokenization.
+          transform: of raw batches, such as tokenization; None: there is none.
           batch_size: examples at a time.
         """
         self.vae, self.configs, self.judges = vae, configs, judges

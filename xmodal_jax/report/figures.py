@@ -247,8 +247,8 @@ def embedding_map(
       points: from `project_2d`.
       groups: the group of each point, such as its class; points of a group have one colour.
       modalities: the modality of each point; points of a modality have one marker. None: all have the same.
-      palette: colours of groups; the others take those of `PALETTE`.
-      pairs: indices of points to join by a line, such as an image and its caption.
+      palette: colours of groups by name; groups that it lacks (None: all) take those of `PALETTE`.
+      pairs: indices of points to join by a line, such as an image and its caption; None: there are no lines.
       title: above the figure.
 
     Raises:

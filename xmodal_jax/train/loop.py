@@ -83,12 +83,13 @@ def fit(
     Each has its own order of the data, and ends as it would if it trained alone. Metrics then hold a value per seed.
 
     Args:
-      evaluate: ``evaluate(params) -> metrics`` of one seed, called every ``config.eval_every`` steps and at the end.
+      evaluate: ``evaluate(params) -> metrics`` of one seed, called every ``config.eval_every`` steps and at the end;
+        None: nothing is evaluated.
       monitor: the name of the metric of ``evaluate`` (higher is better; of several seeds the mean) that decides the
-        best checkpoint and early stopping.
-      params: parameters to start from, in place of the method's own initialisation.
+        best checkpoint and early stopping; None: there is neither.
+      params: parameters to start from; None: those that the method initialises.
       metadata: JSON-able values stored in every checkpoint, beside the configuration and the seeds: what is needed to
-        use the parameters elsewhere, such as the tokenizer.
+        use the parameters elsewhere, such as the tokenizer; None: nothing further.
 
     Raises:
       NonFiniteError: the loss or a gradient is no longer finite. It names the step and the parameters. With

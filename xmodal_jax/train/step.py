@@ -68,7 +68,7 @@ def make_training(
 ) -> Training:
     """Binds ``method`` to an optimizer for a training of ``steps`` steps.
 
-    ``params``: parameters to start from, in place of the method's own initialisation.
+    ``params``: parameters to start from; None: those that the method initialises.
     """
     tx = optim.make_optimizer(config, steps)
     finalize = (lambda params: params) if method.finalize_params is None else method.finalize_params

@@ -58,6 +58,8 @@ class CaptioningRun(NamedTuple):
 def load_captioning_run(run: pathlib.Path, *, seed: int | None = None) -> CaptioningRun:
     """The newest checkpoint of a captioning run.
 
+    ``seed``: the seed whose parameters to take, needed for a run of several; None: the run has one seed.
+
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run does not caption images.
@@ -80,6 +82,8 @@ class LoadedCaptioner(NamedTuple):
 
 def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> LoadedCaptioner:
     """The captioner of a run's newest checkpoint, for `models.gan.make_gan`.
+
+    ``seed``: the seed whose parameters to take, needed for a run of several; None: the run has one seed.
 
     Raises:
       FileNotFoundError: there is no checkpoint.

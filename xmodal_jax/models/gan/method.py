@@ -53,9 +53,10 @@ def make_gan(
       vocab_size: tokens of the captions' vocabulary, for the conditions "sentence" and "words".
       length: tokens of a caption, for the same.
       classes: number of classes, for the condition "class".
-      text: parameters of a frozen text encoder, instead of one that each network trains.
-      captioner: a frozen captioner, used as ``config.features`` says.
-      image_encoder: a frozen image encoder, used as ``config.features`` says; its features take precedence.
+      text: parameters of a frozen text encoder; None: each network trains one.
+      captioner: a frozen captioner, used as ``config.features`` says; None: there is none.
+      image_encoder: a frozen image encoder, used as ``config.features`` says; its features take precedence over those
+        of the captioner. None: there is none.
 
     Raises:
       ValueError: the condition needs captions or labels and there are none, or parts of the configuration do not fit.
@@ -179,8 +180,8 @@ class ConditionalGAN:
     of augmentation).
 
     ``variables`` holds ``batch_stats`` of the generator, ``spectral`` (vectors of the power iteration), ``logits``
-    (moving averages, for LeCam) and ``augment_probability`` (ADA); ``frozen`` holds the parameters of ``text``,
-    ``captioner`` and ``image_encoder``: of those that are used.
+    (moving averages, for LeCam) and ``augment_probability`` (ADA); ``frozen`` holds the parameters of those of the
+    frozen networks ``text``, ``captioner`` and ``image_encoder`` that are used; None: there are none.
     """
 
     config: GANConfig

@@ -124,7 +124,7 @@ class ModalityConfig(abc.ABC):
     @abc.abstractmethod
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
         """The network ``module(inputs, mask, keys) -> [B, hidden]`` between data and posterior; ``name``: its name
-        among the parameters."""
+        among the parameters; None: that of the attribute that it is assigned to."""
 
     @abc.abstractmethod
     def log_likelihood(self, outputs: Array, x: Array, mask: Array | None) -> Float[Array, "samples batch"]:

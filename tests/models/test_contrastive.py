@@ -132,12 +132,11 @@ def test_captions_of_one_picture_are_no_negatives(objective):
     batch, key = on_device(make_batch(n=8, modalities=modalities)), jax.random.key(0)
     params, run = random_params(method.init, key, batch), jax.jit(method.loss)
     loss = lambda group: run(params, on_device({**batch, "group": group}), key)[0]
-    plain = float(run(params, batch, key)[0])
+    plain = float(loss(np.full(8, -1, np.int32)))
     assert plain > 0.1
     assert float(loss(np.zeros(8, np.int32))) == pytest.approx(0.0, abs=1e-6)
     assert 0 < float(loss(np.arange(8, dtype=np.int32) // 4)) < plain
-    for different in (np.arange(8, dtype=np.int32), np.full(8, -1, np.int32)):
-        assert float(loss(different)) == pytest.approx(plain, rel=1e-6)
+    assert float(loss(np.arange(8, dtype=np.int32))) == pytest.approx(plain, rel=1e-6)
 
 
 def test_examples_match_by_text_or_by_picture():

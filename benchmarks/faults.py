@@ -114,16 +114,21 @@ def try_in_process(config: Config, name: str) -> Iterator[Result]:
         }
         command += [word for flag, value in options.items() for word in (f"--{flag}", str(value))]
         env = {"JAX_PLATFORMS": "cpu", **os.environ}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=env) as process:
+        with (
+            tempfile.TemporaryFile() as log,  # libraries report there what they go on to raise
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, env=env) as process,
+        ):
             for line in _lines(process, START_SECONDS + kind.seconds, 2 * kind.seconds + 5):
                 result = Result(*json.loads(line))
                 index = result.index + 1
                 yield result
             hung = process.poll() is None
             process.kill()
+            log.seek(0)
+            last = (log.read().decode(errors="replace").strip().splitlines() or [""])[-1]
         if index < stop:
             outcome = "hung" if hung else "raw"
-            detail = "no answer" if hung else f"the process ended with status {process.returncode}"
+            detail = "no answer" if hung else f"the process ended with status {process.returncode}: {last}"
             yield Result(name, index, "(the process)", outcome, detail)
             index += 1
 

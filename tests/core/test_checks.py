@@ -11,6 +11,13 @@ from xmodal_jax.core.collectives import batch_mean
 from xmodal_jax.core.random import batch_keys
 from xmodal_jax.losses.contrastive import info_nce, sigmoid_loss, triplet_loss
 from xmodal_jax.losses.sequence import token_cross_entropy
+from xmodal_jax.metrics.classification import (
+    class_embeddings,
+    confusion_matrix,
+    linear_probe,
+    predict_classes,
+)
+from xmodal_jax.metrics.retrieval import ranks
 from xmodal_jax.preprocess.audio import log_mel, whisper_log_mel
 
 
@@ -61,6 +68,22 @@ def test_weights_are_not_spread_over_the_batch_in_silence():
         r"weights must be \[batch\], got \[8, 1\]", batch_mean, jnp.ones(8), jnp.ones((8, 1)), axis_name=None
     )
     refused(r"values must be \[batch\], got \[8, 1\]", batch_mean, jnp.ones((8, 1)), axis_name=None)
+
+
+def test_metrics_name_what_does_not_fit():
+    x, labels = np.ones((8, 4)), np.zeros(8, int)
+    refused(
+        r"ranks: gallery must be \[items, dim\] with dim=4 \(as in queries\), got \[8, 3\]",
+        ranks,
+        x,
+        x[:, :3],
+    )
+    refused(r"classes must be \[classes, dim\] with dim=4", predict_classes, x, x[:, :3])
+    refused(r"predictions must be \[examples\] with examples=8", confusion_matrix, labels, labels[:1], 2)
+    refused(
+        r"mask must be \[classes, prompts\] with prompts=1", class_embeddings, x[None].swapaxes(0, 1), x > 0
+    )
+    refused(r"test_labels must be \[test\] with test=8", linear_probe, x, labels, x, labels[:7])
 
 
 def test_one_waveform_is_no_batch_of_waveforms():

@@ -193,3 +193,18 @@ def test_devices_do_not_change_the_result(devices, mode, one_device):
         assert_same(values_and_gradients(LOSSES, *batch(), devices, mode), one_device, rtol=1e-9)
     for _, (by_split, by_shared) in one_device.values():
         assert all(np.abs(g).max() > 1e-4 for g in jax.tree.leaves((by_split, by_shared)))
+
+
+def test_scores_are_those_of_attngans_equations_in_torch():
+    """Two softmaxes, over words and then over regions, of one caption and one image; equations 7 to 10 of the paper."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    words, regions = (torch.tensor(rng.normal(size=size)) for size in ((1, 5, 6), (1, 9, 6)))
+    gamma1, gamma2 = 4.0, 5.0
+    affinity = torch.softmax(words[0] @ regions[0].T, dim=0)
+    context = torch.softmax(gamma1 * affinity, dim=1) @ regions[0]
+    relevance = torch.nn.functional.cosine_similarity(context, words[0], dim=1)
+    want = torch.logsumexp(gamma2 * relevance, dim=0) / gamma2
+    mask = np.ones((1, 5), bool)
+    by_oracle = oracle.word_region_scores(words.numpy(), mask, regions.numpy(), gamma1, gamma2, "damsm")
+    np.testing.assert_allclose(by_oracle, [[want]], rtol=1e-12)

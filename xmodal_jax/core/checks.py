@@ -55,6 +55,19 @@ def check_shapes(function: Function) -> Function:
     return typing.cast(Function, checked)
 
 
+def check_dimensions(function: str, **arguments: tuple[Any, str]) -> None:
+    """Raises ValueError where arrays do not fit each other, for functions without annotations; see `check_shapes`.
+
+    Each argument is an array and the names of its dimensions; None is not checked::
+
+        check_dimensions("ranks", queries=(queries, "queries dim"), gallery=(gallery, "items dim"))
+    """
+    sizes: dict[str, tuple[Any, str]] = {}
+    for name, (array, dimensions) in arguments.items():
+        if array is not None:
+            _check_shape(function, name, tuple(array.shape), dimensions.split(), sizes)
+
+
 def _dimensions(hint: Any) -> list[str] | None:
     """The names of an annotation's dimensions; None if it is not one kind of array (or None)."""
     options = [x for x in typing.get_args(hint) if x is not type(None)] if typing.get_args(hint) else [hint]

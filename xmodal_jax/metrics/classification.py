@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.core.checks import check_dimensions
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.metrics.retrieval import ranks
 
@@ -22,9 +23,11 @@ def class_embeddings(prompts, mask=None):
     Returns:
       ``[classes, d]``, unit vectors.
     """
-    prompts = l2_normalize(jnp.asarray(prompts))
+    prompts, mask = l2_normalize(jnp.asarray(prompts)), None if mask is None else jnp.asarray(mask)
+    names = dict(prompts=(prompts, "classes prompts dim"), mask=(mask, "classes prompts"))
+    check_dimensions("class_embeddings", **names)
     # The sum over prompts serves as the mean: the normalisation removes the factor.
-    weights = jnp.ones(prompts.shape[:2], prompts.dtype) if mask is None else jnp.asarray(mask, prompts.dtype)
+    weights = jnp.ones(prompts.shape[:2], prompts.dtype) if mask is None else mask.astype(prompts.dtype)
     return l2_normalize(jnp.einsum("cpd,cp->cd", prompts, weights))
 
 
@@ -49,9 +52,10 @@ def zero_shot(embeddings, classes, labels, *, ks: Sequence[int] = (1, 5)) -> dic
 
 def predict_classes(embeddings, classes) -> np.ndarray:
     """The class of highest cosine similarity, int ``[N]``, for ``embeddings [N, d]`` and ``classes [C, d]``."""
-    similarity = jnp.matmul(
-        l2_normalize(jnp.asarray(embeddings)), l2_normalize(jnp.asarray(classes)).T, precision="highest"
-    )
+    embeddings, classes = jnp.asarray(embeddings), jnp.asarray(classes)
+    names = dict(embeddings=(embeddings, "examples dim"), classes=(classes, "classes dim"))
+    check_dimensions("predict_classes", **names)
+    similarity = jnp.matmul(l2_normalize(embeddings), l2_normalize(classes).T, precision="highest")
     return np.asarray(similarity.argmax(axis=1))
 
 
@@ -59,13 +63,14 @@ def confusion_matrix(labels, predictions, classes: int) -> np.ndarray:
     """Counts ``[classes, classes]`` with the label as row and the prediction as column.
 
     Raises:
-      ValueError: a label or prediction is not in 0..classes-1.
+      ValueError: a label or prediction is not in 0..classes-1, or there is not one prediction for each label.
 
     Example::
 
         confusion_matrix([0, 1, 1], [0, 0, 1], classes=2)  # [[1, 0], [1, 1]]
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
+    check_dimensions("confusion_matrix", labels=(labels, "examples"), predictions=(predictions, "examples"))
     for name, x in (("labels", labels), ("predictions", predictions)):
         if x.size and (x.min() < 0 or x.max() >= classes):
             raise ValueError(f"{name} must lie in 0..{classes - 1}, found {x.min()}..{x.max()}")
@@ -93,11 +98,20 @@ def linear_probe(
       max_iter: L-BFGS steps.
     Raises:
       ImportError: without scikit-learn.
+      ValueError: the shapes do not fit.
     """
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise ImportError("linear_probe needs scikit-learn: pip install scikit-learn") from error
+    arrays = map(np.asarray, (train_embeddings, train_labels, test_embeddings, test_labels))
+    train_embeddings, train_labels, test_embeddings, test_labels = arrays
+    check_dimensions(
+        "linear_probe",
+        train_embeddings=(train_embeddings, "train dim"),
+        train_labels=(train_labels, "train"),
+        test_embeddings=(test_embeddings, "test dim"),
+        test_labels=(test_labels, "test"),
+    )
     probe = LogisticRegression(C=inverse_l2, max_iter=max_iter)
-    probe.fit(np.asarray(train_embeddings), np.asarray(train_labels))
-    return float(probe.score(np.asarray(test_embeddings), np.asarray(test_labels)))
+    return float(probe.fit(train_embeddings, train_labels).score(test_embeddings, test_labels))

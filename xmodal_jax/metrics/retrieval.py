@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.core.checks import check_dimensions
 from xmodal_jax.core.similarity import l2_normalize
 
 CHUNK_ELEMENTS = 2**25
@@ -87,6 +88,7 @@ def ranks(
       ValueError: shapes or targets do not fit, or a query has no correct item.
     """
     queries, gallery = jnp.asarray(queries), jnp.asarray(gallery)
+    check_dimensions("ranks", queries=(queries, "queries dim"), gallery=(gallery, "items dim"))
     count, size = queries.shape[0], gallery.shape[0]
     if count == 0 or size == 0:
         raise ValueError(f"nothing to rank: {count} queries, {size} items in the gallery")

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from xmodal_jax.data.open import FORMS, DataOptions, Form, open_source, spec_of
 from xmodal_jax.data.sources.arrays import ArraySource
@@ -50,3 +51,14 @@ def test_a_new_form_is_one_entry(monkeypatch):
 def test_what_is_no_form_lists_those_that_are(spec):
     with pytest.raises(ValueError, match="use shapes, tfds:NAME, folder:PATH, npz:PATH, spoken:FILE or poly"):
         open_source(spec)
+
+
+def test_columns_are_given_by_the_names_that_metadata_have(tmp_path):
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("path,text,category\na.png,x,dog\n")
+    options = DataOptions(columns=("file_name=path", "label=category"), progress=False)
+    source = open_source(f"folder:{tmp_path}", "all", options)
+    assert source.class_names == ("dog",) and source.modalities == ("text", "image")
+    for wrong in ("path", "filename=path", "file_name=", "=path"):
+        with pytest.raises(ValueError, match="columns: .* is not NAME=COLUMN, .* file_name, text, label"):
+            DataOptions(columns=(wrong,))

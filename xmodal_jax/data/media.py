@@ -96,6 +96,11 @@ def require_file(path: str | Path) -> None:
         raise ValueError("it is not a regular file")
 
 
+LARGE_IMAGE_PIXELS = 2**25
+"""Pixels from which images are decoded one at a time: the largest that Pillow allows takes half a GiB."""
+_one_large_image = threading.Lock()
+
+
 def _open(file: str | Path | bytes) -> Image.Image:
     if isinstance(file, bytes):
         return Image.open(io.BytesIO(file))
@@ -119,8 +124,10 @@ def decode_image(
     """
     with _open(file) as image:
         image.draft(None, (2 * size, 2 * size))
-        image.load()
-        return to_square(ImageOps.exif_transpose(image), size, channels, resize)
+        is_large = image.width * image.height > LARGE_IMAGE_PIXELS
+        with _one_large_image if is_large else contextlib.nullcontext():
+            image.load()
+            return to_square(ImageOps.exif_transpose(image), size, channels, resize)
 
 
 def _evenly_spaced(total: int, count: int) -> np.ndarray:

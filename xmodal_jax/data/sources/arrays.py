@@ -387,6 +387,29 @@ def _check_image_size(source: ArraySource, image_size: int, path: str | Path) ->
             )
 
 
+def _note_others(arrays: dict[str, Any], path: Path, bad_examples: BadExamples) -> None:
+    """Notes the fields that are passed on without being understood."""
+    for name, array in arrays.items():
+        if _parse(name) is None and name not in _FIELDS:
+            description = f"the field {name!r} of {path} is no modality or label, and in the batches as it is"
+            bad_examples.note(description, len(array), once=True)
+
+
+def _in_split(source: ArraySource, split: str, path: Path) -> np.ndarray:
+    """Which examples of a file that holds all splits are in ``split``, bool ``[N]``: see `choose_test`.
+
+    Raises:
+      ValueError: there is no such split.
+    """
+    if split == "all":
+        return np.ones(len(source), bool)
+    if split not in ("train", "test"):
+        raise ValueError(f"{path} has no split {split!r}; without split files it is train, test or all.")
+    # Examples that show the same picture are in one split: the number of the first of them decides.
+    in_test = choose_test([str(first) for first in first_of_group(source).tolist()], path)
+    return in_test == (split == "test")
+
+
 def load_npz(
     path: str | Path,
     split: str = "train",
@@ -441,13 +464,7 @@ def load_npz(
         bad_examples.add(file, row + 1, f"{reason} (row {row}, from 0)")
     arrays = {k: _convert(k, v) for k, v in arrays.items()}
     present = _pop_presence(arrays, available, file)
-    for name in arrays:
-        if _parse(name) is None and name not in _FIELDS:
-            bad_examples.note(
-                f"the field {name!r} of {file} is no modality or label, and in the batches as it is",
-                len(arrays[name]),
-                once=True,
-            )
+    _note_others(arrays, file, bad_examples)
     _add_masks(arrays, available, file)
     if modalities is not None:
         arrays = _select_modalities(arrays, modalities, file)
@@ -457,13 +474,7 @@ def load_npz(
     if present:  # batches state the presence of all modalities, or of none
         complete = np.ones(len(source), bool)
         arrays["present"] = {m: np.asarray(present.get(m, complete)) for m in source.modalities}
-    used = np.ones(len(source), bool)
-    if holds_all and split != "all":
-        if split not in ("train", "test"):
-            raise ValueError(f"{root} has no split {split!r}; without split files it is train, test or all.")
-        # Examples that show the same picture are in one split: the number of the first of them decides.
-        in_test = choose_test([str(first) for first in first_of_group(source).tolist()], file)
-        used = in_test == (split == "test")
+    used = _in_split(source, split, file) if holds_all else np.ones(len(source), bool)
     used[list(bad_rows)] = False
     if not used.any():
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import subprocess
 import tempfile
@@ -253,8 +254,9 @@ def _ffmpeg_to_ppm(path: str | Path, deadline: float, *options: str) -> Iterator
             )
         if failed:
             messages.seek(0)
-            reason = messages.read().decode(errors="replace").strip()[-200:]
-            raise ValueError(f"ffmpeg cannot read the file: {reason}")
+            # A message begins with the part of ffmpeg that it comes from: "[mov,mp4 @ 0x55b6a67]".
+            lines = re.sub(r"\[[^\]]* @ 0x[0-9a-f]+\] ", "", messages.read().decode(errors="replace"))
+            raise ValueError(f"ffmpeg cannot read the file: {' '.join(lines.split())[:200]}")
 
 
 def to_pcm(waveform: np.ndarray) -> np.ndarray:

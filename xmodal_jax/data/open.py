@@ -65,8 +65,8 @@ class DataOptions:
     """Modalities to read: text, image, audio, video, or KIND_NAME for further ones of a kind (such as image_2). None:
     all that the data set has; for shapes text, image and audio."""
     on_bad_example: OnBadExample = "stop"
-    """What to do with an example of folder:PATH or npz:PATH that cannot be used: ``stop`` the run, or ``skip`` it, count
-    it and list it in the report."""
+    """What to do with an example of folder:PATH or npz:PATH that cannot be used: ``stop`` the run, or ``skip`` it,
+    count it and list it in the report."""
     columns: Advanced[tuple[str, ...] | None] = None
     """Columns of the metadata (folder:PATH) that have other names than file_name, text and label, as NAME=COLUMN:
     file_name=path label=category. None: the usual names."""

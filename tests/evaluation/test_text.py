@@ -227,6 +227,16 @@ def test_a_folder_of_pictures_becomes_speech(tmp_path):
         find_inputs(str(folder))
 
 
+def test_files_of_folders_that_share_a_name_further_down_keep_their_paths(tmp_path):
+    from PIL import Image
+
+    for name in ("a/raw/1.png", "b/raw/2.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photos" / name)
+    names, _ = read_inputs(find_inputs(str(tmp_path / "photos")), SEE, BadExamples())
+    assert names == ["a/raw/1.png", "b/raw/2.png"]
+
+
 def test_words_and_lists_of_words(tmp_path):
     assert read_inputs(find_inputs("12"), SAY, BadExamples()) == (["words"], ["12"])
     (tmp_path / "list.txt").write_text("12\n\n7\n")

@@ -1,17 +1,26 @@
 """Flags to a configuration: parts by name, help of two screens, mistakes in one line."""
 
 import dataclasses
+import errno
 import importlib.util
+import json
 import pathlib
+import re
+import signal
 import sys
+import tempfile
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import pytest
 import tyro
 
 from xmodal_jax.core.parts import Advanced, Basic, FilledIn
+from xmodal_jax.train import command_line
 from xmodal_jax.train.command_help import field_docs, options_of, short_help, wrap_description
-from xmodal_jax.train.command_line import _message_of, default_of, parse
+from xmodal_jax.train.command_line import _message_of, default_of, parse, run_script
+from xmodal_jax.train.loop import NonFiniteError
+from xmodal_jax.train.run import Run, from_json, to_json
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
@@ -344,3 +353,147 @@ def test_help_of_every_script_fits_two_screens(name, scripts):
     assert max(map(len, lines)) <= 100
     undocumented = [option.flag for option in options_of(config) if not option.description]
     assert not undocumented
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("rate", "export", "translate")])
+def test_a_configuration_comes_back_from_its_file(name, scripts):
+    classes = [scripts[name].Config, *([scripts[name].CommandConfig] if name == "fusion" else [])]
+    for config_class in classes:
+        config = default_of(config_class)
+        assert from_json(config_class, json.loads(json.dumps(to_json(config)))) == config
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumable(Config):
+    """An experiment whose runs can be resumed."""
+
+    run_dir: pathlib.Path | None = None
+    """Directory."""
+    resume: bool = False
+    """Go on."""
+
+
+def test_a_resumed_run_needs_no_other_flag_and_given_flags_override(tmp_path):
+    folder = tmp_path / "run"
+    words = ["--run-dir", str(folder)]
+    first = parse(
+        Resumable, None, [*words, *"--steps 7 --model.encoder patches --model.encoder.patch 4".split()]
+    )
+    with Run.create(folder, first, tensorboard=False) as run:
+        run.log(1, {"train/loss": 1.0})
+    again = parse(Resumable, None, [*words, "--resume"])
+    assert again == dataclasses.replace(first, resume=True)
+    with Run.create(folder, again, resume=True, tensorboard=False) as run:
+        run.log(2, {"train/loss": 1.0})
+    other = parse(Resumable, None, [*words, "--resume", "--steps=9", "--model.encoder.depth", "3"])
+    assert other.steps == 9 and other.model.encoder == Patches(patch=4, depth=3)
+    assert parse(Resumable, None, words).steps == Resumable().steps  # without --resume: the defaults
+    new = parse(Resumable, None, ["--resume", "--run-dir", str(tmp_path / "new"), "--steps", "5"])
+    assert new.resume and new.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "config.json holds no configuration (the file is empty)"),
+        ('{"nonsense": 1}', "config.json is of another experiment or version: it has 'nonsense'"),
+        ('{"model": {"nonsense": 1}}', "cannot be resumed: Model has no field 'nonsense'"),
+        ('{"model": 3}', "cannot be resumed"),
+    ],
+)
+def test_a_file_that_cannot_be_resumed_is_named_in_one_line(tmp_path, capsys, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SystemExit) as exit:
+        parse(Resumable, None, ["--run-dir", str(tmp_path), "--resume"])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_remote_address_for_a_path_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(Resumable, None, ["--run-dir", "gs://bucket/run"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("--run-dir is gs://bucket/run, a remote address")
+
+
+def raised(error):
+    """``main`` of a script that raises the error after it has opened its run."""
+
+    def main(config):
+        run = Run.create(config.run_dir, config, tensorboard=False)
+        if config.steps > 3:
+            run.log(1, {"train/loss": 1.0})
+        raise error
+
+    return main
+
+
+def disk_full():
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+def caused_by(cause):
+    error = RuntimeError("a checkpoint could not be written")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "begun", "line"),
+    [
+        (ValueError("--width is\n  wrong"), False, "--width is wrong"),
+        (FileNotFoundError("there is no x"), False, "there is no x"),
+        (
+            NonFiniteError("step 3: the loss is no longer finite"),
+            True,
+            "step 3: the loss is no longer finite",
+        ),
+        (disk_full(), False, "the disk is full: .*; free some space and start again"),
+        (caused_by(disk_full()), True, "the disk is full: .*; free some space and go on with --resume"),
+        (RuntimeError("[Errno 28] No space left on device"), True, "the disk is full: .*"),
+        (KeyboardInterrupt(), True, "interrupted; go on with --resume"),
+        (KeyError("fault of the program"), True, None),
+        (RuntimeError("fault of the program"), False, None),
+    ],
+)
+def test_an_error_that_the_user_can_act_on_is_one_line(tmp_path, capsys, monkeypatch, error, begun, line):
+    monkeypatch.setattr(sys, "argv", [__file__])
+    folder = tmp_path / "run"
+    words = ["--run-dir", str(folder), "--steps", "5" if begun else "3"]
+    with pytest.raises(SystemExit if line else type(error)) as exit:
+        run_script(raised(error), Resumable, None, words)
+    if line:
+        assert exit.value.code == (1 if begun else 2)
+        assert re.fullmatch(line + "\n", capsys.readouterr().err)
+    assert folder.exists() == begun
+    assert not (folder / "lock.json").exists()
+
+
+def test_what_another_library_refuses_comes_with_its_place_and_the_traceback_can_be_had(
+    tmp_path, capsys, monkeypatch
+):
+    main = lambda config: np.zeros(3).reshape(2, 2)
+    monkeypatch.setattr(sys, "argv", ["/scripts/a.py"])
+    with monkeypatch.context() as patch:
+        patch.setattr(command_line.Path, "parents", property(lambda self: [self, pathlib.Path("/elsewhere")]))
+        with pytest.raises(SystemExit):
+            run_script(main, Resumable, None, [])
+    error = capsys.readouterr().err
+    assert re.match("cannot reshape .* \\(ValueError in .*test_command_line.py, line", error)
+    monkeypatch.setenv("XMODAL_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="cannot reshape"):
+        run_script(main, Resumable, None, [])
+
+
+def test_sigterm_ends_a_script_with_its_temporary_files_removed(tmp_path):
+    def main(config):
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            Run.create(tmp_path / "run", config, tensorboard=False)
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit:
+        run_script(main, Resumable, None, [])
+    assert exit.value.code == 128 + signal.SIGTERM
+    assert not any(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -289,7 +289,7 @@ def train_tokenizer(
       vocab_size: number of tokens at most, special tokens included.
 
     Raises:
-      ValueError: no captions, another kind, or fewer than 260 tokens for ``bpe``.
+      ValueError: no captions, another kind, or too few tokens: fewer than 260 for ``bpe``, fewer than 5 for the others.
     """
     # In one order and one Unicode form: ties between equally frequent pairs must not depend on the order of the data.
     texts = sorted(unicodedata.normalize("NFC", c) for c in captions)
@@ -297,6 +297,10 @@ def train_tokenizer(
         raise ValueError("train_tokenizer needs at least one caption.")
     if kind not in _TRAINERS:
         raise ValueError(f"kind must be bpe, wordpiece or word, not {kind!r}.")
+    if vocab_size <= len(SPECIAL_TOKENS):
+        raise ValueError(
+            f"vocab_size must be above {len(SPECIAL_TOKENS)}, the number of special tokens; got {vocab_size}."
+        )
     options = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
     backend = _TRAINERS[kind](texts, options)
     backend.post_processor = processors.TemplateProcessing(

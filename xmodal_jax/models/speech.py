@@ -61,6 +61,10 @@ class SpeechConfig:
     vocoder_iterations: int = 60
     """Iterations of the Griffin-Lim vocoder."""
 
+    def __post_init__(self):
+        if self.floor <= 0 or self.scale <= 0:
+            raise ValueError(f"floor and scale must be above 0, got {self.floor} and {self.scale}")
+
 
 def log_mel_transform(features: AudioFeatures, floor: float) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A transform of raw batches that replaces waveforms by log-mel frames ``[B, F, mels]`` and their mask.

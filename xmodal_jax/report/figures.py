@@ -285,7 +285,9 @@ def embedding_map(
     ]
     if len(markers) > 1:
         handles.append(Line2D([], [], linestyle="", label=" "))
-        handles += [Line2D([], [], marker=m, color=MUTED, label=name, **dot) for name, m in markers.items()]
+        handles += [
+            Line2D([], [], marker=m, color=MUTED, label=shorten(name), **dot) for name, m in markers.items()
+        ]
     _legend(ax, handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 

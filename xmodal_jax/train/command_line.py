@@ -117,6 +117,8 @@ def explain_error(error: BaseException, *, has_begun: bool) -> str | None:
     own_folders = (Path(__file__).parents[1], Path(sys.argv[0]).resolve().parent)
     if any(Path(frame.filename).is_relative_to(folder) for folder in own_folders):
         return None if isinstance(error, TypeError) else message
+    if isinstance(error, OSError) and error.filename is not None:
+        return message
     if has_begun:
         return None
     where = "/".join(Path(frame.filename).parts[-3:])
@@ -167,7 +169,7 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         print(short_help(default, description or "", sys.argv[0]))
         raise SystemExit(0)
     config = _parse_with_tyro(config_class, description, ["--help"] if wants_help else words, default)
-    _refuse_remote_paths(config)
+    _check_values(config)
     return config
 
 
@@ -203,16 +205,29 @@ def _config_to_resume(config_class: Any, words: Sequence[str]) -> Any:
     return _replace_unchecked(config, {"resume": False})  # the word --resume sets it
 
 
-def _refuse_remote_paths(config: Any) -> None:
-    """Ends the program with a message if a path among the options is a remote address."""
+SIZES = frozenset(
+    "accumulate beams components d_steps downsample draws embed_dim every examples gallery heads hidden hop kernel "
+    "latent latents mels objects patch samples tubelet vocab_size width window".split()
+)
+"""Options, by the last part of their names, that are at least 1 wherever they occur. No integer option is negative."""
+
+
+def _check_values(config: Any) -> None:
+    """Ends the program with a message if the value of an option can be right in no configuration: a path that is a
+    remote address, a negative integer, a size of 0, a number that is NaN. What depends on other options is checked by
+    the classes of the options themselves."""
     for option in options_of(config):
-        values = option.default if isinstance(option.default, tuple) else (option.default,)
-        for value in values:
+        name = option.flag.rpartition(".")[2].removeprefix("--").replace("-", "_")
+        for value in option.default if isinstance(option.default, tuple) else (option.default,):
             if isinstance(value, Path):
                 try:
                     refuse_remote(value, option.flag)
                 except ValueError as error:
                     _fail(str(error))
+            if type(value) is int and value < (name in SIZES):
+                _fail(f"{option.flag} must be at least {int(name in SIZES)}, got {value}")
+            if value != value:
+                _fail(f"{option.flag}: nan is not a number")
 
 
 def choose_class(flag: str, classes: Mapping[str, Any], args: Sequence[str] | None = None) -> Any:
@@ -349,6 +364,8 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
         if not exit.code or words == ["--help"]:
             raise
         _fail(_message_of(error_output.getvalue(), config_class))
+    except ValueError as error:  # of a group of options whose flags have no prefix, which tyro lets pass
+        _fail(" ".join(str(error).split()))
     print(error_output.getvalue(), end="", file=sys.stderr)  # tyro's warnings, caught with its errors
     if unknown:
         _fail(explain_unknown(unknown, default))

@@ -115,6 +115,8 @@ def from_json(kind: Any, value: Any) -> Any:
     if parts_by_name := parts.parts_of(kind):  # a part, or a union of parts: the object has its name
         if value is None:
             return None
+        if not isinstance(value, Mapping):
+            raise ValueError(f"an object with the name of a part is expected, got {value!r}")
         if value.get("name") not in parts_by_name:
             raise ValueError(
                 f"{value.get('name')!r} is none of {', '.join(parts_by_name)}: the run is of another version"
@@ -124,6 +126,8 @@ def from_json(kind: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):  # an optional value
         return None if value is None else from_json(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"a list is expected, got {value!r}")
         kinds = [args[0]] * len(value) if args[1:] == (...,) else args  # tuple[int, ...] or tuple[int, str]
         return tuple(from_json(a, v) for a, v in zip(kinds, value, strict=True))
     if dataclasses.is_dataclass(kind):
@@ -133,9 +137,11 @@ def from_json(kind: Any, value: Any) -> Any:
     return Path(value) if kind is Path else value
 
 
-def _dataclass_from_json(kind: type, value: Mapping[str, Any]) -> Any:
-    """A dataclass of the class ``kind`` from its object in JSON; raises ValueError if the object has a field that the
-    class does not have."""
+def _dataclass_from_json(kind: type, value: Any) -> Any:
+    """A dataclass of the class ``kind`` from its object in JSON; raises ValueError if it is no object, or has a field
+    that the class does not have."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{kind.__name__} must be an object, got {value!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
     unknown = [name for name in value if name not in hints]
     if unknown:

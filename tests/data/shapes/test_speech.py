@@ -1,3 +1,8 @@
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -85,6 +90,66 @@ def test_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(speech, "_write", None)  # from here on only reading is possible
     assert np.array_equal(synthesize_all(texts, voices, tmp_path / "one")[35], two[35])
     assert not list(tmp_path.glob("*/speaking-*"))
+
+
+def test_a_flipped_bit_anywhere_is_spoken_again(tmp_path, monkeypatch):
+    texts, voices = ["a red circle"], [TRAIN_VOICES[0]]
+    whole = np.array(synthesize_all(texts, voices, tmp_path)[0])
+    [folder] = tmp_path.glob("speech-*/")
+    contents = {path: path.read_bytes() for path in folder.iterdir()}
+    calls = []
+
+    def write_again(requests, work, workers):
+        """In place of eSpeak: what it has written before."""
+        calls.append(1)
+        (work / "cache").mkdir()
+        for path, content in contents.items():
+            (work / "cache" / path.name).write_bytes(content)
+
+    monkeypatch.setattr(speech, "_write", write_again)
+    draw, damaged = np.random.default_rng(0), 0
+    for name in ("header.json", "offsets.npy", "samples.npy"):
+        content = contents[folder / name]
+        for place in range(0, min(len(content), 130), 3):  # NumPy's header has 128 bytes
+            changed = bytearray(content)
+            changed[place] ^= 1 << draw.integers(8)
+            (folder / name).write_bytes(changed)
+            again = synthesize_all(texts, voices, tmp_path)
+            assert np.array_equal(again[0], whole)
+            damaged += 1
+            (folder / name).write_bytes(content)
+    # A bit of the version or the sample rate in header.json changes nothing that is read.
+    assert damaged - 20 < len(calls) <= damaged
+
+
+SPEAK = """
+import sys
+from pathlib import Path
+from xmodal_jax.data.shapes.speech import TRAIN_VOICES, synthesize_all
+from xmodal_jax.train.preemption import exit_on_termination
+with exit_on_termination():
+    synthesize_all(["a red circle"] * 3000, TRAIN_VOICES[:1] * 3000, Path(sys.argv[1]), workers=2)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_ends_while_speaking_leaves_no_files_for_ever(tmp_path, monkeypatch, sent):
+    process = subprocess.Popen([sys.executable, "-c", SPEAK, str(tmp_path)], stderr=subprocess.DEVNULL)
+    while not any(path.stat().st_size for path in tmp_path.glob("speaking-*/*.raw")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(sent)
+    assert process.wait(60) == (143 if sent == signal.SIGTERM else -9)
+    assert bool(list(tmp_path.glob("speaking-*"))) == (sent == signal.SIGKILL)
+
+    def write(requests, work, workers):  # the next process that needs the same speech
+        assert list(tmp_path.glob("speaking-*")) == [work]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speech, "_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize_all(["a red circle"] * 3000, TRAIN_VOICES[:1] * 3000, tmp_path)
+    assert not list(tmp_path.glob("speaking-*"))
 
 
 def test_a_failing_text_leaves_no_cache(tmp_path):

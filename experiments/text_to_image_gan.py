@@ -71,6 +71,8 @@ def main(config: Config) -> None:
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         tokenize = frozen.tokenize
+        if tokenize is not None:
+            tokenize.bad_examples = bad_examples  # which notes the captions that are cut
         if tokenize is None and "text" in splits.train.modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         loader = make_loader(

@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     with timer("restore"):
         source_inputs = find_inputs(config.source)
         options = dict(generation=config.generation, speed=config.speed, noise_seed=config.seed)
-        translators = [load_translator(run, **options) for run in config.runs]
+        translators = [load_translator(run, bad_examples=bad_examples, **options) for run in config.runs]
         steps = find_chain(translators, source_inputs.modality, target)
     run = Run.create(config.run_dir, config)
 

@@ -106,6 +106,10 @@ def test_the_text_encoder_of_a_contrastive_run_reads_for_both_players(tmp_path):
     kept.close()
     reader = text_encoder_of_run(tmp_path / "aligned")
     tokenize = same_tokens(None, reader)
+    # Captions are cleaned as those that it was trained on.
+    lower = same_tokens(None, reader._replace(cleanup="lower"))
+    capitals, small = ({"caption": np.array([text], object)} for text in ("A  RED", "a red"))
+    np.testing.assert_array_equal(lower(capitals)["text"], tokenize(small)["text"])
     assert reader.config == model.text and tokenize.max_length == 6 and tokenize.tokenizer is reader.tokenizer
     config = dataclasses.replace(
         GAN_CONFIG, condition=dataclasses.replace(WORDS_ALONE, text=reader.config),

@@ -10,7 +10,6 @@ import numpy as np
 
 from xmodal_jax.data.source import Source, first_of_group, read_fields
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.data.views import Subset, one_per_picture
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
@@ -52,7 +51,7 @@ class Judge:
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length)
         self._extract = make_feature_extractor(config, "image", **sizes)
         self._embed = make_seq2seq(config, "image", **sizes).predict
-        self._tokenize = TokenizeTransform(tokenizer, length)
+        self._tokenize = trained.tokenize
 
     def _source(self, images: np.ndarray, **more) -> ArraySource:
         """The images as a `Source`; raises ValueError if the judge (a captioner) was trained on another image size."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import DEFAULT_RESIZE, Resize
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.splits import make_text_cleaner
@@ -58,6 +59,7 @@ def load_translator(
     speed: float = 1.0,
     noise_seed: int = 0,
     seed: int | None = None,
+    bad_examples: BadExamples | None = None,
 ) -> Translator:
     """Loads the newest checkpoint of a run of captioning, speech recognition, speech synthesis or image generation.
 
@@ -67,6 +69,7 @@ def load_translator(
       speed: of synthesised speech; above 1 is faster.
       noise_seed: seed of the noise that images are generated from.
       seed: which of the run's seeds, if it has several.
+      bad_examples: notes texts that are cut to the length of those of training; None: they are cut without a note.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -84,7 +87,7 @@ def load_translator(
         case "audio":
             return _speech_translator(restored, speed, run)
         case "image" if restored.metadata.get("tokenizer"):
-            return _image_translator(restored, noise_seed)
+            return _image_translator(restored, noise_seed, bad_examples)
     raise ValueError(
         f"{run} translates nothing: give a run of captioning.py, speech_recognition.py, speech_synthesis.py, or of "
         "text_to_image_gan.py with captions"
@@ -170,7 +173,9 @@ def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.
     return Translator("text", "audio", apply, sample_rate=model.features.sample_rate, speakers=names)
 
 
-def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translator:
+def _image_translator(
+    restored: RestoredCheckpoint, noise_seed: int, bad_examples: BadExamples | None
+) -> Translator:
     """The translator of a text-to-image GAN's run: text to images."""
     metadata = restored.metadata
     model, shape = from_json(GANConfig, metadata["config"]["model"]), tuple(metadata["shape"])
@@ -179,7 +184,7 @@ def _image_translator(restored: RestoredCheckpoint, noise_seed: int) -> Translat
     model = dataclasses.replace(model, features=None)  # only training needs them
     generate = ImageGenerator(
         make_gan(model, shape=shape, **sizes),
-        TokenizeTransform(tokenizer, length, clean=text_cleaner(metadata)),
+        TokenizeTransform(tokenizer, length, clean=text_cleaner(metadata), bad_examples=bad_examples),
         noise=model.generator.noise,
         batch_size=BATCH,
     )

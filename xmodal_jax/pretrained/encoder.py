@@ -120,10 +120,10 @@ def check_processor(config: SimpleNamespace, **required: int) -> None:
     """
     processor = getattr(config, "processor", SimpleNamespace())
     for name, value in required.items():
-        found = getattr(processor, name, None)
-        if found is not None and found != value:
+        stated = getattr(processor, name, None)
+        if stated is not None and stated != value:
             raise ValueError(
-                f"the checkpoint's processor says {name} {found!r}; only a {config.model_type} with {value!r} can be "
+                f"the checkpoint's processor says {name} {stated!r}; only a {config.model_type} with {value!r} can be "
                 "loaded"
             )
 

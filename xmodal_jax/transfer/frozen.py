@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from xmodal_jax.core.parts import Advanced
+from xmodal_jax.data.splits import make_text_cleaner
 from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer, tokenizer_from_files
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder
@@ -53,6 +54,13 @@ class CaptioningRun(NamedTuple):
     """Largest number of tokens in a caption."""
     shape: tuple[int, int, int]
     """Height, width and channels of the images."""
+    cleanup: str = "none"
+    """How its texts were cleaned before they were tokenized, see `data.splits.make_text_cleaner`."""
+
+    @property
+    def tokenize(self) -> TokenizeTransform:
+        """Captions to tokens, as in its training."""
+        return TokenizeTransform(self.tokenizer, self.length, clean=make_text_cleaner(self.cleanup))
 
 
 def load_captioning_run(run: pathlib.Path, *, seed: int | None = None) -> CaptioningRun:
@@ -70,7 +78,8 @@ def load_captioning_run(run: pathlib.Path, *, seed: int | None = None) -> Captio
         raise ValueError(f"{run} captions no images and cannot judge images: give a run of captioning.py")
     config = from_json(Seq2SeqConfig, metadata["config"]["model"])
     tokenizer, shape = tokenizer_from_files(metadata["tokenizer"]), tuple(metadata["shape"])
-    return CaptioningRun(config, restored.params, tokenizer, metadata["length"], shape)
+    cleanup = metadata["config"].get("text_cleanup", "none")
+    return CaptioningRun(config, restored.params, tokenizer, metadata["length"], shape, cleanup)
 
 
 class LoadedCaptioner(NamedTuple):
@@ -78,6 +87,8 @@ class LoadedCaptioner(NamedTuple):
 
     captioner: FrozenCaptioner
     tokenize: TokenizeTransform
+    cleanup: str = "none"
+    """How captions are cleaned before they are tokenized, see `data.splits.make_text_cleaner`."""
 
 
 def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> LoadedCaptioner:
@@ -92,9 +103,8 @@ def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> LoadedCapti
     trained = load_captioning_run(run, seed=seed)
     sizes = dict(vocab_size=trained.tokenizer.vocab_size, length=trained.length)
     captioner = make_captioner(trained.config, "image", **sizes)
-    return LoadedCaptioner(
-        FrozenCaptioner(*captioner, trained.params), TokenizeTransform(trained.tokenizer, trained.length)
-    )
+    frozen = FrozenCaptioner(*captioner, trained.params)
+    return LoadedCaptioner(frozen, trained.tokenize, trained.cleanup)
 
 
 class FrozenTextEncoder(NamedTuple):
@@ -105,6 +115,8 @@ class FrozenTextEncoder(NamedTuple):
     tokenizer: Tokenizer
     length: int | None
     """Number of tokens that texts are padded or cut to; None: any number up to the encoder's positions."""
+    cleanup: str = "none"
+    """How texts are cleaned before they are tokenized, see `data.splits.make_text_cleaner`."""
 
 
 def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> FrozenTextEncoder:
@@ -122,9 +134,11 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
         raise ValueError(f"{run} has no text encoder: give a run of contrastive.py with text")
     config = from_json(ContrastiveConfig, metadata["config"]["model"]).text
     params = {name: parts[name] for name in ("encoder", "pool") if name in parts}
-    return FrozenTextEncoder(
-        config, params, tokenizer_from_files(metadata["tokenizer"]), metadata["max_length"]
+    tokenizer, cleanup = (
+        tokenizer_from_files(metadata["tokenizer"]),
+        metadata["config"].get("text_cleanup", "none"),
     )
+    return FrozenTextEncoder(config, params, tokenizer, metadata["max_length"], cleanup)
 
 
 def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> FrozenTextEncoder:
@@ -172,7 +186,8 @@ def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksCo
     """Loads the frozen networks that the flags name.
 
     Returns:
-      The configuration, with that of a frozen text encoder in its model, and the networks.
+      The configuration, with that of a frozen text encoder in its model and the networks' way to clean texts, and the
+      networks.
 
     Raises:
       FileNotFoundError: a run has no checkpoint.
@@ -180,6 +195,11 @@ def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksCo
     """
     config, text_encoder = load_text_encoder(config)
     captioner = None if config.redescribe is None else load_captioner(config.redescribe)
+    fixed = captioner or text_encoder
+    if (
+        same_tokens(captioner, text_encoder) is not None
+    ):  # texts are cleaned as in the training of these networks
+        config = dataclasses.replace(config, text_cleanup=fixed.cleanup)
     return config, FrozenNetworks(config, text_encoder, captioner)
 
 
@@ -260,7 +280,8 @@ def same_tokens(
     if captioner is None:
         if text_encoder is None or text_encoder.length is None:
             return None
-        return TokenizeTransform(text_encoder.tokenizer, text_encoder.length)
+        clean = make_text_cleaner(text_encoder.cleanup)
+        return TokenizeTransform(text_encoder.tokenizer, text_encoder.length, clean=clean)
     tokenize = captioner.tokenize
     if text_encoder is not None and (
         tokenize.tokenizer.files() != text_encoder.tokenizer.files()

@@ -39,7 +39,7 @@ def _field(name: str, *changes):
 FIELD_FAULTS = {
     "image in floating point": _field("image", lambda x: x / 255.0, lambda x: x.astype(np.float16)),
     "image of another type": _field("image", lambda x: x.astype(np.int32), lambda x: x > 9, lambda x: x.astype("U3")),
-    "image of another rank": _field("image", lambda x: x[:, 0, 0], lambda x: x[:, 0], lambda x: x[None, None]),
+    "image of another rank": _field("image", lambda x: x[:, 0, 0], lambda x: x[None, None]),
     "label in floating point": _field("label", lambda x: x + 0.5, lambda x: x.astype(str)),
     "label of another rank": _field("label", lambda x: x[:, None], lambda x: x[0]),
     "audio of another type": _field("audio", lambda x: x.astype(np.int32), lambda x: (x > 0), lambda x: x + 0j),

@@ -56,7 +56,7 @@ def test_truncated_image_raises(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 31, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-700])
-    with pytest.raises((OSError, SyntaxError)):
+    with pytest.raises(ValueError, match="truncated"):
         media.decode_image(path, 31)
 
 
@@ -217,3 +217,36 @@ def test_how_images_become_square(tmp_path):
     assert not padded[:2].any() and not padded[6:].any()
     smooth = media.decode_image(tmp_path / "wide.png", 4, resize=media.Resize("stretch", "bilinear"))
     assert len(np.unique(smooth)) > 2  # colours mixed at the border
+
+
+def test_a_changed_byte_of_a_png_is_noticed_by_its_checksum(tmp_path):
+    """Decoders do not look at the checksum of the pixels."""
+    path = tmp_path / "a.png"
+    Image.fromarray(gradient(17, 17)).save(path, compress_level=0)
+    content = path.read_bytes()
+    start = content.index(b"IDAT") + 4 + 7 + 1 + 10  # behind two headers and the filter of the first row: a pixel
+    path.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
+    with pytest.raises(ValueError, match="IDAT.*another checksum"):
+        media.decode_image(path, 17)
+
+
+def test_cut_animations_and_recordings_are_not_taken_for_shorter_ones(tmp_path):
+    gif, wav = tmp_path / "a.gif", tmp_path / "a.wav"
+    frames = [Image.new("L", (9, 7), level) for level in (0, 90, 180, 250)]
+    frames[0].save(gif, save_all=True, append_images=frames[1:])
+    samples = np.arange(-500, 500, dtype=np.int16)
+    soundfile.write(wav, samples, 8000)
+    assert media.decode_video(gif, 4, 7)[:, 0, 0, 0].tolist() == [0, 90, 180, 250]
+    np.testing.assert_array_equal(media.decode_audio(wav.read_bytes(), 8000)[0], samples)
+    for path, decode in ((gif, lambda: media.decode_video(gif, 4, 7)), (wav, lambda: media.decode_audio(wav, 8000))):
+        content = path.read_bytes()
+        for stop in (len(content) - 1, len(content) // 2, 20):
+            path.write_bytes(content[:stop])
+            with pytest.raises((ValueError, OSError)):
+                decode()
+        path.write_bytes(content)
+    # A recording that was written to a pipe does not know its length.
+    content = bytearray(wav.read_bytes())
+    position = content.index(b"data") + 4
+    content[position : position + 4] = b"\xff\xff\xff\xff"
+    np.testing.assert_array_equal(media.decode_audio(bytes(content), 8000)[0], samples)

@@ -22,6 +22,8 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
+from xmodal_jax.data.whole_files import check_gif, check_png, check_wav, readable
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 VIDEO_SUFFIXES = (".gif", ".mp4")
@@ -109,12 +111,14 @@ def _open(file: str | Path | bytes) -> Image.Image:
     return Image.open(file)
 
 
+@readable()
 def shorter_side(file: str | Path | bytes) -> int:
     """The shorter side of an image in pixels, from the file's header alone."""
     with _open(file) as image:
         return min(image.size)
 
 
+@readable()
 def decode_image(
     file: str | Path | bytes, size: int, channels: int = 3, resize: Resize = DEFAULT_RESIZE
 ) -> np.ndarray:
@@ -124,6 +128,8 @@ def decode_image(
     still at least twice ``size``, which is several times faster.
     """
     with _open(file) as image:
+        if image.format == "PNG":
+            check_png(file)
         image.draft(None, (2 * size, 2 * size))
         is_large = image.width * image.height > LARGE_IMAGE_PIXELS
         with _one_large_image if is_large else contextlib.nullcontext():
@@ -136,6 +142,7 @@ def _evenly_spaced(total: int, count: int) -> np.ndarray:
     return np.round(np.linspace(0, total - 1, count)).astype(int)
 
 
+@readable()
 def decode_video(
     path: str | Path, frames: int, size: int, channels: int = 3, resize: Resize = DEFAULT_RESIZE
 ) -> np.ndarray:
@@ -148,6 +155,8 @@ def decode_video(
     if Path(path).suffix.lower() == ".mp4":
         return _decode_mp4(path, frames, size, channels, resize)
     with _open(path) as image:
+        if image.format == "GIF":
+            check_gif(path)
         count = getattr(image, "n_frames", 1)
         if count * image.width * image.height > MAX_ANIMATION_PIXELS:
             raise ValueError(
@@ -301,6 +310,7 @@ def decode_audio(
 
     if not isinstance(file, bytes):
         require_file(file)
+    check_wav(file)
     try:
         with soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as sound:
             # Read a little beyond max_seconds, to learn whether the recording is longer; -1 reads all.

@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from xmodal_jax.core.text_files import parse_json, read_text, shorten, surrogate_in
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.source import RawBatch
 
@@ -115,7 +116,10 @@ class Tokenizer:
         ids = np.zeros((len(captions), max_length), np.int32)
         mask = np.zeros((len(captions), max_length), bool)
         truncated = 0
-        for i, encoding in enumerate(self._backend.encode_batch_fast(list(captions))):
+        captions = list(captions)
+        if damaged := next((text for text in captions if surrogate_in(text)), None):
+            raise ValueError(f"the text {shorten(damaged)} has no tokens: {surrogate_in(damaged)}")
+        for i, encoding in enumerate(self._backend.encode_batch_fast(captions)):
             tokens = encoding.ids if captions[i] else []
             if len(tokens) > max_length:
                 truncated += 1
@@ -184,13 +188,58 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
                 f"{folder} has no {name}: it is not the folder of a saved tokenizer. "
                 "For a Hugging Face tokenizer use load_hf_tokenizer."
             )
-    return tokenizer_from_files({p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.json")})
+    return tokenizer_from_files({p.name: read_text(p) for p in folder.glob("*.json") if p.is_file()}, folder)
 
 
-def tokenizer_from_files(files: dict[str, str]) -> Tokenizer:
-    """The tokenizer whose `Tokenizer.files` these are, as a checkpoint holds them."""
-    backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
-    return Tokenizer(backend, json.loads(files["special_tokens.json"]))
+def tokenizer_from_files(files: dict[str, str], where: str | Path = "the checkpoint's tokenizer") -> Tokenizer:
+    """The tokenizer whose `Tokenizer.files` these are, as a checkpoint holds them.
+
+    Args:
+      files: the contents by the name of the file.
+      where: what holds the files, for messages: a folder.
+
+    Raises:
+      ValueError: a file is missing or damaged, or does not fit the other.
+    """
+    for name in ("tokenizer.json", "special_tokens.json"):
+        if not isinstance(files.get(name), str):
+            raise ValueError(f"{where} has no {name}: it is not a saved tokenizer")
+    try:
+        backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
+    except Exception as error:  # the package raises plain exceptions
+        raise ValueError(f"{where}: tokenizer.json is damaged, or of another version: {error}") from error
+    _check_vocabulary(backend, where)
+    try:
+        special = parse_json(files["special_tokens.json"])
+    except ValueError as error:
+        raise ValueError(f"{where}: special_tokens.json is {error}") from error
+    if not isinstance(special, dict) or set(special) != {"pad", "bos", "eos", "unk"}:
+        raise ValueError(f"{where}: special_tokens.json does not name the tokens pad, bos, eos and unk")
+    for name, token in special.items():
+        if token is not None and (not isinstance(token, str) or backend.token_to_id(token) is None):
+            raise ValueError(
+                f"{where}: special_tokens.json: {name!r} is {shorten(token)}, which is no token of tokenizer.json"
+            )
+    return Tokenizer(backend, special)
+
+
+MAX_TOKEN_ID = 2**24
+"""Token ids must be smaller: an embedding table has a row for each id, and one damaged id would make it huge."""
+
+
+def _check_vocabulary(backend: tokenizers.Tokenizer, where: str | Path) -> None:
+    """Raises ValueError if a tokenizer has no tokens, or a token with an id that no embedding table has.
+
+    ``where``: what holds it, for the message.
+    """
+    vocabulary = backend.get_vocab()
+    if not vocabulary:
+        raise ValueError(f"{where}: tokenizer.json has an empty vocabulary")
+    token = max(vocabulary, key=vocabulary.__getitem__)
+    if vocabulary[token] >= MAX_TOKEN_ID:
+        raise ValueError(
+            f"{where}: tokenizer.json gives {shorten(token)} the id {vocabulary[token]}, expected below {MAX_TOKEN_ID}"
+        )
 
 
 def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
@@ -198,7 +247,7 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
 
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: the tokenizer has no fast version.
+      ValueError: the tokenizer has no fast version, or its files are missing or damaged.
     """
     from transformers import AutoTokenizer  # takes seconds to import
 
@@ -206,10 +255,17 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
         raise FileNotFoundError(
             f"{folder} is not a folder with a Hugging Face tokenizer (tokenizer.json, ...)."
         )
-    loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and its parser raise many types for a damaged file
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"{folder}: its tokenizer cannot be loaded: {reason}. Fetch tokenizer.json and tokenizer_config.json again."
+        ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{folder}: the tokenizer has no fast version (tokenizer.json).")
+    _check_vocabulary(backend, folder)
     has_begin_and_end = None not in (loaded.bos_token_id, loaded.eos_token_id)
     if has_begin_and_end and not backend.encode("a").special_tokens_mask[0]:
         # The tokenizer has begin and end tokens but adds neither (GPT-2). The text models here need both.

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from xmodal_jax.core.text_files import normalise, parse_json, read_text, surrogate_in
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.media import require_file
 from xmodal_jax.data.metadata import MIN_CLASS_LIMIT, choose_test
 from xmodal_jax.data.source import RawBatch, Source, first_of_group
 from xmodal_jax.types import MODALITIES, kind_of
@@ -180,7 +181,10 @@ def _read_fields(path: Path) -> dict[str, np.ndarray]:
                 pass
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        fields = {f.stem: np.load(f, allow_pickle=False, mmap_mode="r") for f in sorted(path.glob("*.npy"))}
+        files = sorted(path.glob("*.npy"))
+        for file in files:
+            require_file(file)  # reading a pipe would wait for ever
+        fields = {f.stem: np.load(f, allow_pickle=False, mmap_mode="r") for f in files}
     except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" not in str(error):
             raise ValueError(f"{path} cannot be read, it is damaged or no file of arrays: {error}") from error
@@ -345,7 +349,7 @@ def _pop_presence(arrays: dict[str, Any], modalities: tuple[str, ...], path: Pat
     Raises:
       ValueError: such a field names a modality that the data set does not have.
     """
-    with_presence = [m for m in (*modalities, *MODALITIES) if f"{m}_present" in arrays]
+    with_presence = [m for m in modalities if f"{m}_present" in arrays]
     present = {m: arrays.pop(f"{m}_present") for m in dict.fromkeys(with_presence)}
     unmatched = [k for k in arrays if (parsed := _parse(k)) and parsed[1].endswith("_present")]
     if unmatched:

@@ -115,7 +115,9 @@ JSON_FAULTS = {
     "caption of half a surrogate pair": _set("text", "a \ud83d", "\udc00"),
     "label of another type": _set("label", 2.5, True, [], ["a"], {"a": 1}, float("inf"), 1e400),
     "label is a number among names": _set("label", 0, 3, -1, 2**31, 2**70, 2.0),
-    "field missing": lambda rng, fields, folder: _without(fields, choose(rng, ["file_name", "text", "label"])),
+    "field missing": lambda rng, fields, folder: _without(
+        fields, choose(rng, ["file_name", "text", "label"])
+    ),
     "further field": lambda rng, fields, folder: {
         **fields,
         choose(rng, ["audio_file_name", "caption"]): "x.wav",

@@ -224,7 +224,9 @@ def test_a_changed_byte_of_a_png_is_noticed_by_its_checksum(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(gradient(17, 17)).save(path, compress_level=0)
     content = path.read_bytes()
-    start = content.index(b"IDAT") + 4 + 7 + 1 + 10  # behind two headers and the filter of the first row: a pixel
+    start = (
+        content.index(b"IDAT") + 4 + 7 + 1 + 10
+    )  # behind two headers and the filter of the first row: a pixel
     path.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
     with pytest.raises(ValueError, match="IDAT.*another checksum"):
         media.decode_image(path, 17)
@@ -238,7 +240,10 @@ def test_cut_animations_and_recordings_are_not_taken_for_shorter_ones(tmp_path):
     soundfile.write(wav, samples, 8000)
     assert media.decode_video(gif, 4, 7)[:, 0, 0, 0].tolist() == [0, 90, 180, 250]
     np.testing.assert_array_equal(media.decode_audio(wav.read_bytes(), 8000)[0], samples)
-    for path, decode in ((gif, lambda: media.decode_video(gif, 4, 7)), (wav, lambda: media.decode_audio(wav, 8000))):
+    for path, decode in (
+        (gif, lambda: media.decode_video(gif, 4, 7)),
+        (wav, lambda: media.decode_audio(wav, 8000)),
+    ):
         content = path.read_bytes()
         for stop in (len(content) - 1, len(content) // 2, 20):
             path.write_bytes(content[:stop])

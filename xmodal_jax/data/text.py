@@ -191,7 +191,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return tokenizer_from_files({p.name: read_text(p) for p in folder.glob("*.json") if p.is_file()}, folder)
 
 
-def tokenizer_from_files(files: dict[str, str], where: str | Path = "the checkpoint's tokenizer") -> Tokenizer:
+def tokenizer_from_files(
+    files: dict[str, str], where: str | Path = "the checkpoint's tokenizer"
+) -> Tokenizer:
     """The tokenizer whose `Tokenizer.files` these are, as a checkpoint holds them.
 
     Args:

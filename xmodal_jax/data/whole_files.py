@@ -24,8 +24,8 @@ def open_binary(file: str | Path | bytes) -> io.BufferedIOBase:
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Turns what a decoder raises about a damaged file (IndexError, SyntaxError, struct.error, ...) into ValueError, but
-    for OSError."""
+    """Turns what a decoder raises about a damaged file (IndexError, SyntaxError, struct.error, ...) into ValueError; an
+    OSError stays one."""
     try:
         yield
     except (ValueError, OSError):

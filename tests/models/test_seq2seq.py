@@ -296,6 +296,18 @@ def test_beams_follow_their_states_in_a_decoder_of_scanned_layers():
     np.testing.assert_allclose(found.log_probability, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_ways_to_generate_refuse_numbers_that_leave_no_text():
+    for match, make in (
+        (r"top_p must lie in \(0, 1\], got 0", lambda: SamplingConfig(top_p=0.0)),
+        ("top_k must be at least 1, got 0", lambda: SamplingConfig(top_k=0)),
+        ("temperature must be positive, got 0", lambda: SamplingConfig(temperature=0.0)),
+        ("BeamSearchConfig.beams must be at least 1, got 0", lambda: BeamSearchConfig(beams=0)),
+        ("length_penalty must be at least 0, got -1", lambda: BeamSearchConfig(length_penalty=-1.0)),
+    ):
+        with pytest.raises(ValueError, match=match):
+            make()
+
+
 def test_a_contrastive_loss_needs_layers_for_the_text():
     for wrong in (dict(objective=CTCObjective()), dict(decoder=CONFIG.decoder)):
         with pytest.raises(ValueError, match="at least two layers"):

@@ -60,7 +60,7 @@ def filter_logits(
 
         filter_logits(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.7)  # keeps the first two
     """
-    _check_filters(top_k, top_p)
+    check_sampling(top_k=top_k, top_p=top_p)
     if top_k is not None:
         largest, _ = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
         logits = jnp.where(logits < largest[:, -1:], -jnp.inf, logits)
@@ -76,8 +76,10 @@ def filter_logits(
     return logits
 
 
-def _check_filters(top_k: int | None, top_p: float | None) -> None:
-    """Raises ValueError where an option of `filter_logits` is out of range: no token would be left."""
+def check_sampling(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
+    """Raises ValueError where an option of `sample` or `filter_logits` is out of range, so that no token is left."""
+    if temperature <= 0:
+        raise ValueError(f"the temperature must be positive, got {temperature}; keys=None is greedy")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
@@ -131,9 +133,7 @@ def sample(
       ValueError: ``temperature``, ``top_k`` or ``top_p`` is out of range, or ``state`` or ``keys`` have not as many
         rows as the logits.
     """
-    if temperature <= 0:
-        raise ValueError(f"the temperature must be positive, got {temperature}; keys=None is greedy")
-    _check_filters(top_k, top_p)
+    check_sampling(temperature, top_k, top_p)
     rows = _check_rows(logits, state=state, keys=keys)
 
     def choose(logits, t):

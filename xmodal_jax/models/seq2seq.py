@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.decoding import GeneratedTokens, Step, beam_search, ctc_greedy, sample
+from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.core.decoding import (
+    GeneratedTokens,
+    Step,
+    beam_search,
+    check_sampling,
+    ctc_greedy,
+    sample,
+)
 from xmodal_jax.core.random import batch_index, batch_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import chunked, info_nce, sequence
@@ -574,6 +582,11 @@ class BeamSearchConfig(GenerationConfig):
     length_penalty: float = 0.6
     """Preference of the beam search for long texts: 0 prefers short ones, larger values prefer longer ones."""
 
+    def __post_init__(self):
+        """Checks the numbers."""
+        check_at_least(self, 1, "beams")
+        check_at_least(self, 0, "length_penalty")
+
     def generate(self, decoding, keys):
         """The best text of the beam search for each source, as ids ``[B, length]``; ``keys`` are not used."""
         sequences = beam_search(
@@ -608,8 +621,12 @@ class SamplingConfig(GenerationConfig):
     top_k: int | None = None
     """Number of most probable tokens that are sampled from at each step; None: all tokens."""
     top_p: float | None = None
-    """Total probability of the most probable tokens that are sampled from at each step (nucleus sampling), from 0 to 1;
-    None: all tokens."""
+    """Total probability of the most probable tokens that are sampled from at each step (nucleus sampling), above 0 and
+    at most 1; None: all tokens."""
+
+    def __post_init__(self):
+        """Checks the numbers."""
+        check_sampling(self.temperature, self.top_k, self.top_p)
 
     def generate(self, decoding, keys):
         """One sampled text for each source; ``keys`` are required."""

@@ -14,6 +14,7 @@ from tests.support import random_params
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.models.gan import FrozenFeatures, GANConfig, Reconstruction, make_gan
+from xmodal_jax.models.gan.conditions import CaptionEncoder
 from xmodal_jax.models.gan.inputs import DataSizes
 from xmodal_jax.models.gan.networks import GANNetworks
 from xmodal_jax.models.speech import SpeechConfig, make_speech
@@ -232,6 +233,41 @@ class GANTraining(FrozenNetworksConfig):
         reconstruction=Reconstruction(encoder=MLP_ENCODER),
         features=FrozenFeatures(perceptual_weight=2.0, redescription_weight=0.0),
     )  # fmt: skip
+
+
+def test_a_pool_that_is_asked_for_is_taken(folders, read):
+    """In an autoencoder and in a GAN, also the mean, which is the default of other encoders; by BERT's own tokens."""
+    model = JMVAEConfig(**SMALL)
+    text = dataclasses.replace(model.text, encoder=TextTransformerConfig(pool="mean"))
+    config, _ = use_pretrained_encoders(Latent(**folders, model=dataclasses.replace(model, text=text)))
+    assert (config.model.text.encoder.pool, config.model.image.encoder.pool) == ("mean", "own")
+    batch = batch_of()
+    size = sizes_of(batch, ("text",), config.model, vocab_size=TOKENIZER.vocab_size)["text"]
+    features = config.model.text.features(size, 5)
+    reader = dataclasses.replace(GANTraining.model.condition, text=TextTransformerConfig(pool="mean"))
+    model = dataclasses.replace(GANTraining.model, condition=reader, features=None)
+    gan, frozen = load_text_encoder(GANTraining(text_encoder=folders["text_encoder"], model=model))
+    sentence = CaptionEncoder(gan.model.condition, TOKENIZER.vocab_size, LENGTH, True).encoder
+
+    @jax.jit
+    def run(bert, text, mask):
+        tokens = read["text"].module.apply({"params": bert}, text, mask).values
+        found, variables = features.init_with_output(KEY, text, mask, None)
+        params = {**variables["params"], "encoder": {k: v for k, v in bert.items() if k != "pooler"}}
+        vector, _ = sentence.apply({"params": frozen.params}, text, mask)
+        return tokens, features.apply({"params": params}, text, mask, None), params, vector
+
+    results = run(read["text"].params, batch["text"], batch["text_mask"])
+    tokens, found, params, vector = jax.tree.map(np.asarray, results)
+    mask = np.asarray(batch["text_mask"], np.float64)[:, :, None]
+    pooled = (tokens * mask).sum(1) / mask.sum(1)
+    np.testing.assert_allclose(vector, pooled, atol=1e-5)
+    normed = (pooled - pooled.mean(1, keepdims=True)) / np.sqrt(pooled.var(1, keepdims=True) + 1e-6)
+    hidden = np.maximum(normed @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
+    np.testing.assert_allclose(found, hidden, atol=1e-4)
+    with pytest.raises(ValueError, match="'attention' has a query to learn"):
+        attention = dataclasses.replace(reader, text=TextTransformerConfig(pool="attention"))
+        load_text_encoder(dataclasses.replace(gan, model=dataclasses.replace(gan.model, condition=attention)))
 
 
 def test_a_gan_with_a_frozen_text_encoder_and_a_frozen_image_encoder(folders, read):

@@ -43,6 +43,7 @@ from xmodal_jax.nets.encoders import (
     PretrainedEncoderConfig,
     TextEncoder,
     TextTransformerConfig,
+    build_pool,
 )
 from xmodal_jax.nets.vae import EncoderFeatures, LabelFeatures, PretrainedFeatures
 from xmodal_jax.preprocess.image import AugmentConfig, augment, to_float

@@ -161,7 +161,7 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
     default = _config_to_resume(config_class, words) or default_of(config_class)
     if default is not None:
         # Choose the parts first: which other flags exist, and their defaults, depends on them.
-        flags = {_flag_in(word) for word in words}
+        flags = {flag for word in words if (flag := _flag_in(word)) is not None}
         has_implied = hasattr(config_class, "implied_parts")
         implied = config_class.implied_parts(flags) if has_implied else {}
         default, words = choose_parts(default, words, implied=implied)
@@ -199,6 +199,9 @@ def _config_to_resume(config_class: Any, words: Sequence[str]) -> Any:
     values, folder = stored
     try:
         check_same_experiment(values, config_class, folder)
+    except ValueError as error:
+        _fail(str(error))
+    try:
         config = from_json(config_class, values)
     except (ValueError, TypeError, AttributeError) as error:
         _fail(f"{folder / 'config.json'} cannot be resumed: {error}")

@@ -162,6 +162,18 @@ def test_a_damaged_file_is_named(tmp_path):
             load_npz(tmp_path / "a.npz")
 
 
+def test_a_damaged_header_is_no_raw_error(tmp_path):
+    np.save(tmp_path / "image.npy", np.zeros((3, 4, 4), np.uint8))
+    whole = (tmp_path / "image.npy").read_bytes()
+    for k in range(6, whole.index(b"\n")):
+        for bit in (0, 2, 5):
+            (tmp_path / "image.npy").write_bytes(whole[:k] + bytes([whole[k] ^ 1 << bit]) + whole[k + 1 :])
+            try:
+                load_npz(tmp_path, "all")  # such as another number of rows
+            except ValueError as error:
+                assert str(tmp_path) in str(error)
+
+
 def test_folder_of_npy_and_hash_split(tmp_path):
     np.save(tmp_path / "text.npy", np.arange(82).reshape(41, 2))
     (tmp_path / "captions.json").write_text(json.dumps([f"é{i}" for i in range(41)]))

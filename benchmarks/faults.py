@@ -40,8 +40,10 @@ KINDS = ("metadata", "media", "arrays", "safetensors", "configs", "tokenizers", 
          "checkpoints")  # fmt: skip
 """Modules of `benchmarks.fault_kinds`."""
 BAD = ("raw", "hung", "wrong")
-START_SECONDS = 120.0
+START_SECONDS = 180.0
 """Time limit of the start of a process."""
+READY = b"ready"
+"""The first line of a process, when it has imported what it tries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,9 @@ def try_in_process(config: Config, name: str) -> Iterator[Result]:
             tempfile.TemporaryFile() as log,  # libraries report there what they go on to raise
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, env=env) as process,
         ):
-            for line in _lines(process, START_SECONDS + kind.seconds, 2 * kind.seconds + 5):
+            for line in _lines(process, START_SECONDS, 2 * kind.seconds + 5):
+                if line == READY:
+                    continue
                 result = Result(*json.loads(line))
                 index = result.index + 1
                 yield result
@@ -176,6 +180,7 @@ def main(config: Config) -> None:
         os.dup2(2, 1)  # libraries that print do not disturb the results
         kind = load(config.only[0])
         stop = config.start + (config.count or kind.count)
+        print(READY.decode(), file=results_file, flush=True)
         for result in try_here(kind, config.seed, range(config.start, stop)):
             print(json.dumps(result), file=results_file, flush=True)
         return

@@ -1,11 +1,14 @@
-"""Checkpoints whose newest one is damaged on the disk, restored by a resumed run and used by another program."""
+"""Checkpoints whose newest one is damaged on the disk, restored by a resumed run and used by another program.
+
+Damage is what disks, copies and full file systems do; a run's directory is trusted (`SECURITY.md`), so that nothing in
+it is put there to deceive.
+"""
 
 from __future__ import annotations
 
 import atexit
 import functools
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -101,7 +104,7 @@ def _draw(rng: np.random.Generator, folder: pathlib.Path) -> Case:
         files = [root / "frozen.safetensors"]
     path = choose(rng, files)
     other = root / "newest" / "1" / path.relative_to(newest) if newest in path.parents else path
-    damage = choose(rng, [*DAMAGES, "removed", "pipe", "folder removed"])
+    damage = choose(rng, [*DAMAGES, "removed", "folder removed"])
     if damage in DAMAGES:
         path.write_bytes(
             DAMAGES[damage](rng, path.read_bytes(), other.read_bytes() if other.is_file() else b"")
@@ -110,8 +113,6 @@ def _draw(rng: np.random.Generator, folder: pathlib.Path) -> Case:
         shutil.rmtree(choose(rng, [p for p in newest.rglob("*") if p.is_dir()]))
     else:
         path.unlink()
-        if damage == "pipe":
-            os.mkfifo(path)
     attempt = (lambda: _use(folder / "run")) if use else (lambda: _restore(folder / "run"))
     # The damage is noticed and the checkpoint before is used, or it harmed nothing. Frozen networks have no other file.
     return Case(f"{'use' if use else 'restore'}: {damage}", attempt, True, ("run",), may_refuse=use)

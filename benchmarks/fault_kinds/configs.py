@@ -47,7 +47,7 @@ def _arrays(modality: str) -> bytes:
 FAULTS: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {
     "size of another type": (SIZES, ("12", [12], {"a": 1}, None)),
     "size not positive": (SIZES, (0, -1, -12)),
-    "size of another value": (("hidden_size", "num_hidden_layers", "intermediate_size"), (24, 2, 1000)),
+    "size of another value": (("hidden_size", "num_hidden_layers", "intermediate_size"), (24, 2, 3)),
     "size not whole": (SIZES, (12.5, 1.5)),
     "heads that do not divide": (("num_attention_heads",), (5, 7, 13)),
     "activation unknown": (("hidden_act",), ("gelu_of_tomorrow", "", 3, None)),

@@ -248,6 +248,23 @@ def test_what_is_no_checkpoint_is_said(folder, tmp_path_factory, monkeypatch):
         load_encoder(folder, "image", progress=False)
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"hidden_size": "28"}, "hidden_size"),
+        ({"hidden_size": -28}, "'hidden_size' is -28, expected a whole number from 1 up"),
+        ({"num_attention_heads": 5}, "'num_attention_heads' is 5, which does not divide 'hidden_size', 28"),
+        ({"num_hidden_layers": 1.5}, "num_hidden_layers"),
+        ({"hidden_act": 3}, "hidden_act"),
+        ({"model_type": "berta"}, "'berta', which transformers does not know"),
+    ],
+)
+def test_a_configuration_that_describes_no_encoder_is_refused(folder, change, said):
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **change}))
+    with pytest.raises(ValueError, match=rf"config.json.*{said}"):
+        load(folder)
+
+
 def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "model.safetensors"
     write_safetensors(path, [("x", np.ones(3, np.float32))])

@@ -289,6 +289,44 @@ def test_runs_of_one_second_have_a_directory_each(tmp_path, monkeypatch):
     assert all((run.path / "config.json").exists() for run in runs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    rate: float = 0.5
+    name: str | None = None
+    sizes: tuple[int, ...] = ()
+    either: int | str = 3
+    path: Path = Path("x")
+    resume: bool = False
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"inner": {"width": "3"}}, "inner: width: int is expected, got '3'"),
+        ({"inner": {"width": 3.5}}, "inner: width: int is expected, got 3.5"),
+        ({"inner": {"width": True}}, "inner: width: int is expected, got True"),
+        ({"inner": [3]}, "inner: Inner must be an object"),
+        ({"rate": "fast"}, "rate: float is expected, got 'fast'"),
+        ({"name": 3}, "name: str is expected"),
+        ({"sizes": [1, None]}, "sizes: int is expected, got None"),
+        ({"either": 1.5}, "either: str is expected"),
+        ({"path": 3}, "path: Path is expected"),
+        ({"resume": 1}, "resume: bool is expected"),
+    ],
+)
+def test_a_changed_configuration_is_refused_with_its_field(change, message):
+    """A value of another type would be used in silence, or fail far away."""
+    assert from_json(Outer, {**to_json(Outer()), "either": "x", "rate": 1, "name": "y"}).either == "x"
+    with pytest.raises(ValueError, match=message):
+        from_json(Outer, {**to_json(Outer()), **change})
+
+
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3:/bucket/run", Path("gs://bucket/run")])
 def test_a_remote_address_is_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -32,6 +32,19 @@ PROCESSOR = (
 )  # fmt: skip
 """The settings of a processor of images, video or audio that are used."""
 
+SIZES = frozenset(
+    """
+    hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size max_position_embeddings patch_size
+    n_embd n_layer n_head n_positions d_model encoder_layers encoder_attention_heads encoder_ffn_dim
+    """.split()
+)
+"""Fields of a ``config.json`` that are whole numbers from 1 up, whatever the architecture."""
+WIDTHS_AND_HEADS = (
+    ("hidden_size", "num_attention_heads"),
+    ("n_embd", "n_head"),
+    ("d_model", "encoder_attention_heads"),
+)
+"""Fields with a transformer's width and its number of attention heads."""
 NAMES_IN_MESSAGE = 10
 """Most names in an error message."""
 
@@ -61,20 +74,39 @@ def complete_config(
     ``has_pooler``, if it is false, for a checkpoint without the layers of ``pool``.
 
     Raises:
-      ValueError: ``transformers`` does not know the ``model_type``.
+      ValueError: ``transformers`` does not know the ``model_type``, or a field has a value that it cannot have.
     """
-    from transformers import AutoConfig  # takes seconds to import
+    from transformers import CONFIG_MAPPING, AutoConfig  # takes seconds to import
 
-    try:
-        completed = AutoConfig.for_model(**config)
-    except ValueError as error:
+    if config["model_type"] not in CONFIG_MAPPING:
         raise ValueError(
             f"config.json says model_type {config['model_type']!r}, which transformers does not know"
-        ) from error
+        )
+    try:
+        completed = AutoConfig.for_model(**config)
+    except Exception as error:  # its checks of types raise errors of their own
+        raise ValueError(f"config.json cannot be used: {' '.join(str(error).split())[:300]}") from error
+    _check_sizes(completed.to_dict())
     known = {key: value for key, value in (processor or {}).items() if key in PROCESSOR}
     added = {"processor": known, **({"sentence": dict(sentence)} if sentence else {})}
     added |= {} if has_pooler else {"has_pooler": False}
     return json.dumps({**completed.to_dict(), **added}, sort_keys=True, default=str)
+
+
+def _check_sizes(config: Mapping[Any, Any], path: str = "") -> None:
+    """Raises ValueError if a size in a configuration, or in one within it, is not a whole number from 1 up, or if its
+    attention heads do not divide its width. ``path``: of the configuration within, such as ``text_config.``."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _check_sizes(value, f"{path}{name}.")
+        elif name in SIZES and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"config.json: {path + name!r} is {value!r}, expected a whole number from 1 up")
+    for width, heads in WIDTHS_AND_HEADS:
+        if width in config and heads in config and config[width] % config[heads]:
+            raise ValueError(
+                f"config.json: {path + heads!r} is {config[heads]}, which does not divide {path + width!r}, "
+                f"{config[width]}"
+            )
 
 
 def read_complete_config(checkpoint: Checkpoint, modality: str) -> str:

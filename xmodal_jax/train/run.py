@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import importlib.metadata
@@ -36,6 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 from xmodal_jax.core import cluster, parts
+from xmodal_jax.core.text_files import shorten
 from xmodal_jax.train import owner
 
 TIMING = ("compile", "train", "evaluation", "data_wait", "total")
@@ -123,8 +125,8 @@ def from_json(kind: Any, value: Any) -> Any:
             )
         part = parts_by_name[value["name"]]
         return _dataclass_from_json(part, {name: v for name, v in value.items() if name != "name"})
-    if origin in (typing.Union, types.UnionType):  # an optional value
-        return None if value is None else from_json(next(a for a in args if a is not type(None)), value)
+    if origin in (typing.Union, types.UnionType):  # an optional value, or one of several types
+        return None if value is None else _one_of(tuple(a for a in args if a is not type(None)), value)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"a list is expected, got {value!r}")
@@ -132,9 +134,24 @@ def from_json(kind: Any, value: Any) -> Any:
         return tuple(from_json(a, v) for a, v in zip(kinds, value, strict=True))
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_json(kind, value)
-    if kind is float and isinstance(value, str):  # "nan", "inf" or "-inf"
+    if kind is float and value in ("nan", "inf", "-inf"):
         return float(value)
+    expected = _JSON_TYPES.get(kind)
+    if expected and (not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool)):
+        raise ValueError(f"{getattr(kind, '__name__', kind)} is expected, got {shorten(value)}")
     return Path(value) if kind is Path else value
+
+
+_JSON_TYPES = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,)}
+"""For each plain type the types that its values have in JSON."""
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any) -> Any:
+    """A value of the first of several types that it fits; raises ValueError if it fits none."""
+    for kind in kinds[:-1]:
+        with contextlib.suppress(ValueError):
+            return from_json(kind, value)
+    return from_json(kinds[-1], value)
 
 
 def _dataclass_from_json(kind: type, value: Any) -> Any:
@@ -146,7 +163,13 @@ def _dataclass_from_json(kind: type, value: Any) -> Any:
     unknown = [name for name in value if name not in hints]
     if unknown:
         raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}: the run is of another version")
-    return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
+    fields = {}
+    for name, field_value in value.items():
+        try:
+            fields[name] = from_json(hints[name], field_value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return kind(**fields)
 
 
 def _keep_known(config: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

@@ -34,24 +34,28 @@ class ExampleOrder:
     """
 
     def __init__(self, length: int, seed: int, shuffle: bool, batch_size: int = 1):
+        """``length``: number of examples. The class says what the other arguments do."""
         if length < 1:
             raise ValueError("the data set is empty.")
         if not 0 <= seed < 2**64:
             raise ValueError(f"the seed must be in 0..2**64-1, got {seed}.")
         self.length, self.seed, self.shuffle, self._batch_size = length, seed, shuffle, batch_size
+        # Too few examples to exchange those that a batch would hold twice: all epochs then have the first one's order.
         self._repeats_first = batch_size < length < 2 * batch_size
-        # A batch may lie in two epochs; prefetching may reach into a third. Each needs the draws of the one before.
+        # A batch may lie in two epochs, and prefetching may reach into a third: three permutations are in use. Each is
+        # computed from its epoch's draw and that of the epoch before: four draws.
         self._draw = functools.lru_cache(maxsize=4)(self._draw_uncached)
         self._permutation = functools.lru_cache(maxsize=3)(self._permute)
 
     def _draw_uncached(self, epoch: int) -> np.ndarray:
+        """A random permutation of the examples for an epoch, before `_permute` removes repetitions: int64 ``[length]``."""
         draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.length)
         return np.argsort(draws, kind="stable")
 
     def _permute(self, epoch: int) -> np.ndarray:
         """The order of the examples in an epoch, int64 ``[length]``."""
         if self._repeats_first:
-            return self._draw(0)
+            return self._draw(0)  # of epoch 0
         order = self._draw(epoch)
         before = (
             epoch * self.length % self._batch_size
@@ -61,8 +65,9 @@ class ExampleOrder:
         start = self._batch_size - before  # this epoch's examples in that batch
         in_end = np.zeros(self.length, bool)
         in_end[self._draw(epoch - 1)[self.length - before :]] = True
+        # Places in this epoch's start whose example that batch already holds. They change places with examples that come
+        # later in the epoch, but not with those in a batch with the next epoch, which that epoch relies on.
         repeated = np.flatnonzero(in_end[order[:start]])
-        # Not with the examples that are in a batch with the next epoch: that epoch counts on them.
         stop = self.length - (epoch + 1) * self.length % self._batch_size
         later = start + np.flatnonzero(~in_end[order[start:stop]])[: len(repeated)]
         order = order.copy()
@@ -137,6 +142,7 @@ class Loader(Iterator[RawBatch]):
             source=source, batch_size=batch_size, seed=seed, shuffle=shuffle, num_epochs=num_epochs,
             drop_remainder=drop_remainder, transform=transform, shard=shard, workers=workers, prefetch=prefetch,
         )  # fmt: skip
+        # `copy` and `example` build loaders with these arguments, some of them changed.
         host, hosts = shard
         if not 0 <= host < hosts:
             raise ValueError(f"shard must be (index, count) with 0 <= index < count, got {shard}.")

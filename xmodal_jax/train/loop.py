@@ -60,6 +60,7 @@ class TrainingResult(NamedTuple):
     def params(self) -> list[Any]:
         """The parameters to evaluate, of each of ``seeds``: their exponential moving average where there is one."""
         params = eval_params_by_seed(self.state, self.engine, self.training, self.frozen)
+        # The state holds all seeds, in ascending order (``config.all_seeds``).
         all_seeds = sorted(self.seeds + self.diverged)
         return [p for p, seed in zip(params, all_seeds, strict=True) if seed in self.seeds]
 
@@ -410,7 +411,8 @@ class TrainingLoop:
         return {
             **self._metadata,
             "step": self.step,
-            # The loader's own step is not that of training where the data set is on the device: nothing iterates it.
+            # With the data set on the device nothing iterates the loader, so its own step stays behind: training's step
+            # replaces it.
             "position": {**self._feed.position(), "step": self.step},
             "best": None if self._best_score == -math.inf else self._best_score,  # JSON has no infinity
             # Evaluations since the best one; the name is that of earlier versions' checkpoints.
@@ -519,6 +521,8 @@ def choose_steps_per_dispatch(config: RunConfig, start: int, initial_steps: int)
     """The largest number of steps per dispatch, up to ``config.dispatch``, with which a dispatch ends at every step
     where the loop must act: at each evaluation and checkpoint, after the ``initial_steps`` (where another program
     takes over) and at the end. ``start``: the step that training begins at."""
+    # Dispatches begin at ``start``: where it is no multiple of the other intervals, as in a resumed run, a dispatch must
+    # divide it too in order to end at their multiples.
     intervals = (config.steps, config.eval_every, config.checkpoint_every, start, initial_steps)
     divisor = math.gcd(*(n for n in intervals if n))  # 0 means never
     return max(k for k in range(1, min(config.dispatch, divisor) + 1) if divisor % k == 0)

@@ -84,6 +84,7 @@ class AdaptiveAugment(_Options):
         return {"augment_probability": jnp.float32(0.0)}
 
     def apply(self, images: Images, variables: dict[str, Any], keys: ExampleKeys) -> Images:
+        # ADA's own defaults also change colours; ``color=False`` sets the strengths of these changes to 0.
         options = AdaConfig(cutout=self.cutout, **({} if self.color else STILL_COLORS))
         return ada_augment(
             images, fold_in_name(keys, "augment"), variables["augment_probability"], config=options
@@ -92,13 +93,15 @@ class AdaptiveAugment(_Options):
     def next_probability(
         self, probability: Float[Array, ""], real_logits: Float[Array, "batch"], present: Array, axis_name
     ) -> Float[Array, ""]:
-        """The probability of augmentation in the next step, given the logits of this step's real images.
+        """The probability of augmentation in the next step, given that of this step and the logits of its real images.
 
         It rises if the mean sign of the logits over the global batch is above ``target``, and falls if it is below.
+        ``present [B]``: which examples count. ``axis_name``: the axis of devices, or None.
         """
         device_share = collectives.batch_mean(
             jnp.sign(real_logits), present.astype(jnp.float32), axis_name=axis_name
         )
+        # The sum of the devices' shares is the mean over the global batch. The probability has no gradient.
         sign_mean = jax.lax.stop_gradient(collectives.psum(device_share, axis_name))
         global_batch_size = len(present) * collectives.axis_size(axis_name)
         return ada_update(

@@ -217,9 +217,11 @@ class ClassEncoder(ConditionEncoder):
         return self.predictor.init(key, tokens.values.mean(axis=1))["params"]
 
     def prediction_loss(self, params, tokens, batch) -> Float[Array, "batch"]:
+        """Cross-entropy in nats of the class, as predicted from the mean of the image tokens ``[B, length, D]``."""
         logits = self.predictor.apply({"params": params}, tokens.mean(axis=1))
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-        return -jnp.take_along_axis(log_p, jnp.maximum(batch["label"], 0)[:, None], axis=1)[:, 0]
+        known_label = jnp.maximum(batch["label"], 0)  # unknown ones (-1) do not count, so any class serves
+        return -jnp.take_along_axis(log_p, known_label[:, None], axis=1)[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +241,7 @@ class CaptionEncoder(ConditionEncoder):
         return self.config.text.width
 
     def example(self) -> Condition:
+        """A condition of zeros for one example: the sentence's vector, and those of ``length`` words."""
         words = Tokens(jnp.zeros((1, self.length, self.width)), jnp.ones((1, self.length), bool))
         return Condition(jnp.zeros((1, self.width)), words)
 
@@ -248,6 +251,7 @@ class CaptionEncoder(ConditionEncoder):
 
         The pool "own" is that of the pretrained text encoder, which then must be built with it.
         """
+        # ``example``: the shape of the texts, by which `make_encoder` sizes the position embeddings.
         config, example = self.config.text, {"text": jax.ShapeDtypeStruct((1, self.length), jnp.int32)}
         own_pool = config.pool == "own"
         head = "pool" if own_pool else "none"
@@ -261,6 +265,10 @@ class CaptionEncoder(ConditionEncoder):
         return {"text": self.encoder.init(fold_in_name(key, "text"), ids, ids > 0)["params"]}
 
     def encode(self, params, frozen, batch, keys) -> Condition:
+        """The captions' vectors, and those of their words; by the frozen text encoder if ``params`` has none.
+
+        ``keys``: of dropout, one for each example; None: no dropout.
+        """
         encoder_params = params["text"] if "text" in params else frozen["text"]
         variables = {"params": encoder_params}
         sentence, words = self.encoder.apply(variables, batch["text"], _mask(batch), keys=keys)
@@ -277,10 +285,12 @@ class CaptionEncoder(ConditionEncoder):
         return build_decoder(self.config.decoder, vocab_size=self.vocab_size, max_length=self.length)
 
     def init_predictor(self, key: Key, tokens: Tokens) -> Params:
-        ids = jnp.ones((1, self.length), jnp.int32)
+        ids = jnp.ones((1, self.length), jnp.int32)  # an example caption: any token ids serve
         return self.predictor.init(key, ids, tokens)["params"]
 
     def prediction_loss(self, params, tokens, batch) -> Float[Array, "batch"]:
+        """Cross-entropy of the caption in nats per token: each token is predicted from the tokens before it and the image
+        tokens ``tokens [B, length, D]``."""
         logits = self.predictor.apply({"params": params}, batch["text"][:, :-1], Tokens(tokens, mask=None))
         return sequence.token_cross_entropy(logits, batch["text"][:, 1:], _mask(batch)[:, 1:])
 

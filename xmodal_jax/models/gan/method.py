@@ -69,13 +69,17 @@ def make_gan(
     _check_frozen(config, captioner, image_encoder)
     sizes = DataSizes(shape, vocab_size, length, classes)
     networks = GANNetworks(config, sizes, frozen_text=text is not None)
-    networks.condition_encoder  # noqa: B018  (raises where the data lack the condition)
+    config.condition.build(
+        sizes
+    )  # raises ValueError where the data lack the labels or captions of the condition
     if config.features is not None and config.features.projected:
         # The discriminator needs the number and width of the frozen network's tokens. Only a captioner has an
         # attention of words to them.
         extractor = captioner if image_encoder is None else image_encoder
         pixels = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        token_shape = jax.eval_shape(extractor.encode, extractor.params, pixels).shape[1:]
+        token_shape = jax.eval_shape(extractor.encode, extractor.params, pixels).shape[
+            1:
+        ]  # [1, N, D] -> (N, D)
         networks = dataclasses.replace(
             networks, token_shape=token_shape, word_attention=image_encoder is None
         )
@@ -91,7 +95,8 @@ def make_gan(
 def _check_frozen(
     config: GANConfig, captioner: FrozenCaptioner | None, image_encoder: FrozenEncoder | None
 ) -> None:
-    """Raises ValueError where a frozen network is missing, or would not be used."""
+    """Raises ValueError where ``config.features`` needs a frozen network and there is none, or a frozen network is
+    given that no loss would use."""
     if captioner is None and image_encoder is None:
         if config.features is not None:
             raise ValueError(
@@ -140,7 +145,9 @@ class ConditionalGAN:
 
     The batch holds ``image`` uint8, and ``text`` ``[B, length]`` with its mask, or ``label`` (-1 is unknown), as the
     condition needs. An example that lacks one of them has no influence. ``index`` is the example's position in the
-    stream of all examples drawn, consecutive within a batch: random keys are derived from it.
+    stream of all examples drawn, consecutive within a batch: random keys are derived from it. ``group`` (optional) is
+    the number of the picture that ``image`` shows, -1 if it is unknown. Several examples may show one picture, such as
+    the captions of a photo; they have equal numbers, and none is a negative (a wrong pair) of another.
 
     With real images x, generated images y and their condition c, the discriminator minimises the mean over the global
     batch of
@@ -236,10 +243,11 @@ class ConditionalGAN:
         ``toward_text`` and ``toward_text_mask``), the condition is interpolated linearly: ``blend [B]`` is the weight
         of the second one, from 0 to 1.
         """
-        # Parameters to predict with: "generator", the "variables", and those of "frozen" networks if there are any.
+        # ``params``: parameters of the "generator", the "variables", and parameters of "frozen" networks if there are any.
         generator, frozen = params["generator"], params.get("frozen")
         batch_stats = params["variables"].get("batch_stats", {})  # empty ones are not in checkpoints
-        # Without random keys there is no dropout, and batch norm uses its running statistics.
+        # Without random keys there is no dropout, and batch norm uses its running statistics. The second result of
+        # `generator_condition` (a KL divergence) and of `generate` (new statistics) only matter in training.
         condition, _ = self.networks.generator_condition(generator, frozen, batch, keys=None)
         second_fields = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
         if second_fields:
@@ -252,7 +260,8 @@ class ConditionalGAN:
         return images
 
     def constrain(self, discriminator: Params) -> Params:
-        """The discriminator's parameters with clipped weights, if ``config.clip`` is set."""
+        """The discriminator's parameters; with ``config.clip`` the weights behind its logit are clipped to
+        [-clip, clip], as in WGAN."""
         if not self.config.clip:
             return discriminator
         return {**discriminator, **clip_weights(_logit_params(discriminator), self.config.clip)}
@@ -289,7 +298,7 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
-        """The reconstruction loss of all real images, which needs no discriminator; its aux; the updated variables."""
+        """The reconstruction loss of all real images, which needs no discriminator; ``(aux, updated variables)``."""
         # The name of a key only selects the random stream.
         keys = fold_in_name(batch_keys(key, batch), "rehearse")
         reconstruct_mask = jnp.ones(len(batch_index(batch)), bool)
@@ -301,18 +310,26 @@ class ConditionalGAN:
 
     def _generate(self, generator, variables, batch, keys, reconstruct_mask, frozen, axis_name):
         """Images generated from random noise or, where ``reconstruct_mask [B]`` is True, from noise inferred from the
-        batch's real images; see `generate`."""
+        batch's real images; and the updated variables. See `generate` for the entries of the first result.
+
+        ``generator``: its parameters. ``variables``: state without gradients, here ``batch_stats``. ``keys [B]``: one
+        random key for each example. ``frozen``: parameters of frozen networks by name, or None. ``axis_name``: the axis
+        of devices, or None.
+        """
         networks = dataclasses.replace(self.networks, axis_name=axis_name)
         size = (self.config.generator.noise,)
         noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
-        # `generated` is {"kl": [B]} with conditioning augmentation, else empty.
+        # `generated` is {"kl": [B]} with conditioning augmentation, else empty. The images are added to it below.
         condition, generated = networks.generator_condition(generator, frozen, batch, keys)
         if self.config.reconstruction is not None:
             inputs = self._posterior_inputs(batch, frozen)
             posterior_keys = fold_in_name(keys, "posterior")
             inferred, kl = networks.infer_noise(generator, condition, inputs, noise, posterior_keys)
-            noise = jnp.where(reconstruct_mask[:, None], inferred, noise)
-            generated = {**generated, "posterior_kl": kl}
+            noise = jnp.where(reconstruct_mask[:, None], inferred, noise)  # [B, Z]
+            generated = {
+                **generated,
+                "posterior_kl": kl,
+            }  # [B], also of the images that are not reconstructed
         image, batch_stats = networks.generate(generator, variables["batch_stats"], condition, noise, keys)
         return {**generated, "image": image}, {**variables, "batch_stats": batch_stats}
 
@@ -340,11 +357,17 @@ class ConditionalGAN:
         return (batch_index(batch) // self.config.d_steps) % 2 == 0
 
     def _reconstruction_loss(self, generated, batch, has_reconstruction, axis_name):
-        """The weighted negative ELBO, and its parts as aux: means over the images where ``has_reconstruction [B]``."""
+        """The weighted negative ELBO, and its parts as aux: means over the images where ``has_reconstruction [B]``.
+
+        ``generated``: the result of `generate`, with ``image`` and ``posterior_kl``. All means are this device's shares.
+        """
         options = self.config.reconstruction
         mean_share = functools.partial(_mean_share, present=has_reconstruction, axis_name=axis_name)
         squared_error = jnp.square(generated["image"] - to_float(batch["image"])).sum(axis=(1, 2, 3))
-        kl, size = generated["posterior_kl"], math.prod(self.networks.sizes.shape)
+        kl, size = (
+            generated["posterior_kl"],
+            math.prod(self.networks.sizes.shape),
+        )  # size: pixels times channels
         # -log p(x | v), up to a constant, of normal pixels with the standard deviation `pixel_scale`.
         nats = squared_error / (2.0 * options.pixel_scale**2)
         negative_elbo = mean_share(nats + options.kl_weight * kl) / size
@@ -362,7 +385,10 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, ""], Aux]:
-        """The generator's loss and its aux, as a function of ``generated`` (from `generate`); equation in the class."""
+        """The generator's loss and its aux, as a function of ``generated`` (from `generate`); equation in the class.
+
+        The loss and every entry of aux are scalars: this device's shares of means over the global batch.
+        """
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
         # The name of a key only selects the random stream.
         keys = fold_in_name(batch_keys(key, batch), "persuade")
@@ -382,7 +408,7 @@ class ConditionalGAN:
         loss = self.adversarial.generator(fake_scores, real_scores, present, axis_name)
         aux = {"g_loss": loss}
         terms = self._condition_losses(params, fake_tokens, condition, batch, present, axis_name)
-        for name, (value, weight) in terms.items():
+        for name, (value, weight) in terms.items():  # value: a scalar, this device's share of a mean
             aux[f"g_{name}"], loss = value, loss + weight * value
         loss, aux = self._add_feature_and_reconstruction_losses(
             loss, aux, generated, fake, batch, present, frozen, axis_name
@@ -400,12 +426,16 @@ class ConditionalGAN:
     def _image_contrastive_loss(
         self, networks, params, fake_tokens, real_tokens, condition, batch, present, axis_name
     ) -> Float[Array, ""]:
-        """InfoNCE of generated and real images: each generated image should be nearer to the real image of the same
-        condition than to the real images of the batch that show another picture."""
+        """InfoNCE of generated and real images: each generated image should be nearer to the real image of its own
+        example than to the batch's other real images.
+
+        An example is a picture with a condition. Real images of the same picture (equal ``group``) count as positives
+        too. ``fake_tokens``, ``real_tokens``: the discriminator's tokens ``[B, length, D]`` of generated and real images.
+        """
         # The head embeds images and conditions together; only the images' embeddings are used here.
         fake_embedding = networks.contrastive_embeddings(params, fake_tokens, condition).image
         real_embedding = networks.contrastive_embeddings(params, real_tokens, condition).image
-        # match: only copies of the same real image are positives. Another real image of the same condition is a
+        # ids=None: examples match by ``group`` (their picture) alone. Another picture of the same condition is a
         # negative, while in `_condition_losses` equal conditions are positives.
         terms = info_nce(
             fake_embedding, real_embedding, present=present, match=matching_ids(ids=None, batch=batch),
@@ -416,16 +446,18 @@ class ConditionalGAN:
     def _add_feature_and_reconstruction_losses(
         self, loss, aux, generated, fake, batch, present, frozen, axis_name
     ):
-        """The generator's loss with redescription, reconstruction and perceptual loss added in this order, and aux.
+        """``loss`` plus redescription, reconstruction and perceptual loss, and ``aux`` with their metrics.
 
         Redescription and perceptual loss are computed from the frozen network's features of the generated images.
-        ``fake``: the generated images as the discriminator gets them.
+        ``generated``: from `generate`. ``fake``: the generated images as the discriminator gets them (`ImageInputs`).
+        ``present [B]``: which examples count. ``frozen``: parameters of frozen networks by name.
         """
         image, feature_config = generated["image"], self.config.features
         perceptual_weight = 0.0 if feature_config is None else feature_config.perceptual_weight
         if self.captioner is not None or perceptual_weight:
-            # The discriminator's inputs already hold these features if it gets frozen features, and gets its images
-            # without augmentation. Sharing them computes and differentiates the frozen network once.
+            # The frozen network's tokens [B, N, D] of the generated images. ``fake`` already holds them if the
+            # discriminator gets frozen features, and gets images without augmentation. Then they are shared, so that
+            # the frozen network is evaluated and differentiated once.
             shares_features = feature_config.projected and self.config.augmentation is None
             tokens = fake.tokens if shares_features else self._image_features(image, frozen)
         if self.captioner is not None:
@@ -434,10 +466,11 @@ class ConditionalGAN:
                 captioner_tokens = tokens  # already the captioner's
             else:
                 captioner_tokens = self.captioner.encode(frozen["captioner"], image)
+            # Cross-entropy of the real caption given the generated image, [B], in nats per token.
             nats = self.captioner.cross_entropy(frozen["captioner"], captioner_tokens, batch["text"], mask)
             aux["g_redescription"] = _mean_share(nats, present, axis_name)
             loss = loss + feature_config.redescription_weight * aux["g_redescription"]
-        # The other generated images come from random noise: they do not resemble the real images.
+        # Only reconstructions are compared with their real images: the other generated images come from random noise.
         has_reconstruction = present & self._reconstruct_mask(batch)
         if self.config.reconstruction is not None:
             reconstruction_loss, reconstruction_aux = self._reconstruction_loss(
@@ -466,8 +499,9 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
-        """The discriminator's loss, its aux and the updated variables; equation in the class.
+        """The discriminator's loss, and its aux with the updated variables; equation in the class.
 
+        The loss and every entry of aux are scalars: this device's shares of means over the global batch.
         ``generated``: from `generate`. ``step``: number of the training step.
         """
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
@@ -501,12 +535,17 @@ class ConditionalGAN:
         terms = self._condition_losses(
             params, forward.real_tokens, forward.condition, batch, present, axis_name
         )
-        for name, (value, weight) in terms.items():
+        for name, (value, weight) in terms.items():  # value: a scalar, this device's share of a mean
             aux[f"d_{name}"], loss = value, loss + weight * value
         return loss, (jax.lax.stop_gradient(aux), variables)
 
     def _forward_real_and_fake(self, networks, params, variables, batch, generated, keys, present, frozen):
-        """The discriminator's scores of real and of generated images, with the inputs they were computed from."""
+        """The discriminator's scores of real and of generated images, with the inputs they were computed from.
+
+        ``params``: the discriminator's, normalised. ``variables``: hold the probability of augmentation (ADA).
+        ``generated``: from `generate`. ``keys [B]``: one random key for each example. ``frozen``: parameters of frozen
+        networks by name.
+        """
         condition = networks.encode_condition(params, frozen, batch, keys)
         # The names of the keys only select the random streams; "made" is that of the generated images.
         real_keys, fake_keys = fold_in_name(keys, "real"), fold_in_name(keys, "made")
@@ -524,7 +563,8 @@ class ConditionalGAN:
         """Scores of each real image with a wrong condition: that of the previous example in the global batch.
 
         None without ``condition.matching_aware``. A pair does not count if either example is absent, if both have
-        equal conditions, or if they show the same picture, of which the condition is then not wrong.
+        equal conditions, or if they show the same picture (equal ``group``; -1 is an unknown picture): then the previous
+        example's condition also fits this image. ``forward``: the pass on the images with their right conditions.
         """
         if not self.config.condition.matching_aware:
             return None
@@ -568,7 +608,9 @@ class ConditionalGAN:
 
         if penalty.every == 1:
             return penalty_value()
-        # Both branches of `cond` must have the same dtype and sharding type, so zero is computed from the scores.
+        # Both branches of `cond` must have one dtype and one sharding. The penalty is a share that differs between
+        # devices, while a literal 0.0 is the same on all devices, which `shard_map` treats as another type. So zero is
+        # computed from such a share.
         zero = lambda: 0.0 * _mean_share(forward.real_scores[:, 0], forward.present, axis_name)
         return penalty.every * jax.lax.cond(step % penalty.every == 0, penalty_value, zero)
 
@@ -577,9 +619,11 @@ class ConditionalGAN:
         """The LeCam regularisation of the logits ``real [B]`` and ``fake [B]``, and the updated moving averages of
         their means.
 
-        ``mean_share(terms [B])``: this device's share of the mean over the global batch.
+        ``averages``: ``{"real", "fake"}``, the moving averages before this step. ``mean_share(terms [B])``: this
+        device's share of the mean over the global batch.
         """
         value = mean_share(penalties.lecam(real, fake, averages["real"], averages["fake"]))
+        # The sum of the devices' shares is the mean over the global batch, equal on all devices.
         real_mean = collectives.psum(mean_share(real), axis_name)
         fake_mean = collectives.psum(mean_share(fake), axis_name)
         means = jax.lax.stop_gradient({"real": real_mean, "fake": fake_mean})
@@ -588,7 +632,7 @@ class ConditionalGAN:
     # -- both --
 
     def _present(self, batch: Batch) -> Bool[Array, "batch"]:
-        """Which examples count: those that have an image and a condition."""
+        """Which examples count: those that have an image and a condition (with classes, a known label)."""
         encoder = self.networks.condition_encoder
         present = presence_masks(batch, encoder.modalities)
         return present["image"] & present[encoder.condition_modality] & encoder.is_known(batch)
@@ -604,7 +648,8 @@ class ConditionalGAN:
         return {**params, **normalized}, {**variables, "spectral": vectors}
 
     def _discriminator_inputs(self, image, variables, frozen, keys) -> ImageInputs:
-        """Images as the discriminator takes them: augmented, and with features of the frozen network."""
+        """Images ``[B, height, width, channels]`` as the discriminator takes them: augmented, and with features of the
+        frozen network. ``keys``: of the augmentation."""
         if self.config.augmentation is not None:
             image = self.config.augmentation.apply(image, variables, keys)
         return self._with_frozen_features(image, frozen)
@@ -624,7 +669,8 @@ class ConditionalGAN:
         """Auxiliary and contrastive losses between images and their conditions, as ``{name: (value, weight)}``.
 
         ``tokens [B, length, D]``: the discriminator's tokens of real images in its loss, of generated images in the
-        generator's loss. The names are parts of metric names; "read" is the auxiliary loss.
+        generator's loss. The names are parts of metric names; "read" is the auxiliary loss. A value is this device's
+        share of the mean over the examples that are ``present [B]``.
         """
         networks, weights, losses = self.networks, self.config.contrastive, {}
         mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)
@@ -633,6 +679,7 @@ class ConditionalGAN:
             losses["read"] = mean_share(nats), self.config.condition.auxiliary_weight
         if weights.sentence_weight or weights.word_weight:
             embedded = networks.contrastive_embeddings(params, tokens, condition)
+            # Examples with equal conditions, or of one picture, are no negatives of each other.
             ids = matching_ids(networks.condition_encoder.ids(batch), batch)
             pairs = dict(present=present, match=ids, duplicates="positive", axis_name=axis_name)
         if weights.sentence_weight:

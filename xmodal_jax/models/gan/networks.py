@@ -55,6 +55,7 @@ class GANNetworks:
 
     @functools.cached_property
     def condition_encoder(self) -> ConditionEncoder:
+        """Embeds conditions; generator and discriminator each have parameters for it."""
         return self.config.condition.build(self.sizes, frozen_text=self.frozen_text)
 
     @functools.cached_property
@@ -103,6 +104,7 @@ class GANNetworks:
         params = self.condition_encoder.init(fold_in_name(key, "generator"))
         condition = self.condition_encoder.example()
         if self.config.generator.conditioning:
+            # The augmented vector and its KL divergence, which initialisation does not need.
             (vector, _), variables = self.conditioning.init_with_output(
                 fold_in_name(key, "augmentation"), condition.vector, noise=None
             )
@@ -119,7 +121,8 @@ class GANNetworks:
     def _init_discriminator(self, key: Key) -> dict[str, Params]:
         """The discriminator's parameters.
 
-        The parts are the condition encoder, the image encoder ("trunk"), the projection of frozen tokens ("sight"), the
+        The parts are the condition encoder, the image encoder ("trunk"), the projection of frozen tokens ("sight", if
+        the discriminator gets the tokens ``[B, *token_shape]`` of a frozen network besides those of its trunk), the
         critic ("critic"), the predictor of the condition ("reader") and the contrastive head ("contrast"). The names
         are parameter paths and select random streams, so they must stay.
         """
@@ -131,6 +134,7 @@ class GANNetworks:
         if self.token_shape:
             frozen_tokens = jnp.zeros((1, *self.token_shape))
             params["sight"] = self.token_projection.init(fold_in_name(key, "sight"), frozen_tokens)["params"]
+            # The parts below take both networks' tokens, one after the other. Their values do not matter here.
             count, width = tokens.values.shape[1] + self.token_shape[0], tokens.values.shape[2]
             tokens = tokens._replace(values=jnp.zeros((1, count, width)))
         critic = self.critic.init(fold_in_name(key, "critic"), tokens.values, condition.vector)
@@ -161,11 +165,15 @@ class GANNetworks:
         """The batch's condition as the generator takes it, and ``{"kl": [B]}``, the KL divergence of conditioning
         augmentation (an empty dict without this augmentation).
 
-        Without ``keys`` the augmented condition is the mean of its distribution, else a sample.
+        Conditioning augmentation (StackGAN) replaces the condition's vector by a sample of a normal distribution around
+        it; without ``keys`` by its mean. A generator that composes an image of objects takes the objects' embeddings
+        instead of the condition, one set for each image of the batch. ``params``: the generator's. ``frozen``:
+        parameters of frozen networks by name (such as "text"), or None.
         """
         encoder = self.condition_encoder
         condition = encoder.generator_input(encoder.encode(params, frozen, batch, keys))
-        count = len(jax.tree.leaves(batch)[0])  # examples in the batch
+        # The number of examples in the batch. An empty condition has no arrays to tell the number of images.
+        count = len(jax.tree.leaves(batch)[0])
         if "augmentation" not in params:
             return self._embed_objects(params, condition, count), {}
         noise = None
@@ -190,7 +198,10 @@ class GANNetworks:
         keys: ExampleKeys | None,
     ) -> tuple[Float[Array, "batch height width channels"], dict[str, Any]]:
         """Images in [-1, 1], and the statistics of the generator's batch norm: updated in training (with ``keys``),
-        unchanged without ``keys`` or without a batch norm."""
+        unchanged without ``keys`` or without a batch norm.
+
+        ``statistics``: the running means and variances of the batch norms; empty: the generator has none.
+        """
         variables = {"params": params["net"], "batch_stats": statistics}
         if keys is None or not statistics:
             return self.generator.apply(variables, noise, condition, keys=keys), statistics
@@ -256,7 +267,8 @@ class GANNetworks:
         return jnp.concatenate([tokens, frozen_tokens], axis=1)
 
     def score(self, params: Params, tokens: Array, vector: Array | None) -> Float[Array, "batch outputs"]:
-        """The critic's outputs for image tokens and a condition's vector: a logit, or features (MMD-GANs)."""
+        """The critic's outputs for image tokens ``[B, length, D]`` and a condition's vector ``[B, D]`` (None: there is
+        no condition): a logit, or features (MMD-GANs)."""
         return self.critic.apply({"params": params["critic"]}, tokens, vector)
 
     def prediction_loss(self, params: Params, tokens: Array, batch: Batch) -> Float[Array, "batch"]:
@@ -266,7 +278,7 @@ class GANNetworks:
     def contrastive_embeddings(
         self, params: Params, tokens: Array, condition: Condition
     ) -> ContrastiveEmbeddings:
-        """Embeddings of images and conditions in one space, from image tokens."""
+        """Embeddings of images and conditions in one space, from the discriminator's image tokens ``[B, length, D]``."""
         return self.contrastive_head.apply({"params": params["contrast"]}, tokens, condition)
 
 
@@ -278,9 +290,13 @@ def _normalize_rms(tokens):
 def interpolate_conditions(
     start: GeneratorCondition, end: GeneratorCondition, fraction: Float[Array, "batch"]
 ) -> GeneratorCondition:
-    """``start + fraction (end - start)`` of all vectors; a word is present if it is in either condition."""
+    """``start + fraction (end - start)`` of all vectors; a word is present if it is in either condition.
+
+    ``fraction``: of each example, from 0 (``start``) to 1 (``end``).
+    """
 
     def interpolate(x: Array, y: Array) -> Array:
+        """The interpolation of one array ``[B, ...]`` of both conditions."""
         if x.dtype == bool:  # a mask of words
             return x | y
         to_x = fraction.reshape(-1, *[1] * (x.ndim - 1))  # [B, 1, ..., 1]

@@ -48,9 +48,13 @@ class LogitLoss:
     def discriminator(
         self, real: Outputs, fake: Outputs, mismatched: Mismatched | None, present: Array, axis_name: AxisName
     ) -> Share:
-        """The discriminator's loss, from the critic's logits ``[B, 1]``; with ``mismatched``, the loss of GAN-CLS, in
-        which these also count as fake."""
+        """The discriminator's loss, from the critic's logits ``[B, 1]`` for real and generated images; with
+        ``mismatched`` (real images with wrong conditions), the loss of GAN-CLS, in which these also count as fake.
+
+        ``present [B]``: which examples count.
+        """
         options = dict(present=present, axis_name=axis_name)
+        # ``terms [B]``: the loss of each example.
         if mismatched is None:
             terms = self.objective.discriminator(real[:, 0], fake[:, 0], **options)
         else:
@@ -61,7 +65,8 @@ class LogitLoss:
         return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
 
     def generator(self, fake: Outputs, real: Outputs, present: Array, axis_name: AxisName) -> Share:
-        """The generator's loss."""
+        """The generator's loss, from the critic's logits ``[B, 1]`` for generated and real images (which only relativistic
+        objectives use)."""
         terms = self.objective.generator(fake[:, 0], real[:, 0], present=present, axis_name=axis_name)
         return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
 
@@ -95,7 +100,7 @@ class FeatureLoss:
         return 0.5 * (fake_loss + mismatched_loss)
 
     def generator(self, fake: Outputs, real: Outputs, present: Array, axis_name: AxisName) -> Share:
-        """The generator's loss."""
+        """The generator's loss, from the critic's features ``[B, outputs]`` for generated and real images."""
         return self.objective.generator(fake, real, present=present, axis_name=axis_name)
 
     def critic_value(

@@ -58,6 +58,7 @@ class _Adapter:
         """
 
         def encode_sample(index: int) -> Float[Array, "batch dim"]:
+            """Sample number ``index`` of each example's latent, or the posterior's mean without a key."""
             return self.vae.encode(params, batch, key=None if key is None else jax.random.fold_in(key, index))
 
         shared = jnp.stack([encode_sample(index) for index in range(samples)])
@@ -65,6 +66,7 @@ class _Adapter:
         # The log-ratio of prior and posterior is NaN, "not computed": `log_likelihood` below uses the VAE's estimator.
         z = z[None]  # [1 modality, samples, B, D']
         latents = LatentSamples(z, log_ratio=jnp.full(shared.shape[:2], jnp.nan), shared=shared)
+        # Every one of the S masks has the same result.
         if jnp.asarray(observed).ndim == 1:
             return latents
         return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(observed), *x.shape)), latents)
@@ -89,8 +91,8 @@ class _Adapter:
         return {self.modality: generated.reshape(*z.shape[1:3], *generated.shape[1:])}
 
     def decoder_latents(self, params: Params, shared: Float[Array, "n dim"], key: Key | None) -> Array:
-        """``[1 modality, 1 sample, N, D']``: the latents as `decode` takes them; in a conditional model followed by
-        random labels (class 0 without a key)."""
+        """``[1 modality, 1 sample, N, D']``: the latents ``shared`` as `decode` takes them; in a conditional model each
+        followed by a random label (class 0 without a key)."""
         if not self.config.conditional:
             return shared[None, None]
         labels = jnp.zeros(len(shared))

@@ -30,10 +30,11 @@ def decode_all(
 
 
 def _sample_or_mean(q: Posterior, keys: ExampleKeys | None, name: str) -> Float[Array, "m batch dim"]:
-    """A sample of each distribution of ``q [M, B, D]``; without keys its mean."""
+    """A sample of each distribution of ``q [M, B, D]``; without keys its mean. ``name`` selects the random stream."""
     if keys is None:
         return q.mean
-    return q.reparametrize(standard_noise(keys, name, (len(q.mean), q.mean.shape[-1]), type(q)))
+    modalities, dim = len(q.mean), q.mean.shape[-1]
+    return q.reparametrize(standard_noise(keys, name, (modalities, dim), type(q)))
 
 
 def decoder_latents(
@@ -45,14 +46,19 @@ def decoder_latents(
     ``p(w)``; without ``keys`` the mean of this prior. (The auxiliary priors belong to the translation from another
     modality, see `inference`.)
     """
-    modalities, count, private = len(network.names), len(shared), network.config.private
-    z = repeat_leading(shared, modalities)
+    modalities, count, private = (
+        len(network.names),
+        len(shared),
+        network.config.private,
+    )  # M, N, private dimensions
+    z = repeat_leading(shared, modalities)  # [M, N, D]
     if private:
+        # The prior [private], the same for all modalities and latents: [M, N, private].
         prior = jax.tree.map(
             lambda x: jnp.broadcast_to(x[None, None], (modalities, count, private)), apply("prior").private
         )
         z = jnp.concatenate([z, _sample_or_mean(prior, keys, "private")], axis=-1)
-    return z[:, None]
+    return z[:, None]  # [M, 1 sample, N, D']
 
 
 def decoder_latents_from_top(
@@ -61,8 +67,8 @@ def decoder_latents_from_top(
     """The same as `decoder_latents`, but from the top-level latent of Nexus: each modality's latent is a sample of
     ``N(mean(top), 1)``, or the mean without ``keys``."""
     mean = apply("decode_top", top)
-    latents = _sample_or_mean(Normal(mean, jnp.zeros_like(mean)), keys, "codes")
-    return latents[:, None]
+    latents = _sample_or_mean(Normal(mean, log_scale=jnp.zeros_like(mean)), keys, name="codes")
+    return latents[:, None]  # [M, 1 sample, N, D']
 
 
 def decoder_latents_from_deepest(
@@ -77,4 +83,6 @@ def decoder_latents_from_deepest(
     features = jnp.zeros((modalities, count, network.config.hidden))
     none_observed = jnp.zeros((1, modalities, count), bool)  # the first axis is that of samples
     hierarchy = apply("top_down_pass", features, none_observed, keys, deepest[None])
-    return repeat_leading(hierarchy.latents, modalities)
+    return repeat_leading(
+        hierarchy.latents, modalities
+    )  # all modalities are decoded from the first level's latents

@@ -52,6 +52,7 @@ class _Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask, keys):
+        """``keys``: of dropout, one for each example; None: no dropout."""
         h = self.features(inputs, mask, keys)
         return nn.Dense(self.classes, name="classes")(h), h
 
@@ -96,16 +97,17 @@ def make_judges(
 
     Args:
       configs: how data are preprocessed.
-      sizes: of each modality, see `models.vae.modalities.sizes_of`.
+      sizes: the size of an example of each modality, see `models.vae.modalities.sizes_of`.
       classes: number of classes.
       hidden: number of each classifier's features.
-      encoders: by kind of data; None: each kind's ``judge_encoder``.
+      encoders: the classifiers' encoder by kind of data (None for labels, which need none); None: each kind's
+        ``judge_encoder``.
     """
     groups, configs_by_kind = make_groups(sizes), {}
     for kind in {group.kind for group in groups}:
         config: ModalityConfig = getattr(configs, kind)
         encoder = config.judge_encoder if encoders is None else encoders[kind]
-        # Labels need no encoder.
+        # Labels need no encoder: theirs is None.
         configs_by_kind[kind] = config if encoder is None else dataclasses.replace(config, encoder=encoder)
     network = _Classifiers(configs_by_kind, groups, hidden, classes)
     names = tuple(name for group in groups for name in group.names)
@@ -122,10 +124,12 @@ def make_judges(
         inputs = preprocess(configs, names, batch, keys)
         logits = network.apply({"params": params}, inputs, keys).logits
         labels = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])  # [B, M]
+        # An unknown label (-1) has weight 0; any class serves as its target.
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         weights = (inputs.present.T & (labels >= 0)).astype(jnp.float32)
 
         def mean_share(values):
+            """This device's share of the weighted mean of ``values [B, M]`` over the global batch."""
             return collectives.batch_mean(values.reshape(-1), weights.reshape(-1), axis_name=axis_name)
 
         correct = (logits.argmax(axis=-1) == labels).astype(jnp.float32)

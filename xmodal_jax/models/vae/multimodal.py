@@ -31,8 +31,8 @@ from xmodal_jax.probability.posteriors import mask_experts
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Stage
 
 INITIAL_STAGE_PREFIXES = ("decoders", "trunks", "joint")
-"""Prefixes of the parameters that the initial stage trains: the decoders, the joint encoder's feature extractors
-(trunks), and its head."""
+"""The first parts of the names of the parameters that the initial stage trains, those of the joint VAE: its decoders,
+and its encoder of all modalities together (feature networks ``trunks_…`` and the layer ``joint_moments``)."""
 
 
 class MultimodalVAE(NamedTuple):
@@ -98,6 +98,9 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
 class _NetworkMethods(NamedTuple):
     """The network's methods that some objectives call, bound to its parameters and to the batch's features.
 
+    Axes: M modalities, B examples, R samples of each example; D dimensions of the shared latent, D' of a modality's
+    latent, H hidden units.
+
     ``flow`` and ``inverse_flow`` serve JNF (joint normalizing flows); ``message``, ``encode_top`` and ``decode_top``
     serve Nexus (a latent above those of the modalities); ``top_down_pass`` serves MHVAE (a hierarchy of latents).
     """
@@ -161,12 +164,13 @@ class _Model:
         """The first stage of training in models with two stages, which trains the joint VAE; else None."""
         if not self.config.initial_fraction:
             return None
-        # A parameter's path is "<part>_<suffix>/<...>": its part decides whether it is trained.
+        # A parameter's path is such as "decoders_image_28_28_1/Dense_0/kernel": what is before the first "_" decides.
         is_trained = lambda path: path.split("/")[0].split("_")[0] in INITIAL_STAGE_PREFIXES
         return Stage(self.initial_loss, self.config.initial_fraction, is_trained)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
         """The loss and its metrics; in a model with two stages those of the second stage, with frozen decoders."""
+        # Of these parameters only the decoders' are used: the decoders keep what the initial stage has learned.
         decoder_params = jax.lax.stop_gradient(params) if self.config.initial_fraction else None
         return self._mean_loss(
             self.config.objective, params, batch, key, decoder_params=decoder_params, axis_name=axis_name
@@ -188,7 +192,8 @@ class _Model:
         decoder_params: Params | None,
         axis_name: collectives.AxisName,
     ) -> tuple[Array, dict[str, Array]]:
-        """The objective's loss and metrics: this device's shares of their means over the global batch.
+        """The loss and the metrics of ``objective(inputs, weight of the divergence)``: this device's shares of their
+        means over the global batch.
 
         An example counts if it has at least one modality. ``decoder_params``: parameters of frozen decoders; None: the
         decoders are trained with ``params``.
@@ -200,7 +205,7 @@ class _Model:
             # A function of the training step, which the batch holds.
             self.config.divergence_weight(batch),
         )
-        weight = inputs.present.any(axis=0).astype(jnp.float32)
+        weight = inputs.present.any(axis=0).astype(jnp.float32)  # any of the modalities [M, B]
         mean_share = functools.partial(collectives.batch_mean, weights=weight, axis_name=axis_name)
         loss = mean_share(terms.loss)
         return loss, {name: mean_share(jax.lax.stop_gradient(x)) for name, x in terms.metrics.items()}
@@ -213,7 +218,12 @@ class _Model:
         decoder_params: Params | None,
         axis_name: collectives.AxisName,
     ) -> ObjectiveInputs:
-        """The objective's inputs in training: with dropout and free bits, unlike `evaluation_inputs`."""
+        """The objective's inputs in training: posteriors, prior and likelihoods, with dropout and free bits (unlike
+        `evaluation_inputs`).
+
+        ``keys [B]``: one random key for each example. ``decoder_params``: parameters of frozen decoders; None: the
+        decoders use ``params``. ``axis_name``: the axis of devices over which free bits are averaged, or None.
+        """
         return self._objective_inputs(
             params, inputs, keys, train_keys=keys, free_bits=self.config.free_bits,
             decoder_params=decoder_params, axis_name=axis_name,
@@ -222,7 +232,10 @@ class _Model:
     def evaluation_inputs(
         self, params: Params, inputs: NetworkInputs, keys: ExampleKeys | None
     ) -> ObjectiveInputs:
-        """The same as `training_inputs`, but without dropout and free bits."""
+        """Posteriors, prior and likelihoods of a batch as in `training_inputs`, but without dropout and free bits.
+
+        ``keys [B]`` draw the latents; None: latents are the posteriors' means.
+        """
         return self._objective_inputs(
             params, inputs, keys, train_keys=None, free_bits=0.0, decoder_params=None, axis_name=None
         )
@@ -246,23 +259,25 @@ class _Model:
         apply = self.bind(params)
         decode_apply = apply if decoder_params is None else self.bind(decoder_params)
         outputs = apply("encode", inputs, train_keys)
-        # The encoder's outputs for a missing modality are arbitrary and may overflow.
+        # The encoder's outputs for a missing modality are arbitrary and may overflow: a standard distribution replaces
+        # them.
         mask_missing = lambda q: None if q is None else mask_experts(q, inputs.present)
         experts, private = mask_missing(outputs.experts), mask_missing(outputs.private)
         prior = apply("prior")
         joint = apply("encode_joint", inputs, train_keys) if self.network.config.joint else None
 
         def log_likelihood(z: Float[Array, "m samples batch latent"]) -> Float[Array, "m samples batch"]:
-            """``log p(x_m | z_m)`` of each modality, for R latent samples of each example."""
+            """``log p(x_m | z_m)`` of each modality, for R latent samples of each example of the batch ``inputs``."""
             return decode_apply("log_likelihood", z, inputs, train_keys)
 
         def kl_to_standard_normal(q: Posterior, present: Array) -> Array:
-            """``KL(q || N(0, 1))`` in closed form, with free bits. Objectives with a learned or a mixture prior take
-            `prior.log_prob` instead."""
+            """``KL(q || N(0, 1))`` of a posterior in closed form, with free bits. ``present``: which examples count."""
             return kl_with_free_bits(
                 q, standard_like(q), free_bits=free_bits, present=present, axis_name=axis_name
             )
 
+        # Objectives whose prior is N(0, 1) call `kl_to_prior`. Those with a learned prior or a mixture, for which the KL
+        # divergence has no closed form, call `prior.log_prob` instead.
         return ObjectiveInputs(
             present=inputs.present, log_likelihood=log_likelihood, kl_to_prior=kl_to_standard_normal,
             prior=prior, keys=keys, posterior=joint, experts=experts, private=private,
@@ -275,7 +290,7 @@ class _Model:
         """``{"latent": [B, D]}``: the mean of the shared latents, given all modalities that are present."""
         all_observed = jnp.ones(len(self.network.names), bool)
         latents = self.infer(params, batch, all_observed, key=None, samples=1)
-        return {"latent": latents.shared[0]}
+        return {"latent": latents.shared[0]}  # [1 sample, B, D]
 
     def infer(
         self,
@@ -290,8 +305,9 @@ class _Model:
         """Samples of the latents given the ``observed [M]`` modalities, see `MultimodalVAE`. With several masks
         ``observed [S, M]`` all arrays have a leading axis S.
 
-        ``exact_prior``: whether private latents of modalities that are not observed are drawn from their prior, as an
-        estimate of the likelihood needs, instead of the auxiliary prior of training (`inference.with_exact_prior`).
+        ``exact_prior``: for models with private latents, from which distribution those of a modality that is not observed
+        are drawn. False: from the modality's auxiliary prior, a second distribution that serves this purpose in training.
+        True: from the prior of the generative model, as an estimate of the likelihood needs.
         """
         inputs = self.preprocess(batch)
         keys = None if key is None else batch_keys(key, batch)
@@ -300,6 +316,7 @@ class _Model:
             objective_inputs = with_exact_prior(objective_inputs)
 
         def infer_from(observed: Bool[Array, "m"]) -> LatentSamples:
+            """The samples given one subset of the modalities."""
             observed_and_present = observed[:, None] & inputs.present  # [M, B]
             return self.config.infer(objective_inputs, observed_and_present, keys, samples)
 
@@ -314,7 +331,9 @@ class _Model:
         return decode_all(self.network, self.bind(params), z, key)
 
     def decoder_latents(self, params: Params, shared: Array, key: Key | None) -> Array:
-        """``[M, 1, N, D']``: the latents that the modalities are decoded from, given ``shared [N, D]``."""
+        """``[M, 1, N, D']``: the latents that the modalities are decoded from, given ``shared [N, D]``; see
+        `MultimodalVAE`."""
+        # These latents belong to no example: their number takes the place of an example's index.
         keys = None if key is None else example_keys(key, jnp.arange(len(shared)))
         return self.config.decoder_latents(self.network, self.bind(params), shared, keys)
 
@@ -328,7 +347,8 @@ class _Model:
     ) -> Float[Array, "batch"]:
         """The importance-weighted estimate ``log 1/K sum_k w_k`` of ``log p(x_targets)``, see `MultimodalVAE`.
 
-        K is ``samples``, and ``w_k = p(x_targets | z_k) p(z_k) / q(z_k | x_observed)`` with ``z_k`` from q.
+        ``observed``, ``targets``: masks ``[M]`` of modalities: from which latents are inferred, and whose likelihood is
+        estimated. K is ``samples``, and ``w_k = p(x_targets | z_k) p(z_k) / q(z_k | x_observed)`` with ``z_k`` from q.
         """
         inputs = self.preprocess(batch)
         latents = self.infer(params, batch, observed, key, samples, exact_prior=True)

@@ -145,10 +145,11 @@ class LatentHeads(nn.Module):
     """Whether the prior's mean and scale are computed from the condition."""
 
     def setup(self):
-        """The layers of the posterior and, where it is learned, of the prior."""
+        """The layers of the posterior and, where it is learned, of the prior; their names are parameter paths."""
         if self.deterministic:
             self.point_layer = nn.Dense(self.latent, name="point")
         else:
+            # Encoder features alone need no hidden layer (0 units); features with a condition need one to combine them.
             self.moments_layer = Moments(
                 self.latent, self.hidden if self.conditional else 0, name="posterior"
             )
@@ -158,7 +159,10 @@ class LatentHeads(nn.Module):
     def posterior(
         self, features: Float[Array, "batch hidden"], condition: Float[Array, "batch classes"]
     ) -> Normal:
-        """``q(z | x, c)``, from features of x; a deterministic posterior ignores the condition."""
+        """``q(z | x, c)``, from features of x and the one-hot label c; a deterministic posterior ignores c.
+
+        A deterministic posterior is a point: a normal distribution of scale 0, whose log-scale is -inf.
+        """
         if self.deterministic:
             mean = self.point_layer(features)
             return Normal(mean, log_scale=jnp.full_like(mean, -jnp.inf))
@@ -166,12 +170,12 @@ class LatentHeads(nn.Module):
         return Normal(mean, to_log_scale(raw, self.scale))
 
     def prior(self, condition: Float[Array, "batch classes"]) -> Normal:
-        """``p(z | c)``."""
+        """``p(z | c)``: N(0, 1), unless it is learned from the one-hot label c."""
         if self.learned_prior:
             mean, raw = self.prior_layer(condition)
             return Normal(mean, to_log_scale(raw, self.scale))
         zeros = jnp.zeros((len(condition), self.latent))
-        return Normal(zeros, zeros)
+        return Normal(zeros, zeros)  # mean 0 and log-scale 0
 
     def __call__(self, features, condition):
         return self.posterior(features, condition), self.prior(condition)
@@ -193,7 +197,7 @@ class _Model:
         kind = self.config.for_modality(self.modality).kind
         group = ModalityGroup(kind, self.size, names=(self.modality,))
         modalities = used_configs(self.config, {self.modality: self.size})
-        # Encoders return features alone: the layers of the latent are in `LatentHeads`.
+        # latent=0: encoders return features alone; the layers of the latent are in `LatentHeads`.
         return Network(NetworkConfig(latent=0, hidden=self.config.hidden), modalities, (group,))
 
     @functools.cached_property
@@ -233,12 +237,13 @@ class _Model:
         """The batch as the network takes it; with ``keys``, with augmentation and input corruption, as in training."""
         inputs = preprocess(self.config, (self.modality,), batch, keys)
         if self.config.conditional:
-            # An example without a label does not count.
+            # An example without a label does not count: its label is -1, or ``present`` marks it as missing. (A batch
+            # without ``present["label"]`` lacks no label.)
             known = jnp.asarray(batch["label"]) >= 0
             known &= batch.get("present", {}).get("label", known)
             inputs = inputs._replace(present=inputs.present & known[None])  # [1 modality, B]
         if keys is not None:
-            x, mask = inputs.inputs[self.modality]
+            x, mask = inputs.inputs[self.modality]  # the encoder's input; the decoder's target stays clean
             x = self.config.corrupt(self.config.for_modality(self.modality), x, keys)
             inputs = inputs._replace(inputs={self.modality: (x, mask)})
         return inputs
@@ -259,9 +264,12 @@ class _Model:
     def init(self, key: Key, batch: Batch) -> Params:
         """Parameters of encoder and decoder ("network") and of posterior and prior ("heads")."""
         example = first_example(batch)
+        # One random key, as for the example with the index 0.
         inputs, keys = self.preprocess(example), example_keys(key, jnp.zeros(1, jnp.int32))
         condition = self.encode_condition(example, count=1)
-        z = self.concatenate_condition(jnp.zeros((1, 1, self.config.latent)), condition)
+        z = self.concatenate_condition(
+            jnp.zeros((1, 1, self.config.latent)), condition
+        )  # one sample, one example
 
         def call_all_parts(network: Network):
             """Calls the decoder and then the encoder, since Flax creates the parameters of the parts that are called.
@@ -281,6 +289,7 @@ class _Model:
         that are one number of the whole batch (MMD). Under ``axis_name``, this device's shares of these means."""
         keys = batch_keys(key, batch)
         inputs = self.training_inputs(params, batch, keys, axis_name)
+        # The weight of the divergence depends on the training step, which the batch holds.
         terms = self.config.objective(inputs, beta=self.config.divergence_weight(batch))
         mean_share = functools.partial(
             collectives.batch_mean, weights=inputs.present.astype(jnp.float32), axis_name=axis_name
@@ -295,7 +304,12 @@ class _Model:
     def training_inputs(
         self, params: Params, batch: Batch, keys: ExampleKeys, axis_name: collectives.AxisName
     ) -> ObjectiveInputs:
-        """The objective's inputs in training: with dropout, corruption and free bits, unlike `evaluation_inputs`."""
+        """The objective's inputs in training: posterior, prior and likelihood, with dropout, corruption and free bits
+        (unlike `evaluation_inputs`).
+
+        ``keys [B]``: one random key for each example, for latents, dropout and corruption. ``axis_name``: the axis of
+        devices over which the mean divergence for free bits is taken, or None.
+        """
         return self._objective_inputs(
             params, batch, keys, train_keys=keys, free_bits=self.config.free_bits, weighted=True,
             axis_name=axis_name,
@@ -304,9 +318,11 @@ class _Model:
     def evaluation_inputs(
         self, params: Params, batch: Batch, keys: ExampleKeys | None, *, weighted: bool = True
     ) -> ObjectiveInputs:
-        """The same as `training_inputs`, but without dropout, corruption and free bits: for latents and likelihoods.
+        """Posterior, prior and likelihood of a batch as in `training_inputs`, but without dropout, corruption and free
+        bits: for latents and likelihoods after training.
 
-        ``weighted``: whether log-likelihoods are multiplied by the modality's reconstruction weight.
+        ``keys [B]`` draw the latents; None: latents are the posteriors' means. ``weighted``: whether log-likelihoods are
+        multiplied by the modality's reconstruction weight, as in the loss.
         """
         return self._objective_inputs(
             params, batch, keys, train_keys=None, free_bits=0.0, weighted=weighted, axis_name=None
@@ -336,12 +352,13 @@ class _Model:
         posterior, prior = heads("posterior", features, condition), heads("prior", condition)
 
         def log_likelihood(z: Float[Array, "samples batch dim"]) -> Float[Array, "samples batch"]:
-            """``log p(x | z, c)``."""
-            z = self.concatenate_condition(z, condition)
-            return network("log_likelihood", z, inputs, train_keys, weighted)[0]
+            """``log p(x | z, c)`` of R latent samples for each of B examples, in nats. Closes over the examples x
+            (``inputs``) and their conditions c."""
+            z = self.concatenate_condition(z, condition)  # [1 modality, R, B, D']
+            return network("log_likelihood", z, inputs, train_keys, weighted)[0]  # of the one modality
 
         def kl_to_prior(q: Posterior, present: Array) -> Array:
-            """``KL(q || p(z | c))``, with free bits."""
+            """``KL(q || p(z | c))``, with free bits; ``present [B]``: which examples count in their mean."""
             return kl_with_free_bits(q, prior, free_bits=free_bits, present=present, axis_name=axis_name)
 
         return ObjectiveInputs(
@@ -356,10 +373,10 @@ class _Model:
         return {"latent": self.encode(params, batch)}
 
     def encode(self, params: Params, batch: Batch, key: Key | None = None) -> Float[Array, "batch dim"]:
-        """One sample of the posterior for each example; without a key the posterior's mean."""
+        """One sample of the posterior for each example; without a key the posterior's mean. See `VAE`."""
         keys = None if key is None else batch_keys(key, batch)
         inputs = self.evaluation_inputs(self.autoencoder_params(params), batch, keys)
-        return inputs.posterior.mean if keys is None else draw_latents(inputs, count=1)[0]
+        return inputs.posterior.mean if keys is None else draw_latents(inputs, count=1)[0]  # [1 sample, B, D]
 
     def decode(self, params: Params, z: Array, labels: Any = None, key: Key | None = None) -> Array:
         """Data ``[N, ...]`` decoded from latents ``z [N, D]``, see `VAE`."""
@@ -374,6 +391,7 @@ class _Model:
         prior = heads("prior", self.encode_condition(labels, count))
         if len(prior.mean) != count:
             raise ValueError(f"one label for each of {count} samples, got {len(prior.mean)}")
+        # The number of a sample takes the place of an example's index. "prior" selects the random stream.
         noise = standard_noise(example_keys(key, jnp.arange(count)), "prior", (self.config.latent,))
         z = prior.reparametrize(noise)
         return self.decode(params, z, labels, fold_in_name(key, "decode"))
@@ -397,9 +415,10 @@ class _Model:
         inputs = self.evaluation_inputs(params, batch, keys, weighted=False)
 
         def log_weight(k: Array) -> Float[Array, "batch"]:
-            """``log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x)``, for one latent z_k of each example."""
+            """``log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x)``, for one latent z_k of each example, drawn with
+            the example's key and k."""
             sample_keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, k)
-            z = draw_latents(inputs._replace(keys=sample_keys), count=1)
+            z = draw_latents(inputs._replace(keys=sample_keys), count=1)  # [1 sample, B, D]
             return (inputs.log_likelihood(z) + prior_log_ratio(inputs.posterior, inputs.prior, z))[0]
 
         # 8 latents at a time, as thousands of decodings of a batch may not fit into memory at once.
@@ -441,7 +460,7 @@ class _AdversarialTraining:
 
     def logits(self, critic_params: Params, latents: Float[Array, "batch dim"]) -> Float[Array, "batch"]:
         """The critic's logits: positive for latents that it takes for samples of the prior."""
-        return self.critic.apply({"params": critic_params}, latents)[:, 0]
+        return self.critic.apply({"params": critic_params}, latents)[:, 0]  # [B, 1] -> [B]
 
     def prior_latents(self, keys: ExampleKeys) -> Float[Array, "batch dim"]:
         """A sample of the prior N(0, 1) for each example."""
@@ -450,17 +469,22 @@ class _AdversarialTraining:
     def present_and_mean_share(self, batch: Batch, axis_name: collectives.AxisName):
         """Which examples have the modality, and a function from terms ``[B]`` to this device's share of their mean over
         these examples of the global batch."""
-        present = self.model.preprocess(batch).present[0]
+        present = self.model.preprocess(batch).present[0]  # of the one modality
         weights = present.astype(jnp.float32)
         return present, functools.partial(collectives.batch_mean, weights=weights, axis_name=axis_name)
 
     def terms(
         self, generator: Params, batch: Batch, keys: ExampleKeys, axis_name: collectives.AxisName
     ) -> ObjectiveTerms:
-        """The terms of the model's objective, which for models with a critic is the reconstruction loss alone, and the
-        latents that it was computed from."""
+        """The terms of the model's objective, which for models with a critic is the reconstruction loss ``loss [B]``
+        alone, and the latents ``latent [B, D]`` that it was computed from.
+
+        ``generator``: the autoencoder's parameters. `g_loss` adds the adversarial loss.
+        """
         inputs = self.model.training_inputs(generator, batch, keys, axis_name)
         config = self.model.config
+        # This objective has no divergence, and its weight is 0: the adversarial loss takes its place, with the constant
+        # weight ``config.beta`` (see `g_loss`).
         return config.objective(inputs, beta=config.divergence_weight(batch))
 
     def init(self, key: Key, batch: Batch) -> tuple[Params, Variables]:
@@ -470,14 +494,21 @@ class _AdversarialTraining:
         return {"generator": self.model.init(key, batch), "discriminator": critic}, {}
 
     def generate(self, generator, variables, batch: Batch, key: Key, *, axis_name=None):
-        """The encoder's latents ``[B, D]`` and the reconstruction loss ``[B]`` of each example; the variables."""
+        """The encoder's latents ``[B, D]`` and the reconstruction loss ``[B]`` of each example; the variables.
+
+        ``generator``: the autoencoder's parameters. ``variables``: empty, returned unchanged, as `GAN` demands.
+        """
         keys = fold_in_name(batch_keys(key, batch), "generate")
         terms = self.terms(generator, batch, keys, axis_name)
         return {"latent": terms.latent, "reconstruction": terms.loss}, variables
 
     def d_loss(self, discriminator, variables, batch: Batch, generated, key: Key, step, *, axis_name=None):
-        """The critic's loss, its aux and the variables. Samples of the prior are real, the encoder's latents are
-        fake."""
+        """The critic's loss, and its aux with the variables. Samples of the prior are real, the encoder's latents are
+        fake.
+
+        ``discriminator``: the critic's parameters. ``generated``: from `generate`. ``step`` is not used. The loss is this
+        device's share of the mean over the global batch.
+        """
         # The name of a key only selects the random stream.
         keys = fold_in_name(batch_keys(key, batch), "discriminate")
         present, mean_share = self.present_and_mean_share(batch, axis_name)
@@ -490,7 +521,10 @@ class _AdversarialTraining:
 
     def g_loss(self, generated, discriminator, variables, batch: Batch, key: Key, *, axis_name=None):
         """The autoencoder's loss (reconstruction plus ``beta`` times the adversarial loss of its latents) and its
-        aux."""
+        aux, as a function of ``generated`` (from `generate`).
+
+        ``discriminator``: the critic's parameters. The losses are this device's shares of means over the global batch.
+        """
         # The name of a key only selects the random stream.
         keys = fold_in_name(batch_keys(key, batch), "persuade")
         present, mean_share = self.present_and_mean_share(batch, axis_name)
@@ -502,7 +536,8 @@ class _AdversarialTraining:
         return loss, jax.lax.stop_gradient(aux)
 
     def pretrain_generator(self, generator, variables, batch: Batch, key: Key, *, axis_name=None):
-        """The reconstruction loss alone, without the critic; its aux and the variables."""
+        """The reconstruction loss alone, without the critic, of an autoencoder with the parameters ``generator``; its aux
+        and the variables (empty)."""
         # The name of a key only selects the random stream.
         keys = fold_in_name(batch_keys(key, batch), "rehearse")
         terms = self.terms(generator, batch, keys, axis_name)

@@ -48,7 +48,8 @@ class ExampleOrder:
         self._permutation = functools.lru_cache(maxsize=3)(self._permute)
 
     def _draw_uncached(self, epoch: int) -> np.ndarray:
-        """A random permutation of the examples for an epoch, before `_permute` removes repetitions: int64 ``[length]``."""
+        """A random permutation of the examples for an epoch, before `_permute` removes repetitions: int64
+        ``[length]``."""
         draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.length)
         return np.argsort(draws, kind="stable")
 
@@ -65,8 +66,8 @@ class ExampleOrder:
         start = self._batch_size - before  # this epoch's examples in that batch
         in_end = np.zeros(self.length, bool)
         in_end[self._draw(epoch - 1)[self.length - before :]] = True
-        # Places in this epoch's start whose example that batch already holds. They change places with examples that come
-        # later in the epoch, but not with those in a batch with the next epoch, which that epoch relies on.
+        # Places in this epoch's start whose example that batch already holds. They change places with examples that
+        # come later in the epoch, but not with those in a batch with the next epoch, which that epoch relies on.
         repeated = np.flatnonzero(in_end[order[:start]])
         stop = self.length - (epoch + 1) * self.length % self._batch_size
         later = start + np.flatnonzero(~in_end[order[start:stop]])[: len(repeated)]

@@ -521,8 +521,8 @@ def choose_steps_per_dispatch(config: RunConfig, start: int, initial_steps: int)
     """The largest number of steps per dispatch, up to ``config.dispatch``, with which a dispatch ends at every step
     where the loop must act: at each evaluation and checkpoint, after the ``initial_steps`` (where another program
     takes over) and at the end. ``start``: the step that training begins at."""
-    # Dispatches begin at ``start``: where it is no multiple of the other intervals, as in a resumed run, a dispatch must
-    # divide it too in order to end at their multiples.
+    # Dispatches begin at ``start``: where it is no multiple of the other intervals, as in a resumed run, a dispatch
+    # must divide it too in order to end at their multiples.
     intervals = (config.steps, config.eval_every, config.checkpoint_every, start, initial_steps)
     divisor = math.gcd(*(n for n in intervals if n))  # 0 means never
     return max(k for k in range(1, min(config.dispatch, divisor) + 1) if divisor % k == 0)

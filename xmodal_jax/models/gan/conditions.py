@@ -289,8 +289,8 @@ class CaptionEncoder(ConditionEncoder):
         return self.predictor.init(key, ids, tokens)["params"]
 
     def prediction_loss(self, params, tokens, batch) -> Float[Array, "batch"]:
-        """Cross-entropy of the caption in nats per token: each token is predicted from the tokens before it and the image
-        tokens ``tokens [B, length, D]``."""
+        """Cross-entropy of the caption in nats per token: each token is predicted from the tokens before it and the
+        image tokens ``tokens [B, length, D]``."""
         logits = self.predictor.apply({"params": params}, batch["text"][:, :-1], Tokens(tokens, mask=None))
         return sequence.token_cross_entropy(logits, batch["text"][:, 1:], _mask(batch)[:, 1:])
 

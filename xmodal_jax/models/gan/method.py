@@ -243,7 +243,8 @@ class ConditionalGAN:
         ``toward_text`` and ``toward_text_mask``), the condition is interpolated linearly: ``blend [B]`` is the weight
         of the second one, from 0 to 1.
         """
-        # ``params``: parameters of the "generator", the "variables", and parameters of "frozen" networks if there are any.
+        # ``params``: parameters of the "generator", the "variables", and parameters of "frozen" networks if there are
+        # any.
         generator, frozen = params["generator"], params.get("frozen")
         batch_stats = params["variables"].get("batch_stats", {})  # empty ones are not in checkpoints
         # Without random keys there is no dropout, and batch norm uses its running statistics. The second result of
@@ -359,7 +360,8 @@ class ConditionalGAN:
     def _reconstruction_loss(self, generated, batch, has_reconstruction, axis_name):
         """The weighted negative ELBO, and its parts as aux: means over the images where ``has_reconstruction [B]``.
 
-        ``generated``: the result of `generate`, with ``image`` and ``posterior_kl``. All means are this device's shares.
+        ``generated``: the result of `generate`, with ``image`` and ``posterior_kl``. All means are this device's
+        shares.
         """
         options = self.config.reconstruction
         mean_share = functools.partial(_mean_share, present=has_reconstruction, axis_name=axis_name)
@@ -430,7 +432,8 @@ class ConditionalGAN:
         example than to the batch's other real images.
 
         An example is a picture with a condition. Real images of the same picture (equal ``group``) count as positives
-        too. ``fake_tokens``, ``real_tokens``: the discriminator's tokens ``[B, length, D]`` of generated and real images.
+        too. ``fake_tokens``, ``real_tokens``: the discriminator's tokens ``[B, length, D]`` of generated and real
+        images.
         """
         # The head embeds images and conditions together; only the images' embeddings are used here.
         fake_embedding = networks.contrastive_embeddings(params, fake_tokens, condition).image
@@ -563,8 +566,9 @@ class ConditionalGAN:
         """Scores of each real image with a wrong condition: that of the previous example in the global batch.
 
         None without ``condition.matching_aware``. A pair does not count if either example is absent, if both have
-        equal conditions, or if they show the same picture (equal ``group``; -1 is an unknown picture): then the previous
-        example's condition also fits this image. ``forward``: the pass on the images with their right conditions.
+        equal conditions, or if they show the same picture (equal ``group``; -1 is an unknown picture): then the
+        previous example's condition also fits this image. ``forward``: the pass on the images with their right
+        conditions.
         """
         if not self.config.condition.matching_aware:
             return None

@@ -278,7 +278,8 @@ class GANNetworks:
     def contrastive_embeddings(
         self, params: Params, tokens: Array, condition: Condition
     ) -> ContrastiveEmbeddings:
-        """Embeddings of images and conditions in one space, from the discriminator's image tokens ``[B, length, D]``."""
+        """Embeddings of images and conditions in one space, from the discriminator's image tokens ``[B, length,
+        D]``."""
         return self.contrastive_head.apply({"params": params["contrast"]}, tokens, condition)
 
 

@@ -65,8 +65,8 @@ class LogitLoss:
         return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
 
     def generator(self, fake: Outputs, real: Outputs, present: Array, axis_name: AxisName) -> Share:
-        """The generator's loss, from the critic's logits ``[B, 1]`` for generated and real images (which only relativistic
-        objectives use)."""
+        """The generator's loss, from the critic's logits ``[B, 1]`` for generated and real images (which only
+        relativistic objectives use)."""
         terms = self.objective.generator(fake[:, 0], real[:, 0], present=present, axis_name=axis_name)
         return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name)
 

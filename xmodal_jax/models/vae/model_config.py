@@ -85,7 +85,8 @@ class VariationalConfig(ModelConfig):
             raise ValueError(f"ramp must lie in (0, 1], got {self.ramp}")
 
     def divergence_weight(self, batch: Batch) -> float | Array:
-        """The weight ``beta`` of the divergence after KL annealing (warm-up, cycles) at the batch's training step, ``[B]``.
+        """The weight ``beta`` of the divergence after KL annealing (warm-up, cycles) at the batch's training step,
+        ``[B]``.
 
         In training a batch holds the step as ``batch["step"]``, one number for each example. Outside of training it has
         none, and the weight is ``beta``.

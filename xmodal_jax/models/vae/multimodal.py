@@ -276,8 +276,8 @@ class _Model:
                 q, standard_like(q), free_bits=free_bits, present=present, axis_name=axis_name
             )
 
-        # Objectives whose prior is N(0, 1) call `kl_to_prior`. Those with a learned prior or a mixture, for which the KL
-        # divergence has no closed form, call `prior.log_prob` instead.
+        # Objectives whose prior is N(0, 1) call `kl_to_prior`. Those with a learned prior or a mixture, for which the
+        # KL divergence has no closed form, call `prior.log_prob` instead.
         return ObjectiveInputs(
             present=inputs.present, log_likelihood=log_likelihood, kl_to_prior=kl_to_standard_normal,
             prior=prior, keys=keys, posterior=joint, experts=experts, private=private,
@@ -305,9 +305,9 @@ class _Model:
         """Samples of the latents given the ``observed [M]`` modalities, see `MultimodalVAE`. With several masks
         ``observed [S, M]`` all arrays have a leading axis S.
 
-        ``exact_prior``: for models with private latents, from which distribution those of a modality that is not observed
-        are drawn. False: from the modality's auxiliary prior, a second distribution that serves this purpose in training.
-        True: from the prior of the generative model, as an estimate of the likelihood needs.
+        ``exact_prior``: for models with private latents, from which distribution those of a modality that is not
+        observed are drawn. False: from the modality's auxiliary prior, a second distribution that serves this purpose
+        in training. True: from the prior of the generative model, as an estimate of the likelihood needs.
         """
         inputs = self.preprocess(batch)
         keys = None if key is None else batch_keys(key, batch)

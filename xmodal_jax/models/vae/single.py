@@ -321,8 +321,8 @@ class _Model:
         """Posterior, prior and likelihood of a batch as in `training_inputs`, but without dropout, corruption and free
         bits: for latents and likelihoods after training.
 
-        ``keys [B]`` draw the latents; None: latents are the posteriors' means. ``weighted``: whether log-likelihoods are
-        multiplied by the modality's reconstruction weight, as in the loss.
+        ``keys [B]`` draw the latents; None: latents are the posteriors' means. ``weighted``: whether log-likelihoods
+        are multiplied by the modality's reconstruction weight, as in the loss.
         """
         return self._objective_inputs(
             params, batch, keys, train_keys=None, free_bits=0.0, weighted=weighted, axis_name=None
@@ -415,8 +415,8 @@ class _Model:
         inputs = self.evaluation_inputs(params, batch, keys, weighted=False)
 
         def log_weight(k: Array) -> Float[Array, "batch"]:
-            """``log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x)``, for one latent z_k of each example, drawn with
-            the example's key and k."""
+            """``log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x)``, for one latent z_k of each example, drawn
+            with the example's key and k."""
             sample_keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, k)
             z = draw_latents(inputs._replace(keys=sample_keys), count=1)  # [1 sample, B, D]
             return (inputs.log_likelihood(z) + prior_log_ratio(inputs.posterior, inputs.prior, z))[0]
@@ -506,8 +506,8 @@ class _AdversarialTraining:
         """The critic's loss, and its aux with the variables. Samples of the prior are real, the encoder's latents are
         fake.
 
-        ``discriminator``: the critic's parameters. ``generated``: from `generate`. ``step`` is not used. The loss is this
-        device's share of the mean over the global batch.
+        ``discriminator``: the critic's parameters. ``generated``: from `generate`. ``step`` is not used. The loss is
+        this device's share of the mean over the global batch.
         """
         # The name of a key only selects the random stream.
         keys = fold_in_name(batch_keys(key, batch), "discriminate")
@@ -536,8 +536,8 @@ class _AdversarialTraining:
         return loss, jax.lax.stop_gradient(aux)
 
     def pretrain_generator(self, generator, variables, batch: Batch, key: Key, *, axis_name=None):
-        """The reconstruction loss alone, without the critic, of an autoencoder with the parameters ``generator``; its aux
-        and the variables (empty)."""
+        """The reconstruction loss alone, without the critic, of an autoencoder with the parameters ``generator``; its
+        aux and the variables (empty)."""
         # The name of a key only selects the random stream.
         keys = fold_in_name(batch_keys(key, batch), "rehearse")
         terms = self.terms(generator, batch, keys, axis_name)

@@ -4,11 +4,14 @@ import dataclasses
 import errno
 import importlib.util
 import json
+import logging
 import pathlib
 import re
 import signal
 import sys
 import tempfile
+import threading
+import types
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -429,7 +432,7 @@ def raised(error):
 
 
 def disk_full():
-    return OSError(errno.ENOSPC, "No space left on device")
+    return OSError(errno.ENOSPC, "No space left on device", "/runs/a")
 
 
 def caused_by(cause):
@@ -448,9 +451,17 @@ def caused_by(cause):
             True,
             "step 3: the loss is no longer finite",
         ),
-        (disk_full(), False, "the disk is full: .*; free some space and start again"),
-        (caused_by(disk_full()), True, "the disk is full: .*; free some space and go on with --resume"),
-        (RuntimeError("[Errno 28] No space left on device"), True, "the disk is full: .*"),
+        (
+            disk_full(),
+            False,
+            "the disk is full \\(/runs/a could not be written\\): free some space and start again",
+        ),
+        (caused_by(disk_full()), True, "the disk is full .*: free some space and go on with --resume"),
+        (
+            RuntimeError("write: No space left on device"),
+            True,
+            "the disk is full: free some space and go on .*",
+        ),
         (KeyboardInterrupt(), True, "interrupted; go on with --resume"),
         (KeyError("fault of the program"), True, None),
         (RuntimeError("fault of the program"), False, None),
@@ -483,6 +494,34 @@ def test_what_another_library_refuses_comes_with_its_place_and_the_traceback_can
     monkeypatch.setenv("XMODAL_TRACEBACK", "1")
     with pytest.raises(ValueError, match="cannot reshape"):
         run_script(main, Resumable, None, [])
+
+
+def test_the_threads_that_write_a_checkpoint_do_not_report_a_full_disk_as_well(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+
+    monkeypatch.setattr(logging.getLogger("absl"), "filters", [])
+
+    def write():
+        try:
+            raise caused_by(disk_full())
+        except RuntimeError:
+            logging.getLogger("absl").exception("a checkpoint could not be written")
+            raise
+
+    def main(config):
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        raise disk_full()
+
+    with pytest.raises(SystemExit):
+        run_script(main, Resumable, None, [])
+    # What their callbacks raise afterwards.
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError("Event loop is closed")))
+    assert capsys.readouterr().err == (
+        "the disk is full (/runs/a could not be written): free some space and start again\n"
+    )
 
 
 def test_sigterm_ends_a_script_with_its_temporary_files_removed(tmp_path):

@@ -19,9 +19,11 @@ import difflib
 import errno
 import functools
 import io
+import logging
 import os
 import re
 import sys
+import threading
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +87,7 @@ def run_script(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     config = parse(config_class, description, args)
-    with exit_on_termination():
+    with exit_on_termination(), _one_report_of_a_full_disk():
         try:
             main(config)
         except BaseException as error:
@@ -106,9 +108,13 @@ def explain_error(error: BaseException, *, has_begun: bool) -> str | None:
     from xmodal_jax.train.loop import NonFiniteError  # here, because it imports JAX
 
     message = " ".join(str(error).split()) or type(error).__name__
-    if any(_is_disk_full(cause) for cause in _causes(error)):
+    if any(map(_is_disk_full, _causes(error))):
         advice = "go on with --resume" if has_begun else "start again"
-        return f"the disk is full: {message[:300]}; free some space and {advice}"
+        files = [
+            match[1] for cause in _causes(error) if (match := re.search("[\"'](/[^\"']+)[\"']", str(cause)))
+        ]
+        where = f" ({files[0]} could not be written)" if files else ""
+        return f"the disk is full{where}: free some space and {advice}"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted" + ("; go on with --resume" if has_begun else "")
     if not isinstance(error, ValueError | OSError | ImportError | MemoryError | NonFiniteError | TypeError):
@@ -123,6 +129,42 @@ def explain_error(error: BaseException, *, has_begun: bool) -> str | None:
         return None
     where = "/".join(Path(frame.filename).parts[-3:])
     return f"{message} ({type(error).__name__} in {where}, line {frame.lineno}; {TRACEBACK}=1 shows the way there)"
+
+
+@contextlib.contextmanager
+def _one_report_of_a_full_disk() -> Iterator[None]:
+    """A context in which a full disk is reported by the main thread only, not also by each of the threads that write a
+    checkpoint, with hundreds of lines. After such an error it lasts until the program ends, for they may go on."""
+    print_error, print_error_of_thread, is_full = sys.unraisablehook, threading.excepthook, False
+
+    def hook(args):  # called with what the callbacks of these threads raise after the end of their event loop
+        if str(args.exc_value) != "Event loop is closed":
+            print_error(args)
+
+    def is_reported_elsewhere(error: BaseException | None) -> bool:
+        """Whether an error of such a thread is that of a full disk."""
+        nonlocal is_full
+        is_reported = error is not None and any(map(_is_disk_full, _causes(error)))
+        is_full = is_full or is_reported
+        return is_reported
+
+    def hook_of_thread(args):
+        if not is_reported_elsewhere(args.exc_value):
+            print_error_of_thread(args)
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        """Whether a record of Orbax's log is shown."""
+        return not is_reported_elsewhere(record.exc_info[1] if record.exc_info else None)
+
+    log = logging.getLogger("absl")
+    log.addFilter(is_shown)
+    sys.unraisablehook, threading.excepthook = hook, hook_of_thread
+    try:
+        yield
+    finally:
+        if not is_full:
+            log.removeFilter(is_shown)
+            sys.unraisablehook, threading.excepthook = print_error, print_error_of_thread
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from tests.data.test_text import gpt2_like
@@ -189,6 +190,16 @@ SAY = Translator(
     "text", "audio", lambda x, who: [np.full(int(t), w, np.float32) for t, w in zip(x, who, strict=True)],
     16_000, speakers=("ann", "bob"),
 )  # fmt: skip
+
+
+def test_a_recording_longer_than_the_models_positions_is_cut_and_noted(tmp_path):
+    """One long recording costs the others nothing."""
+    for name, seconds in (("long", 2.5), ("short", 1.0)):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(int(16_000 * seconds)), 16_000)
+    bad_examples = BadExamples()
+    names, waves = read_inputs(find_inputs(str(tmp_path)), HEAR._replace(max_seconds=2.0), bad_examples)
+    lengths = dict(zip(names, map(len, waves), strict=True))
+    assert lengths == {"long.wav": 32_000, "short.wav": 16_000} and sum(bad_examples.notes.values()) == 1
 
 
 def test_the_shortest_chain_is_taken():

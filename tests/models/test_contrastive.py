@@ -191,6 +191,16 @@ def test_it_memorises_a_batch():
     assert losses[0] > 2.2 and losses[-10:].mean() < 0.5
 
 
+def test_padding_is_no_word_in_the_ids_of_texts():
+    """Where a vocabulary has a word with the id of padding, 0: the mask tells them apart."""
+    tokens, mask = (
+        jnp.array([[5, 0, 0], [5, 0, 0], [5, 0, 0]]),
+        jnp.array([[1, 0, 0], [1, 1, 0], [1, 1, 0]], bool),
+    )
+    first, second, third = np.asarray(text_ids(tokens, mask=mask))
+    assert first != second == third
+
+
 def test_equal_texts_have_equal_ids_and_others_do_not():
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 50, (4000, 7)).astype(np.int32)

@@ -202,7 +202,14 @@ def test_what_sentence_encoders_say_further(tmp_path):
         tmp_path / "a", flags("mean"), limits={"max_seq_length": 9, "do_lower_case": True}
     )
     settings = read_sentence_settings(folder)
-    assert settings == {"pooling": ["mean"], "normalize": False, "max_tokens": 9, "lower": True, "unread": []}
+    assert settings == {
+        "pooling": ["mean"],
+        "normalize": False,
+        "max_tokens": 9,
+        "lower": True,
+        "prompt": None,
+        "unread": [],
+    }
     config = read_pretrained_config("text", folder)
     assert config.max_tokens == 9 and max_text_tokens(config) == 9
     # Layers that this library lacks are not left out in silence, only where another pool is chosen.
@@ -263,11 +270,14 @@ def test_an_encoder_without_a_projection_says_so(tmp_path):
 def test_what_a_checkpoint_decides_is_said(tmp_path):
     """Where users would not expect it: on screen and in the report."""
     sentence = sentence_folder(tmp_path / "a", flags("mean"), "Normalize", limits={"do_lower_case": True})
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    write(sentence, "config_sentence_transformers.json", prompts)
     text = read_pretrained_config("text", sentence)
     vit = made.write_folder(tmp_path / "b", made.VIT, {"image": "none"})
     image = read_pretrained_config("image", vit)
     config = SimpleRun(model=ContrastiveConfig(text=text, image=image))
-    pooled, lower, first = pretrained_remarks(config)
+    pooled, lower, prompt, first = pretrained_remarks(config)
+    assert "was trained with 'query: ' before each text" in prompt
     assert pooled.startswith(
         "--model.text hf: pools by mean, scaled to length 1, as its sentence-transformers files"
     )

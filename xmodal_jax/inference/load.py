@@ -21,6 +21,8 @@ from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig
 from xmodal_jax.models.speech import SpeechConfig
+from xmodal_jax.models.towers import encoder_of, max_audio_seconds
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
 
@@ -48,6 +50,8 @@ class Translator(NamedTuple):
     """Shape of the images ``[H, W, C]`` or videos ``[F, H, W, C]`` of training."""
     speakers: tuple[str, ...] = ()
     """Names of the speakers; empty where the target is not audio."""
+    max_seconds: float | None = None
+    """Length of the longest recording that the source encoder has positions for; None: any length."""
     resize: Resize = DEFAULT_RESIZE
     """How images and frames became squares for training."""
 
@@ -118,9 +122,13 @@ def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig 
 
     data = config.get("input", {})  # runs of earlier versions have no such options
     resize = Resize(data.get("image_fit") or "crop", data.get("resample") or "bicubic")
+    encoder = encoder_of(model, modality)
+    limited = modality == "audio" and isinstance(encoder, PretrainedEncoderConfig)
     return Translator(
-        modality, "text", apply, sample_rate=sample_rate, shape=tuple(metadata["shape"]), resize=resize
-    )
+        modality, "text", apply,
+        sample_rate=sample_rate, shape=tuple(metadata["shape"]), resize=resize,
+        max_seconds=max_audio_seconds(encoder) if limited else None,
+    )  # fmt: skip
 
 
 def text_cleaner(metadata: Mapping[str, Any]) -> Callable[[str], str] | None:

@@ -98,7 +98,7 @@ def read_inputs(
     for file in inputs.files:
         name = str(file.relative_to(root))  # lines of a text file: "notes.txt:1", "notes.txt:2", …
         try:
-            examples = READERS[inputs.modality](file, first)
+            examples = READERS[inputs.modality](file, first, bad_examples)
         except Exception as error:  # decoders raise many kinds
             bad_examples.add(file, 0, str(error))
             continue
@@ -111,18 +111,26 @@ def read_inputs(
     return names, contents
 
 
-def _read_lines(file: Path, first: Translator) -> list[str]:
+def _read_lines(file: Path, first: Translator, bad_examples: BadExamples) -> list[str]:
     return [normalise(line.strip()) for line in read_lines(file) if line.strip()]
 
 
-READERS: dict[str, Callable[[Path, Translator], list[Any]]] = {
+def _read_audio(file: Path, first: Translator, bad_examples: BadExamples) -> list[np.ndarray]:
+    samples, was_cut = decode_audio(file, first.sample_rate, first.max_seconds)
+    if was_cut:
+        bad_examples.note(f"cut to {first.max_seconds:g} seconds, for which the model has positions")
+    return [samples]
+
+
+READERS: dict[str, Callable[[Path, Translator, BadExamples], list[Any]]] = {
     "text": _read_lines,
-    "audio": lambda file, first: [decode_audio(file, first.sample_rate)[0]],
-    "image": lambda file, first: [decode_image(file, first.shape[0], first.shape[2], first.resize)],
-    "video": lambda file, first: [decode_video(file, *first.shape[:2], first.shape[3], first.resize)],
+    "audio": _read_audio,
+    "image": lambda file, first, _: [decode_image(file, first.shape[0], first.shape[2], first.resize)],
+    "video": lambda file, first, _: [decode_video(file, *first.shape[:2], first.shape[3], first.resize)],
 }
-"""By modality, ``read(file, first)``: the examples in a file, in the format of the translator ``first``. Its ``shape``
-is ``[H, W, C]`` for images and ``[F, H, W, C]`` for videos."""
+"""By modality, ``read(file, first, bad_examples)``: the examples in a file, in the format of the translator ``first``.
+Its ``shape`` is ``[H, W, C]`` for images and ``[F, H, W, C]`` for videos. Recordings longer than its ``max_seconds`` are
+cut, which ``bad_examples`` notes."""
 
 
 def _common_folder(files: Sequence[Path]) -> Path:

@@ -367,7 +367,9 @@ class _Network:
         # Examples with equal texts, or of the same picture, are no negatives of each other: they get equal ids.
         match = None
         if config.objective.duplicates != "ignore":
-            texts = text_ids(batch["text"], present["text"]) if "text" in batch else None
+            texts = (
+                text_ids(batch["text"], present["text"], batch.get("text_mask")) if "text" in batch else None
+            )
             match = matching_ids(texts, batch)
         scale = jnp.minimum(jnp.exp(params["loss"]["log_scale"]), MAX_SCALE)
         pair_losses = {}
@@ -395,18 +397,24 @@ def matching_ids(ids: Int[Array, "batch"] | None, batch: Batch) -> Ids | None:
 
 
 def text_ids(
-    tokens: Int[Array, "batch length"], present: Bool[Array, "batch"] | None = None
+    tokens: Int[Array, "batch length"],
+    present: Bool[Array, "batch"] | None = None,
+    mask: Bool[Array, "batch length"] | None = None,
 ) -> Int[Array, "batch"]:
     """A 32-bit hash of each token sequence: equal sequences have equal hashes, different ones collide with a
     probability of about 2^-32.
 
-    It is -1, the id that matches nothing, where the text is not ``present``; None: all texts are.
+    It is -1, the id that matches nothing, where the text is not ``present``; None: all texts are. ``mask``: False on
+    padding, which tells it from a token with id 0; None: there is no such token.
     """
     tokens = tokens.astype(jnp.uint32)
     multiplier = jnp.uint32(0x9E3779B1)  # 2^32 / golden ratio (Knuth's multiplicative hash)
     digest = jnp.zeros(tokens.shape[0], jnp.uint32)
     for position in range(tokens.shape[1]):
-        digest = (digest ^ (tokens[:, position] + jnp.uint32(1))) * multiplier
+        value = tokens[:, position] + jnp.uint32(1)
+        if mask is not None:
+            value = jnp.where(mask[:, position], value, jnp.uint32(0))
+        digest = (digest ^ value) * multiplier
         digest = digest ^ (digest >> 15)
     ids = digest.astype(jnp.int32)
     return ids if present is None else jnp.where(present, ids, -1)

@@ -437,9 +437,10 @@ class _Model:
             source, text = embeddings
             scale = inverse_temperature(params["contrast"])
             # Examples with equal texts, or of the same picture, are positives of each other.
+            ids = text_ids(batch["text"], mask=batch.get("text_mask"))
             contrastive = info_nce(
                 source, text, temperature=1.0 / scale, present=present,
-                match=matching_ids(text_ids(batch["text"]), batch), duplicates="positive", axis_name=axis_name,
+                match=matching_ids(ids, batch), duplicates="positive", axis_name=axis_name,
             )  # fmt: skip
             losses["contrastive"] = (contrastive, present.astype(jnp.float32))
         aux = {

@@ -154,6 +154,7 @@ def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
     - ``normalize``: whether the vector has length 1;
     - ``max_tokens``: the most tokens of a text, or None;
     - ``lower``: whether texts are in lower case;
+    - ``prompt``: what is put before each text unless the caller says otherwise, or None;
     - ``unread``: modules after the pooling that this library does not have, such as ``Dense``.
 
     Raises:
@@ -178,6 +179,7 @@ def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
         "normalize": False,
         "max_tokens": text.get("max_seq_length"),
         "lower": bool(text.get("do_lower_case", False)),
+        "prompt": _read_default_prompt(folder / "config_sentence_transformers.json"),
         "unread": [],
     }
     for kind, path in modules:
@@ -190,6 +192,13 @@ def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
         elif kind not in ("Transformer", "Dropout"):
             settings["unread"].append(kind)
     return settings
+
+
+def _read_default_prompt(path: pathlib.Path) -> str | None:
+    """The default prompt of ``config_sentence_transformers.json``; None if there is none, or no such file."""
+    config = _read_json(path) if path.is_file() else {}
+    prompts = config.get("prompts")
+    return prompts.get(config.get("default_prompt_name")) if isinstance(prompts, dict) else None
 
 
 def _read_pooling(path: pathlib.Path) -> list[str]:

@@ -111,7 +111,8 @@ def make(
     count = config.num_frames if frames is None else frames
     if count % config.tubelet_size:
         raise ValueError(
-            f"the encoder's tubelets of {config.tubelet_size} frames must divide a video's, got {count}"
+            f"the encoder's tubelets of {config.tubelet_size} frames must divide a video's, got {count}: choose "
+            f"another --frames, such as {max(1, round(count / config.tubelet_size)) * config.tubelet_size}"
         )
     return VideoMAE(
         sizes=read_sizes(config, options, final_norm=not config.use_mean_pooling),

@@ -288,6 +288,10 @@ def _remarks(config: PretrainedEncoderConfig, flag: str) -> list[str]:
         )
     if sentence is not None and sentence.lower:
         remarks.append("was trained on texts in lower case: --text-cleanup lower makes them so")
+    if sentence is not None and sentence.prompt:
+        remarks.append(
+            f"was trained with {sentence.prompt!r} before each text, which is not added to captions"
+        )
     return remarks
 
 

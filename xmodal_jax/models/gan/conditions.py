@@ -278,7 +278,7 @@ class CaptionEncoder(ConditionEncoder):
         return condition if self.config.uses_words else condition._replace(words=None)
 
     def ids(self, batch) -> Int[Array, "batch"]:
-        return text_ids(batch["text"])
+        return text_ids(batch["text"], mask=batch.get("text_mask"))
 
     @functools.cached_property
     def predictor(self) -> nn.Module:

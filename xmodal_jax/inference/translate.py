@@ -129,8 +129,8 @@ READERS: dict[str, Callable[[Path, Translator, BadExamples], list[Any]]] = {
     "video": lambda file, first, _: [decode_video(file, *first.shape[:2], first.shape[3], first.resize)],
 }
 """By modality, ``read(file, first, bad_examples)``: the examples in a file, in the format of the translator ``first``.
-Its ``shape`` is ``[H, W, C]`` for images and ``[F, H, W, C]`` for videos. Recordings longer than its ``max_seconds`` are
-cut, which ``bad_examples`` notes."""
+Its ``shape`` is ``[H, W, C]`` for images and ``[F, H, W, C]`` for videos. Recordings longer than its ``max_seconds``
+are cut, which ``bad_examples`` notes."""
 
 
 def _common_folder(files: Sequence[Path]) -> Path:

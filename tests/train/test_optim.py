@@ -115,6 +115,18 @@ def test_newton_schulz_of_singular_values_far_apart(shape):
     assert np.abs(x).max() > 0.1
 
 
+def test_newton_schulz_keeps_the_singular_vectors_and_makes_the_values_about_one():
+    """By the definition, U V^T of U S V^T, with singular values from 1 to 30."""
+    rng = np.random.default_rng(0)
+    u, _, v = np.linalg.svd(rng.normal(size=(2, 7, 11)), full_matrices=False)
+    x = (u * np.linspace(30, 1, 7)) @ v
+    found = np.asarray(jax.jit(newton_schulz)(jnp.asarray(x, jnp.float32)), np.float64)
+    values = np.einsum("kij,kil,kml->kjm", u, found, v)  # in the bases of the singular vectors
+    diagonal = np.einsum("kii->ki", values)
+    assert diagonal.min() > 0.65 and diagonal.max() < 1.25
+    np.testing.assert_allclose(values - diagonal[:, :, None] * np.eye(7), 0.0, atol=1e-4)
+
+
 def test_frozen_parameters_keep_no_state():
     tx = make_optimizer(Optimizer(freeze=("^a/",)), 7)
     sizes = {x.size for x in jax.tree.leaves(tx.init(params()))}

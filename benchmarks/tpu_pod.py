@@ -47,8 +47,8 @@ class Config:
     """Examples per chip for ViT-B/16."""
     large_batch: int = 32
     """Examples per chip for ViT-bigG/14."""
-    keep_rows: bool = True
-    """Whether layers call `core.collectives.keep_rows`; without, the effect of that function can be seen."""
+    shard_examples: bool = True
+    """Whether layers call `core.collectives.shard_examples`; without, the effect of that function can be seen."""
     markdown: bool = False
     """Print Markdown tables."""
     out: pathlib.Path | None = None
@@ -257,7 +257,7 @@ def main(config: Config) -> None:
     os.environ["JAX_PLATFORMS"], os.environ["TPU_SKIP_MDS_QUERY"] = "cpu", "1"
     from xmodal_jax.core import collectives
 
-    if not config.keep_rows:
+    if not config.shard_examples:
         collectives.mesh_size = lambda: 1
     results = []
     for case in cases(config):

@@ -118,14 +118,14 @@ def test_rows_are_pinned_inside_a_mesh_only():
     def pinned(fn, x):
         return "sharding_constraint" in str(jax.make_jaxpr(fn)(x))
 
-    assert not pinned(collectives.keep_rows, x) and collectives.mesh_size() == 1
+    assert not pinned(collectives.shard_examples, x) and collectives.mesh_size() == 1
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         assert collectives.mesh_size() == 8
-        assert pinned(collectives.keep_rows, x)
-        assert pinned(jax.vmap(collectives.keep_rows), jnp.ones((2, 16, 3)))  # several seeds
-        assert not pinned(collectives.keep_rows, jnp.ones((12, 3)))  # does not divide
+        assert pinned(collectives.shard_examples, x)
+        assert pinned(jax.vmap(collectives.shard_examples), jnp.ones((2, 16, 3)))  # several seeds
+        assert not pinned(collectives.shard_examples, jnp.ones((12, 3)))  # does not divide
         manual = jax.shard_map(
-            collectives.keep_rows, in_specs=jax.P(("data", "fsdp")), out_specs=jax.P(("data", "fsdp"))
+            collectives.shard_examples, in_specs=jax.P(("data", "fsdp")), out_specs=jax.P(("data", "fsdp"))
         )
         assert not pinned(manual, x)  # each device already has its own rows
 

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "alignment": "monotonic_alignment expand_durations FrameTokens",
         "checks": "check_shapes",
         "cluster": "Cluster detect is_writer agree",
-        "collectives": "psum all_gather axis_index axis_size batch_mean global_mean share keep_rows mesh_size "
+        "collectives": "psum all_gather axis_index axis_size batch_mean global_mean share shard_examples mesh_size "
         "global_index roll_batch",
         "decoding": "GeneratedTokens sample beam_search ctc_greedy filter_logits length_norm",
         "parts": "is_part parts_of is_optional choose options_of",

@@ -110,7 +110,7 @@ def mesh_size() -> int:
     return 1 if mesh.empty or mesh.manual_axes else mesh.size
 
 
-def keep_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+def shard_examples(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     """``x``, with the constraint that the compiler splits it over devices along its first axis, the examples.
 
     Call it on the inputs and outputs of every layer. It matters where the compiler partitions the program (the mode

@@ -30,7 +30,10 @@ def attention_weights(
 
 
 def _weights(q_BHQD: Array, k_BHKD: Array, mask: Array | None, causal: bool) -> Array:
-    """The attention map ``[B, H, Q, K]`` of queries and keys whose heads come before their tokens."""
+    """The attention map ``[B, H, Q, K]`` of queries and keys whose heads come before their tokens.
+
+    ``mask [B, K]`` is True on valid keys; None: all. ``causal``: whether a query may not attend to later keys.
+    """
     logits_BHQK = jnp.einsum("bhqd,bhkd->bhqk", q_BHQD, k_BHKD, preferred_element_type=jnp.float32)
     logits_BHQK = logits_BHQK * q_BHQD.shape[-1] ** -0.5
     allowed = None if mask is None else mask[:, None, None, :]
@@ -69,14 +72,14 @@ def attention(
       Vaswani et al. 2017, Attention Is All You Need, arXiv:1706.03762, eq. 1.
     """
     if implementation is None:
-        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, heads, tokens, dim]
         weights = _weights(q, k, mask, causal)
         return jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v).swapaxes(1, 2)
-    key_mask = None if mask is None else mask[:, None, None, :]
+    key_mask = None if mask is None else mask[:, None, None, :]  # [B, heads, queries, keys]
     out = jax.nn.dot_product_attention(
         q, k, v, mask=key_mask, is_causal=causal, implementation=implementation
     )
-    if mask is None:
+    if mask is None:  # every query has an allowed key
         return out
     # Queries without any allowed key give 0. A causal query t may attend to the valid keys up to t.
     has_allowed_key = jnp.cumsum(mask, axis=1) > 0 if causal else mask.any(axis=1, keepdims=True)
@@ -120,9 +123,14 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Array, "batch queries dim"] | tuple[Array, Array]:
         """The attention of ``x`` to itself or, with ``kv``, to ``kv``: ``[B, N, D]``.
 
-        ``mask`` is True on valid keys. ``position``: index of the one token in ``x`` when decoding token by token, with
-        the keys and values of earlier tokens in a cache. With ``return_weights`` the result is a pair of the output and
-        the attention map ``[B, H, N, M]``.
+        Args:
+          x: the tokens ``[B, N, D]`` that queries are computed from.
+          kv: tokens ``[B / n, M, E]`` for keys and values, each example of which serves n consecutive examples of
+            ``x``; None: self-attention.
+          mask: True on valid keys, ``[examples of kv or x, keys]``; None: all.
+          position: index of the one token in ``x`` when decoding token by token, with the keys and values of earlier
+            tokens in a cache.
+          return_weights: whether to return a pair of the output and the attention map ``[B, H, N, M]``.
         """
         width = x.shape[-1]
         if width % self.heads:
@@ -142,10 +150,11 @@ class MultiHeadAttention(nn.Module):
             q = q.reshape(len(kv), -1, *shape)  # the queries of all examples that share an example of kv
             k, v = self._keys_and_values(kv, shape, keep=position is not None)
         causal = self.causal and position is None  # in decoding the cache has no later keys
+        # Computed in two steps where somebody asks for the attention map: `attention` returns none.
         if return_weights or self.is_mutable_collection("intermediates"):
             weights = attention_weights(q, k, mask, causal=causal)
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
-            weights = _split_queries(weights, len(x))
+            weights = _split_queries(weights, len(x))  # one map per example of x
             self.sow("intermediates", "weights", weights)
         else:
             out = attention(q, k, v, mask, causal=causal, implementation=self.implementation)
@@ -165,6 +174,7 @@ class MultiHeadAttention(nn.Module):
             )
         updated = []
         for name, new in (("key", k), ("value", v)):
+            # Zeros [B, cache length, H, size] at first.
             cache = self.variable("cache", name, jnp.zeros, (len(k), mask.shape[1], *k.shape[2:]), k.dtype)
             cache.value = jax.lax.dynamic_update_slice(cache.value, new, (0, position, 0, 0))
             updated.append(cache.value)

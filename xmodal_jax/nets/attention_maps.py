@@ -57,6 +57,7 @@ def token_attention(
     from_others: dict[str, Array] = {}  # attention [B, N_m] that it receives from all other queries
     for path, weights in attention_maps(intermediates).items():
         weights = weights.mean(axis=1)  # over heads: [B, queries, keys]
+        # The modalities along the map's two axes, and the slice of the axis that each covers; "" for learned tokens.
         query_modalities, key_modalities = fusion.map_axes(path, order)
         query_slices = _segments(query_modalities, weights.shape[1], masks)
         key_slices = _segments(key_modalities, weights.shape[2], masks)
@@ -69,6 +70,7 @@ def token_attention(
                 received = jnp.where(valid_queries[:, :, None], block, 0.0).sum(axis=1)
                 total = from_others if query != key else from_itself
                 total[key] = total.get(key, 0.0) + received
+    # A modality that is in both dictionaries takes the attention from others.
     return {
         m: a / jnp.maximum(a.sum(axis=1, keepdims=True), jnp.finfo(a.dtype).tiny)
         for m, a in {**from_itself, **from_others}.items()
@@ -76,9 +78,13 @@ def token_attention(
 
 
 def _masks(order, tokens, present) -> dict[str, Bool[Array, "batch length"]]:
-    """For each modality of ``order``, which of its tokens are valid: ``[B, N_m]``, all False in examples without it."""
+    """For each modality of ``order``, which of its tokens are valid: ``[B, N_m]``, all False in examples without it.
+
+    ``tokens`` and ``present`` are the arguments of `token_attention`.
+    """
     masks, batch = {}, batch_size_of(tokens, present)
     for name in order:
+        # A modality without tokens: a sequence of length 0.
         modality_tokens = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), mask=None))
         # Several examples may share a row of tokens.
         valid = repeat_rows(content_mask(modality_tokens), batch // len(modality_tokens.values))

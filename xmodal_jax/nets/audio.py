@@ -37,11 +37,10 @@ class AudioTransformer(TransformerEncoder):
         if self.downsample < 1 or self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of 2, got {self.downsample}")
         x = apply_mask(inputs, mask)
-        for i in range(
-            self.downsample.bit_length() - 1
-        ):  # log2(downsample) convolutions that halve the frames
+        halvings = self.downsample.bit_length() - 1  # log2(downsample)
+        for i in range(halvings):  # convolutions of stride 2
             x = nn.gelu(Conv(self.width, (3,), strides=2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x))
             mask = None if mask is None else mask[:, ::2]
             x = apply_mask(x, mask)
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
-        return self.encode(x, mask, (x.shape[1],), keys)
+        return self.encode(x, mask, grid=(x.shape[1],), keys=keys)  # positions, class token, transformer

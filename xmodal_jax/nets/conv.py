@@ -50,16 +50,16 @@ def _by_platform(a, b, cpu: Callable, default: Callable):
 
     @bilinear.def_vmap
     def batched(axis_size, in_batched, a, b):
-        """The map under ``vmap``: the result, and True as it has the mapped axis.
+        """The rule for ``bilinear`` under ``vmap``: the result, and True as it has the mapped axis first.
 
-        ``in_batched``: whether ``a`` and ``b`` have the mapped axis.
+        ``in_batched``: two booleans, whether ``a`` and whether ``b`` has the mapped axis, of size ``axis_size``.
         """
         # Under vmap over input and kernel (several seeds or modalities at once) XLA makes a grouped convolution, which
         # on a CPU is three times slower than one convolution after the other.
         if all(in_batched):
             one_by_one = functools.partial(conv_cpu.one_by_one, bilinear)
             return lax.platform_dependent(a, b, cpu=one_by_one, default=jax.vmap(default)), True
-        axes = tuple(0 if batched else None for batched in in_batched)
+        axes = tuple(0 if is_batched else None for is_batched in in_batched)
         return lax.platform_dependent(a, b, cpu=jax.vmap(cpu, axes), default=jax.vmap(default, axes)), True
 
     return bilinear(a, b)
@@ -70,7 +70,7 @@ def correlate(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """The convolution of neural networks: ``y[n, i, o] = sum_{t, c} x[n, s i + t - p, c] k[t, c, o]``.
 
     ``s`` is the stride and ``p`` the padding. ``x [N, *input_size, C]`` and ``kernel [*kernel_size, C, O]`` have the
-    same dtype; the result is ``[N, *output_size, O]``.
+    same dtype; the result is ``[N, *output_size, O]``. ``geometry`` has the sizes, the stride and the padding.
     """
     cpu = functools.partial(conv_cpu.correlate, geometry=geometry)
     return _by_platform(x, kernel, cpu, functools.partial(conv_lax.correlate, geometry=geometry))
@@ -132,6 +132,7 @@ def _match_varying_axes(*arrays):
     ``jax.custom_vjp`` does not do this by itself. The gradient of an array that did not vary over an axis, such as a
     kernel, is thereby summed over the devices of that axis.
     """
+    # For each array the set of mesh axes that it varies over: empty outside of shard_map.
     varying = [
         getattr(getattr(jax.typeof(a), "manual_axis_type", None), "varying", frozenset()) for a in arrays
     ]
@@ -206,7 +207,9 @@ def conv_transpose_geometry(
 def _transpose_padding(padding: str, k: int, s: int) -> tuple[int, int]:
     """``(before, after)``: how many pixels ``lax.conv_transpose`` pads an axis of its dilated input by.
 
-    ``padding`` is "SAME" or "VALID", ``k`` the size of the kernel and ``s`` the stride.
+    ``padding`` is "SAME" or "VALID", ``k`` the size of the kernel and ``s`` the stride. The formulas are those of
+    ``lax.conv_transpose``: the output then has ``n s`` ("SAME") or ``n s + max(k - s, 0)`` ("VALID") pixels for ``n``
+    of the input.
     """
     if padding == "SAME":
         total = k + s - 2
@@ -251,7 +254,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        geometry = conv_geometry(x.shape[1:-1], size, _per_axis(self.strides, len(size)), self.padding)
+        strides = _per_axis(self.strides, len(size))  # one for each spatial axis
+        geometry = conv_geometry(x.shape[1:-1], size, strides, self.padding)
         if self.feature_group_count == 1:
             y = correlate(*_match_varying_axes(x, kernel), geometry)
         else:

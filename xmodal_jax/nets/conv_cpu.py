@@ -55,6 +55,7 @@ def correlate(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
     """The convolution of ``x [N, *input_size, C]`` with ``kernel [*kernel_size, C, O]``: ``[N, *output_size, O]``."""
     channels, features = kernel.shape[-2:]
     if _winograd_pays(x, channels, features, geometry):
+        # In blocks of as many pixels as the stride, whose pixels are channels, the convolution has stride 1.
         kernel = _kernel_to_blocks(kernel, geometry)
         return _winograd(_to_blocks(x, geometry), kernel, geometry.output_size)
     if _is_small_product(x, geometry):  # a 1x1 kernel: a matrix product at every stride-th pixel
@@ -82,6 +83,7 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
 
     ``dy [N, *output_size, O]`` and ``kernel [*kernel_size, C, O]`` to ``dx [N, *input_size, C]``.
     """
+    # Per axis: the kernel's size in blocks of as many pixels as the stride.
     kernel_blocks = _kernel_blocks(geometry)
     if max(geometry.strides) == 1:
         # The convolution of dy with the kernel, flipped and with its channels O and C swapped.
@@ -96,6 +98,7 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
         geometry = geometry._replace(input_size=geometry.output_size, padding=padding)
         return correlate(dy, kernel, geometry=geometry)
     small = any(m < k for m, k in zip(geometry.output_size, geometry.kernel_size, strict=True))
+    # XLA's own gradient, where the blocks would multiply by many zeros and XLA is fast.
     if not (small or _fills_blocks(geometry)):
         return conv_lax.input_gradient(dy, kernel, geometry=geometry, permute=True)
     # One matrix product gives the contributions of all blocks of the kernel, [N, *output_size, kernel blocks,
@@ -116,7 +119,8 @@ def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry) -> Array:
 
     ``x [N, *input_size, C]`` and ``dy [N, *output_size, O]`` to ``[*kernel_size, C, O]``.
     """
-    if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry, WINOGRAD_KERNEL_CHANNELS):
+    if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry, least=WINOGRAD_KERNEL_CHANNELS):
+        # Computed for the convolution over blocks of pixels, which has stride 1.
         blocks = _winograd_kernel_gradient(_to_blocks(x, geometry), dy, _kernel_blocks(geometry))
         return _kernel_from_blocks(blocks, geometry)
     return conv_lax.kernel_gradient(x, dy, geometry=geometry, permute=True)
@@ -257,11 +261,12 @@ def _winograd_pays(
     ``a`` is its input or the gradient of its output, ``[N, ...]``; ``channels`` and ``features`` are the kernel's.
     ``least``: the fewest channels and features for which it is faster, by the kernel's size in blocks.
     """
+    # Per axis: the kernel's size in blocks of as many pixels as the stride.
     kernel_blocks, batch = _kernel_blocks(geometry), len(a)
     if len(kernel_blocks) != 2 or any(j not in WINOGRAD_INPUT for j in kernel_blocks):
-        return False
+        return False  # there are matrices for images and some kernel sizes only
     if not _fills_blocks(geometry):
-        return False
+        return False  # too many multiplications would be with the zeros that fill up the blocks
     if a.dtype.itemsize < 4:  # the sums and differences would lose half of bfloat16's digits
         return False
     channels *= math.prod(geometry.strides)  # the pixels of a block count as channels
@@ -291,6 +296,7 @@ def _winograd(x: Array, kernel: Array, size: Sequence[int], *, transposed: bool 
     products = {}
     for position, pixels in input_tiles.items():
         matrix = lax.optimization_barrier(pixels).reshape(-1, pixels.shape[-1])
+        # The axes that are summed over, of matrix and kernel; no batch axes.
         contracted = (((1,), (1 if transposed else 0,)), ((), ()))
         product = lax.dot_general(matrix, kernel_tiles[position], contracted)
         products[position] = product.reshape(*pixels.shape[:-1], -1)
@@ -321,7 +327,7 @@ def _winograd_kernel_gradient(x: Array, dy: Array, kernel_size: tuple[int, ...])
     for position in input_tiles:
         a, b = lax.optimization_barrier((input_tiles[position], dy_tiles[position]))
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-        products[position] = lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+        products[position] = lax.dot_general(a, b, (((0,), (0,)), ((), ())))  # a^T b
     # G^T (...)
     kernel = _transform([WINOGRAD_KERNEL[j].T for j in kernel_size], lax.optimization_barrier(products))
     rows, columns = kernel_size
@@ -343,7 +349,10 @@ def _tiles(x: Array, tile_counts: Sequence[int], kernel_size: Sequence[int]) -> 
 
 
 def _transform(matrices: Sequence[np.ndarray], tiles: Tiles) -> Tiles:
-    """Multiplies the tiles by one matrix along each axis: for two axes ``M_1 t M_2^T`` for every tile ``t``."""
+    """Multiplies the tiles by one matrix along each axis: for two axes ``M_1 t M_2^T`` for every tile ``t``.
+
+    ``tiles`` holds one array for each position in a tile, by the position's coordinates.
+    """
     for axis, matrix in enumerate(matrices):
         transformed = {}
         # The tiles' columns along this axis, by their positions (before, after) along the other axes.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from xmodal_jax.core.collectives import keep_rows
+from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.conv import ConvTranspose
 from xmodal_jax.nets.encoders import TextDecoderConfig, build_decoder
@@ -59,7 +59,7 @@ class MLPDecoder(nn.Module):
         """The outputs ``[N, *shape]`` for the latents ``z``. ``tokens`` and ``keys``, which all decoders take, are
         unused."""
         for k in range(self.depth):
-            z = nn.relu(keep_rows(nn.Dense(self.width, name=f"hidden_{k}")(z)))
+            z = nn.relu(shard_examples(nn.Dense(self.width, name=f"hidden_{k}")(z)))
         return nn.Dense(math.prod(self.shape), name="out")(z).reshape(len(z), *self.shape)
 
 
@@ -88,7 +88,7 @@ class ConvDecoder(nn.Module):
         x = nn.Dense(height * width * self.width, name="start")(z).reshape(len(z), height, width, self.width)
         for k in range(stages):
             out = channels if k == stages - 1 else max(self.width // 2 ** (k + 1), 1)
-            x = keep_rows(ConvTranspose(out, (4, 4), strides=2, name=f"up_{k}")(nn.relu(x)))
+            x = shard_examples(ConvTranspose(out, (4, 4), strides=2, name=f"up_{k}")(nn.relu(x)))
         return x
 
 
@@ -133,7 +133,7 @@ class FrameDecoder(nn.Module):
         x = nn.Dense(coarse_frames * self.width, name="start")(z).reshape(len(z), coarse_frames, self.width)
         for k in range(self.halvings):
             last = k == self.halvings - 1
-            x = keep_rows(
+            x = shard_examples(
                 ConvTranspose(mels if last else self.width, (4,), strides=2, name=f"up_{k}")(nn.relu(x))
             )
         return x[:, :frames]
@@ -168,8 +168,10 @@ class ParallelTextDecoder(nn.Module):
     def __call__(
         self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
     ) -> Float[Array, "rows length vocab"]:
-        """Logits of all tokens of the texts, given the latents ``z``. ``tokens``, which all decoders take, is
-        unused."""
+        """Logits of all tokens of the texts at once, given the latents ``z``.
+
+        ``tokens``, which all decoders take, is unused. ``keys``: one per latent, for dropout; None in evaluation.
+        """
         vector = nn.Dense(self.width, name="code")(z)
         transformer = _PositionTokens(
             width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout, length=self.length,
@@ -207,6 +209,7 @@ class AutoregressiveTextDecoder(nn.Module):
         """
         config = TextDecoderConfig(width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout)
         decoder = build_decoder(config, vocab_size=self.vocab_size, max_length=self.length)
+        # The latent becomes four tokens, which the decoder attends to.
         memory = nn.Dense(4 * self.width, name="code")(z).reshape(len(z), 4, self.width)
         if keys is not None and self.word_dropout:
             tokens = drop_words(tokens, keys, self.word_dropout)

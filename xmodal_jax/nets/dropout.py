@@ -14,7 +14,7 @@ from xmodal_jax.types import ExampleKeys
 
 
 def fold_in_layer(keys: ExampleKeys | None, layer) -> ExampleKeys | None:
-    """One key per example for one layer of a stack; None stays None (no dropout).
+    """One key per example for one layer of a stack, by the layer's number; None stays None (no dropout).
 
     The stack has to call it, because scanned layers share one module path, by which dropout would otherwise tell them
     apart.

@@ -43,15 +43,18 @@ class ModuleConfig:
         parts.check_choices(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(value) is int and value < 1:
+            if type(value) is int and value < 1:  # every int is a size; a bool has another type
                 raise ValueError(f"{type(self).__name__}.{field.name} must be at least 1, got {value}")
             if field.name in ("dropout", "drop_path") and not 0.0 <= value < 1.0:
                 raise ValueError(f"{type(self).__name__}.{field.name} must lie in [0, 1), got {value}")
 
     @property
     def compute_dtype(self):
-        """The dtype of activations, for modules; None: that of parameters and inputs."""
-        # None leaves float32 parameters and inputs as they are, also float64 in a user's own code.
+        """The dtype of activations, as an argument of Flax modules; None for "float32".
+
+        With None a module computes in the dtype of its parameters and inputs: float32 here, but float64 where a user's
+        own code has float64 inputs.
+        """
         return None if self.dtype == "float32" else DTYPES[self.dtype]
 
 
@@ -75,7 +78,10 @@ class EncoderConfig(ModuleConfig):
 
     @property
     def prefix_tokens(self) -> int:
-        """Number of tokens that come before those of positions in the input: 1 with a class token, else 0."""
+        """Number of tokens that come before those of positions in the input: 1 with a class token, else 0.
+
+        Not for `PretrainedEncoderConfig`, whose checkpoint decides it: see `models.towers.prefix_tokens`.
+        """
         return int(self.pool == "cls")
 
 
@@ -389,7 +395,9 @@ class PretrainedEncoderConfig(EncoderConfig):
 
     name: ClassVar[str] = "hf"
     chosen_by: ClassVar[str] = "--image-encoder hf:PATH (or --text-encoder, --audio-encoder, --video-encoder)"
+    """The flags that choose this part (see `core.parts`): its name alone, without a checkpoint, is not enough."""
 
+    # Fields of the type `FilledIn` have no flag: the program sets them when it opens the checkpoint.
     architecture: FilledIn[str | None] = None
     """Content of the checkpoint's config.json as text; None until the checkpoint is opened, which fills it in."""
     width: FilledIn[int | None] = None
@@ -421,11 +429,13 @@ class PretrainedEncoderConfig(EncoderConfig):
 
     @property
     def pool_heads(self) -> int:
-        return self.heads or 4
+        return self.heads or 4  # networks that are no transformers have no number of heads to take
 
     @classmethod
     def in_place_of(cls, config: ModuleConfig) -> PretrainedEncoderConfig:
         """The configuration of a pretrained encoder that replaces ``config`` and keeps the options that both have.
+
+        Sizes, such as width and depth, come from the checkpoint and not from ``config``.
 
         Where ``config`` chooses no pool (None), it is "own", the pool of the encoder's pretraining.
         """
@@ -461,7 +471,7 @@ ENCODERS: Mapping[str, Any] = {
 
 DEFAULTS: Mapping[str, EncoderConfig] = {
     "text": TextTransformerConfig(),
-    "image": ConvNetConfig(norm="none"),
+    "image": ConvNetConfig(norm="none"),  # without group norm, to save time on a CPU
     "audio": AudioTransformerConfig(downsample=16),
     "video": TubeletViTConfig(),
 }
@@ -494,7 +504,7 @@ def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_in
     if modality not in ENCODERS:
         raise ValueError(f"modality must be one of {sorted(ENCODERS)}, got {modality!r}")
     config = DEFAULTS[modality] if config is None else config
-    table = parts.parts_of(ENCODERS[modality])
+    table = parts.parts_of(ENCODERS[modality])  # {name: class} of the modality's encoders
     if type(config) not in table.values():
         raise ValueError(f"{modality} encoders are {sorted(table)}, got {config!r}")
     if isinstance(config, PretrainedEncoderConfig):
@@ -533,6 +543,7 @@ def max_text_tokens(config: Any) -> int | None:
     number. ``config``: a dataclass, whose fields may be dataclasses, or any other value."""
     if not dataclasses.is_dataclass(config):
         return None
+    # The limits within each field, and that of the dataclass itself if it is such an encoder or decoder.
     limits = [max_text_tokens(getattr(config, field.name)) for field in dataclasses.fields(config)]
     limits.append(getattr(config, "max_tokens", None))
     return min((limit for limit in limits if limit is not None), default=None)
@@ -541,7 +552,14 @@ def max_text_tokens(config: Any) -> int | None:
 def build_decoder(
     config: TextDecoderConfig, *, vocab_size: int, max_length: int, cross: bool = True, text_depth: int = 0
 ) -> TextDecoder:
-    """The text decoder of a configuration; ``cross`` and ``text_depth``: see `nets.text.TextDecoder`."""
+    """The text decoder of a configuration.
+
+    Args:
+      config: its options.
+      vocab_size, max_length: number of token ids, and the most tokens of a text.
+      cross: whether it attends to the tokens of a source, such as an image; False: a language model.
+      text_depth: number of the first layers without cross-attention, which see the text alone.
+    """
     return TextDecoder(
         vocab_size,
         max_length,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from xmodal_jax.core.collectives import keep_rows
+from xmodal_jax.core.collectives import shard_examples
 
 Vectors = Float[Array, "batch features"]
 Context = Float[Array, "batch context"]
@@ -47,7 +47,11 @@ class MaskedDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
-        """The outputs; each depends only on the inputs that the mask allows."""
+        """``x (W * M) + bias``: each output depends only on the inputs that the mask M allows.
+
+        Output j may use input i if its degree is at least that of i (``strict``: greater). ``self.inputs`` and
+        ``self.outputs`` are the degrees of all inputs and outputs.
+        """
         if x.shape[-1] != len(self.inputs):
             raise ValueError(f"this layer has {len(self.inputs)} inputs, got {list(x.shape)}")
         compare = np.greater if self.strict else np.greater_equal
@@ -99,7 +103,9 @@ class MADE(nn.Module):
     def __call__(self, x: Vectors, context: Context | None = None) -> tuple[Vectors, Vectors]:
         """``(shift, log_scale)`` of every dimension of ``x``, ``[B, D]`` each.
 
-        Each depends on the dimensions before it, and on ``context [B, C]`` if there is one.
+        Each depends on the dimensions before it, and on ``context [B, C]`` if there is one. Every input, hidden unit
+        and output has a degree; a unit depends only on units of degrees up to its own, so that nothing can depend on
+        later dimensions.
         """
         _check_at_least_one(features=self.features, hidden=self.hidden, depth=self.depth)
         if not self.bound > 0:
@@ -131,7 +137,7 @@ class MADE(nn.Module):
             h = MaskedDense(degrees, hidden_degrees, name=f"hidden_{k}")(h)
             if context is not None:
                 h = h + project_context(self.hidden, f"context_{k}", nn.initializers.lecun_normal())
-            h, degrees = keep_rows(nn.silu(h)), hidden_degrees
+            h, degrees = shard_examples(nn.silu(h)), hidden_degrees
         # The outputs are the shifts of all dimensions, then their log-scales.
         output_degrees = 2 * dim_degrees
         y = MaskedDense(degrees, output_degrees, strict=True, zeros=True, name="out")(h)
@@ -141,7 +147,7 @@ class MADE(nn.Module):
         y = y + direct(x)
         if context is not None:
             y = y + project_context(2 * self.features, "context_out", _ZEROS)
-        shift, log_scale = jnp.split(keep_rows(y), 2, axis=-1)
+        shift, log_scale = jnp.split(shard_examples(y), 2, axis=-1)
         return shift, self.bound * jnp.tanh(log_scale / self.bound)
 
 
@@ -197,7 +203,7 @@ class AutoregressiveFlow(nn.Module):
         return z
 
     def _invert(self, made: MADE, u, context):
-        """Inverts one layer: noise ``u [B, D]`` to data ``x``, one dimension after the other.
+        """Inverts one layer, ``made``: noise ``u [B, D]`` to data ``x``, one dimension after the other.
 
         ``x_i = u_i exp(log_scale_i) + shift_i``, where log-scale and shift depend on the dimensions before ``i``.
         """
@@ -212,7 +218,7 @@ class AutoregressiveFlow(nn.Module):
 
         order = dims[::-1] if made.reverse else dims
         scan = nn.scan(set_dimension, variable_broadcast="params", split_rngs={"params": False})
-        x, _ = scan(made, jnp.zeros_like(u), order)
+        x, _ = scan(made, jnp.zeros_like(u), order)  # the second result would be the outputs per step
         return x
 
     def log_prob(self, x: Vectors, context: Context | None = None) -> Float[Array, "batch"]:

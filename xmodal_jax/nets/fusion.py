@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import parts
-from xmodal_jax.core.collectives import keep_rows
+from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.dropout import Dropout, DropPath, fold_in_layer
 from xmodal_jax.nets.pooling import Pool, prepend_class_token
@@ -142,14 +142,14 @@ class Fusion(nn.Module):
             raise ValueError(
                 f"present names {sorted(unknown)[0]!r}, but there are tokens of {', '.join(tokens)} only"
             )
-        order = self.modalities or tuple(sorted(tokens))
+        order = self.modalities or tuple(sorted(tokens))  # of the modalities; () stands for those given, by name
         unknown = set(tokens) - set(order)
         if unknown:
             raise ValueError(
                 f"there are tokens of {sorted(unknown)[0]!r}; this fusion is of {', '.join(order)}"
             )
         batch = batch_size_of(tokens, present)
-        streams = {}
+        streams = {}  # the tokens of each modality, `SharedTokens`: a row may belong to several examples
         for name in order:
             is_present = (present or {}).get(name, jnp.full(batch, name in tokens))
             if name in tokens:
@@ -172,7 +172,7 @@ class Fusion(nn.Module):
         values = nn.Dense(self.width, dtype=self.dtype, name=f"project_{name}")(values)
         values = nn.LayerNorm(dtype=self.dtype, name=f"norm_{name}")(values)
         modality = self.param(f"modality_{name}", nn.initializers.normal(0.02), (self.width,), jnp.float32)
-        return Tokens(keep_rows(values + modality.astype(values.dtype)[None, None, :]), mask)
+        return Tokens(shard_examples(values + modality.astype(values.dtype)[None, None, :]), mask)
 
     def fuse_shared(self, streams: dict[str, SharedTokens], keys: ExampleKeys | None) -> FusionOutput:
         """`fuse` for tokens that several examples may share. They are repeated, so that each example has a row; a
@@ -187,13 +187,15 @@ class Fusion(nn.Module):
     def map_axes(self, path: str, order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """``(queries, keys)``: the modalities along the two axes of the attention map that was recorded at ``path``.
 
-        "" stands for learned tokens. ``order``: the modalities of the fusion.
+        "" stands for learned tokens. ``order``: the modalities of the fusion. By default all modalities are on both
+        axes, in this order; fusions whose maps differ override the method.
         """
         return order, order
 
     def block(self, layer: int, name: str, **options) -> TransformerBlock:
         """The transformer block of one layer, with parameters under ``{name}_{layer}``, that starts near the identity.
 
+        ``options``: further fields of `TransformerBlock`, such as ``cross``.
         Blocks that at first mix the tokens at random keep the gradient from the encoders below, which then hardly learn
         (a convolutional network not at all in 600 steps).
         """
@@ -263,6 +265,7 @@ class CoAttention(Fusion):
             updated = {}
             for name, (values, mask) in streams.items():
                 block = self.block(layer, f"layers_{name}", cross=len(streams) > 1)
+                # (values, mask) of the other modalities' tokens; none if there is one modality only.
                 others = concatenate(streams, without=name) if len(streams) > 1 else (None, None)
                 updated[name] = Tokens(block(values, mask, *others, fold_in_layer(keys, layer)), mask)
             streams = updated
@@ -317,6 +320,7 @@ class BottleneckAttention(Fusion):
                 updated[name] = Tokens(out[:, : -self.bottlenecks], mask)
                 bottleneck_sum += jnp.where(present[name], out[:, -self.bottlenecks :], 0.0)
             streams = updated
+            # An example without any modality keeps its bottleneck tokens.
             none_present = ~jnp.stack(list(present.values())).any(axis=0)
             bottleneck_mean = (bottleneck_sum / present_count).astype(bottleneck.dtype)
             bottleneck = jnp.where(none_present, bottleneck, bottleneck_mean)
@@ -344,6 +348,8 @@ class GatedCrossAttention(Fusion):
 
         Where there is one other modality, tokens that examples share are not repeated: attention computes their keys
         and values once.
+
+        ``streams``: the tokens of each modality by name, in order; a row of them may belong to several examples.
         """
         (_, first), *other_streams = streams.items()
         values, mask = prepend_class_token(self, *first.repeated())
@@ -363,6 +369,8 @@ class GatedCrossAttention(Fusion):
         """The two gated residual branches of one layer, for the tokens ``x [B, N, width]`` of the first modality:
 
         ``x += tanh(a) attention(LN x, others)``, then ``x += tanh(c) MLP(LN x)``.
+
+        ``others``: the tokens of the other modalities. ``keys``: one per example, for dropout; None in evaluation.
         """
 
         def gate(name):
@@ -379,7 +387,7 @@ class GatedCrossAttention(Fusion):
         y = Dropout(self.dropout, name=f"mlp_dropout_{layer}")(
             MLP(self.mlp_ratio, self.dtype, name=f"cross_mlp_{layer}")(y), keys
         )
-        return keep_rows(x + gate("mlp") * y)
+        return shard_examples(x + gate("mlp") * y)
 
 
 class PerceiverResampler(Fusion):
@@ -414,7 +422,7 @@ class PerceiverResampler(Fusion):
             x = x + self.drop(attend(queries, attended, attended_mask), "attention", layer, layer_keys)
             mlp = MLP(self.mlp_ratio, self.dtype, BRANCH_SCALE, name=f"mlp_{layer}")
             y = mlp(nn.LayerNorm(dtype=self.dtype, name=f"mlp_norm_{layer}")(x))
-            x = keep_rows(x + self.drop(y, "mlp", layer, layer_keys))
+            x = shard_examples(x + self.drop(y, "mlp", layer, layer_keys))
         return self.normalize_and_pool(Tokens(x, all_valid))
 
     def drop(self, branch, name, layer, keys):
@@ -463,13 +471,14 @@ class AdditiveAttention(Fusion):
         """
         values, mask = concatenate(streams)
         hidden = jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(values))
-        scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[:, :, 0]
+        scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[:, :, 0]  # v . tanh(W x), [B, N]
         scores = scores.astype(jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=1)
         weights = jnp.where(mask.any(axis=1, keepdims=True), weights, 0.0)
         self.sow("intermediates", "weights", weights[:, None, None, :])  # [B, 1 head, 1 query, N]
         x = jnp.einsum("bn,bnd->bd", weights, values.astype(jnp.float32))
         x = Dropout(self.dropout, name="dropout")(x, keys)
+        # The MLP takes sequences: here of one token, [B, 1, width].
         mlp = MLP(self.mlp_ratio, self.dtype, name="mlp")(nn.LayerNorm(name="mlp_norm")(x)[:, None, :])
         return output_of_vector(x + mlp[:, 0].astype(jnp.float32))
 
@@ -501,6 +510,7 @@ class LowRankBilinear(Fusion):
         x = product.mean(axis=1)
         x = Dropout(self.dropout, name="dropout")(nn.LayerNorm(name="mlp_norm")(x), keys)
         mlp = MLP(self.mlp_ratio, self.dtype, name="mlp")
+        # The MLP takes sequences: here of one token, [B, 1, width].
         return output_of_vector(x + mlp(x[:, None, :])[:, 0].astype(jnp.float32))
 
 
@@ -518,7 +528,8 @@ class FiLM(Fusion):
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
         """Transforms the tokens ``x`` of the first modality, with ``x = x (1 + gamma) + beta`` before each block.
 
-        ``gamma`` and ``beta`` are linear in the mean tokens of the other modalities.
+        ``gamma`` and ``beta`` are linear in the mean tokens of the other modalities. ``streams`` maps each modality to
+        its tokens ``[B, N_m, width]`` and their mask.
         """
         first = next(iter(streams))
         values, mask = prepend_class_token(self, *streams[first])

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from xmodal_jax.core.checks import check_at_least
-from xmodal_jax.core.collectives import AxisName, keep_rows
+from xmodal_jax.core.collectives import AxisName, shard_examples
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.conv import Conv, ConvTranspose
@@ -62,8 +62,8 @@ def upsampling_stages(shape: tuple[int, int, int], part: str) -> int:
 def batch_norm(keys, axis_name: AxisName, *, dtype=None, affine: bool = True, name: str) -> nn.BatchNorm:
     """Batch norm with statistics of the global batch, the same on any number of devices.
 
-    In evaluation (``keys`` is None) it uses the running statistics. ``affine``: whether it has a learned scale and
-    bias.
+    In evaluation (``keys`` is None) it uses the running statistics. ``axis_name``: the named axis that splits the batch
+    over devices, if any. ``affine``: whether it has a learned scale and bias.
     """
     return nn.BatchNorm(
         use_running_average=keys is None, momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype,
@@ -92,10 +92,13 @@ class MLPGenerator(nn.Module):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        """Images in (-1, 1) from noise and condition; ``keys``, which all generators take, is unused."""
+        """Images in (-1, 1) from the noise, joined with the condition's vector.
+
+        ``keys``, which all generators take, is unused.
+        """
         x = concatenate_condition(noise, condition)
         for k in range(self.depth):
-            x = leaky_relu(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{k}")(x)))
+            x = leaky_relu(shard_examples(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{k}")(x)))
         x = nn.Dense(math.prod(self.shape), dtype=self.dtype, name="pixels")(x).astype(jnp.float32)
         return jnp.tanh(x).reshape(len(x), *self.shape)
 
@@ -125,7 +128,8 @@ class DCGANGenerator(nn.Module):
     ) -> Float[Array, "batch height width channels"]:
         """Images in (-1, 1): a dense layer makes a small feature map, each transposed convolution doubles its size.
 
-        ``keys`` is None in evaluation, where batch norm uses its running statistics.
+        The dense layer takes the noise, joined with the condition's vector. ``keys`` is None in evaluation, where batch
+        norm uses its running statistics.
         """
         height, width, channels = self.shape
         stages = upsampling_stages(self.shape, "generator")
@@ -139,7 +143,7 @@ class DCGANGenerator(nn.Module):
             last = k == stages - 1
             out = channels if last else self.width * 2 ** (stages - 2 - k)
             up = ConvTranspose(out, (4, 4), strides=2, use_bias=last, dtype=self.dtype, name=f"up_{k}")
-            x = keep_rows(up(x))
+            x = shard_examples(up(x))
         return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -159,7 +163,7 @@ class Modulation(nn.Module):
     @nn.compact
     def __call__(self, x, vector, keys: ExampleKeys | None):
         """``leaky_relu((1 + gamma) x + beta)``, with ``gamma`` and ``beta`` of each channel computed from ``vector [B,
-        D]``.
+        D]`` (noise and condition).
 
         The feature map ``x [B, H, W, C]`` is first normalised ("batch_norm" or "rms"); "fusion" has no normalisation,
         and two such layers. ``keys`` is None in evaluation, where batch norm uses its running statistics.
@@ -233,6 +237,7 @@ class ResidualPixels(nn.Module):
         height, width = height // 2**stages, width // 2**stages
         x = nn.Dense(height * width * self.width, dtype=self.dtype, name="start")(vector)
         x = x.reshape(len(x), height, width, self.width)
+        # A layer (x, vector, keys) that normalises and activates x, with scales and shifts computed from the vector.
         modulate = lambda name: Modulation(self.modulation, self.axis_name, self.dtype, name=name)
         for k in range(stages):
             # ``width`` channels at the two smallest sizes, then half as many at each next one, but at least 8.
@@ -246,7 +251,7 @@ class ResidualPixels(nn.Module):
             for layer in range(2):
                 branch = modulate(f"modulation_{k}_{layer}")(branch, vector, keys)
                 branch = Conv(features, (3, 3), dtype=self.dtype, name=f"conv_{k}_{layer}")(branch)
-            x = keep_rows(x + branch)
+            x = shard_examples(x + branch)
         x = modulate("modulation_out")(x, vector, keys)
         x = ConvTranspose(channels, (4, 4), strides=2, dtype=self.dtype, name="pixels")(x)
         return x.astype(jnp.float32)
@@ -262,7 +267,7 @@ class ResidualPixels(nn.Module):
         query = query.reshape(batch, height * width, features)
         positions = self.param(f"{name}_places", nn.initializers.normal(0.02), (height * width, features))
         norm = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")
-        query = norm(query + positions[None].astype(query.dtype))
+        query = norm(query + positions[None].astype(query.dtype))  # the same positions in all images
         attention = MultiHeadAttention(self.heads, dtype=self.dtype, name=name)
         return attention(query, words.values, words.mask).reshape(x.shape)
 
@@ -278,7 +283,10 @@ class ResidualGenerator(ResidualPixels):
         *,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        """Images in (-1, 1) from noise and condition; ``keys`` is None in evaluation."""
+        """Images in (-1, 1) from the noise, joined with the condition's vector; pixels may attend to its words.
+
+        ``keys`` is None in evaluation, where batch norm uses its running statistics.
+        """
         return jnp.tanh(self.to_pixels(concatenate_condition(noise, condition), condition.words, keys))
 
 
@@ -295,7 +303,8 @@ class ConditioningAugmentation(nn.Module):
     def __call__(self, vector: Float[Array, "batch dim"], noise: Float[Array, "batch dim2"] | None):
         """``(sample, kl)``: ``mu + sigma noise``, and ``KL(N(mu, sigma^2) || N(0, 1))``, averaged over dimensions.
 
-        ``mu`` and ``log sigma^2`` are linear in ``vector``; without noise the sample is ``mu``.
+        ``mu`` and ``log sigma^2`` are linear in the condition's ``vector``. ``noise`` is standard normal,
+        ``[B, features]``; None: the sample is ``mu``. The sample has the same shape, ``kl`` is ``[B]``, in nats.
         """
         mean, log_variance = jnp.split(nn.Dense(2 * self.features, name="moments")(vector), 2, axis=-1)
         kl = -0.5 * (1.0 + log_variance - jnp.square(mean) - jnp.exp(log_variance)).mean(axis=-1)
@@ -317,7 +326,10 @@ class NoisePosterior(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, keys: ExampleKeys | None = None
     ) -> tuple[Float[Array, "batch features"], Float[Array, "batch features"]]:
-        """``(mean, log_variance)`` of the noise of each image, by an image encoder and one hidden layer."""
+        """``(mean, log_variance)``, ``[B, noise]`` each: the Gaussian posterior of the noise that an image comes from.
+
+        By an image encoder and one hidden layer. ``keys``: one per example, for dropout in training.
+        """
         tokens = self.encoder(images, keys=keys).values.astype(jnp.float32)
         x = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.reshape(len(tokens), -1)))
         mean, log_variance = jnp.split(nn.Dense(2 * self.features, name="moments")(x), 2, axis=-1)
@@ -347,7 +359,8 @@ class Critic(nn.Module):
     def __call__(
         self, tokens: Float[Array, "batch length dim"], vector: Float[Array, "batch condition"] | None
     ) -> Float[Array, "batch outputs"]:
-        """Scores of images, given by their ``tokens``, under the condition's ``vector`` (None with the kind "none").
+        """Scores ``[B, outputs]`` of images, given by their ``tokens``, under the condition's ``vector`` (None with the
+        kind "none").
 
         "projection": ``w h + <V c, h> / sqrt(dim)`` with ``h`` the pooled tokens and ``c`` the condition. "concat" and
         "none": a hidden layer over each token (joined with the condition), then a dense layer over all tokens.
@@ -361,9 +374,8 @@ class Critic(nn.Module):
             if self.outputs != 1:
                 raise ValueError(f"projection has one output, not {self.outputs}: choose the head concat")
             h = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.mean(axis=1)))
-            products = h * nn.Dense(self.hidden, use_bias=False, name="condition")(
-                vector
-            )  # V c and h, elementwise
+            # V c and h, multiplied element by element; the sum over dimensions is <V c, h>.
+            products = h * nn.Dense(self.hidden, use_bias=False, name="condition")(vector)
             return nn.Dense(1, name="out")(h) + products.sum(axis=1, keepdims=True) / math.sqrt(self.hidden)
         if vector is not None:
             repeated = jnp.broadcast_to(vector[:, None, :], (*tokens.shape[:2], vector.shape[-1]))
@@ -382,7 +394,10 @@ class SentenceEncoder(nn.Module):
     def __call__(
         self, ids, mask, *, keys: ExampleKeys | None = None
     ) -> tuple[Float[Array, "batch dim"], Tokens]:
-        """``(sentence, words)``: one vector per sentence ``[B, D]``, and the tokens ``[B, L, D]`` of its words."""
+        """``(sentence, words)``: one vector per sentence ``[B, D]``, and the tokens ``[B, L, D]`` of its words.
+
+        ``ids [B, L]`` are token ids, ``mask [B, L]`` is True on valid ones. ``keys``: for dropout in training.
+        """
         words = self.encoder(ids, mask, keys=keys)
         pool = self.encoder.pool if self.pool is None else self.pool
         return pool(words), words
@@ -413,9 +428,13 @@ class ContrastiveHead(nn.Module):
     def __call__(
         self, tokens: Float[Array, "batch length dim"], condition: Condition
     ) -> ContrastiveEmbeddings:
-        """Unit vectors of the images and sentences, and with ``words`` those of image tokens (regions) and of words."""
+        """Unit vectors of the images and sentences, and with ``self.words`` of image tokens (regions) and of words.
+
+        ``tokens`` are the images', from the discriminator; ``condition`` has the sentence's vector and its words.
+        """
 
         def project(name, x):
+            """``x [..., D]`` by a linear map to unit vectors ``[..., features]``."""
             dense = nn.Dense(self.features, use_bias=False, name=name)
             return l2_normalize(dense(x.astype(jnp.float32)))
 

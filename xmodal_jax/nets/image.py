@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.core.collectives import keep_rows
+from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout, DropPath
 from xmodal_jax.nets.norm import GroupNorm
@@ -79,14 +79,14 @@ class ConvNet(nn.Module):
         if self.width % 4:
             raise ValueError(f"4 must divide the width, got {self.width}")
         _check_norm(self.norm)
-        PreActConv = nn.remat(_PreActConv) if self.remat else _PreActConv
+        PreActConv = nn.remat(_PreActConv) if self.remat else _PreActConv  # norm, activation, 3x3 convolution
         options = dict(norm=self.norm, dtype=self.dtype)
         if self.coordinates:
             inputs = jnp.concatenate([inputs, coordinate_channels(inputs)], axis=-1)
         x = Conv(self.width // 4, (4, 4), strides=2, dtype=self.dtype, name="stem")(inputs)
-        for stage, depth in enumerate((1, 1, self.depth)):
+        for stage, depth in enumerate((1, 1, self.depth)):  # residual convolutions of each stage
             features = self.width // 4 * 2**stage
-            if stage:
+            if stage:  # halve the sides
                 x = PreActConv(features, stride=2, **options, name=f"down_{stage}")(x)
             for block in range(depth):
                 branch = PreActConv(features, **options, name=f"conv_{stage}_{block}")(x)
@@ -137,7 +137,7 @@ class PlainConvNet(nn.Module):
         x = inputs
         for k in range(layers):
             features = max(self.width // 2 ** (layers - 1 - k), 1)
-            x = keep_rows(Conv(features, (4, 4), strides=2, dtype=self.dtype, name=f"conv_{k}")(x))
+            x = shard_examples(Conv(features, (4, 4), strides=2, dtype=self.dtype, name=f"conv_{k}")(x))
             if self.norm == "group" and k:
                 x = _group_norm(features, groups=8, dtype=self.dtype, name=f"norm_{k}")(x)
             x = nn.leaky_relu(x, 0.2)
@@ -170,7 +170,7 @@ class FlatMLP(nn.Module):
         check_no_mask(mask)
         x = inputs.reshape(len(inputs), -1)
         for k in range(self.depth):
-            x = nn.leaky_relu(keep_rows(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2)
+            x = nn.leaky_relu(shard_examples(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2)
         return Tokens(Dropout(self.dropout, name="dropout")(x, keys)[:, None], mask=None)
 
 
@@ -197,7 +197,7 @@ class _PreActConv(nn.Module):
         """``conv(gelu(norm(x)))``."""
         if self.norm == "group":
             x = _group_norm(x.shape[-1], groups=8, dtype=self.dtype, name="norm")(x)
-        return keep_rows(Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x)))
+        return shard_examples(Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x)))
 
 
 class ResNet(nn.Module):
@@ -278,7 +278,10 @@ class _ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, keys):
-        """The block's output, ``[B, h, w, features]`` (four times as many features with a bottleneck)."""
+        """The block's output, ``[B, h, w, features]`` (four times as many features with a bottleneck).
+
+        ``x`` is the feature map ``[B, H, W, C]``. ``keys``: one per example, for drop path; None in evaluation.
+        """
 
         def conv_norm(x, features, size, stride, name):
             """A convolution with a kernel of ``size x size``, and group norm."""
@@ -296,7 +299,7 @@ class _ResidualBlock(nn.Module):
             y = conv_norm(y if i == 0 else nn.relu(y), features, size, stride, f"layer_{i}")
         if x.shape != y.shape:  # project the input, to add it to the branch
             x = conv_norm(x, out, size=1, stride=self.stride, name="shortcut")
-        return keep_rows(nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys)))
+        return shard_examples(nn.relu(x + DropPath(self.drop_path, name="drop_path")(y, keys)))
 
 
 def cut_patches(

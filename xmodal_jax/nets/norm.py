@@ -43,11 +43,12 @@ class GroupNorm(nn.Module):
             """Means per channel ``[B, C]`` to means per group ``[B, groups, 1]``."""
             return channel_means.reshape(len(x), self.num_groups, -1).mean(axis=2, keepdims=True)
 
-        precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # float32 at least
         spatial_axes = tuple(range(1, x.ndim - 1))
         mean = mean_per_group(precise.mean(spatial_axes))
         mean_square = mean_per_group(jnp.square(precise).mean(spatial_axes))
         variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
+        # [B, groups, C / groups]
         factor = lax.rsqrt(variance + self.epsilon) * scale.reshape(1, self.num_groups, -1)
 
         def to_channels(a):

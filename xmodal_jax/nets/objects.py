@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.core.collectives import keep_rows
+from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.nets.transformer import MLP, TransformerBlock
 from xmodal_jax.types import Condition, ExampleKeys
 
@@ -38,10 +38,17 @@ def resampling_weights(
     does not alias. The sum over k has `MARGIN` more cells at either end: a pixel's weights add up to 1 well inside of
     the object, to 0 outside, and fall off smoothly in between, so that positions can be learned. (The filter bank of
     DRAW, Gregor et al. 2015, arXiv:1502.04623, eq. 19-26, with triangles in place of Gaussians.)
+
+    ``centre`` and ``half``: the middle and half the length of the object along this axis, as fractions of the image's
+    side.
     """
 
     def middles(low, high, axis):
-        """``low + 0.5, ..., high - 0.5``, with axes of size 1 for those of ``centre`` and at ``axis``."""
+        """``low + 0.5, ..., high - 0.5``: the middles of pixels or cells, with axes of size 1 to broadcast.
+
+        They are those of ``centre``, and one more at ``axis``: -1 for pixels ``[..., n, 1]``, -2 for cells ``[..., 1,
+        n]``.
+        """
         return jnp.expand_dims(jnp.arange(low, high) + 0.5, [*range(centre.ndim), axis])
 
     cell_size = 2.0 * half[..., None, None] / cells
@@ -77,7 +84,8 @@ class SlotAttention(nn.Module):
         """``(slots, attention)`` after all rounds: the updated slots, and their attention to the inputs, with rows that
         sum to 1.
 
-        ``mask`` is True on valid inputs. ``bias`` is added to the logits of the attention.
+        In each round the slots compete for the inputs (a softmax over slots); each is then updated by the weighted mean
+        of its inputs. ``mask`` is True on valid inputs. ``bias`` is added to the logits of the attention.
         """
         width = slots.shape[-1]
         dense = lambda name: nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
@@ -94,7 +102,7 @@ class SlotAttention(nn.Module):
                 attention = attention * mask[:, None, :]
             attention = attention / (attention.sum(axis=-1, keepdims=True) + 1e-3)
             slots = slots + out(jnp.einsum("bkl,bld->bkd", attention.astype(value.dtype), value))
-            slots = keep_rows(slots + mlp(norm_mlp(slots)))
+            slots = shard_examples(slots + mlp(norm_mlp(slots)))
         return slots, attention
 
 
@@ -127,10 +135,15 @@ class ObjectEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, condition: Condition, batch: int) -> ObjectEmbeddings:
-        """The embeddings of ``count`` objects for each of ``batch`` images, from a class or sentence and its words."""
+        """The embeddings of ``count`` objects for each of ``batch`` images, from a class or sentence and its words.
+
+        ``condition.vector [B, D]`` is the embedding of the class or sentence, ``condition.words`` its word tokens
+        ``[B, L, D]`` and their mask; either may be None. The batch size cannot be read off a condition without both.
+        """
         dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)
         norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
         start = self.param("start", nn.initializers.normal(1.0), (self.count, self.width))
+        # A learned vector of each object, the same in all images.
         role = jnp.broadcast_to(start[None], (batch, self.count, self.width))
         if condition.vector is not None:
             role = role + dense("vector")(condition.vector)[:, None]
@@ -176,6 +189,7 @@ class Layout(nn.Module):
         self.before = nn.Dense(self.width, dtype=self.dtype)
         self.after = TransformerBlock(self.heads, causal=True, dtype=self.dtype)
         self.norm = nn.LayerNorm(dtype=self.dtype)
+        # Small weights: at first the boxes are about the noise itself, mean 0 and scale 1.
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
         self.moments = nn.Dense(2 * BOX_SIZE, kernel_init=small)
 
@@ -190,7 +204,8 @@ class Layout(nn.Module):
     ) -> Float[Array, "batch count 3"]:
         """The boxes that the noise is mapped to, one after the other: ``box_k = mean_k + exp(log_scale_k) noise_k``.
 
-        ``mean_k`` and ``log_scale_k`` depend on the boxes before ``k``.
+        ``objects`` are the embeddings of the K objects, ``noise`` is standard normal. ``mean_k`` and ``log_scale_k``
+        depend on the objects and on the boxes before ``k``.
         """
         objects, boxes = self.among(objects), jnp.zeros_like(noise)
         for k in range(noise.shape[1]):
@@ -259,7 +274,7 @@ class ObjectGenerator(nn.Module):
         numbers that become the box. The noise that the generator maps to it is ``(boxes_and_noise - mean)
         exp(-log_scale)``. Mean and log-scale are 0 for all numbers that are not part of a box.
         """
-        _, object_parts = self._split(boxes_and_noise)
+        _, object_parts = self._split(boxes_and_noise)  # the objects' parts, [B, K, Z]; not the background's
         embeddings = objects.appearance + objects.role
         mean, log_scale = self.layout.moments_of(embeddings, object_parts[..., :BOX_SIZE])
 
@@ -283,7 +298,7 @@ class ObjectGenerator(nn.Module):
         """
         is_encoded = isinstance(condition, ObjectEmbeddings)
         objects = condition if is_encoded else self.content(condition, len(noise))
-        background_noise, object_noise = self._split(noise)
+        background_noise, object_noise = self._split(noise)  # [B, Z] and [B, K, Z]
         appearance = objects.appearance
         if object_noise.shape[-1] > BOX_SIZE:
             appearance = appearance + self.variety(object_noise[..., BOX_SIZE:]).astype(appearance.dtype)
@@ -295,7 +310,7 @@ class ObjectGenerator(nn.Module):
         image = color[:, None, None, :]
         for k in range(self.objects):
             image = image * (1.0 - layers[:, k, ..., -1:]) + layers[:, k, ..., :-1]
-        return keep_rows(2.0 * image - 1.0)
+        return shard_examples(2.0 * image - 1.0)
 
     def _split(self, noise):
         """``noise [B, (1 + K) Z]`` as the background's part ``[B, Z]`` and the parts ``[B, K, Z]`` of the K objects."""
@@ -306,6 +321,7 @@ class ObjectGenerator(nn.Module):
         """``(row weights, column weights)``: how each object's rows and columns of cells are resampled to the image's.
 
         ``[B, K, height, cells]`` and ``[B, K, width, cells]``, from the box that the object's noise is mapped to.
+        ``object_noise`` is ``[B, K, Z]``; its first `BOX_SIZE` numbers become the box.
         """
         box = bound(self.layout(objects.appearance + objects.role, object_noise[..., :BOX_SIZE]))
         # In units of the image's sides: centres lie within the image; with more objects each starts smaller.
@@ -319,11 +335,12 @@ class ObjectGenerator(nn.Module):
     def _draw(self, appearance) -> Float[Array, "batch count cells cells channels"]:
         """The cells of each object: its colours multiplied by its opacity, and its opacity as the last channel.
 
-        Both are mixtures of ``planes`` of cells and a constant; planes and mixture come from the object's appearance.
+        Both are mixtures of ``planes`` of cells and a constant; planes and mixture come from the object's
+        ``appearance [B, K, D]``.
         """
         h = appearance
         for layer in self.look:
-            h = keep_rows(nn.leaky_relu(layer(h), 0.2))
+            h = shard_examples(nn.leaky_relu(layer(h), 0.2))
         planes = self.plane(h).reshape(*h.shape[:2], self.cells**2, self.planes)
         planes = jnp.concatenate([planes, jnp.ones_like(planes[..., :1])], axis=-1)
         mix = self.mix(appearance).reshape(*h.shape[:2], self.planes + 1, self.shape[-1] + 1)
@@ -367,8 +384,8 @@ def grounding_logits(
 ) -> Float[Array, "batch count places"]:
     r"""Logits over the N image tokens of where each object is, from a captioner's attention for the object's words.
 
-    ``attention`` is the attention ``w_kl`` of object k to word l; ``word_attention`` the attention ``a_ln`` of word l
-    to image token n, with rows that sum to 1. The logits are ``log(N m_kn + 0.1)``, with the weighted mean over words
+    ``attention`` is the attention ``w_kl`` of object k to word l; ``word_attention`` the captioner's attention ``a_ln``
+    from word l to image token n, with rows that sum to 1. The logits are ``log(N m_kn + 0.1)``, with the weighted mean over words
     ``m_k = sum_l v_kl a_l / sum_l v_kl`` and the weights ``v_kl = w_kl KL(a_l || uniform)``, with ``KL(a_l || uniform)
     = sum_n a_ln log(N a_ln)``. Words like "of", which attend to all image tokens alike, thus have no weight.
     """
@@ -425,12 +442,13 @@ class ObjectPosterior(nn.Module):
             positions = jnp.concatenate([positions, token_positions(tokens.shape[1], *images.shape[1:3])])
         bias = None
         if word_attention is not None and objects.attention is not None:
-            trust = self.param("trust", nn.initializers.ones, ())
+            trust = self.param("trust", nn.initializers.ones, ())  # how much the slots follow the word attention
             bias = self._attention_bias(grounding_logits(objects.attention, word_attention) * trust, inputs)
         slots = jnp.pad(objects.appearance, [(0, 0), (1, 0), (0, 0)])  # the background's slot is the first
         slots = nn.Dense(slots.shape[-1], name="start")(slots)
         x, attention = SlotAttention(name="find")(slots, inputs, mask=None, bias=bias)
         x = nn.LayerNorm(name="norm")(x)
+        # Each slot gives the moments of its part of the boxes and noise.
         moments = nn.Dense(2 * self.features // x.shape[1], kernel_init=small, name="moments")(x)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         # Start from the centre of each slot's attention, as a box before `bound`: about the inverse of that function.

@@ -73,14 +73,15 @@ def _pool_sentence(
     if kind == "max":
         largest = jnp.where(mask[:, :, None], values, -jnp.inf).max(axis=1)
         return jnp.where(mask.any(axis=1)[:, None], largest, 0.0)
-    places = jnp.arange(1, length + 1, dtype=jnp.float32)[None]
+    places = jnp.arange(1, length + 1, dtype=jnp.float32)[None]  # 1 for the first token, 2 for the second, ...
     if kind == "last":
+        # The last valid token is the first one in reversed order.
         weights = jax.nn.one_hot(length - 1 - jnp.argmax(mask[:, ::-1], axis=1), length) * mask
         total = jnp.float32(1.0)
     elif kind == "weighted_mean":
         weights = places * mask
         total = jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)
-    else:
+    else:  # "mean_sqrt": the sum divided by the square root of the number of tokens
         weights = mask.astype(jnp.float32)
         total = jnp.sqrt(jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0))
     # What is masked may be a NaN or an infinity, which times 0 would be NaN.
@@ -88,7 +89,7 @@ def _pool_sentence(
 
 
 def prepend_class_token(module: nn.Module, x, mask):
-    """``(tokens, mask)`` with a learned, always valid token in front: ``[B, N, D] -> [B, 1 + N, D]``.
+    """``(tokens, mask)``: the tokens ``x`` with a learned, always valid token in front, ``[B, N, D] -> [B, 1 + N, D]``.
 
     Call it in a compact method of ``module``, which gets the parameter ``class_token``. A mask of None stays None.
     """
@@ -127,11 +128,13 @@ def _max_pool_forward(x, window, stride, padding):
 def _max_pool_backward(window, stride, padding, saved, dy):
     """The gradient of `max_pool` with respect to its input ``x``, given that of its output ``y``, as ``(dx,)``.
 
-    ``saved`` is ``(x, y)``. On a CPU by `_max_pool_gradient_on_cpu`, elsewhere by XLA's own gradient.
+    ``saved`` is ``(x, y)``. On a CPU by `_max_pool_gradient_on_cpu`, elsewhere by XLA's own gradient. ``window``,
+    ``stride`` and ``padding`` are those of the pooling, in pixels.
     """
     x, y = saved
 
     def default(x, y, dy):
+        """``dx`` by XLA's gradient; ``y`` is unused, but both implementations have the same arguments."""
         pool = lambda x: nn.max_pool(x, (window, window), (stride, stride), ((padding, padding),) * 2)
         _, pool_vjp = jax.vjp(pool, x)
         (dx,) = pool_vjp(dy)

@@ -22,7 +22,10 @@ def _matrix(weight):
 
 
 def spectral_vectors(key: Key, params: Params) -> dict[str, Array]:
-    """A random unit vector ``[outputs]`` for every weight matrix, by its path, to start the power iteration from."""
+    """A random unit vector ``[outputs]`` for every weight matrix, by its path, to start the power iteration from.
+
+    Weight matrices are the parameters whose path matches `WEIGHTS` and that have two axes or more.
+    """
     vectors = {}
     for name, leaf in zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True):
         if re.search(WEIGHTS, name) and leaf.ndim > 1:
@@ -51,7 +54,7 @@ def spectral_normalize(
         """``weight / sigma``, if it is one of the normalised parameters; records its next vector."""
         if name not in vectors:
             return weight
-        matrix, u = _matrix(weight), jax.lax.stop_gradient(vectors[name])
+        matrix, u = _matrix(weight), jax.lax.stop_gradient(vectors[name])  # [inputs, outputs], [outputs]
         fixed_matrix = jax.lax.stop_gradient(matrix)
         for _ in range(iterations):
             u = unit(fixed_matrix.T @ (fixed_matrix @ u))

@@ -78,7 +78,9 @@ class Aligner(nn.Module):
         """``log p(token n | frame t)``, ``[B, T, N]``; the masks are True on valid tokens and frames.
 
         A softmax over tokens of ``-|q_t - k_n|^2 / A - (n / N - t / T)^2 / (2 sigma^2)``, with ``A`` features of tokens
-        ``k`` and of frames ``q``.
+        ``k`` and of frames ``q``. The second term favours the diagonal, as tokens are spoken in order.
+
+        ``text`` are token ids; ``mel`` standardised log-mel frames.
         """
         k = nn.Embed(self.vocab_size, self.features, name="embed")(jnp.clip(text, 0, self.vocab_size - 1))
         k = nn.gelu(Conv(2 * self.features, (3,), name="text_conv")(apply_mask(k, text_mask)))
@@ -141,7 +143,11 @@ class SpeechNet(nn.Module):
         speaker: Int[Array, "batch"],
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The text encoder's tokens ``[B, L, width]``, with the embedding of the speaker added."""
+        """The text encoder's tokens ``[B, L, width]``, with the embedding of the speaker added.
+
+        ``text`` are token ids, ``mask`` is True on valid ones; ``speaker`` is the index of a voice. ``keys``: one per
+        example, for dropout in training.
+        """
         tokens = self.text(text, mask, keys=keys)
         # An index out of range (a speaker that is not in the training data) takes the embedding of the nearest index.
         voice = self.speaker(jnp.clip(speaker, 0, self.speakers - 1))
@@ -163,6 +169,8 @@ class SpeechNet(nn.Module):
         """``(log_mel, mask)``: standardised log-mel frames ``[B, frames, mels]``, and which are valid.
 
         Each token is repeated for as many frames as its duration; the convolutional decoder then computes the frames.
+        ``tokens`` come from `encode`, ``durations`` are frames per token, and speech beyond ``frames`` is cut. ``keys``:
+        for dropout in training.
         """
         # For each frame its token, and its position within the token from 0 to 1.
         token, position, mask = expand_durations(durations, frames)
@@ -171,7 +179,7 @@ class SpeechNet(nn.Module):
         duration = jnp.take_along_axis(durations, token, axis=1)
         timing = jnp.stack([position, 1 - position, jnp.log1p(duration.astype(jnp.float32))], axis=-1)
         x = self.enter(jnp.concatenate([x, timing], axis=-1))
-        x = x + sincos_positions(frames, self.width)[None]
+        x = x + sincos_positions(frames, self.width)[None]  # the same in all examples
         keys = None if keys is None else fold_in_name(keys, "decoder")
         return apply_mask(self.leave(self.decoder(apply_mask(x, mask), mask, keys)), mask), mask
 

@@ -52,7 +52,8 @@ class TextTransformer(TransformerEncoder):
             embedding_init=nn.initializers.normal(0.02),
             name="embed",
         )(jnp.clip(inputs, 0, self.vocab_size - 1))
-        return self.encode(x, mask, (self.max_length,), keys, causal=self.causal)
+        # Adds positions (and the class token), then runs the transformer.
+        return self.encode(x, mask, grid=(self.max_length,), keys=keys, causal=self.causal)
 
 
 class TextDecoder(SizedTransformer):
@@ -118,6 +119,7 @@ class TextDecoder(SizedTransformer):
             x = text_layers(x, mask, keys=text_keys, position=position)
         text_states = x
         layers = self.transformer(causal=True, cross=self.cross, depth=self.depth - self.text_depth)
-        x = layers(x, mask, *(memory or (None, None)), keys=keys, position=position)
-        logits = embed.attend(x.astype(jnp.float32))
+        kv, kv_mask = memory or (None, None)  # the source's tokens and their mask
+        x = layers(x, mask, kv, kv_mask, keys=keys, position=position)
+        logits = embed.attend(x.astype(jnp.float32))  # by the transposed token embedding
         return (logits, text_states) if states else logits

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from xmodal_jax.core.collectives import keep_rows
+from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.dropout import Dropout, DropPath, fold_in_layer
 from xmodal_jax.nets.pooling import prepend_class_token
@@ -36,7 +36,8 @@ def sincos_positions(length: int, dim: int) -> np.ndarray:
 
 
 def sincos_grid(sizes: tuple[int, ...], dim: int) -> np.ndarray:
-    """Sine-cosine position embeddings ``[prod(sizes), dim]`` of the points of a grid, in row-major order.
+    """Sine-cosine position embeddings ``[prod(sizes), dim]`` of the points of a grid with these sizes, in row-major
+    order.
 
     The dimensions are divided equally among the axes of the grid; those left over are 0.
     """
@@ -66,7 +67,10 @@ class PositionEmbedding(nn.Module):
     def __call__(
         self, x: Float[Array, "batch length dim"], offset: Int[Array, ""] | int = 0
     ) -> Float[Array, "batch length dim"]:
-        """``x`` with the embedding of each token's position added; ``offset`` is the position of the first token."""
+        """``x`` with the embedding of each token's position added; ``offset`` is the position of the first token.
+
+        Positions are the points of ``self.grid``, such as rows and columns of patches, numbered row by row.
+        """
         length = int(np.prod(self.grid))
         if x.shape[1] > length:
             raise ValueError(f"{x.shape[1]} positions given, the embedding is made for at most {length}")
@@ -190,12 +194,14 @@ class TransformerBlock(nn.Module):
             raise ValueError("a block with cross=True needs kv, one without takes none")
 
         def make_attention(name, causal):
+            """Multi-head attention with this block's options."""
             return MultiHeadAttention(
                 self.heads, causal, self.dtype, self.implementation, self.out_scale, name=name
             )
 
         def add_branch(x, branch: Callable[[Array], Array], name: str):
-            """``x + branch(norm(x))`` (pre-norm) or ``norm(x + branch(x))`` (post-norm).
+            """``x + branch(norm(x))`` (pre-norm) or ``norm(x + branch(x))`` (post-norm); ``name`` starts the names of its
+            parameters.
 
             The branch's output is multiplied by the layer scale, if the style has one, before dropout and drop path.
             """
@@ -209,7 +215,7 @@ class TransformerBlock(nn.Module):
             x = x + DropPath(self.drop_path, name=f"{name}_drop_path")(y, keys)
             return x if self.style.norm == "pre" else norm(x)
 
-        x = keep_rows(x)
+        x = shard_examples(x)
         attention = make_attention("attention", causal=self.causal)
         x = add_branch(x, lambda y: attention(y, mask=mask, position=position), "attention")
         if self.cross:
@@ -218,7 +224,7 @@ class TransformerBlock(nn.Module):
         mlp = MLP(
             self.mlp_ratio, self.dtype, self.out_scale, self.style.activation, self.style.gated, name="mlp"
         )
-        x = keep_rows(add_branch(x, mlp, "mlp"))
+        x = shard_examples(add_branch(x, mlp, "mlp"))
         if not self.is_initializing():  # `init` would return the recorded output among the parameters
             self.sow("hidden_states", "output", x)
         return x
@@ -352,7 +358,11 @@ class SizedTransformer(nn.Module, kw_only=True):
         depth: int | None = None,
         name: str = "transformer",
     ) -> Transformer:
-        """The transformer as a submodule, for compact methods; ``depth`` defaults to the field of that name."""
+        """The transformer as a submodule with this module's options, for compact methods.
+
+        ``causal``: whether a token may not attend to later ones. ``cross``: whether blocks also attend to other tokens.
+        ``depth``: number of blocks; None: the field of that name.
+        """
         options = {field: getattr(self, field) for field in TRANSFORMER_OPTIONS}
         depth = self.depth if depth is None else depth
         return Transformer(depth, causal=causal, cross=cross, name=name, **options)
@@ -367,9 +377,10 @@ class TransformerEncoder(SizedTransformer, kw_only=True):
     def encode(
         self, x, mask, grid: tuple[int, ...], keys: ExampleKeys | None, *, causal: bool = False
     ) -> Tokens:
-        """Adds positions (and the class token) to the tokens ``x [B, N, width]`` of a ``grid``, then transforms them.
+        """Adds positions (and the class token) to the tokens ``x [B, N, width]``, then runs the transformer on them.
 
-        For compact methods.
+        ``mask`` is True on valid tokens; None: all. ``grid``: sizes of the grid that the tokens lie on, such as (rows,
+        columns), or (length,) for a sequence. ``keys``: one per example, for dropout in training. For compact methods.
         """
         x = PositionEmbedding(grid, self.positions, name="positions")(x)
         if self.class_token:

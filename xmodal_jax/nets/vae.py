@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xmodal_jax.core.collectives import keep_rows
+from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.nets.encoders import EncoderConfig, build_encoder, build_pool
 from xmodal_jax.types import ExampleKeys
 
@@ -54,13 +54,17 @@ class EncoderFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
-        """The features of the inputs of one modality: encoder, flattened or pooled tokens, dense layer and ReLU."""
+        """The features of the inputs of one modality: encoder, flattened or pooled tokens, dense layer and ReLU.
+
+        ``inputs [B, ...]`` are preprocessed; ``mask`` is True on valid positions, None for modalities without padding.
+        ``self.flatten``: keep all tokens as one long vector instead of pooling them. ``keys``: for dropout in training.
+        """
         tokens = build_encoder(self.modality, self.encoder, **self.shape_info)(inputs, mask, keys=keys)
         if self.flatten:
             x = tokens.values.astype(jnp.float32).reshape(len(inputs), -1)
         else:
             x = build_pool(self.encoder)(tokens)
-        return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
+        return nn.relu(shard_examples(nn.Dense(self.hidden, name="hidden")(x)))
 
 
 class LabelFeatures(nn.Module):
@@ -74,7 +78,7 @@ class LabelFeatures(nn.Module):
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
         """The features of the labels ``inputs [B]``; ``mask`` and ``keys`` are unused."""
         x = jax.nn.one_hot(inputs, self.classes)
-        return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
+        return nn.relu(shard_examples(nn.Dense(self.hidden, name="hidden")(x)))
 
 
 class PretrainedFeatures(nn.Module):
@@ -87,13 +91,17 @@ class PretrainedFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch hidden"]:
-        """The features of the inputs of one modality, from the pooled output of a pretrained encoder."""
+        """The features of the inputs of one modality, from the pooled output of a pretrained encoder.
+
+        ``inputs [B, ...]`` are preprocessed; ``mask`` is True on valid positions, None for modalities without padding.
+        ``self.pool`` None: the pool of the encoder's pretraining. ``keys``: for dropout in training.
+        """
         if self.pool is None:
             x = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
         else:
             x = self.pool(self.encoder(inputs, mask, keys=keys)).astype(jnp.float32)
         x = nn.LayerNorm(name="norm")(x)  # the norm of embeddings differs between encoders
-        return nn.relu(keep_rows(nn.Dense(self.hidden, name="hidden")(x)))
+        return nn.relu(shard_examples(nn.Dense(self.hidden, name="hidden")(x)))
 
 
 class ExpertOutputs(NamedTuple):
@@ -124,11 +132,13 @@ class Expert(nn.Module):
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> ExpertOutputs:
         """Mean and raw scale of the shared and of the private latent, given one modality's inputs.
 
-        Each is a linear map of the features; None for a latent without dimensions.
+        Each is a linear map of the features; None for a latent without dimensions. "Raw" is the network's output, which
+        `to_log_scale` turns into a log-scale. ``inputs``, ``mask`` and ``keys`` are those of ``self.features``.
         """
         features = self.features(inputs, mask, keys)
 
         def linear(name, size):
+            """A dense layer on the features, ``[B, size]``; None for size 0."""
             return nn.Dense(size, name=name)(features) if size else None
 
         return ExpertOutputs(

@@ -69,7 +69,7 @@ class TubeletViT(TransformerEncoder):
         """
         x, mask, grid = cut_tubelets(apply_mask(inputs, mask), mask, self.tubelet)
         x = nn.Dense(self.width, dtype=self.dtype, name="tubelets")(x)
-        return self.encode(x, mask, grid, keys)
+        return self.encode(x, mask, grid, keys)  # positions, class token, transformer
 
 
 class StackedFrames(nn.Module):
@@ -131,4 +131,4 @@ class FrameTransformer(TransformerEncoder):
             frame_keys = jax.vmap(fold, in_axes=(0, None))(keys, jnp.arange(frames)).reshape(-1)
         x = Pool("mean", name="pool")(self.image_encoder(x, keys=frame_keys))
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x.reshape(batch, frames, -1))
-        return self.encode(x, mask, (frames,), keys)
+        return self.encode(x, mask, grid=(frames,), keys=keys)  # positions, class token, transformer

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.core.collectives import keep_rows
+from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout, DropPath
 from xmodal_jax.nets.image import check_no_mask
@@ -142,7 +142,7 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.width or self.stride != 1:
             shortcut = ConvNorm(self.width, size=1, stride=self.stride, dtype=options.dtype, name="shortcut")
             x = shortcut(x)
-        return keep_rows(activate(x + DropPath(options.drop_path, name="drop_path")(y, keys)))
+        return shard_examples(activate(x + DropPath(options.drop_path, name="drop_path")(y, keys)))
 
 
 class ResNet(PretrainedEncoder):

@@ -352,7 +352,7 @@ def _sharded(init, run, seeds, mesh: Mesh) -> Engine:
     def constrained(state, device_data, scan_inputs):
         """``run`` with the new state laid out as the old one, so that the next call takes it as it is."""
         shardings = layout(state)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for core.collectives.keep_rows
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for core.collectives.shard_examples
             state, metrics = run(state, device_data, scan_inputs)
         constrain = jax.lax.with_sharding_constraint
         return constrain(state, shardings), constrain(metrics, replicated)

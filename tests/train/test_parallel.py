@@ -203,7 +203,8 @@ def bytes_sent(method, rows):
 
 
 def test_where_the_state_is_split_weights_travel_and_activations_do_not(monkeypatch):
-    """Four times the batch hardly sends more. Without `shard_examples` the compiler splits scanned layers by features."""
+    """Four times the batch hardly sends more. (Without `shard_examples` the compiler splits scanned layers by
+    features.)"""
     config = TextTransformerConfig(width=64, depth=2, heads=4, scan_layers=True)
     encoder = build_encoder("text", config, vocab_size=50, max_length=16)
 

@@ -142,7 +142,9 @@ class Fusion(nn.Module):
             raise ValueError(
                 f"present names {sorted(unknown)[0]!r}, but there are tokens of {', '.join(tokens)} only"
             )
-        order = self.modalities or tuple(sorted(tokens))  # of the modalities; () stands for those given, by name
+        order = self.modalities or tuple(
+            sorted(tokens)
+        )  # of the modalities; () stands for those given, by name
         unknown = set(tokens) - set(order)
         if unknown:
             raise ValueError(
@@ -471,7 +473,9 @@ class AdditiveAttention(Fusion):
         """
         values, mask = concatenate(streams)
         hidden = jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(values))
-        scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[:, :, 0]  # v . tanh(W x), [B, N]
+        scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[
+            :, :, 0
+        ]  # v . tanh(W x), [B, N]
         scores = scores.astype(jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=1)
         weights = jnp.where(mask.any(axis=1, keepdims=True), weights, 0.0)

@@ -170,7 +170,9 @@ class FlatMLP(nn.Module):
         check_no_mask(mask)
         x = inputs.reshape(len(inputs), -1)
         for k in range(self.depth):
-            x = nn.leaky_relu(shard_examples(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2)
+            x = nn.leaky_relu(
+                shard_examples(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2
+            )
         return Tokens(Dropout(self.dropout, name="dropout")(x, keys)[:, None], mask=None)
 
 
@@ -197,7 +199,9 @@ class _PreActConv(nn.Module):
         """``conv(gelu(norm(x)))``."""
         if self.norm == "group":
             x = _group_norm(x.shape[-1], groups=8, dtype=self.dtype, name="norm")(x)
-        return shard_examples(Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x)))
+        return shard_examples(
+            Conv(self.features, (3, 3), self.stride, dtype=self.dtype, name="conv")(nn.gelu(x))
+        )
 
 
 class ResNet(nn.Module):

@@ -385,9 +385,11 @@ def grounding_logits(
     r"""Logits over the N image tokens of where each object is, from a captioner's attention for the object's words.
 
     ``attention`` is the attention ``w_kl`` of object k to word l; ``word_attention`` the captioner's attention ``a_ln``
-    from word l to image token n, with rows that sum to 1. The logits are ``log(N m_kn + 0.1)``, with the weighted mean over words
-    ``m_k = sum_l v_kl a_l / sum_l v_kl`` and the weights ``v_kl = w_kl KL(a_l || uniform)``, with ``KL(a_l || uniform)
-    = sum_n a_ln log(N a_ln)``. Words like "of", which attend to all image tokens alike, thus have no weight.
+    from word l to image token n, with rows that sum to 1.
+
+    The logits are ``log(N m_kn + 0.1)``, with the weighted mean over words ``m_k = sum_l v_kl a_l / sum_l v_kl`` and
+    the weights ``v_kl = w_kl KL(a_l || uniform)``, with ``KL(a_l || uniform) = sum_n a_ln log(N a_ln)``. Words like
+    "of", which attend to all image tokens alike, thus have no weight.
     """
     token_count = word_attention.shape[-1]  # N
     kl_to_uniform = (word_attention * jnp.log(token_count * word_attention + 1e-6)).sum(axis=-1)
@@ -442,7 +444,9 @@ class ObjectPosterior(nn.Module):
             positions = jnp.concatenate([positions, token_positions(tokens.shape[1], *images.shape[1:3])])
         bias = None
         if word_attention is not None and objects.attention is not None:
-            trust = self.param("trust", nn.initializers.ones, ())  # how much the slots follow the word attention
+            trust = self.param(
+                "trust", nn.initializers.ones, ()
+            )  # how much the slots follow the word attention
             bias = self._attention_bias(grounding_logits(objects.attention, word_attention) * trust, inputs)
         slots = jnp.pad(objects.appearance, [(0, 0), (1, 0), (0, 0)])  # the background's slot is the first
         slots = nn.Dense(slots.shape[-1], name="start")(slots)

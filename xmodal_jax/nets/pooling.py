@@ -73,7 +73,9 @@ def _pool_sentence(
     if kind == "max":
         largest = jnp.where(mask[:, :, None], values, -jnp.inf).max(axis=1)
         return jnp.where(mask.any(axis=1)[:, None], largest, 0.0)
-    places = jnp.arange(1, length + 1, dtype=jnp.float32)[None]  # 1 for the first token, 2 for the second, ...
+    places = jnp.arange(1, length + 1, dtype=jnp.float32)[
+        None
+    ]  # 1 for the first token, 2 for the second, ...
     if kind == "last":
         # The last valid token is the first one in reversed order.
         weights = jax.nn.one_hot(length - 1 - jnp.argmax(mask[:, ::-1], axis=1), length) * mask

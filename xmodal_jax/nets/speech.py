@@ -169,8 +169,8 @@ class SpeechNet(nn.Module):
         """``(log_mel, mask)``: standardised log-mel frames ``[B, frames, mels]``, and which are valid.
 
         Each token is repeated for as many frames as its duration; the convolutional decoder then computes the frames.
-        ``tokens`` come from `encode`, ``durations`` are frames per token, and speech beyond ``frames`` is cut. ``keys``:
-        for dropout in training.
+        ``tokens`` come from `encode`, ``durations`` are frames per token, and speech beyond ``frames`` is cut.
+        ``keys``: for dropout in training.
         """
         # For each frame its token, and its position within the token from 0 to 1.
         token, position, mask = expand_durations(durations, frames)

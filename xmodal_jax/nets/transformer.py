@@ -200,8 +200,9 @@ class TransformerBlock(nn.Module):
             )
 
         def add_branch(x, branch: Callable[[Array], Array], name: str):
-            """``x + branch(norm(x))`` (pre-norm) or ``norm(x + branch(x))`` (post-norm); ``name`` starts the names of its
-            parameters.
+            """``x + branch(norm(x))`` (pre-norm) or ``norm(x + branch(x))`` (post-norm).
+
+            The names of its parameters begin with ``name``.
 
             The branch's output is multiplied by the layer scale, if the style has one, before dropout and drop path.
             """

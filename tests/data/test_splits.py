@@ -9,7 +9,8 @@ from PIL import Image
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.splits import choose_batch_size, open_splits
+from xmodal_jax.data.splits import choose_batch_size, choose_text_length, make_tokenizer, open_splits
+from xmodal_jax.data.text import TokenizeTransform
 
 
 def save_folder(folder, n):
@@ -55,3 +56,15 @@ def test_a_batch_is_no_larger_than_the_data_set(n, size):
     source = ArraySource({"image": np.zeros((n, 1, 1, 1), np.uint8)})
     assert choose_batch_size(64, source, bad_examples) == size
     assert ("fewer than the batch size 64: it is" in bad_examples.summary()) == (n < 64)
+
+
+@pytest.mark.parametrize("words,length", [(5, 9), (126, 130), (5000, 130)])
+def test_one_caption_does_not_make_all_texts_long(words, length):
+    """A text of n words has n + 2 tokens, and 2 are added; beyond 128 tokens a caption is cut, and that is noted."""
+    captions = ["a b c"] * 40 + [" ".join(["w"] * words)]
+    tokenizer = make_tokenizer("word", captions)
+    assert choose_text_length(tokenizer, captions) == length
+    assert choose_text_length(tokenizer, captions[40:]) == words + 4
+    bad_examples = BadExamples()
+    TokenizeTransform(tokenizer, length, bad_examples=bad_examples)({"caption": np.array(captions, object)})
+    assert ("captions cut to 130 tokens" in bad_examples.summary()) == (words == 5000)

@@ -30,6 +30,8 @@ CAPTION_SAMPLE = 50_000
 FEW_EXAMPLES = 100
 """A validation or test split of fewer examples is noted: one example more or less that is right changes its scores by
 more than a percent."""
+USUAL_TEXT_LENGTH = 128
+"""Tokens that a single caption can give to all texts; see `choose_text_length`."""
 _CHUNK = 1000
 
 
@@ -163,8 +165,14 @@ def make_text_cleaner(kind: str) -> Callable[[str], str] | None:
 
 
 def choose_text_length(tokenizer: Tokenizer, captions: list[str]) -> int:
-    """Tokens that a text can have: those of the longest of ``captions``, and two more for longer ones to come."""
-    return tokenizer.fit_length(captions) + 2
+    """Tokens that a text can have: those of the longest of ``captions``, and two more for longer ones to come.
+
+    A few captions that are far longer than the others do not decide: beyond `USUAL_TEXT_LENGTH` tokens, a text has at
+    most four times as many as nine of ten captions have. Longer ones are cut, which is noted.
+    """
+    texts = [caption for caption in captions if caption] or captions  # "": the text is missing
+    longest, usual = (tokenizer.fit_length(texts, cover=cover) for cover in (1.0, 0.9))
+    return min(longest, max(USUAL_TEXT_LENGTH, 4 * usual)) + 2
 
 
 def fit_tokenizer(

@@ -1,14 +1,16 @@
-"""Runs that are killed with ``kill -9`` at random moments and resumed, compared with a run that is not killed.
+"""Runs that are interrupted at random moments and resumed, compared with a run that is not.
 
     python -m benchmarks.kill
-    python -m benchmarks.kill --modes pmap --kills 5
+    python -m benchmarks.kill --setups pmap gan --kills 5
 
-Every process runs a small ``experiments/contrastive.py`` on four fake devices, with dropout, augmentation, an average
-of the parameters, data from the host and a checkpoint every other step. Half of the kills come at a uniformly random
-moment of the process's life, the other half at a random moment after the start of a checkpoint write. A run may be
-killed again after it was resumed, until it ends by itself. Then its parameters, optimizer state, average, random keys,
-metrics and results must be equal, bit for bit, to those of the undisturbed run; any difference is an error. About 30
-minutes on two cores.
+Every process runs a small experiment with a checkpoint every other step: ``experiments/contrastive.py`` on four fake
+devices (with dropout, augmentation, an average of the parameters and data from the host) in each mode, with two seeds
+and with two processes, and the smoke runs of a GAN and of a VAE. It gets SIGKILL, SIGTERM, SIGINT, or SIGSTOP and then
+SIGCONT. A quarter of the signals come at a uniformly random moment of the process's life; the others are aimed at the
+compilation, at the writing of a checkpoint, at the evaluation, and at what follows the last step. A run may be
+interrupted again after it was resumed, until it ends by itself. Then its parameters, optimizer state, average, random
+keys, metrics and results must be equal, bit for bit, to those of the undisturbed run; any difference is an error. About
+two minutes for each kill and resumption of all setups on two cores.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ import json
 import os
 import pathlib
 import random
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,35 +38,56 @@ from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.train.checkpoint import newest_checkpoint, read_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MODES = {
-    "jit": ["--parallel", "jit"],
-    "pmap": ["--parallel", "pmap"],
-    "sharded": ["--parallel", "sharded", "--fsdp", "2"],
-}
 RUN = """--data shapes --modalities text image --train-size 200 --gallery 20 --steps 16 --batch-size 16 --no-resident
     --checkpoint-every 2 --eval-every 4 --optimizer.ema 0.9 --model.text.width 16 --model.text.depth 1
     --model.text.heads 2 --model.text.dropout 0.1 --model.image.width 8 --model.image.depth 1
     --model.image.dropout 0.1""".split()
 WRITING = "*.orbax-checkpoint-tmp*"
+SMOKE = ["--smoke", "--checkpoint-every", "2"]
+
+
+class Setup(NamedTuple):
+    """What is run."""
+
+    flags: Sequence[str]
+    script: str = "contrastive"
+    processes: int = 1
+
+
+SETUPS = {
+    "jit": Setup([*RUN, "--parallel", "jit"]),
+    "pmap": Setup([*RUN, "--parallel", "pmap"]),
+    "sharded": Setup([*RUN, "--parallel", "sharded", "--fsdp", "2"]),
+    "seeds": Setup([*RUN, "--seeds", "2"]),
+    "processes": Setup([*RUN, "--parallel", "pmap"], processes=2),
+    "gan": Setup(SMOKE, "text_to_image_gan"),
+    "vae": Setup(SMOKE, "vae"),
+}
+DEVICES = 4
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
+AIMS = ("any moment", "compilation", "checkpoint", "evaluation", "report")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How many kills, in which modes."""
+    """How many kills, in which setups."""
 
-    modes: tuple[str, ...] = tuple(MODES)
-    """Modes of ``--parallel``: jit, pmap, sharded."""
-    kills: int = 20
-    """Kills in each mode."""
+    setups: tuple[str, ...] = tuple(SETUPS)
+    """What is run, see `SETUPS`."""
+    kills: int = 16
+    """Signals in each setup; each of the four signals comes as often."""
     seed: int = 0
-    """Seed of the moments of the kills."""
+    """Seed of the moments of the signals."""
 
 
 class Kill(NamedTuple):
-    """One kill, and the state that it left."""
+    """One interruption, and the state that it left."""
 
-    mode: str
+    setup: str
     run: int
+    signal: signal.Signals
+    aim: str
+    """One of `AIMS`."""
     seconds: float
     """Time after the start of the process."""
     step: int
@@ -70,46 +96,104 @@ class Kill(NamedTuple):
     """Whether a checkpoint was half written."""
 
 
-def start(directory: pathlib.Path, mode: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "experiments/contrastive.py",
-        *RUN,
-        *MODES[mode],
-        "--run-dir",
-        directory,
-        "--resume",
-    ]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    with open(f"{directory}.log", "a") as log:
-        return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, stdout=log, stderr=log)
+class Processes:
+    """The processes of one run, which get signals together."""
+
+    def __init__(self, directory: pathlib.Path, setup: Setup):
+        command = [
+            sys.executable,
+            f"experiments/{setup.script}.py",
+            *setup.flags,
+            "--run-dir",
+            directory,
+            "--resume",
+        ]
+        with socket.socket() as s:
+            s.bind(("localhost", 0))
+            address = f"localhost:{s.getsockname()[1]}"
+        self.running = []
+        for number in range(setup.processes):
+            count = DEVICES // setup.processes
+            env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+            env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+            if setup.processes > 1:
+                env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(setup.processes)}
+                env["JAX_PROCESS_ID"] = str(number)
+            with open(f"{directory}-{number}.log", "a") as log:
+                self.running.append(
+                    subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, stdout=log, stderr=log)
+                )
+
+    def poll(self) -> int | None:
+        """The status of the first process that failed, 0 if all have ended, None while they run."""
+        statuses = [process.poll() for process in self.running]
+        failed = [status for status in statuses if status]
+        return failed[0] if failed else None if None in statuses else 0
+
+    def send(self, number: signal.Signals) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self, seconds: float = 900.0) -> int:
+        """The status when all have ended; those that outlive the first one that failed are ended."""
+        deadline = time.perf_counter() + seconds
+        while (status := self.poll()) is None:
+            if time.perf_counter() > deadline:
+                self.send(signal.SIGKILL)
+                raise SystemExit(f"a run hung for {seconds} s")
+            time.sleep(0.02)
+        if status:
+            time.sleep(2.0)
+            self.send(signal.SIGKILL)
+        for process in self.running:
+            process.wait()
+        return status
 
 
 def half_written(directory: pathlib.Path) -> set[pathlib.Path]:
     return set((directory / "checkpoints").glob(f"*/{WRITING}"))
 
 
-def wait_until_killed(
-    process: subprocess.Popen, directory: pathlib.Path, rng: random.Random, *, life: float
+def is_reached(aim: str, directory: pathlib.Path, before: int, written: set[pathlib.Path]) -> bool:
+    """Whether a process has come to what a signal is aimed at.
+
+    Args:
+      aim: one of `AIMS`.
+      directory: the run's.
+      before: the last step that had been logged when the process began.
+      written: the checkpoints that were half written then.
+    """
+    if aim == "compilation":
+        return (directory / "config.json").exists()
+    if aim == "checkpoint":
+        return bool(half_written(directory) - written)
+    if aim == "evaluation":
+        return last_step(directory) > before and last_step(directory) % 4 in (0, 3)
+    if aim == "report":
+        return (directory / "result.json").exists()
+    return True
+
+
+def interrupt(
+    processes: Processes, directory: pathlib.Path, number: signal.Signals, aim: str, moment: float
 ) -> bool:
-    """Kills the process at a random moment; False if it ends by itself before."""
-    started = time.perf_counter()
-    if rng.random() < 0.5:
-        moment, write = rng.uniform(0, life), None
-    else:
-        moment, write = rng.uniform(0, 0.15), rng.randrange(1, 8)
-    old, seen, since = half_written(directory), set(), started if write is None else None
-    while process.poll() is None:
-        if write is not None and since is None:
-            seen |= half_written(directory) - old
-            since = time.perf_counter() if len(seen) >= write else None
-        if since is not None and time.perf_counter() - since >= moment:
-            process.kill()
-            process.wait()
-            return process.returncode != 0
+    """Sends a signal some time (``moment``, in seconds) after the processes have come to what it is aimed at, and
+    waits for their end; False if they ended by themselves before."""
+    before, written = last_step(directory), half_written(directory)
+    reached = None
+    while processes.poll() is None:
+        if reached is None and is_reached(aim, directory, before, written):
+            reached = time.perf_counter()
+        if reached is not None and time.perf_counter() - reached >= moment:
+            processes.send(number)
+            if number == signal.SIGSTOP:
+                time.sleep(1.0)
+                processes.send(signal.SIGCONT)
+            return True
         time.sleep(0.001)
-    if process.returncode != 0:
-        raise SystemExit(f"a run failed by itself; see {directory}.log")
+    if processes.wait():
+        raise SystemExit(f"a run failed by itself; see {directory}-0.log")
     return False
 
 
@@ -137,8 +221,8 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
     return unequal + ([] if results[0] == results[1] else ["result.json"])
 
 
-class ModeResult(NamedTuple):
-    """The kills in one mode, and how the runs ended."""
+class SetupResult(NamedTuple):
+    """The signals in one setup, and how the runs ended."""
 
     kills: list[Kill]
     ended: int
@@ -147,63 +231,78 @@ class ModeResult(NamedTuple):
     """Runs among them that differ from the undisturbed one."""
 
 
-def run_undisturbed(folder: pathlib.Path, mode: str) -> tuple[pathlib.Path, float]:
+def run_undisturbed(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, float]:
     """The directory of an undisturbed run, and the seconds that a run takes when its programs are in the cache."""
-    undisturbed, second = folder / f"{mode}-undisturbed", folder / f"{mode}-again"
-    start(undisturbed, mode).wait()  # fills the compilation cache
+    undisturbed, second = folder / f"{name}-undisturbed", folder / f"{name}-again"
+    Processes(undisturbed, SETUPS[name]).wait()  # fills the compilation cache
     started = time.perf_counter()
-    start(second, mode).wait()
+    if Processes(second, SETUPS[name]).wait():
+        raise SystemExit(
+            f"{name}: the run fails by itself: {(folder / f'{second.name}-0.log').read_text()[-2000:]}"
+        )
     life = time.perf_counter() - started
     if unequal := differences(undisturbed, second):
-        raise SystemExit(f"{mode}: two undisturbed runs differ in {', '.join(unequal)}")
+        raise SystemExit(f"{name}: two undisturbed runs differ in {', '.join(unequal)}")
     return undisturbed, life
 
 
 def run_with_kills(
-    directory: pathlib.Path, mode: str, number: int, rng: random.Random, *, life: float, limit: int
+    directory: pathlib.Path, name: str, number: int, rng: random.Random, *, life: float, done: int, limit: int
 ) -> list[Kill]:
-    """Kills and resumes one run until it ends by itself, or has been killed ``limit`` times and may end."""
+    """Interrupts and resumes one run until it ends by itself, or has been interrupted ``limit`` times and may end.
+
+    ``done``: how many signals this setup has had, so that signals and aims come in turn.
+    """
     kills: list[Kill] = []
     while True:
         started, left_over = time.perf_counter(), half_written(directory)
-        process = start(directory, mode)
+        processes = Processes(directory, SETUPS[name])
         if len(kills) >= limit:
-            process.wait()
+            if processes.wait():
+                raise SystemExit(f"a run failed by itself; see {directory}-0.log")
             return kills
-        if not wait_until_killed(process, directory, rng, life=life):
+        sent, aim = SIGNALS[(done + len(kills)) % len(SIGNALS)], rng.choice(AIMS)
+        moment = rng.uniform(0, life) if aim == "any moment" else rng.uniform(0, 0.5)
+        if not interrupt(processes, directory, sent, aim, moment):
             return kills
         seconds, writing = time.perf_counter() - started, bool(half_written(directory) - left_over)
-        kills.append(Kill(mode, number, seconds, last_step(directory), writing))
-        where = "while writing a checkpoint" if writing else ""
-        print(f"{mode:8} run {number}: killed after {seconds:5.1f} s, step {kills[-1].step:2} {where}")
+        step = last_step(directory)
+        kills.append(Kill(name, number, sent, aim, seconds, step, writing))
+        print(f"{name:10} run {number}: {sent.name} after {seconds:5.1f} s, {aim}, step {step:2}", flush=True)
+        if processes.wait() == 0:  # it was only stopped, or was at its end
+            return kills
 
 
-def run_mode(folder: pathlib.Path, mode: str, count: int, rng: random.Random) -> ModeResult:
-    """Runs in one mode until there have been ``count`` kills."""
-    undisturbed, life = run_undisturbed(folder, mode)
-    result = ModeResult([], 0, 0)
+def run_setup(folder: pathlib.Path, name: str, count: int, rng: random.Random) -> SetupResult:
+    """Runs in one setup until there have been ``count`` signals."""
+    undisturbed, life = run_undisturbed(folder, name)
+    result = SetupResult([], 0, 0)
     for number in itertools.count():
         if len(result.kills) >= count:
             return result
-        directory = folder / f"{mode}-{number}"
-        limit = count - len(result.kills)
-        kills = run_with_kills(directory, mode, number, rng, life=life, limit=limit)
+        directory, done = folder / f"{name}-{number}", len(result.kills)
+        kills = run_with_kills(directory, name, number, rng, life=life, done=done, limit=count - done)
         unequal = differences(undisturbed, directory)
-        result = ModeResult(result.kills + kills, result.ended + 1, result.unequal + bool(unequal))
+        result = SetupResult(result.kills + kills, result.ended + 1, result.unequal + bool(unequal))
         how = f"with differences in {unequal}" if unequal else "bit-identical"
-        print(f"{mode:8} run {number}: ended {how}", flush=True)
+        print(f"{name:10} run {number}: ended {how}", flush=True)
     raise AssertionError("unreachable")
 
 
 def main(config: Config) -> None:
     rng = random.Random(config.seed)
     with tempfile.TemporaryDirectory() as folder:
-        results = {mode: run_mode(pathlib.Path(folder), mode, config.kills, rng) for mode in config.modes}
-    heads = "mode | kills | while writing a checkpoint | before the first step | runs ended | bit-identical"
-    print(f"\n| {heads} |\n|---|---|---|---|---|---|")
-    for mode, (kills, ended, unequal) in results.items():
-        writing, early = sum(k.writing for k in kills), sum(k.step == 0 for k in kills)
-        print(f"| {mode} | {len(kills)} | {writing} | {early} | {ended} | {ended - unequal} |")
+        results = {name: run_setup(pathlib.Path(folder), name, config.kills, rng) for name in config.setups}
+    heads = " | ".join(
+        ["setup", *(s.name for s in SIGNALS), *AIMS, "half-written checkpoint", "runs", "bit-identical"]
+    )
+    print(f"\n| {heads} |\n|{'---|' * (heads.count('|') + 1)}")
+    for name, (kills, ended, unequal) in results.items():
+        cells = [sum(k.signal == s for k in kills) for s in SIGNALS] + [
+            sum(k.aim == aim for k in kills) for aim in AIMS
+        ]
+        cells += [sum(k.writing for k in kills), ended, ended - unequal]
+        print(f"| {name} | {' | '.join(map(str, cells))} |")
     if wrong := sum(result.unequal for result in results.values()):
         raise SystemExit(f"{wrong} runs ended differently from the undisturbed one")
 

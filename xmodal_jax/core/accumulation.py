@@ -27,7 +27,11 @@ class _Pass:
     """State of the pass over one part of the batch that is being traced."""
 
     def __init__(self, parts: int, totals: list[Array] | None = None):
-        """``totals`` None: this is the first pass, which records denominators."""
+        """A pass over the ``parts`` parts of a batch in which the loss is traced.
+
+        ``totals``: the denominators of the whole batch, which the second pass divides by; None: this is the first pass,
+        which records the denominators of each part.
+        """
         self.parts = parts
         """Number of parts of the batch."""
         self.totals = totals

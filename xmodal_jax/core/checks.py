@@ -45,7 +45,9 @@ def check_shapes(function: Function) -> Function:
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
+        """``function(*args, **kwargs)`` after the check of its arrays' shapes."""
         arguments = signature.bind(*args, **kwargs).arguments
+        # For each name of a dimension its size, and the argument that it was first seen in.
         sizes: dict[str, tuple[Any, str]] = {}
         for name, names in dimensions().items():
             if hasattr(arguments.get(name), "shape"):
@@ -79,9 +81,11 @@ def _dimensions(hint: Any) -> list[str] | None:
 def _check_shape(
     function: str, argument: str, shape: tuple[int, ...], names: list[str], sizes: dict[str, tuple[Any, str]]
 ) -> None:
-    """Raises ValueError if the shape does not fit, else adds its sizes to ``sizes``.
+    """Raises ValueError if the shape of an ``argument`` of a ``function`` does not fit, else adds its sizes to
+    ``sizes``.
 
-    ``sizes``: size of each dimension so far (a tuple for ``*rows``), and the argument that has it.
+    ``names``: what its annotation calls the dimensions, such as ``["batch", "dim"]``. ``sizes``: size of each dimension
+    so far (a tuple for ``*rows``), and the argument that has it.
     """
     variadic = [k for k, name in enumerate(names) if name.startswith("*") or name == "..."]
     if variadic:  # the one name that stands for several dimensions

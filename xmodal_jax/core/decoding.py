@@ -145,7 +145,11 @@ def sample(
         return jax.vmap(jax.random.categorical)(step_keys, filtered)
 
     def body(carry):
-        """One step: chooses the next token of each sequence and runs the model on it."""
+        """One step: chooses the next token of each sequence and runs the model on it.
+
+        The carry: position, the model's logits and state, tokens ``[N, length]``, number of tokens of each sequence,
+        whether it has ended, and its log-probability.
+        """
         t, logits, state, tokens, counts, ended, total = carry
         chosen = choose(logits, t).astype(jnp.int32)
         total += jnp.where(ended, 0.0, _log_probability(logits, chosen))
@@ -161,6 +165,7 @@ def sample(
     )  # fmt: skip
 
     def unfinished(carry):
+        """Whether there is room for another token, and a sequence that has not ended."""
         t, *_, ended, _ = carry
         return (t < length) & ~ended.all()
 
@@ -293,7 +298,11 @@ class _BeamSearch:
         return empty._replace(total=empty.total.at[:, 0].set(0.0)), empty
 
     def advance(self, carry):
-        """One step of the loop: extends the sequences by one token, keeps the best and runs the model on them."""
+        """One step of the loop: extends the sequences by one token, keeps the best and runs the model on them.
+
+        The carry: position t, the model's logits and state ``[B * beams, ...]``, and the unfinished and the finished
+        beams ``[B, beams, ...]``.
+        """
         t, logits, state, alive, ended = carry
         logs = jax.nn.log_softmax(self.split(logits).astype(jnp.float32), axis=-1)
         totals = (alive.total[:, :, None] + logs).reshape(self.batch, self.beams * self.vocab)

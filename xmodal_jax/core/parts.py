@@ -59,7 +59,7 @@ def is_part(value: Any) -> bool:
 def parts_of(union: Any) -> dict[str, type]:
     """The parts that an annotation allows, by name: the members of a union, or a single part; else an empty dict."""
     if typing.get_origin(union) is typing.Annotated:
-        union = typing.get_args(union)[0]
+        union = typing.get_args(union)[0]  # the annotation without its level of help
     members = typing.get_args(union) or (union,)
     return {member.name: member for member in members if isinstance(member, type) and is_part(member)}
 
@@ -125,5 +125,6 @@ def options_of(part: Any) -> tuple[str, ...]:
     ``part`` is an instance or a class.
     """
     hints = typing.get_type_hints(part if isinstance(part, type) else type(part), include_extras=True)
+    # `FilledIn[T]` is `Annotated[T, HelpLevel.NEITHER]`.
     filled_in = {name for name, hint in hints.items() if HelpLevel.NEITHER in typing.get_args(hint)[1:]}
     return tuple(field.name for field in dataclasses.fields(part) if field.name not in filled_in)

@@ -154,9 +154,8 @@ def free_memory() -> int | None:
     # Lines such as "MemAvailable:   8123456 kB".
     kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
     free = [kib["MemAvailable"] * 1024]
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # the file is absent, or holds "max": no container with a limit
+    # Where there is no container with a limit, the file is absent (OSError) or holds "max" (ValueError).
+    with contextlib.suppress(OSError, ValueError):
         limit = int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text())
         free.append(limit - int(pathlib.Path("/sys/fs/cgroup/memory.current").read_text()))
     return min(free) // jax.local_device_count()
@@ -171,7 +170,8 @@ def jit_once(function: Callable, **options) -> Callable:
     """
 
     @functools.cache
-    def jitted():  # made at the first call, because the backend is not known when a module is imported
+    def jitted():
+        """The jitted function. It is made at the first call: the backend is not known when a module is imported."""
         level = "xla_backend_optimization_level"
         set_level = jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", "")
         return jax.jit(function, compiler_options={level: 1} if set_level else None, **options)
@@ -188,6 +188,7 @@ class CompileClock:
     )
 
     def __init__(self):
+        """Starts to listen to JAX's events, among which are the ends of compilations."""
         self.seconds = 0.0
         """Seconds spent compiling since this clock was made."""
         self.count = 0
@@ -217,6 +218,7 @@ class Timer:
     """
 
     def __init__(self):
+        """Starts the timer; the clock counts compilations, which are left out of all times."""
         self.clock = CompileClock()
         self.start = time.perf_counter()
         self.seconds: dict[str, float] = {}

@@ -36,9 +36,8 @@ def surrogate_in(text: str) -> str | None:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        if (
-            0xDC80 <= code <= 0xDCFF
-        ):  # what the error handler "surrogateescape" makes of the byte code - 0xDC00
+        # These codes are what the error handler "surrogateescape" makes of the byte ``code - 0xDC00``.
+        if 0xDC80 <= code <= 0xDCFF:
             byte = len(text[: error.start].encode()) + 1
             return f"byte {byte} (0x{code - 0xDC00:02x}) is not UTF-8; save the file as UTF-8"
         return f"character {error.start + 1} is \\u{code:04x}, half of a surrogate pair, which is no text"

@@ -70,7 +70,8 @@ def minimax_discriminator(
 def minimax_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r""":math:`\log(1 - \sigma(f))`, nats: the saturating loss (Goodfellow et al. 2014, eq. 1)."""
+    r""":math:`\log(1 - \sigma(f))`, nats, for the logit f of a generated example: the saturating loss (Goodfellow et
+    al. 2014, eq. 1)."""
     del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: -softplus(f), present, fake)
 
@@ -79,7 +80,7 @@ def minimax_generator(
 def non_saturating_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r""":math:`-\log \sigma(f)`, nats (Goodfellow et al. 2014, section 3).
+    r""":math:`-\log \sigma(f)`, nats, for the logit f of a generated example (Goodfellow et al. 2014, section 3).
 
     Unlike that of the saturating loss, its gradient stays large where the discriminator is sure that f is generated.
     """
@@ -99,7 +100,7 @@ def least_squares_discriminator(
 def least_squares_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r""":math:`\tfrac12 (f - 1)^2` (Mao et al. 2017, LSGAN, eq. 9)."""
+    r""":math:`\tfrac12 (f - 1)^2` for the output f on a generated example (Mao et al. 2017, LSGAN, eq. 9)."""
     del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: 0.5 * (f - 1.0) ** 2, present, fake)
 
@@ -182,7 +183,7 @@ def relativistic_discriminator(
 ) -> Logits:
     r""":math:`-\log \sigma(r - f)`, nats, for RSGAN (Jolicoeur-Martineau 2018, arXiv:1807.00734, section 4).
 
-    The logit of a real example is to exceed that of the generated example at the same position in the batch.
+    The logit r of a real example is to exceed that of the generated example at the same position in the batch, f.
     """
     return _loss_where_present(lambda r, f: softplus(f - r), present, real, fake)
 
@@ -210,6 +211,7 @@ def relativistic_average_discriminator(
         weights = None if present is None else present.astype(r.dtype)
 
         def global_mean(logits):
+            """The mean of logits ``[B]`` over the present examples of all devices."""
             # batch_mean returns this device's share of the mean over the global batch; the shares sum to that mean.
             return psum(batch_mean(logits, weights, axis_name=axis_name), axis_name)
 
@@ -317,6 +319,9 @@ def mmd_discriminator(
     Bińkowski et al. 2018, arXiv:1801.01401, section 2.1 (with 16 features); Li et al. 2017, arXiv:1705.08584. Returns
     this device's share of one number for the global batch; see :func:`xmodal_jax.losses.mmd`. The critic must be kept
     smooth, by :func:`xmodal_jax.losses.gradient_penalty` of :func:`witness` or by :func:`clip_weights`.
+
+    ``kernel(x, y)``: from features ``[n, dim]`` and ``[m, dim]`` to their kernel values ``[n, m]``. ``present``: which
+    examples count (None: all). ``axis_name``: the named axis that splits the batch over devices, if any.
     """
     return -mmd_generator(fake, real, kernel=kernel, present=present, axis_name=axis_name)
 
@@ -332,7 +337,9 @@ def mmd_generator(
 ) -> Float[Array, ""]:
     """:math:`MMD^2`, unbiased, between features of real and generated examples: minus :func:`mmd_discriminator`.
 
-    Returns this device's share of one number for the global batch.
+    Returns this device's share of one number for the global batch. ``kernel(x, y)``: from features ``[n, dim]`` and
+    ``[m, dim]`` to their kernel values ``[n, m]``. ``present``: which examples count, real and generated (None: all).
+    ``axis_name``: the named axis that splits the batch over devices, if any.
     """
     return mmd(
         _at_least_float32(real), _at_least_float32(fake), kernel=kernel, present=present, axis_name=axis_name
@@ -357,6 +364,9 @@ def witness(
     It is the critic whose gradient an MMD-GAN penalises, at interpolated inputs and through the features::
 
         gradient_penalty(lambda x: witness(features(x), real_features, fake_features), real, fake, keys)
+
+    ``kernel(x, y)``: from features ``[n, dim]`` and ``[m, dim]`` to their kernel values ``[n, m]``. ``present``: which
+    examples of ``real`` and ``fake`` count (None: all). ``axis_name``: the named axis that splits them over devices.
     """
     present = jnp.ones_like(real[:, 0], dtype=bool) if present is None else present
     all_present = all_gather(present, axis_name)  # [global batch]

@@ -61,6 +61,8 @@ def mmd(
         """This device's share of the mean of ``k(a_i, b_j)`` over all pairs that count.
 
         The rows i of the matrix are this device's examples of ``a``, the columns j all devices' examples of ``b``.
+        ``a_present`` and ``b_present``: which examples count. ``same_sample``: whether a and b are one sample, where
+        the unbiased estimate leaves out the pairs of an example with itself.
         """
         valid = a_present[:, None] & all_gather(b_present, axis_name)[None, :]
         if same_sample and unbiased:
@@ -70,6 +72,7 @@ def mmd(
         values = jnp.where(valid, kernel(a, all_gather(b, axis_name)), 0.0)
         return values.sum() / jnp.maximum(pair_count, 1).astype(values.dtype)
 
+    # Samples with 0 in place of absent examples, and which are present; None becomes all True.
     x, x_present = _zero_absent(x, present)
     y, y_present = _zero_absent(y, present if y_present is None else y_present)
     xx = mean_kernel(x, x_present, x, x_present, same_sample=True)
@@ -110,8 +113,10 @@ def coral(
     References:
       Sun and Saenko 2016, Deep CORAL, arXiv:1607.01719, eq. 1.
     """
+    # Samples with 0 in place of absent examples, and which are present; None becomes all True.
     x, x_present = _zero_absent(x, present)
     y, y_present = _zero_absent(y, present if y_present is None else y_present)
+    # Subtract the mean of the global batch; absent examples stay 0.
     x = _center(x, x_present, axis_name)
     y = _center(y, y_present, axis_name)
     difference = _covariance(x, x, x_present, axis_name) - _covariance(y, y, y_present, axis_name)
@@ -161,6 +166,7 @@ def deep_cca(
     dim = min(x.shape[1], y.shape[1])
     if top is not None and not 1 <= top <= dim:
         raise ValueError(f"top={top} correlations of views with {x.shape[1]} and {y.shape[1]} dimensions")
+    # Views with 0 in place of absent examples (mask: which are present), minus the mean of the global batch.
     x, mask = _zero_absent(x, present)
     y, _ = _zero_absent(y, present)
     x, y = _center(x, mask, axis_name), _center(y, mask, axis_name)

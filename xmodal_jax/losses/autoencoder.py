@@ -37,8 +37,8 @@ def reconstruction(inputs: ObjectiveInputs) -> ObjectiveTerms:
     If z is encoded from a corrupted x and ``inputs.log_likelihood`` is that of the clean x, it is the loss of a
     denoising autoencoder (Vincent et al. 2008, ICML, eq. 5).
     """
-    z = draw_latents(inputs, count=1)  # [1, B, D]
-    rec = -inputs.log_likelihood(z)[0]
+    z = draw_latents(inputs, count=1)  # one sample of the posterior, [1, B, D]
+    rec = -inputs.log_likelihood(z)[0]  # [B]
     return ObjectiveTerms(rec, {"reconstruction": rec}, latent=z[0])
 
 
@@ -48,7 +48,7 @@ def elbo(inputs: ObjectiveInputs, *, beta: Weight = 1.0, samples: int = 1) -> Ob
     ``rec(z)`` is ``-log p(x | z)`` and q the posterior ``q(z | x)``. VAE: Kingma and Welling 2014, arXiv:1312.6114, eq.
     7. ``beta``: beta-VAE, Higgins et al. 2017, ICLR, eq. 4. Conditional: CVAE, Sohn et al. 2015, NeurIPS, eq. 4.
     """
-    rec = -inputs.log_likelihood(draw_latents(inputs, samples)).mean(axis=0)
+    rec = -inputs.log_likelihood(draw_latents(inputs, samples)).mean(axis=0)  # from [L, B] to [B]
     divergence = inputs.kl_to_prior(inputs.posterior, inputs.present)
     return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
 
@@ -86,11 +86,13 @@ def importance_weighted(
     posterior = inputs.posterior
     gradient_probes = ()
     if estimator == "dreg":
+        # The doubly reparametrized gradient needs probes that rescale the gradient of z, and a posterior whose
+        # parameters have no gradient of their own: they get it through z alone.
         z, *gradient_probes = deferred_gradient_scale(z)
         posterior = detach(posterior)
     log_likelihood = inputs.log_likelihood(z)  # [K, B]
     ratio = prior_log_ratio(posterior, inputs.prior, z)  # [K, B]
-    beta = jnp.broadcast_to(beta, inputs.present.shape)[None]
+    beta = jnp.broadcast_to(beta, inputs.present.shape)[None]  # [1, B]
     log_weights = log_likelihood + beta * ratio
     if estimator == "dreg":
         bound = doubly_reparametrized_bound(log_weights, *gradient_probes, beta=beta)
@@ -124,6 +126,7 @@ def mmd_to_prior(inputs: ObjectiveInputs, *, beta: Weight = 10.0, kernel: str = 
         axis_name=inputs.axis_name,
     )
     weight = jnp.broadcast_to(beta, inputs.present.shape)[0]  # beta may come as [B] equal values
+    # A term of the whole batch, not of an example: (value, weight in the loss).
     return terms._replace(batch_terms={"mmd": (discrepancy, weight)})
 
 

@@ -110,7 +110,8 @@ def info_nce(
         stats = _gathered_statistics(rows, cols, tile, axis_name)
     else:
         stats = pair_statistics(rows, cols, tile, axis_name)
-    # Without matching examples the only positive of an example is its pair.
+    # Of each row and of each column: the log-sum-exp of all logits (lse) and the sum of the positive ones. Without
+    # matching examples the only positive of an example is its pair.
     positives = _count_positives(rows, axis_name) if duplicates == "positive" and match is not None else 1.0
     terms = stats.row_lse + stats.col_lse - (stats.row_positive + stats.col_positive) / positives
     return jnp.where(rows.present, 0.5 * terms, 0.0)
@@ -170,7 +171,7 @@ def sigmoid_loss(
         return sigmoid_sums(rows, bias, cols, tile, axis_name)
     cols = gather_side(cols, axis_name)
     if implementation == "tiled":
-        return sigmoid_sums(rows, bias, cols, tile, None)
+        return sigmoid_sums(rows, bias, cols, tile, axis_name=None)  # all columns are on this device now
     signed, _, valid = signed_logits(rows, bias, cols)  # y_ij (s_ij + bias), and which pairs count
     return jnp.where(valid, jax.nn.softplus(-signed), 0.0).sum(axis=1)
 
@@ -280,7 +281,8 @@ def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: s
     its own columns.
     """
     size = cols.embeddings.shape[0]
-    partial_stats = pair_statistics(rows, gather_side(cols, axis_name), tile, None)
+    # axis_name=None: no ring, as all columns are on this device.
+    partial_stats = pair_statistics(rows, gather_side(cols, axis_name), tile, axis_name=None)
     # log sum_d exp(lse_d) over devices d, relative to the largest of them against overflow.
     maximum = jax.lax.pmax(jax.lax.stop_gradient(partial_stats.col_lse), axis_name)
     col_lse = maximum + jnp.log(psum(jnp.exp(partial_stats.col_lse - maximum), axis_name))
@@ -292,9 +294,7 @@ def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: s
 
 def _count_positives(side: PairSide, axis_name: AxisName) -> Float[Array, "batch"]:
     """The number of positives of each example among the present examples of the global batch, itself included."""
-    if (
-        side.positive_id.ndim > 1
-    ):  # an example can match others by one kind of id or another: compare all pairs
+    if side.positive_id.ndim > 1:  # ids of several kinds, any of which can match: compare all pairs
         positive = equal_ids(side.positive_id, all_gather(side.positive_id, axis_name))
         count = (positive & all_gather(side.present, axis_name)[None, :]).sum(axis=1)
         return jnp.maximum(count, 1).astype(jnp.float32)

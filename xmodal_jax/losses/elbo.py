@@ -24,7 +24,8 @@ def kl_warmup(
 ) -> Float[Array, "batch"]:
     """Weight of the KL divergence at an optimizer step, from 0 to 1.
 
-    It rises linearly over the first ``warmup`` steps (Bowman et al. 2016, arXiv:1511.06349, sec. 3.1). With ``cycle``
+    ``step``: the number of steps taken so far, the same for all examples. The weight rises linearly over the first
+    ``warmup`` steps (Bowman et al. 2016, arXiv:1511.06349, sec. 3.1). With ``cycle``
     it starts again every ``cycle`` steps, rises over the fraction ``ramp`` of the cycle and then stays 1 (cyclical
     annealing, Fu et al. 2019, arXiv:1903.10145, eq. 6-7). With both, the weight is the smaller of the two. A value of 0
     turns ``warmup`` or ``cycle`` off.
@@ -60,6 +61,7 @@ def sum_with_free_bits(
     if not free_bits:
         return divergence.sum(axis=-1)
     weights = present.astype(divergence.dtype)[..., None]
+    # Sums over the examples of all devices.
     total, count = psum(
         (jnp.where(weights > 0, divergence, 0.0).sum(axis=-2), weights.sum(axis=-2)), axis_name
     )

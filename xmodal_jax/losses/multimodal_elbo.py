@@ -79,7 +79,7 @@ def joint_elbo(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms
 def jmvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0, alpha: float = 0.1) -> ObjectiveTerms:
     """`joint_elbo` ``+ beta alpha sum_m KL(q || q_m)``: JMVAE (Suzuki et al. 2016, arXiv:1611.01891, eq. 5).
 
-    q is the posterior of the joint encoder, q_m that of modality m's encoder.
+    q is the posterior of the joint encoder, q_m that of modality m's encoder; absent modalities are left out.
     """
     terms = joint_elbo(inputs, beta=beta)
     to_experts = _kl_joint_to_experts(inputs, inputs.posterior)
@@ -112,7 +112,9 @@ def mvae(
     present = inputs.present
     members = _mvae_subsets(inputs, subsets, single)  # [S, M, B]
     experts = repeat_leading(inputs.experts, len(members))
-    zeros = jnp.zeros((len(members), *inputs.experts.mean.shape[1:]))
+    zeros = jnp.zeros(
+        (len(members), *inputs.experts.mean.shape[1:])
+    )  # mean and log-scale of N(0, 1), [S, B, D]
     q = masked_product(experts, members, prior=Normal(zeros, zeros))  # [S, B, D]; the prior is N(0, 1)
     z = sample(q, inputs.keys, "products")
     modality_count = len(present)
@@ -189,9 +191,9 @@ def mopoe(
     is_full = (members == inputs.present[None]).all(axis=1)
     prior_weight = {"never": 0.0, "always": 1.0, "full": is_full.astype(jnp.float32)}[prior]
     q = product_of_experts(inputs.experts, inputs.present, jnp.asarray(subsets), prior_weight)  # [S, B, D]
-    subset = draw_uniform_index(inputs.keys, "subset", allowed)
+    subset = draw_uniform_index(inputs.keys, "subset", allowed)  # [B], one of the allowed subsets
     z = sample(select_per_example(q, subset), inputs.keys, "product")
-    rec = _reconstruction_loss(inputs, z[None])[0]
+    rec = _reconstruction_loss(inputs, z[None])[0]  # one latent for each example: R = 1
     divergences = jnp.where(allowed, inputs.kl_to_prior(q, allowed), 0.0)
     divergence = divergences.sum(axis=0) / jnp.maximum(allowed.sum(axis=0), 1)
     return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
@@ -213,7 +215,7 @@ def mmjsd(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms:
     divergence = weight * (_sum_present(inputs.present, divergences) + prior_divergence)
     expert = draw_uniform_index(inputs.keys, "expert", inputs.present)
     z = sample(select_per_example(inputs.experts, expert), inputs.keys, "experts")
-    rec = _reconstruction_loss(inputs, z[None])[0]
+    rec = _reconstruction_loss(inputs, z[None])[0]  # one latent for each example: R = 1
     return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
 
 

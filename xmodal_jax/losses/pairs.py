@@ -62,8 +62,8 @@ def make_pair_sides(
         match = match.astype(index.dtype)
         # An unknown id (-1) becomes an id that only this example has: the smallest integer plus the example's index,
         # as the caller's ids are unlikely to be that small.
-        own = index if match.ndim == 1 else index[:, None]
-        group_id = jnp.where(match == -1, jnp.iinfo(index.dtype).min + own, match)
+        example_index = index if match.ndim == 1 else index[:, None]  # match is [B], or [B, kinds of ids]
+        group_id = jnp.where(match == -1, jnp.iinfo(index.dtype).min + example_index, match)
         positive_id = group_id if duplicates == "positive" else index
     if present is None:
         present = jnp.ones_like(a[:, 0], dtype=bool)
@@ -81,7 +81,7 @@ def gather_side(side: PairSide, axis_name: AxisName) -> PairSide:
 
 
 def equal_ids(rows: Int[Array, "rows *kinds"], cols: Int[Array, "cols *kinds"]) -> Bool[Array, "rows cols"]:
-    """Whether a row and a column have an equal id, of several kinds of ids at least one."""
+    """Whether a row and a column have an equal id; with several kinds of ids, whether at least one of them is equal."""
     if rows.ndim == 1:
         return rows[:, None] == cols[None, :]
     kinds = zip(rows.T, cols.T, strict=True)

@@ -38,7 +38,7 @@ def gradient_penalty(
     .. math:: (\|\nabla D(\hat x)\|_2 - t)^2, \qquad \hat x = u x + (1 - u) \tilde x, \quad u \sim U[0, 1)
 
     Args:
-      critic: see the module's docstring.
+      critic: D, from a batch of examples to their scores ``[B]``; each score depends on its own example only.
       real, fake: x and :math:`\tilde x`, of the same structure.
       keys: one per example; all elements of an example share one u.
       target: t; 0 for a penalty centred at zero.
@@ -46,6 +46,7 @@ def gradient_penalty(
     u = jax.vmap(jax.random.uniform)(fold_in_name(keys, "gradient_penalty"))  # [B]
 
     def interpolate(real_leaf, fake_leaf):
+        """A random point between real and generated examples, for one array ``[B, ...]`` of them."""
         weight = _per_example(u, real_leaf)
         return weight * real_leaf + (1.0 - weight) * fake_leaf
 
@@ -71,7 +72,8 @@ def dragan(
     noise is that of the authors' code; the paper has normal noise of a fixed variance.
 
     Args:
-      critic, real: see the module's docstring.
+      critic: D, from a batch of examples to their scores ``[B]``; each score depends on its own example only.
+      real: the real examples x, an array or a pytree of arrays ``[B, ...]``.
       keys: one per example.
       scale: c, in standard deviations.
       target: t.
@@ -104,7 +106,8 @@ def squared_gradient(critic: Critic, x: Examples) -> Float[Array, "batch"]:
     r""":math:`\tfrac12 \|\nabla D(x)\|_2^2`: the penalty R1 if x are real examples, R2 if they are generated ones.
 
     Mescheder et al. 2018, arXiv:1801.04406, eq. 9 and 10, without the factor :math:`\gamma`. If it is computed only at
-    every k-th step (lazy regularisation), the weight must be k times as large.
+    every k-th step (lazy regularisation), the weight must be k times as large. ``critic`` is D, from a batch of
+    examples to their scores ``[B]``.
     """
     return 0.5 * _squared_norm(_gradient(critic, x))
 
@@ -175,6 +178,7 @@ def _squared_norm(gradient: Examples) -> Float[Array, "batch"]:
     """The squared norm of each example's gradient, over all elements of all arrays; in float32 at least."""
 
     def leaf_norm(g):
+        """The squared norm of each example's part ``g [B, ...]`` of the gradient, ``[B]``."""
         g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
         return jnp.sum(g * g, axis=range(1, g.ndim))
 

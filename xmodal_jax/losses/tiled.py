@@ -55,9 +55,11 @@ def _scan_tiles(
         return x.reshape(tile, tile_count, *x.shape[1:]).swapaxes(0, 1)
 
     def join(x):
+        """``[tile_count, tile, ...]`` to ``[n, ...]``, without the padding."""
         return x.swapaxes(0, 1).reshape(tile_count * tile, *x.shape[2:])[:size]
 
     def pass_to_next_device(x):
+        """The array of the device before this one, as this device's goes to the next one in the ring."""
         ring = [(i, (i + 1) % devices) for i in range(devices)]
         return x if axis_name is None else jax.lax.ppermute(x, axis_name, ring)
 
@@ -113,7 +115,11 @@ def pair_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: AxisNa
 
 
 def _pair_statistics_forward(rows, cols, tile, axis_name):
-    """``(statistics, residuals)``: the result of `pair_statistics`, and what its backward pass needs."""
+    """``(statistics, residuals)``: the result of `pair_statistics`, and what its backward pass needs.
+
+    ``rows`` and ``cols``: this device's two sides of the pairs. ``tile``: columns of a tile of the matrix of logits.
+    ``axis_name``: the axis of the devices among which the columns travel; None: there is one device.
+    """
 
     def visit(row_sums, tile_state):
         """Adds a tile of columns to the rows' sums, and the rows to the tile's sums."""
@@ -134,7 +140,8 @@ def _pair_statistics_backward(tile, axis_name, residuals, g):
     """Cotangents of rows and columns from ``g``, the cotangents of the four statistics.
 
     Each tile of logits s is computed again. The derivative of ``lse_i = log sum_j exp s_ij`` by ``s_ij`` is the softmax
-    weight ``exp(s_ij - lse_i)``; that of the sum of positive logits is 1 where the pair is positive.
+    weight ``exp(s_ij - lse_i)``; that of the sum of positive logits is 1 where the pair is positive. ``tile``: columns
+    of a tile. ``axis_name``: the axis of the devices among which the columns travel, if any.
     """
     rows, cols, row_lse, col_lse = residuals
 
@@ -204,9 +211,14 @@ def sigmoid_sums(
 
 
 def _sigmoid_sums_forward(rows, bias, cols, tile, axis_name):
-    """``(sums, residuals)``: the result of `sigmoid_sums`, and what its backward pass needs."""
+    """``(sums, residuals)``: the result of `sigmoid_sums`, and what its backward pass needs.
+
+    ``rows`` and ``cols``: this device's two sides of the pairs. ``bias [rows]``: added to the logits. ``tile``: columns
+    of a tile of the matrix of logits. ``axis_name``: the axis of the devices among which the columns travel, if any.
+    """
 
     def visit(total, tile_cols):
+        """Adds the losses of the pairs of the rows with a tile of columns."""
         signed, _, valid = signed_logits(rows, bias, tile_cols)
         return total + jnp.where(valid, jax.nn.softplus(-signed), 0.0).sum(1), tile_cols
 
@@ -218,6 +230,7 @@ def _sigmoid_sums_backward(tile, axis_name, residuals, g):
     """Cotangents of rows, biases and columns from ``g``, the cotangent ``[rows]`` of the sums.
 
     Each tile of logits s is computed again: the derivative of ``-log sigmoid(y s)`` by s is ``-y sigmoid(-y s)``.
+    ``tile``: columns of a tile. ``axis_name``: the axis of the devices among which the columns travel, if any.
     """
     rows, bias, cols = residuals
 

@@ -68,7 +68,7 @@ def _frames(waveform, n_fft: int, hop: int, pad_mode: str = "constant"):
     """Overlapping frames ``[B, 1 + T // hop, n_fft]`` of a waveform ``[B, T]``; frame t is centred on ``t * hop``.
 
     The waveform is split into blocks of ``hop`` samples, and a frame concatenated from consecutive blocks. These slices
-    are faster than a gather.
+    are faster than a gather. ``pad_mode``: how the waveform continues beyond its ends, a mode of ``jnp.pad``.
     """
     frame_count = 1 + waveform.shape[1] // hop
     blocks_per_frame = -(-n_fft // hop)  # rounded up: the last block of a frame may be cut
@@ -246,9 +246,8 @@ def spec_augment(
     if keys is None:
         return frames
     _, length, bins = frames.shape
-    valid_frames = (
-        jnp.full(frames.shape[:1], length) if mask is None else mask.sum(axis=1)
-    )  # a number per example
+    # The number of valid frames of each example, [B].
+    valid_frames = jnp.full(frames.shape[:1], length) if mask is None else mask.sum(axis=1)
 
     def random_bands(key, size, *, count, max_width, limit):
         """Bool ``[size]``: True inside any of ``count`` bands of up to ``max_width`` positions, all below ``limit``."""

@@ -247,9 +247,8 @@ def ada_draws(keys: ExampleKeys) -> AdaDraws:
 
     Numbers are drawn for all transformations, used or not, so that turning one off does not change the others.
     """
-    tiny = jnp.finfo(
-        jnp.float32
-    ).tiny  # not 0, which the normal distribution's quantile function maps to -infinity
+    # Not 0, which the normal distribution's quantile function maps to -infinity.
+    tiny = jnp.finfo(jnp.float32).tiny
     draw = lambda key: jax.random.uniform(key, (len(TRANSFORMATIONS), 3), minval=tiny)
     draws = jax.vmap(draw)(fold_in_name(keys, "ada"))  # [B, transformations, 3]
     return {name: draws[:, k] for k, name in enumerate(TRANSFORMATIONS)}

@@ -76,6 +76,7 @@ def random_translate(
         return images
 
     def shift(key, image):
+        """One image ``[H, W, C]`` shifted: a random window of the padded image."""
         padded = jnp.pad(image, [(pixels, pixels), (pixels, pixels), (0, 0)], mode="edge")
         start = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
         return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
@@ -97,9 +98,8 @@ def random_resized_crop(
     def crop(key, image):
         """A random crop of one image ``[H, W, C]``, resized to its size."""
         draws = jax.random.uniform(key, (3,))
-        side = jnp.sqrt(
-            min_scale + draws[0] * (1.0 - min_scale)
-        )  # of the box, as a fraction of the image's side
+        # The box's side as a fraction of the image's: the square root of its share of the area.
+        side = jnp.sqrt(min_scale + draws[0] * (1.0 - min_scale))
         size = jnp.array(image.shape[:2], jnp.float32)
         corner = draws[1:] * (1.0 - side) * size  # top left, in pixels
         scale = jnp.broadcast_to(1.0 / side, (2,))
@@ -144,6 +144,7 @@ def color_jitter(
         return images
 
     def jitter(key, image):
+        """One image ``[H, W, C]``, changed; the draws are for brightness, contrast and saturation."""
         draws = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
         mean = image.mean(axis=(0, 1), keepdims=True)
         image = mean + (image - mean) * (1.0 + contrast * draws[1]) + brightness * draws[0]
@@ -199,6 +200,7 @@ class AugmentConfig:
     """Probability that an image is made gray; 0 turns it off."""
 
     def __post_init__(self):
+        """Checks the ranges of the options."""
         if self.translate < 0:
             raise ValueError(f"translate must be 0 or more pixels, got {self.translate}")
         if not 0.0 < self.min_crop_scale <= 1.0:

@@ -28,11 +28,12 @@ def istft(
     """
     if hop >= n_fft:
         raise ValueError(f"frames must overlap: hop {hop} must be below n_fft {n_fft}")
-    window = hann(n_fft)
+    window = hann(n_fft)  # [n_fft]
     frames = jnp.fft.irfft(spectrum, n_fft) * window[None, None, :]
     total = _overlap_add(frames, hop)
     weight = _overlap_add(jnp.broadcast_to(jnp.square(window)[None, None], (1, *frames.shape[1:])), hop)
     tiny = jnp.finfo(jnp.float32).tiny
+    # At the very ends the windows can be 0, and so is the sum of the frames.
     padded_waveform = total / jnp.where(weight > tiny, weight, 1.0)
     # Frame 0 is centred on the waveform's first sample, so half a frame lies before it.
     start = n_fft // 2
@@ -119,7 +120,7 @@ def griffin_lim(
         phases = jnp.exp(2j * jnp.pi * turns).astype(jnp.complex64)
 
     def step(carry, _):
-        """One iteration: the phases of the STFT of the waveform that the current phases give."""
+        """One iteration: the phases of the STFT of the waveform that the current phases give; no output per step."""
         phases, last_spectrum = carry
         waveform = istft(magnitude * phases, n_fft=n_fft, hop=hop)
         spectrum = stft(waveform, n_fft=n_fft, hop=hop)

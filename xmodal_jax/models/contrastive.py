@@ -346,7 +346,8 @@ class _Network:
         return embeddings
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None, chunks: int = 1):
-        """``(loss, aux)``: the mean loss over the pairs of modalities, as this device's share.
+        """``(loss, aux)``: the mean loss over the pairs of modalities, as this device's share of the mean over the
+        global batch.
 
         The loss of a pair is the objective, plus ``alignment_weight`` times the alignment loss if there is one.
 
@@ -358,7 +359,7 @@ class _Network:
         """
         config = self.config
         key = fold_in_name(key, "contrastive")
-        inputs = (batch, batch_keys(key, batch))
+        inputs = (batch, batch_keys(key, batch))  # one random key for each example
         if chunks == 1:
             embeddings = self.embed(params, *inputs)
         else:
@@ -389,6 +390,10 @@ def matching_ids(ids: Int[Array, "batch"] | None, batch: Batch) -> Ids | None:
 
     These are ``ids``, such as those of the texts (None: there are none), and those of the pictures where the batch has
     the field ``group``: examples match whose text is equal or that show the same picture.
+
+    Returns:
+      Ids ``[B]`` or, of two kinds, ``[B, 2]``: two examples match if one of their ids is equal. -1 matches nothing.
+      None: nothing matches.
     """
     if "group" not in batch:
         return ids
@@ -411,6 +416,7 @@ def text_ids(
     multiplier = jnp.uint32(0x9E3779B1)  # 2^32 / golden ratio (Knuth's multiplicative hash)
     digest = jnp.zeros(tokens.shape[0], jnp.uint32)
     for position in range(tokens.shape[1]):
+        # Padding is 0 and token 0 becomes 1, so that both change the hash. The shift mixes high bits into low ones.
         value = tokens[:, position] + jnp.uint32(1)
         if mask is not None:
             value = jnp.where(mask[:, position], value, jnp.uint32(0))

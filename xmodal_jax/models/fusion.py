@@ -138,11 +138,13 @@ def _flatten(batch: Batch, modalities: tuple[str, ...], targets: Mapping[str, in
     """The batch with all examples along the first axis: arrays ``[B, Q, ...]`` become ``[B * Q, ...]``.
 
     In a row of the batch, ``Q`` examples (such as questions) may share an input (such as an image), which then has no
-    axis of size ``Q``.
+    axis of size ``Q``. ``targets``: the names of the fields with classes to predict (the values are not used).
 
     Raises:
       ValueError: arrays with a second axis of examples differ in its size.
     """
+    # An array has an axis of examples if it has one axis more than usual: a modality more than `axes_of`, a target more
+    # than one.
     has_example_axis = {m: batch[m].ndim > axes_of(m, batch) for m in modalities if m in batch}
     has_example_axis |= {t: batch[t].ndim > 1 for t in targets if t in batch}
     sizes = {name: batch[name].shape[1] for name, has_axis in has_example_axis.items() if has_axis}
@@ -194,10 +196,11 @@ class _Model:
     def init(self, key: Key, batch: Batch) -> Params:
         """Initial parameters of the encoders (by modality), of the fusion and of the head.
 
-        They depend on the shapes of the batch only, so that the network is run on one example.
+        They depend on the shapes of the batch only, so that the network is run on one example. A row of the batch may
+        hold several examples that share inputs, see `_flatten`.
         """
         row = _flatten(first_example(batch), self.modalities, self.classes).batch
-        example = first_example(row)  # a row may hold several examples
+        example = first_example(row)  # of the row's examples, now along the first axis
         params, tokens = {}, {}
         for name, encoder in self.encoders(row).items():
             inputs, mask = preprocess_modality(name, example, self.config.features)
@@ -209,14 +212,14 @@ class _Model:
         return params
 
     def encode(self, params: Params, flat: _FlatBatch, keys: ExampleKeys | None = None) -> dict[str, Tokens]:
-        """The tokens of each modality; an input that the examples of a row share is encoded once.
+        """The encoder's tokens of each modality; an input that the examples of a batch row share is encoded once.
 
         ``keys``, one for each example, draw augmentation and dropout in training; None in evaluation.
         """
         tokens = {}
         for name, encoder in self.encoders(flat.batch).items():
             shared = name not in flat.unshared
-            # A shared input takes the key of the first example of its row.
+            # A shared input takes the key of the first example of its row: every Q-th of the keys [B * Q].
             input_keys = keys[:: flat.examples_per_row] if keys is not None and shared else keys
             inputs, mask = preprocess_modality(
                 name, flat.batch, self.config.features, self.config.augment, input_keys
@@ -229,8 +232,8 @@ class _Model:
     ) -> ClassifierOutput:
         """Encodes and fuses the modalities: the logits of every target, and the fused vector that they come from.
 
-        ``present``: by modality, which examples have it. ``keys`` draw dropout and augmentation in training; None in
-        evaluation.
+        ``flat``: the batch with all examples along the first axis. ``present``: by modality, which examples have it.
+        ``keys`` draw dropout and augmentation in training; None in evaluation.
         """
         tokens = self.encode(params, flat, keys)
         present = {m: present[m] for m in tokens}  # without modalities that the whole batch lacks
@@ -240,7 +243,8 @@ class _Model:
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None):
         """``(loss, aux)``: the sum over targets of their mean cross-entropy, as this device's share.
 
-        Each mean is over the examples of the global batch whose class is known. aux: ``<target>_loss`` and
+        ``batch`` may hold several examples in a row, such as questions about one image; they are flattened first. Each
+        mean is over the examples of the global batch whose class is known. aux: ``<target>_loss`` and
         ``<target>_accuracy``.
         """
         key = fold_in_name(key, "fusion")
@@ -252,6 +256,7 @@ class _Model:
         total, aux = jnp.float32(0), {}
         for target, logits in self.classify(params, flat, present, keys).logits.items():
             label = flat.batch[target]
+            # Logits of a row whose examples differ in their targets alone: repeated for each of these.
             logits = repeat_rows(logits, flat.targets_per_example)
             known = (label >= 0).astype(jnp.float32)  # the label is -1 where the class is unknown
             one_hot = jax.nn.one_hot(label, logits.shape[1])
@@ -265,15 +270,17 @@ class _Model:
 
     def predict(self, params: Params, batch: Batch) -> ClassifierOutput:
         """The logits of every target, without dropout and augmentation."""
-        flat = _flatten(batch, self.modalities, {})
+        flat = _flatten(batch, self.modalities, targets={})
         return self.classify(params, flat, flat.present(self.modalities))
 
     def attention(self, params: Params, batch: Batch) -> dict[str, Float[Array, "batch tokens"]]:
         """Attention of the fused vector to each token ``[B, tokens]``, by modality."""
-        flat = _flatten(batch, self.modalities, {})
+        flat = _flatten(batch, self.modalities, targets={})
         tokens = self.encode(params, flat)
         is_present = flat.present(self.modalities)
-        present = {m: is_present[m] for m in tokens}
+        present = {m: is_present[m] for m in tokens}  # without modalities that the whole batch lacks
+        # The fusion's attention layers store their weights in the collection "intermediates"; the fused vector is not
+        # needed.
         variables = {"params": params["fusion"]}
         _, state = self.fusion.apply(variables, tokens, present, mutable=["intermediates"])
         return token_attention(self.fusion, state.get("intermediates", {}), tokens, present)
@@ -333,7 +340,7 @@ def drop_modalities(
     """Modality dropout: hides each modality of an example with probability ``rate``, but never all of them.
 
     Where all would be hidden, one of the present modalities stays, each with the same probability. The result says, as
-    ``present`` does, which examples have each modality.
+    ``present`` does, which examples have each modality. ``keys``: one random key for each example.
     """
     names = list(present)
     is_present = jnp.stack([present[m] for m in names], axis=1)  # [B, modalities]

@@ -63,7 +63,10 @@ def _matrix_sizes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], i
 
 
 def _init_adapter(key: Key, path: str, kernel: Array, rank: int) -> dict[str, Array]:
-    """The initial factors ``A`` (random) and ``B`` (zero) of the kernel at ``path``, as ``path/a`` and ``path/b``."""
+    """The initial factors ``A`` (random) and ``B`` (zero) of the kernel at ``path``, as ``path/a`` and ``path/b``.
+
+    The kernels of scanned layers are stacked along a leading axis, and so are their factors.
+    """
     leading, inputs, outputs = _matrix_sizes(path, kernel.shape)
     a = jax.random.normal(fold_in_name(key, path), (*leading, inputs, rank)) / math.sqrt(inputs)
     return {f"{path}/a": a, f"{path}/b": jnp.zeros((*leading, rank, outputs))}
@@ -79,8 +82,10 @@ def merge_adapters(params: Params, adapters: Params, config: LoRA) -> Params:
     kernel_paths = [name.removesuffix("/a") for name in factors if name.endswith("/a")]
     for path in kernel_paths:
         kernel = leaves[path]
+        # A B, [..., inputs, outputs]; "..." is the axis of stacked layers, if there is one.
         difference = jnp.einsum("...ir,...ro->...io", factors[f"{path}/a"], factors[f"{path}/b"])
         leaves[path] = kernel + (config.alpha / config.rank) * difference.reshape(kernel.shape)
+    # `trees.flat` lists the leaves in the order of the tree.
     return jax.tree.unflatten(jax.tree.structure(params), leaves.values())
 
 

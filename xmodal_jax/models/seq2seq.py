@@ -226,6 +226,7 @@ class ContrastHead(nn.Module):
         last_position = jnp.maximum(mask.sum(axis=1) - 1, 0)
         text = jnp.take_along_axis(states, last_position[:, None, None], axis=1)[:, 0].astype(jnp.float32)
         source = nn.LayerNorm(name="norm")(Pool("attention", name="pool")(tokens))
+        # The parameter is the logarithm of the inverse temperature, -log(temperature).
         initial_log_scale = nn.initializers.constant(-math.log(self.temperature))
         self.param("log_scale", initial_log_scale, ())  # not used here, but by the loss
         source = l2_normalize(nn.Dense(self.embed_dim, use_bias=False, name="source")(source))
@@ -281,6 +282,8 @@ class _Model:
 
     @property
     def decoder(self) -> TextDecoder:
+        """The text decoder. With a contrastive loss the first half of its layers (``text_depth``) has no
+        cross-attention, so that their output represents the text alone (CoCa)."""
         text_depth = self.config.decoder.depth // 2 if self.config.has_contrastive_loss else 0
         sizes = dict(vocab_size=self.vocab_size, max_length=self.length, text_depth=text_depth)
         return build_decoder(self.config.decoder, **sizes)
@@ -304,10 +307,11 @@ class _Model:
         tokens, variables = encoder.init_with_output(fold_in_name(key, self.source), inputs, mask)
         params[self.source] = variables["params"]
         if self.config.decodes:
-            ids = jnp.ones((1, self.length), jnp.int32)
+            ids = jnp.ones((1, self.length), jnp.int32)  # an example text: any token ids serve
             params["decoder"] = self.decoder.init(fold_in_name(key, "decoder"), ids, tokens)["params"]
         if self.config.has_contrastive_loss:
             width = self.config.decoder.width
+            # Decoder states and text mask for one example, of which only the shapes matter.
             states, mask = jnp.zeros((1, self.length, width)), jnp.ones((1, self.length), bool)
             variables = self.contrast_head.init(fold_in_name(key, "contrast"), tokens, states, mask)
             params["contrast"] = variables["params"]
@@ -352,11 +356,14 @@ class _Model:
     def cross_attention(
         self, params: Params, ids: Array, memory: Tokens
     ) -> Float[Array, "batch length tokens"]:
-        """The decoder's attention from each token of ``ids`` to each token of the source, ``[B, length, tokens]``.
+        """The decoder's attention from each token of ``ids [B, length]`` to each token of the source (``memory``),
+        ``[B, length, tokens]``: the mean over layers and heads.
 
-        The mean over layers and heads.
+        Raises:
+          ValueError: the decoder does not record its attention, as with ``scan_layers``.
         """
         variables = {"params": params["decoder"]}
+        # The attention layers store their weights in the collection "intermediates"; the logits are not needed.
         _, state = self.decoder.apply(variables, ids, memory, mutable=["intermediates"])
         maps = attention_maps(state.get("intermediates", {}))
         # The mean over heads of each layer's map [B, heads, length, tokens].
@@ -368,7 +375,7 @@ class _Model:
     def terms(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Terms:
         """The losses of each example, and the embeddings of source and text if there is a contrastive loss.
 
-        ``keys`` draw dropout and augmentation in training; None in evaluation.
+        ``keys``, one for each example, draw dropout and augmentation in training; None in evaluation.
         """
         memory = self.encode(params, batch, keys)
         ids = batch["text"]
@@ -381,7 +388,7 @@ class _Model:
             # The contrastive loss needs the state of the last token as well, which predicts nothing.
             inputs = ids if self.config.has_contrastive_loss else ids[:, :-1]
             logits, states = self.decode(params, inputs, memory, keys)
-            logits = logits[:, : targets.shape[1]]
+            logits = logits[:, : targets.shape[1]]  # without those of the last token, if it was an input
             if self.config.has_contrastive_loss:
                 variables = {"params": params["contrast"]}
                 embeddings = self.contrast_head.apply(variables, memory, states, mask)
@@ -393,8 +400,9 @@ class _Model:
     def decoder_losses(self, logits: Array, targets: Array, mask: Array) -> dict[str, tuple[Array, Array]]:
         """The decoder's label-smoothed loss, cross-entropy and accuracy, each as ``(value [B], weight [B])``.
 
-        Values are means over the tokens of an example; the weight is its number of tokens, so that the mean over
-        examples is a mean over tokens.
+        Values are means over the tokens of an example; the weight is its number of tokens, so that the weighted mean
+        over examples is a mean over tokens. ``logits [B, L, vocab]``, ``targets [B, L]``: the tokens to predict;
+        ``mask [B, L]``: which targets are valid.
         """
         count = mask.sum(axis=1).astype(jnp.float32)
         smoothing = self.config.objective.label_smoothing
@@ -407,7 +415,8 @@ class _Model:
         """The CTC loss per token, and whether a text cannot be aligned, each as ``(value [B], weight [B])``.
 
         A text that needs more labels than the source has tokens (``memory``) has no alignment; it has no weight in the
-        loss. ``mask`` is True on the valid ``targets``, the end token included.
+        loss. ``targets [B, L]``: the texts without the begin token; ``mask [B, L]`` is True on the valid ones, the end
+        token included. The labels of CTC are the targets before the end token.
         """
         # A target is valid and not the end token if the target after it is valid.
         label_mask = mask & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
@@ -427,7 +436,7 @@ class _Model:
         ``chunks`` parts of the batch, one after the other, which saves memory; the contrastive loss sees all of it.
         """
         key = fold_in_name(key, "seq2seq")
-        inputs = (batch, batch_keys(key, batch))
+        inputs = (batch, batch_keys(key, batch))  # one random key for each example
         if chunks == 1:
             losses, embeddings, present = self.terms(params, *inputs)
         else:
@@ -460,6 +469,7 @@ class _Model:
         Losses that the configuration lacks are 0; without the contrastive loss there are no embeddings.
         """
         losses, embeddings, _ = self.terms(params, batch, keys=None)
+        # Each loss is ``(value [B], weight [B])``; predictions need no weights.
         zeros = jnp.zeros(len(batch_index(batch)))
         cross_entropy, _ = losses.get("cross_entropy", (zeros, None))
         ctc, _ = losses.get("ctc", (zeros, None))
@@ -505,7 +515,10 @@ def make_seq2seq(config: Seq2SeqConfig, source: str, *, vocab_size: int, length:
 def make_feature_extractor(
     config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int
 ) -> Callable[[Params, Batch], Float[Array, "batch dim"]]:
-    """``features(params, batch) -> [B, width]``: the mean of the source encoder's tokens."""
+    """``features(params, batch) -> [B, width]``: the mean of the source encoder's tokens.
+
+    The arguments, and the parameters ``params``, are those of `make_seq2seq`.
+    """
     model = _Model(config, source, vocab_size, length)
 
     def features(params: Params, batch: Batch) -> Float[Array, "batch dim"]:
@@ -543,14 +556,17 @@ def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, lengt
         raise ValueError("pictures are described by a captioner with a decoder (the objective attention)")
 
     def encode(params: Params, pixels) -> Float[Array, "batch length dim"]:
+        """The image encoder's tokens of ``pixels``, without dropout."""
         encoder = model.encoder({source: pixels})
         return encoder.apply({"params": params[source]}, pixels, None, keys=None).values
 
     def cross_entropy(params: Params, tokens, ids, mask) -> Float[Array, "batch"]:
+        """The decoder's cross-entropy of the captions ``ids``, in nats per token, given the image's ``tokens``."""
         logits, _ = model.decode(params, ids[:, :-1], Tokens(tokens, mask=None))
         return sequence.token_cross_entropy(logits, ids[:, 1:], mask[:, 1:])
 
     def attention(params: Params, tokens, ids) -> Float[Array, "batch length places"]:
+        """The attention ``[B, length, N]`` to the image's N tokens by which each token of a caption is predicted."""
         weights = model.cross_attention(params, ids[:, :-1], Tokens(tokens, mask=None))
         # The weights at token t predict token t + 1: shift by one. The first token, which is given, gets uniform ones.
         return jnp.pad(weights, [(0, 0), (1, 0), (0, 0)], constant_values=1.0 / tokens.shape[1])
@@ -589,7 +605,11 @@ class BeamSearchConfig(GenerationConfig):
         check_at_least(self, 0, "length_penalty")
 
     def generate(self, decoding, keys):
-        """The best text of the beam search for each source, as ids ``[B, length]``; ``keys`` are not used."""
+        """The best text of the beam search for each source, as ids ``[B, length]``; ``keys`` are not used.
+
+        ``decoding``: the model, its parameters and the sources' tokens. ``decoding.start()`` is ``(step, logits,
+        state)``, see `start_decoding`.
+        """
         sequences = beam_search(
             *decoding.start(),
             beams=self.beams,
@@ -630,7 +650,10 @@ class SamplingConfig(GenerationConfig):
         check_sampling(self.temperature, self.top_k, self.top_p)
 
     def generate(self, decoding, keys):
-        """One sampled text for each source; ``keys`` are required."""
+        """One sampled text for each source; ``keys`` (one for each source) are required.
+
+        ``decoding.start()`` is ``(step, logits, state)``, see `start_decoding`.
+        """
         if keys is None:
             raise ValueError("sampling needs a key")
         return sample(
@@ -666,24 +689,29 @@ def start_decoding(
     """``(step, logits, state)``: the start of token-by-token decoding, as the functions of `core.decoding` take it.
 
     ``logits [N, vocab]`` predict the token after the ``begin`` token of each of ``N`` sequences, ``state`` is the
-    key-value cache, and ``step(tokens, position, state)`` gives the next logits and state. Several sequences (such as
-    beams) may share an entry of ``memory``, the tokens of one source, at the start or only in ``step``.
+    key-value cache, and ``step(tokens, position, state)`` gives the next logits and state for ``tokens [N]`` at the
+    place ``position`` in their sequences. Several sequences (such as beams) may share an entry of ``memory``, the
+    tokens of one source, at the start or only in ``step``.
     """
     # The cache of scanned layers is [layers, N, ...]; core.decoding selects rows along the first axis.
     rows_first = (lambda x: jnp.swapaxes(x, 0, 1)) if decoder.scan_layers else (lambda x: x)
 
     def apply(variables, token, position, mutable):
-        """The logits after ``token [N]``, and the updated collections ``mutable``."""
+        """The logits ``[N, vocab]`` after ``token [N]``, and the updated Flax collections named in ``mutable``.
+
+        ``variables``: the collections of earlier calls (cache and memory). ``position``: of the token, from 0.
+        """
         logits, updated = decoder.apply(
             {"params": params, **variables}, token[:, None], memory, position=position, mutable=mutable
         )
-        return logits[:, 0], updated
+        return logits[:, 0], updated  # [N, 1 token, vocab] -> [N, vocab]
 
     # The first call creates the cache, and the collection "memory": keys and values of the source, which stay the same.
     logits, caches = apply({}, begin, position=0, mutable=["cache", "memory"])
     shared = {"memory": caches["memory"]}
 
     def step(tokens, position, state):
+        """One step of decoding: the next logits ``[N, vocab]`` and the updated cache."""
         cache = jax.tree.map(rows_first, state)  # its own inverse
         logits, updated = apply({**shared, "cache": cache}, tokens, position, ["cache"])
         return logits, jax.tree.map(rows_first, updated["cache"])

@@ -129,7 +129,8 @@ class _Model:
 
     def inputs(self, batch: Batch):
         """``(text, text_mask, speaker, mel, mel_mask)``: token ids ``[B, L]``, the speaker's index ``[B]`` and
-        standardised log-mel frames ``[B, F, mels]``. The masks are False in examples that lack text or audio."""
+        standardised log-mel frames ``[B, F, mels]``. The masks are False in examples that lack text or audio, which
+        then have no influence."""
         present = presence_masks(batch, ("text", "audio"))
         has_both = present["text"] & present["audio"]
         text_mask = batch.get("text_mask", batch["text"] != 0) & has_both[:, None]
@@ -137,9 +138,11 @@ class _Model:
         return batch["text"], text_mask, _speaker(batch), mel, mel_mask & has_both[:, None]
 
     def standardized_frames(self, batch: Batch):
-        """``(frames [B, F, mels], mask [B, F])``: log-mel frames, standardised by the configured mean and scale.
+        """``(frames [B, F, mels], mask [B, F])``: log-mel frames, standardised by the configured mean and scale, and 0
+        where they are padding.
 
-        The batch's audio is waveforms ``[B, T]``, or log-mel frames that were computed beforehand.
+        The batch's ``audio`` is waveforms ``[B, T]`` (their ``audio_mask [B, T]`` is optional), or log-mel frames that
+        `log_mel_transform` computed, which always have a mask ``audio_mask [B, F]``.
         """
         config, frames, mask = self.config, batch["audio"], batch.get("audio_mask")
         if frames.ndim == 2:  # waveforms
@@ -155,7 +158,10 @@ class _Model:
 
     def forward(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Outputs:
         """Everything that the loss is computed from: the alignment of tokens to frames, the durations that follow
-        from it, and the L1 errors of the frames that are decoded with these durations."""
+        from it, and the L1 errors of the frames that are decoded with these durations.
+
+        ``keys``: of dropout, one for each example; None: no dropout.
+        """
         text, mask, speaker, mel, mel_mask = self.inputs(batch)
         network = self.network.bind({"params": params})
         log_p = network.align(text, mask, mel, mel_mask)  # log p(token | frame), [B, frames, tokens]
@@ -163,6 +169,7 @@ class _Model:
         durations = monotonic_alignment(jax.lax.stop_gradient(log_p), mel_mask, mask)
         tokens = network.encode(text, mask, speaker, keys)
         frames, frame_mask = network.decode(tokens, durations, mel.shape[1], keys)
+        # L1 error of each example: mean over mel bands and over valid frames.
         errors = jnp.where(frame_mask[:, :, None], jnp.abs(frames - mel), 0.0).mean(axis=2).sum(axis=1)
         errors = errors / jnp.maximum(frame_mask.sum(axis=1), 1)
         return _Outputs(mask, log_p, durations, network.durations(tokens, keys), errors, frame_mask)
@@ -183,10 +190,12 @@ class _Model:
         has_frames = durations > 0
         frame_count = outputs.frame_mask.sum(axis=1).astype(jnp.float32)
         token_count = has_frames.sum(axis=1).astype(jnp.float32)
+        # The duration predictor's squared error of log(1 + frames), mean over the tokens of each example.
         squared_error = jnp.square(outputs.predicted - jnp.log1p(durations.astype(jnp.float32)))
         squared_error = jnp.where(durations > 0, squared_error, 0.0)
         duration_error = squared_error.sum(axis=1) / jnp.maximum(token_count, 1.0)
         has_text = outputs.token_mask.any(axis=1).astype(jnp.float32)
+        # By term, the value [B] and the weight [B] of each example in the mean over the global batch.
         values_and_weights = {
             "mel": (outputs.errors, frame_count),
             "duration": (duration_error, token_count),
@@ -220,7 +229,7 @@ def _forward_sum(outputs: _Outputs) -> Float[Array, "batch"]:
     The labels of the CTC are the positions 1, 2, ... of the tokens, so that equal tokens count as different. The logit
     of the blank is -1: e times less likely than a token of probability 1 (logit 0).
     """
-    mask, log_p = outputs.token_mask, outputs.log_p
+    mask, log_p = outputs.token_mask, outputs.log_p  # log_p [B, frames, tokens]
     labels = jnp.broadcast_to(jnp.arange(1, mask.shape[1] + 1), mask.shape)  # 0 is the blank
     blank = jnp.full((*log_p.shape[:2], 1), -1.0)
     logits = jnp.concatenate([blank, log_p], axis=2)
@@ -291,7 +300,12 @@ def make_synthesizer(
     speakers: int = 1,
     speed: float = 1.0,
 ) -> Callable[[Params, Batch], SynthesizedSpeech]:
-    """``synthesize(params, batch)``: speech for the batch's ``text`` (and ``text_mask``), in the voice of ``speaker``.
+    """``synthesize(params, batch)``: speech for the batch's texts in the voices of its speakers, see
+    `SynthesizedSpeech`.
+
+    The batch holds ``text`` int32 ``[B, length]`` and ``index`` ``[B]``, which only tells the number of examples.
+    Optional are ``text_mask`` ``[B, length]`` (else token 0 is padding), ``speaker`` int32 ``[B]`` (else speaker 0) and
+    ``present["text"]`` ``[B]`` (else all texts are present). Synthesis is deterministic.
 
     Args:
       config, vocab_size, length, speakers: as for `make_speech`.
@@ -312,19 +326,21 @@ def make_synthesizer(
     network = _Model(config, vocab_size, length, speakers).network
 
     def synthesize(params: Params, batch: Batch) -> SynthesizedSpeech:
-        """The waveform, the log-mel frames and the durations for the batch's texts."""
+        """The waveform ``[B, frames * hop]`` in [-1, 1], the log-mel frames ``[B, frames, mels]`` in nats and the
+        durations ``[B, length]`` in frames, for the batch's texts, with masks of what is no padding."""
         text = batch["text"]
         mask = batch.get("text_mask", text != 0) & presence_masks(batch, ("text",))["text"][:, None]
         bound = network.bind({"params": params})
         tokens = bound.encode(text, mask, _speaker(batch))
-        predicted_frames = jnp.round(
-            jnp.expm1(bound.durations(tokens)) / speed
-        )  # expm1: from log(1 + frames)
+        # The network predicts log(1 + frames) of each token.
+        predicted_frames = jnp.round(jnp.expm1(bound.durations(tokens)) / speed)
         durations = jnp.where(mask, jnp.clip(predicted_frames, 1, frames), 0).astype(jnp.int32)
+        # The network's frames are (log_mel - mean) / scale. Behind the end of the speech there is silence.
         standardized, frame_mask = bound.decode(tokens, durations, frames)
         silence = jnp.log(config.floor)
         log_mel = jnp.where(frame_mask[:, :, None], standardized * config.scale + config.mean, silence)
         waveform = vocode(log_mel, config)
+        # A sample of the waveform is valid if its frame is: frames begin every ``hop`` samples.
         frame_of_sample = jnp.arange(waveform.shape[1]) // config.features.hop
         valid = frame_of_sample[None, :] < frame_mask.sum(axis=1)[:, None]
         return SynthesizedSpeech(jnp.where(valid, waveform, 0.0), valid, log_mel, frame_mask, durations)
@@ -333,7 +349,8 @@ def make_synthesizer(
 
 
 def vocode(frames: Float[Array, "batch frames mels"], config: SpeechConfig) -> Float[Array, "batch time"]:
-    """Log-mel frames to a waveform in [-1, 1] by Griffin-Lim; a waveform that exceeds the range is scaled down."""
+    """Log-mel frames (in nats, as `SynthesizedSpeech` holds them) to a waveform in [-1, 1] by Griffin-Lim, which
+    estimates the phases. A waveform that exceeds the range is scaled down."""
     f = config.features
     waveform = log_mel_to_waveform(
         frames,

@@ -89,13 +89,14 @@ class AudioFeatures:
 
 
 def axes_of(modality: str, batch: Batch) -> int:
-    """Number of axes of a modality's array in a batch, such as 4 for images ``[B, H, W, C]``.
+    """Number of axes of the array of ``modality`` (a name such as "image" or "audio_left") in a batch, such as 4 for
+    images ``[B, H, W, C]``.
 
     Audio has two as waveforms ``[B, T]``, three as the frames of `precompute_spectrograms`. An axis for several
     examples that share an input (`models.fusion`) is not counted.
     """
     kind = kind_of(modality)
-    return AXES[kind] + (kind == "audio" and _holds_frames(modality, batch))
+    return AXES[kind] + (kind == "audio" and _holds_frames(modality, batch))  # True adds 1
 
 
 def _holds_frames(modality: str, batch: Batch) -> bool:
@@ -124,7 +125,7 @@ def precompute_spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, A
     Waveforms stay where the encoder takes waveforms.
     """
     if features.kind == "waveform":
-        return dict
+        return dict  # the transform that only copies the batch
     return transform_audio(lambda x, mask: _to_frames(x, mask, features))
 
 
@@ -134,7 +135,7 @@ def transform_audio(compute: Callable) -> Callable[[Mapping[str, Any]], dict[str
     ``compute(waveforms [B, T], mask [B, T])`` returns the new values and their mask; leading axes are flattened into
     ``B`` for it.
     """
-    compute = jax.jit(compute)
+    compute = jax.jit(compute)  # compiled once for all batches
 
     def transform(batch):
         """The batch with each field of audio, and its mask, replaced by the results of ``compute``."""
@@ -143,6 +144,7 @@ def transform_audio(compute: Callable) -> Callable[[Mapping[str, Any]], dict[str
         for name in audio_fields:
             waveforms = batch[name]
             *leading_axes, length = waveforms.shape
+            # Without a mask no sample is padding.
             mask = batch.get(f"{name}_mask", np.ones(waveforms.shape, bool))
             results = compute(waveforms.reshape(-1, length), mask.reshape(-1, length))
             for field, result in zip((name, f"{name}_mask"), results, strict=True):
@@ -162,11 +164,11 @@ def preprocess_modality(
     augmentation: Augmentation | None = None,
     keys: ExampleKeys | None = None,
 ):
-    """``(inputs, mask)`` of one modality, as its encoder takes them.
+    """``(inputs, mask)`` of the batch's ``modality``, as its encoder takes them; a mask of None: nothing is padding.
 
     Images and video become floating-point pixels in [-1, 1]. Audio becomes a waveform or log-mel frames, by
     ``features.kind``; frames of `precompute_spectrograms` are taken as they are. Inputs are augmented where both
-    ``augmentation`` and ``keys`` are given.
+    ``augmentation`` and ``keys`` (one random key for each example) are given, as in training.
     """
     if augmentation is None or keys is None:
         augmentation = keys = None  # no augmentation
@@ -180,6 +182,7 @@ def _preprocess_text(modality, batch, features, augmentation, keys):
 
 
 def _preprocess_image(modality, batch, features, augmentation, keys):
+    """``(pixels, mask)``: images ``[B, H, W, C]`` as floats in [-1, 1], augmented if there are ``keys``."""
     x = to_float(batch[modality])
     x = x if keys is None else augment_image(x, keys, augmentation.image)
     return x, batch.get(f"{modality}_mask")
@@ -198,7 +201,8 @@ def _preprocess_video(modality, batch, features, augmentation, keys):
 def _preprocess_audio(modality, batch, features, augmentation, keys):
     """``(inputs, mask)`` of an audio encoder: waveforms or log-mel frames, by ``features.kind``.
 
-    Log-mel frames are masked by SpecAugment if there are ``keys`` (in training).
+    Log-mel frames are masked by SpecAugment if there are ``keys`` (in training): spans of time and frequency bands are
+    hidden.
 
     Raises:
       ValueError: the batch's audio, the augmentation and the kind of features do not fit each other.
@@ -232,7 +236,11 @@ _PREPROCESS = {
 
 
 def compute_log_mel(waveform, mask, features: AudioFeatures, **options):
-    """`preprocess.audio.log_mel` with the sizes of ``features``: frames ``[B, F, mels]`` and their mask."""
+    """`preprocess.audio.log_mel` with the sizes of ``features``: frames ``[B, F, mels]`` of waveforms ``[B, T]``, and
+    their mask ``[B, F]``.
+
+    ``mask [B, T]``: which samples are no padding. ``options``: further arguments of `log_mel`, such as ``floor``.
+    """
     return audio_features.log_mel(
         waveform,
         mask,
@@ -246,7 +254,7 @@ def compute_log_mel(waveform, mask, features: AudioFeatures, **options):
 
 
 def _to_frames(waveform, mask, features: AudioFeatures):
-    """The frames that an encoder of spectrograms takes, and their mask."""
+    """The frames ``[B, F, mels]`` that an encoder of spectrograms takes, and their mask, from waveforms ``[B, T]``."""
     if features.kind == "whisper":
         return audio_features.whisper_log_mel(waveform, mask, mels=features.mels)
     frames, mask = compute_log_mel(waveform, mask, features)
@@ -271,13 +279,15 @@ class Tower(nn.Module):
     embed_dim: int
 
     def setup(self):
-        """Layers of the projection; none if the pretrained encoder has its own."""
+        """Layers of the projection; none if the pretrained encoder has its own. Their names are parameter paths."""
         if self.head == "own":
             return
         self.norm = nn.LayerNorm()
         if self.head == "mlp":
             self.hidden = nn.Dense(2 * self.embed_dim)
-        self.project = nn.Dense(self.embed_dim, use_bias=self.head == "mlp")
+        self.project = nn.Dense(
+            self.embed_dim, use_bias=self.head == "mlp"
+        )  # a linear projection has no bias, as in CLIP
 
     def encode(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens:
         """The encoder's tokens."""
@@ -314,7 +324,7 @@ def unused_fields(model: Any, fields: Collection[str]) -> list[str]:
     """The fields of a model's configuration that have no effect for data with these ``fields``.
 
     They are the encoders of modalities that the data lacks, and ``features``, the input of the audio encoder, without
-    audio.
+    audio. ``model``: any model configuration; its encoders are fields named after kinds of modalities.
     """
     kinds = {field.partition("_")[0] for field in fields}
     unused = [kind for kind in MODALITIES if kind not in kinds and hasattr(model, kind)]
@@ -382,8 +392,9 @@ def make_encoder(
             raise ValueError(f"no checkpoint was read for the pretrained encoder: give {config.chosen_by}")
         if kind == "text":
             _check_vocabulary(config.architecture, vocab_size)
+        # A batch without the modality, as for an encoder of texts alone, tells no shape.
         return _make_pretrained_encoder(
-            kind, config, batch[modality].shape if modality in batch else (), head
+            kind, config, shape=batch[modality].shape if modality in batch else (), head=head
         )
     sizes = {"vocab_size": vocab_size, "max_length": batch[modality].shape[1]} if kind == "text" else {}
     return build_encoder(kind, config, **sizes)
@@ -398,7 +409,10 @@ def encoder_of(model: Any, modality: str) -> EncoderConfig:
 
 
 def _check_vocabulary(architecture: str, vocab_size: int) -> None:
-    """Raises ValueError if the tokenizer has more tokens than the pretrained text encoder has embeddings for."""
+    """Raises ValueError if the tokenizer has more tokens than the pretrained text encoder has embeddings for.
+
+    ``architecture``: the checkpoint's config.json as text.
+    """
     config = parse_config(architecture)
     limit = getattr(
         config, "text_config", config
@@ -413,7 +427,10 @@ def _check_vocabulary(architecture: str, vocab_size: int) -> None:
 def _make_pretrained_encoder(
     kind: str, config: PretrainedEncoderConfig, shape: tuple[int, ...], head: Head
 ) -> nn.Module:
-    """The Flax module of a pretrained architecture, for inputs of this shape (such as ``[B, H, W, C]`` for images)."""
+    """The Flax module of a pretrained architecture, for inputs of this shape (such as ``[B, H, W, C]`` for images).
+
+    ``head``: the part of the encoder's head that the module includes, see `make_encoder`.
+    """
     options = EncoderOptions(
         head=head,
         dtype=config.compute_dtype,
@@ -427,7 +444,7 @@ def _make_pretrained_encoder(
     if kind in ("image", "video"):
         sizes["image_size"] = tuple(shape[-3:-1])  # height and width
     if kind == "video":
-        sizes["frames"] = shape[-4]
+        sizes["frames"] = shape[-4]  # of [B, F, H, W, C]
     return make_module(kind, config.architecture, options, **sizes)
 
 
@@ -438,9 +455,9 @@ def read_pretrained_config(
 
     ``kind`` is otherwise the modality: text, image, audio or video.
     """
-    config = read_complete_config(open_checkpoint(folder), kind)
+    config = read_complete_config(open_checkpoint(folder), kind)  # config.json as text
     module = make_module(kind, config)
-    parsed = parse_config(config)
+    parsed = parse_config(config)  # the same as an object
     if kind == "decoder":
         return TextDecoderConfig(max_tokens=parsed.n_positions, **gpt2.sizes(parsed))
     sizes = {
@@ -449,6 +466,7 @@ def read_pretrained_config(
         if hasattr(module.sizes, name)
     }
     if kind == "text":
+        # A sentence encoder may have a limit of its own besides that of the position embeddings.
         limits = (module.max_tokens, getattr(getattr(parsed, "sentence", None), "max_tokens", None))
         sizes["max_tokens"] = min(limit for limit in limits if limit is not None)
     if kind == "video":

@@ -48,7 +48,10 @@ Observed = Bool[Array, "m batch"]
 def sample_or_mean(
     q: Posterior, keys: ExampleKeys | None, name: str, samples: int
 ) -> Float[Array, "samples *batch dim"]:
-    """R samples of ``q [..., B, D]``, where R is ``samples``; without keys R copies of its mean."""
+    """R samples of ``q [..., B, D]``, where R is ``samples``; without keys R copies of its mean.
+
+    ``name`` selects the random stream of an example's key.
+    """
     q = repeat_leading(q, samples)
     return q.mean if keys is None else sample(q, keys, name)
 
@@ -56,7 +59,10 @@ def sample_or_mean(
 def sample_prior(
     prior: Prior, keys: ExampleKeys | None, samples: int, batch: int
 ) -> Float[Array, "samples batch dim"]:
-    """Samples of the prior of the shared latents, a mixture; without keys the mean of its likeliest component."""
+    """Samples of the prior of the shared latents, a mixture; without keys the mean of its likeliest component.
+
+    ``samples`` and ``batch`` are the numbers R and B of the result ``[R, B, D]``: R for each of the B ``keys``.
+    """
     if keys is None:
         mean = prior.components.mean[prior.logits.argmax()]  # [D]
         return jnp.broadcast_to(mean[None, None], (samples, batch, mean.shape[-1]))
@@ -67,11 +73,16 @@ def sample_prior(
 
 
 def with_exact_prior(inputs: ObjectiveInputs) -> ObjectiveInputs:
-    """``inputs`` whose private latents that are not inferred are drawn from their prior ``p(w)``, not from the
-    auxiliary one, so that `LatentSamples.log_ratio` is right for all latents."""
+    """``inputs`` with the prior ``p(w)`` of private latents in place of their auxiliary priors.
+
+    In training, the private latents of a modality that is not observed are drawn from its auxiliary prior. With the
+    result they are drawn from ``p(w)``, as an estimate of the likelihood needs: there ``p(w) / q(w)`` is then 1, which
+    `LatentSamples.log_ratio` leaves out.
+    """
     prior = inputs.prior
     if inputs.private is None:
         return inputs
+    # The prior [P], for each of the M modalities like the auxiliary priors [M, P].
     exact = jax.tree.map(
         lambda p, auxiliary: jnp.broadcast_to(p[None], auxiliary.shape), prior.private, prior.auxiliary
     )
@@ -94,7 +105,8 @@ def _add_private(
     if inputs.private is None:
         return LatentSamples(latents, log_ratio, shared)
     batch = shared.shape[1]
-    to_batch = lambda x: jnp.broadcast_to(x[:, None], (count, batch, x.shape[-1]))
+    to_batch = lambda x: jnp.broadcast_to(x[:, None], (count, batch, x.shape[-1]))  # [M, P] -> [M, B, P]
+    # The mean and the scale of each modality's distribution: its posterior or its auxiliary prior, [M, B, P].
     q = jax.tree.map(
         lambda private, auxiliary: jnp.where(observed[:, :, None], private, auxiliary),
         inputs.private,
@@ -110,7 +122,10 @@ def _add_private(
 def _from_posterior(
     inputs: ObjectiveInputs, q: Posterior, observed: Observed, keys: ExampleKeys | None, samples: int
 ) -> LatentSamples:
-    """R samples of the posterior ``q [B, D]`` of the shared latents (its mean without keys), and private latents."""
+    """R samples of the posterior ``q [B, D]`` of the shared latents (its mean without keys), and private latents.
+
+    ``observed``: the modalities whose private latents are inferred; see `_add_private` for those of the others.
+    """
     z = sample_or_mean(q, keys, "shared", samples)
     log_ratio = inputs.prior.log_prob(z) - repeat_leading(q, samples).log_prob(z).sum(axis=-1)
     return _add_private(inputs, z, observed, keys, log_ratio)
@@ -133,9 +148,10 @@ def from_full_product_and_prior(
 ) -> LatentSamples:
     """From the product of the observed modalities' experts, and of the prior where these are all modalities that the
     example has."""
+    # Both products are computed, and each example takes one of them. prior: the weight of N(0, 1) as one more expert.
     without_prior = joint_product(inputs.experts, observed)
     with_prior = joint_product(inputs.experts, observed, prior=1.0)
-    all_observed = (observed | ~inputs.present).all(axis=0)[:, None]
+    all_observed = (observed | ~inputs.present).all(axis=0)[:, None]  # [B, 1]
     q = jax.tree.map(lambda a, b: jnp.where(all_observed, a, b), with_prior, without_prior)
     return _from_posterior(inputs, q, observed, keys, samples)
 
@@ -174,6 +190,7 @@ def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, samples: int
         rank = jnp.cumsum(observed, axis=0) - 1
         is_selected = observed[:, None] & (rank[:, None] == number[None].astype(rank.dtype))  # [M, R, B]
         z = sample(select_per_example(inputs.experts, is_selected.argmax(axis=0)), keys, "shared")
+    # Where nothing is observed the mixture is empty: the prior replaces it.
     none_observed = ~observed.any(axis=0)
     prior_z = sample_prior(inputs.prior, keys, samples, len(none_observed))
     z = jnp.where(none_observed[None, :, None], prior_z, z)
@@ -193,10 +210,13 @@ def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, samples: in
     count, networks = len(inputs.present), inputs.networks
     unimodal = sample_or_mean(inputs.experts, keys, "experts", samples)  # [R, M, B, D]
     encode_top = lambda latents: networks.encode_top(mean_message(networks.message(latents), observed))
-    q = jax.vmap(encode_top)(unimodal)
+    q = jax.vmap(encode_top)(
+        unimodal
+    )  # q(t | x) for each of the R samples of the modalities' latents, [R, B, T]
     any_observed = observed.any(axis=0)[None, :, None]
     q = jax.tree.map(lambda a, b: jnp.where(any_observed, a, b), q, standard_like(q))
     top = q.mean if keys is None else sample(q, keys, "top")  # t, [R, B, T]
+    # p(z_m | t) of every modality, with log-scale 0: [M, R, B, D].
     p_given_top = Normal(networks.decode_top(top), jnp.zeros((count, samples, *unimodal.shape[2:])))
     unimodal = jnp.moveaxis(unimodal, 0, 1)  # [M, R, B, D]
     from_top = p_given_top.mean
@@ -215,9 +235,11 @@ def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, samples: in
 def from_levels(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
     """MHVAE: from the deepest level to the first, each level's latents from the product of its prior and the observed
     modalities' experts."""
-    mask = jnp.broadcast_to(observed[None], (samples, *observed.shape))
+    mask = jnp.broadcast_to(observed[None], (samples, *observed.shape))  # [R, M, B]
     hierarchy = inputs.networks.top_down_pass(mask, keys)
-    latents = repeat_leading(hierarchy.latents, len(inputs.present))
+    latents = repeat_leading(
+        hierarchy.latents, len(inputs.present)
+    )  # all modalities are decoded from the first level
     return LatentSamples(latents, hierarchy.log_ratio, hierarchy.deepest)
 
 
@@ -237,17 +259,21 @@ def from_flows(
     The target of the Monte Carlo is the product :math:`p(z)^{1-n} \prod_m q_m(z)` over the n observed modalities, its
     start a sample of one of their :math:`q_m` (Senellart et al. 2025, arXiv:2502.03952, sec. 3.3); the samples have no
     known density, so ``log_ratio`` is NaN. Where nothing is observed: from the prior.
+
+    ``steps``: proposals of the Monte Carlo. ``leapfrog``: leapfrog steps of each proposal. ``step_size``: size of a
+    leapfrog step.
     """
     # Samples of each modality's posterior q_m, through the flow of this modality: [R, M, B, D].
     base = sample_or_mean(inputs.experts, keys, "experts", samples)
     unimodal = jax.vmap(inputs.networks.inverse_flow)(base)
+    # The index of each example's first observed modality, [1, 1, B, 1]; 0 where none is, which is replaced below.
     first_observed = jnp.argmax(observed, axis=0)[None, None, :, None]
     start = jnp.take_along_axis(
         unimodal, jnp.broadcast_to(first_observed, (samples, 1, *base.shape[2:])), axis=1
     )[:, 0]  # [R, B, D]
     log_density = lambda z: flow_product_log_density(inputs, z, observed)
     count = observed.sum(axis=0)  # n, [B]
-    z = start
+    z = start  # right for one observed modality
     if keys is not None:
         chain_samples = hamiltonian_monte_carlo(
             log_density, start, keys, steps=steps, leapfrog=leapfrog, step_size=step_size
@@ -297,16 +323,19 @@ def hamiltonian_monte_carlo(
     Args:
       log_density: ``log_density(z [R, B, D]) -> [R, B]``, the target up to a constant.
       start: the first states.
-      keys: of the examples.
-      steps: number of proposals.
+      keys: of the examples, one each.
+      steps: number of proposals of each chain.
       leapfrog: leapfrog steps of each proposal.
       step_size: size of a leapfrog step.
     """
     samples, _, dim = start.shape
-    gradient = jax.grad(lambda z: log_density(z).sum())
+    gradient = jax.grad(
+        lambda z: log_density(z).sum()
+    )  # of every chain at once: their densities are independent
 
     def propose(z, step):
-        """One proposal of every chain, accepted or rejected (a step of `jax.lax.scan`)."""
+        """One proposal of every chain, accepted or rejected: the next states (a step of `jax.lax.scan`, which also
+        wants a second output; here None)."""
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         momentum = standard_noise(step_keys, "momentum", (samples, dim))
 

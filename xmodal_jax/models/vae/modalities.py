@@ -162,8 +162,11 @@ class ModalityConfig(abc.ABC):
 
 
 def pretrained_encoder(kind: str, encoder: EncoderConfig, size: Size) -> nn.Module:
-    """A pretrained encoder of modalities of this kind and size, with its own pool if the configuration chooses it."""
-    example = {kind: jax.ShapeDtypeStruct((1, *size.shape), jnp.float32)}
+    """A pretrained encoder of modalities of this kind and size, with its own pool if the configuration chooses it.
+
+    ``encoder``: its configuration. ``size``: of an example.
+    """
+    example = {kind: jax.ShapeDtypeStruct((1, *size.shape), jnp.float32)}  # only the shape matters
     head = "pool" if encoder.pool == "own" else "none"
     return make_encoder(kind, encoder, example, vocab_size=size.values, head=head)
 
@@ -196,6 +199,7 @@ def _encoder_features(
 
 
 def _check_likelihood(config: ModalityConfig, names: tuple[str, ...]) -> None:
+    """Raises ValueError if the likelihood is none of ``names``."""
     if config.likelihood not in names:
         raise ValueError(f"{config.kind}.likelihood must be {', '.join(names)}, got {config.likelihood!r}")
 
@@ -233,6 +237,8 @@ class ImageConfig(ModalityConfig):
         return Size(tuple(batch[name].shape[1:]))
 
     def preprocess(self, name, x, mask, keys) -> tuple[Masked, Masked]:
+        """``((pixels in [-1, 1], None), (pixels in [0, 1], None))``: the encoder's input and the decoder's target, both
+        of the same augmented images; None: no mask, every pixel counts."""
         x = to_float(x)
         if self.augment != NO_AUGMENT and keys is not None:
             x = augment(x, fold_in_name(keys, f"augment/{name}"), self.augment)
@@ -285,7 +291,7 @@ class TextConfig(ModalityConfig):
         return (x, mask), (x, mask)
 
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
-        (length,) = size.shape
+        (length,) = size.shape  # tokens of a text; size.values is the size of the vocabulary
         return _encoder_features(
             self.kind, self.encoder, size, hidden, name, vocab_size=size.values, max_length=length
         )
@@ -297,14 +303,17 @@ class TextConfig(ModalityConfig):
         return jnp.broadcast_to(x[None], (samples, *x.shape))
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
-        """Token ids: samples, or the likeliest ones without a key. An autoregressive decoder generates one after the
-        other, given those before."""
+        """Token ids ``[..., length]`` from ``latents [..., D]``: samples, or the likeliest ones without a key.
+
+        ``decode(tokens)`` returns logits ``[..., length, vocab]``. An autoregressive decoder generates one token after
+        the other, given those before.
+        """
         (length,) = size.shape
         if not self.decoder.autoregressive:
             return _choose(decode(tokens=None), None if key is None else jax.random.fold_in(key, 0))
 
         def set_token(t, ids):
-            """Sets token t of all texts, given the tokens before it."""
+            """Sets token t of all texts ``ids [..., length]``, given the tokens before it."""
             logits = decode(ids)
             token_key = None if key is None else jax.random.fold_in(key, t)
             return ids.at[..., t].set(_choose(logits[..., t, :], token_key))
@@ -377,7 +386,7 @@ class AudioConfig(ModalityConfig):
         return Size(tuple(frames.shape[1:]))
 
     def to_frames(self, x: Array, mask: Array) -> Float[Array, "batch frames mels"]:
-        """Log-mel frames ``(log_mel - mel_mean) / mel_scale``, silent where the mask is False.
+        """Standardised log-mel frames ``(log_mel - mel_mean) / mel_scale``, silent where the mask is False.
 
         ``x``: waveforms ``[B, T]``, or log-mel frames ``[B, F, mels]`` that `models.speech.log_mel_transform` computed.
         ``mask``: ``[B, T]`` or ``[B, F]``.
@@ -507,7 +516,11 @@ class NetworkInputs(NamedTuple):
 def preprocess(
     configs: ModalityConfigs, modalities: Sequence[str], batch: Batch, keys: ExampleKeys | None = None
 ) -> NetworkInputs:
-    """A batch as the network takes it; with ``keys``, augmented as in training."""
+    """A batch as the network takes it: each modality's encoder input and decoder target, and the mask ``[M, B]`` of
+    modalities that are present.
+
+    ``keys``: one random key for each example, for augmentation as in training; None: no augmentation.
+    """
     all_present = jnp.ones(batch_index(batch).shape[0], bool)
     inputs, targets, present = {}, {}, []
     for name in modalities:
@@ -529,12 +542,14 @@ def sizes_of(
     vocab_size: int = 0,
     classes: int = 0,
 ) -> dict[str, Size]:
-    """The size of each modality, from a batch of arrays or shapes.
+    """The size of an example of each modality, from a batch of arrays or shapes.
+
+    ``vocab_size``, ``classes``: number of values of a token and of a label; 0: there are no texts or labels.
 
     Raises:
       ValueError: if VAEs do not take a modality's kind of data.
     """
-    counts = dict(vocab_size=vocab_size, classes=classes)
+    counts = dict(vocab_size=vocab_size, classes=classes)  # number of values of a token, and of a label
     return {name: configs.for_modality(name).size(name, batch, **counts) for name in modalities}
 
 
@@ -542,12 +557,13 @@ def as_batch(
     configs: ModalityConfigs, generated: Mapping[str, Array], *, end_id: int = -1, pad_id: int = 0
 ) -> dict[str, Array]:
     """Generated data ``[B, ...]`` of each modality as a batch: uint8 images, texts masked up to their first
-    ``end_id`` and where they hold ``pad_id`` (-1: the vocabulary has no padding), log-mel frames, labels."""
+    ``end_id`` and where they hold ``pad_id`` (-1: the vocabulary has no padding), log-mel frames, labels; ``index``
+    numbers the examples."""
     batch: dict[str, Array] = {}
     for name, x in generated.items():
         fields = configs.for_modality(name).as_fields(x, end_id, pad_id)
         batch |= {f"{name}{suffix}": field for suffix, field in fields.items()}
-    batch["index"] = jnp.arange(len(x), dtype=jnp.int32)
+    batch["index"] = jnp.arange(len(x), dtype=jnp.int32)  # every modality has B examples
     return batch
 
 

@@ -40,7 +40,8 @@ class ModalityGroup(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The group's name in parameter paths, such as ``image_28_28_3``."""
+        """The group's name in parameter paths: kind, shape of an example and, for tokens and labels, the number of
+        their values, such as ``image_28_28_3`` or ``text_20_500``."""
         values = [self.size.values] if self.size.values else []
         return "_".join(map(str, [self.kind, *self.size.shape, *values]))
 
@@ -54,7 +55,10 @@ def pretrained_path(group: str, part: str) -> str:
 
 
 def make_groups(sizes: Mapping[str, Size]) -> tuple[ModalityGroup, ...]:
-    """The modalities of ``sizes``, grouped by kind and size; a group's place is that of its first modality."""
+    """The modalities of ``sizes`` (the size of an example of each), grouped by kind and size.
+
+    The groups are in the order of their first modalities.
+    """
     groups: dict[tuple, list[str]] = {}
     for name, size in sizes.items():
         groups.setdefault((kind_of(name), size), []).append(name)
@@ -109,6 +113,8 @@ class _Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z, tokens, keys):
+        """The decoder's outputs for latents ``z [N, D]``; ``tokens [N, L]``: those that an autoregressive decoder
+        continues, or None."""
         return self.config.build(self.size)(z, tokens, keys=keys)
 
 
@@ -156,6 +162,7 @@ def _sample_keys(keys, samples: int):
     keys."""
     if keys is None:
         return None
+    # `fold_in` of each example's key with the number of the sample: [samples, B], then flattened.
     keys_of_sample = lambda number: jax.vmap(jax.random.fold_in, (0, None))(keys, number)  # [B]
     return jax.vmap(keys_of_sample)(jnp.arange(samples)).reshape(-1)
 
@@ -194,13 +201,16 @@ class Network(nn.Module):
         self._setup_priors()
 
     def _setup_optional_parts(self):
-        """The parts that only some models have, see `NetworkConfig`."""
+        """The parts that only some models have, see `NetworkConfig`; attribute names are parameter paths."""
         c = self.config
         if c.joint:
             self.joint_moments = Moments(c.latent, c.hidden)
         if c.flows:
+            # "inverse": this method of the flow is vectorised over modalities too, besides ``__call__``.
             self.flow_of_each = stack_modalities(AutoregressiveFlow, "inverse")(c.latent, c.flows, c.hidden)
         if c.top:
+            # message_of_each: a modality's latent to its message. gathered: the mean message to the moments of the
+            # top-level latent. code_of_each: the top-level latent to the mean of a modality's latent.
             self.message_of_each = stack_modalities(MLP)(c.hidden, c.hidden)
             self.gathered = Moments(c.top, c.hidden)
             self.code_of_each = stack_modalities(MLP)(c.latent, c.hidden)
@@ -216,7 +226,11 @@ class Network(nn.Module):
             self.level_experts = [stack_modalities(Moments)(c.latent, c.hidden) for _ in above]
 
     def _setup_priors(self):
-        """Parameters of the priors that are learned."""
+        """Parameters of the priors that are learned; their names are parameter paths.
+
+        The initial means of the mixture's components are random, so that the components differ; raw scales and logits
+        start at 0.
+        """
         c, zeros = self.config, nn.initializers.zeros_init()
         if c.clusters > 1:
             uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
@@ -240,12 +254,13 @@ class Network(nn.Module):
         return jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
 
     def encode(self, inputs: NetworkInputs, keys: ExampleKeys | None = None) -> EncoderOutputs:
-        """The posterior of each modality alone."""
+        """The posterior of each modality alone; ``keys``: of dropout, one for each example, or None."""
         outputs = self._encode_groups(self.experts, inputs, keys)
         family = FAMILIES[self.config.family]
 
         def posterior(mean, raw):
-            """The distribution of this mean and raw scale; None where the encoders do not output them."""
+            """The distribution of this mean and raw scale, ``[M, B, D]``; None where the encoders do not output
+            them."""
             return None if mean is None else family(mean, to_log_scale(raw, self.config.scale))
 
         experts = posterior(outputs.mean, outputs.raw)
@@ -260,8 +275,8 @@ class Network(nn.Module):
         """
         keys = None if keys is None else fold_in_name(keys, "joint")
         features = self._encode_groups(self.trunks, inputs, keys)
-        features = jnp.where(inputs.present[:, :, None], features, 0.0)
-        flat = jnp.moveaxis(features, 0, 1).reshape(features.shape[1], -1)
+        features = jnp.where(inputs.present[:, :, None], features, 0.0)  # [M, B, H]
+        flat = jnp.moveaxis(features, 0, 1).reshape(features.shape[1], -1)  # [B, M * H]
         mean, raw = self.joint_moments(jnp.concatenate([flat, inputs.present.T.astype(flat.dtype)], axis=-1))
         return Normal(mean, to_log_scale(raw, "exp"))
 
@@ -279,14 +294,17 @@ class Network(nn.Module):
         so samples and examples are merged into it.
         """
         count, samples, batch = z.shape[:3]
-        group_keys = modality_keys(keys, group.names)
+        group_keys = modality_keys(keys, group.names)  # of dropout: [G, B], then [G, R * B]
         group_keys = None if group_keys is None else jax.vmap(_sample_keys, (0, None))(group_keys, samples)
         tokens = None if tokens is None else tokens.reshape(count, samples * batch, -1)
         out = self.decoders[group.name](z.reshape(count, samples * batch, -1), tokens, group_keys)
         return out.reshape(count, samples, batch, *out.shape[2:])
 
     def split_groups(self, z: Float[Array, "m ..."]) -> list[tuple[ModalityGroup, Float[Array, "g ..."]]]:
-        """An array ``[M, ...]`` over all modalities, split into one array for each group, with the group."""
+        """An array ``[M, ...]`` over all modalities, split into one array for each group, with the group.
+
+        `names` lists the modalities group after group, so that each group is one slice of the first axis.
+        """
         ends = np.cumsum([len(group.names) for group in self.groups])
         return list(zip(self.groups, jnp.split(z, ends[:-1]), strict=True))
 
@@ -299,13 +317,14 @@ class Network(nn.Module):
     ) -> Float[Array, "m samples batch"]:
         """``log p(x_m | z_m)`` of each modality in nats, for R latent samples of each example; 0 where x_m is missing.
 
-        ``keys``: of dropout, None: no dropout. ``weighted``: whether it is multiplied by the weight of the modality's
-        kind of data.
+        ``inputs``: the batch, whose targets are the x_m. ``keys``: of dropout, None: no dropout. ``weighted``: whether
+        it is multiplied by the weight of the modality's kind of data.
         """
         terms, samples = [], z.shape[1]
         for group, latents in self.split_groups(z):
             modality = self.modalities[group.kind]
-            # A leading axis over the modalities of the group, over which `vmap` maps.
+            # A leading axis over the modalities of the group, over which `vmap` maps. ``tokens``: those that the
+            # decoder continues, for texts (teacher forcing); None for other data.
             x, mask = stack_group(group, inputs.targets)
             tokens = jax.vmap(functools.partial(modality.decoder_tokens, samples=samples))(x)
             outputs = self.decode(group, latents, tokens, keys)
@@ -320,6 +339,7 @@ class Network(nn.Module):
         modality.
         """
         c, family = self.config, FAMILIES[self.config.family]
+        # ``family(mean, log_scale)``: log-scale 0 is scale 1.
         components = family(jnp.zeros((c.clusters, c.latent)), jnp.zeros((c.clusters, c.latent)))
         logits = jnp.zeros((c.clusters,))
         if c.clusters > 1:
@@ -335,7 +355,7 @@ class Network(nn.Module):
         return Prior(components, logits, private=private, auxiliary=family(zeros, log_scale))
 
     def init_all(self, inputs: NetworkInputs, keys: ExampleKeys) -> None:
-        """Calls every part once, to initialise its parameters."""
+        """Calls every part once, to initialise its parameters: on latents of zeros, as only shapes matter."""
         c, count, batch = self.config, *inputs.present.shape
         outputs = self.encode(inputs, keys)
         if c.joint:
@@ -345,7 +365,8 @@ class Network(nn.Module):
         if c.flows:
             self.flow(jnp.zeros((batch, c.latent)))
         if c.top:
-            self.encode_top(self.message(jnp.zeros((count, batch, c.latent)))[0])
+            message = self.message(jnp.zeros((count, batch, c.latent)))
+            self.encode_top(message[0])  # any [B, H] serves in place of the mean message
             self.decode_top(jnp.zeros((batch, c.top)))
         if c.levels > 1:
             self.top_down_pass(outputs.features, inputs.present[None], keys)
@@ -362,7 +383,7 @@ class Network(nn.Module):
         return Normal(mean, to_log_scale(raw, "exp"))
 
     def decode_top(self, top: Float[Array, "*rows batch top"]) -> Float[Array, "m *rows batch latent"]:
-        """The mean of each modality's latent given the top-level latent."""
+        """The mean of each modality's latent given the top-level latent, by one network for each modality."""
         return self.code_of_each(jnp.broadcast_to(top[None], (len(self.names), *top.shape)))
 
     # Flows (JNF).
@@ -391,8 +412,8 @@ class Network(nn.Module):
         is empty it is the prior.
 
         Args:
-          features: of each modality.
-          mask: which modalities each of the R latents of an example is inferred from.
+          features: the encoder's, of each modality.
+          mask: which modalities each of the R latents (axis ``rows``) of an example is inferred from.
           keys: of the samples; None: means instead of samples.
           deepest: the latents of the deepest level, if they are known.
         """
@@ -401,10 +422,15 @@ class Network(nn.Module):
         for rise in self.rises:
             features_by_level.append(rise(features_by_level[-1]))
         zeros = jnp.zeros((rows, mask.shape[-1], self.config.latent))
-        prior, divergences, z = Normal(zeros, zeros), [], None
-        ratio = jnp.zeros(zeros.shape[:2])
+        prior, divergences, z = (
+            Normal(zeros, zeros),
+            [],
+            None,
+        )  # the deepest level's prior: mean 0, log-scale 0
+        ratio = jnp.zeros(zeros.shape[:2])  # log p(z) - log q(z), summed over the levels
         for level in range(self.config.levels, 0, -1):
             if level == self.config.levels:
+                # The features' experts [M, B, D] are the same for all R latents: [R, M, B, D].
                 mean, raw = repeat_leading(self.deepest(features_by_level[-1]), rows)
                 experts = Normal(mean, to_log_scale(raw, "exp"))
             else:
@@ -415,7 +441,7 @@ class Network(nn.Module):
                 z = sample(q, keys, f"level_{level}")
             if level == self.config.levels:
                 deepest = z if deepest is None else deepest
-                z = deepest
+                z = deepest  # where it is given, it replaces the sample
             divergences.append(kl(q, prior).sum(axis=-1))
             ratio = ratio + (prior.log_prob(z) - q.log_prob(z)).sum(axis=-1)
         return TopDownPass(z, jnp.stack(divergences, axis=-1), log_ratio=ratio, deepest=deepest)
@@ -428,6 +454,7 @@ class Network(nn.Module):
     ) -> tuple[Normal, Normal]:
         """Prior ``[rows, B, D]`` and experts ``[rows, M, B, D]`` of a level above the deepest one, given the latents
         one level ``deeper`` and the modalities' features at this level."""
+        # Levels count from 1 at the first; the lists of networks have one entry for each level but the deepest.
         context = self.falls[level - 1](deeper)
         mean, raw = self.priors[level - 1](context)
         prior = Normal(mean, to_log_scale(raw, "exp"))
@@ -436,6 +463,7 @@ class Network(nn.Module):
             jnp.broadcast_to(context[None], (len(features), *context.shape)),
             jnp.moveaxis(jnp.broadcast_to(features[None], (len(deeper), *features.shape)), 1, 0),
         ]
+        # Concatenated [M, R, B, 2 H]. The moments [M, R, B, D] get the axis R first, as `masked_product` takes them.
         moments = self.level_experts[level - 1](jnp.concatenate(expert_inputs, axis=-1))
         mean, raw = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), moments)
         return prior, Normal(mean, to_log_scale(raw, "exp"))

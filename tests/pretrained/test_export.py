@@ -99,7 +99,8 @@ def scaled(image):
 def normalized(batch, folder):
     """Pixels as the exported processor says."""
     processor = json.loads((folder / "preprocessor_config.json").read_text())
-    assert processor["rescale_factor"] == 1 / 255 and processor["size"] == {"height": 16, "width": 16}
+    assert processor["rescale_factor"] == 1 / 255 and processor["size"] == {"shortest_edge": 16}
+    assert processor["do_center_crop"] and processor["crop_size"] == {"height": 16, "width": 16}
     mean, std = np.array(processor["image_mean"]), np.array(processor["image_std"])
     pixels = (np.asarray(batch["image"]) * processor["rescale_factor"] - mean) / std
     return peers.to_torch(pixels.transpose(0, 3, 1, 2).astype(np.float32))

@@ -15,7 +15,7 @@ from xmodal_jax.models.towers import max_audio_seconds, read_pretrained_config
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextTransformerConfig, max_text_tokens
 from xmodal_jax.preprocess.image import standardize, to_float
 from xmodal_jax.pretrained.encoder import EncoderOptions
-from xmodal_jax.pretrained.export import TrainedEncoder, save_encoder
+from xmodal_jax.pretrained.export import TrainedEncoder, make_processor_config, save_encoder
 from xmodal_jax.pretrained.files import read_processor, read_sentence_settings
 from xmodal_jax.pretrained.images import CLIP, resize_settings
 from xmodal_jax.pretrained.load import complete_config, load_encoder, make_module, parse_config
@@ -234,6 +234,16 @@ def test_an_exported_sentence_encoder_pools_as_before(tmp_path):
     alone = make_module("text", found.config)
     save_encoder(tmp_path / "alone", trained._replace(module=alone), card="")
     assert not (tmp_path / "alone" / "modules.json").exists()
+
+
+@pytest.mark.parametrize("fit, again", [("crop", "crop"), ("stretch", "stretch"), ("pad", None)])
+def test_an_exported_image_encoder_says_how_images_were_resized(fit, again):
+    """So that another run, and transformers, resize them in the same way; padding has no words in a processor."""
+    config = complete_config(made.VIT)
+    module = make_module("image", config)
+    written = make_processor_config(TrainedEncoder("image", module, {}, config, fit, "bilinear"))
+    read = parse_config(complete_config(made.VIT, written))
+    assert resize_settings(read) == (again, None if fit == "pad" else "bilinear")
 
 
 @pytest.mark.parametrize(

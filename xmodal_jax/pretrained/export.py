@@ -24,6 +24,7 @@ from xmodal_jax.pretrained import gpt2
 from xmodal_jax.pretrained.architectures import architecture
 from xmodal_jax.pretrained.clip import ClipImage, ClipText
 from xmodal_jax.pretrained.files import POOL_NAMES, POOLING_FLAGS
+from xmodal_jax.pretrained.images import RESAMPLING
 from xmodal_jax.pretrained.load import parse_config
 from xmodal_jax.pretrained.rules import to_checkpoint
 from xmodal_jax.pretrained.safetensors_files import write_safetensors
@@ -72,6 +73,10 @@ class TrainedEncoder(NamedTuple):
     params: Params
     config: str
     """Its configuration in JSON, from `pretrained.load.complete_config`."""
+    fit: str = "crop"
+    """How images became squares for its training: "crop", "stretch" or "pad" (see `data.media.Resize`)."""
+    resample: str = "bicubic"
+    """The filter by which they were resized, one of `images.RESAMPLING`."""
 
     @property
     def settings(self) -> SimpleNamespace:
@@ -181,13 +186,18 @@ def make_processor_config(trained: TrainedEncoder) -> dict[str, Any] | None:
         "do_normalize": True,
         "image_mean": list(mean),
         "image_std": list(std),
-        "resample": 3,  # bicubic, as numbered by Pillow
+        "resample": {name: number for number, name in RESAMPLING.items()}[trained.resample],
     }
     size = image_size(trained.module)
-    if size is not None:
-        shape = {"height": size[0], "width": size[1]}
-        config |= {"do_resize": True, "size": shape, "do_center_crop": False}
-    return config
+    if size is None:
+        return config
+    shape = {"height": size[0], "width": size[1]}
+    if trained.fit == "crop" and size[0] == size[1]:
+        return config | {
+            "do_resize": True, "size": {"shortest_edge": size[0]}, "do_center_crop": True, "crop_size": shape,
+        }  # fmt: skip
+    # The processors of ``transformers`` have no padding to a square: users have to pad images themselves.
+    return config | {"do_resize": trained.fit != "pad", "size": shape, "do_center_crop": False}
 
 
 def check_is_new(folder: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.core import trees
+from xmodal_jax.data.media import Resize
 from xmodal_jax.data.text import tokenizer_from_files
 from xmodal_jax.models.towers import make_encoder
 from xmodal_jax.models.vae.modalities import pretrained_encoder
@@ -69,6 +70,9 @@ class _Writer:
         # Contrastive runs call it max_length, the others length.
         length = restored.metadata.get("max_length", restored.metadata.get("length"))
         self.tokenizer_files = TokenizerFiles(files, int(length)) if files and length else None
+        data = restored.metadata["config"].get("input", {})
+        self.resize = Resize(data.get("image_fit") or "crop", data.get("resample") or "bicubic")
+        """How images became squares for the run's training."""
         self.slots = read_slots(restored.metadata)
         """The encoders that the run's method declares."""
         self.written: dict[str, str] = {}
@@ -104,7 +108,7 @@ class _Writer:
             example = self.example(slot.name)
             module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
             params = subtree(self.restored.params, slot.path)
-            towers[slot.name] = TrainedEncoder(slot.name, module, params, config.architecture)
+            towers[slot.name] = TrainedEncoder(slot.name, module, params, config.architecture, *self.resize)
         return towers
 
     def autoencoder_encoders(self) -> dict[str, TrainedEncoder]:
@@ -130,7 +134,7 @@ class _Writer:
                     stacked[path[match.end() :]] = leaf
             for k, name in enumerate(group.names):
                 params = trees.nested({path: leaf[k] for path, leaf in stacked.items()})
-                encoders[name] = TrainedEncoder(group.kind, module, params, config.architecture)
+                encoders[name] = TrainedEncoder(group.kind, module, params, config.architecture, *self.resize)
         return encoders
 
     def clip(self, encoders: dict[str, TrainedEncoder]) -> None:

@@ -56,6 +56,7 @@ class Bert(PretrainedEncoder):
     """For sentence encoders: whether ``pool`` gives unit vectors."""
 
     def setup(self):
+        """Embeddings, transformer and pools; the pooler's dense layer only if ``options.head`` asks for pooling."""
         width = self.sizes.width
         # "words" and "places" name parameters: the embeddings of tokens and of positions.
         self.words = nn.Embed(self.vocab_size, width)
@@ -89,6 +90,7 @@ class Bert(PretrainedEncoder):
             # The n-th valid token has position first + n - 1; padding has position first - 1, as in RoBERTa.
             position = self.places(jnp.cumsum(valid, axis=1) * valid + first - 1)
         words = self.words(jnp.clip(inputs, 0, self.vocab_size - 1))
+        # All tokens are of segment 0: the text is a single sentence.
         x = self.norm(words + self.types(jnp.zeros((1, 1), jnp.int32)) + position)
         self.record_hidden_state(x)
         x = self.dropout(x, keys)
@@ -108,12 +110,13 @@ class Bert(PretrainedEncoder):
 
 
 def make(config: SimpleNamespace, options: EncoderOptions) -> Bert:
-    """The encoder that a parsed ``config.json`` describes, without parameters.
+    """The encoder that a parsed ``config.json`` describes, without parameters. ``options``: head, dropout, dtype.
 
     Raises:
       ValueError: it has no absolute positions or is causal; or it is a sentence encoder with modules after the pooling
         that this library does not have, and ``options.head`` asks for them.
     """
+    # The settings of sentence-transformers, if it has saved the encoder.
     sentence = getattr(config, "sentence", SimpleNamespace(pooling=[], normalize=False, unread=[]))
     if sentence.unread and options.head != "none":
         raise ValueError(
@@ -136,7 +139,10 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Bert:
 
 
 def rules(module: Bert) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     sizes = module.sizes
     return [
         *embedding("embeddings.word_embeddings", "words"),

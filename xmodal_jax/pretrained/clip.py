@@ -65,6 +65,7 @@ class ClipImage(PretrainedEncoder):
     """Size of the shared embedding space."""
 
     def setup(self):
+        """The layers; the last norm and the projection only if ``options.head`` asks for them."""
         width, options = self.sizes.width, self.sizes.options
         init = nn.initializers.normal(0.02)
         self.patches = nn.Dense(width, use_bias=False, dtype=options.dtype)
@@ -95,6 +96,7 @@ class ClipImage(PretrainedEncoder):
     ) -> Tokens:
         """The tokens of images ``[B, 1 + N, D]``: the class token, then the patches; ``mask`` must be None."""
         check_no_mask(mask)
+        # ``self.scale`` is the mean and standard deviation of each channel in the checkpoint's training.
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         token = jnp.broadcast_to(self.class_token.astype(x.dtype)[None, None], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([token, x], axis=1)
@@ -135,6 +137,7 @@ class ClipText(PretrainedEncoder):
     """Size of the shared embedding space."""
 
     def setup(self):
+        """The layers; the projection only if ``options.head`` asks for it."""
         width, options = self.sizes.width, self.sizes.options
         # "words" and "places" name parameters: the embeddings of tokens and of positions.
         self.words = nn.Embed(self.vocab_size, width)
@@ -170,13 +173,17 @@ class ClipText(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens | Array:
-        """As `PretrainedEncoder.embed`; the pooled token is the first end-of-text token, or the last valid token if
-        there is none."""
+        """The tokens ``[B, L, D]``, the pooled token ``[B, D]`` or its projection, depending on ``options.head``.
+
+        The pooled token is the first end-of-text token, or the last valid token if there is none. ``inputs`` are token
+        ids, ``mask`` is True on valid ones.
+        """
         tokens, head = self(inputs, mask, keys=keys), self.sizes.options.head
         if head == "none":
             return tokens
         valid = jnp.ones(inputs.shape, bool) if mask is None else mask
         ids = jnp.where(valid, inputs, -1)
+        # Old configurations state a wrong id of the end-of-text token; it is then the largest id of a text.
         is_end = ids == (ids.max(axis=1, keepdims=True) if self.eos == LEGACY_EOS else self.eos)
         # True up to the first end-of-text token, inclusive: no such token comes before.
         in_text = jnp.cumsum(is_end, axis=1) - is_end == 0
@@ -300,7 +307,10 @@ def with_projection(
 
 
 def image_rules(module: ClipImage) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     # before=1: the first position is that of the class token, which is in no grid and stays as it is.
     resample = images.make_resampler(module.trained_grid, module.grid, before=1)
     rules = [
@@ -315,7 +325,10 @@ def image_rules(module: ClipImage) -> list[Rule]:
 
 
 def text_rules(module: ClipText) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     rules = [
         *embedding("embeddings.token_embedding", "words"),
         *embedding("embeddings.position_embedding", "places"),

@@ -152,7 +152,10 @@ class PretrainedEncoder(nn.Module):
 
     def embed(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens | Array:
         """The tokens, their pooled representation ``[B, D]``, or its projection ``[B, E]``, depending on
-        ``options.head``."""
+        ``options.head``: "none", "pool" or "project".
+
+        ``inputs [B, ...]``, ``mask`` (True on valid positions) and ``keys`` (for dropout) are those of the encoder.
+        """
         tokens = self(inputs, mask, keys=keys)
         head = self.sizes.options.head
         if head == "none":

@@ -92,6 +92,7 @@ class TrainedEncoder(NamedTuple):
 
     def arrays(self) -> Arrays:
         """The encoder's parameters as the arrays of a checkpoint, ``(name, array)``."""
+        # The rules by which the architecture's checkpoints are read, applied the other way round.
         rules = architecture(self.modality, self.settings.model_type).rules(self.module)
         params = trees.flat(jax.device_get(self.params))
         arrays = to_checkpoint([rule for rule in rules if rule.path in params], params)

@@ -54,7 +54,8 @@ def sizes(config: SimpleNamespace) -> dict[str, Any]:
 
 
 def make(config: SimpleNamespace, options: EncoderOptions) -> GPT2:
-    """The language model that a parsed ``config.json`` describes, without parameters."""
+    """The language model that a parsed ``config.json`` describes, without parameters. ``options``: dropout, dtype and
+    the like."""
     fields = sizes(config)
     return GPT2(
         vocab_size=config.vocab_size,
@@ -83,7 +84,8 @@ def _first_rows(count: int):
 def rules(module: TextDecoder) -> list[Rule]:
     """The rules that map the arrays of a GPT-2 checkpoint to the decoder's parameters.
 
-    Cross-attention, which published checkpoints lack, has the names that ``transformers`` gives it.
+    Each rule names first an array (or layer) of the checkpoint, then the path of the parameter. Cross-attention, which
+    published checkpoints lack, has the names that ``transformers`` gives it.
 
     Raises:
       ValueError: the decoder has a separate stack of layers for the text alone, which GPT-2 lacks.

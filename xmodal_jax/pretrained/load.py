@@ -229,8 +229,11 @@ def read_parameters(
     )
 
     def read_parameter(path: str, leaf: jax.ShapeDtypeStruct | jax.Array) -> jax.Array:
-        """The parameter at a path, filled by its rules, as a JAX array with its sharding."""
-        parameter = empty_aligned(leaf.shape, dtype)
+        """The parameter at a path, with the shape of ``leaf`` and the dtype and sharding of the outer call.
+
+        Each of its rules fills it, or its slice ``rule.index``, with the values of some arrays of the checkpoint.
+        """
+        parameter = empty_aligned(leaf.shape, dtype)  # at an address from which JAX need not copy it
         for rule, entries in sources[path]:
             target = parameter[rule.index] if rule.index else parameter  # a view
             target[...] = _read_part(rule, entries, target.shape)
@@ -284,6 +287,11 @@ def _assign(
     """``(sources, unused)``: the rules and arrays that fill each parameter, and the names of the arrays that no rule
     uses.
 
+    Args:
+      shapes: a tree of arrays or of shapes, those of the parameters.
+      checkpoint: the open checkpoint; only the headers of its files have been read.
+      rules: each maps arrays of the checkpoint to a parameter, or to a slice of one.
+      table: the architecture, for the prefixes of names and the arrays to ignore.
     Raises:
       ValueError: the checkpoint lacks an array, has an unknown one or one of the wrong shape or dtype, or a parameter
         is not filled completely.
@@ -314,6 +322,9 @@ def _match_names(
     leaves: Mapping[str, Any], checkpoint: Checkpoint, rules: list[Rule], table: Architecture
 ) -> str:
     """The prefix that the names of the checkpoint's arrays have before those of the rules, one of ``table.prefixes``.
+
+    A checkpoint of an encoder alone has other prefixes than one of the model that the encoder is a part of. ``leaves``:
+    the parameters by path.
 
     Raises:
       ValueError: the checkpoint lacks an array, or has one that no rule names and that is not in ``table.ignored``.

@@ -196,7 +196,10 @@ def _to_tokens(x: Array) -> Array:
 
 
 def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ResNet:
-    """The encoder that a parsed ``config.json`` describes. ``image_size`` has no effect: images may have any size."""
+    """The encoder that a parsed ``config.json`` describes, without parameters.
+
+    ``options``: head, dropout, dtype. ``image_size`` has no effect: images may have any size.
+    """
     sizes = ResNetSizes(
         stem_width=config.embedding_size,
         widths=tuple(config.hidden_sizes),
@@ -211,7 +214,10 @@ def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size |
 
 
 def rules(module: ResNet) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     sizes = module.sizes
     rules = _conv_norm("embedder.embedder", "stem")
     for name, path, in_channels, width, stride in sizes.blocks():
@@ -223,7 +229,7 @@ def rules(module: ResNet) -> list[Rule]:
 
 
 def _conv_norm(name: str, path: str) -> list[Rule]:
-    """The rules of a `ConvNorm`."""
+    """The rules of a `ConvNorm`: ``name`` is that of its layer in the checkpoint, ``path`` that of its parameters."""
     return [
         Rule(f"{name}.convolution.weight", f"{path}/conv/kernel", CONV),
         *norm(f"{name}.normalization", f"{path}/norm"),

@@ -184,6 +184,7 @@ def prefixed(rules: Iterable[Rule], name: str = "", path: str = "") -> list[Rule
     """The rules with the prefix ``name`` before each array's name and the prefix ``path`` before each path."""
 
     def add_prefixes(rule):
+        """The rule with both prefixes; ``rule.name`` is one name or a tuple of names."""
         names = tuple(name + n for n in rule.names)
         return rule._replace(name=names[0] if isinstance(rule.name, str) else names, path=path + rule.path)
 
@@ -195,7 +196,7 @@ def to_checkpoint(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields ``(name, array)`` for the arrays of a checkpoint, from parameters by path: the inverse of reading."""
     for rule in rules:
-        if not rule.names:
+        if not rule.names:  # it fills a parameter with zeros that the checkpoint does not have
             continue
         parameter = params[rule.path]
         array = rule.layout.write(np.asarray(parameter[rule.index] if rule.index else parameter))

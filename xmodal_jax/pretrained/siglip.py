@@ -43,7 +43,7 @@ class ProbePool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[Array, "batch dim"]:
-        """The pooled tokens, ``[B, D]``."""
+        """The pooled tokens, ``[B, D]``: the attention of a learned query (the probe) to the tokens, then an MLP."""
         values, mask = tokens
         sizes, dtype = self.sizes, self.sizes.options.dtype
         probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, sizes.width), jnp.float32)
@@ -87,6 +87,7 @@ class SiglipImage(PretrainedEncoder):
     """Whether the checkpoint has the parameters of `ProbePool`."""
 
     def setup(self):
+        """The layers; the pool only if ``options.head`` asks for it."""
         width, options = self.sizes.width, self.sizes.options
         shape = (math.prod(self.grid), width)  # one position per patch
         self.patches = nn.Dense(width, dtype=options.dtype)
@@ -109,6 +110,7 @@ class SiglipImage(PretrainedEncoder):
     ) -> Tokens:
         """The tokens of images ``[B, N, D]``, one for each patch; ``mask`` must be None."""
         check_no_mask(mask)
+        # ``self.scale`` is the mean and standard deviation of each channel in the checkpoint's training.
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
         x = x + self.places[None].astype(x.dtype)
         self.record_hidden_state(x)
@@ -154,6 +156,7 @@ class SiglipText(PretrainedEncoder):
     """Whether texts are padded to all positions and attention has no mask, as in the pretraining."""
 
     def setup(self):
+        """The layers; the dense layer of the pool only if ``options.head`` asks for it."""
         width, options = self.sizes.width, self.sizes.options
         # "words" and "places" name parameters: the embeddings of tokens and of positions.
         self.words = nn.Embed(self.vocab_size, width)
@@ -248,7 +251,10 @@ def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> Sigli
 
 
 def image_rules(module: SiglipImage) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     make_resampler = make_linear_resampler if module.flexible else images.make_resampler
     layout = linear() if module.flexible else patches(module.patch, module.patch)
     resample = make_resampler(module.trained_grid, module.grid)
@@ -270,7 +276,10 @@ def image_rules(module: SiglipImage) -> list[Rule]:
 
 
 def text_rules(module: SiglipText) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     return [
         *embedding("embeddings.token_embedding", "words"),
         *embedding("embeddings.position_embedding", "places"),

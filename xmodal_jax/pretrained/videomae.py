@@ -56,6 +56,7 @@ class VideoMAE(PretrainedEncoder):
     qv_bias: bool = True
 
     def setup(self):
+        """The layers; the norm after the mean only if ``options.head`` asks for pooling and the checkpoint has it."""
         self.patches = nn.Dense(self.sizes.width, dtype=self.sizes.options.dtype)
         self.dropout = Dropout(self.sizes.options.dropout)
         self.transformer = self.sizes.transformer()
@@ -126,7 +127,10 @@ def make(
 
 
 def rules(module: VideoMAE) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     size = (module.tubelet, module.patch, module.patch)
     projection = "embeddings.patch_embeddings.projection"
     no_bias = ("key",) if module.qv_bias else ("query", "key", "value")

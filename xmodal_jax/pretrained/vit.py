@@ -77,6 +77,7 @@ class ViT(PretrainedEncoder):
     qkv_bias: bool = True
 
     def setup(self):
+        """The layers; the pooler's dense layer only if ``options.head`` asks for pooling and the checkpoint has it."""
         width, init = self.sizes.width, nn.initializers.normal(0.02)
         self.patches = nn.Dense(width, dtype=self.sizes.options.dtype)
         self.class_token = self.param("class_token", init, (1, 1, width), jnp.float32)
@@ -174,16 +175,23 @@ def _grids(config: SimpleNamespace, image_size: Size | None) -> dict:
 
 
 def rules(module: ViT) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to ViT's parameters."""
+    """The rules that map the arrays of a checkpoint to ViT's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
 
     def layer(k, path):
+        """The rules of layer ``k``, whose parameters are at ``path``."""
         return block(f"encoder.layer.{k}", path, LAYER_NAMES, no_bias=_no_bias(module))
 
     return [*_rules(module, layer), *dense("pooler.dense", "dense")]
 
 
 def rules_dinov2(module: ViT) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to DINOv2's parameters."""
+    """The rules that map the arrays of a checkpoint to DINOv2's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     gated = module.sizes.style.gated
     names = dict(DINOV2_LAYER_NAMES)
     if gated:

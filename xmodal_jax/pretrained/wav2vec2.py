@@ -215,7 +215,10 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Wav2Vec2:
 
 
 def rules(module: Wav2Vec2) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     sizes = module.sizes
     extractor = []
     for k in range(len(module.channels)):

@@ -60,6 +60,7 @@ class Whisper(PretrainedEncoder):
     positions: int
 
     def setup(self):
+        """Two convolutions over the frames (the second halves them), positions, transformer and the mean pool."""
         width, dtype = self.sizes.width, self.sizes.options.dtype
         self.first = Conv(width, (3,), padding=1, dtype=dtype)
         self.second = Conv(width, (3,), strides=2, padding=1, dtype=dtype)
@@ -79,7 +80,7 @@ class Whisper(PretrainedEncoder):
         *,
         keys: ExampleKeys | None = None,
     ) -> Tokens:
-        """The tokens of log-mel frames, one for every two frames, with their mask."""
+        """The tokens of log-mel frames, one for every two frames, with their mask; ``mask`` is True on valid frames."""
         _, frames, mels = inputs.shape
         if mels != self.mels:
             raise ValueError(
@@ -93,6 +94,7 @@ class Whisper(PretrainedEncoder):
         # The padding is set to zero before each convolution; the first one makes it nonzero again by its bias.
         x = apply_mask(nn.gelu(self.first(apply_mask(inputs, mask)), approximate=False), mask)
         x = nn.gelu(self.second(x), approximate=False)
+        # Fixed sines and cosines, which the checkpoint stores.
         position = jax.lax.stop_gradient(self.places(jnp.arange(x.shape[1])))
         x = x + position[None].astype(x.dtype)
         self.record_hidden_state(x)
@@ -127,7 +129,10 @@ def make(config: SimpleNamespace, options: EncoderOptions) -> Whisper:
 
 
 def rules(module: Whisper) -> list[Rule]:
-    """The rules that map the arrays of a checkpoint to the encoder's parameters."""
+    """The rules that map the arrays of a checkpoint to the encoder's parameters.
+
+    Each names first an array (or layer) of the checkpoint, then the path of the parameter.
+    """
     sizes = module.sizes
     return [
         Rule("conv1.weight", "first/kernel", CONV),

@@ -69,7 +69,8 @@ class AutoencoderEncoders(NamedTuple):
         """``method``, whose training starts from the parameters of these checkpoints.
 
         Each modality gets its own copy of an encoder, so that two modalities of one kind can be trained apart.
-        ``sizes``: of the method's modalities, by name.
+        ``sizes``: the shape and the number of values of each of the method's modalities, by name.
+        ``self.checkpoints`` and ``self.configs`` are folders and configurations by kind, such as "image".
         """
         if not self.checkpoints:
             return method
@@ -83,7 +84,7 @@ class AutoencoderEncoders(NamedTuple):
                 module = pretrained_encoder(group.kind, self.configs[group.kind], group.size)
                 checkpoint = open_checkpoint(self.checkpoints[group.kind])
                 loaded, _ = read_parameters(checkpoint, group.kind, module, parameter_shapes(module))
-                loaded = trees.flat(loaded)
+                loaded = trees.flat(loaded)  # by paths that begin within the encoder
                 for path, initial in flat.items():
                     prefix = re.search(pretrained_path(group.name, _PARTS), path)
                     # A parameter of this group's encoder: the same values for each modality of the group.
@@ -95,6 +96,7 @@ class AutoencoderEncoders(NamedTuple):
 
     def set_learning_rates(self, optimizer: Optimizer) -> Optimizer:
         """``optimizer`` with the learning rate of these encoders; a multiplier of 0 freezes them."""
+        # Regular expressions for the paths of these encoders' parameters.
         paths = [pretrained_path(f"{kind}_[^/]*", _PARTS) for kind in self.checkpoints]
         if self.lr_multiplier == 0.0:
             return dataclasses.replace(optimizer, freeze=(*optimizer.freeze, *paths))
@@ -117,7 +119,7 @@ def use_pretrained_encoders(config: Config) -> tuple[Config, AutoencoderEncoders
     """
     checkpoints, configs, model = find_folders(config, ENCODER_MODALITIES), {}, config.model
     for kind, checkpoint in checkpoints.items():
-        modality_config = getattr(model, kind)
+        modality_config = getattr(model, kind)  # of all modalities of this kind: encoder, decoder and so on
         configs[kind] = as_pretrained(modality_config.encoder, read_pretrained_config(kind, checkpoint))
         modality_config = dataclasses.replace(modality_config, encoder=configs[kind])
         model = dataclasses.replace(model, **{kind: modality_config})

@@ -106,6 +106,7 @@ class _Writer:
                 continue
             config = from_json(PretrainedEncoderConfig, config)
             example = self.example(slot.name)
+            # vocab_size is for encoders that are not pretrained.
             module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
             params = subtree(self.restored.params, slot.path)
             towers[slot.name] = TrainedEncoder(slot.name, module, params, config.architecture, *self.resize)
@@ -138,7 +139,10 @@ class _Writer:
         return encoders
 
     def clip(self, encoders: dict[str, TrainedEncoder]) -> None:
-        """Writes both encoders and the temperature as one CLIP model, if both encoders are CLIP's."""
+        """Writes both encoders and the temperature as one CLIP model, if both encoders are CLIP's.
+
+        ``encoders``: the run's pretrained encoders, by modality.
+        """
         text, image = encoders.get("text"), encoders.get("image")
         if text is None or image is None:
             return
@@ -153,7 +157,10 @@ class _Writer:
         self.written[CLIP] = "both towers, for transformers.CLIPModel"
 
     def captioner(self, encoders: dict[str, TrainedEncoder]) -> None:
-        """Writes a captioner, if the run trained a pretrained image encoder and a text decoder."""
+        """Writes a captioner, if the run trained a pretrained image encoder and a text decoder.
+
+        ``encoders``: the run's pretrained encoders, by modality.
+        """
         decoder = self.model.get("decoder")
         if "decoder" not in self.restored.params or "image" not in encoders or self.tokenizer is None:
             return
@@ -167,8 +174,8 @@ class _Writer:
             encoders["image"],
             module,
             self.restored.params["decoder"],
-            self.tokenizer.bos_id,
-            self.tokenizer.eos_id,
+            begin=self.tokenizer.bos_id,
+            end=self.tokenizer.eos_id,
             card=self.card(CAPTIONER),
             tokenizer=self.tokenizer_files,
         )

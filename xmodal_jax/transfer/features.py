@@ -39,6 +39,10 @@ def frozen_features(
     The features of a modality are in the field that `models.towers.features_field` names. With them the model's towers
     compute only their projections in training.
 
+    Args:
+      pretrained: the encoders that the flags name, with the folders of their checkpoints.
+      model: the configuration of the contrastive model, for its heads and audio features.
+      tokenize: from a batch with captions to the batch with token ids.
     Raises:
       ValueError: there are no frozen pretrained encoders, or one has another pool than the checkpoint's.
     """
@@ -53,7 +57,8 @@ def frozen_features(
             f"--cache-features needs the encoders' own pools: leave --model.{with_other_pool[0]}.pool out"
         )
 
-    @functools.cache  # the encoders are loaded for the first batch; the later ones have the same shapes
+    # Cached: the encoders are loaded for the first batch, and the later ones have the same shapes.
+    @functools.cache
     def load_towers(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, _FrozenTower]:
         """The frozen encoders, by modality; ``shapes``: the shape of one example of each modality."""
         example = {field: np.zeros((1, *shape), np.uint8) for field, shape in shapes}
@@ -83,12 +88,14 @@ def _load_tower(
     shapes of its inputs."""
     kind = kind_of(name)
     config = pretrained.configs[kind]
+    # vocab_size is for encoders that are not pretrained.
     module = make_encoder(name, config, example, vocab_size=0, head=tower_head(config, model.head))
     checkpoint = open_checkpoint(pretrained.folders[kind])
     params, _ = read_parameters(checkpoint, kind, module, parameter_shapes(module))
 
     @jax.jit
     def embed(params, batch):
+        """The features ``[B, width]`` of the modality's inputs in a batch, float32."""
         inputs, mask = preprocess_modality(name, batch, model.features)
         return module.apply({"params": params}, inputs, mask, method="embed").astype(jnp.float32)
 

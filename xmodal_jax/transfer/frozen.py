@@ -155,7 +155,8 @@ def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> 
             "the pool 'attention' has a query to learn, and the text encoder of --text-encoder is frozen: give "
             "--model.condition.text.pool mean, cls, or leave it out for the encoder's own"
         )
-    head = "pool" if config.pool == "own" else "none"
+    head = "pool" if config.pool == "own" else "none"  # "none": tokens, which the GAN's own pool reduces
+    # No example is needed, as token ids have one shape; vocab_size is for encoders that are not pretrained.
     module = make_encoder("text", config, {}, vocab_size=0, head=head)
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
     return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), length=None)
@@ -174,7 +175,10 @@ class FrozenNetworks(NamedTuple):
         return same_tokens(self.captioner, self.text_encoder)
 
     def gan_arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
-        """The keyword arguments of `models.gan.make_gan` for images of ``shape``."""
+        """The keyword arguments of `models.gan.make_gan` for images of ``shape`` (H, W, C).
+
+        They are the text encoder's parameters, the captioner and the image encoder; None for each that there is not.
+        """
         return {
             "text": self.text_encoder and self.text_encoder.params,
             "captioner": self.captioner and self.captioner.captioner,
@@ -196,9 +200,8 @@ def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksCo
     config, text_encoder = load_text_encoder(config)
     captioner = None if config.redescribe is None else load_captioner(config.redescribe)
     fixed = captioner or text_encoder
-    if (
-        same_tokens(captioner, text_encoder) is not None
-    ):  # texts are cleaned as in the training of these networks
+    # A network that fixes the tokenization needs texts that are cleaned as in its training.
+    if same_tokens(captioner, text_encoder) is not None:
         config = dataclasses.replace(config, text_cleanup=fixed.cleanup)
     return config, FrozenNetworks(config, text_encoder, captioner)
 
@@ -259,6 +262,7 @@ def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) ->
     if folder is None:
         return None
     example = {"image": np.zeros((1, *shape), np.uint8)}
+    # vocab_size is for text encoders that are not pretrained.
     module = make_encoder("image", read_pretrained_config("image", folder), example, vocab_size=0)
     params, _ = read_parameters(open_checkpoint(folder), "image", module, parameter_shapes(module))
 

@@ -124,6 +124,9 @@ class PretrainedEncoders:
     def attach(self, method: Trained, tokenizer: Tokenizer | None = None) -> Trained:
         """``method``, whose training starts from these encoders, with adapters in them where ``lora`` has a rank.
 
+        The method declares places for pretrained encoders (`EncoderSlot`). Those that the flags name are read from
+        their checkpoint folders (``self.folders``), the others copied from another run (``self.run``).
+
         From another run, parameters of the vocabulary (such as token embeddings) are copied token by token; a token
         that the other run did not know keeps its random initialisation. Learned position embeddings are copied up to
         the shorter of the two lengths.
@@ -139,13 +142,18 @@ class PretrainedEncoders:
             return method
 
         def load_pretrained(params: Params, batch: Batch) -> Params:
-            """``params`` with the encoders' parameters from the checkpoints or the other run."""
+            """``params`` with the encoders' parameters from the checkpoints or the other run.
+
+            ``batch``: of the method's data, for the shapes of the encoders' inputs.
+            """
             for slot in slots:
                 initial = subtree(params, slot.path)
                 if slot.name in self.folders:
                     checkpoint = open_checkpoint(self.folders[slot.name])
                     loaded = _read(checkpoint, slot, self.configs[slot.name], initial, batch)
-                    if slot.head == "project":  # with the checkpoint's projection, also its temperature
+                    # The encoder's output is the checkpoint's own projection to its embedding space: the temperature
+                    # belongs to that space and is read too.
+                    if slot.head == "project":
                         loss_params = {**params["loss"], **_temperature(checkpoint, params["loss"])}
                         params = {**params, "loss": loss_params}
                 else:
@@ -261,7 +269,7 @@ def pretrained_remarks(config: Any, flag: str = "-") -> list[str]:
 
 
 def _remarks(config: PretrainedEncoderConfig, flag: str) -> list[str]:
-    """The remarks on one encoder, without its name."""
+    """The remarks on one encoder, without its name. ``flag``: that of its configuration, such as ``--model.text``."""
     parsed, remarks = parse_config(config.architecture), []
     sentence = getattr(parsed, "sentence", None)
     has_head = getattr(getattr(parsed, "vision_config", parsed), "vision_use_head", True)
@@ -449,11 +457,13 @@ def with_subtree(params: Params, path: str, replacement: Params) -> Params:
 def _read(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Params, batch: Batch) -> Params:
     """The parameters of a slot from a Hugging Face checkpoint, laid out on the devices like the ``initial`` ones.
 
-    ``batch``: of the method's data, for the shapes of the inputs.
+    ``slot``: the place of the encoder in the method's parameters. ``config``: the encoder's configuration. ``batch``:
+    of the method's data, for the shapes of the inputs.
     """
     if slot.name == "decoder":
         return _read_decoder(checkpoint, slot, config, initial)
     example = {slot.name: batch[slot.fields[0]]}
+    # vocab_size is for encoders that are not pretrained.
     module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
     if not slot.stacked:
         return _read_like(checkpoint, slot.name, module, initial)
@@ -465,6 +475,7 @@ def _read(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Param
 def _read_like(checkpoint: Checkpoint, name: str, module: Any, initial: Params) -> Params:
     """A checkpoint's parameters for ``module``, laid out on the devices like the ``initial`` ones."""
     initial_by_path = trees.flat(initial)
+    # From a parameter's path and shape to its sharding.
     sharding = lambda path, _: initial_by_path[path].sharding
     params, _ = read_parameters(checkpoint, name, module, initial, sharding=sharding)
     return params
@@ -501,13 +512,20 @@ VOCABULARY_AXES = {"embed/embedding": 0, "logits/kernel": 1, "logits/bias": 0}
 
 
 def _copy(run: TrainedRun, slot: EncoderSlot, initial: Params, tokenizer: Tokenizer | None) -> Params:
-    """The parameters of a slot from another run, in place of the ``initial`` ones."""
+    """The parameters of a slot from another run, in place of the ``initial`` ones.
+
+    ``slot``: the place of an encoder or decoder in the method's parameters. ``tokenizer``: of this run; None: it has
+    none.
+
+    Raises:
+      ValueError: the other run's part has other parameters, or other shapes.
+    """
     trained, names = trees.flat(run.params[slot.name]), set(trees.leaf_names(initial))
     if is_pretrained(run.configs.get(slot.name)):
         # This model may use less of a pretrained encoder than the other run's, such as its tokens without the pool.
         different = names - set(trained)
     else:
-        different = names ^ set(trained)
+        different = names ^ set(trained)  # those that only one of the two has
     if different:
         raise ValueError(
             f"{run.source}: its {slot.name} part and this one's differ in {sorted(different)[0]!r}: they need the same "
@@ -520,6 +538,7 @@ def _copy(run: TrainedRun, slot: EncoderSlot, initial: Params, tokenizer: Tokeni
         value = jnp.asarray(trained[name], x.dtype)
         if name in VOCABULARY_AXES:
             axis = VOCABULARY_AXES[name]
+            # With the axis of the vocabulary first.
             by_token = _copy_tokens(run, jnp.moveaxis(value, axis, 0), jnp.moveaxis(x, axis, 0), tokenizer)
             return jnp.moveaxis(by_token, 0, axis)
         if name.startswith("positions") and value.shape[1:] == x.shape[1:]:

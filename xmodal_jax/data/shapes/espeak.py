@@ -36,6 +36,7 @@ class _Engine:
     """
 
     def __init__(self):
+        """Loads and initialises eSpeak NG; ``rate`` is its sample rate in Hz."""
         self.lib = lib = ctypes.CDLL(espeakng_loader.get_library_path())
         self.chunks: list[bytes] = []
         self.callback = _Callback(self._receive)
@@ -137,6 +138,7 @@ class _EngineProcess:
         engine = None
 
         def start() -> bytes:
+            """Starts the engine; the bytes of the response are its sample rate."""
             nonlocal engine
             engine = _Engine()
             return str(engine.rate).encode()

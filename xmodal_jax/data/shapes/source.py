@@ -67,6 +67,7 @@ class SpokenShapes(Source):
     _memo: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
+        """Checks the options."""
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {self.split!r}")
         if not self.modalities or not set(self.modalities) <= set(_MODALITIES):

@@ -120,6 +120,7 @@ class _EspeakProcess:
     """A process that runs ``espeak.py``: requests go in, samples come out."""
 
     def __init__(self, stdin=subprocess.PIPE):
+        """Starts the process, which reads requests from ``stdin``: a pipe, or a file that holds all of them."""
         # -P: the script's folder must not shadow modules. The process loads neither JAX nor this package.
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(

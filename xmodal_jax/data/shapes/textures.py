@@ -16,7 +16,7 @@ _Field = np.ndarray
 
 def _waves(rng: np.random.Generator, x: _Field, y: _Field, period: float, count: int = 24) -> _Field:
     """Smooth noise ``[S, S]`` of about unit variance: a sum of ``count`` plane waves of random directions, phases and
-    periods near ``period``."""
+    periods near ``period``. ``x`` and ``y`` are the positions of the pixels."""
     angle, phase = rng.uniform(0, 2 * np.pi, (2, count))
     frequency = 2 * np.pi / (period * rng.uniform(0.7, 1.6, count))
     waves = zip(angle, phase, frequency, strict=True)
@@ -59,7 +59,10 @@ def _checks(rng, x, y, colours):
 
 
 def _clouds(rng, x, y, colours):
-    """RGB ``[S, S, 3]``: three of the ``colours``, mixed in proportions that vary as smooth noise."""
+    """RGB ``[S, S, 3]``: three of the ``colours [4, 3]``, mixed in proportions that vary as smooth noise.
+
+    ``x``, ``y``: the positions of the pixels, ``[S, S]`` each.
+    """
     fine, coarse = _waves(rng, x, y, period=14.0), _waves(rng, x, y, period=26.0)
     u, v = (1 / (1 + np.exp(-2 * noise)) for noise in (fine, coarse))  # to 0..1
     return (1 - u)[..., None] * colours[0] + u[..., None] * (
@@ -68,7 +71,10 @@ def _clouds(rng, x, y, colours):
 
 
 def _dots(rng, x, y, colours):
-    """Discs of random sizes and colours on a plain ground."""
+    """RGB ``[S, S, 3]``: discs of random sizes and colours on a plain ground.
+
+    ``x``, ``y``: the positions of the pixels, ``[S, S]`` each. ``colours [4, 3]``: the first is that of the ground.
+    """
     centres = _centres(rng, side=x.max(), spacing=8.5)
     nearest, distance = _nearest(x, y, centres)
     size, shade = rng.uniform(1.6, 3.6, len(centres)), rng.integers(1, len(colours), len(centres))
@@ -82,7 +88,10 @@ def _rings(rng, x, y, colours):
 
 
 def _gradients(rng, x, y, colours):
-    """RGB ``[S, S, 3]``: colours that change smoothly along one direction, which is bent by noise."""
+    """RGB ``[S, S, 3]``: colours that change smoothly along one direction, which is bent by noise.
+
+    ``x``, ``y``: the positions of the pixels, ``[S, S]`` each. ``colours``: four, ``[4, 3]``.
+    """
     # The position 0..4 on a closed path through the four colours; between two of them colours are interpolated.
     bend = 0.25 * _waves(rng, x, y, period=90.0, count=6)
     along = np.mod((x * np.cos(2.2) + y * np.sin(2.2)) / 30 + bend, 1) * 4
@@ -92,7 +101,8 @@ def _gradients(rng, x, y, colours):
 
 
 def _bricks(rng, x, y, colours):
-    """RGB ``[S, S, 3]``: a wall of bricks in random ones of three colours, with joints in the fourth."""
+    """RGB ``[S, S, 3]``: a wall of bricks in random ones of three colours, with joints in the first of ``colours [4,
+    3]``. ``x``, ``y``: the positions of the pixels, ``[S, S]`` each."""
     wide, tall, gap = 11.0, 5.5, 1.2
     line = np.floor(y / tall).astype(np.int64)
     shifted = x + (line % 2) * wide / 2  # every other line of bricks is shifted by half a brick
@@ -104,8 +114,8 @@ def _bricks(rng, x, y, colours):
 
 
 def _facets(rng, x, y, colours):
-    """RGB ``[S, S, 3]``: the Voronoi cells of random points, each with a gradient between two colours in a random
-    direction."""
+    """RGB ``[S, S, 3]``: the Voronoi cells of random points, each with a gradient between two of the ``colours [4, 3]``
+    in a random direction. ``x``, ``y``: the positions of the pixels, ``[S, S]`` each."""
     centres = _centres(rng, side=x.max(), spacing=13.0)
     cell, _ = _nearest(x, y, centres)
     direction, shade = rng.uniform(0, 2 * np.pi, len(centres)), rng.integers(0, len(colours), len(centres))

@@ -116,3 +116,23 @@ def test_without_locks_of_the_file_system_a_process_that_runs_is_the_owner(tmp_p
     (tmp_path / "lock.json").write_text(json.dumps({"process": 2**22 + 1, "host": host}))  # there is none
     owner.acquire(tmp_path)
     owner.release(tmp_path)
+
+
+def test_the_lock_of_a_machine_that_has_died_is_taken_over_when_the_file_server_drops_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(owner, "SILENCE", 0.05)
+    monkeypatch.setattr(owner, "LEASE", 0.5)
+    (tmp_path / "lock.json").write_text(json.dumps({"process": 7, "host": "elsewhere"}))
+    flock, calls = owner.fcntl.flock, []
+
+    def keep_a_while(*args):
+        calls.append(1)
+        if len(calls) < 3:
+            raise BlockingIOError
+        return flock(*args)
+
+    monkeypatch.setattr(owner.fcntl, "flock", keep_a_while)
+    owner.acquire(tmp_path)
+    assert len(calls) == 3
+    owner.release(tmp_path)

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xmodal_jax.core import cluster
 from xmodal_jax.train.run import (
     Run,
     _keep_known,
@@ -384,3 +387,44 @@ def test_a_run_that_ends_before_it_has_begun_leaves_no_directory(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"begun", "kept", "empty"}
     assert not any((tmp_path / "empty").iterdir())
     assert not abandon_runs()
+
+
+def test_half_written_files_of_a_killed_process_are_no_run_and_are_removed(tmp_path):
+    (tmp_path / ".config.json.abc.tmp").write_text("{")
+    (tmp_path / "lock.json").write_text("")
+    with create(tmp_path, resume=True) as run:
+        run.log(1, {"train/loss": 1.0})
+    (tmp_path / ".metrics.jsonl.abc.tmp").write_text("{")
+    with create(tmp_path, resume=True) as run:
+        run.log(2, {"train/loss": 1.0})
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+def test_where_one_process_cannot_open_the_directory_all_stop(tmp_path, monkeypatch):
+    create(tmp_path).close()
+    told = []
+    monkeypatch.setattr(cluster, "agree", lambda text: told.append(text) or text)
+    with pytest.raises(FileExistsError, match="not empty"):
+        create(tmp_path)
+    monkeypatch.setattr(cluster, "agree", lambda text: told[-1])  # what the others get
+    with pytest.raises(ValueError, match="not empty"):
+        create(tmp_path, writer=False)
+
+
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path):
+    run = create(tmp_path)
+    run.log(1, {"train/loss": 1.0})
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    code = f"""
+import dataclasses, sys
+from xmodal_jax.train.run import Run
+Config = dataclasses.make_dataclass("Config", [])
+try:
+    Run.create({str(tmp_path)!r}, Config(), resume=True)
+except FileExistsError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"in use by process {os.getpid()} on" in done.stdout
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    run.close()

@@ -24,6 +24,8 @@ BEAT = 10.0
 """Seconds between two beats of the owner."""
 SILENCE = 45.0
 """Seconds without a beat after which a process on another host counts as ended."""
+LEASE = 120.0
+"""Seconds for which a file server may keep the lock of a machine that has died, at most."""
 
 
 class DirectoryInUse(FileExistsError):
@@ -109,15 +111,23 @@ def release_all() -> None:
 def _take(descriptor: int, path: Path) -> None:
     """Takes the system's lock on the open file, or raises DirectoryInUse."""
     owner = _read_owner(descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _in_use(path, owner) from None
-    except OSError:  # a file system without locks
-        if owner.get("host") == socket.gethostname() and _is_alive(owner["process"]):
-            raise _in_use(path, owner) from None
-    if owner.get("host", socket.gethostname()) != socket.gethostname():
+    is_elsewhere = owner.get("host", socket.gethostname()) != socket.gethostname()
+    if is_elsewhere:
         _wait_for_silence(descriptor, path, owner)
+    end = time.monotonic() + (LEASE if is_elsewhere else 0)
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A file server keeps the lock of a machine that has died for a while.
+            if time.monotonic() >= end:
+                raise _in_use(path, owner) from None
+            time.sleep(min(1.0, LEASE / 10))
+            continue
+        except OSError:  # a file system without locks
+            if owner and not is_elsewhere and _is_alive(owner["process"]):
+                raise _in_use(path, owner) from None
+        return
 
 
 def _wait_for_silence(descriptor: int, path: Path, owner: dict) -> None:

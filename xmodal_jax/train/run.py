@@ -367,7 +367,8 @@ class Run:
           FileExistsError: it is not empty, and ``resume`` is False.
           ValueError: it holds no run, or one of another experiment.
         """
-        names = {file.name for file in self.path.iterdir()} - {owner.LOCK_FILE}
+        half_written = {file.name for file in self.path.glob(".*.tmp")}  # by a process that was killed
+        names = {file.name for file in self.path.iterdir()} - {owner.LOCK_FILE} - half_written
         if not names:
             return True
         if not resume:
@@ -383,7 +384,7 @@ class Run:
         config, before = to_json(self.config), read_config_file(self.path)
         check_same_experiment(before, type(self.config), self.path)
         known = _keep_known(config, before)
-        for name in sorted(before.keys() | known.keys()):
+        for name in sorted((before.keys() | known.keys()) - {"resume"}):
             if before.get(name) != known.get(name):
                 print(f"note: resuming with {name} = {known.get(name)!r}, was {before.get(name)!r}")
         return False

@@ -413,6 +413,8 @@ def test_files_are_resized_as_the_encoders_processor_does(tmp_path):
     (folder / "processor_config.json").write_text(json.dumps(settings))
     data = resolve_pretrained(Plain(image_encoder=flag))[0].input
     assert (data.image_fit, data.resample, data.largest_side) == ("stretch", "bilinear", 96)
+    with pytest.raises(ValueError, match="leave --channels 1 out"):
+        resolve_pretrained(Plain(image_encoder=flag, input=DataOptions(channels=1)))
     own = DataOptions(image_fit="crop", resample="bicubic", largest_side=64)  # the defaults otherwise
     data = resolve_pretrained(Plain(image_encoder=flag, input=own))[0].input
     assert (data.image_fit, data.resample, data.largest_side) == ("crop", "bicubic", 64)

@@ -307,10 +307,17 @@ def with_image_settings(config: Run, encoders: Mapping[str, Any]) -> Run:
     """``config``, whose images are resized as a pretrained encoder's processor does, unless its options say otherwise.
 
     ``encoders``: configurations of pretrained encoders by modality; that of images counts, or else that of videos.
+
+    Raises:
+      ValueError: the images have one channel, or the processor's settings make no sense.
     """
     encoder = encoders.get("image", encoders.get("video"))
     if encoder is None:
         return config
+    if config.input.channels != 3:
+        raise ValueError(
+            f"pretrained encoders of images take 3 colour channels: leave --channels {config.input.channels} out"
+        )
     parsed = parse_config(encoder.architecture)
     fit, resample = resize_settings(parsed)
     side = largest_image_side(parsed)

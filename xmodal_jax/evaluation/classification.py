@@ -81,8 +81,10 @@ class Classifier:
         return Classifier(method, modalities, self._transform, batch_size=self._batch_size)
 
     def inputs(self, batch: Mapping[str, Any], only: Sequence[str] | None = None) -> dict[str, Any]:
-        """The model's inputs from a raw batch. With ``only``, the modalities that it does not name count as missing."""
+        """The model's inputs from a raw batch: the modalities with their masks, ``present`` (which examples have which
+        modality) and ``index``. With ``only``, the modalities that it does not name count as missing."""
         batch = batch if self._transform is None else self._transform(batch)
+        # Number of examples: the length of any array (some fields are dicts of arrays, such as "present").
         size = len(next(iter(v for v in batch.values() if not isinstance(v, Mapping))))
         used = self.modalities if only is None else only
         # Without the field "present" no modality is missing.
@@ -111,10 +113,11 @@ class Classifier:
 def accuracies(predicted: Classes, labels: Classes, prefix: str) -> dict[str, float]:
     """``<prefix>accuracy``: the fraction of examples whose classes are correct for every target; with several targets
     also ``<prefix><target>_accuracy`` of each target. Examples with an unknown class do not count; NaN if none does."""
-    correct = {t: predicted[t] == labels[t] for t in labels}  # bool [N] by target
+    correct = {t: predicted[t] == labels[t] for t in labels}  # bool [N] by target; -1 is never predicted
     known = {t: labels[t] >= 0 for t in labels}
 
     def fraction(is_correct: np.ndarray, counted: np.ndarray) -> float:
+        """The fraction of correct ones among the counted examples, both bool ``[N]``; NaN if none counts."""
         return float(is_correct[counted].mean()) if counted.any() else float("nan")
 
     all_correct = np.logical_and.reduce(list(correct.values()))
@@ -153,6 +156,7 @@ class LabelledSplit:
         self.source, self.labels = source, {t: fields[t] for t in targets}
         self.groups = {}
         if group_field in fields:
+            # Which examples [N] are in each group.
             members = {name: fields[group_field] == k for k, name in enumerate(group_names)}
             self.groups = {name: is_member for name, is_member in members.items() if is_member.any()}
 
@@ -172,11 +176,12 @@ class LabelledSplit:
         if not known.any():
             return float("nan")
         combinations = np.stack([v[known] for v in self.labels.values()], axis=1)  # [N, targets]
-        _, counts = np.unique(combinations, axis=0, return_counts=True)
+        _, counts = np.unique(combinations, axis=0, return_counts=True)  # how often each combination occurs
         return float(counts.max() / len(combinations))
 
     def scores(self, predicted: Classes, prefix: str) -> dict[str, float]:
-        """`accuracies`, and ``<prefix><group>_accuracy`` of each group."""
+        """`accuracies` of the ``predicted`` classes (``[N]`` by target), and ``<prefix><group>_accuracy`` of each
+        group."""
         scores = accuracies(predicted, self.labels, prefix)
         for name, is_member in self.groups.items():
             group_predicted = {t: classes[is_member] for t, classes in predicted.items()}
@@ -240,6 +245,7 @@ def evaluate_splits(
       `LabelledSplit.scores`): ``<split>/`` of every split; ``given_<modalities>/`` of "test" where the other modalities
       are missing; ``trained_on_<modality>/`` of "test" by the baselines.
     """
+    # For each seed, the predicted classes of each split.
     predicted = [{name: classify(p, split.source) for name, split in splits.items()} for p in params]
     scores = [
         _seed_scores(classify, params[seed], predicted[seed], splits, unimodal, seed)
@@ -249,7 +255,11 @@ def evaluate_splits(
 
 
 def _seed_scores(classify, params, predicted, splits, unimodal, seed: int) -> dict[str, float]:
-    """The metrics of `evaluate_splits` for one seed, whose predicted classes are ``predicted``, by split."""
+    """The metrics of `evaluate_splits` for one seed, whose predicted classes are ``predicted``, by split.
+
+    ``classify``: the multimodal model; ``params``: its parameters of this seed. ``unimodal``: by modality the
+    baseline's method and its parameters for every seed. ``seed``: the position of this seed among them.
+    """
     test, scores = splits["test"], {}
     for name, split in splits.items():
         scores |= split.scores(predicted[name], prefix=f"{name}/")

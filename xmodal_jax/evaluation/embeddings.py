@@ -53,8 +53,9 @@ def predict_all(
     batch_size = -(-min(batch_size, size) // devices) * devices  # the next multiple of the number of devices
     shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     for batch in iterate_epoch(source, batch_size, transform=transform, shard=shard):
-        batch = numeric_fields(batch)
+        batch = numeric_fields(batch)  # without strings, which devices cannot hold
         if mesh is not None:
+            # The first axis of every array is split over all devices; each process puts its own part on its devices.
             split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             put = functools.partial(jax.make_array_from_process_local_data, split)
             batch = jax.tree.map(lambda x: put(np.asarray(x)), batch)  # noqa: B023
@@ -72,6 +73,7 @@ def _mesh_of(params: Any) -> Mesh | None:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(predict: Callable, mesh: Mesh | None) -> Callable:
+    """``predict``, compiled once for each mesh. Its results are on every device, so that each process can read all."""
     replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return jax.jit(predict, out_shardings=replicated)
 
@@ -145,11 +147,13 @@ def items_of_pair(
     Without ``items`` these are the examples that have both modalities. With them, an item is left out if it is missing,
     or if no item of the other modality has its id.
     """
+    # A modality that ``present`` does not name is present in all examples.
     every, all_present = np.arange(len(ids)), np.ones(len(ids), bool)
     has_query, has_target = ((present or {}).get(m, all_present) for m in (query, target))
     if items is None:
         both = every[has_query & has_target]
         return both, both
+    # The items that are present. Then those are left out that have no counterpart: an id that only they have.
     queries = items[query][has_query[items[query]]]
     candidates = items[target][has_target[items[target]]]
     return (
@@ -170,7 +174,10 @@ def first_occurrences(keys: Sequence[Any], limit: int) -> np.ndarray:
 
 def _distinct_items(examples: RawBatch, ids: np.ndarray, modality: str) -> np.ndarray:
     """The first example of each distinct content of a modality (an image, a recording) within the examples with equal
-    ids, int ``[n]``. Captions all count, also equal ones."""
+    ids, int ``[n]``. Captions all count, also equal ones.
+
+    ``examples``: N raw examples as one batch; ``ids [N]``. Contents are compared by the SHA-256 of their bytes.
+    """
     if kind_of(modality) == "text":
         return np.arange(len(ids))
     digests = [hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest() for value in examples[modality]]
@@ -201,23 +208,27 @@ class Gallery(Source):
 
     def __init__(self, source: Source, limit: int):
         """Reads at most ``limit`` pictures of ``source``, with all their captions."""
+        # Of each example: a key that equal captions share, and the first example that shows the same picture.
         keys, pictures = self._caption_keys(source), first_of_group(source).tolist()
         has_groups = len(set(pictures)) < len(pictures)
-        indices = first_occurrences(keys, limit)
+        indices = first_occurrences(keys, limit)  # the first ``limit`` examples with different captions
         few_captions = len(indices) < min(limit, len(set(pictures))) // 2
         if few_captions:  # take examples with equal captions as well, but of different pictures
             indices = first_occurrences(list(zip(pictures, keys, strict=True)), limit)
         elif has_groups:
+            # All examples of the first ``limit`` pictures; the picture, not the caption, decides what is correct.
             chosen = list(dict.fromkeys(pictures))[:limit]
             indices = np.flatnonzero(np.isin(pictures, chosen))
             keys = pictures
         self.examples = source.batch(indices)
+        # Keys (captions, meanings or pictures) numbered in the order of their first occurrence.
         id_of_key = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self.ids = np.array([id_of_key[keys[index]] for index in indices])
         self.modalities, self.class_names = source.modalities, source.class_names
         self.representatives = np.arange(len(indices))
         if has_groups and not few_captions:
             self.items = {m: _distinct_items(self.examples, self.ids, m) for m in self.modalities}
+            # The first example of each id.
             self.representatives = np.sort(np.unique(self.ids, return_index=True)[1])
 
     @staticmethod
@@ -268,10 +279,10 @@ class Embedder:
         self._tokenize, self._batch_size = tokenize, batch_size
 
     def __call__(self, params: Any, source: Source) -> dict[str, np.ndarray]:
-        """The embeddings ``[N, dim]`` of each modality."""
+        """The embeddings ``[N, dim]`` of each modality in ``source``, with the method's parameters ``params``."""
 
         def inputs(batch):
-            """The fields of the modalities, with captions as tokens."""
+            """The fields of the modalities and their masks from a raw batch, with captions as tokens."""
             batch = batch if self._tokenize is None else self._tokenize(batch)
             modalities = (*MODALITIES, *source.modalities)
             return {k: v for k, v in batch.items() if k.removesuffix("_mask") in modalities}
@@ -284,10 +295,11 @@ class Embedder:
 
 
 def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000) -> list[list[str]] | None:
-    """The prompts of each class, for zero-shot classification; None where the data set has no labels.
+    """The prompts of each class (a list for each), for zero-shot classification; None where the data set has no labels.
 
-    The ``templates`` are filled with the class names. Without templates these are the prompts that the data set
-    declares, or else up to 16 captions of each class among ``limit`` training examples.
+    ``train``: the training split. The ``templates`` (texts with ``{}``) are filled with the class names. Without
+    templates these are the prompts that the data set declares, or else up to 16 captions of each class among ``limit``
+    training examples.
 
     Raises:
       ValueError: there are templates, and the data set has no class names.
@@ -346,7 +358,7 @@ def classification_scores(
     prompts = class_prompts(train, templates) if "text" in train.modalities else None
     if prompts is None:
         return {}, None
-    classes = _embed_prompts(embed, params, prompts)
+    classes = _embed_prompts(embed, params, prompts)  # [classes, dim]
     train = one_per_picture(train)
     probe_split = _labelled(Subset(train, _spaced_indices(len(train), limit)))
     test_split = _labelled(one_per_picture(test))
@@ -370,7 +382,7 @@ def _embed_prompts(embed: Embedder, params: Any, prompts: list[list[str]]) -> ja
     """The embeddings ``[classes, dim]`` of classes: the normalised mean of each class's prompt embeddings."""
     counts = [len(class_prompts) for class_prompts in prompts]
     vectors = embed.embed_texts(params, [text for class_prompts in prompts for text in class_prompts])
-    vectors_by_class = np.split(vectors, np.cumsum(counts)[:-1])
+    vectors_by_class = np.split(vectors, np.cumsum(counts)[:-1])  # a list of arrays [prompts, dim]
     # Classes may have different numbers of prompts: pad them to [classes, most, dim], with a mask [classes, most].
     most = max(counts)
     pad = lambda x: np.pad(x, ((0, most - len(x)), (0, 0)), constant_values=1.0)

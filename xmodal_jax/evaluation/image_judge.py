@@ -45,6 +45,7 @@ class Judge:
         config, tokenizer, length = trained.config, trained.tokenizer, trained.length
         self.params, self.shape = trained.params, trained.shape
         self.has_embeddings = config.has_contrastive_loss
+        # Three compiled functions: captions of images, features of images, and embeddings of images and captions.
         self._generate_texts = TextGenerator(
             config, "image", tokenizer, decodings={"greedy": GreedySearchConfig()}, length=length
         )
@@ -68,13 +69,13 @@ class Judge:
         return self._generate_texts(self.params, self._source(images), decoding="greedy")
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Features ``[N, D]``, the mean of the encoder's tokens."""
+        """Features ``[N, D]`` of images uint8 ``[N, H, W, C]``: the mean of the captioner's image tokens."""
         return predict_all(
             self._extract, self.params, self._source(images), transform=self._generate_texts.inputs
         )
 
     def embeddings(self, images: np.ndarray, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors ``[N, E]`` of images, and of captions.
+        """Unit vectors ``[N, E]`` of images uint8 ``[N, H, W, C]``, and of N captions, in one space.
 
         Only a judge (a captioner) with ``has_embeddings`` has them: one that was trained with a contrastive loss.
         """
@@ -145,9 +146,10 @@ def judge_scores(
     if judge.has_embeddings:
         scores |= _r_precision(judge, generated, real.texts, seed)
     features, real_features = judge.features(generated), real.features
+    # Kernel distances are means over random subsets of at most half of the images.
     subset_size = min(1000, len(features) // 2, len(real_features) // 2)
     subset_options = dict(seed=seed, subsets=KERNEL_DISTANCE_SUBSETS, subset_size=subset_size)
-    some_train_features = train_features[: len(features)]
+    some_train_features = train_features[: len(features)]  # as many as there are generated images
     scores |= {
         "judge_kernel_distance": kernel_distance(real_features, features, **subset_options).mean,
         "judge_kernel_distance_real": kernel_distance(
@@ -158,6 +160,7 @@ def judge_scores(
     scores |= precision_recall(real_features, features)._asdict()
     scores |= density_coverage(real_features, features)._asdict()
     distance_to_train = lambda x: float(nearest_neighbours(x, train_features).distances.mean())
+    # Of generated images relative to real ones that were not trained on.
     scores["nearest_train"] = distance_to_train(features) / distance_to_train(real_features)
     return {f"{prefix}{name}": float(value) for name, value in scores.items()}
 
@@ -169,9 +172,10 @@ def _caption_groups(texts: ReferenceTexts) -> np.ndarray:
 
     _, meaning = np.unique([str(m) for m in texts.meanings or texts.texts], return_inverse=True)
     count, picture = len(meaning), first_of_group(texts.source)
-    # A graph of pictures (nodes 0 to N - 1) and meanings (from N on): each caption links one of both.
+    # A graph of pictures (nodes 0 to N - 1) and meanings (nodes from N on). Each caption is a link between its picture
+    # and its meaning, so that a connected component holds all captions of equal meaning or picture, also indirectly.
     links = coo_array((np.ones(count), (picture, count + meaning)), shape=(2 * count, 2 * count))
-    _, component = connected_components(links, directed=False)
+    _, component = connected_components(links, directed=False)  # of each node
     return component[picture]
 
 
@@ -180,7 +184,7 @@ def _r_precision(judge: Judge, images: np.ndarray, texts: ReferenceTexts, seed: 
     which no two have the same meaning or are of the same picture.
 
     The key is ``r_precision``, or ``r_precision_of_N`` if the split has only N such captions; no score if it has one.
-    Chance is 1 / 100 or 1 / N.
+    Chance is 1 / 100 or 1 / N. ``images``: one generated for each of ``texts``. ``seed``: of the choice of candidates.
     """
     image_embeddings, text_embeddings = judge.embeddings(images, texts.texts)
     groups = _caption_groups(texts)

@@ -39,9 +39,11 @@ class ImageGenerator:
     """
 
     def __init__(self, gan: GAN, tokenize: TokenizeTransform | None, *, noise: int, batch_size: int = 100):
-        """``tokenize``: how captions become tokens; None: there are none. ``noise``: dimensions of the noise."""
+        """``tokenize``: how captions become tokens; None: there are none. ``noise``: dimensions of the noise.
+        ``batch_size``: images at a time."""
         self._predict, self.tokenize, self.noise, self.batch_size = gan.predict, tokenize, noise, batch_size
         self._to_pixels = jax.jit(lambda x: jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8))
+        # One function object, which `predict_all` compiles once: images in [-1, 1], then uint8.
         self._generate = lambda params, batch: self._to_pixels(self._predict(params, batch))
 
     def sample_noise(self, count: int, seed: int) -> np.ndarray:

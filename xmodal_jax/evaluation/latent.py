@@ -93,7 +93,8 @@ SMOKE = LatentEvaluation(
 
 
 def shrink_latent(config: Any) -> Any:
-    """The configuration of a ``--smoke`` run of an experiment with a latent space."""
+    """The configuration ``config`` of an experiment with a latent space, reduced to that of a ``--smoke`` run: a few
+    steps on little data, which only shows that everything runs."""
     config = shrink(config)
     # A third of the embedded data set's scenes have one object, and a density needs some tens of latents.
     data = dataclasses.replace(config.input, train_size=150)  # 150 scenes
@@ -103,14 +104,15 @@ def shrink_latent(config: Any) -> Any:
 def fit_judges(judges: Judges, loader: Loader, config: RunConfig, run: Run, timer: Timer, steps: int) -> Any:
     """Trains the judges (classifiers of each modality) for ``steps`` steps with one seed; returns their parameters.
 
-    This training is a run of its own, in the folder ``judges`` of the directory of ``run``.
+    This training is a run of its own, in the folder ``judges`` of the directory of ``run``. ``config``: of the VAE's
+    run; the judges' training takes batch size and data options from it, but has no evaluations and checkpoints.
     """
     config = dataclasses.replace(config, steps=steps, eval_every=0, checkpoint_every=0, patience=0, seeds=1)
     options = dict(resume=config.resume, writer=run.writes, tensorboard=False)
     with Run.create(run.path / "judges", config, **options) as judge_run:
         run.print("training the judges")
         optimizer = Optimizer("muon", learning_rate=5e-3)
-        return fit(judges.method, loader, config, optimizer, judge_run, timer).params[0]
+        return fit(judges.method, loader, config, optimizer, judge_run, timer).params[0]  # of the only seed
 
 
 class SourceLatents(NamedTuple):
@@ -179,15 +181,19 @@ class LatentEvaluator:
     # What is computed for a batch; ``params`` holds those of the VAE and of the judges.
 
     def _generate(self, params, z) -> dict[str, Any]:
-        """The likeliest data of every modality, ``[B, ...]``, from one latent sample per example.
+        """The likeliest data of every modality, ``[B, ...]`` by name, from one latent sample per example.
 
-        ``z [M, 1, B, D']``: see `MultimodalVAE.decode`.
+        ``z [M, 1, B, D']``: the latents that each modality is decoded from, see `MultimodalVAE.decode`.
+        ``params["vae"]``: the VAE's parameters.
         """
         return jax.tree.map(lambda x: x[0], self.vae.decode(params["vae"], z, key=None))
 
     def _judge_generated(self, params, z) -> JudgeOutputs:
-        """Logits and features, by the judge (classifier) of each modality, of data generated from ``z [M, 1, B,
-        D']``."""
+        """Logits and features, by the judge (classifier) of each modality, of data generated from the latents ``z [M,
+        1, B, D']``: one sample of each example.
+
+        ``params``: ``{"vae": ..., "judges": ...}``.
+        """
         return self.judges.method.predict(params["judges"], self.to_batch(self._generate(params, z)))
 
     def _judge(self, params, batch) -> JudgeOutputs:
@@ -196,19 +202,25 @@ class LatentEvaluator:
 
     def _translate(self, params, batch) -> Translations:
         """The classes that the judges (classifiers of each modality) give to data generated from each subset of the
-        modalities, and their features of data generated from each single modality."""
+        modalities, and their features of data generated from each single modality.
+
+        ``params``: ``{"vae": ..., "judges": ...}``. `self.subsets` are all subsets but the empty and the full one.
+        """
         count = len(self.modalities)
+        # [S + 1, M]: the last row is the set of all modalities.
         observed = jnp.concatenate([jnp.asarray(self.subsets), jnp.ones((1, count), bool)])
         # Translations come from samples of the latents, as coherence and distances are those of a distribution.
         latents = self.vae.infer(params["vae"], batch, observed, self.key).z
 
         def judge_subset(z):
-            """Classes ``[B, M]`` and features ``[B, M, H]`` of what is generated from one subset's latents."""
+            """Classes ``[B, M]`` and features ``[B, M, H]`` of what is generated from one subset's latents ``z [M, 1,
+            B, D']``."""
             outputs = self._judge_generated(params, z)
             return outputs.logits.argmax(axis=-1), outputs.features
 
         classes, features = jax.lax.map(judge_subset, latents)  # [S + 1, B, M] and [S + 1, B, M, H]
         unimodal = features[:count]  # `subsets` are ordered by size: the first M have one modality each
+        # Modalities that the batch's field "present" does not name are present in all examples.
         all_present = jnp.ones(len(batch["index"]), bool)
         present = jnp.stack([batch.get("present", {}).get(m, all_present) for m in self.modalities], axis=1)
         examples_first = lambda x: jnp.moveaxis(x, 0, 1)
@@ -216,7 +228,7 @@ class LatentEvaluator:
 
     def _reconstruct(self, params, batch) -> dict[str, Any]:
         """``{"<modality>/<metric>": [B]}``: reconstruction metrics of data generated from all modalities of an example;
-        NaN where it lacks the modality."""
+        NaN where it lacks the modality. ``params["vae"]``: the VAE's parameters."""
         observed = jnp.ones(len(self.modalities), bool)
         # Reconstructions come from the means of the latents (no key), without sampling noise.
         z = self.vae.infer(params["vae"], batch, observed, key=None).z
@@ -229,17 +241,23 @@ class LatentEvaluator:
         present = batch.get("present", {})
 
         def nan_where_missing(modality, values):
+            """``values [B]`` of a modality, NaN in the examples that lack it."""
             return jnp.where(present[modality], values, jnp.nan) if modality in present else values
 
         return {name: nan_where_missing(name.split("/")[0], x) for name, x in metrics.items()}
 
     def _encode(self, params, batch) -> SourceLatents:
-        """The batch's latents given each modality alone, and given all."""
+        """The batch's shared latents: their means given each modality alone and given all, and a sample given all.
+
+        ``params["vae"]``: the VAE's parameters. `MultimodalVAE.infer` returns one latent sample of each example (first
+        axis of ``shared``), or the mean without a key.
+        """
         count = len(self.modalities)
         # One mask for each modality alone, and last the mask of all: [M + 1, M].
         observed = jnp.concatenate([jnp.eye(count, dtype=bool), jnp.ones((1, count), bool)])
         means = self.vae.infer(params["vae"], batch, observed, key=None).shared[:, 0]  # [M + 1, B, D]
-        samples = self.vae.infer(params["vae"], batch, observed[-1], self.key).shared[0]
+        samples = self.vae.infer(params["vae"], batch, observed[-1], self.key).shared[0]  # [B, D]
+        # The axis of examples comes first in all results: [B, M, D].
         return SourceLatents(jnp.moveaxis(means[:-1], 0, 1), means[-1], samples)
 
     def _judge_latents(self, params, batch) -> JudgeOutputs:
@@ -257,10 +275,11 @@ class LatentEvaluator:
     # The same for whole data sets.
 
     def _predict_all(self, program, params, judge_params, source: Source, **options):
-        """``program(params, batch)`` for all examples of ``source``, see `predict_all`.
+        """``program({"vae": params, "judges": judge_params}, batch)`` for all examples of ``source``, see
+        `predict_all`.
 
         ``params``: of the VAE; ``judge_params``: of the judges. Either is None or empty where ``program`` does not use
-        it.
+        it. ``options``: those of `predict_all` that differ from the evaluator's, such as ``batch_size``.
         """
         options = {"batch_size": self.batch_size, "transform": self.transform} | options
         return predict_all(program, {"vae": params, "judges": judge_params}, source, **options)
@@ -291,6 +310,7 @@ class LatentEvaluator:
         """Logits and features, by the judge (classifier) of each modality, of data generated from shared latents ``[N,
         D]``."""
         source = ArraySource({"shared": np.asarray(shared, np.float32)})
+        # In place of the evaluator's transform, which is for data; it only gives ``index`` the type that keys need.
         transform = lambda batch: {**batch, "index": np.asarray(batch["index"], np.int32)}
         return self._predict_all(self._judge_latents, params, judge_params, source, transform=transform)
 
@@ -359,7 +379,8 @@ def _drop_missing(features: np.ndarray) -> np.ndarray:
 
 
 def _kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The kernel distance between two sets of features ``[N, H]``, a mean over random subsets."""
+    """The kernel distance between two sets of features ``[N, H]``, a mean over random subsets of up to half of the
+    smaller set (at least 2 examples, at most 1000)."""
     size = max(2, min(1000, len(a) // 2, len(b) // 2))
     return kernel_distance(a, b, seed=0, subsets=KERNEL_DISTANCE_SUBSETS, subset_size=size).mean
 
@@ -378,13 +399,14 @@ def coherence_metrics(
     """
     labels, real = source.class_labels(), real_features(evaluator, judge_params, source)
     if len(evaluator.modalities) == 1:
-        return {}, np.zeros((1, 1, 0), int), real
+        return {}, np.zeros((1, 1, 0), int), real  # nothing is generated from another modality: no classes
     translations = evaluator.translate(params, judge_params, source)
     present = translations.present
     classes = np.moveaxis(translations.classes, 0, -1)  # [S + 1, M, N]
     # Which examples have all modalities of a subset, [S, N].
     subset_present = np.array([present[:, members].all(axis=1) for members in evaluator.subsets])
     metrics = cross_coherence(classes[:-1], labels, evaluator.subsets, subset_present)
+    # Distances of each image modality (``target``) generated from each other modality (``observed``).
     frechet, kernel = [], []
     for target in image_indices(evaluator):
         for observed in range(len(evaluator.modalities)):
@@ -406,7 +428,9 @@ def judge_accuracy(evaluator: LatentEvaluator, judge_params, source: Source) -> 
     coherence that it can measure."""
     classes = evaluator.judge(judge_params, source).logits.argmax(axis=-1)
     labels = source.class_labels()
-    counted = present_matrix(evaluator, source) & (labels >= 0)[:, None]
+    counted = (
+        present_matrix(evaluator, source) & (labels >= 0)[:, None]
+    )  # [N, M]: present, and of a known class
     return {
         f"judge/{m}": float((classes[:, k] == labels)[counted[:, k]].mean())
         for k, m in enumerate(evaluator.modalities)
@@ -494,15 +518,16 @@ class LabelledLatents(NamedTuple):
 def latent_metrics(
     modalities: tuple[str, ...], train: LabelledLatents, test: LabelledLatents, seed: int
 ) -> dict[str, float]:
-    """Whether the latents hold the class.
+    """Whether the latents hold the class: probes are fitted to the latents ``train`` and scored on ``test``.
 
     ``latent/probe`` and ``latent/probe_<modality>``: accuracy of a linear classifier of the mean latents, given all
     modalities and given one alone. ``latent/clustering_accuracy`` (ACC, by the best one-to-one assignment),
     ``latent/clustering_purity`` and ``latent/adjusted_rand``: agreement of k-means clusters of the mean latents with
     the classes. ``seed``: of k-means.
     """
-    known = test.labels >= 0
+    known = test.labels >= 0  # -1 is an unknown class
     metrics = {"latent/probe": _probe(train.latents.mean, train.labels, test.latents.mean, test.labels)}
+    # Given the only modality of a model is the same as given all.
     for k, name in enumerate(modalities if len(modalities) > 1 else ()):
         metrics[f"latent/probe_{name}"] = _probe(
             train.latents.unimodal[:, k], train.labels, test.latents.unimodal[:, k], test.labels
@@ -521,6 +546,7 @@ def _probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_l
     Examples with an unknown class (-1) are left out.
     """
     train_known, test_known = train_labels >= 0, test_labels >= 0
+    # Standardised by dimension, with the statistics of the training latents.
     mean = train[train_known].mean(axis=0, keepdims=True)
     scale = train[train_known].std(axis=0, keepdims=True) + 1e-6
     standardise = lambda x: (x - mean) / scale
@@ -589,12 +615,15 @@ def evaluate_latent(
       seed: seed of the fitted densities, of k-means and of random splits.
       has_likelihood: whether the model can estimate a likelihood.
     """
+    # The factors of the same examples as those that `take_evenly` takes.
     factors = factors[evenly_spread(len(test), evaluation.examples)]
     test, train = take_evenly(test, evaluation.examples), take_evenly(train, evaluation.latents)
     labels, train_labels = test.class_labels(), train.class_labels()
     metrics, classes, real = coherence_metrics(evaluator, params, judge_params, test)
     metrics |= judge_accuracy(evaluator, judge_params, test)
     latents, train_latents = evaluator.encode(params, test), evaluator.encode(params, train)
+    # Shared latents by the distribution that they are drawn from. A prior that depends on the label has no samples
+    # here.
     draws = {}
     if evaluator.vae.sample_prior is not None:
         draws["prior"] = evaluator.sample_prior(params, evaluation.draws)
@@ -623,7 +652,10 @@ def evaluate_seeds(
     evaluation: LatentEvaluation,
     has_likelihood: bool = True,
 ) -> list[LatentResults]:
-    """`evaluate_latent` for the parameters of each seed of a training."""
+    """`evaluate_latent` for the parameters of each seed of a training, in the order of ``trained.seeds``.
+
+    ``judge_params``: of the judges, which serve all seeds. ``has_likelihood``: whether the model can estimate one.
+    """
     return [
         evaluate_latent(
             evaluator, params, judge_params, train=data.source, test=data.test, factors=data.factors,

@@ -75,7 +75,8 @@ def open_latent(config: RunConfig, modalities: ModalityConfigs, bad_examples: Ba
         tokenize = fit_tokenizer(train, bad_examples, **config.text_options)[0]
     if "audio" in train.modalities:
         log_mel = log_mel_transform(modalities.audio.spectrogram, modalities.audio.floor)
-    # The prepared examples, and the transform of raw batches that remains to be applied to them.
+    # ``prepare(split)``: the prepared examples, and the transform of raw batches that remains to be applied to them.
+    # Data up to `RESIDENT_LIMIT` bytes are transformed once and kept in memory; then no transform remains.
     prepare = lambda split: prepare_source(split, tokenize, limit=RESIDENT_LIMIT, once=log_mel)
     source, transform = prepare(train)
     return LatentData(
@@ -106,5 +107,5 @@ def known_factors(source: Source) -> np.ndarray:
     factors = source.factors()
     if factors is None:
         return source.class_labels()[:, None]
-    of_first_object = [factors[name][:, 0] for name in ("shape", "colour", "size")]
+    of_first_object = [factors[name][:, 0] for name in ("shape", "colour", "size")]  # of [N, objects]
     return np.stack([*of_first_object, factors["place"]], axis=1).astype(np.int64)

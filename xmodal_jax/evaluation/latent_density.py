@@ -89,6 +89,7 @@ def prior_density(dim: int, family: str = "normal", scale=None) -> LatentDensity
     s = np.broadcast_to(s, (1, dim))
 
     def draw(count, rng, _):
+        """``count`` samples ``[count, D]``: s times standard noise; the second generator is not needed."""
         size = (count, dim)
         noise = rng.standard_normal(size) if family == "normal" else rng.laplace(0.0, 1.0, size)
         return s * noise
@@ -139,6 +140,7 @@ def fit_gaussian_mixture(latents, *, components: int = 10, seed: int) -> LatentD
         raise ValueError(f"components must be at least 1, got {components}")
     count, dim = latents.shape
     full = dim <= FULL_UP_TO
+    # A full covariance of D dimensions needs D + 1 points, a diagonal one 2.
     if count < (need := components * (dim + 1 if full else 2)):
         raise ValueError(
             f"{count} latents of {dim} dimensions are too few for {components} components, which need {need}: "
@@ -158,19 +160,24 @@ def fit_gaussian_mixture(latents, *, components: int = 10, seed: int) -> LatentD
     cumulative_weights = np.cumsum(mixture.weights_)
 
     def draw(count, noise_rng, component_rng):
-        """``count`` samples of the mixture, in the units of the latents."""
+        """``count`` samples ``[count, D]`` of the mixture, in the units of the latents.
+
+        Components are drawn by the inverse of the cumulative weights. The generator of noise is separate, so that a
+        longer draw begins with the same samples.
+        """
         uniform = component_rng.random(count)
         component = np.searchsorted(cumulative_weights, uniform, side="right")
         component = np.minimum(component, components - 1)  # the last sum may be slightly below 1 by rounding
         noise = noise_rng.standard_normal((count, dim))
-        deviation = np.empty_like(noise)
+        deviation = np.empty_like(noise)  # from the component's mean
         for k in range(components):
             is_k = component == k
             deviation[is_k] = noise[is_k] @ factors[k].T if full else noise[is_k] * factors[k]
         return mean + std * (mixture.means_[component] + deviation)
 
     def log_prob(x):
-        """The log-density of the standardised latents, minus the log of the standardisation's scales."""
+        """The log-density ``[N]`` of ``x [N, D]``: that of the standardised latents, minus the log of the
+        standardisation's scales (change of variables)."""
         return mixture.score_samples((x - mean) / std) - np.log(std).sum()
 
     return _make_density(dim, draw, log_prob, name="mixture")
@@ -243,10 +250,12 @@ def fit_flow(
         )
 
     def draw(count, rng, _):
+        """``count`` samples ``[count, D]``: noise through the inverse flow, in the units of the latents."""
         noise = jnp.asarray(rng.standard_normal((count, dim)), jnp.float32)
         return mean + std * np.asarray(_inverse(flow, params, noise), np.float64)
 
     def log_prob(x):
+        """The log-density ``[N]``: the flow's of standardised latents, minus the log of the scales."""
         return np.asarray(_log_prob(flow, params, standardise(x)), np.float64) - np.log(std).sum()
 
     return _make_density(dim, draw, log_prob, name="flow")
@@ -265,7 +274,10 @@ def _inverse(flow, params, z):
 @partial(jax.jit, static_argnums=0, static_argnames=("steps", "batch_size", "evaluate_every"))
 def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, evaluate_every):
     """Trains the flow with Adam. Returns the parameters with the highest likelihood of ``held_out``, and the training
-    loss of every step, ``[steps]``: the mean negative log-likelihood in nats."""
+    loss of every step, ``[steps]``: the mean negative log-likelihood in nats.
+
+    ``train [N, D]``, ``held_out [n, D]``: latents. The learning rate falls from ``learning_rate`` to 0 as a cosine.
+    """
     init_key, batch_key = named_keys(key, "params", "batches")
     loss = lambda params, x: -flow.apply(params, x, method="log_prob").mean()
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
@@ -279,7 +291,10 @@ def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, e
         return best, jnp.where(better, value, lowest)
 
     def step(carry, k):
-        """Step k of Adam, on a random minibatch; evaluates the held-out latents when it is due."""
+        """Step k of Adam, on a random minibatch; evaluates the held-out latents when it is due.
+
+        ``carry``: the parameters, Adam's state, the best parameters so far and their held-out loss.
+        """
         params, state, best, lowest = carry
         batch = jax.random.randint(jax.random.fold_in(batch_key, k), (batch_size,), 0, len(train))
         value, grads = jax.value_and_grad(loss)(params, train[batch])
@@ -291,6 +306,11 @@ def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, e
         return (params, state, best, lowest), value
 
     params = flow.init(init_key, train[:1])
-    carry = (params, optimizer.init(params), params, loss(params, held_out))
+    carry = (
+        params,
+        optimizer.init(params),
+        params,
+        loss(params, held_out),
+    )  # at first the initial ones are the best
     (_, _, best, _), losses = jax.lax.scan(step, carry, jnp.arange(steps))
     return best, losses

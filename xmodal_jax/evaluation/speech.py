@@ -28,7 +28,7 @@ class Utterances(NamedTuple):
 
 
 def first_examples(source: Source, count: int) -> ArraySource:
-    """The first ``count`` examples of a split, read once."""
+    """The first ``count`` examples of a split, read once; without fields that are dicts, such as "present"."""
     batch = source.batch(np.arange(min(count, len(source))))
     return ArraySource({k: v for k, v in batch.items() if not isinstance(v, Mapping)})
 
@@ -99,7 +99,8 @@ class Synthesizer:
         self.tokenize, self.batch_size = tokenize, batch_size
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The model's inputs of a raw batch."""
+        """The model's inputs of a raw batch: tokens, their mask, the speakers where the data name them, and
+        ``index``."""
         batch = self.tokenize(batch)
         fields = {k: batch[k] for k in ("text", "text_mask", "speaker") if k in batch}
         return {**fields, "index": np.arange(len(batch["text"]), dtype=np.int32)}
@@ -148,7 +149,8 @@ def recognize(
     """Transcribes sets of utterances, given as keyword arguments, and compares each with the true ``texts``.
 
     ``recognizer``: a function from waveforms to texts, the ``apply`` of a recognition run that
-    `inference.load.load_translator` returns; None: nothing is transcribed.
+    `inference.load.load_translator` returns; None: nothing is transcribed. ``speech``: by name, each set with an
+    utterance for each text.
     """
     if recognizer is None:
         return RecognizedSpeech(rates={}, texts=None)

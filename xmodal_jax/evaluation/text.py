@@ -109,6 +109,7 @@ class TextGenerator:
         self.batch_size = batch_size
         self._generate: dict[str, Callable[..., GeneratedTokens]] = {}
         for name, generation in decodings.items():
+            # Each is one function object, which `predict_all` compiles once.
             generate = make_text_generator(config, modality, generation=generation, **sizes)
             self._generate[name] = functools.partial(generate, key=jax.random.key(seed))
 
@@ -173,7 +174,9 @@ class ReferenceTexts:
                 "nothing is left of a split: training has all of its texts (--no-unseen keeps them)"
             )
         self.excluded = len(texts) - len(indices)
-        references = {i: [texts[i]] for i in indices.tolist()}
+        references = {
+            i: [texts[i]] for i in indices.tolist()
+        }  # by the index of an example, all its correct texts
         if one_per_picture:
             references = _texts_by_picture(first_of_group(source), texts, indices)
             indices = np.array([*references], np.int64)
@@ -183,7 +186,9 @@ class ReferenceTexts:
         self.meanings = source.meanings(indices)
         if self.meanings is not None:
             # The data set can phrase the caption of an example in several ways; phrasing 0 is its text.
-            phrasings = [source.captions(indices, k) for k in range(1, REFERENCE_COUNT)]
+            phrasings = [
+                source.captions(indices, k) for k in range(1, REFERENCE_COUNT)
+            ]  # a list of texts for each k
             self.references = [[text, *more] for text, *more in zip(self.texts, *phrasings, strict=True)]
 
     def caption_scores(self, generated: Sequence[str], prefix: str) -> dict[str, float]:
@@ -230,9 +235,10 @@ def _texts_by_picture(
 def source_text_retrieval(
     method: Method, params: Any, gallery: Gallery, transform: Callable
 ) -> dict[str, float]:
-    """Retrieval scores between the source modality and its texts.
+    """Retrieval scores between the source modality and its texts, among the examples of ``gallery``.
 
-    ``method``: from `make_seq2seq` with the contrastive objective; it embeds both.
+    ``method``: from `make_seq2seq` with the contrastive objective; it embeds both. ``params``: its parameters.
+    ``transform``: of raw batches, such as tokenization.
     """
     output = predict_all(method.predict, params, gallery, transform=transform)
     return gallery.scores(output.embeddings)

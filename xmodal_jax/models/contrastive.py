@@ -416,7 +416,8 @@ def text_ids(
     multiplier = jnp.uint32(0x9E3779B1)  # 2^32 / golden ratio (Knuth's multiplicative hash)
     digest = jnp.zeros(tokens.shape[0], jnp.uint32)
     for position in range(tokens.shape[1]):
-        # Padding is 0 and token 0 becomes 1, so that both change the hash. The shift mixes high bits into low ones.
+        # Token 0 counts as 1, so that it changes the hash; padding under ``mask`` as 0. The shift mixes high bits into
+        # low ones.
         value = tokens[:, position] + jnp.uint32(1)
         if mask is not None:
             value = jnp.where(mask[:, position], value, jnp.uint32(0))

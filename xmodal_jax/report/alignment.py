@@ -28,8 +28,12 @@ MATRIX_EXAMPLES = 40
 def content(
     batch: dict[str, Any], modality: str, index: int, sample_rate: int = 16_000
 ) -> str | np.ndarray | Audio:
-    """One modality of the example at ``index`` of a raw batch, as a `Report` shows it: text, audio or pixels."""
+    """One modality of the example at ``index`` of a raw batch, as a `Report` shows it: text, audio or pixels.
+
+    ``sample_rate``: of audio, in Hz.
+    """
     if modality.startswith("text"):
+        # The text as a string is in the field "caption" ("caption_left" of the modality "text_left").
         return str(batch[modality.replace("text", "caption", 1)][index])
     if modality.startswith("audio"):
         mask = batch.get(f"{modality}_mask")
@@ -65,14 +69,14 @@ def add_galleries(
     for query, target in directions(tuple(embeddings)):
         if target == "audio" and len(embeddings) > 2:
             continue  # a row of audio players adds little to the numbers
-        asked, searched = items_of_pair(
-            query, target, ids, present=present, items=items
-        )  # numbers of examples
+        # The examples whose modality ``query`` searches, and those whose modality ``target`` is searched.
+        asked, searched = items_of_pair(query, target, ids, present=present, items=items)
         similarity = embeddings[query][asked] @ embeddings[target][searched].T  # [queries, candidates]
         rank = ranks(
             embeddings[query][asked], embeddings[target][searched],
             query_ids=ids[asked], gallery_ids=ids[searched],
         )  # fmt: skip
+        # Positions within ``asked``: first random queries, then those with the worst ranks.
         chosen = np.random.default_rng(0).permutation(len(asked))[: query_count // 2].tolist()
         worst = [i for i in np.argsort(-rank, kind="stable").tolist() if i not in chosen]
         chosen += worst[: query_count - len(chosen)]
@@ -81,7 +85,7 @@ def add_galleries(
             example = int(asked[i])
             caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][example])
             queries.append(Item(content(batch, query, example, sample_rate), caption))
-            nearest = np.argsort(-similarity[i], kind="stable")[:5]
+            nearest = np.argsort(-similarity[i], kind="stable")[:5]  # positions within ``searched``
             results.append(
                 [
                     Hit(
@@ -103,7 +107,10 @@ def add_galleries(
 
 
 def add_similarities(report: Report, embeddings: dict[str, np.ndarray]) -> None:
-    """A matrix of the similarities of the first examples for each pair of modalities; ``embeddings``: by modality."""
+    """A matrix of the cosine similarities of the first examples for each pair of modalities.
+
+    ``embeddings``: of each modality, unit vectors ``[N, D]`` of the same examples.
+    """
     for a, b in directions(tuple(embeddings)):
         if a < b:  # each pair in one of its two directions
             matrix = embeddings[a][:MATRIX_EXAMPLES] @ embeddings[b][:MATRIX_EXAMPLES].T
@@ -122,12 +129,13 @@ def add_ranks(
 ) -> None:
     """Histograms of the rank of the first correct result, for each direction of retrieval between two modalities.
 
-    ``ids``: examples with equal ids are correct results for each other; None: each only for itself. ``present``,
-    ``items``: which examples have a modality, and which of them count; see `evaluation.retrieval_scores`.
+    ``embeddings``: unit vectors ``[N, D]`` by modality. ``ids [N]``: examples with equal ids are correct results for
+    each other; None: each only for itself. ``present``, ``items``: which examples have a modality, and which of them
+    count; see `evaluation.retrieval_scores`.
     """
     count = len(next(iter(embeddings.values())))
     ids = np.arange(count) if ids is None else ids
-    ranks_by_direction = {}
+    ranks_by_direction = {}  # the rank of each query, from 1
     for a, b in directions(tuple(embeddings)):
         asked, searched = items_of_pair(a, b, ids, present=present, items=items)
         ranks_by_direction[f"{a} to {b}"] = ranks(
@@ -161,6 +169,7 @@ def add_map(
     points = figures.project_2d(np.concatenate(centred))
     # Lines join the points of one example in the first two modalities.
     pairs = np.stack([np.arange(count), np.arange(count) + count], axis=1)
+    # Groups and modalities of the points, in the same order.
     fig = figures.embedding_map(
         points,
         groups=list(groups[:count]) * len(names),
@@ -207,6 +216,7 @@ def add_embeddings(
         "train/scale",
     ]
     report.add_figure("Training curves", figures.curves(records, panels, smoothing=0.8))
+    # Which results are correct, and which examples and items count.
     searched = dict(ids=gallery.ids, present=gallery.present, items=gallery.items)
     add_galleries(report, gallery.examples, embeddings, **searched)
     one_each = {
@@ -228,6 +238,7 @@ def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
     batch = gallery.examples
     if "factors" in batch:
         names = [COLOURS[c] for c in batch["factors"]["colour"][:, 0]]
+        # The colours of the drawings, [R, G, B] from 0 to 255, as hexadecimal codes.
         css = {name: "#" + bytes(int(v) for v in PALETTE[k]).hex() for k, name in enumerate(COLOURS)}
         css["white"] = "#b4b4b4"  # white would be invisible on a light page
         return names, "the first object's colour", css
@@ -247,7 +258,10 @@ def headline(metrics: dict[str, float | list[float]], gallery: Gallery, count: i
 
 
 def add_scores(report: Report, metrics: dict[str, float | list[float]], gallery: Gallery) -> list[str]:
-    """Cards and tables of all scores; returns the names of the metrics on the cards."""
+    """Cards and tables of all scores; returns the names of the metrics on the cards.
+
+    ``metrics``: by name, a number or one per seed. ``gallery``: the examples that retrieval searches.
+    """
     on_cards = headline(metrics, gallery)
     # Recall@1 of a random result, with one correct id for each query.
     chance = 1 / len(set(gallery.ids.tolist()))

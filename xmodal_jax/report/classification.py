@@ -26,7 +26,8 @@ EXAMPLES = 6
 
 
 def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy: float) -> list[str]:
-    """Cards of the headline metrics, bars of accuracies, and a table of all metrics.
+    """Cards of the headline metrics, bars of accuracies, and a table of all metrics (by name, a number or one per
+    seed).
 
     The bars compare the multimodal model, the same model with some modalities missing, and the unimodal baselines.
     ``majority_accuracy`` is the accuracy of always predicting the most frequent class. Returns the names of the metrics
@@ -81,7 +82,9 @@ def add_confusions(
     for target, labels in split.labels.items():
         names, known = class_names[target], labels >= 0  # -1: no label
         matrix = confusion_matrix(labels[known], predicted[target][known], len(names))
-        occurring = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+        occurring = np.flatnonzero(
+            matrix.sum(axis=0) + matrix.sum(axis=1)
+        )  # classes with a count in row or column
         fig = figures.confusion_matrix(
             matrix[np.ix_(occurring, occurring)], [names[k] for k in occurring], title=target
         )
@@ -124,7 +127,7 @@ def add_attention(
         return
     raw = split.source.batch(indices)
     batch = numeric_fields(classify.inputs(raw))
-    weights = jax.tree.map(np.asarray, jit_once(attend)(params, batch))
+    weights = jax.tree.map(np.asarray, jit_once(attend)(params, batch))  # [B, tokens] by modality
     if not weights:
         report.add_text("Attention maps", f"The fusion {model.fusion.name!r} has no attention.")
         return
@@ -133,6 +136,7 @@ def add_attention(
     examples = [
         AttentionExample(
             _title(raw, k, index, split, predicted, class_names, correct[index]),
+            # The content of each modality's panel, and the attention to its parts.
             {m: PANEL_CONTENT[kind_of(m)](inputs, m, k, w[k]) for m, w in weights.items()},
         )
         for k, index in enumerate(indices.tolist())
@@ -145,7 +149,11 @@ def add_attention(
 
 def _title(raw, k, index, split, predicted, class_names, is_correct) -> str:
     """The caption, the predicted classes, and the true ones where they differ, for the example at ``k`` in the batch
-    ``raw`` and at ``index`` in the split."""
+    ``raw`` and at ``index`` in the split.
+
+    ``predicted``: classes ``[N]`` of the split's examples, by target. ``class_names``: by target. ``is_correct``:
+    whether all of the example's predictions are correct.
+    """
     prediction = " · ".join(class_names[t][predicted[t][index]] for t in split.labels)
     truth = " · ".join(class_names[t][split.labels[t][index]] for t in split.labels)
     caption = f"{raw['caption'][k]}: " if "caption" in raw else ""
@@ -166,7 +174,7 @@ class _Inputs(NamedTuple):
 
 
 def _spectrograms(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:
-    """The log-mel spectrogram ``[frames, mels]`` of each example, without padding."""
+    """The log-mel spectrogram ``[frames, mels]`` of each example, without padding, from the batch's waveforms."""
     log_mel, mask = compute_log_mel(jnp.asarray(batch["audio"]), batch.get("audio_mask"), model.features)
     log_mel = np.asarray(log_mel)
     if mask is None:

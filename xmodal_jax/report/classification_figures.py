@@ -35,7 +35,7 @@ def accuracy_bars(
     """Horizontal bars of accuracies, by name. Where there is one value per seed, the bar is their mean, and a line goes
     from the lowest to the highest.
 
-    ``chance``: the accuracy of the majority class, drawn as a dotted line.
+    ``chance``: the accuracy of the majority class, drawn as a dotted line; None: no line. ``title``: above the figure.
     """
     fig = Figure((WIDTH, 0.34 * len(bars) + 1.0), layout="constrained")
     ax = fig.add_subplot()
@@ -64,7 +64,7 @@ def accuracy_bars(
 def attention(examples: Sequence[AttentionExample]) -> Figure:
     """Attention maps with a row for each example and a panel for each modality; the parts of the input that get much
     attention are bright."""
-    # The modalities of all examples, in the order of their kinds in `PANELS`.
+    # The different modalities of all examples, in the order of their kinds in `PANELS`.
     names = list(
         dict.fromkeys(m for kind in PANELS for e in examples for m in e.panels if kind_of(m) == kind)
     )
@@ -101,7 +101,7 @@ def darken(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _draw_image(ax: Axes, picture: np.ndarray, weights: np.ndarray) -> None:
     """The image ``[H, W, C]``, and to the right of it the same image darkened by the weights ``[h, w]``."""
-    gap = np.ones((picture.shape[0], max(1, picture.shape[1] // 12), 3))
+    gap = np.ones((picture.shape[0], max(1, picture.shape[1] // 12), 3))  # white, between both images
     rgb = np.broadcast_to(picture[:, :, :3], (*picture.shape[:2], 3)) / 255.0
     ax.imshow(np.concatenate([rgb, gap, darken(picture, weights)], axis=1), interpolation="nearest")
 
@@ -109,7 +109,7 @@ def _draw_image(ax: Axes, picture: np.ndarray, weights: np.ndarray) -> None:
 def _draw_video(ax: Axes, video: np.ndarray, weights: np.ndarray) -> None:
     """A frame of the video ``[F, H, W, C]`` for each time step of the weights ``[t, h, w]``, darkened where they are
     low; the frames of time steps with little attention are darker as a whole."""
-    frames = np.arange(len(weights)) * len(video) // len(weights)
+    frames = np.arange(len(weights)) * len(video) // len(weights)  # the first frame of each time step
     largest = max(float(weights.max()), 1e-12)  # over all time steps
     gap = np.ones((video.shape[1], max(1, video.shape[2] // 12), 3))
     strip = []  # frames with gaps between them
@@ -117,7 +117,9 @@ def _draw_video(ax: Axes, video: np.ndarray, weights: np.ndarray) -> None:
         if weights[t].max() > 0:
             darkened = darken(video[frame], weights[t])
         else:
-            darkened = video[frame, :, :, :3] / 255.0 * 0.15
+            darkened = (
+                video[frame, :, :, :3] / 255.0 * 0.15
+            )  # as dark as `darken` makes a pixel without attention
         strip += [darkened * (0.3 + 0.7 * float(weights[t].max()) / largest), gap]
     ax.imshow(np.concatenate(strip[:-1], axis=1), interpolation="nearest")
 
@@ -127,7 +129,7 @@ def _draw_text(ax: Axes, words: Sequence[str], weights: np.ndarray) -> None:
     weights = np.asarray(weights)[: len(words)]
     scale = Normalize(0, max(float(weights.max()), 1e-12) if weights.size else 1)
     ax.imshow(weights[None], aspect="auto", cmap=HEAT, norm=scale, extent=(0, len(words), 0, 1))
-    ax.set_ylim(-1.2, 1.6)
+    ax.set_ylim(-1.2, 1.6)  # the bar is from 0 to 1; the words need room below it
     for k, word in enumerate(words):
         ax.text(k + 0.5, -0.15, word, fontsize=7.5, color=INK, ha="right" if len(words) > 6 else "center",
                 va="top", rotation=25 if len(words) > 6 else 0, parse_math=False)  # fmt: skip
@@ -139,6 +141,7 @@ def _draw_audio(ax: Axes, log_mel: np.ndarray, weights: np.ndarray) -> None:
     ax.imshow(log_mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, frames, 0, 1))
     edges = np.linspace(0, frames, len(weights) + 1)
     height = weights / max(float(weights.max()), 1e-12)
+    # The spectrogram is from 0 to 1; the curve begins at 1.05.
     ax.stairs(1.05 + 0.6 * height, edges, baseline=1.05, fill=True, color=PALETTE[1])
     ax.set(xlim=(0, frames), ylim=(0, 1.7))
 

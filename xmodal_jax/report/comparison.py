@@ -35,6 +35,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 def read_run(folder: Path, scores: Sequence[str]) -> ComparedRun:
     """The results of a finished run, named after its folder. ``scores``: names of metrics of its test split."""
     result = read_result(folder)
+    # ``timing``: seconds by part of the run, None if not measured; ``resumed``: the step that training went on from.
     metrics = result["metrics"] | result.get("per_seed", {})  # the values of the seeds in place of their mean
     values = {name: metrics[f"test/{name}"] for name in scores if f"test/{name}" in metrics}
     seconds = (result["timing"]["train"] or math.nan) / max(result["steps"] - result["resumed"], 1)
@@ -48,7 +49,8 @@ def add_comparison(
 ) -> None:
     """Adds a table with a row for each run and a column for each score that some run has.
 
-    ``scores``: the heading of each score's column, by the score's name. ``seeds``: number of seeds of each run.
+    ``scores``: the heading of each score's column, by the score's name. ``seeds``: number of seeds of each run. Of
+    ``diverged`` and ``step_ms`` in a run's values see `ComparedRun`.
     """
     rows = []
     for name, values in runs:

@@ -63,7 +63,7 @@ def to_png(fig: Figure, *, dark: bool = False, dpi: int = 160) -> bytes:
 
     Figures without images are reduced to 256 colours, which takes a third of the size without a visible difference.
     """
-    _show_literally(fig)
+    _show_literally(fig)  # "$" in names begins no formula
     undo = _recolour(fig, _DARK) if dark else []
     buffer, dpi_before = io.BytesIO(), fig.dpi
     try:
@@ -116,6 +116,7 @@ def curves(
         curve. Evaluations are not smoothed, since an average would lag behind their last value, the result.
       columns: panels per row; None: two or three.
     """
+    # A panel is a list of metrics. Metrics that were not logged, and panels without any, are left out.
     panels = _panels(records) if names is None else [[n] if isinstance(n, str) else list(n) for n in names]
     logged = {name for record in records for name in record}
     panels = [[name for name in panel if name in logged] for panel in panels]
@@ -151,7 +152,10 @@ def _draw_curve(
     label: str,
     smoothing: float,
 ) -> None:
-    """Draws one metric over training steps, with a band of ``spread`` to both sides; see `curves` for ``smoothing``."""
+    """Draws one metric over training steps, with a band of ``spread`` to both sides; see `curves` for ``smoothing``.
+
+    ``steps``, ``mean`` (over seeds) and ``spread`` are arrays of equal length. Short curves also get dots.
+    """
     curve = mean
     if smoothing > 0:
         ax.plot(steps, mean, color=colour, alpha=0.25, linewidth=1)  # the raw curve, pale
@@ -226,6 +230,7 @@ def project_2d(
             return tsne.fit_transform(points)
     # PCA: the projection on the first two right singular vectors of the centred points.
     points = points - points.mean(axis=0, keepdims=True)
+    # The rows of the third factor are the right singular vectors.
     _, _, directions = np.linalg.svd(points, full_matrices=False)
     projected = points @ directions[:2].T
     # Fewer than two directions: the missing coordinates are 0.
@@ -260,6 +265,7 @@ def embedding_map(
     ax = fig.add_subplot()
     if pairs is not None:
         for a, b in pairs:
+            # x and y coordinates of both points.
             ax.plot(*points[[a, b]].T, color=MUTED, alpha=0.25, linewidth=0.6, zorder=1)
     point_groups = np.asarray([str(group) for group in groups])
     point_modalities = np.asarray([""] * len(points) if modalities is None else [str(m) for m in modalities])
@@ -305,17 +311,8 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
     Raises:
       ValueError: a rank is not in 1..candidates.
     """
-    edges = [
-        1,
-        2,
-        6,
-        11,
-        51,
-        101,
-        501,
-        1001,
-        10001,
-    ]  # a bin has the ranks from its edge to below the next edge
+    # A bin has the ranks from its edge to below the next edge.
+    edges = [1, 2, 6, 11, 51, 101, 501, 1001, 10001]
     # No bin begins close to the number of candidates: the last one would be narrow.
     edges = [edge for edge in edges if edge * 1.5 <= candidates or edge == 1] + [candidates + 1]
     names = [str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges, edges[1:], strict=False)]
@@ -326,9 +323,11 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
             raise ValueError(f"{direction}: ranks must lie in 1..{candidates}, got {bad}")
         counts, _ = np.histogram(values, bins=edges)
         fractions = counts / max(1, values.size)
-        chance = np.diff(edges) / candidates
+        chance = np.diff(edges) / candidates  # the ranks in a bin, of all ranks
         ax.bar(names, fractions, color=colour, width=0.72)
-        left = np.arange(len(names)) - 0.42
+        left = (
+            np.arange(len(names)) - 0.42
+        )  # the line of chance is a little wider than the bar around 0, 1, ...
         ax.hlines(chance, left, left + 0.84, color=MUTED, linestyle=":", linewidth=1.4)
         for x, y in enumerate(fractions):
             if y >= 0.005:  # smaller ones would be shown as 0%
@@ -351,7 +350,7 @@ def confusion_matrix(
     """
     if matrix.shape != (len(names), len(names)):
         raise ValueError(f"{len(names)} names need a square matrix of that size, got shape {matrix.shape}")
-    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # an empty row stays 0
     side = float(np.clip(0.55 * len(names) + 1.4, 3.2, 7.0))
     fig = _figure(side + 1.2, side)
     ax = fig.add_subplot()
@@ -383,7 +382,7 @@ def spectrogram(
     fig, axes = _grid(len(by_title), columns=1, height=2.1)
     low, high = min(m.min() for m in by_title.values()), max(m.max() for m in by_title.values())
     for ax, (name, mel) in zip(axes, by_title.items(), strict=True):
-        end = len(mel) / (frames_per_second or 1.0)
+        end = len(mel) / (frames_per_second or 1.0)  # in seconds, or in frames
         extent = (0.0, end, 0.0, float(mel.shape[1]))
         image = ax.imshow(
             mel.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=extent,
@@ -403,7 +402,10 @@ def image_grid(
     captions: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
-    """Images in rows of ``columns``, with small pixels enlarged to sharp squares; captions are shown above them."""
+    """Images in rows of ``columns``, with small pixels enlarged to sharp squares; captions are shown above them.
+
+    ``captions``: of the first images; ``title``: above the figure.
+    """
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     # In inches.
@@ -432,7 +434,7 @@ def video_strip(
     """A row per video with its frames from left to right: all of them, or ``max_frames`` evenly spaced ones."""
     n, frames, height, width, channels = videos.shape
     chosen = np.unique(np.linspace(0, frames - 1, min(frames, max_frames)).round().astype(int))
-    gap = max(1, width // 16)
+    gap = max(1, width // 16)  # between frames, in pixels
     # RGBA: the gaps between the frames are transparent.
     strips = np.full((n, height, (width + gap) * len(chosen) - gap, 4), 0, np.uint8)
     for position, frame in enumerate(chosen):
@@ -456,7 +458,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels, in rows of ``columns``; ``height``: of a row, in inches."""
+    """``(figure, axes)``: a figure with ``count`` panels, in rows of ``columns``; ``height``: of a row, in inches."""
     columns = max(1, min(columns, count))
     rows = math.ceil(count / columns)
     fig = _figure(WIDTH, height * rows + 0.2)
@@ -499,6 +501,7 @@ def _labels(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None)
 
 
 def _colourbar(fig: Figure, image: Any, axes: Any, name: str) -> None:
+    """Adds the colour bar of ``image``, with the label ``name``, beside ``axes`` (one or several)."""
     bar = fig.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=28)
     bar.outline.set_visible(False)
     bar.ax.tick_params(which="both", colors=MUTED, labelsize=8.5, length=0)
@@ -536,7 +539,7 @@ def _panel_labels(panel: Sequence[str]) -> tuple[str, dict[str, str]]:
     For "train/loss" and "test/loss" the title is "loss" and the labels are "train" and "test"; for "test/loss" and
     "test/accuracy" the title is "test" and the labels are "loss" and "accuracy".
     """
-    # The different prefixes, and the different metrics.
+    # The different prefixes, and the different metrics, each in the order of the panel.
     prefixes, metrics = (list(dict.fromkeys(parts)) for parts in zip(*map(_split, panel), strict=True))
     if len(panel) == 1:
         return panel[0], {panel[0]: prefixes[0] or panel[0]}
@@ -594,17 +597,18 @@ def _recolour(fig: Figure, colours: Mapping[str, str]) -> list[tuple[Any, Any]]:
     undo = []
 
     def swap(setter: Any, old: Any) -> None:
-        """Replaces one colour of one artist, if ``colours`` has a new one for it."""
+        """Replaces the colour ``old`` of one artist by ``setter``, a method of the artist, if ``colours`` has a new one
+        for it. "none" is no colour."""
         new = colours.get(to_hex(old)) if not (isinstance(old, str) and old == "none") else None
         if new is not None:
             undo.append((setter, old))
             setter(new)
 
-    for artist in [fig.patch, *fig.findobj(lambda _: True)]:
+    for artist in [fig.patch, *fig.findobj(lambda _: True)]:  # everything that is drawn
         if isinstance(artist, Text | Line2D):
             swap(artist.set_color, artist.get_color())
         elif isinstance(artist, Patch):
-            if artist.get_facecolor()[3] > 0:
+            if artist.get_facecolor()[3] > 0:  # RGBA: transparent ones stay
                 swap(artist.set_facecolor, artist.get_facecolor())
             if artist.get_edgecolor()[3] > 0:
                 swap(artist.set_edgecolor, artist.get_edgecolor())

@@ -34,8 +34,8 @@ IMAGE_FILES = 200
 
 
 def add_scores(report: Report, metrics: Mapping[str, Any]) -> None:
-    """Cards of the most telling metrics of a judge (without a judge of the first ones), a table of all, and bars of the
-    accuracy of each factor."""
+    """Cards of at most six metrics: the most telling ones of a judge (a trained captioner), or without a judge the
+    first ones. A table of all metrics, and bars of the accuracy of each factor of a scene."""
     endings = ("/factor_accuracy", "/judge_kernel_distance", "/judge_kernel_distance_real")
     on_cards = [k for k in metrics if k.endswith(endings) or "/r_precision" in k] or list(metrics)
     chance = {k: r_precision_chance(k) for k in on_cards if "/r_precision" in k}
@@ -125,8 +125,9 @@ def write_comparison(
     path: Path, real: np.ndarray, generated: np.ndarray, *, columns: int = 12, bands: int = 2
 ) -> None:
     """Writes a PNG file that compares real and generated images: ``bands`` times a row of real images, above a row of
-    the images generated for the same captions."""
+    the images generated for the same captions. ``real`` and ``generated``: uint8 ``[N, H, W, C]``."""
     columns = min(columns, len(real))
+    # The index of the first image of each band; incomplete bands are left out.
     starts = [start for start in range(0, bands * columns, columns) if start + columns <= len(real)]
     rows = [images[start : start + columns] for start in starts for images in (real, generated)]
     write_atomic(path, png(tile_images(np.concatenate(rows), columns=columns)))
@@ -160,7 +161,8 @@ def add_samples(
 
 
 def add_history(report: Report, history: SampleHistory, captions: Sequence[str], count: int = 6) -> None:
-    """A table of the images that were generated for ``count`` captions in up to 8 evaluations during training."""
+    """A table of the images that were generated for the first ``count`` captions in up to 8 evaluations during
+    training; nothing if there was none."""
     if not history.samples:
         return
     total = len(history.samples)
@@ -186,7 +188,8 @@ def add_interpolations(
     """Tables of generated images for the first captions, a row each: the noise interpolated, the caption interpolated
     to the next one, and the noise scaled (truncation).
 
-    ``conditions``: of the captions, arrays ``[N, ...]`` by name. ``seed``: of the noise.
+    ``params``: what `types.GAN.predict` takes. ``conditions``: of the captions, arrays ``[N, ...]`` by name. ``seed``:
+    of the noise.
     """
     steps = 8
 
@@ -213,6 +216,7 @@ def add_interpolations(
         report.add_table("Interpolation of captions", ["from", *[""] * steps, "to"], rows)
     rows = []
     for k in range(min(4, len(captions))):
+        # Two images for each factor of the noise: small factors give more typical, but less varied images.
         noise = generator.sample_noise(2, seed + k)
         scaled = np.concatenate([factor * noise for factor in TRUNCATIONS])
         rows.append([captions[k], *generator(params, repeated_condition(k, len(scaled)), scaled)])

@@ -43,10 +43,11 @@ def add_metric_tables(
     headline: Sequence[str],
     chance: Mapping[str, float] | None = None,
 ) -> None:
-    """Cards of the headline metrics, and a table for each group of metrics in `GROUPS`. ``chance``: values of a random
-    prediction, by name, shown on the cards."""
+    """Cards of the headline metrics, and a table for each group of metrics in `GROUPS`. ``headline``: names of metrics.
+    ``chance``: values of a random prediction, by name, shown on the cards."""
     report.add_metrics({k: metrics[k] for k in headline}, headline=headline, chance=chance, title="Headline")
     for group, title in GROUPS.items():
+        # The group is the first word of a name, such as "joint" of "joint_prior/coherence".
         members = {k: v for k, v in metrics.items() if k.split("/")[0].split("_")[0] == group}
         if members:
             report.add_metrics(members, headline=(), title=title)
@@ -61,14 +62,14 @@ class ExampleRenderer:
         """Pairs of a compiled function from spectrograms to waveforms and the sample rate in Hz, by modality."""
 
     def cell(self, name: str, batch: Mapping[str, Any], index: int) -> str | np.ndarray:
-        """The modality ``name`` of one example as a text or a uint8 image ``[H, W, 3]``."""
+        """The modality ``name`` of the example at ``index`` of a batch, as a text or a uint8 image ``[H, W, 3]``."""
         mask = batch.get(f"{name}_mask")
         picture = self.configs.for_modality(name).show(
             np.asarray(batch[name][index]), None if mask is None else np.asarray(mask[index]), self.vocabulary
         )
         if isinstance(picture, str) or picture.ndim == 3:
             return picture
-        # A spectrogram, [H, W] in [0, 1].
+        # A spectrogram, [H, W] in [0, 1]: coloured, without the colour map's transparency.
         return np.round(255 * matplotlib.colormaps["magma"](picture)[..., :3]).astype(np.uint8)
 
     def sounds(self, name: str, batch: Mapping[str, Any], indices: Sequence[int]) -> list[Audio]:
@@ -111,6 +112,7 @@ def _make_decoder(evaluator: LatentEvaluator, *, sample_private: bool):
     key = evaluator.key if sample_private else None
 
     def decode(params, shared):
+        """All modalities of N examples, from shared latents ``[N, D]``."""
         z = evaluator.vae.decoder_latents(params, shared, key)
         return _decode_one_sample(evaluator, params, z)
 
@@ -137,14 +139,15 @@ def add_translations(
     """A table of every modality generated from every other one, and its images as ``any_to_any.png`` in ``folder``.
 
     Each of ``count`` examples of ``source`` has several rows: the data, what is generated from each modality alone, and
-    what is generated from all modalities.
+    what is generated from all modalities. ``params``: of the model in ``evaluator``. ``renderer``: turns examples into
+    cells of the table.
     """
     indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
     batch = {**source.batch(indices), "index": np.arange(count, dtype=np.int32)}
     if evaluator.transform is not None:
         batch = evaluator.transform(batch)
     batch = numeric_fields(batch)
-    names, total = evaluator.modalities, len(evaluator.modalities)
+    names, total = evaluator.modalities, len(evaluator.modalities)  # total: M modalities
     # The observed modalities, [subsets, modalities]: each one alone, and all of them (the same if there is only one).
     observed = np.concatenate([np.eye(total, dtype=bool), np.ones((int(total > 1), total), bool)])
     titles = [f"from {m}" for m in names] + ["from all"] * (total > 1)
@@ -168,6 +171,7 @@ def add_translations(
         report.add_table("Sound", ["", *titles], rows)
     images = _image_names(evaluator)
     if images:
+        # In the order of the table: a row of images for each example and each batch (the data, then each subset's).
         cells = [
             renderer.cell(m, examples, k)
             for k in range(count)
@@ -192,7 +196,8 @@ def add_samples(
     renderer: ExampleRenderer,
     count: int = 6,
 ) -> None:
-    """A table of all modalities generated from samples of the shared latents, a row per sample.
+    """A table of all modalities generated from the first ``count`` samples of the shared latents of each distribution,
+    a row per sample.
 
     ``draws``: samples ``[N, D]`` by the name of the distribution that they are drawn from, such as the prior.
     """
@@ -222,7 +227,8 @@ def add_traversals(
     """A table of latent traversals, and its images as ``traversals.png`` in ``folder``.
 
     Each row shows what is generated from the first example's latent when one dimension is varied in ``steps`` steps,
-    for the dimensions with the largest variance. ``latents``: of the test split, ``[N, D]``.
+    for the dimensions with the largest variance. ``latents``: of the test split, ``[N, D]``. ``params``: of the model
+    in ``evaluator``. ``renderer``: turns examples into cells of the table.
     """
     dims = np.argsort(-latents.std(axis=0))[:TRAVERSED_DIMENSIONS]
     offsets = np.linspace(-TRAVERSAL_SPAN, TRAVERSAL_SPAN, steps)  # in standard deviations
@@ -231,6 +237,7 @@ def add_traversals(
         varied[k * steps : (k + 1) * steps, dim] = latents[:, dim].mean() + offsets * latents[:, dim].std()
     decode = _make_decoder(evaluator, sample_private=False)
     generated = jax.tree.map(np.asarray, decode(params, varied))
+    # One modality is shown: the first image modality, if there is one.
     images = _image_names(evaluator)
     name = images[0] if images else evaluator.modalities[0]
     rows = [
@@ -260,6 +267,7 @@ def add_map(
     names = [str(class_names[k]) if class_names is not None and k >= 0 else str(k) for k in labels[:limit]]
     points = figures.project_2d(latents.mean[:limit])
     report.add_figure("Latent space", figures.embedding_map(points, names, title="all modalities"))
+    # Fewer examples, as each has a point for every modality; t-SNE needs 5 points.
     unimodal = latents.unimodal[: max(limit // 3, 5)]  # [N, modalities, D]
     count = unimodal.shape[1]
     points = figures.project_2d(np.concatenate([unimodal[:, k] for k in range(count)]))
@@ -275,7 +283,11 @@ def add_map(
 
 def coherence_figure(evaluator: LatentEvaluator, classes: np.ndarray, labels: np.ndarray) -> Figure:
     """A matrix of conditional coherence: a row for each subset of observed modalities, a column for each generated
-    modality; an entry is the fraction of generated examples that a classifier assigns to the right class."""
+    modality; an entry is the fraction of generated examples that a classifier assigns to the right class.
+
+    ``classes [subsets + 1, modalities, N]``: the assigned classes; the last subset, of all modalities, is not shown.
+    ``labels [N]``: the right ones.
+    """
     matrix = coherence_matrix(classes, labels)
     short = [m.removeprefix("image_") for m in evaluator.modalities]
     subset_names = [  # a subset is a bool for each modality
@@ -298,7 +310,10 @@ def add_latent(
     *,
     count: int = 3,
 ) -> None:
-    """All sections about a model: ``count`` test examples translated, coherence, samples, traversals, maps."""
+    """All sections about a model: ``count`` test examples translated, coherence, samples, traversals, maps.
+
+    ``params``: of the model in ``evaluator``. ``results``: its evaluation. ``folder``: where images are also written.
+    """
     decode_text = data.tokenize.tokenizer.decode if data.tokenize else None
     renderer = ExampleRenderer(evaluator.configs, Vocabulary(decode_text, data.class_names))
     add_translations(report, evaluator, params, data.test, renderer, folder, count=count)

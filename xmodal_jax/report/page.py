@@ -120,14 +120,14 @@ class Report:
         Raises:
           KeyError: a headline metric is missing.
         """
-        for name in list(metrics)[:6] if headline is None else headline:
+        for name in list(metrics)[:6] if headline is None else headline:  # the cards
             if name not in metrics:
                 raise KeyError(f"headline metric {name!r} is not among the metrics: {', '.join(metrics)}")
             self.headline.append(name)
             self._cards.append(_card(name, metrics[name], (chance or {}).get(name)))
         if not metrics:
             return self.add_text(title, "There are no scores.")
-        by_group: dict[str, dict[str, str]] = {}
+        by_group: dict[str, dict[str, str]] = {}  # formatted values, by group and metric
         for name, value in metrics.items():
             group, _, metric = name.rpartition("/")
             by_group.setdefault(group, {})[metric] = format_value(value)
@@ -147,7 +147,8 @@ class Report:
     def add_table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = ""
     ) -> None:
-        """A table. A cell is a text, a number, an `Item`, or what an `Item` can hold: an image, a video, audio.
+        """A table with the headings ``columns``. A cell is a text, a number, an `Item`, or what an `Item` can hold: an
+        image, a video, audio. ``note``: shown below the table.
 
         Raises:
           ValueError: a row has not as many cells as there are ``columns``.
@@ -160,8 +161,11 @@ class Report:
         self._add(title, _table(columns, rows) + _note(note))
 
     def add_figure(self, title: str, fig: Figure, note: str = "") -> None:
-        """A matplotlib figure, rendered for light and for dark pages. If it cannot be drawn, the section says why."""
-        width = round(fig.get_size_inches()[0] * 96)
+        """A matplotlib figure, rendered for light and for dark pages. If it cannot be drawn, the section says why.
+
+        ``note``: shown below the figure.
+        """
+        width = round(fig.get_size_inches()[0] * 96)  # CSS pixels: 96 per inch
         try:
             light, dark = (uri(figures.to_png(fig, dark=dark), "image/png") for dark in (False, True))
         except Exception as error:  # matplotlib raises many types
@@ -182,12 +186,15 @@ class Report:
         columns: int | None = None,
         note: str = "",
     ) -> None:
-        """Images uint8 ``[H, W, C]``, stored at their size and enlarged by the browser; ``columns`` per row."""
+        """Images uint8 ``[H, W, C]``, stored at their size and enlarged by the browser.
+
+        ``captions``: below the first images. ``columns``: images per row; None: as many as fit. ``note``: below all.
+        """
         cells = [_cell(image, captions[k] if k < len(captions) else "") for k, image in enumerate(images)]
         css_class = "tiles"
         if columns:
             css_class = f"tiles columns-{columns:d}"
-            self._columns.add(columns)
+            self._columns.add(columns)  # `html` writes a CSS rule for it
         self._add(title, f'<div class="{css_class}">{"".join(cells)}</div>{_note(note)}')
 
     def add_videos(
@@ -199,7 +206,10 @@ class Report:
         fps: float = 8.0,
         note: str = "",
     ) -> None:
-        """Videos uint8 ``[F, H, W, C]``, as animated images of ``fps`` frames per second."""
+        """Videos uint8 ``[F, H, W, C]``, as animated images of ``fps`` frames per second.
+
+        ``captions``: below the first videos; ``note``: below all.
+        """
         cells = [
             _cell(video, captions[k] if k < len(captions) else "", fps) for k, video in enumerate(videos)
         ]
@@ -247,7 +257,7 @@ class Report:
             if first_rank is None and ranks is not None:
                 first_rank = int(ranks[k])
             verdict = f"first correct result: rank {first_rank}"
-            if not first_rank:
+            if not first_rank:  # None: neither the results nor ``ranks`` have it
                 verdict = f"no correct result in the first {len(hits)}"
             rows.append(
                 f'<div class="query"><div class="ask"><span class="kind">query</span>{_cell(*query)}'
@@ -333,6 +343,7 @@ def policy(*, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> str:
     """
 
     def hashes(contents: Sequence[str]) -> str:
+        """The SHA-256 of each content as a source of the policy; 'none' without contents."""
         digests = (hashlib.sha256(content.encode()).digest() for content in contents)
         return (
             " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests) or "'none'"
@@ -389,11 +400,11 @@ def _card(name: str, value: Any, chance: float | None) -> str:
     """The HTML of one metric's card: its name, its mean over seeds with the spread, a bar if it is one of `_SHARES`,
     and the value of a random prediction (``chance``)."""
     group, _, leaf = name.rpartition("/")
-    text, _, spread = format_value(value).partition(" ± ")
+    text, _, spread = format_value(value).partition(" ± ")  # of several seeds: "mean ± standard deviation"
     spread = f"<small> ± {spread}</small>" if spread else ""
     below = f"chance {format_value(chance)}" if chance is not None else ""
     mean = np.mean(np.asarray(value, np.float64)) if value is not None else math.nan
-    stem = leaf.lower().replace("_", "@").replace(" ", "@").split("@")[0]
+    stem = leaf.lower().replace("_", "@").replace(" ", "@").split("@")[0]  # "recall" of "recall@1"
     bar = _bar(float(mean)) if stem in _SHARES and 0 <= mean <= 1 else ""
     return (
         f'<div class="card"><span class="name">{_escape(leaf)}</span>'
@@ -403,6 +414,7 @@ def _card(name: str, value: Any, chance: float | None) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The HTML of a table with the headings ``columns``; wide tables scroll sideways."""
     head = "".join(f"<th>{_escape(name)}</th>" for name in columns)
     body = "".join("<tr>" + "".join(_td(cell) for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -411,7 +423,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _td(value: Any) -> str:
     """The HTML of a table cell: media, a number or words."""
     if isinstance(value, Item):
-        return f"<td>{_cell(*value)}</td>"
+        return f"<td>{_cell(*value)}</td>"  # content and caption
     if isinstance(value, Audio | MarkedText) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
         return f"<td>{_cell(value)}</td>"
     if isinstance(value, float | np.floating):
@@ -465,6 +477,7 @@ def png(content: np.ndarray, fps: float = 8.0) -> bytes:
     frames = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in video]
     buffer = io.BytesIO()
     milliseconds = round(1000 / fps)
+    # loop 0: the animation repeats without end.
     animation = {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
     frames[0].save(buffer, format="PNG", optimize=True, **(animation if len(frames) > 1 else {}))
     return buffer.getvalue()
@@ -472,7 +485,7 @@ def png(content: np.ndarray, fps: float = 8.0) -> bytes:
 
 def _wav(audio: Audio) -> bytes:
     """The bytes of a 16-bit WAV file; floats are clipped to [-1, 1]."""
-    samples = np.asarray(audio.wave)
+    samples = np.asarray(audio.wave)  # [T] or [T, channels]
     if samples.ndim not in (1, 2) or not (
         samples.dtype == np.int16 or np.issubdtype(samples.dtype, np.floating)
     ):
@@ -484,7 +497,7 @@ def _wav(audio: Audio) -> bytes:
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
-        file.setsampwidth(2)
+        file.setsampwidth(2)  # bytes: 16 bits
         file.setframerate(int(audio.sample_rate))
         file.writeframes(samples.astype("<i2").tobytes())
     return buffer.getvalue()

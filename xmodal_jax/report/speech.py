@@ -52,7 +52,7 @@ def add_speech(
     if transcripts is not None:
         columns.append("transcript")
     for indices, note in zip((sampled, farthest), notes, strict=True):
-        cells = []
+        cells = []  # the cells of each row
         for k in indices:
             sounds = [Audio(np.asarray(x.waves[k]), rate) for x in (synthesized, recordings, vocoded)]
             cells.append([texts[k], *sounds, f"{distances[k]:.2f}"])
@@ -72,12 +72,16 @@ def spectrograms(
     recordings: Utterances,
     config: SpeechConfig,
 ) -> Figure:
-    """For each of ``indices`` the synthesised log-mel frames with their tokens, above those of the recording."""
+    """For each of the examples ``indices`` the synthesised log-mel frames with their tokens, above those of the
+    recording.
+
+    ``texts``, ``tokens`` (of each text) and the utterances are those of all examples. ``config``: of the model.
+    """
     fig = Figure((WIDTH, 2.5 * len(indices)), layout="constrained")
     axes = fig.subplots(2 * len(indices), 1, squeeze=False)[:, 0]  # one column
     seconds = config.features.hop / config.features.sample_rate  # per frame
     longest = max(len(x.frames[k]) for k in indices for x in (synthesized, recordings)) * seconds
-    for (top, bottom), k in zip(axes.reshape(-1, 2), indices, strict=True):
+    for (top, bottom), k in zip(axes.reshape(-1, 2), indices, strict=True):  # two panels for each example
         # Of both: one colour scale.
         loudest = float(max(x.frames[k].max() for x in (synthesized, recordings)))
         for ax, speech, label in ((top, synthesized, "synthesised"), (bottom, recordings, "recording")):
@@ -91,7 +95,7 @@ def spectrograms(
             ax.spines[:].set_visible(False)
             ax.set_ylabel(label, fontsize=8, color=INK)
             ax.tick_params(labelsize=7, colors=INK, length=2)
-        durations = synthesized.durations[k][: len(tokens[k])] * seconds
+        durations = synthesized.durations[k][: len(tokens[k])] * seconds  # without those of padding
         _draw_tokens(top, tokens[k], durations, height=synthesized.frames[k].shape[1])
         top.set_title(texts[k], fontsize=8.5, color=INK, loc="left", parse_math=False)
         top.tick_params(bottom=False, labelbottom=False)
@@ -104,6 +108,7 @@ def _draw_tokens(ax: Axes, tokens: Sequence[str], durations: np.ndarray, *, heig
     seconds. ``height``: of the spectrogram, in mel bands."""
     for token, end, duration in zip(tokens, np.cumsum(durations), durations, strict=True):
         ax.axvline(end, color="white", linewidth=0.4, alpha=0.6)
+        # The begin and the end of the text are not shown; "Ġ" is the space of byte-level BPE.
         label = {"[bos]": "", "[eos]": "", "Ġ": "␣"}.get(token, token)
         ax.text(end - duration / 2, height * 0.9, label, color="white", fontsize=6.5, ha="center",
                 parse_math=False)  # fmt: skip

@@ -43,11 +43,10 @@ def caption_quality(
         return cider(captions, references.references), [MarkedText(m) for m in marks]
     quality, marks = [], []
     for caption, meaning in zip(captions, references.meanings, strict=True):
-        counts = match_factors(
-            parse(caption), meaning
-        ).values()  # (number correct, number in all) of each factor
+        # (number correct, number in all) of each factor.
+        counts = match_factors(parse(caption), meaning).values()
         quality.append(sum(correct for correct, _ in counts) / sum(count for _, count in counts))
-        words = mark_wrong_words(caption, meaning)
+        words = mark_wrong_words(caption, meaning)  # pairs of some words and whether they are wrong
         marks.append(MarkedText([(text, "wrong" if wrong else "right") for text, wrong in words]))
     return np.array(quality), marks
 
@@ -57,7 +56,7 @@ def transcript_quality(
 ) -> tuple[np.ndarray, list[MarkedText]]:
     """One minus the word error rate of each transcript ``[N]``, and the transcripts with wrong and missing words
     marked."""
-    pairs = list(zip(transcripts, references.texts, strict=True))
+    pairs = list(zip(transcripts, references.texts, strict=True))  # (transcript, true text)
     rates = np.array([_word_error_rate(*pair) for pair in pairs])
     return 1 - rates, [MarkedText(align_words(*pair)) for pair in pairs]
 
@@ -113,7 +112,8 @@ def add_attention(
 ) -> None:
     """Figures of the decoder's cross-attention to the source at each word of the first ``examples`` generated texts.
 
-    Adds nothing where the model has no decoder. ``texts``: generated for all examples of ``references``.
+    Adds nothing where the model has no decoder. ``texts``: generated for all examples of ``references`` by
+    ``generator`` with the parameters ``params``.
     """
     model, modality, indices = generator.config, generator.modality, range(min(examples, len(texts)))
     if not model.decodes:
@@ -126,17 +126,16 @@ def add_attention(
     weights = np.asarray(jit_once(make_cross_attention(model, modality, **sizes))(params, batch))
     weights = weights[:, :, prefix_tokens(modality, getattr(model, modality)) :]
     for k, index in enumerate(indices):
-        words = generator.tokenizer.tokens(texts[index])[
-            1:-1
-        ]  # without the begin and the end of the sentence
+        # Without the begin and the end of the sentence.
+        words = generator.tokenizer.tokens(texts[index])[1:-1]
         # At each position the decoder predicts the next token: at the begin of the sentence, the first word.
         fig = ATTENTION_FIGURES[kind_of(modality)](raw, modality, k, words, weights[k, : len(words)], model)
         report.add_figure("Cross-attention", fig, texts[index])
 
 
 def _spectrogram_attention(raw, modality, k, words, weights, model: Seq2SeqConfig) -> Figure:
-    """The figure of the attention ``[words, tokens]`` to the speech of example k of the batch ``raw``, with its log-mel
-    spectrogram."""
+    """The figure of the attention ``weights [words, tokens]`` to the speech of example k of the batch ``raw``, with its
+    log-mel spectrogram. A token stands for several frames."""
     features = model.features
     log_mel, mask = compute_log_mel(
         jnp.asarray(raw[modality][k : k + 1]), jnp.asarray(raw[f"{modality}_mask"][k : k + 1]), features

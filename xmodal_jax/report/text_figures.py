@@ -30,12 +30,12 @@ def image_attention(picture: np.ndarray, words: Sequence[str], weights: np.ndarr
         ax.set_axis_off()
     for ax, word, attention in zip(axes, words, weights, strict=False):
         frame = picture
-        if picture.ndim == 4:
+        if picture.ndim == 4:  # a video: the attention to the tokens of the time step with the most
             time_steps = _time_steps(len(picture), attention.size)
             attention = attention.reshape(time_steps, -1)
             step = int(attention.sum(axis=1).argmax())
             frame, attention = picture[step * len(picture) // time_steps], attention[step]
-        side = round(attention.size**0.5)
+        side = round(attention.size**0.5)  # of the square grid of tokens
         grid = attention[: side * side].reshape(side, side)
         ax.imshow(darken(frame, grid), interpolation="nearest")
         ax.set_title(word, fontsize=8, color=INK, parse_math=False)
@@ -54,7 +54,8 @@ def _time_steps(frames: int, tokens: int) -> int:
 def spectrogram_attention(
     log_mel: np.ndarray, words: Sequence[str], weights: np.ndarray, seconds_per_frame: float
 ) -> Figure:
-    """The spectrogram ``[frames, mels]``, and below it the attention ``[words, tokens]`` with one line per word."""
+    """The spectrogram ``log_mel [frames, mels]``, and below it the attention ``weights [words, tokens]`` with one line
+    per word. The tokens share the time of the frames equally."""
     fig = Figure((WIDTH, 1.2 + 0.19 * max(3, len(words))), layout="constrained")
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[1, max(1.0, 0.19 * len(words))])
     length = len(log_mel) * seconds_per_frame

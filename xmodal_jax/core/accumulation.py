@@ -130,6 +130,7 @@ def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count:
 
         def denominators(part):
             # The loss is traced only for the denominators that it records; its value is not used.
+            """The denominators that the loss of one part asks for, in the order of the calls."""
             with _trace(_Pass(count)) as first_pass:
                 loss_fn(params, part, key)
             return first_pass.denominators

@@ -115,6 +115,8 @@ def _by_launcher(
     """The cluster that the variables of Open MPI's or Slurm's launcher describe; None for a single process.
 
     ``address``: host and port of process 0 from JAX_COORDINATOR_ADDRESS; None: JAX derives it from the variables.
+
+    ``env``: the environment variables. ``kind``: which of the two launchers has started the process.
     """
     # Variables that hold the number of processes, this process's number, and its number on its host.
     if kind == "openmpi":
@@ -147,6 +149,9 @@ def _by_tpu_variables(env: Mapping[str, str], hosts: int, address: str | None) -
     """The cluster that GKE's variables describe, for TPU slices of ``hosts`` machines; None for a single process.
 
     Each machine runs one process; processes are numbered slice by slice.
+
+    ``env``: the environment variables. ``address``: host and port of process 0, from JAX_COORDINATOR_ADDRESS; None: JAX
+    derives it.
     """
     slices = _integer(env, "MEGASCALE_NUM_SLICES", low=1) if env.get("MEGASCALE_NUM_SLICES") else 1
     if hosts * slices == 1:
@@ -272,7 +277,10 @@ def _process_summary(cluster: Cluster) -> str:
 
 
 def _failure_message(cluster: Cluster, env: Mapping[str, str], reason: str) -> str:
-    """The error message for processes that did not find each other: the ``reason``, and a list of what to check."""
+    """The error message for processes that did not find each other: the ``reason``, and a list of what to check.
+
+    ``cluster``: what was to be joined. ``env``: the environment variables, in which a proxy may be set.
+    """
     proxies = sorted(name for name in env if name.lower().endswith("_proxy") and name.lower() != "no_proxy")
     return "\n  ".join(
         [

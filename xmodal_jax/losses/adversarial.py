@@ -71,7 +71,10 @@ def minimax_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
     r""":math:`\log(1 - \sigma(f))`, nats, for the logit f of a generated example: the saturating loss (Goodfellow et
-    al. 2014, eq. 1)."""
+    al. 2014, eq. 1).
+
+    ``fake``: these logits. ``present``: which examples count (None: all); the terms of the others are 0.
+    """
     del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: -softplus(f), present, fake)
 
@@ -83,6 +86,8 @@ def non_saturating_generator(
     r""":math:`-\log \sigma(f)`, nats, for the logit f of a generated example (Goodfellow et al. 2014, section 3).
 
     Unlike that of the saturating loss, its gradient stays large where the discriminator is sure that f is generated.
+
+    ``fake``: these logits. ``present``: which examples count (None: all); the terms of the others are 0.
     """
     del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: softplus(-f), present, fake)
@@ -100,7 +105,10 @@ def least_squares_discriminator(
 def least_squares_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    r""":math:`\tfrac12 (f - 1)^2` for the output f on a generated example (Mao et al. 2017, LSGAN, eq. 9)."""
+    r""":math:`\tfrac12 (f - 1)^2` for the output f on a generated example (Mao et al. 2017, LSGAN, eq. 9).
+
+    ``fake``: these outputs. ``present``: which examples count (None: all); the terms of the others are 0.
+    """
     del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: 0.5 * (f - 1.0) ** 2, present, fake)
 
@@ -113,6 +121,9 @@ def wasserstein_discriminator(
 
     arXiv:1701.07875, algorithm 1. The critic must be Lipschitz: :func:`clip_weights` or a penalty of
     :mod:`xmodal_jax.losses.penalties` keeps it so.
+
+    ``present``: which examples count (None: all); the terms of the others are 0. ``axis_name`` is not used: all
+    objectives have the same arguments.
     """
     return _loss_where_present(lambda r, f: f - r, present, real, fake)
 
@@ -121,7 +132,10 @@ def wasserstein_discriminator(
 def wasserstein_generator(
     fake: Logits, real: Logits, *, present: Present = None, axis_name: AxisName = None
 ) -> Logits:
-    """``-f`` for the logit f of a generated example (Arjovsky et al. 2017, algorithm 1); the hinge loss has it too."""
+    """``-f`` for the logit f of a generated example (Arjovsky et al. 2017, algorithm 1); the hinge loss has it too.
+
+    ``fake``: these logits. ``present``: which examples count (None: all); the terms of the others are 0.
+    """
     del real, axis_name  # not used: all objectives have the same arguments
     return _loss_where_present(lambda f: -f, present, fake)
 
@@ -133,6 +147,9 @@ def hinge_discriminator(
     """``relu(1 - r) + relu(1 + f)`` for logits r of real and f of generated examples.
 
     Miyato et al. 2018, SN-GAN, arXiv:1802.05957, eq. 16.
+
+    ``present``: which examples count (None: all); the terms of the others are 0. ``axis_name`` is not used: all
+    objectives have the same arguments.
     """
     return _loss_where_present(lambda r, f: relu(1.0 - r) + relu(1.0 + f), present, real, fake)
 
@@ -149,6 +166,9 @@ def jsd_bound(
     best, with v the log of the density ratio, the mean is :math:`KL(P\|M) + KL(Q\|M)` with M the mixture of both: twice
     the Jensen-Shannon divergence, at most 2 log 2. That is no more than :math:`KL(P\|Q)`, so with P the true pairs, and
     Q pairs of which one side is rolled along the batch, the mean is a lower bound of the sides' mutual information.
+
+    ``positive`` are the logits :math:`v_p`, ``negative`` the logits :math:`v_q`. ``present``: which examples count
+    (None: all); the terms of the others are 0. ``axis_name`` is not used.
     """
     return _loss_where_present(
         lambda p, q: 2.0 * math.log(2.0) - softplus(-p) - softplus(q), present, positive, negative
@@ -162,6 +182,9 @@ def jsd_discriminator(
     """Minus :func:`jsd_bound` with the real examples as P and the generated ones as Q, in nats.
 
     The discriminator minimises it, and so tightens the bound.
+
+    ``real`` and ``fake`` are the logits of both. ``present``: which examples count (None: all). ``axis_name`` is not
+    used: all objectives have the same arguments.
     """
     return -jsd_bound(real, fake, present=present)
 
@@ -173,6 +196,9 @@ def jsd_generator(
     """:func:`jsd_bound` with the real examples as P and the generated ones as Q, in nats.
 
     The generator minimises it, and so lowers the divergence.
+
+    ``fake`` and ``real`` are the logits of both. ``present``: which examples count (None: all). ``axis_name`` is not
+    used: all objectives have the same arguments.
     """
     return jsd_bound(real, fake, present=present)
 
@@ -184,6 +210,9 @@ def relativistic_discriminator(
     r""":math:`-\log \sigma(r - f)`, nats, for RSGAN (Jolicoeur-Martineau 2018, arXiv:1807.00734, section 4).
 
     The logit r of a real example is to exceed that of the generated example at the same position in the batch, f.
+
+    ``real`` and ``fake`` are these logits. ``present``: which examples count (None: all); the terms of the others are
+    0. ``axis_name`` is not used.
     """
     return _loss_where_present(lambda r, f: softplus(f - r), present, real, fake)
 
@@ -205,9 +234,13 @@ def relativistic_average_discriminator(
     .. math:: -\log \sigma(r - \bar f) - \log(1 - \sigma(f - \bar r)) \quad\text{(nats)}
 
     with the means over the present examples of the global batch: RaSGAN (Jolicoeur-Martineau 2018, section 4).
+
+    ``present``: which examples count (None: all). ``axis_name``: the named axis that splits the batch over devices, if
+    any.
     """
 
     def loss(r, f):
+        """The terms ``[B]`` of this device's examples, from their real logits ``r`` and generated logits ``f``."""
         weights = None if present is None else present.astype(r.dtype)
 
         def global_mean(logits):

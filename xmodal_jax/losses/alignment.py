@@ -201,6 +201,9 @@ def _covariance(x, y, present, axis_name):
     """The covariance ``[x_dim, y_dim]`` of two centred views over the global batch, with the divisor n - 1.
 
     Absent examples are 0 in both views.
+
+    ``x [B, x_dim]`` and ``y [B, y_dim]`` are this device's examples, ``present [B]`` marks those that count.
+    ``axis_name``: the named axis that splits the batch over devices, if any.
     """
     count = psum(present.sum(), axis_name)
     return psum(x.T @ y, axis_name) / jnp.maximum(count - 1, 1).astype(x.dtype)

@@ -56,7 +56,10 @@ def elbo(inputs: ObjectiveInputs, *, beta: Weight = 1.0, samples: int = 1) -> Ob
 def prior_log_ratio(
     posterior: Posterior, prior: Posterior, z: Float[Array, "samples batch dim"]
 ) -> Float[Array, "samples batch"]:
-    """``log p(z) - log q(z | x)``, summed over dimensions."""
+    """``log p(z) - log q(z | x)``, summed over dimensions.
+
+    ``z``: samples of the posterior ``q(z | x)``; the two distributions are those of ``B`` examples, ``[B, D]``.
+    """
     samples = len(z)
     log_p = repeat_leading(prior, samples).log_prob(z)
     log_q = repeat_leading(posterior, samples).log_prob(z)
@@ -137,7 +140,10 @@ def inverse_multiquadratic(
     scales: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 ) -> Float[Array, "n m"]:
     """``sum_s C s / (C s + ||x - y||^2)`` with ``C = 2 dim``, the mean squared distance of two draws of N(0, 1)
-    (Tolstikhin et al. 2018, sec. 4): a sum of rational-quadratic kernels with alpha 1."""
+    (Tolstikhin et al. 2018, sec. 4): a sum of rational-quadratic kernels with alpha 1.
+
+    ``scales`` are the values of s.
+    """
     total = jnp.zeros((len(x), len(y)), x.dtype)
     for scale in scales:
         # C s / (C s + d^2) = 1 / (1 + (w d)^2 / 2) with w = sqrt(2 / (C s)), the rational-quadratic kernel of w d.

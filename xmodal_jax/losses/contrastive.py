@@ -257,6 +257,9 @@ def _global_logits(rows: PairSide, cols: PairSide, axis_name: AxisName) -> tuple
     ``row_logits`` are those of this device's rows with all columns, ``col_logits`` those of its columns with all rows.
     ``valid`` and ``positive`` are the masks of `pair_masks`; they serve both directions, as an example has the same ids
     on both sides.
+
+    ``rows`` and ``cols``: the two sides of this device's pairs. ``axis_name``: the named axis that splits the batch
+    over devices, if any.
     """
     all_cols = gather_side(cols, axis_name)
     row_logits = pair_logits(rows, all_cols)
@@ -265,7 +268,11 @@ def _global_logits(rows: PairSide, cols: PairSide, axis_name: AxisName) -> tuple
 
 
 def _global_statistics(rows: PairSide, cols: PairSide, axis_name: AxisName) -> PairStatistics:
-    """The statistics of `pair_statistics`, from the whole matrix of logits."""
+    """The statistics of `pair_statistics`, from the whole matrix of logits.
+
+    For each row and each column: the log-sum-exp of its logits and the sum of its positive logits. ``rows`` and
+    ``cols`` are the two sides of this device's pairs.
+    """
     row_logits, col_logits, valid, positive = _global_logits(rows, cols, axis_name)
     both = (row_logits, col_logits)
     row_lse, col_lse = (jax.nn.logsumexp(jnp.where(valid, s, MASKED_LOGIT), axis=1) for s in both)
@@ -293,7 +300,11 @@ def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: s
 
 
 def _count_positives(side: PairSide, axis_name: AxisName) -> Float[Array, "batch"]:
-    """The number of positives of each example among the present examples of the global batch, itself included."""
+    """The number of positives of each example among the present examples of the global batch, itself included.
+
+    ``side``: one side of this device's pairs, with the ids of its examples; examples with the same ``positive_id`` are
+    positives of each other.
+    """
     if side.positive_id.ndim > 1:  # ids of several kinds, any of which can match: compare all pairs
         positive = equal_ids(side.positive_id, all_gather(side.positive_id, axis_name))
         count = (positive & all_gather(side.present, axis_name)[None, :]).sum(axis=1)

@@ -92,6 +92,9 @@ def pair_masks(rows: PairSide, cols: PairSide) -> tuple[Bool[Array, "rows cols"]
     """``(valid, positive)``: which pairs of a row and a column count at all, and which of those are positive.
 
     The valid pairs that are not positive are negatives.
+
+    ``rows`` and ``cols`` are sides of pairs: embeddings with ids. A pair is positive if its ``positive_id`` agree; a
+    pair with the same ``group_id`` that is not positive is ignored.
     """
     same_positive = equal_ids(rows.positive_id, cols.positive_id)
     same_group = equal_ids(rows.group_id, cols.group_id)

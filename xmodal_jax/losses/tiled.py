@@ -122,7 +122,10 @@ def _pair_statistics_forward(rows, cols, tile, axis_name):
     """
 
     def visit(row_sums, tile_state):
-        """Adds a tile of columns to the rows' sums, and the rows to the tile's sums."""
+        """Adds a tile of columns to the rows' sums, and the rows to the tile's sums.
+
+        ``tile_state``: the columns of the tile, and their sums so far.
+        """
         tile_cols, col_sums = tile_state
         valid, positive = pair_masks(rows, tile_cols)
         logits = jnp.where(valid, pair_logits(rows, tile_cols), MASKED_LOGIT)
@@ -146,7 +149,11 @@ def _pair_statistics_backward(tile, axis_name, residuals, g):
     rows, cols, row_lse, col_lse = residuals
 
     def visit(d_rows, tile_state):
-        """Adds the gradients that come from the pairs of the rows with a tile of columns."""
+        """Adds the gradients that come from the pairs of the rows with a tile of columns.
+
+        ``tile_state``: the tile's columns, their log-sum-exp, the cotangents of their two statistics, and the gradient
+        of their embeddings so far.
+        """
         tile_cols, lse, g_lse, g_positive, d_cols = tile_state
         valid, positive = pair_masks(rows, tile_cols)
         logits = jnp.where(valid, pair_logits(rows, tile_cols), MASKED_LOGIT)
@@ -196,7 +203,10 @@ def _side_cotangent(side: PairSide, gradient) -> PairSide:
 def signed_logits(
     rows: PairSide, bias: Float[Array, "rows"], cols: PairSide
 ) -> tuple[Float[Array, "rows cols"], Float[Array, "rows cols"], Array]:
-    """``(y (logits + bias), y, valid)``: y is 1 for a positive pair, else -1; ``valid`` marks the pairs that count."""
+    """``(y (logits + bias), y, valid)``: y is 1 for a positive pair, else -1; ``valid`` marks the pairs that count.
+
+    ``rows`` and ``cols`` are the two sides of the pairs; ``bias`` has one value for each row.
+    """
     valid, positive = pair_masks(rows, cols)
     label = jnp.where(positive, 1.0, -1.0).astype(bias.dtype)
     return label * (pair_logits(rows, cols) + bias[:, None]), label, valid
@@ -235,7 +245,11 @@ def _sigmoid_sums_backward(tile, axis_name, residuals, g):
     rows, bias, cols = residuals
 
     def visit(gradients, tile_state):
-        """Adds the gradients that come from the pairs of the rows with a tile of columns."""
+        """Adds the gradients that come from the pairs of the rows with a tile of columns.
+
+        ``gradients``: of the rows' embeddings and biases so far. ``tile_state``: the tile's columns, and the gradient
+        of their embeddings so far.
+        """
         d_rows, d_bias = gradients
         tile_cols, d_cols = tile_state
         signed, label, valid = signed_logits(rows, bias, tile_cols)

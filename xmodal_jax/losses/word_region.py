@@ -147,6 +147,8 @@ def _scores(captions, regions, *, attention: Attention):
 
     ``captions`` is the tuple of words ``[captions, length, dim]``, their mask, gamma1 and gamma2. Axes of the einsums:
     i image, n caption, l word, r region, d dimension.
+
+    ``regions`` are the images', ``[images, regions, dim]``. ``attention``: "cosine" or "damsm".
     """
     words, mask, gamma1, gamma2 = captions
     # Multiply in the features' precision, accumulate in float32 at least.

@@ -81,6 +81,8 @@ def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
     """The gradient of :func:`correlate` with respect to ``x [N, *input_size, C]``, given that of its result.
 
     ``dy [N, *output_size, O]``, ``kernel [*kernel_size, C, O]``. Also known as the transposed convolution.
+
+    ``geometry`` has the sizes, the stride and the padding of the convolution.
     """
     cpu = functools.partial(conv_cpu.input_gradient, geometry=geometry)
     default = functools.partial(conv_lax.input_gradient, geometry=geometry, permute=False)
@@ -92,6 +94,8 @@ def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
     """The gradient of :func:`correlate` with respect to ``kernel [*kernel_size, C, O]``, given that of its result.
 
     ``x [N, *input_size, C]``, ``dy [N, *output_size, O]``.
+
+    ``geometry`` has the sizes, the stride and the padding of the convolution.
     """
     cpu = functools.partial(conv_cpu.kernel_gradient, geometry=geometry)
     default = functools.partial(conv_lax.kernel_gradient, geometry=geometry, permute=False)

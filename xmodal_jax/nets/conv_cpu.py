@@ -52,7 +52,10 @@ UNROLLED_MEMBERS = 8
 
 
 def correlate(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
-    """The convolution of ``x [N, *input_size, C]`` with ``kernel [*kernel_size, C, O]``: ``[N, *output_size, O]``."""
+    """The convolution of ``x [N, *input_size, C]`` with ``kernel [*kernel_size, C, O]``: ``[N, *output_size, O]``.
+
+    ``geometry`` has the sizes, the strides and the padding of the convolution.
+    """
     channels, features = kernel.shape[-2:]
     if _winograd_pays(x, channels, features, geometry):
         # In blocks of as many pixels as the stride, whose pixels are channels, the convolution has stride 1.
@@ -82,6 +85,8 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
     """The gradient of :func:`correlate` with respect to ``x``, given that of its result:
 
     ``dy [N, *output_size, O]`` and ``kernel [*kernel_size, C, O]`` to ``dx [N, *input_size, C]``.
+
+    ``geometry`` has the sizes, the strides and the padding of the convolution.
     """
     # Per axis: the kernel's size in blocks of as many pixels as the stride.
     kernel_blocks = _kernel_blocks(geometry)
@@ -118,6 +123,8 @@ def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry) -> Array:
     """The gradient of :func:`correlate` with respect to ``kernel``, given that of its result:
 
     ``x [N, *input_size, C]`` and ``dy [N, *output_size, O]`` to ``[*kernel_size, C, O]``.
+
+    ``geometry`` has the sizes, the strides and the padding of the convolution.
     """
     if _winograd_pays(x, x.shape[-1], dy.shape[-1], geometry, least=WINOGRAD_KERNEL_CHANNELS):
         # Computed for the convolution over blocks of pixels, which has stride 1.
@@ -282,6 +289,8 @@ def _winograd(x: Array, kernel: Array, size: Sequence[int], *, transposed: bool 
     kernel, and B, G and A are applied along both spatial axes. The elementwise product ``*`` is a matrix product over
     channels at each position in the tile. With ``transposed`` the kernel is flipped and its channels ``O`` and ``C``
     are swapped.
+
+    ``size``: height and width of the output, in pixels.
     """
     kernel_size = kernel.shape[:-2]
     tile_counts = [-(-m // 2) for m in size]  # output tiles of two pixels, per axis
@@ -313,6 +322,8 @@ def _winograd_kernel_gradient(x: Array, dy: Array, kernel_size: tuple[int, ...])
 
     The forward pass is ``y = A ((G g) * (B d))``, so that the gradient is ``G^T ((A^T dy) * (B d))``, summed over
     tiles.
+
+    ``x`` is the padded input ``[N, H, W, C]``, ``dy [N, *size, O]`` the gradient of the output.
     """
     size = dy.shape[1:-1]
     tile_counts = [-(-m // 2) for m in size]  # output tiles of two pixels, per axis

@@ -38,6 +38,9 @@ def correlate(x: Array, kernel: Array, *, geometry: Geometry, groups: int = 1) -
 
     Returns:
       ``[N, *output_size, O]``.
+
+    ``geometry`` has the sizes, the strides and the padding. With ``groups`` the channels are divided into as many
+    groups, each with its own part of the features.
     """
     return lax.conv_general_dilated(
         x,
@@ -55,6 +58,8 @@ def input_gradient(dy: Array, kernel: Array, *, geometry: Geometry, permute: boo
 
     With ``permute`` the kernel's channel axes are swapped in memory first, which makes it fast on a CPU; without it
     only the names of the axes are swapped, which other platforms recognize.
+
+    ``geometry`` has the sizes, the strides and the padding of the convolution.
     """
     spatial = len(geometry.strides)
     kernel = jnp.flip(kernel, range(spatial))
@@ -87,6 +92,8 @@ def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry, permute: bool) -
 
     With ``permute`` the arrays' axes are transposed in memory first, which makes it fast on a CPU; without it only the
     names of the axes are swapped, which other platforms recognize.
+
+    ``geometry`` has the sizes, the strides and the padding of the convolution.
     """
     spatial = len(geometry.strides)
     image, hwio, _ = _dimension_numbers(spatial)

@@ -34,7 +34,10 @@ def _fusion(kind: str, options: Mapping[str, Any]) -> Fusion:
 
 
 def _tokens(a: Encoded, b: Encoded, mask_a, mask_b) -> dict[str, Tokens]:
-    """``{"a": Tokens, "b": Tokens}`` of the two inputs; a vector ``[B, D]`` becomes one token ``[B, 1, D]``."""
+    """``{"a": Tokens, "b": Tokens}`` of the two inputs; a vector ``[B, D]`` becomes one token ``[B, 1, D]``.
+
+    ``mask_a`` and ``mask_b`` are True on valid tokens, ``[B, N]`` (``[B]`` for vectors); None: all.
+    """
     tokens = {}
     for name, x, mask in (("a", a, mask_a), ("b", b, mask_b)):
         if x.ndim == 2:

@@ -303,6 +303,7 @@ class ConvNetConfig(ResidualEncoderConfig):
     """Whether sine-cosine position embeddings are added to the tokens, which a model that attends to them needs."""
 
     def build(self) -> nn.Module:
+        """The network with these options."""
         return ConvNet(
             depth=self.depth,
             norm=self.norm,

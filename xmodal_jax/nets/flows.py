@@ -188,7 +188,10 @@ class AutoregressiveFlow(nn.Module):
         ]
 
     def __call__(self, x: Vectors, context: Context | None = None) -> tuple[Vectors, Float[Array, "batch"]]:
-        """``(z, log_det)``: data ``x [B, D]`` to noise ``z [B, D]``, and ``log |det dz/dx|`` ``[B]`` in nats."""
+        """``(z, log_det)``: data ``x [B, D]`` to noise ``z [B, D]``, and ``log |det dz/dx|`` ``[B]`` in nats.
+
+        ``context [B, C]``: what the density is conditioned on; None: nothing.
+        """
         log_det = jnp.zeros(len(x), x.dtype)
         for made in self.steps:
             shift, log_scale = made(x, context)
@@ -206,6 +209,8 @@ class AutoregressiveFlow(nn.Module):
         """Inverts one layer, ``made``: noise ``u [B, D]`` to data ``x``, one dimension after the other.
 
         ``x_i = u_i exp(log_scale_i) + shift_i``, where log-scale and shift depend on the dimensions before ``i``.
+
+        ``context [B, C]``: what the density is conditioned on; None: nothing.
         """
         dims = jnp.arange(self.features)
 

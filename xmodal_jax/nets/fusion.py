@@ -218,7 +218,10 @@ class Fusion(nn.Module):
 
 
 def concatenate(streams: Streams, without: str | None = None) -> Tokens:
-    """One sequence of the tokens of all modalities, in order, except those of ``without``."""
+    """One sequence of the tokens of all modalities, in order, except those of ``without``.
+
+    ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask. ``without`` None: of all modalities.
+    """
     included = [stream for name, stream in streams.items() if name != without]
     return Tokens(
         jnp.concatenate([stream.values for stream in included], axis=1),
@@ -262,6 +265,8 @@ class CoAttention(Fusion):
         """Updates each modality's tokens by attention to themselves and to all other modalities', ``depth`` times.
 
         All modalities of a layer attend to the tokens as they were before the layer.
+
+        ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask. ``keys``: for dropout.
         """
         for layer in range(self.depth):
             updated = {}
@@ -305,6 +310,8 @@ class BottleneckAttention(Fusion):
 
         In each layer every modality ``m`` gets a copy ``b_m``; the next ``b`` is the mean of these copies over the
         modalities that are present.
+
+        ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask. ``keys``: for dropout.
         """
         batch = len(next(iter(streams.values())).values)
         bottleneck = learned_tokens(self, "bottleneck", self.bottlenecks, batch)  # b
@@ -410,6 +417,8 @@ class PerceiverResampler(Fusion):
         """Updates the learned queries ``x`` by attention to all tokens and to themselves, ``depth`` times.
 
         ``x += attention(LN x, [LN tokens ; LN x])``, then ``x += MLP(LN x)``.
+
+        ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask. ``keys``: for dropout.
         """
         values, mask = concatenate(streams)
         x = learned_tokens(self, "query", self.queries, len(values))
@@ -447,7 +456,10 @@ class Concatenation(Fusion):
     """An MLP of ``depth`` hidden layers over the concatenated mean tokens of the modalities (zeros if missing)."""
 
     def fuse(self, streams: Streams, keys: ExampleKeys | None) -> FusionOutput:
-        """The output of the MLP over the concatenated mean tokens, one vector per example."""
+        """The output of the MLP over the concatenated mean tokens, one vector per example.
+
+        ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask; a missing modality's mean is 0.
+        """
         x = jnp.concatenate(list(mean_tokens(streams).values()), axis=-1)
         hidden_size = int(self.mlp_ratio * self.width)
         for layer in range(self.depth):
@@ -470,6 +482,8 @@ class AdditiveAttention(Fusion):
         """The mean of all tokens weighted by ``softmax(v . tanh(W x))``, then an MLP; one vector per example.
 
         The weights are recorded as an attention map.
+
+        ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask.
         """
         values, mask = concatenate(streams)
         hidden = jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(values))
@@ -501,6 +515,8 @@ class LowRankBilinear(Fusion):
         """The mean over ranks ``r`` of the product over modalities ``m`` of ``W_m^r [z_m ; 1]``, then an MLP.
 
         ``z_m`` is the mean token of a modality.
+
+        ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask.
         """
         product = jnp.ones((), jnp.float32)
         for name, z in mean_tokens(streams).items():

@@ -68,7 +68,10 @@ class Pool(nn.Module):
 def _pool_sentence(
     kind: str, values: Float[Array, "batch length dim"], mask: Bool[Array, "batch length"]
 ) -> Float[Array, "batch dim"]:
-    """The pools "max", "mean_sqrt", "weighted_mean" and "last" of `Pool`; zeros for an example without valid tokens."""
+    """The pools "max", "mean_sqrt", "weighted_mean" and "last" of `Pool`; zeros for an example without valid tokens.
+
+    "max": the largest value of each dimension. The others are weighted sums of the tokens, divided by ``total``.
+    """
     length = mask.shape[1]
     if kind == "max":
         largest = jnp.where(mask[:, :, None], values, -jnp.inf).max(axis=1)

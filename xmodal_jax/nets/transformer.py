@@ -394,6 +394,8 @@ def stack_layers(params: dict, depth: int) -> dict:
     """Converts the parameters of a `Transformer` without ``scan_layers`` to those of one with ``scan_layers=True``.
 
     The parameters ``layers_0``, ``layers_1``, ... are stacked along a new first axis, as ``layers``.
+
+    ``depth``: the number of layers.
     """
     layers = [params[f"layers_{layer}"] for layer in range(depth)]
     other_params = {name: value for name, value in params.items() if not name.startswith("layers_")}

@@ -71,7 +71,10 @@ def diff_augment(
 
 
 def _jitter(key, image):
-    """An image ``[H, W, C]`` with random brightness, saturation and contrast, as `diff_augment` describes."""
+    """An image ``[H, W, C]`` with random brightness, saturation and contrast, as `diff_augment` describes.
+
+    ``key``: the image's random key.
+    """
     low, high = jnp.array([-0.5, 0.0, 0.5]), jnp.array([0.5, 2.0, 1.5])
     draws = jax.random.uniform(key, (3,), minval=low, maxval=high)
     brightness, saturation, contrast = draws.astype(image.dtype)
@@ -83,7 +86,10 @@ def _jitter(key, image):
 
 
 def _shift(key, image, fraction):
-    """An image ``[H, W, C]`` shifted by a random number of pixels, up to ``fraction`` of each side; padded with 0."""
+    """An image ``[H, W, C]`` shifted by a random number of pixels, up to ``fraction`` of each side; padded with 0.
+
+    ``key``: the image's random key.
+    """
     largest = [int(fraction * side + 0.5) for side in image.shape[:2]]  # rounded to whole pixels
     padded = jnp.pad(image, [(largest[0], largest[0]), (largest[1], largest[1]), (0, 0)])
     start = jax.random.randint(key, (2,), 0, 2 * jnp.array(largest) + 1)
@@ -277,6 +283,9 @@ def ada_geometry(
     Each is the inverse of these transformations in order: flip, quarter turns, shift by whole pixels, scale, rotation,
     stretch, rotation and shift. Each is applied with this ``probability`` p; each of the two rotations has the
     probability ``1 - sqrt(1 - p)``, so that there is at least one with probability p.
+
+    ``draws``: three random numbers for each transformation and example, from `ada_draws`. ``config``: which
+    transformations there are, and their strengths. ``height``, ``width``: of the images, in pixels.
     """
     sides = jnp.array([height, width], jnp.float32)
     rotation_probability = 1.0 - jnp.sqrt(1.0 - probability)
@@ -326,6 +335,9 @@ def ada_colors(
 
     Each is composed of brightness, contrast, luma flip, hue and saturation, in this order, each applied with this
     ``probability``. The last three mirror, rotate or scale about the grey axis v = (1, 1, 1) / sqrt 3, as in the paper.
+
+    ``draws``: three random numbers for each transformation and example, from `ada_draws`. ``config``: which
+    transformations there are, and their strengths.
     """
     grey = jnp.full((3, 3), 1.0 / 3.0)  # v v^T: the projection on the grey axis
     # The matrix of the cross product with v.

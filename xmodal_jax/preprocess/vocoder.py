@@ -25,6 +25,8 @@ def istft(
 
     Raises:
       ValueError: frames do not overlap.
+
+    ``n_fft``: length of a frame and of its Hann window, ``hop``: distance between frames, in samples.
     """
     if hop >= n_fft:
         raise ValueError(f"frames must overlap: hop {hop} must be below n_fft {n_fft}")

@@ -258,6 +258,8 @@ def make_image_encoder(
     """The image encoder that a parsed ``config.json`` of CLIP, or of its image encoder alone, describes.
 
     ``image_size``: height and width of the data's images; None: those of the checkpoint.
+
+    ``options``: head, dropout, dtype.
     """
     vision_config = getattr(config, "vision_config", config)
     size, patch = images.image_and_patch_size(vision_config)
@@ -273,7 +275,10 @@ def make_image_encoder(
 
 
 def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> ClipText:
-    """The text encoder that a parsed ``config.json`` of CLIP, or of its text encoder alone, describes."""
+    """The text encoder that a parsed ``config.json`` of CLIP, or of its text encoder alone, describes.
+
+    ``options``: head, dropout, dtype.
+    """
     text_config = getattr(config, "text_config", config)
     return ClipText(
         sizes=read_sizes(text_config, options),
@@ -300,6 +305,8 @@ def with_projection(
 
     In a checkpoint with the projection, the names of the encoder's arrays have the prefix ``prefix``, but that of the
     projection does not. (In a checkpoint of the encoder alone no name has a prefix.)
+
+    ``sizes``: the encoder's, whose ``options.head`` says whether the projection is a part of the module.
     """
     if sizes.options.head != "project":
         return rules

@@ -269,7 +269,10 @@ def empty_aligned(shape: tuple[int, ...], dtype: Any, boundary: int = 64) -> np.
 
 
 def _read_part(rule: Rule, entries: list[Entry], shape: tuple[int, ...]) -> np.ndarray | float:
-    """The values ``[*shape]`` that a rule puts into a parameter or a slice of it; 0 if the rule names no array."""
+    """The values ``[*shape]`` that a rule puts into a parameter or a slice of it; 0 if the rule names no array.
+
+    ``entries``: the arrays that the rule names, which have not been read yet.
+    """
     if not entries:
         return 0.0
     arrays = [entry.read() for entry in entries]
@@ -360,7 +363,10 @@ def _part_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_entry(rule: Rule, name: str, entry: Entry, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if an array's type or shape does not fit the parameter that it fills."""
+    """Raises ValueError if an array's type or shape does not fit the parameter that it fills.
+
+    ``rule``: how the array ``entry`` of this ``name`` fills the parameter; ``shape``: that of the whole parameter.
+    """
     if entry.dtype not in FLOATING:
         raise ValueError(f"{entry.path}: {name!r} is {entry.dtype}, expected one of {', '.join(FLOATING)}")
     expected = rule.layout.array_shape(_part_shape(rule, shape))

@@ -239,7 +239,10 @@ def make_image_encoder(
 
 
 def make_text_encoder(config: SimpleNamespace, options: EncoderOptions) -> SiglipText:
-    """The text encoder that a parsed ``config.json`` of SigLIP, or of its text encoder alone, describes."""
+    """The text encoder that a parsed ``config.json`` of SigLIP, or of its text encoder alone, describes.
+
+    ``options``: head, dropout, dtype.
+    """
     text_config = getattr(config, "text_config", config)
     return SiglipText(
         sizes=read_sizes(text_config, options),

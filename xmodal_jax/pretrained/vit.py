@@ -134,7 +134,10 @@ class ViT(PretrainedEncoder):
 
 def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ViT:
     """The ViT that a parsed ``config.json`` describes; ``image_size``: height and width of the data's images, None for
-    those of the checkpoint."""
+    those of the checkpoint.
+
+    ``options``: head, dropout, dtype.
+    """
     has_pooler = getattr(config, "has_pooler", True)
     if has_pooler and config.pooler_act != "tanh":
         raise ValueError(f"only a pooler with tanh can be loaded for ViT, got {config.pooler_act!r}")
@@ -152,6 +155,8 @@ def make_dinov2(config: SimpleNamespace, options: EncoderOptions, *, image_size:
 
     None: the checkpoint's size, which is 518 pixels for the published models. That makes 1369 patches; 224 pixels make
     256.
+
+    ``options``: head, dropout, dtype.
     """
     gated, hidden = config.use_swiglu_ffn, int(config.hidden_size * config.mlp_ratio)
     # `read_sizes` needs two fields that the configuration lacks; ``transformers`` derives them in this way. A gated MLP

@@ -48,6 +48,7 @@ class LatentConfig(PretrainedConfig):
     """Learning rate of the pretrained encoders, relative to the other parameters (0.1: a tenth); 0 freezes them."""
 
     def __post_init__(self):
+        """Checks the multiplier of the learning rate."""
         super().__post_init__()
         if self.encoder_lr_multiplier < 0:
             raise ValueError(

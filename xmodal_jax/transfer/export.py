@@ -106,7 +106,7 @@ class _Writer:
                 continue
             config = from_json(PretrainedEncoderConfig, config)
             example = self.example(slot.name)
-            # vocab_size is for encoders that are not pretrained.
+            # vocab_size=0: there is no tokenizer here whose size has to fit the encoder.
             module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
             params = subtree(self.restored.params, slot.path)
             towers[slot.name] = TrainedEncoder(slot.name, module, params, config.architecture, *self.resize)

@@ -85,10 +85,14 @@ def _load_tower(
     pretrained: PretrainedEncoders, name: str, model: ContrastiveConfig, example: Mapping[str, np.ndarray]
 ) -> _FrozenTower:
     """The frozen encoder of a modality with its checkpoint's parameters; ``example``: a batch of one example, for the
-    shapes of its inputs."""
+    shapes of its inputs.
+
+    ``name``: the modality. ``pretrained``: the encoders that the flags name. ``model``: the model's configuration, for
+    its head and audio features.
+    """
     kind = kind_of(name)
     config = pretrained.configs[kind]
-    # vocab_size is for encoders that are not pretrained.
+    # vocab_size=0: there is no tokenizer here whose size has to fit the encoder.
     module = make_encoder(name, config, example, vocab_size=0, head=tower_head(config, model.head))
     checkpoint = open_checkpoint(pretrained.folders[kind])
     params, _ = read_parameters(checkpoint, kind, module, parameter_shapes(module))
@@ -103,7 +107,10 @@ def _load_tower(
 
 
 def _embed_in_chunks(tower: _FrozenTower, name: str, batch: Mapping[str, Any]) -> np.ndarray:
-    """The features of the modality ``name`` of a batch, ``[B, width]``, computed for `CHUNK` examples at a time."""
+    """The features of the modality ``name`` of a batch, ``[B, width]``, computed for `CHUNK` examples at a time.
+
+    ``tower``: the frozen encoder with its parameters.
+    """
     inputs = {field: batch[field] for field in (name, f"{name}_mask") if field in batch}
     chunks = []
     for start in range(0, len(batch[name]), CHUNK):

@@ -156,7 +156,8 @@ def text_encoder_of_checkpoint(options: EncoderConfig, folder: pathlib.Path) -> 
             "--model.condition.text.pool mean, cls, or leave it out for the encoder's own"
         )
     head = "pool" if config.pool == "own" else "none"  # "none": tokens, which the GAN's own pool reduces
-    # No example is needed, as token ids have one shape; vocab_size is for encoders that are not pretrained.
+    # No example is needed, as parameters do not depend on the length of texts. vocab_size=0: the tokenizer is the
+    # checkpoint's own, which need not be checked.
     module = make_encoder("text", config, {}, vocab_size=0, head=head)
     params, _ = read_parameters(open_checkpoint(folder), "text", module, parameter_shapes(module))
     return FrozenTextEncoder(config, {"encoder": params}, load_hf_tokenizer(folder), length=None)
@@ -262,7 +263,7 @@ def load_image_encoder(config: PretrainedConfig, shape: tuple[int, int, int]) ->
     if folder is None:
         return None
     example = {"image": np.zeros((1, *shape), np.uint8)}
-    # vocab_size is for text encoders that are not pretrained.
+    # vocab_size=0: there is no tokenizer here whose size has to fit the encoder.
     module = make_encoder("image", read_pretrained_config("image", folder), example, vocab_size=0)
     params, _ = read_parameters(open_checkpoint(folder), "image", module, parameter_shapes(module))
 

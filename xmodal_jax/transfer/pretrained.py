@@ -470,7 +470,7 @@ def _read(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Param
     if slot.name == "decoder":
         return _read_decoder(checkpoint, slot, config, initial)
     example = {slot.name: batch[slot.fields[0]]}
-    # vocab_size is for encoders that are not pretrained.
+    # vocab_size=0: there is no tokenizer here whose size has to fit the encoder.
     module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
     if not slot.stacked:
         return _read_like(checkpoint, slot.name, module, initial)
@@ -480,7 +480,10 @@ def _read(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Param
 
 
 def _read_like(checkpoint: Checkpoint, name: str, module: Any, initial: Params) -> Params:
-    """A checkpoint's parameters for ``module``, laid out on the devices like the ``initial`` ones."""
+    """A checkpoint's parameters for ``module``, laid out on the devices like the ``initial`` ones.
+
+    ``name``: the encoder's modality, or "decoder".
+    """
     initial_by_path = trees.flat(initial)
     # From a parameter's path and shape to its sharding.
     sharding = lambda path, _: initial_by_path[path].sharding
@@ -490,7 +493,11 @@ def _read_like(checkpoint: Checkpoint, name: str, module: Any, initial: Params) 
 
 def _read_decoder(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initial: Params) -> Params:
     """A decoder's parameters from the checkpoint of a language model. Such a model may have no cross-attention, which
-    then keeps its ``initial`` parameters."""
+    then keeps its ``initial`` parameters.
+
+    ``slot``: the decoder's place in the method's parameters; its ``new_parts`` is a regular expression for what the
+    checkpoint may lack, the cross-attention. ``config``: the decoder's configuration.
+    """
     sizes = dict(
         vocab_size=len(initial["embed"]["embedding"]), max_length=len(initial["positions"]["embedding"])
     )

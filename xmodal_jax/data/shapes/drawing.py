@@ -110,7 +110,10 @@ def _heart(x, y):
 
 
 def _heart_inside(x, y):
-    """As `_heart`, but exact inside, where `_heart` takes the seams between the discs and the wedge for edges."""
+    """As `_heart`, but exact inside, where `_heart` takes the seams between the discs and the wedge for edges.
+
+    Negative inside; ``x`` and ``y`` in radii from the centre.
+    """
     r, cx, cy, _ = (np.float32(value) for value in _HEART)
     x, (nx, ny) = np.abs(x), np.float32(_heart_normal())  # the right half
     u, v = x - cx, y - cy  # from the centre of the disc
@@ -175,7 +178,8 @@ def _paint(canvas, numbers, kind, colour, texture, centre, radius, angle, patch)
     ``[N, side, side, 3]``.
 
     All have the shape ``kind`` and lie within a square of ``patch`` pixels; the other arguments are those of `draw`,
-    ``[K, ...]``.
+    ``[K, ...]``. They are the objects' colours RGB ``[K, 3]``, textures ``[K]``, centres ``[K, 2]`` and radii ``[K]``
+    (in canvas widths) and angles ``[K]``.
     """
     x, y, pixels, area = _locate(canvas.shape[1], numbers, centre, radius, angle, patch)
     # The fraction of each pixel that the shape covers: 0.5 on its outline, and linear over one pixel.
@@ -193,7 +197,11 @@ def _paint(canvas, numbers, kind, colour, texture, centre, radius, angle, patch)
 
 
 def _sketch(canvas, numbers, kind, colour, texture, centre, radius, angle, patch):
-    """Draws one object on each of the canvases ``numbers`` as an outline with hatching; arguments as `_paint`."""
+    """Draws one object on each of the canvases ``numbers`` as an outline with hatching; arguments as `_paint`.
+
+    ``canvas [N, side, side, 3]`` is drawn on in place. The objects have the shape ``kind``, lie within squares of
+    ``patch`` pixels, and have colours ``[K, 3]``, centres ``[K, 2]``, radii ``[K]`` and angles ``[K]``.
+    """
     x, y, pixels, area = _locate(canvas.shape[1], numbers, centre, radius, angle, patch)
     # The outline: a line of ``width`` pixels inside the edge, where the depth below the edge is 0 to ``width`` pixels.
     depth = -_SKETCHED[kind](x, y) * pixels

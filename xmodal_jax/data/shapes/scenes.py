@@ -80,6 +80,8 @@ def _pairs(draw: _Draw, n: np.ndarray, *, held_out: bool) -> np.ndarray:
     """Three distinct shape-colour pairs for each scene, codes ``[N, 3]`` (shape * 8 + colour).
 
     ``n``: the number of objects ``[N]``. ``held_out``: whether one object of each scene gets a pair of `HELD_OUT`.
+
+    ``draw`` gives random numbers ``[N]`` by name, one for each scene.
     """
     # Three distinct positions in _SEEN_CODES: the second is drawn as a distance from the first.
     m = len(_SEEN_CODES)
@@ -106,6 +108,8 @@ def _along(draw: _Draw, name: str, *, first: np.ndarray, second: np.ndarray, swa
 
     Returns ``(first_coordinate, second_coordinate, distance)``, ``[N]`` each in canvas widths. The first object has the
     smaller coordinate, or the second one where ``swap``.
+
+    ``draw`` gives random numbers ``[N]`` by name; ``name`` is the prefix of the names used here.
     """
     # The distance of the centres: objects neither overlap nor lie too close together, and both fit on the canvas.
     reach = EXTENT * (first + second)
@@ -118,7 +122,10 @@ def _along(draw: _Draw, name: str, *, first: np.ndarray, second: np.ndarray, swa
 
 def _single_object(draw: _Draw, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``(position, place)`` of an object that is alone in its scene: the centre (x, y) ``[N, 2]`` in canvas widths, and
-    the index ``[N]`` of its place in `PLACES`. ``margin`` ``[N, 1]``: smallest distance from the canvas's edge."""
+    the index ``[N]`` of its place in `PLACES`. ``margin`` ``[N, 1]``: smallest distance from the canvas's edge.
+
+    ``draw`` gives random numbers ``[N]`` by name, one for each scene.
+    """
     # The cell (column, line) of a 3 x 3 grid; there are gaps between the cells, so that places are unambiguous.
     cell = np.stack([draw.integer("place/x", high=3), draw.integer("place/y", high=3)], axis=1)
     low = np.where(cell == 0, margin, np.where(cell == 1, 0.45, 0.65))
@@ -135,6 +142,8 @@ def _positions(draw: _Draw, n: np.ndarray, radius: np.ndarray):
 
     Two objects lie side by side. Three form an L with the second one at its corner, so that both relations are
     unambiguous.
+
+    ``draw`` gives random numbers ``[N]`` by name, one for each scene.
     """
     margin = EXTENT * radius
     single_position, single_place = _single_object(draw, margin[:, :1])
@@ -199,6 +208,8 @@ def _motions(draw: _Draw, n: np.ndarray, position: np.ndarray, radius: np.ndarra
 
     At most one of a scene's ``n`` objects moves, in a direction where there is room. ``position`` ``[N, 3, 2]``,
     ``radius`` ``[N, 3]``.
+
+    ``draw`` gives random numbers ``[N]`` by name, one for each scene.
     """
     scene = np.arange(len(n))
     mover = draw.integer("mover", n)  # [N], the object that may move

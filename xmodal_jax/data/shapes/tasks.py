@@ -108,7 +108,10 @@ class Questions(SceneTask):
     needs_scenes = False
 
     def __init__(self, scenes: SpokenShapes, *, both_ways: bool = False):
-        """Generates all questions; images and videos are rendered batch by batch."""
+        """Generates all questions; images and videos are rendered batch by batch.
+
+        ``both_ways``: whether to ask each question about a relation once more with the two objects exchanged.
+        """
         visual = tuple(m for m in scenes.modalities if m.partition("_")[0] in ("image", "video"))
         if not visual:
             raise ValueError(

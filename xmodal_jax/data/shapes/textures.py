@@ -61,7 +61,7 @@ def _checks(rng, x, y, colours):
 def _clouds(rng, x, y, colours):
     """RGB ``[S, S, 3]``: three of the ``colours [4, 3]``, mixed in proportions that vary as smooth noise.
 
-    ``x``, ``y``: the positions of the pixels, ``[S, S]`` each.
+    ``x``, ``y``: the positions of the pixels, ``[S, S]`` each. ``rng`` draws the pattern.
     """
     fine, coarse = _waves(rng, x, y, period=14.0), _waves(rng, x, y, period=26.0)
     u, v = (1 / (1 + np.exp(-2 * noise)) for noise in (fine, coarse))  # to 0..1
@@ -74,6 +74,7 @@ def _dots(rng, x, y, colours):
     """RGB ``[S, S, 3]``: discs of random sizes and colours on a plain ground.
 
     ``x``, ``y``: the positions of the pixels, ``[S, S]`` each. ``colours [4, 3]``: the first is that of the ground.
+    ``rng`` draws the pattern.
     """
     centres = _centres(rng, side=x.max(), spacing=8.5)
     nearest, distance = _nearest(x, y, centres)
@@ -90,7 +91,8 @@ def _rings(rng, x, y, colours):
 def _gradients(rng, x, y, colours):
     """RGB ``[S, S, 3]``: colours that change smoothly along one direction, which is bent by noise.
 
-    ``x``, ``y``: the positions of the pixels, ``[S, S]`` each. ``colours``: four, ``[4, 3]``.
+    ``x``, ``y``: the positions of the pixels, ``[S, S]`` each. ``colours``: four, ``[4, 3]``. ``rng`` draws the
+    pattern.
     """
     # The position 0..4 on a closed path through the four colours; between two of them colours are interpolated.
     bend = 0.25 * _waves(rng, x, y, period=90.0, count=6)

@@ -223,7 +223,8 @@ def mvtcae(inputs: ObjectiveInputs, *, beta: Weight = 2.5, alpha: float = 0.1) -
     """``(M - alpha) / M sum_m rec_m(z) + beta [(1 - alpha) KL(q || p) + alpha / M sum_m KL(q || q_m)]``: MVTCAE (Hwang
     et al. 2021, NeurIPS, eq. 8).
 
-    ``rec_m(z)`` is ``-log p(x_m | z)``, z a sample of q, the product of the experts ``q_m``.
+    ``rec_m(z)`` is ``-log p(x_m | z)``, z a sample of q, the product of the experts ``q_m``. M counts the modalities
+    that an example has; absent ones are left out.
     """
     q = joint_product(inputs.experts, inputs.present)
     z = sample(q, inputs.keys, "product")
@@ -240,6 +241,7 @@ def crmvae(inputs: ObjectiveInputs, *, beta: Weight = 1.0) -> ObjectiveTerms:
     (Suzuki and Matsuo 2023, openreview Rn8u4MYgeNJ, eq. 9).
 
     ``rec_m(z)`` is ``-log p(x_m | z)``; z is a sample of q, the product of experts, and ``z_m`` one of expert ``q_m``.
+    M counts the modalities that an example has; absent ones are left out.
     """
     q = joint_product(inputs.experts, inputs.present)
     z_joint = repeat_leading(sample(q, inputs.keys, "product"), len(inputs.present))

@@ -261,6 +261,7 @@ class Conv(nn.Module):
         strides = _per_axis(self.strides, len(size))  # one for each spatial axis
         geometry = conv_geometry(x.shape[1:-1], size, strides, self.padding)
         if self.feature_group_count == 1:
+            # Input and kernel must vary over the same mesh axes, so that the kernel's gradient is summed over devices.
             y = correlate(*_match_varying_axes(x, kernel), geometry)
         else:
             y = conv_lax.correlate(x, kernel, geometry=geometry, groups=self.feature_group_count)
@@ -302,6 +303,7 @@ class ConvTranspose(nn.Module):
         # A transposed convolution is the gradient of a convolution with respect to its input. That gradient flips the
         # kernel, which lax.conv_transpose (and Flax) does not; so flip it first.
         flipped = jnp.swapaxes(jnp.flip(kernel, range(len(size))), -1, -2)
+        # Input and kernel must vary over the same mesh axes, so that the kernel's gradient is summed over devices.
         y = input_gradient(*_match_varying_axes(x, flipped), geometry)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 

@@ -220,7 +220,7 @@ class Fusion(nn.Module):
 def concatenate(streams: Streams, without: str | None = None) -> Tokens:
     """One sequence of the tokens of all modalities, in order, except those of ``without``.
 
-    ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask. ``without`` None: of all modalities.
+    ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask. ``without`` None: all of them.
     """
     included = [stream for name, stream in streams.items() if name != without]
     return Tokens(

@@ -119,7 +119,10 @@ class SpokenShapes(Source):
         return "video" in self.modalities
 
     def factors(self, indices=None) -> Factors:
-        """The factors of `scenes.sample_factors`, and ``voice`` int32 ``[B]``, an index into `speech.VOICES`."""
+        """The factors of `scenes.sample_factors`, and ``voice`` int32 ``[B]``, an index into `speech.VOICES`.
+
+        ``indices``: of the examples; None: of all.
+        """
         index = self._index(indices)
         draws = uniform(self.seed, self.split, index, "voice")
         voice = choose_speakers(draws, unseen=self.split == "voices")
@@ -150,7 +153,8 @@ class SpokenShapes(Source):
     def questions_for(self, indices, *, both_ways: bool = False) -> list[list[Question]]:
         """For each example a list of questions ``(kind, question, answer)``; about motion only if there is video.
 
-        See `questions.scene_questions`, also for ``both_ways``. Answers are words of `questions.ANSWERS`.
+        See `questions.scene_questions`, also for ``both_ways``. Answers are words of `questions.ANSWERS`. ``indices``:
+        of the examples.
         """
         index = self._index(indices)
         # The foil of each scene (see `scene_questions`) is a random scene of the same split: its 62-bit number lies far

@@ -2,22 +2,26 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from tests.pretrained import checkpoints as made
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.towers import max_audio_seconds, read_pretrained_config
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextTransformerConfig, max_text_tokens
+from xmodal_jax.nets.pooling import POOLS as POOLS_HERE
 from xmodal_jax.preprocess.image import standardize, to_float
 from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.export import TrainedEncoder, make_processor_config, save_encoder
 from xmodal_jax.pretrained.files import read_processor, read_sentence_settings
-from xmodal_jax.pretrained.images import CLIP, resize_settings
+from xmodal_jax.pretrained.images import CLIP, pixel_scale, resize_settings
 from xmodal_jax.pretrained.load import complete_config, load_encoder, make_module, parse_config
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.transfer.pretrained import pretrained_remarks
@@ -86,7 +90,7 @@ def test_pixels_are_scaled_as_by_the_processor(settings):
 
 
 def test_a_processor_that_makes_no_sense_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="rescale_factor must be positive"):
+    with pytest.raises(ValueError, match="rescale_factor must be a positive number"):
         make_module("image", complete_config(made.CLIP, {"rescale_factor": 0}))
     for settings in ({"image_mean": [0.5, 0.5]}, {"image_std": [1, 0, 1]}, {"image_mean": "half"}):
         with pytest.raises(
@@ -327,6 +331,57 @@ def test_damaged_files_of_a_sentence_encoder_are_refused(tmp_path, name, content
     write(folder, name, content)
     with pytest.raises(ValueError, match=message):
         read_sentence_settings(folder)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 300) | st.floats(allow_nan=True) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+"""Values that JSON can hold."""
+PLACES = [
+    ("modules.json", None), ("1_Pooling/config.json", "pooling_mode"), ("1_Pooling/config.json", None),
+    ("sentence_bert_config.json", "max_seq_length"), ("config_sentence_transformers.json", "prompts"),
+    ("config_sentence_transformers.json", "default_prompt_name"),
+]  # fmt: skip
+
+
+@hypothesis.given(ANYTHING, st.sampled_from(PLACES))
+def test_whatever_a_sentence_encoders_files_hold_is_read_or_refused(tmp_path_factory, content, place):
+    folder = tmp_path_factory.mktemp("sentence")
+    modules = [{"type": "x.Transformer"}, {"type": "x.Pooling", "path": "1_Pooling"}]
+    for name, whole in (
+        ("modules.json", modules),
+        ("1_Pooling/config.json", {}),
+        ("sentence_bert_config.json", {}),
+    ):
+        write(folder, name, whole)
+    name, field = place
+    write(folder, name, content if field is None else {"prompts": {"a": "b"}, field: content})
+    try:
+        settings = read_sentence_settings(folder)
+    except ValueError as error:
+        assert str(folder) in str(error)
+    else:
+        assert all(pool in POOLS_HERE for pool in settings["pooling"])
+        assert settings["max_tokens"] is None or settings["max_tokens"] > 0
+
+
+@hypothesis.given(
+    ANYTHING,
+    st.sampled_from(
+        ["image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "resample", "size"]
+    ),
+)
+def test_whatever_an_image_processor_says_is_read_or_refused(content, name):
+    config = SimpleNamespace(processor=parse_config(json.dumps({name: content})))
+    try:
+        mean, deviation = pixel_scale(config, CLIP)
+        resize_settings(config)
+    except ValueError as error:
+        assert name in str(error)
+    else:
+        assert np.isfinite(mean + deviation).all() and min(deviation) > 0
 
 
 def test_the_most_tokens_of_each_architecture(tmp_path):

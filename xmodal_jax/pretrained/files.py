@@ -174,10 +174,13 @@ def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
         ) from error
     limits = folder / "sentence_bert_config.json"
     text = _read_json(limits) if limits.is_file() else {}
+    longest = text.get("max_seq_length")
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise ValueError(f"{limits}: max_seq_length must be a number of tokens, got {longest!r}")
     settings: dict[str, Any] = {
         "pooling": [],
         "normalize": False,
-        "max_tokens": text.get("max_seq_length"),
+        "max_tokens": longest,
         "lower": bool(text.get("do_lower_case", False)),
         "prompt": _read_default_prompt(folder / "config_sentence_transformers.json"),
         "unread": [],
@@ -197,8 +200,9 @@ def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
 def _read_default_prompt(path: pathlib.Path) -> str | None:
     """The default prompt of ``config_sentence_transformers.json``; None if there is none, or no such file."""
     config = _read_json(path) if path.is_file() else {}
-    prompts = config.get("prompts")
-    return prompts.get(config.get("default_prompt_name")) if isinstance(prompts, dict) else None
+    prompts, name = config.get("prompts"), config.get("default_prompt_name")
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    return prompt if isinstance(prompt, str) else None
 
 
 def _read_pooling(path: pathlib.Path) -> list[str]:
@@ -218,7 +222,8 @@ def _read_pooling(path: pathlib.Path) -> list[str]:
         chosen = [name for name, flag in POOLING_FLAGS.items() if config.get(flag, defaults.get(flag, False))]
     elif isinstance(chosen, str):
         chosen = chosen.lower().split("+")
-    unknown = [name for name in chosen if name not in POOLING_FLAGS]
+    chosen = chosen if isinstance(chosen, list) else [chosen]
+    unknown = [name for name in chosen if not isinstance(name, str) or name not in POOLING_FLAGS]
     if unknown or not chosen:
         raise ValueError(
             f"{path} chooses the pooling {', '.join(map(str, unknown)) or 'of nothing'}; known are "

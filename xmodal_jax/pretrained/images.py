@@ -41,11 +41,10 @@ def pixel_scale(config: SimpleNamespace, default: Scale) -> Scale:
     if getattr(processor, "do_normalize", True) is False:
         scale = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
     factor = getattr(processor, "rescale_factor", None)
-    largest = 255 * (1 / 255 if factor is None else float(factor))  # what a pixel of 255 becomes
-    if getattr(processor, "do_rescale", True) is False:
-        largest = 255.0
-    if not 0 < largest < math.inf:
-        raise ValueError(f"the image processor's rescale_factor must be positive, got {factor!r}")
+    factor = 1 / 255 if factor is None else factor
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise ValueError(f"the image processor's rescale_factor must be a positive number, got {factor!r}")
+    largest = 255.0 if getattr(processor, "do_rescale", True) is False else 255 * factor  # of a pixel of 255
     if abs(largest - 1) > 1e-5:
         scale = [tuple(value / largest for value in values) for values in scale]
     return scale[0], scale[1]
@@ -84,7 +83,7 @@ def resize_settings(config: SimpleNamespace) -> tuple[str | None, str | None]:
     """
     processor = getattr(config, "processor", SimpleNamespace())
     number, size = getattr(processor, "resample", None), getattr(processor, "size", None)
-    if number is not None and number not in RESAMPLING:
+    if number is not None and (type(number) is not int or number not in RESAMPLING):
         raise ValueError(f"the image processor's resample is {number!r}; known are {RESAMPLING}")
     if getattr(processor, "do_resize", True) is False:
         return None, None

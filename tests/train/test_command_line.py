@@ -400,7 +400,7 @@ def test_a_resumed_run_needs_no_other_flag_and_given_flags_override(tmp_path):
     [
         ("", "config.json holds no configuration (the file is empty)"),
         ('{"nonsense": 1}', "config.json is of another experiment or version: it has 'nonsense'"),
-        ('{"model": {"nonsense": 1}}', "cannot be resumed: Model has no field 'nonsense'"),
+        ('{"model": {"nonsense": 1}}', "cannot be resumed: model: Model has no field 'nonsense'"),
         ('{"model": 3}', "cannot be resumed"),
     ],
 )
@@ -474,7 +474,7 @@ def test_an_error_that_the_user_can_act_on_is_one_line(tmp_path, capsys, monkeyp
     with pytest.raises(SystemExit if line else type(error)) as exit:
         run_script(raised(error), Resumable, None, words)
     if line:
-        assert exit.value.code == (1 if begun else 2)
+        assert exit.value.code == (130 if isinstance(error, KeyboardInterrupt) else 1 if begun else 2)
         assert re.fullmatch(line + "\n", capsys.readouterr().err)
     assert folder.exists() == begun
     assert not (folder / "lock.json").exists()

@@ -96,7 +96,8 @@ def run_script(
             if message is None:
                 raise
             print(message, file=sys.stderr)
-            raise SystemExit(1 if has_begun else 2) from None
+            is_interrupted = isinstance(error, KeyboardInterrupt)
+            raise SystemExit(130 if is_interrupted else 1 if has_begun else 2) from None
 
 
 def explain_error(error: BaseException, *, has_begun: bool) -> str | None:
@@ -169,10 +170,10 @@ def _one_report_of_a_full_disk() -> Iterator[None]:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and those that it was raised from, or raised while handling."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and id(current) not in visited:
+        visited.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
 

@@ -1,3 +1,4 @@
+import fcntl
 import signal
 import subprocess
 import sys
@@ -142,14 +143,19 @@ def test_a_process_that_ends_while_speaking_leaves_no_files_for_ever(tmp_path, m
     assert process.wait(60) == (143 if sent == signal.SIGTERM else -9)
     assert bool(list(tmp_path.glob("speaking-*"))) == (sent == signal.SIGKILL)
 
+    (tmp_path / "speaking-other-1").mkdir()
+    (tmp_path / "speaking-another-1").mkdir()
+
     def write(requests, work, workers):  # the next process that needs the same speech
-        assert list(tmp_path.glob("speaking-*")) == [work]
+        assert set(tmp_path.glob("speaking-*")) == {work, tmp_path / "speaking-another-1"}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(speech, "_write", write)
-    with pytest.raises(KeyboardInterrupt):
-        synthesize_all(["a red circle"] * 3000, TRAIN_VOICES[:1] * 3000, tmp_path)
-    assert not list(tmp_path.glob("speaking-*"))
+    with (tmp_path / "speech-another.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a process that is speaking
+        with pytest.raises(KeyboardInterrupt):
+            synthesize_all(["a red circle"] * 3000, TRAIN_VOICES[:1] * 3000, tmp_path)
+    assert list(tmp_path.glob("speaking-*")) == [tmp_path / "speaking-another-1"]
 
 
 def test_a_failing_text_leaves_no_cache(tmp_path):

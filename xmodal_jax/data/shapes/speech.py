@@ -301,16 +301,28 @@ def synthesize_all(
         fcntl.flock(lock, fcntl.LOCK_EX)
         utterances = _open_or_none(folder)  # another process may have made it meanwhile
         if utterances is None:
-            prefix = f"speaking-{digest}-"
-            for left_over in root.glob(f"{prefix}*"):  # of a process that was killed: this one has the lock
-                shutil.rmtree(left_over, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as work:
+            _remove_left_overs(root, digest)
+            with tempfile.TemporaryDirectory(dir=root, prefix=f"speaking-{digest}-") as work:
                 # At least 16 utterances per worker, since each has to start an eSpeak process.
                 _write(requests, Path(work), min(workers, max(1, len(requests) // 16)))
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(Path(work) / "cache", folder)
             utterances = Utterances(folder)
     return utterances
+
+
+def _remove_left_overs(root: Path, digest: str) -> None:
+    """Removes the temporary folders of processes that were killed: those whose lock nobody holds, and those of the
+    speech ``digest``, whose lock this process holds."""
+    for folder in root.glob("speaking-*-*"):
+        owner = folder.name.split("-")[1]
+        with (root / f"speech-{owner}.lock").open("a") as lock:
+            try:
+                if owner != digest:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its process is speaking
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(requests: list[str], work: Path, workers: int) -> None:

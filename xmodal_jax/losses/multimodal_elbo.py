@@ -327,7 +327,7 @@ def mmvae(
     # The likelihood takes all latents of a target on one axis: [M, K M, B, D].
     target_latents = latents.reshape(modality_count, samples * modality_count, batch, latents.shape[-1])
     log_likelihood = inputs.log_likelihood(target_latents).sum(axis=0).reshape(samples, modality_count, batch)
-    beta = jnp.broadcast_to(beta, (batch,))[None, None]
+    beta = jnp.broadcast_to(beta, (batch,))[None, None]  # [1, 1, B], for [K, M, B]
     log_weights = log_likelihood + beta * ratio
     if dreg:
         bound = doubly_reparametrized_bound(log_weights, *gradient_probes, beta=beta)

@@ -167,6 +167,7 @@ def _pair_statistics_backward(tile, axis_name, residuals, g):
         d_rows, d_cols = _accumulate_embedding_gradients(d_logits, rows, tile_cols, d_rows, d_cols)
         return d_rows, (tile_cols, lse, g_lse, g_positive, d_cols)
 
+    # `_side_cotangent` wraps the gradient of a side's embeddings: its ids and masks have none.
     block = (cols, col_lse, g.col_lse, g.col_positive, _zero_gradient(cols))
     d_rows, (*_, d_cols) = _scan_tiles(visit, _zero_gradient(rows), block, tile, axis_name)
     return _side_cotangent(rows, d_rows), _side_cotangent(cols, d_cols)
@@ -258,6 +259,7 @@ def _sigmoid_sums_backward(tile, axis_name, residuals, g):
         return (d_rows, d_bias + d_logits.sum(1)), (tile_cols, d_cols)
 
     start = (_zero_gradient(rows), jnp.zeros_like(bias))
+    # `_side_cotangent` wraps the gradient of a side's embeddings: its ids and masks have none.
     (d_rows, d_bias), (_, d_cols) = _scan_tiles(visit, start, (cols, _zero_gradient(cols)), tile, axis_name)
     return _side_cotangent(rows, d_rows), d_bias, _side_cotangent(cols, d_cols)
 

@@ -190,8 +190,8 @@ def conv_transpose_geometry(
 ) -> Geometry:
     """The geometry of the convolution whose input gradient is ``lax.conv_transpose`` with these arguments.
 
-    ``lax.conv_transpose`` pads the dilated input by ``(a, b)``; the convolution that it transposes then has the padding
-    ``(k - 1 - a, k - 1 - b)``, which may be negative.
+    Along an axis with input size n, kernel size k and stride s, ``lax.conv_transpose`` pads the dilated input by ``(a,
+    b)``; the convolution that it transposes then has the padding ``(k - 1 - a, k - 1 - b)``, which may be negative.
 
     Raises:
       ValueError: the padding is unknown, or has not one entry per spatial axis.

@@ -136,7 +136,7 @@ def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry) -> Array:
 def one_by_one(bilinear: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
     """``bilinear(a[m], b[m])`` for each ``m``, ``[M, ...]`` and ``[M, ...]`` to ``[M, ...]``: a ``vmap`` that computes
     one member after the other."""
-    if len(a) > UNROLLED_MEMBERS:
+    if len(a) > UNROLLED_MEMBERS:  # a loop, as unrolling so many would take long to compile
         return lax.map(lambda ab: bilinear(*ab), (a, b))
     return jnp.stack([bilinear(a[m], b[m]) for m in range(len(a))])
 

@@ -294,7 +294,8 @@ def ada_geometry(
         """The map ``[2, 3]`` of one example, from three random numbers for each transformation."""
         gate = {name: numbers[0] for name, numbers in draws.items()}
         strength = {name: numbers[1] for name, numbers in draws.items()}
-        # A transformation's parameter, or 0 (no effect) where it is not applied.
+        # A transformation's parameter, or 0 (no effect) where it is not applied. From a uniform number in [0, 1],
+        # `_signed` makes a uniform one in [-1, 1], `_normal` a standard normal one.
         on = lambda name, value, p=probability: jnp.where(gate[name] < p, value, 0.0)
         random_turn = lambda name: _turn(
             on(name, math.radians(config.rotate) * _signed(strength[name]), rotation_probability)
@@ -348,7 +349,8 @@ def ada_colors(
         """The map ``[3, 4]`` of one example, from three random numbers for each transformation."""
         gate = {name: numbers[0] for name, numbers in draws.items()}
         strength = {name: numbers[1] for name, numbers in draws.items()}
-        # A transformation's parameter, or 0 (no effect) where it is not applied.
+        # A transformation's parameter, or 0 (no effect) where it is not applied. From a uniform number in [0, 1],
+        # `_signed` makes a uniform one in [-1, 1], `_normal` a standard normal one.
         on = lambda name, value: jnp.where(gate[name] < probability, value, 0.0)
 
         matrix, offset = jnp.eye(3), jnp.zeros(3)

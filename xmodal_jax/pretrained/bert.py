@@ -80,6 +80,7 @@ class Bert(PretrainedEncoder):
         keys: ExampleKeys | None = None,
     ) -> Tokens:
         """The tokens of texts ``[B, L, D]`` with ``mask``, True on valid tokens."""
+        # ``first_position`` is RoBERTa's position of the first token; None: positions count from 0, as in BERT.
         length, first = inputs.shape[1], self.first_position or 0
         if length > self.max_tokens:
             raise ValueError(f"{length} tokens given, the pretrained model has {self.max_tokens} positions")

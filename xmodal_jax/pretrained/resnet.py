@@ -136,6 +136,7 @@ class ResidualBlock(nn.Module):
     ) -> Float[Array, "batch height2 width2 channels2"]:
         """The activated sum of the input and its convolutions; ``keys``: random keys for stochastic depth."""
         activate, options, y = ACTIVATIONS[self.sizes.activation], self.sizes.options, x
+        # (channels, kernel size, stride) of each convolution.
         for i, (features, size, stride) in enumerate(self.sizes.convolutions(self.width, self.stride)):
             y = activate(y) if i else y
             y = ConvNorm(features, size, stride, options.dtype, name=f"layer_{i}")(y)

@@ -132,12 +132,13 @@ def attention(
         layers = {"query": ("query", None), "key": ("key_value", 0), "value": ("key_value", 1)}
     rules = []
     for part, (layer, position) in layers.items():
+        # The slice of the parameter that the array fills; () is the whole parameter.
         kernel_index = () if position is None else (slice(None), position)
         bias_index = () if position is None else (position,)
         rules.append(
             Rule(f"{names[part]}.weight", f"{path}/{layer}/kernel", layout=linear(), index=kernel_index)
         )
-        bias_name = () if part in no_bias else f"{names[part]}.bias"
+        bias_name = () if part in no_bias else f"{names[part]}.bias"  # (): no array, zeros
         rules.append(Rule(bias_name, f"{path}/{layer}/bias", layout=FLAT, index=bias_index))
     rules.append(Rule(f"{names['out']}.weight", f"{path}/out/kernel", linear(inputs=2)))
     return [*rules, Rule(() if "out" in no_bias else f"{names['out']}.bias", f"{path}/out/bias")]

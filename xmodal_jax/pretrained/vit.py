@@ -112,7 +112,7 @@ class ViT(PretrainedEncoder):
             raise ValueError(
                 f"the encoder was made for images of {rows * p} x {columns * p} pixels, got {height} x {width}"
             )
-        x = standardize(inputs, *self.scale)
+        x = standardize(inputs, *self.scale)  # by the mean and deviation of each channel in the pretraining
         x = self.patches(cut_patches(x, p))
         x = self._prepend(self.class_token, x) + self.positions.astype(x.dtype)
         if self.registers:  # between the class token and the patches

@@ -103,7 +103,7 @@ def load_captioner(run: pathlib.Path, *, seed: int | None = None) -> LoadedCapti
     trained = load_captioning_run(run, seed=seed)
     sizes = dict(vocab_size=trained.tokenizer.vocab_size, length=trained.length)
     captioner = make_captioner(trained.config, "image", **sizes)
-    frozen = FrozenCaptioner(*captioner, trained.params)
+    frozen = FrozenCaptioner(*captioner, trained.params)  # the captioner's functions, and their parameters
     return LoadedCaptioner(frozen, trained.tokenize, trained.cleanup)
 
 
@@ -133,11 +133,9 @@ def text_encoder_of_run(run: pathlib.Path, *, seed: int | None = None) -> Frozen
     if "text" not in metadata.get("modalities", ()) or "encoder" not in parts:
         raise ValueError(f"{run} has no text encoder: give a run of contrastive.py with text")
     config = from_json(ContrastiveConfig, metadata["config"]["model"]).text
-    params = {name: parts[name] for name in ("encoder", "pool") if name in parts}
-    tokenizer, cleanup = (
-        tokenizer_from_files(metadata["tokenizer"]),
-        metadata["config"].get("text_cleanup", "none"),
-    )
+    params = {name: parts[name] for name in ("encoder", "pool") if name in parts}  # not the run's projection
+    tokenizer = tokenizer_from_files(metadata["tokenizer"])
+    cleanup = metadata["config"].get("text_cleanup", "none")  # how the run cleaned its texts
     return FrozenTextEncoder(config, params, tokenizer, metadata["max_length"], cleanup)
 
 
@@ -200,7 +198,7 @@ def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksCo
     """
     config, text_encoder = load_text_encoder(config)
     captioner = None if config.redescribe is None else load_captioner(config.redescribe)
-    fixed = captioner or text_encoder
+    fixed = captioner or text_encoder  # whose tokenization all texts get
     # A network that fixes the tokenization needs texts that are cleaned as in its training.
     if same_tokens(captioner, text_encoder) is not None:
         config = dataclasses.replace(config, text_cleanup=fixed.cleanup)

@@ -254,8 +254,13 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
 
 
 def pretrained_remarks(config: Any, flag: str = "-") -> list[str]:
-    """Sentences on what the pretrained encoders within a configuration do that their checkpoints decide, and that users
-    would not expect. ``flag``: that of ``config``, such as ``--model``, without which it is the whole configuration."""
+    """Sentences on unexpected behaviour of the pretrained encoders within a configuration, which their checkpoints
+    decide, such as another pool.
+
+    ``config``: a dataclass, whose fields are searched as well, or any other value. ``flag``: its flag on the command
+    line, such as ``--model`` or ``--model.text``; "-" for the whole configuration, whose field ``model`` has the flag
+    ``--model``.
+    """
     if is_pretrained(config):
         return [f"{flag} hf: {remark}" for remark in _remarks(config, flag)] if config.architecture else []
     if not dataclasses.is_dataclass(config):

@@ -29,9 +29,12 @@ _DESCRIPTIONS = [subset for n in (1, 2, 3) for subset in combinations(_PROPERTIE
 
 
 def _references(scene: dict, target: int) -> list[str]:
-    """The descriptions that fit the object ``target`` and no other object, such as "the big red one"."""
+    """The descriptions that fit the object ``target`` and no other object, such as "the big red one".
+
+    ``scene``: the factors of one scene, with lists by object. ``target``: the number of an object.
+    """
     n, references = scene["num_objects"], []
-    for properties in _DESCRIPTIONS:
+    for properties in _DESCRIPTIONS:  # tuples such as ("size", "colour")
         matching = [k for k in range(n) if all(scene[p][k] == scene[p][target] for p in properties)]
         if matching == [target]:
             words = [_WORDS[p][scene[p][target]] for p in properties]

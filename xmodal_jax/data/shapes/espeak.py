@@ -134,7 +134,11 @@ class _EngineProcess:
 
     @staticmethod
     def _serve(lines, out) -> None:
-        """Starts an engine, responds with its sample rate, and then responds to each request in ``lines``."""
+        """Starts an engine, responds with its sample rate, and then responds to each request in ``lines``.
+
+        ``lines``: a file with a request per line, the arguments of `_Engine.speak` in JSON. ``out``: the file that the
+        responses are written to.
+        """
         engine = None
 
         def start() -> bytes:

@@ -79,7 +79,7 @@ class Meaning(NamedTuple):
     """The relation of each object to the next, indices into `scenes.RELATIONS`."""
 
     def __str__(self) -> str:
-        """Such as "big red plain circle left small blue dotted star"."""
+        """The meaning in words, such as "big red plain circle left small blue dotted star"."""
         words = []
         for k, o in enumerate(self.objects):
             words += [SIZES[o.size]] if o.size != UNSPECIFIED else []
@@ -203,6 +203,8 @@ def realise(meaning: Meaning, bits: int) -> str:
     nouns = [_noun_phrase(o, choose) for o in objects]
     if len(objects) == 2:
         return choose(_TWO).format(*nouns, r=choose(RELATION_WORDS[relations[0]]))
+    # In the template {r} is the first relation and {q} the second; {s} is the inverse of the first, for wordings that
+    # name the second object first.
     template = choose(_THREE)
     first, first_inverse, second = (
         choose(RELATION_WORDS[relation]) for relation in (relations[0], _inverse(relations[0]), relations[1])

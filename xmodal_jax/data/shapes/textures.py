@@ -165,6 +165,7 @@ def texture(number: int, side: int = 160, scale: float = 1.0) -> np.ndarray:
     if number < 0 or side < 1:
         raise ValueError(f"a texture needs number >= 0 and side >= 1, got {number} and {side}")
     family, cycle = number % len(FAMILIES), number // len(FAMILIES)
+    # Random numbers that depend on the texture's number alone.
     rng = np.random.Generator(np.random.Philox(key=np.array([0x7E87, number], np.uint64)))
     colours = _palette(rng, family + cycle)
     unit = scale * 1.25**cycle

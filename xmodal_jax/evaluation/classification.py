@@ -111,8 +111,11 @@ class Classifier:
 
 
 def accuracies(predicted: Classes, labels: Classes, prefix: str) -> dict[str, float]:
-    """``<prefix>accuracy``: the fraction of examples whose classes are correct for every target; with several targets
-    also ``<prefix><target>_accuracy`` of each target. Examples with an unknown class do not count; NaN if none does."""
+    """Accuracies of ``predicted`` classes against ``labels``, both int ``[N]`` by target.
+
+    ``<prefix>accuracy``: the fraction of examples whose classes are correct for every target; with several targets
+    also ``<prefix><target>_accuracy`` of each target. Examples with an unknown class do not count; NaN if none does.
+    """
     correct = {t: predicted[t] == labels[t] for t in labels}  # bool [N] by target; -1 is never predicted
     known = {t: labels[t] >= 0 for t in labels}
 

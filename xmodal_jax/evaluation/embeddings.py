@@ -379,7 +379,8 @@ def classification_scores(
 
 
 def _embed_prompts(embed: Embedder, params: Any, prompts: list[list[str]]) -> jax.Array:
-    """The embeddings ``[classes, dim]`` of classes: the normalised mean of each class's prompt embeddings."""
+    """The embeddings ``[classes, dim]`` of classes: the normalised mean of the embeddings of each class's
+    ``prompts``."""
     counts = [len(class_prompts) for class_prompts in prompts]
     vectors = embed.embed_texts(params, [text for class_prompts in prompts for text in class_prompts])
     vectors_by_class = np.split(vectors, np.cumsum(counts)[:-1])  # a list of arrays [prompts, dim]

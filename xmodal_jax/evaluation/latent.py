@@ -264,7 +264,7 @@ class LatentEvaluator:
         """Logits and features, by the judge (classifier) of each modality, of data generated from shared latents, the
         batch's field ``shared [B, D]``.
 
-        Private latents are drawn from their prior.
+        Private latents are drawn from their prior. ``params``: ``{"vae": ..., "judges": ...}``.
         """
         # `decoder_latents` numbers the examples of each batch from 0. The key depends on the index of the batch's first
         # example, so that no two batches get the same noise.
@@ -321,7 +321,8 @@ class LatentEvaluator:
     def log_likelihood(
         self, params, source: Source, observed: tuple[bool, ...], targets: tuple[bool, ...], samples: int
     ) -> np.ndarray:
-        """``log p(x_targets)`` of each example, ``[N]`` in nats, from importance samples of ``q(z | x_observed)``.
+        """``log p(x_targets)`` of each example of ``source``, ``[N]`` in nats, from ``samples`` importance samples of
+        ``q(z | x_observed)``. ``params``: of the VAE.
 
         ``observed`` and ``targets``: for each modality whether it is one.
         """
@@ -346,7 +347,7 @@ def take_evenly(source: Source, count: int) -> Subset:
 
 
 def fit_densities(latents: np.ndarray, evaluation: LatentEvaluation, seed: int) -> dict[str, LatentDensity]:
-    """The densities in ``evaluation.densities``, fitted to latents ``[N, D]``, by name."""
+    """The densities in ``evaluation.densities``, fitted to latents ``[N, D]``, by name. ``seed``: of the fits."""
     fits = {
         "mixture": lambda: fit_gaussian_mixture(latents, components=evaluation.components, seed=seed),
         "flow": lambda: fit_flow(latents, seed=seed, steps=evaluation.flow_steps),
@@ -390,6 +391,11 @@ def coherence_metrics(
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Whether modalities that are generated from others show the class of their example (cross-coherence).
 
+    Args:
+      evaluator, params, judge_params: the model and the classifiers of its modalities (judges), the parameters of the
+        model, and those of the judges.
+      source: examples with known classes, whose modalities are translated into each other.
+
     Returns:
       Three values. The metrics: ``cross/coherence@k`` for k observed modalities, and ``cross/judge_frechet_distance``
       and ``cross/judge_kernel_distance`` of images generated from one other modality, as means over pairs of
@@ -424,8 +430,8 @@ def coherence_metrics(
 
 
 def judge_accuracy(evaluator: LatentEvaluator, judge_params, source: Source) -> dict[str, float]:
-    """``judge/<modality>``: the accuracy on real data of the judge (classifier) of each modality, which limits the
-    coherence that it can measure."""
+    """``judge/<modality>``: the accuracy on the real data ``source`` of the judge (classifier) of each modality, which
+    limits the coherence that it can measure. ``judge_params``: of the judges in ``evaluator``."""
     classes = evaluator.judge(judge_params, source).logits.argmax(axis=-1)
     labels = source.class_labels()
     counted = (
@@ -480,7 +486,8 @@ def reconstruction_metrics(evaluator: LatentEvaluator, params, source: Source) -
 def likelihood_metrics(
     evaluator: LatentEvaluator, params, source: Source, evaluation: LatentEvaluation
 ) -> dict[str, float]:
-    """Log-likelihoods in nats, means over examples.
+    """Log-likelihoods in nats of the model in ``evaluator`` with the parameters ``params``, means over examples of
+    ``source``. ``evaluation``: the numbers of examples and of importance samples.
 
     ``likelihood/joint``: ``log p`` of all modalities that an example has. ``likelihood/conditional``: the difference
     of the joint and of ``log p(x_2, ..., x_M)``, which is ``log p(x_1 | x_2, ..., x_M)``, over the examples that have
@@ -543,7 +550,7 @@ def latent_metrics(
 def _probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
     """Accuracy on the test latents ``[N, D]`` of a linear classifier that is fitted to the training latents.
 
-    Examples with an unknown class (-1) are left out.
+    Examples with an unknown class (-1) are left out. Labels are int ``[N]``.
     """
     train_known, test_known = train_labels >= 0, test_labels >= 0
     # Standardised by dimension, with the statistics of the training latents.

@@ -60,8 +60,9 @@ class LatentData(NamedTuple):
 
 
 def open_latent(config: RunConfig, modalities: ModalityConfigs, bad_examples: BadExamples) -> LatentData:
-    """The data of an experiment: the examples whose class is known, which the judges need. Of a picture with several
-    captions, validation and test have one example.
+    """The data of an experiment: the examples whose class is known, which the judges (classifiers that evaluate
+    generated data) need. Of a picture with several captions, validation and test have one example. ``modalities``: how
+    each kind of data is preprocessed. ``bad_examples``: collects the unreadable ones.
 
     A tokenizer is fitted to the training texts; the log-mel frames of speech are computed once.
     """

@@ -276,7 +276,9 @@ def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, e
     """Trains the flow with Adam. Returns the parameters with the highest likelihood of ``held_out``, and the training
     loss of every step, ``[steps]``: the mean negative log-likelihood in nats.
 
-    ``train [N, D]``, ``held_out [n, D]``: latents. The learning rate falls from ``learning_rate`` to 0 as a cosine.
+    ``train [N, D]``, ``held_out [n, D]``: standardised latents. ``key``: of the initial parameters and the minibatches
+    of ``batch_size``. ``evaluate_every``: steps between evaluations on ``held_out``. The learning rate falls from
+    ``learning_rate`` to 0 as a cosine.
     """
     init_key, batch_key = named_keys(key, "params", "batches")
     loss = lambda params, x: -flow.apply(params, x, method="log_prob").mean()

@@ -117,7 +117,8 @@ class InfoNCE(Objective):
         return 1.0 / self.temperature
 
     def __call__(self, pairs, params, scale):
-        """This device's share of the InfoNCE loss; ``scale`` is the inverse temperature."""
+        """This device's share of the InfoNCE loss of the ``pairs``' embeddings; ``scale`` is the inverse temperature.
+        ``params`` (of the objective) are not needed here."""
         losses = contrastive.info_nce(
             pairs.a, pairs.b, temperature=1.0 / scale, present=pairs.present, match=pairs.match,
             duplicates=self.duplicates, axis_name=pairs.axis_name, implementation=self.implementation,
@@ -148,7 +149,8 @@ class Sigmoid(Objective):
         return {**super().initial_params(), "bias": jnp.float32(-10.0)}
 
     def __call__(self, pairs, params, scale):
-        """This device's share of the sigmoid loss; ``scale`` is the inverse temperature."""
+        """This device's share of the sigmoid loss of the ``pairs``' embeddings; ``scale`` is the inverse temperature,
+        ``params["bias"]`` is added to all logits."""
         losses = contrastive.sigmoid_loss(
             pairs.a, pairs.b, temperature=1.0 / scale, bias=params["bias"], implementation=self.implementation,
             present=pairs.present, match=pairs.match, duplicates=self.duplicates, axis_name=pairs.axis_name,
@@ -169,7 +171,8 @@ class Triplet(Objective):
     left out of the loss (exclude)."""
 
     def __call__(self, pairs, params, scale):
-        """This device's share of the triplet loss, which has neither parameters nor a temperature."""
+        """This device's share of the triplet loss of the ``pairs``' embeddings. It uses neither ``params`` nor
+        ``scale`` (the inverse temperature)."""
         losses = contrastive.triplet_loss(
             pairs.a, pairs.b, margin=self.margin, present=pairs.present, match=pairs.match,
             duplicates=self.duplicates, axis_name=pairs.axis_name,

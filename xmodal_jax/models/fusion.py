@@ -214,7 +214,8 @@ class _Model:
     def encode(self, params: Params, flat: _FlatBatch, keys: ExampleKeys | None = None) -> dict[str, Tokens]:
         """The encoder's tokens of each modality; an input that the examples of a batch row share is encoded once.
 
-        ``keys``, one for each example, draw augmentation and dropout in training; None in evaluation.
+        ``flat``: the batch with all examples along the first axis (`_flatten`). ``keys``, one for each example, draw
+        augmentation and dropout in training; None in evaluation.
         """
         tokens = {}
         for name, encoder in self.encoders(flat.batch).items():
@@ -274,7 +275,8 @@ class _Model:
         return self.classify(params, flat, flat.present(self.modalities))
 
     def attention(self, params: Params, batch: Batch) -> dict[str, Float[Array, "batch tokens"]]:
-        """Attention of the fused vector to each token ``[B, tokens]``, by modality."""
+        """Attention of the fused vector to each token ``[B, tokens]``, by modality; without dropout and
+        augmentation."""
         flat = _flatten(batch, self.modalities, targets={})
         tokens = self.encode(params, flat)
         is_present = flat.present(self.modalities)

@@ -375,7 +375,8 @@ class _Model:
     def terms(self, params: Params, batch: Batch, keys: ExampleKeys | None) -> _Terms:
         """The losses of each example, and the embeddings of source and text if there is a contrastive loss.
 
-        ``keys``, one for each example, draw dropout and augmentation in training; None in evaluation.
+        The batch holds the source and ``text [B, L]``, token ids from the begin to the end token. ``keys``, one for
+        each example, draw dropout and augmentation in training; None in evaluation.
         """
         memory = self.encode(params, batch, keys)
         ids = batch["text"]

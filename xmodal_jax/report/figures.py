@@ -431,7 +431,8 @@ def video_strip(
     captions: Sequence[str] = (),
     max_frames: int = 10,
 ) -> Figure:
-    """A row per video with its frames from left to right: all of them, or ``max_frames`` evenly spaced ones."""
+    """A row per video with its frames from left to right: all of them, or ``max_frames`` evenly spaced ones.
+    ``captions``: above the first videos."""
     n, frames, height, width, channels = videos.shape
     chosen = np.unique(np.linspace(0, frames - 1, min(frames, max_frames)).round().astype(int))
     gap = max(1, width // 16)  # between frames, in pixels

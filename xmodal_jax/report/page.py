@@ -275,7 +275,8 @@ class Report:
         self._add(title, _pairs([(name, _escape(value)) for name, value in _flatten(config)]))
 
     def add_timing(self, timing: Mapping[str, float | None], title: str = "Timing") -> None:
-        """Seconds by name, with bars in proportion to ``total``."""
+        """Seconds by the name of a part of the run (None: not measured), with bars in proportion to the entry
+        "total"."""
         seconds = {name: float(s) for name, s in timing.items() if s is not None}
         longest = max([seconds.get("total", 0.0), *seconds.values(), 1e-12])
         bars = [(name, f"{_bar(s / longest)}<span>{_duration(s)}</span>") for name, s in seconds.items()]

@@ -84,6 +84,7 @@ class AdaptiveAugment(_Options):
         return {"augment_probability": jnp.float32(0.0)}
 
     def apply(self, images: Images, variables: dict[str, Any], keys: ExampleKeys) -> Images:
+        """The images, each transformed with the current probability; ``keys``: one random key for each image."""
         # ADA's own defaults also change colours; ``color=False`` sets the strengths of these changes to 0.
         options = AdaConfig(cutout=self.cutout, **({} if self.color else STILL_COLORS))
         return ada_augment(

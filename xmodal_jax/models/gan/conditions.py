@@ -217,7 +217,8 @@ class ClassEncoder(ConditionEncoder):
         return self.predictor.init(key, tokens.values.mean(axis=1))["params"]
 
     def prediction_loss(self, params, tokens, batch) -> Float[Array, "batch"]:
-        """Cross-entropy in nats of the class, as predicted from the mean of the image tokens ``[B, length, D]``."""
+        """Cross-entropy in nats of the class, as predicted from the mean of the image tokens ``[B, length, D]`` by the
+        linear layer with the parameters ``params``."""
         logits = self.predictor.apply({"params": params}, tokens.mean(axis=1))
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
         known_label = jnp.maximum(batch["label"], 0)  # unknown ones (-1) do not count, so any class serves

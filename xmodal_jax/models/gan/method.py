@@ -220,7 +220,8 @@ class ConditionalGAN:
         return adversarial_loss(self.config.objective)
 
     def init(self, key: Key, batch: Batch) -> tuple[dict[str, Params], Variables]:
-        """Initial parameters of generator and discriminator, and the variables (state without gradients).
+        """Initial parameters of generator and discriminator, and the variables (state without gradients): with spectral
+        normalisation, LeCam or adaptive augmentation each its own.
 
         ``batch`` is not used: the configuration and the data's sizes determine all shapes.
         """
@@ -282,7 +283,8 @@ class ConditionalGAN:
         """One image for each of the batch's conditions, and the updated variables.
 
         The images are generated from random noise. With ``config.reconstruction`` every second one is generated from
-        noise that is inferred from the real image. The result is a dict of ``image``, ``kl [B]`` of conditioning
+        noise that is inferred from the real image. ``frozen``: parameters of frozen networks by name. Random keys
+        depend on ``key`` and the examples' indices. The result is a dict of ``image``, ``kl [B]`` of conditioning
         augmentation and ``posterior_kl [B]`` of the inferred noise; the last two only where the configuration has them.
         """
         keys = fold_in_name(batch_keys(key, batch), "generate")
@@ -390,6 +392,8 @@ class ConditionalGAN:
         """The generator's loss and its aux, as a function of ``generated`` (from `generate`); equation in the class.
 
         The loss and every entry of aux are scalars: this device's shares of means over the global batch.
+        ``discriminator``: its parameters. ``variables``: state without gradients, such as the vectors of spectral
+        normalisation. ``frozen``: parameters of frozen networks by name, or None. ``axis_name``: the axis of devices.
         """
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
         # The name of a key only selects the random stream.
@@ -432,8 +436,8 @@ class ConditionalGAN:
         example than to the batch's other real images.
 
         An example is a picture with a condition. Real images of the same picture (equal ``group``) count as positives
-        too. ``fake_tokens``, ``real_tokens``: the discriminator's tokens ``[B, length, D]`` of generated and real
-        images.
+        too. ``params``: the discriminator's, whose contrastive head embeds the images. ``fake_tokens``,
+        ``real_tokens``: the discriminator's tokens ``[B, length, D]`` of generated and real images.
         """
         # The head embeds images and conditions together; only the images' embeddings are used here.
         fake_embedding = networks.contrastive_embeddings(params, fake_tokens, condition).image
@@ -505,7 +509,9 @@ class ConditionalGAN:
         """The discriminator's loss, and its aux with the updated variables; equation in the class.
 
         The loss and every entry of aux are scalars: this device's shares of means over the global batch.
-        ``generated``: from `generate`. ``step``: number of the training step.
+        ``generated``: from `generate`. ``step``: number of the training step. ``discriminator``: its parameters.
+        ``variables``: state without gradients. ``frozen``: parameters of frozen networks by name, or None.
+        ``axis_name``: the axis of devices.
         """
         networks, present = dataclasses.replace(self.networks, axis_name=axis_name), self._present(batch)
         # The name of a key only selects the random stream.
@@ -583,15 +589,20 @@ class ConditionalGAN:
         return Mismatched(scores, counts)
 
     def _penalty(self, networks, forward: DiscriminatorPass, keys, step, axis_name) -> Float[Array, ""]:
-        """The gradient penalty. With ``penalty.every`` = n it is computed at every n-th step only and multiplied by n;
-        at the other steps it is 0."""
+        """The gradient penalty, this device's share of its mean. With ``penalty.every`` = n it is computed at every
+        n-th step only and multiplied by n; at the other steps it is 0.
+
+        ``forward``: the discriminator's pass on real and generated images, from which real and fake inputs, the
+        condition and the parameters are. ``keys``: one random key for each example.
+        """
         penalty = self.config.penalty
 
         def critic(inputs: ImageInputs, vector=None, keys=None):
             """The number ``[B]`` whose gradient is penalised: the logit, or the witness function of an MMD-GAN.
 
-            ``vector``: the condition's; None: the batch's. The penalty ma_gp passes it, to differentiate by it.
-            ``keys``: of dropout; None: those of the real images. The penalty r2 passes those of the generated images.
+            ``inputs``: images and frozen tokens to score. ``vector``: the condition's; None: the batch's. The penalty
+            ma_gp passes it, to differentiate by it. ``keys``: of dropout; None: those of the real images. The penalty
+            r2 passes those of the generated images.
             """
             vector = forward.condition.vector if vector is None else vector
             keys = forward.real_keys if keys is None else keys
@@ -642,8 +653,9 @@ class ConditionalGAN:
         return present["image"] & present[encoder.condition_modality] & encoder.is_known(batch)
 
     def _normalize_weights(self, params: Params, variables: Variables, *, iterations: int = 1):
-        """The discriminator's parameters after spectral normalisation, and the variables with the vectors of the power
-        iteration after ``iterations`` more steps (0: unchanged)."""
+        """The discriminator's parameters after spectral normalisation (of ``params``), and the variables with the
+        vectors of the power iteration, which estimates the largest singular values, after ``iterations`` more steps (0:
+        unchanged). Without ``config.spectral`` both are returned unchanged."""
         if not self.config.spectral:
             return params, variables
         normalized, vectors = spectral_normalize(
@@ -653,7 +665,7 @@ class ConditionalGAN:
 
     def _discriminator_inputs(self, image, variables, frozen, keys) -> ImageInputs:
         """Images ``[B, height, width, channels]`` as the discriminator takes them: augmented, and with features of the
-        frozen network. ``keys``: of the augmentation."""
+        frozen network. ``keys``: of the augmentation; ``variables``: hold its probability (ADA)."""
         if self.config.augmentation is not None:
             image = self.config.augmentation.apply(image, variables, keys)
         return self._with_frozen_features(image, frozen)
@@ -672,9 +684,10 @@ class ConditionalGAN:
     def _condition_losses(self, params, tokens, condition, batch, present, axis_name):
         """Auxiliary and contrastive losses between images and their conditions, as ``{name: (value, weight)}``.
 
-        ``tokens [B, length, D]``: the discriminator's tokens of real images in its loss, of generated images in the
-        generator's loss. The names are parts of metric names; "read" is the auxiliary loss. A value is this device's
-        share of the mean over the examples that are ``present [B]``.
+        ``params``: the discriminator's, with the predictor of conditions and the contrastive head. ``tokens [B, length,
+        D]``: the discriminator's tokens of real images in its loss, of generated images in the generator's loss. The
+        names are parts of metric names; "read" is the auxiliary loss. A value is this device's share of the mean over
+        the examples that are ``present [B]``.
         """
         networks, weights, losses = self.networks, self.config.contrastive, {}
         mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)

@@ -200,7 +200,8 @@ class GANNetworks:
         """Images in [-1, 1], and the statistics of the generator's batch norm: updated in training (with ``keys``),
         unchanged without ``keys`` or without a batch norm.
 
-        ``statistics``: the running means and variances of the batch norms; empty: the generator has none.
+        ``params``: the generator's. ``noise``: standard normal, or inferred from images. ``statistics``: the running
+        means and variances of the batch norms; empty: the generator has none.
         """
         variables = {"params": params["net"], "batch_stats": statistics}
         if keys is None or not statistics:
@@ -219,7 +220,9 @@ class GANNetworks:
         """A sample ``[B, Z]`` of ``q(v | x)``, the posterior of the generator's noise v given images x, and its KL
         divergence ``[B]`` from N(0, I) in nats.
 
-        ``noise``: e, standard normal; the sample is ``mean + std * e`` (reparametrised).
+        ``params``: the generator's, with the posterior's network. ``condition``: of the same examples. ``inputs``: the
+        images x, for some generators with a frozen network's tokens. ``noise``: e, standard normal; the sample is
+        ``mean + std * e`` (reparametrised). ``keys``: of dropout.
         """
         posterior_inputs = self._posterior_inputs(inputs, condition)
         mean, log_variance = self.posterior.apply(
@@ -257,7 +260,8 @@ class GANNetworks:
         self, params: Params, inputs: ImageInputs, keys: ExampleKeys | None
     ) -> Float[Array, "batch length dim"]:
         """The tokens of the discriminator's image encoder, followed by the frozen network's tokens (if the
-        discriminator gets these), projected to the same width."""
+        discriminator gets these), projected to the same width. ``params``: the discriminator's. ``keys``: of dropout,
+        one for each example, or None."""
         tokens = self.trunk.apply({"params": params["trunk"]}, inputs.image, keys=keys).values
         if inputs.tokens is None:
             return tokens

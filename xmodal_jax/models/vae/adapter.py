@@ -18,11 +18,12 @@ from xmodal_jax.types import Batch, Key, Method, Params
 
 
 def as_multimodal(vae: VAE, config: AutoencoderConfig, modality: str, classes: int = 0) -> MultimodalVAE:
-    """The autoencoder's functions under the names of a multimodal VAE's.
+    """The functions of ``vae``, an autoencoder of one ``modality``, under the names of a multimodal VAE's.
 
-    In a conditional model (cvae) the last element of the latents that are decoded is the label: the example's label or,
-    for samples of the prior, one drawn from the key (class 0 without a key). If the prior depends on the label
-    (``learn_prior``), ``sample_prior`` is None.
+    ``config``: of the autoencoder. ``classes``: number of classes, for a conditional model. In a conditional model
+    (cvae) the last element of the latents that are decoded is the label: the example's label or, for samples of the
+    prior, one drawn from the key (class 0 without a key). If the prior depends on the label (``learn_prior``),
+    ``sample_prior`` is None.
     """
     adapter = _Adapter(vae, config, modality, classes)
     # The adapted model is not trained: its loss is never called.
@@ -82,7 +83,8 @@ class _Adapter:
     def decode(self, params: Params, z: Array, key: Key | None) -> dict[str, Array]:
         """``{modality: data [R, B, ...]}``, decoded from latents ``z [1, R, B, D']``: R samples of each of B examples.
 
-        In a conditional model the last element of each latent is the number of its class.
+        ``key``: draws texts and classes; None: the likeliest ones. In a conditional model the last element of each
+        latent is the number of its class.
         """
         latents, labels = z[0].reshape(-1, z.shape[-1]), None  # [R * B, D']
         if self.config.conditional:

@@ -18,7 +18,8 @@ def decode_all(
 ) -> dict[str, Array]:
     """Data ``[R, B, ...]`` of every modality, decoded from its latents ``z[m]`` (R samples of each of B examples).
 
-    Texts and classes are drawn from ``key``; without a key they are the likeliest ones.
+    ``apply(method, *args)``: calls a method of ``network`` with its parameters. Texts and classes are drawn from
+    ``key``; without a key they are the likeliest ones.
     """
     generated = {}
     for group, latents in network.split_groups(z):
@@ -42,9 +43,9 @@ def decoder_latents(
 ) -> Float[Array, "m 1 n latent"]:
     """The latents that each modality is decoded from, given N shared latents; the second axis is that of samples.
 
-    The shared latents are followed by the modality's private ones, if the model has them: a sample of their prior
-    ``p(w)``; without ``keys`` the mean of this prior. (The auxiliary priors belong to the translation from another
-    modality, see `inference`.)
+    ``apply(method, *args)``: calls a method of ``network`` with its parameters. The shared latents are followed by the
+    modality's private ones, if the model has them: a sample of their prior ``p(w)``; without ``keys`` the mean of this
+    prior. (The auxiliary priors belong to the translation from another modality, see `inference`.)
     """
     modalities, count, private = (
         len(network.names),
@@ -65,7 +66,7 @@ def decoder_latents_from_top(
     network: Network, apply: Apply, top: Float[Array, "n top"], keys: ExampleKeys | None
 ) -> Float[Array, "m 1 n latent"]:
     """The same as `decoder_latents`, but from the top-level latent of Nexus: each modality's latent is a sample of
-    ``N(mean(top), 1)``, or the mean without ``keys``."""
+    ``N(mean(top), 1)``, or the mean without ``keys``. ``apply(method, *args)``: calls a method of ``network``."""
     mean = apply("decode_top", top)
     latents = _sample_or_mean(Normal(mean, log_scale=jnp.zeros_like(mean)), keys, name="codes")
     return latents[:, None]  # [M, 1 sample, N, D']
@@ -76,8 +77,8 @@ def decoder_latents_from_deepest(
 ) -> Float[Array, "m 1 n latent"]:
     """The same as `decoder_latents`, but from the deepest latents of a hierarchy.
 
-    Since no modality is observed, the latents of the other levels come from their priors, and the encoders' features
-    have no influence.
+    Since no modality is observed, the latents of the other levels come from their priors (samples drawn with ``keys``,
+    else means), and the encoders' features have no influence. ``apply(method, *args)``: calls a method of ``network``.
     """
     modalities, count = len(network.names), len(deepest)
     features = jnp.zeros((modalities, count, network.config.hidden))

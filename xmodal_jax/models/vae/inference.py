@@ -98,7 +98,7 @@ def _add_private(
     are not observed from their auxiliary priors, as in training. ``log_ratio [R, B]``, that of the shared latents, gets
     ``log p(w_m) - log q(w_m | x_m)`` of the observed modalities added. An estimate of the likelihood needs the private
     latents of modalities that are not observed to be from the prior ``p(w)``: it takes `with_exact_prior` of the
-    inputs.
+    inputs. Without ``keys`` private latents are means.
     """
     count, samples = len(inputs.present), shared.shape[0]
     latents = repeat_leading(shared, count)  # [M, R, B, D]
@@ -146,8 +146,12 @@ def from_product_and_prior(inputs: ObjectiveInputs, observed: Observed, keys, sa
 def from_full_product_and_prior(
     inputs: ObjectiveInputs, observed: Observed, keys, samples: int
 ) -> LatentSamples:
-    """From the product of the observed modalities' experts, and of the prior where these are all modalities that the
-    example has."""
+    """Latents from the product of the observed modalities' experts, and of the prior where these are all modalities
+    that the example has.
+
+    ``inputs``: experts and priors of a batch. ``keys``: one for each example; None: means. ``samples``: R of each
+    example.
+    """
     # Both products are computed, and each example takes one of them. prior: the weight of N(0, 1) as one more expert.
     without_prior = joint_product(inputs.experts, observed)
     with_prior = joint_product(inputs.experts, observed, prior=1.0)
@@ -162,8 +166,12 @@ def _is_complete(inputs: ObjectiveInputs, observed: Observed) -> Bool[Array, "ba
 
 
 def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """From the joint encoder where all modalities that an example has are observed; elsewhere from the product of the
-    observed modalities' experts."""
+    """Latents from the joint encoder where all modalities that an example has are observed; elsewhere from the product
+    of the observed modalities' experts.
+
+    ``inputs``: experts, joint posterior and priors of a batch. ``keys``: one for each example; None: means.
+    ``samples``: R of each example.
+    """
     product = joint_product(inputs.experts, observed)
     complete = _is_complete(inputs, observed)[:, None]
     q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), inputs.posterior, product)
@@ -171,7 +179,7 @@ def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) 
 
 
 def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """From the mixture ``1/n sum_m q(z | x_m)`` of the n observed modalities' experts.
+    """Latents from the mixture ``1/n sum_m q(z | x_m)`` of the n observed modalities' experts, R of each example.
 
     Stratified: the R samples take turns among the experts, beginning with a random one. Without keys: the mean of the
     experts' means. Where nothing is observed: from the prior.
@@ -205,7 +213,7 @@ def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, samples: in
 
     The latents of the observed modalities are samples of their experts ``q(z_m | x_m)``. The top-level latent is
     inferred from the mean of their messages, or drawn from its prior N(0, 1) where nothing is observed. The latents of
-    the other modalities are drawn from ``p(z_m | t) = N(decode_top(t), 1)``.
+    the other modalities are drawn from ``p(z_m | t) = N(decode_top(t), 1)``. Without keys all are means.
     """
     count, networks = len(inputs.present), inputs.networks
     unimodal = sample_or_mean(inputs.experts, keys, "experts", samples)  # [R, M, B, D]
@@ -233,8 +241,8 @@ def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, samples: in
 
 
 def from_levels(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """MHVAE: from the deepest level to the first, each level's latents from the product of its prior and the observed
-    modalities' experts."""
+    """MHVAE (a hierarchy of latents): from the deepest level to the first, each level's latents from the product of its
+    prior and the observed modalities' experts. ``samples``: R of each example; without ``keys`` they are means."""
     mask = jnp.broadcast_to(observed[None], (samples, *observed.shape))  # [R, M, B]
     hierarchy = inputs.networks.top_down_pass(mask, keys)
     latents = repeat_leading(
@@ -260,8 +268,8 @@ def from_flows(
     start a sample of one of their :math:`q_m` (Senellart et al. 2025, arXiv:2502.03952, sec. 3.3); the samples have no
     known density, so ``log_ratio`` is NaN. Where nothing is observed: from the prior.
 
-    ``steps``: proposals of the Monte Carlo. ``leapfrog``: leapfrog steps of each proposal. ``step_size``: size of a
-    leapfrog step.
+    Without ``keys`` there is no Monte Carlo, and the start serves. ``steps``: its proposals. ``leapfrog``: leapfrog
+    steps of each proposal. ``step_size``: size of a leapfrog step.
     """
     # Samples of each modality's posterior q_m, through the flow of this modality: [R, M, B, D].
     base = sample_or_mean(inputs.experts, keys, "experts", samples)
@@ -296,7 +304,10 @@ def from_flows(
 def flow_product_log_density(
     inputs: ObjectiveInputs, z: Float[Array, "samples batch dim"], observed: Observed
 ) -> Float[Array, "samples batch"]:
-    """``sum_m log q_m(z) - (n - 1) log p(z)`` over the n observed modalities, up to a constant (exact for n = 1)."""
+    """``sum_m log q_m(z) - (n - 1) log p(z)`` over the n observed modalities, up to a constant (exact for n = 1).
+
+    ``inputs``: has the experts, the flows and the prior p. q_m is the posterior given modality m, through its flow.
+    """
 
     def sum_experts(z):
         """``sum_m log q_m(z)`` ``[B]``, where ``log q_m(z)`` is the expert's log-density in the base space of the
@@ -340,7 +351,7 @@ def hamiltonian_monte_carlo(
         momentum = standard_noise(step_keys, "momentum", (samples, dim))
 
         def leapfrog_step(state, _):
-            """Half a step of the momentum v, a step of the position z, half a step of v."""
+            """Half a step of the momentum v, a step of the position z, half a step of v; ``state`` is ``(z, v)``."""
             z, v = state
             v = v + 0.5 * step_size * gradient(z)
             z = z + step_size * v

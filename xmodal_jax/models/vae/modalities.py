@@ -556,9 +556,9 @@ def sizes_of(
 def as_batch(
     configs: ModalityConfigs, generated: Mapping[str, Array], *, end_id: int = -1, pad_id: int = 0
 ) -> dict[str, Array]:
-    """Generated data ``[B, ...]`` of each modality as a batch: uint8 images, texts masked up to their first
-    ``end_id`` and where they hold ``pad_id`` (-1: the vocabulary has no padding), log-mel frames, labels; ``index``
-    numbers the examples."""
+    """Generated data ``[B, ...]`` by modality (as the VAE's decoders return them) as a batch: uint8 images, texts
+    masked up to their first ``end_id`` and where they hold ``pad_id`` (-1: the vocabulary has no padding), log-mel
+    frames, labels; ``index`` numbers the examples."""
     batch: dict[str, Array] = {}
     for name, x in generated.items():
         fields = configs.for_modality(name).as_fields(x, end_id, pad_id)

@@ -169,7 +169,8 @@ class _Model:
         return Stage(self.initial_loss, self.config.initial_fraction, is_trained)
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
-        """The loss and its metrics; in a model with two stages those of the second stage, with frozen decoders."""
+        """The loss and its metrics, as this device's shares; in a model with two stages those of the second stage, with
+        frozen decoders."""
         # Of these parameters only the decoders' are used: the decoders keep what the initial stage has learned.
         decoder_params = jax.lax.stop_gradient(params) if self.config.initial_fraction else None
         return self._mean_loss(
@@ -251,10 +252,11 @@ class _Model:
         decoder_params: Params | None,
         axis_name: collectives.AxisName,
     ) -> ObjectiveInputs:
-        """Posteriors, prior and likelihoods of a batch, as an objective takes them.
+        """Posteriors, prior and likelihoods of a preprocessed batch, as an objective takes them.
 
-        ``keys`` draw latents (None: means). ``train_keys`` draw dropout (None: no dropout). ``decoder_params``:
-        parameters of frozen decoders; None: ``params``.
+        ``free_bits``: nats of each latent dimension's divergence that cost nothing; 0: all of it counts. ``axis_name``:
+        the axis of devices that the batch is split over, or None. ``keys`` draw latents (None: means). ``train_keys``
+        draw dropout (None: no dropout). ``decoder_params``: parameters of frozen decoders; None: ``params``.
         """
         apply = self.bind(params)
         decode_apply = apply if decoder_params is None else self.bind(decoder_params)
@@ -305,9 +307,10 @@ class _Model:
         """Samples of the latents given the ``observed [M]`` modalities, see `MultimodalVAE`. With several masks
         ``observed [S, M]`` all arrays have a leading axis S.
 
-        ``exact_prior``: for models with private latents, from which distribution those of a modality that is not
-        observed are drawn. False: from the modality's auxiliary prior, a second distribution that serves this purpose
-        in training. True: from the prior of the generative model, as an estimate of the likelihood needs.
+        ``key``: None: means instead of samples. ``samples``: R of each example. ``exact_prior``: for models with
+        private latents, from which distribution those of a modality that is not observed are drawn. False: from the
+        modality's auxiliary prior, a second distribution that serves this purpose in training. True: from the prior of
+        the generative model, as an estimate of the likelihood needs.
         """
         inputs = self.preprocess(batch)
         keys = None if key is None else batch_keys(key, batch)

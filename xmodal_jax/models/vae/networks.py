@@ -242,10 +242,12 @@ class Network(nn.Module):
             self.auxiliary_raw = self.param("auxiliary_raw", zeros, (len(self.names), c.private))
 
     def _encode_groups(self, encoders, inputs: NetworkInputs, keys: ExampleKeys | None):
-        """The outputs of all ``encoders``, arrays with a leading axis of modalities in the order of `names`.
+        """The outputs of all ``encoders`` for a batch, arrays with a leading axis of modalities in the order of
+        `names`.
 
-        ``encoders``: one for each group (modalities of one kind and size) by the group's name, with stacked parameters.
-        `names` lists the modalities group after group: the order in which the outputs are concatenated.
+        ``keys``: of dropout, one for each example, or None. ``encoders``: one for each group (modalities of one kind
+        and size) by the group's name, with stacked parameters. `names` lists the modalities group after group: the
+        order in which the outputs are concatenated.
         """
         outputs = []
         for group in self.groups:
@@ -271,7 +273,7 @@ class Network(nn.Module):
         """The joint encoder's posterior ``[B, D]``.
 
         Its inputs are the features of all modalities (0 where one is missing) and the mask of present modalities; it
-        has one hidden layer.
+        has one hidden layer. ``keys``: of dropout, one for each example, or None.
         """
         keys = None if keys is None else fold_in_name(keys, "joint")
         features = self._encode_groups(self.trunks, inputs, keys)
@@ -290,7 +292,8 @@ class Network(nn.Module):
         """The outputs of a group's decoders, for R latent samples of each of B examples. The first axis G is that of
         the group's modalities.
 
-        ``tokens [G, R, B, L]``: the texts that autoregressive decoders continue. Decoders take examples along one axis,
+        ``tokens [G, R, B, L]``: the texts that autoregressive decoders continue, or None. ``keys``: of dropout, one for
+        each example, or None. Decoders take examples along one axis,
         so samples and examples are merged into it.
         """
         count, samples, batch = z.shape[:3]

@@ -262,7 +262,8 @@ class _Model:
     # Training
 
     def init(self, key: Key, batch: Batch) -> Params:
-        """Parameters of encoder and decoder ("network") and of posterior and prior ("heads")."""
+        """Initial parameters of encoder and decoder ("network") and of posterior and prior ("heads"); of ``batch`` only
+        shapes matter."""
         example = first_example(batch)
         # One random key, as for the example with the index 0.
         inputs, keys = self.preprocess(example), example_keys(key, jnp.zeros(1, jnp.int32))
@@ -286,7 +287,8 @@ class _Model:
 
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
         """The objective's loss and metrics: their means over the examples of the global batch that count, plus terms
-        that are one number of the whole batch (MMD). Under ``axis_name``, this device's shares of these means."""
+        that are one number of the whole batch (MMD). Under ``axis_name``, this device's shares of these means. ``key``
+        draws latents, dropout and corruption, together with the examples' indices."""
         keys = batch_keys(key, batch)
         inputs = self.training_inputs(params, batch, keys, axis_name)
         # The weight of the divergence depends on the training step, which the batch holds.
@@ -341,8 +343,10 @@ class _Model:
     ) -> ObjectiveInputs:
         """Posterior, prior and likelihood of a batch, as an objective takes them.
 
-        ``keys`` draw latents (None: means). ``train_keys`` draw dropout, augmentation and input corruption (None:
-        none of these). ``weighted``: whether log-likelihoods are multiplied by the modality's reconstruction weight.
+        ``free_bits``: nats of each latent dimension's divergence that cost nothing; 0: all of it counts. ``axis_name``:
+        the axis of devices that the batch is split over, or None. ``keys`` draw latents (None: means). ``train_keys``
+        draw dropout, augmentation and input corruption (None: none of these). ``weighted``: whether log-likelihoods are
+        multiplied by the modality's reconstruction weight.
         """
         inputs = self.preprocess(batch, train_keys)
         condition = self.encode_condition(batch, inputs.present.shape[1])
@@ -379,14 +383,15 @@ class _Model:
         return inputs.posterior.mean if keys is None else draw_latents(inputs, count=1)[0]  # [1 sample, B, D]
 
     def decode(self, params: Params, z: Array, labels: Any = None, key: Key | None = None) -> Array:
-        """Data ``[N, ...]`` decoded from latents ``z [N, D]``, see `VAE`."""
+        """Data ``[N, ...]`` decoded from latents ``z [N, D]``, see `VAE`. ``labels``: of a conditional model. ``key``:
+        draws texts and classes; None: the likeliest ones."""
         # One sample: `z` becomes [1 modality, 1 sample, N, D], and the modality's decoded data are [1 sample, N, ...].
         z = self.concatenate_condition(z[None], self.encode_condition(labels, len(z)))
         apply = self.bind_network(self.autoencoder_params(params))
         return decode_all(self.network, apply, z, key)[self.modality][0]
 
     def sample(self, params: Params, key: Key, count: int, labels: Any = None) -> Array:
-        """``count`` decoded samples of the prior, see `VAE`."""
+        """``count`` decoded samples of the prior; ``labels [count]``: of a conditional model. See `VAE`."""
         heads = self.bind_heads(self.autoencoder_params(params))
         prior = heads("prior", self.encode_condition(labels, count))
         if len(prior.mean) != count:
@@ -402,7 +407,7 @@ class _Model:
 
     def log_likelihood(self, params: Params, batch: Batch, key: Key, samples: int) -> Float[Array, "batch"]:
         """The importance-weighted estimate ``log 1/K sum_k w_k`` of ``log p(x)``, with K = ``samples``; 0 where x is
-        missing. See `VAE`."""
+        missing. ``key`` and the examples' indices determine the samples. See `VAE`."""
         if not self.config.has_likelihood:
             models = parts.parts_of(AutoencoderModel)
             with_likelihood = ", ".join(name for name, model in models.items() if model.has_likelihood)
@@ -479,7 +484,7 @@ class _AdversarialTraining:
         """The terms of the model's objective, which for models with a critic is the reconstruction loss ``loss [B]``
         alone, and the latents ``latent [B, D]`` that it was computed from.
 
-        ``generator``: the autoencoder's parameters. `g_loss` adds the adversarial loss.
+        ``generator``: the autoencoder's parameters. ``keys``: one for each example. `g_loss` adds the adversarial loss.
         """
         inputs = self.model.training_inputs(generator, batch, keys, axis_name)
         config = self.model.config

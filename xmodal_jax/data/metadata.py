@@ -185,7 +185,7 @@ def _csv_rows(
         reader = csv.reader((lines[k] for k in range(first, len(lines))), strict=True)  # noqa: B023
         start = first
         try:
-            for cells in reader:
+            for cells in reader:  # line_num: how many lines the reader has read so far
                 yield start, first + reader.line_num, cells
                 start = first + reader.line_num
             return
@@ -205,6 +205,7 @@ def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
     for start, stop, cells in _csv_rows(lines, path, bad_examples):
         if stop == start + 1 and not lines[start].strip():
             continue
+        # The first line of the row that is damaged, and how; a row may have line breaks in its cells.
         damages = ((k, surrogate_in(lines[k])) for k in range(start, stop))
         line, damage = next(((k, damage) for k, damage in damages if damage), (start, None))
         if header is None:
@@ -290,6 +291,7 @@ def _record(
     """The record of a line; raises ValueError with the reason if its fields are not valid.
 
     Args:
+      line: its number and its fields by name.
       required: the fields of files, captions and labels that most lines have; this one must have them too.
       rare: those that few lines have; this one must not, for the reason given.
       typed: whether values have types, as in JSON; in CSV a label can be a number or a name.

@@ -97,7 +97,7 @@ def kernel_gradient(x: Array, dy: Array, *, geometry: Geometry, permute: bool) -
     """
     spatial = len(geometry.strides)
     image, hwio, _ = _dimension_numbers(spatial)
-    axes = hwio[:-2]
+    axes = hwio[:-2]  # the names of the spatial axes, such as "HW"
     # Per axis: input size n, output size m (dilated: (m - 1) s + 1), kernel size k, stride s, padding before the input.
     padding = [
         (before, k + (m - 1) * s - n - before)

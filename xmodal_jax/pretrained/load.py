@@ -234,7 +234,7 @@ def read_parameters(
         Each of its rules fills it, or its slice ``rule.index``, with the values of some arrays of the checkpoint.
         """
         parameter = empty_aligned(leaf.shape, dtype)  # at an address from which JAX need not copy it
-        for rule, entries in sources[path]:
+        for rule, entries in sources[path]:  # entries: the arrays that the rule reads
             target = parameter[rule.index] if rule.index else parameter  # a view
             target[...] = _read_part(rule, entries, target.shape)
             bar.update(sum(entry.size for entry in entries))

@@ -281,8 +281,8 @@ def _global_statistics(rows: PairSide, cols: PairSide, axis_name: AxisName) -> P
 
 
 def _gathered_statistics(rows: PairSide, cols: PairSide, tile: int, axis_name: str) -> PairStatistics:
-    """The statistics of `pair_statistics`, tiled, with the columns of all devices gathered: for each row and each column
-    the log-sum-exp of its logits (lse) and the sum of its positive logits.
+    """The statistics of `pair_statistics`, tiled, with the columns of all devices gathered: for each row and column the
+    log-sum-exp of its logits (lse) and the sum of its positive logits.
 
     Each device sums over all columns for its rows, which completes the rows' statistics. For the columns it has only
     the part of each sum that comes from its rows: the parts are added over devices, and each device takes the result of

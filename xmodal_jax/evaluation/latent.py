@@ -307,8 +307,8 @@ class LatentEvaluator:
         return self._predict_all(self._judge, params=None, judge_params=judge_params, source=source)
 
     def judge_draws(self, params, judge_params, shared: np.ndarray) -> JudgeOutputs:
-        """Logits and features, by the judge (classifier) of each modality, of data generated from shared latents ``[N,
-        D]``."""
+        """Logits and features, by the judge (classifier) of each modality, of data generated from latents ``shared [N,
+        D]``, such as samples of the prior. ``params``: of the VAE; ``judge_params``: of the judges."""
         source = ArraySource({"shared": np.asarray(shared, np.float32)})
         # In place of the evaluator's transform, which is for data; it only gives ``index`` the type that keys need.
         transform = lambda batch: {**batch, "index": np.asarray(batch["index"], np.int32)}
@@ -464,7 +464,7 @@ def joint_metrics(
         outputs = evaluator.judge_draws(params, judge_params, shared)
         if len(evaluator.modalities) > 1:
             classes = outputs.logits.argmax(axis=-1)
-            metrics[f"joint_{name}/coherence"] = float(joint_coherence(classes.T))
+            metrics[f"joint_{name}/coherence"] = float(joint_coherence(classes.T))  # from classes [M, N]
         if images:
             # Features of real and of generated images, for each image modality.
             pairs = [(_drop_missing(real[:, k]), outputs.features[:, k]) for k in images]

@@ -598,7 +598,8 @@ class BeamSearchConfig(GenerationConfig):
     beams: int = 4
     """Number of candidate texts that the beam search keeps at each step."""
     length_penalty: float = 0.6
-    """Preference of the beam search for long texts: 0 prefers short ones, larger values prefer longer ones."""
+    """Exponent p of the beam search's length normalisation: a text of n tokens is scored by its log-probability divided
+    by ((5 + n) / 6)^p. 0: not normalised, which favours short texts; larger values favour longer ones."""
 
     def __post_init__(self):
         """Checks the numbers."""

@@ -170,7 +170,9 @@ class TrainingLoop:
         example = numeric_fields(loader.example())
         self._example = example
         """A batch of one example, for the shapes of the model's inputs."""
-        model = getattr(run.config, "model", None)
+        model = getattr(
+            run.config, "model", None
+        )  # the configuration of the experiment's model, if it has one
         # config.json leaves out the model's options for modalities that the data do not have.
         run.leave_out([f"model.{name}" for name in unused_fields(model, example)])
         encoders = method.encoders if isinstance(method, Method) else []

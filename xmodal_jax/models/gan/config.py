@@ -105,7 +105,8 @@ class GANConfig:
     """Augmentation of images before the discriminator. Real and generated images are augmented alike; None: no
     augmentation."""
     contrastive: ContrastiveLosses = ContrastiveLosses()
-    """Weights of the contrastive losses between images and captions."""
+    """Weights of the contrastive losses (InfoNCE): of images and their conditions, of image regions and words, and of
+    generated and real images; by default all are 0, and there is none of these losses."""
     reconstruction: Reconstruction | None = None
     """Reconstruction of real images (VAE-GAN). None: real images are not reconstructed."""
     features: FrozenFeatures | None = None

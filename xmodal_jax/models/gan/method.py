@@ -301,10 +301,16 @@ class ConditionalGAN:
         frozen: Params | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, ""], tuple[Aux, Variables]]:
-        """The reconstruction loss of all real images, which needs no discriminator; ``(aux, updated variables)``."""
+        """The reconstruction loss of all real images, which needs no discriminator; and its aux with the updated
+        variables.
+
+        Every image is generated from noise that is inferred from the real image. ``generator``: its parameters.
+        ``variables``: state without gradients. ``frozen``: parameters of frozen networks by name, or None.
+        ``axis_name``: the axis of devices. Loss and aux are this device's shares of means over the global batch.
+        """
         # The name of a key only selects the random stream.
         keys = fold_in_name(batch_keys(key, batch), "rehearse")
-        reconstruct_mask = jnp.ones(len(batch_index(batch)), bool)
+        reconstruct_mask = jnp.ones(len(batch_index(batch)), bool)  # all images
         generated, variables = self._generate(
             generator, variables, batch, keys, reconstruct_mask, frozen, axis_name
         )
@@ -462,6 +468,7 @@ class ConditionalGAN:
         image, feature_config = generated["image"], self.config.features
         perceptual_weight = 0.0 if feature_config is None else feature_config.perceptual_weight
         if self.captioner is not None or perceptual_weight:
+            # `_check_frozen` has made sure that ``config.features`` is not None here.
             # The frozen network's tokens [B, N, D] of the generated images. ``fake`` already holds them if the
             # discriminator gets frozen features, and gets images without augmentation. Then they are shared, so that
             # the frozen network is evaluated and differentiated once.
@@ -552,8 +559,8 @@ class ConditionalGAN:
         """The discriminator's scores of real and of generated images, with the inputs they were computed from.
 
         ``params``: the discriminator's, normalised. ``variables``: hold the probability of augmentation (ADA).
-        ``generated``: from `generate`. ``keys [B]``: one random key for each example. ``frozen``: parameters of frozen
-        networks by name.
+        ``networks``: the functions of the networks. ``generated``: from `generate`. ``keys [B]``: one random key for
+        each example. ``present [B]``: which examples count. ``frozen``: parameters of frozen networks by name.
         """
         condition = networks.encode_condition(params, frozen, batch, keys)
         # The names of the keys only select the random streams; "made" is that of the generated images.

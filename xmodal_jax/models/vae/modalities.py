@@ -184,7 +184,7 @@ def _encoder_features(
     """The module that maps a modality to features ``[B, hidden]``: a pretrained encoder, or one trained from scratch.
 
     Args:
-      kind: of data.
+      kind: of data, such as "image".
       encoder: its configuration.
       size: of an example of the modality.
       hidden: number of features.
@@ -193,6 +193,7 @@ def _encoder_features(
       **shape_info: sizes that the encoder needs, such as ``vocab_size``.
     """
     if isinstance(encoder, PretrainedEncoderConfig):
+        # With the pool "own" the pretrained encoder pools its tokens itself.
         pool = None if encoder.pool == "own" else build_pool(encoder)
         return PretrainedFeatures(pretrained_encoder(kind, encoder, size), hidden, pool, name=name)
     return EncoderFeatures(kind, encoder, hidden, flatten, shape_info, name=name)

@@ -78,13 +78,19 @@ class MultimodalVAEConfig(VariationalConfig):
         )  # fmt: skip
 
     def sample_prior(self, apply: Apply, keys: ExampleKeys, count: int) -> Float[Array, "count dim"]:
-        """Samples of the prior of the shared latents."""
+        """Samples of the prior of the shared latents, one for each of the ``count`` keys. ``apply(method)``: calls a
+        method of the network with its parameters."""
         return inference.sample_prior(apply("prior"), keys, samples=1, batch=count)[0]
 
     def decoder_latents(
         self, network: Network, apply: Apply, shared: Float[Array, "n dim"], keys: ExampleKeys | None
     ) -> Float[Array, "m 1 n latent"]:
-        """The latents that each modality is decoded from, given the shared latents."""
+        """The latents that each modality is decoded from, given N shared latents; the axis of length 1 is that of
+        samples.
+
+        ``apply(method, *args)``: calls a method of ``network`` with its parameters. ``keys``: of private latents; None:
+        their prior's mean.
+        """
         return generation.decoder_latents(network, apply, shared, keys)
 
 
@@ -160,13 +166,16 @@ class JNFConfig(TwoStageConfig):
     name: ClassVar[str] = "jnf"
 
     flows: int = 2
-    """Number of layers in the normalizing flow of each modality's posterior."""
+    """Number of layers of the normalizing flow that shapes the posterior of the latent given one modality; each
+    modality has a flow."""
     hmc_steps: int = 50
-    """Number of proposals of Hamiltonian Monte Carlo, which infers the latent from several modalities."""
+    """Number of proposals of Hamiltonian Monte Carlo, which samples the latent given several modalities; the last state
+    is the sample."""
     hmc_leapfrog: int = 10
     """Number of leapfrog steps in each proposal of Hamiltonian Monte Carlo."""
     hmc_step_size: float = 0.05
-    """Size of a leapfrog step of Hamiltonian Monte Carlo."""
+    """Step size of the leapfrog integrator of Hamiltonian Monte Carlo, which samples the latent given several
+    modalities. With larger steps a proposal goes further, but is rejected more often."""
 
     def __post_init__(self):
         super().__post_init__()

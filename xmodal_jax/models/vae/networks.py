@@ -228,8 +228,8 @@ class Network(nn.Module):
     def _setup_priors(self):
         """Parameters of the priors that are learned; their names are parameter paths.
 
-        The initial means of the mixture's components are random, so that the components differ; raw scales and logits
-        start at 0.
+        The initial means of the mixture's components are random, so that the components differ; logits and raw scales
+        (which `to_log_scale` maps to scales) start at 0.
         """
         c, zeros = self.config, nn.initializers.zeros_init()
         if c.clusters > 1:

@@ -114,7 +114,10 @@ def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: i
 
 
 def _check(config: AutoencoderConfig, modality: str, size: Size, classes: int) -> None:
-    """Raises ValueError if the model does not fit the kind of data, or a number of classes or tokens is missing."""
+    """Raises ValueError if the model does not fit the kind of data, or a number of classes or tokens is missing.
+
+    ``size``: of an example of ``modality``. ``classes``: number of classes of the label, for a conditional model.
+    """
     modality_config = config.for_modality(modality)
     kind = modality_config.kind
     if not modality_config.real_valued and size.values < 2:
@@ -252,7 +255,7 @@ class _Model:
     def concatenate_condition(
         z: Float[Array, "samples batch dim"], condition: Float[Array, "batch classes"]
     ) -> Float[Array, "1 samples batch latent"]:
-        """Latents as the decoder takes them: each followed by its example's condition.
+        """Latents as the decoder takes them: each followed by its example's condition (``[B, 0]``: nothing).
 
         The first axis of the result is that of modalities, of which there is one here.
         """

@@ -399,7 +399,7 @@ def test_a_pretrained_text_model_reads_its_own_tokens(folders):
     source, options = ArraySource({"caption": np.array(["a red square"], object)}), dict(cleanup="none")
     with pytest.raises(ValueError, match="--vocab-size 500 is for a tokenizer that is trained"):
         fit_tokenizer(source, BadExamples(), tokenizer=flags["text_encoder"], vocab_size=500, **options)
-    with pytest.raises(ValueError, match=">= 260"):  # 0 is a size like any other
+    with pytest.raises(ValueError, match="got 0"):  # which is a size like any other
         fit_tokenizer(source, BadExamples(), tokenizer="bpe", vocab_size=0, **options)
 
 

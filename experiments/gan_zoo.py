@@ -86,7 +86,6 @@ def main(config: Config) -> None:
     if config.smoke:
         config = shrink(dataclasses.replace(config, objectives=config.objectives[:2]))
     run = Run.create(config.run_dir, config, resume=config.resume)
-    run.truncate_metrics(0)
     runs, images = [], []
     for number, name in enumerate(config.objectives, start=1):
         try:
@@ -100,6 +99,7 @@ def main(config: Config) -> None:
             continue
         if run.writes:
             runs.append(read_run(run.path / name, tuple(COLUMNS)))
+            run.truncate_metrics(number - 1)  # not before: a run that is resumed may be refused
             run.log(number, runs[-1].metrics)
             files = sorted((run.path / name / "generated").glob("*.png"))[:SAMPLES]
             images += [np.asarray(Image.open(file)) for file in files]

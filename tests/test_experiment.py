@@ -10,6 +10,7 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.experiment import last_losses, write_report
 from xmodal_jax.report import figures
 from xmodal_jax.report.classification_figures import accuracy_bars
+from xmodal_jax.report.comparison import read_result as read_result_file
 from xmodal_jax.report.page import Item
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.run import Run
@@ -147,3 +148,10 @@ def test_a_table_of_no_scores_says_so(run, ending, capsys):
         report.add_metrics({})
     assert "There are no scores." in (run.path / "report.html").read_text()
     assert capsys.readouterr().out.splitlines()[-1] == "no scores"
+
+
+def test_a_result_that_is_none_is_named(run):
+    assert read_result_file(run.path) == {}
+    (run.path / "result.json").write_text("")
+    with pytest.raises(ValueError, match="result.json holds no result .*delete it"):
+        read_result_file(run.path)

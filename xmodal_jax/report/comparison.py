@@ -27,9 +27,21 @@ class ComparedRun(NamedTuple):
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """``result.json`` of a run; empty if there is none."""
+    """``result.json`` of a run; empty if there is none.
+
+    Raises:
+      ValueError: the file holds no result.
+    """
     file = folder / "result.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    if not file.exists():
+        return {}
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} holds no result ({error}); delete it, and the run is finished again"
+        ) from error
+    return result
 
 
 def read_run(folder: Path, scores: Sequence[str]) -> ComparedRun:

@@ -574,7 +574,7 @@ def disentanglement_metrics(latents: np.ndarray, factors: np.ndarray, seed: int)
     """
     if factors.shape[1] < 2 or len(factors) < MIN_EXAMPLES:
         return {}
-    scores = dci(latents, factors, seed=seed, rounds=20)
+    scores = dci(latents, factors, seed=seed, rounds=20)  # rounds of gradient boosting: a tree for each value
     return {
         "latent/mig": float(mutual_information_gap(latents, factors)),
         "latent/sap": float(sap(latents, factors, seed=seed)),

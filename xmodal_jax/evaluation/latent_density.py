@@ -43,10 +43,10 @@ class LatentDensity(NamedTuple):
 
 
 def _make_density(dim: int, draw, log_prob, name: str) -> LatentDensity:
-    """The `LatentDensity` of two functions, whose arguments it checks.
+    """The `LatentDensity` ``name`` of two functions, whose arguments it checks.
 
-    ``draw(count, rng, other_rng)`` returns samples ``[count, dim]``, from two independent generators of random numbers;
-    ``log_prob(latents)`` returns ``[N]``.
+    ``dim``: number of dimensions of a latent. ``draw(count, rng, other_rng)`` returns samples ``[count, dim]``, from
+    two independent generators of random numbers; ``log_prob(latents)`` returns ``[N]``.
     """
 
     def sample(count: int, seed: int) -> np.ndarray:
@@ -295,7 +295,9 @@ def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, e
     def step(carry, k):
         """Step k of Adam, on a random minibatch; evaluates the held-out latents when it is due.
 
-        ``carry``: the parameters, Adam's state, the best parameters so far and their held-out loss.
+        ``carry``: the parameters, Adam's state, the best parameters so far and their held-out loss. Closes over the
+        latents, the loss and the optimizer. Returns the next ``carry`` and the minibatch's loss, as `jax.lax.scan`
+        wants.
         """
         params, state, best, lowest = carry
         batch = jax.random.randint(jax.random.fold_in(batch_key, k), (batch_size,), 0, len(train))
@@ -303,7 +305,7 @@ def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, e
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         due = ((k + 1) % evaluate_every == 0) | (k + 1 == steps)
-        keep = lambda params, best, lowest: (best, lowest)
+        keep = lambda params, best, lowest: (best, lowest)  # the other branch: nothing changes
         best, lowest = jax.lax.cond(due, update_best, keep, params, best, lowest)
         return (params, state, best, lowest), value
 

@@ -83,6 +83,7 @@ def merge_adapters(params: Params, adapters: Params, config: LoRA) -> Params:
     for path in kernel_paths:
         kernel = leaves[path]
         # A B, [..., inputs, outputs]; "..." is the axis of stacked layers, if there is one.
+        # (Some kernels have more axes, such as attention's output projection [heads, head size, outputs].)
         difference = jnp.einsum("...ir,...ro->...io", factors[f"{path}/a"], factors[f"{path}/b"])
         leaves[path] = kernel + (config.alpha / config.rank) * difference.reshape(kernel.shape)
     # `trees.flat` lists the leaves in the order of the tree.

@@ -76,7 +76,7 @@ class _Adapter:
     def append_label(
         z: Float[Array, "samples batch dim"], labels: Array
     ) -> Float[Array, "samples batch latent"]:
-        """Latents with the number of the example's class as one more element at the end."""
+        """Latents with the number of the example's class (``labels [B]``) as one more element at the end."""
         labels = labels.astype(jnp.float32)[None, :, None]
         return jnp.concatenate([z, jnp.broadcast_to(labels, (*z.shape[:2], 1))], axis=-1)
 

@@ -113,6 +113,7 @@ def _add_private(
         jax.tree.map(to_batch, inputs.prior.auxiliary),
     )
     w = sample_or_mean(q, keys, "private", samples)  # [R, M, B, P]
+    # The prior p(w), [P], the same for all samples, modalities and examples.
     prior = jax.tree.map(lambda x: jnp.broadcast_to(x.reshape(1, 1, 1, -1), w.shape), inputs.prior.private)
     private_ratio = (prior.log_prob(w) - repeat_leading(q, samples).log_prob(w)).sum(axis=-1)  # [R, M, B]
     log_ratio = log_ratio + jnp.where(observed[None], private_ratio, 0.0).sum(axis=1)
@@ -261,8 +262,8 @@ def from_flows(
     leapfrog: int,
     step_size: float,
 ) -> LatentSamples:
-    r"""JNF: from the joint encoder where all modalities of an example are observed; from one observed modality through
-    its flow; from several by Hamiltonian Monte Carlo.
+    r"""JNF (joint normalizing flows): latents from the joint encoder where all modalities of an example are observed;
+    from one observed modality through its flow; from several by Hamiltonian Monte Carlo.
 
     The target of the Monte Carlo is the product :math:`p(z)^{1-n} \prod_m q_m(z)` over the n observed modalities, its
     start a sample of one of their :math:`q_m` (Senellart et al. 2025, arXiv:2502.03952, sec. 3.3); the samples have no
@@ -278,7 +279,7 @@ def from_flows(
     first_observed = jnp.argmax(observed, axis=0)[None, None, :, None]
     start = jnp.take_along_axis(
         unimodal, jnp.broadcast_to(first_observed, (samples, 1, *base.shape[2:])), axis=1
-    )[:, 0]  # [R, B, D]
+    )[:, 0]  # the first observed modality's: [R, 1, B, D] -> [R, B, D]
     log_density = lambda z: flow_product_log_density(inputs, z, observed)
     count = observed.sum(axis=0)  # n, [B]
     z = start  # right for one observed modality
@@ -340,9 +341,8 @@ def hamiltonian_monte_carlo(
       step_size: size of a leapfrog step.
     """
     samples, _, dim = start.shape
-    gradient = jax.grad(
-        lambda z: log_density(z).sum()
-    )  # of every chain at once: their densities are independent
+    # The gradient of every chain's log-density: as the chains do not depend on each other, that of their sum.
+    gradient = jax.grad(lambda z: log_density(z).sum())
 
     def propose(z, step):
         """One proposal of every chain, accepted or rejected: the next states (a step of `jax.lax.scan`, which also
@@ -363,7 +363,8 @@ def hamiltonian_monte_carlo(
         negative_energy = lambda z, v: log_density(z) - 0.5 * jnp.square(v).sum(axis=-1)
         gain = negative_energy(proposal, v) - negative_energy(z, momentum)
         draw = jax.vmap(lambda key: jax.random.uniform(key, (samples,)))(fold_in_name(step_keys, "accept"))
+        # draw [B, R], the others [R, B].
         accept = jnp.log(draw.T) < jnp.where(jnp.isfinite(gain), gain, -jnp.inf)
         return jnp.where(accept[..., None], proposal, z), None
 
-    return jax.lax.scan(propose, start, jnp.arange(steps))[0]
+    return jax.lax.scan(propose, start, jnp.arange(steps))[0]  # the last states

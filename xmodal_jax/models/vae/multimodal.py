@@ -153,7 +153,9 @@ class _Model:
     def init(self, key: Key, batch: Batch) -> Params:
         """The network's initial parameters; of the batch only shapes matter."""
         example = first_example(batch)
-        keys = example_keys(key, jnp.zeros(1, jnp.int32))
+        keys = example_keys(
+            key, jnp.zeros(1, jnp.int32)
+        )  # one random key, as for the example with the index 0
         inputs = self.preprocess(example)
         return self.network.init(key, inputs, keys, method="init_all")["params"]
 

@@ -169,6 +169,7 @@ class LatentHeads(nn.Module):
         if self.deterministic:
             mean = self.point_layer(features)
             return Normal(mean, log_scale=jnp.full_like(mean, -jnp.inf))
+        # ``raw`` becomes the log-scale by the function that ``self.scale`` names.
         mean, raw = self.moments_layer(jnp.concatenate([features, condition], axis=-1))
         return Normal(mean, to_log_scale(raw, self.scale))
 
@@ -424,10 +425,11 @@ class _Model:
 
         def log_weight(k: Array) -> Float[Array, "batch"]:
             """``log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x)``, for one latent z_k of each example, drawn
-            with the example's key and k."""
+            with the example's key and k. Closes over ``inputs``: the batch's posterior, prior and likelihood."""
             sample_keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, k)
             z = draw_latents(inputs._replace(keys=sample_keys), count=1)  # [1 sample, B, D]
-            return (inputs.log_likelihood(z) + prior_log_ratio(inputs.posterior, inputs.prior, z))[0]
+            log_weights = inputs.log_likelihood(z) + prior_log_ratio(inputs.posterior, inputs.prior, z)
+            return log_weights[0]  # [1 sample, B] -> [B]
 
         # 8 latents at a time, as thousands of decodings of a batch may not fit into memory at once.
         estimate = importance_bound(jax.lax.map(log_weight, jnp.arange(samples), batch_size=8))
@@ -450,7 +452,7 @@ class _AdversarialTraining:
             generate=self.generate,
             d_loss=self.d_loss,
             g_loss=self.g_loss,
-            constrain=lambda params: params,
+            constrain=lambda params: params,  # the critic's parameters are not clipped
             predict=self.model.predict,
             d_steps=self.model.config.critic_steps,
             pretrain_generator=self.pretrain_generator,

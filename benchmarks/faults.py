@@ -6,7 +6,7 @@
 
 Each kind of input (see `benchmarks.fault_kinds`) is drawn from the seed and its number alone, and its generator knows
 the right answer, or that the input must be refused. A kind runs in a process of its own with a limit of memory; a
-process that does not answer is ended and counts as hung. The table has a row for each fault: how many inputs were
+process that does not answer is ended and counts as hung. The table has a row for each kind: how many inputs were
 tried, and how many came out right, were refused with file and field, raised a raw exception, hung, or were wrong in
 silence. The last three must be 0, otherwise the exit status is 1 and the inputs are listed.
 """
@@ -40,6 +40,8 @@ KINDS = ("metadata", "media", "arrays", "safetensors", "configs", "tokenizers", 
          "checkpoints")  # fmt: skip
 """Modules of `benchmarks.fault_kinds`."""
 BAD = ("raw", "hung", "wrong")
+WORDS = {"refused": "refused with file and field", "wrong": "silently wrong"}
+"""Heads of the table for outcomes."""
 START_SECONDS = 180.0
 """Time limit of the start of a process."""
 READY = b"ready"
@@ -60,6 +62,8 @@ class Config:
     """Try this input alone, in this process, and show its traceback."""
     start: int = 0
     """Number of the first input."""
+    by_fault: bool = False
+    """Whether the table has a row for each fault, not only for each kind."""
     out: pathlib.Path | None = None
     """File for all results, as JSON lines."""
     memory_gib: float = 24.0
@@ -153,19 +157,19 @@ def _lines(process: subprocess.Popen, first: float, later: float) -> Iterator[by
         yield from lines
 
 
-def table(results: Iterable[Result]) -> str:
-    """A Markdown table with a row for each fault, and one for the sum of each kind."""
+def table(results: Iterable[Result], by_fault: bool = False) -> str:
+    """A Markdown table with a row for each kind and one for all; with ``by_fault`` also one for each fault."""
     counts: dict[tuple[str, str], collections.Counter] = {}
+    total: collections.Counter = collections.Counter()
     for result in results:
-        for row in (result.fault, ""):
+        total[result.outcome] += 1
+        for row in (result.fault, "") if by_fault else ("",):
             counts.setdefault((result.kind, row), collections.Counter())[result.outcome] += 1
-    lines = [
-        f"| kind | fault | tried | {' | '.join(OUTCOMES)} |",
-        "|---|---|" + "---:|" * (1 + len(OUTCOMES)),
-    ]
-    for (kind, fault), count in sorted(counts.items()):
-        name = fault or "**all**"
-        lines.append(f"| {kind} | {name} | {count.total()} | {' | '.join(str(count[o]) for o in OUTCOMES)} |")
+    rows = [(f"{kind}: {fault}" if fault else kind, count) for (kind, fault), count in sorted(counts.items())]
+    heads = ["tried", *(WORDS.get(outcome, outcome) for outcome in OUTCOMES)]
+    lines = [f"| kind | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for name, count in [*rows, ("all", total)]:
+        lines.append(f"| {name} | {count.total():,} | {' | '.join(f'{count[o]:,}' for o in OUTCOMES)} |")
     return "\n".join(lines)
 
 
@@ -193,7 +197,7 @@ def main(config: Config) -> None:
         print(f"{name}: {dict(count)} in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     if config.out:
         config.out.write_text("".join(json.dumps(result._asdict()) + "\n" for result in results))
-    print(table(results))
+    print(table(results, config.by_fault))
     bad = [result for result in results if result.outcome in BAD]
     for result in bad[:100]:
         print(f"{result.outcome}: {result.kind} {result.index} ({result.fault}): {result.detail}")

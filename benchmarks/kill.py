@@ -64,6 +64,8 @@ SETUPS = {
     "vae": Setup(SMOKE, "vae"),
 }
 DEVICES = 4
+GRACE = 60.0
+"""Seconds in which processes must end after a signal that ends them."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
 AIMS = ("any moment", "compilation", "checkpoint", "evaluation", "report")
 
@@ -94,6 +96,8 @@ class Kill(NamedTuple):
     """The last step in metrics.jsonl."""
     writing: bool
     """Whether a checkpoint was half written."""
+    hung: bool
+    """Whether the processes had not ended `GRACE` seconds after the signal, so that they had to be killed."""
 
 
 class Processes:
@@ -141,7 +145,9 @@ class Processes:
         while (status := self.poll()) is None:
             if time.perf_counter() > deadline:
                 self.send(signal.SIGKILL)
-                raise SystemExit(f"a run hung for {seconds} s")
+                for process in self.running:
+                    process.wait()
+                raise TimeoutError(f"a run hung for {seconds} s")
             time.sleep(0.02)
         if status:
             time.sleep(2.0)
@@ -266,10 +272,19 @@ def run_with_kills(
         if not interrupt(processes, directory, sent, aim, moment):
             return kills
         seconds, writing = time.perf_counter() - started, bool(half_written(directory) - left_over)
-        step = last_step(directory)
-        kills.append(Kill(name, number, sent, aim, seconds, step, writing))
-        print(f"{name:10} run {number}: {sent.name} after {seconds:5.1f} s, {aim}, step {step:2}", flush=True)
-        if processes.wait() == 0:  # it was only stopped, or was at its end
+        step, status, hung = last_step(directory), None, False
+        try:
+            # A run that was only stopped may go on to its end.
+            status = processes.wait(GRACE + 10 * life if sent == signal.SIGSTOP else GRACE)
+        except TimeoutError:
+            hung = True
+        kills.append(Kill(name, number, sent, aim, seconds, step, writing, hung))
+        after = f"; not ended {GRACE:.0f} s later" if hung else ""
+        print(
+            f"{name:10} run {number}: {sent.name} after {seconds:5.1f} s, {aim}, step {step:2}{after}",
+            flush=True,
+        )
+        if status == 0:  # it was only stopped, or was at its end
             return kills
 
 
@@ -294,17 +309,29 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = {name: run_setup(pathlib.Path(folder), name, config.kills, rng) for name in config.setups}
     heads = " | ".join(
-        ["setup", *(s.name for s in SIGNALS), *AIMS, "half-written checkpoint", "runs", "bit-identical"]
+        [
+            "setup",
+            *(s.name for s in SIGNALS),
+            *AIMS,
+            "half-written checkpoint",
+            "hung",
+            "runs",
+            "bit-identical",
+        ]
     )
     print(f"\n| {heads} |\n|{'---|' * (heads.count('|') + 1)}")
     for name, (kills, ended, unequal) in results.items():
         cells = [sum(k.signal == s for k in kills) for s in SIGNALS] + [
             sum(k.aim == aim for k in kills) for aim in AIMS
         ]
-        cells += [sum(k.writing for k in kills), ended, ended - unequal]
+        cells += [sum(k.writing for k in kills), sum(k.hung for k in kills), ended, ended - unequal]
         print(f"| {name} | {' | '.join(map(str, cells))} |")
-    if wrong := sum(result.unequal for result in results.values()):
-        raise SystemExit(f"{wrong} runs ended differently from the undisturbed one")
+    wrong = sum(result.unequal for result in results.values())
+    hung = sum(kill.hung for result in results.values() for kill in result.kills)
+    if wrong or hung:
+        raise SystemExit(
+            f"{wrong} runs ended differently from the undisturbed one; {hung} hung after a signal"
+        )
 
 
 if __name__ == "__main__":

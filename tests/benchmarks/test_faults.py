@@ -111,7 +111,7 @@ def test_an_input_depends_on_its_seed_and_number_alone(tmp_path):
 
 def test_table_counts_by_fault():
     result = lambda fault, outcome: faults.Result("toy", 0, fault, outcome, "")
-    text = faults.table([result("a", "right"), result("a", "raw"), result("b", "refused")])
-    assert (
-        "| toy | **all** | 3 | 1 | 1 | 1 | 0 | 0 |" in text and "| toy | a | 2 | 1 | 0 | 1 | 0 | 0 |" in text
-    )
+    results = [result("a", "right"), result("a", "raw"), result("b", "refused")]
+    short, long = faults.table(results), faults.table(results, by_fault=True)
+    assert "| toy | 3 | 1 | 1 | 1 | 0 | 0 |" in short and "| all | 3 | 1 | 1 | 1 | 0 | 0 |" in short
+    assert "| toy: a | 2 | 1 | 0 | 1 | 0 | 0 |" in long and "toy: a" not in short

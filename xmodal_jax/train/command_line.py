@@ -93,11 +93,31 @@ def run_script(
         except BaseException as error:
             has_begun = abandon_runs()
             message = None if os.environ.get(TRACEBACK) == "1" else explain_error(error, has_begun=has_begun)
+            is_interrupted = isinstance(error, KeyboardInterrupt)
+            status = 130 if is_interrupted else 1 if has_begun or message is None else 2
+            if _is_one_of_several() and not isinstance(error, SystemExit):
+                print(message or traceback.format_exc(), file=sys.stderr)
+                _exit_alone(status)
             if message is None:
                 raise
             print(message, file=sys.stderr)
-            is_interrupted = isinstance(error, KeyboardInterrupt)
-            raise SystemExit(130 if is_interrupted else 1 if has_begun else 2) from None
+            raise SystemExit(status) from None
+
+
+def _is_one_of_several() -> bool:
+    """Whether this is one of several processes that have found each other."""
+    import jax  # takes a while to import, which a mistake in the flags need not wait for
+
+    return jax.distributed.is_initialized()
+
+
+def _exit_alone(status: int) -> NoReturn:
+    """Ends this process at once, without waiting for the others as JAX does at the end: they may be in a computation
+    that waits for this one. When its connections close, they end with an error of their own. The system drops its
+    locks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def explain_error(error: BaseException, *, has_begun: bool) -> str | None:

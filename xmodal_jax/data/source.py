@@ -181,11 +181,11 @@ class SourceView(Source):
 def first_of_group(source: Source) -> np.ndarray:
     """For each example the index of the first example that shows the same picture, int64 ``[N]``: its own index if it
     is the first, or shares its picture with no other (see `Source.groups`)."""
-    own, groups = np.arange(len(source)), source.groups()
+    indices, groups = np.arange(len(source)), source.groups()
     if groups is None:
-        return own
+        return indices
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    return np.where(np.asarray(groups) < 0, own, first[inverse])
+    return np.where(np.asarray(groups) < 0, indices, first[inverse])
 
 
 def read_fields(

@@ -70,27 +70,29 @@ def add_galleries(
         if target == "audio" and len(embeddings) > 2:
             continue  # a row of audio players adds little to the numbers
         # The examples whose modality ``query`` searches, and those whose modality ``target`` is searched.
-        asked, searched = items_of_pair(query, target, ids, present=present, items=items)
-        similarity = embeddings[query][asked] @ embeddings[target][searched].T  # [queries, candidates]
+        query_indices, candidate_indices = items_of_pair(query, target, ids, present=present, items=items)
+        similarity = (
+            embeddings[query][query_indices] @ embeddings[target][candidate_indices].T
+        )  # [queries, candidates]
         rank = ranks(
-            embeddings[query][asked], embeddings[target][searched],
-            query_ids=ids[asked], gallery_ids=ids[searched],
+            embeddings[query][query_indices], embeddings[target][candidate_indices],
+            query_ids=ids[query_indices], gallery_ids=ids[candidate_indices],
         )  # fmt: skip
-        # Positions within ``asked``: first random queries, then those with the worst ranks.
-        chosen = np.random.default_rng(0).permutation(len(asked))[: query_count // 2].tolist()
+        # Positions within ``query_indices``: first random queries, then those with the worst ranks.
+        chosen = np.random.default_rng(0).permutation(len(query_indices))[: query_count // 2].tolist()
         worst = [i for i in np.argsort(-rank, kind="stable").tolist() if i not in chosen]
         chosen += worst[: query_count - len(chosen)]
         queries, results = [], []
         for i in chosen:
-            example = int(asked[i])
+            example = int(query_indices[i])
             caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][example])
             queries.append(Item(content(batch, query, example, sample_rate), caption))
-            nearest = np.argsort(-similarity[i], kind="stable")[:5]  # positions within ``searched``
+            nearest = np.argsort(-similarity[i], kind="stable")[:5]  # positions within ``candidate_indices``
             results.append(
                 [
                     Hit(
-                        content(batch, target, int(searched[k]), sample_rate),
-                        correct=bool(ids[searched[k]] == ids[example]),
+                        content(batch, target, int(candidate_indices[k]), sample_rate),
+                        correct=bool(ids[candidate_indices[k]] == ids[example]),
                         similarity=float(similarity[i, k]),
                     )
                     for k in nearest
@@ -101,8 +103,8 @@ def add_galleries(
             queries,
             results,
             ranks=[int(rank[i]) for i in chosen],
-            note=f"{query} to {target} among {len(searched)} examples: {query_count // 2} random queries, then the "
-            "worst.",
+            note=f"{query} to {target} among {len(candidate_indices)} examples: {query_count // 2} random queries, then "
+            "the worst.",
         )
 
 
@@ -137,9 +139,12 @@ def add_ranks(
     ids = np.arange(count) if ids is None else ids
     ranks_by_direction = {}  # the rank of each query, from 1
     for a, b in directions(tuple(embeddings)):
-        asked, searched = items_of_pair(a, b, ids, present=present, items=items)
+        query_indices, candidate_indices = items_of_pair(a, b, ids, present=present, items=items)
         ranks_by_direction[f"{a} to {b}"] = ranks(
-            embeddings[a][asked], embeddings[b][searched], query_ids=ids[asked], gallery_ids=ids[searched]
+            embeddings[a][query_indices],
+            embeddings[b][candidate_indices],
+            query_ids=ids[query_indices],
+            gallery_ids=ids[candidate_indices],
         )
     report.add_figure("Ranks of the correct results", figures.rank_histogram(ranks_by_direction, count))
 
@@ -217,13 +222,13 @@ def add_embeddings(
     ]
     report.add_figure("Training curves", figures.curves(records, panels, smoothing=0.8))
     # Which results are correct, and which examples and items count.
-    searched = dict(ids=gallery.ids, present=gallery.present, items=gallery.items)
-    add_galleries(report, gallery.examples, embeddings, **searched)
+    gallery_options = dict(ids=gallery.ids, present=gallery.present, items=gallery.items)
+    add_galleries(report, gallery.examples, embeddings, **gallery_options)
     one_each = {
         name: x[gallery.representatives] for name, x in embeddings.items()
     }  # one example of each picture
     add_similarities(report, one_each)
-    add_ranks(report, embeddings, **searched)
+    add_ranks(report, embeddings, **gallery_options)
     groups, factor, palette = _groups(gallery)
     groups = [groups[example] for example in gallery.representatives]
     add_map(report, one_each, groups, factor=factor, palette=palette)

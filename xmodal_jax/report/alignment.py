@@ -103,8 +103,8 @@ def add_galleries(
             queries,
             results,
             ranks=[int(rank[i]) for i in chosen],
-            note=f"{query} to {target} among {len(candidate_indices)} examples: {query_count // 2} random queries, then "
-            "the worst.",
+            note=f"{query} to {target} among {len(candidate_indices)} examples: {query_count // 2} random queries, "
+            "then the worst.",
         )
 
 

@@ -55,7 +55,7 @@ class ImageGenerator:
         the fields of a batch that the GAN takes."""
         fields = read_fields(source, ("caption", "label"))
         if self.tokenize is not None:
-            fields = dict(self.tokenize(fields))
+            fields = dict(self.tokenize(fields))  # adds "text" and "text_mask"
         conditions = {name: fields[name] for name in CONDITION_FIELDS if name in fields}
         return {"index": np.arange(len(source), dtype=np.int32), **conditions}
 

@@ -125,10 +125,12 @@ class _FlatBatch(NamedTuple):
     def example_keys(self, row_keys: KeyArray[Array, "rows"]) -> ExampleKeys:
         """A random key for each of the ``Q`` examples of each row: ``[B]`` keys of rows to ``[B * Q]`` keys.
 
-        The first example of a row has the key of the row, example ``q > 0`` that key with ``q`` folded in.
+        The first example of a row has the key of the row, example ``q > 0`` that key with ``q`` folded in: so all
+        examples draw different random numbers, and a row of one example draws the same as without rows.
         """
         if self.examples_per_row == 1:
             return row_keys
+        # `fold_in` of every key [B] with every number [Q - 1].
         fold_in = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
         further_keys = fold_in(row_keys, jnp.arange(1, self.examples_per_row))  # [B, Q - 1]
         return jnp.concatenate([row_keys[:, None], further_keys], axis=1).reshape(-1)

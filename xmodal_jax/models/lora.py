@@ -114,8 +114,8 @@ def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
         return method
 
     def init(key: Key, batch: Batch) -> Params:
-        """The method's parameters, with the adapters under `ADAPTERS`. ``B`` is 0, so that adapters change nothing
-        at first."""
+        """The initial parameters of ``method``, with adapters under `ADAPTERS` for the kernels below the encoders'
+        ``paths`` that match ``config.targets``. ``B`` is 0, so that adapters change nothing at first."""
         params = method.init(key, batch)
         kernels = {
             path: leaf

@@ -106,6 +106,7 @@ def tile_images(images: np.ndarray, *, columns: int) -> np.ndarray:
     rows = -(-count // columns)  # rounded up
     padded = np.zeros((rows * columns, height, width, channels), images.dtype)
     padded[:count] = images
+    # [rows, columns, H, W, C] -> [rows, H, columns, W, C]: the pixels of a row of the grid follow each other.
     grid = padded.reshape(rows, columns, height, width, channels)
     return grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
 

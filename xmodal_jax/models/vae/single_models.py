@@ -100,7 +100,10 @@ class DAEConfig(DeterministicConfig):
             raise ValueError(f"noise is the probability of masking and must be below 1, got {self.noise}")
 
     def corrupt(self, modality: ModalityConfig, x: Array, keys: ExampleKeys) -> Array:
-        """The encoder's input ``x [B, ...]`` with noise added or with elements replaced, see ``corruption``."""
+        """The encoder's input ``x [B, ...]`` with noise added or with elements replaced, see ``corruption``.
+
+        ``modality``: its configuration, which has the value of a masked element. ``keys``: one for each example.
+        """
         if not self.noise:
             return x
         if self.corruption == "gaussian":

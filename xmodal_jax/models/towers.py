@@ -285,9 +285,8 @@ class Tower(nn.Module):
         self.norm = nn.LayerNorm()
         if self.head == "mlp":
             self.hidden = nn.Dense(2 * self.embed_dim)
-        self.project = nn.Dense(
-            self.embed_dim, use_bias=self.head == "mlp"
-        )  # a linear projection has no bias, as in CLIP
+        # A linear projection has no bias, as in CLIP.
+        self.project = nn.Dense(self.embed_dim, use_bias=self.head == "mlp")
 
     def encode(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens:
         """The encoder's tokens."""

@@ -309,12 +309,13 @@ class TextConfig(ModalityConfig):
         ``decode(tokens)`` returns logits ``[..., length, vocab]``. An autoregressive decoder generates one token after
         the other, given those before.
         """
-        (length,) = size.shape
+        (length,) = size.shape  # tokens of a text
         if not self.decoder.autoregressive:
             return _choose(decode(tokens=None), None if key is None else jax.random.fold_in(key, 0))
 
         def set_token(t, ids):
-            """Sets token t of all texts ``ids [..., length]``, given the tokens before it."""
+            """Sets token t of all texts ``ids [..., length]``, given the tokens before it. Closes over ``decode`` and
+            ``key``."""
             logits = decode(ids)
             token_key = None if key is None else jax.random.fold_in(key, t)
             return ids.at[..., t].set(_choose(logits[..., t, :], token_key))

@@ -120,6 +120,7 @@ def _check(config: AutoencoderConfig, modality: str, size: Size, classes: int) -
     """
     modality_config = config.for_modality(modality)
     kind = modality_config.kind
+    # Tokens and labels take one of ``size.values`` values.
     if not modality_config.real_valued and size.values < 2:
         raise ValueError(f"size.values must say how many values {kind} takes, got {size.values}")
     if config.conditional and (kind == "label" or classes < 2):

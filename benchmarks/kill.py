@@ -213,6 +213,8 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
     """The names of what differs between two finished runs, compared bit for bit."""
     unequal = []
     for best in (False, True):
+        if best and not any(list((run / "checkpoints" / "best").glob("*")) for run in (a, b)):
+            continue  # an experiment without a score to choose by
         folders = [newest_checkpoint(run, best=best) for run in (a, b)]
         if folders[0].name != folders[1].name:
             unequal.append(f"step of the {'best' if best else 'newest'} checkpoint")

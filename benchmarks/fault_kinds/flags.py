@@ -17,7 +17,7 @@ import traceback
 
 import numpy as np
 
-from benchmarks.fault_kinds import REFUSED, Case, Kind
+from benchmarks.fault_kinds import REFUSED, Case, Hung, Kind
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPTS = tuple(sorted(path.name for path in (ROOT / "experiments").glob("*.py")))
@@ -49,7 +49,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "run directory is a file": ("--run-dir", "file"),
     "run directory in a file": ("--run-dir", "file/run"),
     "run directory remote": ("--run-dir", "gs://bucket/run"),
-    "nothing to resume": ("--run-dir", "nowhere", "--resume"),
+    "frames zero": ("--frames", "0"),
     "nothing to start from": ("--init-from", "nowhere"),
     "modality unknown": ("--modalities", "text", "smell"),
     "devices that do not divide": ("--parallel", "sharded", "--fsdp", "3"),
@@ -80,7 +80,7 @@ def _run(script: str, words: tuple[str, ...], folder: pathlib.Path) -> None:
             if done:
                 break
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{script} goes on for more than {SECONDS} s")
+                raise Hung
             time.sleep(0.01)
         except BaseException:
             os.kill(child, signal.SIGKILL)

@@ -91,11 +91,12 @@ def _run(script: str, words: tuple[str, ...], folder: pathlib.Path) -> None:
     left = sorted(path.name for path in folder.iterdir() if path.name not in ("file", "stderr", "stdout"))
     if code == 0:
         return
-    if code != 2 or len(lines) != 1:
+    # Bars of progress and notes may come before a mistake that shows itself late.
+    if code != 2 or not lines or "Traceback" in text:
         raise RawError(f"status {code}, {len(lines)} lines: {lines[-1] if lines else ''}")
     if left and left != ["runs"] or (left and any((folder / "runs").iterdir())):
         raise RawError(f"left {', '.join(left)}: {lines[0]}")
-    raise ValueError(lines[0])
+    raise ValueError(lines[-1])
 
 
 def _run_in_fork(script: str, words: tuple[str, ...], folder: pathlib.Path) -> None:

@@ -229,7 +229,8 @@ def beam_search(
       beams: sequences per example.
       length: the largest number of tokens, including the end token.
       end: id of the end token.
-      penalty: exponent of `length_norm`; 0 prefers short sequences, larger values prefer longer ones.
+      penalty: exponent p of the length normalisation: a sequence of n tokens is ranked by its log-probability divided
+        by ``((5 + n) / 6) ** p``. 0: not normalised, which favours short sequences; larger values favour longer ones.
 
     Returns:
       Arrays ``[B, beams, ...]``.
@@ -277,7 +278,7 @@ class _BeamSearch:
     end: int
     """Id of the end token."""
     penalty: float
-    """Exponent of `length_norm`."""
+    """Exponent of the length normalisation, see `length_norm`."""
 
     def split(self, tree: Any) -> Any:
         """Arrays ``[B * beams, ...]`` to ``[B, beams, ...]``."""

@@ -51,7 +51,7 @@ class BadExamples:
     remarks: list[str] = field(default_factory=list)
     """Sentences on how all data are read (such as the size of images), where that was not asked for."""
     announce: Callable[[str], None] | None = field(default=None, repr=False)
-    """Shows a remark when it is made; None: `summary` alone has it."""
+    """Called with each remark as soon as it is made (such as ``print``); None: remarks appear only in `summary`."""
     _known: set[BadExample] = field(default_factory=set, repr=False)
 
     def add(self, file: str | Path, line: int, reason: str) -> None:

@@ -144,13 +144,16 @@ def find_metadata(folder: Path) -> Path | None:
 
 
 def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
-    """The lines of a JSON lines file that can be parsed; the others are added to ``bad_examples``."""
+    """The lines of a JSON lines file that are JSON objects; other lines that are not blank are added to
+    ``bad_examples``."""
     for number, line in enumerate(split_lines(read_damaged(path)), 1):
         if not line.strip():
             continue
         try:
+            # `read_damaged` puts a lone surrogate in place of a byte that is not UTF-8; ``damage`` describes it.
             if damage := surrogate_in(line):
                 raise ValueError(damage)
+            # `_distinct` raises ValueError where a key occurs twice, of which ``json`` would keep the last.
             fields = parse_json(line, pairs=_distinct)
         except ValueError as error:
             bad_examples.add(path, number, f"the line cannot be read: {error}")

@@ -175,7 +175,8 @@ class Form:
     description: str
     """What the data set is, for the help."""
     open: Callable[..., Source]
-    """Opens one split: ``open(argument, split=..., **options)``, without ``argument`` if the form takes none."""
+    """Opens one split of the data set: ``open(argument, split=..., **options)``, without ``argument`` if the form takes
+    none. For ``--data folder:photos`` it is called as ``open("photos", split="train", image_size=64, ...)``."""
     options: tuple[str, ...]
     """The keyword arguments of ``open`` besides ``split``: fields of `DataOptions`, or one of
 

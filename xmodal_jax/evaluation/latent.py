@@ -96,8 +96,9 @@ def shrink_latent(config: Any) -> Any:
     """The configuration ``config`` of an experiment with a latent space, reduced to that of a ``--smoke`` run: a few
     steps on little data, which only shows that everything runs."""
     config = shrink(config)
-    # A third of the embedded data set's scenes have one object, and a density needs some tens of latents.
-    data = dataclasses.replace(config.input, train_size=150)  # 150 scenes
+    # In the embedded data set only scenes with one object (a third of them) have a class, and only these are used: 150
+    # scenes leave about 50, enough to fit a density.
+    data = dataclasses.replace(config.input, train_size=150)
     return dataclasses.replace(config, input=data, judge_steps=4, evaluation=SMOKE)
 
 
@@ -491,7 +492,8 @@ def likelihood_metrics(
 
     ``likelihood/joint``: ``log p`` of all modalities that an example has. ``likelihood/conditional``: the difference
     of the joint and of ``log p(x_2, ..., x_M)``, which is ``log p(x_1 | x_2, ..., x_M)``, over the examples that have
-    ``x_1``. For a model of one modality only ``likelihood/test``. A mean over no example is left out.
+    ``x_1`` (for an example with ``x_1`` alone it is ``log p(x_1)``). For a model of one modality only
+    ``likelihood/test``. A mean over no example is left out.
     """
     count, samples = len(evaluator.modalities), evaluation.likelihood_samples
     all_modalities, all_but_first = (True,) * count, (False,) + (True,) * (count - 1)
@@ -510,7 +512,10 @@ def likelihood_metrics(
         metrics["likelihood/test" if count == 1 else "likelihood/joint"] = float(joint[has_any].mean())
     if count > 1 and has_first.any():
         conditional = float((joint - estimate(all_but_first))[has_first].mean())
-        if np.isfinite(conditional):  # NaN where the posterior's density is not known (some models)
+        # It is NaN for JNF with three or more modalities: given several modalities, but not all, JNF samples the
+        # latents by Hamiltonian Monte Carlo, and their density is not known. ``joint`` is not NaN: given all
+        # modalities, the density is known in every model.
+        if np.isfinite(conditional):
             metrics["likelihood/conditional"] = conditional
     return metrics
 
@@ -569,12 +574,13 @@ def disentanglement_metrics(latents: np.ndarray, factors: np.ndarray, seed: int)
     """How well single dimensions of the latents ``[N, D]`` match single factors ``[N, F]``.
 
     ``latent/mig``: mutual information gap; ``latent/sap``: separated attribute predictability; ``latent/dci_...``:
-    disentanglement, completeness and informativeness (an accuracy), with 20 trees for each value. No metrics if there
-    is only one factor, or fewer than `MIN_EXAMPLES` examples. ``seed``: of the random splits.
+    disentanglement, completeness and informativeness (an accuracy), from 20 rounds of gradient boosting. In each round
+    a factor gets one tree for each of its values (with two values one tree). No metrics if there is only one factor,
+    or fewer than `MIN_EXAMPLES` examples. ``seed``: of the random splits.
     """
     if factors.shape[1] < 2 or len(factors) < MIN_EXAMPLES:
         return {}
-    scores = dci(latents, factors, seed=seed, rounds=20)  # rounds of gradient boosting: a tree for each value
+    scores = dci(latents, factors, seed=seed, rounds=20)
     return {
         "latent/mig": float(mutual_information_gap(latents, factors)),
         "latent/sap": float(sap(latents, factors, seed=seed)),
@@ -634,6 +640,7 @@ def evaluate_latent(
     draws = {}
     if evaluator.vae.sample_prior is not None:
         draws["prior"] = evaluator.sample_prior(params, evaluation.draws)
+    # Fitted to samples of q(z | x), not to its means: the decoder was trained on such samples.
     densities = fit_densities(train_latents.samples, evaluation, seed)
     draws |= {name: density.sample(evaluation.draws, seed) for name, density in densities.items()}
     metrics |= joint_metrics(evaluator, params, judge_params, draws, real)

@@ -217,10 +217,12 @@ class ReferenceTexts:
 def _texts_by_picture(
     first_of_group: np.ndarray, texts: Sequence[str], indices: np.ndarray
 ) -> dict[int, list[str]]:
-    """For each picture the texts of those of the examples ``indices`` that show it, by the first of these examples.
+    """Groups the examples ``indices`` by picture. Returns the texts of each picture's examples, keyed by the first of
+    these examples.
 
-    ``first_of_group``: see `data.source.first_of_group`. The examples without a text (``""``) of a picture that has
-    others do not count.
+    ``first_of_group [N]``: for each example of the data set the index of the first one that shows the same picture
+    (see `data.source.first_of_group`). An example without a text (``""``) is left out if another example of the same
+    picture has one.
     """
     examples_by_picture: dict[int, list[int]] = {}
     for index in indices.tolist():

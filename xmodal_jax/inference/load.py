@@ -163,11 +163,13 @@ def _speech_translator(restored: RestoredCheckpoint, speed: float, run: pathlib.
     )
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
-        """Waveforms of the texts in the voices of ``speakers`` (indices; None: the first voice).
+        """A waveform ``[T]`` in [-1, 1] for each text, at the model's sample rate (`Translator.sample_rate`), in the
+        voices of ``speakers`` (an index for each text; None: the first voice).
 
         Raises:
           ValueError: a text is too long.
         """
+        # Cleaned here only to count the tokens: `synthesize` cleans the texts itself, so it gets the original ones.
         cleaned = texts if clean is None else [clean(text) for text in texts]
         for text, tokens in zip(texts, tokenizer.lengths(cleaned), strict=True):
             if tokens > length:

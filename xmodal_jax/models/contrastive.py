@@ -245,7 +245,9 @@ class ContrastiveConfig:
     audio: AudioEncoder = DEFAULTS["audio"]
     """Audio encoder."""
     video: VideoEncoder = DEFAULTS["video"]
-    """Video encoder."""
+    """Video encoder: a transformer over blocks of frames and pixels (tubelet), a convolutional network on each frame
+    and a transformer over the frames (frames), or a convolutional network that gets all frames at once, as its input
+    channels (stacked)."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""
     augment: Augmentation = Augmentation()

@@ -64,7 +64,9 @@ class FusionConfig:
     audio: AudioEncoder = AudioTransformerConfig(width=64, downsample=16)
     """Audio encoder."""
     video: VideoEncoder = TubeletViTConfig()
-    """Video encoder."""
+    """Video encoder: a transformer over blocks of frames and pixels (tubelet), a convolutional network on each frame
+    and a transformer over the frames (frames), or a convolutional network that gets all frames at once, as its input
+    channels (stacked)."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""
     augment: Augmentation = Augmentation(image=AugmentConfig(translate=0))

@@ -154,7 +154,9 @@ class Seq2SeqConfig:
     audio: AudioEncoder = AudioTransformerConfig(downsample=4)
     """Audio encoder."""
     video: VideoEncoder = StackedFramesConfig(token_positions=True)
-    """Video encoder."""
+    """Video encoder: a transformer over blocks of frames and pixels (tubelet), a convolutional network on each frame
+    and a transformer over the frames (frames), or a convolutional network that gets all frames at once, as its input
+    channels (stacked)."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""
     augment: Augmentation = Augmentation(image=AugmentConfig(translate=0))

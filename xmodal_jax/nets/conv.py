@@ -82,8 +82,11 @@ def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
 
     ``dy [N, *output_size, O]``, ``kernel [*kernel_size, C, O]``. Also known as the transposed convolution.
 
-    ``geometry`` has the sizes, the stride and the padding of the convolution.
+    ``geometry`` has the sizes, the stride and the padding of the convolution. The function has a derivative rule of its
+    own (``custom_vjp``), made of the three maps of this module: gradients of this gradient are then as fast.
     """
+    # On a CPU, XLA's program for this gradient takes up to 150 times as long as `conv_cpu`. The compilers for GPUs and
+    # TPUs recognize the gradient where only the names of the axes are swapped: permute=False, no array is transposed.
     cpu = functools.partial(conv_cpu.input_gradient, geometry=geometry)
     default = functools.partial(conv_lax.input_gradient, geometry=geometry, permute=False)
     return _by_platform(dy, kernel, cpu, default)
@@ -95,8 +98,11 @@ def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
 
     ``x [N, *input_size, C]``, ``dy [N, *output_size, O]``.
 
-    ``geometry`` has the sizes, the stride and the padding of the convolution.
+    ``geometry`` has the sizes, the stride and the padding of the convolution. The function has a derivative rule of its
+    own (``custom_vjp``), made of the three maps of this module: gradients of this gradient are then as fast.
     """
+    # On a CPU, XLA's program for this gradient takes up to 150 times as long as `conv_cpu`. The compilers for GPUs and
+    # TPUs recognize the gradient where only the names of the axes are swapped: permute=False, no array is transposed.
     cpu = functools.partial(conv_cpu.kernel_gradient, geometry=geometry)
     default = functools.partial(conv_lax.kernel_gradient, geometry=geometry, permute=False)
     return _by_platform(x, dy, cpu, default)

@@ -509,6 +509,7 @@ def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_in
     if type(config) not in table.values():
         raise ValueError(f"{modality} encoders are {sorted(table)}, got {config!r}")
     if isinstance(config, PretrainedEncoderConfig):
+        # ``chosen_by``: the options of the command line that choose a pretrained encoder.
         raise ValueError(f"a pretrained encoder is built from its checkpoint: {config.chosen_by}")
     if set(shape_info) != set(SHAPE_INFO[modality]):
         raise ValueError(

@@ -98,7 +98,7 @@ class Report:
         self._closed: set[str] = set()
         """Titles of the sections that are collapsed at first."""
         self._columns: set[int] = set()
-        """Numbers of columns of the images that have one."""
+        """The fixed numbers of columns that grids of images have on this page; `html` writes a CSS rule for each."""
 
     def add_metrics(
         self,

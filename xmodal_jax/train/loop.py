@@ -96,7 +96,7 @@ def fit(
       NonFiniteError: the loss or a gradient is no longer finite. It names the step and the parameters. With
         ``config.on_divergence`` "drop" and several seeds it is raised for the last seed only.
       Preempted: the process got SIGTERM; a checkpoint is saved. (It is a SystemExit.)
-      MemoryError: before the first step, where the program needs more memory than the device has.
+      MemoryError: with several seeds, before the first step: the program needs more memory than the device has free.
     """
     loop = TrainingLoop(
         method, loader, config, optimizer, run, timer,
@@ -413,8 +413,8 @@ class TrainingLoop:
         return {
             **self._metadata,
             "step": self.step,
-            # With the data set on the device nothing iterates the loader, so its own step stays behind: training's step
-            # replaces it.
+            # The loader's position, with training's step in place of the loader's: the loader counts the batches that
+            # it has delivered, and with the data set on the device it delivers none.
             "position": {**self._feed.position(), "step": self.step},
             "best": None if self._best_score == -math.inf else self._best_score,  # JSON has no infinity
             # Evaluations since the best one; the name is that of earlier versions' checkpoints.
@@ -462,7 +462,8 @@ def load_pretrained_params(state: Any, engine: Engine, training: Training, examp
             for k in range(engine.seeds)
         ]
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_seed)
-    # The average starts at the loaded parameters. A copy, because the state's buffers are donated.
+    # The average starts at the loaded parameters. It is a copy: the step donates the buffers of its state, so that
+    # ``params`` and ``ema`` must not share one.
     ema = None if initial.ema is None else jax.tree.map(jnp.copy, training.ema_params(params))
     return engine.put_state(initial._replace(params=params, ema=ema))
 
@@ -523,8 +524,8 @@ def choose_steps_per_dispatch(config: RunConfig, start: int, initial_steps: int)
     """The largest number of steps per dispatch, up to ``config.dispatch``, with which a dispatch ends at every step
     where the loop must act: at each evaluation and checkpoint, after the ``initial_steps`` (where another program
     takes over) and at the end. ``start``: the step that training begins at."""
-    # Dispatches begin at ``start``: where it is no multiple of the other intervals, as in a resumed run, a dispatch
-    # must divide it too in order to end at their multiples.
+    # The number of steps per dispatch must also divide ``start`` (not 0 in a resumed run): only then do dispatches that
+    # begin there end at the multiples of the intervals.
     intervals = (config.steps, config.eval_every, config.checkpoint_every, start, initial_steps)
     divisor = math.gcd(*(n for n in intervals if n))  # 0 means never
     return max(k for k in range(1, min(config.dispatch, divisor) + 1) if divisor % k == 0)

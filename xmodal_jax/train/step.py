@@ -138,6 +138,9 @@ def make_step(
 ) -> Callable:
     """``step(state, batch) -> (state, metrics)``; with ``axis_name`` the batch is this device's part of the batch.
 
+    ``tx``: the Optax transformation that `optim.make_optimizer` built from ``config``. ``config`` is needed too: for
+    gradient accumulation, the moving average of the parameters, and the parameters without gradients (``freeze``).
+
     ``metrics``: ``loss`` and the method's scalars over the global batch, ``grad_norm`` (before clipping) and
     ``finite``, a flag for the loss followed by one for each gradient leaf. Parameters that the method's initial stage
     trains (see `types.Stage`) are frozen in this step.

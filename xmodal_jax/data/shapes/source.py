@@ -63,7 +63,7 @@ class SpokenShapes(Source):
     noise: float = field(default=0.0, kw_only=True)
     """RMS of added white noise over RMS of the speech: 0 adds none, 0.1 is a signal-to-noise ratio of 20 dB."""
     workers: int | None = field(default=None, kw_only=True)
-    """Processes that speak; None: as many as CPU cores. The result is the same."""
+    """Number of processes that synthesise speech in parallel; None: one per CPU core. It does not change the audio."""
     _memo: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):

@@ -276,7 +276,8 @@ def synthesize_all(
     Args:
       texts, voices: of the same length.
       cache_dir: None: `default_cache_dir`.
-      workers: processes that speak; None: as many as CPU cores. The samples do not depend on it.
+      workers: number of processes that synthesise speech in parallel; None: one per CPU core. It does not change the
+        samples.
       max_seconds: see `synthesize`.
 
     Raises:

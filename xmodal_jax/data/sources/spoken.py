@@ -39,7 +39,8 @@ class SpokenLines(Source):
       max_seconds: length of ``audio``; lines that would take longer are spoken faster.
       seed: random seed of the voices.
       audio_cache: folder where speech is kept; None: `speech.default_cache_dir`.
-      workers: processes that speak; None: as many as CPU cores. The result is the same.
+      workers: number of processes that synthesise speech in parallel; None: one per CPU core. It does not change the
+        audio.
 
     Raises:
       FileNotFoundError: there is no such file.

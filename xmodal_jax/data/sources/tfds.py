@@ -33,8 +33,8 @@ class Adapter:
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The data set's own name of a split where it differs, with an optional slice in percent: ``train[:95%]``."""
     sample_rate: int | None = None
-    """Sample rate of the audio in Hz, if the description of the feature has none; None: that at which the source
-    returns audio, so that it is not resampled."""
+    """Sample rate of the stored audio in Hz, where the data set's description of the feature does not state it; None:
+    assumed to be the rate of the returned audio (``sample_rate`` of `TfdsSource`), so that nothing is resampled."""
 
 
 _IMAGE_LABEL = {"image": "image", "label": "label"}

@@ -171,7 +171,8 @@ class ConditionalGAN:
       (``d_read``, ``g_read``: nats of the class, or per token), of weight ``condition.auxiliary_weight``.
     - NCE: contrastive losses (InfoNCE) with the weights of ``contrastive``: of images and conditions (``d_sentence``,
       ``g_sentence``; the metrics have these names for class conditions as well), of image regions and words
-      (``d_word``, ``g_word``), and of generated images and the real images of the same condition (``g_image``).
+      (``d_word``, ``g_word``), and of generated and real images (``g_image``): each generated image with the real image
+      of the same example, and with the real images of the same picture.
     - :math:`CE_{captioner}`: redescription, a frozen captioner's cross-entropy of the caption (``g_redescription``,
       nats per token), of weight ``features.redescription_weight``.
     - V: the negative ELBO per pixel and channel, with a weighted KL divergence, of weight ``reconstruction.weight``.
@@ -328,7 +329,8 @@ class ConditionalGAN:
         networks = dataclasses.replace(self.networks, axis_name=axis_name)
         size = (self.config.generator.noise,)
         noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "noise"))
-        # `generated` is {"kl": [B]} with conditioning augmentation, else empty. The images are added to it below.
+        # At first ``generated`` holds only the KL divergence of conditioning augmentation, {"kl": [B]}; without this
+        # augmentation it is empty. ``posterior_kl`` and the images are added below.
         condition, generated = networks.generator_condition(generator, frozen, batch, keys)
         if self.config.reconstruction is not None:
             inputs = self._posterior_inputs(batch, frozen)
@@ -361,7 +363,8 @@ class ConditionalGAN:
 
         ``index`` is an example's position in the stream of all examples, consecutive within a batch. The
         discriminator's n-th step gets the examples whose index is n modulo ``d_steps``. Dividing by ``d_steps`` makes
-        it every second example of each step.
+        it every second example of each step. With ``d_steps`` = 2, step 0 gets the indices 0, 2, 4, 6: divided by 2
+        they are 0, 1, 2, 3, and the examples 0 and 4 are reconstructed.
         """
         return (batch_index(batch) // self.config.d_steps) % 2 == 0
 
@@ -407,7 +410,8 @@ class ConditionalGAN:
         mean_share = functools.partial(_mean_share, present=present, axis_name=axis_name)
         # Only the discriminator's step updates the vectors of the power iteration.
         params, _ = self._normalize_weights(discriminator, variables, iterations=0)
-        # Without random keys the condition is encoded without dropout.
+        # keys=None: no dropout in the discriminator's condition encoder, which the generator's loss does not train: its
+        # output is a fixed target here, with which the images are compared.
         condition = networks.encode_condition(params, frozen, batch, keys=None)
         fake = self._discriminator_inputs(generated["image"], variables, frozen, keys)
         fake_tokens = networks.image_tokens(params, fake, keys)
@@ -438,11 +442,12 @@ class ConditionalGAN:
     def _image_contrastive_loss(
         self, networks, params, fake_tokens, real_tokens, condition, batch, present, axis_name
     ) -> Float[Array, ""]:
-        """InfoNCE of generated and real images: each generated image should be nearer to the real image of its own
-        example than to the batch's other real images.
+        """InfoNCE of generated and real images: each generated image should be nearer to the real image of the same
+        example than to real images of other pictures.
 
-        An example is a picture with a condition. Real images of the same picture (equal ``group``) count as positives
-        too. ``params``: the discriminator's, whose contrastive head embeds the images. ``fake_tokens``,
+        An example is a picture with a condition. The positives of a generated image are the real image of the same
+        example and, from the batch, all real images of the same picture (equal ``group``); the other real images are
+        its negatives. ``params``: the discriminator's, whose contrastive head embeds the images. ``fake_tokens``,
         ``real_tokens``: the discriminator's tokens ``[B, length, D]`` of generated and real images.
         """
         # The head embeds images and conditions together; only the images' embeddings are used here.
@@ -491,7 +496,7 @@ class ConditionalGAN:
                 generated, batch, has_reconstruction, axis_name
             )
             aux, loss = aux | reconstruction_aux, loss + reconstruction_loss
-        if perceptual_weight:
+        if perceptual_weight:  # then there are reconstructions: `GANConfig` refuses this weight without them
             real_tokens = self._image_features(to_float(batch["image"]), frozen)
             # The cosine of corresponding tokens [B, length, D] of both images, averaged over the tokens.
             cosine = (l2_normalize(tokens) * l2_normalize(real_tokens)).sum(axis=-1).mean(axis=-1)
@@ -558,9 +563,10 @@ class ConditionalGAN:
     def _forward_real_and_fake(self, networks, params, variables, batch, generated, keys, present, frozen):
         """The discriminator's scores of real and of generated images, with the inputs they were computed from.
 
-        ``params``: the discriminator's, normalised. ``variables``: hold the probability of augmentation (ADA).
-        ``networks``: the functions of the networks. ``generated``: from `generate`. ``keys [B]``: one random key for
-        each example. ``present [B]``: which examples count. ``frozen``: parameters of frozen networks by name.
+        ``params``: the discriminator's, after spectral normalisation if there is one. ``variables``: hold the
+        probability of augmentation (ADA). ``networks``: the functions of the networks. ``generated``: from `generate`.
+        ``keys [B]``: one random key for each example. ``present [B]``: which examples count. ``frozen``: parameters of
+        frozen networks by name.
         """
         condition = networks.encode_condition(params, frozen, batch, keys)
         # The names of the keys only select the random streams; "made" is that of the generated images.

@@ -34,11 +34,11 @@ class LatentSamples(NamedTuple):
     """R samples of the latents of each example."""
 
     z: Float[Array, "m samples batch latent"]
-    """The latents that each modality is decoded from."""
+    """``[M, R, B, D']``: the latents that each modality is decoded from."""
     log_ratio: Float[Array, "samples batch"]
-    """``log p(z) - log q(z | x_observed)`` of all latents; NaN where q has no density that can be computed."""
+    """``[R, B]``: ``log p(z) - log q(z | x_observed)`` of all latents; NaN where the density of q is not known."""
     shared: Float[Array, "samples batch dim"]
-    """The latents that all modalities share (in a hierarchy the deepest ones)."""
+    """``[R, B, D]``: the latents that all modalities share (in a hierarchy the deepest ones)."""
 
 
 Observed = Bool[Array, "m batch"]
@@ -243,7 +243,11 @@ def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, samples: in
 
 def from_levels(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
     """MHVAE (a hierarchy of latents): from the deepest level to the first, each level's latents from the product of its
-    prior and the observed modalities' experts. ``samples``: R of each example; without ``keys`` they are means."""
+    prior and the observed modalities' experts.
+
+    ``samples``: R, the number of samples of each example; without ``keys`` all R are the means. The result's
+    ``log_ratio`` is ``log p(z) - log q(z | x_observed)``, summed over the levels.
+    """
     mask = jnp.broadcast_to(observed[None], (samples, *observed.shape))  # [R, M, B]
     hierarchy = inputs.networks.top_down_pass(mask, keys)
     latents = repeat_leading(

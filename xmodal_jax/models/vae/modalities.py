@@ -92,7 +92,8 @@ class ModalityConfig(abc.ABC):
     mask_value: ClassVar[int] = 0
     """Value of an input element that is masked out."""
     real_valued: ClassVar[bool] = False
-    """Whether Gaussian noise can be added to the inputs."""
+    """Whether the data are real numbers (images, spectrograms), not tokens or classes; only then can Gaussian noise be
+    added."""
     is_image: ClassVar[bool] = False
     """Whether examples are pictures: generated ones are compared with real ones by the distances of features, and shown
     on sheets."""

@@ -32,7 +32,8 @@ from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Stage
 
 INITIAL_STAGE_PREFIXES = ("decoders", "trunks", "joint")
 """The first parts of the names of the parameters that the initial stage trains, those of the joint VAE: its decoders,
-and its encoder of all modalities together (feature networks ``trunks_…`` and the layer ``joint_moments``)."""
+and its encoder of all modalities together (feature networks ``trunks_…`` and the layer ``joint_moments``). In the
+second stage the training step leaves them unchanged (see `types.Stage`)."""
 
 
 class MultimodalVAE(NamedTuple):
@@ -53,7 +54,8 @@ class MultimodalVAE(NamedTuple):
     infer: Callable[..., LatentSamples]
     """``infer(params, batch, observed, key, samples=1)``: samples of the latents given the modalities that are both
     ``observed [M]`` and present. They are drawn from ``key`` and the examples' indices; with key None they are means.
-    For several subsets of the modalities, ``observed [S, M]``, all arrays have a leading axis S."""
+    The result has ``z [M, R, B, D']``, ``log_ratio [R, B]`` and ``shared [R, B, D]``, see `LatentSamples`; for several
+    subsets of the modalities, ``observed [S, M]``, all three have a leading axis S."""
     decode: Callable[..., dict[str, Array]]
     """``decode(params, z [M, R, B, D'], key)``: data ``[R, B, ...]`` by name of the modality: images in [0, 1], token
     ids, log-mel frames or classes. Texts and classes are drawn from ``key``; with key None they are the likeliest
@@ -173,7 +175,10 @@ class _Model:
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
         """The loss and its metrics, as this device's shares; in a model with two stages those of the second stage, with
         frozen decoders."""
-        # Of these parameters only the decoders' are used: the decoders keep what the initial stage has learned.
+        # The training step (`train.step.make_step`) does not update the parameters that the initial stage has trained:
+        # decoders and joint encoder. The decoders' gradients are stopped here too, to spare their computation, and
+        # since gradient clipping would count them in the norm. (No objective of a second stage has gradients of the
+        # joint encoder.) ``decoder_params`` has all parameters, of which only the decoders' are used.
         decoder_params = jax.lax.stop_gradient(params) if self.config.initial_fraction else None
         return self._mean_loss(
             self.config.objective, params, batch, key, decoder_params=decoder_params, axis_name=axis_name
@@ -311,8 +316,9 @@ class _Model:
 
         ``key``: None: means instead of samples. ``samples``: R of each example. ``exact_prior``: for models with
         private latents, from which distribution those of a modality that is not observed are drawn. False: from the
-        modality's auxiliary prior, a second distribution that serves this purpose in training. True: from the prior of
-        the generative model, as an estimate of the likelihood needs.
+        modality's auxiliary prior r(w_m), from which MMVAE+ draws them in training to decode a modality from the
+        latents of another one. True: from the prior p(w) of the generative model, as an estimate of the likelihood
+        needs.
         """
         inputs = self.preprocess(batch)
         keys = None if key is None else batch_keys(key, batch)
@@ -338,7 +344,9 @@ class _Model:
     def decoder_latents(self, params: Params, shared: Array, key: Key | None) -> Array:
         """``[M, 1, N, D']``: the latents that the modalities are decoded from, given ``shared [N, D]``; see
         `MultimodalVAE`."""
-        # These latents belong to no example: their number takes the place of an example's index.
+        # These latents belong to no example: their number takes the place of an example's index. `sample_prior` makes
+        # its keys in the same way, but the two functions draw from different named streams of a key: even with one
+        # ``key`` their noise is independent.
         keys = None if key is None else example_keys(key, jnp.arange(len(shared)))
         return self.config.decoder_latents(self.network, self.bind(params), shared, keys)
 

@@ -89,7 +89,8 @@ class NetworkConfig:
     learn_auxiliary: bool = False
     """Whether the scales of the auxiliary priors of private latents are learned; else they are 1."""
     flows: int = 0
-    """Layers of the normalizing flow of each modality; 0: there are no flows."""
+    """Number of layers of the normalizing flow that shapes the posterior of the latent given one modality; each
+    modality has a flow. 0: there are no flows."""
     top: int = 0
     """Dimensions of the top-level latent above those of the modalities; 0: there is none."""
     levels: int = 1

@@ -87,7 +87,8 @@ def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: i
       autoencoder for both terms, where the paper alternates between them).
 
     The aux of such a model has ``reconstruction``, ``g_loss`` (:math:`L_G`), ``d_loss``, and the critic's mean logits
-    ``d_prior`` (of real data) and ``d_code`` (of generated data). Pretraining minimises the reconstruction loss alone.
+    ``d_prior`` (of samples of the prior, the real data) and ``d_code`` (of the encoder's latents, the generated data).
+    Pretraining minimises the reconstruction loss alone.
 
     Args:
       config: the model and its options.
@@ -398,6 +399,7 @@ class _Model:
     def sample(self, params: Params, key: Key, count: int, labels: Any = None) -> Array:
         """``count`` decoded samples of the prior; ``labels [count]``: of a conditional model. See `VAE`."""
         heads = self.bind_heads(self.autoencoder_params(params))
+        # Without a condition there are ``count`` priors N(0, 1); with one there are as many as labels.
         prior = heads("prior", self.encode_condition(labels, count))
         if len(prior.mean) != count:
             raise ValueError(f"one label for each of {count} samples, got {len(prior.mean)}")
@@ -474,7 +476,7 @@ class _AdversarialTraining:
         return self.critic.apply({"params": critic_params}, latents)[:, 0]  # [B, 1] -> [B]
 
     def prior_latents(self, keys: ExampleKeys) -> Float[Array, "batch dim"]:
-        """A sample of the prior N(0, 1) for each example."""
+        """A sample of the prior for each example. It is N(0, 1): models with a critic have no learned prior."""
         return standard_noise(keys, "prior", (self.model.config.latent,))
 
     def present_and_mean_share(self, batch: Batch, axis_name: collectives.AxisName):
@@ -494,8 +496,8 @@ class _AdversarialTraining:
         """
         inputs = self.model.training_inputs(generator, batch, keys, axis_name)
         config = self.model.config
-        # This objective has no divergence, and its weight is 0: the adversarial loss takes its place, with the constant
-        # weight ``config.beta`` (see `g_loss`).
+        # This objective has no divergence, so `divergence_weight` returns 0, which is not used. The adversarial loss
+        # takes the place of the divergence; `g_loss` multiplies it by the constant ``config.beta``.
         return config.objective(inputs, beta=config.divergence_weight(batch))
 
     def init(self, key: Key, batch: Batch) -> tuple[Params, Variables]:

@@ -32,13 +32,8 @@ from xmodal_jax.train.config import DataFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 
-CURVES = (
-    "train/loss",
-    "train/cross_entropy",
-    "train/grad_norm",
-    "validation/factor_accuracy",
-    "validation/cider",
-)
+CURVES = tuple(f"train/{name}" for name in ("loss", "cross_entropy", "grad_norm"))
+CURVES += ("validation/factor_accuracy", "validation/cider")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,9 +75,8 @@ def main(config: Config) -> None:
 
     def validate(params):
         """Scores of greedy captions, which take less time than the decoding of the test."""
-        return validation.caption_scores(
-            generate(params, validation.source, decoding="greedy"), prefix="validation/"
-        )
+        captions = generate(params, validation.source, decoding="greedy")
+        return validation.caption_scores(captions, prefix="validation/")
 
     metadata = {"source": modality, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
     result = fit(
@@ -92,13 +86,11 @@ def main(config: Config) -> None:
 
     # Test: captions of every split, and greedy ones of the split "test".
     def test(params):
-        captions = {
-            name: generate(params, split.source, decoding="test") for name, split in references.items()
-        }
-        greedy = generate(params, references["test"].source, decoding="greedy")
-        metrics = {}
+        metrics, captions = {}, {}
         for name, split in references.items():
+            captions[name] = generate(params, split.source, decoding="test")
             metrics |= split.caption_scores(captions[name], prefix=f"{name}/")
+        greedy = generate(params, references["test"].source, decoding="greedy")
         if model.has_contrastive_loss:
             gallery = evaluate.Gallery(splits.tests["test"], config.gallery)
             metrics |= source_text_retrieval(method, params, gallery, tokenize)

@@ -40,11 +40,9 @@ class Config(StartConfig):
     """Examples per step, over all devices together. For each example the others of its batch are the negatives."""
     eval_every: int = 160
     gallery: int = 500
-    """Number of test examples, all of different meaning, among which retrieval searches; where images have several
-    captions, the number of images."""
+    """Number of test examples (or images with several captions), all of different meaning, that retrieval searches."""
     prompts: tuple[str, ...] = ()
-    """Templates for zero-shot classification, such as "a photo of a {}"; their embeddings are averaged. Empty: prompts
-    that suit the data set."""
+    """Templates for zero-shot classification, such as "a photo of a {}", which are averaged. Empty: the data set's."""
     cache_features: bool = False
     """With --encoder-lr-multiplier 0: compute the features of the frozen pretrained encoders once, before training and
     without augmentation. The training data must fit in memory."""
@@ -64,15 +62,15 @@ def main(config: Config) -> None:
         if "text" in map(kind_of, splits.train.modalities):
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
             run.write_later(lambda: tokenize.tokenizer.save(run.path / "tokenizer"))
-        features = (
-            frozen_features(pretrained, config.model, tokenize or dict) if config.cache_features else None
-        )
+        features = None
+        if config.cache_features:
+            features = frozen_features(pretrained, config.model, tokenize or dict)
         loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=features)
-    modalities = tuple(splits.train.modalities)
+    modalities, tokenizer = tuple(splits.train.modalities), tokenize.tokenizer if tokenize else None
 
     # The method, and what is measured while it trains.
-    tokenizer = tokenize.tokenizer if tokenize else None
-    method = make_contrastive(config.model, modalities, vocab_size=tokenizer.vocab_size if tokenizer else 0)
+    vocab_size = tokenizer.vocab_size if tokenizer else 0
+    method = make_contrastive(config.model, modalities, vocab_size=vocab_size)
     method = pretrained.attach(method, tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
     embed = evaluate.Embedder(method, tokenize, batch_size=min(250, config.gallery))
@@ -107,7 +105,6 @@ def main(config: Config) -> None:
     metrics, (embeddings, confusion) = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
-
     details = subtitle(config, result, ", ".join(modalities))
     ending = dict(result=result, timer=timer, bad_examples=bad_examples)
     with write_report(run, "A shared embedding space", details, metrics, **ending) as report:

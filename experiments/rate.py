@@ -22,10 +22,9 @@ from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.run import write_atomic
 
-TITLES = {"preference": "Two pictures for one text", "rating": "Pictures and their texts"}
-QUESTIONS = {
-    "preference": "Which of the two suits the text better?",
-    "rating": "Mark the picture, and how well it agrees with the text.",
+TEXTS = {
+    "preference": ("Two pictures for one text", "Which of the two suits the text better?"),
+    "rating": ("Pictures and their texts", "Mark the picture, and how well it agrees with the text."),
 }
 
 
@@ -88,13 +87,11 @@ def page(config: Page) -> None:
     bad_examples = BadExamples(config.on_bad_example)
     items = rating.folder_items(
         dict(source.split("=", 1) for source in config.sources), match=config.match, count=config.count,
-        image_size=config.image_size, seed=config.seed, bad_examples=bad_examples,
-        allow_outside=config.allow_outside,
+        image_size=config.image_size, seed=config.seed, bad_examples=bad_examples, allow_outside=config.allow_outside,
     )  # fmt: skip
-    title, question = config.title or TITLES[config.mode], config.question or QUESTIONS[config.mode]
-    path, key = rating.write_rating_page(
-        config.out, items, mode=config.mode, title=title, question=question, seed=config.seed
-    )
+    title, question = TEXTS[config.mode]
+    texts = dict(title=config.title or title, question=config.question or question)
+    path, key = rating.write_rating_page(config.out, items, mode=config.mode, seed=config.seed, **texts)
     print(bad_examples.summary() or "no bad examples")
     print(f"{len(items)} texts, {len(rating.read_key(key)['trials'])} trials\nsend:  {path}\nkeep:  {key}")
 
@@ -108,20 +105,15 @@ def rates(config: Rates) -> None:
     else:
         result = rating.mean_ratings(config.answers, config.key, seed=config.seed, bad_examples=bad_examples)
         results = {"sources": [source._asdict() for source in result.sources]}
-    counts = {"answers": result.answers, "raters": result.raters, "replaced": result.replaced}
+    counts = {name: getattr(result, name) for name in ("answers", "raters", "replaced")}
     counts["bad"] = len(bad_examples)
     out = config.out or config.key.with_name(config.key.name.removesuffix(".key.json") + ".result.json")
     write_atomic(out, json.dumps({"mode": mode, **results, **counts}, indent=2) + "\n")
-    print(result.table())
-    print(bad_examples.summary() or "no bad examples")
+    print(f"{result.table()}\n{bad_examples.summary() or 'no bad examples'}")
     if result.replaced:
         print(f"{result.replaced} earlier answers of a rater to the same trial were replaced by the last")
     print(f"{out}\n{result.answers} answers of {result.raters} raters")
 
 
-def main(config: Page | Rates) -> None:
-    page(config) if isinstance(config, Page) else rates(config)
-
-
 if __name__ == "__main__":
-    run_script(main, Page | Rates, __doc__)
+    run_script(lambda config: {Page: page, Rates: rates}[type(config)](config), Page | Rates, __doc__)

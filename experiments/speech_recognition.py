@@ -75,9 +75,8 @@ def main(config: Config) -> None:
 
     def validate(params):
         """Error rates of the fastest decoding; the checkpoint with the highest word accuracy is the best."""
-        scores = validation.error_rates(
-            generate(params, validation.source, decoding=fastest), prefix="validation/"
-        )
+        transcripts = generate(params, validation.source, decoding=fastest)
+        scores = validation.error_rates(transcripts, prefix="validation/")
         return scores | {"validation/word_accuracy": 1 - scores["validation/wer"]}
 
     metadata = {"source": "audio", "target": "text", "shape": (), "tokenizer": tokenizer.files(), **sizes}
@@ -103,7 +102,6 @@ def main(config: Config) -> None:
     metrics, transcripts = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
-
     details = subtitle(config, result, model.objective.name, shown="transcripts")
     ending = dict(result=result, timer=timer, bad_examples=bad_examples)
     with write_report(run, "Speech to text", details, metrics, **ending) as report:

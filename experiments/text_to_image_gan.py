@@ -108,7 +108,6 @@ def main(config: Config) -> None:
     if not run.writes:
         return
     metrics = metrics or last_losses(run)  # without a judge there are no scores
-
     details = subtitle(config, result, shown="images")
     ending = dict(result=result, timer=timer, bad_examples=bad_examples)
     with write_report(run, "Images from captions", details, metrics, **ending) as report:

@@ -4,8 +4,7 @@
     python experiments/vae.py --model iwae --model.samples 10
     python experiments/vae.py --data npz:PATH --model aae --steps 5000
 
-The first command trains a variational autoencoder of images of the embedded data set's scenes with one object. A
-classifier is trained beside it on the data; its features compare generated with real images.
+The first command trains a VAE of scenes with one object; a classifier's features compare generated with real images.
 """
 
 from __future__ import annotations
@@ -73,15 +72,13 @@ def main(config: Config) -> None:
         data = open_latent(config, model, bad_examples)
     batch_size = choose_batch_size(config.batch_size, data.source, bad_examples)
     loader = Loader(data.source, batch_size=batch_size, seed=config.seed, transform=data.transform)
-    example = numeric_fields(loader.example())
-    sizes = sizes_of(example, (modality,), model, vocab_size=data.vocab_size, classes=data.classes)
-    size = sizes[modality]
+    counts = dict(vocab_size=data.vocab_size, classes=data.classes)
+    sizes = sizes_of(numeric_fields(loader.example()), (modality,), model, **counts)
 
     # The method, and the judge, which is trained first.
-    vae, judges = (
-        make_vae(model, modality, size, classes=data.classes),
-        make_judges(model, sizes, data.classes),
-    )
+    size = sizes[modality]
+    vae = make_vae(model, modality, size, classes=data.classes)
+    judges = make_judges(model, sizes, data.classes)
     judge_params = evaluation.fit_judges(judges, loader, config, run, timer, config.judge_steps)
     evaluator = evaluation.LatentEvaluator(
         as_multimodal(vae, model, modality, data.classes), model, judges,

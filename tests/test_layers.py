@@ -154,3 +154,17 @@ def test_the_walk_sees_the_package():
     assert len(FILES) > 40
     assert any(name.startswith("flax") for name in imported(PACKAGE / "nets" / "text.py"))
     assert module_of("xmodal_jax.models.gan.config.GANConfig") == PACKAGE / "models" / "gan" / "config.py"
+
+
+def test_functions_and_scripts_are_short():
+    """A function is read at one look, a script from top to bottom."""
+    functions = {
+        f"{path.relative_to(PACKAGE)}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: lines for name, lines in functions.items() if lines > 80} == {}
+    scripts = (PACKAGE.parent / "experiments").glob("*.py")
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in scripts}
+    assert {name: lines for name, lines in lengths.items() if lines >= 120} == {}

@@ -36,6 +36,39 @@ def refused(match, function, /, *args, **options):
         function(*args, **options)
 
 
+def test_a_value_that_a_literal_does_not_list_is_refused():
+    x = jnp.ones((4, 3))
+    options = dict(temperature=0.5, match=jnp.zeros(4, jnp.int32))
+    for name in ("info_nce", "sigmoid_loss"):
+        function = {"info_nce": info_nce, "sigmoid_loss": sigmoid_loss}[name]
+        bias = {"bias": 0.0} if name == "sigmoid_loss" else {}
+        message = f"{name}: duplicates must be one of 'ignore', 'exclude', 'positive', got 'positives'"
+        refused(message, function, x, x, duplicates="positives", **options, **bias)
+        refused(
+            "implementation must be one of 'auto', .*got 'Tiled'",
+            function,
+            x,
+            x,
+            implementation="Tiled",
+            **options,
+            **bias,
+        )
+    refused(
+        "duplicates must be one of 'ignore', 'exclude', got 'positive'",
+        triplet_loss,
+        x,
+        x,
+        duplicates="positive",
+    )
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, float("nan")])
+def test_a_temperature_is_positive(temperature):
+    refused(
+        "temperature must be above 0", info_nce, jnp.ones((4, 3)), jnp.ones((4, 3)), temperature=temperature
+    )
+
+
 def test_names_are_one_size_in_all_arguments():
     x = lambda *shape: jnp.ones(shape)
     assert example(x(2, 5), x(2, 3), x(9, 7, 7, 5), scale=x()).shape == (2, 5)

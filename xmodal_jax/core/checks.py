@@ -21,7 +21,8 @@ def check_at_least(options: Any, least: int, *names: str) -> None:
 
 
 def check_shapes(function: Function) -> Function:
-    """Decorates a function: arrays whose shapes do not fit its annotations raise a ValueError that names the argument.
+    """Decorates a function: arrays whose shapes do not fit its annotations raise a ValueError that names the argument,
+    and so does a value that its annotation, a ``Literal``, does not list.
 
     The annotations are jaxtyping's, such as ``Float[Array, "batch dim"]`` or the same ``| None``. A name of a dimension
     is one size in all arguments; ``*rows`` stands for any number of dimensions, ``...`` for any that need not be equal.
@@ -43,10 +44,24 @@ def check_shapes(function: Function) -> Function:
         of_all = {name: _dimensions(hint) for name, hint in typing.get_type_hints(function).items()}
         return {name: names for name, names in of_all.items() if names is not None and name != "return"}
 
+    @functools.lru_cache(maxsize=1)
+    def choices() -> dict[str, tuple[Any, ...]]:
+        """The values that the arguments with a ``Literal`` annotation may have."""
+        hints = typing.get_type_hints(function)
+        return {
+            name: typing.get_args(h) for name, h in hints.items() if typing.get_origin(h) is typing.Literal
+        }
+
     @functools.wraps(function)
     def checked(*args, **kwargs):
-        """``function(*args, **kwargs)`` after the check of its arrays' shapes."""
+        """``function(*args, **kwargs)`` after the check of its arguments."""
         arguments = signature.bind(*args, **kwargs).arguments
+        for name, values in choices().items():
+            if name in arguments and arguments[name] not in values:
+                listed = ", ".join(map(repr, values))
+                raise ValueError(
+                    f"{function.__name__}: {name} must be one of {listed}, got {arguments[name]!r}"
+                )
         # For each name of a dimension its size, and the argument that it was first seen in.
         sizes: dict[str, tuple[Any, str]] = {}
         for name, names in dimensions().items():

@@ -247,6 +247,8 @@ def choose_implementation(
 
 
 def _divide_by_temperature(side: PairSide, temperature: Scalar) -> PairSide:
+    if isinstance(temperature, (int, float)) and not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     # Dividing one side's embeddings instead of the logits takes O(batch x dim) operations instead of O(batch^2).
     return side._replace(embeddings=(side.embeddings / temperature).astype(side.embeddings.dtype))
 

@@ -311,12 +311,17 @@ def checkpoint_folders(directory: pathlib.Path | str, *, best: bool = False) -> 
     Raises:
       FileNotFoundError: there is none.
     """
-    root = pathlib.Path(directory).absolute()
-    root = root / "checkpoints" if (root / "checkpoints").is_dir() else root
+    run = pathlib.Path(directory).absolute()
+    if not run.exists():
+        raise FileNotFoundError(
+            f"{run} does not exist; name the directory of a run that has saved a checkpoint"
+        )
+    root = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     root = root / ("best" if best else "newest")
     steps = sorted((int(p.name) for p in root.glob("*") if p.name.isdigit()), reverse=True)
     if not steps:
-        raise FileNotFoundError(f"{root} holds no checkpoint; name the directory of a run that has saved one")
+        kind = "best checkpoint" if best else "checkpoint"
+        raise FileNotFoundError(f"{run} holds no {kind}; name the directory of a run that has saved one")
     return [root / str(step) for step in steps]
 
 

@@ -294,7 +294,8 @@ class TrainingLoop:
         bar."""
         seconds_waiting = self.timer.seconds.get("data_wait", 0.0)
         seconds = seconds_waiting + self.timer.seconds["train"]
-        steps_per_second = self._bar.format_dict["rate"] or 0
+        bar = self._bar.format_dict  # its rate is None until it has been shown a second time
+        steps_per_second = bar["rate"] or (bar["n"] - bar["initial"]) / max(bar["elapsed"], 1e-6)
         speed = self.loader.batch_size * len(self.seeds) * steps_per_second
         self._bar.set_postfix_str(
             f"loss {loss:.4f}, {speed:,.0f} examples/s, {seconds_waiting / seconds:.0%} waiting for data",

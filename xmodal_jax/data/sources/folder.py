@@ -374,7 +374,9 @@ class FolderSource(Source):
         self.modalities = tuple(m for m in ("text", "image", "audio", "video") if available[m])
         absent = [m for m in modalities or () if m not in self.modalities]
         if absent:
-            raise ValueError(f"{listing.path} has no {absent[0]}; it has: {', '.join(self.modalities)}.")
+            raise ValueError(
+                f"{listing.path} has no {absent[0]}; of the modalities asked for it has: {', '.join(self.modalities)}."
+            )
         # One example per caption: the number of its record, and of its caption within the record.
         counts = [max(1, len(r.captions or ())) for r in self._records]
         self._record_of = np.repeat(np.arange(len(self._records), dtype=np.int32), counts)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import ClassVar
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
@@ -33,10 +34,7 @@ class Config(StartConfig):
     """Speech from text."""
 
     input: DataFlags = DataOptions(train_size=5000, modalities=("text", "audio"), max_seconds=3.2)
-    tokenizer: str = "bpe"
-    vocab_size: int | None = 260
-    """Vocabulary size of a tokenizer that is trained; None: the default of its kind. ``bpe`` with 260 reads bytes,
-    which suits speech better than words."""
+    default_tokenizer: ClassVar = ("bpe", 260)  # bytes, which suit speech better than words
     steps: int = 2000
     batch_size: int = 16
     eval_every: int = 500

@@ -35,9 +35,11 @@ class DataConfig:
     tokenizer: str | None = None
     """Tokenizer of the texts: ``word``, ``wordpiece`` or ``bpe``, which are trained on the texts of the data set, or a
     folder with a Hugging Face tokenizer or that of an earlier run (RUN/tokenizer). None: that of a pretrained text
-    model, or ``word``."""
+    model, or ``word`` (``bpe`` to synthesise)."""
     vocab_size: Advanced[int | None] = None
     """Vocabulary size of a tokenizer that is trained; None: the default of its kind. ``bpe`` with 260 reads bytes."""
+    default_tokenizer: ClassVar[tuple[str, int | None]] = ("word", None)
+    """Kind and vocabulary size of the tokenizer that is trained if the flags choose none."""
     text_length: Advanced[int | None] = None
     """Tokens that a text has at most, begin and end included; longer texts are cut but keep their end token. None: 2
     more than the longest training text, or as many as a pretrained text model takes if that is fewer."""
@@ -48,9 +50,10 @@ class DataConfig:
     @property
     def text_options(self) -> dict[str, Any]:
         """Keyword arguments of `data.splits.fit_tokenizer`."""
+        kind, size = (self.tokenizer, None) if self.tokenizer is not None else self.default_tokenizer
         return dict(
-            tokenizer="word" if self.tokenizer is None else self.tokenizer,
-            vocab_size=self.vocab_size,
+            tokenizer=kind,
+            vocab_size=size if self.vocab_size is None else self.vocab_size,
             cleanup=self.text_cleanup,
             length=self.text_length,
             max_length=max_text_tokens(getattr(self, "model", None)),
@@ -187,7 +190,9 @@ class PretrainedConfig(RunConfig):
                 f"--tokenizer {self.tokenizer} trains a tokenizer, whose tokens the pretrained text model {text_model} "
                 "does not know: leave --tokenizer out, so that its own is taken"
             )
-        return options if self.tokenizer is not None else {**options, "tokenizer": text_model}
+        if self.tokenizer is not None:
+            return options
+        return {**options, "tokenizer": text_model, "vocab_size": self.vocab_size}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

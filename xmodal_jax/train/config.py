@@ -33,9 +33,8 @@ class DataConfig:
     """Options of the data set: number of examples, modalities, sizes of images, length of audio. Their flags have no
     prefix (``--train-size``)."""
     tokenizer: str | None = None
-    """Tokenizer of the texts: ``word``, ``wordpiece`` or ``bpe``, which are trained on the texts of the data set, or a
-    folder with a Hugging Face tokenizer or that of an earlier run (RUN/tokenizer). None: that of a pretrained text
-    model, or ``word`` (``bpe`` to synthesise)."""
+    """Tokenizer of the texts: ``word``, ``wordpiece`` or ``bpe`` (trained on the data set), or a folder (of Hugging
+    Face, or RUN/tokenizer of a run). None: that of a pretrained text model, or ``word`` (``bpe`` to synthesise)."""
     vocab_size: Advanced[int | None] = None
     """Vocabulary size of a tokenizer that is trained; None: the default of its kind. ``bpe`` with 260 reads bytes."""
     default_tokenizer: ClassVar[tuple[str, int | None]] = ("word", None)

@@ -1,7 +1,6 @@
 """Blind ratings by people: make a page, hand it out, read the answers.
 
     python experiments/rate.py page --sources real=data/test generated=runs/gan/out --out rating.html
-    python experiments/rate.py page --sources small=runs/a/out large=runs/b/out --mode rating --count 20
     python experiments/rate.py rates answers-ada.csv answers-alan.csv --key rating.key.json
 
 A source is a folder of pictures with a metadata.jsonl (`file_name`, `text`); pictures of the same text are compared.
@@ -85,10 +84,9 @@ class Rates:
 
 def page(config: Page) -> None:
     bad_examples = BadExamples(config.on_bad_example)
-    items = rating.folder_items(
-        dict(source.split("=", 1) for source in config.sources), match=config.match, count=config.count,
-        image_size=config.image_size, seed=config.seed, bad_examples=bad_examples, allow_outside=config.allow_outside,
-    )  # fmt: skip
+    sources = dict(source.split("=", 1) for source in config.sources)
+    options = {n: getattr(config, n) for n in ("match", "count", "image_size", "seed", "allow_outside")}
+    items = rating.folder_items(sources, bad_examples=bad_examples, **options)
     title, question = TEXTS[config.mode]
     texts = dict(title=config.title or title, question=config.question or question)
     path, key = rating.write_rating_page(config.out, items, mode=config.mode, seed=config.seed, **texts)
@@ -97,7 +95,6 @@ def page(config: Page) -> None:
 
 
 def rates(config: Rates) -> None:
-    """Reads the answers, prints a table of the results and writes them as JSON."""
     mode, bad_examples = rating.read_key(config.key)["mode"], BadExamples(config.on_bad_example)
     if mode == "preference":
         result = rating.preference_rates(config.answers, config.key, bad_examples=bad_examples)
@@ -110,10 +107,13 @@ def rates(config: Rates) -> None:
     out = config.out or config.key.with_name(config.key.name.removesuffix(".key.json") + ".result.json")
     write_atomic(out, json.dumps({"mode": mode, **results, **counts}, indent=2) + "\n")
     print(f"{result.table()}\n{bad_examples.summary() or 'no bad examples'}")
-    if result.replaced:
-        print(f"{result.replaced} earlier answers of a rater to the same trial were replaced by the last")
+    print(f"{result.replaced} earlier answers of a rater to the same trial were replaced by the last")
     print(f"{out}\n{result.answers} answers of {result.raters} raters")
 
 
+def main(config: Page | Rates) -> None:
+    page(config) if isinstance(config, Page) else rates(config)
+
+
 if __name__ == "__main__":
-    run_script(lambda config: {Page: page, Rates: rates}[type(config)](config), Page | Rates, __doc__)
+    run_script(main, Page | Rates, __doc__)

@@ -524,7 +524,7 @@ h1{margin:0;font-size:1.9rem;line-height:1.2;letter-spacing:-.02em}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:.85rem 1rem .7rem;
 display:flex;
 flex-direction:column;min-width:0}
-.card .name{font-weight:600}
+.card .name{font-weight:600;overflow-wrap:anywhere}
 .card .group,.card .chance{color:var(--muted);font-size:.8rem;overflow-wrap:anywhere}
 .card .value{font-size:1.75rem;font-weight:650;letter-spacing:-.02em;line-height:1.35;white-space:nowrap;
 font-variant-numeric:tabular-nums}

@@ -191,3 +191,9 @@ def test_what_decays_may_all_be_frozen_but_must_be_there():
     for config in (Optimizer(decay_mask="kernal$"), Optimizer(decay_mask="kernal$", freeze=("^encoder/",))):
         with pytest.raises(ValueError, match="decay_mask 'kernal\\$' matches no parameter"):
             make_optimizer(config, 3).init(params)
+
+
+@pytest.mark.parametrize("learning_rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_learning_rate_is_positive_and_finite(learning_rate):
+    with pytest.raises(ValueError, match="learning_rate must be positive and finite"):
+        Optimizer(learning_rate=learning_rate)

@@ -12,7 +12,6 @@ number of open files or the shared memory grows at all.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 import tyro
 
-from benchmarks.kill import RUN
+from benchmarks.kill import RUN, last_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -61,18 +60,6 @@ def descendants(pid: int) -> list[int]:
     """A process and all processes that it has started."""
     children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(p for child in children for p in descendants(int(child)))]
-
-
-def last_step(run_dir: pathlib.Path) -> int:
-    """The last step in the run's ``metrics.jsonl``; 0 if there is none."""
-    file = run_dir / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError):  # a line that is being written
-            continue
-    return 0
 
 
 def take_sample(pid: int, run_dir: pathlib.Path) -> Sample | None:

@@ -47,7 +47,7 @@ class Config(LatentConfig):
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000, max_seconds=3.0)
     """Options of the data set, such as its number of examples; their flags have no prefix (``--train-size``)."""
     steps: int = 1500
-    """Number of training steps, each of which updates the parameters once."""
+    """Number of training steps; each updates the parameters once."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
     eval_every: int = 750

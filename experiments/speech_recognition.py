@@ -49,7 +49,7 @@ def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config)
     model = config.model
 
-    # Data: sentences and their speech, of which the spectrogram is computed once.
+    # Data: sentences and their speech, whose spectrogram is computed once.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         source_modality(splits.train, ("audio",))

@@ -53,7 +53,7 @@ class Config(StartConfig):
 def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config, smoke={"examples": 8})
 
-    # Data: sentences and their speech, of which the spectrogram is computed once.
+    # Data: sentences and their speech, whose spectrogram is computed once.
     model, recognise = config.model, config.recogniser and load_translator(config.recogniser).apply
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)

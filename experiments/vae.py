@@ -44,7 +44,7 @@ class Config(LatentConfig):
     modality: str = "image"
     """Modality of the data set that is encoded and decoded, such as image or audio."""
     steps: int = 3000
-    """Number of training steps, each of which updates the parameters once."""
+    """Number of training steps; each updates the parameters once."""
     batch_size: int = 64
     """Examples per step, over all devices together."""
     eval_every: int = 1000

@@ -80,12 +80,18 @@ def test_gif_frames_are_evenly_spaced(tmp_path):
     assert media.decode_video(tmp_path / "a.gif", 23, 7).shape[0] == 23
 
 
-def test_mp4_frames(tmp_path):
+def write_mp4(path, frames, rate):
+    """A film of the ``frames`` ``[F, H, W, 3]``, ``rate`` of them a second."""
     imageio = pytest.importorskip("imageio_ffmpeg")
-    frames = np.stack([np.full((32, 32, 3), 25 * i, np.uint8) for i in range(10)])
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "32x32", "-r", "10", "-i", "-"]
-    command = [imageio.get_ffmpeg_exe(), "-v", "error", *raw, "-pix_fmt", "yuv420p", str(tmp_path / "a.mp4")]
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(rate), "-i", "-"]
+    command = [imageio.get_ffmpeg_exe(), "-v", "error", *raw, "-pix_fmt", "yuv420p", str(path)]
     subprocess.run(command, input=frames.tobytes(), check=True)
+
+
+def test_mp4_frames(tmp_path):
+    frames = np.stack([np.full((32, 32, 3), 25 * i, np.uint8) for i in range(10)])
+    write_mp4(tmp_path / "a.mp4", frames, rate=10)
     video = media.decode_video(tmp_path / "a.mp4", 4, 16)
     np.testing.assert_allclose(video[:, 8, 8, 1], [0, 75, 150, 225], atol=6)
     (tmp_path / "bad.mp4").write_bytes(b"not a film")
@@ -96,11 +102,8 @@ def test_mp4_frames(tmp_path):
 @pytest.fixture
 def film(tmp_path):
     """An .mp4 file of 60 frames, 320 by 240 pixels, the k-th of the gray level 4k."""
-    imageio = pytest.importorskip("imageio_ffmpeg")
     frames = np.stack([np.full((240, 320, 3), 4 * k, np.uint8) for k in range(60)])
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "320x240", "-r", "30", "-i", "-"]
-    command = [imageio.get_ffmpeg_exe(), "-v", "error", *raw, "-pix_fmt", "yuv420p", str(tmp_path / "a.mp4")]
-    subprocess.run(command, input=frames.tobytes(), check=True)
+    write_mp4(tmp_path / "a.mp4", frames, rate=30)
     return tmp_path / "a.mp4"
 
 

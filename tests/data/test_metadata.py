@@ -55,14 +55,20 @@ ODD_LINES = {
 }
 
 
+def read_with_odd_line(tmp_path, lines, odd, place, suffix):
+    """``(lines, bad_examples)``: the good ``lines`` with an odd one, which alone is left out, before line ``place``."""
+    lines = lines.encode().splitlines()
+    lines.insert(place, odd)
+    records, bad_examples = read(tmp_path, b"\n".join(lines), suffix)
+    assert [r.files["image"] for r in records] == [row["file_name"] for row in GOOD]
+    assert [b.line for b in bad_examples.items] == [place + 1]
+    return lines, bad_examples
+
+
 @pytest.mark.parametrize("name", ODD_LINES)
 @pytest.mark.parametrize("place", [0, 17, 40])
 def test_an_odd_line_among_many_is_the_only_one_left_out(tmp_path, name, place):
-    lines = as_jsonl(GOOD).encode().splitlines()
-    lines.insert(place, ODD_LINES[name])
-    records, bad_examples = read(tmp_path, b"\n".join(lines))
-    assert [r.files["image"] for r in records] == [row["file_name"] for row in GOOD]
-    assert [b.line for b in bad_examples.items] == [place + 1]
+    lines, bad_examples = read_with_odd_line(tmp_path, as_jsonl(GOOD), ODD_LINES[name], place, "jsonl")
     assert len(bad_examples.items[0].reason) < 400
     bad_examples.write(tmp_path / "bad.jsonl")
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 1
@@ -85,11 +91,7 @@ CSV_LINES = {
 @pytest.mark.parametrize("name", CSV_LINES)
 @pytest.mark.parametrize("place", [1, 17, 41])
 def test_an_odd_csv_line_among_many_is_the_only_one_left_out(tmp_path, name, place):
-    lines = as_csv(GOOD).encode().splitlines()
-    lines.insert(place, CSV_LINES[name])
-    records, bad_examples = read(tmp_path, b"\n".join(lines), "csv")
-    assert [r.files["image"] for r in records] == [row["file_name"] for row in GOOD]
-    assert [b.line for b in bad_examples.items] == [place + 1]
+    read_with_odd_line(tmp_path, as_csv(GOOD), CSV_LINES[name], place, "csv")
 
 
 def test_a_byte_that_is_not_utf8_is_named_with_file_and_line(tmp_path):

@@ -20,7 +20,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 
 class _Pass:
@@ -86,6 +87,17 @@ def require_whole_batch(operation: str) -> None:
         )
 
 
+def split_examples(
+    x: Shaped[Array | np.ndarray, "batch ..."], count: int
+) -> Shaped[Array | np.ndarray, "count part ..."]:
+    """The ``count`` parts of an array ``[B, ...]`` of the batch, ``[count, B / count, ...]``; ``count`` divides B.
+
+    Part n has every ``count``-th example from the n-th on. Contiguous parts would depend on the number of devices that
+    the batch is split over.
+    """
+    return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+
+
 def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
     """A function like ``grad_fn`` that computes the batch in ``count`` parts, one after the other.
 
@@ -105,16 +117,12 @@ def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count:
         return grad_fn
 
     def split(x: Array) -> Array:
-        """The ``count`` parts of an array of the batch: ``[B, ...]`` to ``[count, B / count, ...]``.
-
-        Part n has every ``count``-th example from the n-th on. Contiguous parts would depend on the number of devices
-        that the batch is split over.
-        """
+        """`split_examples` of one array of the batch, once ``count`` is found to divide it."""
         if x.shape[0] % count:
             raise ValueError(
                 f"accumulate = {count} does not divide a batch of {x.shape[0]} examples a device"
             )
-        return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+        return split_examples(x, count)
 
     def sum_over_parts(function, stacked):
         """The sum of ``function(part)`` over the parts, which ``stacked`` holds along its first axis."""
@@ -129,8 +137,8 @@ def accumulated(grad_fn: Callable[..., Any], loss_fn: Callable[..., Any], count:
         stacked = jax.tree.map(split, batch)
 
         def denominators(part):
-            # The loss is traced only for the denominators that it records; its value is not used.
             """The denominators that the loss of one part asks for, in the order of the calls."""
+            # The loss is traced only for the denominators that it records; its value is not used.
             with _trace(_Pass(count)) as first_pass:
                 loss_fn(params, part, key)
             return first_pass.denominators

@@ -39,24 +39,20 @@ def check_shapes(function: Function) -> Function:
     signature = inspect.signature(function)
 
     @functools.lru_cache(maxsize=1)
-    def dimensions() -> dict[str, list[str]]:
-        """The dimensions of each argument that is an array, read at the first call: annotations are strings."""
-        of_all = {name: _dimensions(hint) for name, hint in typing.get_type_hints(function).items()}
-        return {name: names for name, names in of_all.items() if names is not None and name != "return"}
-
-    @functools.lru_cache(maxsize=1)
-    def choices() -> dict[str, tuple[Any, ...]]:
-        """The values that the arguments with a ``Literal`` annotation may have."""
-        hints = typing.get_type_hints(function)
-        return {
-            name: typing.get_args(h) for name, h in hints.items() if typing.get_origin(h) is typing.Literal
-        }
+    def annotated() -> tuple[dict[str, list[str]], dict[str, tuple[Any, ...]]]:
+        """``(dimensions, choices)``: the dimensions of each argument that is an array, and the values that each
+        argument with a ``Literal`` annotation may have. They are read at the first call: annotations are strings."""
+        hints = {name: hint for name, hint in typing.get_type_hints(function).items() if name != "return"}
+        dimensions = {name: names for name, h in hints.items() if (names := _dimensions(h)) is not None}
+        literals = {name: h for name, h in hints.items() if typing.get_origin(h) is typing.Literal}
+        return dimensions, {name: typing.get_args(h) for name, h in literals.items()}
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
         """``function(*args, **kwargs)`` after the check of its arguments."""
         arguments = signature.bind(*args, **kwargs).arguments
-        for name, values in choices().items():
+        dimensions, choices = annotated()
+        for name, values in choices.items():
             if name in arguments and arguments[name] not in values:
                 listed = ", ".join(map(repr, values))
                 raise ValueError(
@@ -64,7 +60,7 @@ def check_shapes(function: Function) -> Function:
                 )
         # For each name of a dimension its size, and the argument that it was first seen in.
         sizes: dict[str, tuple[Any, str]] = {}
-        for name, names in dimensions().items():
+        for name, names in dimensions.items():
             if hasattr(arguments.get(name), "shape"):
                 _check_shape(function.__name__, name, tuple(arguments[name].shape), names, sizes)
         return function(*args, **kwargs)

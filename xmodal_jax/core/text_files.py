@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,21 @@ def normalise(text: str) -> str:
     """The text in the Unicode form NFC, in which equal texts are equal strings: file systems and editors spell an é as
     one character or as two."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def printable(text: str) -> str:
+    """The text with lone surrogates, which neither a terminal nor a file can hold, spelled as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def first_duplicate(names: Iterable[str]) -> str | None:
+    """The first name that stood there before; None if all names are different."""
+    before: set[str] = set()
+    for name in names:
+        if name in before:
+            return name
+        before.add(name)
+    return None
 
 
 def surrogate_in(text: str) -> str | None:

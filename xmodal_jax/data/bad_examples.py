@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from xmodal_jax.core.text_files import printable
+
 OnBadExample = Literal["skip", "stop"]
 """What to do with an example that cannot be used: leave it out, or stop the run."""
 
@@ -60,7 +62,7 @@ class BadExamples:
         Raises:
           BadExampleError: under ``on_bad_example="stop"``.
         """
-        example = BadExample(_printable(str(file)), line, _printable(reason))
+        example = BadExample(printable(str(file)), line, printable(reason))
         if self.on_bad_example == "stop":
             raise BadExampleError(example)
         if example not in self._known:  # the training and the test split can come from one file
@@ -73,7 +75,7 @@ class BadExamples:
         ``once``: the same is found again each time that the file is read, so that the counts do not add up.
         """
         if count:
-            description = _printable(description)
+            description = printable(description)
             self.notes[description] = count if once else self.notes[description] + count
 
     def remark(self, sentence: str) -> None:
@@ -102,8 +104,3 @@ class BadExamples:
         """Write the bad examples as JSON lines (``file``, ``line``, ``reason``), sorted by file and line."""
         lines = [json.dumps(example._asdict(), ensure_ascii=False) + "\n" for example in sorted(self.items)]
         Path(path).write_text("".join(lines), encoding="utf-8")
-
-
-def _printable(text: str) -> str:
-    """The text with lone surrogates, which neither a terminal nor a file can hold, spelled as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()

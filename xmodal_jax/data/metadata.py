@@ -17,6 +17,7 @@ import numpy as np
 
 from xmodal_jax.core.paths import leaves_folder
 from xmodal_jax.core.text_files import (
+    first_duplicate,
     normalise,
     parse_json,
     read_damaged,
@@ -153,7 +154,7 @@ def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
             # `read_damaged` puts a lone surrogate in place of a byte that is not UTF-8; ``damage`` describes it.
             if damage := surrogate_in(line):
                 raise ValueError(damage)
-            # `_distinct` raises ValueError where a key occurs twice, of which ``json`` would keep the last.
+            # `_distinct` raises ValueError where a key occurs twice; ``json`` alone would keep the last.
             fields = parse_json(line, pairs=_distinct)
         except ValueError as error:
             bad_examples.add(path, number, f"the line cannot be read: {error}")
@@ -166,12 +167,10 @@ def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of a JSON object; ValueError if two have one name, of which ``json`` would drop the first."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = next(name for k, (name, _) in enumerate(pairs) if name in dict(pairs[:k]))
+    """The fields of a JSON object; ValueError if two have one name (``json`` would drop the first)."""
+    if (twice := first_duplicate(name for name, _ in pairs)) is not None:
         raise ValueError(f"the field {shorten(twice)} is there twice")
-    return fields
+    return dict(pairs)
 
 
 def _csv_rows(
@@ -213,9 +212,9 @@ def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
         line, damage = next(((k, damage) for k, damage in damages if damage), (start, None))
         if header is None:
             header = [name.strip() for name in cells]
-            twice = [name for k, name in enumerate(header) if name in header[:k]]
-            if damage or twice:
-                reason = damage or f"the column {shorten(twice[0])} is there twice: rename one"
+            twice = first_duplicate(header)
+            if damage or twice is not None:
+                reason = damage or f"the column {shorten(twice)} is there twice: rename one"
                 raise ValueError(f"{path}:{line + 1}: {reason}.")
             continue
         if damage is None and len(cells) > len(header):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from xmodal_jax.core.text_files import parse_json, read_text, shorten, surrogate_in
+from xmodal_jax.core.text_files import normalise, parse_json, read_text, shorten, surrogate_in
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.source import RawBatch
 
@@ -350,7 +349,7 @@ def train_tokenizer(
       ValueError: no captions, another kind, or too few tokens: fewer than 260 for ``bpe``, fewer than 5 for the others.
     """
     # In one order and one Unicode form: ties between equally frequent pairs must not depend on the order of the data.
-    texts = sorted(unicodedata.normalize("NFC", c) for c in captions)
+    texts = sorted(normalise(c) for c in captions)
     if not texts:
         raise ValueError("train_tokenizer needs at least one caption.")
     if kind not in _TRAINERS:

@@ -208,7 +208,7 @@ class JudgeReport:
 
     def __init__(self, run: pathlib.Path | None, train: Source, splits: Mapping[str, ReferenceTexts]):
         """``run``: the judge's run of captioning.py; None: there is no judge. ``train``: the training data, at most
-        `TRAINING_IMAGES` of which are compared with generated images. ``splits``: captions and real images by split."""
+        generated images are compared with `TRAINING_IMAGES` of them. ``splits``: captions and real images by split."""
         self.judge = None if run is None else Judge(run)
         if self.judge is not None:
             train = one_per_picture(train)

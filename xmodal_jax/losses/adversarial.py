@@ -33,7 +33,7 @@ from jax.nn import relu, softplus
 from jaxtyping import Array, Bool, Float, PyTree
 
 from xmodal_jax.core.checks import check_shapes
-from xmodal_jax.core.collectives import AxisName, all_gather, batch_mean, psum
+from xmodal_jax.core.collectives import AxisName, all_gather, global_mean
 from xmodal_jax.losses.alignment import mmd
 from xmodal_jax.probability.kernels import (
     Kernel,
@@ -242,13 +242,9 @@ def relativistic_average_discriminator(
     def loss(r, f):
         """The terms ``[B]`` of this device's examples, from their real logits ``r`` and generated logits ``f``."""
         weights = None if present is None else present.astype(r.dtype)
-
-        def global_mean(logits):
-            """The mean of logits ``[B]`` over the present examples of all devices."""
-            # batch_mean returns this device's share of the mean over the global batch; the shares sum to that mean.
-            return psum(batch_mean(logits, weights, axis_name=axis_name), axis_name)
-
-        return softplus(global_mean(f) - r) + softplus(f - global_mean(r))
+        fake_mean = global_mean(f, weights, axis_name=axis_name)
+        real_mean = global_mean(r, weights, axis_name=axis_name)
+        return softplus(fake_mean - r) + softplus(f - real_mean)
 
     return _loss_where_present(loss, present, real, fake)
 

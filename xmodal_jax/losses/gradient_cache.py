@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, PyTree, Shaped
 
+from xmodal_jax.core.accumulation import split_examples
+
 
 def chunked(encode: Callable[[PyTree, PyTree], PyTree], chunks: int) -> Callable[[PyTree, PyTree], PyTree]:
     """``encode(params, batch)`` computed one chunk of the batch at a time, in the forward and the backward pass.
@@ -37,9 +39,8 @@ def chunked(encode: Callable[[PyTree, PyTree], PyTree], chunks: int) -> Callable
         size = jax.tree.leaves(batch)[0].shape[0]
         if chunks < 1 or size % chunks:
             raise ValueError(f"a batch of {size} does not split into {chunks} equal chunks")
-        # Chunk c takes every chunks-th example from c on: where the batch is split over devices, each device then
-        # holds its part of every chunk. Arrays [B, ...] become [chunks, B / chunks, ...], and back.
-        split = lambda x: x.reshape(size // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
+        # Arrays [B, ...] become [chunks, B / chunks, ...], and back.
+        split = lambda x: split_examples(x, chunks)
         join = lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:])
         # The backward pass recomputes a chunk's activations instead of keeping those of all chunks.
         encode_chunk = jax.checkpoint(encode, prevent_cse=False)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from xmodal_jax.core.checks import check_shapes
-from xmodal_jax.core.collectives import AxisName, batch_mean, psum
+from xmodal_jax.core.collectives import AxisName, global_mean
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.core.trees import map_with_name
 from xmodal_jax.types import ExampleKeys
@@ -84,18 +84,16 @@ def dragan(
         real = jax.tree.map(lambda x: jnp.where(_per_example(present, x), x, 0), real)
     weights = None if present is None else present.astype(jnp.float32)
 
-    def global_mean(x):
+    def mean_of_elements(x):
         """The mean over all elements of the present examples of the global batch."""
-        x = x.reshape(x.shape[0], -1).mean(axis=1)
-        # batch_mean returns this device's share of the mean; the shares sum to the mean.
-        return psum(batch_mean(x, weights, axis_name=axis_name), axis_name)
+        return global_mean(x.reshape(x.shape[0], -1).mean(axis=1), weights, axis_name=axis_name)
 
     def perturb(name, x):
         """``x + c s e`` for one array of the examples, which has the path ``name``."""
         leaf_keys = fold_in_name(keys, f"dragan/{name}")
         noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(leaf_keys)
         constant = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-        deviation = jnp.sqrt(global_mean((constant - global_mean(constant)) ** 2))
+        deviation = jnp.sqrt(mean_of_elements((constant - mean_of_elements(constant)) ** 2))
         return x + (scale * deviation).astype(x.dtype) * noise
 
     terms = (_norm(_gradient(critic, map_with_name(perturb, real))) - target) ** 2

@@ -386,7 +386,7 @@ class _Network:
                 loss = loss + config.alignment_weight * config.alignment(pairs, params["loss"], scale)
             pair_losses[f"{a}_{b}"] = loss
         total = sum(pair_losses.values()) / len(pair_losses)
-        scale_share = jax.lax.stop_gradient(scale) / collectives.axis_size(axis_name)
+        scale_share = collectives.share(jax.lax.stop_gradient(scale), axis_name=axis_name)
         return total, {**pair_losses, "scale": scale_share}
 
 

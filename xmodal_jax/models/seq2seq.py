@@ -67,7 +67,7 @@ class ObjectiveConfig:
     """Whether the model has a CTC head."""
 
     def __post_init__(self):
-        """Checks the options, all of which are fractions."""
+        """Checks that all options are fractions."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not 0 <= value < 1:
@@ -313,7 +313,7 @@ class _Model:
             params["decoder"] = self.decoder.init(fold_in_name(key, "decoder"), ids, tokens)["params"]
         if self.config.has_contrastive_loss:
             width = self.config.decoder.width
-            # Decoder states and text mask for one example, of which only the shapes matter.
+            # Decoder states and text mask for one example; only their shapes matter.
             states, mask = jnp.zeros((1, self.length, width)), jnp.ones((1, self.length), bool)
             variables = self.contrast_head.init(fold_in_name(key, "contrast"), tokens, states, mask)
             params["contrast"] = variables["params"]

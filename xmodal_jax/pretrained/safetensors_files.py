@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from xmodal_jax.core.paths import leaves_folder
+from xmodal_jax.core.text_files import first_duplicate, printable
 
 DTYPES = {
     "F64": np.float64,
@@ -95,8 +96,8 @@ def read_shards(index: pathlib.Path) -> dict[str, Entry]:
         )
     absent = ", ".join(shard for shard in shards if not _exists(index.parent / shard))
     if absent:
-        printable = absent.encode("utf-8", "backslashreplace").decode()  # JSON can hold half a surrogate pair
-        raise FileNotFoundError(f"{index.parent} lacks {printable}, which {index.name} names")
+        # JSON can hold half a surrogate pair.
+        raise FileNotFoundError(f"{index.parent} lacks {printable(absent)}, which {index.name} names")
     entries = {shard: read_header(index.parent / shard) for shard in shards}
     missing = [name for name, shard in shard_of_array.items() if name not in entries[shard]]
     if missing:
@@ -155,12 +156,10 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; ValueError if it has a name twice, of which ``json`` would keep the last in silence."""
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        twice = next(name for k, (name, _) in enumerate(pairs) if name in dict(pairs[:k]))
+    """A JSON object as a dict; ValueError if it has a name twice (``json`` would keep the last in silence)."""
+    if (twice := first_duplicate(name for name, _ in pairs)) is not None:
         raise ValueError(f"it has {twice!r} twice")
-    return names
+    return dict(pairs)
 
 
 def _parse_entry(path: pathlib.Path, key: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:

@@ -47,9 +47,14 @@ class DataConfig:
     words."""
 
     @property
+    def _unset_tokenizer(self) -> tuple[str, int | None]:
+        """What stands for `tokenizer` and `vocab_size` where the flags choose no tokenizer."""
+        return self.default_tokenizer
+
+    @property
     def text_options(self) -> dict[str, Any]:
         """Keyword arguments of `data.splits.fit_tokenizer`."""
-        kind, size = (self.tokenizer, None) if self.tokenizer is not None else self.default_tokenizer
+        kind, size = (self.tokenizer, None) if self.tokenizer is not None else self._unset_tokenizer
         return dict(
             tokenizer=kind,
             vocab_size=size if self.vocab_size is None else self.vocab_size,
@@ -66,7 +71,7 @@ class TrainingConfig(DataConfig):
     help_group: ClassVar[str] = "training"
 
     steps: int = 1000
-    """Number of training steps, each of which updates the parameters once."""
+    """Number of training steps; each updates the parameters once."""
     batch_size: int = 128
     """Examples per step, over all devices together."""
     seed: int = 0
@@ -172,6 +177,15 @@ class PretrainedConfig(RunConfig):
         return dict.fromkeys(paths, PretrainedEncoderConfig.name)
 
     @property
+    def _text_model(self) -> str | None:
+        """The flag of the pretrained text model (decoder or encoder), such as ``hf:PATH``; None: there is none."""
+        return self.pretrained.get("decoder", self.pretrained.get("text"))
+
+    @property
+    def _unset_tokenizer(self) -> tuple[str, int | None]:
+        return super()._unset_tokenizer if self._text_model is None else (self._text_model, None)
+
+    @property
     def text_options(self) -> dict[str, Any]:
         """Keyword arguments of `data.splits.fit_tokenizer`: a pretrained text model (decoder or encoder) comes with its
         own tokenizer, unless --tokenizer chooses another.
@@ -180,18 +194,12 @@ class PretrainedConfig(RunConfig):
           ValueError: --tokenizer asks for a tokenizer that is trained, whose tokens a pretrained text model does not
             know.
         """
-        options, pretrained = super().text_options, self.pretrained
-        text_model = pretrained.get("decoder", pretrained.get("text"))
-        if text_model is None:
-            return options
-        if self.tokenizer in DEFAULT_VOCAB_SIZE:
+        if self._text_model is not None and self.tokenizer in DEFAULT_VOCAB_SIZE:
             raise ValueError(
-                f"--tokenizer {self.tokenizer} trains a tokenizer, whose tokens the pretrained text model {text_model} "
-                "does not know: leave --tokenizer out, so that its own is taken"
+                f"--tokenizer {self.tokenizer} trains a tokenizer, whose tokens the pretrained text model "
+                f"{self._text_model} does not know: leave --tokenizer out, so that its own is taken"
             )
-        if self.tokenizer is not None:
-            return options
-        return {**options, "tokenizer": text_model, "vocab_size": self.vocab_size}
+        return super().text_options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

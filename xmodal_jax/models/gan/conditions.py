@@ -141,7 +141,7 @@ class ConditionEncoder:
     @property
     def condition_modality(self) -> str:
         """The modality of ``modalities`` that the condition is read from; "image" where the condition is no modality
-        that can be missing: for no condition, and for classes, of which `is_known` decides."""
+        that can be missing: for no condition, and for classes, where `is_known` decides."""
         return self.modalities[-1]
 
     def example(self) -> Condition:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xmodal_jax.models.vae.networks import Apply, Network
-from xmodal_jax.probability.distributions import Normal, Posterior, repeat_leading, standard_noise
+from xmodal_jax.probability.distributions import Normal, Posterior, repeat_leading, sample
 from xmodal_jax.types import ExampleKeys, Key
 
 
@@ -32,10 +32,7 @@ def decode_all(
 
 def _sample_or_mean(q: Posterior, keys: ExampleKeys | None, name: str) -> Float[Array, "m batch dim"]:
     """A sample of each distribution of ``q [M, B, D]``; without keys its mean. ``name`` selects the random stream."""
-    if keys is None:
-        return q.mean
-    modalities, dim = len(q.mean), q.mean.shape[-1]
-    return q.reparametrize(standard_noise(keys, name, (modalities, dim), type(q)))
+    return q.mean if keys is None else sample(q, keys, name)
 
 
 def decoder_latents(

@@ -178,7 +178,7 @@ class _Model:
         # The training step (`train.step.make_step`) does not update the parameters that the initial stage has trained:
         # decoders and joint encoder. The decoders' gradients are stopped here too, to spare their computation, and
         # since gradient clipping would count them in the norm. (No objective of a second stage has gradients of the
-        # joint encoder.) ``decoder_params`` has all parameters, of which only the decoders' are used.
+        # joint encoder.) ``decoder_params`` has all parameters; only the decoders' are used.
         decoder_params = jax.lax.stop_gradient(params) if self.config.initial_fraction else None
         return self._mean_loss(
             self.config.objective, params, batch, key, decoder_params=decoder_params, axis_name=axis_name

@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,7 +119,7 @@ class Processes:
         self.running = []
         for number in range(setup.processes):
             count = DEVICES // setup.processes
-            env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+            env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONFAULTHANDLER": "1"}
             env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
             if setup.processes > 1:
                 env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(setup.processes)}
@@ -140,10 +141,16 @@ class Processes:
                 process.send_signal(number)
 
     def wait(self, seconds: float = 900.0) -> int:
-        """The status when all have ended; those that outlive the first one that failed are ended."""
+        """The status when all have ended; those that outlive the first one that failed are ended.
+
+        Raises:
+          TimeoutError: they did not end in time. Their logs then tell where their threads stood.
+        """
         deadline = time.perf_counter() + seconds
         while (status := self.poll()) is None:
             if time.perf_counter() > deadline:
+                self.send(signal.SIGABRT)  # on which the fault handler writes all threads' tracebacks
+                time.sleep(2.0)
                 self.send(signal.SIGKILL)
                 for process in self.running:
                     process.wait()
@@ -308,8 +315,9 @@ def run_setup(folder: pathlib.Path, name: str, count: int, rng: random.Random) -
 
 def main(config: Config) -> None:
     rng = random.Random(config.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        results = {name: run_setup(pathlib.Path(folder), name, config.kills, rng) for name in config.setups}
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="kill-"))
+    print(f"runs and logs: {folder} (kept if a run fails, differs or hangs)", flush=True)
+    results = {name: run_setup(folder, name, config.kills, rng) for name in config.setups}
     heads = " | ".join(
         [
             "setup",
@@ -332,8 +340,9 @@ def main(config: Config) -> None:
     hung = sum(kill.hung for result in results.values() for kill in result.kills)
     if wrong or hung:
         raise SystemExit(
-            f"{wrong} runs ended differently from the undisturbed one; {hung} hung after a signal"
+            f"{wrong} runs ended differently from the undisturbed one; {hung} hung after a signal; see {folder}"
         )
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_marks_and_blank_lines_change_nothing(tmp_path, suffix, mark, end, separ
     content = (as_jsonl if suffix == "jsonl" else as_csv)(GOOD[:3]).encode().rstrip(b"\n")
     records, bad_examples = read(tmp_path, mark + (content + end).replace(b"\n", separator), suffix)
     assert [r.files["image"] for r in records] == ["0.png", "1.png", "2.png"] and not bad_examples.items
-    assert [r.captions for r in records] == [["picture 0"], ["picture 1"], ["picture 2"]]
+    assert [r.captions["text"] for r in records] == [["picture 0"], ["picture 1"], ["picture 2"]]
 
 
 PANDAS = [
@@ -150,7 +150,7 @@ def test_any_captions_are_read_or_reported(tmp_path_factory, captions, suffix):
     rows = [{"file_name": f"{k}.png", "text": caption} for k, caption in enumerate(captions)]
     content = as_csv(rows, csv.QUOTE_ALL) if suffix == "csv" else as_jsonl(rows)
     records, bad_examples = read(folder, content, suffix)
-    got = {r.files["image"]: r.captions for r in records}
+    got = {r.files["image"]: r.captions["text"] for r in records}
     for row in rows:
         if row["file_name"] in got:
             expected = " ".join(unicodedata.normalize("NFC", row["text"].strip()).split())
@@ -167,7 +167,7 @@ def test_columns_with_other_names(tmp_path):
         read(tmp_path, as_csv(rows), "csv")
     columns = {"file_name": "filename", "label": "category"}
     [record], bad_examples = read(tmp_path, as_csv(rows), "csv", columns=columns)
-    assert (record.files, record.captions, record.label) == ({"image": "a.png"}, ["x"], "dog")
+    assert (record.files, record.captions, record.label) == ({"image": "a.png"}, {"text": ["x"]}, "dog")
     assert not bad_examples.notes
     with pytest.raises(ValueError, match="no column path .--columns.; found filename, caption, category"):
         read(tmp_path, as_csv(rows), "csv", columns={"file_name": "path"})

@@ -37,5 +37,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "media": "decode_audio decode_image decode_video to_pcm",
         "metadata": "Record read_metadata",
+        "table": "Table Row Content FolderFile",
     },
 )

@@ -144,19 +144,25 @@ def _evenly_spaced(total: int, count: int) -> np.ndarray:
 
 @readable()
 def decode_video(
-    path: str | Path, frames: int, size: int, channels: int = 3, resize: Resize = DEFAULT_RESIZE
+    file: str | Path | bytes, frames: int, size: int, channels: int = 3, resize: Resize = DEFAULT_RESIZE
 ) -> np.ndarray:
-    """Uint8 ``[frames, size, size, channels]``: frames evenly spaced from the first to the last, see `to_square`.
+    """Uint8 ``[frames, size, size, channels]`` from a path or from the bytes of a file: frames evenly spaced from the
+    first to the last, see `to_square`.
 
     A clip with fewer frames repeats some. ``.gif`` and animated WebP are read by Pillow; ``.mp4`` needs the package
     imageio-ffmpeg. Only the frames of the result are kept in memory. A video that takes longer than `VIDEO_SECONDS`, or
     an animation of more than `MAX_ANIMATION_PIXELS`, raises ValueError.
     """
-    if Path(path).suffix.lower() == ".mp4":
-        return _decode_mp4(path, frames, size, channels, resize)
-    with _open(path) as image:
+    if isinstance(file, bytes) and file[4:8] == b"ftyp":  # as an MP4 file begins; FFmpeg has to seek in it
+        with tempfile.NamedTemporaryFile(suffix=".mp4") as copy:
+            copy.write(file)
+            copy.flush()
+            return _decode_mp4(copy.name, frames, size, channels, resize)
+    if not isinstance(file, bytes) and Path(file).suffix.lower() == ".mp4":
+        return _decode_mp4(file, frames, size, channels, resize)
+    with _open(file) as image:
         if image.format == "GIF":
-            check_gif(path)
+            check_gif(file)
         count = getattr(image, "n_frames", 1)
         if count * image.width * image.height > MAX_ANIMATION_PIXELS:
             raise ValueError(

@@ -27,6 +27,7 @@ from xmodal_jax.core.text_files import (
 )
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import modality_of_file
+from xmodal_jax.types import kind_of
 
 FILE_MODALITIES = ("image", "audio", "video")
 TEXT_FIELDS = ("text", "texts", "caption", "captions", "transcription")
@@ -46,9 +47,10 @@ class Record(NamedTuple):
     line: int
     """Number of the line in the metadata file, from 1."""
     files: dict[str, str]
-    """The file name of each modality that the example has: image, audio, video."""
-    captions: list[str] | None
-    """The captions; None: the example has no text."""
+    """The file name of each modality that the example has: image, audio, video, or further ones of these kinds, such as
+    image_2."""
+    captions: dict[str, list[str]]
+    """The captions of each text modality that the example has: text, or further ones, such as text_es."""
     label: str | int | None
     """The name or the index of the class; None: it is unknown."""
     label_text: str | None = None
@@ -56,10 +58,11 @@ class Record(NamedTuple):
 
     @property
     def picture(self) -> str | None:
-        """The file name that tells whether two records show the same picture: that of the image, else of the video,
-        else of the recording; None: there is no file. It has one spelling: ``./a.png`` is ``a.png``; see also
+        """The file name that tells whether two records show the same picture: that of the first image, else of the
+        video, else of the recording; None: there is no file. It has one spelling: ``./a.png`` is ``a.png``; see also
         `normalise_name`."""
-        name = next((self.files[m] for m in ("image", "video", "audio") if m in self.files), None)
+        by_kind = {kind_of(m): name for m, name in reversed(sorted(self.files.items()))}
+        name = next((by_kind[kind] for kind in ("image", "video", "audio") if kind in by_kind), None)
         return None if name is None else posixpath.normpath(normalise_name(name))
 
 
@@ -307,7 +310,7 @@ def _record(
     surplus = sorted(set(rare) & set(line.fields))
     if surplus:
         raise ValueError(rare[surplus[0]])
-    files, captions, label, label_text = {}, None, None, None
+    files, captions, label, label_text = {}, {}, None, None
     for column, value in line.fields.items():
         modality = _file_column(column)
         if value is None:  # the line states that the example has no such file, caption or label
@@ -327,12 +330,12 @@ def _record(
                 raise ValueError(f"the file type of {shorten(value)} is not known")
             files[modality] = value
         elif column in TEXT_FIELDS:
-            captions = (captions or []) + _captions(value)
+            captions["text"] = captions.get("text", []) + _captions(value)
         elif column == "label":
             label = _label(value)
             if not typed and (number := _label_of_cell(label)) is not None:
                 label, label_text = number, label
-    if not files and captions is None:
+    if not files and not captions:
         raise ValueError("the line names no file and no caption")
     return Record(line.number, files, captions, label, label_text)
 

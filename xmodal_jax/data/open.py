@@ -98,6 +98,10 @@ class DataOptions:
     memory_limit_gib: Advanced[float] = 4.0
     """Size in GiB up to which decoded files are kept in memory (folder:PATH). The files of a larger data set are
     decoded again for each batch."""
+    check_files: Advanced[bool | None] = None
+    """Whether every file is decoded at the start, to find those that cannot be. None: if the decoded files are kept in
+    memory, or if there are at most 20,000 examples; of a larger data set, a file that is damaged is found when it is
+    first needed."""
     progress: Advanced[bool] = True
     """Whether to show a progress bar while data are read."""
 
@@ -218,8 +222,8 @@ FORMS: dict[str, Form] = {
         FolderSource,
         (
             "image_size", "largest_side", "image_fit", "resample", "channels", "sample_rate", "max_seconds", "frames",
-            "modalities", "prompt", "columns", "allow_outside", "bad_examples", "memory_limit", "workers",
-            "progress",
+            "modalities", "prompt", "columns", "allow_outside", "bad_examples", "memory_limit", "check_files",
+            "workers", "progress",
         ),
     ),
     "npz": Form(

@@ -67,6 +67,13 @@ class Source(abc.ABC):
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The examples ``indices``, in that order: the same values in every call, whatever was read before."""
 
+    def caption_batch(self, indices: np.ndarray) -> RawBatch:
+        """The fields ``caption`` and ``caption_NAME`` of the examples ``indices``, those that the batches have.
+
+        The default reads the examples; a source that can read captions alone overrides it.
+        """
+        return {k: v for k, v in self.batch(indices).items() if k.partition("_")[0] == "caption"}
+
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Which of the examples ``indices`` (None: all) have which modality: bool ``[B]`` for each modality.
 

@@ -103,9 +103,9 @@ def read_captions(
     """
     indices = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
     captions = []
-    # In chunks, because a batch also holds images and sounds.
+    # In chunks, because many sources read images and sounds as well.
     for chunk in np.array_split(indices, -(-len(indices) // _CHUNK)):
-        batch = source.batch(chunk)
+        batch = source.caption_batch(chunk)
         fields = caption_fields(batch)
         if not fields:
             raise ValueError(_missing_captions(source))

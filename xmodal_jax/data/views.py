@@ -34,6 +34,9 @@ class Subset(SourceView):
     def batch(self, indices: np.ndarray) -> RawBatch:
         return self.source.batch(self.source_indices(indices))
 
+    def caption_batch(self, indices: np.ndarray) -> RawBatch:
+        return self.source.caption_batch(self.source_indices(indices))
+
 
 class TransformedSource(SourceView):
     """A source whose batches are transformed by ``transform``; labels and presence are those of transformed batches."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -50,10 +49,10 @@ def check_png(file: str | Path | bytes) -> None:
     raise ValueError("the PNG file is truncated")
 
 
-def check_gif(file: str | Path) -> None:
+def check_gif(file: str | Path | bytes) -> None:
     """Raises ValueError if a GIF file does not end as one does."""
-    with open(file, "rb") as stream:
-        stream.seek(-min(64, os.path.getsize(file)), io.SEEK_END)
+    with open_binary(file) as stream:
+        stream.seek(-min(64, stream.seek(0, io.SEEK_END)), io.SEEK_END)
         if not stream.read().rstrip(b"\0\r\n").endswith(b";"):
             raise ValueError("the GIF file is truncated: its end is missing")
 

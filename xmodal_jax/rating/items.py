@@ -97,7 +97,7 @@ def _images_by(
         )
     images: dict[str, list[_Image]] = {}
     for record in read_metadata(metadata, bad_examples, allow_outside=allow_outside):
-        if "image" not in record.files or not record.captions:
+        if "image" not in record.files or "text" not in record.captions:
             bad_examples.add(metadata, record.line, "the line has no picture (file_name) or no text")
             continue
         try:
@@ -106,11 +106,11 @@ def _images_by(
             bad_examples.add(metadata, record.line, f"the picture cannot be found: {error}")
             continue
         if match == "caption":
-            for caption in record.captions:
+            for caption in record.captions["text"]:
                 images.setdefault(caption, []).append(_Image(file, caption, metadata, record.line))
         else:
             name = str(Path(normalise_name(record.files["image"])).with_suffix(""))
-            image = _Image(file, record.captions[0], metadata, record.line)
+            image = _Image(file, record.captions["text"][0], metadata, record.line)
             images.setdefault(name, []).append(image)
     return images
 

@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "arrays": "ArraySource load_npz materialise",
-        "folder": "FolderSource MediaOptions",
+        "tables": "TableSource MediaOptions",
+        "folder": "FolderSource FolderTable",
         "tfds": "TfdsSource Adapter ADAPTERS find_prepared",
         "spoken": "SpokenLines",
         "poly": "PolySource overlay",

@@ -50,12 +50,18 @@ def _parse(field: str) -> tuple[str, str] | None:
 
 
 def modalities_of(fields: Iterable[str]) -> tuple[str, ...]:
-    """The modalities that a batch with these fields holds, sorted: by kind in the order of `MODALITIES`, then by name
-    with numbers in numeric order: image, image_2, image_10."""
+    """The modalities that a batch with these fields holds, in the order of `sort_modalities`."""
     # ``(modality, entry)`` of each field that belongs to a modality. A caption is a text that is not tokenised yet;
     # masks and flags of presence do not count, since they hold no data.
     parsed = filter(None, map(_parse, fields))
-    modalities = {modality for modality, entry in parsed if entry in MODALITIES or entry == "caption"}
+    return sort_modalities(
+        {modality for modality, entry in parsed if entry in MODALITIES or entry == "caption"}
+    )
+
+
+def sort_modalities(modalities: Iterable[str]) -> tuple[str, ...]:
+    """Modalities sorted by kind in the order of `MODALITIES`, then by name with numbers in numeric order: image,
+    image_2, image_10."""
 
     def sort_key(modality):
         """The kind's place in `MODALITIES`, then the name with each run of digits as a number."""

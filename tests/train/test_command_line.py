@@ -22,7 +22,7 @@ from xmodal_jax.core.parts import Advanced, Basic, FilledIn
 from xmodal_jax.train import command_line
 from xmodal_jax.train.command_help import field_docs, options_of, short_help, wrap_description
 from xmodal_jax.train.command_line import _message_of, default_of, parse, run_script
-from xmodal_jax.train.loop import NonFiniteError
+from xmodal_jax.train.loop import NonFiniteError, describe_interruption
 from xmodal_jax.train.run import Run, from_json, to_json
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -462,7 +462,13 @@ def caused_by(cause):
             True,
             "the disk is full: free some space and go on .*",
         ),
-        (KeyboardInterrupt(), True, "interrupted; go on with --resume"),
+        (
+            KeyboardInterrupt(),
+            True,
+            "interrupted after step 1 of .*/run; it has no checkpoint yet; go on with:\n"
+            "  python .* --run-dir .*/run --resume",
+        ),
+        (KeyboardInterrupt(), False, "interrupted"),
         (KeyError("fault of the program"), True, None),
         (RuntimeError("fault of the program"), False, None),
     ],
@@ -478,6 +484,33 @@ def test_an_error_that_the_user_can_act_on_is_one_line(tmp_path, capsys, monkeyp
         assert re.fullmatch(line + "\n", capsys.readouterr().err)
     assert folder.exists() == begun
     assert not (folder / "lock.json").exists()
+
+
+def test_the_refusal_of_a_run_to_resume_is_a_mistake_in_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [__file__])
+    words = ["--run-dir", str(tmp_path / "run"), "--steps", "5"]
+    with pytest.raises(SystemExit):
+        run_script(raised(ValueError("it fails")), Resumable, None, words)
+
+    def main(config):
+        Run.create(config.run_dir, config, resume=True, tensorboard=False)
+        raise ValueError("cannot resume: batch_size was 3")
+
+    with pytest.raises(SystemExit) as exit:
+        run_script(main, Resumable, None, [*words, "--resume"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith("cannot resume: batch_size was 3\n")
+
+
+def test_the_command_to_go_on_names_the_run_that_a_training_is_a_part_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments/vae.py", "--steps", "5"])
+    with Run.create(tmp_path / "a b", Resumable(), tensorboard=False) as run:
+        with Run.create(run.path / "judges", Resumable(), tensorboard=False) as part:
+            part.log(7, {"train/loss": 1.0})
+    assert describe_interruption(part) == (
+        f"interrupted after step 7 of {part.path}; it has no checkpoint yet; go on with:\n"
+        f"  python experiments/vae.py --steps 5 --run-dir '{run.path}' --resume"
+    )
 
 
 def test_what_another_library_refuses_comes_with_its_place_and_the_traceback_can_be_had(

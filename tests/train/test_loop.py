@@ -59,8 +59,9 @@ def test_a_stopped_run_ends_bit_identical(tmp_path, mode, fsdp, resident, dispat
         parallel=mode, fsdp=fsdp, resident=resident, dispatch=dispatch, eval_every=2, monitor="test/score"
     )
     whole, run = train(tmp_path / "a", evaluate=lambda p: {"test/score": 0.0}, **options)
-    with pytest.raises(Preempted, match="go on with:\n.*--resume"):
+    with pytest.raises(Preempted, match="go on with:\n.*--resume") as stopped:
         train(tmp_path / "b", evaluate=stop_at(2), **options)
+    assert stopped.value.code == 143
     rest, rest_run = train(tmp_path / "b", evaluate=lambda p: {"test/score": 0.0}, resume=True, **options)
     assert rest.steps == whole.steps == 6
     assert_trees_identical(whole.state, rest.state)
@@ -84,6 +85,15 @@ def test_a_checkpoint_moves_between_modes(tmp_path, first, then):
     whole, _ = train(tmp_path / "whole", evaluate=score, eval_every=2)
     for a, b in zip(jax.tree.leaves(whole.params[0]), jax.tree.leaves(result.params[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_signal_during_the_last_step_stops_the_run_before_its_evaluation(tmp_path, capsys):
+    with pytest.raises(Preempted, match="stopped at step 6 as asked"):
+        train(tmp_path / "run" / "part", evaluate=stop_at(3), eval_every=2)
+    message = capsys.readouterr().err
+    assert "stopped at step 6 as asked; go on with:\n" in message
+    result, _ = train(tmp_path / "run" / "part", evaluate=lambda p: {"test/score": 0.0}, resume=True)
+    assert result.steps == result.resumed == 6
 
 
 def test_data_on_the_device_or_from_the_host_trains_the_same(tmp_path):

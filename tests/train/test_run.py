@@ -15,6 +15,7 @@ import pytest
 
 from xmodal_jax.core import cluster
 from xmodal_jax.train.run import (
+    AbandonedRuns,
     Run,
     _keep_known,
     abandon_runs,
@@ -383,10 +384,11 @@ def test_a_run_that_ends_before_it_has_begun_leaves_no_directory(tmp_path):
     (tmp_path / "empty").mkdir()
     create(tmp_path / "empty")
     create(tmp_path / "kept", resume=True)
-    assert abandon_runs()
+    abandoned = abandon_runs()
+    assert abandoned.last is begun and abandoned.has_begun
     assert {path.name for path in tmp_path.iterdir()} == {"begun", "kept", "empty"}
     assert not any((tmp_path / "empty").iterdir())
-    assert not abandon_runs()
+    assert abandon_runs() == AbandonedRuns()
 
 
 def test_half_written_files_of_a_killed_process_are_no_run_and_are_removed(tmp_path):

@@ -22,6 +22,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -47,6 +48,7 @@ from xmodal_jax.train.command_help import (
 )
 from xmodal_jax.train.preemption import exit_on_termination
 from xmodal_jax.train.run import (
+    AbandonedRuns,
     abandon_runs,
     check_same_experiment,
     from_json,
@@ -59,6 +61,8 @@ HELP_FLAGS = ("-h", "--help")
 
 TRACEBACK = "XMODAL_TRACEBACK"
 """With 1 in this environment variable, errors that would be one line show where they come from."""
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status of a program that Ctrl-C has ended, 130, as the shell reports it."""
 
 
 def run_script(
@@ -91,10 +95,10 @@ def run_script(
         try:
             main(config)
         except BaseException as error:
-            has_begun = abandon_runs()
-            message = None if os.environ.get(TRACEBACK) == "1" else explain_error(error, has_begun=has_begun)
+            abandoned = abandon_runs()
+            message = None if os.environ.get(TRACEBACK) == "1" else explain_error(error, abandoned)
             is_interrupted = isinstance(error, KeyboardInterrupt)
-            status = 130 if is_interrupted else 1 if has_begun or message is None else 2
+            status = INTERRUPTED if is_interrupted else 1 if abandoned.has_begun or message is None else 2
             if _is_one_of_several() and not isinstance(error, SystemExit):
                 print(message or traceback.format_exc(), file=sys.stderr)
                 _exit_alone(status)
@@ -120,24 +124,29 @@ def _exit_alone(status: int) -> NoReturn:
     os._exit(status)
 
 
-def explain_error(error: BaseException, *, has_begun: bool) -> str | None:
-    """The message in one line of an error that the user can act on; None: it is a fault of the program, or no error.
+def explain_error(error: BaseException, abandoned: AbandonedRuns) -> str | None:
+    """The message in one line of an error that the user can act on (with a command to go on with in a second line);
+    None: it is a fault of the program, or no error.
 
-    ``has_begun``: whether training has begun. Before, also what other libraries refuse is taken for a mistake in the
-    flags.
+    ``abandoned``: the runs that were open. Before training has begun, also what other libraries refuse is taken for a
+    mistake in the flags.
     """
-    from xmodal_jax.train.loop import NonFiniteError  # here, because it imports JAX
+    from xmodal_jax.train.loop import (  # here, because they take long to import
+        NonFiniteError,
+        describe_interruption,
+    )
 
     message = " ".join(str(error).split()) or type(error).__name__
     if any(map(_is_disk_full, _causes(error))):
-        advice = "go on with --resume" if has_begun else "start again"
+        advice = "start again" if abandoned.last is None else "go on with --resume"
         files = [
             match[1] for cause in _causes(error) if (match := re.search("[\"'](/[^\"']+)[\"']", str(cause)))
         ]
         where = f" ({files[0]} could not be written)" if files else ""
         return f"the disk is full{where}: free some space and {advice}"
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted" + ("; go on with --resume" if has_begun else "")
+        can_resume = abandoned.last is not None and hasattr(abandoned.last.config, "resume")
+        return describe_interruption(abandoned.last) if can_resume else "interrupted"
     if not isinstance(error, ValueError | OSError | ImportError | MemoryError | NonFiniteError | TypeError):
         return None
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -146,7 +155,7 @@ def explain_error(error: BaseException, *, has_begun: bool) -> str | None:
         return None if isinstance(error, TypeError) else message
     if isinstance(error, OSError) and error.filename is not None:
         return message
-    if has_begun:
+    if abandoned.has_begun:
         return None
     where = "/".join(Path(frame.filename).parts[-3:])
     return f"{message} ({type(error).__name__} in {where}, line {frame.lineno}; {TRACEBACK}=1 shows the way there)"

@@ -19,12 +19,12 @@ from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.models.towers import unused_fields
 from xmodal_jax.train import gan_step
-from xmodal_jax.train.checkpoint import CheckpointMismatch, Checkpoints, describe
+from xmodal_jax.train.checkpoint import CheckpointMismatch, Checkpoints, describe, newest_checkpoint
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import BatchFeed
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import DeviceData, Engine, make_engine
-from xmodal_jax.train.preemption import termination
+from xmodal_jax.train.preemption import TERMINATED, termination
 from xmodal_jax.train.run import Run, stack_scores, to_json
 from xmodal_jax.train.step import Training, describe_non_finite, make_training
 from xmodal_jax.types import GAN, Method
@@ -35,7 +35,12 @@ class NonFiniteError(RuntimeError):
 
 
 class Preempted(SystemExit):
-    """The run was asked to stop, has saved a checkpoint and can go on from it."""
+    """The run was asked to stop, has saved a checkpoint and can go on from it. The program ends with status 143."""
+
+    def __init__(self, message: str):
+        """``message``: where the run has stopped and how to go on, which is not printed at the end of the program."""
+        super().__init__(message)
+        self.code = TERMINATED
 
 
 class TrainingResult(NamedTuple):
@@ -95,7 +100,8 @@ def fit(
     Raises:
       NonFiniteError: the loss or a gradient is no longer finite. It names the step and the parameters. With
         ``config.on_divergence`` "drop" and several seeds it is raised for the last seed only.
-      Preempted: the process got SIGTERM; a checkpoint is saved. (It is a SystemExit.)
+      Preempted: the process got SIGTERM; a checkpoint is saved, and stderr says how to go on. (It is a SystemExit
+        with status 143.)
       MemoryError: with several seeds, before the first step: the program needs more memory than the device has free.
     """
     loop = TrainingLoop(
@@ -111,12 +117,14 @@ def fit(
             # Called after every dispatch: several processes agree here on the step at which they stop.
             preempted = stop_requested(loop.step)
             loop.save(now=finished or preempted)
+            # A run that stops early has to end here: resumed, it would train on.
+            if preempted and not stops_early:
+                message = f"stopped at step {loop.step} as asked; go on with:\n  {resume_command(run)}"
+                run.close()
+                tqdm.write(message, sys.stderr)
+                raise Preempted(message)
             if finished:
                 break
-            if preempted:
-                run.close()
-                command = resume_command(run)
-                raise Preempted(f"stopped at step {loop.step} as asked; go on with:\n  {command}")
         loop.wait_for_checkpoints()
     return loop.result()
 
@@ -514,11 +522,24 @@ def check_memory(engine: Engine, state: Any, device_data: Any, scan_inputs: Any)
 
 
 def resume_command(run: Run) -> str:
-    """The command line that continues this run: that of this process, with ``--resume`` and the run's directory."""
+    """The command line that continues this run, or the one that it is a part of: that of this process, with
+    ``--resume`` and the run's directory."""
     words = [w for w in sys.argv if w != "--resume"]
-    if not any(w.split("=")[0] == "--run-dir" for w in words):
-        words += ["--run-dir", str(run.path)]
+    if not any(w.split("=")[0] in ("--run-dir", "--run_dir") for w in words):
+        words += ["--run-dir", str(run.outermost_path)]
     return shlex.join(["python", *words, "--resume"])
+
+
+def describe_interruption(run: Run) -> str:
+    """The message of a run that was interrupted: the last logged step, the newest checkpoint and the command that
+    goes on with it."""
+    records = run.read_metrics()
+    where = f"after step {records[-1]['step']}" if records else "before the first step"
+    try:
+        checkpoint = f"its newest checkpoint is of step {newest_checkpoint(run.path).name}"
+    except FileNotFoundError:
+        checkpoint = "it has no checkpoint yet"
+    return f"interrupted {where} of {run.path}; {checkpoint}; go on with:\n  {resume_command(run)}"
 
 
 def choose_steps_per_dispatch(config: RunConfig, start: int, initial_steps: int) -> int:

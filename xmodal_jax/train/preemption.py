@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+TERMINATED = 128 + signal.SIGTERM
+"""The exit status of a program that SIGTERM has ended, 143, as the shell reports it."""
+
 
 @contextlib.contextmanager
 def exit_on_termination() -> Iterator[None]:
@@ -16,7 +19,7 @@ def exit_on_termination() -> Iterator[None]:
     are removed and locks are given free. The end of the block restores the handler that was set before."""
 
     def stop(*_):
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(TERMINATED)
 
     try:
         handler = signal.signal(signal.SIGTERM, stop)

@@ -31,7 +31,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -259,6 +259,8 @@ class Run:
     def __init__(self, path: Path, config: Any, *, writer: bool, tensorboard: bool) -> None:
         """Makes no files; see `Run.create`."""
         self.path = path
+        self.outermost_path = path
+        """The directory that ``--run-dir`` names: of this run, or of the open run that it is a part of."""
         self.config = config
         self.writes = writer
         """Whether this process writes the files and prints (one of several does)."""
@@ -272,7 +274,7 @@ class Run:
         self._held_back: list[Callable[[], None]] = []
         """What is written before the first write of a resumed run."""
         self._is_committed = True
-        """Whether ``config.json`` is that of this process: False for a resumed run before its first write."""
+        """False for a resumed run before its first write, as long as ``config.json`` is that of an earlier process."""
         self._is_new = False
         """Whether the directory held nothing before."""
         self._is_made = False
@@ -331,7 +333,18 @@ class Run:
             raise failure
         if message:
             raise ValueError(message)
+        if not writer:
+            run._is_committed = not resume
+            run._mark_open()
         return run
+
+    def _mark_open(self) -> None:
+        """Adds this run to those that the process has open."""
+        self.outermost_path = next(
+            (run.path for run in _open_runs if run.path in self.path.parents), self.path
+        )
+        self._is_open = True
+        _open_runs.append(self)
 
     def _open(self, resume: bool, *, is_made: bool) -> None:
         """Becomes the owner of the directory and checks what is in it; writes ``config.json`` if the run is new.
@@ -356,8 +369,7 @@ class Run:
             if self._is_made:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
-        self._is_open = True
-        _open_runs.append(self)
+        self._mark_open()
 
     def _check(self, resume: bool) -> bool:
         """Whether the directory is empty. If not, checks that the run in it can be resumed, and prints in which options
@@ -392,9 +404,11 @@ class Run:
     def commit(self) -> None:
         """Writes what a resumed run has held back: ``config.json``, what `write_later` was given, and the metrics
         without the incomplete line that a kill may leave. The first write calls it."""
-        if not self.writes or self._is_committed:
+        if self._is_committed:
             return
         self._is_committed = True
+        if not self.writes:
+            return
         for file in self.path.glob(".*.tmp"):  # half-written files of a process that was killed
             file.unlink(missing_ok=True)
         self._write_config()
@@ -461,9 +475,9 @@ class Run:
 
         A value that is not finite is written as null (JSON has no NaN), with the value itself under ``note``.
         """
+        self.commit()
         if not self.writes:
             return
-        self.commit()
         record, notes = _plain_metrics(metrics)
         if notes:
             record["note"] = "; ".join(notes)
@@ -489,9 +503,9 @@ class Run:
 
     def truncate_metrics(self, step: int) -> None:
         """Removes what was logged for steps after ``step``, the step of the checkpoint that training goes on from."""
+        self.commit()
         if not self.writes:
             return
-        self.commit()
         self._purge_step = step + 1  # TensorBoard hides the events of later steps in older files
         if self.metrics_path.exists():
             self._rewrite_metrics([record for record in self.read_metrics() if record["step"] <= step])
@@ -534,8 +548,8 @@ class Run:
         if notes:
             result["notes"] = notes
         result |= to_json(extra)
+        self.commit()
         if self.writes:
-            self.commit()
             write_atomic(self.path / "result.json", json.dumps(result, indent=2) + "\n")
         return result
 
@@ -566,7 +580,8 @@ class Run:
         if self._is_open:
             self._is_open = False
             _open_runs.remove(self)
-            owner.release(self.path)
+            if self.writes:
+                owner.release(self.path)
 
     def __enter__(self) -> Run:
         return self
@@ -576,22 +591,32 @@ class Run:
 
 
 _open_runs: list[Run] = []
-"""The runs that this process has open for writing."""
+"""The runs that this process has open, in the order in which it opened them."""
 
 
-def abandon_runs() -> bool:
+class AbandonedRuns(NamedTuple):
+    """What becomes of the runs that were open when the program ended with an error."""
+
+    last: Run | None = None
+    """The last one that was opened, of those whose directories hold work to go on with; None: there is none."""
+    has_begun: bool = False
+    """Whether this process has added to that work. It has not where a run that should be resumed was refused."""
+
+
+def abandon_runs() -> AbandonedRuns:
     """Closes the runs that this process has open, because it is about to end with an error. Removes the directories of
-    new runs in which there is no work yet. Returns whether there is work in one of them."""
-    has_begun = False
+    new runs in which there is no work yet."""
+    abandoned = AbandonedRuns()
     for run in list(_open_runs):
-        is_kept = not run._is_new or run.has_begun
-        has_begun = has_begun or is_kept and run.has_begun
+        has_begun = run.has_begun
+        if has_begun:
+            abandoned = AbandonedRuns(run, abandoned.has_begun or run._is_committed)
         run.close()
-        if is_kept:
+        if has_begun or not run._is_new:
             continue
         for file in [run.path] if run._is_made else list(run.path.iterdir()):
             shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
-    return has_begun
+    return abandoned
 
 
 def check_same_experiment(before: Mapping[str, Any], config_class: type, folder: Path) -> None:

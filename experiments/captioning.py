@@ -100,9 +100,8 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    details = subtitle(config, result, shown="captions")
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, f"Captions of {modality}s", details, metrics, **ending) as report:
+    title, details = f"Captions of {modality}s", subtitle(config, result, shown="captions")
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         headline = [k for k in metrics if k.endswith(("/factor_accuracy", "/cider", "/bleu"))][:6]
         panels.add_scores(report, metrics, headline)
         quality, marks = panels.caption_quality(references["test"], captions)

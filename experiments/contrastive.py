@@ -105,9 +105,8 @@ def main(config: Config) -> None:
     metrics, (embeddings, confusion) = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
-    details = subtitle(config, result, ", ".join(modalities))
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, "A shared embedding space", details, metrics, **ending) as report:
+    title, details = "A shared embedding space", subtitle(config, result, ", ".join(modalities))
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         panels.add_scores(report, metrics, galleries["test"])
         panels.add_embeddings(report, run.read_metrics(), galleries["test"], embeddings)
         if confusion is not None:

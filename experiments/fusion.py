@@ -105,8 +105,7 @@ def main(config: Config) -> None:
 
     title = "Spoken commands" if config.task == "commands" else "Classification by several modalities"
     details = subtitle(config, result, ", ".join(modalities), model.fusion.name)
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, title, details, metrics, **ending) as report:
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         panels.add_scores(report, metrics, majority_accuracy=tests["test"].majority_accuracy)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
         attend = make_token_attention(model, modalities, classes, vocab_size=vocab_size)

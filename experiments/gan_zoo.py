@@ -106,9 +106,9 @@ def main(config: Config) -> None:
     if not run.writes:
         return
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
-    details, ending = f"{config.data} · {config.steps} steps", dict(bad_examples=bad_examples, timer=timer)
-    ending |= dict(seeds=config.all_seeds, steps=config.steps)
-    with write_report(run, "Objectives of the conditional GAN", details, metrics, **ending) as report:
+    title, details = "Objectives of the conditional GAN", f"{config.data} · {config.steps} steps"
+    totals = dict(seeds=config.all_seeds, steps=config.steps)
+    with write_report(run, title, details, metrics, timer, bad_examples, **totals) as report:
         report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]
         add_comparison(report, "The judge's scores on unseen captions", runs, COLUMNS, seeds=config.seeds)
         if images:

@@ -22,6 +22,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.splits import choose_batch_size
 from xmodal_jax.evaluation import latent as evaluation
+from xmodal_jax.evaluation.embeddings import take_evenly
 from xmodal_jax.evaluation.latent_data import open_latent
 from xmodal_jax.experiment import start, subtitle, write_report
 from xmodal_jax.models.vae.judges import make_judges
@@ -83,7 +84,7 @@ def main(config: Config) -> None:
     evaluator = evaluation.LatentEvaluator(
         vae, model, judges, seed=config.seed, end_id=data.end_id, pad_id=data.pad_id
     )
-    validation = evaluation.take_evenly(data.validation, config.evaluation.examples)
+    validation = take_evenly(data.validation, config.evaluation.examples)
 
     def validate(params):
         """Coherence: how often generated data show the class of the data that they are generated from."""
@@ -104,9 +105,8 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    details = subtitle(config, result, model.name)
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, "One latent space for several modalities", details, metrics, **ending) as report:
+    title, details = "One latent space for several modalities", subtitle(config, result, model.name)
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         leading = ("cross/coherence", "joint_prior/coherence", "likelihood/")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         chance = {k: 1 / data.classes for k in headline if "cross" in k}

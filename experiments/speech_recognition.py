@@ -102,9 +102,8 @@ def main(config: Config) -> None:
     metrics, transcripts = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
-    details = subtitle(config, result, model.objective.name, shown="transcripts")
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, "Speech to text", details, metrics, **ending) as report:
+    title, details = "Speech to text", subtitle(config, result, model.objective.name, shown="transcripts")
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         headline = [k for k in metrics if k.endswith("/wer")][:6]
         panels.add_scores(report, metrics, headline)
         quality, marks = panels.transcript_quality(references[hardest], transcripts)

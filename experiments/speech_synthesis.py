@@ -102,9 +102,8 @@ def main(config: Config) -> None:
     if not run.writes:
         return
 
-    details = subtitle(config, result, f"{len(voices)} voices", shown="sounds")
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, "Text to speech", details, metrics, **ending) as report:
+    title, details = "Text to speech", subtitle(config, result, f"{len(voices)} voices", shown="sounds")
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
         report.add_metrics(metrics, headline=headline)
         tokens = [tokenizer.tokens(text) for text in sentences.texts]

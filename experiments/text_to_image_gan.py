@@ -108,9 +108,8 @@ def main(config: Config) -> None:
     if not run.writes:
         return
     metrics = metrics or last_losses(run)  # without a judge there are no scores
-    details = subtitle(config, result, shown="images")
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, "Images from captions", details, metrics, **ending) as report:
+    title, details = "Images from captions", subtitle(config, result, shown="images")
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         add_scores(report, metrics)
         add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
 

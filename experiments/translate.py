@@ -90,7 +90,7 @@ def main(config: Config) -> None:
             print(f"{name}: {output}")
     titles = [source_inputs.modality, *(step.target for step in steps)]
     title, details = " to ".join(titles), f"{len(names)} from {config.source}"
-    with write_report(run, title, details, metrics, bad_examples=bad_examples, timer=timer) as report:
+    with write_report(run, title, details, metrics, timer, bad_examples) as report:
         sample_rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
 
         def cell(example, sample_rate):

@@ -18,6 +18,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.splits import choose_batch_size
 from xmodal_jax.evaluation import latent as evaluation
+from xmodal_jax.evaluation.embeddings import take_evenly
 from xmodal_jax.evaluation.latent_data import open_latent
 from xmodal_jax.experiment import start, subtitle, write_report
 from xmodal_jax.models.vae.adapter import as_multimodal
@@ -84,7 +85,7 @@ def main(config: Config) -> None:
         as_multimodal(vae, model, modality, data.classes), model, judges,
         seed=config.seed, end_id=data.end_id, pad_id=data.pad_id,
     )  # fmt: skip
-    validation = evaluation.take_evenly(data.validation, config.evaluation.examples)
+    validation = take_evenly(data.validation, config.evaluation.examples)
 
     def validate(params):
         """Reconstruction errors of the validation examples."""
@@ -105,9 +106,8 @@ def main(config: Config) -> None:
     metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return
-    details = subtitle(config, result, model.name)
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, "A latent space", details, metrics, **ending) as report:
+    title, details = "A latent space", subtitle(config, result, model.name)
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         leading = ("reconstruction_", "likelihood/", "joint_prior/judge_kernel_distance", "latent/probe")
         headline = [k for k in metrics if k.startswith(leading)][:6]
         latent_report.add_metric_tables(report, metrics, headline)

@@ -8,8 +8,8 @@ A script in ``experiments/`` has this form::
     metrics, outputs = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
-    ending = dict(result=result, timer=timer, bad_examples=bad_examples)
-    with write_report(run, title, subtitle(config, result), metrics, **ending) as report:
+    title, details = "...", subtitle(config, result)
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         ...                                          # figures and tables
 """
 
@@ -172,9 +172,8 @@ def write_report(
     title: str,
     subtitle: str,
     metrics: Mapping[str, Any],
-    *,
-    bad_examples: BadExamples,
     timer: runtime.Timer,
+    bad_examples: BadExamples,
     result: TrainingResult | None = None,
     **entries: Any,
 ) -> Iterator[Report]:
@@ -187,12 +186,14 @@ def write_report(
     Args:
       title, subtitle: of the report.
       metrics: final metrics by name, each a number or one per seed.
+      timer: seconds of each part of the run, for the report and ``result.json``.
+      bad_examples: the report lists them, and the notes on the data.
       result: what `fit` returned; its seeds, steps and number of parameters go into ``result.json``.
       entries: further entries of ``result.json`` (see `Run.write_result`).
 
     Example::
 
-        with write_report(run, "Captions", subtitle(config, result), metrics, **ending) as report:
+        with write_report(run, "Captions", subtitle(config, result), metrics, timer, bad_examples, result) as report:
             report.add_metrics(metrics)
     """
     if result is not None:

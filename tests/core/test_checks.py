@@ -1,12 +1,14 @@
 """Arrays whose shapes do not fit are refused by the name of the argument, before anything is computed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float, Num
 
-from xmodal_jax.core.checks import check_shapes
+from xmodal_jax.core.checks import check_at_least, check_one_of, check_rates, check_shapes, check_sizes
 from xmodal_jax.core.collectives import batch_mean
 from xmodal_jax.core.random import batch_keys
 from xmodal_jax.losses.contrastive import info_nce, sigmoid_loss, triplet_loss
@@ -34,6 +36,42 @@ def example(
 def refused(match, function, /, *args, **options):
     with pytest.raises(ValueError, match=match):
         function(*args, **options)
+
+
+@dataclasses.dataclass
+class Options:
+    width: int = 2
+    layers: int = 3
+    bias: bool = False
+    weight: float = 0.5
+    dropout: float = 0.1
+    kernel: str = "imq"
+
+
+@pytest.mark.parametrize(
+    "check, options, message",
+    [
+        (lambda options: check_at_least(options, 3, "layers", "width"), {}, "width must be at least 3, got 2"),
+        (lambda options: check_at_least(options, 0, "weight"), {"weight": -0.5}, "weight must be at least 0, got -0.5"),
+        (check_sizes, {"layers": 0}, "layers must be at least 1, got 0"),
+        (lambda options: check_rates(options, "dropout"), {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        (lambda options: check_rates(options, "dropout"), {"dropout": np.nan}, "dropout must lie in .*, got nan"),
+        (
+            lambda options: check_one_of(options, kernel=("rbf", "linear")),
+            {},
+            r"kernel must be one of \('rbf', 'linear'\), got 'imq'",
+        ),
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_be_is_named_with_its_class(check, options, message):
+    with pytest.raises(ValueError, match=f"^Options.{message}$"):
+        check(Options(**options))
+
+
+def test_sizes_are_integers_and_not_flags_or_weights():
+    check_sizes(Options(bias=False, weight=0.0))
+    check_rates(Options(dropout=0.0), "dropout")
+    check_one_of(Options(), kernel=("imq",))
 
 
 def test_a_value_that_a_literal_does_not_list_is_refused():

@@ -21,6 +21,7 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.views import Subset, keep_labelled
 from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation import latent_data
+from xmodal_jax.evaluation.embeddings import evenly_spread, take_evenly
 from xmodal_jax.evaluation.latent import SMOKE, LabelledLatents, LatentEvaluation, SourceLatents
 from xmodal_jax.metrics.disentanglement import mutual_information_gap
 from xmodal_jax.metrics.generative import kernel_distance
@@ -354,14 +355,14 @@ def test_samplers_must_be_known():
 
 
 def test_a_few_examples_are_evenly_spread_and_all_where_there_are_no_more():
-    np.testing.assert_array_equal(scores.evenly_spread(101, 5), [0, 25, 50, 75, 100])
-    np.testing.assert_array_equal(scores.evenly_spread(3, 5), [0, 1, 2])
-    np.testing.assert_array_equal(scores.evenly_spread(1, 5), [0])
+    np.testing.assert_array_equal(evenly_spread(101, 5), [0, 25, 50, 75, 100])
+    np.testing.assert_array_equal(evenly_spread(3, 5), [0, 1, 2])
+    np.testing.assert_array_equal(evenly_spread(1, 5), [0])
     for size, count in ((97, 96), (1000, 999), (13, 1)):
-        found = scores.evenly_spread(size, count)
+        found = evenly_spread(size, count)
         assert len(found) == count and 0 <= found.min() and found.max() < size
     data = source(IMAGES, np.arange(101))
-    np.testing.assert_array_equal(scores.take_evenly(data, 5).class_labels(), [0, 25, 50, 75, 100])
+    np.testing.assert_array_equal(take_evenly(data, 5).class_labels(), [0, 25, 50, 75, 100])
 
 
 def test_samplers_are_fitted_to_the_codes_and_the_seed():
@@ -454,7 +455,7 @@ def test_everything_of_a_real_model(tmp_path):
     assert set(found.metrics) == set(FINITE)
     assert all(type(v) is float and np.isfinite(v) for v in found.metrics.values())
     assert found.metrics["judge/label"] >= 0 and found.classes.shape == (7, 3, 18)
-    np.testing.assert_array_equal(found.labels, arrays["label"][scores.evenly_spread(40, 18)])
+    np.testing.assert_array_equal(found.labels, arrays["label"][evenly_spread(40, 18)])
     assert found.latents.mean.shape == (18, 4) and set(found.draws) == {"prior", "flow"}
     assert all(x.shape == (24, 4) for x in found.draws.values())
 

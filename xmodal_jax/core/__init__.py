@@ -11,10 +11,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "collectives": "psum all_gather axis_index axis_size batch_mean global_mean share shard_examples mesh_size "
         "global_index roll_batch",
         "decoding": "GeneratedTokens sample beam_search ctc_greedy filter_logits length_norm",
+        "nesting": "nested value_at",
         "parts": "is_part parts_of is_optional choose options_of",
         "random": "fold_in_name named_keys example_keys batch_index batch_keys",
         "runtime": "configure cache_root free_memory jit_once Timer CompileClock",
         "similarity": "l2_normalize squared_distances",
-        "trees": "leaf_names flat nested map_with_name match_names count global_norm finite_leaves update_ema",
+        "trees": "leaf_names flat map_with_name match_names count global_norm finite_leaves update_ema",
     },
 )

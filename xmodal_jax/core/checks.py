@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -17,6 +18,32 @@ def check_at_least(options: Any, least: int, *names: str) -> None:
         if getattr(options, name) < least:
             raise ValueError(
                 f"{type(options).__name__}.{name} must be at least {least}, got {getattr(options, name)}"
+            )
+
+
+def check_sizes(options: Any) -> None:
+    """Raises ValueError where an integer option is below 1, for a configuration whose integers are all sizes."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    check_at_least(
+        options, 1, *(name for name, value in values.items() if type(value) is int)
+    )  # a bool is none
+
+
+def check_rates(options: Any, *names: str) -> None:
+    """Raises ValueError where one of the named options, such as a dropout rate, does not lie in [0, 1)."""
+    for name in names:
+        if not 0.0 <= getattr(options, name) < 1.0:
+            raise ValueError(
+                f"{type(options).__name__}.{name} must lie in [0, 1), got {getattr(options, name)}"
+            )
+
+
+def check_one_of(options: Any, **allowed: tuple[str, ...]) -> None:
+    """Raises ValueError where an option has none of the values allowed for it, such as ``kernel=("imq", "rbf")``."""
+    for name, values in allowed.items():
+        if getattr(options, name) not in values:
+            raise ValueError(
+                f"{type(options).__name__}.{name} must be one of {values}, got {getattr(options, name)!r}"
             )
 
 

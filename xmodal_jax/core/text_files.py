@@ -42,6 +42,17 @@ def first_duplicate(names: Iterable[str]) -> str | None:
     return None
 
 
+def distinct_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object, for ``parse_json(pairs=...)``.
+
+    Raises:
+      ValueError: two fields have one name (``json`` would keep the last in silence).
+    """
+    if (twice := first_duplicate(name for name, _ in pairs)) is not None:
+        raise ValueError(f"the field {shorten(twice)} is there twice")
+    return dict(pairs)
+
+
 def surrogate_in(text: str) -> str | None:
     """Why a text cannot be written as UTF-8, in words: the first lone surrogate in it. None if there is none.
 

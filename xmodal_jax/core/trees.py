@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,20 +22,9 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 
 def flat(tree: PyTree) -> dict[str, Any]:
-    """The arrays of a tree by their paths (``encoder/layer_0/kernel``), in the order of ``jax.tree.leaves``."""
+    """The arrays of a tree by their paths (``encoder/layer_0/kernel``), in the order of ``jax.tree.leaves``.
+    `nesting.nested` is the inverse."""
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
-
-
-def nested(leaves: Mapping[str, Any]) -> dict:
-    """Nested dictionaries from arrays by path (``encoder/layer_0/kernel``): the inverse of `flat`."""
-    tree: dict = {}
-    for name, leaf in leaves.items():
-        *path, last = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return tree
 
 
 def map_with_name(fn: Callable[[str, Array], Array], tree: PyTree) -> PyTree:

@@ -312,7 +312,7 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
         return [[t.format(name) for t in templates] for name in train.class_names]
     if train.class_prompts is not None:
         return train.class_prompts
-    batch = train.batch(_spaced_indices(len(train), limit))
+    batch = train.batch(evenly_spread(len(train), limit))
     if "label" not in batch or "caption" not in batch or batch["label"].max() < 0:
         return None
     # By class its different captions, in order: a dict serves as an ordered set.
@@ -327,9 +327,14 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
     ]
 
 
-def _spaced_indices(size: int, limit: int) -> np.ndarray:
-    """At most ``limit`` of ``size`` indices, evenly spaced."""
-    return np.unique(np.linspace(0, size - 1, min(limit, size)).astype(np.int64))
+def evenly_spread(size: int, count: int) -> np.ndarray:
+    """At most ``count`` indices of ``size`` examples, evenly spread."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
+
+
+def take_evenly(source: Source, count: int) -> Subset:
+    """At most ``count`` examples of a source, evenly spread."""
+    return Subset(source, evenly_spread(len(source), count))
 
 
 def classification_scores(
@@ -360,7 +365,7 @@ def classification_scores(
         return {}, None
     classes = _embed_prompts(embed, params, prompts)  # [classes, dim]
     train = one_per_picture(train)
-    probe_split = _labelled(Subset(train, _spaced_indices(len(train), limit)))
+    probe_split = _labelled(take_evenly(train, limit))
     test_split = _labelled(one_per_picture(test))
     if probe_split is None or test_split is None:
         return {}, None

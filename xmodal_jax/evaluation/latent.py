@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.core.checks import check_sizes
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.views import Subset
-from xmodal_jax.evaluation.embeddings import predict_all
+from xmodal_jax.evaluation.embeddings import evenly_spread, predict_all, take_evenly
 from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.evaluation.latent_density import LatentDensity, fit_flow, fit_gaussian_mixture
 from xmodal_jax.metrics.classification import linear_probe
@@ -74,12 +74,7 @@ class LatentEvaluation:
 
     def __post_init__(self):
         """Checks the numbers and the names of the densities."""
-        amounts = (
-            "examples", "draws", "components", "flow_steps", "latents", "likelihood_examples", "likelihood_samples",
-        )  # fmt: skip
-        for field in amounts:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        check_sizes(self)
         unknown = sorted(set(self.densities) - set(DENSITIES))
         if unknown:
             raise ValueError(f"densities: {unknown[0]!r} is neither 'mixture' nor 'flow'")
@@ -335,16 +330,6 @@ class LatentEvaluator:
             )
         program = self._likelihood_programs[arguments]
         return self._predict_all(program, params, {}, source, batch_size=LIKELIHOOD_BATCH_SIZE)
-
-
-def evenly_spread(size: int, count: int) -> np.ndarray:
-    """At most ``count`` indices of ``size`` examples, evenly spread."""
-    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
-
-
-def take_evenly(source: Source, count: int) -> Subset:
-    """At most ``count`` examples of a source, evenly spread."""
-    return Subset(source, evenly_spread(len(source), count))
 
 
 def fit_densities(latents: np.ndarray, evaluation: LatentEvaluation, seed: int) -> dict[str, LatentDensity]:

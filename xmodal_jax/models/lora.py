@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.nesting import nested
 from xmodal_jax.core.parts import Basic
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import Batch, Key, Method, Params
@@ -128,7 +129,7 @@ def with_lora(method: Method, config: LoRA, paths: Sequence[str]) -> Method:
         adapters: dict[str, Array] = {}
         for path, kernel in kernels.items():
             adapters |= _init_adapter(adapter_key, path, kernel, config.rank)
-        return {**params, ADAPTERS: trees.nested(adapters)}
+        return {**params, ADAPTERS: nested(adapters)}
 
     def loss(params: Params, batch: Batch, key: Key, **options: Any):
         return method.loss(merge_adapters(*split_adapters(params), config), batch, key, **options)

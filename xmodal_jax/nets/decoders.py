@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from xmodal_jax.core.checks import check_at_least, check_rates
 from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.conv import ConvTranspose
@@ -239,12 +240,8 @@ class DecoderConfig(abc.ABC):
 
     def __post_init__(self):
         """Checks the range of those options that the decoder has."""
-        for option in ("width", "depth", "heads"):
-            if getattr(self, option, 1) < 1:
-                raise ValueError(f"{option} must be at least 1, got {getattr(self, option)}")
-        for option in ("dropout", "word_dropout"):
-            if not 0.0 <= getattr(self, option, 0.0) < 1.0:
-                raise ValueError(f"{option} must lie in [0, 1), got {getattr(self, option)}")
+        check_at_least(self, 1, *(name for name in ("width", "depth", "heads") if hasattr(self, name)))
+        check_rates(self, *(name for name in ("dropout", "word_dropout") if hasattr(self, name)))
 
     @abc.abstractmethod
     def build(self, size: Size) -> nn.Module:

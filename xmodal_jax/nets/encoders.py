@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from xmodal_jax.core import parts
+from xmodal_jax.core.checks import check_rates, check_sizes
 from xmodal_jax.core.parts import FilledIn
 from xmodal_jax.nets.audio import AudioTransformer
 from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT
@@ -41,12 +42,8 @@ class ModuleConfig:
     def __post_init__(self):
         """Checks options with a list of choices, that sizes are at least 1, and the range of dropout rates."""
         parts.check_choices(self)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and value < 1:  # every int is a size; a bool has another type
-                raise ValueError(f"{type(self).__name__}.{field.name} must be at least 1, got {value}")
-            if field.name in ("dropout", "drop_path") and not 0.0 <= value < 1.0:
-                raise ValueError(f"{type(self).__name__}.{field.name} must lie in [0, 1), got {value}")
+        check_sizes(self)
+        check_rates(self, *(name for name in ("dropout", "drop_path") if hasattr(self, name)))
 
     @property
     def compute_dtype(self):

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import parts
+from xmodal_jax.core.checks import check_rates, check_sizes
 from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.dropout import Dropout, DropPath, fold_in_layer
@@ -586,12 +587,8 @@ class FusionPart:
 
     def __post_init__(self):
         """Checks that sizes are at least 1, and the range of the dropout rate."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and value < 1:
-                raise ValueError(f"{type(self).__name__}.{field.name} must be at least 1, got {value}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"{type(self).__name__}.dropout must lie in [0, 1), got {self.dropout}")
+        check_sizes(self)
+        check_rates(self, "dropout")
 
     def build(self, modalities: tuple[str, ...]) -> Fusion:
         """The module, for these modalities in this order."""

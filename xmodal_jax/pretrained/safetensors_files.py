@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from xmodal_jax.core.paths import leaves_folder
-from xmodal_jax.core.text_files import first_duplicate, printable
+from xmodal_jax.core.text_files import distinct_fields, printable
 
 DTYPES = {
     "F64": np.float64,
@@ -79,7 +79,7 @@ def read_shards(index: pathlib.Path) -> dict[str, Entry]:
         lists.
     """
     try:
-        shard_of_array = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_distinct)[
+        shard_of_array = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=distinct_fields)[
             "weight_map"
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -138,7 +138,7 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
             raise ValueError(f"{path} is {reason} ({size:,} bytes): fetch it again")
         text = file.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=distinct_fields)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its header is not JSON ({error}): fetch it again") from error
     if not isinstance(header, dict):
@@ -153,13 +153,6 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
     return {
         key: Entry(path, dtype, shape, 8 + length + start) for key, (dtype, shape, start, _) in ranges.items()
     }
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; ValueError if it has a name twice (``json`` would keep the last in silence)."""
-    if (twice := first_duplicate(name for name, _ in pairs)) is not None:
-        raise ValueError(f"it has {twice!r} twice")
-    return dict(pairs)
 
 
 def _parse_entry(path: pathlib.Path, key: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.nesting import nested
 from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.models import lora
 from xmodal_jax.pretrained.safetensors_files import read_header, write_safetensors
@@ -286,7 +287,7 @@ def _read_frozen(directory: pathlib.Path, metadata: dict) -> dict[str, Any] | No
         return None
     path = directory / FROZEN_FILE
     arrays = {name: jnp.asarray(entry.read()) for name, entry in read_header(path).items()}
-    frozen = trees.nested(arrays)
+    frozen = nested(arrays)
     if describe(frozen) != metadata["frozen"]:
         raise DamagedCheckpoint(
             f"{path} holds other bits than were written: it is damaged, or belongs to another run"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.nesting import nested, value_at
 from xmodal_jax.data.media import Resize
 from xmodal_jax.data.text import tokenizer_from_files
 from xmodal_jax.models.towers import make_encoder
@@ -23,7 +24,7 @@ from xmodal_jax.pretrained.clip import ClipImage, ClipText
 from xmodal_jax.pretrained.export import TokenizerFiles, TrainedEncoder
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
-from xmodal_jax.transfer.pretrained import read_slots, subtree
+from xmodal_jax.transfer.pretrained import read_slots
 from xmodal_jax.types import Params
 
 CLIP = "clip"
@@ -108,7 +109,7 @@ class _Writer:
             example = self.example(slot.name)
             # vocab_size=0: there is no tokenizer here whose size has to fit the encoder.
             module = make_encoder(slot.name, config, example, vocab_size=0, head=slot.head)
-            params = subtree(self.restored.params, slot.path)
+            params = value_at(self.restored.params, slot.path)
             towers[slot.name] = TrainedEncoder(slot.name, module, params, config.architecture, *self.resize)
         return towers
 
@@ -134,7 +135,7 @@ class _Writer:
                 if match := prefix.search(path):
                     stacked[path[match.end() :]] = leaf
             for k, name in enumerate(group.names):
-                params = trees.nested({path: leaf[k] for path, leaf in stacked.items()})
+                params = nested({path: leaf[k] for path, leaf in stacked.items()})
                 encoders[name] = TrainedEncoder(group.kind, module, params, config.architecture, *self.resize)
         return encoders
 

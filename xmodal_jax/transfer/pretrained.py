@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.core import trees
+from xmodal_jax.core.nesting import nested, value_at
 from xmodal_jax.data.media import DEFAULT_RESIZE
 from xmodal_jax.data.text import Tokenizer, tokenizer_from_files
 from xmodal_jax.models.lora import LoRA, with_lora
@@ -85,7 +86,7 @@ def load_trained_run(run: pathlib.Path, *, seed: int | None = None) -> TrainedRu
     slots = [slot for slot in read_slots(restored.metadata) if not slot.stacked]
     # Where several slots have one name, such as the encoders of "image" and "image_sketch", the first one counts: the
     # reversed order lets it overwrite the others.
-    params = {slot.name: subtree(restored.params, slot.path) for slot in reversed(slots)}
+    params = {slot.name: value_at(restored.params, slot.path) for slot in reversed(slots)}
     if not params:
         raise ValueError(f"{run} has no encoder of {', '.join(MODALITIES)}: give a run of another experiment")
     config_types = {**ENCODERS, "decoder": TextDecoderConfig}
@@ -147,7 +148,7 @@ class PretrainedEncoders:
             ``batch``: of the method's data, for the shapes of the encoders' inputs.
             """
             for slot in slots:
-                initial = subtree(params, slot.path)
+                initial = value_at(params, slot.path)
                 if slot.name in self.folders:
                     checkpoint = open_checkpoint(self.folders[slot.name])
                     loaded = _read(checkpoint, slot, self.configs[slot.name], initial, batch)
@@ -451,13 +452,6 @@ def _with_audio_features(config: RunConfig, model: Any, *, pretrained: Any, run:
 # -- parameters -----------------------------------------------------------------------------------------
 
 
-def subtree(params: Params, path: str) -> Params:
-    """The parameters at a path, such as ``image/encoder``."""
-    for name in path.split("/"):
-        params = params[name]
-    return params
-
-
 def with_subtree(params: Params, path: str, replacement: Params) -> Params:
     """``params`` with other parameters at ``path``, such as ``image/encoder``."""
     name, _, path_below = path.partition("/")
@@ -512,8 +506,8 @@ def _read_decoder(checkpoint: Checkpoint, slot: EncoderSlot, config: Any, initia
         return _read_like(checkpoint, "decoder", module, initial)
     flat = trees.flat(initial)
     in_checkpoint = {path: leaf for path, leaf in flat.items() if not re.search(slot.new_parts, path)}
-    loaded = _read_like(checkpoint, "decoder", module, trees.nested(in_checkpoint))
-    return trees.nested({**flat, **trees.flat(loaded)})
+    loaded = _read_like(checkpoint, "decoder", module, nested(in_checkpoint))
+    return nested({**flat, **trees.flat(loaded)})
 
 
 def _temperature(checkpoint: Checkpoint, loss: Params) -> Params:

@@ -288,7 +288,7 @@ def test_sizes_are_those_of_the_data():
         (dict(model="telbo", initial_fraction=0.0), "initial_fraction must lie between 0 and 1, got 0.0"),
         (dict(model="jnf", initial_fraction=1.0), "initial_fraction must lie between 0 and 1, got 1.0"),
         *[
-            (dict(model=model, **{field: -1}), f"{field} must not be negative, got -1")
+            (dict(model=model, **{field: -1}), f"{field} must be at least 0, got -1")
             for model, field in (
                 ("mopoe", "warmup"),
                 ("mopoe", "cycle"),
@@ -296,7 +296,7 @@ def test_sizes_are_those_of_the_data():
                 ("mhvae", "subsets"),
             )
         ],
-        (dict(model="mopoe", free_bits=-0.5), "free_bits must not be negative, got -0.5"),
+        (dict(model="mopoe", free_bits=-0.5), "free_bits must be at least 0, got -0.5"),
         (dict(model="mopoe", cycle=10, ramp=0.0), r"ramp must lie in \(0, 1\], got 0.0"),
         (dict(model="mopoe", cycle=10, ramp=1.5), r"ramp must lie in \(0, 1\], got 1.5"),
     ],

@@ -272,7 +272,7 @@ def test_cvae_makes_what_the_label_says():
         (dict(model="wae_mmd", kernel="linear"), "kernel must be one of"),
         (dict(model="dae", corruption="salt"), "corruption must be one of"),
         (dict(model="dae", corruption="masking", noise=1.0), "must be below 1"),
-        (dict(model="dae", noise=-0.1), "noise must not be negative"),
+        (dict(model="dae", noise=-0.1), "noise must be at least 0"),
         (dict(model="vae", samples=0), "samples must be at least 1"),
         (dict(model="vae", posterior_scale="square"), "posterior_scale must be one of"),
         (dict(model="vae", cycle=4, ramp=0.0), "ramp must lie in"),

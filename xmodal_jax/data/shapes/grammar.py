@@ -151,7 +151,8 @@ class _Chooser:
         return options[i]
 
 
-def _article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """``noun`` after "a", or after "an" before a vowel."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
@@ -174,7 +175,7 @@ def _noun_phrase(o: ObjectMeaning, choose: _Chooser) -> str:
         words += [colour]
     words.append(choose(SHAPE_WORDS[o.shape]))
     moving = " " + choose(MOTION_WORDS[o.motion]) if o.motion else ""
-    return _article(" ".join(words)) + with_texture + moving
+    return with_article(" ".join(words)) + with_texture + moving
 
 
 # Sentences about one, two and three objects {0}, {1}, {2}. {p}: the place; {r}: the relation of {0} to {1}; {s}: its

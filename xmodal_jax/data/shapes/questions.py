@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xmodal_jax.data.shapes.grammar import with_article
 from xmodal_jax.data.shapes.scenes import COLOURS, MOTIONS, RELATIONS, SHAPES, Factors, hash_bits
 
 QUESTION_KINDS = ("existence", "colour", "shape", "count", "relation", "motion")
@@ -35,10 +36,6 @@ def _name(pair: tuple[int, int]) -> str:
     return f"{COLOURS[pair[1]]} {SHAPES[pair[0]]}"
 
 
-def _with_article(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
 def scene_at(factors: Factors, i: int) -> dict:
     """The factors of scene ``i`` as Python numbers and lists."""
     return {name: value[i].tolist() for name, value in factors.items()}
@@ -58,7 +55,7 @@ def _ask_existence(bits: int, pairs: list[tuple[int, int]], foil: dict) -> Quest
     absent = [p for p in zip(foil["shape"], foil["colour"], strict=True) if p[0] >= 0 and p not in pairs]
     exists = bits % 2 == 0 or not absent
     pair = pairs[k] if exists else absent[(bits // 2) % len(absent)]
-    return "existence", f"is there {_with_article(_name(pair))}", "yes" if exists else "no"
+    return "existence", f"is there {with_article(_name(pair))}", "yes" if exists else "no"
 
 
 def _ask_colour_and_shape(colour_bits: int, shape_bits: int, pairs: list[tuple[int, int]]) -> list[Question]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.core.nesting import nested, value_at
 from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data import media
 from xmodal_jax.data.source import RawBatch, Source
@@ -252,7 +253,7 @@ class TfdsSource(Source):
         # Only the used features are parsed. Images are left encoded, since `batch` decodes them at the size needed.
         self._features = tfds.features.FeatureConnector.from_json(_prune(_without_audio(description), used))
         skip = {self._fields["image"]: tfds.decode.SkipDecoding()} if "image" in self.modalities else {}
-        self._decoders = _nested(skip)
+        self._decoders = nested(skip)
 
     def _choose_modalities(self, name: str, modalities: tuple[str, ...] | None) -> tuple[str, ...]:
         """Those of ``modalities`` (None: all) in the order text, image, audio; ValueError if one is not available."""
@@ -359,7 +360,7 @@ class TfdsSource(Source):
         record_numbers, caption_numbers = np.divmod(np.asarray(indices), self._captions)
         records = self._parse_records(record_numbers)
         columns = {
-            field: [_get(record, path) for record in records]
+            field: [value_at(record, path) for record in records]
             for field, path in self._fields.items()
             if field in self.modalities or field == "label"
         }
@@ -382,25 +383,6 @@ class TfdsSource(Source):
                     _caption, "text", columns["text"], record_numbers, caption_numbers.tolist()
                 )
         return batch
-
-
-def _nested(paths: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries from values by path: ``{"a/b": 1}`` gives ``{"a": {"b": 1}}``."""
-    tree: dict[str, Any] = {}
-    for path, value in paths.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
-
-
-def _get(example: dict, path: str) -> Any:
-    """The feature at a path such as ``captions/text`` of a parsed record."""
-    for key in path.split("/"):
-        example = example[key]
-    return example
 
 
 def _caption(value: Any, number: int) -> str:

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Array
 
+from xmodal_jax.core.checks import check_at_least, check_one_of
 from xmodal_jax.losses.elbo import kl_warmup
 from xmodal_jax.models.vae.modalities import ModalityConfigs
 from xmodal_jax.nets.vae import SCALES
 from xmodal_jax.types import Batch
-
-
-def check_at_least(config: Any, least: int, *options: str) -> None:
-    """Raises ValueError for the first option whose value is below ``least``."""
-    for option in options:
-        if getattr(config, option) < least:
-            raise ValueError(f"{option} must be at least {least}, got {getattr(config, option)}")
-
-
-def check_not_negative(config: Any, *options: str) -> None:
-    """Raises ValueError for the first option whose value is negative."""
-    for option in options:
-        if getattr(config, option) < 0:
-            raise ValueError(f"{option} must not be negative, got {getattr(config, option)}")
-
-
-def check_one_of(config: Any, **allowed: tuple[str, ...]) -> None:
-    """Raises ValueError for the first option whose value is none of those allowed."""
-    for option, values in allowed.items():
-        if getattr(config, option) not in values:
-            raise ValueError(f"{option} must be one of {values}, got {getattr(config, option)!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +60,7 @@ class VariationalConfig(ModelConfig):
         """Checks the posterior's scale and the schedule of the divergence's weight."""
         super().__post_init__()
         check_one_of(self, posterior_scale=SCALES)
-        check_not_negative(self, "warmup", "cycle")
+        check_at_least(self, 0, "warmup", "cycle")
         if not 0 < self.ramp <= 1:
             raise ValueError(f"ramp must lie in (0, 1], got {self.ramp}")
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, Float
 
+from xmodal_jax.core.checks import check_at_least, check_one_of
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.losses import multimodal_elbo as objectives
 from xmodal_jax.losses.elbo import ESTIMATORS
@@ -22,9 +23,6 @@ from xmodal_jax.models.vae.inference import LatentSamples, Observed
 from xmodal_jax.models.vae.modalities import TextConfig
 from xmodal_jax.models.vae.model_config import (
     VariationalConfig,
-    check_at_least,
-    check_not_negative,
-    check_one_of,
 )
 from xmodal_jax.models.vae.networks import Apply, Network, NetworkConfig
 from xmodal_jax.probability.distributions import FAMILIES
@@ -104,7 +102,7 @@ class ClosedFormConfig(MultimodalVAEConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_not_negative(self, "free_bits")
+        check_at_least(self, 0, "free_bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +206,7 @@ class MVAEConfig(ClosedFormConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_not_negative(self, "subsets")
+        check_at_least(self, 0, "subsets")
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mvae(inputs, subsets=self.subsets, single=self.single, beta=beta)
@@ -425,7 +423,7 @@ class MHVAEConfig(MultimodalVAEConfig):
     def __post_init__(self):
         """Checks the numbers of subsets and levels."""
         super().__post_init__()
-        check_not_negative(self, "subsets")
+        check_at_least(self, 0, "subsets")
         if self.levels < 2:
             raise ValueError(
                 f"levels must be at least 2 for mhvae, got {self.levels}: with one it is mopoe over all subsets"

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from jaxtyping import Array
 
+from xmodal_jax.core.checks import check_at_least, check_one_of
 from xmodal_jax.losses import autoencoder as objectives
 from xmodal_jax.losses.autoencoder import KERNELS
 from xmodal_jax.losses.elbo import ESTIMATORS
@@ -20,9 +21,6 @@ from xmodal_jax.models.vae.modalities import ModalityConfig
 from xmodal_jax.models.vae.model_config import (
     ModelConfig,
     VariationalConfig,
-    check_at_least,
-    check_not_negative,
-    check_one_of,
 )
 from xmodal_jax.nets.vae import SCALES
 from xmodal_jax.preprocess.corruption import add_noise, mask_elements
@@ -95,7 +93,7 @@ class DAEConfig(DeterministicConfig):
         """Checks the corruption and its strength."""
         super().__post_init__()
         check_one_of(self, corruption=CORRUPTIONS)
-        check_not_negative(self, "noise")
+        check_at_least(self, 0, "noise")
         if self.corruption == "masking" and self.noise >= 1:
             raise ValueError(f"noise is the probability of masking and must be below 1, got {self.noise}")
 
@@ -133,7 +131,7 @@ class VAEConfig(AutoencoderConfig, VariationalConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, 1, "samples")
-        check_not_negative(self, "beta", "free_bits")
+        check_at_least(self, 0, "beta", "free_bits")
 
     def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
         return objectives.elbo(inputs, samples=self.samples, beta=beta)
@@ -202,7 +200,7 @@ class WAEMMDConfig(AutoencoderConfig, VariationalConfig):
     def __post_init__(self):
         super().__post_init__()
         check_one_of(self, kernel=tuple(KERNELS))
-        check_not_negative(self, "beta")
+        check_at_least(self, 0, "beta")
 
     def objective(self, inputs: ObjectiveInputs, beta: Weight) -> ObjectiveTerms:
         return objectives.mmd_to_prior(inputs, kernel=self.kernel, beta=beta)
@@ -227,7 +225,7 @@ class AdversarialConfig(AutoencoderConfig):
         super().__post_init__()
         check_one_of(self, posterior_scale=SCALES)
         check_at_least(self, 1, "critic_steps")
-        check_not_negative(self, "beta")
+        check_at_least(self, 0, "beta")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,7 @@ def main(config: Config) -> None:
         return
     title, details = "A shared embedding space", subtitle(config, result, ", ".join(modalities))
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        panels.add_scores(report, metrics, galleries["test"])
+        panels.add_scores(report, metrics, galleries)
         panels.add_embeddings(report, run.read_metrics(), galleries["test"], embeddings)
         if confusion is not None:
             labels = panels.class_labels(splits.train, confusion)

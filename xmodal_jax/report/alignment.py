@@ -262,20 +262,21 @@ def headline(metrics: dict[str, float | list[float]], gallery: Gallery, count: i
     return (recalls + accuracies if gallery.distinct else accuracies + recalls)[:count]
 
 
-def add_scores(report: Report, metrics: dict[str, float | list[float]], gallery: Gallery) -> list[str]:
+def add_scores(
+    report: Report, metrics: dict[str, float | list[float]], galleries: Mapping[str, Gallery]
+) -> list[str]:
     """Cards and tables of all scores; returns the names of the metrics on the cards.
 
-    ``metrics``: by name, a number or one per seed. ``gallery``: the examples that retrieval searches.
+    ``metrics``: by name, a number or one per seed. ``galleries``: by the name of the split, the examples that retrieval
+    searches. The metrics of the split "test" have names without it, such as ``image_to_text/recall@1``.
     """
-    on_cards = headline(metrics, gallery)
+    on_cards = headline(metrics, galleries["test"])
     # Recall@1 of a random result, with one correct id for each query.
-    chance = 1 / len(set(gallery.ids.tolist()))
-    report.add_metrics(
-        {k: v for k, v in metrics.items() if "recall" in k or "rank" in k or k in on_cards},
-        headline=on_cards,
-        chance={k: chance for k in on_cards if "recall" in k},
-        title="Retrieval scores",
-    )
+    chance = {split: 1 / len(set(gallery.ids.tolist())) for split, gallery in galleries.items()}
+    split_of = lambda name: name.split("/")[0] if name.count("/") > 1 else "test"
+    report.add_cards(metrics, on_cards, {k: chance[split_of(k)] for k in on_cards if "recall" in k})
+    retrieval = {k: v for k, v in metrics.items() if not k.startswith("test/")}
+    report.add_metrics(retrieval, headline=(), title="Retrieval scores")
     report.add_table("Classification and modality gap", ("metric", "value"), other_scores(metrics))
     return on_cards
 

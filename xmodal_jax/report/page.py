@@ -100,6 +100,19 @@ class Report:
         self._columns: set[int] = set()
         """The fixed numbers of columns that grids of images have on this page; `html` writes a CSS rule for each."""
 
+    def add_cards(
+        self, metrics: Mapping[str, Any], names: Sequence[str], chance: Mapping[str, float] | None = None
+    ) -> None:
+        """Cards at the top of the page, of the metrics in ``names``.
+
+        ``metrics``, ``chance``: see `add_metrics`. Raises KeyError if one of the names is not among the metrics.
+        """
+        for name in names:
+            if name not in metrics:
+                raise KeyError(f"headline metric {name!r} is not among the metrics: {', '.join(metrics)}")
+            self.headline.append(name)
+            self._cards.append(_card(name, metrics[name], (chance or {}).get(name)))
+
     def add_metrics(
         self,
         metrics: Mapping[str, Any],
@@ -120,11 +133,7 @@ class Report:
         Raises:
           KeyError: a headline metric is missing.
         """
-        for name in list(metrics)[:6] if headline is None else headline:  # the cards
-            if name not in metrics:
-                raise KeyError(f"headline metric {name!r} is not among the metrics: {', '.join(metrics)}")
-            self.headline.append(name)
-            self._cards.append(_card(name, metrics[name], (chance or {}).get(name)))
+        self.add_cards(metrics, list(metrics)[:6] if headline is None else headline, chance)
         if not metrics:
             return self.add_text(title, "There are no scores.")
         by_group: dict[str, dict[str, str]] = {}  # formatted values, by group and metric
@@ -408,7 +417,7 @@ def _card(name: str, value: Any, chance: float | None) -> str:
     stem = leaf.lower().replace("_", "@").replace(" ", "@").split("@")[0]  # "recall" of "recall@1"
     bar = _bar(float(mean)) if stem in _SHARES and 0 <= mean <= 1 else ""
     return (
-        f'<div class="card"><span class="name">{_escape(leaf)}</span>'
+        f'<div class="card"><span class="name">{_escape(leaf).replace("_", "_<wbr>")}</span>'
         f'<span class="group">{_escape(group)}</span>'
         f'<span class="value">{text}{spread}</span>{bar}<span class="chance">{below}</span></div>'
     )

@@ -228,7 +228,7 @@ def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
             bad_examples.add(path, line + 1, damage)
             continue
         # CSV has no null: an empty cell stands for a missing file or label (None). An empty caption stays "", which
-        # `_captions` rejects.
+        # `parse_captions` rejects.
         fields = dict(zip(header, cells, strict=True))
         empty = {k for k, value in fields.items() if not value.strip() and k not in TEXT_FIELDS}
         yield _Line(start + 1, fields | dict.fromkeys(empty))
@@ -242,7 +242,7 @@ def _file_column(column: str) -> str | None:
     return stem if stem in FILE_MODALITIES else None
 
 
-def _captions(value: Any) -> list[str]:
+def parse_captions(value: Any) -> list[str]:
     """The captions in a field, a string or a list of strings, with single spaces; ValueError if one is empty."""
     captions = value if isinstance(value, list) else [value]
     if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
@@ -261,7 +261,7 @@ _WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
 """A whole number as text, also as pandas writes it in a column with empty cells: ``2.0``."""
 
 
-def _label(value: Any) -> str | int:
+def parse_label(value: Any) -> str | int:
     """A label of JSON: a whole number (2.0 is 2) or a name, in NFC and without spaces around it.
 
     Raises:
@@ -276,7 +276,7 @@ def _label(value: Any) -> str | int:
     return value
 
 
-def _label_of_cell(text: str) -> int | None:
+def parse_label_cell(text: str) -> int | None:
     """The whole number that the text of a CSV cell is; None: it is a name.
 
     Raises:
@@ -330,10 +330,10 @@ def _record(
                 raise ValueError(f"the file type of {shorten(value)} is not known")
             files[modality] = value
         elif column in TEXT_FIELDS:
-            captions["text"] = captions.get("text", []) + _captions(value)
+            captions["text"] = captions.get("text", []) + parse_captions(value)
         elif column == "label":
-            label = _label(value)
-            if not typed and (number := _label_of_cell(label)) is not None:
+            label = parse_label(value)
+            if not typed and (number := parse_label_cell(label)) is not None:
                 label, label_text = number, label
     if not files and not captions:
         raise ValueError("the line names no file and no caption")

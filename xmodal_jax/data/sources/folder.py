@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.core.text_files import normalise, read_lines, shorten
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.labels import Labels
 from xmodal_jax.data.metadata import (
-    MIN_CLASS_LIMIT,
     Record,
     choose_test,
     find_metadata,
@@ -111,75 +110,6 @@ def _names_for_split(records: list[Record]) -> list[str]:
     ]
 
 
-def _read_class_names(path: Path) -> tuple[str, ...]:
-    """The class names in ``classes.txt``, one on each line.
-
-    Raises:
-      ValueError: a line is blank, or a name is there twice.
-    """
-    names = [normalise(line.strip()) for line in read_lines(path)]
-    while names and not names[-1]:
-        names.pop()
-    line_of: dict[str, int] = {}
-    for number, name in enumerate(names, 1):
-        if not name:
-            raise ValueError(f"{path}:{number}: the line is blank; expected the name of class {number - 1}.")
-        if name in line_of:
-            raise ValueError(f"{path}:{number}: the class {name!r} is in line {line_of[name]} already.")
-        line_of[name] = number
-    return tuple(names)
-
-
-class _Labels:
-    """What the labels of a folder are: names, or numbers of classes.
-
-    Without ``classes.txt`` they are what most labels of all splits are; the others are bad examples. A whole number in
-    a CSV file is a name if most labels are names, because CSV cannot tell one from the other.
-    """
-
-    def __init__(self, all_records: list[tuple[Path, list[Record]]], root: Path):
-        labels = [
-            (r.label, r.label_text) for _, records in all_records for r in records if r.label is not None
-        ]
-        self._count = len(labels)
-        self._numbers = sum(isinstance(label, int) for label, _ in labels)
-        self._numbered = 2 * self._numbers > self._count  # most are numbers
-        self._listed = (root / "classes.txt").is_file()
-        self.names: tuple[str, ...] | None = None
-        if self._listed:
-            self.names = _read_class_names(root / "classes.txt")
-        elif labels and not self._numbered:
-            names = {label if isinstance(label, str) else text for label, text in labels}
-            self.names = tuple(sorted(names - {None}))
-        self._index_of = {name: i for i, name in enumerate(self.names or ())}
-
-    def index(self, record: Record) -> int | None:
-        """The index of a record's class, None if it is unknown; ValueError with the reason if it cannot be used."""
-        label = record.label
-        if label is None:
-            return None
-        if not self._numbered and record.label_text in self._index_of:
-            label = record.label_text
-        if isinstance(label, str):
-            if label in self._index_of:
-                return self._index_of[label]
-            if self._listed:
-                raise ValueError(f"the label {shorten(label)} is not in classes.txt")
-            raise ValueError(
-                f"the label {shorten(label)} is a name, while {self._numbers} of {self._count} labels are numbers"
-            )
-        if self.names is not None and not self._listed:
-            raise ValueError(
-                f"the label {shorten(label)} is a number, while {self._count - self._numbers} of {self._count} labels "
-                "are names (write it in quotes if it is a name)"
-            )
-        limit = len(self._index_of) if self._listed else max(MIN_CLASS_LIMIT, self._count)
-        if not 0 <= label < limit:
-            advice = "is not in classes.txt" if self._listed else "number the classes from 0 without gaps"
-            raise ValueError(f"the label {shorten(label)} is not in 0..{limit - 1} ({advice})")
-        return label
-
-
 class FolderTable(Table):
     """A split of a folder, whose files are listed in a metadata file.
 
@@ -207,13 +137,14 @@ class FolderTable(Table):
         listing = _list_split(root, split, bad_examples, columns, allow_outside)
         self.name, self.data_set = str(listing.path), str(root)
         self._path, self._all_records = listing.path, listing.all_records
-        labels = _Labels(listing.all_records, root)
+        counts = Counter((r.label, r.label_text) for _, records in listing.all_records for r in records)
+        labels = Labels(counts, root)
         self.class_names = labels.names
         # The usable records, with the index of their class as label; the others are bad examples.
         self._records: list[Record] = []
         for record in listing.records:
             try:
-                self._records.append(record._replace(label=labels.index(record)))
+                self._records.append(record._replace(label=labels.index(record.label, record.label_text)))
             except ValueError as error:
                 bad_examples.add(listing.path, record.line, str(error))
         records = self._records

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import types
 from typing import Annotated, ClassVar, Literal
 
@@ -555,6 +556,27 @@ def test_the_threads_that_write_a_checkpoint_do_not_report_a_full_disk_as_well(c
     assert capsys.readouterr().err == (
         "the disk is full (/runs/a could not be written): free some space and start again\n"
     )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_whose_exception_is_lost_ends_a_script_all_the_same(number, status, capsys):
+    class Callback:
+        """Python calls ``__del__`` as C code calls back: nothing catches its exceptions."""
+
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def main(config):
+        Callback()
+        time.sleep(10)
+        raise AssertionError("it went on")
+
+    hook = sys.unraisablehook
+    with pytest.raises(SystemExit) as exit:
+        run_script(main, Resumable, None, [])
+    assert exit.value.code == status
+    assert "Traceback" not in capsys.readouterr().err
+    assert sys.unraisablehook is hook
 
 
 def test_sigterm_ends_a_script_with_its_temporary_files_removed(tmp_path):

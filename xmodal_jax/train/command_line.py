@@ -22,7 +22,6 @@ import io
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import traceback
@@ -35,6 +34,7 @@ from typing import Any, NoReturn
 import tyro
 
 from xmodal_jax.core import parts
+from xmodal_jax.core.interrupts import INTERRUPTED, raise_when_interrupted, repeat_lost_signals
 from xmodal_jax.train.command_help import (
     ALL_FLAG,
     Field,
@@ -61,8 +61,6 @@ HELP_FLAGS = ("-h", "--help")
 
 TRACEBACK = "XMODAL_TRACEBACK"
 """With 1 in this environment variable, errors that would be one line show where they come from."""
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit status of a program that Ctrl-C has ended, 130, as the shell reports it."""
 
 
 def run_script(
@@ -91,8 +89,9 @@ def run_script(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     config = parse(config_class, description, args)
-    with exit_on_termination(), _one_report_of_a_full_disk():
+    with exit_on_termination(), repeat_lost_signals(), _one_report_of_a_full_disk():
         try:
+            raise_when_interrupted()
             main(config)
         except BaseException as error:
             abandoned = abandon_runs()

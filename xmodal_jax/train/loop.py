@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from xmodal_jax.core.interrupts import TERMINATED
 from xmodal_jax.core.runtime import Timer, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
@@ -24,7 +25,7 @@ from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import BatchFeed
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import DeviceData, Engine, make_engine
-from xmodal_jax.train.preemption import TERMINATED, termination
+from xmodal_jax.train.preemption import termination
 from xmodal_jax.train.run import Run, stack_scores, to_json
 from xmodal_jax.train.step import Training, describe_non_finite, make_training
 from xmodal_jax.types import GAN, Method

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-TERMINATED = 128 + signal.SIGTERM
-"""The exit status of a program that SIGTERM has ended, 143, as the shell reports it."""
+from xmodal_jax.core.interrupts import TERMINATED
 
 
 @contextlib.contextmanager

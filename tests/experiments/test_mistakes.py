@@ -70,6 +70,24 @@ OTHERS = {
         --from words --to text --runs gs://bucket/run
         --from words --to text --runs full --nonsense
     """,
+    "data": """
+
+        nothing
+        folder:nowhere
+        folder:empty
+        folder:full
+        npz:damaged.npz
+        tfds:nothing --data-dir empty
+        shapes more
+        shapes --train-size 0
+        shapes --train-size few
+        shapes --modalities smell
+        shapes --examples 0
+        shapes --shown none
+        shapes --vocab-size few
+        shapes --run-dir gs://bucket/run
+        --data shapes
+    """,
     "export": """
 
         full

@@ -112,10 +112,10 @@ def _open(file: str | Path | bytes) -> Image.Image:
 
 
 @readable()
-def shorter_side(file: str | Path | bytes) -> int:
-    """The shorter side of an image in pixels, from the file's header alone."""
+def image_size(file: str | Path | bytes) -> tuple[int, int]:
+    """Width and height of an image in pixels, from the file's header alone."""
     with _open(file) as image:
-        return min(image.size)
+        return image.size
 
 
 @readable()

@@ -74,6 +74,11 @@ class Source(abc.ABC):
         """
         return {k: v for k, v in self.batch(indices).items() if k.partition("_")[0] == "caption"}
 
+    def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
+        """Width and height in pixels of the stored images of the examples ``indices`` (None: all), before they were
+        resized: int32 ``[B, 2]`` for each image modality, 0 where there is none. None: they are not known."""
+        return None
+
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Which of the examples ``indices`` (None: all) have which modality: bool ``[B]`` for each modality.
 
@@ -171,6 +176,9 @@ class SourceView(Source):
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         return self.source.class_labels(self.source_indices(indices))
+
+    def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
+        return self.source.image_sizes(self.source_indices(indices))
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         return self.source.groups(self.source_indices(indices))

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.media import decode_image, shorter_side
 from xmodal_jax.data.metadata import find_file, find_metadata, normalise_name, read_metadata
 from xmodal_jax.rating.page import RatingItem
 
@@ -60,12 +60,13 @@ def folder_items(
         chosen = np.random.default_rng(seed).choice(len(matched), count, replace=False)
         matched = [matched[k] for k in sorted(chosen)]
     if image_size is None:
+        shorter_side = lambda file: min(media.image_size(file))
         sides_by_item = [_decode_all(shorter_side, by_source, bad_examples) for by_source in matched]
         matched = [by_source for by_source, sides in zip(matched, sides_by_item, strict=True) if sides]
         image_size = min((side for sides in sides_by_item if sides for side in sides.values()), default=None)
     items = []
     for by_source in matched:
-        samples = _decode_all(decode_image, by_source, bad_examples, image_size)
+        samples = _decode_all(media.decode_image, by_source, bad_examples, image_size)
         if samples is not None:
             items.append(RatingItem(next(iter(by_source.values())).caption, samples))
     if not items:

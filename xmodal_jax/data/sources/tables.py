@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,10 +51,14 @@ class _Decoded(NamedTuple):
     """Whether a recording was longer than ``max_seconds``."""
 
 
+def _content(file: Content) -> Path | bytes:
+    """A file as decoders take it."""
+    return find_file(*file) if isinstance(file, FolderFile) else file
+
+
 def _decode_file(modality: str, file: Content, options: MediaOptions) -> tuple[np.ndarray, bool]:
     """A decoded file, and whether it is a recording that was cut to ``options.max_seconds``."""
-    content = find_file(*file) if isinstance(file, FolderFile) else file
-    kind = kind_of(modality)
+    content, kind = _content(file), kind_of(modality)
     if kind == "audio":
         return media.decode_audio(content, options.sample_rate, options.max_seconds)
     image = (options.image_size, options.channels, options.resize)
@@ -92,7 +98,7 @@ def _typical_side(files: Sequence[Content]) -> int:
     def measure(file: Content) -> int | None:
         """The shorter side of a file; None if it cannot be opened, which will be reported when it is decoded."""
         try:
-            return media.shorter_side(find_file(*file) if isinstance(file, FolderFile) else file)
+            return min(media.image_size(_content(file)))
         except Exception:  # decoders raise many types of exceptions on damaged files
             return None
 
@@ -403,6 +409,20 @@ class TableSource(Source):
         """As `Source.presence`; no file is read."""
         rows = self._rows[self._row_of[self._resolve_indices(indices)]]
         return {m: self._has(m, rows) for m in self.modalities}
+
+    def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """As `Source.image_sizes`, from the headers of the files; 0 also where a header cannot be read."""
+        rows = self._rows[self._row_of[self._resolve_indices(indices)]]
+        names = [m for m in self.modalities if kind_of(m) == "image"]
+        sizes = {m: np.zeros((len(rows), 2), np.int32) for m in names}
+        for start in range(0, len(rows), READ_TOGETHER):
+            for k, row in enumerate(
+                self._table.read(rows[start : start + READ_TOGETHER].tolist(), names), start
+            ):
+                for modality, file in {} if isinstance(row, str) else row.files.items():
+                    with contextlib.suppress(ValueError, OSError):
+                        sizes[modality][k] = media.image_size(_content(file))
+        return sizes
 
     def _stack(self, modality: str, examples: list[_Decoded]) -> RawBatch:
         """The batch fields of an image, video or audio modality, zeros where an example lacks it."""

@@ -1,0 +1,88 @@
+"""What training would see of a data set: counts, lengths, what is missing or doubled, and a page to look at.
+
+    python experiments/data.py shapes
+    python experiments/data.py folder:PATH
+    python experiments/data.py parquet:PATH --columns image=pixel_values text=caption
+
+It opens the splits as a training run does, prints what is in them, and writes RUN_DIR/report.html with examples to see
+and to hear, histograms, and what to look at. Examples that cannot be used are left out and listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import tyro
+
+from xmodal_jax.core import runtime
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.splits import fit_tokenizer, open_splits
+from xmodal_jax.data.statistics import describe
+from xmodal_jax.experiment import write_report
+from xmodal_jax.report import data as panels
+from xmodal_jax.train.command_line import run_script
+from xmodal_jax.train.config import DataConfig, DataFlags
+from xmodal_jax.train.run import Run
+from xmodal_jax.types import kind_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(DataConfig):
+    """What training would see of a data set."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Data set, as ``--data`` of the other scripts."""
+    input: DataFlags = DataOptions(train_size=2000, on_bad_example="skip", check_files=True)
+    examples: int = 10_000
+    """Examples of each split that are read, evenly spaced; all are counted."""
+    shown: int = 24
+    """Random examples in the page."""
+    seed: int = 0
+    """Random seed of the choice of examples in the page."""
+    run_dir: pathlib.Path | None = None
+    """Directory to write the page to; None: ``runs/data-<time>``."""
+
+    def __post_init__(self):
+        for name in ("examples", "shown"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
+
+def main(config: Config) -> None:
+    runtime.configure()
+    timer, rate = runtime.Timer(), config.input.sample_rate
+    run = Run.create(config.run_dir, config, tensorboard=False)
+    bad_examples = BadExamples(config.input.on_bad_example, announce=run.print)
+
+    # The splits as a training run opens them, and the tokenizer, which tells how many captions are cut.
+    with timer("data"):
+        splits = open_splits(config.data, config.input, bad_examples)
+        sources = {"train": splits.train, "validation": splits.validation, **splits.tests}
+        if "text" in map(kind_of, splits.train.modalities):
+            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
+            tokens = tokenize.tokenizer.vocab_size
+            run.print(f"tokenizer: {tokens} tokens; texts have up to {tokenize.max_length}")
+
+    with timer("statistics"):
+        found = {
+            name: describe(source, limit=config.examples, sample_rate=rate, progress=config.input.progress)
+            for name, source in sources.items()
+        }
+    for columns, rows in (panels.count_table(found), panels.length_table(found), panels.shared_table(found)):
+        run.print(panels.format_table(columns, rows))
+
+    metrics = {f"{name}/examples": split.examples for name, split in found.items()}
+    metrics |= {f"{name}/conspicuous": len(split.conspicuous) for name, split in found.items()}
+    metrics["data/bad_examples"] = len(bad_examples)
+    with write_report(run, "Data", config.data, metrics, timer, bad_examples) as report:
+        report.add_metrics(metrics, headline=[*(f"{name}/examples" for name in found), "data/bad_examples"])
+        panels.add_contact_sheet(report, splits.train, count=config.shown, seed=config.seed, sample_rate=rate)
+        panels.add_statistics(report, found)
+        panels.add_conspicuous(report, sources, found, sample_rate=rate)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

@@ -1,0 +1,196 @@
+"""Report sections on a data set: counts, a contact sheet, histograms, what splits share, and conspicuous examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from xmodal_jax.data.source import Source
+from xmodal_jax.data.statistics import SplitStatistics, shared_contents
+from xmodal_jax.report.alignment import content
+from xmodal_jax.report.figures import INK, MUTED, PALETTE, WIDTH, shorten
+from xmodal_jax.report.page import Item, Report
+
+CLASSES_SHOWN = 40
+"""Classes in the figure of their frequencies, at most."""
+CONSPICUOUS_SHOWN = 24
+"""Conspicuous examples in the page, at most."""
+
+
+def count_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list[list[str]]]:
+    """``(columns, rows)``: a row for each split with the numbers of its examples, pictures, classes and modalities."""
+    modalities = list(dict.fromkeys(m for split in splits.values() for m in split.counts))
+    columns = ["split", "examples", "pictures", "classes", *modalities]
+    rows = []
+    for name, split in splits.items():
+        cells = [split.examples, split.pictures, len(split.classes.keys() - {"unknown"})]
+        cells += [split.counts.get(m, 0) for m in modalities]
+        rows.append([name, *(f"{cell:,}" for cell in cells)])
+    return columns, rows
+
+
+def length_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list[list[str]]]:
+    """``(columns, rows)``: the quantiles of the lengths of captions and recordings, and of the sizes of images."""
+    rows = []
+    for name, split in splits.items():
+        for title, values in _lengths(split).items():
+            quantiles = np.quantile(values, [0, 0.5, 0.9, 0.99, 1])
+            rows.append([name, title, *(f"{q:.4g}" for q in quantiles)])
+    return ["split", "what", "smallest", "median", "90%", "99%", "largest"], rows
+
+
+def _lengths(split: SplitStatistics) -> dict[str, np.ndarray]:
+    """Words of captions, seconds of recordings and pixels of images, by a title with the unit."""
+    lengths = {f"{m}, words": words for m, words in split.words.items()}
+    lengths |= {f"{m}, seconds": seconds for m, seconds in split.seconds.items()}
+    for m, sizes in split.sizes.items():
+        lengths |= {f"{m}, width in pixels": sizes[:, 0], f"{m}, height in pixels": sizes[:, 1]}
+    return {title: values for title, values in lengths.items() if len(values)}
+
+
+def shared_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list[list[str]]]:
+    """``(columns, rows)``: how many different contents occur more than once, see `shared_contents`."""
+    rows = [
+        [modality, where, f"{count:,}"]
+        for modality, found in shared_contents(splits).items()
+        for where, count in found.items()
+    ]
+    return ["modality", "in", "contents that occur more than once"], rows
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text with aligned columns; empty without rows."""
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = [columns, *rows]
+    return (
+        "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+        + "\n"
+    )
+
+
+def add_statistics(report: Report, splits: Mapping[str, SplitStatistics]) -> None:
+    """Tables of counts, lengths and shared contents, and their histograms."""
+    read = {name: len(split.read) for name, split in splits.items() if len(split.read) < split.examples}
+    note = "".join(
+        f"Of {name}, {count:,} examples were read, evenly spaced. " for name, count in read.items()
+    )
+    report.add_table("Counts", *count_table(splits), note=note)
+    columns, rows = length_table(splits)
+    if rows:
+        report.add_table("Lengths and sizes", columns, rows)
+        report.add_figure("Lengths and sizes", _length_histograms(splits))
+    if any(split.classes for split in splits.values()):
+        report.add_figure("Classes", _class_bars(splits))
+    columns, rows = shared_table(splits)
+    if rows:
+        report.add_table("Equal contents", columns, rows, note="Equal to the last bit after decoding.")
+    else:
+        report.add_text("Equal contents", "No two examples have equal contents.")
+
+
+def add_contact_sheet(
+    report: Report, source: Source, *, count: int, seed: int = 0, sample_rate: int = 16_000
+) -> None:
+    """A table of ``count`` random examples with all their modalities as training sees them, and their class."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:count])
+    report.add_table(
+        "Examples",
+        ["number", *source.modalities, *(["class"] if source.class_labels(chosen[:1]) is not None else [])],
+        [_example(source, int(index), sample_rate) for index in chosen],
+        note="Random examples of the training split, as a batch holds them: resized, cut, resampled.",
+    )
+
+
+def add_conspicuous(
+    report: Report,
+    sources: Mapping[str, Source],
+    splits: Mapping[str, SplitStatistics],
+    *,
+    sample_rate: int = 16_000,
+) -> None:
+    """Examples that may be mistakes, such as images of one colour and silent recordings; and those with the longest
+    captions."""
+    rows = []
+    for name, split in splits.items():
+        found = [(item.index, f"{item.modality}: {item.reason}") for item in split.conspicuous]
+        for modality, words in split.words.items():
+            if len(words) == len(split.read):  # each example that was read has a caption
+                index = int(split.read[np.argmax(words)])
+                found.append((index, f"{modality}: the longest, {words.max()} words"))
+        for index, reason in found[:CONSPICUOUS_SHOWN]:
+            source = sources[name]
+            batch = source.batch(np.array([index]))
+            items = [Item(content(batch, m, 0, sample_rate), m) for m in source.modalities]
+            rows += [[name, index, reason, item] for item in items]
+    if rows:
+        report.add_table("Look at these", ["split", "number", "why", "content"], rows)
+
+
+def _example(source: Source, index: int, sample_rate: int) -> list[object]:
+    """The cells of one example: its number, the content of each modality (empty where it is missing), its class."""
+    batch = source.batch(np.array([index]))
+    present = batch.get("present", {})
+    cells: list[object] = [index]
+    for modality in source.modalities:
+        is_present = bool(present.get(modality, [True])[0])
+        cells.append(content(batch, modality, 0, sample_rate) if is_present else "")
+    labels = source.class_labels(np.array([index]))
+    if labels is not None:
+        label = int(labels[0])
+        named = source.class_names is not None and label >= 0
+        cells.append(source.class_names[label] if named else "unknown" if label < 0 else str(label))
+    return cells
+
+
+def _length_histograms(splits: Mapping[str, SplitStatistics]) -> Figure:
+    """A histogram of each length or size, a line for each split."""
+    panels: dict[str, dict[str, np.ndarray]] = {}
+    for name, split in splits.items():
+        for title, values in _lengths(split).items():
+            panels.setdefault(title, {})[name] = values
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    fig = Figure((WIDTH, 2.3 * rows + 0.3), layout="constrained")
+    for k, (title, by_split) in enumerate(panels.items()):
+        ax = fig.add_subplot(rows, columns, k + 1)
+        longest = max(values.max() for values in by_split.values())
+        whole = title.endswith("words")
+        bins = (
+            np.arange(0, longest + 2) - 0.5 if whole and longest < 40 else np.linspace(0, longest + 1e-9, 30)
+        )
+        for colour, (name, values) in zip(PALETTE, by_split.items(), strict=False):
+            weights = np.full(len(values), 1 / len(values))
+            ax.hist(values, bins, weights=weights, histtype="step", color=colour, linewidth=1.4, label=name)
+        ax.set_title(title, loc="left", color=INK, fontsize=10, parse_math=False)
+        ax.set_ylabel("share of examples", color=MUTED, fontsize=8.5)
+        ax.tick_params(colors=MUTED, labelsize=8.5, length=0)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    return fig
+
+
+def _class_bars(splits: Mapping[str, SplitStatistics]) -> Figure:
+    """The share of each class in each split, the most frequent classes of the first split first."""
+    names = list(dict.fromkeys(name for split in splits.values() for name in split.classes))[:CLASSES_SHOWN]
+    fig = Figure((WIDTH, 0.24 * len(names) * max(1, len(splits) / 2) + 0.9), layout="constrained")
+    ax = fig.add_subplot()
+    height = 0.8 / len(splits)
+    for k, (colour, (name, split)) in enumerate(zip(PALETTE, splits.items(), strict=False)):
+        total = max(1, sum(split.classes.values()))
+        positions = np.arange(len(names))[::-1] - k * height
+        ax.barh(positions, [split.classes.get(c, 0) / total for c in names], height, color=colour, label=name)
+    ax.set_yticks(
+        np.arange(len(names))[::-1] - 0.4,
+        [shorten(name, 32) for name in names],
+        fontsize=8.5,
+        parse_math=False,
+    )
+    ax.set_xlabel("share of the split's examples", color=MUTED, fontsize=8.5)
+    ax.tick_params(colors=MUTED, length=0, labelsize=8.5)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    return fig

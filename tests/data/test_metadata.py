@@ -159,17 +159,17 @@ def test_any_captions_are_read_or_reported(tmp_path_factory, captions, suffix):
 
 
 def test_columns_with_other_names(tmp_path):
-    rows = [{"filename": "a.png", "caption": "x", "category": "dog"}]
+    rows = [{"my_file": "a.png", "caption": "x", "kind": "dog"}]
     with pytest.raises(
         ValueError,
-        match="no column file_name; found filename, caption, category: give --columns file_name=filename",
+        match="no column file_name; found my_file, caption, kind: give --columns file_name=my_file",
     ):
         read(tmp_path, as_csv(rows), "csv")
-    columns = {"file_name": "filename", "label": "category"}
+    columns = {"file_name": "my_file", "label": "kind"}
     [record], bad_examples = read(tmp_path, as_csv(rows), "csv", columns=columns)
     assert (record.files, record.captions, record.label) == ({"image": "a.png"}, {"text": ["x"]}, "dog")
-    assert not bad_examples.notes
-    with pytest.raises(ValueError, match="no column path .--columns.; found filename, caption, category"):
+    assert not bad_examples.notes and not bad_examples.remarks
+    with pytest.raises(ValueError, match="no column path .--columns.; found my_file, caption, kind"):
         read(tmp_path, as_csv(rows), "csv", columns={"file_name": "path"})
     with pytest.raises(ValueError, match="separate the columns by commas"):
         read(tmp_path, "file_name;text\na.png;x\n", "csv")
@@ -177,11 +177,13 @@ def test_columns_with_other_names(tmp_path):
         read(tmp_path, "file_name,text,text\na.png,x,y\n", "csv")
 
 
-def test_what_is_not_read_is_noted(tmp_path):
+def test_what_is_not_read_is_said(tmp_path):
     records, bad_examples = read(tmp_path, as_csv([row | {"category": "x"} for row in GOOD]), "csv")
-    assert len(records) == 40
-    [(note, count)] = bad_examples.notes.items()
-    assert "'category'" in note and "metadata.csv" in note and count == 40
+    assert len(records) == 40 and [r.label for r in records] == [row["label"] for row in GOOD]
+    [remark] = bad_examples.remarks
+    assert remark == (
+        f"{tmp_path}/metadata.csv: columns that are not read: 'category' (--columns NAME=COLUMN reads one)"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])

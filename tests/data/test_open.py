@@ -58,10 +58,14 @@ def test_what_is_no_form_lists_those_that_are(spec):
 
 def test_columns_are_given_by_the_names_that_metadata_have(tmp_path):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
-    (tmp_path / "metadata.csv").write_text("path,text,category\na.png,x,dog\n")
-    options = DataOptions(columns=("file_name=path", "label=category"), progress=False)
+    (tmp_path / "metadata.csv").write_text("where,text,species\na.png,x,dog\n")
+    options = DataOptions(columns=("file_name=where", "label=species"), progress=False)
     source = open_source(f"folder:{tmp_path}", "all", options)
     assert source.class_names == ("dog",) and source.modalities == ("text", "image")
     for wrong in ("path", "filename=path", "file_name=", "=path"):
-        with pytest.raises(ValueError, match="columns: .* is not NAME=COLUMN, .* file_name, text, label"):
+        with pytest.raises(
+            ValueError, match="columns: .* is not NAME=COLUMN, .* file_name, label, group, text"
+        ):
             DataOptions(columns=(wrong,))
+    with pytest.raises(ValueError, match="image is given twice, as a and as b"):
+        DataOptions(columns=("image=a", "image_file_name=b"))

@@ -26,15 +26,9 @@ from xmodal_jax.core.text_files import (
     surrogate_in,
 )
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.columns import FILE_MODALITIES, ColumnRoles, assign_columns
 from xmodal_jax.data.media import modality_of_file
 from xmodal_jax.types import kind_of
-
-FILE_MODALITIES = ("image", "audio", "video")
-TEXT_FIELDS = ("text", "texts", "caption", "captions", "transcription")
-"""Names of the fields that hold captions."""
-COLUMN_NAMES = ("file_name", "text", "label", *(f"{m}_file_name" for m in FILE_MODALITIES))
-"""The fields that a data set may call by other names (``--columns``)."""
-
 
 MIN_CLASS_LIMIT = 2**16
 """Labels that are numbers must be smaller than this, or than the number of labels if that is more: one wrong number
@@ -55,11 +49,20 @@ class Record(NamedTuple):
     """The name or the index of the class; None: it is unknown."""
     label_text: str | None = None
     """The text of a CSV cell that is a whole number, ``label``, but can also be meant as a name."""
+    group: str | None = None
+    """What is equal for the records of a split that show the same picture; None: the names of their files tell."""
 
     @property
     def picture(self) -> str | None:
-        """The file name that tells whether two records show the same picture: that of the first image, else of the
-        video, else of the recording; None: there is no file. It has one spelling: ``./a.png`` is ``a.png``; see also
+        """What tells whether two records of a split show the same picture: their group, else `picture_file`; None:
+        there is neither."""
+        # A zero byte, which no name of a file has, tells one from the other.
+        return self.picture_file if self.group is None else f"\0group {self.group}"
+
+    @property
+    def picture_file(self) -> str | None:
+        """The file name of the picture that a record shows: that of the first image, else of the video, else of the
+        recording; None: there is no file. It has one spelling: ``./a.png`` is ``a.png``; see also
         `normalise_name`."""
         by_kind = {kind_of(m): name for m, name in reversed(sorted(self.files.items()))}
         name = next((by_kind[kind] for kind in ("image", "video", "audio") if kind in by_kind), None)
@@ -227,19 +230,20 @@ def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
         if damage:
             bad_examples.add(path, line + 1, damage)
             continue
-        # CSV has no null: an empty cell stands for a missing file or label (None). An empty caption stays "", which
-        # `parse_captions` rejects.
-        fields = dict(zip(header, cells, strict=True))
-        empty = {k for k, value in fields.items() if not value.strip() and k not in TEXT_FIELDS}
-        yield _Line(start + 1, fields | dict.fromkeys(empty))
+        yield _Line(start + 1, dict(zip(header, cells, strict=True)))
 
 
-def _file_column(column: str) -> str | None:
-    """The modality whose file a column names; ``any`` for ``file_name``; None if it names no file."""
-    if column == "file_name":
-        return "any"
-    stem = column.removesuffix("_file_name")
-    return stem if stem in FILE_MODALITIES else None
+def _drop_empty(lines: list[_Line], fields: Mapping[str, Collection[str]]) -> list[_Line]:
+    """The lines of a CSV file with None for each empty cell, which stands for a missing file or label because CSV has
+    no null. An empty cell of the field ``text`` stays, so that `parse_captions` rejects it."""
+
+    def is_missing(column: str, value: str) -> bool:
+        return not value.strip() and "text" not in fields.get(column, ())
+
+    return [
+        line._replace(fields={k: None if is_missing(k, v) else v for k, v in line.fields.items()})
+        for line in lines
+    ]
 
 
 def parse_captions(value: Any) -> list[str]:
@@ -290,75 +294,110 @@ def parse_label_cell(text: str) -> int | None:
     return int(whole[1])
 
 
-def _record(
-    line: _Line, required: Collection[str], rare: Mapping[str, str], typed: bool, allow_outside: bool
-) -> Record:
-    """The record of a line; raises ValueError with the reason if its fields are not valid.
+def _group(value: Any) -> str:
+    """What stands in a field ``group``, an integer or a string; ValueError if it is neither."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"the group must be a whole number or a name, not {shorten(value)}")
+    return _text(str(value).strip())
 
-    Args:
-      line: its number and its fields by name.
-      required: the fields of files, captions and labels that most lines have; this one must have them too.
-      rare: those that few lines have; this one must not, for the reason given.
-      typed: whether values have types, as in JSON; in CSV a label can be a number or a name.
-      allow_outside: whether files may lie outside of the folder of the metadata.
-    """
-    absent = sorted(set(required) - set(line.fields))
+
+def _file_name(column: str, value: Any, allow_outside: bool) -> str:
+    """The file name in a field; ValueError if it is none, or leads out of the folder without ``allow_outside``."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{column!r} is not a file name: {shorten(value)}")
+    if damage := surrogate_in(value):
+        raise ValueError(f"{column!r} is not a file name: {damage}")
+    if leaves_folder(value) and not allow_outside:
+        raise ValueError(
+            f"{column!r} names {shorten(value)}, which is outside of the folder of the metadata (--allow-outside "
+            "permits it)"
+        )
+    return value
+
+
+class _Format(NamedTuple):
+    """What the lines of a metadata file have in common."""
+
+    fields: Mapping[str, Collection[str]]
+    """By column the fields that it holds, see `columns.ColumnRoles`."""
+    required: Collection[str]
+    """The columns of files, captions and labels that most lines have; each must have them."""
+    rare: Mapping[str, str]
+    """Those that few lines have; none must have them, for the reason given."""
+    typed: bool
+    """Whether values have types, as in JSON; in CSV a label can be a number or a name."""
+    allow_outside: bool
+    """Whether files may lie outside of the folder of the metadata."""
+
+
+def _record(line: _Line, form: _Format) -> Record:
+    """The record of a line; raises ValueError with the reason if its fields are not valid."""
+    absent = sorted(set(form.required) - set(line.fields))
     if absent:
         raise ValueError(
             f"the field {absent[0]!r} is missing, which other lines have (write null if there is none)"
         )
-    surplus = sorted(set(rare) & set(line.fields))
+    surplus = sorted(set(form.rare) & set(line.fields))
     if surplus:
-        raise ValueError(rare[surplus[0]])
-    files, captions, label, label_text = {}, {}, None, None
+        raise ValueError(form.rare[surplus[0]])
+    files: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
+    label, label_text, group = None, None, None
     for column, value in line.fields.items():
-        modality = _file_column(column)
         if value is None:  # the line states that the example has no such file, caption or label
             continue
-        if modality:
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"{column!r} is not a file name: {shorten(value)}")
-            if damage := surrogate_in(value):
-                raise ValueError(f"{column!r} is not a file name: {damage}")
-            if leaves_folder(value) and not allow_outside:
-                raise ValueError(
-                    f"{column!r} names {shorten(value)}, which is outside of the folder of the metadata "
-                    "(--allow-outside permits it)"
-                )
-            modality = modality_of_file(value) if modality == "any" else modality
-            if modality is None:
-                raise ValueError(f"the file type of {shorten(value)} is not known")
-            files[modality] = value
-        elif column in TEXT_FIELDS:
-            captions["text"] = captions.get("text", []) + parse_captions(value)
-        elif column == "label":
-            label = parse_label(value)
-            if not typed and (number := parse_label_cell(label)) is not None:
-                label, label_text = number, label
+        for field in form.fields.get(column, ()):
+            if field == "label":
+                label = parse_label(value)
+                if not form.typed and (number := parse_label_cell(label)) is not None:
+                    label, label_text = number, label
+            elif field == "group":
+                group = _group(value)
+            elif field != "file_name" and kind_of(field) == "text":
+                captions[field] = captions.get(field, []) + parse_captions(value)
+            else:
+                name = _file_name(column, value, form.allow_outside)
+                modality = modality_of_file(name) if field == "file_name" else field
+                if modality is None:
+                    raise ValueError(f"the file type of {shorten(name)} is not known")
+                if files.setdefault(modality, name) != name:
+                    raise ValueError(
+                        f"{column!r} names {shorten(name)}, but the {modality} is {shorten(files[modality])}"
+                    )
     if not files and not captions:
         raise ValueError("the line names no file and no caption")
-    return Record(line.number, files, captions, label, label_text)
+    return Record(line.number, files, captions, label, label_text, group)
 
 
-def _is_known(column: str) -> bool:
-    return bool(_file_column(column) or column in TEXT_FIELDS or column == "label")
+SAMPLED_LINES = 100
+"""Lines whose values tell what a column holds."""
 
 
-def _check_columns(path: Path, lines: list[_Line], names: Collection[str]) -> None:
+def _contents(lines: list[_Line], column: str) -> set[str]:
+    """What kinds of values a column has: ``text``, ``number``, and ``image``, ``audio`` or ``video`` for file names."""
+    kinds: set[str] = set()
+    for line in lines[:SAMPLED_LINES]:
+        value = line.fields.get(column)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, str) and value.strip():
+            modality = None if "://" in value else modality_of_file(value)
+            kinds |= {"text"} if modality is None else {"text", modality}
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            kinds.add("number")
+    return kinds
+
+
+def _check_columns(path: Path, lines: list[_Line], names: Collection[str], roles: ColumnRoles) -> None:
     """Raises ValueError if no column names a file or a caption, or if one names files that would not be read.
 
     ``names``: the columns of all lines.
     """
-    if any(_file_column(column) for column in names):
+    fields = {field for of_column in roles.fields.values() for field in of_column}
+    if any(field == "file_name" or kind_of(field) in FILE_MODALITIES for field in fields - {"group"}):
         return
-
-    def holds_files(column: str) -> bool:
-        """Whether a column that is not read has names of image, audio or video files."""
-        values = [line.fields.get(column) for line in lines[:100]]
-        return not _is_known(column) and any(isinstance(v, str) and modality_of_file(v) for v in values)
-
-    columns_of_files = [column for column in names if holds_files(column)]
-    has_captions = any(column in TEXT_FIELDS for column in names)
+    columns_of_files = [c for c in roles.unread if _contents(lines, c) & set(FILE_MODALITIES)]
+    has_captions = any(kind_of(field) == "text" for field in fields - {"group"})
     if has_captions and not columns_of_files:
         return
     advice = f"give --columns file_name={(columns_of_files or ['COLUMN'])[0]} (and text=COLUMN, label=COLUMN)"
@@ -375,53 +414,55 @@ def read_metadata(
     bad_examples: BadExamples,
     columns: Mapping[str, str] | None = None,
     allow_outside: bool = False,
+    modalities: Collection[str] | None = None,
 ) -> list[Record]:
     """The records of a metadata file; ``bad_examples`` collects the lines that cannot be read.
 
     Columns: ``file_name`` (its modality by the suffix), or ``image``, ``audio``, ``video`` or ``image_file_name`` and
-    so on; ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a string or a list of strings;
-    ``label``, a whole number or a name. Other columns are noted in ``bad_examples`` and not read. A JSON null (in CSV,
-    an empty file or label cell) states that the example has none. A field that half of the lines have must be in every
-    line; of a field that fewer have, these lines are the bad ones.
+    so on, also with names (``image_2``); ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a
+    string or a list of strings; ``label``, a whole number or a name; ``group``, a whole number or a name that is equal
+    for lines that show the same picture. Where one of these is not there, a column with a common name is taken (see
+    `columns.COMMON_NAMES`), which ``bad_examples`` remarks, as it does which columns are not read. A JSON null (in CSV,
+    an empty cell, unless it is that of ``text``) states that the example has none. A field that half of the lines have
+    must be in every line; of a field that fewer have, these lines are the bad ones.
 
-    A file name that leads out of the folder, absolute or with ``..``, makes a line a bad example, unless
-    ``allow_outside``. ``columns``: the columns that have other names in the file: ``{"file_name": "filename"}``.
+    Args:
+      path: the file.
+      bad_examples: see above.
+      columns: the columns that have other names: ``{"file_name": "photo", "text_es": "spanish"}``.
+      allow_outside: whether a file name may lead out of the folder, by an absolute path or with ``..``; otherwise such
+        a line is a bad example.
+      modalities: those that are asked for; a column such as ``text_es`` is read if it is among them.
 
     Raises:
-      ValueError: no column names a file or a caption, or ``columns`` names one that the file does not have.
+      ValueError: no column names a file or a caption, two columns could be the same one, or ``columns`` names one that
+        the file does not have.
       BadExampleError: a line that cannot be read, under ``on_bad_example="stop"``.
     """
     typed = path.suffix != ".csv"
     lines = list((_jsonl_lines if typed else _csv_lines)(path, bad_examples))
-    lines = [_rename(line, columns or {}) for line in lines]
+    if not lines:
+        return []
     counts = Counter(column for line in lines for column in line.fields)
-    absent = [column for name, column in (columns or {}).items() if lines and name not in counts]
-    if absent:
-        raise ValueError(f"{path}: no column {absent[0]} (--columns); found {', '.join(counts)}.")
-    if lines:
-        _check_columns(path, lines, counts)
-    known = [column for column in counts if _is_known(column)]
-    required = [column for column in known if 2 * counts[column] >= len(lines)]
+    contents = functools.cache(functools.partial(_contents, lines))
+    # One or a few odd lines must not decide what the columns are.
+    frequent = [column for column in counts if 2 * counts[column] >= len(lines)]
+    roles = assign_columns(
+        path, [*counts], contents, chosen=columns, modalities=modalities, frequent=frequent
+    )
+    _check_columns(path, lines, counts, roles)
     rare = {
         column: f"the field {column!r} is in {counts[column]} of {len(lines)} lines only: the others must state it too "
         "(null if there is none)"
-        for column in known
-        if column not in required
+        for column in roles.fields
+        if column not in frequent
     }
+    form = _Format(roles.fields, set(roles.fields) - set(rare), rare, typed, allow_outside)
     records = []
-    for line in lines:
+    for line in lines if typed else _drop_empty(lines, roles.fields):
         try:
-            records.append(_record(line, required, rare, typed, allow_outside))
+            records.append(_record(line, form))
         except ValueError as error:
             bad_examples.add(path, line.number, str(error))
-    for column in sorted(set(counts) - set(known)):
-        bad_examples.note(f"the column {shorten(column)} of {path} is not read", counts[column], once=True)
+    roles.remark(path, bad_examples)
     return records
-
-
-def _rename(line: _Line, columns: Mapping[str, str]) -> _Line:
-    """The line with its fields ``columns[name]`` called ``name``."""
-    names = {column: name for name, column in columns.items()}
-    return line._replace(
-        fields={names.get(k, k): v for k, v in line.fields.items() if k not in columns or k in names}
-    )

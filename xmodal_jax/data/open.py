@@ -13,8 +13,8 @@ import numpy as np
 
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
+from xmodal_jax.data.columns import names_modality, parse_columns
 from xmodal_jax.data.media import Fit, Resample
-from xmodal_jax.data.metadata import COLUMN_NAMES
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import load_npz
@@ -68,8 +68,8 @@ class DataOptions:
     """What to do with an example of folder:PATH or npz:PATH that cannot be used: ``stop`` the run, or ``skip`` it,
     count it and list it in the report."""
     columns: Advanced[tuple[str, ...] | None] = None
-    """Columns of the metadata (folder:PATH) that have other names than file_name, text and label, as NAME=COLUMN:
-    file_name=path label=category. None: the usual names."""
+    """Columns of the metadata (folder:PATH), as NAME=COLUMN: file_name=photo label=species text_es=spanish. NAME is
+    file_name, label, group or a modality (image, text_es). None: those with the usual or common names."""
     allow_outside: Advanced[bool] = False
     """Whether metadata (folder:PATH) may name files outside of their folder, by absolute paths or with "..". Otherwise
     such a line is a bad example, so that the metadata of strangers cannot make a run read other files."""
@@ -129,25 +129,20 @@ class DataOptions:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if self.incomplete not in ("keep", "discard"):
             raise ValueError(f"incomplete must be keep or discard, not {self.incomplete!r}.")
-        unknown = [m for m in self.modalities or () if not _names_modality(m)]
+        unknown = [m for m in self.modalities or () if not names_modality(m)]
         if unknown:
             raise ValueError(
                 f"modalities: {unknown[0]!r} is none of {', '.join(MODALITIES)}, nor one of these with a name of its "
                 "own, as image_1."
             )
-        wrong = [c for c in self.columns or () if not _names_column(c)]
-        if wrong:
-            raise ValueError(
-                f"columns: {wrong[0]!r} is not NAME=COLUMN, as file_name=path; NAME is one of "
-                f"{', '.join(COLUMN_NAMES)}."
-            )
+        parse_columns(self.columns or ())
         if self.prompt is not None and "{}" not in self.prompt:
             raise ValueError(f"prompt must contain {{}} where the class name goes, got {self.prompt!r}.")
 
     @property
     def column_of(self) -> dict[str, str] | None:
-        """``columns`` as a dict, ``{"file_name": "path"}``."""
-        return None if self.columns is None else dict(c.split("=", 1) for c in self.columns)
+        """``columns`` as a dict, ``{"file_name": "path"}``; see `columns.parse_columns`."""
+        return None if self.columns is None else parse_columns(self.columns)
 
     def generated_size(self, split: str) -> int | None:
         """Examples in a split of a generated data set: ``train_size`` for training (None: what the data set has), and
@@ -155,19 +150,6 @@ class DataOptions:
         if split == "train":
             return self.train_size
         return min(TEST_SIZE, self.train_size or TEST_SIZE)
-
-
-def _names_modality(name: str) -> bool:
-    """Whether ``name`` is a kind of modality, or a kind with a name such as ``image_2``."""
-    if name.endswith(("_mask", "_present", "_")):
-        return False
-    return name.partition("_")[0] in MODALITIES
-
-
-def _names_column(mapping: str) -> bool:
-    """Whether ``mapping`` is ``NAME=COLUMN`` with a name that metadata can have."""
-    name, _, column = mapping.partition("=")
-    return name in COLUMN_NAMES and bool(column)
 
 
 @dataclasses.dataclass(frozen=True)

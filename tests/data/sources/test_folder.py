@@ -216,10 +216,10 @@ def test_mistakes_in_the_folder_are_explained(tmp_path):
         open_folder(tmp_path / "x")
     with pytest.raises(FileNotFoundError, match="metadata.jsonl or metadata.csv"):
         open_folder(tmp_path)
-    write(tmp_path, [{"filename": "a.png", "prompt": "x"}])
+    write(tmp_path, [{"my_file": "a.png", "prompt": "x"}])
     with pytest.raises(
         ValueError,
-        match="no column file_name or text; found filename, prompt: give --columns file_name=filename",
+        match="no column file_name or text; found my_file, prompt: give --columns file_name=my_file",
     ):
         open_folder(tmp_path)
 

@@ -39,9 +39,10 @@ def _list_split(
     bad_examples: BadExamples,
     columns: Mapping[str, str] | None = None,
     allow_outside: bool = False,
+    modalities: Collection[str] | None = None,
 ) -> _Listing:
     """The metadata records of one split of the folder ``root``; see `FolderSource` for where splits are found, and
-    `read_metadata` for ``columns`` and ``allow_outside``.
+    `read_metadata` for the last three.
 
     Raises:
       FileNotFoundError: no such folder, or no metadata file in it.
@@ -52,7 +53,7 @@ def _list_split(
     splits = sorted(d.name for d in root.iterdir() if d.is_dir() and find_metadata(d))
     if splits and split in splits:
         path = find_metadata(root / split)
-        records = read_metadata(path, bad_examples, columns, allow_outside)
+        records = read_metadata(path, bad_examples, columns, allow_outside, modalities)
         other_splits = [find_metadata(root / name) for name in splits if name != split]
     elif splits:
         raise ValueError(
@@ -70,17 +71,20 @@ def _list_split(
             raise ValueError(
                 f"{root} has no split folders, so that the split must be train, test or all: {split!r}."
             )
-        records = read_metadata(path, bad_examples, columns, allow_outside)
+        records = read_metadata(path, bad_examples, columns, allow_outside, modalities)
     all_records = [(path.parent, records)]
     pictures_of_others = set()
     for other in other_splits:  # a split's bad examples are reported when that split is opened
-        records_of_other = read_metadata(other, BadExamples("skip"), columns, allow_outside)
+        records_of_other = read_metadata(other, BadExamples("skip"), columns, allow_outside, modalities)
         all_records.append((other.parent, records_of_other))
         pictures_of_others |= {_location(other.parent, r) for r in records_of_other}
     if split != "train":
         bad_examples.note(
             f"in {path} show a picture that another split has too (its scores are not those of unseen pictures)",
-            sum(r.picture is not None and _location(path.parent, r) in pictures_of_others for r in records),
+            sum(
+                r.picture_file is not None and _location(path.parent, r) in pictures_of_others
+                for r in records
+            ),
         )
     if not splits and split != "all":
         in_test = choose_test(_names_for_split(records), path)
@@ -90,7 +94,8 @@ def _list_split(
 
 def _location(folder: Path, record: Record) -> str | None:
     """The path of a record's picture; its metadata file lies in ``folder``."""
-    return None if record.picture is None else posixpath.normpath(f"{folder}/{record.picture}")
+    name = record.picture_file
+    return None if name is None else posixpath.normpath(f"{folder}/{name}")
 
 
 def _names_for_split(records: list[Record]) -> list[str]:
@@ -117,7 +122,7 @@ class FolderTable(Table):
       path: see `FolderSource`.
       split: see `FolderSource`.
       bad_examples: collects the lines that cannot be used.
-      columns, allow_outside: see `read_metadata`.
+      columns, allow_outside, modalities: see `read_metadata`.
 
     Raises:
       FileNotFoundError: no such folder, or no metadata file.
@@ -132,9 +137,10 @@ class FolderTable(Table):
         bad_examples: BadExamples,
         columns: Mapping[str, str] | None = None,
         allow_outside: bool = False,
+        modalities: Collection[str] | None = None,
     ):
         root = Path(path).expanduser()
-        listing = _list_split(root, split, bad_examples, columns, allow_outside)
+        listing = _list_split(root, split, bad_examples, columns, allow_outside, modalities)
         self.name, self.data_set = str(listing.path), str(root)
         self._path, self._all_records = listing.path, listing.all_records
         counts = Counter((r.label, r.label_text) for _, records in listing.all_records for r in records)
@@ -226,5 +232,5 @@ class FolderSource(TableSource):
         **options: Any,
     ):
         bad_examples = BadExamples() if bad_examples is None else bad_examples
-        table = FolderTable(path, split, bad_examples, columns, allow_outside)
+        table = FolderTable(path, split, bad_examples, columns, allow_outside, options.get("modalities"))
         super().__init__(table, bad_examples=bad_examples, **options)

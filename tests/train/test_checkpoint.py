@@ -56,6 +56,29 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tmp_path, cap
     assert_trees_identical(whole.state, again.state)
 
 
+def test_where_all_newest_checkpoints_are_damaged_the_best_one_is_used(tmp_path, capsys):
+    options = dict(steps=6, eval_every=2, monitor="test/score")
+    first_scores, later_scores = iter([0.9, 0.5, 0.4]), iter([0.5, 0.4])
+    evaluate = lambda params: {"test/score": next(first_scores)}
+    whole, run = train(tmp_path / "run", evaluate=evaluate, **options)
+    metrics = run.read_metrics()
+    for file in (tmp_path / "run" / "checkpoints" / "newest").rglob("metadata"):
+        file.write_text("{")
+    with pytest.raises(
+        DamagedCheckpoint, match="newest/4 cannot be read .*; take the best checkpoint, or train"
+    ):
+        restore_run(tmp_path / "run")
+    evaluate = lambda params: {"test/score": next(later_scores)}
+    again, run = train(tmp_path / "run", evaluate=evaluate, resume=True, **options)
+    output = capsys.readouterr()
+    assert output.err.count("set aside") == 2
+    assert "newest holds no checkpoint that can be used; taking the best one, of step 2" in output.err
+    assert "resuming after step 2" in output.out
+    assert_trees_identical(whole.state, again.state)
+    assert run.read_metrics() == metrics
+    assert newest_checkpoint(tmp_path / "run").name == "6"
+
+
 def test_a_single_changed_bit_is_noticed(tmp_path, capsys):
     """Whether the storage layer notices or only the digest does."""
     checkpoints = Checkpoints(tmp_path)

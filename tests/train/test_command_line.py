@@ -396,6 +396,23 @@ def test_a_resumed_run_needs_no_other_flag_and_given_flags_override(tmp_path):
     assert new.resume and new.steps == 5
 
 
+def test_resume_of_nothing_with_no_other_flag_is_refused(tmp_path, capsys):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "lock.json").write_text("")
+    for words in (
+        ["--resume", "--run-dir", str(tmp_path / "nothere")],
+        ["--run_dir=" + str(tmp_path / "killed"), "--resume"],
+    ):
+        with pytest.raises(SystemExit) as exit:
+            parse(Resumable, None, words)
+        error = capsys.readouterr().err
+        assert exit.value.code == 2 and "holds no run to go on with, and no other flag says" in error
+        assert error.count("\n") == 1
+        assert parse(Resumable, None, [*words, "--model.encoder", "patches"]).resume
+    (tmp_path / "killed" / "metrics.jsonl").write_text("")  # a run whose config.json was deleted
+    assert parse(Resumable, None, ["--run-dir", str(tmp_path / "killed"), "--resume"]).resume
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

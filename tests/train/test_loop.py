@@ -87,6 +87,16 @@ def test_a_checkpoint_moves_between_modes(tmp_path, first, then):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_fewer_steps_than_a_run_has_taken_are_refused_and_change_nothing(tmp_path):
+    _, run = train(tmp_path, steps=4)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(
+        ValueError, match="^--steps is 3, but .* has taken 4 steps already: .* at least --steps 4"
+    ):
+        train(tmp_path, steps=3, resume=True)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
 def test_a_signal_during_the_last_step_stops_the_run_before_its_evaluation(tmp_path, capsys):
     with pytest.raises(Preempted, match="stopped at step 6 as asked"):
         train(tmp_path / "run" / "part", evaluate=stop_at(3), eval_every=2)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +82,52 @@ def test_refuses_to_overwrite(tmp_path, capsys):
         create(tmp_path / "file")
     with pytest.raises(TypeError, match="dataclass"):
         Run.create(tmp_path / "other", {"steps": 1})
+
+
+def test_the_options_that_differ_are_named_one_by_one(tmp_path, capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Small:
+        """A part."""
+
+        name: ClassVar[str] = "small"
+        width: int = 1
+
+    @dataclasses.dataclass(frozen=True)
+    class Large:
+        """Another part."""
+
+        name: ClassVar[str] = "large"
+        depth: int = 2
+
+    @dataclasses.dataclass(frozen=True)
+    class Model:
+        """A configuration with parts."""
+
+        encoder: Any = Small()
+        decoder: Any = Small()
+        head: Any = None
+        input: dict = dataclasses.field(default_factory=lambda: {"size": [1, 2], "fps": 3, "seconds": 4})
+        resume: bool = False
+
+    Run.create(tmp_path, Model(), tensorboard=False).close()
+    changed = Model(Small(7), Large(), Small(), {"size": [1, 3], "fps": 3, "seconds": None}, resume=True)
+    Run.create(tmp_path, changed, resume=True, tensorboard=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "note: resuming with decoder = 'large', was 'small'",
+        "note: resuming with encoder.width = 7, was 1",
+        "note: resuming with head = 'small', was None",
+        "note: resuming with input.seconds = None, was 4",
+        "note: resuming with input.size = [1, 3], was [1, 2]",
+    ]
+
+
+def test_a_new_run_in_place_of_one_to_resume_is_noted_once(tmp_path, capsys):
+    with create(tmp_path / "a", resume=True) as run:
+        create(run.path / "judges", resume=True).close()
+    assert capsys.readouterr().out == f"note: --resume: {tmp_path / 'a'} holds no run; starting a new one\n"
+    create(tmp_path / "a", resume=True)
+    create(tmp_path / "b")
+    assert capsys.readouterr().out == ""
 
 
 def test_an_empty_directory_is_free(tmp_path):

@@ -225,7 +225,11 @@ def fit_unimodal(
             run.path / "unimodal" / name, config, resume=config.resume, writer=run.writes, tensorboard=False
         ) as unimodal_run:
             run.print(f"training on {name} alone")
-            trained[name] = method, fit(method, loader, config, optimizer, unimodal_run, timer).params
+            options = dict(steps_flag="--unimodal-steps")
+            trained[name] = (
+                method,
+                fit(method, loader, config, optimizer, unimodal_run, timer, **options).params,
+            )
     return trained
 
 

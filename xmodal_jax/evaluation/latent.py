@@ -108,7 +108,8 @@ def fit_judges(judges: Judges, loader: Loader, config: RunConfig, run: Run, time
     with Run.create(run.path / "judges", config, **options) as judge_run:
         run.print("training the judges")
         optimizer = Optimizer("muon", learning_rate=5e-3)
-        return fit(judges.method, loader, config, optimizer, judge_run, timer).params[0]  # of the only seed
+        result = fit(judges.method, loader, config, optimizer, judge_run, timer, steps_flag="--judge-steps")
+        return result.params[0]  # of the only seed
 
 
 class SourceLatents(NamedTuple):

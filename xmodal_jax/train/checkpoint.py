@@ -116,7 +116,8 @@ class Checkpoints:
         """The newest (or best) readable checkpoint as ``(state, metadata)``; None where there is none.
 
         A checkpoint that cannot be read, or whose arrays differ from those that were written, is reported and moved to
-        ``damaged/``, and the one before is used.
+        ``damaged/``, and the one before is used; after the last of the newest ones, the best one, from which a run
+        goes on as well.
 
         Args:
           abstract: shapes, types and shardings of the state, as `Engine.abstract` returns them.
@@ -125,10 +126,11 @@ class Checkpoints:
         Raises:
           CheckpointMismatch: a checkpoint is sound, but its arrays are not those of ``abstract``. It is not moved.
         """
-        manager = self._best if best else self._newest
-        if manager is None:
-            return None
-        for step in sorted(manager.all_steps(), reverse=True):
+        managers = [
+            manager for manager in ([] if best else [self._newest]) + [self._best] if manager is not None
+        ]
+        candidates = [(m, step) for m in managers for step in sorted(m.all_steps(), reverse=True)]
+        for manager, step in candidates:
             restored, error = None, None
             try:
                 restored = self._read(manager, step, abstract)
@@ -138,6 +140,12 @@ class Checkpoints:
                 error = e
             # All processes must restore the same step: where one cannot read it, none uses it.
             if _all_processes(error is None):
+                if manager is self._best and not best and jax.process_index() == 0:
+                    newest = self.directory / "newest"
+                    print(
+                        f"note: {newest} holds no checkpoint that can be used; taking the best one, of step {step}",
+                        file=sys.stderr,
+                    )
                 return restored
             self._set_aside(manager, step, error)
         return None
@@ -249,12 +257,10 @@ def _read_first_sound(
         if number:
             print(f"note: {'; '.join(reasons)}; using {folder}, the one before", file=sys.stderr)
         return folder, metadata, params
-    advice = (
-        "take the newest checkpoint, or train again"
-        if best
-        else "restore the files from a copy, or train again"
-    )
-    raise DamagedCheckpoint(f"{'; '.join(reasons)}; {advice}")
+    other = "newest" if best else "best"
+    has_other = any(folder.name.isdigit() for folder in (folders[0].parent.parent / other).glob("*"))
+    advice = f"take the {other} checkpoint" if has_other else "restore the files from a copy"
+    raise DamagedCheckpoint(f"{'; '.join(reasons)}; {advice}, or train again")
 
 
 def _reason(error: Exception) -> str:

@@ -52,6 +52,7 @@ from xmodal_jax.train.run import (
     abandon_runs,
     check_same_experiment,
     from_json,
+    names_in_run,
     read_config_file,
     refuse_remote,
 )
@@ -225,6 +226,7 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         one line on stderr.
     """
     words = list(sys.argv[1:] if args is None else args)
+    flags = {flag for word in words if (flag := _flag_in(word)) is not None}
     wants_all = ALL_FLAG in words
     wants_help = wants_all or any(flag in words for flag in HELP_FLAGS)
     if wants_help:
@@ -232,7 +234,6 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
     default = _config_to_resume(config_class, words) or default_of(config_class)
     if default is not None:
         # Choose the parts first: which other flags exist, and their defaults, depends on them.
-        flags = {flag for word in words if (flag := _flag_in(word)) is not None}
         has_implied = hasattr(config_class, "implied_parts")
         implied = config_class.implied_parts(flags) if has_implied else {}
         default, words = choose_parts(default, words, implied=implied)
@@ -241,7 +242,19 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         raise SystemExit(0)
     config = _parse_with_tyro(config_class, description, ["--help"] if wants_help else words, default)
     _check_values(config)
+    if flags == {"--resume", "--run-dir"} and config.run_dir is not None:
+        _refuse_to_resume_nothing(config.run_dir)
     return config
+
+
+def _refuse_to_resume_nothing(folder: Path) -> None:
+    """Ends the program with a message if a command line of ``--resume`` and ``--run-dir`` alone names a directory
+    without a run: most likely it is misspelt. With other flags a new run begins there."""
+    if not folder.is_file() and not names_in_run(folder):
+        _fail(
+            f"--resume: --run-dir {folder} holds no run to go on with, and no other flag says what to train: correct "
+            "the directory, or leave --resume out to start a run with the default of every option"
+        )
 
 
 def _stored_config(words: Sequence[str]) -> tuple[dict[str, Any], Path] | None:

@@ -83,6 +83,7 @@ def fit(
     monitor: str | None = None,
     params: Any = None,
     metadata: Mapping[str, Any] | None = None,
+    steps_flag: str = "--steps",
 ) -> TrainingResult:
     """Trains ``method`` on ``loader``'s batches for ``config.steps`` steps.
 
@@ -97,17 +98,19 @@ def fit(
       params: parameters to start from; None: those that the method initialises.
       metadata: JSON-able values stored in every checkpoint, beside the configuration and the seeds: what is needed to
         use the parameters elsewhere, such as the tokenizer; None: nothing further.
+      steps_flag: the flag that ``config.steps`` comes from, for messages.
 
     Raises:
       NonFiniteError: the loss or a gradient is no longer finite. It names the step and the parameters. With
         ``config.on_divergence`` "drop" and several seeds it is raised for the last seed only.
       Preempted: the process got SIGTERM; a checkpoint is saved, and stderr says how to go on. (It is a SystemExit
         with status 143.)
+      ValueError: the run to resume was of other settings, or has taken more than ``config.steps`` steps.
       MemoryError: with several seeds, before the first step: the program needs more memory than the device has free.
     """
     loop = TrainingLoop(
         method, loader, config, optimizer, run, timer,
-        evaluate=evaluate, monitor=monitor, params=params, metadata=metadata,
+        evaluate=evaluate, monitor=monitor, params=params, metadata=metadata, steps_flag=steps_flag,
     )  # fmt: skip
     loop.set_up()
     with contextlib.closing(loop), termination() as stop_requested:
@@ -153,9 +156,11 @@ class TrainingLoop:
         monitor: str | None,
         params: Any,
         metadata: Mapping[str, Any] | None,
+        steps_flag: str,
     ):
         """See `fit` for the arguments."""
         self.config, self.run, self.timer, self.loader = config, run, timer, loader
+        self._steps_flag = steps_flag
         self._evaluate_params, self._monitor = evaluate, monitor
         make = gan_step.make_training if isinstance(method, GAN) else make_training
         self.training = training = make(method, optimizer, config.steps, params=params)
@@ -255,6 +260,7 @@ class TrainingLoop:
 
         Raises:
           CheckpointMismatch: the checkpoint's arrays or its frozen networks are not those of this training.
+          ValueError: the checkpoint is of a later step than training ends at.
         """
         restored = self._checkpoints.restore(self.engine.abstract(keys, self._example))
         if restored is None:
@@ -265,6 +271,12 @@ class TrainingLoop:
             raise CheckpointMismatch(
                 "the checkpoint was trained with other frozen networks (a captioner, a pretrained encoder): give the "
                 "same ones, or start anew with another --run-dir"
+            )
+        if metadata["step"] > self.config.steps:
+            raise ValueError(
+                f"{self._steps_flag} is {self.config.steps}, but {self.run.path} has taken {metadata['step']} steps "
+                f"already: resume it with at least {self._steps_flag} {metadata['step']}, or start anew with another "
+                "--run-dir"
             )
         self.state = self.engine.put_state(state)
         self.step = self.start = metadata["step"]
@@ -536,10 +548,11 @@ def describe_interruption(run: Run) -> str:
     goes on with it."""
     records = run.read_metrics()
     where = f"after step {records[-1]['step']}" if records else "before the first step"
-    try:
-        checkpoint = f"its newest checkpoint is of step {newest_checkpoint(run.path).name}"
-    except FileNotFoundError:
-        checkpoint = "it has no checkpoint yet"
+    checkpoint = "it has no checkpoint yet"
+    for kind in ("best", "newest"):  # `Checkpoints.restore` takes the best one where there is no other
+        with contextlib.suppress(FileNotFoundError):
+            folder = newest_checkpoint(run.path, best=kind == "best")
+            checkpoint = f"its {kind} checkpoint is of step {folder.name}"
     return f"interrupted {where} of {run.path}; {checkpoint}; go on with:\n  {resume_command(run)}"
 
 

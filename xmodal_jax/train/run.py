@@ -29,7 +29,7 @@ import tempfile
 import time
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,6 +189,26 @@ def _keep_known(config: dict[str, Any], before: dict[str, Any]) -> dict[str, Any
     return {name: keep(value, before.get(name)) for name, value in config.items()}
 
 
+def _changed_options(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """``(name, value before, value after)`` of each option that differs between two configurations as plain values,
+    such as ``("model.image.width", "16", "32")``. Of a part that was exchanged for another only the names differ."""
+    is_group = isinstance(before, Mapping) and isinstance(after, Mapping)
+    if is_group and before.get("name") == after.get("name"):
+        for name in sorted(before.keys() | after.keys()):
+            yield from _changed_options(before.get(name), after.get(name), f"{path}.{name}" if path else name)
+    elif before != after:
+        of_part = lambda value: value.get("name", value) if isinstance(value, Mapping) else value
+        yield path, repr(of_part(before)), repr(of_part(after))
+
+
+def names_in_run(folder: Path) -> set[str]:
+    """Names of the files in a run's directory, without the lock and what a killed process has left half written; empty
+    if there is no such directory."""
+    half_written = {file.name for file in folder.glob(".*.tmp")}
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    return names - {owner.LOCK_FILE} - half_written
+
+
 def read_config_file(folder: Path) -> dict[str, Any]:
     """``config.json`` in the directory of a run, as plain values.
 
@@ -259,7 +279,7 @@ class Run:
     def __init__(self, path: Path, config: Any, *, writer: bool, tensorboard: bool) -> None:
         """Makes no files; see `Run.create`."""
         self.path = path
-        self.outermost_path = path
+        self.outermost_path = next((run.path for run in _open_runs if run.path in path.parents), path)
         """The directory that ``--run-dir`` names: of this run, or of the open run that it is a part of."""
         self.config = config
         self.writes = writer
@@ -340,9 +360,6 @@ class Run:
 
     def _mark_open(self) -> None:
         """Adds this run to those that the process has open."""
-        self.outermost_path = next(
-            (run.path for run in _open_runs if run.path in self.path.parents), self.path
-        )
         self._is_open = True
         _open_runs.append(self)
 
@@ -379,9 +396,10 @@ class Run:
           FileExistsError: it is not empty, and ``resume`` is False.
           ValueError: it holds no run, or one of another experiment.
         """
-        half_written = {file.name for file in self.path.glob(".*.tmp")}  # by a process that was killed
-        names = {file.name for file in self.path.iterdir()} - {owner.LOCK_FILE} - half_written
+        names = names_in_run(self.path)
         if not names:
+            if resume and self.path == self.outermost_path:
+                print(f"note: --resume: {self.path} holds no run; starting a new one")
             return True
         if not resume:
             raise FileExistsError(
@@ -396,9 +414,9 @@ class Run:
         config, before = to_json(self.config), read_config_file(self.path)
         check_same_experiment(before, type(self.config), self.path)
         known = _keep_known(config, before)
-        for name in sorted((before.keys() | known.keys()) - {"resume"}):
-            if before.get(name) != known.get(name):
-                print(f"note: resuming with {name} = {known.get(name)!r}, was {before.get(name)!r}")
+        for name, old, new in _changed_options(before, known):
+            if name != "resume":
+                print(f"note: resuming with {name} = {new}, was {old}")
         return False
 
     def commit(self) -> None:

@@ -97,7 +97,7 @@ def test_few_pictures_are_noted_however_many_captions_they_have(tmp_path):
         write_pictures(tmp_path / split, "one line", pictures=30, captions=5)
     notes = BadExamples()
     open_splits(f"folder:{tmp_path}", QUIET, notes)
-    assert "30 examples: in the split 'test' (of different pictures), so few" in notes.summary()
+    assert "The split 'test' has examples of 30 pictures, so few" in notes.summary()
 
 
 def test_a_file_that_several_lines_name_is_decoded_once(tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ def test_a_picture_in_two_folders_of_splits_is_noted(tmp_path):
         write(tmp_path / split, [{"file_name": f"../{name}.png", "text": name} for name in names])
     notes, options = BadExamples(), dict(progress=False, allow_outside=True)
     FolderSource(tmp_path, "test", bad_examples=notes, **options)
-    assert "1 examples: in" in notes.summary() and "another split has too" in notes.summary()
+    assert "The pictures of 1 example in" in notes.summary() and "are in another split too" in notes.summary()
     notes = BadExamples()
     FolderSource(tmp_path, "train", bad_examples=notes, **options)
     assert notes.summary() == ""

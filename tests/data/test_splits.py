@@ -32,8 +32,9 @@ def test_a_small_folder_has_three_splits_and_the_report_says_that_they_are_small
     parts = [captions(split) for split in (splits.train, splits.validation, splits.tests["test"])]
     assert all(parts) and sum(map(len, parts)) == n and len(set.union(*parts)) == n
     notes = bad_examples.summary()
-    assert f"{len(parts[1])} examples: in the split 'validation', so few that its scores mean little" in notes
-    assert f"{len(parts[2])} examples: in the split 'test', so few" in notes
+    named = lambda part: "1 example" if len(part) == 1 else f"{len(part)} examples"
+    assert f"The split 'validation' has {named(parts[1])}, so few that its scores mean little" in notes
+    assert f"The split 'test' has {named(parts[2])}, so few" in notes
 
 
 @pytest.mark.parametrize("n,message", [(1, "one example is not enough"), (2, "training split has 1 example")])
@@ -55,7 +56,7 @@ def test_a_batch_is_no_larger_than_the_data_set(n, size):
     bad_examples = BadExamples()
     source = ArraySource({"image": np.zeros((n, 1, 1, 1), np.uint8)})
     assert choose_batch_size(64, source, bad_examples) == size
-    assert ("fewer than the batch size 64: it is" in bad_examples.summary()) == (n < 64)
+    assert ("fewer than the batch size 64: it is reduced to" in bad_examples.summary()) == (n < 64)
 
 
 @pytest.mark.parametrize("words,length", [(5, 9), (126, 130), (5000, 130)])
@@ -67,4 +68,4 @@ def test_one_caption_does_not_make_all_texts_long(words, length):
     assert choose_text_length(tokenizer, captions[40:]) == words + 4
     bad_examples = BadExamples()
     TokenizeTransform(tokenizer, length, bad_examples=bad_examples)({"caption": np.array(captions, object)})
-    assert ("captions cut to 130 tokens" in bad_examples.summary()) == (words == 5000)
+    assert ("Texts are cut to 130 tokens" in bad_examples.summary()) == (words == 5000)

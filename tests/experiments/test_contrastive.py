@@ -46,7 +46,7 @@ def test_a_folder_with_bad_examples_runs_and_names_them(folder, tmp_path):
         "--data", f"folder:{folder}", "--smoke", "--on-bad-example", "skip", "--run-dir", tmp_path / "run"
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "4 bad examples left out" in done.stdout
+    assert "4 bad examples were left out" in done.stdout
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_examples.jsonl").read_text().splitlines()]
     assert [row["line"] for row in listed] == BAD_LINES
     assert all(row["file"].endswith("train/metadata.jsonl") for row in listed)

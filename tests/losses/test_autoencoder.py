@@ -257,6 +257,17 @@ def test_the_matched_loss_is_its_equation(name):
     np.testing.assert_allclose(terms.loss, rec(z), rtol=1e-5)
 
 
+def test_weights_that_differ_count_with_their_mean():
+    """Of the examples that are present; equal weights stay what they are, to the last bit."""
+    beta = np.linspace(0.0, 7.3, B).astype(np.float32)
+    terms = compiled(autoencoder.mmd_to_prior, beta=jnp.asarray(beta))
+    np.testing.assert_allclose(terms.batch_terms["mmd"][1], beta[PRESENT].mean(), rtol=1e-6)
+    for value in (0.1, 1 / 3, 10.0):
+        assert compiled(autoencoder.mmd_to_prior, beta=jnp.full((B,), value)).batch_terms["mmd"][
+            1
+        ] == np.float32(value)
+
+
 @pytest.mark.parametrize("name", sorted(autoencoder.KERNELS))
 def test_kernels_tell_codes_from_the_prior(name):
     """At any number of dimensions: where the widths do not fit, all are alike."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,7 +50,8 @@ class BadExamples:
     items: list[BadExample] = field(default_factory=list)
     """The examples that were left out."""
     notes: Counter = field(default_factory=Counter)
-    """Number of examples that were used but changed (a caption cut, a recording shortened), by description."""
+    """What else is worth knowing of the data, such as captions that were cut: the number of examples that it concerns,
+    by the sentence that says it, see `note`."""
     remarks: list[str] = field(default_factory=list)
     """Sentences on how all data are read (such as the size of images), where that was not asked for."""
     announce: Callable[[str], None] | None = field(default=None, repr=False)
@@ -69,14 +71,16 @@ class BadExamples:
             self._known.add(example)
             self.items.append(example)
 
-    def note(self, description: str, count: int = 1, *, once: bool = False) -> None:
-        """Report that ``count`` more examples were used but changed, as in ``note("captions cut", 3)``.
+    def note(self, sentence: str, count: int = 1, *, once: bool = False) -> None:
+        """Report what concerns ``count`` more examples, which are used all the same.
 
+        ``sentence``: has a plural in braces, which stands for the number of them and their name:
+        ``note("Captions are cut to 20 tokens: this shortens {captions}.", 3)`` says "this shortens 3 captions".
         ``once``: the same is found again each time that the file is read, so that the counts do not add up.
         """
         if count:
-            description = printable(description)
-            self.notes[description] = count if once else self.notes[description] + count
+            sentence = printable(sentence)
+            self.notes[sentence] = count if once else self.notes[sentence] + count
 
     def remark(self, sentence: str) -> None:
         """Say once how all data are read, as in ``remark("images are resized to 64 x 64 pixels")``."""
@@ -91,16 +95,23 @@ class BadExamples:
     def summary(self) -> str:
         """One line for the bad examples, and one for each kind of note and each remark; empty if there is nothing to
         report."""
-        lines = [f"{count} examples: {description}" for description, count in self.notes.items()]
+        lines = [_with_count(sentence, count) for sentence, count in self.notes.items()]
         if self.items:
-            first = self.items[0]
-            lines.insert(
-                0,
-                f"{len(self.items)} bad examples left out, the first: {first.file}:{first.line}: {first.reason}",
+            first, count = self.items[0], len(self.items)
+            left_out = (
+                "1 bad example was left out"
+                if count == 1
+                else f"{count} bad examples were left out, the first"
             )
+            lines.insert(0, f"{left_out}: {first.file}:{first.line}: {first.reason}")
         return "\n".join(lines + self.remarks)
 
     def write(self, path: str | Path) -> None:
         """Write the bad examples as JSON lines (``file``, ``line``, ``reason``), sorted by file and line."""
         lines = [json.dumps(example._asdict(), ensure_ascii=False) + "\n" for example in sorted(self.items)]
         Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def _with_count(sentence: str, count: int) -> str:
+    """``sentence`` with its plural in braces, such as ``{captions}``, replaced by "3 captions" or "1 caption"."""
+    return re.sub(r"\{(\w+)s\}", rf"{count} \1{'' if count == 1 else 's'}", sentence, count=1)

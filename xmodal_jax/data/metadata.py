@@ -17,6 +17,7 @@ import numpy as np
 
 from xmodal_jax.core.paths import leaves_folder
 from xmodal_jax.core.text_files import (
+    distinct_fields,
     first_duplicate,
     normalise,
     parse_json,
@@ -160,8 +161,8 @@ def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
             # `read_damaged` puts a lone surrogate in place of a byte that is not UTF-8; ``damage`` describes it.
             if damage := surrogate_in(line):
                 raise ValueError(damage)
-            # `_distinct` raises ValueError where a key occurs twice; ``json`` alone would keep the last.
-            fields = parse_json(line, pairs=_distinct)
+            # `distinct_fields` raises ValueError where a key occurs twice; ``json`` alone would keep the last.
+            fields = parse_json(line, pairs=distinct_fields)
         except ValueError as error:
             bad_examples.add(path, number, f"the line cannot be read: {error}")
             continue
@@ -170,13 +171,6 @@ def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
             bad_examples.add(path, number, reason)
             continue
         yield _Line(number, fields)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of a JSON object; ValueError if two have one name (``json`` would drop the first)."""
-    if (twice := first_duplicate(name for name, _ in pairs)) is not None:
-        raise ValueError(f"the field {shorten(twice)} is there twice")
-    return dict(pairs)
 
 
 def _csv_rows(

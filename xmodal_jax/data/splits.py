@@ -73,9 +73,9 @@ def note_few_examples(splits: Splits, bad_examples: BadExamples) -> None:
         count = len(one_per_picture(split))
         if count < FEW_EXAMPLES:
             use = " and the best checkpoint is chosen by chance" if name == "validation" else ""
-            pictures = "" if count == len(split) else " (of different pictures)"
+            things = "{examples}" if count == len(split) else "examples of {pictures}"
             bad_examples.note(
-                f"in the split {name!r}{pictures}, so few that its scores mean little{use}", count
+                f"The split {name!r} has {things}, so few that its scores mean little{use}.", count
             )
 
 
@@ -86,8 +86,8 @@ def choose_batch_size(batch_size: int, source: Source, bad_examples: BadExamples
         return batch_size
     smaller = 1 << (len(source).bit_length() - 1)
     bad_examples.note(
-        f"for training, fewer than the batch size {batch_size}: it is {smaller}, so that no batch holds an example "
-        "twice",
+        f"There are {{examples}} for training, fewer than the batch size {batch_size}: it is reduced to {smaller}, so "
+        "that no batch holds an example twice.",
         len(source),
     )
     return smaller

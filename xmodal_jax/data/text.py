@@ -132,8 +132,8 @@ class Tokenizer:
                 self.truncated += truncated
                 if bad_examples is not None:
                     bad_examples.note(
-                        f"captions cut to {max_length} tokens, with their end token (--text-length changes the number, "
-                        "up to what a pretrained text model takes)",
+                        f"Texts are cut to {max_length} tokens, with their end token, which shortens {{captions}} "
+                        "(--text-length changes the number, up to what a pretrained text model takes).",
                         truncated,
                     )
         return ids, mask

@@ -118,7 +118,10 @@ def _read_lines(file: Path, first: Translator, bad_examples: BadExamples) -> lis
 def _read_audio(file: Path, first: Translator, bad_examples: BadExamples) -> list[np.ndarray]:
     samples, was_cut = decode_audio(file, first.sample_rate, first.max_seconds)
     if was_cut:
-        bad_examples.note(f"cut to {first.max_seconds:g} seconds, for which the model has positions")
+        bad_examples.note(
+            f"Recordings are cut to {first.max_seconds:g} s, for which the model has positions, which shortens "
+            "{recordings}."
+        )
     return [samples]
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from xmodal_jax.core.collectives import global_mean
 from xmodal_jax.losses.alignment import mmd
 from xmodal_jax.losses.elbo import (
     ESTIMATORS,
@@ -113,7 +114,8 @@ def mmd_to_prior(inputs: ObjectiveInputs, *, beta: Weight = 10.0, kernel: str = 
 
     Args:
       inputs: see `ObjectiveInputs`.
-      beta: weight of the discrepancy, the same for all examples.
+      beta: weight of the discrepancy, which is one number of the whole batch; weights that differ between examples
+        count with their mean over those that are present.
       kernel: a key of `KERNELS`.
     """
     terms = reconstruction(inputs)
@@ -128,9 +130,21 @@ def mmd_to_prior(inputs: ObjectiveInputs, *, beta: Weight = 10.0, kernel: str = 
         present=inputs.present,
         axis_name=inputs.axis_name,
     )
-    weight = jnp.broadcast_to(beta, inputs.present.shape)[0]  # beta may come as [B] equal values
+    weight = _mean_weight(beta, inputs)
     # A term of the whole batch, not of an example: (value, weight in the loss).
     return terms._replace(batch_terms={"mmd": (discrepancy, weight)})
+
+
+def _mean_weight(beta: Weight, inputs: ObjectiveInputs) -> Float[Array, ""]:
+    """The mean of ``beta`` over the examples of the global batch that are present. Equal weights have exactly their own
+    value as mean, which the rounded sum of all would not give."""
+    beta = jnp.broadcast_to(jnp.asarray(beta, jnp.float32), inputs.present.shape)
+    largest = lax.stop_gradient(beta).max()
+    if inputs.axis_name is not None:
+        largest = lax.pmax(largest, inputs.axis_name)
+    return largest + global_mean(
+        beta - largest, inputs.present.astype(beta.dtype), axis_name=inputs.axis_name
+    )
 
 
 def inverse_multiquadratic(

@@ -108,7 +108,9 @@ def test_bad_examples_are_skipped_counted_and_listed(tmp_path):
     bad_examples.write(tmp_path / "bad_examples.jsonl")
     listed = [json.loads(x) for x in (tmp_path / "bad_examples.jsonl").read_text().splitlines()]
     assert len(listed) == len(lines) and {"file", "line", "reason"} == set(listed[0])
-    assert f"{len(lines)} bad examples left out" in bad_examples.summary()
+    assert (
+        f"{len(lines)} bad example{'s were' if len(lines) > 1 else ' was'} left out" in bad_examples.summary()
+    )
 
 
 def test_nothing_usable_is_an_error(tmp_path):

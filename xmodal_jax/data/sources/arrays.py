@@ -402,8 +402,8 @@ def _note_others(arrays: dict[str, Any], path: Path, bad_examples: BadExamples) 
     """Notes the fields that are passed on without being understood."""
     for name, array in arrays.items():
         if _parse(name) is None and name not in _FIELDS:
-            description = f"the field {name!r} of {path} is no modality or label, and in the batches as it is"
-            bad_examples.note(description, len(array), once=True)
+            sentence = f"The field {name!r} of {path} is no modality or label: batches have it as it is, {{examples}}."
+            bad_examples.note(sentence, len(array), once=True)
 
 
 def _in_split(source: ArraySource, split: str, path: Path) -> np.ndarray:

@@ -80,7 +80,8 @@ def _list_split(
         pictures_of_others |= {_location(other.parent, r) for r in records_of_other}
     if split != "train":
         bad_examples.note(
-            f"in {path} show a picture that another split has too (its scores are not those of unseen pictures)",
+            f"The pictures of {{examples}} in {path} are in another split too: the scores are not those of unseen "
+            "pictures alone.",
             sum(
                 r.picture_file is not None and _location(path.parent, r) in pictures_of_others
                 for r in records

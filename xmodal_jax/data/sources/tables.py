@@ -331,7 +331,8 @@ class TableSource(Source):
         self._cut_rows.add(row)
         seconds = self.options.max_seconds
         self.bad_examples.note(
-            f"recordings of {self._table.name} cut to {seconds} s (raise max_seconds to keep them whole)"
+            f"Recordings of {self._table.name} are cut to {seconds:g} s, which shortens {{recordings}} (raise "
+            "max_seconds, --max-seconds, to keep them whole)."
         )
 
     def _decode_each(self, rows: list[int], progress: bool) -> Iterator[_Decoded | str]:

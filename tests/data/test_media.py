@@ -258,3 +258,16 @@ def test_cut_animations_and_recordings_are_not_taken_for_shorter_ones(tmp_path):
     position = content.index(b"data") + 4
     content[position : position + 4] = b"\xff\xff\xff\xff"
     np.testing.assert_array_equal(media.decode_audio(bytes(content), 8000)[0], samples)
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
+def test_the_centre_of_a_larger_image_is_kept(fit):
+    """Of an image that is already larger by that much it is the middle, pixel by pixel; padding keeps everything."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    found = media.to_square(Image.fromarray(pixels), 16, resize=media.Resize(fit, "bicubic", 0.8))
+    whole = media.to_square(Image.fromarray(pixels), 16, resize=media.Resize(fit, "bicubic"))
+    np.testing.assert_array_equal(found, whole if fit == "pad" else pixels[2:18, 2:18])
+    small = media.to_square(
+        Image.fromarray(pixels[:16, :16]), 16, resize=media.Resize("crop", "bicubic", 0.8)
+    )
+    assert not np.array_equal(small, pixels[:16, :16])  # an image of the right size is enlarged as well

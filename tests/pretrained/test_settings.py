@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.pretrained import checkpoints as made
+from tests.pretrained.peers import import_transformers
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.media import Resize, to_square
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.towers import max_audio_seconds, read_pretrained_config
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextTransformerConfig, max_text_tokens
@@ -27,6 +30,7 @@ from xmodal_jax.train.config import StartConfig
 from xmodal_jax.transfer.pretrained import pretrained_remarks
 
 WORDS = dict(vocab_size=30)
+RESNET = dict(model_type="resnet", embedding_size=5, hidden_sizes=[7, 11], depths=[1, 1], layer_type="basic")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,15 +109,26 @@ def test_a_processor_that_makes_no_sense_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "settings, expected",
     [
-        ({}, (None, None)),
-        ({"resample": 2, "size": {"height": 8, "width": 8}}, ("stretch", "bilinear")),
-        ({"resample": 3, "size": {"shortest_edge": 8}, "do_center_crop": True}, ("crop", "bicubic")),
-        ({"size": {"shortest_edge": 8}}, ("crop", None)),
-        ({"size": 8, "do_center_crop": True}, ("crop", None)),
-        ({"size": 8, "resample": 0}, ("stretch", "nearest")),
-        ({"do_resize": False, "resample": 2}, (None, None)),
+        ({}, (None, None, None)),
+        ({"resample": 2, "size": {"height": 8, "width": 8}}, ("stretch", "bilinear", None)),
+        ({"resample": 3, "size": {"shortest_edge": 8}, "do_center_crop": True}, ("crop", "bicubic", None)),
+        ({"size": {"shortest_edge": 8}}, ("crop", None, None)),
+        ({"size": 8, "do_center_crop": True}, ("crop", None, None)),
+        ({"size": 8, "resample": 0}, ("stretch", "nearest", None)),
+        ({"do_resize": False, "resample": 2}, (None, None, None)),
+        ({"size": 8, "do_center_crop": True, "crop_size": 8}, ("crop", None, 1.0)),
+        (
+            {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}},
+            ("crop", None, 0.875),
+        ),
+        ({"size": 256, "do_center_crop": True, "crop_size": 224, "feature_extractor_type": "DeiTFeatureExtractor"},
+         ("stretch", None, 0.875)),
+        ({"size": {"height": 10, "width": 10}, "do_center_crop": True, "crop_size": 8}, ("stretch", None, 0.8)),
+        ({"size": 224, "crop_pct": 0.875}, ("crop", None, 0.875)),
+        ({"size": {"shortest_edge": 224}, "feature_extractor_type": "ConvNextFeatureExtractor"}, ("crop", None, 0.875)),
+        ({"size": 384, "crop_pct": 0.875}, ("stretch", None, None)),
     ],
-)
+)  # fmt: skip
 def test_how_the_processor_resizes(settings, expected):
     assert resize_settings(parse_config(complete_config(made.VIT, settings))) == expected
 
@@ -240,14 +255,78 @@ def test_an_exported_sentence_encoder_pools_as_before(tmp_path):
     assert not (tmp_path / "alone" / "modules.json").exists()
 
 
+@pytest.mark.parametrize("centre", [1.0, 0.8])
 @pytest.mark.parametrize("fit, again", [("crop", "crop"), ("stretch", "stretch"), ("pad", None)])
-def test_an_exported_image_encoder_says_how_images_were_resized(fit, again):
+def test_an_exported_image_encoder_says_how_images_were_resized(fit, again, centre):
     """So that another run, and transformers, resize them in the same way; padding has no words in a processor."""
     config = complete_config(made.VIT)
     module = make_module("image", config)
-    written = make_processor_config(TrainedEncoder("image", module, {}, config, fit, "bilinear"))
-    read = parse_config(complete_config(made.VIT, written))
-    assert resize_settings(read) == (again, None if fit == "pad" else "bilinear")
+    written = make_processor_config(TrainedEncoder("image", module, {}, config, fit, "bilinear", centre))
+    read = resize_settings(parse_config(complete_config(made.VIT, written)))
+    assert read[:2] == (again, None if fit == "pad" else "bilinear")
+    assert (read.centre or 1.0) == (1.0 if fit == "pad" else centre)
+
+
+@pytest.mark.parametrize(
+    "fit, centre, again", [("crop", 0.875, ("crop", 0.875)), ("stretch", 1.0, (None, None))]
+)
+def test_an_exported_resnet_says_how_images_were_cropped(fit, centre, again):
+    config = complete_config(RESNET)
+    trained = TrainedEncoder("image", make_module("image", config), {}, config, fit, "bicubic", centre)
+    read = resize_settings(parse_config(complete_config(RESNET, make_processor_config(trained))))
+    assert (read.fit, read.centre) == again
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"shortest_edge": 8}, "do_center_crop": True, "crop_size": {"height": 8, "width": 6}},
+        {"size": {"shortest_edge": 8}, "do_center_crop": True, "crop_size": 10},
+        {"size": {"shortest_edge": 8}, "do_center_crop": True, "crop_size": "all"},
+        {"size": 8, "crop_pct": 1.5},
+        {"size": 8, "crop_pct": "most"},
+    ],
+)
+def test_a_crop_that_cannot_be_is_refused(settings):
+    with pytest.raises(ValueError, match="image processor's crop_(size|pct) must"):
+        resize_settings(parse_config(complete_config(made.VIT, settings)))
+
+
+PROCESSORS = {
+    "ViT": dict(size=16),
+    "ViT of old": dict(size={"height": 16, "width": 16}),
+    "DeiT": dict(size={"height": 20, "width": 20}, crop_size=16),
+    "Siglip": dict(size={"height": 16, "width": 16}),
+    "CLIP": dict(size={"shortest_edge": 16}, crop_size=16),
+    "Bit": dict(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}),  # of DINOv2
+    "ConvNext": dict(size={"shortest_edge": 16}),  # of ResNet
+    "ConvNext, crop_pct": dict(size=16, crop_pct=0.7),
+    "ConvNext, large": dict(size={"shortest_edge": 384}),
+}
+"""Settings of image processors by the beginning of their names in transformers."""
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("shape", [(61, 40), (33, 90), (16, 16), (20, 20), (9, 13)])
+def test_images_are_resized_as_by_the_processors_of_transformers(tmp_path, name, shape):
+    _, transformers = import_transformers()
+    make = getattr(transformers, f"{name.partition(',')[0].partition(' ')[0]}ImageProcessorPil")
+    processor = make(**PROCESSORS[name], do_rescale=False, do_normalize=False)
+    processor.save_pretrained(tmp_path)
+    rows, columns = np.indices(shape)[..., None]
+    waves = np.sin(rows / 15 + columns / 12 + np.arange(3))
+    pixels = (127 * waves + 128).astype(np.uint8)
+    expected = np.asarray(processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0])
+    settings = resize_settings(parse_config(complete_config(made.VIT, read_processor(tmp_path))))
+    resize = Resize(settings.fit or "crop", settings.resample or "bicubic", settings.centre or 1.0)
+    found = to_square(Image.fromarray(pixels), expected.shape[-1], resize=resize)
+    difference = np.abs(found.astype(np.int64) - expected.transpose(1, 2, 0))
+    if resize.fit == "crop" and resize.centre == 1:
+        # The processor resizes the longer side to a whole number of pixels, this library by the same factor.
+        print(difference.mean())
+        assert difference.mean() < 25
+    else:
+        assert difference.max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -370,7 +449,16 @@ def test_whatever_a_sentence_encoders_files_hold_is_read_or_refused(tmp_path_fac
 @hypothesis.given(
     ANYTHING,
     st.sampled_from(
-        ["image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "resample", "size"]
+        [
+            "image_mean",
+            "image_std",
+            "rescale_factor",
+            "do_rescale",
+            "do_normalize",
+            "resample",
+            "size",
+            "crop_pct",
+        ]
     ),
 )
 def test_whatever_an_image_processor_says_is_read_or_refused(content, name):

@@ -418,6 +418,16 @@ def test_files_are_resized_as_the_encoders_processor_does(tmp_path):
     own = DataOptions(image_fit="crop", resample="bicubic", largest_side=64)  # the defaults otherwise
     data = resolve_pretrained(Plain(image_encoder=flag, input=own))[0].input
     assert (data.image_fit, data.resample, data.largest_side) == ("crop", "bicubic", 64)
+    cropped = {
+        "size": {"shortest_edge": 120},
+        "do_center_crop": True,
+        "crop_size": 96,
+    }  # as DINOv2 is published
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": cropped}))
+    data = resolve_pretrained(Plain(image_encoder=flag))[0].input
+    assert (data.image_fit, data.image_centre) == ("crop", 0.8)
+    data = resolve_pretrained(Plain(image_encoder=flag, input=DataOptions(image_centre=1.0)))[0].input
+    assert data.image_centre == 1.0
 
 
 def test_what_cannot_be_is_said(folders, tmp_path):

@@ -15,9 +15,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
@@ -66,6 +66,15 @@ class Resize(NamedTuple):
 
     fit: Fit = "crop"
     resample: Resample = "bicubic"
+    centre: float = 1.0
+    """Fraction of the resized side that is kept, around the centre, above 0 and at most 1: the image is resized (crop:
+    its shorter side, stretch: each side) to the square's side divided by this fraction, and then cropped."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Resize:
+        """That of the data options of a run's configuration, ``image_fit``, ``resample`` and ``image_centre``."""
+        names = {"fit": "image_fit", "resample": "resample", "centre": "image_centre"}
+        return cls(**{field: options[name] for field, name in names.items() if options.get(name) is not None})
 
 
 DEFAULT_RESIZE = Resize()
@@ -80,9 +89,11 @@ def to_square(
     Transparent pixels become white; 16-bit values keep their upper 8 bits. ``channels``: 1 (gray) or 3 (RGB).
     """
     image = _to_mode(image, channels)
-    if image.size != (size, size):
+    if image.size != (size, size) or (resize.fit != "pad" and resize.centre < 1):
         method = Image.Resampling[resize.resample.upper()]
-        if resize.fit == "crop":
+        if resize.fit != "pad" and resize.centre < 1:
+            image = _crop_centre(image, size, resize)
+        elif resize.fit == "crop":
             image = ImageOps.fit(image, (size, size), method=method)
         elif resize.fit == "pad":
             image = ImageOps.pad(image, (size, size), method=method)
@@ -90,6 +101,16 @@ def to_square(
             image = image.resize((size, size), method)
     array = np.asarray(image, np.uint8)
     return array[..., None] if channels == 1 else array
+
+
+def _crop_centre(image: Image.Image, size: int, resize: Resize) -> Image.Image:
+    """The square of ``size`` in the middle of the image, which is first resized to a larger size (`Resize.centre`)."""
+    side = int(size / resize.centre + 1e-6)  # 256 for 224 / 0.875, which rounding can make less
+    shorter = min(image.size)
+    width, height = (side, side) if resize.fit == "stretch" else (side * x // shorter for x in image.size)
+    image = image.resize((width, height), Image.Resampling[resize.resample.upper()])
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def require_file(path: str | Path) -> None:

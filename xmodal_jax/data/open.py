@@ -53,6 +53,9 @@ class DataOptions:
     resample: Advanced[Resample | None] = None
     """Filter by which files are resized: nearest, box, bilinear, hamming, bicubic or lanczos. None: that of a
     pretrained image encoder, or bicubic."""
+    image_centre: Advanced[float | None] = None
+    """Fraction of the resized side of a file that is kept, around the centre (not with --image-fit pad): 0.875 resizes
+    to 256 pixels and crops to 224. None: as for a pretrained image encoder, or 1."""
     channels: Advanced[int] = 3
     """Colour channels of images and video frames: 1 (gray) or 3 (RGB)."""
     sample_rate: Advanced[int] = 16000
@@ -122,6 +125,8 @@ class DataOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}.")
+        if self.image_centre is not None and not 0 < self.image_centre <= 1:
+            raise ValueError(f"image_centre must lie above 0 and be at most 1, not {self.image_centre}.")
         if not 0 <= self.missing <= 1:
             raise ValueError(f"missing must lie in 0..1, a fraction of the examples; got {self.missing}.")
         for name, choices in (("image_fit", get_args(Fit)), ("resample", get_args(Resample))):
@@ -194,8 +199,8 @@ FORMS: dict[str, Form] = {
         "a TensorFlow Datasets set that has been prepared as ArrayRecord; --data-dir says where",
         TfdsSource,
         (
-            "data_dir", "image_size", "image_fit", "resample", "channels", "sample_rate", "max_seconds", "modalities",
-            "prompt",
+            "data_dir", "image_size", "image_fit", "resample", "image_centre", "channels", "sample_rate", "max_seconds",
+            "modalities", "prompt",
         ),
     ),
     "folder": Form(
@@ -203,9 +208,9 @@ FORMS: dict[str, Form] = {
         "files with metadata.jsonl or metadata.csv",
         FolderSource,
         (
-            "image_size", "largest_side", "image_fit", "resample", "channels", "sample_rate", "max_seconds", "frames",
-            "modalities", "prompt", "columns", "allow_outside", "bad_examples", "memory_limit", "check_files",
-            "workers", "progress",
+            "image_size", "largest_side", "image_fit", "resample", "image_centre", "channels", "sample_rate",
+            "max_seconds", "frames", "modalities", "prompt", "columns", "allow_outside", "bad_examples",
+            "memory_limit", "check_files", "workers", "progress",
         ),
     ),
     "npz": Form(

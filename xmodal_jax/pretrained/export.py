@@ -77,6 +77,8 @@ class TrainedEncoder(NamedTuple):
     """How images became squares for its training: "crop", "stretch" or "pad" (see `data.media.Resize`)."""
     resample: str = "bicubic"
     """The filter by which they were resized, one of `images.RESAMPLING`."""
+    centre: float = 1.0
+    """The fraction of the resized side that was kept."""
 
     @property
     def settings(self) -> SimpleNamespace:
@@ -189,14 +191,17 @@ def make_processor_config(trained: TrainedEncoder) -> dict[str, Any] | None:
         "image_std": list(std),
         "resample": {name: number for number, name in RESAMPLING.items()}[trained.resample],
     }
-    size = image_size(trained.module)
-    if size is None:
-        return config
+    size, cropped = image_size(trained.module), trained.centre < 1 and trained.fit != "pad"
+    if size is None:  # images of any size, as for a ResNet, whose processor crops without a flag
+        return config | ({"crop_pct": trained.centre} if trained.fit == "crop" else {})
     shape = {"height": size[0], "width": size[1]}
+    larger = {name: int(side / trained.centre + 1e-6) for name, side in shape.items()}
     if trained.fit == "crop" and size[0] == size[1]:
         return config | {
-            "do_resize": True, "size": {"shortest_edge": size[0]}, "do_center_crop": True, "crop_size": shape,
+            "do_resize": True, "size": {"shortest_edge": larger["height"]}, "do_center_crop": True, "crop_size": shape,
         }  # fmt: skip
+    if cropped and size[0] == size[1]:
+        return config | {"do_resize": True, "size": larger, "do_center_crop": True, "crop_size": shape}
     # The processors of ``transformers`` have no padding to a square: users have to pad images themselves.
     return config | {"do_resize": trained.fit != "pad", "size": shape, "do_center_crop": False}
 

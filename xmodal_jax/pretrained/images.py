@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,27 +72,76 @@ RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box",
 """Filters by which images are resized, by their numbers in Pillow, which an image processor's ``resample`` holds."""
 
 
-def resize_settings(config: SimpleNamespace) -> tuple[str | None, str | None]:
-    """``(fit, resample)``: how a checkpoint's processor resizes images; None: it does not say.
+class ResizeSettings(NamedTuple):
+    """How a checkpoint's processor resizes images; None: it does not say."""
 
-    ``fit``: "crop" (the shorter side is resized and the centre cropped) or "stretch" (each side is resized).
-    ``resample``: a value of `RESAMPLING`.
+    fit: str | None = None
+    """"crop" (the shorter side is resized and the centre cropped) or "stretch" (each side is resized)."""
+    resample: str | None = None
+    """A value of `RESAMPLING`."""
+    centre: float | None = None
+    """Fraction of the resized side that the crop keeps, such as 224 / 256."""
+
+
+def resize_settings(config: SimpleNamespace) -> ResizeSettings:
+    """How the processor of a checkpoint resizes images, from its settings.
 
     Raises:
-      ValueError: the number of the filter is unknown.
+      ValueError: the number of the filter is unknown, or the crop is no square within the resized image.
     """
     processor = getattr(config, "processor", SimpleNamespace())
     number, size = getattr(processor, "resample", None), getattr(processor, "size", None)
     if number is not None and (type(number) is not int or number not in RESAMPLING):
         raise ValueError(f"the image processor's resample is {number!r}; known are {RESAMPLING}")
     if getattr(processor, "do_resize", True) is False:
-        return None, None
-    fit = None
-    if getattr(processor, "do_center_crop", None) or hasattr(size, "shortest_edge"):
-        fit = "crop"
-    elif isinstance(size, int) or hasattr(size, "height"):
-        fit = "stretch"
-    return fit, RESAMPLING.get(number)
+        return ResizeSettings()
+    resample, shortest = RESAMPLING.get(number), getattr(size, "shortest_edge", None)
+    kind = str(
+        getattr(processor, "image_processor_type", None) or getattr(processor, "feature_extractor_type", "")
+    )
+    fraction = getattr(processor, "crop_pct", None)
+    if fraction is not None or (kind.startswith("ConvNext") and size is not None):
+        side = size if isinstance(size, int) else shortest
+        if isinstance(side, int) and side >= UNCROPPED_SIDE:
+            return ResizeSettings("stretch", resample)
+        fraction = 224 / 256 if fraction is None else fraction  # the processor's default
+        return ResizeSettings("crop", resample, _fraction(fraction, "crop_pct"))
+    if getattr(processor, "do_center_crop", None):
+        side = size if isinstance(size, int) else getattr(size, "height", shortest)
+        # Older files have one number for both kinds of resizing, which only the processor's type tells apart.
+        stretches = hasattr(size, "height") or kind.startswith("DeiT")
+        return ResizeSettings("stretch" if stretches else "crop", resample, _kept(processor, side))
+    if hasattr(size, "shortest_edge"):
+        return ResizeSettings("crop", resample)
+    return ResizeSettings("stretch" if isinstance(size, int) or hasattr(size, "height") else None, resample)
+
+
+UNCROPPED_SIDE = 384
+"""Side in pixels from which processors of ConvNeXT's kind, which ResNets have, stretch images instead of cropping."""
+
+
+def _kept(processor: SimpleNamespace, side: Any) -> float | None:
+    """The fraction of the resized ``side`` that the centre crop of a processor keeps; None: it does not say.
+
+    Raises:
+      ValueError: the crop is not a square, or larger than the image.
+    """
+    crop = getattr(processor, "crop_size", None)
+    sides = list(vars(crop).values()) if isinstance(crop, SimpleNamespace) else [crop]
+    if crop is None or not isinstance(side, int):
+        return None
+    if len(set(map(str, sides))) != 1 or type(sides[0]) is not int or side < 1:
+        raise ValueError(f"the image processor's crop_size must be the side of a square, got {sides}")
+    return _fraction(sides[0] / side, "crop_size")
+
+
+def _fraction(value: Any, name: str) -> float:
+    """``value`` as a number; raises ValueError unless it is above 0 and at most 1. ``name``: of the setting."""
+    if type(value) not in (int, float) or not 0 < value <= 1:
+        raise ValueError(
+            f"the image processor's {name} must crop to a part of the resized image, got the fraction {value!r}"
+        )
+    return float(value)
 
 
 def largest_image_side(config: SimpleNamespace) -> int | None:

@@ -27,7 +27,8 @@ Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 
 PROCESSOR = (
     "image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor",  # scaling of pixels, or of samples
-    "do_resize", "size", "resample", "do_center_crop",
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct",
+    "image_processor_type", "feature_extractor_type",
     "sampling_rate", "n_fft", "hop_length",  # of audio
 )  # fmt: skip
 """The settings of a processor of images, video or audio that are used."""

@@ -293,12 +293,13 @@ def _remarks(config: PretrainedEncoderConfig, flag: str) -> list[str]:
         remarks.append(
             f"has no layers for its pool in the checkpoint, so that it is the mean of the tokens; {other}"
         )
-    fit, resample = resize_settings(parsed)
+    fit, resample, centre = resize_settings(parsed)
     reads_text = config.max_tokens is not None  # a model of images and texts has one processor for both
-    if not reads_text and (fit or "crop", resample or "bicubic") != DEFAULT_RESIZE:
+    if not reads_text and (fit or "crop", resample or "bicubic", centre or 1.0) != DEFAULT_RESIZE:
+        kept = None if centre in (None, 1.0) else f"keeping {centre:.4g} of the resized side"
         remarks.append(
-            f"has a processor that resizes images by {' and '.join(filter(None, (fit, resample)))}: so are files "
-            "resized, unless --image-fit and --resample say otherwise"
+            f"has a processor that resizes images by {' and '.join(filter(None, (fit, resample, kept)))}: so are files "
+            "resized, unless --image-fit, --resample and --image-centre say otherwise"
         )
     if sentence is not None and sentence.lower:
         remarks.append("was trained on texts in lower case: --text-cleanup lower makes them so")
@@ -325,13 +326,14 @@ def with_image_settings(config: Run, encoders: Mapping[str, Any]) -> Run:
             f"pretrained encoders of images take 3 colour channels: leave --channels {config.input.channels} out"
         )
     parsed = parse_config(encoder.architecture)
-    fit, resample = resize_settings(parsed)
+    fit, resample, centre = resize_settings(parsed)
     side = largest_image_side(parsed)
     data = config.input
     data = dataclasses.replace(
         data,
         image_fit=fit if data.image_fit is None else data.image_fit,
         resample=resample if data.resample is None else data.resample,
+        image_centre=centre if data.image_centre is None else data.image_centre,
         largest_side=side if data.largest_side is None else data.largest_side,
     )
     return dataclasses.replace(config, input=data)

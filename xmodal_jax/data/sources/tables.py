@@ -155,7 +155,7 @@ class TableSource(Source):
       image_size: side of images and frames in pixels; None: the median of the images' shorter sides, over all splits
         (of 64 images, if there are more), but not more than ``largest_side``, which ``bad_examples`` then remarks.
       largest_side: see ``image_size``.
-      image_fit, resample: how images become squares, see `media.Resize`.
+      image_fit, resample, image_centre: how images become squares, see `media.Resize`.
       channels, sample_rate, max_seconds, frames: see `MediaOptions`.
       modalities: which to read; None: all that the table has.
       prompt: template of a caption with {} for the class name.
@@ -179,6 +179,7 @@ class TableSource(Source):
         largest_side: int = LARGEST_SIDE,
         image_fit: media.Fit = "crop",
         resample: media.Resample = "bicubic",
+        image_centre: float = 1.0,
         channels: int = 3,
         sample_rate: int = 16000,
         max_seconds: float = 4.0,
@@ -201,7 +202,7 @@ class TableSource(Source):
         self._caption_by_class(modalities)
         if image_size is None:
             image_size = self._choose_side(largest_side)
-        resize = media.Resize(image_fit, resample)
+        resize = media.Resize(image_fit, resample, image_centre)
         self.options = MediaOptions(image_size, channels, sample_rate, max_seconds, frames, resize)
         self._cut_rows: set[int] = set()
         rows, self._decoded = self._decode_all(memory_limit, check_files, progress)

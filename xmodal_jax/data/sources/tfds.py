@@ -185,7 +185,7 @@ class TfdsSource(Source):
       data_dir: see `find_prepared`.
       image_size: side in pixels that images are resized to; None: the size that the data set states, if its images are
         all of one size, else 64.
-      image_fit, resample: how images become squares, see `media.Resize`.
+      image_fit, resample, image_centre: how images become squares, see `media.Resize`.
       channels: 1 (gray) or 3 (RGB).
       sample_rate: Hz that audio is resampled to.
       max_seconds: length that audio is cut and padded to.
@@ -207,6 +207,7 @@ class TfdsSource(Source):
         image_size: int | None = None,
         image_fit: media.Fit = "crop",
         resample: media.Resample = "bicubic",
+        image_centre: float = 1.0,
         channels: int = 3,
         sample_rate: int = 16000,
         max_seconds: float = 4.0,
@@ -246,7 +247,7 @@ class TfdsSource(Source):
                 nodes[self._fields["image"]].get("image", {}).get("shape", {}).get("dimensions", ["-1"])
             )
             image_size = int(dimensions[0])
-        self.resize = media.Resize(image_fit, resample)
+        self.resize = media.Resize(image_fit, resample, image_centre)
         self.image_size = image_size if image_size and image_size > 0 else 64
         self.channels, self.sample_rate, self.max_seconds = channels, sample_rate, max_seconds
         used = {self._fields[m] for m in (*self.modalities, "label") if m in self._fields}

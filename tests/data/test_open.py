@@ -52,7 +52,9 @@ def test_a_new_form_is_one_entry(monkeypatch):
 
 @pytest.mark.parametrize("spec", ["shapes:", "shapes:x", "npz:", "npz", "what:x", ""])
 def test_what_is_no_form_lists_those_that_are(spec):
-    with pytest.raises(ValueError, match="use shapes, tfds:NAME, folder:PATH, npz:PATH, spoken:FILE or poly"):
+    with pytest.raises(
+        ValueError, match="use shapes, tfds:NAME, folder:PATH, tar:SHARDS, npz:PATH, spoken:FILE or poly"
+    ):
         open_source(spec)
 
 

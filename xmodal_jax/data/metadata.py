@@ -80,10 +80,11 @@ class _Line(NamedTuple):
 
 def in_test_split(name: str) -> bool:
     """Whether an example belongs to the test tenth of a data set without splits: SHA-1 of its name modulo 10 is 0."""
-    return _split_hash(name) % 10 == 0
+    return hash_name(name) % 10 == 0
 
 
-def _split_hash(name: str) -> int:
+def hash_name(name: str) -> int:
+    """The SHA-1 of a name in its one spelling, as a number of 160 bits."""
     return int(hashlib.sha1(normalise_name(name).encode()).hexdigest(), 16)
 
 
@@ -99,7 +100,7 @@ def choose_test(names: Sequence[str], path: str | Path) -> np.ndarray:
     """
     if not names:
         return np.zeros(0, bool)
-    hashes = {name: _split_hash(name) for name in names}
+    hashes = {name: hash_name(name) for name in names}
     in_test = {name for name in names if hashes[name] % 10 == 0}
     if not 0 < len(in_test) < len(hashes):
         if len(hashes) < 2:

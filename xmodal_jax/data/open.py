@@ -21,6 +21,7 @@ from xmodal_jax.data.sources.arrays import load_npz
 from xmodal_jax.data.sources.folder import FolderSource
 from xmodal_jax.data.sources.poly import PolySource
 from xmodal_jax.data.sources.spoken import SpokenLines
+from xmodal_jax.data.sources.tar import TarSource
 from xmodal_jax.data.sources.tfds import TfdsSource
 from xmodal_jax.data.views import IncompleteSource, Subset, hold_out, keep_complete
 from xmodal_jax.types import MODALITIES
@@ -68,11 +69,12 @@ class DataOptions:
     """Modalities to read: text, image, audio, video, or KIND_NAME for further ones of a kind (such as image_2). None:
     all that the data set has; for shapes text, image and audio."""
     on_bad_example: OnBadExample = "stop"
-    """What to do with an example of folder:PATH or npz:PATH that cannot be used: ``stop`` the run, or ``skip`` it,
+    """What to do with an example of files or arrays that cannot be used: ``stop`` the run, or ``skip`` it,
     count it and list it in the report."""
     columns: Advanced[tuple[str, ...] | None] = None
     """Columns of the metadata (folder:PATH), as NAME=COLUMN: file_name=photo label=species text_es=spanish. NAME is
-    file_name, label, group or a modality (image, text_es). None: those with the usual or common names."""
+    file_name, label, group or a modality (image, text_es). Fields of tar:SHARDS: image_2=right.png text=json.alt. None:
+    those with the usual or common names."""
     allow_outside: Advanced[bool] = False
     """Whether metadata (folder:PATH) may name files outside of their folder, by absolute paths or with "..". Otherwise
     such a line is a bad example, so that the metadata of strangers cannot make a run read other files."""
@@ -211,6 +213,15 @@ FORMS: dict[str, Form] = {
             "image_size", "largest_side", "image_fit", "resample", "image_centre", "channels", "sample_rate",
             "max_seconds", "frames", "modalities", "prompt", "columns", "allow_outside", "bad_examples",
             "memory_limit", "check_files", "workers", "progress",
+        ),
+    ),
+    "tar": Form(
+        "SHARDS",
+        "tar shards in WebDataset's layout: a folder of them, or a pattern such as 'shards/{000..099}.tar'",
+        TarSource,
+        (
+            "image_size", "largest_side", "image_fit", "resample", "channels", "sample_rate", "max_seconds", "frames",
+            "modalities", "prompt", "columns", "bad_examples", "memory_limit", "check_files", "workers", "progress",
         ),
     ),
     "npz": Form(

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "arrays": "ArraySource load_npz materialise",
         "tables": "TableSource MediaOptions",
         "folder": "FolderSource FolderTable",
+        "tar": "TarSource TarTable",
         "tfds": "TfdsSource Adapter ADAPTERS find_prepared",
         "spoken": "SpokenLines",
         "poly": "PolySource overlay",

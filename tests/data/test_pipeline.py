@@ -163,7 +163,9 @@ def test_mistakes():
     with pytest.raises(ValueError, match="shard"):
         Loader(numbers(3), batch_size=4, seed=0, shard=(2, 2))
     for spec in ("imagenet", "tfds:", "http://x"):
-        with pytest.raises(ValueError, match="shapes, tfds:NAME, folder:PATH, npz:PATH, spoken:FILE or poly"):
+        with pytest.raises(
+            ValueError, match="shapes, tfds:NAME, folder:PATH, tar:SHARDS, npz:PATH, spoken:FILE or poly"
+        ):
             open_source(spec)
     with pytest.raises(ValueError, match="prompt must contain"):
         DataOptions(prompt="a photo")

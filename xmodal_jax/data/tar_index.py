@@ -167,12 +167,12 @@ def _guess(name: str, fields: Mapping[str, Any]) -> str | None:
       Ambiguous: there are two.
     """
     types = (str, list) if name == "text" else (str, int)
-    found = [f for f, value in fields.items() if isinstance(value, types) and _common_field(f) == name]
-    if len(found) > 1:
+    names = [f for f, value in fields.items() if isinstance(value, types) and _common_field(f) == name]
+    if len(names) > 1:
         raise Ambiguous(
-            f"the fields {' and '.join(found)} can each be the {name}: choose by --columns {name}=json.{found[0]}"
+            f"the fields {' and '.join(names)} can each be the {name}: choose by --columns {name}=json.{names[0]}"
         )
-    return found[0] if found else None
+    return names[0] if names else None
 
 
 _common_field = functools.lru_cache(4096)(common_field)

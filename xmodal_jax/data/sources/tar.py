@@ -56,7 +56,7 @@ class Shard(NamedTuple):
 def expand_braces(pattern: str) -> list[str]:
     """The texts that a pattern with braces stands for, as in a shell: ``a-{00..02}.tar`` and ``{train,test}.tar``.
 
-    A range has leading zeros if its first number has. What is neither a range nor a list stays as it is.
+    A range has leading zeros if one of its ends has. What is neither a range nor a list stays as it is.
 
     Raises:
       ValueError: a range of more than a million.
@@ -84,13 +84,13 @@ def _alternatives(pattern: str, start: int, commas: list[int], stop: int) -> lis
     if commas:
         ends = [start, *commas, stop]
         return [pattern[a + 1 : b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
-    found = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", pattern[start + 1 : stop])
-    if found is None:
+    bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", pattern[start + 1 : stop])
+    if bounds is None:
         return []
-    first, last, step = int(found[1]), int(found[2]), abs(int(found[3] or 1)) or 1
+    first, last, step = int(bounds[1]), int(bounds[2]), abs(int(bounds[3] or 1)) or 1
     if abs(last - first) // step >= MAX_SHARDS:
-        raise ValueError(f"the range {{{found[0]}}} has more than {MAX_SHARDS:,} numbers.")
-    width = max(len(found[1]), len(found[2])) if re.match(r"-?0\d", found[1]) else 0
+        raise ValueError(f"the range {{{bounds[0]}}} has more than {MAX_SHARDS:,} numbers.")
+    width = max(len(bounds[1]), len(bounds[2])) if re.match(r"-?0\d|.*\.\.-?0\d", bounds[0]) else 0
     numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
     return [f"{number:0{width}d}" for number in numbers]
 
@@ -126,16 +126,16 @@ def _shards_of(text: str) -> Iterator[Shard]:
         return (Shard(path, _split_of_word(name) or name) for path, name in _match_splits(text))
     path = Path(text)
     if path.is_dir():
-        found = _shards_in_folder(path)
+        paths = _shards_in_folder(path)
     elif path.exists():
-        found = [path]
+        paths = [path]
     elif glob.has_magic(text):
-        found = sorted(map(Path, glob.glob(text, recursive=True)))
+        paths = sorted(map(Path, glob.glob(text, recursive=True)))
     else:
         raise FileNotFoundError(f"tar: there is no file {text}.")
-    if not found:
+    if not paths:
         raise FileNotFoundError(f"tar: no file matches {text}.")
-    return (Shard(path, _split_of_path(path)) for path in found)
+    return (Shard(path, _split_of_path(path)) for path in paths)
 
 
 def _match_splits(pattern: str) -> list[tuple[Path, str]]:
@@ -146,10 +146,10 @@ def _match_splits(pattern: str) -> list[tuple[Path, str]]:
     expression = "".join(marks.get(part, part) for part in parts)
     # A split that is named twice, as in {split}/{split}-0.tar, has one name.
     matches = ((Path(name), re.fullmatch(expression, name)) for name in wild)
-    found = [(path, match[1]) for path, match in matches if match and len(set(match.groups())) == 1]
-    if not found:
+    files = [(path, match[1]) for path, match in matches if match and len(set(match.groups())) == 1]
+    if not files:
         raise FileNotFoundError(f"tar: no file matches {pattern}.")
-    return found
+    return files
 
 
 def _shards_in_folder(folder: Path) -> list[Path]:
@@ -173,8 +173,8 @@ def _split_of_word(word: str) -> str | None:
 def _split_of_path(path: Path) -> str | None:
     """The split that the name of a shard, or else its folder, says; None if they say none."""
     words = re.split(r"[^a-z]+", path.stem.lower())
-    found = [split for word in words if (split := _split_of_word(word))]
-    return found[0] if found else _split_of_word(path.parent.name)
+    splits = [split for word in words if (split := _split_of_word(word))]
+    return splits[0] if splits else _split_of_word(path.parent.name)
 
 
 class _Descriptor:
@@ -275,14 +275,14 @@ class TarTable(Table):
         workers: int = 8,
         progress: bool = True,
     ):
-        found = find_shards(shards)
-        self._paths = [shard.path for shard in found]
+        all_shards = find_shards(shards)
+        self._paths = [shard.path for shard in all_shards]
         self.data_set = f"tar:{shards}"
         self._roles = FieldRoles(columns or {})
         self._indexes = load_indexes(self._paths, self._roles, workers, progress)
         self._reader = ShardReader(self._paths, [(index.size, index.modified) for index in self._indexes])
         self._check_columns()
-        in_split, by_shard = self._choose_split([shard.split for shard in found], split)
+        in_split, by_shard = self._choose_split([shard.split for shard in all_shards], split)
         self.name = f"{self.data_set} ({split})"
         self._report(by_shard, bad_examples)
         counts = [len(index.numbers) for index in self._indexes]
@@ -403,15 +403,15 @@ class TarTable(Table):
         names = np.concatenate(by_shard)
         name_counts = np.bincount(names[names >= 0], minlength=len(number_of))
         # One list of all labels: the numbers, then the names, None for no number, and None for no name (-1).
-        found = [None if value == NO_NUMBER else int(value) for value in values] + [*number_of, None]
+        all_labels = [None if value == NO_NUMBER else int(value) for value in values] + [*number_of, None]
         counts = {
             (label, None): int(count)
-            for label, count in zip(found, [*value_counts, *name_counts, 0], strict=True)
+            for label, count in zip(all_labels, [*value_counts, *name_counts, 0], strict=True)
         }
         labels = Labels(counts, Path(os.path.commonpath([path.resolve().parent for path in self._paths])))
         self.class_names = labels.names
-        classes, reasons = np.full(len(found), -1, np.int32), {}
-        for k, label in enumerate(found):
+        classes, reasons = np.full(len(all_labels), -1, np.int32), {}
+        for k, label in enumerate(all_labels):
             try:
                 classes[k] = -1 if label is None else labels.index(label)
             except ValueError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +121,17 @@ def read_lines(path: str | Path) -> list[str]:
     return split_lines(read_text(path))
 
 
-def parse_json(text: str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The value of a JSON text. NaN, which some programs write for what is missing, is None.
+def _parse_constant(name: str) -> None:
+    """The value of NaN, Infinity and -Infinity, which are not JSON but which Python writes."""
+    if name != "NaN":
+        raise ValueError(f"not JSON ({name} is no number)")
 
-    ``pairs``: makes the value of a JSON object from its names and values, see ``json.loads``.
 
-    Raises:
-      ValueError: the reason in a few words: it is not JSON, is nested too deep, or has a number of thousands of digits.
-    """
-
-    def constant(name: str) -> None:
-        """The value of NaN, Infinity and -Infinity, which are not JSON but which Python writes."""
-        if name != "NaN":
-            raise ValueError(f"not JSON ({name} is no number)")
-
+@contextlib.contextmanager
+def _json_reasons() -> Iterator[None]:
+    """Turns what the JSON parser raises into ValueError with the reason in a few words."""
     try:
-        return json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
+        yield
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:
@@ -144,3 +140,30 @@ def parse_json(text: str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | Non
         if "integer string conversion" in str(error):  # Python's limit, see sys.set_int_max_str_digits
             raise ValueError("not usable: it has a number of thousands of digits") from error
         raise
+
+
+def parse_json(text: str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text. NaN, which some programs write for what is missing, is None.
+
+    ``pairs``: makes the value of a JSON object from its names and values, see ``json.loads``.
+
+    Raises:
+      ValueError: the reason in a few words: it is not JSON, is nested too deep, or has a number of thousands of digits.
+    """
+    with _json_reasons():
+        return json.loads(text, parse_constant=_parse_constant, object_pairs_hook=pairs)
+
+
+class JsonDecoder:
+    """Reads JSON values within a text, as `parse_json` does, and finds out where they end.
+
+    ``pairs``: see `parse_json`.
+    """
+
+    def __init__(self, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None):
+        self._decoder = json.JSONDecoder(parse_constant=_parse_constant, object_pairs_hook=pairs)
+
+    def decode(self, text: str, start: int) -> tuple[Any, int]:
+        """``(value, end)`` of the value that begins at ``text[start]``; ValueError with the reason if there is none."""
+        with _json_reasons():
+            return self._decoder.raw_decode(text, start)

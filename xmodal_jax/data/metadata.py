@@ -1,33 +1,25 @@
-"""Read ``metadata.jsonl`` or ``metadata.csv``: one line per example, naming its files, captions and label."""
+"""Read ``metadata.jsonl`` or ``metadata.csv``: one line per example, naming its files, captions and label. Also as
+``metadata.tsv``, or ``metadata.json``."""
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xmodal_jax.core.paths import leaves_folder
-from xmodal_jax.core.text_files import (
-    distinct_fields,
-    first_duplicate,
-    normalise,
-    parse_json,
-    read_damaged,
-    shorten,
-    split_lines,
-    surrogate_in,
-)
+from xmodal_jax.core.text_files import normalise, shorten, surrogate_in
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.columns import FILE_MODALITIES, ColumnRoles, assign_columns
+from xmodal_jax.data.lines import Line, read_lines_of_table
 from xmodal_jax.data.media import modality_of_file
 from xmodal_jax.types import kind_of
 
@@ -52,6 +44,8 @@ class Record(NamedTuple):
     """The text of a CSV cell that is a whole number, ``label``, but can also be meant as a name."""
     group: str | None = None
     """What is equal for the records of a split that show the same picture; None: the names of their files tell."""
+    path: Path | None = None
+    """The file of ``line``; None: the metadata file of the split, as for all its records."""
 
     @property
     def picture(self) -> str | None:
@@ -68,14 +62,6 @@ class Record(NamedTuple):
         by_kind = {kind_of(m): name for m, name in reversed(sorted(self.files.items()))}
         name = next((by_kind[kind] for kind in ("image", "video", "audio") if kind in by_kind), None)
         return None if name is None else posixpath.normpath(normalise_name(name))
-
-
-class _Line(NamedTuple):
-    """A line of a metadata file that could be parsed."""
-
-    number: int
-    """From 1; of a CSV row of several lines, the first."""
-    fields: dict[str, Any]
 
 
 def in_test_split(name: str) -> bool:
@@ -146,89 +132,17 @@ def find_metadata(folder: Path) -> Path | None:
     Raises:
       ValueError: there are two.
     """
-    files = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()]
-    if len(files) == 2:
-        raise ValueError(f"{folder} has both metadata.jsonl and metadata.csv: keep one of them.")
-    return files[0] if files else None
+    # Beside metadata.jsonl or metadata.csv the other names are likely to be of something else.
+    for names in (("metadata.jsonl", "metadata.csv"), ("metadata.tsv", "metadata.json")):
+        files = [folder / name for name in names if (folder / name).is_file()]
+        if len(files) == 2:
+            raise ValueError(f"{folder} has both {names[0]} and {names[1]}: keep one of them.")
+        if files:
+            return files[0]
+    return None
 
 
-def _jsonl_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
-    """The lines of a JSON lines file that are JSON objects; other lines that are not blank are added to
-    ``bad_examples``."""
-    for number, line in enumerate(split_lines(read_damaged(path)), 1):
-        if not line.strip():
-            continue
-        try:
-            # `read_damaged` puts a lone surrogate in place of a byte that is not UTF-8; ``damage`` describes it.
-            if damage := surrogate_in(line):
-                raise ValueError(damage)
-            # `distinct_fields` raises ValueError where a key occurs twice; ``json`` alone would keep the last.
-            fields = parse_json(line, pairs=distinct_fields)
-        except ValueError as error:
-            bad_examples.add(path, number, f"the line cannot be read: {error}")
-            continue
-        if not isinstance(fields, dict):
-            reason = 'the line is not a JSON object such as {"file_name": ..., "text": ...}'
-            bad_examples.add(path, number, reason)
-            continue
-        yield _Line(number, fields)
-
-
-def _csv_rows(
-    lines: list[str], path: Path, bad_examples: BadExamples
-) -> Iterator[tuple[int, int, list[str]]]:
-    """``(start, stop, cells)`` of each row of a CSV file, which is in the ``lines[start:stop]``; rows that are not CSV
-    are added to ``bad_examples``.
-
-    A quote that is not closed makes one row of all that follows. Such a row is bad, and the next one begins at the line
-    after its first, so that it costs no other row.
-    """
-    first = 0  # the line at which the reader begins
-    while first < len(lines):
-        reader = csv.reader((lines[k] for k in range(first, len(lines))), strict=True)  # noqa: B023
-        start = first
-        try:
-            for cells in reader:  # line_num: how many lines the reader has read so far
-                yield start, first + reader.line_num, cells
-                start = first + reader.line_num
-            return
-        except csv.Error as error:
-            bad_examples.add(path, start + 1, f"the line is not CSV ({error})")
-            first = start + 1
-
-
-def _csv_lines(path: Path, bad_examples: BadExamples) -> Iterator[_Line]:
-    """The lines of a CSV file whose cells fit the header; the others are added to ``bad_examples``.
-
-    Raises:
-      ValueError: the header has a column twice, or is not UTF-8.
-    """
-    lines = split_lines(read_damaged(path), keep_ends=True)
-    header: list[str] | None = None
-    for start, stop, cells in _csv_rows(lines, path, bad_examples):
-        if stop == start + 1 and not lines[start].strip():
-            continue
-        # The first line of the row that is damaged, and how; a row may have line breaks in its cells.
-        damages = ((k, surrogate_in(lines[k])) for k in range(start, stop))
-        line, damage = next(((k, damage) for k, damage in damages if damage), (start, None))
-        if header is None:
-            header = [name.strip() for name in cells]
-            twice = first_duplicate(header)
-            if damage or twice is not None:
-                reason = damage or f"the column {shorten(twice)} is there twice: rename one"
-                raise ValueError(f"{path}:{line + 1}: {reason}.")
-            continue
-        if damage is None and len(cells) > len(header):
-            damage = f"more cells than the header has ({', '.join(header)})"
-        if damage is None and len(cells) < len(header):
-            damage = f"fewer cells than the header has: no {shorten(header[len(cells)])}"
-        if damage:
-            bad_examples.add(path, line + 1, damage)
-            continue
-        yield _Line(start + 1, dict(zip(header, cells, strict=True)))
-
-
-def _drop_empty(lines: list[_Line], fields: Mapping[str, Collection[str]]) -> list[_Line]:
+def _drop_empty(lines: list[Line], fields: Mapping[str, Collection[str]]) -> list[Line]:
     """The lines of a CSV file with None for each empty cell, which stands for a missing file or label because CSV has
     no null. An empty cell of the field ``text`` stays, so that `parse_captions` rejects it."""
 
@@ -296,7 +210,7 @@ def _group(value: Any) -> str:
     return _text(str(value).strip())
 
 
-def _file_name(column: str, value: Any, allow_outside: bool) -> str:
+def parse_file_name(column: str, value: Any, allow_outside: bool) -> str:
     """The file name in a field; ValueError if it is none, or leads out of the folder without ``allow_outside``."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{column!r} is not a file name: {shorten(value)}")
@@ -325,7 +239,7 @@ class _Format(NamedTuple):
     """Whether files may lie outside of the folder of the metadata."""
 
 
-def _record(line: _Line, form: _Format) -> Record:
+def _record(line: Line, form: _Format) -> Record:
     """The record of a line; raises ValueError with the reason if its fields are not valid."""
     absent = sorted(set(form.required) - set(line.fields))
     if absent:
@@ -351,7 +265,7 @@ def _record(line: _Line, form: _Format) -> Record:
             elif field != "file_name" and kind_of(field) == "text":
                 captions[field] = captions.get(field, []) + parse_captions(value)
             else:
-                name = _file_name(column, value, form.allow_outside)
+                name = parse_file_name(column, value, form.allow_outside)
                 modality = modality_of_file(name) if field == "file_name" else field
                 if modality is None:
                     raise ValueError(f"the file type of {shorten(name)} is not known")
@@ -368,7 +282,7 @@ SAMPLED_LINES = 100
 """Lines whose values tell what a column holds."""
 
 
-def _contents(lines: list[_Line], column: str) -> set[str]:
+def _contents(lines: list[Line], column: str) -> set[str]:
     """What kinds of values a column has: ``text``, ``number``, and ``image``, ``audio`` or ``video`` for file names."""
     kinds: set[str] = set()
     for line in lines[:SAMPLED_LINES]:
@@ -383,7 +297,7 @@ def _contents(lines: list[_Line], column: str) -> set[str]:
     return kinds
 
 
-def _check_columns(path: Path, lines: list[_Line], names: Collection[str], roles: ColumnRoles) -> None:
+def _check_columns(path: Path, lines: list[Line], names: Collection[str], roles: ColumnRoles) -> None:
     """Raises ValueError if no column names a file or a caption, or if one names files that would not be read.
 
     ``names``: the columns of all lines.
@@ -397,7 +311,7 @@ def _check_columns(path: Path, lines: list[_Line], names: Collection[str], roles
         return
     advice = f"give --columns file_name={(columns_of_files or ['COLUMN'])[0]} (and text=COLUMN, label=COLUMN)"
     if len(names) == 1 and any(mark in next(iter(names)) for mark in ";\t|"):
-        advice = "separate the columns by commas"
+        advice = f"separate the columns by {'tabs' if path.suffix == '.tsv' else 'commas'}"
     raise ValueError(
         f"{path}: no column file_name{'' if has_captions else ' or text'}; found {', '.join(names)}: {advice}, or "
         "rename the columns."
@@ -434,8 +348,29 @@ def read_metadata(
         the file does not have.
       BadExampleError: a line that cannot be read, under ``on_bad_example="stop"``.
     """
-    typed = path.suffix != ".csv"
-    lines = list((_jsonl_lines if typed else _csv_lines)(path, bad_examples))
+    return read_records(
+        path,
+        read_lines_of_table(path, bad_examples),
+        bad_examples,
+        typed=path.suffix in (".jsonl", ".json"),
+        columns=columns,
+        allow_outside=allow_outside,
+        modalities=modalities,
+    )
+
+
+def read_records(
+    path: Path,
+    lines: list[Line],
+    bad_examples: BadExamples,
+    *,
+    typed: bool,
+    columns: Mapping[str, str] | None = None,
+    allow_outside: bool = False,
+    modalities: Collection[str] | None = None,
+) -> list[Record]:
+    """The records of ``lines``, which were read from a table in any format; see `read_metadata`. ``typed``: whether
+    values have types, as in JSON."""
     if not lines:
         return []
     counts = Counter(column for line in lines for column in line.fields)

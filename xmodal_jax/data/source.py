@@ -56,7 +56,9 @@ class Source(abc.ABC):
     speaker_names: tuple[str, ...] | None = None
     """The name of each value of ``speaker`` that occurs in training."""
     test_splits: tuple[str, ...] = ("test",)
-    """The names of the data set's test splits."""
+    """The names of the data set's test splits. Empty: it has none, so that a part of another one becomes it."""
+    validation_split: str | None = None
+    """The name of its validation split; None: it has none, so that a part of the training split becomes it."""
     arrays: dict[str, Any] | None = None
     """All fields of all examples, where the whole source lies in memory."""
 
@@ -170,6 +172,10 @@ class SourceView(Source):
     @property
     def test_splits(self) -> tuple[str, ...]:
         return self.source.test_splits
+
+    @property
+    def validation_split(self) -> str | None:
+        return self.source.validation_split
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return self.source.presence(self.source_indices(indices))

@@ -59,6 +59,11 @@ class Table(abc.ABC):
     """A number for each row, int32 ``[R]``, equal for rows that show the same picture; -1: the row shares its picture
     with no other. None: no two rows show the same one."""
 
+    test_splits: tuple[str, ...] = ("test",)
+    """The names of the data set's test splits, see `Source.test_splits`."""
+    validation_split: str | None = None
+    """The name of its validation split, see `Source.validation_split`."""
+
     @abc.abstractmethod
     def __len__(self) -> int:
         """The number of rows."""

@@ -1,4 +1,5 @@
-"""``--data folder:PATH``: image, audio and video files listed in a metadata file (see `read_metadata`)."""
+"""``--data folder:PATH``: image, audio and video files listed in a metadata file (see `read_metadata`), or in another
+layout that is known (see `layouts`)."""
 
 from __future__ import annotations
 
@@ -13,88 +14,95 @@ import numpy as np
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.labels import Labels
-from xmodal_jax.data.metadata import (
-    Record,
-    choose_test,
-    find_metadata,
-    read_metadata,
-)
+from xmodal_jax.data.layouts.find import find_layout
+from xmodal_jax.data.layouts.layout import Layout, ReadOptions, SplitFiles
+from xmodal_jax.data.metadata import Record, choose_test
 from xmodal_jax.data.sources.tables import TableSource
+from xmodal_jax.data.split_names import find_splits, test_and_validation
 from xmodal_jax.data.table import Content, FolderFile, Row, Table
 from xmodal_jax.types import kind_of
 
 
 class _Listing(NamedTuple):
-    path: Path
-    """The metadata file of the split."""
-    records: list[Record]
-    all_records: list[tuple[Path, list[Record]]]
-    """The records of all splits with the folders that their files are in, so that a class has the same index and an
-    image the same size in each split."""
+    """A split of a folder."""
+
+    name: str
+    """The split in messages: its metadata file, or its folder."""
+    parts: list[tuple[SplitFiles, list[Record]]]
+    """Where the split is written down, with its records: several, such as ``train-clean-100`` and
+    ``train-clean-360``."""
+    all_parts: list[tuple[SplitFiles, list[Record]]]
+    """Those of all splits, so that a class has the same index and an image the same size in each split."""
+    splits: tuple[str, ...]
+    """The names of all splits; empty: the folder has none."""
 
 
-def _list_split(
-    root: Path,
-    split: str,
-    bad_examples: BadExamples,
-    columns: Mapping[str, str] | None = None,
-    allow_outside: bool = False,
-    modalities: Collection[str] | None = None,
-) -> _Listing:
-    """The metadata records of one split of the folder ``root``; see `FolderSource` for where splits are found, and
-    `read_metadata` for the last three.
+def _list_split(root: Path, split: str, bad_examples: BadExamples, options: ReadOptions) -> _Listing:
+    """The records of one split of the folder ``root``; see `FolderSource` for where splits are found.
 
     Raises:
-      FileNotFoundError: no such folder, or no metadata file in it.
-      ValueError: no such split.
+      FileNotFoundError: no such folder, or none of the layouts that are known.
+      ValueError: no such split, or two layouts.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"folder:{root}: there is no such folder.")
-    splits = sorted(d.name for d in root.iterdir() if d.is_dir() and find_metadata(d))
-    if splits and split in splits:
-        path = find_metadata(root / split)
-        records = read_metadata(path, bad_examples, columns, allow_outside, modalities)
-        other_splits = [find_metadata(root / name) for name in splits if name != split]
-    elif splits:
-        raise ValueError(
-            f"{root} has no split {split!r}; its folders with a metadata file are: {', '.join(splits)}. Add the folder "
-            f"{split}/; or move the files of one folder to {root}, of which a tenth is then the test split."
-        )
-    else:
-        path, other_splits = find_metadata(root), []
-        if path is None:
-            raise FileNotFoundError(
-                f"{root} has no metadata.jsonl or metadata.csv, nor have its folders train/ and test/. Write one line "
-                'per example, such as {"file_name": "0001.png", "text": "a red circle", "label": "circle"}.'
-            )
-        if split not in ("train", "test", "all"):
-            raise ValueError(
-                f"{root} has no split folders, so that the split must be train, test or all: {split!r}."
-            )
-        records = read_metadata(path, bad_examples, columns, allow_outside, modalities)
-    all_records = [(path.parent, records)]
-    pictures_of_others = set()
-    for other in other_splits:  # a split's bad examples are reported when that split is opened
-        records_of_other = read_metadata(other, BadExamples("skip"), columns, allow_outside, modalities)
-        all_records.append((other.parent, records_of_other))
-        pictures_of_others |= {_location(other.parent, r) for r in records_of_other}
+    layout, splits = find_layout(root)
+    if [*splits] == ["all"]:
+        return _list_part(root, splits["all"], split, bad_examples, options)
+    chosen = find_splits(split, splits)
+    if not chosen:
+        raise _no_split(root, split, layout, splits)
+    if len(chosen) > 1:
+        bad_examples.remark(f"{root}: the split {split!r} is {' and '.join(chosen)}")
+    parts = [(splits[name], splits[name].records(options, bad_examples)) for name in chosen]
+    # A split's bad examples are reported when that split is opened.
+    others = [
+        (files, files.records(options, BadExamples("skip")))
+        for name, files in splits.items()
+        if name not in chosen
+    ]
+    name = str(parts[0][0].path) if len(parts) == 1 else f"{root} ({split})"
     if split != "train":
+        pictures_of_others = {_location(files.folder, r) for files, records in others for r in records}
+        locations = [_location(files.folder, r) for files, records in parts for r in records]
         bad_examples.note(
-            f"The pictures of {{examples}} in {path} are in another split too: the scores are not those of unseen "
+            f"The pictures of {{examples}} in {name} are in another split too: the scores are not those of unseen "
             "pictures alone.",
-            sum(
-                r.picture_file is not None and _location(path.parent, r) in pictures_of_others
-                for r in records
-            ),
+            sum(location is not None and location in pictures_of_others for location in locations),
         )
-    if not splits and split != "all":
-        in_test = choose_test(_names_for_split(records), path)
+    all_parts = sorted([*parts, *others], key=lambda part: (part[0].folder, part[0].path))
+    return _Listing(name, parts, all_parts, tuple(splits))
+
+
+def _list_part(
+    root: Path, files: SplitFiles, split: str, bad_examples: BadExamples, options: ReadOptions
+) -> _Listing:
+    """The split ``train`` or ``test`` of a folder without splits, a tenth of which is the test split; or ``all``."""
+    if split not in ("train", "test", "all"):
+        raise ValueError(
+            f"{root} has no split folders, so that the split must be train, test or all: {split!r}."
+        )
+    records = files.records(options, bad_examples)
+    all_parts = [(files, records)]
+    if split != "all":
+        in_test = choose_test(_names_for_split(records), files.path)
         records = [r for r, test in zip(records, in_test, strict=True) if test == (split == "test")]
-    return _Listing(path, records, sorted(all_records, key=lambda folder_and_records: folder_and_records[0]))
+    return _Listing(str(files.path), [(files, records)], all_parts, ())
+
+
+def _no_split(root: Path, split: str, layout: Layout, splits: Collection[str]) -> ValueError:
+    """The error for a split that is not there."""
+    names = ", ".join(sorted(splits))
+    if layout.name != "metadata":
+        return ValueError(f"{root} ({layout.name}) has no split {split!r}; it has: {names}.")
+    return ValueError(
+        f"{root} has no split {split!r}; its folders with a metadata file are: {names}. Add the folder {split}/; or "
+        f"move the files of one folder to {root}, of which a tenth is then the test split."
+    )
 
 
 def _location(folder: Path, record: Record) -> str | None:
-    """The path of a record's picture; its metadata file lies in ``folder``."""
+    """The path of a record's picture; the names of its files are in ``folder``."""
     name = record.picture_file
     return None if name is None else posixpath.normpath(f"{folder}/{name}")
 
@@ -117,7 +125,7 @@ def _names_for_split(records: list[Record]) -> list[str]:
 
 
 class FolderTable(Table):
-    """A split of a folder, whose files are listed in a metadata file.
+    """A split of a folder, whose files are listed in metadata or lie in one of the other known `layouts`.
 
     Args:
       path: see `FolderSource`.
@@ -126,7 +134,7 @@ class FolderTable(Table):
       columns, allow_outside, modalities: see `read_metadata`.
 
     Raises:
-      FileNotFoundError: no such folder, or no metadata file.
+      FileNotFoundError: no such folder, or no layout that is known.
       ValueError: no such split.
       BadExampleError: a line that cannot be used, if those stop the run.
     """
@@ -141,19 +149,25 @@ class FolderTable(Table):
         modalities: Collection[str] | None = None,
     ):
         root = Path(path).expanduser()
-        listing = _list_split(root, split, bad_examples, columns, allow_outside, modalities)
-        self.name, self.data_set = str(listing.path), str(root)
-        self._path, self._all_records = listing.path, listing.all_records
-        counts = Counter((r.label, r.label_text) for _, records in listing.all_records for r in records)
+        listing = _list_split(root, split, bad_examples, ReadOptions(columns, allow_outside, modalities))
+        self.name, self.data_set, self._all_parts = listing.name, str(root), listing.all_parts
+        if listing.splits:
+            self.test_splits, self.validation_split = test_and_validation(listing.splits)
+        counts = Counter((r.label, r.label_text) for _, records in listing.all_parts for r in records)
         labels = Labels(counts, root)
         self.class_names = labels.names
-        # The usable records, with the index of their class as label; the others are bad examples.
+        # The usable records, with the index of their class as label, and where each is from.
         self._records: list[Record] = []
-        for record in listing.records:
-            try:
-                self._records.append(record._replace(label=labels.index(record.label, record.label_text)))
-            except ValueError as error:
-                bad_examples.add(listing.path, record.line, str(error))
+        self._files_of: list[SplitFiles] = []
+        for files, records in listing.parts:
+            for record in records:
+                try:
+                    label = labels.index(record.label, record.label_text)
+                except ValueError as error:
+                    bad_examples.add(record.path or files.path, record.line, str(error))
+                    continue
+                self._records.append(record._replace(label=label))
+                self._files_of.append(files)
         records = self._records
         self.labels = np.array([-1 if r.label is None else r.label for r in records], np.int32)
         names = {m for r in records for m in r.files}
@@ -162,40 +176,49 @@ class FolderTable(Table):
         self.caption_counts = {
             m: np.array([len(r.captions.get(m, ())) for r in records], np.int32) for m in names
         }
-        numbers: dict[str | None, int] = {None: -1}
-        self.pictures = np.array([numbers.setdefault(r.picture, len(numbers)) for r in records], np.int32)
+        self.pictures = self._number_pictures()
+
+    def _number_pictures(self) -> np.ndarray:
+        """See `Table.pictures`."""
+        numbers: dict[tuple[Path, str], int] = {}
+        pictures = np.full(len(self._records), -1, np.int32)
+        for row, (record, files) in enumerate(zip(self._records, self._files_of, strict=True)):
+            if (picture := record.picture) is not None:
+                pictures[row] = numbers.setdefault((files.folder, picture), len(numbers))
+        return pictures
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, rows: Sequence[int], modalities: Collection[str]) -> list[Row | str]:
         """As `Table.read`; nothing is opened."""
-        folder, records = self._path.parent, [self._records[row] for row in rows]
-        return [
-            Row(
-                {m: FolderFile(folder, name) for m, name in record.files.items() if m in modalities},
-                {m: captions for m, captions in record.captions.items() if m in modalities},
-            )
-            for record in records
-        ]
+        result: list[Row | str] = []
+        for row in rows:
+            folder, record = self._files_of[row].folder, self._records[row]
+            files = {m: FolderFile(folder, name) for m, name in record.files.items() if m in modalities}
+            captions = {m: captions for m, captions in record.captions.items() if m in modalities}
+            result.append(Row(files, captions))
+        return result
 
     def location(self, row: int) -> tuple[str | Path, int]:
-        return self._path, self._records[row].line
+        record = self._records[row]
+        return record.path or self._files_of[row].path, record.line
 
     def contents_key(self, row: int, modalities: Collection[str]) -> Hashable:
-        """The names of the row's files."""
-        return tuple((m, name) for m, name in self._records[row].files.items() if m in modalities)
+        """The folder and the names of the row's files."""
+        names = tuple((m, name) for m, name in self._records[row].files.items() if m in modalities)
+        return self._files_of[row].folder, names
 
     def sample_images(self, count: int, modalities: Collection[str]) -> list[Content]:
         """As `Table.sample_images`; of a row with an image and a video the first. MP4 files, whose size is not known
         before they are decoded, are left out."""
         files = []
-        for folder, records in self._all_records:
+        for split_files, records in self._all_parts:
             for record in records:
                 names = (record.files[m] for m in record.files if m in modalities and kind_of(m) != "audio")
                 name = next(names, None)
                 if name is not None and not name.lower().endswith(".mp4"):
-                    files.append(FolderFile(folder, name))
+                    files.append(FolderFile(split_files.folder, name))
         spaced = np.linspace(0, len(files) - 1, min(count, len(files))).astype(np.int64)
         return [files[k] for k in np.unique(spaced)]
 
@@ -204,12 +227,14 @@ class FolderSource(TableSource):
     """A folder of image, audio and video files.
 
     ``path`` holds ``train/`` and ``test/`` (or other splits), each with a metadata file. Or it holds one metadata file;
-    then a tenth of its lines, chosen by the SHA-1 of their file names, is the test split. Lines with the same file name
-    show the same picture. Class names are the lines of ``classes.txt``, or else the sorted label names of all splits.
+    then a tenth of its lines, chosen by the SHA-1 of their file names, is the test split. Or it has one of the other
+    known `layouts`, such as COCO's. Lines with the same file name, or the same ``group``, show the same picture. Class
+    names are the lines of ``classes.txt``, or else the sorted label names of all splits.
 
     Args:
       path: the folder.
-      split: ``train``, ``test``, or the name of another folder with metadata; ``all`` where there are no such folders.
+      split: the name of a split; ``train``, ``validation`` and ``test`` also mean the splits that are called so in
+        other words, such as ``val2017`` (see `split_names.find_splits`). ``all`` where there are no splits.
       columns: the columns of the metadata that have other names than those of `read_metadata`, such as
         ``{"file_name": "filename"}``.
       allow_outside: whether the metadata may name files outside of their folder.

@@ -194,7 +194,8 @@ class TableSource(Source):
     ):
         self.bad_examples = BadExamples() if bad_examples is None else bad_examples
         self._table, self._workers, self._prompt = table, workers, prompt
-        self.class_names = table.class_names
+        self.class_names, self.test_splits = table.class_names, table.test_splits
+        self.validation_split = table.validation_split
         wanted = sort_modalities([*table.has_file, *table.caption_counts])
         wanted = tuple(m for m in wanted if modalities is None or m in modalities)
         self._files = tuple(m for m in wanted if m in table.has_file)

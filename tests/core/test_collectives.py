@@ -33,6 +33,31 @@ def test_without_an_axis_everything_is_the_identity():
     np.testing.assert_array_equal(collectives.global_index(3), [0, 1, 2])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        collectives.psum,
+        collectives.all_gather,
+        lambda x, axis_name: collectives.batch_mean(x, axis_name=axis_name),
+        lambda x, axis_name: collectives.global_mean(x, axis_name=axis_name),
+        lambda x, axis_name: collectives.share(x[0], axis_name=axis_name),
+        lambda x, axis_name: collectives.global_index(3, axis_name=axis_name),
+        lambda x, axis_name: collectives.roll_batch(x, axis_name=axis_name),
+        lambda x, axis_name: collectives.axis_size(axis_name),
+    ],
+)
+def test_an_axis_that_does_not_exist_is_named(function):
+    for call in (function, jax.jit(function, static_argnums=1)):
+        with pytest.raises(ValueError, match="axis_name is 'data', but there is no such axis here: call"):
+            call(X, "data")
+    jax.vmap(lambda x: function(x, "data"), axis_name="data")(X[None])
+
+
+def test_the_mean_that_refuses_its_arguments_is_named():
+    with pytest.raises(ValueError, match="^global_mean: weights must be"):
+        collectives.global_mean(X, W[:3])
+
+
 @MODES
 def test_batch_mean_shares_sum_to_the_weighted_mean(mode):
     """One device holds no weight at all; a value of weight 0 is infinite."""

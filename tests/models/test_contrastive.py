@@ -211,8 +211,14 @@ def test_equal_texts_have_equal_ids_and_others_do_not():
 
 
 def test_what_cannot_be_aligned_is_refused():
-    with pytest.raises(ValueError, match="at least two"):
+    with pytest.raises(
+        ValueError, match="two modalities or more are aligned, got text: name them by --modalities"
+    ):
         make_contrastive(CONFIG, ("text",), vocab_size=19)
+    with pytest.raises(
+        ValueError, match="--model.anchor.* must be one of the modalities text, image, got audio"
+    ):
+        ContrastiveConfig(anchor="audio").pairs(("text", "image"))
     with pytest.raises(ValueError, match="anchor"):
         ContrastiveConfig(anchor="smell")
     with pytest.raises(ValueError, match="temperature must be above 0.01"):

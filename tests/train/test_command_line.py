@@ -232,7 +232,13 @@ def test_another_flag_may_imply_a_part():
         ("seven", "'seven' belongs to no option; --help lists them"),
         ("--steps 0", "--steps must be at least 1, got 0"),
         ("--model.encoder.width 0", "--model.encoder: width must be positive, got 0"),
-        ("--steps many", "--steps: invalid literal for int() with base 10: 'many'"),
+        ("--steps many", "--steps: a whole number is expected, got 'many'"),
+        ("--steps 1e3", "--steps: a whole number is expected, got '1e3'; write 1000"),
+        ("--steps 1e400", "--steps: a whole number is expected, got '1e400'"),
+        ("--steps nan", "--steps: a whole number is expected, got 'nan'"),
+        ("--steps 2.5", "--steps: a whole number is expected, got '2.5'"),
+        ("--size many", "--size: a whole number or None is expected, got 'many'"),
+        ("--model.scale wide", "--model.scale: a number is expected, got 'wide'"),
         (
             "--model.encoder.norm batch",
             "invalid choice 'batch' for argument '--model.encoder.norm'. Expected one of ('group', 'none').",
@@ -255,7 +261,7 @@ FRAMED = """\
 
 
 def test_the_frame_of_a_terminal_is_left_out():
-    assert _message_of(FRAMED, Config) == "--steps: invalid literal for int() with base 10: 'x'"
+    assert _message_of(FRAMED, Config) == "--steps: a whole number is expected, got 'x'"
 
 
 def test_a_choice_is_checked_with_the_flags_that_follow_it():

@@ -13,7 +13,7 @@ from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train.config import RunConfig, shrink
-from xmodal_jax.train.loop import NonFiniteError, Preempted, fit
+from xmodal_jax.train.loop import NonFiniteError, Preempted, fit, refuse_unused_text_options
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
 from xmodal_jax.types import Method
@@ -144,6 +144,24 @@ def test_early_stopping_keeps_the_best(tmp_path):
     )  # fmt: skip
     assert result.steps == 8
     assert (tmp_path / "checkpoints" / "best" / "4").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("option", "flag"),
+    [
+        (dict(tokenizer="bpe"), "--tokenizer"),
+        (dict(vocab_size=300), "--vocab-size"),
+        (dict(text_length=9), "--text-length"),
+        (dict(text_cleanup="lower"), "--text-cleanup"),
+    ],
+)
+def test_options_of_texts_are_refused_where_there_are_none(option, flag):
+    config = RunConfig(**option)
+    with pytest.raises(ValueError, match=f"^{flag} has no effect, because no text is read"):
+        refuse_unused_text_options(config, ["image", "index", "context"])
+    for fields in (["text", "text_mask"], ["image", "text_1_mask"]):
+        refuse_unused_text_options(config, fields)
+    refuse_unused_text_options(RunConfig(), ["image"])
 
 
 def test_flags_that_contradict_each_other_are_refused():

@@ -11,7 +11,7 @@ from xmodal_jax.nets.encoders import TextTransformerConfig, build_encoder
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.optim import Optimizer, make_optimizer
 from xmodal_jax.train.parallel import MIN_SHARDED_SIZE, DeviceData, leaf_spec, make_engine
-from xmodal_jax.train.step import describe_non_finite, make_init, make_step
+from xmodal_jax.train.step import check_accumulation, describe_non_finite, make_init, make_step
 from xmodal_jax.types import Method
 
 
@@ -216,3 +216,11 @@ def test_where_the_state_is_split_weights_travel_and_activations_do_not(monkeypa
     assert bytes_sent(method, 256) < 1.3 * bytes_sent(method, 64)
     monkeypatch.setattr(collectives, "mesh_size", lambda: 1)
     assert bytes_sent(method, 256) > 2 * bytes_sent(method, 64)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused_with_the_flag():
+    batch = {"x": np.zeros((8, 3)), "index": np.arange(8)}
+    for parts in (1, 2, 8):
+        check_accumulation(parts, batch)
+    with pytest.raises(ValueError, match="^--optimizer.accumulate is 3, .* of 8 examples \\(--batch-size"):
+        check_accumulation(3, batch)

@@ -83,7 +83,8 @@ def require_whole_batch(operation: str) -> None:
     if parts() > 1:
         raise ValueError(
             f"accumulate = {parts()} splits the batch into parts, but the loss needs the whole batch at once (it calls "
-            f"{operation}): set accumulate to 1, and make the batch or the networks smaller if memory does not suffice"
+            f"{operation}): set accumulate to 1 (--optimizer.accumulate), and make the batch or the networks smaller "
+            "if memory does not suffice"
         )
 
 

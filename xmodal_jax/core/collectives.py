@@ -26,25 +26,42 @@ from xmodal_jax.core.checks import check_shapes
 AxisName = str | None
 
 
+def _require_axis(axis_name: AxisName) -> None:
+    """Raises ValueError if there is no axis of this name in the program that is being traced."""
+    if axis_name is None:
+        return
+    try:
+        jax.lax.axis_size(axis_name)
+    except NameError:
+        raise ValueError(
+            f"axis_name is {axis_name!r}, but there is no such axis here: call the function within jax.pmap, jax.vmap "
+            f"or jax.shard_map over an axis of this name, or leave axis_name out on one device"
+        ) from None
+
+
 def psum(x, axis_name: AxisName):
     """The sum over devices of each array of a pytree: of shares of a loss, the loss."""
     accumulation.require_whole_batch("psum")
+    _require_axis(axis_name)
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def all_gather(x: Shaped[Array, "batch ..."], axis_name: AxisName) -> Shaped[Array, "global_batch ..."]:
     """The arrays of all devices, concatenated along the first axis in the order of devices; differentiable."""
     accumulation.require_whole_batch("all_gather")
+    _require_axis(axis_name)
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=0, tiled=True)
 
 
 def axis_index(axis_name: AxisName):
     """The number of this device on the axis, from 0; 0 without an axis."""
+    _require_axis(axis_name)
     return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def axis_size(axis_name: AxisName) -> int:
     """The number of devices on the axis; 1 without an axis."""
+    _require_axis(axis_name)
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
@@ -68,6 +85,7 @@ def batch_mean(
         >>> batch_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))
         Array(2., dtype=float32)
     """
+    _require_axis(axis_name)
     if weights is None:
         weights = jnp.ones_like(values)
     weights = weights.astype(values.dtype)
@@ -77,6 +95,7 @@ def batch_mean(
     return (weights * values).sum() / jnp.where(total > 0, total, 1.0)
 
 
+@check_shapes
 def global_mean(
     values: Float[Array, "batch"], weights: Float[Array, "batch"] | None = None, *, axis_name: AxisName = None
 ) -> Float[Array, ""]:
@@ -131,6 +150,7 @@ def share(value: Float[Array, ""], *, axis_name: AxisName = None) -> Float[Array
     For losses that are one number of the whole batch, such as a function of its moments, and not a mean of terms; and
     for numbers that do not depend on the batch, such as a temperature.
     """
+    _require_axis(axis_name)
     if accumulation.parts() > 1:
         value = value / accumulation.parts()
     if axis_name is None:

@@ -269,8 +269,14 @@ class ContrastiveConfig:
             if self.anchor is None or self.anchor in pair
         ]
         if not pairs:
+            given = ", ".join(modalities)
+            if len(modalities) > 1:
+                raise ValueError(
+                    f"anchor (--model.anchor) must be one of the modalities {given}, got {self.anchor}"
+                )
             raise ValueError(
-                f"nothing to align: modalities {modalities}, anchor {self.anchor}; at least two are needed"
+                f"two modalities or more are aligned, got {given or 'none'}: name them by --modalities, such as "
+                "--modalities text image"
             )
         return pairs
 

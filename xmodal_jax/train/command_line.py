@@ -509,7 +509,34 @@ def _message_of(box: str, config_class: Any) -> str:
     message = after_rulers[0] if after_rulers and "╭" not in box else before_ruler
     message = re.sub(r"\s+", " ", message).strip()
     message = message.removeprefix(f"Error parsing {getattr(config_class, '__name__', '')}: ")
-    return re.sub("^Error parsing (?:--)?", "--", message)
+    message = re.sub("^Error parsing (?:--)?", "--", message)
+    return re.sub(WRONG_VALUE, lambda found: _explain_value(*found.groups()), message)
+
+
+WRONG_VALUE = (
+    r"invalid literal for (int)\(\) with base 10: (.*)$"
+    r"|could not convert string to (float): (.*)$"
+    r"|no type matching (\S+) could be instantiated from \[(.*?)\]\. Got errors: .*$"
+)
+"""What tyro writes of a value that is not of the type of its option: the message of Python's conversion, or, where the
+option has several types, one message for each."""
+
+TYPE_WORDS = {"int": "a whole number", "float": "a number", "{None}": "None"}
+"""How messages name the types of options; others as tyro writes them in its help."""
+
+
+def _explain_value(*groups: str | None) -> str:
+    """What is expected in place of a value. ``groups``: those of `WRONG_VALUE`, of which one pair is not None: the
+    types, such as ``{None}|INT``, and the value in quotes."""
+    types, value = (group for group in groups if group is not None)
+    names = [TYPE_WORDS.get(name, TYPE_WORDS.get(name.lower(), name)) for name in types.split("|")]
+    names.sort(key="None".__eq__)  # None comes last
+    advice = ""
+    with contextlib.suppress(ValueError, OverflowError):
+        number = float(value.strip("'"))
+        if number.is_integer() and "a whole number" in names:
+            advice = f"; write {int(number)}"
+    return f"{' or '.join(names)} is expected, got {value}{advice}"
 
 
 def explain_unknown(words: Sequence[str], config: Any) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -182,6 +183,7 @@ class TrainingLoop:
             data=self._feed.resident, frozen=self.engine.put_frozen(training.frozen)
         )
         example = numeric_fields(loader.example())
+        refuse_unused_text_options(config, example)
         self._example = example
         """A batch of one example, for the shapes of the model's inputs."""
         model = getattr(
@@ -469,6 +471,21 @@ class TrainingLoop:
             resumed=self.start,
             frozen=self._device_data.frozen,
         )
+
+
+TEXT_OPTIONS = ("tokenizer", "vocab_size", "text_length", "text_cleanup")
+"""The options of `train.config.DataConfig` that say how texts become tokens."""
+
+
+def refuse_unused_text_options(config: RunConfig, fields: Collection[str]) -> None:
+    """Raises ValueError if ``config`` sets an option that says how texts become tokens, and the data with these
+    ``fields`` have no text."""
+    if any(field.partition("_")[0] == "text" for field in fields):
+        return
+    for field in dataclasses.fields(config):
+        if field.name in TEXT_OPTIONS and getattr(config, field.name) != field.default:
+            flag = f"--{field.name.replace('_', '-')}"
+            raise ValueError(f"{flag} has no effect, because no text is read from the data: leave it out")
 
 
 def load_pretrained_params(state: Any, engine: Engine, training: Training, example: Any) -> Any:

@@ -186,6 +186,7 @@ def _make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step of training; see `make_step`."""
+        check_accumulation(config.accumulate, batch)
         key = jax.random.fold_in(state.key, state.step)
         if "index" in batch:  # losses with a schedule read the number of the step, int [B], from the batch
             batch = {**batch, "step": jnp.full(batch["index"].shape[:1], state.step, jnp.int32)}
@@ -207,6 +208,16 @@ def _make_step(
         return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
 
     return step
+
+
+def check_accumulation(accumulate: int, batch: Batch) -> None:
+    """Raises ValueError if ``accumulate``, the number of parts, does not divide the examples of a batch."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if accumulate > 1 and size % accumulate:
+        raise ValueError(
+            f"--optimizer.accumulate is {accumulate}, which does not divide the batch of {size} examples "
+            f"(--batch-size, in the mode pmap over the number of devices): choose a divisor of {size}"
+        )
 
 
 def describe_non_finite(finite: np.ndarray, names: list[str]) -> str | None:

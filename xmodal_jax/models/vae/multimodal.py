@@ -80,7 +80,10 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
       ValueError: if there are fewer than two modalities.
     """
     if len(sizes) < 2:
-        raise ValueError(f"a multimodal VAE needs two modalities at least, got {', '.join(sizes) or 'none'}")
+        given = ", ".join(sizes) or "none"
+        raise ValueError(
+            f"a multimodal VAE needs two modalities at least, got {given}: name them by --modalities"
+        )
     # rescale: whether the weights of log-likelihoods make up for the modalities' numbers of elements.
     used = used_configs(config, sizes, rescale=config.rescale)
     network = Network(config.network_config(), used, make_groups(sizes))

@@ -9,8 +9,14 @@ from PIL import Image
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.splits import choose_batch_size, choose_text_length, make_tokenizer, open_splits
-from xmodal_jax.data.text import TokenizeTransform
+from xmodal_jax.data.splits import (
+    choose_batch_size,
+    choose_text_length,
+    fit_tokenizer,
+    make_tokenizer,
+    open_splits,
+)
+from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 
 
 def save_folder(folder, n):
@@ -69,3 +75,24 @@ def test_one_caption_does_not_make_all_texts_long(words, length):
     bad_examples = BadExamples()
     TokenizeTransform(tokenizer, length, bad_examples=bad_examples)({"caption": np.array(captions, object)})
     assert ("Texts are cut to 130 tokens" in bad_examples.summary()) == (words == 5000)
+
+
+def test_texts_are_not_longer_than_the_tokenizer_was_made_for(tmp_path):
+    """``model_max_length`` of a tokenizer of Hugging Face, unless a flag says otherwise."""
+    transformers = pytest.importorskip("transformers")
+    captions = ["one two three four five six seven eight nine ten", "one two"]
+    source = ArraySource({"caption": np.array(captions, object)})
+    backend = train_tokenizer(captions, "word", 50)._backend
+    names = dict(bos_token="[bos]", eos_token="[eos]", unk_token="[unk]")
+    options = dict(tokenizer=f"hf:{tmp_path}", vocab_size=None, cleanup="none")
+    for limit, expected in ((None, 14), (9, 9), (30, 14)):
+        sizes = {} if limit is None else {"model_max_length": limit}
+        transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names, **sizes).save_pretrained(
+            tmp_path
+        )
+        assert fit_tokenizer(source, BadExamples(), **options)[0].max_length == expected
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, **names, model_max_length=9
+    ).save_pretrained(tmp_path)
+    assert fit_tokenizer(source, BadExamples(), **options, max_length=7)[0].max_length == 7
+    assert fit_tokenizer(source, BadExamples(), **options, length=12)[0].max_length == 12

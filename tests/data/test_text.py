@@ -18,6 +18,7 @@ from xmodal_jax.data.text import (
     clean_text,
     load_hf_tokenizer,
     load_tokenizer,
+    tokenizer_from_files,
     train_tokenizer,
 )
 
@@ -125,6 +126,96 @@ def test_hugging_face_tokenizer_from_a_folder(tmp_path):
     assert loaded.decode_batch(ids) == CAPTIONS and loaded.eos_id == 2
     with pytest.raises(FileNotFoundError):
         load_hf_tokenizer(tmp_path / "nothing")
+
+
+LONG = ["a red circle above a blue square", "a red circle", "", "square"]
+
+
+@pytest.mark.parametrize("template", ["[bos] $A [eos]", "[bos] $A", "$A [eos]", "[bos] [unk] $A [eos]"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_long_texts_are_cut_on_the_side_that_the_tokenizer_says(tmp_path, side, template):
+    """As by transformers, and again after the tokenizer was saved with a run."""
+    transformers = pytest.importorskip("transformers")
+    backend = tokenizers.Tokenizer.from_str(train_tokenizer(LONG, "word", 50).files()["tokenizer.json"])
+    ids = [(token, backend.token_to_id(token)) for token in ("[bos]", "[eos]", "[unk]")]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single=template, special_tokens=ids)
+    names = {f"{name}_token": f"[{name}]" for name in ("pad", "bos", "eos", "unk") if f"[{name}]" in template}
+    names |= {"truncation_side": side, "unk_token": "[unk]"}
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=6, **names)
+    theirs.save_pretrained(tmp_path / "hf")
+    loaded = load_hf_tokenizer(tmp_path / "hf")
+    assert (loaded.truncation_side, loaded.max_tokens) == (side, 6)
+    loaded.save(tmp_path / "run")
+    for tokenizer in (loaded, load_tokenizer(tmp_path / "run")):
+        for length in (4, 5, 6, 9):
+            found, mask = tokenizer.encode_batch(LONG, length)
+            for text, row, valid in zip(LONG, found, mask, strict=True):
+                expected = theirs(text, truncation=True, max_length=length)["input_ids"] if text else []
+                assert row[valid].tolist() == expected
+    assert loaded.truncated == sum(len(theirs(x)["input_ids"]) > n for x in LONG if x for n in (4, 5, 6, 9))
+
+
+def test_a_tokenizer_without_a_limit_or_with_a_wrong_side(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    backend = train_tokenizer(CAPTIONS, "word", 50)._backend
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[unk]").save_pretrained(
+        tmp_path
+    )
+    loaded = load_hf_tokenizer(tmp_path)
+    assert (loaded.truncation_side, loaded.max_tokens) == ("right", None)
+    assert set(json.loads(loaded.files()["special_tokens.json"])) == {"pad", "bos", "eos", "unk"}
+    damaged = dict(BPE.files())
+    damaged["special_tokens.json"] = json.dumps(
+        json.loads(damaged["special_tokens.json"]) | {"truncation_side": "both"}
+    )
+    with pytest.raises(ValueError, match="truncation_side is 'both', not right or left"):
+        tokenizer_from_files(damaged)
+    with pytest.raises(ValueError, match="right or left, got 'middle'"):
+        Tokenizer(backend, dict.fromkeys(("pad", "bos", "eos", "unk")), "middle")
+
+
+def plain_tokenizer(folder, **names):
+    """A tokenizer of words that adds no tokens to a text, saved with the ``names`` of its special tokens."""
+    transformers = pytest.importorskip("transformers")
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "b": 1, "<s>": 2, "</s>": 3}, unk_token="a")
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "generation, names, expected",
+    [
+        ({"bos_token_id": 2, "eos_token_id": 3}, {}, [2, 0, 1, 3]),
+        ({"bos_token_id": 2, "eos_token_id": [3, 2], "pad_token_id": 3}, {}, [2, 0, 1, 3]),
+        ({"eos_token_id": 3}, {}, [3, 0, 1, 3]),  # one token for both, as GPT-2's
+        ({"eos_token_id": 2}, {"bos_token": "<s>", "eos_token": "</s>"}, [2, 0, 1, 3]),  # the tokenizer's own
+        ({}, {}, [0, 1]),
+    ],
+)
+def test_a_language_model_may_name_the_ends_of_a_text_in_its_generation_config(
+    tmp_path, generation, names, expected
+):
+    plain_tokenizer(tmp_path, **names)
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"max_length": 20, "num_beams": 4, **generation})
+    )
+    loaded = load_hf_tokenizer(tmp_path)
+    ids, mask = loaded.encode_batch(["a b"], 6)
+    assert ids[mask].tolist() == expected
+    assert loaded.eos_id == (expected[-1] if len(expected) > 2 else -1)
+    assert loaded.pad_id == generation.get("pad_token_id", -1)
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", "{", '{"eos_token_id": 9}', '{"eos_token_id": -1}', '{"bos_token_id": "a"}']
+)
+def test_a_generation_config_that_cannot_be_is_refused(tmp_path, content):
+    plain_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match="generation_config.json"):
+        load_hf_tokenizer(tmp_path)
 
 
 def gpt2_like(words=("!", "w1", "w2"), end="<end>"):

@@ -192,7 +192,8 @@ def fit_tokenizer(
       bad_examples: notes captions that are cut.
       tokenizer, vocab_size: see `make_tokenizer`.
       cleanup: see `make_text_cleaner`.
-      length: tokens that a text has at most; None: see `choose_text_length`.
+      length: tokens that a text has at most; None: see `choose_text_length`, but no more than the tokenizer was made
+        for (``model_max_length`` of a Hugging Face tokenizer).
       max_length: the most tokens that the model takes; None: any number.
 
     Raises:
@@ -206,8 +207,8 @@ def fit_tokenizer(
     captions = read_captions(train, clean)
     fitted = make_tokenizer(tokenizer, captions, vocab_size)
     if length is None:
-        length = choose_text_length(fitted, captions)
-        length = length if max_length is None else min(length, max_length)
+        limits = (choose_text_length(fitted, captions), max_length, fitted.max_tokens)
+        length = min(limit for limit in limits if limit is not None)
     return TokenizeTransform(fitted, length, clean=clean, bad_examples=bad_examples), captions
 
 

@@ -52,9 +52,24 @@ class Tokenizer:
     Args:
       backend: a tokenizer of the package ``tokenizers``.
       special: the token for each of ``pad``, ``bos``, ``eos`` and ``unk``, or None.
+      truncation_side: where texts that are too long lose tokens, at their end ("right") or at their beginning ("left").
+      max_tokens: the most tokens of a text that the tokenizer was made for; None: any number. `encode_batch` does not
+        look at it.
+
+    Raises:
+      ValueError: ``truncation_side`` is neither.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str | None]):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special: dict[str, str | None],
+        truncation_side: str = "right",
+        max_tokens: int | None = None,
+    ):
+        if truncation_side not in ("right", "left"):
+            raise ValueError(f"truncation_side must be right or left, got {truncation_side!r}")
+        self.truncation_side, self.max_tokens = truncation_side, max_tokens
         self._backend, self._special = backend, dict(special)
         backend.no_padding()  # `encode_batch` pads and cuts
         backend.no_truncation()
@@ -109,8 +124,9 @@ class Tokenizer:
         """``(ids, mask)``: token ids int32 ``[B, max_length]``, padded with 0, and bool of the same shape, False on
         padding.
 
-        A caption that is too long is cut but keeps its end token; it is counted in ``truncated`` and noted in
-        ``bad_examples``. An empty caption is a missing text: its mask is False everywhere.
+        A caption that is too long is cut, on the tokenizer's ``truncation_side``, but keeps its begin and end tokens;
+        it is counted in ``truncated`` and noted in ``bad_examples``. An empty caption is a missing text: its mask is
+        False everywhere.
         """
         ids = np.zeros((len(captions), max_length), np.int32)
         mask = np.zeros((len(captions), max_length), bool)
@@ -122,9 +138,7 @@ class Tokenizer:
             tokens = encoding.ids if captions[i] else []
             if len(tokens) > max_length:
                 truncated += 1
-                ends_with_eos = tokens[-1] == self.eos_id
-                last = tokens[-1:] if ends_with_eos else tokens[max_length - 1 : max_length]
-                tokens = tokens[: max_length - 1] + last
+                tokens = self._cut(tokens, encoding.special_tokens_mask, max_length)
             ids[i, : len(tokens)] = tokens
             mask[i, : len(tokens)] = True
         if truncated:
@@ -137,6 +151,18 @@ class Tokenizer:
                         truncated,
                     )
         return ids, mask
+
+    def _cut(self, tokens: list[int], is_added: list[int], length: int) -> list[int]:
+        """``length`` tokens of a text that has more: those before its end token, or after its begin token if the
+        ``truncation_side`` is "left". ``is_added``: 1 for each token that is not of the text, such as begin and end."""
+        if self.truncation_side == "left":
+            before = min(
+                is_added.index(0) if 0 in is_added else length, length
+            )  # tokens before those of the text
+            return tokens[:before] + tokens[len(tokens) - length + before :]
+        ends_with_eos = tokens[-1] == self.eos_id
+        last = tokens[-1:] if ends_with_eos else tokens[length - 1 : length]
+        return tokens[: length - 1] + last
 
     def decode(self, ids: Sequence[int] | np.ndarray, mask: np.ndarray | None = None) -> str:
         """The text of one sequence of ids ``[L]`` up to its first end token, without special tokens.
@@ -160,10 +186,12 @@ class Tokenizer:
         return [self.decode(*row) for row in zip(ids, masks, strict=True)]
 
     def files(self) -> dict[str, str]:
-        """The whole tokenizer as the contents of two files, ``tokenizer.json`` and ``special_tokens.json``."""
+        """The whole tokenizer as the contents of two files, ``tokenizer.json`` and ``special_tokens.json``; not
+        ``max_tokens``."""
+        side = {} if self.truncation_side == "right" else {"truncation_side": self.truncation_side}
         return {
             "tokenizer.json": self._backend.to_str(pretty=True),
-            "special_tokens.json": json.dumps(self._special),
+            "special_tokens.json": json.dumps(self._special | side),
         }
 
     def save(self, folder: str | Path) -> None:
@@ -214,6 +242,7 @@ def tokenizer_from_files(
         special = parse_json(files["special_tokens.json"])
     except ValueError as error:
         raise ValueError(f"{where}: special_tokens.json is {error}") from error
+    side = special.pop("truncation_side", "right") if isinstance(special, dict) else "right"
     if not isinstance(special, dict) or set(special) != {"pad", "bos", "eos", "unk"}:
         raise ValueError(f"{where}: special_tokens.json does not name the tokens pad, bos, eos and unk")
     for name, token in special.items():
@@ -221,7 +250,11 @@ def tokenizer_from_files(
             raise ValueError(
                 f"{where}: special_tokens.json: {name!r} is {shorten(token)}, which is no token of tokenizer.json"
             )
-    return Tokenizer(backend, special)
+    if side not in ("right", "left"):
+        raise ValueError(
+            f"{where}: special_tokens.json: truncation_side is {shorten(side)}, not right or left"
+        )
+    return Tokenizer(backend, special, side)
 
 
 MAX_TOKEN_ID = 2**24
@@ -267,20 +300,55 @@ def load_hf_tokenizer(folder: str | Path) -> Tokenizer:
     if backend is None:
         raise ValueError(f"{folder}: the tokenizer has no fast version (tokenizer.json).")
     _check_vocabulary(backend, folder)
-    has_begin_and_end = None not in (loaded.bos_token_id, loaded.eos_token_id)
-    if has_begin_and_end and not backend.encode("a").special_tokens_mask[0]:
-        # The tokenizer has begin and end tokens but adds neither (GPT-2). The text models here need both.
-        ends = (loaded.bos_token, loaded.bos_token_id), (loaded.eos_token, loaded.eos_token_id)
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{loaded.bos_token} $A {loaded.eos_token}", special_tokens=[*dict.fromkeys(ends)]
-        )
     special = {
         "pad": loaded.pad_token,
         "bos": loaded.bos_token or loaded.cls_token,
         "eos": loaded.eos_token or loaded.sep_token,
         "unk": loaded.unk_token,
     }
-    return Tokenizer(backend, special)
+    begin, end = loaded.bos_token, loaded.eos_token
+    if special["eos"] is None:  # a language model may name its tokens elsewhere
+        special = _generation_tokens(Path(folder), backend) | {k: v for k, v in special.items() if v}
+        special = {name: special.get(name) for name in ("pad", "bos", "eos", "unk")}
+        begin, end = special["bos"] or special["eos"], special["eos"]
+    if begin and end and not backend.encode("a").special_tokens_mask[0]:
+        # The tokenizer has begin and end tokens but adds neither (GPT-2). The text models here need both.
+        ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys((begin, end))]
+        backend.post_processor = processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
+    longest = loaded.model_max_length  # a huge number where tokenizer_config.json has none
+    is_limit = isinstance(longest, int) and 0 < longest < MAX_TOKEN_ID
+    return Tokenizer(backend, special, loaded.truncation_side, longest if is_limit else None)
+
+
+def _generation_tokens(folder: Path, backend: tokenizers.Tokenizer) -> dict[str, str]:
+    """The tokens "pad", "bos" and "eos" that ``generation_config.json`` of a language model names by their ids, for a
+    tokenizer that does not name them; of several end tokens the first. Empty if there is no such file.
+
+    Raises:
+      ValueError: the file is no JSON object, or an id is none of the tokenizer's.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        settings = parse_json(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}: fetch it again") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a JSON object: fetch it again")
+    tokens = {}
+    for name in ("pad", "bos", "eos"):
+        token_id = settings.get(f"{name}_token_id")
+        token_id = token_id[0] if isinstance(token_id, list) and token_id else token_id
+        if token_id is None:
+            continue
+        token = backend.id_to_token(token_id) if type(token_id) is int and token_id >= 0 else None
+        if token is None:
+            raise ValueError(
+                f"{path}: {name}_token_id is {shorten(token_id)}, which is no token of the tokenizer"
+            )
+        tokens[name] = token
+    return tokens
 
 
 def _word_backend(model) -> tokenizers.Tokenizer:

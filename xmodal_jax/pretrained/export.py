@@ -160,6 +160,7 @@ class TokenizerFiles(NamedTuple):
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.length,
+            **({"truncation_side": special.pop("truncation_side")} if "truncation_side" in special else {}),
             **{f"{name}_token": token for name, token in special.items() if token},
         }
         return {

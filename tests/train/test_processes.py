@@ -42,6 +42,33 @@ def test_several_processes_train_as_one(tmp_path, count, layout):
     assert_same_params(one, several)
 
 
+INTERRUPTED_RUNS = {
+    "training": (dict(parallel="pmap", steps=100_000, dispatch=20), 100),
+    "evaluation": (
+        dict(parallel="sharded", steps=100_000, eval_every=20, checkpoint_every=20, pause=1.0),
+        20,
+    ),
+    "sums over devices": (dict(parallel="sharded", fsdp=4, steps=100_000, dispatch=200), 200),
+}
+"""By what is interrupted: the settings of the run, and the logged step after which it is."""
+
+
+@pytest.mark.slow  # three times 10 s; the tests of one process are quick
+@pytest.mark.parametrize("moment", INTERRUPTED_RUNS)
+def test_interrupted_processes_end_at_once(tmp_path, moment):
+    settings, step = INTERRUPTED_RUNS[moment]
+    running = processes.start(tmp_path / "run", processes=2, batch_size=16, **settings)
+    file = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(1200):
+        if file.exists() and any(row["step"] >= step for row in processes.metrics(tmp_path / "run")):
+            break
+        time.sleep(0.05)
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    for status, _, errors in processes.finish(running, timeout=60):
+        assert status == 130 and "interrupted" in errors and "Traceback" not in errors, errors[-3000:]
+
+
 def test_a_signal_to_one_process_stops_all_and_one_process_goes_on(tmp_path, capsys):
     """The two processes take the steps, and store the state, that one process does without a stop."""
     options = dict(steps=12, batch_size=16, eval_every=1, checkpoint_every=10)

@@ -5,6 +5,7 @@
 The settings are `RunConfig`'s, and ``pause``: seconds that every evaluation takes.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -39,6 +40,14 @@ def main(path: str, settings: dict, pause: float = 0.0) -> None:
     timer.clock.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class NoFlags:
+    """The command line has none."""
+
+
 if __name__ == "__main__":
+    from xmodal_jax.train.command_line import run_script
+
     settings = json.loads(sys.argv[2])
-    main(sys.argv[1], settings, settings.pop("pause", 0.0))
+    pause = settings.pop("pause", 0.0)
+    run_script(lambda _: main(sys.argv[1], settings, pause), NoFlags, None, [])

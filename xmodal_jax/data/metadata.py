@@ -71,7 +71,7 @@ def in_test_split(name: str) -> bool:
 
 def hash_name(name: str) -> int:
     """The SHA-1 of a name in its one spelling, as a number of 160 bits."""
-    return int(hashlib.sha1(normalise_name(name).encode()).hexdigest(), 16)
+    return int.from_bytes(hashlib.sha1(normalise_name(name).encode()).digest(), "big")
 
 
 def choose_test(names: Sequence[str], path: str | Path) -> np.ndarray:
@@ -86,16 +86,17 @@ def choose_test(names: Sequence[str], path: str | Path) -> np.ndarray:
     """
     if not names:
         return np.zeros(0, bool)
-    hashes = {name: hash_name(name) for name in names}
-    in_test = {name for name in names if hashes[name] % 10 == 0}
-    if not 0 < len(in_test) < len(hashes):
+    chosen = np.fromiter((in_test_split(name) for name in names), bool, len(names))
+    if chosen.all() or not chosen.any():
+        hashes = {name: hash_name(name) for name in names}
         if len(hashes) < 2:
             raise ValueError(
                 f"{path}: one example is not enough for a training and a test split. Add some, or put those of each "
                 "split into a folder of its own, train and test."
             )
-        in_test = {min(hashes, key=hashes.__getitem__)}
-    return np.array([name in in_test for name in names], bool)
+        first = min(hashes, key=hashes.__getitem__)
+        chosen = np.array([name == first for name in names], bool)
+    return chosen
 
 
 def normalise_name(name: str) -> str:

@@ -19,6 +19,7 @@ from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import load_npz
 from xmodal_jax.data.sources.folder import FolderSource
+from xmodal_jax.data.sources.parquet import HubSource, ParquetSource, SavedSource
 from xmodal_jax.data.sources.poly import PolySource
 from xmodal_jax.data.sources.spoken import SpokenLines
 from xmodal_jax.data.sources.tar import TarSource
@@ -26,6 +27,12 @@ from xmodal_jax.data.sources.tfds import TfdsSource
 from xmodal_jax.data.views import IncompleteSource, Subset, hold_out, keep_complete
 from xmodal_jax.types import MODALITIES
 
+_FILE_OPTIONS = (
+    "image_size", "largest_side", "image_fit", "resample", "image_centre", "channels", "sample_rate", "max_seconds",
+    "frames", "modalities", "prompt", "columns", "allow_outside", "bad_examples", "memory_limit", "check_files",
+    "workers", "progress",
+)  # fmt: skip
+"""The options of data sets that are read from image, audio and video files."""
 TEST_SIZE = 600
 """Examples in each test split of a generated data set, at most."""
 
@@ -209,11 +216,7 @@ FORMS: dict[str, Form] = {
         "PATH",
         "files with metadata.jsonl or metadata.csv",
         FolderSource,
-        (
-            "image_size", "largest_side", "image_fit", "resample", "image_centre", "channels", "sample_rate",
-            "max_seconds", "frames", "modalities", "prompt", "columns", "allow_outside", "bad_examples",
-            "memory_limit", "check_files", "workers", "progress",
-        ),
+        _FILE_OPTIONS,
     ),
     "tar": Form(
         "SHARDS",
@@ -223,6 +226,19 @@ FORMS: dict[str, Form] = {
             "image_size", "largest_side", "image_fit", "resample", "channels", "sample_rate", "max_seconds", "frames",
             "modalities", "prompt", "columns", "bad_examples", "memory_limit", "check_files", "workers", "progress",
         ),
+    ),
+    "parquet": Form(
+        "PATH",
+        "Parquet files: one, those in a folder, or those that a glob fits",
+        ParquetSource,
+        _FILE_OPTIONS,
+    ),
+    "arrow": Form("PATH", "what datasets.save_to_disk wrote", SavedSource, _FILE_OPTIONS),
+    "hub": Form(
+        "NAME",
+        "a data set of the Hugging Face hub, OWNER/NAME or OWNER/NAME:CONFIG; needs the package datasets",
+        HubSource,
+        _FILE_OPTIONS,
     ),
     "npz": Form(
         "PATH",

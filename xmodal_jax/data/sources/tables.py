@@ -261,7 +261,7 @@ class TableSource(Source):
         pictures = None if self._table.pictures is None else self._table.pictures[rows]
         pictures = _number_pictures(pictures, len(rows))[self._row_of]
         # The number of each example's picture; None if no two examples show the same one.
-        self._groups = pictures if len(np.unique(pictures)) < len(pictures) else None
+        self._groups = pictures if len(pictures) and np.bincount(pictures).max() > 1 else None
         labels = self._table.labels
         self._labels = None if labels is None or not (labels[rows] >= 0).any() else labels[rows]
 

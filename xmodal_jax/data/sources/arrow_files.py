@@ -1,0 +1,648 @@
+"""Parquet and Arrow files whose rows are read by number: strings, lists of strings and the contents of files.
+
+Rows of a Parquet file cannot be read one by one: its columns are compressed in row groups. A row group that is needed
+is therefore copied, uncompressed, to an Arrow file in the cache folder, from which single values are read.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xmodal_jax.core.text_files import shorten
+from xmodal_jax.data.shapes.speech import default_cache_dir
+
+ColumnPath = tuple[str, ...]
+"""A column, or a field of a struct column: ``("image", "bytes")``."""
+
+MEMORY_LIMIT = 256 << 20
+"""Bytes of columns that a table keeps in memory, the smallest columns first; values of others are read from disk."""
+CHUNK_BYTES = 128 << 20
+"""Uncompressed bytes of consecutive row groups, about, that are copied together."""
+BATCH_BYTES = 4 << 20
+"""Bytes, about, that are decompressed at once."""
+BATCH_ROWS = 1024
+"""Rows that are decompressed at once, at most."""
+HEAD_ROWS = 1024
+"""Rows at the beginning of a chunk, at most, that are read without copying all of it."""
+HEAD_BYTES = 32 << 20
+"""Bytes of a column, about, that are read so. Opening a data set then copies nothing, and training copies all."""
+
+
+class _Mapping:
+    """A file in virtual memory. Its pages take no memory of the process until they are looked at."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        file = pa.memory_map(str(path))
+        self.buffer = file.read_buffer()
+        file.close()  # the buffer stays valid
+
+    def position(self, buffer: pa.Buffer) -> int | None:
+        """Where a part of the file begins in it; None: ``buffer`` is not in the file (but decompressed)."""
+        position = buffer.address - self.buffer.address
+        return position if 0 <= position <= self.buffer.size - buffer.size else None
+
+
+def _offsets(array: pa.Array, buffer: pa.Buffer | None) -> np.ndarray:
+    """The offsets of an array of strings, bytes or lists, ``[N + 1]``.
+
+    Raises:
+      ValueError: the array is damaged.
+    """
+    if not len(array) or buffer is None:
+        return np.zeros(len(array) + 1, np.int32)
+    is_large = any(
+        f(array.type) for f in (pa.types.is_large_binary, pa.types.is_large_string, pa.types.is_large_list)
+    )
+    dtype = np.dtype(np.int64 if is_large else np.int32)
+    stop = array.offset + len(array) + 1
+    if stop * dtype.itemsize > buffer.size:
+        raise ValueError("offsets are missing")
+    offsets = np.frombuffer(buffer, dtype, stop)[array.offset :]
+    if offsets[0] < 0 or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError("offsets are not in order")
+    return offsets
+
+
+def _is_valid(array: pa.Array) -> np.ndarray | None:
+    """Which values are not null, bool ``[N]``; None: all."""
+    return array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+
+
+class _Values:
+    """Strings or bytes of consecutive rows. Nothing is trusted: a damaged offset reads no byte outside of the data."""
+
+    def __init__(self, array: pa.Array, mapping: _Mapping | None):
+        _, offsets, data = array.buffers()
+        self.valid, self._values = _is_valid(array), _offsets(array, offsets)
+        self._data = memoryview(b"" if data is None else data)
+        if self._values[-1] > len(self._data):
+            raise ValueError("values are missing")
+        # Values of a file on disk are read and not looked at in memory, where its pages would stay.
+        self._position = None if mapping is None or data is None else mapping.position(data)
+
+    def get(self, row: int, file: int | None) -> bytes | None:
+        """The value of a row, None if it is null. ``file``: descriptor of the mapped file."""
+        if self.valid is not None and not self.valid[row]:
+            return None
+        start, stop = int(self._values[row]), int(self._values[row + 1])
+        if self._position is None:
+            return bytes(self._data[start:stop])
+        return os.pread(file, stop - start, self._position + start)
+
+
+class _Lists:
+    """Lists of strings of consecutive rows."""
+
+    def __init__(self, array: pa.Array, mapping: _Mapping | None):
+        self.valid, self.offsets = _is_valid(array), _offsets(array, array.buffers()[1])
+        self._values = _Values(array.values, mapping)
+        if self.offsets[-1] > len(array.values):
+            raise ValueError("values are missing")
+
+    def get(self, row: int, file: int | None) -> list[bytes | None] | None:
+        """The strings of a row, None if it has no list."""
+        if self.valid is not None and not self.valid[row]:
+            return None
+        return [self._values.get(i, file) for i in range(self.offsets[row], self.offsets[row + 1])]
+
+
+def _simplify(array: pa.Array) -> pa.Array:
+    """The array as one of strings, bytes or lists of them, if it is of a type that stands for these."""
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _simplify(array.storage)
+    if pa.types.is_dictionary(kind):
+        return _simplify(array.dictionary_decode())
+    if pa.types.is_null(kind):
+        return pa.nulls(len(array), pa.string())
+    if pa.types.is_string_view(kind):
+        return array.cast(pa.large_string())
+    if pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
+        return array.cast(pa.large_binary())
+    is_other_list = (pa.types.is_list_view, pa.types.is_large_list_view, pa.types.is_fixed_size_list)
+    if any(is_kind(kind) for is_kind in is_other_list):
+        array = array.cast(pa.large_list(kind.value_type))
+    if is_list(array.type) and not is_text(array.type.value_type, plain=True):
+        values = _simplify(array.values)
+        lists = pa.LargeListArray if pa.types.is_large_list(array.type) else pa.ListArray
+        return lists.from_arrays(array.offsets, values, mask=array.is_null() if array.null_count else None)
+    return array
+
+
+def is_text(kind: pa.DataType, plain: bool = False) -> bool:
+    """Whether a type is that of strings; ``plain``: and neither a view nor a dictionary."""
+    if pa.types.is_dictionary(kind) and not plain:
+        return is_text(kind.value_type)
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or (not plain and pa.types.is_string_view(kind))
+    )
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a type is that of bytes."""
+    checks = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    )
+    return any(check(kind) for check in checks)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is that of lists."""
+    checks = (
+        pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list,
+        pa.types.is_list_view, pa.types.is_large_list_view,
+    )  # fmt: skip
+    return any(check(kind) for check in checks)
+
+
+class Block:
+    """A column of consecutive rows, in arrays one after the other. ``mapping``: the file that they lie in; None: they
+    are in memory."""
+
+    def __init__(self, arrays: Sequence[pa.Array], mapping: _Mapping | None = None):
+        self._arrays, self._mapping = list(arrays), mapping
+        self._starts = np.cumsum([0, *map(len, arrays)])
+        self._values: list[_Values | _Lists | None] = [None] * len(self._arrays)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _array(self, number: int) -> _Values | _Lists:
+        """The values of one of the arrays.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        if self._values[number] is None:
+            try:
+                array = _simplify(self._arrays[number])
+                array.validate()
+                self._values[number] = (_Lists if is_list(array.type) else _Values)(array, self._mapping)
+            except ValueError as error:
+                where = "a column" if self._mapping is None else f"{self._mapping.path}: a column"
+                raise ValueError(f"{where} cannot be read, the file is damaged: {_first_line(error)}.") from error
+            self._arrays[number] = None
+        return self._values[number]
+
+    def get(self, rows: np.ndarray) -> list[bytes | list[bytes | None] | None]:
+        """The values of ``rows``, int64 ``[B]``."""
+        numbers = np.searchsorted(self._starts, rows, "right") - 1
+        inside = (rows - self._starts[numbers]).tolist()
+        file = None if self._mapping is None else os.open(self._mapping.path, os.O_RDONLY)
+        try:
+            return [self._array(n).get(i, file) for n, i in zip(numbers.tolist(), inside, strict=True)]
+        finally:
+            if file is not None:
+                os.close(file)
+
+    def valid(self) -> np.ndarray:
+        """Which rows are not null, bool ``[R]``."""
+        arrays = map(self._array, range(len(self._arrays)))
+        sizes = np.diff(self._starts)
+        parts = [np.ones(n, bool) if a.valid is None else a.valid for a, n in zip(arrays, sizes, strict=True)]
+        return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    def counts(self) -> np.ndarray:
+        """The number of strings of each row, int32 ``[R]``: 0 for null; an empty list, which is a mistake, counts 1."""
+        arrays = [self._array(n) for n in range(len(self._arrays))]
+        parts = [
+            np.maximum(np.diff(a.offsets), 1) if isinstance(a, _Lists) else np.ones(n, np.int32)
+            for a, n in zip(arrays, np.diff(self._starts), strict=True)
+        ]
+        return (np.concatenate(parts) if parts else np.zeros(0)).astype(np.int32) * self.valid()
+
+
+class ArrowFile(abc.ABC):
+    """A file of rows in chunks, whose columns are read one chunk at a time."""
+
+    path: Path
+    schema: pa.Schema
+    chunk_rows: list[int]
+    """The number of rows of each chunk."""
+
+    @property
+    def rows(self) -> int:
+        return sum(self.chunk_rows)
+
+    @abc.abstractmethod
+    def nbytes(self, column: ColumnPath) -> int:
+        """The size of a column that would be copied if it is not kept in memory; 0: it is never copied."""
+
+    @abc.abstractmethod
+    def scan(
+        self, column: ColumnPath, chunk: int | None = None, most: int | None = None
+    ) -> Iterator[pa.Array]:
+        """Yields the values of a column in parts: those of all chunks, or of one; at most ``most`` rows at once."""
+
+    @abc.abstractmethod
+    def null_count(self, column: ColumnPath, chunk: int) -> int | None:
+        """The number of rows of a chunk that are null, if that is known without reading the column."""
+
+    def uncopied(self, column: ColumnPath, chunk: int) -> int:
+        """Bytes of a column of a chunk, about, that will be copied to the cache."""
+        return 0
+
+    @abc.abstractmethod
+    def load(self, column: ColumnPath, chunk: int) -> Block:
+        """A column of a chunk, on disk."""
+
+
+def _field(array: pa.Array, names: Sequence[str]) -> pa.Array:
+    """The field ``names`` of the structs in an array; null where the struct is."""
+    for name in names:
+        array = array.flatten()[array.type.get_field_index(name)]
+    return array
+
+
+class ParquetFile(ArrowFile):
+    """A Parquet file.
+
+    Raises:
+      ValueError: it is none, or is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with pq.ParquetFile(path) as file:
+                self._metadata, self.schema = file.metadata, file.schema_arrow
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{path}: not a Parquet file, or a truncated one: {_first_line(error)}."
+            ) from error
+        self._stat = _identity(path)
+        self._groups: list[list[int]] = []  # the row groups of each chunk
+        size = CHUNK_BYTES
+        for group in range(self._metadata.num_row_groups):
+            if size >= CHUNK_BYTES:
+                self._groups.append([])
+                size = 0
+            self._groups[-1].append(group)
+            size += self._metadata.row_group(group).total_byte_size
+        self.chunk_rows = [
+            sum(self._metadata.row_group(group).num_rows for group in groups) for groups in self._groups
+        ]
+
+    def _column_numbers(self, column: ColumnPath) -> list[int]:
+        """The numbers of the columns in the file that hold the fields of ``column``."""
+        name = ".".join(column)
+        paths = (self._metadata.schema.column(i).path for i in range(self._metadata.num_columns))
+        return [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]
+
+    def _column_chunks(self, column: ColumnPath, groups: Sequence[int]) -> Iterator[pq.ColumnChunkMetaData]:
+        numbers = self._column_numbers(column)
+        return (self._metadata.row_group(group).column(number) for group in groups for number in numbers)
+
+    def nbytes(self, column: ColumnPath) -> int:
+        groups = range(self._metadata.num_row_groups)
+        return sum(chunk.total_uncompressed_size for chunk in self._column_chunks(column, groups))
+
+    def null_count(self, column: ColumnPath, chunk: int) -> int | None:
+        total = 0
+        for metadata in self._column_chunks(column, self._groups[chunk]):
+            statistics = metadata.statistics
+            # Of the strings of a list it would be the number of those that are null.
+            is_whole = metadata.path_in_schema == ".".join(column)
+            if statistics is None or not statistics.has_null_count or not is_whole:
+                return None
+            total += statistics.null_count
+        return total
+
+    def scan(
+        self, column: ColumnPath, chunk: int | None = None, most: int | None = None
+    ) -> Iterator[pa.Array]:
+        groups = [*range(self._metadata.num_row_groups)] if chunk is None else self._groups[chunk]
+        if _identity(self.path) != self._stat:
+            raise ValueError(f"{self.path}: the file has changed since it was opened: start again.")
+        rows = max(1, sum(self._metadata.row_group(group).num_rows for group in groups))
+        nbytes = sum(c.total_uncompressed_size for c in self._column_chunks(column, groups))
+        size = min(most or BATCH_ROWS, max(1, BATCH_BYTES * rows // max(nbytes, 1)))
+        try:
+            # With a buffer, a row group is not read at once: it can be larger than memory.
+            options = {"buffer_size": 1 << 20, "pre_buffer": False}
+            with pq.ParquetFile(self.path, metadata=self._metadata, **options) as file:
+                for batch in file.iter_batches(size, groups, [".".join(column)], use_threads=False):
+                    yield _field(batch.column(0), column[1:])
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{self.path}: the column {'.'.join(column)} cannot be read, the file is damaged: {_first_line(error)}."
+            ) from error
+
+    def _cached(self, column: ColumnPath, chunk: int) -> Path:
+        """Where the copy of a column of a chunk is, or will be."""
+        groups = self._groups[chunk]
+        name = hashlib.sha256("\0".join(column).encode()).hexdigest()[:16]
+        return _cache_of(self.path) / self._stat / f"{name}-{groups[0]}-{groups[-1]}.arrow"
+
+    def uncopied(self, column: ColumnPath, chunk: int) -> int:
+        if self._cached(column, chunk).is_file():
+            return 0
+        return sum(c.total_uncompressed_size for c in self._column_chunks(column, self._groups[chunk]))
+
+    def load(self, column: ColumnPath, chunk: int) -> Block:
+        path = self._cached(column, chunk)
+        if not path.is_file():
+            _forget_old(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_suffix(".lock")):
+                if not path.is_file():  # another process may have made it
+                    _write_copy(path, (_simplify(array) for array in self.scan(column, chunk)))
+            pa.default_memory_pool().release_unused()
+        mapping = _Mapping(path)
+        with pa.ipc.open_file(pa.BufferReader(mapping.buffer)) as reader:
+            arrays = [reader.get_batch(i).column(0) for i in range(reader.num_record_batches)]
+        return Block(arrays, mapping)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _identity(path: Path) -> str:
+    """Size and time of a file: another one if it has changed."""
+    stat = os.stat(path)
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def _cache_of(path: Path) -> Path:
+    """The folder of all copies of a file."""
+    name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:24]
+    return default_cache_dir() / "parquet" / name
+
+
+def _forget_old(folder: Path) -> None:
+    """Removes the copies of what the file was before it changed; ``folder`` has those of now."""
+    if folder.parent.is_dir():
+        for other in folder.parent.iterdir():
+            if other.name != folder.name:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process at a time is within. The lock ends with the process that holds it."""
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write_copy(path: Path, arrays: Iterator[pa.Array]) -> None:
+    """Writes arrays to an Arrow file, which is there only once it is complete.
+
+    Raises:
+      OSError: it cannot be written, for example because the disk is full.
+    """
+    descriptor, temporary = tempfile.mkstemp(".partial", path.stem, path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            writer = None
+            for array in arrays:
+                batch = pa.record_batch([array], ["values"])
+                writer = pa.ipc.new_file(file, batch.schema) if writer is None else writer
+                writer.write_batch(batch)
+            if writer is None:
+                writer = pa.ipc.new_file(file, pa.schema([("values", pa.string())]))
+            writer.close()
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"{path}: the copy of a Parquet file cannot be written: {error}. XMODAL_CACHE chooses another folder."
+        ) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+class IPCFile(ArrowFile):
+    """An Arrow file, as a stream (what ``datasets`` writes) or a file, which is mapped into virtual memory.
+
+    Raises:
+      ValueError: it is none, or is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._mapping = _Mapping(path)
+            self.schema, self._batches = _read_batches(self._mapping.buffer)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not an Arrow file, or a truncated one: {_first_line(error)}."
+            ) from error
+        self.chunk_rows = [sum(batch.num_rows for batch in self._batches)]
+
+    def nbytes(self, column: ColumnPath) -> int:
+        return 0
+
+    def null_count(self, column: ColumnPath, chunk: int) -> int | None:
+        return None
+
+    def scan(
+        self, column: ColumnPath, chunk: int | None = None, most: int | None = None
+    ) -> Iterator[pa.Array]:
+        number = self.schema.get_field_index(column[0])
+        for batch in self._batches:
+            array = batch.column(number)
+            for start in range(0, len(array), most or max(len(array), 1)):
+                yield _field(array.slice(start, most), column[1:])
+
+    def load(self, column: ColumnPath, chunk: int) -> Block:
+        return Block([*self.scan(column)], self._mapping)
+
+
+def _read_batches(buffer: pa.Buffer) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """The schema and the record batches of a stream or a file; their values stay in ``buffer``."""
+    if buffer.slice(0, 6).to_pybytes() == b"ARROW1":
+        with pa.ipc.open_file(pa.BufferReader(buffer)) as reader:
+            return reader.schema, [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    with pa.ipc.open_stream(pa.BufferReader(buffer)) as reader:
+        batches = [*reader]
+    # A stream ends with a marker of 8 bytes: a continuation, and the length 0 of the message.
+    if buffer.slice(max(0, buffer.size - 8)).to_pybytes() != b"\xff\xff\xff\xff\0\0\0\0":
+        raise ValueError("the mark of its end is missing")
+    return reader.schema, batches
+
+
+class Files:
+    """Several files whose rows are numbered through, in order."""
+
+    def __init__(self, files: Sequence[ArrowFile]):
+        self.files = list(files)
+        self.starts = np.cumsum([0, *(file.rows for file in files)])
+        """The number of the first row of each file, and the number of all rows, int64 ``[F + 1]``."""
+        self.chunks = [(file, chunk) for file in files for chunk in range(len(file.chunk_rows))]
+        self.chunk_starts = np.cumsum([0, *(file.chunk_rows[chunk] for file, chunk in self.chunks)])
+        self.memory = MEMORY_LIMIT
+        """Bytes of columns that can still be put into memory."""
+
+    def locate(self, row: int) -> tuple[ArrowFile, int]:
+        """The file of a row, and its number there, from 0."""
+        number = int(np.searchsorted(self.starts, row, "right")) - 1
+        return self.files[number], row - int(self.starts[number])
+
+    def columns(self, paths: Sequence[ColumnPath]) -> dict[ColumnPath, Column]:
+        """The columns ``paths``; the smallest are read into memory when they are needed, as many as fit."""
+        sizes = {path: sum(file.nbytes(path) for file in self.files) for path in paths}
+        columns, total = {}, 0
+        for path in sorted(sizes, key=sizes.__getitem__):
+            total += sizes[path]
+            columns[path] = Column(self, path, 0 < sizes[path] and total <= MEMORY_LIMIT)
+        return columns
+
+
+class Column:
+    """A column of several files, whose values are read by the numbers of their rows.
+
+    Args:
+      files: the files.
+      path: its name.
+      in_memory: whether to keep it in memory, if there is enough.
+    """
+
+    def __init__(self, files: Files, path: ColumnPath, in_memory: bool):
+        self.path, self.in_memory, self._files = path, in_memory, files
+        self._blocks: list[Block | None] = [None] * len(files.chunks)
+        self._heads: dict[int, Block] = {}
+        self._head_bytes = 0
+
+    def _block(self, number: int) -> Block:
+        """The values of a chunk."""
+        if self._blocks[number] is None:
+            file, chunk = self._files.chunks[number]
+            block = self._read_into_memory(file, chunk) if self.in_memory else None
+            self._blocks[number] = file.load(self.path, chunk) if block is None else block
+            self._heads.pop(number, None)
+        return self._blocks[number]
+
+    def _read_into_memory(self, file: ArrowFile, chunk: int) -> Block | None:
+        """The values of a chunk in memory; None if they are too large (files tell their size before what is repeated is
+        written out)."""
+        arrays, used = [], 0
+        for array in file.scan(self.path, chunk):
+            arrays.append(_simplify(array))
+            used += arrays[-1].nbytes
+            if used > self._files.memory:
+                self.in_memory = False
+                return None
+        self._files.memory -= used
+        return Block(arrays)
+
+    def _head(self, number: int, last: int) -> Block | None:
+        """The values of a chunk that would have to be copied up to row ``last``; None if they are read otherwise."""
+        file, chunk = self._files.chunks[number]
+        if last >= HEAD_ROWS or self._head_bytes >= HEAD_BYTES or self._blocks[number] is not None:
+            return None
+        if self.in_memory or not file.uncopied(self.path, chunk):
+            return None
+        if number not in self._heads or last >= len(self._heads[number]):
+            arrays, rows = [], 0
+            parts = file.scan(self.path, chunk, 64)
+            for part in parts:
+                arrays.append(_simplify(part))
+                rows, self._head_bytes = rows + len(part), self._head_bytes + arrays[-1].nbytes
+                if rows > last:
+                    break
+                if self._head_bytes >= HEAD_BYTES:
+                    return None
+            parts.close()
+            self._heads[number] = Block(arrays)
+        return self._heads[number]
+
+    def _copy(self, numbers: Collection[int]) -> None:
+        """Copies the chunks ``numbers`` that have no copy yet, several at once."""
+        missing = [n for n in numbers if self._blocks[n] is None and self.uncopied(range(n, n + 1))]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                list(pool.map(self._block, missing))
+
+    def get(self, rows: np.ndarray) -> list[bytes | list[bytes | None] | None]:
+        """The values of ``rows``, int64 ``[B]``, in that order: bytes (of a string in UTF-8), a list of these, or None
+        for null."""
+        values: list = [None] * len(rows)
+        numbers = np.searchsorted(self._files.chunk_starts, rows, "right") - 1
+        self._copy(
+            {int(n) for n in np.unique(numbers[rows - self._files.chunk_starts[numbers] >= HEAD_ROWS])}
+        )
+        order = np.lexsort((rows, numbers))  # in the order of the files
+        for part in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(rows) else ():
+            number = int(numbers[part[0]])
+            inside = rows[part] - self._files.chunk_starts[number]
+            block = self._head(number, int(inside[-1])) or self._block(number)
+            for place, value in zip(part.tolist(), block.get(inside), strict=True):
+                values[place] = value
+        return values
+
+    def head_rows(self, count: int) -> np.ndarray:
+        """Up to ``count`` rows that can be read without copying: the first of some chunks, int64."""
+        chunks = np.unique(np.linspace(0, len(self._blocks) - 1, min(16, len(self._blocks))).astype(int))
+        each = np.arange(max(1, count // max(1, len(chunks))))
+        sizes = np.diff(self._files.chunk_starts)
+        rows = [self._files.chunk_starts[c] + each[: sizes[c]] for c in chunks]
+        return np.concatenate(rows)[:count] if rows else np.zeros(0, np.int64)
+
+    def _by_chunk(self, of_block: Callable[[Block], np.ndarray], chunks: range | None) -> np.ndarray:
+        """``of_block(block)`` of ``chunks``; ones or zeros where the file says that no or every row is null."""
+        parts = []
+        for number in range(len(self._blocks)) if chunks is None else chunks:
+            file, chunk = self._files.chunks[number]
+            rows, nulls = file.chunk_rows[chunk], file.null_count(self.path, chunk)
+            if nulls in (0, rows):
+                parts.append(np.full(rows, nulls == 0))
+            else:
+                parts.append(of_block(self._block(number)))
+        return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    def valid(self, chunks: range | None = None) -> np.ndarray:
+        """Which rows of ``chunks`` (None: of all) are not null, bool ``[R]``."""
+        return self._by_chunk(Block.valid, chunks).astype(bool)
+
+    def counts(self, chunks: range | None = None) -> np.ndarray:
+        """The number of strings in each row of ``chunks``, int32 ``[R]``, see `Block.counts`."""
+        return self._by_chunk(Block.counts, chunks).astype(np.int32)
+
+    def scan(self, chunks: range | None = None) -> Iterator[pa.Array]:
+        """Yields the values of ``chunks`` in parts."""
+        for number in range(len(self._blocks)) if chunks is None else chunks:
+            file, chunk = self._files.chunks[number]
+            yield from file.scan(self.path, chunk)
+
+    def uncopied(self, chunks: range | None = None) -> int:
+        """Bytes of ``chunks``, about, that will be copied to the cache."""
+        numbers = range(len(self._blocks)) if chunks is None else chunks
+        parts = [self._files.chunks[number] for number in numbers]
+        return 0 if self.in_memory else sum(file.uncopied(self.path, chunk) for file, chunk in parts)
+
+
+def read_type(schema: pa.Schema, column: ColumnPath, path: Path) -> pa.DataType:
+    """The type of a column.
+
+    Raises:
+      ValueError: there is no such column; the message names those that there are.
+    """
+    fields: Sequence[pa.Field] = list(schema)
+    for depth, name in enumerate(column):
+        field = next((field for field in fields if field.name == name), None)
+        if field is None:
+            found = ", ".join(shorten(field.name) for field in fields)
+            raise ValueError(f"{path}: no column {'.'.join(column[: depth + 1])}; found {found}.")
+        fields = list(field.type) if pa.types.is_struct(field.type) else []
+    return field.type

@@ -1,0 +1,597 @@
+"""``--data parquet:PATH``, ``arrow:PATH`` and ``hub:NAME``: tables of Apache Arrow, as ``datasets`` writes them."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from xmodal_jax.core.paths import leaves_folder
+from xmodal_jax.core.text_files import parse_json, read_text, shorten, surrogate_in
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.labels import Labels
+from xmodal_jax.data.metadata import choose_test, parse_captions, parse_label
+from xmodal_jax.data.shapes.speech import default_cache_dir
+from xmodal_jax.data.sources.arrow_columns import choose_columns
+from xmodal_jax.data.sources.arrow_files import ArrowFile, ColumnPath, Files, IPCFile, ParquetFile, is_text
+from xmodal_jax.data.sources.tables import TableSource
+from xmodal_jax.data.table import Content, FolderFile, Row, Table
+from xmodal_jax.types import kind_of
+
+SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+"""Words in the names of files and folders, and the splits that they stand for."""
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
+
+
+def _split_in(name: str) -> str | None:
+    """The split that a word of a file's name, without its suffix, stands for; None: there is none."""
+    words = re.split(r"[-._ 0-9]+", name.lower())
+    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
+
+
+def split_of_file(name: str) -> str | None:
+    """The split that a file of a data set belongs to, by its path from the data set's folder; None: it is not known.
+
+    ``train-00000-of-00002.parquet``, ``data/train-*.parquet`` and ``train/0.parquet`` belong to ``train``; ``dev`` and
+    ``val`` are ``validation``; ``voices-00000-of-00001.parquet`` belongs to ``voices``.
+    """
+    *folders, file = name.split("/")
+    stem = file.rpartition(".")[0]
+    shard = _SHARD.fullmatch(stem)
+    if shard:
+        found = _split_in(shard[1])
+    else:
+        found = next((s for s in map(_split_in, reversed(folders)) if s), None) or _split_in(stem)
+    return shard[1] if shard and found is None and re.fullmatch(r"\w+", shard[1]) else found
+
+
+def _find_parquet(path: str | Path, bad_examples: BadExamples) -> dict[str | None, list[Path]]:
+    """The Parquet files of each split of a file, folder or glob; the split None: the data set has no splits.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        return {None: [root]}
+    if root.is_dir():
+        files = [file for file in root.rglob("*.parquet") if file.is_file()]
+    else:
+        files = [Path(file) for file in glob.glob(str(root), recursive=True) if os.path.isfile(file)]
+        root = Path(os.path.commonpath([file.parent for file in files])) if files else root
+    names = {file.relative_to(root).as_posix(): file for file in files}
+    names = {name: file for name, file in sorted(names.items()) if not re.search(r"(^|/)[._]", name)}
+    if not names:
+        kind = "no .parquet file in it" if root.is_dir() else "no such file or folder"
+        raise FileNotFoundError(f"parquet:{path}: there is {kind}.")
+    splits: dict[str | None, list[Path]] = defaultdict(list)
+    for name, file in names.items():
+        splits[split_of_file(name)].append(file)
+    if len(splits) == 1 and not {*splits} & {*SPLIT_WORDS.values()}:
+        return {None: next(iter(splits.values()))}  # the name of the data set, not of a split
+    for file in splits.pop(None, ()):
+        bad_examples.remark(f"{file} is not read: its name says no split, as those of other files do")
+    return dict(splits)
+
+
+def _find_arrow(path: str | Path) -> dict[str | None, list[Path]]:
+    """The Arrow files of each split of what ``datasets.save_to_disk`` wrote, or of a file; the split None: there are no
+    splits.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no data set in it.
+      ValueError: the list of the files is damaged.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        return {None: [root]}
+    if (root / "dataset_dict.json").is_file():
+        names = _read_json(root / "dataset_dict.json", "splits")
+        return {name: _state_files(root / name) for name in map(str, names)}
+    if not (root / "state.json").is_file():
+        kind = "no state.json or dataset_dict.json in it" if root.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"arrow:{path}: there is {kind}; expected what datasets' save_to_disk writes."
+        )
+    return {None: _state_files(root)}
+
+
+def _read_json(path: Path, key: str) -> list:
+    """The list ``key`` of a JSON file; ValueError if there is none."""
+    try:
+        value = parse_json(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from error
+    if not isinstance(value, dict) or not isinstance(value.get(key), list):
+        raise ValueError(f"{path}: no list {key!r}; expected what datasets' save_to_disk writes.")
+    return value[key]
+
+
+def _state_files(folder: Path) -> list[Path]:
+    """The files that a data set's ``state.json`` lists."""
+    state = folder / "state.json"
+    if not state.is_file():
+        raise FileNotFoundError(f"{state} does not exist: the split {folder.name!r} is not complete.")
+    files = _read_json(state, "_data_files")
+    names = [file.get("filename") if isinstance(file, dict) else None for file in files]
+    for name in names:
+        if not isinstance(name, str) or leaves_folder(name):
+            raise ValueError(f"{state}: {shorten(name)} is not the name of a file in this folder.")
+    return [folder / name for name in names]
+
+
+def _resolve_split(split: str, names: Collection[str | None]) -> str:
+    """The name of a split: one of ``names``, or what it stands for, ``validation`` for ``dev``."""
+    return split if split in names else SPLIT_WORDS.get(split, split)
+
+
+def _open_files(
+    paths: Mapping[str | None, Sequence[Path]],
+    split: str,
+    data_set: str,
+    bad_examples: BadExamples,
+    open_file: Callable[[Path], ArrowFile],
+) -> tuple[dict[str, list[ArrowFile]], bool]:
+    """``(files, divided)``: the files of each split, and whether the data set has splits: otherwise there is one name,
+    ``all``.
+
+    Raises:
+      ValueError: no such split, or a file that is damaged.
+    """
+    split = _resolve_split(split, paths)
+    if [*paths] == ["train"]:
+        bad_examples.remark(f"{data_set} has the split train alone: a tenth of it is the test split")
+    elif None not in paths and split not in paths:
+        raise ValueError(
+            f"{data_set} has no split {split!r}; it has: {', '.join(sorted(map(str, paths)))}. Name the files of a "
+            f"split {split}-00000-of-00001 and so on."
+        )
+    divided = None not in paths and [*paths] != ["train"]
+    if not divided and split not in ("train", "test", "all"):
+        raise ValueError(
+            f"{data_set} has no splits, so that the split must be train, test or all: {split!r}."
+        )
+    files = {str(name or "all"): [*map(open_file, found)] for name, found in sorted(paths.items(), key=str)}
+    return (files if divided else {"all": [*itertools.chain(*files.values())]}), divided
+
+
+class ArrowTable(Table):
+    """One split of a table in Parquet or Arrow files, whose rows are read by number.
+
+    Files in a column are structs of bytes and a path, bytes, or names of files beside the file that holds the column.
+    Captions are strings or lists of strings. Nulls are what an example does not have.
+
+    Args:
+      paths: the files of each split; the split None: the data set has no splits.
+      split: ``train``, ``test``, or another one; without splits ``train``, ``test`` (a tenth of the rows, chosen by the
+        SHA-1 of their files' names) or ``all``.
+      data_set: its name in messages.
+      bad_examples: collects the rows that cannot be used.
+      open_file: `ParquetFile` or `IPCFile`.
+      columns: the columns of modalities, ``label`` and ``group``; None: see `choose_columns`.
+      allow_outside: whether names of files may lead out of the folder.
+
+    Raises:
+      ValueError: no such split, a file that cannot be read, or columns that cannot be used.
+      BadExampleError: a row that cannot be used, if those stop the run.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str | None, Sequence[Path]],
+        split: str,
+        data_set: str,
+        bad_examples: BadExamples,
+        open_file: Callable[[Path], ArrowFile],
+        columns: Mapping[str, str] | None = None,
+        allow_outside: bool = False,
+    ):
+        self.data_set, self._allow_outside = data_set, allow_outside
+        self._folder = Path(data_set)
+        by_split, divided = _open_files(paths, split, data_set, bad_examples, open_file)
+        opened = _resolve_split(split, by_split) if divided else "all"
+        self.name = f"{data_set} ({opened})" if divided else data_set
+        self._files = Files([*itertools.chain(*by_split.values())])
+        if not self._files.starts[-1]:
+            raise ValueError(f"{data_set}: there are no rows in it.")
+        self._roles = choose_columns(self._files.files, columns or {}, data_set, bad_examples)
+        self._columns = self._files.columns(self._roles.paths())
+        # The chunks and rows of this split among those of all files; until `_select`, attributes have one element per
+        # row of these.
+        before = sum(len(f) for name, f in by_split.items() if name < opened)
+        first, last = (int(self._files.starts[k]) for k in (before, before + len(by_split[opened])))
+        self._chunks = range(*np.searchsorted(self._files.chunk_starts, (first, last)).tolist())
+        self._rows = np.arange(first, last)
+        self._codes: dict[ColumnPath, tuple[list, np.ndarray]] = {}  # see `_encoded`
+        self._count_contents(bad_examples)
+        self._select(self._find_empty(bad_examples))
+        if not divided and split != "all":
+            self._select(self._choose_test() == (split == "test"))
+        if self._roles.label is not None:
+            self._read_labels(bad_examples)
+        self._codes.clear()
+        self._remark_copies(bad_examples)
+
+    def _select(self, chosen: np.ndarray) -> None:
+        """Keeps the rows that are chosen, bool ``[R]``."""
+        if chosen.all():
+            return
+        self._rows = self._rows[chosen]
+        self.has_file = {m: has[chosen] for m, has in self.has_file.items()}
+        self.caption_counts = {m: counts[chosen] for m, counts in self.caption_counts.items()}
+        self.pictures = None if self.pictures is None else self.pictures[chosen]
+        self.labels = None if self.labels is None else self.labels[chosen]
+
+    def _valid(self, path: ColumnPath | None) -> np.ndarray:
+        """Which rows of the split are not null in a column, bool ``[R]``."""
+        return np.zeros(len(self._rows), bool) if path is None else self._columns[path].valid(self._chunks)
+
+    def _count_contents(self, bad_examples: BadExamples) -> None:
+        """Sets which rows have which files and how many captions, and which show the same picture."""
+        embedded = {m: self._valid(column.content) for m, column in self._roles.files.items()}
+        self.has_file = {}
+        for modality, column in self._roles.files.items():
+            has = embedded[modality]
+            self.has_file[modality] = has if has.all() else has | self._valid(column.path)
+        self.caption_counts = {
+            m: self._columns[path].counts(self._chunks) for m, path in self._roles.texts.items()
+        }
+        if self._roles.group is not None:
+            self.pictures = self._encoded(self._roles.group)[1][self._rows]
+            return
+        # Rows that name one file beside the table show the same picture. Of embedded files, paths are no more than what
+        # they were called, and files in two folders can have one name.
+        modality = next(
+            (m for kind in ("image", "video", "audio") for m in self.has_file if kind_of(m) == kind), None
+        )
+        path = None if modality is None else self._roles.files[modality].path
+        if path is None:
+            return
+        numbers = self._encoded(path)[1][self._rows]
+        if not embedded[modality].all():
+            self.pictures = np.where(embedded[modality], -1, numbers)
+        repeated = np.maximum(np.bincount(numbers[embedded[modality] & (numbers >= 0)]) - 1, 0).sum()
+        if repeated:
+            bad_examples.remark(
+                f"{self.name}: {repeated} rows have {'.'.join(path)} as an earlier row has: if such rows show the same "
+                f"picture, say so by --columns group={'.'.join(path)}"
+            )
+
+    def _encoded(self, path: ColumnPath) -> tuple[list[bytes | int | float], np.ndarray]:
+        """The different values of a column, and the index of that of each row of all files; see `_encode`."""
+        if path not in self._codes:
+            self._codes[path] = _encode(self._columns[path].scan())
+        return self._codes[path]
+
+    def _find_empty(self, bad_examples: BadExamples) -> np.ndarray:
+        """Which rows have a file or a caption, bool ``[R]``; the others are bad examples."""
+        has = [*self.has_file.values(), *(counts > 0 for counts in self.caption_counts.values())]
+        usable = np.any(has, axis=0)
+        for row in np.flatnonzero(~usable).tolist():
+            bad_examples.add(*self.location(row), "the row has no file and no caption")
+        return usable
+
+    def _choose_test(self) -> np.ndarray:
+        """Which rows are the test split of a data set without splits, bool ``[R]``, by the hash of a name: that of a
+        row's group, those of its files, or its number.
+
+        Rows with the same picture, or with files of the same name, are in one split.
+        """
+        group, paths = self._roles.group, [c.path for c in self._roles.files.values() if c.path]
+        names, codes = [], np.full(len(self._rows), -1)
+        if group is not None or len(paths) == 1:
+            values, codes = self._encoded(paths[0] if group is None else group)
+            names, codes = [*map(_to_text, values)], codes[self._rows]
+        elif paths:
+            columns = [self._columns[path].get(self._rows) for path in paths]
+            of_rows = [
+                [_to_text(path) for path in of_row if path is not None]
+                for of_row in zip(*columns, strict=True)
+            ]
+            times = Counter(of_row[0] for of_row in of_rows if of_row)
+            joined = ["/".join(p) if not p or times[p[0]] == 1 else p[0] for p in of_rows]
+            number_of: dict[str, int] = {"": -1}
+            codes = np.array([number_of.setdefault(name, len(number_of) - 1) for name in joined])
+            names = [*number_of][1:]
+        # Names that are few, such as "image.png" in each row, tell nothing, unless they are those of groups.
+        if group is None and len(names) * 10 < len(codes):
+            names, codes = [], np.full(len(codes), -1)
+        unnamed = np.flatnonzero(codes < 0)
+        codes[unnamed] = len(names) + np.arange(len(unnamed))
+        return choose_test([*names, *map(str, self._rows[unnamed].tolist())], self.data_set)[codes]
+
+    def _read_labels(self, bad_examples: BadExamples) -> None:
+        """Sets the labels and the names of their classes, from the labels of all splits; rows with a wrong label are
+        bad examples."""
+        values, codes = self._encoded(self._roles.label)
+        times = np.bincount(codes[codes >= 0], minlength=len(values))
+        self.class_names = self._roles.class_names
+        labels, reasons = np.full(len(values) + 1, -1, np.int32), {}  # the last is for the code -1, null
+        parsed: dict[int, str | int | None] = {}
+        for code, value in enumerate(values):
+            try:
+                parsed[code] = None if value != value else parse_label(_decode_text(value))
+            except ValueError as error:
+                reasons[code] = str(error)
+        if self.class_names is None:
+            counts = Counter()
+            for code, label in parsed.items():
+                counts[label, None] += int(times[code])
+            known = Labels(counts, self._folder)
+            self.class_names = known.names
+        for code, label in parsed.items():
+            try:
+                index = self._class_label(label) if self._roles.class_names else known.index(label)
+                labels[code] = -1 if index is None else index
+            except ValueError as error:
+                reasons[code] = str(error)
+        codes = codes[self._rows]
+        wrong = np.isin(codes, [*reasons])
+        for row in np.flatnonzero(wrong).tolist():
+            bad_examples.add(*self.location(row), reasons[int(codes[row])])
+        self.labels = labels[codes]
+        self._select(~wrong)
+
+    def _class_label(self, label: str | int | None) -> int | None:
+        """A label of the type ``ClassLabel``, in which -1 is unknown; ValueError if it is no class."""
+        if label is None or (isinstance(label, int) and -1 <= label < len(self.class_names)):
+            return label
+        raise ValueError(
+            f"the label {shorten(label)} is not in 0..{len(self.class_names) - 1}, the classes of the schema (-1 or "
+            "null if it is unknown)"
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _contents(self, modality: str, numbers: np.ndarray) -> list[Content | str | None]:
+        """The files of rows ``numbers`` [B] of all files; a str is the reason why one cannot be used."""
+        column = self._roles.files[modality]
+        contents: list = [None] * len(numbers)
+        if column.content is not None:
+            contents = self._columns[column.content].get(numbers)
+        missing = [k for k, content in enumerate(contents) if content is None]
+        if column.path is None or not missing:
+            return contents
+        paths = self._columns[column.path].get(numbers[missing])
+        for k, path in zip(missing, paths, strict=True):
+            if path is not None:
+                contents[k] = self._file_beside(path, int(numbers[k]))
+        return contents
+
+    def _file_beside(self, path: bytes, number: int) -> Content | str:
+        """The file that a row names, beside the file that has the row; a str is the reason why it cannot be used."""
+        name = _to_text(path)
+        if surrogate_in(name) or not name:
+            return f"{shorten(name)} is not a file name"
+        if leaves_folder(name) and not self._allow_outside:
+            return (
+                f"the file {shorten(name)} is outside of the folder of the table (--allow-outside permits it)"
+            )
+        return FolderFile(self._files.locate(number)[0].path.parent, name)
+
+    def read(self, rows: Sequence[int], modalities: Collection[str]) -> list[Row | str]:
+        """As `Table.read`; of each column only these rows are read."""
+        numbers = self._rows[np.asarray(rows, np.int64)]
+        result: list[Row | str] = [Row({}, {}) for _ in numbers]
+        for modality in self.has_file:
+            for k, content in enumerate(self._contents(modality, numbers) if modality in modalities else ()):
+                if isinstance(content, str):
+                    result[k] = content
+                elif content is not None and not isinstance(result[k], str):
+                    result[k].files[modality] = content
+        for modality, path in self._roles.texts.items():
+            for k, value in enumerate(self._columns[path].get(numbers) if modality in modalities else ()):
+                if value is None or isinstance(result[k], str):
+                    continue
+                try:
+                    value = [*map(_decode_text, value)] if isinstance(value, list) else _decode_text(value)
+                    result[k].captions[modality] = parse_captions(value)
+                except ValueError as error:
+                    result[k] = str(error)
+        return result
+
+    def location(self, row: int) -> tuple[str | Path, int]:
+        """The file, and the number of the row in it, from 1."""
+        file, number = self._files.locate(int(self._rows[row]))
+        return file.path, number + 1
+
+    def sample_images(self, count: int, modalities: Collection[str]) -> list[Content]:
+        """As `Table.sample_images`; of files that would have to be copied, the first rows of some chunks. MP4 files,
+        whose size is not known before they are decoded, are left out."""
+        columns = {m: c for m, c in self._roles.files.items() if m in modalities and kind_of(m) != "audio"}
+        if not columns:
+            return []
+        stored = [self._columns[column.content] for column in columns.values() if column.content]
+        heads = [column.head_rows(count) for column in stored if column.uncopied()]
+        if heads:
+            numbers = heads[0]
+        else:
+            valid = [self._columns[path].valid() for column in columns.values() for path in column if path]
+            numbers = np.flatnonzero(np.any(valid, axis=0))
+            numbers = numbers[
+                np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))
+            ]
+        contents = zip(*(self._contents(modality, numbers) for modality in columns), strict=True)
+        first = (
+            next((c for c in of_row if c is not None and not isinstance(c, str)), None) for of_row in contents
+        )
+        return [c for c in first if c is not None and not _is_mp4(c)]
+
+    def _remark_copies(self, bad_examples: BadExamples) -> None:
+        """Says how much of the split will be copied to the cache.
+
+        Raises:
+          ValueError: the disk is too full for it.
+        """
+        paths = {*self._roles.texts.values()}
+        for column in self._roles.files.values():
+            if column.content is not None:
+                paths.add(column.content)
+            if column.path is not None and (column.content is None or self.pictures is not None):
+                paths.add(column.path)
+        nbytes = sum(self._columns[path].uncopied(self._chunks) for path in paths)
+        folder = default_cache_dir()
+        if not nbytes:
+            return
+        free = shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.is_dir())).free
+        if free < nbytes:
+            raise ValueError(
+                f"{self.name}: {nbytes / 1e9:.1f} GB of it would be copied to {folder}, where {free / 1e9:.1f} GB are "
+                "free. Make room, or choose another folder by the environment variable XMODAL_CACHE."
+            )
+        bad_examples.remark(
+            f"{self.name}: {nbytes / 1e9:.1f} GB of it are copied to {folder} when they are first needed (the "
+            "environment variable XMODAL_CACHE chooses another folder)"
+        )
+
+
+def _is_mp4(file: Content) -> bool:
+    return file[4:8] == b"ftyp" if isinstance(file, bytes) else file.name.lower().endswith(".mp4")
+
+
+def _to_text(value: Any) -> str:
+    """A value as a name; a byte that is not UTF-8 becomes a lone surrogate."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _decode_text(value: Any) -> Any:
+    """The text of a string, which is read as bytes; other values as they are.
+
+    Raises:
+      ValueError: it is not UTF-8; the message is the reason.
+    """
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the text is not UTF-8: byte {error.start + 1} is 0x{value[error.start]:02x}"
+        ) from None
+
+
+def _encode(arrays: Iterable[pa.Array]) -> tuple[list[bytes | int | float], np.ndarray]:
+    """``(values, codes)``: the different values of a column of numbers or strings, strings as bytes; and for each row
+    the index of its value, int32 ``[R]``, -1 for null."""
+    arrays = [array.dictionary_decode() if pa.types.is_dictionary(array.type) else array for array in arrays]
+    kinds = {array.type for array in arrays}
+    if any(is_text(kind) for kind in kinds):
+        target = pa.large_binary()
+    else:
+        target = pa.float64() if any(pa.types.is_floating(kind) for kind in kinds) else pa.int64()
+    plain = pa.chunked_array([array.cast(target, safe=False) for array in arrays], target)
+    # One array: the parts of a chunked one would each have a dictionary of their own.
+    encoded = plain.combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return encoded.dictionary.to_pylist(), codes.astype(np.int32)
+
+
+class ParquetSource(TableSource):
+    """Parquet files: one, those in a folder, or those that a glob such as ``data/train-*.parquet`` fits.
+
+    Splits follow from the names of files and folders, see `split_of_file`. Without splits, and where there is ``train``
+    alone, a tenth of the rows is the test split.
+
+    Args:
+      path: the file, folder or glob.
+      split: see `ArrowTable`.
+      columns: see `choose_columns`.
+      allow_outside: whether names of files may lead out of the folder.
+      bad_examples: collects bad examples, and decides whether they stop the run (the default).
+      options: those of `TableSource`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no such split, a file that cannot be read, columns that cannot be used, or no example.
+      BadExampleError: a bad example, if those stop the run.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        *,
+        columns: Mapping[str, str] | None = None,
+        allow_outside: bool = False,
+        bad_examples: BadExamples | None = None,
+        **options: Any,
+    ):
+        bad_examples = BadExamples() if bad_examples is None else bad_examples
+        paths = _find_parquet(path, bad_examples)
+        table = ArrowTable(paths, split, str(path), bad_examples, ParquetFile, columns, allow_outside)
+        super().__init__(table, bad_examples=bad_examples, **options)
+
+
+class SavedSource(TableSource):
+    """What ``datasets.save_to_disk`` wrote, a ``Dataset`` or a ``DatasetDict``; or a single Arrow file. See
+    `ParquetSource`."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        *,
+        columns: Mapping[str, str] | None = None,
+        allow_outside: bool = False,
+        bad_examples: BadExamples | None = None,
+        **options: Any,
+    ):
+        bad_examples = BadExamples() if bad_examples is None else bad_examples
+        table = ArrowTable(_find_arrow(path), split, str(path), bad_examples, IPCFile, columns, allow_outside)
+        super().__init__(table, bad_examples=bad_examples, **options)
+
+
+def _find_on_hub(name: str) -> dict[str | None, list[Path]]:
+    """The Arrow files of each split of a data set of the Hugging Face hub, fetched if they are not in its cache.
+
+    Raises:
+      ValueError: the package ``datasets`` is missing, or the data set cannot be fetched.
+    """
+    data_set, _, config = name.partition(":")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data_set):
+        raise ValueError(f"hub:{name}: expected OWNER/NAME, or OWNER/NAME:CONFIG.")
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"hub:{name} needs the package datasets: pip install datasets.") from error
+    try:
+        splits = datasets.load_dataset(data_set, config or None)
+    except Exception as error:  # the package raises many types of exceptions where it cannot reach the hub
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"hub:{name} cannot be fetched, nor is it in the cache: {reason}.") from error
+    return {split: [Path(file["filename"]) for file in part.cache_files] for split, part in splits.items()}
+
+
+class HubSource(TableSource):
+    """A data set of the Hugging Face hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``, from the cache of the package
+    ``datasets``, which fetches it. See `ParquetSource`."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        *,
+        columns: Mapping[str, str] | None = None,
+        allow_outside: bool = False,
+        bad_examples: BadExamples | None = None,
+        **options: Any,
+    ):
+        bad_examples = BadExamples() if bad_examples is None else bad_examples
+        table = ArrowTable(
+            _find_on_hub(name), split, f"hub:{name}", bad_examples, IPCFile, columns, allow_outside
+        )
+        super().__init__(table, bad_examples=bad_examples, **options)

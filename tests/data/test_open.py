@@ -53,7 +53,8 @@ def test_a_new_form_is_one_entry(monkeypatch):
 @pytest.mark.parametrize("spec", ["shapes:", "shapes:x", "npz:", "npz", "what:x", ""])
 def test_what_is_no_form_lists_those_that_are(spec):
     with pytest.raises(
-        ValueError, match="use shapes, tfds:NAME, folder:PATH, tar:SHARDS, npz:PATH, spoken:FILE or poly"
+        ValueError,
+        match="use shapes, tfds:NAME, folder:PATH, tar:SHARDS, parquet:PATH, .* hub:NAME, npz:PATH, .* or poly",
     ):
         open_source(spec)
 

@@ -237,7 +237,9 @@ def test_data_sets_of_the_hub(tmp_path, monkeypatch):
     assert_same(source, open_folder(tmp_path / "folder"))
     assert "has the split train alone: a tenth of it is the test split" in bad_examples.summary()
     assert asked == [("o/name", "small")]
-    with pytest.raises(ValueError, match="hub:o/absent cannot be fetched, nor is it in the cache: Couldn't reach"):
+    with pytest.raises(
+        ValueError, match="hub:o/absent cannot be fetched, nor is it in the cache: Couldn't reach"
+    ):
         open_source("hub:o/absent")
     with pytest.raises(ValueError, match="expected OWNER/NAME"):
         open_source("hub:../a/b")
@@ -267,7 +269,13 @@ def test_splits_by_names(name, split):
 
 def test_which_files_are_read(tmp_path):
     table = pa.table({"text": [f"t{k}" for k in range(20)]})
-    for name in ("data/train-00000-of-00002", "data/train-00001-of-00002", "data/dev-00000-of-00001", "extra", "_x"):
+    for name in (
+        "data/train-00000-of-00002",
+        "data/train-00001-of-00002",
+        "data/dev-00000-of-00001",
+        "extra",
+        "_x",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / f"{name}.parquet")
     bad_examples = BadExamples()
@@ -300,7 +308,9 @@ def png(seed):
 def test_columns_by_name_type_and_content(tmp_path):
     images = [png(k) for k in range(4)]
     bare = {"pixel_values": images, "x": images, "category": ["b", "a", "b", None], "note": [1, 2, 3, 4]}
-    path = write_rows(tmp_path / "a.parquet", **bare, caption_es=["uno", "dos", "tres", "4"], sentence=["1"] * 4)
+    path = write_rows(
+        tmp_path / "a.parquet", **bare, caption_es=["uno", "dos", "tres", "4"], sentence=["1"] * 4
+    )
     bad_examples = BadExamples()
     source = open_parquet(path, "all", bad_examples=bad_examples)
     assert source.modalities == ("text", "text_es", "image", "image_x")
@@ -312,17 +322,23 @@ def test_columns_by_name_type_and_content(tmp_path):
     summary = bad_examples.summary()
     assert "the column x is the modality image_x" in summary
     assert "the column 'note'" in summary and "is not read" in summary
-    source = open_parquet(path, "all", columns={"image": "x", "text": "caption_es", "label": "note", "group": "category"})
+    source = open_parquet(
+        path, "all", columns={"image": "x", "text": "caption_es", "label": "note", "group": "category"}
+    )
     assert source.modalities == ("text", "image") and source.class_names is None
     batch = source.batch(np.arange(4))
     np.testing.assert_array_equal(batch["label"], [1, 2, 3, 4])
     np.testing.assert_array_equal(batch["group"], [0, 1, 0, 3])
-    with pytest.raises(ValueError, match=r"no column left; found 'pixel_values', .* \(--columns image=left\)"):
+    with pytest.raises(
+        ValueError, match=r"no column left; found 'pixel_values', .* \(--columns image=left\)"
+    ):
         open_parquet(path, columns={"image": "left"})
     with pytest.raises(ValueError, match=r"column note is int64; expected text: strings or lists of strings"):
         open_parquet(path, columns={"text": "note"})
     path = write_rows(tmp_path / "b.parquet", left=images, right=images)
-    with pytest.raises(ValueError, match="left, right are all image: .*--columns image=left image_right=right"):
+    with pytest.raises(
+        ValueError, match="left, right are all image: .*--columns image=left image_right=right"
+    ):
         open_parquet(path)
     with pytest.raises(ValueError, match=r"no column with images.*found 'a' \('int64'\)"):
         open_parquet(write_rows(tmp_path / "c.parquet", a=[1]))
@@ -346,7 +362,12 @@ def test_translations_dictionaries_and_large_types(tmp_path):
     assert list(source.batch(np.array([1]))["caption_es"]) == ["gato"]
     source = open_parquet(tmp_path / "a.parquet", "all", columns={"text": "translation.es"})
     assert list(source.batch(np.arange(2))["caption"]) == ["perro", "gato"]
-    for kind in (pa.large_string(), pa.string_view(), pa.large_list(pa.string()), pa.list_(pa.large_string(), 1)):
+    for kind in (
+        pa.large_string(),
+        pa.string_view(),
+        pa.large_list(pa.string()),
+        pa.list_(pa.large_string(), 1),
+    ):
         values = ["one", "two"] if "list" not in str(kind) else [["one"], ["two"]]
         with pa.ipc.new_file(tmp_path / "a.arrow", pa.schema([("text", kind)])) as writer:
             writer.write(pa.record_batch([pa.array(values, kind)], ["text"]))
@@ -361,7 +382,9 @@ def test_files_beside_the_table(tmp_path):
     table = pa.table({"image": pa.array([{"bytes": None, "path": n} for n in names], FILE), "text": names})
     path = tmp_path / "set" / "a.parquet"
     pq.write_table(table, path)
-    with pytest.raises(BadExampleError, match=r"a.parquet:6: the file '../outside.png' is outside .*--allow-outside"):
+    with pytest.raises(
+        BadExampleError, match=r"a.parquet:6: the file '../outside.png' is outside .*--allow-outside"
+    ):
         open_parquet(path, "all")
     source = open_parquet(path, "all", allow_outside=True)
     batch = source.batch(np.arange(6))
@@ -397,10 +420,9 @@ def write_bad(path, rows):
     good = {"image": png(0), "text": ["fine"], "label": 0}
     rows = [good | row for row in rows]
     texts = pa.array([row["text"] for row in rows], pa.list_(pa.binary()))
-    texts = pa.ListArray.from_arrays(
-        texts.offsets, pa.StringArray.from_buffers(len(texts.values), *texts.values.buffers()[1:], texts.values.buffers()[0]),
-        mask=texts.is_null(),
-    )  # fmt: skip
+    valid, *buffers = texts.values.buffers()
+    strings = pa.StringArray.from_buffers(len(texts.values), *buffers, valid)
+    texts = pa.ListArray.from_arrays(texts.offsets, strings, mask=texts.is_null())
     columns = {"image": [r["image"] for r in rows], "text": texts, "label": [r["label"] for r in rows]}
     label = {"_type": "ClassLabel", "names": ["no", "yes"]}
     pq.write_table(with_features(pa.table(columns), label=label), path, row_group_size=2)
@@ -416,7 +438,9 @@ def test_each_bad_row_stops_with_file_and_row(tmp_path, row, reason):
 
 @pytest.mark.parametrize("check_files", [True, False])
 def test_bad_rows_are_skipped_and_listed(tmp_path, check_files, on_disk):
-    write_bad(tmp_path / "a.parquet", [{"label": -1}, *(row for row, _ in BAD), {"label": None}, {"label": 1}])
+    write_bad(
+        tmp_path / "a.parquet", [{"label": -1}, *(row for row, _ in BAD), {"label": None}, {"label": 1}]
+    )
     bad_examples = BadExamples("skip")
     source = open_parquet(
         tmp_path / "a.parquet", "all", memory_limit=1, check_files=check_files, bad_examples=bad_examples

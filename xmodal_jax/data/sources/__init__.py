@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "tables": "TableSource MediaOptions",
         "folder": "FolderSource FolderTable",
         "tar": "TarSource TarTable",
+        "parquet": "ParquetSource SavedSource HubSource ArrowTable",
         "tfds": "TfdsSource Adapter ADAPTERS find_prepared",
         "spoken": "SpokenLines",
         "poly": "PolySource overlay",

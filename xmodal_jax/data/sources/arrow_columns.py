@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from xmodal_jax.core.text_files import parse_json, shorten
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.media import modality_of_file
 from xmodal_jax.data.columns import FILE_MODALITIES, TEXT_FIELDS
+from xmodal_jax.data.media import modality_of_file
 from xmodal_jax.data.sources.arrow_files import (
     ArrowFile,
     ColumnPath,

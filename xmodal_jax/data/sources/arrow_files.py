@@ -199,7 +199,9 @@ class Block:
                 self._values[number] = (_Lists if is_list(array.type) else _Values)(array, self._mapping)
             except ValueError as error:
                 where = "a column" if self._mapping is None else f"{self._mapping.path}: a column"
-                raise ValueError(f"{where} cannot be read, the file is damaged: {_first_line(error)}.") from error
+                raise ValueError(
+                    f"{where} cannot be read, the file is damaged: {_first_line(error)}."
+                ) from error
             self._arrays[number] = None
         return self._values[number]
 

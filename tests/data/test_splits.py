@@ -1,13 +1,15 @@
 """The splits of small data sets: each has an example, and what their size means is said."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.pictures import pictures_of, write_pictures
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.splits import (
     choose_batch_size,
@@ -96,3 +98,122 @@ def test_texts_are_not_longer_than_the_tokenizer_was_made_for(tmp_path):
     ).save_pretrained(tmp_path)
     assert fit_tokenizer(source, BadExamples(), **options, max_length=7)[0].max_length == 7
     assert fit_tokenizer(source, BadExamples(), **options, length=12)[0].max_length == 12
+
+
+def save_splits(root, **sizes):
+    """A folder of splits with so many pictures of two captions each; the pictures of the k-th count from 60 k."""
+    for number, (name, n) in enumerate(sizes.items()):
+        write_pictures(root / name, "one line", pictures=n, captions=2, first=60 * number)
+
+
+def pictures(splits):
+    """The pictures of the training, the validation and the test split."""
+    return [set(pictures_of(source)) for source in (splits.train, splits.validation, splits.tests["test"])]
+
+
+QUIET = DataOptions(progress=False)
+TRAIN, SECOND, THIRD = set(range(50)), set(range(60, 70)), set(range(120, 130))
+
+
+def test_a_validation_split_is_used_and_said(tmp_path):
+    save_splits(tmp_path, train=50, dev=10, test=10)
+    bad_examples = BadExamples()
+    splits = open_splits(f"folder:{tmp_path}", QUIET, bad_examples)
+    assert pictures(splits) == [TRAIN, SECOND, THIRD]
+    (remark,) = bad_examples.remarks
+    assert "its split 'validation' is used for validation (--validation 0.1" in remark
+    again = BadExamples()
+    options = dataclasses.replace(QUIET, validation="dev")
+    assert pictures(open_splits(f"folder:{tmp_path}", options, again)) == [TRAIN, SECOND, THIRD]
+    assert not again.remarks
+
+
+@pytest.mark.parametrize("validation,count", [("0.2", 10), ("7", 4), (".02", 1)])
+def test_validation_examples_are_held_out_with_all_captions(tmp_path, validation, count):
+    save_splits(tmp_path, train=50, dev=10, test=10)
+    options = dataclasses.replace(QUIET, validation=validation)
+    splits = open_splits(f"folder:{tmp_path}", options, BadExamples())
+    train, held_out, test = pictures(splits)
+    assert train | held_out == TRAIN and not train & held_out and test == THIRD
+    assert len(held_out) == count and len(splits.validation) == 2 * count  # each picture has two examples
+
+
+def test_without_a_test_split_a_tenth_of_the_training_split_is_one(tmp_path):
+    save_splits(tmp_path, train=50)
+    bad_examples = BadExamples()
+    splits = open_splits(f"folder:{tmp_path}", QUIET, bad_examples)
+    parts = pictures(splits)
+    assert set.union(*parts) == TRAIN and sum(map(len, parts)) == 50 and len(parts[2]) == 5
+    assert "there is no test split; a tenth of the training examples is held out" in bad_examples.remarks[0]
+    options = dataclasses.replace(QUIET, test_split="0.5", validation="4")
+    parts = pictures(open_splits(f"folder:{tmp_path}", options, BadExamples()))
+    assert set.union(*parts) == TRAIN and [len(part) for part in parts] == [23, 2, 25]
+    # In code, the training split is all of it, and there is no other.
+    assert len(open_source(f"folder:{tmp_path}", options=QUIET)) == 100
+    with pytest.raises(ValueError, match="no split 'test'"):
+        open_source(f"folder:{tmp_path}", "test", QUIET)
+
+
+def test_a_validation_split_without_a_test_split_is_the_test_split(tmp_path):
+    save_splits(tmp_path, train=50, val2017=10)
+    bad_examples = BadExamples()
+    train, validation, test = pictures(open_splits(f"folder:{tmp_path}", QUIET, bad_examples))
+    assert test == SECOND and train | validation == TRAIN and not train & validation
+    assert (
+        "its split 'validation' is the test split, and validation examples are held out"
+        in bad_examples.remarks[0]
+    )
+    options = dataclasses.replace(QUIET, validation="val2017")
+    train, validation, test = pictures(open_splits(f"folder:{tmp_path}", options, BadExamples()))
+    assert validation == SECOND and train | test == TRAIN and len(test) == 5
+
+
+def test_a_test_split_that_is_asked_for_decides_nothing(tmp_path):
+    save_splits(tmp_path, train=50, dev=10, test=10)
+    options = dataclasses.replace(QUIET, test_split="dev")
+    train, validation, test = pictures(open_splits(f"folder:{tmp_path}", options, BadExamples()))
+    assert test == SECOND and train | validation == TRAIN and not train & validation
+    with pytest.raises(ValueError, match="validation and test_split are both dev"):
+        DataOptions(test_split="dev", validation="dev")
+
+
+def test_other_forms_hold_out_and_choose_too():
+    options = DataOptions(
+        train_size=60, modalities=("text", "image"), test_split="compositions", validation="0.25"
+    )
+    splits = open_splits("shapes", options, BadExamples())
+    assert [*splits.tests] == ["test"] and len(splits.train) == 45 and len(splits.validation) == 15
+    expected = open_source("shapes", "compositions", options)
+    np.testing.assert_array_equal(
+        splits.tests["test"].batch(np.arange(3))["image"], expected.batch(np.arange(3))["image"]
+    )
+    with pytest.raises(
+        ValueError, match="--validation or --test-split 60: that is 60 of 60 training examples"
+    ):
+        open_splits("shapes", dataclasses.replace(options, validation="60"), BadExamples())
+
+
+def test_images_are_divided_before_views_are_made_of_them(tmp_path):
+    images = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", image=images, label=np.arange(60) % 2)
+    options = DataOptions(test_split="0.2", validation="6", views=2, progress=False)
+    splits = open_splits(f"poly:npz:{tmp_path}/a.npz", options, BadExamples())
+    whole = len(open_source(f"npz:{tmp_path}/a.npz"))
+    sizes = [len(splits.train), len(splits.validation), len(splits.tests["test"])]
+    assert sizes == [whole - 6 - round(0.2 * whole), 6, round(0.2 * whole)]
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "0.0", "1.0", "1.5", "-0.1", "train", "all", "", "1e3"])
+def test_what_is_no_part_is_refused(value):
+    for option in ("validation", "test_split"):
+        with pytest.raises(ValueError, match=f"^{option} must be"):
+            DataOptions(**{option: value})
+
+
+def test_an_unknown_split_lists_those_that_there_are(tmp_path):
+    save_splits(tmp_path, train=5, dev=3)
+    for option in ("validation", "test_split"):
+        with pytest.raises(ValueError, match="no split 'voices'; .* are: dev, train"):
+            open_splits(
+                f"folder:{tmp_path}", DataOptions(progress=False, **{option: "voices"}), BadExamples()
+            )

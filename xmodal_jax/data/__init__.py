@@ -20,7 +20,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "source": "Source SourceView RawBatch first_of_group read_fields",
         "bad_examples": "BadExample BadExampleError BadExamples OnBadExample",
-        "open": "DataOptions FORMS Form open_source open_training apply_missing",
+        "open": "DataOptions FORMS Form open_source apply_missing",
+        "held_out": "open_parts",
         "splits": (
             "Splits open_splits fit_tokenizer prepare_source make_tokenizer make_text_cleaner "
             "choose_batch_size choose_text_length read_captions"

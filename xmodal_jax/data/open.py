@@ -24,7 +24,8 @@ from xmodal_jax.data.sources.poly import PolySource
 from xmodal_jax.data.sources.spoken import SpokenLines
 from xmodal_jax.data.sources.tar import TarSource
 from xmodal_jax.data.sources.tfds import TfdsSource
-from xmodal_jax.data.views import IncompleteSource, Subset, hold_out, keep_complete
+from xmodal_jax.data.split_names import parse_part
+from xmodal_jax.data.views import IncompleteSource, Subset, keep_complete
 from xmodal_jax.types import MODALITIES
 
 _FILE_OPTIONS = (
@@ -85,6 +86,12 @@ class DataOptions:
     allow_outside: Advanced[bool] = False
     """Whether metadata (folder:PATH) may name files outside of their folder, by absolute paths or with "..". Otherwise
     such a line is a bad example, so that the metadata of strangers cannot make a run read other files."""
+    validation: Advanced[str | None] = None
+    """Validation data: the NAME of a split, or a SHARE (0.1) or COUNT (500) of the training examples, which are held
+    out. None: the split that the data set has for validation, or else a tenth of the training examples, at most 300."""
+    test_split: Advanced[str | None] = None
+    """Test data: the NAME of a split, or a SHARE (0.1) or COUNT of the training examples, which are held out. None: the
+    test splits that the data set has; or else its validation split, or a tenth of the training examples."""
     data_dir: str | None = None
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""
@@ -150,6 +157,12 @@ class DataOptions:
                 "own, as image_1."
             )
         parse_columns(self.columns or ())
+        test, validation = (parse_part(name, getattr(self, name)) for name in ("test_split", "validation"))
+        if test and validation and test.name and test.name == validation.name:
+            raise ValueError(
+                f"validation and test_split are both {test.name}: choose two splits, so that the test examples decide "
+                "nothing."
+            )
         if self.prompt is not None and "{}" not in self.prompt:
             raise ValueError(f"prompt must contain {{}} where the class name goes, got {self.prompt!r}.")
 
@@ -311,28 +324,8 @@ def open_source(
       BadExampleError: a bad example, under ``on_bad_example="stop"``.
     """
     bad_examples = BadExamples(options.on_bad_example) if bad_examples is None else bad_examples
-    source = _derive(_read(spec, split, options, bad_examples), spec, split, options)
+    source = derive_source(read_split(spec, split, options, bad_examples), spec, split, options)
     return apply_missing(source, options) if split == "train" else source
-
-
-def open_training(
-    spec: str, options: DataOptions, *, bad_examples: BadExamples, validation: int = 300
-) -> tuple[Source, Source]:
-    """``(training, validation)``: the split ``train`` in two parts, drawn at random, which share no picture.
-
-    The validation part has ``validation`` examples, or a tenth of the split if that is fewer. ``options.missing`` and
-    ``options.incomplete`` apply to the training part only. For poly:SPEC the labelled images are divided before the
-    views are made, so that the two parts share no image.
-    """
-    source = _read(spec, "train", options, bad_examples)
-    if len(source) < 2:
-        raise ValueError(
-            f"--data {spec}: the training split has {len(source)} example, of which none can be held out for "
-            "validation: add some."
-        )
-    not_held_out, held_out = hold_out(source, max(1, min(validation, len(source) // 10)))
-    train = apply_missing(_derive(not_held_out, spec, "train", options), options)
-    return train, _derive(held_out, spec, "validation", options)
 
 
 def apply_missing(source: Source, options: DataOptions) -> Source:
@@ -343,7 +336,7 @@ def apply_missing(source: Source, options: DataOptions) -> Source:
     return source if options.incomplete == "keep" else keep_complete(source)
 
 
-def _read(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
+def read_split(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
     """One split of the data set ``spec``; for a derived form such as poly, the labelled images that it is made from.
 
     Raises:
@@ -361,7 +354,7 @@ def _read(spec: str, split: str, options: DataOptions, bad_examples: BadExamples
     return form.open(*arguments, split=split, **_keywords(form, split, options, bad_examples))
 
 
-def _derive(source: Source, spec: str, split: str, options: DataOptions) -> Source:
+def derive_source(source: Source, spec: str, split: str, options: DataOptions) -> Source:
     """For a derived form such as poly, the data set made from ``source``, its labelled images; otherwise ``source``."""
     _, form, _ = _parse(spec)
     return form.open(source, split=split, **_keywords(form, split, options)) if form.derived else source
@@ -392,7 +385,7 @@ def _read_images(spec: str, split: str, options: DataOptions, bad_examples: BadE
             "poly:tfds:mnist, poly:folder:PATH or poly:npz:PATH."
         )
     images = dataclasses.replace(options, modalities=("image",), train_size=None)
-    source = _read(spec, split, images, bad_examples)
+    source = read_split(spec, split, images, bad_examples)
     if split != "train" or options.train_size is None:
         return source
     chosen = np.random.default_rng(options.data_seed).permutation(len(source))[: options.train_size]

@@ -1,9 +1,11 @@
-"""The names that splits have in data sets: ``train``, ``validation`` and ``test``, and how else they are called."""
+"""The names that splits have in data sets: ``train``, ``validation`` and ``test``, and how else they are called; and
+what ``--validation`` and ``--test-split`` say."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 SPLIT_NAMES = {
     "train": ("train", "training", "restval"),
@@ -37,3 +39,51 @@ def test_and_validation(names: Sequence[str]) -> tuple[tuple[str, ...], str | No
     """``(test_splits, validation_split)`` of a data set with the splits ``names``, as `Source` declares them."""
     has = {split: bool(find_splits(split, names)) for split in ("test", "validation")}
     return ("test",) * has["test"], "validation" if has["validation"] else None
+
+
+class Part(NamedTuple):
+    """What ``--validation`` or ``--test-split`` says: one of the three."""
+
+    name: str | None = None
+    """The name of a split."""
+    share: float | None = None
+    """A share of the training examples."""
+    count: int | None = None
+    """A number of training examples."""
+
+    def size(self, total: int) -> int:
+        """The number of examples to hold out of ``total``, one at least.
+
+        Raises:
+          ValueError: none would remain.
+        """
+        count = max(1, round(self.share * total)) if self.count is None else self.count
+        if count >= total:
+            value = self.share if self.count is None else self.count
+            raise ValueError(
+                f"--validation or --test-split {value}: that is {count} of {total} training examples, of which some "
+                "must remain."
+            )
+        return count
+
+
+def parse_part(option: str, value: str | None) -> Part | None:
+    """What an option says: ``dev`` is a name, ``0.1`` a share, ``500`` a count; None: nothing.
+
+    Raises:
+      ValueError: a share that is not between 0 and 1, a count below 1, or the name of what is trained on; the message
+        names ``option``.
+    """
+    if value is None:
+        return None
+    if re.fullmatch(r"[+-]?\d+", value):
+        if int(value) < 1:
+            raise ValueError(f"{option} must be at least one example, not {value}.")
+        return Part(count=int(value))
+    if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+)(e[+-]?\d+)?", value, re.IGNORECASE):
+        if not 0 < float(value) < 1:
+            raise ValueError(f"{option} must be a share between 0 and 1, as 0.1, not {value}.")
+        return Part(share=float(value))
+    if value in ("", "train", "all"):
+        raise ValueError(f"{option} must be another split than the training split, not {value!r}.")
+    return Part(name=value)

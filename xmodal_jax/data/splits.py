@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.open import DataOptions, open_source, open_training
+from xmodal_jax.data.held_out import open_parts
+from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.text import (
     Tokenizer,
@@ -47,7 +48,7 @@ class Splits(NamedTuple):
 def open_splits(
     spec: str, options: DataOptions, bad_examples: BadExamples, *, validation: int = 300
 ) -> Splits:
-    """Open the training and test splits of a data set, and hold out a part of the training examples for validation.
+    """Open the training, validation and test splits of a data set, see `open_parts` for how they are chosen.
 
     ::
 
@@ -58,11 +59,9 @@ def open_splits(
       spec: one of the forms of ``--data`` (see `open_source`).
       options: how to read it. ``missing`` and ``incomplete`` only affect the training set.
       bad_examples: collects bad examples of all splits.
-      validation: number of training examples to hold out; a tenth of them, if that is fewer.
+      validation: number of training examples to hold out by default; a tenth of them, if that is fewer.
     """
-    train, held_out = open_training(spec, options, bad_examples=bad_examples, validation=validation)
-    tests = {name: open_source(spec, name, options, bad_examples=bad_examples) for name in train.test_splits}
-    splits = Splits(train, held_out, tests)
+    splits = Splits(*open_parts(spec, options, bad_examples, validation=validation))
     note_few_examples(splits, bad_examples)
     return splits
 

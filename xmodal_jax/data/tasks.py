@@ -28,6 +28,11 @@ def open_task(
         if task is not None and task.needs_scenes:
             raise ValueError(f"spoken commands are about the embedded data set: --data shapes, not {spec!r}")
         return open_splits(spec, options, bad_examples)
+    if options.validation is not None or options.test_split is not None:
+        raise ValueError(
+            "questions and commands about shapes have scenes of their own for validation and tests: leave --validation "
+            "and --test-split"
+        )
     # Modalities are removed only at the end, from the examples grouped by scene.
     complete = dataclasses.replace(options, missing=0.0, incomplete="keep")
     train = open_source(spec, "train", complete, bad_examples=bad_examples)

@@ -5,17 +5,18 @@
 
 Every process runs a small experiment with a checkpoint every other step: ``experiments/contrastive.py`` on four fake
 devices (with dropout, augmentation, an average of the parameters and data from the host) in each mode, with two seeds
-and with two processes, and the smoke runs of a GAN and of a VAE. It gets SIGKILL, SIGTERM, SIGINT, or SIGSTOP and then
-SIGCONT. A quarter of the signals come at a uniformly random moment of the process's life; the others are aimed at the
-compilation, at the writing of a checkpoint, at the evaluation, and at what follows the last step. A run may be
-interrupted again after it was resumed, until it ends by itself. Then its parameters, optimizer state, average, random
-keys, metrics and results must be equal, bit for bit, to those of the undisturbed run; any difference is an error. About
-two minutes for each kill and resumption of all setups on two cores.
+and with two processes, the same on tar shards, and the smoke runs of a GAN and of a VAE. It gets SIGKILL, SIGTERM,
+SIGINT, or SIGSTOP and then SIGCONT. A quarter of the signals come at a uniformly random moment of the process's life;
+the others are aimed at the compilation, at the writing of a checkpoint, at the evaluation, and at what follows the last
+step. A run may be interrupted again after it was resumed, until it ends by itself. Then its parameters, optimizer
+state, average, random keys, metrics and results must be equal, bit for bit, to those of the undisturbed run; any
+difference is an error. About two minutes for each kill and resumption of all setups on two cores.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,17 +36,40 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tyro
+from PIL import Image
 
 from xmodal_jax.core.trees import leaf_names
+from xmodal_jax.data import DataOptions, open_source
 from xmodal_jax.train.checkpoint import newest_checkpoint, read_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RUN = """--data shapes --modalities text image --train-size 200 --gallery 20 --steps 16 --batch-size 16 --no-resident
+SHAPES = "--data shapes --train-size 200".split()
+SHARDS = "--data tar:{folder}/shards --image-size 32 --memory-limit-gib 1e-6".split()
+"""The same examples in tar shards, read again for each batch; ``{folder}`` is that of all runs."""
+RUN = """--modalities text image --gallery 20 --steps 16 --batch-size 16 --no-resident
     --checkpoint-every 2 --eval-every 4 --optimizer.ema 0.9 --model.text.width 16 --model.text.depth 1
     --model.text.heads 2 --model.text.dropout 0.1 --model.image.width 8 --model.image.depth 1
     --model.image.dropout 0.1""".split()
 WRITING = "*.orbax-checkpoint-tmp*"
 SMOKE = ["--smoke", "--checkpoint-every", "2"]
+
+
+def write_shards(folder: pathlib.Path, shards: int = 4) -> None:
+    """Writes examples of the embedded data set as tar shards in WebDataset's layout, for training and test."""
+    options = DataOptions(train_size=200, modalities=("text", "image"))
+    folder.mkdir()
+    for split in ("train", "test"):
+        source = open_source("shapes", split, options)
+        for number, indices in enumerate(np.array_split(np.arange(len(source)), shards)):
+            batch = source.batch(indices)
+            with tarfile.open(folder / f"{split}-{number:03d}.tar", "w") as file:
+                for index, image, caption in zip(indices, batch["image"], batch["caption"], strict=True):
+                    png = io.BytesIO()
+                    Image.fromarray(image).save(png, "png")
+                    for field, content in (("png", png.getvalue()), ("txt", caption.encode())):
+                        member = tarfile.TarInfo(f"{index:06d}.{field}")
+                        member.size = len(content)
+                        file.addfile(member, io.BytesIO(content))
 
 
 class Setup(NamedTuple):
@@ -56,11 +81,13 @@ class Setup(NamedTuple):
 
 
 SETUPS = {
-    "jit": Setup([*RUN, "--parallel", "jit"]),
-    "pmap": Setup([*RUN, "--parallel", "pmap"]),
-    "sharded": Setup([*RUN, "--parallel", "sharded", "--fsdp", "2"]),
-    "seeds": Setup([*RUN, "--seeds", "2"]),
-    "processes": Setup([*RUN, "--parallel", "pmap"], processes=2),
+    "jit": Setup([*SHAPES, *RUN, "--parallel", "jit"]),
+    "pmap": Setup([*SHAPES, *RUN, "--parallel", "pmap"]),
+    "sharded": Setup([*SHAPES, *RUN, "--parallel", "sharded", "--fsdp", "2"]),
+    "seeds": Setup([*SHAPES, *RUN, "--seeds", "2"]),
+    "processes": Setup([*SHAPES, *RUN, "--parallel", "pmap"], processes=2),
+    "tar": Setup([*SHARDS, *RUN, "--parallel", "jit"]),
+    "tar_processes": Setup([*SHARDS, *RUN, "--parallel", "pmap"], processes=2),
     "gan": Setup(SMOKE, "text_to_image_gan"),
     "vae": Setup(SMOKE, "vae"),
 }
@@ -108,7 +135,7 @@ class Processes:
         command = [
             sys.executable,
             f"experiments/{setup.script}.py",
-            *setup.flags,
+            *(flag.format(folder=directory.parent) for flag in setup.flags),
             "--run-dir",
             directory,
             "--resume",
@@ -316,6 +343,7 @@ def run_setup(folder: pathlib.Path, name: str, count: int, rng: random.Random) -
 def main(config: Config) -> None:
     rng = random.Random(config.seed)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kill-"))
+    write_shards(folder / "shards")
     print(f"runs and logs: {folder} (kept if a run fails, differs or hangs)", flush=True)
     results = {name: run_setup(folder, name, config.kills, rng) for name in config.setups}
     heads = " | ".join(

@@ -344,7 +344,7 @@ class _Sample:
     def __init__(self, key: str, number: int):
         self.key, self.number = key, number
         self.fields: dict[str, str] = {}  # by role
-        self.unread: list[str] = []
+        self.unread: set[str] = set()
         self.places: dict[str, tuple[int, int]] = {}  # by role: offset and size
         self.texts: dict[str, tuple[str, bytes]] = {}  # by role: field and content
         self.reason: str | None = None
@@ -358,7 +358,7 @@ class _Sample:
         if field in self.unread or field in self.fields.values():
             return self.refuse(f"the member {shorten(member.name)} is there twice")
         if role is None:
-            return self.unread.append(field)
+            return self.unread.add(field)
         if member.reason is not None:
             return self.refuse(f"the member {shorten(member.name)} {member.reason}")
         if role in self.fields:

@@ -263,7 +263,7 @@ def test_splits_by_name(tmp_path):
     assert split_of("train") == ["cc-train-0.tar", "cc-train-1.tar", "other.tar"]
     assert split_of("validation") == split_of("val") == ["val_0.tar", "dev/0.tar"]
     assert split_of("test") == ["evaluation.tar", "test/0.tar"]
-    with pytest.raises(ValueError, match="has no split 'all'; .* shards say: test, train, validation"):
+    with pytest.raises(ValueError, match="has no split 'all'; .* say: test, train, validation"):
         split_of("all")
     (tmp_path / "x" / "training").mkdir(parents=True)
     (tmp_path / "x" / "val").mkdir()
@@ -532,6 +532,14 @@ def test_the_samples_before_the_end_of_a_truncated_shard_remain(tmp_path, cut, k
     assert (item.file, item.line) == (str(path), kept + 1)
     with pytest.raises(BadExampleError, match=f"a.tar:{kept + 1}: {reason}"):
         open_tar(tmp_path)
+
+
+def test_a_shard_without_samples_adds_none(tmp_path):
+    write_tar(tmp_path / "a.tar", [])
+    with pytest.raises(ValueError, match="no usable example"):
+        open_tar(tmp_path)
+    write_tar(tmp_path / "b.tar", sample("b"))
+    assert captions(open_tar(tmp_path)) == ["caption b"]
 
 
 def test_what_follows_the_end_mark_is_reported(tmp_path):

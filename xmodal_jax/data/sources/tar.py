@@ -297,7 +297,8 @@ class TarTable(Table):
         files = [role for role in self._offsets if role != "json" and kind_of(role) != "text"]
         self.has_file = {role: self._offsets[role][in_split] >= 0 for role in files}
         self.caption_counts = {m: c[in_split] for m, c in self._join("texts", "caption_counts", 0).items()}
-        self._indexes = [index._replace(offsets=None, sizes=None) for index in self._indexes]
+        nothing = np.zeros((0, 0), np.int64)  # these are in the arrays above
+        self._indexes = [index._replace(offsets=nothing, sizes=nothing) for index in self._indexes]
 
     def _join(self, names: str, field: str, missing: int) -> dict[str, np.ndarray]:
         """A field of all indexes with one row for each of ``names``, by name: ``[N]``, of all samples.
@@ -335,7 +336,7 @@ class TarTable(Table):
         if any(index.names or (index.label_numbers != NO_NUMBER).any() for index in indexes):
             present.add("label")
         absent = [field for name, field in self._roles.columns.items() if name not in present]
-        if absent and any(index.samples for index in indexes):
+        if absent and any(len(index.numbers) for index in indexes):
             names = sorted(
                 {name for index in indexes for name in (*index.roles, *index.texts, *index.unread)}
             )
@@ -364,7 +365,8 @@ class TarTable(Table):
         wanted = _split_of_word(split) or split
         if wanted not in names:
             raise ValueError(
-                f"{self.data_set} has no split {split!r}; the names of its shards say: {', '.join(sorted(set(names)))}."
+                f"{self.data_set} has no split {split!r}; the names of its shards, or of their folders, say: "
+                f"{', '.join(sorted(set(names)))}."
             )
         by_shard = [name == wanted for name in names]
         return np.repeat(by_shard, lengths), by_shard

@@ -68,9 +68,9 @@ def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config, shrink=evaluation.shrink_latent)
     model, modality = config.model, config.modality
 
-    # Data: examples whose class is known, which the judge needs.
+    # Data: examples whose class is known, which the judge needs; without any classes there is no judge.
     with timer("data"):
-        data = open_latent(config, model, bad_examples)
+        data = open_latent(config, model, bad_examples, needs_classes=model.conditional)
     batch_size = choose_batch_size(config.batch_size, data.source, bad_examples)
     loader = Loader(data.source, batch_size=batch_size, seed=config.seed, transform=data.transform)
     counts = dict(vocab_size=data.vocab_size, classes=data.classes)
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     # The method, and the judge, which is trained first.
     size = sizes[modality]
     vae = make_vae(model, modality, size, classes=data.classes)
-    judges = make_judges(model, sizes, data.classes)
+    judges = make_judges(model, sizes, data.classes) if data.classes else None
     judge_params = evaluation.fit_judges(judges, loader, config, run, timer, config.judge_steps)
     evaluator = evaluation.LatentEvaluator(
         as_multimodal(vae, model, modality, data.classes), model, judges,

@@ -149,6 +149,18 @@ def test_latents_are_evaluated_on_one_example_of_each_picture(tmp_path, layout):
     np.testing.assert_array_equal(data.factors[:, 0], np.arange(7) % 3)
 
 
+def test_data_without_classes_are_used_whole_where_nothing_needs_a_class(tmp_path):
+    for split, pictures in (("train", 20), ("test", 7)):
+        write_pictures(tmp_path / split, "one line", pictures=pictures)
+    config = RunConfig(data=f"folder:{tmp_path}", input=DataOptions(modalities=("image",), progress=False))
+    with pytest.raises(ValueError, match="no example has a class: the data set needs the field 'label'"):
+        open_latent(config, ModalityConfigs(), BadExamples())
+    bad_examples = BadExamples()
+    data = open_latent(config, ModalityConfigs(), bad_examples, needs_classes=False)
+    assert (data.classes, len(data.test), data.factors.shape) == (0, 7, (7, 0))
+    assert "no judge is trained" in bad_examples.summary()
+
+
 def test_classification_counts_each_picture_once(monkeypatch):
     """Three of four pictures are right; the wrong one has most of the captions."""
     group = np.array([0, 1, 2, 3, 3, 3, 3], np.int32)

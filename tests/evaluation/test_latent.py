@@ -23,6 +23,7 @@ from xmodal_jax.evaluation import latent as scores
 from xmodal_jax.evaluation import latent_data
 from xmodal_jax.evaluation.embeddings import evenly_spread, take_evenly
 from xmodal_jax.evaluation.latent import SMOKE, LabelledLatents, LatentEvaluation, SourceLatents
+from xmodal_jax.evaluation.latent_data import count_classes, known_factors
 from xmodal_jax.metrics.disentanglement import mutual_information_gap
 from xmodal_jax.metrics.generative import kernel_distance
 from xmodal_jax.models.vae.judges import JudgeOutputs, make_judges
@@ -485,6 +486,29 @@ def test_a_model_without_a_likelihood_is_not_asked_for_one():
     off = dataclasses.replace(how, disentanglement=False)
     found = scores.evaluate_latent(explorer, {}, {}, train, test, factors, off, 0, has_likelihood=False)
     assert "latent/mig" not in found.metrics and "latent/probe" in found.metrics
+
+
+def test_data_without_classes_have_the_scores_that_need_none():
+    """With a judge the others are there too; nobody asks the judge, and no example is left out."""
+    how = LatentEvaluation(examples=24, draws=9, latents=20, densities=())
+    found, shown = {}, {}
+    for labelled in (True, False):
+        data = source(IMAGES, np.arange(40) % 2)
+        explorer = explore(IMAGES)
+        if not labelled:
+            data = ArraySource({name: data.batch(np.arange(40))[name] for name in IMAGES})
+            explorer.judges = None
+        factors = known_factors(data)
+        results = scores.evaluate_latent(
+            explorer, {}, None, data, data, factors, how, 0, has_likelihood=False
+        )
+        found[labelled], shown[labelled] = results.metrics, results.labels
+    assert count_classes(data) == 0 and factors.shape == (40, 0)
+    assert {name.split("/")[0] for name in found[False]} == {f"reconstruction_{name}" for name in IMAGES}
+    assert found[False] == {name: found[True][name] for name in found[False]} and len(found[True]) > len(
+        found[False]
+    )
+    assert shown[False].tolist() == [-1] * 24 and (shown[True] >= 0).all()
 
 
 def test_what_painters_show_is_what_judges_read():

@@ -383,7 +383,7 @@ def test_a_map_shows_codes_of_all_and_of_each(monkeypatch):
     assert titles(report) == ["Latent space"] and "t-SNE" in report.html()
     (points, names, kinds, how), (alone, each, of, how_each) = calls
     np.testing.assert_array_equal(points, codes.mean[:30, :2])
-    assert names == [NAMED[k] if k >= 0 else "-1" for k in labels[:30]] and kinds is None
+    assert names == [NAMED[k] if k >= 0 else "unknown" for k in labels[:30]] and kinds is None
     assert how == {"title": "all modalities"} and how_each == {"title": "each modality alone"}
     np.testing.assert_array_equal(alone, np.concatenate([codes.unimodal[:10, k, :2] for k in range(3)]))
     assert each == names[:10] * 3 and list(of) == [m for m in IMAGES for _ in range(10)]

@@ -97,12 +97,17 @@ def shrink_latent(config: Any) -> Any:
     return dataclasses.replace(config, input=data, judge_steps=4, evaluation=SMOKE)
 
 
-def fit_judges(judges: Judges, loader: Loader, config: RunConfig, run: Run, timer: Timer, steps: int) -> Any:
-    """Trains the judges (classifiers of each modality) for ``steps`` steps with one seed; returns their parameters.
+def fit_judges(
+    judges: Judges | None, loader: Loader, config: RunConfig, run: Run, timer: Timer, steps: int
+) -> Any:
+    """Trains the judges (classifiers of each modality) for ``steps`` steps with one seed; returns their parameters, or
+    None without judges.
 
     This training is a run of its own, in the folder ``judges`` of the directory of ``run``. ``config``: of the VAE's
     run; the judges' training takes batch size and data options from it, but has no evaluations and checkpoints.
     """
+    if judges is None:
+        return None
     config = dataclasses.replace(config, steps=steps, eval_every=0, checkpoint_every=0, patience=0, seeds=1)
     options = dict(resume=config.resume, writer=run.writes, tensorboard=False)
     with Run.create(run.path / "judges", config, **options) as judge_run:
@@ -148,7 +153,7 @@ class LatentEvaluator:
         self,
         vae: MultimodalVAE,
         configs: ModalityConfigs,
-        judges: Judges,
+        judges: Judges | None,
         *,
         seed: int = 0,
         end_id: int = -1,
@@ -160,7 +165,8 @@ class LatentEvaluator:
         Args:
           vae: the model.
           configs: how its modalities are preprocessed.
-          judges: trained classifiers, one for each modality, which evaluate generated data.
+          judges: trained classifiers, one for each modality, which evaluate generated data; None for data without
+            classes, whose scores that need a judge or a class are then left out.
           seed: seed of every random draw.
           end_id: the token that ends a text.
           pad_id: the token of padding; -1: every token is content.
@@ -584,7 +590,7 @@ class LatentResults(NamedTuple):
     """``[S + 1, M, N]``: the class that the judge (classifier) of each modality gives to data generated from each
     subset of the modalities."""
     labels: np.ndarray
-    """``[N]``: the class of each example."""
+    """``[N]``: the class of each example; -1: unknown."""
     latents: SourceLatents
     draws: dict[str, np.ndarray]
     """Shared latents drawn from the prior and from each fitted density."""
@@ -618,8 +624,12 @@ def evaluate_latent(
     factors = factors[evenly_spread(len(test), evaluation.examples)]
     test, train = take_evenly(test, evaluation.examples), take_evenly(train, evaluation.latents)
     labels, train_labels = test.class_labels(), train.class_labels()
-    metrics, classes, real = coherence_metrics(evaluator, params, judge_params, test)
-    metrics |= judge_accuracy(evaluator, judge_params, test)
+    metrics, classes, real = {}, np.zeros((1, 1, 0), int), None
+    if evaluator.judges is None:  # no class is known
+        labels, train_labels = np.full(len(test), -1), np.full(len(train), -1)
+    else:
+        metrics, classes, real = coherence_metrics(evaluator, params, judge_params, test)
+        metrics |= judge_accuracy(evaluator, judge_params, test)
     latents, train_latents = evaluator.encode(params, test), evaluator.encode(params, train)
     # Shared latents by the distribution that they are drawn from. A prior that depends on the label has no samples
     # here.
@@ -629,16 +639,18 @@ def evaluate_latent(
     # Fitted to samples of q(z | x), not to its means: the decoder was trained on such samples.
     densities = fit_densities(train_latents.samples, evaluation, seed)
     draws |= {name: density.sample(evaluation.draws, seed) for name, density in densities.items()}
-    metrics |= joint_metrics(evaluator, params, judge_params, draws, real)
+    if real is not None:
+        metrics |= joint_metrics(evaluator, params, judge_params, draws, real)
     metrics |= reconstruction_metrics(evaluator, params, test)
     if has_likelihood:
         metrics |= likelihood_metrics(evaluator, params, test, evaluation)
-    metrics |= latent_metrics(
-        evaluator.modalities,
-        train=LabelledLatents(train_latents, train_labels),
-        test=LabelledLatents(latents, labels),
-        seed=seed,
-    )
+    if evaluator.judges is not None:
+        metrics |= latent_metrics(
+            evaluator.modalities,
+            train=LabelledLatents(train_latents, train_labels),
+            test=LabelledLatents(latents, labels),
+            seed=seed,
+        )
     if evaluation.disentanglement:
         metrics |= disentanglement_metrics(latents.mean, factors, seed)
     return LatentResults(metrics, classes, labels, latents, draws)

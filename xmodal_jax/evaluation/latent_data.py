@@ -19,11 +19,12 @@ from xmodal_jax.train.feed import RESIDENT_LIMIT
 
 
 class LatentData(NamedTuple):
-    """The splits of a data set, of examples whose class is known."""
+    """The splits of a data set, of examples whose class is known, or without any classes."""
 
     modalities: tuple[str, ...]
     class_names: tuple[str, ...] | None
     classes: int
+    """Number of classes; 0: no class of an example is known."""
     source: Source
     """Training examples."""
     transform: Transform | None
@@ -59,17 +60,33 @@ class LatentData(NamedTuple):
         return self.tokenize.tokenizer.pad_id if self.tokenize else -1
 
 
-def open_latent(config: RunConfig, modalities: ModalityConfigs, bad_examples: BadExamples) -> LatentData:
+def open_latent(
+    config: RunConfig, modalities: ModalityConfigs, bad_examples: BadExamples, *, needs_classes: bool = True
+) -> LatentData:
     """The data of an experiment: the examples whose class is known, which the judges (classifiers that evaluate
-    generated data) need. Of a picture with several captions, validation and test have one example. ``modalities``: how
-    each kind of data is preprocessed. ``bad_examples``: collects the unreadable ones.
+    generated data) need. Of a picture with several captions, validation and test have one example.
 
     A tokenizer is fitted to the training texts; the log-mel frames of speech are computed once.
+
+    Args:
+      config: of the run.
+      modalities: how each kind of data is preprocessed.
+      bad_examples: collects the unreadable ones.
+      needs_classes: whether data without any class are refused. Otherwise all their examples are used, and it is said
+        what the evaluation then lacks.
+
+    Raises:
+      ValueError: ``needs_classes``, and no example of a split has a class.
     """
     splits = open_splits(config.data, config.input, bad_examples)
-    train, validation, test = (
-        keep_labelled(split) for split in (splits.train, splits.validation, splits.tests["test"])
-    )
+    train, validation, test = splits.train, splits.validation, splits.tests["test"]
+    if needs_classes or _has_classes(train):
+        train, validation, test = (keep_labelled(split) for split in (train, validation, test))
+    else:
+        bad_examples.remark(
+            "No example has a class (the field 'label'), so that no judge is trained: the distances of samples from "
+            "real data, and what latents know of the class, are not measured."
+        )
     validation, test = one_per_picture(validation), one_per_picture(test)
     tokenize, log_mel = None, None
     if "text" in train.modalities:
@@ -93,8 +110,16 @@ def open_latent(config: RunConfig, modalities: ModalityConfigs, bad_examples: Ba
     )
 
 
+def _has_classes(source: Source) -> bool:
+    labels = source.class_labels()
+    return labels is not None and bool((labels >= 0).any())
+
+
 def count_classes(source: Source) -> int:
-    """The number of classes of a labelled data set: that of its class names, else its largest label plus 1."""
+    """The number of classes of a data set: that of its class names, else its largest label plus 1; 0 if no label is
+    known."""
+    if not _has_classes(source):
+        return 0
     names = source.class_names or ()
     return len(names) or 1 + int(source.class_labels().max())
 
@@ -103,10 +128,12 @@ def known_factors(source: Source) -> np.ndarray:
     """The known factors of each example, int ``[N, F]``.
 
     In the embedded data set these are the shape, colour, size and place of the first object; in other data sets the
-    class is the only factor.
+    class is the only factor; without classes there are none (F = 0).
     """
     factors = source.factors()
     if factors is None:
-        return source.class_labels()[:, None]
+        return (
+            source.class_labels()[:, None] if _has_classes(source) else np.zeros((len(source), 0), np.int64)
+        )
     of_first_object = [factors[name][:, 0] for name in ("shape", "colour", "size")]  # of [N, objects]
     return np.stack([*of_first_object, factors["place"]], axis=1).astype(np.int64)

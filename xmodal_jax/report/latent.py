@@ -264,7 +264,8 @@ def add_map(
 
     ``labels``: class of each example; -1: unknown. ``limit``: number of examples in the first plot.
     """
-    names = [str(class_names[k]) if class_names is not None and k >= 0 else str(k) for k in labels[:limit]]
+    name_of = lambda k: str(class_names[k]) if class_names is not None else str(k)
+    names = [name_of(k) if k >= 0 else "unknown" for k in labels[:limit]]
     points = figures.project_2d(latents.mean[:limit])
     report.add_figure("Latent space", figures.embedding_map(points, names, title="all modalities"))
     # Fewer examples, as each has a point for every modality; t-SNE needs 5 points.

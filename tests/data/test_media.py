@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from xmodal_jax.data import media
 
@@ -17,7 +17,7 @@ def gradient(height, width):
     return np.stack([y * 5 % 256, x * 7 % 256, (x + y) * 3 % 256], -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tif", "tiff"])
 def test_lossless_image_round_trip(tmp_path, suffix):
     image = gradient(17, 17)
     path = tmp_path / f"a.{suffix}"
@@ -271,3 +271,66 @@ def test_the_centre_of_a_larger_image_is_kept(fit):
         Image.fromarray(pixels[:16, :16]), 16, resize=media.Resize("crop", "bicubic", 0.8)
     )
     assert not np.array_equal(small, pixels[:16, :16])  # an image of the right size is enlarged as well
+
+
+@pytest.mark.parametrize("suffix,options", [("jfif", {"format": "JPEG"}), ("avif", {})])
+def test_other_suffixes_of_images_are_read(tmp_path, suffix, options):
+    path = tmp_path / f"a.{suffix}"
+    y, x = np.mgrid[:32, :32]
+    smooth = np.stack([4 * x, 4 * y, 2 * (x + y)], -1).astype(np.uint8)
+    Image.fromarray(smooth).save(path, quality=95, **options)
+    for file in (path, path.read_bytes()):
+        assert np.abs(media.decode_image(file, 32).astype(int) - smooth).max() < 16
+    assert media.modality_of_file(path.name) == "image"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises((ValueError, OSError)):
+        media.decode_image(path, 32)
+
+
+def test_avif_without_support_says_so(tmp_path, monkeypatch):
+    Image.fromarray(gradient(9, 9)).save(tmp_path / "a.avif")
+
+    def refuse(*args):
+        raise UnidentifiedImageError("cannot identify image file")
+
+    monkeypatch.setattr(media.features, "check", lambda name: False)
+    monkeypatch.setattr(media.Image, "open", refuse)
+    with pytest.raises(ValueError, match="Pillow was built without AVIF"):
+        media.decode_image(tmp_path / "a.avif", 9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_32_bits_are_refused(tmp_path, dtype):
+    """What range they have is not known: values in 0..1 would all become black."""
+    Image.fromarray(np.full((5, 5), 1, dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="32 bits, in a range that is not known"):
+        media.decode_image(tmp_path / "a.tif", 5)
+    deep = (np.arange(25, dtype=np.uint16) * 2500).reshape(5, 5)
+    Image.fromarray(deep).save(tmp_path / "b.tif")
+    np.testing.assert_array_equal(media.decode_image(tmp_path / "b.tif", 5, 1)[..., 0], deep >> 8)
+
+
+@pytest.mark.parametrize("suffix", ["opus", "m4a"])
+def test_compressed_recordings_are_read(tmp_path, suffix):
+    """Two channels of a tone: its frequency, strength and length come back, as a whole and cut."""
+    rate, path = 24000, tmp_path / f"a.{suffix}"
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    if suffix == "opus":
+        soundfile.write(path, np.stack([tone, tone], 1), rate, format="OGG", subtype="OPUS")
+    else:
+        ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+        soundfile.write(tmp_path / "a.wav", np.stack([tone, tone], 1), rate)
+        subprocess.run(
+            [ffmpeg, "-v", "error", "-i", tmp_path / "a.wav", "-movflags", "+faststart", path], check=True
+        )
+    assert media.modality_of_file(path.name) == "audio"
+    for file in (path, path.read_bytes()):
+        samples, was_cut = media.decode_audio(file, 16000, 5.0)
+        assert not was_cut and abs(len(samples) - 16000) < 400 and samples.dtype == np.int16
+        middle = samples[4000:12000] / 32768
+        assert np.argmax(np.abs(np.fft.rfft(middle))) == 220 and abs(middle.std() - 0.3 / 2**0.5) < 0.02
+    samples, was_cut = media.decode_audio(path, 16000, 0.25)
+    assert was_cut and len(samples) == 4000
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError):
+        media.decode_audio(path, 16000)

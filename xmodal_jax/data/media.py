@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError, features
 
-from xmodal_jax.data.whole_files import check_gif, check_png, check_wav, readable
+from xmodal_jax.data.whole_files import check_gif, check_ogg, check_png, check_wav, open_binary, readable
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a")
 VIDEO_SUFFIXES = (".gif", ".mp4")
 
 
@@ -126,10 +126,21 @@ _one_large_image = threading.Lock()
 
 
 def _open(file: str | Path | bytes) -> Image.Image:
-    if isinstance(file, bytes):
-        return Image.open(io.BytesIO(file))
-    require_file(file)
-    return Image.open(file)
+    if not isinstance(file, bytes):
+        require_file(file)
+    try:
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except UnidentifiedImageError as error:
+        if _brand(file) in (b"avif", b"avis") and not features.check("avif"):
+            raise ValueError("Pillow was built without AVIF here: pip install 'pillow>=11.3'") from error
+        raise
+
+
+def _brand(file: str | Path | bytes) -> bytes | None:
+    """The brand of a file of the MP4 family, such as ``avif`` or ``M4A ``; None: it is of another family."""
+    with open_binary(file) as stream:
+        head = stream.read(12)
+    return head[8:] if head[4:8] == b"ftyp" else None
 
 
 @readable()
@@ -151,6 +162,11 @@ def decode_image(
     with _open(file) as image:
         if image.format == "PNG":
             check_png(file)
+        if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+            # Pillow would clip such values at 255, which makes an image black whose values lie in 0..1.
+            raise ValueError(
+                "its pixels have 32 bits, in a range that is not known: convert it to 8 or 16 bits"
+            )
         image.draft(None, (2 * size, 2 * size))
         is_large = image.width * image.height > LARGE_IMAGE_PIXELS
         with _one_large_image if is_large else contextlib.nullcontext():
@@ -245,14 +261,21 @@ def _read_ppm(stream: BinaryIO, keep: bool) -> Image.Image | bool | None:
     return Image.frombytes("RGB", (width, height), pixels) if keep else True
 
 
+def _ffmpeg_to_ppm(
+    path: str | Path, deadline: float, *options: str
+) -> contextlib.AbstractContextManager[BinaryIO]:
+    """A stream of all frames of a video as PPM images, one after the other; see `_run_ffmpeg`."""
+    return _run_ffmpeg(path, deadline, *options, "-f", "image2pipe", "-c:v", "ppm")
+
+
 @contextlib.contextmanager
-def _ffmpeg_to_ppm(path: str | Path, deadline: float, *options: str) -> Iterator[BinaryIO]:
-    """A stream of all frames of a video as PPM images, one after the other.
+def _run_ffmpeg(path: str | Path, deadline: float, *options: str) -> Iterator[BinaryIO]:
+    """A stream of what ffmpeg makes of a file.
 
     Args:
       path: the file. FFmpeg may open no other, nor a network address, whatever the file says.
       deadline: the value of ``time.monotonic()`` at which decoding is stopped.
-      options: further options of ffmpeg for the output.
+      options: options of ffmpeg for the output.
 
     Raises:
       ValueError: ffmpeg cannot read the file, or it takes too long.
@@ -260,11 +283,11 @@ def _ffmpeg_to_ppm(path: str | Path, deadline: float, *options: str) -> Iterator
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise ValueError("reading .mp4 needs: pip install imageio-ffmpeg") from error
+        raise ValueError("reading .mp4 and .m4a needs: pip install imageio-ffmpeg") from error
     # The ffmpeg program itself: the package's reader leaves pipes open when a file is bad.
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-protocol_whitelist", "file,pipe"]
     command += ["-max_pixels", str(MAX_FRAME_PIXELS), "-i", f"file:{path}"]
-    command += [*options, "-f", "image2pipe", "-c:v", "ppm", "-"]
+    command += [*options, "-"]
     with (
         tempfile.TemporaryFile() as messages,  # not a pipe, which would have to be read at the same time
         subprocess.Popen(
@@ -337,7 +360,11 @@ def decode_audio(
 
     if not isinstance(file, bytes):
         require_file(file)
+    if _brand(file) is not None:
+        waveform, source_rate = _decode_m4a(file, max_seconds)
+        return resample_and_cut(waveform, source_rate, sample_rate, max_seconds)
     check_wav(file)
+    check_ogg(file)
     try:
         with soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as sound:
             # Read a little beyond max_seconds, to learn whether the recording is longer; -1 reads all.
@@ -346,3 +373,23 @@ def decode_audio(
             return resample_and_cut(waveform, sound.samplerate, sample_rate, max_seconds)
     except soundfile.SoundFileError as error:
         raise ValueError(f"cannot be decoded as audio: {error}") from error
+
+
+def _decode_m4a(file: str | Path | bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    """``(waveform, rate)`` of an .m4a file, by ffmpeg: float32 ``[t, channels]`` in [-1, 1], a little longer than
+    ``max_seconds`` at most, and its sample rate in Hz."""
+    if isinstance(file, bytes):  # FFmpeg has to seek in it
+        with tempfile.NamedTemporaryFile(suffix=".m4a") as copy:
+            copy.write(file)
+            copy.flush()
+            return _decode_m4a(copy.name, max_seconds)
+    limit = () if max_seconds is None else ("-t", f"{max_seconds + 0.2:.3f}")
+    options = ("-xerror", "-vn", *limit, "-f", "au", "-c:a", "pcm_f32be")
+    with _run_ffmpeg(file, time.monotonic() + VIDEO_SECONDS, *options) as stream:
+        data = stream.read()
+    # The header of an .au file: big-endian, the offset of the samples first, and the rate and the channels last.
+    if len(data) < 24:
+        raise ValueError("the recording has no samples")
+    offset, rate, channels = (int.from_bytes(data[k : k + 4], "big") for k in (4, 16, 20))
+    samples = np.frombuffer(data, ">f4", offset=offset).astype(np.float32)
+    return samples[: len(samples) // channels * channels].reshape(-1, channels), rate

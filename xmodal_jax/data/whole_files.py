@@ -1,6 +1,7 @@
 """Whether image, animation and audio files are whole, where a decoder would take a damaged one in silence.
 
-Formats say it themselves: PNG by a checksum of each chunk, GIF by its last byte, WAV by the number of its bytes.
+Formats say it themselves: PNG by a checksum of each chunk, GIF by its last byte, WAV by the number of its bytes,
+Ogg by a mark on its last page.
 """
 
 from __future__ import annotations
@@ -74,3 +75,20 @@ def check_wav(file: str | Path | bytes) -> None:
                 return
             stream.seek(length + length % 2, io.SEEK_CUR)
     raise ValueError("the WAV file is truncated: it has no samples")
+
+
+def check_ogg(file: str | Path | bytes) -> None:
+    """Raises ValueError if the last page of an Ogg file (Vorbis or Opus) is cut, or is not marked as the last; other
+    files pass."""
+    with open_binary(file) as stream:
+        if stream.read(4) != b"OggS":
+            return
+        # A page has at most 65,307 bytes: 27 of a header, 255 lengths of segments, and these of up to 255 bytes.
+        stream.seek(-min(1 << 17, stream.seek(0, io.SEEK_END)), io.SEEK_END)
+        end = stream.read()
+    page = end[end.rfind(b"OggS\0") :]
+    segments = page[26] if len(page) > 26 else 0
+    if len(page) < 27 + segments + sum(page[27 : 27 + segments]):
+        raise ValueError("the Ogg file is truncated within its last page")
+    if not page[5] & 4:
+        raise ValueError("the Ogg file is truncated: its last page is missing")

@@ -235,10 +235,7 @@ FORMS: dict[str, Form] = {
         "SHARDS",
         "tar shards in WebDataset's layout: a folder of them, or a pattern such as 'shards/{000..099}.tar'",
         TarSource,
-        (
-            "image_size", "largest_side", "image_fit", "resample", "channels", "sample_rate", "max_seconds", "frames",
-            "modalities", "prompt", "columns", "bad_examples", "memory_limit", "check_files", "workers", "progress",
-        ),
+        tuple(option for option in _FILE_OPTIONS if option != "allow_outside"),
     ),
     "parquet": Form(
         "PATH",

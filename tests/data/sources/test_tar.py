@@ -263,6 +263,8 @@ def test_splits_by_name(tmp_path):
     assert split_of("train") == ["cc-train-0.tar", "cc-train-1.tar", "other.tar"]
     assert split_of("validation") == split_of("val") == ["val_0.tar", "dev/0.tar"]
     assert split_of("test") == ["evaluation.tar", "test/0.tar"]
+    source = open_tar(everything, "train")
+    assert (source.test_splits, source.validation_split) == (("test",), "validation")
     with pytest.raises(ValueError, match="has no split 'all'; .* say: test, train, validation"):
         split_of("all")
     (tmp_path / "x" / "training").mkdir(parents=True)
@@ -271,6 +273,8 @@ def test_splits_by_name(tmp_path):
     (tmp_path / "val_0.tar").rename(tmp_path / "x" / "val" / "a.tar")
     assert captions(open_tar(tmp_path / "x", "train")) == ["other.tar"]
     assert captions(open_tar(tmp_path / "x", "validation")) == ["val_0.tar"]
+    source = open_tar(tmp_path / "x", "train")
+    assert (source.test_splits, source.validation_split) == ((), "validation")
 
 
 def test_splits_by_a_place_in_the_pattern(tmp_path):
@@ -291,7 +295,12 @@ def test_without_splits_a_tenth_of_the_keys_is_the_test_split(tmp_path):
     for k in range(2):
         write_tar(tmp_path / f"train-{k}.tar", [(f"{i}.txt", str(i)) for i in range(100 * k, 100 * k + 100)])
     in_test = choose_test([str(i) for i in range(200)], tmp_path)
-    assert captions(open_tar(tmp_path, "test")) == [str(i) for i in np.flatnonzero(in_test)]
+    bad_examples = BadExamples()
+    test = open_tar(tmp_path, "test", bad_examples=bad_examples)
+    assert captions(test) == [str(i) for i in np.flatnonzero(in_test)] and test.test_splits == ("test",)
+    assert bad_examples.remarks == [
+        f"tar:{tmp_path} has the split train alone: a tenth of it is the test split"
+    ]
     assert captions(open_tar(tmp_path, "train")) == [str(i) for i in np.flatnonzero(~in_test)]
     assert len(open_tar(tmp_path)) == 200
     with pytest.raises(ValueError, match="no shards of another split than train, .* 'validation'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import itertools
 import os
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from xmodal_jax.core.text_files import first_duplicate
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.labels import Labels
 from xmodal_jax.data.sources.tables import TableSource
+from xmodal_jax.data.split_names import find_splits, split_of, test_and_validation
 from xmodal_jax.data.table import Content, Row, Table
 from xmodal_jax.data.tar_index import (
     NO_NUMBER,
@@ -31,12 +33,6 @@ from xmodal_jax.data.tar_index import (
 )
 from xmodal_jax.types import kind_of
 
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""The words in the names of shards and folders that say to which split they belong."""
 MAX_SHARDS = 1_000_000
 """Shards that a range in braces can name."""
 OPEN_SHARDS = 64
@@ -100,8 +96,8 @@ def find_shards(argument: str) -> list[Shard]:
 
     ``argument``: paths joined by ``::``, each a tar file, a pattern with braces (see `expand_braces`) or ``*``, or a
     folder, whose ``.tar`` files it stands for, or those of its folders ``train``, ``test`` and so on. ``{split}`` in a
-    pattern stands for any text, which is the name of the split. Otherwise the split is the first word of
-    `SPLIT_WORDS` in the name of the shard, or else the name of its folder if that is such a word.
+    pattern stands for any text, which is the name of the split. Otherwise the split is what a word in
+    the name of the shard means (see `split_names.split_of`), or else the name of its folder.
 
     Raises:
       FileNotFoundError: no such shard.
@@ -123,7 +119,7 @@ def find_shards(argument: str) -> list[Shard]:
 def _shards_of(text: str) -> Iterator[Shard]:
     """The shards of one path, folder or pattern without braces but ``{split}``."""
     if "{split}" in text:
-        return (Shard(path, _split_of_word(name) or name) for path, name in _match_splits(text))
+        return itertools.starmap(Shard, _match_splits(text))
     path = Path(text)
     if path.is_dir():
         paths = _shards_in_folder(path)
@@ -154,7 +150,7 @@ def _match_splits(pattern: str) -> list[tuple[Path, str]]:
 
 def _shards_in_folder(folder: Path) -> list[Path]:
     """The tar files of a folder; if it has none, those of its folders that are splits."""
-    for folders in ([folder], [d for d in sorted(folder.iterdir()) if d.is_dir() and _split_of_word(d.name)]):
+    for folders in ([folder], [d for d in sorted(folder.iterdir()) if d.is_dir() and split_of(d.name)]):
         shards = [path for d in folders for path in sorted(d.glob("*.tar"))]
         if shards:
             return shards
@@ -166,15 +162,11 @@ def _shards_in_folder(folder: Path) -> list[Path]:
     )
 
 
-def _split_of_word(word: str) -> str | None:
-    return next((split for split, words in SPLIT_WORDS.items() if word.lower() in words), None)
-
-
 def _split_of_path(path: Path) -> str | None:
-    """The split that the name of a shard, or else its folder, says; None if they say none."""
-    words = re.split(r"[^a-z]+", path.stem.lower())
-    splits = [split for word in words if (split := _split_of_word(word))]
-    return splits[0] if splits else _split_of_word(path.parent.name)
+    """The split that the name of a shard, or else of its folder, says; None if they say none. In the name any word may
+    say it (``cc-train-000``); the folder's name must be one word."""
+    folder = path.parent.name
+    return split_of(path.stem) or (split_of(folder) if folder.isalpha() else None)
 
 
 class _Descriptor:
@@ -282,7 +274,7 @@ class TarTable(Table):
         self._indexes = load_indexes(self._paths, self._roles, workers, progress)
         self._reader = ShardReader(self._paths, [(index.size, index.modified) for index in self._indexes])
         self._check_columns()
-        in_split, by_shard = self._choose_split([shard.split for shard in all_shards], split)
+        in_split, by_shard = self._choose_split([shard.split for shard in all_shards], split, bad_examples)
         self.name = f"{self.data_set} ({split})"
         self._report(by_shard, bad_examples)
         counts = [len(index.numbers) for index in self._indexes]
@@ -344,8 +336,12 @@ class TarTable(Table):
                 f"{self.data_set}: no sample has the field {absent[0]} (--columns); found {', '.join(names[:50])}."
             )
 
-    def _choose_split(self, splits: list[str | None], split: str) -> tuple[np.ndarray, list[bool]]:
+    def _choose_split(
+        self, splits: list[str | None], split: str, bad_examples: BadExamples
+    ) -> tuple[np.ndarray, list[bool]]:
         """``(samples, shards)``: which samples are in ``split``, bool ``[N]``, and which shards have some.
+
+        ``splits``: that of each shard, None if its name says none.
 
         Raises:
           ValueError: no such split, or one sample that should make two splits.
@@ -359,16 +355,21 @@ class TarTable(Table):
                 )
             if split == "all":
                 return np.ones(sum(lengths), bool), [True] * len(lengths)
+            if "train" in splits:
+                bad_examples.remark(
+                    f"{self.data_set} has the split train alone: a tenth of it is the test split"
+                )
             in_test = _choose_test(np.concatenate([index.hashes for index in self._indexes]), self.data_set)
             return in_test == (split == "test"), [True] * len(lengths)
         names = [name or "train" for name in splits]
-        wanted = _split_of_word(split) or split
-        if wanted not in names:
+        self.test_splits, self.validation_split = test_and_validation(sorted(set(names)))
+        chosen = find_splits(split, set(names)) or find_splits(split_of(split) or split, set(names))
+        if not chosen:
             raise ValueError(
                 f"{self.data_set} has no split {split!r}; the names of its shards, or of their folders, say: "
                 f"{', '.join(sorted(set(names)))}."
             )
-        by_shard = [name == wanted for name in names]
+        by_shard = [name in chosen for name in names]
         return np.repeat(by_shard, lengths), by_shard
 
     def _report(self, by_shard: list[bool], bad_examples: BadExamples) -> None:

@@ -253,7 +253,8 @@ def test_data_sets_of_the_hub(tmp_path, monkeypatch):
     [
         ("train-00000-of-00002.parquet", "train"),
         ("data/test-00000-of-00001-abcdef0123456789.parquet", "test"),
-        ("data/test_clean-00000-of-00001.parquet", "test"),
+        ("data/test_clean-00000-of-00001.parquet", "test_clean"),
+        ("data/my-test-00000-of-00001.parquet", "test"),
         ("voices-00000-of-00001.parquet", "voices"),
         ("train/0000.parquet", "train"),
         ("val/part-0.parquet", "validation"),
@@ -281,8 +282,10 @@ def test_which_files_are_read(tmp_path):
     bad_examples = BadExamples()
     assert len(open_parquet(tmp_path, bad_examples=bad_examples)) == 40
     assert f"{tmp_path}/extra.parquet is not read" in bad_examples.summary()
-    assert len(open_parquet(tmp_path, "validation")) == len(open_parquet(tmp_path, "val")) == 20
-    with pytest.raises(ValueError, match="no split 'test'; it has: train, validation"):
+    source = open_parquet(tmp_path, "validation")
+    assert len(source) == len(open_parquet(tmp_path, "dev")) == 20
+    assert (source.test_splits, source.validation_split) == ((), "validation")
+    with pytest.raises(ValueError, match="no split 'test'; it has: dev, train"):
         open_parquet(tmp_path, "test")
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         open_parquet(tmp_path / "absent")
@@ -307,39 +310,64 @@ def png(seed):
 
 def test_columns_by_name_type_and_content(tmp_path):
     images = [png(k) for k in range(4)]
-    bare = {"pixel_values": images, "x": images, "category": ["b", "a", "b", None], "note": [1, 2, 3, 4]}
+    bare = {
+        "image": images,
+        "image_2": images,
+        "x": images,
+        "category": ["b", "a", "b", None],
+        "note": [1, 2, 3, 4],
+    }
     path = write_rows(
         tmp_path / "a.parquet", **bare, caption_es=["uno", "dos", "tres", "4"], sentence=["1"] * 4
     )
     bad_examples = BadExamples()
     source = open_parquet(path, "all", bad_examples=bad_examples)
-    assert source.modalities == ("text", "text_es", "image", "image_x")
+    assert source.modalities == ("text", "image", "image_2")
     assert source.class_names == ("a", "b")
     batch = source.batch(np.arange(4))
     np.testing.assert_array_equal(batch["label"], [1, 0, 1, -1])
     np.testing.assert_array_equal(batch["image"], np.stack([picture(k) for k in range(4)]))
-    assert list(batch["caption_es"]) == ["uno", "dos", "tres", "4"]
     summary = bad_examples.summary()
-    assert "the column x is the modality image_x" in summary
-    assert "the column 'note'" in summary and "is not read" in summary
+    assert "label from 'category', text from 'sentence'" in summary
+    assert "columns that are not read: 'x', 'note', 'caption_es'" in summary
+    # A further text is read where it is asked for; two columns of captions are those of one row.
+    table = {
+        "image": images,
+        "text": ["a"] * 4,
+        "caption": [["b", "c"], None, [], ["d"]],
+        "text_es": ["e"] * 4,
+    }
+    path_of_texts = write_rows(tmp_path / "t.parquet", **table)
+    modalities = ("text", "text_es", "image")
+    bad_examples = BadExamples("skip")
+    source = open_parquet(path_of_texts, "all", modalities=modalities, bad_examples=bad_examples)
+    assert source.modalities == modalities and [item.line for item in bad_examples.items] == [3]
+    batch = source.batch(np.arange(6))
+    assert list(batch["caption"]) == ["a", "b", "c", "a", "a", "d"] and list(batch["caption_es"]) == ["e"] * 6
     source = open_parquet(
         path, "all", columns={"image": "x", "text": "caption_es", "label": "note", "group": "category"}
     )
-    assert source.modalities == ("text", "image") and source.class_names is None
+    assert source.modalities == ("text", "image", "image_2") and source.class_names is None
     batch = source.batch(np.arange(4))
     np.testing.assert_array_equal(batch["label"], [1, 2, 3, 4])
     np.testing.assert_array_equal(batch["group"], [0, 1, 0, 3])
-    with pytest.raises(
-        ValueError, match=r"no column left; found 'pixel_values', .* \(--columns image=left\)"
-    ):
+    with pytest.raises(ValueError, match=r"no column left \(--columns\); found image, image_2, x, "):
         open_parquet(path, columns={"image": "left"})
-    with pytest.raises(ValueError, match=r"column note is int64; expected text: strings or lists of strings"):
-        open_parquet(path, columns={"text": "note"})
-    path = write_rows(tmp_path / "b.parquet", left=images, right=images)
     with pytest.raises(
-        ValueError, match="left, right are all image: .*--columns image=left image_right=right"
+        ValueError, match=r"the column note, which is to be the text, is int64; expected strings"
+    ):
+        open_parquet(path, columns={"text": "note"})
+    path = write_rows(tmp_path / "b.parquet", left=images, right=images, fine=["a"] * 4)
+    with pytest.raises(
+        ValueError, match="left, right can each be the image: .* image=left image_right=right"
     ):
         open_parquet(path)
+    source = open_parquet(path, "all", columns={"image": "left", "image_right": "right"})
+    assert source.modalities == ("image", "image_right")
+    bad_examples = BadExamples()
+    path = write_rows(tmp_path / "d.parquet", left=images, label=[0, 1, 0, 2])
+    assert open_parquet(path, "all", bad_examples=bad_examples).modalities == ("image",)
+    assert "image from 'left'" in bad_examples.summary()
     with pytest.raises(ValueError, match=r"no column with images.*found 'a' \('int64'\)"):
         open_parquet(write_rows(tmp_path / "c.parquet", a=[1]))
 
@@ -357,8 +385,9 @@ def test_translations_dictionaries_and_large_types(tmp_path):
     )
     table = with_features(table, translation={"_type": "Translation", "languages": ["en", "es"]})
     pq.write_table(table, tmp_path / "a.parquet")
-    source = open_parquet(tmp_path / "a.parquet", "all")
-    assert source.modalities == ("text", "text_en", "text_es", "image") and source.class_names == ("a", "b")
+    modalities = ("text", "text_es", "image")
+    source = open_parquet(tmp_path / "a.parquet", "all", modalities=modalities)
+    assert source.modalities == modalities and source.class_names == ("a", "b")
     assert list(source.batch(np.array([1]))["caption_es"]) == ["gato"]
     source = open_parquet(tmp_path / "a.parquet", "all", columns={"text": "translation.es"})
     assert list(source.batch(np.arange(2))["caption"]) == ["perro", "gato"]

@@ -501,6 +501,23 @@ class Files:
         number = int(np.searchsorted(self.starts, row, "right")) - 1
         return self.files[number], row - int(self.starts[number])
 
+    def sort_rows(self, rows: np.ndarray) -> np.ndarray:
+        """``rows``, int64 ``[B]``, in the order of the files' paths, which is the same whatever split comes first."""
+        rank = np.argsort(np.argsort([str(file.path) for file in self.files]))
+        numbers = np.searchsorted(self.starts, rows, "right") - 1
+        return rows[np.lexsort((rows, rank[numbers]))]
+
+    def head_rows(self, count: int) -> np.ndarray:
+        """Up to ``count`` rows that can be read without copying: the first of some chunks, int64."""
+        sizes = np.diff(self.chunk_starts)
+        starts = self.sort_rows(self.chunk_starts[:-1][sizes > 0])
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(16, len(starts))).astype(int))]
+        size_of = dict(zip(self.chunk_starts[:-1].tolist(), sizes.tolist(), strict=True))
+        each = -(-count // len(starts))
+        return np.concatenate([start + np.arange(min(each, size_of[start])) for start in starts.tolist()])[
+            :count
+        ]
+
     def columns(self, paths: Sequence[ColumnPath]) -> dict[ColumnPath, Column]:
         """The columns ``paths``; the smallest are read into memory when they are needed, as many as fit."""
         sizes = {path: sum(file.nbytes(path) for file in self.files) for path in paths}
@@ -522,6 +539,8 @@ class Column:
 
     def __init__(self, files: Files, path: ColumnPath, in_memory: bool):
         self.path, self.in_memory, self._files = path, in_memory, files
+        self.is_copied = not in_memory and any(file.nbytes(path) for file in files.files)
+        """Whether its chunks are copied to the cache."""
         self._blocks: list[Block | None] = [None] * len(files.chunks)
         self._heads: dict[int, Block] = {}
         self._head_bytes = 0
@@ -592,14 +611,6 @@ class Column:
             for place, value in zip(part.tolist(), block.get(inside), strict=True):
                 values[place] = value
         return values
-
-    def head_rows(self, count: int) -> np.ndarray:
-        """Up to ``count`` rows that can be read without copying: the first of some chunks, int64."""
-        chunks = np.unique(np.linspace(0, len(self._blocks) - 1, min(16, len(self._blocks))).astype(int))
-        each = np.arange(max(1, count // max(1, len(chunks))))
-        sizes = np.diff(self._files.chunk_starts)
-        rows = [self._files.chunk_starts[c] + each[: sizes[c]] for c in chunks]
-        return np.concatenate(rows)[:count] if rows else np.zeros(0, np.int64)
 
     def _by_chunk(self, of_block: Callable[[Block], np.ndarray], chunks: range | None) -> np.ndarray:
         """``of_block(block)`` of ``chunks``; ones or zeros where the file says that no or every row is null."""

@@ -24,22 +24,11 @@ from xmodal_jax.data.shapes.speech import default_cache_dir
 from xmodal_jax.data.sources.arrow_columns import choose_columns
 from xmodal_jax.data.sources.arrow_files import ArrowFile, ColumnPath, Files, IPCFile, ParquetFile, is_text
 from xmodal_jax.data.sources.tables import TableSource
+from xmodal_jax.data.split_names import find_splits, split_of, test_and_validation
 from xmodal_jax.data.table import Content, FolderFile, Row, Table
 from xmodal_jax.types import kind_of
 
-SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
-"""Words in the names of files and folders, and the splits that they stand for."""
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
-
-
-def _split_in(name: str) -> str | None:
-    """The split that a word of a file's name, without its suffix, stands for; None: there is none."""
-    words = re.split(r"[-._ 0-9]+", name.lower())
-    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
 
 
 def split_of_file(name: str) -> str | None:
@@ -48,14 +37,12 @@ def split_of_file(name: str) -> str | None:
     ``train-00000-of-00002.parquet``, ``data/train-*.parquet`` and ``train/0.parquet`` belong to ``train``; ``dev`` and
     ``val`` are ``validation``; ``voices-00000-of-00001.parquet`` belongs to ``voices``.
     """
-    *folders, file = name.split("/")
+    folder, _, file = name.rpartition("/")
     stem = file.rpartition(".")[0]
     shard = _SHARD.fullmatch(stem)
     if shard:
-        found = _split_in(shard[1])
-    else:
-        found = next((s for s in map(_split_in, reversed(folders)) if s), None) or _split_in(stem)
-    return shard[1] if shard and found is None and re.fullmatch(r"\w+", shard[1]) else found
+        return shard[1] if re.fullmatch(r"\w+", shard[1]) else split_of(shard[1])
+    return next((split for part in reversed(folder.split("/")) if (split := split_of(part))), split_of(stem))
 
 
 def _find_parquet(path: str | Path, bad_examples: BadExamples) -> dict[str | None, list[Path]]:
@@ -80,7 +67,7 @@ def _find_parquet(path: str | Path, bad_examples: BadExamples) -> dict[str | Non
     splits: dict[str | None, list[Path]] = defaultdict(list)
     for name, file in names.items():
         splits[split_of_file(name)].append(file)
-    if len(splits) == 1 and not {*splits} & {*SPLIT_WORDS.values()}:
+    if len(splits) == 1 and not split_of(str(next(iter(splits)))):
         return {None: next(iter(splits.values()))}  # the name of the data set, not of a split
     for file in splits.pop(None, ()):
         bad_examples.remark(f"{file} is not read: its name says no split, as those of other files do")
@@ -133,39 +120,35 @@ def _state_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _resolve_split(split: str, names: Collection[str | None]) -> str:
-    """The name of a split: one of ``names``, or what it stands for, ``validation`` for ``dev``."""
-    return split if split in names else SPLIT_WORDS.get(split, split)
-
-
 def _open_files(
-    paths: Mapping[str | None, Sequence[Path]],
-    split: str,
-    data_set: str,
-    bad_examples: BadExamples,
-    open_file: Callable[[Path], ArrowFile],
-) -> tuple[dict[str, list[ArrowFile]], bool]:
-    """``(files, divided)``: the files of each split, and whether the data set has splits: otherwise there is one name,
-    ``all``.
+    paths: Mapping[str | None, Sequence[Path]], open_file: Callable[[Path], ArrowFile]
+) -> dict[str, list[ArrowFile]]:
+    """The opened files of each split; a data set without splits, or with ``train`` alone, has one of the name ``all``.
 
     Raises:
-      ValueError: no such split, or a file that is damaged.
+      ValueError: a file is damaged.
     """
-    split = _resolve_split(split, paths)
-    if [*paths] == ["train"]:
-        bad_examples.remark(f"{data_set} has the split train alone: a tenth of it is the test split")
-    elif None not in paths and split not in paths:
+    files = {name: [*map(open_file, found)] for name, found in sorted(paths.items(), key=str)}
+    if [*map(str, files)] in (["None"], ["train"]):
+        return {"all": next(iter(files.values()))}
+    return {str(name): found for name, found in files.items()}
+
+
+def _choose_splits(split: str, names: Collection[str], data_set: str) -> list[str]:
+    """Those of the splits ``names`` that ``split`` means; ValueError if there are none."""
+    if [*names] == ["all"]:
+        if split not in ("train", "test", "all"):
+            raise ValueError(
+                f"{data_set} has no splits, so that the split must be train, test or all: {split!r}."
+            )
+        return ["all"]
+    chosen = find_splits(split, names)
+    if not chosen:
         raise ValueError(
-            f"{data_set} has no split {split!r}; it has: {', '.join(sorted(map(str, paths)))}. Name the files of a "
-            f"split {split}-00000-of-00001 and so on."
+            f"{data_set} has no split {split!r}; it has: {', '.join(names)}. Name the files of a split "
+            f"{split}-00000-of-00001 and so on."
         )
-    divided = None not in paths and [*paths] != ["train"]
-    if not divided and split not in ("train", "test", "all"):
-        raise ValueError(
-            f"{data_set} has no splits, so that the split must be train, test or all: {split!r}."
-        )
-    files = {str(name or "all"): [*map(open_file, found)] for name, found in sorted(paths.items(), key=str)}
-    return (files if divided else {"all": [*itertools.chain(*files.values())]}), divided
+    return chosen
 
 
 class ArrowTable(Table):
@@ -183,6 +166,7 @@ class ArrowTable(Table):
       open_file: `ParquetFile` or `IPCFile`.
       columns: the columns of modalities, ``label`` and ``group``; None: see `choose_columns`.
       allow_outside: whether names of files may lead out of the folder.
+      modalities: those that are asked for; None: all.
 
     Raises:
       ValueError: no such split, a file that cannot be read, or columns that cannot be used.
@@ -198,29 +182,36 @@ class ArrowTable(Table):
         open_file: Callable[[Path], ArrowFile],
         columns: Mapping[str, str] | None = None,
         allow_outside: bool = False,
+        modalities: Collection[str] | None = None,
     ):
         self.data_set, self._allow_outside = data_set, allow_outside
         self._folder = Path(data_set)
-        by_split, divided = _open_files(paths, split, data_set, bad_examples, open_file)
-        opened = _resolve_split(split, by_split) if divided else "all"
-        self.name = f"{data_set} ({opened})" if divided else data_set
-        self._files = Files([*itertools.chain(*by_split.values())])
-        if not self._files.starts[-1]:
-            raise ValueError(f"{data_set}: there are no rows in it.")
-        self._roles = choose_columns(self._files.files, columns or {}, data_set, bad_examples)
-        self._columns = self._files.columns(self._roles.paths())
-        # The chunks and rows of this split among those of all files; until `_select`, attributes have one element per
-        # row of these.
-        before = sum(len(f) for name, f in by_split.items() if name < opened)
-        first, last = (int(self._files.starts[k]) for k in (before, before + len(by_split[opened])))
-        self._chunks = range(*np.searchsorted(self._files.chunk_starts, (first, last)).tolist())
-        self._rows = np.arange(first, last)
+        by_split = _open_files(paths, open_file)
+        chosen = _choose_splits(split, [*by_split], data_set)
+        divided = chosen != ["all"]
+        self.name = f"{data_set} ({split})"
+        if divided:
+            self.test_splits, self.validation_split = test_and_validation([*by_split])
+        elif "train" in paths:
+            bad_examples.remark(f"{data_set} has the split train alone: a tenth of it is the test split")
+        # The files of this split come first, so that its rows are the first of all.
+        others = [files for name, files in by_split.items() if name not in chosen]
+        own = [file for name in chosen for file in by_split[name]]
+        self._files = Files([*own, *itertools.chain(*others)])
+        rows = int(self._files.starts[len(own)])
+        if not rows:
+            raise ValueError(f"{self.name}: there are no rows in it.")
+        self._chosen = choose_columns(self._files.files, columns or {}, modalities, data_set, bad_examples)
+        self._columns = self._files.columns(self._chosen.paths())
+        self._chunks = range(int(np.searchsorted(self._files.chunk_starts, rows)))
+        # The rows of this split; until `_select` chooses among them, attributes have one element for each.
+        self._rows = np.arange(rows)
         self._codes: dict[ColumnPath, tuple[list, np.ndarray]] = {}  # see `_encoded`
         self._count_contents(bad_examples)
         self._select(self._find_empty(bad_examples))
         if not divided and split != "all":
             self._select(self._choose_test() == (split == "test"))
-        if self._roles.label is not None:
+        if self._chosen.label is not None:
             self._read_labels(bad_examples)
         self._codes.clear()
         self._remark_copies(bad_examples)
@@ -241,23 +232,24 @@ class ArrowTable(Table):
 
     def _count_contents(self, bad_examples: BadExamples) -> None:
         """Sets which rows have which files and how many captions, and which show the same picture."""
-        embedded = {m: self._valid(column.content) for m, column in self._roles.files.items()}
+        embedded = {m: self._valid(column.content) for m, column in self._chosen.files.items()}
         self.has_file = {}
-        for modality, column in self._roles.files.items():
+        for modality, column in self._chosen.files.items():
             has = embedded[modality]
             self.has_file[modality] = has if has.all() else has | self._valid(column.path)
         self.caption_counts = {
-            m: self._columns[path].counts(self._chunks) for m, path in self._roles.texts.items()
+            m: np.sum([self._columns[path].counts(self._chunks) for path in paths], axis=0, dtype=np.int32)
+            for m, paths in self._chosen.texts.items()
         }
-        if self._roles.group is not None:
-            self.pictures = self._encoded(self._roles.group)[1][self._rows]
+        if self._chosen.group is not None:
+            self.pictures = self._encoded(self._chosen.group)[1][self._rows]
             return
         # Rows that name one file beside the table show the same picture. Of embedded files, paths are no more than what
         # they were called, and files in two folders can have one name.
         modality = next(
             (m for kind in ("image", "video", "audio") for m in self.has_file if kind_of(m) == kind), None
         )
-        path = None if modality is None else self._roles.files[modality].path
+        path = None if modality is None else self._chosen.files[modality].path
         if path is None:
             return
         numbers = self._encoded(path)[1][self._rows]
@@ -290,7 +282,7 @@ class ArrowTable(Table):
 
         Rows with the same picture, or with files of the same name, are in one split.
         """
-        group, paths = self._roles.group, [c.path for c in self._roles.files.values() if c.path]
+        group, paths = self._chosen.group, [c.path for c in self._chosen.files.values() if c.path]
         names, codes = [], np.full(len(self._rows), -1)
         if group is not None or len(paths) == 1:
             values, codes = self._encoded(paths[0] if group is None else group)
@@ -316,9 +308,9 @@ class ArrowTable(Table):
     def _read_labels(self, bad_examples: BadExamples) -> None:
         """Sets the labels and the names of their classes, from the labels of all splits; rows with a wrong label are
         bad examples."""
-        values, codes = self._encoded(self._roles.label)
+        values, codes = self._encoded(self._chosen.label)
         times = np.bincount(codes[codes >= 0], minlength=len(values))
-        self.class_names = self._roles.class_names
+        self.class_names = self._chosen.class_names
         labels, reasons = np.full(len(values) + 1, -1, np.int32), {}  # the last is for the code -1, null
         parsed: dict[int, str | int | None] = {}
         for code, value in enumerate(values):
@@ -334,7 +326,7 @@ class ArrowTable(Table):
             self.class_names = known.names
         for code, label in parsed.items():
             try:
-                index = self._class_label(label) if self._roles.class_names else known.index(label)
+                index = self._class_label(label) if self._chosen.class_names else known.index(label)
                 labels[code] = -1 if index is None else index
             except ValueError as error:
                 reasons[code] = str(error)
@@ -359,7 +351,7 @@ class ArrowTable(Table):
 
     def _contents(self, modality: str, numbers: np.ndarray) -> list[Content | str | None]:
         """The files of rows ``numbers`` [B] of all files; a str is the reason why one cannot be used."""
-        column = self._roles.files[modality]
+        column = self._chosen.files[modality]
         contents: list = [None] * len(numbers)
         if column.content is not None:
             contents = self._columns[column.content].get(numbers)
@@ -393,15 +385,18 @@ class ArrowTable(Table):
                     result[k] = content
                 elif content is not None and not isinstance(result[k], str):
                     result[k].files[modality] = content
-        for modality, path in self._roles.texts.items():
-            for k, value in enumerate(self._columns[path].get(numbers) if modality in modalities else ()):
-                if value is None or isinstance(result[k], str):
-                    continue
-                try:
-                    value = [*map(_decode_text, value)] if isinstance(value, list) else _decode_text(value)
-                    result[k].captions[modality] = parse_captions(value)
-                except ValueError as error:
-                    result[k] = str(error)
+        for modality, paths in self._chosen.texts.items():
+            for path in paths if modality in modalities else ():
+                for k, value in enumerate(self._columns[path].get(numbers)):
+                    if value is None or isinstance(result[k], str):
+                        continue
+                    try:
+                        value = (
+                            [*map(_decode_text, value)] if isinstance(value, list) else _decode_text(value)
+                        )
+                        result[k].captions.setdefault(modality, []).extend(parse_captions(value))
+                    except ValueError as error:
+                        result[k] = str(error)
         return result
 
     def location(self, row: int) -> tuple[str | Path, int]:
@@ -410,18 +405,16 @@ class ArrowTable(Table):
         return file.path, number + 1
 
     def sample_images(self, count: int, modalities: Collection[str]) -> list[Content]:
-        """As `Table.sample_images`; of files that would have to be copied, the first rows of some chunks. MP4 files,
-        whose size is not known before they are decoded, are left out."""
-        columns = {m: c for m, c in self._roles.files.items() if m in modalities and kind_of(m) != "audio"}
+        """As `Table.sample_images`; where they would have to be copied, those in the first rows of some chunks. MP4
+        files, whose size is not known before they are decoded, are left out."""
+        columns = {m: c for m, c in self._chosen.files.items() if m in modalities and kind_of(m) != "audio"}
         if not columns:
             return []
-        stored = [self._columns[column.content] for column in columns.values() if column.content]
-        heads = [column.head_rows(count) for column in stored if column.uncopied()]
-        if heads:
-            numbers = heads[0]
+        if any(column.content and self._columns[column.content].is_copied for column in columns.values()):
+            numbers = self._files.head_rows(count)
         else:
             valid = [self._columns[path].valid() for column in columns.values() for path in column if path]
-            numbers = np.flatnonzero(np.any(valid, axis=0))
+            numbers = self._files.sort_rows(np.flatnonzero(np.any(valid, axis=0)))
             numbers = numbers[
                 np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))
             ]
@@ -437,8 +430,8 @@ class ArrowTable(Table):
         Raises:
           ValueError: the disk is too full for it.
         """
-        paths = {*self._roles.texts.values()}
-        for column in self._roles.files.values():
+        paths = {path for of_modality in self._chosen.texts.values() for path in of_modality}
+        for column in self._chosen.files.values():
             if column.content is not None:
                 paths.add(column.content)
             if column.path is not None and (column.content is None or self.pictures is not None):
@@ -500,61 +493,6 @@ def _encode(arrays: Iterable[pa.Array]) -> tuple[list[bytes | int | float], np.n
     return encoded.dictionary.to_pylist(), codes.astype(np.int32)
 
 
-class ParquetSource(TableSource):
-    """Parquet files: one, those in a folder, or those that a glob such as ``data/train-*.parquet`` fits.
-
-    Splits follow from the names of files and folders, see `split_of_file`. Without splits, and where there is ``train``
-    alone, a tenth of the rows is the test split.
-
-    Args:
-      path: the file, folder or glob.
-      split: see `ArrowTable`.
-      columns: see `choose_columns`.
-      allow_outside: whether names of files may lead out of the folder.
-      bad_examples: collects bad examples, and decides whether they stop the run (the default).
-      options: those of `TableSource`.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: no such split, a file that cannot be read, columns that cannot be used, or no example.
-      BadExampleError: a bad example, if those stop the run.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        split: str = "train",
-        *,
-        columns: Mapping[str, str] | None = None,
-        allow_outside: bool = False,
-        bad_examples: BadExamples | None = None,
-        **options: Any,
-    ):
-        bad_examples = BadExamples() if bad_examples is None else bad_examples
-        paths = _find_parquet(path, bad_examples)
-        table = ArrowTable(paths, split, str(path), bad_examples, ParquetFile, columns, allow_outside)
-        super().__init__(table, bad_examples=bad_examples, **options)
-
-
-class SavedSource(TableSource):
-    """What ``datasets.save_to_disk`` wrote, a ``Dataset`` or a ``DatasetDict``; or a single Arrow file. See
-    `ParquetSource`."""
-
-    def __init__(
-        self,
-        path: str | Path,
-        split: str = "train",
-        *,
-        columns: Mapping[str, str] | None = None,
-        allow_outside: bool = False,
-        bad_examples: BadExamples | None = None,
-        **options: Any,
-    ):
-        bad_examples = BadExamples() if bad_examples is None else bad_examples
-        table = ArrowTable(_find_arrow(path), split, str(path), bad_examples, IPCFile, columns, allow_outside)
-        super().__init__(table, bad_examples=bad_examples, **options)
-
-
 def _find_on_hub(name: str) -> dict[str | None, list[Path]]:
     """The Arrow files of each split of a data set of the Hugging Face hub, fetched if they are not in its cache.
 
@@ -576,13 +514,31 @@ def _find_on_hub(name: str) -> dict[str | None, list[Path]]:
     return {split: [Path(file["filename"]) for file in part.cache_files] for split, part in splits.items()}
 
 
-class HubSource(TableSource):
-    """A data set of the Hugging Face hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``, from the cache of the package
-    ``datasets``, which fetches it. See `ParquetSource`."""
+class ParquetSource(TableSource):
+    """Parquet files: one, those in a folder, or those that a glob such as ``data/train-*.parquet`` fits.
+
+    Splits follow from the names of files and folders, see `split_of_file`. Without splits, and where there is ``train``
+    alone, a tenth of the rows is the test split.
+
+    Args:
+      path: the file, folder or glob.
+      split: see `ArrowTable`.
+      columns: see `choose_columns`.
+      allow_outside: whether names of files may lead out of the folder.
+      bad_examples: collects bad examples, and decides whether they stop the run (the default).
+      options: those of `TableSource`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no such split, a file that cannot be read, columns that cannot be used, or no example.
+      BadExampleError: a bad example, if those stop the run.
+    """
+
+    _open_file: type[ArrowFile] = ParquetFile
 
     def __init__(
         self,
-        name: str,
+        path: str | Path,
         split: str = "train",
         *,
         columns: Mapping[str, str] | None = None,
@@ -592,6 +548,44 @@ class HubSource(TableSource):
     ):
         bad_examples = BadExamples() if bad_examples is None else bad_examples
         table = ArrowTable(
-            _find_on_hub(name), split, f"hub:{name}", bad_examples, IPCFile, columns, allow_outside
+            self._find_files(path, bad_examples),
+            split,
+            self._name(path),
+            bad_examples,
+            self._open_file,
+            columns,
+            allow_outside,
+            options.get("modalities"),
         )
         super().__init__(table, bad_examples=bad_examples, **options)
+
+    def _name(self, path: str | Path) -> str:
+        """The data set's name in messages."""
+        return str(path)
+
+    def _find_files(self, path: str | Path, bad_examples: BadExamples) -> dict[str | None, list[Path]]:
+        """The files of each split; see `ArrowTable`."""
+        return _find_parquet(path, bad_examples)
+
+
+class SavedSource(ParquetSource):
+    """What ``datasets.save_to_disk`` wrote, a ``Dataset`` or a ``DatasetDict``; or a single Arrow file. Otherwise as
+    `ParquetSource`."""
+
+    _open_file = IPCFile
+
+    def _find_files(self, path: str | Path, bad_examples: BadExamples) -> dict[str | None, list[Path]]:
+        return _find_arrow(path)
+
+
+class HubSource(ParquetSource):
+    """A data set of the Hugging Face hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``, from the cache of the package
+    ``datasets``, which fetches it. Otherwise as `ParquetSource`."""
+
+    _open_file = IPCFile
+
+    def _name(self, path: str | Path) -> str:
+        return f"hub:{path}"
+
+    def _find_files(self, path: str | Path, bad_examples: BadExamples) -> dict[str | None, list[Path]]:
+        return _find_on_hub(str(path))

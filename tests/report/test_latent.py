@@ -388,7 +388,7 @@ def test_a_map_shows_codes_of_all_and_of_each(monkeypatch):
     np.testing.assert_array_equal(alone, np.concatenate([codes.unimodal[:10, k, :2] for k in range(3)]))
     assert each == names[:10] * 3 and list(of) == [m for m in IMAGES for _ in range(10)]
     latent_report.add_map(report, explore(IMAGES), codes, labels, None)
-    assert calls[2][1] == [str(k) for k in labels]
+    assert calls[2][1] == [str(k) if k >= 0 else "unknown" for k in labels]
 
 
 @pytest.mark.parametrize("count", [1, 3, 17])

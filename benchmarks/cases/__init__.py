@@ -16,6 +16,7 @@ CASES = (
     "attention",
     "elementwise",
     "data",
+    "containers",
     "pretrained",
     "startup",
 )

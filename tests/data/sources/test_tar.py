@@ -269,9 +269,10 @@ def test_splits_by_name(tmp_path):
         split_of("all")
     (tmp_path / "x" / "training").mkdir(parents=True)
     (tmp_path / "x" / "val").mkdir()
+    (tmp_path / "cc-train-0.tar").rename(tmp_path / "x" / "b.tar")
     (tmp_path / "other.tar").rename(tmp_path / "x" / "training" / "a.tar")
     (tmp_path / "val_0.tar").rename(tmp_path / "x" / "val" / "a.tar")
-    assert captions(open_tar(tmp_path / "x", "train")) == ["other.tar"]
+    assert captions(open_tar(tmp_path / "x", "train")) == ["cc-train-0.tar", "other.tar"]
     assert captions(open_tar(tmp_path / "x", "validation")) == ["val_0.tar"]
     source = open_tar(tmp_path / "x", "train")
     assert (source.test_splits, source.validation_split) == ((), "validation")

@@ -95,7 +95,7 @@ def find_shards(argument: str) -> list[Shard]:
     """The shards that ``argument`` names, in its order.
 
     ``argument``: paths joined by ``::``, each a tar file, a pattern with braces (see `expand_braces`) or ``*``, or a
-    folder, whose ``.tar`` files it stands for, or those of its folders ``train``, ``test`` and so on. ``{split}`` in a
+    folder, whose ``.tar`` files it stands for and those of its folders ``train``, ``test`` and so on. ``{split}`` in a
     pattern stands for any text, which is the name of the split. Otherwise the split is what a word in
     the name of the shard means (see `split_names.split_of`), or else the name of its folder.
 
@@ -149,13 +149,12 @@ def _match_splits(pattern: str) -> list[tuple[Path, str]]:
 
 
 def _shards_in_folder(folder: Path) -> list[Path]:
-    """The tar files of a folder; if it has none, those of its folders that are splits."""
-    for folders in ([folder], [d for d in sorted(folder.iterdir()) if d.is_dir() and split_of(d.name)]):
-        shards = [path for d in folders for path in sorted(d.glob("*.tar"))]
-        if shards:
-            return shards
-        for path in (path for d in folders for path in sorted(d.glob("*.t*"))):
-            refuse_compressed(path)
+    """The tar files of a folder and of those of its folders that are splits."""
+    folders = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir() and split_of(d.name))]
+    if shards := [path for d in folders for path in sorted(d.glob("*.tar"))]:
+        return shards
+    for path in (path for d in folders for path in sorted(d.glob("*.t*"))):
+        refuse_compressed(path)
     raise FileNotFoundError(
         f"tar: {folder} has no .tar files, nor have folders train/ and test/ in it. Name the shards, such as "
         f"tar:{folder}/{{000..099}}.tar."
@@ -229,7 +228,8 @@ def load_indexes(
         )  # fmt: skip
 
         def make(k: int) -> None:
-            index = load_index(paths[k], roles)  # of another process
+            """Makes and saves the index of shard ``k``, unless another process has saved it meanwhile."""
+            index = load_index(paths[k], roles)
             if index is None:
                 index = build_index(paths[k], roles, bar.update)
                 save_index(paths[k], roles, index)
@@ -439,7 +439,7 @@ class TarTable(Table):
         files = [m for m in modalities if m not in texts and m in self._offsets]
         worded = [r for r in self._offsets if texts and (r == "json" or kind_of(r) == "text")]
         contents: list[dict[str, bytes]] = [{} for _ in samples]
-        for k in np.lexsort((samples, self._shard_of[samples])):
+        for k in np.argsort(samples):  # as they lie in the shards
             sample, shard = samples[k], int(self._shard_of[samples[k]])
             for role in (*files, *worded):
                 offset = int(self._offsets[role][sample])

@@ -269,13 +269,13 @@ class ContrastiveConfig:
             if self.anchor is None or self.anchor in pair
         ]
         if not pairs:
-            given = ", ".join(modalities)
+            names = ", ".join(modalities)
             if len(modalities) > 1:
                 raise ValueError(
-                    f"anchor (--model.anchor) must be one of the modalities {given}, got {self.anchor}"
+                    f"anchor (--model.anchor) must be one of the modalities {names}, got {self.anchor}"
                 )
             raise ValueError(
-                f"two modalities or more are aligned, got {given or 'none'}: name them by --modalities, such as "
+                f"two modalities or more are aligned, got {names or 'none'}: name them by --modalities, such as "
                 "--modalities text image"
             )
         return pairs

@@ -510,7 +510,7 @@ def _message_of(box: str, config_class: Any) -> str:
     message = re.sub(r"\s+", " ", message).strip()
     message = message.removeprefix(f"Error parsing {getattr(config_class, '__name__', '')}: ")
     message = re.sub("^Error parsing (?:--)?", "--", message)
-    return re.sub(WRONG_VALUE, lambda found: _explain_value(*found.groups()), message)
+    return re.sub(WRONG_VALUE, lambda match: _explain_value(*match.groups()), message)
 
 
 WRONG_VALUE = (

@@ -80,9 +80,9 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
       ValueError: if there are fewer than two modalities.
     """
     if len(sizes) < 2:
-        given = ", ".join(sizes) or "none"
+        names = ", ".join(sizes) or "none"
         raise ValueError(
-            f"a multimodal VAE needs two modalities at least, got {given}: name them by --modalities"
+            f"a multimodal VAE needs two modalities at least, got {names}: name them by --modalities"
         )
     # rescale: whether the weights of log-likelihoods make up for the modalities' numbers of elements.
     used = used_configs(config, sizes, rescale=config.rescale)

@@ -1,7 +1,9 @@
 """The splits of small data sets: each has an example, and what their size means is said."""
 
 import dataclasses
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -217,3 +219,44 @@ def test_an_unknown_split_lists_those_that_there_are(tmp_path):
             open_splits(
                 f"folder:{tmp_path}", DataOptions(progress=False, **{option: "voices"}), BadExamples()
             )
+
+
+def save_container(root, form, **sizes):
+    """As `save_splits`, one caption for each picture, in a Parquet file or a tar shard for each split."""
+    for number, (name, n) in enumerate(sizes.items()):
+        members = []
+        for k in range(60 * number, 60 * number + n):
+            stream = io.BytesIO()
+            Image.fromarray(np.full((4, 4, 3), k, np.uint8)).save(stream, "PNG")
+            members.append((f"{k:03}", stream.getvalue(), f"picture {k}"))
+        if form == "parquet":
+            import pyarrow.parquet as pq
+            from pyarrow import table
+
+            images = [{"bytes": image, "path": f"{key}.png"} for key, image, _ in members]
+            pq.write_table(
+                table({"image": images, "text": [m[2] for m in members]}),
+                root / f"{name}-00000-of-00001.parquet",
+            )
+            continue
+        with tarfile.open(root / f"{name}-000.tar", "w") as tar:
+            for key, image, caption in members:
+                for suffix, content in (("png", image), ("txt", caption.encode())):
+                    info = tarfile.TarInfo(f"{key}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+def test_containers_declare_their_splits_as_folders_do(tmp_path, form, monkeypatch):
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "cache"))
+    for folder, sizes in (("three", dict(train=50, dev=10, test=10)), ("two", dict(train=50, valid=10))):
+        (tmp_path / folder).mkdir()
+        save_container(tmp_path / folder, form, **sizes)
+    said = BadExamples()
+    assert pictures(open_splits(f"{form}:{tmp_path}/three", QUIET, said)) == [TRAIN, SECOND, THIRD]
+    assert any("its split 'validation' is used for validation" in remark for remark in said.remarks)
+    train, validation, test = pictures(open_splits(f"{form}:{tmp_path}/two", QUIET, BadExamples()))
+    assert test == SECOND and train | validation == TRAIN and not train & validation
+    options = dataclasses.replace(QUIET, validation="dev", test_split="test")
+    assert pictures(open_splits(f"{form}:{tmp_path}/three", options, BadExamples())) == [TRAIN, SECOND, THIRD]

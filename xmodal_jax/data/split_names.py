@@ -4,22 +4,23 @@ what ``--validation`` and ``--test-split`` say."""
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
-SPLIT_NAMES = {
-    "train": ("train", "training", "restval"),
-    "validation": ("validation", "valid", "val", "dev", "development"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""By split the words that name it, alone or with others: ``val2017``, ``train-clean-100``."""
-_DELIMITER = re.compile(r"[-._ /\d]+")
+SPLIT_OF_WORD = {
+    "train": "train", "training": "train", "restval": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "development": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+"""The split that a word names, alone or with others: ``val2017``, ``train-clean-100``."""
 
 
 def split_of(name: str) -> str | None:
-    """``train``, ``validation`` or ``test``, which a name means: ``dev-clean`` is of ``validation``; None: no such."""
-    words = [word for word in _DELIMITER.split(name.lower()) if word]
-    return next((split for split, names in SPLIT_NAMES.items() if any(word in names for word in words)), None)
+    """``train``, ``validation`` or ``test``, which the first such word in a name means: ``dev-clean`` is of
+    ``validation``; None: there is no such word."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((SPLIT_OF_WORD[word] for word in words if word in SPLIT_OF_WORD), None)
 
 
 def find_splits(split: str, names: Collection[str]) -> list[str]:
@@ -32,10 +33,10 @@ def find_splits(split: str, names: Collection[str]) -> list[str]:
     """
     if split in names:
         return [split]
-    return sorted(name for name in names if split in SPLIT_NAMES and split_of(name) == split)
+    return sorted(name for name in names if split_of(name) == split)
 
 
-def test_and_validation(names: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+def test_and_validation(names: Collection[str]) -> tuple[tuple[str, ...], str | None]:
     """``(test_splits, validation_split)`` of a data set with the splits ``names``, as `Source` declares them."""
     has = {split: bool(find_splits(split, names)) for split in ("test", "validation")}
     return ("test",) * has["test"], "validation" if has["validation"] else None

@@ -71,7 +71,7 @@ class Resize(NamedTuple):
     its shorter side, stretch: each side) to the square's side divided by this fraction, and then cropped."""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Resize:
+    def from_options(cls, options: Mapping[str, Any]) -> Resize:
         """That of the data options of a run's configuration, ``image_fit``, ``resample`` and ``image_centre``."""
         names = {"fit": "image_fit", "resample": "resample", "centre": "image_centre"}
         return cls(**{field: options[name] for field, name in names.items() if options.get(name) is not None})

@@ -121,9 +121,7 @@ def _text_translator(restored: RestoredCheckpoint, generation: GenerationConfig 
         return generate(restored.params, ArraySource(fields), decoding="test")
 
     data = config.get("input", {})  # runs of earlier versions have no such options
-    resize = Resize(
-        data.get("image_fit") or "crop", data.get("resample") or "bicubic", data.get("image_centre") or 1.0
-    )
+    resize = Resize.from_options(data)
     encoder = encoder_of(model, modality)
     limited = modality == "audio" and isinstance(encoder, PretrainedEncoderConfig)
     return Translator(

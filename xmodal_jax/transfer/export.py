@@ -72,11 +72,7 @@ class _Writer:
         length = restored.metadata.get("max_length", restored.metadata.get("length"))
         self.tokenizer_files = TokenizerFiles(files, int(length)) if files and length else None
         data = restored.metadata["config"].get("input", {})
-        self.resize = Resize(
-            data.get("image_fit") or "crop",
-            data.get("resample") or "bicubic",
-            data.get("image_centre") or 1.0,
-        )
+        self.resize = Resize.from_options(data)
         """How images became squares for the run's training."""
         self.slots = read_slots(restored.metadata)
         """The encoders that the run's method declares."""

@@ -297,9 +297,10 @@ def _remarks(config: PretrainedEncoderConfig, flag: str) -> list[str]:
     reads_text = config.max_tokens is not None  # a model of images and texts has one processor for both
     if not reads_text and (fit or "crop", resample or "bicubic", centre or 1.0) != DEFAULT_RESIZE:
         cropped = None if centre in (None, 1.0) else f"keeping {centre:.4g} of the resized side"
+        steps = " and ".join(filter(None, (fit, resample, cropped)))
         remarks.append(
-            f"has a processor that resizes images by {' and '.join(filter(None, (fit, resample, cropped)))}: so are files "
-            "resized, unless --image-fit, --resample and --image-centre say otherwise"
+            f"has a processor that resizes images by {steps}: so are files resized, unless --image-fit, "
+            "--resample and --image-centre say otherwise"
         )
     if sentence is not None and sentence.lower:
         remarks.append("was trained on texts in lower case: --text-cleanup lower makes them so")

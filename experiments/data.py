@@ -67,21 +67,21 @@ def main(config: Config) -> None:
             run.print(f"tokenizer: {tokens} tokens; texts have up to {tokenize.max_length}")
 
     with timer("statistics"):
-        found = {
+        statistics = {
             name: describe(source, limit=config.examples, sample_rate=rate, progress=config.input.progress)
             for name, source in sources.items()
         }
-    for columns, rows in (panels.count_table(found), panels.length_table(found), panels.shared_table(found)):
+    for columns, rows in (panels.count_table(statistics), panels.length_table(statistics), panels.shared_table(statistics)):
         run.print(panels.format_table(columns, rows))
 
-    metrics = {f"{name}/examples": split.examples for name, split in found.items()}
-    metrics |= {f"{name}/conspicuous": len(split.conspicuous) for name, split in found.items()}
+    metrics = {f"{name}/examples": split.examples for name, split in statistics.items()}
+    metrics |= {f"{name}/conspicuous": len(split.conspicuous) for name, split in statistics.items()}
     metrics["data/bad_examples"] = len(bad_examples)
     with write_report(run, "Data", config.data, metrics, timer, bad_examples) as report:
-        report.add_metrics(metrics, headline=[*(f"{name}/examples" for name in found), "data/bad_examples"])
+        report.add_metrics(metrics, headline=[*(f"{name}/examples" for name in statistics), "data/bad_examples"])
         panels.add_contact_sheet(report, splits.train, count=config.shown, seed=config.seed, sample_rate=rate)
-        panels.add_statistics(report, found)
-        panels.add_conspicuous(report, sources, found, sample_rate=rate)
+        panels.add_statistics(report, statistics)
+        panels.add_conspicuous(report, sources, statistics, sample_rate=rate)
 
 
 if __name__ == "__main__":

@@ -158,9 +158,9 @@ def shared_contents(splits: Mapping[str, SplitStatistics]) -> dict[str, dict[str
     names = list(splits)
     for modality in dict.fromkeys(m for split in splits.values() for m in split.digests):
         of_split = {name: splits[name].digests.get(modality, {}) for name in names}
-        found = {name: sum(n > 1 for n in digests.values()) for name, digests in of_split.items()}
+        repeated = {name: sum(n > 1 for n in digests.values()) for name, digests in of_split.items()}
         for k, first in enumerate(names):
             for second in names[k + 1 :]:
-                found[f"{first} and {second}"] = len(of_split[first].keys() & of_split[second].keys())
-        shared[modality] = {where: count for where, count in found.items() if count}
+                repeated[f"{first} and {second}"] = len(of_split[first].keys() & of_split[second].keys())
+        shared[modality] = {where: count for where, count in repeated.items() if count}
     return shared

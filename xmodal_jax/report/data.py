@@ -54,8 +54,8 @@ def shared_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list
     """``(columns, rows)``: how many different contents occur more than once, see `shared_contents`."""
     rows = [
         [modality, where, f"{count:,}"]
-        for modality, found in shared_contents(splits).items()
-        for where, count in found.items()
+        for modality, repeated in shared_contents(splits).items()
+        for where, count in repeated.items()
     ]
     return ["modality", "in", "contents that occur more than once"], rows
 
@@ -116,12 +116,12 @@ def add_conspicuous(
     captions."""
     rows = []
     for name, split in splits.items():
-        found = [(item.index, f"{item.modality}: {item.reason}") for item in split.conspicuous]
+        reasons = [(item.index, f"{item.modality}: {item.reason}") for item in split.conspicuous]
         for modality, words in split.words.items():
             if len(words) == len(split.read):  # each example that was read has a caption
                 index = int(split.read[np.argmax(words)])
-                found.append((index, f"{modality}: the longest, {words.max()} words"))
-        for index, reason in found[:CONSPICUOUS_SHOWN]:
+                reasons.append((index, f"{modality}: the longest, {words.max()} words"))
+        for index, reason in reasons[:CONSPICUOUS_SHOWN]:
             source = sources[name]
             batch = source.batch(np.array([index]))
             items = [Item(content(batch, m, 0, sample_rate), m) for m in source.modalities]

@@ -71,8 +71,8 @@ def main(config: Config) -> None:
             name: describe(source, limit=config.examples, sample_rate=rate, progress=config.input.progress)
             for name, source in sources.items()
         }
-    for columns, rows in (panels.count_table(statistics), panels.length_table(statistics), panels.shared_table(statistics)):
-        run.print(panels.format_table(columns, rows))
+    for table in (panels.count_table, panels.length_table, panels.shared_table):
+        run.print(panels.format_table(*table(statistics)))
 
     metrics = {f"{name}/examples": split.examples for name, split in statistics.items()}
     metrics |= {f"{name}/conspicuous": len(split.conspicuous) for name, split in statistics.items()}
